@@ -1,0 +1,63 @@
+# The two commands of the README are `make serve` and `make test`; each sets up all that it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+# The demo base is fetched once into the user's cache, see `manylora pull --help`.
+BASE := SmolLM2-135M-Instruct
+
+.PHONY: help serve test check install base lint types unit clients clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+serve: .venv/installed ## Set up everything and serve the demo adapters on http://127.0.0.1:8080
+	@$(BIN)/manylora serve
+
+install: .venv/installed ## Make .venv with the `manylora` command in it
+
+test: lint types unit ## Run every check and every test
+
+check: lint types ## Linters and type checker only
+	@find src -name '*.py' -o -name '*.cpp' | xargs wc -l | sort -n | tail -n 6
+
+base: .venv/installed ## Fetch the default base model into the user's cache
+	@$(BIN)/manylora pull $(BASE)
+
+lint: .venv/tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/tested
+	$(BIN)/mypy
+
+unit: .venv/tested .venvs/openai/installed .venvs/lorax/installed base
+	$(BIN)/python -m pytest
+
+.venv/bin/python:
+	@echo "making .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv
+
+# torch comes first and by itself: its version bound selects the build that this machine's package index offers.
+.venv/installed: .venv/bin/python pyproject.toml
+	@echo "installing manylora into .venv (torch is the large part: 200 MB to 3 GB, depending on the build)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --progress-bar on 'torch>=2.11,<2.14' -c constraints.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --progress-bar on -e . -c constraints.txt
+	@touch $@
+
+.venv/tested: .venv/installed
+	@echo "installing what the tests need into .venv"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test,train]' -c constraints.txt
+	@touch $@
+
+# The public clients live in environments of their own: their pins clash with ours and with each other's.
+.venvs/openai/installed:
+	@$(PYTHON) -m venv .venvs/openai
+	@.venvs/openai/bin/python -m pip install -q --disable-pip-version-check openai==3.54.0
+	@touch $@
+
+.venvs/lorax/installed:
+	@$(PYTHON) -m venv .venvs/lorax
+	@.venvs/lorax/bin/python -m pip install -q --disable-pip-version-check lorax-client==0.6.3
+	@touch $@
+
+clean: ## Remove everything that was built here
+	rm -rf .venv .venvs .pytest_cache .mypy_cache .ruff_cache .hypothesis

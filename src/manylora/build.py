@@ -1,0 +1,171 @@
+"""The composition root: from a configuration to wired objects. The only file that knows every concrete class."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from manylora.adapters.base_shape import BaseShape
+from manylora.adapters.store import Store, open_store
+from manylora.clock import Clock, SystemClock
+from manylora.config import Config, cache_dir
+from manylora.engine.batch import BatchBuilder
+from manylora.engine.blocks import BlockPool
+from manylora.engine.engine import AdapterPins, Engine, EngineLimits
+from manylora.engine.runner import Runner
+from manylora.engine.scheduler import Scheduler, StepLimits
+from manylora.kernels.interface import Kernels, Projection
+from manylora.kernels.select import select_kernels
+from manylora.memory_plan import MemoryPlan, plan_memory
+from manylora.models.catalog import resolve
+from manylora.models.checkpoint_files import fingerprint
+from manylora.models.llama import LlamaModel
+from manylora.models.spec import ModelSpec, read_spec
+from manylora.models.tokenizer import Tokenizer
+from manylora.models.weights import load_weights
+from manylora.resources import Resources, find_resources
+from manylora.server.served import ServedModel
+
+log = logging.getLogger(__name__)
+
+Tell = Callable[[str], None]
+"""Is given one line for each stage of the start."""
+
+
+def build_engine(config: Config, tell: Tell) -> tuple[Engine, ServedModel]:
+    """Load the base model and wire an engine around it.
+
+    Raises: `StartupError` (unknown model, unsupported architecture, memory that cannot fit), before weights are read.
+    """
+    clock = SystemClock()
+    base_dir = resolve(config.model.base, cache_dir(config))
+    spec = read_spec(base_dir)
+    resources = find_resources()
+    kernels = _choose_kernels(config, resources)
+    tell(f"kernels {kernels.name}, {config.model.threads or resources.threads} threads")
+    plan = make_plan(config, spec, kernels, resources)
+    for line in plan.lines():
+        tell(line)
+    started_s = clock.monotonic_s()
+    model = LlamaModel(spec, load_weights(base_dir, spec, kernels), kernels, max_positions=plan.max_model_len)
+    tell(f"weights loaded in {clock.monotonic_s() - started_s:.1f} s")
+    digest = fingerprint(base_dir, spec)
+    store = _open_store(config, plan, base_shape(spec, base_dir.name, digest), kernels, clock)
+    engine = wire_engine(config, plan, model, kernels, store, Tokenizer(base_dir, clock=clock), clock)
+    return engine, _served(config, base_dir, spec, digest, kernels, plan, clock)
+
+
+def make_plan(config: Config, spec: ModelSpec, kernels: Kernels, resources: Resources) -> MemoryPlan:
+    """Plan the memory from shapes alone, so that what cannot fit is refused before a weight is read."""
+    return plan_memory(
+        config,
+        available_bytes=config.engine.memory_bytes or resources.memory_bytes,
+        weight_bytes=spec.parameters * kernels.weight_dtype.itemsize,
+        kv_block_bytes=kernels.kv_block_bytes(
+            layers=spec.num_layers,
+            block_size=config.engine.block_size,
+            kv_heads=spec.kv_heads,
+            head_dim=spec.head_dim,
+        ),
+        max_positions=spec.max_positions,
+    )
+
+
+def wire_engine(
+    config: Config,
+    plan: MemoryPlan,
+    model: LlamaModel,
+    kernels: Kernels,
+    store: Store,
+    tokenizer: Tokenizer,
+    clock: Clock,
+) -> Engine:
+    """Put scheduler, runner and store together around a loaded model."""
+    limits, spec = config.engine, model.spec
+    kv = kernels.new_kv(
+        layers=spec.num_layers,
+        num_blocks=plan.kv_blocks,
+        block_size=plan.block_size,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+    )
+    pins = AdapterPins(store)
+    builder = BatchBuilder(
+        kernels, max_rows=limits.max_step_tokens, max_running=limits.max_running, block_size=plan.block_size
+    )
+    return Engine(
+        scheduler=Scheduler(
+            BlockPool(plan.kv_blocks, plan.block_size, prefix_cache=limits.prefix_cache),
+            StepLimits(max_rows=limits.max_step_tokens, max_running=limits.max_running),
+            pins,
+        ),
+        runner=Runner(model, kv, builder),
+        store=store,
+        pins=pins,
+        clock=clock,
+        limits=EngineLimits(
+            max_model_len=plan.max_model_len,
+            vocab=spec.vocab,
+            max_waiting=limits.max_waiting,
+            max_queue_s=limits.max_queue_s,
+        ),
+        end_of_sequence=spec.eos_token_ids,
+        open_text=tokenizer.stream,
+    )
+
+
+def base_shape(spec: ModelSpec, name: str, digest: str) -> BaseShape:
+    """What an adapter must fit."""
+    return BaseShape(
+        name=name,
+        fingerprint=digest,
+        num_layers=spec.num_layers,
+        hidden=spec.hidden,
+        vocab=spec.vocab,
+        projections=tuple(spec.projection_shape(projection) for projection in Projection),
+    )
+
+
+def demo_adapter_root() -> Path | None:
+    """The directory of the demo adapters, if this is a checkout; None in an installed wheel."""
+    root = Path(__file__).parents[2] / "examples" / "adapters"
+    return root if root.is_dir() else None
+
+
+def _choose_kernels(config: Config, resources: Resources) -> Kernels:
+    threads = config.model.threads or resources.threads
+    kernels = select_kernels(config.model.kernels, threads, cache_dir=cache_dir(config))
+    # The native kernels bring their own threads; torch's would spin beside them (docs/decisions/threads.md).
+    torch.set_num_threads(1 if kernels.name == "native" else threads)
+    return kernels
+
+
+def _open_store(config: Config, plan: MemoryPlan, shape: BaseShape, kernels: Kernels, clock: Clock) -> Store:
+    adapters = dataclasses.replace(config.adapters, bank_bytes=plan.bank_bytes, host_bytes=plan.bank_bytes)
+    return open_store(
+        config=adapters,
+        shape=shape,
+        dtype=str(kernels.lora_dtype).removeprefix("torch."),
+        folder=cache_dir(config) / "adapters",
+        clock=clock,
+    )
+
+
+def _served(
+    config: Config, base_dir: Path, spec: ModelSpec, digest: str, kernels: Kernels, plan: MemoryPlan, clock: Clock
+) -> ServedModel:
+    return ServedModel(
+        model_id=base_dir.name if Path(config.model.base).is_dir() else config.model.base,
+        base_dir=str(base_dir),
+        sha=digest,
+        dtype=str(kernels.weight_dtype).removeprefix("torch."),
+        device="cpu",
+        max_model_len=plan.max_model_len,
+        vocab_size=spec.vocab,
+        max_step_tokens=config.engine.max_step_tokens,
+        max_running=config.engine.max_running,
+        adapter_roots=config.adapters.roots,
+        created_s=int(clock.wall_s()),
+    )

@@ -1,0 +1,237 @@
+"""The one frozen tree of settings: defaults, then a TOML file, then the environment, then flags.
+
+`docs/settings.md` has a heading for every leaf. Environment variables are named `MANYLORA_<GROUP>_<SETTING>`, for
+example `MANYLORA_SERVER_PORT=9000`; the file has one table a group (`[server]`, `port = 9000`).
+No other module reads the environment.
+"""
+
+import dataclasses
+import os
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from manylora.errors import ConfigInvalid
+
+DEFAULT_BASE = "SmolLM2-135M-Instruct"
+GIB = 1 << 30
+MIB = 1 << 20
+
+Setting = str | int | float | bool | tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """base: a known name, or a directory with config.json; kernels: auto, native, onednn or reference (float32)."""
+
+    base: str = DEFAULT_BASE
+    kernels: str = "auto"
+    threads: int = 0
+    cache_dir: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Sizes of a step and of the queue. 0 means: derived at start, and printed."""
+
+    max_model_len: int = 0
+    max_running: int = 64
+    max_step_tokens: int = 256
+    max_waiting: int = 1024
+    block_size: int = 16
+    kv_bytes: int = 0
+    memory_bytes: int = 0
+    prefix_cache: bool = True
+    max_queue_s: float = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptersConfig:
+    """Where adapters come from, and the byte budget of each tier; host and bank 0 means: derived at start."""
+
+    roots: tuple[str, ...] = ()
+    max_rank: int = 256
+    max_bytes: int = 512 * MIB
+    disk_bytes: int = 8 * GIB
+    host_bytes: int = 0
+    bank_bytes: int = 0
+    load_timeout_s: float = 60.0
+    negative_cache_s: float = 10.0
+    parallel_loads: int = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """The HTTP edge: where it listens and what it accepts."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    max_body_bytes: int = 2 * MIB
+    max_concurrent_requests: int = 512
+    max_best_of: int = 2
+    max_n: int = 8
+    max_stop_sequences: int = 4
+    overlong_max_new_tokens: str = "clamp"
+    cors_allow_origin: str = "*"
+    drain_s: float = 30.0
+    health_stall_s: float = 30.0
+    stream_head_wait_s: float = 10.0
+    keepalive_s: float = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything that can be set."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    adapters: AdaptersConfig = field(default_factory=AdaptersConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+
+
+_LOWEST: dict[str, float] = {
+    "model.threads": 0,
+    "engine.max_model_len": 0,
+    "engine.max_running": 1,
+    "engine.max_step_tokens": 16,
+    "engine.max_waiting": 1,
+    "engine.block_size": 1,
+    "engine.kv_bytes": 0,
+    "engine.memory_bytes": 0,
+    "engine.max_queue_s": 0.001,
+    "adapters.max_rank": 1,
+    "adapters.max_bytes": 1,
+    "adapters.disk_bytes": 0,
+    "adapters.host_bytes": 0,
+    "adapters.bank_bytes": 0,
+    "adapters.load_timeout_s": 0.001,
+    "adapters.negative_cache_s": 0,
+    "adapters.parallel_loads": 1,
+    "server.port": 0,
+    "server.max_body_bytes": 1,
+    "server.max_concurrent_requests": 1,
+    "server.max_best_of": 1,
+    "server.max_n": 1,
+    "server.max_stop_sequences": 1,
+    "server.drain_s": 0,
+    "server.health_stall_s": 0.001,
+    "server.stream_head_wait_s": 0.001,
+    "server.keepalive_s": 0.001,
+}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "model.kernels": ("auto", "native", "onednn", "reference"),
+    "server.overlong_max_new_tokens": ("clamp", "reject"),
+}
+
+
+def load_config(
+    file: Path | None = None, flags: Mapping[str, Setting] | None = None, environ: Mapping[str, str] | None = None
+) -> Config:
+    """Build the configuration. `flags` are keyed `group.setting`; `environ` None means the process environment.
+
+    Raises `ConfigInvalid` for an unknown key, a wrong type or a value out of range, naming the setting.
+    """
+    values: dict[str, Setting] = {}
+    if file is not None:
+        values.update(_read_file(file))
+    values.update(_read_environ(os.environ if environ is None else environ))
+    values.update(
+        {key: _checked(key, list(value) if isinstance(value, tuple) else value) for key, value in (flags or {}).items()}
+    )
+    groups: dict[str, Any] = {}
+    for group in dataclasses.fields(Config):
+        kind = typing.cast(type[Any], group.type)  # the groups are plain classes, written unquoted above
+        own = {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{group.name}.")}
+        groups[group.name] = kind(**own)
+    return Config(**groups)
+
+
+def leaves(config: Config) -> dict[str, Setting]:
+    """Every setting by its `group.setting` name, in the order of declaration."""
+    return {
+        f"{group.name}.{leaf.name}": getattr(getattr(config, group.name), leaf.name)
+        for group in dataclasses.fields(config)
+        for leaf in dataclasses.fields(getattr(config, group.name))
+    }
+
+
+def cache_dir(config: Config | None = None) -> Path:
+    """Where bases, packed adapters and compiled kernels are kept: `model.cache_dir`, else the user's cache folder."""
+    if config is not None and config.model.cache_dir:
+        return Path(config.model.cache_dir).expanduser()
+    if named := os.environ.get("MANYLORA_MODEL_CACHE_DIR"):
+        return Path(named).expanduser()
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "manylora"
+
+
+def child_environment() -> dict[str, str]:
+    """The environment for the processes we start: ours, with threads that sleep at a barrier instead of spinning.
+
+    Measured: with another busy process on two cores, spinning barriers make a step up to twenty times longer.
+    """
+    return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def _read_file(file: Path) -> dict[str, Setting]:
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigInvalid(f"cannot read the configuration file {file}: {error}") from error
+    found: dict[str, Setting] = {}
+    for group, table in tables.items():
+        if not isinstance(table, dict):
+            raise ConfigInvalid(f"{file}: `{group}` must be a table such as [server]")
+        for name, value in table.items():
+            found[f"{group}.{name}"] = _checked(f"{group}.{name}", value)
+    return found
+
+
+def _read_environ(environ: Mapping[str, str]) -> dict[str, Setting]:
+    known = {f"MANYLORA_{key.replace('.', '_').upper()}": key for key in leaves(Config())}
+    found: dict[str, Setting] = {}
+    for variable, text in environ.items():
+        if not variable.startswith("MANYLORA_"):
+            continue
+        if variable not in known:
+            raise ConfigInvalid(f"unknown setting in the environment: {variable}")
+        found[known[variable]] = parse_setting(known[variable], text)
+    return found
+
+
+def parse_setting(key: str, text: str) -> Setting:
+    """Turn the text of a flag or an environment variable into the setting's type."""
+    kind = _kind(key)
+    try:
+        if kind is bool:
+            return _checked(key, {"1": True, "true": True, "0": False, "false": False}[text.lower()])
+        if kind is tuple:
+            return _checked(key, [part for part in text.split(os.pathsep) if part])
+        return _checked(key, kind(text))
+    except (ValueError, KeyError):
+        raise ConfigInvalid(f"{key}: expected {kind.__name__}, given {text!r}") from None
+
+
+def _kind(key: str) -> type[Any]:
+    defaults = leaves(Config())
+    if key not in defaults:
+        raise ConfigInvalid(f"unknown setting: {key}")
+    return type(defaults[key])
+
+
+def _checked(key: str, value: object) -> Setting:
+    kind = _kind(key)
+    if kind is tuple and isinstance(value, list) and all(isinstance(part, str) for part in value):
+        value = tuple(value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise ConfigInvalid(f"{key}: expected {kind.__name__}, given {value!r}")
+    if isinstance(value, int | float) and not isinstance(value, bool) and not value >= _LOWEST.get(key, value):
+        raise ConfigInvalid(f"{key} must be at least {_LOWEST[key]:g}. Given: {value}")
+    if key in _CHOICES and value not in _CHOICES[key]:
+        raise ConfigInvalid(f"{key} must be one of {', '.join(_CHOICES[key])}. Given: {value}")
+    return typing.cast(Setting, value)  # its type was compared with the default's just above

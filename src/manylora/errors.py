@@ -1,0 +1,254 @@
+"""Every failure manylora reports, as one tree, each with its row in each HTTP dialect.
+
+    ManyloraError
+    ├── RequestRejected            the request itself is wrong; nothing was done
+    │   ├── InvalidJson  InvalidParameter  ContextLengthExceeded  TemplateFailed
+    │   ├── BodyTooLarge  UnsupportedMediaType  MethodNotAllowed  RouteNotFound
+    │   └── AdapterReferenceInvalid
+    ├── AdapterError               the adapter cannot serve this request
+    │   ├── AdapterNotFound  AdapterAccessDenied  AdapterIncompatible  AdapterUnsupported
+    │   ├── AdapterCorrupt  AdapterUnsafeFormat  AdapterTooLarge
+    │   └── AdapterSourceUnavailable  AdapterLoadTimeout  AdapterCapacity
+    ├── ServiceError               the server cannot serve now
+    │   ├── Overloaded  QueueTimeout  Unavailable
+    │   └── EngineFault  IncompleteGeneration
+    └── StartupError               the process cannot start
+        ├── ConfigInvalid  MemoryPlanImpossible
+        └── ModelUnsupported  ModelNotFound
+
+A row is (status, type) for the native (LoRAX-style) routes and for the OpenAI routes, and one stable `code` for both.
+No other file knows a status number.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorRow:
+    """How one kind of failure is told to HTTP clients.
+
+    native_status, native_type   status and `error_type` of LoRAX-style replies
+    openai_status, openai_type   status and `error.type` of OpenAI-style replies
+    code                         stable, the same in both
+    retry_after_s                sent as `Retry-After` when not None
+    """
+
+    native_status: int
+    native_type: str
+    openai_status: int
+    openai_type: str
+    code: str
+    retry_after_s: int | None = None
+
+
+INVALID = "invalid_request_error"
+SERVER = "server_error"
+
+
+class ManyloraError(Exception):
+    """Base of everything manylora raises on purpose. `message` is fit to be shown to the caller."""
+
+    row: ClassVar[ErrorRow] = ErrorRow(500, "generation", 500, SERVER, "engine_error")
+
+    def __init__(self, message: str, *, parameter: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.parameter = parameter
+
+    @property
+    def is_retryable(self) -> bool:
+        """Whether the same request may succeed later without being changed."""
+        return self.row.retry_after_s is not None
+
+
+# ── the request is wrong ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+class RequestRejected(ManyloraError):
+    """The request itself is wrong; nothing was done."""
+
+    row = ErrorRow(422, "validation", 400, INVALID, "invalid_parameter")
+
+
+class InvalidJson(RequestRejected):
+    """The body is not JSON."""
+
+    row = ErrorRow(400, "validation", 400, INVALID, "invalid_json")
+
+
+class InvalidParameter(RequestRejected):
+    """A field is missing, of the wrong type, out of range, or not built yet."""
+
+
+class ContextLengthExceeded(RequestRejected):
+    """The prompt, or the prompt and its budget, are longer than the window."""
+
+    row = ErrorRow(422, "validation", 400, INVALID, "context_length_exceeded")
+
+
+class TemplateFailed(RequestRejected):
+    """The chat template refused the messages, or the model has none."""
+
+    row = ErrorRow(422, "template_error", 400, INVALID, "template_error")
+
+
+class BodyTooLarge(RequestRejected):
+    """The body has more bytes than the limit."""
+
+    row = ErrorRow(413, "validation", 413, INVALID, "body_too_large")
+
+
+class UnsupportedMediaType(RequestRejected):
+    """The body is not declared to be JSON."""
+
+    row = ErrorRow(415, "validation", 415, INVALID, "unsupported_media_type")
+
+
+class MethodNotAllowed(RequestRejected):
+    """The route exists, for another method."""
+
+    row = ErrorRow(405, "validation", 405, INVALID, "method_not_allowed")
+
+
+class RouteNotFound(RequestRejected):
+    """No such route."""
+
+    row = ErrorRow(404, "not_found", 404, INVALID, "unknown_route")
+
+
+class AdapterReferenceInvalid(RequestRejected):
+    """The adapter's id or source is malformed, unknown or switched off."""
+
+    row = ErrorRow(422, "validation", 400, INVALID, "adapter_reference_invalid")
+
+
+# ── the adapter cannot serve ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class AdapterError(ManyloraError):
+    """The adapter named by the request cannot serve it. The base model is never used in its place."""
+
+    row = ErrorRow(422, "generation", 400, INVALID, "adapter_incompatible")
+
+
+class AdapterNotFound(AdapterError):
+    """The source does not know the adapter."""
+
+    row = ErrorRow(404, "generation", 404, INVALID, "adapter_not_found")
+
+
+class AdapterAccessDenied(AdapterError):
+    """The source, or the caller's key, refuses access to the adapter."""
+
+    row = ErrorRow(403, "generation", 403, INVALID, "adapter_access_denied")
+
+
+class AdapterIncompatible(AdapterError):
+    """Shapes, layers, vocabulary or target modules do not fit the base model."""
+
+    row = ErrorRow(422, "generation", 400, INVALID, "adapter_incompatible")
+
+
+class AdapterUnsupported(AdapterError):
+    """The adapter uses a PEFT feature that changes the result and that manylora does not apply."""
+
+    row = ErrorRow(422, "generation", 400, INVALID, "adapter_unsupported")
+
+
+class AdapterCorrupt(AdapterError):
+    """Config missing or unreadable, file truncated, weights not finite."""
+
+    row = ErrorRow(422, "generation", 400, INVALID, "adapter_corrupt")
+
+
+class AdapterUnsafeFormat(AdapterError):
+    """Only pickled weights are there; they are never opened."""
+
+    row = ErrorRow(422, "generation", 400, INVALID, "adapter_unsafe_format")
+
+
+class AdapterTooLarge(AdapterError):
+    """Over the byte limit, the rank limit or the adapter memory."""
+
+    row = ErrorRow(413, "generation", 413, INVALID, "adapter_too_large")
+
+
+class AdapterSourceUnavailable(AdapterError):
+    """The source is down, or the network failed after retries."""
+
+    row = ErrorRow(502, "generation", 502, SERVER, "adapter_source_unavailable", retry_after_s=5)
+
+
+class AdapterLoadTimeout(AdapterError):
+    """The adapter was not ready in time; its load goes on in the background."""
+
+    row = ErrorRow(504, "generation", 504, SERVER, "adapter_load_timeout", retry_after_s=5)
+
+
+class AdapterCapacity(AdapterError):
+    """Waited too long for adapter memory, or the queue of loads is full."""
+
+    row = ErrorRow(503, "overloaded", 503, SERVER, "adapter_capacity", retry_after_s=2)
+
+
+# ── the server cannot serve now ──────────────────────────────────────────────────────────────────────────────────
+
+
+class ServiceError(ManyloraError):
+    """The server cannot serve this request now, whatever it says."""
+
+
+class Overloaded(ServiceError):
+    """The concurrency or queue limit is reached."""
+
+    row = ErrorRow(503, "overloaded", 503, SERVER, "overloaded", retry_after_s=1)
+
+
+class QueueTimeout(ServiceError):
+    """The request waited longer than `engine.max_queue_s` for its first step."""
+
+    row = ErrorRow(504, "generation", 504, SERVER, "queue_timeout", retry_after_s=2)
+
+
+class Unavailable(ServiceError):
+    """The engine is starting, draining or was restarted; the request was not begun or may be repeated."""
+
+    row = ErrorRow(503, "healthcheck", 503, SERVER, "deployment_unavailable", retry_after_s=2)
+
+
+class EngineFault(ServiceError):
+    """A fault during generation."""
+
+    row = ErrorRow(500, "generation", 500, SERVER, "engine_error")
+
+
+class IncompleteGeneration(ServiceError):
+    """A stream or run ended without a last token."""
+
+    row = ErrorRow(500, "incomplete_generation", 500, SERVER, "incomplete_generation")
+
+
+# ── the process cannot start ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class StartupError(ManyloraError):
+    """The process cannot start; the message says what to change."""
+
+    row = ErrorRow(503, "healthcheck", 503, SERVER, "deployment_unavailable")
+
+
+class ConfigInvalid(StartupError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class MemoryPlanImpossible(StartupError):
+    """Weights, KV cache and adapter bank do not fit the memory; the message has the arithmetic."""
+
+
+class ModelUnsupported(StartupError):
+    """The base model's config.json asks for something this engine does not compute."""
+
+
+class ModelNotFound(StartupError):
+    """No base model of that name, or a file of it is missing."""

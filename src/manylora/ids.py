@@ -1,0 +1,23 @@
+"""Identifiers: what each one names, and how it is minted."""
+
+import secrets
+from typing import NewType
+
+RequestId = NewType("RequestId", str)
+"""One generation (one sequence) in the engine; minted by the server, unique for ever."""
+
+Flow = NewType("Flow", str)
+"""Whose work a request is, for fair scheduling. Opaque to the engine; the server says a flow is a tenant."""
+
+Digest = NewType("Digest", str)
+"""Content identity of an adapter: hash of (canonical config, tensors, base fingerprint), 64 hex digits."""
+
+
+def mint_request_id() -> RequestId:
+    """Return a fresh request id: 32 hex digits from the system's random source."""
+    return RequestId(secrets.token_hex(16))
+
+
+def mint_seed() -> int:
+    """Return a random seed below 2**53, so that every JSON reader keeps it exactly."""
+    return secrets.randbits(53)

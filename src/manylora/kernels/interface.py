@@ -1,0 +1,211 @@
+"""The seam between the engine and the arithmetic: what a back end computes, on which shapes.
+
+Shape legend: rows = tokens of one step, sequences in order, each sequence's rows contiguous; hidden = model width;
+heads, kv_heads, head_dim as in the model's config; rank = one adapter's own LoRA rank.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, NewType, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manylora.ids import Digest
+
+Packed = NewType("Packed", object)
+"""A weight matrix in a back end's own layout. Only the back end that packed it can read it."""
+
+
+class Projection(IntEnum):
+    """The seven linear layers of a Llama block, in the order of the adapter image's table."""
+
+    Q = 0
+    K = 1
+    V = 2
+    O = 3  # noqa: E741 - the field's own name for the attention output projection
+    GATE = 4
+    UP = 5
+    DOWN = 6
+
+
+@dataclass(frozen=True, slots=True)
+class LoraTarget:
+    """One projection inside a fused output: its columns are `[column, column + out)`."""
+
+    projection: Projection
+    column: int
+    out: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedAdapter:
+    """An adapter's weights on the device, as the kernels read them.
+
+    digest  content identity
+    image   (elements,) in the back end's `lora_dtype`, contiguous; every A and B of every layer
+    table   (layers, 7, 3) int64, C order: (offset of A, offset of B, rank) in elements of `image`;
+            rank 0 means the adapter leaves that projection alone.
+            A is (rank, in) row-major; B is stored transposed, (rank, out) row-major, with the scale folded in.
+    """
+
+    digest: Digest
+    image: Tensor
+    table: np.ndarray[Any, np.dtype[np.int64]]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.image.numel() * self.image.element_size()
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSegment:
+    """Rows `[start, stop)` of the step belong to this adapter."""
+
+    start: int
+    stop: int
+    adapter: PlacedAdapter
+
+
+@dataclass(frozen=True, slots=True)
+class LoraBatch:
+    """Which rows use which adapter; rows in no segment are the base model's.
+
+    `native` is scratch for the back end (`Kernels.prepare_lora`): the segments in the form its native code reads.
+    """
+
+    segments: tuple[LoraSegment, ...]
+    native: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionBatch:
+    """Where each row stands in its sequence and where its keys and values live.
+
+    positions     (rows,) int32, position of the row in its sequence, from 0
+    slots         (rows,) int64, `block * block_size + offset` at which the row's key and value are written
+    row_sequence  (rows,) int32, index of the row's sequence in `block_tables`
+    block_tables  (sequences, max_blocks) int32, the sequence's blocks in order; entries past its end are unused
+    A row at position p attends to positions [max(0, p - window + 1), p] of its own sequence.
+    """
+
+    positions: Tensor
+    slots: Tensor
+    row_sequence: Tensor
+    block_tables: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepInput:
+    """Everything one forward pass reads, built from the scheduler's plan.
+
+    token_ids   (rows,) int64
+    logit_rows  (sampled,) int64, the rows whose logits are wanted, ascending
+    """
+
+    token_ids: Tensor
+    logit_rows: Tensor
+    attention: AttentionBatch
+    lora: LoraBatch
+
+
+@dataclass(frozen=True, slots=True)
+class RopeTable:
+    """Rotary angles: `cos` and `sin`, (positions, head_dim // 2) float32, scaling already applied.
+
+    Layout is rotate-half: element i pairs with element i + head_dim // 2.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+
+class KvCache(Protocol):
+    """Keys and values of all layers, paged in blocks; the layout inside is the back end's own."""
+
+    num_blocks: int
+    block_size: int
+    num_bytes: int
+
+
+class Kernels(Protocol):
+    """One back end. All tensors are on its device; no method keeps a reference to its arguments.
+
+    weight_dtype        dtype `pack` stores weights in
+    activation_dtype    dtype of the residual stream and of every (rows, …) tensor between methods
+    kv_dtype            dtype of the paged keys and values
+    lora_dtype          dtype an adapter image must have
+    is_row_independent  True if a row's result has the same bits whatever other rows the step holds
+    """
+
+    name: str
+    weight_dtype: torch.dtype
+    activation_dtype: torch.dtype
+    kv_dtype: torch.dtype
+    lora_dtype: torch.dtype
+    is_row_independent: bool
+
+    def pack(self, weight: Tensor, *, is_table: bool = False) -> Packed:
+        """Return `weight` (out, in), any float dtype, in this back end's layout.
+
+        `is_table` keeps it readable by `embed` as well (a tied embedding is packed once and serves both).
+        """
+
+    def linear(self, x: Tensor, weight: Packed) -> Tensor:
+        """Return `x @ weight.T`: x (rows, in) → (rows, out), activation dtype, accumulated in float32."""
+
+    def logits(self, x: Tensor, head: Packed) -> Tensor:
+        """Return `x @ head.T` as float32: x (rows, hidden) → (rows, vocab)."""
+
+    def embed(self, token_ids: Tensor, table: Packed) -> Tensor:
+        """Return the rows of a packed table: (rows,) int64 → (rows, hidden), activation dtype, freshly allocated."""
+
+    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """RMSNorm: `x / sqrt(mean(x²) + eps) * weight` in float32; x (rows, hidden), weight (hidden,) float32."""
+
+    def add_norm(self, residual: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Add `delta` into `residual` in place, then return `norm(residual, weight, eps)`."""
+
+    def new_kv(self, *, layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> KvCache:
+        """Allocate the paged keys and values of all layers."""
+
+    def kv_block_bytes(self, *, layers: int, block_size: int, kv_heads: int, head_dim: int) -> int:
+        """Bytes one block takes in all layers together, keys and values."""
+
+    def rotate_and_store(
+        self, qkv: Tensor, rope: RopeTable, kv: KvCache, layer: int, heads: int, batch: AttentionBatch
+    ) -> Tensor:
+        """Apply rotary embedding to q and k at each row's position and write k and v to the row's slot.
+
+        qkv (rows, (heads + 2 * kv_heads) * head_dim): q, k, v side by side.
+        Returns q (rows, heads * head_dim), rotated.
+        """
+
+    def attend(self, q: Tensor, kv: KvCache, layer: int, window: int | None, batch: AttentionBatch) -> Tensor:
+        """Causal paged attention with grouped heads: softmax(q·k / sqrt(head_dim))·v, accumulated in float32.
+
+        q (rows, heads * head_dim) → (rows, heads * head_dim). Keys and values are only ever read from the cache, so
+        that a row's result does not depend on how its prompt was cut into chunks.
+        """
+
+    def gated_silu(self, gate_up: Tensor) -> Tensor:
+        """`silu(gate) * up`: gate_up (rows, 2 * intermediate), gate first → (rows, intermediate)."""
+
+    def prepare_lora(self, segments: tuple[LoraSegment, ...]) -> LoraBatch:
+        """Put the segments of one step into the form `add_lora` reads; called once a step."""
+
+    def add_lora(self, y: Tensor, x: Tensor, lora: LoraBatch, layer: int, targets: tuple[LoraTarget, ...]) -> None:
+        """Add each row's adapter delta into `y`, in place.
+
+        Semantics:
+            for seg in lora.segments:
+                for t in targets:
+                    A, B = seg.adapter.a(layer, t.projection), seg.adapter.b(layer, t.projection)
+                    y[seg.start:seg.stop, t.column:t.column + t.out] += (x[seg.start:seg.stop] @ A.T) @ B
+        Args:
+            y (rows, sum of outs), x (rows, in); A (rank, in), B (rank, out) with the scale folded in.
+            Rows outside every segment are the base model's and stay bit-identical; each adapter has its true rank.
+        Raises: nothing; shapes were checked when the adapter was packed.
+        Source: SGMV: Punica, arXiv 2310.18547; mixed ranks in one batch: S-LoRA, arXiv 2311.03285.
+        """

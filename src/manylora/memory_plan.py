@@ -1,0 +1,100 @@
+"""How the memory is divided between weights, KV cache and adapters: decided once, at start, and printed."""
+
+from dataclasses import dataclass
+
+from manylora.config import MIB, Config
+from manylora.errors import MemoryPlanImpossible
+
+PROCESS_BYTES = 700 * MIB
+"""Interpreter, libraries and the buffers of a step: 430 MiB were seen with the default base at 64 streams."""
+
+_SHARE_OF_ADAPTERS = 4
+_MOST_ADAPTER_BYTES = 1024 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """Bytes of each part; `kv_blocks` blocks of `block_size` positions make up `kv_bytes`.
+
+    On a CPU the bank and the host tier are the same memory, within the smaller of the two budgets.
+    """
+
+    available_bytes: int
+    weight_bytes: int
+    kv_bytes: int
+    kv_blocks: int
+    block_size: int
+    max_model_len: int
+    bank_bytes: int
+    process_bytes: int
+
+    def lines(self) -> list[str]:
+        """The plan as it is printed at start."""
+        positions = self.kv_blocks * self.block_size
+        return [
+            f"memory available {_mib(self.available_bytes)}",
+            f"  base weights   {_mib(self.weight_bytes)}",
+            f"  KV cache       {_mib(self.kv_bytes)}   {positions} positions, window {self.max_model_len}",
+            f"  adapter bank   {_mib(self.bank_bytes)}",
+            f"  process        {_mib(self.process_bytes)}",
+        ]
+
+
+def plan_memory(
+    config: Config, *, available_bytes: int, weight_bytes: int, kv_block_bytes: int, max_positions: int
+) -> MemoryPlan:
+    """Divide the memory; settings that are 0 are derived.
+
+    Args:
+        available_bytes  what the process may take (`engine.memory_bytes`, else the container's or machine's limit)
+        weight_bytes     packed base weights
+        kv_block_bytes   one block of `engine.block_size` positions, all layers
+        max_positions    the base model's own window
+    Derived: the window is the model's; adapters get a quarter of what weights and process leave, 1 GiB at most; the KV
+    cache holds two whole windows, or 256 positions for each running sequence if that is more, as far as memory goes.
+    Raises: MemoryPlanImpossible with the arithmetic, if a single window does not fit.
+    """
+    engine, adapters = config.engine, config.adapters
+    window = min(engine.max_model_len or max_positions, max_positions)
+    left = available_bytes - weight_bytes - PROCESS_BYTES
+    given = [budget for budget in (adapters.host_bytes, adapters.bank_bytes) if budget]
+    bank = min(given, default=max(0, min(_MOST_ADAPTER_BYTES, left // _SHARE_OF_ADAPTERS)))
+    blocks_per_window = -(-window // engine.block_size)
+    if engine.kv_bytes:
+        blocks = engine.kv_bytes // kv_block_bytes
+    else:
+        wanted = max(2 * blocks_per_window, engine.max_running * -(-256 // engine.block_size))
+        blocks = min(wanted, max(0, left - bank) // kv_block_bytes)
+    plan = MemoryPlan(
+        available_bytes=available_bytes,
+        weight_bytes=weight_bytes,
+        kv_bytes=blocks * kv_block_bytes,
+        kv_blocks=blocks,
+        block_size=engine.block_size,
+        max_model_len=window,
+        bank_bytes=bank,
+        process_bytes=PROCESS_BYTES,
+    )
+    _require_fit(plan, blocks_per_window, kv_block_bytes)
+    return plan
+
+
+def _require_fit(plan: MemoryPlan, blocks_per_window: int, kv_block_bytes: int) -> None:
+    kv_bytes = max(plan.kv_bytes, blocks_per_window * kv_block_bytes)
+    total = plan.weight_bytes + kv_bytes + plan.bank_bytes + plan.process_bytes
+    sum_text = (
+        f"weights {_mib(plan.weight_bytes)} + KV cache {_mib(kv_bytes)} + adapters {_mib(plan.bank_bytes)} "
+        f"+ process {_mib(plan.process_bytes)} = {_mib(total)}, available {_mib(plan.available_bytes)}"
+    )
+    advice = "lower engine.max_model_len, engine.kv_bytes or adapters.bank_bytes, or give the process more memory"
+    if total > plan.available_bytes:
+        raise MemoryPlanImpossible(f"the memory plan does not fit: {sum_text}; {advice}")
+    if plan.kv_blocks < blocks_per_window:
+        raise MemoryPlanImpossible(
+            f"the KV cache of {_mib(plan.kv_bytes)} holds {plan.kv_blocks * plan.block_size} positions, "
+            f"less than one window of {plan.max_model_len}: {sum_text}; {advice}"
+        )
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / MIB:8.1f} MiB"

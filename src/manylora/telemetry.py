@@ -1,0 +1,213 @@
+"""The table of metrics: every name, its unit and what it tells. Nothing is measured that is not listed here."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class MetricKind(StrEnum):
+    """COUNTER only grows; GAUGE is a state now; HISTOGRAM counts observations by size."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One family. `stat` names the field of `EngineStats` it is read from, if it is one."""
+
+    name: str
+    kind: MetricKind
+    unit: str
+    help: str
+    labels: tuple[str, ...] = ()
+    stat: str | None = None
+
+
+MAX_ADAPTER_LABELS = 100
+OTHER_ADAPTERS = "other"
+BASE_LABEL = "base"
+
+# LoRAX's names, kept so that dashboards made for it go on working.
+LORAX_METRICS = (
+    Metric(name="lorax_request_count", kind=MetricKind.COUNTER, unit="requests", help="Inference requests received"),
+    Metric(name="lorax_request_success", kind=MetricKind.COUNTER, unit="requests", help="Inference requests answered"),
+    Metric(
+        name="lorax_request_failure",
+        kind=MetricKind.COUNTER,
+        unit="requests",
+        help="Inference requests that failed, by error code",
+        labels=("err",),
+    ),
+    Metric(
+        name="lorax_request_duration",
+        kind=MetricKind.HISTOGRAM,
+        unit="seconds",
+        help="Arrival to the end of the reply",
+    ),
+    Metric(
+        name="lorax_request_validation_duration",
+        kind=MetricKind.HISTOGRAM,
+        unit="seconds",
+        help="Parsing, checking and tokenising",
+    ),
+    Metric(
+        name="lorax_request_queue_duration",
+        kind=MetricKind.HISTOGRAM,
+        unit="seconds",
+        help="Waiting in the engine, adapter load included",
+    ),
+    Metric(
+        name="lorax_request_inference_duration",
+        kind=MetricKind.HISTOGRAM,
+        unit="seconds",
+        help="First step to the last token",
+    ),
+    Metric(
+        name="lorax_request_mean_time_per_token_duration",
+        kind=MetricKind.HISTOGRAM,
+        unit="seconds",
+        help="Inference time divided by generated tokens",
+    ),
+    Metric(
+        name="lorax_request_generated_tokens",
+        kind=MetricKind.HISTOGRAM,
+        unit="tokens",
+        help="Tokens generated for a request, all its sequences together",
+    ),
+    Metric(name="lorax_request_input_length", kind=MetricKind.HISTOGRAM, unit="tokens", help="Prompt tokens"),
+    Metric(name="lorax_request_max_new_tokens", kind=MetricKind.HISTOGRAM, unit="tokens", help="Budget of a sequence"),
+    Metric(
+        name="lorax_queue_length",
+        kind=MetricKind.GAUGE,
+        unit="requests",
+        help="Requests waiting for their first step",
+        stat="waiting",
+    ),
+    Metric(
+        name="lorax_batch_current_size",
+        kind=MetricKind.GAUGE,
+        unit="sequences",
+        help="Sequences running",
+        stat="running",
+    ),
+    Metric(name="lorax_batch_inference_count", kind=MetricKind.COUNTER, unit="steps", help="Steps run", stat="steps"),
+)
+
+MANYLORA_METRICS = (
+    Metric(
+        name="manylora_requests",
+        kind=MetricKind.COUNTER,
+        unit="requests",
+        help="Sequences ended, by adapter and reason",
+        labels=("adapter", "reason"),
+    ),
+    Metric(
+        name="manylora_tokens",
+        kind=MetricKind.COUNTER,
+        unit="tokens",
+        help="Token positions, by adapter and kind (prompt, cached, completion)",
+        labels=("adapter", "kind"),
+    ),
+    Metric(
+        name="manylora_time_to_first_token_seconds",
+        kind=MetricKind.HISTOGRAM,
+        unit="seconds",
+        help="Arrival to first token, adapter load included",
+    ),
+    Metric(name="manylora_in_flight", kind=MetricKind.GAUGE, unit="sequences", help="Sequences admitted by the edge"),
+    Metric(name="manylora_engine_up", kind=MetricKind.GAUGE, unit="boolean", help="1 while the engine takes requests"),
+    Metric(
+        name="manylora_loading",
+        kind=MetricKind.GAUGE,
+        unit="requests",
+        help="Requests whose adapter is on its way",
+        stat="loading",
+    ),
+    Metric(
+        name="manylora_kv_blocks",
+        kind=MetricKind.GAUGE,
+        unit="blocks",
+        help="Blocks of the KV cache",
+        stat="kv_blocks_total",
+    ),
+    Metric(
+        name="manylora_kv_blocks_used",
+        kind=MetricKind.GAUGE,
+        unit="blocks",
+        help="Blocks held by sequences",
+        stat="kv_blocks_used",
+    ),
+    Metric(
+        name="manylora_kv_blocks_cached",
+        kind=MetricKind.GAUGE,
+        unit="blocks",
+        help="Blocks findable in the prefix cache",
+        stat="kv_blocks_cached",
+    ),
+    Metric(
+        name="manylora_bank_bytes",
+        kind=MetricKind.GAUGE,
+        unit="bytes",
+        help="Size of the adapter bank",
+        stat="bank_bytes_total",
+    ),
+    Metric(
+        name="manylora_bank_bytes_used",
+        kind=MetricKind.GAUGE,
+        unit="bytes",
+        help="Bytes of the bank holding adapters",
+        stat="bank_bytes_used",
+    ),
+    Metric(
+        name="manylora_adapters_on_device",
+        kind=MetricKind.GAUGE,
+        unit="adapters",
+        help="Adapters on the device",
+        stat="adapters_on_device",
+    ),
+    Metric(
+        name="manylora_adapters_in_host",
+        kind=MetricKind.GAUGE,
+        unit="adapters",
+        help="Adapters in host memory",
+        stat="adapters_in_host",
+    ),
+    Metric(
+        name="manylora_adapters_on_disk",
+        kind=MetricKind.GAUGE,
+        unit="adapters",
+        help="Packed adapters on disk",
+        stat="adapters_on_disk",
+    ),
+    Metric(
+        name="manylora_preemptions",
+        kind=MetricKind.COUNTER,
+        unit="sequences",
+        help="Sequences set back to make room",
+        stat="preemptions",
+    ),
+    Metric(
+        name="manylora_adapter_loads",
+        kind=MetricKind.COUNTER,
+        unit="loads",
+        help="Adapter loads that succeeded",
+        stat="adapter_loads",
+    ),
+    Metric(
+        name="manylora_adapter_failures",
+        kind=MetricKind.COUNTER,
+        unit="loads",
+        help="Adapter loads that failed",
+        stat="adapter_failures",
+    ),
+    Metric(
+        name="manylora_adapter_evictions",
+        kind=MetricKind.COUNTER,
+        unit="adapters",
+        help="Adapters evicted from the device",
+        stat="adapter_evictions",
+    ),
+)
+
+METRICS = LORAX_METRICS + MANYLORA_METRICS

@@ -1,0 +1,32 @@
+"""What several rooms of tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from manylora.config import DEFAULT_BASE, cache_dir
+
+IS_CI = os.environ.get("CI", "").lower() in ("1", "true")
+
+
+def missing(what: str) -> None:
+    """Skip where this machine lacks something; fail where CI should have it."""
+    if IS_CI:
+        pytest.fail(f"CI should have this: {what}")
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def base_dir() -> Path:
+    """The default base model, as `manylora pull` leaves it."""
+    directory = cache_dir() / "bases" / DEFAULT_BASE
+    if not (directory / "model.safetensors").exists():
+        missing(f"the base model is not in {directory}: run `make base`")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def demo_root() -> Path:
+    """The directory of the demo adapters."""
+    return Path(__file__).parent.parent / "examples" / "adapters"

@@ -1,0 +1,72 @@
+"""The memory plan: what is derived, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from manylora.config import MIB, load_config
+from manylora.errors import MemoryPlanImpossible
+from manylora.memory_plan import MemoryPlan, plan_memory
+from manylora.resources import find_resources
+
+
+def plan(available_mib: int, **flags: int) -> MemoryPlan:
+    config = load_config(flags={key.replace("__", "."): value for key, value in flags.items()}, environ={})
+    return plan_memory(
+        config,
+        available_bytes=available_mib * MIB,
+        weight_bytes=269 * MIB,
+        kv_block_bytes=16 * 23_040,
+        max_positions=8192,
+    )
+
+
+def test_the_derived_plan_holds_two_windows_and_fits() -> None:
+    made = plan(24_000)
+    assert made.kv_blocks * made.block_size == 16_384
+    assert made.max_model_len == 8192
+    assert made.weight_bytes + made.kv_bytes + made.bank_bytes + made.process_bytes <= made.available_bytes
+    assert any("16384 positions" in line for line in made.lines())
+
+
+def test_a_small_machine_gets_a_smaller_cache() -> None:
+    made = plan(1_250, engine__max_model_len=2048)
+    assert 2048 <= made.kv_blocks * made.block_size < 16_384
+
+
+def test_what_cannot_fit_is_refused_with_the_arithmetic() -> None:
+    with pytest.raises(MemoryPlanImpossible, match=r"weights +269\.0 MiB \+ KV cache .* = .* available +900\.0 MiB"):
+        plan(900)
+
+
+def test_a_cache_below_one_window_is_refused() -> None:
+    with pytest.raises(MemoryPlanImpossible, match="less than one window of 8192"):
+        plan(24_000, engine__kv_bytes=10 * MIB)
+
+
+def test_the_window_is_never_more_than_the_models() -> None:
+    assert plan(24_000, engine__max_model_len=100_000).max_model_len == 8192
+
+
+def test_on_a_cpu_the_smaller_of_the_two_adapter_budgets_counts() -> None:
+    assert plan(24_000, adapters__host_bytes=50 * MIB).bank_bytes == 50 * MIB
+    assert plan(24_000, adapters__host_bytes=50 * MIB, adapters__bank_bytes=20 * MIB).bank_bytes == 20 * MIB
+
+
+def test_the_containers_limits_win_over_the_machines(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 99 kB\nMemAvailable:   4194304 kB\n")
+    (tmp_path / "memory.max").write_text("2147483648\n")
+    (tmp_path / "memory.current").write_text("147483648\n")
+    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 100000000\n")
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    found = find_resources(tmp_path, meminfo)
+    assert found.memory_bytes == 2_100_000_000
+    assert found.threads == 1
+
+
+def test_without_a_container_the_machine_decides(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemAvailable:   1024 kB\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert find_resources(tmp_path, meminfo).memory_bytes == 1024 * 1024

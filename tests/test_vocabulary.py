@@ -1,0 +1,121 @@
+"""Layer 0: settings, adapter references, clocks, counts."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manylora.adapter_ref import AdapterRef, SourceName, parse_adapter_ref
+from manylora.clock import ManualClock
+from manylora.config import cache_dir, child_environment, leaves, load_config
+from manylora.errors import AdapterReferenceInvalid, ConfigInvalid
+from manylora.ids import mint_request_id, mint_seed
+from manylora.usage import Counts
+
+LOCAL = frozenset({SourceName.LOCAL})
+
+
+def test_later_sources_of_settings_win(tmp_path: Path) -> None:
+    file = tmp_path / "manylora.toml"
+    file.write_text('[server]\nport = 1\nhost = "h"\n[engine]\nmax_running = 3\n[adapters]\nroots = ["a", "b"]\n')
+    config = load_config(file, {"server.port": 3}, {"MANYLORA_SERVER_PORT": "2", "MANYLORA_ENGINE_MAX_RUNNING": "4"})
+    assert (config.server.port, config.server.host, config.engine.max_running) == (3, "h", 4)
+    assert config.adapters.roots == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[server]\nprt = 1\n", "unknown setting: server.prt"),
+        ("port = 1\n", "must be a table"),
+        ("[server]\nport = 'x'\n", "server.port: expected int, given 'x'"),
+        ("[server]\nport = true\n", "server.port: expected int, given True"),
+        ("[engine]\nmax_running = 0\n", "engine.max_running must be at least 1. Given: 0"),
+        ("[engine]\nmax_queue_s = nan\n", "engine.max_queue_s must be at least"),
+        ("[model]\nkernels = 'gpu'\n", "model.kernels must be one of auto, native, onednn, reference. Given: gpu"),
+        ("[server", "cannot read the configuration file"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "manylora.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigInvalid) as raised:
+        load_config(file, environ={})
+    assert message in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("MANYLORA_SERVER_PRT", "1"), ("MANYLORA_SERVER_PORT", "x"), ("MANYLORA_ENGINE_PREFIX_CACHE", "maybe")],
+)
+def test_a_wrong_variable_is_refused(variable: str, value: str) -> None:
+    with pytest.raises(ConfigInvalid):
+        load_config(environ={variable: value})
+
+
+def test_every_kind_of_setting_can_be_given_as_text() -> None:
+    config = load_config(
+        environ={
+            "MANYLORA_ADAPTERS_ROOTS": "a:b",
+            "MANYLORA_ENGINE_PREFIX_CACHE": "false",
+            "MANYLORA_ENGINE_MAX_QUEUE_S": "1.5",
+        }
+    )
+    assert leaves(config)["adapters.roots"] == ("a", "b")
+    assert config.engine.prefix_cache is False
+    assert config.engine.max_queue_s == 1.5
+
+
+def test_the_cache_directory_can_be_named() -> None:
+    assert cache_dir(load_config(flags={"model.cache_dir": "/x"}, environ={})) == Path("/x")
+
+
+def test_children_get_threads_that_sleep() -> None:
+    assert child_environment()["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+@pytest.mark.parametrize("name", ["support-triage", "team/name", "team/name@v1.2", "a+b_c", "team/name/"])
+def test_names_of_adapters(name: str) -> None:
+    assert parse_adapter_ref(name, None, LOCAL) == AdapterRef(SourceName.LOCAL, name.rstrip("/"))
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../x", "a/../b", "a//b", "a\x00b", "", ".hidden", "a\\b", "x" * 257, "a b", "ü"]
+)
+def test_what_is_no_name_of_an_adapter(name: str) -> None:
+    with pytest.raises(AdapterReferenceInvalid):
+        parse_adapter_ref(name, "local", LOCAL)
+
+
+def test_a_source_that_is_off_is_refused_with_those_that_are_on() -> None:
+    with pytest.raises(AdapterReferenceInvalid, match=r"must be one of local\. Given: s3"):
+        parse_adapter_ref("x", "s3", LOCAL)
+
+
+@given(st.text(max_size=300))
+def test_no_name_leaves_its_root(name: str) -> None:
+    try:
+        ref = parse_adapter_ref(name, None, LOCAL)
+    except AdapterReferenceInvalid:
+        return
+    root = Path("/root/of/adapters")
+    assert root in (root / ref.id).resolve().parents
+
+
+def test_a_manual_clock_moves_only_forward() -> None:
+    clock = ManualClock()
+    before = clock.monotonic_s()
+    clock.sleep_s(2.5)
+    assert clock.monotonic_s() == before + 2.5
+    with pytest.raises(ValueError, match="backwards"):
+        clock.advance(-1)
+
+
+def test_minted_values() -> None:
+    assert len({mint_request_id() for _ in range(100)}) == 100
+    assert all(0 <= mint_seed() < 2**53 for _ in range(100))
+
+
+def test_totals_are_sums() -> None:
+    assert Counts(prompt_tokens=3, cached_tokens=2, completion_tokens=4).total_tokens == 7
