@@ -1,0 +1,41 @@
+"""What the engine needs of the adapter store, and nothing more. `adapters/store.py` is the real one."""
+
+from typing import Protocol
+
+from manylora.adapter_ref import AdapterRef
+from manylora.adapter_state import AdapterState as AdapterState
+from manylora.adapter_state import StoreStats as StoreStats
+from manylora.errors import ManyloraError
+from manylora.kernels.interface import PlacedAdapter
+
+
+class AdapterStore(Protocol):
+    """The life of adapters, polled by the engine. No method blocks, sleeps or reads a file's content.
+
+    Each step the engine calls `want` for every waiting request that names an adapter, then `poll` once, then `pin`
+    until that gives a place or `failure` an error; `unpin` once for every successful `pin`. A wish that was not
+    repeated since the last `poll` is dropped: its requests have gone. A load under way may still go on.
+    """
+
+    def want(self, ref: AdapterRef) -> AdapterState:
+        """Ask for an adapter; idempotent. Returns its state now, from which the tier on arrival is read."""
+
+    def poll(self) -> None:
+        """Take over what the loaders have finished, and start what may start; called once a step."""
+
+    def pin(self, ref: AdapterRef) -> PlacedAdapter | None:
+        """Return the place of the adapter's current version and hold it there, or None if it is not on the device.
+
+        An adapter in host memory is brought to the device here if the bank has room (evicting unpinned ones).
+        """
+
+    def unpin(self, placed: PlacedAdapter) -> None:
+        """Give back one pin."""
+
+    def failure(self, ref: AdapterRef) -> ManyloraError | None:
+        """The error that ended the adapter's last load, while it stands (until its retry time)."""
+
+    def loaded_bytes(self, placed: PlacedAdapter) -> int:
+        """Bytes loaded to bring this adapter to the device the last time: what its flow is charged for."""
+
+    def stats(self) -> StoreStats: ...

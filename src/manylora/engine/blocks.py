@@ -1,0 +1,115 @@
+"""Paged KV blocks: who holds each block, and which blocks a new prompt can reuse."""
+
+from collections import OrderedDict
+from hashlib import blake2b
+
+import numpy as np
+
+PrefixKey = bytes
+"""Names the content of a block and of everything before it: the chain of hashes from a root."""
+
+
+def prefix_root(digest: str, salt: str) -> PrefixKey:
+    """Return the start of a chain of prefix keys.
+
+    One root per (adapter digest, isolation salt): the keys and values of one adapter, or of one tenant, can never be
+    found by another. The base model's digest is the empty string.
+    """
+    return blake2b(f"{len(digest)}:{digest}{salt}".encode(), digest_size=16).digest()
+
+
+def next_key(parent: PrefixKey, tokens: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> PrefixKey:
+    """Return the key of the block that holds `tokens`, after the blocks that `parent` names."""
+    return blake2b(parent + tokens.tobytes(), digest_size=16).digest()
+
+
+class BlockPool:
+    """Reference-counted blocks with a prefix cache over the unreferenced ones.
+
+    A block is *held* (references > 0) or *free*. A free block may still be *cached*: its content stays findable by its
+    key until the block is given to someone else, least recently freed first. Held blocks can be cached as well.
+    Invariant (`check`): held + free == num_blocks, and every cached key names a block whose key it is.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, *, prefix_cache: bool = True) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._prefix_cache = prefix_cache
+        self._references = [0] * num_blocks
+        self._keys: list[PrefixKey | None] = [None] * num_blocks
+        self._by_key: dict[PrefixKey, int] = {}
+        # Free blocks, the next to be given away first; an OrderedDict because a cached one leaves from the middle.
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def num_cached(self) -> int:
+        """Free blocks whose content could still be reused."""
+        return sum(1 for block in self._free if self._keys[block] is not None)
+
+    def match(self, keys: list[PrefixKey]) -> list[int]:
+        """Return the blocks of the longest run of `keys`, from the first one, that is cached."""
+        found: list[int] = []
+        for key in keys:
+            block = self._by_key.get(key)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def free_after_holding(self, blocks: list[int]) -> int:
+        """Return how many blocks would stay free if `blocks` were held."""
+        return len(self._free) - sum(1 for block in blocks if self._references[block] == 0)
+
+    def hold(self, blocks: list[int]) -> None:
+        """Add one reference to each block."""
+        for block in blocks:
+            if self._references[block] == 0:
+                del self._free[block]
+            self._references[block] += 1
+
+    def allocate(self, count: int) -> list[int] | None:
+        """Return `count` blocks with one reference each, or None (and change nothing) if fewer are free."""
+        if count > len(self._free):
+            return None
+        taken = [self._free.popitem(last=False)[0] for _ in range(count)]
+        for block in taken:
+            self._forget(block)
+            self._references[block] = 1
+        return taken
+
+    def release(self, blocks: list[int]) -> None:
+        """Take one reference from each block.
+
+        The last block of a sequence is freed first, so that the start of a prompt, which more requests share,
+        outlives its end. Blocks without cached content are given away before any cached one.
+        """
+        for block in reversed(blocks):
+            self._references[block] -= 1
+            if self._references[block] == 0:
+                self._free[block] = None
+                if self._keys[block] is None:
+                    self._free.move_to_end(block, last=False)
+
+    def publish(self, block: int, key: PrefixKey) -> None:
+        """Make a held, fully computed block findable. If its content is cached already, the older copy stays."""
+        if self._prefix_cache and key not in self._by_key:
+            self._by_key[key] = block
+            self._keys[block] = key
+
+    def check(self) -> None:
+        """Raise AssertionError if a block was lost or counted twice; for tests and for an idle engine."""
+        held = sum(1 for references in self._references if references > 0)
+        assert min(self._references, default=0) >= 0, "a block was released more often than held"
+        assert held + len(self._free) == self.num_blocks, f"{held} held + {len(self._free)} free != {self.num_blocks}"
+        assert all(self._references[block] == 0 for block in self._free), "a free block is held"
+        assert all(self._keys[block] == key for key, block in self._by_key.items()), "a cached key names another block"
+
+    def _forget(self, block: int) -> None:
+        key = self._keys[block]
+        if key is not None:
+            del self._by_key[key]
+            self._keys[block] = None

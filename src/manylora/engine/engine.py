@@ -1,0 +1,387 @@
+"""The engine's one loop body: poll adapters → aborts → plan → run → commit."""
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from manylora.adapter_ref import AdapterRef
+from manylora.clock import Clock
+from manylora.engine.adapter_port import AdapterState, AdapterStore
+from manylora.engine.blocks import prefix_root
+from manylora.engine.events import (
+    AdapterUse,
+    EngineStats,
+    Failure,
+    Finished,
+    FinishReason,
+    StepEvents,
+    TokenEvent,
+)
+from manylora.engine.penalties import Penalties
+from manylora.engine.request import Request
+from manylora.engine.runner import Runner
+from manylora.engine.sampler import Drawn
+from manylora.engine.scheduler import Chunk, Plan, Scheduler
+from manylora.engine.sequence import Sequence
+from manylora.engine.stopping import StopChecker, TextStream
+from manylora.errors import (
+    ContextLengthExceeded,
+    EngineFault,
+    InvalidParameter,
+    ManyloraError,
+    Overloaded,
+    QueueTimeout,
+    Unavailable,
+)
+from manylora.ids import RequestId
+from manylora.usage import Counts
+
+log = logging.getLogger(__name__)
+
+_LOADED = (AdapterState.IN_HOST, AdapterState.ON_DEVICE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """What a request may ask for.
+
+    max_model_len  positions of one sequence, prompt and completion together
+    vocab          token ids are in [0, vocab)
+    max_waiting    requests accepted but not running
+    max_queue_s    a request that has not begun after this long is ended with `QueueTimeout`
+    """
+
+    max_model_len: int
+    vocab: int
+    max_waiting: int
+    max_queue_s: float
+
+
+class AdapterPins:
+    """The scheduler's `AdapterGate` over the real store: pins a version and fixes the prefix root with it."""
+
+    def __init__(self, store: AdapterStore) -> None:
+        self._store = store
+
+    def pin(self, sequence: Sequence) -> bool:
+        request = sequence.request
+        if request.adapter is None:
+            sequence.root = prefix_root("", request.salt)
+            return True
+        if sequence.placed is not None:
+            return True
+        placed = self._store.pin(request.adapter)
+        if placed is None:
+            return False
+        sequence.placed = placed
+        sequence.root = prefix_root(placed.digest, request.salt)
+        return True
+
+    def unpin(self, sequence: Sequence) -> None:
+        if sequence.placed is not None:
+            self._store.unpin(sequence.placed)
+        sequence.forget_version()
+
+
+class Engine:
+    """Synchronous; one thread; no clock, file or socket of its own. `step` does everything.
+
+    Every submitted request ends in exactly one `Finished`, returned by a later `step` (or by `shutdown`).
+    """
+
+    def __init__(
+        self,
+        *,
+        scheduler: Scheduler,
+        runner: Runner,
+        store: AdapterStore,
+        pins: AdapterPins,
+        clock: Clock,
+        limits: EngineLimits,
+        end_of_sequence: Collection[int],
+        open_text: Callable[[], TextStream],
+    ) -> None:
+        self._scheduler = scheduler
+        self._runner = runner
+        self._store = store
+        self._pins = pins
+        self._clock = clock
+        self.limits = limits
+        self._end_of_sequence = frozenset(end_of_sequence)
+        self._open_text = open_text
+        self._loading: dict[RequestId, Sequence] = {}  # their adapter is on its way; outside the fair queue
+        self._queued: dict[RequestId, Sequence] = {}  # in the scheduler: waiting or running
+        self._wanted: Counter[AdapterRef] = Counter()  # adapters of sequences that hold no pin yet
+        self._tokens: list[TokenEvent] = []
+        self._finished: list[Finished] = []
+        self._next_expiry_s = 0.0
+        self._totals: Counter[str] = Counter()
+
+    # ── the door ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything: requests under way, or events not yet returned."""
+        return bool(self._loading or self._queued or self._finished)
+
+    @property
+    def is_waiting_for_adapters(self) -> bool:
+        """Whether every request under way waits for an adapter, so that the caller may sleep a little between steps."""
+        return bool(self._loading) and not self._queued
+
+    def submit(self, request: Request) -> None:
+        """Take a request. One that cannot be served ends at the next step, with the error that says why."""
+        if (error := self._objection(request)) is not None:
+            self._finished.append(_ended_unrun(request, FinishReason.REJECTED, error))
+            return
+        sequence = Sequence(
+            request,
+            StopChecker(request.stop, self._end_of_sequence, self._open_text),
+            Penalties.of(request.sampling, request.tokens),
+            self._clock.monotonic_s(),
+        )
+        if request.adapter is None:
+            self._enqueue(sequence)
+            return
+        sequence.tier_on_arrival = self._store.want(request.adapter).value
+        self._wanted[request.adapter] += 1
+        self._loading[request.id] = sequence
+
+    def abort(self, request_id: RequestId, reason: FinishReason) -> None:
+        """End a request now; its rows, blocks and pins are free before the next step. Unknown ids are ignored."""
+        sequence = self._loading.get(request_id) or self._queued.get(request_id)
+        if sequence is not None:
+            self._finish(sequence, reason)
+
+    def step(self) -> StepEvents:
+        """Advance everything by one step and return what it committed."""
+        self._poll_adapters()
+        self._expire()
+        plan = self._scheduler.plan()
+        self._totals["steps"] += 1
+        self._totals["preemptions"] += len(plan.preempted)
+        if plan.chunks:
+            self._note_admissions(plan)
+            self._run(plan)
+        return self._take_events()
+
+    def shutdown(self) -> StepEvents:
+        """End every request under way."""
+        error = Unavailable("the server is shutting down; repeat the request")
+        for sequence in [*self._loading.values(), *self._queued.values()]:
+            self._finish(sequence, FinishReason.SHUTDOWN, error)
+        return self._take_events()
+
+    def stats(self) -> EngineStats:
+        pool, store, totals = self._scheduler.pool, self._store.stats(), self._totals
+        return EngineStats(
+            waiting=self._scheduler.num_waiting,
+            loading=len(self._loading),
+            running=len(self._scheduler.running),
+            kv_blocks_total=pool.num_blocks,
+            kv_blocks_used=pool.num_blocks - pool.num_free,
+            kv_blocks_cached=pool.num_cached,
+            bank_bytes_total=store.bank_bytes_total,
+            bank_bytes_used=store.bank_bytes_used,
+            adapters_on_device=store.on_device,
+            adapters_in_host=store.in_host,
+            adapters_on_disk=store.on_disk,
+            steps=totals["steps"],
+            preemptions=totals["preemptions"],
+            prompt_tokens=totals["prompt_tokens"],
+            cached_tokens=totals["cached_tokens"],
+            completion_tokens=totals["completion_tokens"],
+            adapter_loads=store.loads,
+            adapter_failures=store.failures,
+            adapter_evictions=store.evictions,
+        )
+
+    def check(self) -> None:
+        """Raise AssertionError if something was lost or leaked; for tests and for an idle engine."""
+        self._scheduler.pool.check()
+        if not self.has_work:
+            assert self._scheduler.pool.num_free == self._scheduler.pool.num_blocks, "an idle engine holds blocks"
+            assert not +self._wanted, "an idle engine wants adapters"
+            assert not self._scheduler.running, "an idle engine runs sequences"
+
+    # ── steps of a step ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _objection(self, request: Request) -> ManyloraError | None:
+        """Why this request cannot be served at all, or now."""
+        limits, prompt, budget = self.limits, len(request.tokens), request.stop.max_new_tokens
+        pool = self._scheduler.pool
+        longest = min(limits.max_model_len, pool.num_blocks * pool.block_size)
+        if prompt == 0:
+            return InvalidParameter("`inputs` cannot be empty", parameter="inputs")
+        if prompt + budget > longest:
+            return ContextLengthExceeded(
+                f"`inputs` tokens + `max_new_tokens` must be <= {longest}. "
+                f"Given: {prompt} `inputs` tokens and {budget} `max_new_tokens`",
+                parameter="max_new_tokens",
+            )
+        if not 0 <= min(request.tokens) <= max(request.tokens) < limits.vocab:
+            return InvalidParameter(f"token ids must be >= 0 and < {limits.vocab}", parameter="prompt")
+        if len(self._loading) + self._scheduler.num_waiting >= limits.max_waiting:
+            return Overloaded("Model is overloaded")
+        return None
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        self._queued[sequence.request.id] = sequence
+        self._scheduler.enqueue(sequence)
+
+    def _poll_adapters(self) -> None:
+        """Renew wishes, let the store move, and enqueue or end the requests whose adapter arrived or failed."""
+        self._store.poll()
+        for ref in list(self._wanted):
+            state = self._store.want(ref)
+            error = self._store.failure(ref)
+            if error is not None:
+                self._fail_waiting(ref, error)
+            elif state in _LOADED:
+                self._enqueue_ready(ref)
+
+    def _enqueue_ready(self, ref: AdapterRef) -> None:
+        """Becoming ready counts as a request's arrival in the fair queue."""
+        for sequence in [waiting for waiting in self._loading.values() if waiting.request.adapter == ref]:
+            sequence.ready_s = self._clock.monotonic_s()
+            del self._loading[sequence.request.id]
+            self._enqueue(sequence)
+
+    def _fail_waiting(self, ref: AdapterRef, error: ManyloraError) -> None:
+        """End every request that waits for this adapter; those that run on a pinned version go on."""
+        for sequence in [*self._loading.values(), *self._queued.values()]:
+            if sequence.request.adapter == ref and sequence.placed is None:
+                self._finish(sequence, FinishReason.ADAPTER_FAILURE, error)
+
+    def _expire(self) -> None:
+        """End requests that have waited too long; looked for a few times a second."""
+        now_s = self._clock.monotonic_s()
+        if now_s < self._next_expiry_s:
+            return
+        self._next_expiry_s = now_s + min(0.25, self.limits.max_queue_s)
+        error = QueueTimeout(f"the request waited longer than {self.limits.max_queue_s:g} s")
+        for sequence in [*self._loading.values(), *self._scheduler.waiting()]:
+            if sequence.first_run_s is None and now_s - sequence.arrival_s > self.limits.max_queue_s:
+                self._finish(sequence, FinishReason.QUEUE_TIMEOUT, error)
+
+    def _note_admissions(self, plan: Plan) -> None:
+        now_s = self._clock.monotonic_s()
+        for request_id in plan.admitted:
+            sequence = self._queued[request_id]
+            if sequence.first_run_s is not None:
+                continue  # it resumes after a preemption
+            sequence.first_run_s = now_s
+            self._totals["prompt_tokens"] += sequence.num_prompt
+            self._totals["cached_tokens"] += sequence.cached_tokens or 0
+            if sequence.placed is None or sequence.request.adapter is None:
+                continue
+            self._unwant(sequence.request.adapter)
+            is_cold = AdapterState(sequence.tier_on_arrival) not in _LOADED
+            if is_cold:
+                load_bytes = self._store.loaded_bytes(sequence.placed)
+                self._scheduler.counter.charge(sequence.request.flow, load_bytes=load_bytes)
+            sequence.adapter_use = AdapterUse(
+                digest=sequence.placed.digest,
+                tier=sequence.tier_on_arrival,
+                load_ms=1e3 * (sequence.ready_s - sequence.arrival_s) if is_cold else 0.0,
+            )
+
+    def _run(self, plan: Plan) -> None:
+        try:
+            drawn = self._runner.run(plan, self._scheduler.running)
+        except Exception as error:
+            # A fault of the step: whose it is cannot be told, so everyone in it gets an answer and the rest go on.
+            log.exception("engine.step_failed plan=%s", dataclasses.asdict(plan))
+            fault = EngineFault(f"Request failed during generation: {error}")
+            for chunk in plan.chunks:
+                self._finish(self._queued[chunk.request_id], FinishReason.ENGINE_FAILURE, fault)
+            return
+        for chunk in plan.chunks:
+            self._commit(chunk, drawn.get(chunk.request_id))
+
+    def _commit(self, chunk: Chunk, drawn: Drawn | None) -> None:
+        if drawn is not None and not drawn.is_finite:
+            # Before anything of the chunk becomes findable in the prefix cache.
+            fault = EngineFault("Request failed during generation: the logits are not finite")
+            self._finish(self._queued[chunk.request_id], FinishReason.ENGINE_FAILURE, fault)
+            return
+        sequence = self._scheduler.commit(chunk)
+        if drawn is None:
+            return
+        sequence.tokens.append(drawn.token_id)
+        if sequence.penalties is not None:
+            sequence.penalties.add(drawn.token_id)
+        self._totals["completion_tokens"] += 1
+        self._tokens.append(
+            TokenEvent(
+                request_id=chunk.request_id,
+                token_id=drawn.token_id,
+                logprob=drawn.logprob,
+                alternatives=drawn.alternatives,
+                adapter=sequence.adapter_use if sequence.num_generated == 1 else None,
+                is_first=sequence.num_generated == 1,
+            )
+        )
+        stop = sequence.stopper.push(drawn.token_id, sequence.num_generated)
+        if stop is not None:
+            self._finish(sequence, stop.reason, stop_string=stop.stop_string)
+
+    # ── ends ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        error: ManyloraError | None = None,
+        *,
+        stop_string: str | None = None,
+    ) -> None:
+        """Free all that a request holds and record its one end."""
+        request = sequence.request
+        has_run = sequence.first_run_s is not None
+        if self._loading.pop(request.id, None) is None:
+            del self._queued[request.id]
+            self._scheduler.remove(sequence)
+        if request.adapter is not None and not has_run:
+            self._unwant(request.adapter)
+        self._pins.unpin(sequence)
+        now_s = self._clock.monotonic_s()
+        first_run_s = sequence.first_run_s
+        self._finished.append(
+            Finished(
+                request_id=request.id,
+                reason=reason,
+                counts=Counts(
+                    prompt_tokens=sequence.num_prompt,
+                    cached_tokens=sequence.cached_tokens or 0,
+                    completion_tokens=sequence.num_generated,
+                ),
+                stop_string=stop_string,
+                failure=_failure(error),
+                queue_ms=None if first_run_s is None else 1e3 * (first_run_s - sequence.arrival_s),
+                run_ms=None if first_run_s is None else 1e3 * (now_s - first_run_s),
+            )
+        )
+
+    def _unwant(self, ref: AdapterRef) -> None:
+        self._wanted[ref] -= 1
+        if self._wanted[ref] <= 0:
+            del self._wanted[ref]
+
+    def _take_events(self) -> StepEvents:
+        events = StepEvents(tuple(self._tokens), tuple(self._finished))
+        self._tokens, self._finished = [], []
+        return events
+
+
+def _failure(error: ManyloraError | None) -> Failure | None:
+    if error is None:
+        return None
+    return Failure(error=type(error).__name__, message=error.message, parameter=error.parameter)
+
+
+def _ended_unrun(request: Request, reason: FinishReason, error: ManyloraError) -> Finished:
+    counts = Counts(prompt_tokens=len(request.tokens), cached_tokens=0, completion_tokens=0)
+    return Finished(request_id=request.id, reason=reason, counts=counts, failure=_failure(error))

@@ -1,0 +1,118 @@
+"""What a step tells the outside: tokens, and exactly one `Finished` for each admitted request."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from manylora.ids import Digest, RequestId
+from manylora.usage import Counts
+
+
+class FinishReason(StrEnum):
+    """Why a request ended. Every request ends for exactly one of these."""
+
+    END_OF_SEQUENCE = "end_of_sequence"
+    STOP_TOKEN = "stop_token"
+    STOP_STRING = "stop_string"
+    LENGTH = "length"
+    ABORT = "abort"
+    DISCONNECT = "disconnect"
+    REJECTED = "rejected"
+    QUEUE_TIMEOUT = "queue_timeout"
+    ADAPTER_FAILURE = "adapter_failure"
+    ENGINE_FAILURE = "engine_failure"
+    SHUTDOWN = "shutdown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An error carried across the process boundary: the class in `errors.py` by name, and its message."""
+
+    error: str
+    message: str
+    parameter: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterUse:
+    """What a request's adapter cost it: where it was found, and how long the request waited for it."""
+
+    digest: Digest
+    tier: str
+    load_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenEvent:
+    """One committed token of one request.
+
+    logprob       natural log of its probability under the distribution before temperature and filters,
+                  penalties and biases applied; None unless asked for
+    alternatives  the most likely (token id, logprob) pairs, best first, as many as asked for
+    adapter       set on a request's first token only, None for the base model
+    """
+
+    request_id: RequestId
+    token_id: int
+    logprob: float | None = None
+    alternatives: tuple[tuple[int, float], ...] = ()
+    adapter: AdapterUse | None = None
+    is_first: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The one end of one request.
+
+    stop_string  the string that ended it, for STOP_STRING
+    failure      set for REJECTED, QUEUE_TIMEOUT, ADAPTER_FAILURE, ENGINE_FAILURE and SHUTDOWN
+    queue_ms     arrival to the first step that held it, adapter load included; None if it never ran
+    run_ms       first step to the end
+    """
+
+    request_id: RequestId
+    reason: FinishReason
+    counts: Counts
+    stop_string: str | None = None
+    failure: Failure | None = None
+    queue_ms: float | None = None
+    run_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepEvents:
+    """All that one step committed, in the order it was committed. A request's `Finished` follows its last token."""
+
+    tokens: tuple[TokenEvent, ...] = ()
+    finished: tuple[Finished, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.tokens or self.finished)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """The engine's state in numbers, for `/info`, `/health` and `/metrics`.
+
+    Gauges: waiting, loading (requests whose adapter is on its way), running, blocks and bytes.
+    Totals since start: steps, preemptions, tokens, adapter loads, failures and evictions.
+    """
+
+    waiting: int
+    loading: int
+    running: int
+    kv_blocks_total: int
+    kv_blocks_used: int
+    kv_blocks_cached: int
+    bank_bytes_total: int
+    bank_bytes_used: int
+    adapters_on_device: int
+    adapters_in_host: int
+    adapters_on_disk: int
+    steps: int
+    preemptions: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    adapter_loads: int
+    adapter_failures: int
+    adapter_evictions: int

@@ -1,0 +1,56 @@
+"""The virtual token counter: which flow has been served least.
+
+Source: *Fairness in Serving Large Language Models*, arXiv 2401.00588 (VTC). Changes, each named:
+  * a flow is a tenant, never an adapter: splitting work over adapters gains nothing;
+  * a prompt is charged chunk by chunk as it is computed, not whole at admission;
+  * the bytes of an adapter that a request waited for are charged too, so that thrashing pays for itself;
+  * a request whose adapter is still loading is outside the queue; becoming ready counts as its arrival;
+  * positions found in the prefix cache, and positions computed again after a preemption, are not charged.
+"""
+
+from collections.abc import Iterable
+
+from manylora.ids import Flow
+
+PROMPT_WEIGHT = 1
+COMPLETION_WEIGHT = 2
+LOAD_BYTES_PER_TOKEN = 64 * 1024
+"""An adapter load of this many bytes is charged like one prompt token: 5 MB count as 76 tokens."""
+
+
+class VirtualTokenCounter:
+    """Service received by each flow, in weighted tokens. Integers only, so that replays are exact."""
+
+    def __init__(self) -> None:
+        self._served: dict[Flow, int] = {}
+        self._last_left = 0  # counter of the flow whose request left the queue last
+
+    def __len__(self) -> int:
+        """Flows remembered."""
+        return len(self._served)
+
+    def served(self, flow: Flow) -> int:
+        return self._served.get(flow, 0)
+
+    def arrive(self, flow: Flow, queued: Iterable[Flow]) -> None:
+        """Note that a flow with nothing in the queue joins it; `queued` are the flows that are in it.
+
+        Credit earned by idling is erased, debt is kept: the counter is lifted to the least served queued flow, or,
+        in an empty queue, to the flow whose request left it last.
+        """
+        floor = min((self.served(other) for other in queued), default=self._last_left)
+        self._served[flow] = max(self.served(flow), floor)
+
+    def charge(self, flow: Flow, *, prompt_tokens: int = 0, completion_tokens: int = 0, load_bytes: int = 0) -> None:
+        """Add work done for a flow."""
+        weighted = PROMPT_WEIGHT * prompt_tokens + COMPLETION_WEIGHT * completion_tokens
+        self._served[flow] = self.served(flow) + weighted + load_bytes // LOAD_BYTES_PER_TOKEN
+
+    def leave(self, flow: Flow) -> None:
+        """Note that a request of this flow left the queue to run."""
+        self._last_left = self.served(flow)
+
+    def prune(self, active: set[Flow]) -> None:
+        """Forget idle flows that `arrive` would lift anyway, so that nothing grows with the number of flows seen."""
+        floor = min((self.served(flow) for flow in active), default=self._last_left)
+        self._served = {flow: value for flow, value in self._served.items() if flow in active or value > floor}

@@ -1,0 +1,74 @@
+"""What the engine is asked to generate. Frozen: progress lives in `sequence.py`."""
+
+from dataclasses import dataclass
+
+from manylora.adapter_ref import AdapterRef
+from manylora.ids import Flow, RequestId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the next token is drawn from the logits. Values are checked by the edge before they get here.
+
+    temperature           ≥ 0; 0 is greedy and ignores every other field but the penalties, biases and logprobs
+    top_k                 > 0, keep the k most likely tokens; None keeps all
+    top_p                 (0, 1], keep the smallest set of most likely tokens with at least this mass
+    typical_p             (0, 1), locally typical sampling (Meister et al., arXiv 2202.00666); None is off
+    min_p                 [0, 1), drop tokens below this share of the most likely one's probability
+    repetition_penalty    > 0; divides positive and multiplies negative logits of tokens seen in prompt or completion
+    frequency_penalty     subtracted from a logit once for each time its token was generated
+    presence_penalty      subtracted from a logit if its token was generated at all
+    logit_bias            (token id, value) pairs, added to the logits
+    seed                  with the position it alone decides the draw: same seed, same tokens, in any batch
+    num_logprobs          alternatives reported beside each token, 0..20; None reports no log-probability at all
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    typical_p: float | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int = 0
+    num_logprobs: int | None = None
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopParams:
+    """When a generation ends.
+
+    max_new_tokens   > 0; with the prompt it fits the window (checked at admission)
+    stop_token_ids   any of these ends the generation; the model's own end-of-sequence set is added unless `ignore_eos`
+    stop_strings     the generation ends with the token that completes one of these in the generated text
+    ignore_eos       the model's end-of-sequence tokens do not end the generation
+    """
+
+    max_new_tokens: int
+    stop_token_ids: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One generation.
+
+    flow     whose work it is, for fair scheduling (the server says: the tenant)
+    salt     isolation of the prefix cache: requests with different salts share no block
+    adapter  None is the base model
+    """
+
+    id: RequestId
+    flow: Flow
+    salt: str
+    tokens: tuple[int, ...]
+    adapter: AdapterRef | None
+    sampling: SamplingParams
+    stop: StopParams

@@ -1,0 +1,42 @@
+"""Runs one planned step: builds its batch, runs the model, draws the tokens."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from manylora.engine.batch import BatchBuilder
+from manylora.engine.sampler import Drawn, SamplingRow, sample
+from manylora.engine.scheduler import Plan
+from manylora.engine.sequence import Sequence
+from manylora.ids import RequestId
+from manylora.kernels.interface import KvCache, StepInput
+
+
+class Model(Protocol):
+    """What the runner needs of a model."""
+
+    def forward(self, step: StepInput, kv: KvCache) -> Tensor:
+        """Return the logits of `step.logit_rows`: (sampled, vocab) float32."""
+
+
+class Runner:
+    """Owns the model and its keys and values; the only part of the engine that computes."""
+
+    def __init__(self, model: Model, kv: KvCache, builder: BatchBuilder) -> None:
+        self._model = model
+        self._kv = kv
+        self._builder = builder
+
+    @torch.inference_mode()
+    def run(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> dict[RequestId, Drawn]:
+        """Compute every chunk of the plan and draw a token for each sampled one."""
+        batch = self._builder.build(plan, running)
+        logits = self._model.forward(batch.step, self._kv)
+        rows = [
+            SamplingRow(params=sequence.request.sampling, position=len(sequence.tokens), penalties=sequence.penalties)
+            for sequence in batch.sampled
+        ]
+        drawn = sample(logits, rows)
+        return {sequence.request.id: answer for sequence, answer in zip(batch.sampled, drawn, strict=True)}

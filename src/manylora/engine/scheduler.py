@@ -1,0 +1,271 @@
+"""Which positions of which sequences the next step computes: data in, data out, no tensors."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from manylora.adapter_ref import AdapterRef
+from manylora.engine.blocks import BlockPool
+from manylora.engine.fairness import VirtualTokenCounter
+from manylora.engine.sequence import Sequence
+from manylora.ids import Flow, RequestId
+
+PATIENCE_STEPS = 256
+"""A sequence looked past for so many steps for lack of adapter memory is next: no other adapter is pinned before it."""
+
+MAX_LOOKED_PAST = 64
+"""Sequences tried and passed over in one step; bounds the host work of a step under a flood of unplaceable ones."""
+
+PRUNE_STEPS = 1024
+"""Steps between two prunings of the counters of idle flows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Positions `[start, stop)` of one sequence; `is_sampled` if a token is drawn after the last of them."""
+
+    request_id: RequestId
+    start: int
+    stop: int
+    is_sampled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step. Comparable with `==`, printable, recordable as JSON (`dataclasses.asdict`).
+
+    number     steps planned so far, this one included
+    chunks     what is computed, in running order
+    admitted   sequences that begin (or resume) with this step
+    preempted  sequences that lost their blocks to make room
+    """
+
+    number: int
+    chunks: tuple[Chunk, ...]
+    admitted: tuple[RequestId, ...]
+    preempted: tuple[RequestId, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(chunk.stop - chunk.start for chunk in self.chunks)
+
+
+class AdapterGate(Protocol):
+    """How the scheduler asks for an adapter's place on the device."""
+
+    def pin(self, sequence: Sequence) -> bool:
+        """Pin the sequence's adapter and set its `root`; False if its weights are not on the device yet.
+
+        A sequence that is pinned already (it was preempted), or that uses the base model, is always True.
+        """
+
+    def unpin(self, sequence: Sequence) -> None:
+        """Undo `pin` for a sequence that never ran."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLimits:
+    """max_rows: rows of one step; max_running: sequences under way at once."""
+
+    max_rows: int
+    max_running: int
+
+
+class Scheduler:
+    """Queues, the running set and the block pool; `plan` decides one step.
+
+    Order within a step: sequences that decode (one row each), then prompts under way, oldest admission first, then
+    admissions from the least served flow. Admission stops at the first sequence whose blocks do not fit, so small
+    requests cannot starve a large one; a sequence whose adapter has no place is looked past, and ages.
+    """
+
+    def __init__(self, pool: BlockPool, limits: StepLimits, gate: AdapterGate) -> None:
+        self.pool = pool
+        self.limits = limits
+        self._gate = gate
+        self.counter = VirtualTokenCounter()
+        self._queues: dict[Flow, deque[Sequence]] = {}
+        self.running: dict[RequestId, Sequence] = {}  # in order of admission
+        self._steps = 0
+        self._has_refused = False  # some queued sequence may have been looked past; spares a scan in most steps
+
+    # ── the queue ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def num_waiting(self) -> int:
+        return sum(len(queue) for queue in self._queues.values())
+
+    def waiting(self) -> Iterator[Sequence]:
+        """Every queued sequence, flow by flow, each flow in order of arrival."""
+        for queue in self._queues.values():
+            yield from queue
+
+    def enqueue(self, sequence: Sequence) -> None:
+        """Add a sequence that is ready to run to its flow's queue."""
+        self._queue_of(sequence.request.flow).append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it is, and free its blocks."""
+        if self.running.pop(sequence.request.id, None) is None:
+            queue = self._queues.get(sequence.request.flow)
+            if queue is not None and sequence in queue:
+                queue.remove(sequence)
+                self._drop_if_empty(sequence.request.flow)
+        self.pool.release(sequence.drop_blocks())
+
+    # ── the plan ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def plan(self) -> Plan:
+        """Decide the next step and reserve its blocks. Deterministic: equal histories give equal plans."""
+        self._steps += 1
+        if self._steps % PRUNE_STEPS == 0:
+            self.counter.prune({*self._queues, *(sequence.request.flow for sequence in self.running.values())})
+        preempted = self._make_room()
+        rows = self.limits.max_rows
+        chunks: list[Chunk] = []
+        # Decoding sequences have one row to go; the stable sort keeps the order of admission within both groups.
+        for sequence in sorted(self.running.values(), key=lambda running: running.remaining > 1):
+            rows = self._add_chunk(chunks, sequence, rows)
+        admitted: list[RequestId] = []
+        starving = self._starving()
+        while rows > 0 and len(self.running) < self.limits.max_running:
+            newcomer = self._admit_next(starving)
+            if newcomer is None:
+                break
+            admitted.append(newcomer.request.id)
+            rows = self._add_chunk(chunks, newcomer, rows)
+        return Plan(self._steps, tuple(chunks), tuple(admitted), tuple(preempted))
+
+    def commit(self, chunk: Chunk) -> Sequence:
+        """Record that a chunk was computed: its full blocks become findable by other requests."""
+        sequence = self.running[chunk.request_id]
+        sequence.computed = chunk.stop
+        full = chunk.stop // self.pool.block_size
+        if full > sequence.published:
+            keys = sequence.prefix_keys(full, self.pool.block_size)
+            for index in range(sequence.published, full):
+                self.pool.publish(sequence.blocks[index], keys[index])
+            sequence.published = full
+        return sequence
+
+    # ── steps of the plan ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _make_room(self) -> list[RequestId]:
+        """Give every running sequence the blocks its tokens need; the newest give theirs up when there are none."""
+        preempted: list[RequestId] = []
+        for sequence in list(self.running.values()):
+            while sequence.request.id in self.running:
+                missing = self._blocks_for(len(sequence.tokens)) - len(sequence.blocks)
+                blocks = self.pool.allocate(missing) if missing > 0 else []
+                if blocks is not None:
+                    sequence.add_blocks(blocks)
+                    break
+                # The oldest is never the victim of another, and one alone always fits (checked when submitted).
+                victim = next(reversed(self.running.values()))
+                self._preempt(victim)
+                preempted.append(victim.request.id)
+        return preempted
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Free a sequence's blocks and put it at the head of its flow's queue; it keeps its adapter pinned."""
+        del self.running[sequence.request.id]
+        self.pool.release(sequence.drop_blocks())
+        self._queue_of(sequence.request.flow).appendleft(sequence)
+
+    def _add_chunk(self, chunks: list[Chunk], sequence: Sequence, rows: int) -> int:
+        """Plan as much of the sequence's remaining work as fits in `rows`; return the rows left."""
+        count = min(sequence.remaining, rows)
+        if count == 0:
+            return rows
+        start, stop = sequence.computed, sequence.computed + count
+        is_sampled = stop == len(sequence.tokens)
+        chunks.append(Chunk(sequence.request.id, start, stop, is_sampled))
+        new_prompt = max(0, min(stop, sequence.num_prompt) - max(start, sequence.charged))
+        sequence.charged = max(sequence.charged, min(stop, sequence.num_prompt))
+        self.counter.charge(sequence.request.flow, prompt_tokens=new_prompt, completion_tokens=int(is_sampled))
+        return rows - count
+
+    def _admit_next(self, starving: Sequence | None) -> Sequence | None:
+        """Start the next sequence in fair order, or return None if none can start now."""
+        refused: set[AdapterRef] = set()
+        for sequence in self._fair_order():
+            adapter = sequence.request.adapter
+            if adapter is not None and sequence.placed is None:
+                is_held_back = starving is not None and adapter != starving.request.adapter
+                if is_held_back or adapter in refused:
+                    continue
+                if not self._gate.pin(sequence):
+                    refused.add(adapter)
+                    if sequence.refused_at is None:
+                        sequence.refused_at = self._steps
+                    self._has_refused = True
+                    if len(refused) >= MAX_LOOKED_PAST:
+                        return None
+                    continue
+            elif sequence.root is None:
+                self._gate.pin(sequence)
+            if not self._take_blocks(sequence):
+                if sequence.cached_tokens is None:
+                    self._gate.unpin(sequence)
+                return None
+            self._leave_queue(sequence)
+            return sequence
+        return None
+
+    def _starving(self) -> Sequence | None:
+        """The queued sequence that has been looked past for the most steps, once they are too many."""
+        if not self._has_refused:
+            return None
+        refused = [sequence for sequence in self.waiting() if sequence.refused_at is not None]
+        self._has_refused = bool(refused)
+        first = min(refused, key=lambda sequence: sequence.refused_at or 0, default=None)
+        return first if first is not None and self._steps - (first.refused_at or 0) >= PATIENCE_STEPS else None
+
+    def _fair_order(self) -> Iterator[Sequence]:
+        """Queued sequences: flows from the least to the most served, each flow in order of arrival."""
+        for flow in sorted(self._queues, key=self.counter.served):
+            yield from list(self._queues[flow])
+
+    def _take_blocks(self, sequence: Sequence) -> bool:
+        """Reserve blocks for all of the sequence's tokens, reusing cached ones; False (and no change) if none fit."""
+        size = self.pool.block_size
+        # The last token is always computed: its logits are what the step is for.
+        keys = sequence.prefix_keys((len(sequence.tokens) - 1) // size, size)
+        reused = self.pool.match(keys)
+        missing = self._blocks_for(len(sequence.tokens)) - len(reused)
+        if self.pool.free_after_holding(reused) < missing:
+            return False
+        self.pool.hold(reused)
+        fresh = self.pool.allocate(missing)
+        if fresh is None:
+            raise AssertionError("blocks counted as free were not there")
+        sequence.add_blocks(reused)
+        sequence.add_blocks(fresh)
+        sequence.published = len(reused)
+        sequence.computed = len(reused) * size
+        sequence.charged = max(sequence.charged, min(sequence.computed, sequence.num_prompt))
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = min(sequence.computed, sequence.num_prompt)
+        return True
+
+    def _leave_queue(self, sequence: Sequence) -> None:
+        flow = sequence.request.flow
+        self._queues[flow].remove(sequence)
+        self._drop_if_empty(flow)
+        sequence.refused_at = None
+        self.running[sequence.request.id] = sequence
+        self.counter.leave(flow)
+
+    def _queue_of(self, flow: Flow) -> "deque[Sequence]":
+        if flow not in self._queues:
+            self.counter.arrive(flow, self._queues)
+            self._queues[flow] = deque()
+        return self._queues[flow]
+
+    def _drop_if_empty(self, flow: Flow) -> None:
+        if not self._queues[flow]:
+            del self._queues[flow]
+
+    def _blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.pool.block_size)

@@ -1,0 +1,256 @@
+"""An engine whose model is a checksum and whose KV cache is a dictionary: every law of batching without arithmetic.
+
+The simulated runner writes (root, position, token) into the slot the plan gives a row, and before it draws a token it
+reads the whole sequence back through its blocks. A block shared with the wrong adapter, reused too early or forgotten
+shows at once, and the token drawn is a function of (adapter, tokens) alone, so any change of batch must not change it.
+"""
+
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.clock import ManualClock
+from manylora.engine.adapter_port import AdapterState, StoreStats
+from manylora.engine.blocks import BlockPool
+from manylora.engine.engine import AdapterPins, Engine, EngineLimits
+from manylora.engine.events import Finished, FinishReason, StepEvents
+from manylora.engine.request import Request, SamplingParams, StopParams
+from manylora.engine.sampler import Drawn
+from manylora.engine.scheduler import Plan, Scheduler, StepLimits
+from manylora.engine.sequence import Sequence
+from manylora.errors import AdapterCorrupt, ManyloraError
+from manylora.ids import Digest, Flow, RequestId
+from manylora.kernels.interface import PlacedAdapter
+
+VOCAB = 97
+
+
+def next_token(identity: str, tokens: Iterable[int]) -> int:
+    """The simulated model: a checksum of who speaks and what was said."""
+    return zlib.crc32(f"{identity}|{list(tokens)}".encode()) % VOCAB
+
+
+class SimulatedRunner:
+    """Stands in for `Runner`; raises AssertionError when the cache does not hold what the sequence computed."""
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self.slots: dict[int, tuple[bytes | None, int, int]] = {}
+        self.plans: list[Plan] = []
+        self.fail_next = False
+        self.poisoned: set[RequestId] = set()
+
+    def run(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> dict[RequestId, Drawn]:
+        self.plans.append(plan)
+        if self.fail_next:
+            self.fail_next = False
+            raise RuntimeError("the step failed")
+        for chunk in plan.chunks:
+            sequence = running[chunk.request_id]
+            for position in range(chunk.start, chunk.stop):
+                self.slots[self._slot(sequence, position)] = (sequence.root, position, sequence.tokens[position])
+        drawn: dict[RequestId, Drawn] = {}
+        for chunk in plan.chunks:
+            if chunk.is_sampled:
+                sequence = running[chunk.request_id]
+                self._read_back(sequence)
+                identity = "" if sequence.placed is None else sequence.placed.digest
+                is_finite = chunk.request_id not in self.poisoned
+                drawn[chunk.request_id] = Drawn(token_id=next_token(identity, sequence.tokens), is_finite=is_finite)
+        return drawn
+
+    def _slot(self, sequence: Sequence, position: int) -> int:
+        return int(sequence.block_ids[position // self.block_size]) * self.block_size + position % self.block_size
+
+    def _read_back(self, sequence: Sequence) -> None:
+        for position, token in enumerate(sequence.tokens):
+            assert self.slots[self._slot(sequence, position)] == (sequence.root, position, token)
+
+
+@dataclass
+class SimulatedStore:
+    """Stands in for the adapter store: loads take `polls_to_load` polls, the bank holds `capacity` adapters."""
+
+    capacity: int = 4
+    polls_to_load: int = 2
+    failing: set[str] = field(default_factory=set)
+    resident: dict[AdapterRef, PlacedAdapter] = field(default_factory=dict)
+    pins: dict[str, int] = field(default_factory=dict)
+    loading: dict[AdapterRef, int] = field(default_factory=dict)
+    host: set[AdapterRef] = field(default_factory=set)
+    failed: dict[AdapterRef, ManyloraError] = field(default_factory=dict)
+    version: int = 0
+
+    def want(self, ref: AdapterRef) -> AdapterState:
+        if ref in self.failed:
+            return AdapterState.FAILED
+        if ref in self.resident:
+            return AdapterState.ON_DEVICE
+        if ref in self.host:
+            return AdapterState.IN_HOST
+        if ref not in self.loading:
+            self.loading[ref] = self.polls_to_load
+            return AdapterState.ABSENT
+        return AdapterState.FETCHING
+
+    def poll(self) -> None:
+        for ref in list(self.loading):
+            self.loading[ref] -= 1
+            if self.loading[ref] <= 0:
+                del self.loading[ref]
+                if ref.id in self.failing:
+                    self.failed[ref] = AdapterCorrupt(f"Adapter '{ref.id}' cannot be read: it is broken")
+                else:
+                    self.host.add(ref)
+
+    def pin(self, ref: AdapterRef) -> PlacedAdapter | None:
+        if ref not in self.resident:
+            if ref not in self.host or not self._make_room():
+                return None
+            digest = Digest(f"{ref.id}@{self.version}")
+            table = np.zeros((1, 7, 3), dtype=np.int64)
+            self.resident[ref] = PlacedAdapter(digest, torch.zeros(8), table)
+        placed = self.resident[ref]
+        self.pins[placed.digest] = self.pins.get(placed.digest, 0) + 1
+        return placed
+
+    def _make_room(self) -> bool:
+        while len(self.resident) >= self.capacity:
+            idle = [ref for ref, placed in self.resident.items() if not self.pins.get(placed.digest)]
+            if not idle:
+                return False
+            del self.resident[idle[0]]
+        return True
+
+    def unpin(self, placed: PlacedAdapter) -> None:
+        self.pins[placed.digest] -= 1
+        assert self.pins[placed.digest] >= 0, "unpinned more often than pinned"
+
+    def failure(self, ref: AdapterRef) -> ManyloraError | None:
+        return self.failed.get(ref)
+
+    def loaded_bytes(self, placed: PlacedAdapter) -> int:
+        return placed.num_bytes
+
+    def stats(self) -> StoreStats:
+        return StoreStats(
+            bank_bytes_total=self.capacity,
+            bank_bytes_used=len(self.resident),
+            host_bytes_used=0,
+            disk_bytes_used=0,
+            on_device=len(self.resident),
+            in_host=len(self.host),
+            on_disk=0,
+            loads=0,
+            failures=len(self.failed),
+            evictions=0,
+        )
+
+
+class World:
+    """A simulated engine, with what a test wants to look at."""
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int = 64,
+        block_size: int = 4,
+        max_rows: int = 32,
+        max_running: int = 8,
+        store: SimulatedStore | None = None,
+        prefix_cache: bool = True,
+        max_waiting: int = 10_000,
+    ) -> None:
+        self.clock = ManualClock()
+        self.store = store or SimulatedStore()
+        self.pool = BlockPool(num_blocks, block_size, prefix_cache=prefix_cache)
+        self.runner = SimulatedRunner(block_size)
+        pins = AdapterPins(self.store)
+        self.scheduler = Scheduler(self.pool, StepLimits(max_rows=max_rows, max_running=max_running), pins)
+        self.engine = Engine(
+            scheduler=self.scheduler,
+            runner=self.runner,  # type: ignore[arg-type] # a simulation of the same one method
+            store=self.store,
+            pins=pins,
+            clock=self.clock,
+            limits=EngineLimits(max_model_len=4096, vocab=VOCAB, max_waiting=max_waiting, max_queue_s=1e9),
+            end_of_sequence=(),
+            open_text=_no_text,
+        )
+        self.tokens: dict[RequestId, list[int]] = {}
+        self.finished: dict[RequestId, Finished] = {}
+        self._submitted = 0
+
+    def submit(
+        self,
+        prompt: Iterable[int],
+        *,
+        adapter: str | None = None,
+        flow: str = "a",
+        salt: str = "",
+        budget: int = 4,
+        stop_tokens: tuple[int, ...] = (),
+    ) -> RequestId:
+        self._submitted += 1
+        request_id = RequestId(f"r{self._submitted}")
+        self.engine.submit(
+            Request(
+                id=request_id,
+                flow=Flow(flow),
+                salt=salt,
+                tokens=tuple(prompt),
+                adapter=None if adapter is None else AdapterRef(SourceName.LOCAL, adapter),
+                sampling=SamplingParams(temperature=0.0),
+                stop=StopParams(max_new_tokens=budget, stop_token_ids=stop_tokens),
+            )
+        )
+        return request_id
+
+    def step(self) -> StepEvents:
+        """One step; every event is checked against the ones before it."""
+        events = self.engine.step()
+        for token in events.tokens:
+            assert token.request_id not in self.finished, "a token after the end"
+            self.tokens.setdefault(token.request_id, []).append(token.token_id)
+        for end in events.finished:
+            assert end.request_id not in self.finished, "a request ended twice"
+            self.finished[end.request_id] = end
+        self.pool.check()
+        return events
+
+    def run(self, max_steps: int = 5_000) -> None:
+        """Step until idle; the engine must then hold nothing."""
+        for _ in range(max_steps):
+            if not self.engine.has_work:
+                break
+            self.step()
+        assert not self.engine.has_work, f"still busy after {max_steps} steps"
+        self.engine.check()
+        assert not any(self.store.pins.values()), "an idle engine holds pins"
+
+    def abort(self, request_id: RequestId) -> None:
+        self.engine.abort(request_id, FinishReason.DISCONNECT)
+
+
+def _no_text() -> "NoText":
+    return NoText()
+
+
+class NoText:
+    """The simulation has no tokenizer: a token's text is its number in angle brackets."""
+
+    def push(self, token_id: int) -> str:
+        return f"<{token_id}>"
+
+
+def alone(prompt: Iterable[int], identity: str, budget: int) -> list[int]:
+    """What the simulated model generates for one request with nobody else there."""
+    tokens = list(prompt)
+    start = len(tokens)
+    for _ in range(budget):
+        tokens.append(next_token(identity, tokens))
+    return tokens[start:]

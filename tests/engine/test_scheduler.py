@@ -1,0 +1,161 @@
+"""What the scheduler decides, in plain integers."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manylora.engine.fairness import COMPLETION_WEIGHT, PROMPT_WEIGHT, VirtualTokenCounter
+from manylora.engine.scheduler import PATIENCE_STEPS
+from manylora.ids import Flow
+from tests.engine.simulation import SimulatedStore, World
+
+
+def test_the_scheduler_imports_no_torch() -> None:
+    code = "import sys, manylora.engine.scheduler; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_plan_is_data() -> None:
+    world = World()
+    world.submit(range(5))
+    world.step()
+    plan = world.runner.plans[0]
+    assert json.loads(json.dumps(dataclasses.asdict(plan))) == {
+        "number": 1,
+        "chunks": [{"request_id": "r1", "start": 0, "stop": 5, "is_sampled": True}],
+        "admitted": ["r1"],
+        "preempted": [],
+    }
+
+
+def test_a_long_prompt_is_cut_into_chunks_and_streams_keep_moving() -> None:
+    world = World(max_rows=8, num_blocks=64)
+    reader = world.submit([1], budget=20)
+    world.step()
+    world.submit(range(60), budget=1)
+    for _ in range(8):
+        before = len(world.tokens[reader])
+        world.step()
+        assert len(world.tokens[reader]) == before + 1
+        assert world.runner.plans[-1].num_rows <= 8
+    world.run()
+
+
+def test_any_mix_of_adapters_and_base_rows_shares_a_step() -> None:
+    world = World(store=SimulatedStore(capacity=3, polls_to_load=1))
+    for adapter in (None, "one", "two", "three"):
+        world.submit(range(3), adapter=adapter, budget=10)
+    for _ in range(5):
+        world.step()
+    assert len(world.runner.plans[-1].chunks) == 4
+
+
+def test_a_request_whose_adapter_is_loading_holds_nobody_up() -> None:
+    world = World(store=SimulatedStore(polls_to_load=50))
+    slow = world.submit([1], adapter="slow")
+    quick = world.submit([1], budget=3)
+    for _ in range(6):
+        world.step()
+    assert quick in world.finished
+    assert slow not in world.finished
+    world.run()
+    assert len(world.tokens[slow]) == 4
+
+
+def test_a_full_bank_is_back_pressure_not_an_error() -> None:
+    world = World(max_running=8, store=SimulatedStore(capacity=2, polls_to_load=1))
+    requests = [world.submit(range(3), adapter=f"adapter-{index}") for index in range(7)]
+    requests += [world.submit(range(3)) for _ in range(2)]
+    world.run()
+    assert all(len(world.tokens[request]) == 4 for request in requests)
+
+
+def test_a_newcomer_is_not_starved_by_a_stream_of_requests_for_resident_adapters() -> None:
+    world = World(num_blocks=256, max_running=4, store=SimulatedStore(capacity=1, polls_to_load=1))
+    world.submit([1], adapter="old", budget=50)
+    for _ in range(3):
+        world.step()
+    newcomer = world.submit([1], adapter="new", flow="quiet")
+    for _ in range(PATIENCE_STEPS + 120):
+        world.submit([1], adapter="old", budget=50, flow="loud")  # the old adapter never loses its last pin by itself
+        world.step()
+    assert newcomer in world.finished
+
+
+def test_the_newest_sequence_gives_up_its_blocks_first() -> None:
+    world = World(num_blocks=10, max_running=4)
+    oldest = world.submit(range(8), budget=30)
+    world.step()
+    newest = world.submit(range(8), budget=24)
+    while not world.engine.stats().preemptions:
+        world.step()
+    assert world.runner.plans[-1].preempted == (newest,)
+    assert oldest in world.scheduler.running
+    world.run()
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 24), st.integers(1, 10)), min_size=30, max_size=60))
+def test_no_flow_waits_longer_than_its_bound(load: list[tuple[str, int, int]]) -> None:
+    """Two flows that both have requests queued are served alike, within the bound of the paper.
+
+    The bound between two backlogged flows is 2·max(w_p · longest prompt, w_q · KV positions): arXiv 2401.00588,
+    theorem 4.4. Charging in chunks adds at most one step's rows.
+    """
+    world = World(num_blocks=30, max_rows=16, max_running=4, prefix_cache=False)
+    for flow, length, budget in load:
+        world.submit(range(length), flow=flow, budget=budget)
+    bound = 2 * max(PROMPT_WEIGHT * 24, COMPLETION_WEIGHT * world.pool.num_blocks * world.pool.block_size) + 16
+    counter = world.scheduler.counter
+    while world.engine.has_work:
+        world.step()
+        queued = {sequence.request.flow for sequence in world.scheduler.waiting()}
+        if queued == {Flow("a"), Flow("b")}:
+            assert abs(counter.served(Flow("a")) - counter.served(Flow("b"))) <= bound
+
+
+def test_a_flood_does_not_push_a_quiet_flow_to_the_end_of_the_queue() -> None:
+    world = World(max_rows=16, max_running=2)
+    for _ in range(100):
+        world.submit(range(8), flow="flood", budget=4)
+    for _ in range(10):
+        world.step()
+    victim = world.submit(range(8), flow="quiet", budget=4)
+    for _ in range(12):
+        world.step()
+    assert victim in world.finished
+
+
+def test_idling_banks_no_credit() -> None:
+    counter = VirtualTokenCounter()
+    busy, idler = Flow("busy"), Flow("idler")
+    counter.arrive(busy, [])
+    counter.charge(busy, prompt_tokens=1000)
+    counter.arrive(idler, [busy])
+    assert counter.served(idler) == counter.served(busy)
+
+
+def test_debt_is_kept_and_an_empty_queue_lifts_to_the_last_that_left() -> None:
+    counter = VirtualTokenCounter()
+    rich, poor = Flow("rich"), Flow("poor")
+    counter.charge(rich, completion_tokens=500)
+    counter.leave(rich)
+    counter.arrive(poor, [])
+    assert counter.served(poor) == 1000
+    counter.arrive(rich, [poor])
+    assert counter.served(rich) == 1000
+
+
+def test_counters_do_not_grow_with_the_number_of_flows_seen() -> None:
+    counter = VirtualTokenCounter()
+    for index in range(10_000):
+        counter.arrive(Flow(str(index)), [])
+        counter.leave(Flow(str(index)))
+    active = Flow("active")
+    counter.charge(active, prompt_tokens=5)
+    counter.prune({active})
+    assert counter.served(active) == 5
+    assert len(counter) == 1
