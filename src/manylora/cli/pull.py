@@ -1,0 +1,43 @@
+"""`manylora pull`: fetch a base model before it is served."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.progress import Progress, TaskID
+
+_STAGES = {"download": "Downloading", "unpack": "Unpacking", "convert": "Converting"}
+
+
+def pull(
+    name: Annotated[
+        str, typer.Argument(help="A known name, a hub repository (org/name), or a directory to check.")
+    ] = "SmolLM2-135M-Instruct",
+) -> None:
+    """Fetch a base model into the cache, or check that a directory holds one."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from manylora import config
+    from manylora.models.pull import pull as fetch
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        directory = fetch(name, config.cache_dir(config.load_config()), _reporter(bars))
+    typer.echo(directory)
+
+
+def _reporter(bars: "Progress") -> "Callable[[str, int, int], None]":
+    """Return a callback that keeps one bar a stage."""
+    tasks: dict[str, TaskID] = {}
+
+    def report(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(_STAGES.get(stage, stage), total=total, amount="")
+        amount = f"{done} of {total} tensors" if stage == "convert" else f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"
+        bars.update(tasks[stage], completed=done, amount=amount)
+
+    return report

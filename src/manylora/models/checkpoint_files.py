@@ -1,0 +1,154 @@
+"""A base model's safetensors files: what their headers say, checked against the spec, and the base's fingerprint.
+
+Imports without torch. The header of a safetensors file is 8 bytes of length (little-endian) and that many of JSON.
+"""
+
+import hashlib
+import json
+import struct
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from manylora.errors import ModelNotFound, ModelUnsupported
+from manylora.models.spec import ModelSpec, read_json
+
+_MAX_HEADER_BYTES = 100_000_000  # the format's own bound
+_SAMPLE_BYTES = 1 << 20
+_FLOATS = ("BF16", "F16", "F32")
+_SHOWN = 5  # names listed in an error before "and N more"
+
+_PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+EMBED, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of a checkpoint: the file it is in, its dtype as safetensors spells it, its shape."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def layer_tensor_names(layer: int) -> dict[str, str]:
+    """Return the checkpoint's names for one block's tensors, by our short names."""
+    block = f"model.layers.{layer}"
+    names = {short: f"{block}.self_attn.{short}_proj.weight" for short in _PROJECTIONS[:4]}
+    names |= {short: f"{block}.mlp.{short}_proj.weight" for short in _PROJECTIONS[4:]}
+    return names | {
+        "attention_norm": f"{block}.input_layernorm.weight",
+        "mlp_norm": f"{block}.post_attention_layernorm.weight",
+    }
+
+
+def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Return every tensor the model needs, by checkpoint name, with its shape."""
+    block: dict[str, tuple[int, ...]] = dict(zip(_PROJECTIONS, spec.projection_shapes, strict=True))
+    block |= {"attention_norm": (spec.hidden,), "mlp_norm": (spec.hidden,)}
+    shapes: dict[str, tuple[int, ...]] = {EMBED: (spec.vocab, spec.hidden), FINAL_NORM: (spec.hidden,)}
+    if not spec.tie_embeddings:
+        shapes[HEAD] = (spec.vocab, spec.hidden)
+    for layer in range(spec.num_layers):
+        shapes |= {name: block[short] for short, name in layer_tensor_names(layer).items()}
+    return shapes
+
+
+def read_entries(directory: Path) -> dict[str, TensorEntry]:
+    """Return every tensor of the model's files: `model.safetensors`, or the shards its index names."""
+    entries: dict[str, TensorEntry] = {}
+    for file in weight_files(directory):
+        for name, (dtype, shape) in _read_header(file).items():
+            if name in entries:
+                raise ModelUnsupported(f"{name} is in {entries[name].file.name} and again in {file.name}")
+            entries[name] = TensorEntry(file, dtype, shape)
+    return entries
+
+
+def weight_files(directory: Path) -> tuple[Path, ...]:
+    """Return the safetensors files, sorted by name. Raises `ModelNotFound` saying what is missing."""
+    index = directory / "model.safetensors.index.json"
+    single = directory / "model.safetensors"
+    if single.is_file():
+        return (single,)
+    if not index.is_file():
+        pickled = sorted(file.name for file in directory.glob("*.bin"))
+        hint = f"; {pickled[0]} is pickled and never opened: convert it to safetensors" if pickled else ""
+        raise ModelNotFound(f"{directory} has neither {single.name} nor {index.name}{hint}")
+    names = sorted(set(map(str, read_json(index).get("weight_map", {}).values())))
+    for name in names:
+        if Path(name).name != name:
+            raise ModelUnsupported(f"{index} names a file outside its directory: {name!r}")
+        if not (directory / name).is_file():
+            raise ModelNotFound(f"{directory} lacks {name}, which {index.name} names; fetch the model again")
+    if not names:
+        raise ModelUnsupported(f"{index} names no files")
+    return tuple(directory / name for name in names)
+
+
+def check_entries(entries: dict[str, TensorEntry], spec: ModelSpec) -> None:
+    """Compare names, shapes and dtypes with the spec. Raises `ModelUnsupported` listing what differs."""
+    expected = expected_shapes(spec)
+    # Old files carry the rotary frequencies; files of a tied model may carry the head a second time.
+    ignored = {name for name in entries if name.endswith("rotary_emb.inv_freq")} | (
+        {HEAD} if spec.tie_embeddings else set()
+    )
+    if missing := sorted(expected.keys() - entries.keys()):
+        raise ModelUnsupported(f"the checkpoint lacks {_listed(missing)}")
+    if unexpected := sorted(entries.keys() - expected.keys() - ignored):
+        raise ModelUnsupported(f"the checkpoint has tensors this architecture does not use: {_listed(unexpected)}")
+    for name, shape in expected.items():
+        entry = entries[name]
+        if entry.shape != shape:
+            raise ModelUnsupported(f"{name} in {entry.file.name} has shape {entry.shape}; config.json means {shape}")
+        if entry.dtype not in _FLOATS:
+            raise ModelUnsupported(f"{name} in {entry.file.name} is {entry.dtype}; supported: {', '.join(_FLOATS)}")
+
+
+def fingerprint(directory: Path, spec: ModelSpec) -> str:
+    """Return 64 hex digits that name this base: adapters are packed for, and cached under, one fingerprint.
+
+    SHA-256 over the spec and, for each safetensors file, its size, header, and first and last MiB. Reading all of a
+    large base takes minutes; a changed weight in the middle of a file of unchanged size and ends is not seen. That
+    suffices to tell bases apart, and is not a defence against one who forges a base.
+    """
+    digest = hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode())
+    for file in weight_files(directory):
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = _header_length(file, stream.read(8))
+            digest.update(struct.pack("<QQ", size, length))
+            digest.update(stream.read(length))
+            digest.update(stream.read(_SAMPLE_BYTES))
+            stream.seek(max(size - _SAMPLE_BYTES, 8 + length))
+            digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    with file.open("rb") as stream:
+        raw = stream.read(_header_length(file, stream.read(8)))
+    try:
+        header = json.loads(raw)
+        found = {
+            name: (str(entry["dtype"]), tuple(int(size) for size in entry["shape"]), int(entry["data_offsets"][1]))
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ModelUnsupported(f"{file} is not a safetensors file: {error}") from error
+    end = 8 + len(raw) + max((stop for _, _, stop in found.values()), default=0)
+    if file.stat().st_size != end:
+        raise ModelUnsupported(f"{file} has {file.stat().st_size} bytes, its header says {end}; fetch the model again")
+    return {name: (dtype, shape) for name, (dtype, shape, _) in found.items()}
+
+
+def _header_length(file: Path, first: bytes) -> int:
+    length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
+    if not 2 <= length <= min(_MAX_HEADER_BYTES, file.stat().st_size - 8):
+        raise ModelUnsupported(f"{file} is not a safetensors file, or was cut short; fetch the model again")
+    return int(length)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

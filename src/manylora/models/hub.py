@@ -1,0 +1,104 @@
+"""Fetching a base model's files from a Hugging Face hub: weights as safetensors, JSON and the chat template only."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from manylora.errors import ModelNotFound
+from manylora.models.spec import read_spec
+
+Progress = Callable[[str, int, int], None]
+
+# Nothing else is fetched: no code, no pickles, no second copy of the weights in another layout (`consolidated…`).
+_WANTED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*.safetensors",
+)
+
+
+def fetch_repository(repository: str, directory: Path, report: Progress, *, endpoint: str | None = None) -> None:
+    """Fetch the files of `org/name` into `directory`; files already there and unchanged are not fetched again.
+
+    config.json comes first and is checked, so that a model we cannot serve costs no long download.
+    Raises:  `ModelNotFound` if something cannot be fetched, `ModelUnsupported` from the check
+    """
+    with _translated(repository):
+        from huggingface_hub import HfApi, hf_hub_download
+
+        found = HfApi(endpoint=endpoint).model_info(repository, files_metadata=True)
+        sizes = {
+            entry.rfilename: entry.size or 0
+            for entry in found.siblings or ()
+            if any(fnmatch(entry.rfilename, pattern) for pattern in _WANTED)
+        }
+        if not any(name.endswith(".safetensors") for name in sizes):
+            raise ModelNotFound(f"{repository} has no weights as safetensors; pickled weights are never opened")
+        bar = _progress_bar(report, sum(sizes.values()))
+
+        def fetch(name: str) -> None:
+            hf_hub_download(
+                repository, name, revision=found.sha, local_dir=directory, endpoint=endpoint, tqdm_class=bar
+            )
+
+        first = sizes.keys() & {"config.json", "generation_config.json"}
+        for name in sorted(first):
+            fetch(name)
+        read_spec(directory)
+        for name in sorted(sizes.keys() - first):
+            fetch(name)
+    shutil.rmtree(directory / ".cache", ignore_errors=True)  # the client's notes about this download
+
+
+def _progress_bar(report: Progress, total: int) -> type[Any]:
+    """Return a class for the client to make its progress bars of: it draws nothing and reports bytes."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    done = 0
+
+    class Reporter(tqdm):
+        def __init__(self, *args: object, **fields: Any) -> None:  # the client's choice of tqdm's own arguments
+            super().__init__(*args, **{**fields, "disable": True})  # type: ignore[no-untyped-call]  # the client's
+            self.update(fields.get("initial") or 0)
+
+        def update(self, n: float | None = 1) -> None:
+            nonlocal done
+            done += int(n or 0)
+            report("download", min(done, total), total)
+
+    return Reporter
+
+
+@contextmanager
+def _translated(repository: str) -> Iterator[None]:
+    """Turn the client's errors into ours, with what to do."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise ModelNotFound(
+            f"{repository} asks for its licence to be accepted: do so at https://huggingface.co/{repository} and set "
+            "HF_TOKEN to a token of that account"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelNotFound(
+            f"the hub knows no model {repository}, or it is private: check the name, or set HF_TOKEN"
+        ) from error
+    except (errors.EntryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise ModelNotFound(f"a file of {repository} could not be fetched: {error}") from error
+    # Any other status, a connection that fails (the client's HTTPError is its HTTP library's), or a full disk.
+    except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # imported there, not declared
+        raise ModelNotFound(
+            f"{repository} could not be fetched: {error}. Run the same command again to go on where it stopped"
+        ) from error
+    except errors.HFValidationError as error:
+        raise ModelNotFound(f"{repository!r} is not a name on the hub: {error}") from error

@@ -1,0 +1,190 @@
+"""Chat templates: a Jinja program shipped with a base model, run with no powers and bounded work.
+
+Imports without torch. Messages come from strangers; the template itself comes from the base model's files, never from
+an adapter. The sandbox refuses attribute tricks; the bounds below end programs that would run or grow for ever. They
+bound loops, operators and padding, not every filter: a base model is chosen by the operator, as its weights are.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, cast
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from manylora.clock import Clock, SystemClock
+from manylora.errors import TemplateFailed
+
+MAX_OUTPUT_CHARACTERS = 8_000_000
+MAX_LOOP_TURNS = 500_000
+MAX_SECONDS = 2.0
+
+_TICK, _JOIN = "_manylora_tick", "_manylora_join"
+_TURNS_PER_CLOCK_READ = 256
+_MAX_WIDTH = 9_999
+_PRINTF_WIDTH = re.compile(r"%[^a-zA-Z%]*(\*|\d{5})")
+_BRACE_WIDTH = re.compile(r"\{[^}]*(\{|:[^}]*\d{5})")
+# Ways to make a text of any width from a number: the filters are measured, the methods refused.
+_PADDING_FILTERS = ("center", "indent")
+_PADDING_METHODS = {"center", "ljust", "rjust", "zfill", "expandtabs"}
+
+
+class ChatTemplate:
+    """One compiled template. Thread-safe: a render shares nothing with another but the compiled code."""
+
+    def __init__(self, source: str, *, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+        environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        environment.filters["tojson"] = _to_json
+        for name in _PADDING_FILTERS:
+            environment.filters[name] = _measured(environment.filters[name])
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = _strftime_now
+        try:
+            self._template = environment.from_string(_with_bounds(environment.parse(source)))
+        except (TemplateError, RecursionError) as error:
+            raise TemplateFailed(f"the chat template does not compile: {error}") from error
+
+    def render(self, variables: Mapping[str, Any]) -> str:
+        """Return the prompt. Raises `TemplateFailed` with the template's own words, or the bound it ran into."""
+        work = _Work(self._clock)
+        pieces: list[str] = []
+        length = 0
+        try:
+            for piece in self._template.generate({**variables, _TICK: work.tick, _JOIN: _join}):
+                pieces.append(piece)
+                length += len(piece)
+                if length > MAX_OUTPUT_CHARACTERS:
+                    raise _TooMuch(f"over {MAX_OUTPUT_CHARACTERS} characters of output")
+        except _TooMuch as error:
+            raise TemplateFailed(f"the chat template was stopped: {error}") from error
+        except RecursionError as error:
+            raise TemplateFailed("the chat template was stopped: too deep a recursion") from error
+        # A template is someone's program: whatever it raises on these messages is the caller's to see.
+        except Exception as error:
+            text = str(error) or type(error).__name__
+            raise TemplateFailed(f"the chat template refused the messages: {text}", parameter="messages") from error
+        return "".join(pieces)
+
+
+class _TooMuch(Exception):
+    """A bound was reached."""
+
+
+class _Work:
+    """Counts one render's loop turns and macro calls, and now and then looks at the clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._turns = 0
+        self._deadline_s = clock.monotonic_s() + MAX_SECONDS
+
+    def tick(self) -> None:
+        self._turns += 1
+        if self._turns > MAX_LOOP_TURNS:
+            raise _TooMuch(f"over {MAX_LOOP_TURNS} loop turns")
+        if self._turns % _TURNS_PER_CLOCK_READ == 0 and self._clock.monotonic_s() > self._deadline_s:
+            raise _TooMuch(f"over {MAX_SECONDS:g} seconds")
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, with the operators that can make a large value from small ones measured first."""
+
+    intercepted_binops = frozenset(["+", "*", "**", "%"])
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        if isinstance(obj, str) and attr in _PADDING_METHODS:
+            return False
+        return super().is_safe_attribute(obj, attr, value)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        formatting = super().wrap_str_format(value)
+        if formatting is not None:
+            _check_format(value.__self__)  # the format string the method belongs to
+        return formatting
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "*":
+            for sized, times in ((left, right), (right, left)):
+                if isinstance(sized, str | list | tuple) and isinstance(times, int):
+                    _check_length(len(sized) * max(times, 0))
+        elif operator == "+" and isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
+            _check_length(len(left) + len(right))
+        elif operator == "**" and isinstance(left, int | float) and isinstance(right, int | float):
+            _check_length(int(abs(left)).bit_length() * int(abs(right)))
+        elif operator == "%":
+            _check_format(left)
+        return super().call_binop(context, operator, left, right)
+
+
+class _Generation(Extension):
+    """`{% generation %} … {% endgeneration %}` marks the reply for training masks; for serving it is just its body."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it as an instance attribute
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _with_bounds(template: nodes.Template) -> nodes.Template:
+    """Make every loop turn and macro call tick, and every `~` go through `_join`."""
+    for loop in template.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
+        tick = nodes.Call(nodes.Name(_TICK, "load"), [], [], None, None)
+        cast(Any, loop).body.insert(0, nodes.ExprStmt(tick))  # each of the three kinds has a list called body
+    for concat in list(template.find_all(nodes.Concat)):
+        concat.nodes = [nodes.Call(nodes.Name(_JOIN, "load"), concat.nodes, [], None, None)]
+    return template
+
+
+def _join(*parts: object) -> str:
+    texts = [str(part) for part in parts]
+    _check_length(sum(map(len, texts)))
+    return "".join(texts)
+
+
+def _check_length(length: int) -> None:
+    if length > MAX_OUTPUT_CHARACTERS:
+        raise _TooMuch(f"a value of over {MAX_OUTPUT_CHARACTERS} elements")
+
+
+def _check_format(text: object) -> None:
+    """Refuse a format that pads to over four digits, or to a width that is not written in it."""
+    if isinstance(text, str) and (_PRINTF_WIDTH.search(text) or _BRACE_WIDTH.search(text)):
+        raise _TooMuch("a width of over four digits in a format")
+
+
+def _measured(pad: Callable[..., str]) -> Callable[..., str]:
+    """Return a padding filter that looks at its format and its widths first."""
+
+    def measured(text: object, *values: object, **named: object) -> str:
+        _check_format(text)
+        for width in (*values, *named.values()):
+            if isinstance(width, int) and width > _MAX_WIDTH:
+                raise _TooMuch(f"a width of over {_MAX_WIDTH}")
+        return pad(text, *values, **named)
+
+    return measured
+
+
+def _raise_exception(message: object) -> None:
+    raise TemplateError(str(message))
+
+
+def _strftime_now(format_: str) -> str:
+    return datetime.now().astimezone().strftime(format_)
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As models were trained: plain JSON, where Jinja's own filter would escape for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

