@@ -39,3 +39,6 @@ class AdapterStore(Protocol):
         """Bytes loaded to bring this adapter to the device the last time: what its flow is charged for."""
 
     def stats(self) -> StoreStats: ...
+
+    def close(self) -> None:
+        """Stop every loader."""

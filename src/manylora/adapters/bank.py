@@ -1,0 +1,113 @@
+"""The device bank: where adapters lie while rows use them, each at its true rank."""
+
+from collections.abc import Callable, Container
+from typing import Protocol
+
+import torch
+
+from manylora.adapters.image import HostImage
+from manylora.adapters.tiers import HostTier
+from manylora.ids import Digest
+from manylora.kernels.interface import PlacedAdapter
+
+TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class Bank(Protocol):
+    """Adapters on the device under a byte budget; what is pinned is never evicted.
+
+    total_bytes, used_bytes   budget, and the true bytes of what is placed or about to be
+    used_rows                 rank rows placed: the sum of all ranks of all placed adapters
+    """
+
+    total_bytes: int
+
+    @property
+    def used_bytes(self) -> int: ...
+
+    @property
+    def used_rows(self) -> int: ...
+
+    @property
+    def num_placed(self) -> int: ...
+
+    def __contains__(self, digest: object) -> bool: ...
+
+    def reserve(
+        self, digest: Digest, num_bytes: int, evict: Callable[[Digest], None], keep: Container[Digest] = ()
+    ) -> bool:
+        """Make room for an adapter about to be read. False, and nothing evicted, if pins or `keep` leave too little."""
+
+    def place(self, image: HostImage) -> None:
+        """Fill a reservation."""
+
+    def remove(self, digest: Digest) -> None:
+        """Give back a reservation that came to nothing, or an adapter nobody pins."""
+
+    def pin(self, digest: Digest) -> PlacedAdapter | None:
+        """Hold a placed adapter where it is; None if it is not here."""
+
+    def unpin(self, digest: Digest) -> None: ...
+
+    def is_pinned(self, digest: Digest) -> bool: ...
+
+
+class CpuBank:
+    """The bank of a CPU: the image in host memory itself, so that no weight is held twice."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self.total_bytes = total_bytes
+        self._host = HostTier(total_bytes)
+        self._placed: dict[Digest, tuple[PlacedAdapter, int]] = {}  # with its rank rows
+        self._rows = 0
+
+    @property
+    def used_bytes(self) -> int:
+        return self._host.shelf.used_bytes
+
+    @property
+    def used_rows(self) -> int:
+        return self._rows
+
+    @property
+    def num_placed(self) -> int:
+        return len(self._placed)
+
+    def __contains__(self, digest: object) -> bool:
+        return digest in self._placed
+
+    def reserve(
+        self, digest: Digest, num_bytes: int, evict: Callable[[Digest], None], keep: Container[Digest] = ()
+    ) -> bool:
+        def displace(victim: Digest) -> None:
+            self._rows -= self._placed.pop(victim)[1]
+            evict(victim)
+
+        return self._host.reserve(digest, num_bytes, displace, keep)
+
+    def place(self, image: HostImage) -> None:
+        dtype = TORCH_DTYPES[image.facts.dtype]
+        elements = image.num_bytes // dtype.itemsize
+        weights = torch.frombuffer(image.body, dtype=dtype, count=elements) if elements else torch.empty(0, dtype=dtype)
+        self._placed[image.digest] = (PlacedAdapter(image.digest, weights, image.table), image.num_rows)
+        self._rows += image.num_rows
+        self._host.put(image)
+
+    def remove(self, digest: Digest) -> None:
+        assert digest not in self._placed or not self.is_pinned(digest), "a pinned adapter stays"
+        self._host.remove(digest)
+        if digest in self._placed:
+            self._rows -= self._placed.pop(digest)[1]
+
+    def pin(self, digest: Digest) -> PlacedAdapter | None:
+        found = self._placed.get(digest)
+        if found is None:
+            return None
+        self._host.shelf.pin(digest)
+        return found[0]
+
+    def unpin(self, digest: Digest) -> None:
+        self._host.shelf.unpin(digest)
+
+    def is_pinned(self, digest: Digest) -> bool:
+        return self._host.shelf.is_pinned(digest)

@@ -1,0 +1,43 @@
+"""What an adapter must fit: the shapes of the base model's layers. Read without torch."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+PROJECTION_PATHS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+"""The seven linear layers of a Llama block, in the order of `kernels.interface.Projection`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseShape:
+    """The base model as an adapter sees it.
+
+    name         for error messages
+    fingerprint  identity of the base's weights; part of every adapter's digest
+    projections  (out, in) of each linear layer, in the order of `PROJECTION_PATHS`; None where the base has none
+                 (the feed-forward layers of a mixture of experts)
+    """
+
+    name: str
+    fingerprint: str
+    num_layers: int
+    hidden: int
+    vocab: int
+    projections: tuple[tuple[int, int] | None, ...]
+
+    def to_json(self) -> dict[str, Any]:  # JSON values of several types
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "BaseShape":  # JSON values of several types
+        shapes = tuple(None if shape is None else (shape[0], shape[1]) for shape in fields["projections"])
+        return cls(**{**fields, "projections": shapes})

@@ -1,0 +1,188 @@
+"""The packed image: one file that holds an adapter's weights as the device bank wants them.
+
+header   96 bytes     magic, version, sizes, digest, checksum of everything (taken with itself as 0)
+table    int64        (layers, 7, 3) in C order: (offset of A, offset of B, rank) in elements of the body
+body     64-aligned   A (rank, in) and B transposed (rank, out), scale folded in, each on a 64-byte boundary
+"""
+
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from manylora.adapters.base_shape import PROJECTION_PATHS, BaseShape
+from manylora.ids import Digest
+
+IMAGE_SUFFIX = ".img"
+NAME_SUFFIX = ".name"
+TEMPORARY_SUFFIX = ".tmp"
+MAGIC = b"MLORAIMG"
+VERSION = 1
+ALIGNMENT_BYTES = 64
+HEADER_BYTES = 96
+ITEM_BYTES = {"bfloat16": 2, "float32": 4}
+_DTYPE_CODES = {"bfloat16": 1, "float32": 2}
+_HEADER = struct.Struct("<8sIIIIQI32s")
+_CHUNK_BYTES = 1 << 20
+
+Table = np.ndarray[Any, np.dtype[np.int64]]
+Ranks = Mapping[tuple[int, int], int]
+"""(layer, projection) → rank, for those that have one."""
+
+
+class ImageDamaged(ValueError):
+    """The file is not a whole packed image; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What an image's header tells without reading its weights."""
+
+    digest: Digest
+    dtype: str
+    num_layers: int
+    body_bytes: int
+    checksum: int
+
+    @property
+    def table_bytes(self) -> int:
+        return self.num_layers * len(PROJECTION_PATHS) * 3 * 8
+
+    @property
+    def file_bytes(self) -> int:
+        return body_start(self.num_layers) + self.body_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HostImage:
+    """An image in host memory. `body` is page-aligned anonymous memory of `facts.body_bytes` bytes or one page."""
+
+    facts: ImageFacts
+    table: Table
+    body: mmap.mmap
+
+    @property
+    def digest(self) -> Digest:
+        return self.facts.digest
+
+    @property
+    def num_bytes(self) -> int:
+        return self.facts.body_bytes
+
+    @property
+    def num_rows(self) -> int:
+        """Rank rows: the sum of all ranks."""
+        return int(self.table[:, :, 2].sum())
+
+
+def image_name(digest: Digest, dtype: str) -> str:
+    """The image's file name in the disk tier."""
+    return f"{digest}.{dtype}{IMAGE_SUFFIX}"
+
+
+def body_start(num_layers: int) -> int:
+    return _aligned(HEADER_BYTES + num_layers * len(PROJECTION_PATHS) * 3 * 8)
+
+
+def lay_out(shape: BaseShape, ranks: Ranks, dtype: str) -> tuple[Table, int]:
+    """Return the table for these ranks and the number of elements in the body."""
+    table = np.zeros((shape.num_layers, len(PROJECTION_PATHS), 3), dtype=np.int64)
+    step = ALIGNMENT_BYTES // ITEM_BYTES[dtype]
+    end = 0
+    for (layer, projection), rank in sorted(ranks.items()):
+        sizes = shape.projections[projection]
+        assert sizes is not None  # checked when the ranks were read
+        offset_a = end
+        offset_b = offset_a + -(-rank * sizes[1] // step) * step
+        end = offset_b + -(-rank * sizes[0] // step) * step
+        table[layer, projection] = (offset_a, offset_b, rank)
+    return table, end
+
+
+def largest_file_bytes(weights_bytes: int, shape: BaseShape, dtype: str) -> int:
+    """A bound on the image of a weights file of `weights_bytes`, known before the file is opened."""
+    padding = shape.num_layers * len(PROJECTION_PATHS) * 2 * ALIGNMENT_BYTES
+    return body_start(shape.num_layers) + weights_bytes * ITEM_BYTES[dtype] // 2 + padding
+
+
+def write_image(path: Path, *, digest: Digest, dtype: str, table: Table, body: memoryview) -> ImageFacts:
+    """Write an image to `path` and fsync it. The caller renames it into place, so that no reader sees half of one."""
+    raw_table = table.astype("<i8").tobytes()
+    padding = bytes(body_start(len(table)) - HEADER_BYTES - len(raw_table))
+    facts = ImageFacts(digest, dtype, len(table), body.nbytes, 0)
+    checksum = zlib.crc32(body, zlib.crc32(raw_table + padding, zlib.crc32(_header(facts))))
+    facts = replace(facts, checksum=checksum)
+    with path.open("wb", buffering=0) as file:
+        _write_all(file.fileno(), _header(facts) + raw_table + padding)
+        _write_all(file.fileno(), body)
+        os.fsync(file.fileno())
+    return facts
+
+
+def read_facts(path: Path) -> ImageFacts:
+    """Read an image's header. Raises `ImageDamaged`, or `OSError` when there is no such file."""
+    with path.open("rb", buffering=0) as file:
+        return _facts(file.read(HEADER_BYTES), os.fstat(file.fileno()).st_size)
+
+
+def read_image(path: Path) -> HostImage:
+    """Read a whole image into fresh memory and verify its checksum. Raises as `read_facts`."""
+    with path.open("rb", buffering=0) as file:
+        facts = _facts(file.read(HEADER_BYTES), os.fstat(file.fileno()).st_size)
+        head = _read_exactly(file.fileno(), HEADER_BYTES, body_start(facts.num_layers) - HEADER_BYTES)
+        checksum = zlib.crc32(head, zlib.crc32(_header(replace(facts, checksum=0))))
+        body = mmap.mmap(-1, max(facts.body_bytes, mmap.PAGESIZE))
+        with memoryview(body)[: facts.body_bytes] as view:
+            for start in range(0, facts.body_bytes, _CHUNK_BYTES):
+                chunk = view[start : start + _CHUNK_BYTES]
+                if os.preadv(file.fileno(), [chunk], body_start(facts.num_layers) + start) != len(chunk):
+                    raise ImageDamaged("the file ends early")
+                checksum = zlib.crc32(chunk, checksum)
+                chunk.release()
+    if checksum != facts.checksum:
+        raise ImageDamaged("the checksum does not match")
+    table = np.frombuffer(head[: facts.table_bytes], dtype="<i8").astype(np.int64)
+    return HostImage(facts, table.reshape(facts.num_layers, len(PROJECTION_PATHS), 3), body)
+
+
+def _header(facts: ImageFacts) -> bytes:
+    fields = (_DTYPE_CODES[facts.dtype], facts.num_layers, 0, facts.body_bytes, facts.checksum)
+    return _HEADER.pack(MAGIC, VERSION, *fields, bytes.fromhex(facts.digest)).ljust(HEADER_BYTES, b"\0")
+
+
+def _facts(header: bytes, file_bytes: int) -> ImageFacts:
+    if len(header) < HEADER_BYTES:
+        raise ImageDamaged("shorter than its header")
+    magic, version, code, num_layers, _, body_bytes, checksum, digest = _HEADER.unpack_from(header)
+    dtype = {number: name for name, number in _DTYPE_CODES.items()}.get(code)
+    if magic != MAGIC or version != VERSION or dtype is None:
+        raise ImageDamaged("not an image of this version")
+    facts = ImageFacts(Digest(digest.hex()), dtype, num_layers, body_bytes, checksum)
+    if header != _header(facts):
+        raise ImageDamaged("its reserved bytes are not zero")
+    if facts.file_bytes != file_bytes:
+        raise ImageDamaged(f"{file_bytes} bytes where the header says {facts.file_bytes}")
+    return facts
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+def _write_all(descriptor: int, data: bytes | memoryview) -> None:
+    rest = memoryview(data).cast("B")
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _read_exactly(descriptor: int, start: int, num_bytes: int) -> bytes:
+    data = os.pread(descriptor, num_bytes, start)
+    if len(data) != num_bytes:
+        raise ImageDamaged("the file ends early")
+    return data

@@ -1,0 +1,74 @@
+"""Loaders that do nothing by themselves: every load and every read ends when, and as, the test says."""
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+
+from manylora.adapters.base_shape import PROJECTION_PATHS
+from manylora.adapters.image import HostImage, ImageFacts
+from manylora.adapters.jobs import Ingested, IngestFailure, IngestJob
+from manylora.adapters.reading import ReadImage
+from manylora.errors import ManyloraError
+from manylora.ids import Digest
+
+
+class ManualIngest:
+    """An `Ingest` whose jobs wait in `jobs` for `finish` or `fail`."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[int, IngestJob] = {}
+        self.num_submitted = 0
+        self._ended: list[Ingested | IngestFailure] = []
+
+    def submit(self, job: IngestJob) -> None:
+        self.jobs[job.number] = job
+        self.num_submitted += 1
+
+    def finish(self, number: int, facts: ImageFacts) -> None:
+        """Let a job end with an image of these facts; no file is written."""
+        del self.jobs[number]
+        self._ended.append(Ingested(number, facts, 0, (), {}))
+
+    def fail(self, number: int, error: ManyloraError) -> None:
+        del self.jobs[number]
+        self._ended.append(IngestFailure(number, error))
+
+    def poll(self) -> list[Ingested | IngestFailure]:
+        ended, self._ended = self._ended, []
+        return ended
+
+    def close(self) -> None:
+        self.jobs.clear()
+
+
+class ManualReader:
+    """A `Reader` whose reads wait in `reads` for `finish` or `fail`."""
+
+    def __init__(self) -> None:
+        self.reads: dict[Digest, Path] = {}
+        self._ended: list[ReadImage] = []
+
+    def submit(self, digest: Digest, path: Path) -> None:
+        assert digest not in self.reads, "one adapter is read twice at once"
+        self.reads[digest] = path
+
+    def finish(self, facts: ImageFacts, num_rows: int) -> None:
+        """Let a read end with a blank image of these facts, `num_rows` rank rows in its first layer."""
+        del self.reads[facts.digest]
+        table = np.zeros((facts.num_layers, len(PROJECTION_PATHS), 3), dtype=np.int64)
+        table[0, 0, 2] = num_rows
+        body = mmap.mmap(-1, max(facts.body_bytes, mmap.PAGESIZE))
+        self._ended.append(ReadImage(facts.digest, HostImage(facts, table, body)))
+
+    def fail(self, digest: Digest) -> None:
+        """Let a read find the file gone or damaged."""
+        del self.reads[digest]
+        self._ended.append(ReadImage(digest, None))
+
+    def poll(self) -> list[ReadImage]:
+        ended, self._ended = self._ended, []
+        return ended
+
+    def close(self) -> None:
+        self.reads.clear()

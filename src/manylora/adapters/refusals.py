@@ -1,0 +1,58 @@
+"""How an adapter is refused: the texts a caller sees, each made in one place."""
+
+from dataclasses import dataclass
+
+from manylora.errors import (
+    AdapterCorrupt,
+    AdapterIncompatible,
+    AdapterNotFound,
+    AdapterSourceUnavailable,
+    AdapterTooLarge,
+    AdapterUnsafeFormat,
+    AdapterUnsupported,
+)
+
+CONVERSION_HINT = "convert adapter_model.bin: load it with peft, then `save_pretrained(path)` writes safetensors"
+MAX_SHOWN_CHARACTERS = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Refusals:
+    """Makes the errors about one adapter; raising is the caller's part, so that `from` can name a cause."""
+
+    adapter_id: str
+    source: str
+    base: str = ""
+
+    def not_found(self) -> AdapterNotFound:
+        return AdapterNotFound(f"Adapter '{self.adapter_id}' was not found in source '{self.source}'")
+
+    def incompatible(self, mismatch: str) -> AdapterIncompatible:
+        return AdapterIncompatible(
+            f"Adapter '{self.adapter_id}' is not compatible with model '{self.base}': {mismatch}"
+        )
+
+    def unsupported(self, feature: str) -> AdapterUnsupported:
+        return AdapterUnsupported(f"Adapter '{self.adapter_id}' uses {feature}, which this server does not apply")
+
+    def corrupt(self, why: str) -> AdapterCorrupt:
+        return AdapterCorrupt(f"Adapter '{self.adapter_id}' cannot be read: {why}")
+
+    def unsafe_format(self) -> AdapterUnsafeFormat:
+        return AdapterUnsafeFormat(f"Adapter '{self.adapter_id}' has no safetensors weights ({CONVERSION_HINT})")
+
+    def too_large(self, num_bytes: int, limit_bytes: int) -> AdapterTooLarge:
+        return AdapterTooLarge(f"Adapter '{self.adapter_id}' needs {num_bytes} bytes; the limit is {limit_bytes}")
+
+    def rank_too_large(self, rank: int, limit: int) -> AdapterTooLarge:
+        return AdapterTooLarge(f"Adapter '{self.adapter_id}' has rank {rank}; the limit is {limit}")
+
+    def unavailable(self, why: str) -> AdapterSourceUnavailable:
+        return AdapterSourceUnavailable(f"Source '{self.source}' is unavailable for adapter '{self.adapter_id}': {why}")
+
+
+def shown(value: object) -> str:
+    """`value` as it may stand in a message: hostile text escaped and cut short."""
+    text = value if isinstance(value, str) else repr(value)
+    text = text.encode("unicode_escape").decode()
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"

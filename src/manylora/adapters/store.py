@@ -1,0 +1,402 @@
+"""THE state machine of adapters: wanted, fetched, on disk, in memory, placed, pinned, evicted, failed."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapter_state import AdapterState, StoreStats
+from manylora.adapters.bank import Bank, CpuBank
+from manylora.adapters.base_shape import BaseShape
+from manylora.adapters.image import largest_file_bytes
+from manylora.adapters.jobs import Ingest, Ingested, IngestFailure, IngestJob, IngestSettings
+from manylora.adapters.loaders import ProcessIngest, ThreadedReader
+from manylora.adapters.reading import Reader, ReadImage
+from manylora.adapters.refusals import Refusals
+from manylora.adapters.sources import LocalSource, Located, Source
+from manylora.adapters.tiers import DiskTier
+from manylora.clock import Clock
+from manylora.config import AdaptersConfig
+from manylora.errors import (
+    AdapterCapacity,
+    AdapterLoadTimeout,
+    AdapterReferenceInvalid,
+    AdapterSourceUnavailable,
+    ManyloraError,
+)
+from manylora.ids import Digest
+from manylora.kernels.interface import PlacedAdapter
+
+MAX_NAMES = 4_096
+RELOCATE_S = 1.0
+PATIENCE_S = 0.5
+
+log = logging.getLogger(__name__)
+
+
+class _Name:
+    """What is known of one named adapter. Forgotten when idle; the tiers know its content without it."""
+
+    __slots__ = (
+        "digest",
+        "failure",
+        "is_kept_wanted",
+        "job",
+        "located",
+        "located_s",
+        "ref",
+        "retry_s",
+        "since_s",
+        "turn",
+    )
+
+    def __init__(self, ref: AdapterRef) -> None:
+        self.ref = ref
+        self.located: Located | None = None
+        self.located_s = float("-inf")  # when the source was last asked
+        self.digest: Digest | None = None  # of the located version, once it is known
+        self.job: int | None = None  # the load of the located version, while it is under way
+        self.failure: ManyloraError | None = None
+        self.retry_s = 0.0
+        self.turn = -2  # the number of the poll before which it was last wanted
+        self.since_s: float | None = None  # since when somebody has been waiting
+        self.is_kept_wanted = False  # by `preload`
+
+
+class Store:
+    """Brings wanted adapters to the device and keeps them there while pinned. See `engine.adapter_port.AdapterStore`.
+
+    Thread: one owner calls all methods; loads run in the ingest process and the reader's threads.
+    Versions: a wish looks at its source when a new request may have come; when the content there has changed, new
+    pins wait for the new version and get it, old pins keep theirs.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: BaseShape,
+        dtype: str,
+        sources: Mapping[SourceName, Source],
+        ingest: Ingest,
+        reader: Reader,
+        disk: DiskTier,
+        bank: Bank,
+        clock: Clock,
+        config: AdaptersConfig,
+    ) -> None:
+        self._shape = shape
+        self._dtype = dtype
+        self._sources = sources
+        self._ingest = ingest
+        self._reader = reader
+        self._disk = disk
+        self._bank = bank
+        self._clock = clock
+        self._config = config
+        self._names: OrderedDict[AdapterRef, _Name] = OrderedDict()
+        self._wanted: dict[AdapterRef, _Name] = {}  # in the order of their first wish
+        self._jobs: dict[int, IngestJob] = {}
+        self._reads: set[Digest] = set()
+        self._turn = 0
+        self._next_job = 0
+        self._loads = self._failures = self._evictions = 0
+
+    # ── what the engine calls ────────────────────────────────────────────────────────────────────────────────────
+
+    def want(self, ref: AdapterRef) -> AdapterState:
+        """Ask for an adapter; idempotent, returns at once with its state now."""
+        name = self._name(ref)
+        now_s = self._clock.monotonic_s()
+        is_arrival = name.turn < self._turn - 1
+        if is_arrival:
+            name.since_s = now_s
+        name.turn = self._turn
+        self._wanted.setdefault(ref, name)
+        if is_arrival or now_s - name.located_s >= RELOCATE_S:
+            self._locate(name, now_s)
+        return self._state(name)
+
+    def poll(self) -> None:
+        """Take over what the loaders have finished, and start what may start."""
+        for outcome in self._ingest.poll():
+            self._end_load(outcome)
+        for read in self._reader.poll():
+            self._end_read(read)
+        for ref, name in list(self._wanted.items()):
+            if name.turn < self._turn and not name.is_kept_wanted:
+                del self._wanted[ref]
+                name.since_s = None
+        now_s = self._clock.monotonic_s()
+        for name in list(self._wanted.values()):
+            self._advance(name, now_s)
+        self._turn += 1
+
+    def pin(self, ref: AdapterRef) -> PlacedAdapter | None:
+        """Hold the adapter's current version on the device, or None if it is not there."""
+        name = self._names.get(ref)
+        if name is None or name.digest is None or self._standing_failure(name) is not None:
+            return None
+        name.located_s = float("-inf")  # the next wish may be another request's, of another time
+        return self._bank.pin(name.digest)
+
+    def unpin(self, placed: PlacedAdapter) -> None:
+        """Give back one pin."""
+        self._bank.unpin(placed.digest)
+
+    def failure(self, ref: AdapterRef) -> ManyloraError | None:
+        """The error that ended the adapter's last load, while it stands."""
+        name = self._names.get(ref)
+        return None if name is None else self._standing_failure(name)
+
+    def loaded_bytes(self, placed: PlacedAdapter) -> int:
+        """Bytes loaded to bring this adapter to the device the last time."""
+        return placed.num_bytes
+
+    def stats(self) -> StoreStats:
+        return StoreStats(
+            bank_bytes_total=self._bank.total_bytes,
+            bank_bytes_used=self._bank.used_bytes,
+            host_bytes_used=0,
+            disk_bytes_used=self._disk.used_bytes,
+            on_device=self._bank.num_placed,
+            in_host=0,
+            on_disk=self._disk.num_images,
+            loads=self._loads,
+            failures=self._failures,
+            evictions=self._evictions,
+        )
+
+    # ── what an operator calls ───────────────────────────────────────────────────────────────────────────────────
+
+    def preload(self, ref: AdapterRef) -> AdapterState:
+        """Want an adapter until it is on the device or has failed, without anyone waiting for it."""
+        state = self.want(ref)
+        self._names[ref].is_kept_wanted = state not in (AdapterState.ON_DEVICE, AdapterState.FAILED)
+        return state
+
+    def evict(self, ref: AdapterRef) -> bool:
+        """Remove the adapter's current version from every tier; False while it is in use or on its way."""
+        name = self._names.get(ref)
+        if name is None or name.digest is None:
+            return False
+        digest = name.digest
+        if digest in self._reads or (digest in self._bank and self._bank.is_pinned(digest)):
+            return False
+        if digest in self._bank:
+            self._bank.remove(digest)
+        self._disk.remove(digest)
+        return True
+
+    def list(self) -> "list[AdapterRef]":
+        """Every adapter the sources can list."""
+        return [
+            AdapterRef(source, adapter_id) for source in self._sources for adapter_id in self._sources[source].list()
+        ]
+
+    def state(self, ref: AdapterRef) -> AdapterState:
+        """The adapter's state, without asking for it."""
+        name = self._names.get(ref)
+        return AdapterState.ABSENT if name is None else self._state(name)
+
+    def close(self) -> None:
+        """Stop the loaders and leave the disk tier to the next process."""
+        self._ingest.close()
+        self._reader.close()
+        self._disk.close()
+
+    # ── names and versions ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _name(self, ref: AdapterRef) -> _Name:
+        name = self._names.get(ref)
+        if name is None:
+            name = self._names[ref] = _Name(ref)
+            self._forget_idle_names()
+        else:
+            self._names.move_to_end(ref)
+        return name
+
+    def _forget_idle_names(self) -> None:
+        for _ in range(len(self._names) - MAX_NAMES):
+            oldest = next(iter(self._names))
+            if oldest in self._wanted or self._names[oldest].job is not None:
+                self._names.move_to_end(oldest)
+            else:
+                del self._names[oldest]
+
+    def _locate(self, name: _Name, now_s: float) -> None:
+        """Look which version the source has now; a changed one starts afresh, and a standing failure with it."""
+        name.located_s = now_s
+        source = self._sources.get(name.ref.source)
+        try:
+            if source is None:
+                allowed = ", ".join(sorted(self._sources))
+                raise AdapterReferenceInvalid(f"`adapter_source` must be one of {allowed}. Given: {name.ref.source}")
+            located = source.locate(name.ref)
+        except AdapterSourceUnavailable as error:
+            if name.located is None:
+                self._fail(name, error, now_s)
+            return
+        except ManyloraError as error:
+            name.located = name.digest = name.job = None
+            self._fail(name, error, now_s)
+            return
+        if located != name.located:
+            name.located, name.failure = located, None
+            name.job = next(
+                (number for number, job in self._jobs.items() if (job.ref, job.stamp) == (name.ref, located.stamp)),
+                None,
+            )
+            name.digest = self._disk.digest_of(self._disk.name_key(name.ref, located.stamp))
+
+    def _state(self, name: _Name) -> AdapterState:
+        if self._standing_failure(name) is not None:
+            return AdapterState.FAILED
+        if name.job is not None:
+            return AdapterState.FETCHING
+        if name.digest is not None and name.digest in self._bank:
+            return AdapterState.ON_DEVICE
+        if name.digest is not None and self._disk.facts(name.digest) is not None:
+            return AdapterState.ON_DISK
+        return AdapterState.ABSENT
+
+    def _standing_failure(self, name: _Name) -> ManyloraError | None:
+        if name.failure is not None and self._clock.monotonic_s() >= name.retry_s:
+            name.failure = None
+        return name.failure
+
+    def _fail(self, name: _Name, error: ManyloraError, now_s: float) -> None:
+        wait_s = self._config.negative_cache_s
+        if error.row.retry_after_s is not None:
+            wait_s = min(wait_s, error.row.retry_after_s)
+        name.failure, name.retry_s = error, now_s + wait_s
+        name.since_s = None
+        name.is_kept_wanted = False
+        self._failures += 1
+
+    # ── loads ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _advance(self, name: _Name, now_s: float) -> None:
+        """Take one wish the next step towards the device, if there is room for it."""
+        if self._standing_failure(name) is not None or name.located is None:
+            return
+        if name.digest is not None and name.digest not in self._bank and self._disk.facts(name.digest) is None:
+            name.digest = None  # evicted from every tier since
+        if name.digest is not None and name.digest in self._bank:
+            name.since_s = None
+            name.is_kept_wanted = False
+            return
+        name.since_s = now_s if name.since_s is None else name.since_s
+        if now_s - name.since_s >= self._config.load_timeout_s:
+            self._time_out(name, now_s)
+        elif name.digest is not None:
+            self._begin_read(name, name.digest, now_s)
+        elif name.job is None:
+            self._begin_load(name, name.located, now_s)
+
+    def _begin_load(self, name: _Name, located: Located, now_s: float) -> None:
+        refuse = Refusals(name.ref.id, name.ref.source, self._shape.name)
+        if located.weights_bytes > self._config.max_bytes:
+            self._fail(name, refuse.too_large(located.weights_bytes, self._config.max_bytes), now_s)
+            return
+        bound_bytes = largest_file_bytes(located.weights_bytes, self._shape, self._dtype)
+        if bound_bytes > self._disk.budget_bytes:
+            self._fail(name, refuse.too_large(bound_bytes, self._disk.budget_bytes), now_s)
+            return
+        if len(self._jobs) >= self._config.parallel_loads or not self._disk.reserve(self._next_job, bound_bytes):
+            return
+        job = IngestJob(self._next_job, name.ref, located.stamp, self._disk.name_key(name.ref, located.stamp))
+        self._next_job += 1
+        self._jobs[job.number] = job
+        name.job = job.number
+        self._ingest.submit(job)
+
+    def _end_load(self, outcome: Ingested | IngestFailure) -> None:
+        job = self._jobs.pop(outcome.number)
+        name = self._names.get(job.ref)
+        if name is not None and name.job != job.number:
+            name = None  # the source has another version by now; this one only waits on disk
+        if name is not None:
+            name.job = None
+        if isinstance(outcome, IngestFailure):
+            self._disk.cancel(job.number)
+            log.info("adapter.failed adapter=%s error=%s", job.ref, outcome.error.message)
+            if name is not None:
+                self._fail(name, outcome.error, self._clock.monotonic_s())
+            return
+        self._disk.settle(job, outcome)
+        self._loads += 1
+        for warning in outcome.warnings:
+            log.warning("adapter.suspect adapter=%s digest=%s: %s", job.ref, outcome.digest, warning)
+        log.info("adapter.packed adapter=%s digest=%s stage_ms=%s", job.ref, outcome.digest, outcome.stage_ms)
+        if name is not None:
+            name.digest = outcome.digest
+            name.failure = None  # whoever comes now need not wait out a time-out
+
+    def _begin_read(self, name: _Name, digest: Digest, now_s: float) -> None:
+        if digest in self._reads:
+            return
+        facts = self._disk.facts(digest)
+        assert facts is not None  # `_advance` has looked
+        if facts.body_bytes > self._bank.total_bytes:
+            refuse = Refusals(name.ref.id, name.ref.source, self._shape.name)
+            self._fail(name, refuse.too_large(facts.body_bytes, self._bank.total_bytes), now_s)
+            return
+        if self._bank.reserve(digest, facts.body_bytes, self._count_eviction, self._spared(name, now_s)):
+            self._reads.add(digest)
+            self._disk.pin(digest)
+            self._reader.submit(digest, self._disk.path(digest))
+
+    def _end_read(self, read: ReadImage) -> None:
+        self._reads.discard(read.digest)
+        self._disk.unpin(read.digest)
+        if read.image is not None and read.image.facts == self._disk.facts(read.digest):
+            self._bank.place(read.image)
+            return
+        log.warning("adapter.image_unreadable digest=%s", read.digest)
+        self._bank.remove(read.digest)
+        self._disk.remove(read.digest)  # it is packed again from its source
+
+    def _spared(self, name: _Name, now_s: float) -> set[Digest]:
+        """What others want right now is not evicted for this one, until it has waited for `PATIENCE_S`."""
+        if name.since_s is not None and now_s - name.since_s >= PATIENCE_S:
+            return set()
+        return {other.digest for other in self._wanted.values() if other.digest is not None}
+
+    def _count_eviction(self, digest: Digest) -> None:
+        self._evictions += 1
+        log.debug("adapter.evicted digest=%s tier=device", digest)
+
+    def _time_out(self, name: _Name, now_s: float) -> None:
+        """End the wait of those who wait now; what is under way goes on."""
+        is_for_room = name.digest is not None and name.digest not in self._reads
+        text = f"Adapter '{name.ref.id}' was not ready within {self._config.load_timeout_s:g} s"
+        self._fail(name, AdapterCapacity("Model is overloaded") if is_for_room else AdapterLoadTimeout(text), now_s)
+
+
+def open_store(*, config: AdaptersConfig, shape: BaseShape, dtype: str, folder: Path, clock: Clock) -> Store:
+    """The store of a CPU server: local sources, an ingest process of its own, the disk tier below `folder`.
+
+    `dtype` is the back end's `lora_dtype`, as "bfloat16" or "float32"; `config.bank_bytes` is the memory plan's.
+    """
+    disk = DiskTier(folder, config.disk_bytes, dtype=dtype, base_fingerprint=shape.fingerprint)
+    settings = IngestSettings(
+        shape=shape,
+        roots=config.roots,
+        folder=str(disk.folder),
+        dtype=dtype,
+        max_rank=config.max_rank,
+        max_bytes=config.max_bytes,
+        parallel_loads=config.parallel_loads,
+    )
+    return Store(
+        shape=shape,
+        dtype=dtype,
+        sources={SourceName.LOCAL: LocalSource(tuple(Path(root) for root in config.roots))},
+        ingest=ProcessIngest(settings),
+        reader=ThreadedReader(),
+        disk=disk,
+        bank=CpuBank(config.bank_bytes),
+        clock=clock,
+        config=config,
+    )

@@ -1,0 +1,307 @@
+"""Byte-budgeted caches with pins: the shelf all tiers share, the disk tier and the host tier."""
+
+import fcntl
+import hashlib
+import heapq
+import os
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from manylora.adapter_ref import AdapterRef
+from manylora.adapters.image import (
+    IMAGE_SUFFIX,
+    NAME_SUFFIX,
+    TEMPORARY_SUFFIX,
+    HostImage,
+    ImageDamaged,
+    ImageFacts,
+    image_name,
+    read_facts,
+)
+from manylora.adapters.jobs import Ingested, IngestJob
+from manylora.ids import Digest
+
+FIXED_COST_BYTES = 1 << 20
+"""What bringing an entry back costs besides its bytes, as bytes: favours keeping many small entries a little."""
+MAX_FOLDERS = 16
+
+Key = TypeVar("Key", bound=str)
+
+
+@dataclass(slots=True)
+class _Entry:
+    num_bytes: int
+    pins: int
+    uses: int
+    tick: int
+
+
+class Shelf(Generic[Key]):
+    """Entries of known size under a byte budget. A pinned entry stays; of the others the least valuable goes first.
+
+    Value = age + uses × (cost to bring back ÷ bytes); age rises to the value of what was last evicted, so that an
+    entry no longer used is overtaken.  Source: GreedyDual-Size-Frequency, Cherkasova, HP Labs HPL-98-69.
+    """
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self.used_bytes = 0
+        self._entries: dict[Key, _Entry] = {}
+        self._queue: list[tuple[float, int, Key]] = []  # unpinned entries; an item whose tick is old is void
+        self._age = 0.0
+        self._ticks = 0
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def num_bytes(self, key: Key) -> int:
+        return self._entries[key].num_bytes
+
+    def is_pinned(self, key: Key) -> bool:
+        return self._entries[key].pins > 0
+
+    def reserve(self, key: Key, num_bytes: int, evict: Callable[[Key], None], keep: Container[Key] = ()) -> bool:
+        """Make room and put a new entry there, pinned once; False, and nothing evicted, if pins leave too little.
+
+        Entries in `keep` are not evicted. `evict` is called for each entry that goes, after it is off the shelf.
+        """
+        assert key not in self._entries
+        victims = self._victims(self.used_bytes + num_bytes - self.budget_bytes, keep)
+        if victims is None:
+            return False
+        for victim in victims:
+            self.remove(victim)
+            evict(victim)
+        self._entries[key] = _Entry(num_bytes, 1, 0, 0)
+        self.used_bytes += num_bytes
+        return True
+
+    def pin(self, key: Key) -> None:
+        entry = self._entries[key]
+        entry.pins += 1
+        entry.uses += 1
+        entry.tick = 0
+
+    def unpin(self, key: Key) -> None:
+        entry = self._entries[key]
+        assert entry.pins > 0, "unpinned more often than pinned"
+        entry.pins -= 1
+        if entry.pins == 0:
+            self._enqueue(key, entry)
+
+    def remove(self, key: Key) -> None:
+        """Take an entry off, pinned or not, and give its bytes back."""
+        self.used_bytes -= self._entries.pop(key).num_bytes
+
+    def _enqueue(self, key: Key, entry: _Entry) -> None:
+        self._ticks += 1
+        entry.tick = self._ticks
+        worth = max(1, entry.uses) * (1 + FIXED_COST_BYTES / max(1, entry.num_bytes))
+        heapq.heappush(self._queue, (self._age + worth, entry.tick, key))
+        if len(self._queue) > 2 * len(self._entries) + 64:
+            self._queue = [item for item in self._queue if self._is_current(item)]
+            heapq.heapify(self._queue)
+
+    def _is_current(self, item: tuple[float, int, Key]) -> bool:
+        entry = self._entries.get(item[2])
+        return entry is not None and entry.tick == item[1]
+
+    def _victims(self, needed_bytes: int, keep: Container[Key]) -> list[Key] | None:
+        victims: list[tuple[float, int, Key]] = []
+        kept: list[tuple[float, int, Key]] = []
+        while needed_bytes > 0 and self._queue:
+            item = heapq.heappop(self._queue)
+            if not self._is_current(item):
+                continue
+            if item[2] in keep:
+                kept.append(item)
+                continue
+            victims.append(item)
+            needed_bytes -= self._entries[item[2]].num_bytes
+        is_enough = needed_bytes <= 0
+        if is_enough and victims:
+            self._age = victims[-1][0]
+        for item in kept if is_enough else kept + victims:
+            heapq.heappush(self._queue, item)
+        return [item[2] for item in victims] if is_enough else None
+
+
+class HostTier:
+    """Images in host memory, each in its own page-aligned buffer, under a byte budget."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.shelf: Shelf[Digest] = Shelf(budget_bytes)
+        self._images: dict[Digest, HostImage] = {}
+
+    def __contains__(self, digest: object) -> bool:
+        return digest in self._images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def reserve(
+        self, digest: Digest, num_bytes: int, evict: Callable[[Digest], None], keep: Container[Digest] = ()
+    ) -> bool:
+        """Make room for an image about to be read; False if what is pinned or kept leaves too little."""
+
+        def forget(victim: Digest) -> None:
+            self._images.pop(victim, None)
+            evict(victim)
+
+        return self.shelf.reserve(digest, num_bytes, forget, keep)
+
+    def put(self, image: HostImage) -> None:
+        """Fill a reservation."""
+        assert image.num_bytes == self.shelf.num_bytes(image.digest)
+        self._images[image.digest] = image
+        self.shelf.unpin(image.digest)
+
+    def get(self, digest: Digest) -> HostImage | None:
+        return self._images.get(digest)
+
+    def remove(self, digest: Digest) -> None:
+        """Drop an image, or give back a reservation that came to nothing."""
+        self.shelf.remove(digest)
+        self._images.pop(digest, None)
+
+
+class DiskTier:
+    """Packed images on disk, in a folder that only this process writes to.
+
+    What is there at start is adopted; leftovers of an interrupted write and damaged images are deleted. An image is
+    verified whenever it is read. A `.name` file beside the images says which image a version of a named adapter became.
+    """
+
+    def __init__(self, root: Path, budget_bytes: int, *, dtype: str, base_fingerprint: str) -> None:
+        self._dtype = dtype
+        self._base_fingerprint = base_fingerprint
+        self.folder, self._lock = _claim_folder(root)
+        self._shelf: Shelf[str] = Shelf(budget_bytes)  # keyed by file name, or by job while a load is under way
+        self._facts: dict[str, ImageFacts] = {}
+        self._names: dict[str, str] = {}  # name key → file name
+        self._names_of: dict[str, set[str]] = {}
+        self._adopt()
+
+    @property
+    def used_bytes(self) -> int:
+        return self._shelf.used_bytes
+
+    @property
+    def budget_bytes(self) -> int:
+        return self._shelf.budget_bytes
+
+    @property
+    def num_images(self) -> int:
+        return len(self._facts)
+
+    def name_key(self, ref: AdapterRef, stamp: str) -> str:
+        """Under which a version of a named adapter is remembered, for this base."""
+        text = "\0".join((str(ref), stamp, self._base_fingerprint, self._dtype))
+        return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+    def digest_of(self, name_key: str) -> Digest | None:
+        """The content a version of a named adapter has, if its image is here."""
+        name = self._names.get(name_key)
+        return None if name is None else self._facts[name].digest
+
+    def facts(self, digest: Digest) -> ImageFacts | None:
+        return self._facts.get(image_name(digest, self._dtype))
+
+    def path(self, digest: Digest) -> Path:
+        return self.folder / image_name(digest, self._dtype)
+
+    def reserve(self, job: int, num_bytes: int) -> bool:
+        """Make room for a load's image, by a bound on its size; False while other loads and reads hold too much."""
+        return self._shelf.reserve(_job_key(job), num_bytes, self._delete)
+
+    def cancel(self, job: int) -> None:
+        """Give back a reservation and whatever the load left behind."""
+        self._shelf.remove(_job_key(job))
+        (self.folder / f"{job}{TEMPORARY_SUFFIX}").unlink(missing_ok=True)
+
+    def settle(self, job: IngestJob, done: Ingested) -> None:
+        """A load's image is in its place: charge its true size."""
+        self._shelf.remove(_job_key(job.number))
+        name = image_name(done.digest, self._dtype)
+        if name not in self._shelf:
+            has_room = self._shelf.reserve(name, done.facts.file_bytes, self._delete)
+            assert has_room, "an image is never larger than the bound reserved for it"
+            self._shelf.unpin(name)
+            self._facts[name] = done.facts
+        self._remember(job.name_key, name)
+
+    def pin(self, digest: Digest) -> None:
+        self._shelf.pin(image_name(digest, self._dtype))
+
+    def unpin(self, digest: Digest) -> None:
+        self._shelf.unpin(image_name(digest, self._dtype))
+
+    def remove(self, digest: Digest) -> None:
+        """Delete an image and its names; nothing happens if it is not here."""
+        name = image_name(digest, self._dtype)
+        if name in self._shelf:
+            self._shelf.remove(name)
+            self._delete(name)
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _remember(self, name_key: str, name: str) -> None:
+        self._names[name_key] = name
+        self._names_of.setdefault(name, set()).add(name_key)
+
+    def _delete(self, name: str) -> None:
+        for name_key in self._names_of.pop(name, ()):
+            self._names.pop(name_key, None)
+            (self.folder / f"{name_key}{NAME_SUFFIX}").unlink(missing_ok=True)
+        self._facts.pop(name, None)
+        (self.folder / name).unlink(missing_ok=True)
+
+    def _adopt(self) -> None:
+        for leftover in self.folder.glob(f"*{TEMPORARY_SUFFIX}"):
+            leftover.unlink(missing_ok=True)
+        images = [(path.stat().st_mtime_ns, path) for path in self.folder.glob(f"*{IMAGE_SUFFIX}")]
+        for _, path in sorted(images):
+            try:
+                facts = read_facts(path)
+                is_ours = path.name == image_name(facts.digest, facts.dtype)
+            except ImageDamaged:
+                is_ours = False
+            if not is_ours or not self._shelf.reserve(path.name, facts.file_bytes, self._delete):
+                path.unlink(missing_ok=True)
+                continue
+            self._facts[path.name] = facts
+            self._shelf.unpin(path.name)
+        for path in self.folder.glob(f"*{NAME_SUFFIX}"):
+            name = path.read_text(encoding="ascii", errors="replace")
+            if name in self._facts:
+                self._remember(path.name.removesuffix(NAME_SUFFIX), name)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _job_key(job: int) -> str:
+    return f"job {job}"
+
+
+def _claim_folder(root: Path) -> tuple[Path, int]:
+    """The first numbered folder below `root` that no other process holds, and the lock on it."""
+    for number in range(MAX_FOLDERS):
+        folder = root / str(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        return folder, lock
+    raise OSError(f"all {MAX_FOLDERS} adapter folders below {root} are in use")

@@ -1,0 +1,173 @@
+"""The ingest process: light, killed without loss, and gone with its parent."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from manylora.adapter_state import AdapterState
+from manylora.adapters.jobs import Ingested, IngestFailure, IngestJob, IngestSettings
+from manylora.adapters.loaders import ProcessIngest
+from manylora.adapters.sources import LocalSource
+from manylora.adapters.store import Store, open_store
+from manylora.clock import SystemClock
+from manylora.config import AdaptersConfig, child_environment
+from manylora.errors import AdapterCorrupt, AdapterSourceUnavailable
+from tests.adapters.making import TINY, local, save_adapter
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> IngestSettings:
+    (tmp_path / "disk").mkdir()
+    return IngestSettings(
+        shape=TINY,
+        roots=(str(tmp_path / "root"),),
+        folder=str(tmp_path / "disk"),
+        dtype="bfloat16",
+        max_rank=64,
+        max_bytes=1 << 24,
+        parallel_loads=3,
+    )
+
+
+@pytest.fixture
+def ingest(settings: IngestSettings) -> Iterator[ProcessIngest]:
+    process = ProcessIngest(settings)
+    yield process
+    process.close()
+
+
+def job(number: int, root: Path, name: str) -> IngestJob:
+    return IngestJob(number, local(name), LocalSource((root,)).locate(local(name)).stamp, f"name{number}")
+
+
+def wait_for(is_so: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < give_up
+        time.sleep(0.005)
+
+
+def ended(ingest: ProcessIngest, count: int) -> dict[int, Ingested | IngestFailure]:
+    outcomes: dict[int, Ingested | IngestFailure] = {}
+
+    def are_all_here() -> bool:
+        outcomes.update({outcome.number: outcome for outcome in ingest.poll()})
+        return len(outcomes) >= count
+
+    wait_for(are_all_here)
+    return outcomes
+
+
+def test_it_imports_no_torch() -> None:
+    code = "import sys, manylora.adapters.ingest; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=child_environment(), check=False).returncode == 0
+
+
+def test_jobs_end_with_an_image_or_an_error(ingest: ProcessIngest, tmp_path: Path) -> None:
+    for number in range(6):
+        save_adapter(tmp_path / "root" / f"a{number}", seed=number, lora_alpha=-1 if number == 3 else 4)
+        ingest.submit(job(number, tmp_path / "root", f"a{number}"))
+    outcomes = ended(ingest, 6)
+    failed = outcomes.pop(3)
+    assert isinstance(failed, IngestFailure)
+    assert isinstance(failed.error, AdapterCorrupt)
+    assert failed.error.message.startswith("Adapter 'a3' cannot be read: ")
+    for outcome in outcomes.values():
+        assert isinstance(outcome, Ingested)
+        assert list(outcome.stage_ms) == ["fetch", "check", "pack", "write"]
+        assert (tmp_path / "disk" / f"{outcome.digest}.bfloat16.img").stat().st_size == outcome.facts.file_bytes
+    assert not list((tmp_path / "disk").glob("*.tmp"))
+
+
+def test_a_killed_process_fails_what_was_under_way_and_is_started_again(ingest: ProcessIngest, tmp_path: Path) -> None:
+    save_adapter(tmp_path / "root" / "a")
+    os.kill(ingest.pid, signal.SIGSTOP)  # so that the job is surely under way
+    ingest.submit(job(1, tmp_path / "root", "a"))
+    os.kill(ingest.pid, signal.SIGKILL)
+    failed = ended(ingest, 1)[1]
+    assert isinstance(failed, IngestFailure)
+    assert isinstance(failed.error, AdapterSourceUnavailable)
+    assert failed.error.is_retryable
+    assert ingest.restarts == 1
+    ingest.submit(job(2, tmp_path / "root", "a"))
+    assert isinstance(ended(ingest, 1)[2], Ingested)
+    assert ingest.restarts == 1
+
+
+def test_it_ends_with_its_parent(settings: IngestSettings) -> None:
+    code = (
+        "import json, os, sys; from manylora.adapters.jobs import IngestSettings; "
+        "from manylora.adapters.loaders import ProcessIngest; "
+        "ingest = ProcessIngest(IngestSettings.from_json(json.loads(sys.argv[1]))); "
+        "print(ingest.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    arguments = [sys.executable, "-c", code, json.dumps(settings.to_json())]
+    parent = subprocess.run(arguments, env=child_environment(), stdout=subprocess.PIPE, check=False)
+    pid = int(parent.stdout)
+
+    def is_gone() -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except OSError:
+            return True
+
+    wait_for(is_gone)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    config = AdaptersConfig(roots=(str(tmp_path / "root"),), bank_bytes=1 << 20, disk_bytes=1 << 22)
+    made = open_store(config=config, shape=TINY, dtype="bfloat16", folder=tmp_path / "tier", clock=SystemClock())
+    yield made
+    made.close()
+
+
+def test_the_store_of_a_server_places_adapters(store: Store, tmp_path: Path) -> None:
+    names = [f"a{number}" for number in range(8)]
+    for number, name in enumerate(names):
+        save_adapter(tmp_path / "root" / name, seed=number, rank=[1, 2, 4, 8][number % 4])
+
+    def are_all_placed() -> bool:
+        states = [store.want(local(name)) for name in names]
+        store.poll()
+        return all(state is AdapterState.ON_DEVICE for state in states)
+
+    wait_for(are_all_placed)
+    assert store.stats().on_device == store.stats().on_disk == 8
+
+
+def test_a_load_whose_process_is_killed_can_be_asked_for_again(store: Store, tmp_path: Path) -> None:
+    save_adapter(tmp_path / "root" / "a")
+    ingest = store._ingest
+    assert isinstance(ingest, ProcessIngest)
+    os.kill(ingest.pid, signal.SIGSTOP)
+    store.want(local("a"))
+    store.poll()
+    assert store.want(local("a")) is AdapterState.FETCHING
+    os.kill(ingest.pid, signal.SIGKILL)
+
+    def has_failed() -> bool:
+        store.want(local("a"))
+        store.poll()
+        return isinstance(store.failure(local("a")), AdapterSourceUnavailable)
+
+    wait_for(has_failed)
+    assert store.stats().disk_bytes_used == 0
+    store._config = replace(store._config, negative_cache_s=0.0)
+    save_adapter(tmp_path / "root" / "a", seed=1)
+
+    def is_placed() -> bool:
+        store.poll()
+        return store.want(local("a")) is AdapterState.ON_DEVICE
+
+    wait_for(is_placed)

@@ -1,0 +1,211 @@
+"""The laws of the adapter store, for every order of wishes, pins, loads, failures and evictions."""
+
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapter_state import AdapterState
+from manylora.adapters.bank import CpuBank
+from manylora.adapters.image import ImageFacts, largest_file_bytes
+from manylora.adapters.manual import ManualIngest, ManualReader
+from manylora.adapters.sources import FetchedFiles, Located
+from manylora.adapters.store import Store
+from manylora.adapters.tiers import DiskTier
+from manylora.clock import ManualClock
+from manylora.config import AdaptersConfig
+from manylora.engine.adapter_port import AdapterStore
+from manylora.errors import AdapterCorrupt, AdapterNotFound
+from manylora.ids import Digest
+from manylora.kernels.interface import PlacedAdapter
+from tests.adapters.making import TINY, local
+
+NAMES = [f"a{number}" for number in range(6)]
+BODY_BYTES = [640, 1280, 1920, 2560, 3200, 640]
+BANK_BYTES = 6_000
+DISK_BYTES = 40_000
+
+
+class FakeSource:
+    """Adapters that exist by name and version only."""
+
+    name = SourceName.LOCAL
+
+    def __init__(self) -> None:
+        self.versions = dict.fromkeys(NAMES, 0)
+
+    def locate(self, ref: AdapterRef) -> Located:
+        if ref.id not in self.versions:
+            raise AdapterNotFound(ref.id)
+        return Located(str(self.versions[ref.id]), body_bytes(ref.id))
+
+    def fetch(self, ref: AdapterRef, stamp: str, max_bytes: int) -> FetchedFiles:
+        raise NotImplementedError
+
+    def list(self) -> list[str]:
+        return sorted(self.versions)
+
+
+def body_bytes(name: str) -> int:
+    return BODY_BYTES[NAMES.index(name)]
+
+
+def num_rows(name: str) -> int:
+    return body_bytes(name) // 64
+
+
+def facts_of(name: str, stamp: str) -> ImageFacts:
+    digest = Digest(hashlib.sha256(f"{name} {stamp}".encode()).hexdigest())
+    return ImageFacts(digest, "bfloat16", TINY.num_layers, body_bytes(name), 0)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Drives a store whose loads end only when a rule says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.clock = ManualClock()
+        self.source = FakeSource()
+        self.ingest = ManualIngest()
+        self.reader = ManualReader()
+        self.bank = CpuBank(BANK_BYTES)
+        self.disk = DiskTier(self.folder, DISK_BYTES, dtype="bfloat16", base_fingerprint=TINY.fingerprint)
+        self.store = Store(
+            shape=TINY,
+            dtype="bfloat16",
+            sources={SourceName.LOCAL: self.source},
+            ingest=self.ingest,
+            reader=self.reader,
+            disk=self.disk,
+            bank=self.bank,
+            clock=self.clock,
+            config=AdaptersConfig(
+                max_bytes=10_000, load_timeout_s=20.0, negative_cache_s=5.0, parallel_loads=2, bank_bytes=BANK_BYTES
+            ),
+        )
+        self.port: AdapterStore = self.store  # the engine's Protocol is satisfied
+        self.pins: list[tuple[str, PlacedAdapter]] = []
+        self.facts: dict[Digest, tuple[str, ImageFacts]] = {}
+
+    @rule(names=st.lists(st.sampled_from([*NAMES, "unknown"]), max_size=4))
+    def step(self, names: list[str]) -> None:
+        """What the engine does in a step: want, poll, pin what can be pinned."""
+        for name in names:
+            self.port.want(local(name))
+        self.port.poll()
+        for name in names:
+            placed = self.port.pin(local(name))
+            if placed is not None:
+                assert self.port.failure(local(name)) is None
+                stamp = str(self.source.versions[name])
+                assert placed.digest == facts_of(name, stamp).digest, "a new pin has the version there is now"
+                self.pins.append((name, placed))
+            elif name == "unknown":
+                assert isinstance(self.port.failure(local(name)), AdapterNotFound)
+
+    @precondition(lambda self: self.pins)
+    @rule(index=st.integers(0, 99))
+    def unpin(self, index: int) -> None:
+        self.port.unpin(self.pins.pop(index % len(self.pins))[1])
+
+    @precondition(lambda self: self.ingest.jobs)
+    @rule(index=st.integers(0, 99), is_good=st.sampled_from([True, True, True, False]))
+    def end_load(self, index: int, is_good: bool) -> None:
+        number, job = list(self.ingest.jobs.items())[index % len(self.ingest.jobs)]
+        if is_good:
+            facts = facts_of(job.ref.id, job.stamp)
+            self.facts[facts.digest] = (job.ref.id, facts)
+            self.ingest.finish(number, facts)
+        else:
+            self.ingest.fail(number, AdapterCorrupt(job.ref.id))
+
+    @precondition(lambda self: self.reader.reads)
+    @rule(index=st.integers(0, 99), is_good=st.sampled_from([True, True, True, False]))
+    def end_read(self, index: int, is_good: bool) -> None:
+        digest = list(self.reader.reads)[index % len(self.reader.reads)]
+        name, facts = self.facts[digest]
+        if is_good:
+            self.reader.finish(facts, num_rows(name))
+        else:
+            self.reader.fail(digest)
+
+    @rule(name=st.sampled_from(NAMES))
+    def replace(self, name: str) -> None:
+        self.source.versions[name] += 1
+
+    @rule(name=st.sampled_from(NAMES))
+    def evict(self, name: str) -> None:
+        self.store.evict(local(name))
+
+    @rule(duration_s=st.sampled_from([0.1, 1.0, 6.0, 21.0]))
+    def wait(self, duration_s: float) -> None:
+        self.clock.advance(duration_s)
+
+    @invariant()
+    def pinned_adapters_are_never_evicted(self) -> None:
+        for _, placed in self.pins:
+            assert placed.digest in self.bank
+            assert self.bank.is_pinned(placed.digest)
+
+    @invariant()
+    def budgets_are_never_exceeded(self) -> None:
+        stats = self.port.stats()
+        assert stats.bank_bytes_used <= stats.bank_bytes_total == BANK_BYTES
+        assert stats.disk_bytes_used <= DISK_BYTES
+        placed_bytes = sum(facts.body_bytes for digest, (_, facts) in self.facts.items() if digest in self.bank)
+        reading_bytes = sum(self.facts[digest][1].body_bytes for digest in self.reader.reads)
+        assert placed_bytes + reading_bytes <= stats.bank_bytes_used
+
+    @invariant()
+    def bank_rows_are_conserved(self) -> None:
+        placed = [name for digest, (name, _) in self.facts.items() if digest in self.bank]
+        assert self.bank.used_rows == sum(num_rows(name) for name in placed)
+        assert self.bank.num_placed == len(placed)
+
+    def teardown(self) -> None:
+        """At rest nothing is left: every pin given back, every load ended, every byte accounted for."""
+        for _, placed in self.pins:
+            self.port.unpin(placed)
+        self.pins.clear()
+        while self.ingest.jobs or self.reader.reads:
+            for number in list(self.ingest.jobs):
+                self.ingest.fail(number, AdapterCorrupt("end"))
+            for digest in list(self.reader.reads):
+                self.reader.finish(self.facts[digest][1], num_rows(self.facts[digest][0]))
+            self.port.poll()
+        self.port.poll()
+        placed_bytes = sum(facts.body_bytes for digest, (_, facts) in self.facts.items() if digest in self.bank)
+        assert self.bank.used_bytes == placed_bytes
+        kept = [facts for digest, (_, facts) in self.facts.items() if self.disk.facts(digest) is not None]
+        assert self.disk.used_bytes == sum(facts.file_bytes for facts in kept)
+        self._can_still_serve()
+        self.store.close()
+        shutil.rmtree(self.folder)
+
+    def _can_still_serve(self) -> None:
+        """Whatever happened before, a good adapter is soon on the device."""
+        self.clock.advance(100.0)
+        for _ in range(8):
+            self.port.want(local("a0"))
+            self.port.poll()
+            for number, job in list(self.ingest.jobs.items()):
+                facts = facts_of(job.ref.id, job.stamp)
+                self.facts[facts.digest] = (job.ref.id, facts)
+                self.ingest.finish(number, facts)
+            for digest in list(self.reader.reads):
+                self.reader.finish(self.facts[digest][1], num_rows(self.facts[digest][0]))
+        assert self.port.want(local("a0")) is AdapterState.ON_DEVICE
+
+
+def test_bounds_fit_the_test() -> None:
+    assert largest_file_bytes(max(BODY_BYTES), TINY, "bfloat16") < DISK_BYTES / 2
+
+
+TestStoreLaws = StoreMachine.TestCase
+TestStoreLaws.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
