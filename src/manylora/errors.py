@@ -4,6 +4,7 @@
     ├── RequestRejected            the request itself is wrong; nothing was done
     │   ├── InvalidJson  InvalidParameter  ContextLengthExceeded  TemplateFailed
     │   ├── BodyTooLarge  UnsupportedMediaType  MethodNotAllowed  RouteNotFound
+    │   ├── DeploymentNotFound  TaskUnsupported  RouteNotBuilt
     │   └── AdapterReferenceInvalid
     ├── AdapterError               the adapter cannot serve this request
     │   ├── AdapterNotFound  AdapterAccessDenied  AdapterIncompatible  AdapterUnsupported
@@ -115,6 +116,24 @@ class RouteNotFound(RequestRejected):
     """No such route."""
 
     row = ErrorRow(404, "not_found", 404, INVALID, "unknown_route")
+
+
+class DeploymentNotFound(RequestRejected):
+    """The path names a deployment that this server does not have."""
+
+    row = ErrorRow(404, "not_found", 404, INVALID, "deployment_not_found")
+
+
+class TaskUnsupported(RequestRejected):
+    """The deployment has no embedding head or classifier."""
+
+    row = ErrorRow(422, "validation", 400, INVALID, "unsupported_task")
+
+
+class RouteNotBuilt(RequestRejected):
+    """The route belongs to the platform's interface, but not to this server."""
+
+    row = ErrorRow(501, "not_found", 501, INVALID, "not_part_of_this_server")
 
 
 class AdapterReferenceInvalid(RequestRejected):

@@ -1,0 +1,37 @@
+"""The command `manylora`: one file a verb. Heavy imports happen inside the verbs."""
+
+import sys
+
+import typer
+
+from manylora import __version__
+from manylora.cli.generate import generate
+from manylora.cli.pull import pull
+from manylora.cli.serve import serve
+from manylora.errors import ManyloraError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Serve thousands of LoRA fine-tunes of one base model from one shared set of processors.",
+)
+app.command()(serve)
+app.command()(generate)
+app.command()(pull)
+
+
+@app.callback(invoke_without_command=True)
+def about(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        typer.echo(f"manylora {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; an error made for people is printed as one line, not as a traceback."""
+    try:
+        app()
+    except ManyloraError as error:
+        typer.echo(f"manylora: {error.message}", err=True)
+        sys.exit(1)

@@ -1,0 +1,81 @@
+"""`manylora generate`: one reply on the terminal, without a server."""
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from manylora.config import Config
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to say to the model.")],
+    base: Annotated[
+        str | None,
+        typer.Option(help="Base model: a known name, or a directory with config.json. Default: SmolLM2-135M-Instruct."),
+    ] = None,
+    adapter_root: Annotated[
+        list[Path] | None,
+        typer.Option(help="A directory whose sub-directories are LoRA adapters. Default: the demo adapters."),
+    ] = None,
+    adapter: Annotated[str | None, typer.Option(help="Name of an adapter below a root. Default: the base.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
+    raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,
+) -> None:
+    """Generate one reply in this process and stream it to the terminal."""
+    from manylora.cli.settings import configuration, with_base_fetched, with_demo_adapters
+
+    roots = tuple(str(root.expanduser().resolve()) for root in adapter_root or ())
+    settings = configuration(None, (), {"model.base": base, "adapters.roots": roots or None})
+    settings = with_demo_adapters(with_base_fetched(settings))
+    asyncio.run(_generate(settings, prompt, adapter, max_new_tokens, temperature, is_raw=raw))
+
+
+async def _generate(
+    config: "Config", prompt: str, adapter: str | None, max_new_tokens: int, temperature: float, *, is_raw: bool
+) -> None:
+    from rich.console import Console
+
+    from manylora.cli.settings import FACTORY
+    from manylora.clock import SystemClock
+    from manylora.engine.request import SamplingParams, StopParams
+    from manylora.models.tokenizer import Tokenizer
+    from manylora.server.driver import load_factory
+    from manylora.server.gate import Draft, Gate
+    from manylora.server.link import InProcessLink
+    from manylora.server.pool import WorkPool
+    from manylora.server.work import begin
+
+    with Console(stderr=True).status(f"loading {config.model.base}") as status:
+        engine, served = load_factory(FACTORY)(config, lambda line: status.update(line))
+    tokenizer = Tokenizer(Path(served.base_dir), model_id=served.model_id)
+    pool = WorkPool()
+    gate = Gate(served=served, settings=config.server, tokenizer=tokenizer, pool=pool)
+    ref = gate.adapter(adapter, None)
+    if is_raw:
+        tokens = await gate.encode(prompt, add_special_tokens=True)
+    else:
+        _, tokens = await gate.render_chat([{"role": "user", "content": prompt}])
+    budget = gate.budget(len(tokens), max_new_tokens, field="prompt", budget_field="--max-new-tokens", is_clamped=True)
+    draft = Draft(
+        tokens=tokens,
+        characters=len(prompt),
+        adapter=ref,
+        sampling=SamplingParams(temperature=temperature),
+        stop=StopParams(max_new_tokens=budget),
+        seed=None,
+        num_sequences=1,
+    )
+    link = InProcessLink(engine)
+    await link.start()
+    try:
+        with begin(link, gate, [draft], "cli", SystemClock()) as work:
+            async for text in work.texts():
+                typer.echo(text, nl=False)
+        typer.echo()
+    finally:
+        await link.close()
+        pool.close()

@@ -1,0 +1,73 @@
+"""From a verb's flags to the configuration, with the base fetched and the demo adapters found."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import manylora
+from manylora.config import Config, Setting, cache_dir, load_config, parse_setting
+from manylora.errors import ConfigInvalid, ModelNotFound
+
+FACTORY = "manylora.build:build_engine"
+"""What builds the engine, in whichever process owns it; named, so that the edge needs not import it."""
+
+
+def configuration(file: Path | None, assignments: Sequence[str], flags: dict[str, Setting | None]) -> Config:
+    """Merge a file, the environment, `group.setting=value` assignments and flags; the later wins."""
+    chosen: dict[str, Setting] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigInvalid(f"--set expects group.setting=value, given {assignment!r}")
+        chosen[key.strip()] = parse_setting(key.strip(), text.strip())
+    chosen |= {key: value for key, value in flags.items() if value is not None}
+    return load_config(file, chosen)
+
+
+def with_demo_adapters(config: Config) -> Config:
+    """Without any adapter root, use the demo adapters if this is a checkout."""
+    if config.adapters.roots:
+        return config
+    root = demo_adapter_root()
+    roots = () if root is None else (str(root),)
+    return dataclasses.replace(config, adapters=dataclasses.replace(config.adapters, roots=roots))
+
+
+def demo_adapter_root() -> Path | None:
+    """The directory of the demo adapters, if this is a checkout; None in an installed wheel."""
+    root = Path(manylora.__file__).parents[2] / "examples" / "adapters"
+    return root if root.is_dir() else None
+
+
+def with_base_fetched(config: Config) -> Config:
+    """Fetch the base model if it is not there yet, with a bar for each stage."""
+    from manylora.models import catalog
+
+    try:
+        catalog.resolve(config.model.base, cache_dir(config))
+    except ModelNotFound:
+        _fetch(config)
+    return config
+
+
+def _fetch(config: Config) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    from manylora.models.pull import pull
+
+    tasks: dict[str, TaskID] = {}
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(f"{stage} {config.model.base}", total=total)
+            bars.update(tasks[stage], completed=done)
+
+        pull(config.model.base, cache_dir(config), report)

@@ -1,0 +1,1 @@
+"""The HTTP edge and the boundary to the engine process."""

@@ -1,0 +1,134 @@
+"""The ASGI application: which path is answered by what."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from manylora import __version__
+from manylora.clock import Clock, SystemClock
+from manylora.config import Config
+from manylora.errors import ManyloraError, MethodNotAllowed, RouteNotFound
+from manylora.models.tokenizer import Tokenizer
+from manylora.server.dialects import body_of, dialect_of, status_of
+from manylora.server.edge import Edge
+from manylora.server.exchange import Endpoint, Exchange
+from manylora.server.facts import FactRoutes
+from manylora.server.gate import Gate
+from manylora.server.health import Health
+from manylora.server.inference import Inference
+from manylora.server.link import EngineLink
+from manylora.server.lorax import NativeRoutes
+from manylora.server.metrics import Meters
+from manylora.server.openai import OpenAIRoutes
+from manylora.server.openapi_document import openapi_document
+from manylora.server.pool import WorkPool
+from manylora.server.served import ServedModel
+
+Answer = Callable[[Exchange], Awaitable[None]]
+
+
+class EdgeApp:
+    """The application with the handles its runner needs: the gate to drain, the health to probe."""
+
+    def __init__(self, asgi: Edge, gate: Gate, health: Health, pool: WorkPool) -> None:
+        self.gate = gate
+        self.health = health
+        self._asgi = asgi
+        self._pool = pool
+
+    async def __call__(self, scope: dict[str, object], receive: object, send: object) -> None:
+        await self._asgi(scope, receive, send)  # type: ignore[arg-type]  # ASGI's types are dictionaries of anything
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+def create_app(
+    config: Config, *, link: EngineLink, served: ServedModel, tokenizer: Tokenizer, clock: Clock | None = None
+) -> EdgeApp:
+    """Wire the edge around a link that has been started. The link stays its owner's to close."""
+    clock = clock or SystemClock()
+    pool, meters = WorkPool(), Meters()
+    gate = Gate(served=served, settings=config.server, tokenizer=tokenizer, pool=pool)
+    inference = Inference(gate, link, meters, clock)
+    health = Health(link, config.server, clock)
+    link.watch(meters.note_finished)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        pool.close()
+
+    api = FastAPI(
+        title="manylora",
+        version=__version__,
+        docs_url="/docs",
+        redoc_url=None,
+        openapi_url="/api-doc/openapi.json",
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    document = openapi_document(__version__)
+    api.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's documented way to give one's own
+
+    async def openapi(exchange: Exchange) -> None:
+        await exchange.reply(document)
+
+    routes = _routes(NativeRoutes(inference), OpenAIRoutes(inference), FactRoutes(inference, health, meters))
+    for path, methods in {**routes, "/openapi.json": {"GET": openapi}}.items():
+        for method, answer in methods.items():
+            api.router.routes.append(Route(path, Endpoint(answer, clock), methods=[method]))
+    api.add_exception_handler(HTTPException, _refuse)
+    edge = Edge(api, settings=config.server, served=served, meters=meters, clock=clock)
+    return EdgeApp(edge, gate, health, pool)
+
+
+def _routes(native: NativeRoutes, openai: OpenAIRoutes, facts: FactRoutes) -> Mapping[str, Mapping[str, Answer]]:
+    return {
+        "/": {"GET": facts.health, "POST": native.root},
+        "/invocations": {"POST": native.root},
+        "/generate": {"POST": native.generate},
+        "/generate_stream": {"POST": native.generate_stream},
+        "/v1/completions": {"POST": openai.completions},
+        "/v1/chat/completions": {"POST": openai.chat_completions},
+        "/v1/embeddings": {"POST": facts.embeddings},
+        "/v1/models": {"GET": facts.models},
+        "/v1/models/{model_id:path}": {"GET": facts.model},
+        "/embed": {"POST": facts.embeddings},
+        "/classify": {"POST": facts.classification},
+        "/classify_batch": {"POST": facts.classification},
+        "/tokenize": {"POST": facts.tokenize},
+        "/info": {"GET": facts.info},
+        "/health": {"GET": facts.health},
+        "/ping": {"GET": facts.health},
+        "/startup": {"GET": facts.startup},
+        "/metrics": {"GET": facts.metrics},
+    }
+
+
+async def _refuse(request: HttpRequest, raised: Exception) -> Response:
+    """The router's own refusals, in the dialect of the path."""
+    path = request.url.path
+    status = raised.status_code if isinstance(raised, HTTPException) else 500
+    error: ManyloraError = RouteNotFound(f"no route {request.method} {path}")
+    headers = dict(getattr(raised, "headers", None) or {})
+    if status == MethodNotAllowed.row.native_status:
+        error = MethodNotAllowed(f"{request.method} is not allowed on {path}")
+        headers["allow"] = ", ".join(sorted(_methods_of(request)))
+    request.scope["manylora"].noted["error"] = error.row.code
+    dialect = dialect_of(path)
+    return JSONResponse(body_of(error, dialect), status_code=status_of(error, dialect), headers=headers)
+
+
+def _methods_of(request: HttpRequest) -> set[str]:
+    """Every method that some route answers on this path."""
+    methods: set[str] = set()
+    for route in request.app.router.routes:
+        if isinstance(route, Route) and route.path_regex.match(request.scope["path"]):
+            methods |= route.methods or set()
+    return methods

@@ -1,0 +1,105 @@
+"""What a link keeps on the edge's side: requests in flight, the engine's pulse, and who waits for its numbers."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from manylora import errors
+from manylora.clock import Clock
+from manylora.engine.events import EngineStats, Failure, Finished, FinishReason
+from manylora.engine.request import Request
+from manylora.errors import EngineFault, ManyloraError
+from manylora.ids import RequestId
+from manylora.server import wire
+from manylora.server.generation import Generation, Switchboard
+from manylora.server.poison import Suspects
+from manylora.server.pulse import Pulse
+
+STATS_WAIT_S = 1.0
+
+OnFinished = Callable[[Generation, Finished], None]
+Send = Callable[[wire.Operation], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkHealth:
+    """is_up: takes requests; in_flight: requests in the engine; stalled_s: without progress while there is work."""
+
+    is_up: bool
+    in_flight: int
+    stalled_s: float
+
+
+class Desk:
+    """One link's bookkeeping; it sends through the function it is given and is told each frame."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.board = Switchboard(self._ended)
+        self.pulse = Pulse(clock)
+        self.suspects = Suspects()
+        self.on_finished: OnFinished | None = None
+        self._fresh = asyncio.Event()
+
+    def open(self, request: Request, send: Send) -> Generation:
+        if self.suspects.is_poison(request):
+            raise self.suspects.verdict(request)
+        if not len(self.board):
+            self.pulse.beat()
+
+        def abort(request_id: RequestId, reason: FinishReason) -> None:
+            with contextlib.suppress(ManyloraError):  # a full or closed link has nobody to abort for
+                send(wire.Abort(request_id, reason))
+
+        generation = Generation(request, abort)
+        self.board.add(generation)
+        try:
+            send(wire.Submit(request))
+        except BaseException:
+            self.board.remove(generation)
+            raise
+        return generation
+
+    def receive(self, frame: wire.Frame) -> None:
+        match frame:
+            case wire.Step(events):
+                self.pulse.beat()
+                self.board.deliver(events)
+            case wire.Beat(stats):
+                self.pulse.note(stats)
+                self._fresh.set()
+            case _:
+                pass
+
+    async def fresh_stats(self, ask: Send) -> EngineStats | None:
+        self._fresh.clear()
+        with contextlib.suppress(TimeoutError, ManyloraError):
+            ask(wire.AskStats())
+            async with asyncio.timeout(STATS_WAIT_S):
+                await self._fresh.wait()
+        return self.pulse.stats
+
+    def lose(self, reason: FinishReason, fault: ManyloraError | None = None) -> None:
+        """The engine is gone with all that was in it."""
+        requests = self.board.requests()
+        self.suspects.blame(requests)
+        self.pulse.forget()
+        self.board.end_all(reason, lambda request: fault or self.suspects.verdict(request))
+
+    def health(self, *, is_up: bool) -> LinkHealth:
+        in_flight = len(self.board)
+        return LinkHealth(is_up=is_up, in_flight=in_flight, stalled_s=self.pulse.stalled_s(in_flight))
+
+    def _ended(self, generation: Generation, finished: Finished) -> None:
+        if finished.failure is None:
+            self.suspects.acquit(generation.request)
+        if self.on_finished is not None:
+            self.on_finished(generation, finished)
+
+
+def error_from(failure: Failure) -> ManyloraError:
+    """The error a `Failure` names; one of an unknown name is an `EngineFault`."""
+    kind = getattr(errors, failure.error, None)
+    if isinstance(kind, type) and issubclass(kind, ManyloraError):
+        return kind(failure.message, parameter=failure.parameter)
+    return EngineFault(failure.message)

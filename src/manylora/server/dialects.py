@@ -1,0 +1,81 @@
+"""How a failure is told: the LoRAX-style body or OpenAI's, its status and its headers, and its form inside a stream."""
+
+from enum import StrEnum
+
+from manylora.errors import (
+    AdapterCapacity,
+    AdapterNotFound,
+    EngineFault,
+    IncompleteGeneration,
+    ManyloraError,
+    Overloaded,
+    RequestRejected,
+)
+
+STREAM_TYPES = ("generation", "incomplete_generation", "overloaded", "validation")
+FIXED_TEXTS = {
+    Overloaded: "Model is overloaded",
+    AdapterCapacity: "Model is overloaded",
+    IncompleteGeneration: "Incomplete generation",
+}
+ENGINE_PREFIX = "Request failed during generation: "
+VALIDATION_PREFIX = "Input validation error: "
+
+
+class Dialect(StrEnum):
+    """NATIVE: LoRAX-style routes and the control plane; OPENAI: everything under /v1."""
+
+    NATIVE = "native"
+    OPENAI = "openai"
+
+
+def dialect_of(path: str) -> Dialect:
+    return Dialect.OPENAI if path == "/v1" or path.startswith("/v1/") else Dialect.NATIVE
+
+
+def status_of(error: ManyloraError, dialect: Dialect) -> int:
+    return error.row.openai_status if dialect is Dialect.OPENAI else error.row.native_status
+
+
+def headers_of(error: ManyloraError) -> dict[str, str]:
+    """`Retry-After`, where the same request may succeed later."""
+    retry_s = error.row.retry_after_s
+    return {} if retry_s is None else {"retry-after": str(retry_s), "retry-after-ms": str(1000 * retry_s)}
+
+
+def body_of(error: ManyloraError, dialect: Dialect, model: str | None = None) -> dict[str, object]:
+    """The JSON body. `model` is what an OpenAI caller named, for the text of an unknown one."""
+    row, text = error.row, _text(error)
+    if dialect is Dialect.NATIVE:
+        is_prefixed = row.native_status == 422 and row.native_type == "validation"
+        return {
+            "error": VALIDATION_PREFIX + text if is_prefixed else text,
+            "error_type": row.native_type,
+            "code": row.code,
+        }
+    parameter, code = error.parameter, row.code
+    if isinstance(error, AdapterNotFound):
+        text = f"The model `{model}` does not exist or you do not have access to it."
+        parameter, code = "model", "model_not_found"
+    return {"error": {"message": text, "type": row.openai_type, "param": parameter, "code": code}}
+
+
+def stream_body_of(error: ManyloraError, dialect: Dialect, model: str | None = None) -> dict[str, object]:
+    """The body as the last event of a stream; native clients know four types there."""
+    body = body_of(error, dialect, model)
+    if dialect is Dialect.NATIVE and body["error_type"] not in STREAM_TYPES:
+        is_repeatable = error.is_retryable
+        is_fault_of_caller = isinstance(error, RequestRejected)
+        body["error_type"] = (
+            "overloaded" if is_repeatable else "validation" if is_fault_of_caller else "incomplete_generation"
+        )
+    return body
+
+
+def _text(error: ManyloraError) -> str:
+    for kind, text in FIXED_TEXTS.items():
+        if isinstance(error, kind):
+            return text
+    if isinstance(error, EngineFault) and not error.message.startswith(ENGINE_PREFIX):
+        return ENGINE_PREFIX + error.message
+    return error.message

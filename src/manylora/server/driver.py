@@ -1,0 +1,108 @@
+"""The loop that turns a synchronous engine: take operations, step, tell what happened; in a thread or a process."""
+
+import importlib
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from manylora.clock import Clock
+from manylora.config import Config
+from manylora.engine.events import EngineStats, FinishReason, StepEvents
+from manylora.engine.request import Request
+from manylora.ids import RequestId
+from manylora.server.served import ServedModel
+from manylora.server.wire import Abort, AskStats, Beat, Boot, Frame, Operation, Step, Stop, Submit
+
+IDLE_WAIT_S = 1.0
+LOADING_WAIT_S = 0.001
+BEAT_S = 1.0
+
+
+class SteppedEngine(Protocol):
+    """What the edge needs of the engine; `engine/engine.py` is the real one. One thread, no method waits."""
+
+    @property
+    def has_work(self) -> bool: ...
+
+    @property
+    def is_waiting_for_adapters(self) -> bool:
+        """Whether every request under way waits for an adapter."""
+
+    def submit(self, request: Request) -> None:
+        """Take a request. If it is refused, the next step finishes it with REJECTED."""
+
+    def abort(self, request_id: RequestId, reason: FinishReason) -> None:
+        """End a request at the next step; one that is unknown or has ended is passed over."""
+
+    def step(self) -> StepEvents:
+        """Plan, run and commit once."""
+
+    def stats(self) -> EngineStats: ...
+
+    def shutdown(self) -> StepEvents:
+        """End every request with SHUTDOWN and release everything."""
+
+
+ProgressLine = Callable[[str], None]
+EngineFactory = Callable[[Config, ProgressLine], tuple[SteppedEngine, ServedModel]]
+"""Builds the engine in the process that will own it, telling each stage of the start as a line."""
+
+
+def load_factory(name: str) -> EngineFactory:
+    """Import the factory named `module:function`. The edge itself never calls this: it stays without torch."""
+    module, _, function = name.partition(":")
+    return cast(EngineFactory, getattr(importlib.import_module(module), function))  # named by our own command line
+
+
+class Port(Protocol):
+    """The driver's end of the boundary."""
+
+    def receive(self, wait_s: float) -> list[Operation]:
+        """Return what has arrived, waiting up to `wait_s` seconds for the first of it."""
+
+    def send(self, frame: Frame) -> None: ...
+
+
+def drive(engine: SteppedEngine, port: Port, clock: Clock) -> None:
+    """Turn the engine until `Stop`, then shut it down. What a step raises is raised: the engine is then lost.
+
+    While there is work, operations are taken without waiting. When every request waits for an adapter, the loop
+    looks every millisecond; when there is none, it sleeps on the port.
+    """
+    wait_s = IDLE_WAIT_S
+    next_beat_s = clock.monotonic_s()
+    while True:
+        for operation in port.receive(wait_s):
+            if isinstance(operation, Stop):
+                port.send(Step(engine.shutdown()))
+                return
+            _apply(engine, operation, port)
+        wait_s = IDLE_WAIT_S
+        if not engine.has_work:
+            continue
+        events = engine.step()
+        if events:
+            port.send(Step(events))
+        wait_s = _wait_after(engine)
+        now_s = clock.monotonic_s()
+        if now_s >= next_beat_s:
+            next_beat_s = now_s + BEAT_S
+            port.send(Beat(engine.stats()))
+
+
+def _apply(engine: SteppedEngine, operation: Operation, port: Port) -> None:
+    match operation:
+        case Submit(request):
+            engine.submit(request)
+        case Abort(request_id, reason):
+            engine.abort(request_id, reason)
+        case AskStats():
+            port.send(Beat(engine.stats()))
+        case Boot() | Stop():
+            raise AssertionError(f"not an operation of a running engine: {operation}")
+
+
+def _wait_after(engine: SteppedEngine) -> float:
+    """How long to wait for operations before the next step."""
+    if not engine.has_work:
+        return IDLE_WAIT_S
+    return LOADING_WAIT_S if engine.is_waiting_for_adapters else 0.0

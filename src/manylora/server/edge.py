@@ -1,0 +1,193 @@
+"""The outermost layer: one path form, an id and CORS on every reply, bodies within bounds, and a caller who leaves."""
+
+import asyncio
+import re
+from urllib.parse import unquote
+
+import structlog
+
+from manylora.clock import Clock
+from manylora.config import ServerConfig
+from manylora.errors import BodyTooLarge, DeploymentNotFound, ManyloraError, RouteNotBuilt, UnsupportedMediaType
+from manylora.ids import mint_request_id
+from manylora.server.exchange import Arrival, Exchange, Receive, Scope, Send, header_of, is_visible_ascii
+from manylora.server.headers import EXPOSED
+from manylora.server.metrics import Meters
+from manylora.server.served import ServedModel
+
+QUIET_PATHS = frozenset({"/health", "/", "/ping", "/startup", "/metrics"})
+INFERENCE_PATHS = frozenset(
+    {"/", "/invocations", "/generate", "/generate_stream", "/v1/completions", "/v1/chat/completions"}
+)
+NOT_BUILT = re.compile(
+    r"/(v1/)?(users/current|v2/(deployments|repos|adapters|finetuning|datasets|batch-inference|gateways|secrets)"
+    r"|llms|supported_llms|models/version)(/.*)?"
+)
+DRAIN_FACTOR = 8
+
+_SLASHES = re.compile("/{2,}")
+_DEPLOYMENT = re.compile(r"/([^/]+)/deployments/v2/llms/([^/]+)(/.*)?")
+_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_JSON_TYPE = re.compile(r"application/(json|[\w.-]+\+json)\s*(;.*)?", re.IGNORECASE)
+
+
+class Edge:
+    """Wraps the routes. It reads the whole body first, so that a disconnect can be seen while the route works."""
+
+    def __init__(
+        self, app: object, *, settings: ServerConfig, served: ServedModel, meters: Meters, clock: Clock
+    ) -> None:
+        self._app = app
+        self._settings = settings
+        self._served = served
+        self._meters = meters
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._route(scope, receive, send)
+            return
+        arrival = Arrival(request_id=_request_id(scope), arrived_s=self._clock.monotonic_s())
+        arrival.trace_id = header_of(scope, "x-b3-traceid")
+        own = {**scope, "path": _one_form(scope["path"]), "manylora": arrival}
+        outward = self._outward(own, arrival, send)
+        try:
+            await self._guarded(own, receive, outward)
+        finally:
+            self._note(own, arrival)
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "OPTIONS":
+            await self._preflight(scope, send)
+            return
+        arrival: Arrival = scope["manylora"]
+        try:
+            self._enter_deployment(scope)
+            if NOT_BUILT.fullmatch(scope["path"]):
+                raise RouteNotBuilt(f"{scope['path']} is not part of this server")
+            if scope["method"] in ("POST", "PUT", "PATCH"):
+                arrival.body = await self._read_body(scope, receive)
+                await self._until_disconnect(scope, receive, send)
+            else:
+                await self._route(scope, receive, send)
+        except ManyloraError as error:
+            await Exchange(scope, send, self._clock).fail(error)
+        except ConnectionResetError:
+            return  # the caller left while sending its body
+
+    def _enter_deployment(self, scope: Scope) -> None:
+        """`/{tenant}/deployments/v2/llms/{name}/…` is the same route for that tenant (open mode: nobody is asked)."""
+        match = _DEPLOYMENT.fullmatch(scope["path"])
+        if match is None:
+            return
+        tenant, name, rest = match.groups()
+        if not _TENANT.fullmatch(tenant) or not self._served.is_base_name(unquote(name)):
+            raise DeploymentNotFound(f"deployment '{name}' was not found")
+        scope["manylora"].tenant = tenant
+        scope["path"] = rest or "/"
+
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
+        """A body that is too large is read on for a while, so that its sender sees the answer and not a broken pipe."""
+        limit = self._settings.max_body_bytes
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionResetError
+            size += len(message.get("body", b""))
+            if size <= limit:
+                parts.append(message.get("body", b""))
+            if not message.get("more_body") or size > DRAIN_FACTOR * limit:
+                break
+        if size > limit:
+            raise BodyTooLarge(f"the body may have at most {limit} bytes")
+        if size and not _JSON_TYPE.fullmatch(header_of(scope, "content-type") or ""):
+            raise UnsupportedMediaType("send the header `Content-Type: application/json`")
+        return b"".join(parts)
+
+    async def _until_disconnect(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the route; if its caller leaves first, cancel it, which aborts its sequences."""
+        arrival: Arrival = scope["manylora"]
+
+        async def watch(work: asyncio.Task[None]) -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            if not arrival.is_complete:
+                arrival.status = 499
+                work.cancel()
+
+        async with asyncio.TaskGroup() as group:
+            work = group.create_task(self._route(scope, _nothing_more, send))
+            watcher = group.create_task(watch(work))
+            work.add_done_callback(lambda _: watcher.cancel())
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)  # type: ignore[operator]  # an ASGI application is any callable
+
+    async def _preflight(self, scope: Scope, send: Send) -> None:
+        """Any origin may ask with any header; there is no credentials mode."""
+        asked = header_of(scope, "access-control-request-headers")
+        allowed = "authorization, content-type" + (f", {asked}" if asked else "")
+        headers = {
+            "access-control-allow-methods": "GET, POST, PUT, DELETE, OPTIONS",
+            "access-control-allow-headers": allowed,
+            "access-control-max-age": "600",
+        }
+        await Exchange(scope, send, self._clock).reply({}, headers=headers)
+
+    def _outward(self, scope: Scope, arrival: Arrival, send: Send) -> Send:
+        """Add to the head of every reply, whoever wrote it, and see when its last byte is handed over."""
+        common = [
+            (b"x-request-id", arrival.request_id.encode("ascii")),
+            (b"access-control-allow-origin", self._settings.cors_allow_origin.encode("latin-1")),
+            (b"access-control-expose-headers", ", ".join(EXPOSED).encode("ascii")),
+        ]
+        if is_visible_ascii(arrival.trace_id) and arrival.trace_id is not None:
+            common.append((b"x-b3-traceid", arrival.trace_id.encode("ascii")))
+
+        async def outward(message: Scope) -> None:
+            if message["type"] == "http.response.start":
+                arrival.status = message["status"]
+                message = {**message, "headers": [*message.get("headers", ()), *common]}
+            elif message["type"] == "http.response.body" and not message.get("more_body"):
+                arrival.is_complete = True
+            await send(message)
+
+        return outward
+
+    def _note(self, scope: Scope, arrival: Arrival) -> None:
+        """One line a request, at its end. No prompt, no completion, no key."""
+        path, duration_s = scope["path"], self._clock.monotonic_s() - arrival.arrived_s
+        status = arrival.status if arrival.is_complete else 499
+        if scope["method"] == "POST" and path in INFERENCE_PATHS:
+            code = arrival.noted.get("error")
+            self._meters.note_reply(status, code if isinstance(code, str) else None, duration_s)
+        log = structlog.get_logger()
+        tell = log.debug if scope["method"] in ("GET", "HEAD") and path in QUIET_PATHS else log.info
+        tell(
+            "request.finished",
+            request_id=arrival.request_id,
+            method=scope["method"],
+            path=path,
+            status=status,
+            tenant=arrival.tenant,
+            total_ms=round(1e3 * duration_s, 1),
+            **{name: value for name, value in arrival.noted.items() if name != "total_ms"},
+        )
+
+
+async def _nothing_more() -> Scope:
+    """What a route receives after its body: nothing, for ever. The edge watches for the disconnect itself."""
+    await asyncio.get_running_loop().create_future()
+    raise AssertionError("a future that nobody sets does not end")
+
+
+def _request_id(scope: Scope) -> str:
+    own = header_of(scope, "x-request-id")
+    return own if own is not None and is_visible_ascii(own) else mint_request_id()
+
+
+def _one_form(path: str) -> str:
+    """Repeated and trailing slashes make no difference."""
+    return _SLASHES.sub("/", path).rstrip("/") or "/"

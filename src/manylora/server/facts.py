@@ -1,0 +1,112 @@
+"""The routes that tell about the server: /info, /health, /metrics, /tokenize, /v1/models; and the tasks it lacks."""
+
+from manylora import __version__
+from manylora.errors import AdapterNotFound, AdapterReferenceInvalid, InvalidParameter, TaskUnsupported
+from manylora.server.catalog import adapter_names
+from manylora.server.exchange import Exchange
+from manylora.server.health import Health
+from manylora.server.inference import Inference
+from manylora.server.metrics import Meters
+
+UNHEALTHY = {"error": "unhealthy", "error_type": "healthcheck", "code": "deployment_unavailable"}
+TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class FactRoutes:
+    """Nothing here generates for a caller."""
+
+    def __init__(self, inference: Inference, health: Health, meters: Meters) -> None:
+        self._gate = inference.gate
+        self._link = inference.link
+        self._health = health
+        self._meters = meters
+
+    async def health(self, exchange: Exchange) -> None:
+        is_well = not self._gate.is_draining and await self._health.is_well()
+        await self._tell(exchange, is_well=is_well)
+
+    async def startup(self, exchange: Exchange) -> None:
+        is_well = not self._gate.is_draining and (self._health.has_generated or await self._health.probe())
+        await self._tell(exchange, is_well=is_well)
+
+    async def info(self, exchange: Exchange) -> None:
+        served, settings = self._gate.served, self._gate.settings
+        await exchange.reply(
+            {
+                "model_id": served.model_id,
+                "model_sha": served.sha,
+                "model_dtype": f"torch.{served.dtype}",
+                "model_device_type": served.device,
+                "model_pipeline_tag": "text-generation",
+                "max_concurrent_requests": settings.max_concurrent_requests,
+                "max_best_of": settings.max_best_of,
+                "max_stop_sequences": settings.max_stop_sequences,
+                "max_input_length": served.max_input_length,
+                "max_total_tokens": served.max_model_len,
+                "waiting_served_ratio": 0.0,
+                "max_batch_total_tokens": served.max_running * served.max_model_len,
+                "max_waiting_tokens": 0,
+                "validation_workers": 2,
+                "eager_prefill": True,
+                "version": __version__,
+                "sha": None,
+                "docker_label": None,
+                "request_logger_url": None,
+            }
+        )
+
+    async def metrics(self, exchange: Exchange) -> None:
+        stats = await self._link.stats()
+        in_flight, is_up = self._gate.num_sequences, self._link.health().is_up
+        wants_json = "application/json" in (exchange.header("accept") or "")
+        if wants_json or exchange.query.get("format") == "json":
+            await exchange.reply(self._meters.as_json(stats, in_flight=in_flight, is_up=is_up))
+            return
+        body = self._meters.exposition(stats, in_flight=in_flight, is_up=is_up)
+        await exchange.reply_bytes(body, TEXT_FORMAT)
+
+    async def tokenize(self, exchange: Exchange) -> None:
+        body = exchange.json()
+        inputs = body.string("inputs")
+        if inputs is None:
+            raise InvalidParameter("`inputs` is required", parameter="inputs")
+        has_special = body.boolean("add_special_tokens", default=True)
+        tokenizer = self._gate.tokenizer
+        spans = await self._gate.pool.run(lambda: tokenizer.spans(inputs, add_special_tokens=has_special))
+        await exchange.reply(
+            [{"id": span.token_id, "text": span.piece, "start": span.start, "stop": span.stop} for span in spans]
+        )
+
+    async def models(self, exchange: Exchange) -> None:
+        served = self._gate.served
+        names = await self._gate.pool.run(adapter_names, served.adapter_roots)
+        data = [self._model(served.model_id, None), *(self._model(name, served.model_id) for name in names)]
+        await exchange.reply({"object": "list", "data": data})
+
+    async def model(self, exchange: Exchange) -> None:
+        served, name = self._gate.served, exchange.path_parameters["model_id"]
+        exchange.model = name
+        if served.is_base_name(name):
+            await exchange.reply(self._model(served.model_id, None))
+            return
+        try:
+            ref = self._gate.adapter(name, None, parameter="model")
+        except AdapterReferenceInvalid as error:
+            raise AdapterNotFound(f"Adapter '{name}' was not found in source 'local'") from error
+        names = await self._gate.pool.run(adapter_names, served.adapter_roots)
+        if ref is None or ref.id not in names:
+            raise AdapterNotFound(f"Adapter '{name}' was not found in source 'local'")
+        await exchange.reply(self._model(ref.id, served.model_id))
+
+    async def embeddings(self, exchange: Exchange) -> None:
+        raise TaskUnsupported("embeddings are switched off: this deployment generates text only")
+
+    async def classification(self, exchange: Exchange) -> None:
+        raise TaskUnsupported("this deployment has no classifier")
+
+    def _model(self, name: str, parent: str | None) -> dict[str, object]:
+        created = self._gate.served.created_s
+        return {"id": name, "object": "model", "created": created, "owned_by": "manylora", "parent": parent}
+
+    async def _tell(self, exchange: Exchange, *, is_well: bool) -> None:
+        await exchange.reply({"status": "ok"} if is_well else UNHEALTHY, status=200 if is_well else 503)

@@ -1,0 +1,148 @@
+"""Admission: names become adapters, text becomes tokens within the window, one order becomes engine requests."""
+
+import asyncio
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from manylora.adapter_ref import AdapterRef, SourceName, parse_adapter_ref
+from manylora.config import ServerConfig
+from manylora.engine.request import Request, SamplingParams, StopParams
+from manylora.errors import (
+    AdapterReferenceInvalid,
+    ContextLengthExceeded,
+    InvalidParameter,
+    Overloaded,
+    Unavailable,
+)
+from manylora.ids import Flow, mint_request_id, mint_seed
+from manylora.models.tokenizer import Tokenizer
+from manylora.server.fields import MAX_UINT64
+from manylora.server.pool import WorkPool
+from manylora.server.served import ServedModel
+
+ENABLED_SOURCES = frozenset({SourceName.LOCAL})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """One prompt, ready to be expanded into sequences.
+
+    characters  of input, for `x-compute-characters`
+    seed        None: drawn for each sequence; else sequence i has seed + i
+    """
+
+    tokens: tuple[int, ...]
+    characters: int
+    adapter: AdapterRef | None
+    sampling: SamplingParams
+    stop: StopParams
+    seed: int | None
+    num_sequences: int
+
+
+class Gate:
+    """Decides what enters. It holds the count of sequences under way and whether the server is draining."""
+
+    def __init__(self, *, served: ServedModel, settings: ServerConfig, tokenizer: Tokenizer, pool: WorkPool) -> None:
+        self.served = served
+        self.settings = settings
+        self.tokenizer = tokenizer
+        self.pool = pool
+        self.num_sequences = 0
+        self.is_draining = False
+        self._left = asyncio.Event()  # set whenever a place is given back
+
+    @contextmanager
+    def admit(self, num_sequences: int) -> Iterator[None]:
+        """Hold a place for each sequence. Raises `Overloaded` when the house is full, `Unavailable` when it closes."""
+        limit = self.settings.max_concurrent_requests
+        if self.is_draining:
+            raise Unavailable("the server is shutting down; repeat the request")
+        if num_sequences > limit:
+            raise InvalidParameter(f"the request asks for {num_sequences} sequences; the limit is {limit}")
+        if self.num_sequences + num_sequences > limit:
+            raise Overloaded("Model is overloaded")
+        self.num_sequences += num_sequences
+        try:
+            yield
+        finally:
+            self.num_sequences -= num_sequences
+            self._left.set()
+
+    async def emptied(self) -> None:
+        """Wait until no sequence is under way."""
+        while self.num_sequences:
+            self._left.clear()
+            await self._left.wait()
+
+    def adapter(self, adapter_id: str | None, source: str | None, parameter: str = "adapter_id") -> AdapterRef | None:
+        """The adapter a request names; None is the base model. An unknown name is the engine's to refuse."""
+        if adapter_id is None or self.served.is_base_name(adapter_id):
+            return None
+        try:
+            return parse_adapter_ref(adapter_id, source, ENABLED_SOURCES)
+        except AdapterReferenceInvalid as error:
+            error.parameter = parameter if error.parameter == "adapter_id" else error.parameter
+            raise
+
+    async def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        return await self.pool.run(self._encode, text, add_special_tokens)
+
+    async def render_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, tuple[int, ...]]:
+        """The chat template's text and its tokens; no special tokens are added to it."""
+        return await self.pool.run(self._render_chat, messages)
+
+    def budget(self, num_prompt: int, asked: int | None, *, field: str, is_clamped: bool, budget_field: str) -> int:
+        """Tokens to generate at most.
+
+        Args:  asked       None: the rest of the window
+               is_clamped  cut to the room left what is asked above it, instead of refusing
+        Raises `ContextLengthExceeded` for a prompt, or a prompt and budget, longer than the window.
+        """
+        served = self.served
+        if num_prompt > served.max_input_length:
+            raise ContextLengthExceeded(
+                f"`{field}` must have less than {served.max_input_length} tokens. Given: {num_prompt}", parameter=field
+            )
+        room = served.max_model_len - num_prompt
+        if asked is None or asked <= room:
+            return asked or room
+        if is_clamped:
+            return room
+        raise ContextLengthExceeded(
+            f"`{field}` tokens + `{budget_field}` must be <= {served.max_model_len}. "
+            f"Given: {num_prompt} `{field}` tokens and {asked} `{budget_field}`",
+            parameter=budget_field,
+        )
+
+    def check_tokens(self, tokens: Sequence[int], field: str) -> None:
+        if tokens and not (min(tokens) >= 0 and max(tokens) < self.served.vocab_size):
+            raise InvalidParameter(f"`{field}`: token ids must be >= 0 and < {self.served.vocab_size}", parameter=field)
+
+    def expand(self, draft: Draft, tenant: str) -> list[Request]:
+        """One request for each sequence of a draft, alike but for id and seed."""
+        return [
+            Request(
+                id=mint_request_id(),
+                flow=Flow(tenant),
+                salt=tenant,
+                tokens=draft.tokens,
+                adapter=draft.adapter,
+                sampling=dataclasses.replace(draft.sampling, seed=_seed(draft.seed, index)),
+                stop=draft.stop,
+            )
+            for index in range(draft.num_sequences)
+        ]
+
+    def _encode(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def _render_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, tuple[int, ...]]:
+        text = self.tokenizer.apply_chat_template(messages)
+        return text, self._encode(text, False)
+
+
+def _seed(seed: int | None, index: int) -> int:
+    return mint_seed() if seed is None else (seed + index) & MAX_UINT64

@@ -1,0 +1,319 @@
+"""The link to the engine: asyncio on this side; on the other a synchronous engine, in a thread or its own process."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import queue
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import zmq
+import zmq.asyncio
+
+from manylora.clock import Clock, SystemClock
+from manylora.config import Config, child_environment
+from manylora.engine.events import EngineStats, Failure, FinishReason
+from manylora.engine.request import Request
+from manylora.errors import EngineFault, ManyloraError, Overloaded, StartupError, Unavailable
+from manylora.server import wire
+from manylora.server.desk import Desk, LinkHealth, OnFinished, error_from
+from manylora.server.driver import SteppedEngine, drive
+from manylora.server.generation import Generation
+from manylora.server.served import ServedModel
+
+log = logging.getLogger(__name__)
+
+MAX_QUEUED_FRAMES = 4096
+STOP_WAIT_S = 10.0
+LAST_WORDS_S = 0.1
+FIRST_BACKOFF_S = 0.25
+LONGEST_BACKOFF_S = 30.0
+WORKER_MODULE = "manylora.server.worker"
+SHUTTING_DOWN = "the server is shutting down; repeat the request"
+
+
+class EngineLink(Protocol):
+    """An engine somewhere. All methods belong to one event loop."""
+
+    async def start(self) -> None:
+        """Bring the engine up. Raises `StartupError` if it cannot be built."""
+
+    def generate(self, request: Request) -> Generation:
+        """Hand a request over and return its events. Raises `Unavailable` while the engine is down."""
+
+    async def stats(self) -> EngineStats | None:
+        """The engine's numbers, at most about a second old; None before the first."""
+
+    def health(self) -> LinkHealth: ...
+
+    def watch(self, on_finished: OnFinished) -> None:
+        """Be told of every end, that of abandoned requests included."""
+
+    async def close(self) -> None:
+        """End everything with SHUTDOWN and let the engine go. May be called twice."""
+
+
+class _ThreadPort:
+    """`driver.Port` between an event loop and a thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, deliver: Callable[[wire.Frame], None]) -> None:
+        self.operations: queue.SimpleQueue[wire.Operation] = queue.SimpleQueue()
+        self._loop = loop
+        self._deliver = deliver
+
+    def receive(self, wait_s: float) -> list[wire.Operation]:
+        found: list[wire.Operation] = []
+        with contextlib.suppress(queue.Empty):
+            found.append(self.operations.get(timeout=wait_s) if wait_s else self.operations.get_nowait())
+            while True:
+                found.append(self.operations.get_nowait())
+        return found
+
+    def send(self, frame: wire.Frame) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+            self._loop.call_soon_threadsafe(self._deliver, frame)
+
+
+class InProcessLink:
+    """The engine in a thread of this process: for the library, `manylora generate` and tests. It is not restarted."""
+
+    def __init__(self, engine: SteppedEngine, clock: Clock | None = None) -> None:
+        self._engine = engine
+        self._clock = clock or SystemClock()
+        self._thread: threading.Thread | None = None
+        self._failure: ManyloraError | None = None
+
+    async def start(self) -> None:
+        self._desk = Desk(self._clock)
+        self._port = _ThreadPort(asyncio.get_running_loop(), self._receive)
+        self._thread = threading.Thread(target=self._drive, name="manylora-engine", daemon=True)
+        self._thread.start()
+
+    def generate(self, request: Request) -> Generation:
+        if not self._is_up:
+            raise self._failure or Unavailable("the engine is not running")
+        return self._desk.open(request, self._port.operations.put)
+
+    async def stats(self) -> EngineStats | None:
+        return await self._desk.fresh_stats(self._port.operations.put)
+
+    def health(self) -> LinkHealth:
+        return self._desk.health(is_up=self._is_up)
+
+    def watch(self, on_finished: OnFinished) -> None:
+        self._desk.on_finished = on_finished
+
+    async def close(self) -> None:
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        self._port.operations.put(wire.Stop())
+        await asyncio.to_thread(thread.join, STOP_WAIT_S)
+        await asyncio.sleep(0)  # the last frame was queued before the thread ended
+        self._desk.lose(FinishReason.SHUTDOWN, Unavailable(SHUTTING_DOWN))
+
+    @property
+    def _is_up(self) -> bool:
+        return self._thread is not None and self._failure is None
+
+    def _drive(self) -> None:
+        try:
+            drive(self._engine, self._port, self._clock)
+        except Exception as error:
+            log.exception("engine.died")
+            self._port.send(wire.Died(Failure(error=EngineFault.__name__, message=str(error))))
+
+    def _receive(self, frame: wire.Frame) -> None:
+        if isinstance(frame, wire.Died):
+            self._failure = error_from(frame.failure)
+            self._desk.lose(FinishReason.ENGINE_FAILURE, self._failure)
+        else:
+            self._desk.receive(frame)
+
+
+class _Worker:
+    """One life of the engine process: its private directory, its socket, its process."""
+
+    def __init__(self, context: zmq.asyncio.Context) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="manylora-"))  # mode 0700
+        self.socket = context.socket(zmq.PAIR)
+        self.socket.set_hwm(MAX_QUEUED_FRAMES)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.address = f"ipc://{self.directory}/engine"
+        self.socket.bind(self.address)
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def spawn(self) -> asyncio.subprocess.Process:
+        """A session of its own, so that Ctrl-C in the terminal reaches the edge alone, which then drains."""
+        paths = os.pathsep.join(path for path in sys.path if path)
+        self.process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", WORKER_MODULE, self.address, str(os.getpid())),
+            env={**child_environment(), "PYTHONPATH": paths},
+            stdin=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        return self.process
+
+    def send(self, operation: wire.Operation) -> None:
+        """Send at once or refuse: the queue of the socket is bounded."""
+        sent = asyncio.ensure_future(self.socket.send(wire.encode(operation), flags=zmq.NOBLOCK))
+        if sent.done() and sent.exception() is not None:
+            raise Overloaded("Model is overloaded")
+
+    def release(self) -> None:
+        if self.process is not None and self.process.returncode is None:
+            self.process.kill()
+        self.socket.close(linger=0)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class ProcessLink:
+    """The engine in a process of its own, started again with back-off when it dies; the edge stays up meanwhile."""
+
+    def __init__(
+        self,
+        factory: str,
+        config: Config,
+        *,
+        on_progress: Callable[[str], None] = lambda line: None,
+        clock: Clock | None = None,
+    ) -> None:
+        """`factory` names a `driver.EngineFactory` as `module:function`; it is imported by the worker alone."""
+        self._boot = wire.Boot(factory, config)
+        self._on_progress = on_progress
+        self._clock = clock or SystemClock()
+        self._worker: _Worker | None = None
+        self._served: ServedModel | None = None
+        self._startup_failure: StartupError | None = None
+        self._is_up = False
+        self._is_closing = False
+        self._has_been_ready = False
+        self._supervisor: asyncio.Task[None] | None = None
+        self.restarts = 0
+
+    @property
+    def served(self) -> ServedModel:
+        """What the engine serves; known once `start` has returned."""
+        if self._served is None:
+            raise Unavailable("the engine has not started")
+        return self._served
+
+    @property
+    def worker_pid(self) -> int | None:
+        return self._worker.process.pid if self._worker and self._worker.process else None
+
+    async def start(self) -> None:
+        self._desk = Desk(self._clock)
+        self._context = zmq.asyncio.Context()
+        first = asyncio.Event()
+        self._supervisor = asyncio.create_task(self._supervise(first))
+        await first.wait()
+        if self._startup_failure is not None:
+            await self.close()
+            raise self._startup_failure
+
+    def generate(self, request: Request) -> Generation:
+        if not self._is_up:
+            raise Unavailable("the engine is being started again; repeat the request")
+        return self._desk.open(request, self._send)
+
+    async def stats(self) -> EngineStats | None:
+        return await self._desk.fresh_stats(self._send)
+
+    def health(self) -> LinkHealth:
+        return self._desk.health(is_up=self._is_up)
+
+    def watch(self, on_finished: OnFinished) -> None:
+        self._desk.on_finished = on_finished
+
+    async def close(self) -> None:
+        if self._supervisor is None or self._is_closing:
+            return
+        self._is_closing = True
+        with contextlib.suppress(ManyloraError):
+            self._send(wire.Stop())
+        try:
+            async with asyncio.timeout(STOP_WAIT_S if self._is_up else 0):
+                await asyncio.shield(self._supervisor)
+        except TimeoutError:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+        self._context.destroy(linger=0)
+
+    def _send(self, operation: wire.Operation) -> None:
+        if self._worker is not None and self._is_up:
+            self._worker.send(operation)
+
+    async def _supervise(self, first: asyncio.Event) -> None:
+        """One worker after the other; the back-off doubles with each life that served nothing to its end."""
+        backoff_s = FIRST_BACKOFF_S
+        while True:
+            self._has_been_ready = False
+            try:
+                code = await self._live(first)
+            finally:
+                first.set()
+            if self._is_closing or self._served is None:
+                return
+            backoff_s = FIRST_BACKOFF_S if self._has_been_ready else min(LONGEST_BACKOFF_S, 2 * backoff_s)
+            log.error("engine.restarting exit_code=%s backoff_s=%.2f", code, backoff_s)
+            await asyncio.sleep(backoff_s)
+            self.restarts += 1
+
+    async def _live(self, first: asyncio.Event) -> int:
+        """Start a worker and read what it sends until it exits; returns its exit code."""
+        worker = self._worker = _Worker(self._context)
+        reader: asyncio.Task[None] | None = None
+        try:
+            process = await worker.spawn()
+            await worker.socket.send(wire.encode(self._boot))
+            reader = asyncio.create_task(self._read(worker, first))
+            code = await process.wait()
+            await asyncio.sleep(LAST_WORDS_S)
+            return code
+        finally:
+            if reader is not None:
+                reader.cancel()
+                await asyncio.gather(reader, return_exceptions=True)
+            worker.release()
+            self._note_death()
+
+    async def _read(self, worker: _Worker, first: asyncio.Event) -> None:
+        while True:
+            frame = wire.decode_frame(await worker.socket.recv())
+            match frame:
+                case wire.Ready(served):
+                    self._served, self._is_up, self._has_been_ready = served, True, True
+                    self._startup_failure = None
+                    if first.is_set():
+                        log.warning("engine.up_again restarts=%d", self.restarts)
+                    first.set()
+                case wire.Progress(line):
+                    self._on_progress(line)
+                case wire.Died():
+                    self._note_last_words(frame)
+                case _:
+                    self._desk.receive(frame)
+
+    def _note_last_words(self, died: wire.Died) -> None:
+        error = error_from(died.failure)
+        log.error("engine.died error=%s: %s\n%s", type(error).__name__, error.message, died.dump)
+        if isinstance(error, StartupError):
+            self._startup_failure = error
+        elif self._is_up:
+            self._is_up = False
+            self._desk.lose(FinishReason.ENGINE_FAILURE, error)
+
+    def _note_death(self) -> None:
+        if self._served is None and self._startup_failure is None:
+            self._startup_failure = StartupError("the engine process ended before it was ready; see its output above")
+        reason = FinishReason.SHUTDOWN if self._is_closing else FinishReason.ENGINE_FAILURE
+        self._is_up = False
+        self._worker = None
+        self._desk.lose(reason, Unavailable(SHUTTING_DOWN) if self._is_closing else None)

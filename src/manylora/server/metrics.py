@@ -1,0 +1,147 @@
+"""Counts what the edge sees and shows it with the engine's numbers, as Prometheus text or as JSON."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client.core import Metric as Family
+from prometheus_client.registry import Collector
+
+from manylora.engine.events import EngineStats, Finished
+from manylora.server.gate import Draft
+from manylora.server.generation import Generation
+from manylora.telemetry import BASE_LABEL, MAX_ADAPTER_LABELS, METRICS, OTHER_ADAPTERS, Metric, MetricKind
+
+SECOND_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+TOKEN_BUCKETS = tuple(2.0**power for power in range(18))
+
+
+class Meters:
+    """All metrics of one server. Counters with LoRAX's names carry no `_total`, as LoRAX's do not."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._histograms: dict[str, Histogram] = {}
+        self._totals = _Totals([m for m in METRICS if m.kind is MetricKind.COUNTER and m.stat is None])
+        self._gauges: dict[str, Gauge] = {}
+        self._engine = _EngineNumbers([metric for metric in METRICS if metric.stat is not None])
+        for metric in METRICS:
+            if metric.kind is MetricKind.HISTOGRAM:
+                buckets = SECOND_BUCKETS if metric.unit == "seconds" else TOKEN_BUCKETS
+                self._histograms[metric.name] = Histogram(
+                    metric.name, metric.help, registry=self._registry, buckets=buckets
+                )
+            elif metric.kind is MetricKind.GAUGE and metric.stat is None:
+                self._gauges[metric.name] = Gauge(metric.name, metric.help, registry=self._registry)
+        self._registry.register(self._totals)
+        self._registry.register(self._engine)
+        self._adapters: set[str] = set()
+
+    def note_reply(self, status: int, error_code: str | None, duration_s: float) -> None:
+        """An inference request has been answered, or its caller has gone."""
+        self._totals.add("lorax_request_count", ())
+        if status < 400 and error_code is None:
+            self._totals.add("lorax_request_success", ())
+        else:
+            self._totals.add("lorax_request_failure", (error_code or f"status_{status}",))
+        self._histograms["lorax_request_duration"].observe(duration_s)
+
+    def note_work(
+        self,
+        drafts: Sequence[Draft],
+        generated: int,
+        timings: Mapping[str, float],
+        validation_s: float,
+        *,
+        is_whole: bool,
+    ) -> None:
+        """A request's sequences are over. The engine's own times are known only if it is whole."""
+        observe = {name: histogram.observe for name, histogram in self._histograms.items()}
+        observe["lorax_request_validation_duration"](validation_s)
+        observe["lorax_request_generated_tokens"](generated)
+        for draft in drafts:
+            observe["lorax_request_input_length"](len(draft.tokens))
+            observe["lorax_request_max_new_tokens"](draft.stop.max_new_tokens)
+        if is_whole and generated:
+            inference_s = timings["inference_ms"] / 1e3
+            observe["lorax_request_queue_duration"](timings["queue_ms"] / 1e3)
+            observe["lorax_request_inference_duration"](inference_s)
+            observe["lorax_request_mean_time_per_token_duration"](inference_s / generated)
+            observe["manylora_time_to_first_token_seconds"](timings["time_to_first_token_ms"] / 1e3)
+
+    def note_finished(self, generation: Generation, finished: Finished) -> None:
+        """A sequence has ended in the engine, whoever still listened."""
+        adapter = generation.request.adapter
+        label = BASE_LABEL if adapter is None else self._adapter_label(adapter.id)
+        self._totals.add("manylora_requests", (label, finished.reason.value))
+        counts = finished.counts
+        kinds = {"prompt": counts.prompt_tokens, "cached": counts.cached_tokens, "completion": counts.completion_tokens}
+        if finished.queue_ms is not None:
+            for kind, count in kinds.items():
+                self._totals.add("manylora_tokens", (label, kind), count)
+
+    def exposition(self, stats: EngineStats | None, *, in_flight: int, is_up: bool) -> bytes:
+        self._refresh(stats, in_flight=in_flight, is_up=is_up)
+        return generate_latest(self._registry)
+
+    def as_json(self, stats: EngineStats | None, *, in_flight: int, is_up: bool) -> dict[str, object]:
+        """`{family: {"type", "data": [{"key", "value"}]}}`; a key is a sample's name with its labels."""
+        self._refresh(stats, in_flight=in_flight, is_up=is_up)
+        return {
+            family.name: {
+                "type": family.type,
+                "data": [{"key": _key(s.name, s.labels), "value": s.value} for s in family.samples],
+            }
+            for family in self._registry.collect()
+        }
+
+    def _refresh(self, stats: EngineStats | None, *, in_flight: int, is_up: bool) -> None:
+        self._engine.stats = stats
+        self._gauges["manylora_in_flight"].set(in_flight)
+        self._gauges["manylora_engine_up"].set(is_up)
+
+    def _adapter_label(self, adapter_id: str) -> str:
+        if adapter_id in self._adapters or len(self._adapters) < MAX_ADAPTER_LABELS:
+            self._adapters.add(adapter_id)
+            return adapter_id
+        return OTHER_ADAPTERS
+
+
+class _Totals(Collector):
+    """Counters under exactly their own names: the client library would append `_total`."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = {metric.name: metric for metric in metrics}
+        self._values: dict[str, dict[tuple[str, ...], float]] = {name: {} for name in self._metrics}
+        for name, metric in self._metrics.items():
+            if not metric.labels:
+                self._values[name][()] = 0.0
+
+    def add(self, name: str, labels: tuple[str, ...], amount: float = 1.0) -> None:
+        values = self._values[name]
+        values[labels] = values.get(labels, 0.0) + amount
+
+    def collect(self) -> Iterable[Family]:
+        for name, metric in self._metrics.items():
+            family = Family(name, metric.help, "unknown")
+            for labels, value in self._values[name].items():
+                family.add_sample(name, dict(zip(metric.labels, labels, strict=True)), value)
+            yield family
+
+
+class _EngineNumbers(Collector):
+    """The engine's gauges and totals as last told."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = tuple(metrics)
+        self.stats: EngineStats | None = None
+
+    def collect(self) -> Iterable[Family]:
+        for metric in self._metrics:
+            family = Family(metric.name, metric.help, "gauge" if metric.kind is MetricKind.GAUGE else "unknown")
+            if self.stats is not None and metric.stat is not None:
+                family.add_sample(metric.name, {}, getattr(self.stats, metric.stat))
+            yield family
+
+
+def _key(name: str, labels: Mapping[str, str]) -> str:
+    return name if not labels else name + "{" + ",".join(f'{k}="{v}"' for k, v in labels.items()) + "}"

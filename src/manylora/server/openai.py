@@ -1,0 +1,262 @@
+"""The OpenAI routes that generate: POST /v1/completions and /v1/chat/completions."""
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from manylora.engine.events import Finished
+from manylora.engine.request import StopParams
+from manylora.errors import InvalidParameter
+from manylora.server import sse
+from manylora.server.exchange import Exchange
+from manylora.server.gate import Draft
+from manylora.server.headers import head_of, whole_of
+from manylora.server.inference import Inference
+from manylora.server.openai_schema import Message, OpenAIOrder, Prompt, read_chat, read_completion
+from manylora.server.openai_text import Choice, chat_logprobs, completion_logprobs
+from manylora.server.text import TextToken
+from manylora.server.work import Work
+
+Entries = list[tuple[int, TextToken]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shape:
+    """What differs between the two routes' replies.
+
+    whole   (choice, entries or None, echoed prompt) → the fields of a choice in a whole reply
+    opening the delta that opens a choice in a stream, None if there is none
+    piece   (text, entries or None) → the fields of a choice in a chunk
+    closing the fields of the chunk that closes a choice
+    """
+
+    id_prefix: str
+    name: str
+    chunk_name: str
+    whole: Callable[[Choice, Entries | None, str], dict[str, object]]
+    opening: dict[str, object] | None
+    piece: Callable[[str, Entries | None], dict[str, object]]
+    closing: dict[str, object]
+
+
+def _completion_piece(text: str, entries: Entries | None) -> dict[str, object]:
+    return {"text": text, "logprobs": None if entries is None else completion_logprobs(entries)}
+
+
+def _chat_whole(choice: Choice, entries: Entries | None, echo: str) -> dict[str, object]:
+    message = {"role": "assistant", "content": echo + choice.text, "refusal": None}
+    return {"message": message, "logprobs": None if entries is None else chat_logprobs(entries)}
+
+
+def _chat_piece(text: str, entries: Entries | None) -> dict[str, object]:
+    return {"delta": {"content": text}, "logprobs": None if entries is None else chat_logprobs(entries)}
+
+
+COMPLETION = _Shape(
+    id_prefix="cmpl-",
+    name="text_completion",
+    chunk_name="text_completion",
+    whole=lambda choice, entries, echo: _completion_piece(echo + choice.text, entries),
+    opening=None,
+    piece=_completion_piece,
+    closing={"text": "", "logprobs": None},
+)
+CHAT = _Shape(
+    id_prefix="chatcmpl-",
+    name="chat.completion",
+    chunk_name="chat.completion.chunk",
+    whole=_chat_whole,
+    opening={"delta": {"role": "assistant", "content": ""}, "logprobs": None},
+    piece=_chat_piece,
+    closing={"delta": {}, "logprobs": None},
+)
+
+
+class OpenAIRoutes:
+    """Answers in OpenAI's shapes."""
+
+    def __init__(self, inference: Inference) -> None:
+        self._inference = inference
+        self._gate = inference.gate
+        self._settings = inference.gate.settings
+
+    async def completions(self, exchange: Exchange) -> None:
+        body = exchange.json()
+        exchange.model = body.string("model")
+        order, prompts = read_completion(body, self._settings)
+        with self._gate.admit(order.best_of * len(prompts)):
+            drafts = [await self._prompt_draft(order, prompt) for prompt in prompts]
+            echoes = [self._shown(prompt) if order.echo else "" for prompt in prompts]
+            await self._answer(exchange, order, COMPLETION, drafts, echoes)
+
+    async def chat_completions(self, exchange: Exchange) -> None:
+        body = exchange.json()
+        exchange.model = body.string("model")
+        order, messages = read_chat(body, self._settings)
+        with self._gate.admit(order.best_of):
+            draft = await self._chat_draft(order, messages)
+            await self._answer(exchange, order, CHAT, [draft], [""])
+
+    async def _prompt_draft(self, order: OpenAIOrder, prompt: Prompt) -> Draft:
+        if isinstance(prompt, str):
+            tokens, characters = await self._gate.encode(prompt, add_special_tokens=True), len(prompt)
+        else:
+            self._gate.check_tokens(prompt, "prompt")
+            tokens, characters = prompt, len(prompt)
+        return self._draft(order, tokens, characters, field="prompt", budget_field="max_tokens")
+
+    async def _chat_draft(self, order: OpenAIOrder, messages: Sequence[Message]) -> Draft:
+        _, tokens = await self._gate.render_chat(messages)
+        characters = sum(len(message["content"]) for message in messages)
+        return self._draft(order, tokens, characters, field="messages", budget_field="max_completion_tokens")
+
+    def _draft(
+        self, order: OpenAIOrder, tokens: tuple[int, ...], characters: int, *, field: str, budget_field: str
+    ) -> Draft:
+        gate = self._gate
+        if order.adapter_id:
+            adapter = gate.adapter(order.adapter_id, order.adapter_source)
+        else:
+            adapter = gate.adapter(order.model, order.adapter_source, parameter="model")
+        for token, _ in order.sampling.logit_bias:
+            if token >= gate.served.vocab_size:
+                raise InvalidParameter(
+                    f"`logit_bias`: token ids must be < {gate.served.vocab_size}", parameter="logit_bias"
+                )
+        budget = gate.budget(
+            len(tokens), order.max_tokens, field=field, budget_field=budget_field, is_clamped=order.is_default_budget
+        )
+        return Draft(
+            tokens=tokens,
+            characters=characters,
+            adapter=adapter,
+            sampling=order.ranked_sampling,
+            stop=StopParams(max_new_tokens=budget, stop_strings=order.stop, ignore_eos=order.ignore_eos),
+            seed=order.seed,
+            num_sequences=order.best_of,
+        )
+
+    def _shown(self, prompt: Prompt) -> str:
+        return prompt if isinstance(prompt, str) else self._gate.tokenizer.decode(prompt)
+
+    async def _answer(
+        self, exchange: Exchange, order: OpenAIOrder, shape: _Shape, drafts: Sequence[Draft], echoes: Sequence[str]
+    ) -> None:
+        adapter = drafts[0].adapter
+        model = adapter.id if adapter else self._gate.served.model_id
+        exchange.model = order.adapter_id or order.model or model
+        envelope: dict[str, object] = {
+            "id": shape.id_prefix + secrets.token_hex(16),
+            "object": shape.chunk_name if order.is_stream else shape.name,
+            "created": int(exchange.clock.wall_s()),
+            "model": model,
+            "system_fingerprint": f"manylora-{self._gate.served.sha[:12]}",
+        }
+        with self._inference.begin(exchange, drafts) as work:
+            if order.is_stream:
+                await self._stream(exchange, order, shape, work, envelope, echoes)
+                return
+            await work.collect()
+            choices = _whole_choices(order, shape, work, echoes)
+            headers = whole_of(work, exchange, self._gate.served)
+            await exchange.reply({**envelope, "choices": choices, "usage": usage_of(work)}, headers=headers)
+
+    async def _stream(
+        self,
+        exchange: Exchange,
+        order: OpenAIOrder,
+        shape: _Shape,
+        work: Work,
+        envelope: dict[str, object],
+        echoes: Sequence[str],
+    ) -> None:
+        chunks = _Chunks(order, shape, envelope, len(work.generations), echoes)
+        await work.wait_for_head(self._settings.stream_head_wait_s)
+        await exchange.begin_stream(head_of(work, exchange, self._gate.served))
+        async for item in work.stream(self._settings.keepalive_s):
+            if item is None:
+                await exchange.send_event(sse.KEEP_ALIVE)
+            elif events := chunks.of(*item):
+                await exchange.send_event(events)
+        await exchange.end_stream(chunks.end(usage_of(work)) + sse.DONE)
+
+
+class _Chunks:
+    """The events of one stream, each made from a token or an end of one choice."""
+
+    def __init__(
+        self, order: OpenAIOrder, shape: _Shape, envelope: dict[str, object], count: int, echoes: Sequence[str]
+    ) -> None:
+        self._order = order
+        self._shape = shape
+        self._envelope = envelope
+        self._choices = [Choice(order.stop) for _ in range(count)]
+        self._echoes = [echo for echo in echoes for _ in range(order.best_of)]
+        self._opened: set[int] = set()
+
+    def of(self, index: int, event: TextToken | Finished) -> bytes:
+        """All events, maybe none, that one token or end gives rise to."""
+        choice = self._choices[index]
+        opening = self._open(index)
+        if isinstance(event, TextToken):
+            return opening + self._piece(index, choice.push(event))
+        last = self._piece(index, choice.finish(event))
+        return opening + last + self._chunk(index, self._shape.closing, choice.finish_reason)
+
+    def end(self, usage: dict[str, object]) -> bytes:
+        if not self._order.include_usage:
+            return b""
+        return sse.event({**self._envelope, "choices": [], "usage": usage})
+
+    def _open(self, index: int) -> bytes:
+        if index in self._opened:
+            return b""
+        self._opened.add(index)
+        events = b""
+        if self._shape.opening is not None:
+            events += self._chunk(index, self._shape.opening, None)
+        if self._echoes[index]:
+            events += self._chunk(index, self._shape.piece(self._echoes[index], None), None)
+        return events
+
+    def _piece(self, index: int, text: str) -> bytes:
+        entries = None if self._order.logprobs is None else self._choices[index].entries()
+        if not text and not entries:
+            return b""
+        return self._chunk(index, self._shape.piece(text, entries), None)
+
+    def _chunk(self, index: int, fields: dict[str, object], finish_reason: str | None) -> bytes:
+        choice = {"index": index, **fields, "finish_reason": finish_reason}
+        body: dict[str, object] = {**self._envelope, "choices": [choice]}
+        if self._order.include_usage:
+            body["usage"] = None
+        return sse.event(body)
+
+
+def usage_of(work: Work) -> dict[str, object]:
+    """Prompt tokens once a prompt, and every generated token of every sequence."""
+    prompt_tokens, completion_tokens = work.num_prompt_tokens, work.num_generated_tokens
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": work.num_cached_tokens},
+    }
+
+
+def _whole_choices(order: OpenAIOrder, shape: _Shape, work: Work, echoes: Sequence[str]) -> list[dict[str, object]]:
+    """The n best sequences of each prompt; index = prompt number × n + sequence number."""
+    choices: list[dict[str, object]] = []
+    for number, echo in enumerate(echoes):
+        sequences = list(range(number * order.best_of, (number + 1) * order.best_of))
+        if order.best_of > order.n:
+            sequences.sort(key=lambda index: -work.transcripts[index].mean_logprob)
+        for sequence in sequences[: order.n]:
+            choice = Choice(order.stop)
+            for token in work.transcripts[sequence].tokens:
+                choice.push(token)
+            choice.finish(work.end_of(sequence))
+            entries = None if order.logprobs is None else choice.entries()
+            fields = shape.whole(choice, entries, echo)
+            choices.append({"index": len(choices), **fields, "finish_reason": choice.finish_reason})
+    return choices

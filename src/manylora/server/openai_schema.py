@@ -1,0 +1,253 @@
+"""Reads OpenAI-style requests: the common parameters, completions' prompts and chat's messages."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from manylora.config import ServerConfig
+from manylora.engine.request import SamplingParams
+from manylora.errors import InvalidParameter
+from manylora.server.fields import Fields, kind_of, wrong_type
+from manylora.server.sampling_fields import (
+    MAX_ALTERNATIVES,
+    filters,
+    not_built,
+    refuse_merge,
+    refuse_not_built,
+    refuse_response_format,
+    stop_strings,
+    temperature,
+)
+
+DEFAULT_COMPLETION_TOKENS = 16
+MAX_PROMPTS = 2048
+MAX_LOGIT_BIASES = 1024
+NOT_BUILT = ("structured_outputs", "guideline", "tool_prompt", "watermark", "decoder_input_details")
+NOT_BUILT_IN_CHAT = (
+    *("tools", "functions", "audio", "prediction", "web_search_options", "chat_template_kwargs", "chat_template"),
+    *("documents", "continue_final_message"),
+)
+
+Prompt = str | tuple[int, ...]
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenAIOrder:
+    """What a caller of an OpenAI route asked for, checked; the prompt is beside it.
+
+    model      as sent: it is the name in the reply and in "does not exist"
+    seed       None: one is drawn for each sequence; else sequence i has seed + i
+    best_of    sequences generated for each prompt; the n with the best mean log-probability are returned
+    max_tokens None: the rest of the window
+    logprobs   None: none; else the number of alternatives beside each token
+    """
+
+    model: str | None
+    adapter_id: str | None
+    adapter_source: str | None
+    sampling: SamplingParams
+    seed: int | None
+    n: int
+    best_of: int
+    max_tokens: int | None
+    is_default_budget: bool
+    stop: tuple[str, ...]
+    ignore_eos: bool
+    logprobs: int | None
+    is_stream: bool
+    include_usage: bool
+    echo: bool = False
+
+    @property
+    def ranked_sampling(self) -> SamplingParams:
+        """What the engine is told: ranking needs log-probabilities even where none are shown."""
+        if self.best_of == self.n or self.logprobs is not None:
+            return self.sampling
+        return dataclasses.replace(self.sampling, num_logprobs=0)
+
+
+def read_completion(body: Fields, settings: ServerConfig) -> tuple[OpenAIOrder, tuple[Prompt, ...]]:
+    """Read the body of POST /v1/completions."""
+    refuse_not_built(body, "suffix")
+    logprobs = _logprobs(body, "logprobs")
+    echo = body.boolean("echo")
+    if echo and logprobs is not None:
+        raise InvalidParameter("`echo` with `logprobs` is not supported by this server yet", parameter="echo")
+    budget = body.unsigned("max_tokens")
+    if budget == 0 and echo:
+        raise InvalidParameter(
+            "`max_tokens` 0 (scoring the prompt) is not supported by this server yet", parameter="max_tokens"
+        )
+    order = _common(body, settings, budget_name="max_tokens", logprobs=logprobs)
+    if order.max_tokens is None:
+        order = dataclasses.replace(order, max_tokens=DEFAULT_COMPLETION_TOKENS, is_default_budget=True)
+    return dataclasses.replace(order, echo=echo, best_of=_best_of(body, order, settings.max_n)), _prompts(body)
+
+
+def read_chat(body: Fields, settings: ServerConfig) -> tuple[OpenAIOrder, list[Message]]:
+    """Read the body of POST /v1/chat/completions."""
+    refuse_not_built(body, *NOT_BUILT_IN_CHAT)
+    for name in ("tool_choice", "function_call"):
+        if body.get(name) not in (None, "none", "auto"):
+            raise not_built(name)
+    modalities = body.get("modalities")
+    if modalities not in (None, ["text"]):
+        raise not_built("modalities")
+    alternatives = _logprobs(body, "top_logprobs")
+    has_logprobs = body.boolean("logprobs")
+    if alternatives and not has_logprobs:
+        raise InvalidParameter("`top_logprobs` needs `logprobs` to be true", parameter="top_logprobs")
+    name = body.first("max_completion_tokens", "max_tokens")
+    order = _common(body, settings, budget_name=name, logprobs=(alternatives or 0) if has_logprobs else None)
+    return order, _messages(body)
+
+
+def _common(body: Fields, settings: ServerConfig, *, budget_name: str, logprobs: int | None) -> OpenAIOrder:
+    refuse_merge(body)
+    refuse_response_format(body)
+    refuse_not_built(body, *NOT_BUILT)
+    heat = temperature(body)
+    if heat is not None and heat > 2:
+        raise InvalidParameter("`temperature` must be <= 2.0", parameter="temperature")
+    budget = body.unsigned(budget_name)
+    if budget == 0:
+        raise InvalidParameter(f"`{budget_name}` must be strictly positive", parameter=budget_name)
+    n = body.integer("n")
+    if n is not None and not 1 <= n <= settings.max_n:
+        raise InvalidParameter(f"`n` must be >= 1 and <= {settings.max_n}. Given: {n}", parameter="n")
+    options = body.child("stream_options") or Fields({})
+    sampling = dataclasses.replace(
+        filters(body),
+        temperature=1.0 if heat is None else heat,
+        logit_bias=_logit_bias(body),
+        num_logprobs=logprobs,
+    )
+    return OpenAIOrder(
+        model=body.string("model"),
+        adapter_id=body.string("adapter_id"),
+        adapter_source=body.string("adapter_source") or None,
+        sampling=sampling,
+        seed=body.integer("seed"),
+        n=n or 1,
+        best_of=n or 1,
+        max_tokens=budget,
+        is_default_budget=False,
+        stop=stop_strings(body, settings.max_stop_sequences),
+        ignore_eos=body.boolean(body.first("ignore_eos_token", "ignore_eos")),
+        logprobs=logprobs,
+        is_stream=body.boolean("stream"),
+        include_usage=options.boolean("include_usage"),
+    )
+
+
+def _best_of(body: Fields, order: OpenAIOrder, most: int) -> int:
+    best_of = body.integer("best_of")
+    if best_of is None:
+        return order.n
+    if not order.n <= best_of <= most:
+        raise InvalidParameter(f"`best_of` must be >= `n` and <= {most}. Given: {best_of}", parameter="best_of")
+    if order.is_stream and best_of > order.n:
+        raise InvalidParameter("`best_of` > `n` is not supported when streaming", parameter="best_of")
+    return best_of
+
+
+def _logprobs(body: Fields, name: str) -> int | None:
+    count = body.integer(name)
+    if count is not None and not 0 <= count <= MAX_ALTERNATIVES:
+        raise InvalidParameter(f"`{name}` must be >= 0 and <= {MAX_ALTERNATIVES}. Given: {count}", parameter=name)
+    return count
+
+
+def _logit_bias(body: Fields) -> tuple[tuple[int, float], ...]:
+    biases = body.child("logit_bias")
+    if biases is None:
+        return ()
+    pairs: list[tuple[int, float]] = []
+    for token in biases.names():
+        bias = biases.number(token)
+        if not (token.isascii() and token.isdigit()) or bias is None or not -100 <= bias <= 100:
+            raise InvalidParameter(
+                "`logit_bias` must map token ids to numbers from -100 to 100", parameter="logit_bias"
+            )
+        pairs.append((int(token), bias))
+    if len(pairs) > MAX_LOGIT_BIASES:
+        raise InvalidParameter(
+            f"`logit_bias` may have at most {MAX_LOGIT_BIASES} entries. Given: {len(pairs)}", parameter="logit_bias"
+        )
+    return tuple(pairs)
+
+
+def _prompts(body: Fields) -> tuple[Prompt, ...]:
+    prompt = body.get("prompt")
+    expected = "a string, an array of strings, an array of token ids or an array of those"
+    if prompt is None:
+        raise InvalidParameter("`prompt` is required", parameter="prompt")
+    if isinstance(prompt, str):
+        found: list[Prompt] = [prompt]
+    elif not isinstance(prompt, list):
+        raise wrong_type("prompt", expected, prompt)
+    elif prompt and all(_is_token(item) for item in prompt):
+        found = [tuple(cast(list[int], prompt))]
+    else:
+        found = [_prompt(item, expected) for item in prompt]
+    if not found or not all(found):
+        raise InvalidParameter("`prompt` cannot be empty", parameter="prompt")
+    if len(found) > MAX_PROMPTS:
+        raise InvalidParameter(f"`prompt` may have at most {MAX_PROMPTS} items", parameter="prompt")
+    return tuple(found)
+
+
+def _prompt(item: object, expected: str) -> Prompt:
+    if isinstance(item, str):
+        return item
+    if isinstance(item, list) and all(_is_token(token) for token in item):
+        return tuple(cast(list[int], item))
+    raise InvalidParameter(f"`prompt`: expected {expected}, given an array with {kind_of(item)}", parameter="prompt")
+
+
+def _is_token(item: object) -> bool:
+    return isinstance(item, int) and not isinstance(item, bool)
+
+
+def _messages(body: Fields) -> list[Message]:
+    messages = body.array("messages")
+    if not messages:
+        raise InvalidParameter("`messages` must have at least one message", parameter="messages")
+    return [_message(message, index) for index, message in enumerate(messages)]
+
+
+def _message(message: object, index: int) -> Message:
+    where = f"messages[{index}]"
+    if not isinstance(message, dict):
+        raise InvalidParameter(f"`{where}`: expected an object, given {kind_of(message)}", parameter="messages")
+    role = message.get("role")
+    if role in ("tool", "function") or message.get("tool_calls") or message.get("function_call"):
+        raise InvalidParameter(f"`{where}`: tool messages are not supported by this server yet", parameter="messages")
+    if role not in ("system", "developer", "user", "assistant"):
+        raise InvalidParameter(
+            f"`{where}.role` must be one of system, developer, user, assistant", parameter="messages"
+        )
+    return {"role": "system" if role == "developer" else role, "content": _content(message.get("content"), where)}
+
+
+def _content(content: object, where: str) -> str:
+    """The text of a message; parts are joined in order."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise InvalidParameter(
+            f"`{where}.content`: expected a string or an array of parts, given {kind_of(content)}", parameter="messages"
+        )
+    texts: list[str] = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        text = part.get("text") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(text, str):
+            raise InvalidParameter(
+                f"`{where}.content`: this model reads text parts only; given {kind or kind_of(part)!r}",
+                parameter="messages",
+            )
+        texts.append(text)
+    return "".join(texts)

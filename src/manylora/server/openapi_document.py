@@ -1,0 +1,129 @@
+"""Our own OpenAPI document: the routes, their bodies and the two error shapes."""
+
+from collections.abc import Mapping
+
+Schema = dict[str, object]
+
+NATIVE_ERROR: Schema = {
+    "type": "object",
+    "required": ["error", "error_type", "code"],
+    "properties": {"error": {"type": "string"}, "error_type": {"type": "string"}, "code": {"type": "string"}},
+}
+OPENAI_ERROR: Schema = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+NUMBERS = {
+    "number": ("temperature", "top_p", "typical_p", "min_p", "repetition_penalty"),
+    "integer": ("top_k", "seed"),
+}
+_STOP: Schema = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}
+
+
+def openapi_document(version: str) -> Schema:
+    """The document of `/api-doc/openapi.json`."""
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "manylora", "version": version},
+        "paths": {
+            "/": _post("Generate; `stream` decides how", _native_body(has_stream=True), native=True),
+            "/generate": _post("Generate", _native_body(), native=True),
+            "/generate_stream": _post("Generate, one server-sent event a token", _native_body(), native=True),
+            "/tokenize": _post("Tokenise", _object({"inputs": {"type": "string"}}, "inputs"), native=True),
+            "/v1/completions": _post("Complete a prompt", _completion_body(), native=False),
+            "/v1/chat/completions": _post("Answer a conversation", _chat_body(), native=False),
+            "/v1/models": _get("The base model and its adapters"),
+            "/v1/models/{model_id}": _get("One model", parameter="model_id"),
+            "/info": _get("What is served, and its limits"),
+            "/health": _get("Whether the engine makes progress"),
+            "/startup": _get("Whether a first generation has succeeded"),
+            "/metrics": _get("Prometheus text, or JSON with `?format=json`"),
+        },
+    }
+
+
+def _object(properties: Mapping[str, object], *required: str) -> Schema:
+    return {"type": "object", "properties": dict(properties), "required": list(required)}
+
+
+def _nullable(kind: str) -> Schema:
+    return {"type": [kind, "null"]}
+
+
+def _sampling() -> Schema:
+    fields: Schema = {name: _nullable(kind) for kind, names in NUMBERS.items() for name in names}
+    penalties = {name: _nullable("number") for name in ("frequency_penalty", "presence_penalty")}
+    return {**fields, **penalties, "stop": _STOP, "ignore_eos_token": _nullable("boolean")}
+
+
+def _native_body(*, has_stream: bool = False) -> Schema:
+    texts = {name: _nullable("string") for name in ("adapter_id", "adapter_source", "api_token")}
+    flags = ("do_sample", "return_full_text", "details", "apply_chat_template")
+    counts = ("max_new_tokens", "best_of", "truncate", "return_k_alternatives")
+    parameters = {
+        **texts,
+        **{name: _nullable("integer") for name in counts},
+        **{name: _nullable("boolean") for name in flags},
+        **_sampling(),
+    }
+    stream: Schema = {"stream": _nullable("boolean")} if has_stream else {}
+    return _object({"inputs": {"type": "string"}, "parameters": _object(parameters), **stream}, "inputs")
+
+
+def _openai_common() -> Schema:
+    return {
+        **{name: _nullable("string") for name in ("model", "adapter_id", "adapter_source", "user")},
+        **{name: _nullable("integer") for name in ("max_tokens", "n")},
+        "stream": _nullable("boolean"),
+        "stream_options": {"type": ["object", "null"]},
+        "logit_bias": {"type": ["object", "null"]},
+        **_sampling(),
+    }
+
+
+def _completion_body() -> Schema:
+    extra = {"prompt": {}, "logprobs": _nullable("integer"), "echo": _nullable("boolean")}
+    return _object({**_openai_common(), **extra, "best_of": _nullable("integer")}, "prompt")
+
+
+def _chat_body() -> Schema:
+    extra = {
+        "messages": {"type": "array", "items": {"type": "object"}},
+        "max_completion_tokens": _nullable("integer"),
+        "logprobs": _nullable("boolean"),
+        "top_logprobs": _nullable("integer"),
+    }
+    return _object({**_openai_common(), **extra}, "messages")
+
+
+def _post(summary: str, body: Schema, *, native: bool) -> Schema:
+    error = NATIVE_ERROR if native else OPENAI_ERROR
+    return {
+        "post": {
+            "summary": summary,
+            "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+            "responses": {
+                "200": {"description": "The answer; JSON, or an event stream"},
+                "default": {"description": "A failure", "content": {"application/json": {"schema": error}}},
+            },
+        }
+    }
+
+
+def _get(summary: str, *, parameter: str | None = None) -> Schema:
+    body: Schema = {"summary": summary, "responses": {"200": {"description": "The answer"}}}
+    if parameter is not None:
+        body["parameters"] = [{"name": parameter, "in": "path", "required": True, "schema": {"type": "string"}}]
+    return {"get": body}

@@ -1,0 +1,84 @@
+"""What crosses the boundary between the edge and the engine: operations down, frames up, as MessagePack."""
+
+import msgspec
+
+from manylora.config import Config
+from manylora.engine.events import EngineStats, Failure, FinishReason, StepEvents
+from manylora.engine.request import Request
+from manylora.ids import RequestId
+from manylora.server.served import ServedModel
+
+
+class Boot(msgspec.Struct, frozen=True, tag=True):
+    """First message to a worker: `factory` is `module:function`, see `driver.EngineFactory`."""
+
+    factory: str
+    config: Config
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    request: Request
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    request_id: RequestId
+    reason: FinishReason
+
+
+class AskStats(msgspec.Struct, frozen=True, tag=True):
+    """Answered by a `Beat`."""
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """End everything with SHUTDOWN and leave."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The engine is built and takes requests."""
+
+    served: ServedModel
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """One line about the start, for the terminal."""
+
+    line: str
+
+
+class Step(msgspec.Struct, frozen=True, tag=True):
+    """All that one step committed, for every row."""
+
+    events: StepEvents
+
+
+class Beat(msgspec.Struct, frozen=True, tag=True):
+    """The engine's numbers: about once a second while there is work, and whenever asked."""
+
+    stats: EngineStats
+
+
+class Died(msgspec.Struct, frozen=True, tag=True):
+    """Last words: what ended the engine, and where its last plan was written, if it was."""
+
+    failure: Failure
+    dump: str = ""
+
+
+Operation = Boot | Submit | Abort | AskStats | Stop
+Frame = Ready | Progress | Step | Beat | Died
+
+_encoder = msgspec.msgpack.Encoder()
+_operations: msgspec.msgpack.Decoder[Operation] = msgspec.msgpack.Decoder(Operation)
+_frames: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)
+
+
+def encode(message: Operation | Frame) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_operation(data: bytes) -> Operation:
+    return _operations.decode(data)
+
+
+def decode_frame(data: bytes) -> Frame:
+    return _frames.decode(data)

@@ -1,0 +1,178 @@
+"""The generations of one HTTP request: opened together, read in any order, closed together whatever happens."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+
+from manylora.clock import Clock
+from manylora.engine.events import AdapterUse, Finished, FinishReason, TokenEvent
+from manylora.engine.request import Request
+from manylora.errors import IncompleteGeneration, ManyloraError
+from manylora.server.desk import error_from
+from manylora.server.gate import Draft, Gate
+from manylora.server.generation import Generation
+from manylora.server.link import EngineLink
+from manylora.server.text import TextToken, Transcript
+
+ENDS = (FinishReason.END_OF_SEQUENCE, FinishReason.STOP_TOKEN, FinishReason.STOP_STRING, FinishReason.LENGTH)
+
+
+class Work:
+    """All sequences of one HTTP request, with the moments its headers and its log line need.
+
+    Sequence numbers are prompt number × sequences per prompt + sequence of that prompt.
+    """
+
+    def __init__(self, drafts: Sequence[Draft], generations: Sequence[Generation], gate: Gate, clock: Clock) -> None:
+        self.drafts = drafts
+        self.generations = generations
+        self.transcripts = [Transcript(gate.tokenizer) for _ in generations]
+        self.begun_s = clock.monotonic_s()
+        self.first_token_s: float | None = None
+        self.adapter_use: AdapterUse | None = None
+        self._clock = clock
+
+    async def wait_for_head(self, wait_s: float) -> None:
+        """Wait until there is something to say, at most `wait_s`; raises what failed before the first token."""
+        try:
+            async with asyncio.timeout(wait_s):
+                await _any_ready(self.generations)
+        except TimeoutError:
+            return
+        for generation in self.generations:
+            if generation.finished is not None and not generation.num_tokens:
+                _raise_if_failed(generation.finished)
+        self._note_first()
+
+    async def collect(self) -> None:
+        """Read every sequence to its end."""
+        for index in range(len(self.generations)):
+            async for _ in self._read(index):
+                pass
+
+    async def texts(self) -> AsyncIterator[str]:
+        """The text of a single sequence as it comes."""
+        async for event in self._read(0):
+            if isinstance(event, TextToken) and not event.is_special:
+                yield event.text
+
+    async def stream(self, keepalive_s: float) -> AsyncIterator[tuple[int, TextToken | Finished] | None]:
+        """Tokens and ends of all sequences as they come, with their number; None when nothing came for a while."""
+        open_ones = dict(enumerate(self.generations))
+        while open_ones:
+            try:
+                async with asyncio.timeout(keepalive_s):
+                    await _any_ready(list(open_ones.values()))
+            except TimeoutError:
+                yield None
+                continue
+            for index, generation in list(open_ones.items()):
+                while generation.is_ready:
+                    event = self._take(index)
+                    yield index, event
+                    if isinstance(event, Finished):
+                        del open_ones[index]
+
+    def is_last(self, index: int) -> bool:
+        """Whether the token just read is followed by the end of its sequence."""
+        return self.generations[index].is_at_last_token
+
+    def end_of(self, index: int) -> Finished:
+        """How a sequence ended."""
+        finished = self.generations[index].finished
+        if finished is None:
+            raise IncompleteGeneration("Incomplete generation")
+        return finished
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(len(draft.tokens) for draft in self.drafts)
+
+    @property
+    def num_generated_tokens(self) -> int:
+        return sum(generation.num_tokens for generation in self.generations)
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Cached tokens of each prompt's first sequence; the others share its prompt, which is counted once."""
+        ends = [g.finished for g in self.generations]
+        firsts = [ends[i] for i in self._first_sequences()]
+        return sum(end.counts.cached_tokens for end in firsts if end is not None)
+
+    def _first_sequences(self) -> Iterator[int]:
+        index = 0
+        for draft in self.drafts:
+            yield index
+            index += draft.num_sequences
+
+    async def _read(self, index: int) -> AsyncIterator[TextToken | Finished]:
+        generation = self.generations[index]
+        while True:
+            await generation.ready()
+            event = self._take(index)
+            yield event
+            if isinstance(event, Finished):
+                return
+
+    def _take(self, index: int) -> TextToken | Finished:
+        generation = self.generations[index]
+        event = generation.take()
+        if isinstance(event, Finished):
+            _raise_if_failed(event)
+            self.transcripts[index].finished = event
+            return event
+        self._note_first()
+        if event.adapter is not None and self.adapter_use is None:
+            self.adapter_use = event.adapter
+        return self.transcripts[index].push(event, is_last=generation.is_at_last_token)
+
+    def _note_first(self) -> None:
+        if self.first_token_s is None:
+            self.first_token_s = self._clock.monotonic_s()
+            for generation in self.generations:
+                first = generation.peek()
+                if isinstance(first, TokenEvent) and first.adapter is not None:
+                    self.adapter_use = first.adapter
+
+
+@contextmanager
+def begin(link: EngineLink, gate: Gate, drafts: Sequence[Draft], tenant: str, clock: Clock) -> Iterator[Work]:
+    """Open every sequence of the drafts; on leaving, those that have not ended are aborted."""
+    opened: list[Generation] = []
+    try:
+        for request in _requests(gate, drafts, tenant):
+            opened.append(link.generate(request))  # noqa: PERF401  what was opened before a failure must be closed
+        yield Work(drafts, opened, gate, clock)
+    finally:
+        for generation in opened:
+            generation.close()
+
+
+def _requests(gate: Gate, drafts: Sequence[Draft], tenant: str) -> list[Request]:
+    return [request for draft in drafts for request in gate.expand(draft, tenant)]
+
+
+async def _any_ready(generations: Sequence[Generation]) -> None:
+    """Wait until one of several generations has an event."""
+    if any(generation.is_ready for generation in generations):
+        return
+    if len(generations) == 1:
+        await generations[0].ready()
+        return
+    waiters = [asyncio.ensure_future(generation.ready()) for generation in generations]
+    try:
+        await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for waiter in waiters:
+            waiter.cancel()
+
+
+def _raise_if_failed(finished: Finished) -> None:
+    if finished.failure is not None:
+        raise error_from(finished.failure)
+    if finished.reason not in ENDS:
+        raise _incomplete()
+
+
+def _incomplete() -> ManyloraError:
+    return IncompleteGeneration("Incomplete generation")

@@ -1,0 +1,146 @@
+"""Runs in the environment of `openai`: URL and adapter name as arguments; every assertion is a client's expectation."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import openai
+from openai import AsyncOpenAI, OpenAI
+
+Failure = TypeVar("Failure", bound=openai.APIStatusError)
+
+URL, ADAPTER = sys.argv[1], sys.argv[2]
+HELLO: Any = [{"role": "user", "content": "Say hello."}]
+client = OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0)
+
+
+def check_chat() -> None:
+    whole = client.chat.completions.create(model="__base_model__", messages=HELLO, max_tokens=8, temperature=0)
+    assert whole.choices[0].message.role == "assistant"
+    assert whole.choices[0].message.content
+    assert whole.usage is not None
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
+    assert whole.usage.completion_tokens <= 8
+    stream = client.chat.completions.create(
+        model="__base_model__",
+        messages=HELLO,
+        max_tokens=8,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage == whole.usage or chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+def check_adapter() -> None:
+    reply = client.chat.completions.create(model=ADAPTER, messages=HELLO, max_tokens=4, temperature=0)
+    assert reply.model == ADAPTER
+    extra = client.completions.create(
+        model="", prompt="Hello", max_tokens=2, temperature=0, extra_body={"adapter_id": ADAPTER}
+    )
+    assert extra.model == ADAPTER
+
+
+def check_completions() -> None:
+    for prompt, count in (("Hello", 1), (["Hello", "Bye"], 2), ([504, 314], 1), ([[504], [314, 30]], 2)):
+        reply = client.completions.create(model="", prompt=prompt, max_tokens=3, temperature=0)
+        assert [choice.index for choice in reply.choices] == list(range(count))
+    reply = client.completions.create(model="", prompt="Once upon a time", max_tokens=6, n=2, seed=1, logprobs=2)
+    assert len(reply.choices) == 2
+    logprobs = reply.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.tokens is not None
+    assert logprobs.top_logprobs is not None
+    assert "".join(logprobs.tokens) == reply.choices[0].text
+    assert len(logprobs.top_logprobs[0]) in (2, 3)
+    again = client.completions.create(model="", prompt="Once upon a time", max_tokens=6, n=2, seed=1)
+    assert [choice.text for choice in again.choices] == [choice.text for choice in reply.choices]
+    stream = client.completions.create(model="", prompt="Once upon a time", max_tokens=6, n=2, seed=1, stream=True)
+    texts = ["", ""]
+    for chunk in stream:
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == [choice.text for choice in reply.choices]
+
+
+def check_stop_and_logprobs() -> None:
+    free = client.completions.create(model="", prompt="One, two, three, four,", max_tokens=12, temperature=0)
+    stop = free.choices[0].text[4:7]
+    cut = client.completions.create(model="", prompt="One, two, three, four,", max_tokens=12, temperature=0, stop=stop)
+    assert cut.choices[0].finish_reason == "stop"
+    assert stop not in cut.choices[0].text
+    assert free.choices[0].text.startswith(cut.choices[0].text)
+    chat = client.chat.completions.create(
+        model="__base_model__", messages=HELLO, max_tokens=4, temperature=0, logprobs=True, top_logprobs=3
+    )
+    assert chat.choices[0].logprobs is not None
+    for entry in chat.choices[0].logprobs.content or []:
+        assert len(entry.top_logprobs) == 3
+        assert bytes(entry.bytes or []).decode(errors="replace") == entry.token
+
+
+def check_models() -> None:
+    names = [model.id for model in client.models.list()]
+    assert ADAPTER in names
+    assert client.models.retrieve(ADAPTER).id == ADAPTER
+    assert client.models.retrieve(names[0]).owned_by == "manylora"
+
+
+def raised(kind: type[Failure], call: Callable[[], object]) -> Failure:
+    """The error a call ends with."""
+    try:
+        call()
+    except kind as error:
+        return error
+    raise AssertionError(f"{kind.__name__} was expected")
+
+
+def check_errors() -> None:
+    for call in (
+        lambda: client.chat.completions.create(model="no-such-adapter", messages=HELLO),
+        lambda: client.chat.completions.create(model="no-such-adapter", messages=HELLO, stream=True),
+        lambda: client.models.retrieve("no-such/adapter"),
+    ):
+        missing = raised(openai.NotFoundError, call)
+        assert missing.code == "model_not_found"
+        assert "does not exist" in str(missing)
+        assert missing.request_id
+    tools: Any = [{"type": "function", "function": {"name": "f"}}]
+    create = client.chat.completions.create
+    assert raised(openai.BadRequestError, lambda: create(model="", messages=HELLO, tools=tools)).param == "tools"
+    long = raised(openai.BadRequestError, lambda: client.completions.create(model="", prompt="hello " * 4000))
+    assert long.code == "context_length_exceeded"
+    embeddings = raised(openai.BadRequestError, lambda: client.embeddings.create(model="", input="x"))
+    assert embeddings.code == "unsupported_task"
+
+
+def check_leaving() -> None:
+    stream = client.chat.completions.create(model="", messages=HELLO, max_tokens=500, stream=True)
+    next(iter(stream))
+    stream.close()
+    assert client.completions.create(model="", prompt="Hello", max_tokens=1).choices
+
+
+async def check_async() -> None:
+    async with AsyncOpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0) as own:
+        calls = [own.chat.completions.create(model=name, messages=HELLO, max_tokens=6) for name in (ADAPTER, "") * 4]
+        replies = await asyncio.gather(*calls)
+        assert all(reply.choices[0].message.content is not None for reply in replies)
+        raw = await own.chat.completions.with_raw_response.create(model=ADAPTER, messages=HELLO, max_tokens=2)
+        assert raw.headers["x-adapter-id"] == ADAPTER
+        assert int(raw.headers["x-total-tokens"]) > 2
+
+
+if __name__ == "__main__":
+    check_chat()
+    check_adapter()
+    check_completions()
+    check_stop_and_logprobs()
+    check_models()
+    check_errors()
+    check_leaving()
+    asyncio.run(check_async())

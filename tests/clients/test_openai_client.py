@@ -1,0 +1,11 @@
+"""The `openai` package against a running server."""
+
+import pytest
+
+from tests.clients.conftest import run_client
+
+pytestmark = [pytest.mark.clients, pytest.mark.base, pytest.mark.slow]
+
+
+def test_openai_works_unchanged(server_url: str, demo_adapter: str) -> None:
+    run_client("openai", "openai_script.py", server_url, demo_adapter)

@@ -1,0 +1,81 @@
+"""A running edge over the fake engine, without a socket."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from manylora.config import Config
+from manylora.models.tokenizer import Tokenizer
+from manylora.server.app import EdgeApp, create_app
+from manylora.server.link import InProcessLink
+from tests.server.fake_engine import FakeEngine, served_for
+from tests.server.tiny_tokenizer import save_tokenizer
+
+
+@dataclass
+class House:
+    """Everything of one edge: what a test talks to, and what it may look into."""
+
+    client: httpx2.AsyncClient
+    app: EdgeApp
+    engine: FakeEngine
+    link: InProcessLink
+
+    async def post(self, path: str, body: object, **more: Any) -> httpx2.Response:
+        return await self.client.post(path, json=body, **more)
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Let the loop run until something holds; a test's time limit ends it otherwise."""
+        async with asyncio.timeout(10):
+            while not holds():  # noqa: ASYNC110  what is awaited happens in the engine's thread
+                await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def open_house(directory: Path, **server: Any) -> AsyncIterator[House]:
+    """Settings of the `[server]` group may be given by name."""
+    save_tokenizer(directory)
+    for name in ("triage", "team/tone"):
+        folder = directory / "adapters" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+    tokenizer = Tokenizer(directory, model_id="tiny")
+    engine = FakeEngine(tokenizer)
+    link = InProcessLink(engine)
+    await link.start()
+    defaults = Config()
+    config = replace(defaults, server=replace(defaults.server, **server))
+    app = create_app(config, link=link, served=served_for(directory), tokenizer=tokenizer)
+    transport = httpx2.ASGITransport(app=app)  # type: ignore[arg-type]  # ASGI's types differ by library
+    try:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://edge", timeout=20) as client:
+            yield House(client, app, engine, link)
+    finally:
+        await link.close()
+        app.close()
+
+
+Scenario = Callable[[House], Awaitable[None]]
+
+
+@pytest.fixture
+def in_house(tmp_path: Path) -> Callable[..., None]:
+    """Run a coroutine function with a fresh house; nothing may be left in it afterwards."""
+
+    def run(scenario: Scenario, **server: Any) -> None:
+        async def main() -> None:
+            async with open_house(tmp_path, **server) as house:
+                await scenario(house)
+                await house.until(lambda: not house.engine.has_work)
+                assert house.app.gate.num_sequences == 0
+                assert house.link.health().in_flight == 0
+
+        asyncio.run(main())
+
+    return run

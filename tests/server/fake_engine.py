@@ -1,0 +1,202 @@
+"""A deterministic engine without a model: it says what the prompt tells it to, and fails when told to.
+
+Prompts:  `SAY:text` generates text, then ends the sequence; else the reply is `Hello from <adapter or base>.`
+          `HOLD` never ends;  `CRASH` makes a step raise;  `EXIT` kills the process;  `WAIT` never starts
+Adapters: `fail-<ErrorClass>` fails with that class of errors.py; `missing…` is not found; any other name is known
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from manylora.adapter_ref import AdapterRef
+from manylora.clock import SystemClock
+from manylora.config import Config
+from manylora.engine.events import (
+    AdapterUse,
+    EngineStats,
+    Failure,
+    Finished,
+    FinishReason,
+    StepEvents,
+    TokenEvent,
+)
+from manylora.engine.request import Request
+from manylora.ids import Digest, RequestId
+from manylora.models.tokenizer import Tokenizer
+from manylora.server.driver import ProgressLine
+from manylora.server.served import ServedModel
+from manylora.usage import Counts
+from tests.server.tiny_tokenizer import EOS, VOCAB_SIZE, save_tokenizer
+
+STEP_S = 0.002
+MAX_MODEL_LEN = 512
+
+
+@dataclass
+class _Live:
+    request: Request
+    script: list[int]
+    prompt: str
+    generated: list[int] = field(default_factory=list)
+
+
+class FakeEngine:
+    """Has the engine's methods; `live` and `aborted` are for tests to look at."""
+
+    def __init__(self, tokenizer: Tokenizer, *, step_s: float = STEP_S) -> None:
+        self._tokenizer = tokenizer
+        self._step_s = step_s
+        self._clock = SystemClock()
+        self.live: dict[RequestId, _Live] = {}
+        self.submitted: list[Request] = []
+        self.aborted: list[tuple[RequestId, FinishReason]] = []
+        self._finished: list[Finished] = []
+        self._steps = 0
+        self._completion_tokens = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.live or self._finished)
+
+    @property
+    def is_waiting_for_adapters(self) -> bool:
+        return bool(self.live) and all("WAIT" in live.prompt for live in self.live.values())
+
+    def submit(self, request: Request) -> None:
+        self.submitted.append(request)
+        prompt = self._tokenizer.decode(request.tokens)
+        if (failure := _adapter_failure(request.adapter)) is not None:
+            self._finish(_Live(request, [], prompt), FinishReason.ADAPTER_FAILURE, failure)
+            return
+        self.live[request.id] = _Live(request, self._script(request, prompt), prompt)
+
+    def abort(self, request_id: RequestId, reason: FinishReason) -> None:
+        live = self.live.pop(request_id, None)
+        if live is not None:
+            self.aborted.append((request_id, reason))
+            self._finish(live, reason)
+
+    def step(self) -> StepEvents:
+        self._steps += 1
+        self._clock.sleep_s(self._step_s)
+        tokens: list[TokenEvent] = []
+        for live in list(self.live.values()):
+            if "CRASH" in live.prompt:
+                raise RuntimeError("told to crash")
+            if "EXIT" in live.prompt and live.generated:
+                os._exit(9)
+            if "WAIT" not in live.prompt:
+                tokens.append(self._token(live))
+        finished, self._finished = tuple(self._finished), []
+        return StepEvents(tuple(tokens), finished)
+
+    def shutdown(self) -> StepEvents:
+        failure = Failure(error="Unavailable", message="the server is shutting down; repeat the request")
+        for live in list(self.live.values()):
+            self._finish(live, FinishReason.SHUTDOWN, failure)
+        self.live.clear()
+        finished, self._finished = tuple(self._finished), []
+        return StepEvents((), finished)
+
+    def stats(self) -> EngineStats:
+        waiting = sum("WAIT" in live.prompt for live in self.live.values())
+        zeros = dict.fromkeys(EngineStats.__dataclass_fields__, 0)
+        own = {"waiting": waiting, "running": len(self.live) - waiting, "steps": self._steps}
+        return EngineStats(**{**zeros, **own, "completion_tokens": self._completion_tokens})
+
+    def _script(self, request: Request, prompt: str) -> list[int]:
+        name = request.adapter.id if request.adapter else "base"
+        text = prompt.partition("SAY:")[2] or f"Hello from {name}."
+        if request.sampling.temperature > 0 and "SAY:" not in prompt:
+            text = f"{request.sampling.seed % 10}{text}"
+        return [*self._tokenizer.encode(text, add_special_tokens=False), EOS]
+
+    def _token(self, live: _Live) -> TokenEvent:
+        request, position = live.request, len(live.generated)
+        token_id = ord("x") if "HOLD" in live.prompt else live.script[min(position, len(live.script) - 1)]
+        live.generated.append(token_id)
+        self._completion_tokens += 1
+        count = request.sampling.num_logprobs
+        event = TokenEvent(
+            request_id=request.id,
+            token_id=token_id,
+            logprob=None if count is None else -0.5 - request.sampling.seed % 10,
+            alternatives=tuple((65 + other, -1.0 - other) for other in range(count or 0)),
+            adapter=_use(request.adapter) if position == 0 else None,
+            is_first=position == 0,
+        )
+        self._end_if_over(live, token_id)
+        return event
+
+    def _end_if_over(self, live: _Live, token_id: int) -> None:
+        stop, text = live.request.stop, self._tokenizer.decode(live.generated)
+        found = next((string for string in stop.stop_strings if string in text), None)
+        if len(live.generated) >= stop.max_new_tokens:
+            reason, found = FinishReason.LENGTH, None
+        elif token_id == EOS and not stop.ignore_eos:
+            reason, found = FinishReason.END_OF_SEQUENCE, None
+        elif found is not None:
+            reason = FinishReason.STOP_STRING
+        else:
+            return
+        del self.live[live.request.id]
+        self._finish(live, reason, stop_string=found)
+
+    def _finish(
+        self, live: _Live, reason: FinishReason, failure: Failure | None = None, stop_string: str | None = None
+    ) -> None:
+        counts = Counts(prompt_tokens=len(live.request.tokens), cached_tokens=0, completion_tokens=len(live.generated))
+        has_run = bool(live.generated)
+        self._finished.append(
+            Finished(
+                request_id=live.request.id,
+                reason=reason,
+                counts=counts,
+                stop_string=stop_string,
+                failure=failure,
+                queue_ms=1.0 if has_run else None,
+                run_ms=2.0 * len(live.generated) if has_run else None,
+            )
+        )
+
+
+def _adapter_failure(adapter: AdapterRef | None) -> Failure | None:
+    if adapter is None:
+        return None
+    if adapter.id.startswith("fail-"):
+        return Failure(error=adapter.id.removeprefix("fail-"), message="told to fail")
+    if adapter.id.startswith("missing"):
+        message = f"Adapter '{adapter.id}' was not found in source '{adapter.source}'"
+        return Failure(error="AdapterNotFound", message=message)
+    return None
+
+
+def _use(adapter: AdapterRef | None) -> AdapterUse | None:
+    return None if adapter is None else AdapterUse(digest=Digest("0" * 64), tier="on_disk", load_ms=12.0)
+
+
+def served_for(directory: Path) -> ServedModel:
+    return ServedModel(
+        model_id="tiny",
+        base_dir=str(directory),
+        sha="0123456789abcdef",
+        dtype="float32",
+        device="cpu",
+        max_model_len=MAX_MODEL_LEN,
+        vocab_size=VOCAB_SIZE,
+        adapter_roots=(str(directory / "adapters"),),
+        created_s=1_700_000_000,
+    )
+
+
+def build(config: Config, tell: ProgressLine) -> tuple[FakeEngine, ServedModel]:
+    """A `driver.EngineFactory`: `model.base` is the directory to put the tokenizer in."""
+    directory = Path(config.model.base)
+    if not directory.is_dir():
+        from manylora.errors import ModelNotFound
+
+        raise ModelNotFound(f"no base model in {directory}")
+    save_tokenizer(directory)
+    tell("the fake engine is being built")
+    return FakeEngine(Tokenizer(directory, model_id="tiny")), served_for(directory)

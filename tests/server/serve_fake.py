@@ -1,0 +1,23 @@
+"""A server process over the fake engine: `python -m tests.server.serve_fake DIRECTORY [group.setting=value …]`."""
+
+import sys
+
+from manylora.config import load_config, parse_setting
+from manylora.server.run import Announce, run_server
+
+FACTORY = "tests.server.fake_engine:build"
+
+
+def main(directory: str, *assignments: str) -> None:
+    pairs = [assignment.partition("=") for assignment in assignments]
+    flags = {key: parse_setting(key, text) for key, _, text in pairs}
+    config = load_config(None, {"model.base": directory, "server.port": 0, **flags}, {})
+    announce = Announce(
+        progress=lambda line: print(f"PROGRESS {line}", flush=True),  # noqa: T201  read by the test
+        ready=lambda served, url: print(f"READY {url}", flush=True),  # noqa: T201  read by the test
+    )
+    run_server(config, factory=FACTORY, announce=announce)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,106 @@
+"""The whole server as a process on a real socket: leaving callers, signals, a taken port, a killed parent."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+
+from manylora.clock import SystemClock
+from manylora.config import Config
+from manylora.errors import ConfigInvalid
+from manylora.server.run import bind
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@contextmanager
+def running(directory: Path, *assignments: str) -> Iterator[tuple["subprocess.Popen[str]", httpx2.Client]]:
+    """A server with the fake engine, and a client for it."""
+    command = [sys.executable, "-m", "tests.server.serve_fake", str(directory), *assignments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            lines = iter(process.stdout)
+            url = next(line for line in lines if line.startswith("READY")).split()[1]
+            with httpx2.Client(base_url=url, timeout=20) as client:
+                yield process, client
+        finally:
+            process.kill()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    clock = SystemClock()
+    end_s = clock.monotonic_s() + 20
+    while not holds():
+        assert clock.monotonic_s() < end_s, "it did not happen within 20 s"
+        clock.sleep_s(0.02)
+
+
+def test_a_closed_connection_aborts_the_request(tmp_path: Path) -> None:
+    with running(tmp_path) as (_, client):
+        for path in ("/generate_stream", "/generate"):
+            with httpx2.Client(base_url=client.base_url, timeout=0.3) as leaving:
+                if path == "/generate":
+                    with pytest.raises(httpx2.ReadTimeout):
+                        leaving.post(path, json={"inputs": "HOLD"})
+                else:
+                    with leaving.stream("POST", path, json={"inputs": "HOLD"}) as reply:
+                        assert next(reply.iter_raw()).startswith(b"data: ")
+        until(lambda: 'reason="disconnect"} 2.0' in client.get("/metrics").text)
+        assert "\nmanylora_in_flight 0.0" in client.get("/metrics").text
+
+
+def test_a_signal_drains_and_the_exit_code_is_zero(tmp_path: Path) -> None:
+    with running(tmp_path, "server.drain_s=20") as (process, client):
+        body = {"inputs": "SAY:" + "x" * 150}
+        with client.stream("POST", "/generate_stream", json=body) as reply:
+            events = reply.iter_raw()
+            next(events)
+            process.send_signal(signal.SIGTERM)
+            with httpx2.Client(base_url=client.base_url, timeout=20) as other:
+                until(lambda: other.get("/health").status_code == 503)
+                refused = other.post("/generate", json={"inputs": "Hi"})
+            assert refused.status_code == 503
+            assert refused.headers["retry-after"]
+            assert b'"generated_text":"' + b"x" * 150 in b"".join(events)
+        assert process.wait(20) == 0
+
+
+def test_what_runs_longer_than_the_drain_is_ended_with_an_event(tmp_path: Path) -> None:
+    with running(tmp_path, "server.drain_s=0.1") as (process, client):
+        with client.stream("POST", "/generate_stream", json={"inputs": "HOLD"}) as reply:
+            events = reply.iter_raw()
+            next(events)
+            process.send_signal(signal.SIGINT)
+            assert b'"code":"deployment_unavailable"' in b"".join(events)
+        assert process.wait(20) == 0
+
+
+def test_the_engine_process_does_not_outlive_a_killed_server(tmp_path: Path) -> None:
+    with running(tmp_path) as (process, _):
+        (worker,) = psutil.Process(process.pid).children()
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(20)
+        until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_taken_port_is_named_with_what_to_do(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigInvalid, match=f"port {port} on 127.0.0.1 is taken"):
+            bind(_on_port(port))
+
+
+def _on_port(port: int) -> Config:
+    from dataclasses import replace
+
+    config = Config()
+    return replace(config, server=replace(config.server, port=port))
