@@ -51,7 +51,7 @@ unit: .venv/tested .venvs/openai/installed .venvs/lorax/installed base
 # The public clients live in environments of their own: their pins clash with ours and with each other's.
 .venvs/openai/installed:
 	@$(PYTHON) -m venv .venvs/openai
-	@.venvs/openai/bin/python -m pip install -q --disable-pip-version-check openai==3.54.0
+	@.venvs/openai/bin/python -m pip install -q --disable-pip-version-check openai==3.54.0 httpx2
 	@touch $@
 
 .venvs/lorax/installed:

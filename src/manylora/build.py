@@ -48,12 +48,13 @@ def build_engine(config: Config, tell: Tell) -> tuple[Engine, ServedModel]:
     plan = make_plan(config, spec, kernels, resources)
     for line in plan.lines():
         tell(line)
+    tokenizer = Tokenizer(base_dir, clock=clock)
     started_s = clock.monotonic_s()
     model = LlamaModel(spec, load_weights(base_dir, spec, kernels), kernels, max_positions=plan.max_model_len)
     tell(f"weights loaded in {clock.monotonic_s() - started_s:.1f} s")
     digest = fingerprint(base_dir, spec)
     store = _open_store(config, plan, base_shape(spec, base_dir.name, digest), kernels, clock)
-    engine = wire_engine(config, plan, model, kernels, store, Tokenizer(base_dir, clock=clock), clock)
+    engine = wire_engine(config, plan, model, kernels, store, tokenizer, clock)
     return engine, _served(config, base_dir, spec, digest, kernels, plan, clock)
 
 
@@ -126,12 +127,6 @@ def base_shape(spec: ModelSpec, name: str, digest: str) -> BaseShape:
         vocab=spec.vocab,
         projections=tuple(spec.projection_shape(projection) for projection in Projection),
     )
-
-
-def demo_adapter_root() -> Path | None:
-    """The directory of the demo adapters, if this is a checkout; None in an installed wheel."""
-    root = Path(__file__).parents[2] / "examples" / "adapters"
-    return root if root.is_dir() else None
 
 
 def _choose_kernels(config: Config, resources: Resources) -> Kernels:

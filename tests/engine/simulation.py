@@ -136,6 +136,9 @@ class SimulatedStore:
     def loaded_bytes(self, placed: PlacedAdapter) -> int:
         return placed.num_bytes
 
+    def close(self) -> None:
+        self.loading.clear()
+
     def stats(self) -> StoreStats:
         return StoreStats(
             bank_bytes_total=self.capacity,

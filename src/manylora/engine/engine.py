@@ -168,11 +168,16 @@ class Engine:
         return self._take_events()
 
     def shutdown(self) -> StepEvents:
-        """End every request under way."""
+        """End every request under way and stop the loaders."""
         error = Unavailable("the server is shutting down; repeat the request")
         for sequence in [*self._loading.values(), *self._queued.values()]:
             self._finish(sequence, FinishReason.SHUTDOWN, error)
+        self.close()
         return self._take_events()
+
+    def close(self) -> None:
+        """Stop the adapter store's loaders; the engine is not used afterwards."""
+        self._store.close()
 
     def stats(self) -> EngineStats:
         pool, store, totals = self._scheduler.pool, self._store.stats(), self._totals

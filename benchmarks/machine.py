@@ -1,0 +1,45 @@
+"""What every benchmark says about itself: machine, commit, command, and how busy the machine was."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+def describe() -> dict[str, str]:
+    """Facts for the head of a result file."""
+    return {
+        "processor": _processor(),
+        "threads": str(len(os.sched_getaffinity(0))),
+        "python": platform.python_version(),
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain", "src") else ""),
+        "command": " ".join(["python", *sys.argv]),
+        "load_before": f"{os.getloadavg()[0]:.2f}",
+    }
+
+
+def _processor() -> str:
+    fields = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if line.count(":") >= 1)
+    named = {key.strip(): value.strip() for key, value in fields.items()}
+    flags = set(named.get("flags", "").split())
+    name = f"{named.get('model name', 'unknown')} family {named.get('cpu family', '?')} model {named.get('model', '?')}"
+    return f"{name}, {' '.join(flag for flag in _FLAGS if flag in flags)}"
+
+
+def _git(*arguments: str) -> str:
+    found = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    """Minimum, median and 90th percentile in milliseconds."""
+    ordered = sorted(seconds)
+    return {
+        "min_ms": round(1e3 * ordered[0], 3),
+        "median_ms": round(1e3 * ordered[len(ordered) // 2], 3),
+        "p90_ms": round(1e3 * ordered[int(0.9 * (len(ordered) - 1))], 3),
+    }

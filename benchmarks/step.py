@@ -1,0 +1,166 @@
+"""Decode step of the engine for 1, 8 and 32 rows beside its floor, both timed in turn in one run.
+
+    python benchmarks/step.py [--base NAME|DIR] [--adapters N] [--json FILE]
+
+Workload: every sequence has a prompt of 128 distinct random token ids and decodes greedily, end-of-sequence ignored; a
+step is one call of `Engine.step`. Floors: for one row the bytes of the packed weights over the read bandwidth that all
+threads reach (read once before each block of steps); for more rows the same packed linear layers and logits alone, on
+the same number of rows. The ratio is step ÷ floor, median over rounds; rounds alternate between the two sides.
+"""
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+
+import torch
+from machine import describe, spread
+
+from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.build import build_engine
+from manylora.config import DEFAULT_BASE, cache_dir, load_config
+from manylora.engine.engine import Engine
+from manylora.engine.request import Request, SamplingParams, StopParams
+from manylora.ids import Flow, mint_request_id
+from manylora.kernels.cpu import NativeLibrary
+from manylora.kernels.interface import Kernels
+from manylora.kernels.select import select_kernels
+from manylora.models.catalog import resolve
+from manylora.models.spec import read_spec
+from manylora.models.weights import Weights, load_weights
+from manylora.resources import find_resources
+
+PROMPT = 128
+STEPS = 24
+ROUNDS = 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default=DEFAULT_BASE, help="base model: a name or a directory")
+    parser.add_argument("--kernels", default="auto", help="back end: auto, native, onednn")
+    parser.add_argument("--adapter-root", help="adapters below this directory take turns over the rows")
+    parser.add_argument("--json", type=Path, help="write the result here")
+    options = parser.parse_args()
+
+    facts = describe()
+    flags = {"model.base": options.base, "model.kernels": options.kernels, "engine.prefix_cache": False}
+    if options.adapter_root:
+        flags["adapters.roots"] = (options.adapter_root,)
+    config = load_config(flags=flags)
+    engine, served = build_engine(config, print)
+    spec = read_spec(Path(served.base_dir))
+    threads = find_resources().threads
+    kernels = select_kernels(options.kernels, threads)
+    weights = load_weights(resolve(options.base, cache_dir()), spec, kernels)
+    weight_bytes = spec.parameters * kernels.weight_dtype.itemsize
+    adapters = _adapters(options.adapter_root)
+    print(f"{facts['processor']}\n{threads} threads, kernels {kernels.name}, adapters {adapters or 'none'}\n")
+
+    library = NativeLibrary(threads)
+    results = [
+        measure(engine, kernels, weights, library, weight_bytes, rows, adapters, spec.vocab) for rows in (1, 8, 32)
+    ]
+    if options.json:
+        options.json.write_text(json.dumps({**facts, "adapters": adapters, "results": results}, indent=1) + "\n")
+
+
+def measure(
+    engine: Engine,
+    kernels: Kernels,
+    weights: Weights,
+    library: NativeLibrary,
+    weight_bytes: int,
+    rows: int,
+    adapters: list[str],
+    vocab: int,
+) -> dict[str, object]:
+    """Alternate between blocks of steps and blocks of the floor."""
+    steps: list[float] = []
+    layers: list[float] = []
+    ratios: list[float] = []
+    bandwidths: list[float] = []
+    for _ in range(ROUNDS):
+        mine = _decode_steps(engine, rows, adapters, vocab)
+        bare = _linear_layers(kernels, weights, rows)
+        bandwidth = library.measure_bandwidth(repeats=5)
+        floor = weight_bytes / bandwidth if rows == 1 else _median(bare)
+        steps += mine
+        layers += bare
+        bandwidths.append(bandwidth / 1e9)
+        ratios.append(_median(mine) / floor)
+    ratios.sort()
+    result = {
+        "rows": rows,
+        "step": spread(steps),
+        "linear_layers_alone": spread(layers),
+        "read_gb_per_s": round(_median(bandwidths), 1),
+        "floor": "weight bytes / read bandwidth" if rows == 1 else "linear layers and logits alone",
+        "ratio": {"min": round(ratios[0], 2), "median": round(_median(ratios), 2), "max": round(ratios[-1], 2)},
+    }
+    print(
+        f"{rows:3d} rows: step {result['step']}  linear alone {result['linear_layers_alone']}  "
+        f"read {result['read_gb_per_s']} GB/s  step ÷ floor {result['ratio']}"
+    )
+    return result
+
+
+def _decode_steps(engine: Engine, rows: int, adapters: list[str], vocab: int) -> list[float]:
+    source = random.Random(rows)
+    for index in range(rows):
+        name = adapters[index % len(adapters)] if adapters else None
+        engine.submit(
+            Request(
+                id=mint_request_id(),
+                flow=Flow("benchmark"),
+                salt="",
+                tokens=tuple(source.randrange(3, vocab) for _ in range(PROMPT)),
+                adapter=None if name is None else AdapterRef(SourceName.LOCAL, name),
+                sampling=SamplingParams(temperature=0.0),
+                stop=StopParams(max_new_tokens=STEPS + 2 * rows, ignore_eos=True),
+            )
+        )
+    times: list[float] = []
+    while engine.has_work:
+        running = engine.stats().running
+        start = time.perf_counter()
+        events = engine.step()
+        took = time.perf_counter() - start
+        # Only pure decode steps of the full batch count: one token for each row, nobody joining or leaving.
+        if running == rows and len(events.tokens) == rows and not events.finished:
+            times.append(took)
+    return times[2:]  # the first ones may still share their step with the end of a prompt
+
+
+@torch.inference_mode()
+def _linear_layers(kernels: Kernels, weights: Weights, rows: int) -> list[float]:
+    layer = weights.layers[0]
+    hidden = kernels.embed(torch.arange(rows), weights.embed)
+    gate_up = kernels.linear(hidden, layer.gate_up)
+    wide = kernels.gated_silu(gate_up)
+    times: list[float] = []
+    for _ in range(12):
+        start = time.perf_counter()
+        for layer in weights.layers:
+            kernels.linear(hidden, layer.qkv)
+            kernels.linear(hidden, layer.o)
+            kernels.linear(hidden, layer.gate_up)
+            kernels.linear(wide, layer.down)
+        kernels.logits(hidden, weights.head)
+        times.append(time.perf_counter() - start)
+    return times[2:]
+
+
+def _adapters(root: str | None) -> list[str]:
+    if root is None:
+        return []
+    return sorted(file.parent.name for file in Path(root).glob("*/adapter_config.json"))
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Logits against transformers + PEFT in float32: any base shape, any LoRA shape, all of them in one batch."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig
+from torch import Tensor
+
+from manylora.adapter_ref import SourceName
+from manylora.adapters.checkpoint import Limits, check_adapter, pack_adapter
+from manylora.adapters.refusals import Refusals
+from manylora.build import base_shape
+from manylora.ids import Digest
+from manylora.kernels.interface import AttentionBatch, Kernels, LoraSegment, PlacedAdapter, StepInput
+from manylora.kernels.select import select_kernels
+from manylora.models.llama import LlamaModel
+from manylora.models.spec import ModelSpec, read_spec
+from manylora.models.weights import load_weights
+from tests.tiny import ALL, TinyBase, make_adapter, make_base, oracle_logits
+
+BLOCK = 4
+TOLERANCE = {"reference": 1e-4, "native": 0.03}
+"""Largest error of a logit: absolute for the reference, which is float32 like the oracle (2e-5 seen); as a share of the
+largest logit for the native back end, whose weights, keys, values and adapters are rounded to bf16 (0.012 seen)."""
+
+BASES: dict[str, dict[str, Any]] = {
+    "grouped": {},
+    "every-head-its-own": {"num_key_value_heads": 6},
+    "tied": {"tie_word_embeddings": True},
+    "head-dim-apart": {"head_dim": 16},
+    "llama3-rope": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
+    "linear-rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}},
+}
+
+ADAPTERS = {
+    "rank-1": LoraConfig(r=1, lora_alpha=2, target_modules=["q_proj"]),
+    "rank-2": LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"]),
+    "rank-4": LoraConfig(r=4, lora_alpha=4, target_modules=["k_proj", "o_proj"]),
+    "rank-6": LoraConfig(r=6, lora_alpha=3, target_modules=["gate_proj"]),
+    "rank-8": LoraConfig(r=8, lora_alpha=16, target_modules=["up_proj", "down_proj"]),
+    "rank-12": LoraConfig(r=12, lora_alpha=12, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]),
+    "rank-24": LoraConfig(r=24, lora_alpha=24, target_modules=ALL),
+    "rank-64": LoraConfig(r=64, lora_alpha=16, target_modules=ALL),
+    "rs-lora": LoraConfig(r=8, lora_alpha=8, use_rslora=True, target_modules=["q_proj", "down_proj"]),
+    "rank-pattern": LoraConfig(
+        r=4, lora_alpha=8, target_modules=ALL, rank_pattern={"q_proj": 12, r"layers\.1\.mlp\..*": 6}
+    ),
+    "alpha-pattern": LoraConfig(
+        r=4, lora_alpha=8, target_modules=ALL, alpha_pattern={"v_proj": 2, r"layers\.[02]\.self_attn\.o_proj": 32}
+    ),
+    "patterns-and-rs-lora": LoraConfig(
+        r=4,
+        lora_alpha=4,
+        use_rslora=True,
+        target_modules=ALL,
+        rank_pattern={"gate_proj": 16},
+        alpha_pattern={"up_proj": 2},
+    ),
+    "one-layer": LoraConfig(r=8, lora_alpha=8, target_modules=ALL, layers_to_transform=[1]),
+    "one-expression": LoraConfig(r=3, lora_alpha=6, target_modules=r".*\.(0|2)\.(self_attn\.(q|v)|mlp\.down)_proj"),
+}
+
+
+def place(folder: Path, spec: ModelSpec, kernels: Kernels) -> PlacedAdapter:
+    """Bring a PEFT folder through check and pack to where the kernels read it."""
+    refuse = Refusals(folder.name, SourceName.LOCAL, "tiny")
+    shape = base_shape(spec, "tiny", "0" * 64)
+    checked = check_adapter(
+        (folder / "adapter_config.json").read_bytes(),
+        memoryview((folder / "adapter_model.safetensors").read_bytes()),
+        shape,
+        Limits(max_rank=256, max_bytes=1 << 30),
+        refuse,
+    )
+    dtype = str(kernels.lora_dtype).removeprefix("torch.")
+    packed = pack_adapter(checked, shape, dtype, refuse)
+    body = torch.from_numpy(np.frombuffer(bytes(packed.body), dtype=np.uint8).copy()).view(kernels.lora_dtype)
+    return PlacedAdapter(Digest(packed.digest), body, packed.table)
+
+
+def one_step(kernels: Kernels, sequences: list[tuple[list[int], PlacedAdapter | None]]) -> tuple[StepInput, list[int]]:
+    """All prompts side by side in one step, every row's logits wanted; returns the first row of each as well."""
+    starts: list[int] = []
+    segments: list[LoraSegment] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    owners: list[int] = []
+    tokens: list[int] = []
+    blocks = -(-max(len(prompt) for prompt, _ in sequences) // BLOCK)
+    tables = torch.arange(len(sequences) * blocks, dtype=torch.int32).reshape(len(sequences), blocks)
+    for index, (prompt, placed) in enumerate(sequences):
+        start = len(tokens)
+        starts.append(start)
+        tokens.extend(prompt)
+        positions.extend(range(len(prompt)))
+        slots.extend(index * blocks * BLOCK + position for position in range(len(prompt)))
+        owners.extend([index] * len(prompt))
+        if placed is not None:
+            segments.append(LoraSegment(start, len(tokens), placed))
+    attention = AttentionBatch(
+        positions=torch.tensor(positions, dtype=torch.int32),
+        slots=torch.tensor(slots),
+        row_sequence=torch.tensor(owners, dtype=torch.int32),
+        block_tables=tables,
+    )
+    lora = kernels.prepare_lora(tuple(segments))
+    rows = torch.arange(len(tokens))
+    return StepInput(token_ids=torch.tensor(tokens), logit_rows=rows, attention=attention, lora=lora), starts
+
+
+def run(model: LlamaModel, sequences: list[tuple[list[int], PlacedAdapter | None]]) -> list[Tensor]:
+    """Logits of each sequence, from one forward pass over all of them."""
+    step, starts = one_step(model.kernels, sequences)
+    kv = model.kernels.new_kv(
+        layers=model.spec.num_layers,
+        num_blocks=int(step.attention.block_tables.max()) + 1,
+        block_size=BLOCK,
+        kv_heads=model.spec.kv_heads,
+        head_dim=model.spec.head_dim,
+    )
+    logits = model.forward(step, kv)
+    return [logits[start : start + len(prompt)] for start, (prompt, _) in zip(starts, sequences, strict=True)]
+
+
+def prompt_of(index: int) -> list[int]:
+    return [(7 * index + 3 * position + 1) % 190 for position in range(9 + index % 5)]
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> tuple[TinyBase, dict[str, Path]]:
+    folder = tmp_path_factory.mktemp("grid")
+    base = make_base(folder / "base")
+    adapters = {
+        name: make_adapter(base, folder / name, config, seed=seed)
+        for seed, (name, config) in enumerate(ADAPTERS.items())
+    }
+    return base, adapters
+
+
+@pytest.mark.parametrize("back_end", ["reference", "native"])
+def test_every_lora_shape_in_one_batch(grid: tuple[TinyBase, dict[str, Path]], back_end: str) -> None:
+    base, adapters = grid
+    kernels = select_kernels(back_end, 2)
+    spec = read_spec(base.directory)
+    model = LlamaModel(spec, load_weights(base.directory, spec, kernels), kernels)
+    prompts = [prompt_of(index) for index in range(len(adapters) + 1)]
+    placed = [None, *(place(folder, spec, kernels) for folder in adapters.values())]
+    found = run(model, list(zip(prompts, placed, strict=True)))
+    for name, prompt, logits in zip(["base", *adapters], prompts, found, strict=True):
+        expected = oracle_logits(base, adapters.get(name), prompt)
+        error = (logits - expected).abs().max().item()
+        if back_end == "native":
+            error /= expected.abs().max().item()
+        assert error <= TOLERANCE[back_end], f"{name}: largest error {error}"
+
+
+@pytest.mark.parametrize("shape", BASES, ids=str)
+def test_every_base_shape_with_and_without_an_adapter(shape: str, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", seed=5, **BASES[shape])
+    folder = make_adapter(base, tmp_path / "adapter", ADAPTERS["rank-12"], seed=6)
+    kernels = select_kernels("reference", 1)
+    spec = read_spec(base.directory)
+    model = LlamaModel(spec, load_weights(base.directory, spec, kernels), kernels)
+    prompt = [(11 * position) % 190 for position in range(100)]
+    found = run(model, [(prompt, None), (prompt, place(folder, spec, kernels))])
+    for logits, adapter in zip(found, (None, folder), strict=True):
+        error = (logits - oracle_logits(base, adapter, prompt)).abs().max().item()
+        assert error <= TOLERANCE["reference"], f"largest error {error}"
