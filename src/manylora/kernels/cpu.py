@@ -1,0 +1,314 @@
+"""The CPU back end: the native C++ kernels, with the linear layers by one of two interchangeable operators."""
+
+import ctypes
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from manylora.kernels.interface import (
+    AttentionBatch,
+    KvCache,
+    LoraBatch,
+    LoraSegment,
+    LoraTarget,
+    Packed,
+    RopeTable,
+)
+from manylora.kernels.native.build import load_library
+
+MAX_KNOWN_TARGETS = 64  # a model has a handful; the bound only stops a caller who makes a new tuple for each call
+
+
+class NativeLibrary:
+    """The loaded C++ functions and one pool of threads, shared by everything of one back end.
+
+    Thread: one caller at a time gets the pool; a second one at the same moment is served by its own thread alone.
+    """
+
+    def __init__(self, threads: int, *, cache_dir: Path | None = None, compiler: str | None = None) -> None:
+        assert threads >= 1
+        self.functions = load_library(cache_dir, compiler=compiler)
+        self.threads = threads
+        self.pool: int = self.functions.ml_pool_new(threads)
+        weakref.finalize(self, self.functions.ml_pool_free, self.pool)
+
+    @property
+    def isa(self) -> str:
+        """Which vector code was compiled: avx512, avx2 or portable."""
+        return cast(bytes, self.functions.ml_isa()).decode()
+
+    def measure_bandwidth(self, *, megabytes: int = 256, repeats: int = 10) -> float:
+        """Bytes per second at which the pool reads memory, the best of `repeats` passes over a fresh buffer."""
+        data = torch.empty(megabytes << 18, dtype=torch.float32)
+        self.functions.ml_advise_huge(data.data_ptr(), data.numel() * 4)
+        data.fill_(1.0)
+        return cast(float, self.functions.ml_measure_bandwidth(self.pool, data.data_ptr(), data.numel(), repeats))
+
+    def measure_flops(self, *, repeats: int = 10) -> float:
+        """Float32 operations per second of the pool on multiply-adds that touch no memory."""
+        return cast(float, self.functions.ml_measure_flops(self.pool, repeats))
+
+
+class LinearOperator(Protocol):
+    """What a CPU back end may exchange: the products with packed weights. See `Kernels` for each method."""
+
+    name: str
+    weight_dtype: torch.dtype
+    is_row_independent: bool
+
+    def pack(self, weight: Tensor, *, is_table: bool = False) -> Packed: ...
+
+    def linear(self, x: Tensor, weight: Packed) -> Tensor: ...
+
+    def embed(self, token_ids: Tensor, table: Packed) -> Tensor: ...
+
+
+class _Panels:
+    """A weight as `native/linear.cpp` packs it. `data` owns the memory that `address` points at."""
+
+    __slots__ = ("address", "data", "inputs", "outputs")
+
+    def __init__(self, data: Tensor, outputs: int, inputs: int) -> None:
+        self.data = data
+        self.address = data.data_ptr()
+        self.outputs = outputs
+        self.inputs = inputs
+
+
+class NativeLinear:
+    """bfloat16 weights times float32 activations; one accumulation order for every number of rows."""
+
+    name = "native"
+    weight_dtype = torch.bfloat16
+    is_row_independent = True
+
+    def __init__(self, native: NativeLibrary) -> None:
+        self._native = native
+        self._pool = native.pool
+        self._linear = native.functions.ml_linear
+
+    def pack(self, weight: Tensor, *, is_table: bool = False) -> Packed:
+        outputs, inputs = weight.shape
+        source = weight.detach().to(torch.bfloat16).contiguous()
+        functions = self._native.functions
+        data = torch.empty(functions.ml_packed_elements(outputs, inputs), dtype=torch.bfloat16)
+        functions.ml_advise_huge(data.data_ptr(), data.numel() * 2)
+        functions.ml_pack(self._pool, source.data_ptr(), data.data_ptr(), outputs, inputs)
+        return Packed(_Panels(data, outputs, inputs))
+
+    def linear(self, x: Tensor, weight: Packed) -> Tensor:
+        panels = cast(_Panels, weight)  # `pack` made it
+        assert x.dtype is torch.float32
+        assert x.shape[1] == panels.inputs
+        x = x.contiguous()
+        rows = x.shape[0]
+        y = torch.empty(rows, panels.outputs)
+        self._linear(self._pool, x.data_ptr(), panels.address, y.data_ptr(), rows, panels.inputs, panels.outputs)
+        return y
+
+    def embed(self, token_ids: Tensor, table: Packed) -> Tensor:
+        panels = cast(_Panels, table)  # `pack` made it
+        ids = token_ids.contiguous()
+        y = torch.empty(ids.shape[0], panels.inputs)
+        wrong = self._native.functions.ml_embed(
+            self._pool, ids.data_ptr(), panels.address, y.data_ptr(), ids.shape[0], panels.inputs, panels.outputs
+        )
+        if wrong:
+            raise IndexError(f"a token id is outside the table of {panels.outputs} rows")
+        return y
+
+
+class KvLayout(ctypes.Structure):
+    """The C++ `Kv` struct of `native/attend.cpp`, field by field."""
+
+    _fields_ = (
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("num_blocks", ctypes.c_int64),
+        ("block_size", ctypes.c_int64),
+        ("kv_heads", ctypes.c_int64),
+        ("head_dim", ctypes.c_int64),
+    )
+
+
+@dataclass(slots=True)
+class CpuKv:
+    """Paged bfloat16 keys and values of all layers; `native/attend.cpp` describes the layout inside a block."""
+
+    num_blocks: int
+    block_size: int
+    num_bytes: int
+    keys: Tensor
+    values: Tensor
+    layout: KvLayout
+    address: int
+
+
+class CpuKernels:
+    """`Kernels` on a CPU: float32 activations, bfloat16 weights, keys, values and adapters.
+
+    Thread: the methods are called from one thread; the work is spread over the library's own pool.
+    """
+
+    activation_dtype = torch.float32
+    kv_dtype = torch.bfloat16
+
+    def __init__(
+        self,
+        native: NativeLibrary,
+        linear_operator: LinearOperator | None = None,
+        *,
+        lora_dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        assert lora_dtype in (torch.bfloat16, torch.float32)
+        operator = linear_operator or NativeLinear(native)
+        self.native = native
+        self.name = operator.name
+        self.weight_dtype = operator.weight_dtype
+        self.is_row_independent = operator.is_row_independent
+        self.lora_dtype = lora_dtype
+        self.pack = operator.pack
+        self.linear = operator.linear
+        self.logits = operator.linear
+        self.embed = operator.embed
+        self._functions = native.functions
+        self._pool = native.pool
+        # Looked up once: a step calls each of these hundreds of times.
+        self._norm = native.functions.ml_norm
+        self._add_norm = native.functions.ml_add_norm
+        self._gated_silu = native.functions.ml_gated_silu
+        self._rotate_and_store = native.functions.ml_rotate_and_store
+        self._attend = native.functions.ml_attend
+        self._add_lora = native.functions.ml_add_lora
+        self._targets: dict[int, tuple[tuple[LoraTarget, ...], ctypes.Array[ctypes.c_int64]]] = {}
+
+    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x = x.contiguous()
+        rows, width = x.shape
+        y = torch.empty_like(x)
+        self._norm(self._pool, x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, width, eps)
+        return y
+
+    def add_norm(self, residual: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
+        assert residual.is_contiguous()  # it is written in place
+        delta = delta.contiguous()
+        rows, width = residual.shape
+        y = torch.empty_like(residual)
+        self._add_norm(
+            self._pool, residual.data_ptr(), delta.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, width, eps
+        )
+        return y
+
+    def gated_silu(self, gate_up: Tensor) -> Tensor:
+        gate_up = gate_up.contiguous()
+        rows, width = gate_up.shape
+        y = torch.empty(rows, width // 2)
+        self._gated_silu(self._pool, gate_up.data_ptr(), y.data_ptr(), rows, width // 2)
+        return y
+
+    def new_kv(self, *, layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> KvCache:
+        assert head_dim % 8 == 0
+        layout = KvLayout(0, 0, num_blocks, block_size, kv_heads, head_dim)
+        address = ctypes.addressof(layout)
+        # Zeros cost nothing until they are written, and make an unwritten lane a number.
+        keys = torch.zeros(layers * num_blocks * self._functions.ml_key_elements(address), dtype=self.kv_dtype)
+        values = torch.zeros(layers * num_blocks * self._functions.ml_value_elements(address), dtype=self.kv_dtype)
+        layout.keys, layout.values = keys.data_ptr(), values.data_ptr()
+        for part in (keys, values):
+            self._functions.ml_advise_huge(part.data_ptr(), part.nbytes)
+        return CpuKv(num_blocks, block_size, keys.nbytes + values.nbytes, keys, values, layout, address)
+
+    def kv_block_bytes(self, *, layers: int, block_size: int, kv_heads: int, head_dim: int) -> int:
+        layout = KvLayout(0, 0, 1, block_size, kv_heads, head_dim)
+        address = ctypes.addressof(layout)
+        elements: int = self._functions.ml_key_elements(address) + self._functions.ml_value_elements(address)
+        return 2 * layers * elements
+
+    def rotate_and_store(
+        self, qkv: Tensor, rope: RopeTable, kv: KvCache, layer: int, heads: int, batch: AttentionBatch
+    ) -> Tensor:
+        cache = cast(CpuKv, kv)  # `new_kv` made it
+        qkv = qkv.contiguous()
+        rows = qkv.shape[0]
+        q = torch.empty(rows, heads * cache.layout.head_dim)
+        self._rotate_and_store(
+            self._pool,
+            cache.address,
+            layer,
+            qkv.data_ptr(),
+            q.data_ptr(),
+            rows,
+            heads,
+            rope.cos.data_ptr(),
+            rope.sin.data_ptr(),
+            batch.positions.data_ptr(),
+            batch.slots.data_ptr(),
+        )
+        return q
+
+    def attend(self, q: Tensor, kv: KvCache, layer: int, window: int | None, batch: AttentionBatch) -> Tensor:
+        cache = cast(CpuKv, kv)  # `new_kv` made it
+        q = q.contiguous()
+        rows, width = q.shape
+        out = torch.empty_like(q)
+        self._attend(
+            self._pool,
+            cache.address,
+            layer,
+            window or 0,
+            q.data_ptr(),
+            out.data_ptr(),
+            rows,
+            width // cache.layout.head_dim,
+            batch.positions.data_ptr(),
+            batch.row_sequence.data_ptr(),
+            batch.block_tables.data_ptr(),
+            batch.block_tables.shape[1],
+        )
+        return out
+
+    def prepare_lora(self, segments: tuple[LoraSegment, ...]) -> LoraBatch:
+        """The native form is (segments, 4) int64: start, stop, address of the image, address of the table."""
+        if not segments:
+            return LoraBatch(())
+        numbers: list[int] = []
+        for segment in segments:
+            adapter = segment.adapter
+            assert adapter.image.dtype is self.lora_dtype
+            numbers += (segment.start, segment.stop, adapter.image.data_ptr(), adapter.table.ctypes.data)
+        return LoraBatch(segments, (ctypes.c_int64 * len(numbers))(*numbers))
+
+    def add_lora(self, y: Tensor, x: Tensor, lora: LoraBatch, layer: int, targets: tuple[LoraTarget, ...]) -> None:
+        if not lora.segments:
+            return
+        assert y.stride(1) == 1
+        assert x.stride(1) == 1
+        self._add_lora(
+            self._pool,
+            y.data_ptr(),
+            y.stride(0),
+            x.data_ptr(),
+            x.stride(0),
+            x.shape[1],
+            lora.native,
+            len(lora.segments),
+            self._native_targets(targets),
+            len(targets),
+            layer,
+            self.lora_dtype is torch.bfloat16,
+        )
+
+    def _native_targets(self, targets: tuple[LoraTarget, ...]) -> "ctypes.Array[ctypes.c_int64]":
+        """(targets, 3) int64. Known by identity, and kept alive so that an identity is never used twice."""
+        known = self._targets.get(id(targets))
+        if known is None:
+            if len(self._targets) >= MAX_KNOWN_TARGETS:
+                self._targets.clear()
+            numbers = [number for t in targets for number in (int(t.projection), t.column, t.out)]
+            known = (targets, (ctypes.c_int64 * len(numbers))(*numbers))
+            self._targets[id(targets)] = known
+        return known[1]

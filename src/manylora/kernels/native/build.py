@@ -1,0 +1,133 @@
+"""Compile the C++ kernels on first use, keep the library in a cache, and load it.
+
+The cache key covers the sources, the compiler, its flags and the processor, so a changed source or a home directory
+shared by unlike machines can never meet an old library.
+"""
+
+import ctypes
+import hashlib
+import logging
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from manylora.config import cache_dir as default_cache_dir
+from manylora.errors import StartupError
+
+SOURCE_DIR = Path(__file__).parent
+COMPILERS = ("g++", "c++", "clang++")
+# Contraction is off so that every fused multiply-add is one that the source writes: the accumulation order is the law.
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-pthread")
+
+log = logging.getLogger(__name__)
+
+_i64, _ptr, _f32, _f64 = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float, ctypes.c_double
+SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
+    # name: (result, arguments); the C++ beside this file says what each argument is
+    "ml_isa": (ctypes.c_char_p, ()),
+    "ml_pool_new": (_ptr, (_i64,)),
+    "ml_pool_free": (None, (_ptr,)),
+    "ml_packed_elements": (_i64, (_i64, _i64)),
+    "ml_pack": (None, (_ptr, _ptr, _ptr, _i64, _i64)),
+    "ml_linear": (None, (_ptr, _ptr, _ptr, _ptr, _i64, _i64, _i64)),
+    "ml_embed": (_i64, (_ptr, _ptr, _ptr, _ptr, _i64, _i64, _i64)),
+    "ml_norm": (None, (_ptr, _ptr, _ptr, _ptr, _i64, _i64, _f32)),
+    "ml_add_norm": (None, (_ptr, _ptr, _ptr, _ptr, _ptr, _i64, _i64, _f32)),
+    "ml_gated_silu": (None, (_ptr, _ptr, _ptr, _i64, _i64)),
+    "ml_key_elements": (_i64, (_ptr,)),
+    "ml_value_elements": (_i64, (_ptr,)),
+    "ml_rotate_and_store": (None, (_ptr, _ptr, _i64, _ptr, _ptr, _i64, _i64, _ptr, _ptr, _ptr, _ptr)),
+    "ml_attend": (None, (_ptr, _ptr, _i64, _i64, _ptr, _ptr, _i64, _i64, _ptr, _ptr, _ptr, _i64)),
+    "ml_add_lora": (None, (_ptr, _ptr, _i64, _ptr, _i64, _i64, _ptr, _i64, _ptr, _i64, _i64, _i64)),
+    "ml_advise_huge": (None, (_ptr, _i64)),
+    "ml_measure_bandwidth": (_f64, (_ptr, _ptr, _i64, _i64)),
+    "ml_measure_flops": (_f64, (_ptr, _i64)),
+}
+
+
+class NativeBuildFailed(StartupError):
+    """The C++ kernels could not be compiled here; the message names the compiler or prints what it said."""
+
+
+def load_library(cache_dir: Path | None = None, *, compiler: str | None = None) -> ctypes.CDLL:
+    """Return the compiled kernels, every function with its signature; compiles them if this is the first use.
+
+    Args:
+        cache_dir  where libraries are kept; None: manylora's cache folder
+        compiler   name or path of the C++ compiler; None: the first of g++, c++, clang++ that is installed
+    Raises: NativeBuildFailed. Complexity: about ten seconds the first time, a few milliseconds later.
+    """
+    path = _find_compiler(compiler)
+    sources = sorted(SOURCE_DIR.glob("*.cpp"))
+    folder = (cache_dir or default_cache_dir()) / "kernels"
+    library = folder / f"kernels-{_cache_key(path, sources)}.so"
+    if not library.exists():
+        _compile(path, sources, library)
+    loaded = ctypes.CDLL(str(library))
+    for name, (result, arguments) in SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = result, arguments
+    return loaded
+
+
+def _find_compiler(wanted: str | None) -> str:
+    names = (wanted,) if wanted else COMPILERS
+    for name in names:
+        if path := shutil.which(name):
+            return path
+    raise NativeBuildFailed(
+        f"no C++ compiler found (looked for {', '.join(names)}): install g++ 9 or newer, e.g. `apt-get install g++`"
+    )
+
+
+def _cache_key(compiler: str, sources: list[Path]) -> str:
+    key = hashlib.sha256()
+    stat = Path(compiler).resolve().stat()  # a new compiler version is a new file
+    for part in (compiler, str(stat.st_size), str(stat.st_mtime_ns), *FLAGS, _processor()):
+        key.update(part.encode() + b"\0")
+    for source in [*sources, *sorted(SOURCE_DIR.glob("*.h"))]:
+        key.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    return key.hexdigest()[:24]
+
+
+def _processor() -> str:
+    """What `-march=native` depends on: the model and the instruction sets of the first processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
+    except OSError:
+        return platform.processor()
+    wanted = ("vendor_id", "cpu family", "model", "flags", "Features", "CPU part")
+    return "\n".join(line for line in lines if line.partition(":")[0].strip() in wanted)
+
+
+def _compile(compiler: str, sources: list[Path], library: Path) -> None:
+    """Build `library` under another name and rename it, so that two processes may do so at the same time."""
+    library.parent.mkdir(parents=True, exist_ok=True)
+    log.info("kernels.compiling compiler=%s library=%s", compiler, library)
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as scratch:
+        objects = [Path(scratch) / f"{source.stem}.o" for source in sources]
+        # All files at once: the slowest of them is then the whole wait.
+        steps = [
+            _start([compiler, *FLAGS, "-c", str(source), "-o", str(target)])
+            for source, target in zip(sources, objects, strict=True)
+        ]
+        failures = [said for said in map(_finish, steps) if said]
+        built = Path(scratch) / library.name
+        if not failures:
+            linked = _finish(_start([compiler, "-shared", "-pthread", *map(str, objects), "-o", str(built)]))
+            failures = [linked] if linked else []
+        if failures:
+            raise NativeBuildFailed(f"{compiler} failed on the native kernels:\n{failures[0][-4000:]}")
+        built.replace(library)  # atomic: the scratch folder is on the same file system
+
+
+def _start(command: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def _finish(step: subprocess.Popen[bytes]) -> str | None:
+    """Wait; return what a failed step said, or None if it succeeded."""
+    _, said = step.communicate()
+    return said.decode(errors="replace") or "no message" if step.returncode != 0 else None

@@ -1,0 +1,204 @@
+// Segmented LoRA: y[row] += (x[row] . A) . B with each segment's own adapter, each adapter's own rank.
+//
+// Two passes over a list of small tasks: shrink (h = x . A, a dot product per rank) and expand (y += h . B). A task is
+// some rows of one segment and one target, so that rows of one adapter share its weights in the cache.
+// Each h is one dot product in sixteen lanes; each y gets one chain over the ranks, added once: the order is a row's own.
+
+#include <algorithm>
+#include <vector>
+
+#include "pool.h"
+#include "tile.h"
+
+namespace ml {
+namespace {
+
+struct Segment { int64_t start, stop, image, table; };    // addresses of the adapter's image and (layers, 7, 3) table
+struct Target { int64_t projection, column, out; };
+
+constexpr int64_t TASK_ROWS = 24;     // rows that pass over one adapter matrix before the next task
+constexpr int64_t TASK_RANKS = 16;    // ranks of one shrink task
+constexpr int64_t TASK_COLUMNS = 512; // columns of one expand task
+
+struct Task {
+    const void *a, *b;      // A (rank, in), B (rank, out)
+    float* h;               // (rows of the segment, rank)
+    int64_t row0, row1;     // rows of the step
+    int64_t first_row;      // the segment's first row: row r's intermediate is h + (r - first_row) * rank
+    int64_t rank, column, out;
+};
+
+struct Call {
+    float* y;
+    int64_t y_stride;
+    const float* x;
+    int64_t x_stride, in;
+};
+
+// h of MR rows and NR ranks; the tail of fewer than sixteen elements takes part as if padded with zeros.
+template <class W, int MR, int NR>
+void dots(const Call& call, const Task& task, int64_t row, int64_t rank) {
+    const float* x = call.x + row * call.x_stride;
+    const W* a = static_cast<const W*>(task.a) + rank * call.in;
+    V16 acc[MR][NR];
+    clear(acc);
+    int64_t k = 0;
+    for (; k + LANES <= call.in; k += LANES) {
+        V16 value[MR];
+#pragma GCC unroll 16
+        for (int r = 0; r < MR; ++r) value[r] = load(x + r * call.x_stride + k);
+#pragma GCC unroll 16
+        for (int n = 0; n < NR; ++n) {
+            V16 weight = load_plain<W>(a + n * call.in + k);
+#pragma GCC unroll 16
+            for (int r = 0; r < MR; ++r) acc[r][n] = fma(value[r], weight, acc[r][n]);
+        }
+    }
+    if (int rest = int(call.in - k)) {
+        for (int n = 0; n < NR; ++n) {
+            V16 weight = load_first<W>(a + n * call.in + k, rest);
+            for (int r = 0; r < MR; ++r)
+                acc[r][n] = fma(load_first(x + r * call.x_stride + k, rest), weight, acc[r][n]);
+        }
+    }
+    for (int r = 0; r < MR; ++r)
+        for (int n = 0; n < NR; ++n) task.h[(row + r - task.first_row) * task.rank + rank + n] = sum_lanes(acc[r][n]);
+}
+
+template <class W> void shrink(const Call& call, const Task& task, int64_t rank0, int64_t rank1) {
+    int64_t rank = rank0;
+    for (; rank + 2 <= rank1; rank += 2) {
+        int64_t row = task.row0;
+        if (row + 1 == task.row1 && rank + 4 <= rank1) {  // a lone row: four ranks at once fill the pipeline
+            dots<W, 1, 4>(call, task, row, rank);
+            rank += 2;
+            continue;
+        }
+        for (; row + 2 <= task.row1; row += 2) dots<W, 2, 2>(call, task, row, rank);
+        if (row < task.row1) dots<W, 1, 2>(call, task, row, rank);
+    }
+    if (rank < rank1)
+        for (int64_t row = task.row0; row < task.row1; ++row) dots<W, 1, 1>(call, task, row, rank);
+}
+
+template <class W, int MR, int P>
+void add_columns(const Call& call, const Task& task, int64_t row, int64_t column) {
+    const W* panels[P];
+    for (int p = 0; p < P; ++p) panels[p] = static_cast<const W*>(task.b) + column + p * LANES;
+    V16 acc[MR][P];
+    clear(acc);
+    accumulate<W, MR, P>(task.h + (row - task.first_row) * task.rank, task.rank, panels, task.out, task.rank, acc);
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p) {
+            float* to = call.y + (row + r) * call.y_stride + task.column + column + p * LANES;
+            store(to, add(load(to), join<W>(acc[r][p])));
+        }
+}
+
+// The last columns where `out` is no multiple of sixteen.
+template <class W> void add_last_columns(const Call& call, const Task& task, int64_t row, int64_t column) {
+    int rest = int(task.out - column);
+    const W* b = static_cast<const W*>(task.b) + column;
+    const float* h = task.h + (row - task.first_row) * task.rank;
+    V16 acc = zero();
+    for (int64_t k = 0; k < task.rank; ++k) acc = fma(set1(h[k]), load_split_first<W>(b + k * task.out, rest), acc);
+    float* to = call.y + row * call.y_stride + task.column + column;
+    store_first(to, add(load_first(to, rest), join<W>(acc)), rest);
+}
+
+template <class W> void expand(const Call& call, const Task& task, int64_t column0, int64_t column1) {
+    int64_t column = column0;
+    if (task.row1 - task.row0 == 1)
+        for (; column + 4 * LANES <= column1; column += 4 * LANES) add_columns<W, 1, 4>(call, task, task.row0, column);
+    for (; column + LANES <= column1; column += LANES)
+        for_row_tiles(task.row1 - task.row0, [&](auto constant, int64_t row) {
+            add_columns<W, decltype(constant)::value, 1>(call, task, task.row0 + row, column);
+        });
+    if (column < column1)
+        for (int64_t row = task.row0; row < task.row1; ++row) add_last_columns<W>(call, task, row, column);
+}
+
+// The caller's scratch, kept between calls.
+struct Plan {
+    std::vector<Task> tasks;
+    std::vector<int64_t> shrink_ends, expand_ends;  // running counts of pieces after each task
+    std::vector<float> h;
+};
+
+int64_t pieces(int64_t size, int64_t piece) { return (size + piece - 1) / piece; }
+
+template <class W>
+void plan_tasks(Plan& plan, const Segment* segments, int64_t num_segments, const Target* targets, int64_t num_targets,
+                int64_t layer) {
+    plan.tasks.clear();
+    plan.shrink_ends.clear();
+    plan.expand_ends.clear();
+    int64_t floats = 0, shrinks = 0, expands = 0;
+    for (int64_t s = 0; s < num_segments; ++s) {
+        const Segment& segment = segments[s];
+        const W* image = reinterpret_cast<const W*>(segment.image);
+        for (int64_t t = 0; t < num_targets; ++t) {
+            const Target& target = targets[t];
+            const int64_t* entry = reinterpret_cast<const int64_t*>(segment.table) + (layer * 7 + target.projection) * 3;
+            const int64_t rank = entry[2];
+            if (rank == 0) continue;
+            for (int64_t row = segment.start; row < segment.stop; row += TASK_ROWS) {
+                int64_t end = std::min(segment.stop, row + TASK_ROWS);
+                // `h` holds an offset until the buffer has its final size.
+                plan.tasks.push_back({image + entry[0], image + entry[1], reinterpret_cast<float*>(floats * 4), row, end,
+                                      row, rank, target.column, target.out});
+                floats += (end - row) * rank;
+                plan.shrink_ends.push_back(shrinks += pieces(rank, TASK_RANKS));
+                plan.expand_ends.push_back(expands += pieces(target.out, TASK_COLUMNS));
+            }
+        }
+    }
+    if (int64_t(plan.h.size()) < floats) plan.h.resize(size_t(floats));
+    for (Task& task : plan.tasks) task.h = plan.h.data() + reinterpret_cast<int64_t>(task.h) / 4;
+}
+
+// Runs f(task, piece) over every piece of every task.
+template <class F> void for_pieces(Pool* pool, const Plan& plan, const std::vector<int64_t>& ends, F&& f) {
+    parallel(pool, ends.back(), [&](int64_t item) {
+        size_t task = size_t(std::upper_bound(ends.begin(), ends.end(), item) - ends.begin());
+        f(plan.tasks[task], item - (task ? ends[task - 1] : 0));
+    });
+}
+
+template <class W>
+void add_lora(Pool* pool, const Call& call, const Segment* segments, int64_t num_segments, const Target* targets,
+              int64_t num_targets, int64_t layer) {
+    static thread_local Plan plan;
+    Plan& own = plan;  // the caller's, also where a worker runs the lambdas below
+    plan_tasks<W>(own, segments, num_segments, targets, num_targets, layer);
+    if (own.tasks.empty()) return;
+    for_pieces(pool, own, own.shrink_ends, [&](const Task& task, int64_t piece) {
+        shrink<W>(call, task, piece * TASK_RANKS, std::min(task.rank, (piece + 1) * TASK_RANKS));
+    });
+    for_pieces(pool, own, own.expand_ends, [&](const Task& task, int64_t piece) {
+        expand<W>(call, task, piece * TASK_COLUMNS, std::min(task.out, (piece + 1) * TASK_COLUMNS));
+    });
+}
+
+}  // namespace
+}  // namespace ml
+
+extern "C" {
+
+// segments (num_segments, 4) int64: start, stop, address of the image, address of the (layers, 7, 3) table.
+// targets (num_targets, 3) int64: projection, column, out. y and x are row-major with the given strides in elements.
+// is_bf16 says which of the two element types the images have.
+void ml_add_lora(
+    ml::Pool* pool, float* y, int64_t y_stride, const float* x, int64_t x_stride, int64_t in, const int64_t* segments,
+    int64_t num_segments, const int64_t* targets, int64_t num_targets, int64_t layer, int64_t is_bf16) {
+    using namespace ml;
+    Call call{y, y_stride, x, x_stride, in};
+    auto* seg = reinterpret_cast<const Segment*>(segments);
+    auto* tgt = reinterpret_cast<const Target*>(targets);
+    if (is_bf16) add_lora<bf16>(pool, call, seg, num_segments, tgt, num_targets, layer);
+    else add_lora<float>(pool, call, seg, num_segments, tgt, num_targets, layer);
+}
+
+}  // extern "C"

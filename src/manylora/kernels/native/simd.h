@@ -1,0 +1,240 @@
+// Sixteen float32 lanes on AVX-512, AVX2 or plain C++, with the same bits on all three.
+//
+// Every operation is defined lane by lane, fused multiply-adds are always written out, and sums across lanes have one
+// fixed order. So a kernel written with V16 has one accumulation order whatever the machine, the batch or the thread.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
+#include <immintrin.h>
+#endif
+
+namespace ml {
+
+using bf16 = uint16_t;
+constexpr int LANES = 16;
+
+inline float to_float(bf16 value) {
+    uint32_t bits = uint32_t(value) << 16;
+    float out;
+    std::memcpy(&out, &bits, 4);
+    return out;
+}
+inline float to_float(float value) { return value; }
+
+// Round to nearest even; a NaN stays a (quiet) NaN.
+inline bf16 to_bf16(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return bf16((bits >> 16) | 0x40);
+    return bf16((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+}
+
+// "Split order" is the order in which sixteen bf16 fall apart most cheaply into two registers. Lanes are independent in
+// a product, so a kernel accumulates in split order and calls `join` once at the end. load_split<W> and join<W> agree.
+
+#if defined(__AVX512F__)
+
+constexpr const char* ISA = "avx512";
+struct V16 { __m512 a; };
+
+inline V16 zero() { return {_mm512_setzero_ps()}; }
+inline V16 set1(float x) { return {_mm512_set1_ps(x)}; }
+inline V16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline void store(float* p, V16 v) { _mm512_storeu_ps(p, v.a); }
+inline V16 add(V16 x, V16 y) { return {_mm512_add_ps(x.a, y.a)}; }
+inline V16 sub(V16 x, V16 y) { return {_mm512_sub_ps(x.a, y.a)}; }
+inline V16 mul(V16 x, V16 y) { return {_mm512_mul_ps(x.a, y.a)}; }
+inline V16 div(V16 x, V16 y) { return {_mm512_div_ps(x.a, y.a)}; }
+inline V16 fma(V16 x, V16 y, V16 z) { return {_mm512_fmadd_ps(x.a, y.a, z.a)}; }
+// max and min return y where either is NaN, as the x86 instructions do.
+inline V16 max(V16 x, V16 y) { return {_mm512_max_ps(x.a, y.a)}; }
+inline V16 min(V16 x, V16 y) { return {_mm512_min_ps(x.a, y.a)}; }
+// Lanes [lo, hi) of x, the others of y.
+inline V16 select(int lo, int hi, V16 x, V16 y) {
+    __mmask16 mask = __mmask16(((1u << hi) - 1) & ~((1u << lo) - 1));
+    return {_mm512_mask_blend_ps(mask, y.a, x.a)};
+}
+inline V16 load_bf16(const bf16* p) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+template <class W> V16 load_split(const W* p);
+template <> inline V16 load_split<float>(const float* p) { return load(p); }
+template <> inline V16 load_split<bf16>(const bf16* p) { return load_bf16(p); }
+template <class W> inline V16 join(V16 v) { return v; }
+template <class W> inline V16 split(V16 v) { return v; }
+// 2**(the integer a float holds above the magic number 1.5 * 2**23).
+inline V16 power_of_two(V16 magic_sum) {
+    __m512i n = _mm512_sub_epi32(_mm512_castps_si512(magic_sum.a), _mm512_set1_epi32(0x4b400000 - 127));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(n, 23))};
+}
+inline void fold_to_8(V16 v, float* out) {
+    __m256 low = _mm512_castps512_ps256(v.a);
+    __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v.a), 1));
+    _mm256_storeu_ps(out, _mm256_add_ps(low, high));
+}
+
+#elif defined(__AVX2__) && defined(__FMA__)
+
+constexpr const char* ISA = "avx2";
+struct V16 { __m256 a, b; };
+
+inline V16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+inline V16 set1(float x) { __m256 v = _mm256_set1_ps(x); return {v, v}; }
+inline V16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline void store(float* p, V16 v) { _mm256_storeu_ps(p, v.a); _mm256_storeu_ps(p + 8, v.b); }
+inline V16 add(V16 x, V16 y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+inline V16 sub(V16 x, V16 y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+inline V16 mul(V16 x, V16 y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+inline V16 div(V16 x, V16 y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+inline V16 fma(V16 x, V16 y, V16 z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+inline V16 max(V16 x, V16 y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+inline V16 min(V16 x, V16 y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+inline V16 select(int lo, int hi, V16 x, V16 y) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    auto half = [&](int base, __m256 p, __m256 q) {
+        __m256i above = _mm256_cmpgt_epi32(lane, _mm256_set1_epi32(lo - base - 1));
+        __m256i below = _mm256_cmpgt_epi32(_mm256_set1_epi32(hi - base), lane);
+        return _mm256_blendv_ps(q, p, _mm256_castsi256_ps(_mm256_and_si256(above, below)));
+    };
+    return {half(0, x.a, y.a), half(8, x.b, y.b)};
+}
+inline V16 load_bf16(const bf16* p) {
+    auto half = [](const bf16* q) {
+        __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)q));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+    };
+    return {half(p), half(p + 8)};
+}
+template <class W> V16 load_split(const W* p);
+template <> inline V16 load_split<float>(const float* p) { return load(p); }
+// Even lanes in a, odd lanes in b: one shift and one mask.
+template <> inline V16 load_split<bf16>(const bf16* p) {
+    __m256i pairs = _mm256_loadu_si256((const __m256i*)p);
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)),
+            _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(int(0xffff0000))))};
+}
+template <class W> V16 join(V16 v);
+template <> inline V16 join<float>(V16 v) { return v; }
+template <> inline V16 join<bf16>(V16 v) {
+    __m256 low = _mm256_unpacklo_ps(v.a, v.b), high = _mm256_unpackhi_ps(v.a, v.b);
+    return {_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)};
+}
+template <class W> V16 split(V16 v);
+template <> inline V16 split<float>(V16 v) { return v; }
+template <> inline V16 split<bf16>(V16 v) {
+    __m256 low = _mm256_permute2f128_ps(v.a, v.b, 0x20), high = _mm256_permute2f128_ps(v.a, v.b, 0x31);
+    return {_mm256_shuffle_ps(low, high, 0x88), _mm256_shuffle_ps(low, high, 0xdd)};
+}
+inline V16 power_of_two(V16 magic_sum) {
+    auto half = [](__m256 m) {
+        __m256i n = _mm256_sub_epi32(_mm256_castps_si256(m), _mm256_set1_epi32(0x4b400000 - 127));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(n, 23));
+    };
+    return {half(magic_sum.a), half(magic_sum.b)};
+}
+inline void fold_to_8(V16 v, float* out) { _mm256_storeu_ps(out, _mm256_add_ps(v.a, v.b)); }
+
+#else
+
+constexpr const char* ISA = "portable";
+struct V16 { float v[LANES]; };
+
+template <class F> inline V16 each(F f) {
+    V16 out;
+    for (int i = 0; i < LANES; ++i) out.v[i] = f(i);
+    return out;
+}
+inline V16 zero() { return each([](int) { return 0.0f; }); }
+inline V16 set1(float x) { return each([&](int) { return x; }); }
+inline V16 load(const float* p) { return each([&](int i) { return p[i]; }); }
+inline void store(float* p, V16 v) { std::memcpy(p, v.v, sizeof v.v); }
+inline V16 add(V16 x, V16 y) { return each([&](int i) { return x.v[i] + y.v[i]; }); }
+inline V16 sub(V16 x, V16 y) { return each([&](int i) { return x.v[i] - y.v[i]; }); }
+inline V16 mul(V16 x, V16 y) { return each([&](int i) { return x.v[i] * y.v[i]; }); }
+inline V16 div(V16 x, V16 y) { return each([&](int i) { return x.v[i] / y.v[i]; }); }
+inline V16 fma(V16 x, V16 y, V16 z) { return each([&](int i) { return __builtin_fmaf(x.v[i], y.v[i], z.v[i]); }); }
+inline V16 max(V16 x, V16 y) { return each([&](int i) { return x.v[i] > y.v[i] ? x.v[i] : y.v[i]; }); }
+inline V16 min(V16 x, V16 y) { return each([&](int i) { return x.v[i] < y.v[i] ? x.v[i] : y.v[i]; }); }
+inline V16 select(int lo, int hi, V16 x, V16 y) {
+    return each([&](int i) { return i >= lo && i < hi ? x.v[i] : y.v[i]; });
+}
+inline V16 load_bf16(const bf16* p) { return each([&](int i) { return to_float(p[i]); }); }
+template <class W> inline V16 load_split(const W* p) { return each([&](int i) { return to_float(p[i]); }); }
+template <class W> inline V16 join(V16 v) { return v; }
+template <class W> inline V16 split(V16 v) { return v; }
+inline V16 power_of_two(V16 magic_sum) {
+    return each([&](int i) {
+        uint32_t bits;
+        std::memcpy(&bits, &magic_sum.v[i], 4);
+        bits = (bits - (0x4b400000u - 127u)) << 23;
+        float out;
+        std::memcpy(&out, &bits, 4);
+        return out;
+    });
+}
+inline void fold_to_8(V16 v, float* out) {
+    for (int i = 0; i < 8; ++i) out[i] = v.v[i] + v.v[i + 8];
+}
+
+#endif
+
+// ---- built from the operations above, so the same on every machine ----
+
+template <class W> V16 load_plain(const W* p);
+template <> inline V16 load_plain<float>(const float* p) { return load(p); }
+template <> inline V16 load_plain<bf16>(const bf16* p) { return load_bf16(p); }
+
+// The first `count` (< 16) elements, zeros after them; never reads past them.
+template <class W> inline V16 load_first(const W* p, int count) {
+    W padded[LANES] = {};
+    std::memcpy(padded, p, size_t(count) * sizeof(W));
+    return load_plain<W>(padded);
+}
+template <class W> inline V16 load_split_first(const W* p, int count) {
+    W padded[LANES] = {};
+    std::memcpy(padded, p, size_t(count) * sizeof(W));
+    return load_split<W>(padded);
+}
+inline void store_first(float* p, V16 v, int count) {
+    float whole[LANES];
+    store(whole, v);
+    std::memcpy(p, whole, size_t(count) * 4);
+}
+
+inline float sum_lanes(V16 v) {
+    float t[8];
+    fold_to_8(v, t);
+    return ((t[0] + t[4]) + (t[2] + t[6])) + ((t[1] + t[5]) + (t[3] + t[7]));
+}
+inline float max_lanes(V16 v) {
+    float t[LANES];
+    store(t, v);
+    float best = t[0];
+    for (int i = 1; i < LANES; ++i) best = t[i] > best ? t[i] : best;
+    return best;
+}
+
+// e**x, relative error below 3e-7 for x in [-87, 88], clamped outside; a NaN stays NaN.
+// Source: Cephes expf (range reduction by ln 2 in two parts, polynomial of degree 5).
+inline V16 exp(V16 x) {
+    x = min(set1(88.37f), max(set1(-87.33f), x));
+    V16 magic = set1(12582912.0f);  // 1.5 * 2**23: adding it rounds to the nearest integer
+    V16 shifted = add(mul(x, set1(1.44269504088896341f)), magic);
+    V16 n = sub(shifted, magic);
+    V16 r = fma(n, set1(-0.693359375f), x);
+    r = fma(n, set1(2.12194440e-4f), r);
+    V16 p = set1(1.9875691500e-4f);
+    p = fma(p, r, set1(1.3981999507e-3f));
+    p = fma(p, r, set1(8.3334519073e-3f));
+    p = fma(p, r, set1(4.1665795894e-2f));
+    p = fma(p, r, set1(1.6666665459e-1f));
+    p = fma(p, r, set1(5.0000001201e-1f));
+    p = add(fma(p, mul(r, r), r), set1(1.0f));
+    return mul(p, power_of_two(shifted));
+}
+
+}  // namespace ml

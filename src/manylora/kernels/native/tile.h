@@ -1,0 +1,84 @@
+// The one product micro-kernel: MR rows times P panels of sixteen columns, a sequential FMA chain over k for each output.
+//
+// Linear layers, attention scores, attention outputs and LoRA's expand all call it. The chain of an output element does
+// not depend on MR or P, which are chosen for speed alone: that is why a row has the same bits in every batch.
+#pragma once
+
+#include "simd.h"
+
+namespace ml {
+
+#if defined(__AVX512F__)
+constexpr int TILE_ROWS = 12;  // 12 x 2 accumulators, two weights and a broadcast in 32 registers
+constexpr int TILE_PANELS = 2;
+#else
+constexpr int TILE_ROWS = 6;  // 6 x 1 pairs of accumulators, two weights and a broadcast in 16 registers
+constexpr int TILE_PANELS = 1;
+#endif
+
+// One step of k: every output of the tile gets one fused multiply-add.
+template <class W, int MR, int P>
+inline __attribute__((always_inline)) void step(const float* __restrict x, int64_t ldx, const W* const* panel, V16 (&acc)[MR][P]) {
+    V16 weight[P];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) weight[p] = load_split<W>(panel[p]);
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r) {
+        V16 value = set1(x[r * ldx]);
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p) acc[r][p] = fma(value, weight[p], acc[r][p]);
+    }
+}
+
+// acc[r][p] += x[r * ldx + k] * w[p][k * stride + lane], k = 0 .. count - 1 in order; lanes in W's split order.
+// AHEAD: also fetch into the second-level cache what lies `ahead` elements further on, the panels needed next.
+template <class W, int MR, int P, bool AHEAD = false>
+inline __attribute__((always_inline)) void accumulate(
+    const float* __restrict x, int64_t ldx, const W* const* __restrict w, int64_t stride, int64_t count, V16 (&acc)[MR][P],
+    int64_t ahead = 0) {
+    const W* panel[P];
+    for (int p = 0; p < P; ++p) panel[p] = w[p];
+    int64_t k = 0;
+    for (; k + 2 <= count; k += 2) {
+        if constexpr (AHEAD)
+#pragma GCC unroll 16
+            for (int p = 0; p < P; ++p) __builtin_prefetch(panel[p] + ahead, 0, 2);
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i) {
+            step<W, MR, P>(x + k + i, ldx, panel, acc);
+#pragma GCC unroll 16
+            for (int p = 0; p < P; ++p) panel[p] += stride;
+        }
+    }
+    if (k < count) step<W, MR, P>(x + k, ldx, panel, acc);
+}
+
+template <int MR, int P> inline void clear(V16 (&acc)[MR][P]) {
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p) acc[r][p] = zero();
+}
+
+// Calls f with the number of rows as a constant, `TILE_ROWS` at a time, then the rest at once: f(constant, first_row).
+template <int N> struct Rows { static constexpr int value = N; };
+
+template <class F, int N = TILE_ROWS> inline void with_rows(int rows, F&& f) {
+    if constexpr (N > 0) {
+        if (rows == N) return f(Rows<N>{});
+        with_rows<F, N - 1>(rows, static_cast<F&&>(f));
+    }
+}
+
+// Cut `rows` into tiles of at most TILE_ROWS of nearly equal size; calls f(constant, first row).
+template <class F> inline void for_row_tiles(int64_t rows, F&& f) {
+    int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    int64_t first = 0;
+    for (int64_t t = 0; t < tiles; ++t) {
+        int64_t last = rows * (t + 1) / tiles;
+        with_rows(int(last - first), [&](auto constant) { f(constant, first); });
+        first = last;
+    }
+}
+
+}  // namespace ml

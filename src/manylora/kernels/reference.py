@@ -1,0 +1,146 @@
+"""The specification of every kernel in plain float32 torch: slow, obvious, and the oracle of the other back ends."""
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from manylora.kernels.interface import (
+    AttentionBatch,
+    KvCache,
+    LoraBatch,
+    LoraSegment,
+    LoraTarget,
+    Packed,
+    RopeTable,
+)
+
+
+@dataclass(slots=True)
+class ReferenceKv:
+    """Paged keys and values, each (layers, num_blocks, block_size, kv_heads, head_dim)."""
+
+    num_blocks: int
+    block_size: int
+    num_bytes: int
+    keys: Tensor
+    values: Tensor
+
+
+class ReferenceKernels:
+    """Every operation as its definition reads; arithmetic in float32 whatever the storage dtypes.
+
+    The storage dtypes exist so that the oracle of a bfloat16 back end can round where that back end rounds.
+    torch chooses its summation order by shape, so rows are not bit-identical across batch sizes.
+    """
+
+    name = "reference"
+    activation_dtype = torch.float32
+    is_row_independent = False
+
+    def __init__(
+        self,
+        weight_dtype: torch.dtype = torch.float32,
+        *,
+        kv_dtype: torch.dtype = torch.float32,
+        lora_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.weight_dtype = weight_dtype
+        self.kv_dtype = kv_dtype
+        self.lora_dtype = lora_dtype
+
+    def pack(self, weight: Tensor, *, is_table: bool = False) -> Packed:
+        return Packed(weight.detach().to(self.weight_dtype).contiguous())
+
+    def linear(self, x: Tensor, weight: Packed) -> Tensor:
+        return F.linear(x, _plain(weight).float())
+
+    def logits(self, x: Tensor, head: Packed) -> Tensor:
+        return self.linear(x, head)
+
+    def embed(self, token_ids: Tensor, table: Packed) -> Tensor:
+        return _plain(table)[token_ids].float()
+
+    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight
+
+    def add_norm(self, residual: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
+        residual += delta
+        return self.norm(residual, weight, eps)
+
+    def new_kv(self, *, layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> KvCache:
+        shape = (layers, num_blocks, block_size, kv_heads, head_dim)
+        keys, values = torch.zeros(shape, dtype=self.kv_dtype), torch.zeros(shape, dtype=self.kv_dtype)
+        return ReferenceKv(num_blocks, block_size, keys.nbytes + values.nbytes, keys, values)
+
+    def kv_block_bytes(self, *, layers: int, block_size: int, kv_heads: int, head_dim: int) -> int:
+        return 2 * layers * block_size * kv_heads * head_dim * self.kv_dtype.itemsize
+
+    def rotate_and_store(
+        self, qkv: Tensor, rope: RopeTable, kv: KvCache, layer: int, heads: int, batch: AttentionBatch
+    ) -> Tensor:
+        cache = _own(kv)
+        kv_heads, head_dim = cache.keys.shape[3:]
+        rows = qkv.shape[0]
+        q, k, v = (
+            part.reshape(rows, -1, head_dim)
+            for part in torch.tensor_split(qkv, (heads * head_dim, (heads + kv_heads) * head_dim), dim=1)
+        )
+        positions = batch.positions.long()
+        cos, sin = rope.cos[positions][:, None], rope.sin[positions][:, None]
+        cache.keys[layer].flatten(0, 1)[batch.slots] = _rotate(k, cos, sin).to(self.kv_dtype)
+        cache.values[layer].flatten(0, 1)[batch.slots] = v.to(self.kv_dtype)
+        return _rotate(q, cos, sin).reshape(rows, heads * head_dim)
+
+    def attend(self, q: Tensor, kv: KvCache, layer: int, window: int | None, batch: AttentionBatch) -> Tensor:
+        cache = _own(kv)
+        _, _, block_size, kv_heads, head_dim = cache.keys.shape
+        out = torch.empty_like(q)
+        for row in range(q.shape[0]):
+            position = int(batch.positions[row])
+            first = 0 if window is None else max(0, position - window + 1)
+            seen = torch.arange(first, position + 1)
+            blocks = batch.block_tables[int(batch.row_sequence[row])].long()[seen // block_size]
+            keys = cache.keys[layer, blocks, seen % block_size].float()  # (seen, kv_heads, head_dim)
+            values = cache.values[layer, blocks, seen % block_size].float()
+            grouped = q[row].reshape(kv_heads, -1, head_dim)  # the heads of one group share a kv head
+            scores = torch.einsum("kgd,skd->kgs", grouped, keys) / math.sqrt(head_dim)
+            out[row] = torch.einsum("kgs,skd->kgd", scores.softmax(dim=-1), values).reshape(-1)
+        return out
+
+    def gated_silu(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def prepare_lora(self, segments: tuple[LoraSegment, ...]) -> LoraBatch:
+        return LoraBatch(segments)
+
+    def add_lora(self, y: Tensor, x: Tensor, lora: LoraBatch, layer: int, targets: tuple[LoraTarget, ...]) -> None:
+        width = x.shape[1]
+        for segment in lora.segments:
+            rows = slice(segment.start, segment.stop)
+            image = segment.adapter.image
+            for target in targets:
+                offset_a, offset_b, rank = (int(entry) for entry in segment.adapter.table[layer, target.projection])
+                if rank == 0:
+                    continue
+                a = image[offset_a : offset_a + rank * width].view(rank, width).float()
+                b = image[offset_b : offset_b + rank * target.out].view(rank, target.out).float()
+                y[rows, target.column : target.column + target.out] += (x[rows] @ a.T) @ b
+
+
+def _plain(weight: Packed) -> Tensor:
+    return cast(Tensor, weight)  # `pack` made it
+
+
+def _own(kv: KvCache) -> ReferenceKv:
+    return cast(ReferenceKv, kv)  # `new_kv` made it
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate-half: x (rows, heads, head_dim); cos, sin (rows, 1, head_dim // 2)."""
+    low, high = x.chunk(2, dim=-1)
+    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)

@@ -1,0 +1,75 @@
+"""Choose the back end a machine gets: by name, or the fastest that works here."""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from manylora.clock import SystemClock
+from manylora.kernels.cpu import CpuKernels, LinearOperator, NativeLibrary, NativeLinear
+from manylora.kernels.interface import Kernels
+from manylora.kernels.native.build import NativeBuildFailed
+from manylora.kernels.onednn import OneDnnLinear, why_not_onednn
+from manylora.kernels.reference import ReferenceKernels
+
+BACK_ENDS = ("auto", "native", "onednn", "reference")
+
+log = logging.getLogger(__name__)
+
+
+def select_kernels(name: str, threads: int, *, cache_dir: Path | None = None, compiler: str | None = None) -> Kernels:
+    """Return the back end `name`, one of `BACK_ENDS`; what cannot work here falls back with one warning.
+
+    native     own C++, bfloat16 weights, bit-identical rows
+    onednn     the same with linear layers by oneDNN: for processors with AVX512_BF16 or AMX
+    reference  torch only, float32: slow, exact, needs no compiler
+    auto       native or onednn by a short timing; reference where no compiler is installed
+    `threads` is the size of the native pool; the oneDNN products use torch's own threads.
+    """
+    if name not in BACK_ENDS:
+        raise ValueError(f"unknown kernels {name!r}: choose one of {', '.join(BACK_ENDS)}")
+    if name == "reference":
+        return ReferenceKernels()
+    try:
+        native = NativeLibrary(threads, cache_dir=cache_dir, compiler=compiler)
+    except NativeBuildFailed as error:
+        log.warning("kernels.fallback to=reference reason=%s", error)
+        return ReferenceKernels()
+    kernels = CpuKernels(native, _choose_operator(name, native))
+    log.info(
+        "kernels.chosen name=%s isa=%s threads=%d row_independent=%s",
+        kernels.name,
+        native.isa,
+        threads,
+        kernels.is_row_independent,
+    )
+    return kernels
+
+
+def _choose_operator(name: str, native: NativeLibrary) -> LinearOperator:
+    own = NativeLinear(native)
+    if name == "native":
+        return own
+    reason = why_not_onednn()
+    if reason is None:
+        other = OneDnnLinear()
+        if name == "onednn" or _seconds(other) < _seconds(own):
+            return other
+    elif name == "onednn":
+        log.warning("kernels.fallback to=native reason=%s", reason)
+    return own
+
+
+def _seconds(operator: LinearOperator, *, rows: tuple[int, ...] = (1, 32), repeats: int = 7) -> float:
+    """Time of one row and of a batch, multiplied: the operator that wins by a larger factor in one of them wins."""
+    weight = operator.pack(torch.randn((2048, 2048), generator=torch.Generator().manual_seed(0)))
+    clock, product = SystemClock(), 1.0
+    for count in rows:
+        x = torch.ones((count, 2048))
+        best = float("inf")
+        for _ in range(repeats):
+            start = clock.monotonic_s()
+            operator.linear(x, weight)
+            best = min(best, clock.monotonic_s() - start)
+        product *= best
+    return product

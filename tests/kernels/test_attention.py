@@ -1,0 +1,161 @@
+"""Paged attention of every back end agrees with the reference, in every cut of the same tokens."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manylora.kernels.interface import Kernels
+from tests.kernels.cases import (
+    BACK_ENDS,
+    NATIVE,
+    TOLERANCE,
+    Heads,
+    PagedSequences,
+    attend_spans,
+    error,
+    oracle_of,
+    random,
+    rope_table,
+)
+
+ALL_BUT_REFERENCE = [name for name in BACK_ENDS if name != "reference"]
+SHAPES = [Heads(2, 2, 64), Heads(9, 3, 64), Heads(4, 1, 128), Heads(16, 2, 64), Heads(3, 1, 24), Heads(2, 1, 8)]
+
+
+def compare(
+    kernels: Kernels, shape: Heads, paged: PagedSequences, steps: list[list[tuple[int, int, int]]], window: int | None
+) -> None:
+    qkv = [random(10 + index, length, shape.qkv_width) for index, length in enumerate(paged.lengths)]
+    actual = attend_spans(kernels, shape, paged, qkv, steps, window=window)
+    expected = attend_spans(oracle_of(kernels), shape, paged, qkv, steps, window=window)
+    keys = list(expected)
+    assert (
+        error(torch.stack([actual[key] for key in keys]), torch.stack([expected[key] for key in keys]))
+        < (TOLERANCE["attend"])
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("window", [None, 1, 7, 16, 40])
+@pytest.mark.parametrize("name", ALL_BUT_REFERENCE[1:3])
+def test_prompts_and_single_tokens_mix_in_one_step(name: str, shape: Heads, window: int | None) -> None:
+    paged = PagedSequences([50, 33, 17, 16, 1])
+    prompts = [(0, 0, 32), (1, 0, 15), (2, 0, 16), (3, 0, 15)]
+    rest = [(0, 32, 49), (1, 15, 33), (2, 16, 17), (3, 15, 16), (4, 0, 1)]
+    compare(BACK_ENDS[name](), shape, paged, [prompts, rest, [(0, 49, 50)]], window)
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 8, 16, 24, 32, 128])
+@pytest.mark.parametrize("window", [None, 5])
+def test_any_block_size_gives_the_same_attention(block_size: int, window: int | None) -> None:
+    paged = PagedSequences([45, 9], block_size=block_size)
+    steps = [[(0, 0, 20), (1, 0, 8)], [(0, 20, 45), (1, 8, 9)]]
+    compare(BACK_ENDS["native-2"](), Heads(6, 2, 32), paged, steps, window)
+
+
+def test_a_long_context_keeps_its_accuracy() -> None:
+    compare(BACK_ENDS["native-2"](), Heads(3, 1, 64), PagedSequences([1500]), [[(0, 0, 1490)], [(0, 1490, 1500)]], None)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_random_steps_agree_with_the_reference(data: st.DataObject) -> None:
+    group = data.draw(st.sampled_from([1, 3, 4, 8]))
+    kv_heads = data.draw(st.integers(1, 3))
+    shape = Heads(group * kv_heads, kv_heads, data.draw(st.sampled_from([8, 40, 64, 128])))
+    lengths = data.draw(st.lists(st.integers(1, 70), min_size=1, max_size=4))
+    window = data.draw(st.none() | st.integers(1, 80))
+    paged = PagedSequences(lengths, seed=data.draw(st.integers(0, 99)))
+    cuts = [data.draw(st.integers(0, length)) for length in lengths]
+    first = [(index, 0, cut) for index, cut in enumerate(cuts) if cut]
+    second = [
+        (index, cut, length) for index, (cut, length) in enumerate(zip(cuts, lengths, strict=True)) if cut < length
+    ]
+    compare(BACK_ENDS["native-2"](), shape, paged, [step for step in (first, second) if step], window)
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_how_a_prompt_is_cut_changes_no_bit(name: str) -> None:
+    kernels, shape = BACK_ENDS[name](), Heads(9, 3, 64)
+    for window in (None, 21):
+        paged = PagedSequences([70, 40])
+        qkv = [random(3, 70, shape.qkv_width), random(4, 40, shape.qkv_width)]
+        whole = attend_spans(kernels, shape, paged, qkv, [[(0, 0, 70)], [(1, 0, 40)]], window=window)
+        cut = attend_spans(
+            kernels,
+            shape,
+            paged,
+            qkv,
+            [[(0, 0, 5)], [(1, 0, 16), (0, 5, 37)], [(0, 37, 38), (1, 16, 39)], [(1, 39, 40), (0, 38, 70)]],
+            window=window,
+        )
+        one_by_one = attend_spans(
+            kernels,
+            shape,
+            paged,
+            qkv,
+            [[(s, p, p + 1)] for s, n in ((0, 70), (1, 40)) for p in range(n)],
+            window=window,
+        )
+        for key in whole:
+            assert torch.equal(whole[key], cut[key])
+            assert torch.equal(whole[key], one_by_one[key])
+
+
+def test_where_the_blocks_lie_changes_no_bit() -> None:
+    kernels, shape = BACK_ENDS["native-2"](), Heads(4, 2, 64)
+    qkv = [random(3, 50, shape.qkv_width)]
+    here = attend_spans(kernels, shape, PagedSequences([50], seed=1), qkv, [[(0, 0, 50)]])
+    there = attend_spans(kernels, shape, PagedSequences([50], seed=2), qkv, [[(0, 0, 50)]])
+    assert all(torch.equal(here[key], there[key]) for key in here)
+
+
+def test_what_unused_slots_hold_changes_no_bit() -> None:
+    kernels, shape = BACK_ENDS["native-2"](), Heads(4, 2, 64)
+    paged = PagedSequences([21, 16])
+    qkv = random(3, 21, shape.qkv_width)
+    kv = kernels.new_kv(layers=1, num_blocks=paged.num_blocks, block_size=16, kv_heads=2, head_dim=64)
+    rope, batch = rope_table(21, 64), paged.batch([(0, 0, 21)])
+
+    def run() -> torch.Tensor:
+        q = kernels.rotate_and_store(qkv, rope, kv, 0, shape.heads, batch)
+        return kernels.attend(q, kv, 0, None, batch)
+
+    clean = run()
+    kv.keys.fill_(float("nan"))  # type: ignore[attr-defined]  # the cache of this back end; a stale block may hold anything
+    kv.values.fill_(float("nan"))  # type: ignore[attr-defined]  # as above
+    assert torch.equal(clean, run())
+
+
+def test_a_nan_in_one_sequence_changes_no_bit_of_another() -> None:
+    kernels, shape = BACK_ENDS["native-2"](), Heads(4, 2, 64)
+    paged = PagedSequences([20, 20])
+    qkv = [random(3, 20, shape.qkv_width), random(4, 20, shape.qkv_width)]
+    steps = [[(0, 0, 20), (1, 0, 20)]]
+    clean = attend_spans(kernels, shape, paged, qkv, steps)
+    poisoned = attend_spans(kernels, shape, paged, [qkv[0], torch.full_like(qkv[1], float("nan"))], steps)
+    assert all(torch.equal(clean[0, position], poisoned[0, position]) for position in range(20))
+    assert poisoned[1, 5].isnan().all()
+
+
+@pytest.mark.parametrize("name", BACK_ENDS)
+def test_rotation_and_the_charge_for_a_block(name: str) -> None:
+    kernels, shape = BACK_ENDS[name](), Heads(9, 3, 64)
+    paged = PagedSequences([40])
+    oracle, qkv, rope, batch = (
+        oracle_of(kernels),
+        random(1, 40, shape.qkv_width),
+        rope_table(40, 64),
+        paged.batch([(0, 0, 40)]),
+    )
+    made = [
+        k.new_kv(layers=2, num_blocks=paged.num_blocks, block_size=16, kv_heads=3, head_dim=64)
+        for k in (kernels, oracle)
+    ]
+    rotated = [
+        k.rotate_and_store(qkv, rope, kv, 1, shape.heads, batch) for k, kv in zip((kernels, oracle), made, strict=True)
+    ]
+    assert error(rotated[0], rotated[1]) < TOLERANCE["rotate"]
+    block_bytes = kernels.kv_block_bytes(layers=2, block_size=16, kv_heads=3, head_dim=64)
+    assert made[0].num_bytes == block_bytes * paged.num_blocks

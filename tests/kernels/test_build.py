@@ -1,0 +1,125 @@
+"""The native library is built once, by whoever comes first, and its absence is an answer and not a crash."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from manylora.kernels import onednn, select
+from manylora.kernels.cpu import CpuKernels, NativeLibrary
+from manylora.kernels.interface import Kernels
+from manylora.kernels.native import build
+from manylora.kernels.native.build import NativeBuildFailed, load_library
+from manylora.kernels.reference import ReferenceKernels
+from manylora.kernels.select import BACK_ENDS, select_kernels
+from tests.kernels.cases import native, random
+
+
+@pytest.fixture
+def tiny_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a one-line library in place of the kernels, so that a build takes a fraction of a second."""
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    names = "\n".join(f"void {name}() {{}}" for name in build.SIGNATURES)
+    (folder / "tiny.cpp").write_text(f'extern "C" {{\n{names}\n}}\n')
+    monkeypatch.setattr(build, "SOURCE_DIR", folder)
+    return folder
+
+
+def libraries(cache_dir: Path) -> list[Path]:
+    return sorted((cache_dir / "kernels").iterdir())
+
+
+def test_a_library_is_built_once_and_found_again(tiny_sources: Path, tmp_path: Path) -> None:
+    load_library(tmp_path)
+    (built,) = libraries(tmp_path)
+    written = built.stat().st_mtime_ns
+    load_library(tmp_path)
+    assert [built] == libraries(tmp_path)
+    assert built.stat().st_mtime_ns == written
+
+
+def test_a_changed_source_is_another_library(tiny_sources: Path, tmp_path: Path) -> None:
+    load_library(tmp_path)
+    source = tiny_sources / "tiny.cpp"
+    source.write_text(source.read_text() + "// changed\n")
+    load_library(tmp_path)
+    assert len(libraries(tmp_path)) == 2
+
+
+def test_a_source_that_does_not_compile_says_what_the_compiler_said(tiny_sources: Path, tmp_path: Path) -> None:
+    (tiny_sources / "tiny.cpp").write_text("this is not C++")
+    with pytest.raises(NativeBuildFailed, match=r"tiny\.cpp"):
+        load_library(tmp_path)
+    assert libraries(tmp_path) == []
+
+
+def test_processes_that_build_at_the_same_time_all_get_a_whole_library(tiny_sources: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from manylora.kernels.native import build;"
+        "build.SOURCE_DIR = Path(sys.argv[1]); build.load_library(Path(sys.argv[2])).ml_pool_new(0)"
+    )
+    command = [sys.executable, "-c", program, str(tiny_sources), str(tmp_path)]
+    racers = [subprocess.Popen(command) for _ in range(3)]
+    assert [racer.wait() for racer in racers] == [0, 0, 0]
+    assert len(libraries(tmp_path)) == 1
+
+
+def test_a_missing_compiler_is_named() -> None:
+    with pytest.raises(NativeBuildFailed, match="no-such-compiler"):
+        load_library(compiler="no-such-compiler")
+
+
+def test_without_a_compiler_the_reference_serves_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        kernels = select_kernels("auto", 1, compiler="no-such-compiler")
+    assert isinstance(kernels, ReferenceKernels)
+    assert len(caplog.records) == 1
+    assert "no-such-compiler" in caplog.text
+
+
+@pytest.mark.parametrize("name", BACK_ENDS)
+def test_every_named_back_end_computes(name: str) -> None:
+    kernels: Kernels = select_kernels(name, 2)
+    weight, x = random(1, 40, 24), random(2, 3, 24)
+    assert torch.allclose(kernels.linear(x, kernels.pack(weight)), x @ weight.T, rtol=2e-2, atol=2e-2 * 24)
+
+
+def test_an_unknown_back_end_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="cuda-maybe"):
+        select_kernels("cuda-maybe", 1)
+
+
+def test_onednn_asked_for_where_it_cannot_work_falls_back_with_one_warning(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select, "why_not_onednn", lambda: "it was told so")
+    with caplog.at_level(logging.WARNING):
+        kernels = select_kernels("onednn", 1)
+    assert kernels.name == "native"
+    assert [record.message for record in caplog.records] == ["kernels.fallback to=native reason=it was told so"]
+
+
+def test_onednn_is_trusted_only_if_a_product_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert onednn.why_not_onednn(torch.float32) is None
+    true_product = onednn.OneDnnLinear.linear
+    monkeypatch.setattr(onednn.OneDnnLinear, "linear", lambda *arguments: true_product(*arguments) + 1)
+    assert onednn.why_not_onednn(torch.float32) == "its packed operators disagree with F.linear"
+
+
+def test_the_pool_survives_its_makers_and_serves_again() -> None:
+    weight, x = random(1, 640, 576), random(2, 40, 576)
+    expected = CpuKernels(native(1))
+    for _ in range(5):
+        kernels = CpuKernels(NativeLibrary(4))
+        assert torch.equal(kernels.linear(x, kernels.pack(weight)), expected.linear(x, expected.pack(weight)))
+
+
+def test_the_measured_ceilings_are_plausible() -> None:
+    library = native(2)
+    assert library.isa in ("avx512", "avx2", "portable")
+    assert 1e8 < library.measure_bandwidth(megabytes=8, repeats=2) < 1e13
+    assert 1e8 < library.measure_flops(repeats=1) < 1e14
