@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from manylora.config import DEFAULT_BASE, cache_dir
 
@@ -15,6 +16,12 @@ def missing(what: str) -> None:
     if IS_CI:
         pytest.fail(f"CI should have this: {what}")
     pytest.skip(what)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread() -> None:
+    """torch works with one thread, as it does in the engine's process: its spinning barriers fight the native pool."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The store from a name to a place on the device, with real files and inline loaders, and with loads held back."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -430,3 +431,15 @@ def test_unknown_names_leave_bounded_state(house: House) -> None:
     assert len(house.store._names) <= MAX_NAMES
     again = house.placed("a")
     assert again is placed
+
+
+def test_a_failure_is_seen_even_if_it_is_not_remembered_at_all(tmp_path: Path) -> None:
+    house = House(tmp_path, replace(CONFIG, negative_cache_s=0.0))
+    save_adapter(house.root / "broken")
+    (house.root / "broken" / "adapter_config.json").write_text("{}")
+    for _ in range(5):
+        house.store.poll()
+        house.store.want(local("broken"))
+        if house.store.failure(local("broken")) is not None:
+            return
+    raise AssertionError("the failure was never seen")

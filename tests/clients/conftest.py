@@ -1,18 +1,15 @@
 """A real server for real clients: `manylora serve` with the default base and the demo adapters."""
 
-import re
-import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import missing
+from tests.serving import running_server
 
 ROOT = Path(__file__).parent.parent.parent
-START_WAIT_S = 120
 CLIENT_WAIT_S = 240
 
 
@@ -20,26 +17,9 @@ CLIENT_WAIT_S = 240
 def server_url(base_dir: Path, demo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server that has answered its first request."""
     log = tmp_path_factory.mktemp("server") / "log"
-    command = [sys.executable, "-m", "manylora", "serve", "--port", "0", "--base", str(base_dir)]
-    command += ["--adapter-root", str(demo_root), "--max-model-len", "2048"]
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
-        try:
-            yield _wait_for_url(process, log)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0, log.read_text(encoding="utf-8")
-
-
-def _wait_for_url(process: "subprocess.Popen[bytes]", log: Path) -> str:
-    from manylora.clock import SystemClock
-
-    clock = SystemClock()
-    end_s = clock.monotonic_s() + START_WAIT_S
-    while clock.monotonic_s() < end_s and process.poll() is None:
-        if found := re.search(r"is served at\s+(http://\S+)", log.read_text(encoding="utf-8")):
-            return found[1]
-        clock.sleep_s(0.2)
-    raise AssertionError(f"the server did not start:\n{log.read_text(encoding='utf-8')}")
+    flags = ("--base", str(base_dir), "--adapter-root", str(demo_root), "--max-model-len", "2048")
+    with running_server(log, *flags) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,7 @@ class _Name:
 
     __slots__ = (
         "digest",
+        "failed_turn",
         "failure",
         "is_kept_wanted",
         "job",
@@ -59,6 +60,7 @@ class _Name:
         self.job: int | None = None  # the load of the located version, while it is under way
         self.failure: ManyloraError | None = None
         self.retry_s = 0.0
+        self.failed_turn = 0
         self.turn = -2  # the number of the poll before which it was last wanted
         self.since_s: float | None = None  # since when somebody has been waiting
         self.is_kept_wanted = False  # by `preload`
@@ -261,7 +263,9 @@ class Store:
         return AdapterState.ABSENT
 
     def _standing_failure(self, name: _Name) -> ManyloraError | None:
-        if name.failure is not None and self._clock.monotonic_s() >= name.retry_s:
+        """The failure, until its retry time; however short that is, whoever waits gets to see it after the poll."""
+        is_seen = self._turn > name.failed_turn + 1
+        if name.failure is not None and is_seen and self._clock.monotonic_s() >= name.retry_s:
             name.failure = None
         return name.failure
 
@@ -270,6 +274,7 @@ class Store:
         if error.row.retry_after_s is not None:
             wait_s = min(wait_s, error.row.retry_after_s)
         name.failure, name.retry_s = error, now_s + wait_s
+        name.failed_turn = self._turn
         name.since_s = None
         name.is_kept_wanted = False
         self._failures += 1

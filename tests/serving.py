@@ -1,0 +1,36 @@
+"""Starts `manylora serve` as a user would and waits until it says where it is."""
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from manylora.clock import SystemClock
+
+START_WAIT_S = 120
+STOP_WAIT_S = 60
+
+
+@contextmanager
+def running_server(log: Path, *flags: str) -> Iterator[str]:
+    """Yield the address of a server on a free port; it must drain and exit with 0 at the end."""
+    command = [sys.executable, "-m", "manylora", "serve", "--port", "0", *flags]
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
+        try:
+            yield _wait_for_url(process, log)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(STOP_WAIT_S) == 0, log.read_text(encoding="utf-8")
+
+
+def _wait_for_url(process: "subprocess.Popen[bytes]", log: Path) -> str:
+    clock = SystemClock()
+    end_s = clock.monotonic_s() + START_WAIT_S
+    while clock.monotonic_s() < end_s and process.poll() is None:
+        if found := re.search(r"is served at\s+(http://\S+)", log.read_text(encoding="utf-8")):
+            return found[1]
+        clock.sleep_s(0.2)
+    raise AssertionError(f"the server did not start:\n{log.read_text(encoding='utf-8')}")
