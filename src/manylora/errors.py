@@ -15,7 +15,8 @@
     │   └── EngineFault  IncompleteGeneration
     └── StartupError               the process cannot start
         ├── ConfigInvalid  MemoryPlanImpossible
-        └── ModelUnsupported  ModelNotFound
+        ├── ModelUnsupported  ModelNotFound
+        └── NativeBuildFailed
 
 A row is (status, type) for the native (LoRAX-style) routes and for the OpenAI routes, and one stable `code` for both.
 No other file knows a status number.
@@ -271,3 +272,7 @@ class ModelUnsupported(StartupError):
 
 class ModelNotFound(StartupError):
     """No base model of that name, or a file of it is missing."""
+
+
+class NativeBuildFailed(StartupError):
+    """The C++ kernels could not be compiled here; the message names the compiler or prints what it said."""

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from manylora.errors import NativeBuildFailed
 from manylora.kernels import onednn, select
 from manylora.kernels.cpu import CpuKernels, NativeLibrary
 from manylora.kernels.interface import Kernels
 from manylora.kernels.native import build
-from manylora.kernels.native.build import NativeBuildFailed, load_library
+from manylora.kernels.native.build import load_library
 from manylora.kernels.reference import ReferenceKernels
 from manylora.kernels.select import BACK_ENDS, select_kernels
 from tests.kernels.cases import native, random

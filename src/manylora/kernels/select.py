@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from manylora.clock import SystemClock
+from manylora.errors import NativeBuildFailed
 from manylora.kernels.cpu import CpuKernels, LinearOperator, NativeLibrary, NativeLinear
 from manylora.kernels.interface import Kernels
-from manylora.kernels.native.build import NativeBuildFailed
 from manylora.kernels.onednn import OneDnnLinear, why_not_onednn
 from manylora.kernels.reference import ReferenceKernels
 

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from manylora.config import cache_dir as default_cache_dir
-from manylora.errors import StartupError
+from manylora.errors import NativeBuildFailed
 
 SOURCE_DIR = Path(__file__).parent
 COMPILERS = ("g++", "c++", "clang++")
@@ -45,10 +45,6 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "ml_measure_bandwidth": (_f64, (_ptr, _ptr, _i64, _i64)),
     "ml_measure_flops": (_f64, (_ptr, _i64)),
 }
-
-
-class NativeBuildFailed(StartupError):
-    """The C++ kernels could not be compiled here; the message names the compiler or prints what it said."""
 
 
 def load_library(cache_dir: Path | None = None, *, compiler: str | None = None) -> ctypes.CDLL:
