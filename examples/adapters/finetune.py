@@ -360,6 +360,7 @@ def finetune(
     progress = _Progress(total_steps, "step", every_seconds=0)
     running: list[float] = []
     lora.model.train()
+    num_epochs = 0
     for step, (batch, ends_epoch) in enumerate(steps):
         for group in optimizer.param_groups:
             group["lr"] = config.lr * _schedule(step, total_steps, config)
@@ -370,8 +371,9 @@ def finetune(
             running.clear()
             progress.add(step + 1 - progress.done, f"loss {report.final_loss:.4f}")
         if ends_epoch or step + 1 == total_steps:
-            if config.save_every_epoch:
-                lora.save(Path(out_dir))
+            num_epochs += 1
+            if config.save_every_epoch:  # a hidden folder: a server does not take it for an adapter
+                lora.save(Path(out_dir) / ".epochs" / str(num_epochs))
             if held and config.eval_every_epoch:
                 guesses = lora.predict(held, held_lower)
                 report.validation_accuracy = sum(g.correct for g in guesses) / len(guesses)
