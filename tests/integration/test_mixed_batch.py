@@ -47,7 +47,7 @@ def pair(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Engine,
     The reference back end is loops: fewer requests there, which still chunk and preempt.
     """
     made = []
-    for name, block, rows, kv_blocks in (("crowded", 4, 16, 70), ("roomy", 16, 256, 400)):
+    for name, block, rows, kv_blocks in (("crowded", 4, 16, 34), ("roomy", 16, 256, 400)):
         kernels = select_kernels(request.param, 1)
         kv_block_bytes = kernels.kv_block_bytes(layers=3, block_size=block, kv_heads=2, head_dim=8)
         cache = folder / f"cache-{request.param}-{name}"
@@ -61,6 +61,7 @@ def pair(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Engine,
                 "model.cache_dir": str(cache),
                 "adapters.roots": (str(folder / "adapters"),),
                 "adapters.bank_bytes": 700_000,
+                "engine.max_model_len": 128,
                 "engine.block_size": block,
                 "engine.max_step_tokens": rows,
                 "engine.kv_bytes": kv_blocks * kv_block_bytes,
