@@ -32,6 +32,8 @@ types: .venv/tested
 unit: .venv/tested .venvs/openai/installed .venvs/lorax/installed base
 	$(BIN)/python -m pytest
 
+clients: .venvs/openai/installed .venvs/lorax/installed ## Make the environments of the public clients
+
 .venv/bin/python:
 	@echo "making .venv with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv .venv

@@ -171,7 +171,7 @@ def cache_dir(config: Config | None = None) -> Path:
 def child_environment() -> dict[str, str]:
     """The environment for the processes we start: ours, with threads that sleep at a barrier instead of spinning.
 
-    Measured: with another busy process on two cores, spinning barriers make a step up to twenty times longer.
+    With another busy process on the same cores, threads that spin at a barrier make a step several times longer.
     """
     return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 

@@ -6,7 +6,7 @@ from manylora.config import MIB, Config
 from manylora.errors import MemoryPlanImpossible
 
 PROCESS_BYTES = 700 * MIB
-"""Interpreter, libraries and the buffers of a step: 430 MiB were seen with the default base at 64 streams."""
+"""Set aside for interpreter, libraries and the buffers of a step: an allowance, not a measurement."""
 
 _SHARE_OF_ADAPTERS = 4
 _MOST_ADAPTER_BYTES = 1024 * MIB

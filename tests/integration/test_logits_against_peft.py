@@ -23,8 +23,8 @@ from tests.tiny import ALL, TinyBase, make_adapter, make_base, oracle_logits
 
 BLOCK = 4
 TOLERANCE = {"reference": 1e-4, "native": 0.03}
-"""Largest error of a logit: absolute for the reference, which is float32 like the oracle (2e-5 seen); as a share of the
-largest logit for the native back end, whose weights, keys, values and adapters are rounded to bf16 (0.012 seen)."""
+"""Largest error of a logit: absolute for the reference, which is float32 like the oracle; as a share of the
+largest logit for the native back end, whose weights, keys, values and adapters are rounded to bf16."""
 
 BASES: dict[str, dict[str, Any]] = {
     "grouped": {},
