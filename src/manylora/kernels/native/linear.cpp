@@ -59,12 +59,16 @@ void multiply(const Product& job, int64_t row, int64_t first, int64_t k0, int64_
         for (int p = 0; p < P; ++p) job.put(row + r, first + p, join<bf16>(acc[r][p]));
 }
 
-// Few rows: the weights stream from memory once. One row has too few chains to hide an FMA's latency, so several panels
-// are walked side by side.
-template <int MR, int P> void stream(const Product& job, int64_t first, int64_t last) {
+// Few rows: the weights stream from memory once, and each is used so little that the read is all the time there is. One
+// row has too few chains to hide an FMA's latency, so several panels are walked side by side; the processor follows
+// these streams by itself, and fetching ahead for it costs a fifth. From two rows on it pays again.
+template <int MR> constexpr int stream_panels = MR == 1 ? 4 : MR == 2 ? 2 : 1;
+
+template <int MR> void stream(const Product& job, int64_t first, int64_t last) {
+    constexpr int P = stream_panels<MR>;
     int64_t p = first;
-    for (; p + P <= last; p += P) multiply<MR, P, true>(job, 0, p, 0, job.in);
-    for (; p < last; ++p) multiply<MR, 1, true>(job, 0, p, 0, job.in);
+    for (; p + P <= last; p += P) multiply<MR, P, (MR > 1)>(job, 0, p, 0, job.in);
+    for (; p < last; ++p) multiply<MR, 1, (MR > 1)>(job, 0, p, 0, job.in);
 }
 
 // Many rows: a piece of a panel stays in the first-level cache while all rows of the block pass over it.
@@ -92,16 +96,20 @@ void product(Pool* pool, const Product& job) {
     // Rows of x that stay in a second-level cache of 512 KB beside the panel.
     const int64_t block_rows = std::max<int64_t>(TILE_ROWS, (256 << 10) / (4 * job.in) / TILE_ROWS * TILE_ROWS);
     const int64_t row_blocks = (job.rows + block_rows - 1) / block_rows;
-    // Below about eight rows the time of a panel is its read from memory, not its arithmetic.
+    // Slices are cut between groups of panels that are walked together. Below about eight rows the time of a panel is
+    // its read from memory, not its arithmetic; a slice is then a quarter of a megabyte.
+    const int64_t group = job.rows == 1 ? stream_panels<1> : job.rows == 2 ? stream_panels<2> : TILE_PANELS;
+    const int64_t groups = (panels + group - 1) / group;
     const int64_t work = panels * job.in * LANES * std::max<int64_t>(8, job.rows / row_blocks);
-    const int64_t slices = chunks_for(panels, work, 1 << 19, pool_threads(pool));
+    const int64_t slices = chunks_for(groups, work, 1 << 20, pool_threads(pool));
     parallel(pool, row_blocks * slices, [&](int64_t chunk) {
         int64_t slice = chunk % slices, part = chunk / slices;
-        int64_t first = chunk_start(panels, slices, slice), last = chunk_start(panels, slices, slice + 1);
+        int64_t first = chunk_start(groups, slices, slice) * group;
+        int64_t last = std::min(panels, chunk_start(groups, slices, slice + 1) * group);
         switch (job.rows) {
-            case 1: return stream<1, 4>(job, first, last);
-            case 2: return stream<2, 2>(job, first, last);
-            case 3: return stream<3, 1>(job, first, last);
+            case 1: return stream<1>(job, first, last);
+            case 2: return stream<2>(job, first, last);
+            case 3: return stream<3>(job, first, last);
             default:
                 return block(job, job.rows * part / row_blocks, job.rows * (part + 1) / row_blocks, first, last);
         }
