@@ -1,6 +1,8 @@
 # The two commands of the README are `make serve` and `make test`; each sets up all that it needs.
 PYTHON ?= python3
 BIN := .venv/bin
+# Bars for what is fetched, without a line for each of the dependencies that is already there.
+PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on
 # The demo base is fetched once into the user's cache, see `manylora pull --help`.
 BASE := SmolLM2-135M-Instruct
 
@@ -34,15 +36,19 @@ unit: .venv/tested .venvs/openai/installed .venvs/lorax/installed base
 
 clients: .venvs/openai/installed .venvs/lorax/installed ## Make the environments of the public clients
 
+# A half-made environment is removed, so that the next try starts anew.
 .venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "manylora needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version); try: make PYTHON=python3.12" >&2; exit 1; }
 	@echo "making .venv with $$($(PYTHON) --version)"
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "python -m venv failed; on Debian: apt-get install python3-venv" >&2; exit 1; }
 
 # torch comes first and by itself: its version bound selects the build that this machine's package index offers.
 .venv/installed: .venv/bin/python pyproject.toml
 	@echo "installing manylora into .venv (torch is the large part: 200 MB to 3 GB, depending on the build)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --progress-bar on 'torch>=2.11,<2.14' -c constraints.txt
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --progress-bar on -e . -c constraints.txt
+	@begun=$$(date +%s); \
+	 $(PIP) 'torch>=2.11,<2.14' -c constraints.txt && echo "  torch: $$(($$(date +%s) - begun)) s" && begun=$$(date +%s) && \
+	 $(PIP) -e . -c constraints.txt && echo "  manylora and what else it needs: $$(($$(date +%s) - begun)) s"
 	@touch $@
 
 .venv/tested: .venv/installed

@@ -44,17 +44,17 @@ def build_engine(config: Config, tell: Tell) -> tuple[Engine, ServedModel]:
     spec = read_spec(base_dir)
     resources = find_resources()
     kernels = _choose_kernels(config, resources)
-    tell(f"kernels {kernels.name}, {config.model.threads or resources.threads} threads")
+    tell(f"kernels {kernels.name} loaded, {config.model.threads or resources.threads} threads")
     plan = make_plan(config, spec, kernels, resources)
-    for line in plan.lines():
-        tell(line)
+    tell("\n".join(plan.lines()))
     tokenizer = Tokenizer(base_dir, clock=clock)
-    started_s = clock.monotonic_s()
+    tell("tokenizer loaded")
     model = LlamaModel(spec, load_weights(base_dir, spec, kernels), kernels, max_positions=plan.max_model_len)
-    tell(f"weights loaded in {clock.monotonic_s() - started_s:.1f} s")
+    tell("weights loaded and packed")
     digest = fingerprint(base_dir, spec)
     store = _open_store(config, plan, base_shape(spec, base_dir.name, digest), kernels, clock)
     engine = wire_engine(config, plan, model, kernels, store, tokenizer, clock)
+    tell("adapter store opened, KV cache laid out")
     return engine, _served(config, base_dir, spec, digest, kernels, plan, clock)
 
 

@@ -121,6 +121,7 @@ _LOWEST: dict[str, float] = {
     "server.stream_head_wait_s": 0.001,
     "server.keepalive_s": 0.001,
 }
+_HIGHEST: dict[str, float] = {"server.port": 65535}
 _CHOICES: dict[str, tuple[str, ...]] = {
     "model.kernels": ("auto", "native", "onednn", "reference"),
     "server.overlong_max_new_tokens": ("clamp", "reject"),
@@ -232,6 +233,10 @@ def _checked(key: str, value: object) -> Setting:
         raise ConfigInvalid(f"{key}: expected {kind.__name__}, given {value!r}")
     if isinstance(value, int | float) and not isinstance(value, bool) and not value >= _LOWEST.get(key, value):
         raise ConfigInvalid(f"{key} must be at least {_LOWEST[key]:g}. Given: {value}")
+    if isinstance(value, int | float) and not isinstance(value, bool) and not value <= _HIGHEST.get(key, value):
+        raise ConfigInvalid(f"{key} must be at most {_HIGHEST[key]:g}. Given: {value}")
+    if key == "engine.max_model_len" and value == 1:
+        raise ConfigInvalid(f"{key} must be 0 or at least 2. Given: {value}")
     if key in _CHOICES and value not in _CHOICES[key]:
         raise ConfigInvalid(f"{key} must be one of {', '.join(_CHOICES[key])}. Given: {value}")
     return typing.cast(Setting, value)  # its type was compared with the default's just above

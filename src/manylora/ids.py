@@ -9,6 +9,9 @@ RequestId = NewType("RequestId", str)
 Flow = NewType("Flow", str)
 """Whose work a request is, for fair scheduling. Opaque to the engine; the server says a flow is a tenant."""
 
+PROBE_FLOW = Flow("manylora-probe")
+"""The server's own probes of its engine: not anybody's traffic, and never under suspicion."""
+
 Digest = NewType("Digest", str)
 """Content identity of an adapter: hash of (canonical config, tensors, base fingerprint), 64 hex digits."""
 

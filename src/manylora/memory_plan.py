@@ -88,7 +88,9 @@ def _require_fit(plan: MemoryPlan, blocks_per_window: int, kv_block_bytes: int) 
     )
     advice = "lower engine.max_model_len, engine.kv_bytes or adapters.bank_bytes, or give the process more memory"
     if total > plan.available_bytes:
-        raise MemoryPlanImpossible(f"the memory plan does not fit: {sum_text}; {advice}")
+        fitting = (plan.available_bytes - total + kv_bytes) // kv_block_bytes * plan.block_size
+        largest = f"; the largest engine.max_model_len that fits is {fitting}" if fitting > 0 else ""
+        raise MemoryPlanImpossible(f"the memory plan does not fit: {sum_text}; {advice}{largest}")
     if plan.kv_blocks < blocks_per_window:
         raise MemoryPlanImpossible(
             f"the KV cache of {_mib(plan.kv_bytes)} holds {plan.kv_blocks * plan.block_size} positions, "

@@ -1,5 +1,6 @@
 """A real server for real clients: `manylora serve` with the default base and the demo adapters."""
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,15 +34,24 @@ def demo_adapter(demo_root: Path) -> str:
 
 def run_client(name: str, script: str, *arguments: str) -> None:
     """Run a script of this folder in a client's own environment; it asserts for itself."""
-    python = ROOT / ".venvs" / name / "bin" / "python"
-    if not python.exists():
-        missing(f"no environment for the client {name}: `make clients` creates {python.parent.parent}")
+    run_command(name, "python", str(Path(__file__).parent / script), *arguments)
+
+
+def run_command(name: str, *command: str) -> str:
+    """Run a command with a client's environment first in the path; returns what it printed."""
+    folder = ROOT / ".venvs" / name / "bin"
+    if not folder.exists():
+        missing(f"no environment for the client {name}: `make clients` creates {folder.parent}")
+    path = f"{folder}:/usr/bin:/bin"
+    found = shutil.which(command[0], path=path)
+    assert found is not None, f"{command[0]} is not in {path}"
     done = subprocess.run(
-        [str(python), str(Path(__file__).parent / script), *arguments],
+        [found, *command[1:]],
         capture_output=True,
         text=True,
         timeout=CLIENT_WAIT_S,
-        env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"},
+        env={"PATH": path, "HOME": "/nonexistent"},
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout

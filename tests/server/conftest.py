@@ -74,7 +74,7 @@ def in_house(tmp_path: Path) -> Callable[..., None]:
                 await scenario(house)
                 await house.until(lambda: not house.engine.has_work)
                 assert house.app.gate.num_sequences == 0
-                assert house.link.health().in_flight == 0
+                await house.until(lambda: house.link.health().in_flight == 0)
 
         asyncio.run(main())
 

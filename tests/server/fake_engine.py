@@ -30,6 +30,7 @@ from manylora.usage import Counts
 from tests.server.tiny_tokenizer import EOS, VOCAB_SIZE, save_tokenizer
 
 STEP_S = 0.002
+QUEUE_MS = 7.0
 MAX_MODEL_LEN = 512
 
 
@@ -54,6 +55,8 @@ class FakeEngine:
         self._finished: list[Finished] = []
         self._steps = 0
         self._completion_tokens = 0
+        self.refused_seed: int | None = None  # a sequence with this seed is refused
+        self.longest = 0  # most tokens that any sequence was given
 
     @property
     def has_work(self) -> bool:
@@ -66,6 +69,10 @@ class FakeEngine:
     def submit(self, request: Request) -> None:
         self.submitted.append(request)
         prompt = self._tokenizer.decode(request.tokens)
+        if request.sampling.seed == self.refused_seed:
+            refusal = Failure(error="Overloaded", message="Model is overloaded")
+            self._finish(_Live(request, [], prompt), FinishReason.REJECTED, refusal)
+            return
         if (failure := _adapter_failure(request.adapter)) is not None:
             self._finish(_Live(request, [], prompt), FinishReason.ADAPTER_FAILURE, failure)
             return
@@ -116,6 +123,7 @@ class FakeEngine:
         request, position = live.request, len(live.generated)
         token_id = ord("x") if "HOLD" in live.prompt else live.script[min(position, len(live.script) - 1)]
         live.generated.append(token_id)
+        self.longest = max(self.longest, len(live.generated))
         self._completion_tokens += 1
         count = request.sampling.num_logprobs
         event = TokenEvent(
@@ -124,7 +132,7 @@ class FakeEngine:
             logprob=None if count is None else -0.5 - request.sampling.seed % 10,
             alternatives=tuple((65 + other, -1.0 - other) for other in range(count or 0)),
             adapter=_use(request.adapter) if position == 0 else None,
-            is_first=position == 0,
+            queue_ms=QUEUE_MS if position == 0 else None,
         )
         self._end_if_over(live, token_id)
         return event
@@ -155,7 +163,7 @@ class FakeEngine:
                 counts=counts,
                 stop_string=stop_string,
                 failure=failure,
-                queue_ms=1.0 if has_run else None,
+                queue_ms=QUEUE_MS if has_run else None,
                 run_ms=2.0 * len(live.generated) if has_run else None,
             )
         )

@@ -248,6 +248,30 @@ def test_a_request_that_waits_for_nothing_makes_the_server_unhealthy(in_house: I
     in_house(scenario, health_stall_s=0.05)
 
 
+def test_names_that_do_not_exist_use_up_no_label(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        for number in range(5):
+            await house.post("/generate", {"inputs": "Hi", "parameters": {"adapter_id": f"missing-{number}"}})
+        await house.client.get("/health")
+        text = (await house.client.get("/metrics")).text
+        assert '\nmanylora_requests{adapter="other",reason="adapter_failure"} 5.0' in text
+        assert "missing-" not in text
+        assert 'adapter="base"' not in text  # the health check's own token is nobody's traffic
+
+    in_house(scenario)
+
+
+def test_a_whole_reply_fails_as_soon_as_one_of_its_sequences_has(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        house.engine.refused_seed = 8
+        body = {"prompt": "HOLD", "max_tokens": 400, "n": 2, "seed": 7, "temperature": 1.0}
+        reply = await house.post("/v1/completions", body)
+        assert reply.status_code == 503
+        assert house.engine.longest < 100
+
+    in_house(scenario)
+
+
 def test_metrics_count_what_happened(in_house: InHouse) -> None:
     async def scenario(house: House) -> None:
         await house.post("/generate", {"inputs": "Hi", "parameters": {"adapter_id": "triage"}})

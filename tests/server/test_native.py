@@ -7,6 +7,7 @@ import pytest
 
 from tests.server.asgi_client import calling
 from tests.server.conftest import House
+from tests.server.fake_engine import QUEUE_MS
 
 InHouse = Callable[..., None]
 
@@ -201,6 +202,7 @@ def test_a_stream_has_one_event_a_token_byte_for_byte(in_house: InHouse) -> None
         assert reply.headers["cache-control"] == "no-cache"
         assert reply.headers["x-accel-buffering"] == "no"
         assert reply.headers["x-prompt-tokens"] == "8"
+        assert reply.headers["x-queue-time"] == str(round(QUEUE_MS))
         first, *rest = reply.content.split(b"\n\n")
         assert first == (
             b'data: {"token":{"id":97,"text":"a","logprob":-0.5,"special":false,"skipped":false},'
@@ -217,6 +219,29 @@ def test_a_stream_has_one_event_a_token_byte_for_byte(in_house: InHouse) -> None
         assert set(last["timings"]) >= {"queue_ms", "time_to_first_token_ms", "inference_ms", "total_ms"}
         texts = [json.loads(event.removeprefix(b"data: "))["token"]["text"] for event in (first, *rest[:-1])]
         assert texts == ["a", "", "", "\u2028", ""]
+
+    in_house(scenario)
+
+
+def test_a_stream_shows_the_alternatives_it_was_asked_for(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        body = {"inputs": "SAY:ab", "parameters": {"return_k_alternatives": 2}}
+        events = (await house.post("/generate_stream", body)).content.strip().split(b"\n\n")
+        tokens = [json.loads(event.removeprefix(b"data: "))["token"] for event in events]
+        assert [[other["id"] for other in token["alternative_tokens"]] for token in tokens] == [[65, 66]] * 3
+
+    in_house(scenario)
+
+
+def test_the_last_event_of_a_stream_never_spells_a_special_token(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        body = {"inputs": "SAY:ab", "parameters": {"max_new_tokens": 3, "details": True}}
+        *_, last = (await house.post("/generate_stream", body)).content.strip().split(b"\n\n")
+        event = json.loads(last.removeprefix(b"data: "))
+        assert event["token"]["special"]
+        assert event["token"]["text"] == ""
+        assert event["details"]["finish_reason"] == "length"
+        assert event["generated_text"] == "ab"
 
     in_house(scenario)
 

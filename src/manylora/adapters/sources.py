@@ -19,7 +19,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLED_FILE = "adapter_model.bin"
 MAX_CONFIG_BYTES = 1 << 20
-MAX_LISTED = 100_000
+MAX_LISTED = 10_000
 MAX_REMEMBERED = 4_096
 _PARTS = (CONFIG_FILE, WEIGHTS_FILE)
 
@@ -90,9 +90,12 @@ class LocalSource:
     def _names(self) -> Iterator[str]:
         found = 0
         for root in self._roots:
-            for folder, _, files in os.walk(root):
-                if CONFIG_FILE not in files or found >= MAX_LISTED:
+            for folder, inside, files in os.walk(root):
+                inside[:] = sorted(name for name in inside if not name.startswith("."))  # no request can name those
+                if CONFIG_FILE not in files:
                     continue
+                if found >= MAX_LISTED:
+                    return
                 relative = Path(folder).relative_to(root).as_posix()
                 try:
                     ref = parse_adapter_ref(relative, SourceName.LOCAL, frozenset({SourceName.LOCAL}))

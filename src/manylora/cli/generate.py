@@ -26,11 +26,11 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,
 ) -> None:
     """Generate one reply in this process and stream it to the terminal."""
-    from manylora.cli.settings import configuration, with_base_fetched, with_demo_adapters
+    from manylora.cli.settings import configuration, with_adapter_roots, with_base_fetched
 
     roots = tuple(str(root.expanduser().resolve()) for root in adapter_root or ())
     settings = configuration(None, (), {"model.base": base, "adapters.roots": roots or None})
-    settings = with_demo_adapters(with_base_fetched(settings))
+    settings = with_adapter_roots(with_base_fetched(settings))
     asyncio.run(_generate(settings, prompt, adapter, max_new_tokens, temperature, is_raw=raw))
 
 

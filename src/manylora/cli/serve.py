@@ -26,7 +26,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks a free one. Default: 8080.")] = None,
     max_model_len: Annotated[
-        int | None, typer.Option(help="Longest sequence, prompt and reply together. Default: as memory allows.")
+        int | None, typer.Option(help="Longest sequence, prompt and reply together. Default: the window of the base.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
     set_: Annotated[
@@ -41,7 +41,7 @@ def serve(
     """
     from rich.console import Console
 
-    from manylora.cli.settings import FACTORY, configuration, with_base_fetched, with_demo_adapters
+    from manylora.cli.settings import FACTORY, configuration, with_adapter_roots, with_base_fetched
     from manylora.server.run import Announce, run_server
 
     roots = tuple(str(root.expanduser().resolve()) for root in adapter_root or ())
@@ -56,7 +56,7 @@ def serve(
             "engine.max_model_len": max_model_len,
         },
     )
-    settings = with_demo_adapters(with_base_fetched(settings))
+    settings = with_adapter_roots(with_base_fetched(settings))
     console = Console(stderr=True, highlight=False)
     with console.status(f"starting {settings.model.base}", spinner="dots") as status:
         terminal = _Terminal(console, status)
@@ -76,43 +76,26 @@ class _Terminal:
 
     def progress(self, line: str) -> None:
         now_s = self._clock.monotonic_s()
-        self._console.print(f"[dim]{now_s - self._last_s:5.1f} s[/dim]  {_plain(line)}")
+        shown = _plain(line).replace("\n", "\n         ")
+        self._console.print(f"[dim]{now_s - self._last_s:5.1f} s[/dim]  {shown}", soft_wrap=True)
         self._last_s = now_s
 
     def ready(self, served: "ServedModel", url: str) -> None:
-        from manylora.server.catalog import adapter_names
+        from manylora.adapters.sources import LocalSource
+        from manylora.cli.examples import examples
+        from manylora.models.tokenizer import Tokenizer
 
         self._status.stop()
-        names = adapter_names(served.adapter_roots)
+        names = LocalSource(tuple(map(Path, served.adapter_roots))).list()
         total_s = self._clock.monotonic_s() - self._begun_s
         self._console.print(f"[bold]{_plain(served.model_id)}[/bold] is served at [bold]{url}[/bold] ({total_s:.1f} s)")
         shown = ", ".join(names[:MAX_NAMES_SHOWN]) + (" …" if len(names) > MAX_NAMES_SHOWN else "")
         self._console.print(f"{len(names)} adapters{': ' + _plain(shown) if names else ''}\n")
-        self._console.print(
-            _plain(examples(url, names[0] if names else served.model_id, has_adapter=bool(names))), soft_wrap=True
-        )
-
-
-def examples(url: str, name: str, *, has_adapter: bool) -> str:
-    """Three ways to try the server, ready to paste."""
-    parameters = f'"adapter_id": "{name}", ' if has_adapter else ""
-    keyword = f'adapter_id="{name}", ' if has_adapter else ""
-    return f"""Try it:
-
-  curl -s {url}/generate -H 'Content-Type: application/json' \\
-    -d '{{"inputs": "Where is my parcel?", "parameters": {{{parameters}"max_new_tokens": 32}}}}'
-
-  # pip install openai
-  from openai import OpenAI
-  client = OpenAI(base_url="{url}/v1", api_key="none")
-  messages = [{{"role": "user", "content": "Where is my parcel?"}}]
-  reply = client.chat.completions.create(model="{name}", messages=messages)
-  print(reply.choices[0].message.content)
-
-  # pip install lorax-client
-  from lorax import Client
-  print(Client("{url}").generate("Where is my parcel?", {keyword}max_new_tokens=32).generated_text)
-"""
+        tokenizer = Tokenizer(Path(served.base_dir), model_id=served.model_id)
+        commands = examples(url, base=served.model_id, adapters=names, tokenizer=tokenizer)
+        for title, command in commands.items():
+            self._console.print(f"[dim]# {title}[/dim]")
+            self._console.print(f"{command}\n", markup=False, emoji=False, soft_wrap=True)
 
 
 def _plain(text: str) -> str:

@@ -24,12 +24,17 @@ def configuration(file: Path | None, assignments: Sequence[str], flags: dict[str
     return load_config(file, chosen)
 
 
-def with_demo_adapters(config: Config) -> Config:
-    """Without any adapter root, use the demo adapters if this is a checkout."""
+def with_adapter_roots(config: Config) -> Config:
+    """Check the adapter roots; without any, use the demo adapters if this is a checkout. Raises: `ConfigInvalid`."""
+    for root in map(Path, config.adapters.roots):
+        if not root.is_dir():
+            raise ConfigInvalid(f"adapters.roots: {root} is not a directory")
+        if (root / "adapter_config.json").is_file():
+            raise ConfigInvalid(f"adapters.roots: {root} is an adapter itself; give the directory above it")
     if config.adapters.roots:
         return config
-    root = demo_adapter_root()
-    roots = () if root is None else (str(root),)
+    demo = demo_adapter_root()
+    roots = () if demo is None else (str(demo),)
     return dataclasses.replace(config, adapters=dataclasses.replace(config.adapters, roots=roots))
 
 

@@ -326,7 +326,7 @@ class Engine:
                 logprob=drawn.logprob,
                 alternatives=drawn.alternatives,
                 adapter=sequence.adapter_use if sequence.num_generated == 1 else None,
-                is_first=sequence.num_generated == 1,
+                queue_ms=sequence.queue_ms if sequence.num_generated == 1 else None,
             )
         )
         stop = sequence.stopper.push(drawn.token_id, sequence.num_generated)
@@ -353,7 +353,6 @@ class Engine:
             self._unwant(request.adapter)
         self._pins.unpin(sequence)
         now_s = self._clock.monotonic_s()
-        first_run_s = sequence.first_run_s
         self._finished.append(
             Finished(
                 request_id=request.id,
@@ -365,8 +364,8 @@ class Engine:
                 ),
                 stop_string=stop_string,
                 failure=_failure(error),
-                queue_ms=None if first_run_s is None else 1e3 * (first_run_s - sequence.arrival_s),
-                run_ms=None if first_run_s is None else 1e3 * (now_s - first_run_s),
+                queue_ms=sequence.queue_ms,
+                run_ms=None if sequence.first_run_s is None else 1e3 * (now_s - sequence.first_run_s),
             )
         )
 

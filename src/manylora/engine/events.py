@@ -49,6 +49,7 @@ class TokenEvent:
                   penalties and biases applied; None unless asked for
     alternatives  the most likely (token id, logprob) pairs, best first, as many as asked for
     adapter       set on a request's first token only, None for the base model
+    queue_ms      set on a request's first token only: arrival to the first step that held it, adapter load included
     """
 
     request_id: RequestId
@@ -56,7 +57,7 @@ class TokenEvent:
     logprob: float | None = None
     alternatives: tuple[tuple[int, float], ...] = ()
     adapter: AdapterUse | None = None
-    is_first: bool = False
+    queue_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,7 @@ class Finished:
 
     stop_string  the string that ended it, for STOP_STRING
     failure      set for REJECTED, QUEUE_TIMEOUT, ADAPTER_FAILURE, ENGINE_FAILURE and SHUTDOWN
-    queue_ms     arrival to the first step that held it, adapter load included; None if it never ran
+    queue_ms     as in `TokenEvent`; None if it never ran
     run_ms       first step to the end
     """
 

@@ -72,6 +72,11 @@ class Sequence:
         return len(self.tokens) - self.computed
 
     @property
+    def queue_ms(self) -> float | None:
+        """Milliseconds from its arrival to the first step that held it; None before that."""
+        return None if self.first_run_s is None else 1e3 * (self.first_run_s - self.arrival_s)
+
+    @property
     def num_generated(self) -> int:
         return len(self.tokens) - self.num_prompt
 

@@ -36,7 +36,7 @@ def select_kernels(name: str, threads: int, *, cache_dir: Path | None = None, co
         log.warning("kernels.fallback to=reference reason=%s", error)
         return ReferenceKernels()
     kernels = CpuKernels(native, _choose_operator(name, native))
-    log.info(
+    log.debug(
         "kernels.chosen name=%s isa=%s threads=%d row_independent=%s",
         kernels.name,
         native.isa,

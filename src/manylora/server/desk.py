@@ -10,7 +10,7 @@ from manylora.clock import Clock
 from manylora.engine.events import EngineStats, Failure, Finished, FinishReason
 from manylora.engine.request import Request
 from manylora.errors import EngineFault, ManyloraError
-from manylora.ids import RequestId
+from manylora.ids import PROBE_FLOW, RequestId
 from manylora.server import wire
 from manylora.server.generation import Generation, Switchboard
 from manylora.server.poison import Suspects
@@ -37,7 +37,7 @@ class Desk:
     def __init__(self, clock: Clock) -> None:
         self.board = Switchboard(self._ended)
         self.pulse = Pulse(clock)
-        self.suspects = Suspects()
+        self.suspects = Suspects(clock)
         self.on_finished: OnFinished | None = None
         self._fresh = asyncio.Event()
 
@@ -80,9 +80,8 @@ class Desk:
         return self.pulse.stats
 
     def lose(self, reason: FinishReason, fault: ManyloraError | None = None) -> None:
-        """The engine is gone with all that was in it."""
-        requests = self.board.requests()
-        self.suspects.blame(requests)
+        """The engine is gone with all that was in it; `fault` is told to everyone instead of a verdict on each."""
+        self.suspects.blame(request for request in self.board.requests() if request.flow != PROBE_FLOW)
         self.pulse.forget()
         self.board.end_all(reason, lambda request: fault or self.suspects.verdict(request))
 

@@ -30,6 +30,8 @@ def head_of(work: Work, exchange: Exchange, served: ServedModel) -> dict[str, st
     if work.adapter_use is not None:
         headers["x-adapter-tier"] = tier_name(work.adapter_use.tier, served.device)
         headers["x-adapter-load-time"] = str(round(work.adapter_use.load_ms))
+    if work.queue_ms is not None:
+        headers["x-queue-time"] = str(round(work.queue_ms))
     if work.first_token_s is not None:
         headers["x-time-to-first-token"] = _ms(work.first_token_s - exchange.arrival.arrived_s)
     return headers

@@ -7,12 +7,11 @@ from manylora.config import ServerConfig
 from manylora.engine.events import Finished
 from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.errors import ManyloraError
-from manylora.ids import Flow, mint_request_id
+from manylora.ids import PROBE_FLOW, mint_request_id
 from manylora.server.link import EngineLink
 
 PROBE_WAIT_S = 10.0
 PROBE_VALID_S = 5.0
-PROBE_FLOW = Flow("manylora-probe")
 
 
 class Health:

@@ -308,7 +308,8 @@ class ProcessLink:
             self._startup_failure = error
         elif self._is_up:
             self._is_up = False
-            self._desk.lose(FinishReason.ENGINE_FAILURE, error)
+            # What broke the engine is for the log: it is one request's matter, and may quote it.
+            self._desk.lose(FinishReason.ENGINE_FAILURE)
 
     def _note_death(self) -> None:
         if self._served is None and self._startup_failure is None:

@@ -87,11 +87,12 @@ class NativeRoutes:
             elif work.is_last(0):
                 held = event
             else:
-                await exchange.send_event(sse.event(_token_event(event, event.text)))
+                await exchange.send_event(sse.event(_token_event(order, event, event.text)))
 
 
-def _token_event(token: TextToken, text: str) -> dict[str, object]:
-    return {"token": _token(token, text, has_alternatives=False), "generated_text": None, "details": None}
+def _token_event(order: NativeOrder, token: TextToken, text: str) -> dict[str, object]:
+    has_alternatives = bool(order.sampling.num_logprobs)
+    return {"token": _token(token, text, has_alternatives=has_alternatives), "generated_text": None, "details": None}
 
 
 def _last_event(exchange: Exchange, order: NativeOrder, work: Work, held: TextToken | None) -> bytes:
@@ -99,9 +100,9 @@ def _last_event(exchange: Exchange, order: NativeOrder, work: Work, held: TextTo
     transcript, finished = work.transcripts[0], work.end_of(0)
     token = held or TextToken(id=0, text="", logprob=0.0, is_special=True)
     generated = transcript.text
-    text = "" if token.is_special and native_reason(finished.reason) == "eos_token" else token.text
+    text = "" if token.is_special else token.text  # clients print what the last event holds
     prompt_tokens, completion_tokens = finished.counts.prompt_tokens, len(transcript.tokens)
-    body = _token_event(token, text) | {
+    body = _token_event(order, token, text) | {
         "generated_text": order.inputs + generated if order.return_full_text else generated,
         "details": None
         if not order.details

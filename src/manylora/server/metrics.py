@@ -6,7 +6,9 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_late
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
+from manylora.adapter_ref import AdapterRef
 from manylora.engine.events import EngineStats, Finished
+from manylora.ids import PROBE_FLOW
 from manylora.server.gate import Draft
 from manylora.server.generation import Generation
 from manylora.telemetry import BASE_LABEL, MAX_ADAPTER_LABELS, METRICS, OTHER_ADAPTERS, Metric, MetricKind
@@ -69,9 +71,10 @@ class Meters:
             observe["manylora_time_to_first_token_seconds"](timings["time_to_first_token_ms"] / 1e3)
 
     def note_finished(self, generation: Generation, finished: Finished) -> None:
-        """A sequence has ended in the engine, whoever still listened."""
-        adapter = generation.request.adapter
-        label = BASE_LABEL if adapter is None else self._adapter_label(adapter.id)
+        """A sequence has ended in the engine, whoever still listened. The server's own probes are nobody's traffic."""
+        if generation.request.flow == PROBE_FLOW:
+            return
+        label = self._adapter_label(generation.request.adapter, has_run=finished.queue_ms is not None)
         self._totals.add("manylora_requests", (label, finished.reason.value))
         counts = finished.counts
         kinds = {"prompt": counts.prompt_tokens, "cached": counts.cached_tokens, "completion": counts.completion_tokens}
@@ -99,11 +102,13 @@ class Meters:
         self._gauges["manylora_in_flight"].set(in_flight)
         self._gauges["manylora_engine_up"].set(is_up)
 
-    def _adapter_label(self, adapter_id: str) -> str:
-        if adapter_id in self._adapters or len(self._adapters) < MAX_ADAPTER_LABELS:
-            self._adapters.add(adapter_id)
-            return adapter_id
-        return OTHER_ADAPTERS
+    def _adapter_label(self, adapter: AdapterRef | None, *, has_run: bool) -> str:
+        """Labels are few, so a name gets one only when it has run: names that do not exist must not use them up."""
+        if adapter is None:
+            return BASE_LABEL
+        if has_run and len(self._adapters) < MAX_ADAPTER_LABELS:
+            self._adapters.add(adapter.id)
+        return adapter.id if adapter.id in self._adapters else OTHER_ADAPTERS
 
 
 class _Totals(Collector):

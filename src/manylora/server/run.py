@@ -24,6 +24,7 @@ from manylora.server.served import ServedModel
 
 CLOSE_WAIT_S = 5
 KEEP_ALIVE_S = 75
+BACKLOG = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,13 +48,14 @@ def run_server(config: Config, *, factory: str, announce: Announce) -> None:
 
 
 def bind(config: Config) -> socket.socket:
-    """Take the port before anything heavy is loaded."""
+    """Take the port before anything heavy is loaded. It listens at once, since only that shows whether it was free."""
     host, port = config.server.host, config.server.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
@@ -80,6 +82,7 @@ async def _serve(config: Config, listener: socket.socket, factory: str, announce
         app = create_app(config, link=link, served=served, tokenizer=tokenizer)
         if not await app.health.probe():
             raise StartupError("the engine is up, but did not answer a first request of one token")
+        announce.progress("first token generated")
         server = DrainingServer(app, link, config)
         announce.ready(served, url_of(listener))
         await server.serve(sockets=[listener])

@@ -30,6 +30,7 @@ class Work:
         self.begun_s = clock.monotonic_s()
         self.first_token_s: float | None = None
         self.adapter_use: AdapterUse | None = None
+        self.queue_ms: float | None = None
         self._clock = clock
 
     async def wait_for_head(self, wait_s: float) -> None:
@@ -45,10 +46,13 @@ class Work:
         self._note_first()
 
     async def collect(self) -> None:
-        """Read every sequence to its end."""
-        for index in range(len(self.generations)):
-            async for _ in self._read(index):
-                pass
+        """Read every sequence to its end; raises as soon as one of them has failed."""
+        readers = [asyncio.ensure_future(self._drain(index)) for index in range(len(self.generations))]
+        try:
+            await asyncio.gather(*readers)
+        finally:
+            for reader in readers:
+                reader.cancel()
 
     async def texts(self) -> AsyncIterator[str]:
         """The text of a single sequence as it comes."""
@@ -57,7 +61,7 @@ class Work:
                 yield event.text
 
     async def stream(self, keepalive_s: float) -> AsyncIterator[tuple[int, TextToken | Finished] | None]:
-        """Tokens and ends of all sequences as they come, with their number; None when nothing came for a while."""
+        """Tokens and ends of all sequences as they come, with their number; None when nothing came for that long."""
         open_ones = dict(enumerate(self.generations))
         while open_ones:
             try:
@@ -105,6 +109,10 @@ class Work:
             yield index
             index += draft.num_sequences
 
+    async def _drain(self, index: int) -> None:
+        async for _ in self._read(index):
+            pass
+
     async def _read(self, index: int) -> AsyncIterator[TextToken | Finished]:
         generation = self.generations[index]
         while True:
@@ -122,17 +130,21 @@ class Work:
             self.transcripts[index].finished = event
             return event
         self._note_first()
-        if event.adapter is not None and self.adapter_use is None:
-            self.adapter_use = event.adapter
+        self._note_start(event)
         return self.transcripts[index].push(event, is_last=generation.is_at_last_token)
+
+    def _note_start(self, event: TokenEvent) -> None:
+        """Keep what a sequence's first token tells of its start, of the first sequence that has one."""
+        self.adapter_use = self.adapter_use or event.adapter
+        self.queue_ms = event.queue_ms if self.queue_ms is None else self.queue_ms
 
     def _note_first(self) -> None:
         if self.first_token_s is None:
             self.first_token_s = self._clock.monotonic_s()
             for generation in self.generations:
                 first = generation.peek()
-                if isinstance(first, TokenEvent) and first.adapter is not None:
-                    self.adapter_use = first.adapter
+                if isinstance(first, TokenEvent):
+                    self._note_start(first)
 
 
 @contextmanager

@@ -101,7 +101,7 @@ def _processor() -> str:
 def _compile(compiler: str, sources: list[Path], library: Path) -> None:
     """Build `library` under another name and rename it, so that two processes may do so at the same time."""
     library.parent.mkdir(parents=True, exist_ok=True)
-    log.info("kernels.compiling compiler=%s library=%s", compiler, library)
+    log.info("compiling the native kernels with %s, once for this machine (about ten seconds)", compiler)
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as scratch:
         objects = [Path(scratch) / f"{source.stem}.o" for source in sources]
         # All files at once: the slowest of them is then the whole wait.

@@ -1,0 +1,49 @@
+"""Three commands to try a server with, ready to paste into a shell: curl, the openai package, lorax-client."""
+
+import json
+from collections.abc import Sequence
+
+from manylora.models.tokenizer import Tokenizer
+
+DEMO_ADAPTER = "support-triage"
+TICKET = "Where is my parcel?"
+
+
+def examples(url: str, *, base: str, adapters: Sequence[str], tokenizer: Tokenizer) -> dict[str, str]:
+    """The commands by title. They ask the triage demo if it is there, else the first adapter, else the base.
+
+    Adapters are trained on the base's chat template as a rule, so each command uses it if there is one; the lorax
+    package sends text as it is, so there the template is written out.
+    """
+    adapter = DEMO_ADAPTER if DEMO_ADAPTER in adapters else next(iter(adapters), None)
+    chats = tokenizer.has_chat_template
+    messages = [{"role": "user", "content": TICKET}]
+    prompt = tokenizer.apply_chat_template(messages) if chats else TICKET
+    parameters: dict[str, object] = {} if adapter is None else {"adapter_id": adapter}
+    parameters |= {"apply_chat_template": True} if chats else {}
+    body = json.dumps({"inputs": TICKET, "parameters": {**parameters, "max_new_tokens": 32}})
+    model = json.dumps(adapter or base)
+    asked = f"messages={json.dumps(messages)}" if chats else f"prompt={json.dumps(TICKET)}"
+    route, answer = ("chat.completions", "message.content") if chats else ("completions", "text")
+    keyword = "" if adapter is None else f", adapter_id={json.dumps(adapter)}"
+    return {
+        "curl": f"""curl -s {url}/generate -H 'Content-Type: application/json' \\
+  -d {_quoted(body)}""",
+        "the openai package (pip install openai)": f"""python - <<'END'
+from openai import OpenAI
+client = OpenAI(base_url="{url}/v1", api_key="none")
+reply = client.{route}.create(model={model}, temperature=0, max_tokens=32,
+    {asked})
+print(reply.choices[0].{answer})
+END""",
+        "lorax-client (pip install lorax-client)": f"""python - <<'END'
+from lorax import Client
+prompt = {json.dumps(prompt)}
+print(Client("{url}").generate(prompt{keyword}, max_new_tokens=32).generated_text)
+END""",
+    }
+
+
+def _quoted(text: str) -> str:
+    """One word of a shell."""
+    return "'" + text.replace("'", "'\\''") + "'"
