@@ -65,6 +65,24 @@ def test_the_containers_limits_win_over_the_machines(tmp_path: Path) -> None:
     assert found.threads == 1
 
 
+def test_a_part_of_a_processor_is_one_thread(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemAvailable: 1024 kB\n")
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert find_resources(tmp_path, meminfo).threads == 1
+
+
+def test_the_first_version_of_cgroups_counts_file_cache_as_free_too(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemAvailable:   4194304 kB\n")
+    folder = tmp_path / "memory"
+    folder.mkdir()
+    (folder / "memory.limit_in_bytes").write_text("2147483648\n")
+    (folder / "memory.usage_in_bytes").write_text("2000000000\n")
+    (folder / "memory.stat").write_text("inactive_file 5\ntotal_inactive_file 1500000000\n")
+    assert find_resources(tmp_path, meminfo).memory_bytes == 2147483648 - 500_000_000
+
+
 def test_without_a_container_the_machine_decides(tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemAvailable:   1024 kB\n")

@@ -112,8 +112,8 @@ def wire_engine(
             max_waiting=limits.max_waiting,
             max_queue_s=limits.max_queue_s,
         ),
-        end_of_sequence=spec.eos_token_ids,
-        open_text=tokenizer.stream,
+        end_of_sequence=tokenizer.eos_ids,
+        open_text=lambda: tokenizer.stream(continues=True),  # as the reply's text is made
     )
 
 

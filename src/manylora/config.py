@@ -96,7 +96,7 @@ _LOWEST: dict[str, float] = {
     "model.threads": 0,
     "engine.max_model_len": 0,
     "engine.max_running": 1,
-    "engine.max_step_tokens": 16,
+    "engine.max_step_tokens": 1,
     "engine.max_waiting": 1,
     "engine.block_size": 1,
     "engine.kv_bytes": 0,
@@ -147,7 +147,13 @@ def load_config(
         kind = typing.cast(type[Any], group.type)  # the groups are plain classes, written unquoted above
         own = {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{group.name}.")}
         groups[group.name] = kind(**own)
-    return Config(**groups)
+    config = Config(**groups)
+    if config.engine.max_step_tokens < config.engine.max_running:
+        raise ConfigInvalid(
+            f"engine.max_step_tokens must be at least engine.max_running ({config.engine.max_running}), so that every "
+            f"running sequence gets a row in each step. Given: {config.engine.max_step_tokens}"
+        )
+    return config
 
 
 def leaves(config: Config) -> dict[str, Setting]:

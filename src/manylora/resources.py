@@ -20,7 +20,7 @@ def find_resources(cgroup: Path = _CGROUP, meminfo: Path = Path("/proc/meminfo")
     memory = min(bytes_ for bytes_ in (_container_memory(cgroup), _machine_memory(meminfo)) if bytes_ is not None)
     processors = len(os.sched_getaffinity(0))
     quota = _container_processors(cgroup)
-    return Resources(threads=max(1, min(processors, quota or processors)), memory_bytes=memory)
+    return Resources(threads=max(1, min(processors, processors if quota is None else quota)), memory_bytes=memory)
 
 
 def _container_memory(cgroup: Path) -> int | None:
@@ -31,21 +31,24 @@ def _container_memory(cgroup: Path) -> int | None:
     ):
         limit, used = _number(cgroup / limit_name), _number(cgroup / used_name)
         if limit is not None and limit < 1 << 60:  # v1 writes "no limit" as a very large number
-            return max(0, limit - (used or 0) + _reclaimable(cgroup))
+            return max(0, limit - (used or 0) + _reclaimable((cgroup / limit_name).parent / "memory.stat"))
     return None
 
 
-def _reclaimable(cgroup: Path) -> int:
+def _reclaimable(stat_file: Path) -> int:
     """Bytes of file cache that the container counts as used and gives up on demand."""
     try:
-        stat = (cgroup / "memory.stat").read_text().split()
+        stat = stat_file.read_text().split()
     except OSError:
         return 0
-    return int(stat[stat.index("inactive_file") + 1]) if "inactive_file" in stat else 0
+    for name in ("total_inactive_file", "inactive_file"):  # v1 counts the container's children under the first
+        if name in stat:
+            return int(stat[stat.index(name) + 1])
+    return 0
 
 
 def _container_processors(cgroup: Path) -> int | None:
-    """Whole processors of the container's CPU quota, or None if it has none."""
+    """Whole processors of the container's CPU quota (0 for a part of one), or None if it has none."""
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()
     except (OSError, ValueError):

@@ -89,6 +89,15 @@ def test_jobs_end_with_an_image_or_an_error(ingest: ProcessIngest, tmp_path: Pat
     assert not list((tmp_path / "disk").glob("*.tmp"))
 
 
+def test_an_adapter_that_names_another_base_is_packed_with_a_warning(ingest: ProcessIngest, tmp_path: Path) -> None:
+    for number, base in enumerate(("org/other-7b", "org/Tiny", "")):
+        save_adapter(tmp_path / "root" / f"a{number}", seed=number, base_model_name_or_path=base)
+        ingest.submit(job(number, tmp_path / "root", f"a{number}"))
+    warnings = {n: o.warnings for n, o in ended(ingest, 3).items() if isinstance(o, Ingested)}
+    said = "it was trained on other-7b, by its own words, and is served on tiny"
+    assert warnings == {0: (said,), 1: (), 2: ()}
+
+
 def test_a_killed_process_fails_what_was_under_way_and_is_started_again(ingest: ProcessIngest, tmp_path: Path) -> None:
     save_adapter(tmp_path / "root" / "a")
     os.kill(ingest.pid, signal.SIGSTOP)  # so that the job is surely under way

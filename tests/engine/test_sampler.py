@@ -112,17 +112,21 @@ def test_no_rows_give_no_tokens() -> None:
 
 
 def kept_by_transformers(logits: Tensor, params: SamplingParams) -> set[int]:
-    process = pytest.importorskip("transformers.generation.logits_process")
-    ids, scores = torch.zeros(1, 1, dtype=torch.long), logits[None]
-    scores = process.TemperatureLogitsWarper(params.temperature)(ids, scores)
-    if params.top_k is not None:
-        scores = process.TopKLogitsWarper(params.top_k)(ids, scores)
-    if params.top_p < 1.0:
-        scores = process.TopPLogitsWarper(params.top_p)(ids, scores)
-    if params.typical_p is not None:
-        scores = process.TypicalLogitsWarper(params.typical_p)(ids, scores)
-    if params.min_p > 0.0:
-        scores = process.MinPLogitsWarper(params.min_p)(ids, scores)
+    """What the library's own list of processors keeps, so that their order is the library's too."""
+    transformers = pytest.importorskip("transformers")
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=len(logits), **shape))
+    settings = transformers.GenerationConfig(
+        do_sample=True,
+        temperature=params.temperature,
+        top_k=params.top_k or 0,
+        top_p=params.top_p,
+        typical_p=params.typical_p or 1.0,
+        min_p=params.min_p or None,
+    )
+    model._prepare_special_tokens(settings, kwargs_has_attention_mask=False)
+    processors = model._get_logits_processor(settings, input_ids_seq_length=1)
+    scores = processors(torch.zeros(1, 1, dtype=torch.long), logits[None])
     return set(torch.isfinite(scores[0]).nonzero().flatten().tolist())
 
 
@@ -146,6 +150,7 @@ def kept_by_transformers(logits: Tensor, params: SamplingParams) -> set[int]:
         SamplingParams(top_k=12, typical_p=0.7),
         SamplingParams(top_p=0.9, typical_p=0.6),
         SamplingParams(typical_p=0.6, min_p=0.3),
+        SamplingParams(typical_p=0.6, min_p=0.1),
         SamplingParams(top_k=30, top_p=0.95, typical_p=0.9, min_p=0.1, temperature=1.3),
     ],
     ids=str,

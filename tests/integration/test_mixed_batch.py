@@ -65,7 +65,7 @@ def pair(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Engine,
                 "engine.block_size": block,
                 "engine.max_step_tokens": rows,
                 "engine.kv_bytes": kv_blocks * kv_block_bytes,
-                "engine.max_running": 8,
+                "engine.max_running": min(8, rows),
             },
             environ={},
         )

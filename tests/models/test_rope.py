@@ -53,6 +53,23 @@ def test_frequencies_equal_those_of_transformers(name: str, theta: float, head_d
     assert spec.rope.attention_factor == pytest.approx(attention_factor, rel=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["yarn", "llama3"])
+def test_a_training_length_beside_the_window_wins_as_in_transformers(kind: str) -> None:
+    scaling = {**SCALINGS[kind], "rope_theta": 1e4}
+    beside = {"original_max_position_embeddings": 32}
+    spec = parse_spec({**LLAMA, "head_dim": 8, "rope_parameters": scaling, **beside}, {})
+    config = LlamaConfig(
+        hidden_size=48,
+        num_attention_heads=6,
+        head_dim=8,
+        max_position_embeddings=256,
+        rope_parameters=scaling,
+        **beside,
+    )
+    expected, _ = ROPE_INIT_FUNCTIONS[kind](config)
+    torch.testing.assert_close(torch.from_numpy(spec.rope.inverse_frequencies(8)), expected, rtol=1e-6, atol=0)
+
+
 def test_the_table_holds_scaled_cosines_and_sines_by_position() -> None:
     spec = parse_spec({**LLAMA, "rope_scaling": {"type": "yarn", "factor": 4.0}}, {})
     table = build_rope_table(spec, 100)

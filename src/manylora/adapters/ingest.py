@@ -10,11 +10,12 @@ import queue
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from manylora.adapter_ref import SourceName
-from manylora.adapters.checkpoint import Limits, PackedAdapter, check_adapter, pack_adapter
+from manylora.adapters.checkpoint import CheckedAdapter, Limits, PackedAdapter, check_adapter, pack_adapter
 from manylora.adapters.image import NAME_SUFFIX, TEMPORARY_SUFFIX, ImageFacts, image_name, write_image
 from manylora.adapters.jobs import Ingested, IngestFailure, IngestJob, IngestSettings, outcome_to_json
 from manylora.adapters.refusals import Refusals
@@ -77,8 +78,17 @@ def _ingest(job: IngestJob, settings: IngestSettings, clock: Clock) -> Ingested:
     stages.end("pack")
     facts = _keep(packed, job, Path(settings.folder))
     stages.end("write")
-    warnings = ("every B is zero: it would change nothing",) if packed.changes_nothing else ()
+    warnings = tuple(_warnings(checked, packed, settings.shape.name))
     return Ingested(job.number, facts, packed.num_rows, warnings, stages.stage_ms)
+
+
+def _warnings(checked: CheckedAdapter, packed: PackedAdapter, base: str) -> Iterator[str]:
+    """What is allowed, but probably not meant."""
+    if packed.changes_nothing:
+        yield "every B is zero: it would change nothing"
+    trained_on = checked.rule.base_model_name.rstrip("/").rsplit("/", 1)[-1]
+    if trained_on and trained_on.lower() != base.lower():
+        yield f"it was trained on {trained_on}, by its own words, and is served on {base}"
 
 
 def _keep(packed: PackedAdapter, job: IngestJob, folder: Path) -> ImageFacts:

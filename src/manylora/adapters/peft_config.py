@@ -12,14 +12,13 @@ MAX_CONFIG_BYTES = 1 << 20
 MAX_ALPHA = 1e6
 MAX_CONFIG_RANK = 1 << 20
 
-APPLIED = frozenset(
-    {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "base_model_name_or_path", "bias"}
-)
+APPLIED = frozenset({"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias"})
 
 DECIDED_BY_TENSORS = frozenset({"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"})
 """Which modules have an adapter is read from the tensors' names; these say the same in words."""
 
 IGNORED = {
+    "base_model_name_or_path": "a label; one that names another base is warned of when the adapter is packed",
     "task_type": "a label; a task's head would show as a saved tensor",
     "inference_mode": "training only",
     "lora_dropout": "training only",

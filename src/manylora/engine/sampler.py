@@ -64,14 +64,14 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Drawn]:
     """Draw one token for each row; the same row gives the same bits in any batch.
 
     Semantics, row by row: penalties and biases; greedy takes the highest logit, the lowest id among equals. Otherwise
-    divide by temperature, then filter by top_k, top_p, typical_p and min_p in this order, each over what the one before
+    divide by temperature, then filter by top_k, top_p, min_p and typical_p in this order, each over what the one before
     left, and invert the running sum of the probabilities left, ranked from high to low (lowest id first among equals),
     at `uniform(seed, position)`.
     Args:       logits (len(rows), vocab) float32, on any device, left unchanged; -Inf marks tokens that may not come
     Returns:    one `Drawn` for each row, in order
     Complexity: greedy one pass over the row; sampled a few passes and a selection; a full sort only for a flat row
     Source:     top_k: arXiv 1805.04833; top_p: arXiv 1904.09751; typical_p: arXiv 2202.00666; min_p: arXiv 2407.01082.
-                The sets kept are those of transformers' logits processors, but for ties at the edge of top_k and top_p,
+                The sets kept are those of transformers' logits processors in its order, but for ties at the edge of top_k and top_p,
                 where lower ids stay and higher ones go: exactly k tokens, and top_k = 1 is greedy.
     """
     assert logits.dtype == torch.float32
@@ -176,11 +176,11 @@ def _draw(logits: _Floats, peak: float, params: SamplingParams, point: float) ->
     left = _candidates(logits, peak, params)
     if params.top_p < 1.0:
         left = left.take(_nucleus(left, params.top_p), is_ranked=True)
-    if params.typical_p is not None:
-        left = left.take(_typical(left, params.typical_p), is_ranked=left.is_ranked)
     if params.min_p > 0.0:
         likely = np.flatnonzero(left.weights >= left.weights.max() * np.float32(params.min_p))
         left = left.take(likely, is_ranked=left.is_ranked)
+    if params.typical_p is not None:
+        left = left.take(_typical(left, params.typical_p), is_ranked=left.is_ranked)
     target = point * _sum(left.weights)
     ranked, running = left.ranked_to(target)
     # The two sums may differ in their last bit, and a point just below 1 then lies past the end.

@@ -133,7 +133,11 @@ def parse_rope(config: Mapping[str, Any]) -> RopeSpec:
         return RopeSpec(kind=kind, theta=theta)
     if kind in ("linear", "dynamic"):
         return RopeSpec(kind=kind, theta=theta, factor=number("factor"))
-    original = int(number("original_max_position_embeddings", config.get("max_position_embeddings")))
+    # Some families keep the length of the first training beside max_position_embeddings; transformers lets that one win.
+    name = "original_max_position_embeddings"
+    if config.get(name) is not None:
+        fields, where = {**fields, name: config[name]}, "rope"
+    original = int(number(name, config.get("max_position_embeddings")))
     if kind == "llama3":
         low, high = number("low_freq_factor"), number("high_freq_factor")
         if not high > low:
