@@ -1,9 +1,9 @@
 """Writes the training set of the `support-triage` adapter.
 
-The same seed gives the same file. Tickets come from two sources: complete tickets written by hand (``seeds/``, with
-``--mixed`` also ``mixed/``), each used as it is and again inside other surroundings, and phrase templates
-(``templates/``). Surroundings are greetings, stories, closers, and sentences about *another* topic (``background/``),
-so that the label follows what the customer asks for and not the words that happen to occur.
+The same seed gives the same file. Tickets come from two sources: complete tickets written one by one (``tickets/``),
+each used as it is and half of them a second time, and phrase templates (``templates/``). Short ones are put inside
+other surroundings: greetings, stories, closers, and sentences about *another* topic (``background/``), so that the
+label follows what the customer asks for and not the words that happen to occur.
 
     python generate.py --out build/train.jsonl
 """
@@ -20,9 +20,11 @@ from noise import roughen
 from phrases import FOLDER, LABELS, Phrases
 
 SEED = 20
-PER_SEED = 1
-PER_CLASS = 120
-HOLD_OUT_EVERY = 8
+VARIANTS = 0.5
+PER_CLASS = 60
+HOLD_OUT_EVERY = 12
+SHORT = 200
+"""Characters up to which a written ticket is also put into other surroundings; a longer one brings its own."""
 
 
 def ticket(phrases: Phrases, rng: random.Random, label: str, ask: str) -> str:
@@ -63,21 +65,32 @@ def _finish(part: str, rng: random.Random) -> str:
     return part
 
 
+def read_tickets() -> list[tuple[str, str]]:
+    """All written tickets with their labels, file by file."""
+    rows: list[tuple[str, str]] = []
+    for path in sorted((FOLDER / "tickets").glob("*.jsonl")):
+        found = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+        rows.extend((row["ticket"], row["label"]) for row in found)
+    return rows
+
+
 def generate(
-    seed: int = SEED, per_seed: int = PER_SEED, per_class: int = PER_CLASS, hold_out: bool = True, mixed: bool = False
+    seed: int = SEED, variants: float = VARIANTS, per_class: int = PER_CLASS, hold_out: bool = True
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Training tickets and, with `hold_out`, the hand-written ones kept back for validation."""
+    """Training tickets and, with `hold_out`, the written ones kept back for validation."""
     rng = random.Random(seed)
-    phrases = Phrases(rng, mixed=mixed)
+    phrases = Phrases(rng)
     train: list[tuple[str, str]] = []
     held: list[tuple[str, str]] = []
+    for number, (text, label) in enumerate(read_tickets()):
+        if hold_out and number % HOLD_OUT_EVERY == 3:
+            held.append((text, label))
+            continue
+        train.append((text, label))
+        if rng.random() < variants:
+            whole = ticket(phrases, rng, label, text) if len(text) <= SHORT else text
+            train.append((roughen(whole, rng), label))
     for label in LABELS:
-        for number, text in enumerate(phrases.seeds[label]):
-            if hold_out and number % HOLD_OUT_EVERY == 3:
-                held.append((text, label))
-                continue
-            train.append((text, label))
-            train.extend((roughen(ticket(phrases, rng, label, text), rng), label) for _ in range(per_seed))
         for number in range(per_class):
             ask = phrases.pick(phrases.templates[label][number % len(phrases.templates[label])])
             if rng.random() < 0.75:
@@ -101,12 +114,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=FOLDER / "build" / "train.jsonl")
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--per-seed", type=int, default=PER_SEED, help="variants of each hand-written ticket")
+    parser.add_argument("--variants", type=float, default=VARIANTS, help="share of written tickets used a second time")
     parser.add_argument("--per-class", type=int, default=PER_CLASS, help="tickets from templates for each label")
-    parser.add_argument("--all", action="store_true", help="use the eighth kept back for validation too")
-    parser.add_argument("--mixed", action="store_true", help="add mixed/tickets.txt to the hand-written tickets")
+    parser.add_argument("--all", action="store_true", help="use the twelfth kept back for validation too")
     args = parser.parse_args()
-    train, held = generate(args.seed, args.per_seed, args.per_class, not args.all, args.mixed)
+    train, held = generate(args.seed, args.variants, args.per_class, not args.all)
     write(args.out, train)
     if held:
         write(args.out.with_name("validation.jsonl"), held)

@@ -26,8 +26,8 @@ def read_lines(path: Path) -> list[str]:
 class Phrases:
     """All word lists and templates of the folder, with a seeded source of chance."""
 
-    def __init__(self, rng: random.Random, mixed: bool = False) -> None:
-        """Read the folder's text files; `mixed` adds the tickets in ``mixed/`` to the hand-written ones."""
+    def __init__(self, rng: random.Random) -> None:
+        """Read the folder's text files."""
         self._rng = rng
         shared = FOLDER / "shared"
         self.openers = read_lines(shared / "openers.txt")
@@ -36,10 +36,6 @@ class Phrases:
         self.connectors = read_lines(shared / "connectors.txt")
         self.templates = {label: read_lines(FOLDER / "templates" / f"{label}.txt") for label in LABELS}
         self.background = {label: read_lines(FOLDER / "background" / f"{label}.txt") for label in LABELS}
-        self.seeds = {label: read_lines(FOLDER / "seeds" / f"{label}.txt") for label in LABELS}
-        for line in read_lines(FOLDER / "mixed" / "tickets.txt") if mixed else ():
-            label, text = line.split(" | ", 1)
-            self.seeds[label].append(text)
         self._slots = {
             "feature": read_lines(shared / "features.txt"),
             "wish": read_lines(shared / "wishes.txt"),

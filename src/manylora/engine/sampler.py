@@ -71,8 +71,8 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Drawn]:
     Returns:    one `Drawn` for each row, in order
     Complexity: greedy one pass over the row; sampled a few passes and a selection; a full sort only for a flat row
     Source:     top_k: arXiv 1805.04833; top_p: arXiv 1904.09751; typical_p: arXiv 2202.00666; min_p: arXiv 2407.01082.
-                The sets kept are those of transformers' logits processors in its order, but for ties at the edge of top_k and top_p,
-                where lower ids stay and higher ones go: exactly k tokens, and top_k = 1 is greedy.
+                The order and the sets kept are those of transformers' logits processors, but for ties at the edge of
+                top_k and top_p, where lower ids stay and higher ones go: exactly k tokens, and top_k = 1 is greedy.
     """
     assert logits.dtype == torch.float32
     assert logits.shape[0] == len(rows)

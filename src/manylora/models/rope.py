@@ -133,7 +133,7 @@ def parse_rope(config: Mapping[str, Any]) -> RopeSpec:
         return RopeSpec(kind=kind, theta=theta)
     if kind in ("linear", "dynamic"):
         return RopeSpec(kind=kind, theta=theta, factor=number("factor"))
-    # Some families keep the length of the first training beside max_position_embeddings; transformers lets that one win.
+    # Some families keep the first training's length beside max_position_embeddings; transformers lets that one win.
     name = "original_max_position_embeddings"
     if config.get(name) is not None:
         fields, where = {**fields, name: config[name]}, "rope"
