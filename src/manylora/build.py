@@ -138,7 +138,9 @@ def _choose_kernels(config: Config, resources: Resources) -> Kernels:
 
 
 def _open_store(config: Config, plan: MemoryPlan, shape: BaseShape, kernels: Kernels, clock: Clock) -> Store:
-    adapters = dataclasses.replace(config.adapters, bank_bytes=plan.bank_bytes, host_bytes=plan.bank_bytes)
+    adapters = dataclasses.replace(
+        config.adapters, bank_bytes=plan.bank_bytes, host_bytes=plan.bank_bytes, ingest_bytes=plan.ingest_bytes
+    )
     return open_store(
         config=adapters,
         shape=shape,

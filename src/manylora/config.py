@@ -50,7 +50,7 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaptersConfig:
-    """Where adapters come from, and the byte budget of each tier; host and bank 0 means: derived at start."""
+    """Where adapters come from, and the byte budget of each tier; host, bank and ingest 0 means: derived at start."""
 
     roots: tuple[str, ...] = ()
     max_rank: int = 256
@@ -61,6 +61,7 @@ class AdaptersConfig:
     load_timeout_s: float = 60.0
     negative_cache_s: float = 10.0
     parallel_loads: int = 8
+    ingest_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +111,7 @@ _LOWEST: dict[str, float] = {
     "adapters.load_timeout_s": 0.001,
     "adapters.negative_cache_s": 0,
     "adapters.parallel_loads": 1,
+    "adapters.ingest_bytes": 0,
     "server.port": 0,
     "server.max_body_bytes": 1,
     "server.max_concurrent_requests": 1,

@@ -9,7 +9,10 @@ PROCESS_BYTES = 700 * MIB
 """Set aside for interpreter, libraries and the buffers of a step: an allowance, not a measurement."""
 
 _SHARE_OF_ADAPTERS = 4
+_SHARE_OF_INGEST = 8
 _MOST_ADAPTER_BYTES = 1024 * MIB
+INGEST_FACTOR = 2.25
+"""Bytes of memory an ingest takes for each byte of a weights file: the file, its image, one module in float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +29,7 @@ class MemoryPlan:
     block_size: int
     max_model_len: int
     bank_bytes: int
+    ingest_bytes: int
     process_bytes: int
 
     def lines(self) -> list[str]:
@@ -36,6 +40,7 @@ class MemoryPlan:
             f"  base weights   {_mib(self.weight_bytes)}",
             f"  KV cache       {_mib(self.kv_bytes)}   {positions} positions, window {self.max_model_len}",
             f"  adapter bank   {_mib(self.bank_bytes)}",
+            f"  adapter ingest {_mib(self.ingest_bytes)}",
             f"  process        {_mib(self.process_bytes)}",
         ]
 
@@ -50,8 +55,9 @@ def plan_memory(
         weight_bytes     packed base weights
         kv_block_bytes   one block of `engine.block_size` positions, all layers
         max_positions    the base model's own window
-    Derived: the window is the model's; adapters get a quarter of what weights and process leave, 1 GiB at most; the KV
-    cache holds two whole windows, or 256 positions for each running sequence if that is more, as far as memory goes.
+    Derived: the window is the model's; adapters get a quarter of what weights and process leave, 1 GiB at most, and
+    their checking and packing enough for one of the largest, an eighth at most; the KV cache holds two whole windows,
+    or 256 positions for each running sequence if that is more, as far as memory goes.
     Raises: MemoryPlanImpossible with the arithmetic, if a single window does not fit.
     """
     engine, adapters = config.engine, config.adapters
@@ -59,12 +65,14 @@ def plan_memory(
     left = available_bytes - weight_bytes - PROCESS_BYTES
     given = [budget for budget in (adapters.host_bytes, adapters.bank_bytes) if budget]
     bank = min(given, default=max(0, min(_MOST_ADAPTER_BYTES, left // _SHARE_OF_ADAPTERS)))
+    largest = round(INGEST_FACTOR * adapters.max_bytes)
+    ingest = adapters.ingest_bytes or max(1, min(largest, left // _SHARE_OF_INGEST))
     blocks_per_window = -(-window // engine.block_size)
     if engine.kv_bytes:
         blocks = engine.kv_bytes // kv_block_bytes
     else:
         wanted = max(2 * blocks_per_window, engine.max_running * -(-256 // engine.block_size))
-        blocks = min(wanted, max(0, left - bank) // kv_block_bytes)
+        blocks = min(wanted, max(0, left - bank - ingest) // kv_block_bytes)
     plan = MemoryPlan(
         available_bytes=available_bytes,
         weight_bytes=weight_bytes,
@@ -73,6 +81,7 @@ def plan_memory(
         block_size=engine.block_size,
         max_model_len=window,
         bank_bytes=bank,
+        ingest_bytes=ingest,
         process_bytes=PROCESS_BYTES,
     )
     _require_fit(plan, blocks_per_window, kv_block_bytes)
@@ -81,10 +90,11 @@ def plan_memory(
 
 def _require_fit(plan: MemoryPlan, blocks_per_window: int, kv_block_bytes: int) -> None:
     kv_bytes = max(plan.kv_bytes, blocks_per_window * kv_block_bytes)
-    total = plan.weight_bytes + kv_bytes + plan.bank_bytes + plan.process_bytes
+    total = plan.weight_bytes + kv_bytes + plan.bank_bytes + plan.ingest_bytes + plan.process_bytes
     sum_text = (
         f"weights {_mib(plan.weight_bytes)} + KV cache {_mib(kv_bytes)} + adapters {_mib(plan.bank_bytes)} "
-        f"+ process {_mib(plan.process_bytes)} = {_mib(total)}, available {_mib(plan.available_bytes)}"
+        f"+ adapter ingest {_mib(plan.ingest_bytes)} + process {_mib(plan.process_bytes)} = {_mib(total)}, "
+        f"available {_mib(plan.available_bytes)}"
     )
     advice = "lower engine.max_model_len, engine.kv_bytes or adapters.bank_bytes, or give the process more memory"
     if total > plan.available_bytes:

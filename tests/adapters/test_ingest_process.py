@@ -113,6 +113,24 @@ def test_a_killed_process_fails_what_was_under_way_and_is_started_again(ingest: 
     assert ingest.restarts == 1
 
 
+def test_a_job_that_is_given_up_hinders_no_other(ingest: ProcessIngest, tmp_path: Path) -> None:
+    for name in ("stuck", "beside", "after"):
+        save_adapter(tmp_path / "root" / name)
+    os.kill(ingest.pid, signal.SIGSTOP)
+    ingest.submit(job(1, tmp_path / "root", "stuck"))
+    ingest.submit(job(2, tmp_path / "root", "beside"))
+    first = ingest.pid
+    ingest.abandon(1)
+    ingest.submit(job(3, tmp_path / "root", "after"))
+    assert ingest.pid != first
+    assert set(ended(ingest, 1)) == {3}
+    assert ingest.num_processes == 2  # for the sake of the job beside the stuck one
+    os.kill(first, signal.SIGCONT)
+    assert set(ended(ingest, 1)) == {2}
+    wait_for(lambda: not ingest.poll() and ingest.num_processes == 1)
+    assert ingest.pid != first
+
+
 def test_it_ends_with_its_parent(settings: IngestSettings) -> None:
     code = (
         "import json, os, sys; from manylora.adapters.jobs import IngestSettings; "

@@ -1,6 +1,5 @@
 """The laws of the adapter store, for every order of wishes, pins, loads, failures and evictions."""
 
-import hashlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -9,12 +8,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapter_ref import SourceName
 from manylora.adapter_state import AdapterState
 from manylora.adapters.bank import CpuBank
 from manylora.adapters.image import ImageFacts, largest_file_bytes
 from manylora.adapters.manual import ManualIngest, ManualReader
-from manylora.adapters.sources import FetchedFiles, Located
 from manylora.adapters.store import Store
 from manylora.adapters.tiers import DiskTier
 from manylora.clock import ManualClock
@@ -24,44 +22,10 @@ from manylora.errors import AdapterCorrupt, AdapterNotFound
 from manylora.ids import Digest
 from manylora.kernels.interface import PlacedAdapter
 from tests.adapters.making import TINY, local
+from tests.adapters.pretend import BODY_BYTES, NAMES, FakeSource, facts_of, num_rows
 
-NAMES = [f"a{number}" for number in range(6)]
-BODY_BYTES = [640, 1280, 1920, 2560, 3200, 640]
 BANK_BYTES = 6_000
 DISK_BYTES = 40_000
-
-
-class FakeSource:
-    """Adapters that exist by name and version only."""
-
-    name = SourceName.LOCAL
-
-    def __init__(self) -> None:
-        self.versions = dict.fromkeys(NAMES, 0)
-
-    def locate(self, ref: AdapterRef) -> Located:
-        if ref.id not in self.versions:
-            raise AdapterNotFound(ref.id)
-        return Located(str(self.versions[ref.id]), body_bytes(ref.id))
-
-    def fetch(self, ref: AdapterRef, stamp: str, max_bytes: int) -> FetchedFiles:
-        raise NotImplementedError
-
-    def list(self) -> list[str]:
-        return sorted(self.versions)
-
-
-def body_bytes(name: str) -> int:
-    return BODY_BYTES[NAMES.index(name)]
-
-
-def num_rows(name: str) -> int:
-    return body_bytes(name) // 64
-
-
-def facts_of(name: str, stamp: str) -> ImageFacts:
-    digest = Digest(hashlib.sha256(f"{name} {stamp}".encode()).hexdigest())
-    return ImageFacts(digest, "bfloat16", TINY.num_layers, body_bytes(name), 0)
 
 
 class StoreMachine(RuleBasedStateMachine):

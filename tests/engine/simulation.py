@@ -133,8 +133,11 @@ class SimulatedStore:
     def failure(self, ref: AdapterRef) -> ManyloraError | None:
         return self.failed.get(ref)
 
-    def loaded_bytes(self, placed: PlacedAdapter) -> int:
-        return placed.num_bytes
+    def unwant(self, ref: AdapterRef) -> None:
+        pass  # its loads go on without waiters
+
+    def begun(self) -> list[tuple[AdapterRef, int]]:
+        return []
 
     def close(self) -> None:
         self.loading.clear()

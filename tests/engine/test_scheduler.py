@@ -149,6 +149,33 @@ def test_debt_is_kept_and_an_empty_queue_lifts_to_the_last_that_left() -> None:
     assert counter.served(rich) == 1000
 
 
+def test_an_empty_queue_lifts_to_what_the_last_that_left_has_been_served_by_now() -> None:
+    counter = VirtualTokenCounter()
+    busy, idler = Flow("busy"), Flow("idler")
+    counter.arrive(busy, [])
+    counter.leave(busy)
+    counter.charge(busy, prompt_tokens=2500)
+    counter.prune({busy})
+    counter.arrive(idler, [])
+    assert counter.served(idler) == 2500
+    counter.prune({idler})
+    assert counter.served(busy) == 2500
+
+
+def test_a_preempted_flow_keeps_its_place_in_the_fair_order() -> None:
+    world = World(num_blocks=10, max_running=4)
+    world.submit(range(8), flow="rival", budget=30)
+    world.step()
+    world.submit(range(8), flow="victim", budget=24)
+    while not world.engine.stats().preemptions:
+        world.step()
+        before = world.scheduler.counter.served(Flow("victim"))
+        world.scheduler.counter.charge(Flow("rival"), prompt_tokens=1000)
+        world.submit(range(8), flow="rival", budget=1)
+    assert world.scheduler.counter.served(Flow("victim")) == before
+    world.run()
+
+
 def test_counters_do_not_grow_with_the_number_of_flows_seen() -> None:
     counter = VirtualTokenCounter()
     for index in range(10_000):
@@ -158,4 +185,4 @@ def test_counters_do_not_grow_with_the_number_of_flows_seen() -> None:
     counter.charge(active, prompt_tokens=5)
     counter.prune({active})
     assert counter.served(active) == 5
-    assert len(counter) == 1
+    assert len(counter) == 2  # it, and the flow that left the queue last

@@ -37,6 +37,9 @@ class InlineIngest:
     def submit(self, job: IngestJob) -> None:
         self._ended.append(run_job(job, self._settings, self._clock))
 
+    def abandon(self, number: int) -> None:
+        self._ended = [outcome for outcome in self._ended if outcome.number != number]
+
     def poll(self) -> list[Ingested | IngestFailure]:
         ended, self._ended = self._ended, []
         return ended

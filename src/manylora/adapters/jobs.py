@@ -88,8 +88,11 @@ class Ingest(Protocol):
     def submit(self, job: IngestJob) -> None:
         """Begin a job."""
 
+    def abandon(self, number: int) -> None:
+        """Give a job up: it never ends, and hinders no other job from now on. Nothing happens if it has ended."""
+
     def poll(self) -> list[Ingested | IngestFailure]:
-        """The jobs that ended since the last call; every submitted job ends exactly once."""
+        """The jobs that ended since the last call; every submitted job ends exactly once, unless it is given up."""
 
     def close(self) -> None:
         """Stop; jobs under way never end."""

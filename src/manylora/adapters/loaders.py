@@ -19,64 +19,105 @@ _READ_BYTES = 1 << 16
 
 
 class ProcessIngest:
-    """Jobs done in a child process. A death fails the jobs under way, retryably, and the process is started again."""
+    """Jobs done in a child process. A death fails the jobs under way, retryably, and the process is started again.
+
+    A job that is given up may be stuck in a read that nothing interrupts, so its process takes no further job: new ones
+    go to a new process, and the old one is killed when nothing is left in it that anybody waits for.
+    """
 
     def __init__(self, settings: IngestSettings) -> None:
         self._settings = settings
-        self._running: dict[int, IngestJob] = {}
-        self.restarts = -1
-        self._open()
+        self._children = [_Child(settings)]  # the last one takes the jobs
+        self.restarts = 0
 
     @property
     def pid(self) -> int:
-        return self._child.pid
+        return self._children[-1].pid
+
+    @property
+    def num_processes(self) -> int:
+        return len(self._children)
 
     def submit(self, job: IngestJob) -> None:
-        self._running[job.number] = job
-        self._unsent += json.dumps(job.to_json()).encode() + b"\n"
-        self._send()
+        if self._children[-1].has_stuck_job:
+            self._children.append(_Child(self._settings))
+        self._children[-1].submit(job)
+
+    def abandon(self, number: int) -> None:
+        for child in self._children:
+            child.abandon(number)
 
     def poll(self) -> list[Ingested | IngestFailure]:
-        self._send()
-        ended = [outcome_from_json(json.loads(line)) for line in self._received_lines()]
-        for outcome in ended:
-            self._running.pop(outcome.number, None)
-        if self._child.poll() is not None:
-            ended += [outcome_from_json(json.loads(line)) for line in self._received_lines()]
-            ended += self._restart({outcome.number for outcome in ended})
+        ended: list[Ingested | IngestFailure] = []
+        for child in list(self._children):
+            ended += child.poll()
+            is_current = child is self._children[-1]
+            if not child.is_alive or (child.has_stuck_job and not child.running):
+                lost = list(child.running.values())
+                child.close()
+                self._children.remove(child)
+                if is_current:
+                    self._children.append(_Child(self._settings))
+                self.restarts += 1
+                ended += [
+                    IngestFailure(
+                        job.number,
+                        Refusals(job.ref.id, job.ref.source).unavailable("the ingest process ended while reading it"),
+                    )
+                    for job in lost
+                ]
         return ended
 
     def close(self) -> None:
-        """End the child: its input ends, and it is killed, for a job stuck in a read would keep it."""
-        self._running.clear()
-        self._child.kill()
-        self._child.wait()
-        self._stdin.close()
-        self._stdout.close()
+        """End the children; one that is stuck in a read is killed like the others."""
+        for child in self._children:
+            child.close()
 
-    def _open(self) -> None:
-        self.restarts += 1
-        self._child = _start_child()
-        assert self._child.stdin is not None  # it was started with pipes
-        assert self._child.stdout is not None
-        self._stdin, self._stdout = self._child.stdin, self._child.stdout
+
+class _Child:
+    """One ingest process and the jobs it was given. No method blocks."""
+
+    def __init__(self, settings: IngestSettings) -> None:
+        self.running: dict[int, IngestJob] = {}
+        self.has_stuck_job = False
+        self._process = _start_child()
+        assert self._process.stdin is not None  # it was started with pipes
+        assert self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
         os.set_blocking(self._stdin.fileno(), False)
         os.set_blocking(self._stdout.fileno(), False)
-        self._unsent = bytearray(json.dumps(self._settings.to_json()).encode() + b"\n")
+        self._unsent = bytearray(json.dumps(settings.to_json()).encode() + b"\n")
         self._partial = bytearray()
+        self.is_alive = True  # as of the last `poll`
         self._send()
 
-    def _restart(self, ended: set[int]) -> list[Ingested | IngestFailure]:
-        lost = [job for number, job in self._running.items() if number not in ended]
-        self.close()
-        self._open()
-        return [
-            IngestFailure(
-                job.number,
-                Refusals(job.ref.id, job.ref.source).unavailable("the ingest process ended while reading it"),
-            )
-            for job in lost
-        ]
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def submit(self, job: IngestJob) -> None:
+        self.running[job.number] = job
+        self._unsent += json.dumps(job.to_json()).encode() + b"\n"
+        self._send()
+
+    def abandon(self, number: int) -> None:
+        if self.running.pop(number, None) is not None:
+            self.has_stuck_job = True
+
+    def poll(self) -> list[Ingested | IngestFailure]:
+        """What has ended, but for what was given up."""
+        self._send()
+        self.is_alive = self._process.poll() is None  # looked at before its last words are read
+        ended = [outcome_from_json(json.loads(line)) for line in self._received_lines()]
+        return [outcome for outcome in ended if self.running.pop(outcome.number, None) is not None]
+
+    def close(self) -> None:
+        """Kill it: a job stuck in a read would keep it."""
+        self.running.clear()
+        self._process.kill()
+        self._process.wait()
+        self._stdin.close()
+        self._stdout.close()
 
     def _send(self) -> None:
         try:

@@ -34,6 +34,10 @@ class ManualIngest:
         del self.jobs[number]
         self._ended.append(IngestFailure(number, error))
 
+    def abandon(self, number: int) -> None:
+        self.jobs.pop(number, None)
+        self._ended = [outcome for outcome in self._ended if outcome.number != number]
+
     def poll(self) -> list[Ingested | IngestFailure]:
         ended, self._ended = self._ended, []
         return ended

@@ -4,6 +4,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterState, StoreStats
@@ -27,10 +28,14 @@ from manylora.errors import (
 )
 from manylora.ids import Digest
 from manylora.kernels.interface import PlacedAdapter
+from manylora.memory_plan import INGEST_FACTOR
 
 MAX_NAMES = 4_096
+NEVER = -2
 RELOCATE_S = 1.0
 PATIENCE_S = 0.5
+FRESH_S = 2.0
+"""A wanted adapter that was just placed is not evicted for another before somebody had the time to pin it."""
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +66,17 @@ class _Name:
         self.failure: ManyloraError | None = None
         self.retry_s = 0.0
         self.failed_turn = 0
-        self.turn = -2  # the number of the poll before which it was last wanted
+        self.turn = NEVER  # the number of the poll before which it was last wanted
         self.since_s: float | None = None  # since when somebody has been waiting
         self.is_kept_wanted = False  # by `preload`
+
+
+class _Load(NamedTuple):
+    """A load under way: the memory its process takes for it, and when it was begun."""
+
+    job: IngestJob
+    memory_bytes: int
+    begun_s: float
 
 
 class Store:
@@ -98,8 +111,10 @@ class Store:
         self._config = config
         self._names: OrderedDict[AdapterRef, _Name] = OrderedDict()
         self._wanted: dict[AdapterRef, _Name] = {}  # in the order of their first wish
-        self._jobs: dict[int, IngestJob] = {}
+        self._jobs: dict[int, _Load] = {}
         self._reads: set[Digest] = set()
+        self._fresh: dict[Digest, float] = {}  # placed, with the time, and not pinned yet
+        self._begun: list[tuple[AdapterRef, int]] = []
         self._turn = 0
         self._next_job = 0
         self._loads = self._failures = self._evictions = 0
@@ -119,17 +134,29 @@ class Store:
             self._locate(name, now_s)
         return self._state(name)
 
+    def unwant(self, ref: AdapterRef) -> None:
+        """Forget the wish; an operator's `preload` stays."""
+        name = self._wanted.get(ref)
+        if name is not None and not name.is_kept_wanted:
+            self._drop_wish(name)
+
+    def _drop_wish(self, name: _Name) -> None:
+        del self._wanted[name.ref]
+        name.since_s, name.turn = None, NEVER
+
     def poll(self) -> None:
         """Take over what the loaders have finished, and start what may start."""
+        self._begun.clear()
         for outcome in self._ingest.poll():
             self._end_load(outcome)
         for read in self._reader.poll():
             self._end_read(read)
-        for ref, name in list(self._wanted.items()):
+        for name in list(self._wanted.values()):
             if name.turn < self._turn and not name.is_kept_wanted:
-                del self._wanted[ref]
-                name.since_s = None
+                self._drop_wish(name)
         now_s = self._clock.monotonic_s()
+        self._give_up_stuck_loads(now_s)
+        self._fresh = {digest: placed_s for digest, placed_s in self._fresh.items() if now_s - placed_s < FRESH_S}
         for name in list(self._wanted.values()):
             self._advance(name, now_s)
         self._turn += 1
@@ -140,7 +167,10 @@ class Store:
         if name is None or name.digest is None or self._standing_failure(name) is not None:
             return None
         name.located_s = float("-inf")  # the next wish may be another request's, of another time
-        return self._bank.pin(name.digest)
+        placed = self._bank.pin(name.digest)
+        if placed is not None:
+            self._fresh.pop(name.digest, None)
+        return placed
 
     def unpin(self, placed: PlacedAdapter) -> None:
         """Give back one pin."""
@@ -151,9 +181,9 @@ class Store:
         name = self._names.get(ref)
         return None if name is None else self._standing_failure(name)
 
-    def loaded_bytes(self, placed: PlacedAdapter) -> int:
-        """Bytes loaded to bring this adapter to the device the last time."""
-        return placed.num_bytes
+    def begun(self) -> "list[tuple[AdapterRef, int]]":
+        """What the last `poll` began for a wish: loads by the bytes of their file, reads by those of their image."""
+        return list(self._begun)
 
     def stats(self) -> StoreStats:
         return StoreStats(
@@ -245,9 +275,9 @@ class Store:
             return
         if located != name.located:
             name.located, name.failure = located, None
+            version = (name.ref, located.stamp)
             name.job = next(
-                (number for number, job in self._jobs.items() if (job.ref, job.stamp) == (name.ref, located.stamp)),
-                None,
+                (number for number, load in self._jobs.items() if (load.job.ref, load.job.stamp) == version), None
             )
             name.digest = self._disk.digest_of(self._disk.name_key(name.ref, located.stamp))
 
@@ -292,8 +322,13 @@ class Store:
             name.is_kept_wanted = False
             return
         name.since_s = now_s if name.since_s is None else name.since_s
-        if now_s - name.since_s >= self._config.load_timeout_s:
-            self._time_out(name, now_s)
+        is_packed = name.digest is not None and name.digest not in self._reads
+        # A full bank is back-pressure: how long that may last is for the engine's queue to say.
+        if now_s - name.since_s >= self._config.load_timeout_s and not is_packed:
+            if name.digest is None and name.job is None:  # it never came to its turn
+                self._fail(name, AdapterCapacity("Model is overloaded"), now_s)
+            else:
+                self._time_out(name, now_s)
         elif name.digest is not None:
             self._begin_read(name, name.digest, now_s)
         elif name.job is None:
@@ -304,20 +339,32 @@ class Store:
         if located.weights_bytes > self._config.max_bytes:
             self._fail(name, refuse.too_large(located.weights_bytes, self._config.max_bytes), now_s)
             return
+        memory_bytes = round(INGEST_FACTOR * located.weights_bytes)
+        if 0 < self._config.ingest_bytes < memory_bytes:
+            limit_bytes = round(self._config.ingest_bytes / INGEST_FACTOR)
+            self._fail(name, refuse.too_large(located.weights_bytes, limit_bytes), now_s)
+            return
         bound_bytes = largest_file_bytes(located.weights_bytes, self._shape, self._dtype)
         if bound_bytes > self._disk.budget_bytes:
             self._fail(name, refuse.too_large(bound_bytes, self._disk.budget_bytes), now_s)
             return
-        if len(self._jobs) >= self._config.parallel_loads or not self._disk.reserve(self._next_job, bound_bytes):
+        if len(self._jobs) >= self._config.parallel_loads or not self._has_ingest_memory(memory_bytes):
+            return
+        if not self._disk.reserve(self._next_job, bound_bytes):
             return
         job = IngestJob(self._next_job, name.ref, located.stamp, self._disk.name_key(name.ref, located.stamp))
         self._next_job += 1
-        self._jobs[job.number] = job
+        self._jobs[job.number] = _Load(job, memory_bytes, now_s)
         name.job = job.number
         self._ingest.submit(job)
+        self._begun.append((name.ref, located.weights_bytes))
+
+    def _has_ingest_memory(self, more_bytes: int) -> bool:
+        taken = sum(load.memory_bytes for load in self._jobs.values())
+        return self._config.ingest_bytes == 0 or taken + more_bytes <= self._config.ingest_bytes
 
     def _end_load(self, outcome: Ingested | IngestFailure) -> None:
-        job = self._jobs.pop(outcome.number)
+        job = self._jobs.pop(outcome.number).job
         name = self._names.get(job.ref)
         if name is not None and name.job != job.number:
             name = None  # the source has another version by now; this one only waits on disk
@@ -337,6 +384,7 @@ class Store:
         if name is not None:
             name.digest = outcome.digest
             name.failure = None  # whoever comes now need not wait out a time-out
+            name.since_s = None  # what comes next, the read, is waited for anew
 
     def _begin_read(self, name: _Name, digest: Digest, now_s: float) -> None:
         if digest in self._reads:
@@ -351,22 +399,26 @@ class Store:
             self._reads.add(digest)
             self._disk.pin(digest)
             self._reader.submit(digest, self._disk.path(digest))
+            self._begun.append((name.ref, facts.body_bytes))
+            name.since_s = now_s
 
     def _end_read(self, read: ReadImage) -> None:
         self._reads.discard(read.digest)
         self._disk.unpin(read.digest)
         if read.image is not None and read.image.facts == self._disk.facts(read.digest):
             self._bank.place(read.image)
+            self._fresh[read.digest] = self._clock.monotonic_s()
             return
         log.warning("adapter.image_unreadable digest=%s", read.digest)
         self._bank.remove(read.digest)
         self._disk.remove(read.digest)  # it is packed again from its source
 
     def _spared(self, name: _Name, now_s: float) -> set[Digest]:
-        """What others want right now is not evicted for this one, until it has waited for `PATIENCE_S`."""
-        if name.since_s is not None and now_s - name.since_s >= PATIENCE_S:
-            return set()
-        return {other.digest for other in self._wanted.values() if other.digest is not None}
+        """What others want now is not evicted for this one until it has waited for `PATIENCE_S`; what was placed for
+        them a moment ago not even then, or two adapters could displace each other for ever without one being used."""
+        wanted = {other.digest for other in self._wanted.values() if other.digest is not None}
+        is_patient = name.since_s is None or now_s - name.since_s < PATIENCE_S
+        return wanted if is_patient else wanted & self._fresh.keys()
 
     def _count_eviction(self, digest: Digest) -> None:
         self._evictions += 1
@@ -374,9 +426,22 @@ class Store:
 
     def _time_out(self, name: _Name, now_s: float) -> None:
         """End the wait of those who wait now; what is under way goes on."""
-        is_for_room = name.digest is not None and name.digest not in self._reads
         text = f"Adapter '{name.ref.id}' was not ready within {self._config.load_timeout_s:g} s"
-        self._fail(name, AdapterCapacity("Model is overloaded") if is_for_room else AdapterLoadTimeout(text), now_s)
+        self._fail(name, AdapterLoadTimeout(text), now_s)
+
+    def _give_up_stuck_loads(self, now_s: float) -> None:
+        """A load that takes too long by itself is given up, waited for or not: its slot is others' too."""
+        for number, load in list(self._jobs.items()):
+            if now_s - load.begun_s < self._config.load_timeout_s:
+                continue
+            self._ingest.abandon(number)
+            self._disk.cancel(number)
+            del self._jobs[number]
+            log.warning("adapter.load_given_up adapter=%s", load.job.ref)
+            name = self._names.get(load.job.ref)
+            if name is not None and name.job == number:
+                name.job = None
+                self._time_out(name, now_s)
 
 
 def open_store(*, config: AdaptersConfig, shape: BaseShape, dtype: str, folder: Path, clock: Clock) -> Store:

@@ -13,12 +13,16 @@ class AdapterStore(Protocol):
     """The life of adapters, polled by the engine. No method blocks, sleeps or reads a file's content.
 
     Each step the engine calls `want` for every waiting request that names an adapter, then `poll` once, then `pin`
-    until that gives a place or `failure` an error; `unpin` once for every successful `pin`. A wish that was not
-    repeated since the last `poll` is dropped: its requests have gone. A load under way may still go on.
+    until that gives a place or `failure` an error; `unpin` once for every successful `pin`. When nobody waits for an
+    adapter any more, `unwant` says so; a wish that was not repeated since the last `poll` is dropped too. A load under
+    way may still go on.
     """
 
     def want(self, ref: AdapterRef) -> AdapterState:
         """Ask for an adapter; idempotent. Returns its state now, from which the tier on arrival is read."""
+
+    def unwant(self, ref: AdapterRef) -> None:
+        """Nobody waits for the adapter any more: the next wish is a new one."""
 
     def poll(self) -> None:
         """Take over what the loaders have finished, and start what may start; called once a step."""
@@ -35,8 +39,8 @@ class AdapterStore(Protocol):
     def failure(self, ref: AdapterRef) -> ManyloraError | None:
         """The error that ended the adapter's last load, while it stands (until its retry time)."""
 
-    def loaded_bytes(self, placed: PlacedAdapter) -> int:
-        """Bytes loaded to bring this adapter to the device the last time: what its flow is charged for."""
+    def begun(self) -> list[tuple[AdapterRef, int]]:
+        """What the last `poll` began to load for somebody, with its bytes: whoever waits for it is charged for them."""
 
     def stats(self) -> StoreStats: ...
 

@@ -41,6 +41,8 @@ from manylora.usage import Counts
 log = logging.getLogger(__name__)
 
 _LOADED = (AdapterState.IN_HOST, AdapterState.ON_DEVICE)
+_READY = (AdapterState.ON_DISK, *_LOADED)
+"""What lacks only room on the device waits in the fair queue, where it ages; not outside, where it would starve."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +116,8 @@ class Engine:
         self._loading: dict[RequestId, Sequence] = {}  # their adapter is on its way; outside the fair queue
         self._queued: dict[RequestId, Sequence] = {}  # in the scheduler: waiting or running
         self._wanted: Counter[AdapterRef] = Counter()  # adapters of sequences that hold no pin yet
+        self._unread: dict[AdapterRef, list[Sequence]] = {}  # queued while their adapter was still on disk
+        self._is_stuck = False  # the last step had nothing to compute
         self._tokens: list[TokenEvent] = []
         self._finished: list[Finished] = []
         self._next_expiry_s = 0.0
@@ -129,7 +133,7 @@ class Engine:
     @property
     def is_waiting_for_adapters(self) -> bool:
         """Whether every request under way waits for an adapter, so that the caller may sleep a little between steps."""
-        return bool(self._loading) and not self._queued
+        return self._is_stuck and bool(self._loading or self._queued)
 
     def submit(self, request: Request) -> None:
         """Take a request. One that cannot be served ends at the next step, with the error that says why."""
@@ -142,6 +146,7 @@ class Engine:
             Penalties.of(request.sampling, request.tokens),
             self._clock.monotonic_s(),
         )
+        self._is_stuck = False
         if request.adapter is None:
             self._enqueue(sequence)
             return
@@ -162,6 +167,7 @@ class Engine:
         plan = self._scheduler.plan()
         self._totals["steps"] += 1
         self._totals["preemptions"] += len(plan.preempted)
+        self._is_stuck = not plan.chunks
         if plan.chunks:
             self._note_admissions(plan)
             self._run(plan)
@@ -239,18 +245,33 @@ class Engine:
     def _poll_adapters(self) -> None:
         """Renew wishes, let the store move, and enqueue or end the requests whose adapter arrived or failed."""
         self._store.poll()
+        for ref, load_bytes in self._store.begun():
+            self._charge_load(ref, load_bytes)
         for ref in list(self._wanted):
             state = self._store.want(ref)
             error = self._store.failure(ref)
             if error is not None:
                 self._fail_waiting(ref, error)
-            elif state in _LOADED:
-                self._enqueue_ready(ref)
+            elif state in _READY:
+                self._enqueue_ready(ref, is_loaded=state in _LOADED)
 
-    def _enqueue_ready(self, ref: AdapterRef) -> None:
+    def _charge_load(self, ref: AdapterRef, load_bytes: int) -> None:
+        """A load is paid for by the flow that has waited longest for it, when it begins and whatever comes of it."""
+        for sequence in [*self._queued.values(), *self._loading.values()]:
+            if sequence.request.adapter == ref and sequence.placed is None:
+                self._scheduler.counter.charge(sequence.request.flow, load_bytes=load_bytes)
+                return
+
+    def _enqueue_ready(self, ref: AdapterRef, *, is_loaded: bool) -> None:
         """Becoming ready counts as a request's arrival in the fair queue."""
+        now_s = self._clock.monotonic_s()
+        if is_loaded:
+            for sequence in self._unread.pop(ref, ()):
+                sequence.ready_s = now_s
         for sequence in [waiting for waiting in self._loading.values() if waiting.request.adapter == ref]:
-            sequence.ready_s = self._clock.monotonic_s()
+            sequence.ready_s = now_s
+            if not is_loaded:
+                self._unread.setdefault(ref, []).append(sequence)
             del self._loading[sequence.request.id]
             self._enqueue(sequence)
 
@@ -284,9 +305,6 @@ class Engine:
                 continue
             self._unwant(sequence.request.adapter)
             is_cold = AdapterState(sequence.tier_on_arrival) not in _LOADED
-            if is_cold:
-                load_bytes = self._store.loaded_bytes(sequence.placed)
-                self._scheduler.counter.charge(sequence.request.flow, load_bytes=load_bytes)
             sequence.adapter_use = AdapterUse(
                 digest=sequence.placed.digest,
                 tier=sequence.tier_on_arrival,
@@ -373,6 +391,8 @@ class Engine:
         self._wanted[ref] -= 1
         if self._wanted[ref] <= 0:
             del self._wanted[ref]
+            self._unread.pop(ref, None)
+            self._store.unwant(ref)
 
     def _take_events(self) -> StepEvents:
         events = StepEvents(tuple(self._tokens), tuple(self._finished))

@@ -3,9 +3,11 @@
 Source: *Fairness in Serving Large Language Models*, arXiv 2401.00588 (VTC). Changes, each named:
   * a flow is a tenant, never an adapter: splitting work over adapters gains nothing;
   * a prompt is charged chunk by chunk as it is computed, not whole at admission;
-  * the bytes of an adapter that a request waited for are charged too, so that thrashing pays for itself;
+  * the bytes of an adapter load are charged when it begins, to the flow that has waited longest for it, so that
+    thrashing pays for itself;
   * a request whose adapter is still loading is outside the queue; becoming ready counts as its arrival;
-  * positions found in the prefix cache, and positions computed again after a preemption, are not charged.
+  * positions found in the prefix cache, and positions computed again after a preemption, are not charged;
+  * a preempted request goes back to the queue without counting as an arrival: its flow never asked to wait.
 """
 
 from collections.abc import Iterable
@@ -23,7 +25,7 @@ class VirtualTokenCounter:
 
     def __init__(self) -> None:
         self._served: dict[Flow, int] = {}
-        self._last_left = 0  # counter of the flow whose request left the queue last
+        self._last_left: Flow | None = None  # the flow whose request left the queue last
 
     def __len__(self) -> int:
         """Flows remembered."""
@@ -38,8 +40,7 @@ class VirtualTokenCounter:
         Credit earned by idling is erased, debt is kept: the counter is lifted to the least served queued flow, or,
         in an empty queue, to the flow whose request left it last.
         """
-        floor = min((self.served(other) for other in queued), default=self._last_left)
-        self._served[flow] = max(self.served(flow), floor)
+        self._served[flow] = max(self.served(flow), self._floor(queued))
 
     def charge(self, flow: Flow, *, prompt_tokens: int = 0, completion_tokens: int = 0, load_bytes: int = 0) -> None:
         """Add work done for a flow."""
@@ -48,9 +49,15 @@ class VirtualTokenCounter:
 
     def leave(self, flow: Flow) -> None:
         """Note that a request of this flow left the queue to run."""
-        self._last_left = self.served(flow)
+        self._last_left = flow
 
     def prune(self, active: set[Flow]) -> None:
         """Forget idle flows that `arrive` would lift anyway, so that nothing grows with the number of flows seen."""
-        floor = min((self.served(flow) for flow in active), default=self._last_left)
-        self._served = {flow: value for flow, value in self._served.items() if flow in active or value > floor}
+        floor = self._floor(active)
+        kept = active if self._last_left is None else active | {self._last_left}
+        self._served = {flow: value for flow, value in self._served.items() if flow in kept or value > floor}
+
+    def _floor(self, flows: Iterable[Flow]) -> int:
+        """The least served of these flows; of none, what the flow that left the queue last has been served by now."""
+        last = 0 if self._last_left is None else self.served(self._last_left)
+        return min(map(self.served, flows), default=last)

@@ -171,7 +171,7 @@ class Scheduler:
         """Free a sequence's blocks and put it at the head of its flow's queue; it keeps its adapter pinned."""
         del self.running[sequence.request.id]
         self.pool.release(sequence.drop_blocks())
-        self._queue_of(sequence.request.flow).appendleft(sequence)
+        self._queues.setdefault(sequence.request.flow, deque()).appendleft(sequence)
 
     def _add_chunk(self, chunks: list[Chunk], sequence: Sequence, rows: int) -> int:
         """Plan as much of the sequence's remaining work as fits in `rows`; return the rows left."""
