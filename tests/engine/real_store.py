@@ -1,0 +1,67 @@
+"""The simulated engine with the real adapter store, on loaders whose time is the test's."""
+
+from pathlib import Path
+from typing import Any
+
+from manylora.adapter_ref import SourceName
+from manylora.adapters.bank import CpuBank
+from manylora.adapters.image import ImageFacts
+from manylora.adapters.manual import ManualIngest, ManualReader
+from manylora.adapters.store import Store
+from manylora.adapters.tiers import DiskTier
+from manylora.clock import ManualClock
+from manylora.config import AdaptersConfig
+from manylora.engine.events import StepEvents
+from manylora.ids import Digest
+from tests.adapters.making import TINY
+from tests.adapters.pretend import FakeSource, facts_of, num_rows
+from tests.engine.simulation import World
+
+STEP_S = 0.02
+
+
+class StoredWorld(World):
+    """Loads end at the next step; a read ends `read_s` after it began. A step takes `STEP_S`."""
+
+    def __init__(self, folder: Path, *, bank_bytes: int, read_s: float = 0.0, **world: Any) -> None:
+        self.ingest, self.reader = ManualIngest(), ManualReader()
+        self.bank = CpuBank(bank_bytes)
+        clock = ManualClock()
+        self.adapters = Store(
+            shape=TINY,
+            dtype="bfloat16",
+            sources={SourceName.LOCAL: FakeSource()},
+            ingest=self.ingest,
+            reader=self.reader,
+            disk=DiskTier(folder, 40_000, dtype="bfloat16", base_fingerprint=TINY.fingerprint),
+            bank=self.bank,
+            clock=clock,
+            config=AdaptersConfig(max_bytes=10_000, bank_bytes=bank_bytes),
+        )
+        self._read_s = read_s
+        self._facts: dict[Digest, tuple[str, ImageFacts]] = {}
+        self._reading_since_s: dict[Digest, float] = {}
+        self.num_reads = 0
+        super().__init__(store=self.adapters, clock=clock, **world)
+
+    def step(self) -> StepEvents:
+        self._turn_loaders()
+        events = super().step()
+        self.clock.advance(STEP_S)
+        return events
+
+    def close(self) -> None:
+        self.adapters.close()
+
+    def _turn_loaders(self) -> None:
+        for number, job in list(self.ingest.jobs.items()):
+            facts = facts_of(job.ref.id, job.stamp)
+            self._facts[facts.digest] = (job.ref.id, facts)
+            self.ingest.finish(number, facts)
+        now_s = self.clock.monotonic_s()
+        for digest in list(self.reader.reads):
+            if now_s - self._reading_since_s.setdefault(digest, now_s) >= self._read_s:
+                del self._reading_since_s[digest]
+                name, facts = self._facts[digest]
+                self.reader.finish(facts, num_rows(name))
+                self.num_reads += 1

@@ -1,0 +1,101 @@
+"""Engine, scheduler and the real adapter store together: who waits, who pays, and that everybody gets there.
+
+`a0` and `a5` take 640 bytes each (tests/adapters/pretend.py), so a bank of 700 has room for one of them.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manylora.engine.events import FinishReason
+from manylora.engine.fairness import LOAD_BYTES_PER_TOKEN
+from manylora.engine.scheduler import PATIENCE_STEPS
+from manylora.ids import Flow
+from tests.adapters.pretend import body_bytes
+from tests.engine.real_store import STEP_S, StoredWorld
+
+OneAdapter = Callable[..., StoredWorld]
+
+
+@pytest.fixture
+def one_place(tmp_path: Path) -> Iterator[OneAdapter]:
+    """Makes a world whose bank holds one adapter."""
+    made: list[StoredWorld] = []
+
+    def make(**world: Any) -> StoredWorld:
+        made.append(StoredWorld(tmp_path, bank_bytes=700, **world))
+        return made[0]
+
+    yield make
+    made[0].close()
+
+
+def test_a_newcomer_is_not_starved_while_the_bank_is_pinned_by_others(one_place: OneAdapter) -> None:
+    world = one_place(num_blocks=256, max_running=4)
+    world.submit([1], adapter="a0", budget=50)
+    for _ in range(5):
+        world.step()
+    newcomer = world.submit([1], adapter="a5", flow="quiet")
+    for _ in range(PATIENCE_STEPS + 120):
+        world.submit([1], adapter="a0", flow="loud", budget=50)  # its last pin never goes by itself
+        world.step()
+    assert world.finished[newcomer].reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize("read_s", [0.0, 0.1, 0.6, 3.0])
+def test_two_adapters_take_turns_in_the_one_place_however_slow_a_read_is(one_place: OneAdapter, read_s: float) -> None:
+    world = one_place(num_blocks=256, read_s=read_s)
+    both = [world.submit([1, 2], adapter=name) for name in ("a0", "a5")]
+    world.run()
+    assert all(world.finished[request].reason is FinishReason.LENGTH for request in both)
+    assert world.num_reads == 2
+
+
+def test_a_wait_of_minutes_for_a_full_bank_is_no_error(one_place: OneAdapter) -> None:
+    world = one_place(num_blocks=1024)
+    world.submit([1], adapter="a0", budget=3900)  # longer than a load may take
+    waiting = world.submit([1], adapter="a5")
+    world.run()
+    assert world.finished[waiting].reason is FinishReason.LENGTH
+    queue_ms = world.finished[waiting].queue_ms
+    assert queue_ms is not None
+    assert queue_ms > 3800 * 1e3 * STEP_S
+
+
+def test_a_request_after_an_idle_time_does_not_inherit_an_old_wait(one_place: OneAdapter) -> None:
+    world = one_place(read_s=1.0)
+    world.abort(world.submit([1], adapter="a0"))
+    world.run()
+    leaver = world.submit([1], adapter="a0")
+    world.step()
+    world.abort(leaver)
+    world.run()
+    world.clock.advance(300.0)
+    again = world.submit([1], adapter="a0")
+    world.run()
+    assert world.finished[again].reason is FinishReason.LENGTH
+
+
+def test_a_load_is_paid_for_once_when_it_begins_and_by_who_hangs_up_too(one_place: OneAdapter) -> None:
+    world = one_place(read_s=0.5)
+    charged: list[tuple[Flow, int]] = []
+    charge = world.scheduler.counter.charge
+
+    def note(flow: Flow, *, load_bytes: int = 0, **more: int) -> None:
+        if load_bytes:
+            charged.append((flow, load_bytes))
+        charge(flow, load_bytes=load_bytes, **more)
+
+    world.scheduler.counter.charge = note  # type: ignore[method-assign]  # a look at what passes
+    leaver = world.submit([1], adapter="a0", flow="leaver")
+    others = [world.submit([1], adapter="a0", flow="other") for _ in range(5)]
+    while not world.reader.reads:
+        world.step()
+    world.abort(leaver)
+    world.run()
+    assert all(world.finished[request].reason is FinishReason.LENGTH for request in others)
+    # The file and then its image; both are as long as each other here.
+    assert charged == [(Flow("leaver"), body_bytes("a0"))] * 2
+    assert body_bytes("a0") < LOAD_BYTES_PER_TOKEN
