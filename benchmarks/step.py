@@ -54,13 +54,13 @@ def main() -> None:
     threads = find_resources().threads
     kernels = select_kernels(options.kernels, threads)
     weights = load_weights(resolve(options.base, cache_dir()), spec, kernels)
-    weight_bytes = spec.parameters * kernels.weight_dtype.itemsize
+    read_bytes = spec.parameters * kernels.weight_dtype.itemsize
     adapters = _adapters(options.adapter_root)
     print(f"{facts['processor']}\n{threads} threads, kernels {kernels.name}, adapters {adapters or 'none'}\n")
 
     library = NativeLibrary(threads)
     results = [
-        measure(engine, kernels, weights, library, weight_bytes, rows, adapters, spec.vocab) for rows in (1, 8, 32)
+        measure(engine, kernels, weights, library, read_bytes, rows, adapters, spec.vocab) for rows in (1, 8, 32)
     ]
     if options.json:
         options.json.write_text(json.dumps({**facts, "adapters": adapters, "results": results}, indent=1) + "\n")
@@ -71,7 +71,7 @@ def measure(
     kernels: Kernels,
     weights: Weights,
     library: NativeLibrary,
-    weight_bytes: int,
+    read_bytes: int,
     rows: int,
     adapters: list[str],
     vocab: int,
@@ -85,7 +85,7 @@ def measure(
         mine = _decode_steps(engine, rows, adapters, vocab)
         bare = _linear_layers(kernels, weights, rows)
         bandwidth = library.measure_bandwidth(repeats=5)
-        floor = weight_bytes / bandwidth if rows == 1 else _median(bare)
+        floor = read_bytes / bandwidth if rows == 1 else _median(bare)
         steps += mine
         layers += bare
         bandwidths.append(bandwidth / 1e9)

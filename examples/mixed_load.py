@@ -1,7 +1,7 @@
 """A mixed load through the `openai` package: every demo adapter and the base, streamed at the same time.
 
-pip install openai
-python examples/mixed_load.py [--url http://127.0.0.1:8080]
+make clients
+.venvs/openai/bin/python examples/mixed_load.py [--url http://127.0.0.1:8080]
 """
 
 import argparse

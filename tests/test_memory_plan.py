@@ -4,10 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from manylora.build import weight_bytes
 from manylora.config import MIB, load_config
 from manylora.errors import MemoryPlanImpossible
+from manylora.kernels.reference import ReferenceKernels
 from manylora.memory_plan import MemoryPlan, plan_memory
+from manylora.models.spec import parse_spec
 from manylora.resources import find_resources
+from tests.models.test_spec import LLAMA
 
 
 def plan(available_mib: int, **flags: int) -> MemoryPlan:
@@ -88,3 +92,12 @@ def test_without_a_container_the_machine_decides(tmp_path: Path) -> None:
     meminfo.write_text("MemAvailable:   1024 kB\n")
     (tmp_path / "memory.max").write_text("max\n")
     assert find_resources(tmp_path, meminfo).memory_bytes == 1024 * 1024
+
+
+def test_a_tied_embedding_in_two_forms_is_counted_twice() -> None:
+    spec = parse_spec({**LLAMA, "tie_word_embeddings": True}, {})
+    once, twice = ReferenceKernels(), ReferenceKernels()
+    twice.copies_tied_table = True
+    assert weight_bytes(spec, twice) - weight_bytes(spec, once) == 4 * spec.vocab * spec.hidden
+    untied = parse_spec({**LLAMA, "tie_word_embeddings": False}, {})
+    assert weight_bytes(untied, twice) == weight_bytes(untied, once)

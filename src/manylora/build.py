@@ -63,7 +63,7 @@ def make_plan(config: Config, spec: ModelSpec, kernels: Kernels, resources: Reso
     return plan_memory(
         config,
         available_bytes=config.engine.memory_bytes or resources.memory_bytes,
-        weight_bytes=spec.parameters * kernels.weight_dtype.itemsize,
+        weight_bytes=weight_bytes(spec, kernels),
         kv_block_bytes=kernels.kv_block_bytes(
             layers=spec.num_layers,
             block_size=config.engine.block_size,
@@ -72,6 +72,12 @@ def make_plan(config: Config, spec: ModelSpec, kernels: Kernels, resources: Reso
         ),
         max_positions=spec.max_positions,
     )
+
+
+def weight_bytes(spec: ModelSpec, kernels: Kernels) -> int:
+    """Bytes of the packed base: a back end may keep a tied embedding in two forms."""
+    copied = spec.vocab * spec.hidden if spec.tie_embeddings and kernels.copies_tied_table else 0
+    return (spec.parameters + copied) * kernels.weight_dtype.itemsize
 
 
 def wire_engine(

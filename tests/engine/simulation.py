@@ -143,7 +143,7 @@ class SimulatedStore:
             del self.resident[idle[0]]
         return True
 
-    def unpin(self, placed: PlacedAdapter) -> None:
+    def unpin(self, placed: PlacedAdapter, *, was_used: bool = True) -> None:
         self.pins[placed.digest] -= 1
         assert self.pins[placed.digest] >= 0, "unpinned more often than pinned"
 

@@ -13,7 +13,7 @@ from manylora.engine.events import FinishReason
 from manylora.engine.fairness import LOAD_BYTES_PER_TOKEN
 from manylora.engine.scheduler import PATIENCE_STEPS
 from manylora.ids import Flow
-from tests.adapters.pretend import body_bytes
+from tests.adapters.pretend import body_bytes, facts_of
 from tests.engine.real_store import STEP_S, StoredWorld
 
 OneAdapter = Callable[..., StoredWorld]
@@ -99,3 +99,14 @@ def test_a_load_is_paid_for_once_when_it_begins_and_by_who_hangs_up_too(one_plac
     # The file and then its image; both are as long as each other here.
     assert charged == [(Flow("leaver"), body_bytes("a0"))] * 2
     assert body_bytes("a0") < LOAD_BYTES_PER_TOKEN
+
+
+def test_waiting_for_memory_makes_no_adapter_more_valuable(one_place: OneAdapter) -> None:
+    world = one_place(num_blocks=20)
+    world.submit([1], budget=70)
+    while not world.tokens:
+        world.step()
+    waiting = world.submit(range(60), adapter="a0")  # its adapter has room, its keys and values have none
+    world.run()
+    assert world.finished[waiting].reason is FinishReason.LENGTH
+    assert world.bank.uses(facts_of("a0", "0").digest) == 1

@@ -128,7 +128,7 @@ TALKERS_AND_READERS = [Wish(0, "a", 2, 20) for _ in range(60)] + [Wish(0, "b", 2
 @given(st.lists(wishes, min_size=30, max_size=80).map(lambda load: sorted(load, key=lambda wish: wish.step)))
 @example(TALKERS_AND_READERS)
 @example([dataclasses.replace(wish, flow="ba"[wish.flow == "b"]) for wish in TALKERS_AND_READERS])
-def test_flows_that_wait_at_the_same_time_are_served_alike(load: list[Wish]) -> None:
+def test_no_flow_waits_longer_than_its_bound(load: list[Wish]) -> None:
     """In any time in which both of two flows have requests waiting, their service differs by a bound that depends on
     the sizes of one request and of the memory alone: 2·max(w_p · longest prompt, w_q · KV positions), arXiv 2401.00588,
     theorem 4.4. Charging in chunks adds at most one step's rows. So a flow that waits is passed by at most that much.

@@ -46,11 +46,12 @@ def test_a_weight_of_any_float_dtype_can_be_packed(kernels: Kernels, dtype: torc
     assert error(actual, oracle.linear(x, oracle.pack(weight))) < TOLERANCE["linear"]
 
 
+@pytest.mark.parametrize("is_product", [True, False])
 @pytest.mark.parametrize("count", [0, 1, 5, 70])
-def test_a_packed_table_gives_back_its_rows(kernels: Kernels, count: int) -> None:
+def test_a_packed_table_gives_back_its_rows(kernels: Kernels, count: int, is_product: bool) -> None:
     table = random(1, 1003, 40)
     ids = torch.randint(0, 1003, (count,), generator=torch.Generator().manual_seed(count))
-    found = kernels.embed(ids, kernels.pack(table, is_table=True))
+    found = kernels.embed(ids, kernels.pack(table, is_table=True, is_product=is_product))
     assert torch.equal(found, table.to(kernels.weight_dtype)[ids].float())
 
 

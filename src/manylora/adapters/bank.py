@@ -47,7 +47,7 @@ class Bank(Protocol):
     def pin(self, digest: Digest) -> PlacedAdapter | None:
         """Hold a placed adapter where it is; None if it is not here."""
 
-    def unpin(self, digest: Digest) -> None: ...
+    def unpin(self, digest: Digest, *, was_used: bool = True) -> None: ...
 
     def is_pinned(self, digest: Digest) -> bool: ...
 
@@ -106,8 +106,12 @@ class CpuBank:
         self._host.shelf.pin(digest)
         return found[0]
 
-    def unpin(self, digest: Digest) -> None:
-        self._host.shelf.unpin(digest)
+    def unpin(self, digest: Digest, *, was_used: bool = True) -> None:
+        self._host.shelf.unpin(digest, was_used=was_used)
 
     def is_pinned(self, digest: Digest) -> bool:
         return self._host.shelf.is_pinned(digest)
+
+    def uses(self, digest: Digest) -> int:
+        """How often an adapter that is here was used since it was placed."""
+        return self._host.shelf.uses(digest)

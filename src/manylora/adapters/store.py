@@ -172,9 +172,9 @@ class Store:
             self._fresh.pop(name.digest, None)
         return placed
 
-    def unpin(self, placed: PlacedAdapter) -> None:
+    def unpin(self, placed: PlacedAdapter, *, was_used: bool = True) -> None:
         """Give back one pin."""
-        self._bank.unpin(placed.digest)
+        self._bank.unpin(placed.digest, was_used=was_used)
 
     def failure(self, ref: AdapterRef) -> ManyloraError | None:
         """The error that ended the adapter's last load, while it stands."""

@@ -65,6 +65,9 @@ class Shelf(Generic[Key]):
     def is_pinned(self, key: Key) -> bool:
         return self._entries[key].pins > 0
 
+    def uses(self, key: Key) -> int:
+        return self._entries[key].uses
+
     def reserve(self, key: Key, num_bytes: int, evict: Callable[[Key], None], keep: Container[Key] = ()) -> bool:
         """Make room and put a new entry there, pinned once; False, and nothing evicted, if pins leave too little.
 
@@ -87,10 +90,12 @@ class Shelf(Generic[Key]):
         entry.uses += 1
         entry.tick = 0
 
-    def unpin(self, key: Key) -> None:
+    def unpin(self, key: Key, *, was_used: bool = True) -> None:
+        """Give back a pin; `was_used` False takes back the use it was counted as, too."""
         entry = self._entries[key]
         assert entry.pins > 0, "unpinned more often than pinned"
         entry.pins -= 1
+        entry.uses -= not was_used
         if entry.pins == 0:
             self._enqueue(key, entry)
 

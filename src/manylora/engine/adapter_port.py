@@ -33,8 +33,8 @@ class AdapterStore(Protocol):
         An adapter in host memory is brought to the device here if the bank has room (evicting unpinned ones).
         """
 
-    def unpin(self, placed: PlacedAdapter) -> None:
-        """Give back one pin."""
+    def unpin(self, placed: PlacedAdapter, *, was_used: bool = True) -> None:
+        """Give back one pin; one that nothing ran with does not count as a use when room must be made."""
 
     def failure(self, ref: AdapterRef) -> ManyloraError | None:
         """The error that ended the adapter's last load, while it stands (until its retry time)."""

@@ -83,7 +83,7 @@ class AdapterPins:
 
     def unpin(self, sequence: Sequence) -> None:
         if sequence.placed is not None:
-            self._store.unpin(sequence.placed)
+            self._store.unpin(sequence.placed, was_used=sequence.first_run_s is not None)
         sequence.forget_version()
 
 

@@ -59,8 +59,9 @@ class LinearOperator(Protocol):
     name: str
     weight_dtype: torch.dtype
     is_row_independent: bool
+    copies_tied_table: bool
 
-    def pack(self, weight: Tensor, *, is_table: bool = False) -> Packed: ...
+    def pack(self, weight: Tensor, *, is_table: bool = False, is_product: bool = True) -> Packed: ...
 
     def linear(self, x: Tensor, weight: Packed) -> Tensor: ...
 
@@ -85,13 +86,14 @@ class NativeLinear:
     name = "native"
     weight_dtype = torch.bfloat16
     is_row_independent = True
+    copies_tied_table = False
 
     def __init__(self, native: NativeLibrary) -> None:
         self._native = native
         self._pool = native.pool
         self._linear = native.functions.ml_linear
 
-    def pack(self, weight: Tensor, *, is_table: bool = False) -> Packed:
+    def pack(self, weight: Tensor, *, is_table: bool = False, is_product: bool = True) -> Packed:
         outputs, inputs = weight.shape
         source = weight.detach().to(torch.bfloat16).contiguous()
         functions = self._native.functions
@@ -170,6 +172,7 @@ class CpuKernels:
         self.name = operator.name
         self.weight_dtype = operator.weight_dtype
         self.is_row_independent = operator.is_row_independent
+        self.copies_tied_table = operator.copies_tied_table
         self.lora_dtype = lora_dtype
         self.pack = operator.pack
         self.linear = operator.linear

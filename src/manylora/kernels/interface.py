@@ -137,6 +137,7 @@ class Kernels(Protocol):
     kv_dtype            dtype of the paged keys and values
     lora_dtype          dtype an adapter image must have
     is_row_independent  True if a row's result has the same bits whatever other rows the step holds
+    copies_tied_table   True if a weight packed as table and product is held in two forms
     """
 
     name: str
@@ -145,11 +146,12 @@ class Kernels(Protocol):
     kv_dtype: torch.dtype
     lora_dtype: torch.dtype
     is_row_independent: bool
+    copies_tied_table: bool
 
-    def pack(self, weight: Tensor, *, is_table: bool = False) -> Packed:
+    def pack(self, weight: Tensor, *, is_table: bool = False, is_product: bool = True) -> Packed:
         """Return `weight` (out, in), any float dtype, in this back end's layout.
 
-        `is_table` keeps it readable by `embed` as well (a tied embedding is packed once and serves both).
+        `is_table` makes it readable by `embed`, `is_product` by `linear` and `logits`; a tied embedding is both.
         """
 
     def linear(self, x: Tensor, weight: Packed) -> Tensor:

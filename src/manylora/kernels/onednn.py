@@ -13,11 +13,11 @@ ROWS_TRIED = (1, 2, 5, 6, 7, 32, 67)
 
 
 class _OneDnnWeight:
-    """oneDNN's opaque packed weight, and the plain one where `embed` must read it too."""
+    """oneDNN's opaque packed weight where it is multiplied with, and the plain one where `embed` must read it."""
 
     __slots__ = ("outputs", "packed", "plain")
 
-    def __init__(self, packed: Tensor, plain: Tensor | None, outputs: int) -> None:
+    def __init__(self, packed: Tensor | None, plain: Tensor | None, outputs: int) -> None:
         self.packed = packed
         self.plain = plain
         self.outputs = outputs
@@ -30,21 +30,23 @@ class OneDnnLinear:
     """
 
     name = "onednn"
+    copies_tied_table = True
 
     def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
         self.weight_dtype = dtype
         self._multiply = torch.ops.mkldnn._linear_pointwise
         self.is_row_independent = self._find_row_independence()
 
-    def pack(self, weight: Tensor, *, is_table: bool = False) -> Packed:
+    def pack(self, weight: Tensor, *, is_table: bool = False, is_product: bool = True) -> Packed:
         plain = weight.detach().to(self.weight_dtype).contiguous()
-        packed = torch.ops.mkldnn._reorder_linear_weight(plain, ROWS_HINT)
+        packed = torch.ops.mkldnn._reorder_linear_weight(plain, ROWS_HINT) if is_product else None
         return Packed(_OneDnnWeight(packed, plain if is_table else None, weight.shape[0]))
 
     def linear(self, x: Tensor, weight: Packed) -> Tensor:
         own = cast(_OneDnnWeight, weight)  # `pack` made it
         if x.shape[0] == 0:
             return x.new_empty((0, own.outputs))
+        assert own.packed is not None  # packed with is_product
         product: Tensor = self._multiply(x.to(self.weight_dtype), own.packed, None, "none", [], "")
         return product.float()
 

@@ -77,7 +77,7 @@ def load_weights(
             layers.append(_load_layer(layer_tensor_names(layer), read, kernels))
             if progress is not None:
                 progress(layer + 1, spec.num_layers)
-        embed = kernels.pack(read(EMBED), is_table=True)
+        embed = kernels.pack(read(EMBED), is_table=True, is_product=spec.tie_embeddings)
         head = embed if spec.tie_embeddings else kernels.pack(read(HEAD))
         return Weights(embed=embed, layers=tuple(layers), final_norm=_norm(read(FINAL_NORM)), head=head)
 
