@@ -1,6 +1,6 @@
 """Write the training set of the intent-json adapter: spoken commands and the JSON they mean.
 
-Each intent has a list of templates in the grammar of ``phrasing.py`` and a sampler that draws slot
+Each intent has a list of templates in the grammar of ``grammar.py`` and a sampler that draws slot
 values and says which templates fit them. Fillers, politeness and letter case are varied on top. The
 output is the same for the same ``--seed`` and ``--count``.
 
@@ -12,11 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from phrasing import alternatives, expand, number
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from grammar import expand
+from numbers_spoken import alternatives, number
 
 Slots = dict[str, str | int]
 

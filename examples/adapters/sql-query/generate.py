@@ -15,11 +15,15 @@ import argparse
 import json
 import random
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import shop
+from grammar import expand
 
 DEFAULT_COUNT = 2200
 DEFAULT_SEED = 11
@@ -49,7 +53,6 @@ _MONTHS = [
     *("July", "August", "September", "October", "November", "December"),
 ]
 _COUNT_WORDS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 8: "eight", 10: "ten"}
-_INNERMOST_GROUP = re.compile(r"\(([^()]*)\)")
 
 
 @dataclass(frozen=True)
@@ -60,14 +63,6 @@ class Condition:
     value: str
     table: str
     sql: str
-
-
-def word(template: str, rng: random.Random) -> str:
-    """Resolve every group of a wording at random and squeeze runs of spaces."""
-    while True:
-        template, replaced = _INNERMOST_GROUP.subn(lambda match: rng.choice(match.group(1).split("|")), template)
-        if not replaced:
-            return " ".join(template.split())
 
 
 def plural(title: str) -> str:
@@ -733,8 +728,8 @@ KINDS: dict[str, tuple[Callable[[random.Random], Question], int]] = {
 
 def ask(template: str, rng: random.Random) -> str:
     """Word a question, now and then with a polite opening, in one of the usual letter cases."""
-    text = word(f"({template})", rng)
-    opening = word(
+    text = expand(f"({template})", rng)
+    opening = expand(
         "(please|can you tell me|could you tell me|i'd like to know|tell me|hi|hello|quick question|for my report|"
         "i want to know|do you know|let me know|so|)",
         rng,

@@ -6,20 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from manylora.cli.options import AdapterRootOption, BaseOption
+
 if TYPE_CHECKING:
     from manylora.config import Config
 
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to say to the model.")],
-    base: Annotated[
-        str | None,
-        typer.Option(help="Base model: a known name, or a directory with config.json. Default: SmolLM2-135M-Instruct."),
-    ] = None,
-    adapter_root: Annotated[
-        list[Path] | None,
-        typer.Option(help="A directory whose sub-directories are LoRA adapters. Default: the demo adapters."),
-    ] = None,
+    base: BaseOption = None,
+    adapter_root: AdapterRootOption = None,
     adapter: Annotated[str | None, typer.Option(help="Name of an adapter below a root. Default: the base.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from manylora.cli.options import AdapterRootOption, BaseOption
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
@@ -15,14 +17,8 @@ MAX_NAMES_SHOWN = 8
 
 
 def serve(
-    base: Annotated[
-        str | None,
-        typer.Option(help="Base model: a known name, or a directory with config.json. Default: SmolLM2-135M-Instruct."),
-    ] = None,
-    adapter_root: Annotated[
-        list[Path] | None,
-        typer.Option(help="A directory whose sub-directories are LoRA adapters. May be given several times."),
-    ] = None,
+    base: BaseOption = None,
+    adapter_root: AdapterRootOption = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks a free one. Default: 8080.")] = None,
     max_model_len: Annotated[

@@ -1,11 +1,8 @@
-"""A tiny phrase grammar: ``(a|b|)`` picks one alternative, groups nest, ``{name}`` is left for the caller."""
+"""Numbers the way people say them."""
 
 from __future__ import annotations
 
 import random
-import re
-
-_INNERMOST_GROUP = re.compile(r"\(([^()]*)\)")
 
 
 def alternatives(text: str) -> list[str]:
@@ -18,14 +15,6 @@ _ONES = alternatives(
     "seventeen|eighteen|nineteen"
 )
 _TENS = alternatives("twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety")
-
-
-def expand(template: str, rng: random.Random) -> str:
-    """Resolve every group of ``template`` at random and squeeze runs of spaces."""
-    while True:
-        template, replaced = _INNERMOST_GROUP.subn(lambda match: rng.choice(match.group(1).split("|")), template)
-        if not replaced:
-            return " ".join(template.split())
 
 
 def number_words(value: int, rng: random.Random) -> str:

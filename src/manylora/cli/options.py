@@ -1,0 +1,15 @@
+"""Options that several verbs have, with one wording each."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+BaseOption = Annotated[
+    str | None,
+    typer.Option(help="Base model: a known name, or a directory with config.json. Default: SmolLM2-135M-Instruct."),
+]
+AdapterRootOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="A directory whose sub-directories are LoRA adapters; repeatable. Default: the demo adapters."),
+]
