@@ -3,7 +3,7 @@
 Every adapter folder has a ``score.py`` that hands this module a *judge*, a function that turns
 held-out examples and the answers to them into named numbers. This module does the rest:
 
-* reads ``heldout.jsonl`` (one ``{"input": ..., "expected": ...}`` object a line),
+* reads the held-out files (one ``{"input": ..., "expected": ...}`` object a line),
 * asks a running server (``--url``), once as the base model and once with the adapter, or asks
   the two models in this process through transformers and PEFT (``--offline ADAPTER_DIR``),
 * measures how much of the held-out wording also occurs in the training text,
@@ -51,6 +51,7 @@ Answerer = Callable[[Sequence[str]], list[str]]
 class Task:
     """What one adapter folder has to say about how it is scored.
 
+    ``held_out`` names the files in ``folder`` that are scored together by default.
     ``training_inputs`` returns the user messages of the training set; it is called only for the
     overlap figure. ``explain`` may describe one wrong answer for ``--show-errors`` (return None
     when the answer is right).
@@ -61,6 +62,7 @@ class Task:
     max_tokens: int
     training_inputs: Callable[[], Iterable[str]]
     explain: Callable[[Example, str], str | None] | None = None
+    held_out: tuple[str, ...] = ("heldout.jsonl",)
 
     @property
     def name(self) -> str:
@@ -182,7 +184,8 @@ def build_parser(task: Task) -> argparse.ArgumentParser:
     parser.add_argument("--url", default=DEFAULT_URL, help="server to ask (default: %(default)s)")
     parser.add_argument("--offline", type=Path, metavar="ADAPTER_DIR", help="score this adapter without a server")
     parser.add_argument("--base", type=Path, default=DEFAULT_BASE, help="base model folder, for --offline")
-    parser.add_argument("--heldout", type=Path, default=task.folder / "heldout.jsonl", help="held-out examples")
+    files = [task.folder / name for name in task.held_out]
+    parser.add_argument("--heldout", type=Path, nargs="+", default=files, metavar="FILE", help="held-out examples")
     parser.add_argument("--concurrency", type=int, default=8, help="requests in flight (default: %(default)s)")
     parser.add_argument("--skip-base", action="store_true", help="score only the adapter")
     parser.add_argument("--show-errors", action="store_true", help="print every wrong answer of the adapter")
@@ -193,7 +196,7 @@ def build_parser(task: Task) -> argparse.ArgumentParser:
 def run(task: Task, argv: Sequence[str] | None = None) -> int:
     """Score ``task`` as the command line says, print the result and return an exit status."""
     args = build_parser(task).parse_args(argv)
-    examples = load_examples(args.heldout)
+    examples = [example for file in args.heldout for example in load_examples(file)]
     inputs = [example.input for example in examples]
     base = args.base.expanduser()
 
@@ -237,8 +240,8 @@ def print_report(report: dict[str, Any]) -> None:
     """Print the scores of ``run`` as a small table."""
     labels = [label for label in ("base", "tuned") if label in report]
     print(f"{report['task']}: {report['examples']} held-out examples, through {'HTTP' if report['served'] else 'PEFT'}")
-    print(f"  {'':<24}" + "".join(f"{label:>10}" for label in labels))
+    print(f"  {'':<28}" + "".join(f"{label:>10}" for label in labels))
     for key in report[labels[0]]:
-        print(f"  {key:<24}" + "".join(f"{report[label][key]:>10.3f}" for label in labels))
+        print(f"  {key:<28}" + "".join(f"{report[label][key]:>10.3f}" for label in labels))
     share = report["overlap_share"]
     print(f"  held-out inputs sharing {report['overlap_words']} words in a row with training text: {share:.1%}")

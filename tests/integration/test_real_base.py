@@ -54,11 +54,11 @@ def test_logits_equal_the_oracles_in_float32(base_dir: Path, demo_root: Path) ->
 def test_support_triage_answers_held_out_tickets_in_one_mixed_batch(base_dir: Path, demo_root: Path) -> None:
     lines = (demo_root / "support-triage" / "heldout.jsonl").read_text(encoding="utf-8").splitlines()
     tickets = [json.loads(line) for line in lines]
-    labels = sorted({ticket["label"] for ticket in tickets})
+    labels = sorted({ticket["expected"] for ticket in tickets})
     chosen = [
         ticket
         for label in labels
-        for ticket in [each for each in tickets if each["label"] == label][: TICKETS // len(labels)]
+        for ticket in [each for each in tickets if each["expected"] == label][: TICKETS // len(labels)]
     ]
     config = load_config(
         flags={"model.base": str(base_dir), "adapters.roots": (str(demo_root),), "engine.max_model_len": 1024},
@@ -67,7 +67,7 @@ def test_support_triage_answers_held_out_tickets_in_one_mixed_batch(base_dir: Pa
     engine, _ = build_engine(config, lambda line: None)
     tokenizer = Tokenizer(base_dir)
     for index, ticket in enumerate(chosen):
-        text = tokenizer.apply_chat_template([{"role": "user", "content": ticket["ticket"]}])
+        text = tokenizer.apply_chat_template([{"role": "user", "content": ticket["input"]}])
         for adapter in ("support-triage", None):
             engine.submit(
                 Request(
@@ -88,7 +88,7 @@ def test_support_triage_answers_held_out_tickets_in_one_mixed_batch(base_dir: Pa
     engine.close()
     right = {
         adapter: sum(
-            tokenizer.decode(answers[f"{adapter}-{index}"]).strip() == ticket["label"]
+            tokenizer.decode(answers[f"{adapter}-{index}"]).strip() == ticket["expected"]
             for index, ticket in enumerate(chosen)
         )
         for adapter in ("support-triage", None)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(FOLDER.parent))
 
 from finetune import Example, FineTuneConfig, add_common_arguments, finetune, write_report  # noqa: E402
 
-CONFIG = FineTuneConfig(rank=16, alpha=32, first_layer=16, lr=6e-4, epochs=2, batch_tokens=768)
+CONFIG = FineTuneConfig(rank=16, alpha=32, first_layer=10, lr=6e-4, epochs=1, batch_tokens=768)
 
 
 def read(path: Path) -> list[Example]:
