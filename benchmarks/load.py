@@ -1,0 +1,252 @@
+"""A closed-loop load on any server that speaks OpenAI's streamed `/v1/completions`, with the project's workloads.
+
+    python benchmarks/load.py --url http://127.0.0.1:8080 --workload chat [--models a,b] [--seconds 20] [--json FILE]
+
+Prompts are distinct random token ids, so that no prefix cache helps; the end of sequence is ignored. Every stream sends
+its next request when the last one has ended. Counted is what arrives after each stream has had its first answer and
+before the time is up, of unfinished answers too: neither the start nor the drain. First-token times count from sending.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httptools
+from machine import describe
+
+CONNECT_WAIT_S = 10.0
+FIRST_ID = 3  # ids below are special in the vocabularies served here
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Tokens of prompt and output, and how many streams run at once."""
+
+    prompt: int
+    output: int
+    streams: int
+
+
+WORKLOADS = {
+    "triage": Workload(100, 10, 32),
+    "chat": Workload(128, 64, 32),
+    "single": Workload(128, 64, 1),
+    "long": Workload(2048, 32, 4),
+}
+
+
+@dataclass
+class Answer:
+    """One request: when it was sent, and when each of its pieces arrived, in seconds of `time.perf_counter`."""
+
+    sent_s: float
+    pieces_s: list[float] = field(default_factory=list)
+    ended_s: float | None = None
+    tokens: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a load measured. Times in milliseconds: of first tokens, and between pieces of one stream."""
+
+    seconds: float
+    requests: int
+    errors: int
+    requests_per_s: float
+    output_tokens_per_s: float
+    first_token_mean_ms: float
+    first_token_median_ms: float
+    first_token_p99_ms: float
+    gap_median_ms: float
+    gap_p99_ms: float
+
+
+class Connection:
+    """One kept-alive HTTP/1.1 connection; reads a server-sent-event answer event by event."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def complete(self, body: dict[str, object], answers: list[Answer]) -> None:
+        """Send one request and read its answer to the end; it is added to `answers` as soon as it is sent."""
+        if self._streams is None:
+            async with asyncio.timeout(CONNECT_WAIT_S):
+                self._streams = await asyncio.open_connection(self._host, self._port)
+        reader, writer = self._streams
+        payload = json.dumps(body).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\n"
+        writer.write(f"{head}Content-Length: {len(payload)}\r\n\r\n".encode() + payload)
+        reply = _Reply(Answer(time.perf_counter()))
+        answers.append(reply.answer)
+        parser = httptools.HttpResponseParser(reply)
+        reply.parser = parser
+        while not reply.is_complete:
+            data = await reader.read(1 << 16)
+            if not data:
+                reply.answer.error = reply.answer.error or "the connection was closed"
+                self.close()
+                break
+            parser.feed_data(data)
+        reply.answer.ended_s = time.perf_counter()
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
+class _Reply:
+    """Callbacks of the parser: notes the time of every event with text in it."""
+
+    parser: httptools.HttpResponseParser
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.is_complete = False
+        self._rest = b""
+
+    def on_body(self, data: bytes) -> None:
+        now_s = time.perf_counter()
+        if self.parser.get_status_code() != 200:
+            self._rest += data
+            return
+        *events, self._rest = (self._rest + data).split(b"\n\n")
+        for event in events:
+            if not event.startswith(b"data: {"):
+                continue
+            chunk = json.loads(event[6:])
+            if "error" in chunk:
+                self.answer.error = str(chunk["error"])
+            elif chunk.get("usage"):
+                self.answer.tokens = chunk["usage"]["completion_tokens"]
+            if chunk.get("choices"):
+                self.answer.pieces_s.append(now_s)
+
+    def on_message_complete(self) -> None:
+        if self.parser.get_status_code() != 200:
+            self.answer.error = f"{self.parser.get_status_code()}: {self._rest[:300].decode(errors='replace')}"
+        self.is_complete = True
+
+
+async def run_load(url: str, workload: Workload, models: Iterator[str], vocab: int, seconds: float) -> Figures:
+    """Keep `workload.streams` requests under way for `seconds` after all streams are warm."""
+    answers: list[Answer] = []
+    warm = asyncio.Barrier(workload.streams + 1)
+    tasks = [
+        asyncio.create_task(_stream(url, workload, models, random.Random(index), vocab, answers, warm))
+        for index in range(workload.streams)
+    ]
+    try:
+        await warm.wait()
+        begun_s = time.perf_counter()
+        await asyncio.sleep(seconds)
+        return _figures(answers, begun_s, time.perf_counter())
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _stream(
+    url: str,
+    workload: Workload,
+    models: Iterator[str],
+    source: random.Random,
+    vocab: int,
+    answers: list[Answer],
+    warm: asyncio.Barrier,
+) -> None:
+    connection = Connection(url)
+    try:
+        await connection.complete(_body(workload, next(models), source, vocab), answers)
+        # The loop goes on while the others get warm, so that the load is whole when counting begins.
+        waiting = asyncio.ensure_future(warm.wait())
+        while not waiting.cancelled():
+            await connection.complete(_body(workload, next(models), source, vocab), answers)
+    finally:
+        connection.close()
+
+
+def _body(workload: Workload, model: str, source: random.Random, vocab: int) -> dict[str, object]:
+    return {
+        "model": model,
+        "prompt": [source.randrange(FIRST_ID, vocab) for _ in range(workload.prompt)],
+        "max_tokens": workload.output,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+def _figures(answers: Sequence[Answer], begun_s: float, ended_s: float) -> Figures:
+    for error in sorted({answer.error for answer in answers if answer.error is not None})[:3]:
+        print(f"  error: {error}")
+    took_s = ended_s - begun_s
+    whole = [answer for answer in answers if answer.ended_s is not None and answer.error is None and answer.pieces_s]
+    ended = [answer for answer in whole if begun_s <= (answer.ended_s or 0.0) <= ended_s]
+    # A piece is a token, or a few where the server sends several at once.
+    tokens_per_piece = sum(answer.tokens for answer in whole) / max(1, sum(len(answer.pieces_s) for answer in whole))
+    pieces = sum(begun_s <= at <= ended_s for answer in answers for at in answer.pieces_s)
+    firsts = sorted(1e3 * (answer.pieces_s[0] - answer.sent_s) for answer in whole if answer.pieces_s[0] >= begun_s)
+    gaps = sorted(
+        1e3 * (b - a)
+        for answer in answers
+        for a, b in zip(answer.pieces_s, answer.pieces_s[1:], strict=False)
+        if a >= begun_s
+    )
+    return Figures(
+        seconds=round(took_s, 2),
+        requests=len(ended),
+        errors=sum(answer.error is not None for answer in answers),
+        requests_per_s=round(len(ended) / took_s, 3),
+        output_tokens_per_s=round(pieces * tokens_per_piece / took_s, 1),
+        first_token_mean_ms=round(sum(firsts) / max(1, len(firsts)), 1),
+        first_token_median_ms=_at(firsts, 0.5),
+        first_token_p99_ms=_at(firsts, 0.99),
+        gap_median_ms=_at(gaps, 0.5),
+        gap_p99_ms=_at(gaps, 0.99),
+    )
+
+
+def _at(ordered: Sequence[float], share: float) -> float:
+    return round(ordered[int(share * (len(ordered) - 1))], 1) if ordered else 0.0
+
+
+def uniform(names: Sequence[str], seed: int = 0) -> Iterator[str]:
+    """Names drawn uniformly, for ever."""
+    source = random.Random(seed)
+    while True:
+        yield source.choice(names)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", default="http://127.0.0.1:8080")
+    parser.add_argument("--workload", choices=WORKLOADS, default="chat")
+    parser.add_argument("--models", default="", help="names, by comma, drawn uniformly; empty: the base")
+    parser.add_argument("--vocab", type=int, default=49152, help="token ids are drawn below this")
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--json", type=Path, help="write the result here")
+    options = parser.parse_args()
+    facts = describe()
+    models = uniform(options.models.split(","))
+    figures = asyncio.run(run_load(options.url, WORKLOADS[options.workload], models, options.vocab, options.seconds))
+    for name, value in asdict(figures).items():
+        print(f"{name:<24}{value}")
+    if options.json:
+        record = {**facts, "workload": options.workload, "models": options.models, **asdict(figures)}
+        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
