@@ -38,7 +38,7 @@ class StoredWorld(World):
             clock=clock,
             config=AdaptersConfig(max_bytes=10_000, bank_bytes=bank_bytes),
         )
-        self._read_s = read_s
+        self.read_s = read_s
         self._facts: dict[Digest, tuple[str, ImageFacts]] = {}
         self._reading_since_s: dict[Digest, float] = {}
         self.num_reads = 0
@@ -60,7 +60,7 @@ class StoredWorld(World):
             self.ingest.finish(number, facts)
         now_s = self.clock.monotonic_s()
         for digest in list(self.reader.reads):
-            if now_s - self._reading_since_s.setdefault(digest, now_s) >= self._read_s:
+            if now_s - self._reading_since_s.setdefault(digest, now_s) >= self.read_s:
                 del self._reading_since_s[digest]
                 name, facts = self._facts[digest]
                 self.reader.finish(facts, num_rows(name))

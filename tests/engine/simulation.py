@@ -150,6 +150,9 @@ class SimulatedStore:
     def failure(self, ref: AdapterRef) -> ManyloraError | None:
         return self.failed.get(ref)
 
+    def lacks_room(self, ref: AdapterRef) -> bool:
+        return False  # what is loaded here is in host memory
+
     def unwant(self, ref: AdapterRef) -> None:
         pass  # its loads go on without waiters
 

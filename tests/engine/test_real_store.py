@@ -44,6 +44,28 @@ def test_a_newcomer_is_not_starved_while_the_bank_is_pinned_by_others(one_place:
     assert world.finished[newcomer].reason is FinishReason.LENGTH
 
 
+def test_a_slow_read_makes_nobody_wait(tmp_path: Path) -> None:
+    """It waited for room, and then waits for its bytes: others are pinned meanwhile, however long that takes."""
+    world = StoredWorld(tmp_path, bank_bytes=2000, num_blocks=1024, max_running=4)  # room for a0 (640) and a1 (1280)
+    keeper = world.submit([1], adapter="a1", budget=3000)
+    holder = world.submit([1], adapter="a0", budget=30)
+    for _ in range(5):
+        world.step()
+    world.read_s = 3 * PATIENCE_STEPS * STEP_S
+    slow = world.submit([1], adapter="a5", budget=4)
+    while holder not in world.finished:
+        world.step()
+    late = 0
+    while slow not in world.finished:
+        beside = world.submit([1, 2], adapter="a1", flow="other", budget=1)
+        for _ in range(3):
+            world.step()
+        late += beside not in world.finished
+    assert keeper not in world.finished
+    assert late == 0
+    world.close()
+
+
 @pytest.mark.parametrize("read_s", [0.0, 0.1, 0.6, 3.0])
 def test_two_adapters_take_turns_in_the_one_place_however_slow_a_read_is(one_place: OneAdapter, read_s: float) -> None:
     world = one_place(num_blocks=256, read_s=read_s)

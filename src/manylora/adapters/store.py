@@ -49,6 +49,7 @@ class _Name:
         "failure",
         "is_kept_wanted",
         "job",
+        "lacks_room",
         "located",
         "located_s",
         "ref",
@@ -69,6 +70,7 @@ class _Name:
         self.turn = NEVER  # the number of the poll before which it was last wanted
         self.since_s: float | None = None  # since when somebody has been waiting
         self.is_kept_wanted = False  # by `preload`
+        self.lacks_room = False  # a read of it found no room on the device
 
 
 class _Load(NamedTuple):
@@ -134,6 +136,11 @@ class Store:
             self._locate(name, now_s)
         return self._state(name)
 
+    def lacks_room(self, ref: AdapterRef) -> bool:
+        """Whether only what is pinned on the device keeps a packed adapter from being read."""
+        name = self._wanted.get(ref)
+        return name is not None and name.lacks_room
+
     def unwant(self, ref: AdapterRef) -> None:
         """Forget the wish; an operator's `preload` stays."""
         name = self._wanted.get(ref)
@@ -142,7 +149,7 @@ class Store:
 
     def _drop_wish(self, name: _Name) -> None:
         del self._wanted[name.ref]
-        name.since_s, name.turn = None, NEVER
+        name.since_s, name.turn, name.lacks_room = None, NEVER, False
 
     def poll(self) -> None:
         """Take over what the loaders have finished, and start what may start."""
@@ -313,6 +320,7 @@ class Store:
 
     def _advance(self, name: _Name, now_s: float) -> None:
         """Take one wish the next step towards the device, if there is room for it."""
+        name.lacks_room = False
         if self._standing_failure(name) is not None or name.located is None:
             return
         if name.digest is not None and name.digest not in self._bank and self._disk.facts(name.digest) is None:
@@ -401,6 +409,8 @@ class Store:
             self._reader.submit(digest, self._disk.path(digest))
             self._begun.append((name.ref, facts.body_bytes))
             name.since_s = now_s
+        else:
+            name.lacks_room = True
 
     def _end_read(self, read: ReadImage) -> None:
         self._reads.discard(read.digest)

@@ -21,6 +21,9 @@ class AdapterStore(Protocol):
     def want(self, ref: AdapterRef) -> AdapterState:
         """Ask for an adapter; idempotent. Returns its state now, from which the tier on arrival is read."""
 
+    def lacks_room(self, ref: AdapterRef) -> bool:
+        """Whether the adapter is packed, and only what others hold on the device keeps it from being brought there."""
+
     def unwant(self, ref: AdapterRef) -> None:
         """Nobody waits for the adapter any more: the next wish is a new one."""
 

@@ -41,8 +41,6 @@ from manylora.usage import Counts
 log = logging.getLogger(__name__)
 
 _LOADED = (AdapterState.IN_HOST, AdapterState.ON_DEVICE)
-_READY = (AdapterState.ON_DISK, *_LOADED)
-"""What lacks only room on the device waits in the fair queue, where it ages; not outside, where it would starve."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +114,7 @@ class Engine:
         self._loading: dict[RequestId, Sequence] = {}  # their adapter is on its way; outside the fair queue
         self._queued: dict[RequestId, Sequence] = {}  # in the scheduler: waiting or running
         self._wanted: Counter[AdapterRef] = Counter()  # adapters of sequences that hold no pin yet
-        self._unread: dict[AdapterRef, list[Sequence]] = {}  # queued while their adapter was still on disk
+        self._unread: dict[AdapterRef, list[Sequence]] = {}  # queued for room, before their adapter was read
         self._is_stuck = False  # the last step had nothing to compute
         self._tokens: list[TokenEvent] = []
         self._finished: list[Finished] = []
@@ -252,8 +250,14 @@ class Engine:
             error = self._store.failure(ref)
             if error is not None:
                 self._fail_waiting(ref, error)
-            elif state in _READY:
-                self._enqueue_ready(ref, is_loaded=state in _LOADED)
+            elif state in _LOADED:
+                self._enqueue_ready(ref, is_loaded=True)
+            elif self._store.lacks_room(ref):
+                # It waits in the fair queue, where it ages; outside, a stream of others would starve it.
+                self._enqueue_ready(ref, is_loaded=False)
+            else:
+                for sequence in self._unread.get(ref, ()):
+                    sequence.refused_at = None  # its room is reserved: while it is read, nobody need make way for it
 
     def _charge_load(self, ref: AdapterRef, load_bytes: int) -> None:
         """A load is paid for by the flow that has waited longest for it, when it begins and whatever comes of it."""
