@@ -207,7 +207,7 @@ class AdapterLoadTimeout(AdapterError):
 
 
 class AdapterCapacity(AdapterError):
-    """Waited too long for adapter memory, or the queue of loads is full."""
+    """Waited too long for its turn to be loaded."""
 
     row = ErrorRow(503, "overloaded", 503, SERVER, "adapter_capacity", retry_after_s=2)
 
