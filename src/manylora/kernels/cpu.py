@@ -1,7 +1,9 @@
 """The CPU back end: the native C++ kernels, with the linear layers by one of two interchangeable operators."""
 
 import ctypes
+import functools
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
@@ -11,14 +13,17 @@ from torch import Tensor
 
 from manylora.kernels.interface import (
     AttentionBatch,
+    Forward,
     KvCache,
     LoraBatch,
     LoraSegment,
     LoraTarget,
     Packed,
     RopeTable,
+    StepInput,
 )
 from manylora.kernels.native.build import load_library
+from manylora.kernels.program import NativeProducts, Profile, Program, Recorder
 
 MAX_KNOWN_TARGETS = 64  # a model has a handful; the bound only stops a caller who makes a new tuple for each call
 
@@ -54,9 +59,13 @@ class NativeLibrary:
 
 
 class LinearOperator(Protocol):
-    """What a CPU back end may exchange: the products with packed weights. See `Kernels` for each method."""
+    """What a CPU back end may exchange: the products with packed weights. See `Kernels` for each method.
+
+    products  where its native functions are, if it has any: a forward pass can then run in one call
+    """
 
     name: str
+    products: NativeProducts | None
     weight_dtype: torch.dtype
     is_row_independent: bool
     copies_tied_table: bool
@@ -92,6 +101,9 @@ class NativeLinear:
         self._native = native
         self._pool = native.pool
         self._linear = native.functions.ml_linear
+        self.products: NativeProducts | None = NativeProducts(
+            linear=_address(native.functions.ml_linear), embed=_address(native.functions.ml_embed)
+        )
 
     def pack(self, weight: Tensor, *, is_table: bool = False, is_product: bool = True) -> Packed:
         outputs, inputs = weight.shape
@@ -124,6 +136,12 @@ class NativeLinear:
         return y
 
 
+def _address(function: "ctypes._NamedFuncPointer") -> int:
+    address = ctypes.cast(function, ctypes.c_void_p).value
+    assert address is not None
+    return address
+
+
 class KvLayout(ctypes.Structure):
     """The C++ `Kv` struct of `native/attend.cpp`, field by field."""
 
@@ -148,6 +166,10 @@ class CpuKv:
     values: Tensor
     layout: KvLayout
     address: int
+
+    @property
+    def head_dim(self) -> int:
+        return cast(int, self.layout.head_dim)
 
 
 class CpuKernels:
@@ -187,7 +209,34 @@ class CpuKernels:
         self._rotate_and_store = native.functions.ml_rotate_and_store
         self._attend = native.functions.ml_attend
         self._add_lora = native.functions.ml_add_lora
+        self._products = operator.products
+        self._profile: Profile | None = None
         self._targets: dict[int, tuple[tuple[LoraTarget, ...], ctypes.Array[ctypes.c_int64]]] = {}
+
+    def compile(self, forward: Forward) -> Callable[[StepInput, KvCache], Tensor]:
+        """Native products allow one native call a step; the forward is recorded at the first one."""
+        products = self._products
+        if products is None:
+            return functools.partial(forward, self)
+        program: Program | None = None
+
+        def run(step: StepInput, kv: KvCache) -> Tensor:
+            nonlocal program
+            cache = cast(CpuKv, kv)  # `new_kv` made it
+            if program is None:
+                recorder = Recorder(products, cache.head_dim, self._native_targets)
+                program = Program(functools.partial(self._functions.ml_run, self._pool), recorder, forward, kv)
+            return program(step, cache, is_bf16=self.lora_dtype is torch.bfloat16, profile=self._profile)
+
+        return run
+
+    def start_profile(self) -> Profile:
+        """Time each kind of operation of compiled forwards from now on."""
+        self._profile = Profile()
+        return self._profile
+
+    def take_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        return x[rows]
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x = x.contiguous()

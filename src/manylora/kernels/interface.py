@@ -4,9 +4,10 @@ Shape legend: rows = tokens of one step, sequences in order, each sequence's row
 heads, kv_heads, head_dim as in the model's config; rank = one adapter's own LoRA rank.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NewType, Protocol
+from typing import Any, NewType, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -129,8 +130,75 @@ class KvCache(Protocol):
     num_bytes: int
 
 
-class Kernels(Protocol):
-    """One back end. All tensors are on its device; no method keeps a reference to its arguments.
+Rows = TypeVar("Rows")
+"""What the operations of a forward pass on: a (rows, width) tensor, or what stands for one while it is recorded."""
+
+
+class Operations(Protocol[Rows]):
+    """What a forward pass is made of. No method keeps a reference to its arguments, but for what is being recorded."""
+
+    def embed(self, token_ids: Tensor, table: Packed) -> Rows:
+        """Return the rows of a packed table: (rows,) int64 → (rows, hidden), activation dtype, freshly allocated."""
+
+    def norm(self, x: Rows, weight: Tensor, eps: float) -> Rows:
+        """RMSNorm: `x / sqrt(mean(x²) + eps) * weight` in float32; x (rows, hidden), weight (hidden,) float32."""
+
+    def add_norm(self, residual: Rows, delta: Rows, weight: Tensor, eps: float) -> Rows:
+        """Add `delta` into `residual` in place, then return `norm(residual, weight, eps)`."""
+
+    def linear(self, x: Rows, weight: Packed) -> Rows:
+        """Return `x @ weight.T`: x (rows, in) → (rows, out), activation dtype, accumulated in float32."""
+
+    def logits(self, x: Rows, head: Packed) -> Rows:
+        """Return `x @ head.T` as float32: x (rows, hidden) → (rows, vocab)."""
+
+    def take_rows(self, x: Rows, rows: Tensor) -> Rows:
+        """Return the rows of x at the indices `rows` (taken,) int64: (taken, width)."""
+
+    def rotate_and_store(
+        self, qkv: Rows, rope: RopeTable, kv: KvCache, layer: int, heads: int, batch: AttentionBatch
+    ) -> Rows:
+        """Apply rotary embedding to q and k at each row's position and write k and v to the row's slot.
+
+        qkv (rows, (heads + 2 * kv_heads) * head_dim): q, k, v side by side.
+        Returns q (rows, heads * head_dim), rotated.
+        """
+
+    def attend(self, q: Rows, kv: KvCache, layer: int, window: int | None, batch: AttentionBatch) -> Rows:
+        """Causal paged attention with grouped heads: softmax(q·k / sqrt(head_dim))·v, accumulated in float32.
+
+        q (rows, heads * head_dim) → (rows, heads * head_dim). Keys and values are only ever read from the cache, so
+        that a row's result does not depend on how its prompt was cut into chunks.
+        """
+
+    def gated_silu(self, gate_up: Rows) -> Rows:
+        """`silu(gate) * up`: gate_up (rows, 2 * intermediate), gate first → (rows, intermediate)."""
+
+    def add_lora(self, y: Rows, x: Rows, lora: LoraBatch, layer: int, targets: tuple[LoraTarget, ...]) -> None:
+        """Add each row's adapter delta into `y`, in place.
+
+        Semantics:
+            for seg in lora.segments:
+                for t in targets:
+                    A, B = seg.adapter.a(layer, t.projection), seg.adapter.b(layer, t.projection)
+                    y[seg.start:seg.stop, t.column:t.column + t.out] += (x[seg.start:seg.stop] @ A.T) @ B
+        Args:
+            y (rows, sum of outs), x (rows, in); A (rank, in), B (rank, out) with the scale folded in.
+            Rows outside every segment are the base model's and stay bit-identical; each adapter has its true rank.
+        Raises: nothing; shapes were checked when the adapter was packed.
+        Source: SGMV: Punica, arXiv 2310.18547; mixed ranks in one batch: S-LoRA, arXiv 2311.03285.
+        """
+
+
+class Forward(Protocol):
+    """A model's forward pass, written in `Operations` alone: the same ones in the same order for every step."""
+
+    def __call__(self, ops: Operations[Rows], step: StepInput, kv: KvCache) -> Rows:
+        """Return the logits of `step.logit_rows`, (sampled, vocab) float32."""
+
+
+class Kernels(Operations[Tensor], Protocol):
+    """One back end. All tensors are on its device.
 
     weight_dtype        dtype `pack` stores weights in
     activation_dtype    dtype of the residual stream and of every (rows, …) tensor between methods
@@ -154,20 +222,8 @@ class Kernels(Protocol):
         `is_table` makes it readable by `embed`, `is_product` by `linear` and `logits`; a tied embedding is both.
         """
 
-    def linear(self, x: Tensor, weight: Packed) -> Tensor:
-        """Return `x @ weight.T`: x (rows, in) → (rows, out), activation dtype, accumulated in float32."""
-
-    def logits(self, x: Tensor, head: Packed) -> Tensor:
-        """Return `x @ head.T` as float32: x (rows, hidden) → (rows, vocab)."""
-
-    def embed(self, token_ids: Tensor, table: Packed) -> Tensor:
-        """Return the rows of a packed table: (rows,) int64 → (rows, hidden), activation dtype, freshly allocated."""
-
-    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """RMSNorm: `x / sqrt(mean(x²) + eps) * weight` in float32; x (rows, hidden), weight (hidden,) float32."""
-
-    def add_norm(self, residual: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Add `delta` into `residual` in place, then return `norm(residual, weight, eps)`."""
+    def compile(self, forward: Forward) -> Callable[[StepInput, KvCache], Tensor]:
+        """Return `forward` in the form in which this back end runs it fastest; the results have the same bits."""
 
     def new_kv(self, *, layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> KvCache:
         """Allocate the paged keys and values of all layers."""
@@ -175,39 +231,5 @@ class Kernels(Protocol):
     def kv_block_bytes(self, *, layers: int, block_size: int, kv_heads: int, head_dim: int) -> int:
         """Bytes one block takes in all layers together, keys and values."""
 
-    def rotate_and_store(
-        self, qkv: Tensor, rope: RopeTable, kv: KvCache, layer: int, heads: int, batch: AttentionBatch
-    ) -> Tensor:
-        """Apply rotary embedding to q and k at each row's position and write k and v to the row's slot.
-
-        qkv (rows, (heads + 2 * kv_heads) * head_dim): q, k, v side by side.
-        Returns q (rows, heads * head_dim), rotated.
-        """
-
-    def attend(self, q: Tensor, kv: KvCache, layer: int, window: int | None, batch: AttentionBatch) -> Tensor:
-        """Causal paged attention with grouped heads: softmax(q·k / sqrt(head_dim))·v, accumulated in float32.
-
-        q (rows, heads * head_dim) → (rows, heads * head_dim). Keys and values are only ever read from the cache, so
-        that a row's result does not depend on how its prompt was cut into chunks.
-        """
-
-    def gated_silu(self, gate_up: Tensor) -> Tensor:
-        """`silu(gate) * up`: gate_up (rows, 2 * intermediate), gate first → (rows, intermediate)."""
-
     def prepare_lora(self, segments: tuple[LoraSegment, ...]) -> LoraBatch:
         """Put the segments of one step into the form `add_lora` reads; called once a step."""
-
-    def add_lora(self, y: Tensor, x: Tensor, lora: LoraBatch, layer: int, targets: tuple[LoraTarget, ...]) -> None:
-        """Add each row's adapter delta into `y`, in place.
-
-        Semantics:
-            for seg in lora.segments:
-                for t in targets:
-                    A, B = seg.adapter.a(layer, t.projection), seg.adapter.b(layer, t.projection)
-                    y[seg.start:seg.stop, t.column:t.column + t.out] += (x[seg.start:seg.stop] @ A.T) @ B
-        Args:
-            y (rows, sum of outs), x (rows, in); A (rank, in), B (rank, out) with the scale folded in.
-            Rows outside every segment are the base model's and stay bit-identical; each adapter has its true rank.
-        Raises: nothing; shapes were checked when the adapter was packed.
-        Source: SGMV: Punica, arXiv 2310.18547; mixed ranks in one batch: S-LoRA, arXiv 2311.03285.
-        """

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manylora.kernels.interface import Packed
+from manylora.kernels.program import NativeProducts
 
 ROWS_HINT = 16  # oneDNN packs for a number of rows; a weight packed for sixteen serves any number equally well
 ROWS_TRIED = (1, 2, 5, 6, 7, 32, 67)
@@ -30,6 +31,7 @@ class OneDnnLinear:
     """
 
     name = "onednn"
+    products: NativeProducts | None = None
     copies_tied_table = True
 
     def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:

@@ -1,6 +1,8 @@
 """The specification of every kernel in plain float32 torch: slow, obvious, and the oracle of the other back ends."""
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,12 +12,14 @@ from torch import Tensor
 
 from manylora.kernels.interface import (
     AttentionBatch,
+    Forward,
     KvCache,
     LoraBatch,
     LoraSegment,
     LoraTarget,
     Packed,
     RopeTable,
+    StepInput,
 )
 
 
@@ -71,6 +75,12 @@ class ReferenceKernels:
     def add_norm(self, residual: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
         residual += delta
         return self.norm(residual, weight, eps)
+
+    def take_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        return x[rows]
+
+    def compile(self, forward: Forward) -> Callable[[StepInput, KvCache], Tensor]:
+        return functools.partial(forward, self)
 
     def new_kv(self, *, layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> KvCache:
         shape = (layers, num_blocks, block_size, kv_heads, head_dim)

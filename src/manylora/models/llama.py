@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from manylora.kernels.interface import Kernels, KvCache, LoraBatch, RopeTable, StepInput
+from manylora.kernels.interface import Kernels, KvCache, LoraBatch, Operations, RopeTable, Rows, StepInput
 from manylora.models.spec import ModelSpec
 from manylora.models.weights import LayerWeights, Weights
 
@@ -24,6 +24,7 @@ class LlamaModel:
         self.rope = build_rope_table(spec, max_positions or spec.max_positions)
         self._qkv, self._o = spec.lora_targets("qkv"), spec.lora_targets("o")
         self._gate_up, self._down = spec.lora_targets("gate_up"), spec.lora_targets("down")
+        self._run = kernels.compile(self._forward)
 
     @torch.no_grad()
     def forward(self, step: StepInput, kv: KvCache) -> Tensor:
@@ -31,39 +32,45 @@ class LlamaModel:
 
         Row i of the result belongs to row `step.logit_rows[i]`. LoRA is applied to the seven projections of a block.
         """
-        k, eps = self.kernels, self.spec.norm_eps
-        residual = k.embed(step.token_ids, self.weights.embed)
-        delta = torch.zeros_like(residual)
-        for index, layer in enumerate(self.weights.layers):
-            x = k.add_norm(residual, delta, layer.attention_norm, eps)
-            delta = self._attention(x, index, layer, step, kv)
-            x = k.add_norm(residual, delta, layer.mlp_norm, eps)
-            delta = self._mlp(x, index, layer, step.lora)
-        if step.logit_rows.numel() == 0:  # every row is the middle of a prompt
-            return torch.empty((0, self.spec.vocab), dtype=torch.float32, device=residual.device)
-        # Only the rows that are sampled from need the last norm and the head, the widest matrix of all.
-        wanted, delta = residual[step.logit_rows], delta[step.logit_rows]
-        return k.logits(k.add_norm(wanted, delta, self.weights.final_norm, eps), self.weights.head)
+        return self._run(step, kv)
 
-    def _attention(self, x: Tensor, index: int, layer: LayerWeights, step: StepInput, kv: KvCache) -> Tensor:
+    def _forward(self, ops: Operations[Rows], step: StepInput, kv: KvCache) -> Rows:
+        eps = self.spec.norm_eps
+        residual = ops.embed(step.token_ids, self.weights.embed)
+        delta: Rows | None = None
+        for index, layer in enumerate(self.weights.layers):
+            if delta is None:
+                x = ops.norm(residual, layer.attention_norm, eps)
+            else:
+                x = ops.add_norm(residual, delta, layer.attention_norm, eps)
+            delta = self._attention(ops, x, index, layer, step, kv)
+            x = ops.add_norm(residual, delta, layer.mlp_norm, eps)
+            delta = self._mlp(ops, x, index, layer, step.lora)
+        assert delta is not None  # a model has a layer
+        # Only the rows that are sampled from need the last norm and the head, the widest matrix of all.
+        wanted, delta = ops.take_rows(residual, step.logit_rows), ops.take_rows(delta, step.logit_rows)
+        return ops.logits(ops.add_norm(wanted, delta, self.weights.final_norm, eps), self.weights.head)
+
+    def _attention(
+        self, ops: Operations[Rows], x: Rows, index: int, layer: LayerWeights, step: StepInput, kv: KvCache
+    ) -> Rows:
         """x (rows, hidden) → (rows, hidden), to be added to the residual."""
-        k, spec = self.kernels, self.spec
-        qkv = k.linear(x, layer.qkv)
-        k.add_lora(qkv, x, step.lora, index, self._qkv)
-        q = k.rotate_and_store(qkv, self.rope, kv, index, spec.heads, step.attention)
-        mixed = k.attend(q, kv, index, spec.sliding_window, step.attention)
-        out = k.linear(mixed, layer.o)
-        k.add_lora(out, mixed, step.lora, index, self._o)
+        spec = self.spec
+        qkv = ops.linear(x, layer.qkv)
+        ops.add_lora(qkv, x, step.lora, index, self._qkv)
+        q = ops.rotate_and_store(qkv, self.rope, kv, index, spec.heads, step.attention)
+        mixed = ops.attend(q, kv, index, spec.sliding_window, step.attention)
+        out = ops.linear(mixed, layer.o)
+        ops.add_lora(out, mixed, step.lora, index, self._o)
         return out
 
-    def _mlp(self, x: Tensor, index: int, layer: LayerWeights, lora: LoraBatch) -> Tensor:
+    def _mlp(self, ops: Operations[Rows], x: Rows, index: int, layer: LayerWeights, lora: LoraBatch) -> Rows:
         """x (rows, hidden) → (rows, hidden), to be added to the residual."""
-        k = self.kernels
-        gate_up = k.linear(x, layer.gate_up)
-        k.add_lora(gate_up, x, lora, index, self._gate_up)
-        gated = k.gated_silu(gate_up)
-        out = k.linear(gated, layer.down)
-        k.add_lora(out, gated, lora, index, self._down)
+        gate_up = ops.linear(x, layer.gate_up)
+        ops.add_lora(gate_up, x, lora, index, self._gate_up)
+        gated = ops.gated_silu(gate_up)
+        out = ops.linear(gated, layer.down)
+        ops.add_lora(out, gated, lora, index, self._down)
         return out
 
 

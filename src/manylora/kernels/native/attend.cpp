@@ -13,6 +13,7 @@
 #include <limits>
 #include <vector>
 
+#include "operations.h"
 #include "pool.h"
 #include "tile.h"
 
@@ -111,12 +112,23 @@ class TileAttention {
         return kv_.key_block(call_.layer, block, kv_head_) + panel % kv_.groups() * kv_.head_dim * LANES;
     }
 
+    const bf16* value_block(int64_t block) const {
+        return kv_.value_block(call_.layer, tile_.blocks[block], kv_head_);
+    }
+
+    // What is read after a panel of keys. A sequence's blocks lie anywhere, and each is too short for the processor to
+    // notice that it is being walked: without fetching one ahead, decoding many sequences waits for every block.
+    const bf16* after_key_panel(int64_t panel) const {
+        return panel + 1 < (block1_ - block0_) * kv_.groups() ? key_panel(panel + 1) : value_block(block0_);
+    }
+
     template <int MR, int P> void score_panels(int64_t m, int64_t panel) {
         const bf16* panels[P];
         for (int p = 0; p < P; ++p) panels[p] = key_panel(panel + p);
         V16 acc[MR][P];
         clear(acc);
-        accumulate<bf16, MR, P>(q_ + m * kv_.head_dim, kv_.head_dim, panels, LANES, kv_.head_dim, acc);
+        const int64_t ahead = after_key_panel(panel + P - 1) - panels[P - 1];
+        accumulate<bf16, MR, P, true>(q_ + m * kv_.head_dim, kv_.head_dim, panels, LANES, kv_.head_dim, acc, ahead);
         for (int r = 0; r < MR; ++r)
             for (int p = 0; p < P; ++p) store(scores_ + (m + r) * stride_ + (panel + p) * LANES, join<bf16>(acc[r][p]));
     }
@@ -184,22 +196,23 @@ class TileAttention {
     }
 
     void add_values(int64_t block, Range slots, int64_t m0, int64_t m1) {
-        const bf16* values = kv_.value_block(call_.layer, tile_.blocks[block], kv_head_) + slots.lo * LANES;
+        const bf16* values = value_block(block) + slots.lo * LANES;
+        const int64_t ahead = value_block(std::min(block + 1, block1_ - 1)) - value_block(block);
         const float* weights = scores_ + (block - block0_) * kv_.groups() * LANES + slots.lo;
         for_row_tiles(m1 - m0, [&](auto constant, int64_t m) {
             constexpr int MR = decltype(constant)::value;
             constexpr int P = MR <= 2 ? 2 : TILE_PANELS;
             int64_t panel = 0;
             for (; panel + P <= kv_.dim_panels(); panel += P)
-                sum_panels<MR, P>(values, weights, m0 + m, panel, slots.hi - slots.lo);
+                sum_panels<MR, P>(values, weights, m0 + m, panel, slots.hi - slots.lo, ahead);
             for (; panel < kv_.dim_panels(); ++panel)
-                sum_panels<MR, 1>(values, weights, m0 + m, panel, slots.hi - slots.lo);
+                sum_panels<MR, 1>(values, weights, m0 + m, panel, slots.hi - slots.lo, ahead);
         });
     }
 
     // `sums_` is kept in split order until `write`.
     template <int MR, int P>
-    void sum_panels(const bf16* values, const float* weights, int64_t m, int64_t panel, int64_t count) {
+    void sum_panels(const bf16* values, const float* weights, int64_t m, int64_t panel, int64_t count, int64_t ahead) {
         const bf16* panels[P];
         for (int p = 0; p < P; ++p) panels[p] = values + (panel + p) * kv_.block_size * LANES;
         float* sums = sums_ + m * width_ + panel * LANES;
@@ -208,7 +221,7 @@ class TileAttention {
         for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 16
             for (int p = 0; p < P; ++p) acc[r][p] = load(sums + r * width_ + p * LANES);
-        accumulate<bf16, MR, P>(weights + m * stride_, stride_, panels, LANES, count, acc);
+        accumulate<bf16, MR, P, true>(weights + m * stride_, stride_, panels, LANES, count, acc, ahead);
 #pragma GCC unroll 16
         for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 16

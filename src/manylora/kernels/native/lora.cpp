@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "operations.h"
 #include "pool.h"
 #include "tile.h"
 

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "operations.h"
 #include "pool.h"
 #include "tile.h"
 

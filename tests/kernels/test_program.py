@@ -1,0 +1,138 @@
+"""A recorded forward gives the bits of its operations called one by one, for every shape of step and in any order."""
+
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from manylora.kernels.cpu import CpuKernels
+from manylora.kernels.interface import KvCache, LoraSegment, LoraTarget, Operations, Packed, Projection, Rows, StepInput
+from tests.kernels.cases import BACK_ENDS, NATIVE, PagedSequences, make_adapter, random, rope_table
+
+HEADS, KV_HEADS, HEAD_DIM, HIDDEN, WIDE, VOCAB, LAYERS = 4, 2, 24, 40, 56, 203, 2
+LENGTHS = (40, 23, 65, 9)
+QKV_WIDTH = (HEADS + 2 * KV_HEADS) * HEAD_DIM
+TARGETS = (LoraTarget(Projection.Q, 0, HEADS * HEAD_DIM), LoraTarget(Projection.V, QKV_WIDTH - 48, 48))
+RunStep = Callable[[StepInput, KvCache], Tensor]
+
+
+class Block:
+    """A forward that uses every operation, some of them on the sampled rows alone."""
+
+    def __init__(self, kernels: CpuKernels) -> None:
+        self.rope = rope_table(max(LENGTHS), HEAD_DIM)
+        self.table = kernels.pack(random(1, VOCAB, HIDDEN), is_table=True)
+        self.qkv, self.o = self.pack(kernels, 2, QKV_WIDTH, HIDDEN), self.pack(kernels, 3, HIDDEN, HEADS * HEAD_DIM)
+        self.up, self.down = self.pack(kernels, 4, 2 * WIDE, HIDDEN), self.pack(kernels, 5, HIDDEN, WIDE)
+        self.norm = random(6, HIDDEN).abs()
+
+    @staticmethod
+    def pack(kernels: CpuKernels, seed: int, outputs: int, inputs: int) -> Packed:
+        return kernels.pack(random(seed, outputs, inputs, scale=0.1))
+
+    def __call__(self, ops: Operations[Rows], step: StepInput, kv: KvCache) -> Rows:
+        residual = ops.embed(step.token_ids, self.table)
+        x = ops.norm(residual, self.norm, 1e-5)
+        for layer in range(LAYERS):
+            qkv = ops.linear(x, self.qkv)
+            ops.add_lora(qkv, x, step.lora, layer, TARGETS)
+            q = ops.rotate_and_store(qkv, self.rope, kv, layer, HEADS, step.attention)
+            delta = ops.linear(ops.attend(q, kv, layer, 17, step.attention), self.o)
+            x = ops.add_norm(residual, delta, self.norm, 1e-5)
+            x = ops.linear(ops.gated_silu(ops.linear(x, self.up)), self.down)
+        taken, last = ops.take_rows(residual, step.logit_rows), ops.take_rows(x, step.logit_rows)
+        return ops.logits(ops.add_norm(taken, last, self.norm, 1e-5), self.table)
+
+
+@pytest.fixture(params=NATIVE, scope="module")
+def pair(request: pytest.FixtureRequest) -> tuple[CpuKernels, RunStep, RunStep]:
+    """The kernels, the forward compiled and the same forward called operation by operation."""
+    kernels = BACK_ENDS[request.param]()
+    assert isinstance(kernels, CpuKernels)
+    forward = Block(kernels)
+    return kernels, kernels.compile(forward), functools.partial(forward, kernels)
+
+
+def new_kv(kernels: CpuKernels, paged: PagedSequences) -> KvCache:
+    return kernels.new_kv(
+        layers=LAYERS, num_blocks=paged.num_blocks, block_size=16, kv_heads=KV_HEADS, head_dim=HEAD_DIM
+    )
+
+
+def make_step(
+    kernels: CpuKernels, paged: PagedSequences, spans: list[tuple[int, int, int]], sampled: list[int], with_lora: bool
+) -> StepInput:
+    batch = paged.batch(spans)
+    rows = batch.positions.shape[0]
+    adapter = make_adapter(3, ranks=(8, 5), width=HIDDEN, targets=TARGETS, dtype=kernels.lora_dtype)
+    segments = (LoraSegment(rows // 2, rows, adapter),) if with_lora else ()
+    return StepInput(
+        token_ids=torch.arange(rows) % VOCAB,
+        logit_rows=torch.tensor(sampled, dtype=torch.int64),
+        attention=batch,
+        lora=kernels.prepare_lora(segments),
+    )
+
+
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_a_compiled_forward_has_the_same_bits(pair: tuple[CpuKernels, RunStep, RunStep], data: st.DataObject) -> None:
+    kernels, compiled, plain = pair
+    paged = PagedSequences(LENGTHS)
+    ours, theirs = new_kv(kernels, paged), new_kv(kernels, paged)
+    done = [0] * len(LENGTHS)
+    for _ in range(4):
+        spans = []
+        for index, length in enumerate(LENGTHS):
+            count = data.draw(st.integers(0, length - done[index]))
+            if count:
+                spans.append((index, done[index], done[index] + count))
+                done[index] += count
+        if not spans:
+            continue
+        rows = sum(stop - start for _, start, stop in spans)
+        sampled = sorted(data.draw(st.sets(st.integers(0, rows - 1))))
+        step = make_step(kernels, paged, spans, sampled, data.draw(st.booleans()))
+        found, expected = compiled(step, ours), plain(step, theirs)
+        assert found.shape == (len(sampled), VOCAB)
+        assert torch.equal(found, expected)
+
+
+def test_a_result_outlives_the_next_step(pair: tuple[CpuKernels, RunStep, RunStep]) -> None:
+    kernels, compiled, _ = pair
+    paged = PagedSequences(LENGTHS)
+    kv = new_kv(kernels, paged)
+    first = compiled(make_step(kernels, paged, [(0, 0, 9)], [8], False), kv)
+    kept = first.clone()
+    compiled(make_step(kernels, paged, [(1, 0, 23), (2, 0, 60)], [22, 82], True), kv)
+    assert torch.equal(first, kept)
+
+
+def test_a_token_outside_the_table_is_an_error_and_the_next_step_runs(
+    pair: tuple[CpuKernels, RunStep, RunStep],
+) -> None:
+    kernels, compiled, plain = pair
+    paged = PagedSequences(LENGTHS)
+    kv = new_kv(kernels, paged)
+    step = make_step(kernels, paged, [(0, 0, 9)], [8], False)
+    step.token_ids[4] = VOCAB
+    with pytest.raises(IndexError, match=str(VOCAB)):
+        compiled(step, kv)
+    step.token_ids[4] = 0
+    assert torch.equal(compiled(step, kv), plain(step, new_kv(kernels, paged)))
+
+
+def test_a_profile_says_where_the_time_went() -> None:
+    kernels = BACK_ENDS["native-1"]()
+    assert isinstance(kernels, CpuKernels)
+    compiled, paged = kernels.compile(Block(kernels)), PagedSequences(LENGTHS)
+    step = make_step(kernels, paged, [(2, 0, 65)], [64], True)
+    kv = new_kv(kernels, paged)
+    profile = kernels.start_profile()
+    assert not any(profile.seconds().values())
+    compiled(step, kv)
+    assert all(seconds > 0 for seconds in profile.seconds().values())
