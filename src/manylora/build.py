@@ -108,7 +108,7 @@ def wire_engine(
             StepLimits(max_rows=limits.max_step_tokens, max_running=limits.max_running),
             pins,
         ),
-        runner=Runner(model, kv, builder),
+        runner=Runner(model, kv, builder, kernels.draw),
         store=store,
         pins=pins,
         clock=clock,

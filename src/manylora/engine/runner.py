@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from manylora.engine.batch import BatchBuilder
-from manylora.engine.sampler import Drawn, SamplingRow, sample
+from manylora.engine.sampler import Draw, Drawn, SamplingRow, sample
 from manylora.engine.scheduler import Plan
 from manylora.engine.sequence import Sequence
 from manylora.ids import RequestId
@@ -24,10 +24,11 @@ class Model(Protocol):
 class Runner:
     """Owns the model and its keys and values; the only part of the engine that computes."""
 
-    def __init__(self, model: Model, kv: KvCache, builder: BatchBuilder) -> None:
+    def __init__(self, model: Model, kv: KvCache, builder: BatchBuilder, draw: Draw) -> None:
         self._model = model
         self._kv = kv
         self._builder = builder
+        self._draw = draw
 
     @torch.inference_mode()
     def run(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> dict[RequestId, Drawn]:
@@ -38,5 +39,5 @@ class Runner:
             SamplingRow(params=sequence.request.sampling, position=len(sequence.tokens), penalties=sequence.penalties)
             for sequence in batch.sampled
         ]
-        drawn = sample(logits, rows)
+        drawn = sample(logits, rows, self._draw)
         return {sequence.request.id: answer for sequence, answer in zip(batch.sampled, drawn, strict=True)}

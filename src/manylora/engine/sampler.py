@@ -1,7 +1,7 @@
 """Draws each sequence's next token from its logits, so that no row's draw depends on another's."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,19 +11,12 @@ from torch import Tensor
 
 from manylora.engine.penalties import Penalties
 from manylora.engine.request import SamplingParams
+from manylora.kernels.drawing import RULE, Rules, draw_tokens, ranked_best
+
+Draw = Callable[[Tensor, Rules], tuple[list[int], list[float]]]
+"""A back end's `Kernels.draw`."""
 
 _Floats = NDArray[np.float32]
-_Indices = NDArray[np.int64]
-
-_HEADS = (1024, 8192)
-"""How many of the best tokens are ranked before the whole vocabulary is. A choice of speed only: a running sum over
-the first n ranks has the same bits however many ranks follow."""
-
-_GROUP = 16
-"""Scores in one group when looking for the best few; a choice of speed only."""
-
-_COLDEST = float(np.finfo(np.float32).tiny)
-_HOTTEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +32,10 @@ class SamplingRow:
     penalties: Penalties | None = None
 
     @property
-    def is_plain_greedy(self) -> bool:
-        """The row's best logit alone answers it."""
-        return self.params.is_greedy and self.penalties is None and self.params.num_logprobs is None
+    def rule(self) -> tuple[int, int, float, float, float, float, int]:
+        """A row of `RULE`."""
+        of = self.params
+        return of.seed, self.position, of.temperature, of.top_p, of.min_p, of.typical_p or 0.0, of.top_k or 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,60 +54,39 @@ class Drawn:
     is_finite: bool = True
 
 
-def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Drawn]:
-    """Draw one token for each row; the same row gives the same bits in any batch.
+def sample(logits: Tensor, rows: Sequence[SamplingRow], draw: Draw = draw_tokens) -> list[Drawn]:
+    """Draw one token for each row, penalties and biases first; the same row gives the same bits in any batch.
 
-    Semantics, row by row: penalties and biases; greedy takes the highest logit, the lowest id among equals. Otherwise
-    divide by temperature, then filter by top_k, top_p, min_p and typical_p in this order, each over what the one before
-    left, and invert the running sum of the probabilities left, ranked from high to low (lowest id first among equals),
-    at `uniform(seed, position)`.
     Args:       logits (len(rows), vocab) float32, on any device, left unchanged; -Inf marks tokens that may not come
+                draw, how tokens are drawn (`drawing.py` has the semantics)
     Returns:    one `Drawn` for each row, in order
-    Complexity: greedy one pass over the row; sampled a few passes and a selection; a full sort only for a flat row
-    Source:     top_k: arXiv 1805.04833; top_p: arXiv 1904.09751; typical_p: arXiv 2202.00666; min_p: arXiv 2407.01082.
-                The order and the sets kept are those of transformers' logits processors, but for ties at the edge of
-                top_k and top_p, where lower ids stay and higher ones go: exactly k tokens, and top_k = 1 is greedy.
     """
     assert logits.dtype == torch.float32
     assert logits.shape[0] == len(rows)
     if not rows:
         return []
-    best, peaks = _peaks(logits)
-    whole = _on_host(logits, [index for index, row in enumerate(rows) if not row.is_plain_greedy])
-    # Extreme penalties and temperatures may overflow to an infinity, which is then either a weight of 0 or not finite.
+    rules = np.array([row.rule for row in rows], dtype=RULE)
+    tokens, peaks = draw(logits, rules)
+    changed = {index: row.penalties for index, row in enumerate(rows) if row.penalties is not None}
+    own = _on_host(
+        logits, [index for index, row in enumerate(rows) if index in changed or row.params.num_logprobs is not None]
+    )
+    # Extreme penalties may overflow to an infinity, which is then not finite.
     with np.errstate(over="ignore", invalid="ignore"):
-        return [
-            _answer(whole[index], row, best[index], peaks[index])
-            if index in whole
-            else Drawn(token_id=best[index], is_finite=math.isfinite(peaks[index]))
-            for index, row in enumerate(rows)
-        ]
-
-
-def uniform(seed: int, position: int) -> float:
-    """Return the number in [0, 1) that decides the draw at this position, a pure function of the two.
-
-    Args:    seed uint64; position ≥ 0
-    Source:  Philox4x64-10, a counter-based generator (Salmon et al., SC 2011): the seed is its key, the position its
-             counter. The raw stream is used because numpy promises to keep that, and not `Generator.random`, for good.
-    """
-    bits = int(np.random.Philox(key=seed, counter=position).random_raw())
-    return (bits >> 11) * 2.0**-53
-
-
-def _peaks(logits: Tensor) -> tuple[list[int], list[float]]:
-    """Each row's first best token and its logit. A NaN is best of all, so the logit also tells a broken row."""
-    if logits.device.type == "cpu":
-        # On a CPU numpy's argmax takes a tenth of the time of torch's, with the same rules for ties and NaN.
-        matrix = logits.detach().numpy()
-        columns = matrix.argmax(axis=1)
-        return columns.tolist(), matrix[np.arange(len(matrix)), columns].tolist()
-    values, indices = logits.max(dim=1)
-    return indices.tolist(), values.tolist()
+        for index, penalties in changed.items():
+            own[index] = penalties.apply(own[index])
+    if changed:
+        redrawn = draw(torch.from_numpy(np.stack([own[index] for index in changed])), rules[list(changed)])
+        for index, token, peak in zip(changed, *redrawn, strict=True):
+            tokens[index], peaks[index] = token, peak
+    return [
+        _answer(row, token, peak, own.get(index))
+        for index, (row, token, peak) in enumerate(zip(rows, tokens, peaks, strict=True))
+    ]
 
 
 def _on_host(logits: Tensor, wanted: list[int]) -> dict[int, _Floats]:
-    """The rows that need more than their peak, by index; from a device they come in one copy."""
+    """The rows that need more than a draw, by index; from a device they come in one copy."""
     if not wanted:
         return {}
     if logits.device.type == "cpu":
@@ -123,160 +96,17 @@ def _on_host(logits: Tensor, wanted: list[int]) -> dict[int, _Floats]:
     return dict(zip(wanted, copied, strict=True))
 
 
-def _answer(logits: _Floats, row: SamplingRow, best: int, peak: float) -> Drawn:
-    if row.penalties is not None:
-        logits = row.penalties.apply(logits)
-        best = int(logits.argmax())
-        peak = float(logits[best])
+def _answer(row: SamplingRow, token_id: int, peak: float, logits: _Floats | None) -> Drawn:
     if not math.isfinite(peak):
-        return Drawn(token_id=best, is_finite=False)
-    params = row.params
-    token_id = best if params.is_greedy else _draw(logits, peak, params, uniform(params.seed, row.position))
-    if params.num_logprobs is None:
+        return Drawn(token_id=token_id, is_finite=False)
+    if row.params.num_logprobs is None or logits is None:
         return Drawn(token_id=token_id)
-    normaliser = peak + math.log(_sum(np.exp(logits - np.float32(peak))))
+    normaliser = peak + math.log(float(np.exp(logits - np.float32(peak)).sum(dtype=np.float64)))
     return Drawn(
         token_id=token_id,
         logprob=float(logits[token_id]) - normaliser,
         alternatives=tuple(
             (token, float(logits[token]) - normaliser)
-            for token in _ranked_best(logits, min(params.num_logprobs, len(logits))).tolist()
+            for token in ranked_best(logits, min(row.params.num_logprobs, len(logits))).tolist()
         ),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidates:
-    """The tokens still in the draw.
-
-    tokens     (n,) their ids; None is the whole vocabulary
-    scores     (n,) (logit - highest logit) / temperature, at most 0
-    weights    (n,) exp(scores), more than 0: probabilities but for a common factor
-    is_ranked  from the highest score to the lowest, lower ids first among equals; else ids ascend
-    """
-
-    tokens: _Indices | None
-    scores: _Floats
-    weights: _Floats
-    is_ranked: bool
-
-    def take(self, kept: _Indices, *, is_ranked: bool) -> "_Candidates":
-        tokens = kept if self.tokens is None else self.tokens[kept]
-        return _Candidates(tokens, self.scores[kept], self.weights[kept], is_ranked)
-
-    def ranked_to(self, mass: float) -> tuple[_Indices, NDArray[np.float64]]:
-        """As `_ranked_to`, by likelihood."""
-        if self.is_ranked:
-            return np.arange(len(self.scores)), np.cumsum(self.weights, dtype=np.float64)
-        return _ranked_to(self.scores, self.weights, mass)
-
-
-def _draw(logits: _Floats, peak: float, params: SamplingParams, point: float) -> int:
-    """Return the token at `point` of the filtered distribution. `logits` holds no NaN, and its finite peak."""
-    left = _candidates(logits, peak, params)
-    if params.top_p < 1.0:
-        left = left.take(_nucleus(left, params.top_p), is_ranked=True)
-    if params.min_p > 0.0:
-        likely = np.flatnonzero(left.weights >= left.weights.max() * np.float32(params.min_p))
-        left = left.take(likely, is_ranked=left.is_ranked)
-    if params.typical_p is not None:
-        left = left.take(_typical(left, params.typical_p), is_ranked=left.is_ranked)
-    target = point * _sum(left.weights)
-    ranked, running = left.ranked_to(target)
-    # The two sums may differ in their last bit, and a point just below 1 then lies past the end.
-    drawn = ranked[min(int(np.searchsorted(running, target, side="right")), len(ranked) - 1)]
-    return int(drawn if left.tokens is None else left.tokens[drawn])
-
-
-def _candidates(logits: _Floats, peak: float, params: SamplingParams) -> _Candidates:
-    """Apply temperature and top_k, and drop what cannot be drawn: a weight of 0 is -Inf or too small for float32."""
-    tokens: _Indices | None = None
-    if params.top_k is not None and params.top_k < len(logits):
-        tokens = _ranked_best(logits, params.top_k)
-        logits = logits[tokens]
-    # A temperature outside float32 would be 0 or infinite there, and make 0 / 0 of the best or Inf / Inf of a barred.
-    temperature = np.float32(min(max(params.temperature, _COLDEST), _HOTTEST))
-    scores = (logits - np.float32(peak)) / temperature
-    weights = np.exp(scores)
-    drawable = np.flatnonzero(weights > 0)
-    left = _Candidates(tokens, scores, weights, is_ranked=tokens is not None)
-    return left if len(drawable) == len(weights) else left.take(drawable, is_ranked=left.is_ranked)
-
-
-def _nucleus(left: _Candidates, mass: float) -> _Indices:
-    """The fewest of the most likely candidates that hold at least this share of the weight, ranked."""
-    target = mass * _sum(left.weights)
-    ranked, running = left.ranked_to(target)
-    return ranked[: int(np.searchsorted(running, target, side="left")) + 1]
-
-
-def _typical(left: _Candidates, mass: float) -> _Indices:
-    """The candidates whose surprise is nearest the entropy and that hold at least this share, in the order given.
-
-    Candidates equally near stay together.
-    """
-    total = _sum(left.weights)
-    surprise = np.float32(math.log(total)) - left.scores
-    entropy = _sum(left.weights * surprise) / total
-    distance = np.abs(surprise - np.float32(entropy))
-    target = mass * total
-    ranked, running = _ranked_to(-distance, left.weights, target)
-    last = ranked[min(int(np.searchsorted(running, target, side="left")), len(ranked) - 1)]
-    return np.flatnonzero(distance <= distance[last])
-
-
-def _sum(values: _Floats) -> float:
-    # numpy adds pairwise in a fixed order; a BLAS dot would not promise one, and so not the same bits in every batch.
-    return float(values.sum(dtype=np.float64))
-
-
-def _ranked_to(scores: _Floats, weights: _Floats, mass: float) -> tuple[_Indices, NDArray[np.float64]]:
-    """Rank until the running sum of weights passes `mass`, or all: indices from the highest score, and that sum."""
-    head = 0
-    reached, smallest = 0.0, 1.0
-    for size in (*_HEADS, len(scores)):
-        # What follows should weigh no more than the last ranked, so a head too short for the mass is passed over.
-        if size < len(scores) and reached + (size - head) * smallest <= mass:
-            continue
-        head = min(size, len(scores))
-        ranked = _ranked_best(scores, head)
-        running = np.cumsum(weights[ranked], dtype=np.float64)
-        reached, smallest = float(running[-1]), float(weights[ranked[-1]])
-        if reached > mass or head == len(scores):
-            break
-    return ranked, running
-
-
-def _ranked_best(scores: _Floats, count: int) -> _Indices:
-    """Return the indices of the `count` highest scores, highest first, the lower index first among equals.
-
-    Score and index are packed in one integer, so that a plain sort, which numpy vectorises, does what a stable sort
-    would in five times as long.
-    """
-    if count == 0:
-        return np.empty(0, dtype=np.int64)
-    if count < len(scores):
-        chosen = np.flatnonzero(scores >= _floor(scores, count))
-        scores = scores[chosen]
-    else:
-        chosen = np.arange(len(scores))
-    bits = (scores + np.float32(0)).view(np.uint32)  # the sum makes +0 of -0: equal scores must have equal bits
-    # IEEE order as integer order, best first: a negative's bits grow as it falls, a positive's must be turned round.
-    bits ^= ((bits >> np.uint32(31)) - np.uint32(1)) & np.uint32(0x7FFFFFFF)
-    keys = bits.astype(np.uint64)
-    keys <<= np.uint64(32)
-    keys |= chosen.view(np.uint64)
-    keys.sort()
-    return (keys[:count] & np.uint64(0xFFFFFFFF)).view(np.int64)
-
-
-def _floor(scores: _Floats, count: int) -> np.float32:
-    """Return a value that at least `count` scores reach, and few more: 0 < count < len(scores).
-
-    Each of the `count` best of the groups' maxima is such a score, and there are far fewer groups than scores.
-    """
-    groups = len(scores) // _GROUP
-    if count <= groups // 2:
-        scores = scores[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)
-    floor: np.float32 = np.partition(scores, len(scores) - count)[len(scores) - count]
-    return floor

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from manylora.kernels.drawing import RULE, Rules, draw_tokens
 from manylora.kernels.interface import (
     AttentionBatch,
     Forward,
@@ -209,6 +211,7 @@ class CpuKernels:
         self._rotate_and_store = native.functions.ml_rotate_and_store
         self._attend = native.functions.ml_attend
         self._add_lora = native.functions.ml_add_lora
+        self._draw = native.functions.ml_draw
         self._products = operator.products
         self._profile: Profile | None = None
         self._targets: dict[int, tuple[tuple[LoraTarget, ...], ctypes.Array[ctypes.c_int64]]] = {}
@@ -261,6 +264,19 @@ class CpuKernels:
         y = torch.empty(rows, width // 2)
         self._gated_silu(self._pool, gate_up.data_ptr(), y.data_ptr(), rows, width // 2)
         return y
+
+    def draw(self, logits: Tensor, rules: Rules) -> tuple[list[int], list[float]]:
+        rows, vocab = logits.shape
+        assert logits.dtype is torch.float32
+        assert logits.is_contiguous()
+        assert rules.dtype == RULE
+        tokens, peaks = np.empty(rows, dtype=np.int64), np.empty(rows, dtype=np.float32)
+        self._draw(self._pool, logits.data_ptr(), rows, vocab, rules.ctypes.data, tokens.ctypes.data, peaks.ctypes.data)
+        found = tokens.tolist()
+        if rules["typical_p"].any():  # rare, and a ranking of its own: left to the specification
+            for index in np.flatnonzero(rules["typical_p"]).tolist():
+                found[index] = draw_tokens(logits[index : index + 1], rules[index : index + 1])[0][0]
+        return found, peaks.tolist()
 
     def new_kv(self, *, layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> KvCache:
         assert head_dim % 8 == 0

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from manylora.ids import Digest
+from manylora.kernels.drawing import Rules
 
 Packed = NewType("Packed", object)
 """A weight matrix in a back end's own layout. Only the back end that packed it can read it."""
@@ -224,6 +225,12 @@ class Kernels(Operations[Tensor], Protocol):
 
     def compile(self, forward: Forward) -> Callable[[StepInput, KvCache], Tensor]:
         """Return `forward` in the form in which this back end runs it fastest; the results have the same bits."""
+
+    def draw(self, logits: Tensor, rules: Rules) -> tuple[list[int], list[float]]:
+        """Return each row's token and its highest logit, as `drawing.draw_tokens` says; logits (rows, vocab) float32.
+
+        A draw may differ from that in the last bits of a sum: the same row always gives the same token on one back end.
+        """
 
     def new_kv(self, *, layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> KvCache:
         """Allocate the paged keys and values of all layers."""

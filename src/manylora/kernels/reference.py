@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from manylora.kernels.drawing import Rules, draw_tokens
 from manylora.kernels.interface import (
     AttentionBatch,
     Forward,
@@ -81,6 +82,9 @@ class ReferenceKernels:
 
     def compile(self, forward: Forward) -> Callable[[StepInput, KvCache], Tensor]:
         return functools.partial(forward, self)
+
+    def draw(self, logits: Tensor, rules: Rules) -> tuple[list[int], list[float]]:
+        return draw_tokens(logits, rules)
 
     def new_kv(self, *, layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> KvCache:
         shape = (layers, num_blocks, block_size, kv_heads, head_dim)
