@@ -12,8 +12,10 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Iterator, Sequence
+from bisect import bisect
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -91,11 +93,16 @@ class Connection:
         reply.parser = parser
         while not reply.is_complete:
             data = await reader.read(1 << 16)
+            if not data and reply.is_done:  # some servers end a stream by closing the connection
+                self.close()
+                break
             if not data:
                 reply.answer.error = reply.answer.error or "the connection was closed"
                 self.close()
                 break
             parser.feed_data(data)
+        if reply.is_complete and not parser.should_keep_alive():
+            self.close()
         reply.answer.ended_s = time.perf_counter()
 
     def close(self) -> None:
@@ -112,6 +119,7 @@ class _Reply:
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.is_complete = False
+        self.is_done = False
         self._rest = b""
 
     def on_body(self, data: bytes) -> None:
@@ -121,6 +129,7 @@ class _Reply:
             return
         *events, self._rest = (self._rest + data).split(b"\n\n")
         for event in events:
+            self.is_done = self.is_done or event.startswith(b"data: [DONE]")
             if not event.startswith(b"data: {"):
                 continue
             chunk = json.loads(event[6:])
@@ -137,16 +146,32 @@ class _Reply:
         self.is_complete = True
 
 
-async def run_load(url: str, workload: Workload, models: Iterator[str], vocab: int, seconds: float) -> Figures:
-    """Keep `workload.streams` requests under way for `seconds` after all streams are warm."""
+async def run_load(
+    url: str,
+    workload: Workload,
+    targets: Iterator[Mapping[str, object]],
+    vocab: int,
+    seconds: float,
+    patience_s: float = 600.0,
+) -> Figures:
+    """Keep `workload.streams` requests under way for `seconds` after all streams are warm.
+
+    `targets` yields for each request the fields that name its model: `{"model": name}` and the like. A server that
+    does not get warm within `patience_s` is measured over that time.
+    """
     answers: list[Answer] = []
     warm = asyncio.Barrier(workload.streams + 1)
     tasks = [
-        asyncio.create_task(_stream(url, workload, models, random.Random(index), vocab, answers, warm))
+        asyncio.create_task(_stream(url, workload, targets, random.Random(index), vocab, answers, warm))
         for index in range(workload.streams)
     ]
+    begun_s = time.perf_counter()
     try:
-        await warm.wait()
+        try:
+            async with asyncio.timeout(patience_s):
+                await warm.wait()
+        except (TimeoutError, asyncio.BrokenBarrierError):
+            return _figures(answers, begun_s, time.perf_counter())
         begun_s = time.perf_counter()
         await asyncio.sleep(seconds)
         return _figures(answers, begun_s, time.perf_counter())
@@ -159,7 +184,7 @@ async def run_load(url: str, workload: Workload, models: Iterator[str], vocab: i
 async def _stream(
     url: str,
     workload: Workload,
-    models: Iterator[str],
+    targets: Iterator[Mapping[str, object]],
     source: random.Random,
     vocab: int,
     answers: list[Answer],
@@ -167,18 +192,18 @@ async def _stream(
 ) -> None:
     connection = Connection(url)
     try:
-        await connection.complete(_body(workload, next(models), source, vocab), answers)
+        await connection.complete(_body(workload, next(targets), source, vocab), answers)
         # The loop goes on while the others get warm, so that the load is whole when counting begins.
         waiting = asyncio.ensure_future(warm.wait())
         while not waiting.cancelled():
-            await connection.complete(_body(workload, next(models), source, vocab), answers)
+            await connection.complete(_body(workload, next(targets), source, vocab), answers)
     finally:
         connection.close()
 
 
-def _body(workload: Workload, model: str, source: random.Random, vocab: int) -> dict[str, object]:
+def _body(workload: Workload, target: Mapping[str, object], source: random.Random, vocab: int) -> dict[str, object]:
     return {
-        "model": model,
+        **target,
         "prompt": [source.randrange(FIRST_ID, vocab) for _ in range(workload.prompt)],
         "max_tokens": workload.output,
         "temperature": 0,
@@ -222,11 +247,19 @@ def _at(ordered: Sequence[float], share: float) -> float:
     return round(ordered[int(share * (len(ordered) - 1))], 1) if ordered else 0.0
 
 
-def uniform(names: Sequence[str], seed: int = 0) -> Iterator[str]:
-    """Names drawn uniformly, for ever."""
+def drawn(
+    choices: Sequence[Mapping[str, object]], *, zipf: float = 0.0, seed: int = 0
+) -> Iterator[Mapping[str, object]]:
+    """Choices for ever, the one at rank r (from 1) with a probability in proportion to 1 / r**zipf; 0 is uniform."""
     source = random.Random(seed)
+    running = list(accumulate((rank + 1) ** -zipf for rank in range(len(choices))))
     while True:
-        yield source.choice(names)
+        yield choices[bisect(running, source.random() * running[-1])]
+
+
+def models(names: Sequence[str]) -> list[Mapping[str, object]]:
+    """The fields of requests that name a model as OpenAI's clients do."""
+    return [{"model": name} for name in names]
 
 
 def main() -> None:
@@ -239,8 +272,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
     facts = describe()
-    models = uniform(options.models.split(","))
-    figures = asyncio.run(run_load(options.url, WORKLOADS[options.workload], models, options.vocab, options.seconds))
+    targets = drawn(models(options.models.split(",")))
+    figures = asyncio.run(run_load(options.url, WORKLOADS[options.workload], targets, options.vocab, options.seconds))
     for name, value in asdict(figures).items():
         print(f"{name:<24}{value}")
     if options.json:

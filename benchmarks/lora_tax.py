@@ -10,25 +10,17 @@ within a round, so that a busy machine disturbs both sides.
 import argparse
 import asyncio
 import json
-import re
-import signal
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from load import WORKLOADS, Figures, run_load, uniform
+from load import WORKLOADS, Figures, drawn, models, run_load
 from machine import describe
 from random_adapters import write_adapters
+from servers import Manylora, serving
 
 from manylora.config import DEFAULT_BASE, cache_dir
 from manylora.models.catalog import resolve
 from manylora.models.spec import read_spec
-
-START_WAIT_S = 120
 
 
 def main() -> None:
@@ -48,14 +40,17 @@ def main() -> None:
         ranks = (4, 8, 16, 64) if options.mixed else (16,)
         names = write_adapters(root, spec, options.adapters, ranks, base_dir.name)
         sides = {"base": [""], "1 adapter": [names[2 % len(names)]], f"{len(names)} adapters": names}
+        adapters = [root / name for name in names]
         rounds: list[dict[str, Figures]] = []
-        with serving(root, Path(scratch) / "log") as url:
+        with serving(Manylora(), Path(scratch) / "log", base=base_dir, adapters=adapters) as running:
             for number in range(options.rounds):
                 found: dict[str, Figures] = {}
                 order = list(sides)
                 for side in order[number % 3 :] + order[: number % 3]:
-                    load = run_load(url, WORKLOADS[options.workload], uniform(sides[side]), spec.vocab, options.seconds)
-                    found[side] = asyncio.run(load)
+                    targets = drawn(models(sides[side]))
+                    found[side] = asyncio.run(
+                        run_load(running.url, WORKLOADS[options.workload], targets, spec.vocab, options.seconds)
+                    )
                     print(f"round {number + 1}  {side:<12} {found[side].output_tokens_per_s:8.1f} tokens/s", flush=True)
                 rounds.append(found)
     summary = {side: _ratios([found[side] for found in rounds], [found["base"] for found in rounds]) for side in sides}
@@ -77,27 +72,6 @@ def _ratios(side: list[Figures], base: list[Figures]) -> dict[str, float | int]:
         "ratio_max": round(ratios[-1], 3),
         "errors": sum(figures.errors for figures in side),
     }
-
-
-@contextmanager
-def serving(root: Path, log: Path) -> Iterator[str]:
-    """The address of `manylora serve` on a free port, stopped at the end."""
-    command = [sys.executable, "-m", "manylora", "serve", "--port", "0", "--adapter-root", str(root)]
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
-        try:
-            yield _url(process, log)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
-
-
-def _url(process: "subprocess.Popen[bytes]", log: Path) -> str:
-    end_s = time.monotonic() + START_WAIT_S
-    while time.monotonic() < end_s and process.poll() is None:
-        if found := re.search(r"is served at\s+(http://\S+)", log.read_text(encoding="utf-8")):
-            return found[1]
-        time.sleep(0.2)
-    raise SystemExit(f"the server did not start:\n{log.read_text(encoding='utf-8')}")
 
 
 if __name__ == "__main__":
