@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -43,6 +43,11 @@ class SamplingRow:
         """The row's best logit alone answers it."""
         return self.params.is_greedy and self.penalties is None and self.params.num_logprobs is None
 
+    def after(self, token_id: int) -> "SamplingRow":
+        """What the next token of the sequence is drawn with once this one is part of it."""
+        penalties = None if self.penalties is None else self.penalties.after(token_id)
+        return replace(self, position=self.position + 1, penalties=penalties)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
@@ -74,20 +79,43 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Drawn]:
                 The order and the sets kept are those of transformers' logits processors, but for ties at the edge of
                 top_k and top_p, where lower ids stay and higher ones go: exactly k tokens, and top_k = 1 is greedy.
     """
+    return [drawn for (drawn,) in sample_ahead(logits, rows, [()] * len(rows))]
+
+
+def sample_ahead(
+    logits: Tensor, rows: Sequence[SamplingRow], guesses: Sequence[tuple[int, ...]]
+) -> list[tuple[Drawn, ...]]:
+    """Draw one token for each row, then one more after each guessed token that is the one drawn.
+
+    Semantics, row by row:
+        for guessed in (*guess, None):
+            drawn = `sample` of the next logits of this row, at its position, with all drawn before it counted
+            if drawn is not finite, or not the guessed: break
+    So the tokens are those that as many calls of `sample` would give, and what a wrong guess led to is never read.
+    Args:    logits (len(rows) + tokens guessed, vocab) float32: each row's own logits, then those after each guessed
+             token; `rows` as for the first of these
+    Returns: for each row, at least one `Drawn`: all but the last are its guess, as far as that was right
+    """
     assert logits.dtype == torch.float32
-    assert logits.shape[0] == len(rows)
+    counts = [1 + len(guess) for guess in guesses]
+    assert logits.shape[0] == sum(counts)
     if not rows:
         return []
     best, peaks = _peaks(logits)
-    whole = _on_host(logits, [index for index, row in enumerate(rows) if not row.is_plain_greedy])
+    owners = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
+    whole = _on_host(logits, [index for index, row in enumerate(owners) if not row.is_plain_greedy])
+    answered: list[tuple[Drawn, ...]] = []
+    start = 0
     # Extreme penalties and temperatures may overflow to an infinity, which is then either a weight of 0 or not finite.
     with np.errstate(over="ignore", invalid="ignore"):
-        return [
-            _answer(whole[index], row, best[index], peaks[index])
-            if index in whole
-            else Drawn(token_id=best[index], is_finite=math.isfinite(peaks[index]))
-            for index, row in enumerate(rows)
-        ]
+        for row, guess, count in zip(rows, guesses, counts, strict=True):
+            drawn = [_answer_at(start, row, whole, best, peaks)]
+            while len(drawn) < count and drawn[-1].is_finite and drawn[-1].token_id == guess[len(drawn) - 1]:
+                row = row.after(drawn[-1].token_id)
+                drawn.append(_answer_at(start + len(drawn), row, whole, best, peaks))
+            answered.append(tuple(drawn))
+            start += count
+    return answered
 
 
 def uniform(seed: int, position: int) -> float:
@@ -121,6 +149,13 @@ def _on_host(logits: Tensor, wanted: list[int]) -> dict[int, _Floats]:
         return {index: matrix[index] for index in wanted}
     copied = logits[torch.tensor(wanted, device=logits.device)].cpu().numpy()
     return dict(zip(wanted, copied, strict=True))
+
+
+def _answer_at(index: int, row: SamplingRow, whole: dict[int, _Floats], best: list[int], peaks: list[float]) -> Drawn:
+    """Draw from the logits at `index`; `whole` holds them unless their peak is all that `row` needs."""
+    if index in whole:
+        return _answer(whole[index], row, best[index], peaks[index])
+    return Drawn(token_id=best[index], is_finite=math.isfinite(peaks[index]))
 
 
 def _answer(logits: _Floats, row: SamplingRow, best: int, peak: float) -> Drawn:
