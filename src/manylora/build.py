@@ -99,13 +99,11 @@ def wire_engine(
         head_dim=spec.head_dim,
     )
     pins = AdapterPins(store)
-    builder = BatchBuilder(
-        kernels, max_rows=limits.max_step_tokens, max_running=limits.max_running, block_size=plan.block_size
-    )
+    builder = BatchBuilder(kernels, max_rows=limits.max_step_tokens, block_size=plan.block_size)
     return Engine(
         scheduler=Scheduler(
             BlockPool(plan.kv_blocks, plan.block_size, prefix_cache=limits.prefix_cache),
-            StepLimits(max_rows=limits.max_step_tokens, max_running=limits.max_running),
+            _step_limits(config, kernels),
             pins,
         ),
         runner=Runner(model, kv, builder, kernels.draw),
@@ -120,6 +118,20 @@ def wire_engine(
         ),
         end_of_sequence=tokenizer.eos_ids,
         open_text=lambda: tokenizer.stream(continues=True),  # as the reply's text is made
+    )
+
+
+def _step_limits(config: Config, kernels: Kernels) -> StepLimits:
+    """Where a row's bits depend on its neighbours a guess could change a token, so nothing is guessed."""
+    limits = config.engine
+    guess_tokens = limits.guess_tokens if kernels.is_row_independent else 0
+    if guess_tokens != limits.guess_tokens:
+        log.info("engine.no_guesses kernels=%s reason=rows_are_not_independent", kernels.name)
+    return StepLimits(
+        max_rows=limits.max_step_tokens,
+        max_running=limits.max_running,
+        guess_tokens=guess_tokens,
+        guess_width=limits.guess_width,
     )
 
 

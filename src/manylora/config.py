@@ -40,6 +40,8 @@ class EngineConfig:
     max_model_len: int = 0
     max_running: int = 64
     max_step_tokens: int = 256
+    guess_tokens: int = 4
+    guess_width: int = 4
     max_waiting: int = 1024
     block_size: int = 16
     kv_bytes: int = 0
@@ -98,6 +100,8 @@ _LOWEST: dict[str, float] = {
     "engine.max_model_len": 0,
     "engine.max_running": 1,
     "engine.max_step_tokens": 1,
+    "engine.guess_tokens": 0,
+    "engine.guess_width": 0,
     "engine.max_waiting": 1,
     "engine.block_size": 1,
     "engine.kv_bytes": 0,

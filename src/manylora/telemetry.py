@@ -188,6 +188,20 @@ MANYLORA_METRICS = (
         stat="preemptions",
     ),
     Metric(
+        name="manylora_guessed_tokens",
+        kind=MetricKind.COUNTER,
+        unit="tokens",
+        help="Tokens guessed ahead of their step",
+        stat="guessed_tokens",
+    ),
+    Metric(
+        name="manylora_guessed_right_tokens",
+        kind=MetricKind.COUNTER,
+        unit="tokens",
+        help="Tokens guessed ahead that were generated",
+        stat="guessed_right_tokens",
+    ),
+    Metric(
         name="manylora_adapter_loads",
         kind=MetricKind.COUNTER,
         unit="loads",

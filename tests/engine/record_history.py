@@ -25,10 +25,12 @@ def main() -> None:
         )
         for index in range(16)
     ]
-    shape = Shape(num_blocks=20, max_rows=16, max_running=5, capacity=2, polls_to_load=3)
+    shape = Shape(num_blocks=20, max_rows=16, max_running=5, capacity=2, polls_to_load=3, guess_tokens=4, guess_width=3)
     world = shape.world()
     play(world, load)
-    assert world.engine.stats().preemptions, "a history without preemption shows too little"
+    stats = world.engine.stats()
+    assert stats.preemptions, "a history without preemption shows too little"
+    assert stats.guessed_right_tokens, "a history without a right guess shows too little"
     record = {
         "shape": dataclasses.asdict(shape),
         "load": [dataclasses.asdict(arrival) for arrival in load],

@@ -6,8 +6,9 @@ adapter, reused too early or forgotten shows at once, and the token drawn is a f
 any change of batch must not change it.
 """
 
+import itertools
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,8 +32,15 @@ VOCAB = 97
 
 
 def next_token(identity: str, tokens: Iterable[int]) -> int:
-    """The simulated model: a checksum of who speaks and what was said."""
-    return zlib.crc32(f"{identity}|{list(tokens)}".encode()) % VOCAB
+    """The simulated model: a checksum of who speaks and what was said.
+
+    Two times in three it says again what followed its last token before, if anything did, so that there is something
+    to guess.
+    """
+    said = list(tokens)
+    checksum = zlib.crc32(f"{identity}|{said}".encode())
+    earlier = [after for before, after in itertools.pairwise(said) if before == said[-1]]
+    return earlier[-1] if earlier and checksum % 3 else checksum % VOCAB
 
 
 class SimulatedRunner:
@@ -47,34 +55,41 @@ class SimulatedRunner:
         self.mismatches: list[tuple[object, object]] = []
         self.plans: list[Plan] = []
         self.fail_next = False
-        self.poisoned: set[RequestId] = set()
+        self.poisoned: dict[RequestId, int] = {}  # from so many tokens on its logits are not finite
 
-    def run(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> dict[RequestId, Drawn]:
+    def run(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> dict[RequestId, tuple[Drawn, ...]]:
         self.plans.append(plan)
         if self.fail_next:
             self.fail_next = False
             raise RuntimeError("the step failed")
         for chunk in plan.chunks:
             sequence = running[chunk.request_id]
-            for position in range(chunk.start, chunk.stop):
-                self.slots[self._slot(sequence, position)] = _written(sequence, position)
-        drawn: dict[RequestId, Drawn] = {}
-        for chunk in plan.chunks:
-            if chunk.is_sampled:
-                sequence = running[chunk.request_id]
-                self._read_back(sequence)
-                is_finite = chunk.request_id not in self.poisoned
-                drawn[chunk.request_id] = Drawn(
-                    token_id=next_token(_identity(sequence), sequence.tokens), is_finite=is_finite
-                )
-        return drawn
+            tokens = [*sequence.tokens[: chunk.stop], *chunk.guess]
+            for position in range(chunk.start, len(tokens)):
+                self.slots[self._slot(sequence, position)] = _written(sequence, position, tokens[position])
+        return {
+            chunk.request_id: tuple(self._draw(running[chunk.request_id], chunk.guess))
+            for chunk in plan.chunks
+            if chunk.is_sampled
+        }
+
+    def _draw(self, sequence: Sequence, guess: tuple[int, ...]) -> Iterator[Drawn]:
+        tokens = list(sequence.tokens)
+        for guessed in (*guess, None):
+            self._read_back(sequence, tokens)
+            token_id = next_token(_identity(sequence), tokens)
+            is_finite = len(tokens) < self.poisoned.get(sequence.request.id, len(tokens) + 1)
+            yield Drawn(token_id=token_id, is_finite=is_finite)
+            if token_id != guessed or not is_finite:
+                return
+            tokens.append(token_id)
 
     def _slot(self, sequence: Sequence, position: int) -> int:
         return int(sequence.block_ids[position // self.block_size]) * self.block_size + position % self.block_size
 
-    def _read_back(self, sequence: Sequence) -> None:
-        for position in range(len(sequence.tokens)):
-            found, wanted = self.slots.get(self._slot(sequence, position)), _written(sequence, position)
+    def _read_back(self, sequence: Sequence, tokens: list[int]) -> None:
+        for position, token in enumerate(tokens):
+            found, wanted = self.slots.get(self._slot(sequence, position)), _written(sequence, position, token)
             if found != wanted:
                 self.mismatches.append((found, wanted))
 
@@ -83,9 +98,9 @@ def _identity(sequence: Sequence) -> str:
     return "" if sequence.placed is None else sequence.placed.digest
 
 
-def _written(sequence: Sequence, position: int) -> tuple[str, str, int, int]:
+def _written(sequence: Sequence, position: int, token: int) -> tuple[str, str, int, int]:
     """What a slot must say, from the request itself: nothing here comes from the cache's own keys."""
-    return (_identity(sequence), sequence.request.salt, position, sequence.tokens[position])
+    return (_identity(sequence), sequence.request.salt, position, token)
 
 
 @dataclass
@@ -191,13 +206,18 @@ class World:
         prefix_cache: bool = True,
         max_waiting: int = 10_000,
         clock: ManualClock | None = None,
+        guess_tokens: int = 0,
+        guess_width: int = 4,
     ) -> None:
         self.clock = clock or ManualClock()
         self.store = store or SimulatedStore()
         self.pool = BlockPool(num_blocks, block_size, prefix_cache=prefix_cache)
         self.runner = SimulatedRunner(block_size)
         pins = AdapterPins(self.store)
-        self.scheduler = Scheduler(self.pool, StepLimits(max_rows=max_rows, max_running=max_running), pins)
+        limits = StepLimits(
+            max_rows=max_rows, max_running=max_running, guess_tokens=guess_tokens, guess_width=guess_width
+        )
+        self.scheduler = Scheduler(self.pool, limits, pins)
         self.engine = Engine(
             scheduler=self.scheduler,
             runner=self.runner,  # type: ignore[arg-type] # a simulation of the same one method
@@ -221,6 +241,8 @@ class World:
         salt: str = "",
         budget: int = 4,
         stop_tokens: tuple[int, ...] = (),
+        stop_strings: tuple[str, ...] = (),
+        speculation: bool = True,
     ) -> RequestId:
         self._submitted += 1
         request_id = RequestId(f"r{self._submitted}")
@@ -232,7 +254,8 @@ class World:
                 tokens=tuple(prompt),
                 adapter=None if adapter is None else AdapterRef(SourceName.LOCAL, adapter),
                 sampling=SamplingParams(temperature=0.0),
-                stop=StopParams(max_new_tokens=budget, stop_token_ids=stop_tokens),
+                stop=StopParams(max_new_tokens=budget, stop_token_ids=stop_tokens, stop_strings=stop_strings),
+                speculation=speculation,
             )
         )
         return request_id

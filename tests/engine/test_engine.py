@@ -53,7 +53,7 @@ def test_a_row_that_is_not_finite_ends_alone_and_leaves_nothing_to_be_found() ->
     world = World()
     poisoned = world.submit(range(20), adapter="bad")
     healthy = world.submit(range(20))
-    world.runner.poisoned.add(poisoned)
+    world.runner.poisoned[poisoned] = 0
     world.run()
     assert world.finished[poisoned].reason == FinishReason.ENGINE_FAILURE
     assert world.tokens[healthy] == alone(range(20), "", 4)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -28,6 +29,8 @@ class Arrival:
     salt: str
     budget: int
     abort_at: int | None
+    stop_tokens: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
 
 
 def _prompt(length: int, seed: int) -> tuple[int, ...]:
@@ -48,6 +51,8 @@ arrivals = st.builds(
     salt=st.sampled_from(["x", "y"]),
     budget=st.integers(1, 30) | st.integers(20, 30),
     abort_at=st.none() | st.none() | st.integers(0, 30),
+    stop_tokens=st.just(()) | st.tuples(st.integers(0, VOCAB - 1)),
+    stop_strings=st.just(()) | st.tuples(st.sampled_from(["><10", "<21>", "87><"])),
 )
 loads = st.lists(arrivals, min_size=1, max_size=24).map(lambda load: sorted(load, key=lambda arrival: arrival.step))
 
@@ -61,10 +66,19 @@ class Shape:
     max_running: int
     capacity: int
     polls_to_load: int
+    guess_tokens: int = 0
+    guess_width: int = 0
 
     def world(self) -> World:
         store = SimulatedStore(capacity=self.capacity, polls_to_load=self.polls_to_load, failing={"broken"})
-        return World(num_blocks=self.num_blocks, max_rows=self.max_rows, max_running=self.max_running, store=store)
+        return World(
+            num_blocks=self.num_blocks,
+            max_rows=self.max_rows,
+            max_running=self.max_running,
+            store=store,
+            guess_tokens=self.guess_tokens,
+            guess_width=self.guess_width,
+        )
 
 
 shapes = st.builds(
@@ -74,6 +88,8 @@ shapes = st.builds(
     max_running=st.integers(2, 6),
     capacity=st.integers(1, 3),
     polls_to_load=st.integers(1, 5),
+    guess_tokens=st.integers(0, 8),
+    guess_width=st.integers(1, 6),
 )
 worlds = shapes.map(Shape.world)
 
@@ -86,7 +102,13 @@ def play(world: World, load: list[Arrival]) -> dict[RequestId, Arrival]:
         while pending and pending[0].step <= step:
             arrival = pending.pop(0)
             request_id = world.submit(
-                arrival.prompt, adapter=arrival.adapter, flow=arrival.flow, salt=arrival.salt, budget=arrival.budget
+                arrival.prompt,
+                adapter=arrival.adapter,
+                flow=arrival.flow,
+                salt=arrival.salt,
+                budget=arrival.budget,
+                stop_tokens=arrival.stop_tokens,
+                stop_strings=arrival.stop_strings,
             )
             asked[request_id] = arrival
         for request_id, arrival in asked.items():
@@ -131,7 +153,8 @@ def test_blocks_are_conserved(world: World, load: list[Arrival]) -> None:
 
 @given(loads)
 def test_preemption_changes_no_token(load: list[Arrival]) -> None:
-    small, large = World(num_blocks=18, max_running=6), World(num_blocks=400, max_running=6)
+    small = World(num_blocks=18, max_running=6, guess_tokens=4)
+    large = World(num_blocks=400, max_running=6, guess_tokens=4)
     calm = [Arrival(**{**vars(arrival), "abort_at": None}) for arrival in load if arrival.adapter != "broken"]
     play(small, calm)
     play(large, calm)
@@ -139,18 +162,38 @@ def test_preemption_changes_no_token(load: list[Arrival]) -> None:
     assert small.tokens == large.tokens
 
 
-def test_the_random_loads_do_preempt() -> None:
-    """The laws above say little about preemption unless it happens in a good part of their examples."""
+@given(shapes.filter(lambda shape: shape.guess_tokens > 0), loads)
+def test_speculation_changes_no_token(shape: Shape, load: list[Arrival]) -> None:
+    calm = [dataclasses.replace(arrival, abort_at=None) for arrival in load]
+    plain, guessing = dataclasses.replace(shape, guess_tokens=0).world(), shape.world()
+    play(plain, calm)
+    play(guessing, calm)
+    assert guessing.tokens == plain.tokens
+    for request_id, end in guessing.finished.items():
+        other = plain.finished[request_id]
+        assert (end.reason, end.stop_string) == (other.reason, other.stop_string)
+        assert end.counts.prompt_tokens == other.counts.prompt_tokens
+        assert end.counts.completion_tokens == other.counts.completion_tokens
+
+
+def test_the_random_loads_do_preempt_and_guess() -> None:
+    """The laws above say little about preemption and guesses unless both happen in a good part of their examples."""
     preempted: list[bool] = []
+    right: list[bool] = []
+    wrong: list[bool] = []
 
     @given(worlds, loads)
     @settings(max_examples=100, derandomize=True, database=None)
     def count(world: World, load: list[Arrival]) -> None:
         play(world, load)
-        preempted.append(world.engine.stats().preemptions > 0)
+        stats = world.engine.stats()
+        preempted.append(stats.preemptions > 0)
+        right.append(stats.guessed_right_tokens > 0)
+        wrong.append(stats.guessed_right_tokens < stats.guessed_tokens)
 
     count()
-    assert sum(preempted) >= 0.25 * len(preempted)
+    for happened in (preempted, right, wrong):
+        assert sum(happened) >= 0.25 * len(happened)
 
 
 look_alikes = st.builds(
@@ -211,11 +254,17 @@ def test_equal_histories_give_equal_plans(shape: Shape, load: list[Arrival]) -> 
     assert twin.runner.plans == first.runner.plans
 
 
+def recorded_arrival(fields: dict[str, Any]) -> Arrival:
+    """JSON has lists where an arrival has tuples."""
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return Arrival(**values)
+
+
 def test_a_recorded_history_still_gives_its_recorded_plans() -> None:
     """`recorded_history.json` holds a load and what was planned for it. A change of policy changes it on purpose:
     `python -m tests.engine.record_history` writes it anew, for a reviewer to see the difference."""
     recorded = json.loads(HISTORY.read_text(encoding="utf-8"))
     world = Shape(**recorded["shape"]).world()
-    play(world, [Arrival(**{**arrival, "prompt": tuple(arrival["prompt"])}) for arrival in recorded["load"]])
+    play(world, [recorded_arrival(arrival) for arrival in recorded["load"]])
     plans = [list(dataclasses.astuple(plan)) for plan in world.runner.plans]
     assert json.loads(json.dumps(plans)) == recorded["plans"]

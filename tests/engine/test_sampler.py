@@ -15,7 +15,7 @@ from torch import Tensor
 
 from manylora.engine.penalties import Penalties
 from manylora.engine.request import SamplingParams
-from manylora.engine.sampler import Drawn, SamplingRow, sample
+from manylora.engine.sampler import Drawn, SamplingRow, sample, sample_ahead
 from manylora.kernels.drawing import uniform
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -424,3 +424,61 @@ def test_alternatives_that_are_equal_come_by_id() -> None:
 def test_a_barred_alternative_has_an_unclamped_logprob() -> None:
     answer = draw(torch.tensor([0.0, -math.inf]), replace(GREEDY, num_logprobs=2))
     assert answer.alternatives == ((0, 0.0), (1, -math.inf))
+
+
+# --- ahead ----------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.sampled_from([0.0, 0.7]),
+    st.sampled_from([1.0, 1.4]),
+    st.sampled_from([0.0, 0.9]),
+    st.none() | st.just(2),
+    st.lists(st.tuples(st.lists(st.integers(0, 4), max_size=5), st.integers(0, 5)), min_size=1, max_size=4),
+    st.integers(0, 1000),
+)
+def test_drawing_ahead_gives_what_one_draw_at_a_time_would(
+    temperature: float,
+    repetition: float,
+    frequency: float,
+    num_logprobs: int | None,
+    sequences: list[tuple[list[int], int]],
+    seed: int,
+) -> None:
+    """Each guess is right up to some place and wrong there; the draws must be those of a loop of `sample`."""
+    rows, guesses, expected, blocks = [], [], [], []
+    for number, (prompt, right) in enumerate(sequences):
+        params = SamplingParams(
+            temperature=temperature,
+            repetition_penalty=repetition,
+            frequency_penalty=frequency,
+            num_logprobs=num_logprobs,
+            seed=seed + number,
+        )
+        logits = random_logits(6, 50, seed=seed + number)
+        drawn: list[Drawn] = []
+        for position in range(6):
+            history = [answer.token_id for answer in drawn]
+            drawn.append(draw(logits[position], params, position=position, prompt=prompt, generated=history))
+        guess = [answer.token_id for answer in drawn[:5]]
+        if right < 5:
+            guess[right] = (guess[right] + 1) % 50
+        rows.append(row(params, position=0, prompt=prompt))
+        guesses.append(tuple(guess))
+        expected.append(tuple(drawn[: right + 1]))
+        blocks.append(logits)
+    assert sample_ahead(torch.cat(blocks), rows, guesses) == expected
+
+
+def test_drawing_ahead_leaves_the_penalties_of_the_sequence_as_they_are() -> None:
+    params = replace(GREEDY, frequency_penalty=1.0)
+    one = row(params, prompt=[1])
+    logits = torch.tensor([[0.0, 3.0, 2.5], [0.0, 3.0, 2.5], [0.0, 3.0, 2.5]])
+    assert [answer.token_id for answer in sample_ahead(logits, [one], [(1, 2)])[0]] == [1, 2, 1]
+    assert sample(logits[:1], [one])[0].token_id == 1
+
+
+def test_drawing_ahead_ends_at_a_row_that_is_not_finite_and_reads_none_after_a_wrong_guess() -> None:
+    logits = torch.tensor([[0.0, 1.0], [math.nan, 0.0], [0.0, 1.0]])
+    assert [answer.is_finite for answer in sample_ahead(logits, [row(GREEDY)], [(1, 1)])[0]] == [True, False]
+    assert [answer.is_finite for answer in sample_ahead(logits, [row(GREEDY)], [(0, 1)])[0]] == [True]

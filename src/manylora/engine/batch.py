@@ -14,37 +14,42 @@ from manylora.kernels.interface import AttentionBatch, Kernels, LoraSegment, Ste
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step, ready to run: its tensors, and whose token each row of logits is for."""
+    """One step, ready to run: its tensors, and whose tokens its rows of logits are for, in their order.
+
+    A chunk has one row of logits, and one more for each token of its guess.
+    """
 
     step: StepInput
-    sampled: tuple[Sequence, ...]
+    sampled: tuple[tuple[Chunk, Sequence], ...]
 
 
 class BatchBuilder:
     """Turns plans into `StepInput`. The tensors of one step are valid until the next one is built."""
 
-    def __init__(self, kernels: Kernels, *, max_rows: int, max_running: int, block_size: int) -> None:
+    def __init__(self, kernels: Kernels, *, max_rows: int, block_size: int) -> None:
         self._kernels = kernels
         self._block_size = block_size
         self._token_ids = np.empty(max_rows, dtype=np.int64)
         self._positions = np.empty(max_rows, dtype=np.int32)
         self._slots = np.empty(max_rows, dtype=np.int64)
         self._row_sequence = np.empty(max_rows, dtype=np.int32)
-        self._logit_rows = np.empty(max_running, dtype=np.int64)
+        self._logit_rows = np.empty(max_rows, dtype=np.int64)
 
     def build(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> Batch:
         """Lay the chunks out side by side, base rows first and then adapter by adapter."""
         pairs = sorted(((chunk, running[chunk.request_id]) for chunk in plan.chunks), key=_adapter_of)
         tables = np.zeros((len(pairs), max(len(sequence.blocks) for _, sequence in pairs)), dtype=np.int32)
-        sampled: list[Sequence] = []
-        row = 0
+        sampled: list[tuple[Chunk, Sequence]] = []
+        row = num_logits = 0
         for index, (chunk, sequence) in enumerate(pairs):
             tables[index, : len(sequence.blocks)] = sequence.block_ids
             self._fill(row, index, chunk, sequence)
-            row += chunk.stop - chunk.start
+            row += chunk.num_rows
             if chunk.is_sampled:
-                self._logit_rows[len(sampled)] = row - 1
-                sampled.append(sequence)
+                for logit_row in range(row - 1 - len(chunk.guess), row):
+                    self._logit_rows[num_logits] = logit_row
+                    num_logits += 1
+                sampled.append((chunk, sequence))
         attention = AttentionBatch(
             positions=torch.from_numpy(self._positions[:row]),
             slots=torch.from_numpy(self._slots[:row]),
@@ -53,14 +58,14 @@ class BatchBuilder:
         )
         step = StepInput(
             token_ids=torch.from_numpy(self._token_ids[:row]),
-            logit_rows=torch.from_numpy(self._logit_rows[: len(sampled)]),
+            logit_rows=torch.from_numpy(self._logit_rows[:num_logits]),
             attention=attention,
             lora=self._kernels.prepare_lora(tuple(_segments(pairs))),
         )
         return Batch(step, tuple(sampled))
 
     def _fill(self, row: int, index: int, chunk: Chunk, sequence: Sequence) -> None:
-        count = chunk.stop - chunk.start
+        count = chunk.num_rows
         rows = slice(row, row + count)
         if count == 1:  # decoding: four scalar writes cost a tenth of four array expressions
             block, offset = divmod(chunk.start, self._block_size)
@@ -68,8 +73,8 @@ class BatchBuilder:
             self._positions[row] = chunk.start
             self._slots[row] = sequence.blocks[block] * self._block_size + offset
         else:
-            positions = np.arange(chunk.start, chunk.stop)
-            self._token_ids[rows] = sequence.tokens[chunk.start : chunk.stop]
+            positions = np.arange(chunk.start, chunk.start + count)
+            self._token_ids[rows] = [*sequence.tokens[chunk.start : chunk.stop], *chunk.guess]
             self._positions[rows] = positions
             blocks = sequence.block_ids[positions // self._block_size].astype(np.int64)
             self._slots[rows] = blocks * self._block_size + positions % self._block_size
@@ -85,7 +90,7 @@ def _segments(pairs: list[tuple[Chunk, Sequence]]) -> Iterator[LoraSegment]:
     """Join neighbouring chunks of one adapter version into one segment."""
     start = row = 0
     for index, (chunk, sequence) in enumerate(pairs):
-        row += chunk.stop - chunk.start
+        row += chunk.num_rows
         is_last = index + 1 == len(pairs) or _adapter_of(pairs[index + 1]) != _adapter_of(pairs[index])
         if is_last:
             if sequence.placed is not None:

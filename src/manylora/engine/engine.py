@@ -25,7 +25,7 @@ from manylora.engine.runner import Runner
 from manylora.engine.sampler import Drawn
 from manylora.engine.scheduler import Chunk, Plan, Scheduler
 from manylora.engine.sequence import Sequence
-from manylora.engine.stopping import StopChecker, TextStream
+from manylora.engine.stopping import Stop, StopChecker, TextStream
 from manylora.errors import (
     ContextLengthExceeded,
     EngineFault,
@@ -202,6 +202,8 @@ class Engine:
             prompt_tokens=totals["prompt_tokens"],
             cached_tokens=totals["cached_tokens"],
             completion_tokens=totals["completion_tokens"],
+            guessed_tokens=totals["guessed_tokens"],
+            guessed_right_tokens=totals["guessed_right_tokens"],
             adapter_loads=store.loads,
             adapter_failures=store.failures,
             adapter_evictions=store.evictions,
@@ -320,30 +322,48 @@ class Engine:
             drawn = self._runner.run(plan, self._scheduler.running)
         except Exception as error:
             # A fault of the step: whose it is cannot be told, so everyone in it gets an answer and the rest go on.
-            log.exception("engine.step_failed plan=%s", dataclasses.asdict(plan))
+            log.exception("engine.step_failed plan=%s", _loggable(plan))
             fault = EngineFault(f"Request failed during generation: {error}")
             for chunk in plan.chunks:
                 self._finish(self._queued[chunk.request_id], FinishReason.ENGINE_FAILURE, fault)
             return
         for chunk in plan.chunks:
-            self._commit(chunk, drawn.get(chunk.request_id))
+            self._commit(chunk, drawn.get(chunk.request_id, ()))
 
-    def _commit(self, chunk: Chunk, drawn: Drawn | None) -> None:
-        if drawn is not None and not drawn.is_finite:
-            # Before anything of the chunk becomes findable in the prefix cache.
-            fault = EngineFault("Request failed during generation: the logits are not finite")
-            self._finish(self._queued[chunk.request_id], FinishReason.ENGINE_FAILURE, fault)
+    def _commit(self, chunk: Chunk, drawn: tuple[Drawn, ...]) -> None:
+        """Commit a chunk and the tokens drawn after it, one by one as if each had had a step of its own.
+
+        All but the last drawn are the chunk's guess come true. What was drawn after a token that ends the generation
+        is nobody's: it is neither told nor counted.
+        """
+        if not drawn:  # the middle of a prompt
+            self._scheduler.commit(chunk)
             return
-        sequence = self._scheduler.commit(chunk)
-        if drawn is None:
-            return
+        self._totals["guessed_tokens"] += len(chunk.guess)
+        for right, one in enumerate(drawn):
+            if not one.is_finite:
+                # Before anything that was computed with this row becomes findable in the prefix cache.
+                fault = EngineFault("Request failed during generation: the logits are not finite")
+                self._finish(self._queued[chunk.request_id], FinishReason.ENGINE_FAILURE, fault)
+                return
+            sequence = self._scheduler.commit(chunk, right)
+            self._totals["guessed_right_tokens"] += right > 0
+            stop = self._append(sequence, one)
+            if stop is not None:
+                self._finish(sequence, stop.reason, stop_string=stop.stop_string)
+                return
+        if chunk.guess:
+            self._scheduler.settle(chunk, len(drawn) - 1)
+
+    def _append(self, sequence: Sequence, drawn: Drawn) -> Stop | None:
+        """Make a drawn token the sequence's next, tell it, and say whether it is the last."""
         sequence.tokens.append(drawn.token_id)
         if sequence.penalties is not None:
             sequence.penalties.add(drawn.token_id)
         self._totals["completion_tokens"] += 1
         self._tokens.append(
             TokenEvent(
-                request_id=chunk.request_id,
+                request_id=sequence.request.id,
                 token_id=drawn.token_id,
                 logprob=drawn.logprob,
                 alternatives=drawn.alternatives,
@@ -351,9 +371,7 @@ class Engine:
                 queue_ms=sequence.queue_ms if sequence.num_generated == 1 else None,
             )
         )
-        stop = sequence.stopper.push(drawn.token_id, sequence.num_generated)
-        if stop is not None:
-            self._finish(sequence, stop.reason, stop_string=stop.stop_string)
+        return sequence.stopper.push(drawn.token_id, sequence.num_generated)
 
     # ── ends ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -402,6 +420,12 @@ class Engine:
         events = StepEvents(tuple(self._tokens), tuple(self._finished))
         self._tokens, self._finished = [], []
         return events
+
+
+def _loggable(plan: Plan) -> dict[str, object]:
+    """A plan with the lengths of its guesses instead of their tokens, which are somebody's text."""
+    chunks = [{**dataclasses.asdict(chunk), "guess": len(chunk.guess)} for chunk in plan.chunks]
+    return {**dataclasses.asdict(plan), "chunks": chunks}
 
 
 def _failure(error: ManyloraError | None) -> Failure | None:

@@ -95,7 +95,8 @@ class EngineStats:
     """The engine's state in numbers, for `/info`, `/health` and `/metrics`.
 
     Gauges: waiting, loading (requests whose adapter is on its way), running, blocks and bytes.
-    Totals since start: steps, preemptions, tokens, adapter loads, failures and evictions.
+    Totals since start: steps, preemptions, tokens, tokens guessed and guessed right, adapter loads, failures and
+    evictions.
     """
 
     waiting: int
@@ -114,6 +115,8 @@ class EngineStats:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    guessed_tokens: int
+    guessed_right_tokens: int
     adapter_loads: int
     adapter_failures: int
     adapter_evictions: int

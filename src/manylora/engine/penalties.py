@@ -1,5 +1,6 @@
 """Penalties and biases: how what a sequence already holds changes its next logits."""
 
+import copy
 from collections.abc import Iterable
 from typing import Self
 
@@ -64,6 +65,14 @@ class Penalties:
             self._counts = np.concatenate([self._counts, np.zeros(room, dtype=np.float32)])
         self._seen[slot] = token_id
         self._counts[slot] += 1
+
+    def after(self, token_id: int) -> Self:
+        """Return what these are once the token is counted; they themselves stay as they are."""
+        later = copy.copy(self)
+        later._slots = dict(self._slots)
+        later._seen, later._counts = self._seen.copy(), self._counts.copy()
+        later.add(token_id)
+        return later
 
     def apply(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return a changed copy of one row's logits: (vocab,) float32; every id in it is below vocab."""

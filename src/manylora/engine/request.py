@@ -60,9 +60,10 @@ class StopParams:
 class Request:
     """One generation.
 
-    flow     whose work it is, for fair scheduling (the server says: the tenant)
-    salt     isolation of the prefix cache: requests with different salts share no block
-    adapter  None is the base model
+    flow         whose work it is, for fair scheduling (the server says: the tenant)
+    salt         isolation of the prefix cache: requests with different salts share no block
+    adapter      None is the base model
+    speculation  whether tokens may be guessed ahead, where the engine does so at all; it changes no token
     """
 
     id: RequestId
@@ -72,3 +73,4 @@ class Request:
     adapter: AdapterRef | None
     sampling: SamplingParams
     stop: StopParams
+    speculation: bool = True

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from manylora.engine.batch import BatchBuilder
-from manylora.engine.sampler import Draw, Drawn, SamplingRow, sample
+from manylora.engine.sampler import Draw, Drawn, SamplingRow, sample_ahead
 from manylora.engine.scheduler import Plan
 from manylora.engine.sequence import Sequence
 from manylora.ids import RequestId
@@ -31,13 +31,13 @@ class Runner:
         self._draw = draw
 
     @torch.inference_mode()
-    def run(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> dict[RequestId, Drawn]:
-        """Compute every chunk of the plan and draw a token for each sampled one."""
+    def run(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> dict[RequestId, tuple[Drawn, ...]]:
+        """Compute every chunk of the plan; draw a token for each sampled one, and one more for each guessed right."""
         batch = self._builder.build(plan, running)
         logits = self._model.forward(batch.step, self._kv)
         rows = [
             SamplingRow(params=sequence.request.sampling, position=len(sequence.tokens), penalties=sequence.penalties)
-            for sequence in batch.sampled
+            for _, sequence in batch.sampled
         ]
-        drawn = sample(logits, rows, self._draw)
-        return {sequence.request.id: answer for sequence, answer in zip(batch.sampled, drawn, strict=True)}
+        drawn = sample_ahead(logits, rows, [chunk.guess for chunk, _ in batch.sampled], self._draw)
+        return {chunk.request_id: answers for (chunk, _), answers in zip(batch.sampled, drawn, strict=True)}

@@ -1,8 +1,9 @@
 """Draws each sequence's next token from its logits, so that no row's draw depends on another's."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -36,6 +37,11 @@ class SamplingRow:
         """A row of `RULE`."""
         of = self.params
         return of.seed, self.position, of.temperature, of.top_p, of.min_p, of.typical_p or 0.0, of.top_k or 0
+
+    def after(self, token_id: int) -> "SamplingRow":
+        """What the next token of the sequence is drawn with once this one is part of it."""
+        penalties = None if self.penalties is None else self.penalties.after(token_id)
+        return replace(self, position=self.position + 1, penalties=penalties)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +89,41 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow], draw: Draw = draw_tokens
         _answer(row, token, peak, own.get(index))
         for index, (row, token, peak) in enumerate(zip(rows, tokens, peaks, strict=True))
     ]
+
+
+def sample_ahead(
+    logits: Tensor, rows: Sequence[SamplingRow], guesses: Sequence[tuple[int, ...]], draw: Draw = draw_tokens
+) -> list[tuple[Drawn, ...]]:
+    """Draw one token for each row, then one more after each guessed token that is the one drawn.
+
+    Semantics, row by row:
+        for guessed in (*guess, None):
+            drawn = `sample` of the next logits of this row, at its position, with all drawn before it counted
+            if drawn is not finite, or not the guessed: break
+    So the tokens are those that as many calls of `sample` would give, and what a wrong guess led to is forgotten.
+    Args:    logits (len(rows) + tokens guessed, vocab) float32: each row's own logits, then those after each guessed
+             token; `rows` as for the first of these
+    Returns: for each row, at least one `Drawn`: all but the last are its guess, as far as that was right
+    """
+    ahead = [later for row, guess in zip(rows, guesses, strict=True) for later in _ahead(row, guess)]
+    drawn = iter(sample(logits, ahead, draw))
+    return [_as_far_as_right(tuple(islice(drawn, 1 + len(guess))), guess) for guess in guesses]
+
+
+def _ahead(row: SamplingRow, guess: tuple[int, ...]) -> Iterator[SamplingRow]:
+    """The row, and then what the token after each guessed one is drawn with, should all before it be right."""
+    yield row
+    for token_id in guess:
+        row = row.after(token_id)
+        yield row
+
+
+def _as_far_as_right(drawn: tuple[Drawn, ...], guess: tuple[int, ...]) -> tuple[Drawn, ...]:
+    """Cut what was drawn after the first wrong guess, or after a row that is not finite."""
+    right = 0
+    while right < len(guess) and drawn[right].is_finite and drawn[right].token_id == guess[right]:
+        right += 1
+    return drawn[: right + 1]
 
 
 def _on_host(logits: Tensor, wanted: list[int]) -> dict[int, _Floats]:

@@ -1,5 +1,6 @@
 """Which positions of which sequences the next step computes: data in, data out, no tensors."""
 
+import dataclasses
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,12 +24,22 @@ PRUNE_STEPS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Positions `[start, stop)` of one sequence; `is_sampled` if a token is drawn after the last of them."""
+    """Positions `[start, stop)` of one sequence; `is_sampled` if a token is drawn after the last of them.
+
+    guess  tokens computed at the positions from `stop` as if they had been drawn already. A token is drawn after each,
+           in order, as long as the one drawn before it is the one that was guessed: the draws, and so the tokens, are
+           those of one step for each. Only where `is_sampled`.
+    """
 
     request_id: RequestId
     start: int
     stop: int
     is_sampled: bool
+    guess: tuple[int, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        return self.stop - self.start + len(self.guess)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +59,7 @@ class Plan:
 
     @property
     def num_rows(self) -> int:
-        return sum(chunk.stop - chunk.start for chunk in self.chunks)
+        return sum(chunk.num_rows for chunk in self.chunks)
 
 
 class AdapterGate(Protocol):
@@ -66,10 +77,16 @@ class AdapterGate(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepLimits:
-    """max_rows: rows of one step; max_running: sequences under way at once."""
+    """max_rows: rows of one step; max_running: sequences under way at once.
+
+    guess_tokens  tokens guessed ahead for one sequence in one step; 0 is none
+    guess_width   sequences that draw a token in one step; where more do, nothing is guessed
+    """
 
     max_rows: int
     max_running: int
+    guess_tokens: int = 0
+    guess_width: int = 0
 
 
 class Scheduler:
@@ -77,7 +94,8 @@ class Scheduler:
 
     Order within a step: sequences that decode (one row each), then prompts under way, oldest admission first, then
     admissions from the least served flow. Admission stops at the first sequence whose blocks do not fit, so small
-    requests cannot starve a large one; a sequence whose adapter has no place is looked past, and ages.
+    requests cannot starve a large one; a sequence whose adapter has no place is looked past, and ages. Rows and blocks
+    that nobody wanted go to guesses: a guess never delays a row, preempts a sequence or outlives its step.
     """
 
     def __init__(self, pool: BlockPool, limits: StepLimits, gate: AdapterGate) -> None:
@@ -135,19 +153,34 @@ class Scheduler:
                 break
             admitted.append(newcomer.request.id)
             rows = self._add_chunk(chunks, newcomer, rows)
+        self._add_guesses(chunks, rows)
         return Plan(self._steps, tuple(chunks), tuple(admitted), tuple(preempted))
 
-    def commit(self, chunk: Chunk) -> Sequence:
-        """Record that a chunk was computed: its full blocks become findable by other requests."""
+    def commit(self, chunk: Chunk, right: int = 0) -> Sequence:
+        """Record that a chunk was computed: its full blocks become findable by other requests.
+
+        Args:  right  how much of the chunk's guess has come true so far: those tokens are the sequence's by now
+        A token that was guessed is charged here, when it is known to be one; one that was wrong used a row that nobody
+        wanted and is charged to nobody.
+        """
         sequence = self.running[chunk.request_id]
-        sequence.computed = chunk.stop
-        full = chunk.stop // self.pool.block_size
+        if right > 0:
+            self.counter.charge(sequence.request.flow, completion_tokens=1)
+        sequence.computed = chunk.stop + right
+        full = sequence.computed // self.pool.block_size
         if full > sequence.published:
             keys = sequence.prefix_keys(full, self.pool.block_size)
             for index in range(sequence.published, full):
                 self.pool.publish(sequence.blocks[index], keys[index])
             sequence.published = full
         return sequence
+
+    def settle(self, chunk: Chunk, right: int) -> None:
+        """End a guess of which the first `right` tokens came true: free the blocks that only the rest needed."""
+        sequence = self.running[chunk.request_id]
+        self.pool.release(sequence.take_blocks_from(self._blocks_for(len(sequence.tokens))))
+        if sequence.lookup is not None:
+            sequence.lookup.note(len(chunk.guess), right)
 
     # ── steps of the plan ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -185,6 +218,32 @@ class Scheduler:
         sequence.charged = max(sequence.charged, min(stop, sequence.num_prompt))
         self.counter.charge(sequence.request.flow, prompt_tokens=new_prompt, completion_tokens=int(is_sampled))
         return rows - count
+
+    def _add_guesses(self, chunks: list[Chunk], rows: int) -> None:
+        """Use rows left over to guess ahead for the sequences that draw a token, if they are few."""
+        if self.limits.guess_tokens == 0 or sum(chunk.is_sampled for chunk in chunks) > self.limits.guess_width:
+            return
+        for index, chunk in enumerate(chunks):
+            if rows <= 0:
+                break
+            if chunk.is_sampled:
+                sequence = self.running[chunk.request_id]
+                if guess := sequence.guess(self._most_to_guess(sequence, rows)):
+                    self._extend(sequence, len(guess))
+                    chunks[index] = dataclasses.replace(chunk, guess=guess)
+                    rows -= len(guess)
+
+    def _most_to_guess(self, sequence: Sequence, rows: int) -> int:
+        """Tokens of a guess for which there are both rows and blocks."""
+        room = (len(sequence.blocks) + self.pool.num_free) * self.pool.block_size - len(sequence.tokens)
+        return min(self.limits.guess_tokens, rows, room)
+
+    def _extend(self, sequence: Sequence, count: int) -> None:
+        """Give a sequence the blocks of so many positions after its tokens; they are free."""
+        fresh = self.pool.allocate(max(0, self._blocks_for(len(sequence.tokens) + count) - len(sequence.blocks)))
+        if fresh is None:
+            raise AssertionError("blocks counted as free were not there")
+        sequence.add_blocks(fresh)
 
     def _admit_next(self, starving: Sequence | None) -> Sequence | None:
         """Start the next sequence in fair order, or return None if none can start now."""

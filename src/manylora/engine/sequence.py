@@ -6,6 +6,7 @@ import numpy as np
 
 from manylora.engine.blocks import PrefixKey, next_key
 from manylora.engine.events import AdapterUse
+from manylora.engine.lookup import PromptLookup
 from manylora.engine.penalties import Penalties
 from manylora.engine.request import Request
 from manylora.engine.stopping import StopChecker
@@ -19,7 +20,8 @@ class Sequence:
 
     Positions, all half-open:  [0, num_prompt) the prompt, [num_prompt, len(tokens)) generated and committed;
     [0, computed) have keys and values in `blocks`; [computed, len(tokens)) is the remaining work, whatever the reason:
-    a prompt, the rest of a prompt, the token drawn last, or everything again after a preemption.
+    a prompt, the rest of a prompt, the token drawn last, or everything again after a preemption. A guess stands at
+    [len(tokens), …) for the length of one step: what of it was right is committed like any token, the rest forgotten.
     """
 
     __slots__ = (
@@ -32,6 +34,7 @@ class Sequence:
         "computed",
         "first_run_s",
         "keys",
+        "lookup",
         "num_prompt",
         "penalties",
         "placed",
@@ -53,6 +56,7 @@ class Sequence:
         self.tokens = list(request.tokens)
         self.num_prompt = len(request.tokens)
         self.computed = 0
+        self.lookup = PromptLookup() if request.speculation else None
         self.charged = 0  # prompt positions below this were charged to the flow
         self.published = 0  # blocks below this index are in the prefix cache
         self.blocks: list[int] = []
@@ -94,6 +98,19 @@ class Sequence:
             self._block_ids = grown
         self._block_ids[start:stop] = blocks
         self.blocks.extend(blocks)
+
+    def take_blocks_from(self, count: int) -> list[int]:
+        """Give up all blocks but the first `count` and return them for release."""
+        taken, self.blocks = self.blocks[count:], self.blocks[:count]
+        return taken
+
+    def guess(self, most: int) -> tuple[int, ...]:
+        """Return a guess of the next tokens, at most `most` and no more than could still be committed."""
+        if self.lookup is None:
+            return ()
+        # One token is drawn after the guess, whatever comes of it.
+        room = self.request.stop.max_new_tokens - self.num_generated - 1
+        return self.lookup.propose(self.tokens, min(most, room))
 
     def drop_blocks(self) -> list[int]:
         """Forget everything computed and return the blocks for release."""
