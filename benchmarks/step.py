@@ -82,22 +82,22 @@ def measure(
     ratios: list[float] = []
     bandwidths: list[float] = []
     for _ in range(ROUNDS):
-        mine = _decode_steps(engine, rows, adapters, vocab)
-        bare = _linear_layers(kernels, weights, rows)
+        mine = decode_steps(engine, rows, adapters, vocab)
+        bare = linear_layers(kernels, weights, rows)
         bandwidth = library.measure_bandwidth(repeats=5)
-        floor = read_bytes / bandwidth if rows == 1 else _median(bare)
+        floor = read_bytes / bandwidth if rows == 1 else median(bare)
         steps += mine
         layers += bare
         bandwidths.append(bandwidth / 1e9)
-        ratios.append(_median(mine) / floor)
+        ratios.append(median(mine) / floor)
     ratios.sort()
     result = {
         "rows": rows,
         "step": spread(steps),
         "linear_layers_alone": spread(layers),
-        "read_gb_per_s": round(_median(bandwidths), 1),
+        "read_gb_per_s": round(median(bandwidths), 1),
         "floor": "weight bytes / read bandwidth" if rows == 1 else "linear layers and logits alone",
-        "ratio": {"min": round(ratios[0], 2), "median": round(_median(ratios), 2), "max": round(ratios[-1], 2)},
+        "ratio": {"min": round(ratios[0], 2), "median": round(median(ratios), 2), "max": round(ratios[-1], 2)},
     }
     print(
         f"{rows:3d} rows: step {result['step']}  linear alone {result['linear_layers_alone']}  "
@@ -106,7 +106,7 @@ def measure(
     return result
 
 
-def _decode_steps(engine: Engine, rows: int, adapters: list[str], vocab: int) -> list[float]:
+def decode_steps(engine: Engine, rows: int, adapters: list[str], vocab: int) -> list[float]:
     source = random.Random(rows)
     for index in range(rows):
         name = adapters[index % len(adapters)] if adapters else None
@@ -134,7 +134,7 @@ def _decode_steps(engine: Engine, rows: int, adapters: list[str], vocab: int) ->
 
 
 @torch.inference_mode()
-def _linear_layers(kernels: Kernels, weights: Weights, rows: int) -> list[float]:
+def linear_layers(kernels: Kernels, weights: Weights, rows: int) -> list[float]:
     layer = weights.layers[0]
     hidden = kernels.embed(torch.arange(rows), weights.embed)
     gate_up = kernels.linear(hidden, layer.gate_up)
@@ -158,7 +158,7 @@ def _adapters(root: str | None) -> list[str]:
     return sorted(file.parent.name for file in Path(root).glob("*/adapter_config.json"))
 
 
-def _median(values: list[float]) -> float:
+def median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 

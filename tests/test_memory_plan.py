@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from manylora.build import weight_bytes
 from manylora.config import MIB, load_config
@@ -92,6 +93,15 @@ def test_without_a_container_the_machine_decides(tmp_path: Path) -> None:
     meminfo.write_text("MemAvailable:   1024 kB\n")
     (tmp_path / "memory.max").write_text("max\n")
     assert find_resources(tmp_path, meminfo).memory_bytes == 1024 * 1024
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_the_bytes_of_int8_weights_are_those_that_are_packed(is_tied: bool) -> None:
+    spec = parse_spec({**LLAMA, "tie_word_embeddings": is_tied}, {})
+    kernels = ReferenceKernels(torch.int8)
+    outputs = (spec.heads + 2 * spec.kv_heads) * spec.head_dim + 2 * spec.hidden + 2 * spec.intermediate
+    tables = (1 if is_tied else 2) * spec.vocab
+    assert weight_bytes(spec, kernels) == spec.parameters + 4 * (spec.num_layers * outputs + tables)
 
 
 def test_a_tied_embedding_in_two_forms_is_counted_twice() -> None:

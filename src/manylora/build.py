@@ -44,7 +44,8 @@ def build_engine(config: Config, tell: Tell) -> tuple[Engine, ServedModel]:
     spec = read_spec(base_dir)
     resources = find_resources()
     kernels = _choose_kernels(config, resources)
-    tell(f"kernels {kernels.name} loaded, {config.model.threads or resources.threads} threads")
+    threads = config.model.threads or resources.threads
+    tell(f"kernels {kernels.name} loaded, {_dtype(kernels)} weights, {threads} threads")
     plan = make_plan(config, spec, kernels, resources)
     tell("\n".join(plan.lines()))
     tokenizer = Tokenizer(base_dir, clock=clock)
@@ -75,9 +76,10 @@ def make_plan(config: Config, spec: ModelSpec, kernels: Kernels, resources: Reso
 
 
 def weight_bytes(spec: ModelSpec, kernels: Kernels) -> int:
-    """Bytes of the packed base: a back end may keep a tied embedding in two forms."""
+    """Bytes of the packed base: a back end may keep a tied embedding in two forms, and int8 has scales in float32."""
     copied = spec.vocab * spec.hidden if spec.tie_embeddings and kernels.copies_tied_table else 0
-    return (spec.parameters + copied) * kernels.weight_dtype.itemsize
+    scales = 4 * spec.output_channels if kernels.weight_dtype is torch.int8 else 0
+    return (spec.parameters + copied) * kernels.weight_dtype.itemsize + scales
 
 
 def wire_engine(
@@ -149,10 +151,14 @@ def base_shape(spec: ModelSpec, name: str, digest: str) -> BaseShape:
 
 def _choose_kernels(config: Config, resources: Resources) -> Kernels:
     threads = config.model.threads or resources.threads
-    kernels = select_kernels(config.model.kernels, threads, cache_dir=cache_dir(config))
+    kernels = select_kernels(config.model.kernels, threads, quantize=config.model.quantize, cache_dir=cache_dir(config))
     # The native kernels bring their own threads; torch's would spin beside them (docs/decisions/threads.md).
-    torch.set_num_threads(1 if kernels.name == "native" else threads)
+    torch.set_num_threads(1 if kernels.name in ("native", "int8") else threads)
     return kernels
+
+
+def _dtype(kernels: Kernels) -> str:
+    return str(kernels.weight_dtype).removeprefix("torch.")
 
 
 def _open_store(config: Config, plan: MemoryPlan, shape: BaseShape, kernels: Kernels, clock: Clock) -> Store:
@@ -175,7 +181,7 @@ def _served(
         model_id=base_dir.name if Path(config.model.base).is_dir() else config.model.base,
         base_dir=str(base_dir),
         sha=digest,
-        dtype=str(kernels.weight_dtype).removeprefix("torch."),
+        dtype=_dtype(kernels),
         device="cpu",
         max_model_len=plan.max_model_len,
         vocab_size=spec.vocab,

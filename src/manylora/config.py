@@ -25,10 +25,14 @@ Setting = str | int | float | bool | tuple[str, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """base: a known name, or a directory with config.json; kernels: auto, native, onednn or reference (float32)."""
+    """base: a known name, or a directory with config.json; kernels: auto, native, onednn or reference (float32).
+
+    quantize: none, or int8, which the native kernels alone compute.
+    """
 
     base: str = DEFAULT_BASE
     kernels: str = "auto"
+    quantize: str = "none"
     threads: int = 0
     cache_dir: str = ""
 
@@ -130,6 +134,7 @@ _LOWEST: dict[str, float] = {
 _HIGHEST: dict[str, float] = {"server.port": 65535}
 _CHOICES: dict[str, tuple[str, ...]] = {
     "model.kernels": ("auto", "native", "onednn", "reference"),
+    "model.quantize": ("none", "int8"),
     "server.overlong_max_new_tokens": ("clamp", "reject"),
 }
 
@@ -154,6 +159,11 @@ def load_config(
         own = {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{group.name}.")}
         groups[group.name] = kind(**own)
     config = Config(**groups)
+    if config.model.quantize != "none" and config.model.kernels not in ("auto", "native"):
+        raise ConfigInvalid(
+            f"model.quantize {config.model.quantize} is computed by the native kernels: model.kernels must be auto or "
+            f"native. Given: {config.model.kernels}"
+        )
     if config.engine.max_step_tokens < config.engine.max_running:
         raise ConfigInvalid(
             f"engine.max_step_tokens must be at least engine.max_running ({config.engine.max_running}), so that every "

@@ -40,15 +40,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["native", "reference"])
+@pytest.fixture(scope="module", params=["native", "int8", "reference"])
 def pair(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Engine, Engine, int]]:
     """A crowded engine (few blocks, small steps, so that it chunks and preempts), a roomy one, and a load for them.
 
     The reference back end is loops: fewer requests there, which still chunk and preempt.
     """
     made = []
-    for name, block, rows, kv_blocks in (("crowded", 4, 16, 34), ("roomy", 16, 256, 400)):
-        kernels = select_kernels(request.param, 1)
+    kernels_name, quantize = ("native", "int8") if request.param == "int8" else (request.param, "none")
+    # One block size for both: attention sums block by block, and where a last bit differs int8 may take another level.
+    block = 4
+    for name, rows, kv_blocks in (("crowded", 16, 34), ("roomy", 256, 1600)):
+        kernels = select_kernels(kernels_name, 1)
         kv_block_bytes = kernels.kv_block_bytes(layers=3, block_size=block, kv_heads=2, head_dim=8)
         cache = folder / f"cache-{request.param}-{name}"
         cache.mkdir()
@@ -56,7 +59,8 @@ def pair(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Engine,
         config = load_config(
             flags={
                 "model.base": str(folder / "base"),
-                "model.kernels": request.param,
+                "model.kernels": kernels_name,
+                "model.quantize": quantize,
                 "model.threads": 2,
                 "model.cache_dir": str(cache),
                 "adapters.roots": (str(folder / "adapters"),),
@@ -70,7 +74,7 @@ def pair(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Engine,
             environ={},
         )
         made.append(build_engine(config, lambda line: None)[0])
-    yield made[0], made[1], 40 if request.param == "native" else 10
+    yield made[0], made[1], 10 if request.param == "reference" else 40
     for engine in made:
         engine.close()
 

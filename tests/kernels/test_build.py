@@ -89,6 +89,13 @@ def test_every_named_back_end_computes(name: str) -> None:
     assert torch.allclose(kernels.linear(x, kernels.pack(weight)), x @ weight.T, rtol=2e-2, atol=2e-2 * 24)
 
 
+@pytest.mark.parametrize("name", ["auto", "native"])
+def test_quantised_weights_are_computed_by_the_native_kernels(name: str) -> None:
+    kernels = select_kernels(name, 1, quantize="int8")
+    assert (kernels.name, kernels.weight_dtype) == ("int8", torch.int8)
+    assert isinstance(kernels, CpuKernels)
+
+
 def test_an_unknown_back_end_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="cuda-maybe"):
         select_kernels("cuda-maybe", 1)

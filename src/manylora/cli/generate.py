@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manylora.cli.options import AdapterRootOption, BaseOption
+from manylora.cli.options import AdapterRootOption, BaseOption, QuantizeOption
 
 if TYPE_CHECKING:
     from manylora.config import Config
@@ -19,13 +19,16 @@ def generate(
     adapter: Annotated[str | None, typer.Option(help="Name of an adapter below a root. Default: the base.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
+    quantize: QuantizeOption = None,
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,
 ) -> None:
     """Generate one reply in this process and stream it to the terminal."""
     from manylora.cli.settings import configuration, with_adapter_roots, with_base_fetched
 
     roots = tuple(str(root.expanduser().resolve()) for root in adapter_root or ())
-    settings = configuration(None, (), {"model.base": base, "adapters.roots": roots or None})
+    settings = configuration(
+        None, (), {"model.base": base, "model.quantize": quantize, "adapters.roots": roots or None}
+    )
     settings = with_adapter_roots(with_base_fetched(settings))
     asyncio.run(_generate(settings, prompt, adapter, max_new_tokens, temperature, is_raw=raw))
 

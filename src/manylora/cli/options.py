@@ -9,6 +9,10 @@ BaseOption = Annotated[
     str | None,
     typer.Option(help="Base model: a known name, or a directory with config.json. Default: SmolLM2-135M-Instruct."),
 ]
+QuantizeOption = Annotated[
+    str | None,
+    typer.Option(help="How the base's weights are held: none (as they are) or int8 (faster, smaller). Default: none."),
+]
 AdapterRootOption = Annotated[
     list[Path] | None,
     typer.Option(help="A directory whose sub-directories are LoRA adapters; repeatable. Default: the demo adapters."),

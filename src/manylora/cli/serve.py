@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manylora.cli.options import AdapterRootOption, BaseOption
+from manylora.cli.options import AdapterRootOption, BaseOption, QuantizeOption
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +24,7 @@ def serve(
     max_model_len: Annotated[
         int | None, typer.Option(help="Longest sequence, prompt and reply together. Default: the window of the base.")
     ] = None,
+    quantize: QuantizeOption = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
     set_: Annotated[
         list[str] | None,
@@ -46,6 +47,7 @@ def serve(
         set_ or (),
         {
             "model.base": base,
+            "model.quantize": quantize,
             "adapters.roots": roots or None,
             "server.host": host,
             "server.port": port,

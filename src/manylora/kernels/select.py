@@ -8,6 +8,7 @@ import torch
 from manylora.clock import SystemClock
 from manylora.errors import NativeBuildFailed
 from manylora.kernels.cpu import CpuKernels, LinearOperator, NativeLibrary, NativeLinear
+from manylora.kernels.int8 import Int8Linear
 from manylora.kernels.interface import Kernels
 from manylora.kernels.onednn import OneDnnLinear, why_not_onednn
 from manylora.kernels.reference import ReferenceKernels
@@ -17,13 +18,22 @@ BACK_ENDS = ("auto", "native", "onednn", "reference")
 log = logging.getLogger(__name__)
 
 
-def select_kernels(name: str, threads: int, *, cache_dir: Path | None = None, compiler: str | None = None) -> Kernels:
+def select_kernels(
+    name: str,
+    threads: int,
+    *,
+    quantize: str = "none",
+    cache_dir: Path | None = None,
+    compiler: str | None = None,
+) -> Kernels:
     """Return the back end `name`, one of `BACK_ENDS`; what cannot work here falls back with one warning.
 
     native     own C++, bfloat16 weights, bit-identical rows
     onednn     the same with linear layers by oneDNN: for processors with AVX512_BF16 or AMX
     reference  torch only, float32: slow, exact, needs no compiler
     auto       native or onednn by a short timing; reference where no compiler is installed
+    With `quantize` int8 the native kernels hold the linear layers and the embedding in int8, whatever `name` prefers;
+    the reference, where nothing else works, does not quantise.
     `threads` is the size of the native pool; the oneDNN products use torch's own threads.
     """
     if name not in BACK_ENDS:
@@ -35,7 +45,7 @@ def select_kernels(name: str, threads: int, *, cache_dir: Path | None = None, co
     except NativeBuildFailed as error:
         log.warning("kernels.fallback to=reference reason=%s", error)
         return ReferenceKernels()
-    kernels = CpuKernels(native, _choose_operator(name, native))
+    kernels = CpuKernels(native, Int8Linear(native) if quantize == "int8" else _choose_operator(name, native))
     log.debug(
         "kernels.chosen name=%s isa=%s threads=%d row_independent=%s",
         kernels.name,

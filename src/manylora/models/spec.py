@@ -130,6 +130,12 @@ class ModelSpec:
         block = sum(out * in_ for out, in_ in self.projection_shapes) + 2 * self.hidden
         return self.num_layers * block + (1 if self.tie_embeddings else 2) * self.vocab * self.hidden + self.hidden
 
+    @property
+    def output_channels(self) -> int:
+        """Number of rows of all matrices, those that a row of activations is multiplied with; a tied head is once."""
+        block = sum(out for out, _ in self.projection_shapes)
+        return self.num_layers * block + (1 if self.tie_embeddings else 2) * self.vocab
+
     def projection_shape(self, projection: "Projection") -> tuple[int, int]:
         """Return (out, in) of one of the seven linear layers of a block."""
         return self.projection_shapes[projection]

@@ -104,6 +104,8 @@ def _norm(weight: Tensor) -> Tensor:
 
 def _log_conversions(entries: dict[str, TensorEntry], weight_dtype: torch.dtype) -> None:
     """Say so when packing rounds: float16 has three more mantissa bits than bfloat16, float32 sixteen more."""
+    if weight_dtype is torch.int8:
+        return  # it was asked for, and the line of the kernels says it
     kept = {torch.bfloat16: {"BF16"}, torch.float16: {"F16"}, torch.float32: {"BF16", "F16", "F32"}}
     for dtype in sorted({entry.dtype for entry in entries.values()} - kept.get(weight_dtype, set())):
         log.warning("model.weights_rounded from=%s to=%s", dtype, str(weight_dtype).removeprefix("torch."))

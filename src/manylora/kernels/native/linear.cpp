@@ -3,14 +3,12 @@
 // Packed layout: panels of sixteen output columns; panel p holds, for k = 0 .. in - 1, weight[16 p .. 16 p + 15][k] side
 // by side. The last panel is padded with zeros. Each output is one FMA chain over k from zero, in this file always.
 
-#include <algorithm>
-
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
 #include "operations.h"
-#include "pool.h"
+#include "slices.h"
 #include "tile.h"
 
 namespace ml {
@@ -92,29 +90,18 @@ void block(const Product& job, int64_t row0, int64_t row1, int64_t first, int64_
 }
 
 void product(Pool* pool, const Product& job) {
-    if (job.rows == 0) return;
-    const int64_t panels = job.panels();
     // Rows of x that stay in a second-level cache of 512 KB beside the panel.
     const int64_t block_rows = std::max<int64_t>(TILE_ROWS, (256 << 10) / (4 * job.in) / TILE_ROWS * TILE_ROWS);
-    const int64_t row_blocks = (job.rows + block_rows - 1) / block_rows;
-    // Slices are cut between groups of panels that are walked together. Below about eight rows the time of a panel is
-    // its read from memory, not its arithmetic; a slice is then a quarter of a megabyte.
     const int64_t group = job.rows == 1 ? stream_panels<1> : job.rows == 2 ? stream_panels<2> : TILE_PANELS;
-    const int64_t groups = (panels + group - 1) / group;
-    const int64_t work = panels * job.in * LANES * std::max<int64_t>(8, job.rows / row_blocks);
-    const int64_t slices = chunks_for(groups, work, 1 << 20, pool_threads(pool));
-    parallel(pool, row_blocks * slices, [&](int64_t chunk) {
-        int64_t slice = chunk % slices, part = chunk / slices;
-        int64_t first = chunk_start(groups, slices, slice) * group;
-        int64_t last = std::min(panels, chunk_start(groups, slices, slice + 1) * group);
+    auto piece = [&](int64_t row0, int64_t row1, int64_t first, int64_t last) {
         switch (job.rows) {
             case 1: return stream<1>(job, first, last);
             case 2: return stream<2>(job, first, last);
             case 3: return stream<3>(job, first, last);
-            default:
-                return block(job, job.rows * part / row_blocks, job.rows * (part + 1) / row_blocks, first, last);
+            default: return block(job, row0, row1, first, last);
         }
-    });
+    };
+    for_slices(pool, job.rows, job.panels(), block_rows, group, job.in * LANES, piece);
 }
 
 }  // namespace
