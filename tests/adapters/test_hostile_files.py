@@ -408,14 +408,14 @@ FIELDS = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(fields=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3))
 def test_any_config_is_applied_or_refused(fields: dict[str, Any]) -> None:
     with contextlib.suppress(errors.AdapterError):
         check_adapter(config_bytes(**fields), memoryview(GOOD), TINY, LIMITS, REFUSE)
 
 
-@settings(max_examples=300, deadline=1000)
+@settings(max_examples=300)
 @given(key=st.text(alphabet="aq.*+?()|[]{}\\^$:-=!19,<P>", max_size=24))
 def test_any_pattern_is_matched_in_time_or_refused(key: str) -> None:
     try:

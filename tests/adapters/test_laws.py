@@ -172,4 +172,4 @@ def test_bounds_fit_the_test() -> None:
 
 
 TestStoreLaws = StoreMachine.TestCase
-TestStoreLaws.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+TestStoreLaws.settings = settings(max_examples=60, stateful_step_count=50)

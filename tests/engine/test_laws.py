@@ -40,7 +40,11 @@ def _prompt(length: int, seed: int) -> tuple[int, ...]:
 prompts = st.one_of(
     st.builds(_prompt, st.integers(1, 40), st.integers(0, VOCAB - 1)),
     # Prompts that begin alike, so that the prefix cache has something to find.
-    st.builds(lambda length, tail: tuple(range(length)) + tuple(tail), st.integers(1, 30), st.lists(st.integers(0, 9))),
+    st.builds(
+        lambda length, tail: tuple(range(length)) + tuple(tail),
+        st.integers(1, 30),
+        st.lists(st.integers(0, 9), max_size=10),
+    ),
 )
 arrivals = st.builds(
     Arrival,

@@ -285,7 +285,7 @@ any_params = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     params=st.lists(any_params, min_size=1, max_size=6),
     vocab=st.sampled_from([50, 1023, 9001]),

@@ -58,7 +58,7 @@ def test_a_long_context_keeps_its_accuracy() -> None:
     compare(BACK_ENDS["native-2"](), Heads(3, 1, 64), PagedSequences([1500]), [[(0, 0, 1490)], [(0, 1490, 1500)]], None)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_random_steps_agree_with_the_reference(data: st.DataObject) -> None:
     group = data.draw(st.sampled_from([1, 3, 4, 8]))

@@ -52,7 +52,7 @@ def assert_agrees(kernels: Kernels, logits: Tensor, rules: Rules) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_every_rule_draws_what_the_specification_draws(kernels: Kernels, data: st.DataObject) -> None:
     vocab = data.draw(st.sampled_from([1, 7, 16, 255, 256, 257, 1000, 20_011]))
     scale = data.draw(st.sampled_from([0.0, 0.01, 1.0, 3.0, 30.0]))

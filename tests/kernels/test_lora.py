@@ -57,7 +57,7 @@ def test_each_rank_agrees_with_the_reference(name: str, rank: int) -> None:
         assert error(actual, expected) < TOLERANCE["lora"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_random_batches_agree_with_the_reference(data: st.DataObject) -> None:
     kernels = BACK_ENDS[data.draw(st.sampled_from(["native-2", "native-3-float32-adapters"]))]()

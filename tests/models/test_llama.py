@@ -121,7 +121,7 @@ def windowed(tmp_path_factory: pytest.TempPathFactory) -> tuple[LlamaModel, Tens
 
 
 @given(data=st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_prompt_cut_anywhere_gives_the_same_logits(windowed: tuple[LlamaModel, Tensor], data: st.DataObject) -> None:
     model, expected = windowed
     cuts = data.draw(st.sets(st.integers(1, len(TOKENS) - 1)))

@@ -45,7 +45,6 @@ def streamed(tokenizer: Tokenizer, ids: list[int], **how: bool) -> str:
 
 
 @given(text=TEXTS, special=st.booleans())
-@settings(deadline=None)
 def test_ids_equal_those_of_transformers(tokenizer: Tokenizer, oracle: Any, text: str, special: bool) -> None:
     expected = oracle(text, add_special_tokens=special)["input_ids"]
     assert tokenizer.encode(text, add_special_tokens=special) == expected
@@ -53,14 +52,12 @@ def test_ids_equal_those_of_transformers(tokenizer: Tokenizer, oracle: Any, text
 
 
 @given(text=TEXTS, skip=st.booleans())
-@settings(deadline=None)
 def test_a_stream_of_a_texts_tokens_equals_decoding_them_all(tokenizer: Tokenizer, text: str, skip: bool) -> None:
     ids = tokenizer.encode(text)
     assert streamed(tokenizer, ids, skip_special_tokens=skip) == tokenizer.decode(ids, skip_special_tokens=skip)
 
 
 @given(data=st.data(), skip=st.booleans())
-@settings(deadline=None)
 def test_a_byte_level_stream_of_any_ids_equals_decoding_them_all(
     tokenizer: Tokenizer, oracle: Any, data: st.DataObject, skip: bool
 ) -> None:
@@ -74,7 +71,6 @@ def test_a_byte_level_stream_of_any_ids_equals_decoding_them_all(
 
 
 @given(text=TEXTS)
-@settings(deadline=None)
 def test_no_piece_of_a_stream_is_half_a_character(tokenizer: Tokenizer, text: str) -> None:
     text = text.replace("\ufffd", "")
     stream = tokenizer.stream(skip_special_tokens=False)
@@ -191,7 +187,7 @@ def test_the_default_bases_ids_equal_those_of_transformers(base_dir: Path) -> No
     oracle, ours = AutoTokenizer.from_pretrained(base_dir), Tokenizer(base_dir)
 
     @given(text=TEXTS)
-    @settings(deadline=None, max_examples=200)
+    @settings(max_examples=200)
     def check(text: str) -> None:
         ids = ours.encode(text)
         assert ids == oracle(text)["input_ids"]
