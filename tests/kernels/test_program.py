@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from manylora.kernels.cpu import CpuKernels
+from manylora.kernels.int8 import Int8Linear
 from manylora.kernels.interface import KvCache, LoraSegment, LoraTarget, Operations, Packed, Projection, Rows, StepInput
-from tests.kernels.cases import BACK_ENDS, NATIVE, PagedSequences, make_adapter, random, rope_table
+from tests.kernels.cases import BACK_ENDS, NATIVE, PagedSequences, make_adapter, native, random, rope_table
 
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN, WIDE, VOCAB, LAYERS = 4, 2, 24, 40, 56, 203, 2
 LENGTHS = (40, 23, 65, 9)
@@ -48,10 +49,10 @@ class Block:
         return ops.logits(ops.add_norm(taken, last, self.norm, 1e-5), self.table)
 
 
-@pytest.fixture(params=NATIVE, scope="module")
+@pytest.fixture(params=[*NATIVE, "int8"], scope="module")
 def pair(request: pytest.FixtureRequest) -> tuple[CpuKernels, RunStep, RunStep]:
     """The kernels, the forward compiled and the same forward called operation by operation."""
-    kernels = BACK_ENDS[request.param]()
+    kernels = CpuKernels(native(2), Int8Linear(native(2))) if request.param == "int8" else BACK_ENDS[request.param]()
     assert isinstance(kernels, CpuKernels)
     forward = Block(kernels)
     return kernels, kernels.compile(forward), functools.partial(forward, kernels)
@@ -79,7 +80,7 @@ def make_step(
 
 
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_compiled_forward_has_the_same_bits(pair: tuple[CpuKernels, RunStep, RunStep], data: st.DataObject) -> None:
     kernels, compiled, plain = pair
     paged = PagedSequences(LENGTHS)

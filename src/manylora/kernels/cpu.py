@@ -79,8 +79,8 @@ class LinearOperator(Protocol):
     def embed(self, token_ids: Tensor, table: Packed) -> Tensor: ...
 
 
-class _Panels:
-    """A weight as `native/linear.cpp` packs it. `data` owns the memory that `address` points at."""
+class Panels:
+    """A weight as native code packs it. `data` owns the memory that `address` points at."""
 
     __slots__ = ("address", "data", "inputs", "outputs")
 
@@ -90,34 +90,26 @@ class _Panels:
         self.outputs = outputs
         self.inputs = inputs
 
+    @property
+    def num_bytes(self) -> int:
+        return self.data.nbytes
 
-class NativeLinear:
-    """bfloat16 weights times float32 activations; one accumulation order for every number of rows."""
 
-    name = "native"
-    weight_dtype = torch.bfloat16
+class PanelProducts:
+    """Products with `Panels` by two native functions, of the signatures of `ml_linear` and `ml_embed`."""
+
     is_row_independent = True
     copies_tied_table = False
 
-    def __init__(self, native: NativeLibrary) -> None:
+    def __init__(self, native: NativeLibrary, linear: "ctypes._NamedFuncPointer", embed: "ctypes._NamedFuncPointer"):
+        self.products: NativeProducts | None = NativeProducts(linear=_address(linear), embed=_address(embed))
         self._native = native
         self._pool = native.pool
-        self._linear = native.functions.ml_linear
-        self.products: NativeProducts | None = NativeProducts(
-            linear=_address(native.functions.ml_linear), embed=_address(native.functions.ml_embed)
-        )
-
-    def pack(self, weight: Tensor, *, is_table: bool = False, is_product: bool = True) -> Packed:
-        outputs, inputs = weight.shape
-        source = weight.detach().to(torch.bfloat16).contiguous()
-        functions = self._native.functions
-        data = torch.empty(functions.ml_packed_elements(outputs, inputs), dtype=torch.bfloat16)
-        functions.ml_advise_huge(data.data_ptr(), data.numel() * 2)
-        functions.ml_pack(self._pool, source.data_ptr(), data.data_ptr(), outputs, inputs)
-        return Packed(_Panels(data, outputs, inputs))
+        self._linear = linear
+        self._embed = embed
 
     def linear(self, x: Tensor, weight: Packed) -> Tensor:
-        panels = cast(_Panels, weight)  # `pack` made it
+        panels = cast(Panels, weight)  # `pack` made it
         assert x.dtype is torch.float32
         assert x.shape[1] == panels.inputs
         x = x.contiguous()
@@ -127,15 +119,34 @@ class NativeLinear:
         return y
 
     def embed(self, token_ids: Tensor, table: Packed) -> Tensor:
-        panels = cast(_Panels, table)  # `pack` made it
+        panels = cast(Panels, table)  # `pack` made it
         ids = token_ids.contiguous()
         y = torch.empty(ids.shape[0], panels.inputs)
-        wrong = self._native.functions.ml_embed(
+        wrong = self._embed(
             self._pool, ids.data_ptr(), panels.address, y.data_ptr(), ids.shape[0], panels.inputs, panels.outputs
         )
         if wrong:
             raise IndexError(f"a token id is outside the table of {panels.outputs} rows")
         return y
+
+
+class NativeLinear(PanelProducts):
+    """bfloat16 weights times float32 activations; one accumulation order for every number of rows."""
+
+    name = "native"
+    weight_dtype = torch.bfloat16
+
+    def __init__(self, native: NativeLibrary) -> None:
+        super().__init__(native, native.functions.ml_linear, native.functions.ml_embed)
+
+    def pack(self, weight: Tensor, *, is_table: bool = False, is_product: bool = True) -> Packed:
+        outputs, inputs = weight.shape
+        source = weight.detach().to(torch.bfloat16).contiguous()
+        functions = self._native.functions
+        data = torch.empty(functions.ml_packed_elements(outputs, inputs), dtype=torch.bfloat16)
+        functions.ml_advise_huge(data.data_ptr(), data.nbytes)
+        functions.ml_pack(self._pool, source.data_ptr(), data.data_ptr(), outputs, inputs)
+        return Packed(Panels(data, outputs, inputs))
 
 
 def _address(function: "ctypes._NamedFuncPointer") -> int:

@@ -2,6 +2,7 @@
 //
 // Packed layout: panels of sixteen outputs; panel p holds, for each pair of inputs (k, k + 1), the two weights of output
 // 16 p, of output 16 p + 1, ... side by side: 32 bytes. Missing outputs and the second half of an odd pair are zeros.
+// The scales of all outputs stand before the first panel, so that one address says where all of it is.
 //
 // Weights are widened to int16 once for all rows of a tile, so the multiplier takes int16 from both sides, and x may have
 // far more than 127 levels for nothing. How many: as many as the int32 sum can hold in the worst case (`levels_for`).
@@ -22,6 +23,17 @@ constexpr int64_t PAIR_BYTES = 2 * LANES;
 constexpr float SMALLEST = 1e-30f;  // below it a row counts as zeros: levels / largest would not be finite
 
 int64_t pairs_of(int64_t in) { return (in + 1) / 2; }
+int64_t panels_of(int64_t out) { return (out + LANES - 1) / LANES; }
+
+// The parts of a packed (out, in) weight: (panels * 16,) float32 of what one level of each output is worth, the panels.
+float* scales_of(void* packed) { return static_cast<float*>(packed); }
+const float* scales_of(const void* packed) { return static_cast<const float*>(packed); }
+int8_t* panels_at(void* packed, int64_t out) {
+    return reinterpret_cast<int8_t*>(scales_of(packed) + panels_of(out) * LANES);
+}
+const int8_t* panels_at(const void* packed, int64_t out) {
+    return reinterpret_cast<const int8_t*>(scales_of(packed) + panels_of(out) * LANES);
+}
 
 int levels_for(int64_t in) {
     return int(std::min<int64_t>(32767, std::numeric_limits<int32_t>::max() / (WEIGHT_LEVELS * in)));
@@ -60,7 +72,7 @@ struct Product {
     float* y;
     int64_t rows, stride, pairs, out;
 
-    int64_t panels() const { return (out + LANES - 1) / LANES; }
+    int64_t panels() const { return panels_of(out); }
     const int8_t* panel(int64_t p) const { return packed + p * pairs * PAIR_BYTES; }
 
     // Between two pieces of k the sums stand, as integers, where the result will.
@@ -215,40 +227,46 @@ void pack_panel(const float* weight, int64_t outputs, int64_t in, int8_t* packed
 
 extern "C" {
 
-// Bytes of the packed form of an (out, in) weight, without its scales: one float32 for each output, rounded up to 16.
+// Bytes of the packed form of an (out, in) weight.
 int64_t ml_int8_packed_bytes(int64_t out, int64_t in) {
-    return (out + ml::LANES - 1) / ml::LANES * ml::pairs_of(in) * ml::PAIR_BYTES;
+    using namespace ml;
+    return panels_of(out) * (int64_t(LANES * sizeof(float)) + pairs_of(in) * PAIR_BYTES);
 }
 
-// weight (out, in) float32 -> packed and scales, as described at the top.
-void ml_int8_pack(ml::Pool* pool, const float* weight, int8_t* packed, float* scales, int64_t out, int64_t in) {
+// Packs rows [first, first + count) of an (out, in) weight, given as (count, in) float32; `first` is a multiple of 16.
+void ml_int8_pack(
+    ml::Pool* pool, const float* weight, void* packed, int64_t first, int64_t count, int64_t out, int64_t in) {
     using namespace ml;
-    parallel(pool, (out + LANES - 1) / LANES, [&](int64_t panel) {
-        int64_t first = panel * LANES;
-        pack_panel(weight + first * in, out - first, in, packed + panel * pairs_of(in) * PAIR_BYTES, scales + first);
+    int8_t* panels = panels_at(packed, out) + first / LANES * pairs_of(in) * PAIR_BYTES;
+    float* scales = scales_of(packed) + first;
+    parallel(pool, panels_of(count), [&](int64_t p) {
+        int64_t row = p * LANES;
+        pack_panel(weight + row * in, count - row, in, panels + p * pairs_of(in) * PAIR_BYTES, scales + row);
     });
 }
 
 // y (rows, out) = x (rows, in) @ weight.T, all contiguous.
 void ml_int8_linear(
-    ml::Pool* pool, const float* x, const int8_t* packed, const float* scales, float* y, int64_t rows, int64_t in,
-    int64_t out) {
+    ml::Pool* pool, const float* x, const void* packed, float* y, int64_t rows, int64_t in, int64_t out) {
     using namespace ml;
     Scratch& scratch = quantise_rows(pool, x, rows, in);
-    product(pool, {scratch.x.data(), scratch.worth.data(), packed, scales, y, rows, row_stride(in), pairs_of(in), out});
+    const float* worth = scratch.worth.data();
+    product(pool, {scratch.x.data(), worth, panels_at(packed, out), scales_of(packed), y, rows, row_stride(in),
+                   pairs_of(in), out});
 }
 
 // y (count, in) float32 = rows `ids` of the packed (out, in) table. Returns 0, or 1 if an id is not in [0, out).
 int64_t ml_int8_embed(
-    ml::Pool* pool, const int64_t* ids, const int8_t* packed, const float* scales, float* y, int64_t count, int64_t in,
-    int64_t out) {
+    ml::Pool* pool, const int64_t* ids, const void* packed, float* y, int64_t count, int64_t in, int64_t out) {
     using namespace ml;
     for (int64_t i = 0; i < count; ++i)
         if (ids[i] < 0 || ids[i] >= out) return 1;
+    const float* scales = scales_of(packed);
+    const int8_t* panels = panels_at(packed, out);
     const int64_t chunks = chunks_for(count, count, 8, pool_threads(pool));
     parallel(pool, chunks, [&](int64_t chunk) {
         for (int64_t i = chunk_start(count, chunks, chunk); i < chunk_start(count, chunks, chunk + 1); ++i) {
-            const int8_t* from = packed + ids[i] / LANES * pairs_of(in) * PAIR_BYTES + ids[i] % LANES * 2;
+            const int8_t* from = panels + ids[i] / LANES * pairs_of(in) * PAIR_BYTES + ids[i] % LANES * 2;
             for (int64_t k = 0; k < in; ++k)
                 y[i * in + k] = float(from[k / 2 * PAIR_BYTES + k % 2]) * scales[ids[i]];
         }
