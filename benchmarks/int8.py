@@ -14,9 +14,9 @@ from pathlib import Path
 
 import quality
 import torch
-from machine import describe, spread
 from step import decode_steps, linear_layers, median
 
+from manylora.bench.machine import describe, spread
 from manylora.build import build_engine
 from manylora.config import DEFAULT_BASE, cache_dir, load_config
 from manylora.engine.engine import Engine

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from machine import describe
 
+from manylora.bench.machine import describe
 from manylora.ids import Digest
 from manylora.kernels.cpu import CpuKernels, NativeLibrary
 from manylora.kernels.interface import (

@@ -13,11 +13,11 @@ import json
 import tempfile
 from pathlib import Path
 
-from load import WORKLOADS, Figures, drawn, models, run_load
-from machine import describe
-from random_adapters import write_adapters
-from servers import Manylora, serving
-
+from manylora.bench.load import Figures, drawn, models, run_load
+from manylora.bench.machine import describe
+from manylora.bench.random_adapters import write_adapters
+from manylora.bench.servers import Manylora, serving
+from manylora.bench.workloads import MIXED_RANKS, WORKLOADS
 from manylora.config import DEFAULT_BASE, cache_dir
 from manylora.models.catalog import resolve
 from manylora.models.spec import read_spec
@@ -37,7 +37,7 @@ def main() -> None:
     spec = read_spec(base_dir)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch) / "adapters"
-        ranks = (4, 8, 16, 64) if options.mixed else (16,)
+        ranks = MIXED_RANKS if options.mixed else (16,)
         names = write_adapters(root, spec, options.adapters, ranks, base_dir.name)
         sides = {"base": [""], "1 adapter": [names[2 % len(names)]], f"{len(names)} adapters": names}
         adapters = [root / name for name in names]

@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterator
 
 import torch
-from machine import ROOT
 from torch import Tensor
 
 from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.bench.machine import ROOT
 from manylora.engine.engine import Engine
 from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.ids import Flow, RequestId, mint_request_id

@@ -16,8 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from machine import describe
-
+from manylora.bench.machine import describe
 from manylora.build import build_engine
 from manylora.config import DEFAULT_BASE, load_config
 from manylora.engine.engine import Engine

@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 import torch
-from machine import describe, spread
 
 from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.bench.machine import describe, spread
 from manylora.build import build_engine
 from manylora.config import DEFAULT_BASE, cache_dir, load_config
 from manylora.engine.engine import Engine

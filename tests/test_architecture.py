@@ -30,13 +30,15 @@ LAYERS = {
     2: {"models"},
     3: {"engine", "adapters"},
     4: {"server", "control", "console"},
-    5: {"build", "cli", "cluster", "__main__"},
+    5: {"bench", "build", "cli", "cluster", "__main__"},
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 
 MAY_READ_ENVIRONMENT = {"config.py"}
 MAY_READ_CLOCK = {"clock.py"}
 MAY_START_THREADS_OR_PROCESSES = {
+    "bench/machine.py",  # git
+    "bench/servers.py",  # the servers that are measured
     "adapters/store.py",
     "adapters/ingest.py",  # the child process itself: its loads run side by side
     "adapters/loaders.py",

@@ -191,12 +191,17 @@ def cache_dir(config: Config | None = None) -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "manylora"
 
 
+def environment() -> dict[str, str]:
+    """Our environment as it is, for a program that is started as a person would start it."""
+    return dict(os.environ)
+
+
 def child_environment() -> dict[str, str]:
     """The environment for the processes we start: ours, with threads that sleep at a barrier instead of spinning.
 
     With another busy process on the same cores, threads that spin at a barrier make a step several times longer.
     """
-    return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return {**environment(), "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def _read_file(file: Path) -> dict[str, Setting]:

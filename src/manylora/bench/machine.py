@@ -1,4 +1,4 @@
-"""What every benchmark says about itself: machine, commit, command, and how busy the machine was."""
+"""What every result says about itself: machine, version, commit, command, and how busy the machine was."""
 
 import os
 import platform
@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from manylora import __version__
+
+ROOT = Path(__file__).parents[3]
 _FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")
 
 
@@ -16,10 +18,17 @@ def describe() -> dict[str, str]:
         "processor": _processor(),
         "threads": str(len(os.sched_getaffinity(0))),
         "python": platform.python_version(),
+        "version": __version__,
         "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain", "src") else ""),
-        "command": " ".join(["python", *sys.argv]),
+        "command": _command(),
         "load_before": f"{os.getloadavg()[0]:.2f}",
     }
+
+
+def _command() -> str:
+    program, *rest = sys.argv
+    named = ["manylora"] if Path(program).name == "manylora" else ["python", program]
+    return " ".join([*named, *rest])
 
 
 def _processor() -> str:
@@ -31,7 +40,13 @@ def _processor() -> str:
 
 
 def _git(*arguments: str) -> str:
-    found = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+    """Empty outside a checkout."""
+    if not (ROOT / ".git").exists():
+        return ""
+    try:
+        found = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return ""
     return found.stdout.strip()
 
 

@@ -1,0 +1,132 @@
+"""A server under measurement: started alone on a free port with its adapters, stopped with every process it started."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from manylora.clock import Clock, SystemClock
+from manylora.config import environment
+
+START_WAIT_S = 600.0
+STOP_WAIT_S = 30.0
+
+Fields = Mapping[str, object]
+"""What a request names its model with: fields of its JSON body."""
+
+
+class Server(Protocol):
+    """How one program is started and how its requests name an adapter."""
+
+    name: str
+
+    def command(self, port: int, base: Path, adapters: Sequence[Path]) -> list[str]:
+        """The process that serves `base` and these adapters on the loopback interface; no adapters: LoRA is off."""
+
+    def environment(self) -> Mapping[str, str]:
+        """The whole environment it runs in."""
+
+    def base_fields(self, base: Path) -> Fields: ...
+
+    def adapter_fields(self, adapters: Sequence[Path], index: int) -> Fields: ...
+
+
+class Manylora:
+    """`manylora serve`. Its adapters share one parent folder."""
+
+    name = "manylora"
+
+    def __init__(self, *settings: str, name: str = "manylora") -> None:
+        """`settings` are `group.setting=value`."""
+        self.name = name
+        self._settings = settings
+
+    def command(self, port: int, base: Path, adapters: Sequence[Path]) -> list[str]:
+        root = adapters[0].parent if adapters else None
+        command = [sys.executable, "-m", "manylora", "serve", "--port", str(port), "--base", str(base)]
+        command += [] if root is None else ["--adapter-root", str(root)]
+        return [*command, *(part for setting in self._settings for part in ("--set", setting))]
+
+    def environment(self) -> Mapping[str, str]:
+        return environment()
+
+    def base_fields(self, base: Path) -> Fields:
+        return {"model": ""}
+
+    def adapter_fields(self, adapters: Sequence[Path], index: int) -> Fields:
+        return {"model": adapters[index].name}
+
+
+@dataclass(frozen=True)
+class Running:
+    """A started server: its address, its process and how long its first token took, in seconds from the start."""
+
+    url: str
+    process: "subprocess.Popen[bytes]"
+    first_token_s: float
+
+
+@contextmanager
+def serving(server: Server, log: Path, *, base: Path, adapters: Sequence[Path] = ()) -> Iterator[Running]:
+    """Start a server, wait for its first token, and stop it with all its processes at the end."""
+    port = _free_port()
+    command = server.command(port, base, adapters)
+    clock = SystemClock()
+    begun_s = clock.monotonic_s()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=server.environment(),
+            start_new_session=True,
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _first_token(url, process, server.base_fields(base), log, clock)
+        yield Running(url, process, clock.monotonic_s() - begun_s)
+    finally:
+        _stop(process)
+
+
+def _first_token(url: str, process: "subprocess.Popen[bytes]", fields: Fields, log: Path, clock: Clock) -> None:
+    end_s = clock.monotonic_s() + START_WAIT_S
+    body = json.dumps({"prompt": [5, 6, 7], "max_tokens": 1, "temperature": 0, **fields}).encode()
+    request = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+    while clock.monotonic_s() < end_s and process.poll() is None:
+        try:
+            with urllib.request.urlopen(request, timeout=START_WAIT_S):
+                return
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                raise SystemExit(f"{url} answered {error.code}: {error.read()[:500]!r}") from error
+        except OSError:
+            pass  # not listening yet
+        clock.sleep_s(0.05)
+    raise SystemExit(f"the server did not start; its last words:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """Ask the process to end, then end its whole session."""
+    process.send_signal(signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_WAIT_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
