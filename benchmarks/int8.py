@@ -14,9 +14,10 @@ from pathlib import Path
 
 import quality
 import torch
-from step import decode_steps, linear_layers, median
+from step import decode, linear_layers
 
-from manylora.bench.machine import describe, spread
+from manylora.bench.machine import describe
+from manylora.bench.statistics import extremes, median, milliseconds
 from manylora.build import build_engine
 from manylora.config import DEFAULT_BASE, cache_dir, load_config
 from manylora.engine.engine import Engine
@@ -87,15 +88,14 @@ def in_turn(name: str, rows: int, sides: tuple[Side, Side], vocab: int) -> dict[
         medians = []
         for side, own in zip(sides, times, strict=True):
             if name == "decode step":
-                found = decode_steps(side.engine, rows, [], vocab)
+                found = decode(side.engine, rows, [], vocab)
             else:
                 found = linear_layers(side.kernels, side.weights, rows)
             own += found
             medians.append(median(found))
         ratios.append(medians[0] / medians[1])
-    ratios.sort()
-    bf16, int8 = spread(times[0]), spread(times[1])
-    ratio = {"min": round(ratios[0], 2), "median": round(median(ratios), 2), "max": round(ratios[-1], 2)}
+    bf16, int8 = milliseconds(times[0]), milliseconds(times[1])
+    ratio = extremes(ratios, 2)
     print(
         f"{name:14} {rows:4d} rows  {bf16['median_ms']:8.2f} ms  {int8['median_ms']:8.2f} ms  "
         f"× {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}); "

@@ -10,19 +10,18 @@ the same number of rows. The ratio is step ÷ floor, median over rounds; rounds 
 
 import argparse
 import json
-import random
 import time
 from pathlib import Path
 
 import torch
 
-from manylora.adapter_ref import AdapterRef, SourceName
-from manylora.bench.machine import describe, spread
+from manylora.bench.machine import describe
+from manylora.bench.statistics import extremes, median, milliseconds
+from manylora.bench.steps import decode_steps
 from manylora.build import build_engine
+from manylora.clock import SystemClock
 from manylora.config import DEFAULT_BASE, cache_dir, load_config
 from manylora.engine.engine import Engine
-from manylora.engine.request import Request, SamplingParams, StopParams
-from manylora.ids import Flow, mint_request_id
 from manylora.kernels.cpu import NativeLibrary
 from manylora.kernels.interface import Kernels
 from manylora.kernels.select import select_kernels
@@ -31,8 +30,6 @@ from manylora.models.spec import read_spec
 from manylora.models.weights import Weights, load_weights
 from manylora.resources import find_resources
 
-PROMPT = 128
-STEPS = 24
 ROUNDS = 5
 
 
@@ -82,7 +79,7 @@ def measure(
     ratios: list[float] = []
     bandwidths: list[float] = []
     for _ in range(ROUNDS):
-        mine = decode_steps(engine, rows, adapters, vocab)
+        mine = decode(engine, rows, adapters, vocab)
         bare = linear_layers(kernels, weights, rows)
         bandwidth = library.measure_bandwidth(repeats=5)
         floor = read_bytes / bandwidth if rows == 1 else median(bare)
@@ -90,14 +87,13 @@ def measure(
         layers += bare
         bandwidths.append(bandwidth / 1e9)
         ratios.append(median(mine) / floor)
-    ratios.sort()
     result = {
         "rows": rows,
-        "step": spread(steps),
-        "linear_layers_alone": spread(layers),
+        "step": milliseconds(steps),
+        "linear_layers_alone": milliseconds(layers),
         "read_gb_per_s": round(median(bandwidths), 1),
         "floor": "weight bytes / read bandwidth" if rows == 1 else "linear layers and logits alone",
-        "ratio": {"min": round(ratios[0], 2), "median": round(median(ratios), 2), "max": round(ratios[-1], 2)},
+        "ratio": extremes(ratios, 2),
     }
     print(
         f"{rows:3d} rows: step {result['step']}  linear alone {result['linear_layers_alone']}  "
@@ -106,31 +102,9 @@ def measure(
     return result
 
 
-def decode_steps(engine: Engine, rows: int, adapters: list[str], vocab: int) -> list[float]:
-    source = random.Random(rows)
-    for index in range(rows):
-        name = adapters[index % len(adapters)] if adapters else None
-        engine.submit(
-            Request(
-                id=mint_request_id(),
-                flow=Flow("benchmark"),
-                salt="",
-                tokens=tuple(source.randrange(3, vocab) for _ in range(PROMPT)),
-                adapter=None if name is None else AdapterRef(SourceName.LOCAL, name),
-                sampling=SamplingParams(temperature=0.0),
-                stop=StopParams(max_new_tokens=STEPS + 2 * rows, ignore_eos=True),
-            )
-        )
-    times: list[float] = []
-    while engine.has_work:
-        running = engine.stats().running
-        start = time.perf_counter()
-        events = engine.step()
-        took = time.perf_counter() - start
-        # Only pure decode steps of the full batch count: one token for each row, nobody joining or leaving.
-        if running == rows and len(events.tokens) == rows and not events.finished:
-            times.append(took)
-    return times[2:]  # the first ones may still share their step with the end of a prompt
+def decode(engine: Engine, rows: int, adapters: list[str], vocab: int) -> list[float]:
+    """Seconds of pure decode steps of the whole batch."""
+    return [step.seconds for step in decode_steps(engine, rows, adapters, vocab, clock=SystemClock())]
 
 
 @torch.inference_mode()
@@ -156,10 +130,6 @@ def _adapters(root: str | None) -> list[str]:
     if root is None:
         return []
     return sorted(file.parent.name for file in Path(root).glob("*/adapter_config.json"))
-
-
-def median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 if __name__ == "__main__":

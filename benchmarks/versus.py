@@ -24,6 +24,7 @@ from manylora.bench.load import Figures, drawn, run_load
 from manylora.bench.machine import describe
 from manylora.bench.random_adapters import write_adapters
 from manylora.bench.servers import Manylora, Server, serving
+from manylora.bench.statistics import extremes, median
 from manylora.bench.workloads import MIXED_RANKS, WORKLOADS
 from manylora.config import cache_dir
 from manylora.models.spec import ModelSpec, read_spec
@@ -132,7 +133,7 @@ def line(figures: Figures) -> str:
 def summarise(rounds: list[Figures]) -> dict[str, dict[str, float]]:
     """Least, median and most of each figure over the rounds."""
     return {
-        name: dict(zip(("min", "median", "max"), _spread([asdict(figures)[name] for figures in rounds]), strict=True))
+        name: extremes([asdict(figures)[name] for figures in rounds])
         for name, value in asdict(rounds[0]).items()
         if not isinstance(value, tuple)
     }
@@ -162,21 +163,13 @@ def _peers(results: Results, case: Case) -> Iterator[str]:
 
 def _ratio(results: Results, case: Case, peer: str, figure: str, own: str = Manylora.name) -> dict[str, float]:
     ours, theirs = ([asdict(figures)[figure] for figures in results[case.label][name]] for name in (own, peer))
-    _, median, _ = _spread(ours)
     if min(theirs) <= 0 or not ours:
         return {"median": float("inf")}
     return {
         "min": round(min(ours) / max(theirs), 2),
-        "median": round(median / _spread(theirs)[1], 2),
+        "median": round(median(ours) / median(theirs), 2),
         "max": round(max(ours) / min(theirs), 2),
     }
-
-
-def _spread(values: list[float]) -> tuple[float, float, float]:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    median = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
-    return ordered[0], round(median, 3), ordered[-1]
 
 
 def print_table(summary: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> None:

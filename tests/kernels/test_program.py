@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from manylora.kernels.cpu import CpuKernels
+from manylora.kernels.drawing import RULE
 from manylora.kernels.int8 import Int8Linear
 from manylora.kernels.interface import KvCache, LoraSegment, LoraTarget, Operations, Packed, Projection, Rows, StepInput
+from manylora.kernels.program import OPERATIONS
 from tests.kernels.cases import BACK_ENDS, NATIVE, PagedSequences, make_adapter, native, random, rope_table
 
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN, WIDE, VOCAB, LAYERS = 4, 2, 24, 40, 56, 203, 2
@@ -134,6 +137,14 @@ def test_a_profile_says_where_the_time_went() -> None:
     step = make_step(kernels, paged, [(2, 0, 65)], [64], True)
     kv = new_kv(kernels, paged)
     profile = kernels.start_profile()
+    assert profile is not None
     assert not any(profile.seconds().values())
     compiled(step, kv)
+    assert {kind for kind, seconds in profile.seconds().items() if seconds > 0} == {*OPERATIONS}
+    kernels.draw(random(1, 2, VOCAB), np.zeros(2, dtype=RULE))
     assert all(seconds > 0 for seconds in profile.seconds().values())
+
+
+def test_a_back_end_that_calls_torch_has_no_profile() -> None:
+    assert BACK_ENDS["onednn-float32"]().start_profile() is None
+    assert BACK_ENDS["reference"]().start_profile() is None

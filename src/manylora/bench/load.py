@@ -38,14 +38,16 @@ class Answer:
 class Figures:
     """What a load measured, times in milliseconds.
 
-    token_time     of one answer from its first piece to its last, for each token after the first piece
-    gap            between pieces of one stream; a server that sends several tokens at once has few long ones
-    first_errors  what up to three requests that failed were told
+    token_time         of one answer from its first piece to its last, for each token after the first piece
+    gap                between pieces of one stream; a server that sends several tokens at once has few long ones
+    all_output_tokens  of the whole run, its start included
+    first_errors       what up to three requests that failed were told
     """
 
     seconds: float
     requests: int
     errors: int
+    all_output_tokens: int
     first_errors: tuple[str, ...]
     requests_per_s: float
     output_tokens_per_s: float
@@ -210,7 +212,11 @@ def _figures(answers: Sequence[Answer], begun_s: float, ended_s: float) -> Figur
     # A piece is a token, or a few where the server sends several at once.
     tokens_per_piece = sum(answer.tokens for answer in whole) / max(1, sum(len(answer.pieces_s) for answer in whole))
     pieces = sum(begun_s <= at <= ended_s for answer in answers for at in answer.pieces_s)
-    firsts = sorted(1e3 * (answer.pieces_s[0] - answer.sent_s) for answer in whole if answer.pieces_s[0] >= begun_s)
+    firsts = sorted(
+        1e3 * (answer.pieces_s[0] - answer.sent_s)
+        for answer in answers
+        if answer.pieces_s and answer.pieces_s[0] >= begun_s
+    )
     gaps = sorted(
         1e3 * (b - a)
         for answer in answers
@@ -227,6 +233,7 @@ def _figures(answers: Sequence[Answer], begun_s: float, ended_s: float) -> Figur
         requests=len(ended),
         errors=sum(answer.error is not None for answer in answers),
         first_errors=tuple(sorted({answer.error for answer in answers if answer.error is not None})[:3]),
+        all_output_tokens=round(tokens_per_piece * sum(len(answer.pieces_s) for answer in answers)),
         requests_per_s=round(len(ended) / took_s, 3),
         output_tokens_per_s=round(pieces * tokens_per_piece / took_s, 1),
         first_token_mean_ms=round(sum(firsts) / max(1, len(firsts)), 1),

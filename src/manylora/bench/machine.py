@@ -48,13 +48,3 @@ def _git(*arguments: str) -> str:
     except OSError:  # no git here
         return ""
     return found.stdout.strip()
-
-
-def spread(seconds: list[float]) -> dict[str, float]:
-    """Minimum, median and 90th percentile in milliseconds."""
-    ordered = sorted(seconds)
-    return {
-        "min_ms": round(1e3 * ordered[0], 3),
-        "median_ms": round(1e3 * ordered[len(ordered) // 2], 3),
-        "p90_ms": round(1e3 * ordered[int(0.9 * (len(ordered) - 1))], 3),
-    }

@@ -19,6 +19,7 @@ from manylora.config import environment
 
 START_WAIT_S = 600.0
 STOP_WAIT_S = 30.0
+SESSION, UTIME, STIME = 3, 11, 12  # in `/proc/<id>/stat`, counted from the field after the name; see proc(5)
 
 Fields = Mapping[str, object]
 """What a request names its model with: fields of its JSON body."""
@@ -73,6 +74,30 @@ class Running:
     url: str
     process: "subprocess.Popen[bytes]"
     first_token_s: float
+
+    def processor_s(self) -> float:
+        """Processor seconds that the server's processes have used so far."""
+        ticks = sum(sum(map(int, fields[UTIME : STIME + 1])) for fields in self._processes().values())
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def memory_bytes(self) -> int:
+        """Memory of the server's processes, a page that several of them share counted once (Linux's `Pss`)."""
+        total = 0
+        for process in self._processes():
+            with suppress(OSError):  # it has just ended
+                lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+                total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        return total
+
+    def _processes(self) -> dict[int, list[str]]:
+        """The processes of the server's session, and what `/proc/<id>/stat` says of each after its name."""
+        found: dict[int, list[str]] = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has just ended
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[SESSION]) == self.process.pid:
+                    found[int(folder.name)] = fields
+        return found
 
 
 @contextmanager

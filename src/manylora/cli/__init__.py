@@ -5,6 +5,7 @@ import sys
 import typer
 
 from manylora import __version__
+from manylora.cli.bench import bench
 from manylora.cli.generate import generate
 from manylora.cli.pull import pull
 from manylora.cli.serve import serve
@@ -19,6 +20,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(generate)
 app.command()(pull)
+app.command()(bench)
 
 
 @app.callback(invoke_without_command=True)

@@ -36,6 +36,7 @@ from manylora.errors import (
     Unavailable,
 )
 from manylora.ids import RequestId
+from manylora.kernels.interface import Profile
 from manylora.usage import Counts
 
 log = logging.getLogger(__name__)
@@ -208,6 +209,10 @@ class Engine:
             adapter_failures=store.failures,
             adapter_evictions=store.evictions,
         )
+
+    def start_profile(self) -> Profile | None:
+        """Time the kernels of every step from now on, by kind; None if the back end cannot."""
+        return self._runner.start_profile()
 
     def check(self) -> None:
         """Raise AssertionError if something was lost or leaked; for tests and for an idle engine."""

@@ -11,7 +11,7 @@ from manylora.engine.sampler import Draw, Drawn, SamplingRow, sample_ahead
 from manylora.engine.scheduler import Plan
 from manylora.engine.sequence import Sequence
 from manylora.ids import RequestId
-from manylora.kernels.interface import KvCache, StepInput
+from manylora.kernels.interface import KvCache, Profile, StepInput
 
 
 class Model(Protocol):
@@ -19,6 +19,8 @@ class Model(Protocol):
 
     def forward(self, step: StepInput, kv: KvCache) -> Tensor:
         """Return the logits of `step.logit_rows`: (sampled, vocab) float32."""
+
+    def start_profile(self) -> Profile | None: ...
 
 
 class Runner:
@@ -29,6 +31,9 @@ class Runner:
         self._kv = kv
         self._builder = builder
         self._draw = draw
+
+    def start_profile(self) -> Profile | None:
+        return self._model.start_profile()
 
     @torch.inference_mode()
     def run(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> dict[RequestId, tuple[Drawn, ...]]:

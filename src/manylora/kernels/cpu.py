@@ -25,7 +25,7 @@ from manylora.kernels.interface import (
     StepInput,
 )
 from manylora.kernels.native.build import load_library
-from manylora.kernels.program import NativeProducts, Profile, Program, Recorder
+from manylora.kernels.program import NativeProducts, NativeProfile, Program, Recorder
 
 MAX_KNOWN_TARGETS = 64  # a model has a handful; the bound only stops a caller who makes a new tuple for each call
 
@@ -224,7 +224,7 @@ class CpuKernels:
         self._add_lora = native.functions.ml_add_lora
         self._draw = native.functions.ml_draw
         self._products = operator.products
-        self._profile: Profile | None = None
+        self._profile: NativeProfile | None = None
         self._targets: dict[int, tuple[tuple[LoraTarget, ...], ctypes.Array[ctypes.c_int64]]] = {}
 
     def compile(self, forward: Forward) -> Callable[[StepInput, KvCache], Tensor]:
@@ -244,9 +244,10 @@ class CpuKernels:
 
         return run
 
-    def start_profile(self) -> Profile:
-        """Time each kind of operation of compiled forwards from now on."""
-        self._profile = Profile()
+    def start_profile(self) -> NativeProfile | None:
+        if self._products is None:  # the forward is many calls then, and nobody times them
+            return None
+        self._profile = NativeProfile()
         return self._profile
 
     def take_rows(self, x: Tensor, rows: Tensor) -> Tensor:
@@ -282,7 +283,16 @@ class CpuKernels:
         assert logits.is_contiguous()
         assert rules.dtype == RULE
         tokens, peaks = np.empty(rows, dtype=np.int64), np.empty(rows, dtype=np.float32)
-        self._draw(self._pool, logits.data_ptr(), rows, vocab, rules.ctypes.data, tokens.ctypes.data, peaks.ctypes.data)
+        self._draw(
+            self._pool,
+            logits.data_ptr(),
+            rows,
+            vocab,
+            rules.ctypes.data,
+            tokens.ctypes.data,
+            peaks.ctypes.data,
+            None if self._profile is None else self._profile.draw_address,
+        )
         found = tokens.tolist()
         if rules["typical_p"].any():  # rare, and a ranking of its own: left to the specification
             for index in np.flatnonzero(rules["typical_p"]).tolist():

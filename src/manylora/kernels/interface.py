@@ -198,6 +198,13 @@ class Forward(Protocol):
         """Return the logits of `step.logit_rows`, (sampled, vocab) float32."""
 
 
+class Profile(Protocol):
+    """Time spent in kernels since the profile was started."""
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by kind of kernel."""
+
+
 class Kernels(Operations[Tensor], Protocol):
     """One back end. All tensors are on its device.
 
@@ -225,6 +232,9 @@ class Kernels(Operations[Tensor], Protocol):
 
     def compile(self, forward: Forward) -> Callable[[StepInput, KvCache], Tensor]:
         """Return `forward` in the form in which this back end runs it fastest; the results have the same bits."""
+
+    def start_profile(self) -> Profile | None:
+        """Time compiled forwards and draws from now on, by kind of kernel; None if this back end cannot."""
 
     def draw(self, logits: Tensor, rules: Rules) -> tuple[list[int], list[float]]:
         """Return each row's token and its highest logit, as `drawing.draw_tokens` says; logits (rows, vocab) float32.

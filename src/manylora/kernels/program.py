@@ -214,18 +214,23 @@ class Recorder:
         return tensor.data_ptr()
 
 
-class Profile:
-    """Seconds spent in each kind of operation, in the order of `OPERATIONS`, since it was made."""
+class NativeProfile:
+    """Seconds spent in each kind of operation, in the order of `OPERATIONS`, and in draws, since it was made."""
 
     def __init__(self) -> None:
-        self._seconds = (ctypes.c_double * len(OPERATIONS))()
+        self._seconds = (ctypes.c_double * (len(OPERATIONS) + 1))()
 
     @property
     def address(self) -> int:
+        """Of the first operation's entry."""
         return ctypes.addressof(self._seconds)
 
+    @property
+    def draw_address(self) -> int:
+        return self.address + len(OPERATIONS) * ctypes.sizeof(ctypes.c_double)
+
     def seconds(self) -> dict[str, float]:
-        return dict(zip(OPERATIONS, self._seconds, strict=True))
+        return dict(zip((*OPERATIONS, "draw"), self._seconds, strict=True))
 
 
 class Program:
@@ -248,7 +253,7 @@ class Program:
         self._step = StepLayout()
         self._step_address = ctypes.addressof(self._step)
 
-    def __call__(self, step: StepInput, kv: NativeKv, *, is_bf16: bool, profile: Profile | None) -> Tensor:
+    def __call__(self, step: StepInput, kv: NativeKv, *, is_bf16: bool, profile: NativeProfile | None) -> Tensor:
         """Return (sampled, vocab) float32 logits. Raises: IndexError for a token id outside the table."""
         rows, sampled = step.token_ids.shape[0], step.logit_rows.shape[0]
         if self._scratch.numel() < rows * self._width:

@@ -19,6 +19,7 @@ from manylora.kernels.interface import (
     LoraSegment,
     LoraTarget,
     Packed,
+    Profile,
     RopeTable,
     StepInput,
 )
@@ -82,6 +83,9 @@ class ReferenceKernels:
 
     def compile(self, forward: Forward) -> Callable[[StepInput, KvCache], Tensor]:
         return functools.partial(forward, self)
+
+    def start_profile(self) -> Profile | None:
+        return None
 
     def draw(self, logits: Tensor, rules: Rules) -> tuple[list[int], list[float]]:
         return draw_tokens(logits, rules)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from manylora.kernels.interface import Kernels, KvCache, LoraBatch, Operations, RopeTable, Rows, StepInput
+from manylora.kernels.interface import Kernels, KvCache, LoraBatch, Operations, Profile, RopeTable, Rows, StepInput
 from manylora.models.spec import ModelSpec
 from manylora.models.weights import LayerWeights, Weights
 
@@ -33,6 +33,10 @@ class LlamaModel:
         Row i of the result belongs to row `step.logit_rows[i]`. LoRA is applied to the seven projections of a block.
         """
         return self._run(step, kv)
+
+    def start_profile(self) -> Profile | None:
+        """Time the kernels of every step from now on; None if they cannot be timed."""
+        return self.kernels.start_profile()
 
     def _forward(self, ops: Operations[Rows], step: StepInput, kv: KvCache) -> Rows:
         eps = self.spec.norm_eps

@@ -11,6 +11,7 @@
 
 #include "operations.h"
 #include "pool.h"
+#include "timed.h"
 
 namespace ml {
 namespace {
@@ -211,10 +212,12 @@ int64_t draw(const float* logits, int64_t vocab, const Rule& rule, float* peak) 
 extern "C" {
 
 // logits (rows, vocab), rules (rows,) -> tokens (rows,) and peaks (rows,): each row's highest logit. `typical_p` is not
-// looked at.
+// looked at. The time it took is added to `seconds`, if given.
 void ml_draw(
-    ml::Pool* pool, const float* logits, int64_t rows, int64_t vocab, const void* rules, int64_t* tokens, float* peaks) {
+    ml::Pool* pool, const float* logits, int64_t rows, int64_t vocab, const void* rules, int64_t* tokens, float* peaks,
+    double* seconds) {
     using namespace ml;
+    Timed timed(seconds);
     parallel(pool, rows, [&](int64_t row) {
         tokens[row] = draw(logits + row * vocab, vocab, static_cast<const Rule*>(rules)[row], peaks + row);
     });

@@ -1,0 +1,358 @@
+"""Draw the figures of docs/benchmarks from the result files, and write the page around them.
+
+    python benchmarks/plots.py [--results benchmarks/results] [--docs docs]
+
+Nothing is measured here: each picture and table names the result file, commit and command it comes from.
+Needs matplotlib: `pip install -e '.[bench]'`.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+from matplotlib import pyplot
+
+Record = Mapping[str, Any]
+COLOURS = {
+    "manylora": "#c2410c",
+    "manylora plain": "#fdba74",
+    "llama.cpp": "#1d4ed8",
+    "vLLM": "#64748b",
+    "vLLM float32": "#94a3b8",
+}
+KERNELS = ("linear", "logits", "attend", "lora", "add_norm", "silu", "rotate", "draw", "norm", "embed", "take")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    options = parser.parse_args()
+    pictures = options.docs / "benchmarks"
+    pictures.mkdir(parents=True, exist_ok=True)
+    parts = [INTRODUCTION]
+    for file, section in SECTIONS:
+        path = options.results / f"{file}.json"
+        if path.exists():
+            parts.append(section(json.loads(path.read_text(encoding="utf-8")), pictures))
+            print(f"{path}: drawn")
+        else:
+            print(f"{path}: not there, left out")
+    (options.docs / "benchmarks.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+INTRODUCTION = """# Benchmarks
+
+Written by `python benchmarks/plots.py` from the files in `benchmarks/results/`; every section names the command that
+made its file. The machines are shared and noisy, so what counts are ratios taken in one run; ranges are shown beside
+medians. Prompts are distinct random tokens, replies have a fixed length, clients and server share the processors.
+"""
+
+
+def peers(record: Record, pictures: Path) -> str:
+    cases = record["cases"]
+    counts = {"triage, base": 0, "triage, 1 adapters": 1, "triage, 8 adapters": 8, "triage, 32 adapters": 32}
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for name in _servers(cases):
+        points = [
+            (counts[label], sides[name]["output_tokens_per_s"])
+            for label, sides in cases.items()
+            if label in counts and name in sides
+        ]
+        if not points:
+            continue
+        xs, spreads = zip(*points, strict=True)
+        middle = [spread["median"] for spread in spreads]
+        places = range(len(xs))
+        errors = [[s["median"] - s["min"] for s in spreads], [s["max"] - s["median"] for s in spreads]]
+        axes.errorbar(places, middle, yerr=errors, marker="o", capsize=3, label=name, color=COLOURS[name])
+        axes.set_xticks(places, ["base" if x == 0 else str(x) for x in xs])
+    axes.set(xlabel="adapters drawn on (ranks 4, 8, 16 and 64)", ylabel="output tokens/s", title="Throughput, triage")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    _save(figure, pictures / "adapters.png")
+    rows = [
+        (
+            label,
+            name,
+            f"{s['output_tokens_per_s']['median']:.1f}",
+            f"{s['output_tokens_per_s']['min']:.1f}–{s['output_tokens_per_s']['max']:.1f}",
+            _or_dash(s["first_token_median_ms"]["median"], "{:.0f}"),
+            _or_dash(s["token_time_median_ms"]["median"], "{:.1f}"),
+        )
+        for label, sides in cases.items()
+        for name, s in sides.items()
+    ]
+    ratios = [(name, _number(r["median"]), _range(r)) for name, r in record["ratios"].items()]
+    starts = [(name, ", ".join(map(str, times))) for name, times in record["start_to_first_token_s"].items()]
+    return "\n".join(
+        [
+            "## Beside vLLM and llama.cpp",
+            "",
+            _source(record),
+            "Each server alone, in turn; `manylora plain` guesses no tokens ahead. A peer whose 32 streams had no first",
+            "token within a minute shows what had arrived by then, which may be nothing: a dash.",
+            "",
+            "![Throughput against the number of adapters](benchmarks/adapters.png)",
+            "",
+            _table(("load", "server", "tokens/s", "range", "first token, ms", "ms per token"), rows),
+            _table(("ratio", "median", "range"), ratios),
+            _table(("server", "process start to first token, s"), starts),
+        ]
+    )
+
+
+def load(record: Record, pictures: Path) -> str:
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 4))
+    rows = []
+    for name, points in record["results"].items():
+        streams = [point["streams"] for point in points]
+        left.plot(streams, [p["first_token_median_ms"] for p in points], marker="o", label=name, color=COLOURS[name])
+        right.plot(streams, [p["output_tokens_per_s"] for p in points], marker="o", label=name, color=COLOURS[name])
+        rows += [
+            (
+                name,
+                point["streams"],
+                f"{point['output_tokens_per_s']:.1f}",
+                _or_dash(point["first_token_median_ms"], "{:.0f}"),
+                _or_dash(point["token_time_median_ms"], "{:.1f}"),
+            )
+            for point in points
+        ]
+    for axes, title in ((left, "First token, median ms"), (right, "Output tokens/s")):
+        axes.set_xscale("log", base=2)
+        axes.set(xlabel="streams of chat", title=title)
+        axes.set_ylim(bottom=0)
+        axes.legend()
+    _save(figure, pictures / "load.png")
+    return "\n".join(
+        [
+            "## Latency against load",
+            "",
+            _source(record),
+            "![First token and throughput against the number of streams](benchmarks/load.png)",
+            "",
+            _table(("server", "streams", "tokens/s", "first token, ms", "ms per token"), rows),
+        ]
+    )
+
+
+def profile(record: Record, pictures: Path) -> str:
+    steps = record["results"]
+    figure, axes = pyplot.subplots(figsize=(8, 4))
+    left = [0.0] * len(steps)
+    kinds = [*KERNELS, "host"]
+    for kind in kinds:
+        shares = []
+        for step in steps:
+            whole = sum(step["kernels_ms"].values()) + step["host_ms"]
+            shares.append(100 * (step["host_ms"] if kind == "host" else step["kernels_ms"].get(kind, 0.0)) / whole)
+        axes.barh([step["name"] for step in steps], shares, left=left, label=kind)
+        left = [a + b for a, b in zip(left, shares, strict=True)]
+    axes.invert_yaxis()
+    axes.set(xlabel="% of the step", title="A step's time by kernel")
+    axes.legend(ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _save(figure, pictures / "profile.png")
+    rows = [
+        (
+            step["name"],
+            f"{step['step_ms']:.2f}",
+            f"{step['step_p10_ms']:.1f}–{step['step_p90_ms']:.1f}",
+            f"{step['host_ms']:.2f}",
+            *(f"{step['kernels_ms'].get(kind, 0.0):.2f}" for kind in KERNELS[:6]),
+        )
+        for step in steps
+    ]
+    return "\n".join(
+        [
+            "## Where a step's time goes",
+            "",
+            _source(record),
+            "Milliseconds: the whole step (median, middle 80 %), host work outside kernels, the largest kernels.",
+            "",
+            "![Step time by kernel](benchmarks/profile.png)",
+            "",
+            _table(("step", "whole", "range", "host", *KERNELS[:6]), rows),
+        ]
+    )
+
+
+def floor(record: Record, pictures: Path) -> str:
+    rows = [
+        (
+            row["rows"],
+            f"{row['step']['median_ms']:.2f}",
+            row["floor"],
+            f"{row['ratio']['median']:.2f}",
+            f"{row['ratio']['min']:.2f}–{row['ratio']['max']:.2f}",
+            f"{row['read_gb_per_s']:.1f}",
+        )
+        for row in record["results"]
+    ]
+    head = ("rows", "step, median ms", "floor", "step ÷ floor", "range", "read, GB/s")
+    return "\n".join(["## A decode step beside its floor", "", _source(record), _table(head, rows)])
+
+
+def tax(record: Record, pictures: Path) -> str:
+    rows = [
+        (side, f"{r['tokens_per_s_median']:.1f}", f"{r['ratio_median']:.3f}", _range(r, "ratio_min", "ratio_max"))
+        for side, r in record["results"].items()
+    ]
+    head = ("side", "tokens/s", "÷ base in the same round", "range")
+    title = f"## What adapters cost, {record['workload']}, ranks {', '.join(map(str, record['ranks']))}"
+    return "\n".join([title, "", _source(record), _table(head, rows)])
+
+
+def pair(title: str) -> Callable[[Record, Path], str]:
+    def section(record: Record, pictures: Path) -> str:
+        found = record["a_over_b"]
+        rows = [(name, _number(r["median"]), _range(r, "low", "high")) for name, r in found.items()]
+        head = (f"A ÷ B over {record['pairs']} pairs, {record['workload']}", "median", "95 % interval")
+        return "\n".join([f"## {title}", "", _source(record), _table(head, rows)])
+
+    return section
+
+
+def catalogue(record: Record, pictures: Path) -> str:
+    large = record["catalogue"]
+    rows = [
+        (name, f"{r['median']:.3f}", f"{r['min']:.3f}–{r['max']:.3f}")
+        for name, r in record.items()
+        if isinstance(r, dict) and "÷" in name
+    ]
+    title = f"## A catalogue of {large} adapters with room for {record['room']}"
+    return "\n".join([title, "", _source(record), _table(("ratio", "median", "range"), rows)])
+
+
+def footprint(record: Record, pictures: Path) -> str:
+    starts = record["start_to_first_token_s"]
+    rows = [
+        ("process start to first token, median", f"{starts[len(starts) // 2]} s ({starts[0]}–{starts[-1]})"),
+        ("memory after the start", f"{record['memory_after_start_bytes'] / 1e9:.2f} GB"),
+        (
+            f"memory under 32 streams, {record['adapters']} adapters resident",
+            f"{record['memory_under_load_bytes'] / 1e9:.2f} GB",
+        ),
+    ]
+    return "\n".join(["## Start and memory", "", _source(record), _table(("", ""), rows)])
+
+
+def int8(record: Record, pictures: Path) -> str:
+    rows = [
+        (
+            kind,
+            row["rows"],
+            f"{row['bf16']['median_ms']:.2f}",
+            f"{row['int8']['median_ms']:.2f}",
+            f"{row['bf16_over_int8']['median']:.2f}",
+        )
+        for kind, key in (("linear layers", "linear_layers"), ("decode step", "decode_step"))
+        for row in record[key]
+    ]
+    quality = record["quality"]
+    found = [
+        ("perplexity", f"{quality['perplexity_bf16']:.3f}", f"{quality['perplexity_int8']:.3f}"),
+        ("triage accuracy", f"{quality['triage_accuracy_bf16']:.1%}", f"{quality['triage_accuracy_int8']:.1%}"),
+    ]
+    return "\n".join(
+        [
+            "## int8 beside bf16",
+            "",
+            _source(record),
+            _table(("", "rows", "bf16, ms", "int8, ms", "bf16 ÷ int8"), rows),
+            _table(("quality", "bf16", "int8"), found),
+        ]
+    )
+
+
+def speculation(record: Record, pictures: Path) -> str:
+    rows = [
+        (
+            row["workload"],
+            row["streams"],
+            f"{row['tokens_per_step']:.2f}",
+            f"{row['ratio']['median']:.2f}",
+            f"{row['ratio']['min']:.2f}–{row['ratio']['max']:.2f}",
+        )
+        for row in record["results"]
+    ]
+    head = ("workload", "streams", "tokens a step", "time per token, with ÷ without", "range")
+    return "\n".join(["## Guessing ahead", "", _source(record), _table(head, rows)])
+
+
+def agreement(record: Record, pictures: Path) -> str:
+    margins = sorted(one["margin"] for one in record["divergences"])
+    count = f"{record['same']} of {record['prompts']}"
+    said = f"{count} greedy replies of {record['tokens']} tokens equal the float32 reference's"
+    if margins:
+        said += "; where the others part, the reference preferred its own token by "
+        said += f"{margins[0]:.4f} to {margins[-1]:.4f} nats"
+    return "\n".join(["## The same words as the reference", "", _source(record), f"{said}.", ""])
+
+
+def scheduler(record: Record, pictures: Path) -> str:
+    rows = [
+        (name, f"{r['plan']['median_ms']:.3f}", f"{r['plan']['p90_ms']:.3f}", f"{r['commits']['median_ms']:.3f}")
+        for name, r in record["results"].items()
+    ]
+    head = ("load", "plan, median ms", "90th percentile", "commits, median ms")
+    return "\n".join(["## Planning a step", "", _source(record), _table(head, rows)])
+
+
+SECTIONS: Sequence[tuple[str, Callable[[Record, Path], str]]] = (
+    ("versus", peers),
+    ("streams", load),
+    ("lora-tax-chat", tax),
+    ("lora-tax-triage-mixed", tax),
+    ("catalogue", catalogue),
+    ("bypass", pair("What adapters nobody asks for cost the base")),
+    ("step", floor),
+    ("profile", profile),
+    ("scheduler", scheduler),
+    ("int8", int8),
+    ("int8-chat", pair("int8 ÷ bf16 over HTTP")),
+    ("speculation", speculation),
+    ("agreement", agreement),
+    ("footprint", footprint),
+)
+
+
+def _servers(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for sides in cases.values() for name in sides))
+
+
+def _source(record: Record) -> str:
+    return f"`{record['command']}`, commit `{record['commit']}`, {record['processor']}, {record['threads']} threads.\n"
+
+
+def _table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def _range(spread: Mapping[str, float], low: str = "min", high: str = "max") -> str:
+    return f"{_number(spread.get(low))}–{_number(spread.get(high))}"
+
+
+def _or_dash(value: float, form: str) -> str:
+    return form.format(value) if value else "–"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or value == float("inf") else f"{value:.3g}"
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    # No date and no version inside, so that the same results give the same file.
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
