@@ -1,9 +1,12 @@
 """Two forms of our server side by side, in turn A B B A, with the processor seconds of a token beside the speed.
 
-    python benchmarks/pairs.py bypass|int8 [--workload chat] [--pairs 10] [--seconds 6] [--json FILE]
+    python benchmarks/pairs.py QUESTION [--workload chat] [--pairs 10] [--seconds 6] [--json FILE]
 
-bypass: A has 32 adapters, all used once and resident; B has none. Both serve the base alone.
-int8:   A holds the base in int8, B in bf16.
+bypass:  A has 32 adapters, all used once and resident; B has none. Both serve the base alone.
+int8:    A holds the base in int8, B in bf16.
+threads: A computes on one thread, B on as many as there are processors.
+spin:    A's threads sleep as soon as they have no work, B's wait awake for a while.
+pinned:  A's edge stays on the last processor, B's goes where the system puts it; the engine is free in both.
 Both servers run all the time; the one that is not measured is idle. A ratio is A ÷ B of one pair; shown are its median
 and the interval that holds the true median with 95 % (from the order statistics of the pairs).
 """
@@ -11,6 +14,7 @@ and the interval that holds the true median with 95 % (from the order statistics
 import argparse
 import asyncio
 import json
+import os
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +28,7 @@ from manylora.bench.random_adapters import write_adapters
 from manylora.bench.servers import Manylora, Running, serving
 from manylora.bench.statistics import median, median_with_interval
 from manylora.bench.workloads import MIXED_RANKS, WORKLOADS
+from manylora.config import DEFAULT_SPIN_US
 from manylora.models.spec import ModelSpec, read_spec
 
 ADAPTERS = 32
@@ -41,7 +46,7 @@ class Side:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("question", choices=("bypass", "int8"))
+    parser.add_argument("question", choices=("bypass", "int8", "threads", "spin", "pinned"))
     parser.add_argument("--workload", choices=WORKLOADS, default="chat")
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=6.0)
@@ -54,12 +59,19 @@ def main() -> None:
         root, empty = Path(scratch) / "adapters", Path(scratch) / "none"
         empty.mkdir()
         names = write_adapters(root, spec, ADAPTERS if options.question == "bypass" else 0, MIXED_RANKS, base.name)
-        first = f"adapters.roots={root}" if options.question == "bypass" else "model.quantize=int8"
-        second = f"adapters.roots={empty}" if options.question == "bypass" else "model.quantize=none"
+        settings = {
+            "bypass": (f"adapters.roots={root}", f"adapters.roots={empty}"),
+            "int8": ("model.quantize=int8", "model.quantize=none"),
+            "threads": ("model.threads=1", "model.threads=0"),
+            "spin": ("model.spin_us=0", f"model.spin_us={DEFAULT_SPIN_US}"),
+            "pinned": ("model.threads=0", "model.threads=0"),
+        }[options.question]
         running = {
             side: servers.enter_context(serving(Manylora(setting), Path(scratch) / f"log-{side}", base=base))
-            for side, setting in (("A", first), ("B", second))
+            for side, setting in zip("AB", settings, strict=True)
         }
+        if options.question == "pinned":
+            os.sched_setaffinity(running["A"].process.pid, {max(os.sched_getaffinity(0))})
         if names:
             asyncio.run(run_load(running["A"].url, WORKLOADS["triage"], iter(2 * models(names)), spec.vocab, 1.0))
         found: dict[str, list[Side]] = {"A": [], "B": []}

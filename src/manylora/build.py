@@ -151,7 +151,13 @@ def base_shape(spec: ModelSpec, name: str, digest: str) -> BaseShape:
 
 def _choose_kernels(config: Config, resources: Resources) -> Kernels:
     threads = config.model.threads or resources.threads
-    kernels = select_kernels(config.model.kernels, threads, quantize=config.model.quantize, cache_dir=cache_dir(config))
+    kernels = select_kernels(
+        config.model.kernels,
+        threads,
+        quantize=config.model.quantize,
+        spin_us=config.model.spin_us,
+        cache_dir=cache_dir(config),
+    )
     # The native kernels bring their own threads; torch's would spin beside them (docs/decisions/threads.md).
     torch.set_num_threads(1 if kernels.name in ("native", "int8") else threads)
     return kernels

@@ -17,6 +17,7 @@ from typing import Any
 from manylora.errors import ConfigInvalid
 
 DEFAULT_BASE = "SmolLM2-135M-Instruct"
+DEFAULT_SPIN_US = 50  # docs/decisions/threads.md has what it was chosen by
 GIB = 1 << 30
 MIB = 1 << 20
 
@@ -34,6 +35,7 @@ class ModelConfig:
     kernels: str = "auto"
     quantize: str = "none"
     threads: int = 0
+    spin_us: int = DEFAULT_SPIN_US
     cache_dir: str = ""
 
 
@@ -101,6 +103,7 @@ class Config:
 
 _LOWEST: dict[str, float] = {
     "model.threads": 0,
+    "model.spin_us": 0,
     "engine.max_model_len": 0,
     "engine.max_running": 1,
     "engine.max_step_tokens": 1,
@@ -131,7 +134,7 @@ _LOWEST: dict[str, float] = {
     "server.stream_head_wait_s": 0.001,
     "server.keepalive_s": 0.001,
 }
-_HIGHEST: dict[str, float] = {"server.port": 65535}
+_HIGHEST: dict[str, float] = {"model.spin_us": 1_000_000, "server.port": 65535}
 _CHOICES: dict[str, tuple[str, ...]] = {
     "model.kernels": ("auto", "native", "onednn", "reference"),
     "model.quantize": ("none", "int8"),

@@ -113,6 +113,22 @@ def test_a_killed_process_fails_what_was_under_way_and_is_started_again(ingest: 
     assert ingest.restarts == 1
 
 
+def test_a_process_that_died_with_nothing_to_do_fails_nobody(ingest: ProcessIngest, tmp_path: Path) -> None:
+    first = ingest.pid
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: _has_ended(first))
+    assert not ingest.poll()
+    save_adapter(tmp_path / "root" / "a")
+    ingest.submit(job(1, tmp_path / "root", "a"))
+    assert isinstance(ended(ingest, 1)[1], Ingested)
+    assert (ingest.restarts, ingest.pid != first) == (1, True)
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a child of ours is a zombie: ended, and nobody has asked how."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
 def test_a_job_that_is_given_up_hinders_no_other(ingest: ProcessIngest, tmp_path: Path) -> None:
     for name in ("stuck", "beside", "after"):
         save_adapter(tmp_path / "root" / name)

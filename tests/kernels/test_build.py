@@ -61,7 +61,7 @@ def test_a_source_that_does_not_compile_says_what_the_compiler_said(tiny_sources
 def test_processes_that_build_at_the_same_time_all_get_a_whole_library(tiny_sources: Path, tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from manylora.kernels.native import build;"
-        "build.SOURCE_DIR = Path(sys.argv[1]); build.load_library(Path(sys.argv[2])).ml_pool_new(0)"
+        "build.SOURCE_DIR = Path(sys.argv[1]); build.load_library(Path(sys.argv[2])).ml_pool_new(0, 0)"
     )
     command = [sys.executable, "-c", program, str(tiny_sources), str(tmp_path)]
     racers = [subprocess.Popen(command) for _ in range(3)]

@@ -39,6 +39,8 @@ class ProcessIngest:
         return len(self._children)
 
     def submit(self, job: IngestJob) -> None:
+        if not self._children[-1].check_alive() and not self._children[-1].is_busy:
+            self._replace_idle()
         if self._children[-1].has_stuck_job:
             self._children.append(_Child(self._settings))
         self._children[-1].submit(job)
@@ -48,8 +50,9 @@ class ProcessIngest:
             child.abandon(number)
 
     def poll(self) -> list[Ingested | IngestFailure]:
+        """Take over what has ended. An idle process is not looked at, for a step of the engine has no time for that."""
         ended: list[Ingested | IngestFailure] = []
-        for child in list(self._children):
+        for child in [child for child in self._children if child.is_busy]:
             ended += child.poll()
             is_current = child is self._children[-1]
             if not child.is_alive or (child.has_stuck_job and not child.running):
@@ -67,6 +70,11 @@ class ProcessIngest:
                     for job in lost
                 ]
         return ended
+
+    def _replace_idle(self) -> None:
+        self._children.pop().close()
+        self._children.append(_Child(self._settings))
+        self.restarts += 1
 
     def close(self) -> None:
         """End the children; one that is stuck in a read is killed like the others."""
@@ -95,6 +103,16 @@ class _Child:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a poll would do anything."""
+        return bool(self.running or self._unsent or self.has_stuck_job)
+
+    def check_alive(self) -> bool:
+        """Look whether the process is still there."""
+        self.is_alive = self.is_alive and self._process.poll() is None
+        return self.is_alive
+
     def submit(self, job: IngestJob) -> None:
         self.running[job.number] = job
         self._unsent += json.dumps(job.to_json()).encode() + b"\n"
@@ -107,7 +125,7 @@ class _Child:
     def poll(self) -> list[Ingested | IngestFailure]:
         """What has ended, but for what was given up."""
         self._send()
-        self.is_alive = self._process.poll() is None  # looked at before its last words are read
+        self.check_alive()  # before its last words are read
         ended = [outcome_from_json(json.loads(line)) for line in self._received_lines()]
         return [outcome for outcome in ended if self.running.pop(outcome.number, None) is not None]
 

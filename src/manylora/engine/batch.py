@@ -43,8 +43,9 @@ class BatchBuilder:
         row = num_logits = 0
         for index, (chunk, sequence) in enumerate(pairs):
             tables[index, : len(sequence.blocks)] = sequence.block_ids
-            self._fill(row, index, chunk, sequence)
-            row += chunk.num_rows
+            count = chunk.num_rows
+            self._fill(row, count, index, chunk, sequence)
+            row += count
             if chunk.is_sampled:
                 for logit_row in range(row - 1 - len(chunk.guess), row):
                     self._logit_rows[num_logits] = logit_row
@@ -64,21 +65,21 @@ class BatchBuilder:
         )
         return Batch(step, tuple(sampled))
 
-    def _fill(self, row: int, index: int, chunk: Chunk, sequence: Sequence) -> None:
-        count = chunk.num_rows
-        rows = slice(row, row + count)
+    def _fill(self, row: int, count: int, index: int, chunk: Chunk, sequence: Sequence) -> None:
         if count == 1:  # decoding: four scalar writes cost a tenth of four array expressions
             block, offset = divmod(chunk.start, self._block_size)
             self._token_ids[row] = sequence.tokens[chunk.start]
             self._positions[row] = chunk.start
             self._slots[row] = sequence.blocks[block] * self._block_size + offset
+            self._row_sequence[row] = index
         else:
+            rows = slice(row, row + count)
             positions = np.arange(chunk.start, chunk.start + count)
             self._token_ids[rows] = [*sequence.tokens[chunk.start : chunk.stop], *chunk.guess]
             self._positions[rows] = positions
             blocks = sequence.block_ids[positions // self._block_size].astype(np.int64)
             self._slots[rows] = blocks * self._block_size + positions % self._block_size
-        self._row_sequence[rows] = index
+            self._row_sequence[rows] = index
 
 
 def _adapter_of(pair: tuple[Chunk, Sequence]) -> str:
@@ -88,6 +89,8 @@ def _adapter_of(pair: tuple[Chunk, Sequence]) -> str:
 
 def _segments(pairs: list[tuple[Chunk, Sequence]]) -> Iterator[LoraSegment]:
     """Join neighbouring chunks of one adapter version into one segment."""
+    if all(sequence.placed is None for _, sequence in pairs):
+        return
     start = row = 0
     for index, (chunk, sequence) in enumerate(pairs):
         row += chunk.num_rows

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from manylora.ids import Digest, RequestId
 from manylora.usage import Counts
@@ -41,8 +42,7 @@ class AdapterUse:
     load_ms: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenEvent:
+class TokenEvent(NamedTuple):  # one for every row of every step: a frozen dataclass takes several times as long to make
     """One committed token of one request.
 
     logprob       natural log of its probability under the distribution before temperature and filters,

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +20,7 @@ Draw = Callable[[Tensor, Rules], tuple[list[int], list[float]]]
 _Floats = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingRow:
+class SamplingRow(NamedTuple):
     """What one row of logits is drawn with.
 
     position   index in its sequence of the token drawn: `len(tokens)` before it is appended
@@ -41,11 +40,10 @@ class SamplingRow:
     def after(self, token_id: int) -> "SamplingRow":
         """What the next token of the sequence is drawn with once this one is part of it."""
         penalties = None if self.penalties is None else self.penalties.after(token_id)
-        return replace(self, position=self.position + 1, penalties=penalties)
+        return self._replace(position=self.position + 1, penalties=penalties)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drawn:
+class Drawn(NamedTuple):
     """One row's answer.
 
     logprob       as in `TokenEvent`: natural, penalties and biases applied, before temperature and filters, unclamped

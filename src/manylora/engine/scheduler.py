@@ -187,10 +187,12 @@ class Scheduler:
     def _make_room(self) -> list[RequestId]:
         """Give every running sequence the blocks its tokens need; the newest give theirs up when there are none."""
         preempted: list[RequestId] = []
-        for sequence in list(self.running.values()):
+        size = self.pool.block_size
+        short = [one for one in self.running.values() if len(one.tokens) > len(one.blocks) * size]
+        for sequence in short:
             while sequence.request.id in self.running:
                 missing = self._blocks_for(len(sequence.tokens)) - len(sequence.blocks)
-                blocks = self.pool.allocate(missing) if missing > 0 else []
+                blocks = self.pool.allocate(missing)
                 if blocks is not None:
                     sequence.add_blocks(blocks)
                     break

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from manylora.config import DEFAULT_SPIN_US
 from manylora.kernels.drawing import RULE, Rules, draw_tokens
 from manylora.kernels.interface import (
     AttentionBatch,
@@ -36,11 +37,18 @@ class NativeLibrary:
     Thread: one caller at a time gets the pool; a second one at the same moment is served by its own thread alone.
     """
 
-    def __init__(self, threads: int, *, cache_dir: Path | None = None, compiler: str | None = None) -> None:
+    def __init__(
+        self,
+        threads: int,
+        *,
+        spin_us: int = DEFAULT_SPIN_US,
+        cache_dir: Path | None = None,
+        compiler: str | None = None,
+    ) -> None:
         assert threads >= 1
         self.functions = load_library(cache_dir, compiler=compiler)
         self.threads = threads
-        self.pool: int = self.functions.ml_pool_new(threads)
+        self.pool: int = self.functions.ml_pool_new(threads, spin_us)
         weakref.finalize(self, self.functions.ml_pool_free, self.pool)
 
     @property

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from manylora.clock import SystemClock
+from manylora.config import DEFAULT_SPIN_US
 from manylora.errors import NativeBuildFailed
 from manylora.kernels.cpu import CpuKernels, LinearOperator, NativeLibrary, NativeLinear
 from manylora.kernels.int8 import Int8Linear
@@ -23,6 +24,7 @@ def select_kernels(
     threads: int,
     *,
     quantize: str = "none",
+    spin_us: int = DEFAULT_SPIN_US,
     cache_dir: Path | None = None,
     compiler: str | None = None,
 ) -> Kernels:
@@ -34,14 +36,15 @@ def select_kernels(
     auto       native or onednn by a short timing; reference where no compiler is installed
     With `quantize` int8 the native kernels hold the linear layers and the embedding in int8, whatever `name` prefers;
     the reference, where nothing else works, does not quantise.
-    `threads` is the size of the native pool; the oneDNN products use torch's own threads.
+    `threads` is the size of the native pool, whose workers spin for `spin_us` microseconds before they sleep; oneDNN's
+    products use torch's own threads.
     """
     if name not in BACK_ENDS:
         raise ValueError(f"unknown kernels {name!r}: choose one of {', '.join(BACK_ENDS)}")
     if name == "reference":
         return ReferenceKernels()
     try:
-        native = NativeLibrary(threads, cache_dir=cache_dir, compiler=compiler)
+        native = NativeLibrary(threads, spin_us=spin_us, cache_dir=cache_dir, compiler=compiler)
     except NativeBuildFailed as error:
         log.warning("kernels.fallback to=reference reason=%s", error)
         return ReferenceKernels()

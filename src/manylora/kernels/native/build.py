@@ -27,7 +27,7 @@ _i64, _ptr, _f32, _f64 = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float, ctypes
 SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     # name: (result, arguments); the C++ beside this file says what each argument is
     "ml_isa": (ctypes.c_char_p, ()),
-    "ml_pool_new": (_ptr, (_i64,)),
+    "ml_pool_new": (_ptr, (_i64, _i64)),
     "ml_pool_free": (None, (_ptr,)),
     "ml_packed_elements": (_i64, (_i64, _i64)),
     "ml_pack": (None, (_ptr, _ptr, _ptr, _i64, _i64)),

@@ -1,5 +1,5 @@
-// The pool's threads. A worker spins for some tens of microseconds after a job, because the next kernel of a step is
-// usually that near, and then sleeps, because other processes share the cores.
+// The pool's threads. A worker spins for a while after a job, because the next kernel of a step is usually some tens of
+// microseconds away, and then sleeps, because other processes share the cores (docs/decisions/threads.md).
 //
 // One atomic word holds (generation, chunks not yet taken). A chunk is taken by a compare-and-swap on the whole word, so
 // a worker that comes late to a finished job can take nothing, and the caller never waits for a worker that has taken
@@ -25,12 +25,11 @@ namespace ml {
 
 namespace {
 using Clock = std::chrono::steady_clock;
-constexpr auto SPIN = std::chrono::microseconds(50);
 }  // namespace
 
 class Pool {
    public:
-    explicit Pool(int threads) {
+    Pool(int threads, std::chrono::microseconds spin) : spin_(spin) {
         for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
     }
 
@@ -86,7 +85,7 @@ class Pool {
         uint32_t seen = 0;
         auto is_news = [&] { return uint32_t(ticket_.load() >> 32) != seen || stop_.load(); };
         while (!stop_.load()) {
-            auto deadline = Clock::now() + SPIN;
+            auto deadline = Clock::now() + spin_;
             while (!is_news() && Clock::now() < deadline)
                 for (int i = 0; i < 16; ++i) ML_PAUSE();
             if (!is_news()) {
@@ -100,6 +99,7 @@ class Pool {
         }
     }
 
+    const std::chrono::microseconds spin_;
     std::vector<std::thread> workers_;
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
     alignas(64) std::atomic<uint64_t> ticket_{0};
@@ -121,6 +121,9 @@ int64_t pool_threads(const Pool* pool) { return pool->threads(); }
 }  // namespace ml
 
 extern "C" {
-ml::Pool* ml_pool_new(int64_t threads) { return new ml::Pool(int(threads)); }
+// A worker without work spins for `spin_us` microseconds before it sleeps.
+ml::Pool* ml_pool_new(int64_t threads, int64_t spin_us) {
+    return new ml::Pool(int(threads), std::chrono::microseconds(spin_us));
+}
 void ml_pool_free(ml::Pool* pool) { delete pool; }
 }
