@@ -6,7 +6,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on
 # The demo base is fetched once into the user's cache, see `manylora pull --help`.
 BASE := SmolLM2-135M-Instruct
 
-.PHONY: help serve test check install base lint types unit clients clean
+.PHONY: help serve test check install base lint types unit sanitize clients bench-docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ types: .venv/tested
 
 unit: .venv/tested .venvs/openai/installed .venvs/lorax/installed base
 	$(BIN)/python -m pytest
+
+sanitize: .venv/tested ## Run the kernels' tests under the address and undefined-behaviour sanitizers
+	tests/kernels/sanitize.sh
 
 clients: .venvs/openai/installed .venvs/lorax/installed ## Make the environments of the public clients
 
@@ -66,6 +69,10 @@ clients: .venvs/openai/installed .venvs/lorax/installed ## Make the environments
 	@$(PYTHON) -m venv .venvs/lorax
 	@.venvs/lorax/bin/python -m pip install -q --disable-pip-version-check lorax-client==0.6.3
 	@touch $@
+
+bench-docs: .venv/installed ## Write docs/benchmarks.md and its pictures from benchmarks/results
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]' -c constraints.txt
+	$(BIN)/python benchmarks/plots.py
 
 clean: ## Remove everything that was built here
 	rm -rf .venv .venvs .pytest_cache .mypy_cache .ruff_cache .hypothesis
