@@ -27,7 +27,7 @@ def describe() -> dict[str, str]:
 
 def _command() -> str:
     program, *rest = sys.argv
-    named = ["manylora"] if Path(program).name == "manylora" else ["python", program]
+    named = ["manylora"] if Path(program).name in ("manylora", "__main__.py") else ["python", program]
     return " ".join([*named, *rest])
 
 
