@@ -16,6 +16,7 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 from matplotlib import pyplot
+from targets import reached
 
 Record = Mapping[str, Any]
 COLOURS = {
@@ -35,14 +36,15 @@ def main() -> None:
     options = parser.parse_args()
     pictures = options.docs / "benchmarks"
     pictures.mkdir(parents=True, exist_ok=True)
-    parts = [INTRODUCTION]
-    for file, section in SECTIONS:
-        path = options.results / f"{file}.json"
-        if path.exists():
-            parts.append(section(json.loads(path.read_text(encoding="utf-8")), pictures))
-            print(f"{path}: drawn")
+    records = {
+        file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(options.results.glob("*.json"))
+    }
+    parts = [INTRODUCTION, targets(records)]
+    for name, section in SECTIONS:
+        if name in records:
+            parts.append(section(records[name], pictures))
         else:
-            print(f"{path}: not there, left out")
+            print(f"{name}.json: not there, left out")
     (options.docs / "benchmarks.md").write_text("\n".join(parts), encoding="utf-8")
 
 
@@ -52,6 +54,22 @@ Written by `python benchmarks/plots.py` from the files in `benchmarks/results/`;
 made its file. The machines are shared and noisy, so what counts are ratios taken in one run; ranges are shown beside
 medians. Prompts are distinct random tokens, replies have a fixed length, clients and server share the processors.
 """
+
+
+def targets(records: Mapping[str, Record]) -> str:
+    rows = [
+        (
+            target.id,
+            target.figure,
+            target.wanted,
+            f"{_number(spread[0])}{target.unit}",
+            "" if spread[1] == spread[2] else f"{_number(spread[1])}–{_number(spread[2])}",
+            "reached" if target.is_met(spread[0]) else "**missed**",
+        )
+        for target, spread in reached(records)
+    ]
+    head = ("", "figure", "target", "median", "range", "")
+    return "\n".join(["## Against the targets", "", _table(head, rows)])
 
 
 def peers(record: Record, pictures: Path) -> str:
@@ -316,6 +334,9 @@ SECTIONS: Sequence[tuple[str, Callable[[Record, Path], str]]] = (
     ("scheduler", scheduler),
     ("int8", int8),
     ("int8-chat", pair("int8 ÷ bf16 over HTTP")),
+    ("spin", pair("Threads that sleep at once ÷ threads that wait awake for 50 µs")),
+    ("threads", pair("One thread ÷ two")),
+    ("pinned", pair("The edge on one processor ÷ the edge on either")),
     ("speculation", speculation),
     ("agreement", agreement),
     ("footprint", footprint),

@@ -1,0 +1,132 @@
+"""What the project set out to reach, and what the result files say was reached."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Records = Mapping[str, Mapping[str, Any]]
+"""Result files by name, without `.json`."""
+Spread = tuple[float, float, float]
+"""Median, least and most; the three are one where a figure has no spread."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One figure: `find` reads it from the results, and raises KeyError or ValueError where they do not have it."""
+
+    id: str
+    figure: str
+    bound: float
+    find: Callable[[Records], Spread]
+    is_least: bool = True
+    unit: str = ""
+
+    @property
+    def wanted(self) -> str:
+        return f"{'≥' if self.is_least else '≤'} {self.bound:g}{self.unit}"
+
+    def is_met(self, median: float) -> bool:
+        return median >= self.bound if self.is_least else median <= self.bound
+
+
+def best_peer(prefix: str, *, is_lowest: bool = True) -> Callable[[Records], Spread]:
+    """The ratio to the peer that comes out best in it."""
+
+    def find(records: Records) -> Spread:
+        found = [spread for name, spread in records["versus"]["ratios"].items() if name.startswith(prefix)]
+        best = (min if is_lowest else max)(found, key=lambda spread: spread["median"])
+        return best["median"], best.get("min", best["median"]), best.get("max", best["median"])
+
+    return find
+
+
+def spread_at(file: str, *path: str | int, low: str = "min", high: str = "max") -> Callable[[Records], Spread]:
+    def find(records: Records) -> Spread:
+        found: Any = records[file]
+        for key in path:
+            found = found[key]
+        return found["median"], found[low], found[high]
+
+    return find
+
+
+def tax(side: str) -> Callable[[Records], Spread]:
+    def find(records: Records) -> Spread:
+        found = records["lora-tax-chat"]["results"][side]
+        return found["ratio_median"], found["ratio_min"], found["ratio_max"]
+
+    return find
+
+
+def host(records: Records) -> Spread:
+    (found,) = (step["host_ms"] for step in records["profile"]["results"] if step["name"] == "32 rows")
+    return found, found, found
+
+
+def start(records: Records) -> Spread:
+    times = sorted(records["footprint"]["start_to_first_token_s"])
+    return times[len(times) // 2], times[0], times[-1]
+
+
+def memory(records: Records) -> Spread:
+    found = records["footprint"]["memory_under_load_bytes"] / 1e9
+    return found, found, found
+
+
+TARGETS = (
+    Target("S1", "chat on the base ÷ vLLM, its better dtype", 1.4, best_peer("S1 chat, base: throughput ÷ vLLM")),
+    Target("S1", "triage on the base ÷ vLLM, its better dtype", 1.15, best_peer("S1 triage, base: throughput ÷ vLLM")),
+    Target(
+        "S2",
+        "one reader, time per token ÷ llama.cpp, nothing guessed",
+        1.0,
+        best_peer("S2 single, base: manylora plain's time per token ÷ llama.cpp"),
+        is_least=False,
+    ),
+    Target("S3", "triage on 32 adapters ÷ the best peer", 3, best_peer("S3 triage, 32 adapters")),
+    Target("S3", "chat on 32 adapters ÷ the best peer", 5, best_peer("S3 chat, 32 adapters")),
+    Target("S4", "decode step of 1 row ÷ its floor", 1.2, spread_at("step", "results", 0, "ratio"), is_least=False),
+    Target("S4", "decode step of 32 rows ÷ its floor", 1.35, spread_at("step", "results", 2, "ratio"), is_least=False),
+    Target("S5", "chat with 1 adapter ÷ base", 0.92, tax("1 adapter")),
+    Target("S5", "chat with 32 adapters ÷ base", 0.80, tax("32 adapters")),
+    Target(
+        "S6",
+        "1000 adapters with room for 64 ÷ 32 adapters",
+        0.97,
+        spread_at("catalogue", "throughput of 1000 ÷ 32"),
+    ),
+    Target("S6", "1000 adapters with room for 64 ÷ 5 adapters", 0.94, spread_at("catalogue", "throughput of 1000 ÷ 5")),
+    Target(
+        "S6",
+        "mean first token, 1000 adapters ÷ 5",
+        1.5,
+        spread_at("catalogue", "mean first token of 1000 ÷ 5"),
+        is_least=False,
+    ),
+    Target(
+        "S7",
+        "base with adapters resident ÷ without",
+        0.99,
+        spread_at("bypass", "a_over_b", "throughput", low="low", high="high"),
+    ),
+    Target("S8", "host work of a step of 32 rows", 1.0, host, is_least=False, unit=" ms"),
+    Target(
+        "S9",
+        "chat in int8 ÷ bf16",
+        1.4,
+        spread_at("int8-chat", "a_over_b", "throughput", low="low", high="high"),
+    ),
+    Target("S10", "process start to first token", 6, start, is_least=False, unit=" s"),
+    Target("S11", "memory, 64 adapters, 32 streams", 1.5, memory, is_least=False, unit=" GB"),
+)
+
+
+def reached(records: Records) -> list[tuple[Target, Spread]]:
+    """Every target that the results say something of."""
+    found: list[tuple[Target, Spread]] = []
+    for target in TARGETS:
+        try:
+            found.append((target, target.find(records)))
+        except (KeyError, ValueError):
+            continue
+    return found
