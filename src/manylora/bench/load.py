@@ -1,8 +1,9 @@
 """A closed-loop load on any server that speaks OpenAI's streamed `/v1/completions`.
 
-Prompts are distinct random token ids, so that no prefix cache helps; the end of sequence is ignored. Every stream sends
-its next request when the last one has ended. Counted is what arrives after each stream has had its first answer and
-before the time is up, of unfinished answers too: neither the start nor the drain. First-token times count from sending.
+Prompts are random token ids, other ones in every run, so that no prefix cache helps; the end of sequence is ignored.
+Every stream sends its next request when the last one has ended. Counted is what arrives after each stream has had its
+first answer and before the time is up, of unfinished answers too: neither the start nor the drain. First-token times
+count from sending.
 """
 
 import asyncio
@@ -155,7 +156,7 @@ async def run_load(
     answers: list[Answer] = []
     warm = asyncio.Barrier(workload.streams + 1)
     tasks = [
-        asyncio.create_task(_stream(Connection(url, clock), workload, targets, Random(index), vocab, answers, warm))
+        asyncio.create_task(_stream(Connection(url, clock), workload, targets, Random(), vocab, answers, warm))
         for index in range(workload.streams)
     ]
     begun_s = clock.monotonic_s()

@@ -19,7 +19,7 @@ from manylora.config import environment
 
 START_WAIT_S = 600.0
 STOP_WAIT_S = 30.0
-SESSION, UTIME, STIME = 3, 11, 12  # in `/proc/<id>/stat`, counted from the field after the name; see proc(5)
+PARENT, UTIME, STIME = 1, 11, 12  # in `/proc/<id>/stat`, counted from the field after the name; see proc(5)
 
 Fields = Mapping[str, object]
 """What a request names its model with: fields of its JSON body."""
@@ -90,13 +90,16 @@ class Running:
         return total
 
     def _processes(self) -> dict[int, list[str]]:
-        """The processes of the server's session, and what `/proc/<id>/stat` says of each after its name."""
-        found: dict[int, list[str]] = {}
+        """The server's process and all below it, and what `/proc/<id>/stat` says of each after its name."""
+        everyone: dict[int, list[str]] = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # it has just ended
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                if int(fields[SESSION]) == self.process.pid:
-                    found[int(folder.name)] = fields
+                everyone[int(folder.name)] = (folder / "stat").read_text().rpartition(")")[2].split()
+        found: dict[int, list[str]] = {}
+        wanted = {self.process.pid}
+        while wanted:
+            found |= {process: everyone[process] for process in wanted if process in everyone}
+            wanted = {process for process, fields in everyone.items() if int(fields[PARENT]) in wanted}
         return found
 
 
