@@ -40,12 +40,7 @@ class TwoProcesses:
     name = "two processes"
 
     def command(self, port: int, base: Path, adapters: Sequence[Path]) -> list[str]:
-        return [
-            sys.executable,
-            "-c",
-            f"import signal\nsignal.signal(15, lambda *_: exit(0))\n{TWO_PROCESSES}",
-            str(port),
-        ]
+        return [sys.executable, "-c", TWO_PROCESSES, str(port)]
 
     def environment(self) -> Mapping[str, str]:
         return environment()
