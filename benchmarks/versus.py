@@ -35,10 +35,15 @@ PLAIN = "manylora plain"
 
 @dataclass(frozen=True)
 class Case:
-    """One workload on some of the adapters; 0 is the base with LoRA off."""
+    """One workload on some of the adapters; 0 is the base with LoRA off.
+
+    windows   how many times --seconds it is counted: a server that reads all prompts together and then writes all
+              answers together goes up and down, and only whole periods of that show its mean
+    """
 
     workload: str
     adapters: int
+    windows: float = 1.0
 
     @property
     def label(self) -> str:
@@ -47,13 +52,13 @@ class Case:
 
 SINGLE = Case("single", 0)
 CASES = (
-    Case("chat", 0),
+    Case("chat", 0, 2.5),
     Case("triage", 0),
     SINGLE,
     Case("triage", 1),
     Case("triage", 8),
     Case("triage", 32),
-    Case("chat", 32),
+    Case("chat", 32, 2.5),
 )
 Results = Mapping[str, Mapping[str, list[Figures]]]
 """By case and by server: one entry a round."""
@@ -119,7 +124,8 @@ def measure(
 ) -> Figures:
     targets = [server.adapter_fields(adapters, index) for index in range(case.adapters)] or [server.base_fields(base)]
     workload = WORKLOADS[case.workload]
-    return asyncio.run(run_load(url, workload, drawn(targets), spec.vocab, options.seconds, options.patience))
+    seconds = case.windows * options.seconds
+    return asyncio.run(run_load(url, workload, drawn(targets), spec.vocab, seconds, options.patience))
 
 
 def line(figures: Figures) -> str:
@@ -142,7 +148,7 @@ def summarise(rounds: list[Figures]) -> dict[str, dict[str, float]]:
 def ratios(results: Results) -> dict[str, dict[str, float]]:
     """S1, S2 and S3 of the targets, as far as the servers measured allow."""
     found: dict[str, dict[str, float]] = {}
-    for case in (Case("chat", 0), Case("triage", 0)):
+    for case in (case for case in CASES if case.adapters == 0 and case is not SINGLE):
         for peer in _peers(results, case):
             found[f"S1 {case.label}: throughput ÷ {peer}'s"] = _ratio(results, case, peer, "output_tokens_per_s")
     for ours in (PLAIN, Manylora.name):
