@@ -5,7 +5,8 @@
 One server with `--catalogue` adapters (rank 16 on q, k, v, o) and a bank for `--room` of them; prompts of 100 tokens,
 10 generated, 32 streams. Loads on the whole catalogue, on 32 and on 5 of its adapters take turns. Nothing is preloaded:
 an adapter's first request waits for its weights to be read, checked and packed, later ones find it on disk or in the
-bank. Ratios are of one round, and their median over the rounds is shown with the extremes.
+bank; --packed sends each adapter one short request before, so that all are on disk. Ratios are of one round, and their
+median over the rounds is shown with the extremes.
 """
 
 import argparse
@@ -16,16 +17,17 @@ from pathlib import Path
 
 from servers import default_base
 
-from manylora.bench.load import Figures, drawn, models, run_load
+from manylora.bench.load import Figures, drawn, models, run_each, run_load
 from manylora.bench.machine import describe
 from manylora.bench.random_adapters import ATTENTION, write_adapters
 from manylora.bench.servers import Manylora, serving
 from manylora.bench.statistics import extremes
-from manylora.bench.workloads import WORKLOADS
+from manylora.bench.workloads import WORKLOADS, Workload
 from manylora.models.spec import ModelSpec, read_spec
 
 RANK = 16
 SMALL = (32, 5)
+ONE_TOKEN = Workload(4, 1, 32)
 
 
 def main() -> None:
@@ -33,6 +35,7 @@ def main() -> None:
     parser.add_argument("--catalogue", type=int, default=1000)
     parser.add_argument("--room", type=int, default=64, help="adapters the bank holds")
     parser.add_argument("--zipf", type=float, default=0.0, help="0 draws from the catalogue uniformly")
+    parser.add_argument("--packed", action="store_true", help="let every adapter be fetched and packed before")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--json", type=Path, help="write the result here")
@@ -55,6 +58,8 @@ def main() -> None:
         with serving(server, Path(scratch) / "log", base=base) as running:
             # The small sets lie at the end of the catalogue, so that a Zipf load does not favour them.
             chosen = {size: models(names[-size:]) for size in sizes}
+            if options.packed:
+                asyncio.run(run_each(running.url, ONE_TOKEN, models(names), spec.vocab))
             for number in range(options.rounds):
                 found: dict[int, Figures] = {}
                 turn = number % len(sizes)
@@ -84,7 +89,15 @@ def main() -> None:
         print(f"{name:<40}{value}")
     errors = sum(figures.errors for found in rounds for figures in found.values())
     if options.json:
-        record = {**facts, "catalogue": large, "room": options.room, "zipf": options.zipf, **result, "errors": errors}
+        record = {
+            **facts,
+            "catalogue": large,
+            "room": options.room,
+            "packed": options.packed,
+            "zipf": options.zipf,
+            **result,
+            "errors": errors,
+        }
         record["tokens_per_s"] = {
             size: extremes([found[size].output_tokens_per_s for found in rounds]) for size in sizes
         }

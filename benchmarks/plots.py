@@ -18,7 +18,13 @@ mpl.use("Agg")
 from matplotlib import pyplot
 from targets import reached
 
+from manylora.bench.servers import Manylora
+from manylora.bench.workloads import WORKLOADS
+
 Record = Mapping[str, Any]
+# The default base: 30 layers, hidden 576, queries 576, keys and values 192, intermediate 1536, vocabulary 49152.
+LAYER_WEIGHTS = 30 * (576 * (576 + 192 + 192) + 576 * 576 + 3 * 576 * 1536)
+HEAD_WEIGHTS = 576 * 49152
 COLOURS = {
     "manylora": "#c2410c",
     "manylora plain": "#fdba74",
@@ -39,7 +45,7 @@ def main() -> None:
     records = {
         file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(options.results.glob("*.json"))
     }
-    parts = [INTRODUCTION, targets(records)]
+    parts = [INTRODUCTION, targets(records), limits(records)]
     for name, section in SECTIONS:
         if name in records:
             parts.append(section(records[name], pictures))
@@ -70,6 +76,57 @@ def targets(records: Mapping[str, Record]) -> str:
     ]
     head = ("", "figure", "target", "median", "range", "")
     return "\n".join(["## Against the targets", "", _table(head, rows)])
+
+
+def limits(records: Mapping[str, Record]) -> str:
+    """What the processor can do at most, and how near to it the loads come that miss their target."""
+    lines = ["## What limits it", ""]
+    if "kernels" in records:
+        ceilings = records["kernels"]
+        fma, read = ceilings["fma_flops_s"], ceilings["read_bytes_s"]
+        lines += [
+            _source(ceilings["machine"]),
+            f"The two ceilings of this machine, measured beside the kernels: {fma / 1e9:.0f} GFLOP/s of float32 "
+            f"multiply-adds in registers, {read / 1e9:.0f} GB/s read from memory.",
+            "",
+        ]
+        if "versus" in records:
+            lines += _triage_limit(records["versus"], fma)
+    if "int8" in records:
+        rows = records["int8"]["linear_layers"]
+        said = ", ".join(f"{row['bf16_over_int8']['median']:.2f} at {row['rows']}" for row in rows) + " rows"
+        lines += [
+            "- **int8 (S9).** Without VNNI, 192 products of integers take 7.6 cycles at best where float32 takes 12 "
+            "([why](decisions/int8.md)): 1.58 is the most that the linear layers can gain. Timed alone they gain "
+            f"{said}. Attention, adapters, the edge and the client gain nothing.",
+        ]
+    if "profile" in records:
+        steps = {step["name"]: step for step in records["profile"]["results"]}
+        one, many = steps["1 row"]["host_ms"], steps["32 rows"]["host_ms"]
+        lines += [
+            f"- **Host work (S8).** {one:.2f} ms for one row, {many:.2f} ms for 32: what grows is Python over cold "
+            "caches, for a step reads 270 MB of weights through them. Counted are planning, the batch's arrays and the "
+            "commits.",
+        ]
+    return "\n".join([*lines, ""])
+
+
+def _triage_limit(versus: Record, fma: float) -> list[str]:
+    """How much of the multiply-add peak triage uses, prompts included, and what that leaves of its ratio to a peer."""
+    cases = versus["cases"]
+    work, ours = WORKLOADS["triage"], Manylora.name
+    flops = 2 * (LAYER_WEIGHTS * (work.prompt + work.output) + HEAD_WEIGHTS * work.output)
+    base = cases["triage, base"][ours]["output_tokens_per_s"]["median"]
+    used = base / work.output * flops
+    mixed = cases["triage, 32 adapters"]
+    peer = max(sides["output_tokens_per_s"]["median"] for name, sides in mixed.items() if name != ours)
+    own = mixed[ours]["output_tokens_per_s"]["median"]
+    return [
+        f"- **Mixed adapters (S3).** Triage is mostly prompts, and prompts are multiply-adds: on the base it does "
+        f"{used / 1e9:.0f} GFLOP/s in the linear layers and logits, {used / fma:.0%} of the peak. With 32 adapters it "
+        f"reaches {own / base:.0%} of that; the best peer reaches {peer / base:.0%}. At the peak itself, without any "
+        f"cost of adapters, the ratio would be {base / (used / fma) / peer:.1f}.",
+    ]
 
 
 def peers(record: Record, pictures: Path) -> str:
@@ -243,7 +300,8 @@ def catalogue(record: Record, pictures: Path) -> str:
         for name, r in record.items()
         if isinstance(r, dict) and "÷" in name
     ]
-    title = f"## A catalogue of {large} adapters with room for {record['room']}"
+    before = "all on disk before" if record.get("packed") else "first loads included"
+    title = f"## A catalogue of {large} adapters with room for {record['room']}, {before}"
     return "\n".join([title, "", _source(record), _table(("ratio", "median", "range"), rows)])
 
 
@@ -328,6 +386,7 @@ SECTIONS: Sequence[tuple[str, Callable[[Record, Path], str]]] = (
     ("lora-tax-chat", tax),
     ("lora-tax-triage-mixed", tax),
     ("catalogue", catalogue),
+    ("catalogue-packed", catalogue),
     ("bypass", pair("What adapters nobody asks for cost the base")),
     ("step", floor),
     ("profile", profile),

@@ -175,6 +175,25 @@ async def run_load(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def run_each(
+    url: str, workload: Workload, targets: Sequence[Mapping[str, object]], vocab: int, clock: Clock | None = None
+) -> list[Answer]:
+    """One request for each of the targets, `workload.streams` of them under way at a time."""
+    answers: list[Answer] = []
+    left, source = iter(targets), Random()
+
+    async def work() -> None:
+        connection = Connection(url, clock or SystemClock())
+        try:
+            for target in left:
+                await connection.complete(_body(workload, target, source, vocab), answers)
+        finally:
+            connection.close()
+
+    await asyncio.gather(*(work() for _ in range(workload.streams)))
+    return answers
+
+
 async def _stream(
     connection: Connection,
     workload: Workload,
