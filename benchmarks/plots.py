@@ -97,8 +97,8 @@ def limits(records: Mapping[str, Record]) -> str:
         said = ", ".join(f"{row['bf16_over_int8']['median']:.2f} at {row['rows']}" for row in rows) + " rows"
         lines += [
             "- **int8 (S9).** Without VNNI, 192 products of integers take 7.6 cycles at best where float32 takes 12 "
-            "([why](decisions/int8.md)): 1.58 is the most that the linear layers can gain. Timed alone they gain "
-            f"{said}. Attention, adapters, the edge and the client gain nothing.",
+            "([why](decisions/int8.md)): 1.58 is the most that many rows can gain; few rows gain what half the bytes "
+            f"save. The linear layers alone: {said}. Attention, adapters, the edge and the client gain nothing.",
         ]
     if "profile" in records:
         steps = {step["name"]: step for step in records["profile"]["results"]}
