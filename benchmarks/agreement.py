@@ -11,10 +11,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from servers import default_base
-
 from manylora.bench.agreement import find_divergences
 from manylora.bench.machine import ROOT, describe
+from manylora.bench.servers import default_base
 from manylora.build import build_engine
 from manylora.config import load_config
 from manylora.engine.engine import Engine

@@ -15,12 +15,10 @@ import json
 import tempfile
 from pathlib import Path
 
-from servers import default_base
-
 from manylora.bench.load import Figures, drawn, models, run_each, run_load
 from manylora.bench.machine import describe
 from manylora.bench.random_adapters import ATTENTION, write_adapters
-from manylora.bench.servers import Manylora, serving
+from manylora.bench.servers import Manylora, default_base, fresh_cache, serving
 from manylora.bench.statistics import extremes
 from manylora.bench.workloads import WORKLOADS, Workload
 from manylora.models.spec import ModelSpec, read_spec
@@ -53,7 +51,7 @@ def main() -> None:
             f"adapters.roots={root}",
             f"adapters.bank_bytes={options.room * image_bytes(spec)}",
             f"adapters.host_bytes={options.room * image_bytes(spec)}",
-            f"model.cache_dir={cache_with(base, Path(scratch))}",
+            f"model.cache_dir={fresh_cache(Path(scratch))}",
         )
         with serving(server, Path(scratch) / "log", base=base) as running:
             # The small sets lie at the end of the catalogue, so that a Zipf load does not favour them.
@@ -108,14 +106,6 @@ def image_bytes(spec: ModelSpec) -> int:
     """Bytes of one adapter on the device: bf16 A and B of every projection it has, and a little for its table."""
     widths = sum(sum(spec.projection_shape(projection)) for projection in ATTENTION)
     return 2 * RANK * widths * spec.num_layers + (16 << 10)
-
-
-def cache_with(base: Path, scratch: Path) -> Path:
-    """A cache of its own, so that no adapter is known from before; compiled kernels are not made anew."""
-    cache = scratch / "cache"
-    cache.mkdir()
-    (cache / "kernels").symlink_to(base.parents[1] / "kernels")
-    return cache
 
 
 if __name__ == "__main__":

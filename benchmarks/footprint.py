@@ -15,12 +15,10 @@ import time
 from pathlib import Path
 from threading import Event, Thread
 
-from servers import default_base
-
 from manylora.bench.load import drawn, models, run_load
 from manylora.bench.machine import describe
 from manylora.bench.random_adapters import write_adapters
-from manylora.bench.servers import Manylora, Running, serving
+from manylora.bench.servers import Manylora, Running, default_base, serving
 from manylora.bench.workloads import WORKLOADS
 from manylora.models.spec import read_spec
 

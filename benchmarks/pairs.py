@@ -20,12 +20,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from servers import default_base
-
 from manylora.bench.load import drawn, models, run_load
 from manylora.bench.machine import describe
 from manylora.bench.random_adapters import write_adapters
-from manylora.bench.servers import Manylora, Running, serving
+from manylora.bench.servers import Manylora, Running, default_base, serving
 from manylora.bench.statistics import median, median_with_interval
 from manylora.bench.workloads import MIXED_RANKS, WORKLOADS
 from manylora.config import DEFAULT_SPIN_US

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from manylora.bench.servers import Fields, Server
-from manylora.config import DEFAULT_BASE, cache_dir
+from manylora.config import cache_dir
 
 MAX_STREAMS = 32
 
@@ -101,8 +101,3 @@ def installed_peers(folder: Path) -> list[Server]:
     if (folder / "llama" / "out" / "bin" / "llama-server").exists():
         found.append(LlamaCpp(folder / "llama"))
     return found
-
-
-def default_base() -> Path:
-    """The folder of the default base, as `manylora pull` left it."""
-    return cache_dir() / "bases" / DEFAULT_BASE

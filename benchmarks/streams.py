@@ -10,11 +10,11 @@ import json
 import tempfile
 from pathlib import Path
 
-from servers import default_base, installed_peers
+from servers import installed_peers
 
 from manylora.bench.load import drawn, run_load
 from manylora.bench.machine import describe
-from manylora.bench.servers import Manylora, Server, serving
+from manylora.bench.servers import Manylora, Server, default_base, serving
 from manylora.bench.workloads import WORKLOADS
 from manylora.config import cache_dir
 from manylora.models.spec import read_spec

@@ -18,12 +18,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from servers import default_base, installed_peers
+from servers import installed_peers
 
 from manylora.bench.load import Figures, drawn, run_load
 from manylora.bench.machine import describe
 from manylora.bench.random_adapters import write_adapters
-from manylora.bench.servers import Manylora, Server, serving
+from manylora.bench.servers import Manylora, Server, default_base, serving
 from manylora.bench.statistics import extremes, median
 from manylora.bench.workloads import MIXED_RANKS, WORKLOADS
 from manylora.config import cache_dir

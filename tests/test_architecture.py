@@ -20,6 +20,7 @@ LAYERS = {
         "ids",
         "adapter_ref",
         "adapter_state",
+        "merging",
         "usage",
         "clock",
         "telemetry",
@@ -38,6 +39,8 @@ MAY_READ_ENVIRONMENT = {"config.py"}
 MAY_READ_CLOCK = {"clock.py"}
 MAY_START_THREADS_OR_PROCESSES = {
     "bench/machine.py",  # git
+    "bench/network.py",  # a proxy beside what is measured
+    "bench/object_storage.py",  # SeaweedFS
     "bench/servers.py",  # the servers that are measured
     "adapters/store.py",
     "adapters/ingest.py",  # the child process itself: its loads run side by side

@@ -1,13 +1,18 @@
 """What a request calls an adapter: a source and an id, checked before anything else sees them."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from manylora.errors import AdapterReferenceInvalid
+from manylora.merging import MergeRecipe
 
 MAX_ID_CHARACTERS = 256
+MAX_TOKEN_CHARACTERS = 4_096
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+\-]*(/[A-Za-z0-9][A-Za-z0-9._@+\-]*)*")
+_HUB_ID = re.compile(r"[^/@]+/[^/@]+(@[^@]+)?")
+_TOKEN = re.compile(r"[!-~]+")
 
 
 class SourceName(StrEnum):
@@ -16,35 +21,89 @@ class SourceName(StrEnum):
     LOCAL = "local"
     HUB = "hub"
     S3 = "s3"
+    GS = "gs"
+    AZ = "az"
+    HTTPS = "https"
     PBASE = "pbase"
 
 
-@dataclass(frozen=True, slots=True, order=True)
+_SCHEMES = {
+    "s3": SourceName.S3,
+    "gs": SourceName.GS,
+    "az": SourceName.AZ,
+    "https": SourceName.HTTPS,
+    "http": SourceName.HTTPS,
+}
+
+
+def source_of(place: str) -> SourceName | None:
+    """The source that a configured place such as `s3://bucket/prefix` belongs to; None if it is none."""
+    scheme, _, rest = place.partition("://")
+    return _SCHEMES.get(scheme) if rest else None
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterRef:
     """A named adapter at a source. It is a name, not an identity: the identity is the digest of its content.
 
-    `id` is relative (`support-triage`, `org/name`); absolute paths, `..`, backslashes and control characters
-    never get past `parse`.
+    id      relative (`support-triage`, `org/name`); absolute paths, `..`, backslashes and control characters never get
+            past `parse_adapter_ref`
+    merge   what it is made of, if it is several adapters merged into one; then `id` lists the members, and `source` is
+            that of the first
+    token   the caller's credential at the source, or empty. It is never printed or logged; two callers with different
+            ones are told apart, so that the access of one opens nothing to the other.
     """
 
     source: SourceName
     id: str
+    token: str = field(default="", repr=False)
+    merge: "Merge | None" = None
 
     def __str__(self) -> str:
-        return f"{self.source}:{self.id}"
+        name = f"{self.source}:{self.id}"
+        return name if self.merge is None else f"{name} {self.merge}"
 
 
-def parse_adapter_ref(adapter_id: str, source: str | None, enabled: frozenset[SourceName]) -> AdapterRef:
-    """Check a request's `adapter_id` and `adapter_source` and return the reference.
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Several adapters and what is made of them."""
 
-    A missing source means `local`. Raises `AdapterReferenceInvalid` naming the value and what is allowed.
+    members: tuple[AdapterRef, ...]
+    recipe: MergeRecipe
+
+    def __str__(self) -> str:
+        recipe, names = self.recipe, ",".join(str(member) for member in self.members)
+        return f"{recipe.strategy}({names};{','.join(map(repr, recipe.weights))};{recipe.density!r};{recipe.signs})"
+
+
+def merged_ref(members: Sequence[AdapterRef], recipe: MergeRecipe) -> AdapterRef:
+    """The reference of several adapters merged; it is one adapter from here on."""
+    first = members[0]
+    return AdapterRef(first.source, ",".join(member.id for member in members), merge=Merge(tuple(members), recipe))
+
+
+def parse_adapter_ref(
+    adapter_id: str,
+    source: str | None,
+    enabled: frozenset[SourceName],
+    *,
+    token: str = "",
+    default: SourceName = SourceName.LOCAL,
+) -> AdapterRef:
+    """Check a request's `adapter_id`, `adapter_source` and `api_token` and return the reference.
+
+    An id may be a whole URL, such as `s3://bucket/name`, which names its source itself; else a missing source means
+    `default`. Raises `AdapterReferenceInvalid` naming the value and what is allowed.
     """
-    allowed = ", ".join(sorted(enabled))
-    name = source or SourceName.LOCAL
+    scheme, mark, rest = adapter_id.partition("://")
+    name = source or (scheme if mark else default)
     if name not in enabled:
+        allowed = ", ".join(sorted(enabled))
         raise AdapterReferenceInvalid(
-            f"`adapter_source` must be one of {allowed}. Given: {name}", parameter="adapter_source"
+            f"`adapter_source` must be one of {allowed}. Given: {_shown(name)}", parameter="adapter_source"
         )
+    if mark and scheme == name and scheme != SourceName.LOCAL:
+        adapter_id = rest
     trimmed = adapter_id.rstrip("/")
     if len(trimmed) > MAX_ID_CHARACTERS:
         raise AdapterReferenceInvalid(
@@ -52,9 +111,22 @@ def parse_adapter_ref(adapter_id: str, source: str | None, enabled: frozenset[So
             parameter="adapter_id",
         )
     if not _ID.fullmatch(trimmed) or ".." in trimmed:
-        shown = trimmed.encode("unicode_escape").decode()[:80]
         raise AdapterReferenceInvalid(
-            f"`adapter_id` must be a name such as `support-triage` or `team/name`. Given: {shown}",
+            f"`adapter_id` must be a name such as `support-triage` or `team/name`. Given: {_shown(trimmed)}",
             parameter="adapter_id",
         )
-    return AdapterRef(SourceName(name), trimmed)
+    if name == SourceName.HUB and not _HUB_ID.fullmatch(trimmed):
+        raise AdapterReferenceInvalid(
+            f"`adapter_id` of the hub must be `org/name` or `org/name@revision`. Given: {trimmed}",
+            parameter="adapter_id",
+        )
+    if token and (len(token) > MAX_TOKEN_CHARACTERS or not _TOKEN.fullmatch(token)):
+        raise AdapterReferenceInvalid(
+            f"`api_token` must be at most {MAX_TOKEN_CHARACTERS} visible ASCII characters", parameter="api_token"
+        )
+    # What has no use for a token is one adapter to all.
+    return AdapterRef(SourceName(name), trimmed, token if name == SourceName.HUB else "")
+
+
+def _shown(text: str) -> str:
+    return text.encode("unicode_escape").decode()[:80]

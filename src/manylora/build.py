@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
+from manylora.adapter_ref import SourceName
 from manylora.adapters.base_shape import BaseShape
 from manylora.adapters.store import Store, open_store
 from manylora.clock import Clock, SystemClock
-from manylora.config import Config, cache_dir
+from manylora.config import Config, cache_dir, enabled_sources
 from manylora.engine.batch import BatchBuilder
 from manylora.engine.blocks import BlockPool
 from manylora.engine.engine import AdapterPins, Engine, EngineLimits
@@ -194,5 +195,7 @@ def _served(
         max_step_tokens=config.engine.max_step_tokens,
         max_running=config.engine.max_running,
         adapter_roots=config.adapters.roots,
+        adapter_sources=tuple(sorted(enabled_sources(config.adapters))),
+        default_source=SourceName(config.adapters.default_source),
         created_s=int(clock.wall_s()),
     )

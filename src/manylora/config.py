@@ -7,6 +7,7 @@ No other module reads the environment.
 
 import dataclasses
 import os
+import re
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from manylora.adapter_ref import SourceName, source_of
 from manylora.errors import ConfigInvalid
 
 DEFAULT_BASE = "SmolLM2-135M-Instruct"
@@ -61,6 +63,10 @@ class AdaptersConfig:
     """Where adapters come from, and the byte budget of each tier; host, bank and ingest 0 means: derived at start."""
 
     roots: tuple[str, ...] = ()
+    stores: tuple[str, ...] = ()
+    hub_endpoint: str = "https://huggingface.co"
+    default_source: str = "local"
+    revision_ttl_s: float = 300.0
     max_rank: int = 256
     max_bytes: int = 512 * MIB
     disk_bytes: int = 8 * GIB
@@ -68,7 +74,7 @@ class AdaptersConfig:
     bank_bytes: int = 0
     load_timeout_s: float = 60.0
     negative_cache_s: float = 10.0
-    parallel_loads: int = 8
+    parallel_loads: int = 32
     ingest_bytes: int = 0
 
 
@@ -114,6 +120,7 @@ _LOWEST: dict[str, float] = {
     "engine.kv_bytes": 0,
     "engine.memory_bytes": 0,
     "engine.max_queue_s": 0.001,
+    "adapters.revision_ttl_s": 0,
     "adapters.max_rank": 1,
     "adapters.max_bytes": 1,
     "adapters.disk_bytes": 0,
@@ -167,6 +174,11 @@ def load_config(
             f"model.quantize {config.model.quantize} is computed by the native kernels: model.kernels must be auto or "
             f"native. Given: {config.model.kernels}"
         )
+    if config.adapters.default_source not in (enabled := enabled_sources(config.adapters)):
+        raise ConfigInvalid(
+            f"adapters.default_source must be one of {', '.join(sorted(enabled))}. "
+            f"Given: {config.adapters.default_source}"
+        )
     if config.engine.max_step_tokens < config.engine.max_running:
         raise ConfigInvalid(
             f"engine.max_step_tokens must be at least engine.max_running ({config.engine.max_running}), so that every "
@@ -182,6 +194,12 @@ def leaves(config: Config) -> dict[str, Setting]:
         for group in dataclasses.fields(config)
         for leaf in dataclasses.fields(getattr(config, group.name))
     }
+
+
+def enabled_sources(config: AdaptersConfig) -> frozenset[SourceName]:
+    """Where adapters may come from."""
+    stores = {source for place in config.stores if (source := source_of(place)) is not None}
+    return frozenset({SourceName.LOCAL, *stores, *((SourceName.HUB,) if config.hub_endpoint else ())})
 
 
 def cache_dir(config: Config | None = None) -> Path:
@@ -240,7 +258,9 @@ def parse_setting(key: str, text: str) -> Setting:
         if kind is bool:
             return _checked(key, {"1": True, "true": True, "0": False, "false": False}[text.lower()])
         if kind is tuple:
-            return _checked(key, [part for part in text.split(os.pathsep) if part])
+            # URLs have colons of their own.
+            parts = re.split(r"[\s,]+", text) if "://" in text else text.split(os.pathsep)
+            return _checked(key, [part for part in parts if part])
         return _checked(key, kind(text))
     except (ValueError, KeyError):
         raise ConfigInvalid(f"{key}: expected {kind.__name__}, given {text!r}") from None
@@ -265,6 +285,12 @@ def _checked(key: str, value: object) -> Setting:
         raise ConfigInvalid(f"{key} must be at least {_LOWEST[key]:g}. Given: {value}")
     if isinstance(value, int | float) and not isinstance(value, bool) and not value <= _HIGHEST.get(key, value):
         raise ConfigInvalid(f"{key} must be at most {_HIGHEST[key]:g}. Given: {value}")
+    if key == "adapters.stores" and isinstance(value, tuple):
+        for place in value:
+            if source_of(place) is None:
+                raise ConfigInvalid(f"{key}: a place is s3://, gs://, az:// or https://…, given {place!r}")
+    if key == "adapters.hub_endpoint" and value and not str(value).startswith(("https://", "http://")):
+        raise ConfigInvalid(f"{key} must be a URL, or empty. Given: {value!r}")
     if key == "engine.max_model_len" and value == 1:
         raise ConfigInvalid(f"{key} must be 0 or at least 2. Given: {value}")
     if key in _CHOICES and value not in _CHOICES[key]:

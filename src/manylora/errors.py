@@ -8,7 +8,7 @@
     │   └── AdapterReferenceInvalid
     ├── AdapterError               the adapter cannot serve this request
     │   ├── AdapterNotFound  AdapterAccessDenied  AdapterIncompatible  AdapterUnsupported
-    │   ├── AdapterCorrupt  AdapterUnsafeFormat  AdapterTooLarge
+    │   ├── AdapterCorrupt  AdapterUnsafeFormat  AdapterTooLarge  AdapterMergeInvalid
     │   └── AdapterSourceUnavailable  AdapterLoadTimeout  AdapterCapacity
     ├── ServiceError               the server cannot serve now
     │   ├── Overloaded  QueueTimeout  Unavailable
@@ -192,6 +192,12 @@ class AdapterTooLarge(AdapterError):
     """Over the byte limit, the rank limit or the adapter memory."""
 
     row = ErrorRow(413, "generation", 413, INVALID, "adapter_too_large")
+
+
+class AdapterMergeInvalid(AdapterError):
+    """The members of a merge do not fit together under its strategy."""
+
+    row = ErrorRow(422, "generation", 400, INVALID, "adapter_merge_invalid")
 
 
 class AdapterSourceUnavailable(AdapterError):

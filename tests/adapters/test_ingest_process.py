@@ -5,24 +5,22 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from manylora.adapter_state import AdapterState
-from manylora.adapters.jobs import Ingested, IngestFailure, IngestJob, IngestSettings
+from manylora.adapters.jobs import Found, Ingested, IngestFailure, IngestJob, IngestSettings
 from manylora.adapters.loaders import ProcessIngest
-from manylora.adapters.sources import LocalSource
+from manylora.adapters.local_source import LocalSource
 from manylora.adapters.store import Store, open_store
 from manylora.clock import SystemClock
 from manylora.config import AdaptersConfig, child_environment
 from manylora.errors import AdapterCorrupt, AdapterSourceUnavailable
 from tests.adapters.making import TINY, local, save_adapter
-
-PATIENCE_S = 60.0
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -50,18 +48,11 @@ def job(number: int, root: Path, name: str) -> IngestJob:
     return IngestJob(number, local(name), LocalSource((root,)).locate(local(name)).stamp, f"name{number}")
 
 
-def wait_for(is_so: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < give_up
-        time.sleep(0.005)
-
-
 def ended(ingest: ProcessIngest, count: int) -> dict[int, Ingested | IngestFailure]:
     outcomes: dict[int, Ingested | IngestFailure] = {}
 
     def are_all_here() -> bool:
-        outcomes.update({outcome.number: outcome for outcome in ingest.poll()})
+        outcomes.update({outcome.number: outcome for outcome in ingest.poll() if not isinstance(outcome, Found)})
         return len(outcomes) >= count
 
     wait_for(are_all_here)
@@ -84,7 +75,7 @@ def test_jobs_end_with_an_image_or_an_error(ingest: ProcessIngest, tmp_path: Pat
     assert failed.error.message.startswith("Adapter 'a3' cannot be read: ")
     for outcome in outcomes.values():
         assert isinstance(outcome, Ingested)
-        assert list(outcome.stage_ms) == ["fetch", "check", "pack", "write"]
+        assert list(outcome.stage_ms) == ["fetch", "wait", "check", "pack", "write"]
         assert (tmp_path / "disk" / f"{outcome.digest}.bfloat16.img").stat().st_size == outcome.facts.file_bytes
     assert not list((tmp_path / "disk").glob("*.tmp"))
 

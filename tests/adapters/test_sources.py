@@ -7,9 +7,9 @@ import pytest
 
 from manylora import errors
 from manylora.adapter_ref import AdapterRef, SourceName
-from manylora.adapters.ingest import open_source
-from manylora.adapters.jobs import IngestSettings
-from manylora.adapters.sources import LocalSource
+from manylora.adapters.ingest import InlineIngest
+from manylora.adapters.jobs import IngestFailure, IngestSettings, LocateJob
+from manylora.adapters.local_source import LocalSource
 from tests.adapters.making import TINY, local, save_adapter
 
 MAX_BYTES = 1 << 24
@@ -124,9 +124,12 @@ def test_bytes_over_the_limit_are_not_read(root: Path) -> None:
         source.fetch(local("a"), source.locate(local("a")).stamp, 100)
 
 
-def test_sources_that_are_not_built_are_refused_by_name() -> None:
-    settings = IngestSettings(
-        shape=TINY, roots=(), folder="", dtype="float32", max_rank=8, max_bytes=1, parallel_loads=1
-    )
-    with pytest.raises(errors.AdapterReferenceInvalid, match="Given: s3"):
-        open_source(AdapterRef(SourceName.S3, "a").source, settings)
+def test_a_source_that_is_switched_off_is_refused_by_name() -> None:
+    settings = IngestSettings(shape=TINY, folder="", dtype="float32", max_rank=8, max_bytes=1, parallel_loads=1)
+    ingest = InlineIngest(settings)
+    ingest.submit(LocateJob(0, AdapterRef(SourceName.S3, "a")))
+    [outcome] = ingest.poll()
+    ingest.close()
+    assert isinstance(outcome, IngestFailure)
+    assert isinstance(outcome.error, errors.AdapterReferenceInvalid)
+    assert "Given: s3" in outcome.error.message

@@ -16,9 +16,9 @@ from manylora.adapters.bank import CpuBank
 from manylora.adapters.image import ImageFacts, largest_file_bytes
 from manylora.adapters.ingest import InlineIngest
 from manylora.adapters.jobs import Ingest, IngestSettings
+from manylora.adapters.local_source import LocalSource
 from manylora.adapters.manual import ManualIngest
 from manylora.adapters.reading import InlineReader
-from manylora.adapters.sources import LocalSource
 from manylora.adapters.store import MAX_NAMES, Store
 from manylora.adapters.tiers import DiskTier
 from manylora.clock import ManualClock

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from manylora.adapters.image import ImageDamaged, ImageFacts, image_name, read_image, write_image
 from manylora.adapters.ingest import InlineIngest
 from manylora.adapters.jobs import Ingested, IngestJob, IngestSettings
-from manylora.adapters.sources import LocalSource
+from manylora.adapters.local_source import LocalSource
 from manylora.adapters.tiers import DiskTier, Shelf
 from manylora.ids import Digest
 from tests.adapters.making import TINY, config_bytes, local, lora_tensors, packed, safetensors_bytes, save_adapter

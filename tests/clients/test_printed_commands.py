@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from manylora.adapters.sources import LocalSource
+from manylora.adapters.local_source import LocalSource
 from manylora.cli.examples import DEMO_ADAPTER, examples
 from manylora.models.tokenizer import Tokenizer
 from tests.clients.conftest import run_command

@@ -88,7 +88,7 @@ def test_a_broken_adapter_is_a_clear_error(server: str, name: str) -> None:
         (b'{"inputs": "x", "parameters": {"temperature": -1}}', 422, "invalid_parameter"),
         (b'{"inputs": "x", "parameters": {"best_of": 99, "do_sample": true}}', 422, "invalid_parameter"),
         (
-            b'{"inputs": "x", "parameters": {"merged_adapters": {"ids": ["a"], "weights": [1]}}}',
+            b'{"inputs": "x", "parameters": {"merged_adapters": {"ids": ["a"], "weights": [1, 2]}}}',
             422,
             "invalid_parameter",
         ),

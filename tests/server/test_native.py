@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from manylora.merging import MergeRecipe, MergeStrategy
 from tests.server.asgi_client import calling
 from tests.server.conftest import House
 from tests.server.fake_engine import QUEUE_MS
@@ -131,6 +132,21 @@ def test_or_refused_where_the_operator_says_so(in_house: InHouse) -> None:
     in_house(scenario, overlong_max_new_tokens="reject")
 
 
+def test_merged_adapters_are_one_adapter_of_several(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        merged = {"ids": ["tone", "team/tone"], "weights": [0.7, -0.4], "merge_strategy": "linear", "density": 0}
+        reply = await house.post("/generate", {"inputs": "Hi", "parameters": {"merged_adapters": merged}})
+        assert reply.status_code == 200
+        assert reply.headers["x-adapter-id"] == "tone,team/tone"
+        adapter = house.engine.submitted[-1].adapter
+        assert adapter is not None
+        assert adapter.merge is not None
+        assert [member.id for member in adapter.merge.members] == ["tone", "team/tone"]
+        assert adapter.merge.recipe == MergeRecipe((0.7, -0.4), MergeStrategy.LINEAR)
+
+    in_house(scenario)
+
+
 PREFIX = "Input validation error: "
 VIOLATIONS = [
     ({"max_new_tokens": 0}, "`max_new_tokens` must be strictly positive"),
@@ -157,7 +173,20 @@ VIOLATIONS = [
     ({"watermark": True}, "`watermark` is not supported by this server"),
     ({"decoder_input_details": True}, "`decoder_input_details` is not supported by this server yet"),
     ({"response_format": {"type": "json_object"}}, "`response_format` is not supported by this server yet"),
-    ({"merged_adapters": {"ids": ["a"]}}, "`merged_adapters` is not supported by this server yet"),
+    ({"merged_adapters": {"ids": ["a"]}}, "number of adapter IDs must match number of adapter weights"),
+    (
+        {"merged_adapters": {"ids": [], "weights": []}},
+        "at least one adapter ID must be provided when setting `adapters`",
+    ),
+    ({"merged_adapters": {"ids": ["a"], "weights": ["1"]}}, "`weights`: expected an array of numbers, given a string"),
+    (
+        {"merged_adapters": {"ids": ["a"], "weights": [1], "merge_strategy": "mean"}},
+        "unknown `merge_strategy` 'mean'",
+    ),
+    (
+        {"merged_adapters": {"ids": ["a"], "weights": [1], "merge_strategy": "ties", "density": 0}},
+        "`density` must be > 0.0 and <= 1.0 for `ties`",
+    ),
     (
         {"merged_adapters": {"ids": ["a"]}, "adapter_id": "a"},
         "at most one of `adapter_id` or `adapters` may be provided",

@@ -226,7 +226,6 @@ REFUSED = [
     (CHAT, {"structured_outputs": {"regex": "a"}}, "structured_outputs"),
     (CHAT, {"guideline": "x"}, "guideline"),
     (COMPLETIONS, {"suffix": "x"}, "suffix"),
-    (COMPLETIONS, {"merged_adapters": {"ids": ["a"]}}, "merged_adapters"),
 ]
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 
 from manylora.adapters.base_shape import PROJECTION_PATHS, BaseShape
 from manylora.adapters.image import ITEM_BYTES, Table, lay_out
+from manylora.adapters.merge import Factors, MergeImpossible, Module, merge
 from manylora.adapters.peft_config import LoraRule, read_lora_rule
 from manylora.adapters.refusals import Refusals, shown
 from manylora.adapters.safetensors_header import HeaderInvalid, PickledWeights, TensorEntry, read_header
 from manylora.ids import Digest
+from manylora.merging import MergeRecipe
 
 DIGEST_SALT = b"manylora adapter 1\0"
 
@@ -33,8 +36,8 @@ _FEATURES = (
 
 Float = np.ndarray[Any, np.dtype[np.float32]]
 Values = np.ndarray[Any, Any]  # float32, or uint16 holding the bits of bfloat16
-Module = tuple[int, int]
-"""(layer, projection)."""
+_Part = tuple[Module, Values, Values, float]
+"""A module, its A (rank, in), its B (out, rank) and its scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,20 +110,83 @@ def pack_adapter(adapter: CheckedAdapter, shape: BaseShape, dtype: str, refuse: 
 
     Raises `AdapterCorrupt` where a weight is not finite, before or after folding and casting.
     """
-    table, elements = lay_out(shape, {(m.layer, m.projection): m.rank for m in adapter.modules}, dtype)
+    digest = _digest_of_base(shape)
+    digest.update(_canonical(adapter))
+
+    def parts() -> Iterator[_Part]:
+        for module in adapter.modules:
+            a, b = _values(adapter.weights, module.a), _values(adapter.weights, module.b)
+            _add_values(digest, a, b)
+            yield (module.layer, module.projection), a, b, module.scale
+
+    ranks = {(module.layer, module.projection): module.rank for module in adapter.modules}
+    return _packed(parts(), ranks, digest, shape, dtype, refuse)
+
+
+@np.errstate(all="ignore")  # overflow is looked for below
+def pack_merged(
+    adapters: Sequence[CheckedAdapter],
+    recipe: MergeRecipe,
+    shape: BaseShape,
+    limits: Limits,
+    dtype: str,
+    refuse: Refusals,
+) -> PackedAdapter:
+    """Merge checked adapters and pack the result as one. Its digest follows from theirs and from the recipe.
+
+    Raises `AdapterMergeInvalid`, `AdapterTooLarge` where the merged rank is over the limit, else as `pack_adapter`.
+    """
+    digest = _digest_of_base(shape)
+    facts = [list(recipe.weights), recipe.strategy, recipe.density, recipe.signs]
+    digest.update(b"merge\0" + json.dumps(facts).encode() + b"\0")
+    members = []
+    for adapter in adapters:
+        digest.update(_canonical(adapter))
+        factors: dict[Module, Factors] = {}
+        for module in adapter.modules:
+            a, b = _values(adapter.weights, module.a), _values(adapter.weights, module.b)
+            _add_values(digest, a, b)
+            factors[module.layer, module.projection] = Factors(_widened(a), _widened(b), module.scale)
+        members.append(factors)
+    try:
+        merged = merge(members, recipe, digest.digest())
+    except MergeImpossible as error:
+        raise refuse.merge_invalid(str(error)) from error
+    ranks = {module: factors.a.shape[0] for module, factors in merged.items()}
+    if max(ranks.values()) > limits.max_rank:
+        raise refuse.rank_too_large(max(ranks.values()), limits.max_rank)
+    parts = ((module, factors.a, factors.b, factors.scale) for module, factors in sorted(merged.items()))
+    return _packed(parts, ranks, digest, shape, dtype, refuse)
+
+
+def _digest_of_base(shape: BaseShape) -> "hashlib._Hash":
+    return hashlib.sha256(DIGEST_SALT + shape.fingerprint.encode() + b"\0")
+
+
+def _add_values(digest: "hashlib._Hash", *tensors: Values) -> None:
+    for values in tensors:
+        digest.update(values.dtype.str.encode())
+        digest.update(values.data.cast("B"))
+
+
+def _packed(
+    parts: Iterable[_Part],
+    ranks: Mapping[Module, int],
+    digest: "hashlib._Hash",
+    shape: BaseShape,
+    dtype: str,
+    refuse: Refusals,
+) -> PackedAdapter:
+    """Lay out A (rank, in) and B (out, rank) of each module; `digest` is read when all parts have been taken."""
+    table, elements = lay_out(shape, ranks, dtype)
     body: Values = np.zeros(elements, dtype=np.uint16 if ITEM_BYTES[dtype] == 2 else np.float32)
-    digest = hashlib.sha256(DIGEST_SALT + shape.fingerprint.encode() + b"\0" + _canonical(adapter))
     changes_nothing = True
-    for module in adapter.modules:
-        a, b = _values(adapter.weights, module.a), _values(adapter.weights, module.b)
-        for values in (a, b):
-            digest.update(values.dtype.str.encode())
-            digest.update(values.data.cast("B"))
-        folded = np.multiply(_widened(b).T, np.float32(module.scale), order="C")
-        offset_a, offset_b, _ = (int(value) for value in table[module.layer, module.projection])
+    for (layer, projection), a, b, scale in parts:
+        folded = np.multiply(_widened(b).T, np.float32(scale), order="C")
+        offset_a, offset_b, _ = (int(value) for value in table[layer, projection])
         for values, offset, part in ((a, offset_a, "A"), (folded, offset_b, "B")):
             if not _cast_into(body[offset : offset + values.size], values.reshape(-1)):
-                raise refuse.corrupt(f"lora_{part} of {_path(module.layer, module.projection)} is not finite")
+                raise refuse.corrupt(f"lora_{part} of {_path(layer, projection)} is not finite")
         changes_nothing = changes_nothing and not folded.any()
     return PackedAdapter(Digest(digest.hexdigest()), dtype, table, body.data.cast("B"), changes_nothing)
 

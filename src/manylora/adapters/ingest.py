@@ -1,97 +1,184 @@
-"""Fetch, check and pack one adapter: the work of the ingest process (`python -m manylora.adapters.ingest`).
+"""Fetch, check and pack adapters: the work of the ingest process (`python -m manylora.adapters.ingest`).
 
-The process reads one JSON line with its settings, then one line a job, and answers each job with one line. It imports
-no torch, runs at low priority, and ends when its standard input does.
+The process reads one JSON line with its settings, then one line a job, and answers each job with one line; a line with
+a number alone gives that job up. It imports no torch, runs at low priority, and ends when its standard input does.
 """
 
+import asyncio
 import json
 import os
-import queue
 import signal
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from manylora.adapter_ref import SourceName
-from manylora.adapters.checkpoint import CheckedAdapter, Limits, PackedAdapter, check_adapter, pack_adapter
+from manylora.adapter_ref import AdapterRef, SourceName, source_of
+from manylora.adapters.checkpoint import CheckedAdapter, Limits, PackedAdapter, check_adapter, pack_adapter, pack_merged
+from manylora.adapters.download import together
+from manylora.adapters.hub_source import HubSource
 from manylora.adapters.image import NAME_SUFFIX, TEMPORARY_SUFFIX, ImageFacts, image_name, write_image
-from manylora.adapters.jobs import Ingested, IngestFailure, IngestJob, IngestSettings, outcome_to_json
+from manylora.adapters.jobs import (
+    Found,
+    Ingested,
+    IngestFailure,
+    IngestJob,
+    IngestSettings,
+    Job,
+    LocateJob,
+    Outcome,
+    job_from_json,
+    outcome_to_json,
+)
+from manylora.adapters.local_source import LocalSource
+from manylora.adapters.object_source import ObjectSource
 from manylora.adapters.refusals import Refusals
-from manylora.adapters.sources import LocalSource, Source
+from manylora.adapters.sources import FetchedFiles, RemoteSource
 from manylora.clock import Clock, SystemClock
-from manylora.errors import AdapterReferenceInvalid, ManyloraError
+from manylora.errors import AdapterLoadTimeout, AdapterReferenceInvalid, ManyloraError
 
 NICENESS = 10
+LOCATE_TIMEOUT_S = 20.0
+HUB_THREADS = 32
+MAX_LINE_BYTES = 1 << 20
 
 
 class InlineIngest:
     """Does each job at once in the caller's thread: for tests and for tools."""
 
     def __init__(self, settings: IngestSettings, clock: Clock | None = None) -> None:
-        self._settings = settings
-        self._clock = clock or SystemClock()
-        self._ended: list[Ingested | IngestFailure] = []
+        self._worker = Worker(settings, clock or SystemClock())
+        self._ended: list[Outcome] = []
 
-    def submit(self, job: IngestJob) -> None:
-        self._ended.append(run_job(job, self._settings, self._clock))
+    def submit(self, job: Job) -> None:
+        self._ended.append(asyncio.run(self._worker.run(job)))
 
     def abandon(self, number: int) -> None:
         self._ended = [outcome for outcome in self._ended if outcome.number != number]
 
-    def poll(self) -> list[Ingested | IngestFailure]:
+    def poll(self) -> list[Outcome]:
         ended, self._ended = self._ended, []
         return ended
 
     def close(self) -> None:
         self._ended.clear()
+        self._worker.close()
 
 
-def open_source(name: SourceName, settings: IngestSettings) -> Source:
-    """The source a job names. Raises `AdapterReferenceInvalid` for one that is not built."""
-    if name is not SourceName.LOCAL:
-        raise AdapterReferenceInvalid(f"`adapter_source` must be one of local. Given: {name}")
-    return LocalSource(tuple(Path(root) for root in settings.roots))
+def remote_sources(settings: IngestSettings, threads: Executor) -> dict[SourceName, RemoteSource]:
+    """The remote sources that are switched on."""
+    sources: dict[SourceName, RemoteSource] = {}
+    for name in (SourceName.S3, SourceName.GS, SourceName.AZ, SourceName.HTTPS):
+        if places := [place for place in settings.stores if source_of(place) is name]:
+            sources[name] = ObjectSource(places)
+    if settings.hub_endpoint:
+        sources[SourceName.HUB] = HubSource(settings.hub_endpoint, threads)
+    return sources
 
 
-def run_job(job: IngestJob, settings: IngestSettings, clock: Clock) -> Ingested | IngestFailure:
-    """Do one job from fetch to rename. Never raises: what is not foreseen becomes `AdapterCorrupt`."""
-    try:
-        return _ingest(job, settings, clock)
-    except ManyloraError as error:
-        return IngestFailure(job.number, error)
-    except OSError as error:
-        refuse = Refusals(job.ref.id, job.ref.source, settings.shape.name)
-        return IngestFailure(job.number, refuse.unavailable(f"{type(error).__name__}: {error.strerror}"))
-    except Exception as error:  # the edge of hostile input: whatever a file provokes is that file's failure
-        refuse = Refusals(job.ref.id, job.ref.source, settings.shape.name)
-        return IngestFailure(job.number, refuse.corrupt(f"unexpected {type(error).__name__}"))
+class Worker:
+    """Does jobs side by side: fetching waits for the network, checking and packing for a processor."""
+
+    def __init__(self, settings: IngestSettings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._local = LocalSource(tuple(Path(root) for root in settings.roots))
+        # Each kind of wait has threads of its own, so that none of them holds up another kind.
+        self._reads = ThreadPoolExecutor(settings.parallel_loads, thread_name_prefix="read")
+        self._packs = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="pack")
+        self._asks = ThreadPoolExecutor(HUB_THREADS, thread_name_prefix="hub")
+        self._remote = remote_sources(settings, self._asks)
+
+    def close(self) -> None:
+        """Take no more jobs."""
+        for threads in (self._reads, self._packs, self._asks):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    async def run(self, job: Job) -> Outcome:
+        """Do one job to its end. Never raises: what is not foreseen becomes `AdapterCorrupt`."""
+        refuse = Refusals(job.ref.id, job.ref.source, self._settings.shape.name)
+        try:
+            if isinstance(job, LocateJob):
+                return await self._locate(job, refuse)
+            return await self._ingest(job, refuse)
+        except ManyloraError as error:
+            return IngestFailure(job.number, error)
+        except OSError as error:
+            return IngestFailure(job.number, refuse.unavailable(f"{type(error).__name__}: {error.strerror}"))
+        except Exception as error:  # the edge of hostile input: whatever a file provokes is that file's failure
+            return IngestFailure(job.number, refuse.corrupt(f"unexpected {type(error).__name__}"))
+
+    async def _locate(self, job: LocateJob, refuse: Refusals) -> Found:
+        try:
+            async with asyncio.timeout(min(LOCATE_TIMEOUT_S, self._settings.load_timeout_s)):
+                return Found(job.number, await self._source(job.ref).locate(job.ref))
+        except TimeoutError as error:
+            raise refuse.unavailable("it did not answer in time") from error
+
+    async def _ingest(self, job: IngestJob, refuse: Refusals) -> Ingested:
+        stages = _Stages(self._clock)
+        if job.ref.merge is None:
+            files = [await self._fetch(job.ref, job.stamp)]
+        else:
+            versions = zip(job.ref.merge.members, json.loads(job.stamp), strict=True)
+            files = await together(*(self._fetch(member, stamp) for member, stamp in versions))
+        stages.end("fetch")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._packs, partial(_pack, job, files, self._settings, refuse, stages))
+
+    async def _fetch(self, ref: AdapterRef, stamp: str) -> FetchedFiles:
+        limit_bytes = self._settings.max_bytes
+        if ref.source is SourceName.LOCAL:
+            read = partial(self._local.fetch, ref, stamp, limit_bytes)
+            return await asyncio.get_running_loop().run_in_executor(self._reads, read)
+        try:
+            async with asyncio.timeout(self._settings.load_timeout_s):
+                return await self._source(ref).fetch(ref, stamp, limit_bytes)
+        except TimeoutError as error:
+            raise AdapterLoadTimeout(
+                f"Adapter '{ref.id}' was not ready within {self._settings.load_timeout_s:g} s"
+            ) from error
+
+    def _source(self, ref: AdapterRef) -> RemoteSource:
+        source = self._remote.get(ref.source)
+        if source is None:
+            allowed = ", ".join(sorted({SourceName.LOCAL, *self._remote}))
+            raise AdapterReferenceInvalid(f"`adapter_source` must be one of {allowed}. Given: {ref.source}")
+        return source
 
 
-def _ingest(job: IngestJob, settings: IngestSettings, clock: Clock) -> Ingested:
-    refuse = Refusals(job.ref.id, job.ref.source, settings.shape.name)
-    stages = _Stages(clock)
-    files = open_source(job.ref.source, settings).fetch(job.ref, job.stamp, settings.max_bytes)
-    stages.end("fetch")
-    limits = Limits(settings.max_rank, settings.max_bytes)
-    checked = check_adapter(files.config, files.weights, settings.shape, limits, refuse)
+def _pack(
+    job: IngestJob, files: Sequence[FetchedFiles], settings: IngestSettings, refuse: Refusals, stages: "_Stages"
+) -> Ingested:
+    stages.end("wait")
+    shape, limits, merge = settings.shape, Limits(settings.max_rank, settings.max_bytes), job.ref.merge
+    refs = [job.ref] if merge is None else merge.members
+    checked = [
+        check_adapter(own.config, own.weights, shape, limits, Refusals(ref.id, ref.source, shape.name))
+        for ref, own in zip(refs, files, strict=True)
+    ]
     stages.end("check")
-    packed = pack_adapter(checked, settings.shape, settings.dtype, refuse)
+    if merge is None:
+        packed = pack_adapter(checked[0], shape, settings.dtype, refuse)
+    else:
+        packed = pack_merged(checked, merge.recipe, shape, limits, settings.dtype, refuse)
     stages.end("pack")
     facts = _keep(packed, job, Path(settings.folder))
     stages.end("write")
-    warnings = tuple(_warnings(checked, packed, settings.shape.name))
+    warnings = tuple(_warnings(checked, packed, shape.name))
     return Ingested(job.number, facts, packed.num_rows, warnings, stages.stage_ms)
 
 
-def _warnings(checked: CheckedAdapter, packed: PackedAdapter, base: str) -> Iterator[str]:
+def _warnings(checked: Sequence[CheckedAdapter], packed: PackedAdapter, base: str) -> Iterator[str]:
     """What is allowed, but probably not meant."""
     if packed.changes_nothing:
         yield "every B is zero: it would change nothing"
-    trained_on = checked.rule.base_model_name.rstrip("/").rsplit("/", 1)[-1]
-    if trained_on and trained_on.lower() != base.lower():
-        yield f"it was trained on {trained_on}, by its own words, and is served on {base}"
+    for adapter in checked:
+        trained_on = adapter.rule.base_model_name.rstrip("/").rsplit("/", 1)[-1]
+        if trained_on and trained_on.lower() != base.lower():
+            yield f"it was trained on {trained_on}, by its own words, and is served on {base}"
 
 
 def _keep(packed: PackedAdapter, job: IngestJob, folder: Path) -> ImageFacts:
@@ -127,25 +214,32 @@ def main() -> None:
     os.nice(NICENESS)
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # whatever prints does not break the protocol
-    settings = IngestSettings.from_json(json.loads(sys.stdin.buffer.readline()))
-    jobs: queue.SimpleQueue[IngestJob] = queue.SimpleQueue()
-    writing = threading.Lock()  # protects: whole lines in `answers`
-    for _ in range(settings.parallel_loads):
-        threading.Thread(target=_work, args=(jobs, settings, answers, writing), daemon=True).start()
-    for line in sys.stdin.buffer:
-        jobs.put(IngestJob.from_json(json.loads(line)))
+    asyncio.run(_serve(answers))
+
+
+async def _serve(answers: BinaryIO) -> None:
+    lines = asyncio.StreamReader(limit=MAX_LINE_BYTES)
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin.buffer)
+    worker = Worker(IngestSettings.from_json(json.loads(await lines.readline())), SystemClock())
+    running: dict[int, asyncio.Task[None]] = {}
+
+    async def answer(job: Job) -> None:
+        try:
+            outcome = await worker.run(job)
+        finally:
+            del running[job.number]
+        answers.write(json.dumps(outcome_to_json(outcome)).encode() + b"\n")
+
+    while line := await lines.readline():
+        message = json.loads(line)
+        if isinstance(message, int):
+            if (given_up := running.get(message)) is not None:
+                given_up.cancel()
+            continue
+        job = job_from_json(message)
+        running[job.number] = asyncio.create_task(answer(job))
     os._exit(0)  # a job stuck in a read must not keep us alive
-
-
-def _work(
-    jobs: "queue.SimpleQueue[IngestJob]", settings: IngestSettings, answers: BinaryIO, writing: threading.Lock
-) -> None:
-    clock = SystemClock()
-    while True:
-        outcome = run_job(jobs.get(), settings, clock)
-        line = json.dumps(outcome_to_json(outcome)).encode() + b"\n"
-        with writing:
-            answers.write(line)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """What the store asks of the ingest process and what it gets back, with their form as JSON lines."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
 from manylora import errors
-from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapter_ref import AdapterRef, SourceName, merged_ref
 from manylora.adapters.base_shape import BaseShape
 from manylora.adapters.image import ImageFacts
+from manylora.adapters.sources import Located
 from manylora.errors import ManyloraError
 from manylora.ids import Digest
+from manylora.merging import MergeRecipe, MergeStrategy, SignMethod
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,23 +18,37 @@ class IngestSettings:
     """What every job has in common. `folder` is the disk tier's; `dtype` is the served one (bfloat16 or float32)."""
 
     shape: BaseShape
-    roots: tuple[str, ...]
     folder: str
     dtype: str
     max_rank: int
     max_bytes: int
     parallel_loads: int
+    roots: tuple[str, ...] = ()
+    stores: tuple[str, ...] = ()
+    hub_endpoint: str = ""
+    load_timeout_s: float = 60.0
 
     def to_json(self) -> dict[str, Any]:  # JSON values of several types
         return {
+            **{each.name: getattr(self, each.name) for each in fields(self)},
             "shape": self.shape.to_json(),
-            "roots": list(self.roots),
-            **{name: getattr(self, name) for name in ("folder", "dtype", "max_rank", "max_bytes", "parallel_loads")},
         }
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> "IngestSettings":  # JSON values of several types
-        return cls(**{**fields, "shape": BaseShape.from_json(fields["shape"]), "roots": tuple(fields["roots"])})
+    def from_json(cls, values: dict[str, Any]) -> "IngestSettings":  # JSON values of several types
+        lists = {name: tuple(values[name]) for name in ("roots", "stores")}
+        return cls(**{**values, **lists, "shape": BaseShape.from_json(values["shape"])})
+
+
+@dataclass(frozen=True, slots=True)
+class LocateJob:
+    """Find which version of an adapter a remote source has now."""
+
+    number: int
+    ref: AdapterRef
+
+    def to_json(self) -> dict[str, Any]:  # JSON values of several types
+        return {"number": self.number, "locate": _ref_to_json(self.ref)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +63,18 @@ class IngestJob:
     def to_json(self) -> dict[str, Any]:  # JSON values of several types
         return {
             "number": self.number,
-            "source": str(self.ref.source),
-            "id": self.ref.id,
+            "load": _ref_to_json(self.ref),
             "stamp": self.stamp,
             "name_key": self.name_key,
         }
 
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> "IngestJob":  # JSON values of several types
-        ref = AdapterRef(SourceName(fields["source"]), fields["id"])
-        return cls(fields["number"], ref, fields["stamp"], fields["name_key"])
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A `LocateJob` that ended well."""
+
+    number: int
+    located: Located
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,37 +94,67 @@ class Ingested:
 
 @dataclass(frozen=True, slots=True)
 class IngestFailure:
-    """A job that ended with an error fit to be shown to the request's caller."""
+    """A job of either kind that ended with an error fit to be shown to the request's caller."""
 
     number: int
     error: ManyloraError
 
 
-class Ingest(Protocol):
-    """Brings adapters to the disk tier. No method blocks."""
+Job = LocateJob | IngestJob
+Outcome = Found | Ingested | IngestFailure
 
-    def submit(self, job: IngestJob) -> None:
-        """Begin a job."""
+
+class Ingest(Protocol):
+    """Finds adapters at remote sources, and brings adapters to the disk tier. No method blocks."""
+
+    def submit(self, job: Job) -> None:
+        """Begin a job. Numbers are of one series for both kinds."""
 
     def abandon(self, number: int) -> None:
         """Give a job up: it never ends, and hinders no other job from now on. Nothing happens if it has ended."""
 
-    def poll(self) -> list[Ingested | IngestFailure]:
+    def poll(self) -> list[Outcome]:
         """The jobs that ended since the last call; every submitted job ends exactly once, unless it is given up."""
 
     def close(self) -> None:
         """Stop; jobs under way never end."""
 
 
-def outcome_to_json(outcome: Ingested | IngestFailure) -> dict[str, Any]:  # JSON values of several types
-    if isinstance(outcome, Ingested):
+def job_from_json(values: dict[str, Any]) -> Job:  # JSON values of several types
+    if "locate" in values:
+        return LocateJob(values["number"], _ref_from_json(values["locate"]))
+    return IngestJob(values["number"], _ref_from_json(values["load"]), values["stamp"], values["name_key"])
+
+
+def _ref_to_json(ref: AdapterRef) -> list[Any]:  # strings, and what is merged
+    merge = ref.merge and [[_ref_to_json(member) for member in ref.merge.members], asdict(ref.merge.recipe)]
+    return [str(ref.source.value), ref.id, ref.token, merge]
+
+
+def _ref_from_json(values: list[Any]) -> AdapterRef:  # strings, and what is merged
+    source, adapter_id, token, merge = values
+    if merge is None:
+        return AdapterRef(SourceName(source), adapter_id, token)
+    recipe = MergeRecipe(
+        tuple(merge[1]["weights"]),
+        MergeStrategy(merge[1]["strategy"]),
+        merge[1]["density"],
+        SignMethod(merge[1]["signs"]),
+    )
+    return merged_ref([_ref_from_json(member) for member in merge[0]], recipe)
+
+
+def outcome_to_json(outcome: Outcome) -> dict[str, Any]:  # JSON values of several types
+    if isinstance(outcome, Ingested | Found):
         return asdict(outcome)
     return {"number": outcome.number, "error": type(outcome.error).__name__, "message": outcome.error.message}
 
 
-def outcome_from_json(fields: dict[str, Any]) -> Ingested | IngestFailure:  # JSON values of several types
-    if "error" not in fields:
-        return Ingested(**{**fields, "facts": ImageFacts(**fields["facts"]), "warnings": tuple(fields["warnings"])})
-    kind = getattr(errors, fields["error"])
+def outcome_from_json(values: dict[str, Any]) -> Outcome:  # JSON values of several types
+    if "located" in values:
+        return Found(values["number"], Located(**values["located"]))
+    if "error" not in values:
+        return Ingested(**{**values, "facts": ImageFacts(**values["facts"]), "warnings": tuple(values["warnings"])})
+    kind = getattr(errors, values["error"])
     assert issubclass(kind, ManyloraError)  # the process answers with names from errors.py only
-    return IngestFailure(fields["number"], kind(fields["message"]))
+    return IngestFailure(values["number"], kind(values["message"]))

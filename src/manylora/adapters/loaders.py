@@ -8,7 +8,8 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from manylora.adapters.jobs import Ingested, IngestFailure, IngestJob, IngestSettings, outcome_from_json
+from manylora.adapter_ref import SourceName
+from manylora.adapters.jobs import IngestFailure, IngestSettings, Job, Outcome, outcome_from_json
 from manylora.adapters.reading import ReadImage, read_or_none
 from manylora.adapters.refusals import Refusals
 from manylora.config import child_environment
@@ -21,8 +22,9 @@ _READ_BYTES = 1 << 16
 class ProcessIngest:
     """Jobs done in a child process. A death fails the jobs under way, retryably, and the process is started again.
 
-    A job that is given up may be stuck in a read that nothing interrupts, so its process takes no further job: new ones
-    go to a new process, and the old one is killed when nothing is left in it that anybody waits for.
+    A job at a remote source that is given up is cancelled there. One at a local source may be stuck in a read that
+    nothing interrupts, so its process takes no further job: new ones go to a new process, and the old one is killed
+    when nothing is left in it that anybody waits for.
     """
 
     def __init__(self, settings: IngestSettings) -> None:
@@ -38,7 +40,7 @@ class ProcessIngest:
     def num_processes(self) -> int:
         return len(self._children)
 
-    def submit(self, job: IngestJob) -> None:
+    def submit(self, job: Job) -> None:
         if not self._children[-1].check_alive() and not self._children[-1].is_busy:
             self._replace_idle()
         if self._children[-1].has_stuck_job:
@@ -49,9 +51,9 @@ class ProcessIngest:
         for child in self._children:
             child.abandon(number)
 
-    def poll(self) -> list[Ingested | IngestFailure]:
+    def poll(self) -> list[Outcome]:
         """Take over what has ended. An idle process is not looked at, for a step of the engine has no time for that."""
-        ended: list[Ingested | IngestFailure] = []
+        ended: list[Outcome] = []
         for child in [child for child in self._children if child.is_busy]:
             ended += child.poll()
             is_current = child is self._children[-1]
@@ -86,7 +88,7 @@ class _Child:
     """One ingest process and the jobs it was given. No method blocks."""
 
     def __init__(self, settings: IngestSettings) -> None:
-        self.running: dict[int, IngestJob] = {}
+        self.running: dict[int, Job] = {}
         self.has_stuck_job = False
         self._process = _start_child()
         assert self._process.stdin is not None  # it was started with pipes
@@ -113,16 +115,22 @@ class _Child:
         self.is_alive = self.is_alive and self._process.poll() is None
         return self.is_alive
 
-    def submit(self, job: IngestJob) -> None:
+    def submit(self, job: Job) -> None:
         self.running[job.number] = job
         self._unsent += json.dumps(job.to_json()).encode() + b"\n"
         self._send()
 
     def abandon(self, number: int) -> None:
-        if self.running.pop(number, None) is not None:
+        job = self.running.pop(number, None)
+        if job is None:
+            return
+        if job.ref.source is SourceName.LOCAL:
             self.has_stuck_job = True
+        else:
+            self._unsent += b"%d\n" % number
+            self._send()
 
-    def poll(self) -> list[Ingested | IngestFailure]:
+    def poll(self) -> list[Outcome]:
         """What has ended, but for what was given up."""
         self._send()
         self.check_alive()  # before its last words are read

@@ -7,8 +7,9 @@ import numpy as np
 
 from manylora.adapters.base_shape import PROJECTION_PATHS
 from manylora.adapters.image import HostImage, ImageFacts
-from manylora.adapters.jobs import Ingested, IngestFailure, IngestJob
+from manylora.adapters.jobs import Found, Ingested, IngestFailure, IngestJob, Job, LocateJob, Outcome
 from manylora.adapters.reading import ReadImage
+from manylora.adapters.sources import Located
 from manylora.errors import ManyloraError
 from manylora.ids import Digest
 
@@ -18,12 +19,21 @@ class ManualIngest:
 
     def __init__(self) -> None:
         self.jobs: dict[int, IngestJob] = {}
-        self.num_submitted = 0
-        self._ended: list[Ingested | IngestFailure] = []
+        self.searches: dict[int, LocateJob] = {}
+        self.num_submitted = 0  # of the loads
+        self._ended: list[Outcome] = []
 
-    def submit(self, job: IngestJob) -> None:
+    def submit(self, job: Job) -> None:
+        if isinstance(job, LocateJob):
+            self.searches[job.number] = job
+            return
         self.jobs[job.number] = job
         self.num_submitted += 1
+
+    def find(self, number: int, located: Located) -> None:
+        """Let a search end."""
+        del self.searches[number]
+        self._ended.append(Found(number, located))
 
     def finish(self, number: int, facts: ImageFacts) -> None:
         """Let a job end with an image of these facts; no file is written."""
@@ -31,19 +41,21 @@ class ManualIngest:
         self._ended.append(Ingested(number, facts, 0, (), {}))
 
     def fail(self, number: int, error: ManyloraError) -> None:
-        del self.jobs[number]
+        del (self.jobs if number in self.jobs else self.searches)[number]
         self._ended.append(IngestFailure(number, error))
 
     def abandon(self, number: int) -> None:
         self.jobs.pop(number, None)
+        self.searches.pop(number, None)
         self._ended = [outcome for outcome in self._ended if outcome.number != number]
 
-    def poll(self) -> list[Ingested | IngestFailure]:
+    def poll(self) -> list[Outcome]:
         ended, self._ended = self._ended, []
         return ended
 
     def close(self) -> None:
         self.jobs.clear()
+        self.searches.clear()
 
 
 class ManualReader:

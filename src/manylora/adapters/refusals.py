@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 from manylora.errors import (
+    AdapterAccessDenied,
     AdapterCorrupt,
     AdapterIncompatible,
+    AdapterMergeInvalid,
     AdapterNotFound,
     AdapterSourceUnavailable,
     AdapterTooLarge,
@@ -27,6 +29,9 @@ class Refusals:
     def not_found(self) -> AdapterNotFound:
         return AdapterNotFound(f"Adapter '{self.adapter_id}' was not found in source '{self.source}'")
 
+    def access_denied(self) -> AdapterAccessDenied:
+        return AdapterAccessDenied(f"Source '{self.source}' denies access to adapter '{self.adapter_id}'")
+
     def incompatible(self, mismatch: str) -> AdapterIncompatible:
         return AdapterIncompatible(
             f"Adapter '{self.adapter_id}' is not compatible with model '{self.base}': {mismatch}"
@@ -40,6 +45,9 @@ class Refusals:
 
     def unsafe_format(self) -> AdapterUnsafeFormat:
         return AdapterUnsafeFormat(f"Adapter '{self.adapter_id}' has no safetensors weights ({CONVERSION_HINT})")
+
+    def merge_invalid(self, why: str) -> AdapterMergeInvalid:
+        return AdapterMergeInvalid(f"unable to merge adapters {self.adapter_id}: {why}")
 
     def too_large(self, num_bytes: int, limit_bytes: int) -> AdapterTooLarge:
         return AdapterTooLarge(f"Adapter '{self.adapter_id}' needs {num_bytes} bytes; the limit is {limit_bytes}")

@@ -1,27 +1,19 @@
-"""Where adapters come from. Of an adapter two files are opened, its config and its weights, and nothing else ever."""
+"""What a source of adapters is. Of an adapter two files are opened, its config and its weights, nothing else ever."""
 
-import os
-import stat
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Protocol
 
-import numpy as np
-
-from manylora.adapter_ref import AdapterRef, SourceName, parse_adapter_ref
+from manylora.adapter_ref import AdapterRef
 from manylora.adapters.refusals import Refusals
-from manylora.errors import AdapterReferenceInvalid
+from manylora.errors import AdapterError
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLED_FILE = "adapter_model.bin"
+PARTS = (CONFIG_FILE, WEIGHTS_FILE)
 MAX_CONFIG_BYTES = 1 << 20
 MAX_LISTED = 10_000
-MAX_REMEMBERED = 4_096
-_PARTS = (CONFIG_FILE, WEIGHTS_FILE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +33,7 @@ class FetchedFiles:
 
 
 class Source(Protocol):
-    """One place adapters come from."""
-
-    name: SourceName
+    """A place adapters come from that is as near as the file system."""
 
     def locate(self, ref: AdapterRef) -> Located:
         """Find the adapter's current version; cheap enough for the engine's thread.
@@ -60,137 +50,31 @@ class Source(Protocol):
         """The ids of the adapters there are, sorted."""
 
 
-class LocalSource:
-    """Adapters in folders below configured roots; an adapter's id is its path relative to a root."""
+class RemoteSource(Protocol):
+    """A place adapters come from over a network. Awaited in the ingest process only.
 
-    name = SourceName.LOCAL
+    Both methods raise as those of `Source`, and `AdapterAccessDenied` where the caller's or the operator's credential
+    is refused. They retry what may pass, and may be cancelled at any moment.
+    """
 
-    def __init__(self, roots: tuple[Path, ...]) -> None:
-        self._roots = tuple(Path(os.path.realpath(root)) for root in roots)
-        self._inside: OrderedDict[AdapterRef, str] = OrderedDict()  # the stamp whose links were last followed
+    async def locate(self, ref: AdapterRef) -> Located: ...
 
-    def locate(self, ref: AdapterRef) -> Located:
-        return self._located(ref)[0]
-
-    def fetch(self, ref: AdapterRef, stamp: str, max_bytes: int) -> FetchedFiles:
-        refuse = Refusals(ref.id, ref.source)
-        located, root, folder = self._located(ref)
-        if located.stamp == stamp:
-            with _opened(root, folder, refuse) as (config, weights):
-                read = FetchedFiles(
-                    _read(config, MAX_CONFIG_BYTES, refuse).tobytes(), _read(weights, max_bytes, refuse)
-                )
-            if self._located(ref)[0].stamp == stamp:
-                return read
-        raise refuse.unavailable("it was replaced while it was read")
-
-    def list(self) -> list[str]:
-        return sorted(set(self._names()))
-
-    def _names(self) -> Iterator[str]:
-        found = 0
-        for root in self._roots:
-            for folder, inside, files in os.walk(root):
-                inside[:] = sorted(name for name in inside if not name.startswith("."))  # no request can name those
-                if CONFIG_FILE not in files:
-                    continue
-                if found >= MAX_LISTED:
-                    return
-                relative = Path(folder).relative_to(root).as_posix()
-                try:
-                    ref = parse_adapter_ref(relative, SourceName.LOCAL, frozenset({SourceName.LOCAL}))
-                except AdapterReferenceInvalid:
-                    continue  # a folder that no request could name
-                found += 1
-                yield ref.id
-
-    def _located(self, ref: AdapterRef) -> tuple[Located, Path, Path]:
-        refuse = Refusals(ref.id, ref.source)
-        if not _is_plain(ref.id):
-            raise refuse.not_found()
-        for root in self._roots:
-            folder = root / ref.id
-            try:
-                located = _stamped(str(folder), refuse)
-            except FileNotFoundError as missing:
-                if folder.is_dir():
-                    raise _missing(folder, refuse) from missing
-                continue
-            if self._inside.get(ref) != located.stamp:
-                _check_inside(root, folder, refuse)
-                self._inside[ref] = located.stamp
-                if len(self._inside) > MAX_REMEMBERED:
-                    self._inside.popitem(last=False)
-            return located, root, folder
-        raise refuse.not_found()
+    async def fetch(self, ref: AdapterRef, stamp: str, max_bytes: int) -> FetchedFiles: ...
 
 
-def _is_plain(adapter_id: str) -> bool:
+def is_plain(adapter_id: str) -> bool:
+    """Whether an id stays below whatever it is put after."""
     parts = PurePosixPath(adapter_id).parts
-    return bool(parts) and not adapter_id.startswith("/") and ".." not in parts and "\0" not in adapter_id
+    is_relative = bool(parts) and not adapter_id.startswith("/") and ".." not in parts
+    return is_relative and "//" not in adapter_id and "\0" not in adapter_id
 
 
-def _stamped(folder: str, refuse: Refusals) -> Located:
-    """The version in a folder. Raises `FileNotFoundError` as the system does."""
-    facts: list[os.stat_result] = []
-    for name in _PARTS:
-        try:
-            facts.append(os.stat(f"{folder}/{name}"))  # noqa: PTH116 - each wish comes here; a Path costs more than stat
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise FileNotFoundError from error
-        except OSError as error:
-            raise refuse.unavailable(error.strerror or "a file cannot be reached") from error
-        if not stat.S_ISREG(facts[-1].st_mode):
-            raise refuse.corrupt(f"{name} is not a file")
-    stamp = " ".join(f"{fact.st_mtime_ns}.{fact.st_size}.{fact.st_dev}.{fact.st_ino}" for fact in facts)
-    return Located(stamp, facts[1].st_size)
-
-
-def _missing(folder: Path, refuse: Refusals) -> Exception:
-    if (folder / WEIGHTS_FILE).exists():
+def missing_part(has_config: bool, has_weights: bool, has_pickle: bool, refuse: Refusals) -> AdapterError:
+    """The error for an adapter that lacks one of its two files, or both."""
+    if has_weights:
         return refuse.corrupt(f"{CONFIG_FILE} is missing")
-    if (folder / PICKLED_FILE).exists():
+    if has_pickle:
         return refuse.unsafe_format()
-    if (folder / CONFIG_FILE).exists():
+    if has_config:
         return refuse.corrupt(f"{WEIGHTS_FILE} is missing")
     return refuse.not_found()
-
-
-def _check_inside(root: Path, folder: Path, refuse: Refusals) -> None:
-    """Refuse an adapter whose links lead out of the root, in the words for one that is not there."""
-    for name in _PARTS:
-        if not Path(os.path.realpath(folder / name)).is_relative_to(root):
-            raise refuse.not_found()
-
-
-@contextmanager
-def _opened(root: Path, folder: Path, refuse: Refusals) -> Iterator[tuple[int, int]]:
-    descriptors: list[int] = []
-    try:
-        for name in _PARTS:
-            descriptors.append(os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
-            # What was opened is checked, not what the name pointed at a moment ago.
-            if not Path(f"/proc/self/fd/{descriptors[-1]}").readlink().is_relative_to(root):
-                raise refuse.not_found()
-            if not stat.S_ISREG(os.fstat(descriptors[-1]).st_mode):
-                raise refuse.corrupt(f"{name} is not a file")
-        yield descriptors[0], descriptors[1]
-    except OSError as error:
-        raise refuse.unavailable(error.strerror or "the file cannot be read") from error
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
-
-
-def _read(descriptor: int, max_bytes: int, refuse: Refusals) -> memoryview:
-    num_bytes = os.fstat(descriptor).st_size
-    if num_bytes > max_bytes:
-        raise refuse.too_large(num_bytes, max_bytes)
-    data = np.empty(num_bytes, dtype=np.uint8).data
-    done = 0
-    while done < num_bytes:
-        read = os.preadv(descriptor, [data[done:]], done)
-        if read == 0:
-            raise refuse.unavailable("the file became shorter while it was read")
-        done += read
-    return data

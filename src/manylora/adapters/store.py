@@ -1,8 +1,9 @@
 """THE state machine of adapters: wanted, fetched, on disk, in memory, placed, pinned, evicted, failed."""
 
+import json
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,14 +12,23 @@ from manylora.adapter_state import AdapterState, StoreStats
 from manylora.adapters.bank import Bank, CpuBank
 from manylora.adapters.base_shape import BaseShape
 from manylora.adapters.image import largest_file_bytes
-from manylora.adapters.jobs import Ingest, Ingested, IngestFailure, IngestJob, IngestSettings
+from manylora.adapters.jobs import (
+    Found,
+    Ingest,
+    Ingested,
+    IngestFailure,
+    IngestJob,
+    IngestSettings,
+    LocateJob,
+)
 from manylora.adapters.loaders import ProcessIngest, ThreadedReader
+from manylora.adapters.local_source import LocalSource
 from manylora.adapters.reading import Reader, ReadImage
 from manylora.adapters.refusals import Refusals
-from manylora.adapters.sources import LocalSource, Located, Source
+from manylora.adapters.sources import Located, Source
 from manylora.adapters.tiers import DiskTier
 from manylora.clock import Clock
-from manylora.config import AdaptersConfig
+from manylora.config import AdaptersConfig, enabled_sources
 from manylora.errors import (
     AdapterCapacity,
     AdapterLoadTimeout,
@@ -44,6 +54,7 @@ class _Name:
     """What is known of one named adapter. Forgotten when idle; the tiers know its content without it."""
 
     __slots__ = (
+        "confirmed_s",
         "digest",
         "failed_turn",
         "failure",
@@ -54,6 +65,7 @@ class _Name:
         "located_s",
         "ref",
         "retry_s",
+        "search",
         "since_s",
         "turn",
     )
@@ -62,7 +74,9 @@ class _Name:
         self.ref = ref
         self.located: Located | None = None
         self.located_s = float("-inf")  # when the source was last asked
+        self.confirmed_s = float("-inf")  # when a remote source last told its version
         self.digest: Digest | None = None  # of the located version, once it is known
+        self.search: int | None = None  # the question to its remote source, while it is under way
         self.job: int | None = None  # the load of the located version, while it is under way
         self.failure: ManyloraError | None = None
         self.retry_s = 0.0
@@ -71,6 +85,13 @@ class _Name:
         self.since_s: float | None = None  # since when somebody has been waiting
         self.is_kept_wanted = False  # by `preload`
         self.lacks_room = False  # a read of it found no room on the device
+
+
+class _Search(NamedTuple):
+    """A question to a remote source under way, and since when."""
+
+    ref: AdapterRef
+    begun_s: float
 
 
 class _Load(NamedTuple):
@@ -95,6 +116,7 @@ class Store:
         shape: BaseShape,
         dtype: str,
         sources: Mapping[SourceName, Source],
+        remote: Container[SourceName] = (),
         ingest: Ingest,
         reader: Reader,
         disk: DiskTier,
@@ -105,6 +127,7 @@ class Store:
         self._shape = shape
         self._dtype = dtype
         self._sources = sources
+        self._remote = remote
         self._ingest = ingest
         self._reader = reader
         self._disk = disk
@@ -113,6 +136,7 @@ class Store:
         self._config = config
         self._names: OrderedDict[AdapterRef, _Name] = OrderedDict()
         self._wanted: dict[AdapterRef, _Name] = {}  # in the order of their first wish
+        self._searches: dict[int, _Search] = {}
         self._jobs: dict[int, _Load] = {}
         self._reads: set[Digest] = set()
         self._fresh: dict[Digest, float] = {}  # placed, with the time, and not pinned yet
@@ -155,7 +179,10 @@ class Store:
         """Take over what the loaders have finished, and start what may start."""
         self._begun.clear()
         for outcome in self._ingest.poll():
-            self._end_load(outcome)
+            if isinstance(outcome, Found) or outcome.number in self._searches:
+                self._end_search(outcome)
+            else:
+                self._end_load(outcome)
         for read in self._reader.poll():
             self._end_read(read)
         for name in list(self._wanted.values()):
@@ -258,18 +285,28 @@ class Store:
     def _forget_idle_names(self) -> None:
         for _ in range(len(self._names) - MAX_NAMES):
             oldest = next(iter(self._names))
-            if oldest in self._wanted or self._names[oldest].job is not None:
+            if oldest in self._wanted or self._names[oldest].job is not None or self._names[oldest].search is not None:
                 self._names.move_to_end(oldest)
             else:
                 del self._names[oldest]
 
     def _locate(self, name: _Name, now_s: float) -> None:
-        """Look which version the source has now; a changed one starts afresh, and a standing failure with it."""
+        """Look which version the source has now, or ask a remote one to tell later."""
+        if name.ref.merge is not None:
+            self._locate_members(name, name.ref.merge.members, now_s)
+            return
+        if name.ref.source in self._remote:
+            is_known = name.located is not None and now_s - name.confirmed_s < self._config.revision_ttl_s
+            if name.search is None and not is_known and self._standing_failure(name) is None:
+                name.search = self._mint_job()
+                self._searches[name.search] = _Search(name.ref, now_s)
+                self._ingest.submit(LocateJob(name.search, name.ref))
+            return
         name.located_s = now_s
         source = self._sources.get(name.ref.source)
         try:
             if source is None:
-                allowed = ", ".join(sorted(self._sources))
+                allowed = ", ".join(sorted(self._sources))  # what the edge lets through is either here or remote
                 raise AdapterReferenceInvalid(f"`adapter_source` must be one of {allowed}. Given: {name.ref.source}")
             located = source.locate(name.ref)
         except AdapterSourceUnavailable as error:
@@ -277,21 +314,67 @@ class Store:
                 self._fail(name, error, now_s)
             return
         except ManyloraError as error:
-            name.located = name.digest = name.job = None
-            self._fail(name, error, now_s)
+            self._lose(name, error, now_s)
             return
-        if located != name.located:
-            name.located, name.failure = located, None
-            version = (name.ref, located.stamp)
-            name.job = next(
-                (number for number, load in self._jobs.items() if (load.job.ref, load.job.stamp) == version), None
-            )
-            name.digest = self._disk.digest_of(self._disk.name_key(name.ref, located.stamp))
+        self._take(name, located)
+
+    def _locate_members(self, name: _Name, members: Sequence[AdapterRef], now_s: float) -> None:
+        """A merge has a version when all its members have; whatever is wrong with one is wrong with it."""
+        parts = [self._name(member) for member in members]
+        for part in parts:
+            if part.located is None or now_s - name.located_s >= RELOCATE_S:
+                self._locate(part, now_s)
+        name.located_s = now_s
+        for part in parts:
+            if (failure := self._standing_failure(part)) is not None:
+                if name.failure is not failure:
+                    self._lose(name, failure, now_s)
+                return
+        found = [part.located for part in parts if part.located is not None]
+        if len(found) == len(parts):
+            stamp = json.dumps([located.stamp for located in found])
+            self._take(name, Located(stamp, sum(located.weights_bytes for located in found)))
+
+    def _end_search(self, outcome: Found | Ingested | IngestFailure) -> None:
+        """A remote source has answered. While it cannot, the version it had stays good."""
+        name = self._names.get(self._searches.pop(outcome.number).ref)
+        if name is None or name.search != outcome.number:
+            return
+        name.search = None
+        name.confirmed_s = now_s = self._clock.monotonic_s()
+        if isinstance(outcome, Found):
+            self._take(name, outcome.located)
+            return
+        assert isinstance(outcome, IngestFailure)  # no load has the number of a search
+        log.info("adapter.not_located adapter=%s error=%s", name.ref, outcome.error.message)
+        if not isinstance(outcome.error, AdapterSourceUnavailable):
+            self._lose(name, outcome.error, now_s)
+        elif name.located is None:
+            self._fail(name, outcome.error, now_s)
+        else:
+            name.confirmed_s = now_s - max(0.0, self._config.revision_ttl_s - self._config.negative_cache_s)
+
+    def _take(self, name: _Name, located: Located) -> None:
+        """The source has this version; a changed one starts afresh, and a standing failure with it."""
+        if located == name.located:
+            return
+        name.located, name.failure = located, None
+        version = (name.ref, located.stamp)
+        name.job = next(
+            (number for number, load in self._jobs.items() if (load.job.ref, load.job.stamp) == version), None
+        )
+        name.digest = self._disk.digest_of(self._disk.name_key(name.ref, located.stamp))
+
+    def _lose(self, name: _Name, error: ManyloraError, now_s: float) -> None:
+        """The source has no version for us any more."""
+        name.located = name.digest = name.job = None
+        self._fail(name, error, now_s)
 
     def _state(self, name: _Name) -> AdapterState:
         if self._standing_failure(name) is not None:
             return AdapterState.FAILED
-        if name.job is not None:
+        is_asked = name.search is not None or name.ref.merge is not None
+        if name.job is not None or (name.located is None and is_asked):
             return AdapterState.FETCHING
         if name.digest is not None and name.digest in self._bank:
             return AdapterState.ON_DEVICE
@@ -321,8 +404,10 @@ class Store:
     def _advance(self, name: _Name, now_s: float) -> None:
         """Take one wish the next step towards the device, if there is room for it."""
         name.lacks_room = False
+        if name.located is None and name.ref.merge is not None:
+            self._locate(name, now_s)  # its members' sources may have answered
         if self._standing_failure(name) is not None or name.located is None:
-            return
+            return  # a search that takes too long is given up by itself
         if name.digest is not None and name.digest not in self._bank and self._disk.facts(name.digest) is None:
             name.digest = None  # evicted from every tier since
         if name.digest is not None and name.digest in self._bank:
@@ -356,16 +441,26 @@ class Store:
         if bound_bytes > self._disk.budget_bytes:
             self._fail(name, refuse.too_large(bound_bytes, self._disk.budget_bytes), now_s)
             return
-        if len(self._jobs) >= self._config.parallel_loads or not self._has_ingest_memory(memory_bytes):
+        if not self._has_turn(name.ref.source) or not self._has_ingest_memory(memory_bytes):
             return
         if not self._disk.reserve(self._next_job, bound_bytes):
-            return
-        job = IngestJob(self._next_job, name.ref, located.stamp, self._disk.name_key(name.ref, located.stamp))
-        self._next_job += 1
+            return  # for the number that is minted below
+        number = self._mint_job()
+        job = IngestJob(number, name.ref, located.stamp, self._disk.name_key(name.ref, located.stamp))
         self._jobs[job.number] = _Load(job, memory_bytes, now_s)
         name.job = job.number
         self._ingest.submit(job)
         self._begun.append((name.ref, located.weights_bytes))
+
+    def _mint_job(self) -> int:
+        self._next_job += 1
+        return self._next_job - 1
+
+    def _has_turn(self, source: SourceName) -> bool:
+        """Whether another load may begin. One source never has all turns: it may have stopped answering."""
+        most = self._config.parallel_loads
+        own = sum(load.job.ref.source is source for load in self._jobs.values())
+        return len(self._jobs) < most and (source is SourceName.LOCAL or own < max(1, most - most // 4))
 
     def _has_ingest_memory(self, more_bytes: int) -> bool:
         taken = sum(load.memory_bytes for load in self._jobs.values())
@@ -441,6 +536,11 @@ class Store:
 
     def _give_up_stuck_loads(self, now_s: float) -> None:
         """A load that takes too long by itself is given up, waited for or not: its slot is others' too."""
+        for number, search in list(self._searches.items()):
+            if now_s - search.begun_s >= self._config.load_timeout_s:
+                self._ingest.abandon(number)
+                refuse = Refusals(search.ref.id, search.ref.source)
+                self._end_search(IngestFailure(number, refuse.unavailable("it did not answer in time")))
         for number, load in list(self._jobs.items()):
             if now_s - load.begun_s < self._config.load_timeout_s:
                 continue
@@ -455,7 +555,7 @@ class Store:
 
 
 def open_store(*, config: AdaptersConfig, shape: BaseShape, dtype: str, folder: Path, clock: Clock) -> Store:
-    """The store of a CPU server: local sources, an ingest process of its own, the disk tier below `folder`.
+    """The store of a CPU server: the configured sources, an ingest process of its own, the disk tier below `folder`.
 
     `dtype` is the back end's `lora_dtype`, as "bfloat16" or "float32"; `config.bank_bytes` is the memory plan's.
     """
@@ -468,11 +568,15 @@ def open_store(*, config: AdaptersConfig, shape: BaseShape, dtype: str, folder: 
         max_rank=config.max_rank,
         max_bytes=config.max_bytes,
         parallel_loads=config.parallel_loads,
+        stores=config.stores,
+        hub_endpoint=config.hub_endpoint,
+        load_timeout_s=config.load_timeout_s,
     )
     return Store(
         shape=shape,
         dtype=dtype,
         sources={SourceName.LOCAL: LocalSource(tuple(Path(root) for root in config.roots))},
+        remote=enabled_sources(config) - {SourceName.LOCAL},
         ingest=ProcessIngest(settings),
         reader=ThreadedReader(),
         disk=disk,

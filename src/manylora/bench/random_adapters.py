@@ -14,20 +14,29 @@ from manylora.models.spec import ModelSpec
 ATTENTION = (Projection.Q, Projection.K, Projection.V, Projection.O)
 
 
-def write_adapters(root: Path, spec: ModelSpec, count: int, ranks: Sequence[int], base: str) -> list[str]:
-    """Write `count` adapters on q, k, v, o below `root`, the ranks in turn; returns their names."""
-    names = [f"random-{index:04d}" for index in range(count)]
+def write_adapters(
+    root: Path,
+    spec: ModelSpec,
+    count: int,
+    ranks: Sequence[int],
+    base: str,
+    projections: Sequence[Projection] = ATTENTION,
+    *,
+    first_seed: int = 0,
+) -> list[str]:
+    """Write `count` adapters below `root`, the ranks in turn; returns their names."""
+    names = [f"random-{index:04d}" for index in range(first_seed, first_seed + count)]
     for index, name in enumerate(names):
-        _write(root / name, spec, ranks[index % len(ranks)], base, index)
+        _write(root / name, spec, ranks[index % len(ranks)], base, projections, first_seed + index)
     return names
 
 
-def _write(folder: Path, spec: ModelSpec, rank: int, base: str, seed: int) -> None:
+def _write(folder: Path, spec: ModelSpec, rank: int, base: str, projections: Sequence[Projection], seed: int) -> None:
     folder.mkdir(parents=True)
     random = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
     for layer in range(spec.num_layers):
-        for projection in ATTENTION:
+        for projection in projections:
             out, in_ = spec.projection_shape(projection)
             path = f"base_model.model.model.layers.{layer}.{PROJECTION_PATHS[projection]}"
             tensors[f"{path}.lora_A.weight"] = (torch.randn(rank, in_, generator=random) * 0.02).bfloat16()
@@ -37,7 +46,7 @@ def _write(folder: Path, spec: ModelSpec, rank: int, base: str, seed: int) -> No
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": rank,
-        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+        "target_modules": [PROJECTION_PATHS[projection].rpartition(".")[2] for projection in projections],
         "base_model_name_or_path": base,
     }
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from manylora.clock import Clock, SystemClock
-from manylora.config import environment
+from manylora.config import DEFAULT_BASE, cache_dir, environment
 
 START_WAIT_S = 600.0
 STOP_WAIT_S = 30.0
@@ -124,6 +124,19 @@ def serving(server: Server, log: Path, *, base: Path, adapters: Sequence[Path] =
         yield Running(url, process, clock.monotonic_s() - begun_s)
     finally:
         _stop(process)
+
+
+def default_base() -> Path:
+    """The folder of the default base, as `manylora pull` left it."""
+    return cache_dir() / "bases" / DEFAULT_BASE
+
+
+def fresh_cache(scratch: Path) -> Path:
+    """A cache folder in which no adapter is known from before; compiled kernels are not made anew."""
+    cache = scratch / "cache"
+    cache.mkdir()
+    (cache / "kernels").symlink_to(cache_dir() / "kernels")
+    return cache
 
 
 def _first_token(url: str, process: "subprocess.Popen[bytes]", fields: Fields, log: Path, clock: Clock) -> None:

@@ -53,7 +53,7 @@ async def _generate(
     tokenizer = Tokenizer(Path(served.base_dir), model_id=served.model_id)
     pool = WorkPool()
     gate = Gate(served=served, settings=config.server, tokenizer=tokenizer, pool=pool)
-    ref = gate.adapter(adapter, None)
+    ref = gate.adapter(adapter)
     if is_raw:
         tokens = await gate.encode(prompt, add_special_tokens=True)
     else:

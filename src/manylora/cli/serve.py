@@ -19,6 +19,10 @@ MAX_NAMES_SHOWN = 8
 def serve(
     base: BaseOption = None,
     adapter_root: AdapterRootOption = None,
+    adapter_store: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="Place in object storage, such as s3://bucket/prefix. Several may be given."),
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks a free one. Default: 8080.")] = None,
     max_model_len: Annotated[
@@ -49,6 +53,7 @@ def serve(
             "model.base": base,
             "model.quantize": quantize,
             "adapters.roots": roots or None,
+            "adapters.stores": tuple(adapter_store or ()) or None,
             "server.host": host,
             "server.port": port,
             "engine.max_model_len": max_model_len,
@@ -79,7 +84,7 @@ class _Terminal:
         self._last_s = now_s
 
     def ready(self, served: "ServedModel", url: str) -> None:
-        from manylora.adapters.sources import LocalSource
+        from manylora.adapters.local_source import LocalSource
         from manylora.cli.examples import examples
         from manylora.models.tokenizer import Tokenizer
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from manylora import __version__
-from manylora.adapters.sources import LocalSource
+from manylora.adapters.local_source import LocalSource
 from manylora.errors import AdapterNotFound, AdapterReferenceInvalid, InvalidParameter, TaskUnsupported
 from manylora.server.exchange import Exchange
 from manylora.server.health import Health
@@ -92,7 +92,7 @@ class FactRoutes:
             await exchange.reply(self._model(served.model_id, None))
             return
         try:
-            ref = self._gate.adapter(name, None, parameter="model")
+            ref = self._gate.adapter(name, parameter="model")
         except AdapterReferenceInvalid as error:
             raise AdapterNotFound(f"Adapter '{name}' was not found in source 'local'") from error
         names = await self._adapter_names()

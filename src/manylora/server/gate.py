@@ -5,11 +5,15 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-from manylora.adapter_ref import AdapterRef, SourceName, parse_adapter_ref
+from manylora.adapter_ref import AdapterRef, SourceName, merged_ref, parse_adapter_ref
+from manylora.adapters.local_source import LocalSource
 from manylora.config import ServerConfig
 from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.errors import (
+    AdapterError,
+    AdapterNotFound,
     AdapterReferenceInvalid,
     ContextLengthExceeded,
     InvalidParameter,
@@ -18,11 +22,12 @@ from manylora.errors import (
 )
 from manylora.ids import Flow, mint_request_id, mint_seed
 from manylora.models.tokenizer import Tokenizer
+from manylora.server.adapter_fields import AdapterFields
 from manylora.server.fields import MAX_UINT64
 from manylora.server.pool import WorkPool
 from manylora.server.served import ServedModel
 
-ENABLED_SOURCES = frozenset({SourceName.LOCAL})
+NO_FIELDS = AdapterFields()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +57,8 @@ class Gate:
         self.pool = pool
         self.num_sequences = 0
         self.is_draining = False
+        self._sources = frozenset(served.adapter_sources)
+        self._local = LocalSource(tuple(map(Path, served.adapter_roots)))
         self._left = asyncio.Event()  # set whenever a place is given back
 
     @contextmanager
@@ -77,15 +84,41 @@ class Gate:
             self._left.clear()
             await self._left.wait()
 
-    def adapter(self, adapter_id: str | None, source: str | None, parameter: str = "adapter_id") -> AdapterRef | None:
-        """The adapter a request names; None is the base model. An unknown name is the engine's to refuse."""
-        if adapter_id is None or self.served.is_base_name(adapter_id):
+    def adapter(
+        self,
+        name: str | None,
+        fields: AdapterFields = NO_FIELDS,
+        parameter: str = "adapter_id",
+    ) -> AdapterRef | None:
+        """The adapter a request names, or makes of several; None is the base model.
+
+        An unknown name is the engine's to refuse. A name without a source is a local adapter's if there is one of that
+        name, else it is the default source's.
+        """
+        if fields.recipe is not None:
+            return merged_ref([self._ref(member, fields) for member in fields.merged_ids], fields.recipe)
+        if name is None or self.served.is_base_name(name):
             return None
         try:
-            return parse_adapter_ref(adapter_id, source, ENABLED_SOURCES)
+            return self._ref(name, fields)
         except AdapterReferenceInvalid as error:
             error.parameter = parameter if error.parameter == "adapter_id" else error.parameter
             raise
+
+    def _ref(self, name: str, fields: AdapterFields) -> AdapterRef:
+        source, default = fields.source, self.served.default_source
+        if source is None and default is not SourceName.LOCAL and self._is_local(name):
+            source = SourceName.LOCAL
+        return parse_adapter_ref(name, source, self._sources, token=fields.token, default=default)
+
+    def _is_local(self, adapter_id: str) -> bool:
+        try:
+            self._local.locate(AdapterRef(SourceName.LOCAL, adapter_id.rstrip("/")))
+        except AdapterNotFound:
+            return False
+        except AdapterError:
+            return True  # and its fault is told when it is asked for
+        return True
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         return await self.pool.run(self._encode, text, add_special_tokens)

@@ -48,7 +48,7 @@ class NativeRoutes:
 
     async def _draft(self, order: NativeOrder) -> Draft:
         gate = self._gate
-        adapter = gate.adapter(order.adapter_id, order.adapter_source)
+        adapter = gate.adapter(order.adapter.adapter_id, order.adapter)
         if order.apply_chat_template:
             _, tokens = await gate.render_chat([{"role": "user", "content": order.inputs}])
         else:

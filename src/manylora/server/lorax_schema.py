@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from manylora.config import ServerConfig
 from manylora.engine.request import SamplingParams
 from manylora.errors import InvalidParameter
+from manylora.server.adapter_fields import AdapterFields, read_adapter_fields
 from manylora.server.fields import Fields
 from manylora.server.sampling_fields import (
     MAX_ALTERNATIVES,
     filters,
     not_built,
     positive,
-    refuse_merge,
     refuse_not_built,
     refuse_response_format,
     stop_strings,
@@ -31,8 +31,7 @@ class NativeOrder:
     """
 
     inputs: str
-    adapter_id: str | None
-    adapter_source: str | None
+    adapter: AdapterFields
     sampling: SamplingParams
     seed: int | None
     is_sampled: bool
@@ -67,8 +66,7 @@ def read_native(body: Fields, settings: ServerConfig, *, max_input: int, is_stre
         )
     return NativeOrder(
         inputs=inputs,
-        adapter_id=fields.string("adapter_id"),
-        adapter_source=fields.string("adapter_source") or None,
+        adapter=read_adapter_fields(fields),
         sampling=sampling,
         seed=fields.unsigned("seed"),
         is_sampled=is_sampled,
@@ -85,7 +83,6 @@ def read_native(body: Fields, settings: ServerConfig, *, max_input: int, is_stre
 
 
 def _refuse(fields: Fields, *, is_stream: bool) -> None:
-    refuse_merge(fields)
     refuse_response_format(fields)
     if fields.boolean("watermark"):
         raise InvalidParameter("`watermark` is not supported by this server", parameter="watermark")

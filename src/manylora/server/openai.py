@@ -114,10 +114,10 @@ class OpenAIRoutes:
         self, order: OpenAIOrder, tokens: tuple[int, ...], characters: int, *, field: str, budget_field: str
     ) -> Draft:
         gate = self._gate
-        if order.adapter_id:
-            adapter = gate.adapter(order.adapter_id, order.adapter_source)
+        if order.adapter.adapter_id or order.adapter.recipe:
+            adapter = gate.adapter(order.adapter.adapter_id, order.adapter)
         else:
-            adapter = gate.adapter(order.model, order.adapter_source, parameter="model")
+            adapter = gate.adapter(order.model, order.adapter, parameter="model")
         for token, _ in order.sampling.logit_bias:
             if token >= gate.served.vocab_size:
                 raise InvalidParameter(
@@ -144,7 +144,7 @@ class OpenAIRoutes:
     ) -> None:
         adapter = drafts[0].adapter
         model = adapter.id if adapter else self._gate.served.model_id
-        exchange.model = order.adapter_id or order.model or model
+        exchange.model = order.adapter.adapter_id or order.model or model
         envelope: dict[str, object] = {
             "id": shape.id_prefix + secrets.token_hex(16),
             "object": shape.chunk_name if order.is_stream else shape.name,

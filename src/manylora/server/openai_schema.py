@@ -8,12 +8,12 @@ from typing import cast
 from manylora.config import ServerConfig
 from manylora.engine.request import SamplingParams
 from manylora.errors import InvalidParameter
+from manylora.server.adapter_fields import AdapterFields, read_adapter_fields
 from manylora.server.fields import Fields, kind_of, wrong_type
 from manylora.server.sampling_fields import (
     MAX_ALTERNATIVES,
     filters,
     not_built,
-    refuse_merge,
     refuse_not_built,
     refuse_response_format,
     stop_strings,
@@ -45,8 +45,7 @@ class OpenAIOrder:
     """
 
     model: str | None
-    adapter_id: str | None
-    adapter_source: str | None
+    adapter: AdapterFields
     sampling: SamplingParams
     seed: int | None
     n: int
@@ -105,7 +104,6 @@ def read_chat(body: Fields, settings: ServerConfig) -> tuple[OpenAIOrder, list[M
 
 
 def _common(body: Fields, settings: ServerConfig, *, budget_name: str, logprobs: int | None) -> OpenAIOrder:
-    refuse_merge(body)
     refuse_response_format(body)
     refuse_not_built(body, *NOT_BUILT)
     heat = temperature(body)
@@ -126,8 +124,7 @@ def _common(body: Fields, settings: ServerConfig, *, budget_name: str, logprobs:
     )
     return OpenAIOrder(
         model=body.string("model"),
-        adapter_id=body.string("adapter_id"),
-        adapter_source=body.string("adapter_source") or None,
+        adapter=read_adapter_fields(body),
         sampling=sampling,
         seed=body.integer("seed"),
         n=n or 1,

@@ -74,6 +74,7 @@ def _native_body(*, has_stream: bool = False) -> Schema:
     counts = ("max_new_tokens", "best_of", "truncate", "return_k_alternatives")
     parameters = {
         **texts,
+        "merged_adapters": {"type": ["object", "null"]},
         **{name: _nullable("integer") for name in counts},
         **{name: _nullable("boolean") for name in flags},
         **_sampling(),
@@ -84,7 +85,8 @@ def _native_body(*, has_stream: bool = False) -> Schema:
 
 def _openai_common() -> Schema:
     return {
-        **{name: _nullable("string") for name in ("model", "adapter_id", "adapter_source", "user")},
+        **{name: _nullable("string") for name in ("model", "adapter_id", "adapter_source", "api_token", "user")},
+        "merged_adapters": {"type": ["object", "null"]},
         **{name: _nullable("integer") for name in ("max_tokens", "n")},
         "stream": _nullable("boolean"),
         "stream_options": {"type": ["object", "null"]},

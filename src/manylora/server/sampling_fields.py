@@ -80,12 +80,3 @@ def refuse_response_format(fields: Fields) -> None:
     kind = form.string("type")
     if kind is None or kind.lower() != "text":
         raise not_built("response_format")
-
-
-def refuse_merge(fields: Fields) -> None:
-    """Merged adapters are not built; the rule that they exclude `adapter_id` is told first."""
-    if fields.child("merged_adapters") is None:
-        return
-    if fields.string("adapter_id"):
-        raise InvalidParameter("at most one of `adapter_id` or `adapters` may be provided", parameter="adapter_id")
-    raise not_built("merged_adapters")

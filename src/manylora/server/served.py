@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from manylora.adapter_ref import SourceName
+
 BASE_ALIAS = "__base_model__"
 
 
@@ -20,6 +22,8 @@ class ServedModel:
     max_running       most sequences in one step
     aliases           other names of the base model
     adapter_roots     directories whose sub-directories are adapters
+    adapter_sources   where adapters may come from
+    default_source    where a name goes that no source is given with, and that no local adapter has
     created_s         seconds since 1970, for `/v1/models`
     """
 
@@ -34,6 +38,8 @@ class ServedModel:
     max_running: int = 64
     aliases: tuple[str, ...] = ()
     adapter_roots: tuple[str, ...] = ()
+    adapter_sources: tuple[SourceName, ...] = (SourceName.LOCAL,)
+    default_source: SourceName = SourceName.LOCAL
     created_s: int = 0
 
     @property

@@ -1,0 +1,95 @@
+"""A TCP proxy that can be slow, cut, stuck or down: sources of adapters are measured and tested behind it."""
+
+import asyncio
+import socket
+import threading
+
+READ_BYTES = 1 << 14
+STUCK_POLL_S = 0.02
+
+
+class Proxy:
+    """A TCP proxy in front of one port. What it does to connections may be changed at any time.
+
+    delay_s          before a connection's first byte goes on to the server
+    bytes_per_s      of each connection, towards the client; 0: as fast as it goes
+    cut_after        bytes towards the client after which a connection is reset; 0: never
+    is_down          connections are closed as soon as they are made or used
+    is_stuck         connections are kept, and nothing is passed on
+    """
+
+    def __init__(self, target_port: int) -> None:
+        self.delay_s = 0.0
+        self.bytes_per_s = 0
+        self.cut_after = 0
+        self.is_down = False
+        self.is_stuck = False
+        self.num_connections = 0
+        self.bytes_sent = 0
+        self._target_port = target_port
+        self._loop = asyncio.new_event_loop()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._is_serving = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        self._is_serving.wait()
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        server = self._loop.run_until_complete(asyncio.start_server(self._serve, sock=self._listener))
+        self._is_serving.set()
+        self._loop.run_forever()
+        server.close()
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.num_connections += 1
+        others: list[asyncio.StreamWriter] = [writer]
+        try:
+            if self.is_down:
+                return
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+            others.append(up_writer)
+            await asyncio.gather(self._up(reader, up_writer), self._down(up_reader, writer))
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            for each in others:
+                each.transport.abort()
+
+    async def _unstuck(self) -> None:
+        while self.is_stuck:  # noqa: ASYNC110 - set by another thread, which has no event of this loop
+            await asyncio.sleep(STUCK_POLL_S)
+
+    async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(READ_BYTES):
+            await asyncio.sleep(self.delay_s)
+            await self._unstuck()
+            if self.is_down:
+                raise ConnectionResetError
+            writer.write(data)
+            await writer.drain()
+        writer.write_eof()
+
+    async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sent = 0
+        while data := await reader.read(READ_BYTES):
+            await self._unstuck()
+            if self.bytes_per_s:
+                await asyncio.sleep(len(data) / self.bytes_per_s)
+            writer.write(data)
+            await writer.drain()
+            sent += len(data)
+            self.bytes_sent += len(data)
+            if self.cut_after and sent >= self.cut_after:
+                raise ConnectionResetError
+        writer.write_eof()
