@@ -100,6 +100,17 @@ def limits(records: Mapping[str, Record]) -> str:
             "([why](decisions/int8.md)): 1.58 is the most that many rows can gain; few rows gain what half the bytes "
             f"save. The linear layers alone: {said}. Attention, adapters, the edge and the client gain nothing.",
         ]
+    if {"catalogue", "catalogue-packed"} <= records.keys():
+        first, later = (
+            records[name]["throughput of 1000 ÷ 32"]["median"] for name in ("catalogue", "catalogue-packed")
+        )
+        few = records["catalogue-packed"]["tokens_per_s"]["32"]
+        lines += [
+            f"- **A catalogue (S6).** With first loads {first:.2f} of 32 adapters, without them {later:.2f}: the "
+            "difference is check and pack, which share two processors with the engine. The 32 adapters it is compared "
+            f"with themselves ranged from {few['min']:.0f} to {few['max']:.0f} tokens/s over the rounds, so that 0.97 "
+            "cannot be told from what was found without more rounds.",
+        ]
     if "profile" in records:
         steps = {step["name"]: step for step in records["profile"]["results"]}
         one, many = steps["1 row"]["host_ms"], steps["32 rows"]["host_ms"]
