@@ -15,6 +15,7 @@ from manylora.config import Config, cache_dir, enabled_sources
 from manylora.engine.batch import BatchBuilder
 from manylora.engine.blocks import BlockPool
 from manylora.engine.engine import AdapterPins, Engine, EngineLimits
+from manylora.engine.lending import KvLender
 from manylora.engine.runner import Runner
 from manylora.engine.scheduler import Scheduler, StepLimits
 from manylora.kernels.interface import Kernels, Projection
@@ -101,11 +102,14 @@ def wire_engine(
         kv_heads=spec.kv_heads,
         head_dim=spec.head_dim,
     )
-    pins = AdapterPins(store)
+    pool = BlockPool(plan.kv_blocks, plan.block_size, prefix_cache=limits.prefix_cache)
+    lender = KvLender(pool, kv, kept_blocks=-(-plan.max_model_len // plan.block_size))
+    store.borrow_from(lender)
+    pins = AdapterPins(store, lender)
     builder = BatchBuilder(kernels, max_rows=limits.max_step_tokens, block_size=plan.block_size)
     return Engine(
         scheduler=Scheduler(
-            BlockPool(plan.kv_blocks, plan.block_size, prefix_cache=limits.prefix_cache),
+            pool,
             _step_limits(config, kernels),
             pins,
         ),

@@ -139,6 +139,13 @@ MANYLORA_METRICS = (
         stat="kv_blocks_used",
     ),
     Metric(
+        name="manylora_kv_blocks_lent",
+        kind=MetricKind.GAUGE,
+        unit="blocks",
+        help="KV blocks whose memory holds adapters for now",
+        stat="kv_blocks_lent",
+    ),
+    Metric(
         name="manylora_kv_blocks_cached",
         kind=MetricKind.GAUGE,
         unit="blocks",

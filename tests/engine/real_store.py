@@ -1,5 +1,7 @@
 """The simulated engine with the real adapter store, on loaders whose time is the test's."""
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ from manylora.adapters.store import Store
 from manylora.adapters.tiers import DiskTier
 from manylora.clock import ManualClock
 from manylora.config import AdaptersConfig
+from manylora.engine.blocks import BlockPool
 from manylora.engine.events import StepEvents
+from manylora.engine.lending import KvLender
 from manylora.ids import Digest
 from tests.adapters.making import TINY
 from tests.adapters.pretend import FakeSource, facts_of, num_rows
@@ -20,10 +24,25 @@ from tests.engine.simulation import World
 STEP_S = 0.02
 
 
+@dataclass
+class SimulatedKv:
+    """A KV cache without keys and values."""
+
+    num_blocks: int
+    block_size: int
+    num_bytes: int
+
+    def discard(self, first: int, stop: int) -> bool:
+        return True
+
+
 class StoredWorld(World):
     """Loads end at the next step; a read ends `read_s` after it began. A step takes `STEP_S`."""
 
-    def __init__(self, folder: Path, *, bank_bytes: int, read_s: float = 0.0, **world: Any) -> None:
+    def __init__(
+        self, folder: Path, *, bank_bytes: int, read_s: float = 0.0, lent_block_bytes: int = 0, **world: Any
+    ) -> None:
+        """With `lent_block_bytes`, so large are the KV blocks, and idle ones are lent to the bank."""
         self.ingest, self.reader = ManualIngest(), ManualReader()
         self.bank = CpuBank(bank_bytes)
         clock = ManualClock()
@@ -42,7 +61,15 @@ class StoredWorld(World):
         self._facts: dict[Digest, tuple[str, ImageFacts]] = {}
         self._reading_since_s: dict[Digest, float] = {}
         self.num_reads = 0
+        if lent_block_bytes:
+            world["open_lender"] = partial(self._open_lender, lent_block_bytes, world["max_model_len"])
         super().__init__(store=self.adapters, clock=clock, **world)
+
+    def _open_lender(self, block_bytes: int, max_model_len: int, pool: BlockPool) -> KvLender:
+        kv = SimulatedKv(pool.num_blocks, pool.block_size, pool.num_blocks * block_bytes)
+        lender = KvLender(pool, kv, kept_blocks=-(-max_model_len // pool.block_size))
+        self.adapters.borrow_from(lender)
+        return lender
 
     def step(self) -> StepEvents:
         self._turn_loaders()

@@ -8,7 +8,7 @@ any change of batch must not change it.
 
 import itertools
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +20,7 @@ from manylora.engine.adapter_port import AdapterState, AdapterStore, StoreStats
 from manylora.engine.blocks import BlockPool
 from manylora.engine.engine import AdapterPins, Engine, EngineLimits
 from manylora.engine.events import Finished, FinishReason, StepEvents
+from manylora.engine.lending import KvLender
 from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.engine.sampler import Drawn
 from manylora.engine.scheduler import Plan, Scheduler, StepLimits
@@ -174,6 +175,9 @@ class SimulatedStore:
     def begun(self) -> list[tuple[AdapterRef, int]]:
         return []
 
+    def give_back(self, num_bytes: int) -> bool:
+        return False  # nothing was lent
+
     def close(self) -> None:
         self.loading.clear()
 
@@ -208,12 +212,14 @@ class World:
         clock: ManualClock | None = None,
         guess_tokens: int = 0,
         guess_width: int = 4,
+        max_model_len: int = 4096,
+        open_lender: Callable[[BlockPool], KvLender] | None = None,
     ) -> None:
         self.clock = clock or ManualClock()
         self.store = store or SimulatedStore()
         self.pool = BlockPool(num_blocks, block_size, prefix_cache=prefix_cache)
         self.runner = SimulatedRunner(block_size)
-        pins = AdapterPins(self.store)
+        pins = AdapterPins(self.store, open_lender and open_lender(self.pool))
         limits = StepLimits(
             max_rows=max_rows, max_running=max_running, guess_tokens=guess_tokens, guess_width=guess_width
         )
@@ -224,7 +230,7 @@ class World:
             store=self.store,
             pins=pins,
             clock=self.clock,
-            limits=EngineLimits(max_model_len=4096, vocab=VOCAB, max_waiting=max_waiting, max_queue_s=1e9),
+            limits=EngineLimits(max_model_len=max_model_len, vocab=VOCAB, max_waiting=max_waiting, max_queue_s=1e9),
             end_of_sequence=(),
             open_text=_no_text,
         )

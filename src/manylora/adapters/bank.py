@@ -38,6 +38,9 @@ class Bank(Protocol):
     ) -> bool:
         """Make room for an adapter about to be read. False, and nothing evicted, if pins or `keep` leave too little."""
 
+    def resize(self, total_bytes: int, evict: Callable[[Digest], None], keep: Container[Digest] = ()) -> bool:
+        """Change the budget. False, and nothing changed, if pins and `keep` do not fit a smaller one."""
+
     def place(self, image: HostImage) -> None:
         """Fill a reservation."""
 
@@ -50,6 +53,16 @@ class Bank(Protocol):
     def unpin(self, digest: Digest, *, was_used: bool = True) -> None: ...
 
     def is_pinned(self, digest: Digest) -> bool: ...
+
+
+class Lender(Protocol):
+    """Whoever has memory of the device that is idle for now."""
+
+    def lend(self, num_bytes: int, *, drop_cached: bool) -> int:
+        """Return how many bytes are lent, at least `num_bytes`, or 0 if too little is idle.
+
+        `drop_cached` says whether what the lender only keeps in case it is of use again may go for it.
+        """
 
 
 class CpuBank:
@@ -79,11 +92,20 @@ class CpuBank:
     def reserve(
         self, digest: Digest, num_bytes: int, evict: Callable[[Digest], None], keep: Container[Digest] = ()
     ) -> bool:
+        return self._host.reserve(digest, num_bytes, self._displacing(evict), keep)
+
+    def resize(self, total_bytes: int, evict: Callable[[Digest], None], keep: Container[Digest] = ()) -> bool:
+        if not self._host.resize(total_bytes, self._displacing(evict), keep):
+            return False
+        self.total_bytes = total_bytes
+        return True
+
+    def _displacing(self, evict: Callable[[Digest], None]) -> Callable[[Digest], None]:
         def displace(victim: Digest) -> None:
             self._rows -= self._placed.pop(victim)[1]
             evict(victim)
 
-        return self._host.reserve(digest, num_bytes, displace, keep)
+        return displace
 
     def place(self, image: HostImage) -> None:
         dtype = TORCH_DTYPES[image.facts.dtype]

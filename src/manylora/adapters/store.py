@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterState, StoreStats
-from manylora.adapters.bank import Bank, CpuBank
+from manylora.adapters.bank import Bank, CpuBank, Lender
 from manylora.adapters.base_shape import BaseShape
 from manylora.adapters.image import largest_file_bytes
 from manylora.adapters.jobs import (
@@ -141,6 +141,8 @@ class Store:
         self._reads: set[Digest] = set()
         self._fresh: dict[Digest, float] = {}  # placed, with the time, and not pinned yet
         self._begun: list[tuple[AdapterRef, int]] = []
+        self._lender: Lender | None = None
+        self._own_bytes = bank.total_bytes  # of the bank, without what was lent to it
         self._turn = 0
         self._next_job = 0
         self._loads = self._failures = self._evictions = 0
@@ -218,6 +220,16 @@ class Store:
     def begun(self) -> "list[tuple[AdapterRef, int]]":
         """What the last `poll` began for a wish: loads by the bytes of their file, reads by those of their image."""
         return list(self._begun)
+
+    def borrow_from(self, lender: Lender) -> None:
+        """From now on, the bank may grow into memory that is idle elsewhere, until `give_back` is called."""
+        self._lender = lender
+
+    def give_back(self, num_bytes: int) -> bool:
+        """Evict idle adapters until so many of the lent bytes are free, and give them back; False if it cannot."""
+        left_bytes = self._bank.total_bytes - num_bytes
+        assert left_bytes >= self._own_bytes, "more was given back than was lent"
+        return self._bank.resize(left_bytes, self._count_eviction, self._fresh.keys())
 
     def stats(self) -> StoreStats:
         return StoreStats(
@@ -494,11 +506,11 @@ class Store:
             return
         facts = self._disk.facts(digest)
         assert facts is not None  # `_advance` has looked
-        if facts.body_bytes > self._bank.total_bytes:
+        if facts.body_bytes > self._own_bytes:  # what is lent may be called back while a sequence waits for it
             refuse = Refusals(name.ref.id, name.ref.source, self._shape.name)
-            self._fail(name, refuse.too_large(facts.body_bytes, self._bank.total_bytes), now_s)
+            self._fail(name, refuse.too_large(facts.body_bytes, self._own_bytes), now_s)
             return
-        if self._bank.reserve(digest, facts.body_bytes, self._count_eviction, self._spared(name, now_s)):
+        if self._reserve(digest, facts.body_bytes, self._spared(name, now_s)):
             self._reads.add(digest)
             self._disk.pin(digest)
             self._reader.submit(digest, self._disk.path(digest))
@@ -506,6 +518,21 @@ class Store:
             name.since_s = now_s
         else:
             name.lacks_room = True
+
+    def _reserve(self, digest: Digest, num_bytes: int, spared: set[Digest]) -> bool:
+        """Make room on the device: idle memory first, then idle adapters, then what is cached in lent memory."""
+        self._borrow(num_bytes, drop_cached=False)
+        if self._bank.reserve(digest, num_bytes, self._count_eviction, spared):
+            return True
+        self._borrow(num_bytes, drop_cached=True)
+        return self._bank.reserve(digest, num_bytes, self._count_eviction, spared)
+
+    def _borrow(self, num_bytes: int, *, drop_cached: bool) -> None:
+        """Let the bank grow by what it lacks to take so many bytes, if that is to be had."""
+        short_bytes = self._bank.used_bytes + num_bytes - self._bank.total_bytes
+        if short_bytes > 0 and self._lender is not None:
+            lent_bytes = self._lender.lend(short_bytes, drop_cached=drop_cached)
+            self._bank.resize(self._bank.total_bytes + lent_bytes, self._count_eviction)
 
     def _end_read(self, read: ReadImage) -> None:
         self._reads.discard(read.digest)

@@ -84,6 +84,17 @@ class Shelf(Generic[Key]):
         self.used_bytes += num_bytes
         return True
 
+    def resize(self, budget_bytes: int, evict: Callable[[Key], None], keep: Container[Key] = ()) -> bool:
+        """Change the budget. False, and nothing changed, if what is pinned or in `keep` does not fit a smaller one."""
+        victims = self._victims(self.used_bytes - budget_bytes, keep)
+        if victims is None:
+            return False
+        for victim in victims:
+            self.remove(victim)
+            evict(victim)
+        self.budget_bytes = budget_bytes
+        return True
+
     def pin(self, key: Key) -> None:
         entry = self._entries[key]
         entry.pins += 1
@@ -159,6 +170,15 @@ class HostTier:
             evict(victim)
 
         return self.shelf.reserve(digest, num_bytes, forget, keep)
+
+    def resize(self, budget_bytes: int, evict: Callable[[Digest], None], keep: Container[Digest] = ()) -> bool:
+        """Change the budget; False, and nothing changed, if what is pinned or kept does not fit a smaller one."""
+
+        def forget(victim: Digest) -> None:
+            self._images.pop(victim, None)
+            evict(victim)
+
+        return self.shelf.resize(budget_bytes, forget, keep)
 
     def put(self, image: HostImage) -> None:
         """Fill a reservation."""

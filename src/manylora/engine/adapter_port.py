@@ -45,6 +45,12 @@ class AdapterStore(Protocol):
     def begun(self) -> list[tuple[AdapterRef, int]]:
         """What the last `poll` began to load for somebody, with its bytes: whoever waits for it is charged for them."""
 
+    def give_back(self, num_bytes: int) -> bool:
+        """Evict idle adapters until so many of the bytes that the KV cache has lent are free, and give them back.
+
+        False, and nothing is evicted, if what is in use leaves too little.
+        """
+
     def stats(self) -> StoreStats: ...
 
     def close(self) -> None:

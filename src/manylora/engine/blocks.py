@@ -26,14 +26,16 @@ def next_key(parent: PrefixKey, tokens: "np.ndarray[tuple[int], np.dtype[np.int6
 class BlockPool:
     """Reference-counted blocks with a prefix cache over the unreferenced ones.
 
-    A block is *held* (references > 0) or *free*. A free block may still be *cached*: its content stays findable by its
-    key until the block is given to someone else, least recently freed first. Held blocks can be cached as well.
-    Invariant (`check`): held + free == num_blocks, and every cached key names a block whose key it is.
+    A block is *held* (references > 0), *free*, or *lent*: out of the pool, while its memory is used for something else.
+    A free block may still be *cached*: its content stays findable by its key until the block is given to someone else,
+    least recently freed first. Held blocks can be cached as well.
+    Invariant (`check`): held + free + lent == num_blocks, and every cached key names a block whose key it is.
     """
 
     def __init__(self, num_blocks: int, block_size: int, *, prefix_cache: bool = True) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.num_lent = 0  # the last ones, so that what is lent is one stretch of memory
         self._prefix_cache = prefix_cache
         self._references = [0] * num_blocks
         self._keys: list[PrefixKey | None] = [None] * num_blocks
@@ -100,11 +102,38 @@ class BlockPool:
             self._by_key[key] = block
             self._keys[block] = key
 
+    def lend(self, count: int, *, drop_cached: bool) -> range | None:
+        """Take the last `count` blocks of the pool out of it. None (and change nothing) if one of them is held.
+
+        Nor is one lent that is cached, unless `drop_cached` says that its content may be forgotten.
+        """
+        stop = self.num_blocks - self.num_lent
+        blocks = range(stop - count, stop)
+        if count > stop or any(
+            self._references[block] > 0 or (self._keys[block] is not None and not drop_cached) for block in blocks
+        ):
+            return None
+        for block in blocks:
+            self._forget(block)
+            del self._free[block]
+        self.num_lent += count
+        return blocks
+
+    def take_back(self, count: int) -> None:
+        """Put the `count` blocks that were lent last into the pool again; they are the first to be given away."""
+        first = self.num_blocks - self.num_lent
+        for block in reversed(range(first, first + count)):
+            self._free[block] = None
+            self._free.move_to_end(block, last=False)
+        self.num_lent -= count
+
     def check(self) -> None:
         """Raise AssertionError if a block was lost or counted twice; for tests and for an idle engine."""
         held = sum(1 for references in self._references if references > 0)
         assert min(self._references, default=0) >= 0, "a block was released more often than held"
-        assert held + len(self._free) == self.num_blocks, f"{held} held + {len(self._free)} free != {self.num_blocks}"
+        counted = held + len(self._free) + self.num_lent
+        assert counted == self.num_blocks, f"{held} held + {len(self._free)} free + {self.num_lent} lent != all"
+        assert all(block < self.num_blocks - self.num_lent for block in self._free), "a lent block is free"
         assert all(self._references[block] == 0 for block in self._free), "a free block is held"
         assert all(self._keys[block] == key for key, block in self._by_key.items()), "a cached key names another block"
 

@@ -19,6 +19,7 @@ from manylora.engine.events import (
     StepEvents,
     TokenEvent,
 )
+from manylora.engine.lending import KvLender
 from manylora.engine.penalties import Penalties
 from manylora.engine.request import Request
 from manylora.engine.runner import Runner
@@ -63,8 +64,9 @@ class EngineLimits:
 class AdapterPins:
     """The scheduler's `AdapterGate` over the real store: pins a version and fixes the prefix root with it."""
 
-    def __init__(self, store: AdapterStore) -> None:
+    def __init__(self, store: AdapterStore, lender: KvLender | None = None) -> None:
         self._store = store
+        self._lender = lender
 
     def pin(self, sequence: Sequence) -> bool:
         request = sequence.request
@@ -84,6 +86,9 @@ class AdapterPins:
         if sequence.placed is not None:
             self._store.unpin(sequence.placed, was_used=sequence.first_run_s is not None)
         sequence.forget_version()
+
+    def reclaim(self, blocks: int) -> bool:
+        return self._lender is not None and self._lender.take_back(blocks, self._store.give_back)
 
 
 class Engine:
@@ -191,8 +196,9 @@ class Engine:
             loading=len(self._loading),
             running=len(self._scheduler.running),
             kv_blocks_total=pool.num_blocks,
-            kv_blocks_used=pool.num_blocks - pool.num_free,
+            kv_blocks_used=pool.num_blocks - pool.num_free - pool.num_lent,
             kv_blocks_cached=pool.num_cached,
+            kv_blocks_lent=pool.num_lent,
             bank_bytes_total=store.bank_bytes_total,
             bank_bytes_used=store.bank_bytes_used,
             adapters_on_device=store.on_device,
@@ -218,7 +224,8 @@ class Engine:
         """Raise AssertionError if something was lost or leaked; for tests and for an idle engine."""
         self._scheduler.pool.check()
         if not self.has_work:
-            assert self._scheduler.pool.num_free == self._scheduler.pool.num_blocks, "an idle engine holds blocks"
+            pool = self._scheduler.pool
+            assert pool.num_free + pool.num_lent == pool.num_blocks, "an idle engine holds blocks"
             assert not +self._wanted, "an idle engine wants adapters"
             assert not self._scheduler.running, "an idle engine runs sequences"
 

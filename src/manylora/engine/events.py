@@ -105,6 +105,7 @@ class EngineStats:
     kv_blocks_total: int
     kv_blocks_used: int
     kv_blocks_cached: int
+    kv_blocks_lent: int
     bank_bytes_total: int
     bank_bytes_used: int
     adapters_on_device: int

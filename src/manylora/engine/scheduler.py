@@ -74,6 +74,9 @@ class AdapterGate(Protocol):
     def unpin(self, sequence: Sequence) -> None:
         """Undo `pin` for a sequence that never ran."""
 
+    def reclaim(self, blocks: int) -> bool:
+        """Bring so many blocks back that were lent to adapters; False if adapters in use keep too many of them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepLimits:
@@ -192,7 +195,7 @@ class Scheduler:
         for sequence in short:
             while sequence.request.id in self.running:
                 missing = self._blocks_for(len(sequence.tokens)) - len(sequence.blocks)
-                blocks = self.pool.allocate(missing)
+                blocks = self._allocate(missing)
                 if blocks is not None:
                     sequence.add_blocks(blocks)
                     break
@@ -201,6 +204,11 @@ class Scheduler:
                 self._preempt(victim)
                 preempted.append(victim.request.id)
         return preempted
+
+    def _allocate(self, count: int) -> list[int] | None:
+        """Blocks of the pool; where they are too few, those that idle adapters lie in."""
+        short = count - self.pool.num_free
+        return None if short > 0 and not self._gate.reclaim(short) else self.pool.allocate(count)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Free a sequence's blocks and put it at the head of its flow's queue; it keeps its adapter pinned."""
@@ -295,7 +303,8 @@ class Scheduler:
         keys = sequence.prefix_keys((len(sequence.tokens) - 1) // size, size)
         reused = self.pool.match(keys)
         missing = self._blocks_for(len(sequence.tokens)) - len(reused)
-        if self.pool.free_after_holding(reused) < missing:
+        short = missing - self.pool.free_after_holding(reused)
+        if short > 0 and not self._gate.reclaim(short):
             return False
         self.pool.hold(reused)
         fresh = self.pool.allocate(missing)

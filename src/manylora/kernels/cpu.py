@@ -183,14 +183,27 @@ class CpuKv:
     num_blocks: int
     block_size: int
     num_bytes: int
+    num_layers: int
     keys: Tensor
     values: Tensor
     layout: KvLayout
     address: int
+    free_pages: Callable[[int, int], int]
+    """The native `ml_discard`: an address and a number of bytes."""
 
     @property
     def head_dim(self) -> int:
         return cast(int, self.layout.head_dim)
+
+    def discard(self, first: int, stop: int) -> bool:
+        """The blocks are one stretch of memory in each layer; a page shared with a block outside is kept."""
+        is_able = True
+        for part in (self.keys, self.values):
+            layers = part.view(-1, self.num_blocks, part.numel() // self.num_layers // self.num_blocks)
+            for layer in layers:
+                stretch = layer[first:stop]
+                is_able = is_able and bool(self.free_pages(stretch.data_ptr(), stretch.nbytes))
+        return is_able
 
 
 class CpuKernels:
@@ -317,7 +330,17 @@ class CpuKernels:
         layout.keys, layout.values = keys.data_ptr(), values.data_ptr()
         for part in (keys, values):
             self._functions.ml_advise_huge(part.data_ptr(), part.nbytes)
-        return CpuKv(num_blocks, block_size, keys.nbytes + values.nbytes, keys, values, layout, address)
+        return CpuKv(
+            num_blocks,
+            block_size,
+            keys.nbytes + values.nbytes,
+            layers,
+            keys,
+            values,
+            layout,
+            address,
+            self._functions.ml_discard,
+        )
 
     def kv_block_bytes(self, *, layers: int, block_size: int, kv_heads: int, head_dim: int) -> int:
         layout = KvLayout(0, 0, 1, block_size, kv_heads, head_dim)

@@ -130,6 +130,12 @@ class KvCache(Protocol):
     block_size: int
     num_bytes: int
 
+    def discard(self, first: int, stop: int) -> bool:
+        """Give the memory of blocks `[first, stop)` back to the system until they are written again.
+
+        Their content is lost. False if this back end keeps the memory of all blocks; nothing has happened then.
+        """
+
 
 Rows = TypeVar("Rows")
 """What the operations of a forward pass on: a (rows, width) tensor, or what stands for one while it is recorded."""

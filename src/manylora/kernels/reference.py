@@ -35,6 +35,9 @@ class ReferenceKv:
     keys: Tensor
     values: Tensor
 
+    def discard(self, first: int, stop: int) -> bool:
+        return False
+
 
 class ReferenceKernels:
     """Every operation as its definition reads; arithmetic in float32 whatever the storage dtypes.

@@ -162,4 +162,19 @@ void ml_advise_huge(void* data, int64_t bytes) {
 #endif
 }
 
+// Gives the whole pages inside a stretch of anonymous memory back to the system; they read as zeros from then on.
+// Returns whether the system knows how to. Pages that the stretch shares with its neighbours stay.
+int ml_discard(void* data, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_DONTNEED)
+    constexpr uintptr_t PAGE = 4096;
+    uintptr_t first = (reinterpret_cast<uintptr_t>(data) + PAGE - 1) / PAGE * PAGE;
+    uintptr_t last = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / PAGE * PAGE;
+    if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+    return 1;
+#else
+    (void)data, (void)bytes;
+    return 0;
+#endif
+}
+
 }  // extern "C"
