@@ -1,6 +1,6 @@
-"""Where an adapter's weights are, and what the store holds: words the engine and the adapter store share."""
+"""Where an adapter's weights are, what the store holds and what it can be told: words the store shares with others."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -15,11 +15,83 @@ class AdapterState(StrEnum):
     FAILED = "failed"
 
 
+class AdapterAction(StrEnum):
+    """What an operator may do to one adapter. Each begins at once; how far it is shows in `AdapterInfo`.
+
+    PRELOAD  bring it to the device, without anyone waiting for it
+    PIN      keep its current version on the device until UNPIN, whoever uses it
+    EVICT    take it off the device and off the disk, unless it is in use
+    DELETE   take the name away at once; what runs goes on, then no byte of the weights is left in any tier
+    VERIFY   read its packed image again and compare it with its checksum
+    """
+
+    PRELOAD = "preload"
+    PIN = "pin"
+    UNPIN = "unpin"
+    EVICT = "evict"
+    DELETE = "delete"
+    VERIFY = "verify"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterInfo:
+    """One named adapter as an operator sees it.
+
+    digest        of the version that requests get now; empty until it is known
+    rank          the largest of its modules; 0 until it is known
+    num_bytes     of its packed image, in whatever tier; 0 until it is known
+    pins          requests that hold it on the device now
+    is_pinned     an operator, or the configuration, keeps it on the device
+    is_deleted    its name is taken away, and requests that run still hold it
+    hits          how often a request was given a place of it
+    last_use_s    seconds since the last of these ended or began; None if there was none
+    stage_ms      how long each stage of its last load took
+    error         why it cannot be served now; empty if nothing is known against it
+    is_verified   what the last VERIFY found; None before the first, and while one is under way
+    """
+
+    id: str
+    source: str
+    state: AdapterState
+    digest: str = ""
+    rank: int = 0
+    num_bytes: int = 0
+    pins: int = 0
+    is_pinned: bool = False
+    is_deleted: bool = False
+    hits: int = 0
+    last_use_s: float | None = None
+    stage_ms: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+    is_verified: bool | None = None
+
+
+LOAD_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Upper bounds of the buckets that loads are counted in by their time; one more bucket has the longer ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadTimes:
+    """How long loads from one source into one tier took.
+
+    tier    the one they were brought to: `disk` (fetched, checked and packed) or `device` (read)
+    counts  loads in each bucket of `LOAD_BUCKETS_S`, and in the one above
+    """
+
+    source: str
+    tier: str
+    counts: tuple[int, ...]
+    total_s: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreStats:
     """Gauges and totals of the store; bytes are true bytes of packed images.
 
     On a CPU host memory and device are one tier: images there are counted in `bank_bytes_used` and `on_device` only.
+    loaded_bytes    total brought to the device; `reloaded_bytes` of them had been there within the last minute
+    evictions       from the device; `disk_evictions` from the disk tier
+    load_times      one entry for each source and tier that anything was loaded from and to
     """
 
     bank_bytes_total: int
@@ -29,6 +101,11 @@ class StoreStats:
     on_device: int
     in_host: int
     on_disk: int
+    pinned: int = 0
     loads: int
     failures: int
     evictions: int
+    disk_evictions: int = 0
+    loaded_bytes: int = 0
+    reloaded_bytes: int = 0
+    load_times: tuple[LoadTimes, ...] = ()

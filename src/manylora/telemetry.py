@@ -14,7 +14,7 @@ class MetricKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """One family. `stat` names the field of `EngineStats` it is read from, if it is one."""
+    """One family. `stat` is the path of the field of `EngineStats` it is read from, if it is one."""
 
     name: str
     kind: MetricKind
@@ -157,35 +157,35 @@ MANYLORA_METRICS = (
         kind=MetricKind.GAUGE,
         unit="bytes",
         help="Size of the adapter bank",
-        stat="bank_bytes_total",
+        stat="adapters.bank_bytes_total",
     ),
     Metric(
         name="manylora_bank_bytes_used",
         kind=MetricKind.GAUGE,
         unit="bytes",
         help="Bytes of the bank holding adapters",
-        stat="bank_bytes_used",
+        stat="adapters.bank_bytes_used",
     ),
     Metric(
         name="manylora_adapters_on_device",
         kind=MetricKind.GAUGE,
         unit="adapters",
         help="Adapters on the device",
-        stat="adapters_on_device",
+        stat="adapters.on_device",
     ),
     Metric(
         name="manylora_adapters_in_host",
         kind=MetricKind.GAUGE,
         unit="adapters",
         help="Adapters in host memory",
-        stat="adapters_in_host",
+        stat="adapters.in_host",
     ),
     Metric(
         name="manylora_adapters_on_disk",
         kind=MetricKind.GAUGE,
         unit="adapters",
         help="Packed adapters on disk",
-        stat="adapters_on_disk",
+        stat="adapters.on_disk",
     ),
     Metric(
         name="manylora_preemptions",
@@ -213,21 +213,21 @@ MANYLORA_METRICS = (
         kind=MetricKind.COUNTER,
         unit="loads",
         help="Adapter loads that succeeded",
-        stat="adapter_loads",
+        stat="adapters.loads",
     ),
     Metric(
         name="manylora_adapter_failures",
         kind=MetricKind.COUNTER,
         unit="loads",
         help="Adapter loads that failed",
-        stat="adapter_failures",
+        stat="adapters.failures",
     ),
     Metric(
         name="manylora_adapter_evictions",
         kind=MetricKind.COUNTER,
         unit="adapters",
         help="Adapters evicted from the device",
-        stat="adapter_evictions",
+        stat="adapters.evictions",
     ),
 )
 

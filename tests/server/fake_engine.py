@@ -8,8 +8,10 @@ Adapters: `fail-<ErrorClass>` fails with that class of errors.py; `missing…` i
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from manylora.adapter_ref import AdapterRef
+from manylora.adapter_state import StoreStats
 from manylora.clock import SystemClock
 from manylora.config import Config
 from manylora.engine.events import (
@@ -108,7 +110,19 @@ class FakeEngine:
 
     def stats(self) -> EngineStats:
         waiting = sum("WAIT" in live.prompt for live in self.live.values())
-        zeros = dict.fromkeys(EngineStats.__dataclass_fields__, 0)
+        zeros: dict[str, Any] = dict.fromkeys(EngineStats.__dataclass_fields__, 0)
+        zeros["adapters"] = StoreStats(
+            bank_bytes_total=0,
+            bank_bytes_used=0,
+            host_bytes_used=0,
+            disk_bytes_used=0,
+            on_device=0,
+            in_host=0,
+            on_disk=0,
+            loads=0,
+            failures=0,
+            evictions=0,
+        )
         own = {"waiting": waiting, "running": len(self.live) - waiting, "steps": self._steps}
         return EngineStats(**{**zeros, **own, "completion_tokens": self._completion_tokens})
 

@@ -190,7 +190,7 @@ class Engine:
         self._store.close()
 
     def stats(self) -> EngineStats:
-        pool, store, totals = self._scheduler.pool, self._store.stats(), self._totals
+        pool, totals = self._scheduler.pool, self._totals
         return EngineStats(
             waiting=self._scheduler.num_waiting,
             loading=len(self._loading),
@@ -199,11 +199,6 @@ class Engine:
             kv_blocks_used=pool.num_blocks - pool.num_free - pool.num_lent,
             kv_blocks_cached=pool.num_cached,
             kv_blocks_lent=pool.num_lent,
-            bank_bytes_total=store.bank_bytes_total,
-            bank_bytes_used=store.bank_bytes_used,
-            adapters_on_device=store.on_device,
-            adapters_in_host=store.in_host,
-            adapters_on_disk=store.on_disk,
             steps=totals["steps"],
             preemptions=totals["preemptions"],
             prompt_tokens=totals["prompt_tokens"],
@@ -211,9 +206,7 @@ class Engine:
             completion_tokens=totals["completion_tokens"],
             guessed_tokens=totals["guessed_tokens"],
             guessed_right_tokens=totals["guessed_right_tokens"],
-            adapter_loads=store.loads,
-            adapter_failures=store.failures,
-            adapter_evictions=store.evictions,
+            adapters=self._store.stats(),
         )
 
     def start_profile(self) -> Profile | None:

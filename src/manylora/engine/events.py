@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from manylora.adapter_state import StoreStats
 from manylora.ids import Digest, RequestId
 from manylora.usage import Counts
 
@@ -94,9 +95,9 @@ class StepEvents:
 class EngineStats:
     """The engine's state in numbers, for `/info`, `/health` and `/metrics`.
 
-    Gauges: waiting, loading (requests whose adapter is on its way), running, blocks and bytes.
-    Totals since start: steps, preemptions, tokens, tokens guessed and guessed right, adapter loads, failures and
-    evictions.
+    Gauges: waiting, loading (requests whose adapter is on its way), running, blocks.
+    Totals since start: steps, preemptions, tokens, tokens guessed and guessed right.
+    adapters: the store's own numbers.
     """
 
     waiting: int
@@ -106,11 +107,6 @@ class EngineStats:
     kv_blocks_used: int
     kv_blocks_cached: int
     kv_blocks_lent: int
-    bank_bytes_total: int
-    bank_bytes_used: int
-    adapters_on_device: int
-    adapters_in_host: int
-    adapters_on_disk: int
     steps: int
     preemptions: int
     prompt_tokens: int
@@ -118,6 +114,4 @@ class EngineStats:
     completion_tokens: int
     guessed_tokens: int
     guessed_right_tokens: int
-    adapter_loads: int
-    adapter_failures: int
-    adapter_evictions: int
+    adapters: StoreStats

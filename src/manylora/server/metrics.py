@@ -1,6 +1,7 @@
 """Counts what the edge sees and shows it with the engine's numbers, as Prometheus text or as JSON."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client.core import Metric as Family
@@ -144,7 +145,7 @@ class _EngineNumbers(Collector):
         for metric in self._metrics:
             family = Family(metric.name, metric.help, "gauge" if metric.kind is MetricKind.GAUGE else "unknown")
             if self.stats is not None and metric.stat is not None:
-                family.add_sample(metric.name, {}, getattr(self.stats, metric.stat))
+                family.add_sample(metric.name, {}, attrgetter(metric.stat)(self.stats))
             yield family
 
 

@@ -43,5 +43,5 @@ class Pulse:
 def _has_moved(before: EngineStats, after: EngineStats) -> bool:
     if after.running:
         return after.steps > before.steps
-    loads = (before.adapter_loads + before.adapter_failures, after.adapter_loads + after.adapter_failures)
+    loads = (before.adapters.loads + before.adapters.failures, after.adapters.loads + after.adapters.failures)
     return loads[0] != loads[1] or not (after.waiting or after.loading)
