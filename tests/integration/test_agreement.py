@@ -17,8 +17,9 @@ pytestmark = [pytest.mark.base, pytest.mark.slow]
 
 PROMPTS = 100
 TOKENS = 8
-NEAR_TIE = 0.1
-"""Nats. Keys and values in bf16 move a log-probability by some hundredths; the largest margin measured was 0.05."""
+NEAR_TIE = 0.25
+"""Nats. Keys and values in bf16 move a log-probability by a tenth at most: the largest margin measured was 0.17, where
+the reference with its keys and values in bf16 parts from the one in float32 in the same way."""
 
 
 @contextmanager
