@@ -1,7 +1,7 @@
 """The back ends under test, random inputs in their shapes, and how far from the reference each may be."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -10,6 +10,18 @@ from torch import Tensor
 
 from manylora.ids import Digest
 from manylora.kernels.cpu import CpuKernels, NativeLibrary
+from manylora.kernels.extras import (
+    EMBED,
+    EMBED_ROWS,
+    EMBED_VECTORS,
+    HEAD,
+    HEAD_ROWS,
+    HEAD_VECTORS,
+    NONE,
+    NORMS_AT,
+    blank_extras,
+    set_projection_vectors,
+)
 from manylora.kernels.interface import AttentionBatch, Kernels, LoraTarget, PlacedAdapter, RopeTable
 from manylora.kernels.onednn import OneDnnLinear
 from manylora.kernels.reference import ReferenceKernels
@@ -158,3 +170,50 @@ def make_adapter(
             used += 6 + a.numel() + b.numel()
     image = torch.cat([*parts, torch.full((3,), float("nan"))]).to(dtype)
     return PlacedAdapter(Digest(f"{seed:064d}"), image, table)
+
+
+def add_extras(
+    adapter: PlacedAdapter,
+    seed: int,
+    *,
+    hidden: int,
+    vocab: int,
+    outs: dict[tuple[int, int], int],
+    added: int = 3,
+    rank: int = 5,
+) -> PlacedAdapter:
+    """The adapter with every kind of extra: rows of its own, added tokens, LoRA on both ends, gains, biases, norms.
+
+    `outs` has the output width of each (layer, projection) that gets a bias and a gain.
+    """
+    layers = adapter.table.shape[0]
+    extras = blank_extras(layers, vocab + added)
+    dtype, parts = adapter.image.dtype, [adapter.image]
+    align = 64 // dtype.itemsize
+    used = adapter.image.numel()
+
+    def place(part: Tensor) -> int:
+        nonlocal used
+        gap = -used % align
+        parts.extend((torch.full((gap,), float("nan"), dtype=dtype), part.reshape(-1)))
+        used += gap + part.numel()
+        return used - part.numel()
+
+    def drawn(*shape: int, scale: float = 0.3) -> int:
+        return place(random(seed + len(parts), *shape, scale=scale).to(dtype))
+
+    def rows(ids: list[int]) -> tuple[int, int, int]:
+        return place(torch.tensor(ids, dtype=torch.int32).view(dtype)), drawn(len(ids), hidden), len(ids)
+
+    wide = vocab + added
+    extras[HEAD] = drawn(rank, hidden), drawn(rank, wide), rank
+    extras[EMBED] = drawn(wide, rank), drawn(rank, hidden), rank
+    extras[HEAD_ROWS] = rows([1, 7, *range(vocab, wide)])
+    extras[EMBED_ROWS] = rows([0, 7, 9, *range(vocab, wide)])
+    extras[HEAD_VECTORS] = drawn(wide), drawn(wide)
+    extras[EMBED_VECTORS] = NONE, drawn(hidden)
+    for index in range(2 * layers + 1):
+        extras[NORMS_AT + index] = drawn(hidden) if index != 1 else NONE
+    for (layer, projection), out in outs.items():
+        set_projection_vectors(extras, layer, projection, drawn(out), drawn(out))
+    return replace(adapter, image=torch.cat(parts), extras=extras)

@@ -15,7 +15,7 @@ from manylora.kernels.drawing import RULE
 from manylora.kernels.int8 import Int8Linear
 from manylora.kernels.interface import KvCache, LoraSegment, LoraTarget, Operations, Packed, Projection, Rows, StepInput
 from manylora.kernels.program import OPERATIONS
-from tests.kernels.cases import BACK_ENDS, NATIVE, PagedSequences, make_adapter, native, random, rope_table
+from tests.kernels.cases import BACK_ENDS, NATIVE, PagedSequences, add_extras, make_adapter, native, random, rope_table
 
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN, WIDE, VOCAB, LAYERS = 4, 2, 24, 40, 56, 203, 2
 LENGTHS = (40, 23, 65, 9)
@@ -40,7 +40,9 @@ class Block:
 
     def __call__(self, ops: Operations[Rows], step: StepInput, kv: KvCache) -> Rows:
         residual = ops.embed(step.token_ids, self.table)
+        ops.adapt_embedding(residual, step)
         x = ops.norm(residual, self.norm, 1e-5)
+        ops.adapt_norm(x, residual, step.lora, 0, 1e-5)
         for layer in range(LAYERS):
             qkv = ops.linear(x, self.qkv)
             ops.add_lora(qkv, x, step.lora, layer, TARGETS)
@@ -49,7 +51,9 @@ class Block:
             x = ops.add_norm(residual, delta, self.norm, 1e-5)
             x = ops.linear(ops.gated_silu(ops.linear(x, self.up)), self.down)
         taken, last = ops.take_rows(residual, step.logit_rows), ops.take_rows(x, step.logit_rows)
-        return ops.logits(ops.add_norm(taken, last, self.norm, 1e-5), self.table)
+        x = ops.add_norm(taken, last, self.norm, 1e-5)
+        ops.adapt_norm(x, taken, step.lora, 2 * LAYERS, 1e-5, is_sampled=True)
+        return ops.adapt_logits(ops.logits(x, self.table), x, step.lora)
 
 
 @pytest.fixture(params=[*NATIVE, "int8"], scope="module")
@@ -68,17 +72,31 @@ def new_kv(kernels: CpuKernels, paged: PagedSequences) -> KvCache:
 
 
 def make_step(
-    kernels: CpuKernels, paged: PagedSequences, spans: list[tuple[int, int, int]], sampled: list[int], with_lora: bool
+    kernels: CpuKernels,
+    paged: PagedSequences,
+    spans: list[tuple[int, int, int]],
+    sampled: list[int],
+    with_lora: bool,
+    with_extras: bool = False,
 ) -> StepInput:
     batch = paged.batch(spans)
     rows = batch.positions.shape[0]
     adapter = make_adapter(3, ranks=(8, 5), width=HIDDEN, targets=TARGETS, dtype=kernels.lora_dtype)
-    segments = (LoraSegment(rows // 2, rows, adapter),) if with_lora else ()
+    own_ids = torch.arange(rows) % VOCAB
+    first = len([row for row in sampled if row < rows // 2])
+    tail: tuple[LoraSegment, ...] = ()
+    if with_extras:
+        outs = {(layer, int(target.projection)): target.out for layer in range(LAYERS) for target in TARGETS}
+        adapter = add_extras(adapter, 20, hidden=HIDDEN, vocab=VOCAB, outs=outs)
+        own_ids[rows - 1] = VOCAB + 1
+        tail = (LoraSegment(first, len(sampled), adapter),) if first < len(sampled) else ()
+    segments = (LoraSegment(rows // 2, rows, adapter),) if with_lora or with_extras else ()
     return StepInput(
-        token_ids=torch.arange(rows) % VOCAB,
+        token_ids=torch.where(own_ids < VOCAB, own_ids, 0),
+        own_ids=own_ids,
         logit_rows=torch.tensor(sampled, dtype=torch.int64),
         attention=batch,
-        lora=kernels.prepare_lora(segments),
+        lora=kernels.prepare_lora(segments, tail, adapter.vocabulary if tail else 0),
     )
 
 
@@ -100,9 +118,10 @@ def test_a_compiled_forward_has_the_same_bits(pair: tuple[CpuKernels, RunStep, R
             continue
         rows = sum(stop - start for _, start, stop in spans)
         sampled = sorted(data.draw(st.sets(st.integers(0, rows - 1))))
-        step = make_step(kernels, paged, spans, sampled, data.draw(st.booleans()))
+        with_lora, with_extras = data.draw(st.booleans()), data.draw(st.booleans())
+        step = make_step(kernels, paged, spans, sampled, with_lora, with_extras)
         found, expected = compiled(step, ours), plain(step, theirs)
-        assert found.shape == (len(sampled), VOCAB)
+        assert found.shape == (len(sampled), max(VOCAB, step.lora.vocabulary))
         assert torch.equal(found, expected)
 
 
@@ -134,7 +153,7 @@ def test_a_profile_says_where_the_time_went() -> None:
     kernels = BACK_ENDS["native-1"]()
     assert isinstance(kernels, CpuKernels)
     compiled, paged = kernels.compile(Block(kernels)), PagedSequences(LENGTHS)
-    step = make_step(kernels, paged, [(2, 0, 65)], [64], True)
+    step = make_step(kernels, paged, [(2, 0, 65)], [64], True, True)
     kv = new_kv(kernels, paged)
     profile = kernels.start_profile()
     assert profile is not None

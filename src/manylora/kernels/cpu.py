@@ -1,7 +1,9 @@
 """The CPU back end: the native C++ kernels, with the linear layers by one of two interchangeable operators."""
 
 import ctypes
+import dataclasses
 import functools
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from typing import Protocol, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from manylora.config import DEFAULT_SPIN_US
@@ -26,7 +29,7 @@ from manylora.kernels.interface import (
     StepInput,
 )
 from manylora.kernels.native.build import load_library
-from manylora.kernels.program import NativeProducts, NativeProfile, Program, Recorder
+from manylora.kernels.program import NativeProducts, NativeProfile, NativeSegments, Program, Recorder
 
 MAX_KNOWN_TARGETS = 64  # a model has a handful; the bound only stops a caller who makes a new tuple for each call
 
@@ -242,7 +245,6 @@ class CpuKernels:
         self._gated_silu = native.functions.ml_gated_silu
         self._rotate_and_store = native.functions.ml_rotate_and_store
         self._attend = native.functions.ml_attend
-        self._add_lora = native.functions.ml_add_lora
         self._draw = native.functions.ml_draw
         self._products = operator.products
         self._profile: NativeProfile | None = None
@@ -261,7 +263,7 @@ class CpuKernels:
             if program is None:
                 recorder = Recorder(products, cache.head_dim, self._native_targets)
                 program = Program(functools.partial(self._functions.ml_run, self._pool), recorder, forward, kv)
-            return program(step, cache, is_bf16=self.lora_dtype is torch.bfloat16, profile=self._profile)
+            return program(step, cache, is_bf16=self._is_bf16, profile=self._profile)
 
         return run
 
@@ -391,36 +393,87 @@ class CpuKernels:
         )
         return out
 
-    def prepare_lora(self, segments: tuple[LoraSegment, ...]) -> LoraBatch:
-        """The native form is (segments, 4) int64: start, stop, address of the image, address of the table."""
-        if not segments:
-            return LoraBatch(())
-        numbers: list[int] = []
-        for segment in segments:
-            adapter = segment.adapter
-            assert adapter.image.dtype is self.lora_dtype
-            numbers += (segment.start, segment.stop, adapter.image.data_ptr(), adapter.table.ctypes.data)
-        return LoraBatch(segments, (ctypes.c_int64 * len(numbers))(*numbers))
+    def prepare_lora(
+        self, segments: tuple[LoraSegment, ...], sampled: tuple[LoraSegment, ...] = (), vocabulary: int = 0
+    ) -> LoraBatch:
+        assert all(segment.adapter.image.dtype is self.lora_dtype for segment in segments)
+        lora = LoraBatch(segments, sampled, vocabulary)
+        return dataclasses.replace(lora, native=NativeSegments(lora)) if segments else lora
 
     def add_lora(self, y: Tensor, x: Tensor, lora: LoraBatch, layer: int, targets: tuple[LoraTarget, ...]) -> None:
         if not lora.segments:
             return
         assert y.stride(1) == 1
         assert x.stride(1) == 1
-        self._add_lora(
+        self._functions.ml_add_lora(
             self._pool,
             y.data_ptr(),
             y.stride(0),
             x.data_ptr(),
             x.stride(0),
             x.shape[1],
-            lora.native,
+            _native(lora).address,
             len(lora.segments),
             self._native_targets(targets),
             len(targets),
             layer,
-            self.lora_dtype is torch.bfloat16,
+            self._is_bf16,
         )
+
+    def adapt_embedding(self, y: Tensor, step: StepInput) -> None:
+        if step.lora.has_extras:
+            assert y.is_contiguous()
+            self._functions.ml_adapt_embedding(
+                self._pool,
+                step.row_ids.data_ptr(),
+                y.data_ptr(),
+                y.shape[1],
+                _native(step.lora).address,
+                len(step.lora.segments),
+                self._is_bf16,
+            )
+
+    def adapt_norm(
+        self, y: Tensor, x: Tensor, lora: LoraBatch, index: int, eps: float, *, is_sampled: bool = False
+    ) -> None:
+        if not lora.has_extras:
+            return
+        assert y.is_contiguous()
+        assert x.is_contiguous()
+        native = _native(lora)
+        self._functions.ml_adapt_norm(
+            self._pool,
+            x.data_ptr(),
+            y.data_ptr(),
+            x.shape[1],
+            eps,
+            index,
+            native.sampled_address if is_sampled else native.address,
+            len(lora.sampled if is_sampled else lora.segments),
+            self._is_bf16,
+        )
+
+    def adapt_logits(self, logits: Tensor, x: Tensor, lora: LoraBatch) -> Tensor:
+        if not lora.sampled:
+            return logits
+        if lora.vocabulary > logits.shape[1]:
+            logits = F.pad(logits, (0, lora.vocabulary - logits.shape[1]), value=-math.inf)
+        x = x.contiguous()
+        self._functions.ml_adapt_logits(
+            self._pool,
+            logits.data_ptr(),
+            logits.stride(0),
+            x.data_ptr(),
+            x.shape[1],
+            _native(lora).sampled_address,
+            len(lora.sampled),
+            self._is_bf16,
+        )
+        return logits
+
+    @property
+    def _is_bf16(self) -> bool:
+        return self.lora_dtype is torch.bfloat16
 
     def _native_targets(self, targets: tuple[LoraTarget, ...]) -> "ctypes.Array[ctypes.c_int64]":
         """(targets, 3) int64. Known by identity, and kept alive so that an identity is never used twice."""
@@ -432,3 +485,7 @@ class CpuKernels:
             known = (targets, (ctypes.c_int64 * len(numbers))(*numbers))
             self._targets[id(targets)] = known
         return known[1]
+
+
+def _native(lora: LoraBatch) -> NativeSegments:
+    return cast(NativeSegments, lora.native)  # `prepare_lora` made it

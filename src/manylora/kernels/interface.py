@@ -5,7 +5,7 @@ heads, kv_heads, head_dim as in the model's config; rank = one adapter's own LoR
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NewType, Protocol, TypeVar
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from manylora.ids import Digest
 from manylora.kernels.drawing import Rules
+from manylora.kernels.extras import NO_EXTRAS, VOCABULARY, Extras
 
 Packed = NewType("Packed", object)
 """A weight matrix in a back end's own layout. Only the back end that packed it can read it."""
@@ -50,15 +51,25 @@ class PlacedAdapter:
     table   (layers, 7, 3) int64, C order: (offset of A, offset of B, rank) in elements of `image`;
             rank 0 means the adapter leaves that projection alone.
             A is (rank, in) row-major; B is stored transposed, (rank, out) row-major, with the scale folded in.
+    extras  int64, what the adapter changes beside those (`kernels/extras.py`); empty if nothing
+    invocation_tokens  the adapter is active from the start of their last occurrence in the prompt on, and before that
+            the rows are the base's (activated LoRA); empty: it is active everywhere
     """
 
     digest: Digest
     image: Tensor
     table: np.ndarray[Any, np.dtype[np.int64]]
+    extras: Extras = field(default_factory=lambda: NO_EXTRAS)
+    invocation_tokens: tuple[int, ...] = ()
 
     @property
     def num_bytes(self) -> int:
         return self.image.numel() * self.image.element_size()
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids below this may be used with it; 0 where it says nothing, and the base's vocabulary holds."""
+        return int(self.extras[VOCABULARY]) if self.extras.size else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +85,20 @@ class LoraSegment:
 class LoraBatch:
     """Which rows use which adapter; rows in no segment are the base model's.
 
-    `native` is scratch for the back end (`Kernels.prepare_lora`): the segments in the form its native code reads.
+    segments    of the step's rows
+    sampled     the same in terms of the rows of logits, those alone whose adapter has extras
+    vocabulary  width of the step's logits: the base's, or that of the widest adapter in `sampled`; 0: the base's
+    native      scratch for the back end (`Kernels.prepare_lora`): the segments in the form its native code reads
     """
 
     segments: tuple[LoraSegment, ...]
+    sampled: tuple[LoraSegment, ...] = ()
+    vocabulary: int = 0
     native: object = None
+
+    @property
+    def has_extras(self) -> bool:
+        return any(segment.adapter.extras.size for segment in self.segments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +122,8 @@ class AttentionBatch:
 class StepInput:
     """Everything one forward pass reads, built from the scheduler's plan.
 
-    token_ids   (rows,) int64
+    token_ids   (rows,) int64, each one the base knows
+    own_ids     (rows,) int64, the same with those that only the row's adapter knows, where `token_ids` has any other
     logit_rows  (sampled,) int64, the rows whose logits are wanted, ascending
     """
 
@@ -110,6 +131,12 @@ class StepInput:
     logit_rows: Tensor
     attention: AttentionBatch
     lora: LoraBatch
+    own_ids: Tensor | None = None
+
+    @property
+    def row_ids(self) -> Tensor:
+        """The ids as the rows' adapters read them."""
+        return self.token_ids if self.own_ids is None else self.own_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +218,32 @@ class Operations(Protocol[Rows]):
                     y[seg.start:seg.stop, t.column:t.column + t.out] += (x[seg.start:seg.stop] @ A.T) @ B
         Args:
             y (rows, sum of outs), x (rows, in); A (rank, in), B (rank, out) with the scale folded in.
+            Where the adapter has a gain for a projection (`extras`), its columns of y become y + y * gain first; where
+            it has a bias, that is added last.
             Rows outside every segment are the base model's and stay bit-identical; each adapter has its true rank.
         Raises: nothing; shapes were checked when the adapter was packed.
         Source: SGMV: Punica, arXiv 2310.18547; mixed ranks in one batch: S-LoRA, arXiv 2311.03285.
+        """
+
+    def adapt_embedding(self, y: Rows, step: StepInput) -> None:
+        """Apply what adapters change of the embedding, in place: their own rows, their gain, then their LoRA.
+
+        y (rows, hidden): what `embed` gave. Rows of adapters without extras, and of none, keep their bits.
+        """
+
+    def adapt_norm(
+        self, y: Rows, x: Rows, lora: LoraBatch, index: int, eps: float, *, is_sampled: bool = False
+    ) -> None:
+        """Where a row's adapter has a norm's weight of its own, write `norm(x, weight, eps)` over that row of y.
+
+        index  of the norm in the vector `extras` has of them; is_sampled: the rows are those of the logits
+        """
+
+    def adapt_logits(self, logits: Rows, x: Rows, lora: LoraBatch) -> Rows:
+        """Apply what adapters change of the output head: their own rows, their gain, then their LoRA and bias.
+
+        logits (sampled, vocab) float32, x (sampled, hidden), what `logits` was given. Returns the logits, wider where
+        an adapter of the step adds tokens (`lora.vocabulary`): -Inf in the columns that a row's adapter does not have.
         """
 
 
@@ -254,5 +304,7 @@ class Kernels(Operations[Tensor], Protocol):
     def kv_block_bytes(self, *, layers: int, block_size: int, kv_heads: int, head_dim: int) -> int:
         """Bytes one block takes in all layers together, keys and values."""
 
-    def prepare_lora(self, segments: tuple[LoraSegment, ...]) -> LoraBatch:
-        """Put the segments of one step into the form `add_lora` reads; called once a step."""
+    def prepare_lora(
+        self, segments: tuple[LoraSegment, ...], sampled: tuple[LoraSegment, ...] = (), vocabulary: int = 0
+    ) -> LoraBatch:
+        """Put the segments of one step into the form the operations read; called once a step."""

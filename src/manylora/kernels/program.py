@@ -12,18 +12,23 @@ from typing import NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
+from manylora.kernels.extras import VECTORS_AT
 from manylora.kernels.interface import (
     AttentionBatch,
     Forward,
     KvCache,
     LoraBatch,
+    LoraSegment,
     LoraTarget,
     Packed,
     RopeTable,
     StepInput,
 )
 
-OPERATIONS = ("embed", "norm", "add_norm", "linear", "logits", "rotate", "attend", "silu", "lora", "take")
+OPERATIONS = (
+    *("embed", "norm", "add_norm", "linear", "logits", "rotate", "attend", "silu", "lora", "take"),
+    *("adapt_embedding", "adapt_norm", "adapt_logits"),
+)
 """Kinds of operation, in the order of the C++ `Kind`."""
 
 _ALIGNMENT = 16  # floats: buffers begin on a cache line whatever the number of rows
@@ -45,11 +50,13 @@ class StepLayout(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "sampled")),
-        *((name, ctypes.c_void_p) for name in ("token_ids", "logit_rows", "positions", "slots")),
+        *((name, ctypes.c_void_p) for name in ("token_ids", "row_ids", "logit_rows", "positions", "slots")),
         *((name, ctypes.c_void_p) for name in ("row_sequence", "block_tables")),
         ("max_blocks", ctypes.c_int64),
         ("segments", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("num_segments", "is_bf16")),
+        ("sampled_segments", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("num_sampled_segments", "has_extras", "logit_width")),
         *((name, ctypes.c_void_p) for name in ("kv", "scratch", "logits")),
     )
 
@@ -77,6 +84,35 @@ class NativeKv(Protocol):
 
     @property
     def head_dim(self) -> int: ...
+
+
+class NativeSegments:
+    """The segments of a step as the C++ `Segment` structs of `native/adapter.h`; owns the memory of both arrays."""
+
+    __slots__ = ("_all", "_sampled", "has_extras")
+
+    def __init__(self, lora: LoraBatch) -> None:
+        self._all = _segments(lora.segments)
+        self._sampled = _segments(lora.sampled)
+        self.has_extras = lora.has_extras
+
+    @property
+    def address(self) -> int:
+        return ctypes.addressof(self._all)
+
+    @property
+    def sampled_address(self) -> int:
+        return ctypes.addressof(self._sampled)
+
+
+def _segments(segments: tuple[LoraSegment, ...]) -> "ctypes.Array[ctypes.c_int64]":
+    numbers: list[int] = []
+    for segment in segments:
+        adapter = segment.adapter
+        extras = adapter.extras.ctypes.data if adapter.extras.size else 0
+        vectors = extras and extras + 8 * int(adapter.extras[VECTORS_AT])
+        numbers += (segment.start, segment.stop, adapter.image.data_ptr(), adapter.table.ctypes.data, vectors, extras)
+    return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
 class Buffer:
@@ -179,6 +215,18 @@ class Recorder:
             more=ctypes.addressof(numbers),
         )
 
+    def adapt_embedding(self, y: Buffer, step: StepInput) -> None:
+        self._note("adapt_embedding", y, inputs=y.width)
+
+    def adapt_norm(
+        self, y: Buffer, x: Buffer, lora: LoraBatch, index: int, eps: float, *, is_sampled: bool = False
+    ) -> None:
+        self._note("adapt_norm", y, x=x.column, inputs=x.width, eps=eps, count=index)
+
+    def adapt_logits(self, logits: Buffer, x: Buffer, lora: LoraBatch) -> Buffer:
+        self._note("adapt_logits", logits, x=x.column, inputs=x.width)
+        return logits
+
     def _note(self, kind: str, y: Buffer, **fields: float) -> None:
         self.operations.append(
             OperationLayout(kind=OPERATIONS.index(kind), is_sampled=y.is_sampled, y=y.column, **fields)
@@ -258,16 +306,19 @@ class Program:
         rows, sampled = step.token_ids.shape[0], step.logit_rows.shape[0]
         if self._scratch.numel() < rows * self._width:
             self._scratch = torch.empty(rows * self._width)
-        logits = torch.empty((sampled, self._vocab))
+        logits = torch.empty((sampled, max(self._vocab, step.lora.vocabulary)))
         own, batch = self._step, step.attention
         own.rows, own.sampled = rows, sampled
-        own.token_ids, own.logit_rows = step.token_ids.data_ptr(), step.logit_rows.data_ptr()
+        own.token_ids, own.row_ids = step.token_ids.data_ptr(), step.row_ids.data_ptr()
+        own.logit_rows, own.logit_width = step.logit_rows.data_ptr(), logits.shape[1]
         own.positions, own.slots = batch.positions.data_ptr(), batch.slots.data_ptr()
         own.row_sequence, own.block_tables = batch.row_sequence.data_ptr(), batch.block_tables.data_ptr()
         own.max_blocks = batch.block_tables.shape[1]
         own.num_segments, own.is_bf16 = len(step.lora.segments), is_bf16
-        segments = cast("ctypes.Array[ctypes.c_int64] | None", step.lora.native)
-        own.segments = None if segments is None else ctypes.addressof(segments)
+        native = cast("NativeSegments | None", step.lora.native)
+        own.segments = None if native is None else native.address
+        own.sampled_segments = None if native is None else native.sampled_address
+        own.num_sampled_segments, own.has_extras = len(step.lora.sampled), native is not None and native.has_extras
         own.kv, own.scratch, own.logits = kv.address, self._scratch.data_ptr(), logits.data_ptr()
         wrong = self._run(
             self._address, len(self._operations), self._step_address, None if profile is None else profile.address

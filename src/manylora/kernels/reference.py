@@ -11,6 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manylora.kernels.drawing import Rules, draw_tokens
+from manylora.kernels.extras import (
+    EMBED,
+    EMBED_ROWS,
+    EMBED_VECTORS,
+    HEAD,
+    HEAD_ROWS,
+    HEAD_VECTORS,
+    NONE,
+    NORMS_AT,
+    projection_vectors,
+)
 from manylora.kernels.interface import (
     AttentionBatch,
     Forward,
@@ -137,21 +148,87 @@ class ReferenceKernels:
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
 
-    def prepare_lora(self, segments: tuple[LoraSegment, ...]) -> LoraBatch:
-        return LoraBatch(segments)
+    def prepare_lora(
+        self, segments: tuple[LoraSegment, ...], sampled: tuple[LoraSegment, ...] = (), vocabulary: int = 0
+    ) -> LoraBatch:
+        return LoraBatch(segments, sampled, vocabulary)
 
     def add_lora(self, y: Tensor, x: Tensor, lora: LoraBatch, layer: int, targets: tuple[LoraTarget, ...]) -> None:
-        width = x.shape[1]
         for segment in lora.segments:
-            rows = slice(segment.start, segment.stop)
-            image = segment.adapter.image
+            rows, adapter = slice(segment.start, segment.stop), segment.adapter
             for target in targets:
-                offset_a, offset_b, rank = (int(entry) for entry in segment.adapter.table[layer, target.projection])
-                if rank == 0:
-                    continue
-                a = image[offset_a : offset_a + rank * width].view(rank, width).float()
-                b = image[offset_b : offset_b + rank * target.out].view(rank, target.out).float()
-                y[rows, target.column : target.column + target.out] += (x[rows] @ a.T) @ b
+                columns = slice(target.column, target.column + target.out)
+                _add(
+                    y[rows, columns],
+                    x[rows],
+                    adapter.image,
+                    [int(entry) for entry in adapter.table[layer, target.projection]],
+                    projection_vectors(adapter.extras, layer, target.projection),
+                )
+
+    def adapt_embedding(self, y: Tensor, step: StepInput) -> None:
+        for segment in step.lora.segments:
+            image, extras = segment.adapter.image, segment.adapter.extras
+            if not extras.size:
+                continue
+            rows, ids = y[segment.start : segment.stop], step.row_ids[segment.start : segment.stop]
+            for token_id, row in _own_rows(image, [int(entry) for entry in extras[EMBED_ROWS]], y.shape[1]):
+                rows[ids == token_id] = row
+            offset_a, offset_b, rank = (int(entry) for entry in extras[EMBED])
+            gain = int(extras[EMBED_VECTORS][1])
+            if gain != NONE:
+                rows += rows * _part(image, gain, y.shape[1])
+            if rank:
+                a = torch.stack([_part(image, offset_a + int(token_id) * rank, rank) for token_id in ids])
+                rows += a @ _part(image, offset_b, rank, y.shape[1])
+
+    def adapt_norm(
+        self, y: Tensor, x: Tensor, lora: LoraBatch, index: int, eps: float, *, is_sampled: bool = False
+    ) -> None:
+        for segment in lora.sampled if is_sampled else lora.segments:
+            extras, rows = segment.adapter.extras, slice(segment.start, segment.stop)
+            if extras.size and (offset := int(extras[NORMS_AT + index])) != NONE:
+                y[rows] = self.norm(x[rows], _part(segment.adapter.image, offset, x.shape[1]), eps)
+
+    def adapt_logits(self, logits: Tensor, x: Tensor, lora: LoraBatch) -> Tensor:
+        if lora.vocabulary > logits.shape[1]:
+            logits = F.pad(logits, (0, lora.vocabulary - logits.shape[1]), value=-math.inf)
+        for segment in lora.sampled:
+            image, extras = segment.adapter.image, segment.adapter.extras
+            rows, own = (
+                logits[segment.start : segment.stop, : segment.adapter.vocabulary],
+                x[segment.start : segment.stop],
+            )
+            for token_id, row in _own_rows(image, [int(entry) for entry in extras[HEAD_ROWS]], x.shape[1]):
+                rows[:, token_id] = own @ row
+            bias, gain = (int(offset) for offset in extras[HEAD_VECTORS])
+            _add(rows, own, image, [int(entry) for entry in extras[HEAD]], (bias, gain))
+        return logits
+
+
+def _add(y: Tensor, x: Tensor, image: Tensor, entry: list[int], vectors: tuple[int, int]) -> None:
+    """One adapter's change of one product, in place: y (rows, out), x (rows, in); entry (A, B, rank)."""
+    (offset_a, offset_b, rank), (bias, gain) = entry, vectors
+    if rank == 0:
+        return
+    if gain != NONE:
+        y += y * _part(image, gain, y.shape[1])
+    y += (x @ _part(image, offset_a, rank, x.shape[1]).T) @ _part(image, offset_b, rank, y.shape[1])
+    if bias != NONE:
+        y += _part(image, bias, y.shape[1])
+
+
+def _part(image: Tensor, offset: int, *shape: int) -> Tensor:
+    return image[offset : offset + math.prod(shape)].view(shape).float()
+
+
+def _own_rows(image: Tensor, entry: list[int], width: int) -> list[tuple[int, Tensor]]:
+    """The (token id, row) pairs that an entry of `HEAD_ROWS` or `EMBED_ROWS` stands for."""
+    ids, rows, count = entry
+    if count == 0:
+        return []
+    tokens = image[ids : ids + count * 4 // image.element_size()].view(torch.int32)
+    return list(zip(tokens.tolist(), _part(image, rows, count, width), strict=True))
 
 
 def _plain(weight: Packed) -> Tensor:

@@ -41,19 +41,24 @@ class LlamaModel:
     def _forward(self, ops: Operations[Rows], step: StepInput, kv: KvCache) -> Rows:
         eps = self.spec.norm_eps
         residual = ops.embed(step.token_ids, self.weights.embed)
+        ops.adapt_embedding(residual, step)
         delta: Rows | None = None
         for index, layer in enumerate(self.weights.layers):
             if delta is None:
                 x = ops.norm(residual, layer.attention_norm, eps)
             else:
                 x = ops.add_norm(residual, delta, layer.attention_norm, eps)
+            ops.adapt_norm(x, residual, step.lora, 2 * index, eps)
             delta = self._attention(ops, x, index, layer, step, kv)
             x = ops.add_norm(residual, delta, layer.mlp_norm, eps)
+            ops.adapt_norm(x, residual, step.lora, 2 * index + 1, eps)
             delta = self._mlp(ops, x, index, layer, step.lora)
         assert delta is not None  # a model has a layer
         # Only the rows that are sampled from need the last norm and the head, the widest matrix of all.
         wanted, delta = ops.take_rows(residual, step.logit_rows), ops.take_rows(delta, step.logit_rows)
-        return ops.logits(ops.add_norm(wanted, delta, self.weights.final_norm, eps), self.weights.head)
+        x = ops.add_norm(wanted, delta, self.weights.final_norm, eps)
+        ops.adapt_norm(x, wanted, step.lora, 2 * self.spec.num_layers, eps, is_sampled=True)
+        return ops.adapt_logits(ops.logits(x, self.weights.head), x, step.lora)
 
     def _attention(
         self, ops: Operations[Rows], x: Rows, index: int, layer: LayerWeights, step: StepInput, kv: KvCache

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "adapter.h"
 #include "operations.h"
 #include "pool.h"
 #include "tile.h"
@@ -14,7 +15,6 @@
 namespace ml {
 namespace {
 
-struct Segment { int64_t start, stop, image, table; };    // addresses of the adapter's image and (layers, 7, 3) table
 struct Target { int64_t projection, column, out; };
 
 constexpr int64_t TASK_ROWS = 24;     // rows that pass over one adapter matrix before the next task
@@ -23,6 +23,7 @@ constexpr int64_t TASK_COLUMNS = 512; // columns of one expand task
 
 struct Task {
     const void *a, *b;      // A (rank, in), B (rank, out)
+    const void *bias, *gain;  // (out,) each, or null
     float* h;               // (rows of the segment, rank)
     int64_t row0, row1;     // rows of the step
     int64_t first_row;      // the segment's first row: row r's intermediate is h + (r - first_row) * rank
@@ -109,8 +110,22 @@ template <class W> void add_last_columns(const Call& call, const Task& task, int
     store_first(to, add(load_first(to, rest), join<W>(acc)), rest);
 }
 
+// y += y * gain, or y += bias, in the columns [column0, column1) of the task's rows.
+template <class W, bool IS_GAIN>
+void add_vector(const Call& call, const Task& task, const void* vector, int64_t column0, int64_t column1) {
+    const W* values = static_cast<const W*>(vector);
+    for (int64_t row = task.row0; row < task.row1; ++row) {
+        float* to = call.y + row * call.y_stride + task.column;
+        for (int64_t c = column0; c < column1; ++c) {
+            float value = to_float(values[c]);
+            to[c] += IS_GAIN ? to[c] * value : value;
+        }
+    }
+}
+
 template <class W> void expand(const Call& call, const Task& task, int64_t column0, int64_t column1) {
     int64_t column = column0;
+    if (task.gain) add_vector<W, true>(call, task, task.gain, column0, column1);
     if (task.row1 - task.row0 == 1)
         for (; column + 4 * LANES <= column1; column += 4 * LANES) add_columns<W, 1, 4>(call, task, task.row0, column);
     for (; column + LANES <= column1; column += LANES)
@@ -119,6 +134,7 @@ template <class W> void expand(const Call& call, const Task& task, int64_t colum
         });
     if (column < column1)
         for (int64_t row = task.row0; row < task.row1; ++row) add_last_columns<W>(call, task, row, column);
+    if (task.bias) add_vector<W, false>(call, task, task.bias, column0, column1);
 }
 
 // The caller's scratch, kept between calls.
@@ -139,17 +155,20 @@ void plan_tasks(Plan& plan, const Segment* segments, int64_t num_segments, const
     int64_t floats = 0, shrinks = 0, expands = 0;
     for (int64_t s = 0; s < num_segments; ++s) {
         const Segment& segment = segments[s];
-        const W* image = reinterpret_cast<const W*>(segment.image);
+        const W* image = static_cast<const W*>(segment.image);
         for (int64_t t = 0; t < num_targets; ++t) {
             const Target& target = targets[t];
-            const int64_t* entry = reinterpret_cast<const int64_t*>(segment.table) + (layer * 7 + target.projection) * 3;
+            const int64_t* entry = segment.table + (layer * 7 + target.projection) * 3;
             const int64_t rank = entry[2];
             if (rank == 0) continue;
+            const int64_t* own = segment.vectors ? segment.vectors + (layer * 7 + target.projection) * 2 : nullptr;
+            auto vector = [&](int which) { return own && own[which] >= 0 ? image + own[which] : nullptr; };
             for (int64_t row = segment.start; row < segment.stop; row += TASK_ROWS) {
                 int64_t end = std::min(segment.stop, row + TASK_ROWS);
                 // `h` holds an offset until the buffer has its final size.
-                plan.tasks.push_back({image + entry[0], image + entry[1], reinterpret_cast<float*>(floats * 4), row, end,
-                                      row, rank, target.column, target.out});
+                plan.tasks.push_back({image + entry[0], image + entry[1], vector(0), vector(1),
+                                      reinterpret_cast<float*>(floats * 4), row, end, row, rank, target.column,
+                                      target.out});
                 floats += (end - row) * rank;
                 plan.shrink_ends.push_back(shrinks += pieces(rank, TASK_RANKS));
                 plan.expand_ends.push_back(expands += pieces(target.out, TASK_COLUMNS));
@@ -188,7 +207,7 @@ void add_lora(Pool* pool, const Call& call, const Segment* segments, int64_t num
 
 extern "C" {
 
-// segments (num_segments, 4) int64: start, stop, address of the image, address of the (layers, 7, 3) table.
+// segments: (num_segments, 6) int64, the fields of `Segment`.
 // targets (num_targets, 3) int64: projection, column, out. y and x are row-major with the given strides in elements.
 // is_bf16 says which of the two element types the images have.
 void ml_add_lora(

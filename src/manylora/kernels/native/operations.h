@@ -31,5 +31,14 @@ void ml_attend(
 void ml_add_lora(
     ml::Pool* pool, float* y, int64_t y_stride, const float* x, int64_t x_stride, int64_t in, const int64_t* segments,
     int64_t num_segments, const int64_t* targets, int64_t num_targets, int64_t layer, int64_t is_bf16);
+void ml_adapt_embedding(
+    ml::Pool* pool, const int64_t* ids, float* y, int64_t width, const int64_t* segments, int64_t num_segments,
+    int64_t is_bf16);
+void ml_adapt_norm(
+    ml::Pool* pool, const float* x, float* y, int64_t width, float eps, int64_t index, const int64_t* segments,
+    int64_t num_segments, int64_t is_bf16);
+void ml_adapt_logits(
+    ml::Pool* pool, float* logits, int64_t stride, const float* x, int64_t width, const int64_t* segments,
+    int64_t num_segments, int64_t is_bf16);
 
 }  // extern "C"

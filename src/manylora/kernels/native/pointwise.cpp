@@ -1,7 +1,9 @@
 // What is done to each row by itself: RMS norm and the gated activation.
 
 #include <cmath>
+#include <vector>
 
+#include "adapter.h"
 #include "operations.h"
 #include "pool.h"
 #include "tile.h"
@@ -42,6 +44,21 @@ void norm_row(const float* x, const float* weight, float* y, int64_t width, floa
         store_first(y + i, mul(mul(load_first(x + i, rest), scale), load_first(weight + i, rest)), rest);
 }
 
+// The rows of one segment again, with the weight its adapter has for norm `index`.
+template <class W>
+void own_norm(Pool* pool, const float* x, float* y, int64_t width, float eps, int64_t index, const Segment& segment) {
+    const int64_t offset = segment.extras[NORMS_AT + index];
+    if (offset < 0) return;
+    const W* own = static_cast<const W*>(segment.image) + offset;
+    std::vector<float> weight(static_cast<size_t>(width));
+    for (int64_t i = 0; i < width; ++i) weight[size_t(i)] = to_float(own[i]);
+    const float* values = weight.data();
+    for_rows(pool, segment.stop - segment.start, width, [&](int64_t r) {
+        const int64_t at = (segment.start + r) * width;
+        norm_row(x + at, values, y + at, width, eps);
+    });
+}
+
 V16 gate(V16 g, V16 u) {
     V16 denominator = add(set1(1.0f), exp(sub(zero(), g)));
     return mul(div(g, denominator), u);
@@ -68,6 +85,19 @@ void ml_add_norm(
         for (int64_t i = 0; i < width; ++i) row[i] += more[i];
         norm_row(row, weight, y + r * width, width, eps);
     });
+}
+
+// y (rows, width) is the norm of x with the base's weight; rows whose adapter has a weight of its own are done again.
+void ml_adapt_norm(
+    ml::Pool* pool, const float* x, float* y, int64_t width, float eps, int64_t index, const int64_t* segments,
+    int64_t num_segments, int64_t is_bf16) {
+    using namespace ml;
+    const auto* all = reinterpret_cast<const Segment*>(segments);
+    for (int64_t s = 0; s < num_segments; ++s) {
+        if (!all[s].extras) continue;
+        if (is_bf16) own_norm<bf16>(pool, x, y, width, eps, index, all[s]);
+        else own_norm<float>(pool, x, y, width, eps, index, all[s]);
+    }
 }
 
 // gate_up (rows, 2 * width) -> y (rows, width) = silu(gate) * up.

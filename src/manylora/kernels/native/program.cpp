@@ -3,7 +3,9 @@
 // A step of a small base is some three hundred operations of tens of microseconds each; calling every one from Python
 // costs a tenth of a step for one row. The operations are those Python calls one by one, so the bits are the same.
 
+#include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "operations.h"
 #include "pool.h"
@@ -13,7 +15,7 @@ namespace ml {
 namespace {
 
 // The order of `OPERATIONS` in program.py.
-enum Kind : int64_t { EMBED, NORM, ADD_NORM, LINEAR, LOGITS, ROTATE, ATTEND, SILU, LORA, TAKE };
+enum Kind : int64_t { EMBED, NORM, ADD_NORM, LINEAR, LOGITS, ROTATE, ATTEND, SILU, LORA, TAKE, ADAPT_EMBEDDING, ADAPT_NORM, ADAPT_LOGITS };
 
 using Linear = void (*)(Pool*, const float*, const void*, float*, int64_t, int64_t, int64_t);
 using Embed = int64_t (*)(Pool*, const int64_t*, const void*, float*, int64_t, int64_t, int64_t);
@@ -29,16 +31,33 @@ struct Operation {
 // Mirrored by `StepLayout` in program.py.
 struct Step {
     int64_t rows, sampled;
-    const int64_t *token_ids, *logit_rows;
+    const int64_t *token_ids, *row_ids, *logit_rows;
     const int32_t* positions;
     const int64_t* slots;
     const int32_t *row_sequence, *block_tables;
     int64_t max_blocks;
     const int64_t* segments;
     int64_t num_segments, is_bf16;
+    const int64_t* sampled_segments;  // in terms of the rows of logits, those with extras alone
+    int64_t num_sampled_segments, has_extras, logit_width;
     const Kv* kv;
     float *scratch, *logits;
 };
+
+// Logits that are wider than the base's vocabulary: nothing, until an adapter says more, of the tokens it does not have.
+void widen(const float* narrow, int64_t rows, int64_t vocab, float* wide, int64_t width) {
+    for (int64_t r = 0; r < rows; ++r) {
+        std::memcpy(wide + r * width, narrow + r * vocab, size_t(vocab) * 4);
+        for (int64_t i = vocab; i < width; ++i) wide[r * width + i] = -INFINITY;
+    }
+}
+
+void run_logits(Pool* pool, Linear linear, const void* packed, const float* x, int64_t in, int64_t vocab, const Step& step) {
+    if (step.logit_width == vocab) return linear(pool, x, packed, step.logits, step.sampled, in, vocab);
+    std::vector<float> narrow(size_t(step.sampled * vocab));
+    linear(pool, x, packed, narrow.data(), step.sampled, in, vocab);
+    widen(narrow.data(), step.sampled, vocab, step.logits, step.logit_width);
+}
 
 void take_rows(const float* x, const int64_t* rows, int64_t count, float* y, int64_t width) {
     for (int64_t i = 0; i < count; ++i) std::memcpy(y + i * width, x + rows[i] * width, size_t(width) * 4);
@@ -58,7 +77,7 @@ int64_t run_one(Pool* pool, const Operation& op, const Step& step) {
             reinterpret_cast<Linear>(op.function)(pool, at(op.x), op.weight, at(op.y), rows, op.in, op.out);
             break;
         case LOGITS:
-            reinterpret_cast<Linear>(op.function)(pool, at(op.x), op.weight, step.logits, rows, op.in, op.out);
+            run_logits(pool, reinterpret_cast<Linear>(op.function), op.weight, at(op.x), op.in, op.out, step);
             break;
         case ROTATE:
             ml_rotate_and_store(pool, step.kv, op.layer, at(op.x), at(op.y), rows, op.count, weight,
@@ -73,6 +92,23 @@ int64_t run_one(Pool* pool, const Operation& op, const Step& step) {
             if (step.num_segments > 0)
                 ml_add_lora(pool, at(op.y), op.out, at(op.x), op.in, op.in, step.segments, step.num_segments,
                             static_cast<const int64_t*>(op.more), op.count, op.layer, step.is_bf16);
+            break;
+        case ADAPT_EMBEDDING:
+            if (step.has_extras)
+                ml_adapt_embedding(pool, step.row_ids, at(op.y), op.in, step.segments, step.num_segments, step.is_bf16);
+            break;
+        case ADAPT_NORM: {
+            const bool sampled = op.is_sampled;
+            const int64_t count = sampled ? step.num_sampled_segments : step.num_segments;
+            if (step.has_extras && count > 0)
+                ml_adapt_norm(pool, at(op.x), at(op.y), op.in, float(op.eps), op.count,
+                              sampled ? step.sampled_segments : step.segments, count, step.is_bf16);
+            break;
+        }
+        case ADAPT_LOGITS:
+            if (step.num_sampled_segments > 0)
+                ml_adapt_logits(pool, step.logits, step.logit_width, at(op.x), op.in, step.sampled_segments,
+                                step.num_sampled_segments, step.is_bf16);
             break;
         case TAKE: take_rows(at(op.x), step.logit_rows, rows, at(op.y), op.in); break;
     }

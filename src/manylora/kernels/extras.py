@@ -1,0 +1,58 @@
+"""Where an adapter's image holds what is not a LoRA on one of the seven projections of a block. Without torch.
+
+Such parts are rare, so a plain LoRA has none of this. One vector of int64, counted in elements of the image, `NONE` where
+a part is not there:
+
+[0:3]    output head   offset of A (rank, hidden), offset of B (rank, vocabulary), rank
+[3:6]    embedding     offset of A transposed (vocabulary, rank), offset of B (rank, hidden), rank
+[6:9]    head rows     offset of token ids (count,) int32 ascending, offset of rows (count, hidden), count
+[9:12]   embed rows    the same: rows that stand in place of the base's
+[12]     vocabulary    token ids below this may be used with the adapter: the base's, and those the adapter adds
+[13]     where the vectors of the projections begin in this vector
+[14:16]  head          offset of its bias, offset of its gain, each (vocabulary,)
+[16:18]  embedding     `NONE`, offset of its gain (hidden,)
+[18:…]   norms         (2 * layers + 1,): of each layer the attention's and the feed-forward's, then the final one (hidden,)
+[…:]     projections   (layers, 7, 2): offset of the bias, offset of the gain, each (out,)
+
+A gain g is held as g - 1: the base's output y becomes y + y * gain before the adapter's own is added. It is how DoRA's
+magnitudes are served (Liu et al., arXiv 2402.09353): with g = m / ‖W + s·BA‖, y = g ⊙ Wx + (g ⊙ s·B)Ax.
+"""
+
+from typing import Any
+
+import numpy as np
+
+NONE = -1
+HEAD, EMBED = slice(0, 3), slice(3, 6)
+HEAD_ROWS, EMBED_ROWS = slice(6, 9), slice(9, 12)
+VOCABULARY = 12
+VECTORS_AT = 13
+HEAD_VECTORS, EMBED_VECTORS = slice(14, 16), slice(16, 18)
+NORMS_AT = 18
+NUM_PROJECTIONS = 7
+
+Extras = np.ndarray[Any, np.dtype[np.int64]]
+
+NO_EXTRAS: Extras = np.empty(0, dtype=np.int64)
+
+
+def blank_extras(layers: int, vocabulary: int) -> Extras:
+    """The vector with nothing in it yet."""
+    vectors_at = NORMS_AT + 2 * layers + 1
+    extras = np.full(vectors_at + layers * NUM_PROJECTIONS * 2, NONE, dtype=np.int64)
+    extras[0 : HEAD.stop] = extras[EMBED] = extras[HEAD_ROWS] = extras[EMBED_ROWS] = 0
+    extras[VOCABULARY], extras[VECTORS_AT] = vocabulary, vectors_at
+    return extras
+
+
+def projection_vectors(extras: Extras, layer: int, projection: int) -> tuple[int, int]:
+    """Offsets of the bias and of the gain of one projection, each `NONE` where it has none."""
+    if not extras.size:
+        return NONE, NONE
+    first = int(extras[VECTORS_AT]) + (layer * NUM_PROJECTIONS + projection) * 2
+    return int(extras[first]), int(extras[first + 1])
+
+
+def set_projection_vectors(extras: Extras, layer: int, projection: int, bias: int, gain: int) -> None:
+    first = int(extras[VECTORS_AT]) + (layer * NUM_PROJECTIONS + projection) * 2
+    extras[first : first + 2] = bias, gain
