@@ -54,14 +54,23 @@ def make_base(directory: Path, *, seed: int = 0, **changes: Any) -> TinyBase:  #
 
 def make_adapter(base: TinyBase, directory: Path, config: LoraConfig, *, seed: int = 0) -> Path:
     """Save an adapter of random weights, A and B alike, in PEFT's own format."""
-    torch.manual_seed(seed)
     model = get_peft_model(base.load(), copy.deepcopy(config))  # PEFT writes the base's path into what it is given
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.normal_(std=0.15)
+    train_randomly(model, seed)
     model.save_pretrained(directory)
     return directory
+
+
+@torch.no_grad()
+def train_randomly(model: Any, seed: int) -> None:
+    """Give all that PEFT trains other values: matrices new ones, what began as the base's a change."""
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "magnitude" in name:
+            parameter.mul_(1 + 0.2 * torch.randn_like(parameter))
+        elif "lora_" in name:
+            parameter.normal_(std=0.15)
+        elif "modules_to_save" in name or "trainable_tokens_delta" in name:
+            parameter.add_(0.15 * torch.randn_like(parameter))
 
 
 @torch.inference_mode()

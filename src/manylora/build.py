@@ -55,7 +55,7 @@ def build_engine(config: Config, tell: Tell) -> tuple[Engine, ServedModel]:
     model = LlamaModel(spec, load_weights(base_dir, spec, kernels), kernels, max_positions=plan.max_model_len)
     tell("weights loaded and packed")
     digest = fingerprint(base_dir, spec)
-    store = _open_store(config, plan, base_shape(spec, base_dir.name, digest), kernels, clock)
+    store = _open_store(config, plan, base_shape(spec, base_dir.name, digest), base_dir, kernels, clock)
     engine = wire_engine(config, plan, model, kernels, store, tokenizer, clock)
     tell("adapter store opened, KV cache laid out")
     return engine, _served(config, base_dir, spec, digest, kernels, plan, clock)
@@ -105,8 +105,8 @@ def wire_engine(
     pool = BlockPool(plan.kv_blocks, plan.block_size, prefix_cache=limits.prefix_cache)
     lender = KvLender(pool, kv, kept_blocks=-(-plan.max_model_len // plan.block_size))
     store.borrow_from(lender)
-    pins = AdapterPins(store, lender)
-    builder = BatchBuilder(kernels, max_rows=limits.max_step_tokens, block_size=plan.block_size)
+    pins = AdapterPins(store, lender, vocab=spec.vocab)
+    builder = BatchBuilder(kernels, max_rows=limits.max_step_tokens, block_size=plan.block_size, vocab=spec.vocab)
     return Engine(
         scheduler=Scheduler(
             pool,
@@ -151,6 +151,7 @@ def base_shape(spec: ModelSpec, name: str, digest: str) -> BaseShape:
         hidden=spec.hidden,
         vocab=spec.vocab,
         projections=tuple(spec.projection_shape(projection) for projection in Projection),
+        is_tied=spec.tie_embeddings,
     )
 
 
@@ -172,13 +173,16 @@ def _dtype(kernels: Kernels) -> str:
     return str(kernels.weight_dtype).removeprefix("torch.")
 
 
-def _open_store(config: Config, plan: MemoryPlan, shape: BaseShape, kernels: Kernels, clock: Clock) -> Store:
+def _open_store(
+    config: Config, plan: MemoryPlan, shape: BaseShape, base_dir: Path, kernels: Kernels, clock: Clock
+) -> Store:
     adapters = dataclasses.replace(
         config.adapters, bank_bytes=plan.bank_bytes, host_bytes=plan.bank_bytes, ingest_bytes=plan.ingest_bytes
     )
     return open_store(
         config=adapters,
         shape=shape,
+        base_dir=base_dir,
         dtype=str(kernels.lora_dtype).removeprefix("torch."),
         folder=cache_dir(config) / "adapters",
         clock=clock,

@@ -9,7 +9,9 @@ import numpy as np
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapters.base_shape import PROJECTION_PATHS, BaseShape
-from manylora.adapters.checkpoint import Limits, PackedAdapter, check_adapter, pack_adapter
+from manylora.adapters.base_weights import BaseWeights
+from manylora.adapters.checkpoint import Limits, check_adapter
+from manylora.adapters.packing import PackedAdapter, pack_adapter
 from manylora.adapters.refusals import Refusals
 
 HIDDEN, KV, INTERMEDIATE, LAYERS, VOCAB = 32, 16, 48, 3, 64
@@ -87,9 +89,16 @@ def save_adapter(folder: Path, *, rank: int = 4, seed: int = 0, **fields: Any) -
     return folder
 
 
-def packed(config: bytes, weights: bytes, *, dtype: str = "float32", shape: BaseShape = TINY) -> PackedAdapter:
+def packed(
+    config: bytes,
+    weights: bytes,
+    *,
+    dtype: str = "float32",
+    shape: BaseShape = TINY,
+    base: BaseWeights | None = None,
+) -> PackedAdapter:
     checked = check_adapter(config, memoryview(weights), shape, LIMITS, REFUSE)
-    return pack_adapter(checked, shape, dtype, REFUSE)
+    return pack_adapter(checked, shape, dtype, REFUSE, base)
 
 
 def unpacked(

@@ -159,17 +159,14 @@ def test_bfloat16_images_are_rounded_as_torch_rounds(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "DoRA": ({"use_dora": True}, "DoRA"),
-    "lora_bias": ({"lora_bias": True, "init_lora_weights": False}, "lora_bias"),
-    "modules_to_save": ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-    "saved norms": ({"modules_to_save": ["input_layernorm"]}, "modules_to_save"),
-    "trained tokens": ({"trainable_token_indices": [3, 5]}, "trainable_token_indices"),
-    "activated LoRA": ({"alora_invocation_tokens": [1, 2], "task_type": "CAUSAL_LM"}, "alora_invocation_tokens"),
+    "a whole projection": ({"target_modules": ["q_proj"], "modules_to_save": ["o_proj"]}, "modules_to_save"),
+    "activated LoRA with trained norms": (
+        {"alora_invocation_tokens": [1, 2], "task_type": "CAUSAL_LM", "modules_to_save": ["norm"]},
+        "alora_invocation_tokens",
+    ),
     "PiSSA": ({"init_lora_weights": "pissa"}, "`init_lora_weights` = pissa"),
     "OLoRA": ({"init_lora_weights": "olora"}, "`init_lora_weights` = olora"),
     "replicated layers": ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication"),
-    "embeddings": ({"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens"),
-    "output head": ({"target_modules": ["q_proj", "lm_head"]}, "lm_head"),
 }
 
 

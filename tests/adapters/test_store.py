@@ -191,7 +191,7 @@ def test_an_unknown_adapter_is_not_found_until_it_is_there(house: House) -> None
 
 
 def test_a_failure_stands_until_its_retry_time_or_new_content(house: House) -> None:
-    folder = save_adapter(house.root / "a", use_dora=True)
+    folder = save_adapter(house.root / "a", use_qalora=True)
     assert isinstance(house.error("a"), errors.AdapterUnsupported)
     loads = house.store.stats().failures
     house.clock.advance(9.0)

@@ -30,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     adapters = folder / "adapters"
     good = make_adapter(base, adapters / "good", SHAPE)
     make_adapter(other, adapters / "wrong-shape", SHAPE)
-    for name in ("truncated", "nan", "no-config", "pickled", "dora"):
+    for name in ("truncated", "nan", "no-config", "pickled", "qalora"):
         shutil.copytree(good, adapters / name)
     weights = adapters / "truncated" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-200])
@@ -39,8 +39,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     save_file(poisoned, adapters / "nan" / "adapter_model.safetensors")
     (adapters / "no-config" / "adapter_config.json").unlink()
     (adapters / "pickled" / "adapter_model.safetensors").rename(adapters / "pickled" / "adapter_model.bin")
-    config = json.loads((adapters / "dora" / "adapter_config.json").read_text())
-    (adapters / "dora" / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
+    config = json.loads((adapters / "qalora" / "adapter_config.json").read_text())
+    (adapters / "qalora" / "adapter_config.json").write_text(json.dumps({**config, "use_qalora": True}))
     flags = ("--base", str(folder / "base"), "--adapter-root", str(adapters), "--set", "adapters.negative_cache_s=0")
     with running_server(folder / "log", *flags) as url:
         yield url
@@ -64,7 +64,7 @@ BROKEN = {
     "no-config": (422, "adapter_corrupt", "Adapter 'no-config' cannot be read: "),
     "pickled": (422, "adapter_unsafe_format", "Adapter 'pickled' has no safetensors weights"),
     "wrong-shape": (422, "adapter_incompatible", "Adapter 'wrong-shape' is not compatible with model 'base': "),
-    "dora": (422, "adapter_unsupported", "Adapter 'dora' uses DoRA (`use_dora`), which this server does not apply"),
+    "qalora": (422, "adapter_unsupported", "Adapter 'qalora' uses QA-LoRA (`use_qalora`), which this server does not"),
     "nowhere": (404, "adapter_not_found", "Adapter 'nowhere' was not found in source 'local'"),
     "../good": (422, "adapter_reference_invalid", "Input validation error: `adapter_id` must be a name"),
 }

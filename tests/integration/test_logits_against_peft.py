@@ -3,25 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from peft import LoraConfig
-from torch import Tensor
 
-from manylora.adapter_ref import SourceName
-from manylora.adapters.checkpoint import Limits, check_adapter, pack_adapter
-from manylora.adapters.refusals import Refusals
-from manylora.build import base_shape
-from manylora.ids import Digest
-from manylora.kernels.interface import AttentionBatch, Kernels, LoraSegment, PlacedAdapter, StepInput
-from manylora.kernels.select import select_kernels
-from manylora.models.llama import LlamaModel
-from manylora.models.spec import ModelSpec, read_spec
-from manylora.models.weights import load_weights
+from tests.forward import load_model, place, run
 from tests.tiny import ALL, TinyBase, make_adapter, make_base, oracle_logits
 
-BLOCK = 4
 TOLERANCE = {"reference": 1e-4, "native": 0.03}
 """Largest error of a logit: absolute for the reference, which is float32 like the oracle; as a share of the
 largest logit for the native back end, whose weights, keys, values and adapters are rounded to bf16."""
@@ -73,67 +60,6 @@ ADAPTERS = {
 }
 
 
-def place(folder: Path, spec: ModelSpec, kernels: Kernels) -> PlacedAdapter:
-    """Bring a PEFT folder through check and pack to where the kernels read it."""
-    refuse = Refusals(folder.name, SourceName.LOCAL, "tiny")
-    shape = base_shape(spec, "tiny", "0" * 64)
-    checked = check_adapter(
-        (folder / "adapter_config.json").read_bytes(),
-        memoryview((folder / "adapter_model.safetensors").read_bytes()),
-        shape,
-        Limits(max_rank=256, max_bytes=1 << 30),
-        refuse,
-    )
-    dtype = str(kernels.lora_dtype).removeprefix("torch.")
-    packed = pack_adapter(checked, shape, dtype, refuse)
-    body = torch.from_numpy(np.frombuffer(bytes(packed.body), dtype=np.uint8).copy()).view(kernels.lora_dtype)
-    return PlacedAdapter(Digest(packed.digest), body, packed.table)
-
-
-def one_step(kernels: Kernels, sequences: list[tuple[list[int], PlacedAdapter | None]]) -> tuple[StepInput, list[int]]:
-    """All prompts side by side in one step, every row's logits wanted; returns the first row of each as well."""
-    starts: list[int] = []
-    segments: list[LoraSegment] = []
-    positions: list[int] = []
-    slots: list[int] = []
-    owners: list[int] = []
-    tokens: list[int] = []
-    blocks = -(-max(len(prompt) for prompt, _ in sequences) // BLOCK)
-    tables = torch.arange(len(sequences) * blocks, dtype=torch.int32).reshape(len(sequences), blocks)
-    for index, (prompt, placed) in enumerate(sequences):
-        start = len(tokens)
-        starts.append(start)
-        tokens.extend(prompt)
-        positions.extend(range(len(prompt)))
-        slots.extend(index * blocks * BLOCK + position for position in range(len(prompt)))
-        owners.extend([index] * len(prompt))
-        if placed is not None:
-            segments.append(LoraSegment(start, len(tokens), placed))
-    attention = AttentionBatch(
-        positions=torch.tensor(positions, dtype=torch.int32),
-        slots=torch.tensor(slots),
-        row_sequence=torch.tensor(owners, dtype=torch.int32),
-        block_tables=tables,
-    )
-    lora = kernels.prepare_lora(tuple(segments))
-    rows = torch.arange(len(tokens))
-    return StepInput(token_ids=torch.tensor(tokens), logit_rows=rows, attention=attention, lora=lora), starts
-
-
-def run(model: LlamaModel, sequences: list[tuple[list[int], PlacedAdapter | None]]) -> list[Tensor]:
-    """Logits of each sequence, from one forward pass over all of them."""
-    step, starts = one_step(model.kernels, sequences)
-    kv = model.kernels.new_kv(
-        layers=model.spec.num_layers,
-        num_blocks=int(step.attention.block_tables.max()) + 1,
-        block_size=BLOCK,
-        kv_heads=model.spec.kv_heads,
-        head_dim=model.spec.head_dim,
-    )
-    logits = model.forward(step, kv)
-    return [logits[start : start + len(prompt)] for start, (prompt, _) in zip(starts, sequences, strict=True)]
-
-
 def prompt_of(index: int) -> list[int]:
     return [(7 * index + 3 * position + 1) % 190 for position in range(9 + index % 5)]
 
@@ -152,11 +78,9 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> tuple[TinyBase, dict[str, 
 @pytest.mark.parametrize("back_end", ["reference", "native"])
 def test_every_lora_shape_in_one_batch(grid: tuple[TinyBase, dict[str, Path]], back_end: str) -> None:
     base, adapters = grid
-    kernels = select_kernels(back_end, 2)
-    spec = read_spec(base.directory)
-    model = LlamaModel(spec, load_weights(base.directory, spec, kernels), kernels)
+    model = load_model(base.directory, back_end)
     prompts = [prompt_of(index) for index in range(len(adapters) + 1)]
-    placed = [None, *(place(folder, spec, kernels) for folder in adapters.values())]
+    placed = [None, *(place(folder, model.spec, model.kernels, base.directory) for folder in adapters.values())]
     found = run(model, list(zip(prompts, placed, strict=True)))
     for name, prompt, logits in zip(["base", *adapters], prompts, found, strict=True):
         expected = oracle_logits(base, adapters.get(name), prompt)
@@ -170,11 +94,9 @@ def test_every_lora_shape_in_one_batch(grid: tuple[TinyBase, dict[str, Path]], b
 def test_every_base_shape_with_and_without_an_adapter(shape: str, tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", seed=5, **BASES[shape])
     folder = make_adapter(base, tmp_path / "adapter", ADAPTERS["rank-12"], seed=6)
-    kernels = select_kernels("reference", 1)
-    spec = read_spec(base.directory)
-    model = LlamaModel(spec, load_weights(base.directory, spec, kernels), kernels)
+    model = load_model(base.directory, "reference", 1)
     prompt = [(11 * position) % 190 for position in range(100)]
-    found = run(model, [(prompt, None), (prompt, place(folder, spec, kernels))])
+    found = run(model, [(prompt, None), (prompt, place(folder, model.spec, model.kernels, base.directory))])
     for logits, adapter in zip(found, (None, folder), strict=True):
         error = (logits - oracle_logits(base, adapter, prompt)).abs().max().item()
         assert error <= TOLERANCE["reference"], f"largest error {error}"

@@ -11,12 +11,8 @@ from manylora.build import build_engine
 from manylora.config import load_config
 from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.ids import Flow, RequestId
-from manylora.kernels.select import select_kernels
-from manylora.models.llama import LlamaModel
-from manylora.models.spec import read_spec
 from manylora.models.tokenizer import Tokenizer
-from manylora.models.weights import load_weights
-from tests.integration.test_logits_against_peft import place, run
+from tests.forward import load_model, place, run
 
 pytestmark = pytest.mark.base
 
@@ -38,10 +34,9 @@ def test_logits_equal_the_oracles_in_float32(base_dir: Path, demo_root: Path) ->
 
     folders = demo_adapters(demo_root)
     prompt = Tokenizer(base_dir).encode("My parcel was due on Monday; where is it?", add_special_tokens=False)
-    kernels = select_kernels("reference", 1)
-    spec = read_spec(base_dir)
-    model = LlamaModel(spec, load_weights(base_dir, spec, kernels), kernels, max_positions=64)
-    found = run(model, [(prompt, None), *((prompt, place(folder, spec, kernels)) for folder in folders)])
+    model = load_model(base_dir, "reference", 1)
+    placed = [place(folder, model.spec, model.kernels, base_dir) for folder in folders]
+    found = run(model, [(prompt, one) for one in (None, *placed)])
     for logits, folder in zip(found, [None, *folders], strict=True):
         oracle = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32).eval()
         if folder is not None:

@@ -111,7 +111,8 @@ class CpuBank:
         dtype = TORCH_DTYPES[image.facts.dtype]
         elements = image.num_bytes // dtype.itemsize
         weights = torch.frombuffer(image.body, dtype=dtype, count=elements) if elements else torch.empty(0, dtype=dtype)
-        self._placed[image.digest] = (PlacedAdapter(image.digest, weights, image.table), image.num_rows)
+        placed = PlacedAdapter(image.digest, weights, image.table, image.extras, image.invocation_tokens)
+        self._placed[image.digest] = (placed, image.num_rows)
         self._rows += image.num_rows
         self._host.put(image)
 

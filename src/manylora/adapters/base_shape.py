@@ -16,6 +16,18 @@ PROJECTION_PATHS = (
 )
 """The seven linear layers of a Llama block, in the order of `kernels.interface.Projection`."""
 
+Module = tuple[int, int]
+"""(layer, projection), or one of the two ends of the model, which come after all layers."""
+_BEYOND_LAYERS = 1 << 20
+EMBED_MODULE: Module = (_BEYOND_LAYERS, 0)
+HEAD_MODULE: Module = (_BEYOND_LAYERS, 1)
+END_PATHS = {EMBED_MODULE: "model.embed_tokens", HEAD_MODULE: "lm_head"}
+
+
+def module_path(module: Module) -> str:
+    """The module's path inside the base model, which PEFT matches its patterns against."""
+    return END_PATHS.get(module) or f"model.layers.{module[0]}.{PROJECTION_PATHS[module[1]]}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseShape:
@@ -25,6 +37,7 @@ class BaseShape:
     fingerprint  identity of the base's weights; part of every adapter's digest
     projections  (out, in) of each linear layer, in the order of `PROJECTION_PATHS`; None where the base has none
                  (the feed-forward layers of a mixture of experts)
+    is_tied      whether the output head is the embedding
     """
 
     name: str
@@ -33,6 +46,7 @@ class BaseShape:
     hidden: int
     vocab: int
     projections: tuple[tuple[int, int] | None, ...]
+    is_tied: bool = False
 
     def to_json(self) -> dict[str, Any]:  # JSON values of several types
         return dataclasses.asdict(self)

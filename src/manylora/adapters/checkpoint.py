@@ -1,43 +1,24 @@
-"""A PEFT adapter's two files → checked tensors → one packed image, alpha/rank folded in. Without torch."""
+"""A PEFT adapter's two files, checked: each tensor is known, fits the base, agrees with the config. Without torch."""
 
-import hashlib
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
-from manylora.adapters.base_shape import PROJECTION_PATHS, BaseShape
-from manylora.adapters.image import ITEM_BYTES, Table, lay_out
-from manylora.adapters.merge import Factors, MergeImpossible, Module, merge
+from manylora.adapters.base_shape import EMBED_MODULE, END_PATHS, HEAD_MODULE, BaseShape, Module, module_path
 from manylora.adapters.peft_config import LoraRule, read_lora_rule
 from manylora.adapters.refusals import Refusals, shown
 from manylora.adapters.safetensors_header import HeaderInvalid, PickledWeights, TensorEntry, read_header
-from manylora.ids import Digest
-from manylora.merging import MergeRecipe
+from manylora.adapters.tensor_names import FINAL_NORM, Part, read_name
+from manylora.adapters.values import Values, read_values
+from manylora.kernels.extras import MAX_ADDED_TOKENS
 
-DIGEST_SALT = b"manylora adapter 1\0"
-
-_NAME = re.compile(r"base_model\.model\.model\.layers\.(0|[1-9][0-9]{0,4})\.(\w+\.\w+)\.lora_([AB])\.weight", re.ASCII)
-_PROJECTIONS = {path: index for index, path in enumerate(PROJECTION_PATHS)}
 _FEATURES = (
-    (re.compile(r"\.lora_magnitude_vector(\.|$)"), "DoRA (`lora_magnitude_vector`)"),
-    (re.compile(r"\.lora_[AB]\.bias$"), "a bias in LoRA layers (`lora_bias`)"),
-    (re.compile(r"\.lora_embedding_[AB](\.|$)"), "an adapter on the embeddings (`embed_tokens`)"),
-    (re.compile(r"\.trainable_tokens_delta$"), "trained token embeddings (`trainable_token_indices`)"),
     (re.compile(r"\.mlp\.(experts\.|gate\.)|\.block_sparse_moe\."), "an adapter on experts or their router"),
-    (re.compile(r"(^|\.)lm_head\.lora_[AB]\.weight$"), "an adapter on the output head (`lm_head`)"),
     (re.compile(r"\.bias$"), "trained biases (`bias`)"),
-    (re.compile(r"\.(lm_head|embed_tokens|\w*norm|score|classifier)\.weight$"), "trained modules (`modules_to_save`)"),
+    (re.compile(r"\.(score|classifier|v_head)\."), "a task's head (`modules_to_save`)"),
+    (re.compile(r"(_proj|norm)\.(modules_to_save\.|original_module\.)?weight$"), "trained modules (`modules_to_save`)"),
     (re.compile(r"\.base_layer\."), "saved copies of base weights (`base_layer`)"),
 )
-
-Float = np.ndarray[Any, np.dtype[np.float32]]
-Values = np.ndarray[Any, Any]  # float32, or uint16 holding the bits of bfloat16
-_Part = tuple[Module, Values, Values, float]
-"""A module, its A (rank, in), its B (out, rank) and its scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,38 +31,57 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class LoraModule:
-    """One linear layer's adapter, as it lies in the file."""
+    """One layer's adapter, as it lies in the file: A (rank, in), B (out, rank), bias and magnitude (out,)."""
 
-    layer: int
-    projection: int
+    module: Module
     a: TensorEntry
     b: TensorEntry
     rank: int
     scale: float
+    bias: TensorEntry | None = None
+    magnitude: TensorEntry | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedTokens:
+    """Rows that stand in place of the base's: `entry` (tokens, hidden) has one for each of `ids`."""
+
+    ids: tuple[int, ...]
+    entry: TensorEntry
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedAdapter:
-    """An adapter whose names, shapes, ranks and scales fit the base; its values are checked when packed."""
+    """An adapter whose names, shapes, ranks and scales fit the base; its values are checked when packed.
+
+    tables, tokens  of the embedding and of the output head, by their modules
+    norms           by their place in the vector `kernels/extras.py` has of them
+    vocabulary      token ids below this may be used with it: the base's, and those it adds
+    """
 
     rule: LoraRule
     modules: tuple[LoraModule, ...]
+    tables: Mapping[Module, TensorEntry]
+    tokens: Mapping[Module, TrainedTokens]
+    norms: Mapping[int, TensorEntry]
+    vocabulary: int
     weights: memoryview
 
-
-@dataclass(frozen=True, slots=True)
-class PackedAdapter:
-    """A checked adapter in the form of an image's parts. `changes_nothing` is True if every B is zero."""
-
-    digest: Digest
-    dtype: str
-    table: Table
-    body: memoryview
-    changes_nothing: bool
+    def values(self, entry: TensorEntry) -> Values:
+        return read_values(self.weights[entry.start : entry.stop], entry.dtype, entry.shape)
 
     @property
-    def num_rows(self) -> int:
-        return int(self.table[:, :, 2].sum())
+    def extra_features(self) -> list[str]:
+        """What it has beside LoRA on linear layers and ends, in the words of PEFT."""
+        has = {
+            "DoRA (`use_dora`)": any(module.magnitude for module in self.modules),
+            "a bias in LoRA layers (`lora_bias`)": any(module.bias for module in self.modules),
+            "trained or resized embeddings (`modules_to_save`)": bool(self.tables),
+            "trained token embeddings (`trainable_token_indices`)": bool(self.tokens),
+            "trained norms (`modules_to_save`)": bool(self.norms),
+            "activated LoRA (`alora_invocation_tokens`)": bool(self.rule.invocation_tokens),
+        }
+        return [feature for feature, is_there in has.items() if is_there]
 
 
 def check_adapter(
@@ -97,201 +97,211 @@ def check_adapter(
         raise refuse.unsafe_format() from error
     except HeaderInvalid as error:
         raise refuse.corrupt(f"adapter_model.safetensors: {error}") from error
-    pairs = _pair_up(entries, shape, refuse)
-    if not pairs:
-        raise refuse.corrupt("it has no LoRA weights")
-    modules = tuple(_check_module(module, pair, rule, shape, limits, refuse) for module, pair in sorted(pairs.items()))
-    return CheckedAdapter(rule, modules, weights)
+    return _Check(rule, shape, limits, refuse).adapter(entries, weights)
 
 
-@np.errstate(all="ignore")  # overflow is looked for below
-def pack_adapter(adapter: CheckedAdapter, shape: BaseShape, dtype: str, refuse: Refusals) -> PackedAdapter:
-    """Fold each scale into its B in float32, cast to `dtype` (to nearest, ties to even) and lay all out as one body.
+class _Check:
+    """What the checks of one adapter have in common."""
 
-    Raises `AdapterCorrupt` where a weight is not finite, before or after folding and casting.
-    """
-    digest = _digest_of_base(shape)
-    digest.update(_canonical(adapter))
+    def __init__(self, rule: LoraRule, shape: BaseShape, limits: Limits, refuse: Refusals) -> None:
+        self.rule = rule
+        self.shape = shape
+        self.limits = limits
+        self.refuse = refuse
 
-    def parts() -> Iterator[_Part]:
-        for module in adapter.modules:
-            a, b = _values(adapter.weights, module.a), _values(adapter.weights, module.b)
-            _add_values(digest, a, b)
-            yield (module.layer, module.projection), a, b, module.scale
+    def adapter(self, entries: Mapping[str, TensorEntry], weights: memoryview) -> CheckedAdapter:
+        parts = self.parts(entries)
+        tables = {
+            module: self.table(module, found, weights) for (module, part), found in parts.items() if part is Part.TABLE
+        }
+        vocabulary = self.vocabulary(tables)
+        tokens = self.tokens(parts, vocabulary)
+        modules = [
+            self.module(module, parts, vocabulary)
+            for module in sorted({m for m, part in parts if part in (Part.A, Part.B)})
+        ]
+        self.check_lonely(parts, {module.module for module in modules})
+        if not modules and not tables and not tokens:
+            raise self.refuse.corrupt("it has no LoRA weights")
+        norms = {self.norm_index(m): self.norm(m, found[0]) for (m, part), found in parts.items() if part is Part.NORM}
+        adapter = CheckedAdapter(self.rule, tuple(modules), tables, tokens, norms, vocabulary, weights)
+        self.check_activated(adapter)
+        return adapter
 
-    ranks = {(module.layer, module.projection): module.rank for module in adapter.modules}
-    return _packed(parts(), ranks, digest, shape, dtype, refuse)
+    # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def parts(self, entries: Mapping[str, TensorEntry]) -> dict[tuple[Module, Part], list[TensorEntry]]:
+        """The tensors by what they are. Only a table may be there more than once."""
+        found: dict[tuple[Module, Part], list[TensorEntry]] = {}
+        names = {name: read_name(name) for name in entries}
+        if unknown := [name for name, known in names.items() if known is None]:
+            raise self.unknown(unknown)
+        for name, known in names.items():
+            assert known is not None  # else it were unknown
+            module, part = known
+            if part is Part.UNUSED:
+                continue
+            self.check_place(module, part)
+            same = found.setdefault(known, [])
+            if same and part is not Part.TABLE:
+                raise self.refuse.corrupt(f"it has `{shown(name)}` twice, under another name")
+            same.append(entries[name])
+        return found
 
-@np.errstate(all="ignore")  # overflow is looked for below
-def pack_merged(
-    adapters: Sequence[CheckedAdapter],
-    recipe: MergeRecipe,
-    shape: BaseShape,
-    limits: Limits,
-    dtype: str,
-    refuse: Refusals,
-) -> PackedAdapter:
-    """Merge checked adapters and pack the result as one. Its digest follows from theirs and from the recipe.
+    def unknown(self, names: list[str]) -> Exception:
+        for pattern, feature in _FEATURES:
+            if any(pattern.search(name) for name in names):
+                return self.refuse.unsupported(feature)
+        return self.refuse.incompatible(f"it has a tensor `{shown(names[0])}`, which fits no layer of the model")
 
-    Raises `AdapterMergeInvalid`, `AdapterTooLarge` where the merged rank is over the limit, else as `pack_adapter`.
-    """
-    digest = _digest_of_base(shape)
-    facts = [list(recipe.weights), recipe.strategy, recipe.density, recipe.signs]
-    digest.update(b"merge\0" + json.dumps(facts).encode() + b"\0")
-    members = []
-    for adapter in adapters:
-        digest.update(_canonical(adapter))
-        factors: dict[Module, Factors] = {}
-        for module in adapter.modules:
-            a, b = _values(adapter.weights, module.a), _values(adapter.weights, module.b)
-            _add_values(digest, a, b)
-            factors[module.layer, module.projection] = Factors(_widened(a), _widened(b), module.scale)
-        members.append(factors)
-    try:
-        merged = merge(members, recipe, digest.digest())
-    except MergeImpossible as error:
-        raise refuse.merge_invalid(str(error)) from error
-    ranks = {module: factors.a.shape[0] for module, factors in merged.items()}
-    if max(ranks.values()) > limits.max_rank:
-        raise refuse.rank_too_large(max(ranks.values()), limits.max_rank)
-    parts = ((module, factors.a, factors.b, factors.scale) for module, factors in sorted(merged.items()))
-    return _packed(parts, ranks, digest, shape, dtype, refuse)
+    def check_place(self, module: Module, part: Part) -> None:
+        layer, index = module
+        if module in END_PATHS or module == FINAL_NORM:
+            return
+        if layer >= self.shape.num_layers:
+            raise self.refuse.incompatible(
+                f"it adapts layer {layer}, the model has layers 0 to {self.shape.num_layers - 1}"
+            )
+        if part is not Part.NORM and self.shape.projections[index] is None:
+            raise self.refuse.incompatible(f"it adapts {module_path(module)}, which the model does not have")
 
+    # ── LoRA ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-def _digest_of_base(shape: BaseShape) -> "hashlib._Hash":
-    return hashlib.sha256(DIGEST_SALT + shape.fingerprint.encode() + b"\0")
-
-
-def _add_values(digest: "hashlib._Hash", *tensors: Values) -> None:
-    for values in tensors:
-        digest.update(values.dtype.str.encode())
-        digest.update(values.data.cast("B"))
-
-
-def _packed(
-    parts: Iterable[_Part],
-    ranks: Mapping[Module, int],
-    digest: "hashlib._Hash",
-    shape: BaseShape,
-    dtype: str,
-    refuse: Refusals,
-) -> PackedAdapter:
-    """Lay out A (rank, in) and B (out, rank) of each module; `digest` is read when all parts have been taken."""
-    table, elements = lay_out(shape, ranks, dtype)
-    body: Values = np.zeros(elements, dtype=np.uint16 if ITEM_BYTES[dtype] == 2 else np.float32)
-    changes_nothing = True
-    for (layer, projection), a, b, scale in parts:
-        folded = np.multiply(_widened(b).T, np.float32(scale), order="C")
-        offset_a, offset_b, _ = (int(value) for value in table[layer, projection])
-        for values, offset, part in ((a, offset_a, "A"), (folded, offset_b, "B")):
-            if not _cast_into(body[offset : offset + values.size], values.reshape(-1)):
-                raise refuse.corrupt(f"lora_{part} of {_path(layer, projection)} is not finite")
-        changes_nothing = changes_nothing and not folded.any()
-    return PackedAdapter(Digest(digest.hexdigest()), dtype, table, body.data.cast("B"), changes_nothing)
-
-
-def _canonical(adapter: CheckedAdapter) -> bytes:
-    """What the config makes of the tensors, spelt one way: each module's rank and scale, in order."""
-    facts = [[m.layer, m.projection, m.rank, m.scale.hex()] for m in adapter.modules]
-    return json.dumps(facts, separators=(",", ":")).encode() + b"\0"
-
-
-def _pair_up(
-    entries: dict[str, TensorEntry], shape: BaseShape, refuse: Refusals
-) -> dict[Module, dict[str, TensorEntry]]:
-    pairs: dict[Module, dict[str, TensorEntry]] = {}
-    matches = {name: _NAME.fullmatch(name) for name in entries}
-    unknown = [name for name, match in matches.items() if match is None or match[2] not in _PROJECTIONS]
-    if unknown:
-        raise _unknown_tensors(unknown, refuse)
-    for name, entry in entries.items():
-        match = matches[name]
-        assert match is not None  # else it were unknown
-        layer, projection = int(match[1]), _PROJECTIONS[match[2]]
-        if layer >= shape.num_layers:
-            raise refuse.incompatible(f"it adapts layer {layer}, the model has layers 0 to {shape.num_layers - 1}")
-        if shape.projections[projection] is None:
-            raise refuse.incompatible(f"it adapts {_path(layer, projection)}, which the model does not have")
-        pairs.setdefault((layer, projection), {})[match[3]] = entry
-    return pairs
-
-
-def _unknown_tensors(names: list[str], refuse: Refusals) -> Exception:
-    for pattern, feature in _FEATURES:
-        if any(pattern.search(name) for name in names):
-            return refuse.unsupported(feature)
-    return refuse.incompatible(f"it has a tensor `{shown(names[0])}`, which fits no linear layer of the model")
-
-
-def _check_module(
-    module: Module, pair: dict[str, TensorEntry], rule: LoraRule, shape: BaseShape, limits: Limits, refuse: Refusals
-) -> LoraModule:
-    path = _path(*module)
-    if len(pair) != 2:
-        raise refuse.corrupt(f"{path} has lora_{next(iter(pair))} only")
-    a, b = pair["A"], pair["B"]
-    sizes = shape.projections[module[1]]
-    assert sizes is not None  # checked when the names were read
-    out_size, in_size = sizes
-    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or a.shape[0] == 0:
-        raise refuse.corrupt(f"{path} has lora_A {list(a.shape)} and lora_B {list(b.shape)}")
-    if (b.shape[0], a.shape[1]) != sizes:
-        raise refuse.incompatible(
-            f"{path} maps {a.shape[1]} to {b.shape[0]} features, the model's maps {in_size} to {out_size}"
+    def module(
+        self, module: Module, parts: Mapping[tuple[Module, Part], list[TensorEntry]], vocabulary: int
+    ) -> LoraModule:
+        path, refuse = module_path(module), self.refuse
+        if (module, Part.A) not in parts or (module, Part.B) not in parts:
+            lonely = "A" if (module, Part.A) in parts else "B"
+            raise refuse.corrupt(f"{path} has lora_{lonely} only")
+        [a], [b] = parts[module, Part.A], parts[module, Part.B]
+        if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or a.shape[0] == 0:
+            raise refuse.corrupt(f"{path} has lora_A {list(a.shape)} and lora_B {list(b.shape)}")
+        out_size, in_size = self.sizes(module, vocabulary)
+        if (b.shape[0], a.shape[1]) != (out_size, in_size):
+            raise refuse.incompatible(
+                f"{path} maps {a.shape[1]} to {b.shape[0]} features, the model's maps {in_size} to {out_size}"
+            )
+        rank = a.shape[0]
+        if rank > self.limits.max_rank:
+            raise refuse.rank_too_large(rank, self.limits.max_rank)
+        named = self.rule.rank_of(path)
+        if named != rank:
+            raise refuse.corrupt(f"adapter_config.json gives {path} the rank {named}, its tensors have {rank}")
+        return LoraModule(
+            module,
+            a,
+            b,
+            rank,
+            self.rule.scale_of(path, rank),
+            self.vector(module, Part.BIAS, parts, out_size, is_wanted=self.rule.has_bias and module != EMBED_MODULE),
+            self.vector(module, Part.MAGNITUDE, parts, out_size, is_wanted=self.rule.is_dora),
         )
-    rank = a.shape[0]
-    if rank > limits.max_rank:
-        raise refuse.rank_too_large(rank, limits.max_rank)
-    named = rule.rank_of(path)
-    if named != rank:
-        raise refuse.corrupt(f"adapter_config.json gives {path} the rank {named}, its tensors have {rank}")
-    return LoraModule(module[0], module[1], a, b, rank, rule.scale_of(path, rank))
 
+    def vector(
+        self,
+        module: Module,
+        part: Part,
+        parts: Mapping[tuple[Module, Part], list[TensorEntry]],
+        size: int,
+        *,
+        is_wanted: bool,
+    ) -> TensorEntry | None:
+        """A module's bias or magnitude: there if, and only if, the config says so."""
+        name, field = ("lora_B.bias", "lora_bias") if part is Part.BIAS else ("lora_magnitude_vector", "use_dora")
+        found = parts.get((module, part))
+        if (found is not None) != is_wanted:
+            has = "has no" if is_wanted else "has a"
+            raise self.refuse.corrupt(
+                f"{module_path(module)} {has} {name}, and adapter_config.json says `{field}` = {is_wanted}"
+            )
+        if found is None:
+            return None
+        if found[0].shape != (size,):
+            raise self.refuse.incompatible(f"{module_path(module)} has a {name} {list(found[0].shape)}, not [{size}]")
+        return found[0]
 
-def _path(layer: int, projection: int) -> str:
-    """The module's path inside the base model, which PEFT matches its patterns against."""
-    return f"model.layers.{layer}.{PROJECTION_PATHS[projection]}"
+    def sizes(self, module: Module, vocabulary: int) -> tuple[int, int]:
+        """(out, in)."""
+        if module == EMBED_MODULE:
+            return self.shape.hidden, vocabulary
+        if module == HEAD_MODULE:
+            return vocabulary, self.shape.hidden
+        sizes = self.shape.projections[module[1]]
+        assert sizes is not None  # checked when the names were read
+        return sizes
 
+    def check_lonely(self, parts: Iterable[tuple[Module, Part]], adapted: set[Module]) -> None:
+        for module, part in parts:
+            if part in (Part.BIAS, Part.MAGNITUDE) and module not in adapted:
+                raise self.refuse.corrupt(f"{module_path(module)} has a {part.name.lower()}, and no lora_A and lora_B")
 
-def _values(weights: memoryview, entry: TensorEntry) -> Values:
-    """The tensor's values in one spelling: uint16 (the bits of bfloat16) if that holds them exactly, else float32."""
-    raw = weights[entry.start : entry.stop]
-    if entry.dtype == "BF16":
-        return np.frombuffer(raw, dtype="<u2").reshape(entry.shape)
-    if entry.dtype == "F16":
-        wide = _half_to_float32(np.frombuffer(raw, dtype="<u2"))
-    else:
-        wide = np.frombuffer(raw, dtype="<f4")
-    bits = wide.view(np.uint32)
-    values = wide if (bits & 0xFFFF).any() else (bits >> 16).astype(np.uint16)
-    return values.reshape(entry.shape)
+    # ── the two ends and the norms ───────────────────────────────────────────────────────────────────────────────
 
+    def table(self, module: Module, found: list[TensorEntry], weights: memoryview) -> TensorEntry:
+        """A whole table; PEFT may write the same one under several names."""
+        first = found[0]
+        for other in found[1:]:
+            if weights[other.start : other.stop] != weights[first.start : first.stop]:
+                raise self.refuse.corrupt(f"it has {module_path(module)} several times, and they differ")
+        if len(first.shape) != 2 or first.shape[1] != self.shape.hidden or first.shape[0] < self.shape.vocab:
+            raise self.refuse.incompatible(
+                f"{module_path(module)} is {list(first.shape)}, the model's [{self.shape.vocab}, {self.shape.hidden}]"
+            )
+        return first
 
-def _half_to_float32(half: np.ndarray[Any, np.dtype[np.uint16]]) -> Float:
-    """float16 → float32 by its bits, exactly (numpy's own conversion takes four times as long); NaN for Inf and NaN."""
-    wide = half.astype(np.uint32)
-    values = ((wide & 0x7FFF) << 13).view(np.float32) * np.float32(2.0**112)  # the exponents' biases differ by 112
-    values.view(np.uint32)[:] |= (wide & 0x8000) << 16
-    if not ((half & 0x7C00) == 0x7C00).any():
-        return values
-    return np.where((half & 0x7C00) == 0x7C00, np.float32(np.nan), values)
+    def vocabulary(self, tables: Mapping[Module, TensorEntry]) -> int:
+        """The base's vocabulary and what the adapter adds to it, which must be the same at both ends."""
+        added = {module: tables[module].shape[0] - self.shape.vocab if module in tables else 0 for module in END_PATHS}
+        if len(set(added.values())) > 1:
+            raise self.refuse.incompatible(
+                f"it adds {added[EMBED_MODULE]} tokens to the embedding and {added[HEAD_MODULE]} to the output head"
+            )
+        if added[EMBED_MODULE] > MAX_ADDED_TOKENS:
+            raise self.refuse.incompatible(f"it adds {added[EMBED_MODULE]} tokens; the limit is {MAX_ADDED_TOKENS}")
+        return self.shape.vocab + added[EMBED_MODULE]
 
+    def tokens(
+        self, parts: Mapping[tuple[Module, Part], list[TensorEntry]], vocabulary: int
+    ) -> dict[Module, TrainedTokens]:
+        """Trained rows by end. Those of a tied embedding are the head's too, unless that has some of its own."""
+        found: dict[Module, TrainedTokens] = {}
+        for module in END_PATHS:
+            ids, entries = self.rule.trained_tokens.get(module), parts.get((module, Part.TOKENS))
+            if entries is None and ids is None:
+                continue
+            if entries is None or ids is None or entries[0].shape != (len(ids), self.shape.hidden):
+                count = 0 if ids is None else len(ids)
+                rows = 0 if entries is None else list(entries[0].shape)
+                raise self.refuse.corrupt(
+                    f"adapter_config.json names {count} trained tokens of {module_path(module)}, its tensor has {rows}"
+                )
+            if len(set(ids)) != len(ids) or max(ids, default=0) >= vocabulary:
+                raise self.refuse.corrupt(
+                    f"`trainable_token_indices` has a token twice, or one beyond {vocabulary - 1}"
+                )
+            found[module] = TrainedTokens(ids, entries[0])
+        if self.shape.is_tied and EMBED_MODULE in found and (HEAD_MODULE, Part.TABLE) not in parts:
+            found.setdefault(HEAD_MODULE, found[EMBED_MODULE])
+        return found
 
-def _widened(values: Values) -> Float:
-    return values if values.dtype == np.float32 else (values.astype(np.uint32) << 16).view(np.float32)
+    def norm(self, module: Module, entry: TensorEntry) -> TensorEntry:
+        if entry.shape != (self.shape.hidden,):
+            raise self.refuse.incompatible(
+                f"a norm of layer {module[0]} is {list(entry.shape)}, not [{self.shape.hidden}]"
+            )
+        return entry
 
+    def norm_index(self, module: Module) -> int:
+        return 2 * self.shape.num_layers if module == FINAL_NORM else 2 * module[0] + module[1]
 
-def _cast_into(target: Values, values: Values) -> bool:
-    """Write `values` in the target's dtype (uint16 holds bfloat16). Returns whether all are finite in both."""
-    if target.dtype == values.dtype == np.uint16:
-        target[:] = values
-    elif target.dtype == np.uint16:
-        if not np.isfinite(values).all():
-            return False  # rounding would carry some NaNs over into other numbers
-        bits = values.view(np.uint32)
-        target[:] = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16
-    else:
-        target[:] = _widened(values)
-        return bool(np.isfinite(target).all())
-    return not ((target & 0x7F80) == 0x7F80).any()
+    def check_activated(self, adapter: CheckedAdapter) -> None:
+        """What stands before the invocation is the base's, so nothing may change it there."""
+        tokens = self.rule.invocation_tokens
+        if tokens and max(tokens) >= self.shape.vocab:
+            raise self.refuse.corrupt(f"`alora_invocation_tokens` has a token beyond {self.shape.vocab - 1}")
+        others = [feature for feature in adapter.extra_features if "alora" not in feature]
+        if any(module.module in END_PATHS for module in adapter.modules):
+            others.append("an adapter on the embeddings or the output head")
+        if tokens and others:
+            raise self.refuse.unsupported(f"activated LoRA (`alora_invocation_tokens`) together with {others[0]}")

@@ -2,6 +2,8 @@
 
 header   96 bytes     magic, version, sizes, digest, checksum of everything (taken with itself as 0)
 table    int64        (layers, 7, 3) in C order: (offset of A, offset of B, rank) in elements of the body
+extras   int64        what the adapter changes beside these, laid out as `kernels/extras.py` says; mostly there is none
+tokens   int64        the invocation tokens of an activated LoRA; mostly there are none
 body     64-aligned   A (rank, in) and B transposed (rank, out), scale folded in, each on a 64-byte boundary
 """
 
@@ -10,7 +12,7 @@ import os
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,19 @@ import numpy as np
 
 from manylora.adapters.base_shape import PROJECTION_PATHS, BaseShape
 from manylora.ids import Digest
+from manylora.kernels.extras import NO_EXTRAS, Extras, blank_extras
 
 IMAGE_SUFFIX = ".img"
 NAME_SUFFIX = ".name"
 TEMPORARY_SUFFIX = ".tmp"
 MAGIC = b"MLORAIMG"
-VERSION = 1
+VERSION = 2
 ALIGNMENT_BYTES = 64
 HEADER_BYTES = 96
 ITEM_BYTES = {"bfloat16": 2, "float32": 4}
 _DTYPE_CODES = {"bfloat16": 1, "float32": 2}
-_HEADER = struct.Struct("<8sIIIIQI32s")
+_HEADER = struct.Struct("<8sIIIIIQI32s")
+MAX_INVOCATION_TOKENS = 64
 _CHUNK_BYTES = 1 << 20
 
 Table = np.ndarray[Any, np.dtype[np.int64]]
@@ -49,14 +53,25 @@ class ImageFacts:
     num_layers: int
     body_bytes: int
     checksum: int
+    num_extras: int = 0
+    num_tokens: int = 0
 
     @property
     def table_bytes(self) -> int:
         return self.num_layers * len(PROJECTION_PATHS) * 3 * 8
 
     @property
+    def numbers_bytes(self) -> int:
+        """Of the table, the extras and the tokens."""
+        return self.table_bytes + 8 * (self.num_extras + self.num_tokens)
+
+    @property
+    def body_start(self) -> int:
+        return _aligned(HEADER_BYTES + self.numbers_bytes)
+
+    @property
     def file_bytes(self) -> int:
-        return body_start(self.num_layers) + self.body_bytes
+        return self.body_start + self.body_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +81,8 @@ class HostImage:
     facts: ImageFacts
     table: Table
     body: mmap.mmap
+    extras: Extras = field(default_factory=lambda: NO_EXTRAS)
+    invocation_tokens: tuple[int, ...] = ()
 
     @property
     def digest(self) -> Digest:
@@ -86,10 +103,6 @@ def image_name(digest: Digest, dtype: str) -> str:
     return f"{digest}.{dtype}{IMAGE_SUFFIX}"
 
 
-def body_start(num_layers: int) -> int:
-    return _aligned(HEADER_BYTES + num_layers * len(PROJECTION_PATHS) * 3 * 8)
-
-
 def lay_out(shape: BaseShape, ranks: Ranks, dtype: str) -> tuple[Table, int]:
     """Return the table for these ranks and the number of elements in the body."""
     table = np.zeros((shape.num_layers, len(PROJECTION_PATHS), 3), dtype=np.int64)
@@ -107,19 +120,32 @@ def lay_out(shape: BaseShape, ranks: Ranks, dtype: str) -> tuple[Table, int]:
 
 def largest_file_bytes(weights_bytes: int, shape: BaseShape, dtype: str) -> int:
     """A bound on the image of a weights file of `weights_bytes`, known before the file is opened."""
-    padding = shape.num_layers * len(PROJECTION_PATHS) * 2 * ALIGNMENT_BYTES
-    return body_start(shape.num_layers) + weights_bytes * ITEM_BYTES[dtype] // 2 + padding
+    layers = shape.num_layers
+    # A, B, a bias and a gain for each projection, two norms a layer, and ten parts at the two ends.
+    padding = (layers * (len(PROJECTION_PATHS) * 4 + 2) + 10) * ALIGNMENT_BYTES
+    numbers = 8 * (layers * len(PROJECTION_PATHS) * 3 + len(blank_extras(layers, 0)) + MAX_INVOCATION_TOKENS)
+    return _aligned(HEADER_BYTES + numbers) + weights_bytes * ITEM_BYTES[dtype] // 2 + 4 * shape.vocab + padding
 
 
-def write_image(path: Path, *, digest: Digest, dtype: str, table: Table, body: memoryview) -> ImageFacts:
+def write_image(
+    path: Path,
+    *,
+    digest: Digest,
+    dtype: str,
+    table: Table,
+    body: memoryview,
+    extras: Extras = NO_EXTRAS,
+    invocation_tokens: tuple[int, ...] = (),
+) -> ImageFacts:
     """Write an image to `path` and fsync it. The caller renames it into place, so that no reader sees half of one."""
-    raw_table = table.astype("<i8").tobytes()
-    padding = bytes(body_start(len(table)) - HEADER_BYTES - len(raw_table))
-    facts = ImageFacts(digest, dtype, len(table), body.nbytes, 0)
-    checksum = zlib.crc32(body, zlib.crc32(raw_table + padding, zlib.crc32(_header(facts))))
+    facts = ImageFacts(digest, dtype, len(table), body.nbytes, 0, len(extras), len(invocation_tokens))
+    tokens = np.array(invocation_tokens, dtype="<i8")
+    numbers = table.astype("<i8").tobytes() + extras.astype("<i8").tobytes() + tokens.tobytes()
+    numbers = numbers.ljust(facts.body_start - HEADER_BYTES, b"\0")
+    checksum = zlib.crc32(body, zlib.crc32(numbers, zlib.crc32(_header(facts))))
     facts = replace(facts, checksum=checksum)
     with path.open("wb", buffering=0) as file:
-        _write_all(file.fileno(), _header(facts) + raw_table + padding)
+        _write_all(file.fileno(), _header(facts) + numbers)
         _write_all(file.fileno(), body)
         os.fsync(file.fileno())
     return facts
@@ -135,35 +161,43 @@ def read_image(path: Path) -> HostImage:
     """Read a whole image into fresh memory and verify its checksum. Raises as `read_facts`."""
     with path.open("rb", buffering=0) as file:
         facts = _facts(file.read(HEADER_BYTES), os.fstat(file.fileno()).st_size)
-        head = _read_exactly(file.fileno(), HEADER_BYTES, body_start(facts.num_layers) - HEADER_BYTES)
+        head = _read_exactly(file.fileno(), HEADER_BYTES, facts.body_start - HEADER_BYTES)
         checksum = zlib.crc32(head, zlib.crc32(_header(replace(facts, checksum=0))))
         body = mmap.mmap(-1, max(facts.body_bytes, mmap.PAGESIZE))
         with memoryview(body)[: facts.body_bytes] as view:
             for start in range(0, facts.body_bytes, _CHUNK_BYTES):
                 chunk = view[start : start + _CHUNK_BYTES]
-                if os.preadv(file.fileno(), [chunk], body_start(facts.num_layers) + start) != len(chunk):
+                if os.preadv(file.fileno(), [chunk], facts.body_start + start) != len(chunk):
                     raise ImageDamaged("the file ends early")
                 checksum = zlib.crc32(chunk, checksum)
                 chunk.release()
     if checksum != facts.checksum:
         raise ImageDamaged("the checksum does not match")
-    table = np.frombuffer(head[: facts.table_bytes], dtype="<i8").astype(np.int64)
-    return HostImage(facts, table.reshape(facts.num_layers, len(PROJECTION_PATHS), 3), body)
+    numbers = np.frombuffer(head[: facts.numbers_bytes], dtype="<i8").astype(np.int64)
+    table, extras, tokens = np.split(numbers, [facts.table_bytes // 8, facts.table_bytes // 8 + facts.num_extras])
+    return HostImage(
+        facts,
+        table.reshape(facts.num_layers, len(PROJECTION_PATHS), 3),
+        body,
+        extras.copy() if extras.size else NO_EXTRAS,
+        tuple(tokens.tolist()),
+    )
 
 
 def _header(facts: ImageFacts) -> bytes:
-    fields = (_DTYPE_CODES[facts.dtype], facts.num_layers, 0, facts.body_bytes, facts.checksum)
-    return _HEADER.pack(MAGIC, VERSION, *fields, bytes.fromhex(facts.digest)).ljust(HEADER_BYTES, b"\0")
+    sizes = (facts.num_layers, facts.num_extras, facts.num_tokens, facts.body_bytes, facts.checksum)
+    fields = (MAGIC, VERSION, _DTYPE_CODES[facts.dtype], *sizes, bytes.fromhex(facts.digest))
+    return _HEADER.pack(*fields).ljust(HEADER_BYTES, b"\0")
 
 
 def _facts(header: bytes, file_bytes: int) -> ImageFacts:
     if len(header) < HEADER_BYTES:
         raise ImageDamaged("shorter than its header")
-    magic, version, code, num_layers, _, body_bytes, checksum, digest = _HEADER.unpack_from(header)
+    magic, version, code, num_layers, num_extras, num_tokens, body_bytes, checksum, digest = _HEADER.unpack_from(header)
     dtype = {number: name for name, number in _DTYPE_CODES.items()}.get(code)
     if magic != MAGIC or version != VERSION or dtype is None:
         raise ImageDamaged("not an image of this version")
-    facts = ImageFacts(Digest(digest.hex()), dtype, num_layers, body_bytes, checksum)
+    facts = ImageFacts(Digest(digest.hex()), dtype, num_layers, body_bytes, checksum, num_extras, num_tokens)
     if header != _header(facts):
         raise ImageDamaged("its reserved bytes are not zero")
     if facts.file_bytes != file_bytes:

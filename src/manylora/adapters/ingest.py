@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from manylora.adapter_ref import AdapterRef, SourceName, source_of
-from manylora.adapters.checkpoint import CheckedAdapter, Limits, PackedAdapter, check_adapter, pack_adapter, pack_merged
+from manylora.adapters.base_weights import BaseWeights
+from manylora.adapters.checkpoint import CheckedAdapter, Limits, check_adapter
 from manylora.adapters.download import together
 from manylora.adapters.hub_source import HubSource
 from manylora.adapters.image import NAME_SUFFIX, TEMPORARY_SUFFIX, ImageFacts, image_name, write_image
@@ -34,6 +35,7 @@ from manylora.adapters.jobs import (
 )
 from manylora.adapters.local_source import LocalSource
 from manylora.adapters.object_source import ObjectSource
+from manylora.adapters.packing import PackedAdapter, pack_adapter, pack_merged
 from manylora.adapters.refusals import Refusals
 from manylora.adapters.sources import FetchedFiles, RemoteSource
 from manylora.clock import Clock, SystemClock
@@ -161,7 +163,7 @@ def _pack(
     ]
     stages.end("check")
     if merge is None:
-        packed = pack_adapter(checked[0], shape, settings.dtype, refuse)
+        packed = pack_adapter(checked[0], shape, settings.dtype, refuse, _base_weights(settings, checked[0]))
     else:
         packed = pack_merged(checked, merge.recipe, shape, limits, settings.dtype, refuse)
     stages.end("pack")
@@ -169,6 +171,13 @@ def _pack(
     stages.end("write")
     warnings = tuple(_warnings(checked, packed, shape.name))
     return Ingested(job.number, facts, packed.num_rows, warnings, stages.stage_ms)
+
+
+def _base_weights(settings: IngestSettings, adapter: CheckedAdapter) -> BaseWeights | None:
+    """The base's weights, where this adapter cannot do without them: reading their headers takes longer than a pack."""
+    if not settings.base_dir or not adapter.extra_features:
+        return None
+    return BaseWeights(Path(settings.base_dir), is_tied=settings.shape.is_tied)
 
 
 def _warnings(checked: Sequence[CheckedAdapter], packed: PackedAdapter, base: str) -> Iterator[str]:
@@ -186,7 +195,15 @@ def _keep(packed: PackedAdapter, job: IngestJob, folder: Path) -> ImageFacts:
     target = folder / image_name(packed.digest, packed.dtype)
     temporary = folder / f"{job.number}{TEMPORARY_SUFFIX}"
     try:
-        facts = write_image(temporary, digest=packed.digest, dtype=packed.dtype, table=packed.table, body=packed.body)
+        facts = write_image(
+            temporary,
+            digest=packed.digest,
+            dtype=packed.dtype,
+            table=packed.table,
+            body=packed.body,
+            extras=packed.extras,
+            invocation_tokens=packed.invocation_tokens,
+        )
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -15,7 +15,10 @@ from manylora.merging import MergeRecipe, MergeStrategy, SignMethod
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestSettings:
-    """What every job has in common. `folder` is the disk tier's; `dtype` is the served one (bfloat16 or float32)."""
+    """What every job has in common. `folder` is the disk tier's; `dtype` is the served one (bfloat16 or float32).
+
+    base_dir  the base's directory, for adapters that cannot be packed without its weights; empty: there is none
+    """
 
     shape: BaseShape
     folder: str
@@ -27,6 +30,7 @@ class IngestSettings:
     stores: tuple[str, ...] = ()
     hub_endpoint: str = ""
     load_timeout_s: float = 60.0
+    base_dir: str = ""
 
     def to_json(self) -> dict[str, Any]:  # JSON values of several types
         return {

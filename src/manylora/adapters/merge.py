@@ -11,11 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from manylora.adapters.base_shape import Module, module_path
+from manylora.adapters.values import Float
 from manylora.merging import PRUNING, MergeRecipe, MergeStrategy, SignMethod
-
-Float = np.ndarray[Any, np.dtype[np.float32]]
-Module = tuple[int, int]
-"""(layer, projection)."""
 
 
 class Factors(NamedTuple):
@@ -68,7 +66,7 @@ def _require_equal_ranks(module: Module, factors: Sequence[Factors], strategy: M
     ranks = [found.a.shape[0] for found in factors]
     if len(set(ranks)) > 1:
         raise MergeImpossible(
-            f"`{strategy}` needs equal ranks, and in layer {module[0]} they are {', '.join(map(str, ranks))}; "
+            f"`{strategy}` needs equal ranks, and in {module_path(module)} they are {', '.join(map(str, ranks))}; "
             f"`{MergeStrategy.CAT}` and `{MergeStrategy.SVD}` do not"
         )
 

@@ -1,9 +1,12 @@
 """adapter_config.json, field by field: what is applied, what the tensors decide, what is ignored, what is refused."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from manylora.adapters.base_shape import EMBED_MODULE, END_PATHS, Module
+from manylora.adapters.image import MAX_INVOCATION_TOKENS
 from manylora.adapters.patterns import PatternRefused, Patterns
 from manylora.adapters.refusals import Refusals, shown
 from manylora.adapters.safetensors_header import HeaderInvalid, parse_json_object
@@ -11,11 +14,22 @@ from manylora.adapters.safetensors_header import HeaderInvalid, parse_json_objec
 MAX_CONFIG_BYTES = 1 << 20
 MAX_ALPHA = 1e6
 MAX_CONFIG_RANK = 1 << 20
+MAX_TRAINED_TOKENS = 65_536
 
-APPLIED = frozenset({"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias"})
+APPLIED = frozenset(
+    {
+        *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias"),
+        *("use_dora", "lora_bias", "trainable_token_indices", "alora_invocation_tokens"),
+    }
+)
 
-DECIDED_BY_TENSORS = frozenset({"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"})
-"""Which modules have an adapter is read from the tensors' names; these say the same in words."""
+DECIDED_BY_TENSORS = frozenset(
+    {
+        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+        *("modules_to_save", "ensure_weight_tying"),
+    }
+)
+"""Which modules have an adapter or are saved whole is read from the tensors' names; these say the same in words."""
 
 IGNORED = {
     "base_model_name_or_path": "a label; one that names another base is warned of when the adapter is packed",
@@ -33,18 +47,12 @@ IGNORED = {
     "velora_config": "training only",
     "runtime_config": "where PEFT itself computes",
     "qalora_group_size": "read with `use_qalora` only",
-    "ensure_weight_tying": "read with adapters on the embeddings only",
     "fan_in_fan_out": "for Conv1D bases; PEFT resets it on a linear layer",
     "unsloth_fixed": "a label of a training tool",
 }
 """Fields that cannot change the result of a LoRA on linear layers, and why."""
 
 REFUSED_UNLESS_DEFAULT: dict[str, tuple[object, str]] = {
-    "use_dora": (False, "DoRA (`use_dora`)"),
-    "lora_bias": (False, "a bias in LoRA layers (`lora_bias`)"),
-    "modules_to_save": (None, "fully trained modules (`modules_to_save`)"),
-    "trainable_token_indices": (None, "trained token embeddings (`trainable_token_indices`)"),
-    "alora_invocation_tokens": (None, "activated LoRA (`alora_invocation_tokens`)"),
     "layer_replication": (None, "replicated layers (`layer_replication`)"),
     "target_parameters": (None, "adapters on parameters (`target_parameters`)"),
     "use_qalora": (False, "QA-LoRA (`use_qalora`)"),
@@ -63,7 +71,11 @@ _ABSENT: tuple[object, ...] = (None, False, [], {}, "")
 
 @dataclass(frozen=True, slots=True)
 class LoraRule:
-    """What the config says about each module's rank and strength."""
+    """What the config says about each module's rank and strength, and which of PEFT's features it uses.
+
+    trained_tokens     token ids with rows of their own, of the embedding and of the output head
+    invocation_tokens  of an activated LoRA; empty: the adapter is always active
+    """
 
     rank: int
     alpha: float
@@ -73,6 +85,10 @@ class LoraRule:
     rank_keys: Patterns
     alpha_keys: Patterns
     base_model_name: str
+    is_dora: bool = False
+    has_bias: bool = False
+    trained_tokens: Mapping[Module, tuple[int, ...]] = field(default_factory=dict)
+    invocation_tokens: tuple[int, ...] = ()
 
     def rank_of(self, module: str) -> int:
         key = self.rank_keys.first_match(module)
@@ -110,6 +126,12 @@ def read_lora_rule(text: bytes, refuse: Refusals) -> LoraRule:
         rank_keys=_patterns("rank_pattern", list(ranks), refuse),
         alpha_keys=_patterns("alpha_pattern", list(alphas), refuse),
         base_model_name=shown(name) if isinstance(name, str) else "",
+        is_dora=_flag("use_dora", fields.get("use_dora"), refuse),
+        has_bias=_flag("lora_bias", fields.get("lora_bias"), refuse),
+        trained_tokens=_trained_tokens(fields.get("trainable_token_indices"), refuse),
+        invocation_tokens=_token_ids(
+            "alora_invocation_tokens", fields.get("alora_invocation_tokens") or [], MAX_INVOCATION_TOKENS, refuse
+        ),
     )
 
 
@@ -139,7 +161,30 @@ def _check_features(fields: dict[str, Any], refuse: Refusals) -> None:
             raise refuse.unsupported(f"the unknown field `{shown(name)}` = {shown(value)}")
 
 
-_EMPTY_MEANS_NONE = frozenset({"modules_to_save", "trainable_token_indices", "target_parameters", "loftq_config"})
+_EMPTY_MEANS_NONE = frozenset({"target_parameters", "loftq_config"})
+
+
+def _trained_tokens(value: object, refuse: Refusals) -> dict[Module, tuple[int, ...]]:
+    """A list means the embedding; a table names its modules, by their last word or their whole path."""
+    name = "trainable_token_indices"
+    if not value:
+        return {}
+    if not isinstance(value, dict):
+        return {EMBED_MODULE: _token_ids(name, value, MAX_TRAINED_TOKENS, refuse)}
+    ends = {path.rpartition(".")[2]: module for module, path in END_PATHS.items()}
+    if unknown := [key for key in value if str(key).rpartition(".")[2] not in ends]:
+        raise refuse.unsupported(f"`{name}` of the module `{shown(unknown[0])}`")
+    return {
+        ends[key.rpartition(".")[2]]: _token_ids(name, ids, MAX_TRAINED_TOKENS, refuse) for key, ids in value.items()
+    }
+
+
+def _token_ids(name: str, value: object, limit: int, refuse: Refusals) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(token) is int and 0 <= token < 1 << 31 for token in value):
+        raise refuse.corrupt(f"`{name}` = {shown(value)} is not a list of token ids")
+    if len(value) > limit:
+        raise refuse.corrupt(f"`{name}` has {len(value)} token ids; the limit is {limit}")
+    return tuple(value)
 
 
 def _table(fields: dict[str, Any], name: str, refuse: Refusals) -> dict[str, Any]:

@@ -581,7 +581,9 @@ class Store:
                 self._time_out(name, now_s)
 
 
-def open_store(*, config: AdaptersConfig, shape: BaseShape, dtype: str, folder: Path, clock: Clock) -> Store:
+def open_store(
+    *, config: AdaptersConfig, shape: BaseShape, base_dir: Path | None = None, dtype: str, folder: Path, clock: Clock
+) -> Store:
     """The store of a CPU server: the configured sources, an ingest process of its own, the disk tier below `folder`.
 
     `dtype` is the back end's `lora_dtype`, as "bfloat16" or "float32"; `config.bank_bytes` is the memory plan's.
@@ -598,6 +600,7 @@ def open_store(*, config: AdaptersConfig, shape: BaseShape, dtype: str, folder: 
         stores=config.stores,
         hub_endpoint=config.hub_endpoint,
         load_timeout_s=config.load_timeout_s,
+        base_dir="" if base_dir is None else str(base_dir),
     )
     return Store(
         shape=shape,

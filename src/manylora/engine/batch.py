@@ -9,7 +9,7 @@ import torch
 from manylora.engine.scheduler import Chunk, Plan
 from manylora.engine.sequence import Sequence
 from manylora.ids import RequestId
-from manylora.kernels.interface import AttentionBatch, Kernels, LoraSegment, StepInput
+from manylora.kernels.interface import AttentionBatch, Kernels, LoraSegment, PlacedAdapter, StepInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +24,15 @@ class Batch:
 
 
 class BatchBuilder:
-    """Turns plans into `StepInput`. The tensors of one step are valid until the next one is built."""
+    """Turns plans into `StepInput`. The tensors of one step are valid until the next one is built.
 
-    def __init__(self, kernels: Kernels, *, max_rows: int, block_size: int) -> None:
+    `vocab` is the base's: tokens beyond it are known to the row's adapter alone.
+    """
+
+    def __init__(self, kernels: Kernels, *, max_rows: int, block_size: int, vocab: int) -> None:
         self._kernels = kernels
         self._block_size = block_size
+        self._vocab = vocab
         self._token_ids = np.empty(max_rows, dtype=np.int64)
         self._positions = np.empty(max_rows, dtype=np.int32)
         self._slots = np.empty(max_rows, dtype=np.int64)
@@ -57,11 +61,16 @@ class BatchBuilder:
             row_sequence=torch.from_numpy(self._row_sequence[:row]),
             block_tables=torch.from_numpy(tables),
         )
+        segments, own = tuple(_segments(pairs)), tuple(_sampled_segments(pairs))
+        vocabulary = max((segment.adapter.vocabulary for segment in own), default=0)
+        own_ids = torch.from_numpy(self._token_ids[:row])
+        has_added = any(segment.adapter.vocabulary > self._vocab for segment in segments)
         step = StepInput(
-            token_ids=torch.from_numpy(self._token_ids[:row]),
+            token_ids=torch.where(own_ids < self._vocab, own_ids, 0) if has_added else own_ids,
             logit_rows=torch.from_numpy(self._logit_rows[:num_logits]),
             attention=attention,
-            lora=self._kernels.prepare_lora(tuple(_segments(pairs))),
+            lora=self._kernels.prepare_lora(segments, own, vocabulary),
+            own_ids=own_ids if has_added else None,
         )
         return Batch(step, tuple(sampled))
 
@@ -88,14 +97,41 @@ def _adapter_of(pair: tuple[Chunk, Sequence]) -> str:
 
 
 def _segments(pairs: list[tuple[Chunk, Sequence]]) -> Iterator[LoraSegment]:
-    """Join neighbouring chunks of one adapter version into one segment."""
-    if all(sequence.placed is None for _, sequence in pairs):
-        return
-    start = row = 0
-    for index, (chunk, sequence) in enumerate(pairs):
-        row += chunk.num_rows
-        is_last = index + 1 == len(pairs) or _adapter_of(pairs[index + 1]) != _adapter_of(pairs[index])
-        if is_last:
-            if sequence.placed is not None:
-                yield LoraSegment(start, row, sequence.placed)
-            start = row
+    """The rows of each adapter version; those before an activated adapter's first position are the base's."""
+    row = 0
+    spans: list[tuple[int, int, Sequence]] = []
+    for chunk, sequence in pairs:
+        first, row = row, row + chunk.num_rows
+        if sequence.placed is None or sequence.active_from is None:
+            continue
+        start = first + max(0, sequence.active_from - chunk.start)
+        if start < row:
+            spans.append((start, row, sequence))
+    return _joined(spans)
+
+
+def _sampled_segments(pairs: list[tuple[Chunk, Sequence]]) -> Iterator[LoraSegment]:
+    """The rows of logits of each adapter version that changes more than the seven projections."""
+    row = 0
+    spans: list[tuple[int, int, Sequence]] = []
+    for chunk, sequence in pairs:
+        first, row = row, row + (1 + len(chunk.guess) if chunk.is_sampled else 0)
+        if first < row and sequence.placed is not None and sequence.placed.extras.size:
+            spans.append((first, row, sequence))
+    return _joined(spans)
+
+
+def _joined(spans: list[tuple[int, int, Sequence]]) -> Iterator[LoraSegment]:
+    """Join neighbouring rows of one adapter version into one segment."""
+    start = stop = 0
+    placed: PlacedAdapter | None = None
+    for first, end, sequence in spans:
+        assert sequence.placed is not None  # else it had no rows here
+        if placed is not None and (first != stop or sequence.placed.digest != placed.digest):
+            yield LoraSegment(start, stop, placed)
+            start = first
+        elif placed is None:
+            start = first
+        placed, stop = sequence.placed, end
+    if placed is not None:
+        yield LoraSegment(start, stop, placed)

@@ -23,6 +23,11 @@ def next_key(parent: PrefixKey, tokens: "np.ndarray[tuple[int], np.dtype[np.int6
     return blake2b(parent + tokens.tobytes(), digest_size=16).digest()
 
 
+def joined_key(parent: PrefixKey, root: PrefixKey) -> PrefixKey:
+    """Return the parent of the first block that an adapter takes part in, after blocks that were the base's."""
+    return blake2b(b"joined" + parent + root, digest_size=16).digest()
+
+
 class BlockPool:
     """Reference-counted blocks with a prefix cache over the unreferenced ones.
 

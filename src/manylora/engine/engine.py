@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from manylora.adapter_ref import AdapterRef
 from manylora.clock import Clock
+from manylora.engine.activation import active_from
 from manylora.engine.adapter_port import AdapterState, AdapterStore
 from manylora.engine.blocks import prefix_root
 from manylora.engine.events import (
@@ -37,6 +38,7 @@ from manylora.errors import (
     Unavailable,
 )
 from manylora.ids import RequestId
+from manylora.kernels.extras import MAX_ADDED_TOKENS
 from manylora.kernels.interface import Profile
 from manylora.usage import Counts
 
@@ -62,11 +64,17 @@ class EngineLimits:
 
 
 class AdapterPins:
-    """The scheduler's `AdapterGate` over the real store: pins a version and fixes the prefix root with it."""
+    """The scheduler's `AdapterGate` over the real store: pins a version and fixes the prefix root with it.
 
-    def __init__(self, store: AdapterStore, lender: KvLender | None = None) -> None:
+    `vocab` is the base's. A version may know more tokens; a request with one that its version does not know is noted as
+    a fault, and never pinned.
+    """
+
+    def __init__(self, store: AdapterStore, lender: KvLender | None = None, *, vocab: int | None = None) -> None:
         self._store = store
         self._lender = lender
+        self._vocab = vocab
+        self._faults: list[tuple[Sequence, ManyloraError]] = []
 
     def pin(self, sequence: Sequence) -> bool:
         request = sequence.request
@@ -78,14 +86,27 @@ class AdapterPins:
         placed = self._store.pin(request.adapter)
         if placed is None:
             return False
+        known = placed.vocabulary or self._vocab
+        if known is not None and max(request.tokens) >= known:
+            self._store.unpin(placed, was_used=False)
+            self._faults.append((sequence, _unknown_tokens(known)))
+            return False
         sequence.placed = placed
         sequence.root = prefix_root(placed.digest, request.salt)
+        if placed.invocation_tokens:
+            sequence.active_from = active_from(request.tokens, placed.invocation_tokens)
+            sequence.own_root, sequence.root = sequence.root, prefix_root("", request.salt)
         return True
 
     def unpin(self, sequence: Sequence) -> None:
         if sequence.placed is not None:
             self._store.unpin(sequence.placed, was_used=sequence.first_run_s is not None)
         sequence.forget_version()
+
+    def take_faults(self) -> list[tuple[Sequence, ManyloraError]]:
+        """The sequences that cannot be served by the version of their adapter, each with the error that says why."""
+        faults, self._faults = self._faults, []
+        return faults
 
     def reclaim(self, blocks: int) -> bool:
         return self._lender is not None and self._lender.take_back(blocks, self._store.give_back)
@@ -169,6 +190,8 @@ class Engine:
         self._poll_adapters()
         self._expire()
         plan = self._scheduler.plan()
+        for sequence, error in self._pins.take_faults():
+            self._finish(sequence, FinishReason.REJECTED, error)
         self._totals["steps"] += 1
         self._totals["preemptions"] += len(plan.preempted)
         self._is_stuck = not plan.chunks
@@ -237,8 +260,9 @@ class Engine:
                 f"Given: {prompt} `inputs` tokens and {budget} `max_new_tokens`",
                 parameter="max_new_tokens",
             )
-        if not 0 <= min(request.tokens) <= max(request.tokens) < limits.vocab:
-            return InvalidParameter(f"token ids must be >= 0 and < {limits.vocab}", parameter="prompt")
+        known = limits.vocab + (0 if request.adapter is None else MAX_ADDED_TOKENS)  # its version will tell
+        if not 0 <= min(request.tokens) <= max(request.tokens) < known:
+            return _unknown_tokens(limits.vocab)
         if len(self._loading) + self._scheduler.num_waiting >= limits.max_waiting:
             return Overloaded("Model is overloaded")
         return None
@@ -431,6 +455,10 @@ def _loggable(plan: Plan) -> dict[str, object]:
     """A plan with the lengths of its guesses instead of their tokens, which are somebody's text."""
     chunks = [{**dataclasses.asdict(chunk), "guess": len(chunk.guess)} for chunk in plan.chunks]
     return {**dataclasses.asdict(plan), "chunks": chunks}
+
+
+def _unknown_tokens(vocab: int) -> InvalidParameter:
+    return InvalidParameter(f"token ids must be >= 0 and < {vocab}", parameter="prompt")
 
 
 def _failure(error: ManyloraError | None) -> Failure | None:

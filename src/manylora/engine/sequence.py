@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from manylora.engine.blocks import PrefixKey, next_key
+from manylora.engine.blocks import PrefixKey, joined_key, next_key
 from manylora.engine.events import AdapterUse
 from manylora.engine.lookup import PromptLookup
 from manylora.engine.penalties import Penalties
@@ -26,6 +26,7 @@ class Sequence:
 
     __slots__ = (
         "_block_ids",
+        "active_from",
         "adapter_use",
         "arrival_s",
         "blocks",
@@ -36,6 +37,7 @@ class Sequence:
         "keys",
         "lookup",
         "num_prompt",
+        "own_root",
         "penalties",
         "placed",
         "published",
@@ -63,6 +65,8 @@ class Sequence:
         self._block_ids = np.empty(8, dtype=np.int32)  # `blocks` again, as the kernels read it
         self.keys: list[PrefixKey] = []
         self.root: PrefixKey | None = None  # set when the adapter's version is known
+        self.own_root: PrefixKey | None = None  # of the adapter, where `root` is the base's and it is active later
+        self.active_from: int | None = 0  # first position its adapter applies to; None: to none
         self.placed: PlacedAdapter | None = None
         self.adapter_use: AdapterUse | None = None
         self.tier_on_arrival = ""
@@ -122,16 +126,22 @@ class Sequence:
     def forget_version(self) -> None:
         """Forget which version of the adapter this sequence was going to use; it never ran with it."""
         self.placed = None
-        self.root = None
+        self.root = self.own_root = None
+        self.active_from = 0
         self.keys = []
 
     def prefix_keys(self, count: int, block_size: int) -> list[PrefixKey]:
-        """Return the keys of the first `count` blocks; every one of them must be full of tokens."""
+        """Return the keys of the first `count` blocks; every one of them must be full of tokens.
+
+        Blocks wholly before the position an adapter is active from are the base's; the one that contains it is not.
+        """
         if self.root is None:
             raise ValueError("the prefix root is known only after admission")
         while len(self.keys) < count:
             start = len(self.keys) * block_size
             parent = self.keys[-1] if self.keys else self.root
+            if self.own_root is not None and self.active_from in range(start, start + block_size):
+                parent = joined_key(parent, self.own_root)
             content = np.array(self.tokens[start : start + block_size], dtype=np.int64)
             self.keys.append(next_key(parent, content))
         return self.keys[:count]

@@ -1,7 +1,7 @@
 """Where an adapter's image holds what is not a LoRA on one of the seven projections of a block. Without torch.
 
-Such parts are rare, so a plain LoRA has none of this. One vector of int64, counted in elements of the image, `NONE` where
-a part is not there:
+Such parts are rare, so a plain LoRA has none of this. One vector of int64, counted in elements of the image, `NONE`
+where a part is not there:
 
 [0:3]    output head   offset of A (rank, hidden), offset of B (rank, vocabulary), rank
 [3:6]    embedding     offset of A transposed (vocabulary, rank), offset of B (rank, hidden), rank
@@ -11,7 +11,7 @@ a part is not there:
 [13]     where the vectors of the projections begin in this vector
 [14:16]  head          offset of its bias, offset of its gain, each (vocabulary,)
 [16:18]  embedding     `NONE`, offset of its gain (hidden,)
-[18:…]   norms         (2 * layers + 1,): of each layer the attention's and the feed-forward's, then the final one (hidden,)
+[18:…]   norms         2 * layers + 1 of them, (hidden,): each layer's before attention and after it, then the final
 […:]     projections   (layers, 7, 2): offset of the bias, offset of the gain, each (out,)
 
 A gain g is held as g - 1: the base's output y becomes y + y * gain before the adapter's own is added. It is how DoRA's
@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 
 NONE = -1
+MAX_ADDED_TOKENS = 1_024
+"""Tokens that an adapter may add to the base's vocabulary."""
 HEAD, EMBED = slice(0, 3), slice(3, 6)
 HEAD_ROWS, EMBED_ROWS = slice(6, 9), slice(9, 12)
 VOCABULARY = 12

@@ -23,11 +23,12 @@ EMBED, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor of a checkpoint: the file it is in, its dtype as safetensors spells it, its shape."""
+    """One tensor of a checkpoint: the file it is in, its dtype as safetensors spells it, its shape, its first byte."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    start: int
 
 
 def layer_tensor_names(layer: int) -> dict[str, str]:
@@ -57,10 +58,10 @@ def read_entries(directory: Path) -> dict[str, TensorEntry]:
     """Return every tensor of the model's files: `model.safetensors`, or the shards its index names."""
     entries: dict[str, TensorEntry] = {}
     for file in weight_files(directory):
-        for name, (dtype, shape) in _read_header(file).items():
+        for name, (dtype, shape, start) in _read_header(file).items():
             if name in entries:
                 raise ModelUnsupported(f"{name} is in {entries[name].file.name} and again in {file.name}")
-            entries[name] = TensorEntry(file, dtype, shape)
+            entries[name] = TensorEntry(file, dtype, shape, start)
     return entries
 
 
@@ -124,22 +125,28 @@ def fingerprint(directory: Path, spec: ModelSpec) -> str:
     return digest.hexdigest()
 
 
-def _read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
     with file.open("rb") as stream:
         raw = stream.read(_header_length(file, stream.read(8)))
     try:
         header = json.loads(raw)
         found = {
-            name: (str(entry["dtype"]), tuple(int(size) for size in entry["shape"]), int(entry["data_offsets"][1]))
+            name: (
+                str(entry["dtype"]),
+                tuple(int(size) for size in entry["shape"]),
+                int(entry["data_offsets"][0]),
+                int(entry["data_offsets"][1]),
+            )
             for name, entry in header.items()
             if name != "__metadata__"
         }
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ModelUnsupported(f"{file} is not a safetensors file: {error}") from error
-    end = 8 + len(raw) + max((stop for _, _, stop in found.values()), default=0)
+    body = 8 + len(raw)
+    end = body + max((stop for _, _, _, stop in found.values()), default=0)
     if file.stat().st_size != end:
         raise ModelUnsupported(f"{file} has {file.stat().st_size} bytes, its header says {end}; fetch the model again")
-    return {name: (dtype, shape) for name, (dtype, shape, _) in found.items()}
+    return {name: (dtype, shape, body + start) for name, (dtype, shape, start, _) in found.items()}
 
 
 def _header_length(file: Path, first: bytes) -> int:

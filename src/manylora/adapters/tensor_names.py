@@ -1,0 +1,92 @@
+"""What each tensor of a PEFT adapter is, by its name alone."""
+
+import re
+from enum import Enum, auto
+
+from manylora.adapters.base_shape import EMBED_MODULE, HEAD_MODULE, PROJECTION_PATHS, Module
+
+FINAL_NORM: Module = (1 << 20, 2)
+_PREFIX = "base_model.model."
+_PROJECTIONS = {path: index for index, path in enumerate(PROJECTION_PATHS)}
+_NORMS = {"input_layernorm": 0, "post_attention_layernorm": 1}
+_ENDS = {"model.embed_tokens": EMBED_MODULE, "lm_head": HEAD_MODULE}
+_END = re.compile(r"(model\.embed_tokens|lm_head)\.([\w.]+)", re.ASCII)
+_FINAL_NORM = re.compile(r"model\.norm\.(?:modules_to_save\.)?weight", re.ASCII)
+
+
+class Part(Enum):
+    """What of a module a tensor is.
+
+    A, B        of its LoRA; A is (rank, in), B (out, rank), for an embedding in = vocabulary, out = hidden
+    BIAS        of B, (out,): `lora_bias`
+    MAGNITUDE   of DoRA, (out,)
+    TABLE       a whole embedding or head: trained, resized, or a copy that PEFT made of the base's
+    TOKENS      trained rows of one of them, (tokens, hidden), in place of the base's
+    NORM        a norm's whole weight, (hidden,)
+    UNUSED      what the module was before it was trained
+    """
+
+    A = auto()
+    B = auto()
+    BIAS = auto()
+    MAGNITUDE = auto()
+    TABLE = auto()
+    TOKENS = auto()
+    NORM = auto()
+    UNUSED = auto()
+
+
+_LINEAR_PARTS = {
+    "lora_A.weight": Part.A,
+    "lora_B.weight": Part.B,
+    "lora_B.bias": Part.BIAS,
+    "lora_magnitude_vector": Part.MAGNITUDE,
+    "lora_magnitude_vector.weight": Part.MAGNITUDE,
+}
+_END_PARTS = {
+    "weight": Part.TABLE,
+    "base_layer.weight": Part.TABLE,
+    "modules_to_save.weight": Part.TABLE,
+    "token_adapter.base_layer.weight": Part.TABLE,
+    "original_module.weight": Part.UNUSED,
+    "token_adapter.trainable_tokens_delta": Part.TOKENS,
+    "lora_magnitude_vector": Part.MAGNITUDE,
+    "lora_magnitude_vector.weight": Part.MAGNITUDE,
+}
+_EMBED_PARTS = {**_END_PARTS, "lora_embedding_A": Part.A, "lora_embedding_B": Part.B}
+_HEAD_PARTS = {**_END_PARTS, **_LINEAR_PARTS}
+_NORM_PARTS = {
+    "weight": Part.NORM,
+    "modules_to_save.weight": Part.NORM,
+    "original_module.weight": Part.UNUSED,
+}
+
+
+def read_name(name: str) -> tuple[Module, Part] | None:
+    """The module a tensor belongs to and its part of it; None if it is none that is served.
+
+    A norm's module is (layer, 0) before attention, (layer, 1) after it, or `FINAL_NORM`.
+    """
+    if not name.startswith(_PREFIX):
+        return None
+    name = name.removeprefix(_PREFIX)
+    if _FINAL_NORM.fullmatch(name):
+        return FINAL_NORM, Part.NORM
+    if (match := _END.fullmatch(name)) is not None:
+        module = _ENDS[match[1]]
+        part = (_EMBED_PARTS if module == EMBED_MODULE else _HEAD_PARTS).get(match[2])
+        return None if part is None else (module, part)
+    return _read_layer_name(name)
+
+
+def _read_layer_name(name: str) -> tuple[Module, Part] | None:
+    layer, _, rest = name.removeprefix("model.layers.").partition(".")
+    if not name.startswith("model.layers.") or not re.fullmatch(r"0|[1-9][0-9]{0,4}", layer, re.ASCII):
+        return None
+    for path, projection in _PROJECTIONS.items():
+        if rest.startswith(f"{path}."):
+            part = _LINEAR_PARTS.get(rest.removeprefix(f"{path}."))
+            return None if part is None else ((int(layer), projection), part)
+    norm, _, rest = rest.partition(".")
+    part = _NORM_PARTS.get(rest) if norm in _NORMS else None
+    return None if part is None else ((int(layer), _NORMS[norm]), part)
