@@ -1,6 +1,7 @@
 """Tiny random bases and adapters made by transformers and PEFT: the oracles, and what manylora loads of them."""
 
 import copy
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,11 @@ def make_base(directory: Path, *, seed: int = 0, **changes: Any) -> TinyBase:  #
 
 def make_adapter(base: TinyBase, directory: Path, config: LoraConfig, *, seed: int = 0) -> Path:
     """Save an adapter of random weights, A and B alike, in PEFT's own format."""
-    model = get_peft_model(base.load(), copy.deepcopy(config))  # PEFT writes the base's path into what it is given
-    train_randomly(model, seed)
-    model.save_pretrained(directory)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT tells that it saves embeddings
+        model = get_peft_model(base.load(), copy.deepcopy(config))  # PEFT writes the base's path into what it is given
+        train_randomly(model, seed)
+        model.save_pretrained(directory)
     return directory
 
 

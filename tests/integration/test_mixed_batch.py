@@ -23,7 +23,16 @@ SHAPES = {
     "medium": LoraConfig(r=12, lora_alpha=12, target_modules=ALL),
     "large": LoraConfig(r=64, lora_alpha=16, use_rslora=True, target_modules=ALL),
     "partial": LoraConfig(r=6, lora_alpha=9, target_modules=["gate_proj", "o_proj"], layers_to_transform=[0, 2]),
+    "dora": LoraConfig(r=4, lora_alpha=8, use_dora=True, target_modules=[*ALL, "lm_head"]),
+    "ends": LoraConfig(r=4, lora_alpha=8, target_modules=["embed_tokens", "lm_head", "v_proj"]),
+    "saved": LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"], modules_to_save=["lm_head", "norm"]),
+    "tokens": LoraConfig(r=2, lora_alpha=4, target_modules=["k_proj"], trainable_token_indices=[5, 9, 77]),
+    "bias": LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"], lora_bias=True),
+    "activated": LoraConfig(
+        r=8, lora_alpha=16, target_modules=ALL, alora_invocation_tokens=[50, 51], task_type="CAUSAL_LM"
+    ),
 }
+INVOCATION = (50, 51)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +83,7 @@ def pair(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Engine,
             environ={},
         )
         made.append(build_engine(config, lambda line: None)[0])
-    yield made[0], made[1], 10 if request.param == "reference" else 40
+    yield made[0], made[1], 16 if request.param == "reference" else 60
     for engine in made:
         engine.close()
 
@@ -94,11 +103,13 @@ def random_request(source: random.Random) -> Request:
             SamplingParams(temperature=1.3, top_k=20, top_p=0.9, seed=source.randrange(1 << 50), num_logprobs=2),
         ]
     )
+    tokens = [source.randrange(3, VOCAB) for _ in range(source.randint(1, 60))]
+    at = source.randint(0, len(tokens))
     return Request(
         id=mint_request_id(),
         flow=Flow(source.choice("ab")),
         salt="",
-        tokens=tuple(source.randrange(3, VOCAB) for _ in range(source.randint(1, 60))),
+        tokens=(*tokens[:at], *INVOCATION, *tokens[at:]),
         adapter=source.choice([None, *(AdapterRef(SourceName.LOCAL, name) for name in SHAPES)]),
         sampling=sampling,
         stop=StopParams(max_new_tokens=source.randint(1, 24), ignore_eos=True),
@@ -162,7 +173,7 @@ def test_an_adapter_changes_the_answer(pair: tuple[Engine, Engine, int]) -> None
             id=mint_request_id(),
             flow=Flow("a"),
             salt="",
-            tokens=tuple(range(10, 30)),
+            tokens=(*range(5, 20), *INVOCATION, 77),
             adapter=None if adapter is None else AdapterRef(SourceName.LOCAL, adapter),
             sampling=SamplingParams(temperature=0.0),
             stop=StopParams(max_new_tokens=12, ignore_eos=True),
