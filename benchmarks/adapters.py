@@ -75,10 +75,8 @@ def main() -> None:
     base = default_base()
     with tempfile.TemporaryDirectory() as scratch:
         found = FIGURES[options.figure](base, read_spec(base), Path(scratch), options.repeats)
-    record = {
-        options.figure: found["median"],
-        "spread": {k: v for k, v in found.items() if k not in ("gaps", "errors")},
-    }
+    spread = {key: value for key, value in found.items() if key not in ("gaps", "errors")}
+    record = {options.figure: found["median"], "spread": spread}
     if options.json:
         options.json.write_text(json.dumps({**facts, **record, **found}, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(record))
@@ -293,7 +291,7 @@ def ingest_time(base: Path, spec: ModelSpec, scratch: Path, repeats: int) -> dic
 
 
 def logit_errors(base: Path, spec: ModelSpec, scratch: Path, repeats: int) -> dict[str, object]:
-    """See A6 at the top: the float32 back end, on tiny bases whose head is tied and not; other random values a repeat."""
+    """See A6 at the top: the float32 back end, on tiny bases with a tied head and without; new values each repeat."""
     from tests.forward import load_model
     from tests.peft_grid import GRID, make_bases, our_logits, peft_logits, save_case
 
@@ -312,7 +310,8 @@ def logit_errors(base: Path, spec: ModelSpec, scratch: Path, repeats: int) -> di
             errors[name] = max(errors[name], found[name])
         largest.append(max(found.values()))
         print(f"repeat {repeat + 1}: largest error of {len(GRID)} configurations {largest[-1]:.2e}")
-    return {**extremes(largest), "configurations": len(GRID), "errors": errors}
+    spread = {"median": median(largest), "min": min(largest), "max": max(largest)}
+    return {**spread, "configurations": len(GRID), "errors": errors}
 
 
 def image_bytes(spec: ModelSpec, rank: int, projections: Sequence[Projection]) -> int:

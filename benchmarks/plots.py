@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("Agg")
+from adapter_sections import draw_gaps, hostile_rows, other_rows, stall_rows
 from matplotlib import pyplot
 from targets import reached
 
@@ -51,6 +52,7 @@ def main() -> None:
             parts.append(section(records[name], pictures))
         else:
             print(f"{name}.json: not there, left out")
+    parts += [adapters(records, pictures), hostile(records)]
     (options.docs / "benchmarks.md").write_text("\n".join(parts), encoding="utf-8")
 
 
@@ -389,6 +391,29 @@ def scheduler(record: Record, pictures: Path) -> str:
     ]
     head = ("load", "plan, median ms", "90th percentile", "commits, median ms")
     return "\n".join(["## Planning a step", "", _source(record), _table(head, rows)])
+
+
+def adapters(records: Mapping[str, Record], pictures: Path) -> str:
+    lines = ["## Adapters that come, go and do not all fit", ""]
+    if "adapters-A1" in records:
+        record = records["adapters-A1"]
+        draw_gaps(record, pictures / "stall.png")
+        lines += [
+            _source(record),
+            "16 streams on the base while 32 requests name adapters of rank 16 on all seven projections.",
+            "",
+            "![One stream's gaps between tokens](benchmarks/stall.png)",
+            "",
+            _table(("A1", "median", "range"), stall_rows(record)),
+        ]
+    lines += [_source(records[name]) for name in sorted(records) if name.startswith("adapters-A") and name[-1] != "1"]
+    return "\n".join([*lines, _table(("figure", "median", "range"), other_rows(records))])
+
+
+def hostile(records: Mapping[str, Record]) -> str:
+    lines = ["## Hostile files, names and replacements", ""]
+    lines += [_source(records[name]) for name in sorted(records) if name.startswith("hostile-")]
+    return "\n".join([*lines, _table(("figure", "tried", "failures", "measured beside it"), hostile_rows(records))])
 
 
 SECTIONS: Sequence[tuple[str, Callable[[Record, Path], str]]] = (

@@ -1,0 +1,67 @@
+"""The parts of docs/benchmarks.md about adapters that come, go and do not all fit, and about hostile ones."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot
+
+Record = Mapping[str, Any]
+COLOURS = {"cold": "#c2410c", "warm": "#64748b", "loads in a step": "#1d4ed8"}
+TITLES = {
+    "cold": "manylora, 32 adapters never seen before",
+    "warm": "manylora, the same adapters resident",
+    "loads in a step": "the same server with loads inside its steps",
+}
+
+
+def draw_gaps(record: Record, picture: Path) -> None:
+    """One running stream's gaps between tokens, in three panels of one scale."""
+    figure, panels = pyplot.subplots(1, 3, figsize=(10, 3.2), sharey=True)
+    for axes, (name, title) in zip(panels, TITLES.items(), strict=True):
+        gaps = record["gaps"][name]
+        axes.plot([at for at, _ in gaps], [1e3 * gap for _, gap in gaps], marker=".", lw=0.6, color=COLOURS[name])
+        axes.set_title(title, fontsize=8)
+        axes.set_xlabel("seconds")
+    panels[0].set_yscale("log")
+    panels[0].set_ylabel("ms between two tokens")
+    figure.suptitle("One stream while 32 adapters are asked for, from a bucket behind a slow link", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=110)
+    pyplot.close(figure)
+
+
+def stall_rows(record: Record) -> Sequence[tuple[object, ...]]:
+    return [
+        ("longest ÷ median gap, adapters cold", *_spread(record["cold"])),
+        ("the same, adapters warm", *_spread(record["warm"])),
+        ("cold ÷ warm", *_spread(record)),
+        ("cold ÷ warm with loads inside the steps", *_spread(record["loads_in_a_step"])),
+    ]
+
+
+def other_rows(records: Mapping[str, Record]) -> Sequence[tuple[object, ...]]:
+    """A2 to A6 as far as there are results."""
+    said = {
+        "adapters-A2": "A2  first token from disk ÷ hot, prompt of 512 tokens",
+        "adapters-A3": "A3  adapters in a GiB of the bank ÷ slots of rank 64 on all seven projections",
+        "adapters-A4": "A4  median first token, working set of twice the bank ÷ all resident",
+        "adapters-A5": "A5  check and pack of an adapter of 40 MB, 95th percentile, ms",
+        "adapters-A6": "A6  largest logit error against transformers + PEFT in float32",
+    }
+    return [(text, *_spread(records[name])) for name, text in said.items() if name in records]
+
+
+def hostile_rows(records: Mapping[str, Record]) -> Sequence[tuple[object, ...]]:
+    """R1 to R3 as far as there are results."""
+    rows: list[tuple[object, ...]] = []
+    for figure in ("R1", "R2", "R3"):
+        if (record := records.get(f"hostile-{figure}")) is not None:
+            facts = record.get("spread", {}).items()
+            told = ", ".join(f"{key} {value:g}" for key, value in facts if isinstance(value, int | float))
+            rows.append((figure, record[figure], record["failures"], told))
+    return rows
+
+
+def _spread(found: Record) -> tuple[str, str]:
+    return f"{found['median']:.3g}", f"{found['min']:.3g}–{found['max']:.3g}"
