@@ -31,6 +31,7 @@ from typing import ClassVar
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapters.image import ITEM_BYTES, lay_out
+from manylora.adapters.image_folder import job_file
 from manylora.adapters.ingest import InlineIngest
 from manylora.adapters.jobs import Ingested, IngestJob, IngestSettings
 from manylora.adapters.local_source import LocalSource
@@ -278,6 +279,7 @@ def ingest_time(base: Path, spec: ModelSpec, scratch: Path, repeats: int) -> dic
     for number in range(10 * repeats):
         [name] = write_adapters(scratch / "adapters", spec, 1, (rank,), base.name, projections, first_seed=number)
         ref = AdapterRef(SourceName.LOCAL, name)
+        (scratch / "tier" / job_file(number)).touch()
         ingest.submit(IngestJob(number, ref, source.locate(ref).stamp, str(number)))
         [outcome] = ingest.poll()
         assert isinstance(outcome, Ingested), outcome

@@ -9,7 +9,7 @@
     ├── AdapterError               the adapter cannot serve this request
     │   ├── AdapterNotFound  AdapterAccessDenied  AdapterIncompatible  AdapterUnsupported
     │   ├── AdapterCorrupt  AdapterUnsafeFormat  AdapterTooLarge  AdapterMergeInvalid
-    │   └── AdapterSourceUnavailable  AdapterLoadTimeout  AdapterCapacity
+    │   └── AdapterSourceUnavailable  AdapterLoadTimeout  AdapterCapacity  AdapterStorageUnavailable
     ├── ServiceError               the server cannot serve now
     │   ├── Overloaded  QueueTimeout  Unavailable
     │   └── EngineFault  IncompleteGeneration
@@ -216,6 +216,12 @@ class AdapterCapacity(AdapterError):
     """Waited too long for its turn to be loaded."""
 
     row = ErrorRow(503, "overloaded", 503, SERVER, "adapter_capacity", retry_after_s=2)
+
+
+class AdapterStorageUnavailable(AdapterError):
+    """The server's disk is full or cannot be written, so no adapter can be loaded; those in memory serve on."""
+
+    row = ErrorRow(503, "overloaded", 503, SERVER, "adapter_storage_unavailable", retry_after_s=5)
 
 
 # ── the server cannot serve now ──────────────────────────────────────────────────────────────────────────────────

@@ -147,7 +147,8 @@ class StoreMachine(RuleBasedStateMachine):
         placed_bytes = sum(facts.body_bytes for digest, (_, facts) in self.facts.items() if digest in self.bank)
         assert self.bank.used_bytes == placed_bytes
         kept = [facts for digest, (_, facts) in self.facts.items() if self.disk.facts(digest) is not None]
-        assert self.disk.used_bytes == sum(facts.file_bytes for facts in kept)
+        names_bytes = sum(path.stat().st_size for path in self.disk.folder.glob("*.name"))
+        assert self.disk.used_bytes == sum(facts.file_bytes for facts in kept) + names_bytes
         self._can_still_serve()
         self.store.close()
         shutil.rmtree(self.folder)

@@ -14,6 +14,7 @@ from manylora.adapter_state import AdapterState
 from manylora.adapters import store as store_module
 from manylora.adapters.bank import CpuBank
 from manylora.adapters.image import ImageFacts, largest_file_bytes
+from manylora.adapters.image_folder import MAX_NAME_BYTES
 from manylora.adapters.ingest import InlineIngest
 from manylora.adapters.jobs import Ingest, IngestSettings
 from manylora.adapters.local_source import LocalSource
@@ -317,7 +318,8 @@ def test_a_load_that_takes_too_long_is_given_up_and_its_slot_is_free(tmp_path: P
     house.turn("good")  # nobody waits for the other any more, and its load is given up all the same
     house.turn("good")
     assert [job.ref.id for job in ingest.jobs.values()] == ["good"]
-    assert house.disk.used_bytes == largest_file_bytes(file_bytes(house.root / "good"), TINY, "bfloat16")
+    bound_bytes = largest_file_bytes(file_bytes(house.root / "good"), TINY, "bfloat16")
+    assert house.disk.used_bytes == bound_bytes + MAX_NAME_BYTES
     house.store.close()
 
 

@@ -136,15 +136,19 @@ def write_image(
     body: memoryview,
     extras: Extras = NO_EXTRAS,
     invocation_tokens: tuple[int, ...] = (),
+    may_create: bool = True,
 ) -> ImageFacts:
-    """Write an image to `path` and fsync it. The caller renames it into place, so that no reader sees half of one."""
+    """Write an image to `path` and fsync it. It is renamed into place later, so that no reader sees half of one.
+
+    Without `may_create` the file must be there, empty.
+    """
     facts = ImageFacts(digest, dtype, len(table), body.nbytes, 0, len(extras), len(invocation_tokens))
     tokens = np.array(invocation_tokens, dtype="<i8")
     numbers = table.astype("<i8").tobytes() + extras.astype("<i8").tobytes() + tokens.tobytes()
     numbers = numbers.ljust(facts.body_start - HEADER_BYTES, b"\0")
     checksum = zlib.crc32(body, zlib.crc32(numbers, zlib.crc32(_header(facts))))
     facts = replace(facts, checksum=checksum)
-    with path.open("wb", buffering=0) as file:
+    with path.open("wb" if may_create else "r+b", buffering=0) as file:
         _write_all(file.fileno(), _header(facts) + numbers)
         _write_all(file.fileno(), body)
         os.fsync(file.fileno())

@@ -20,7 +20,8 @@ from manylora.adapters.base_weights import BaseWeights
 from manylora.adapters.checkpoint import CheckedAdapter, Limits, check_adapter
 from manylora.adapters.download import together
 from manylora.adapters.hub_source import HubSource
-from manylora.adapters.image import NAME_SUFFIX, TEMPORARY_SUFFIX, ImageFacts, image_name, write_image
+from manylora.adapters.image import ImageFacts, write_image
+from manylora.adapters.image_folder import job_file, storage_unavailable
 from manylora.adapters.jobs import (
     Found,
     Ingested,
@@ -191,26 +192,23 @@ def _warnings(checked: Sequence[CheckedAdapter], packed: PackedAdapter, base: st
 
 
 def _keep(packed: PackedAdapter, job: IngestJob, folder: Path) -> ImageFacts:
-    """Put the image and the version's name into the disk tier's folder; each appears whole or not at all."""
-    target = folder / image_name(packed.digest, packed.dtype)
-    temporary = folder / f"{job.number}{TEMPORARY_SUFFIX}"
+    """Write the image into the file that the disk tier keeps open for this job, and which it takes over from us.
+
+    The file of a job that was given up is gone, and is not made again: nobody would count its bytes.
+    """
     try:
-        facts = write_image(
-            temporary,
+        return write_image(
+            folder / job_file(job.number),
             digest=packed.digest,
             dtype=packed.dtype,
             table=packed.table,
             body=packed.body,
             extras=packed.extras,
             invocation_tokens=packed.invocation_tokens,
+            may_create=False,
         )
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    name = folder / f"{job.name_key}{NAME_SUFFIX}"
-    temporary.write_text(target.name, encoding="ascii")
-    temporary.replace(name)
-    return facts
+    except OSError as error:
+        raise storage_unavailable(folder, error.strerror) from error
 
 
 class _Stages:

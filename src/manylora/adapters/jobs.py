@@ -83,7 +83,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Ingested:
-    """A job that ended well: the image lies in the disk tier's folder. `stage_ms` tells fetch, check, pack, write."""
+    """A job that ended well: its file in the disk tier is an image now. `stage_ms` tells fetch, check, pack, write."""
 
     number: int
     facts: ImageFacts

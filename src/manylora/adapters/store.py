@@ -34,6 +34,7 @@ from manylora.errors import (
     AdapterLoadTimeout,
     AdapterReferenceInvalid,
     AdapterSourceUnavailable,
+    AdapterStorageUnavailable,
     ManyloraError,
 )
 from manylora.ids import Digest
@@ -455,8 +456,12 @@ class Store:
             return
         if not self._has_turn(name.ref.source) or not self._has_ingest_memory(memory_bytes):
             return
-        if not self._disk.reserve(self._next_job, bound_bytes):
-            return  # for the number that is minted below
+        try:
+            if not self._disk.reserve(self._next_job, bound_bytes):
+                return  # for the number that is minted below
+        except AdapterStorageUnavailable as error:
+            self._fail(name, error, now_s)
+            return
         number = self._mint_job()
         job = IngestJob(number, name.ref, located.stamp, self._disk.name_key(name.ref, located.stamp))
         self._jobs[job.number] = _Load(job, memory_bytes, now_s)

@@ -1,31 +1,26 @@
 """Byte-budgeted caches with pins: the shelf all tiers share, the disk tier and the host tier."""
 
-import fcntl
 import hashlib
 import heapq
-import os
+import logging
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from manylora.adapter_ref import AdapterRef
-from manylora.adapters.image import (
-    IMAGE_SUFFIX,
-    NAME_SUFFIX,
-    TEMPORARY_SUFFIX,
-    HostImage,
-    ImageDamaged,
-    ImageFacts,
-    image_name,
-    read_facts,
-)
+from manylora.adapters.image import HostImage, ImageFacts, image_name
+from manylora.adapters.image_folder import MAX_NAME_BYTES, ImageFolder, storage_unavailable
 from manylora.adapters.jobs import Ingested, IngestJob
+from manylora.errors import AdapterStorageUnavailable
 from manylora.ids import Digest
 
 FIXED_COST_BYTES = 1 << 20
 """What bringing an entry back costs besides its bytes, as bytes: favours keeping many small entries a little."""
-MAX_FOLDERS = 16
+MAX_NAMES_OF_IMAGE = 16
+"""An adapter that is copied or touched again and again has a name each time; the oldest is forgotten."""
+
+log = logging.getLogger(__name__)
 
 Key = TypeVar("Key", bound=str)
 
@@ -68,31 +63,46 @@ class Shelf(Generic[Key]):
     def uses(self, key: Key) -> int:
         return self._entries[key].uses
 
+    @property
+    def num_pinned(self) -> int:
+        """How many entries are pinned.  Complexity: their number."""
+        return sum(entry.pins > 0 for entry in self._entries.values())
+
     def reserve(self, key: Key, num_bytes: int, evict: Callable[[Key], None], keep: Container[Key] = ()) -> bool:
         """Make room and put a new entry there, pinned once; False, and nothing evicted, if pins leave too little.
 
         Entries in `keep` are not evicted. `evict` is called for each entry that goes, after it is off the shelf.
         """
         assert key not in self._entries
-        victims = self._victims(self.used_bytes + num_bytes - self.budget_bytes, keep)
-        if victims is None:
+        if not self.free(self.used_bytes + num_bytes - self.budget_bytes, evict, keep):
             return False
-        for victim in victims:
-            self.remove(victim)
-            evict(victim)
         self._entries[key] = _Entry(num_bytes, 1, 0, 0)
         self.used_bytes += num_bytes
         return True
 
     def resize(self, budget_bytes: int, evict: Callable[[Key], None], keep: Container[Key] = ()) -> bool:
         """Change the budget. False, and nothing changed, if what is pinned or in `keep` does not fit a smaller one."""
-        victims = self._victims(self.used_bytes - budget_bytes, keep)
+        if not self.free(self.used_bytes - budget_bytes, evict, keep):
+            return False
+        self.budget_bytes = budget_bytes
+        return True
+
+    def grow(self, key: Key, num_bytes: int, evict: Callable[[Key], None]) -> bool:
+        """Let an entry have so many bytes more; False, and nothing changed, if what is pinned leaves too little."""
+        if not self.free(self.used_bytes + num_bytes - self.budget_bytes, evict, {key}):
+            return False
+        self._entries[key].num_bytes += num_bytes
+        self.used_bytes += num_bytes
+        return True
+
+    def free(self, num_bytes: int, evict: Callable[[Key], None], keep: Container[Key] = ()) -> bool:
+        """Evict the least valuable until so many bytes are off the shelf; False, and nothing evicted, if it cannot."""
+        victims = self._victims(num_bytes, keep)
         if victims is None:
             return False
         for victim in victims:
             self.remove(victim)
             evict(victim)
-        self.budget_bytes = budget_bytes
         return True
 
     def pin(self, key: Key) -> None:
@@ -196,21 +206,29 @@ class HostTier:
 
 
 class DiskTier:
-    """Packed images on disk, in a folder that only this process writes to.
+    """Packed images on disk, in a folder that only this process changes (`image_folder.py` has its files).
 
     What is there at start is adopted; leftovers of an interrupted write and damaged images are deleted. An image is
-    verified whenever it is read. A `.name` file beside the images says which image a version of a named adapter became.
+    verified whenever it is read. The budget counts every byte of every file: images, names, and for a load under way
+    the bound on its image. Images of another base are adopted, too: no name leads to them, and they go when room is
+    needed.
     """
 
     def __init__(self, root: Path, budget_bytes: int, *, dtype: str, base_fingerprint: str) -> None:
+        """Raises `ConfigInvalid` if no folder below `root` can be written."""
         self._dtype = dtype
         self._base_fingerprint = base_fingerprint
-        self.folder, self._lock = _claim_folder(root)
+        self._files = ImageFolder(root)
         self._shelf: Shelf[str] = Shelf(budget_bytes)  # keyed by file name, or by job while a load is under way
+        self._job_bytes: dict[int, int] = {}
         self._facts: dict[str, ImageFacts] = {}
         self._names: dict[str, str] = {}  # name key → file name
-        self._names_of: dict[str, set[str]] = {}
+        self._names_of: dict[str, list[str]] = {}  # the oldest first
         self._adopt()
+
+    @property
+    def folder(self) -> Path:
+        return self._files.path
 
     @property
     def used_bytes(self) -> int:
@@ -230,7 +248,9 @@ class DiskTier:
         return hashlib.sha256(text.encode()).hexdigest()[:40]
 
     def digest_of(self, name_key: str) -> Digest | None:
-        """The content a version of a named adapter has, if its image is here."""
+        """The content a version of a named adapter has, if its image is here or another process has it."""
+        if name_key not in self._names:
+            self._borrow(name_key)
         name = self._names.get(name_key)
         return None if name is None else self._facts[name].digest
 
@@ -241,24 +261,47 @@ class DiskTier:
         return self.folder / image_name(digest, self._dtype)
 
     def reserve(self, job: int, num_bytes: int) -> bool:
-        """Make room for a load's image, by a bound on its size; False while other loads and reads hold too much."""
-        return self._shelf.reserve(_job_key(job), num_bytes, self._delete)
+        """Make room for a load's image, by a bound on its size; False while other loads and reads hold too much.
+
+        Raises `AdapterStorageUnavailable` if the folder cannot be written, or if the file system is full and would
+        still be without our idle images.
+        """
+        self._files.check()
+        charged_bytes = min(num_bytes + MAX_NAME_BYTES, self.budget_bytes)
+        if not self._shelf.reserve(_job_key(job), charged_bytes, self._delete):
+            return False
+        self._job_bytes[job] = charged_bytes
+        try:
+            has_room = self._make_space()
+            if has_room:
+                self._files.open_job(job)
+        except AdapterStorageUnavailable:
+            self._end_job(job)
+            raise
+        if not has_room:
+            self._end_job(job)
+        return has_room
 
     def cancel(self, job: int) -> None:
         """Give back a reservation and whatever the load left behind."""
-        self._shelf.remove(_job_key(job))
-        (self.folder / f"{job}{TEMPORARY_SUFFIX}").unlink(missing_ok=True)
+        self._end_job(job)
+        self._files.drop_job(job)
 
     def settle(self, job: IngestJob, done: Ingested) -> None:
-        """A load's image is in its place: charge its true size."""
-        self._shelf.remove(_job_key(job.number))
+        """A load's image is written: take it over, and charge its true size."""
+        self._end_job(job.number)
         name = image_name(done.digest, self._dtype)
-        if name not in self._shelf:
+        if name in self._shelf:
+            self._files.drop_job(job.number)
+        elif not self._files.keep_job(job.number, name):
+            return
+        else:
             has_room = self._shelf.reserve(name, done.facts.file_bytes, self._delete)
             assert has_room, "an image is never larger than the bound reserved for it"
             self._shelf.unpin(name)
             self._facts[name] = done.facts
-        self._remember(job.name_key, name)
+        if self._remember(job.name_key, name):
+            self._files.write_name(job.name_key, name)
 
     def pin(self, digest: Digest) -> None:
         self._shelf.pin(image_name(digest, self._dtype))
@@ -275,58 +318,93 @@ class DiskTier:
 
     def close(self) -> None:
         """Let another process have the folder."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._files.close()
 
-    def _remember(self, name_key: str, name: str) -> None:
-        self._names[name_key] = name
-        self._names_of.setdefault(name, set()).add(name_key)
+    # ── room ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _make_space(self) -> bool:
+        """See that the file system, too, has room for all loads under way, evicting as many idle images as it lacks.
+
+        False while others hold what is lacking; raises `AdapterStorageUnavailable` when nobody does. A load's file
+        counts twice while it is written, once as taken and once as to come: an error on the safe side.
+        """
+        spare_bytes = self._files.spare_bytes()
+        if spare_bytes is None:
+            return True
+        needed_bytes = sum(self._job_bytes.values())
+        short_bytes = needed_bytes - spare_bytes
+        if short_bytes <= 0 or self._shelf.free(short_bytes, self._delete):
+            return True
+        if self._shelf.num_pinned > 1:  # besides this load
+            return False
+        why = f"the disk is full: {needed_bytes} bytes are needed, {max(0, spare_bytes)} may be taken"
+        raise storage_unavailable(self.folder, why)
+
+    def _end_job(self, job: int) -> None:
+        self._shelf.remove(_job_key(job))
+        del self._job_bytes[job]
 
     def _delete(self, name: str) -> None:
         for name_key in self._names_of.pop(name, ()):
-            self._names.pop(name_key, None)
-            (self.folder / f"{name_key}{NAME_SUFFIX}").unlink(missing_ok=True)
+            del self._names[name_key]
+            self._files.delete_name(name_key)
         self._facts.pop(name, None)
-        (self.folder / name).unlink(missing_ok=True)
+        self._files.delete(name)
+
+    # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _remember(self, name_key: str, name: str) -> bool:
+        """Note what a version became, and charge its file; False if the budget has no room for that."""
+        if name_key in self._names:
+            self._forget(name_key)  # its content has changed though its stamp has not
+        if len(self._names_of.get(name, ())) >= MAX_NAMES_OF_IMAGE:
+            self._forget(self._names_of[name][0])
+        if not self._shelf.grow(name, len(name), self._delete):
+            return False
+        self._names[name_key] = name
+        self._names_of.setdefault(name, []).append(name_key)
+        return True
+
+    def _forget(self, name_key: str) -> None:
+        name = self._names.pop(name_key)
+        self._names_of[name].remove(name_key)
+        self._files.delete_name(name_key)
+        self._shelf.grow(name, -len(name), self._delete)
+
+    # ── what is there already ────────────────────────────────────────────────────────────────────────────────────
 
     def _adopt(self) -> None:
-        for leftover in self.folder.glob(f"*{TEMPORARY_SUFFIX}"):
-            leftover.unlink(missing_ok=True)
-        images = [(path.stat().st_mtime_ns, path) for path in self.folder.glob(f"*{IMAGE_SUFFIX}")]
-        for _, path in sorted(images):
-            try:
-                facts = read_facts(path)
-                is_ours = path.name == image_name(facts.digest, facts.dtype)
-            except ImageDamaged:
-                is_ours = False
-            if not is_ours or not self._shelf.reserve(path.name, facts.file_bytes, self._delete):
-                path.unlink(missing_ok=True)
-                continue
+        for name, facts in self._files.images():
+            if self._shelf.reserve(name, facts.file_bytes, self._delete):
+                self._facts[name] = facts
+                self._shelf.unpin(name)
+            else:
+                self._files.delete(name)
+        for name_key, name in self._files.names():
+            if name not in self._facts or not self._remember(name_key, name):
+                self._files.delete_name(name_key)
+
+    def _borrow(self, name_key: str) -> None:
+        """Take over the image that another process on this machine has of a version, if there is one.
+
+        It is the same file under a second name, so it costs no disk, but each counts it: either may delete its own.
+        """
+        found = self._files.find_beside(name_key)
+        if found is None:
+            return
+        path, facts = found
+        if path.name not in self._shelf:
+            if not self._shelf.reserve(path.name, facts.file_bytes, self._delete):
+                return
+            if not self._files.link(path):
+                self._shelf.remove(path.name)
+                return
             self._facts[path.name] = facts
             self._shelf.unpin(path.name)
-        for path in self.folder.glob(f"*{NAME_SUFFIX}"):
-            name = path.read_text(encoding="ascii", errors="replace")
-            if name in self._facts:
-                self._remember(path.name.removesuffix(NAME_SUFFIX), name)
-            else:
-                path.unlink(missing_ok=True)
+            log.info("adapter.borrowed digest=%s from=%s", facts.digest, path.parent)
+        if self._remember(name_key, path.name):
+            self._files.write_name(name_key, path.name)
 
 
 def _job_key(job: int) -> str:
     return f"job {job}"
-
-
-def _claim_folder(root: Path) -> tuple[Path, int]:
-    """The first numbered folder below `root` that no other process holds, and the lock on it."""
-    for number in range(MAX_FOLDERS):
-        folder = root / str(number)
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            continue
-        return folder, lock
-    raise OSError(f"all {MAX_FOLDERS} adapter folders below {root} are in use")

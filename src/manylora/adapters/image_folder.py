@@ -1,0 +1,232 @@
+"""The folder of a disk tier: files that appear whole or not at all, and what the disk below says when it cannot."""
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from manylora.adapters.image import (
+    IMAGE_SUFFIX,
+    NAME_SUFFIX,
+    TEMPORARY_SUFFIX,
+    ImageDamaged,
+    ImageFacts,
+    image_name,
+    read_facts,
+)
+from manylora.errors import AdapterStorageUnavailable, ConfigInvalid
+
+MAX_FOLDERS = 16
+MAX_NAME_BYTES = 256
+"""A `.name` file holds the name of an image, which is far shorter; nothing longer is read."""
+_KEPT_FREE_SHARE = 20
+_MOST_KEPT_FREE_BYTES = 1 << 30
+
+log = logging.getLogger(__name__)
+
+
+class ImageFolder:
+    """A numbered folder below `root` that this process alone changes: it holds the folder's lock until `close`.
+
+    <job>.tmp     where the ingest process writes a load's image; it is made here, and never by that process, so that
+                  a load that was given up has nowhere to put what it still writes
+    <digest>….img an image; never changed once it has this name, so another process on the machine may link to it
+    <key>.name    the name of the image that a version of a named adapter became
+    Raises: `ConfigInvalid` if no folder can be had; methods raise `AdapterStorageUnavailable` as they say.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.path, self._lock = _claim(root)
+        self._undeleted: set[str] = set()
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    # ── what is there ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def images(self) -> Iterator[tuple[str, ImageFacts]]:
+        """Whole images, the oldest first; everything that is none is deleted, leftovers of interrupted writes too."""
+        for leftover in self._files(TEMPORARY_SUFFIX):
+            self.delete(leftover.name)
+        for _, path in sorted((path.stat().st_mtime_ns, path) for path in self._files(IMAGE_SUFFIX)):
+            facts = _facts_of(path)
+            if facts is None:
+                self.delete(path.name)
+            else:
+                yield path.name, facts
+
+    def names(self) -> Iterator[tuple[str, str]]:
+        """(name key, image name) of every `.name` file."""
+        for path in self._files(NAME_SUFFIX):
+            try:
+                name = _read_name(path)
+            except OSError:
+                name = ""
+            yield path.name.removesuffix(NAME_SUFFIX), name
+
+    def _files(self, suffix: str) -> list[Path]:
+        return [path for path in self.path.glob(f"*{suffix}") if path.is_file()]
+
+    def spare_bytes(self) -> int | None:
+        """What images may take of the file system's free space: all but a twentieth of its size, 1 GiB at most.
+
+        None: it does not tell. Negative: less is free than should be.
+        """
+        disk = os.statvfs(self.path)
+        if disk.f_blocks == 0:
+            return None
+        kept_free = min(_MOST_KEPT_FREE_BYTES, disk.f_blocks * disk.f_frsize // _KEPT_FREE_SHARE)
+        return disk.f_bavail * disk.f_frsize - kept_free
+
+    # ── changes ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def check(self) -> None:
+        """Raise `AdapterStorageUnavailable` while the folder cannot be written, before anything is given up for it."""
+        for name in list(self._undeleted):
+            self.delete(name)
+        if self._undeleted:
+            raise storage_unavailable(self.path, "a file cannot be deleted")
+        if not os.access(self.path, os.W_OK | os.X_OK):  # false for root, too, if the file system is read-only
+            raise storage_unavailable(self.path, "it is gone or not writable")
+
+    def open_job(self, job: int) -> None:
+        """Make the file that a load's image is written to. Raises `AdapterStorageUnavailable`."""
+        try:
+            (self.path / job_file(job)).touch()
+        except OSError as error:
+            raise storage_unavailable(self.path, error.strerror) from error
+
+    def drop_job(self, job: int) -> None:
+        """Delete what a load has written; nothing happens if there is nothing."""
+        self.delete(job_file(job))
+
+    def keep_job(self, job: int, name: str) -> bool:
+        """Let what a load has written be the image of this name; False if it is gone."""
+        try:
+            (self.path / job_file(job)).replace(self.path / name)
+        except OSError as error:
+            log.warning("adapter.image_lost folder=%s name=%s error=%s", self.path, name, error.strerror)
+            self.drop_job(job)
+            return False
+        return True
+
+    def write_name(self, name_key: str, name: str) -> None:
+        """Remember which image a version became. Without the file it is only packed again after a restart."""
+        temporary = self.path / f"{name_key}{TEMPORARY_SUFFIX}"
+        try:
+            temporary.write_text(name, encoding="ascii")
+            temporary.replace(self.path / f"{name_key}{NAME_SUFFIX}")
+        except OSError as error:
+            log.warning("adapter.name_not_kept folder=%s error=%s", self.path, error.strerror)
+            self.delete(temporary.name)
+
+    def delete_name(self, name_key: str) -> None:
+        self.delete(f"{name_key}{NAME_SUFFIX}")
+
+    def delete(self, name: str) -> None:
+        """Delete a file. What cannot be deleted now is tried again before anything else is written."""
+        try:
+            (self.path / name).unlink(missing_ok=True)
+            self._undeleted.discard(name)
+        except OSError as error:
+            if name not in self._undeleted:
+                log.warning("adapter.not_deleted folder=%s name=%s error=%s", self.path, name, error.strerror)
+            self._undeleted.add(name)
+
+    # ── what other processes have ────────────────────────────────────────────────────────────────────────────────
+
+    def find_beside(self, name_key: str) -> tuple[Path, ImageFacts] | None:
+        """An image of this version in the folder of another process, running or gone, of the same user."""
+        for number in range(MAX_FOLDERS):
+            folder = self.path.parent / str(number)
+            if folder == self.path:
+                continue
+            with suppress(OSError):
+                path = folder / _read_name(folder / f"{name_key}{NAME_SUFFIX}")
+                if path.parent == folder and path.stat().st_uid == os.geteuid():
+                    facts = _facts_of(path)
+                    if facts is not None:
+                        return path, facts
+        return None
+
+    def link(self, image: Path) -> bool:
+        """Have another folder's image here, too, without a copy; False if it has gone or lies on another disk."""
+        try:
+            os.link(image, self.path / image.name)
+        except FileExistsError:
+            return True
+        except OSError as error:
+            log.info("adapter.not_linked image=%s error=%s", image, error.strerror)
+            return False
+        return True
+
+
+def job_file(job: int) -> str:
+    return f"{job}{TEMPORARY_SUFFIX}"
+
+
+def storage_unavailable(folder: Path, why: str | None) -> AdapterStorageUnavailable:
+    """The error of a load whose image cannot be kept. It names the folder as an operator knows it, without the path
+    above it: callers see it."""
+    shown = f"{folder.parent.name}/{folder.name}"
+    return AdapterStorageUnavailable(
+        f"No adapter can be loaded now: folder {shown} of model.cache_dir cannot take it: {why or 'unknown error'}"
+    )
+
+
+def _facts_of(path: Path) -> ImageFacts | None:
+    """The facts of a whole image under its right name; None for anything else."""
+    try:
+        facts = read_facts(path)
+    except (ImageDamaged, OSError):
+        return None
+    return facts if path.name == image_name(facts.digest, facts.dtype) else None
+
+
+def _read_name(path: Path) -> str:
+    with path.open("rb", buffering=0) as file:
+        return file.read(MAX_NAME_BYTES).decode("ascii", errors="replace")
+
+
+def _claim(root: Path) -> tuple[Path, int]:
+    """The first numbered folder below `root` that no other process holds, and the lock on it."""
+    refused: OSError | None = None
+    for number in range(MAX_FOLDERS):
+        folder = root / str(number)
+        try:
+            lock = _lock(folder)
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            refused = error  # it may be another user's, and the next one ours
+            continue
+        return folder, lock
+    if refused is None:
+        raise ConfigInvalid(
+            f"all {MAX_FOLDERS} adapter folders below {root} are in use by other processes; "
+            "give this one another model.cache_dir"
+        )
+    raise ConfigInvalid(
+        f"packed adapters cannot be kept in {root}: {refused.strerror}; "
+        "model.cache_dir must name a folder that this process may write to"
+    ) from refused
+
+
+def _lock(folder: Path) -> int:
+    """Take a folder and see that it can be written. Raises `OSError`, `BlockingIOError` if another process has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        probe = folder / f"probe{TEMPORARY_SUFFIX}"
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
