@@ -1,8 +1,7 @@
 """From a remote source to the device, with the real ingest process: slow, stuck, truncated and hostile sources."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,10 @@ from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterState
 from manylora.adapters.jobs import Found, IngestSettings, LocateJob, Outcome
 from manylora.adapters.loaders import ProcessIngest
-from manylora.adapters.store import Store, open_store
 from manylora.bench.network import Proxy
-from manylora.clock import SystemClock
-from manylora.config import AdaptersConfig
 from tests.adapters.making import TINY, config_bytes, local, lora_tensors, safetensors_bytes, save_adapter
 from tests.adapters.network import HttpServer, Repository
+from tests.adapters.opening import all_placed, opened, turn
 from tests.waiting import wait_for
 
 FILES = {"adapter_config.json": config_bytes(), "adapter_model.safetensors": safetensors_bytes(lora_tensors())}
@@ -36,31 +33,6 @@ def slow(http: HttpServer) -> Iterator[Proxy]:
     proxy = Proxy(http.port)
     yield proxy
     proxy.close()
-
-
-@contextmanager
-def opened(folder: Path, **settings: object) -> Iterator[Store]:
-    config = AdaptersConfig(
-        roots=(str(folder / "root"),),
-        bank_bytes=1 << 20,
-        disk_bytes=1 << 24,
-        **settings,  # type: ignore[arg-type]  # each test's own
-    )
-    store = open_store(config=config, shape=TINY, dtype="bfloat16", folder=folder / "tier", clock=SystemClock())
-    try:
-        yield store
-    finally:
-        store.close()
-
-
-def turn(store: Store, refs: Sequence[AdapterRef]) -> list[AdapterState]:
-    states = [store.want(ref) for ref in refs]
-    store.poll()
-    return states
-
-
-def all_placed(store: Store, refs: Sequence[AdapterRef]) -> Callable[[], bool]:
-    return lambda: set(turn(store, refs)) == {AdapterState.ON_DEVICE}
 
 
 def hub(*names: str) -> list[AdapterRef]:

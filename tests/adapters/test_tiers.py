@@ -13,6 +13,7 @@ from manylora.adapters.local_source import LocalSource
 from manylora.adapters.tiers import DiskTier, Shelf
 from manylora.ids import Digest
 from tests.adapters.making import TINY, config_bytes, local, lora_tensors, packed, safetensors_bytes, save_adapter
+from tests.adapters.opening import bytes_in
 
 OPERATIONS = st.lists(st.tuples(st.sampled_from("rpuxk"), st.integers(0, 7), st.integers(0, 60)), max_size=80)
 
@@ -131,11 +132,6 @@ def bring(disk: DiskTier, root: Path, name: str, number: int) -> Digest:
     assert isinstance(done, Ingested)
     disk.settle(job, done)
     return done.digest
-
-
-def bytes_in(folder: Path) -> int:
-    """Of every file there: images, names, and what is being written."""
-    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def test_the_quota_is_never_passed(tmp_path: Path) -> None:
