@@ -27,7 +27,7 @@ def opened(
     """A store over `folder / "root"` and whatever `settings` add; its images lie below `tier`, or `folder / "tier"`."""
     config = AdaptersConfig(
         roots=(str(folder / "root"),),
-        bank_bytes=1 << 20,
+        bank_bytes=1 << 23,
         disk_bytes=disk_bytes,
         **settings,  # type: ignore[arg-type]  # each test's own
     )

@@ -238,7 +238,7 @@ def open_to_all(folder: Path) -> Path:
 
 def test_too_many_servers_on_one_folder_are_told_so(tmp_path: Path) -> None:
     held = [ImageFolder(tmp_path) for _ in range(16)]
-    with pytest.raises(errors.ConfigInvalid, match="all 16 adapter folders below .* are in use"):
+    with pytest.raises(errors.ConfigInvalid, match=r"all 16 adapter folders below .* are in use"):
         ImageFolder(tmp_path)
     for folder in held:
         folder.close()
