@@ -1,7 +1,8 @@
 """From a remote source to the device, with the real ingest process: slow, stuck, truncated and hostile sources."""
 
-import time
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from manylora.adapters.loaders import ProcessIngest
 from manylora.bench.network import Proxy
 from tests.adapters.making import TINY, config_bytes, local, lora_tensors, safetensors_bytes, save_adapter
 from tests.adapters.network import HttpServer, Repository
-from tests.adapters.opening import all_placed, opened, turn
-from tests.waiting import wait_for
+from tests.adapters.opening import all_placed, opened, place, turn
+from tests.waiting import PATIENCE_S, wait_for
 
 FILES = {"adapter_config.json": config_bytes(), "adapter_model.safetensors": safetensors_bytes(lora_tensors())}
 
@@ -46,17 +47,48 @@ def push(http: HttpServer, *names: str) -> None:
         http.repositories.setdefault(f"org/{name}", Repository()).push(files)
 
 
-def test_slow_loads_of_different_adapters_take_the_time_of_one(http: HttpServer, slow: Proxy, tmp_path: Path) -> None:
-    names = [f"a{number}" for number in range(20)]
-    push(http, *names)
-    slow.delay_s = 0.4
-    with opened(tmp_path, hub_endpoint=f"http://127.0.0.1:{slow.port}") as store:
-        turn(store, hub("nowhere"))  # the process is up, its libraries are imported
-        wait_for(lambda: set(turn(store, hub("nowhere"))) == {AdapterState.FAILED})
-        begun_s = time.monotonic()
-        wait_for(all_placed(store, hub(*names)))
-        # One after another they would take 20 × (0.4 to ask + 0.4 to fetch).
-        assert time.monotonic() - begun_s < 20 * 0.8 / 2
+class GatedServer(HttpServer):
+    """Sends no weights before so many were asked for at once."""
+
+    def __init__(self, files: Path, num_at_once: int) -> None:
+        self._num_at_once = num_at_once
+        self._changed = threading.Condition()
+        self._num_waiting = 0
+        self.most_at_once = 0
+        super().__init__(files)
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        if handler.command == "GET" and handler.path.endswith(".safetensors"):
+            with self._changed:
+                self._num_waiting += 1
+                self.most_at_once = max(self.most_at_once, self._num_waiting)
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self.most_at_once >= self._num_at_once, timeout=PATIENCE_S / 2)
+                self._num_waiting -= 1
+        super().answer(handler)
+
+
+def test_a_source_is_asked_for_many_adapters_at_once(tmp_path: Path) -> None:
+    """One after another the first would wait for ever: a slow source costs about the time of one load, not of all."""
+    (tmp_path / "files").mkdir()
+    server = GatedServer(tmp_path / "files", num_at_once=24)
+    names = [f"a{number}" for number in range(32)]
+    push(server, *names)
+    with opened(tmp_path, hub_endpoint=f"http://127.0.0.1:{server.port}", parallel_loads=32) as store:
+        place(store, *hub(*names))
+        assert 24 <= server.most_at_once < 32  # a quarter of the turns stays with other sources
+        assert store.stats().loads == 32
+    server.close()
+
+
+def test_a_hundred_requests_at_once_are_one_question_and_one_download(http: HttpServer, tmp_path: Path) -> None:
+    push(http, "a")
+    with opened(tmp_path, hub_endpoint=f"http://127.0.0.1:{http.port}") as store:
+        wait_for(all_placed(store, hub("a") * 100))
+        seen = [path for path, _ in http.seen]
+        assert sum(path.startswith("/api/models/") for path in seen) == 1
+        assert sum(path.endswith(".safetensors") for path in seen) == 1
+        assert store.stats().loads == 1
 
 
 def test_a_stuck_source_delays_no_other(http: HttpServer, slow: Proxy, tmp_path: Path) -> None:
