@@ -75,9 +75,12 @@ class ImageFolder:
     def spare_bytes(self) -> int | None:
         """What images may take of the file system's free space: all but a twentieth of its size, 1 GiB at most.
 
-        None: it does not tell. Negative: less is free than should be.
+        None: it does not tell. Negative: less is free than should be. Raises `AdapterStorageUnavailable`.
         """
-        disk = os.statvfs(self.path)
+        try:
+            disk = os.statvfs(self.path)
+        except OSError as error:
+            raise storage_unavailable(self.path, error.strerror) from error
         if disk.f_blocks == 0:
             return None
         kept_free = min(_MOST_KEPT_FREE_BYTES, disk.f_blocks * disk.f_frsize // _KEPT_FREE_SHARE)

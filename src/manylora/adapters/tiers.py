@@ -225,6 +225,7 @@ class DiskTier:
         self._names: dict[str, str] = {}  # name key → file name
         self._names_of: dict[str, list[str]] = {}  # the oldest first
         self._adopt()
+        self._warn_of_a_small_disk()
 
     @property
     def folder(self) -> Path:
@@ -383,6 +384,16 @@ class DiskTier:
         for name_key, name in self._files.names():
             if name not in self._facts or not self._remember(name_key, name):
                 self._files.delete_name(name_key)
+
+    def _warn_of_a_small_disk(self) -> None:
+        spare_bytes = self._files.spare_bytes()
+        if spare_bytes is not None and self.used_bytes + spare_bytes < self.budget_bytes:
+            log.warning(
+                "adapter.disk_small folder=%s disk_bytes=%d room_bytes=%d",
+                self.folder,
+                self.budget_bytes,
+                max(0, self.used_bytes + spare_bytes),
+            )
 
     def _borrow(self, name_key: str) -> None:
         """Take over the image that another process on this machine has of a version, if there is one.
