@@ -145,17 +145,21 @@ class ImageFolder:
 
     def find_beside(self, name_key: str) -> tuple[Path, ImageFacts] | None:
         """An image of this version in the folder of another process, running or gone, of the same user."""
-        for number in range(MAX_FOLDERS):
-            folder = self.path.parent / str(number)
-            if folder == self.path:
-                continue
-            with suppress(OSError):
+        for folder in self._folders_beside():
+            with suppress(OSError):  # mostly that there is none
                 path = folder / _read_name(folder / f"{name_key}{NAME_SUFFIX}")
                 if path.parent == folder and path.stat().st_uid == os.geteuid():
                     facts = _facts_of(path)
                     if facts is not None:
                         return path, facts
         return None
+
+    def _folders_beside(self) -> list[Path]:
+        try:
+            numbers = os.listdir(self.path.parent)  # noqa: PTH208 - on the engine's thread; a Path for each costs more
+        except OSError:
+            return []
+        return [self.path.parent / number for number in numbers if number.isdecimal() and number != self.path.name]
 
     def link(self, image: Path) -> bool:
         """Have another folder's image here, too, without a copy; False if it has gone or lies on another disk."""
