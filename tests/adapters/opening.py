@@ -7,6 +7,8 @@ from pathlib import Path
 from manylora.adapter_ref import AdapterRef
 from manylora.adapter_state import AdapterState
 from manylora.adapters.base_shape import BaseShape
+from manylora.adapters.image import largest_file_bytes
+from manylora.adapters.image_folder import MAX_NAME_BYTES
 from manylora.adapters.store import Store, open_store
 from manylora.clock import Clock, SystemClock
 from manylora.config import AdaptersConfig
@@ -61,6 +63,12 @@ def fail(store: Store, ref: AdapterRef) -> Exception:
     failure = store.failure(ref)
     assert failure is not None
     return failure
+
+
+def bound_of(adapter: Path) -> int:
+    """Bytes that the disk tier reserves for the load of an adapter."""
+    weights_bytes = (adapter / "adapter_model.safetensors").stat().st_size
+    return largest_file_bytes(weights_bytes, TINY, "bfloat16") + MAX_NAME_BYTES
 
 
 def bytes_in(folder: Path) -> int:

@@ -26,7 +26,7 @@ from tests.waiting import wait_for
 DISK_BYTES = 512 << 10
 KEPT_FREE_BYTES = DISK_BYTES // 20
 RETRY_S = 6.0
-NAMES = [f"a{number}" for number in range(4)]
+NAMES = [f"a{number}" for number in range(9)]
 
 
 @pytest.fixture
@@ -123,11 +123,11 @@ def test_a_file_that_cannot_grow_fails_its_load_and_no_other(root: Path, tmp_pat
 
 def test_idle_images_go_when_the_file_system_lacks_room(disk: Path, root: Path, tmp_path: Path) -> None:
     with opened(tmp_path, tier=disk / "tier") as store:
-        place(store, *map(local, NAMES[:3]))
-        image_bytes = store.stats().disk_bytes_used // 3
+        place(store, *map(local, NAMES[:-1]))
+        image_bytes = store.stats().disk_bytes_used // len(NAMES[:-1])
         fill(disk, but_bytes=KEPT_FREE_BYTES + image_bytes)
-        place(store, local("a3"))
-        assert 1 <= store.stats().on_disk < 4
+        place(store, local(NAMES[-1]))
+        assert 1 <= store.stats().on_disk < len(NAMES)
         assert store.stats().disk_bytes_used == bytes_in(disk / "tier" / "0")
         assert free_bytes(disk) >= KEPT_FREE_BYTES
         for name in NAMES:

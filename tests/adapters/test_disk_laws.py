@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from manylora.adapters.image import ImageFacts, body_start, lay_out, read_image, write_image
+from manylora.adapters.image import ImageFacts, lay_out, read_image, write_image
 from manylora.adapters.image_folder import job_file
 from manylora.adapters.jobs import Ingested, IngestJob
 from manylora.adapters.tiers import MAX_NAMES_OF_IMAGE, DiskTier
@@ -17,7 +17,7 @@ from tests.adapters.making import TINY, local
 from tests.adapters.opening import bytes_in
 
 TABLE, _ = lay_out(TINY, {}, "bfloat16")
-HEAD_BYTES = body_start(TINY.num_layers)
+HEAD_BYTES = ImageFacts(Digest("0" * 64), "bfloat16", TINY.num_layers, 0, 0).file_bytes
 CONTENTS = st.integers(0, 9)
 BUDGETS = st.sampled_from([3 * HEAD_BYTES, 8 * HEAD_BYTES, 40 * HEAD_BYTES])
 
