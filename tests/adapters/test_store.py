@@ -19,8 +19,9 @@ from manylora.adapters.ingest import InlineIngest
 from manylora.adapters.jobs import Ingest, IngestSettings
 from manylora.adapters.local_source import LocalSource
 from manylora.adapters.manual import ManualIngest
+from manylora.adapters.names import MAX_NAMES, RELOCATE_S
 from manylora.adapters.reading import InlineReader
-from manylora.adapters.store import MAX_NAMES, Store
+from manylora.adapters.store import Store
 from manylora.adapters.tiers import DiskTier
 from manylora.clock import ManualClock
 from manylora.config import AdaptersConfig
@@ -232,14 +233,14 @@ def test_a_load_of_replaced_content_does_not_become_the_name(tmp_path: Path) -> 
     save_adapter(house.root / "a", seed=1)
     house.turn("a")
     save_adapter(house.root / "a", seed=2)
-    house.clock.advance(store_module.RELOCATE_S)
+    house.clock.advance(RELOCATE_S)
     house.turn("a")
     ingest.finish(0, facts("old"))
     house.turn("a")
     assert house.store.state(local("a")) is AdapterState.FETCHING
     ingest.finish(1, facts("new"))
     house.store.poll()
-    assert house.store._names[local("a")].digest == facts("new").digest
+    assert house.store._names.of(local("a")).digest == facts("new").digest
     house.store.close()
 
 

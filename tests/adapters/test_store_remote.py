@@ -13,8 +13,9 @@ from manylora.adapters.bank import CpuBank
 from manylora.adapters.image import ImageFacts
 from manylora.adapters.jobs import IngestJob
 from manylora.adapters.manual import ManualIngest, ManualReader
+from manylora.adapters.names import MAX_NAMES
 from manylora.adapters.sources import Located
-from manylora.adapters.store import MAX_NAMES, Store
+from manylora.adapters.store import Store
 from manylora.adapters.tiers import DiskTier
 from manylora.clock import ManualClock
 from manylora.config import AdaptersConfig
@@ -227,4 +228,4 @@ def test_unknown_names_leave_bounded_state(house: House) -> None:
             house.ingest.fail(search, errors.AdapterNotFound("no"))
     house.turn()
     assert len(house.store._names) <= MAX_NAMES
-    assert not house.store._searches
+    assert not house.store._names._searches

@@ -1,9 +1,8 @@
 """THE state machine of adapters: wanted, fetched, on disk, in memory, placed, pinned, evicted, failed."""
 
-import json
+import itertools
 import logging
-from collections import OrderedDict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,10 +18,10 @@ from manylora.adapters.jobs import (
     IngestFailure,
     IngestJob,
     IngestSettings,
-    LocateJob,
 )
 from manylora.adapters.loaders import ProcessIngest, ThreadedReader
 from manylora.adapters.local_source import LocalSource
+from manylora.adapters.names import NEVER, RELOCATE_S, Name, Names
 from manylora.adapters.reading import Reader, ReadImage
 from manylora.adapters.refusals import Refusals
 from manylora.adapters.sources import Located, Source
@@ -32,8 +31,6 @@ from manylora.config import AdaptersConfig, enabled_sources
 from manylora.errors import (
     AdapterCapacity,
     AdapterLoadTimeout,
-    AdapterReferenceInvalid,
-    AdapterSourceUnavailable,
     AdapterStorageUnavailable,
     ManyloraError,
 )
@@ -41,58 +38,11 @@ from manylora.ids import Digest
 from manylora.kernels.interface import PlacedAdapter
 from manylora.memory_plan import INGEST_FACTOR
 
-MAX_NAMES = 4_096
-NEVER = -2
-RELOCATE_S = 1.0
 PATIENCE_S = 0.5
 FRESH_S = 2.0
 """A wanted adapter that was just placed is not evicted for another before somebody had the time to pin it."""
 
 log = logging.getLogger(__name__)
-
-
-class _Name:
-    """What is known of one named adapter. Forgotten when idle; the tiers know its content without it."""
-
-    __slots__ = (
-        "confirmed_s",
-        "digest",
-        "failed_turn",
-        "failure",
-        "is_kept_wanted",
-        "job",
-        "lacks_room",
-        "located",
-        "located_s",
-        "ref",
-        "retry_s",
-        "search",
-        "since_s",
-        "turn",
-    )
-
-    def __init__(self, ref: AdapterRef) -> None:
-        self.ref = ref
-        self.located: Located | None = None
-        self.located_s = float("-inf")  # when the source was last asked
-        self.confirmed_s = float("-inf")  # when a remote source last told its version
-        self.digest: Digest | None = None  # of the located version, once it is known
-        self.search: int | None = None  # the question to its remote source, while it is under way
-        self.job: int | None = None  # the load of the located version, while it is under way
-        self.failure: ManyloraError | None = None
-        self.retry_s = 0.0
-        self.failed_turn = 0
-        self.turn = NEVER  # the number of the poll before which it was last wanted
-        self.since_s: float | None = None  # since when somebody has been waiting
-        self.is_kept_wanted = False  # by `preload`
-        self.lacks_room = False  # a read of it found no room on the device
-
-
-class _Search(NamedTuple):
-    """A question to a remote source under way, and since when."""
-
-    ref: AdapterRef
-    begun_s: float
 
 
 class _Load(NamedTuple):
@@ -128,39 +78,46 @@ class Store:
         self._shape = shape
         self._dtype = dtype
         self._sources = sources
-        self._remote = remote
         self._ingest = ingest
         self._reader = reader
         self._disk = disk
         self._bank = bank
         self._clock = clock
         self._config = config
-        self._names: OrderedDict[AdapterRef, _Name] = OrderedDict()
-        self._wanted: dict[AdapterRef, _Name] = {}  # in the order of their first wish
-        self._searches: dict[int, _Search] = {}
+        self._numbers = itertools.count()
+        self._names = Names(
+            sources=sources,
+            remote=remote,
+            ingest=ingest,
+            disk=disk,
+            clock=clock,
+            config=config,
+            numbers=self._numbers,
+            load_of=self._load_of,
+        )
+        self._wanted: dict[AdapterRef, Name] = {}  # in the order of their first wish
         self._jobs: dict[int, _Load] = {}
         self._reads: set[Digest] = set()
         self._fresh: dict[Digest, float] = {}  # placed, with the time, and not pinned yet
         self._begun: list[tuple[AdapterRef, int]] = []
         self._lender: Lender | None = None
         self._own_bytes = bank.total_bytes  # of the bank, without what was lent to it
-        self._turn = 0
-        self._next_job = 0
-        self._loads = self._failures = self._evictions = 0
+        self._loads = self._evictions = 0
 
     # ── what the engine calls ────────────────────────────────────────────────────────────────────────────────────
 
     def want(self, ref: AdapterRef) -> AdapterState:
         """Ask for an adapter; idempotent, returns at once with its state now."""
-        name = self._name(ref)
+        name = self._names.of(ref)
         now_s = self._clock.monotonic_s()
-        is_arrival = name.turn < self._turn - 1
+        is_arrival = name.turn < self._names.turn - 1
         if is_arrival:
             name.since_s = now_s
-        name.turn = self._turn
+        name.turn = self._names.turn
         self._wanted.setdefault(ref, name)
+        name.is_wanted = True
         if is_arrival or now_s - name.located_s >= RELOCATE_S:
-            self._locate(name, now_s)
+            self._names.locate(name, now_s)
         return self._state(name)
 
     def lacks_room(self, ref: AdapterRef) -> bool:
@@ -174,34 +131,35 @@ class Store:
         if name is not None and not name.is_kept_wanted:
             self._drop_wish(name)
 
-    def _drop_wish(self, name: _Name) -> None:
+    def _drop_wish(self, name: Name) -> None:
         del self._wanted[name.ref]
+        name.is_wanted = False
         name.since_s, name.turn, name.lacks_room = None, NEVER, False
 
     def poll(self) -> None:
         """Take over what the loaders have finished, and start what may start."""
         self._begun.clear()
         for outcome in self._ingest.poll():
-            if isinstance(outcome, Found) or outcome.number in self._searches:
-                self._end_search(outcome)
+            if isinstance(outcome, Found) or self._names.is_search(outcome.number):
+                self._names.end_search(outcome)
             else:
                 self._end_load(outcome)
         for read in self._reader.poll():
             self._end_read(read)
         for name in list(self._wanted.values()):
-            if name.turn < self._turn and not name.is_kept_wanted:
+            if name.turn < self._names.turn and not name.is_kept_wanted:
                 self._drop_wish(name)
         now_s = self._clock.monotonic_s()
         self._give_up_stuck_loads(now_s)
         self._fresh = {digest: placed_s for digest, placed_s in self._fresh.items() if now_s - placed_s < FRESH_S}
         for name in list(self._wanted.values()):
             self._advance(name, now_s)
-        self._turn += 1
+        self._names.turn += 1
 
     def pin(self, ref: AdapterRef) -> PlacedAdapter | None:
         """Hold the adapter's current version on the device, or None if it is not there."""
         name = self._names.get(ref)
-        if name is None or name.digest is None or self._standing_failure(name) is not None:
+        if name is None or name.digest is None or self._names.standing_failure(name) is not None:
             return None
         name.located_s = float("-inf")  # the next wish may be another request's, of another time
         placed = self._bank.pin(name.digest)
@@ -216,7 +174,7 @@ class Store:
     def failure(self, ref: AdapterRef) -> ManyloraError | None:
         """The error that ended the adapter's last load, while it stands."""
         name = self._names.get(ref)
-        return None if name is None else self._standing_failure(name)
+        return None if name is None else self._names.standing_failure(name)
 
     def begun(self) -> "list[tuple[AdapterRef, int]]":
         """What the last `poll` began for a wish: loads by the bytes of their file, reads by those of their image."""
@@ -242,7 +200,7 @@ class Store:
             in_host=0,
             on_disk=self._disk.num_images,
             loads=self._loads,
-            failures=self._failures,
+            failures=self._names.failures,
             evictions=self._evictions,
         )
 
@@ -251,7 +209,7 @@ class Store:
     def preload(self, ref: AdapterRef) -> AdapterState:
         """Want an adapter until it is on the device or has failed, without anyone waiting for it."""
         state = self.want(ref)
-        self._names[ref].is_kept_wanted = state not in (AdapterState.ON_DEVICE, AdapterState.FAILED)
+        self._names.of(ref).is_kept_wanted = state not in (AdapterState.ON_DEVICE, AdapterState.FAILED)
         return state
 
     def evict(self, ref: AdapterRef) -> bool:
@@ -284,107 +242,10 @@ class Store:
         self._reader.close()
         self._disk.close()
 
-    # ── names and versions ───────────────────────────────────────────────────────────────────────────────────────
+    # ── states ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _name(self, ref: AdapterRef) -> _Name:
-        name = self._names.get(ref)
-        if name is None:
-            name = self._names[ref] = _Name(ref)
-            self._forget_idle_names()
-        else:
-            self._names.move_to_end(ref)
-        return name
-
-    def _forget_idle_names(self) -> None:
-        for _ in range(len(self._names) - MAX_NAMES):
-            oldest = next(iter(self._names))
-            if oldest in self._wanted or self._names[oldest].job is not None or self._names[oldest].search is not None:
-                self._names.move_to_end(oldest)
-            else:
-                del self._names[oldest]
-
-    def _locate(self, name: _Name, now_s: float) -> None:
-        """Look which version the source has now, or ask a remote one to tell later."""
-        if name.ref.merge is not None:
-            self._locate_members(name, name.ref.merge.members, now_s)
-            return
-        if name.ref.source in self._remote:
-            is_known = name.located is not None and now_s - name.confirmed_s < self._config.revision_ttl_s
-            if name.search is None and not is_known and self._standing_failure(name) is None:
-                name.search = self._mint_job()
-                self._searches[name.search] = _Search(name.ref, now_s)
-                self._ingest.submit(LocateJob(name.search, name.ref))
-            return
-        name.located_s = now_s
-        source = self._sources.get(name.ref.source)
-        try:
-            if source is None:
-                allowed = ", ".join(sorted(self._sources))  # what the edge lets through is either here or remote
-                raise AdapterReferenceInvalid(f"`adapter_source` must be one of {allowed}. Given: {name.ref.source}")
-            located = source.locate(name.ref)
-        except AdapterSourceUnavailable as error:
-            if name.located is None:
-                self._fail(name, error, now_s)
-            return
-        except ManyloraError as error:
-            self._lose(name, error, now_s)
-            return
-        self._take(name, located)
-
-    def _locate_members(self, name: _Name, members: Sequence[AdapterRef], now_s: float) -> None:
-        """A merge has a version when all its members have; whatever is wrong with one is wrong with it."""
-        parts = [self._name(member) for member in members]
-        for part in parts:
-            if part.located is None or now_s - name.located_s >= RELOCATE_S:
-                self._locate(part, now_s)
-        name.located_s = now_s
-        for part in parts:
-            if (failure := self._standing_failure(part)) is not None:
-                if name.failure is not failure:
-                    self._lose(name, failure, now_s)
-                return
-        found = [part.located for part in parts if part.located is not None]
-        if len(found) == len(parts):
-            stamp = json.dumps([located.stamp for located in found])
-            self._take(name, Located(stamp, sum(located.weights_bytes for located in found)))
-
-    def _end_search(self, outcome: Found | Ingested | IngestFailure) -> None:
-        """A remote source has answered. While it cannot, the version it had stays good."""
-        name = self._names.get(self._searches.pop(outcome.number).ref)
-        if name is None or name.search != outcome.number:
-            return
-        name.search = None
-        name.confirmed_s = now_s = self._clock.monotonic_s()
-        if isinstance(outcome, Found):
-            self._take(name, outcome.located)
-            return
-        assert isinstance(outcome, IngestFailure)  # no load has the number of a search
-        log.info("adapter.not_located adapter=%s error=%s", name.ref, outcome.error.message)
-        if not isinstance(outcome.error, AdapterSourceUnavailable):
-            self._lose(name, outcome.error, now_s)
-        elif name.located is None:
-            self._fail(name, outcome.error, now_s)
-        else:
-            name.confirmed_s = now_s - max(0.0, self._config.revision_ttl_s - self._config.negative_cache_s)
-
-    def _take(self, name: _Name, located: Located) -> None:
-        """The source has this version; a changed one starts afresh, and a standing failure with it."""
-        if located == name.located:
-            return
-        name.located, name.failure = located, None
-        version = (name.ref, located.stamp)
-        name.job = next(
-            (number for number, load in self._jobs.items() if (load.job.ref, load.job.stamp) == version), None
-        )
-        name.digest = self._disk.digest_of(self._disk.name_key(name.ref, located.stamp))
-
-    def _lose(self, name: _Name, error: ManyloraError, now_s: float) -> None:
-        """The source has no version for us any more."""
-        name.located = name.digest = name.job = None
-        self._fail(name, error, now_s)
-
-    def _state(self, name: _Name) -> AdapterState:
-        if self._standing_failure(name) is not None:
+    def _state(self, name: Name) -> AdapterState:
+        if self._names.standing_failure(name) is not None:
             return AdapterState.FAILED
         is_asked = name.search is not None or name.ref.merge is not None
         if name.job is not None or (name.located is None and is_asked):
@@ -395,31 +256,14 @@ class Store:
             return AdapterState.ON_DISK
         return AdapterState.ABSENT
 
-    def _standing_failure(self, name: _Name) -> ManyloraError | None:
-        """The failure, until its retry time; however short that is, whoever waits gets to see it after the poll."""
-        is_seen = self._turn > name.failed_turn + 1
-        if name.failure is not None and is_seen and self._clock.monotonic_s() >= name.retry_s:
-            name.failure = None
-        return name.failure
-
-    def _fail(self, name: _Name, error: ManyloraError, now_s: float) -> None:
-        wait_s = self._config.negative_cache_s
-        if error.row.retry_after_s is not None:
-            wait_s = min(wait_s, error.row.retry_after_s)
-        name.failure, name.retry_s = error, now_s + wait_s
-        name.failed_turn = self._turn
-        name.since_s = None
-        name.is_kept_wanted = False
-        self._failures += 1
-
     # ── loads ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _advance(self, name: _Name, now_s: float) -> None:
+    def _advance(self, name: Name, now_s: float) -> None:
         """Take one wish the next step towards the device, if there is room for it."""
         name.lacks_room = False
         if name.located is None and name.ref.merge is not None:
-            self._locate(name, now_s)  # its members' sources may have answered
-        if self._standing_failure(name) is not None or name.located is None:
+            self._names.locate(name, now_s)  # its members' sources may have answered
+        if self._names.standing_failure(name) is not None or name.located is None:
             return  # a search that takes too long is given up by itself
         if name.digest is not None and name.digest not in self._bank and self._disk.facts(name.digest) is None:
             name.digest = None  # evicted from every tier since
@@ -432,7 +276,7 @@ class Store:
         # A full bank is back-pressure: how long that may last is for the engine's queue to say.
         if now_s - name.since_s >= self._config.load_timeout_s and not is_packed:
             if name.digest is None and name.job is None:  # it never came to its turn
-                self._fail(name, AdapterCapacity("Model is overloaded"), now_s)
+                self._names.fail(name, AdapterCapacity("Model is overloaded"), now_s)
             else:
                 self._time_out(name, now_s)
         elif name.digest is not None:
@@ -440,38 +284,39 @@ class Store:
         elif name.job is None:
             self._begin_load(name, name.located, now_s)
 
-    def _begin_load(self, name: _Name, located: Located, now_s: float) -> None:
+    def _begin_load(self, name: Name, located: Located, now_s: float) -> None:
         refuse = Refusals(name.ref.id, name.ref.source, self._shape.name)
         if located.weights_bytes > self._config.max_bytes:
-            self._fail(name, refuse.too_large(located.weights_bytes, self._config.max_bytes), now_s)
+            self._names.fail(name, refuse.too_large(located.weights_bytes, self._config.max_bytes), now_s)
             return
         memory_bytes = round(INGEST_FACTOR * located.weights_bytes)
         if 0 < self._config.ingest_bytes < memory_bytes:
             limit_bytes = round(self._config.ingest_bytes / INGEST_FACTOR)
-            self._fail(name, refuse.too_large(located.weights_bytes, limit_bytes), now_s)
+            self._names.fail(name, refuse.too_large(located.weights_bytes, limit_bytes), now_s)
             return
         bound_bytes = largest_file_bytes(located.weights_bytes, self._shape, self._dtype)
         if bound_bytes > self._disk.budget_bytes:
-            self._fail(name, refuse.too_large(bound_bytes, self._disk.budget_bytes), now_s)
+            self._names.fail(name, refuse.too_large(bound_bytes, self._disk.budget_bytes), now_s)
             return
         if not self._has_turn(name.ref.source) or not self._has_ingest_memory(memory_bytes):
             return
+        number = next(self._numbers)
         try:
-            if not self._disk.reserve(self._next_job, bound_bytes):
-                return  # for the number that is minted below
+            if not self._disk.reserve(number, bound_bytes):
+                return
         except AdapterStorageUnavailable as error:
-            self._fail(name, error, now_s)
+            self._names.fail(name, error, now_s)
             return
-        number = self._mint_job()
         job = IngestJob(number, name.ref, located.stamp, self._disk.name_key(name.ref, located.stamp))
         self._jobs[job.number] = _Load(job, memory_bytes, now_s)
         name.job = job.number
         self._ingest.submit(job)
         self._begun.append((name.ref, located.weights_bytes))
 
-    def _mint_job(self) -> int:
-        self._next_job += 1
-        return self._next_job - 1
+    def _load_of(self, ref: AdapterRef, stamp: str) -> int | None:
+        """The load under way of one version of a named adapter."""
+        version = (ref, stamp)
+        return next((number for number, load in self._jobs.items() if (load.job.ref, load.job.stamp) == version), None)
 
     def _has_turn(self, source: SourceName) -> bool:
         """Whether another load may begin. One source never has all turns: it may have stopped answering."""
@@ -494,7 +339,7 @@ class Store:
             self._disk.cancel(job.number)
             log.info("adapter.failed adapter=%s error=%s", job.ref, outcome.error.message)
             if name is not None:
-                self._fail(name, outcome.error, self._clock.monotonic_s())
+                self._names.fail(name, outcome.error, self._clock.monotonic_s())
             return
         self._disk.settle(job, outcome)
         self._loads += 1
@@ -506,14 +351,14 @@ class Store:
             name.failure = None  # whoever comes now need not wait out a time-out
             name.since_s = None  # what comes next, the read, is waited for anew
 
-    def _begin_read(self, name: _Name, digest: Digest, now_s: float) -> None:
+    def _begin_read(self, name: Name, digest: Digest, now_s: float) -> None:
         if digest in self._reads:
             return
         facts = self._disk.facts(digest)
         assert facts is not None  # `_advance` has looked
         if facts.body_bytes > self._own_bytes:  # what is lent may be called back while a sequence waits for it
             refuse = Refusals(name.ref.id, name.ref.source, self._shape.name)
-            self._fail(name, refuse.too_large(facts.body_bytes, self._own_bytes), now_s)
+            self._names.fail(name, refuse.too_large(facts.body_bytes, self._own_bytes), now_s)
             return
         if self._reserve(digest, facts.body_bytes, self._spared(name, now_s)):
             self._reads.add(digest)
@@ -550,7 +395,7 @@ class Store:
         self._bank.remove(read.digest)
         self._disk.remove(read.digest)  # it is packed again from its source
 
-    def _spared(self, name: _Name, now_s: float) -> set[Digest]:
+    def _spared(self, name: Name, now_s: float) -> set[Digest]:
         """What others want now is not evicted for this one until it has waited for `PATIENCE_S`; what was placed for
         them a moment ago not even then, or two adapters could displace each other for ever without one being used."""
         wanted = {other.digest for other in self._wanted.values() if other.digest is not None}
@@ -561,18 +406,14 @@ class Store:
         self._evictions += 1
         log.debug("adapter.evicted digest=%s tier=device", digest)
 
-    def _time_out(self, name: _Name, now_s: float) -> None:
+    def _time_out(self, name: Name, now_s: float) -> None:
         """End the wait of those who wait now; what is under way goes on."""
         text = f"Adapter '{name.ref.id}' was not ready within {self._config.load_timeout_s:g} s"
-        self._fail(name, AdapterLoadTimeout(text), now_s)
+        self._names.fail(name, AdapterLoadTimeout(text), now_s)
 
     def _give_up_stuck_loads(self, now_s: float) -> None:
         """A load that takes too long by itself is given up, waited for or not: its slot is others' too."""
-        for number, search in list(self._searches.items()):
-            if now_s - search.begun_s >= self._config.load_timeout_s:
-                self._ingest.abandon(number)
-                refuse = Refusals(search.ref.id, search.ref.source)
-                self._end_search(IngestFailure(number, refuse.unavailable("it did not answer in time")))
+        self._names.give_up_stuck_searches(now_s)
         for number, load in list(self._jobs.items()):
             if now_s - load.begun_s < self._config.load_timeout_s:
                 continue

@@ -1,0 +1,240 @@
+"""Names and versions: which version of a named adapter its source has now, and what is wrong with it."""
+
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapters.jobs import Found, Ingest, Ingested, IngestFailure, LocateJob
+from manylora.adapters.refusals import Refusals
+from manylora.adapters.sources import Located, Source
+from manylora.adapters.tiers import DiskTier
+from manylora.clock import Clock
+from manylora.config import AdaptersConfig
+from manylora.errors import AdapterReferenceInvalid, AdapterSourceUnavailable, ManyloraError
+from manylora.ids import Digest
+
+MAX_NAMES = 4_096
+NEVER = -2
+RELOCATE_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Name:
+    """What is known of one named adapter. Forgotten when idle; the tiers know its content without it."""
+
+    __slots__ = (
+        "confirmed_s",
+        "digest",
+        "failed_turn",
+        "failure",
+        "is_kept_wanted",
+        "is_wanted",
+        "job",
+        "lacks_room",
+        "located",
+        "located_s",
+        "ref",
+        "retry_s",
+        "search",
+        "since_s",
+        "turn",
+    )
+
+    def __init__(self, ref: AdapterRef) -> None:
+        self.ref = ref
+        self.located: Located | None = None
+        self.located_s = float("-inf")  # when the source was last asked
+        self.confirmed_s = float("-inf")  # when a remote source last told its version
+        self.digest: Digest | None = None  # of the located version, once it is known
+        self.search: int | None = None  # the question to its remote source, while it is under way
+        self.job: int | None = None  # the load of the located version, while it is under way
+        self.failure: ManyloraError | None = None
+        self.retry_s = 0.0
+        self.failed_turn = 0
+        self.turn = NEVER  # the number of the poll before which it was last wanted
+        self.since_s: float | None = None  # since when somebody has been waiting
+        self.is_wanted = False  # by anyone
+        self.is_kept_wanted = False  # by `preload`
+        self.lacks_room = False  # a read of it found no room on the device
+
+
+class _Search(NamedTuple):
+    """A question to a remote source under way, and since when."""
+
+    ref: AdapterRef
+    begun_s: float
+
+
+class Names:
+    """The names that were asked for, each with its version at the source, or the failure that stands against it.
+
+    sources   those near enough to be asked at once; `remote` ones are asked by a search of `ingest`
+    numbers   mints the numbers of jobs, for searches as for loads
+    load_of   the load under way of a version of a named adapter, if there is one
+    turn      polls so far; whoever owns the names raises it with each
+    """
+
+    def __init__(
+        self,
+        *,
+        sources: Mapping[SourceName, Source],
+        remote: Container[SourceName],
+        ingest: Ingest,
+        disk: DiskTier,
+        clock: Clock,
+        config: AdaptersConfig,
+        numbers: Iterator[int],
+        load_of: Callable[[AdapterRef, str], int | None],
+    ) -> None:
+        self._sources = sources
+        self._remote = remote
+        self._ingest = ingest
+        self._disk = disk
+        self._clock = clock
+        self._config = config
+        self._numbers = numbers
+        self._load_of = load_of
+        self._names: OrderedDict[AdapterRef, Name] = OrderedDict()
+        self._searches: dict[int, _Search] = {}
+        self.turn = 0
+        self.failures = 0
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def get(self, ref: AdapterRef) -> Name | None:
+        """The name, if it is remembered."""
+        return self._names.get(ref)
+
+    def of(self, ref: AdapterRef) -> Name:
+        """The name, from now on among those that were asked for last."""
+        name = self._names.get(ref)
+        if name is None:
+            name = self._names[ref] = Name(ref)
+            self._forget_idle()
+        else:
+            self._names.move_to_end(ref)
+        return name
+
+    def _forget_idle(self) -> None:
+        for _ in range(len(self._names) - MAX_NAMES):
+            oldest = next(iter(self._names.values()))
+            if oldest.is_wanted or oldest.job is not None or oldest.search is not None:
+                self._names.move_to_end(oldest.ref)
+            else:
+                del self._names[oldest.ref]
+
+    # ── versions ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def locate(self, name: Name, now_s: float) -> None:
+        """Look which version the source has now, or ask a remote one to tell later."""
+        if name.ref.merge is not None:
+            self._locate_members(name, name.ref.merge.members, now_s)
+            return
+        if name.ref.source in self._remote:
+            is_known = name.located is not None and now_s - name.confirmed_s < self._config.revision_ttl_s
+            if name.search is None and not is_known and self.standing_failure(name) is None:
+                name.search = next(self._numbers)
+                self._searches[name.search] = _Search(name.ref, now_s)
+                self._ingest.submit(LocateJob(name.search, name.ref))
+            return
+        name.located_s = now_s
+        source = self._sources.get(name.ref.source)
+        try:
+            if source is None:
+                allowed = ", ".join(sorted(self._sources))  # what the edge lets through is either here or remote
+                raise AdapterReferenceInvalid(f"`adapter_source` must be one of {allowed}. Given: {name.ref.source}")
+            located = source.locate(name.ref)
+        except AdapterSourceUnavailable as error:
+            if name.located is None:
+                self.fail(name, error, now_s)
+            return
+        except ManyloraError as error:
+            self._lose(name, error, now_s)
+            return
+        self._take(name, located)
+
+    def _locate_members(self, name: Name, members: Sequence[AdapterRef], now_s: float) -> None:
+        """A merge has a version when all its members have; whatever is wrong with one is wrong with it."""
+        parts = [self.of(member) for member in members]
+        for part in parts:
+            if part.located is None or now_s - name.located_s >= RELOCATE_S:
+                self.locate(part, now_s)
+        name.located_s = now_s
+        for part in parts:
+            if (failure := self.standing_failure(part)) is not None:
+                if name.failure is not failure:
+                    self._lose(name, failure, now_s)
+                return
+        found = [part.located for part in parts if part.located is not None]
+        if len(found) == len(parts):
+            stamp = json.dumps([located.stamp for located in found])
+            self._take(name, Located(stamp, sum(located.weights_bytes for located in found)))
+
+    def is_search(self, number: int) -> bool:
+        """Whether a job is a question to a remote source, and not a load."""
+        return number in self._searches
+
+    def end_search(self, outcome: Found | Ingested | IngestFailure) -> None:
+        """A remote source has answered. While it cannot, the version it had stays good."""
+        name = self._names.get(self._searches.pop(outcome.number).ref)
+        if name is None or name.search != outcome.number:
+            return
+        name.search = None
+        name.confirmed_s = now_s = self._clock.monotonic_s()
+        if isinstance(outcome, Found):
+            self._take(name, outcome.located)
+            return
+        assert isinstance(outcome, IngestFailure)  # no load has the number of a search
+        log.info("adapter.not_located adapter=%s error=%s", name.ref, outcome.error.message)
+        if not isinstance(outcome.error, AdapterSourceUnavailable):
+            self._lose(name, outcome.error, now_s)
+        elif name.located is None:
+            self.fail(name, outcome.error, now_s)
+        else:
+            name.confirmed_s = now_s - max(0.0, self._config.revision_ttl_s - self._config.negative_cache_s)
+
+    def give_up_stuck_searches(self, now_s: float) -> None:
+        """End the questions that no source has answered for too long."""
+        for number, search in list(self._searches.items()):
+            if now_s - search.begun_s >= self._config.load_timeout_s:
+                self._ingest.abandon(number)
+                refuse = Refusals(search.ref.id, search.ref.source)
+                self.end_search(IngestFailure(number, refuse.unavailable("it did not answer in time")))
+
+    def _take(self, name: Name, located: Located) -> None:
+        """The source has this version; a changed one starts afresh, and a standing failure with it."""
+        if located == name.located:
+            return
+        name.located, name.failure = located, None
+        name.job = self._load_of(name.ref, located.stamp)
+        name.digest = self._disk.digest_of(self._disk.name_key(name.ref, located.stamp))
+
+    def _lose(self, name: Name, error: ManyloraError, now_s: float) -> None:
+        """The source has no version for us any more."""
+        name.located = name.digest = name.job = None
+        self.fail(name, error, now_s)
+
+    # ── failures ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def fail(self, name: Name, error: ManyloraError, now_s: float) -> None:
+        """Let an error stand against a name until its retry time."""
+        wait_s = self._config.negative_cache_s
+        if error.row.retry_after_s is not None:
+            wait_s = min(wait_s, error.row.retry_after_s)
+        name.failure, name.retry_s = error, now_s + wait_s
+        name.failed_turn = self.turn
+        name.since_s = None
+        name.is_kept_wanted = False
+        self.failures += 1
+
+    def standing_failure(self, name: Name) -> ManyloraError | None:
+        """The failure, until its retry time; however short that is, whoever waits gets to see it after the poll."""
+        is_seen = self.turn > name.failed_turn + 1
+        if name.failure is not None and is_seen and self._clock.monotonic_s() >= name.retry_s:
+            name.failure = None
+        return name.failure
