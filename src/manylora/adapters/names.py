@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from manylora.adapter_ref import AdapterRef, SourceName
@@ -41,6 +41,7 @@ class Name:
         "retry_s",
         "search",
         "since_s",
+        "stage_ms",
         "turn",
     )
 
@@ -60,6 +61,7 @@ class Name:
         self.is_wanted = False  # by anyone
         self.is_kept_wanted = False  # by `preload`
         self.lacks_room = False  # a read of it found no room on the device
+        self.stage_ms: dict[str, float] = {}  # how long each stage of its last load took
 
 
 class _Search(NamedTuple):
@@ -74,7 +76,7 @@ class Names:
 
     sources   those near enough to be asked at once; `remote` ones are asked by a search of `ingest`
     numbers   mints the numbers of jobs, for searches as for loads
-    load_of   the load under way of a version of a named adapter, if there is one
+    loading   the loads under way, each by the version of a named adapter it is of; `Loads` keeps it
     turn      polls so far; whoever owns the names raises it with each
     """
 
@@ -88,7 +90,6 @@ class Names:
         clock: Clock,
         config: AdaptersConfig,
         numbers: Iterator[int],
-        load_of: Callable[[AdapterRef, str], int | None],
     ) -> None:
         self._sources = sources
         self._remote = remote
@@ -97,7 +98,7 @@ class Names:
         self._clock = clock
         self._config = config
         self._numbers = numbers
-        self._load_of = load_of
+        self.loading: dict[tuple[AdapterRef, str], int] = {}
         self._names: OrderedDict[AdapterRef, Name] = OrderedDict()
         self._searches: dict[int, _Search] = {}
         self.turn = 0
@@ -211,7 +212,7 @@ class Names:
         if located == name.located:
             return
         name.located, name.failure = located, None
-        name.job = self._load_of(name.ref, located.stamp)
+        name.job = self.loading.get((name.ref, located.stamp))
         name.digest = self._disk.digest_of(self._disk.name_key(name.ref, located.stamp))
 
     def _lose(self, name: Name, error: ManyloraError, now_s: float) -> None:

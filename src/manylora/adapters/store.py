@@ -1,56 +1,31 @@
 """THE state machine of adapters: wanted, fetched, on disk, in memory, placed, pinned, evicted, failed."""
 
 import itertools
-import logging
 from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterState, StoreStats
 from manylora.adapters.bank import Bank, CpuBank, Lender
 from manylora.adapters.base_shape import BaseShape
-from manylora.adapters.image import largest_file_bytes
-from manylora.adapters.jobs import (
-    Found,
-    Ingest,
-    Ingested,
-    IngestFailure,
-    IngestJob,
-    IngestSettings,
-)
+from manylora.adapters.device import Device
+from manylora.adapters.jobs import Found, Ingest, IngestSettings
+from manylora.adapters.load_ledger import LoadLedger
 from manylora.adapters.loaders import ProcessIngest, ThreadedReader
+from manylora.adapters.loads import Loads
 from manylora.adapters.local_source import LocalSource
 from manylora.adapters.names import NEVER, RELOCATE_S, Name, Names
 from manylora.adapters.reading import Reader, ReadImage
 from manylora.adapters.refusals import Refusals
-from manylora.adapters.sources import Located, Source
+from manylora.adapters.sources import Source
 from manylora.adapters.tiers import DiskTier
 from manylora.clock import Clock
 from manylora.config import AdaptersConfig, enabled_sources
-from manylora.errors import (
-    AdapterCapacity,
-    AdapterLoadTimeout,
-    AdapterStorageUnavailable,
-    ManyloraError,
-)
+from manylora.errors import AdapterCapacity, ManyloraError
 from manylora.ids import Digest
 from manylora.kernels.interface import PlacedAdapter
-from manylora.memory_plan import INGEST_FACTOR
 
 PATIENCE_S = 0.5
-FRESH_S = 2.0
-"""A wanted adapter that was just placed is not evicted for another before somebody had the time to pin it."""
-
-log = logging.getLogger(__name__)
-
-
-class _Load(NamedTuple):
-    """A load under way: the memory its process takes for it, and when it was begun."""
-
-    job: IngestJob
-    memory_bytes: int
-    begun_s: float
 
 
 class Store:
@@ -76,7 +51,6 @@ class Store:
         config: AdaptersConfig,
     ) -> None:
         self._shape = shape
-        self._dtype = dtype
         self._sources = sources
         self._ingest = ingest
         self._reader = reader
@@ -84,25 +58,25 @@ class Store:
         self._bank = bank
         self._clock = clock
         self._config = config
-        self._numbers = itertools.count()
+        self._ledger = LoadLedger()
+        numbers = itertools.count()  # of jobs of both kinds
         self._names = Names(
-            sources=sources,
-            remote=remote,
+            sources=sources, remote=remote, ingest=ingest, disk=disk, clock=clock, config=config, numbers=numbers
+        )
+        self._loads = Loads(
+            shape=shape,
+            dtype=dtype,
+            names=self._names,
+            numbers=numbers,
             ingest=ingest,
             disk=disk,
             clock=clock,
             config=config,
-            numbers=self._numbers,
-            load_of=self._load_of,
+            ledger=self._ledger,
         )
+        self._device = Device(bank=bank, disk=disk, reader=reader, clock=clock, ledger=self._ledger)
         self._wanted: dict[AdapterRef, Name] = {}  # in the order of their first wish
-        self._jobs: dict[int, _Load] = {}
-        self._reads: set[Digest] = set()
-        self._fresh: dict[Digest, float] = {}  # placed, with the time, and not pinned yet
         self._begun: list[tuple[AdapterRef, int]] = []
-        self._lender: Lender | None = None
-        self._own_bytes = bank.total_bytes  # of the bank, without what was lent to it
-        self._loads = self._evictions = 0
 
     # ── what the engine calls ────────────────────────────────────────────────────────────────────────────────────
 
@@ -143,15 +117,16 @@ class Store:
             if isinstance(outcome, Found) or self._names.is_search(outcome.number):
                 self._names.end_search(outcome)
             else:
-                self._end_load(outcome)
+                self._loads.end(outcome)
         for read in self._reader.poll():
             self._end_read(read)
         for name in list(self._wanted.values()):
             if name.turn < self._names.turn and not name.is_kept_wanted:
                 self._drop_wish(name)
         now_s = self._clock.monotonic_s()
-        self._give_up_stuck_loads(now_s)
-        self._fresh = {digest: placed_s for digest, placed_s in self._fresh.items() if now_s - placed_s < FRESH_S}
+        self._names.give_up_stuck_searches(now_s)
+        self._loads.give_up_stuck(now_s)
+        self._device.age(now_s)
         for name in list(self._wanted.values()):
             self._advance(name, now_s)
         self._names.turn += 1
@@ -162,14 +137,11 @@ class Store:
         if name is None or name.digest is None or self._names.standing_failure(name) is not None:
             return None
         name.located_s = float("-inf")  # the next wish may be another request's, of another time
-        placed = self._bank.pin(name.digest)
-        if placed is not None:
-            self._fresh.pop(name.digest, None)
-        return placed
+        return self._device.pin(name.digest)
 
     def unpin(self, placed: PlacedAdapter, *, was_used: bool = True) -> None:
         """Give back one pin."""
-        self._bank.unpin(placed.digest, was_used=was_used)
+        self._device.unpin(placed.digest, was_used=was_used)
 
     def failure(self, ref: AdapterRef) -> ManyloraError | None:
         """The error that ended the adapter's last load, while it stands."""
@@ -182,13 +154,11 @@ class Store:
 
     def borrow_from(self, lender: Lender) -> None:
         """From now on, the bank may grow into memory that is idle elsewhere, until `give_back` is called."""
-        self._lender = lender
+        self._device.borrow_from(lender)
 
     def give_back(self, num_bytes: int) -> bool:
         """Evict idle adapters until so many of the lent bytes are free, and give them back; False if it cannot."""
-        left_bytes = self._bank.total_bytes - num_bytes
-        assert left_bytes >= self._own_bytes, "more was given back than was lent"
-        return self._bank.resize(left_bytes, self._count_eviction, self._fresh.keys())
+        return self._device.give_back(num_bytes)
 
     def stats(self) -> StoreStats:
         return StoreStats(
@@ -199,9 +169,13 @@ class Store:
             on_device=self._bank.num_placed,
             in_host=0,
             on_disk=self._disk.num_images,
-            loads=self._loads,
+            loads=self._ledger.loads,
             failures=self._names.failures,
-            evictions=self._evictions,
+            evictions=self._ledger.evictions,
+            disk_evictions=self._disk.evictions,
+            loaded_bytes=self._ledger.loaded_bytes,
+            reloaded_bytes=self._ledger.reloaded_bytes,
+            load_times=self._ledger.load_times(),
         )
 
     # ── what an operator calls ───────────────────────────────────────────────────────────────────────────────────
@@ -218,10 +192,10 @@ class Store:
         if name is None or name.digest is None:
             return False
         digest = name.digest
-        if digest in self._reads or (digest in self._bank and self._bank.is_pinned(digest)):
+        if self._device.is_reading(digest) or (digest in self._device and self._bank.is_pinned(digest)):
             return False
-        if digest in self._bank:
-            self._bank.remove(digest)
+        if digest in self._device:
+            self._device.evict(digest)
         self._disk.remove(digest)
         return True
 
@@ -250,7 +224,7 @@ class Store:
         is_asked = name.search is not None or name.ref.merge is not None
         if name.job is not None or (name.located is None and is_asked):
             return AdapterState.FETCHING
-        if name.digest is not None and name.digest in self._bank:
+        if name.digest is not None and name.digest in self._device:
             return AdapterState.ON_DEVICE
         if name.digest is not None and self._disk.facts(name.digest) is not None:
             return AdapterState.ON_DISK
@@ -265,166 +239,51 @@ class Store:
             self._names.locate(name, now_s)  # its members' sources may have answered
         if self._names.standing_failure(name) is not None or name.located is None:
             return  # a search that takes too long is given up by itself
-        if name.digest is not None and name.digest not in self._bank and self._disk.facts(name.digest) is None:
+        if name.digest is not None and name.digest not in self._device and self._disk.facts(name.digest) is None:
             name.digest = None  # evicted from every tier since
-        if name.digest is not None and name.digest in self._bank:
+        if name.digest is not None and name.digest in self._device:
             name.since_s = None
             name.is_kept_wanted = False
             return
         name.since_s = now_s if name.since_s is None else name.since_s
-        is_packed = name.digest is not None and name.digest not in self._reads
+        is_packed = name.digest is not None and not self._device.is_reading(name.digest)
         # A full bank is back-pressure: how long that may last is for the engine's queue to say.
         if now_s - name.since_s >= self._config.load_timeout_s and not is_packed:
             if name.digest is None and name.job is None:  # it never came to its turn
                 self._names.fail(name, AdapterCapacity("Model is overloaded"), now_s)
             else:
-                self._time_out(name, now_s)
+                self._loads.time_out(name, now_s)
         elif name.digest is not None:
             self._begin_read(name, name.digest, now_s)
-        elif name.job is None:
-            self._begin_load(name, name.located, now_s)
-
-    def _begin_load(self, name: Name, located: Located, now_s: float) -> None:
-        refuse = Refusals(name.ref.id, name.ref.source, self._shape.name)
-        if located.weights_bytes > self._config.max_bytes:
-            self._names.fail(name, refuse.too_large(located.weights_bytes, self._config.max_bytes), now_s)
-            return
-        memory_bytes = round(INGEST_FACTOR * located.weights_bytes)
-        if 0 < self._config.ingest_bytes < memory_bytes:
-            limit_bytes = round(self._config.ingest_bytes / INGEST_FACTOR)
-            self._names.fail(name, refuse.too_large(located.weights_bytes, limit_bytes), now_s)
-            return
-        bound_bytes = largest_file_bytes(located.weights_bytes, self._shape, self._dtype)
-        if bound_bytes > self._disk.budget_bytes:
-            self._names.fail(name, refuse.too_large(bound_bytes, self._disk.budget_bytes), now_s)
-            return
-        if not self._has_turn(name.ref.source) or not self._has_ingest_memory(memory_bytes):
-            return
-        number = next(self._numbers)
-        try:
-            if not self._disk.reserve(number, bound_bytes):
-                return
-        except AdapterStorageUnavailable as error:
-            self._names.fail(name, error, now_s)
-            return
-        job = IngestJob(number, name.ref, located.stamp, self._disk.name_key(name.ref, located.stamp))
-        self._jobs[job.number] = _Load(job, memory_bytes, now_s)
-        name.job = job.number
-        self._ingest.submit(job)
-        self._begun.append((name.ref, located.weights_bytes))
-
-    def _load_of(self, ref: AdapterRef, stamp: str) -> int | None:
-        """The load under way of one version of a named adapter."""
-        version = (ref, stamp)
-        return next((number for number, load in self._jobs.items() if (load.job.ref, load.job.stamp) == version), None)
-
-    def _has_turn(self, source: SourceName) -> bool:
-        """Whether another load may begin. One source never has all turns: it may have stopped answering."""
-        most = self._config.parallel_loads
-        own = sum(load.job.ref.source is source for load in self._jobs.values())
-        return len(self._jobs) < most and (source is SourceName.LOCAL or own < max(1, most - most // 4))
-
-    def _has_ingest_memory(self, more_bytes: int) -> bool:
-        taken = sum(load.memory_bytes for load in self._jobs.values())
-        return self._config.ingest_bytes == 0 or taken + more_bytes <= self._config.ingest_bytes
-
-    def _end_load(self, outcome: Ingested | IngestFailure) -> None:
-        job = self._jobs.pop(outcome.number).job
-        name = self._names.get(job.ref)
-        if name is not None and name.job != job.number:
-            name = None  # the source has another version by now; this one only waits on disk
-        if name is not None:
-            name.job = None
-        if isinstance(outcome, IngestFailure):
-            self._disk.cancel(job.number)
-            log.info("adapter.failed adapter=%s error=%s", job.ref, outcome.error.message)
-            if name is not None:
-                self._names.fail(name, outcome.error, self._clock.monotonic_s())
-            return
-        self._disk.settle(job, outcome)
-        self._loads += 1
-        for warning in outcome.warnings:
-            log.warning("adapter.suspect adapter=%s digest=%s: %s", job.ref, outcome.digest, warning)
-        log.info("adapter.packed adapter=%s digest=%s stage_ms=%s", job.ref, outcome.digest, outcome.stage_ms)
-        if name is not None:
-            name.digest = outcome.digest
-            name.failure = None  # whoever comes now need not wait out a time-out
-            name.since_s = None  # what comes next, the read, is waited for anew
+        elif name.job is None and self._loads.begin(name, name.located, now_s):
+            self._begun.append((name.ref, name.located.weights_bytes))
 
     def _begin_read(self, name: Name, digest: Digest, now_s: float) -> None:
-        if digest in self._reads:
+        if self._device.is_reading(digest):
             return
         facts = self._disk.facts(digest)
         assert facts is not None  # `_advance` has looked
-        if facts.body_bytes > self._own_bytes:  # what is lent may be called back while a sequence waits for it
+        if facts.body_bytes > self._device.own_bytes:  # what is lent may be called back while a sequence waits for it
             refuse = Refusals(name.ref.id, name.ref.source, self._shape.name)
-            self._names.fail(name, refuse.too_large(facts.body_bytes, self._own_bytes), now_s)
-            return
-        if self._reserve(digest, facts.body_bytes, self._spared(name, now_s)):
-            self._reads.add(digest)
-            self._disk.pin(digest)
-            self._reader.submit(digest, self._disk.path(digest))
+            self._names.fail(name, refuse.too_large(facts.body_bytes, self._device.own_bytes), now_s)
+        elif self._device.begin_read(name.ref, facts, self._spared(name, now_s)):
             self._begun.append((name.ref, facts.body_bytes))
             name.since_s = now_s
         else:
             name.lacks_room = True
 
-    def _reserve(self, digest: Digest, num_bytes: int, spared: set[Digest]) -> bool:
-        """Make room on the device: idle memory first, then idle adapters, then what is cached in lent memory."""
-        self._borrow(num_bytes, drop_cached=False)
-        if self._bank.reserve(digest, num_bytes, self._count_eviction, spared):
-            return True
-        self._borrow(num_bytes, drop_cached=True)
-        return self._bank.reserve(digest, num_bytes, self._count_eviction, spared)
-
-    def _borrow(self, num_bytes: int, *, drop_cached: bool) -> None:
-        """Let the bank grow by what it lacks to take so many bytes, if that is to be had."""
-        short_bytes = self._bank.used_bytes + num_bytes - self._bank.total_bytes
-        if short_bytes > 0 and self._lender is not None:
-            lent_bytes = self._lender.lend(short_bytes, drop_cached=drop_cached)
-            self._bank.resize(self._bank.total_bytes + lent_bytes, self._count_eviction)
-
     def _end_read(self, read: ReadImage) -> None:
-        self._reads.discard(read.digest)
-        self._disk.unpin(read.digest)
-        if read.image is not None and read.image.facts == self._disk.facts(read.digest):
-            self._bank.place(read.image)
-            self._fresh[read.digest] = self._clock.monotonic_s()
-            return
-        log.warning("adapter.image_unreadable digest=%s", read.digest)
-        self._bank.remove(read.digest)
-        self._disk.remove(read.digest)  # it is packed again from its source
+        ended = self._device.end_read(read)
+        name = None if ended is None else self._names.get(ended.ref)
+        if ended is not None and name is not None and name.digest == ended.digest:
+            name.stage_ms["read"] = round(1e3 * ended.took_s, 3)
 
     def _spared(self, name: Name, now_s: float) -> set[Digest]:
         """What others want now is not evicted for this one until it has waited for `PATIENCE_S`; what was placed for
         them a moment ago not even then, or two adapters could displace each other for ever without one being used."""
         wanted = {other.digest for other in self._wanted.values() if other.digest is not None}
         is_patient = name.since_s is None or now_s - name.since_s < PATIENCE_S
-        return wanted if is_patient else wanted & self._fresh.keys()
-
-    def _count_eviction(self, digest: Digest) -> None:
-        self._evictions += 1
-        log.debug("adapter.evicted digest=%s tier=device", digest)
-
-    def _time_out(self, name: Name, now_s: float) -> None:
-        """End the wait of those who wait now; what is under way goes on."""
-        text = f"Adapter '{name.ref.id}' was not ready within {self._config.load_timeout_s:g} s"
-        self._names.fail(name, AdapterLoadTimeout(text), now_s)
-
-    def _give_up_stuck_loads(self, now_s: float) -> None:
-        """A load that takes too long by itself is given up, waited for or not: its slot is others' too."""
-        self._names.give_up_stuck_searches(now_s)
-        for number, load in list(self._jobs.items()):
-            if now_s - load.begun_s < self._config.load_timeout_s:
-                continue
-            self._ingest.abandon(number)
-            self._disk.cancel(number)
-            del self._jobs[number]
-            log.warning("adapter.load_given_up adapter=%s", load.job.ref)
-            name = self._names.get(load.job.ref)
-            if name is not None and name.job == number:
-                name.job = None
-                self._time_out(name, now_s)
+        return wanted if is_patient else wanted & self._device.fresh
 
 
 def open_store(

@@ -224,6 +224,7 @@ class DiskTier:
         self._facts: dict[str, ImageFacts] = {}
         self._names: dict[str, str] = {}  # name key → file name
         self._names_of: dict[str, list[str]] = {}  # the oldest first
+        self.evictions = 0  # of images, for others that needed the room
         self._adopt()
         self._warn_of_a_small_disk()
 
@@ -269,7 +270,7 @@ class DiskTier:
         """
         self._files.check()
         charged_bytes = min(num_bytes + MAX_NAME_BYTES, self.budget_bytes)
-        if not self._shelf.reserve(_job_key(job), charged_bytes, self._delete):
+        if not self._shelf.reserve(_job_key(job), charged_bytes, self._evict):
             return False
         self._job_bytes[job] = charged_bytes
         try:
@@ -297,7 +298,7 @@ class DiskTier:
         elif not self._files.keep_job(job.number, name):
             return
         else:
-            has_room = self._shelf.reserve(name, done.facts.file_bytes, self._delete)
+            has_room = self._shelf.reserve(name, done.facts.file_bytes, self._evict)
             assert has_room, "an image is never larger than the bound reserved for it"
             self._shelf.unpin(name)
             self._facts[name] = done.facts
@@ -334,7 +335,7 @@ class DiskTier:
             return True
         needed_bytes = sum(self._job_bytes.values())
         short_bytes = needed_bytes - spare_bytes
-        if short_bytes <= 0 or self._shelf.free(short_bytes, self._delete):
+        if short_bytes <= 0 or self._shelf.free(short_bytes, self._evict):
             return True
         if self._shelf.num_pinned > 1:  # besides this load
             return False
@@ -344,6 +345,10 @@ class DiskTier:
     def _end_job(self, job: int) -> None:
         self._shelf.remove(_job_key(job))
         del self._job_bytes[job]
+
+    def _evict(self, name: str) -> None:
+        self.evictions += 1
+        self._delete(name)
 
     def _delete(self, name: str) -> None:
         for name_key in self._names_of.pop(name, ()):
@@ -360,7 +365,7 @@ class DiskTier:
             self._forget(name_key)  # its content has changed though its stamp has not
         if len(self._names_of.get(name, ())) >= MAX_NAMES_OF_IMAGE:
             self._forget(self._names_of[name][0])
-        if not self._shelf.grow(name, len(name), self._delete):
+        if not self._shelf.grow(name, len(name), self._evict):
             return False
         self._names[name_key] = name
         self._names_of.setdefault(name, []).append(name_key)
@@ -370,13 +375,13 @@ class DiskTier:
         name = self._names.pop(name_key)
         self._names_of[name].remove(name_key)
         self._files.delete_name(name_key)
-        self._shelf.grow(name, -len(name), self._delete)
+        self._shelf.grow(name, -len(name), self._evict)
 
     # ── what is there already ────────────────────────────────────────────────────────────────────────────────────
 
     def _adopt(self) -> None:
         for name, facts in self._files.images():
-            if self._shelf.reserve(name, facts.file_bytes, self._delete):
+            if self._shelf.reserve(name, facts.file_bytes, self._evict):
                 self._facts[name] = facts
                 self._shelf.unpin(name)
             else:
@@ -405,7 +410,7 @@ class DiskTier:
             return
         path, facts = found
         if path.name not in self._shelf:
-            if not self._shelf.reserve(path.name, facts.file_bytes, self._delete):
+            if not self._shelf.reserve(path.name, facts.file_bytes, self._evict):
                 return
             if not self._files.link(path):
                 self._shelf.remove(path.name)
