@@ -9,7 +9,8 @@
     ├── AdapterError               the adapter cannot serve this request
     │   ├── AdapterNotFound  AdapterAccessDenied  AdapterIncompatible  AdapterUnsupported
     │   ├── AdapterCorrupt  AdapterUnsafeFormat  AdapterTooLarge  AdapterMergeInvalid
-    │   └── AdapterSourceUnavailable  AdapterLoadTimeout  AdapterCapacity  AdapterStorageUnavailable
+    │   ├── AdapterSourceUnavailable  AdapterLoadTimeout  AdapterCapacity  AdapterStorageUnavailable
+    │   └── AdapterInUse               told to operators only
     ├── ServiceError               the server cannot serve now
     │   ├── Overloaded  QueueTimeout  Unavailable
     │   └── EngineFault  IncompleteGeneration
@@ -212,8 +213,14 @@ class AdapterLoadTimeout(AdapterError):
     row = ErrorRow(504, "generation", 504, SERVER, "adapter_load_timeout", retry_after_s=5)
 
 
+class AdapterInUse(AdapterError):
+    """An operator would take off the device what requests, a pin or a load under way hold there."""
+
+    row = ErrorRow(409, "generation", 409, INVALID, "adapter_in_use")
+
+
 class AdapterCapacity(AdapterError):
-    """Waited too long for its turn to be loaded."""
+    """Waited too long for its turn to be loaded, or to be pinned beside all that is pinned already."""
 
     row = ErrorRow(503, "overloaded", 503, SERVER, "adapter_capacity", retry_after_s=2)
 

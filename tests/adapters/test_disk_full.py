@@ -12,7 +12,7 @@ import pytest
 
 from manylora import errors
 from manylora.adapter_ref import AdapterRef
-from manylora.adapter_state import AdapterState
+from manylora.adapter_state import AdapterAction, AdapterState
 from manylora.adapters.image_folder import ImageFolder, job_file
 from manylora.adapters.loaders import ProcessIngest
 from manylora.adapters.store import Store
@@ -177,7 +177,9 @@ def test_a_folder_that_turns_read_only_fails_loads_and_serves_on(disk: Path, roo
         assert_storage_error(fail(store, local("a1")), "Read-only file system")
         assert_storage_error(fail(store, local("a2")), "")
         assert_serves_on(store, local("a0"))
-        assert store.evict(local("a0"))  # an operator's order: gone from memory, and from disk as soon as that goes
+        store.manage(
+            AdapterAction.EVICT, local("a0")
+        )  # an operator's order: gone from memory, and from disk as soon as that goes
         subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
         clock.advance(RETRY_S)
         place(store, local("a1"), local("a2"))

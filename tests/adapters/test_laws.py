@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from hypothesis import settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from manylora.adapter_ref import SourceName
-from manylora.adapter_state import AdapterState
+from manylora.adapter_state import AdapterAction, AdapterState
 from manylora.adapters.bank import CpuBank
 from manylora.adapters.image import ImageFacts, largest_file_bytes
 from manylora.adapters.manual import ManualIngest, ManualReader
@@ -18,7 +19,7 @@ from manylora.adapters.tiers import DiskTier
 from manylora.clock import ManualClock
 from manylora.config import AdaptersConfig
 from manylora.engine.adapter_port import AdapterStore
-from manylora.errors import AdapterCorrupt, AdapterNotFound
+from manylora.errors import AdapterCorrupt, AdapterNotFound, ManyloraError
 from manylora.ids import Digest
 from manylora.kernels.interface import PlacedAdapter
 from tests.adapters.making import TINY, local
@@ -103,9 +104,17 @@ class StoreMachine(RuleBasedStateMachine):
     def replace(self, name: str) -> None:
         self.source.versions[name] += 1
 
-    @rule(name=st.sampled_from(NAMES))
-    def evict(self, name: str) -> None:
-        self.store.evict(local(name))
+    @rule(
+        name=st.sampled_from([*NAMES, "unknown"]),
+        action=st.sampled_from([AdapterAction.PRELOAD, AdapterAction.PIN, AdapterAction.UNPIN, AdapterAction.EVICT]),
+    )
+    def manage(self, name: str, action: AdapterAction) -> None:
+        try:
+            info = self.store.manage(action, local(name))
+        except ManyloraError:
+            return
+        assert action is not AdapterAction.EVICT or info.state in (AdapterState.ABSENT, AdapterState.FAILED)
+        assert action is not AdapterAction.UNPIN or not info.is_pinned
 
     @rule(duration_s=st.sampled_from([0.1, 1.0, 6.0, 21.0]))
     def wait(self, duration_s: float) -> None:
@@ -116,6 +125,16 @@ class StoreMachine(RuleBasedStateMachine):
         for _, placed in self.pins:
             assert placed.digest in self.bank
             assert self.bank.is_pinned(placed.digest)
+
+    @invariant()
+    def pins_leave_room(self) -> None:
+        infos = self.store.infos()
+        pinned = {info.digest: info.num_bytes for info in infos if info.is_pinned and info.digest}
+        held = {name.held: self.bank.num_bytes(name.held) for name in self.store._names if name.held is not None}
+        assert sum((pinned | held).values()) <= BANK_BYTES or pinned.keys() != held.keys()
+        assert sum(held.values()) <= BANK_BYTES * 3 // 4
+        assert self.port.stats().pinned == len(held)
+        assert all(self.bank.is_pinned(digest) for digest in held)
 
     @invariant()
     def budgets_are_never_exceeded(self) -> None:
@@ -137,7 +156,11 @@ class StoreMachine(RuleBasedStateMachine):
         for _, placed in self.pins:
             self.port.unpin(placed)
         self.pins.clear()
-        while self.ingest.jobs or self.reader.reads:
+        for name in NAMES:
+            with suppress(AdapterNotFound):
+                self.store.manage(AdapterAction.UNPIN, local(name))
+        self.port.poll()
+        while self.port.is_busy:
             for number in list(self.ingest.jobs):
                 self.ingest.fail(number, AdapterCorrupt("end"))
             for digest in list(self.reader.reads):

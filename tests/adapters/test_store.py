@@ -1,101 +1,28 @@
 """The store from a name to a place on the device, with real files and inline loaders, and with loads held back."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from manylora import errors
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterState
 from manylora.adapters import store as store_module
-from manylora.adapters.bank import CpuBank
 from manylora.adapters.image import ImageFacts, largest_file_bytes
 from manylora.adapters.image_folder import MAX_NAME_BYTES
-from manylora.adapters.ingest import InlineIngest
-from manylora.adapters.jobs import Ingest, IngestSettings
-from manylora.adapters.local_source import LocalSource
 from manylora.adapters.manual import ManualIngest
 from manylora.adapters.names import MAX_NAMES, RELOCATE_S
-from manylora.adapters.reading import InlineReader
-from manylora.adapters.store import Store
-from manylora.adapters.tiers import DiskTier
-from manylora.clock import ManualClock
 from manylora.config import AdaptersConfig
 from manylora.ids import Digest
-from manylora.kernels.interface import PlacedAdapter
 from manylora.memory_plan import INGEST_FACTOR
+from tests.adapters.house import CONFIG, IMAGE_BYTES, House
 from tests.adapters.making import TINY, config_bytes, local, lora_tensors, packed, safetensors_bytes, save_adapter
-
-IMAGE_BYTES = packed(config_bytes(), safetensors_bytes(lora_tensors()), dtype="bfloat16").body.nbytes
-CONFIG = AdaptersConfig(
-    disk_bytes=1 << 20, bank_bytes=3 * IMAGE_BYTES, load_timeout_s=30.0, negative_cache_s=10.0, parallel_loads=4
-)
 
 
 def file_bytes(folder: Path) -> int:
     return (folder / "adapter_model.safetensors").stat().st_size
-
-
-class House:
-    """A store around a folder of adapters; `turn` is one step of an engine."""
-
-    def __init__(self, folder: Path, config: AdaptersConfig = CONFIG, ingest: Ingest | None = None) -> None:
-        self.root = folder / "root"
-        self.root.mkdir(exist_ok=True)
-        self.clock = ManualClock()
-        self.disk = DiskTier(folder / "disk", config.disk_bytes, dtype="bfloat16", base_fingerprint=TINY.fingerprint)
-        settings = IngestSettings(
-            shape=TINY,
-            roots=(str(self.root),),
-            folder=str(self.disk.folder),
-            dtype="bfloat16",
-            max_rank=config.max_rank,
-            max_bytes=config.max_bytes,
-            parallel_loads=config.parallel_loads,
-        )
-        self.bank = CpuBank(config.bank_bytes)
-        self.store = Store(
-            shape=TINY,
-            dtype="bfloat16",
-            sources={SourceName.LOCAL: LocalSource((self.root,))},
-            ingest=ingest or InlineIngest(settings),
-            reader=InlineReader(),
-            disk=self.disk,
-            bank=self.bank,
-            clock=self.clock,
-            config=config,
-        )
-
-    def turn(self, *names: str) -> None:
-        for name in names:
-            self.store.want(local(name))
-        self.store.poll()
-
-    def placed(self, name: str, turns: int = 6) -> PlacedAdapter | None:
-        """The adapter, pinned, as soon as that is possible; None when it is not or has failed."""
-        for _ in range(turns):
-            self.turn(name)
-            place = self.store.pin(local(name))
-            if place is not None or self.store.failure(local(name)) is not None:
-                return place
-        return None
-
-    def error(self, name: str) -> errors.ManyloraError:
-        assert self.placed(name) is None
-        failure = self.store.failure(local(name))
-        assert failure is not None
-        return failure
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    made = House(tmp_path)
-    yield made
-    made.store.close()
 
 
 def facts(name: str, body_bytes: int = IMAGE_BYTES) -> ImageFacts:
@@ -466,28 +393,6 @@ def test_what_others_want_now_is_not_evicted_at_once(house: House) -> None:
     for _ in range(3):
         house.turn(*everyone)
     assert house.store.state(local("a3")) is AdapterState.ON_DEVICE
-
-
-def test_preload_brings_an_adapter_that_nobody_waits_for(house: House) -> None:
-    save_adapter(house.root / "a")
-    assert house.store.preload(local("a")) is AdapterState.ABSENT
-    for _ in range(4):
-        house.turn()
-    assert house.store.state(local("a")) is AdapterState.ON_DEVICE
-    assert house.store.list() == [local("a")]
-
-
-def test_evict_removes_an_adapter_from_every_tier_unless_in_use(house: House) -> None:
-    save_adapter(house.root / "a")
-    placed = house.placed("a")
-    assert placed is not None
-    assert not house.store.evict(local("a"))
-    house.store.unpin(placed)
-    assert house.store.evict(local("a"))
-    stats = house.store.stats()
-    assert (stats.bank_bytes_used, stats.disk_bytes_used) == (0, 0)
-    assert not house.store.evict(local("never heard of"))
-    assert house.placed("a") is not None
 
 
 def test_a_source_that_is_not_there_is_refused_by_name(house: House) -> None:

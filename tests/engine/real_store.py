@@ -72,7 +72,7 @@ class StoredWorld(World):
         return lender
 
     def step(self) -> StepEvents:
-        self._turn_loaders()
+        self.turn_loaders()
         events = super().step()
         self.clock.advance(STEP_S)
         return events
@@ -80,7 +80,8 @@ class StoredWorld(World):
     def close(self) -> None:
         self.adapters.close()
 
-    def _turn_loaders(self) -> None:
+    def turn_loaders(self) -> None:
+        """Let the loads end that are under way, and the reads whose time has come."""
         for number, job in list(self.ingest.jobs.items()):
             facts = facts_of(job.ref.id, job.stamp)
             self._facts[facts.digest] = (job.ref.id, facts)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapter_state import AdapterAction, AdapterInfo
 from manylora.clock import ManualClock
 from manylora.engine.adapter_port import AdapterState, AdapterStore, StoreStats
 from manylora.engine.blocks import BlockPool
@@ -177,6 +178,20 @@ class SimulatedStore:
 
     def give_back(self, num_bytes: int) -> bool:
         return False  # nothing was lent
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.loading)
+
+    def manage(self, action: AdapterAction, ref: AdapterRef) -> AdapterInfo:
+        return self.info(ref)
+
+    def info(self, ref: AdapterRef) -> AdapterInfo:
+        state = AdapterState.ON_DEVICE if ref in self.resident else AdapterState.ABSENT
+        return AdapterInfo(id=ref.id, source=ref.source.value, state=state)
+
+    def infos(self) -> tuple[AdapterInfo, ...]:
+        return tuple(self.info(ref) for ref in self.resident)
 
     def close(self) -> None:
         self.loading.clear()

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapter_state import AdapterAction, AdapterState
 from manylora.engine.events import FinishReason
 from manylora.engine.fairness import LOAD_BYTES_PER_TOKEN
 from manylora.engine.scheduler import PATIENCE_STEPS
@@ -132,3 +134,20 @@ def test_waiting_for_memory_makes_no_adapter_more_valuable(one_place: OneAdapter
     world.run()
     assert world.finished[waiting].reason is FinishReason.LENGTH
     assert world.bank.uses(facts_of("a0", "0").digest) == 1
+
+
+def test_an_idle_engine_brings_what_an_operator_asked_for_and_then_is_at_rest(tmp_path: Path) -> None:
+    world = StoredWorld(tmp_path, bank_bytes=2000)
+    ref = AdapterRef(SourceName.LOCAL, "a0")
+    assert not world.engine.tend()
+    assert world.engine.manage(AdapterAction.PIN, ref).state is AdapterState.ABSENT
+    turns = 0
+    while world.engine.tend():
+        world.turn_loaders()
+        turns += 1
+    assert turns == 2  # a load and a read
+    info = world.engine.info(ref)
+    assert (info.state, info.is_pinned, info.num_bytes) == (AdapterState.ON_DEVICE, True, body_bytes("a0"))
+    assert world.engine.infos() == (info,)
+    assert not world.engine.has_work
+    world.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from manylora.adapter_ref import AdapterRef
-from manylora.adapter_state import StoreStats
+from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState, StoreStats
 from manylora.clock import SystemClock
 from manylora.config import Config
 from manylora.engine.events import (
@@ -24,6 +24,7 @@ from manylora.engine.events import (
     TokenEvent,
 )
 from manylora.engine.request import Request
+from manylora.errors import AdapterNotFound
 from manylora.ids import Digest, RequestId
 from manylora.models.tokenizer import Tokenizer
 from manylora.server.driver import ProgressLine
@@ -107,6 +108,20 @@ class FakeEngine:
         self.live.clear()
         finished, self._finished = tuple(self._finished), []
         return StepEvents((), finished)
+
+    def tend(self) -> bool:
+        return False
+
+    def manage(self, action: AdapterAction, ref: AdapterRef) -> AdapterInfo:
+        return self.info(ref)
+
+    def info(self, ref: AdapterRef) -> AdapterInfo:
+        if (failure := _adapter_failure(ref)) is not None:
+            raise AdapterNotFound(failure.message)
+        return AdapterInfo(id=ref.id, source=ref.source.value, state=AdapterState.ON_DISK)
+
+    def infos(self) -> tuple[AdapterInfo, ...]:
+        return ()
 
     def stats(self) -> EngineStats:
         waiting = sum("WAIT" in live.prompt for live in self.live.values())

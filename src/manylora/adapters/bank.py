@@ -54,6 +54,12 @@ class Bank(Protocol):
 
     def is_pinned(self, digest: Digest) -> bool: ...
 
+    def num_bytes(self, digest: Digest) -> int:
+        """True bytes of an adapter that is here."""
+
+    def rank(self, digest: Digest) -> int:
+        """The largest rank of an adapter that is here."""
+
 
 class Lender(Protocol):
     """Whoever has memory of the device that is idle for now."""
@@ -134,6 +140,13 @@ class CpuBank:
 
     def is_pinned(self, digest: Digest) -> bool:
         return self._host.shelf.is_pinned(digest)
+
+    def num_bytes(self, digest: Digest) -> int:
+        return self._host.shelf.num_bytes(digest)
+
+    def rank(self, digest: Digest) -> int:
+        image = self._host.get(digest)
+        return 0 if image is None else image.rank
 
     def uses(self, digest: Digest) -> int:
         """How often an adapter that is here was used since it was placed."""

@@ -142,6 +142,16 @@ class Device:
         """How many requests hold a version."""
         return self._pins[digest]
 
+    def is_held(self, digest: Digest) -> bool:
+        """Whether a version that is here is held by anyone."""
+        return self.bank.is_pinned(digest)
+
+    def num_bytes(self, digest: Digest) -> int:
+        return self.bank.num_bytes(digest)
+
+    def rank(self, digest: Digest) -> int:
+        return self.bank.rank(digest)
+
     def hold(self, digest: Digest) -> None:
         """Keep a version that is here whoever uses it, until `release`; that counts as no use of it."""
         placed = self.bank.pin(digest)
@@ -149,10 +159,6 @@ class Device:
 
     def release(self, digest: Digest) -> None:
         self.bank.unpin(digest, was_used=False)
-
-    def last_use_s(self, digest: Digest) -> float | None:
-        """When a version that is here was last placed, pinned or unpinned."""
-        return self._used_s.get(digest)
 
     # ── evictions ────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -97,6 +97,11 @@ class HostImage:
         """Rank rows: the sum of all ranks."""
         return int(self.table[:, :, 2].sum())
 
+    @property
+    def rank(self) -> int:
+        """The largest of its modules' ranks."""
+        return int(self.table[:, :, 2].max(initial=0))
+
 
 def image_name(digest: Digest, dtype: str) -> str:
     """The image's file name in the disk tier."""

@@ -72,8 +72,8 @@ class Loads:
         try:
             if not self._disk.reserve(number, bound_bytes):
                 return False
-        except AdapterStorageUnavailable as error:
-            self._names.fail(name, error, now_s)
+        except AdapterStorageUnavailable as full:
+            self._names.fail(name, full, now_s)
             return False
         job = IngestJob(number, name.ref, located.stamp, self._disk.name_key(name.ref, located.stamp))
         self._loads[number] = _Load(job, memory_bytes, now_s)

@@ -31,12 +31,18 @@ class Name:
         "digest",
         "failed_turn",
         "failure",
+        "held",
+        "hits",
         "is_kept_wanted",
+        "is_pinned",
         "is_wanted",
         "job",
         "lacks_room",
+        "last_use_s",
         "located",
         "located_s",
+        "pin_error",
+        "rank",
         "ref",
         "retry_s",
         "search",
@@ -59,8 +65,14 @@ class Name:
         self.turn = NEVER  # the number of the poll before which it was last wanted
         self.since_s: float | None = None  # since when somebody has been waiting
         self.is_wanted = False  # by anyone
-        self.is_kept_wanted = False  # by `preload`
+        self.is_kept_wanted = False  # by an operator, until it is on the device or has failed
         self.lacks_room = False  # a read of it found no room on the device
+        self.is_pinned = False  # by an operator
+        self.held: Digest | None = None  # the version that the operator's pin holds on the device
+        self.pin_error = ""  # why that pin was given up
+        self.hits = 0
+        self.last_use_s: float | None = None  # on the clock
+        self.rank = 0
         self.stage_ms: dict[str, float] = {}  # how long each stage of its last load took
 
 
@@ -107,6 +119,9 @@ class Names:
     def __len__(self) -> int:
         return len(self._names)
 
+    def __iter__(self) -> Iterator[Name]:
+        return iter(list(self._names.values()))
+
     def get(self, ref: AdapterRef) -> Name | None:
         """The name, if it is remembered."""
         return self._names.get(ref)
@@ -121,10 +136,14 @@ class Names:
             self._names.move_to_end(ref)
         return name
 
+    def is_requested(self, name: Name) -> bool:
+        """Whether a request waits for it, or did a moment ago."""
+        return name.turn >= self.turn - 1
+
     def _forget_idle(self) -> None:
         for _ in range(len(self._names) - MAX_NAMES):
             oldest = next(iter(self._names.values()))
-            if oldest.is_wanted or oldest.job is not None or oldest.search is not None:
+            if oldest.is_wanted or oldest.is_pinned or oldest.job is not None or oldest.search is not None:
                 self._names.move_to_end(oldest.ref)
             else:
                 del self._names[oldest.ref]
@@ -176,6 +195,10 @@ class Names:
             stamp = json.dumps([located.stamp for located in found])
             self._take(name, Located(stamp, sum(located.weights_bytes for located in found)))
 
+    @property
+    def num_searches(self) -> int:
+        return len(self._searches)
+
     def is_search(self, number: int) -> bool:
         """Whether a job is a question to a remote source, and not a load."""
         return number in self._searches
@@ -211,7 +234,7 @@ class Names:
         """The source has this version; a changed one starts afresh, and a standing failure with it."""
         if located == name.located:
             return
-        name.located, name.failure = located, None
+        name.located, name.failure, name.rank, name.stage_ms = located, None, 0, {}
         name.job = self.loading.get((name.ref, located.stamp))
         name.digest = self._disk.digest_of(self._disk.name_key(name.ref, located.stamp))
 

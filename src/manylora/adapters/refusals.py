@@ -6,6 +6,7 @@ from manylora.errors import (
     AdapterAccessDenied,
     AdapterCorrupt,
     AdapterIncompatible,
+    AdapterInUse,
     AdapterMergeInvalid,
     AdapterNotFound,
     AdapterSourceUnavailable,
@@ -54,6 +55,9 @@ class Refusals:
 
     def rank_too_large(self, rank: int, limit: int) -> AdapterTooLarge:
         return AdapterTooLarge(f"Adapter '{self.adapter_id}' has rank {rank}; the limit is {limit}")
+
+    def in_use(self, why: str) -> AdapterInUse:
+        return AdapterInUse(f"Adapter '{self.adapter_id}' is in use: {why}")
 
     def unavailable(self, why: str) -> AdapterSourceUnavailable:
         return AdapterSourceUnavailable(f"Source '{self.source}' is unavailable for adapter '{self.adapter_id}': {why}")

@@ -5,7 +5,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 
 from manylora.adapter_ref import AdapterRef, SourceName
-from manylora.adapter_state import AdapterState, StoreStats
+from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState, StoreStats
 from manylora.adapters.bank import Bank, CpuBank, Lender
 from manylora.adapters.base_shape import BaseShape
 from manylora.adapters.device import Device
@@ -15,6 +15,7 @@ from manylora.adapters.loaders import ProcessIngest, ThreadedReader
 from manylora.adapters.loads import Loads
 from manylora.adapters.local_source import LocalSource
 from manylora.adapters.names import NEVER, RELOCATE_S, Name, Names
+from manylora.adapters.operating import Operator, Wishes
 from manylora.adapters.reading import Reader, ReadImage
 from manylora.adapters.refusals import Refusals
 from manylora.adapters.sources import Source
@@ -75,6 +76,14 @@ class Store:
             ledger=self._ledger,
         )
         self._device = Device(bank=bank, disk=disk, reader=reader, clock=clock, ledger=self._ledger)
+        self._operator = Operator(
+            names=self._names,
+            device=self._device,
+            disk=disk,
+            clock=clock,
+            wishes=Wishes(self._keep_wanted, self._drop_kept, self._state),
+        )
+        self._users: dict[Digest, set[Name]] = {}  # of versions that requests hold: by which names
         self._wanted: dict[AdapterRef, Name] = {}  # in the order of their first wish
         self._begun: list[tuple[AdapterRef, int]] = []
 
@@ -84,7 +93,7 @@ class Store:
         """Ask for an adapter; idempotent, returns at once with its state now."""
         name = self._names.of(ref)
         now_s = self._clock.monotonic_s()
-        is_arrival = name.turn < self._names.turn - 1
+        is_arrival = not self._names.is_requested(name)
         if is_arrival:
             name.since_s = now_s
         name.turn = self._names.turn
@@ -94,15 +103,22 @@ class Store:
             self._names.locate(name, now_s)
         return self._state(name)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a loader is at work, so that a poll soon will find something, though nobody may wait for it."""
+        return bool(len(self._loads) or self._device.num_reads or self._names.num_searches)
+
     def lacks_room(self, ref: AdapterRef) -> bool:
         """Whether only what is pinned on the device keeps a packed adapter from being read."""
         name = self._wanted.get(ref)
         return name is not None and name.lacks_room
 
     def unwant(self, ref: AdapterRef) -> None:
-        """Forget the wish; an operator's `preload` stays."""
+        """Forget the wish; an operator's stays."""
         name = self._wanted.get(ref)
-        if name is not None and not name.is_kept_wanted:
+        if name is not None and name.is_kept_wanted:
+            name.turn = NEVER
+        elif name is not None:
             self._drop_wish(name)
 
     def _drop_wish(self, name: Name) -> None:
@@ -120,10 +136,11 @@ class Store:
                 self._loads.end(outcome)
         for read in self._reader.poll():
             self._end_read(read)
+        now_s = self._clock.monotonic_s()
+        self._operator.follow_versions(now_s)
         for name in list(self._wanted.values()):
             if name.turn < self._names.turn and not name.is_kept_wanted:
                 self._drop_wish(name)
-        now_s = self._clock.monotonic_s()
         self._names.give_up_stuck_searches(now_s)
         self._loads.give_up_stuck(now_s)
         self._device.age(now_s)
@@ -137,11 +154,20 @@ class Store:
         if name is None or name.digest is None or self._names.standing_failure(name) is not None:
             return None
         name.located_s = float("-inf")  # the next wish may be another request's, of another time
-        return self._device.pin(name.digest)
+        placed = self._device.pin(name.digest)
+        if placed is not None:
+            self._users.setdefault(name.digest, set()).add(name)
+            name.hits += 1
+            name.last_use_s = self._clock.monotonic_s()
+        return placed
 
     def unpin(self, placed: PlacedAdapter, *, was_used: bool = True) -> None:
         """Give back one pin."""
         self._device.unpin(placed.digest, was_used=was_used)
+        for name in self._users[placed.digest]:
+            name.last_use_s = self._clock.monotonic_s()
+        if self._device.pins(placed.digest) == 0:
+            del self._users[placed.digest]
 
     def failure(self, ref: AdapterRef) -> ManyloraError | None:
         """The error that ended the adapter's last load, while it stands."""
@@ -169,6 +195,7 @@ class Store:
             on_device=self._bank.num_placed,
             in_host=0,
             on_disk=self._disk.num_images,
+            pinned=self._operator.num_pinned,
             loads=self._ledger.loads,
             failures=self._names.failures,
             evictions=self._ledger.evictions,
@@ -180,24 +207,32 @@ class Store:
 
     # ── what an operator calls ───────────────────────────────────────────────────────────────────────────────────
 
-    def preload(self, ref: AdapterRef) -> AdapterState:
-        """Want an adapter until it is on the device or has failed, without anyone waiting for it."""
-        state = self.want(ref)
-        self._names.of(ref).is_kept_wanted = state not in (AdapterState.ON_DEVICE, AdapterState.FAILED)
-        return state
+    def manage(self, action: AdapterAction, ref: AdapterRef) -> AdapterInfo:
+        """Begin an action on one adapter; `info` tells how far it is.
 
-    def evict(self, ref: AdapterRef) -> bool:
-        """Remove the adapter's current version from every tier; False while it is in use or on its way."""
-        name = self._names.get(ref)
-        if name is None or name.digest is None:
-            return False
-        digest = name.digest
-        if self._device.is_reading(digest) or (digest in self._device and self._bank.is_pinned(digest)):
-            return False
-        if digest in self._device:
-            self._device.evict(digest)
-        self._disk.remove(digest)
-        return True
+        Raises `AdapterNotFound` if nothing of it is anywhere, `AdapterInUse` if what is to go is held,
+        `AdapterCapacity` or `AdapterTooLarge` if a pin leaves too little for others, or what stands against it.
+        """
+        return self._operator.manage(action, ref)
+
+    def info(self, ref: AdapterRef) -> AdapterInfo:
+        """What is known of one adapter. Raises `AdapterNotFound` if that is nothing."""
+        return self._operator.info(ref)
+
+    def infos(self) -> tuple[AdapterInfo, ...]:
+        """What is known of every adapter that was asked for lately."""
+        return self._operator.infos()
+
+    def _keep_wanted(self, name: Name) -> None:
+        """Want an adapter until it is on the device or has failed, without anyone waiting for it."""
+        name.is_kept_wanted = name.is_wanted = True
+        self._wanted.setdefault(name.ref, name)
+
+    def _drop_kept(self, name: Name) -> None:
+        """End an operator's wish; those of requests stay."""
+        name.is_kept_wanted = False
+        if not self._names.is_requested(name):
+            self._drop_wish(name)
 
     def list(self) -> "list[AdapterRef]":
         """Every adapter the sources can list."""
@@ -263,9 +298,11 @@ class Store:
             return
         facts = self._disk.facts(digest)
         assert facts is not None  # `_advance` has looked
-        if facts.body_bytes > self._device.own_bytes:  # what is lent may be called back while a sequence waits for it
+        # What is lent may be called back while a sequence waits for it, and what is pinned makes way for nobody.
+        limit_bytes = self._device.own_bytes - self._operator.bytes_beside(digest)
+        if facts.body_bytes > limit_bytes:
             refuse = Refusals(name.ref.id, name.ref.source, self._shape.name)
-            self._names.fail(name, refuse.too_large(facts.body_bytes, self._device.own_bytes), now_s)
+            self._names.fail(name, refuse.too_large(facts.body_bytes, limit_bytes), now_s)
         elif self._device.begin_read(name.ref, facts, self._spared(name, now_s)):
             self._begun.append((name.ref, facts.body_bytes))
             name.since_s = now_s

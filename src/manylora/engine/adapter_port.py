@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from manylora.adapter_ref import AdapterRef
+from manylora.adapter_state import AdapterAction, AdapterInfo
 from manylora.adapter_state import AdapterState as AdapterState
 from manylora.adapter_state import StoreStats as StoreStats
 from manylora.errors import ManyloraError
@@ -15,7 +16,7 @@ class AdapterStore(Protocol):
     Each step the engine calls `want` for every waiting request that names an adapter, then `poll` once, then `pin`
     until that gives a place or `failure` an error; `unpin` once for every successful `pin`. When nobody waits for an
     adapter any more, `unwant` says so; a wish that was not repeated since the last `poll` is dropped too. A load under
-    way may still go on.
+    way may still go on. While no request is under way it calls `poll` now and then, and soon again while `is_busy`.
     """
 
     def want(self, ref: AdapterRef) -> AdapterState:
@@ -50,6 +51,19 @@ class AdapterStore(Protocol):
 
         False, and nothing is evicted, if what is in use leaves too little.
         """
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a loader is at work, so that the next `poll` should come soon though no request may wait for it."""
+
+    def manage(self, action: AdapterAction, ref: AdapterRef) -> AdapterInfo:
+        """Begin what an operator asks; raises a `ManyloraError` when that cannot be."""
+
+    def info(self, ref: AdapterRef) -> AdapterInfo:
+        """One adapter as an operator sees it. Raises `AdapterNotFound` if nothing of it is known."""
+
+    def infos(self) -> tuple[AdapterInfo, ...]:
+        """Every adapter there is something to tell of."""
 
     def stats(self) -> StoreStats: ...
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from manylora.adapter_ref import AdapterRef
+from manylora.adapter_state import AdapterAction, AdapterInfo
 from manylora.clock import Clock
 from manylora.engine.activation import active_from
 from manylora.engine.adapter_port import AdapterState, AdapterStore
@@ -199,6 +200,26 @@ class Engine:
             self._note_admissions(plan)
             self._run(plan)
         return self._take_events()
+
+    def tend(self) -> bool:
+        """Let the adapter store move while there is no other work; whether it should be called again soon.
+
+        Adapters that an operator asked for are brought, and idle ones go, without a request to make a step for.
+        """
+        self._store.poll()
+        return self._store.is_busy
+
+    def manage(self, action: AdapterAction, ref: AdapterRef) -> AdapterInfo:
+        """Begin what an operator asks of one adapter. Raises a `ManyloraError` when that cannot be."""
+        return self._store.manage(action, ref)
+
+    def info(self, ref: AdapterRef) -> AdapterInfo:
+        """One adapter as an operator sees it. Raises `AdapterNotFound`."""
+        return self._store.info(ref)
+
+    def infos(self) -> tuple[AdapterInfo, ...]:
+        """Every adapter there is something to tell of."""
+        return self._store.infos()
 
     def shutdown(self) -> StepEvents:
         """End every request under way and stop the loaders."""

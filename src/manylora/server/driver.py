@@ -4,6 +4,8 @@ import importlib
 from collections.abc import Callable
 from typing import Protocol, cast
 
+from manylora.adapter_ref import AdapterRef
+from manylora.adapter_state import AdapterAction, AdapterInfo
 from manylora.clock import Clock
 from manylora.config import Config
 from manylora.engine.events import EngineStats, FinishReason, StepEvents
@@ -14,6 +16,7 @@ from manylora.server.wire import Abort, AskStats, Beat, Boot, Frame, Operation, 
 
 IDLE_WAIT_S = 1.0
 LOADING_WAIT_S = 0.001
+TENDING_WAIT_S = 0.01
 BEAT_S = 1.0
 
 
@@ -35,6 +38,18 @@ class SteppedEngine(Protocol):
 
     def step(self) -> StepEvents:
         """Plan, run and commit once."""
+
+    def tend(self) -> bool:
+        """Let adapters move while there is no other work; whether it should be called again soon."""
+
+    def manage(self, action: AdapterAction, ref: AdapterRef) -> AdapterInfo:
+        """Begin what an operator asks of one adapter. Raises a `ManyloraError` when that cannot be."""
+
+    def info(self, ref: AdapterRef) -> AdapterInfo:
+        """One adapter as an operator sees it. Raises `AdapterNotFound`."""
+
+    def infos(self) -> tuple[AdapterInfo, ...]:
+        """Every adapter there is something to tell of."""
 
     def stats(self) -> EngineStats: ...
 
@@ -66,7 +81,8 @@ def drive(engine: SteppedEngine, port: Port, clock: Clock) -> None:
     """Turn the engine until `Stop`, then shut it down. What a step raises is raised: the engine is then lost.
 
     While there is work, operations are taken without waiting. When every request waits for an adapter, the loop
-    looks every millisecond; when there is none, it sleeps on the port.
+    looks every millisecond. When there is none it sleeps on the port, and tends the adapters each time it wakes: once
+    a second, and more often only while something of theirs is under way.
     """
     wait_s = IDLE_WAIT_S
     next_beat_s = clock.monotonic_s()
@@ -78,6 +94,7 @@ def drive(engine: SteppedEngine, port: Port, clock: Clock) -> None:
             _apply(engine, operation, port)
         wait_s = IDLE_WAIT_S
         if not engine.has_work:
+            wait_s = TENDING_WAIT_S if engine.tend() else IDLE_WAIT_S
             continue
         events = engine.step()
         if events:
@@ -104,5 +121,5 @@ def _apply(engine: SteppedEngine, operation: Operation, port: Port) -> None:
 def _wait_after(engine: SteppedEngine) -> float:
     """How long to wait for operations before the next step."""
     if not engine.has_work:
-        return IDLE_WAIT_S
+        return TENDING_WAIT_S  # the adapters may still have something under way
     return LOADING_WAIT_S if engine.is_waiting_for_adapters else 0.0
