@@ -5,6 +5,7 @@ from pathlib import Path
 from manylora import errors
 from manylora.adapter_ref import SourceName
 from manylora.adapters.bank import CpuBank
+from manylora.adapters.image import ImageFacts
 from manylora.adapters.ingest import InlineIngest
 from manylora.adapters.jobs import Ingest, IngestSettings
 from manylora.adapters.local_source import LocalSource
@@ -13,6 +14,7 @@ from manylora.adapters.store import Store
 from manylora.adapters.tiers import DiskTier
 from manylora.clock import ManualClock
 from manylora.config import AdaptersConfig
+from manylora.ids import Digest
 from manylora.kernels.interface import PlacedAdapter
 from tests.adapters.making import TINY, config_bytes, local, lora_tensors, packed, safetensors_bytes
 
@@ -73,3 +75,7 @@ class House:
         failure = self.store.failure(local(name))
         assert failure is not None
         return failure
+
+
+def facts(name: str, body_bytes: int = IMAGE_BYTES) -> ImageFacts:
+    return ImageFacts(Digest(name.encode().hex().ljust(64, "0")), "bfloat16", TINY.num_layers, body_bytes, 0)

@@ -57,6 +57,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.port: AdapterStore = self.store  # the engine's Protocol is satisfied
         self.pins: list[tuple[str, PlacedAdapter]] = []
         self.facts: dict[Digest, tuple[str, ImageFacts]] = {}
+        self.deleted: set[str] = set()  # and not replaced since
 
     @rule(names=st.lists(st.sampled_from([*NAMES, "unknown"]), max_size=4))
     def step(self, names: list[str]) -> None:
@@ -70,8 +71,9 @@ class StoreMachine(RuleBasedStateMachine):
                 assert self.port.failure(local(name)) is None
                 stamp = str(self.source.versions[name])
                 assert placed.digest == facts_of(name, stamp).digest, "a new pin has the version there is now"
+                assert name not in self.deleted
                 self.pins.append((name, placed))
-            elif name == "unknown":
+            elif name == "unknown" or name in self.deleted:
                 assert isinstance(self.port.failure(local(name)), AdapterNotFound)
 
     @precondition(lambda self: self.pins)
@@ -103,10 +105,11 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES))
     def replace(self, name: str) -> None:
         self.source.versions[name] += 1
+        self.deleted.discard(name)
 
     @rule(
         name=st.sampled_from([*NAMES, "unknown"]),
-        action=st.sampled_from([AdapterAction.PRELOAD, AdapterAction.PIN, AdapterAction.UNPIN, AdapterAction.EVICT]),
+        action=st.sampled_from([*AdapterAction]),
     )
     def manage(self, name: str, action: AdapterAction) -> None:
         try:
@@ -115,6 +118,9 @@ class StoreMachine(RuleBasedStateMachine):
             return
         assert action is not AdapterAction.EVICT or info.state in (AdapterState.ABSENT, AdapterState.FAILED)
         assert action is not AdapterAction.UNPIN or not info.is_pinned
+        if action is AdapterAction.DELETE:
+            assert info.is_deleted
+            self.deleted.add(name)
 
     @rule(duration_s=st.sampled_from([0.1, 1.0, 6.0, 21.0]))
     def wait(self, duration_s: float) -> None:
@@ -142,7 +148,8 @@ class StoreMachine(RuleBasedStateMachine):
         assert stats.bank_bytes_used <= stats.bank_bytes_total == BANK_BYTES
         assert stats.disk_bytes_used <= DISK_BYTES
         placed_bytes = sum(facts.body_bytes for digest, (_, facts) in self.facts.items() if digest in self.bank)
-        reading_bytes = sum(self.facts[digest][1].body_bytes for digest in self.reader.reads)
+        read = [digest for digest in self.reader.reads if self.store._device.is_reading(digest)]
+        reading_bytes = sum(self.facts[digest][1].body_bytes for digest in read)
         assert placed_bytes + reading_bytes <= stats.bank_bytes_used
 
     @invariant()
@@ -172,6 +179,11 @@ class StoreMachine(RuleBasedStateMachine):
         kept = [facts for digest, (_, facts) in self.facts.items() if self.disk.facts(digest) is not None]
         names_bytes = sum(path.stat().st_size for path in self.disk.folder.glob("*.name"))
         assert self.disk.used_bytes == sum(facts.file_bytes for facts in kept) + names_bytes
+        for digest, (name, _) in self.facts.items():
+            if name in self.deleted:
+                assert digest not in self.bank
+                assert self.disk.facts(digest) is None
+        self.replace("a0")
         self._can_still_serve()
         self.store.close()
         shutil.rmtree(self.folder)

@@ -10,23 +10,18 @@ from manylora import errors
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterState
 from manylora.adapters import store as store_module
-from manylora.adapters.image import ImageFacts, largest_file_bytes
+from manylora.adapters.image import largest_file_bytes
 from manylora.adapters.image_folder import MAX_NAME_BYTES
 from manylora.adapters.manual import ManualIngest
 from manylora.adapters.names import MAX_NAMES, RELOCATE_S
 from manylora.config import AdaptersConfig
-from manylora.ids import Digest
 from manylora.memory_plan import INGEST_FACTOR
-from tests.adapters.house import CONFIG, IMAGE_BYTES, House
+from tests.adapters.house import CONFIG, IMAGE_BYTES, House, facts
 from tests.adapters.making import TINY, config_bytes, local, lora_tensors, packed, safetensors_bytes, save_adapter
 
 
 def file_bytes(folder: Path) -> int:
     return (folder / "adapter_model.safetensors").stat().st_size
-
-
-def facts(name: str, body_bytes: int = IMAGE_BYTES) -> ImageFacts:
-    return ImageFacts(Digest(name.encode().hex().ljust(64, "0")), "bfloat16", TINY.num_layers, body_bytes, 0)
 
 
 def test_an_adapter_goes_through_the_states_to_the_device(house: House) -> None:

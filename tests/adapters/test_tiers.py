@@ -13,7 +13,8 @@ from manylora.adapters.image_folder import job_file
 from manylora.adapters.ingest import InlineIngest
 from manylora.adapters.jobs import Ingested, IngestJob, IngestSettings
 from manylora.adapters.local_source import LocalSource
-from manylora.adapters.tiers import MAX_NAMES_OF_IMAGE, DiskTier, Shelf
+from manylora.adapters.shelf import Shelf
+from manylora.adapters.tiers import MAX_NAMES_OF_IMAGE, DiskTier
 from manylora.ids import Digest
 from tests.adapters.making import TINY, config_bytes, local, lora_tensors, packed, safetensors_bytes, save_adapter
 from tests.adapters.opening import bytes_in

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Container
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from manylora.adapters.image import HostImage
@@ -56,6 +57,9 @@ class Bank(Protocol):
 
     def num_bytes(self, digest: Digest) -> int:
         """True bytes of an adapter that is here."""
+
+    def erase(self, digest: Digest) -> None:
+        """Overwrite an adapter that nobody pins with zeros, and remove it."""
 
     def rank(self, digest: Digest) -> int:
         """The largest rank of an adapter that is here."""
@@ -127,6 +131,12 @@ class CpuBank:
         self._host.remove(digest)
         if digest in self._placed:
             self._rows -= self._placed.pop(digest)[1]
+
+    def erase(self, digest: Digest) -> None:
+        image = self._host.get(digest)
+        assert image is not None, "what is erased is here"
+        np.frombuffer(image.body, dtype=np.uint8)[:] = 0
+        self.remove(digest)
 
     def pin(self, digest: Digest) -> PlacedAdapter | None:
         found = self._placed.get(digest)

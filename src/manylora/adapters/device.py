@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import KeysView
+from collections.abc import Callable, KeysView
 from typing import NamedTuple
 
 from manylora.adapter_ref import AdapterRef
@@ -10,11 +10,13 @@ from manylora.adapters.bank import Bank, Lender
 from manylora.adapters.image import ImageFacts
 from manylora.adapters.load_ledger import LoadLedger
 from manylora.adapters.reading import Reader, ReadImage
-from manylora.adapters.tiers import DiskTier
+from manylora.adapters.tiers import DiskTier, ref_key
 from manylora.clock import Clock
 from manylora.ids import Digest
 from manylora.kernels.interface import PlacedAdapter
 
+MAX_NAMED = 64
+"""Names that are remembered of one version on the device."""
 FRESH_S = 2.0
 """A wanted adapter that was just placed is not evicted for another before somebody had the time to pin it."""
 
@@ -55,6 +57,7 @@ class Device:
         self._reads: dict[Digest, _Read] = {}
         self._fresh: dict[Digest, float] = {}  # placed, with the time, and not pinned yet
         self._pins: Counter[Digest] = Counter()  # of requests
+        self._named: dict[Digest, set[str]] = {}  # the `ref_key`s that what is here was read or pinned for
         self._used_s: dict[Digest, float] = {}  # when what is on the device was last placed, pinned or unpinned
 
     def __contains__(self, digest: object) -> bool:
@@ -74,6 +77,7 @@ class Device:
         if not self._reserve(facts.digest, facts.body_bytes, spared):
             return False
         self._reads[facts.digest] = _Read(ref, self._clock.monotonic_s())
+        self._named[facts.digest] = {ref_key(ref)}
         self._disk.pin(facts.digest)
         self._reader.submit(facts.digest, self._disk.path(facts.digest))
         return True
@@ -91,6 +95,7 @@ class Device:
             return EndedRead(begun.ref, read.digest, took_s)
         log.warning("adapter.image_unreadable digest=%s", read.digest)
         self.bank.remove(read.digest)
+        self._forget(read.digest)
         self._disk.remove(read.digest)
         return None
 
@@ -122,10 +127,12 @@ class Device:
 
     # ── who holds what ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def pin(self, digest: Digest) -> PlacedAdapter | None:
-        """Hold a version for a request; None if it is not here."""
+    def pin(self, ref: AdapterRef, digest: Digest) -> PlacedAdapter | None:
+        """Hold a version for a request that asked for `ref`; None if it is not here."""
         placed = self.bank.pin(digest)
         if placed is not None:
+            if len(self._named[digest]) < MAX_NAMED:
+                self._named[digest].add(ref_key(ref))
             self._pins[digest] += 1
             self._fresh.pop(digest, None)
             self._used_s[digest] = self._clock.monotonic_s()
@@ -176,8 +183,36 @@ class Device:
         self.bank.remove(digest)
         self._note_eviction(digest)
 
-    def _note_eviction(self, digest: Digest) -> None:
-        self._ledger.note_eviction(digest, self._clock.monotonic_s())
+    def erase(self, digest: Digest) -> None:
+        """Overwrite a version that nobody holds, and take it off."""
+        self.bank.erase(digest)
+        self._forget(digest)
+
+    def _forget(self, digest: Digest) -> None:
+        self._named.pop(digest, None)
         self._used_s.pop(digest, None)
         self._fresh.pop(digest, None)
+
+    # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def versions(self, ref: AdapterRef) -> set[Digest]:
+        """The versions that are here, or on their way, for a named adapter."""
+        return {digest for digest, keys in self._named.items() if ref_key(ref) in keys}
+
+    def forget_names(self, is_gone: Callable[[str], bool]) -> set[Digest]:
+        """Take the names whose `ref_key` is gone from their versions; return those."""
+        found = set()
+        for digest, keys in self._named.items():
+            if gone := {key for key in keys if is_gone(key)}:
+                keys -= gone
+                found.add(digest)
+        return found
+
+    def is_named(self, digest: Digest) -> bool:
+        """Whether a version that is here or on its way has a name that is not gone."""
+        return bool(self._named.get(digest))
+
+    def _note_eviction(self, digest: Digest) -> None:
+        self._ledger.note_eviction(digest, self._clock.monotonic_s())
+        self._forget(digest)
         log.debug("adapter.evicted digest=%s tier=device", digest)

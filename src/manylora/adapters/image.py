@@ -25,6 +25,7 @@ from manylora.kernels.extras import NO_EXTRAS, Extras, blank_extras
 IMAGE_SUFFIX = ".img"
 NAME_SUFFIX = ".name"
 TEMPORARY_SUFFIX = ".tmp"
+CONDEMNED_SUFFIX = ".gone"
 MAGIC = b"MLORAIMG"
 VERSION = 2
 ALIGNMENT_BYTES = 64

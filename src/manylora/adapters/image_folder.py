@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from manylora.adapters.image import (
+    CONDEMNED_SUFFIX,
     IMAGE_SUFFIX,
     NAME_SUFFIX,
     TEMPORARY_SUFFIX,
@@ -21,6 +22,7 @@ from manylora.errors import AdapterStorageUnavailable, ConfigInvalid
 MAX_FOLDERS = 16
 MAX_NAME_BYTES = 256
 """A `.name` file holds the name of an image, which is far shorter; nothing longer is read."""
+_ZEROS = memoryview(bytes(1 << 20))
 _KEPT_FREE_SHARE = 20
 _MOST_KEPT_FREE_BYTES = 1 << 30
 
@@ -33,6 +35,7 @@ class ImageFolder:
     <job>.tmp     where the ingest process writes a load's image; it is made here, and never by that process, so that
                   a load that was given up has nowhere to put what it still writes
     <digest>….img an image; never changed once it has this name, so another process on the machine may link to it
+    <n>.gone      what is being overwritten with zeros, after which it is deleted
     <key>.name    the name of the image that a version of a named adapter became
     Raises: `ConfigInvalid` if no folder can be had; methods raise `AdapterStorageUnavailable` as they say.
     """
@@ -53,6 +56,8 @@ class ImageFolder:
         """Whole images, the oldest first; everything that is none is deleted, leftovers of interrupted writes too."""
         for leftover in self._files(TEMPORARY_SUFFIX):
             self.delete(leftover.name)
+        for condemned in self._files(CONDEMNED_SUFFIX):
+            erase_file(condemned)
         for _, path in sorted((path.stat().st_mtime_ns, path) for path in self._files(IMAGE_SUFFIX)):
             facts = _facts_of(path)
             if facts is None:
@@ -141,6 +146,17 @@ class ImageFolder:
                 log.warning("adapter.not_deleted folder=%s name=%s error=%s", self.path, name, error.strerror)
             self._undeleted.add(name)
 
+    def condemn(self, name: str, number: int) -> Path | None:
+        """Take a file away to be erased, under a name that nothing else has; None if it cannot be or is gone."""
+        condemned = self.path / f"{number}{CONDEMNED_SUFFIX}"
+        try:
+            (self.path / name).replace(condemned)
+        except OSError as error:
+            log.warning("adapter.not_erased folder=%s name=%s error=%s", self.path, name, error.strerror)
+            self.delete(name)
+            return None
+        return condemned
+
     # ── what other processes have ────────────────────────────────────────────────────────────────────────────────
 
     def find_beside(self, name_key: str) -> tuple[Path, ImageFacts] | None:
@@ -171,6 +187,22 @@ class ImageFolder:
             log.info("adapter.not_linked image=%s error=%s", image, error.strerror)
             return False
         return True
+
+
+def erase_file(path: Path) -> None:
+    """Overwrite a file with zeros, down to the disk, and delete it.
+
+    Another process that has linked to it finds its copy damaged, and packs its own again.
+    """
+    try:
+        with path.open("r+b", buffering=0) as file:
+            left = os.fstat(file.fileno()).st_size
+            while left > 0:
+                left -= file.write(_ZEROS[:left])
+            os.fsync(file.fileno())
+        path.unlink()
+    except OSError as error:
+        log.warning("adapter.not_erased name=%s error=%s", path, error.strerror)
 
 
 def job_file(job: int) -> str:

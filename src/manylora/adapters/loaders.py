@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from manylora.adapter_ref import SourceName
+from manylora.adapters.image_folder import erase_file
 from manylora.adapters.jobs import IngestFailure, IngestSettings, Job, Outcome, outcome_from_json
 from manylora.adapters.reading import ReadImage, read_or_none
 from manylora.adapters.refusals import Refusals
@@ -181,6 +182,7 @@ class ThreadedReader:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="adapter-reader")
+        self._erased: deque[Path] = deque()
         self._ended: deque[ReadImage] = deque()  # the threads append, `poll` takes; a deque's ends are thread-safe
 
     def submit(self, digest: Digest, path: Path) -> None:
@@ -189,5 +191,16 @@ class ThreadedReader:
     def poll(self) -> list[ReadImage]:
         return [self._ended.popleft() for _ in range(len(self._ended))]
 
+    def erase(self, path: Path) -> None:
+        self._pool.submit(self._erase, path)
+
+    def _erase(self, path: Path) -> None:
+        erase_file(path)
+        self._erased.append(path)
+
+    def erased(self) -> list[Path]:
+        return [self._erased.popleft() for _ in range(len(self._erased))]
+
     def close(self) -> None:
+        """End the reads under way. An erasure that had not begun is done at the next start."""
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,7 +1,7 @@
 """Loads: adapters on their way from their sources to the disk tier, by the ingest process."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from manylora.adapter_ref import AdapterRef, SourceName
@@ -55,6 +55,7 @@ class Loads:
         self._config = config
         self._ledger = ledger
         self._loads: dict[int, _Load] = {}
+        self._condemned: set[int] = set()  # those whose name is deleted
 
     def __len__(self) -> int:
         return len(self._loads)
@@ -100,8 +101,12 @@ class Loads:
         taken = sum(load.memory_bytes for load in self._loads.values())
         return self._config.ingest_bytes == 0 or taken + more_bytes <= self._config.ingest_bytes
 
-    def end(self, outcome: Ingested | IngestFailure) -> None:
-        """Take over what a load came to."""
+    def condemn(self, is_gone: Callable[[AdapterRef], bool]) -> None:
+        """Let nothing come of the loads of names that are gone."""
+        self._condemned |= {number for number, load in self._loads.items() if is_gone(load.job.ref)}
+
+    def end(self, outcome: Ingested | IngestFailure) -> bool:
+        """Take over what a load came to; False if what it has written is to be erased instead."""
         now_s = self._clock.monotonic_s()
         load = self._pop(outcome.number)
         job, name = load.job, self._names.get(load.job.ref)
@@ -109,12 +114,16 @@ class Loads:
             name = None  # the source has another version by now; this one only waits on disk
         if name is not None:
             name.job = None
+        if job.number in self._condemned and isinstance(outcome, Ingested):
+            self._condemned.discard(job.number)
+            return False
+        self._condemned.discard(job.number)
         if isinstance(outcome, IngestFailure):
             self._disk.cancel(job.number)
             log.info("adapter.failed adapter=%s error=%s", job.ref, outcome.error.message)
             if name is not None:
                 self._names.fail(name, outcome.error, now_s)
-            return
+            return True
         self._disk.settle(job, outcome)
         self._ledger.note_load(job.ref.source, now_s - load.begun_s)
         for warning in outcome.warnings:
@@ -125,6 +134,7 @@ class Loads:
             name.stage_ms = dict(outcome.stage_ms)
             name.failure = None  # whoever comes now need not wait out a time-out
             name.since_s = None  # what comes next, the read, is waited for anew
+        return True
 
     def give_up_stuck(self, now_s: float) -> None:
         """A load that takes too long by itself is given up, waited for or not: its slot is others' too."""
@@ -134,6 +144,7 @@ class Loads:
             self._ingest.abandon(number)
             self._disk.cancel(number)
             self._pop(number)
+            self._condemned.discard(number)
             log.warning("adapter.load_given_up adapter=%s", load.job.ref)
             name = self._names.get(load.job.ref)
             if name is not None and name.job == number:

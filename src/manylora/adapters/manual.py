@@ -7,6 +7,7 @@ import numpy as np
 
 from manylora.adapters.base_shape import PROJECTION_PATHS
 from manylora.adapters.image import HostImage, ImageFacts
+from manylora.adapters.image_folder import erase_file
 from manylora.adapters.jobs import Found, Ingested, IngestFailure, IngestJob, Job, LocateJob, Outcome
 from manylora.adapters.reading import ReadImage
 from manylora.adapters.sources import Located
@@ -63,6 +64,7 @@ class ManualReader:
 
     def __init__(self) -> None:
         self.reads: dict[Digest, Path] = {}
+        self._erased: list[Path] = []
         self._ended: list[ReadImage] = []
 
     def submit(self, digest: Digest, path: Path) -> None:
@@ -85,6 +87,15 @@ class ManualReader:
     def poll(self) -> list[ReadImage]:
         ended, self._ended = self._ended, []
         return ended
+
+    def erase(self, path: Path) -> None:
+        """End at once."""
+        erase_file(path)
+        self._erased.append(path)
+
+    def erased(self) -> list[Path]:
+        erased, self._erased = self._erased, []
+        return erased
 
     def close(self) -> None:
         self.reads.clear()

@@ -19,6 +19,8 @@ from manylora.ids import Digest
 MAX_NAMES = 4_096
 NEVER = -2
 RELOCATE_S = 1.0
+MAX_REVOKED = 16_384
+"""Deleted names that are remembered, so that what their source still has is not served again."""
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +31,15 @@ class Name:
     __slots__ = (
         "confirmed_s",
         "digest",
+        "draining",
         "failed_turn",
         "failure",
         "held",
         "hits",
+        "is_deleted",
         "is_kept_wanted",
         "is_pinned",
+        "is_verified",
         "is_wanted",
         "job",
         "lacks_room",
@@ -72,6 +77,9 @@ class Name:
         self.pin_error = ""  # why that pin was given up
         self.hits = 0
         self.last_use_s: float | None = None  # on the clock
+        self.is_deleted = False  # by an operator, until its source has another version
+        self.draining: set[Digest] = set()  # deleted versions that requests still hold
+        self.is_verified: bool | None = None  # what the last verification of its version found
         self.rank = 0
         self.stage_ms: dict[str, float] = {}  # how long each stage of its last load took
 
@@ -113,6 +121,7 @@ class Names:
         self.loading: dict[tuple[AdapterRef, str], int] = {}
         self._names: OrderedDict[AdapterRef, Name] = OrderedDict()
         self._searches: dict[int, _Search] = {}
+        self._revoked: dict[str, frozenset[str]] = {}  # the deleted stamps of a name; none: whichever it has now
         self.turn = 0
         self.failures = 0
 
@@ -143,7 +152,8 @@ class Names:
     def _forget_idle(self) -> None:
         for _ in range(len(self._names) - MAX_NAMES):
             oldest = next(iter(self._names.values()))
-            if oldest.is_wanted or oldest.is_pinned or oldest.job is not None or oldest.search is not None:
+            is_at_rest = oldest.job is None and oldest.search is None and not oldest.draining
+            if oldest.is_wanted or oldest.is_pinned or not is_at_rest:
                 self._names.move_to_end(oldest.ref)
             else:
                 del self._names[oldest.ref]
@@ -216,6 +226,8 @@ class Names:
         assert isinstance(outcome, IngestFailure)  # no load has the number of a search
         log.info("adapter.not_located adapter=%s error=%s", name.ref, outcome.error.message)
         if not isinstance(outcome.error, AdapterSourceUnavailable):
+            if not self._revoked.get(str(name.ref), {""}):
+                del self._revoked[str(name.ref)]  # it was gone already when it was deleted
             self._lose(name, outcome.error, now_s)
         elif name.located is None:
             self.fail(name, outcome.error, now_s)
@@ -234,7 +246,11 @@ class Names:
         """The source has this version; a changed one starts afresh, and a standing failure with it."""
         if located == name.located:
             return
-        name.located, name.failure, name.rank, name.stage_ms = located, None, 0, {}
+        if self._revoked and self._is_revoked(name.ref, located.stamp):
+            self.lose(name)
+            return
+        name.located, name.failure, name.is_deleted, name.is_verified = located, None, False, None
+        name.rank, name.stage_ms = 0, {}
         name.job = self.loading.get((name.ref, located.stamp))
         name.digest = self._disk.digest_of(self._disk.name_key(name.ref, located.stamp))
 
@@ -242,6 +258,38 @@ class Names:
         """The source has no version for us any more."""
         name.located = name.digest = name.job = None
         self.fail(name, error, now_s)
+
+    # ── deleted names ────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def may_revoke(self) -> bool:
+        """Whether another deleted name can be remembered."""
+        return len(self._revoked) < MAX_REVOKED
+
+    def revoke(self, name: Name) -> None:
+        """Let a name be found no more until its source has another version than now."""
+        text = str(name.ref)
+        if name.located is not None:
+            self._revoked[text] = self._revoked.get(text, frozenset()) | {name.located.stamp}
+        elif name.ref.source in self._remote:
+            self._revoked.setdefault(text, frozenset())
+        name.is_deleted = True
+        self.lose(name)
+
+    def lose(self, name: Name) -> None:
+        """Treat a name as one that its source does not have, as of now."""
+        self._lose(name, Refusals(name.ref.id, name.ref.source).not_found(), self._clock.monotonic_s())
+
+    def _is_revoked(self, ref: AdapterRef, stamp: str) -> bool:
+        text = str(ref)
+        stamps = self._revoked.get(text)
+        if stamps is None:
+            return False
+        if stamps and stamp not in stamps:
+            del self._revoked[text]
+            return False
+        self._revoked[text] = stamps | {stamp}
+        return True
 
     # ── failures ─────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -7,9 +7,11 @@ from typing import NamedTuple
 from manylora.adapter_ref import AdapterRef
 from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState
 from manylora.adapters.device import Device
-from manylora.adapters.names import Name, Names
+from manylora.adapters.erasing import Eraser, is_of
+from manylora.adapters.names import MAX_REVOKED, Name, Names
 from manylora.adapters.refusals import Refusals
 from manylora.adapters.tiers import DiskTier
+from manylora.adapters.verifying import Verifier
 from manylora.clock import Clock
 from manylora.errors import AdapterCapacity, AdapterNotFound, ManyloraError
 from manylora.ids import Digest
@@ -36,12 +38,24 @@ class Operator:
     take turns in.
     """
 
-    def __init__(self, *, names: Names, device: Device, disk: DiskTier, clock: Clock, wishes: Wishes) -> None:
+    def __init__(
+        self,
+        *,
+        names: Names,
+        device: Device,
+        disk: DiskTier,
+        clock: Clock,
+        wishes: Wishes,
+        eraser: Eraser,
+        verifier: Verifier,
+    ) -> None:
         self._names = names
         self._device = device
         self._disk = disk
         self._clock = clock
         self._wishes = wishes
+        self._eraser = eraser
+        self._verifier = verifier
         self._pinned: dict[AdapterRef, Name] = {}
         self._looked_s = float("-inf")
 
@@ -59,8 +73,10 @@ class Operator:
                 self._unpin(name)
             case AdapterAction.EVICT:
                 self._evict(name)
-            case AdapterAction.VERIFY | AdapterAction.DELETE:
-                raise NotImplementedError(action)
+            case AdapterAction.DELETE:
+                self._delete(name)
+            case AdapterAction.VERIFY:
+                self._verify(name)
         return self._info(name)
 
     def _find(self, ref: AdapterRef) -> Name:
@@ -68,9 +84,18 @@ class Operator:
         name = self._names.of(ref)
         self._names.locate(name, self._clock.monotonic_s())
         failure = self._names.standing_failure(name)
-        if failure is not None and name.located is None and not name.is_pinned:
+        if failure is not None and name.located is None and not self._is_anywhere(name):
             raise failure
         return name
+
+    def _versions(self, name: Name) -> set[Digest]:
+        """Whatever of a name is on the device or on disk, older versions too."""
+        current = set() if name.digest is None else {name.digest}
+        return current | self._device.versions(name.ref) | self._disk.versions(name.ref)
+
+    def _is_anywhere(self, name: Name) -> bool:
+        is_held = name.is_pinned or bool(name.draining)
+        return name.located is not None or is_held or bool(self._versions(name))
 
     def _preload(self, name: Name) -> None:
         if (failure := self._names.standing_failure(name)) is not None:
@@ -79,22 +104,37 @@ class Operator:
             self._wishes.keep_wanted(name)
 
     def _evict(self, name: Name) -> None:
-        digest, refuse = name.digest, Refusals(name.ref.id, name.ref.source)
+        versions, refuse = self._versions(name), Refusals(name.ref.id, name.ref.source)
         if name.is_pinned:
             raise refuse.in_use("it is pinned; unpin it first")
         if self._names.is_requested(name):
             raise refuse.in_use("requests wait for it")
-        if name.job is not None or (digest is not None and self._device.is_reading(digest)):
-            raise refuse.in_use("it is being loaded")
-        if digest is not None and digest in self._device and self._device.is_held(digest):
-            pins = self._device.pins(digest)
+        is_read = any(self._device.is_reading(digest) or self._verifier.is_reading(digest) for digest in versions)
+        if name.job is not None or is_read:
+            raise refuse.in_use("it is being read")
+        if held := [digest for digest in versions if digest in self._device and self._device.is_held(digest)]:
+            pins = sum(self._device.pins(digest) for digest in held)
             raise refuse.in_use(f"{pins} requests hold it" if pins else "it is pinned under another name")
         if name.is_kept_wanted:
             self._wishes.drop_kept(name)
-        if digest is not None:
+        for digest in versions:
             if digest in self._device:
                 self._device.evict(digest)
             self._disk.remove(digest)
+
+    def _delete(self, name: Name) -> None:
+        if not self._names.may_revoke:
+            raise AdapterCapacity(
+                f"Adapter '{name.ref.id}' cannot be deleted: {MAX_REVOKED} deleted ones are remembered"
+            )
+        for other in [other for other in self._pinned.values() if is_of(other.ref, str(name.ref))]:
+            self._unpin(other)
+        self._eraser.delete(name)
+
+    def _verify(self, name: Name) -> None:
+        if name.digest is None or self._disk.facts(name.digest) is None:
+            raise AdapterNotFound(f"Adapter '{name.ref.id}' has no packed image on disk to verify")
+        self._verifier.verify(name.digest)
 
     # ── pins ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -189,13 +229,15 @@ class Operator:
 
     def infos(self) -> tuple[AdapterInfo, ...]:
         """Every adapter that was asked for lately and is anywhere, by source and id."""
-        known = [name for name in self._names if self._is_anywhere(name)]
+        known = [name for name in self._names if self._is_worth_telling(name)]
         return tuple(self._info(name) for name in sorted(known, key=lambda name: (name.ref.source, name.ref.id)))
 
-    def _is_anywhere(self, name: Name) -> bool:
+    def _is_worth_telling(self, name: Name) -> bool:
         failure = self._names.standing_failure(name)
         if name.located is None:
-            return name.is_pinned or not (failure is None or isinstance(failure, AdapterNotFound))
+            return (
+                name.is_pinned or bool(name.draining) or not (failure is None or isinstance(failure, AdapterNotFound))
+            )
         return True
 
     def _info(self, name: Name) -> AdapterInfo:
@@ -209,10 +251,12 @@ class Operator:
             digest=digest or "",
             rank=name.rank,
             num_bytes=0 if digest is None else self._num_bytes(digest),
-            pins=0 if digest is None else self._device.pins(digest),
+            pins=sum(self._device.pins(version) for version in name.draining | ({digest} if digest else set())),
             is_pinned=name.is_pinned,
+            is_deleted=name.is_deleted,
             hits=name.hits,
             last_use_s=None if name.last_use_s is None else self._clock.monotonic_s() - name.last_use_s,
             stage_ms=dict(name.stage_ms),
+            is_verified=name.is_verified,
             error=name.pin_error if failure is None else failure.message,
         )

@@ -1,10 +1,11 @@
-"""Reading packed images from the disk tier into host memory, beside the engine's thread."""
+"""Reading packed images from the disk tier into host memory and erasing them there, beside the engine's thread."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from manylora.adapters.image import HostImage, ImageDamaged, read_image
+from manylora.adapters.image_folder import erase_file
 from manylora.ids import Digest
 
 
@@ -17,13 +18,19 @@ class ReadImage:
 
 
 class Reader(Protocol):
-    """Reads images. No method blocks."""
+    """Reads images, and erases files. No method blocks."""
 
     def submit(self, digest: Digest, path: Path) -> None:
         """Begin a read."""
 
     def poll(self) -> list[ReadImage]:
         """The reads that ended since the last call; every submitted read ends exactly once."""
+
+    def erase(self, path: Path) -> None:
+        """Begin to overwrite a file with zeros and delete it."""
+
+    def erased(self) -> list[Path]:
+        """The files whose erasure ended since the last call; each begun ends exactly once."""
 
     def close(self) -> None: ...
 
@@ -33,6 +40,7 @@ class InlineReader:
 
     def __init__(self) -> None:
         self._ended: list[ReadImage] = []
+        self._erased: list[Path] = []
 
     def submit(self, digest: Digest, path: Path) -> None:
         self._ended.append(read_or_none(digest, path))
@@ -40,6 +48,14 @@ class InlineReader:
     def poll(self) -> list[ReadImage]:
         ended, self._ended = self._ended, []
         return ended
+
+    def erase(self, path: Path) -> None:
+        erase_file(path)
+        self._erased.append(path)
+
+    def erased(self) -> list[Path]:
+        erased, self._erased = self._erased, []
+        return erased
 
     def close(self) -> None:
         self._ended.clear()

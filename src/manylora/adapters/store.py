@@ -9,6 +9,7 @@ from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState, Sto
 from manylora.adapters.bank import Bank, CpuBank, Lender
 from manylora.adapters.base_shape import BaseShape
 from manylora.adapters.device import Device
+from manylora.adapters.erasing import Eraser
 from manylora.adapters.jobs import Found, Ingest, IngestSettings
 from manylora.adapters.load_ledger import LoadLedger
 from manylora.adapters.loaders import ProcessIngest, ThreadedReader
@@ -20,6 +21,7 @@ from manylora.adapters.reading import Reader, ReadImage
 from manylora.adapters.refusals import Refusals
 from manylora.adapters.sources import Source
 from manylora.adapters.tiers import DiskTier
+from manylora.adapters.verifying import Verifier
 from manylora.clock import Clock
 from manylora.config import AdaptersConfig, enabled_sources
 from manylora.errors import AdapterCapacity, ManyloraError
@@ -76,12 +78,16 @@ class Store:
             ledger=self._ledger,
         )
         self._device = Device(bank=bank, disk=disk, reader=reader, clock=clock, ledger=self._ledger)
+        self._eraser = Eraser(names=self._names, loads=self._loads, device=self._device, disk=disk, reader=reader)
+        self._verifier = Verifier(names=self._names, device=self._device, disk=disk, reader=reader)
         self._operator = Operator(
             names=self._names,
             device=self._device,
             disk=disk,
             clock=clock,
             wishes=Wishes(self._keep_wanted, self._drop_kept, self._state),
+            eraser=self._eraser,
+            verifier=self._verifier,
         )
         self._users: dict[Digest, set[Name]] = {}  # of versions that requests hold: by which names
         self._wanted: dict[AdapterRef, Name] = {}  # in the order of their first wish
@@ -106,7 +112,8 @@ class Store:
     @property
     def is_busy(self) -> bool:
         """Whether a loader is at work, so that a poll soon will find something, though nobody may wait for it."""
-        return bool(len(self._loads) or self._device.num_reads or self._names.num_searches)
+        is_loading = bool(len(self._loads) or self._device.num_reads or self._names.num_searches)
+        return is_loading or self._eraser.is_busy or self._verifier.is_busy
 
     def lacks_room(self, ref: AdapterRef) -> bool:
         """Whether only what is pinned on the device keeps a packed adapter from being read."""
@@ -132,10 +139,11 @@ class Store:
         for outcome in self._ingest.poll():
             if isinstance(outcome, Found) or self._names.is_search(outcome.number):
                 self._names.end_search(outcome)
-            else:
-                self._loads.end(outcome)
+            elif not self._loads.end(outcome):
+                self._eraser.erase_load(outcome.number)
         for read in self._reader.poll():
             self._end_read(read)
+        self._eraser.advance()
         now_s = self._clock.monotonic_s()
         self._operator.follow_versions(now_s)
         for name in list(self._wanted.values()):
@@ -146,6 +154,7 @@ class Store:
         self._device.age(now_s)
         for name in list(self._wanted.values()):
             self._advance(name, now_s)
+        self._verifier.advance()
         self._names.turn += 1
 
     def pin(self, ref: AdapterRef) -> PlacedAdapter | None:
@@ -154,7 +163,7 @@ class Store:
         if name is None or name.digest is None or self._names.standing_failure(name) is not None:
             return None
         name.located_s = float("-inf")  # the next wish may be another request's, of another time
-        placed = self._device.pin(name.digest)
+        placed = self._device.pin(ref, name.digest)
         if placed is not None:
             self._users.setdefault(name.digest, set()).add(name)
             name.hits += 1
@@ -168,6 +177,8 @@ class Store:
             name.last_use_s = self._clock.monotonic_s()
         if self._device.pins(placed.digest) == 0:
             del self._users[placed.digest]
+            if self._eraser.has_condemned(placed.digest):
+                self._eraser.advance()
 
     def failure(self, ref: AdapterRef) -> ManyloraError | None:
         """The error that ended the adapter's last load, while it stands."""
@@ -294,7 +305,7 @@ class Store:
             self._begun.append((name.ref, name.located.weights_bytes))
 
     def _begin_read(self, name: Name, digest: Digest, now_s: float) -> None:
-        if self._device.is_reading(digest):
+        if self._device.is_reading(digest) or self._verifier.is_reading(digest):
             return
         facts = self._disk.facts(digest)
         assert facts is not None  # `_advance` has looked
@@ -310,6 +321,9 @@ class Store:
             name.lacks_room = True
 
     def _end_read(self, read: ReadImage) -> None:
+        if self._verifier.is_reading(read.digest):
+            self._verifier.end_read(read)
+            return
         ended = self._device.end_read(read)
         name = None if ended is None else self._names.get(ended.ref)
         if ended is not None and name is not None and name.digest == ended.digest:

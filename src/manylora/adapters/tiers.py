@@ -1,160 +1,23 @@
-"""Byte-budgeted caches with pins: the shelf all tiers share, the disk tier and the host tier."""
+"""The disk tier and the host tier: packed images under a byte budget."""
 
 import hashlib
-import heapq
 import logging
 from collections.abc import Callable, Container
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
 
 from manylora.adapter_ref import AdapterRef
 from manylora.adapters.image import HostImage, ImageFacts, image_name
-from manylora.adapters.image_folder import MAX_NAME_BYTES, ImageFolder, storage_unavailable
+from manylora.adapters.image_folder import MAX_NAME_BYTES, ImageFolder, job_file, storage_unavailable
 from manylora.adapters.jobs import Ingested, IngestJob
+from manylora.adapters.shelf import Shelf
 from manylora.errors import AdapterStorageUnavailable
 from manylora.ids import Digest
 
-FIXED_COST_BYTES = 1 << 20
-"""What bringing an entry back costs besides its bytes, as bytes: favours keeping many small entries a little."""
+MERGE_KEY = "merge-"
 MAX_NAMES_OF_IMAGE = 16
 """An adapter that is copied or touched again and again has a name each time; the oldest is forgotten."""
 
 log = logging.getLogger(__name__)
-
-Key = TypeVar("Key", bound=str)
-
-
-@dataclass(slots=True)
-class _Entry:
-    num_bytes: int
-    pins: int
-    uses: int
-    tick: int
-
-
-class Shelf(Generic[Key]):
-    """Entries of known size under a byte budget. A pinned entry stays; of the others the least valuable goes first.
-
-    Value = age + uses × (cost to bring back ÷ bytes); age rises to the value of what was last evicted, so that an
-    entry no longer used is overtaken.  Source: GreedyDual-Size-Frequency, Cherkasova, HP Labs HPL-98-69.
-    """
-
-    def __init__(self, budget_bytes: int) -> None:
-        self.budget_bytes = budget_bytes
-        self.used_bytes = 0
-        self._entries: dict[Key, _Entry] = {}
-        self._queue: list[tuple[float, int, Key]] = []  # unpinned entries; an item whose tick is old is void
-        self._age = 0.0
-        self._ticks = 0
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._entries
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def num_bytes(self, key: Key) -> int:
-        return self._entries[key].num_bytes
-
-    def is_pinned(self, key: Key) -> bool:
-        return self._entries[key].pins > 0
-
-    def uses(self, key: Key) -> int:
-        return self._entries[key].uses
-
-    @property
-    def num_pinned(self) -> int:
-        """How many entries are pinned.  Complexity: their number."""
-        return sum(entry.pins > 0 for entry in self._entries.values())
-
-    def reserve(self, key: Key, num_bytes: int, evict: Callable[[Key], None], keep: Container[Key] = ()) -> bool:
-        """Make room and put a new entry there, pinned once; False, and nothing evicted, if pins leave too little.
-
-        Entries in `keep` are not evicted. `evict` is called for each entry that goes, after it is off the shelf.
-        """
-        assert key not in self._entries
-        if not self.free(self.used_bytes + num_bytes - self.budget_bytes, evict, keep):
-            return False
-        self._entries[key] = _Entry(num_bytes, 1, 0, 0)
-        self.used_bytes += num_bytes
-        return True
-
-    def resize(self, budget_bytes: int, evict: Callable[[Key], None], keep: Container[Key] = ()) -> bool:
-        """Change the budget. False, and nothing changed, if what is pinned or in `keep` does not fit a smaller one."""
-        if not self.free(self.used_bytes - budget_bytes, evict, keep):
-            return False
-        self.budget_bytes = budget_bytes
-        return True
-
-    def grow(self, key: Key, num_bytes: int, evict: Callable[[Key], None]) -> bool:
-        """Let an entry have so many bytes more; False, and nothing changed, if what is pinned leaves too little."""
-        if not self.free(self.used_bytes + num_bytes - self.budget_bytes, evict, {key}):
-            return False
-        self._entries[key].num_bytes += num_bytes
-        self.used_bytes += num_bytes
-        return True
-
-    def free(self, num_bytes: int, evict: Callable[[Key], None], keep: Container[Key] = ()) -> bool:
-        """Evict the least valuable until so many bytes are off the shelf; False, and nothing evicted, if it cannot."""
-        victims = self._victims(num_bytes, keep)
-        if victims is None:
-            return False
-        for victim in victims:
-            self.remove(victim)
-            evict(victim)
-        return True
-
-    def pin(self, key: Key) -> None:
-        entry = self._entries[key]
-        entry.pins += 1
-        entry.uses += 1
-        entry.tick = 0
-
-    def unpin(self, key: Key, *, was_used: bool = True) -> None:
-        """Give back a pin; `was_used` False takes back the use it was counted as, too."""
-        entry = self._entries[key]
-        assert entry.pins > 0, "unpinned more often than pinned"
-        entry.pins -= 1
-        entry.uses -= not was_used
-        if entry.pins == 0:
-            self._enqueue(key, entry)
-
-    def remove(self, key: Key) -> None:
-        """Take an entry off, pinned or not, and give its bytes back."""
-        self.used_bytes -= self._entries.pop(key).num_bytes
-
-    def _enqueue(self, key: Key, entry: _Entry) -> None:
-        self._ticks += 1
-        entry.tick = self._ticks
-        worth = max(1, entry.uses) * (1 + FIXED_COST_BYTES / max(1, entry.num_bytes))
-        heapq.heappush(self._queue, (self._age + worth, entry.tick, key))
-        if len(self._queue) > 2 * len(self._entries) + 64:
-            self._queue = [item for item in self._queue if self._is_current(item)]
-            heapq.heapify(self._queue)
-
-    def _is_current(self, item: tuple[float, int, Key]) -> bool:
-        entry = self._entries.get(item[2])
-        return entry is not None and entry.tick == item[1]
-
-    def _victims(self, needed_bytes: int, keep: Container[Key]) -> list[Key] | None:
-        victims: list[tuple[float, int, Key]] = []
-        kept: list[tuple[float, int, Key]] = []
-        while needed_bytes > 0 and self._queue:
-            item = heapq.heappop(self._queue)
-            if not self._is_current(item):
-                continue
-            if item[2] in keep:
-                kept.append(item)
-                continue
-            victims.append(item)
-            needed_bytes -= self._entries[item[2]].num_bytes
-        is_enough = needed_bytes <= 0
-        if is_enough and victims:
-            self._age = victims[-1][0]
-        for item in kept if is_enough else kept + victims:
-            heapq.heappush(self._queue, item)
-        return [item[2] for item in victims] if is_enough else None
 
 
 class HostTier:
@@ -224,6 +87,8 @@ class DiskTier:
         self._facts: dict[str, ImageFacts] = {}
         self._names: dict[str, str] = {}  # name key → file name
         self._names_of: dict[str, list[str]] = {}  # the oldest first
+        self._erasing: set[Path] = set()
+        self._erasures = 0
         self.evictions = 0  # of images, for others that needed the room
         self._adopt()
         self._warn_of_a_small_disk()
@@ -246,8 +111,8 @@ class DiskTier:
 
     def name_key(self, ref: AdapterRef, stamp: str) -> str:
         """Under which a version of a named adapter is remembered, for this base."""
-        text = "\0".join((str(ref), stamp, self._base_fingerprint, self._dtype))
-        return hashlib.sha256(text.encode()).hexdigest()[:40]
+        text = "\0".join((stamp, self._base_fingerprint, self._dtype))
+        return f"{ref_key(ref)}.{hashlib.sha256(text.encode()).hexdigest()[:40]}"
 
     def digest_of(self, name_key: str) -> Digest | None:
         """The content a version of a named adapter has, if its image is here or another process has it."""
@@ -318,9 +183,68 @@ class DiskTier:
             self._shelf.remove(name)
             self._delete(name)
 
+    def is_pinned(self, facts: ImageFacts) -> bool:
+        """Whether an image is being read."""
+        name = image_name(facts.digest, facts.dtype)
+        return name in self._shelf and self._shelf.is_pinned(name)
+
     def close(self) -> None:
         """Let another process have the folder."""
         self._files.close()
+
+    # ── deletion ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def num_erasing(self) -> int:
+        return len(self._erasing)
+
+    def is_named(self, digest: Digest) -> bool:
+        """Whether an image is here and has a name."""
+        return bool(self._names_of.get(image_name(digest, self._dtype)))
+
+    def versions(self, ref: AdapterRef) -> set[Digest]:
+        """The content of every version of a named adapter that is here, for this base."""
+        names = {name for name_key, name in self._names.items() if _ref_key_of(name_key) == ref_key(ref)}
+        return {self._facts[name].digest for name in names if self._facts[name].dtype == self._dtype}
+
+    def forget(self, is_gone: Callable[[str], bool]) -> list[ImageFacts]:
+        """Take the names whose `ref_key` is gone from their images, of whatever base; return images left with none."""
+        gone = [name_key for name_key in self._names if is_gone(_ref_key_of(name_key))]
+        images = {self._names[name_key] for name_key in gone}
+        for name_key in gone:
+            self._forget(name_key)
+        return [self._facts[name] for name in images if not self._names_of[name]]
+
+    def condemn(self, facts: ImageFacts) -> Path | None:
+        """Take an image away and return the file to erase; its bytes count until `end_erasure`."""
+        name = image_name(facts.digest, facts.dtype)
+        if name not in self._shelf:
+            return None
+        self._shelf.remove(name)
+        self._facts.pop(name)
+        for name_key in list(self._names_of.pop(name, ())):
+            del self._names[name_key]
+            self._files.delete_name(name_key)
+        return self._begin_erasure(name, facts.file_bytes)
+
+    def condemn_job(self, job: int) -> Path | None:
+        """Give back a load's reservation and return what it has written, to be erased."""
+        num_bytes = self._job_bytes[job]
+        self._end_job(job)
+        return self._begin_erasure(job_file(job), num_bytes)
+
+    def _begin_erasure(self, file: str, num_bytes: int) -> Path | None:
+        self._erasures += 1
+        path = self._files.condemn(file, self._erasures)
+        if path is not None:
+            has_room = self._shelf.reserve(path.name, num_bytes, self._evict)
+            assert has_room, "what is erased had its room already"
+            self._erasing.add(path)
+        return path
+
+    def end_erasure(self, path: Path) -> None:
+        self._erasing.discard(path)
+        self._shelf.remove(path.name)
 
     # ── room ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -387,7 +311,8 @@ class DiskTier:
             else:
                 self._files.delete(name)
         for name_key, name in self._files.names():
-            if name not in self._facts or not self._remember(name_key, name):
+            is_known = name in self._facts and "." in name_key  # a key without one is of an earlier version
+            if not is_known or not self._remember(name_key, name):
                 self._files.delete_name(name_key)
 
     def _warn_of_a_small_disk(self) -> None:
@@ -420,6 +345,15 @@ class DiskTier:
             log.info("adapter.borrowed digest=%s from=%s", facts.digest, path.parent)
         if self._remember(name_key, path.name):
             self._files.write_name(name_key, path.name)
+
+
+def ref_key(ref: AdapterRef) -> str:
+    """What the name keys of all versions of a named adapter begin with; those of merges with `MERGE_KEY`."""
+    return f"{MERGE_KEY if ref.merge else ''}{hashlib.sha256(str(ref).encode()).hexdigest()[:40]}"
+
+
+def _ref_key_of(name_key: str) -> str:
+    return name_key.partition(".")[0]
 
 
 def _job_key(job: int) -> str:
