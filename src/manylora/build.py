@@ -14,8 +14,9 @@ from manylora.clock import Clock, SystemClock
 from manylora.config import Config, cache_dir, enabled_sources
 from manylora.engine.batch import BatchBuilder
 from manylora.engine.blocks import BlockPool
-from manylora.engine.engine import AdapterPins, Engine, EngineLimits
+from manylora.engine.engine import Engine, EngineLimits
 from manylora.engine.lending import KvLender
+from manylora.engine.pins import AdapterPins
 from manylora.engine.runner import Runner
 from manylora.engine.scheduler import Scheduler, StepLimits
 from manylora.kernels.interface import Kernels, Projection

@@ -76,6 +76,7 @@ class AdaptersConfig:
     negative_cache_s: float = 10.0
     parallel_loads: int = 32
     ingest_bytes: int = 0
+    quarantine_hits: int = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +131,7 @@ _LOWEST: dict[str, float] = {
     "adapters.negative_cache_s": 0,
     "adapters.parallel_loads": 1,
     "adapters.ingest_bytes": 0,
+    "adapters.quarantine_hits": 0,
     "server.port": 0,
     "server.max_body_bytes": 1,
     "server.max_concurrent_requests": 1,

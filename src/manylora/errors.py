@@ -178,7 +178,7 @@ class AdapterUnsupported(AdapterError):
 
 
 class AdapterCorrupt(AdapterError):
-    """Config missing or unreadable, file truncated, weights not finite."""
+    """Config missing or unreadable, file truncated, weights not finite, or logits not finite again and again."""
 
     row = ErrorRow(422, "generation", 400, INVALID, "adapter_corrupt")
 

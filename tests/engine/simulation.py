@@ -19,9 +19,10 @@ from manylora.adapter_state import AdapterAction, AdapterInfo
 from manylora.clock import ManualClock
 from manylora.engine.adapter_port import AdapterState, AdapterStore, StoreStats
 from manylora.engine.blocks import BlockPool
-from manylora.engine.engine import AdapterPins, Engine, EngineLimits
+from manylora.engine.engine import Engine, EngineLimits
 from manylora.engine.events import Finished, FinishReason, StepEvents
 from manylora.engine.lending import KvLender
+from manylora.engine.pins import AdapterPins
 from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.engine.sampler import Drawn
 from manylora.engine.scheduler import Plan, Scheduler, StepLimits
@@ -163,6 +164,9 @@ class SimulatedStore:
     def unpin(self, placed: PlacedAdapter, *, was_used: bool = True) -> None:
         self.pins[placed.digest] -= 1
         assert self.pins[placed.digest] >= 0, "unpinned more often than pinned"
+
+    def suspect(self, placed: PlacedAdapter) -> None:
+        pass
 
     def failure(self, ref: AdapterRef) -> ManyloraError | None:
         return self.failed.get(ref)

@@ -2,13 +2,14 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, KeysView
+from collections.abc import Callable, Iterable, KeysView
 from typing import NamedTuple
 
 from manylora.adapter_ref import AdapterRef
 from manylora.adapters.bank import Bank, Lender
 from manylora.adapters.image import ImageFacts
 from manylora.adapters.load_ledger import LoadLedger
+from manylora.adapters.names import Name
 from manylora.adapters.reading import Reader, ReadImage
 from manylora.adapters.tiers import DiskTier, ref_key
 from manylora.clock import Clock
@@ -163,6 +164,13 @@ class Device:
         """Keep a version that is here whoever uses it, until `release`; that counts as no use of it."""
         placed = self.bank.pin(digest)
         assert placed is not None, "what is held is on the device"
+
+    def release_all(self, names: Iterable[Name], digest: Digest) -> None:
+        """Let nothing but requests hold a version."""
+        for name in names:
+            if name.held == digest:
+                self.release(digest)
+                name.held = None
 
     def release(self, digest: Digest) -> None:
         self.bank.unpin(digest, was_used=False)

@@ -71,7 +71,7 @@ class Eraser:
     def _has_name(self, digest: Digest) -> bool:
         """Whether some name that is not deleted has this content."""
         is_named = self._disk.is_named(digest) or self._device.is_named(digest)
-        return is_named or any(name.digest == digest for name in self._names)
+        return is_named or bool(self._names.of_version(digest))
 
     def has_condemned(self, digest: Digest) -> bool:
         """Whether a version on the device is to be erased when nobody holds it any more."""

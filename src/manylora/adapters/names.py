@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapters.jobs import Found, Ingest, Ingested, IngestFailure, LocateJob
+from manylora.adapters.quarantine import Quarantine
 from manylora.adapters.refusals import Refusals
 from manylora.adapters.sources import Located, Source
 from manylora.adapters.tiers import DiskTier
@@ -110,6 +111,7 @@ class Names:
         clock: Clock,
         config: AdaptersConfig,
         numbers: Iterator[int],
+        quarantine: Quarantine,
     ) -> None:
         self._sources = sources
         self._remote = remote
@@ -118,6 +120,7 @@ class Names:
         self._clock = clock
         self._config = config
         self._numbers = numbers
+        self._quarantine = quarantine
         self.loading: dict[tuple[AdapterRef, str], int] = {}
         self._names: OrderedDict[AdapterRef, Name] = OrderedDict()
         self._searches: dict[int, _Search] = {}
@@ -208,6 +211,10 @@ class Names:
     @property
     def num_searches(self) -> int:
         return len(self._searches)
+
+    def of_version(self, digest: Digest) -> list[Name]:
+        """The names whose version this is now."""
+        return [name for name in self._names.values() if name.digest == digest]
 
     def is_search(self, number: int) -> bool:
         """Whether a job is a question to a remote source, and not a load."""
@@ -309,4 +316,8 @@ class Names:
         is_seen = self.turn > name.failed_turn + 1
         if name.failure is not None and is_seen and self._clock.monotonic_s() >= name.retry_s:
             name.failure = None
+        if name.failure is None and name.digest is not None and name.digest in self._quarantine:
+            refuse = Refusals(name.ref.id, name.ref.source)
+            self.fail(name, refuse.quarantined(self._quarantine.hits), self._clock.monotonic_s())
+            name.retry_s = float("inf")  # only another version is better
         return name.failure

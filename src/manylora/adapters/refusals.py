@@ -56,6 +56,12 @@ class Refusals:
     def rank_too_large(self, rank: int, limit: int) -> AdapterTooLarge:
         return AdapterTooLarge(f"Adapter '{self.adapter_id}' has rank {rank}; the limit is {limit}")
 
+    def quarantined(self, hits: int) -> AdapterCorrupt:
+        return AdapterCorrupt(
+            f"Adapter '{self.adapter_id}' is not served: the logits of {hits} requests were not finite. "
+            "A new version of it will be"
+        )
+
     def in_use(self, why: str) -> AdapterInUse:
         return AdapterInUse(f"Adapter '{self.adapter_id}' is in use: {why}")
 

@@ -17,6 +17,7 @@ from manylora.adapters.loads import Loads
 from manylora.adapters.local_source import LocalSource
 from manylora.adapters.names import NEVER, RELOCATE_S, Name, Names
 from manylora.adapters.operating import Operator, Wishes
+from manylora.adapters.quarantine import Quarantine
 from manylora.adapters.reading import Reader, ReadImage
 from manylora.adapters.refusals import Refusals
 from manylora.adapters.sources import Source
@@ -63,8 +64,16 @@ class Store:
         self._config = config
         self._ledger = LoadLedger()
         numbers = itertools.count()  # of jobs of both kinds
+        self._quarantine = Quarantine(config.quarantine_hits)
         self._names = Names(
-            sources=sources, remote=remote, ingest=ingest, disk=disk, clock=clock, config=config, numbers=numbers
+            sources=sources,
+            remote=remote,
+            ingest=ingest,
+            disk=disk,
+            clock=clock,
+            config=config,
+            numbers=numbers,
+            quarantine=self._quarantine,
         )
         self._loads = Loads(
             shape=shape,
@@ -179,6 +188,18 @@ class Store:
             del self._users[placed.digest]
             if self._eraser.has_condemned(placed.digest):
                 self._eraser.advance()
+            else:
+                self._drop_quarantined(placed.digest)
+
+    def suspect(self, placed: PlacedAdapter) -> None:
+        """Note that a request with this version came to logits that are not finite."""
+        if self._quarantine.suspect(placed.digest) and placed.digest in self._device:
+            self._device.release_all(self._names, placed.digest)
+            self._drop_quarantined(placed.digest)
+
+    def _drop_quarantined(self, digest: Digest) -> None:
+        if digest in self._quarantine and not self._device.is_held(digest):
+            self._device.evict(digest)
 
     def failure(self, ref: AdapterRef) -> ManyloraError | None:
         """The error that ended the adapter's last load, while it stands."""
@@ -328,6 +349,8 @@ class Store:
         name = None if ended is None else self._names.get(ended.ref)
         if ended is not None and name is not None and name.digest == ended.digest:
             name.stage_ms["read"] = round(1e3 * ended.took_s, 3)
+        if ended is not None:
+            self._drop_quarantined(ended.digest)
 
     def _spared(self, name: Name, now_s: float) -> set[Digest]:
         """What others want now is not evicted for this one until it has waited for `PATIENCE_S`; what was placed for

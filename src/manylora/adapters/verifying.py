@@ -3,7 +3,7 @@
 import logging
 
 from manylora.adapters.device import Device
-from manylora.adapters.names import Name, Names
+from manylora.adapters.names import Names
 from manylora.adapters.reading import Reader, ReadImage
 from manylora.adapters.tiers import DiskTier
 from manylora.ids import Digest
@@ -34,7 +34,7 @@ class Verifier:
 
     def verify(self, digest: Digest) -> None:
         """Ask for an image on disk to be read again; idempotent."""
-        for name in self._named(digest):
+        for name in self._names.of_version(digest):
             name.is_verified = None
         if digest != self._current:
             self._waiting.setdefault(digest)
@@ -57,18 +57,12 @@ class Verifier:
         digest, self._current = read.digest, None
         self._disk.unpin(digest)
         is_whole = read.image is not None and read.image.facts == self._disk.facts(digest)
-        for name in self._named(digest):
+        for name in self._names.of_version(digest):
             name.is_verified = is_whole
         if is_whole:
             return
         log.warning("adapter.image_damaged digest=%s", digest)
         self._disk.remove(digest)
         if digest in self._device and self._device.pins(digest) == 0:
-            for name in self._names:
-                if name.held == digest:
-                    self._device.release(digest)  # the pin stands, and holds what is packed next
-                    name.held = None
+            self._device.release_all(self._names, digest)  # the pins stand, and hold what is packed next
             self._device.evict(digest)
-
-    def _named(self, digest: Digest) -> list[Name]:
-        return [name for name in self._names if name.digest == digest]

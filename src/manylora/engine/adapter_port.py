@@ -40,6 +40,9 @@ class AdapterStore(Protocol):
     def unpin(self, placed: PlacedAdapter, *, was_used: bool = True) -> None:
         """Give back one pin; one that nothing ran with does not count as a use when room must be made."""
 
+    def suspect(self, placed: PlacedAdapter) -> None:
+        """Note that a request that ran with this version came to logits that are not finite."""
+
     def failure(self, ref: AdapterRef) -> ManyloraError | None:
         """The error that ended the adapter's last load, while it stands (until its retry time)."""
 

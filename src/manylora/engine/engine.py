@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from manylora.adapter_ref import AdapterRef
 from manylora.adapter_state import AdapterAction, AdapterInfo
 from manylora.clock import Clock
-from manylora.engine.activation import active_from
 from manylora.engine.adapter_port import AdapterState, AdapterStore
-from manylora.engine.blocks import prefix_root
 from manylora.engine.events import (
     AdapterUse,
     EngineStats,
@@ -21,8 +19,8 @@ from manylora.engine.events import (
     StepEvents,
     TokenEvent,
 )
-from manylora.engine.lending import KvLender
 from manylora.engine.penalties import Penalties
+from manylora.engine.pins import AdapterPins, unknown_tokens
 from manylora.engine.request import Request
 from manylora.engine.runner import Runner
 from manylora.engine.sampler import Drawn
@@ -62,55 +60,6 @@ class EngineLimits:
     vocab: int
     max_waiting: int
     max_queue_s: float
-
-
-class AdapterPins:
-    """The scheduler's `AdapterGate` over the real store: pins a version and fixes the prefix root with it.
-
-    `vocab` is the base's. A version may know more tokens; a request with one that its version does not know is noted as
-    a fault, and never pinned.
-    """
-
-    def __init__(self, store: AdapterStore, lender: KvLender | None = None, *, vocab: int | None = None) -> None:
-        self._store = store
-        self._lender = lender
-        self._vocab = vocab
-        self._faults: list[tuple[Sequence, ManyloraError]] = []
-
-    def pin(self, sequence: Sequence) -> bool:
-        request = sequence.request
-        if request.adapter is None:
-            sequence.root = prefix_root("", request.salt)
-            return True
-        if sequence.placed is not None:
-            return True
-        placed = self._store.pin(request.adapter)
-        if placed is None:
-            return False
-        known = placed.vocabulary or self._vocab
-        if known is not None and max(request.tokens) >= known:
-            self._store.unpin(placed, was_used=False)
-            self._faults.append((sequence, _unknown_tokens(known)))
-            return False
-        sequence.placed = placed
-        sequence.root = prefix_root(placed.digest, request.salt)
-        if placed.invocation_tokens:
-            sequence.active_from = active_from(request.tokens, placed.invocation_tokens)
-            sequence.own_root, sequence.root = sequence.root, prefix_root("", request.salt)
-        return True
-
-    def unpin(self, sequence: Sequence) -> None:
-        if sequence.placed is not None:
-            self._store.unpin(sequence.placed, was_used=sequence.first_run_s is not None)
-        sequence.forget_version()
-
-    def take_faults(self) -> list[tuple[Sequence, ManyloraError]]:
-        """The sequences that cannot be served by the version of their adapter, each with the error that says why."""
-        faults, self._faults = self._faults, []
-        return faults
-
-    def reclaim(self, blocks: int) -> bool:
-        return self._lender is not None and self._lender.take_back(blocks, self._store.give_back)
 
 
 class Engine:
@@ -283,7 +232,7 @@ class Engine:
             )
         known = limits.vocab + (0 if request.adapter is None else MAX_ADDED_TOKENS)  # its version will tell
         if not 0 <= min(request.tokens) <= max(request.tokens) < known:
-            return _unknown_tokens(limits.vocab)
+            return unknown_tokens(limits.vocab)
         if len(self._loading) + self._scheduler.num_waiting >= limits.max_waiting:
             return Overloaded("Model is overloaded")
         return None
@@ -393,8 +342,7 @@ class Engine:
         for right, one in enumerate(drawn):
             if not one.is_finite:
                 # Before anything that was computed with this row becomes findable in the prefix cache.
-                fault = EngineFault("Request failed during generation: the logits are not finite")
-                self._finish(self._queued[chunk.request_id], FinishReason.ENGINE_FAILURE, fault)
+                self._end_poisoned(self._queued[chunk.request_id])
                 return
             sequence = self._scheduler.commit(chunk, right)
             self._totals["guessed_right_tokens"] += right > 0
@@ -404,6 +352,13 @@ class Engine:
                 return
         if chunk.guess:
             self._scheduler.settle(chunk, len(drawn) - 1)
+
+    def _end_poisoned(self, sequence: Sequence) -> None:
+        """End the one request whose logits are not finite, and tell the store which version it ran with."""
+        if sequence.placed is not None:
+            self._store.suspect(sequence.placed)
+        fault = EngineFault("Request failed during generation: the logits are not finite")
+        self._finish(sequence, FinishReason.ENGINE_FAILURE, fault)
 
     def _append(self, sequence: Sequence, drawn: Drawn) -> Stop | None:
         """Make a drawn token the sequence's next, tell it, and say whether it is the last."""
@@ -478,8 +433,6 @@ def _loggable(plan: Plan) -> dict[str, object]:
     return {**dataclasses.asdict(plan), "chunks": chunks}
 
 
-def _unknown_tokens(vocab: int) -> InvalidParameter:
-    return InvalidParameter(f"token ids must be >= 0 and < {vocab}", parameter="prompt")
 
 
 def _failure(error: ManyloraError | None) -> Failure | None:
