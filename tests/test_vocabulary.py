@@ -39,6 +39,9 @@ def test_later_sources_of_settings_win(tmp_path: Path) -> None:
         ("[server]\nport = 70000\n", "server.port must be at most 65535. Given: 70000"),
         ("[engine]\nmax_queue_s = nan\n", "engine.max_queue_s must be at least"),
         ("[model]\nkernels = 'gpu'\n", "model.kernels must be one of auto, native, onednn, reference. Given: gpu"),
+        ("[adapters]\npreload = ['../a']\n", "adapters.preload: `adapter_id` must be a name"),
+        ("[adapters]\npinned = ['ftp://a']\n", "adapters.pinned: `adapter_source` must be one of"),
+        ("[adapters]\nidle_ttl_s = -1\n", "adapters.idle_ttl_s must be at least 0. Given: -1"),
         ("[server", "cannot read the configuration file"),
     ],
 )
@@ -63,11 +66,14 @@ def test_every_kind_of_setting_can_be_given_as_text() -> None:
     config = load_config(
         environ={
             "MANYLORA_ADAPTERS_ROOTS": "a:b",
+            "MANYLORA_ADAPTERS_PINNED": "team/a, hub://org/b",
+            "MANYLORA_ADAPTERS_PRELOAD": "a",
             "MANYLORA_ENGINE_PREFIX_CACHE": "false",
             "MANYLORA_ENGINE_MAX_QUEUE_S": "1.5",
         }
     )
     assert leaves(config)["adapters.roots"] == ("a", "b")
+    assert (config.adapters.pinned, config.adapters.preload) == (("team/a", "hub://org/b"), ("a",))
     assert config.engine.prefix_cache is False
     assert config.engine.max_queue_s == 1.5
 

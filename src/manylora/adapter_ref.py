@@ -128,5 +128,13 @@ def parse_adapter_ref(
     return AdapterRef(SourceName(name), trimmed, token if name == SourceName.HUB else "")
 
 
+def parse_adapter_name(text: str, enabled: frozenset[SourceName]) -> AdapterRef:
+    """Read a name as settings have it: `source://id`, or the plain id of a local adapter.
+
+    Raises as `parse_adapter_ref`.
+    """
+    return parse_adapter_ref(text.removeprefix(f"{SourceName.LOCAL}://"), None, enabled)
+
+
 def _shown(text: str) -> str:
     return text.encode("unicode_escape").decode()[:80]

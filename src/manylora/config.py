@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from manylora.adapter_ref import SourceName, source_of
-from manylora.errors import ConfigInvalid
+from manylora.adapter_ref import SourceName, parse_adapter_name, source_of
+from manylora.errors import AdapterReferenceInvalid, ConfigInvalid
 
 DEFAULT_BASE = "SmolLM2-135M-Instruct"
 DEFAULT_SPIN_US = 50  # docs/decisions/threads.md has what it was chosen by
@@ -77,6 +77,9 @@ class AdaptersConfig:
     parallel_loads: int = 32
     ingest_bytes: int = 0
     quarantine_hits: int = 3
+    preload: tuple[str, ...] = ()
+    pinned: tuple[str, ...] = ()
+    idle_ttl_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +135,7 @@ _LOWEST: dict[str, float] = {
     "adapters.parallel_loads": 1,
     "adapters.ingest_bytes": 0,
     "adapters.quarantine_hits": 0,
+    "adapters.idle_ttl_s": 0,
     "server.port": 0,
     "server.max_body_bytes": 1,
     "server.max_concurrent_requests": 1,
@@ -144,6 +148,7 @@ _LOWEST: dict[str, float] = {
     "server.keepalive_s": 0.001,
 }
 _HIGHEST: dict[str, float] = {"model.spin_us": 1_000_000, "server.port": 65535}
+_ADAPTER_NAMES = ("adapters.preload", "adapters.pinned")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "model.kernels": ("auto", "native", "onednn", "reference"),
     "model.quantize": ("none", "int8"),
@@ -260,8 +265,9 @@ def parse_setting(key: str, text: str) -> Setting:
         if kind is bool:
             return _checked(key, {"1": True, "true": True, "0": False, "false": False}[text.lower()])
         if kind is tuple:
-            # URLs have colons of their own.
-            parts = re.split(r"[\s,]+", text) if "://" in text else text.split(os.pathsep)
+            # URLs have colons of their own, and names have none to be told apart by.
+            has_names = key in _ADAPTER_NAMES or "://" in text
+            parts = re.split(r"[\s,]+", text) if has_names else text.split(os.pathsep)
             return _checked(key, [part for part in parts if part])
         return _checked(key, kind(text))
     except (ValueError, KeyError):
@@ -291,6 +297,12 @@ def _checked(key: str, value: object) -> Setting:
         for place in value:
             if source_of(place) is None:
                 raise ConfigInvalid(f"{key}: a place is s3://, gs://, az:// or https://…, given {place!r}")
+    if key in _ADAPTER_NAMES and isinstance(value, tuple):
+        for name in value:
+            try:
+                parse_adapter_name(name, frozenset(SourceName))
+            except AdapterReferenceInvalid as error:
+                raise ConfigInvalid(f"{key}: {error.message}") from None
     if key == "adapters.hub_endpoint" and value and not str(value).startswith(("https://", "http://")):
         raise ConfigInvalid(f"{key} must be a URL, or empty. Given: {value!r}")
     if key == "engine.max_model_len" and value == 1:

@@ -43,4 +43,4 @@ def test_an_idle_engine_is_tended_and_sleeps_a_second_unless_adapters_are_under_
     engine, port = TendedEngine(tmp_path, busy_for=3), ScriptedPort(6)
     drive(engine, port, ManualClock())
     assert engine.tended == 6
-    assert port.waits_s == [IDLE_WAIT_S, *[TENDING_WAIT_S] * 3, *[IDLE_WAIT_S] * 3]
+    assert port.waits_s == [0.0, *[TENDING_WAIT_S] * 3, *[IDLE_WAIT_S] * 3]

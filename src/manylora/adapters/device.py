@@ -186,6 +186,12 @@ class Device:
         """Let what was placed a while ago be fresh no more."""
         self._fresh = {digest: placed_s for digest, placed_s in self._fresh.items() if now_s - placed_s < FRESH_S}
 
+    def expire(self, now_s: float, ttl_s: float) -> None:
+        """Take off what nobody has used for `ttl_s` and nobody holds."""
+        for digest, used_s in list(self._used_s.items()):
+            if now_s - used_s >= ttl_s and not self.is_held(digest):
+                self.evict(digest)
+
     def evict(self, digest: Digest) -> None:
         """Take off a version that nobody holds."""
         self.bank.remove(digest)

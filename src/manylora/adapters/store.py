@@ -21,6 +21,7 @@ from manylora.adapters.quarantine import Quarantine
 from manylora.adapters.reading import Reader, ReadImage
 from manylora.adapters.refusals import Refusals
 from manylora.adapters.sources import Source
+from manylora.adapters.standing import StandingOrders
 from manylora.adapters.tiers import DiskTier
 from manylora.adapters.verifying import Verifier
 from manylora.clock import Clock
@@ -30,6 +31,7 @@ from manylora.ids import Digest
 from manylora.kernels.interface import PlacedAdapter
 
 PATIENCE_S = 0.5
+EXPIRY_S = 1.0
 
 
 class Store:
@@ -98,6 +100,8 @@ class Store:
             eraser=self._eraser,
             verifier=self._verifier,
         )
+        self._orders = StandingOrders(config, self._operator.manage)
+        self._next_expiry_s = float("-inf")
         self._users: dict[Digest, set[Name]] = {}  # of versions that requests hold: by which names
         self._wanted: dict[AdapterRef, Name] = {}  # in the order of their first wish
         self._begun: list[tuple[AdapterRef, int]] = []
@@ -154,7 +158,9 @@ class Store:
             self._end_read(read)
         self._eraser.advance()
         now_s = self._clock.monotonic_s()
+        self._orders.advance(now_s)
         self._operator.follow_versions(now_s)
+        self._expire(now_s)
         for name in list(self._wanted.values()):
             if name.turn < self._names.turn and not name.is_kept_wanted:
                 self._drop_wish(name)
@@ -340,6 +346,12 @@ class Store:
             name.since_s = now_s
         else:
             name.lacks_room = True
+
+    def _expire(self, now_s: float) -> None:
+        """Take idle adapters off the device; looked for once a second."""
+        if self._config.idle_ttl_s > 0 and now_s >= self._next_expiry_s:
+            self._next_expiry_s = now_s + EXPIRY_S
+            self._device.expire(now_s, self._config.idle_ttl_s)
 
     def _end_read(self, read: ReadImage) -> None:
         if self._verifier.is_reading(read.digest):

@@ -433,8 +433,6 @@ def _loggable(plan: Plan) -> dict[str, object]:
     return {**dataclasses.asdict(plan), "chunks": chunks}
 
 
-
-
 def _failure(error: ManyloraError | None) -> Failure | None:
     if error is None:
         return None

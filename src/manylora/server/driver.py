@@ -84,7 +84,7 @@ def drive(engine: SteppedEngine, port: Port, clock: Clock) -> None:
     looks every millisecond. When there is none it sleeps on the port, and tends the adapters each time it wakes: once
     a second, and more often only while something of theirs is under way.
     """
-    wait_s = IDLE_WAIT_S
+    wait_s = 0.0  # what is to be preloaded need not wait for anyone
     next_beat_s = clock.monotonic_s()
     while True:
         for operation in port.receive(wait_s):
