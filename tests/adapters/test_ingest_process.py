@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from manylora.adapter_state import AdapterState
+from manylora.adapter_state import AdapterAction, AdapterState
 from manylora.adapters.image import read_image
 from manylora.adapters.image_folder import job_file
 from manylora.adapters.jobs import Found, Ingested, IngestFailure, IngestJob, IngestSettings
@@ -21,7 +21,9 @@ from manylora.adapters.store import Store, open_store
 from manylora.clock import SystemClock
 from manylora.config import AdaptersConfig, child_environment
 from manylora.errors import AdapterCorrupt, AdapterSourceUnavailable
+from manylora.ids import Digest
 from tests.adapters.making import TINY, local, save_adapter
+from tests.adapters.opening import opened
 from tests.waiting import wait_for
 
 
@@ -209,3 +211,31 @@ def test_a_load_whose_process_is_killed_can_be_asked_for_again(store: Store, tmp
         return store.want(local("a")) is AdapterState.ON_DEVICE
 
     wait_for(is_placed)
+
+
+def test_an_operator_s_actions_with_the_real_loaders(tmp_path: Path) -> None:
+    """Preloaded, verified and deleted while only `poll` is called, as by an idle engine."""
+    save_adapter(tmp_path / "root" / "a")
+    with opened(tmp_path) as store:
+        folder = store._disk.folder
+
+        def is_at_rest() -> bool:
+            store.poll()
+            return not store.is_busy
+
+        store.manage(AdapterAction.PRELOAD, local("a"))
+        wait_for(is_at_rest)
+        info = store.info(local("a"))
+        assert info.state is AdapterState.ON_DEVICE
+        assert info.stage_ms.keys() == {"fetch", "wait", "check", "pack", "write", "read"}
+        store.manage(AdapterAction.VERIFY, local("a"))
+        wait_for(is_at_rest)
+        assert store.info(local("a")).is_verified is True
+        (tmp_path / "link").hardlink_to(store._disk.path(Digest(info.digest)))
+        assert store.manage(AdapterAction.DELETE, local("a")).is_deleted
+        wait_for(is_at_rest)
+        written = (tmp_path / "link").read_bytes()
+        assert written == bytes(len(written))
+        assert [path.name for path in folder.iterdir()] == ["lock"]
+        stats = store.stats()
+        assert (stats.bank_bytes_used, stats.disk_bytes_used) == (0, 0)

@@ -145,7 +145,7 @@ def test_an_adapter_that_is_nowhere_is_not_found(house: House, action: AdapterAc
 
 
 def test_what_stands_against_an_adapter_is_told(house: House) -> None:
-    save_adapter(house.root / "broken", use_dora=True)
+    save_adapter(house.root / "broken", use_qalora=True)
     failure = house.error("broken")
     with pytest.raises(errors.AdapterUnsupported):
         house.store.manage(AdapterAction.PIN, local("broken"))

@@ -151,3 +151,29 @@ def test_an_idle_engine_brings_what_an_operator_asked_for_and_then_is_at_rest(tm
     assert world.engine.infos() == (info,)
     assert not world.engine.has_work
     world.close()
+
+
+def test_what_runs_with_a_deleted_adapter_goes_on_and_what_comes_is_refused(tmp_path: Path) -> None:
+    world = StoredWorld(tmp_path, bank_bytes=2000, num_blocks=256)
+    ref = AdapterRef(SourceName.LOCAL, "a0")
+    running = world.submit([1], adapter="a0", budget=40)
+    while not world.tokens.get(running):
+        world.step()
+    waiting = world.submit(range(90), adapter="a0", flow="other")
+    assert world.engine.manage(AdapterAction.DELETE, ref).is_deleted
+    late = world.submit([1], adapter="a0")
+    for _ in range(3):
+        world.step()
+    assert world.engine.info(ref).pins >= 1
+    world.run()
+    assert world.finished[running].reason is FinishReason.LENGTH
+    assert world.finished[late].reason is FinishReason.ADAPTER_FAILURE
+    failure = world.finished[late].failure
+    assert failure is not None
+    assert failure.error == "AdapterNotFound"
+    assert world.finished[waiting].reason in (FinishReason.LENGTH, FinishReason.ADAPTER_FAILURE)
+    while world.engine.tend():
+        pass
+    assert world.engine.infos() == ()
+    assert world.bank.used_bytes == 0
+    world.close()

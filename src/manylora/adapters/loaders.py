@@ -178,10 +178,14 @@ def _start_child() -> "subprocess.Popen[bytes]":
 
 
 class ThreadedReader:
-    """Reads images on a few threads; the copy from the page cache and the checksum release the interpreter's lock."""
+    """Reads images on a few threads, and erases files on one.
+
+    The copy from the page cache and the checksum release the interpreter's lock.
+    """
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="adapter-reader")
+        self._erasers = ThreadPoolExecutor(1, thread_name_prefix="adapter-eraser")  # no read waits for an erasure
         self._erased: deque[Path] = deque()
         self._ended: deque[ReadImage] = deque()  # the threads append, `poll` takes; a deque's ends are thread-safe
 
@@ -192,7 +196,7 @@ class ThreadedReader:
         return [self._ended.popleft() for _ in range(len(self._ended))]
 
     def erase(self, path: Path) -> None:
-        self._pool.submit(self._erase, path)
+        self._erasers.submit(self._erase, path)
 
     def _erase(self, path: Path) -> None:
         erase_file(path)
@@ -204,3 +208,4 @@ class ThreadedReader:
     def close(self) -> None:
         """End the reads under way. An erasure that had not begun is done at the next start."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._erasers.shutdown(wait=True, cancel_futures=True)
