@@ -120,7 +120,7 @@ class SimulatedStore:
     failed: dict[AdapterRef, ManyloraError] = field(default_factory=dict)
     version: int = 0
 
-    def want(self, ref: AdapterRef) -> AdapterState:
+    def want(self, ref: AdapterRef, flow: Flow | None = None) -> AdapterState:
         if ref in self.failed:
             return AdapterState.FAILED
         if ref in self.resident:

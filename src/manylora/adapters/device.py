@@ -11,9 +11,10 @@ from manylora.adapters.image import ImageFacts
 from manylora.adapters.load_ledger import LoadLedger
 from manylora.adapters.names import Name
 from manylora.adapters.reading import Reader, ReadImage
+from manylora.adapters.shares import Shares
 from manylora.adapters.tiers import DiskTier, ref_key
 from manylora.clock import Clock
-from manylora.ids import Digest
+from manylora.ids import Digest, Flow
 from manylora.kernels.interface import PlacedAdapter
 
 MAX_NAMED = 64
@@ -59,6 +60,7 @@ class Device:
         self._fresh: dict[Digest, float] = {}  # placed, with the time, and not pinned yet
         self._pins: Counter[Digest] = Counter()  # of requests
         self._named: dict[Digest, set[str]] = {}  # the `ref_key`s that what is here was read or pinned for
+        self.shares = Shares(bank.total_bytes)
         self._used_s: dict[Digest, float] = {}  # when what is on the device was last placed, pinned or unpinned
 
     def __contains__(self, digest: object) -> bool:
@@ -73,10 +75,21 @@ class Device:
     def is_reading(self, digest: Digest) -> bool:
         return digest in self._reads
 
-    def begin_read(self, ref: AdapterRef, facts: ImageFacts, spared: set[Digest]) -> bool:
-        """Begin to bring an image from disk, if there is room; `spared` is what is not evicted for it."""
-        if not self._reserve(facts.digest, facts.body_bytes, spared):
+    def begin_read(
+        self, ref: AdapterRef, flow: Flow, facts: ImageFacts, spared: set[Digest], is_patient: bool = False
+    ) -> bool:
+        """Begin to bring an image from disk, if there is room.
+
+        Args:  spared      what is not evicted for it
+               is_patient  a flow beyond its share waits before it takes what is within another's
+        """
+        protected = spared.union(self.shares.protected_from(flow))
+        may_take = self.shares.is_within(flow, facts.body_bytes) or not is_patient
+        if not self._reserve(facts.digest, facts.body_bytes, protected) and not (
+            may_take and self._reserve(facts.digest, facts.body_bytes, spared)
+        ):
             return False
+        self.shares.note(facts.digest, flow, facts.body_bytes)
         self._reads[facts.digest] = _Read(ref, self._clock.monotonic_s())
         self._named[facts.digest] = {ref_key(ref)}
         self._disk.pin(facts.digest)
@@ -128,10 +141,11 @@ class Device:
 
     # ── who holds what ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def pin(self, ref: AdapterRef, digest: Digest) -> PlacedAdapter | None:
-        """Hold a version for a request that asked for `ref`; None if it is not here."""
+    def pin(self, ref: AdapterRef, digest: Digest, flow: Flow) -> PlacedAdapter | None:
+        """Hold a version for a request of `flow` that asked for `ref`; None if it is not here."""
         placed = self.bank.pin(digest)
         if placed is not None:
+            self.shares.note(digest, flow, placed.num_bytes)
             if len(self._named[digest]) < MAX_NAMED:
                 self._named[digest].add(ref_key(ref))
             self._pins[digest] += 1
@@ -203,6 +217,7 @@ class Device:
         self._forget(digest)
 
     def _forget(self, digest: Digest) -> None:
+        self.shares.forget(digest)
         self._named.pop(digest, None)
         self._used_s.pop(digest, None)
         self._fresh.pop(digest, None)

@@ -9,24 +9,26 @@ from manylora.adapters.base_shape import BaseShape
 from manylora.adapters.image import largest_file_bytes
 from manylora.adapters.jobs import Ingest, Ingested, IngestFailure, IngestJob
 from manylora.adapters.load_ledger import LoadLedger
-from manylora.adapters.names import Name, Names
+from manylora.adapters.names import NOBODY, Name, Names
 from manylora.adapters.refusals import Refusals
 from manylora.adapters.sources import Located
 from manylora.adapters.tiers import DiskTier
 from manylora.clock import Clock
 from manylora.config import AdaptersConfig
 from manylora.errors import AdapterLoadTimeout, AdapterStorageUnavailable, ManyloraError
+from manylora.ids import Flow
 from manylora.memory_plan import INGEST_FACTOR
 
 log = logging.getLogger(__name__)
 
 
 class _Load(NamedTuple):
-    """A load under way: the memory its process takes for it, and when it was begun."""
+    """A load under way: the memory its process takes for it, when it was begun, and whose it is."""
 
     job: IngestJob
     memory_bytes: int
     begun_s: float
+    flow: Flow
 
 
 class Loads:
@@ -67,7 +69,7 @@ class Loads:
             self._names.fail(name, error, now_s)
             return False
         memory_bytes = round(INGEST_FACTOR * located.weights_bytes)
-        if not self._has_turn(name.ref.source) or not self._has_ingest_memory(memory_bytes):
+        if not self._has_turn(name) or not self._has_ingest_memory(memory_bytes):
             return False
         number = next(self._numbers)
         try:
@@ -77,7 +79,7 @@ class Loads:
             self._names.fail(name, full, now_s)
             return False
         job = IngestJob(number, name.ref, located.stamp, self._disk.name_key(name.ref, located.stamp))
-        self._loads[number] = _Load(job, memory_bytes, now_s)
+        self._loads[number] = _Load(job, memory_bytes, now_s, name.flow)
         self._names.loading[name.ref, located.stamp] = name.job = number
         self._ingest.submit(job)
         return True
@@ -91,11 +93,16 @@ class Loads:
         limits.append((bound_bytes, self._disk.budget_bytes))
         return next((refuse.too_large(size, limit) for size, limit in limits if size > limit), None)
 
-    def _has_turn(self, source: SourceName) -> bool:
-        """Whether another load may begin. One source never has all turns: it may have stopped answering."""
+    def _has_turn(self, name: Name) -> bool:
+        """Whether another load may begin. Neither one flow nor one source, which may be stuck, ever has all turns."""
         most = self._config.parallel_loads
-        own = sum(load.job.ref.source is source for load in self._loads.values())
-        return len(self._loads) < most and (source is SourceName.LOCAL or own < max(1, most - most // 4))
+        share = max(1, most - most // 4)
+        source = name.ref.source
+        of_flow = sum(load.flow == name.flow for load in self._loads.values())
+        of_source = sum(load.job.ref.source is source for load in self._loads.values())
+        is_near, is_nobodys = source is SourceName.LOCAL, name.flow == NOBODY
+        is_fair = (is_nobodys or of_flow < share) and (is_near or of_source < share)
+        return len(self._loads) < most and is_fair
 
     def _has_ingest_memory(self, more_bytes: int) -> bool:
         taken = sum(load.memory_bytes for load in self._loads.values())

@@ -15,7 +15,7 @@ from manylora.adapters.tiers import DiskTier
 from manylora.clock import Clock
 from manylora.config import AdaptersConfig
 from manylora.errors import AdapterReferenceInvalid, AdapterSourceUnavailable, ManyloraError
-from manylora.ids import Digest
+from manylora.ids import Digest, Flow
 
 MAX_NAMES = 4_096
 NEVER = -2
@@ -24,6 +24,10 @@ MAX_REVOKED = 16_384
 """Deleted names that are remembered, so that what their source still has is not served again."""
 
 log = logging.getLogger(__name__)
+
+
+NOBODY = Flow("")
+"""The flow of what an operator asks for."""
 
 
 class Name:
@@ -35,6 +39,7 @@ class Name:
         "draining",
         "failed_turn",
         "failure",
+        "flow",
         "held",
         "hits",
         "is_deleted",
@@ -59,6 +64,7 @@ class Name:
 
     def __init__(self, ref: AdapterRef) -> None:
         self.ref = ref
+        self.flow = NOBODY  # who asked for it last
         self.located: Located | None = None
         self.located_s = float("-inf")  # when the source was last asked
         self.confirmed_s = float("-inf")  # when a remote source last told its version

@@ -27,7 +27,7 @@ from manylora.adapters.verifying import Verifier
 from manylora.clock import Clock
 from manylora.config import AdaptersConfig, enabled_sources
 from manylora.errors import AdapterCapacity, ManyloraError
-from manylora.ids import Digest
+from manylora.ids import Digest, Flow
 from manylora.kernels.interface import PlacedAdapter
 
 PATIENCE_S = 0.5
@@ -108,9 +108,10 @@ class Store:
 
     # ── what the engine calls ────────────────────────────────────────────────────────────────────────────────────
 
-    def want(self, ref: AdapterRef) -> AdapterState:
-        """Ask for an adapter; idempotent, returns at once with its state now."""
+    def want(self, ref: AdapterRef, flow: Flow | None = None) -> AdapterState:
+        """Ask for an adapter; idempotent, returns at once with its state now. `flow` says who asks, where it is new."""
         name = self._names.of(ref)
+        name.flow = name.flow if flow is None else flow
         now_s = self._clock.monotonic_s()
         is_arrival = not self._names.is_requested(name)
         if is_arrival:
@@ -178,7 +179,7 @@ class Store:
         if name is None or name.digest is None or self._names.standing_failure(name) is not None:
             return None
         name.located_s = float("-inf")  # the next wish may be another request's, of another time
-        placed = self._device.pin(ref, name.digest)
+        placed = self._device.pin(ref, name.digest, name.flow)
         if placed is not None:
             self._users.setdefault(name.digest, set()).add(name)
             name.hits += 1
@@ -341,7 +342,7 @@ class Store:
         if facts.body_bytes > limit_bytes:
             refuse = Refusals(name.ref.id, name.ref.source, self._shape.name)
             self._names.fail(name, refuse.too_large(facts.body_bytes, limit_bytes), now_s)
-        elif self._device.begin_read(name.ref, facts, self._spared(name, now_s)):
+        elif self._device.begin_read(name.ref, name.flow, facts, *self._spared(name, now_s)):
             self._begun.append((name.ref, facts.body_bytes))
             name.since_s = now_s
         else:
@@ -364,12 +365,15 @@ class Store:
         if ended is not None:
             self._drop_quarantined(ended.digest)
 
-    def _spared(self, name: Name, now_s: float) -> set[Digest]:
+    def _spared(self, name: Name, now_s: float) -> tuple[set[Digest], bool]:
         """What others want now is not evicted for this one until it has waited for `PATIENCE_S`; what was placed for
-        them a moment ago not even then, or two adapters could displace each other for ever without one being used."""
+        them a moment ago not even then, or two adapters could displace each other for ever without one being used.
+
+        Returns that, and whether it is still to wait before it takes what is within another flow's share.
+        """
         wanted = {other.digest for other in self._wanted.values() if other.digest is not None}
         is_patient = name.since_s is None or now_s - name.since_s < PATIENCE_S
-        return wanted if is_patient else wanted & self._device.fresh
+        return wanted if is_patient else wanted & self._device.fresh, is_patient
 
 
 def open_store(

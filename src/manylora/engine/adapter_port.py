@@ -7,6 +7,7 @@ from manylora.adapter_state import AdapterAction, AdapterInfo
 from manylora.adapter_state import AdapterState as AdapterState
 from manylora.adapter_state import StoreStats as StoreStats
 from manylora.errors import ManyloraError
+from manylora.ids import Flow
 from manylora.kernels.interface import PlacedAdapter
 
 
@@ -19,8 +20,11 @@ class AdapterStore(Protocol):
     way may still go on. While no request is under way it calls `poll` now and then, and soon again while `is_busy`.
     """
 
-    def want(self, ref: AdapterRef) -> AdapterState:
-        """Ask for an adapter; idempotent. Returns its state now, from which the tier on arrival is read."""
+    def want(self, ref: AdapterRef, flow: Flow | None = None) -> AdapterState:
+        """Ask for an adapter; idempotent. Returns its state now, from which the tier on arrival is read.
+
+        `flow` says who asks, when a request arrives: whoever takes more than a share evicts its own adapters first.
+        """
 
     def lacks_room(self, ref: AdapterRef) -> bool:
         """Whether the adapter is packed, and only what others hold on the device keeps it from being brought there."""

@@ -125,7 +125,7 @@ class Engine:
         if request.adapter is None:
             self._enqueue(sequence)
             return
-        sequence.tier_on_arrival = self._store.want(request.adapter).value
+        sequence.tier_on_arrival = self._store.want(request.adapter, request.flow).value
         self._wanted[request.adapter] += 1
         self._loading[request.id] = sequence
 
