@@ -9,6 +9,7 @@ from manylora.server.exchange import Exchange
 from manylora.server.health import Health
 from manylora.server.inference import Inference
 from manylora.server.metrics import Meters
+from manylora.server.recent import RecentAdapters
 
 UNHEALTHY = {"error": "unhealthy", "error_type": "healthcheck", "code": "deployment_unavailable"}
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
@@ -17,11 +18,12 @@ TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 class FactRoutes:
     """Nothing here generates for a caller."""
 
-    def __init__(self, inference: Inference, health: Health, meters: Meters) -> None:
+    def __init__(self, inference: Inference, health: Health, meters: Meters, recent: RecentAdapters) -> None:
         self._gate = inference.gate
         self._link = inference.link
         self._health = health
         self._meters = meters
+        self._recent = recent
 
     async def health(self, exchange: Exchange) -> None:
         is_well = not self._gate.is_draining and await self._health.is_well()
@@ -81,7 +83,7 @@ class FactRoutes:
 
     async def models(self, exchange: Exchange) -> None:
         served = self._gate.served
-        names = await self._adapter_names()
+        names = dict.fromkeys([*await self._adapter_names(), *self._recent.names(exchange.arrival.tenant)])
         data = [self._model(served.model_id, None), *(self._model(name, served.model_id) for name in names)]
         await exchange.reply({"object": "list", "data": data})
 
@@ -90,6 +92,9 @@ class FactRoutes:
         exchange.model = name
         if served.is_base_name(name):
             await exchange.reply(self._model(served.model_id, None))
+            return
+        if name in self._recent.names(exchange.arrival.tenant):
+            await exchange.reply(self._model(name, served.model_id))
             return
         try:
             ref = self._gate.adapter(name, parameter="model")
