@@ -122,3 +122,8 @@ class StoreStats:
     loaded_bytes: int = 0
     reloaded_bytes: int = 0
     load_times: tuple[LoadTimes, ...] = ()
+
+    @property
+    def thrash_ratio(self) -> float:
+        """How much of what was loaded had only just been evicted: near 0 all is well, near 1 the bank is too small."""
+        return self.reloaded_bytes / self.loaded_bytes if self.loaded_bytes else 0.0
