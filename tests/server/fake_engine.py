@@ -36,6 +36,18 @@ from tests.server.tiny_tokenizer import EOS, VOCAB_SIZE, save_tokenizer
 STEP_S = 0.002
 QUEUE_MS = 7.0
 MAX_MODEL_LEN = 512
+NOTHING_STORED = StoreStats(
+    bank_bytes_total=0,
+    bank_bytes_used=0,
+    host_bytes_used=0,
+    disk_bytes_used=0,
+    on_device=0,
+    in_host=0,
+    on_disk=0,
+    loads=0,
+    failures=0,
+    evictions=0,
+)
 
 
 @dataclass
@@ -58,18 +70,7 @@ class FakeEngine:
         self.aborted: list[tuple[RequestId, FinishReason]] = []
         self._finished: list[Finished] = []
         self.adapters = FakeAdapters()
-        self.store = StoreStats(
-            bank_bytes_total=0,
-            bank_bytes_used=0,
-            host_bytes_used=0,
-            disk_bytes_used=0,
-            on_device=0,
-            in_host=0,
-            on_disk=0,
-            loads=0,
-            failures=0,
-            evictions=0,
-        )
+        self.store = NOTHING_STORED
         self._steps = 0
         self._completion_tokens = 0
         self.refused_seed: int | None = None  # a sequence with this seed is refused

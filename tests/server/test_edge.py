@@ -252,6 +252,23 @@ def test_a_request_that_waits_for_nothing_makes_the_server_unhealthy(in_house: I
     in_house(scenario, health_stall_s=0.05)
 
 
+def test_a_loader_that_stands_still_makes_the_server_unhealthy_though_others_are_answered(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        async with (
+            calling(house.app, "/generate_stream", {"inputs": "HOLD"}) as running,
+            calling(house.app, "/generate", {"inputs": "LOAD"}),
+        ):
+            await house.until(lambda: len(house.engine.submitted) == 2)
+            await house.client.get("/metrics")  # the engine tells its numbers
+            await asyncio.sleep(0.1)
+            await running.chunk()
+            assert (await house.client.get("/health")).status_code == 503
+        await house.until(lambda: not house.engine.has_work)
+        assert (await house.client.get("/health")).status_code == 200
+
+    in_house(scenario, health_stall_s=0.09)
+
+
 def test_names_that_do_not_exist_use_up_no_label(in_house: InHouse) -> None:
     async def scenario(house: House) -> None:
         for number in range(5):

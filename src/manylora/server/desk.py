@@ -54,7 +54,7 @@ class Desk:
         if self.suspects.is_poison(request):
             raise self.suspects.verdict(request)
         if not len(self.board):
-            self.pulse.beat()
+            self.pulse.begin()
 
         def abort(request_id: RequestId, reason: FinishReason) -> None:
             with contextlib.suppress(ManyloraError):  # a full or closed link has nobody to abort for
