@@ -69,8 +69,10 @@ class AdapterInfo:
 def is_over(action: AdapterAction, info: AdapterInfo) -> bool:
     """Whether an action that was begun has come to its end, good or bad, as the adapter stands now."""
     match action:
-        case AdapterAction.PRELOAD | AdapterAction.PIN:
+        case AdapterAction.PRELOAD:
             return info.state in (AdapterState.ON_DEVICE, AdapterState.FAILED)
+        case AdapterAction.PIN:  # one that is found too large when its size is known is given up
+            return info.state in (AdapterState.ON_DEVICE, AdapterState.FAILED) or not info.is_pinned
         case AdapterAction.UNPIN:
             return not info.is_pinned
         case AdapterAction.EVICT | AdapterAction.DELETE:

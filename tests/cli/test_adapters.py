@@ -85,6 +85,8 @@ def test_a_verb_says_how_the_adapter_stands_then(run: Run, words: tuple[str, ...
         (("preload", "missing"), "Adapter 'missing' was not found in source 'local'"),
         (("show", "missing"), "Adapter 'missing' was not found in source 'local'"),
         (("preload", "broken"), "Adapter 'broken' cannot be read: told to fail"),
+        (("pin", "huge"), "Adapter 'huge' needs 9 bytes; the limit is 8"),
+        (("evict", "busy"), "Adapter 'busy' is in use: 1 requests hold it"),
         (("verify", "rotten"), "the packed image of adapter 'rotten' is not what its checksum says"),
         (("preload", "stuck"), "preload was begun, but is not done yet; local:stuck is fetching"),
         (("pin", "a", "--source", "nowhere"), "`adapter_source` must be one of"),

@@ -1,7 +1,8 @@
 """The adapters of the fake engine: what an operator does to them moves on by one state each time it is looked at.
 
-Names:  `missing…` is not found;  `broken…` fails to load;  `stuck…` never moves on;  `busy…` is in use: it is not
-        evicted, and deleted only after a while;  `EXIT` kills the process;  any other name is known
+Names:  `missing…` is not found;  `broken…` fails to load;  `stuck…` never moves on;  `EXIT` kills the process
+        `busy…` is in use: it is not evicted, and deleted only after a while;  `huge…` is too large to stay pinned
+        any other name is known
 """
 
 import os
@@ -9,7 +10,7 @@ from dataclasses import replace
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState
-from manylora.errors import AdapterNotFound
+from manylora.errors import AdapterInUse, AdapterNotFound
 
 NEXT = {
     AdapterState.FETCHING: AdapterState.ON_DISK,
@@ -26,8 +27,7 @@ class FakeAdapters:
         self.asked: list[tuple[AdapterAction, AdapterRef]] = []
         self.looks = 0
         self._ticks_left: dict[AdapterRef, int] = {}
-        for name in ("triage", "team/tone"):
-            self._known(AdapterRef(SourceName.LOCAL, name))
+        self._known(AdapterRef(SourceName.LOCAL, "team/tone"))
 
     def manage(self, action: AdapterAction, ref: AdapterRef) -> AdapterInfo:
         self.asked.append((action, ref))
@@ -41,7 +41,9 @@ class FakeAdapters:
                 info = replace(self._loading(info), is_pinned=True)
             case AdapterAction.UNPIN:
                 info = replace(info, is_pinned=False)
-            case AdapterAction.EVICT if not ref.id.startswith("busy"):
+            case AdapterAction.EVICT if ref.id.startswith("busy"):
+                raise AdapterInUse(f"Adapter '{ref.id}' is in use: 1 requests hold it")
+            case AdapterAction.EVICT:
                 info = replace(info, state=AdapterState.ABSENT)
             case AdapterAction.DELETE:
                 info = replace(info, is_deleted=True, pins=int(ref.id.startswith("busy")))
@@ -84,6 +86,8 @@ class FakeAdapters:
                 return replace(info, is_verified=not ref.id.startswith("rotten"))
         if ref.id.startswith("broken") and info.state is AdapterState.FETCHING:
             return replace(info, state=AdapterState.FAILED, error=f"Adapter '{ref.id}' cannot be read: told to fail")
+        if ref.id.startswith("huge") and info.is_pinned:
+            info = replace(info, is_pinned=False, error=f"Adapter '{ref.id}' needs 9 bytes; the limit is 8")
         state = NEXT.get(info.state, info.state)
         if state is not AdapterState.ON_DEVICE:
             return replace(info, state=state)

@@ -55,7 +55,7 @@ async def own_process(directory: Path) -> AsyncIterator[EngineLink]:
 @pytest.mark.parametrize("opened", [in_process, own_process])
 def test_both_links_carry_actions_and_answers(tmp_path: Path, opened: Opened) -> None:
     async def scenario(link: EngineLink) -> None:
-        assert {info.id for info in await link.infos()} == {"triage", "team/tone"}
+        assert [info.id for info in await link.infos()] == ["team/tone"]
         assert (await link.manage(AdapterAction.PRELOAD, TRIAGE)).state is AdapterState.FETCHING
         assert (await link.info(TRIAGE)).state is AdapterState.ON_DISK
         loaded = await link.info(TRIAGE)
@@ -87,7 +87,7 @@ def test_a_question_that_kills_the_engine_is_answered_and_so_are_those_beside_it
         async with asyncio.timeout(30):
             while not link.health().is_up:  # noqa: ASYNC110  what is awaited is another process
                 await asyncio.sleep(0.01)
-        assert len(await link.infos()) == 2
+        assert len(await link.infos()) == 1
 
     _run(tmp_path, own_process, scenario)
 

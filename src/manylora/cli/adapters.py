@@ -117,6 +117,8 @@ def _act(action: AdapterAction, adapter: str, source: str | None, url: str, time
     is_done = reply.status_code == 200  # 202: it was begun, and goes on
     if info["state"] == AdapterState.FAILED:
         _fail(info["error"] or f"adapter '{adapter}' has failed")
+    if action is AdapterAction.PIN and not info["is_pinned"]:
+        _fail(info["error"] or f"adapter '{adapter}' is not pinned")
     if info["is_verified"] is False:
         _fail(f"the packed image of adapter '{adapter}' is not what its checksum says")
     if not is_done and timeout_s is not None:

@@ -4,7 +4,7 @@ import asyncio
 import math
 from collections.abc import Sequence
 
-from manylora.adapter_ref import AdapterRef
+from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState, is_over
 from manylora.errors import AdapterNotFound, AdapterReferenceInvalid, InvalidParameter
 from manylora.server.adapter_fields import AdapterFields
@@ -30,15 +30,18 @@ class AdapterRoutes:
         self._recent = recent
         self._longest_wait_s = longest_wait_s
 
-    async def list(self, exchange: Exchange) -> None:
-        """One page, in the order of ids. An id that two callers' credentials tell apart stands there twice."""
+    async def list_page(self, exchange: Exchange) -> None:
+        """One page, in the order of ids. An id that two callers' credentials tell apart stands there twice.
+
+        Local adapters that nobody has asked for are among them, as absent: the store has not looked at them yet.
+        """
         self._admit(exchange)
         query = exchange.query
         limit, state = _limit(query.get("limit")), _state(query.get("state"))
         prefix, source, after = query.get("prefix", ""), query.get("source"), _cursor(query.get("after"))
         found = [
             info
-            for info in sorted(await self._link.infos(), key=_place)
+            for info in sorted(await self._known(), key=_place)
             if info.id.startswith(prefix)
             and (state is None or info.state is state)
             and (source is None or info.source == source)
@@ -83,6 +86,13 @@ class AdapterRoutes:
                     raise
                 info = AdapterInfo(id=ref.id, source=ref.source.value, state=AdapterState.ABSENT)
         await exchange.reply(info, status=DONE if is_over(action, info) else BEGUN)
+
+    async def _known(self) -> list[AdapterInfo]:
+        """What the engine tells of, and local adapters besides."""
+        told = list(await self._link.infos())
+        there = {info.id for info in told if info.source == SourceName.LOCAL}
+        unasked = [name for name in await self._gate.local_names() if name not in there]
+        return told + [AdapterInfo(id=name, source=SourceName.LOCAL, state=AdapterState.ABSENT) for name in unasked]
 
     def _admit(self, exchange: Exchange) -> None:
         require_operator(exchange, is_open=self._gate.settings.admin_open)

@@ -116,7 +116,7 @@ def _routes(
         "/v1/embeddings": {"POST": facts.embeddings},
         "/v1/models": {"GET": facts.models},
         "/v1/models/{model_id:path}": {"GET": facts.model},
-        "/v1/adapters": {"GET": adapters.list},
+        "/v1/adapters": {"GET": adapters.list_page},
         "/v1/adapters/{adapter_id:path}": {"GET": adapters.show, "POST": adapters.act, "DELETE": adapters.delete},
         "/embed": {"POST": facts.embeddings},
         "/classify": {"POST": facts.classification},

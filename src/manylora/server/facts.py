@@ -1,9 +1,6 @@
 """The routes that tell about the server: /info, /health, /metrics, /tokenize, /v1/models; and the tasks it lacks."""
 
-from pathlib import Path
-
 from manylora import __version__
-from manylora.adapters.local_source import LocalSource
 from manylora.errors import AdapterNotFound, AdapterReferenceInvalid, InvalidParameter, TaskUnsupported
 from manylora.server.exchange import Exchange
 from manylora.server.health import Health
@@ -83,7 +80,7 @@ class FactRoutes:
 
     async def models(self, exchange: Exchange) -> None:
         served = self._gate.served
-        names = dict.fromkeys([*await self._adapter_names(), *self._recent.names(exchange.arrival.tenant)])
+        names = dict.fromkeys([*await self._gate.local_names(), *self._recent.names(exchange.arrival.tenant)])
         data = [self._model(served.model_id, None), *(self._model(name, served.model_id) for name in names)]
         await exchange.reply({"object": "list", "data": data})
 
@@ -100,14 +97,9 @@ class FactRoutes:
             ref = self._gate.adapter(name, parameter="model")
         except AdapterReferenceInvalid as error:
             raise AdapterNotFound(f"Adapter '{name}' was not found in source 'local'") from error
-        names = await self._adapter_names()
-        if ref is None or ref.id not in names:
+        if ref is None or ref.id not in await self._gate.local_names():
             raise AdapterNotFound(f"Adapter '{name}' was not found in source 'local'")
         await exchange.reply(self._model(ref.id, served.model_id))
-
-    async def _adapter_names(self) -> list[str]:
-        """As the engine's own source lists them, read anew: adapters come and go while the server runs."""
-        return await self._gate.pool.run(LocalSource(tuple(map(Path, self._gate.served.adapter_roots))).list)
 
     async def embeddings(self, exchange: Exchange) -> None:
         raise TaskUnsupported("embeddings are switched off: this deployment generates text only")
