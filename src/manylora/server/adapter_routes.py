@@ -68,8 +68,8 @@ class AdapterRoutes:
     async def delete(self, exchange: Exchange) -> None:
         self._admit(exchange)
         ref = self._ref(exchange)
-        await self._do(exchange, AdapterAction.DELETE, ref)
         self._recent.forget(ref.id)
+        await self._do(exchange, AdapterAction.DELETE, ref)
 
     async def _do(self, exchange: Exchange, action: AdapterAction, ref: AdapterRef) -> None:
         wait_s = min(_wait_s(exchange.query.get("wait")), self._longest_wait_s)
