@@ -26,6 +26,7 @@ class FakeAdapters:
         self.known: dict[AdapterRef, AdapterInfo] = {}
         self.asked: list[tuple[AdapterAction, AdapterRef]] = []
         self.looks = 0
+        self.deleted: set[AdapterRef] = set()
         self._ticks_left: dict[AdapterRef, int] = {}
         self._known(AdapterRef(SourceName.LOCAL, "team/tone"))
 
@@ -46,7 +47,7 @@ class FakeAdapters:
             case AdapterAction.EVICT:
                 info = replace(info, state=AdapterState.ABSENT)
             case AdapterAction.DELETE:
-                info = replace(info, is_deleted=True, pins=int(ref.id.startswith("busy")))
+                info = replace(info, state=AdapterState.FAILED, is_deleted=True, pins=int(ref.id.startswith("busy")))
             case AdapterAction.VERIFY:
                 info = replace(info, is_verified=None)
                 self._ticks_left[ref] = 2
@@ -59,6 +60,7 @@ class FakeAdapters:
         if now.is_deleted and not ref.id.startswith("stuck"):
             if not now.pins:
                 del self.known[ref]
+                self.deleted.add(ref)
                 raise self._missing(ref)
             self.known[ref] = replace(now, pins=0)
         elif not ref.id.startswith("stuck"):
@@ -69,7 +71,7 @@ class FakeAdapters:
         return tuple(self.known.values())
 
     def _known(self, ref: AdapterRef) -> AdapterInfo:
-        if ref.id.startswith("missing"):
+        if ref.id.startswith("missing") or ref in self.deleted:
             raise self._missing(ref)
         return self.known.setdefault(ref, AdapterInfo(id=ref.id, source=ref.source.value, state=AdapterState.ABSENT))
 

@@ -1,14 +1,20 @@
 """/v1/adapters: what operators see, what they may do, who they are, and what is said to everybody else."""
 
 import asyncio
+import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from typer.main import get_command
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState
+from manylora.cli.adapters import adapters
+from manylora.server import catalogue
+from manylora.telemetry import MANYLORA_METRICS
 from tests.server.conftest import House
 
 InHouse = Callable[..., None]
@@ -279,3 +285,74 @@ def test_models_lists_what_a_tenant_used_of_a_remote_source_and_nobody_else_s(in
         assert ids(await house.client.get(f"{prefix}/v1/models")) == ["tiny", "team/tone", "triage"]
 
     in_house(scenario, sources=("local", "hub"))
+
+
+def test_a_deleted_name_is_listed_nowhere_until_its_source_has_another_version(
+    in_house: InHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(house: House) -> None:
+        assert "triage" in ids(await house.client.get("/v1/adapters"))
+        reply = await house.client.delete("/v1/adapters/triage?wait=9")
+        assert reply.status_code == 200
+        for path in ("/v1/models", "/v1/adapters"):
+            assert "triage" not in ids(await house.client.get(path))
+        assert (await house.client.get("/v1/models/triage")).status_code == 404
+        monkeypatch.setattr(catalogue, "RECHECK_S", 0.0)
+        assert "triage" not in ids(await house.client.get("/v1/models"))
+        house.engine.adapters.deleted.clear()
+        for path in ("/v1/models", "/v1/adapters"):
+            assert "triage" in ids(await house.client.get(path))
+
+    in_house(scenario)
+
+
+def test_no_request_however_odd_is_answered_with_a_fault(in_house: InHouse) -> None:
+    dice = random.Random(11)
+    pieces = [
+        "triage",
+        "team",
+        "%2F",
+        "%2e%2e",
+        "%00",
+        "%ff",
+        "/",
+        "//",
+        "a:b",
+        "@",
+        "hub:x",
+        "ü",
+        "%",
+        "?",
+        "&",
+        "=",
+        " ",
+    ]
+    names = ["source", "wait", "limit", "after", "state", "prefix", "action"]
+    values = ["", "-1", "1e309", "nan", "local", "hub", "fetching", ":", "a:b", "%ff", "9" * 400, "\u202e", "0.01", "٣"]
+    bodies = [b"", b"{}", b"[]", b'{"action":"pin"}', b'{"action":["pin"]}', b'{"action":"\\ud800"}', b"\xff", b"null"]
+
+    async def scenario(house: House) -> None:
+        for _ in range(400):
+            path = "".join(dice.choices(pieces, k=dice.randrange(5)))
+            query = "&".join(f"{dice.choice(names)}={dice.choice(values)}" for _ in range(dice.randrange(4)))
+            method, body = dice.choice(["GET", "POST", "DELETE", "PUT", "HEAD"]), dice.choice(bodies)
+            reply = await house.client.request(
+                method,
+                f"/v1/adapters/{path}?{query}",
+                content=b"" if method in ("GET", "HEAD") else body,
+                headers={"content-type": "application/json"},
+            )
+            assert reply.status_code < 500, (method, path, query, body, reply.text)
+            assert method == "HEAD" or reply.headers["content-type"] == "application/json"
+
+    in_house(scenario, sources=("local", "hub"))
+
+
+def test_the_page_for_operators_names_all_they_have() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "operating-adapters.md").read_text(encoding="utf-8")
+    fields = [f"`{name}`" for name in AdapterInfo.__dataclass_fields__ if name not in ("id", "source", "state")]
+    states = [f"`{state}`" for state in AdapterState]
+    actions = [f"`{action}`" for action in AdapterAction if action is not AdapterAction.DELETE]
+    verbs = [f"manylora adapters {name}" for name in get_command(adapters).commands]  # type: ignore[attr-defined]  # a group
+    metrics = [f"`{metric.name}" for metric in MANYLORA_METRICS if metric.name.startswith("manylora_adapter")]
+    assert [word for word in (*fields, *states, *actions, *verbs, *metrics) if word not in page] == []

@@ -115,7 +115,7 @@ def _act(action: AdapterAction, adapter: str, source: str | None, url: str, time
         reply = _ask("POST", url, adapter, query=query, wait_s=timeout_s or 0, body={"action": action.value})
     info = reply.json()
     is_done = reply.status_code == 200  # 202: it was begun, and goes on
-    if info["state"] == AdapterState.FAILED:
+    if info["state"] == AdapterState.FAILED and action is not AdapterAction.DELETE:
         _fail(info["error"] or f"adapter '{adapter}' has failed")
     if action is AdapterAction.PIN and not info["is_pinned"]:
         _fail(info["error"] or f"adapter '{adapter}' is not pinned")
@@ -208,7 +208,7 @@ def _standing(info: Info) -> str:
         text += f", {_size(info['num_bytes'])}"
     if info["is_pinned"]:
         text += ", pinned"
-    if info["is_verified"]:
+    if info["is_verified"] and info["num_bytes"]:
         text += ", verified"
     if info["pins"]:
         text += f", held by {info['pins']} request{'s' if info['pins'] > 1 else ''}"

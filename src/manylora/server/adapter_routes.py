@@ -3,37 +3,40 @@
 import asyncio
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState, is_over
-from manylora.errors import AdapterNotFound, AdapterReferenceInvalid, InvalidParameter
+from manylora.errors import AdapterError, AdapterNotFound, AdapterReferenceInvalid, InvalidParameter
 from manylora.server.adapter_fields import AdapterFields
 from manylora.server.admin import require_operator
+from manylora.server.catalogue import Catalogue
 from manylora.server.exchange import Exchange
 from manylora.server.fields import Fields
 from manylora.server.gate import Gate
 from manylora.server.link import EngineLink
-from manylora.server.recent import RecentAdapters
 
 POSTED = tuple(action for action in AdapterAction if action is not AdapterAction.DELETE)
 DEFAULT_PAGE, MAX_PAGE = 100, 1_000
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.01, 0.2
 DONE, BEGUN = 200, 202
+LOOKS = 64  # questions at a time: the engine answers all that have come between two steps
+UNASKED = AdapterInfo(id="", source=SourceName.LOCAL.value, state=AdapterState.ABSENT)
 
 
 class AdapterRoutes:
     """Each begins what is asked and tells how the adapter stands: 200 if it is done, 202 if it goes on."""
 
-    def __init__(self, gate: Gate, link: EngineLink, recent: RecentAdapters, *, longest_wait_s: float) -> None:
+    def __init__(self, gate: Gate, link: EngineLink, catalogue: Catalogue, *, longest_wait_s: float) -> None:
         self._gate = gate
         self._link = link
-        self._recent = recent
+        self._catalogue = catalogue
         self._longest_wait_s = longest_wait_s
 
     async def list_page(self, exchange: Exchange) -> None:
         """One page, in the order of ids. An id that two callers' credentials tell apart stands there twice.
 
-        Local adapters that nobody has asked for are among them, as absent: the store has not looked at them yet.
+        Local adapters that nobody has asked for are among them; the engine looks at those of the page alone.
         """
         self._admit(exchange)
         query = exchange.query
@@ -50,7 +53,8 @@ class AdapterRoutes:
         page = _page(found, limit)
         has_more = len(page) < len(found)
         last = f"{page[-1].source}:{page[-1].id}" if has_more else None
-        await exchange.reply({"object": "list", "data": page, "has_more": has_more, "after": last})
+        data = [info for info in await self._looked_at(page) if state is None or info.state is state]
+        await exchange.reply({"object": "list", "data": data, "has_more": has_more, "after": last})
 
     async def show(self, exchange: Exchange) -> None:
         self._admit(exchange)
@@ -68,7 +72,7 @@ class AdapterRoutes:
     async def delete(self, exchange: Exchange) -> None:
         self._admit(exchange)
         ref = self._ref(exchange)
-        self._recent.forget(ref.id)
+        self._catalogue.note_deleted(ref)
         await self._do(exchange, AdapterAction.DELETE, ref)
 
     async def _do(self, exchange: Exchange, action: AdapterAction, ref: AdapterRef) -> None:
@@ -84,7 +88,7 @@ class AdapterRoutes:
             except AdapterNotFound:
                 if action is not AdapterAction.DELETE:
                     raise
-                info = AdapterInfo(id=ref.id, source=ref.source.value, state=AdapterState.ABSENT)
+                info = AdapterInfo(id=ref.id, source=ref.source.value, state=AdapterState.ABSENT, is_deleted=True)
         await exchange.reply(info, status=DONE if is_over(action, info) else BEGUN)
 
     async def _known(self) -> list[AdapterInfo]:
@@ -92,7 +96,25 @@ class AdapterRoutes:
         told = list(await self._link.infos())
         there = {info.id for info in told if info.source == SourceName.LOCAL}
         unasked = [name for name in await self._gate.local_names() if name not in there]
-        return told + [AdapterInfo(id=name, source=SourceName.LOCAL, state=AdapterState.ABSENT) for name in unasked]
+        return told + [replace(UNASKED, id=name) for name in unasked]
+
+    async def _looked_at(self, page: Sequence[AdapterInfo]) -> list[AdapterInfo]:
+        """The page with what the engine finds of those that it had not been asked for; deleted ones are left out."""
+        looked: list[AdapterInfo | None] = []
+        for start in range(0, len(page), LOOKS):
+            some = page[start : start + LOOKS]
+            looked += await asyncio.gather(*(self._look_at(info) for info in some))
+        return [info for info in looked if info is not None]
+
+    async def _look_at(self, info: AdapterInfo) -> AdapterInfo | None:
+        if info != replace(UNASKED, id=info.id):
+            return info
+        try:
+            return await self._link.info(AdapterRef(SourceName.LOCAL, info.id))
+        except AdapterNotFound:
+            return None
+        except AdapterError as error:
+            return replace(info, state=AdapterState.FAILED, error=error.message)
 
     def _admit(self, exchange: Exchange) -> None:
         require_operator(exchange, is_open=self._gate.settings.admin_open)

@@ -16,6 +16,7 @@ from manylora.engine.events import Finished
 from manylora.errors import ManyloraError, MethodNotAllowed, RouteNotFound
 from manylora.models.tokenizer import Tokenizer
 from manylora.server.adapter_routes import AdapterRoutes
+from manylora.server.catalogue import Catalogue
 from manylora.server.dialects import body_of, dialect_of, status_of
 from manylora.server.edge import Edge
 from manylora.server.exchange import Endpoint, Exchange
@@ -30,7 +31,6 @@ from manylora.server.metrics import Meters
 from manylora.server.openai import OpenAIRoutes
 from manylora.server.openapi_document import openapi_document
 from manylora.server.pool import WorkPool
-from manylora.server.recent import RecentAdapters
 from manylora.server.served import ServedModel
 
 Answer = Callable[[Exchange], Awaitable[None]]
@@ -61,11 +61,11 @@ def create_app(
     gate = Gate(served=served, settings=config.server, tokenizer=tokenizer, pool=pool)
     inference = Inference(gate, link, meters, clock)
     health = Health(link, config.server, clock)
-    recent = RecentAdapters()
+    catalogue = Catalogue(gate, link, clock)
 
     def note(generation: Generation, finished: Finished) -> None:
         meters.note_finished(generation, finished)
-        recent.note(generation, finished)
+        catalogue.note(generation, finished)
 
     link.watch(note)
 
@@ -92,8 +92,8 @@ def create_app(
     routes = _routes(
         NativeRoutes(inference),
         OpenAIRoutes(inference),
-        FactRoutes(inference, health, meters, recent),
-        AdapterRoutes(gate, link, recent, longest_wait_s=config.adapters.load_timeout_s),
+        FactRoutes(inference, health, meters, catalogue),
+        AdapterRoutes(gate, link, catalogue, longest_wait_s=config.adapters.load_timeout_s),
     )
     for path, methods in {**routes, "/openapi.json": {"GET": openapi}}.items():
         for method, answer in methods.items():
