@@ -66,6 +66,21 @@ class AdapterInfo:
     is_verified: bool | None = None
 
 
+def is_over(action: AdapterAction, info: AdapterInfo) -> bool:
+    """Whether an action that was begun has come to its end, good or bad, as the adapter stands now."""
+    match action:
+        case AdapterAction.PRELOAD:
+            return info.state in (AdapterState.ON_DEVICE, AdapterState.FAILED)
+        case AdapterAction.PIN:  # one that is found too large when its size is known is given up
+            return info.state in (AdapterState.ON_DEVICE, AdapterState.FAILED) or not info.is_pinned
+        case AdapterAction.UNPIN:
+            return not info.is_pinned
+        case AdapterAction.EVICT | AdapterAction.DELETE:
+            return info.state is AdapterState.ABSENT and not info.pins
+        case AdapterAction.VERIFY:
+            return info.is_verified is not None or info.state is AdapterState.FAILED
+
+
 LOAD_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds of the buckets that loads are counted in by their time; one more bucket has the longer ones."""
 
@@ -109,3 +124,8 @@ class StoreStats:
     loaded_bytes: int = 0
     reloaded_bytes: int = 0
     load_times: tuple[LoadTimes, ...] = ()
+
+    @property
+    def thrash_ratio(self) -> float:
+        """How much of what was loaded had only just been evicted: near 0 all is well, near 1 the bank is too small."""
+        return self.reloaded_bytes / self.loaded_bytes if self.loaded_bytes else 0.0

@@ -95,6 +95,7 @@ class ServerConfig:
     max_stop_sequences: int = 4
     overlong_max_new_tokens: str = "clamp"
     cors_allow_origin: str = "*"
+    admin_open: bool = False
     drain_s: float = 30.0
     health_stall_s: float = 30.0
     stream_head_wait_s: float = 10.0

@@ -4,7 +4,7 @@
     ├── RequestRejected            the request itself is wrong; nothing was done
     │   ├── InvalidJson  InvalidParameter  ContextLengthExceeded  TemplateFailed
     │   ├── BodyTooLarge  UnsupportedMediaType  MethodNotAllowed  RouteNotFound
-    │   ├── DeploymentNotFound  TaskUnsupported  RouteNotBuilt
+    │   ├── DeploymentNotFound  TaskUnsupported  RouteNotBuilt  InsufficientPermissions
     │   └── AdapterReferenceInvalid
     ├── AdapterError               the adapter cannot serve this request
     │   ├── AdapterNotFound  AdapterAccessDenied  AdapterIncompatible  AdapterUnsupported
@@ -136,6 +136,12 @@ class RouteNotBuilt(RequestRejected):
     """The route belongs to the platform's interface, but not to this server."""
 
     row = ErrorRow(501, "not_found", 501, INVALID, "not_part_of_this_server")
+
+
+class InsufficientPermissions(RequestRejected):
+    """The route is for operators, and the caller is not known to be one."""
+
+    row = ErrorRow(403, "permission", 403, INVALID, "insufficient_permissions")
 
 
 class AdapterReferenceInvalid(RequestRejected):

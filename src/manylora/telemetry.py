@@ -14,7 +14,11 @@ class MetricKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """One family. `stat` is the path of the field of `EngineStats` it is read from, if it is one."""
+    """One family.
+
+    stat     the path of the field of `EngineStats` it is read from, if it is one
+    by_tier  the same for each tier of a family labelled by tier
+    """
 
     name: str
     kind: MetricKind
@@ -22,6 +26,12 @@ class Metric:
     help: str
     labels: tuple[str, ...] = ()
     stat: str | None = None
+    by_tier: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def is_engine_s(self) -> bool:
+        """Whether it is read from the engine's numbers, and not counted by the edge."""
+        return self.stat is not None or bool(self.by_tier)
 
 
 MAX_ADAPTER_LABELS = 100
@@ -160,32 +170,31 @@ MANYLORA_METRICS = (
         stat="adapters.bank_bytes_total",
     ),
     Metric(
-        name="manylora_bank_bytes_used",
+        name="manylora_adapter_bytes",
         kind=MetricKind.GAUGE,
         unit="bytes",
-        help="Bytes of the bank holding adapters",
-        stat="adapters.bank_bytes_used",
+        help="Bytes of packed adapters; on a CPU host and device are one tier, told as device",
+        labels=("tier",),
+        by_tier=(
+            ("device", "adapters.bank_bytes_used"),
+            ("host", "adapters.host_bytes_used"),
+            ("disk", "adapters.disk_bytes_used"),
+        ),
     ),
     Metric(
-        name="manylora_adapters_on_device",
+        name="manylora_adapters",
         kind=MetricKind.GAUGE,
         unit="adapters",
-        help="Adapters on the device",
-        stat="adapters.on_device",
+        help="Packed adapters",
+        labels=("tier",),
+        by_tier=(("device", "adapters.on_device"), ("host", "adapters.in_host"), ("disk", "adapters.on_disk")),
     ),
     Metric(
-        name="manylora_adapters_in_host",
+        name="manylora_adapters_pinned",
         kind=MetricKind.GAUGE,
         unit="adapters",
-        help="Adapters in host memory",
-        stat="adapters.in_host",
-    ),
-    Metric(
-        name="manylora_adapters_on_disk",
-        kind=MetricKind.GAUGE,
-        unit="adapters",
-        help="Packed adapters on disk",
-        stat="adapters.on_disk",
+        help="Adapters that an operator or the configuration keeps on the device",
+        stat="adapters.pinned",
     ),
     Metric(
         name="manylora_preemptions",
@@ -226,8 +235,38 @@ MANYLORA_METRICS = (
         name="manylora_adapter_evictions",
         kind=MetricKind.COUNTER,
         unit="adapters",
-        help="Adapters evicted from the device",
-        stat="adapters.evictions",
+        help="Adapters evicted",
+        labels=("tier",),
+        by_tier=(("device", "adapters.evictions"), ("disk", "adapters.disk_evictions")),
+    ),
+    Metric(
+        name="manylora_adapter_load_seconds",
+        kind=MetricKind.HISTOGRAM,
+        unit="seconds",
+        help="Time of a load, by source and the tier it was brought to: disk (fetched and packed) or device (read)",
+        labels=("source", "tier"),
+        stat="adapters.load_times",
+    ),
+    Metric(
+        name="manylora_adapter_loaded_bytes",
+        kind=MetricKind.COUNTER,
+        unit="bytes",
+        help="Bytes brought to the device",
+        stat="adapters.loaded_bytes",
+    ),
+    Metric(
+        name="manylora_adapter_reloaded_bytes",
+        kind=MetricKind.COUNTER,
+        unit="bytes",
+        help="Those of them that had been on the device within the last minute",
+        stat="adapters.reloaded_bytes",
+    ),
+    Metric(
+        name="manylora_adapter_thrash_ratio",
+        kind=MetricKind.GAUGE,
+        unit="ratio",
+        help="Reloaded bytes divided by loaded bytes, since the start; 0 before the first load",
+        stat="adapters.thrash_ratio",
     ),
 )
 

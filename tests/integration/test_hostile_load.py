@@ -114,7 +114,7 @@ def hang_up(url: str) -> None:
 
 def gauges(url: str) -> dict[str, float]:
     lines = httpx2.get(f"{url}/metrics", timeout=30).text.splitlines()
-    pairs = [line.rsplit(" ", 1) for line in lines if line.startswith("manylora_") and "{" not in line]
+    pairs = [line.rsplit(" ", 1) for line in lines if line.startswith("manylora_")]
     return {name: float(value) for name, value in pairs}
 
 
@@ -135,4 +135,4 @@ def test_bad_input_leaves_others_streams_untouched_and_nothing_behind(server: st
     assert left["manylora_in_flight"] == 0
     assert left["manylora_kv_blocks_used"] == 0
     assert left["manylora_loading"] == 0
-    assert left["manylora_adapters_on_device"] == 1
+    assert left['manylora_adapters{tier="device"}'] == 1

@@ -1,7 +1,7 @@
 """A running edge over the fake engine, without a socket."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from manylora.adapter_ref import SourceName
 from manylora.config import Config
 from manylora.models.tokenizer import Tokenizer
 from manylora.server.app import EdgeApp, create_app
@@ -38,8 +39,10 @@ class House:
 
 
 @asynccontextmanager
-async def open_house(directory: Path, **server: Any) -> AsyncIterator[House]:
-    """Settings of the `[server]` group may be given by name."""
+async def open_house(
+    directory: Path, *, sources: Sequence[str] = ("local",), load_timeout_s: float = 60.0, **server: Any
+) -> AsyncIterator[House]:
+    """`sources` are those that adapters may come from; settings of the `[server]` group may be given by name."""
     save_tokenizer(directory)
     for name in ("triage", "team/tone"):
         folder = directory / "adapters" / name
@@ -50,11 +53,16 @@ async def open_house(directory: Path, **server: Any) -> AsyncIterator[House]:
     link = InProcessLink(engine)
     await link.start()
     defaults = Config()
-    config = replace(defaults, server=replace(defaults.server, **server))
-    app = create_app(config, link=link, served=served_for(directory), tokenizer=tokenizer)
+    config = replace(
+        defaults,
+        server=replace(defaults.server, **server),
+        adapters=replace(defaults.adapters, load_timeout_s=load_timeout_s),
+    )
+    served = replace(served_for(directory), adapter_sources=tuple(SourceName(source) for source in sources))
+    app = create_app(config, link=link, served=served, tokenizer=tokenizer)
     transport = httpx2.ASGITransport(app=app)  # type: ignore[arg-type]  # ASGI's types differ by library
     try:
-        async with httpx2.AsyncClient(transport=transport, base_url="http://edge", timeout=20) as client:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=20) as client:
             yield House(client, app, engine, link)
     finally:
         await link.close()
@@ -68,9 +76,9 @@ Scenario = Callable[[House], Awaitable[None]]
 def in_house(tmp_path: Path) -> Callable[..., None]:
     """Run a coroutine function with a fresh house; nothing may be left in it afterwards."""
 
-    def run(scenario: Scenario, **server: Any) -> None:
+    def run(scenario: Scenario, **changes: Any) -> None:
         async def main() -> None:
-            async with open_house(tmp_path, **server) as house:
+            async with open_house(tmp_path, **changes) as house:
                 await scenario(house)
                 await house.until(lambda: not house.engine.has_work)
                 assert house.app.gate.num_sequences == 0

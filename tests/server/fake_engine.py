@@ -1,7 +1,8 @@
 """A deterministic engine without a model: it says what the prompt tells it to, and fails when told to.
 
 Prompts:  `SAY:text` generates text, then ends the sequence; else the reply is `Hello from <adapter or base>.`
-          `HOLD` never ends;  `CRASH` makes a step raise;  `EXIT` kills the process;  `WAIT` never starts
+          `HOLD` never ends;  `CRASH` makes a step raise;  `EXIT` kills the process;  `WAIT` never starts;
+          `LOAD` waits for its adapter for ever
 Adapters: `fail-<ErrorClass>` fails with that class of errors.py; `missing…` is not found; any other name is known
 """
 
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from manylora.adapter_ref import AdapterRef
-from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState, StoreStats
+from manylora.adapter_state import AdapterAction, AdapterInfo, StoreStats
 from manylora.clock import SystemClock
 from manylora.config import Config
 from manylora.engine.events import (
@@ -24,17 +25,29 @@ from manylora.engine.events import (
     TokenEvent,
 )
 from manylora.engine.request import Request
-from manylora.errors import AdapterNotFound
 from manylora.ids import Digest, RequestId
 from manylora.models.tokenizer import Tokenizer
 from manylora.server.driver import ProgressLine
 from manylora.server.served import ServedModel
 from manylora.usage import Counts
+from tests.server.fake_adapters import FakeAdapters
 from tests.server.tiny_tokenizer import EOS, VOCAB_SIZE, save_tokenizer
 
 STEP_S = 0.002
 QUEUE_MS = 7.0
 MAX_MODEL_LEN = 512
+NOTHING_STORED = StoreStats(
+    bank_bytes_total=0,
+    bank_bytes_used=0,
+    host_bytes_used=0,
+    disk_bytes_used=0,
+    on_device=0,
+    in_host=0,
+    on_disk=0,
+    loads=0,
+    failures=0,
+    evictions=0,
+)
 
 
 @dataclass
@@ -46,7 +59,7 @@ class _Live:
 
 
 class FakeEngine:
-    """Has the engine's methods; `live` and `aborted` are for tests to look at."""
+    """Has the engine's methods; `live`, `aborted` and `adapters` are for tests to look at, `store` to be set."""
 
     def __init__(self, tokenizer: Tokenizer, *, step_s: float = STEP_S) -> None:
         self._tokenizer = tokenizer
@@ -56,6 +69,8 @@ class FakeEngine:
         self.submitted: list[Request] = []
         self.aborted: list[tuple[RequestId, FinishReason]] = []
         self._finished: list[Finished] = []
+        self.adapters = FakeAdapters()
+        self.store = NOTHING_STORED
         self._steps = 0
         self._completion_tokens = 0
         self.refused_seed: int | None = None  # a sequence with this seed is refused
@@ -96,7 +111,7 @@ class FakeEngine:
                 raise RuntimeError("told to crash")
             if "EXIT" in live.prompt and live.generated:
                 os._exit(9)
-            if "WAIT" not in live.prompt:
+            if "WAIT" not in live.prompt and "LOAD" not in live.prompt:
                 tokens.append(self._token(live))
         finished, self._finished = tuple(self._finished), []
         return StepEvents(tuple(tokens), finished)
@@ -112,34 +127,22 @@ class FakeEngine:
     def tend(self) -> bool:
         return False
 
-    def manage(self, action: AdapterAction, ref: AdapterRef) -> AdapterInfo:
-        return self.info(ref)
-
-    def info(self, ref: AdapterRef) -> AdapterInfo:
-        if (failure := _adapter_failure(ref)) is not None:
-            raise AdapterNotFound(failure.message)
-        return AdapterInfo(id=ref.id, source=ref.source.value, state=AdapterState.ON_DISK)
-
-    def infos(self) -> tuple[AdapterInfo, ...]:
-        return ()
-
     def stats(self) -> EngineStats:
         waiting = sum("WAIT" in live.prompt for live in self.live.values())
+        loading = sum("LOAD" in live.prompt for live in self.live.values())
         zeros: dict[str, Any] = dict.fromkeys(EngineStats.__dataclass_fields__, 0)
-        zeros["adapters"] = StoreStats(
-            bank_bytes_total=0,
-            bank_bytes_used=0,
-            host_bytes_used=0,
-            disk_bytes_used=0,
-            on_device=0,
-            in_host=0,
-            on_disk=0,
-            loads=0,
-            failures=0,
-            evictions=0,
-        )
-        own = {"waiting": waiting, "running": len(self.live) - waiting, "steps": self._steps}
-        return EngineStats(**{**zeros, **own, "completion_tokens": self._completion_tokens})
+        running = len(self.live) - waiting - loading
+        own = {"waiting": waiting, "loading": loading, "running": running, "steps": self._steps}
+        return EngineStats(**{**zeros, **own, "completion_tokens": self._completion_tokens, "adapters": self.store})
+
+    def manage(self, action: AdapterAction, ref: AdapterRef) -> AdapterInfo:
+        return self.adapters.manage(action, ref)
+
+    def info(self, ref: AdapterRef) -> AdapterInfo:
+        return self.adapters.info(ref)
+
+    def infos(self) -> tuple[AdapterInfo, ...]:
+        return self.adapters.infos()
 
     def _script(self, request: Request, prompt: str) -> list[int]:
         name = request.adapter.id if request.adapter else "base"

@@ -3,11 +3,15 @@
 import asyncio
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from manylora import errors
+from manylora.adapter_state import LOAD_BUCKETS_S, LoadTimes
 from manylora.engine.events import FinishReason
+from manylora.server.metrics import Meters
 from tests.server.asgi_client import calling
 from tests.server.conftest import House
 
@@ -248,6 +252,23 @@ def test_a_request_that_waits_for_nothing_makes_the_server_unhealthy(in_house: I
     in_house(scenario, health_stall_s=0.05)
 
 
+def test_a_loader_that_stands_still_makes_the_server_unhealthy_though_others_are_answered(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        async with (
+            calling(house.app, "/generate_stream", {"inputs": "HOLD"}) as running,
+            calling(house.app, "/generate", {"inputs": "LOAD"}),
+        ):
+            await house.until(lambda: len(house.engine.submitted) == 2)
+            await house.client.get("/metrics")  # the engine tells its numbers
+            await asyncio.sleep(0.1)
+            await running.chunk()
+            assert (await house.client.get("/health")).status_code == 503
+        await house.until(lambda: not house.engine.has_work)
+        assert (await house.client.get("/health")).status_code == 200
+
+    in_house(scenario, health_stall_s=0.09)
+
+
 def test_names_that_do_not_exist_use_up_no_label(in_house: InHouse) -> None:
     async def scenario(house: House) -> None:
         for number in range(5):
@@ -291,3 +312,67 @@ def test_metrics_count_what_happened(in_house: InHouse) -> None:
         }
 
     in_house(scenario)
+
+
+def test_metrics_tell_the_tiers_apart(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        house.engine.store = replace(
+            house.engine.store,
+            bank_bytes_used=7,
+            disk_bytes_used=9,
+            on_device=2,
+            on_disk=3,
+            pinned=1,
+            evictions=4,
+            disk_evictions=5,
+            loaded_bytes=200,
+            reloaded_bytes=50,
+        )
+        lines = (await house.client.get("/metrics")).text.splitlines()
+        for line in (
+            'manylora_adapter_bytes{tier="device"} 7.0',
+            'manylora_adapter_bytes{tier="host"} 0.0',
+            'manylora_adapter_bytes{tier="disk"} 9.0',
+            'manylora_adapters{tier="device"} 2.0',
+            'manylora_adapters{tier="host"} 0.0',
+            'manylora_adapters{tier="disk"} 3.0',
+            "manylora_adapters_pinned 1.0",
+            'manylora_adapter_evictions{tier="device"} 4.0',
+            'manylora_adapter_evictions{tier="disk"} 5.0',
+            "manylora_adapter_loaded_bytes 200.0",
+            "manylora_adapter_reloaded_bytes 50.0",
+            "manylora_adapter_thrash_ratio 0.25",
+        ):
+            assert line in lines
+
+    in_house(scenario)
+
+
+def test_load_times_are_a_histogram_that_prometheus_reads(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        counts = [0] * (len(LOAD_BUCKETS_S) + 1)
+        counts[3], counts[9], counts[-1] = 2, 1, 1
+        times = LoadTimes(source="hub", tier="disk", counts=tuple(counts), total_s=75.5)
+        house.engine.store = replace(house.engine.store, load_times=(times, replace(times, tier="device")))
+        text = (await house.client.get("/metrics")).text
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        family = families["manylora_adapter_load_seconds"]
+        assert family.type == "histogram"
+        samples = {
+            (sample.name.rsplit("_", 1)[1], sample.labels.get("le")): sample.value
+            for sample in family.samples
+            if sample.labels["source"] == "hub" and sample.labels["tier"] == "disk"
+        }
+        assert samples["bucket", "0.005"] == 0
+        assert samples["bucket", "0.01"] == samples["bucket", "0.5"] == 2
+        assert samples["bucket", "1.0"] == samples["bucket", "60.0"] == 3
+        assert samples["bucket", "+Inf"] == samples["count", None] == 4
+        assert samples["sum", None] == 75.5
+
+    in_house(scenario)
+
+
+def test_an_engine_that_has_told_nothing_shows_nothing() -> None:
+    text = Meters().exposition(None, in_flight=0, is_up=False).decode()
+    assert "# TYPE manylora_adapter_load_seconds histogram" in text
+    assert "\nmanylora_adapter" not in text

@@ -104,3 +104,18 @@ def _on_port(port: int) -> Config:
 
     config = Config()
     return replace(config, server=replace(config.server, port=port))
+
+
+def test_operators_are_told_from_strangers_on_a_real_socket(tmp_path: Path) -> None:
+    with running(tmp_path) as (_, client):
+        assert client.get("/v1/adapters").status_code == 200
+        for stranger in (
+            {"x-forwarded-for": "10.0.0.7"},
+            {"x-forwarded-for": "127.0.0.1"},
+            {"origin": "https://elsewhere.example"},
+            {"host": "rebound.example"},
+        ):
+            for method in ("GET", "DELETE"):
+                reply = client.request(method, "/v1/adapters/triage", headers=stranger)
+                assert (reply.status_code, reply.json()["error"]["code"]) == (403, "insufficient_permissions")
+        assert client.post("/generate", json={"inputs": "Hi"}, headers={"host": "any"}).status_code == 200

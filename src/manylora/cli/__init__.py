@@ -5,6 +5,7 @@ import sys
 import typer
 
 from manylora import __version__
+from manylora.cli.adapters import adapters
 from manylora.cli.bench import bench
 from manylora.cli.generate import generate
 from manylora.cli.pull import pull
@@ -21,6 +22,7 @@ app.command()(serve)
 app.command()(generate)
 app.command()(pull)
 app.command()(bench)
+app.add_typer(adapters, name="adapters")
 
 
 @app.callback(invoke_without_command=True)

@@ -12,13 +12,17 @@ from starlette.routing import Route
 from manylora import __version__
 from manylora.clock import Clock, SystemClock
 from manylora.config import Config
+from manylora.engine.events import Finished
 from manylora.errors import ManyloraError, MethodNotAllowed, RouteNotFound
 from manylora.models.tokenizer import Tokenizer
+from manylora.server.adapter_routes import AdapterRoutes
+from manylora.server.catalogue import Catalogue
 from manylora.server.dialects import body_of, dialect_of, status_of
 from manylora.server.edge import Edge
 from manylora.server.exchange import Endpoint, Exchange
 from manylora.server.facts import FactRoutes
 from manylora.server.gate import Gate
+from manylora.server.generation import Generation
 from manylora.server.health import Health
 from manylora.server.inference import Inference
 from manylora.server.link import EngineLink
@@ -57,7 +61,13 @@ def create_app(
     gate = Gate(served=served, settings=config.server, tokenizer=tokenizer, pool=pool)
     inference = Inference(gate, link, meters, clock)
     health = Health(link, config.server, clock)
-    link.watch(meters.note_finished)
+    catalogue = Catalogue(gate, link, clock)
+
+    def note(generation: Generation, finished: Finished) -> None:
+        meters.note_finished(generation, finished)
+        catalogue.note(generation, finished)
+
+    link.watch(note)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -79,7 +89,12 @@ def create_app(
     async def openapi(exchange: Exchange) -> None:
         await exchange.reply(document)
 
-    routes = _routes(NativeRoutes(inference), OpenAIRoutes(inference), FactRoutes(inference, health, meters))
+    routes = _routes(
+        NativeRoutes(inference),
+        OpenAIRoutes(inference),
+        FactRoutes(inference, health, meters, catalogue),
+        AdapterRoutes(gate, link, catalogue, longest_wait_s=config.adapters.load_timeout_s),
+    )
     for path, methods in {**routes, "/openapi.json": {"GET": openapi}}.items():
         for method, answer in methods.items():
             api.router.routes.append(Route(path, Endpoint(answer, clock), methods=[method]))
@@ -88,7 +103,9 @@ def create_app(
     return EdgeApp(edge, gate, health, pool)
 
 
-def _routes(native: NativeRoutes, openai: OpenAIRoutes, facts: FactRoutes) -> Mapping[str, Mapping[str, Answer]]:
+def _routes(
+    native: NativeRoutes, openai: OpenAIRoutes, facts: FactRoutes, adapters: AdapterRoutes
+) -> Mapping[str, Mapping[str, Answer]]:
     return {
         "/": {"GET": facts.health, "POST": native.root},
         "/invocations": {"POST": native.root},
@@ -99,6 +116,8 @@ def _routes(native: NativeRoutes, openai: OpenAIRoutes, facts: FactRoutes) -> Ma
         "/v1/embeddings": {"POST": facts.embeddings},
         "/v1/models": {"GET": facts.models},
         "/v1/models/{model_id:path}": {"GET": facts.model},
+        "/v1/adapters": {"GET": adapters.list_page},
+        "/v1/adapters/{adapter_id:path}": {"GET": adapters.show, "POST": adapters.act, "DELETE": adapters.delete},
         "/embed": {"POST": facts.embeddings},
         "/classify": {"POST": facts.classification},
         "/classify_batch": {"POST": facts.classification},

@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from manylora import errors
+from manylora.adapter_ref import AdapterRef
+from manylora.adapter_state import AdapterAction, AdapterInfo
 from manylora.clock import Clock
 from manylora.engine.events import EngineStats, Failure, Finished, FinishReason
 from manylora.engine.request import Request
-from manylora.errors import EngineFault, ManyloraError
+from manylora.errors import EngineFault, ManyloraError, Unavailable
 from manylora.ids import PROBE_FLOW, RequestId
 from manylora.server import wire
 from manylora.server.generation import Generation, Switchboard
@@ -17,6 +20,10 @@ from manylora.server.poison import Suspects
 from manylora.server.pulse import Pulse
 
 STATS_WAIT_S = 1.0
+ANSWER_WAIT_S = 15.0
+"""A step may hold a long piece of a prompt; an engine that answers nothing for longer than this has stopped."""
+
+RESTARTED = "the engine was restarted before it answered; repeat the request"
 
 OnFinished = Callable[[Generation, Finished], None]
 Send = Callable[[wire.Operation], None]
@@ -40,12 +47,14 @@ class Desk:
         self.suspects = Suspects(clock)
         self.on_finished: OnFinished | None = None
         self._fresh = asyncio.Event()
+        self._numbers = itertools.count()
+        self._asked: dict[int, asyncio.Future[tuple[AdapterInfo, ...]]] = {}  # questions without an answer yet
 
     def open(self, request: Request, send: Send) -> Generation:
         if self.suspects.is_poison(request):
             raise self.suspects.verdict(request)
         if not len(self.board):
-            self.pulse.beat()
+            self.pulse.begin()
 
         def abort(request_id: RequestId, reason: FinishReason) -> None:
             with contextlib.suppress(ManyloraError):  # a full or closed link has nobody to abort for
@@ -68,6 +77,13 @@ class Desk:
             case wire.Beat(stats):
                 self.pulse.note(stats)
                 self._fresh.set()
+            case wire.Told(number, infos, failure):
+                if (answer := self._asked.pop(number, None)) is None or answer.done():
+                    return  # whoever asked has gone
+                if failure is None:
+                    answer.set_result(infos)
+                else:
+                    answer.set_exception(error_from(failure))
             case _:
                 pass
 
@@ -79,10 +95,41 @@ class Desk:
                 await self._fresh.wait()
         return self.pulse.stats
 
+    @property
+    def num_asked(self) -> int:
+        """Questions that wait for their answer."""
+        return len(self._asked)
+
+    async def manage(self, action: AdapterAction, ref: AdapterRef, send: Send) -> AdapterInfo:
+        (info,) = await self._ask(lambda number: wire.Manage(number, action, ref), send)
+        return info
+
+    async def infos(self, ref: AdapterRef | None, send: Send) -> tuple[AdapterInfo, ...]:
+        """One adapter's, or with None every adapter's."""
+        return await self._ask(lambda number: wire.AskInfos(number, ref), send)
+
+    async def _ask(self, question: Callable[[int], wire.Operation], send: Send) -> tuple[AdapterInfo, ...]:
+        """Send a question and wait for its answer; what the engine refuses is raised here."""
+        number = next(self._numbers)
+        answer: asyncio.Future[tuple[AdapterInfo, ...]] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        try:
+            send(question(number))
+            async with asyncio.timeout(ANSWER_WAIT_S):
+                return await answer
+        except TimeoutError:
+            raise Unavailable(f"the engine did not answer within {ANSWER_WAIT_S:g} s; repeat the request") from None
+        finally:
+            self._asked.pop(number, None)
+
     def lose(self, reason: FinishReason, fault: ManyloraError | None = None) -> None:
         """The engine is gone with all that was in it; `fault` is told to everyone instead of a verdict on each."""
         self.suspects.blame(request for request in self.board.requests() if request.flow != PROBE_FLOW)
         self.pulse.forget()
+        for answer in self._asked.values():
+            if not answer.done():
+                answer.set_exception(fault or Unavailable(RESTARTED))
+        self._asked.clear()
         self.board.end_all(reason, lambda request: fault or self.suspects.verdict(request))
 
     def health(self, *, is_up: bool) -> LinkHealth:

@@ -44,7 +44,10 @@ def headers_of(error: ManyloraError) -> dict[str, str]:
 
 
 def body_of(error: ManyloraError, dialect: Dialect, model: str | None = None) -> dict[str, object]:
-    """The JSON body. `model` is what an OpenAI caller named, for the text of an unknown one."""
+    """The JSON body. `model` is what an OpenAI caller named, for the text of an unknown one.
+
+    On the operators' routes nobody names a model: there an unknown adapter is told by its own row.
+    """
     row, text = error.row, _text(error)
     if dialect is Dialect.NATIVE:
         is_prefixed = row.native_status == 422 and row.native_type == "validation"
@@ -54,7 +57,7 @@ def body_of(error: ManyloraError, dialect: Dialect, model: str | None = None) ->
             "code": row.code,
         }
     parameter, code = error.parameter, row.code
-    if isinstance(error, AdapterNotFound):
+    if isinstance(error, AdapterNotFound) and model is not None:
         text = f"The model `{model}` does not exist or you do not have access to it."
         parameter, code = "model", "model_not_found"
     return {"error": {"message": text, "type": row.openai_type, "param": parameter, "code": code}}

@@ -8,11 +8,25 @@ from manylora.adapter_ref import AdapterRef
 from manylora.adapter_state import AdapterAction, AdapterInfo
 from manylora.clock import Clock
 from manylora.config import Config
-from manylora.engine.events import EngineStats, FinishReason, StepEvents
+from manylora.engine.events import EngineStats, Failure, FinishReason, StepEvents
 from manylora.engine.request import Request
+from manylora.errors import ManyloraError
 from manylora.ids import RequestId
 from manylora.server.served import ServedModel
-from manylora.server.wire import Abort, AskStats, Beat, Boot, Frame, Operation, Step, Stop, Submit
+from manylora.server.wire import (
+    Abort,
+    AskInfos,
+    AskStats,
+    Beat,
+    Boot,
+    Frame,
+    Manage,
+    Operation,
+    Step,
+    Stop,
+    Submit,
+    Told,
+)
 
 IDLE_WAIT_S = 1.0
 LOADING_WAIT_S = 0.001
@@ -114,8 +128,23 @@ def _apply(engine: SteppedEngine, operation: Operation, port: Port) -> None:
             engine.abort(request_id, reason)
         case AskStats():
             port.send(Beat(engine.stats()))
+        case Manage(number, action, ref):
+            port.send(_told(number, lambda: (engine.manage(action, ref),)))
+        case AskInfos(number, None):
+            port.send(_told(number, engine.infos))
+        case AskInfos(number, AdapterRef() as ref):
+            port.send(_told(number, lambda: (engine.info(ref),)))
         case Boot() | Stop():
             raise AssertionError(f"not an operation of a running engine: {operation}")
+
+
+def _told(number: int, ask: Callable[[], tuple[AdapterInfo, ...]]) -> Told:
+    """An answer, or the refusal in its place; what is not a refusal is a fault, and is raised."""
+    try:
+        return Told(number, ask())
+    except ManyloraError as error:
+        failure = Failure(error=type(error).__name__, message=error.message, parameter=error.parameter)
+        return Told(number, failure=failure)
 
 
 def _wait_after(engine: SteppedEngine) -> float:

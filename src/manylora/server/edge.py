@@ -65,7 +65,7 @@ class Edge:
             self._enter_deployment(scope)
             if NOT_BUILT.fullmatch(scope["path"]):
                 raise RouteNotBuilt(f"{scope['path']} is not part of this server")
-            if scope["method"] in ("POST", "PUT", "PATCH"):
+            if scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
                 arrival.body = await self._read_body(scope, receive)
                 await self._until_disconnect(scope, receive, send)
             else:

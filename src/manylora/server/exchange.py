@@ -72,6 +72,12 @@ class Exchange:
     def query(self) -> dict[str, str]:
         return dict(parse_qsl(self._scope.get("query_string", b"").decode("latin-1")))
 
+    @property
+    def client_host(self) -> str | None:
+        """The address the connection comes from; None where there is none, as on a socket of the file system."""
+        client = self._scope.get("client")
+        return str(client[0]) if client else None
+
     def header(self, name: str) -> str | None:
         return header_of(self._scope, name)
 

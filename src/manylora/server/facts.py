@@ -1,10 +1,8 @@
 """The routes that tell about the server: /info, /health, /metrics, /tokenize, /v1/models; and the tasks it lacks."""
 
-from pathlib import Path
-
 from manylora import __version__
-from manylora.adapters.local_source import LocalSource
-from manylora.errors import AdapterNotFound, AdapterReferenceInvalid, InvalidParameter, TaskUnsupported
+from manylora.errors import AdapterNotFound, InvalidParameter, TaskUnsupported
+from manylora.server.catalogue import Catalogue
 from manylora.server.exchange import Exchange
 from manylora.server.health import Health
 from manylora.server.inference import Inference
@@ -17,11 +15,12 @@ TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 class FactRoutes:
     """Nothing here generates for a caller."""
 
-    def __init__(self, inference: Inference, health: Health, meters: Meters) -> None:
+    def __init__(self, inference: Inference, health: Health, meters: Meters, catalogue: Catalogue) -> None:
         self._gate = inference.gate
         self._link = inference.link
         self._health = health
         self._meters = meters
+        self._catalogue = catalogue
 
     async def health(self, exchange: Exchange) -> None:
         is_well = not self._gate.is_draining and await self._health.is_well()
@@ -81,7 +80,7 @@ class FactRoutes:
 
     async def models(self, exchange: Exchange) -> None:
         served = self._gate.served
-        names = await self._adapter_names()
+        names = await self._catalogue.names(exchange.arrival.tenant)
         data = [self._model(served.model_id, None), *(self._model(name, served.model_id) for name in names)]
         await exchange.reply({"object": "list", "data": data})
 
@@ -91,18 +90,9 @@ class FactRoutes:
         if served.is_base_name(name):
             await exchange.reply(self._model(served.model_id, None))
             return
-        try:
-            ref = self._gate.adapter(name, parameter="model")
-        except AdapterReferenceInvalid as error:
-            raise AdapterNotFound(f"Adapter '{name}' was not found in source 'local'") from error
-        names = await self._adapter_names()
-        if ref is None or ref.id not in names:
-            raise AdapterNotFound(f"Adapter '{name}' was not found in source 'local'")
-        await exchange.reply(self._model(ref.id, served.model_id))
-
-    async def _adapter_names(self) -> list[str]:
-        """As the engine's own source lists them, read anew: adapters come and go while the server runs."""
-        return await self._gate.pool.run(LocalSource(tuple(map(Path, self._gate.served.adapter_roots))).list)
+        if name.rstrip("/") not in await self._catalogue.names(exchange.arrival.tenant):
+            raise AdapterNotFound(f"Adapter '{name}' was not found")
+        await exchange.reply(self._model(name.rstrip("/"), served.model_id))
 
     async def embeddings(self, exchange: Exchange) -> None:
         raise TaskUnsupported("embeddings are switched off: this deployment generates text only")

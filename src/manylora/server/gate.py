@@ -111,6 +111,10 @@ class Gate:
             source = SourceName.LOCAL
         return parse_adapter_ref(name, source, self._sources, token=fields.token, default=default)
 
+    async def local_names(self) -> list[str]:
+        """Local adapters as the engine's own source lists them, read anew: they come and go while the server runs."""
+        return await self.pool.run(self._local.list)
+
     def _is_local(self, adapter_id: str) -> bool:
         try:
             self._local.locate(AdapterRef(SourceName.LOCAL, adapter_id.rstrip("/")))

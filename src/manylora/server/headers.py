@@ -1,5 +1,6 @@
 """The `x-…` headers of inference replies: what ran, what it used and where the time went."""
 
+from manylora.adapter_ref import SourceName
 from manylora.adapter_state import AdapterState
 from manylora.server.exchange import Exchange
 from manylora.server.served import ServedModel
@@ -27,8 +28,8 @@ def head_of(work: Work, exchange: Exchange, served: ServedModel) -> dict[str, st
     adapter = work.drafts[0].adapter
     if adapter is not None:
         headers |= {"x-adapter-id": adapter.id, "x-adapter-source": adapter.source.value}
-    if work.adapter_use is not None:
-        headers["x-adapter-tier"] = tier_name(work.adapter_use.tier, served.device)
+    if adapter is not None and work.adapter_use is not None:
+        headers["x-adapter-tier"] = tier_name(work.adapter_use.tier, served.device, adapter.source)
         headers["x-adapter-load-time"] = str(round(work.adapter_use.load_ms))
     if work.queue_ms is not None:
         headers["x-queue-time"] = str(round(work.queue_ms))
@@ -70,8 +71,11 @@ def timings_of(work: Work, exchange: Exchange) -> dict[str, float]:
     }
 
 
-def tier_name(tier: str, device: str) -> str:
-    """The words customers know; on a CPU the device's memory is the host's."""
+def tier_name(tier: str, device: str, source: SourceName) -> str:
+    """Where a request found its adapter, in the words customers know; on a CPU the device's memory is the host's.
+
+    What no tier had yet was found at its source: a local directory is on this machine's disk, every other is remote.
+    """
     match tier:
         case AdapterState.ON_DEVICE.value:
             return "gpu" if device.startswith("cuda") else "cpu"
@@ -79,7 +83,7 @@ def tier_name(tier: str, device: str) -> str:
             return "cpu"
         case AdapterState.ON_DISK.value:
             return "disk"
-    return "remote"
+    return "disk" if source is SourceName.LOCAL else "remote"
 
 
 def _ms(duration_s: float) -> str:

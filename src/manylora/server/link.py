@@ -16,6 +16,8 @@ from typing import Protocol
 import zmq
 import zmq.asyncio
 
+from manylora.adapter_ref import AdapterRef
+from manylora.adapter_state import AdapterAction, AdapterInfo
 from manylora.clock import Clock, SystemClock
 from manylora.config import Config, child_environment
 from manylora.engine.events import EngineStats, Failure, FinishReason
@@ -49,6 +51,15 @@ class EngineLink(Protocol):
 
     async def stats(self) -> EngineStats | None:
         """The engine's numbers, at most about a second old; None before the first."""
+
+    async def manage(self, action: AdapterAction, ref: AdapterRef) -> AdapterInfo:
+        """Begin what an operator wants of an adapter. Raises its refusal, or `Unavailable` if the engine is gone."""
+
+    async def info(self, ref: AdapterRef) -> AdapterInfo:
+        """How one adapter stands. Raises `AdapterNotFound`, or `Unavailable` if the engine is gone."""
+
+    async def infos(self) -> tuple[AdapterInfo, ...]:
+        """Every adapter the engine knows. Raises `Unavailable` if the engine is gone."""
 
     def health(self) -> LinkHealth: ...
 
@@ -96,12 +107,20 @@ class InProcessLink:
         self._thread.start()
 
     def generate(self, request: Request) -> Generation:
-        if not self._is_up:
-            raise self._failure or Unavailable("the engine is not running")
-        return self._desk.open(request, self._port.operations.put)
+        return self._desk.open(request, self._sender())
 
     async def stats(self) -> EngineStats | None:
         return await self._desk.fresh_stats(self._port.operations.put)
+
+    async def manage(self, action: AdapterAction, ref: AdapterRef) -> AdapterInfo:
+        return await self._desk.manage(action, ref, self._sender())
+
+    async def info(self, ref: AdapterRef) -> AdapterInfo:
+        (info,) = await self._desk.infos(ref, self._sender())
+        return info
+
+    async def infos(self) -> tuple[AdapterInfo, ...]:
+        return await self._desk.infos(None, self._sender())
 
     def health(self) -> LinkHealth:
         return self._desk.health(is_up=self._is_up)
@@ -121,6 +140,12 @@ class InProcessLink:
     @property
     def _is_up(self) -> bool:
         return self._thread is not None and self._failure is None
+
+    def _sender(self) -> Callable[[wire.Operation], None]:
+        """How to reach the engine, which runs."""
+        if not self._is_up:
+            raise self._failure or Unavailable("the engine is not running")
+        return self._port.operations.put
 
     def _drive(self) -> None:
         try:
@@ -219,12 +244,20 @@ class ProcessLink:
             raise self._startup_failure
 
     def generate(self, request: Request) -> Generation:
-        if not self._is_up:
-            raise Unavailable("the engine is being started again; repeat the request")
-        return self._desk.open(request, self._send)
+        return self._desk.open(request, self._sender())
 
     async def stats(self) -> EngineStats | None:
         return await self._desk.fresh_stats(self._send)
+
+    async def manage(self, action: AdapterAction, ref: AdapterRef) -> AdapterInfo:
+        return await self._desk.manage(action, ref, self._sender())
+
+    async def info(self, ref: AdapterRef) -> AdapterInfo:
+        (info,) = await self._desk.infos(ref, self._sender())
+        return info
+
+    async def infos(self) -> tuple[AdapterInfo, ...]:
+        return await self._desk.infos(None, self._sender())
 
     def health(self) -> LinkHealth:
         return self._desk.health(is_up=self._is_up)
@@ -245,6 +278,12 @@ class ProcessLink:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
         self._context.destroy(linger=0)
+
+    def _sender(self) -> Callable[[wire.Operation], None]:
+        """How to reach the engine, which is up."""
+        if not self._is_up:
+            raise Unavailable("the engine is being started again; repeat the request")
+        return self._send
 
     def _send(self, operation: wire.Operation) -> None:
         if self._worker is not None and self._is_up:

@@ -1,13 +1,16 @@
 """Counts what the edge sees and shows it with the engine's numbers, as Prometheus text or as JSON."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from operator import attrgetter
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from manylora.adapter_ref import AdapterRef
+from manylora.adapter_state import LOAD_BUCKETS_S, LoadTimes
 from manylora.engine.events import EngineStats, Finished
 from manylora.ids import PROBE_FLOW
 from manylora.server.gate import Draft
@@ -24,16 +27,18 @@ class Meters:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._histograms: dict[str, Histogram] = {}
-        self._totals = _Totals([m for m in METRICS if m.kind is MetricKind.COUNTER and m.stat is None])
+        self._totals = _Totals([m for m in METRICS if m.kind is MetricKind.COUNTER and not m.is_engine_s])
         self._gauges: dict[str, Gauge] = {}
-        self._engine = _EngineNumbers([metric for metric in METRICS if metric.stat is not None])
+        self._engine = _EngineNumbers([metric for metric in METRICS if metric.is_engine_s])
         for metric in METRICS:
+            if metric.is_engine_s:
+                continue
             if metric.kind is MetricKind.HISTOGRAM:
                 buckets = SECOND_BUCKETS if metric.unit == "seconds" else TOKEN_BUCKETS
                 self._histograms[metric.name] = Histogram(
                     metric.name, metric.help, registry=self._registry, buckets=buckets
                 )
-            elif metric.kind is MetricKind.GAUGE and metric.stat is None:
+            elif metric.kind is MetricKind.GAUGE:
                 self._gauges[metric.name] = Gauge(metric.name, metric.help, registry=self._registry)
         self._registry.register(self._totals)
         self._registry.register(self._engine)
@@ -143,10 +148,28 @@ class _EngineNumbers(Collector):
 
     def collect(self) -> Iterable[Family]:
         for metric in self._metrics:
+            if metric.kind is MetricKind.HISTOGRAM:
+                yield self._load_times(metric)
+                continue
             family = Family(metric.name, metric.help, "gauge" if metric.kind is MetricKind.GAUGE else "unknown")
-            if self.stats is not None and metric.stat is not None:
-                family.add_sample(metric.name, {}, attrgetter(metric.stat)(self.stats))
+            if metric.stat is not None:
+                self._add(family, {}, metric.stat)
+            for tier, path in metric.by_tier:
+                self._add(family, {"tier": tier}, path)
             yield family
+
+    def _add(self, family: Family, labels: dict[str, str], path: str) -> None:
+        if self.stats is not None:
+            family.add_sample(family.name, labels, attrgetter(path)(self.stats))
+
+    def _load_times(self, metric: Metric) -> Family:
+        """A histogram of each source and tier; its buckets are the store's, summed up as Prometheus wants them."""
+        family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+        times: Sequence[LoadTimes] = () if self.stats is None else self.stats.adapters.load_times
+        for entry in times:
+            buckets = list(zip([*map(str, LOAD_BUCKETS_S), "+Inf"], accumulate(entry.counts), strict=True))
+            family.add_metric([entry.source, entry.tier], buckets=buckets, sum_value=entry.total_s)
+        return family
 
 
 def _key(name: str, labels: Mapping[str, str]) -> str:

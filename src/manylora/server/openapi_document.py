@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from manylora.adapter_state import AdapterAction, AdapterState
+
 Schema = dict[str, object]
 
 NATIVE_ERROR: Schema = {
@@ -46,6 +48,13 @@ def openapi_document(version: str) -> Schema:
             "/v1/chat/completions": _post("Answer a conversation", _chat_body(), native=False),
             "/v1/models": _get("The base model and its adapters"),
             "/v1/models/{model_id}": _get("One model", parameter="model_id"),
+            "/v1/adapters": {"get": _list_adapters()},
+            "/v1/adapters/{adapter_id}": {
+                "get": _operation("How one adapter stands", "adapter_id", ("source",), _adapter()),
+                "post": _operation("Preload, pin, unpin, evict or verify", "adapter_id", ("source", "wait"), _adapter())
+                | {"requestBody": _json(_action_body())},
+                "delete": _operation("Take an adapter away", "adapter_id", ("source", "wait"), _adapter()),
+            },
             "/info": _get("What is served, and its limits"),
             "/health": _get("Whether the engine makes progress"),
             "/startup": _get("Whether a first generation has succeeded"),
@@ -110,12 +119,66 @@ def _chat_body() -> Schema:
     return _object({**_openai_common(), **extra}, "messages")
 
 
+def _adapter() -> Schema:
+    """`AdapterInfo` of adapter_state.py."""
+    texts = {name: {"type": "string"} for name in ("id", "source", "digest", "error")}
+    counts = {name: {"type": "integer"} for name in ("rank", "num_bytes", "pins", "hits")}
+    fields = {
+        **texts,
+        **counts,
+        "state": {"type": "string", "enum": list(AdapterState)},
+        "is_pinned": {"type": "boolean"},
+        "is_deleted": {"type": "boolean"},
+        "is_verified": _nullable("boolean"),
+        "last_use_s": _nullable("number"),
+        "stage_ms": {"type": "object", "additionalProperties": {"type": "number"}},
+    }
+    return _object(fields, *fields)
+
+
+def _action_body() -> Schema:
+    actions = [action for action in AdapterAction if action is not AdapterAction.DELETE]
+    return _object({"action": {"type": "string", "enum": actions}, "api_token": _nullable("string")}, "action")
+
+
+def _list_adapters() -> Schema:
+    page = _object(
+        {
+            "object": {"const": "list"},
+            "data": {"type": "array", "items": _adapter()},
+            "has_more": {"type": "boolean"},
+            "after": _nullable("string"),
+        },
+        *("object", "data", "has_more", "after"),
+    )
+    return _operation("The adapters the engine knows", None, ("prefix", "state", "source", "limit", "after"), page)
+
+
+def _operation(summary: str, path_name: str | None, query_names: tuple[str, ...], answer: Schema) -> Schema:
+    """An operators' route: its parameters are strings, its answer is JSON, its errors are OpenAI's."""
+    places = ([(path_name, "path")] if path_name else []) + [(name, "query") for name in query_names]
+    failure = {"description": "A failure", "content": {"application/json": {"schema": OPENAI_ERROR}}}
+    good = {"description": "How it stands now", "content": {"application/json": {"schema": answer}}}
+    return {
+        "summary": summary,
+        "parameters": [
+            {"name": name, "in": place, "required": place == "path", "schema": {"type": "string"}}
+            for name, place in places
+        ],
+        "responses": {"200": good, **({"202": good} if "wait" in query_names else {}), "default": failure},
+    }
+
+
+def _json(schema: Schema) -> Schema:
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
+
+
 def _post(summary: str, body: Schema, *, native: bool) -> Schema:
     error = NATIVE_ERROR if native else OPENAI_ERROR
     return {
         "post": {
             "summary": summary,
-            "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+            "requestBody": _json(body),
             "responses": {
                 "200": {"description": "The answer; JSON, or an event stream"},
                 "default": {"description": "A failure", "content": {"application/json": {"schema": error}}},

@@ -5,15 +5,15 @@ from manylora.engine.events import EngineStats
 
 
 class Pulse:
-    """Remembers when progress was last seen.
+    """Remembers when the engine, and when its adapter loader, was last seen to make progress.
 
-    Progress is: events of a step; more steps while something runs; a load that ended while requests only wait for
-    adapters. Nothing to do counts as progress too.
+    The engine moves with the events of a step, and with more steps while something runs. The loader moves when a load
+    ends, well or badly. Each moves as long as nothing waits for it.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._last_s = clock.monotonic_s()
+        self._engine_s = self._loader_s = clock.monotonic_s()
         self._stats: EngineStats | None = None
 
     @property
@@ -21,8 +21,13 @@ class Pulse:
         """The engine's latest numbers; None before the first."""
         return self._stats
 
+    def begin(self) -> None:
+        """Work comes after there was none: both start afresh."""
+        self._engine_s = self._loader_s = self._clock.monotonic_s()
+
     def beat(self) -> None:
-        self._last_s = self._clock.monotonic_s()
+        """A step has committed something. That says nothing of the loader: others' tokens are not its progress."""
+        self._engine_s = self._clock.monotonic_s()
 
     def forget(self) -> None:
         """The engine is gone, and its numbers with it."""
@@ -30,18 +35,29 @@ class Pulse:
 
     def note(self, stats: EngineStats) -> None:
         before, self._stats = self._stats, stats
-        if before is None or _has_moved(before, stats):
-            self.beat()
+        now_s = self._clock.monotonic_s()
+        if before is None or _engine_has_moved(before, stats):
+            self._engine_s = now_s
+        if before is None or _loader_has_moved(before, stats):
+            self._loader_s = now_s
 
     def stalled_s(self, in_flight: int) -> float:
-        """Seconds since the last progress; 0 when there is nothing to do."""
+        """Seconds since the one of the two that has stood still longer moved; 0 when there is nothing to do."""
         if not in_flight:
-            self.beat()
-        return self._clock.monotonic_s() - self._last_s
+            self.begin()
+        return self._clock.monotonic_s() - min(self._engine_s, self._loader_s)
 
 
-def _has_moved(before: EngineStats, after: EngineStats) -> bool:
+def _engine_has_moved(before: EngineStats, after: EngineStats) -> bool:
+    """While nothing runs, requests that wait are let in when a load ends, or else when others' have ended."""
     if after.running:
         return after.steps > before.steps
-    loads = (before.adapters.loads + before.adapters.failures, after.adapters.loads + after.adapters.failures)
-    return loads[0] != loads[1] or not (after.waiting or after.loading)
+    return not after.waiting or _num_ended(after) != _num_ended(before)
+
+
+def _loader_has_moved(before: EngineStats, after: EngineStats) -> bool:
+    return not after.loading or _num_ended(after) != _num_ended(before)
+
+
+def _num_ended(stats: EngineStats) -> int:
+    return stats.adapters.loads + stats.adapters.failures

@@ -2,6 +2,8 @@
 
 import msgspec
 
+from manylora.adapter_ref import AdapterRef
+from manylora.adapter_state import AdapterAction, AdapterInfo
 from manylora.config import Config
 from manylora.engine.events import EngineStats, Failure, FinishReason, StepEvents
 from manylora.engine.request import Request
@@ -27,6 +29,21 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
 
 class AskStats(msgspec.Struct, frozen=True, tag=True):
     """Answered by a `Beat`."""
+
+
+class Manage(msgspec.Struct, frozen=True, tag=True):
+    """Begin what an operator wants of an adapter. Answered by a `Told` of that number: one adapter, or a failure."""
+
+    number: int
+    action: AdapterAction
+    ref: AdapterRef
+
+
+class AskInfos(msgspec.Struct, frozen=True, tag=True):
+    """How one adapter stands, or with `ref` None every adapter. Answered by a `Told` of that number."""
+
+    number: int
+    ref: AdapterRef | None = None
 
 
 class Stop(msgspec.Struct, frozen=True, tag=True):
@@ -57,6 +74,14 @@ class Beat(msgspec.Struct, frozen=True, tag=True):
     stats: EngineStats
 
 
+class Told(msgspec.Struct, frozen=True, tag=True):
+    """The answer to the `Manage` or `AskInfos` of that number; `failure` is why it could not be done."""
+
+    number: int
+    infos: tuple[AdapterInfo, ...] = ()
+    failure: Failure | None = None
+
+
 class Died(msgspec.Struct, frozen=True, tag=True):
     """Last words: what ended the engine, and where its last plan was written, if it was."""
 
@@ -64,8 +89,8 @@ class Died(msgspec.Struct, frozen=True, tag=True):
     dump: str = ""
 
 
-Operation = Boot | Submit | Abort | AskStats | Stop
-Frame = Ready | Progress | Step | Beat | Died
+Operation = Boot | Submit | Abort | AskStats | Manage | AskInfos | Stop
+Frame = Ready | Progress | Step | Beat | Told | Died
 
 _encoder = msgspec.msgpack.Encoder()
 _operations: msgspec.msgpack.Decoder[Operation] = msgspec.msgpack.Decoder(Operation)

@@ -1,0 +1,245 @@
+"""`manylora adapters`: see and steer the adapters of a running server, over HTTP."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from manylora.adapter_state import AdapterAction, AdapterState
+
+if TYPE_CHECKING:
+    import httpx2
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+ANSWER_WAIT_S = 30.0
+PIPE_WIDTH = 240
+SHORT_DIGEST = 12
+
+Info = dict[str, Any]  # JSON of the server: AdapterInfo's fields
+
+UrlOption = Annotated[str, typer.Option(help="The server to talk to.")]
+SourceOption = Annotated[str | None, typer.Option(help="Where the adapter comes from. Default: as for a request.")]
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The adapter's id, such as support-triage or team/name.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the server's JSON as it is.")]
+WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Whether to wait until it is done.")]
+TimeoutOption = Annotated[
+    float, typer.Option(min=0, help="Seconds to wait at most; the server cuts it to its adapters.load_timeout_s.")
+]
+
+adapters = typer.Typer(no_args_is_help=True, help="See and steer the adapters of a running server.")
+
+
+@adapters.command("ls")
+def list_adapters(
+    prefix: Annotated[str | None, typer.Option(help="Only ids that begin so.")] = None,
+    state: Annotated[AdapterState | None, typer.Option(help="Only adapters in this state.")] = None,
+    source: Annotated[str | None, typer.Option(help="Only adapters of this source.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 1000,
+    after: Annotated[str | None, typer.Option(help="Go on behind this one: the `after` of the page before.")] = None,
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+) -> None:
+    """List the adapters the server knows."""
+    asked = {"prefix": prefix, "state": state, "source": source, "limit": limit, "after": after}
+    reply = _ask("GET", url, query={name: value for name, value in asked.items() if value is not None})
+    if json:
+        typer.echo(reply.text)
+        return
+    page = reply.json()
+    _print_table(page["data"])
+    if page["has_more"]:
+        typer.echo(f"there are more: --after {page['after']}", err=True)
+
+
+@adapters.command()
+def show(
+    adapter: IdArgument, source: SourceOption = None, json: JsonOption = False, url: UrlOption = DEFAULT_URL
+) -> None:
+    """Show everything that is known of one adapter, with how long each stage of its last load took."""
+    reply = _ask("GET", url, adapter, query=_source(source))
+    if json:
+        typer.echo(reply.text)
+        return
+    info = reply.json()
+    stages = info.pop("stage_ms")
+    lines = {name: _shown(name, value) for name, value in info.items()}
+    lines |= {f"load: {stage}": f"{duration_ms:.1f} ms" for stage, duration_ms in stages.items()}
+    width = max(map(len, lines))
+    for name, text in lines.items():
+        typer.echo(f"{name:<{width}}  {text}")
+
+
+@adapters.command()
+def rm(
+    adapter: IdArgument,
+    source: SourceOption = None,
+    wait: WaitOption = True,
+    timeout: TimeoutOption = 60.0,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    url: UrlOption = DEFAULT_URL,
+) -> None:
+    """Take an adapter's name away; what runs on it goes on, then its weights leave every tier."""
+    if not yes:
+        typer.confirm(f"Take adapter '{adapter}' away from {url}?", abort=True)
+    _act(AdapterAction.DELETE, adapter, source, url, timeout if wait else None)
+
+
+def _add_verb(action: AdapterAction, text: str) -> None:
+    @adapters.command(action.value, help=text)
+    def verb(
+        adapter: IdArgument,
+        source: SourceOption = None,
+        wait: WaitOption = True,
+        timeout: TimeoutOption = 60.0,
+        url: UrlOption = DEFAULT_URL,
+    ) -> None:
+        _act(action, adapter, source, url, timeout if wait else None)
+
+
+for _action, _text in {
+    AdapterAction.PRELOAD: "Bring an adapter to the device, so that its first request finds it there.",
+    AdapterAction.PIN: "Keep an adapter on the device until it is unpinned, whoever uses it.",
+    AdapterAction.UNPIN: "Let a pinned adapter be evicted again.",
+    AdapterAction.EVICT: "Take an adapter off the device and the disk; its next request loads it anew.",
+    AdapterAction.VERIFY: "Read an adapter's packed image again and compare it with its checksum.",
+}.items():
+    _add_verb(_action, _text)
+
+
+def _act(action: AdapterAction, adapter: str, source: str | None, url: str, timeout_s: float | None) -> None:
+    """Have the server do it, and say how the adapter stands; `timeout_s` None does not wait."""
+    query = _source(source) | ({} if timeout_s is None else {"wait": timeout_s})
+    if action is AdapterAction.DELETE:
+        reply = _ask("DELETE", url, adapter, query=query, wait_s=timeout_s or 0)
+    else:
+        reply = _ask("POST", url, adapter, query=query, wait_s=timeout_s or 0, body={"action": action.value})
+    info = reply.json()
+    is_done = reply.status_code == 200  # 202: it was begun, and goes on
+    if info["state"] == AdapterState.FAILED and action is not AdapterAction.DELETE:
+        _fail(info["error"] or f"adapter '{adapter}' has failed")
+    if action is AdapterAction.PIN and not info["is_pinned"]:
+        _fail(info["error"] or f"adapter '{adapter}' is not pinned")
+    if info["is_verified"] is False:
+        _fail(f"the packed image of adapter '{adapter}' is not what its checksum says")
+    if not is_done and timeout_s is not None:
+        _fail(f"{action.value} was begun, but is not done yet; {_standing(info)}")
+    typer.echo(f"{'done' if is_done else 'begun'}: {_standing(info)}")
+
+
+def _source(source: str | None) -> dict[str, object]:
+    return {} if source is None else {"source": source}
+
+
+def _ask(
+    method: str,
+    url: str,
+    adapter: str | None = None,
+    *,
+    query: dict[str, object],
+    wait_s: float = 0.0,
+    body: object = None,
+) -> "httpx2.Response":
+    """Send one request; whatever is wrong ends the program with one line that says so."""
+    from urllib.parse import quote
+
+    import httpx2
+
+    path = "/v1/adapters" if adapter is None else f"/v1/adapters/{quote(_checked(adapter), safe='/')}"
+    try:
+        # A proxy from the environment would make this caller a stranger to the server.
+        with httpx2.Client(base_url=url, timeout=ANSWER_WAIT_S + wait_s, trust_env=False) as client:
+            reply = client.request(method, path, params={k: str(v) for k, v in query.items()}, json=body)
+    except httpx2.TimeoutException:
+        _fail(f"the server at {url} did not answer within {ANSWER_WAIT_S + wait_s:g} s")
+    except (httpx2.TransportError, httpx2.InvalidURL) as error:
+        _fail(f"no server answers at {url} ({error}); start one with `manylora serve`, or name it with --url")
+    if (message := _refusal_in(reply, "data" if adapter is None else "state")) is not None:
+        _fail(message)
+    return reply
+
+
+def _checked(adapter: str) -> str:
+    """An id that stays one in a path: `..` there would be another route."""
+    if set(adapter.strip("/").split("/")) & {"", ".", ".."}:
+        _fail(f"ID must be a name such as support-triage or team/name, its place given by --source. Given: {adapter!r}")
+    return adapter
+
+
+def _refusal_in(reply: "httpx2.Response", key: str) -> str | None:
+    """The server's own words for what is wrong; None if the answer is one, which has `key`."""
+    try:
+        body = reply.json()
+        if reply.is_success and key in body:
+            return None
+        error = body["error"]
+        return str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, LookupError, TypeError):
+        return f"{reply.url} answered {reply.status_code}, and not as a manylora server does"
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"manylora: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def _print_table(infos: list[Info]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("id", "source", "state", box=None, pad_edge=False, header_style="bold")
+    for name in ("rank", "size", "pins", "pinned", "hits", "last use"):
+        table.add_column(name, justify="right")
+    table.add_column("digest")
+    for info in infos:
+        table.add_row(
+            info["id"],
+            info["source"],
+            "deleted" if info["is_deleted"] else info["state"],
+            *(_shown(name, info[name]) for name in ("rank", "num_bytes", "pins", "is_pinned", "hits", "last_use_s")),
+            info["digest"][:SHORT_DIGEST] or "-",
+        )
+    # Into a pipe there is no width to fit, and a shortened id would be no id.
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+
+
+def _standing(info: Info) -> str:
+    text = f"{info['source']}:{info['id']} is {info['state']}"
+    if info["num_bytes"]:
+        text += f", {_size(info['num_bytes'])}"
+    if info["is_pinned"]:
+        text += ", pinned"
+    if info["is_verified"] and info["num_bytes"]:
+        text += ", verified"
+    if info["pins"]:
+        text += f", held by {info['pins']} request{'s' if info['pins'] > 1 else ''}"
+    return text
+
+
+def _shown(name: str, value: object) -> str:
+    """A field as people read it; what is not known yet is a dash."""
+    match name, value:
+        case _, None | "":
+            return "-"
+        case _, bool():
+            return "yes" if value else "no"
+        case (("rank" | "num_bytes"), 0):
+            return "-"
+        case "num_bytes", int():
+            return _size(value)
+        case "last_use_s", int() | float():
+            return f"{_duration(value)} ago"
+    return str(value)
+
+
+def _size(num_bytes: int) -> str:
+    for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= length:
+            return f"{num_bytes / length:.1f} {unit}"
+    return f"{num_bytes} B"
+
+
+def _duration(duration_s: float) -> str:
+    for unit, length_s in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if duration_s >= length_s:
+            return f"{duration_s / length_s:.0f} {unit}"
+    return f"{duration_s:.0f} s"

@@ -1,0 +1,74 @@
+"""Which adapters a caller may be told of: local ones, and those of remote sources that its tenant has used lately."""
+
+from collections import OrderedDict
+
+from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.clock import Clock
+from manylora.engine.events import Finished
+from manylora.errors import ManyloraError
+from manylora.server.gate import Gate
+from manylora.server.generation import Generation
+from manylora.server.link import EngineLink
+
+MAX_TENANTS = 1_000
+MAX_RECENT = 100
+MAX_DELETED = 16_384
+RECHECK_S = 5.0
+
+
+class Catalogue:
+    """Keeps the last `MAX_RECENT` names of each of the last `MAX_TENANTS` tenants; one never sees another's.
+
+    An operator's delete takes a name away though its source still has it, and another version there brings it back, so
+    that the engine is asked for deleted ones: once every `RECHECK_S`, however often the list is.
+    """
+
+    def __init__(self, gate: Gate, link: EngineLink, clock: Clock) -> None:
+        self._gate = gate
+        self._link = link
+        self._clock = clock
+        self._recent: OrderedDict[str, OrderedDict[AdapterRef, None]] = OrderedDict()
+        self._deleted: OrderedDict[AdapterRef, float] = OrderedDict()  # when each was last asked for
+
+    async def names(self, tenant: str) -> list[str]:
+        """Ids, without doubles: local ones first, read anew since they come and go while the server runs."""
+        local = [AdapterRef(SourceName.LOCAL, name) for name in await self._gate.local_names()]
+        recent = sorted(self._recent.get(tenant, ()), key=lambda ref: ref.id)
+        return list(dict.fromkeys([ref.id for ref in (*local, *recent) if await self._is_there(ref)]))
+
+    def note(self, generation: Generation, finished: Finished) -> None:
+        """A sequence has ended; what never ran does not count, so that a wrong name is not listed."""
+        ref = generation.request.adapter
+        if ref is None or ref.merge is not None or ref.source is SourceName.LOCAL or finished.queue_ms is None:
+            return
+        refs = self._recent.setdefault(generation.request.flow, OrderedDict())
+        self._recent.move_to_end(generation.request.flow)
+        named = AdapterRef(ref.source, ref.id)
+        refs[named] = None
+        refs.move_to_end(named)
+        if len(refs) > MAX_RECENT:
+            refs.popitem(last=False)
+        if len(self._recent) > MAX_TENANTS:
+            self._recent.popitem(last=False)
+
+    def note_deleted(self, ref: AdapterRef) -> None:
+        self._deleted[AdapterRef(ref.source, ref.id)] = self._clock.monotonic_s()
+        if len(self._deleted) > MAX_DELETED:
+            self._deleted.popitem(last=False)
+
+    async def _is_there(self, ref: AdapterRef) -> bool:
+        """Whether a name is known, as far as deleting goes."""
+        asked_s, now_s = self._deleted.get(ref), self._clock.monotonic_s()
+        if asked_s is None:
+            return True
+        if now_s - asked_s < RECHECK_S:
+            return False
+        self._deleted[ref] = now_s
+        try:
+            info = await self._link.info(ref)
+        except ManyloraError:
+            return False
+        if info.is_deleted:
+            return False
+        self._deleted.pop(ref, None)
+        return True
