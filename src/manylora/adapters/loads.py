@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapter_ref import FOLDER_SOURCES, AdapterRef, SourceName
 from manylora.adapters.base_shape import BaseShape
 from manylora.adapters.image import largest_file_bytes
 from manylora.adapters.jobs import Ingest, Ingested, IngestFailure, IngestJob
@@ -95,7 +95,7 @@ class Loads:
         """Whether another load may begin. One source never has all turns: it may have stopped answering."""
         most = self._config.parallel_loads
         own = sum(load.job.ref.source is source for load in self._loads.values())
-        return len(self._loads) < most and (source is SourceName.LOCAL or own < max(1, most - most // 4))
+        return len(self._loads) < most and (source in FOLDER_SOURCES or own < max(1, most - most // 4))
 
     def _has_ingest_memory(self, more_bytes: int) -> bool:
         taken = sum(load.memory_bytes for load in self._loads.values())
