@@ -12,6 +12,7 @@ MAX_ID_CHARACTERS = 256
 MAX_TOKEN_CHARACTERS = 4_096
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+\-]*(/[A-Za-z0-9][A-Za-z0-9._@+\-]*)*")
 _HUB_ID = re.compile(r"[^/@]+/[^/@]+(@[^@]+)?")
+_REGISTRY_ID = re.compile(r"[^/@]+(/[1-9][0-9]{0,8})?")
 _TOKEN = re.compile(r"[!-~]+")
 
 
@@ -26,6 +27,9 @@ class SourceName(StrEnum):
     HTTPS = "https"
     PBASE = "pbase"
 
+
+FOLDER_SOURCES = frozenset({SourceName.LOCAL, SourceName.PBASE})
+"""Sources whose files lie in folders of this machine: asked at once, read by the ingest process."""
 
 _SCHEMES = {
     "s3": SourceName.S3,
@@ -52,15 +56,17 @@ class AdapterRef:
             that of the first
     token   the caller's credential at the source, or empty. It is never printed or logged; two callers with different
             ones are told apart, so that the access of one opens nothing to the other.
+    tenant  whose registry the id is looked up in; empty at every other source, where a name means the same to all
     """
 
     source: SourceName
     id: str
     token: str = field(default="", repr=False)
     merge: "Merge | None" = None
+    tenant: str = ""
 
     def __str__(self) -> str:
-        name = f"{self.source}:{self.id}"
+        name = f"{self.source}:{self.tenant}/{self.id}" if self.tenant else f"{self.source}:{self.id}"
         return name if self.merge is None else f"{name} {self.merge}"
 
 
@@ -89,6 +95,7 @@ def parse_adapter_ref(
     *,
     token: str = "",
     default: SourceName = SourceName.LOCAL,
+    tenant: str = "",
 ) -> AdapterRef:
     """Check a request's `adapter_id`, `adapter_source` and `api_token` and return the reference.
 
@@ -120,12 +127,21 @@ def parse_adapter_ref(
             f"`adapter_id` of the hub must be `org/name` or `org/name@revision`. Given: {trimmed}",
             parameter="adapter_id",
         )
+    if name == SourceName.PBASE and not _REGISTRY_ID.fullmatch(trimmed):
+        raise AdapterReferenceInvalid(
+            f"`adapter_id` of the registry must be `repo` or `repo/version`. Given: {trimmed}", parameter="adapter_id"
+        )
     if token and (len(token) > MAX_TOKEN_CHARACTERS or not _TOKEN.fullmatch(token)):
         raise AdapterReferenceInvalid(
             f"`api_token` must be at most {MAX_TOKEN_CHARACTERS} visible ASCII characters", parameter="api_token"
         )
     # What has no use for a token is one adapter to all.
-    return AdapterRef(SourceName(name), trimmed, token if name == SourceName.HUB else "")
+    return AdapterRef(
+        SourceName(name),
+        trimmed,
+        token if name == SourceName.HUB else "",
+        tenant=tenant if name == SourceName.PBASE else "",
+    )
 
 
 def parse_adapter_name(text: str, enabled: frozenset[SourceName]) -> AdapterRef:

@@ -65,6 +65,7 @@ class AdaptersConfig:
     roots: tuple[str, ...] = ()
     stores: tuple[str, ...] = ()
     hub_endpoint: str = "https://huggingface.co"
+    registry_dir: str = ""
     default_source: str = "local"
     revision_ttl_s: float = 300.0
     max_rank: int = 256
@@ -207,7 +208,9 @@ def leaves(config: Config) -> dict[str, Setting]:
 def enabled_sources(config: AdaptersConfig) -> frozenset[SourceName]:
     """Where adapters may come from."""
     stores = {source for place in config.stores if (source := source_of(place)) is not None}
-    return frozenset({SourceName.LOCAL, *stores, *((SourceName.HUB,) if config.hub_endpoint else ())})
+    hub = (SourceName.HUB,) if config.hub_endpoint else ()
+    registry = (SourceName.PBASE,) if config.registry_dir else ()
+    return frozenset({SourceName.LOCAL, *stores, *hub, *registry})
 
 
 def cache_dir(config: Config | None = None) -> Path:

@@ -34,10 +34,10 @@ from manylora.adapters.jobs import (
     job_from_json,
     outcome_to_json,
 )
-from manylora.adapters.local_source import LocalSource
 from manylora.adapters.object_source import ObjectSource
 from manylora.adapters.packing import PackedAdapter, pack_adapter, pack_merged
 from manylora.adapters.refusals import Refusals
+from manylora.adapters.registry import folder_sources
 from manylora.adapters.sources import FetchedFiles, RemoteSource
 from manylora.clock import Clock, SystemClock
 from manylora.errors import AdapterLoadTimeout, AdapterReferenceInvalid, ManyloraError
@@ -87,7 +87,7 @@ class Worker:
     def __init__(self, settings: IngestSettings, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
-        self._local = LocalSource(tuple(Path(root) for root in settings.roots))
+        self._folders = folder_sources(settings.roots, settings.registry_dir)
         # Each kind of wait has threads of its own, so that none of them holds up another kind.
         self._reads = ThreadPoolExecutor(settings.parallel_loads, thread_name_prefix="read")
         self._packs = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="pack")
@@ -133,8 +133,8 @@ class Worker:
 
     async def _fetch(self, ref: AdapterRef, stamp: str) -> FetchedFiles:
         limit_bytes = self._settings.max_bytes
-        if ref.source is SourceName.LOCAL:
-            read = partial(self._local.fetch, ref, stamp, limit_bytes)
+        if (folder := self._folders.get(ref.source)) is not None:
+            read = partial(folder.fetch, ref, stamp, limit_bytes)
             return await asyncio.get_running_loop().run_in_executor(self._reads, read)
         try:
             async with asyncio.timeout(self._settings.load_timeout_s):
@@ -147,7 +147,7 @@ class Worker:
     def _source(self, ref: AdapterRef) -> RemoteSource:
         source = self._remote.get(ref.source)
         if source is None:
-            allowed = ", ".join(sorted({SourceName.LOCAL, *self._remote}))
+            allowed = ", ".join(sorted({*self._folders, *self._remote}))
             raise AdapterReferenceInvalid(f"`adapter_source` must be one of {allowed}. Given: {ref.source}")
         return source
 

@@ -31,6 +31,7 @@ class IngestSettings:
     hub_endpoint: str = ""
     load_timeout_s: float = 60.0
     base_dir: str = ""
+    registry_dir: str = ""
 
     def to_json(self) -> dict[str, Any]:  # JSON values of several types
         return {
@@ -132,13 +133,13 @@ def job_from_json(values: dict[str, Any]) -> Job:  # JSON values of several type
 
 def _ref_to_json(ref: AdapterRef) -> list[Any]:  # strings, and what is merged
     merge = ref.merge and [[_ref_to_json(member) for member in ref.merge.members], asdict(ref.merge.recipe)]
-    return [str(ref.source.value), ref.id, ref.token, merge]
+    return [str(ref.source.value), ref.id, ref.token, merge, ref.tenant]
 
 
 def _ref_from_json(values: list[Any]) -> AdapterRef:  # strings, and what is merged
-    source, adapter_id, token, merge = values
+    source, adapter_id, token, merge, tenant = values
     if merge is None:
-        return AdapterRef(SourceName(source), adapter_id, token)
+        return AdapterRef(SourceName(source), adapter_id, token, tenant=tenant)
     recipe = MergeRecipe(
         tuple(merge[1]["weights"]),
         MergeStrategy(merge[1]["strategy"]),

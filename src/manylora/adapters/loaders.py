@@ -8,7 +8,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from manylora.adapter_ref import SourceName
+from manylora.adapter_ref import FOLDER_SOURCES
 from manylora.adapters.image_folder import erase_file
 from manylora.adapters.jobs import IngestFailure, IngestSettings, Job, Outcome, outcome_from_json
 from manylora.adapters.reading import ReadImage, read_or_none
@@ -125,7 +125,7 @@ class _Child:
         job = self.running.pop(number, None)
         if job is None:
             return
-        if job.ref.source is SourceName.LOCAL:
+        if job.ref.source in FOLDER_SOURCES:
             self.has_stuck_job = True
         else:
             self._unsent += b"%d\n" % number

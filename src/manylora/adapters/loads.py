@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapter_ref import FOLDER_SOURCES, AdapterRef
 from manylora.adapters.base_shape import BaseShape
 from manylora.adapters.image import largest_file_bytes
 from manylora.adapters.jobs import Ingest, Ingested, IngestFailure, IngestJob
@@ -100,7 +100,7 @@ class Loads:
         source = name.ref.source
         of_flow = sum(load.flow == name.flow for load in self._loads.values())
         of_source = sum(load.job.ref.source is source for load in self._loads.values())
-        is_near, is_nobodys = source is SourceName.LOCAL, name.flow == NOBODY
+        is_near, is_nobodys = source in FOLDER_SOURCES, name.flow == NOBODY
         is_fair = (is_nobodys or of_flow < share) and (is_near or of_source < share)
         return len(self._loads) < most and is_fair
 

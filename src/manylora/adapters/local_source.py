@@ -3,7 +3,7 @@
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,9 +29,13 @@ MAX_REMEMBERED = 4_096
 
 
 class LocalSource:
-    """Adapters in folders below configured roots; an adapter's id is its path relative to a root."""
+    """Adapters in folders below configured roots; an adapter's id is its path relative to a root.
 
-    def __init__(self, roots: tuple[Path, ...]) -> None:
+    `place` may say otherwise: the path below a root, from what a request names.
+    """
+
+    def __init__(self, roots: tuple[Path, ...], place: Callable[[AdapterRef], str] = lambda ref: ref.id) -> None:
+        self._place = place
         self._roots = tuple(Path(os.path.realpath(root)) for root in roots)
         self._inside: OrderedDict[AdapterRef, str] = OrderedDict()  # the stamp whose links were last followed
 
@@ -74,8 +78,9 @@ class LocalSource:
         refuse = Refusals(ref.id, ref.source)
         if not is_plain(ref.id):
             raise refuse.not_found()
+        place = self._place(ref)
         for root in self._roots:
-            folder = root / ref.id
+            folder = root / place
             try:
                 located = _stamped(str(folder), refuse)
             except FileNotFoundError as missing:

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Container, Mapping
 from pathlib import Path
 
-from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapter_ref import FOLDER_SOURCES, AdapterRef, SourceName
 from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState, StoreStats
 from manylora.adapters.bank import Bank, CpuBank, Lender
 from manylora.adapters.base_shape import BaseShape
@@ -14,12 +14,12 @@ from manylora.adapters.jobs import Found, Ingest, IngestSettings
 from manylora.adapters.load_ledger import LoadLedger
 from manylora.adapters.loaders import ProcessIngest, ThreadedReader
 from manylora.adapters.loads import Loads
-from manylora.adapters.local_source import LocalSource
 from manylora.adapters.names import NEVER, RELOCATE_S, Name, Names
 from manylora.adapters.operating import Operator, Wishes
 from manylora.adapters.quarantine import Quarantine
 from manylora.adapters.reading import Reader, ReadImage
 from manylora.adapters.refusals import Refusals
+from manylora.adapters.registry import folder_sources
 from manylora.adapters.sources import Source
 from manylora.adapters.standing import StandingOrders
 from manylora.adapters.tiers import DiskTier
@@ -396,12 +396,13 @@ def open_store(
         hub_endpoint=config.hub_endpoint,
         load_timeout_s=config.load_timeout_s,
         base_dir="" if base_dir is None else str(base_dir),
+        registry_dir=config.registry_dir,
     )
     return Store(
         shape=shape,
         dtype=dtype,
-        sources={SourceName.LOCAL: LocalSource(tuple(Path(root) for root in config.roots))},
-        remote=enabled_sources(config) - {SourceName.LOCAL},
+        sources=folder_sources(config.roots, config.registry_dir),
+        remote=enabled_sources(config) - FOLDER_SOURCES,
         ingest=ProcessIngest(settings),
         reader=ThreadedReader(),
         disk=disk,

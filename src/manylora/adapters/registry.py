@@ -1,0 +1,136 @@
+"""Uploaded adapters: a tenant's repositories with numbered versions, in folders of this machine.
+
+    {root}/{tenant}/{repo}/{version}/adapter_config.json, adapter_model.safetensors
+
+A version appears whole or not at all, and its content never changes. What may be uploaded is for whoever takes uploads
+to say; what is here is checked like any other adapter when it is loaded.
+"""
+
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapters.local_source import LocalSource
+from manylora.adapters.sources import CONFIG_FILE, WEIGHTS_FILE, FetchedFiles, Located, Source
+
+ARCHIVED_FILE = "archived"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,127}")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+
+
+class Registry:
+    """The folders of uploads. Several processes may use one root."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def add(self, tenant: str, repo: str, config: bytes, weights: bytes | memoryview) -> int:
+        """Keep an upload as the repository's next version and return its number; it is on disk when this returns."""
+        folder = self._repository(tenant, repo)
+        folder.mkdir(parents=True, exist_ok=True)
+        incoming = self.root / f".incoming-{uuid.uuid4().hex}"
+        incoming.mkdir()
+        try:
+            for name, data in ((CONFIG_FILE, config), (WEIGHTS_FILE, weights)):
+                _write_durably(incoming / name, data)
+            return self._publish(incoming, folder)
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)
+
+    def versions(self, tenant: str, repo: str) -> list[int]:
+        """The versions that are not archived, ascending."""
+        try:
+            names = os.listdir(self._repository(tenant, repo))  # noqa: PTH208 - each wish without a version comes here
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        found = sorted(int(name) for name in names if _VERSION.fullmatch(name))
+        return [
+            version for version in found if not (self._repository(tenant, repo) / str(version) / ARCHIVED_FILE).exists()
+        ]
+
+    def repositories(self, tenant: str) -> list[str]:
+        """The tenant's repositories that have a version, sorted."""
+        folder = self.root / _checked(tenant)
+        names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+        return [name for name in names if self.versions(tenant, name)]
+
+    def archive(self, tenant: str, repo: str, version: int) -> None:
+        """Let nobody find a version any more; its files stay."""
+        (self._repository(tenant, repo) / str(version) / ARCHIVED_FILE).touch()
+
+    def remove(self, tenant: str, repo: str, version: int) -> None:
+        """Delete a version's files. Its number is never given to another while a later one is there."""
+        shutil.rmtree(self._repository(tenant, repo) / str(version))
+
+    def place(self, ref: AdapterRef) -> str:
+        """The folder of a version below the root; a missing one, where nobody has uploaded it or it is archived."""
+        repo, _, version = ref.id.partition("/")
+        known = self.versions(ref.tenant, repo)
+        chosen = int(version) if version else (known[-1] if known else 0)
+        return f"{_checked(ref.tenant)}/{_checked(repo)}/{chosen if chosen in known else 0}"
+
+    def _publish(self, incoming: Path, folder: Path) -> int:
+        taken = [int(entry.name) for entry in folder.iterdir() if _VERSION.fullmatch(entry.name)]
+        version = max(taken, default=0) + 1
+        while True:
+            try:
+                incoming.rename(folder / str(version))  # fails if another upload has just taken the number
+            except OSError:
+                if not (folder / str(version)).exists():
+                    raise
+                version += 1
+            else:
+                _sync_folder(folder)
+                return version
+
+    def _repository(self, tenant: str, repo: str) -> Path:
+        return self.root / _checked(tenant) / _checked(repo)
+
+
+class RegistrySource:
+    """The registry as a source: `repo` is a tenant's newest version, `repo/3` its third. See `Source`."""
+
+    def __init__(self, root: Path) -> None:
+        self._files = LocalSource((root,), Registry(root).place)
+
+    def locate(self, ref: AdapterRef) -> Located:
+        return self._files.locate(ref)
+
+    def fetch(self, ref: AdapterRef, stamp: str, max_bytes: int) -> FetchedFiles:
+        return self._files.fetch(ref, stamp, max_bytes)
+
+    def list(self) -> list[str]:
+        """Nothing: what there is depends on who asks."""
+        return []
+
+
+def folder_sources(roots: Sequence[str], registry_dir: str) -> dict[SourceName, Source]:
+    """The sources whose files lie in folders of this machine, as far as they are switched on."""
+    sources: dict[SourceName, Source] = {SourceName.LOCAL: LocalSource(tuple(Path(root) for root in roots))}
+    if registry_dir:
+        sources[SourceName.PBASE] = RegistrySource(Path(registry_dir))
+    return sources
+
+
+def _checked(name: str) -> str:
+    assert _NAME.fullmatch(name), "tenants and repositories are checked where they come in"
+    return name
+
+
+def _write_durably(file: Path, data: bytes | memoryview) -> None:
+    with file.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

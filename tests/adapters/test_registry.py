@@ -1,0 +1,108 @@
+"""The server's own registry: numbered versions that appear whole, each tenant's its own, served like any adapter."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from manylora import errors
+from manylora.adapter_ref import AdapterRef, SourceName, parse_adapter_ref
+from manylora.adapters.local_source import LocalSource
+from manylora.adapters.registry import Registry, RegistrySource
+from manylora.adapters.sources import CONFIG_FILE, WEIGHTS_FILE
+from tests.adapters.making import config_bytes, lora_tensors, safetensors_bytes
+
+BOTH = frozenset({SourceName.LOCAL, SourceName.PBASE})
+LIMIT = 1 << 24
+
+
+def upload(seed: int) -> tuple[bytes, bytes]:
+    return config_bytes(), safetensors_bytes(lora_tensors(seed=seed))
+
+
+def ref(adapter_id: str, tenant: str = "acme") -> AdapterRef:
+    return parse_adapter_ref(adapter_id, "pbase", BOTH, tenant=tenant)
+
+
+def content(source: RegistrySource, adapter: AdapterRef) -> tuple[bytes, bytes]:
+    fetched = source.fetch(adapter, source.locate(adapter).stamp, LIMIT)
+    return fetched.config, bytes(fetched.weights)
+
+
+def test_a_name_is_the_newest_version_and_a_number_that_one(tmp_path: Path) -> None:
+    registry, source = Registry(tmp_path), RegistrySource(tmp_path)
+    assert [registry.add("acme", "triage", *upload(seed)) for seed in (1, 2)] == [1, 2]
+    assert content(source, ref("triage")) == upload(2)
+    assert content(source, ref("triage/1")) == upload(1)
+    registry.add("acme", "triage", *upload(3))
+    assert content(source, ref("triage")) == upload(3)
+    assert registry.repositories("acme") == ["triage"]
+
+
+def test_what_is_archived_or_removed_is_not_found(tmp_path: Path) -> None:
+    registry, source = Registry(tmp_path), RegistrySource(tmp_path)
+    for seed in (1, 2, 3):
+        registry.add("acme", "triage", *upload(seed))
+    registry.archive("acme", "triage", 3)
+    registry.remove("acme", "triage", 1)
+    assert registry.versions("acme", "triage") == [2]
+    assert content(source, ref("triage")) == upload(2)
+    for gone in ("triage/1", "triage/3", "triage/4", "other"):
+        with pytest.raises(errors.AdapterNotFound, match=gone):
+            source.locate(ref(gone))
+    assert registry.add("acme", "triage", *upload(4)) == 4
+
+
+def test_no_tenant_finds_another_ones(tmp_path: Path) -> None:
+    registry, source = Registry(tmp_path), RegistrySource(tmp_path)
+    registry.add("acme", "triage", *upload(1))
+    with pytest.raises(errors.AdapterNotFound) as own:
+        source.locate(ref("triage", tenant="globex"))
+    with pytest.raises(errors.AdapterNotFound) as nobody:
+        source.locate(ref("triage", tenant="nobody"))
+    assert own.value.message == nobody.value.message
+    assert registry.repositories("globex") == []
+
+
+@pytest.mark.parametrize("adapter_id", ["acme/triage/1", "triage/0", "triage/x", "triage/1/2", "../acme", "triage@1"])
+def test_ids_that_mean_nothing_in_a_registry_are_refused(adapter_id: str) -> None:
+    with pytest.raises(errors.AdapterReferenceInvalid):
+        ref(adapter_id)
+
+
+def test_uploads_at_once_get_different_numbers_and_stay_whole(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    with ThreadPoolExecutor(8) as threads:
+        numbers = list(threads.map(lambda seed: registry.add("acme", "triage", *upload(seed)), range(24)))
+    assert sorted(numbers) == list(range(1, 25))
+    source = RegistrySource(tmp_path)
+    for seed, number in enumerate(numbers):
+        assert content(source, ref(f"triage/{number}")) == upload(seed)
+    assert not list(tmp_path.glob(".incoming-*"))
+
+
+def test_an_upload_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry(tmp_path)
+    registry.add("acme", "triage", *upload(1))
+    monkeypatch.setattr(Path, "rename", _no_space)
+    with pytest.raises(OSError, match="no space"):
+        registry.add("acme", "triage", *upload(2))
+    monkeypatch.undo()
+    assert registry.versions("acme", "triage") == [1]
+    assert not list(tmp_path.glob(".incoming-*"))
+    assert registry.add("acme", "triage", *upload(3)) == 2
+
+
+def _no_space(source: Path, target: Path) -> Path:
+    raise OSError(f"no space for {target}")
+
+
+def test_a_link_out_of_the_registry_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    for name, data in zip((CONFIG_FILE, WEIGHTS_FILE), upload(1), strict=True):
+        (tmp_path / "outside" / name).write_bytes(data)
+    (tmp_path / "registry" / "acme" / "triage").mkdir(parents=True)
+    (tmp_path / "registry" / "acme" / "triage" / "1").symlink_to(tmp_path / "outside")
+    assert LocalSource((tmp_path,)).list() == ["outside"]
+    with pytest.raises(errors.AdapterNotFound):
+        RegistrySource(tmp_path / "registry").locate(ref("triage"))
