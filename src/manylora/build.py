@@ -204,6 +204,7 @@ def _served(
         max_step_tokens=config.engine.max_step_tokens,
         max_running=config.engine.max_running,
         adapter_roots=config.adapters.roots,
+        registry_dir=config.adapters.registry_dir,
         adapter_sources=tuple(sorted(enabled_sources(config.adapters))),
         default_source=SourceName(config.adapters.default_source),
         created_s=int(clock.wall_s()),

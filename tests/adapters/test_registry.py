@@ -106,3 +106,18 @@ def test_a_link_out_of_the_registry_is_not_followed(tmp_path: Path) -> None:
     assert LocalSource((tmp_path,)).list() == ["outside"]
     with pytest.raises(errors.AdapterNotFound):
         RegistrySource(tmp_path / "registry").locate(ref("triage"))
+
+
+def test_a_request_names_what_its_tenant_has(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    registry.add("acme", "triage", *upload(1))
+    assert registry.has("acme", "triage")
+    assert registry.has("acme", "triage/1")
+    for tenant, name in (
+        ("acme", "triage/2"),
+        ("globex", "triage"),
+        ("acme", "../acme/triage"),
+        ("acme", "a/b/c"),
+        ("", "x"),
+    ):
+        assert not registry.has(tenant, name)

@@ -52,6 +52,14 @@ class Registry:
             version for version in found if not (self._repository(tenant, repo) / str(version) / ARCHIVED_FILE).exists()
         ]
 
+    def has(self, tenant: str, name: str) -> bool:
+        """Whether a request's name, `repo` or `repo/version`, means a version of the tenant's."""
+        repo, _, version = name.rstrip("/").partition("/")
+        if not _NAME.fullmatch(repo) or not _NAME.fullmatch(tenant):
+            return False
+        known = self.versions(tenant, repo)
+        return bool(known) if not version else _VERSION.fullmatch(version) is not None and int(version) in known
+
     def repositories(self, tenant: str) -> list[str]:
         """The tenant's repositories that have a version, sorted."""
         folder = self.root / _checked(tenant)

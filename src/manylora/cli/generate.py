@@ -43,6 +43,7 @@ async def _generate(
     from manylora.engine.request import SamplingParams, StopParams
     from manylora.models.tokenizer import Tokenizer
     from manylora.server.driver import load_factory
+    from manylora.server.exchange import DEFAULT_TENANT
     from manylora.server.gate import Draft, Gate
     from manylora.server.link import InProcessLink
     from manylora.server.pool import WorkPool
@@ -53,7 +54,7 @@ async def _generate(
     tokenizer = Tokenizer(Path(served.base_dir), model_id=served.model_id)
     pool = WorkPool()
     gate = Gate(served=served, settings=config.server, tokenizer=tokenizer, pool=pool)
-    ref = gate.adapter(adapter)
+    ref = gate.adapter(adapter, tenant=DEFAULT_TENANT)
     if is_raw:
         tokens = await gate.encode(prompt, add_special_tokens=True)
     else:

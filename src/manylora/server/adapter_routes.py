@@ -123,7 +123,9 @@ class AdapterRoutes:
         """The adapter that the path names; its source is the query's, else the one a request's would be."""
         adapter_id = exchange.path_parameters["adapter_id"]
         token = (body.string("api_token") if body is not None else None) or ""
-        ref = self._gate.adapter(adapter_id, AdapterFields(source=exchange.query.get("source"), token=token))
+        ref = self._gate.adapter(
+            adapter_id, AdapterFields(source=exchange.query.get("source"), token=token), tenant=exchange.arrival.tenant
+        )
         if ref is None:
             raise AdapterReferenceInvalid(f"`{adapter_id}` is the base model, not an adapter", parameter="adapter_id")
         return ref

@@ -1,6 +1,7 @@
 """Which adapters a caller may be told of: local ones, and those of remote sources that its tenant has used lately."""
 
 from collections import OrderedDict
+from dataclasses import replace
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.clock import Clock
@@ -33,8 +34,9 @@ class Catalogue:
     async def names(self, tenant: str) -> list[str]:
         """Ids, without doubles: local ones first, read anew since they come and go while the server runs."""
         local = [AdapterRef(SourceName.LOCAL, name) for name in await self._gate.local_names()]
+        uploaded = [AdapterRef(SourceName.PBASE, name, tenant=tenant) for name in self._gate.uploaded_names(tenant)]
         recent = sorted(self._recent.get(tenant, ()), key=lambda ref: ref.id)
-        return list(dict.fromkeys([ref.id for ref in (*local, *recent) if await self._is_there(ref)]))
+        return list(dict.fromkeys([ref.id for ref in (*local, *uploaded, *recent) if await self._is_there(ref)]))
 
     def note(self, generation: Generation, finished: Finished) -> None:
         """A sequence has ended; what never ran does not count, so that a wrong name is not listed."""
@@ -43,7 +45,7 @@ class Catalogue:
             return
         refs = self._recent.setdefault(generation.request.flow, OrderedDict())
         self._recent.move_to_end(generation.request.flow)
-        named = AdapterRef(ref.source, ref.id)
+        named = replace(ref, token="")
         refs[named] = None
         refs.move_to_end(named)
         if len(refs) > MAX_RECENT:
@@ -52,7 +54,7 @@ class Catalogue:
             self._recent.popitem(last=False)
 
     def note_deleted(self, ref: AdapterRef) -> None:
-        self._deleted[AdapterRef(ref.source, ref.id)] = self._clock.monotonic_s()
+        self._deleted[replace(ref, token="")] = self._clock.monotonic_s()
         if len(self._deleted) > MAX_DELETED:
             self._deleted.popitem(last=False)
 

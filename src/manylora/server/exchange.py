@@ -20,6 +20,7 @@ STREAM_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cach
 CLIENT_CLOSED_REQUEST = 499
 
 _encode = msgspec.json.Encoder().encode
+DEFAULT_TENANT = "default"
 _VISIBLE = re.compile(r"[!-~]{1,128}")
 
 # ASGI's own types are dictionaries of anything.
@@ -39,7 +40,7 @@ class Arrival:
 
     request_id: str
     arrived_s: float
-    tenant: str = "default"
+    tenant: str = DEFAULT_TENANT
     trace_id: str | None = None
     status: int = CLIENT_CLOSED_REQUEST
     is_complete: bool = False

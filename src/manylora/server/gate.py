@@ -9,6 +9,7 @@ from pathlib import Path
 
 from manylora.adapter_ref import AdapterRef, SourceName, merged_ref, parse_adapter_ref
 from manylora.adapters.local_source import LocalSource
+from manylora.adapters.registry import Registry
 from manylora.config import ServerConfig
 from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.errors import (
@@ -21,6 +22,7 @@ from manylora.errors import (
     Unavailable,
 )
 from manylora.ids import Flow, mint_request_id, mint_seed
+from manylora.kernels.extras import MAX_ADDED_TOKENS
 from manylora.models.tokenizer import Tokenizer
 from manylora.server.adapter_fields import AdapterFields
 from manylora.server.fields import MAX_UINT64
@@ -59,6 +61,7 @@ class Gate:
         self.is_draining = False
         self._sources = frozenset(served.adapter_sources)
         self._local = LocalSource(tuple(map(Path, served.adapter_roots)))
+        self._registry = Registry(Path(served.registry_dir)) if served.registry_dir else None
         self._left = asyncio.Event()  # set whenever a place is given back
 
     @contextmanager
@@ -89,27 +92,36 @@ class Gate:
         name: str | None,
         fields: AdapterFields = NO_FIELDS,
         parameter: str = "adapter_id",
+        *,
+        tenant: str,
     ) -> AdapterRef | None:
         """The adapter a request names, or makes of several; None is the base model.
 
         An unknown name is the engine's to refuse. A name without a source is a local adapter's if there is one of that
-        name, else it is the default source's.
+        name, else a version of the tenant's in the registry, else it is the default source's.
         """
         if fields.recipe is not None:
-            return merged_ref([self._ref(member, fields) for member in fields.merged_ids], fields.recipe)
+            return merged_ref([self._ref(member, fields, tenant) for member in fields.merged_ids], fields.recipe)
         if name is None or self.served.is_base_name(name):
             return None
         try:
-            return self._ref(name, fields)
+            return self._ref(name, fields, tenant)
         except AdapterReferenceInvalid as error:
             error.parameter = parameter if error.parameter == "adapter_id" else error.parameter
             raise
 
-    def _ref(self, name: str, fields: AdapterFields) -> AdapterRef:
+    def _ref(self, name: str, fields: AdapterFields, tenant: str) -> AdapterRef:
         source, default = fields.source, self.served.default_source
-        if source is None and default is not SourceName.LOCAL and self._is_local(name):
+        has_others = default is not SourceName.LOCAL or self._registry is not None
+        if source is None and has_others and self._is_local(name):
             source = SourceName.LOCAL
-        return parse_adapter_ref(name, source, self._sources, token=fields.token, default=default)
+        elif source is None and self._registry is not None and self._registry.has(tenant, name):
+            source = SourceName.PBASE
+        return parse_adapter_ref(name, source, self._sources, token=fields.token, default=default, tenant=tenant)
+
+    def uploaded_names(self, tenant: str) -> list[str]:
+        """The tenant's repositories in the registry."""
+        return [] if self._registry is None else self._registry.repositories(tenant)
 
     async def local_names(self) -> list[str]:
         """Local adapters as the engine's own source lists them, read anew: they come and go while the server runs."""
@@ -154,8 +166,10 @@ class Gate:
             parameter=budget_field,
         )
 
-    def check_tokens(self, tokens: Sequence[int], field: str) -> None:
-        if tokens and not (min(tokens) >= 0 and max(tokens) < self.served.vocab_size):
+    def check_tokens(self, tokens: Sequence[int], field: str, *, has_adapter: bool = False) -> None:
+        """Refuse what is no token of the base, nor could be one that an adapter adds: its version knows which are."""
+        known = self.served.vocab_size + (MAX_ADDED_TOKENS if has_adapter else 0)
+        if tokens and not (min(tokens) >= 0 and max(tokens) < known):
             raise InvalidParameter(f"`{field}`: token ids must be >= 0 and < {self.served.vocab_size}", parameter=field)
 
     def expand(self, draft: Draft, tenant: str) -> list[Request]:

@@ -36,7 +36,7 @@ class NativeRoutes:
         max_input = self._gate.served.max_input_length
         order = read_native(exchange.json(), self._settings, max_input=max_input, is_stream=is_stream)
         with self._gate.admit(order.best_of):
-            draft = await self._draft(order)
+            draft = await self._draft(order, exchange.arrival.tenant)
             with self._inference.begin(exchange, [draft]) as work:
                 if is_stream:
                     await self._stream(exchange, order, work)
@@ -46,9 +46,9 @@ class NativeRoutes:
                     headers = whole_of(work, exchange, self._gate.served)
                     await exchange.reply([body] if is_array else body, headers=headers)
 
-    async def _draft(self, order: NativeOrder) -> Draft:
+    async def _draft(self, order: NativeOrder, tenant: str) -> Draft:
         gate = self._gate
-        adapter = gate.adapter(order.adapter.adapter_id, order.adapter)
+        adapter = gate.adapter(order.adapter.adapter_id, order.adapter, tenant=tenant)
         if order.apply_chat_template:
             _, tokens = await gate.render_chat([{"role": "user", "content": order.inputs}])
         else:

@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from manylora.adapter_ref import AdapterRef
 from manylora.engine.events import Finished
 from manylora.engine.request import StopParams
 from manylora.errors import InvalidParameter
@@ -85,7 +86,7 @@ class OpenAIRoutes:
         exchange.model = body.string("model")
         order, prompts = read_completion(body, self._settings)
         with self._gate.admit(order.best_of * len(prompts)):
-            drafts = [await self._prompt_draft(order, prompt) for prompt in prompts]
+            drafts = [await self._prompt_draft(order, prompt, exchange.arrival.tenant) for prompt in prompts]
             echoes = [self._shown(prompt) if order.echo else "" for prompt in prompts]
             await self._answer(exchange, order, COMPLETION, drafts, echoes)
 
@@ -94,30 +95,41 @@ class OpenAIRoutes:
         exchange.model = body.string("model")
         order, messages = read_chat(body, self._settings)
         with self._gate.admit(order.best_of):
-            draft = await self._chat_draft(order, messages)
+            draft = await self._chat_draft(order, messages, exchange.arrival.tenant)
             await self._answer(exchange, order, CHAT, [draft], [""])
 
-    async def _prompt_draft(self, order: OpenAIOrder, prompt: Prompt) -> Draft:
+    async def _prompt_draft(self, order: OpenAIOrder, prompt: Prompt, tenant: str) -> Draft:
+        adapter = self._adapter(order, tenant)
         if isinstance(prompt, str):
             tokens, characters = await self._gate.encode(prompt, add_special_tokens=True), len(prompt)
         else:
-            self._gate.check_tokens(prompt, "prompt")
+            self._gate.check_tokens(prompt, "prompt", has_adapter=adapter is not None)
             tokens, characters = prompt, len(prompt)
-        return self._draft(order, tokens, characters, field="prompt", budget_field="max_tokens")
+        return self._draft(order, adapter, tokens, characters, field="prompt", budget_field="max_tokens")
 
-    async def _chat_draft(self, order: OpenAIOrder, messages: Sequence[Message]) -> Draft:
+    async def _chat_draft(self, order: OpenAIOrder, messages: Sequence[Message], tenant: str) -> Draft:
+        adapter = self._adapter(order, tenant)
         _, tokens = await self._gate.render_chat(messages)
         characters = sum(len(message["content"]) for message in messages)
-        return self._draft(order, tokens, characters, field="messages", budget_field="max_completion_tokens")
+        return self._draft(order, adapter, tokens, characters, field="messages", budget_field="max_completion_tokens")
+
+    def _adapter(self, order: OpenAIOrder, tenant: str) -> AdapterRef | None:
+        """`adapter_id` wins over `model`."""
+        if order.adapter.adapter_id or order.adapter.recipe:
+            return self._gate.adapter(order.adapter.adapter_id, order.adapter, tenant=tenant)
+        return self._gate.adapter(order.model, order.adapter, parameter="model", tenant=tenant)
 
     def _draft(
-        self, order: OpenAIOrder, tokens: tuple[int, ...], characters: int, *, field: str, budget_field: str
+        self,
+        order: OpenAIOrder,
+        adapter: AdapterRef | None,
+        tokens: tuple[int, ...],
+        characters: int,
+        *,
+        field: str,
+        budget_field: str,
     ) -> Draft:
         gate = self._gate
-        if order.adapter.adapter_id or order.adapter.recipe:
-            adapter = gate.adapter(order.adapter.adapter_id, order.adapter)
-        else:
-            adapter = gate.adapter(order.model, order.adapter, parameter="model")
         for token, _ in order.sampling.logit_bias:
             if token >= gate.served.vocab_size:
                 raise InvalidParameter(

@@ -23,6 +23,7 @@ class ServedModel:
     aliases           other names of the base model
     adapter_roots     directories whose sub-directories are adapters
     adapter_sources   where adapters may come from
+    registry_dir      folder of the server's own registry; empty: there is none
     default_source    where a name goes that no source is given with, and that no local adapter has
     created_s         seconds since 1970, for `/v1/models`
     """
@@ -39,6 +40,7 @@ class ServedModel:
     aliases: tuple[str, ...] = ()
     adapter_roots: tuple[str, ...] = ()
     adapter_sources: tuple[SourceName, ...] = (SourceName.LOCAL,)
+    registry_dir: str = ""
     default_source: SourceName = SourceName.LOCAL
     created_s: int = 0
 
