@@ -191,7 +191,8 @@ def test_a_merge_of_an_earlier_start_goes_with_any_name(tmp_path: Path) -> None:
     again.store.close()
 
 
-def test_a_load_under_way_of_a_deleted_name_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_good", [True, False])
+def test_a_load_under_way_of_a_deleted_name_leaves_nothing(tmp_path: Path, is_good: bool) -> None:
     ingest = ManualIngest()
     house = House(tmp_path, ingest=ingest)
     save_adapter(house.root / "a")
@@ -202,7 +203,10 @@ def test_a_load_under_way_of_a_deleted_name_leaves_nothing(tmp_path: Path) -> No
     written.write_bytes(b"weights" * 100)
     (tmp_path / "link").hardlink_to(written)
     delete(house)
-    ingest.finish(number, facts("a"))
+    if is_good:
+        ingest.finish(number, facts("a"))
+    else:
+        ingest.fail(number, errors.AdapterCorrupt("it is cut short"))
     house.turn()
     house.turn()
     assert (tmp_path / "link").read_bytes() == bytes(700)
@@ -225,6 +229,27 @@ def test_a_read_under_way_of_a_deleted_name_leaves_nothing(tmp_path: Path) -> No
     assert image_files(house) == []
     stats = house.store.stats()
     assert (stats.bank_bytes_used, stats.disk_bytes_used) == (0, 0)
+    house.store.close()
+
+
+def test_a_damaged_image_of_a_deleted_name_is_overwritten_too(tmp_path: Path) -> None:
+    reader = HeldReader()
+    house = House(tmp_path, reader=reader)
+    save_adapter(house.root / "a")
+    house.turn("a")
+    house.turn("a")
+    [path] = reader.reads.values()
+    with path.open("r+b") as file:
+        file.write(b"damaged")
+    (tmp_path / "link").hardlink_to(path)
+    delete(house)
+    reader.let_go()
+    house.turn()
+    written = (tmp_path / "link").read_bytes()
+    assert written == bytes(len(written))
+    house.turn()
+    assert image_files(house) == []
+    assert house.store.stats().bank_bytes_used == 0
     house.store.close()
 
 

@@ -97,7 +97,7 @@ class Device:
         return True
 
     def end_read(self, read: ReadImage) -> EndedRead | None:
-        """Take over a read that ended; None if it came to nothing, after which its image is packed again."""
+        """Take over a read that ended; None if its image cannot be read."""
         begun = self._reads.pop(read.digest)
         self._disk.unpin(read.digest)
         if read.image is not None and read.image.facts == self._disk.facts(read.digest):
@@ -110,7 +110,6 @@ class Device:
         log.warning("adapter.image_unreadable digest=%s", read.digest)
         self.bank.remove(read.digest)
         self._forget(read.digest)
-        self._disk.remove(read.digest)
         return None
 
     def _reserve(self, digest: Digest, num_bytes: int, spared: set[Digest]) -> bool:

@@ -121,10 +121,9 @@ class Loads:
             name = None  # the source has another version by now; this one only waits on disk
         if name is not None:
             name.job = None
-        if job.number in self._condemned and isinstance(outcome, Ingested):
+        if job.number in self._condemned:
             self._condemned.discard(job.number)
             return False
-        self._condemned.discard(job.number)
         if isinstance(outcome, IngestFailure):
             self._disk.cancel(job.number)
             log.info("adapter.failed adapter=%s error=%s", job.ref, outcome.error.message)

@@ -356,14 +356,22 @@ class Store:
 
     def _end_read(self, read: ReadImage) -> None:
         if self._verifier.is_reading(read.digest):
-            self._verifier.end_read(read)
+            if not self._verifier.end_read(read):
+                self._remove_damaged(read.digest)
             return
         ended = self._device.end_read(read)
-        name = None if ended is None else self._names.get(ended.ref)
-        if ended is not None and name is not None and name.digest == ended.digest:
+        if ended is None:
+            self._remove_damaged(read.digest)
+            return
+        name = self._names.get(ended.ref)
+        if name is not None and name.digest == ended.digest:
             name.stage_ms["read"] = round(1e3 * ended.took_s, 3)
-        if ended is not None:
-            self._drop_quarantined(ended.digest)
+        self._drop_quarantined(ended.digest)
+
+    def _remove_damaged(self, digest: Digest) -> None:
+        """Let an image be packed again at the next wish."""
+        self._eraser.advance()  # what is deleted is overwritten, damaged or not
+        self._disk.remove(digest)
 
     def _spared(self, name: Name, now_s: float) -> tuple[set[Digest], bool]:
         """What others want now is not evicted for this one until it has waited for `PATIENCE_S`; what was placed for

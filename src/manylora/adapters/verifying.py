@@ -52,17 +52,17 @@ class Verifier:
                 self._disk.pin(digest)
                 self._reader.submit(digest, self._disk.path(digest))
 
-    def end_read(self, read: ReadImage) -> None:
-        """Take over what the read found."""
+    def end_read(self, read: ReadImage) -> bool:
+        """Take over what the read found; False if the image is damaged and has to go from disk."""
         digest, self._current = read.digest, None
         self._disk.unpin(digest)
         is_whole = read.image is not None and read.image.facts == self._disk.facts(digest)
         for name in self._names.of_version(digest):
             name.is_verified = is_whole
         if is_whole:
-            return
+            return True
         log.warning("adapter.image_damaged digest=%s", digest)
-        self._disk.remove(digest)
         if digest in self._device and self._device.pins(digest) == 0:
             self._device.release_all(self._names, digest)  # the pins stand, and hold what is packed next
             self._device.evict(digest)
+        return False
