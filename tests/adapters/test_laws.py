@@ -20,7 +20,7 @@ from manylora.clock import ManualClock
 from manylora.config import AdaptersConfig
 from manylora.engine.adapter_port import AdapterStore
 from manylora.errors import AdapterCorrupt, AdapterNotFound, ManyloraError
-from manylora.ids import Digest
+from manylora.ids import Digest, Flow
 from manylora.kernels.interface import PlacedAdapter
 from tests.adapters.making import TINY, local
 from tests.adapters.pretend import BODY_BYTES, NAMES, FakeSource, facts_of, num_rows
@@ -59,11 +59,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.facts: dict[Digest, tuple[str, ImageFacts]] = {}
         self.deleted: set[str] = set()  # and not replaced since
 
-    @rule(names=st.lists(st.sampled_from([*NAMES, "unknown"]), max_size=4))
-    def step(self, names: list[str]) -> None:
+    @rule(names=st.lists(st.sampled_from([*NAMES, "unknown"]), max_size=4), flow=st.sampled_from(["one", "other"]))
+    def step(self, names: list[str], flow: str) -> None:
         """What the engine does in a step: want, poll, pin what can be pinned."""
         for name in names:
-            self.port.want(local(name))
+            self.port.want(local(name), Flow(flow))
         self.port.poll()
         for name in names:
             placed = self.port.pin(local(name))
@@ -157,6 +157,7 @@ class StoreMachine(RuleBasedStateMachine):
         placed = [name for digest, (name, _) in self.facts.items() if digest in self.bank]
         assert self.bank.used_rows == sum(num_rows(name) for name in placed)
         assert self.bank.num_placed == len(placed)
+        assert sum(self.store._device.shares._bytes.values()) == self.bank.used_bytes
 
     def teardown(self) -> None:
         """At rest nothing is left: every pin given back, every load ended, every byte accounted for."""
