@@ -20,7 +20,7 @@ import numpy as np
 
 from manylora.adapters.base_shape import PROJECTION_PATHS, BaseShape
 from manylora.ids import Digest
-from manylora.kernels.extras import NO_EXTRAS, Extras, blank_extras
+from manylora.kernels.extras import EMBED, HEAD, NO_EXTRAS, Extras, blank_extras
 
 IMAGE_SUFFIX = ".img"
 NAME_SUFFIX = ".name"
@@ -100,8 +100,9 @@ class HostImage:
 
     @property
     def rank(self) -> int:
-        """The largest of its modules' ranks."""
-        return int(self.table[:, :, 2].max(initial=0))
+        """The largest of its modules' ranks, embedding and output head included."""
+        ends = [int(self.extras[end][2]) for end in (HEAD, EMBED)] if self.extras.size else []
+        return max(int(self.table[:, :, 2].max(initial=0)), *ends, 0)
 
 
 def image_name(digest: Digest, dtype: str) -> str:
