@@ -1,0 +1,126 @@
+"""Small valid adapters in memory, file by file, for a tiny base: what the ingest is fuzzed and swapped with."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from manylora.adapters.base_shape import PROJECTION_PATHS, BaseShape
+
+Fields = dict[str, Any]  # JSON values of several types
+HIDDEN, KV, INTERMEDIATE, LAYERS, VOCAB = 32, 16, 48, 3, 64
+SHAPE = BaseShape(
+    name="tiny",
+    fingerprint="ab" * 32,
+    num_layers=LAYERS,
+    hidden=HIDDEN,
+    vocab=VOCAB,
+    projections=(
+        (HIDDEN, HIDDEN),
+        (KV, HIDDEN),
+        (KV, HIDDEN),
+        (HIDDEN, HIDDEN),
+        (INTERMEDIATE, HIDDEN),
+        (INTERMEDIATE, HIDDEN),
+        (HIDDEN, INTERMEDIATE),
+    ),
+)
+"""The base that the seeds below fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The two files of an adapter, and the header and body that its weights were written from."""
+
+    name: str
+    config: bytes
+    weights: bytes
+
+    @property
+    def fields(self) -> Fields:
+        return dict(json.loads(self.config))
+
+    @property
+    def header(self) -> Fields:
+        return dict(json.loads(self.weights[8 : self._body]))
+
+    @property
+    def body(self) -> bytes:
+        return self.weights[self._body :]
+
+    @property
+    def _body(self) -> int:
+        return 8 + int.from_bytes(self.weights[:8], "little")
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "adapter_config.json").write_bytes(self.config)
+        (folder / "adapter_model.safetensors").write_bytes(self.weights)
+
+    def with_config(self, config: object) -> "Files":
+        text = config if isinstance(config, bytes) else json.dumps(config).encode()
+        return Files(self.name, text, self.weights)
+
+    def with_weights(self, weights: bytes) -> "Files":
+        return Files(self.name, self.config, weights)
+
+    def with_header(self, header: object, body: bytes | None = None) -> "Files":
+        text = header if isinstance(header, bytes) else json.dumps(header).encode()
+        return self.with_weights(len(text).to_bytes(8, "little") + text + (self.body if body is None else body))
+
+
+def seeds() -> list[Files]:
+    """Adapters as PEFT writes them: three dtypes, several ranks and module sets, and PEFT's less common parts."""
+    attention, every = range(4), range(7)
+    return [
+        _seed("plain", "F32", 2, [0], {}),
+        _seed("attention", "BF16", 4, attention, {"use_rslora": True}),
+        _seed("everything", "F16", 8, every, {"lora_alpha": 16, "target_modules": ["q_proj"], "bias": "none"}),
+        _seed("patterns", "F32", 4, [0, 1], {"alpha_pattern": {"q_proj": 3, r"layers\.0\.self_attn\.k_proj": 9.5}}),
+        _seed("magnitudes", "F32", 2, [0, 6], {"use_dora": True}, magnitudes=True),
+        _seed("head", "F32", 2, [0], {"target_modules": ["q_proj", "lm_head"]}, head=True),
+    ]
+
+
+def _seed(
+    name: str,
+    dtype: str,
+    rank: int,
+    projections: Sequence[int],
+    fields: Fields,
+    *,
+    magnitudes: bool = False,
+    head: bool = False,
+) -> Files:
+    random = np.random.default_rng(len(name))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in range(LAYERS):
+        for projection in projections:
+            sizes = SHAPE.projections[projection]
+            assert sizes is not None  # this base has them all
+            path = f"base_model.model.model.layers.{layer}.{PROJECTION_PATHS[projection]}"
+            shapes[f"{path}.lora_A.weight"] = (rank, sizes[1])
+            shapes[f"{path}.lora_B.weight"] = (sizes[0], rank)
+            if magnitudes:
+                shapes[f"{path}.lora_magnitude_vector"] = (sizes[0],)
+    if head:
+        shapes["base_model.model.lm_head.lora_A.weight"] = (rank, HIDDEN)
+        shapes["base_model.model.lm_head.lora_B.weight"] = (VOCAB, rank)
+    header: Fields = {"__metadata__": {"format": "pt"}}
+    body = b""
+    for tensor, shape in shapes.items():
+        data = _as(dtype, np.abs(random.standard_normal(shape)))
+        header[tensor] = {"dtype": dtype, "shape": list(shape), "data_offsets": [len(body), len(body) + len(data)]}
+        body += data
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "base_model_name_or_path": "org/tiny", **fields}
+    return Files(name, b"", b"").with_config(config).with_header(header, body)
+
+
+def _as(dtype: str, values: "np.ndarray[Any, Any]") -> bytes:
+    if dtype == "F16":
+        return values.astype("<f2").tobytes()
+    wide = values.astype("<f4")
+    return wide.tobytes() if dtype == "F32" else wide.view("<u2")[..., 1::2].tobytes()
