@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -44,7 +44,6 @@ from manylora.errors import AdapterLoadTimeout, AdapterReferenceInvalid, Manylor
 
 NICENESS = 10
 LOCATE_TIMEOUT_S = 20.0
-HUB_THREADS = 32
 MAX_LINE_BYTES = 1 << 20
 
 
@@ -70,14 +69,14 @@ class InlineIngest:
         self._worker.close()
 
 
-def remote_sources(settings: IngestSettings, threads: Executor) -> dict[SourceName, RemoteSource]:
+def remote_sources(settings: IngestSettings) -> dict[SourceName, RemoteSource]:
     """The remote sources that are switched on."""
     sources: dict[SourceName, RemoteSource] = {}
     for name in (SourceName.S3, SourceName.GS, SourceName.AZ, SourceName.HTTPS):
         if places := [place for place in settings.stores if source_of(place) is name]:
-            sources[name] = ObjectSource(places)
+            sources[name] = ObjectSource(places, settings.redirect_hosts)
     if settings.hub_endpoint:
-        sources[SourceName.HUB] = HubSource(settings.hub_endpoint, threads)
+        sources[SourceName.HUB] = HubSource(settings.hub_endpoint, settings.redirect_hosts)
     return sources
 
 
@@ -91,12 +90,11 @@ class Worker:
         # Each kind of wait has threads of its own, so that none of them holds up another kind.
         self._reads = ThreadPoolExecutor(settings.parallel_loads, thread_name_prefix="read")
         self._packs = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="pack")
-        self._asks = ThreadPoolExecutor(HUB_THREADS, thread_name_prefix="hub")
-        self._remote = remote_sources(settings, self._asks)
+        self._remote = remote_sources(settings)
 
     def close(self) -> None:
         """Take no more jobs."""
-        for threads in (self._reads, self._packs, self._asks):
+        for threads in (self._reads, self._packs):
             threads.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, job: Job) -> Outcome:

@@ -29,6 +29,7 @@ class IngestSettings:
     roots: tuple[str, ...] = ()
     stores: tuple[str, ...] = ()
     hub_endpoint: str = ""
+    redirect_hosts: tuple[str, ...] = ()
     load_timeout_s: float = 60.0
     base_dir: str = ""
     registry_dir: str = ""
@@ -41,7 +42,7 @@ class IngestSettings:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "IngestSettings":  # JSON values of several types
-        lists = {name: tuple(values[name]) for name in ("roots", "stores")}
+        lists = {name: tuple(values[name]) for name in ("roots", "stores", "redirect_hosts")}
         return cls(**{**values, **lists, "shape": BaseShape.from_json(values["shape"])})
 
 
