@@ -18,6 +18,7 @@ from typing import BinaryIO
 from manylora.adapter_ref import AdapterRef, SourceName, source_of
 from manylora.adapters.base_weights import BaseWeights
 from manylora.adapters.checkpoint import CheckedAdapter, Limits, check_adapter
+from manylora.adapters.confinement import confine
 from manylora.adapters.download import together
 from manylora.adapters.hub_source import HubSource
 from manylora.adapters.image import ImageFacts, write_image
@@ -40,7 +41,7 @@ from manylora.adapters.refusals import Refusals
 from manylora.adapters.registry import folder_sources
 from manylora.adapters.sources import FetchedFiles, RemoteSource
 from manylora.clock import Clock, SystemClock
-from manylora.errors import AdapterLoadTimeout, AdapterReferenceInvalid, ManyloraError
+from manylora.errors import AdapterCapacity, AdapterLoadTimeout, AdapterReferenceInvalid, ManyloraError
 
 NICENESS = 10
 LOCATE_TIMEOUT_S = 20.0
@@ -91,6 +92,7 @@ class Worker:
         self._reads = ThreadPoolExecutor(settings.parallel_loads, thread_name_prefix="read")
         self._packs = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="pack")
         self._remote = remote_sources(settings)
+        self._num_running = 0
 
     def close(self) -> None:
         """Take no more jobs."""
@@ -100,6 +102,7 @@ class Worker:
     async def run(self, job: Job) -> Outcome:
         """Do one job to its end. Never raises: what is not foreseen becomes `AdapterCorrupt`."""
         refuse = Refusals(job.ref.id, job.ref.source, self._settings.shape.name)
+        self._num_running += 1
         try:
             if isinstance(job, LocateJob):
                 return await self._locate(job, refuse)
@@ -108,8 +111,15 @@ class Worker:
             return IngestFailure(job.number, error)
         except OSError as error:
             return IngestFailure(job.number, refuse.unavailable(f"{type(error).__name__}: {error.strerror}"))
+        except MemoryError:
+            # Alone it can never fit; beside others it may, once they are done.
+            is_alone = self._num_running == 1
+            refusal = refuse.out_of_memory() if is_alone else AdapterCapacity("Model is overloaded")
+            return IngestFailure(job.number, refusal)
         except Exception as error:  # the edge of hostile input: whatever a file provokes is that file's failure
             return IngestFailure(job.number, refuse.corrupt(f"unexpected {type(error).__name__}"))
+        finally:
+            self._num_running -= 1
 
     async def _locate(self, job: LocateJob, refuse: Refusals) -> Found:
         try:
@@ -234,7 +244,9 @@ async def _serve(answers: BinaryIO) -> None:
     lines = asyncio.StreamReader(limit=MAX_LINE_BYTES)
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin.buffer)
-    worker = Worker(IngestSettings.from_json(json.loads(await lines.readline())), SystemClock())
+    settings = IngestSettings.from_json(json.loads(await lines.readline()))
+    confine(settings)
+    worker = Worker(settings, SystemClock())
     running: dict[int, asyncio.Task[None]] = {}
 
     async def answer(job: Job) -> None:

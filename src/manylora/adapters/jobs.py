@@ -18,6 +18,7 @@ class IngestSettings:
     """What every job has in common. `folder` is the disk tier's; `dtype` is the served one (bfloat16 or float32).
 
     base_dir  the base's directory, for adapters that cannot be packed without its weights; empty: there is none
+    memory_bytes  what the jobs under way may take together, by the store's account; 0: no limit is set
     """
 
     shape: BaseShape
@@ -33,6 +34,7 @@ class IngestSettings:
     load_timeout_s: float = 60.0
     base_dir: str = ""
     registry_dir: str = ""
+    memory_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:  # JSON values of several types
         return {

@@ -406,6 +406,7 @@ def open_store(
         load_timeout_s=config.load_timeout_s,
         base_dir="" if base_dir is None else str(base_dir),
         registry_dir=config.registry_dir,
+        memory_bytes=config.ingest_bytes,
     )
     return Store(
         shape=shape,
