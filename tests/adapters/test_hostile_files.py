@@ -73,6 +73,10 @@ WRONG: dict[str, tuple[bytes, type[errors.AdapterError]]] = {
     "deep nesting": (with_header(b'{"a":' + b"[" * 100_000), errors.AdapterCorrupt),
     "an endless number": (with_header(b'{"a":' + b"9" * 10_000 + b"}"), errors.AdapterCorrupt),
     "duplicate tensors": (with_header(TWICE), errors.AdapterCorrupt),
+    "metadata of half a character": (
+        with_header({**HEADER, "__metadata__": {"\ud800": "a"}}),
+        errors.AdapterCorrupt,
+    ),
     "metadata of numbers": (with_header({**HEADER, "__metadata__": {"a": 1}}), errors.AdapterCorrupt),
     "a negative zero": (with_header(json.dumps(HEADER).replace("[0, ", "[-0, ", 1).encode()), errors.AdapterCorrupt),
     "17,000 tensors": (with_header(TOO_MANY, b""), errors.AdapterCorrupt),

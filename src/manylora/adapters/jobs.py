@@ -17,7 +17,7 @@ from manylora.merging import MergeRecipe, MergeStrategy, SignMethod
 class IngestSettings:
     """What every job has in common. `folder` is the disk tier's; `dtype` is the served one (bfloat16 or float32).
 
-    base_dir  the base's directory, for adapters that cannot be packed without its weights; empty: there is none
+    base_dir      the base's directory, for adapters that cannot be packed without its weights; empty: there is none
     memory_bytes  what the jobs under way may take together, by the store's account; 0: no limit is set
     """
 

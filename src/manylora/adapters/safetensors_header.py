@@ -114,6 +114,10 @@ def _refuse_constant(text: str) -> NoReturn:
 def _check_metadata(metadata: object) -> None:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise HeaderInvalid("__metadata__ is not a table of texts")
+    try:
+        "".join((*metadata, *metadata.values())).encode()
+    except UnicodeEncodeError as error:
+        raise HeaderInvalid("__metadata__ has half a character (a lone surrogate)") from error
 
 
 def _entry(name: str, fields: object, body: int) -> TensorEntry:

@@ -1,14 +1,14 @@
 """Small valid adapters in memory, file by file, for a tiny base: what the ingest is fuzzed and swapped with."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from manylora.adapters.base_shape import PROJECTION_PATHS, BaseShape
+from manylora.adapters.base_shape import BaseShape, Module, module_path
 
 Fields = dict[str, Any]  # JSON values of several types
 HIDDEN, KV, INTERMEDIATE, LAYERS, VOCAB = 32, 16, 48, 3, 64
@@ -75,43 +75,58 @@ class Files:
 def seeds() -> list[Files]:
     """Adapters as PEFT writes them: three dtypes, several ranks and module sets, and PEFT's less common parts."""
     attention, every = range(4), range(7)
+    head = {"base_model.model.lm_head.lora_A.weight": (2, HIDDEN), "base_model.model.lm_head.lora_B.weight": (VOCAB, 2)}
+    embedding = {
+        "base_model.model.model.embed_tokens.lora_embedding_A": (2, VOCAB),
+        "base_model.model.model.embed_tokens.lora_embedding_B": (HIDDEN, 2),
+    }
+    tokens = {"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": (3, HIDDEN)}
+    saved = {
+        "base_model.model.lm_head.modules_to_save.weight": (VOCAB + 2, HIDDEN),
+        "base_model.model.model.embed_tokens.modules_to_save.weight": (VOCAB + 2, HIDDEN),
+        "base_model.model.model.norm.weight": (HIDDEN,),
+        "base_model.model.model.layers.1.input_layernorm.weight": (HIDDEN,),
+    }
+    first = {f"base_model.model.{module_path((0, 0))}": (HIDDEN,)}
+    magnitudes = {f"{path}.lora_magnitude_vector": shape for path, shape in first.items()}
+    biases = {f"{path}.lora_B.bias": shape for path, shape in first.items()}
     return [
-        _seed("plain", "F32", 2, [0], {}),
-        _seed("attention", "BF16", 4, attention, {"use_rslora": True}),
-        _seed("everything", "F16", 8, every, {"lora_alpha": 16, "target_modules": ["q_proj"], "bias": "none"}),
-        _seed("patterns", "F32", 4, [0, 1], {"alpha_pattern": {"q_proj": 3, r"layers\.0\.self_attn\.k_proj": 9.5}}),
-        _seed("magnitudes", "F32", 2, [0, 6], {"use_dora": True}, magnitudes=True),
-        _seed("head", "F32", 2, [0], {"target_modules": ["q_proj", "lm_head"]}, head=True),
+        _seed("plain", "F32", 2, _modules([0]), {}),
+        _seed("attention", "BF16", 4, _modules(attention), {"use_rslora": True}),
+        _seed("everything", "F16", 8, _modules(every), {"lora_alpha": 16, "target_modules": ["q_proj"]}),
+        _seed("patterns", "F32", 4, _modules([0, 1]), {"alpha_pattern": {"q_proj": 3, r".*0\.self_attn\.k_proj": 9.5}}),
+        _seed("dora", "F32", 2, [(0, 0)], {"use_dora": True}, magnitudes),
+        _seed("biased", "F32", 2, [(0, 0)], {"lora_bias": True}, biases),
+        _seed("ends", "F32", 2, _modules([0]), {"target_modules": ["q_proj", "lm_head"]}, {**head, **embedding}),
+        _seed("tokens", "BF16", 2, _modules([6]), {"trainable_token_indices": [3, 60, 7]}, tokens),
+        _seed("saved", "F16", 2, _modules([3]), {"modules_to_save": ["lm_head", "embed_tokens"]}, saved),
+        _seed("activated", "F32", 2, _modules([0, 2]), {"alora_invocation_tokens": [5, 6]}),
     ]
+
+
+def _modules(projections: Sequence[int]) -> list[Module]:
+    return [(layer, projection) for layer in range(LAYERS) for projection in projections]
 
 
 def _seed(
     name: str,
     dtype: str,
     rank: int,
-    projections: Sequence[int],
+    modules: Sequence[Module],
     fields: Fields,
-    *,
-    magnitudes: bool = False,
-    head: bool = False,
+    more: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Files:
-    random = np.random.default_rng(len(name))
     shapes: dict[str, tuple[int, ...]] = {}
-    for layer in range(LAYERS):
-        for projection in projections:
-            sizes = SHAPE.projections[projection]
-            assert sizes is not None  # this base has them all
-            path = f"base_model.model.model.layers.{layer}.{PROJECTION_PATHS[projection]}"
-            shapes[f"{path}.lora_A.weight"] = (rank, sizes[1])
-            shapes[f"{path}.lora_B.weight"] = (sizes[0], rank)
-            if magnitudes:
-                shapes[f"{path}.lora_magnitude_vector"] = (sizes[0],)
-    if head:
-        shapes["base_model.model.lm_head.lora_A.weight"] = (rank, HIDDEN)
-        shapes["base_model.model.lm_head.lora_B.weight"] = (VOCAB, rank)
+    for layer, projection in modules:
+        sizes = SHAPE.projections[projection]
+        assert sizes is not None  # this base has them all
+        path = f"base_model.model.{module_path((layer, projection))}"
+        shapes[f"{path}.lora_A.weight"] = (rank, sizes[1])
+        shapes[f"{path}.lora_B.weight"] = (sizes[0], rank)
+    random = np.random.default_rng(len(name))
     header: Fields = {"__metadata__": {"format": "pt"}}
     body = b""
-    for tensor, shape in shapes.items():
+    for tensor, shape in {**shapes, **(more or {})}.items():
         data = _as(dtype, np.abs(random.standard_normal(shape)))
         header[tensor] = {"dtype": dtype, "shape": list(shape), "data_offsets": [len(body), len(body) + len(data)]}
         body += data

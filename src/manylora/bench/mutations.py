@@ -226,8 +226,10 @@ def renamed(files: Files, chance: Random) -> Files:
             name[:at] + inserted_text + name[at + chance.randrange(3) :], name.replace(".layers.0", ".layers.00"),
             name.replace("lora_A", "lora_B"), name.upper(), name * 500, "", "__metadata__ ",
             name.replace(".layers.0.", f".layers.{10 ** chance.randrange(1, 30)}."), name.removesuffix(".weight"),
-            name.replace(".weight", ".bias"), name.replace("q_proj", chance.choice(["k_proj", "x_proj", "experts.0"])),
-            "base_model.model.lm_head.weight", "base_model.model.model.embed_tokens.lora_embedding_A",
+            name.replace(".weight", ".bias"), f"{name}.modules_to_save.weight",
+            name.replace("q_proj", chance.choice(["k_proj", "x_proj", "experts.0"])),
+            "base_model.model.lm_head.weight", "base_model.model.model.norm.weight",
+            "base_model.model.lm_head.original_module.weight", "base_model.model.model.embed_tokens.lora_embedding_A",
         ]
     )  # fmt: skip
     return files.with_header({(new if key == name else key): entry for key, entry in header.items()})
