@@ -1,4 +1,4 @@
-"""Hostile input: figures R1 to R3, which count failures and not speed.
+"""Hostile input: figures R1 and R2, which count failures and not speed.
 
     python -m benchmarks.hostile --figure R1 [--count 100000] [--series 0] [--json FILE]
 
@@ -6,6 +6,10 @@ R1  mutated adapter files at ingest, of all kinds in `manylora.bench.mutations`:
     back and holds finite numbers only, or as one of our refusals; no crash, nothing met by the catch-all, nothing left
     behind. Timed is the whole job on files in memory (fetch, check, pack, write), at most 50 ms each; a mutant over
     that is tried twice more and its fastest time counts, for the machine may have been busy.
+
+R2  random names of adapters that do not exist, each answered "no such adapter": a million asked of an engine with its
+    store in this process, and a fiftieth as many of a server over HTTP. Growth is that of the resident memory from the
+    first tenth of the names to the last, in MiB; the metrics must have as many series after as before.
 
 A failure says the number of its mutant: `--first NUMBER --count 1` makes it again. The last line is one JSON object.
 """
@@ -20,6 +24,7 @@ from pathlib import Path
 from manylora.bench.fuzz import LIMIT_MS, Fuzzer
 from manylora.bench.machine import describe
 from manylora.bench.mutations import KINDS
+from manylora.bench.unknown_names import SAMPLES, ask_engine, ask_server
 
 MEMORY = Path("/dev/shm")
 """Files here cost no disk's time."""
@@ -66,8 +71,32 @@ def mutated_files(scratch: Path, series: int, first: int, count: int) -> dict[st
     }
 
 
+def unknown_names(scratch: Path, series: int, first: int, count: int) -> dict[str, object]:
+    """See R2 at the top."""
+    for folder in ("engine", "server"):
+        (scratch / folder).mkdir()
+    engine = ask_engine(scratch / "engine", count, series)
+    print(f"engine: {engine}", flush=True)
+    server = ask_server(scratch / "server", max(SAMPLES, count // 50), series)
+    print(f"server: {server}", flush=True)
+    grown = {"engine": engine, "server": server.grown}
+    return {
+        "count": engine.asked,
+        "wrong": engine.wrong + server.grown.wrong,
+        "growth_mib": round(engine.growth_mib, 2),
+        "slope_mib_per_100k": round(engine.slope_mib, 3),
+        "server_count": server.grown.asked,
+        "server_growth_mib": round(server.grown.growth_mib, 2),
+        "new_series": server.series_after - server.series_before,
+        "spread": {name: [round(mib, 2) for mib in found.memory_mib] for name, found in grown.items()},
+    }
+
+
 PARTS = {"median_ms": 0.5, "p99_ms": 0.99, "p99_9_ms": 0.999}
-FIGURES: dict[str, tuple[Callable[[Path, int, int, int], dict[str, object]], int]] = {"R1": (mutated_files, 100_000)}
+FIGURES: dict[str, tuple[Callable[[Path, int, int, int], dict[str, object]], int]] = {
+    "R1": (mutated_files, 100_000),
+    "R2": (unknown_names, 1_000_000),
+}
 
 if __name__ == "__main__":
     main()

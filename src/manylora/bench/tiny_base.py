@@ -1,17 +1,44 @@
-"""A random Llama of a few thousand weights, with a tokenizer: a base for counting failures, not for measuring speed."""
+"""A random Llama of a few thousand weights and an engine on it: for counting failures, not for measuring speed."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from manylora.bench.adapter_files import HIDDEN, INTERMEDIATE, KV, LAYERS
+from manylora.bench.servers import fresh_cache
+from manylora.build import build_engine
+from manylora.config import cache_dir, load_config
+from manylora.engine.engine import Engine
 
 VOCAB, HEAD_DIM = 320, 8
 WEIGHT_SPREAD = 0.15
 """Larger than models are initialised with, so that another adapter gives other tokens."""
+
+
+def tiny_engine(base: Path, scratch: Path, root: Path, **flags: Any) -> Engine:  # values of several types
+    """An engine as `manylora serve` has it, with its ingest process, on the adapters below `root`.
+
+    `scratch` becomes the place of its disk tier; `flags` are settings with `__` for the dot.
+    """
+    scratch.mkdir()
+    (cache_dir() / "kernels").mkdir(parents=True, exist_ok=True)  # compiled once a machine
+    fixed = {
+        "model.base": str(base),
+        "model.kernels": "native",
+        "model.threads": 1,
+        "model.cache_dir": str(fresh_cache(scratch)),
+        "adapters.roots": (str(root),),
+        "adapters.hub_endpoint": "",
+        "engine.max_model_len": 128,
+        "engine.block_size": 4,
+        "engine.kv_bytes": 1 << 20,
+    }
+    settings = {**fixed, **{name.replace("__", "."): value for name, value in flags.items()}}
+    return build_engine(load_config(flags=settings, environ={}), lambda line: None)[0]
 
 
 def write_tiny_base(directory: Path, vocab: int = VOCAB) -> Path:
