@@ -1,4 +1,4 @@
-"""Hostile input: figures R1 and R2, which count failures and not speed.
+"""Hostile input: figures R1 to R3, which count failures and not speed.
 
     python -m benchmarks.hostile --figure R1 [--count 100000] [--series 0] [--json FILE]
 
@@ -10,6 +10,10 @@ R1  mutated adapter files at ingest, of all kinds in `manylora.bench.mutations`:
 R2  random names of adapters that do not exist, each answered "no such adapter": a million asked of an engine with its
     store in this process, and a fiftieth as many of a server over HTTP. Growth is that of the resident memory from the
     first tenth of the names to the last, in MiB; the metrics must have as many series after as before.
+
+R3  operations on the names of adapters (load, swap the content, create, delete, rename, evict), a quarter of them while
+    requests are under way: every reply must be that of the content the name had, by an oracle that made each content's
+    tokens alone. Several names share a content, two tenants share the names, the prefix cache is on.
 
 A failure says the number of its mutant: `--first NUMBER --count 1` makes it again. The last line is one JSON object.
 """
@@ -24,6 +28,7 @@ from pathlib import Path
 from manylora.bench.fuzz import LIMIT_MS, Fuzzer
 from manylora.bench.machine import describe
 from manylora.bench.mutations import KINDS
+from manylora.bench.swaps import Swapper
 from manylora.bench.unknown_names import SAMPLES, ask_engine, ask_server
 
 MEMORY = Path("/dev/shm")
@@ -92,10 +97,28 @@ def unknown_names(scratch: Path, series: int, first: int, count: int) -> dict[st
     }
 
 
+def swapped_contents(scratch: Path, series: int, first: int, count: int) -> dict[str, object]:
+    """See R3 at the top."""
+    with closing(Swapper(scratch, series)) as swapper:
+        found = swapper.run(count)
+    for mismatch in found.mismatches[:MOST_SHOWN]:
+        print(mismatch)
+    return {
+        "count": count,
+        "mismatches": len(found.mismatches),
+        "loads": found.loads,
+        "evictions": found.evictions,
+        "cached_tokens": found.cached_tokens,
+        "replies": dict(found.replies),
+        "operations": dict(found.operations),
+    }
+
+
 PARTS = {"median_ms": 0.5, "p99_ms": 0.99, "p99_9_ms": 0.999}
 FIGURES: dict[str, tuple[Callable[[Path, int, int, int], dict[str, object]], int]] = {
     "R1": (mutated_files, 100_000),
     "R2": (unknown_names, 1_000_000),
+    "R3": (swapped_contents, 10_000),
 }
 
 if __name__ == "__main__":

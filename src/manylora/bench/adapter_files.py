@@ -11,6 +11,7 @@ import numpy as np
 from manylora.adapters.base_shape import BaseShape, Module, module_path
 
 Fields = dict[str, Any]  # JSON values of several types
+Array = np.ndarray[Any, Any]
 HIDDEN, KV, INTERMEDIATE, LAYERS, VOCAB = 32, 16, 48, 3, 64
 SHAPE = BaseShape(
     name="tiny",
@@ -124,17 +125,24 @@ def _seed(
         shapes[f"{path}.lora_A.weight"] = (rank, sizes[1])
         shapes[f"{path}.lora_B.weight"] = (sizes[0], rank)
     random = np.random.default_rng(len(name))
+    tensors = {tensor: np.abs(random.standard_normal(shape)) for tensor, shape in {**shapes, **(more or {})}.items()}
+    return from_tensors(name, tensors, {"r": rank, "lora_alpha": 8, **fields}, dtype)
+
+
+def from_tensors(name: str, tensors: Mapping[str, Array], fields: Fields, dtype: str = "F32") -> Files:
+    """An adapter of these tensors, with these fields in its config."""
     header: Fields = {"__metadata__": {"format": "pt"}}
     body = b""
-    for tensor, shape in {**shapes, **(more or {})}.items():
-        data = _as(dtype, np.abs(random.standard_normal(shape)))
-        header[tensor] = {"dtype": dtype, "shape": list(shape), "data_offsets": [len(body), len(body) + len(data)]}
+    for tensor, values in tensors.items():
+        data = _as(dtype, values)
+        offsets = [len(body), len(body) + len(data)]
+        header[tensor] = {"dtype": dtype, "shape": list(values.shape), "data_offsets": offsets}
         body += data
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "base_model_name_or_path": "org/tiny", **fields}
+    config = {"peft_type": "LORA", "base_model_name_or_path": "org/tiny", **fields}
     return Files(name, b"", b"").with_config(config).with_header(header, body)
 
 
-def _as(dtype: str, values: "np.ndarray[Any, Any]") -> bytes:
+def _as(dtype: str, values: Array) -> bytes:
     if dtype == "F16":
         return values.astype("<f2").tobytes()
     wide = values.astype("<f4")

@@ -61,7 +61,7 @@ def names(series: int) -> Iterator[str]:
 
 def ask_engine(scratch: Path, count: int, series: int = 0) -> Grown:
     """Ask the engine, its store and its local source, in this process."""
-    base, root = write_tiny_base(scratch / "base"), scratch / "root"
+    base, root = write_tiny_base(scratch / "tiny"), scratch / "root"
     root.mkdir()
     engine = tiny_engine(base, scratch / "engine", root)
     try:
@@ -118,7 +118,7 @@ class Served:
 
 def ask_server(scratch: Path, count: int, series: int = 0) -> Served:
     """Ask `manylora serve` over HTTP, half of the requests on each dialect."""
-    base, root = write_tiny_base(scratch / "base"), scratch / "root"
+    base, root = write_tiny_base(scratch / "tiny"), scratch / "root"
     root.mkdir()
     settings = (f"adapters.roots={root}", "adapters.hub_endpoint=", f"model.cache_dir={fresh_cache(scratch)}")
     server = Manylora(*settings, "model.threads=1", "engine.kv_bytes=1048576")
