@@ -11,9 +11,10 @@ R2  random names of adapters that do not exist, each answered "no such adapter":
     store in this process, and a fiftieth as many of a server over HTTP. Growth is that of the resident memory from the
     first tenth of the names to the last, in MiB; the metrics must have as many series after as before.
 
-R3  operations on the names of adapters (load, swap the content, create, delete, rename, evict), a quarter of them while
-    requests are under way: every reply must be that of the content the name had, by an oracle that made each content's
-    tokens alone. Several names share a content, two tenants share the names, the prefix cache is on.
+R3  operations on the names of adapters (load, swap the content, create, delete, rename; an operator's evict, erase and
+    preload), a quarter of them while requests are under way: every reply must be that of the content the name had, by
+    an oracle that made each content's tokens alone. Several names share a content, two tenants share the names, the
+    prefix cache is on.
 
 A failure says the number of its mutant: `--first NUMBER --count 1` makes it again. The last line is one JSON object.
 """

@@ -13,6 +13,7 @@ import pytest
 
 from manylora.adapter_ref import AdapterRef
 from manylora.adapters.confinement import memory_limit_bytes
+from manylora.adapters.image_folder import job_file
 from manylora.adapters.jobs import Ingested, IngestFailure, IngestJob, IngestSettings, Outcome
 from manylora.adapters.loaders import ProcessIngest
 from manylora.adapters.local_source import LocalSource
@@ -50,6 +51,7 @@ def ingest(settings: IngestSettings) -> Iterator[ProcessIngest]:
 def ended(ingest: ProcessIngest, root: Path, refs: list[AdapterRef]) -> dict[str, Outcome]:
     source = LocalSource((root,))
     for number, ref in enumerate(refs):
+        (root.parent / "disk" / job_file(number)).touch()  # as the disk tier makes it
         ingest.submit(IngestJob(number, ref, source.locate(ref).stamp, f"name{number}"))
     outcomes: dict[str, Outcome] = {}
 
@@ -110,6 +112,7 @@ def test_the_process_has_limits_and_gains_no_rights(
 OPENED = """
 import json, sys
 from manylora.adapters.ingest import InlineIngest
+from manylora.adapters.image_folder import job_file
 from manylora.adapters.jobs import IngestJob, IngestSettings
 from manylora.adapters.local_source import LocalSource
 from manylora.adapter_ref import AdapterRef, SourceName
@@ -122,6 +125,7 @@ def watch(event, arguments):
     if event in watched and any(root in str(part) for part in arguments):
         print(event, arguments[0], flush=True)
 ingest = InlineIngest(settings)
+(Path(settings.folder) / job_file(0)).touch()
 source = LocalSource((Path(root),))
 sys.addaudithook(watch)
 ingest.submit(IngestJob(0, ref, source.locate(ref).stamp, "name"))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from manylora.adapters.store import MAX_NAMES
+from manylora.adapters.names import MAX_NAMES
 from manylora.bench.unknown_names import WARM_UP, ask_engine, ask_server
 
 NOISE_MIB = 4.0

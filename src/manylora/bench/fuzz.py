@@ -11,7 +11,8 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 
 from manylora.adapter_ref import AdapterRef, SourceName
-from manylora.adapters.image import HostImage, ImageDamaged, image_name, read_image
+from manylora.adapters.image import HostImage, ImageDamaged, read_image
+from manylora.adapters.image_folder import job_file
 from manylora.adapters.ingest import InlineIngest
 from manylora.adapters.jobs import Ingested, IngestFailure, IngestJob, IngestSettings, Outcome
 from manylora.adapters.local_source import LocalSource
@@ -90,6 +91,7 @@ class Fuzzer:
         ref = AdapterRef(SourceName.LOCAL, "a")
         self._jobs += 1
         job = IngestJob(self._jobs, ref, self._source.locate(ref).stamp, "name")
+        (self._tiers[dtype] / job_file(job.number)).touch()  # as the disk tier makes it
         begun_s = self._clock.monotonic_s()
         try:
             self._ingests[dtype].submit(job)
@@ -111,10 +113,10 @@ class Fuzzer:
             return _judge_refusal(outcome)
         assert isinstance(outcome, Ingested)  # no other job was submitted
         left = sorted(path.name for path in self._tiers[dtype].iterdir())
-        if left != sorted([image_name(outcome.digest, dtype), "name.name"]):
+        if left != [job_file(outcome.number)]:
             return f"left {left} behind"
         try:
-            image = read_image(self._tiers[dtype] / image_name(outcome.digest, dtype))
+            image = read_image(self._tiers[dtype] / left[0])
         except (ImageDamaged, OSError) as error:
             return f"its image cannot be read: {error!r}"
         return _judge_image(files, image, outcome) or outcome

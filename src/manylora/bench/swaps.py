@@ -1,4 +1,4 @@
-"""Adapters loaded, swapped under their names, renamed, deleted and evicted at random, against what each content says.
+"""Adapters loaded, swapped under their names, renamed, erased and evicted at random, against what each content says.
 
 Every content's tokens are made once, each alone on an engine of its own; then names come and go on one engine whose
 bank and disk hold a part of them, with the prefix cache on, and every reply must be that of the content its name had.
@@ -7,6 +7,7 @@ bank and disk hold a part of them, with the prefix cache on, and every reply mus
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -14,14 +15,15 @@ from random import Random
 import numpy as np
 
 from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapter_state import AdapterAction
 from manylora.adapters.base_shape import module_path
-from manylora.adapters.store import Store
 from manylora.bench.adapter_files import LAYERS, SHAPE, Files, from_tensors
 from manylora.bench.tiny_base import tiny_engine, write_tiny_base
 from manylora.clock import SystemClock
 from manylora.engine.engine import Engine
 from manylora.engine.events import Finished
 from manylora.engine.request import Request, SamplingParams, StopParams
+from manylora.errors import ManyloraError
 from manylora.ids import Flow, RequestId, mint_request_id
 
 NUM_CONTENTS = 14
@@ -33,6 +35,8 @@ SALTS = ("one", "two")
 NEW_TOKENS = 6
 BANK_BYTES, DISK_BYTES, KV_BYTES = 24_000, 200_000, 150_000
 """Room for the largest content on the device, or for several small ones, and for half of them on disk."""
+OPERATORS = {"evict": AdapterAction.EVICT, "erase": AdapterAction.DELETE, "preload": AdapterAction.PRELOAD}
+KINDS = ("load", "swap", "swap", "create", "create", "delete", "rename", *OPERATORS)
 MIDWAY = 0.25
 """So many operations happen while the requests before them are under way."""
 IDLE_S = 0.0005
@@ -168,9 +172,9 @@ class Names:
         self.now: dict[str, int] = {}
         self._written = 0
 
-    def change(self, store: Store) -> str:
+    def change(self, engine: Engine) -> str:
         """Do one operation and say which it was."""
-        kind = self._chance.choice(("load", "swap", "swap", "create", "create", "delete", "rename", "evict"))
+        kind = self._chance.choice(KINDS)
         name = self._chance.choice([f"n{number}" for number in range(NUM_NAMES)])
         if kind == "create" or (kind == "swap" and name in self.now):
             self._put(name, self._chance.randrange(NUM_CONTENTS))
@@ -179,8 +183,11 @@ class Names:
             self.now.pop(name, None)
         elif kind == "rename" and name in self.now:
             self._rename(name, self._chance.choice([f"n{number}" for number in range(NUM_NAMES)]))
-        elif kind == "evict":
-            store.evict(AdapterRef(SourceName.LOCAL, name))
+        elif kind in OPERATORS:
+            with suppress(ManyloraError):  # it is not there, or in use
+                engine.manage(OPERATORS[kind], AdapterRef(SourceName.LOCAL, name))
+            if kind == "erase":  # its folder stays, and is found again only with other files in it
+                self.now.pop(name, None)
         return kind
 
     def _put(self, name: str, content: int) -> None:
@@ -215,9 +222,6 @@ class Swapper:
         self._oracle = Oracle(scratch, base, self._prompts)
         flags = {"adapters__bank_bytes": BANK_BYTES, "adapters__disk_bytes": DISK_BYTES, "engine__kv_bytes": KV_BYTES}
         self.engine = tiny_engine(base, scratch / "engine", root, adapters__max_bytes=100_000, **flags)
-        store = self.engine._store
-        assert isinstance(store, Store)  # and not a test's
-        self._store = store
         self._names = Names(root, self._chance)
         self._replies = _Replies(self.engine)
 
@@ -253,12 +257,12 @@ class Swapper:
         chance, is_midway = self._chance, self._chance.random() < MIDWAY
         before = dict(self._names.now)
         if not is_midway:
-            found.operations[self._names.change(self._store)] += 1
+            found.operations[self._names.change(self.engine)] += 1
         wanted = [self._wish() for _ in range(chance.choice([1, 1, 2, 3]))]
         requests = [_request(name, self._prompts[prompt], chance.choice(SALTS)) for name, prompt in wanted]
         if is_midway:
             self._replies.begin(requests, chance.randrange(4))
-            found.operations[f"{self._names.change(self._store)} midway"] += 1
+            found.operations[f"{self._names.change(self.engine)} midway"] += 1
         for (name, prompt), reply in zip(wanted, self._replies.of(requests), strict=True):
             # What happens while a request is under way it may see or not.
             states = [self._names.now] + [before] * is_midway
