@@ -116,19 +116,27 @@ def test_what_is_no_file_is_refused_and_holds_up_nobody(
 def test_what_is_swapped_between_look_and_open_is_seen(
     root: Path, monkeypatch: pytest.MonkeyPatch, put: Callable[[Path], None]
 ) -> None:
-    """The attacker wins the race: the file is another thing at the moment it is opened."""
+    """The attacker wins both races: the file is another thing at the moment it is opened, and itself again after it."""
     source = LocalSource((root,))
     stamp = source.locate(local(save_adapter(root / "a").name)).stamp
     really_open = os.open
 
     def swap_and_open(path: Path, flags: int) -> int:
-        if path.name == WEIGHTS and path.is_file() and not path.is_symlink():
-            put(path)
-        return really_open(path, flags)
+        if path.name != WEIGHTS:
+            return really_open(path, flags)
+        path.rename(root / "kept")
+        path.write_bytes(b"")
+        put(path)
+        try:
+            return really_open(path, flags)
+        finally:
+            path.rmdir() if path.is_dir() else path.unlink()
+            (root / "kept").rename(path)
 
     monkeypatch.setattr(os, "open", swap_and_open)
     with pytest.raises((errors.AdapterCorrupt, errors.AdapterNotFound, errors.AdapterSourceUnavailable)):
         source.fetch(local("a"), stamp, MAX_BYTES)
+    assert source.locate(local("a")).stamp == stamp
 
 
 def test_a_folder_swapped_for_a_link_between_look_and_open_is_seen(
@@ -140,10 +148,13 @@ def test_a_folder_swapped_for_a_link_between_look_and_open_is_seen(
     really_open = os.open
 
     def swap_and_open(path: Path, flags: int) -> int:
-        if not (root / "a").is_symlink():
-            (root / "a").rename(root / "old")
-            (root / "a").symlink_to(outside)
-        return really_open(path, flags)
+        (root / "a").rename(root / "kept")
+        (root / "a").symlink_to(outside)
+        try:
+            return really_open(path, flags)
+        finally:
+            (root / "a").unlink()
+            (root / "kept").rename(root / "a")
 
     monkeypatch.setattr(os, "open", swap_and_open)
     with pytest.raises(errors.AdapterNotFound):
