@@ -52,7 +52,18 @@ MAY_START_THREADS_OR_PROCESSES = {
     "server/meter.py",
     "server/pool.py",
 }
-BARE_GPU_IMAGE = {"fastapi", "pydantic", "msgspec", "zmq", "ray", "sqlalchemy", "llguidance", "obstore", "starlette"}
+BARE_GPU_IMAGE = {
+    "fastapi",
+    "pydantic",
+    "msgspec",
+    "zmq",
+    "ray",
+    "sqlalchemy",
+    "llguidance",
+    "obstore",
+    "httpx2",
+    "starlette",
+}
 """Packages a bare GPU image lacks: the engine's packages must import without them."""
 
 

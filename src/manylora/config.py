@@ -66,6 +66,7 @@ class AdaptersConfig:
     stores: tuple[str, ...] = ()
     hub_endpoint: str = "https://huggingface.co"
     registry_dir: str = ""
+    redirect_hosts: tuple[str, ...] = ()
     default_source: str = "local"
     revision_ttl_s: float = 300.0
     max_rank: int = 256

@@ -32,6 +32,7 @@ class HttpServer:
         self.files = files
         self.repositories: dict[str, Repository] = {}
         self.redirect_to = ""  # where the hub sends downloads, as real ones send them to a content network
+        self.files_redirect_to = ""  # where plain files are said to be; `{path}` is their path
         self.seen: list[tuple[str, str]] = []  # (path, authorization)
         owner = self
 
@@ -61,7 +62,10 @@ class HttpServer:
         path = unquote(urlsplit(handler.path).path)
         credential = handler.headers.get("authorization", "")
         self.seen.append((path, credential))
-        if path.startswith("/files/"):
+        if path.startswith("/files/") and self.files_redirect_to:
+            return _send(handler, 302, b"", {"location": self.files_redirect_to.format(path=path)})
+        if path.startswith(("/files/", "/moved/files/")):
+            path = path.removeprefix("/moved")
             found = self.files / path.removeprefix("/files/")
             return _send_file(handler, found.read_bytes() if found.is_file() else None)
         if path.startswith("/cdn/"):

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -89,9 +88,9 @@ class HttpsRemote:
 class HubRemote:
     kind = "hub"
 
-    def __init__(self, server: HttpServer, proxy: Proxy, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, server: HttpServer, proxy: Proxy) -> None:
         self.proxy = proxy
-        self.source: RemoteSource = HubSource(f"http://127.0.0.1:{proxy.port}", threads)
+        self.source: RemoteSource = HubSource(f"http://127.0.0.1:{proxy.port}", ["localhost"])
         self.server = server
 
     def ref(self, name: str, token: str = "") -> AdapterRef:
@@ -121,10 +120,9 @@ def http(tmp_path: Path) -> Iterator[HttpServer]:
 
 @pytest.fixture
 def hub(http: HttpServer) -> Iterator[HubRemote]:
-    proxy, threads = Proxy(http.port), ThreadPoolExecutor(4)
-    yield HubRemote(http, proxy, threads)
+    proxy = Proxy(http.port)
+    yield HubRemote(http, proxy)
     proxy.close()
-    threads.shutdown(wait=False)
 
 
 @pytest.fixture

@@ -1,24 +1,18 @@
-"""Files of an object store into memory: in parts side by side, each taken up again where it was cut.
-
-obstore is imported when the first file is asked for: the engine's packages must import without it.
-"""
+"""Files of a remote store into memory: in parts side by side, each taken up again where it was cut."""
 
 import asyncio
 import hashlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from manylora.adapters.refusals import Refusals
 from manylora.errors import AdapterError
-
-if TYPE_CHECKING:
-    from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 PART_BYTES = 4 << 20
 PARALLEL_PARTS = 4
@@ -28,7 +22,6 @@ FIRST_WAIT_S = 0.1
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 10
 """Without a byte; how long a whole file may take is the load's own limit."""
-_CHUNK_BYTES = 1 << 17
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -49,42 +42,34 @@ class RemoteFile:
     sha256: str | None = None
 
 
-def client_options(token: str = "") -> "ClientConfig":
-    """How we speak to a store: plain HTTP is allowed, for the operator names the address."""
-    options: ClientConfig = {
-        "allow_http": True,
-        "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
-        "read_timeout": timedelta(seconds=READ_TIMEOUT_S),
-        "timeout": timedelta(hours=1),
-        "user_agent": "manylora",
-    }
-    if token:
-        options["default_headers"] = {"authorization": f"Bearer {token}"}
-    return options
+class StoreDenies(Exception):
+    """The store refuses the credential, or the lack of one."""
 
 
-def no_retries() -> "RetryConfig":
-    """The library's own retries start a part anew and tell nobody; ours go on where it was cut."""
-    return {"max_retries": 0, "retry_timeout": timedelta(seconds=1)}
+class FileReplaced(Exception):
+    """The version that was asked for is not there any more."""
 
 
-async def look_up(store: "ObjectStore", path: str, refuse: Refusals) -> RemoteFile | None:
+class StoreRefused(Exception):
+    """No further try would change it; the text says why, in words for the caller."""
+
+
+class FileStore(Protocol):
+    """Where files lie. Both methods raise the three above, or `OSError` for what may pass and is worth another try."""
+
+    async def look_up(self, path: str) -> RemoteFile | None:
+        """The current version of a file; None if there is no such file."""
+
+    def read(self, file: RemoteFile, start: int, stop: int) -> AsyncGenerator[memoryview]:
+        """Bytes `[start, stop)` of one version of a file, in order; more or fewer may come, which the caller checks."""
+
+
+async def look_up(store: FileStore, path: str, refuse: Refusals) -> RemoteFile | None:
     """The current version of a file; None if there is no such file. Raises as `RemoteSource.locate`."""
-    import obstore
-    from obstore.exceptions import NotFoundError
-
-    async def ask() -> RemoteFile | None:
-        try:
-            found = await obstore.head_async(store, path)
-        except (NotFoundError, FileNotFoundError):
-            return None
-        modified: datetime = found["last_modified"]
-        return RemoteFile(path, found["size"], found["e_tag"], modified.isoformat())
-
-    return await _tried(ask, refuse)
+    return await tried(lambda: store.look_up(path), refuse)
 
 
-async def download(store: "ObjectStore", file: RemoteFile, refuse: Refusals) -> memoryview:
+async def download(store: FileStore, file: RemoteFile, refuse: Refusals) -> memoryview:
     """The bytes of one version of a file.
 
     Raises as `RemoteSource.fetch`: `AdapterSourceUnavailable` also when the file was replaced or changed its size
@@ -116,47 +101,33 @@ async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
 
 
 async def _fetch_part(
-    store: "ObjectStore", file: RemoteFile, data: memoryview, start: int, stop: int, refuse: Refusals
+    store: FileStore, file: RemoteFile, data: memoryview, start: int, stop: int, refuse: Refusals
 ) -> None:
-    import obstore
-
     done = start
 
     async def go_on() -> None:
         nonlocal done
-        options: Any = {}  # of the library's own type, whose fields may only be there when they are meant
-        if file.etag is not None:
-            options["if_match"] = file.etag
-        elif file.modified is not None:
-            options["if_unmodified_since"] = datetime.fromisoformat(file.modified)
-        if (done, stop) != (0, file.num_bytes):
-            options["range"] = (done, stop)
-        found = await obstore.get_async(store, file.path, options=options)
-        if found.meta["size"] != file.num_bytes:
-            raise refuse.unavailable("it was replaced while it was read")
-        async for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):
-            view = memoryview(chunk)
-            if view.nbytes > stop - done:
-                raise refuse.unavailable("it sends more bytes than it has")
-            data[done : done + view.nbytes] = view
-            done += view.nbytes
+        async with aclosing(store.read(file, done, stop)) as chunks:
+            async for chunk in chunks:
+                if chunk.nbytes > stop - done:
+                    raise StoreRefused("it sends more bytes than it has")
+                data[done : done + chunk.nbytes] = chunk
+                done += chunk.nbytes
         if done < stop:
             raise ConnectionError("the connection was closed early")
 
-    await _tried(go_on, refuse, progress=lambda: done)
+    await tried(go_on, refuse, progress=lambda: done)
 
 
-async def _tried(attempt: Callable[[], Awaitable[T]], refuse: Refusals, progress: Callable[[], int] = lambda: 0) -> T:
+async def tried(attempt: Callable[[], Awaitable[T]], refuse: Refusals, progress: Callable[[], int] = lambda: 0) -> T:
     """Try until it succeeds, is refused, or fails `MAX_TRIES` times in a row without progress."""
-    from obstore.exceptions import BaseError
-
     failures, reached = 0, progress()
     while True:
         try:
             return await attempt()
-        except (BaseError, OSError) as error:
-            if (final := _final(error, refuse)) is not None:
-                raise final from error
+        except (StoreDenies, FileReplaced, StoreRefused) as error:
+            raise _final(error, refuse) from error
+        except OSError as error:
             failures = 1 if progress() > reached else failures + 1
             reached = progress()
             log.info("adapter.source_failed adapter=%s failures=%d: %s", refuse.adapter_id, failures, error)
@@ -165,12 +136,10 @@ async def _tried(attempt: Callable[[], Awaitable[T]], refuse: Refusals, progress
         await asyncio.sleep(FIRST_WAIT_S * 2 ** (failures - 1) * random.uniform(0.5, 1.5))
 
 
-def _final(error: Exception, refuse: Refusals) -> AdapterError | None:
+def _final(error: Exception, refuse: Refusals) -> AdapterError:
     """The error for what no further try would change. The store's own words may name its address: they are not told."""
-    from obstore.exceptions import NotFoundError, PermissionDeniedError, PreconditionError, UnauthenticatedError
-
-    if isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError):
+    if isinstance(error, StoreDenies):
         return refuse.access_denied()
-    if isinstance(error, NotFoundError | PreconditionError | FileNotFoundError):
+    if isinstance(error, FileReplaced):
         return refuse.unavailable("it was replaced while it was read")
-    return None
+    return refuse.unavailable(str(error))

@@ -1,73 +1,75 @@
-"""Adapters in repositories of a Hugging Face hub, each at a pinned commit, with the caller's own token."""
+"""Adapters in repositories of a Hugging Face hub, each at a pinned commit, with the caller's own token.
 
-import asyncio
+The hub is asked by two routes, its list of a commit's files and the files. They are spoken to directly: the hub's own
+client follows every redirect and reads an answer of any length.
+"""
+
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from manylora.adapter_ref import AdapterRef
-from manylora.adapters.download import RemoteFile, client_options, no_retries
+from manylora.adapters.download import RemoteFile, StoreDenies, StoreRefused, tried
+from manylora.adapters.http_files import HttpFiles, HttpPlace, RedirectRule, check_status
 from manylora.adapters.object_source import fetch_both
 from manylora.adapters.refusals import Refusals
 from manylora.adapters.sources import CONFIG_FILE, PICKLED_FILE, WEIGHTS_FILE, FetchedFiles, Located, missing_part
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
+    import httpx2
 
-    from huggingface_hub.hf_api import RepoSibling
-
-ASK_TIMEOUT_S = 10.0
 DEFAULT_REVISION = "main"
+MAX_ANSWER_BYTES = 8 << 20
+"""Of a commit's list of files: some thirty thousand of them."""
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_ABSENT = ("RepoNotFound", "RevisionNotFound", "EntryNotFound")
+
+
+@dataclass(frozen=True, slots=True)
+class _Commit:
+    """A commit, and of each of our files there: its size and its checksum where the hub knows it."""
+
+    sha: str
+    files: dict[str, tuple[int, str | None]]
 
 
 class HubSource:
     """Adapters named `org/name` or `org/name@revision`. A branch or tag is resolved to its commit when it is located.
 
-    Without a token of the caller's own the hub is asked anonymously: the operator's access is not the callers'.
+    Without a token of the caller's own the hub is asked anonymously: the operator's access is not the callers'. A hub
+    sends downloads to a content network, so it may redirect to any public address.
     """
 
-    def __init__(self, endpoint: str, threads: "Executor") -> None:
-        self._endpoint = endpoint.rstrip("/")
-        self._threads = threads
+    def __init__(self, endpoint: str, redirect_hosts: Sequence[str] = ()) -> None:
+        self._endpoint = endpoint
+        self._rule = RedirectRule(frozenset(redirect_hosts), public=True)
 
     async def locate(self, ref: AdapterRef) -> Located:
         refuse = Refusals(ref.id, ref.source)
-        loop = asyncio.get_running_loop()
-        sha, siblings = await loop.run_in_executor(self._threads, lambda: self._ask(ref, refuse))
-        files = {entry.rfilename: entry for entry in siblings}
+        async with self._hub(ref).opened() as hub:
+            commit = await tried(lambda: _ask(hub, ref), refuse)
+        if commit is None:
+            raise refuse.not_found()
+        files = commit.files
         if CONFIG_FILE not in files or WEIGHTS_FILE not in files:
             raise missing_part(CONFIG_FILE in files, WEIGHTS_FILE in files, PICKLED_FILE in files, refuse)
-        config, weights = files[CONFIG_FILE], files[WEIGHTS_FILE]
-        if config.size is None or weights.size is None:
-            raise refuse.unavailable("the hub does not tell the size of its files")
-        sha256 = None if weights.lfs is None else weights.lfs.sha256
-        return Located(json.dumps([sha, config.size, weights.size, sha256]), weights.size)
+        (config_bytes, _), (weights_bytes, sha256) = files[CONFIG_FILE], files[WEIGHTS_FILE]
+        return Located(json.dumps([commit.sha, config_bytes, weights_bytes, sha256]), weights_bytes)
 
     async def fetch(self, ref: AdapterRef, stamp: str, max_bytes: int) -> FetchedFiles:
-        from obstore.store import HTTPStore
-
         sha, config_bytes, weights_bytes, sha256 = json.loads(stamp)
-        store = HTTPStore(
-            f"{self._endpoint}/{_repository(ref)[0]}/resolve/{sha}",
-            client_options=client_options(ref.token),
-            retry_config=no_retries(),
-        )
-        config = RemoteFile(CONFIG_FILE, config_bytes)
-        weights = RemoteFile(WEIGHTS_FILE, weights_bytes, sha256=sha256)
-        return await fetch_both(store, config, weights, max_bytes, Refusals(ref.id, ref.source))
+        folder = f"{_repository(ref)[0]}/resolve/{sha}"
+        config = RemoteFile(f"{folder}/{CONFIG_FILE}", config_bytes)
+        weights = RemoteFile(f"{folder}/{WEIGHTS_FILE}", weights_bytes, sha256=sha256)
+        async with self._hub(ref).opened() as hub:
+            return await fetch_both(hub, config, weights, max_bytes, Refusals(ref.id, ref.source))
 
-    def _ask(self, ref: AdapterRef, refuse: Refusals) -> "tuple[str, list[RepoSibling]]":
-        from huggingface_hub import HfApi
-
-        repository, revision = _repository(ref)
-        with _translated(refuse):
-            found = HfApi(endpoint=self._endpoint, token=ref.token or False).model_info(
-                repository, revision=revision, files_metadata=True, timeout=ASK_TIMEOUT_S
-            )
-        if not found.sha:
-            raise refuse.unavailable("the hub names no commit")
-        return found.sha, list(found.siblings or ())
+    def _hub(self, ref: AdapterRef) -> HttpPlace:
+        return HttpPlace(self._endpoint, self._rule, ref.token)
 
 
 def _repository(ref: AdapterRef) -> tuple[str, str]:
@@ -75,22 +77,54 @@ def _repository(ref: AdapterRef) -> tuple[str, str]:
     return name, revision or DEFAULT_REVISION
 
 
-@contextmanager
-def _translated(refuse: Refusals) -> Iterator[None]:
-    """Turn the client's errors into ours."""
-    from huggingface_hub import errors
+async def _ask(hub: HttpFiles, ref: AdapterRef) -> _Commit | None:
+    """Which commit a revision is and what lies there; None if there is none. Raises as `FileStore`."""
+    name, revision = _repository(ref)
+    async with hub.answer("GET", f"api/models/{quote(name)}/revision/{quote(revision, safe='')}?blobs=true") as answer:
+        code = answer.headers.get("x-error-code", "")
+        if code == "GatedRepo":
+            raise StoreDenies
+        if answer.status_code == 404 or code in _ABSENT:
+            return None
+        check_status(answer)
+        return _read_commit(await _body(answer))
 
+
+async def _body(answer: "httpx2.Response") -> bytes:
+    body = bytearray()
+    async for chunk in answer.aiter_raw():
+        body += chunk
+        if len(body) > MAX_ANSWER_BYTES:
+            raise StoreRefused(f"its list of files has more than {MAX_ANSWER_BYTES} bytes")
+    return bytes(body)
+
+
+def _read_commit(body: bytes) -> _Commit:
+    """What we need of the hub's answer. Raises `StoreRefused` where it is not as hubs answer."""
     try:
-        yield
-    except errors.GatedRepoError as error:
-        raise refuse.access_denied() from error
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
-        raise refuse.not_found() from error
-    except errors.HfHubHTTPError as error:
-        response: Any = error.response  # of the client's own HTTP library
-        if response.status_code in (401, 403):
-            raise refuse.access_denied() from error
-        raise refuse.unavailable(f"it answers with status {response.status_code}") from error
-    # A connection that fails: the client's HTTPError is its HTTP library's.
-    except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # imported there, not declared
-        raise refuse.unavailable("it cannot be reached") from error
+        fields: dict[str, Any] = json.loads(body)  # JSON values of several types
+        ours = [
+            entry for entry in fields["siblings"] if entry["rfilename"] in (CONFIG_FILE, WEIGHTS_FILE, PICKLED_FILE)
+        ]
+        files = {entry["rfilename"]: (_size(entry), _sha256(entry.get("lfs"))) for entry in ours}
+        if not _COMMIT.fullmatch(fields["sha"]):
+            raise ValueError
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise StoreRefused("the hub does not name a commit with its files and their sizes") from error
+    return _Commit(fields["sha"], files)
+
+
+def _size(entry: dict[str, Any]) -> int:
+    size = entry["size"]
+    if type(size) is not int or size < 0:
+        raise ValueError
+    return size
+
+
+def _sha256(lfs: dict[str, Any] | None) -> str | None:
+    if lfs is None:
+        return None
+    sha256 = lfs["sha256"]
+    if not _SHA256.fullmatch(sha256):
+        raise ValueError
+    return str(sha256)

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +18,7 @@ from typing import BinaryIO
 from manylora.adapter_ref import AdapterRef, SourceName, source_of
 from manylora.adapters.base_weights import BaseWeights
 from manylora.adapters.checkpoint import CheckedAdapter, Limits, check_adapter
+from manylora.adapters.confinement import confine
 from manylora.adapters.download import together
 from manylora.adapters.hub_source import HubSource
 from manylora.adapters.image import ImageFacts, write_image
@@ -40,11 +41,10 @@ from manylora.adapters.refusals import Refusals
 from manylora.adapters.registry import folder_sources
 from manylora.adapters.sources import FetchedFiles, RemoteSource
 from manylora.clock import Clock, SystemClock
-from manylora.errors import AdapterLoadTimeout, AdapterReferenceInvalid, ManyloraError
+from manylora.errors import AdapterCapacity, AdapterLoadTimeout, AdapterReferenceInvalid, ManyloraError
 
 NICENESS = 10
 LOCATE_TIMEOUT_S = 20.0
-HUB_THREADS = 32
 MAX_LINE_BYTES = 1 << 20
 
 
@@ -70,14 +70,14 @@ class InlineIngest:
         self._worker.close()
 
 
-def remote_sources(settings: IngestSettings, threads: Executor) -> dict[SourceName, RemoteSource]:
+def remote_sources(settings: IngestSettings) -> dict[SourceName, RemoteSource]:
     """The remote sources that are switched on."""
     sources: dict[SourceName, RemoteSource] = {}
     for name in (SourceName.S3, SourceName.GS, SourceName.AZ, SourceName.HTTPS):
         if places := [place for place in settings.stores if source_of(place) is name]:
-            sources[name] = ObjectSource(places)
+            sources[name] = ObjectSource(places, settings.redirect_hosts)
     if settings.hub_endpoint:
-        sources[SourceName.HUB] = HubSource(settings.hub_endpoint, threads)
+        sources[SourceName.HUB] = HubSource(settings.hub_endpoint, settings.redirect_hosts)
     return sources
 
 
@@ -91,17 +91,18 @@ class Worker:
         # Each kind of wait has threads of its own, so that none of them holds up another kind.
         self._reads = ThreadPoolExecutor(settings.parallel_loads, thread_name_prefix="read")
         self._packs = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="pack")
-        self._asks = ThreadPoolExecutor(HUB_THREADS, thread_name_prefix="hub")
-        self._remote = remote_sources(settings, self._asks)
+        self._remote = remote_sources(settings)
+        self._num_running = 0
 
     def close(self) -> None:
         """Take no more jobs."""
-        for threads in (self._reads, self._packs, self._asks):
+        for threads in (self._reads, self._packs):
             threads.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, job: Job) -> Outcome:
         """Do one job to its end. Never raises: what is not foreseen becomes `AdapterCorrupt`."""
         refuse = Refusals(job.ref.id, job.ref.source, self._settings.shape.name)
+        self._num_running += 1
         try:
             if isinstance(job, LocateJob):
                 return await self._locate(job, refuse)
@@ -110,8 +111,15 @@ class Worker:
             return IngestFailure(job.number, error)
         except OSError as error:
             return IngestFailure(job.number, refuse.unavailable(f"{type(error).__name__}: {error.strerror}"))
+        except MemoryError:
+            # Alone it can never fit; beside others it may, once they are done.
+            is_alone = self._num_running == 1
+            refusal = refuse.out_of_memory() if is_alone else AdapterCapacity("Model is overloaded")
+            return IngestFailure(job.number, refusal)
         except Exception as error:  # the edge of hostile input: whatever a file provokes is that file's failure
             return IngestFailure(job.number, refuse.corrupt(f"unexpected {type(error).__name__}"))
+        finally:
+            self._num_running -= 1
 
     async def _locate(self, job: LocateJob, refuse: Refusals) -> Found:
         try:
@@ -236,7 +244,9 @@ async def _serve(answers: BinaryIO) -> None:
     lines = asyncio.StreamReader(limit=MAX_LINE_BYTES)
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin.buffer)
-    worker = Worker(IngestSettings.from_json(json.loads(await lines.readline())), SystemClock())
+    settings = IngestSettings.from_json(json.loads(await lines.readline()))
+    confine(settings)
+    worker = Worker(settings, SystemClock())
     running: dict[int, asyncio.Task[None]] = {}
 
     async def answer(job: Job) -> None:

@@ -17,7 +17,8 @@ from manylora.merging import MergeRecipe, MergeStrategy, SignMethod
 class IngestSettings:
     """What every job has in common. `folder` is the disk tier's; `dtype` is the served one (bfloat16 or float32).
 
-    base_dir  the base's directory, for adapters that cannot be packed without its weights; empty: there is none
+    base_dir      the base's directory, for adapters that cannot be packed without its weights; empty: there is none
+    memory_bytes  what the jobs under way may take together, by the store's account; 0: no limit is set
     """
 
     shape: BaseShape
@@ -29,9 +30,11 @@ class IngestSettings:
     roots: tuple[str, ...] = ()
     stores: tuple[str, ...] = ()
     hub_endpoint: str = ""
+    redirect_hosts: tuple[str, ...] = ()
     load_timeout_s: float = 60.0
     base_dir: str = ""
     registry_dir: str = ""
+    memory_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:  # JSON values of several types
         return {
@@ -41,7 +44,7 @@ class IngestSettings:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "IngestSettings":  # JSON values of several types
-        lists = {name: tuple(values[name]) for name in ("roots", "stores")}
+        lists = {name: tuple(values[name]) for name in ("roots", "stores", "redirect_hosts")}
         return cls(**{**values, **lists, "shape": BaseShape.from_json(values["shape"])})
 
 

@@ -311,6 +311,8 @@ class Names:
         wait_s = self._config.negative_cache_s
         if error.row.retry_after_s is not None:
             wait_s = min(wait_s, error.row.retry_after_s)
+        # Kept for thousands of names: the frames it was raised through would be kept with it.
+        error.__traceback__ = error.__cause__ = error.__context__ = None
         name.failure, name.retry_s = error, now_s + wait_s
         name.failed_turn = self.turn
         name.since_s = None

@@ -4,12 +4,18 @@ import re
 
 MAX_PATTERNS = 4_096
 MAX_PATTERN_CHARACTERS = 256
+MAX_CHARACTERS_TOGETHER = 65_536
+MAX_REGEX_CHARACTERS_TOGETHER = 2_048
+"""Of the keys that must be compiled, which takes about ten microseconds a character."""
 MAX_WAYS = 4_096
-MAX_WAYS_TOGETHER = 65_536
+MAX_WAYS_TOGETHER = 8_192
+MAX_FORMS = 256
 _REPEAT_WAYS = 32  # a repeat can end anywhere in a module's name, which has about this many characters
 
 _CLASS_OR_ESCAPE = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 _AMBIGUOUS_SETS = ("[[", "[^[", "--", "&&", "||", "~~")
+_NAME = re.compile(r"(\^?)((?:[A-Za-z0-9_.-]|\\\.)+)\$?", re.ASCII)
+_ANY = "\n"  # stands for a dot of a key, which matches any character; no module's name has one
 
 
 class PatternRefused(ValueError):
@@ -20,6 +26,8 @@ class Patterns:
     """The keys of one pattern table, compiled once.
 
     Semantics: a module's key is the first, in the table's order, for which `re.match(rf"(.*\\.)?({key})$", module)`.
+    Keys that are names, as training tools write them (one a module, a thousand for a large base), are looked up; the
+    others are regular expressions.
     """
 
     def __init__(self, keys: list[str]) -> None:
@@ -30,13 +38,70 @@ class Patterns:
         """
         if len(keys) > MAX_PATTERNS:
             raise PatternRefused(f"{len(keys)} patterns, over {MAX_PATTERNS}")
-        if sum(_ways(key) for key in keys) > MAX_WAYS_TOGETHER:
+        if sum(map(len, keys)) > MAX_CHARACTERS_TOGETHER:
+            raise PatternRefused("patterns that are too long together")
+        self._keys = keys
+        self._names = _Names()
+        regexes = [(place, key) for place, key in enumerate(keys) if not self._names.take(place, key)]
+        if sum(len(key) for _, key in regexes) > MAX_REGEX_CHARACTERS_TOGETHER:
+            raise PatternRefused("patterns that are too long together")
+        if self._names.num_forms > MAX_FORMS or sum(_ways(key) for _, key in regexes) > MAX_WAYS_TOGETHER:
             raise PatternRefused("patterns that are too complex together")
-        self._compiled = [(key, _compile(key)) for key in keys]
+        self._compiled = [(place, _compile(key)) for place, key in regexes]
 
     def first_match(self, module: str) -> str | None:
         """The key that governs `module`, or None."""
-        return next((key for key, pattern in self._compiled if pattern.match(module)), None)
+        first = self._names.first_place(module)
+        for place, pattern in self._compiled:
+            if first is not None and place > first:
+                break
+            if pattern.match(module):
+                first = place
+                break
+        return None if first is None else self._keys[first]
+
+
+class _Names:
+    """Keys without any operator but the dot, found by the ends of a module's name instead of one after another.
+
+    A dot matches any character. So keys are sorted by length and by where their dots are, their form; an end of a
+    module's name has a key if, with its characters at the dots of some form blotted out, it is in the table.
+    """
+
+    def __init__(self) -> None:
+        self._places: tuple[dict[str, int], dict[str, int]] = ({}, {})  # of keys for an end, of keys for a whole name
+        self._forms: dict[int, set[tuple[int, ...]]] = {}  # length → where the dots are
+
+    @property
+    def num_forms(self) -> int:
+        return sum(len(forms) for forms in self._forms.values())
+
+    def take(self, place: int, key: str) -> bool:
+        """Take over the key at this place of the table; False if it is not a name."""
+        match = _NAME.fullmatch(key)
+        if match is None or len(key) > MAX_PATTERN_CHARACTERS:
+            return False
+        text = re.sub(r"\\?\.", lambda dot: "." if dot[0] == r"\." else _ANY, match[2])
+        self._places[bool(match[1])].setdefault(text, place)
+        self._forms.setdefault(len(text), set()).add(tuple(at for at, char in enumerate(text) if char == _ANY))
+        return True
+
+    def first_place(self, module: str) -> int | None:
+        """The place of the first key that matches, or None."""
+        found = [
+            place
+            for start in (0, *(dot.end() for dot in re.finditer(r"\.", module)))
+            for end in self._blotted(module[start:])
+            for places in (self._places if start == 0 else self._places[:1])
+            if (place := places.get(end)) is not None
+        ]
+        return min(found, default=None)
+
+    def _blotted(self, end: str) -> list[str]:
+        return [
+            "".join(_ANY if at in dots else char for at, char in enumerate(end)) if dots else end
+            for dots in self._forms.get(len(end), ())
+        ]
 
 
 def _compile(key: str) -> re.Pattern[str]:

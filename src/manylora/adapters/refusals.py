@@ -65,6 +65,11 @@ class Refusals:
     def in_use(self, why: str) -> AdapterInUse:
         return AdapterInUse(f"Adapter '{self.adapter_id}' is in use: {why}")
 
+    def out_of_memory(self) -> AdapterTooLarge:
+        return AdapterTooLarge(
+            f"Adapter '{self.adapter_id}' needs more memory than there is to check and pack it (adapters.ingest_bytes)"
+        )
+
     def unavailable(self, why: str) -> AdapterSourceUnavailable:
         return AdapterSourceUnavailable(f"Source '{self.source}' is unavailable for adapter '{self.adapter_id}': {why}")
 

@@ -1,17 +1,20 @@
 """A strict check of a safetensors file's header, made before any byte of its tensors is used."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 MAX_HEADER_BYTES = 1 << 20
-MAX_TENSORS = 16_384
+MAX_TENSORS = 6_144
+"""More than seven modules in each of 126 layers, with five parts each, have."""
 MAX_DIMENSIONS = 4
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _LENGTH_BYTES = 8
-_ZIP = b"PK\x03\x04"
+_ZIPS = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 _PICKLE_OPCODE = 0x80  # PROTO, followed by the protocol's number, opens every pickle since protocol 2
 _NEWEST_PICKLE = 5
+_MAX_DIGITS = 20
 
 
 class HeaderInvalid(ValueError):
@@ -48,7 +51,10 @@ def read_header(data: memoryview) -> dict[str, TensorEntry]:
     body = _LENGTH_BYTES + header_bytes
     if body > len(data):
         raise HeaderInvalid(f"the file ends inside its header ({len(data)} of {body} bytes)")
-    table = _parse(bytes(data[_LENGTH_BYTES:body]))
+    text = bytes(data[_LENGTH_BYTES:body])
+    if (described := text.count(b'"dtype"')) > MAX_TENSORS:  # before they cost the time of parsing them
+        raise HeaderInvalid(f"{described} tensors, over {MAX_TENSORS}")
+    table = _parse(text)
     _check_metadata(table.pop("__metadata__", {}))
     if len(table) > MAX_TENSORS:
         raise HeaderInvalid(f"{len(table)} tensors, over {MAX_TENSORS}")
@@ -57,10 +63,14 @@ def read_header(data: memoryview) -> dict[str, TensorEntry]:
     return {entry.name: entry for entry in entries}
 
 
-def parse_json_object(text: bytes) -> dict[str, Any]:  # JSON values of several types
+def parse_json_object(
+    text: bytes, parse_int: Callable[[str], int] | None = None
+) -> dict[str, Any]:  # JSON values of several types
     """Parse a JSON object strictly: UTF-8, no duplicate key, no NaN or Infinity. Raises `HeaderInvalid`."""
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value = json.loads(
+            text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=parse_int
+        )
     except HeaderInvalid:
         raise
     except (ValueError, RecursionError) as error:
@@ -73,14 +83,21 @@ def parse_json_object(text: bytes) -> dict[str, Any]:  # JSON values of several 
 def _refuse_pickles(head: bytes) -> None:
     is_pickle = len(head) >= 2 and head[0] == _PICKLE_OPCODE and 2 <= head[1] <= _NEWEST_PICKLE
     is_header = len(head) == _LENGTH_BYTES and int.from_bytes(head, "little") <= MAX_HEADER_BYTES
-    if head.startswith(_ZIP) or (is_pickle and not is_header):
+    if head.startswith(_ZIPS) or (is_pickle and not is_header):
         raise PickledWeights
 
 
 def _parse(text: bytes) -> dict[str, Any]:  # JSON values of several types
     if not text.startswith(b"{"):
         raise HeaderInvalid("not a safetensors file")
-    return parse_json_object(text)
+    return parse_json_object(text, _count)
+
+
+def _count(digits: str) -> int:
+    """A number of a header: none is negative, and `-0`, which would read as 0, is none."""
+    if len(digits) > _MAX_DIGITS or digits.startswith("-"):
+        raise HeaderInvalid("a number is negative or far too large")
+    return int(digits)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:  # JSON values of several types
@@ -97,6 +114,10 @@ def _refuse_constant(text: str) -> NoReturn:
 def _check_metadata(metadata: object) -> None:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise HeaderInvalid("__metadata__ is not a table of texts")
+    try:
+        "".join((*metadata, *metadata.values())).encode()
+    except UnicodeEncodeError as error:
+        raise HeaderInvalid("__metadata__ has half a character (a lone surrogate)") from error
 
 
 def _entry(name: str, fields: object, body: int) -> TensorEntry:

@@ -402,9 +402,11 @@ def open_store(
         parallel_loads=config.parallel_loads,
         stores=config.stores,
         hub_endpoint=config.hub_endpoint,
+        redirect_hosts=config.redirect_hosts,
         load_timeout_s=config.load_timeout_s,
         base_dir="" if base_dir is None else str(base_dir),
         registry_dir=config.registry_dir,
+        memory_bytes=config.ingest_bytes,
     )
     return Store(
         shape=shape,

@@ -27,6 +27,7 @@ class Proxy:
         self.num_connections = 0
         self.bytes_sent = 0
         self._target_port = target_port
+        self._serving: set[asyncio.Task[None]] = set()  # asyncio itself holds them weakly once a client has gone
         self._loop = asyncio.new_event_loop()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
@@ -45,14 +46,20 @@ class Proxy:
         self._is_serving.set()
         self._loop.run_forever()
         server.close()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.run_until_complete(asyncio.sleep(0))  # what was being accepted becomes a task
+        while connections := asyncio.all_tasks(self._loop):
+            for task in connections:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*connections, return_exceptions=True))
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.num_connections += 1
+        own = asyncio.current_task()
+        assert own is not None  # a connection is served in a task
+        self._serving.add(own)
+        own.add_done_callback(self._serving.discard)
         others: list[asyncio.StreamWriter] = [writer]
         try:
             if self.is_down:
@@ -60,7 +67,7 @@ class Proxy:
             up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
             others.append(up_writer)
             await asyncio.gather(self._up(reader, up_writer), self._down(up_reader, writer))
-        except (ConnectionError, asyncio.CancelledError):
+        except (OSError, asyncio.CancelledError):  # either end may be gone already
             pass
         finally:
             for each in others:
