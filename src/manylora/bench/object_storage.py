@@ -58,8 +58,8 @@ def find_weed() -> str | None:
 
 
 @contextmanager
-def s3_server(folder: Path, weed: str) -> Iterator[S3Server]:
-    """Run SeaweedFS in `folder`, which must be empty, until the context ends."""
+def s3_server(folder: Path, weed: str, *, volumes: int = 20) -> Iterator[S3Server]:
+    """Run SeaweedFS in `folder`, which must be empty, until the context ends; it takes `volumes` of 64 MB at most."""
     port = _free_ports(4)
     identity = {
         "name": "admin",
@@ -69,7 +69,7 @@ def s3_server(folder: Path, weed: str) -> Iterator[S3Server]:
     (folder / "ids.json").write_text(json.dumps({"identities": [identity]}))
     (folder / "data").mkdir()
     command = [
-        *(weed, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", "-volume.max=20"),
+        *(weed, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", f"-volume.max={volumes}"),
         *("-master.volumeSizeLimitMB=64", "-filer", "-s3", f"-s3.config={folder / 'ids.json'}"),
         *("-master.telemetry=false", f"-master.port={port}", f"-volume.port={port + 1}", f"-filer.port={port + 2}"),
         *(f"-s3.port={port + 3}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
