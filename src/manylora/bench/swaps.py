@@ -170,6 +170,8 @@ class Names:
     def __init__(self, root: Path, chance: Random) -> None:
         self._root, self._chance, self._contents = root, chance, contents()
         self.now: dict[str, int] = {}
+        self.changes: Counter[str] = Counter()
+        """How often each name's folder was touched: the same content written anew is another version of it."""
         self._written = 0
 
     def change(self, engine: Engine) -> str:
@@ -179,6 +181,7 @@ class Names:
         if kind == "create" or (kind == "swap" and name in self.now):
             self._put(name, self._chance.randrange(NUM_CONTENTS))
         elif kind == "delete":
+            self.changes[name] += 1
             shutil.rmtree(self._root / name, ignore_errors=True)
             self.now.pop(name, None)
         elif kind == "rename" and name in self.now:
@@ -186,6 +189,7 @@ class Names:
         elif kind in OPERATORS:
             with suppress(ManyloraError):  # it is not there, or in use
                 engine.manage(OPERATORS[kind], AdapterRef(SourceName.LOCAL, name))
+            self.changes[name] += kind == "erase"
             if kind == "erase":  # its folder stays, and is found again only with other files in it
                 self.now.pop(name, None)
         return kind
@@ -193,6 +197,7 @@ class Names:
     def _put(self, name: str, content: int) -> None:
         """Write a content beside the name's folder and put it in its place, as tools that replace an adapter should."""
         self._written += 1
+        self.changes[name] += 1
         fresh = self._root.parent / f"fresh-{self._written}"
         self._contents[content].save(fresh)
         if self._chance.random() < 0.5 and name in self.now:  # file by file: another moment at which to look
@@ -206,6 +211,7 @@ class Names:
 
     def _rename(self, old: str, new: str) -> None:
         if old != new:
+            self.changes.update((old, new))
             shutil.rmtree(self._root / new, ignore_errors=True)
             (self._root / old).rename(self._root / new)
             self.now[new] = self.now.pop(old)
@@ -255,7 +261,7 @@ class Swapper:
 
     def _turn(self, number: int, found: Swapped) -> None:
         chance, is_midway = self._chance, self._chance.random() < MIDWAY
-        before = dict(self._names.now)
+        before, changes = dict(self._names.now), self._names.changes.copy()
         if not is_midway:
             found.operations[self._names.change(self.engine)] += 1
         wanted = [self._wish() for _ in range(chance.choice([1, 1, 2, 3]))]
@@ -267,7 +273,7 @@ class Swapper:
             # What happens while a request is under way it may see or not.
             states = [self._names.now] + [before] * is_midway
             allowed = {self._expected(state, name, prompt) for state in states}
-            if is_midway and name is not None and states[0].get(name) != before.get(name):
+            if is_midway and name is not None and self._names.changes[name] != changes[name]:
                 allowed |= {REPLACED, NOT_FOUND, "AdapterCorrupt"}
             found.replies[reply if isinstance(reply, str) else "tokens"] += 1
             if reply not in allowed:
