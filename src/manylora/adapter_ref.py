@@ -12,7 +12,7 @@ MAX_ID_CHARACTERS = 256
 MAX_TOKEN_CHARACTERS = 4_096
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+\-]*(/[A-Za-z0-9][A-Za-z0-9._@+\-]*)*")
 _HUB_ID = re.compile(r"[^/@]+/[^/@]+(@[^@]+)?")
-_REGISTRY_ID = re.compile(r"[^/@]+(/[1-9][0-9]{0,8})?")
+_REGISTRY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,127}(/[1-9][0-9]{0,8})?")
 _TOKEN = re.compile(r"[!-~]+")
 
 

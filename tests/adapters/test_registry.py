@@ -64,10 +64,32 @@ def test_no_tenant_finds_another_ones(tmp_path: Path) -> None:
     assert registry.repositories("globex") == []
 
 
-@pytest.mark.parametrize("adapter_id", ["acme/triage/1", "triage/0", "triage/x", "triage/1/2", "../acme", "triage@1"])
+@pytest.mark.parametrize(
+    "adapter_id",
+    [
+        "acme/triage/1",
+        "triage/0",
+        "triage/x",
+        "triage/1/2",
+        "../acme",
+        "triage@1",
+        "a+b",
+        "a+b/1",
+        "x" * 129,
+        "x" * 129 + "/1",
+    ],
+)
 def test_ids_that_mean_nothing_in_a_registry_are_refused(adapter_id: str) -> None:
     with pytest.raises(errors.AdapterReferenceInvalid):
         ref(adapter_id)
+
+
+def test_what_is_no_repository_is_passed_over_in_a_tenants_folder(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    registry.add("acme", "triage", *upload(1))
+    for stray in (".DS_Store", "lost+found"):
+        (tmp_path / "acme" / stray).mkdir()
+    assert registry.repositories("acme") == ["triage"]
 
 
 def test_uploads_at_once_get_different_numbers_and_stay_whole(tmp_path: Path) -> None:
@@ -91,6 +113,13 @@ def test_an_upload_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     assert registry.versions("acme", "triage") == [1]
     assert not list(tmp_path.glob(".incoming-*"))
     assert registry.add("acme", "triage", *upload(3)) == 2
+
+
+def test_a_folder_that_cannot_be_read_is_the_sources_fault(tmp_path: Path) -> None:
+    (tmp_path / "acme").mkdir()
+    (tmp_path / "acme" / "triage").symlink_to("triage")  # a loop
+    with pytest.raises(errors.AdapterSourceUnavailable):
+        RegistrySource(tmp_path).locate(ref("triage"))
 
 
 def _no_space(source: Path, target: Path) -> Path:

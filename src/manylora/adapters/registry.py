@@ -64,7 +64,7 @@ class Registry:
         """The tenant's repositories that have a version, sorted."""
         folder = self.root / _checked(tenant)
         names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-        return [name for name in names if self.versions(tenant, name)]
+        return [name for name in names if _NAME.fullmatch(name) and self.versions(tenant, name)]
 
     def archive(self, tenant: str, repo: str, version: int) -> None:
         """Let nobody find a version any more; its files stay."""
