@@ -98,7 +98,7 @@ def pack_adapter(
     digest.update(_canonical(adapter))
     beside = _Beside(
         adapter.vocabulary,
-        {module: rows for module in END_PATHS if len((rows := _own_rows(adapter, module, base)).ids)},
+        _own_rows(adapter, shape, base),
         {index: adapter.values(entry) for index, entry in sorted(adapter.norms.items())},
         {own.module: (own.bias is not None, own.magnitude is not None) for own in adapter.modules},
         adapter.rule.invocation_tokens,
@@ -192,7 +192,17 @@ def _add_values(digest: "hashlib._Hash", *tensors: Values) -> None:
 # ── what the base's weights are needed for ───────────────────────────────────────────────────────────────────────
 
 
-def _own_rows(adapter: CheckedAdapter, module: Module, base: BaseWeights | None) -> _Rows:
+def _own_rows(adapter: CheckedAdapter, shape: BaseShape, base: BaseWeights | None) -> dict[Module, _Rows]:
+    """The rows of both ends that are not the base's; one and the same where a tied base's ends are trained as one."""
+    found = {EMBED_MODULE: _rows_of(adapter, EMBED_MODULE, base)}
+    is_one = shape.is_tied and all(
+        of.get(EMBED_MODULE) is of.get(HEAD_MODULE) for of in (adapter.tables, adapter.tokens)
+    )
+    found[HEAD_MODULE] = found[EMBED_MODULE] if is_one else _rows_of(adapter, HEAD_MODULE, base)
+    return {module: rows for module, rows in found.items() if len(rows.ids)}
+
+
+def _rows_of(adapter: CheckedAdapter, module: Module, base: BaseWeights | None) -> _Rows:
     """The rows of an end that are not the base's: those of a whole table that differ, and trained tokens."""
     table = adapter.tables.get(module)
     tokens = adapter.tokens.get(module)
@@ -297,6 +307,9 @@ class _ExtrasPlan:
                 sizes = (vocabulary, hidden) if module == EMBED_MODULE else (hidden, vocabulary)
                 self.entry(module)[:] = (*(self._take(rank * size) for size in sizes), rank)
         for module, own in beside.rows.items():
+            if module == HEAD_MODULE and own is beside.rows.get(EMBED_MODULE):
+                self.rows(module)[:] = self.rows(EMBED_MODULE)
+                continue
             count = len(own.ids)
             self.rows(module)[:] = self._take(count * 4 // self._item_bytes), self._take(count * hidden), count
         for index in beside.norms:
