@@ -9,6 +9,7 @@ from manylora.adapters.peft_config import LoraRule, read_lora_rule
 from manylora.adapters.refusals import Refusals, shown
 from manylora.adapters.safetensors_header import HeaderInvalid, PickledWeights, TensorEntry, read_header
 from manylora.adapters.tensor_names import FINAL_NORM, Part, read_name
+from manylora.adapters.tensors import FileTensor
 from manylora.adapters.values import Values, read_values
 from manylora.kernels.extras import MAX_ADDED_TOKENS
 
@@ -69,6 +70,9 @@ class CheckedAdapter:
 
     def values(self, entry: TensorEntry) -> Values:
         return read_values(self.weights[entry.start : entry.stop], entry.dtype, entry.shape)
+
+    def tensor(self, entry: TensorEntry) -> FileTensor:
+        return FileTensor(self.weights[entry.start : entry.stop], entry.dtype, entry.shape)
 
     @property
     def extra_features(self) -> list[str]:
