@@ -131,6 +131,11 @@ def parse_adapter_ref(
         raise AdapterReferenceInvalid(
             f"`adapter_id` of the registry must be `repo` or `repo/version`. Given: {trimmed}", parameter="adapter_id"
         )
+    if name == SourceName.PBASE and not tenant:
+        raise AdapterReferenceInvalid(
+            f"an adapter of the registry is a tenant's, and cannot be named without one. Given: {trimmed}",
+            parameter="adapter_id",
+        )
     if token and (len(token) > MAX_TOKEN_CHARACTERS or not _TOKEN.fullmatch(token)):
         raise AdapterReferenceInvalid(
             f"`api_token` must be at most {MAX_TOKEN_CHARACTERS} visible ASCII characters", parameter="api_token"

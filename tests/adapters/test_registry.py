@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from manylora import errors
-from manylora.adapter_ref import AdapterRef, SourceName, parse_adapter_ref
+from manylora.adapter_ref import AdapterRef, SourceName, parse_adapter_name, parse_adapter_ref
 from manylora.adapters.local_source import LocalSource
 from manylora.adapters.registry import Registry, RegistrySource
 from manylora.adapters.sources import CONFIG_FILE, WEIGHTS_FILE
@@ -82,6 +82,11 @@ def test_no_tenant_finds_another_ones(tmp_path: Path) -> None:
 def test_ids_that_mean_nothing_in_a_registry_are_refused(adapter_id: str) -> None:
     with pytest.raises(errors.AdapterReferenceInvalid):
         ref(adapter_id)
+
+
+def test_a_setting_cannot_name_an_adapter_of_nobody() -> None:
+    with pytest.raises(errors.AdapterReferenceInvalid, match="cannot be named without one"):
+        parse_adapter_name("pbase://triage", BOTH)
 
 
 def test_what_is_no_repository_is_passed_over_in_a_tenants_folder(tmp_path: Path) -> None:
