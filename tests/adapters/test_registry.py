@@ -1,5 +1,7 @@
 """The server's own registry: numbered versions that appear whole, each tenant's its own, served like any adapter."""
 
+import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -106,6 +108,29 @@ def test_uploads_at_once_get_different_numbers_and_stay_whole(tmp_path: Path) ->
     for seed, number in enumerate(numbers):
         assert content(source, ref(f"triage/{number}")) == upload(seed)
     assert not list(tmp_path.glob(".incoming-*"))
+
+
+def test_every_folder_on_the_way_to_an_upload_is_on_disk_before_it_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(re.sub("[0-9a-f]{32}", "*", str(Path(f"/proc/self/fd/{descriptor}").readlink())))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    Registry(tmp_path).add("acme", "triage", *upload(1))
+    incoming = f"{tmp_path}/.incoming-*"
+    assert synced[-1] == f"{tmp_path}/acme/triage"  # the version's name comes last
+    assert {*synced[:-1]} == {
+        str(tmp_path),
+        f"{tmp_path}/acme",
+        f"{incoming}/{CONFIG_FILE}",
+        f"{incoming}/{WEIGHTS_FILE}",
+        incoming,
+    }
 
 
 def test_an_upload_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
