@@ -89,11 +89,31 @@ GRID: dict[str, Case] = {
     "trained tokens": _case(trainable_token_indices=[31, 3, 198]),
     "trained tokens, tied": _case(trainable_token_indices=[31, 3, 7], is_tied=True),
     "trained tokens at both ends": _case(trainable_token_indices={"embed_tokens": [3, 5], "lm_head": [4, 3, 100]}),
+    "trained tokens at both ends, tied": _case(
+        trainable_token_indices={"embed_tokens": [3, 31], "lm_head": [3, 31]}, is_tied=True
+    ),
+    "different trained tokens at both ends, tied": _case(
+        trainable_token_indices={"embed_tokens": [3, 5], "lm_head": [4, 31]}, is_tied=True
+    ),
+    "trained tokens of the head, tied": _case(trainable_token_indices={"lm_head": [4, 31]}, is_tied=True),
     "trained tokens with DoRA": _case(trainable_token_indices=[7, 31], use_dora=True, is_tied=True),
     "added tokens": _case(added=ADDED),
     "added tokens, tied": _case(added=ADDED, is_tied=True),
     "added tokens, trained ends": _case(added=ADDED, modules_to_save=["embed_tokens", "lm_head"]),
     "added tokens, trained rows": _case(added=2, trainable_token_indices=[VOCAB, VOCAB + 1, 7]),
+    "added tokens, trained rows, tied": _case(
+        added=2, trainable_token_indices=[VOCAB, VOCAB + 1, 7], target_modules=["q_proj"], is_tied=True
+    ),
+    "added tokens, LoRA on the head, tied": _case(added=3, target_modules=["lm_head", "q_proj"], is_tied=True),
+    "added tokens, LoRA on the embedding, tied": _case(
+        added=3, target_modules=["embed_tokens", "k_proj"], is_tied=True
+    ),
+    "added tokens, saved ends, tied together": _case(
+        added=3, modules_to_save=["embed_tokens"], ensure_weight_tying=True, target_modules=["q_proj"], is_tied=True
+    ),
+    "added tokens, DoRA on both ends, tied": _case(
+        added=3, use_dora=True, target_modules=["embed_tokens", "lm_head", "q_proj"], is_tied=True
+    ),
     "added tokens, LoRA on both ends": _case(added=3, target_modules=["embed_tokens", "lm_head", "k_proj"]),
     "activated": _case(**ACTIVATED),
     "activated, attention, rank 8": _case(**ACTIVATED, target_modules=ATTENTION, r=8),

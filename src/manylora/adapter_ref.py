@@ -12,7 +12,7 @@ MAX_ID_CHARACTERS = 256
 MAX_TOKEN_CHARACTERS = 4_096
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+\-]*(/[A-Za-z0-9][A-Za-z0-9._@+\-]*)*")
 _HUB_ID = re.compile(r"[^/@]+/[^/@]+(@[^@]+)?")
-_REGISTRY_ID = re.compile(r"[^/@]+(/[1-9][0-9]{0,8})?")
+_REGISTRY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,127}(/[1-9][0-9]{0,8})?")
 _TOKEN = re.compile(r"[!-~]+")
 
 
@@ -130,6 +130,11 @@ def parse_adapter_ref(
     if name == SourceName.PBASE and not _REGISTRY_ID.fullmatch(trimmed):
         raise AdapterReferenceInvalid(
             f"`adapter_id` of the registry must be `repo` or `repo/version`. Given: {trimmed}", parameter="adapter_id"
+        )
+    if name == SourceName.PBASE and not tenant:
+        raise AdapterReferenceInvalid(
+            f"an adapter of the registry is a tenant's, and cannot be named without one. Given: {trimmed}",
+            parameter="adapter_id",
         )
     if token and (len(token) > MAX_TOKEN_CHARACTERS or not _TOKEN.fullmatch(token)):
         raise AdapterReferenceInvalid(

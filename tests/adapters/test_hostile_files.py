@@ -140,6 +140,7 @@ LIES: dict[str, tuple[dict[str, Any], type[errors.AdapterError]]] = {
     "another peft_type": ({"peft_type": "LOHA"}, errors.AdapterUnsupported),
     "bias of a new kind": ({"bias": "some"}, errors.AdapterCorrupt),
     "an unknown field": ({"use_newest_trick": True}, errors.AdapterUnsupported),
+    "DoRA with a bias, which PEFT refuses": ({"use_dora": True, "lora_bias": True}, errors.AdapterUnsupported),
     "qalora": ({"use_qalora": True}, errors.AdapterUnsupported),
     "bdlora": ({"use_bdlora": {"nblocks": 2}}, errors.AdapterUnsupported),
     "arrow": ({"arrow_config": {"top_k": 3}}, errors.AdapterUnsupported),

@@ -1,12 +1,14 @@
 """The server's own registry: numbered versions that appear whole, each tenant's its own, served like any adapter."""
 
+import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from manylora import errors
-from manylora.adapter_ref import AdapterRef, SourceName, parse_adapter_ref
+from manylora.adapter_ref import AdapterRef, SourceName, parse_adapter_name, parse_adapter_ref
 from manylora.adapters.local_source import LocalSource
 from manylora.adapters.registry import Registry, RegistrySource
 from manylora.adapters.sources import CONFIG_FILE, WEIGHTS_FILE
@@ -64,10 +66,37 @@ def test_no_tenant_finds_another_ones(tmp_path: Path) -> None:
     assert registry.repositories("globex") == []
 
 
-@pytest.mark.parametrize("adapter_id", ["acme/triage/1", "triage/0", "triage/x", "triage/1/2", "../acme", "triage@1"])
+@pytest.mark.parametrize(
+    "adapter_id",
+    [
+        "acme/triage/1",
+        "triage/0",
+        "triage/x",
+        "triage/1/2",
+        "../acme",
+        "triage@1",
+        "a+b",
+        "a+b/1",
+        "x" * 129,
+        "x" * 129 + "/1",
+    ],
+)
 def test_ids_that_mean_nothing_in_a_registry_are_refused(adapter_id: str) -> None:
     with pytest.raises(errors.AdapterReferenceInvalid):
         ref(adapter_id)
+
+
+def test_a_setting_cannot_name_an_adapter_of_nobody() -> None:
+    with pytest.raises(errors.AdapterReferenceInvalid, match="cannot be named without one"):
+        parse_adapter_name("pbase://triage", BOTH)
+
+
+def test_what_is_no_repository_is_passed_over_in_a_tenants_folder(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    registry.add("acme", "triage", *upload(1))
+    for stray in (".DS_Store", "lost+found"):
+        (tmp_path / "acme" / stray).mkdir()
+    assert registry.repositories("acme") == ["triage"]
 
 
 def test_uploads_at_once_get_different_numbers_and_stay_whole(tmp_path: Path) -> None:
@@ -81,6 +110,29 @@ def test_uploads_at_once_get_different_numbers_and_stay_whole(tmp_path: Path) ->
     assert not list(tmp_path.glob(".incoming-*"))
 
 
+def test_every_folder_on_the_way_to_an_upload_is_on_disk_before_it_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(re.sub("[0-9a-f]{32}", "*", str(Path(f"/proc/self/fd/{descriptor}").readlink())))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    Registry(tmp_path).add("acme", "triage", *upload(1))
+    incoming = f"{tmp_path}/.incoming-*"
+    assert synced[-1] == f"{tmp_path}/acme/triage"  # the version's name comes last
+    assert {*synced[:-1]} == {
+        str(tmp_path),
+        f"{tmp_path}/acme",
+        f"{incoming}/{CONFIG_FILE}",
+        f"{incoming}/{WEIGHTS_FILE}",
+        incoming,
+    }
+
+
 def test_an_upload_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = Registry(tmp_path)
     registry.add("acme", "triage", *upload(1))
@@ -91,6 +143,13 @@ def test_an_upload_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     assert registry.versions("acme", "triage") == [1]
     assert not list(tmp_path.glob(".incoming-*"))
     assert registry.add("acme", "triage", *upload(3)) == 2
+
+
+def test_a_folder_that_cannot_be_read_is_the_sources_fault(tmp_path: Path) -> None:
+    (tmp_path / "acme").mkdir()
+    (tmp_path / "acme" / "triage").symlink_to("triage")  # a loop
+    with pytest.raises(errors.AdapterSourceUnavailable):
+        RegistrySource(tmp_path).locate(ref("triage"))
 
 
 def _no_space(source: Path, target: Path) -> Path:

@@ -16,6 +16,7 @@ from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.ids import Flow, RequestId, mint_request_id
 from manylora.kernels.select import select_kernels
 from tests.models.tiny_tokenizers import save_byte_level
+from tests.peft_grid import Case, save_case
 from tests.tiny import ALL, VOCAB, make_adapter, make_base
 
 SHAPES = {
@@ -33,6 +34,7 @@ SHAPES = {
     ),
 }
 INVOCATION = (50, 51)
+ADDED = 21  # tokens that one adapter more, "added", has of its own
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_byte_level(folder / "base")
     for seed, (name, shape) in enumerate(SHAPES.items()):
         make_adapter(base, folder / "adapters" / name, shape, seed=seed)
+    save_case(
+        Case({"r": 4, "target_modules": ["q_proj", "lm_head", "embed_tokens"]}, added=ADDED),
+        base,
+        folder / "adapters" / "added",
+        seed=2,
+    )
     broken = folder / "adapters" / "broken"
     broken.mkdir()
     (broken / "adapter_config.json").write_text("{}")
@@ -103,14 +111,16 @@ def random_request(source: random.Random) -> Request:
             SamplingParams(temperature=1.3, top_k=20, top_p=0.9, seed=source.randrange(1 << 50), num_logprobs=2),
         ]
     )
-    tokens = [source.randrange(3, VOCAB) for _ in range(source.randint(1, 60))]
+    name = source.choice([None, "added", *SHAPES])
+    known = VOCAB + (ADDED if name == "added" else 0)
+    tokens = [source.randrange(3, known) for _ in range(source.randint(1, 60))]
     at = source.randint(0, len(tokens))
     return Request(
         id=mint_request_id(),
         flow=Flow(source.choice("ab")),
         salt="",
         tokens=(*tokens[:at], *INVOCATION, *tokens[at:]),
-        adapter=source.choice([None, *(AdapterRef(SourceName.LOCAL, name) for name in SHAPES)]),
+        adapter=None if name is None else AdapterRef(SourceName.LOCAL, name),
         sampling=sampling,
         stop=StopParams(max_new_tokens=source.randint(1, 24), ignore_eos=True),
     )

@@ -8,10 +8,10 @@ from typing import Protocol
 import numpy as np
 
 from manylora.adapters.base_shape import EMBED_MODULE, HEAD_MODULE, Module
-from manylora.adapters.values import Float, Values, read_values, widened
+from manylora.adapters.tensors import Numbers, rows_a_piece
+from manylora.adapters.values import Float, read_values, widened
 from manylora.models.checkpoint_files import EMBED, HEAD, TensorEntry, layer_tensor_names, read_entries
 
-CHUNK_BYTES = 16 << 20
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 """By their short names in a checkpoint, in the order of `kernels.interface.Projection`."""
 _ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
@@ -45,20 +45,6 @@ class FileMatrix:
         return widened(read_values(memoryview(data), entry.dtype, (stop - first, self.shape[1])))
 
 
-class MemoryMatrix:
-    """A matrix whose values are here already."""
-
-    def __init__(self, values: Values) -> None:
-        self._values = values
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self._values.shape[0], self._values.shape[1]
-
-    def rows(self, first: int, stop: int) -> Float:
-        return widened(self._values[first:stop])
-
-
 class BaseWeights:
     """A base model's directory. Its files were checked against the spec when the server loaded them."""
 
@@ -79,15 +65,15 @@ class BaseWeights:
 def pieces(matrix: Matrix) -> Iterator[tuple[int, Float]]:
     """The matrix from its first row to its last, some rows at a time, each piece with the number of its first row."""
     rows, columns = matrix.shape
-    count = max(1, CHUNK_BYTES // (4 * columns))
+    count = rows_a_piece(columns)
     for first in range(0, rows, count):
         yield first, matrix.rows(first, min(rows, first + count))
 
 
-def changed_rows(own: Matrix, base: Matrix) -> "np.ndarray[tuple[int], np.dtype[np.int32]]":
+def changed_rows(own: Matrix, base: Matrix) -> Numbers:
     """The rows in which two tables differ, and those that `own` has beyond the base's: ascending row numbers."""
     found = [
         first + np.flatnonzero((own.rows(first, first + len(piece)) != piece).any(axis=1))
         for first, piece in pieces(base)
     ]
-    return np.concatenate([*found, np.arange(base.shape[0], own.shape[0])]).astype(np.int32)
+    return np.concatenate([*found, np.arange(base.shape[0], own.shape[0])])

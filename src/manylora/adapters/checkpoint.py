@@ -9,6 +9,7 @@ from manylora.adapters.peft_config import LoraRule, read_lora_rule
 from manylora.adapters.refusals import Refusals, shown
 from manylora.adapters.safetensors_header import HeaderInvalid, PickledWeights, TensorEntry, read_header
 from manylora.adapters.tensor_names import FINAL_NORM, Part, read_name
+from manylora.adapters.tensors import FileTensor
 from manylora.adapters.values import Values, read_values
 from manylora.kernels.extras import MAX_ADDED_TOKENS
 
@@ -70,6 +71,9 @@ class CheckedAdapter:
     def values(self, entry: TensorEntry) -> Values:
         return read_values(self.weights[entry.start : entry.stop], entry.dtype, entry.shape)
 
+    def tensor(self, entry: TensorEntry) -> FileTensor:
+        return FileTensor(self.weights[entry.start : entry.stop], entry.dtype, entry.shape)
+
     @property
     def extra_features(self) -> list[str]:
         """What it has beside LoRA on linear layers and ends, in the words of PEFT."""
@@ -111,9 +115,7 @@ class _Check:
 
     def adapter(self, entries: Mapping[str, TensorEntry], weights: memoryview) -> CheckedAdapter:
         parts = self.parts(entries)
-        tables = {
-            module: self.table(module, found, weights) for (module, part), found in parts.items() if part is Part.TABLE
-        }
+        tables = self.tables(parts, weights)
         vocabulary = self.vocabulary(tables)
         tokens = self.tokens(parts, vocabulary)
         modules = [
@@ -143,7 +145,7 @@ class _Check:
                 continue
             self.check_place(module, part)
             same = found.setdefault(known, [])
-            if same and part is not Part.TABLE:
+            if same and part not in (Part.TABLE, Part.BASE):
                 raise self.refuse.corrupt(f"it has `{shown(name)}` twice, under another name")
             same.append(entries[name])
         return found
@@ -238,6 +240,17 @@ class _Check:
 
     # ── the two ends and the norms ───────────────────────────────────────────────────────────────────────────────
 
+    def tables(
+        self, parts: Mapping[tuple[Module, Part], list[TensorEntry]], weights: memoryview
+    ) -> dict[Module, TensorEntry]:
+        """Whole tables by end. A copy of the base's own is that of both ends where they are one in the base."""
+        found = {end: [*parts.get((end, Part.TABLE), ()), *parts.get((end, Part.BASE), ())] for end in END_PATHS}
+        tables = {end: self.table(end, entries, weights) for end, entries in found.items() if entries}
+        if self.shape.is_tied and len(tables) == 1:
+            [(end, entry)] = tables.items()
+            return tables if (end, Part.TABLE) in parts else dict.fromkeys(END_PATHS, entry)
+        return tables
+
     def table(self, module: Module, found: list[TensorEntry], weights: memoryview) -> TensorEntry:
         """A whole table; PEFT may write the same one under several names."""
         first = found[0]
@@ -264,10 +277,15 @@ class _Check:
     def tokens(
         self, parts: Mapping[tuple[Module, Part], list[TensorEntry]], vocabulary: int
     ) -> dict[Module, TrainedTokens]:
-        """Trained rows by end. Those of a tied embedding are the head's too, unless that has some of its own."""
+        """Trained rows by end. Those of a tied embedding are the head's too, unless other ones are named for it."""
         found: dict[Module, TrainedTokens] = {}
-        for module in END_PATHS:
-            ids, entries = self.rule.trained_tokens.get(module), parts.get((module, Part.TOKENS))
+        named = self.rule.trained_tokens
+        # PEFT then trains the embedding's alone, and may write them a second time as the head's.
+        is_shared = (
+            self.shape.is_tied and EMBED_MODULE in named and named.get(HEAD_MODULE) in (None, named[EMBED_MODULE])
+        )
+        for module in (EMBED_MODULE,) if is_shared else END_PATHS:
+            ids, entries = named.get(module), parts.get((module, Part.TOKENS))
             if entries is None and ids is None:
                 continue
             if entries is None or ids is None or entries[0].shape != (len(ids), self.shape.hidden):
@@ -281,8 +299,8 @@ class _Check:
                     f"`trainable_token_indices` has a token twice, or one beyond {vocabulary - 1}"
                 )
             found[module] = TrainedTokens(ids, entries[0])
-        if self.shape.is_tied and EMBED_MODULE in found and (HEAD_MODULE, Part.TABLE) not in parts:
-            found.setdefault(HEAD_MODULE, found[EMBED_MODULE])
+        if is_shared and (HEAD_MODULE, Part.TABLE) not in parts:
+            found[HEAD_MODULE] = found[EMBED_MODULE]
         return found
 
     def norm(self, module: Module, entry: TensorEntry) -> TensorEntry:

@@ -128,10 +128,13 @@ def lay_out(shape: BaseShape, ranks: Ranks, dtype: str) -> tuple[Table, int]:
 def largest_file_bytes(weights_bytes: int, shape: BaseShape, dtype: str) -> int:
     """A bound on the image of a weights file of `weights_bytes`, known before the file is opened."""
     layers = shape.num_layers
-    # A, B, a bias and a gain for each projection, two norms a layer, and ten parts at the two ends.
-    padding = (layers * (len(PROJECTION_PATHS) * 4 + 2) + 10) * ALIGNMENT_BYTES
+    # A, B, a bias and a gain for each projection, two norms a layer, the last norm, and eleven parts at the two ends.
+    padding = (layers * (len(PROJECTION_PATHS) * 4 + 2) + 12) * ALIGNMENT_BYTES
+    ids = 4 * (
+        weights_bytes // (2 * shape.hidden)
+    )  # one for each row of a table, which takes two bytes a value or more
     numbers = 8 * (layers * len(PROJECTION_PATHS) * 3 + len(blank_extras(layers, 0)) + MAX_INVOCATION_TOKENS)
-    return _aligned(HEADER_BYTES + numbers) + weights_bytes * ITEM_BYTES[dtype] // 2 + 4 * shape.vocab + padding
+    return _aligned(HEADER_BYTES + numbers) + weights_bytes * ITEM_BYTES[dtype] // 2 + ids + padding
 
 
 def write_image(

@@ -78,7 +78,10 @@ class LocalSource:
         refuse = Refusals(ref.id, ref.source)
         if not is_plain(ref.id):
             raise refuse.not_found()
-        place = self._place(ref)
+        try:
+            place = self._place(ref)
+        except OSError as error:
+            raise refuse.unavailable(error.strerror or "its folder cannot be read") from error
         for root in self._roots:
             folder = root / place
             try:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -9,12 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 from manylora.adapters.base_shape import EMBED_MODULE, END_PATHS, HEAD_MODULE, BaseShape, Module, module_path
-from manylora.adapters.base_weights import BaseWeights, Matrix, MemoryMatrix, changed_rows
+from manylora.adapters.base_weights import BaseWeights, Matrix, changed_rows
 from manylora.adapters.checkpoint import CheckedAdapter, Limits, LoraModule
 from manylora.adapters.dora import embedding_gain, linear_gain
 from manylora.adapters.image import ALIGNMENT_BYTES, ITEM_BYTES, Table, lay_out
 from manylora.adapters.merge import Factors, MergeImpossible, merge
 from manylora.adapters.refusals import Refusals
+from manylora.adapters.tensors import FileTensor, HeldTensor, Numbers, OwnRows, Pieces
 from manylora.adapters.values import Float, Values, cast_into, widened
 from manylora.ids import Digest
 from manylora.kernels.extras import (
@@ -55,21 +57,14 @@ class PackedAdapter:
 
 
 class _Folded(NamedTuple):
-    """One module as it is served: B's scale is still apart, bias and gain are whole. a (rank, in), b (out, rank)."""
+    """One module: of B, scale and gain are still apart, the bias is whole. a (rank, in), b (out, rank)."""
 
     module: Module
-    a: Values
-    b: Values
+    a: Pieces
+    b: Pieces
     scale: float
     bias: Float | None = None
     gain: Float | None = None
-
-
-class _Rows(NamedTuple):
-    """Rows an end has of its own: ids (count,) int32 ascending, values (count, hidden)."""
-
-    ids: "np.ndarray[tuple[int], np.dtype[np.int32]]"
-    values: Values
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +72,7 @@ class _Beside:
     """What an adapter has beside its LoRA's matrices. `vectors`: for each module, (has a bias, has a gain)."""
 
     vocabulary: int
-    rows: Mapping[Module, _Rows] = field(default_factory=dict)
+    rows: Mapping[Module, OwnRows] = field(default_factory=dict)
     norms: Mapping[int, Values] = field(default_factory=dict)
     vectors: Mapping[Module, tuple[bool, bool]] = field(default_factory=dict)
     invocation_tokens: tuple[int, ...] = ()
@@ -98,7 +93,7 @@ def pack_adapter(
     digest.update(_canonical(adapter))
     beside = _Beside(
         adapter.vocabulary,
-        {module: rows for module in END_PATHS if len((rows := _own_rows(adapter, module, base)).ids)},
+        _own_rows(adapter, shape, base),
         {index: adapter.values(entry) for index, entry in sorted(adapter.norms.items())},
         {own.module: (own.bias is not None, own.magnitude is not None) for own in adapter.modules},
         adapter.rule.invocation_tokens,
@@ -107,8 +102,8 @@ def pack_adapter(
 
     def parts() -> Iterator[_Folded]:
         for own in adapter.modules:
-            a, b = adapter.values(own.a), adapter.values(own.b)
-            _add_values(digest, a, b)
+            a, b = adapter.tensor(own.a), adapter.tensor(own.b)
+            _add_tensors(digest, a, b)
             yield _fold(adapter, own, a, b, base, refuse)
 
     ranks = {own.module: own.rank for own in adapter.modules}
@@ -149,7 +144,10 @@ def pack_merged(
     ranks = {module: factors.a.shape[0] for module, factors in merged.items()}
     if max(ranks.values()) > limits.max_rank:
         raise refuse.rank_too_large(max(ranks.values()), limits.max_rank)
-    parts = (_Folded(module, factors.a, factors.b, factors.scale) for module, factors in sorted(merged.items()))
+    parts = (
+        _Folded(module, HeldTensor(factors.a), HeldTensor(factors.b), factors.scale)
+        for module, factors in sorted(merged.items())
+    )
     return _packed(parts, ranks, _Beside(shape.vocab), digest, shape, dtype, refuse)
 
 
@@ -175,7 +173,8 @@ def _add_beside(digest: "hashlib._Hash", adapter: CheckedAdapter, beside: _Besid
                 _add_values(digest, adapter.values(entry))
     for module, rows in beside.rows.items():
         digest.update(b"rows%d %d\0" % module + rows.ids.astype("<i4").tobytes())
-        _add_values(digest, rows.values)
+        for _, values in rows.pieces():
+            digest.update(values.data.cast("B"))
     for index, values in beside.norms.items():
         digest.update(b"norm%d\0" % index)
         _add_values(digest, values)
@@ -189,54 +188,72 @@ def _add_values(digest: "hashlib._Hash", *tensors: Values) -> None:
         digest.update(np.ascontiguousarray(values).data.cast("B"))
 
 
+def _add_tensors(digest: "hashlib._Hash", *tensors: FileTensor) -> None:
+    """As `_add_values`, piece by piece."""
+    for tensor in tensors:
+        digest.update(tensor.spelling.encode())
+        for _, values in tensor.pieces():
+            digest.update(np.ascontiguousarray(values).data.cast("B"))
+
+
 # ── what the base's weights are needed for ───────────────────────────────────────────────────────────────────────
 
 
-def _own_rows(adapter: CheckedAdapter, module: Module, base: BaseWeights | None) -> _Rows:
-    """The rows of an end that are not the base's: those of a whole table that differ, and trained tokens."""
-    table = adapter.tables.get(module)
-    tokens = adapter.tokens.get(module)
-    ids, values = np.empty(0, dtype=np.int32), np.empty((0, 0), dtype=np.float32)
-    if table is not None:
-        whole = adapter.values(table)
-        matrix = MemoryMatrix(whole)
-        ids = np.arange(len(whole), dtype=np.int32) if base is None else changed_rows(matrix, base.matrix(module))
-        values = whole[ids]
-    if tokens is None:
-        return _Rows(ids, values)
-    trained = adapter.values(tokens.entry)
-    order = np.argsort(tokens.ids)
-    own = np.array(tokens.ids, dtype=np.int32)[order]
-    if not len(ids):
-        return _Rows(own, trained[order])
-    kept = ~np.isin(ids, own)  # a trained row stands in place of the table's
-    every, both = np.concatenate([ids[kept], own]), [widened(values[kept]), widened(trained[order])]
-    order = np.argsort(every)
-    return _Rows(every[order], np.concatenate(both)[order])
+def _own_rows(adapter: CheckedAdapter, shape: BaseShape, base: BaseWeights | None) -> dict[Module, OwnRows]:
+    """The rows of both ends that are not the base's; one and the same where a tied base's ends are trained as one."""
+    found = {EMBED_MODULE: _rows_of(adapter, EMBED_MODULE, base)}
+    is_one = shape.is_tied and all(
+        of.get(EMBED_MODULE) is of.get(HEAD_MODULE) for of in (adapter.tables, adapter.tokens)
+    )
+    found[HEAD_MODULE] = found[EMBED_MODULE] if is_one else _rows_of(adapter, HEAD_MODULE, base)
+    return {module: rows for module, rows in found.items() if len(rows.ids)}
+
+
+def _rows_of(adapter: CheckedAdapter, module: Module, base: BaseWeights | None) -> OwnRows:
+    """The rows of one end: those of a whole table that differ, and trained tokens in place of them."""
+    sources: list[tuple[FileTensor, Numbers, Numbers]] = []
+    if (entry := adapter.tables.get(module)) is not None:
+        table = adapter.tensor(entry)
+        rows = np.arange(table.shape[0]) if base is None else changed_rows(table, base.matrix(module))
+        sources.append((table, rows, rows))
+    if (tokens := adapter.tokens.get(module)) is not None:
+        sources.append((adapter.tensor(tokens.entry), np.array(tokens.ids, dtype=np.int64), np.arange(len(tokens.ids))))
+    return OwnRows(*sources)
 
 
 def _fold(
-    adapter: CheckedAdapter, own: LoraModule, a: Values, b: Values, base: BaseWeights | None, refuse: Refusals
+    adapter: CheckedAdapter, own: LoraModule, a: FileTensor, b: FileTensor, base: BaseWeights | None, refuse: Refusals
 ) -> _Folded:
     bias = None if own.bias is None else widened(adapter.values(own.bias)) * np.float32(own.scale)
     if own.magnitude is None:
         return _Folded(own.module, a, b, own.scale, bias)
     if base is None:
         raise refuse.unsupported("DoRA (`use_dora`), for which the base's weights must be at hand")
-    wide_a, wide_b, magnitude = widened(a), widened(b), widened(adapter.values(own.magnitude))
-    compute = embedding_gain if own.module == EMBED_MODULE else linear_gain
-    gain = compute(_weight(adapter, own.module, base), wide_a, wide_b, own.scale, magnitude)
+    magnitude, weight = widened(adapter.values(own.magnitude)), _weight(adapter, own.module, base)
+    if own.module == EMBED_MODULE:
+        gain = embedding_gain(weight, a, b.rows(0, b.shape[0]), own.scale, magnitude)
+    else:
+        gain = linear_gain(weight, a.rows(0, own.rank), b, own.scale, magnitude)
     if not np.isfinite(gain).all():
         raise refuse.corrupt(
             f"lora_magnitude_vector of {module_path(own.module)} is not finite, or a weight's norm is 0"
         )
-    return _Folded(own.module, a, (gain + 1)[:, None] * wide_b, own.scale, bias, gain)
+    return _Folded(own.module, a, b, own.scale, bias, gain)
 
 
 def _weight(adapter: CheckedAdapter, module: Module, base: BaseWeights) -> Matrix:
     """The weight an adapter was trained on: its own copy of a table, if it brings one."""
     table = adapter.tables.get(module)
-    return base.matrix(module) if table is None else MemoryMatrix(adapter.values(table))
+    return base.matrix(module) if table is None else adapter.tensor(table)
+
+
+def _served_b(part: _Folded) -> Iterator[tuple[int, Float]]:
+    """B with scale and gain folded in, piece by piece."""
+    for first, piece in part.b.pieces():
+        wide = widened(piece)
+        if part.gain is not None:
+            wide = (part.gain[first : first + len(wide)] + 1)[:, None] * wide
+        yield first, wide * np.float32(part.scale)
 
 
 # ── the body ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -257,19 +274,24 @@ def _packed(
     body = _Body(plan.end, dtype, refuse)
     changes_nothing = not beside.rows and not beside.norms and not any(map(any, beside.vectors.values()))
     for part in parts:
-        folded = np.multiply(widened(part.b).T, np.float32(part.scale), order="C")
         entry = plan.entry(part.module) if part.module in END_PATHS else table[part.module]
         path = module_path(part.module)
-        body.fill(int(entry[0]), part.a.T if part.module == EMBED_MODULE else part.a, f"lora_A of {path}")
-        body.fill(int(entry[1]), folded, f"lora_B of {path}")
+        a = body.matrix(int(entry[0]), part.a.shape, is_transposed=part.module == EMBED_MODULE)
+        b = body.matrix(int(entry[1]), part.b.shape, is_transposed=True)
+        for first, values in part.a.pieces():
+            body.cast(a[first : first + len(values)], values, f"lora_A of {path}")
+        for first, values in _served_b(part):
+            body.cast(b[first : first + len(values)], values, f"lora_B of {path}")
+            changes_nothing = changes_nothing and not values.any()
         for vector, offset in zip((part.bias, part.gain), plan.vectors.get(part.module, (NONE, NONE)), strict=True):
             if vector is not None:
                 body.fill(offset, vector, f"a vector of {path}")
-        changes_nothing = changes_nothing and not folded.any()
     for module, rows in beside.rows.items():
         ids_at, rows_at, _ = (int(entry) for entry in plan.rows(module))
         body.fill_ids(ids_at, rows.ids)
-        body.fill(rows_at, rows.values, f"a row of {module_path(module)}")
+        table_rows = body.matrix(rows_at, (len(rows.ids), shape.hidden))
+        for first, values in rows.pieces():
+            body.cast(table_rows[first : first + len(values)], values, f"a row of {module_path(module)}")
     for index, values in beside.norms.items():
         body.fill(int(plan.extras[NORMS_AT + index]), values, "the weight of a norm")
     return PackedAdapter(
@@ -297,6 +319,9 @@ class _ExtrasPlan:
                 sizes = (vocabulary, hidden) if module == EMBED_MODULE else (hidden, vocabulary)
                 self.entry(module)[:] = (*(self._take(rank * size) for size in sizes), rank)
         for module, own in beside.rows.items():
+            if module == HEAD_MODULE and own is beside.rows.get(EMBED_MODULE):
+                self.rows(module)[:] = self.rows(EMBED_MODULE)
+                continue
             count = len(own.ids)
             self.rows(module)[:] = self._take(count * 4 // self._item_bytes), self._take(count * hidden), count
         for index in beside.norms:
@@ -340,7 +365,16 @@ class _Body:
 
     def fill(self, offset: int, values: Values, name: str) -> None:
         """Cast values into the body. Raises `AdapterCorrupt` if one is not finite, before or after."""
-        if not cast_into(self.values[offset : offset + values.size], values.reshape(-1)):
+        self.cast(self.values[offset : offset + values.size], values.reshape(-1), name)
+
+    def matrix(self, offset: int, shape: tuple[int, ...], *, is_transposed: bool = False) -> Values:
+        """The part that begins at `offset` as a matrix of this shape, to be written into."""
+        part = self.values[offset : offset + math.prod(shape)]
+        return part.reshape(shape[::-1]).T if is_transposed else part.reshape(shape)
+
+    def cast(self, target: Values, values: Values, name: str) -> None:
+        """Cast values into a part of the body. Raises as `fill`."""
+        if not cast_into(target, values):
             raise self._refuse.corrupt(f"{name} is not finite")
 
     def fill_ids(self, offset: int, ids: "np.ndarray[tuple[int], np.dtype[np.int32]]") -> None:

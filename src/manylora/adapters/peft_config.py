@@ -155,6 +155,10 @@ def _check_features(fields: dict[str, Any], refuse: Refusals) -> None:
     start = fields.get("init_lora_weights", True)
     if not any(start is plain or (isinstance(plain, str) and start == plain) for plain in PLAIN_INITIALISATIONS):
         raise refuse.unsupported(f"`init_lora_weights` = {shown(start)}, which changes the base's weights")
+    if fields.get("use_dora") is True and fields.get("lora_bias") is True:
+        raise refuse.unsupported(
+            "DoRA (`use_dora`) together with a bias in LoRA layers (`lora_bias`), as PEFT has none"
+        )
     known = APPLIED | DECIDED_BY_TENSORS | IGNORED.keys() | REFUSED_UNLESS_DEFAULT.keys() | {"init_lora_weights"}
     for name, value in fields.items():
         if name not in known and not any(type(value) is type(empty) and value == empty for empty in _ABSENT):

@@ -32,11 +32,14 @@ class Registry:
         """Keep an upload as the repository's next version and return its number; it is on disk when this returns."""
         folder = self._repository(tenant, repo)
         folder.mkdir(parents=True, exist_ok=True)
+        for parent in (folder.parent, self.root):  # either may be new, and then its own parent has to know it
+            _sync_folder(parent)
         incoming = self.root / f".incoming-{uuid.uuid4().hex}"
         incoming.mkdir()
         try:
             for name, data in ((CONFIG_FILE, config), (WEIGHTS_FILE, weights)):
                 _write_durably(incoming / name, data)
+            _sync_folder(incoming)
             return self._publish(incoming, folder)
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
@@ -64,7 +67,7 @@ class Registry:
         """The tenant's repositories that have a version, sorted."""
         folder = self.root / _checked(tenant)
         names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-        return [name for name in names if self.versions(tenant, name)]
+        return [name for name in names if _NAME.fullmatch(name) and self.versions(tenant, name)]
 
     def archive(self, tenant: str, repo: str, version: int) -> None:
         """Let nobody find a version any more; its files stay."""

@@ -20,7 +20,8 @@ class Part(Enum):
     A, B        of its LoRA; A is (rank, in), B (out, rank), for an embedding in = vocabulary, out = hidden
     BIAS        of B, (out,): `lora_bias`
     MAGNITUDE   of DoRA, (out,)
-    TABLE       a whole embedding or head: trained, resized, or a copy that PEFT made of the base's
+    TABLE       a whole embedding or head, trained or resized
+    BASE        the base's own, which PEFT copies beside what it wraps; a tied base has one for both ends
     TOKENS      trained rows of one of them, (tokens, hidden), in place of the base's
     NORM        a norm's whole weight, (hidden,)
     UNUSED      what the module was before it was trained
@@ -31,6 +32,7 @@ class Part(Enum):
     BIAS = auto()
     MAGNITUDE = auto()
     TABLE = auto()
+    BASE = auto()
     TOKENS = auto()
     NORM = auto()
     UNUSED = auto()
@@ -45,9 +47,9 @@ _LINEAR_PARTS = {
 }
 _END_PARTS = {
     "weight": Part.TABLE,
-    "base_layer.weight": Part.TABLE,
+    "base_layer.weight": Part.BASE,
     "modules_to_save.weight": Part.TABLE,
-    "token_adapter.base_layer.weight": Part.TABLE,
+    "token_adapter.base_layer.weight": Part.BASE,
     "original_module.weight": Part.UNUSED,
     "token_adapter.trainable_tokens_delta": Part.TOKENS,
     "lora_magnitude_vector": Part.MAGNITUDE,

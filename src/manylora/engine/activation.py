@@ -17,6 +17,7 @@ def active_from(prompt: Sequence[int], invocation: Sequence[int]) -> int | None:
     if not wanted:
         return 0
     for start in range(len(prompt) - len(wanted), -1, -1):
-        if tuple(prompt[start : start + len(wanted)]) == wanted:
+        # The first token alone tells nearly every position, and costs a tenth of a slice.
+        if prompt[start] == wanted[0] and tuple(prompt[start : start + len(wanted)]) == wanted:
             return start
     return None
