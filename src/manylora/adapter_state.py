@@ -107,6 +107,7 @@ class StoreStats:
     loaded_bytes    total brought to the device; `reloaded_bytes` of them had been there within the last minute
     evictions       from the device; `disk_evictions` from the disk tier
     load_times      one entry for each source and tier that anything was loaded from and to
+    answers         of the loaders, good or bad ones; that the store gave a load up is none
     """
 
     bank_bytes_total: int
@@ -124,6 +125,7 @@ class StoreStats:
     loaded_bytes: int = 0
     reloaded_bytes: int = 0
     load_times: tuple[LoadTimes, ...] = ()
+    answers: int = 0
 
     @property
     def thrash_ratio(self) -> float:

@@ -105,6 +105,7 @@ class Store:
         self._users: dict[Digest, set[Name]] = {}  # of versions that requests hold: by which names
         self._wanted: dict[AdapterRef, Name] = {}  # in the order of their first wish
         self._begun: list[tuple[AdapterRef, int]] = []
+        self._answers = 0  # of the loaders
 
     # ── what the engine calls ────────────────────────────────────────────────────────────────────────────────────
 
@@ -151,11 +152,13 @@ class Store:
         """Take over what the loaders have finished, and start what may start."""
         self._begun.clear()
         for outcome in self._ingest.poll():
+            self._answers += 1
             if isinstance(outcome, Found) or self._names.is_search(outcome.number):
                 self._names.end_search(outcome)
             elif not self._loads.end(outcome):
                 self._eraser.erase_load(outcome.number)
         for read in self._reader.poll():
+            self._answers += 1
             self._end_read(read)
         self._eraser.advance()
         now_s = self._clock.monotonic_s()
@@ -242,6 +245,7 @@ class Store:
             loaded_bytes=self._ledger.loaded_bytes,
             reloaded_bytes=self._ledger.reloaded_bytes,
             load_times=self._ledger.load_times(),
+            answers=self._answers,
         )
 
     # ── what an operator calls ───────────────────────────────────────────────────────────────────────────────────
