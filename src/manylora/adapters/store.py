@@ -15,6 +15,7 @@ from manylora.adapters.load_ledger import LoadLedger
 from manylora.adapters.loaders import ProcessIngest, ThreadedReader
 from manylora.adapters.loads import Loads
 from manylora.adapters.names import NEVER, RELOCATE_S, Name, Names
+from manylora.adapters.no_room import NoRoom
 from manylora.adapters.operating import Operator, Wishes
 from manylora.adapters.quarantine import Quarantine
 from manylora.adapters.reading import Reader, ReadImage
@@ -106,6 +107,8 @@ class Store:
         self._wanted: dict[AdapterRef, Name] = {}  # in the order of their first wish
         self._begun: list[tuple[AdapterRef, int]] = []
         self._answers = 0  # of the loaders
+        self._no_room = NoRoom()
+        self._wanted_versions: set[Digest] | None = None  # once it was needed in this poll
 
     # ── what the engine calls ────────────────────────────────────────────────────────────────────────────────────
 
@@ -171,6 +174,8 @@ class Store:
         self._names.give_up_stuck_searches(now_s)
         self._loads.give_up_stuck(now_s)
         self._device.age(now_s)
+        self._no_room.clear()
+        self._wanted_versions = None
         for name in list(self._wanted.values()):
             self._advance(name, now_s)
         self._verifier.advance()
@@ -315,6 +320,7 @@ class Store:
         name.lacks_room = False
         if name.located is None and name.ref.merge is not None:
             self._names.locate(name, now_s)  # its members' sources may have answered
+            self._wanted_versions = None
         if self._names.standing_failure(name) is not None or name.located is None:
             return  # a search that takes too long is given up by itself
         if name.digest is not None and name.digest not in self._device and self._disk.facts(name.digest) is None:
@@ -341,16 +347,23 @@ class Store:
             return
         facts = self._disk.facts(digest)
         assert facts is not None  # `_advance` has looked
+        spared, is_patient = self._spared(name, now_s)
+        # What is larger may be too large beside what is pinned, and is told so.
+        is_small = facts.body_bytes <= self._device.own_bytes // 4
+        if is_small and self._no_room.is_sure(name.flow, facts.body_bytes, is_patient=is_patient):
+            name.lacks_room = True
+            return
         # What is lent may be called back while a sequence waits for it, and what is pinned makes way for nobody.
         limit_bytes = self._device.own_bytes - self._operator.bytes_beside(digest)
         if facts.body_bytes > limit_bytes:
             refuse = Refusals(name.ref.id, name.ref.source, self._shape.name)
             self._names.fail(name, refuse.too_large(facts.body_bytes, limit_bytes), now_s)
-        elif self._device.begin_read(name.ref, name.flow, facts, *self._spared(name, now_s)):
+        elif self._device.begin_read(name.ref, name.flow, facts, spared, is_patient):
             self._begun.append((name.ref, facts.body_bytes))
             name.since_s = now_s
         else:
             name.lacks_room = True
+            self._no_room.note(name.flow, facts.body_bytes, is_patient=is_patient)
 
     def _expire(self, now_s: float) -> None:
         """Take idle adapters off the device; looked for once a second."""
@@ -383,7 +396,9 @@ class Store:
 
         Returns that, and whether it is still to wait before it takes what is within another flow's share.
         """
-        wanted = {other.digest for other in self._wanted.values() if other.digest is not None}
+        if self._wanted_versions is None:
+            self._wanted_versions = {other.digest for other in self._wanted.values() if other.digest is not None}
+        wanted = self._wanted_versions
         is_patient = name.since_s is None or now_s - name.since_s < PATIENCE_S
         return wanted if is_patient else wanted & self._device.fresh, is_patient
 
