@@ -131,7 +131,7 @@ class Store:
     def is_busy(self) -> bool:
         """Whether a loader is at work, so that a poll soon will find something, though nobody may wait for it."""
         is_loading = bool(len(self._loads) or self._device.num_reads or self._names.num_searches)
-        return is_loading or self._eraser.is_busy or self._verifier.is_busy
+        return is_loading or self._eraser.is_busy or self._verifier.is_busy or self._orders.has_untried
 
     def lacks_room(self, ref: AdapterRef) -> bool:
         """Whether only what is pinned on the device keeps a packed adapter from being read."""
