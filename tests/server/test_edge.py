@@ -387,6 +387,6 @@ def test_load_times_are_a_histogram_that_prometheus_reads(in_house: InHouse) -> 
 
 
 def test_an_engine_that_has_told_nothing_shows_nothing() -> None:
-    text = Meters().exposition(None, in_flight=0, is_up=False).decode()
+    text = Meters().exposition(None, in_flight=0, is_up=False, shows_private=True).decode()
     assert "# TYPE manylora_adapter_load_seconds histogram" in text
     assert "\nmanylora_adapter" not in text

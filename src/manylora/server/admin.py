@@ -29,6 +29,15 @@ def require_operator(exchange: Exchange, *, is_open: bool) -> None:
         raise _refusal(f"this one was sent to the host `{host[:80]}`, use 127.0.0.1")
 
 
+def is_operator(exchange: Exchange, *, is_open: bool) -> bool:
+    """The same as an answer, for what strangers may see less of."""
+    try:
+        require_operator(exchange, is_open=is_open)
+    except InsufficientPermissions:
+        return False
+    return True
+
+
 def is_loopback(host: str | None) -> bool:
     """Whether an address, or the name `localhost`, is this machine itself."""
     if host == "localhost":
