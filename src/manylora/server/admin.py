@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from manylora.errors import InsufficientPermissions
 from manylora.server.exchange import Exchange
 
-FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via")
 
 
 def require_operator(exchange: Exchange, *, is_open: bool) -> None:
