@@ -309,6 +309,24 @@ def test_a_deleted_name_is_listed_nowhere_until_its_source_has_another_version(
     in_house(scenario)
 
 
+def test_deleted_names_are_asked_for_together(in_house: InHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(house: House) -> None:
+        for name in ("triage", "team/tone"):
+            await house.client.delete(f"/v1/adapters/{name}?wait=9")
+        ask, both = house.link.info, asyncio.Barrier(2)
+
+        async def ask_together(ref: AdapterRef) -> AdapterInfo:
+            async with asyncio.timeout(5):
+                await both.wait()
+            return await ask(ref)
+
+        monkeypatch.setattr(catalogue, "RECHECK_S", 0.0)
+        monkeypatch.setattr(house.link, "info", ask_together)
+        assert ids(await house.client.get("/v1/models")) == ["tiny"]
+
+    in_house(scenario)
+
+
 def test_no_request_however_odd_is_answered_with_a_fault(in_house: InHouse) -> None:
     dice = random.Random(11)
     pieces = [
