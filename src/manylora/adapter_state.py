@@ -77,8 +77,9 @@ def is_over(action: AdapterAction, info: AdapterInfo) -> bool:
             return not info.is_pinned
         case AdapterAction.EVICT | AdapterAction.DELETE:
             return info.state is AdapterState.ABSENT and not info.pins
-        case AdapterAction.VERIFY:
-            return info.is_verified is not None or info.state is AdapterState.FAILED
+        case AdapterAction.VERIFY:  # an image that is evicted before its turn is not there to be read any more
+            is_gone = info.state in (AdapterState.FAILED, AdapterState.ABSENT)
+            return info.is_verified is not None or is_gone
 
 
 LOAD_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)

@@ -11,7 +11,7 @@ import torch
 
 from manylora import errors
 from manylora.adapter_ref import merged_ref
-from manylora.adapter_state import AdapterAction, AdapterState
+from manylora.adapter_state import AdapterAction, AdapterState, is_over
 from manylora.adapters.jobs import IngestJob
 from manylora.adapters.loaders import ThreadedReader
 from manylora.adapters.manual import ManualIngest, ManualReader
@@ -377,6 +377,26 @@ def test_what_is_not_on_disk_cannot_be_verified(house: House) -> None:
     save_adapter(house.root / "a")
     with pytest.raises(errors.AdapterNotFound, match="no packed image"):
         house.store.manage(AdapterAction.VERIFY, local("a"))
+
+
+def test_a_verification_ends_when_its_image_is_evicted_before_its_turn(tmp_path: Path) -> None:
+    reader = HeldReader()
+    house = House(tmp_path, reader=reader)
+    for seed, name in enumerate("ab"):
+        save_adapter(house.root / name, seed=seed)
+    for _ in range(4):
+        house.turn("a", "b")
+        reader.let_go()
+    for name in "ab":
+        house.store.manage(AdapterAction.VERIFY, local(name))
+    house.turn()
+    house.store.manage(AdapterAction.EVICT, local("b"))
+    reader.let_go()
+    turns(house)
+    assert house.store.info(local("a")).is_verified is True
+    assert is_over(AdapterAction.VERIFY, house.store.info(local("b")))
+    assert not house.store.is_busy
+    house.store.close()
 
 
 def test_an_image_is_not_evicted_while_it_is_verified(tmp_path: Path) -> None:
