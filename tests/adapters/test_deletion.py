@@ -12,6 +12,7 @@ import torch
 from manylora import errors
 from manylora.adapter_ref import merged_ref
 from manylora.adapter_state import AdapterAction, AdapterState, is_over
+from manylora.adapters.image_folder import job_file
 from manylora.adapters.jobs import IngestJob
 from manylora.adapters.loaders import ThreadedReader
 from manylora.adapters.manual import ManualIngest, ManualReader
@@ -250,6 +251,23 @@ def test_a_damaged_image_of_a_deleted_name_is_overwritten_too(tmp_path: Path) ->
     house.turn()
     assert image_files(house) == []
     assert house.store.stats().bank_bytes_used == 0
+    house.store.close()
+
+
+def test_what_a_load_that_is_given_up_has_written_of_a_deleted_name_is_overwritten(tmp_path: Path) -> None:
+    ingest = ManualIngest()
+    house = House(tmp_path, ingest=ingest)
+    save_adapter(house.root / "a")
+    house.turn("a")
+    [number] = ingest.jobs
+    written, seen = house.disk.folder / job_file(number), tmp_path / "seen"
+    written.write_bytes(b"weights")
+    seen.hardlink_to(written)
+    delete(house)
+    house.clock.advance(CONFIG.load_timeout_s)
+    turns(house)
+    assert seen.read_bytes() == bytes(7)
+    assert house.store.stats().disk_bytes_used == 0
     house.store.close()
 
 

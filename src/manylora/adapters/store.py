@@ -172,7 +172,8 @@ class Store:
             if name.turn < self._names.turn and not name.is_kept_wanted:
                 self._drop_wish(name)
         self._names.give_up_stuck_searches(now_s)
-        self._loads.give_up_stuck(now_s)
+        for number in self._loads.give_up_stuck(now_s):
+            self._eraser.erase_load(number)
         self._device.age(now_s)
         self._no_room.clear()
         self._wanted_versions = None
