@@ -77,8 +77,9 @@ def is_over(action: AdapterAction, info: AdapterInfo) -> bool:
             return not info.is_pinned
         case AdapterAction.EVICT | AdapterAction.DELETE:
             return info.state is AdapterState.ABSENT and not info.pins
-        case AdapterAction.VERIFY:
-            return info.is_verified is not None or info.state is AdapterState.FAILED
+        case AdapterAction.VERIFY:  # an image that is evicted before its turn is not there to be read any more
+            is_gone = info.state in (AdapterState.FAILED, AdapterState.ABSENT)
+            return info.is_verified is not None or is_gone
 
 
 LOAD_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -107,6 +108,7 @@ class StoreStats:
     loaded_bytes    total brought to the device; `reloaded_bytes` of them had been there within the last minute
     evictions       from the device; `disk_evictions` from the disk tier
     load_times      one entry for each source and tier that anything was loaded from and to
+    answers         of the loaders, good or bad ones; that the store gave a load up is none
     """
 
     bank_bytes_total: int
@@ -124,6 +126,7 @@ class StoreStats:
     loaded_bytes: int = 0
     reloaded_bytes: int = 0
     load_times: tuple[LoadTimes, ...] = ()
+    answers: int = 0
 
     @property
     def thrash_ratio(self) -> float:

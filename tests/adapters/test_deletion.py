@@ -11,7 +11,8 @@ import torch
 
 from manylora import errors
 from manylora.adapter_ref import merged_ref
-from manylora.adapter_state import AdapterAction, AdapterState
+from manylora.adapter_state import AdapterAction, AdapterState, is_over
+from manylora.adapters.image_folder import job_file
 from manylora.adapters.jobs import IngestJob
 from manylora.adapters.loaders import ThreadedReader
 from manylora.adapters.manual import ManualIngest, ManualReader
@@ -253,6 +254,23 @@ def test_a_damaged_image_of_a_deleted_name_is_overwritten_too(tmp_path: Path) ->
     house.store.close()
 
 
+def test_what_a_load_that_is_given_up_has_written_of_a_deleted_name_is_overwritten(tmp_path: Path) -> None:
+    ingest = ManualIngest()
+    house = House(tmp_path, ingest=ingest)
+    save_adapter(house.root / "a")
+    house.turn("a")
+    [number] = ingest.jobs
+    written, seen = house.disk.folder / job_file(number), tmp_path / "seen"
+    written.write_bytes(b"weights")
+    seen.hardlink_to(written)
+    delete(house)
+    house.clock.advance(CONFIG.load_timeout_s)
+    turns(house)
+    assert seen.read_bytes() == bytes(7)
+    assert house.store.stats().disk_bytes_used == 0
+    house.store.close()
+
+
 class HeldReader(ManualReader):
     """Reads for real, when it is let go."""
 
@@ -377,6 +395,26 @@ def test_what_is_not_on_disk_cannot_be_verified(house: House) -> None:
     save_adapter(house.root / "a")
     with pytest.raises(errors.AdapterNotFound, match="no packed image"):
         house.store.manage(AdapterAction.VERIFY, local("a"))
+
+
+def test_a_verification_ends_when_its_image_is_evicted_before_its_turn(tmp_path: Path) -> None:
+    reader = HeldReader()
+    house = House(tmp_path, reader=reader)
+    for seed, name in enumerate("ab"):
+        save_adapter(house.root / name, seed=seed)
+    for _ in range(4):
+        house.turn("a", "b")
+        reader.let_go()
+    for name in "ab":
+        house.store.manage(AdapterAction.VERIFY, local(name))
+    house.turn()
+    house.store.manage(AdapterAction.EVICT, local("b"))
+    reader.let_go()
+    turns(house)
+    assert house.store.info(local("a")).is_verified is True
+    assert is_over(AdapterAction.VERIFY, house.store.info(local("b")))
+    assert not house.store.is_busy
+    house.store.close()
 
 
 def test_an_image_is_not_evicted_while_it_is_verified(tmp_path: Path) -> None:

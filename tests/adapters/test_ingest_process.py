@@ -144,6 +144,22 @@ def test_a_job_that_is_given_up_hinders_no_other(ingest: ProcessIngest, tmp_path
     assert ingest.pid != first
 
 
+def test_a_stuck_process_is_killed_without_waiting_for_its_end(
+    ingest: ProcessIngest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_adapter(tmp_path / "root" / "stuck")
+    os.kill(ingest.pid, signal.SIGSTOP)
+    ingest.submit(job(1, tmp_path / "root", "stuck"))
+    first = ingest.pid
+    ingest.abandon(1)
+    with monkeypatch.context() as patch:
+        # A process in a read of a file system that hangs ends when that comes back, killed or not.
+        patch.setattr(subprocess.Popen, "wait", lambda *_: pytest.fail("the engine's thread waits"))
+        ingest.poll()
+        assert ingest.pid != first
+    wait_for(lambda: not ingest.poll() and not Path(f"/proc/{first}").exists())
+
+
 def test_it_ends_with_its_parent(settings: IngestSettings) -> None:
     code = (
         "import json, os, sys; from manylora.adapters.jobs import IngestSettings; "

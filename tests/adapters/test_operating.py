@@ -1,7 +1,9 @@
 """What operators can do to adapters, and what they are told of them."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -168,3 +170,29 @@ def test_infos_tell_use_rank_size_and_the_stages_of_the_load(house: House) -> No
     assert b.last_use_s == pytest.approx(2.0)
     assert b.rank == 4
     assert {"fetch", "check", "pack", "write", "read"} <= b.stage_ms.keys()
+
+
+def test_what_is_asked_of_an_unknown_name_costs_the_same_however_many_are_known(house: House) -> None:
+    def calls() -> int:
+        made = 0
+
+        def count(frame: FrameType, event: str, argument: object) -> None:
+            nonlocal made
+            made += 1
+
+        sys.setprofile(count)
+        try:
+            with pytest.raises(errors.AdapterNotFound):
+                house.store.info(local("missing"))
+        finally:
+            sys.setprofile(None)
+        return made
+
+    save(house, *(f"a{number}" for number in range(20)))
+    assert house.placed("a0") is not None
+    calls()
+    few = calls()
+    for number in range(1, 20):
+        turns(house, f"a{number}")
+    assert house.store.stats().on_disk == 20
+    assert calls() <= few + 20

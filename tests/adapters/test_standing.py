@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from manylora.adapter_state import AdapterAction, AdapterState
-from manylora.adapters.standing import RETRY_S
+from manylora.adapters.standing import MAX_TRIES, RETRY_S
 from tests.adapters.house import CONFIG, House
 from tests.adapters.making import local, save_adapter
 
@@ -92,3 +92,24 @@ def test_an_idle_adapter_is_taken_off_the_device_and_stays_on_disk(tmp_path: Pat
         assert states(house)["used"] is AdapterState.ON_DISK
         assert house.store.stats().evictions == 2
         assert house.placed("idle") is not None
+
+
+def test_a_long_list_is_tried_bit_by_bit(tmp_path: Path) -> None:
+    names = tuple(f"missing{number}" for number in range(2 * MAX_TRIES))
+    with opened(tmp_path, "a", preload=(*names, "a")) as house:
+        house.turn()
+        assert house.store.stats().failures == MAX_TRIES
+        assert house.store.is_busy  # so that an idle server goes on at once
+        house.turn()
+        assert house.store.stats().failures == 2 * MAX_TRIES
+        for _ in range(5):
+            house.turn()
+        assert house.store.info(local("a")).state is AdapterState.ON_DEVICE
+
+
+def test_a_name_that_stays_unknown_has_failed_once(tmp_path: Path) -> None:
+    with opened(tmp_path, preload=("missing",)) as house:
+        for _ in range(30):
+            wait(house)
+        assert house.store.stats().failures == 1
+        assert not house.store.is_busy

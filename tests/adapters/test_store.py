@@ -423,3 +423,37 @@ def test_a_failure_is_seen_even_if_it_is_not_remembered_at_all(tmp_path: Path) -
         if house.store.failure(local("broken")) is not None:
             return
     raise AssertionError("the failure was never seen")
+
+
+class Poor:
+    """A lender with nothing to lend, who counts how often he is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def lend(self, num_bytes: int, *, drop_cached: bool) -> int:
+        self.asked += 1
+        return 0
+
+
+def test_many_that_wait_for_room_look_for_it_once_a_poll(tmp_path: Path) -> None:
+    house, lender = House(tmp_path, replace(CONFIG, bank_bytes=4 * IMAGE_BYTES)), Poor()
+    names = [f"a{number}" for number in range(24)]
+    for seed, name in enumerate(names):
+        save_adapter(house.root / name, seed=seed)
+    held = [house.placed(name) for name in names[:4]]
+    house.store.borrow_from(lender)
+    waiting = names[4:]
+    for _ in range(len(waiting)):
+        house.turn(*waiting)
+    assert house.store.stats().on_disk == len(names)
+    assert all(house.store.lacks_room(local(name)) for name in waiting)
+    lender.asked = 0
+    house.turn(*waiting)
+    assert lender.asked <= 4  # as one that waits asks
+    for place in held:
+        assert place is not None
+        house.store.unpin(place)
+    house.turn(*waiting)
+    assert sum(house.store.lacks_room(local(name)) for name in waiting) == len(waiting) - 4
+    house.store.close()

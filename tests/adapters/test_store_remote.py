@@ -229,3 +229,21 @@ def test_unknown_names_leave_bounded_state(house: House) -> None:
     house.turn()
     assert len(house.store._names) <= MAX_NAMES
     assert not house.store._names._searches
+
+
+def test_only_what_the_loaders_say_counts_as_their_answer(house: House) -> None:
+    house.turn(REF)
+    house.clock.advance(CONFIG.load_timeout_s)
+    house.turn()  # the question is given up, and its name has failed
+    assert (house.store.stats().failures, house.store.stats().answers) == (1, 0)
+    house.clock.advance(CONFIG.negative_cache_s)
+    house.turn()
+    house.turn(REF)
+    house.find()
+    house.turn(REF)
+    assert house.store.stats().answers == 1
+    job = house.load()
+    house.turn(REF)
+    house.reader.finish(facts(job.stamp), 10)
+    house.turn(REF)
+    assert house.store.stats().answers == 3

@@ -102,6 +102,12 @@ def test_a_failure_is_told_in_the_server_s_words(run: Run, words: tuple[str, ...
     assert said in result.stderr
 
 
+def test_an_adapter_whose_image_was_damaged_can_be_steered_as_others(run: Run) -> None:
+    assert run("verify", "rotten/again").exit_code == 1
+    for verb in ("preload", "pin", "unpin"):
+        assert run(verb, "rotten/again").exit_code == 0
+
+
 def test_nothing_is_removed_unless_that_is_confirmed(run: Run) -> None:
     run("preload", "kept")
     assert run("rm", "kept", answer="n\n").exit_code == 1

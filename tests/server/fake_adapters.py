@@ -49,7 +49,8 @@ class FakeAdapters:
             case AdapterAction.DELETE:
                 info = replace(info, state=AdapterState.FAILED, is_deleted=True, pins=int(ref.id.startswith("busy")))
             case AdapterAction.VERIFY:
-                info = replace(info, is_verified=None)
+                is_absent = info.state is AdapterState.ABSENT  # the store verifies what is packed only
+                info = replace(info, is_verified=None, state=AdapterState.ON_DISK if is_absent else info.state)
                 self._ticks_left[ref] = 2
         self.known[ref] = info
         return info

@@ -215,6 +215,9 @@ REMOTE: dict[str, Any] = {"client": ("10.0.0.7", 5)}
         (REMOTE, {"x-forwarded-for": "127.0.0.1"}, False),
         ({}, {"x-forwarded-for": "10.0.0.7"}, False),
         ({}, {"forwarded": "for=10.0.0.7"}, False),
+        ({}, {"x-forwarded-host": "api.example"}, False),
+        ({}, {"x-forwarded-proto": "https"}, False),
+        ({}, {"via": "1.1 cache.example"}, False),
         ({}, {"origin": "https://elsewhere.example"}, False),
         ({}, {"origin": "null"}, False),
         ({}, {"host": "rebound.example"}, False),
@@ -302,6 +305,24 @@ def test_a_deleted_name_is_listed_nowhere_until_its_source_has_another_version(
         house.engine.adapters.deleted.clear()
         for path in ("/v1/models", "/v1/adapters"):
             assert "triage" in ids(await house.client.get(path))
+
+    in_house(scenario)
+
+
+def test_deleted_names_are_asked_for_together(in_house: InHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(house: House) -> None:
+        for name in ("triage", "team/tone"):
+            await house.client.delete(f"/v1/adapters/{name}?wait=9")
+        ask, both = house.link.info, asyncio.Barrier(2)
+
+        async def ask_together(ref: AdapterRef) -> AdapterInfo:
+            async with asyncio.timeout(5):
+                await both.wait()
+            return await ask(ref)
+
+        monkeypatch.setattr(catalogue, "RECHECK_S", 0.0)
+        monkeypatch.setattr(house.link, "info", ask_together)
+        assert ids(await house.client.get("/v1/models")) == ["tiny"]
 
     in_house(scenario)
 

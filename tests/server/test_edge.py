@@ -266,7 +266,21 @@ def test_a_loader_that_stands_still_makes_the_server_unhealthy_though_others_are
         await house.until(lambda: not house.engine.has_work)
         assert (await house.client.get("/health")).status_code == 200
 
-    in_house(scenario, health_stall_s=0.09)
+    in_house(scenario, health_stall_s=0.07, load_timeout_s=0.02)
+
+
+def test_a_load_within_its_own_limit_is_no_stall(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        async with (
+            calling(house.app, "/generate_stream", {"inputs": "HOLD"}),
+            calling(house.app, "/generate", {"inputs": "LOAD"}),
+        ):
+            await house.until(lambda: len(house.engine.submitted) == 2)
+            await house.client.get("/metrics")  # the engine tells its numbers
+            await asyncio.sleep(0.6)
+            assert (await house.client.get("/health")).status_code == 200
+
+    in_house(scenario, health_stall_s=0.5, load_timeout_s=60.0)
 
 
 def test_names_that_do_not_exist_use_up_no_label(in_house: InHouse) -> None:
@@ -373,6 +387,6 @@ def test_load_times_are_a_histogram_that_prometheus_reads(in_house: InHouse) -> 
 
 
 def test_an_engine_that_has_told_nothing_shows_nothing() -> None:
-    text = Meters().exposition(None, in_flight=0, is_up=False).decode()
+    text = Meters().exposition(None, in_flight=0, is_up=False, shows_private=True).decode()
     assert "# TYPE manylora_adapter_load_seconds histogram" in text
     assert "\nmanylora_adapter" not in text

@@ -225,7 +225,8 @@ class Device:
 
     def versions(self, ref: AdapterRef) -> set[Digest]:
         """The versions that are here, or on their way, for a named adapter."""
-        return {digest for digest, keys in self._named.items() if ref_key(ref) in keys}
+        key = ref_key(ref)
+        return {digest for digest, keys in self._named.items() if key in keys}
 
     def forget_names(self, is_gone: Callable[[str], bool]) -> set[Digest]:
         """Take the names whose `ref_key` is gone from their versions; return those."""

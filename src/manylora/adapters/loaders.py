@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from manylora.adapter_ref import FOLDER_SOURCES
@@ -17,6 +18,7 @@ from manylora.config import child_environment
 from manylora.ids import Digest
 
 READER_THREADS = 2
+CLOSE_WAIT_S = 5.0
 _READ_BYTES = 1 << 16
 
 
@@ -31,6 +33,7 @@ class ProcessIngest:
     def __init__(self, settings: IngestSettings) -> None:
         self._settings = settings
         self._children = [_Child(settings)]  # the last one takes the jobs
+        self._dying: list[_Child] = []  # killed, and not gone when they were last looked at
         self.restarts = 0
 
     @property
@@ -54,13 +57,14 @@ class ProcessIngest:
 
     def poll(self) -> list[Outcome]:
         """Take over what has ended. An idle process is not looked at, for a step of the engine has no time for that."""
+        self._dying = [child for child in self._dying if not child.is_gone()]
         ended: list[Outcome] = []
         for child in [child for child in self._children if child.is_busy]:
             ended += child.poll()
             is_current = child is self._children[-1]
             if not child.is_alive or (child.has_stuck_job and not child.running):
                 lost = list(child.running.values())
-                child.close()
+                self._kill(child)
                 self._children.remove(child)
                 if is_current:
                     self._children.append(_Child(self._settings))
@@ -75,14 +79,21 @@ class ProcessIngest:
         return ended
 
     def _replace_idle(self) -> None:
-        self._children.pop().close()
+        self._kill(self._children.pop())
         self._children.append(_Child(self._settings))
         self.restarts += 1
 
+    def _kill(self, child: "_Child") -> None:
+        """End a child without waiting until it is gone: one in a read that not even a kill interrupts may stay long."""
+        child.kill()
+        self._dying.append(child)
+
     def close(self) -> None:
-        """End the children; one that is stuck in a read is killed like the others."""
+        """End the children; one that is stuck in a read is killed like the others, and left if it does not go."""
         for child in self._children:
-            child.close()
+            child.kill()
+        for child in [*self._children, *self._dying]:
+            child.wait_until_gone(CLOSE_WAIT_S)
 
 
 class _Child:
@@ -138,13 +149,20 @@ class _Child:
         ended = [outcome_from_json(json.loads(line)) for line in self._received_lines()]
         return [outcome for outcome in ended if self.running.pop(outcome.number, None) is not None]
 
-    def close(self) -> None:
+    def kill(self) -> None:
         """Kill it: a job stuck in a read would keep it."""
         self.running.clear()
         self._process.kill()
-        self._process.wait()
         self._stdin.close()
         self._stdout.close()
+
+    def is_gone(self) -> bool:
+        """Whether a child that was killed has ended."""
+        return self._process.poll() is not None
+
+    def wait_until_gone(self, wait_s: float) -> None:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(wait_s)
 
     def _send(self) -> None:
         try:

@@ -142,20 +142,28 @@ class Loads:
             name.since_s = None  # what comes next, the read, is waited for anew
         return True
 
-    def give_up_stuck(self, now_s: float) -> None:
-        """A load that takes too long by itself is given up, waited for or not: its slot is others' too."""
+    def give_up_stuck(self, now_s: float) -> list[int]:
+        """A load that takes too long by itself is given up, waited for or not: its slot is others' too.
+
+        Returns those whose files are to be erased, for their names are deleted.
+        """
+        to_erase: list[int] = []
         for number, load in list(self._loads.items()):
             if now_s - load.begun_s < self._config.load_timeout_s:
                 continue
             self._ingest.abandon(number)
-            self._disk.cancel(number)
             self._pop(number)
-            self._condemned.discard(number)
+            if number in self._condemned:
+                self._condemned.discard(number)
+                to_erase.append(number)
+            else:
+                self._disk.cancel(number)
             log.warning("adapter.load_given_up adapter=%s", load.job.ref)
             name = self._names.get(load.job.ref)
             if name is not None and name.job == number:
                 name.job = None
                 self.time_out(name, now_s)
+        return to_erase
 
     def time_out(self, name: Name, now_s: float) -> None:
         """End the wait of those who wait now; what is under way goes on."""

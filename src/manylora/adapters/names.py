@@ -313,11 +313,11 @@ class Names:
             wait_s = min(wait_s, error.row.retry_after_s)
         # Kept for thousands of names: the frames it was raised through would be kept with it.
         error.__traceback__ = error.__cause__ = error.__context__ = None
+        self.failures += name.failure is None  # what is found again while it stands is no failure more
         name.failure, name.retry_s = error, now_s + wait_s
         name.failed_turn = self.turn
         name.since_s = None
         name.is_kept_wanted = False
-        self.failures += 1
 
     def standing_failure(self, name: Name) -> ManyloraError | None:
         """The failure, until its retry time; however short that is, whoever waits gets to see it after the poll."""

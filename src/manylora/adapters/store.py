@@ -15,6 +15,7 @@ from manylora.adapters.load_ledger import LoadLedger
 from manylora.adapters.loaders import ProcessIngest, ThreadedReader
 from manylora.adapters.loads import Loads
 from manylora.adapters.names import NEVER, RELOCATE_S, Name, Names
+from manylora.adapters.no_room import NoRoom
 from manylora.adapters.operating import Operator, Wishes
 from manylora.adapters.quarantine import Quarantine
 from manylora.adapters.reading import Reader, ReadImage
@@ -105,6 +106,9 @@ class Store:
         self._users: dict[Digest, set[Name]] = {}  # of versions that requests hold: by which names
         self._wanted: dict[AdapterRef, Name] = {}  # in the order of their first wish
         self._begun: list[tuple[AdapterRef, int]] = []
+        self._answers = 0  # of the loaders
+        self._no_room = NoRoom()
+        self._wanted_versions: set[Digest] | None = None  # once it was needed in this poll
 
     # ── what the engine calls ────────────────────────────────────────────────────────────────────────────────────
 
@@ -127,7 +131,7 @@ class Store:
     def is_busy(self) -> bool:
         """Whether a loader is at work, so that a poll soon will find something, though nobody may wait for it."""
         is_loading = bool(len(self._loads) or self._device.num_reads or self._names.num_searches)
-        return is_loading or self._eraser.is_busy or self._verifier.is_busy
+        return is_loading or self._eraser.is_busy or self._verifier.is_busy or self._orders.has_untried
 
     def lacks_room(self, ref: AdapterRef) -> bool:
         """Whether only what is pinned on the device keeps a packed adapter from being read."""
@@ -151,11 +155,13 @@ class Store:
         """Take over what the loaders have finished, and start what may start."""
         self._begun.clear()
         for outcome in self._ingest.poll():
+            self._answers += 1
             if isinstance(outcome, Found) or self._names.is_search(outcome.number):
                 self._names.end_search(outcome)
             elif not self._loads.end(outcome):
                 self._eraser.erase_load(outcome.number)
         for read in self._reader.poll():
+            self._answers += 1
             self._end_read(read)
         self._eraser.advance()
         now_s = self._clock.monotonic_s()
@@ -166,8 +172,11 @@ class Store:
             if name.turn < self._names.turn and not name.is_kept_wanted:
                 self._drop_wish(name)
         self._names.give_up_stuck_searches(now_s)
-        self._loads.give_up_stuck(now_s)
+        for number in self._loads.give_up_stuck(now_s):
+            self._eraser.erase_load(number)
         self._device.age(now_s)
+        self._no_room.clear()
+        self._wanted_versions = None
         for name in list(self._wanted.values()):
             self._advance(name, now_s)
         self._verifier.advance()
@@ -242,6 +251,7 @@ class Store:
             loaded_bytes=self._ledger.loaded_bytes,
             reloaded_bytes=self._ledger.reloaded_bytes,
             load_times=self._ledger.load_times(),
+            answers=self._answers,
         )
 
     # ── what an operator calls ───────────────────────────────────────────────────────────────────────────────────
@@ -311,6 +321,7 @@ class Store:
         name.lacks_room = False
         if name.located is None and name.ref.merge is not None:
             self._names.locate(name, now_s)  # its members' sources may have answered
+            self._wanted_versions = None
         if self._names.standing_failure(name) is not None or name.located is None:
             return  # a search that takes too long is given up by itself
         if name.digest is not None and name.digest not in self._device and self._disk.facts(name.digest) is None:
@@ -337,16 +348,23 @@ class Store:
             return
         facts = self._disk.facts(digest)
         assert facts is not None  # `_advance` has looked
+        spared, is_patient = self._spared(name, now_s)
+        # What is larger may be too large beside what is pinned, and is told so.
+        is_small = facts.body_bytes <= self._device.own_bytes // 4
+        if is_small and self._no_room.is_sure(name.flow, facts.body_bytes, is_patient=is_patient):
+            name.lacks_room = True
+            return
         # What is lent may be called back while a sequence waits for it, and what is pinned makes way for nobody.
         limit_bytes = self._device.own_bytes - self._operator.bytes_beside(digest)
         if facts.body_bytes > limit_bytes:
             refuse = Refusals(name.ref.id, name.ref.source, self._shape.name)
             self._names.fail(name, refuse.too_large(facts.body_bytes, limit_bytes), now_s)
-        elif self._device.begin_read(name.ref, name.flow, facts, *self._spared(name, now_s)):
+        elif self._device.begin_read(name.ref, name.flow, facts, spared, is_patient):
             self._begun.append((name.ref, facts.body_bytes))
             name.since_s = now_s
         else:
             name.lacks_room = True
+            self._no_room.note(name.flow, facts.body_bytes, is_patient=is_patient)
 
     def _expire(self, now_s: float) -> None:
         """Take idle adapters off the device; looked for once a second."""
@@ -379,7 +397,9 @@ class Store:
 
         Returns that, and whether it is still to wait before it takes what is within another flow's share.
         """
-        wanted = {other.digest for other in self._wanted.values() if other.digest is not None}
+        if self._wanted_versions is None:
+            self._wanted_versions = {other.digest for other in self._wanted.values() if other.digest is not None}
+        wanted = self._wanted_versions
         is_patient = name.since_s is None or now_s - name.since_s < PATIENCE_S
         return wanted if is_patient else wanted & self._device.fresh, is_patient
 

@@ -87,6 +87,7 @@ class DiskTier:
         self._facts: dict[str, ImageFacts] = {}
         self._names: dict[str, str] = {}  # name key → file name
         self._names_of: dict[str, list[str]] = {}  # the oldest first
+        self._keys_of_ref: dict[str, set[str]] = {}  # `ref_key` → the name keys that begin with it
         self._erasing: set[Path] = set()
         self._erasures = 0
         self.evictions = 0  # of images, for others that needed the room
@@ -204,12 +205,12 @@ class DiskTier:
 
     def versions(self, ref: AdapterRef) -> set[Digest]:
         """The content of every version of a named adapter that is here, for this base."""
-        names = {name for name_key, name in self._names.items() if _ref_key_of(name_key) == ref_key(ref)}
+        names = {self._names[name_key] for name_key in self._keys_of_ref.get(ref_key(ref), ())}
         return {self._facts[name].digest for name in names if self._facts[name].dtype == self._dtype}
 
     def forget(self, is_gone: Callable[[str], bool]) -> list[ImageFacts]:
         """Take the names whose `ref_key` is gone from their images, of whatever base; return images left with none."""
-        gone = [name_key for name_key in self._names if is_gone(_ref_key_of(name_key))]
+        gone = [name_key for key, name_keys in self._keys_of_ref.items() if is_gone(key) for name_key in name_keys]
         images = {self._names[name_key] for name_key in gone}
         for name_key in gone:
             self._forget(name_key)
@@ -222,9 +223,7 @@ class DiskTier:
             return None
         self._shelf.remove(name)
         self._facts.pop(name)
-        for name_key in list(self._names_of.pop(name, ())):
-            del self._names[name_key]
-            self._files.delete_name(name_key)
+        self._drop_names_of(name)
         return self._begin_erasure(name, facts.file_bytes)
 
     def condemn_job(self, job: int) -> Path | None:
@@ -275,9 +274,7 @@ class DiskTier:
         self._delete(name)
 
     def _delete(self, name: str) -> None:
-        for name_key in self._names_of.pop(name, ()):
-            del self._names[name_key]
-            self._files.delete_name(name_key)
+        self._drop_names_of(name)
         self._facts.pop(name, None)
         self._files.delete(name)
 
@@ -292,14 +289,27 @@ class DiskTier:
         if not self._shelf.grow(name, len(name), self._evict):
             return False
         self._names[name_key] = name
+        self._keys_of_ref.setdefault(_ref_key_of(name_key), set()).add(name_key)
         self._names_of.setdefault(name, []).append(name_key)
         return True
 
     def _forget(self, name_key: str) -> None:
-        name = self._names.pop(name_key)
+        name = self._names[name_key]
+        self._drop_name(name_key)
         self._names_of[name].remove(name_key)
-        self._files.delete_name(name_key)
         self._shelf.grow(name, -len(name), self._evict)
+
+    def _drop_names_of(self, name: str) -> None:
+        for name_key in self._names_of.pop(name, ()):
+            self._drop_name(name_key)
+
+    def _drop_name(self, name_key: str) -> None:
+        del self._names[name_key]
+        key = _ref_key_of(name_key)
+        self._keys_of_ref[key].discard(name_key)
+        if not self._keys_of_ref[key]:
+            del self._keys_of_ref[key]
+        self._files.delete_name(name_key)
 
     # ── what is there already ────────────────────────────────────────────────────────────────────────────────────
 

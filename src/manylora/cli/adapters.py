@@ -119,7 +119,7 @@ def _act(action: AdapterAction, adapter: str, source: str | None, url: str, time
         _fail(info["error"] or f"adapter '{adapter}' has failed")
     if action is AdapterAction.PIN and not info["is_pinned"]:
         _fail(info["error"] or f"adapter '{adapter}' is not pinned")
-    if info["is_verified"] is False:
+    if action is AdapterAction.VERIFY and info["is_verified"] is False:
         _fail(f"the packed image of adapter '{adapter}' is not what its checksum says")
     if not is_done and timeout_s is not None:
         _fail(f"{action.value} was begun, but is not done yet; {_standing(info)}")

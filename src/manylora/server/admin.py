@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from manylora.errors import InsufficientPermissions
 from manylora.server.exchange import Exchange
 
-FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via")
 
 
 def require_operator(exchange: Exchange, *, is_open: bool) -> None:
@@ -27,6 +27,15 @@ def require_operator(exchange: Exchange, *, is_open: bool) -> None:
     host = exchange.header("host") or ""
     if not is_loopback(_name_of(host)):
         raise _refusal(f"this one was sent to the host `{host[:80]}`, use 127.0.0.1")
+
+
+def is_operator(exchange: Exchange, *, is_open: bool) -> bool:
+    """The same as an answer, for what strangers may see less of."""
+    try:
+        require_operator(exchange, is_open=is_open)
+    except InsufficientPermissions:
+        return False
+    return True
 
 
 def is_loopback(host: str | None) -> bool:

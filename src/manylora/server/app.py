@@ -60,7 +60,7 @@ def create_app(
     pool, meters = WorkPool(), Meters()
     gate = Gate(served=served, settings=config.server, tokenizer=tokenizer, pool=pool)
     inference = Inference(gate, link, meters, clock)
-    health = Health(link, config.server, clock)
+    health = Health(link, config.server, clock, load_timeout_s=config.adapters.load_timeout_s)
     catalogue = Catalogue(gate, link, clock)
 
     def note(generation: Generation, finished: Finished) -> None:

@@ -1,6 +1,8 @@
 """Which adapters a caller may be told of: local ones, and those of remote sources that its tenant has used lately."""
 
+import asyncio
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import replace
 
 from manylora.adapter_ref import AdapterRef, SourceName
@@ -15,6 +17,7 @@ MAX_TENANTS = 1_000
 MAX_RECENT = 100
 MAX_DELETED = 16_384
 RECHECK_S = 5.0
+QUESTIONS = 64  # at a time: the engine answers all that have come between two steps
 
 
 class Catalogue:
@@ -36,7 +39,18 @@ class Catalogue:
         local = [AdapterRef(SourceName.LOCAL, name) for name in await self._gate.local_names()]
         uploaded = [AdapterRef(SourceName.PBASE, name, tenant=tenant) for name in self._gate.uploaded_names(tenant)]
         recent = sorted(self._recent.get(tenant, ()), key=lambda ref: ref.id)
-        return list(dict.fromkeys([ref.id for ref in (*local, *uploaded, *recent) if await self._is_there(ref)]))
+        refs = (*local, *uploaded, *recent)
+        gone = await self._gone(list(dict.fromkeys(ref for ref in refs if ref in self._deleted)))
+        return list(dict.fromkeys([ref.id for ref in refs if ref not in gone]))
+
+    async def _gone(self, deleted: Sequence[AdapterRef]) -> set[AdapterRef]:
+        """Which of the names that were deleted are so still."""
+        gone: set[AdapterRef] = set()
+        for start in range(0, len(deleted), QUESTIONS):
+            some = deleted[start : start + QUESTIONS]
+            are_there = await asyncio.gather(*map(self._is_there, some))
+            gone |= {ref for ref, is_there in zip(some, are_there, strict=True) if not is_there}
+        return gone
 
     def note(self, generation: Generation, finished: Finished) -> None:
         """A sequence has ended; what never ran does not count, so that a wrong name is not listed."""

@@ -31,11 +31,16 @@ Send = Callable[[wire.Operation], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkHealth:
-    """is_up: takes requests; in_flight: requests in the engine; stalled_s: without progress while there is work."""
+    """is_up: takes requests; in_flight: requests in the engine.
+
+    stalled_s         since the engine moved, while it has work
+    loader_stalled_s  since its adapter loader answered, while requests wait for it
+    """
 
     is_up: bool
     in_flight: int
     stalled_s: float
+    loader_stalled_s: float
 
 
 class Desk:
@@ -134,7 +139,12 @@ class Desk:
 
     def health(self, *, is_up: bool) -> LinkHealth:
         in_flight = len(self.board)
-        return LinkHealth(is_up=is_up, in_flight=in_flight, stalled_s=self.pulse.stalled_s(in_flight))
+        return LinkHealth(
+            is_up=is_up,
+            in_flight=in_flight,
+            stalled_s=self.pulse.stalled_s(in_flight),
+            loader_stalled_s=self.pulse.loader_stalled_s(in_flight),
+        )
 
     def _ended(self, generation: Generation, finished: Finished) -> None:
         if finished.failure is None:

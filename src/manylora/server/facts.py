@@ -2,6 +2,7 @@
 
 from manylora import __version__
 from manylora.errors import AdapterNotFound, InvalidParameter, TaskUnsupported
+from manylora.server.admin import is_operator
 from manylora.server.catalogue import Catalogue
 from manylora.server.exchange import Exchange
 from manylora.server.health import Health
@@ -59,11 +60,13 @@ class FactRoutes:
     async def metrics(self, exchange: Exchange) -> None:
         stats = await self._link.stats()
         in_flight, is_up = self._gate.num_sequences, self._link.health().is_up
+        shows_private = is_operator(exchange, is_open=self._gate.settings.admin_open)
         wants_json = "application/json" in (exchange.header("accept") or "")
         if wants_json or exchange.query.get("format") == "json":
-            await exchange.reply(self._meters.as_json(stats, in_flight=in_flight, is_up=is_up))
+            numbers = self._meters.as_json(stats, in_flight=in_flight, is_up=is_up, shows_private=shows_private)
+            await exchange.reply(numbers)
             return
-        body = self._meters.exposition(stats, in_flight=in_flight, is_up=is_up)
+        body = self._meters.exposition(stats, in_flight=in_flight, is_up=is_up, shows_private=shows_private)
         await exchange.reply_bytes(body, TEXT_FORMAT)
 
     async def tokenize(self, exchange: Exchange) -> None:

@@ -15,11 +15,15 @@ PROBE_VALID_S = 5.0
 
 
 class Health:
-    """Judges the engine; an answered probe is believed for a few seconds, so that a busy prober costs nothing."""
+    """Judges the engine; an answered probe is believed for a few seconds, so that a busy prober costs nothing.
 
-    def __init__(self, link: EngineLink, settings: ServerConfig, clock: Clock) -> None:
+    `load_timeout_s` is how long a load may take: a loader that says nothing for less may be waiting for a slow source.
+    """
+
+    def __init__(self, link: EngineLink, settings: ServerConfig, clock: Clock, *, load_timeout_s: float) -> None:
         self._link = link
-        self._settings = settings
+        self._stall_s = settings.health_stall_s
+        self._loader_stall_s = settings.health_stall_s + load_timeout_s
         self._clock = clock
         self._probe_lock = asyncio.Lock()  # one probe at a time; protects _probed_s
         self._probed_s: float | None = None
@@ -30,7 +34,7 @@ class Health:
         if not state.is_up:
             return False
         if state.in_flight:
-            return state.stalled_s < self._settings.health_stall_s
+            return state.stalled_s < self._stall_s and state.loader_stalled_s < self._loader_stall_s
         return await self.probe()
 
     async def probe(self) -> bool:

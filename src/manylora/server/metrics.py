@@ -1,6 +1,6 @@
 """Counts what the edge sees and shows it with the engine's numbers, as Prometheus text or as JSON."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import accumulate
 from operator import attrgetter
 
@@ -9,7 +9,7 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
-from manylora.adapter_ref import AdapterRef
+from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import LOAD_BUCKETS_S, LoadTimes
 from manylora.engine.events import EngineStats, Finished
 from manylora.ids import PROBE_FLOW
@@ -22,7 +22,10 @@ TOKEN_BUCKETS = tuple(2.0**power for power in range(18))
 
 
 class Meters:
-    """All metrics of one server. Counters with LoRAX's names carry no `_total`, as LoRAX's do not."""
+    """All metrics of one server. Counters with LoRAX's names carry no `_total`, as LoRAX's do not.
+
+    Names of adapters that not every caller may be told of (`Catalogue`) are private: strangers see their sum alone.
+    """
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -43,6 +46,7 @@ class Meters:
         self._registry.register(self._totals)
         self._registry.register(self._engine)
         self._adapters: set[str] = set()
+        self._public: set[str] = {BASE_LABEL, OTHER_ADAPTERS}
 
     def note_reply(self, status: int, error_code: str | None, duration_s: float) -> None:
         """An inference request has been answered, or its caller has gone."""
@@ -88,13 +92,15 @@ class Meters:
             for kind, count in kinds.items():
                 self._totals.add("manylora_tokens", (label, kind), count)
 
-    def exposition(self, stats: EngineStats | None, *, in_flight: int, is_up: bool) -> bytes:
-        self._refresh(stats, in_flight=in_flight, is_up=is_up)
+    def exposition(self, stats: EngineStats | None, *, in_flight: int, is_up: bool, shows_private: bool) -> bytes:
+        self._refresh(stats, in_flight=in_flight, is_up=is_up, shows_private=shows_private)
         return generate_latest(self._registry)
 
-    def as_json(self, stats: EngineStats | None, *, in_flight: int, is_up: bool) -> dict[str, object]:
+    def as_json(
+        self, stats: EngineStats | None, *, in_flight: int, is_up: bool, shows_private: bool
+    ) -> dict[str, object]:
         """`{family: {"type", "data": [{"key", "value"}]}}`; a key is a sample's name with its labels."""
-        self._refresh(stats, in_flight=in_flight, is_up=is_up)
+        self._refresh(stats, in_flight=in_flight, is_up=is_up, shows_private=shows_private)
         return {
             family.name: {
                 "type": family.type,
@@ -103,8 +109,9 @@ class Meters:
             for family in self._registry.collect()
         }
 
-    def _refresh(self, stats: EngineStats | None, *, in_flight: int, is_up: bool) -> None:
+    def _refresh(self, stats: EngineStats | None, *, in_flight: int, is_up: bool, shows_private: bool) -> None:
         self._engine.stats = stats
+        self._totals.shown = None if shows_private else self._public
         self._gauges["manylora_in_flight"].set(in_flight)
         self._gauges["manylora_engine_up"].set(is_up)
 
@@ -114,13 +121,20 @@ class Meters:
             return BASE_LABEL
         if has_run and len(self._adapters) < MAX_ADAPTER_LABELS:
             self._adapters.add(adapter.id)
+            members = (adapter,) if adapter.merge is None else adapter.merge.members
+            if all(member.source is SourceName.LOCAL for member in members):
+                self._public.add(adapter.id)
         return adapter.id if adapter.id in self._adapters else OTHER_ADAPTERS
 
 
 class _Totals(Collector):
-    """Counters under exactly their own names: the client library would append `_total`."""
+    """Counters under exactly their own names: the client library would append `_total`.
+
+    `shown` are the adapters that are named; the others are summed. None: all are.
+    """
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
+        self.shown: Container[str] | None = None
         self._metrics = {metric.name: metric for metric in metrics}
         self._values: dict[str, dict[tuple[str, ...], float]] = {name: {} for name in self._metrics}
         for name, metric in self._metrics.items():
@@ -134,9 +148,19 @@ class _Totals(Collector):
     def collect(self) -> Iterable[Family]:
         for name, metric in self._metrics.items():
             family = Family(name, metric.help, "unknown")
-            for labels, value in self._values[name].items():
+            for labels, value in self._summed(metric).items():
                 family.add_sample(name, dict(zip(metric.labels, labels, strict=True)), value)
             yield family
+
+    def _summed(self, metric: Metric) -> Mapping[tuple[str, ...], float]:
+        values = self._values[metric.name]
+        if self.shown is None or not metric.labels or metric.labels[0] != "adapter":
+            return values
+        sums: dict[tuple[str, ...], float] = {}
+        for (adapter, *rest), value in values.items():
+            labels = (adapter if adapter in self.shown else OTHER_ADAPTERS, *rest)
+            sums[labels] = sums.get(labels, 0.0) + value
+        return sums
 
 
 class _EngineNumbers(Collector):

@@ -7,8 +7,9 @@ from manylora.engine.events import EngineStats
 class Pulse:
     """Remembers when the engine, and when its adapter loader, was last seen to make progress.
 
-    The engine moves with the events of a step, and with more steps while something runs. The loader moves when a load
-    ends, well or badly. Each moves as long as nothing waits for it.
+    The engine moves with the events of a step, and with more steps while something runs. The loader moves when it
+    answers, well or badly; that a load was given up is none of its doing, nor that a name does not exist. Each moves as
+    long as nothing waits for it.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -42,22 +43,24 @@ class Pulse:
             self._loader_s = now_s
 
     def stalled_s(self, in_flight: int) -> float:
-        """Seconds since the one of the two that has stood still longer moved; 0 when there is nothing to do."""
+        """Seconds since the engine moved; 0 when there is nothing to do."""
         if not in_flight:
             self.begin()
-        return self._clock.monotonic_s() - min(self._engine_s, self._loader_s)
+        return self._clock.monotonic_s() - self._engine_s
+
+    def loader_stalled_s(self, in_flight: int) -> float:
+        """The same of the loader."""
+        if not in_flight:
+            self.begin()
+        return self._clock.monotonic_s() - self._loader_s
 
 
 def _engine_has_moved(before: EngineStats, after: EngineStats) -> bool:
-    """While nothing runs, requests that wait are let in when a load ends, or else when others' have ended."""
+    """While nothing runs, requests that wait are let in when the loader answers."""
     if after.running:
         return after.steps > before.steps
-    return not after.waiting or _num_ended(after) != _num_ended(before)
+    return not after.waiting or after.adapters.answers != before.adapters.answers
 
 
 def _loader_has_moved(before: EngineStats, after: EngineStats) -> bool:
-    return not after.loading or _num_ended(after) != _num_ended(before)
-
-
-def _num_ended(stats: EngineStats) -> int:
-    return stats.adapters.loads + stats.adapters.failures
+    return not after.loading or after.adapters.answers != before.adapters.answers
