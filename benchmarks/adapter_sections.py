@@ -55,11 +55,16 @@ def other_rows(records: Mapping[str, Record]) -> Sequence[tuple[object, ...]]:
 def hostile_rows(records: Mapping[str, Record]) -> Sequence[tuple[object, ...]]:
     """R1 to R3 as far as there are results."""
     rows: list[tuple[object, ...]] = []
-    for figure in ("R1", "R2", "R3"):
-        if (record := records.get(f"hostile-{figure}")) is not None:
-            facts = record.get("spread", {}).items()
-            told = ", ".join(f"{key} {value:g}" for key, value in facts if isinstance(value, int | float))
-            rows.append((figure, record[figure], record["failures"], told))
+    if (record := records.get("hostile-R1")) is not None:
+        parts = ", ".join(f"{name} {ms:g} ms" for name, ms in record["spread"].items())
+        rows.append(("R1  mutated files", record["R1"], record["failures"], f"{record['kinds']} kinds; {parts}"))
+    if (record := records.get("hostile-R2")) is not None:
+        grown = f"{record['growth_mib']:g} MiB more in the engine, {record['server_growth_mib']:g} MiB in a server of "
+        told = f"{grown}{record['server_count']} names, {record['new_series']} new series in its metrics"
+        rows.append(("R2  names that do not exist", record["R2"], record["wrong"], told))
+    if (record := records.get("hostile-R3")) is not None:
+        told = f"{record['replies']['tokens']} generations, {record['loads']} loads, {record['evictions']} evictions"
+        rows.append(("R3  operations between generations", record["R3"], record["mismatches"], told))
     return rows
 
 

@@ -413,7 +413,7 @@ def adapters(records: Mapping[str, Record], pictures: Path) -> str:
 def hostile(records: Mapping[str, Record]) -> str:
     lines = ["## Hostile files, names and replacements", ""]
     lines += [_source(records[name]) for name in sorted(records) if name.startswith("hostile-")]
-    return "\n".join([*lines, _table(("figure", "tried", "failures", "measured beside it"), hostile_rows(records))])
+    return "\n".join([*lines, _table(("figure", "tried", "wrong", "measured beside it"), hostile_rows(records))])
 
 
 SECTIONS: Sequence[tuple[str, Callable[[Record, Path], str]]] = (

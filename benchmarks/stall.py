@@ -37,7 +37,8 @@ STREAMS, COLD = 16, 32
 LINK_BYTES_PER_S, LINK_DELAY_S = 500_000, 0.5
 """Of each connection; a load has several."""
 VOLUMES = 120
-PATIENCE = "engine.max_queue_s=900"  # loads one after the other keep the last request waiting for minutes
+PATIENCE = ("engine.max_queue_s=900", "adapters.load_timeout_s=900")
+"""Loads one after the other keep the last request waiting for minutes."""
 LOWEST_PRIORITY = 19
 
 Gaps = list[tuple[float, float]]
@@ -100,7 +101,7 @@ def bystander_stall(base: Path, spec: ModelSpec, scratch: Path, repeats: int) ->
         link = Proxy(storage.port, niceness=LOWEST_PRIORITY)
         stack.callback(link.close)
         clients = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
-        settings = (f"adapters.stores=s3://{BUCKET}", PATIENCE, f"model.cache_dir={fresh_cache(scratch)}")
+        settings = (f"adapters.stores=s3://{BUCKET}", *PATIENCE, f"model.cache_dir={fresh_cache(scratch)}")
         ours = RemoteManylora(link.port, *settings)
         found = measure(ours, clients, storage, link, base, spec, scratch, repeats)
         naive = InStep(link.port, *settings)

@@ -29,14 +29,13 @@ class Target:
         return median >= self.bound if self.is_least else median <= self.bound
 
 
-def counted(file: str, figure: str) -> Callable[[Records], Spread]:
-    """What was tried, if nothing of it failed."""
+def counted(figure: str, wrong: str) -> Callable[[Records], Spread]:
+    """What was tried, if nothing of it went wrong; else nothing."""
 
     def find(records: Records) -> Spread:
-        found = records[file]
-        if found["failures"]:
-            raise ValueError(f"{file} has failures")
-        return float(found[figure]), float(found[figure]), float(found[figure])
+        found = records[f"hostile-{figure}"]
+        count = 0.0 if found[wrong] else float(found[figure])
+        return count, count, count
 
     return find
 
@@ -143,9 +142,9 @@ TARGETS = (
     Target("A4", "first token, twice what has room ÷ all resident", 2, spread_at("adapters-A4"), is_least=False),
     Target("A5", "check and pack of 40 MB, 95th percentile", 150, spread_at("adapters-A5"), is_least=False, unit=" ms"),
     Target("A6", "largest logit error over PEFT's configurations", 1e-4, spread_at("adapters-A6"), is_least=False),
-    Target("R1", "mutated adapter files, no crash", 100_000, counted("hostile-R1", "R1")),
-    Target("R2", "random model names, memory flat", 1_000_000, counted("hostile-R2", "R2")),
-    Target("R3", "operations between generations, no mismatch", 10_000, counted("hostile-R3", "R3")),
+    Target("R1", "mutated adapter files, no crash", 100_000, counted("R1", "failures")),
+    Target("R2", "random model names, memory flat", 1_000_000, counted("R2", "wrong")),
+    Target("R3", "operations between generations, no mismatch", 10_000, counted("R3", "mismatches")),
 )
 
 
