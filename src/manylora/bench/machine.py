@@ -27,8 +27,16 @@ def describe() -> dict[str, str]:
 
 def _command() -> str:
     program, *rest = sys.argv
-    named = ["manylora"] if Path(program).name in ("manylora", "__main__.py") else ["python", program]
-    return " ".join([*named, *rest])
+    return " ".join([*_named(Path(program)), *rest])
+
+
+def _named(program: Path) -> list[str]:
+    """How a program is started from the checkout; `python -m` hands on an absolute path, this machine's own."""
+    if program.name in ("manylora", "__main__.py"):
+        return ["manylora"]
+    if program.is_absolute() and program.is_relative_to(ROOT):
+        return ["python", "-m", ".".join(program.relative_to(ROOT).with_suffix("").parts)]
+    return ["python", str(program)]
 
 
 def _processor() -> str:
