@@ -126,6 +126,25 @@ def random_request(source: random.Random) -> Request:
     )
 
 
+def outgrowing_requests() -> list[Request]:
+    """Eight of the base, which the crowded engine admits at once (4 of 34 blocks each) and cannot finish so (10 each).
+
+    Without an adapter none of them waits for a load, so that the preemption does not hang on how fast a file was read.
+    """
+    return [
+        Request(
+            id=mint_request_id(),
+            flow=Flow("a"),
+            salt="",
+            tokens=tuple(range(3 + row, 17 + row)),
+            adapter=None,
+            sampling=SamplingParams(temperature=0.0),
+            stop=StopParams(max_new_tokens=24, ignore_eos=True),
+        )
+        for row in range(8)
+    ]
+
+
 def run(engine: Engine, requests: list[Request]) -> tuple[dict[RequestId, list[int]], dict[RequestId, Finished]]:
     tokens: dict[RequestId, list[int]] = {request.id: [] for request in requests}
     ends: dict[RequestId, Finished] = {}
@@ -143,7 +162,7 @@ def run(engine: Engine, requests: list[Request]) -> tuple[dict[RequestId, list[i
 def test_a_mixed_batch_equals_each_request_alone(pair: tuple[Engine, Engine, int]) -> None:
     crowded, roomy, count = pair
     source = random.Random(7)
-    requests = [random_request(source) for _ in range(count)]
+    requests = [*outgrowing_requests(), *(random_request(source) for _ in range(count))]
     mixed, ends = run(crowded, requests)
     assert all(end.reason == FinishReason.LENGTH for end in ends.values())
     for request in requests:
