@@ -98,10 +98,43 @@ class ServerConfig:
     overlong_max_new_tokens: str = "clamp"
     cors_allow_origin: str = "*"
     admin_open: bool = False
+    auth: str = "auto"
+    allow_open: bool = False
     drain_s: float = 30.0
     health_stall_s: float = 30.0
     stream_head_wait_s: float = 10.0
     keepalive_s: float = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlConfig:
+    """Tenants, keys, registry and ledger: where they are kept, and what edges know of them. Money is in nano-dollars.
+
+    url: where a control plane runs that this server belongs to; empty: it runs inside this server.
+    """
+
+    url: str = ""
+    edge_token: str = ""
+    host: str = "127.0.0.1"
+    port: int = 8090
+    dir: str = ""
+    database_url: str = ""
+    signup_open: bool = False
+    signup_credit_nanousd: int = 25_000_000_000
+    free_bases: tuple[str, ...] = ()
+    poll_s: float = 0.25
+    snapshot_max_age_s: float = 600.0
+    lease_nanousd: int = 50_000_000
+    lease_s: float = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeteringConfig:
+    """Where usage is written down before it is shipped to the ledger."""
+
+    dir: str = ""
+    keep_journals: bool = False
+    ship_s: float = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +145,8 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     adapters: AdaptersConfig = field(default_factory=AdaptersConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
+    metering: MeteringConfig = field(default_factory=MeteringConfig)
 
 
 _LOWEST: dict[str, float] = {
@@ -149,13 +184,23 @@ _LOWEST: dict[str, float] = {
     "server.health_stall_s": 0.001,
     "server.stream_head_wait_s": 0.001,
     "server.keepalive_s": 0.001,
+    "control.port": 0,
+    "control.signup_credit_nanousd": 0,
+    "control.poll_s": 0.01,
+    "control.snapshot_max_age_s": 1,
+    "control.lease_nanousd": 1,
+    "control.lease_s": 1,
+    "metering.ship_s": 0.01,
 }
-_HIGHEST: dict[str, float] = {"model.spin_us": 1_000_000, "server.port": 65535}
+_HIGHEST: dict[str, float] = {"model.spin_us": 1_000_000, "server.port": 65535, "control.port": 65535}
 _ADAPTER_NAMES = ("adapters.preload", "adapters.pinned")
+_NAME_LISTS = (*_ADAPTER_NAMES, "control.free_bases")
+_URLS = ("adapters.hub_endpoint", "control.url")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "model.kernels": ("auto", "native", "onednn", "reference"),
     "model.quantize": ("none", "int8"),
     "server.overlong_max_new_tokens": ("clamp", "reject"),
+    "server.auth": ("auto", "on", "off"),
 }
 
 
@@ -224,6 +269,16 @@ def cache_dir(config: Config | None = None) -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "manylora"
 
 
+def control_dir(config: Config) -> Path:
+    """Where the control plane keeps its database and its pepper: `control.dir`, else beside the caches."""
+    return Path(config.control.dir).expanduser() if config.control.dir else cache_dir(config) / "control"
+
+
+def metering_dir(config: Config) -> Path:
+    """Where usage is written down: `metering.dir`, else beside the caches."""
+    return Path(config.metering.dir).expanduser() if config.metering.dir else cache_dir(config) / "metering"
+
+
 def environment() -> dict[str, str]:
     """Our environment as it is, for a program that is started as a person would start it."""
     return dict(os.environ)
@@ -271,7 +326,7 @@ def parse_setting(key: str, text: str) -> Setting:
             return _checked(key, {"1": True, "true": True, "0": False, "false": False}[text.lower()])
         if kind is tuple:
             # URLs have colons of their own, and names have none to be told apart by.
-            has_names = key in _ADAPTER_NAMES or "://" in text
+            has_names = key in _NAME_LISTS or "://" in text
             parts = re.split(r"[\s,]+", text) if has_names else text.split(os.pathsep)
             return _checked(key, [part for part in parts if part])
         return _checked(key, kind(text))
@@ -308,7 +363,7 @@ def _checked(key: str, value: object) -> Setting:
                 parse_adapter_name(name, frozenset(SourceName))
             except AdapterReferenceInvalid as error:
                 raise ConfigInvalid(f"{key}: {error.message}") from None
-    if key == "adapters.hub_endpoint" and value and not str(value).startswith(("https://", "http://")):
+    if key in _URLS and value and not str(value).startswith(("https://", "http://")):
         raise ConfigInvalid(f"{key} must be a URL, or empty. Given: {value!r}")
     if key == "engine.max_model_len" and value == 1:
         raise ConfigInvalid(f"{key} must be 0 or at least 2. Given: {value}")

@@ -5,14 +5,17 @@
     │   ├── InvalidJson  InvalidParameter  ContextLengthExceeded  TemplateFailed
     │   ├── BodyTooLarge  UnsupportedMediaType  MethodNotAllowed  RouteNotFound
     │   ├── DeploymentNotFound  TaskUnsupported  RouteNotBuilt  InsufficientPermissions
-    │   └── AdapterReferenceInvalid
+    │   ├── AdapterReferenceInvalid
+    │   ├── InvalidApiKey  TenantMismatch  TenantSuspended
+    │   ├── LimitExceeded  RequestRateExceeded  TokenRateExceeded  StreamLimitExceeded  QuotaExhausted
+    │   └── ResourceNotFound  NameTaken  StorageLimitExceeded  SignupClosed
     ├── AdapterError               the adapter cannot serve this request
     │   ├── AdapterNotFound  AdapterAccessDenied  AdapterIncompatible  AdapterUnsupported
     │   ├── AdapterCorrupt  AdapterUnsafeFormat  AdapterTooLarge  AdapterMergeInvalid
     │   ├── AdapterSourceUnavailable  AdapterLoadTimeout  AdapterCapacity  AdapterStorageUnavailable
     │   └── AdapterInUse               told to operators only
     ├── ServiceError               the server cannot serve now
-    │   ├── Overloaded  QueueTimeout  Unavailable
+    │   ├── Overloaded  QueueTimeout  Unavailable  ControlUnavailable
     │   └── EngineFault  IncompleteGeneration
     └── StartupError               the process cannot start
         ├── ConfigInvalid  MemoryPlanImpossible
@@ -60,9 +63,14 @@ class ManyloraError(Exception):
         self.parameter = parameter
 
     @property
+    def retry_after_s(self) -> float | None:
+        """Seconds after which the same request may succeed; None: it has to be changed."""
+        return self.row.retry_after_s
+
+    @property
     def is_retryable(self) -> bool:
         """Whether the same request may succeed later without being changed."""
-        return self.row.retry_after_s is not None
+        return self.retry_after_s is not None
 
 
 # ── the request is wrong ─────────────────────────────────────────────────────────────────────────────────────────
@@ -148,6 +156,82 @@ class AdapterReferenceInvalid(RequestRejected):
     """The adapter's id or source is malformed, unknown or switched off."""
 
     row = ErrorRow(422, "validation", 400, INVALID, "adapter_reference_invalid")
+
+
+class InvalidApiKey(RequestRejected):
+    """The key is missing, malformed, unknown, expired or revoked."""
+
+    row = ErrorRow(401, "authentication", 401, INVALID, "invalid_api_key")
+
+
+class TenantMismatch(RequestRejected):
+    """The key belongs to another tenant than the one in the path."""
+
+    row = ErrorRow(403, "permission", 403, INVALID, "tenant_mismatch")
+
+
+class TenantSuspended(RequestRejected):
+    """The tenant has been suspended by the operator."""
+
+    row = ErrorRow(403, "permission", 403, INVALID, "tenant_suspended")
+
+
+class LimitExceeded(RequestRejected):
+    """A limit of the tenant's or the key's that time gives back."""
+
+    row = ErrorRow(429, "rate_limited", 429, "requests", "rate_limit_exceeded", retry_after_s=1)
+
+    def __init__(self, message: str, *, parameter: str | None = None, wait_s: float = 1.0) -> None:
+        super().__init__(message, parameter=parameter)
+        self._wait_s = wait_s
+
+    @property
+    def retry_after_s(self) -> float | None:
+        return self._wait_s
+
+
+class RequestRateExceeded(LimitExceeded):
+    """More requests a minute than the tenant or the key may send."""
+
+
+class TokenRateExceeded(LimitExceeded):
+    """More tokens a minute, prompt and budget together, than the tenant or the key may use."""
+
+    row = ErrorRow(429, "rate_limited", 429, "tokens", "rate_limit_exceeded", retry_after_s=1)
+
+
+class StreamLimitExceeded(LimitExceeded):
+    """More requests at one time than the tenant or the key may have."""
+
+
+class QuotaExhausted(RequestRejected):
+    """The credit is used up, or the month's budget is."""
+
+    row = ErrorRow(429, "rate_limited", 429, "insufficient_quota", "insufficient_quota")
+
+
+class ResourceNotFound(RequestRejected):
+    """No such tenant, key, repository, version, price or invoice, or it is somebody else's."""
+
+    row = ErrorRow(404, "not_found", 404, INVALID, "resource_not_found")
+
+
+class NameTaken(RequestRejected):
+    """Something of that name is there already."""
+
+    row = ErrorRow(409, "validation", 409, INVALID, "name_taken")
+
+
+class StorageLimitExceeded(RequestRejected):
+    """The tenant may store no more adapters, no more bytes, or none of that rank."""
+
+    row = ErrorRow(403, "permission", 403, INVALID, "storage_limit_exceeded")
+
+
+class SignupClosed(RequestRejected):
+    """This server's operator makes the tenants (`control.signup_open` is off)."""
+
+    row = ErrorRow(403, "permission", 403, INVALID, "signup_closed")
 
 
 # ── the adapter cannot serve ─────────────────────────────────────────────────────────────────────────────────────
@@ -260,6 +344,12 @@ class Unavailable(ServiceError):
     """The engine is starting, draining or was restarted; the request was not begun or may be repeated."""
 
     row = ErrorRow(503, "healthcheck", 503, SERVER, "deployment_unavailable", retry_after_s=2)
+
+
+class ControlUnavailable(ServiceError):
+    """The control plane does not answer, and what is known of it is too old to go on with."""
+
+    row = ErrorRow(503, "overloaded", 503, SERVER, "control_unavailable", retry_after_s=2)
 
 
 class EngineFault(ServiceError):

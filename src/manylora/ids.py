@@ -9,6 +9,15 @@ RequestId = NewType("RequestId", str)
 Flow = NewType("Flow", str)
 """Whose work a request is, for fair scheduling. Opaque to the engine; the server says a flow is a tenant."""
 
+TenantId = NewType("TenantId", str)
+"""Who pays: the tenant's short code, as in its paths. Given once; never changed, never given to another."""
+
+KeyId = NewType("KeyId", str)
+"""The public part of a platform key: the 8 characters after `pb_`."""
+
+UsageId = NewType("UsageId", str)
+"""One HTTP request's usage, whatever number of sequences it had; minted by the server, unique for ever."""
+
 PROBE_FLOW = Flow("manylora-probe")
 """The server's own probes of its engine: not anybody's traffic, and never under suspicion."""
 
@@ -19,6 +28,11 @@ Digest = NewType("Digest", str)
 def mint_request_id() -> RequestId:
     """Return a fresh request id: 32 hex digits from the system's random source."""
     return RequestId(secrets.token_hex(16))
+
+
+def mint_usage_id() -> UsageId:
+    """Return a fresh usage id: 32 hex digits from the system's random source."""
+    return UsageId(secrets.token_hex(16))
 
 
 def mint_seed() -> int:

@@ -1,6 +1,11 @@
-"""What a request used, as counts of token positions (never of work done)."""
+"""What a request used, as counts of token positions (never of work done), and whom it is charged to.
+
+The engine counts (`Counts`), the server attributes (`UsageRecord`), the control plane prices.
+"""
 
 from dataclasses import dataclass
+
+from manylora.ids import KeyId, TenantId, UsageId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,3 +24,53 @@ class Counts:
     @property
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageRecord:
+    """The usage of one HTTP request, written once, whatever way the request ended.
+
+    id              minted by the server; the ledger inserts once by it
+    tenant, key     who pays; key None: nobody was asked for one (`server.auth` is off)
+    request_id      the caller's own id or ours: an attribute, not unique
+    edge            the server process that took the request, unique for its life
+    base            the base model's id, which has the price
+    adapter         as it is known in its source, `repo/3` for an upload; None: the base model; merges joined by `,`
+    adapter_source  `local`, `hub`, `s3`, `pbase`; None for the base model
+    adapter_owner   whose upload it is, for `pbase` only: not always the tenant's own
+    adapter_digest  None where the request ended before its adapter was known
+    opened_ms       milliseconds since 1970, UTC, when it was admitted; decides the price and the month
+
+    Counts are of all sequences (`n`, `best_of` losers); a prompt is counted once however many sequences share it.
+    prompt_tokens, cached_tokens, completion_tokens       what the engine committed: always recorded
+    charged_prompt_tokens, charged_completion_tokens      what is paid for: see docs/metering.md
+
+    finish_reason   of the sequence that ended worst: `stop`, `length`, `disconnect`, `abort`, `edge_lost`,
+                    `engine_failure` and so on
+    tier            where the adapter was on arrival; None for the base model
+    queue_ms, load_ms, first_token_ms, total_ms           None where that moment never came
+    """
+
+    id: UsageId
+    tenant: TenantId
+    key: KeyId | None
+    request_id: str
+    edge: str
+    base: str
+    adapter: str | None
+    adapter_source: str | None
+    adapter_owner: TenantId | None
+    adapter_digest: str | None
+    opened_ms: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    charged_prompt_tokens: int
+    charged_completion_tokens: int
+    num_sequences: int
+    finish_reason: str
+    tier: str | None = None
+    queue_ms: float | None = None
+    load_ms: float | None = None
+    first_token_ms: float | None = None
+    total_ms: float | None = None

@@ -12,12 +12,12 @@ from starlette.routing import Route
 from manylora import __version__
 from manylora.clock import Clock, SystemClock
 from manylora.config import Config
+from manylora.dialects import body_of, dialect_of, status_of
 from manylora.engine.events import Finished
 from manylora.errors import ManyloraError, MethodNotAllowed, RouteNotFound
 from manylora.models.tokenizer import Tokenizer
 from manylora.server.adapter_routes import AdapterRoutes
 from manylora.server.catalogue import Catalogue
-from manylora.server.dialects import body_of, dialect_of, status_of
 from manylora.server.edge import Edge
 from manylora.server.exchange import Endpoint, Exchange
 from manylora.server.facts import FactRoutes

@@ -11,9 +11,9 @@ import msgspec
 import structlog
 
 from manylora.clock import Clock
+from manylora.dialects import body_of, dialect_of, headers_of, status_of, stream_body_of
 from manylora.errors import EngineFault, ManyloraError
 from manylora.server import sse
-from manylora.server.dialects import body_of, dialect_of, headers_of, status_of, stream_body_of
 from manylora.server.fields import Fields, decode_object
 
 STREAM_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}

@@ -1,5 +1,6 @@
 """How a failure is told: the LoRAX-style body or OpenAI's, its status and its headers, and its form inside a stream."""
 
+import math
 from enum import StrEnum
 
 from manylora.errors import (
@@ -7,8 +8,11 @@ from manylora.errors import (
     AdapterNotFound,
     EngineFault,
     IncompleteGeneration,
+    InvalidApiKey,
+    LimitExceeded,
     ManyloraError,
     Overloaded,
+    QuotaExhausted,
     RequestRejected,
 )
 
@@ -38,9 +42,17 @@ def status_of(error: ManyloraError, dialect: Dialect) -> int:
 
 
 def headers_of(error: ManyloraError) -> dict[str, str]:
-    """`Retry-After`, where the same request may succeed later."""
-    retry_s = error.row.retry_after_s
-    return {} if retry_s is None else {"retry-after": str(retry_s), "retry-after-ms": str(1000 * retry_s)}
+    """`Retry-After`, where the same request may succeed later; and what else each kind of refusal is told with."""
+    headers: dict[str, str] = {}
+    if (retry_s := error.retry_after_s) is not None:
+        headers = {"retry-after": str(max(1, math.ceil(retry_s))), "retry-after-ms": str(math.ceil(1000 * retry_s))}
+    if isinstance(error, LimitExceeded):
+        headers["x-envoy-ratelimited"] = "true"
+    if isinstance(error, QuotaExhausted):
+        headers["x-should-retry"] = "false"
+    if isinstance(error, InvalidApiKey):
+        headers["www-authenticate"] = "Bearer"
+    return headers
 
 
 def body_of(error: ManyloraError, dialect: Dialect, model: str | None = None) -> dict[str, object]:

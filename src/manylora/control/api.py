@@ -1,0 +1,61 @@
+"""The control plane as an ASGI application: its rooms' routes, and its errors in the dialect of the path."""
+
+from collections.abc import Callable
+
+from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from manylora import __version__
+from manylora.control.control import Control
+from manylora.dialects import body_of, dialect_of, headers_of, status_of
+from manylora.errors import EngineFault, InvalidParameter, ManyloraError, MethodNotAllowed, RouteNotFound
+
+Room = Callable[[Control], APIRouter]
+ROOMS: tuple[Room, ...] = ()
+"""Each makes the routes of one subject; a new one is added here."""
+
+
+def create_control_app(control: Control) -> FastAPI:
+    """Every route of the control plane. `Control` stays its owner's to close."""
+    app = FastAPI(
+        title="manylora control plane", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
+    for room in ROOMS:
+        app.include_router(room(control))
+    app.add_exception_handler(ManyloraError, _told)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _refused)
+    return app
+
+
+def error_reply(request: Request, error: ManyloraError) -> Response:
+    """An error as the reply of its path's dialect."""
+    dialect = dialect_of(request.url.path)
+    return JSONResponse(body_of(error, dialect), status_code=status_of(error, dialect), headers=headers_of(error))
+
+
+async def _told(request: Request, raised: Exception) -> Response:
+    assert isinstance(raised, ManyloraError)
+    return error_reply(request, raised)
+
+
+async def _invalid(request: Request, raised: Exception) -> Response:
+    """The first thing that pydantic found wrong, with the field's name."""
+    assert isinstance(raised, RequestValidationError)
+    found = raised.errors()[0]
+    field = ".".join(str(part) for part in found["loc"] if part not in ("body", "query", "path")) or "body"
+    return error_reply(request, InvalidParameter(f"`{field}`: {found['msg']}", parameter=field))
+
+
+async def _refused(request: Request, raised: Exception) -> Response:
+    """The router's own refusals."""
+    assert isinstance(raised, HTTPException)
+    method, path = request.method, request.url.path
+    if raised.status_code == MethodNotAllowed.row.native_status:
+        return error_reply(request, MethodNotAllowed(f"{method} is not allowed on {path}"))
+    if raised.status_code == RouteNotFound.row.native_status:
+        return error_reply(request, RouteNotFound(f"no route {method} {path}"))
+    return error_reply(request, EngineFault(str(raised.detail)))

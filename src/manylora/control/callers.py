@@ -1,0 +1,67 @@
+"""Who calls the control plane's routes, and what that caller may do."""
+
+import hmac
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from starlette.requests import Request
+
+from manylora.control.control import Control
+from manylora.control.tables import keys, tenants
+from manylora.errors import InsufficientPermissions, InvalidApiKey, TenantSuspended
+from manylora.ids import KeyId, TenantId
+from manylora.loopback import why_not_local
+from manylora.tenancy import DEFAULT_TENANT, Scope, TenantState, hash_secret, split_key
+
+BEARER = "bearer "
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """key: None where nobody was asked for one."""
+
+    tenant: TenantId
+    key: KeyId | None
+    scopes: tuple[Scope, ...]
+
+    def require(self, scope: Scope) -> None:
+        """Raises `InsufficientPermissions` naming the scope that the key lacks."""
+        if scope not in self.scopes:
+            raise InsufficientPermissions(f"this needs a key with the scope `{scope}`")
+
+
+async def caller_of(control: Control, request: Request) -> Caller:
+    """The caller of a request by its key; without one, where none is needed, tenant `default`.
+
+    Every refusal of a key says the same, so that nobody learns which part of it was wrong.
+    Raises `InvalidApiKey`, `TenantSuspended`.
+    """
+    header = request.headers.get("authorization", "")
+    text = header[len(BEARER) :].strip() if header[: len(BEARER)].lower() == BEARER else ""
+    parts = split_key(text)
+    if parts is None:
+        if control.is_key_needed:
+            raise InvalidApiKey("send a key: `Authorization: Bearer pb_…`")
+        return _open_caller(control, request)
+    key_id, secret = parts
+    asked = select(keys, tenants.c.state).join(tenants, keys.c.tenant == tenants.c.id).where(keys.c.id == key_id)
+    async with control.database.read() as connection:
+        row = (await connection.execute(asked)).one_or_none()
+    given = hash_secret(control.pepper, secret)
+    is_known = row is not None and hmac.compare_digest(row.secret_hash, given)
+    if row is None or not is_known or row.revoked_ms is not None or _is_past(control, row.expires_ms):
+        raise InvalidApiKey("the key is not valid")
+    if row.state != TenantState.ACTIVE:
+        raise TenantSuspended(f"tenant `{row.tenant}` is {row.state}")
+    return Caller(tenant=TenantId(row.tenant), key=key_id, scopes=tuple(map(Scope, row.scopes.split())))
+
+
+def _open_caller(control: Control, request: Request) -> Caller:
+    host = request.client.host if request.client else None
+    is_operator = control.config.server.admin_open or why_not_local(host, request.headers.get) is None
+    scopes = tuple(Scope) if is_operator else (Scope.QUERY, Scope.UPLOAD)
+    return Caller(tenant=DEFAULT_TENANT, key=None, scopes=scopes)
+
+
+def _is_past(control: Control, moment_ms: int | None) -> bool:
+    return moment_ms is not None and moment_ms <= control.now_ms()

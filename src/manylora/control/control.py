@@ -1,0 +1,76 @@
+"""What every part of the control plane is given: its database, its clock, its pepper and its settings."""
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from manylora.clock import Clock, SystemClock
+from manylora.config import Config, control_dir
+from manylora.control.database import Database, database_url, migrate
+from manylora.errors import ConfigInvalid
+
+PEPPER_FILE = "pepper"
+PEPPER_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """The control plane's parts, without its routes.
+
+    folder          the database of a default setting, the pepper and the uploads are in it
+    pepper          hex; keys and signed URLs are worth nothing without it
+    is_key_needed   off: who sends no key is tenant `default`, and a program on this machine the operator
+    """
+
+    config: Config
+    database: Database
+    clock: Clock
+    folder: Path
+    pepper: str
+    is_key_needed: bool
+
+    def now_ms(self) -> int:
+        """Milliseconds since 1970, UTC."""
+        return int(1000 * self.clock.wall_s())
+
+
+def open_control(config: Config, *, is_key_needed: bool, clock: Clock | None = None) -> Control:
+    """Make the folder and the pepper at the first start, and bring the database to today's tables. Blocks.
+
+    Raises `ConfigInvalid` if the folder cannot be used, `ControlUnavailable` if the database cannot.
+    """
+    folder = control_dir(config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        pepper = _pepper(folder / PEPPER_FILE)
+    except OSError as error:
+        raise ConfigInvalid(f"control.dir {folder} cannot be used: {error.strerror}") from error
+    url = database_url(config.control.database_url, folder)
+    migrate(url)
+    return Control(
+        config=config,
+        database=Database(url),
+        clock=clock or SystemClock(),
+        folder=folder,
+        pepper=pepper,
+        is_key_needed=is_key_needed,
+    )
+
+
+def _pepper(file: Path) -> str:
+    """The pepper in a file, made when it is not there; two processes that start at once agree on one."""
+    own = file.with_name(f".{file.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    if not file.exists():
+        descriptor = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(secrets.token_hex(PEPPER_BYTES))
+            stream.flush()
+            os.fsync(stream.fileno())
+        try:
+            file.hardlink_to(own)
+        except FileExistsError:
+            pass
+        finally:
+            own.unlink()
+    return file.read_text().strip()

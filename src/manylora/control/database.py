@@ -1,0 +1,132 @@
+"""One database, SQLite or PostgreSQL: opening, migrating, and transactions that read or write."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from sqlalchemy import Connection, Dialect, Insert, create_engine, event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.schema import Table
+
+from manylora.errors import ConfigInvalid, ControlUnavailable
+
+FILE_NAME = "control.db"
+BUSY_WAIT_S = 10
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class Database:
+    """Transactions on one database. SQLite has one writer at a time: here a lock, so that nobody waits in vain."""
+
+    def __init__(self, url: URL) -> None:
+        self.url = url
+        self.is_sqlite = url.get_backend_name() == "sqlite"
+        self._engine: AsyncEngine = create_async_engine(url)
+        self._writing = asyncio.Lock()  # one write transaction of this process at a time, on SQLite
+        if self.is_sqlite:
+            event.listen(self._engine.sync_engine, "connect", _set_up_sqlite)
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that sees one state. Raises `ControlUnavailable` if the database cannot be reached."""
+        async with _told(), self._engine.connect() as connection:
+            if self.is_sqlite:
+                await connection.exec_driver_sql("BEGIN")  # the driver itself begins at the first change only
+            yield connection
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that is committed at its end, and undone whole by any exception."""
+        async with _told():
+            if not self.is_sqlite:
+                async with self._engine.begin() as connection:
+                    yield connection
+                return
+            async with self._writing, self._engine.connect() as connection:
+                await connection.exec_driver_sql("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                except BaseException:
+                    await connection.rollback()
+                    raise
+                await connection.commit()
+
+    def insert_once(self, table: Table) -> Insert:
+        """An INSERT that passes over rows whose unique columns are taken."""
+        if self.is_sqlite:
+            return sqlite.insert(table).on_conflict_do_nothing()
+        return postgresql.insert(table).on_conflict_do_nothing()
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+
+def database_url(text: str, folder: Path) -> URL:
+    """The database that a setting names; empty is the SQLite file in `folder`. Raises `ConfigInvalid`."""
+    if not text:
+        return URL.create("sqlite+aiosqlite", database=str(folder / FILE_NAME))
+    try:
+        url = make_url(text)
+        backend = url.get_backend_name()
+    except (ArgumentError, NoSuchModuleError):
+        raise ConfigInvalid("control.database_url is not the URL of a database (its text is not shown)") from None
+    drivers = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
+    if backend not in drivers:
+        raise ConfigInvalid(f"control.database_url must be of SQLite or PostgreSQL. Given: {backend}")
+    return url.set(drivername=drivers[backend])
+
+
+def migrate(url: URL, revision: str = "head") -> None:
+    """Bring a database to a revision of its tables, from nothing or from any older one. Blocks; call it before serving.
+
+    Raises `ControlUnavailable` if the database cannot be reached.
+    """
+    backend = url.get_backend_name()
+    engine = create_engine(url.set(drivername="sqlite") if backend == "sqlite" else url)
+    configuration = AlembicConfig()
+    configuration.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    try:
+        with engine.begin() as connection:
+            _hold_migrations(connection)
+            configuration.attributes["connection"] = connection
+            command.upgrade(configuration, revision)
+    except SQLAlchemyError as error:
+        raise _unavailable(error) from error
+    finally:
+        engine.dispose()
+
+
+def _hold_migrations(connection: Connection) -> None:
+    """Let one process migrate at a time: several may start at once."""
+    dialect: Dialect = connection.dialect
+    if dialect.name == "sqlite":
+        connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+    else:
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7205759403792794)")
+
+
+def _set_up_sqlite(connection: object, _: ConnectionPoolEntry) -> None:
+    cursor = connection.cursor()  # type: ignore[attr-defined]  # the driver's own connection, which has no type here
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={1000 * BUSY_WAIT_S}"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+@asynccontextmanager
+async def _told() -> AsyncIterator[None]:
+    """The database's own failures as ours; what the caller raised goes through."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise _unavailable(error) from error
+
+
+def _unavailable(error: SQLAlchemyError) -> ControlUnavailable:
+    return ControlUnavailable(f"the control plane's database failed ({type(error).__name__})")

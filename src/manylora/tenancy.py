@@ -1,0 +1,160 @@
+"""Tenants, keys, limits, prices and uploads as an edge needs them: what the control plane tells every edge.
+
+`server` and `control` meet here and in `usage.py`. Money is whole nano-dollars (10**-9 US dollars).
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from manylora.ids import KeyId, TenantId
+
+DEFAULT_TENANT = TenantId("default")
+"""Whose work it is while nobody is asked for a key."""
+
+NANO = 1_000_000_000
+"""Nano-dollars in a dollar."""
+
+KEY_ID_LENGTH = 8
+SECRET_BYTES = 32
+_BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_SECRET_LENGTH = 43
+_KEY = re.compile(rf"pb_([0-9A-Za-z]{{{KEY_ID_LENGTH}}})_([0-9A-Za-z]{{{_SECRET_LENGTH}}})")
+
+
+class Scope(StrEnum):
+    """What a key may be used for. ADMIN steers the whole server and is for its operator."""
+
+    QUERY = "query"
+    UPLOAD = "upload"
+    ADMIN = "admin"
+
+
+class TenantState(StrEnum):
+    """SUSPENDED: every request is refused, nothing is deleted. CLOSED: for ever; its ledger rows stay."""
+
+    ACTIVE = "active"
+    SUSPENDED = "suspended"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a tenant or a key may use. None: no limit of its own.
+
+    monthly_budget_nanousd  spending in one UTC month
+    adapter_bytes           of all stored versions together
+    """
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_streams: int | None = None
+    adapters: int | None = None
+    adapter_bytes: int | None = None
+    max_rank: int | None = None
+    monthly_budget_nanousd: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantFacts:
+    """One tenant. `weight`: its share among backlogged tenants is proportional to it, at least 1."""
+
+    id: TenantId
+    state: TenantState = TenantState.ACTIVE
+    weight: int = 1
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyFacts:
+    """One platform key, without its secret. `secret_hash`: HMAC-SHA-256(pepper, secret), 64 hex digits."""
+
+    id: KeyId
+    tenant: TenantId
+    secret_hash: str
+    scopes: tuple[Scope, ...]
+    limits: Limits = field(default_factory=Limits)
+    is_revoked: bool = False
+    expires_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceFacts:
+    """One version of a base model's price, from `effective_ms` until the next version's. A fine-tune costs its base."""
+
+    base: str
+    version: int
+    effective_ms: int
+    input_nanousd: int
+    output_nanousd: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepositoryFacts:
+    """One repository of uploads.
+
+    versions     the numbers that requests may name: ready and not archived, ascending
+    aliases      name → version, such as `prod`; only of those versions
+    shared_with  tenants that may use it besides its owner
+    """
+
+    owner: TenantId
+    name: str
+    versions: tuple[int, ...] = ()
+    aliases: tuple[tuple[str, int], ...] = ()
+    is_public: bool = False
+    shared_with: tuple[TenantId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What has changed since a revision; everything, if the edge has none yet (`is_whole`).
+
+    A repository without versions may have been deleted: it grants nothing either way. `pepper` is hex.
+    """
+
+    revision: int
+    taken_ms: int
+    is_whole: bool
+    pepper: str
+    tenants: tuple[TenantFacts, ...] = ()
+    keys: tuple[KeyFacts, ...] = ()
+    prices: tuple[PriceFacts, ...] = ()
+    repositories: tuple[RepositoryFacts, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """Credit set aside for one edge. 0 granted: the tenant has none left, and `reason` says which limit it is.
+
+    granted_nanousd  the whole of what this edge may spend for the tenant until `expires_ms`, counted from `since_ms`
+    """
+
+    tenant: TenantId
+    granted_nanousd: int
+    expires_ms: int
+    reason: str = ""
+
+
+def mint_key() -> tuple[KeyId, str]:
+    """Return a fresh key's id and its whole text, `pb_<id>_<secret>`; the secret has 256 random bits."""
+    key_id = "".join(secrets.choice(_BASE62) for _ in range(KEY_ID_LENGTH))
+    number, digits = int.from_bytes(secrets.token_bytes(SECRET_BYTES)), []
+    for _ in range(_SECRET_LENGTH):
+        number, digit = divmod(number, len(_BASE62))
+        digits.append(_BASE62[digit])
+    return KeyId(key_id), f"pb_{key_id}_{''.join(digits)}"
+
+
+def split_key(text: str) -> tuple[KeyId, str] | None:
+    """The id and the secret of a key's text; None if it is not of that form."""
+    match = _KEY.fullmatch(text)
+    return None if match is None else (KeyId(match[1]), match[2])
+
+
+def hash_secret(pepper: str, secret: str) -> str:
+    """HMAC-SHA-256 of a secret under the control plane's pepper (hex), as 64 hex digits."""
+    return hmac.new(bytes.fromhex(pepper), secret.encode("ascii"), hashlib.sha256).hexdigest()
