@@ -38,7 +38,9 @@ def stall_rows(record: Record, in_step: Record | None) -> Sequence[tuple[object,
         ("the same, adapters warm", *_spread(record["warm"])),
         ("cold ÷ warm", *_spread(record)),
     ]
-    return rows if in_step is None else [*rows, ("cold ÷ warm with loads inside the steps", *_spread(in_step))]
+    if in_step is not None:
+        rows.append(("longest ÷ median gap, adapters cold, loads inside the steps", *_spread(in_step["cold"])))
+    return rows
 
 
 def other_rows(records: Mapping[str, Record]) -> Sequence[tuple[object, ...]]:
@@ -70,4 +72,8 @@ def hostile_rows(records: Mapping[str, Record]) -> Sequence[tuple[object, ...]]:
 
 
 def _spread(found: Record) -> tuple[str, str]:
-    return f"{found['median']:.3g}", f"{found['min']:.3g}–{found['max']:.3g}"
+    return _figure(found["median"]), f"{_figure(found['min'])}–{_figure(found['max'])}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"

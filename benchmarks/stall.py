@@ -96,7 +96,11 @@ def bystander_stall(base: Path, spec: ModelSpec, scratch: Path, repeats: int) ->
 
 
 def stall_in_step(base: Path, spec: ModelSpec, scratch: Path, repeats: int) -> dict[str, object]:
-    """The same with loads inside the steps; one after the other, over a slow link, they take some ten minutes."""
+    """The same with loads inside the steps; one after the other, over a slow link, they take some ten minutes.
+
+    Only the cold half says something here: the warm one comes so long after it that every name is looked up again at
+    its source (`adapters.revision_ttl_s`), which is then done inside a step as well.
+    """
     return _stalls(InStep, base, spec, scratch, 1)
 
 
