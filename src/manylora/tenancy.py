@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from manylora.ids import KeyId, TenantId
+from manylora.usage import UsageRecord
 
 DEFAULT_TENANT = TenantId("default")
 """Whose work it is while nobody is asked for a key."""
@@ -137,6 +138,22 @@ class Lease:
     granted_nanousd: int
     expires_ms: int
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseWish:
+    """An edge's question for `nanousd` more of a tenant's credit."""
+
+    edge: str
+    tenant: TenantId
+    nanousd: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shipment:
+    """Records on their way to the ledger."""
+
+    records: tuple[UsageRecord, ...]
 
 
 def mint_key() -> tuple[KeyId, str]:

@@ -9,19 +9,27 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from manylora import __version__
+from manylora.control.account_api import account_room
+from manylora.control.admin_api import admin_room
 from manylora.control.control import Control
+from manylora.control.internal_api import internal_room
 from manylora.dialects import body_of, dialect_of, headers_of, status_of
 from manylora.errors import EngineFault, InvalidParameter, ManyloraError, MethodNotAllowed, RouteNotFound
 
 Room = Callable[[Control], APIRouter]
-ROOMS: tuple[Room, ...] = ()
+ROOMS: tuple[Room, ...] = (internal_room, admin_room, account_room)
 """Each makes the routes of one subject; a new one is added here."""
 
 
 def create_control_app(control: Control) -> FastAPI:
     """Every route of the control plane. `Control` stays its owner's to close."""
     app = FastAPI(
-        title="manylora control plane", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
+        title="manylora control plane",
+        version=__version__,
+        docs_url="/admin/docs",
+        redoc_url=None,
+        openapi_url="/admin/openapi.json",
+        redirect_slashes=False,
     )
     for room in ROOMS:
         app.include_router(room(control))

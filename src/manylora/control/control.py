@@ -20,6 +20,7 @@ class Control:
 
     folder          the database of a default setting, the pepper and the uploads are in it
     pepper          hex; keys and signed URLs are worth nothing without it
+    edge_token      by which edges are known
     is_key_needed   off: who sends no key is tenant `default`, and a program on this machine the operator
     """
 
@@ -28,6 +29,7 @@ class Control:
     clock: Clock
     folder: Path
     pepper: str
+    edge_token: str
     is_key_needed: bool
 
     def now_ms(self) -> int:
@@ -37,6 +39,8 @@ class Control:
 
 def open_control(config: Config, *, is_key_needed: bool, clock: Clock | None = None) -> Control:
     """Make the folder and the pepper at the first start, and bring the database to today's tables. Blocks.
+
+    Without a token for edges in the settings one is drawn: then only an edge in this process can know it.
 
     Raises `ConfigInvalid` if the folder cannot be used, `ControlUnavailable` if the database cannot.
     """
@@ -54,6 +58,7 @@ def open_control(config: Config, *, is_key_needed: bool, clock: Clock | None = N
         clock=clock or SystemClock(),
         folder=folder,
         pepper=pepper,
+        edge_token=config.control.edge_token or secrets.token_hex(PEPPER_BYTES),
         is_key_needed=is_key_needed,
     )
 

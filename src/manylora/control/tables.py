@@ -55,6 +55,10 @@ def _tenant() -> Column[str]:
     return Column("tenant", String(64), ForeignKey("tenants.id"), nullable=False)
 
 
+def _tenant_key() -> Column[str]:
+    return Column("tenant", String(64), ForeignKey("tenants.id"), primary_key=True)
+
+
 revisions = Table(
     "revisions",
     metadata,
@@ -156,11 +160,22 @@ ledger = Table(  # one row a request (`usage.UsageRecord`), inserted once by its
     Index(None, "edge"),
 )
 
+spending = (
+    Table(  # sums of the ledger's costs, kept in its transactions: a credit is asked for more often than it is spent
+        "spending",
+        metadata,
+        _tenant_key(),
+        Column("edge", String(64), primary_key=True),
+        Column("month", Integer, primary_key=True),  # UTC, 202611
+        Column("cost_nanousd", BigInteger, nullable=False),
+    )
+)
+
 leases = Table(  # credit set aside for one edge
     "leases",
     metadata,
     Column("edge", String(64), primary_key=True),
-    Column("tenant", String(64), ForeignKey("tenants.id"), primary_key=True),
+    _tenant_key(),
     Column("granted_nanousd", BigInteger, nullable=False),  # in all, since the edge began
     Column("expires_ms", BigInteger, nullable=False),
     Index(None, "tenant"),
@@ -210,7 +225,7 @@ shares = Table(
     "shares",
     metadata,
     Column("repository", BigInteger, ForeignKey("repositories.number"), primary_key=True),
-    Column("tenant", String(64), ForeignKey("tenants.id"), primary_key=True),
+    _tenant_key(),
 )
 
 deployments = Table(

@@ -197,6 +197,15 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_repositories_revision"), ["revision"], unique=False)
 
     op.create_table(
+        "spending",
+        sa.Column("tenant", sa.String(length=64), nullable=False),
+        sa.Column("edge", sa.String(length=64), nullable=False),
+        sa.Column("month", sa.Integer(), nullable=False),
+        sa.Column("cost_nanousd", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["tenant"], ["tenants.id"], name=op.f("fk_spending_tenant")),
+        sa.PrimaryKeyConstraint("tenant", "edge", "month", name=op.f("pk_spending")),
+    )
+    op.create_table(
         "aliases",
         sa.Column("repository", sa.BigInteger(), nullable=False),
         sa.Column("name", sa.String(length=64), nullable=False),

@@ -1,0 +1,55 @@
+"""What a tenant does and sees of itself, `/v1/account…`, and how somebody becomes one, `/v1/signup`."""
+
+from fastapi import APIRouter
+from starlette.requests import Request
+
+from manylora.control.accounts import Doorkeeper, open_account
+from manylora.control.admin_api import make_key
+from manylora.control.bodies import KeyBody, KeyList, NewKey, SignedUp, Signup, TenantBody, scopes_of
+from manylora.control.callers import caller_of
+from manylora.control.control import Control
+from manylora.control.credit import balance_of
+from manylora.control.keys import list_keys, revoke_key
+from manylora.control.tenants import get_tenant
+
+
+def account_room(control: Control) -> APIRouter:
+    room = APIRouter(prefix="/v1", tags=["account"])
+    doorkeeper = Doorkeeper(control.clock, is_open=control.config.control.signup_open)
+
+    @room.post("/signup", status_code=201)
+    async def signup(request: Request, body: Signup) -> SignedUp:
+        """Become a tenant, with a first credit and a first key. Needs no key."""
+        doorkeeper.let_in(request.client.host if request.client else "")
+        tenant, key, text = await open_account(control, body.id, name=body.name, email=body.email)
+        return SignedUp(tenant=TenantBody.of(tenant), key=KeyBody.of(key, text))
+
+    @room.get("/account")
+    async def account(request: Request) -> TenantBody:
+        """The caller's own tenant: balance, limits, plan."""
+        caller = await caller_of(control, request)
+        async with control.database.read() as connection:
+            tenant = await get_tenant(connection, caller.tenant)
+            return TenantBody.of(tenant, await balance_of(connection, caller.tenant, control.now_ms()))
+
+    @room.get("/account/keys")
+    async def keys(request: Request) -> KeyList:
+        caller = await caller_of(control, request)
+        async with control.database.read() as connection:
+            return KeyList(keys=[KeyBody.of(key) for key in await list_keys(connection, caller.tenant)])
+
+    @room.post("/account/keys", status_code=201)
+    async def issue(request: Request, body: NewKey) -> KeyBody:
+        """Make a key of the caller's tenant that may do at most what the caller's own may."""
+        caller = await caller_of(control, request)
+        for scope in scopes_of(body.scopes):
+            caller.require(scope)
+        return await make_key(control, caller.tenant, body)
+
+    @room.delete("/account/keys/{key}")
+    async def revoke(request: Request, key: str) -> KeyBody:
+        caller = await caller_of(control, request)
+        async with control.database.write() as connection:
+            return KeyBody.of(await revoke_key(connection, key, now_ms=control.now_ms(), tenant=caller.tenant))
+
+    return room

@@ -1,0 +1,188 @@
+"""The forms of the control plane's JSON, as pydantic models: what the OpenAPI document shows is made of them."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from manylora.control.credit import Balance
+from manylora.control.keys import Key
+from manylora.control.tenants import Tenant
+from manylora.errors import InvalidParameter
+from manylora.tenancy import Limits, Scope
+
+BIGGEST = 2**62
+Amount = Annotated[int, Field(ge=-BIGGEST, le=BIGGEST)]
+Count = Annotated[int, Field(ge=0, le=BIGGEST)]
+Name = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
+ShortText = Annotated[str, Field(max_length=320, pattern=r"^[^\x00]*$")]
+
+
+class Body(BaseModel):
+    """A body of a request: what it does not know is refused, so that no option is silently passed over."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class LimitsBody(Body):
+    """null: no limit."""
+
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    concurrent_streams: Count | None = None
+    adapters: Count | None = None
+    adapter_bytes: Count | None = None
+    max_rank: Count | None = None
+    monthly_budget_nanousd: Count | None = None
+
+    def limits(self) -> Limits:
+        return Limits(**self.model_dump())
+
+    @staticmethod
+    def of(limits: Limits) -> "LimitsBody":
+        return LimitsBody(**{name: getattr(limits, name) for name in LimitsBody.model_fields})
+
+
+class BalanceBody(BaseModel):
+    granted_nanousd: int
+    charged_nanousd: int
+    left_nanousd: int
+    leased_nanousd: int
+    spent_this_month_nanousd: int
+
+    @staticmethod
+    def of(balance: Balance) -> "BalanceBody":
+        return BalanceBody(**{name: getattr(balance, name) for name in BalanceBody.model_fields})
+
+
+class TenantBody(BaseModel):
+    id: str
+    number: int
+    uuid: str
+    name: str
+    email: str | None
+    plan: str
+    state: str
+    weight: int
+    limits: LimitsBody
+    created: str
+    balance: BalanceBody | None = None
+
+    @staticmethod
+    def of(tenant: Tenant, balance: Balance | None = None) -> "TenantBody":
+        return TenantBody(
+            id=tenant.id,
+            number=tenant.number,
+            uuid=tenant.uuid,
+            name=tenant.name,
+            email=tenant.email,
+            plan=tenant.plan,
+            state=tenant.facts.state.value,
+            weight=tenant.facts.weight,
+            limits=LimitsBody.of(tenant.facts.limits),
+            created=iso(tenant.created_ms),
+            balance=None if balance is None else BalanceBody.of(balance),
+        )
+
+
+class TenantPage(BaseModel):
+    """`next`: give it as `after` for the tenants that follow; null at the end."""
+
+    tenants: list[TenantBody]
+    next: str | None
+
+
+class KeyBody(BaseModel):
+    """`key` is the whole text, told when it is made and never again."""
+
+    id: str
+    tenant: str
+    name: str
+    scopes: list[str]
+    limits: LimitsBody
+    created: str
+    expires: str | None
+    revoked: str | None
+    key: str | None = None
+
+    @staticmethod
+    def of(key: Key, text: str | None = None) -> "KeyBody":
+        return KeyBody(
+            id=key.facts.id,
+            tenant=key.facts.tenant,
+            name=key.name,
+            scopes=[scope.value for scope in key.facts.scopes],
+            limits=LimitsBody.of(key.facts.limits),
+            created=iso(key.created_ms),
+            expires=None if key.facts.expires_ms is None else iso(key.facts.expires_ms),
+            revoked=None if key.revoked_ms is None else iso(key.revoked_ms),
+            key=text,
+        )
+
+
+class KeyList(BaseModel):
+    keys: list[KeyBody]
+
+
+class NewTenant(Body):
+    id: ShortText
+    name: Name = ""
+    email: ShortText | None = None
+    plan: Annotated[str, Field(max_length=64, pattern=r"^[^\x00]*$")] = "standard"
+    weight: int = 1
+    limits: LimitsBody = LimitsBody()
+    credit_nanousd: Amount | None = Field(None, description="What it starts with; null: what a sign-up gives.")
+
+
+class Terms(Body):
+    """What is null or absent stays as it is; `limits` are replaced whole."""
+
+    limits: LimitsBody | None = None
+    weight: int | None = None
+    plan: Annotated[str, Field(max_length=64, pattern=r"^[^\x00]*$")] | None = None
+
+
+class NewCredit(Body):
+    """The same `id` again changes nothing; below zero it takes away."""
+
+    id: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
+    nanousd: Amount
+    reason: Name
+
+
+class NewKey(Body):
+    name: Name = ""
+    scopes: list[str] = Field(default=["query", "upload"], max_length=8)
+    limits: LimitsBody = LimitsBody()
+    expires_in_s: Annotated[float, Field(gt=0, le=10 * 366 * 86400)] | None = None
+
+
+class Rotation(Body):
+    grace_s: Annotated[float, Field(ge=0, le=366 * 86400)] = 0.0
+
+
+class Signup(Body):
+    id: ShortText
+    name: Name = ""
+    email: ShortText | None = None
+
+
+class SignedUp(BaseModel):
+    tenant: TenantBody
+    key: KeyBody
+
+
+def iso(moment_ms: int) -> str:
+    """A moment as ISO 8601, UTC, with milliseconds."""
+    return datetime.fromtimestamp(moment_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def scopes_of(names: list[str]) -> tuple[Scope, ...]:
+    """Scopes by name. Raises `InvalidParameter` naming one that there is not."""
+    known = {scope.value for scope in Scope}
+    for name in names:
+        if name not in known:
+            raise InvalidParameter(
+                f"`scopes` must be of {', '.join(sorted(known))}. Given: {name[:40]!r}", parameter="scopes"
+            )
+    return tuple(map(Scope, names))

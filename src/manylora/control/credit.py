@@ -1,0 +1,137 @@
+"""Credit: what a tenant may spend, and the parts of it that are set aside for one edge each.
+
+An edge may spend what it has leased without asking, so that several edges together never promise more than there is.
+What is `unspent` of a lease is what was granted to the edge less what the ledger holds of that edge for the tenant.
+"""
+
+from dataclasses import dataclass
+
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from manylora.control.control import Control
+from manylora.control.months import month_of
+from manylora.control.tables import credits, leases, spending, tenants
+from manylora.control.tenants import get_tenant, is_unlimited
+from manylora.errors import InvalidParameter, ResourceNotFound
+from manylora.ids import TenantId
+from manylora.tenancy import Lease
+
+MOST_NANOUSD = 2**62
+UNLIMITED_NANOUSD = 2**53
+"""What is granted to the tenant that no credit is asked of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balance:
+    """What a tenant was given, what the ledger charged, and what edges have set aside of the rest."""
+
+    granted_nanousd: int
+    charged_nanousd: int
+    leased_nanousd: int
+    spent_this_month_nanousd: int
+
+    @property
+    def left_nanousd(self) -> int:
+        """Below zero where requests under way cost more than there was left."""
+        return self.granted_nanousd - self.charged_nanousd
+
+
+async def grant_credit(
+    connection: AsyncConnection, tenant: str, nanousd: int, *, grant_id: str, reason: str, now_ms: int
+) -> None:
+    """Add to a tenant's credit, or take from it below zero. The same `grant_id` again changes nothing."""
+    await get_tenant(connection, tenant)
+    if not -MOST_NANOUSD <= nanousd <= MOST_NANOUSD:
+        raise InvalidParameter(f"`nanousd` must be within ±{MOST_NANOUSD}. Given: {nanousd}", parameter="nanousd")
+    known = (await connection.execute(select(credits).where(credits.c.id == grant_id))).one_or_none()
+    if known is not None:
+        if (known.tenant, known.nanousd) != (tenant, nanousd):
+            raise InvalidParameter(f"`id` `{grant_id[:80]}` is another grant's", parameter="id")
+        return
+    row = {"id": grant_id, "tenant": tenant, "nanousd": nanousd, "reason": reason, "created_ms": now_ms}
+    await connection.execute(insert(credits).values(row))
+
+
+async def balance_of(connection: AsyncConnection, tenant: str, now_ms: int) -> Balance:
+    granted = select(func.coalesce(func.sum(credits.c.nanousd), 0)).where(credits.c.tenant == tenant)
+    charged = select(func.coalesce(func.sum(spending.c.cost_nanousd), 0)).where(spending.c.tenant == tenant)
+    this_month = charged.where(spending.c.month == month_of(now_ms))
+    return Balance(
+        granted_nanousd=int((await connection.execute(granted)).scalar_one()),
+        charged_nanousd=int((await connection.execute(charged)).scalar_one()),
+        leased_nanousd=await _leased(connection, tenant, now_ms),
+        spent_this_month_nanousd=int((await connection.execute(this_month)).scalar_one()),
+    )
+
+
+async def lease_credit(control: Control, edge: str, tenant: str, nanousd: int) -> Lease:
+    """Set up to `nanousd` more aside for an edge, and prolong what it has. See `Lease`.
+
+    Raises `ResourceNotFound` for an unknown tenant, `InvalidParameter` below zero.
+    """
+    if nanousd < 0:
+        raise InvalidParameter(f"`nanousd` must be at least 0. Given: {nanousd}", parameter="nanousd")
+    now_ms = control.now_ms()
+    expires_ms = now_ms + int(1000 * control.config.control.lease_s)
+    if is_unlimited(tenant):
+        return Lease(tenant=TenantId(tenant), granted_nanousd=UNLIMITED_NANOUSD, expires_ms=expires_ms)
+    async with control.database.write() as connection:
+        locked = select(tenants.c.monthly_budget_nanousd).where(tenants.c.id == tenant).with_for_update()
+        found = (await connection.execute(locked)).one_or_none()
+        if found is None:
+            raise ResourceNotFound(f"there is no tenant `{tenant[:80]}`")
+        balance = await balance_of(connection, tenant, now_ms)
+        room, reason = balance.left_nanousd - balance.leased_nanousd, "credit"
+        if found.monthly_budget_nanousd is not None:
+            in_budget = found.monthly_budget_nanousd - balance.spent_this_month_nanousd - balance.leased_nanousd
+            if in_budget < room:
+                room, reason = in_budget, "budget"
+        extra = max(0, min(nanousd, room))
+        granted = await _prolong(connection, edge, tenant, extra, now_ms, expires_ms)
+    return Lease(
+        tenant=TenantId(tenant),
+        granted_nanousd=granted,
+        expires_ms=expires_ms,
+        reason=reason if extra < nanousd or (not nanousd and room <= 0) else "",
+    )
+
+
+async def give_back_leases(control: Control, edge: str) -> None:
+    """End every lease of an edge."""
+    async with control.database.write() as connection:
+        await connection.execute(delete(leases).where(leases.c.edge == edge))
+
+
+async def _prolong(
+    connection: AsyncConnection, edge: str, tenant: str, extra: int, now_ms: int, expires_ms: int
+) -> int:
+    """Add to an edge's lease and return the whole of it; one that has expired counts for what was spent of it."""
+    own = (leases.c.edge == edge, leases.c.tenant == tenant)
+    row = (await connection.execute(select(leases).where(*own))).one_or_none()
+    if row is None or row.expires_ms <= now_ms:
+        granted = await _spent(connection, edge, tenant) + extra
+    else:
+        granted = row.granted_nanousd + extra
+    values = {"granted_nanousd": granted, "expires_ms": expires_ms}
+    if row is None:
+        await connection.execute(insert(leases).values(edge=edge, tenant=tenant, **values))
+    else:
+        await connection.execute(update(leases).where(*own).values(values))
+    return granted
+
+
+async def _leased(connection: AsyncConnection, tenant: str, now_ms: int) -> int:
+    """What is unspent of all leases of a tenant that have not expired."""
+    asked = select(leases).where(leases.c.tenant == tenant, leases.c.expires_ms > now_ms)
+    total = 0
+    for row in (await connection.execute(asked)).all():
+        total += max(0, row.granted_nanousd - await _spent(connection, row.edge, tenant))
+    return total
+
+
+async def _spent(connection: AsyncConnection, edge: str, tenant: str) -> int:
+    asked = select(func.coalesce(func.sum(spending.c.cost_nanousd), 0)).where(
+        spending.c.edge == edge, spending.c.tenant == tenant
+    )
+    return int((await connection.execute(asked)).scalar_one())

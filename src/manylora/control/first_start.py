@@ -1,0 +1,32 @@
+"""What a control plane is given at its first start: its own tenants, prices, and one key for its operator."""
+
+from manylora.control.control import Control
+from manylora.control.keys import issue_key, list_keys
+from manylora.control.prices import ship_defaults
+from manylora.control.tenants import OPERATOR, get_tenant, insert_tenant
+from manylora.errors import ResourceNotFound
+from manylora.tenancy import DEFAULT_TENANT, Scope
+
+ADMIN_KEY_NAME = "first admin key"
+
+
+async def ensure_first_start(control: Control) -> str | None:
+    """Make what is missing. Returns the operator's first key, once, where keys are needed and there is none yet."""
+    async with control.database.write() as connection:
+        for tenant, name in ((DEFAULT_TENANT, "everybody without a key"), (OPERATOR, "the operator")):
+            try:
+                await get_tenant(connection, tenant)
+            except ResourceNotFound:
+                await insert_tenant(connection, tenant, now_ms=control.now_ms(), name=name)
+        await ship_defaults(connection)
+        if not control.is_key_needed or await list_keys(connection, OPERATOR):
+            return None
+        _, text = await issue_key(
+            connection,
+            control.pepper,
+            OPERATOR,
+            now_ms=control.now_ms(),
+            scopes=tuple(Scope),
+            name=ADMIN_KEY_NAME,
+        )
+        return text

@@ -1,0 +1,35 @@
+"""UTC months: when they begin and end, as milliseconds since 1970."""
+
+import re
+from datetime import UTC, datetime
+
+from manylora.errors import InvalidParameter
+
+_MONTH = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])")
+
+
+def month_of(moment_ms: int) -> int:
+    """The month of a moment, as a number: 202611."""
+    moment = datetime.fromtimestamp(moment_ms / 1000, UTC)
+    return 100 * moment.year + moment.month
+
+
+def parse_month(text: str) -> int:
+    """`2026-11` as 202611. Raises `InvalidParameter`."""
+    match = _MONTH.fullmatch(text)
+    if match is None:
+        raise InvalidParameter(f"a month is written like 2026-11. Given: {text[:40]!r}", parameter="month")
+    return 100 * int(match[1]) + int(match[2])
+
+
+def bounds_of(month: int) -> tuple[int, int]:
+    """The half-open interval of a month, in milliseconds."""
+    year, number = divmod(month, 100)
+    begin = datetime(year, number, 1, tzinfo=UTC)
+    end = datetime(year + number // 12, number % 12 + 1, 1, tzinfo=UTC)
+    return int(1000 * begin.timestamp()), int(1000 * end.timestamp())
+
+
+def text_of(month: int) -> str:
+    """202611 as `2026-11`."""
+    return f"{month // 100:04d}-{month % 100:02d}"

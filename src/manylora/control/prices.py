@@ -1,0 +1,123 @@
+"""Prices of base models, in versions: what has been charged is never repriced. A fine-tune costs exactly its base."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import Row, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from manylora.config import DEFAULT_BASE
+from manylora.control.control import Control
+from manylora.control.revisions import next_revision
+from manylora.control.tables import prices
+from manylora.errors import ConfigInvalid, InvalidParameter
+from manylora.tenancy import PriceFacts
+
+SEVEN_B_NANOUSD = 200
+"""$0.0002 per 1,000 tokens, prompt and completion alike."""
+SEVEN_B_BASES = (
+    "Llama-2-7b",
+    "Llama-2-7b-chat",
+    "Mistral-7b-instruct",
+    "Yarn-Mistral-7b-128k",
+    "Zephyr-7b-beta",
+)
+MOST_NANOUSD = 10**9
+"""A dollar a token: above it a price is a slip."""
+
+
+async def set_price(
+    connection: AsyncConnection, base: str, *, input_nanousd: int, output_nanousd: int, effective_ms: int, now_ms: int
+) -> PriceFacts:
+    """Add a version that holds from a moment on.
+
+    Raises `InvalidParameter` for a moment that has passed or lies before the last version's, or an amount out of range.
+    """
+    for name, amount in (("input_nanousd", input_nanousd), ("output_nanousd", output_nanousd)):
+        if not 0 <= amount <= MOST_NANOUSD:
+            raise InvalidParameter(f"`{name}` must be 0 to {MOST_NANOUSD}. Given: {amount}", parameter=name)
+    if not base or len(base) > 200:
+        raise InvalidParameter("`base` must have 1 to 200 characters", parameter="base")
+    revision = await next_revision(connection)  # from here on no other transaction adds a version
+    known = await price_versions(connection, base)
+    earliest_ms = max([now_ms, *(price.effective_ms for price in known)])
+    if effective_ms < earliest_ms:
+        raise InvalidParameter(
+            f"`effective_ms` must be at least {earliest_ms}: what has been used is never repriced. "
+            f"Given: {effective_ms}",
+            parameter="effective_ms",
+        )
+    price = PriceFacts(
+        base=base,
+        version=len(known) + 1,
+        effective_ms=effective_ms,
+        input_nanousd=input_nanousd,
+        output_nanousd=output_nanousd,
+    )
+    await _insert(connection, price, revision)
+    return price
+
+
+async def price_versions(connection: AsyncConnection, base: str | None = None) -> list[PriceFacts]:
+    """Every version of a base's price, or of all bases', in their order."""
+    asked = select(prices).order_by(prices.c.base, prices.c.version)
+    if base is not None:
+        asked = asked.where(prices.c.base == base)
+    return [_price(row) for row in (await connection.execute(asked)).all()]
+
+
+def price_at(versions: Sequence[PriceFacts], base: str, moment_ms: int) -> PriceFacts | None:
+    """The price in force at a moment; None where the base has none then."""
+    fit = [price for price in versions if price.base == base and price.effective_ms <= moment_ms]
+    return max(fit, key=lambda price: price.version, default=None)
+
+
+async def changed_prices(connection: AsyncConnection, since: int) -> tuple[PriceFacts, ...]:
+    """Versions added after a revision."""
+    rows = (await connection.execute(select(prices).where(prices.c.revision > since))).all()
+    return tuple(_price(row) for row in rows)
+
+
+async def ship_defaults(connection: AsyncConnection) -> None:
+    """At the first start: the 7B class has its price, the embedded default base is free, from the beginning of time."""
+    if await price_versions(connection):
+        return
+    revision = await next_revision(connection)
+    for base, nanousd in ((DEFAULT_BASE, 0), *((base, SEVEN_B_NANOUSD) for base in SEVEN_B_BASES)):
+        price = PriceFacts(base=base, version=1, effective_ms=0, input_nanousd=nanousd, output_nanousd=nanousd)
+        await _insert(connection, price, revision)
+
+
+async def require_price(control: Control, base: str) -> None:
+    """Raises `ConfigInvalid` for a base that has no price and is not declared free: nobody could be billed for it."""
+    if base in control.config.control.free_bases:
+        return
+    async with control.database.read() as connection:
+        known = await price_versions(connection, base)
+    if price_at(known, base, control.now_ms()) is None:
+        raise ConfigInvalid(
+            f"the base model {base} has no price. Set one with `manylora prices set {base} --input … --output …` on a "
+            f"running control plane, or say that it is free: `--set control.free_bases={base}`"
+        )
+
+
+async def _insert(connection: AsyncConnection, price: PriceFacts, revision: int) -> None:
+    await connection.execute(
+        insert(prices).values(
+            base=price.base,
+            version=price.version,
+            effective_ms=price.effective_ms,
+            input_nanousd=price.input_nanousd,
+            output_nanousd=price.output_nanousd,
+            revision=revision,
+        )
+    )
+
+
+def _price(row: Row[tuple[object, ...]]) -> PriceFacts:
+    return PriceFacts(
+        base=row.base,
+        version=row.version,
+        effective_ms=row.effective_ms,
+        input_nanousd=row.input_nanousd,
+        output_nanousd=row.output_nanousd,
+    )

@@ -1,0 +1,67 @@
+"""What edges are told: everything that has changed since a revision, seen in one state."""
+
+from collections import defaultdict
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from manylora.control.control import Control
+from manylora.control.keys import changed_keys
+from manylora.control.prices import changed_prices
+from manylora.control.revisions import last_revision
+from manylora.control.tables import aliases, repositories, shares, versions
+from manylora.control.tenants import changed_tenants
+from manylora.ids import TenantId
+from manylora.tenancy import RepositoryFacts, Snapshot
+
+READY = "ready"
+
+
+async def take_snapshot(control: Control, since: int) -> Snapshot:
+    """What has changed after revision `since`; everything for one below zero.
+
+    The revision is read first: a change that comes in between is told twice, which changes nothing.
+    """
+    async with control.database.read() as connection:
+        revision = await last_revision(connection)
+        is_new = revision > since
+        return Snapshot(
+            revision=revision,
+            taken_ms=control.now_ms(),
+            is_whole=since < 0,
+            pepper=control.pepper,
+            tenants=await changed_tenants(connection, since) if is_new else (),
+            keys=await changed_keys(connection, since) if is_new else (),
+            prices=await changed_prices(connection, since) if is_new else (),
+            repositories=await changed_repositories(connection, since) if is_new else (),
+        )
+
+
+async def changed_repositories(connection: AsyncConnection, since: int) -> tuple[RepositoryFacts, ...]:
+    """Repositories changed after a revision, with the versions that may be used; of a deleted one, none."""
+    changed = (await connection.execute(select(repositories).where(repositories.c.revision > since))).all()
+    numbers = select(repositories.c.number).where(repositories.c.revision > since)
+    usable = select(versions).where(versions.c.repository.in_(numbers), versions.c.state == READY)
+    ready: dict[int, list[int]] = defaultdict(list)
+    for row in (await connection.execute(usable.order_by(versions.c.version))).all():
+        ready[row.repository].append(row.version)
+    named: dict[int, list[tuple[str, int]]] = defaultdict(list)
+    asked = select(aliases).where(aliases.c.repository.in_(numbers)).order_by(aliases.c.name)
+    for row in (await connection.execute(asked)).all():
+        if row.version in ready[row.repository]:
+            named[row.repository].append((row.name, row.version))
+    allowed: dict[int, list[TenantId]] = defaultdict(list)
+    asked_shares = select(shares).where(shares.c.repository.in_(numbers)).order_by(shares.c.tenant)
+    for row in (await connection.execute(asked_shares)).all():
+        allowed[row.repository].append(TenantId(row.tenant))
+    return tuple(
+        RepositoryFacts(
+            owner=TenantId(row.tenant),
+            name=row.name,
+            versions=() if row.deleted_ms is not None else tuple(ready[row.number]),
+            aliases=() if row.deleted_ms is not None else tuple(named[row.number]),
+            is_public=row.is_public,
+            shared_with=tuple(allowed[row.number]),
+        )
+        for row in changed
+    )

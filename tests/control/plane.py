@@ -1,0 +1,107 @@
+"""A control plane in the test's own process: its database, its routes, and callers of them."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from sqlalchemy import URL
+
+from manylora.clock import ManualClock
+from manylora.config import Config, load_config
+from manylora.control.api import create_control_app
+from manylora.control.control import Control
+from manylora.control.database import Database
+from manylora.control.first_start import ensure_first_start
+from manylora.usage import UsageRecord
+
+PEPPER = "5e" * 32
+EDGE_TOKEN = "token-of-the-edges"
+
+Scenario = Callable[["Plane"], Coroutine[Any, Any, None]]
+
+
+@dataclass
+class Plane:
+    """A running control plane; `admin_key` is the one that its operator was shown."""
+
+    control: Control
+    clock: ManualClock
+    client: httpx2.AsyncClient
+    admin_key: str = ""
+    texts: list[str] = field(default_factory=list)
+
+    async def call(
+        self, method: str, path: str, body: object = None, *, key: str | None = "", **more: Any
+    ) -> httpx2.Response:
+        """Send a request; with the operator's key unless another is given, or None for none."""
+        chosen = self.admin_key if key == "" else key
+        headers = {} if chosen is None else {"authorization": f"Bearer {chosen}"}
+        return await self.client.request(method, path, json=body, headers=headers, **more)
+
+    async def new_tenant(self, code: str, **terms: Any) -> str:
+        """Make a tenant and return its first key's text."""
+        reply = await self.call("POST", "/admin/tenants", {"id": code, **terms})
+        assert reply.status_code == 201, reply.text
+        return str(reply.json()["key"]["key"])
+
+
+def in_plane(url: URL, folder: Path, scenario: Scenario, **options: Any) -> None:
+    """Run a coroutine function with a fresh control plane on that database."""
+    asyncio.run(_run(url, folder, scenario, **options))
+
+
+async def _run(
+    url: URL,
+    folder: Path,
+    scenario: Scenario,
+    *,
+    is_key_needed: bool = True,
+    settings: Mapping[str, Any] | None = None,
+    client_host: str = "192.0.2.7",
+) -> None:
+    clock = ManualClock()
+    config: Config = load_config(flags=dict(settings or {}), environ={})
+    control = Control(
+        config=config,
+        database=Database(url),
+        clock=clock,
+        folder=folder,
+        pepper=PEPPER,
+        edge_token=EDGE_TOKEN,
+        is_key_needed=is_key_needed,
+    )
+    try:
+        admin_key = await ensure_first_start(control)
+        transport = httpx2.ASGITransport(create_control_app(control), client=(client_host, 1))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            await scenario(Plane(control, clock, client, admin_key or ""))
+    finally:
+        await control.database.close()
+
+
+def record(number: int, *, tenant: str = "acme", edge: str = "edge-1", opened_ms: int, **changes: Any) -> UsageRecord:
+    """A usage record of 100 prompt and 10 completion tokens on a 7B base."""
+    values: dict[str, Any] = {
+        "id": f"usage-{number}",
+        "tenant": tenant,
+        "key": None,
+        "request_id": f"request-{number}",
+        "edge": edge,
+        "base": "Mistral-7b-instruct",
+        "adapter": "triage/2",
+        "adapter_source": "pbase",
+        "adapter_owner": tenant,
+        "adapter_digest": "d" * 64,
+        "opened_ms": opened_ms,
+        "prompt_tokens": 100,
+        "cached_tokens": 0,
+        "completion_tokens": 10,
+        "charged_prompt_tokens": 100,
+        "charged_completion_tokens": 10,
+        "num_sequences": 1,
+        "finish_reason": "stop",
+    }
+    return UsageRecord(**(values | changes))
