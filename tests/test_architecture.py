@@ -25,6 +25,7 @@ LAYERS = {
         "tenancy",
         "loopback",
         "dialects",
+        "charging",
         "clock",
         "telemetry",
         "resources",
@@ -53,7 +54,7 @@ MAY_START_THREADS_OR_PROCESSES = {
     "models/wheel.py",
     "control/database.py",  # Alembic is synchronous
     "server/link.py",
-    "server/meter.py",
+    "server/spool.py",
     "server/pool.py",
 }
 BARE_GPU_IMAGE = {

@@ -125,7 +125,7 @@ class ControlConfig:
     poll_s: float = 0.25
     snapshot_max_age_s: float = 600.0
     lease_nanousd: int = 50_000_000
-    lease_s: float = 900.0
+    lease_s: float = 1800.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,10 +234,11 @@ def load_config(
             f"adapters.default_source must be one of {', '.join(sorted(enabled))}. "
             f"Given: {config.adapters.default_source}"
         )
-    if config.control.lease_s < config.control.snapshot_max_age_s:
+    if config.control.lease_s < 2 * config.control.snapshot_max_age_s:
         raise ConfigInvalid(
-            f"control.lease_s must be at least control.snapshot_max_age_s ({config.control.snapshot_max_age_s:g}), so "
-            f"that credit outlasts an outage of the control plane. Given: {config.control.lease_s:g}"
+            f"control.lease_s must be at least twice control.snapshot_max_age_s "
+            f"({config.control.snapshot_max_age_s:g}), so that credit outlasts an outage of the control plane. "
+            f"Given: {config.control.lease_s:g}"
         )
     if config.engine.max_step_tokens < config.engine.max_running:
         raise ConfigInvalid(

@@ -15,7 +15,7 @@
     │   ├── AdapterSourceUnavailable  AdapterLoadTimeout  AdapterCapacity  AdapterStorageUnavailable
     │   └── AdapterInUse               told to operators only
     ├── ServiceError               the server cannot serve now
-    │   ├── Overloaded  QueueTimeout  Unavailable  ControlUnavailable
+    │   ├── Overloaded  QueueTimeout  Unavailable  ControlUnavailable  UsageUnrecorded
     │   └── EngineFault  IncompleteGeneration
     └── StartupError               the process cannot start
         ├── ConfigInvalid  MemoryPlanImpossible
@@ -350,6 +350,12 @@ class ControlUnavailable(ServiceError):
     """The control plane does not answer, and what is known of it is too old to go on with."""
 
     row = ErrorRow(503, "overloaded", 503, SERVER, "control_unavailable", retry_after_s=2)
+
+
+class UsageUnrecorded(ServiceError):
+    """The disk takes no record of usage: nothing is served that could not be charged."""
+
+    row = ErrorRow(503, "overloaded", 503, SERVER, "usage_unrecorded", retry_after_s=5)
 
 
 class EngineFault(ServiceError):

@@ -165,7 +165,7 @@ def test_an_expired_lease_gives_its_rest_back(run: Callable[..., None]) -> None:
         await plane.new_tenant("acme", credit_nanousd=100)
         await lease_credit(plane.control, "edge-1", "acme", 100)
         assert (await lease_credit(plane.control, "edge-2", "acme", 1)).granted_nanousd == 0
-        plane.clock.advance(901)
+        plane.clock.advance(1801)
         assert (await lease_credit(plane.control, "edge-2", "acme", 100)).granted_nanousd == 100
 
     run(scenario)
@@ -227,7 +227,7 @@ def test_no_order_of_leases_and_spending_exceeds_the_credit(
                 await give_back_leases(plane.control, name)
                 granted[edge] = used[edge]
             else:
-                plane.clock.advance(901)
+                plane.clock.advance(1801)
                 granted = dict(used)
             unspent = sum(max(0, granted[each] - used[each]) for each in granted)
             assert await spent(plane) + unspent <= 100

@@ -43,11 +43,11 @@ async def _generate(
     from manylora.engine.request import SamplingParams, StopParams
     from manylora.models.tokenizer import Tokenizer
     from manylora.server.driver import load_factory
-    from manylora.server.exchange import DEFAULT_TENANT
     from manylora.server.gate import Draft, Gate
     from manylora.server.link import InProcessLink
     from manylora.server.pool import WorkPool
     from manylora.server.work import begin
+    from manylora.tenancy import DEFAULT_TENANT
 
     with Console(stderr=True).status(f"loading {config.model.base}") as status:
         engine, served = load_factory(FACTORY)(config, lambda line: status.update(line))
@@ -72,7 +72,7 @@ async def _generate(
     link = InProcessLink(engine)
     await link.start()
     try:
-        with begin(link, gate, [draft], "cli", SystemClock()) as work:
+        with begin(link, gate, [draft], gate.expand(draft, DEFAULT_TENANT), SystemClock()) as work:
             async for text in work.texts():
                 typer.echo(text, nl=False)
         typer.echo()

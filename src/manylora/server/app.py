@@ -16,6 +16,7 @@ from manylora.dialects import body_of, dialect_of, status_of
 from manylora.engine.events import Finished
 from manylora.errors import ManyloraError, MethodNotAllowed, RouteNotFound
 from manylora.models.tokenizer import Tokenizer
+from manylora.server.access import Access
 from manylora.server.adapter_routes import AdapterRoutes
 from manylora.server.catalogue import Catalogue
 from manylora.server.edge import Edge
@@ -27,6 +28,7 @@ from manylora.server.health import Health
 from manylora.server.inference import Inference
 from manylora.server.link import EngineLink
 from manylora.server.lorax import NativeRoutes
+from manylora.server.meter import Meter
 from manylora.server.metrics import Meters
 from manylora.server.openai import OpenAIRoutes
 from manylora.server.openapi_document import openapi_document
@@ -53,19 +55,35 @@ class EdgeApp:
 
 
 def create_app(
-    config: Config, *, link: EngineLink, served: ServedModel, tokenizer: Tokenizer, clock: Clock | None = None
+    config: Config,
+    *,
+    link: EngineLink,
+    served: ServedModel,
+    tokenizer: Tokenizer,
+    clock: Clock | None = None,
+    access: Access | None = None,
+    meter: Meter | None = None,
+    control: object | None = None,
 ) -> EdgeApp:
-    """Wire the edge around a link that has been started. The link stays its owner's to close."""
+    """Wire the edge around a link that has been started. Link, meter and control plane stay their owner's to close.
+
+    Args:  access   who may call, and how much; None: everybody, everything
+           meter    records usage; None: nobody does
+           control  the ASGI application of the control plane's routes; None: there are none
+    """
     clock = clock or SystemClock()
+    access = access or Access(clock)
     pool, meters = WorkPool(), Meters()
-    gate = Gate(served=served, settings=config.server, tokenizer=tokenizer, pool=pool)
-    inference = Inference(gate, link, meters, clock)
+    gate = Gate(served=served, settings=config.server, tokenizer=tokenizer, pool=pool, directory=access.directory)
+    inference = Inference(gate, link, meters, clock, access, meter)
     health = Health(link, config.server, clock, load_timeout_s=config.adapters.load_timeout_s)
     catalogue = Catalogue(gate, link, clock)
 
     def note(generation: Generation, finished: Finished) -> None:
         meters.note_finished(generation, finished)
         catalogue.note(generation, finished)
+        if meter is not None:
+            meter.note(generation, finished)
 
     link.watch(note)
 
@@ -99,7 +117,7 @@ def create_app(
         for method, answer in methods.items():
             api.router.routes.append(Route(path, Endpoint(answer, clock), methods=[method]))
     api.add_exception_handler(HTTPException, _refuse)
-    edge = Edge(api, settings=config.server, served=served, meters=meters, clock=clock)
+    edge = Edge(api, settings=config.server, served=served, meters=meters, clock=clock, access=access, control=control)
     return EdgeApp(edge, gate, health, pool)
 
 

@@ -1,11 +1,21 @@
 """What an edge needs of the control plane: what has changed, a place for its usage records, and credit."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
+import httpx2
+import msgspec
+
+from manylora.errors import ControlUnavailable
 from manylora.ids import TenantId
-from manylora.tenancy import Lease, Snapshot
+from manylora.tenancy import Lease, LeaseWish, Shipment, Snapshot
 from manylora.usage import UsageRecord
+
+TIMEOUT_S = 5.0
+IN_PROCESS_URL = "http://control.invalid"
+"""Stands in the requests to a control plane of this process; nothing is resolved."""
+
+Answer = TypeVar("Answer")
 
 
 class ControlClient(Protocol):
@@ -24,3 +34,48 @@ class ControlClient(Protocol):
         """End the leases of an edge whose records have all been shipped."""
 
     async def close(self) -> None: ...
+
+
+class HttpControlClient:
+    """The control plane's `/internal` routes, over the network or, given its ASGI application, in this process."""
+
+    def __init__(self, token: str, *, url: str = IN_PROCESS_URL, app: Callable[..., Any] | None = None) -> None:
+        self._client = httpx2.AsyncClient(
+            base_url=url,
+            headers={"authorization": f"Bearer {token}"},
+            timeout=TIMEOUT_S,
+            transport=None if app is None else httpx2.ASGITransport(app),
+        )
+
+    async def snapshot(self, since: int) -> Snapshot:
+        return _decode(await self._call("GET", f"/internal/snapshot?since={since}"), Snapshot)
+
+    async def ship(self, records: Sequence[UsageRecord]) -> None:
+        await self._call("POST", "/internal/usage", Shipment(records=tuple(records)))
+
+    async def lease(self, edge: str, tenant: TenantId, nanousd: int) -> Lease:
+        wish = LeaseWish(edge=edge, tenant=tenant, nanousd=nanousd)
+        return _decode(await self._call("POST", "/internal/leases", wish), Lease)
+
+    async def give_back(self, edge: str) -> None:
+        await self._call("DELETE", f"/internal/leases/{edge}")
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def _call(self, method: str, path: str, body: object = None) -> bytes:
+        content = None if body is None else msgspec.json.encode(body)
+        try:
+            reply = await self._client.request(method, path, content=content)
+        except httpx2.HTTPError as error:
+            raise ControlUnavailable(f"the control plane does not answer ({type(error).__name__})") from error
+        if not reply.is_success:
+            raise ControlUnavailable(f"the control plane answered {reply.status_code}")
+        return bytes(reply.content)
+
+
+def _decode(body: bytes, kind: type[Answer]) -> Answer:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.DecodeError as error:
+        raise ControlUnavailable(f"the control plane's answer cannot be read: {error}") from error

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from manylora import errors
@@ -18,6 +18,7 @@ from manylora.server import wire
 from manylora.server.generation import Generation, Switchboard
 from manylora.server.poison import Suspects
 from manylora.server.pulse import Pulse
+from manylora.usage import Counts
 
 STATS_WAIT_S = 1.0
 ANSWER_WAIT_S = 15.0
@@ -76,7 +77,7 @@ class Desk:
 
     def receive(self, frame: wire.Frame) -> None:
         match frame:
-            case wire.Step(events):
+            case wire.Step(events=events):
                 self.pulse.beat()
                 self.board.deliver(events)
             case wire.Beat(stats):
@@ -127,15 +128,28 @@ class Desk:
         finally:
             self._asked.pop(number, None)
 
-    def lose(self, reason: FinishReason, fault: ManyloraError | None = None) -> None:
-        """The engine is gone with all that was in it; `fault` is told to everyone instead of a verdict on each."""
+    def lose(
+        self,
+        reason: FinishReason,
+        fault: ManyloraError | None = None,
+        counted: Mapping[RequestId, Counts] | None = None,
+    ) -> None:
+        """The engine is gone with all that was in it; `fault` is told to everyone instead of a verdict on each.
+
+        `counted`: what it had written down of its requests, which may be more than it had told.
+        """
         self.suspects.blame(request for request in self.board.requests() if request.flow != PROBE_FLOW)
         self.pulse.forget()
         for answer in self._asked.values():
             if not answer.done():
                 answer.set_exception(fault or Unavailable(RESTARTED))
         self._asked.clear()
-        self.board.end_all(reason, lambda request: fault or self.suspects.verdict(request))
+        self.board.end_all(reason, lambda request: fault or self.suspects.verdict(request), counted or {})
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests in the engine."""
+        return len(self.board)
 
     def health(self, *, is_up: bool) -> LinkHealth:
         in_flight = len(self.board)

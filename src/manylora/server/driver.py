@@ -91,7 +91,34 @@ class Port(Protocol):
     def send(self, frame: Frame) -> None: ...
 
 
-def drive(engine: SteppedEngine, port: Port, clock: Clock) -> None:
+class CountKeeper(Protocol):
+    """Writes down what the engine counted before anyone is told; `journal.py` is the real one."""
+
+    def submit(self, request: Request) -> None: ...
+
+    def write(self, number: int, events: StepEvents) -> None: ...
+
+
+class _Teller:
+    """Sends each step's events as a numbered frame, after they have been written down."""
+
+    def __init__(self, port: Port, journal: CountKeeper | None) -> None:
+        self._port = port
+        self._journal = journal
+        self._number = 0
+
+    def submit(self, request: Request) -> None:
+        if self._journal is not None:
+            self._journal.submit(request)
+
+    def tell(self, events: StepEvents) -> None:
+        self._number += 1
+        if self._journal is not None:
+            self._journal.write(self._number, events)
+        self._port.send(Step(events, self._number))
+
+
+def drive(engine: SteppedEngine, port: Port, clock: Clock, journal: CountKeeper | None = None) -> None:
     """Turn the engine until `Stop`, then shut it down. What a step raises is raised: the engine is then lost.
 
     While there is work, operations are taken without waiting. When every request waits for an adapter, the loop
@@ -100,19 +127,20 @@ def drive(engine: SteppedEngine, port: Port, clock: Clock) -> None:
     """
     wait_s = 0.0  # what is to be preloaded need not wait for anyone
     next_beat_s = clock.monotonic_s()
+    teller = _Teller(port, journal)
     while True:
         for operation in port.receive(wait_s):
             if isinstance(operation, Stop):
-                port.send(Step(engine.shutdown()))
+                teller.tell(engine.shutdown())
                 return
-            _apply(engine, operation, port)
+            _apply(engine, operation, port, teller)
         wait_s = IDLE_WAIT_S
         if not engine.has_work:
             wait_s = TENDING_WAIT_S if engine.tend() else IDLE_WAIT_S
             continue
         events = engine.step()
         if events:
-            port.send(Step(events))
+            teller.tell(events)
         wait_s = _wait_after(engine)
         now_s = clock.monotonic_s()
         if now_s >= next_beat_s:
@@ -120,9 +148,10 @@ def drive(engine: SteppedEngine, port: Port, clock: Clock) -> None:
             port.send(Beat(engine.stats()))
 
 
-def _apply(engine: SteppedEngine, operation: Operation, port: Port) -> None:
+def _apply(engine: SteppedEngine, operation: Operation, port: Port, teller: _Teller) -> None:
     match operation:
         case Submit(request):
+            teller.submit(request)
             engine.submit(request)
         case Abort(request_id, reason):
             engine.abort(request_id, reason)

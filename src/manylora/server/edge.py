@@ -10,6 +10,7 @@ from manylora.clock import Clock
 from manylora.config import ServerConfig
 from manylora.errors import BodyTooLarge, DeploymentNotFound, ManyloraError, RouteNotBuilt, UnsupportedMediaType
 from manylora.ids import mint_request_id
+from manylora.server.access import Access
 from manylora.server.exchange import Arrival, Exchange, Receive, Scope, Send, header_of, is_visible_ascii
 from manylora.server.headers import EXPOSED
 from manylora.server.metrics import Meters
@@ -23,6 +24,10 @@ NOT_BUILT = re.compile(
     r"/(v1/)?(users/current|v2/(deployments|repos|adapters|finetuning|datasets|batch-inference|gateways|secrets)"
     r"|llms|supported_llms|models/version)(/.*)?"
 )
+CONTROL_PATHS = re.compile(
+    r"/admin(/.*)?|/v1/(signup|account)(/.*)?"
+    r"|/(v1/)?(users/current|v2/(deployments|repos|adapters)|llms|supported_llms|models/version)(/.*)?"
+)
 DRAIN_FACTOR = 8
 
 _SLASHES = re.compile("/{2,}")
@@ -35,9 +40,20 @@ class Edge:
     """Wraps the routes. It reads the whole body first, so that a disconnect can be seen while the route works."""
 
     def __init__(
-        self, app: object, *, settings: ServerConfig, served: ServedModel, meters: Meters, clock: Clock
+        self,
+        app: object,
+        *,
+        settings: ServerConfig,
+        served: ServedModel,
+        meters: Meters,
+        clock: Clock,
+        access: Access,
+        control: object | None = None,
     ) -> None:
+        """`control`: the control plane's ASGI application, or what stands for it; None: there is none."""
         self._app = app
+        self._access = access
+        self._control = control
         self._settings = settings
         self._served = served
         self._meters = meters
@@ -62,9 +78,14 @@ class Edge:
             return
         arrival: Arrival = scope["manylora"]
         try:
-            self._enter_deployment(scope)
+            tenant = self._enter_deployment(scope)
+            if CONTROL_PATHS.fullmatch(scope["path"]) and self._control is not None:
+                await self._pass_on(scope, receive, send)
+                return
             if NOT_BUILT.fullmatch(scope["path"]):
                 raise RouteNotBuilt(f"{scope['path']} is not part of this server")
+            authorization = header_of(scope, "authorization") or ""
+            arrival.caller = self._access.caller(scope["method"], scope["path"], authorization, tenant)
             if scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
                 arrival.body = await self._read_body(scope, receive)
                 await self._until_disconnect(scope, receive, send)
@@ -75,16 +96,20 @@ class Edge:
         except ConnectionResetError:
             return  # the caller left while sending its body
 
-    def _enter_deployment(self, scope: Scope) -> None:
-        """`/{tenant}/deployments/v2/llms/{name}/…` is the same route for that tenant (open mode: nobody is asked)."""
+    def _enter_deployment(self, scope: Scope) -> str | None:
+        """`/{tenant}/deployments/v2/llms/{name}/…` is the same route for that tenant, which is returned."""
         match = _DEPLOYMENT.fullmatch(scope["path"])
         if match is None:
-            return
+            return None
         tenant, name, rest = match.groups()
         if not _TENANT.fullmatch(tenant) or not self._served.is_base_name(unquote(name)):
             raise DeploymentNotFound(f"deployment '{name}' was not found")
-        scope["manylora"].tenant = tenant
         scope["path"] = rest or "/"
+        return str(tenant)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A route of the control plane: it reads the body itself, as it comes, and knows keys itself."""
+        await self._control(scope, receive, send)  # type: ignore[misc,operator]  # any callable
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
         """A body that is too large is read on for a while, so that its sender sees the answer and not a broken pipe."""

@@ -13,14 +13,17 @@ import structlog
 from manylora.clock import Clock
 from manylora.dialects import body_of, dialect_of, headers_of, status_of, stream_body_of
 from manylora.errors import EngineFault, ManyloraError
+from manylora.ids import TenantId
 from manylora.server import sse
+from manylora.server.access import Caller
 from manylora.server.fields import Fields, decode_object
+from manylora.tenancy import DEFAULT_TENANT
 
 STREAM_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
 CLIENT_CLOSED_REQUEST = 499
 
 _encode = msgspec.json.Encoder().encode
-DEFAULT_TENANT = "default"
+NOBODY = Caller(tenant=DEFAULT_TENANT)
 _VISIBLE = re.compile(r"[!-~]{1,128}")
 
 # ASGI's own types are dictionaries of anything.
@@ -34,18 +37,22 @@ class Arrival:
     """What the outermost layer knows of a request, and what is logged at its end.
 
     request_id  the caller's own, else minted: it names the HTTP request, not a generation
-    tenant      `default`, or the first segment of a deployment path
+    caller      known once the outermost layer has let the request in
     noted       fields that the route adds to the log line
     """
 
     request_id: str
     arrived_s: float
-    tenant: str = DEFAULT_TENANT
+    caller: Caller = NOBODY
     trace_id: str | None = None
     status: int = CLIENT_CLOSED_REQUEST
     is_complete: bool = False
     body: bytes = b""
     noted: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def tenant(self) -> TenantId:
+        return self.caller.tenant
 
 
 class Exchange:

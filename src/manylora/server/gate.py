@@ -21,10 +21,11 @@ from manylora.errors import (
     Overloaded,
     Unavailable,
 )
-from manylora.ids import Flow, mint_request_id, mint_seed
+from manylora.ids import Flow, TenantId, mint_request_id, mint_seed
 from manylora.kernels.extras import MAX_ADDED_TOKENS
 from manylora.models.tokenizer import Tokenizer
 from manylora.server.adapter_fields import AdapterFields
+from manylora.server.directory import Directory
 from manylora.server.fields import MAX_UINT64
 from manylora.server.pool import WorkPool
 from manylora.server.served import ServedModel
@@ -52,7 +53,17 @@ class Draft:
 class Gate:
     """Decides what enters. It holds the count of sequences under way and whether the server is draining."""
 
-    def __init__(self, *, served: ServedModel, settings: ServerConfig, tokenizer: Tokenizer, pool: WorkPool) -> None:
+    def __init__(
+        self,
+        *,
+        served: ServedModel,
+        settings: ServerConfig,
+        tokenizer: Tokenizer,
+        pool: WorkPool,
+        directory: Directory | None = None,
+    ) -> None:
+        """`directory`: where uploads are looked up; None: in the folder of the registry."""
+        self._directory = directory
         self.served = served
         self.settings = settings
         self.tokenizer = tokenizer
@@ -94,12 +105,16 @@ class Gate:
         parameter: str = "adapter_id",
         *,
         tenant: str,
+        token: str = "",
     ) -> AdapterRef | None:
         """The adapter a request names, or makes of several; None is the base model.
 
+        `token` is the caller's at the source, where the request has none of its own.
         An unknown name is the engine's to refuse. A name without a source is a local adapter's if there is one of that
         name, else a version of the tenant's in the registry, else it is the default source's.
         """
+        if token and not fields.token:
+            fields = dataclasses.replace(fields, token=token)
         if fields.recipe is not None:
             return merged_ref([self._ref(member, fields, tenant) for member in fields.merged_ids], fields.recipe)
         if name is None or self.served.is_base_name(name):
@@ -112,20 +127,31 @@ class Gate:
 
     def _ref(self, name: str, fields: AdapterFields, tenant: str) -> AdapterRef:
         source, default = fields.source, self.served.default_source
-        has_others = default is not SourceName.LOCAL or self._registry is not None
+        has_others = default is not SourceName.LOCAL or self._registry is not None or self._directory is not None
         if source is None and has_others and self._is_local(name):
             source = SourceName.LOCAL
-        elif source is None and self._registry is not None and self._registry.has(tenant, name):
+        elif source is None and self._directory is None and self._is_in_folder(tenant, name):
             source = SourceName.PBASE
+        if self._directory is not None and source in (None, SourceName.PBASE):
+            upload = self._directory.upload(TenantId(tenant), name)
+            if upload is not None:
+                source, tenant, name = SourceName.PBASE, upload.owner, f"{upload.repository}/{upload.version}"
+            elif source is SourceName.PBASE:
+                raise AdapterNotFound(f"Adapter '{name}' was not found in source 'pbase'")
         return parse_adapter_ref(name, source, self._sources, token=fields.token, default=default, tenant=tenant)
 
     def uploaded_names(self, tenant: str) -> list[str]:
-        """The tenant's repositories in the registry."""
+        """Repositories of the registry that a tenant may use, as it would name them."""
+        if self._directory is not None:
+            return self._directory.names(TenantId(tenant))
         return [] if self._registry is None else self._registry.repositories(tenant)
 
     async def local_names(self) -> list[str]:
         """Local adapters as the engine's own source lists them, read anew: they come and go while the server runs."""
         return await self.pool.run(self._local.list)
+
+    def _is_in_folder(self, tenant: str, name: str) -> bool:
+        return self._registry is not None and self._registry.has(tenant, name)
 
     def _is_local(self, adapter_id: str) -> bool:
         try:

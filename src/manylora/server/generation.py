@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from manylora.engine.events import Failure, Finished, FinishReason, StepEvents, TokenEvent
 from manylora.engine.request import Request
@@ -103,18 +103,22 @@ class Switchboard:
         for finished in events.finished:
             self._finish(finished)
 
-    def end_all(self, reason: FinishReason, error_of: Callable[[Request], ManyloraError]) -> None:
-        """End everything from the edge's side, because the engine is gone."""
+    def end_all(
+        self,
+        reason: FinishReason,
+        error_of: Callable[[Request], ManyloraError],
+        counted: Mapping[RequestId, Counts],
+    ) -> None:
+        """End everything from the edge's side, because the engine is gone; `counted`: what it had counted itself."""
         for generation in list(self._generations.values()):
             request = generation.request
             error = error_of(request)
+            told = Counts(prompt_tokens=len(request.tokens), cached_tokens=0, completion_tokens=generation.num_tokens)
             self._finish(
                 Finished(
                     request_id=request.id,
                     reason=reason,
-                    counts=Counts(
-                        prompt_tokens=len(request.tokens), cached_tokens=0, completion_tokens=generation.num_tokens
-                    ),
+                    counts=counted.get(request.id, told),
                     failure=Failure(error=type(error).__name__, message=error.message),
                 )
             )

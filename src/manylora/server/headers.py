@@ -11,7 +11,9 @@ EXPOSED = (
     *("x-compute-type", "x-compute-characters", "x-compute-time", "x-prompt-tokens", "x-generated-tokens"),
     *("x-skipped-tokens", "x-total-tokens", "x-validation-time", "x-queue-time", "x-time-to-first-token"),
     *("x-inference-time", "x-time-per-token", "x-time-per-output-token", "x-total-time", "x-b3-traceid"),
-    *("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset", "x-should-retry"),
+    *("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset", "x-should-retry", "x-envoy-ratelimited"),
+    *("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
+    *("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
     *("retry-after", "retry-after-ms"),
 )
 
@@ -25,6 +27,7 @@ def head_of(work: Work, exchange: Exchange, served: ServedModel) -> dict[str, st
         "x-prompt-tokens": str(work.num_prompt_tokens),
         "x-validation-time": _ms(work.begun_s - exchange.arrival.arrived_s),
     }
+    headers |= work.limit_headers()
     adapter = work.drafts[0].adapter
     if adapter is not None:
         headers |= {"x-adapter-id": adapter.id, "x-adapter-source": adapter.source.value}

@@ -1,33 +1,130 @@
-"""What every inference route shares: the gate, the link, and what is noted when a request's work is over."""
+"""What every inference route shares: the gate, the link, what a request may use, and what is noted when it is over."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
+from manylora.charging import Charge
 from manylora.clock import Clock
+from manylora.engine.request import Request
+from manylora.errors import ManyloraError
+from manylora.server.access import Access, Admission
 from manylora.server.exchange import Exchange
 from manylora.server.gate import Draft, Gate
-from manylora.server.headers import timings_of
+from manylora.server.headers import tier_name, timings_of
 from manylora.server.link import EngineLink
+from manylora.server.meter import Buyer, Meter, OpenUsage, Timings
 from manylora.server.metrics import Meters
 from manylora.server.work import Work, begin
 
 
 class Inference:
-    """Opens work for a route and, when it is over, writes its figures to the log line and the metrics."""
+    """Opens work for a route and, when it is over, writes its figures to the log line, the metrics and the meter."""
 
-    def __init__(self, gate: Gate, link: EngineLink, meters: Meters, clock: Clock) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        link: EngineLink,
+        meters: Meters,
+        clock: Clock,
+        access: Access | None = None,
+        meter: Meter | None = None,
+    ) -> None:
+        """`meter` None: usage is not recorded, as in the library and in tests."""
         self.gate = gate
         self.link = link
         self.clock = clock
         self._meters = meters
+        self._access = access or Access(clock)
+        self._meter = meter
 
-    @contextmanager
-    def begin(self, exchange: Exchange, drafts: Sequence[Draft]) -> Iterator[Work]:
-        with begin(self.link, self.gate, drafts, exchange.arrival.tenant, self.clock) as work:
-            try:
-                yield work
-            finally:
-                self._note(exchange, work)
+    @asynccontextmanager
+    async def begin(self, exchange: Exchange, drafts: Sequence[Draft], *, is_stream: bool) -> AsyncIterator[Work]:
+        """Take what a request may use at most, open its sequences, and see that its usage is recorded once.
+
+        Raises what refuses it: a limit, the credit, a disk that takes no record, an engine that is down.
+        """
+        caller = exchange.arrival.caller
+        admission = await self._access.admit(
+            caller,
+            prompt_tokens=sum(len(draft.tokens) for draft in drafts),
+            budget_tokens=sum(draft.num_sequences * draft.stop.max_new_tokens for draft in drafts),
+        )
+        try:
+            numbered = [
+                (request, number)
+                for number, draft in enumerate(drafts)
+                for request in self.gate.expand(draft, caller.tenant)
+            ]
+            holder: list[Work] = []
+            usage = self._open(exchange, numbered, admission, holder, is_stream=is_stream)
+        except BaseException:
+            admission.settle(0, 0)
+            raise
+
+        def withdraw(ids: Sequence[str]) -> None:
+            if usage is not None and self._meter is not None:
+                self._meter.withdraw(usage, [request.id for request, _ in numbered if request.id in ids])
+
+        try:
+            requests = [request for request, _ in numbered]
+            with begin(self.link, self.gate, drafts, requests, self.clock, on_unsent=withdraw) as work:
+                holder.append(work)
+                work.limit_headers = admission.headers
+                if usage is not None and self._meter is not None:
+                    meter, open_usage = self._meter, usage
+                    work.settle = lambda: meter.settle(open_usage)
+                try:
+                    yield work
+                except ManyloraError:
+                    await work.settle()
+                    raise
+                finally:
+                    self._note(exchange, work)
+        finally:
+            if usage is None:
+                used = holder[0].num_generated_tokens if holder else 0
+                admission.settle(holder[0].num_prompt_tokens if holder else 0, used)
+
+    def _open(
+        self,
+        exchange: Exchange,
+        numbered: Sequence[tuple[Request, int]],
+        admission: Admission,
+        holder: Sequence[Work],
+        *,
+        is_stream: bool,
+    ) -> OpenUsage | None:
+        """Write down that a request begins; `holder` has its work as soon as there is one."""
+        if self._meter is None:
+            return None
+        arrival = exchange.arrival
+
+        def charged(charge: Charge) -> None:
+            admission.settle(charge.charged_prompt_tokens, charge.charged_completion_tokens)
+
+        return self._meter.open(
+            Buyer(tenant=arrival.caller.tenant, key=arrival.caller.key, request_id=arrival.request_id),
+            numbered,
+            base=self.gate.served.model_id,
+            is_streamed=is_stream,
+            timings=lambda: self._timings(exchange, holder[0]) if holder else Timings(),
+            on_charge=charged,
+        )
+
+    def _timings(self, exchange: Exchange, work: Work) -> Timings:
+        adapter, use = work.drafts[0].adapter, work.adapter_use
+        first_s = work.first_token_s
+        arrived_s = exchange.arrival.arrived_s
+        return Timings(
+            digest=None if use is None else use.digest,
+            tier=None
+            if use is None or adapter is None
+            else tier_name(use.tier, self.gate.served.device, adapter.source),
+            queue_ms=work.queue_ms,
+            load_ms=None if use is None else use.load_ms,
+            first_token_ms=None if first_s is None else 1e3 * (first_s - arrived_s),
+            total_ms=1e3 * (self.clock.monotonic_s() - arrived_s),
+        )
 
     def _note(self, exchange: Exchange, work: Work) -> None:
         adapter = work.drafts[0].adapter

@@ -23,11 +23,14 @@ from manylora.config import Config, child_environment
 from manylora.engine.events import EngineStats, Failure, FinishReason
 from manylora.engine.request import Request
 from manylora.errors import EngineFault, ManyloraError, Overloaded, StartupError, Unavailable
+from manylora.ids import RequestId
 from manylora.server import wire
 from manylora.server.desk import Desk, LinkHealth, OnFinished, error_from
 from manylora.server.driver import SteppedEngine, drive
 from manylora.server.generation import Generation
+from manylora.server.journal import SeenFrames, mint_life, read_journal
 from manylora.server.served import ServedModel
+from manylora.usage import Counts
 
 log = logging.getLogger(__name__)
 
@@ -173,6 +176,8 @@ class _Worker:
         self.address = f"ipc://{self.directory}/engine"
         self.socket.bind(self.address)
         self.process: asyncio.subprocess.Process | None = None
+        self.life = ""  # the name of its journal
+        self.seen: SeenFrames | None = None
 
     async def spawn(self) -> asyncio.subprocess.Process:
         """A session of its own, so that Ctrl-C in the terminal reaches the edge alone, which then drains."""
@@ -195,6 +200,9 @@ class _Worker:
         if self.process is not None and self.process.returncode is None:
             self.process.kill()
         self.socket.close(linger=0)
+        if self.seen is not None:
+            self.seen.close()
+            self.seen = None
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
@@ -207,10 +215,20 @@ class ProcessLink:
         config: Config,
         *,
         on_progress: Callable[[str], None] = lambda line: None,
+        on_life: Callable[[str], None] = lambda life: None,
+        journal_dir: Path | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """`factory` names a `driver.EngineFactory` as `module:function`; it is imported by the worker alone."""
-        self._boot = wire.Boot(factory, config)
+        """Nothing is started yet.
+
+        Args:  factory      names a `driver.EngineFactory` as `module:function`; it is imported by the worker alone
+               journal_dir  where each life of the engine writes down its counts; None: nowhere
+               on_life      told the name of each life's journal before it can begin
+        """
+        self._factory = factory
+        self._config = config
+        self._journal_dir = journal_dir
+        self._on_life = on_life
         self._on_progress = on_progress
         self._clock = clock or SystemClock()
         self._worker: _Worker | None = None
@@ -310,8 +328,9 @@ class ProcessLink:
         worker = self._worker = _Worker(self._context)
         reader: asyncio.Task[None] | None = None
         try:
+            boot = wire.Boot(self._factory, self._config, self._begin_journal(worker))
             process = await worker.spawn()
-            await worker.socket.send(wire.encode(self._boot))
+            await worker.socket.send(wire.encode(boot))
             reader = asyncio.create_task(self._read(worker, first))
             code = await process.wait()
             await asyncio.sleep(LAST_WORDS_S)
@@ -322,6 +341,21 @@ class ProcessLink:
                 await asyncio.gather(reader, return_exceptions=True)
             worker.release()
             self._note_death()
+
+    def _begin_journal(self, worker: _Worker) -> wire.JournalOrder | None:
+        if self._journal_dir is None:
+            return None
+        worker.life = mint_life()
+        worker.seen = SeenFrames(self._journal_dir, worker.life)
+        self._on_life(worker.life)
+        return wire.JournalOrder(str(self._journal_dir), worker.life, self._config.metering.keep_journals)
+
+    def _counted(self) -> dict[RequestId, Counts]:
+        """What the engine that is gone had written down of its requests."""
+        if self._journal_dir is None or self._worker is None or not self._worker.life or not self._desk.num_in_flight:
+            return {}
+        journal = read_journal(self._journal_dir, self._worker.life)
+        return {request_id: counted.counts for request_id, counted in journal.items()}
 
     async def _read(self, worker: _Worker, first: asyncio.Event) -> None:
         while True:
@@ -337,6 +371,9 @@ class ProcessLink:
                     self._on_progress(line)
                 case wire.Died():
                     self._note_last_words(frame)
+                case wire.Step(number=number) if worker.seen is not None:
+                    worker.seen.note(number)
+                    self._desk.receive(frame)
                 case _:
                     self._desk.receive(frame)
 
@@ -348,12 +385,12 @@ class ProcessLink:
         elif self._is_up:
             self._is_up = False
             # What broke the engine is for the log: it is one request's matter, and may quote it.
-            self._desk.lose(FinishReason.ENGINE_FAILURE)
+            self._desk.lose(FinishReason.ENGINE_FAILURE, counted=self._counted())
 
     def _note_death(self) -> None:
         if self._served is None and self._startup_failure is None:
             self._startup_failure = StartupError("the engine process ended before it was ready; see its output above")
         reason = FinishReason.SHUTDOWN if self._is_closing else FinishReason.ENGINE_FAILURE
         self._is_up = False
+        self._desk.lose(reason, Unavailable(SHUTTING_DOWN) if self._is_closing else None, self._counted())
         self._worker = None
-        self._desk.lose(reason, Unavailable(SHUTTING_DOWN) if self._is_closing else None)

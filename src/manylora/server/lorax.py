@@ -4,6 +4,7 @@ from manylora.config import ServerConfig
 from manylora.engine.events import Finished
 from manylora.engine.request import StopParams
 from manylora.server import sse
+from manylora.server.access import Caller
 from manylora.server.exchange import Exchange
 from manylora.server.gate import Draft, Gate
 from manylora.server.headers import head_of, timings_of, whole_of
@@ -36,19 +37,20 @@ class NativeRoutes:
         max_input = self._gate.served.max_input_length
         order = read_native(exchange.json(), self._settings, max_input=max_input, is_stream=is_stream)
         with self._gate.admit(order.best_of):
-            draft = await self._draft(order, exchange.arrival.tenant)
-            with self._inference.begin(exchange, [draft]) as work:
+            draft = await self._draft(order, exchange.arrival.caller)
+            async with self._inference.begin(exchange, [draft], is_stream=is_stream) as work:
                 if is_stream:
                     await self._stream(exchange, order, work)
                 else:
                     await work.collect()
+                    await work.settle()
                     body = _whole(order, work)
                     headers = whole_of(work, exchange, self._gate.served)
                     await exchange.reply([body] if is_array else body, headers=headers)
 
-    async def _draft(self, order: NativeOrder, tenant: str) -> Draft:
+    async def _draft(self, order: NativeOrder, caller: Caller) -> Draft:
         gate = self._gate
-        adapter = gate.adapter(order.adapter.adapter_id, order.adapter, tenant=tenant)
+        adapter = gate.adapter(order.adapter.adapter_id, order.adapter, tenant=caller.tenant, token=caller.source_token)
         if order.apply_chat_template:
             _, tokens = await gate.render_chat([{"role": "user", "content": order.inputs}])
         else:
@@ -83,6 +85,7 @@ class NativeRoutes:
                 continue
             _, event = item
             if isinstance(event, Finished):
+                await work.settle()
                 await exchange.end_stream(_last_event(exchange, order, work, held))
             elif work.is_last(0):
                 held = event

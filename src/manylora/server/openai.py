@@ -9,6 +9,7 @@ from manylora.engine.events import Finished
 from manylora.engine.request import StopParams
 from manylora.errors import InvalidParameter
 from manylora.server import sse
+from manylora.server.access import Caller
 from manylora.server.exchange import Exchange
 from manylora.server.gate import Draft
 from manylora.server.headers import head_of, whole_of
@@ -86,7 +87,7 @@ class OpenAIRoutes:
         exchange.model = body.string("model")
         order, prompts = read_completion(body, self._settings)
         with self._gate.admit(order.best_of * len(prompts)):
-            drafts = [await self._prompt_draft(order, prompt, exchange.arrival.tenant) for prompt in prompts]
+            drafts = [await self._prompt_draft(order, prompt, exchange.arrival.caller) for prompt in prompts]
             echoes = [self._shown(prompt) if order.echo else "" for prompt in prompts]
             await self._answer(exchange, order, COMPLETION, drafts, echoes)
 
@@ -95,11 +96,11 @@ class OpenAIRoutes:
         exchange.model = body.string("model")
         order, messages = read_chat(body, self._settings)
         with self._gate.admit(order.best_of):
-            draft = await self._chat_draft(order, messages, exchange.arrival.tenant)
+            draft = await self._chat_draft(order, messages, exchange.arrival.caller)
             await self._answer(exchange, order, CHAT, [draft], [""])
 
-    async def _prompt_draft(self, order: OpenAIOrder, prompt: Prompt, tenant: str) -> Draft:
-        adapter = self._adapter(order, tenant)
+    async def _prompt_draft(self, order: OpenAIOrder, prompt: Prompt, caller: Caller) -> Draft:
+        adapter = self._adapter(order, caller)
         if isinstance(prompt, str):
             tokens, characters = await self._gate.encode(prompt, add_special_tokens=True), len(prompt)
         else:
@@ -107,17 +108,21 @@ class OpenAIRoutes:
             tokens, characters = prompt, len(prompt)
         return self._draft(order, adapter, tokens, characters, field="prompt", budget_field="max_tokens")
 
-    async def _chat_draft(self, order: OpenAIOrder, messages: Sequence[Message], tenant: str) -> Draft:
-        adapter = self._adapter(order, tenant)
+    async def _chat_draft(self, order: OpenAIOrder, messages: Sequence[Message], caller: Caller) -> Draft:
+        adapter = self._adapter(order, caller)
         _, tokens = await self._gate.render_chat(messages)
         characters = sum(len(message["content"]) for message in messages)
         return self._draft(order, adapter, tokens, characters, field="messages", budget_field="max_completion_tokens")
 
-    def _adapter(self, order: OpenAIOrder, tenant: str) -> AdapterRef | None:
+    def _adapter(self, order: OpenAIOrder, caller: Caller) -> AdapterRef | None:
         """`adapter_id` wins over `model`."""
         if order.adapter.adapter_id or order.adapter.recipe:
-            return self._gate.adapter(order.adapter.adapter_id, order.adapter, tenant=tenant)
-        return self._gate.adapter(order.model, order.adapter, parameter="model", tenant=tenant)
+            return self._gate.adapter(
+                order.adapter.adapter_id, order.adapter, tenant=caller.tenant, token=caller.source_token
+            )
+        return self._gate.adapter(
+            order.model, order.adapter, parameter="model", tenant=caller.tenant, token=caller.source_token
+        )
 
     def _draft(
         self,
@@ -164,11 +169,12 @@ class OpenAIRoutes:
             "model": model,
             "system_fingerprint": f"manylora-{self._gate.served.sha[:12]}",
         }
-        with self._inference.begin(exchange, drafts) as work:
+        async with self._inference.begin(exchange, drafts, is_stream=order.is_stream) as work:
             if order.is_stream:
                 await self._stream(exchange, order, shape, work, envelope, echoes)
                 return
             await work.collect()
+            await work.settle()
             choices = _whole_choices(order, shape, work, echoes)
             headers = whole_of(work, exchange, self._gate.served)
             await exchange.reply({**envelope, "choices": choices, "usage": usage_of(work)}, headers=headers)
@@ -190,6 +196,7 @@ class OpenAIRoutes:
                 await exchange.send_event(sse.KEEP_ALIVE)
             elif events := chunks.of(*item):
                 await exchange.send_event(events)
+        await work.settle()
         await exchange.end_stream(chunks.end(usage_of(work)) + sse.DONE)
 
 

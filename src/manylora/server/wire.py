@@ -11,11 +11,20 @@ from manylora.ids import RequestId
 from manylora.server.served import ServedModel
 
 
+class JournalOrder(msgspec.Struct, frozen=True):
+    """Where the engine writes down its own counts (`journal.py`)."""
+
+    folder: str
+    life: str
+    keeps_parts: bool
+
+
 class Boot(msgspec.Struct, frozen=True, tag=True):
     """First message to a worker: `factory` is `module:function`, see `driver.EngineFactory`."""
 
     factory: str
     config: Config
+    journal: JournalOrder | None = None
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -63,9 +72,10 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
 
 
 class Step(msgspec.Struct, frozen=True, tag=True):
-    """All that one step committed, for every row."""
+    """All that one step committed, for every row. `number` counts these frames in one life of the engine, from 1."""
 
     events: StepEvents
+    number: int = 0
 
 
 class Beat(msgspec.Struct, frozen=True, tag=True):

@@ -1,13 +1,14 @@
 """The generations of one HTTP request: opened together, read in any order, closed together whatever happens."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from manylora.clock import Clock
 from manylora.engine.events import AdapterUse, Finished, FinishReason, TokenEvent
 from manylora.engine.request import Request
 from manylora.errors import IncompleteGeneration, ManyloraError
+from manylora.ids import RequestId
 from manylora.server.desk import error_from
 from manylora.server.gate import Draft, Gate
 from manylora.server.generation import Generation
@@ -31,6 +32,9 @@ class Work:
         self.first_token_s: float | None = None
         self.adapter_use: AdapterUse | None = None
         self.queue_ms: float | None = None
+        self.limit_headers: Callable[[], dict[str, str]] = dict
+        self.settle: Callable[[], Awaitable[None]] = _nothing_to_settle
+        """Await it when every sequence has ended, before the last of the reply leaves: its usage is then durable."""
         self._clock = clock
 
     async def wait_for_head(self, wait_s: float) -> None:
@@ -148,20 +152,35 @@ class Work:
 
 
 @contextmanager
-def begin(link: EngineLink, gate: Gate, drafts: Sequence[Draft], tenant: str, clock: Clock) -> Iterator[Work]:
-    """Open every sequence of the drafts; on leaving, those that have not ended are aborted."""
+def begin(
+    link: EngineLink,
+    gate: Gate,
+    drafts: Sequence[Draft],
+    requests: Sequence[Request],
+    clock: Clock,
+    *,
+    on_unsent: Callable[[Sequence[RequestId]], None] = lambda ids: None,
+) -> Iterator[Work]:
+    """Open every sequence of the drafts; on leaving, those that have not ended are aborted.
+
+    `on_unsent` is told which never reached the engine.
+    """
     opened: list[Generation] = []
     try:
-        for request in _requests(gate, drafts, tenant):
-            opened.append(link.generate(request))  # noqa: PERF401  what was opened before a failure must be closed
+        try:
+            for request in requests:
+                opened.append(link.generate(request))  # noqa: PERF401  what was opened before a failure must be closed
+        except BaseException:
+            on_unsent([request.id for request in requests[len(opened) :]])
+            raise
         yield Work(drafts, opened, gate, clock)
     finally:
         for generation in opened:
             generation.close()
 
 
-def _requests(gate: Gate, drafts: Sequence[Draft], tenant: str) -> list[Request]:
-    return [request for draft in drafts for request in gate.expand(draft, tenant)]
+async def _nothing_to_settle() -> None:
+    return
 
 
 async def _any_ready(generations: Sequence[Generation]) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 
 import zmq
 
@@ -14,6 +15,7 @@ from manylora.engine.events import Failure
 from manylora.errors import EngineFault, ManyloraError
 from manylora.server import wire
 from manylora.server.driver import ProgressLine, drive, load_factory
+from manylora.server.journal import Journal
 
 PR_SET_PDEATHSIG = 1
 BOOT_WAIT_MS = 10_000
@@ -88,7 +90,9 @@ def _serve(socket: "zmq.Socket[bytes]", port: _SocketPort) -> int:
         logging.getLogger().removeHandler(progress)
         logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
         port.send(wire.Ready(served))
-        drive(engine, port, SystemClock())
+        order = boot.journal
+        journal = None if order is None else Journal(Path(order.folder), order.life, keeps_parts=order.keeps_parts)
+        drive(engine, port, SystemClock(), journal)
     except Exception as error:
         name, message = type(error).__name__, str(error)
         if not isinstance(error, ManyloraError):

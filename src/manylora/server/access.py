@@ -1,0 +1,161 @@
+"""Who calls, by key, and what that caller may still use: decided at the edge, from its own copy of what is known."""
+
+import hmac
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from manylora.clock import Clock
+from manylora.errors import InsufficientPermissions, InvalidApiKey, TenantMismatch, TenantSuspended
+from manylora.ids import KeyId, TenantId
+from manylora.server.credit import Hold, Purse
+from manylora.server.directory import Directory
+from manylora.server.limits import Limiter, Reservation
+from manylora.tenancy import DEFAULT_TENANT, KeyFacts, Limits, Scope, TenantState, hash_secret, split_key
+
+BEARER = "bearer "
+HUB_TOKEN = "hf_"
+KEYLESS = frozenset(
+    {"/health", "/startup", "/ping", "/info", "/docs", "/docs/oauth2-redirect", "/api-doc/openapi.json"}
+    | {"/openapi.json"}
+)
+_ADMIN = re.compile(r"/metrics|/v1/adapters(/.*)?")
+_NOBODY = "0" * 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Whose request it is. key: None where no key is needed. source_token: for adapters of a hub, from the bearer."""
+
+    tenant: TenantId
+    key: KeyId | None = None
+    scopes: tuple[Scope, ...] = ()
+    weight: int = 1
+    limits: tuple[tuple[str, Limits], ...] = ()
+    source_token: str = ""
+
+
+@dataclass(slots=True)
+class Admission:
+    """What one request holds of its tenant's limits and credit, from its beginning to its charge."""
+
+    reservation: Reservation | None = None
+    hold: Hold | None = None
+    headers: Callable[[], dict[str, str]] = dict
+
+    def settle(self, charged_prompt_tokens: int, charged_completion_tokens: int) -> None:
+        """Give back what was not used. Calling it again changes nothing."""
+        if self.reservation is not None:
+            self.reservation.settle(charged_prompt_tokens + charged_completion_tokens)
+        if self.hold is not None:
+            self.hold.settle(charged_prompt_tokens, charged_completion_tokens)
+
+
+class Access:
+    """Keys, limits and credit of one edge. Without a directory nobody is asked for anything."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        base: str = "",
+        is_key_needed: bool = False,
+        directory: Directory | None = None,
+        purse: Purse | None = None,
+        free_bases: Sequence[str] = (),
+    ) -> None:
+        self.is_key_needed = is_key_needed
+        self.directory = directory
+        self._clock = clock
+        self._base = base
+        self._purse = purse
+        self._is_free = base in free_bases
+        self._limiter = Limiter(clock)
+
+    def caller(self, method: str, path: str, authorization: str, path_tenant: str | None) -> Caller:
+        """The caller of a route, who may call it.
+
+        Args:    authorization  the header's text, empty where there is none
+                 path_tenant    the tenant of a deployment's path, None where there is none
+        Raises:  `InvalidApiKey`, `TenantSuspended`, `TenantMismatch`, `InsufficientPermissions`, `ControlUnavailable`
+        """
+        is_bearer = authorization[: len(BEARER)].lower() == BEARER
+        text = authorization[len(BEARER) :].strip() if is_bearer else ""
+        if not self.is_key_needed:
+            return self._open_caller(text, TenantId(path_tenant or DEFAULT_TENANT))
+        if path in KEYLESS or (path == "/" and method in ("GET", "HEAD")):
+            return Caller(tenant=TenantId(path_tenant or DEFAULT_TENANT))
+        key = self._key(text)
+        caller = self._caller_of(key)
+        needed = Scope.ADMIN if _ADMIN.fullmatch(path) else Scope.QUERY
+        if needed not in caller.scopes:
+            raise InsufficientPermissions(f"this needs a key with the scope `{needed}`")
+        if path_tenant is not None and path_tenant != caller.tenant:
+            raise TenantMismatch("the key is of another tenant than the path")
+        return caller
+
+    async def admit(self, caller: Caller, *, prompt_tokens: int, budget_tokens: int) -> Admission:
+        """Take a request's worst case from the caller's limits and credit.
+
+        Raises `LimitExceeded`, `QuotaExhausted`, `ControlUnavailable`.
+        """
+        admission = Admission()
+        if caller.limits:
+            admission.reservation = self._limiter.take(dict(caller.limits), prompt_tokens + budget_tokens)
+            reservation = admission.reservation
+            admission.headers = lambda: self._limiter.headers(reservation)
+        if caller.key is not None and self._purse is not None and self.directory is not None and not self._is_free:
+            price = self.directory.price(self._base, int(1000 * self._clock.wall_s()))
+            try:
+                admission.hold = await self._purse.hold(
+                    caller.tenant, price, prompt_tokens=prompt_tokens, budget_tokens=budget_tokens
+                )
+            except BaseException:
+                admission.settle(0, 0)
+                raise
+        return admission
+
+    def _key(self, text: str) -> KeyFacts:
+        """The key of a bearer's text. A wrong one costs the same work and is told the same, whatever is wrong."""
+        assert self.directory is not None, "keys are needed where there is a directory"
+        parts = split_key(text)
+        if parts is None:
+            raise InvalidApiKey("send a key: `Authorization: Bearer pb_…`")
+        self.directory.require_fresh()
+        key = self.directory.key(parts[0])
+        given = hash_secret(self.directory.pepper, parts[1])
+        is_right = hmac.compare_digest(given, _NOBODY if key is None else key.secret_hash)
+        now_ms = 1000 * self._clock.wall_s()
+        if key is None or not is_right or (key.expires_ms is not None and key.expires_ms <= now_ms):
+            raise InvalidApiKey("the key is not valid")
+        return key
+
+    def _caller_of(self, key: KeyFacts) -> Caller:
+        assert self.directory is not None, "as above"
+        tenant = self.directory.tenant(key.tenant)
+        if tenant is None:
+            raise InvalidApiKey("the key is not valid")
+        if tenant.state is not TenantState.ACTIVE:
+            raise TenantSuspended(f"tenant `{tenant.id}` is {tenant.state}")
+        named = ((f"tenant {tenant.id}", tenant.limits), (f"key {key.id}", key.limits))
+        return Caller(
+            tenant=tenant.id,
+            key=key.id,
+            scopes=key.scopes,
+            weight=tenant.weight,
+            limits=tuple((name, limits) for name, limits in named if limits != Limits()),
+        )
+
+    def _open_caller(self, text: str, tenant: TenantId) -> Caller:
+        """Nobody is asked for a key; what is known of the tenant holds all the same, its credit aside."""
+        facts = None if self.directory is None else self.directory.tenant(tenant)
+        if facts is not None and facts.state is not TenantState.ACTIVE:
+            raise TenantSuspended(f"tenant `{tenant}` is {facts.state}")
+        limits = () if facts is None or facts.limits == Limits() else ((f"tenant {tenant}", facts.limits),)
+        return Caller(
+            tenant=tenant,
+            scopes=tuple(Scope),
+            weight=1 if facts is None else facts.weight,
+            limits=limits,
+            source_token=text if text.startswith(HUB_TOKEN) else "",
+        )

@@ -1,0 +1,116 @@
+"""Spending a tenant's credit at the edge: out of what the control plane has set aside for this edge, never beyond.
+
+A request sets its worst case aside before it begins, prompt and whole budget, and at its end pays what it used. When
+what is leased does not hold a request, more is asked for; one question a tenant is under way at a time.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from manylora.clock import Clock
+from manylora.errors import ControlUnavailable, QuotaExhausted
+from manylora.ids import TenantId
+from manylora.server.control_client import ControlClient
+from manylora.tenancy import Lease, PriceFacts
+
+log = logging.getLogger(__name__)
+
+REASONS = {"credit": "the credit is used up", "budget": "this month's budget is used up"}
+
+
+@dataclass(slots=True)
+class _Account:
+    """One tenant's lease. granted and spent are counted since this edge began; reserved: of requests under way."""
+
+    granted: int = 0
+    spent: int = 0
+    reserved: int = 0
+    expires_ms: int = 0
+
+    @property
+    def left(self) -> int:
+        return self.granted - self.spent - self.reserved
+
+
+@dataclass(slots=True)
+class Hold:
+    """What one request has set aside."""
+
+    account: _Account
+    price: PriceFacts
+    nanousd: int
+    is_settled: bool = False
+
+    def settle(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """End the request: pay what was charged, give back the rest, once."""
+        if self.is_settled:
+            return
+        self.is_settled = True
+        self.account.reserved -= self.nanousd
+        self.account.spent += prompt_tokens * self.price.input_nanousd + completion_tokens * self.price.output_nanousd
+
+
+class Purse:
+    """All tenants' leases of this edge. It belongs to one event loop."""
+
+    def __init__(self, client: ControlClient, clock: Clock, *, edge: str, lease_nanousd: int, lease_s: float) -> None:
+        self._client = client
+        self._clock = clock
+        self._edge = edge
+        self._lease_nanousd = lease_nanousd
+        self._lease_ms = 1000 * lease_s
+        self._accounts: dict[TenantId, _Account] = {}
+        self._asking: dict[TenantId, asyncio.Lock] = {}
+
+    async def hold(
+        self, tenant: TenantId, price: PriceFacts | None, *, prompt_tokens: int, budget_tokens: int
+    ) -> Hold | None:
+        """Set a request's worst case aside; None where it costs nothing.
+
+        Raises `QuotaExhausted` when the credit does not hold it, `ControlUnavailable` when that cannot be asked.
+        """
+        if price is None or not (price.input_nanousd or price.output_nanousd):
+            return None
+        cost = prompt_tokens * price.input_nanousd + budget_tokens * price.output_nanousd
+        account = self._accounts.setdefault(tenant, _Account())
+        while account.left < cost or self._remaining_ms(account) < self._lease_ms / 2:
+            async with self._asking.setdefault(tenant, asyncio.Lock()):
+                if account.left < cost or self._remaining_ms(account) <= 0:
+                    await self._lease(tenant, account, cost)
+                elif self._remaining_ms(account) < self._lease_ms / 2 and not await self._prolong(tenant, account):
+                    break
+        account.reserved += cost
+        return Hold(account, price, cost)
+
+    async def _lease(self, tenant: TenantId, account: _Account, cost: int) -> None:
+        missing = max(0, cost - account.left)
+        wanted = max(missing, self._lease_nanousd) if missing else 0
+        lease = await self._client.lease(self._edge, tenant, wanted)
+        account.granted, account.expires_ms = lease.granted_nanousd, lease.expires_ms
+        if account.left < cost:
+            self._refuse(lease, account, cost)
+
+    def _refuse(self, lease: Lease, account: _Account, cost: int) -> None:
+        reason = REASONS.get(lease.reason, REASONS["credit"])
+        raise QuotaExhausted(
+            f"You exceeded your current quota: {reason}. This request may cost {_dollars(cost)}; "
+            f"{_dollars(max(0, account.left))} are left"
+        )
+
+    async def _prolong(self, tenant: TenantId, account: _Account) -> bool:
+        """Keep what is leased for longer. Without an answer it is good until it expires: traffic goes on."""
+        try:
+            await self._lease(tenant, account, 0)
+        except ControlUnavailable as error:
+            log.warning("lease.not_prolonged tenant=%s error=%s", tenant, error.message)
+            return False
+        return True
+
+    def _remaining_ms(self, account: _Account) -> float:
+        return account.expires_ms - 1000 * self._clock.wall_s()
+
+
+def _dollars(nanousd: int) -> str:
+    whole, rest = divmod(nanousd, 10**9)
+    return f"${whole}.{rest:09d}".rstrip("0").rstrip(".")

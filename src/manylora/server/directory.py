@@ -1,0 +1,141 @@
+"""The edge's own copy of tenants, keys, prices and uploads, kept up with the control plane by asking for changes."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from manylora.clock import Clock
+from manylora.errors import ControlUnavailable, ManyloraError
+from manylora.ids import KeyId, TenantId
+from manylora.server.control_client import ControlClient
+from manylora.tenancy import KeyFacts, PriceFacts, RepositoryFacts, Snapshot, TenantFacts
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One version of somebody's repository."""
+
+    owner: TenantId
+    repository: str
+    version: int
+
+
+class Directory:
+    """What is known of the control plane, and how old it is. It belongs to one event loop."""
+
+    def __init__(self, client: ControlClient, clock: Clock, *, poll_s: float, max_age_s: float) -> None:
+        self._client = client
+        self._clock = clock
+        self._poll_s = poll_s
+        self._max_age_s = max_age_s
+        self._revision = -1
+        self._told_s: float | None = None
+        self._tenants: dict[TenantId, TenantFacts] = {}
+        self._keys: dict[KeyId, KeyFacts] = {}
+        self._prices: dict[str, dict[int, PriceFacts]] = {}
+        self._repositories: dict[tuple[TenantId, str], RepositoryFacts] = {}
+        self.pepper = ""
+
+    async def refresh(self) -> None:
+        """Ask once what has changed. Raises `ControlUnavailable`."""
+        begun_s = self._clock.monotonic_s()
+        snapshot = await self._client.snapshot(self._revision)
+        self._apply(snapshot)
+        self._told_s = begun_s
+
+    async def follow(self) -> None:
+        """Ask again and again, until cancelled; a control plane that does not answer is asked on."""
+        is_answering = True
+        while True:
+            await asyncio.sleep(self._poll_s)
+            try:
+                await self.refresh()
+            except ManyloraError as error:
+                if is_answering:
+                    log.warning("control.unavailable error=%s", error.message)
+                is_answering = False
+            else:
+                if not is_answering:
+                    log.warning("control.available_again")
+                is_answering = True
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the control plane answered last; infinite if it never has."""
+        return float("inf") if self._told_s is None else self._clock.monotonic_s() - self._told_s
+
+    def require_fresh(self) -> None:
+        """Raises `ControlUnavailable` where too much may have changed since the control plane answered last."""
+        if self.age_s > self._max_age_s:
+            raise ControlUnavailable(
+                f"the control plane has not answered for longer than {self._max_age_s:g} s "
+                "(control.snapshot_max_age_s); repeat the request"
+            )
+
+    def tenant(self, tenant: TenantId) -> TenantFacts | None:
+        return self._tenants.get(tenant)
+
+    def key(self, key: KeyId) -> KeyFacts | None:
+        return self._keys.get(key)
+
+    def price(self, base: str, moment_ms: int) -> PriceFacts | None:
+        """The price in force at a moment; None where the base has none then."""
+        fit = [price for price in self._prices.get(base, {}).values() if price.effective_ms <= moment_ms]
+        return max(fit, key=lambda price: price.version, default=None)
+
+    def upload(self, tenant: TenantId, name: str) -> Upload | None:
+        """What a tenant means by a name; None where there is nothing of that name that the tenant may use.
+
+        `repo` is the newest version, `repo/3` the third, `repo/prod` what that alias stands for; a repository of
+        another tenant, shared or public, has its owner before it: `owner/repo/3`. What is one's own comes first.
+        """
+        first, _, rest = name.rstrip("/").partition("/")
+        own = self._version(tenant, tenant, first, rest)
+        if own is not None:
+            return own
+        repository, _, version = rest.partition("/")
+        return self._version(tenant, TenantId(first), repository, version)
+
+    def names(self, tenant: TenantId) -> list[str]:
+        """Every repository that a tenant may use, as it would name it."""
+        found = []
+        for (owner, name), facts in self._repositories.items():
+            if facts.versions and _may_use(tenant, facts):
+                found.append(name if owner == tenant else f"{owner}/{name}")
+        return sorted(found)
+
+    def _version(self, tenant: TenantId, owner: TenantId, repository: str, wanted: str) -> Upload | None:
+        facts = self._repositories.get((owner, repository))
+        if facts is None or not facts.versions or not _may_use(tenant, facts):
+            return None
+        if not wanted:
+            return Upload(owner, repository, facts.versions[-1])
+        number = dict(facts.aliases).get(wanted)
+        if number is None and wanted.isascii() and wanted.isdigit() and not wanted.startswith("0"):
+            number = int(wanted) if len(wanted) < 10 else None
+        return Upload(owner, repository, number) if number in facts.versions and number is not None else None
+
+    def _apply(self, snapshot: Snapshot) -> None:
+        if snapshot.is_whole:
+            self._tenants.clear()
+            self._keys.clear()
+            self._prices.clear()
+            self._repositories.clear()
+        self.pepper = snapshot.pepper
+        self._tenants |= {tenant.id: tenant for tenant in snapshot.tenants}
+        for key in snapshot.keys:
+            if key.is_revoked:
+                self._keys.pop(key.id, None)
+            else:
+                self._keys[key.id] = key
+        for price in snapshot.prices:
+            self._prices.setdefault(price.base, {})[price.version] = price
+        for repository in snapshot.repositories:
+            self._repositories[repository.owner, repository.name] = repository
+        self._revision = snapshot.revision
+
+
+def _may_use(tenant: TenantId, facts: RepositoryFacts) -> bool:
+    return facts.owner == tenant or facts.is_public or tenant in facts.shared_with

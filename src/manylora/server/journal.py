@@ -1,0 +1,202 @@
+"""The engine's own counts, written step by step before the edge hears of them: what a crash leaves to charge by.
+
+One journal a life of the engine, in parts that begin with what is under way, so that old parts can go. The edge keeps
+the number of the last frame it has received beside it; tokens in later frames were committed, but reached nobody.
+"""
+
+import contextlib
+import mmap
+import os
+import re
+import secrets
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from manylora.engine.events import StepEvents
+from manylora.engine.request import Request
+from manylora.ids import PROBE_FLOW, RequestId
+from manylora.server.framed import FramedFile, read_entries
+from manylora.usage import Counts
+
+PART_BYTES = 8 << 20
+KEPT_PARTS = 2
+SEEN = struct.Struct("<Q")
+_PART = re.compile(r"engine-([0-9a-f]{16})-([0-9]{6})\.journal")
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """What one frame holds, as numbers.
+
+    opened  (index, request id, prompt tokens, tokens committed before): new ones, or at a part's start all under way
+    tokens  the index of each committed token's request, one for each token
+    ended   (index, prompt tokens, cached tokens, completion tokens)
+    """
+
+    number: int
+    opened: list[tuple[int, str, int, int]]
+    tokens: list[int]
+    ended: list[tuple[int, int, int, int]]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Entry).decode
+
+
+@dataclass(slots=True)
+class Counted:
+    """One request in a journal. delivered: tokens in frames that the edge has received."""
+
+    prompt_tokens: int
+    cached_tokens: int = 0
+    committed: int = 0
+    delivered: int = 0
+    has_ended: bool = False
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(
+            prompt_tokens=self.prompt_tokens, cached_tokens=self.cached_tokens, completion_tokens=self.committed
+        )
+
+
+@dataclass(slots=True)
+class _Open:
+    index: int
+    prompt_tokens: int
+    committed: int = 0
+
+
+class Journal:
+    """Written by the engine's process. A journal that cannot be written ends the engine: nothing goes uncounted."""
+
+    def __init__(self, folder: Path, life: str, *, keeps_parts: bool = False) -> None:
+        self._folder = folder
+        self._life = life
+        self._keeps_parts = keeps_parts
+        self._part = 0
+        self._open: dict[RequestId, _Open] = {}
+        self._new: list[RequestId] = []
+        self._next_index = 0
+        self._file = FramedFile(part_path(folder, life, 0))
+
+    def submit(self, request: Request) -> None:
+        """Note a request handed to the engine; it is written with the next frame. Probes are nobody's."""
+        if request.flow != PROBE_FLOW:
+            self._open[request.id] = _Open(self._next_index, len(request.tokens))
+            self._new.append(request.id)
+            self._next_index += 1
+
+    def write(self, number: int, events: StepEvents) -> None:
+        """Write what frame `number` is about to tell."""
+        if self._file.size > PART_BYTES:
+            self._begin_part(number)
+        opened = self._told(self._new)
+        self._new = []
+        tokens: list[int] = []
+        for token in events.tokens:
+            if (found := self._open.get(token.request_id)) is not None:
+                found.committed += 1
+                tokens.append(found.index)
+        ended = []
+        for end in events.finished:
+            if (found := self._open.pop(end.request_id, None)) is not None:
+                counts = end.counts
+                ended.append((found.index, counts.prompt_tokens, counts.cached_tokens, counts.completion_tokens))
+        if opened or tokens or ended:
+            self._file.append(_encode(Entry(number, opened, tokens, ended)))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _told(self, ids: Iterable[RequestId]) -> list[tuple[int, str, int, int]]:
+        found = ((request_id, self._open[request_id]) for request_id in ids if request_id in self._open)
+        return [(each.index, request_id, each.prompt_tokens, each.committed) for request_id, each in found]
+
+    def _begin_part(self, number: int) -> None:
+        self._file.close()
+        self._part += 1
+        self._file = FramedFile(part_path(self._folder, self._life, self._part))
+        self._file.append(_encode(Entry(number - 1, self._told(self._open), [], [])))
+        self._new = []
+        if not self._keeps_parts and self._part >= KEPT_PARTS:
+            part_path(self._folder, self._life, self._part - KEPT_PARTS).unlink(missing_ok=True)
+
+
+class SeenFrames:
+    """The number of the last frame that the edge has received: eight bytes in a mapped file."""
+
+    def __init__(self, folder: Path, life: str) -> None:
+        descriptor = os.open(seen_path(folder, life), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(descriptor, SEEN.size)
+            self._map = mmap.mmap(descriptor, SEEN.size)
+        finally:
+            os.close(descriptor)
+
+    def note(self, number: int) -> None:
+        SEEN.pack_into(self._map, 0, number)
+
+    def close(self) -> None:
+        self._map.close()
+
+
+def read_journal(folder: Path, life: str) -> dict[RequestId, Counted]:
+    """What one life of the engine counted, and how much of it the edge received; empty if it never counted."""
+    seen = _seen(folder, life)
+    found: dict[RequestId, Counted] = {}
+    ids: dict[int, RequestId] = {}
+    for path in parts_of(folder, life):
+        for _, payload in read_entries(path):
+            entry = _decode(payload)
+            is_seen = entry.number <= seen
+            for index, request_id, prompt_tokens, before in entry.opened:
+                ids[index] = RequestId(request_id)
+                # What an earlier part has told is not told again; where that part is gone it was received long ago.
+                found.setdefault(ids[index], Counted(prompt_tokens, committed=before, delivered=before))
+            for index in entry.tokens:
+                counted = found[ids[index]]
+                counted.committed += 1
+                counted.delivered += is_seen
+            for index, prompt_tokens, cached_tokens, completion_tokens in entry.ended:
+                counted = found[ids[index]]
+                counted.prompt_tokens, counted.cached_tokens = prompt_tokens, cached_tokens
+                counted.committed, counted.has_ended = completion_tokens, True
+    return found
+
+
+def lives_in(folder: Path) -> list[str]:
+    """Every life of an engine that left a journal."""
+    return sorted({match[1] for path in folder.iterdir() if (match := _PART.fullmatch(path.name))})
+
+
+def parts_of(folder: Path, life: str) -> list[Path]:
+    return sorted(folder.glob(f"engine-{life}-*.journal"))
+
+
+def remove_journal(folder: Path, life: str) -> None:
+    for path in (*parts_of(folder, life), seen_path(folder, life)):
+        path.unlink(missing_ok=True)
+
+
+def mint_life() -> str:
+    return secrets.token_hex(8)
+
+
+def part_path(folder: Path, life: str, part: int) -> Path:
+    return folder / f"engine-{life}-{part:06d}.journal"
+
+
+def seen_path(folder: Path, life: str) -> Path:
+    return folder / f"engine-{life}.seen"
+
+
+def _seen(folder: Path, life: str) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        data = seen_path(folder, life).read_bytes()
+        if len(data) == SEEN.size:
+            return int(SEEN.unpack(data)[0])
+    return 0

@@ -1,0 +1,176 @@
+"""Limits by tenant and by key: requests and tokens a minute as buckets, and requests at one time.
+
+A request takes its worst case, prompt and budget, when it comes, and is given back what it did not use when it ends.
+A bucket holds a minute's allowance and fills evenly.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from manylora.clock import Clock
+from manylora.errors import RequestRateExceeded, StreamLimitExceeded, TokenRateExceeded
+from manylora.tenancy import Limits
+
+MINUTE_S = 60.0
+MAX_IDLE = 10_000
+"""Holders whose buckets are kept though they are full again; it bounds what is remembered."""
+
+
+@dataclass(slots=True)
+class Bucket:
+    """Up to `limit` a minute; what has been taken drains evenly."""
+
+    limit: int
+    level: float
+    moment_s: float
+
+    def fill(self, now_s: float, limit: int) -> None:
+        """Bring it to now, and to a limit that may have changed."""
+        gained = (now_s - self.moment_s) * self.limit / MINUTE_S
+        self.level = min(float(limit), self.level + gained)
+        self.limit, self.moment_s = limit, now_s
+
+    def wait_s(self, amount: int) -> float:
+        """Seconds until `amount` is there; it must be at most the limit."""
+        return max(0.0, (amount - self.level) * MINUTE_S / self.limit) if self.limit else math.inf
+
+    @property
+    def reset_s(self) -> float:
+        """Seconds until it is full."""
+        return (self.limit - self.level) * MINUTE_S / self.limit if self.limit else 0.0
+
+
+@dataclass(slots=True)
+class _Holder:
+    """A tenant's or a key's use."""
+
+    requests: Bucket | None = None
+    tokens: Bucket | None = None
+    streams: int = 0
+
+
+@dataclass(slots=True)
+class Reservation:
+    """What one request has taken; `settle` gives back the rest, once."""
+
+    holders: list[tuple[_Holder, Limits]] = field(default_factory=list)
+    tokens: int = 0
+    is_settled: bool = False
+
+    def settle(self, used_tokens: int) -> None:
+        """End the request: `used_tokens` of its reservation are kept, the rest is given back."""
+        if self.is_settled:
+            return
+        self.is_settled = True
+        for holder, _ in self.holders:
+            holder.streams -= 1
+            if holder.tokens is not None:
+                returned = self.tokens - min(used_tokens, self.tokens)
+                holder.tokens.level = min(float(holder.tokens.limit), holder.tokens.level + returned)
+
+
+class Limiter:
+    """All holders' buckets. It belongs to one event loop."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._holders: dict[str, _Holder] = {}
+
+    def __len__(self) -> int:
+        return len(self._holders)
+
+    def take(self, limits: Mapping[str, Limits], tokens: int) -> Reservation:
+        """Take one request of `tokens` from every holder, or from none.
+
+        Args:    limits  by holder: the tenant's, and its key's
+        Raises:  `RequestRateExceeded`, `TokenRateExceeded`, `StreamLimitExceeded`, with the seconds to wait
+        """
+        now_s = self._clock.monotonic_s()
+        if len(self._holders) > MAX_IDLE:
+            self._forget_idle(now_s)
+        taken: list[tuple[_Holder, Limits]] = []
+        for name, own in limits.items():
+            holder = self._holders.setdefault(name, _Holder())
+            self._fill(holder, own, now_s)
+            _require(name, holder, own, tokens)
+            taken.append((holder, own))
+        for holder, _ in taken:
+            holder.streams += 1
+            if holder.requests is not None:
+                holder.requests.level -= 1
+            if holder.tokens is not None:
+                holder.tokens.level -= tokens
+        return Reservation(taken, tokens)
+
+    def headers(self, reservation: Reservation) -> dict[str, str]:
+        """`x-ratelimit-…` of the bucket nearest to empty, in OpenAI's form and in Predibase's."""
+        requests = [holder.requests for holder, _ in reservation.holders if holder.requests is not None]
+        tokens = [holder.tokens for holder, _ in reservation.holders if holder.tokens is not None]
+        headers: dict[str, str] = {}
+        for kind, buckets in (("requests", requests), ("tokens", tokens)):
+            if buckets:
+                tightest = _tightest(buckets)
+                headers[f"x-ratelimit-limit-{kind}"] = str(tightest.limit)
+                headers[f"x-ratelimit-remaining-{kind}"] = str(max(0, int(tightest.level)))
+                headers[f"x-ratelimit-reset-{kind}"] = duration(tightest.reset_s)
+        if every := [*requests, *tokens]:
+            tightest = _tightest(every)
+            headers["x-ratelimit-limit"] = str(tightest.limit)
+            headers["x-ratelimit-remaining"] = str(max(0, int(tightest.level)))
+            headers["x-ratelimit-reset"] = str(math.ceil(tightest.reset_s))
+        return headers
+
+    def _fill(self, holder: _Holder, limits: Limits, now_s: float) -> None:
+        holder.requests = _filled(holder.requests, limits.requests_per_minute, now_s)
+        holder.tokens = _filled(holder.tokens, limits.tokens_per_minute, now_s)
+
+    def _forget_idle(self, now_s: float) -> None:
+        for name, holder in list(self._holders.items()):
+            buckets = [bucket for bucket in (holder.requests, holder.tokens) if bucket is not None]
+            for bucket in buckets:
+                bucket.fill(now_s, bucket.limit)
+            if not holder.streams and all(bucket.level >= bucket.limit for bucket in buckets):
+                del self._holders[name]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as OpenAI writes a duration: `850ms`, `1s`, `6m0s`."""
+    if seconds < 1:
+        return f"{math.ceil(1000 * seconds)}ms"
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
+
+
+def _filled(bucket: Bucket | None, limit: int | None, now_s: float) -> Bucket | None:
+    if limit is None:
+        return None
+    if bucket is None:
+        return Bucket(limit, float(limit), now_s)
+    bucket.fill(now_s, limit)
+    return bucket
+
+
+def _require(name: str, holder: _Holder, limits: Limits, tokens: int) -> None:
+    if limits.concurrent_streams is not None and holder.streams >= limits.concurrent_streams:
+        raise StreamLimitExceeded(f"Rate limit exceeded: {limits.concurrent_streams} requests at one time ({name})")
+    if holder.requests is not None and (wait_s := holder.requests.wait_s(1)) > 0:
+        raise RequestRateExceeded(
+            f"Rate limit exceeded: {holder.requests.limit} requests per minute ({name})", wait_s=min(wait_s, MINUTE_S)
+        )
+    if holder.tokens is None:
+        return
+    if tokens > holder.tokens.limit:
+        raise TokenRateExceeded(
+            f"Rate limit exceeded: {holder.tokens.limit} tokens per minute ({name}), and this request may use "
+            f"{tokens}, prompt and budget together: ask for fewer",
+            wait_s=MINUTE_S,
+        )
+    if (wait_s := holder.tokens.wait_s(tokens)) > 0:
+        raise TokenRateExceeded(
+            f"Rate limit exceeded: {holder.tokens.limit} tokens per minute ({name})", wait_s=min(wait_s, MINUTE_S)
+        )
+
+
+def _tightest(buckets: Sequence[Bucket]) -> Bucket:
+    return min(buckets, key=lambda bucket: bucket.level / bucket.limit if bucket.limit else 0.0)

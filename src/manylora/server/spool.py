@@ -1,0 +1,266 @@
+"""Usage on its way to the ledger: what was opened, what was finished, in files until the control plane has it.
+
+    spool-<edge>-<number>.log, entries: Opened, Dropped (no usage after all), Finished (the whole record)
+
+`Opened` is a plain write; `Finished` is on the disk before the reply ends: one thread writes and syncs all that have
+come since its last time. A segment goes when all that it finished is shipped and all that it opened is finished.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from manylora.errors import ConfigInvalid, UsageUnrecorded
+from manylora.ids import KeyId, RequestId, TenantId, UsageId
+from manylora.server.framed import FramedFile, read_entries
+from manylora.usage import UsageRecord
+
+log = logging.getLogger(__name__)
+
+SEGMENT_BYTES = 8 << 20
+RETRY_S = 0.5
+LOCK_FILE = "lock"
+_SEGMENT = re.compile(r"spool-([0-9a-f]+)-([0-9]{6})\.log")
+
+
+class Opened(msgspec.Struct, frozen=True, tag=True):
+    """What is known of a request before its first token.
+
+    requests  (request id, number of its prompt, prompt tokens) of each sequence
+    """
+
+    id: UsageId
+    tenant: TenantId
+    key: KeyId | None
+    request_id: str
+    base: str
+    adapter: str | None
+    adapter_source: str | None
+    adapter_owner: TenantId | None
+    opened_ms: int
+    is_streamed: bool
+    life: str
+    requests: tuple[tuple[RequestId, int, int], ...]
+
+
+class Dropped(msgspec.Struct, frozen=True, tag=True):
+    """The request was refused before it reached the engine."""
+
+    id: UsageId
+
+
+class Finished(msgspec.Struct, frozen=True, tag=True):
+    record: UsageRecord
+
+
+SpoolEntry = Opened | Dropped | Finished
+_encode = msgspec.msgpack.Encoder().encode
+_decode: msgspec.msgpack.Decoder[SpoolEntry] = msgspec.msgpack.Decoder(SpoolEntry)
+
+
+@dataclass(slots=True)
+class _Segment:
+    """durable: bytes known to be on the disk; cursor: bytes shipped; open: usages opened in it and not finished."""
+
+    path: Path
+    durable: int = 0
+    cursor: int = 0
+    open: int = 0
+
+
+class Spool:
+    """One edge's segments. `open`, `drop` and `finish` belong to the event loop; one thread writes what is finished."""
+
+    def __init__(self, folder: Path, edge: str) -> None:
+        self._folder = folder
+        self._edge = edge
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()  # protects _file, _segments and _pending
+        self._segments: list[_Segment] = []
+        self._where: dict[UsageId, _Segment] = {}
+        self._pending: list[tuple[UsageRecord, asyncio.Future[None]]] = []
+        self._wake = threading.Event()
+        self._is_closing = False
+        self._number = 0
+        self._file = self._begin_segment()
+        self._writer = threading.Thread(target=self._write_finished, name="manylora-spool", daemon=True)
+        self._writer.start()
+
+    def open(self, opened: Opened) -> None:
+        """Write down that a request has begun. Raises `UsageUnrecorded`: it must then not be served."""
+        with self._lock:
+            try:
+                self._append(_encode(opened))
+            except OSError as error:
+                raise UsageUnrecorded(f"usage cannot be written down: {error.strerror}") from error
+            segment = self._segments[-1]
+            segment.open += 1
+            self._where[opened.id] = segment
+
+    def drop(self, usage_id: UsageId) -> None:
+        with self._lock:
+            with contextlib.suppress(OSError):  # then it is closed as lost, at no cost
+                self._append(_encode(Dropped(usage_id)))
+            self._forget(usage_id)
+
+    def finish(self, record: UsageRecord) -> asyncio.Future[None]:
+        """Begin to write a record; what is returned is done when it is on the disk."""
+        done: asyncio.Future[None] = self._loop.create_future()
+        with self._lock:
+            self._pending.append((record, done))
+        self._wake.set()
+        return done
+
+    def unshipped(self, limit: int) -> tuple[list[UsageRecord], list[tuple[Path, int]]]:
+        """Up to `limit` records that are durable and not shipped, and the mark to give to `shipped` for them."""
+        records: list[UsageRecord] = []
+        marks: list[tuple[Path, int]] = []
+        with self._lock:
+            spans = [(segment.path, segment.cursor, segment.durable) for segment in self._segments]
+        for path, begin, end in spans:
+            mark = begin
+            for offset, payload in read_entries(path, begin, end):
+                mark = offset
+                entry = _decode.decode(payload)
+                if isinstance(entry, Finished):
+                    records.append(entry.record)
+                    if len(records) >= limit:
+                        break
+            if mark > begin:
+                marks.append((path, mark))
+            if len(records) >= limit:
+                break
+        return records, marks
+
+    def shipped(self, marks: list[tuple[Path, int]]) -> None:
+        """Never ship what lies before these marks again, and delete what nobody needs."""
+        with self._lock:
+            for path, offset in marks:
+                for segment in self._segments:
+                    if segment.path == path:
+                        segment.cursor = offset
+            for segment in self._segments[:-1]:
+                if segment.cursor >= segment.durable and not segment.open:
+                    segment.path.unlink(missing_ok=True)
+                    self._segments.remove(segment)
+
+    @property
+    def num_segments(self) -> int:
+        return len(self._segments)
+
+    def adopt(self, path: Path) -> None:
+        """Ship what a lost edge's segment holds, too; then delete it."""
+        with self._lock:
+            self._segments.insert(0, _Segment(path, durable=path.stat().st_size))
+
+    async def close(self) -> None:
+        """Write what is pending and stop the thread."""
+        self._is_closing = True
+        self._wake.set()
+        await asyncio.to_thread(self._writer.join)
+        self._file.close()
+
+    def _append(self, payload: bytes) -> None:
+        """Append to the last segment; after a failure the next entry goes to a new one. The lock is held."""
+        if self._file.size > SEGMENT_BYTES:
+            self._file = self._begin_segment()
+        try:
+            self._file.append(payload)
+        except OSError:
+            self._file = self._begin_segment()
+            raise
+
+    def _begin_segment(self) -> FramedFile:
+        if self._segments:
+            self._file.sync()
+            self._segments[-1].durable = self._file.size
+            self._file.close()
+        self._number += 1
+        path = self._folder / f"spool-{self._edge}-{self._number:06d}.log"
+        file = FramedFile(path)
+        self._segments.append(_Segment(path))
+        return file
+
+    def _forget(self, usage_id: UsageId) -> None:
+        segment = self._where.pop(usage_id, None)
+        if segment is not None:
+            segment.open -= 1
+
+    def _write_finished(self) -> None:
+        """The thread: everything that has come is written, then synced once, then told."""
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            with self._lock:
+                batch, self._pending = self._pending, []
+            while batch and not self._write(batch):
+                if self._is_closing:
+                    return
+                threading.Event().wait(RETRY_S)
+            if self._is_closing and not self._pending:
+                return
+
+    def _write(self, batch: list[tuple[UsageRecord, asyncio.Future[None]]]) -> bool:
+        try:
+            with self._lock:
+                for record, _ in batch:
+                    self._append(_encode(Finished(record)))
+                file, segment, size = self._file, self._segments[-1], self._file.size
+            file.sync()
+        except OSError as error:
+            log.error("spool.write_failed error=%s records=%d", error, len(batch))
+            return False
+        with self._lock:
+            segment.durable = max(segment.durable, size)
+            for record, _ in batch:
+                self._forget(record.id)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(_tell, [done for _, done in batch])
+        return True
+
+
+def hold_folder(folder: Path) -> int:
+    """Make the folder of the spool and hold it for this process; returns a descriptor to keep open.
+
+    Raises `ConfigInvalid` if another process holds it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigInvalid(f"metering.dir {folder} cannot be used: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ConfigInvalid(
+            f"metering.dir {folder} is used by another server: give each its own, "
+            f"such as `--set metering.dir={folder}-2`"
+        ) from None
+    return descriptor
+
+
+def segments_in(folder: Path) -> list[tuple[str, Path]]:
+    """Every edge's segments, in their order, as (edge, path)."""
+    found = [(match[1], path) for path in folder.iterdir() if (match := _SEGMENT.fullmatch(path.name))]
+    return sorted(found, key=lambda pair: pair[1].name)
+
+
+def read_segment(path: Path) -> Iterator[SpoolEntry]:
+    for _, payload in read_entries(path):
+        yield _decode.decode(payload)
+
+
+def _tell(futures: list[asyncio.Future[None]]) -> None:
+    for done in futures:
+        if not done.done():
+            done.set_result(None)
