@@ -2,6 +2,7 @@
 
 import sys
 
+from manylora.cli.hosting import host_control
 from manylora.config import load_config, parse_setting
 from manylora.server.run import Announce, run_server
 
@@ -14,9 +15,10 @@ def main(directory: str, *assignments: str) -> None:
     config = load_config(None, {"model.base": directory, "server.port": 0, **flags}, {})
     announce = Announce(
         progress=lambda line: print(f"PROGRESS {line}", flush=True),  # noqa: T201  read by the test
+        admin_key=lambda key: print(f"ADMIN {key}", flush=True),  # noqa: T201  read by the test
         ready=lambda served, url: print(f"READY {url}", flush=True),  # noqa: T201  read by the test
     )
-    run_server(config, factory=FACTORY, announce=announce)
+    run_server(config, factory=FACTORY, control=host_control, announce=announce)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,10 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks a free one. Default: 8080.")] = None,
+    auth: Annotated[
+        str | None,
+        typer.Option(help="Whether requests need a key: on, off, or auto (off on this machine alone). Default: auto."),
+    ] = None,
     max_model_len: Annotated[
         int | None, typer.Option(help="Longest sequence, prompt and reply together. Default: the window of the base.")
     ] = None,
@@ -42,6 +46,7 @@ def serve(
     """
     from rich.console import Console
 
+    from manylora.cli.hosting import host_control
     from manylora.cli.settings import FACTORY, configuration, with_adapter_roots, with_base_fetched
     from manylora.server.run import Announce, run_server
 
@@ -56,6 +61,7 @@ def serve(
             "adapters.stores": tuple(adapter_store or ()) or None,
             "server.host": host,
             "server.port": port,
+            "server.auth": auth,
             "engine.max_model_len": max_model_len,
         },
     )
@@ -63,7 +69,8 @@ def serve(
     console = Console(stderr=True, highlight=False)
     with console.status(f"starting {settings.model.base}", spinner="dots") as status:
         terminal = _Terminal(console, status)
-        run_server(settings, factory=FACTORY, announce=Announce(progress=terminal.progress, ready=terminal.ready))
+        announce = Announce(progress=terminal.progress, ready=terminal.ready, admin_key=terminal.admin_key)
+        run_server(settings, factory=FACTORY, control=host_control, announce=announce)
 
 
 class _Terminal:
@@ -82,6 +89,13 @@ class _Terminal:
         shown = _plain(line).replace("\n", "\n         ")
         self._console.print(f"[dim]{now_s - self._last_s:5.1f} s[/dim]  {shown}", soft_wrap=True)
         self._last_s = now_s
+
+    def admin_key(self, key: str) -> None:
+        self._console.print(
+            f"[bold]The operator's key, shown this once:[/bold] {key}\n"
+            "         It makes tenants and their keys: `manylora tenants create NAME --key …`",
+            soft_wrap=True,
+        )
 
     def ready(self, served: "ServedModel", url: str) -> None:
         from manylora.adapters.local_source import LocalSource

@@ -1,12 +1,13 @@
 """Who calls, by key, and what that caller may still use: decided at the edge, from its own copy of what is known."""
 
+import contextlib
 import hmac
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from manylora.clock import Clock
-from manylora.errors import InsufficientPermissions, InvalidApiKey, TenantMismatch, TenantSuspended
+from manylora.errors import ControlUnavailable, InsufficientPermissions, InvalidApiKey, TenantMismatch, TenantSuspended
 from manylora.ids import KeyId, TenantId
 from manylora.server.credit import Hold, Purse
 from manylora.server.directory import Directory
@@ -93,6 +94,12 @@ class Access:
         if path_tenant is not None and path_tenant != caller.tenant:
             raise TenantMismatch("the key is of another tenant than the path")
         return caller
+
+    async def learn(self) -> None:
+        """Ask at once what has changed, as far as the control plane answers."""
+        if self.directory is not None:
+            with contextlib.suppress(ControlUnavailable):
+                await self.directory.refresh()
 
     async def admit(self, caller: Caller, *, prompt_tokens: int, budget_tokens: int) -> Admission:
         """Take a request's worst case from the caller's limits and credit.

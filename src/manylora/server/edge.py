@@ -108,8 +108,17 @@ class Edge:
         return str(tenant)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A route of the control plane: it reads the body itself, as it comes, and knows keys itself."""
-        await self._control(scope, receive, send)  # type: ignore[misc,operator]  # any callable
+        """A route of the control plane: it reads the body itself, as it comes, and knows keys itself.
+
+        Before a change is confirmed this server has learned of it: whoever was given a key may use it here at once.
+        """
+
+        async def confirmed(message: Scope) -> None:
+            if message["type"] == "http.response.start" and scope["method"] not in ("GET", "HEAD"):
+                await self._access.learn()
+            await send(message)
+
+        await self._control(scope, receive, confirmed)  # type: ignore[misc,operator]  # any callable
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
         """A body that is too large is read on for a while, so that its sender sees the answer and not a broken pipe."""

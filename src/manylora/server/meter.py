@@ -8,7 +8,6 @@ open is closed as `edge_lost` by what its engine's journal holds.
 import asyncio
 import contextlib
 import logging
-import os
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from manylora.server.spool import (
     Finished,
     Opened,
     Spool,
-    hold_folder,
+    hold_folders,
     read_segment,
     segments_in,
 )
@@ -86,21 +85,21 @@ class OpenUsage:
 class Meter:
     """One edge's metering. All methods belong to its event loop."""
 
-    def __init__(self, folder: Path, *, clock: Clock, ship_s: float, keeps_journals: bool = False) -> None:
-        """Hold the folder and close what an edge before us left. Raises `ConfigInvalid` if another server holds it."""
-        self.folder = folder
+    def __init__(self, root: Path, *, clock: Clock, ship_s: float, keeps_journals: bool = False) -> None:
+        """Hold a folder below `root` and close what edges before us left. Raises `ConfigInvalid`."""
+        self._held = hold_folders(root)
+        self.folder = self._held[0].path
         self.edge = secrets.token_hex(8)
         self.life = ""  # of the engine that now runs; the link says it
         self._clock = clock
         self._ship_s = ship_s
         self._keeps_journals = keeps_journals
-        self._lock = hold_folder(folder)
-        left = segments_in(folder)
-        self._spool = Spool(folder, self.edge)
+        left = [(folder.path, edge, path) for folder in self._held for edge, path in segments_in(folder.path)]
+        self._spool = Spool(self.folder, self.edge)
         self._open: dict[RequestId, OpenUsage] = {}
         self._lost_edges: set[str] = set()
         self._shipping: asyncio.Task[None] | None = None
-        self._left = [path for _, path in left]
+        self._left = [path for _, _, path in left]
         self._closing = self._recover(left)
         self._is_recovered = False
 
@@ -117,9 +116,10 @@ class Meter:
             self._spool.adopt(path)
         self._is_recovered = True
         if not self._keeps_journals:
-            for life in lives_in(self.folder):
-                if life != self.life:
-                    remove_journal(self.folder, life)
+            for folder in self._held:
+                for life in lives_in(folder.path):
+                    if life != self.life:
+                        remove_journal(folder.path, life)
 
     def start_shipping(self, client: ControlClient) -> None:
         self._shipping = asyncio.create_task(self._ship_on(client))
@@ -203,20 +203,35 @@ class Meter:
         except TimeoutError:
             log.error("usage.not_durable id=%s after_s=%g", usage.opened.id, DURABLE_WAIT_S)
 
-    async def close(self) -> None:
-        """Write and ship what can be; the rest is found at the next start."""
-        if self._shipping is not None:
-            self._shipping.cancel()
-            await asyncio.gather(self._shipping, return_exceptions=True)
+    async def stop(self, client: ControlClient) -> None:
+        """Write what has ended, ship it for a few seconds at most, and give back what was leased; then close."""
+        await self._stop_shipping()
         await self._spool.close()
-        os.close(self._lock)
-
-    async def drain(self, client: ControlClient) -> None:
-        """Ship all that is durable now, for a few seconds at most."""
         with contextlib.suppress(TimeoutError, ManyloraError):
             async with asyncio.timeout(DRAIN_S):
                 while await self.ship(client):
                     pass
+                await client.give_back(self.edge)
+        self._release()
+
+    async def close(self) -> None:
+        """Write what has ended; it is shipped after the next start."""
+        await self._stop_shipping()
+        await self._spool.close()
+        self._release()
+
+    async def _stop_shipping(self) -> None:
+        if self._shipping is not None:
+            self._shipping.cancel()
+            await asyncio.gather(self._shipping, return_exceptions=True)
+
+    def _release(self) -> None:
+        for folder in self._held:
+            folder.release()
+
+    def begin_life(self, life: str) -> None:
+        """The engine that now begins writes the journal of this name."""
+        self.life = life
 
     async def ship(self, client: ControlClient) -> int:
         """Hand one shipment over; returns how many records it had. Raises what the control plane answers."""
@@ -250,23 +265,24 @@ class Meter:
         usage.settled = self._spool.finish(record)
         usage.on_charge(charge)
 
-    def _recover(self, left: Sequence[tuple[str, Path]]) -> list[asyncio.Future[None]]:
+    def _recover(self, left: Sequence[tuple[Path, str, Path]]) -> list[asyncio.Future[None]]:
         """Close what edges before us opened and did not finish; returns what is done when that is on the disk."""
-        opened: dict[UsageId, tuple[str, Opened]] = {}
-        for edge, path in left:
+        opened: dict[UsageId, tuple[Path, str, Opened]] = {}
+        for folder, edge, path in left:
             self._lost_edges.add(edge)
             for entry in read_segment(path):
                 match entry:
                     case Opened():
-                        opened[entry.id] = (edge, entry)
+                        opened[entry.id] = (folder, edge, entry)
                     case Dropped(usage_id):
                         opened.pop(usage_id, None)
                     case Finished(record):
                         opened.pop(record.id, None)
-        journals = {life: read_journal(self.folder, life) for life in {each.life for _, each in opened.values()}}
+        lives = {(folder, entry.life) for folder, _, entry in opened.values()}
+        journals = {(folder, life): read_journal(folder, life) for folder, life in lives}
         closed = []
-        for edge, entry in opened.values():
-            counted = journals[entry.life]
+        for folder, edge, entry in opened.values():
+            counted = journals[folder, entry.life]
             uses = [
                 SequenceUse(
                     prompt=prompt,

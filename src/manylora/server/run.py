@@ -15,11 +15,13 @@ import structlog
 import uvicorn
 import uvloop
 
+from manylora.clock import SystemClock
 from manylora.config import Config
 from manylora.errors import ConfigInvalid, StartupError
 from manylora.models.tokenizer import Tokenizer
 from manylora.server.app import EdgeApp, create_app
 from manylora.server.link import ProcessLink
+from manylora.server.membership import ControlFactory, Membership
 from manylora.server.served import ServedModel
 
 CLOSE_WAIT_S = 5
@@ -29,22 +31,27 @@ BACKLOG = 2048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announce:
-    """What the terminal is told: `progress` each line of the start; `ready` once, with what is served and where."""
+    """What the terminal is told: `progress` each line of the start; `ready` once, with what is served and where.
+
+    admin_key  the operator's first key, which is shown here and never again
+    """
 
     progress: Callable[[str], None] = lambda line: None
     ready: Callable[[ServedModel, str], None] = lambda served, url: None
+    admin_key: Callable[[str], None] = lambda key: None
 
 
-def run_server(config: Config, *, factory: str, announce: Announce) -> None:
+def run_server(config: Config, *, factory: str, control: ControlFactory, announce: Announce) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return.
 
     Args:    factory  `module:function` of a `driver.EngineFactory`, imported by the engine process
+             control  opens the control plane in this process, where it is not at a URL
     Raises:  `ConfigInvalid` if the port is taken; `StartupError` if the engine cannot be built
     """
     configure_logging()
     listener = bind(config)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, listener:
-        runner.run(_serve(config, listener, factory, announce))
+        runner.run(_serve(config, listener, factory, control, announce))
 
 
 def bind(config: Config) -> socket.socket:
@@ -73,13 +80,40 @@ def url_of(listener: socket.socket) -> str:
     return f"http://{shown}:{port}"
 
 
-async def _serve(config: Config, listener: socket.socket, factory: str, announce: Announce) -> None:
-    link = ProcessLink(factory, config, on_progress=announce.progress)
+async def _serve(
+    config: Config, listener: socket.socket, factory: str, control: ControlFactory, announce: Announce
+) -> None:
+    membership = await Membership.join(config, control, SystemClock())
+    if membership.admin_key is not None:
+        announce.admin_key(membership.admin_key)
+    try:
+        await _serve_as(membership, config, listener, factory, announce)
+    finally:
+        await membership.leave()
+
+
+async def _serve_as(
+    membership: Membership, config: Config, listener: socket.socket, factory: str, announce: Announce
+) -> None:
+    meter = membership.meter
+    link = ProcessLink(
+        factory, config, on_progress=announce.progress, on_life=meter.begin_life, journal_dir=meter.folder
+    )
     try:
         await _start(link)
         served = link.served
+        access = membership.admit(served.model_id)
         tokenizer = Tokenizer(Path(served.base_dir), model_id=served.model_id)
-        app = create_app(config, link=link, served=served, tokenizer=tokenizer)
+        await membership.begin()
+        app = create_app(
+            config,
+            link=link,
+            served=served,
+            tokenizer=tokenizer,
+            access=access,
+            meter=meter,
+            control=membership.control,
+        )
         if not await app.health.probe():
             raise StartupError("the engine is up, but did not answer a first request of one token")
         announce.progress("first token generated")

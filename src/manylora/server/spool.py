@@ -228,25 +228,44 @@ class Spool:
         return True
 
 
-def hold_folder(folder: Path) -> int:
-    """Make the folder of the spool and hold it for this process; returns a descriptor to keep open.
+@dataclass(frozen=True, slots=True)
+class HeldFolder:
+    """A folder of one server's spool and journals, held for this process until `release`."""
 
-    Raises `ConfigInvalid` if another process holds it, or it cannot be made.
+    path: Path
+    descriptor: int
+
+    def release(self) -> None:
+        os.close(self.descriptor)
+
+
+def hold_folders(root: Path) -> list[HeldFolder]:
+    """Hold every folder below `root` that no living server holds: the first is ours, lost servers left the rest.
+
+    Servers of one machine may so share a root. Raises `ConfigInvalid` if it cannot be used.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        numbers = [int(entry.name) for entry in root.iterdir() if entry.name.isdigit()]
+        held = [folder for number in sorted(numbers) if (folder := _held(root / str(number))) is not None]
+        number = max(numbers, default=-1)
+        while not held:
+            number += 1
+            held += [folder for folder in [_held(root / str(number))] if folder is not None]
     except OSError as error:
-        raise ConfigInvalid(f"metering.dir {folder} cannot be used: {error.strerror}") from error
+        raise ConfigInvalid(f"metering.dir {root} cannot be used: {error.strerror}") from error
+    return held
+
+
+def _held(path: Path) -> HeldFolder | None:
+    path.mkdir(exist_ok=True, mode=0o700)
+    descriptor = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise ConfigInvalid(
-            f"metering.dir {folder} is used by another server: give each its own, "
-            f"such as `--set metering.dir={folder}-2`"
-        ) from None
-    return descriptor
+        return None
+    return HeldFolder(path, descriptor)
 
 
 def segments_in(folder: Path) -> list[tuple[str, Path]]:
