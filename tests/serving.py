@@ -17,7 +17,8 @@ STOP_WAIT_S = 60
 @contextmanager
 def running_server(log: Path, *flags: str) -> Iterator[str]:
     """Yield the address of a server on a free port; it must drain and exit with 0 at the end."""
-    command = [sys.executable, "-m", "manylora", "serve", "--port", "0", *flags]
+    own = [f"--set={group}.dir={log.parent / group}" for group in ("control", "metering")]
+    command = [sys.executable, "-m", "manylora", "serve", "--port", "0", *own, *flags]
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
         try:
             yield _wait_for_url(process, log)

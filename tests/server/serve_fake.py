@@ -12,7 +12,8 @@ FACTORY = "tests.server.fake_engine:build"
 def main(directory: str, *assignments: str) -> None:
     pairs = [assignment.partition("=") for assignment in assignments]
     flags = {key: parse_setting(key, text) for key, _, text in pairs}
-    config = load_config(None, {"model.base": directory, "server.port": 0, **flags}, {})
+    own = {"control.dir": f"{directory}/control", "metering.dir": f"{directory}/metering"}
+    config = load_config(None, {"model.base": directory, "server.port": 0, **own, **flags}, {})
     announce = Announce(
         progress=lambda line: print(f"PROGRESS {line}", flush=True),  # noqa: T201  read by the test
         admin_key=lambda key: print(f"ADMIN {key}", flush=True),  # noqa: T201  read by the test

@@ -98,6 +98,10 @@ class Directory:
         repository, _, version = rest.partition("/")
         return self._version(tenant, TenantId(first), repository, version)
 
+    def knows(self, tenant: TenantId, repository: str) -> bool:
+        """Whether a tenant has, or has had, a repository of that name."""
+        return (tenant, repository) in self._repositories
+
     def names(self, tenant: TenantId) -> list[str]:
         """Every repository that a tenant may use, as it would name it."""
         found = []

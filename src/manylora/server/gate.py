@@ -130,28 +130,35 @@ class Gate:
         has_others = default is not SourceName.LOCAL or self._registry is not None or self._directory is not None
         if source is None and has_others and self._is_local(name):
             source = SourceName.LOCAL
-        elif source is None and self._directory is None and self._is_in_folder(tenant, name):
-            source = SourceName.PBASE
         if self._directory is not None and source in (None, SourceName.PBASE):
             upload = self._directory.upload(TenantId(tenant), name)
             if upload is not None:
                 source, tenant, name = SourceName.PBASE, upload.owner, f"{upload.repository}/{upload.version}"
-            elif source is SourceName.PBASE:
+            elif source is SourceName.PBASE and not self._is_in_folder(tenant, name):
                 raise AdapterNotFound(f"Adapter '{name}' was not found in source 'pbase'")
+        if source is None and self._is_in_folder(tenant, name):
+            source = SourceName.PBASE
         return parse_adapter_ref(name, source, self._sources, token=fields.token, default=default, tenant=tenant)
 
     def uploaded_names(self, tenant: str) -> list[str]:
         """Repositories of the registry that a tenant may use, as it would name them."""
-        if self._directory is not None:
-            return self._directory.names(TenantId(tenant))
-        return [] if self._registry is None else self._registry.repositories(tenant)
+        known = set() if self._directory is None else set(self._directory.names(TenantId(tenant)))
+        in_folder = [] if self._registry is None else self._registry.repositories(tenant)
+        return sorted(known | {name for name in in_folder if not self._is_directory_s(tenant, name)})
 
     async def local_names(self) -> list[str]:
         """Local adapters as the engine's own source lists them, read anew: they come and go while the server runs."""
         return await self.pool.run(self._local.list)
 
     def _is_in_folder(self, tenant: str, name: str) -> bool:
-        return self._registry is not None and self._registry.has(tenant, name)
+        """Whether the registry's folder has a name that nobody has told the control plane of."""
+        if self._registry is None or self._is_directory_s(tenant, name):
+            return False
+        return self._registry.has(tenant, name)
+
+    def _is_directory_s(self, tenant: str, name: str) -> bool:
+        """Whether the control plane decides on a name."""
+        return self._directory is not None and self._directory.knows(TenantId(tenant), name.partition("/")[0])
 
     def _is_local(self, adapter_id: str) -> bool:
         try:

@@ -1,0 +1,55 @@
+"""A control plane in a few lines: it tells what a test sets, keeps what is shipped, and may be away."""
+
+from collections.abc import Sequence
+
+from manylora.errors import ControlUnavailable
+from manylora.ids import TenantId
+from manylora.tenancy import Lease, Snapshot
+from manylora.usage import UsageRecord
+
+PEPPER = "a5" * 32
+
+
+class FakeControl:
+    """`snapshot_` is what is told whole; credit: of every tenant, less what has been leased."""
+
+    def __init__(self, snapshot: Snapshot | None = None, *, credit: int = 0) -> None:
+        self.snapshot_ = snapshot or Snapshot(revision=0, taken_ms=0, is_whole=True, pepper=PEPPER)
+        self.credit = credit
+        self.records: dict[str, UsageRecord] = {}
+        self.shipments = 0
+        self.granted: dict[tuple[str, TenantId], int] = {}
+        self.given_back: list[str] = []
+        self.questions = 0
+        self.is_away = False
+        self.expires_ms = 10**15
+
+    async def snapshot(self, since: int) -> Snapshot:
+        self._require()
+        return self.snapshot_
+
+    async def ship(self, records: Sequence[UsageRecord]) -> None:
+        self._require()
+        self.shipments += 1
+        for record in records:
+            self.records.setdefault(record.id, record)
+
+    async def lease(self, edge: str, tenant: TenantId, nanousd: int) -> Lease:
+        self._require()
+        self.questions += 1
+        extra = min(nanousd, self.credit)
+        self.credit -= extra
+        granted = self.granted[edge, tenant] = self.granted.get((edge, tenant), 0) + extra
+        reason = "credit" if extra < nanousd else ""
+        return Lease(tenant=tenant, granted_nanousd=granted, expires_ms=self.expires_ms, reason=reason)
+
+    async def give_back(self, edge: str) -> None:
+        self._require()
+        self.given_back.append(edge)
+
+    async def close(self) -> None:
+        return
+
+    def _require(self) -> None:
+        if self.is_away:
+            raise ControlUnavailable("away")

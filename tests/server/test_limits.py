@@ -1,0 +1,152 @@
+"""Buckets of requests and tokens: never more than a minute's allowance, and given back exactly."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manylora.clock import ManualClock
+from manylora.errors import LimitExceeded, RequestRateExceeded, StreamLimitExceeded, TokenRateExceeded
+from manylora.server import limits as module
+from manylora.server.limits import Limiter, Reservation, duration
+from manylora.tenancy import Limits
+
+ACME = "tenant acme"
+
+
+def test_requests_a_minute_are_held_and_come_back_evenly() -> None:
+    clock = ManualClock()
+    limiter = Limiter(clock)
+    held = {ACME: Limits(requests_per_minute=3)}
+    for _ in range(3):
+        limiter.take(held, 1).settle(1)
+    with pytest.raises(RequestRateExceeded) as caught:
+        limiter.take(held, 1)
+    assert caught.value.retry_after_s == pytest.approx(20)
+    clock.advance(20)
+    limiter.take(held, 1)
+    with pytest.raises(RequestRateExceeded):
+        limiter.take(held, 1)
+
+
+def test_tokens_are_reserved_at_their_worst_and_given_back() -> None:
+    limiter = Limiter(ManualClock())
+    held = {ACME: Limits(tokens_per_minute=100)}
+    first = limiter.take(held, 80)
+    with pytest.raises(TokenRateExceeded, match="100 tokens per minute"):
+        limiter.take(held, 30)
+    first.settle(10)
+    first.settle(0)
+    limiter.take(held, 90)
+    with pytest.raises(TokenRateExceeded):
+        limiter.take(held, 1)
+
+
+def test_what_can_never_fit_is_told_so() -> None:
+    with pytest.raises(TokenRateExceeded, match="may use 101"):
+        Limiter(ManualClock()).take({ACME: Limits(tokens_per_minute=100)}, 101)
+
+
+def test_streams_at_one_time_are_held() -> None:
+    limiter = Limiter(ManualClock())
+    held = {ACME: Limits(concurrent_streams=2)}
+    first, _ = limiter.take(held, 1), limiter.take(held, 1)
+    with pytest.raises(StreamLimitExceeded):
+        limiter.take(held, 1)
+    first.settle(1)
+    limiter.take(held, 1)
+
+
+def test_a_refusal_takes_from_nobody() -> None:
+    limiter = Limiter(ManualClock())
+    held = {ACME: Limits(requests_per_minute=10), "key k": Limits(requests_per_minute=1)}
+    limiter.take(held, 1)
+    for _ in range(5):
+        with pytest.raises(RequestRateExceeded, match="key k"):
+            limiter.take(held, 1)
+    for _ in range(9):
+        limiter.take({ACME: held[ACME]}, 1)
+
+
+def test_headers_tell_of_the_bucket_nearest_to_empty() -> None:
+    clock = ManualClock()
+    limiter = Limiter(clock)
+    taken = limiter.take(
+        {ACME: Limits(requests_per_minute=60, tokens_per_minute=1000), "key k": Limits(tokens_per_minute=100)}, 40
+    )
+    assert limiter.headers(taken) == {
+        "x-ratelimit-limit-requests": "60",
+        "x-ratelimit-remaining-requests": "59",
+        "x-ratelimit-reset-requests": "1s",
+        "x-ratelimit-limit-tokens": "100",
+        "x-ratelimit-remaining-tokens": "60",
+        "x-ratelimit-reset-tokens": "24s",
+        "x-ratelimit-limit": "100",
+        "x-ratelimit-remaining": "60",
+        "x-ratelimit-reset": "24",
+    }
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.0, "0ms"), (0.85, "850ms"), (1, "1s"), (59.2, "1m0s"), (360, "6m0s")])
+def test_durations_are_written_as_openai_does(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_changed_limit_holds_at_once() -> None:
+    limiter = Limiter(ManualClock())
+    limiter.take({ACME: Limits(requests_per_minute=100)}, 1)
+    limiter.take({ACME: Limits(requests_per_minute=1)}, 1)
+    with pytest.raises(RequestRateExceeded):
+        limiter.take({ACME: Limits(requests_per_minute=1)}, 1)
+    with pytest.raises(RequestRateExceeded):
+        limiter.take({ACME: Limits(requests_per_minute=0)}, 1)
+
+
+def test_idle_holders_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_IDLE", 10)
+    clock = ManualClock()
+    limiter = Limiter(clock)
+    busy = limiter.take({"busy": Limits(concurrent_streams=1)}, 1)
+    for number in range(100):
+        limiter.take({f"tenant {number}": Limits(requests_per_minute=1)}, 1).settle(1)
+        clock.advance(61)
+    assert len(limiter) <= 12
+    with pytest.raises(StreamLimitExceeded):
+        limiter.take({"busy": Limits(concurrent_streams=1)}, 1)
+    busy.settle(1)
+
+
+CALLS = st.lists(st.tuples(st.floats(0, 30), st.integers(1, 60), st.integers(0, 60), st.booleans()), max_size=60)
+
+
+@given(CALLS)
+def test_no_window_holds_more_than_a_burst_and_its_share(calls: list[tuple[float, int, int, bool]]) -> None:
+    """In T seconds at most limit × (1 + T / 60) tokens are used, and nothing is lost on the way.
+
+    The windows begin where nothing is under way: what was set aside before one, and not used, comes back in it.
+    """
+    clock = ManualClock()
+    limiter = Limiter(clock)
+    held = {ACME: Limits(tokens_per_minute=60, requests_per_minute=30)}
+    used: list[tuple[float, int, bool]] = []
+    open_ones: list[tuple[Reservation, int]] = []
+    for wait_s, reserve, actual, ends_now in calls:
+        clock.advance(wait_s)
+        is_idle = not open_ones
+        try:
+            open_ones.append((limiter.take(held, reserve), min(actual, reserve)))
+        except LimitExceeded:
+            pass
+        else:
+            used.append((clock.monotonic_s(), min(actual, reserve), is_idle))
+        while open_ones and ends_now:
+            reservation, tokens = open_ones.pop()
+            reservation.settle(tokens)
+    for start, (begin_s, _, is_idle) in enumerate(used):
+        total = 0
+        for moment_s, tokens, _ in used[start:] if is_idle else ():
+            total += tokens
+            assert total <= 60 * (1 + (moment_s - begin_s) / 60) + 1e-6
+    for reservation, tokens in open_ones:
+        reservation.settle(tokens)
+    clock.advance(120)
+    limiter.take(held, 60).settle(0)
