@@ -34,7 +34,7 @@ class Dialect(StrEnum):
     OPENAI = "openai"
 
 
-_CONTROL_UNDER_V1 = re.compile(r"/v1/(users|llms|supported_llms|v2|models/version)(/|$)")
+_CONTROL_UNDER_V1 = re.compile(r"/v1/(users|llms|supported_llms|v2|models/version|datasets)(/|$)")
 _ZIPS = re.compile(r"(/v1)?/v2/(repos/[^/]+/version/[^/]+/download|deployments/[^/]+/request-logs)/?")
 
 

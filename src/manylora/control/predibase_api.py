@@ -15,7 +15,8 @@ from manylora.errors import ResourceNotFound, RouteNotBuilt
 from manylora.tenancy import Scope
 
 Json = dict[str, Any]  # JSON values of several types
-NOT_BUILT = ("/v2/finetuning", "/v2/datasets", "/v2/batch-inference", "/v2/gateways", "/v2/secrets")
+_ABSENT = ("/v2/finetuning", "/v2/datasets", "/v2/batch-inference", "/v2/gateways", "/v2/secrets")
+NOT_BUILT = (*_ABSENT, *(f"/v1{path}" for path in _ABSENT), "/v1/datasets")
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
@@ -62,8 +63,8 @@ def predibase_room(control: Control) -> APIRouter:
 
     for prefix in ("", "/v1"):
         routes.get(f"{prefix}/users/current")(current_user)
-        for path in NOT_BUILT:
-            for form in (path, f"{path}/{{rest:path}}"):
-                routes.add_api_route(f"{prefix}{form}", not_built, methods=METHODS, include_in_schema=False)
+    for path in NOT_BUILT:
+        for form in (path, f"{path}/{{rest:path}}"):
+            routes.add_api_route(form, not_built, methods=METHODS, include_in_schema=False)
     routes.get("/v1/models/version/name/{name}")(model_version)
     return routes

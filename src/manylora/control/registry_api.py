@@ -316,7 +316,8 @@ def _add_uploads(routes: APIRouter, control: Control, uploads: Uploads) -> None:
         offset = await uploads.write(facts, upload, file, part, _received(request))
         return {"file": file, "offset": offset}
 
-    @routes.api_route(address, methods=["GET", "HEAD"])
+    @routes.head(address, include_in_schema=False)
+    @routes.get(address)
     async def look(request: Request, tenant: str, upload: str, file: str, signature: str = "") -> Response:
         """How many bytes of the file are here, in the body and as `upload-offset`."""
         facts = uploads.allowed(tenant, upload, file, signature)
