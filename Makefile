@@ -31,7 +31,7 @@ lint: .venv/tested
 types: .venv/tested
 	$(BIN)/mypy
 
-unit: .venv/tested .venvs/openai/installed .venvs/lorax/installed base
+unit: .venv/tested .venvs/openai/installed .venvs/lorax/installed .venvs/predibase/installed base
 	$(BIN)/python -m pytest
 
 sanitize: .venv/tested ## Run the kernels' tests under the address and undefined-behaviour sanitizers
@@ -68,6 +68,12 @@ clients: .venvs/openai/installed .venvs/lorax/installed ## Make the environments
 .venvs/lorax/installed:
 	@$(PYTHON) -m venv .venvs/lorax
 	@.venvs/lorax/bin/python -m pip install -q --disable-pip-version-check lorax-client==0.6.3
+	@touch $@
+
+# The SDK needs what its other commands are for, plots and tables included: some 90 packages, 610 MB.
+.venvs/predibase/installed:
+	@$(PYTHON) -m venv .venvs/predibase
+	@.venvs/predibase/bin/python -m pip install -q --disable-pip-version-check predibase==2025.10.3
 	@touch $@
 
 bench-docs: .venv/installed ## Write docs/benchmarks.md and its pictures from benchmarks/results

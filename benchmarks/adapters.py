@@ -24,6 +24,7 @@ from random import Random
 from benchmarks.stall import bystander_stall, stall_in_step
 
 from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapters.base_shape import base_shape
 from manylora.adapters.image import ITEM_BYTES, lay_out
 from manylora.adapters.image_folder import job_file
 from manylora.adapters.ingest import InlineIngest
@@ -35,7 +36,6 @@ from manylora.bench.random_adapters import ATTENTION, write_adapters
 from manylora.bench.servers import Manylora, Running, default_base, fresh_cache, serving
 from manylora.bench.statistics import extremes, median
 from manylora.bench.workloads import MIXED_RANKS, WORKLOADS
-from manylora.build import base_shape
 from manylora.clock import SystemClock
 from manylora.kernels.interface import Projection
 from manylora.models.spec import ModelSpec, read_spec

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from manylora.adapter_ref import SourceName
+from manylora.adapters.base_shape import base_shape
 from manylora.adapters.base_weights import BaseWeights
 from manylora.adapters.checkpoint import Limits, check_adapter
 from manylora.adapters.packing import pack_adapter
 from manylora.adapters.refusals import Refusals
-from manylora.build import base_shape
 from manylora.engine.activation import active_from
 from manylora.ids import Digest
 from manylora.kernels.interface import AttentionBatch, Kernels, LoraSegment, PlacedAdapter, StepInput

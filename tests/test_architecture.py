@@ -47,6 +47,7 @@ MAY_START_THREADS_OR_PROCESSES = {
     "bench/object_storage.py",  # SeaweedFS
     "bench/servers.py",  # the servers that are measured
     "adapters/store.py",
+    "adapters/checking.py",  # the child process of one upload, and its start
     "adapters/ingest.py",  # the child process itself: its loads run side by side
     "adapters/loaders.py",
     "kernels/native/build.py",  # the compiler

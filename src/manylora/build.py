@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from manylora.adapter_ref import SourceName
-from manylora.adapters.base_shape import BaseShape
+from manylora.adapters.base_shape import BaseShape, base_shape
 from manylora.adapters.store import Store, open_store
 from manylora.clock import Clock, SystemClock
 from manylora.config import Config, cache_dir, enabled_sources
@@ -19,7 +19,7 @@ from manylora.engine.lending import KvLender
 from manylora.engine.pins import AdapterPins
 from manylora.engine.runner import Runner
 from manylora.engine.scheduler import Scheduler, StepLimits
-from manylora.kernels.interface import Kernels, Projection
+from manylora.kernels.interface import Kernels
 from manylora.kernels.select import select_kernels
 from manylora.memory_plan import MemoryPlan, plan_memory
 from manylora.models.catalog import resolve
@@ -140,19 +140,6 @@ def _step_limits(config: Config, kernels: Kernels) -> StepLimits:
         max_running=limits.max_running,
         guess_tokens=guess_tokens,
         guess_width=limits.guess_width,
-    )
-
-
-def base_shape(spec: ModelSpec, name: str, digest: str) -> BaseShape:
-    """What an adapter must fit."""
-    return BaseShape(
-        name=name,
-        fingerprint=digest,
-        num_layers=spec.num_layers,
-        hidden=spec.hidden,
-        vocab=spec.vocab,
-        projections=tuple(spec.projection_shape(projection) for projection in Projection),
-        is_tied=spec.tie_embeddings,
     )
 
 

@@ -280,6 +280,12 @@ def control_dir(config: Config) -> Path:
     return Path(config.control.dir).expanduser() if config.control.dir else cache_dir(config) / "control"
 
 
+def registry_dir(config: Config) -> Path:
+    """Where uploads are kept: `adapters.registry_dir`, else inside the control plane's folder."""
+    given = config.adapters.registry_dir
+    return Path(given).expanduser() if given else control_dir(config) / "uploads"
+
+
 def metering_dir(config: Config) -> Path:
     """Where usage is written down: `metering.dir`, else beside the caches."""
     return Path(config.metering.dir).expanduser() if config.metering.dir else cache_dir(config) / "metering"

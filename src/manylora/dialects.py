@@ -1,6 +1,7 @@
 """How a failure is told: the LoRAX-style body or OpenAI's, its status and its headers, and its form inside a stream."""
 
 import math
+import re
 from enum import StrEnum
 
 from manylora.errors import (
@@ -33,7 +34,16 @@ class Dialect(StrEnum):
     OPENAI = "openai"
 
 
+_CONTROL_UNDER_V1 = re.compile(r"/v1/(users|llms|supported_llms|v2|models/version|datasets)(/|$)")
+_ZIPS = re.compile(r"(/v1)?/v2/(repos/[^/]+/version/[^/]+/download|deployments/[^/]+/request-logs)/?")
+
+
 def dialect_of(path: str) -> Dialect:
+    """By its path. Predibase's SDK wants `error` to be a text, but on the two routes that answer with a zip file."""
+    if _ZIPS.fullmatch(path):
+        return Dialect.OPENAI
+    if _CONTROL_UNDER_V1.match(path):
+        return Dialect.NATIVE
     return Dialect.OPENAI if path == "/v1" or path.startswith("/v1/") else Dialect.NATIVE
 
 

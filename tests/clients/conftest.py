@@ -41,7 +41,7 @@ def run_command(name: str, *command: str) -> str:
     """Run a command with a client's environment first in the path; returns what it printed."""
     folder = ROOT / ".venvs" / name / "bin"
     if not folder.exists():
-        missing(f"no environment for the client {name}: `make clients` creates {folder.parent}")
+        missing(f"no environment for the client {name}: `make .venvs/{name}/installed` creates it")
     path = f"{folder}:/usr/bin:/bin"
     found = shutil.which(command[0], path=path)
     assert found is not None, f"{command[0]} is not in {path}"

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from manylora.models.spec import ModelSpec
+
 PROJECTION_PATHS = (
     "self_attn.q_proj",
     "self_attn.k_proj",
@@ -55,3 +57,16 @@ class BaseShape:
     def from_json(cls, fields: Mapping[str, Any]) -> "BaseShape":  # JSON values of several types
         shapes = tuple(None if shape is None else (shape[0], shape[1]) for shape in fields["projections"])
         return cls(**{**fields, "projections": shapes})
+
+
+def base_shape(spec: ModelSpec, name: str, fingerprint: str) -> BaseShape:
+    """What an adapter of a base must fit, from the base's config.json alone."""
+    return BaseShape(
+        name=name,
+        fingerprint=fingerprint,
+        num_layers=spec.num_layers,
+        hidden=spec.hidden,
+        vocab=spec.vocab,
+        projections=spec.projection_shapes,
+        is_tied=spec.tie_embeddings,
+    )

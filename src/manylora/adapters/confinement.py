@@ -24,13 +24,22 @@ PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 
 def confine(settings: IngestSettings) -> None:
     """Limit this process for good. At a limit an allocation fails with `MemoryError`, a write with EFBIG."""
-    _lower(resource.RLIMIT_CORE, 0)  # a core file would hold the adapters of several tenants
     members_bytes = MAX_MEMBERS * settings.max_bytes
-    _lower(resource.RLIMIT_FSIZE, largest_file_bytes(members_bytes, settings.shape, settings.dtype))
-    _lower(resource.RLIMIT_NOFILE, FILES_PER_LOAD * settings.parallel_loads + MORE_FILES)
-    if settings.memory_bytes:
+    confine_to(
+        file_bytes=largest_file_bytes(members_bytes, settings.shape, settings.dtype),
+        num_files=FILES_PER_LOAD * settings.parallel_loads + MORE_FILES,
+        memory_bytes=memory_limit_bytes(settings) if settings.memory_bytes else 0,
+    )
+
+
+def confine_to(*, file_bytes: int, num_files: int, memory_bytes: int) -> None:
+    """Limit this process for good: the size of its files, how many are open, its private memory (0: no limit)."""
+    _lower(resource.RLIMIT_CORE, 0)  # a core file would hold the adapters of several tenants
+    _lower(resource.RLIMIT_FSIZE, file_bytes)
+    _lower(resource.RLIMIT_NOFILE, num_files)
+    if memory_bytes:
         # Of private memory: address space would count what the threads' allocators merely reserve.
-        _lower(resource.RLIMIT_DATA, memory_limit_bytes(settings))
+        _lower(resource.RLIMIT_DATA, memory_bytes)
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

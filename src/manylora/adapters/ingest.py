@@ -72,12 +72,19 @@ class InlineIngest:
 
 def remote_sources(settings: IngestSettings) -> dict[SourceName, RemoteSource]:
     """The remote sources that are switched on."""
+    return remote_sources_of(settings.stores, settings.hub_endpoint, settings.redirect_hosts)
+
+
+def remote_sources_of(
+    stores: Sequence[str], hub_endpoint: str, redirect_hosts: Sequence[str]
+) -> dict[SourceName, RemoteSource]:
+    """The remote sources of three settings of `adapters`."""
     sources: dict[SourceName, RemoteSource] = {}
     for name in (SourceName.S3, SourceName.GS, SourceName.AZ, SourceName.HTTPS):
-        if places := [place for place in settings.stores if source_of(place) is name]:
-            sources[name] = ObjectSource(places, settings.redirect_hosts)
-    if settings.hub_endpoint:
-        sources[SourceName.HUB] = HubSource(settings.hub_endpoint, settings.redirect_hosts)
+        if places := [place for place in stores if source_of(place) is name]:
+            sources[name] = ObjectSource(places, redirect_hosts)
+    if hub_endpoint:
+        sources[SourceName.HUB] = HubSource(hub_endpoint, redirect_hosts)
     return sources
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapters.local_source import LocalSource
-from manylora.adapters.sources import CONFIG_FILE, WEIGHTS_FILE, FetchedFiles, Located, Source
+from manylora.adapters.sources import CONFIG_FILE, PARTS, WEIGHTS_FILE, FetchedFiles, Located, Source
 
 ARCHIVED_FILE = "archived"
+INCOMING = ".incoming-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -30,11 +31,8 @@ class Registry:
 
     def add(self, tenant: str, repo: str, config: bytes, weights: bytes | memoryview) -> int:
         """Keep an upload as the repository's next version and return its number; it is on disk when this returns."""
-        folder = self._repository(tenant, repo)
-        folder.mkdir(parents=True, exist_ok=True)
-        for parent in (folder.parent, self.root):  # either may be new, and then its own parent has to know it
-            _sync_folder(parent)
-        incoming = self.root / f".incoming-{uuid.uuid4().hex}"
+        folder = self._made(tenant, repo)
+        incoming = self.root / f"{INCOMING}{uuid.uuid4().hex}"
         incoming.mkdir()
         try:
             for name, data in ((CONFIG_FILE, config), (WEIGHTS_FILE, weights)):
@@ -43,6 +41,30 @@ class Registry:
             return self._publish(incoming, folder)
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
+
+    def publish(self, incoming: Path, tenant: str, repo: str, version: int) -> None:
+        """Let a folder with both files, on the root's file system, become a version of a number nobody else takes.
+
+        It is on disk when this returns. Raises `OSError`, also if the version is there already.
+        """
+        folder = self._made(tenant, repo)
+        for name in PARTS:
+            with (incoming / name).open("rb") as stream:
+                os.fsync(stream.fileno())
+        _sync_folder(incoming)
+        incoming.rename(folder / str(version))
+        _sync_folder(folder)
+
+    def last_number(self, tenant: str, repo: str) -> int:
+        """The highest number of a version whose files are there, archived or not; 0 if there is none."""
+        folder = self._repository(tenant, repo)
+        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        return max((int(name) for name in names if _VERSION.fullmatch(name)), default=0)
+
+    def files(self, tenant: str, repo: str, version: int) -> list[Path]:
+        """Both files of a version."""
+        folder = self._repository(tenant, repo) / str(version)
+        return [folder / name for name in PARTS]
 
     def versions(self, tenant: str, repo: str) -> list[int]:
         """The versions that are not archived, ascending."""
@@ -73,6 +95,10 @@ class Registry:
         """Let nobody find a version any more; its files stay."""
         (self._repository(tenant, repo) / str(version) / ARCHIVED_FILE).touch()
 
+    def restore(self, tenant: str, repo: str, version: int) -> None:
+        """Let an archived version be found again."""
+        (self._repository(tenant, repo) / str(version) / ARCHIVED_FILE).unlink(missing_ok=True)
+
     def remove(self, tenant: str, repo: str, version: int) -> None:
         """Delete a version's files. Its number is never given to another while a later one is there."""
         shutil.rmtree(self._repository(tenant, repo) / str(version))
@@ -83,6 +109,13 @@ class Registry:
         known = self.versions(ref.tenant, repo)
         chosen = int(version) if version else (known[-1] if known else 0)
         return f"{_checked(ref.tenant)}/{_checked(repo)}/{chosen if chosen in known else 0}"
+
+    def _made(self, tenant: str, repo: str) -> Path:
+        folder = self._repository(tenant, repo)
+        folder.mkdir(parents=True, exist_ok=True)
+        for parent in (folder.parent, self.root):  # either may be new, and then its own parent has to know it
+            _sync_folder(parent)
+        return folder
 
     def _publish(self, incoming: Path, folder: Path) -> int:
         taken = [int(entry.name) for entry in folder.iterdir() if _VERSION.fullmatch(entry.name)]
@@ -117,6 +150,11 @@ class RegistrySource:
     def list(self) -> list[str]:
         """Nothing: what there is depends on who asks."""
         return []
+
+
+def is_repository_name(name: str) -> bool:
+    """Whether a repository may be called so; a name also becomes a folder's."""
+    return _NAME.fullmatch(name) is not None and ".." not in name
 
 
 def folder_sources(roots: Sequence[str], registry_dir: str) -> dict[SourceName, Source]:

@@ -12,12 +12,22 @@ from manylora import __version__
 from manylora.control.account_api import account_room
 from manylora.control.admin_api import admin_room
 from manylora.control.control import Control
+from manylora.control.deployments_api import deployments_room
 from manylora.control.internal_api import internal_room
+from manylora.control.predibase_api import predibase_room
+from manylora.control.registry_api import registry_room
 from manylora.dialects import body_of, dialect_of, headers_of, status_of
 from manylora.errors import EngineFault, InvalidParameter, ManyloraError, MethodNotAllowed, RouteNotFound
 
 Room = Callable[[Control], APIRouter]
-ROOMS: tuple[Room, ...] = (internal_room, admin_room, account_room)
+ROOMS: tuple[Room, ...] = (
+    internal_room,
+    admin_room,
+    account_room,
+    registry_room,
+    deployments_room,
+    predibase_room,
+)
 """Each makes the routes of one subject; a new one is added here."""
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manylora.clock import Clock, SystemClock
-from manylora.config import Config, control_dir
+from manylora.config import Config, control_dir, registry_dir
 from manylora.control.database import Database, database_url, migrate
 from manylora.errors import ConfigInvalid
 
@@ -31,6 +31,11 @@ class Control:
     pepper: str
     edge_token: str
     is_key_needed: bool
+
+    @property
+    def registry_dir(self) -> Path:
+        """The root of the folders of uploads."""
+        return registry_dir(self.config) if self.config.adapters.registry_dir else self.folder / "uploads"
 
     def now_ms(self) -> int:
         """Milliseconds since 1970, UTC."""

@@ -1,0 +1,44 @@
+"""The base model this server serves, as far as the control plane knows it: its name, its window, its shapes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from manylora.adapters.base_shape import BaseShape, base_shape
+from manylora.config import Config, cache_dir
+from manylora.errors import StartupError
+from manylora.models.catalog import find, resolve
+from manylora.models.spec import read_spec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedBase:
+    """name: as in replies and prices; short_name: of its deployment. Without its files: no shape, and a window of 0."""
+
+    name: str
+    short_name: str
+    shape: BaseShape | None
+    window: int
+
+
+def served_base(config: Config) -> ServedBase:
+    """Read config.json of the served base, where it can be found. Blocks for about a millisecond."""
+    given = config.model.base
+    try:
+        directory = resolve(given, cache_dir(config))
+        spec = read_spec(directory)
+    except StartupError:
+        return ServedBase(name=given, short_name=short_name(given), shape=None, window=0)
+    name = directory.name if Path(given).is_dir() else given
+    window = min(spec.max_positions, config.engine.max_model_len or spec.max_positions)
+    return ServedBase(name=name, short_name=short_name(name), shape=base_shape(spec, name, ""), window=window)
+
+
+def short_name(base: str) -> str:
+    """`mistral-7b-instruct` for `mistralai/Mistral-7B-Instruct-v0.1`, whose known name that is."""
+    known = find(base)
+    return (known.name if known else base.rsplit("/", 1)[-1]).lower()
+
+
+def is_same_base(one: str, other: str) -> bool:
+    """Whether two names mean the same base: its known name, its repository, or the last part of either."""
+    return short_name(one) == short_name(other)

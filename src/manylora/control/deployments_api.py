@@ -1,0 +1,339 @@
+"""Routes of deployments, in the shapes of Predibase's SDK: `/v2/deployments`, and its older releases' `/llms`."""
+
+import io
+import json
+import zipfile
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.requests import Request
+from starlette.responses import Response
+
+from manylora.control import deployments
+from manylora.control.bases import is_same_base, served_base
+from manylora.control.bodies import iso
+from manylora.control.callers import Caller, caller_of
+from manylora.control.control import Control
+from manylora.control.deployments import Deployment, DeploymentState
+from manylora.control.registry import is_storable
+from manylora.control.tables import ledger, tenants
+from manylora.errors import InvalidParameter
+from manylora.ids import TenantId
+from manylora.tenancy import Scope
+
+Json = dict[str, Any]  # JSON values of several types
+MAX_DESCRIPTION = 4_096
+MAX_LOGGED = 100_000
+LOGGED = (
+    *("request_id", "opened_ms", "base", "adapter", "adapter_source", "prompt_tokens", "cached_tokens"),
+    *(
+        "completion_tokens",
+        "finish_reason",
+        "tier",
+        "queue_us",
+        "load_us",
+        "first_token_us",
+        "total_us",
+        "cost_nanousd",
+    ),
+)
+"""What a request log has of a request: never what was asked or answered."""
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class NewDeployment(_Body):
+    name: str
+    config: dict[str, Any]
+    description: str | None = Field(default=None, max_length=MAX_DESCRIPTION)
+
+
+class ChangedDeployment(_Body):
+    config: dict[str, Any] | None = None
+    description: str | None = Field(default=None, max_length=MAX_DESCRIPTION)
+
+
+Kind = Literal["shared", "private", "serverless", "dedicated"]
+
+
+def deployments_room(control: Control) -> APIRouter:
+    """The room of deployments. The shared one has been there since this room was made."""
+    desk = _Desk(control)
+    routes = APIRouter(tags=["deployments"])
+    _add_current(routes, desk)
+    _add_older(routes, desk)
+    everything = APIRouter()
+    everything.include_router(routes)
+    everything.include_router(routes, prefix="/v1")
+    return everything
+
+
+class _Desk:
+    """What the routes have in common."""
+
+    def __init__(self, control: Control) -> None:
+        self.control = control
+        self.since_ms = control.now_ms()
+
+    @property
+    def shared(self) -> Deployment:
+        return deployments.shared_deployment(self.control.config, self.since_ms)
+
+    async def caller(self, request: Request, scope: Scope) -> Caller:
+        caller = await caller_of(self.control, request)
+        caller.require(scope)
+        return caller
+
+    async def find(self, caller: Caller, name: str) -> Deployment:
+        async with self.control.database.read() as connection:
+            return await deployments.find_deployment(connection, caller.tenant, name, self.shared)
+
+    def json(self, deployment: Deployment) -> Json:
+        window = served_base(self.control.config).window if deployment.tenant is None else 0
+        return deployment_json(deployment, window)
+
+
+def _add_current(routes: APIRouter, desk: _Desk) -> None:
+    control = desk.control
+
+    @routes.get("/v2/deployments")
+    async def list_all(request: Request, kind: Annotated[Kind | None, Query(alias="type")] = None) -> Json:
+        caller = await desk.caller(request, Scope.QUERY)
+        async with control.database.read() as connection:
+            found = await deployments.list_deployments(connection, caller.tenant, desk.shared, kind)
+        return {"data": [desk.json(each) for each in found]}
+
+    @routes.post("/v2/deployments")
+    async def create(request: Request, body: NewDeployment) -> Json:
+        caller = await desk.caller(request, Scope.UPLOAD)
+        async with control.database.write() as connection:
+            made = await deployments.create_deployment(
+                connection,
+                caller.tenant,
+                body.name,
+                config=body.config,
+                description=_text(body.description or ""),
+                shared=desk.shared,
+                now_ms=control.now_ms(),
+            )
+        return {"data": desk.json(made)}
+
+    @routes.get("/v2/deployments/recommended-config")
+    async def recommend(
+        request: Request,
+        base: Annotated[str, Query(alias="baseModel")],
+        accelerator: str | None = None,
+        quantization: str | None = None,
+    ) -> Json:
+        await desk.caller(request, Scope.QUERY)
+        told = deployments.recommended_config(base, accelerator, desk.shared)
+        return told if quantization is None else {**told, "quantization": quantization}
+
+    @routes.get("/v2/deployments/{name}")
+    async def show(request: Request, name: str) -> Json:
+        return {"data": desk.json(await desk.find(await desk.caller(request, Scope.QUERY), name))}
+
+    @routes.put("/v2/deployments/{name}")
+    async def change(request: Request, name: str, body: ChangedDeployment) -> Json:
+        caller = await desk.caller(request, Scope.UPLOAD)
+        async with control.database.write() as connection:
+            changed = await deployments.change_deployment(
+                connection,
+                caller.tenant,
+                name,
+                config=body.config,
+                description=None if body.description is None else _text(body.description),
+                shared=desk.shared,
+                now_ms=control.now_ms(),
+            )
+        return {"data": desk.json(changed)}
+
+    @routes.delete("/v2/deployments/{name}", status_code=204)
+    async def remove(request: Request, name: str) -> None:
+        caller = await desk.caller(request, Scope.UPLOAD)
+        async with control.database.write() as connection:
+            await deployments.delete_deployment(
+                connection, caller.tenant, name, shared=desk.shared, now_ms=control.now_ms()
+            )
+
+    @routes.get("/v2/deployments/{name}/request-logs")
+    async def request_logs(
+        request: Request,
+        name: str,
+        begin: Annotated[str | None, Query(alias="from")] = None,
+        end: Annotated[str | None, Query(alias="to")] = None,
+        adapter: Annotated[str | None, Query(alias="adapterId")] = None,
+    ) -> Response:
+        """The caller's requests in `[from, to)` as a zip with one JSON object a line; times without a zone are UTC."""
+        caller = await desk.caller(request, Scope.QUERY)
+        deployment = await desk.find(caller, name)
+        span = (_moment_ms(begin, "from", 0), _moment_ms(end, "to", control.now_ms() + 1))
+        async with control.database.read() as connection:
+            lines = await _logged(connection, caller.tenant, deployment, span, adapter)
+        return Response(_zip("requests.jsonl", lines), media_type="application/zip")
+
+
+def _add_older(routes: APIRouter, desk: _Desk) -> None:
+    control = desk.control
+
+    @routes.get("/llms")
+    async def list_older(
+        request: Request, active_only: Annotated[bool, Query(alias="activeOnly")] = False
+    ) -> list[Json]:
+        caller = await desk.caller(request, Scope.QUERY)
+        async with control.database.read() as connection:
+            found = await deployments.list_deployments(connection, caller.tenant, desk.shared)
+            number = await _number_of(connection, caller.tenant)
+        active = [each for each in found if not active_only or each.state is DeploymentState.READY]
+        return [older_json(each, number) for each in active]
+
+    @routes.get("/llms/validate_adapter_compatibility")
+    async def compare(
+        request: Request,
+        deployed: Annotated[str, Query(alias="deploymentBaseModelName")],
+        adapted: Annotated[str, Query(alias="adapterBaseModelName")],
+    ) -> Json:
+        await desk.caller(request, Scope.QUERY)
+        return {"compatible": is_same_base(deployed, adapted)}
+
+    @routes.get("/supported_llms")
+    async def supported(request: Request) -> list[Json]:
+        await desk.caller(request, Scope.QUERY)
+        return [
+            {"name": name, "modelName": name, "isServed": name == desk.shared.base}
+            for name in deployments.supported_bases(desk.shared)
+        ]
+
+    @routes.get("/llms/{name}")
+    async def show_older(request: Request, name: str) -> Json:
+        caller = await desk.caller(request, Scope.QUERY)
+        found = await desk.find(caller, name)
+        async with control.database.read() as connection:
+            return older_json(found, await _number_of(connection, caller.tenant))
+
+    @routes.get("/llms/{name}/events")
+    async def events(request: Request, name: str, detailed: bool = False) -> Json:
+        """What has happened to a deployment. One that waits for a machine has neither `Ready` nor `Failed`."""
+        found = await desk.find(await desk.caller(request, Scope.QUERY), name)
+        is_ready = found.state is DeploymentState.READY
+        event: Json = {"eventType": "Ready" if is_ready else "Pending", "timestamp": iso(found.updated_ms)}
+        if detailed and not is_ready:
+            event["message"] = deployments.PENDING_DETAIL
+        return {
+            "name": found.name,
+            "ComputeEvents": [event],
+            "deploymentStatus": found.state.value,
+            "resourceActiveTime": (control.now_ms() - found.created_ms) // 1000 if is_ready else 0,
+        }
+
+    @routes.get("/llms/{name}/scaled")
+    async def scaled(request: Request, name: str) -> Json:
+        found = await desk.find(await desk.caller(request, Scope.QUERY), name)
+        return {"name": found.name, "scaled": found.current_replicas > 0}
+
+
+# ── shapes ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def deployment_json(deployment: Deployment, window: int) -> Json:
+    """A deployment as the SDK reads it; `statusDetail` and the price are ours. window: 0 where it is not known."""
+    told: Json = {
+        "name": deployment.name,
+        "uuid": deployment.uuid,
+        "description": deployment.description,
+        "type": deployment.kind.value,
+        "status": deployment.state.value,
+        "model": {"name": deployment.base, "maxInputLength": max(0, window - 1)},
+        "accelerator": {"id": deployment.accelerator},
+        "currentReplicas": deployment.current_replicas,
+        "config": {
+            **deployment.config,
+            "minReplicas": deployment.min_replicas,
+            "maxReplicas": deployment.max_replicas,
+            "cooldownTime": deployment.cooldown_s,
+        },
+        "usesGuaranteedCapacity": False,
+        "hourlyPrice": deployments.dollars(deployment.hourly_nanousd),
+    }
+    if deployment.state is DeploymentState.PENDING:
+        told["statusDetail"] = deployments.PENDING_DETAIL
+    if quantization := deployment.config.get("quantization"):
+        told["quantization"] = str(quantization)
+    return told
+
+
+def older_json(deployment: Deployment, tenant_number: int) -> Json:
+    """A deployment as the SDK's older releases read it."""
+    return {
+        "id": deployment.number,
+        "tenantID": tenant_number,
+        "uuid": deployment.uuid,
+        "name": deployment.name,
+        "description": deployment.description,
+        "modelName": deployment.base,
+        "adapterName": None,
+        "numShards": 1,
+        "quantize": str(deployment.config.get("quantization") or ""),
+        "deploymentStatus": deployment.state.value,
+        "promptTemplate": "",
+        "minReplicas": deployment.min_replicas,
+        "maxReplicas": deployment.max_replicas,
+        "created": iso(deployment.created_ms),
+        "updated": iso(deployment.updated_ms),
+        "createdByUserID": None,
+        "scaleDownPeriod": deployment.cooldown_s,
+        "isShared": deployment.tenant is None,
+        "dynamicAdapterLoadingEnabled": True,
+    }
+
+
+async def _number_of(connection: AsyncConnection, tenant: TenantId) -> int:
+    asked = select(tenants.c.number).where(tenants.c.id == tenant)
+    return int((await connection.execute(asked)).scalar_one())
+
+
+async def _logged(
+    connection: AsyncConnection, tenant: TenantId, deployment: Deployment, span: tuple[int, int], adapter: str | None
+) -> list[Json]:
+    if deployment.tenant is not None or (adapter is not None and not is_storable(adapter)):
+        return []  # nothing has run on a dedicated one
+    begin_ms, end_ms = span
+    asked = select(*(ledger.c[name] for name in LOGGED)).where(
+        ledger.c.tenant == tenant,
+        ledger.c.base == deployment.base,
+        ledger.c.opened_ms >= begin_ms,
+        ledger.c.opened_ms < end_ms,
+    )
+    if adapter is not None:
+        asked = asked.where(ledger.c.adapter == adapter)
+    rows = (await connection.execute(asked.order_by(ledger.c.number).limit(MAX_LOGGED))).mappings()
+    return [dict(row) for row in rows]
+
+
+def _zip(name: str, lines: list[Json]) -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, "".join(json.dumps(line) + "\n" for line in lines))
+    return target.getvalue()
+
+
+def _moment_ms(text: str | None, name: str, default_ms: int) -> int:
+    if not text:
+        return default_ms
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InvalidParameter(f"`{name}` must be a moment such as 2026-01-31T12:00:00", parameter=name) from error
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def _text(text: str) -> str:
+    if not is_storable(text):
+        raise InvalidParameter("`description` has a NUL or half a character", parameter="description")
+    return text

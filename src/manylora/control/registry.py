@@ -1,0 +1,438 @@
+"""Repositories of uploaded adapters: their numbered versions, aliases, and who may see them.
+
+Each change takes the next revision first, which also lets one change at a time through: what it reads holds until it
+commits. Another tenant's private repository is told from one that does not exist by nothing.
+"""
+
+import re
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Row, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from manylora.adapters.checking import CheckedFiles
+from manylora.adapters.registry import is_repository_name
+from manylora.control.revisions import next_revision
+from manylora.control.tables import aliases, repositories, shares, tenants, versions
+from manylora.errors import InvalidParameter, NameTaken, ResourceNotFound, StorageLimitExceeded
+from manylora.ids import TenantId
+
+MAX_DESCRIPTION = 4_096
+MAX_SHARES = 1_000
+MAX_ALIASES = 100
+_ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._\-]{0,63}")
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+class VersionState(StrEnum):
+    """Requests may name READY ones only. UPLOADING, FAILED: copied from a source. DELETED: its number stays taken."""
+
+    UPLOADING = "uploading"
+    READY = "ready"
+    ARCHIVED = "archived"
+    FAILED = "failed"
+    DELETED = "deleted"
+
+
+STORED = (VersionState.UPLOADING, VersionState.READY, VersionState.ARCHIVED)
+"""The states whose versions count against a tenant's limits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """One version. base: by the adapter's own words, else the served one; source_url: None for an upload."""
+
+    version: int
+    state: VersionState
+    base: str
+    rank: int
+    num_bytes: int
+    sha256: str
+    source_url: str | None
+    error: str | None
+    created_by: str
+    created_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repository:
+    """One repository as its owner sees it. `versions` are those not deleted, ascending."""
+
+    number: int
+    uuid: str
+    owner: TenantId
+    name: str
+    description: str
+    is_public: bool
+    created_ms: int
+    versions: tuple[Version, ...] = ()
+    aliases: Mapping[str, int] = field(default_factory=dict)
+    shared_with: tuple[TenantId, ...] = ()
+
+    def find(self, reference: str) -> Version:
+        """The version that a number or an alias means. Raises `ResourceNotFound`."""
+        number = int(reference) if _NUMBER.fullmatch(reference) else self.aliases.get(reference)
+        for version in self.versions:
+            if version.version == number:
+                return version
+        raise ResourceNotFound(f"repository `{self.name}` has no version `{_shown(reference)}`")
+
+
+# ── looking ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def find_repository(
+    connection: AsyncConnection, tenant: TenantId, reference: str, owner: str | None = None
+) -> Repository:
+    """A repository that a tenant may see, by its name or its UUID. `owner`: whose; None: the tenant's own.
+
+    Raises `ResourceNotFound`, in the same words and after the same work whether it is another's or nobody's.
+    """
+    whose = tenant if owner is None else owner
+    if not is_repository_name(reference) or not is_repository_name(whose):
+        raise unknown_repository(reference)
+    found = await _rows(connection, and_(_named(reference, whose), _visible_to(tenant)))
+    if not found:
+        raise unknown_repository(reference)
+    return (await _filled(connection, found))[0]
+
+
+async def list_repositories(
+    connection: AsyncConnection, tenant: TenantId, *, limit: int, after: int = 0, with_shared: bool = False
+) -> list[Repository]:
+    """A tenant's own repositories in the order they were made; with those that others let it use, if asked for."""
+    seen = _visible_to(tenant) if with_shared else repositories.c.tenant == tenant
+    return await _filled(connection, await _rows(connection, and_(seen, repositories.c.number > after), limit))
+
+
+def unknown_repository(reference: str) -> ResourceNotFound:
+    return ResourceNotFound(f"no repository `{_shown(reference)}`")
+
+
+def _named(reference: str, owner: str) -> Any:  # SQLAlchemy's conditions have no simple type
+    own = and_(repositories.c.tenant == owner, repositories.c.name == reference)
+    return or_(own, repositories.c.uuid == reference) if _UUID.fullmatch(reference) else own
+
+
+def _visible_to(tenant: TenantId) -> Any:  # as above
+    shared = exists().where(shares.c.repository == repositories.c.number, shares.c.tenant == tenant)
+    return or_(repositories.c.tenant == tenant, repositories.c.is_public, shared)
+
+
+async def _rows(connection: AsyncConnection, condition: Any, limit: int = 1) -> list[Row[Any]]:  # as above
+    asked = select(repositories).where(condition, repositories.c.deleted_ms.is_(None))
+    return list((await connection.execute(asked.order_by(repositories.c.number).limit(limit))).all())
+
+
+async def _filled(connection: AsyncConnection, rows: list[Row[Any]]) -> list[Repository]:
+    numbers = [row.number for row in rows]
+    kept = and_(versions.c.repository.in_(numbers), versions.c.state != VersionState.DELETED)
+    all_versions = (await connection.execute(select(versions).where(kept).order_by(versions.c.version))).all()
+    named = select(aliases).where(aliases.c.repository.in_(numbers)).order_by(aliases.c.name)
+    all_aliases = (await connection.execute(named)).all()
+    lent = select(shares).where(shares.c.repository.in_(numbers)).order_by(shares.c.tenant)
+    all_shares = (await connection.execute(lent)).all()
+    return [
+        Repository(
+            number=row.number,
+            uuid=row.uuid,
+            owner=TenantId(row.tenant),
+            name=row.name,
+            description=row.description,
+            is_public=row.is_public,
+            created_ms=row.created_ms,
+            versions=tuple(_version(found) for found in all_versions if found.repository == row.number),
+            aliases={found.name: found.version for found in all_aliases if found.repository == row.number},
+            shared_with=tuple(TenantId(found.tenant) for found in all_shares if found.repository == row.number),
+        )
+        for row in rows
+    ]
+
+
+def _version(row: Row[Any]) -> Version:
+    return Version(
+        version=row.version,
+        state=VersionState(row.state),
+        base=row.base,
+        rank=row.rank,
+        num_bytes=row.bytes,
+        sha256=row.sha256,
+        source_url=row.source_url,
+        error=row.error,
+        created_by=row.created_by,
+        created_ms=row.created_ms,
+    )
+
+
+# ── changing repositories ────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def create_repository(
+    connection: AsyncConnection,
+    tenant: TenantId,
+    name: str,
+    *,
+    now_ms: int,
+    description: str = "",
+    exists_ok: bool = False,
+) -> Repository:
+    """Make a repository, private. One that was deleted comes back empty, and goes on counting where it was.
+
+    Raises `InvalidParameter` for a name that cannot be one, `NameTaken` unless `exists_ok`.
+    """
+    if not is_repository_name(name) or _UUID.fullmatch(name):
+        raise InvalidParameter(
+            "`name` must be 1 to 128 letters, digits, `.`, `_` or `-`, and begin with a letter or a digit. "
+            f"Given: {_shown(name)}",
+            parameter="name",
+        )
+    _check_description(description)
+    revision = await next_revision(connection)
+    mine = and_(repositories.c.tenant == tenant, repositories.c.name == name)
+    old = (await connection.execute(select(repositories).where(mine))).one_or_none()
+    if old is not None and old.deleted_ms is None:
+        if not exists_ok:
+            raise NameTaken(f"there is a repository `{name}` already", parameter="name")
+        return await find_repository(connection, tenant, name)
+    fresh = {
+        "uuid": str(uuid.uuid4()),
+        "description": description,
+        "is_public": False,
+        "created_ms": now_ms,
+        "deleted_ms": None,
+        "revision": revision,
+    }
+    if old is None:
+        await connection.execute(insert(repositories).values(tenant=tenant, name=name, last_version=0, **fresh))
+    else:
+        await connection.execute(update(repositories).where(mine).values(fresh))
+    return await find_repository(connection, tenant, name)
+
+
+async def describe_repository(connection: AsyncConnection, tenant: TenantId, reference: str, text: str) -> None:
+    """Set the description. Raises `ResourceNotFound`, `InvalidParameter`."""
+    _check_description(text)
+    repository = await own_for_change(connection, tenant, reference)
+    await _set(connection, repository.number, description=text)
+
+
+async def set_public(connection: AsyncConnection, tenant: TenantId, reference: str, is_public: bool) -> None:
+    """Let every tenant use a repository, or only those it is shared with. Raises `ResourceNotFound`."""
+    repository = await own_for_change(connection, tenant, reference)
+    await _set(connection, repository.number, is_public=is_public)
+
+
+async def share(connection: AsyncConnection, tenant: TenantId, reference: str, others: Iterable[str]) -> None:
+    """Let other tenants use a repository. Raises `ResourceNotFound`; `InvalidParameter` if one of them is unknown."""
+    repository = await own_for_change(connection, tenant, reference)
+    wanted = set(others) - set(repository.shared_with) - {tenant}
+    known = select(tenants.c.id).where(tenants.c.id.in_(filter(is_repository_name, wanted)))
+    if missing := sorted(wanted - set((await connection.execute(known)).scalars())):
+        raise InvalidParameter(f"no tenant `{_shown(missing[0])}`", parameter="tenants")
+    if len(wanted) + len(repository.shared_with) > MAX_SHARES:
+        raise InvalidParameter(f"a repository is shared with at most {MAX_SHARES} tenants", parameter="tenants")
+    for other in sorted(wanted):
+        await connection.execute(insert(shares).values(repository=repository.number, tenant=other))
+
+
+async def unshare(connection: AsyncConnection, tenant: TenantId, reference: str, other: str) -> None:
+    """Take it back; nothing happens if it was not shared. Raises `ResourceNotFound`."""
+    repository = await own_for_change(connection, tenant, reference)
+    if other in repository.shared_with:
+        mine = and_(shares.c.repository == repository.number, shares.c.tenant == other)
+        await connection.execute(delete(shares).where(mine))
+
+
+async def delete_repository(
+    connection: AsyncConnection, tenant: TenantId, reference: str, now_ms: int
+) -> tuple[Repository, list[int]]:
+    """Delete it with all its versions; returns it and the versions whose files are to be removed."""
+    repository = await own_for_change(connection, tenant, reference)
+    number = repository.number
+    await connection.execute(delete(aliases).where(aliases.c.repository == number))
+    await connection.execute(delete(shares).where(shares.c.repository == number))
+    await connection.execute(
+        update(versions).where(versions.c.repository == number).values(state=VersionState.DELETED, bytes=0)
+    )
+    await _set(connection, number, deleted_ms=now_ms, is_public=False)
+    return repository, [version.version for version in repository.versions]
+
+
+# ── changing versions ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def set_alias(connection: AsyncConnection, tenant: TenantId, reference: str, name: str, version: int) -> None:
+    """Let an alias mean a version from now on: each request meets the old one or the new one.
+
+    Raises `ResourceNotFound` unless that version is ready, `InvalidParameter` for a name that cannot be one.
+    """
+    if not _ALIAS.fullmatch(name) or ".." in name:
+        raise InvalidParameter(
+            "an alias must be 1 to 64 letters, digits, `.`, `_` or `-`, and begin with a letter. "
+            f"Given: {_shown(name)}",
+            parameter="alias",
+        )
+    repository = await own_for_change(connection, tenant, reference)
+    if repository.find(str(version)).state is not VersionState.READY:
+        raise ResourceNotFound(f"version {version} of `{repository.name}` is not ready, so no alias can mean it")
+    if name not in repository.aliases and len(repository.aliases) >= MAX_ALIASES:
+        raise InvalidParameter(f"a repository has at most {MAX_ALIASES} aliases", parameter="alias")
+    mine = and_(aliases.c.repository == repository.number, aliases.c.name == name)
+    if name in repository.aliases:
+        await connection.execute(update(aliases).where(mine).values(version=version))
+    else:
+        await connection.execute(insert(aliases).values(repository=repository.number, name=name, version=version))
+
+
+async def remove_alias(connection: AsyncConnection, tenant: TenantId, reference: str, name: str) -> None:
+    """Raises `ResourceNotFound`."""
+    repository = await own_for_change(connection, tenant, reference)
+    if name not in repository.aliases:
+        raise ResourceNotFound(f"repository `{repository.name}` has no alias `{_shown(name)}`")
+    mine = and_(aliases.c.repository == repository.number, aliases.c.name == name)
+    await connection.execute(delete(aliases).where(mine))
+
+
+async def set_archived(
+    connection: AsyncConnection, tenant: TenantId, reference: str, version: str, is_archived: bool
+) -> tuple[Repository, Version]:
+    """Let requests find a version no more, or again; its aliases wait for it. Raises `ResourceNotFound`."""
+    repository = await own_for_change(connection, tenant, reference)
+    found = repository.find(version)
+    if found.state not in (VersionState.READY, VersionState.ARCHIVED):
+        raise ResourceNotFound(f"version {found.version} of `{repository.name}` is {found.state}")
+    state = VersionState.ARCHIVED if is_archived else VersionState.READY
+    await set_version(connection, repository.number, found.version, state=state)
+    return repository, found
+
+
+async def delete_version(
+    connection: AsyncConnection, tenant: TenantId, reference: str, version: str
+) -> tuple[Repository, Version]:
+    """Delete a version and the aliases that mean it. Its number is never given again. Raises `ResourceNotFound`."""
+    repository = await own_for_change(connection, tenant, reference)
+    found = repository.find(version)
+    same = and_(aliases.c.repository == repository.number, aliases.c.version == found.version)
+    await connection.execute(delete(aliases).where(same))
+    await set_version(connection, repository.number, found.version, state=VersionState.DELETED, bytes=0)
+    return repository, found
+
+
+async def add_version(
+    connection: AsyncConnection,
+    repository: Repository,
+    version: int,
+    *,
+    state: VersionState,
+    created_by: str,
+    now_ms: int,
+    checked: CheckedFiles | None = None,
+    source_url: str | None = None,
+) -> None:
+    """Give a number. `repository` is as `own_for_change` has just returned it; `version` is above all it ever had."""
+    await connection.execute(
+        insert(versions).values(
+            repository=repository.number,
+            version=version,
+            state=state,
+            source_url=source_url,
+            created_by=created_by,
+            created_ms=now_ms,
+            **_columns(checked),
+        )
+    )
+    await _set(connection, repository.number, last_version=version)
+
+
+async def set_version(
+    connection: AsyncConnection, repository: int, version: int, *, checked: CheckedFiles | None = None, **columns: Any
+) -> None:
+    """Change columns of a version, and what was found in its files if that is known now."""
+    this = and_(versions.c.repository == repository, versions.c.version == version)
+    found = {} if checked is None else _columns(checked)
+    await connection.execute(update(versions).where(this).values({**columns, **found}))
+
+
+async def next_number(connection: AsyncConnection, repository: Repository, last_on_disk: int) -> int:
+    """The number of the next version: above every one that was ever given, and above what lies in the folder."""
+    asked = select(repositories.c.last_version).where(repositories.c.number == repository.number)
+    return max(int((await connection.execute(asked)).scalar_one()), last_on_disk) + 1
+
+
+async def check_room(
+    connection: AsyncConnection, tenant: TenantId, *, more: int, more_bytes: int, rank: int
+) -> int | None:
+    """Whether a tenant's limits let it store so many more versions and bytes; returns the bytes left, None: no limit.
+
+    Raises `StorageLimitExceeded` naming the limit and the value.
+    """
+    asked = select(tenants.c.adapters, tenants.c.adapter_bytes, tenants.c.max_rank).where(tenants.c.id == tenant)
+    limits = (await connection.execute(asked)).one()
+    held = (
+        select(func.count(), func.coalesce(func.sum(versions.c.bytes), 0))
+        .join(repositories, versions.c.repository == repositories.c.number)
+        .where(repositories.c.tenant == tenant, versions.c.state.in_(STORED))
+    )
+    count, num_bytes = (await connection.execute(held)).one()
+    if limits.adapters is not None and count + more > limits.adapters:
+        raise StorageLimitExceeded(
+            f"tenant `{tenant}` may store {limits.adapters} adapters (adapters), and has {count}"
+        )
+    if limits.adapter_bytes is not None and int(num_bytes) + more_bytes > limits.adapter_bytes:
+        raise StorageLimitExceeded(
+            f"tenant `{tenant}` may store {limits.adapter_bytes} bytes (adapter_bytes), has {num_bytes}, "
+            f"and this needs {more_bytes}"
+        )
+    if limits.max_rank is not None and rank > limits.max_rank:
+        raise StorageLimitExceeded(
+            f"the adapter has rank {rank}; tenant `{tenant}` may store {limits.max_rank} (max_rank)"
+        )
+    return None if limits.adapter_bytes is None else int(limits.adapter_bytes) - int(num_bytes)
+
+
+async def own_for_change(connection: AsyncConnection, tenant: TenantId, reference: str) -> Repository:
+    """A tenant's own repository, with a new revision; nobody else changes it until the transaction ends.
+
+    Raises `ResourceNotFound`.
+    """
+    if not is_repository_name(reference):
+        raise unknown_repository(reference)
+    revision = await next_revision(connection)
+    mine = and_(_named(reference, tenant), repositories.c.tenant == tenant)
+    rows = await _rows(connection, mine)
+    if not rows:
+        raise unknown_repository(reference)
+    await _set(connection, rows[0].number, revision=revision)
+    return (await _filled(connection, rows))[0]
+
+
+async def _set(connection: AsyncConnection, number: int, **columns: Any) -> None:  # values of several types
+    await connection.execute(update(repositories).where(repositories.c.number == number).values(columns))
+
+
+def _columns(checked: CheckedFiles | None) -> dict[str, Any]:  # values of several types
+    if checked is None:
+        return {"base": "", "rank": 0, "bytes": 0, "sha256": ""}
+    return {"base": checked.base, "rank": checked.rank, "bytes": checked.num_bytes, "sha256": checked.sha256}
+
+
+def _check_description(text: str) -> None:
+    if len(text) > MAX_DESCRIPTION or not is_storable(text):
+        raise InvalidParameter(
+            f"`description` must have at most {MAX_DESCRIPTION} characters, none of them NUL or half a character",
+            parameter="description",
+        )
+
+
+def is_storable(text: str) -> bool:
+    """Whether every database takes a text: no NUL, no half of a character (a lone surrogate)."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _shown(text: str) -> str:
+    return text.encode("unicode_escape").decode()[:80]

@@ -1,0 +1,391 @@
+"""Routes of the registry: repositories, versions, aliases, sharing, uploads; in the shapes of Predibase's SDK."""
+
+import asyncio
+import shutil
+import zipfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Annotated, Any, BinaryIO
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.background import BackgroundTask
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from manylora.adapters.sources import PICKLED_FILE
+from manylora.control import registry
+from manylora.control.bodies import iso
+from manylora.control.callers import Caller, caller_of
+from manylora.control.control import Control
+from manylora.control.intake import Intake
+from manylora.control.registry import Repository, Version, VersionState
+from manylora.control.uploads import FILES, Uploads, read_range
+from manylora.errors import InsufficientPermissions, InvalidParameter
+from manylora.tenancy import Scope
+
+Json = dict[str, Any]  # JSON values of several types
+ZIP_BLOCK_BYTES = 1 << 20
+ADAPTER_SCHEME = "pbase://"
+MAX_PAGE = 1_000
+_STATUS = {VersionState.READY: "completed", VersionState.ARCHIVED: "completed", VersionState.FAILED: "errored"}
+
+Owner = Annotated[str | None, Query(description="Whose repository it is. Default: the caller's own.")]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+
+class NewRepository(_Body):
+    name: str
+    description: str | None = None
+    exists_ok: bool | None = Field(default=None, alias="existsOk")
+
+
+class ChangedRepository(_Body):
+    description: str | None = None
+    is_public: bool | None = Field(default=None, alias="public")
+
+
+class NewVersion(_Body):
+    adapter_id: str
+    adapter_source: str | None = None
+    api_token: str | None = None
+
+
+class ChangedVersion(_Body):
+    archived: bool
+
+
+class NewUpload(_Body):
+    repo: str
+    region: str | None = None
+
+
+class EndOfUpload(_Body):
+    upload_token: str = Field(alias="uploadToken")
+
+
+class NewAlias(_Body):
+    version: int = Field(ge=1)
+
+
+class NewShares(_Body):
+    tenants: list[str] = Field(min_length=1, max_length=registry.MAX_SHARES)
+
+
+def registry_room(control: Control) -> APIRouter:
+    """The room of repositories and uploads."""
+    intake = Intake(control)
+    uploads = Uploads(intake)
+    routes = APIRouter(tags=["registry"])
+    _add_repositories(routes, control, intake)
+    _add_versions(routes, control, intake)
+    _add_uploads(routes, control, uploads)
+    everything = APIRouter()
+    everything.include_router(routes)
+    everything.include_router(routes, prefix="/v1")
+    return everything
+
+
+async def _caller(control: Control, request: Request, scope: Scope) -> Caller:
+    caller = await caller_of(control, request)
+    caller.require(scope)
+    return caller
+
+
+async def _shown(control: Control, caller: Caller, reference: str, owner: str | None = None) -> Json:
+    async with control.database.read() as connection:
+        return repository_json(await registry.find_repository(connection, caller.tenant, reference, owner), caller)
+
+
+# ── repositories ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _add_repositories(routes: APIRouter, control: Control, intake: Intake) -> None:
+    @routes.post("/v2/repos")
+    async def create(request: Request, body: NewRepository) -> Json:
+        caller = await _caller(control, request, Scope.UPLOAD)
+        async with control.database.write() as connection:
+            made = await registry.create_repository(
+                connection,
+                caller.tenant,
+                body.name,
+                now_ms=control.now_ms(),
+                description=body.description or "",
+                exists_ok=bool(body.exists_ok),
+            )
+        return repository_json(made, caller)
+
+    @routes.get("/v2/repos")
+    async def list_all(
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 10,
+        after: Annotated[int, Query(ge=0, le=1 << 62, description="The `after` of the page before.")] = 0,
+        shared: Annotated[bool, Query(description="Also those that other tenants let the caller use.")] = False,
+    ) -> Json:
+        caller = await _caller(control, request, Scope.QUERY)
+        async with control.database.read() as connection:
+            found = await registry.list_repositories(
+                connection, caller.tenant, limit=limit, after=after, with_shared=shared
+            )
+        last = found[-1].number if len(found) == limit else None
+        return {"data": {"repos": [repository_json(each, caller) for each in found], "after": last}}
+
+    @routes.get("/v2/repos/{repo}")
+    async def show(request: Request, repo: str, owner: Owner = None) -> Json:
+        return await _shown(control, await _caller(control, request, Scope.QUERY), repo, owner)
+
+    @routes.put("/v2/repos/{repo}")
+    async def change(request: Request, repo: str, body: ChangedRepository) -> Json:
+        caller = await _caller(control, request, Scope.UPLOAD)
+        async with control.database.write() as connection:
+            if body.description is not None:
+                await registry.describe_repository(connection, caller.tenant, repo, body.description)
+            if body.is_public is not None:
+                await registry.set_public(connection, caller.tenant, repo, body.is_public)
+        return await _shown(control, caller, repo)
+
+    @routes.delete("/v2/repos/{repo}", status_code=204)
+    async def remove(request: Request, repo: str) -> None:
+        caller = await _caller(control, request, Scope.UPLOAD)
+        async with control.database.write() as connection:
+            gone, numbers = await registry.delete_repository(connection, caller.tenant, repo, control.now_ms())
+        for number in numbers:
+            await _remove_files(intake, gone, number)
+
+    @routes.put("/v2/repos/{repo}/aliases/{alias}")
+    async def set_alias(request: Request, repo: str, alias: str, body: NewAlias) -> Json:
+        caller = await _caller(control, request, Scope.UPLOAD)
+        async with control.database.write() as connection:
+            await registry.set_alias(connection, caller.tenant, repo, alias, body.version)
+        return await _shown(control, caller, repo)
+
+    @routes.delete("/v2/repos/{repo}/aliases/{alias}", status_code=204)
+    async def remove_alias(request: Request, repo: str, alias: str) -> None:
+        caller = await _caller(control, request, Scope.UPLOAD)
+        async with control.database.write() as connection:
+            await registry.remove_alias(connection, caller.tenant, repo, alias)
+
+    @routes.post("/v2/repos/{repo}/shares")
+    async def share(request: Request, repo: str, body: NewShares) -> Json:
+        caller = await _caller(control, request, Scope.UPLOAD)
+        async with control.database.write() as connection:
+            await registry.share(connection, caller.tenant, repo, body.tenants)
+        return await _shown(control, caller, repo)
+
+    @routes.delete("/v2/repos/{repo}/shares/{tenant}", status_code=204)
+    async def unshare(request: Request, repo: str, tenant: str) -> None:
+        caller = await _caller(control, request, Scope.UPLOAD)
+        async with control.database.write() as connection:
+            await registry.unshare(connection, caller.tenant, repo, tenant)
+
+
+async def _remove_files(intake: Intake, repository: Repository, number: int) -> None:
+    """Nobody finds them any more; what is left of them after a failure takes room, and nothing else."""
+    folder = intake.files.files(repository.owner, repository.name, number)[0].parent
+    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+# ── versions ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _add_versions(routes: APIRouter, control: Control, intake: Intake) -> None:
+    @routes.post("/v2/repos/{repo}/versions", status_code=202)
+    async def copy(request: Request, repo: str, body: NewVersion) -> Json:
+        """Copy an adapter from a source into the registry; it is `uploading` until it is `ready` or has `failed`."""
+        caller = await _caller(control, request, Scope.UPLOAD)
+        ref = intake.source_of(body.adapter_id, body.adapter_source or None, body.api_token or "")
+        repository, number = await intake.copy(caller, repo, ref)
+        return version_json(repository, repository.find(str(number)))
+
+    @routes.get("/v2/repos/{repo}/version/{tag}")
+    async def show(request: Request, repo: str, tag: str, owner: Owner = None) -> Json:
+        caller = await _caller(control, request, Scope.QUERY)
+        async with control.database.read() as connection:
+            repository = await registry.find_repository(connection, caller.tenant, repo, owner)
+        return version_json(repository, repository.find(tag))
+
+    @routes.put("/v2/repos/{repo}/version/{tag}")
+    async def archive(request: Request, repo: str, tag: str, body: ChangedVersion) -> Json:
+        caller = await _caller(control, request, Scope.UPLOAD)
+        async with control.database.write() as connection:
+            changed, version = await registry.set_archived(connection, caller.tenant, repo, tag, body.archived)
+            mark = intake.files.archive if body.archived else intake.files.restore
+            mark(changed.owner, changed.name, version.version)
+        async with control.database.read() as connection:
+            repository = await registry.find_repository(connection, caller.tenant, repo)
+        return version_json(repository, repository.find(str(version.version)))
+
+    @routes.delete("/v2/repos/{repo}/version/{tag}", status_code=204)
+    async def remove(request: Request, repo: str, tag: str) -> None:
+        caller = await _caller(control, request, Scope.UPLOAD)
+        async with control.database.write() as connection:
+            repository, version = await registry.delete_version(connection, caller.tenant, repo, tag)
+        await _remove_files(intake, repository, version.version)
+
+    @routes.get("/v2/repos/{repo}/version/{tag}/download")
+    async def download(request: Request, repo: str, tag: str, owner: Owner = None) -> Response:
+        """Both files as a zip; for the owner alone, since being allowed to use an adapter is not having it."""
+        caller = await _caller(control, request, Scope.QUERY)
+        async with control.database.read() as connection:
+            repository = await registry.find_repository(connection, caller.tenant, repo, owner)
+        if repository.owner != caller.tenant:
+            raise InsufficientPermissions("only its owner may download an adapter")
+        version = repository.find(tag)
+        if version.state not in (VersionState.READY, VersionState.ARCHIVED):
+            raise InvalidParameter(f"version {version.version} is {version.state}, so it has no files", parameter="tag")
+        files = intake.files.files(repository.owner, repository.name, version.version)
+        opened = [(file.name, file.open("rb")) for file in files]  # a deletion meanwhile does not cut it short
+        return StreamingResponse(
+            _zipped(opened), media_type="application/zip", background=BackgroundTask(_close, [f for _, f in opened])
+        )
+
+
+class _Collected:
+    """What a zip file is written to: its bytes, taken away as they come."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def write(self, data: bytes, /) -> int:
+        self.data += data
+        return len(data)
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def take(self) -> bytes:
+        data, self.data = bytes(self.data), bytearray()
+        return data
+
+
+def _zipped(files: Sequence[tuple[str, BinaryIO]]) -> Iterator[bytes]:
+    """A zip of files, not compressed: weights do not shrink."""
+    target = _Collected()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name, file in files:
+            with archive.open(name, "w", force_zip64=True) as entry:
+                while block := file.read(ZIP_BLOCK_BYTES):
+                    entry.write(block)
+                    yield target.take()
+    yield target.take()
+
+
+def _close(files: Sequence[BinaryIO]) -> None:
+    for file in files:
+        file.close()
+
+
+# ── uploads ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _add_uploads(routes: APIRouter, control: Control, uploads: Uploads) -> None:
+    async def begin(request: Request, body: NewUpload) -> Json:
+        """Begin an upload: an address for each file, good without a key until it expires."""
+        caller = await _caller(control, request, Scope.UPLOAD)
+        upload, facts = await uploads.begin(caller, body.repo)
+        here = f"{str(request.base_url).rstrip('/')}/v2/adapters/upload/{facts.tenant}/{upload}"
+        return {
+            "presignedUrls": {name: f"{here}/{name}?signature={uploads.sign(upload, facts, name)}" for name in FILES},
+            "uploadToken": uploads.token(upload, facts),
+            "requiredHeaders": {},
+        }
+
+    async def complete(request: Request, body: EndOfUpload) -> Json:
+        """End an upload: its files are checked, and become the repository's next version."""
+        caller = await _caller(control, request, Scope.UPLOAD)
+        repository, number = await uploads.complete(caller, body.upload_token)
+        return version_json(repository, repository.find(str(number)))
+
+    for path in ("/v2/adapters/upload", "/v2/adapters/upload/"):
+        routes.post(path)(begin)
+        routes.put(path)(complete)
+
+    address = "/v2/adapters/upload/{tenant}/{upload}/{file}"
+
+    @routes.put(address)
+    async def put(request: Request, tenant: str, upload: str, file: str, signature: str = "") -> Json:
+        """Bytes of a file: all of it, or with `Content-Range` the part that begins where it ends so far."""
+        facts = uploads.allowed(tenant, upload, file, signature)
+        length = request.headers.get("content-length", "")
+        if file != PICKLED_FILE and length.isdecimal():
+            uploads.refuse_large(facts, file, int(length))
+        part = read_range(request.headers.get("content-range"))
+        offset = await uploads.write(facts, upload, file, part, _received(request))
+        return {"file": file, "offset": offset}
+
+    @routes.head(address, include_in_schema=False)
+    @routes.get(address)
+    async def look(request: Request, tenant: str, upload: str, file: str, signature: str = "") -> Response:
+        """How many bytes of the file are here, in the body and as `upload-offset`."""
+        facts = uploads.allowed(tenant, upload, file, signature)
+        offset = uploads.received_bytes(facts, upload, file)
+        told = {"file": file, "offset": offset, "maxBytes": facts.limit_bytes(file)}
+        return JSONResponse(told, headers={"upload-offset": str(offset)})
+
+
+async def _received(request: Request) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in request.stream():
+            yield chunk
+    except ClientDisconnect as error:
+        raise ConnectionError from error
+
+
+# ── shapes ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def repository_json(repository: Repository, caller: Caller) -> Json:
+    """A repository as the SDK reads it, and what is ours. What only its owner may know, others do not get."""
+    finished = [each for each in repository.versions if each.state in (VersionState.READY, VersionState.ARCHIVED)]
+    is_own = repository.owner == caller.tenant
+    told: Json = {
+        "uuid": repository.uuid,
+        "name": repository.name,
+        "description": repository.description,
+        "owner": repository.owner,
+        "public": repository.is_public,
+        "createdAt": iso(repository.created_ms),
+        "aliases": dict(repository.aliases),
+        "versions": [_version_line(each, repository if is_own else None) for each in finished],
+    }
+    if is_own:
+        unfinished = [each for each in repository.versions if each not in finished]
+        told["sharedWith"] = list(repository.shared_with)
+        told["unfinished"] = [version_json(repository, each) for each in unfinished]
+    return told
+
+
+def _version_line(version: Version, own: Repository | None) -> Json:
+    return {
+        "tag": version.version,
+        "createdAt": iso(version.created_ms),
+        "createdBy": version.created_by if own else "",
+        "baseModel": version.base,
+        "archived": version.state is VersionState.ARCHIVED,
+        "rank": version.rank,
+        "bytes": version.num_bytes,
+    }
+
+
+def version_json(repository: Repository, version: Version) -> Json:
+    """A version as the SDK reads it. An empty `adapterPath` tells it that there is nothing to use."""
+    is_there = version.state in (VersionState.READY, VersionState.ARCHIVED)
+    told: Json = {
+        "repo": repository.name,
+        "tag": version.version,
+        "archived": version.state is VersionState.ARCHIVED,
+        "baseModel": version.base,
+        "adapterPath": f"{ADAPTER_SCHEME}{repository.owner}/{repository.name}/{version.version}" if is_there else "",
+        "status": _STATUS.get(version.state, "pending"),
+        "state": version.state.value,
+        "owner": repository.owner,
+        "rank": version.rank,
+        "bytes": version.num_bytes,
+        "sha256": version.sha256,
+    }
+    if version.error is not None:
+        told["finetuningJob"] = {"uuid": None, "error": version.error}
+    return told

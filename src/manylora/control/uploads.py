@@ -1,0 +1,331 @@
+"""Uploads: signed addresses that take an adapter's files without a key, in as many parts as it needs.
+
+    {registry}/.uploads/{tenant}/{upload id}/adapter_config.json, adapter_model.safetensors
+
+An upload's id ends with the moment it expires, so that what was abandoned is known by its name. Completing takes the
+folder away in one rename: it happens once, and no writer is left in it.
+"""
+
+import asyncio
+import fcntl
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from manylora.adapters.refusals import CONVERSION_HINT, Refusals
+from manylora.adapters.registry import is_repository_name
+from manylora.adapters.sources import CONFIG_FILE, MAX_CONFIG_BYTES, PARTS, PICKLED_FILE, WEIGHTS_FILE
+from manylora.control.callers import Caller
+from manylora.control.intake import Intake, storage_failures
+from manylora.control.registry import Repository, check_room, find_repository
+from manylora.errors import (
+    AdapterError,
+    AdapterUnsafeFormat,
+    InsufficientPermissions,
+    InvalidParameter,
+    ManyloraError,
+    NameTaken,
+    ResourceNotFound,
+    StorageLimitExceeded,
+)
+from manylora.ids import TenantId
+
+UPLOAD_TTL_MS = 3_600_000
+MAX_OPEN = 16
+"""Uploads of one tenant at one time that were begun and not completed."""
+FOLDER = ".uploads"
+FACTS_FILE = "upload.json"
+CLAIMED = ".claimed"
+FILES = (CONFIG_FILE, PICKLED_FILE, WEIGHTS_FILE)
+WRITE_BYTES = 1 << 20
+_ID = re.compile(r"[0-9a-f]{32}-([0-9]{13,15})")
+_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
+_UNKNOWN = "no such upload, or it has expired or was completed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadFacts:
+    """What an upload is for. weights_bytes: how many the weights may have, by the server's and the tenant's limits."""
+
+    tenant: TenantId
+    repository: str
+    repository_uuid: str
+    created_by: str
+    weights_bytes: int
+    is_tenants_limit: bool
+
+    def limit_bytes(self, file: str) -> int:
+        return MAX_CONFIG_BYTES if file == CONFIG_FILE else self.weights_bytes
+
+    def too_large(self, file: str, num_bytes: int) -> ManyloraError:
+        limit = self.limit_bytes(file)
+        if file == WEIGHTS_FILE and self.is_tenants_limit:
+            return StorageLimitExceeded(
+                f"tenant `{self.tenant}` may store {limit} bytes more (adapter_bytes), and this needs {num_bytes}"
+            )
+        return Refusals(self.repository, "pbase").too_large(num_bytes, limit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Which bytes of a file a request brings: from `start`; up to `stop`, None: as many as come."""
+
+    start: int = 0
+    stop: int | None = None
+
+
+class Uploads:
+    """The uploads under way of one control plane."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self._control = intake.control
+        self.root = self._control.registry_dir / FOLDER
+
+    async def begin(self, caller: Caller, reference: str) -> tuple[str, UploadFacts]:
+        """Open an upload and return its id. Raises `ResourceNotFound`, `StorageLimitExceeded`."""
+        async with self._control.database.read() as connection:
+            repository = await find_repository(connection, caller.tenant, reference)
+            if repository.owner != caller.tenant:
+                raise InsufficientPermissions(f"repository `{repository.name}` belongs to another tenant")
+            room = await check_room(connection, caller.tenant, more=1, more_bytes=1, rank=0)
+        limit = self._control.config.adapters.max_bytes
+        facts = UploadFacts(
+            tenant=caller.tenant,
+            repository=repository.name,
+            repository_uuid=repository.uuid,
+            created_by=caller.key or caller.tenant,
+            weights_bytes=limit if room is None else min(limit, room),
+            is_tenants_limit=room is not None and room < limit,
+        )
+        with storage_failures():
+            return await asyncio.to_thread(self._open, facts), facts
+
+    def _open(self, facts: UploadFacts) -> str:
+        self.sweep()
+        place = self.root / facts.tenant
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if sum(1 for _ in place.iterdir()) >= MAX_OPEN:
+            raise StorageLimitExceeded(f"{MAX_OPEN} uploads are open already; complete one, or wait until it expires")
+        upload = f"{secrets.token_hex(16)}-{self._control.now_ms() + UPLOAD_TTL_MS}"
+        (place / upload).mkdir(mode=0o700)
+        (place / upload / FACTS_FILE).write_text(json.dumps(asdict(facts)), encoding="utf-8")
+        return upload
+
+    # ── signatures ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def sign(self, upload: str, facts: UploadFacts, what: str) -> str:
+        """64 hex digits without which `what`, one of the files or `complete`, cannot be done to this upload.
+
+        The id has the expiry in it.
+        """
+        parts = ("upload", facts.tenant, facts.repository_uuid, upload, what)
+        return hmac.new(bytes.fromhex(self._control.pepper), "\n".join(parts).encode(), hashlib.sha256).hexdigest()
+
+    def token(self, upload: str, facts: UploadFacts) -> str:
+        return f"{upload}.{self.sign(upload, facts, 'complete')}"
+
+    def allowed(self, tenant: str, upload: str, file: str, signature: str) -> UploadFacts:
+        """The upload that a signed address means. Raises `InsufficientPermissions` for every one that is not valid."""
+        refused = InsufficientPermissions("the upload's address is not valid, or has expired")
+        if not is_repository_name(tenant) or self._expires_ms(upload) <= self._control.now_ms() or file not in FILES:
+            raise refused
+        facts = self._facts(tenant, upload)
+        if facts is None or not hmac.compare_digest(self.sign(upload, facts, file).encode(), signature.encode()):
+            raise refused
+        return facts
+
+    # ── bytes ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def received_bytes(self, facts: UploadFacts, upload: str, file: str) -> int:
+        """How many bytes of a file are here: where to go on."""
+        try:
+            return (self._folder(facts.tenant, upload) / file).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def refuse_large(self, facts: UploadFacts, file: str, num_bytes: int) -> None:
+        """Refuse what is told to be too large before a byte of it comes. Raises `AdapterTooLarge`."""
+        if num_bytes > facts.limit_bytes(file):
+            raise facts.too_large(file, num_bytes)
+
+    async def write(self, facts: UploadFacts, upload: str, file: str, part: Part, chunks: AsyncIterator[bytes]) -> int:
+        """Write a part of a file as it arrives, and return how many bytes the file has now.
+
+        What came before a connection broke stays. Raises `AdapterUnsafeFormat` for pickled weights, `AdapterTooLarge`
+        as soon as the limit is passed, `InvalidParameter` for a part that does not begin where the file ends,
+        `NameTaken` while another request writes the file, `AdapterStorageUnavailable` if the disk fails.
+        """
+        if file == PICKLED_FILE:
+            raise AdapterUnsafeFormat(f"pickled weights are not taken, for opening them runs code: {CONVERSION_HINT}")
+        if part.stop is not None:
+            self.refuse_large(facts, file, part.stop)
+        path = self._folder(facts.tenant, upload) / file
+        left_s = (self._expires_ms(upload) - self._control.now_ms()) / 1000
+        try:
+            async with asyncio.timeout(left_s):
+                with storage_failures(), _only_writer(path) as descriptor:
+                    return await _write_part(descriptor, part, partial(self.refuse_large, facts, file), chunks)
+        except TimeoutError as error:
+            raise InsufficientPermissions("the upload's address expired while bytes came") from error
+
+    # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def complete(self, caller: Caller, token: str) -> tuple[Repository, int]:
+        """Check what came and make it a version. The token is good for one try; only a failing disk gives it back.
+
+        Raises `ResourceNotFound` for a token that is not valid, expired, used or another tenant's; as `Intake.take`.
+        """
+        upload, _, signature = token.partition(".")
+        facts = self._facts(caller.tenant, upload) if self._expires_ms(upload) > self._control.now_ms() else None
+        if facts is None or not hmac.compare_digest(self.sign(upload, facts, "complete").encode(), signature.encode()):
+            raise ResourceNotFound(_UNKNOWN)
+        folder = self._claim(facts, upload)
+        is_over = True
+        try:
+            async with self._control.database.read() as connection:
+                repository = await find_repository(connection, caller.tenant, facts.repository)
+            if repository.uuid != facts.repository_uuid:
+                raise ResourceNotFound(f"repository `{facts.repository}` was deleted meanwhile")
+            (folder / FACTS_FILE).unlink()
+            return await self._intake.take(folder, repository, facts.created_by)
+        except BaseException as error:
+            # What is wrong with the files stays wrong; a disk, a database or a cancelled request may be better later.
+            is_over = isinstance(error, (AdapterError, ResourceNotFound, StorageLimitExceeded)) and not (
+                getattr(error, "is_retryable", False)
+            )
+            if not is_over and folder.exists():
+                (folder / FACTS_FILE).write_text(json.dumps(asdict(facts)), encoding="utf-8")
+                folder.rename(folder.with_name(upload))
+            raise
+        finally:
+            if is_over:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    def _claim(self, facts: UploadFacts, upload: str) -> Path:
+        """Take the folder away from every other request. Raises `ResourceNotFound`, `NameTaken`."""
+        folder = self._folder(facts.tenant, upload)
+        claimed = folder.with_name(upload + CLAIMED)
+        try:
+            folder.rename(claimed)
+        except OSError as error:
+            raise ResourceNotFound(_UNKNOWN) from error
+        try:
+            for name in PARTS:
+                if (claimed / name).exists():
+                    with _only_writer(claimed / name):
+                        pass  # nobody writes; who opens it from now on finds that it has gone from its place
+        except NameTaken:
+            claimed.rename(folder)
+            raise
+        return claimed
+
+    def sweep(self) -> None:
+        """Delete the uploads that have expired. Blocks."""
+        for place in self.root.iterdir() if self.root.is_dir() else ():
+            for folder in list(place.iterdir()):
+                kept_ms = UPLOAD_TTL_MS if folder.name.endswith(CLAIMED) else 0  # a check may be under way
+                if self._expires_ms(folder.name.removesuffix(CLAIMED)) + kept_ms <= self._control.now_ms():
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def _folder(self, tenant: str, upload: str) -> Path:
+        return self.root / tenant / upload
+
+    def _facts(self, tenant: str, upload: str) -> UploadFacts | None:
+        if not is_repository_name(tenant):
+            return None
+        try:
+            text = (self._folder(tenant, upload) / FACTS_FILE).read_text(encoding="utf-8")
+        except OSError:
+            return None
+        return UploadFacts(**json.loads(text))
+
+    @staticmethod
+    def _expires_ms(upload: str) -> int:
+        match = _ID.fullmatch(upload)
+        return int(match[1]) if match else 0
+
+
+def read_range(header: str | None) -> Part:
+    """`Content-Range: bytes 0-99/250`, the last byte included. Raises `InvalidParameter`."""
+    if header is None:
+        return Part()
+    match = _RANGE.fullmatch(header.strip())
+    if match is None or int(match[1]) > int(match[2]) or (match[3] != "*" and int(match[2]) >= int(match[3])):
+        raise InvalidParameter("`Content-Range` must be as `bytes 0-99/250`", parameter="content-range")
+    return Part(start=int(match[1]), stop=int(match[2]) + 1)
+
+
+@contextmanager
+def _only_writer(path: Path) -> Iterator[int]:
+    """A file opened for writing while nobody else writes it, still at its place.
+
+    Raises `NameTaken` if somebody does, `ResourceNotFound` if its upload was completed meanwhile.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except FileNotFoundError as error:
+        raise ResourceNotFound(_UNKNOWN) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise NameTaken(f"another request is writing `{path.name}`") from error
+        if not path.exists() or not os.path.samestat(path.stat(), os.fstat(descriptor)):
+            raise ResourceNotFound(_UNKNOWN)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+async def _write_part(
+    descriptor: int, part: Part, refuse_large: Callable[[int], None], chunks: AsyncIterator[bytes]
+) -> int:
+    have = os.fstat(descriptor).st_size
+    if part.start > have:
+        raise InvalidParameter(f"the file has {have} bytes, so the next part begins there, not at {part.start}")
+    os.ftruncate(descriptor, part.start)
+    os.lseek(descriptor, part.start, os.SEEK_SET)
+    done = part.start
+    async for chunk in _blocks(chunks):
+        done += len(chunk)
+        try:
+            refuse_large(done)
+        except ManyloraError:
+            os.ftruncate(descriptor, part.start)
+            raise
+        if part.stop is not None and done > part.stop:
+            os.ftruncate(descriptor, part.start)
+            raise InvalidParameter(f"more bytes came than the Content-Range says, {part.start} to {part.stop - 1}")
+        await asyncio.to_thread(_write_all, descriptor, chunk)
+    return done
+
+
+async def _blocks(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes in larger pieces, the last whatever ends them: also a broken connection."""
+    block = bytearray()
+    try:
+        async for chunk in chunks:
+            block += chunk
+            if len(block) >= WRITE_BYTES:
+                yield bytes(block)
+                block.clear()
+    except ConnectionError:
+        pass
+    if block:
+        yield bytes(block)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]

@@ -1,0 +1,277 @@
+"""Repositories, versions, aliases and sharing, over HTTP and on both databases."""
+
+import asyncio
+import io
+import zipfile
+from pathlib import Path
+
+from sqlalchemy import URL
+
+from manylora.adapters.registry import Registry
+from manylora.control.snapshot import take_snapshot
+from tests.control.plane import Plane, in_plane
+from tests.control.uploading import ATTENTION, PLAIN, base_settings, begin, new_repo, put, upload
+
+
+def test_a_repository_counts_its_versions_and_edges_are_told(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        key = await plane.new_tenant("acme")
+        made = await new_repo(plane, key)
+        assert made["versions"] == []
+        first, second = await upload(plane, key, "triage"), await upload(plane, key, "triage", ATTENTION)
+        assert (first.status_code, first.json()["tag"], second.json()["tag"]) == (200, 1, 2)
+        assert second.json() == {
+            "repo": "triage",
+            "tag": 2,
+            "archived": False,
+            "baseModel": "org/tiny",
+            "adapterPath": "pbase://acme/triage/2",
+            "status": "completed",
+            "state": "ready",
+            "owner": "acme",
+            "rank": 4,
+            "bytes": len(ATTENTION.config) + len(ATTENTION.weights),
+            "sha256": second.json()["sha256"],
+        }
+        shown = (await plane.call("GET", "/v2/repos/triage", key=key)).json()
+        assert [line["tag"] for line in shown["versions"]] == [1, 2]
+        assert (await plane.call("GET", f"/v1/v2/repos/{made['uuid']}", key=key)).json() == shown
+        listed = (await plane.call("GET", "/v2/repos?limit=10", key=key)).json()
+        assert listed["data"]["repos"] == [shown]
+        [told] = (await take_snapshot(plane.control, -1)).repositories
+        assert (told.owner, told.name, told.versions) == ("acme", "triage", (1, 2))
+        files = Registry(plane.control.registry_dir).files("acme", "triage", 2)
+        assert [file.read_bytes() for file in files] == [ATTENTION.config, ATTENTION.weights]
+        assert sorted(file.name for file in files[0].parent.iterdir()) == sorted(file.name for file in files)
+
+    in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
+
+
+def test_names_are_checked_and_taken_once(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        key = await plane.new_tenant("acme")
+        await new_repo(plane, key)
+        for name in ("", "../x", "a/b", ".hidden", "a..b", "x" * 129, "a\0b", "ü"):
+            refused = await plane.call("POST", "/v2/repos", {"name": name}, key=key)
+            assert (refused.status_code, refused.json()["code"]) == (422, "invalid_parameter"), name
+        taken = await plane.call("POST", "/v2/repos", {"name": "triage"}, key=key)
+        assert (taken.status_code, taken.json()["code"]) == (409, "name_taken")
+        again = await plane.call(
+            "POST", "/v2/repos", {"name": "triage", "existsOk": True, "description": None}, key=key
+        )
+        assert again.status_code == 200
+        for odd in (
+            "a%00b",
+            "..",
+            "%2e%2e%2fx",
+            "x" * 300,
+            "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16"),
+        ):
+            missing = await plane.call("GET", f"/v2/repos/{odd}", key=key)
+            assert missing.status_code in (404, 405), odd
+        lone = await plane.call("PUT", "/v2/repos/triage", {"description": "a\0b"}, key=key)
+        assert lone.status_code == 422
+
+    in_plane(url, tmp_path, scenario)
+
+
+def test_archived_is_hidden_and_comes_back_and_deleted_is_gone_for_ever(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        key = await plane.new_tenant("acme")
+        await new_repo(plane, key)
+        for _ in range(2):
+            await upload(plane, key, "triage")
+        files = Registry(plane.control.registry_dir)
+
+        async def told() -> tuple[int, ...]:
+            return (await take_snapshot(plane.control, -1)).repositories[0].versions
+
+        archived = await plane.call("PUT", "/v2/repos/triage/version/2", {"archived": True}, key=key)
+        assert archived.json()["archived"] is True
+        assert await told() == (1,)
+        assert files.versions("acme", "triage") == [1]
+        restored = await plane.call("PUT", "/v2/repos/triage/version/2", {"archived": False}, key=key)
+        assert restored.json()["state"] == "ready"
+        assert await told() == (1, 2)
+        assert files.versions("acme", "triage") == [1, 2]
+        deleted = await plane.call("DELETE", "/v2/repos/triage/version/2", key=key)
+        assert (deleted.status_code, deleted.content) == (204, b"")
+        assert (await plane.call("GET", "/v2/repos/triage/version/2", key=key)).status_code == 404
+        assert await told() == (1,)
+        assert files.last_number("acme", "triage") == 1
+        assert (await upload(plane, key, "triage")).json()["tag"] == 3
+        assert (await plane.call("DELETE", "/v2/repos/triage", key=key)).status_code == 204
+        assert (await plane.call("GET", "/v2/repos/triage", key=key)).status_code == 404
+        assert await told() == ()
+        assert files.last_number("acme", "triage") == 0
+        assert (await new_repo(plane, key))["versions"] == []
+        assert (await upload(plane, key, "triage")).json()["tag"] == 4
+
+    in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
+
+
+def test_an_alias_is_switched_at_one_moment_while_it_is_read(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        key = await plane.new_tenant("acme")
+        await new_repo(plane, key)
+        for _ in range(2):
+            await upload(plane, key, "triage")
+        path = "/v2/repos/triage/aliases/prod"
+        assert (await plane.call("PUT", path, {"version": 3}, key=key)).status_code == 404
+        assert (await plane.call("PUT", path, {"version": 1}, key=key)).json()["aliases"] == {"prod": 1}
+        is_over, seen, told = False, set(), set()
+
+        async def read() -> None:
+            while not is_over:
+                reply = await plane.call("GET", "/v2/repos/triage/version/prod", key=key)
+                assert reply.status_code == 200, reply.text
+                seen.add(reply.json()["tag"])
+                [(_, version)] = (await take_snapshot(plane.control, -1)).repositories[0].aliases
+                told.add(version)
+
+        async def switch() -> None:
+            nonlocal is_over
+            for turn in range(20):
+                reply = await plane.call("PUT", path, {"version": 1 + turn % 2}, key=key)
+                assert reply.status_code == 200
+            is_over = True
+
+        await asyncio.gather(read(), read(), switch())
+        assert seen | told == {1, 2}
+        # While its version is archived it means nothing; then it does again; without the version it is gone.
+        await plane.call("PUT", "/v2/repos/triage/version/2", {"archived": True}, key=key)
+        assert (await take_snapshot(plane.control, -1)).repositories[0].aliases == ()
+        await plane.call("PUT", "/v2/repos/triage/version/2", {"archived": False}, key=key)
+        assert (await take_snapshot(plane.control, -1)).repositories[0].aliases == (("prod", 2),)
+        await plane.call("DELETE", "/v2/repos/triage/version/2", key=key)
+        assert (await plane.call("GET", "/v2/repos/triage/version/prod", key=key)).status_code == 404
+        assert (await plane.call("DELETE", path, key=key)).status_code == 404
+        for name in ("3", "", "a/b", "-x", "a" * 65):
+            assert (await plane.call("PUT", f"/v2/repos/triage/aliases/{name}", {"version": 1}, key=key)).is_error
+
+    in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
+
+
+def test_a_private_repository_of_another_is_like_none(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        acme, other = await plane.new_tenant("acme"), await plane.new_tenant("other")
+        made = await new_repo(plane, acme)
+        await upload(plane, acme, "triage")
+
+        async def both(method: str, suffix: str, body: object = None) -> None:
+            """What is there answers as what is not, its name apart."""
+            for real in (f"triage{suffix}?owner=acme", f"{made['uuid']}{suffix}", f"triage{suffix}"):
+                fake = real.replace("triage", "nothing").replace(made["uuid"], "0" * 8 + made["uuid"][8:])
+                got, none = [await plane.call(method, f"/v2/repos/{path}", body, key=other) for path in (real, fake)]
+                names = ("triage", made["uuid"], "nothing", "0" * 8 + made["uuid"][8:])
+                texts = [reply.text for reply in (got, none)]
+                for name in names:
+                    texts = [text.replace(name, "…") for text in texts]
+                assert (got.status_code, texts[0]) == (404, texts[1]), real
+
+        await both("GET", "")
+        await both("GET", "/version/1")
+        await both("GET", "/version/1/download")
+        await both("DELETE", "")
+        await both("DELETE", "/version/1")
+        await both("PUT", "", {"public": True})
+        await both("PUT", "/version/1", {"archived": True})
+        await both("PUT", "/aliases/prod", {"version": 1})
+        await both("POST", "/shares", {"tenants": ["other"]})
+        assert (await plane.call("POST", "/v2/adapters/upload", {"repo": "triage"}, key=other)).status_code == 404
+        assert (await plane.call("GET", "/v2/repos?shared=true", key=other)).json()["data"]["repos"] == []
+        model = await plane.call("GET", "/v1/models/version/name/triage", key=acme)
+        assert model.json() == {"uuid": made["uuid"], "bestRunID": "1"}
+        assert (await plane.call("GET", "/v1/models/version/name/triage", key=other)).status_code == 404
+
+    in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
+
+
+def test_sharing_shows_a_repository_and_gives_nothing_else(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        acme, other = await plane.new_tenant("acme"), await plane.new_tenant("other")
+        third = await plane.new_tenant("third")
+        await new_repo(plane, acme)
+        await upload(plane, acme, "triage")
+        unknown = await plane.call("POST", "/v2/repos/triage/shares", {"tenants": ["nobody", "other"]}, key=acme)
+        assert unknown.status_code == 422
+        for _ in range(2):
+            shared = await plane.call("POST", "/v2/repos/triage/shares", {"tenants": ["other"]}, key=acme)
+            assert shared.json()["sharedWith"] == ["other"]
+        assert (await take_snapshot(plane.control, -1)).repositories[0].shared_with == ("other",)
+
+        async def status(key: str, method: str = "GET", suffix: str = "", body: object = None) -> int:
+            return (await plane.call(method, f"/v2/repos/triage{suffix}?owner=acme", body, key=key)).status_code
+
+        assert (await status(other), await status(third)) == (200, 404)
+        seen = (await plane.call("GET", "/v2/repos?shared=true", key=other)).json()["data"]["repos"][0]
+        assert "sharedWith" not in seen
+        assert seen["versions"][0]["createdBy"] == ""
+        assert await status(other, "GET", "/version/1") == 200
+        assert await status(other, "GET", "/version/1/download") == 403
+        assert await status(other, "DELETE") == 404
+        await plane.call("PUT", "/v2/repos/triage", {"public": True}, key=acme)
+        assert await status(third) == 200
+        assert (await take_snapshot(plane.control, -1)).repositories[0].is_public
+        await plane.call("PUT", "/v2/repos/triage", {"public": False}, key=acme)
+        assert (await plane.call("DELETE", "/v2/repos/triage/shares/other", key=acme)).status_code == 204
+        assert (await status(other), await status(third)) == (404, 404)
+
+    in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
+
+
+def test_a_download_is_the_upload(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        key = await plane.new_tenant("acme")
+        await new_repo(plane, key)
+        await upload(plane, key, "triage")
+        reply = await plane.call("GET", "/v2/repos/triage/version/1/download", key=key)
+        assert reply.headers["content-type"] == "application/zip"
+        with zipfile.ZipFile(io.BytesIO(reply.content)) as archive:
+            assert archive.testzip() is None
+            assert {name: archive.read(name) for name in archive.namelist()} == {
+                "adapter_config.json": PLAIN.config,
+                "adapter_model.safetensors": PLAIN.weights,
+            }
+        missing = await plane.call("GET", "/v2/repos/triage/version/9/download", key=key)
+        assert "version `9`" in missing.json()["error"]["message"]  # where the SDK reads it, on this route alone
+
+    in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
+
+
+def test_limits_of_the_tenant_hold(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        num_bytes = len(PLAIN.config) + len(PLAIN.weights)
+        few = await plane.new_tenant("few", limits={"adapters": 1})
+        small = await plane.new_tenant("small", limits={"adapter_bytes": num_bytes * 3 // 2})
+        low = await plane.new_tenant("low", limits={"max_rank": 3})
+        for key in (few, small, low):
+            await new_repo(plane, key)
+            assert (await upload(plane, key, "triage")).status_code == 200
+        for key, limit in ((few, "adapters"), (small, "adapter_bytes"), (low, "max_rank")):
+            if key is few:
+                refused = await plane.call("POST", "/v2/adapters/upload", {"repo": "triage"}, key=key)
+            elif key is small:
+                begun = await begin(plane, key, "triage")
+                refused = await put(plane, begun["presignedUrls"]["adapter_model.safetensors"], PLAIN.weights)
+            else:
+                refused = await upload(plane, key, "triage", ATTENTION)
+            assert (refused.status_code, refused.json()["code"]) == (403, "storage_limit_exceeded")
+            assert f"({limit})" in refused.json()["error"]
+        await plane.call("DELETE", "/v2/repos/triage/version/1", key=few)
+        assert (await upload(plane, few, "triage")).json()["tag"] == 2
+
+    in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
+
+
+def test_scopes_are_asked_for(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        await plane.new_tenant("acme")
+        made = await plane.call("POST", "/admin/tenants/acme/keys", {"scopes": ["query"]})
+        reader = made.json()["key"]
+        assert (await plane.call("GET", "/v2/repos", key=reader)).status_code == 200
+        refused = await plane.call("POST", "/v2/repos", {"name": "triage"}, key=reader)
+        assert (refused.status_code, refused.json()["code"]) == (403, "insufficient_permissions")
+        assert (await plane.call("GET", "/v2/repos", key=None)).status_code == 401
+
+    in_plane(url, tmp_path, scenario)
