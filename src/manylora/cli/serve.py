@@ -47,7 +47,7 @@ def serve(
     from rich.console import Console
 
     from manylora.cli.hosting import host_control
-    from manylora.cli.settings import FACTORY, configuration, with_adapter_roots, with_base_fetched
+    from manylora.cli.settings import FACTORY, configuration, with_adapter_roots, with_base_fetched, with_registry
     from manylora.server.run import Announce, run_server
 
     roots = tuple(str(root.expanduser().resolve()) for root in adapter_root or ())
@@ -65,7 +65,7 @@ def serve(
             "engine.max_model_len": max_model_len,
         },
     )
-    settings = with_adapter_roots(with_base_fetched(settings))
+    settings = with_registry(with_adapter_roots(with_base_fetched(settings)))
     console = Console(stderr=True, highlight=False)
     with console.status(f"starting {settings.model.base}", spinner="dots") as status:
         terminal = _Terminal(console, status)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import manylora
-from manylora.config import Config, Setting, cache_dir, load_config, parse_setting
+from manylora.config import Config, Setting, cache_dir, load_config, parse_setting, registry_dir
 from manylora.errors import ConfigInvalid, ModelNotFound
 
 FACTORY = "manylora.build:build_engine"
@@ -76,3 +76,13 @@ def _fetch(config: Config) -> None:
             bars.update(tasks[stage], completed=done)
 
         pull(config.model.base, cache_dir(config), report)
+
+
+def with_registry(config: Config) -> Config:
+    """The configuration with a folder for uploads, in the control plane's own if none is set."""
+    folder = registry_dir(config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigInvalid(f"adapters.registry_dir {folder} cannot be used: {error.strerror}") from error
+    return dataclasses.replace(config, adapters=dataclasses.replace(config.adapters, registry_dir=str(folder)))
