@@ -43,9 +43,8 @@ async def grant_credit(
 ) -> None:
     """Add to a tenant's credit, or take from it below zero. The same `grant_id` again changes nothing."""
     await get_tenant(connection, tenant)
-    await connection.execute(
-        select(tenants.c.id).where(tenants.c.id == tenant).with_for_update()
-    )  # one grant at a time
+    # One grant of a tenant at a time, so that two of one id are seen to be that.
+    await connection.execute(select(tenants.c.id).where(tenants.c.id == tenant).with_for_update())
     if not -MOST_NANOUSD <= nanousd <= MOST_NANOUSD:
         raise InvalidParameter(f"`nanousd` must be within ±{MOST_NANOUSD}. Given: {nanousd}", parameter="nanousd")
     known = (await connection.execute(select(credits).where(credits.c.id == grant_id))).one_or_none()
