@@ -7,6 +7,7 @@ import typer
 from manylora import __version__
 from manylora.cli.adapters import adapters
 from manylora.cli.bench import bench
+from manylora.cli.control import control
 from manylora.cli.generate import generate
 from manylora.cli.pull import pull
 from manylora.cli.serve import serve
@@ -23,6 +24,7 @@ app.command()(generate)
 app.command()(pull)
 app.command()(bench)
 app.add_typer(adapters, name="adapters")
+app.add_typer(control, name="control")
 
 
 @app.callback(invoke_without_command=True)
