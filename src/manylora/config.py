@@ -23,6 +23,9 @@ DEFAULT_SPIN_US = 50  # docs/decisions/threads.md has what it was chosen by
 GIB = 1 << 30
 MIB = 1 << 20
 
+KEY_VARIABLE = "MANYLORA_KEY"
+"""No setting: the key that verbs such as `manylora tenants` show a running server."""
+
 Setting = str | int | float | bool | tuple[str, ...]
 
 
@@ -296,6 +299,11 @@ def environment() -> dict[str, str]:
     return dict(os.environ)
 
 
+def caller_key() -> str | None:
+    """The key in the environment for verbs that talk to a running server."""
+    return os.environ.get(KEY_VARIABLE) or None
+
+
 def child_environment() -> dict[str, str]:
     """The environment for the processes we start: ours, with threads that sleep at a barrier instead of spinning.
 
@@ -322,7 +330,7 @@ def _read_environ(environ: Mapping[str, str]) -> dict[str, Setting]:
     known = {f"MANYLORA_{key.replace('.', '_').upper()}": key for key in leaves(Config())}
     found: dict[str, Setting] = {}
     for variable, text in environ.items():
-        if not variable.startswith("MANYLORA_"):
+        if not variable.startswith("MANYLORA_") or variable == KEY_VARIABLE:
             continue
         if variable not in known:
             raise ConfigInvalid(f"unknown setting in the environment: {variable}")

@@ -1,26 +1,21 @@
 """`manylora adapters`: see and steer the adapters of a running server, over HTTP."""
 
-import sys
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from manylora.adapter_state import AdapterAction, AdapterState
+from manylora.cli.client import DEFAULT_URL, JsonOption, KeyOption, Server, UrlOption, fail, print_fields, print_table
 
 if TYPE_CHECKING:
     import httpx2
 
-DEFAULT_URL = "http://127.0.0.1:8080"
-ANSWER_WAIT_S = 30.0
-PIPE_WIDTH = 240
 SHORT_DIGEST = 12
 
 Info = dict[str, Any]  # JSON of the server: AdapterInfo's fields
 
-UrlOption = Annotated[str, typer.Option(help="The server to talk to.")]
 SourceOption = Annotated[str | None, typer.Option(help="Where the adapter comes from. Default: as for a request.")]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The adapter's id, such as support-triage or team/name.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the server's JSON as it is.")]
 WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Whether to wait until it is done.")]
 TimeoutOption = Annotated[
     float, typer.Option(min=0, help="Seconds to wait at most; the server cuts it to its adapters.load_timeout_s.")
@@ -38,10 +33,13 @@ def list_adapters(
     after: Annotated[str | None, typer.Option(help="Go on behind this one: the `after` of the page before.")] = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
 ) -> None:
     """List the adapters the server knows."""
     asked = {"prefix": prefix, "state": state, "source": source, "limit": limit, "after": after}
-    reply = _ask("GET", url, query={name: value for name, value in asked.items() if value is not None})
+    reply = _ask(
+        "GET", Server(url=url, key=key), query={name: value for name, value in asked.items() if value is not None}
+    )
     if json:
         typer.echo(reply.text)
         return
@@ -53,10 +51,14 @@ def list_adapters(
 
 @adapters.command()
 def show(
-    adapter: IdArgument, source: SourceOption = None, json: JsonOption = False, url: UrlOption = DEFAULT_URL
+    adapter: IdArgument,
+    source: SourceOption = None,
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
 ) -> None:
     """Show everything that is known of one adapter, with how long each stage of its last load took."""
-    reply = _ask("GET", url, adapter, query=_source(source))
+    reply = _ask("GET", Server(url=url, key=key), adapter, query=_source(source))
     if json:
         typer.echo(reply.text)
         return
@@ -64,9 +66,7 @@ def show(
     stages = info.pop("stage_ms")
     lines = {name: _shown(name, value) for name, value in info.items()}
     lines |= {f"load: {stage}": f"{duration_ms:.1f} ms" for stage, duration_ms in stages.items()}
-    width = max(map(len, lines))
-    for name, text in lines.items():
-        typer.echo(f"{name:<{width}}  {text}")
+    print_fields(lines)
 
 
 @adapters.command()
@@ -77,11 +77,12 @@ def rm(
     timeout: TimeoutOption = 60.0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
 ) -> None:
     """Take an adapter's name away; what runs on it goes on, then its weights leave every tier."""
     if not yes:
         typer.confirm(f"Take adapter '{adapter}' away from {url}?", abort=True)
-    _act(AdapterAction.DELETE, adapter, source, url, timeout if wait else None)
+    _act(AdapterAction.DELETE, adapter, source, Server(url=url, key=key), timeout if wait else None)
 
 
 def _add_verb(action: AdapterAction, text: str) -> None:
@@ -92,8 +93,9 @@ def _add_verb(action: AdapterAction, text: str) -> None:
         wait: WaitOption = True,
         timeout: TimeoutOption = 60.0,
         url: UrlOption = DEFAULT_URL,
+        key: KeyOption = None,
     ) -> None:
-        _act(action, adapter, source, url, timeout if wait else None)
+        _act(action, adapter, source, Server(url=url, key=key), timeout if wait else None)
 
 
 for _action, _text in {
@@ -106,23 +108,23 @@ for _action, _text in {
     _add_verb(_action, _text)
 
 
-def _act(action: AdapterAction, adapter: str, source: str | None, url: str, timeout_s: float | None) -> None:
+def _act(action: AdapterAction, adapter: str, source: str | None, server: Server, timeout_s: float | None) -> None:
     """Have the server do it, and say how the adapter stands; `timeout_s` None does not wait."""
     query = _source(source) | ({} if timeout_s is None else {"wait": timeout_s})
     if action is AdapterAction.DELETE:
-        reply = _ask("DELETE", url, adapter, query=query, wait_s=timeout_s or 0)
+        reply = _ask("DELETE", server, adapter, query=query, wait_s=timeout_s or 0)
     else:
-        reply = _ask("POST", url, adapter, query=query, wait_s=timeout_s or 0, body={"action": action.value})
+        reply = _ask("POST", server, adapter, query=query, wait_s=timeout_s or 0, body={"action": action.value})
     info = reply.json()
     is_done = reply.status_code == 200  # 202: it was begun, and goes on
     if info["state"] == AdapterState.FAILED and action is not AdapterAction.DELETE:
-        _fail(info["error"] or f"adapter '{adapter}' has failed")
+        fail(info["error"] or f"adapter '{adapter}' has failed")
     if action is AdapterAction.PIN and not info["is_pinned"]:
-        _fail(info["error"] or f"adapter '{adapter}' is not pinned")
+        fail(info["error"] or f"adapter '{adapter}' is not pinned")
     if action is AdapterAction.VERIFY and info["is_verified"] is False:
-        _fail(f"the packed image of adapter '{adapter}' is not what its checksum says")
+        fail(f"the packed image of adapter '{adapter}' is not what its checksum says")
     if not is_done and timeout_s is not None:
-        _fail(f"{action.value} was begun, but is not done yet; {_standing(info)}")
+        fail(f"{action.value} was begun, but is not done yet; {_standing(info)}")
     typer.echo(f"{'done' if is_done else 'begun'}: {_standing(info)}")
 
 
@@ -132,74 +134,41 @@ def _source(source: str | None) -> dict[str, object]:
 
 def _ask(
     method: str,
-    url: str,
+    server: Server,
     adapter: str | None = None,
     *,
     query: dict[str, object],
     wait_s: float = 0.0,
     body: object = None,
 ) -> "httpx2.Response":
-    """Send one request; whatever is wrong ends the program with one line that says so."""
+    """Ask of all adapters, or of one: whose name keeps its slashes in the path."""
     from urllib.parse import quote
 
-    import httpx2
-
     path = "/v1/adapters" if adapter is None else f"/v1/adapters/{quote(_checked(adapter), safe='/')}"
-    try:
-        # A proxy from the environment would make this caller a stranger to the server.
-        with httpx2.Client(base_url=url, timeout=ANSWER_WAIT_S + wait_s, trust_env=False) as client:
-            reply = client.request(method, path, params={k: str(v) for k, v in query.items()}, json=body)
-    except httpx2.TimeoutException:
-        _fail(f"the server at {url} did not answer within {ANSWER_WAIT_S + wait_s:g} s")
-    except (httpx2.TransportError, httpx2.InvalidURL) as error:
-        _fail(f"no server answers at {url} ({error}); start one with `manylora serve`, or name it with --url")
-    if (message := _refusal_in(reply, "data" if adapter is None else "state")) is not None:
-        _fail(message)
-    return reply
+    expects = "data" if adapter is None else "state"
+    return server.ask(method, path, expects=expects, query=query, body=body, wait_s=wait_s)
 
 
 def _checked(adapter: str) -> str:
     """An id that stays one in a path: `..` there would be another route."""
     if set(adapter.strip("/").split("/")) & {"", ".", ".."}:
-        _fail(f"ID must be a name such as support-triage or team/name, its place given by --source. Given: {adapter!r}")
+        fail(f"ID must be a name such as support-triage or team/name, its place given by --source. Given: {adapter!r}")
     return adapter
 
 
-def _refusal_in(reply: "httpx2.Response", key: str) -> str | None:
-    """The server's own words for what is wrong; None if the answer is one, which has `key`."""
-    try:
-        body = reply.json()
-        if reply.is_success and key in body:
-            return None
-        error = body["error"]
-        return str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, LookupError, TypeError):
-        return f"{reply.url} answered {reply.status_code}, and not as a manylora server does"
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"manylora: {message}", err=True)
-    raise typer.Exit(1)
-
-
 def _print_table(infos: list[Info]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("id", "source", "state", box=None, pad_edge=False, header_style="bold")
-    for name in ("rank", "size", "pins", "pinned", "hits", "last use"):
-        table.add_column(name, justify="right")
-    table.add_column("digest")
-    for info in infos:
-        table.add_row(
+    numbers = ("rank", "size", "pins", "pinned", "hits", "last use")
+    rows = (
+        (
             info["id"],
             info["source"],
             "deleted" if info["is_deleted"] else info["state"],
             *(_shown(name, info[name]) for name in ("rank", "num_bytes", "pins", "is_pinned", "hits", "last_use_s")),
             info["digest"][:SHORT_DIGEST] or "-",
         )
-    # Into a pipe there is no width to fit, and a shortened id would be no id.
-    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+        for info in infos
+    )
+    print_table(("id", "source", "state", *numbers, "digest"), rows, numbers=numbers)
 
 
 def _standing(info: Info) -> str:

@@ -1,15 +1,16 @@
 """What a tenant does and sees of itself, `/v1/account…`, and how somebody becomes one, `/v1/signup`."""
 
 from fastapi import APIRouter
+from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 
 from manylora.control.accounts import Doorkeeper, open_account
 from manylora.control.admin_api import make_key
-from manylora.control.bodies import KeyBody, KeyList, NewKey, SignedUp, Signup, TenantBody, scopes_of
-from manylora.control.callers import caller_of
+from manylora.control.bodies import KeyBody, KeyList, NewKey, Rotation, SignedUp, Signup, TenantBody, scopes_of
+from manylora.control.callers import Caller, caller_of
 from manylora.control.control import Control
 from manylora.control.credit import balance_of
-from manylora.control.keys import list_keys, revoke_key
+from manylora.control.keys import get_key, list_keys, revoke_key, rotate_key
 from manylora.control.tenants import get_tenant
 
 
@@ -40,16 +41,37 @@ def account_room(control: Control) -> APIRouter:
 
     @room.post("/account/keys", status_code=201)
     async def issue(request: Request, body: NewKey) -> KeyBody:
-        """Make a key of the caller's tenant that may do at most what the caller's own may."""
+        """Make a key of the caller's tenant that may do at most what the caller's own may, and lives no longer."""
         caller = await caller_of(control, request)
         for scope in scopes_of(body.scopes):
             caller.require(scope)
-        return await make_key(control, caller.tenant, body)
+        return await make_key(control, caller.tenant, body, maker=caller.key)
+
+    @room.post("/account/keys/{key}/rotate", status_code=201)
+    async def rotate(request: Request, key: str, body: Rotation) -> KeyBody:
+        """A new key like this one; this one ends at once, or after `grace_s` seconds."""
+        caller = await caller_of(control, request)
+        async with control.database.write() as connection:
+            await _require_power(connection, caller, key)
+            made = await rotate_key(connection, control.pepper, key, now_ms=control.now_ms(), grace_s=body.grace_s)
+        return KeyBody.of(*made)
 
     @room.delete("/account/keys/{key}")
     async def revoke(request: Request, key: str) -> KeyBody:
+        """End one of the caller's tenant's keys, for ever."""
         caller = await caller_of(control, request)
         async with control.database.write() as connection:
-            return KeyBody.of(await revoke_key(connection, key, now_ms=control.now_ms(), tenant=caller.tenant))
+            await _require_power(connection, caller, key)
+            return KeyBody.of(await revoke_key(connection, key, now_ms=control.now_ms()))
 
     return room
+
+
+async def _require_power(connection: AsyncConnection, caller: Caller, key_id: str) -> None:
+    """A key steers those that may do no more than itself: a leaked one for queries ends no other.
+
+    Limits and ends do not count: a key of the same scopes may end one that has none.
+    Raises `ResourceNotFound` for another tenant's, `InsufficientPermissions`.
+    """
+    for scope in (await get_key(connection, key_id, caller.tenant)).facts.scopes:
+        caller.require(scope)

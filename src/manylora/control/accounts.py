@@ -1,5 +1,6 @@
 """Becoming a tenant: the tenant, its first credit and its first key, made together or not at all."""
 
+import ipaddress
 from collections import OrderedDict
 
 from manylora.clock import Clock
@@ -56,7 +57,7 @@ class Doorkeeper:
         """Count a sign-up. Raises `SignupClosed`, or `RequestRateExceeded` with the time to wait."""
         if not self._is_open:
             raise SignupClosed("tenants of this server are made by its operator (control.signup_open is off)")
-        now_s = self._clock.monotonic_s()
+        now_s, address = self._clock.monotonic_s(), _counted(address)
         recent = [moment for moment in self._seen.pop(address, []) if moment > now_s - HOUR_S]
         if len(recent) >= SIGNUPS_PER_HOUR:
             self._seen[address] = recent
@@ -67,3 +68,14 @@ class Doorkeeper:
         self._seen[address] = [*recent, now_s]
         while len(self._seen) > MAX_ADDRESSES:
             self._seen.popitem(last=False)
+
+
+def _counted(address: str) -> str:
+    """What is counted as one caller: of an IPv6 address its /64, since whoever has one address has all of them."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))

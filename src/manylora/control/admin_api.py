@@ -24,8 +24,9 @@ from manylora.control.bodies import (
 from manylora.control.callers import caller_of
 from manylora.control.control import Control
 from manylora.control.credit import balance_of, grant_credit
-from manylora.control.keys import issue_key, list_keys, revoke_key, rotate_key
+from manylora.control.keys import get_key, issue_key, list_keys, revoke_key, rotate_key, within
 from manylora.control.tenants import get_tenant, list_tenants, set_state, set_terms
+from manylora.ids import KeyId
 from manylora.tenancy import Scope, TenantState
 
 MAX_PAGE = 1000
@@ -154,11 +155,14 @@ def admin_room(control: Control) -> APIRouter:
     return room
 
 
-async def make_key(control: Control, tenant: str, body: NewKey) -> KeyBody:
-    """Issue what a body asks for."""
+async def make_key(control: Control, tenant: str, body: NewKey, maker: KeyId | None = None) -> KeyBody:
+    """Issue what a body asks for, within what the key `maker` has itself; None: the operator, or nobody's key."""
     now_ms = control.now_ms()
+    limits = body.limits.limits()
     expires_ms = None if body.expires_in_s is None else now_ms + max(1, int(1000 * body.expires_in_s))
     async with control.database.write() as connection:
+        if maker is not None:
+            limits, expires_ms = within((await get_key(connection, maker)).facts, limits, expires_ms)
         made = await issue_key(
             connection,
             control.pepper,
@@ -166,7 +170,7 @@ async def make_key(control: Control, tenant: str, body: NewKey) -> KeyBody:
             now_ms=now_ms,
             scopes=scopes_of(body.scopes),
             name=body.name,
-            limits=body.limits.limits(),
+            limits=limits,
             expires_ms=expires_ms,
         )
     return KeyBody.of(*made)

@@ -16,8 +16,17 @@ from manylora.control.deployments_api import deployments_room
 from manylora.control.internal_api import internal_room
 from manylora.control.predibase_api import predibase_room
 from manylora.control.registry_api import registry_room
+from manylora.control.screen import Screen
 from manylora.dialects import body_of, dialect_of, headers_of, status_of
-from manylora.errors import EngineFault, InvalidParameter, ManyloraError, MethodNotAllowed, RouteNotFound
+from manylora.errors import (
+    BodyTooLarge,
+    EngineFault,
+    InvalidJson,
+    InvalidParameter,
+    ManyloraError,
+    MethodNotAllowed,
+    RouteNotFound,
+)
 
 Room = Callable[[Control], APIRouter]
 ROOMS: tuple[Room, ...] = (
@@ -43,6 +52,7 @@ def create_control_app(control: Control) -> FastAPI:
     )
     for room in ROOMS:
         app.include_router(room(control))
+    app.add_middleware(Screen, max_body_bytes=control.config.server.max_body_bytes, refusal=error_reply)
     app.add_exception_handler(ManyloraError, _told)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
@@ -69,9 +79,13 @@ async def _invalid(request: Request, raised: Exception) -> Response:
 
 
 async def _refused(request: Request, raised: Exception) -> Response:
-    """The router's own refusals."""
+    """The framework's own refusals."""
     assert isinstance(raised, HTTPException)
     method, path = request.method, request.url.path
+    if raised.status_code == InvalidJson.row.native_status:
+        return error_reply(request, InvalidJson("the body is not JSON that can be read"))
+    if raised.status_code == BodyTooLarge.row.native_status:
+        return error_reply(request, BodyTooLarge(str(raised.detail)))
     if raised.status_code == MethodNotAllowed.row.native_status:
         return error_reply(request, MethodNotAllowed(f"{method} is not allowed on {path}"))
     if raised.status_code == RouteNotFound.row.native_status:

@@ -5,14 +5,14 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from manylora.control.credit import Balance
+from manylora.control.credit import MOST_NANOUSD, Balance
 from manylora.control.keys import Key
 from manylora.control.tenants import Tenant
 from manylora.errors import InvalidParameter
 from manylora.tenancy import Limits, Scope
 
 BIGGEST = 2**62
-Amount = Annotated[int, Field(ge=-BIGGEST, le=BIGGEST)]
+Amount = Annotated[int, Field(ge=-MOST_NANOUSD, le=MOST_NANOUSD)]
 Count = Annotated[int, Field(ge=0, le=BIGGEST)]
 Name = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
 ShortText = Annotated[str, Field(max_length=320, pattern=r"^[^\x00]*$")]

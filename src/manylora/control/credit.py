@@ -17,7 +17,8 @@ from manylora.errors import InvalidParameter, ResourceNotFound
 from manylora.ids import TenantId
 from manylora.tenancy import Lease
 
-MOST_NANOUSD = 2**62
+MOST_NANOUSD = 10**17
+"""Of one grant: $100,000,000, so that sums stay far below 2**63."""
 UNLIMITED_NANOUSD = 2**53
 """What is granted to the tenant that no credit is asked of."""
 
@@ -42,6 +43,8 @@ async def grant_credit(
 ) -> None:
     """Add to a tenant's credit, or take from it below zero. The same `grant_id` again changes nothing."""
     await get_tenant(connection, tenant)
+    # One grant of a tenant at a time, so that two of one id are seen to be that.
+    await connection.execute(select(tenants.c.id).where(tenants.c.id == tenant).with_for_update())
     if not -MOST_NANOUSD <= nanousd <= MOST_NANOUSD:
         raise InvalidParameter(f"`nanousd` must be within ±{MOST_NANOUSD}. Given: {nanousd}", parameter="nanousd")
     known = (await connection.execute(select(credits).where(credits.c.id == grant_id))).one_or_none()
@@ -108,6 +111,9 @@ async def _prolong(
 ) -> int:
     """Add to an edge's lease and return the whole of it; one that has expired counts for what was spent of it."""
     own = (leases.c.edge == edge, leases.c.tenant == tenant)
+    # What an edge that has gone left behind promises nothing any more.
+    gone = (leases.c.edge != edge, leases.c.tenant == tenant, leases.c.expires_ms <= now_ms)
+    await connection.execute(delete(leases).where(*gone))
     row = (await connection.execute(select(leases).where(*own))).one_or_none()
     if row is None or row.expires_ms <= now_ms:
         granted = await _spent(connection, edge, tenant) + extra

@@ -1,5 +1,7 @@
 """What a control plane is given at its first start: its own tenants, prices, and one key for its operator."""
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from manylora.control.control import Control
 from manylora.control.keys import issue_key, list_keys
 from manylora.control.prices import ship_defaults
@@ -8,6 +10,7 @@ from manylora.errors import ResourceNotFound
 from manylora.tenancy import DEFAULT_TENANT, Scope
 
 ADMIN_KEY_NAME = "first admin key"
+LATER_KEY_NAME = "made on the machine"
 
 
 async def ensure_first_start(control: Control) -> str | None:
@@ -21,12 +24,18 @@ async def ensure_first_start(control: Control) -> str | None:
         await ship_defaults(connection)
         if not control.is_key_needed or await list_keys(connection, OPERATOR):
             return None
-        _, text = await issue_key(
-            connection,
-            control.pepper,
-            OPERATOR,
-            now_ms=control.now_ms(),
-            scopes=tuple(Scope),
-            name=ADMIN_KEY_NAME,
-        )
-        return text
+        return await _issue(connection, control, ADMIN_KEY_NAME)
+
+
+async def make_admin_key(control: Control) -> str:
+    """One more key for the operator: for whoever holds the database and has lost the first."""
+    if (first := await ensure_first_start(control)) is not None:
+        return first
+    async with control.database.write() as connection:
+        return await _issue(connection, control, LATER_KEY_NAME)
+
+
+async def _issue(connection: AsyncConnection, control: Control, name: str) -> str:
+    scopes = tuple(Scope)
+    _, text = await issue_key(connection, control.pepper, OPERATOR, now_ms=control.now_ms(), scopes=scopes, name=name)
+    return text

@@ -1,19 +1,21 @@
 """Platform keys: issued once in clear, kept as keyed hashes, rotated and revoked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.revisions import next_revision
 from manylora.control.tables import keys
-from manylora.control.tenants import columns_of, get_tenant, limits_of
+from manylora.control.tenants import OPERATOR, columns_of, get_tenant, limits_of
 from manylora.errors import InvalidParameter, ResourceNotFound
 from manylora.ids import KeyId, TenantId
 from manylora.tenancy import KeyFacts, Limits, Scope, hash_secret, mint_key, split_key
 
 CUSTOMER_SCOPES = (Scope.QUERY, Scope.UPLOAD)
+MAX_LIVE_KEYS = 100
+"""Of one tenant, neither revoked nor expired: every edge holds all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +41,20 @@ async def issue_key(
 ) -> tuple[Key, str]:
     """Make a key and return it with its whole text, which is never to be had again.
 
-    Raises `ResourceNotFound` for an unknown tenant, `InvalidParameter` for no scope or an end in the past.
+    Raises `ResourceNotFound` for an unknown tenant, `InvalidParameter` for no scope, an end in the past, the scope
+    `admin` for another tenant than the operator's, or one live key too many.
     """
     owner = await get_tenant(connection, tenant)
+    if Scope.ADMIN in scopes and owner.id != OPERATOR:
+        raise InvalidParameter(
+            f"the scope `admin` is for keys of the tenant `{OPERATOR}`. Given: `{owner.id}`", parameter="scopes"
+        )
     if not scopes:
         raise InvalidParameter("`scopes` must name at least one of query, upload, admin", parameter="scopes")
     if expires_ms is not None and expires_ms <= now_ms:
         raise InvalidParameter(f"`expires_ms` must be in the future. Given: {expires_ms}", parameter="expires_ms")
+    revision = await next_revision(connection)  # from here on no other transaction makes a key
+    await _require_room(connection, owner.id, now_ms)
     key_id, text = mint_key()
     parts = split_key(text)
     assert parts is not None, "a minted key is of the form of keys"
@@ -58,10 +67,21 @@ async def issue_key(
         **columns_of(limits or Limits()),
         "created_ms": now_ms,
         "expires_ms": expires_ms,
-        "revision": await next_revision(connection),
+        "revision": revision,
     }
     await connection.execute(insert(keys).values(values))
     return await get_key(connection, key_id), text
+
+
+def within(maker: KeyFacts, limits: Limits, expires_ms: int | None) -> tuple[Limits, int | None]:
+    """Limits and an end that go no further than those of the key that makes another: None is the furthest."""
+    names = (entry.name for entry in fields(Limits))
+    bounded = {name: _nearer(getattr(maker.limits, name), getattr(limits, name)) for name in names}
+    return Limits(**bounded), _nearer(maker.expires_ms, expires_ms)
+
+
+def _nearer(one: int | None, other: int | None) -> int | None:
+    return min((value for value in (one, other) if value is not None), default=None)
 
 
 async def get_key(connection: AsyncConnection, key_id: str, tenant: str | None = None) -> Key:
@@ -128,9 +148,19 @@ async def rotate_key(
 
 
 async def changed_keys(connection: AsyncConnection, since: int) -> tuple[KeyFacts, ...]:
-    """What edges have to know of keys changed after a revision."""
-    rows = (await connection.execute(select(keys).where(keys.c.revision > since))).all()
+    """What edges have to know of keys changed after a revision; who knows none yet needs no revoked ones."""
+    asked = select(keys).where(keys.c.revision > since)
+    if since < 0:
+        asked = asked.where(keys.c.revoked_ms.is_(None))
+    rows = (await connection.execute(asked)).all()
     return tuple(_key(row).facts for row in rows)
+
+
+async def _require_room(connection: AsyncConnection, tenant: str, now_ms: int) -> None:
+    is_live = keys.c.revoked_ms.is_(None) & (keys.c.expires_ms.is_(None) | (keys.c.expires_ms > now_ms))
+    asked = select(func.count()).select_from(keys).where(keys.c.tenant == tenant, is_live)
+    if (await connection.execute(asked)).scalar_one() >= MAX_LIVE_KEYS:
+        raise InvalidParameter(f"tenant `{tenant}` has {MAX_LIVE_KEYS} keys, as many as it may; revoke one first")
 
 
 def _key(row: Row[tuple[object, ...]]) -> Key:

@@ -18,12 +18,14 @@ READY = "ready"
 
 
 async def take_snapshot(control: Control, since: int) -> Snapshot:
-    """What has changed after revision `since`; everything for one below zero.
+    """What has changed after revision `since`; everything for one below zero, or one that was never given.
 
-    The revision is read first: a change that comes in between is told twice, which changes nothing.
+    An edge may know a later revision than the database does: then a backup has been restored. The revision is read
+    first: a change that comes in between is told twice, which changes nothing.
     """
     async with control.database.read() as connection:
         revision = await last_revision(connection)
+        since = since if since <= revision else -1
         is_new = revision > since
         return Snapshot(
             revision=revision,

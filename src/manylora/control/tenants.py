@@ -16,7 +16,7 @@ from manylora.ids import TenantId
 from manylora.tenancy import DEFAULT_TENANT, Limits, TenantFacts, TenantState
 
 OPERATOR = TenantId("operator")
-"""Whose keys with the scope `admin` are; it serves nobody."""
+"""Whose keys with the scope `admin` are. It is always active, and its own requests need no credit."""
 DEFAULT_PLAN = "standard"
 MAX_WEIGHT = 1000
 RESERVED = frozenset(
@@ -123,8 +123,15 @@ async def list_tenants(connection: AsyncConnection, *, after: str = "", limit: i
 
 
 async def set_state(connection: AsyncConnection, code: str, state: TenantState) -> Tenant:
-    """Suspend, resume or close. What is closed stays so: raises `InvalidParameter`."""
+    """Suspend, resume or close. What is closed stays so.
+
+    Raises `InvalidParameter` for a closed one, for the operator's own, which would lock everybody out, and for closing
+    the tenant of open servers.
+    """
     tenant = await get_tenant(connection, code)
+    is_needed = code == OPERATOR or (code == DEFAULT_TENANT and state is TenantState.CLOSED)
+    if is_needed and state is not TenantState.ACTIVE:
+        raise InvalidParameter(f"tenant `{code}` belongs to the server: it cannot be {state}", parameter="state")
     if tenant.facts.state is TenantState.CLOSED and state is not TenantState.CLOSED:
         raise InvalidParameter(f"tenant `{code}` is closed, for ever", parameter="state")
     return await _change(connection, code, {"state": state.value})
@@ -195,5 +202,8 @@ def _checked_weight(weight: int) -> int:
 
 
 def is_unlimited(tenant: str) -> bool:
-    """Whether no credit is asked of a tenant: the one that stands for everybody while no keys are needed."""
-    return tenant == DEFAULT_TENANT
+    """Whether no credit is asked of a tenant: the one for everybody while no keys are needed, and the operator's.
+
+    Both are metered and priced as others are, and refused nothing for want of money.
+    """
+    return tenant in (DEFAULT_TENANT, OPERATOR)

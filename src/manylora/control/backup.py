@@ -1,0 +1,175 @@
+"""Backup and restore: the database as of one moment, the pepper and the uploads, in one archive.
+
+A backup may be taken while the control plane serves: SQLite copies its database as of one moment, and the files come
+after it, so that whatever the database names is among them unless it was deleted meanwhile.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import sqlite3
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import URL
+
+from manylora.config import Config, control_dir
+from manylora.control.control import PEPPER_FILE
+from manylora.control.database import FILE_NAME, database_url, migrate
+from manylora.errors import ConfigInvalid
+
+UPLOADS = "uploads"
+"""Their name in the archive and, unless `adapters.registry_dir` says another place, in the folder."""
+PAGES_AT_ONCE = 1000
+COPY_WAIT_S = 0.01
+"""Between two parts of the copy, so that writers get their turn."""
+
+
+def back_up(config: Config, file: Path, *, has_database: bool = True) -> None:
+    """Write an archive that only its owner can read, whole or not at all. Blocks.
+
+    Args:    has_database  off: the pepper and the uploads alone
+    Raises:  `ConfigInvalid` if there is no control plane, the file exists or cannot be written, or the database is not
+             SQLite and has to be backed up by its own tools
+    """
+    places = _Places.of(config)
+    if has_database:
+        places.require_sqlite("pg_dump --format=custom --file=control.dump")
+    if not (places.folder / PEPPER_FILE).is_file():
+        raise ConfigInvalid(f"there is no control plane in {places.folder} (control.dir)")
+    if file.exists():
+        raise ConfigInvalid(f"{file} is there already: a backup overwrites nothing")
+    partial = file.with_name(f".{file.name}-{secrets.token_hex(4)}")
+    copy = partial.with_name(f"{partial.name}.db")
+    try:
+        if has_database:
+            _copy_database(places.database, copy)
+        _write(places, copy if has_database else None, partial)
+        partial.rename(file)
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigInvalid(f"the backup {file} cannot be made: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+        copy.unlink(missing_ok=True)
+
+
+def restore(config: Config, file: Path, *, has_database: bool = True) -> None:
+    """Make a control plane's files from an archive, and bring its database to today's tables. Blocks.
+
+    Args:    has_database  off: the archive has none, or the one in it is to be left out
+    Raises:  `ConfigInvalid` if something is in their places already, or the archive is none of ours
+    """
+    places = _Places.of(config)
+    if has_database:
+        places.require_sqlite("pg_restore --dbname=…")
+    places.require_empty(has_database=has_database)
+    places.folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = places.folder.with_name(f".{places.folder.name}-{secrets.token_hex(4)}")
+    try:
+        _read(file, partial, has_database=has_database)
+        with contextlib.suppress(FileNotFoundError):
+            places.folder.rmdir()
+        partial.rename(places.folder)
+        _put(places.folder / FILE_NAME, places.database)
+        _put(places.folder / UPLOADS, places.uploads)
+    except (OSError, tarfile.TarError) as error:
+        raise ConfigInvalid(f"the backup {file} cannot be restored: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    if has_database:
+        migrate(places.url)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Places:
+    """Where a control plane's parts are; the database and the uploads may lie outside its folder."""
+
+    folder: Path
+    uploads: Path
+    url: URL
+
+    @staticmethod
+    def of(config: Config) -> "_Places":
+        folder = control_dir(config)
+        named = config.adapters.registry_dir
+        uploads = Path(named).expanduser() if named else folder / UPLOADS
+        return _Places(folder=folder, uploads=uploads, url=database_url(config.control.database_url, folder))
+
+    @property
+    def database(self) -> Path:
+        """SQLite's file."""
+        return Path(str(self.url.database))
+
+    def is_database(self, path: Path) -> bool:
+        """Whether a file is the database's, its journal included."""
+        is_sqlite = self.url.get_backend_name() == "sqlite"
+        names = {f"{self.database.name}{ending}" for ending in ("", "-wal", "-shm", "-journal")}
+        return is_sqlite and path.parent == self.database.parent and path.name in names
+
+    def require_sqlite(self, command: str) -> None:
+        if self.url.get_backend_name() != "sqlite":
+            raise ConfigInvalid(
+                f"the database of control.database_url is PostgreSQL's: its own tools take it (`{command}`), and "
+                "`--without-database` the pepper and the uploads; docs/control-plane.md has all of it"
+            )
+
+    def require_empty(self, *, has_database: bool) -> None:
+        for folder in (self.folder, self.uploads):
+            if folder.exists() and any(folder.iterdir()):
+                raise ConfigInvalid(f"{folder} is not empty: move away what is in it, a restore overwrites nothing")
+        if has_database and self.database.exists():
+            raise ConfigInvalid(f"{self.database} is there: move it away, a restore overwrites nothing")
+
+
+def _copy_database(source: Path, target: Path) -> None:
+    """SQLite's online backup: pages that are written meanwhile are copied again, so the copy is of one moment."""
+    os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    with (
+        contextlib.closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)) as original,
+        contextlib.closing(sqlite3.connect(target)) as copy,
+    ):
+        original.backup(copy, pages=PAGES_AT_ONCE, sleep=COPY_WAIT_S)
+        copy.execute("PRAGMA journal_mode=DELETE")  # one file, with nothing beside it
+
+
+def _write(places: _Places, copy: Path | None, partial: Path) -> None:
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
+        with tarfile.open(fileobj=stream, mode="w") as archive:
+            if copy is not None:
+                archive.add(copy, FILE_NAME)
+            for path in sorted(places.folder.iterdir()):
+                if not places.is_database(path) and path != places.uploads:
+                    archive.add(path, path.name, filter=_what_is_kept)
+            if places.uploads.is_dir():
+                archive.add(places.uploads, UPLOADS, filter=_what_is_kept)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _what_is_kept(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """Files and folders, without those whose name begins with a dot: they are being made, and part of nothing yet."""
+    is_made = not entry.name.rpartition("/")[2].startswith(".")
+    return entry if is_made and (entry.isfile() or entry.isdir()) else None
+
+
+def _read(file: Path, partial: Path, *, has_database: bool) -> None:
+    partial.mkdir(mode=0o700)
+    with tarfile.open(file) as archive:
+        wanted = {PEPPER_FILE, FILE_NAME} if has_database else {PEPPER_FILE}
+        if missing := wanted - set(archive.getnames()):
+            raise ConfigInvalid(f"{file} is no such backup: it lacks {', '.join(sorted(missing))}")
+        archive.extractall(partial, filter="data")
+    if not has_database:
+        (partial / FILE_NAME).unlink(missing_ok=True)
+
+
+def _put(found: Path, place: Path) -> None:
+    """Move what the settings keep outside the folder."""
+    if found.exists() and found != place:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            place.rmdir()
+        shutil.move(found, place)

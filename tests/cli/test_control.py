@@ -1,0 +1,60 @@
+"""`manylora control` as a process: its start, its refusals, its signals, and the operator's key."""
+
+from pathlib import Path
+
+import httpx2
+import pytest
+from typer.testing import CliRunner
+
+from manylora.cli import app
+from manylora.errors import ConfigInvalid
+from tests.control.control_process import EDGE_TOKEN, running_control
+
+
+def account(url: str, key: str) -> int:
+    return httpx2.get(f"{url}/v1/account", headers={"authorization": f"Bearer {key}"}).status_code
+
+
+def test_it_prints_the_operators_key_at_its_first_start_only_and_leaves_on_a_signal(tmp_path: Path) -> None:
+    with running_control(tmp_path / "kept") as first:
+        assert account(first.url, first.admin_key) == 200
+        edge = {"authorization": f"Bearer {EDGE_TOKEN}"}
+        assert httpx2.get(f"{first.url}/internal/snapshot?since=-1", headers=edge).json()["is_whole"]
+        assert first.stop() == 0
+    with running_control(tmp_path / "kept", is_first=False) as second:
+        assert account(second.url, first.admin_key) == 200
+        assert (second.stop(), second.admin_key) == (0, "")
+
+
+def test_a_lost_key_is_replaced_on_the_machine_itself(tmp_path: Path) -> None:
+    folder = ["--set", f"control.dir={tmp_path / 'kept'}"]
+    keys = [CliRunner().invoke(app, ["control", "admin-key", *folder]).stdout.strip() for _ in range(2)]
+    with running_control(tmp_path / "kept", is_first=False) as plane:
+        assert [account(plane.url, key) for key in keys] == [200, 200]
+        assert (plane.stop(), plane.admin_key) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ((), "control.edge_token"),
+        (("--set", "control.edge_token=short"), "control.edge_token"),
+        (("--host", "0.0.0.0", "--set", "server.auth=off"), "server.allow_open"),
+        (("--host", "203.0.113.77"), "control.host"),
+    ],
+)
+def test_it_refuses_to_start_with_settings_that_do_not_fit(words: tuple[str, ...], named: str, tmp_path: Path) -> None:
+    token = () if named == "control.edge_token" else ("--set", f"control.edge_token={EDGE_TOKEN}")
+    result = CliRunner().invoke(app, ["control", "--set", f"control.dir={tmp_path}", *token, *words])
+    assert isinstance(result.exception, ConfigInvalid)
+    assert named in result.exception.message
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_taken_port_is_told(tmp_path: Path) -> None:
+    with running_control(tmp_path / "kept") as plane:
+        port = plane.url.rpartition(":")[2]
+        words = ["control", "--port", port, "--set", f"control.dir={tmp_path}"]
+        result = CliRunner().invoke(app, [*words, "--set", f"control.edge_token={EDGE_TOKEN}"])
+        assert isinstance(result.exception, ConfigInvalid)
+        assert f"control.port {port}" in result.exception.message

@@ -1,0 +1,137 @@
+"""`manylora tenants`, `keys` and `limits` against a real control plane process: tables, JSON, verbs and failures."""
+
+import json
+from collections.abc import Callable, Iterator
+
+import httpx2
+import pytest
+from typer.testing import CliRunner, Result
+
+from manylora.cli import app
+from manylora.cli.client import dollars, nanousd_of
+from tests.control.control_process import ControlProcess, running_control
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlProcess]:
+    with running_control(tmp_path_factory.mktemp("control") / "kept") as running:
+        yield running
+
+
+@pytest.fixture
+def run(plane: ControlProcess) -> Run:
+    def invoke(*words: str, answer: str | None = None, key: str | None = None) -> Result:
+        given = ["--url", plane.url, *(["--key", key] if key else [])]
+        return CliRunner(env={"MANYLORA_KEY": plane.admin_key}).invoke(app, [*words, *given], input=answer)
+
+    return invoke
+
+
+def fields_of(result: Result) -> dict[str, str]:
+    assert result.exit_code == 0, result.stderr
+    return {name.strip(): text.strip() for name, text in (line.split("  ", 1) for line in result.stdout.splitlines())}
+
+
+def status_of(plane: ControlProcess, key: str) -> int:
+    return httpx2.get(f"{plane.url}/v1/account", headers={"authorization": f"Bearer {key}"}).status_code
+
+
+def test_a_tenant_is_made_shown_and_given_credit(run: Run, plane: ControlProcess) -> None:
+    made = fields_of(run("tenants", "create", "acme", "--name", "Acme", "--credit", "1.5", "--limit", "max-rank=16"))
+    assert (made["id"], made["state"], made["limit: max_rank"]) == ("acme", "active", "16")
+    assert status_of(plane, made["key (shown once)"]) == 200
+    shown = fields_of(run("tenants", "show", "acme"))
+    assert (shown["credit left"], shown["name"]) == ("$1.50", "Acme")
+    for _ in range(2):
+        balance = fields_of(run("tenants", "credit", "acme", "25", "--id", "paid-1", "--reason", "paid"))
+    assert balance["credit left"] == "$26.50"
+    assert fields_of(run("tenants", "credit", "acme", "-0.0002"))["credit left"] == "$26.4998"
+
+
+def test_a_suspended_tenant_is_refused_until_it_is_resumed(run: Run, plane: ControlProcess) -> None:
+    key = fields_of(run("tenants", "create", "late"))["key (shown once)"]
+    assert run("tenants", "suspend", "late").stdout == "done: tenant late is suspended\n"
+    assert status_of(plane, key) == 403
+    assert run("tenants", "resume", "late").stdout == "done: tenant late is active\n"
+    assert status_of(plane, key) == 200
+    assert run("tenants", "close", "late", answer="n\n").exit_code == 1
+    assert status_of(plane, key) == 200
+    assert run("tenants", "close", "late", "--yes").stdout == "done: tenant late is closed\n"
+    assert "closed, for ever" in run("tenants", "resume", "late").stderr
+
+
+def test_the_list_is_a_table_in_pages(run: Run) -> None:
+    for code in ("page-a", "page-b"):
+        run("tenants", "create", code)
+    first = run("tenants", "ls", "--after", "page", "--limit", "1")
+    assert [line.split()[0] for line in first.stdout.splitlines()] == ["id", "page-a"]
+    assert "--after page-a" in first.stderr
+    assert json.loads(run("tenants", "ls", "--json").stdout)["next"] is None
+
+
+def test_plan_and_weight_change(run: Run) -> None:
+    run("tenants", "create", "heavy")
+    changed = fields_of(run("tenants", "change", "heavy", "--weight", "4", "--plan", "gold"))
+    assert (changed["weight"], changed["plan"]) == ("4", "gold")
+
+
+def test_limits_that_are_not_named_stay(run: Run) -> None:
+    run("tenants", "create", "bounded", "--limit", "adapters=3")
+    run("limits", "set", "bounded", "requests_per_minute=60", "monthly_budget=25.5")
+    shown = fields_of(run("limits", "set", "bounded", "requests-per-minute=none"))
+    assert shown == fields_of(run("limits", "show", "bounded"))
+    assert (shown["adapters"], shown["requests_per_minute"], shown["monthly_budget"]) == ("3", "-", "$25.50")
+    assert json.loads(run("limits", "show", "bounded", "--json").stdout)["monthly_budget_nanousd"] == 25_500_000_000
+
+
+def test_keys_are_made_listed_rotated_and_revoked(run: Run, plane: ControlProcess) -> None:
+    run("tenants", "create", "keyed")
+    made = fields_of(run("keys", "create", "keyed", "--name", "ci", "--scope", "query", "--limit", "max_rank=8"))
+    assert (made["scopes"], made["limit: max_rank"]) == ("query", "8")
+    old = made["key (shown once)"]
+    new = fields_of(run("keys", "rotate", made["id"]))["key (shown once)"]
+    assert [status_of(plane, key) for key in (old, new)] == [401, 200]
+    assert run("keys", "revoke", new, answer="n\n").exit_code == 1
+    assert "is revoked" in run("keys", "revoke", new, "--yes").stdout
+    assert status_of(plane, new) == 401
+    listed = run("keys", "ls", "keyed")
+    assert len(listed.stdout.splitlines()) == 4
+    assert new.split("_")[2] not in listed.stdout + run("keys", "ls", "keyed", "--json").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("tenants", "show", "nobody"), "there is no tenant `nobody`"),
+        (("tenants", "show", ".."), "'..' is no name"),
+        (("tenants", "show", "a/b"), "no route"),
+        (("tenants", "create", "v1"), "`id` must be"),
+        (("tenants", "create", "x", "--credit", "much"), "an amount is in dollars"),
+        (("tenants", "credit", "acme", "0.0000000001"), "at most nine decimals"),
+        (("limits", "set", "operator", "speed=1"), "a limit is NAME=NUMBER"),
+        (("limits", "set", "operator", "adapters=-1"), "adapters must be a whole number"),
+        (("keys", "ls", "nobody"), "there is no tenant `nobody`"),
+        (("keys", "create", "default", "--scope", "admin"), "is for keys of the tenant `operator`"),
+        (("keys", "rotate", "00000000"), "there is no key `00000000`"),
+    ],
+)
+def test_a_failure_is_one_line_in_the_servers_words(run: Run, words: tuple[str, ...], said: str) -> None:
+    result = run(*words)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("manylora: ")
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_key_of_the_flag_goes_before_that_of_the_environment(run: Run) -> None:
+    key = fields_of(run("tenants", "create", "flagged"))["key (shown once)"]
+    assert "scope `admin`" in run("tenants", "ls", key=key).stderr
+    assert "the key is not valid" in run("tenants", "ls", key="pb_00000000_" + "0" * 43).stderr
+    assert "letters that no key has" in run("tenants", "ls", key="ключ").stderr
+
+
+@pytest.mark.parametrize("nanousd", [0, 1, -1, 200, 10**9, 25 * 10**9, -(10**15) - 5])
+def test_dollars_are_exact_both_ways(nanousd: int) -> None:
+    assert nanousd_of(dollars(nanousd).replace(",", "")) == nanousd

@@ -1,0 +1,138 @@
+"""What a key may do to other keys, and which keys and tenants belong to the server itself."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import URL
+
+from manylora.clock import ManualClock
+from manylora.control.accounts import SIGNUPS_PER_HOUR, Doorkeeper
+from manylora.control.credit import lease_credit
+from manylora.control.keys import MAX_LIVE_KEYS
+from manylora.control.snapshot import take_snapshot
+from manylora.errors import RequestRateExceeded
+from tests.control.plane import Plane, in_plane
+
+
+@pytest.fixture
+def run(url: URL, tmp_path: Path) -> Callable[..., None]:
+    def go(scenario: Any, **options: Any) -> None:
+        in_plane(url, tmp_path, scenario, **options)
+
+    return go
+
+
+def id_of(key: str) -> str:
+    return key.split("_")[1]
+
+
+def test_the_scope_admin_is_for_the_operators_keys_alone(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        await plane.new_tenant("acme")
+        refused = await plane.call("POST", "/admin/tenants/acme/keys", {"scopes": ["query", "admin"]})
+        assert refused.status_code == 422
+        assert "`admin` is for keys of the tenant `operator`" in refused.json()["error"]
+        made = await plane.call("POST", "/admin/tenants/operator/keys", {"scopes": ["admin"]})
+        assert (await plane.call("GET", "/admin/tenants", key=made.json()["key"])).status_code == 200
+
+    run(scenario)
+
+
+def test_a_key_made_with_a_key_goes_no_further_than_it(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        await plane.new_tenant("acme")
+        terms = {"scopes": ["query"], "limits": {"requests_per_minute": 5}, "expires_in_s": 60}
+        narrow = (await plane.call("POST", "/admin/tenants/acme/keys", terms)).json()
+        asked = {"scopes": ["query"], "limits": {"requests_per_minute": 9, "max_rank": 8}}
+        made = (await plane.call("POST", "/v1/account/keys", asked, key=narrow["key"])).json()
+        assert (made["limits"]["requests_per_minute"], made["limits"]["max_rank"]) == (5, 8)
+        assert made["expires"] == narrow["expires"]
+        wider = await plane.call("POST", "/v1/account/keys", {"scopes": ["upload"]}, key=narrow["key"])
+        assert wider.status_code == 403
+
+    run(scenario)
+
+
+def test_a_key_ends_and_rotates_none_that_may_do_more(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        full = await plane.new_tenant("acme")
+        made = await plane.call("POST", "/v1/account/keys", {"scopes": ["query"]}, key=full)
+        narrow = made.json()["key"]
+        assert (await plane.call("DELETE", f"/v1/account/keys/{id_of(full)}", key=narrow)).status_code == 403
+        rotation = f"/v1/account/keys/{id_of(full)}/rotate"
+        assert (await plane.call("POST", rotation, {}, key=narrow)).status_code == 403
+        new = await plane.call("POST", rotation, {}, key=full)
+        assert (new.status_code, new.json()["scopes"]) == (201, ["query", "upload"])
+        assert (await plane.call("GET", "/v1/account", key=full)).status_code == 401
+        ended = await plane.call("DELETE", f"/v1/account/keys/{id_of(narrow)}", key=new.json()["key"])
+        assert ended.json()["revoked"] is not None
+
+    run(scenario)
+
+
+def test_another_tenants_key_cannot_be_rotated(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        mine, theirs = await plane.new_tenant("acme"), await plane.new_tenant("beta")
+        reply = await plane.call("POST", f"/v1/account/keys/{id_of(theirs)}/rotate", {}, key=mine)
+        assert reply.status_code == 404
+        assert (await plane.call("GET", "/v1/account", key=theirs)).status_code == 200
+
+    run(scenario)
+
+
+def test_live_keys_are_bounded_and_dead_ones_are_not_told_to_a_new_edge(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        key = await plane.new_tenant("acme")
+        seen = (await take_snapshot(plane.control, -1)).revision
+        for _ in range(MAX_LIVE_KEYS - 1):
+            assert (await plane.call("POST", "/v1/account/keys", {}, key=key)).status_code == 201
+        full = await plane.call("POST", "/v1/account/keys", {}, key=key)
+        assert (full.status_code, full.json()["error"]["code"]) == (400, "invalid_parameter")
+        others = [entry["id"] for entry in (await plane.call("GET", "/v1/account/keys", key=key)).json()["keys"]]
+        gone = next(entry for entry in others if entry != id_of(key))
+        await plane.call("DELETE", f"/v1/account/keys/{gone}", key=key)
+        assert (await plane.call("POST", "/v1/account/keys", {}, key=key)).status_code == 201
+        whole, news = await take_snapshot(plane.control, -1), await take_snapshot(plane.control, seen)
+        assert gone not in {entry.id for entry in whole.keys}
+        assert [entry.is_revoked for entry in news.keys if entry.id == gone] == [True]
+
+    run(scenario)
+
+
+def test_the_servers_own_tenants_stay(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        for path in ("operator/suspend", "operator/close", "default/close"):
+            reply = await plane.call("POST", f"/admin/tenants/{path}")
+            assert reply.status_code == 422
+            assert "belongs to the server" in reply.json()["error"]
+        assert (await plane.call("POST", "/admin/tenants/default/suspend")).status_code == 200
+        for tenant in ("default", "operator"):
+            assert (await lease_credit(plane.control, "edge-1", tenant, 10**9)).granted_nanousd >= 10**9
+
+    run(scenario)
+
+
+def test_an_edge_that_knows_a_later_revision_is_told_everything(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        whole = await take_snapshot(plane.control, -1)
+        later = await take_snapshot(plane.control, whole.revision + 1)
+        assert (later.is_whole, later.tenants) == (True, whole.tenants)
+        same = await take_snapshot(plane.control, whole.revision)
+        assert (same.is_whole, same.tenants) == (False, ())
+
+    run(scenario)
+
+
+def test_a_network_of_ipv6_signs_up_as_one_caller() -> None:
+    doorkeeper = Doorkeeper(ManualClock(), is_open=True)
+    for number in range(SIGNUPS_PER_HOUR):
+        doorkeeper.let_in(f"2001:db8::{number:x}")
+    with pytest.raises(RequestRateExceeded):
+        doorkeeper.let_in("2001:db8::ffff")
+    doorkeeper.let_in("2001:db8:0:1::1")
+    for _ in range(SIGNUPS_PER_HOUR):
+        doorkeeper.let_in("::ffff:192.0.2.1")
+    with pytest.raises(RequestRateExceeded):
+        doorkeeper.let_in("192.0.2.1")
