@@ -26,6 +26,7 @@ LAYERS = {
         "loopback",
         "dialects",
         "charging",
+        "costs",
         "clock",
         "telemetry",
         "resources",

@@ -8,12 +8,15 @@ from manylora import __version__
 from manylora.cli.adapters import adapters
 from manylora.cli.bench import bench
 from manylora.cli.control import control
+from manylora.cli.cost import cost
 from manylora.cli.generate import generate
 from manylora.cli.keys import keys
 from manylora.cli.limits import limits
+from manylora.cli.prices import prices
 from manylora.cli.pull import pull
 from manylora.cli.serve import serve
 from manylora.cli.tenants import tenants
+from manylora.cli.usage import invoice, usage
 from manylora.errors import ManyloraError
 
 app = typer.Typer(
@@ -26,11 +29,15 @@ app.command()(serve)
 app.command()(generate)
 app.command()(pull)
 app.command()(bench)
+app.command()(cost)
+app.command()(usage)
+app.command()(invoice)
 app.add_typer(adapters, name="adapters")
 app.add_typer(control, name="control")
 app.add_typer(tenants, name="tenants")
 app.add_typer(keys, name="keys")
 app.add_typer(limits, name="limits")
+app.add_typer(prices, name="prices")
 
 
 @app.callback(invoke_without_command=True)

@@ -48,7 +48,7 @@ class Server:
     ) -> "httpx2.Response":
         """Send one request; whatever is wrong ends the program with one line that says so.
 
-        Args:  expects  a field that the answer of a manylora server has
+        Args:  expects  a field that the answer of a manylora server has; empty: it need not be JSON
                wait_s   how long the server may take beyond what any answer takes
         """
         import httpx2
@@ -83,6 +83,8 @@ def path_of(*parts: str) -> str:
 
 def _refusal_in(reply: "httpx2.Response", key: str) -> str | None:
     """The server's own words for what is wrong; None if the answer is one, which has `key`."""
+    if reply.is_success and not key:
+        return None
     try:
         body = reply.json()
         if reply.is_success and key in body:

@@ -14,6 +14,7 @@ from manylora.control.admin_api import admin_room
 from manylora.control.control import Control
 from manylora.control.deployments_api import deployments_room
 from manylora.control.internal_api import internal_room
+from manylora.control.money_api import money_room
 from manylora.control.predibase_api import predibase_room
 from manylora.control.registry_api import registry_room
 from manylora.control.screen import Screen
@@ -33,6 +34,7 @@ ROOMS: tuple[Room, ...] = (
     internal_room,
     admin_room,
     account_room,
+    money_room,
     registry_room,
     deployments_room,
     predibase_room,

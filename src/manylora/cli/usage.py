@@ -1,0 +1,69 @@
+"""`manylora usage` and `manylora invoice`: what was used and what is owed, from a running server's ledger."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from manylora.cli.client import (
+    DEFAULT_URL,
+    JsonOption,
+    KeyOption,
+    Server,
+    UrlOption,
+    dollars,
+    fail,
+    path_of,
+    print_table,
+    shown,
+)
+
+COUNTS = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens")
+MonthOption = Annotated[str, typer.Option(help="A UTC month such as 2026-11. Default: this one.")]
+
+
+def usage(
+    tenant: Annotated[str, typer.Option(help="One tenant alone.")] = "",
+    month: MonthOption = "",
+    by: Annotated[str, typer.Option(help="Columns: day, tenant, base, adapter, key; with commas.")] = "tenant",
+    own: Annotated[bool, typer.Option("--own", help="The usage of the key's own tenant; needs no admin key.")] = False,
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """Show a month's usage, added up."""
+    given = {"by": by, "month": month, "tenant": tenant}
+    query: dict[str, object] = {name: text for name, text in given.items() if text}
+    path = "/v1/account/usage" if own else "/admin/usage"
+    reply = Server(url=url, key=key).ask("GET", path, expects="usage", query=query)
+    if json:
+        typer.echo(reply.text)
+        return
+    report = reply.json()
+    columns = (*report["by"], *COUNTS, "cost")
+    rows = [
+        (*map(shown, row["names"]), *(f"{row[name]:,}" for name in COUNTS), dollars(row["cost_nanousd"]))
+        for row in report["usage"]
+    ]
+    print_table(columns, rows, numbers=(*COUNTS, "cost"))
+
+
+def invoice(
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="The tenant's short code.")],
+    month: Annotated[str, typer.Argument(metavar="MONTH", help="A UTC month such as 2026-11.")],
+    form: Annotated[str, typer.Option("--format", help="text, json, csv or html.")] = "text",
+    out: Annotated[Path | None, typer.Option(help="Write it into this file.")] = None,
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """Print a tenant's invoice of a month."""
+    path = "/admin/invoices" + path_of(tenant, month)
+    reply = Server(url=url, key=key).ask("GET", path, expects="", query={"format": "json" if json else form})
+    if out is None:
+        typer.echo(reply.text, nl=False)
+        return
+    try:
+        out.write_bytes(reply.content)
+    except OSError as error:
+        fail(f"{out} cannot be written: {error.strerror}")

@@ -1,0 +1,159 @@
+"""An invoice as text, JSON, CSV and a page to print. Names come from tenants: each form takes them for text alone."""
+
+import csv
+import html
+import io
+import json
+
+from manylora.control.invoices import Invoice, InvoiceLine
+from manylora.control.months import text_of
+from manylora.tenancy import NANO
+
+FORMATS = {
+    "text": "text/plain; charset=utf-8",
+    "json": "application/json",
+    "csv": "text/csv; charset=utf-8",
+    "html": "text/html; charset=utf-8",
+}
+COLUMNS = (
+    *("kind", "base", "adapter", "price_version", "requests", "prompt_tokens", "completion_tokens"),
+    *("input_usd", "output_usd", "exact_usd", "usd"),
+)
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def render(invoice: Invoice, form: str) -> bytes:
+    """The bytes of a form in `FORMATS`; the same invoice gives the same bytes."""
+    makers = {"text": _text, "json": _json, "csv": _csv, "html": _html}
+    return makers[form](invoice).encode("utf-8")
+
+
+def usd(nanousd: int) -> str:
+    """Nano-dollars as dollars, exactly, with at least two decimals."""
+    whole, rest = divmod(abs(nanousd), NANO)
+    return f"{'-' if nanousd < 0 else ''}{whole}.{f'{rest:09d}'.rstrip('0').ljust(2, '0')}"
+
+
+def cents_usd(cents: int) -> str:
+    return f"{'-' if cents < 0 else ''}{abs(cents) // 100}.{abs(cents) % 100:02d}"
+
+
+def _fields(line: InvoiceLine) -> dict[str, object]:
+    return {
+        "kind": "correction" if line.is_correction else "usage",
+        "base": line.base,
+        "adapter": line.adapter,
+        "price_version": line.price_version,
+        "requests": line.requests,
+        "prompt_tokens": line.prompt_tokens,
+        "completion_tokens": line.completion_tokens,
+        "input_usd": usd(line.input_nanousd),
+        "output_usd": usd(line.output_nanousd),
+        "exact_usd": usd(line.nanousd),
+        "usd": cents_usd(line.cents),
+    }
+
+
+def _title(invoice: Invoice) -> str:
+    preliminary = " (preliminary: the month is not over)" if invoice.is_preliminary else ""
+    return f"Invoice of {text_of(invoice.month)} for {invoice.name} ({invoice.tenant}){preliminary}"
+
+
+def _json(invoice: Invoice) -> str:
+    body = {
+        "tenant": invoice.tenant,
+        "name": invoice.name,
+        "month": text_of(invoice.month),
+        "is_preliminary": invoice.is_preliminary,
+        "currency": "USD",
+        "lines": [_fields(line) | {"nanousd": line.nanousd} for line in invoice.lines],
+        "total_nanousd": invoice.nanousd,
+        "total_usd": cents_usd(invoice.cents),
+    }
+    return json.dumps(body, ensure_ascii=False, indent=2) + "\n"
+
+
+def _csv(invoice: Invoice) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(("tenant", "month", *COLUMNS))
+    for line in invoice.lines:
+        fields = _fields(line)
+        cells = [_cell(name, fields[name]) for name in COLUMNS]
+        writer.writerow((_cell("tenant", invoice.tenant), text_of(invoice.month), *cells))
+    return stream.getvalue()
+
+
+def _cell(name: str, value: object) -> str:
+    """A name that a spreadsheet would take for a formula is kept from being one; amounts may begin with a minus."""
+    text = "" if value is None else str(value)
+    is_name = name in ("tenant", "base", "adapter")
+    return f"'{text}" if is_name and text.startswith(_FORMULA) else text
+
+
+def _text(invoice: Invoice) -> str:
+    columns = ("base", "adapter", "requests", "prompt_tokens", "completion_tokens", "input_usd", "output_usd", "usd")
+    heads = ("base", "adapter", "requests", "prompt", "completion", "$/prompt", "$/completion", "$")
+    rows: list[tuple[str, ...]] = [heads]
+    for line in invoice.lines:
+        fields = _fields(line)
+        cells = ["-" if fields[name] is None else _plain(str(fields[name])) for name in columns]
+        if line.is_correction:
+            cells[0] += " (correction)"
+        rows.append(tuple(cells))
+    widths = [max(len(row[index]) for row in rows) for index in range(len(columns))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if index < 2 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    total = f"total  ${cents_usd(invoice.cents)}"
+    return "\n".join([_plain(_title(invoice)), "", *lines, "", total.rjust(max(map(len, lines), default=0)), ""])
+
+
+def _plain(text: str) -> str:
+    """Text in which nothing moves the cursor or ends the line."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _html(invoice: Invoice) -> str:
+    heads = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in COLUMNS)
+    rows = "\n".join(
+        "<tr>" + "".join(_td(name, value) for name, value in _fields(line).items()) + "</tr>" for line in invoice.lines
+    )
+    title = html.escape(_title(invoice))
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{title}</title>
+<style>
+body {{ font: 14px/1.5 system-ui, sans-serif; margin: 3rem auto; max-width: 72rem; color: #111; }}
+table {{ border-collapse: collapse; width: 100%; }}
+th, td {{ padding: .35rem .6rem; border-bottom: 1px solid #ddd; text-align: left; }}
+td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
+tfoot td {{ font-weight: 600; border: 0; }}
+@media print {{ body {{ margin: 0; font-size: 11px; }} }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+<table>
+<thead><tr>{heads}</tr></thead>
+<tbody>
+{rows}
+</tbody>
+<tfoot><tr>
+<td colspan="{len(COLUMNS) - 1}">Total, US dollars</td><td class="number">{cents_usd(invoice.cents)}</td>
+</tr></tfoot>
+</table>
+</body>
+</html>
+"""
+
+
+def _td(name: str, value: object) -> str:
+    text = "–" if value is None else html.escape(str(value))
+    return f"<td>{text}</td>" if name in ("kind", "base", "adapter") else f'<td class="number">{text}</td>'

@@ -1,0 +1,163 @@
+"""Prices, usage, invoices and corrections: the operator's under `/admin`, a tenant's own under `/v1/account`."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from manylora.control.bodies import iso
+from manylora.control.callers import caller_of
+from manylora.control.control import Control
+from manylora.control.invoice_forms import FORMATS, render
+from manylora.control.invoices import invoice_rows, make_invoice
+from manylora.control.ledger import correct
+from manylora.control.money_bodies import (
+    Corrected,
+    LedgerBody,
+    NewCorrection,
+    NewPrice,
+    PriceBody,
+    PriceList,
+    UsageBody,
+    UsageReport,
+)
+from manylora.control.months import bounds_of, month_of, parse_month, text_of
+from manylora.control.prices import price_versions, set_price
+from manylora.control.tenants import get_tenant
+from manylora.control.usage_queries import ledger_page, sum_usage
+from manylora.errors import InvalidParameter
+from manylora.tenancy import Scope
+
+By = Annotated[str, Query(max_length=100, description="Columns: day, base, adapter, key, tenant; with commas.")]
+Month = Annotated[str, Query(max_length=7, description="A UTC month such as 2026-11; default: this one.")]
+Before = Annotated[int | None, Query(ge=0, le=2**62, description="The `before` of the page before.")]
+PageSize = Annotated[int, Query(ge=1, le=1000)]
+Form = Annotated[str, Query(alias="format", max_length=16, description="text, json, csv or html.")]
+
+
+def money_room(control: Control) -> APIRouter:
+    room = APIRouter()
+    _add_admin(room, control)
+    _add_account(room, control)
+    return room
+
+
+def _add_admin(room: APIRouter, control: Control) -> None:
+    async def require(request: Request) -> None:
+        (await caller_of(control, request)).require(Scope.ADMIN)
+
+    @room.get("/admin/prices", tags=["admin"])
+    async def prices(request: Request, base: Annotated[str, Query(max_length=200)] = "") -> PriceList:
+        """Every version of every base's price, or of one base's."""
+        await require(request)
+        async with control.database.read() as connection:
+            found = await price_versions(connection, base or None)
+        return PriceList(prices=[PriceBody.of(price) for price in found])
+
+    @room.post("/admin/prices", status_code=201, tags=["admin"])
+    async def new_price(request: Request, body: NewPrice) -> PriceBody:
+        """Add a version of a base's price. What has been used is never repriced."""
+        await require(request)
+        async with control.database.write() as connection:
+            now_ms = control.now_ms()
+            made = await set_price(
+                connection,
+                body.base,
+                input_nanousd=body.input_nanousd,
+                output_nanousd=body.output_nanousd,
+                effective_ms=now_ms + int(1000 * body.effective_in_s),
+                now_ms=now_ms,
+            )
+        return PriceBody.of(made)
+
+    @room.get("/admin/usage", tags=["admin"])
+    async def usage(
+        request: Request, month: Month = "", by: By = "tenant", tenant: Annotated[str, Query(max_length=64)] = ""
+    ) -> UsageReport:
+        """Sums over a month, of all tenants or one."""
+        await require(request)
+        return await _report(control, month, by, tenant or None)
+
+    @room.get("/admin/ledger", tags=["admin"])
+    async def rows(
+        request: Request,
+        tenant: Annotated[str, Query(max_length=64)] = "",
+        before: Before = None,
+        limit: PageSize = 100,
+    ) -> LedgerBody:
+        """Single rows of the ledger."""
+        await require(request)
+        return await _ledger(control, tenant or None, before, limit)
+
+    @room.get("/admin/invoices/{tenant}/{month}", tags=["admin"], response_class=Response)
+    async def invoice(request: Request, tenant: str, month: str, form: Form = "json") -> Response:
+        """A tenant's invoice of a month."""
+        await require(request)
+        return await _invoice(control, tenant, month, form)
+
+    @room.post("/admin/corrections", status_code=201, tags=["admin"])
+    async def new_correction(request: Request, body: NewCorrection) -> Corrected:
+        """Correct a row of the ledger by a row more, at its own price, in its own month."""
+        await require(request)
+        await correct(
+            control,
+            body.corrects,
+            correction_id=body.id,
+            prompt_tokens=body.prompt_tokens,
+            completion_tokens=body.completion_tokens,
+        )
+        return Corrected(id=body.id, corrects=body.corrects)
+
+
+def _add_account(room: APIRouter, control: Control) -> None:
+    @room.get("/v1/account/usage", tags=["account"])
+    async def usage(request: Request, month: Month = "", by: By = "base,adapter") -> UsageReport:
+        """The caller's own sums over a month."""
+        caller = await caller_of(control, request)
+        return await _report(control, month, by, caller.tenant)
+
+    @room.get("/v1/account/ledger", tags=["account"])
+    async def rows(request: Request, before: Before = None, limit: PageSize = 100) -> LedgerBody:
+        """The caller's own rows of the ledger."""
+        caller = await caller_of(control, request)
+        return await _ledger(control, caller.tenant, before, limit)
+
+    @room.get("/v1/account/invoices/{month}", tags=["account"], response_class=Response)
+    async def invoice(request: Request, month: str, form: Form = "json") -> Response:
+        """The caller's own invoice of a month."""
+        caller = await caller_of(control, request)
+        return await _invoice(control, caller.tenant, month, form)
+
+
+async def _report(control: Control, month: str, by: str, tenant: str | None) -> UsageReport:
+    number = parse_month(month) if month else month_of(control.now_ms())
+    begin_ms, end_ms = bounds_of(number)
+    groups = [group.strip() for group in by.split(",") if group.strip()]
+    if len(set(groups)) != len(groups):
+        raise InvalidParameter("`by` names a column twice", parameter="by")
+    async with control.database.read() as connection:
+        found = await sum_usage(connection, begin_ms=begin_ms, end_ms=end_ms, tenant=tenant, groups=groups)
+    return UsageReport(begin=iso(begin_ms), end=iso(end_ms), by=groups, usage=[UsageBody.of(each) for each in found])
+
+
+async def _ledger(control: Control, tenant: str | None, before: int | None, limit: int) -> LedgerBody:
+    async with control.database.read() as connection:
+        page = await ledger_page(connection, tenant=tenant, before=before, limit=limit)
+    rows = [{name: value for name, value in row.items() if name != "number"} for row in page.rows]
+    return LedgerBody(rows=rows, before=page.before)  # type: ignore[arg-type]  # columns are text, numbers or null
+
+
+async def _invoice(control: Control, tenant: str, month: str, form: str) -> Response:
+    number = parse_month(month)
+    if form not in FORMATS:
+        raise InvalidParameter(f"`format` must be one of {', '.join(FORMATS)}. Given: {form!r}", parameter="format")
+    now_ms = control.now_ms()
+    async with control.database.read() as connection:
+        found = await get_tenant(connection, tenant)
+        rows = await invoice_rows(connection, tenant, number)
+    is_preliminary = bounds_of(number)[1] > now_ms
+    invoice = make_invoice(found.id, found.name, number, rows, is_preliminary=is_preliminary)
+    name = f"invoice-{found.id}-{text_of(number)}.{'txt' if form == 'text' else form}"
+    headers = {"content-disposition": f'inline; filename="{name}"', "x-content-type-options": "nosniff"}
+    return Response(render(invoice, form), media_type=FORMATS[form], headers=headers)

@@ -1,0 +1,247 @@
+"""Invoices: a pure function of the ledger's rows, exact to the nano-dollar, in four forms that take names for text."""
+
+import csv
+import io
+import json
+import random
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import URL
+
+from manylora.control.invoice_forms import FORMATS, render, usd
+from manylora.control.invoices import CENT, Invoice, InvoiceRow, make_invoice, round_half_even
+from manylora.control.ledger import insert_records
+from manylora.control.months import bounds_of, month_of, parse_month, text_of
+from manylora.errors import InvalidParameter
+from tests.control.plane import Plane, in_plane, record
+
+ROWS = st.builds(
+    InvoiceRow,
+    base=st.sampled_from(["Mistral-7b", "Llama"]),
+    adapter=st.sampled_from([None, "triage/1", "triage/2"]),
+    adapter_owner=st.sampled_from([None, "acme"]),
+    price_version=st.sampled_from([None, 1, 2]),
+    input_nanousd=st.sampled_from([0, 200]),
+    output_nanousd=st.just(200),
+    is_correction=st.booleans(),
+    requests=st.integers(0, 3),
+    prompt_tokens=st.integers(-10, 10**9),
+    completion_tokens=st.integers(-10, 10**9),
+    cost_nanousd=st.integers(-(10**12), 10**15),
+)
+
+
+def invoice_of(*rows: InvoiceRow, tenant: str = "acme", name: str = "Acme") -> Invoice:
+    return make_invoice(tenant, name, 202611, rows, is_preliminary=False)
+
+
+def row(**changes: Any) -> InvoiceRow:
+    values: dict[str, Any] = {
+        "base": "Mistral-7b-instruct",
+        "adapter": "triage/2",
+        "adapter_owner": "acme",
+        "price_version": 1,
+        "input_nanousd": 200,
+        "output_nanousd": 200,
+        "is_correction": False,
+        "requests": 1,
+        "prompt_tokens": 100,
+        "completion_tokens": 10,
+        "cost_nanousd": 22_000,
+    }
+    return InvoiceRow(**(values | changes))
+
+
+@given(st.lists(ROWS, max_size=20), st.randoms(use_true_random=False))
+def test_an_invoice_is_a_pure_function(rows: list[InvoiceRow], source: random.Random) -> None:
+    """Whatever order rows come in, the bytes are the same; and nothing is lost on the way to the lines."""
+    invoice = invoice_of(*rows)
+    shuffled = list(rows)
+    source.shuffle(shuffled)
+    for form in FORMATS:
+        assert render(invoice, form) == render(invoice_of(*shuffled), form)
+    assert invoice.nanousd == sum(each.cost_nanousd for each in rows)
+    assert sum(line.prompt_tokens for line in invoice.lines) == sum(each.prompt_tokens for each in rows)
+    assert sum(line.requests for line in invoice.lines) == sum(each.requests for each in rows)
+
+
+@given(st.integers(-(10**15), 10**15))
+def test_amounts_are_rounded_once_half_to_even(nanousd: int) -> None:
+    assert round_half_even(nanousd, CENT) == round(Fraction(nanousd, CENT))
+
+
+def test_the_printed_lines_add_up_to_the_printed_total() -> None:
+    lines = [row(adapter=f"a/{number}", cost_nanousd=5_000_000 + number) for number in range(3)]
+    body = json.loads(render(invoice_of(*lines), "json"))
+    assert [line["usd"] for line in body["lines"]] == ["0.00", "0.01", "0.01"]
+    assert (body["total_usd"], body["total_nanousd"]) == ("0.02", 15_000_003)
+
+
+TEXT = """Invoice of 2026-11 for Acme (acme)
+
+base                              adapter         requests  prompt  completion  $/prompt  $/completion      $
+Mistral-7b-instruct               -                      1     100          10  0.0000002     0.0000002   0.00
+Mistral-7b-instruct               acme/triage/2          2     200          20  0.0000002     0.0000002  44.00
+Mistral-7b-instruct (correction)  acme/triage/2          0    -100           0  0.0000002     0.0000002  -1.00
+
+"""
+
+
+def test_the_text_is_laid_out_in_columns() -> None:
+    invoice = invoice_of(
+        row(adapter=None, adapter_owner=None),
+        row(cost_nanousd=22 * 10**9),
+        row(cost_nanousd=22 * 10**9),
+        row(is_correction=True, requests=0, prompt_tokens=-100, completion_tokens=0, cost_nanousd=-(10**9)),
+    )
+    lines = render(invoice, "text").decode().splitlines()
+    assert [line.split() for line in lines[:-1]] == [line.split() for line in TEXT.splitlines()]
+    assert lines[-1].split() == ["total", "$43.00"]
+
+
+@pytest.mark.parametrize(
+    "name", ['=HYPERLINK("http://x")', "+1", "-1", "@x", "<script>alert(1)</script>", 'a"b,c\nd', "\x1b[31mred"]
+)
+def test_names_are_text_in_every_form(name: str) -> None:
+    invoice = invoice_of(row(adapter=name, adapter_owner=None), tenant="acme", name=name)
+    page = render(invoice, "html").decode()
+    assert "<script>" not in page
+    cells = list(csv.DictReader(io.StringIO(render(invoice, "csv").decode())))
+    assert not cells[0]["adapter"].startswith(("=", "+", "-", "@"))
+    assert json.loads(render(invoice, "json"))["lines"][0]["adapter"] == name
+    text = render(invoice, "text").decode()
+    assert "\x1b" not in text
+    assert len(text.splitlines()) == 6
+
+
+def test_a_csv_reads_back() -> None:
+    invoice = invoice_of(row(cost_nanousd=-22_000, is_correction=True))
+    (line,) = csv.DictReader(io.StringIO(render(invoice, "csv").decode()))
+    assert (line["exact_usd"], line["kind"], line["month"]) == ("-0.000022", "correction", "2026-11")
+
+
+def test_months_are_of_utc() -> None:
+    begin_ms, end_ms = bounds_of(202612)
+    assert (month_of(begin_ms), month_of(end_ms - 1), month_of(end_ms)) == (202612, 202612, 202701)
+    assert text_of(parse_month("2026-02")) == "2026-02"
+    for wrong in ("2026-13", "26-01", "2026-1", "", "2026-011"):
+        with pytest.raises(InvalidParameter):
+            parse_month(wrong)
+
+
+def test_dollars_are_exact() -> None:
+    assert [usd(amount) for amount in (0, 200, 10**9, -1, 25 * 10**9)] == [
+        "0.00",
+        "0.0000002",
+        "1.00",
+        "-0.000000001",
+        "25.00",
+    ]
+
+
+@pytest.fixture
+def run(url: URL, tmp_path: Path) -> Callable[..., None]:
+    def go(scenario: Any, **options: Any) -> None:
+        in_plane(url, tmp_path, scenario, **options)
+
+    return go
+
+
+def test_usage_and_invoices_are_the_ledgers(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        key, other = await plane.new_tenant("acme"), await plane.new_tenant("beta")
+        now_ms = plane.control.now_ms()
+        month = text_of(month_of(now_ms))
+        await insert_records(
+            plane.control,
+            [
+                *(record(number, opened_ms=now_ms) for number in range(3)),
+                record(3, opened_ms=now_ms, adapter=None, adapter_source=None, adapter_owner=None),
+                record(4, opened_ms=now_ms, tenant="beta"),
+                record(5, opened_ms=bounds_of(month_of(now_ms))[0] - 1),
+            ],
+        )
+        own = (await plane.call("GET", "/v1/account/usage", key=key)).json()
+        assert [(row["names"], row["requests"], row["cost_nanousd"]) for row in own["usage"]] in (
+            [
+                [["Mistral-7b-instruct", None], 1, 22_000],
+                [["Mistral-7b-instruct", "triage/2"], 3, 66_000],
+            ],
+            [
+                (["Mistral-7b-instruct", None], 1, 22_000),
+                (["Mistral-7b-instruct", "triage/2"], 3, 66_000),
+            ],
+            [
+                (["Mistral-7b-instruct", "triage/2"], 3, 66_000),
+                (["Mistral-7b-instruct", None], 1, 22_000),
+            ],
+        )
+        everyone = (await plane.call("GET", "/admin/usage?by=tenant")).json()["usage"]
+        assert {row["names"][0]: row["requests"] for row in everyone} == {"acme": 4, "beta": 1}
+        days = (await plane.call("GET", "/admin/usage?by=day,tenant&tenant=acme")).json()["usage"]
+        assert sum(row["requests"] for row in days) == 4
+
+        fixed = {"id": "fix-1", "corrects": "usage-0", "prompt_tokens": -100, "completion_tokens": -10}
+        assert (await plane.call("POST", "/admin/corrections", fixed)).status_code == 201
+        assert (await plane.call("POST", "/admin/corrections", fixed)).status_code == 409
+        invoice = (await plane.call("GET", f"/v1/account/invoices/{month}", key=key)).json()
+        assert invoice["is_preliminary"] is True
+        assert invoice["total_nanousd"] == 4 * 22_000 - 22_000
+        assert [line["kind"] for line in invoice["lines"]].count("correction") == 1
+        same = await plane.call("GET", f"/admin/invoices/acme/{month}?format=json")
+        assert same.json() == invoice
+        for form, kind in FORMATS.items():
+            reply = await plane.call("GET", f"/v1/account/invoices/{month}?format={form}", key=key)
+            assert (reply.status_code, reply.headers["content-type"]) == (200, kind)
+        theirs = (await plane.call("GET", f"/v1/account/invoices/{month}", key=other)).json()
+        assert theirs["total_nanousd"] == 22_000
+        assert (await plane.call("GET", f"/admin/invoices/acme/{month}", key=key)).status_code == 403
+
+        rows = (await plane.call("GET", "/v1/account/ledger?limit=3", key=key)).json()
+        rest = (await plane.call("GET", f"/v1/account/ledger?before={rows['before']}", key=key)).json()
+        ids = [row["id"] for row in rows["rows"] + rest["rows"]]
+        assert sorted(ids) == ["fix-1", "usage-0", "usage-1", "usage-2", "usage-3", "usage-5"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("/v1/account/usage?month=2026-13", "month"),
+        ("/v1/account/usage?by=secret_hash", "by"),
+        ("/v1/account/usage?by=base,base", "by"),
+        ("/v1/account/invoices/2026-1", "month"),
+        ("/v1/account/invoices/2026-11?format=pdf", "format"),
+        ("/v1/account/ledger?limit=0", "limit"),
+        ("/v1/account/ledger?before=x", "before"),
+    ],
+)
+def test_what_cannot_be_asked_is_named(run: Callable[..., None], path: str, named: str) -> None:
+    async def scenario(plane: Plane) -> None:
+        key = await plane.new_tenant("acme")
+        reply = await plane.call("GET", path, key=key)
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, named)
+
+    run(scenario)
+
+
+def test_prices_are_set_in_versions(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        body = {"base": "mine", "input_nanousd": 500, "output_nanousd": 700}
+        assert (await plane.call("POST", "/admin/prices", body)).json()["version"] == 1
+        plane.clock.advance(1)
+        later = await plane.call("POST", "/admin/prices", body | {"effective_in_s": 60, "input_nanousd": 1})
+        assert later.json()["version"] == 2
+        listed = (await plane.call("GET", "/admin/prices?base=mine")).json()["prices"]
+        assert [price["input_nanousd"] for price in listed] == [500, 1]
+        for wrong in ({"input_nanousd": -1}, {"output_nanousd": 1.5}, {"base": ""}, {"per": "day"}):
+            assert (await plane.call("POST", "/admin/prices", body | wrong)).status_code == 422
+
+    run(scenario)
