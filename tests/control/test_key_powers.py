@@ -8,11 +8,12 @@ import pytest
 from sqlalchemy import URL
 
 from manylora.clock import ManualClock
+from manylora.config import load_config
 from manylora.control.accounts import SIGNUPS_PER_HOUR, Doorkeeper
 from manylora.control.credit import lease_credit
 from manylora.control.keys import MAX_LIVE_KEYS
 from manylora.control.snapshot import take_snapshot
-from manylora.errors import RequestRateExceeded
+from manylora.errors import ConfigInvalid, RequestRateExceeded
 from tests.control.plane import Plane, in_plane
 
 
@@ -112,6 +113,28 @@ def test_the_servers_own_tenants_stay(run: Callable[..., None]) -> None:
             assert (await lease_credit(plane.control, "edge-1", tenant, 10**9)).granted_nanousd >= 10**9
 
     run(scenario)
+
+
+def test_a_plan_brings_its_weight_unless_one_is_given(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        async def weight(method: str, path: str, body: dict[str, object]) -> int:
+            reply = (await plane.call(method, path, body)).json()
+            return int(reply.get("tenant", reply)["weight"])
+
+        assert await weight("POST", "/admin/tenants", {"id": "a"}) == 1
+        assert await weight("POST", "/admin/tenants", {"id": "b", "plan": "pro"}) == 4
+        assert await weight("POST", "/admin/tenants", {"id": "c", "plan": "pro", "weight": 7}) == 7
+        assert await weight("PATCH", "/admin/tenants/a", {"plan": "enterprise"}) == 16
+        assert await weight("PATCH", "/admin/tenants/a", {"plan": "unknown"}) == 16
+        assert await weight("PATCH", "/admin/tenants/a", {"plan": "pro", "weight": 2}) == 2
+
+    in_plane(url, tmp_path, scenario, settings={"control.plan_weights": ("pro=4", "enterprise=16")})
+
+
+@pytest.mark.parametrize("pair", ["pro", "pro=0", "pro=1001", "=3", "pro=x"])
+def test_a_plans_weight_that_is_none_is_refused(pair: str) -> None:
+    with pytest.raises(ConfigInvalid, match=r"control\.plan_weights"):
+        load_config(flags={"control.plan_weights": (pair,)}, environ={})
 
 
 def test_an_edge_that_knows_a_later_revision_is_told_everything(run: Callable[..., None]) -> None:
