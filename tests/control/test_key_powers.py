@@ -14,7 +14,8 @@ from manylora.control.credit import lease_credit
 from manylora.control.keys import MAX_LIVE_KEYS
 from manylora.control.snapshot import take_snapshot
 from manylora.errors import ConfigInvalid, RequestRateExceeded
-from tests.control.plane import Plane, in_plane
+from manylora.loopback import EDGE_HEADER
+from tests.control.plane import EDGE_TOKEN, Plane, in_plane
 
 
 @pytest.fixture
@@ -146,6 +147,20 @@ def test_an_edge_that_knows_a_later_revision_is_told_everything(run: Callable[..
         assert (same.is_whole, same.tenants) == (False, ())
 
     run(scenario)
+
+
+def test_an_edge_says_who_signs_up_and_nobody_else_does(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        async def sign_up(number: int, address: str, token: str) -> int:
+            headers = {"x-forwarded-for": f"198.51.100.9, {address}", EDGE_HEADER: token}
+            reply = await plane.client.post("/v1/signup", json={"id": f"acme-{number}"}, headers=headers)
+            return int(reply.status_code)
+
+        through = [await sign_up(number, f"203.0.113.{number}", EDGE_TOKEN) for number in range(8)]
+        claimed = [await sign_up(10 + number, f"203.0.113.{number}", "guess") for number in range(8)]
+        assert (through, claimed) == ([201] * 8, [201] * SIGNUPS_PER_HOUR + [429] * 3)
+
+    in_plane(url, tmp_path, scenario, settings={"control.signup_open": True})
 
 
 def test_a_network_of_ipv6_signs_up_as_one_caller() -> None:
