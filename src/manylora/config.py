@@ -125,6 +125,7 @@ class ControlConfig:
     signup_open: bool = False
     signup_credit_nanousd: int = 25_000_000_000
     free_bases: tuple[str, ...] = ()
+    plan_weights: tuple[str, ...] = ()
     poll_s: float = 0.25
     snapshot_max_age_s: float = 600.0
     lease_nanousd: int = 50_000_000
@@ -197,7 +198,8 @@ _LOWEST: dict[str, float] = {
 }
 _HIGHEST: dict[str, float] = {"model.spin_us": 1_000_000, "server.port": 65535, "control.port": 65535}
 _ADAPTER_NAMES = ("adapters.preload", "adapters.pinned")
-_NAME_LISTS = (*_ADAPTER_NAMES, "control.free_bases")
+_NAME_LISTS = (*_ADAPTER_NAMES, "control.free_bases", "control.plan_weights")
+_PLAN_WEIGHT = re.compile(r"([^=\s,]{1,64})=([1-9][0-9]{0,2}|1000)")
 _URLS = ("adapters.hub_endpoint", "control.url")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "model.kernels": ("auto", "native", "onednn", "reference"),
@@ -281,6 +283,12 @@ def cache_dir(config: Config | None = None) -> Path:
 def control_dir(config: Config) -> Path:
     """Where the control plane keeps its database and its pepper: `control.dir`, else beside the caches."""
     return Path(config.control.dir).expanduser() if config.control.dir else cache_dir(config) / "control"
+
+
+def plan_weight(config: Config, plan: str) -> int | None:
+    """What `control.plan_weights` says of a plan; None: nothing."""
+    pairs = (pair.rpartition("=") for pair in config.control.plan_weights)
+    return next((int(weight) for name, _, weight in pairs if name == plan), None)
 
 
 def registry_dir(config: Config) -> Path:
@@ -383,6 +391,10 @@ def _checked(key: str, value: object) -> Setting:
                 parse_adapter_name(name, frozenset(SourceName))
             except AdapterReferenceInvalid as error:
                 raise ConfigInvalid(f"{key}: {error.message}") from None
+    if key == "control.plan_weights" and isinstance(value, tuple):
+        for pair in value:
+            if not _PLAN_WEIGHT.fullmatch(pair):
+                raise ConfigInvalid(f"{key}: a plan's weight is plan=1 to plan=1000, given {pair!r}")
     if key in _URLS and value and not str(value).startswith(("https://", "http://")):
         raise ConfigInvalid(f"{key} must be a URL, or empty. Given: {value!r}")
     if key == "engine.max_model_len" and value == 1:

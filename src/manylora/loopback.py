@@ -4,6 +4,8 @@ import ipaddress
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+EDGE_HEADER = "x-manylora-edge"
+"""With the edge token: an edge passes this request on, and its last `x-forwarded-for` is true."""
 FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via")
 
 

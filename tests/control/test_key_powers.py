@@ -8,12 +8,14 @@ import pytest
 from sqlalchemy import URL
 
 from manylora.clock import ManualClock
+from manylora.config import load_config
 from manylora.control.accounts import SIGNUPS_PER_HOUR, Doorkeeper
 from manylora.control.credit import lease_credit
 from manylora.control.keys import MAX_LIVE_KEYS
 from manylora.control.snapshot import take_snapshot
-from manylora.errors import RequestRateExceeded
-from tests.control.plane import Plane, in_plane
+from manylora.errors import ConfigInvalid, RequestRateExceeded
+from manylora.loopback import EDGE_HEADER
+from tests.control.plane import EDGE_TOKEN, Plane, in_plane
 
 
 @pytest.fixture
@@ -114,6 +116,28 @@ def test_the_servers_own_tenants_stay(run: Callable[..., None]) -> None:
     run(scenario)
 
 
+def test_a_plan_brings_its_weight_unless_one_is_given(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        async def weight(method: str, path: str, body: dict[str, object]) -> int:
+            reply = (await plane.call(method, path, body)).json()
+            return int(reply.get("tenant", reply)["weight"])
+
+        assert await weight("POST", "/admin/tenants", {"id": "a"}) == 1
+        assert await weight("POST", "/admin/tenants", {"id": "b", "plan": "pro"}) == 4
+        assert await weight("POST", "/admin/tenants", {"id": "c", "plan": "pro", "weight": 7}) == 7
+        assert await weight("PATCH", "/admin/tenants/a", {"plan": "enterprise"}) == 16
+        assert await weight("PATCH", "/admin/tenants/a", {"plan": "unknown"}) == 16
+        assert await weight("PATCH", "/admin/tenants/a", {"plan": "pro", "weight": 2}) == 2
+
+    in_plane(url, tmp_path, scenario, settings={"control.plan_weights": ("pro=4", "enterprise=16")})
+
+
+@pytest.mark.parametrize("pair", ["pro", "pro=0", "pro=1001", "=3", "pro=x"])
+def test_a_plans_weight_that_is_none_is_refused(pair: str) -> None:
+    with pytest.raises(ConfigInvalid, match=r"control\.plan_weights"):
+        load_config(flags={"control.plan_weights": (pair,)}, environ={})
+
+
 def test_an_edge_that_knows_a_later_revision_is_told_everything(run: Callable[..., None]) -> None:
     async def scenario(plane: Plane) -> None:
         whole = await take_snapshot(plane.control, -1)
@@ -123,6 +147,20 @@ def test_an_edge_that_knows_a_later_revision_is_told_everything(run: Callable[..
         assert (same.is_whole, same.tenants) == (False, ())
 
     run(scenario)
+
+
+def test_an_edge_says_who_signs_up_and_nobody_else_does(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        async def sign_up(number: int, address: str, token: str) -> int:
+            headers = {"x-forwarded-for": f"198.51.100.9, {address}", EDGE_HEADER: token}
+            reply = await plane.client.post("/v1/signup", json={"id": f"acme-{number}"}, headers=headers)
+            return int(reply.status_code)
+
+        through = [await sign_up(number, f"203.0.113.{number}", EDGE_TOKEN) for number in range(8)]
+        claimed = [await sign_up(10 + number, f"203.0.113.{number}", "guess") for number in range(8)]
+        assert (through, claimed) == ([201] * 8, [201] * SIGNUPS_PER_HOUR + [429] * 3)
+
+    in_plane(url, tmp_path, scenario, settings={"control.signup_open": True})
 
 
 def test_a_network_of_ipv6_signs_up_as_one_caller() -> None:

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from manylora.control.accounts import Doorkeeper, open_account
 from manylora.control.admin_api import make_key
 from manylora.control.bodies import KeyBody, KeyList, NewKey, Rotation, SignedUp, Signup, TenantBody, scopes_of
-from manylora.control.callers import Caller, caller_of
+from manylora.control.callers import Caller, address_of, caller_of
 from manylora.control.control import Control
 from manylora.control.credit import balance_of
 from manylora.control.keys import get_key, list_keys, revoke_key, rotate_key
@@ -21,7 +21,7 @@ def account_room(control: Control) -> APIRouter:
     @room.post("/signup", status_code=201)
     async def signup(request: Request, body: Signup) -> SignedUp:
         """Become a tenant, with a first credit and a first key. Needs no key."""
-        doorkeeper.let_in(request.client.host if request.client else "")
+        doorkeeper.let_in(address_of(control, request))
         tenant, key, text = await open_account(control, body.id, name=body.name, email=body.email)
         return SignedUp(tenant=TenantBody.of(tenant), key=KeyBody.of(key, text))
 

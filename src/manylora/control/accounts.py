@@ -4,6 +4,7 @@ import ipaddress
 from collections import OrderedDict
 
 from manylora.clock import Clock
+from manylora.config import plan_weight
 from manylora.control.control import Control
 from manylora.control.credit import grant_credit
 from manylora.control.keys import Key, issue_key
@@ -24,15 +25,18 @@ async def open_account(
     name: str = "",
     email: str | None = None,
     plan: str = DEFAULT_PLAN,
-    weight: int = 1,
+    weight: int | None = None,
     limits: Limits | None = None,
     credit_nanousd: int | None = None,
 ) -> tuple[Tenant, Key, str]:
     """Make a tenant with its first credit and its first key, whose whole text is returned last.
 
+    weight          None: what `control.plan_weights` gives the plan, or 1
     credit_nanousd  None: what `control.signup_credit_nanousd` gives
     """
     credit = control.config.control.signup_credit_nanousd if credit_nanousd is None else credit_nanousd
+    if weight is None:
+        weight = plan_weight(control.config, plan) or 1
     now_ms = control.now_ms()
     async with control.database.write() as connection:
         tenant = await create_tenant(

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.requests import Request
 
+from manylora.config import plan_weight
 from manylora.control.accounts import open_account
 from manylora.control.bodies import (
     BalanceBody,
@@ -79,9 +80,11 @@ def admin_room(control: Control) -> APIRouter:
     async def change(request: Request, tenant: str, body: Terms) -> TenantBody:
         """Change limits, weight or plan."""
         await require(request)
-        limits = None if body.limits is None else body.limits.limits()
+        limits, weight = None if body.limits is None else body.limits.limits(), body.weight
+        if weight is None and body.plan is not None:
+            weight = plan_weight(control.config, body.plan)
         async with control.database.write() as connection:
-            return TenantBody.of(await set_terms(connection, tenant, limits=limits, weight=body.weight, plan=body.plan))
+            return TenantBody.of(await set_terms(connection, tenant, limits=limits, weight=weight, plan=body.plan))
 
     async def put_state(request: Request, tenant: str, state: TenantState) -> TenantBody:
         await require(request)

@@ -13,6 +13,7 @@ from manylora.control.account_api import account_room
 from manylora.control.admin_api import admin_room
 from manylora.control.control import Control
 from manylora.control.deployments_api import deployments_room
+from manylora.control.health_api import health_room
 from manylora.control.internal_api import internal_room
 from manylora.control.money_api import money_room
 from manylora.control.predibase_api import predibase_room
@@ -38,6 +39,7 @@ ROOMS: tuple[Room, ...] = (
     registry_room,
     deployments_room,
     predibase_room,
+    health_room,
 )
 """Each makes the routes of one subject; a new one is added here."""
 

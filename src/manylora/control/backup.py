@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sqlalchemy import URL
 
-from manylora.config import Config, control_dir
+from manylora.config import Config, control_dir, registry_dir
 from manylora.control.control import PEPPER_FILE
 from manylora.control.database import FILE_NAME, database_url, migrate
 from manylora.errors import ConfigInvalid
@@ -93,9 +93,8 @@ class _Places:
     @staticmethod
     def of(config: Config) -> "_Places":
         folder = control_dir(config)
-        named = config.adapters.registry_dir
-        uploads = Path(named).expanduser() if named else folder / UPLOADS
-        return _Places(folder=folder, uploads=uploads, url=database_url(config.control.database_url, folder))
+        url = database_url(config.control.database_url, folder)
+        return _Places(folder=folder, uploads=registry_dir(config), url=url)
 
     @property
     def database(self) -> Path:

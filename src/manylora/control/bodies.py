@@ -129,13 +129,13 @@ class NewTenant(Body):
     name: Name = ""
     email: ShortText | None = None
     plan: Annotated[str, Field(max_length=64, pattern=r"^[^\x00]*$")] = "standard"
-    weight: int = 1
+    weight: int | None = Field(None, description="null: the plan's.")
     limits: LimitsBody = LimitsBody()
     credit_nanousd: Amount | None = Field(None, description="What it starts with; null: what a sign-up gives.")
 
 
 class Terms(Body):
-    """What is null or absent stays as it is; `limits` are replaced whole."""
+    """What is null or absent stays as it is, but a plan brings its weight with it; `limits` are replaced whole."""
 
     limits: LimitsBody | None = None
     weight: int | None = None

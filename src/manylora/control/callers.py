@@ -10,7 +10,7 @@ from manylora.control.control import Control
 from manylora.control.tables import keys, tenants
 from manylora.errors import InsufficientPermissions, InvalidApiKey, TenantSuspended
 from manylora.ids import KeyId, TenantId
-from manylora.loopback import why_not_local
+from manylora.loopback import EDGE_HEADER, why_not_local
 from manylora.tenancy import DEFAULT_TENANT, Scope, TenantState, hash_secret, split_key
 
 BEARER = "bearer "
@@ -54,6 +54,15 @@ async def caller_of(control: Control, request: Request) -> Caller:
     if row.state != TenantState.ACTIVE:
         raise TenantSuspended(f"tenant `{row.tenant}` is {row.state}")
     return Caller(tenant=TenantId(row.tenant), key=key_id, scopes=tuple(map(Scope, row.scopes.split())))
+
+
+def address_of(control: Control, request: Request) -> str:
+    """Where a request comes from: as the edge says that passes it on, or the other end of the connection."""
+    shown = request.headers.get(EDGE_HEADER, "").encode("latin-1")
+    if hmac.compare_digest(shown, control.edge_token.encode()):
+        named = request.headers.getlist("x-forwarded-for")
+        return named[-1].rpartition(",")[2].strip() if named else ""
+    return request.client.host if request.client else ""
 
 
 def _open_caller(control: Control, request: Request) -> Caller:

@@ -7,6 +7,7 @@ import httpx2
 
 from manylora.clock import Clock
 from manylora.errors import ControlUnavailable
+from manylora.loopback import EDGE_HEADER
 from manylora.server.exchange import Exchange, Receive, Scope, Send
 
 CONNECT_WAIT_S = 5.0
@@ -14,15 +15,19 @@ READ_WAIT_S = 120.0
 """An upload is checked before it is answered."""
 HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding"}
-    | {"upgrade", "host", "content-length"}
+    | {"upgrade", "host", "content-length", EDGE_HEADER}
 )
 
 
 class ControlProxy:
-    """An ASGI application that is the control plane at a URL."""
+    """An ASGI application that is the control plane at a URL.
 
-    def __init__(self, url: str, clock: Clock) -> None:
+    The token shows the control plane that it is an edge which says who calls; a caller's own such header is dropped.
+    """
+
+    def __init__(self, url: str, edge_token: str, clock: Clock) -> None:
         timeout = httpx2.Timeout(READ_WAIT_S, connect=CONNECT_WAIT_S)
+        self._edge_token = edge_token.encode()
         self._client = httpx2.AsyncClient(base_url=url, timeout=timeout, follow_redirects=False)
         self._clock = clock
 
@@ -33,6 +38,7 @@ class ControlProxy:
         client = scope.get("client")
         if client:
             kept.append((b"x-forwarded-for", str(client[0]).encode("latin-1")))
+            kept.append((EDGE_HEADER.encode(), self._edge_token))
         length = [(name, value) for name, value in scope["headers"] if name.lower() == b"content-length"]
         is_empty = scope["method"] in ("GET", "HEAD", "DELETE") or length == [(b"content-length", b"0")]
         content = None if is_empty else _body(receive)

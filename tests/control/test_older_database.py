@@ -1,0 +1,64 @@
+"""A database of an earlier version, with rows in it, becomes today's and loses none of them."""
+
+import asyncio
+from pathlib import Path
+
+from sqlalchemy import URL, create_engine, text
+
+from manylora.config import load_config
+from manylora.control.control import open_control
+from manylora.control.database import migrate
+from manylora.control.first_start import ensure_first_start
+from manylora.control.keys import list_keys
+from manylora.control.snapshot import take_snapshot
+from manylora.tenancy import Limits, Scope
+
+FIRST = "0001"
+"""Its rows are written out here, and not by today's code: that changes, they do not."""
+
+LIMITS = "requests_per_minute, tokens_per_minute, concurrent_streams, adapters, adapter_bytes, max_rank"
+ROWS = (
+    f"INSERT INTO tenants (id, number, uuid, name, email, plan, state, weight, {LIMITS}, monthly_budget_nanousd, "
+    "created_ms, revision) VALUES ('acme', 1, 'u-1', 'Acme', NULL, 'standard', 'suspended', 3, 60, NULL, NULL, NULL, "
+    "NULL, 16, NULL, 1700000000000, 1)",
+    f"INSERT INTO keys (id, tenant, name, secret_hash, scopes, {LIMITS}, monthly_budget_nanousd, created_ms, "
+    "expires_ms, revoked_ms, revision) VALUES ('AAAAAAAA', 'acme', 'first', 'hash', 'query upload', NULL, NULL, NULL, "
+    "NULL, NULL, NULL, NULL, 1700000000000, NULL, NULL, 2)",
+    "INSERT INTO credits (id, tenant, nanousd, reason, created_ms) VALUES ('c-1', 'acme', 25, 'sign-up', 1)",
+    "INSERT INTO ledger (id, tenant, key, request_id, edge, base, opened_ms, prompt_tokens, cached_tokens, "
+    "completion_tokens, charged_prompt_tokens, charged_completion_tokens, num_sequences, finish_reason, "
+    "input_nanousd, output_nanousd, cost_nanousd, received_ms) VALUES ('u-1', 'acme', 'AAAAAAAA', 'r-1', 'e-1', "
+    "'Mistral-7b-instruct', 1, 2, 0, 3, 2, 3, 1, 'stop', 200, 200, 1000, 2)",
+    "INSERT INTO spending (tenant, edge, month, cost_nanousd) VALUES ('acme', 'e-1', 197001, 1000)",
+    "UPDATE revisions SET value = 2 WHERE name = 'edges'",
+)
+
+
+def test_rows_of_the_first_version_are_there_after_every_migration(empty_url: URL, tmp_path: Path) -> None:
+    migrate(empty_url, FIRST)
+    engine = create_engine(empty_url.set(drivername="sqlite") if "sqlite" in empty_url.drivername else empty_url)
+    with engine.begin() as connection:
+        for row in ROWS:
+            connection.execute(text(row))
+    engine.dispose()
+
+    url = empty_url.render_as_string(hide_password=False)
+    config = load_config(flags={"control.dir": str(tmp_path / "kept"), "control.database_url": url}, environ={})
+    control = open_control(config, is_key_needed=True)
+
+    async def check() -> None:
+        try:
+            assert await ensure_first_start(control) is not None
+            snapshot = await take_snapshot(control, -1)
+            acme = next(tenant for tenant in snapshot.tenants if tenant.id == "acme")
+            assert (acme.state, acme.weight) == ("suspended", 3)
+            assert acme.limits == Limits(requests_per_minute=60, max_rank=16)
+            async with control.database.read() as connection:
+                (key,) = await list_keys(connection, "acme")
+                assert key.facts.scopes == (Scope.QUERY, Scope.UPLOAD)
+                assert (await connection.exec_driver_sql("SELECT cost_nanousd FROM ledger")).scalar_one() == 1000
+                assert (await connection.exec_driver_sql("SELECT nanousd FROM credits")).scalar_one() == 25
+        finally:
+            await control.database.close()
+
+    asyncio.run(check())
