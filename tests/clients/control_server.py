@@ -33,6 +33,7 @@ async def serve(folder: Path, base: str) -> None:
         )
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
+        listener.listen()  # from here on a client is not refused
         print(f"http://127.0.0.1:{listener.getsockname()[1]} {key}", flush=True)  # noqa: T201 - for who started us
         server = uvicorn.Server(uvicorn.Config(create_control_app(control), log_level="warning"))
         await server.serve(sockets=[listener])

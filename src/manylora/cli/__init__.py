@@ -14,6 +14,7 @@ from manylora.cli.keys import keys
 from manylora.cli.limits import limits
 from manylora.cli.prices import prices
 from manylora.cli.pull import pull
+from manylora.cli.repos import repos
 from manylora.cli.serve import serve
 from manylora.cli.tenants import tenants
 from manylora.cli.usage import invoice, usage
@@ -38,6 +39,7 @@ app.add_typer(tenants, name="tenants")
 app.add_typer(keys, name="keys")
 app.add_typer(limits, name="limits")
 app.add_typer(prices, name="prices")
+app.add_typer(repos, name="repos")
 
 
 @app.callback(invoke_without_command=True)

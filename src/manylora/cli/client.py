@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 DEFAULT_URL = "http://127.0.0.1:8080"
 ANSWER_WAIT_S = 30.0
 PIPE_WIDTH = 240
+NO_CONTENT = 204
 _DOLLARS = re.compile(r"(-)?\$?([0-9]{1,12})(?:\.([0-9]{1,9}))?")
 
 UrlOption = Annotated[str, typer.Option(help="The server to talk to.")]
@@ -66,7 +67,7 @@ class Server:
             fail(f"no server answers at {self.url} ({error}); start one with `manylora serve`, or name it with --url")
         except UnicodeEncodeError:
             fail("the key has letters that no key has")
-        if (message := _refusal_in(reply, expects)) is not None:
+        if (message := refusal_in(reply, expects)) is not None:
             fail(message)
         return reply
 
@@ -81,9 +82,9 @@ def path_of(*parts: str) -> str:
     return "".join(f"/{quote(part, safe='')}" for part in parts)
 
 
-def _refusal_in(reply: "httpx2.Response", key: str) -> str | None:
+def refusal_in(reply: "httpx2.Response", key: str) -> str | None:
     """The server's own words for what is wrong; None if the answer is one, which has `key`."""
-    if reply.is_success and not key:
+    if reply.status_code == NO_CONTENT or (reply.is_success and not key):
         return None
     try:
         body = reply.json()

@@ -230,7 +230,10 @@ async def _own(connection: AsyncConnection, tenant: TenantId, name: str, shared:
 
 def _columns(config: Mapping[str, Any], shared: Deployment) -> dict[str, Any]:  # JSON values of several types
     kept = {key: value for key, value in config.items() if key not in SECRET_FIELDS and value is not None}
-    text = json.dumps(kept)  # ASCII only, so that every database takes it
+    try:
+        text = json.dumps(kept, allow_nan=False)  # ASCII only, so that every database takes it
+    except (ValueError, RecursionError) as error:
+        raise InvalidParameter("`config` has a number that is not finite, or is nested too deeply") from error
     if len(text) > MAX_CONFIG_BYTES:
         raise InvalidParameter(f"`config` has {len(text)} bytes, over {MAX_CONFIG_BYTES}", parameter="config")
     least = _whole(kept, "minReplicas", 0, 0, MAX_REPLICAS)

@@ -27,6 +27,7 @@ Json = dict[str, Any]  # JSON values of several types
 ZIP_BLOCK_BYTES = 1 << 20
 ADAPTER_SCHEME = "pbase://"
 MAX_PAGE = 1_000
+MAX_LENGTH_DIGITS = 19
 _STATUS = {VersionState.READY: "completed", VersionState.ARCHIVED: "completed", VersionState.FAILED: "errored"}
 
 Owner = Annotated[str | None, Query(description="Whose repository it is. Default: the caller's own.")]
@@ -286,7 +287,7 @@ def _add_uploads(routes: APIRouter, control: Control, uploads: Uploads) -> None:
         """Begin an upload: an address for each file, good without a key until it expires."""
         caller = await _caller(control, request, Scope.UPLOAD)
         upload, facts = await uploads.begin(caller, body.repo)
-        here = f"{str(request.base_url).rstrip('/')}/v2/adapters/upload/{facts.tenant}/{upload}"
+        here = f"{_outer_url(request)}/v2/adapters/upload/{facts.tenant}/{upload}"
         return {
             "presignedUrls": {name: f"{here}/{name}?signature={uploads.sign(upload, facts, name)}" for name in FILES},
             "uploadToken": uploads.token(upload, facts),
@@ -310,7 +311,7 @@ def _add_uploads(routes: APIRouter, control: Control, uploads: Uploads) -> None:
         """Bytes of a file: all of it, or with `Content-Range` the part that begins where it ends so far."""
         facts = uploads.allowed(tenant, upload, file, signature)
         length = request.headers.get("content-length", "")
-        if file != PICKLED_FILE and length.isdecimal():
+        if file != PICKLED_FILE and length.isdecimal() and len(length) < MAX_LENGTH_DIGITS:
             uploads.refuse_large(facts, file, int(length))
         part = read_range(request.headers.get("content-range"))
         offset = await uploads.write(facts, upload, file, part, _received(request))
@@ -324,6 +325,13 @@ def _add_uploads(routes: APIRouter, control: Control, uploads: Uploads) -> None:
         offset = uploads.received_bytes(facts, upload, file)
         told = {"file": file, "offset": offset, "maxBytes": facts.limit_bytes(file)}
         return JSONResponse(told, headers={"upload-offset": str(offset)})
+
+
+def _outer_url(request: Request) -> str:
+    """The address that the client used, also behind an edge or a proxy that tells it. Only this client is told it."""
+    headers = request.headers
+    scheme = headers.get("x-forwarded-proto", request.url.scheme)
+    return f"{scheme}://{headers.get('x-forwarded-host') or headers.get('host') or request.url.netloc}"
 
 
 async def _received(request: Request) -> AsyncIterator[bytes]:

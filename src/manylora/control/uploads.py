@@ -140,7 +140,7 @@ class Uploads:
         if not is_repository_name(tenant) or self._expires_ms(upload) <= self._control.now_ms() or file not in FILES:
             raise refused
         facts = self._facts(tenant, upload)
-        if facts is None or not hmac.compare_digest(self.sign(upload, facts, file).encode(), signature.encode()):
+        if facts is None or not _is_signature(self.sign(upload, facts, file), signature):
             raise refused
         return facts
 
@@ -187,7 +187,7 @@ class Uploads:
         """
         upload, _, signature = token.partition(".")
         facts = self._facts(caller.tenant, upload) if self._expires_ms(upload) > self._control.now_ms() else None
-        if facts is None or not hmac.compare_digest(self.sign(upload, facts, "complete").encode(), signature.encode()):
+        if facts is None or not _is_signature(self.sign(upload, facts, "complete"), signature):
             raise ResourceNotFound(_UNKNOWN)
         folder = self._claim(facts, upload)
         is_over = True
@@ -263,6 +263,10 @@ def read_range(header: str | None) -> Part:
     if match is None or int(match[1]) > int(match[2]) or (match[3] != "*" and int(match[2]) >= int(match[3])):
         raise InvalidParameter("`Content-Range` must be as `bytes 0-99/250`", parameter="content-range")
     return Part(start=int(match[1]), stop=int(match[2]) + 1)
+
+
+def _is_signature(expected: str, given: str) -> bool:
+    return hmac.compare_digest(expected.encode(), given.encode("utf-8", "surrogatepass"))
 
 
 @contextmanager

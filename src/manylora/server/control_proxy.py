@@ -39,6 +39,10 @@ class ControlProxy:
         if client:
             kept.append((b"x-forwarded-for", str(client[0]).encode("latin-1")))
             kept.append((EDGE_HEADER.encode(), self._edge_token))
+        hosts = [value for name, value in scope["headers"] if name.lower() == b"host"]
+        names = {name.lower() for name, _ in kept}
+        if hosts and b"x-forwarded-host" not in names:  # for the addresses that uploads are sent to
+            kept += [(b"x-forwarded-host", hosts[0]), (b"x-forwarded-proto", str(scope["scheme"]).encode("ascii"))]
         length = [(name, value) for name, value in scope["headers"] if name.lower() == b"content-length"]
         is_empty = scope["method"] in ("GET", "HEAD", "DELETE") or length == [(b"content-length", b"0")]
         content = None if is_empty else _body(receive)

@@ -1,0 +1,151 @@
+"""`manylora repos` against a control plane on a socket."""
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from typer.testing import CliRunner
+
+from manylora.cli import app
+from tests.clients.conftest import ROOT
+from tests.control.uploading import SEEDS, base_settings
+
+STOP_WAIT_S = 30
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The address of a control plane, and a key."""
+    folder = tmp_path_factory.mktemp("control")
+    base = base_settings(folder)["model.base"]
+    command = [sys.executable, "-m", "tests.clients.control_server", str(folder / "control"), base]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None  # it was started with a pipe
+        try:
+            url, _, key = process.stdout.readline().strip().partition(" ")
+            yield url, key
+        finally:
+            process.terminate()
+            process.wait(STOP_WAIT_S)
+
+
+class Commands:
+    """Runs `manylora repos` with the server's address and a key."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self.url = url
+        self.key = key
+
+    def run(self, *words: str) -> tuple[int, str]:
+        done = CliRunner().invoke(app, ["repos", *words, "--url", self.url], env={"MANYLORA_KEY": self.key})
+        return done.exit_code, done.output
+
+    def good(self, *words: str) -> str:
+        status, text = self.run(*words)
+        assert status == 0, text
+        return text
+
+    def bad(self, *words: str) -> str:
+        status, text = self.run(*words)
+        assert status == 1, text
+        return text
+
+
+@pytest.fixture
+def commands(server: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    monkeypatch.setenv("MANYLORA_MODEL_CACHE_DIR", str(tmp_path / "cache"))
+    return Commands(*server)
+
+
+def test_a_repository_from_its_making_to_its_end(commands: Commands, tmp_path: Path) -> None:
+    SEEDS["attention"].save(tmp_path / "adapter")
+    assert commands.good("create", "triage", "--description", "tickets") == "made: triage\n"
+    assert "already" in commands.bad("create", "triage")
+    for number in (1, 2):
+        assert f"done: triage/{number}" in commands.good("upload", "triage", str(tmp_path / "adapter"))
+    assert "`prod` means now" in commands.good("upload", "triage", str(tmp_path / "adapter"), "--alias", "prod")
+    assert commands.good("alias", "triage", "prod", "2") == "done: triage/prod is triage/2\n"
+    assert "private, shared with nobody" in commands.good("share", "triage", "--private")
+    assert "no tenant `nobody`" in commands.bad("share", "triage", "nobody")
+    assert "is public" in commands.good("share", "triage", "--public")
+    assert "archived" in commands.good("archive", "triage", "1")
+    assert "ready" in commands.good("archive", "triage", "1", "--undo")
+    assert "deleted" in commands.good("rm", "triage", "3", "--yes")
+    listed = commands.good("ls").splitlines()
+    assert listed[1].split() == ["triage", "acme", "public", "2", "2", "prod", "→", "2", "tickets"]
+    shown = commands.good("show", "triage")
+    assert "prod → 2" in shown
+    assert "org/tiny" in shown
+    assert [each["tag"] for each in json.loads(commands.good("show", "triage", "--json"))["versions"]] == [1, 2]
+    assert "is gone" in commands.good("alias", "triage", "prod", "--remove")
+    commands.good("rm", "triage", "--yes")
+    assert "no repository `triage`" in commands.bad("show", "triage")
+
+
+def test_what_cannot_be_uploaded_is_told_in_one_line(commands: Commands, tmp_path: Path) -> None:
+    commands.good("create", "refused")
+    (tmp_path / "empty").mkdir()
+    assert "has no adapter_config.json" in commands.bad("upload", "refused", str(tmp_path / "empty"))
+    (tmp_path / "empty" / "adapter_config.json").write_text("{}")
+    (tmp_path / "empty" / "adapter_model.bin").write_bytes(b"x")
+    assert "save_pretrained" in commands.bad("upload", "refused", str(tmp_path / "empty"))
+    broken = SEEDS["plain"].with_weights(SEEDS["plain"].weights[:-1])
+    broken.save(tmp_path / "broken")
+    assert "cannot be read" in commands.bad("upload", "refused", str(tmp_path / "broken"))
+    assert "no name" in commands.bad("show", "..")
+    assert "no route" in commands.bad("show", "../users")
+    assert "not valid" in Commands(commands.url, "pb_" + "x" * 8 + "_" + "y" * 43).bad("ls")
+    assert "no server answers" in Commands("http://127.0.0.1:1", "").bad("ls")
+
+
+def test_an_upload_goes_on_after_broken_connections(
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repos = importlib.import_module("manylora.cli.repos")  # the package has its commands under that name
+    monkeypatch.setattr(repos, "FIRST_WAIT_S", 0.001)
+    SEEDS["everything"].save(tmp_path / "adapter")
+    commands.good("create", "cut")
+    sent = repos._rest
+    cuts = iter((700, 900, 1300))
+
+    def cut_short(file: Path, offset: int, size: int) -> Iterator[bytes]:
+        """The client's own connection breaks in the middle."""
+        whole = b"".join(sent(file, offset, size))
+        cut = next(cuts, None)
+        yield whole[:cut]
+        if cut is not None:
+            raise httpx2.WriteError("cut")
+
+    monkeypatch.setattr(repos, "_rest", cut_short)
+    told = commands.good("upload", "cut", str(tmp_path / "adapter"))
+    assert told.count("the connection broke") == 3
+    assert "done: cut/1" in told
+
+
+def test_an_interrupted_upload_is_taken_up_by_the_next(
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repos = importlib.import_module("manylora.cli.repos")  # the package has its commands under that name
+    SEEDS["everything"].save(tmp_path / "adapter")
+    commands.good("create", "later")
+    begun: list[str] = []
+    asked = repos._ask
+
+    def counted(url: str, key: str | None, method: str, path: str, *more: object, **named: object) -> object:
+        if (method, path) == ("POST", "/v2/adapters/upload"):
+            begun.append(path)
+        return asked(url, key, method, path, *more, **named)
+
+    monkeypatch.setattr(repos, "_ask", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(repos, "_send", lambda address, file: repos.fail("interrupted"))
+        commands.bad("upload", "later", str(tmp_path / "adapter"))
+    assert "done: later/1" in commands.good("upload", "later", str(tmp_path / "adapter"))
+    assert len(begun) == 1
+    assert "done: later/2" in commands.good("upload", "later", str(tmp_path / "adapter"))
+    assert len(begun) == 2
