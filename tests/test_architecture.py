@@ -43,6 +43,7 @@ LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 MAY_READ_ENVIRONMENT = {"config.py"}
 MAY_READ_CLOCK = {"clock.py"}
 MAY_START_THREADS_OR_PROCESSES = {
+    "bench/chaos.py",  # the processes that it kills
     "bench/machine.py",  # git
     "bench/network.py",  # a proxy beside what is measured
     "bench/object_storage.py",  # SeaweedFS

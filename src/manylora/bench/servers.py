@@ -106,7 +106,7 @@ class Running:
 @contextmanager
 def serving(server: Server, log: Path, *, base: Path, adapters: Sequence[Path] = ()) -> Iterator[Running]:
     """Start a server, wait for its first token, and stop it with all its processes at the end."""
-    port = _free_port()
+    port = free_port()
     command = server.command(port, base, adapters)
     clock = SystemClock()
     begun_s = clock.monotonic_s()
@@ -166,7 +166,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
