@@ -22,7 +22,7 @@ from manylora.engine.scheduler import Scheduler, StepLimits
 from manylora.kernels.interface import Kernels
 from manylora.kernels.select import select_kernels
 from manylora.memory_plan import MemoryPlan, plan_memory
-from manylora.models.catalog import resolve
+from manylora.models.catalog import resolve, short_name
 from manylora.models.checkpoint_files import fingerprint
 from manylora.models.llama import LlamaModel
 from manylora.models.spec import ModelSpec, read_spec
@@ -180,8 +180,9 @@ def _open_store(
 def _served(
     config: Config, base_dir: Path, spec: ModelSpec, digest: str, kernels: Kernels, plan: MemoryPlan, clock: Clock
 ) -> ServedModel:
+    model_id = base_dir.name if Path(config.model.base).is_dir() else config.model.base
     return ServedModel(
-        model_id=base_dir.name if Path(config.model.base).is_dir() else config.model.base,
+        model_id=model_id,
         base_dir=str(base_dir),
         sha=digest,
         dtype=_dtype(kernels),
@@ -190,6 +191,7 @@ def _served(
         vocab_size=spec.vocab,
         max_step_tokens=config.engine.max_step_tokens,
         max_running=config.engine.max_running,
+        aliases=(short_name(model_id),),
         adapter_roots=config.adapters.roots,
         registry_dir=config.adapters.registry_dir,
         adapter_sources=tuple(sorted(enabled_sources(config.adapters))),

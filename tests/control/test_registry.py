@@ -275,3 +275,43 @@ def test_scopes_are_asked_for(url: URL, tmp_path: Path) -> None:
         assert (await plane.call("GET", "/v2/repos", key=None)).status_code == 401
 
     in_plane(url, tmp_path, scenario)
+
+
+def test_edges_hear_of_every_change(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        key = await plane.new_tenant("acme")
+        await plane.new_tenant("other")
+        await new_repo(plane, key)
+        await upload(plane, key, "triage")
+        seen = (await take_snapshot(plane.control, -1)).revision
+        changes: list[tuple[str, str, object]] = [
+            ("PUT", "/aliases/prod", {"version": 1}),
+            ("DELETE", "/aliases/prod", None),
+            ("POST", "/shares", {"tenants": ["other"]}),
+            ("DELETE", "/shares/other", None),
+            ("PUT", "", {"public": True}),
+            ("PUT", "/version/1", {"archived": True}),
+            ("DELETE", "/version/1", None),
+            ("DELETE", "", None),
+        ]
+        for method, path, body in changes:
+            assert (await plane.call(method, f"/v2/repos/triage{path}", body, key=key)).is_success
+            told = await take_snapshot(plane.control, seen)
+            assert [each.name for each in told.repositories] == ["triage"], (method, path)
+            seen = told.revision
+
+    in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
+
+
+def test_files_that_no_table_knows_are_never_overwritten(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        key = await plane.new_tenant("acme")
+        await new_repo(plane, key)
+        files = Registry(plane.control.registry_dir)
+        plane.control.registry_dir.mkdir(parents=True)
+        assert files.add("acme", "triage", b"older", b"older") == 1
+        assert (await upload(plane, key, "triage")).json()["tag"] == 2
+        assert files.files("acme", "triage", 1)[0].read_bytes() == b"older"
+        assert (await take_snapshot(plane.control, -1)).repositories[0].versions == (2,)
+
+    in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))

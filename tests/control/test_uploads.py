@@ -2,23 +2,27 @@
 
 import asyncio
 import errno
+import fcntl
 import json
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from sqlalchemy import URL
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.adapters.registry import Registry
 from manylora.bench.adapter_files import Files
 from manylora.control import uploads as uploads_module
+from manylora.control.database import Database
 from manylora.control.intake import Intake
 from manylora.control.snapshot import take_snapshot
 from manylora.control.uploads import FOLDER, UPLOAD_TTL_MS, Part, Uploads
-from manylora.errors import AdapterStorageUnavailable
+from manylora.errors import AdapterStorageUnavailable, ControlUnavailable, ResourceNotFound
 from tests.control.plane import Plane, Scenario, in_plane
 from tests.control.uploading import ATTENTION, PLAIN, SEEDS, base_settings, begin, complete, new_repo, put, upload
 
@@ -232,6 +236,7 @@ def test_an_address_is_good_for_its_file_until_it_expires(url: URL, tmp_path: Pa
         plane.clock.advance(UPLOAD_TTL_MS / 1000)
         expired = await put(plane, address, PLAIN.weights)
         assert (expired.status_code, expired.json()["code"]) == (403, "insufficient_permissions")
+        assert (await plane.client.get(address)).status_code == 403
         assert (await complete(plane, key, token)).status_code == 404
 
     run(url, tmp_path, scenario)
@@ -279,6 +284,49 @@ def test_nothing_is_written_to_an_upload_that_was_completed(url: URL, tmp_path: 
         assert (await complete(plane, key, begun["uploadToken"])).status_code == 200
         late = await put(plane, begun["presignedUrls"][WEIGHTS], b"x")
         assert late.status_code == 403
+
+    run(url, tmp_path, scenario)
+
+
+def test_who_opened_a_file_before_it_was_completed_cannot_write_it_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "upload").mkdir()
+    locked = fcntl.flock
+
+    def completed_before_the_lock(descriptor: int, operation: int) -> None:
+        (tmp_path / "upload").rename(tmp_path / "published")
+        locked(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", completed_before_the_lock)
+    with (
+        pytest.raises(ResourceNotFound),
+        uploads_module._only_writer(tmp_path / "upload" / WEIGHTS),
+    ):
+        pass
+
+
+def test_a_commit_that_fails_leaves_no_files(url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(plane: Plane) -> None:
+        key = await plane.new_tenant("acme")
+        await new_repo(plane, key)
+        begun = await begin(plane, key, "triage")
+        for name, data in ((CONFIG, PLAIN.config), (WEIGHTS, PLAIN.weights)):
+            await put(plane, begun["presignedUrls"][name], data)
+        files, write = Registry(plane.control.registry_dir), Database.write
+
+        @asynccontextmanager
+        async def failing(database: Database) -> AsyncIterator[AsyncConnection]:
+            async with write(database) as connection:
+                yield connection
+                assert files.last_number("acme", "triage") == 1
+                raise ControlUnavailable("the database is gone")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Database, "write", failing)
+            assert (await complete(plane, key, begun["uploadToken"])).status_code == 503
+        assert files.last_number("acme", "triage") == 0
+        assert (await upload(plane, key, "triage")).json()["tag"] == 1
 
     run(url, tmp_path, scenario)
 

@@ -17,8 +17,8 @@ PARTS = ("adapter_config.json", "adapter_model.safetensors")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uploaded")
-    base = make_base(folder / "base", vocab_size=330)
-    save_byte_level(folder / "base")
+    base = make_base(folder / "Tiny-Base", vocab_size=330)
+    save_byte_level(folder / "Tiny-Base")
     (folder / "adapters").mkdir()
     for seed in (1, 2):
         config = LoraConfig(r=4, lora_alpha=16, target_modules=ALL)
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(folder: Path) -> Iterator[httpx2.Client]:
-    flags = ("--base", str(folder / "base"), "--adapter-root", str(folder / "adapters"))
+    flags = ("--base", str(folder / "Tiny-Base"), "--adapter-root", str(folder / "adapters"))
     settings = ("--set", f"control.dir={folder / 'control'}", "--set", f"metering.dir={folder / 'metering'}")
     with (
         running_server(folder / "log", *flags, *settings) as url,
@@ -83,4 +83,12 @@ def test_what_is_unfit_for_the_base_is_refused_when_it_is_uploaded(client: httpx
     with pytest.raises(httpx2.HTTPStatusError) as caught:
         upload(client, other)
     told = caught.value.response.json()
-    assert (told["code"], "is not compatible with model 'base'" in told["error"]) == ("adapter_incompatible", True)
+    assert (told["code"], "is not compatible with model 'Tiny-Base'" in told["error"]) == ("adapter_incompatible", True)
+
+
+def test_the_deployment_that_is_listed_answers_under_its_name(client: httpx2.Client) -> None:
+    [shared] = client.get("/v2/deployments").raise_for_status().json()["data"]
+    assert shared["name"] == "tiny-base"
+    body = {"inputs": "the quick", "parameters": {"max_new_tokens": 2}}
+    reply = client.post(f"/default/deployments/v2/llms/{shared['name']}/generate", json=body)
+    assert (reply.status_code, reply.headers["x-model-id"]) == (200, "Tiny-Base"), reply.text

@@ -6,7 +6,7 @@ from pathlib import Path
 from manylora.adapters.base_shape import BaseShape, base_shape
 from manylora.config import Config, cache_dir
 from manylora.errors import StartupError
-from manylora.models.catalog import find, resolve
+from manylora.models.catalog import resolve, short_name
 from manylora.models.spec import read_spec
 
 
@@ -31,12 +31,6 @@ def served_base(config: Config) -> ServedBase:
     name = directory.name if Path(given).is_dir() else given
     window = min(spec.max_positions, config.engine.max_model_len or spec.max_positions)
     return ServedBase(name=name, short_name=short_name(name), shape=base_shape(spec, name, ""), window=window)
-
-
-def short_name(base: str) -> str:
-    """`mistral-7b-instruct` for `mistralai/Mistral-7B-Instruct-v0.1`, whose known name that is."""
-    known = find(base)
-    return (known.name if known else base.rsplit("/", 1)[-1]).lower()
 
 
 def is_same_base(one: str, other: str) -> bool:

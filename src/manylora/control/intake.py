@@ -168,8 +168,8 @@ class Intake:
     async def _end_copy(self, repository: Repository, number: int, folder: Path, checked: CheckedFiles) -> None:
         async with self.control.database.write() as connection:
             current = await own_for_change(connection, repository.owner, repository.name)
-            if current.uuid != repository.uuid or current.find(str(number)).state is not VersionState.UPLOADING:
-                return  # it was deleted meanwhile
+            if current.find(str(number)).state is not VersionState.UPLOADING:
+                return  # it was given up as interrupted
             await check_room(connection, current.owner, more=0, more_bytes=checked.num_bytes, rank=checked.rank)
             await set_version(connection, current.number, number, state=VersionState.READY, checked=checked)
             await self._publish(folder, current, number)

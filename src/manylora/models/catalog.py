@@ -91,6 +91,12 @@ def find(name: str) -> KnownBase | None:
     return None
 
 
+def short_name(base: str) -> str:
+    """The name of a base's deployment: `mistral-7b-instruct`, also for `mistralai/Mistral-7B-Instruct-v0.1`."""
+    known = find(base)
+    return (known.name if known else base.rsplit("/", 1)[-1]).lower()
+
+
 def bases_dir(cache_dir: Path) -> Path:
     """Where pulled bases are kept."""
     return cache_dir / "bases"
