@@ -29,11 +29,11 @@ class ControlProcess:
 
 
 @contextmanager
-def running_control(folder: Path, *assignments: str, is_first: bool = True) -> Iterator[ControlProcess]:
-    """Run it with its data in a folder; `is_first` waits for the operator's key."""
+def running_control(folder: Path, *assignments: str, is_first: bool = True, port: int = 0) -> Iterator[ControlProcess]:
+    """Run it with its data in a folder; `is_first` waits for the operator's key; port 0 is a free one."""
     given = (f"control.dir={folder}", f"control.edge_token={EDGE_TOKEN}", *assignments)
     words = [word for assignment in given for word in ("--set", assignment)]
-    command = [sys.executable, "-m", "manylora", "control", "--port", "0", *words]
+    command = [sys.executable, "-m", "manylora", "control", "--port", str(port), *words]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     ) as process:

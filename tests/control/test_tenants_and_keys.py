@@ -229,3 +229,21 @@ def test_unknown_routes_and_methods_are_told_as_errors(run: Callable[..., None])
         assert broken.status_code == 422
 
     run(scenario)
+
+
+def test_every_route_of_operators_and_accounts_is_explained_with_the_form_of_its_reply(
+    run: Callable[..., None],
+) -> None:
+    async def scenario(plane: Plane) -> None:
+        document = (await plane.call("GET", "/admin/openapi.json", key=None)).json()
+        mine = {path: found for path, found in document["paths"].items() if path.startswith(("/admin", "/v1/account"))}
+        assert "/admin/tenants/{tenant}/credits" in mine
+        for path, methods in mine.items():
+            for method, operation in methods.items():
+                assert operation.get("description"), f"{method} {path} has no docstring"
+                reply = next(found for status, found in operation["responses"].items() if status.startswith("2"))
+                schema = reply.get("content", {}).get("application/json", {}).get("schema")
+                is_formless = schema in ({}, {"type": "object"})  # what is no JSON, or nothing, has no form to be told
+                assert not is_formless, f"{method} {path} has no reply model"
+
+    run(scenario)

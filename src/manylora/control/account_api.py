@@ -35,6 +35,7 @@ def account_room(control: Control) -> APIRouter:
 
     @room.get("/account/keys")
     async def keys(request: Request) -> KeyList:
+        """The keys of the caller's tenant, the oldest first, without their secrets."""
         caller = await caller_of(control, request)
         async with control.database.read() as connection:
             return KeyList(keys=[KeyBody.of(key) for key in await list_keys(connection, caller.tenant)])

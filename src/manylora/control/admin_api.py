@@ -108,6 +108,7 @@ def admin_room(control: Control) -> APIRouter:
 
     @room.get("/tenants/{tenant}/limits")
     async def limits(request: Request, tenant: str) -> LimitsBody:
+        """A tenant's limits; null is none."""
         await require(request)
         async with control.database.read() as connection:
             return LimitsBody.of((await get_tenant(connection, tenant)).facts.limits)
@@ -130,6 +131,7 @@ def admin_room(control: Control) -> APIRouter:
 
     @room.get("/tenants/{tenant}/keys")
     async def keys(request: Request, tenant: str) -> KeyList:
+        """A tenant's keys, the oldest first, without their secrets."""
         await require(request)
         async with control.database.read() as connection:
             await get_tenant(connection, tenant)
@@ -151,6 +153,7 @@ def admin_room(control: Control) -> APIRouter:
 
     @room.delete("/keys/{key}")
     async def revoke(request: Request, key: str) -> KeyBody:
+        """End a key for ever."""
         await require(request)
         async with control.database.write() as connection:
             return KeyBody.of(await revoke_key(connection, key, now_ms=control.now_ms()))
