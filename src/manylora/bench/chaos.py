@@ -70,6 +70,7 @@ class House:
     folder: Path
     base: str
     settings: tuple[str, ...] = ()
+    busy: int = 16
     control_port: int = field(default_factory=free_port)
     port: int = field(default_factory=free_port)
     control: "subprocess.Popen[bytes] | None" = None
@@ -146,15 +147,17 @@ def run_chaos(
     kills: int,
     seed: int,
     vocab: int,
+    busy: int = 16,
     settings: tuple[str, ...] = (),
     tell: Tell = lambda line: None,
 ) -> Verdict:
-    """Kill so many times, each target as often as the others, half of them while at least 16 streams run.
+    """Kill so many times, each target as often as the others, half of them while at least `busy` streams run.
 
     Args:  base   a known base or a folder; it is given a price
+           busy   streams that must run before a kill in mid-stream
            vocab  prompts are random ids below it
     """
-    return asyncio.run(_run(House(folder, base, settings), kills, Random(seed), vocab, tell))
+    return asyncio.run(_run(House(folder, base, settings, busy), kills, Random(seed), vocab, tell))
 
 
 async def _run(house: House, kills: int, source: Random, vocab: int, tell: Tell) -> Verdict:
@@ -172,7 +175,7 @@ async def _run(house: House, kills: int, source: Random, vocab: int, tell: Tell)
         for number, target in enumerate(targets):
             is_mid_stream = number % 2 == 0
             if is_mid_stream:
-                await _until(house, lambda: streams.running >= min(16, STREAMS))
+                await _until(house, lambda: streams.running >= house.busy)
                 in_mid_stream += 1
             await asyncio.sleep(source.uniform(0.05, 2.5))
             while not house.kill(target):
@@ -182,7 +185,7 @@ async def _run(house: House, kills: int, source: Random, vocab: int, tell: Tell)
             await asyncio.sleep(source.choice((0.0, source.uniform(0.0, 1.0))))
             house.tend()
             tell(f"{number + 1}/{kills} killed {target}, {streams.received} tokens read")
-        await _until(house, lambda: streams.running >= min(16, STREAMS))
+        await _until(house, lambda: streams.running >= house.busy)
         streams.is_over = True
         await asyncio.gather(*load)
         await _settle(house)

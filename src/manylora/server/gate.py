@@ -205,12 +205,13 @@ class Gate:
         if tokens and not (min(tokens) >= 0 and max(tokens) < known):
             raise InvalidParameter(f"`{field}`: token ids must be >= 0 and < {self.served.vocab_size}", parameter=field)
 
-    def expand(self, draft: Draft, tenant: str) -> list[Request]:
-        """One request for each sequence of a draft, alike but for id and seed."""
+    def expand(self, draft: Draft, tenant: str, *, weight: int = 1) -> list[Request]:
+        """One request for each sequence of a draft, alike but for id and seed; `weight` is the tenant's share."""
         return [
             Request(
                 id=mint_request_id(),
                 flow=Flow(tenant),
+                weight=weight,
                 salt=tenant,
                 tokens=draft.tokens,
                 adapter=draft.adapter,

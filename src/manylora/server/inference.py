@@ -53,7 +53,7 @@ class Inference:
             numbered = [
                 (request, number)
                 for number, draft in enumerate(drafts)
-                for request in self.gate.expand(draft, caller.tenant)
+                for request in self.gate.expand(draft, caller.tenant, weight=caller.weight)
             ]
             holder: list[Work] = []
             usage = self._open(exchange, numbered, admission, holder, is_stream=is_stream)
