@@ -268,6 +268,7 @@ class World:
         stop_tokens: tuple[int, ...] = (),
         stop_strings: tuple[str, ...] = (),
         speculation: bool = True,
+        weight: int = 1,
     ) -> RequestId:
         self._submitted += 1
         request_id = RequestId(f"r{self._submitted}")
@@ -281,6 +282,7 @@ class World:
                 sampling=SamplingParams(temperature=0.0),
                 stop=StopParams(max_new_tokens=budget, stop_token_ids=stop_tokens, stop_strings=stop_strings),
                 speculation=speculation,
+                weight=weight,
             )
         )
         return request_id

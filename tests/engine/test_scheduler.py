@@ -6,11 +6,18 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from fractions import Fraction
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from manylora.engine.fairness import COMPLETION_WEIGHT, PROMPT_WEIGHT, VirtualTokenCounter
+from manylora.engine.fairness import (
+    COMPLETION_WEIGHT,
+    LOAD_BYTES_PER_TOKEN,
+    PROMPT_WEIGHT,
+    SERVICE_UNITS,
+    VirtualTokenCounter,
+)
 from manylora.engine.scheduler import PATIENCE_STEPS
 from manylora.engine.sequence import Sequence
 from manylora.ids import Flow, RequestId
@@ -128,28 +135,35 @@ TALKERS_AND_READERS = [Wish(0, "a", 2, 20) for _ in range(60)] + [Wish(0, "b", 2
 @given(
     st.lists(wishes, min_size=30, max_size=80).map(lambda load: sorted(load, key=lambda wish: wish.step)),
     st.sampled_from([0, 4]),
+    st.tuples(st.integers(1, 5), st.integers(1, 5)),
 )
-@example(TALKERS_AND_READERS, 0)
-@example([dataclasses.replace(wish, flow="ba"[wish.flow == "b"]) for wish in TALKERS_AND_READERS], 4)
-def test_no_flow_waits_longer_than_its_bound(load: list[Wish], guess_tokens: int) -> None:
-    """In any time in which both of two flows have requests waiting, their service differs by a bound that depends on
-    the sizes of one request and of the memory alone: 2·max(w_p · longest prompt, w_q · KV positions), arXiv 2401.00588,
-    theorem 4.4. Charging in chunks adds at most one step's rows. So a flow that waits is passed by at most that much.
+@example(TALKERS_AND_READERS, 0, (1, 1))
+@example([dataclasses.replace(wish, flow="ba"[wish.flow == "b"]) for wish in TALKERS_AND_READERS], 4, (1, 1))
+@example(TALKERS_AND_READERS, 0, (1, 5))
+@example(TALKERS_AND_READERS, 4, (5, 1))
+def test_no_flow_waits_longer_than_its_bound(load: list[Wish], guess_tokens: int, weights: tuple[int, int]) -> None:
+    """In any time in which both of two flows have requests waiting, their service ÷ weight differs by a bound that
+    depends on the weights, the sizes of one request and of the memory alone: with the most that one flow can have
+    under way, U = max(w_p · longest prompt, w_q · KV positions), it is U ÷ weight of the one + U ÷ weight of the other;
+    arXiv 2401.00588, theorem 4.4, where both weights are 1. Charging in chunks adds at most one step's rows. So a flow
+    that waits is passed by at most that much.
 
     Service is counted here from the plans and from what was generated, not read from the scheduler's own counter.
     """
     world = World(num_blocks=12, max_rows=16, max_running=4, prefix_cache=False, guess_tokens=guess_tokens)
-    bound = 2 * max(PROMPT_WEIGHT * LONGEST, COMPLETION_WEIGHT * world.pool.num_blocks * world.pool.block_size) + 16
+    weight_of = dict(zip("ab", weights, strict=True))
+    most = max(PROMPT_WEIGHT * LONGEST, COMPLETION_WEIGHT * world.pool.num_blocks * world.pool.block_size)
+    bound = Fraction(most, weights[0]) + Fraction(most, weights[1]) + Fraction(16, min(weights))
     flow_of: dict[RequestId, str] = {}
     leaving: dict[RequestId, int] = {}
     prompt_done: Counter[RequestId] = Counter()
     served: Counter[str] = Counter()
-    gaps: list[int] = []  # since both flows have been waiting
+    gaps: list[Fraction] = []  # since both flows have been waiting
     pending = list(load)
     for step in itertools.count():
         while pending and pending[0].step <= step:
             wish = pending.pop(0)
-            request = world.submit(range(wish.length), flow=wish.flow, budget=wish.budget)
+            request = world.submit(range(wish.length), flow=wish.flow, budget=wish.budget, weight=weight_of[wish.flow])
             flow_of[request] = wish.flow
             prompt_done[request] = 0
             if wish.leaves_after is not None:
@@ -170,7 +184,8 @@ def test_no_flow_waits_longer_than_its_bound(load: list[Wish], guess_tokens: int
         for token in events.tokens:
             served[flow_of[token.request_id]] += COMPLETION_WEIGHT
         waiting = {sequence.request.flow for sequence in world.scheduler.waiting()}
-        gaps = [*gaps, served["a"] - served["b"]] if waiting == {Flow("a"), Flow("b")} else []
+        gap = Fraction(served["a"], weights[0]) - Fraction(served["b"], weights[1])
+        gaps = [*gaps, gap] if waiting == {Flow("a"), Flow("b")} else []
         assert not gaps or max(gaps) - min(gaps) <= bound
 
 
@@ -191,6 +206,52 @@ def test_a_flood_does_not_push_a_quiet_flow_to_the_end_of_the_queue() -> None:
     assert victim in world.finished
 
 
+def service_while_both_wait(world: World, flows: tuple[str, str], *, steps: int) -> dict[str, int]:
+    """Tokens generated for each flow in so many steps, in which both have requests waiting all the time."""
+    flow_of = {request: sequence.request.flow for request, sequence in _under_way(world).items()}
+    served: Counter[str] = Counter()
+    for _ in range(steps):
+        for token in world.step().tokens:
+            served[flow_of[token.request_id]] += 1
+        assert {sequence.request.flow for sequence in world.scheduler.waiting()} == set(flows)
+    return dict(served)
+
+
+def test_two_flows_that_wait_are_served_in_proportion_to_their_weights() -> None:
+    world = World(max_rows=16, max_running=4)
+    for _ in range(300):
+        world.submit(range(2), flow="small", budget=8)
+        world.submit(range(2), flow="large", budget=8, weight=3)
+    served = service_while_both_wait(world, ("small", "large"), steps=400)
+    assert abs(served["large"] - 3 * served["small"]) <= 4 * 8  # what four slots of the wrong flow generate
+
+
+def test_a_new_weight_of_a_flow_counts_from_its_next_request() -> None:
+    world = World(max_rows=16, max_running=4)
+    for _ in range(100):
+        world.submit(range(2), flow="steady", budget=8)
+        world.submit(range(2), flow="upgraded", budget=8)
+    before = service_while_both_wait(world, ("steady", "upgraded"), steps=100)
+    assert abs(before["upgraded"] - before["steady"]) <= 4 * 8
+    for request in [one for one in world.scheduler.waiting() if one.request.flow == "upgraded"]:
+        world.abort(request.request.id)
+    for _ in range(300):
+        world.submit(range(2), flow="steady", budget=8)
+        world.submit(range(2), flow="upgraded", budget=8, weight=3)
+    after = service_while_both_wait(world, ("steady", "upgraded"), steps=400)
+    assert abs(after["upgraded"] - 3 * after["steady"]) <= 4 * 4 * 8
+
+
+def test_work_and_loads_are_charged_by_the_weight_and_never_free() -> None:
+    counter = VirtualTokenCounter()
+    heavy, light, vast = Flow("heavy"), Flow("light"), Flow("vast")
+    for flow, weight in ((heavy, 3), (light, 1), (vast, 10**9)):
+        counter.charge(flow, weight=weight, prompt_tokens=4, completion_tokens=1, load_bytes=6 * LOAD_BYTES_PER_TOKEN)
+    assert counter.served(light) == 12 * SERVICE_UNITS
+    assert counter.served(heavy) == 4 * SERVICE_UNITS
+    assert counter.served(vast) == 1
+
+
 def test_idling_banks_no_credit() -> None:
     counter = VirtualTokenCounter()
     busy, idler = Flow("busy"), Flow("idler")
@@ -206,9 +267,9 @@ def test_debt_is_kept_and_an_empty_queue_lifts_to_the_last_that_left() -> None:
     counter.charge(rich, completion_tokens=500)
     counter.leave(rich)
     counter.arrive(poor, [])
-    assert counter.served(poor) == 1000
+    assert counter.served(poor) == 1000 * SERVICE_UNITS
     counter.arrive(rich, [poor])
-    assert counter.served(rich) == 1000
+    assert counter.served(rich) == 1000 * SERVICE_UNITS
 
 
 def test_an_empty_queue_lifts_to_what_the_last_that_left_has_been_served_by_now() -> None:
@@ -219,9 +280,9 @@ def test_an_empty_queue_lifts_to_what_the_last_that_left_has_been_served_by_now(
     counter.charge(busy, prompt_tokens=2500)
     counter.prune({busy})
     counter.arrive(idler, [])
-    assert counter.served(idler) == 2500
+    assert counter.served(idler) == 2500 * SERVICE_UNITS
     counter.prune({idler})
-    assert counter.served(busy) == 2500
+    assert counter.served(busy) == 2500 * SERVICE_UNITS
 
 
 def test_a_preempted_flow_keeps_its_place_in_the_fair_order() -> None:
@@ -246,5 +307,5 @@ def test_counters_do_not_grow_with_the_number_of_flows_seen() -> None:
     active = Flow("active")
     counter.charge(active, prompt_tokens=5)
     counter.prune({active})
-    assert counter.served(active) == 5
+    assert counter.served(active) == 5 * SERVICE_UNITS
     assert len(counter) == 2  # it, and the flow that left the queue last

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manylora.engine.events import FinishReason
-from manylora.engine.fairness import COMPLETION_WEIGHT
+from manylora.engine.fairness import COMPLETION_WEIGHT, SERVICE_UNITS
 from manylora.engine.scheduler import Plan
 from manylora.ids import Flow, RequestId
 from tests.engine import simulation
@@ -76,7 +76,7 @@ def test_tokens_after_a_stop_inside_a_right_guess_are_neither_told_nor_counted(e
     assert (finished.reason, finished.stop_string) == (FinishReason.STOP_STRING, text)
     assert finished.counts.completion_tokens == end
     assert world.engine.stats().completion_tokens == end
-    assert world.scheduler.counter.served(Flow("a")) == len(LOOP) + COMPLETION_WEIGHT * end
+    assert world.scheduler.counter.served(Flow("a")) == SERVICE_UNITS * (len(LOOP) + COMPLETION_WEIGHT * end)
 
 
 @pytest.mark.usefixtures("_never_again")
@@ -88,7 +88,7 @@ def test_a_wrong_guess_is_charged_to_nobody_and_leaves_no_block() -> None:
     sequence = world.scheduler.running[request]
     assert len(sequence.blocks) == sequence.computed + 1 == 6
     world.run()
-    assert world.scheduler.counter.served(Flow("a")) == 5 + COMPLETION_WEIGHT * 2
+    assert world.scheduler.counter.served(Flow("a")) == SERVICE_UNITS * (5 + COMPLETION_WEIGHT * 2)
 
 
 @pytest.mark.usefixtures("_loops")

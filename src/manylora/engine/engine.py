@@ -264,7 +264,8 @@ class Engine:
         """A load is paid for by the flow that has waited longest for it, when it begins and whatever comes of it."""
         for sequence in [*self._queued.values(), *self._loading.values()]:
             if sequence.request.adapter == ref and sequence.placed is None:
-                self._scheduler.counter.charge(sequence.request.flow, load_bytes=load_bytes)
+                request = sequence.request
+                self._scheduler.counter.charge(request.flow, weight=request.weight, load_bytes=load_bytes)
                 return
 
     def _enqueue_ready(self, ref: AdapterRef, *, is_loaded: bool) -> None:

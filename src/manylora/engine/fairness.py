@@ -1,13 +1,15 @@
 """The virtual token counter: which flow has been served least.
 
-Source: *Fairness in Serving Large Language Models*, arXiv 2401.00588 (VTC). Changes, each named:
+Source: *Fairness in Serving Large Language Models*, arXiv 2401.00588 (VTC), with weights. Changes, each named:
   * a flow is a tenant, never an adapter: splitting work over adapters gains nothing;
   * a prompt is charged chunk by chunk as it is computed, not whole at admission;
   * the bytes of an adapter load are charged when it begins, to the flow that has waited longest for it, so that
     thrashing pays for itself;
   * a request whose adapter is still loading is outside the queue; becoming ready counts as its arrival;
   * positions found in the prefix cache, and positions computed again after a preemption, are not charged;
-  * a preempted request goes back to the queue without counting as an arrival: its flow never asked to wait.
+  * a preempted request goes back to the queue without counting as an arrival: its flow never asked to wait;
+  * the weight comes with each request, which is charged by its own: a new weight of a flow neither forgives nor
+    repeats what its counter says already.
 """
 
 from collections.abc import Iterable
@@ -19,9 +21,12 @@ COMPLETION_WEIGHT = 2
 LOAD_BYTES_PER_TOKEN = 64 * 1024
 """An adapter load of this many bytes is charged like one prompt token: 5 MB count as 76 tokens."""
 
+SERVICE_UNITS = 720_720
+"""Counter units of one weighted token at weight 1. Weights up to 16 divide it; others round up by under one unit."""
+
 
 class VirtualTokenCounter:
-    """Service received by each flow, in weighted tokens. Integers only, so that replays are exact."""
+    """Service received by each flow ÷ its weight, in `SERVICE_UNITS`. Integers only, so that replays are exact."""
 
     def __init__(self) -> None:
         self._served: dict[Flow, int] = {}
@@ -32,6 +37,7 @@ class VirtualTokenCounter:
         return len(self._served)
 
     def served(self, flow: Flow) -> int:
+        """What decides: the flow with the least is next."""
         return self._served.get(flow, 0)
 
     def arrive(self, flow: Flow, queued: Iterable[Flow]) -> None:
@@ -42,10 +48,14 @@ class VirtualTokenCounter:
         """
         self._served[flow] = max(self.served(flow), self._floor(queued))
 
-    def charge(self, flow: Flow, *, prompt_tokens: int = 0, completion_tokens: int = 0, load_bytes: int = 0) -> None:
-        """Add work done for a flow."""
-        weighted = PROMPT_WEIGHT * prompt_tokens + COMPLETION_WEIGHT * completion_tokens
-        self._served[flow] = self.served(flow) + weighted + load_bytes // LOAD_BYTES_PER_TOKEN
+    def charge(
+        self, flow: Flow, *, weight: int = 1, prompt_tokens: int = 0, completion_tokens: int = 0, load_bytes: int = 0
+    ) -> None:
+        """Add work done for a flow; at weight 3 it counts a third. Work is never free, however large the weight."""
+        assert weight >= 1
+        tokens = PROMPT_WEIGHT * prompt_tokens + COMPLETION_WEIGHT * completion_tokens
+        work = tokens + load_bytes // LOAD_BYTES_PER_TOKEN
+        self._served[flow] = self.served(flow) - (-work * SERVICE_UNITS // weight)
 
     def leave(self, flow: Flow) -> None:
         """Note that a request of this flow left the queue to run."""

@@ -61,6 +61,7 @@ class Request:
     """One generation.
 
     flow         whose work it is, for fair scheduling (the server says: the tenant)
+    weight       ≥ 1; flows that have requests waiting are served in proportion to it
     salt         isolation of the prefix cache: requests with different salts share no block
     adapter      None is the base model
     speculation  whether tokens may be guessed ahead, where the engine does so at all; it changes no token
@@ -74,3 +75,4 @@ class Request:
     sampling: SamplingParams
     stop: StopParams
     speculation: bool = True
+    weight: int = 1

@@ -168,7 +168,7 @@ class Scheduler:
         """
         sequence = self.running[chunk.request_id]
         if right > 0:
-            self.counter.charge(sequence.request.flow, completion_tokens=1)
+            self._charge(sequence, completion_tokens=1)
         sequence.computed = chunk.stop + right
         full = sequence.computed // self.pool.block_size
         if full > sequence.published:
@@ -226,8 +226,14 @@ class Scheduler:
         chunks.append(Chunk(sequence.request.id, start, stop, is_sampled))
         new_prompt = max(0, min(stop, sequence.num_prompt) - max(start, sequence.charged))
         sequence.charged = max(sequence.charged, min(stop, sequence.num_prompt))
-        self.counter.charge(sequence.request.flow, prompt_tokens=new_prompt, completion_tokens=int(is_sampled))
+        self._charge(sequence, prompt_tokens=new_prompt, completion_tokens=int(is_sampled))
         return rows - count
+
+    def _charge(self, sequence: Sequence, *, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
+        request = sequence.request
+        self.counter.charge(
+            request.flow, weight=request.weight, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens
+        )
 
     def _add_guesses(self, chunks: list[Chunk], rows: int) -> None:
         """Use rows left over to guess ahead for the sequences that draw a token, if they are few."""
