@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from manylora.bench.machine import describe
 from manylora.ids import Digest
-from manylora.kernels.cpu import CpuKernels, NativeLibrary
+from manylora.kernels.cpu import CpuKernels
 from manylora.kernels.interface import (
     AttentionBatch,
     LoraSegment,
@@ -30,6 +30,7 @@ from manylora.kernels.interface import (
     Projection,
     RopeTable,
 )
+from manylora.kernels.library import NativeLibrary
 from manylora.kernels.onednn import OneDnnLinear, why_not_onednn
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, LAYERS, VOCAB = 576, 9, 3, 64, 1536, 30, 49152

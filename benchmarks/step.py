@@ -22,8 +22,8 @@ from manylora.build import build_engine
 from manylora.clock import SystemClock
 from manylora.config import DEFAULT_BASE, cache_dir, load_config
 from manylora.engine.engine import Engine
-from manylora.kernels.cpu import NativeLibrary
 from manylora.kernels.interface import Kernels
+from manylora.kernels.library import NativeLibrary
 from manylora.kernels.select import select_kernels
 from manylora.models.catalog import resolve
 from manylora.models.spec import read_spec

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from manylora.ids import Digest
-from manylora.kernels.cpu import CpuKernels, NativeLibrary
+from manylora.kernels.cpu import CpuKernels
 from manylora.kernels.extras import (
     EMBED,
     EMBED_ROWS,
@@ -23,6 +23,7 @@ from manylora.kernels.extras import (
     set_projection_vectors,
 )
 from manylora.kernels.interface import AttentionBatch, Kernels, LoraTarget, PlacedAdapter, RopeTable
+from manylora.kernels.library import NativeLibrary
 from manylora.kernels.onednn import OneDnnLinear
 from manylora.kernels.reference import ReferenceKernels
 

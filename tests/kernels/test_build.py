@@ -10,8 +10,9 @@ import torch
 
 from manylora.errors import NativeBuildFailed
 from manylora.kernels import onednn, select
-from manylora.kernels.cpu import CpuKernels, NativeLibrary
+from manylora.kernels.cpu import CpuKernels
 from manylora.kernels.interface import Kernels
+from manylora.kernels.library import NativeLibrary
 from manylora.kernels.native import build
 from manylora.kernels.native.build import load_library
 from manylora.kernels.reference import ReferenceKernels

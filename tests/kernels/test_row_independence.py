@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from manylora.kernels.cpu import CpuKernels, NativeLinear
+from manylora.kernels.cpu import CpuKernels
 from manylora.kernels.onednn import OneDnnLinear
+from manylora.kernels.panels import NativeLinear
 from tests.kernels.cases import BACK_ENDS, NATIVE, native, random
 
 BATCHES = (1, 2, 3, 4, 5, 6, 7, 12, 13, 32, 67)

@@ -4,18 +4,15 @@ import ctypes
 import dataclasses
 import functools
 import math
-import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manylora.config import DEFAULT_SPIN_US
+from manylora.kernels.cpu_kv import CpuKv, KvLayout
 from manylora.kernels.drawing import RULE, Rules, draw_tokens
 from manylora.kernels.interface import (
     AttentionBatch,
@@ -24,189 +21,14 @@ from manylora.kernels.interface import (
     LoraBatch,
     LoraSegment,
     LoraTarget,
-    Packed,
     RopeTable,
     StepInput,
 )
-from manylora.kernels.native.build import load_library
-from manylora.kernels.program import NativeProducts, NativeProfile, NativeSegments, Program, Recorder
+from manylora.kernels.library import NativeLibrary
+from manylora.kernels.panels import LinearOperator, NativeLinear
+from manylora.kernels.program import NativeProfile, NativeSegments, Program, Recorder
 
 MAX_KNOWN_TARGETS = 64  # a model has a handful; the bound only stops a caller who makes a new tuple for each call
-
-
-class NativeLibrary:
-    """The loaded C++ functions and one pool of threads, shared by everything of one back end.
-
-    Thread: one caller at a time gets the pool; a second one at the same moment is served by its own thread alone.
-    """
-
-    def __init__(
-        self,
-        threads: int,
-        *,
-        spin_us: int = DEFAULT_SPIN_US,
-        cache_dir: Path | None = None,
-        compiler: str | None = None,
-    ) -> None:
-        assert threads >= 1
-        self.functions = load_library(cache_dir, compiler=compiler)
-        self.threads = threads
-        self.pool: int = self.functions.ml_pool_new(threads, spin_us)
-        weakref.finalize(self, self.functions.ml_pool_free, self.pool)
-
-    @property
-    def isa(self) -> str:
-        """Which vector code was compiled: avx512, avx2 or portable."""
-        return cast(bytes, self.functions.ml_isa()).decode()
-
-    def measure_bandwidth(self, *, megabytes: int = 256, repeats: int = 10) -> float:
-        """Bytes per second at which the pool reads memory, the best of `repeats` passes over a fresh buffer."""
-        data = torch.empty(megabytes << 18, dtype=torch.float32)
-        self.functions.ml_advise_huge(data.data_ptr(), data.numel() * 4)
-        data.fill_(1.0)
-        return cast(float, self.functions.ml_measure_bandwidth(self.pool, data.data_ptr(), data.numel(), repeats))
-
-    def measure_flops(self, *, repeats: int = 10) -> float:
-        """Float32 operations per second of the pool on multiply-adds that touch no memory."""
-        return cast(float, self.functions.ml_measure_flops(self.pool, repeats))
-
-
-class LinearOperator(Protocol):
-    """What a CPU back end may exchange: the products with packed weights. See `Kernels` for each method.
-
-    products  where its native functions are, if it has any: a forward pass can then run in one call
-    """
-
-    name: str
-    products: NativeProducts | None
-    weight_dtype: torch.dtype
-    is_row_independent: bool
-    copies_tied_table: bool
-
-    def pack(self, weight: Tensor, *, is_table: bool = False, is_product: bool = True) -> Packed: ...
-
-    def linear(self, x: Tensor, weight: Packed) -> Tensor: ...
-
-    def embed(self, token_ids: Tensor, table: Packed) -> Tensor: ...
-
-
-class Panels:
-    """A weight as native code packs it. `data` owns the memory that `address` points at."""
-
-    __slots__ = ("address", "data", "inputs", "outputs")
-
-    def __init__(self, data: Tensor, outputs: int, inputs: int) -> None:
-        self.data = data
-        self.address = data.data_ptr()
-        self.outputs = outputs
-        self.inputs = inputs
-
-    @property
-    def num_bytes(self) -> int:
-        return self.data.nbytes
-
-
-class PanelProducts:
-    """Products with `Panels` by two native functions, of the signatures of `ml_linear` and `ml_embed`."""
-
-    is_row_independent = True
-    copies_tied_table = False
-
-    def __init__(self, native: NativeLibrary, linear: "ctypes._NamedFuncPointer", embed: "ctypes._NamedFuncPointer"):
-        self.products: NativeProducts | None = NativeProducts(linear=_address(linear), embed=_address(embed))
-        self._native = native
-        self._pool = native.pool
-        self._linear = linear
-        self._embed = embed
-
-    def linear(self, x: Tensor, weight: Packed) -> Tensor:
-        panels = cast(Panels, weight)  # `pack` made it
-        assert x.dtype is torch.float32
-        assert x.shape[1] == panels.inputs
-        x = x.contiguous()
-        rows = x.shape[0]
-        y = torch.empty(rows, panels.outputs)
-        self._linear(self._pool, x.data_ptr(), panels.address, y.data_ptr(), rows, panels.inputs, panels.outputs)
-        return y
-
-    def embed(self, token_ids: Tensor, table: Packed) -> Tensor:
-        panels = cast(Panels, table)  # `pack` made it
-        ids = token_ids.contiguous()
-        y = torch.empty(ids.shape[0], panels.inputs)
-        wrong = self._embed(
-            self._pool, ids.data_ptr(), panels.address, y.data_ptr(), ids.shape[0], panels.inputs, panels.outputs
-        )
-        if wrong:
-            raise IndexError(f"a token id is outside the table of {panels.outputs} rows")
-        return y
-
-
-class NativeLinear(PanelProducts):
-    """bfloat16 weights times float32 activations; one accumulation order for every number of rows."""
-
-    name = "native"
-    weight_dtype = torch.bfloat16
-
-    def __init__(self, native: NativeLibrary) -> None:
-        super().__init__(native, native.functions.ml_linear, native.functions.ml_embed)
-
-    def pack(self, weight: Tensor, *, is_table: bool = False, is_product: bool = True) -> Packed:
-        outputs, inputs = weight.shape
-        source = weight.detach().to(torch.bfloat16).contiguous()
-        functions = self._native.functions
-        data = torch.empty(functions.ml_packed_elements(outputs, inputs), dtype=torch.bfloat16)
-        functions.ml_advise_huge(data.data_ptr(), data.nbytes)
-        functions.ml_pack(self._pool, source.data_ptr(), data.data_ptr(), outputs, inputs)
-        return Packed(Panels(data, outputs, inputs))
-
-
-def _address(function: "ctypes._NamedFuncPointer") -> int:
-    address = ctypes.cast(function, ctypes.c_void_p).value
-    assert address is not None
-    return address
-
-
-class KvLayout(ctypes.Structure):
-    """The C++ `Kv` struct of `native/attend.cpp`, field by field."""
-
-    _fields_ = (
-        ("keys", ctypes.c_void_p),
-        ("values", ctypes.c_void_p),
-        ("num_blocks", ctypes.c_int64),
-        ("block_size", ctypes.c_int64),
-        ("kv_heads", ctypes.c_int64),
-        ("head_dim", ctypes.c_int64),
-    )
-
-
-@dataclass(slots=True)
-class CpuKv:
-    """Paged bfloat16 keys and values of all layers; `native/attend.cpp` describes the layout inside a block."""
-
-    num_blocks: int
-    block_size: int
-    num_bytes: int
-    num_layers: int
-    keys: Tensor
-    values: Tensor
-    layout: KvLayout
-    address: int
-    free_pages: Callable[[int, int], int]
-    """The native `ml_discard`: an address and a number of bytes."""
-
-    @property
-    def head_dim(self) -> int:
-        return cast(int, self.layout.head_dim)
-
-    def discard(self, first: int, stop: int) -> bool:
-        """The blocks are one stretch of memory in each layer; a page shared with a block outside is kept."""
-        is_able = True
-        for part in (self.keys, self.values):
-            layers = part.view(-1, self.num_blocks, part.numel() // self.num_layers // self.num_blocks)
-            for layer in layers:
-                stretch = layer[first:stop]
-                is_able = is_able and bool(self.free_pages(stretch.data_ptr(), stretch.nbytes))
-        return is_able
 
 
 class CpuKernels:

@@ -7,8 +7,9 @@ Activations get as many levels as an int32 sum can hold (`native/int8.cpp`), so 
 import torch
 from torch import Tensor
 
-from manylora.kernels.cpu import NativeLibrary, PanelProducts, Panels
 from manylora.kernels.interface import Packed
+from manylora.kernels.library import NativeLibrary
+from manylora.kernels.panels import PanelProducts, Panels
 
 PACKED_AT_ONCE = 1024  # outputs widened to float32 while they are packed; a multiple of a panel's sixteen
 

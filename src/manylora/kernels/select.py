@@ -8,10 +8,12 @@ import torch
 from manylora.clock import SystemClock
 from manylora.config import DEFAULT_SPIN_US
 from manylora.errors import NativeBuildFailed
-from manylora.kernels.cpu import CpuKernels, LinearOperator, NativeLibrary, NativeLinear
+from manylora.kernels.cpu import CpuKernels
 from manylora.kernels.int8 import Int8Linear
 from manylora.kernels.interface import Kernels
+from manylora.kernels.library import NativeLibrary
 from manylora.kernels.onednn import OneDnnLinear, why_not_onednn
+from manylora.kernels.panels import LinearOperator, NativeLinear
 from manylora.kernels.reference import ReferenceKernels
 
 BACK_ENDS = ("auto", "native", "onednn", "reference")

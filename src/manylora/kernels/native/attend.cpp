@@ -19,7 +19,7 @@
 
 namespace ml {
 
-// Mirrored by `KvLayout` in cpu.py.
+// Mirrored by `KvLayout` in cpu_kv.py.
 struct Kv {
     bf16 *keys, *values;
     int64_t num_blocks, block_size, kv_heads, head_dim;
