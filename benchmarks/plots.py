@@ -10,29 +10,19 @@ import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")
 from adapter_sections import draw_gaps, hostile_rows, other_rows, stall_rows
 from matplotlib import pyplot
+from page import Record, number, range_of, save, source, table
+from peer_sections import load, peers
 from targets import reached
 
 from manylora.bench.servers import Manylora
 from manylora.bench.workloads import WORKLOADS
 
-Record = Mapping[str, Any]
 # The default base: 30 layers, hidden 576, queries 576, keys and values 192, intermediate 1536, vocabulary 49152.
 LAYER_WEIGHTS = 30 * (576 * (576 + 192 + 192) + 576 * 576 + 3 * 576 * 1536)
 HEAD_WEIGHTS = 576 * 49152
-COLOURS = {
-    "manylora": "#c2410c",
-    "manylora plain": "#fdba74",
-    "llama.cpp": "#1d4ed8",
-    "vLLM": "#64748b",
-    "vLLM float32": "#94a3b8",
-}
 KERNELS = ("linear", "logits", "attend", "lora", "add_norm", "silu", "rotate", "draw", "norm", "embed", "take")
 
 
@@ -70,14 +60,14 @@ def targets(records: Mapping[str, Record]) -> str:
             target.id,
             target.figure,
             target.wanted,
-            f"{_number(spread[0])}{target.unit}",
-            "" if spread[1] == spread[2] else f"{_number(spread[1])}–{_number(spread[2])}",
+            f"{number(spread[0])}{target.unit}",
+            "" if spread[1] == spread[2] else f"{number(spread[1])}–{number(spread[2])}",
             "reached" if target.is_met(spread[0]) else "**missed**",
         )
         for target, spread in reached(records)
     ]
     head = ("", "figure", "target", "median", "range", "")
-    return "\n".join(["## Against the targets", "", _table(head, rows)])
+    return "\n".join(["## Against the targets", "", table(head, rows)])
 
 
 def limits(records: Mapping[str, Record]) -> str:
@@ -87,7 +77,7 @@ def limits(records: Mapping[str, Record]) -> str:
         ceilings = records["kernels"]
         fma, read = ceilings["fma_flops_s"], ceilings["read_bytes_s"]
         lines += [
-            _source(ceilings["machine"]),
+            source(ceilings["machine"]),
             f"The two ceilings of this machine, measured beside the kernels: {fma / 1e9:.0f} GFLOP/s of float32 "
             f"multiply-adds in registers, {read / 1e9:.0f} GB/s read from memory.",
             "",
@@ -142,94 +132,6 @@ def _triage_limit(versus: Record, fma: float) -> list[str]:
     ]
 
 
-def peers(record: Record, pictures: Path) -> str:
-    cases = record["cases"]
-    counts = {"triage, base": 0, "triage, 1 adapters": 1, "triage, 8 adapters": 8, "triage, 32 adapters": 32}
-    figure, axes = pyplot.subplots(figsize=(7, 4))
-    for name in _servers(cases):
-        points = [
-            (counts[label], sides[name]["output_tokens_per_s"])
-            for label, sides in cases.items()
-            if label in counts and name in sides
-        ]
-        if not points:
-            continue
-        xs, spreads = zip(*points, strict=True)
-        middle = [spread["median"] for spread in spreads]
-        places = range(len(xs))
-        errors = [[s["median"] - s["min"] for s in spreads], [s["max"] - s["median"] for s in spreads]]
-        axes.errorbar(places, middle, yerr=errors, marker="o", capsize=3, label=name, color=COLOURS[name])
-        axes.set_xticks(places, ["base" if x == 0 else str(x) for x in xs])
-    axes.set(xlabel="adapters drawn on (ranks 4, 8, 16 and 64)", ylabel="output tokens/s", title="Throughput, triage")
-    axes.set_ylim(bottom=0)
-    axes.legend()
-    _save(figure, pictures / "adapters.png")
-    rows = [
-        (
-            label,
-            name,
-            f"{s['output_tokens_per_s']['median']:.1f}",
-            f"{s['output_tokens_per_s']['min']:.1f}–{s['output_tokens_per_s']['max']:.1f}",
-            _or_dash(s["first_token_median_ms"]["median"], "{:.0f}"),
-            _or_dash(s["token_time_median_ms"]["median"], "{:.1f}"),
-        )
-        for label, sides in cases.items()
-        for name, s in sides.items()
-    ]
-    ratios = [(name, _number(r["median"]), _range(r)) for name, r in record["ratios"].items()]
-    starts = [(name, ", ".join(map(str, times))) for name, times in record["start_to_first_token_s"].items()]
-    return "\n".join(
-        [
-            "## Beside vLLM and llama.cpp",
-            "",
-            _source(record),
-            "Each server alone, in turn; `manylora plain` guesses no tokens ahead. A peer whose 32 streams had no",
-            "first token within a minute shows what had arrived by then, which may be nothing: a dash.",
-            "",
-            "![Throughput against the number of adapters](benchmarks/adapters.png)",
-            "",
-            _table(("load", "server", "tokens/s", "range", "first token, ms", "ms per token"), rows),
-            _table(("ratio", "median", "range"), ratios),
-            _table(("server", "process start to first token, s"), starts),
-        ]
-    )
-
-
-def load(record: Record, pictures: Path) -> str:
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 4))
-    rows = []
-    for name, points in record["results"].items():
-        streams = [point["streams"] for point in points]
-        left.plot(streams, [p["first_token_median_ms"] for p in points], marker="o", label=name, color=COLOURS[name])
-        right.plot(streams, [p["output_tokens_per_s"] for p in points], marker="o", label=name, color=COLOURS[name])
-        rows += [
-            (
-                name,
-                point["streams"],
-                f"{point['output_tokens_per_s']:.1f}",
-                _or_dash(point["first_token_median_ms"], "{:.0f}"),
-                _or_dash(point["token_time_median_ms"], "{:.1f}"),
-            )
-            for point in points
-        ]
-    for axes, title in ((left, "First token, median ms"), (right, "Output tokens/s")):
-        axes.set_xscale("log", base=2)
-        axes.set(xlabel="streams of chat", title=title)
-        axes.set_ylim(bottom=0)
-        axes.legend()
-    _save(figure, pictures / "load.png")
-    return "\n".join(
-        [
-            "## Latency against load",
-            "",
-            _source(record),
-            "![First token and throughput against the number of streams](benchmarks/load.png)",
-            "",
-            _table(("server", "streams", "tokens/s", "first token, ms", "ms per token"), rows),
-        ]
-    )
-
-
 def profile(record: Record, pictures: Path) -> str:
     steps = record["results"]
     figure, axes = pyplot.subplots(figsize=(8, 4))
@@ -245,7 +147,7 @@ def profile(record: Record, pictures: Path) -> str:
     axes.invert_yaxis()
     axes.set(xlabel="% of the step", title="A step's time by kernel")
     axes.legend(ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    _save(figure, pictures / "profile.png")
+    save(figure, pictures / "profile.png")
     rows = [
         (
             step["name"],
@@ -260,12 +162,12 @@ def profile(record: Record, pictures: Path) -> str:
         [
             "## Where a step's time goes",
             "",
-            _source(record),
+            source(record),
             "Milliseconds: the whole step (median, middle 80 %), host work outside kernels, the largest kernels.",
             "",
             "![Step time by kernel](benchmarks/profile.png)",
             "",
-            _table(("step", "whole", "range", "host", *KERNELS[:6]), rows),
+            table(("step", "whole", "range", "host", *KERNELS[:6]), rows),
         ]
     )
 
@@ -283,25 +185,25 @@ def floor(record: Record, pictures: Path) -> str:
         for row in record["results"]
     ]
     head = ("rows", "step, median ms", "floor", "step ÷ floor", "range", "read, GB/s")
-    return "\n".join(["## A decode step beside its floor", "", _source(record), _table(head, rows)])
+    return "\n".join(["## A decode step beside its floor", "", source(record), table(head, rows)])
 
 
 def tax(record: Record, pictures: Path) -> str:
     rows = [
-        (side, f"{r['tokens_per_s_median']:.1f}", f"{r['ratio_median']:.3f}", _range(r, "ratio_min", "ratio_max"))
+        (side, f"{r['tokens_per_s_median']:.1f}", f"{r['ratio_median']:.3f}", range_of(r, "ratio_min", "ratio_max"))
         for side, r in record["results"].items()
     ]
     head = ("side", "tokens/s", "÷ base in the same round", "range")
     title = f"## What adapters cost, {record['workload']}, ranks {', '.join(map(str, record['ranks']))}"
-    return "\n".join([title, "", _source(record), _table(head, rows)])
+    return "\n".join([title, "", source(record), table(head, rows)])
 
 
 def pair(title: str) -> Callable[[Record, Path], str]:
     def section(record: Record, pictures: Path) -> str:
         found = record["a_over_b"]
-        rows = [(name, _number(r["median"]), _range(r, "low", "high")) for name, r in found.items()]
+        rows = [(name, number(r["median"]), range_of(r, "low", "high")) for name, r in found.items()]
         head = (f"A ÷ B over {record['pairs']} pairs, {record['workload']}", "median", "95 % interval")
-        return "\n".join([f"## {title}", "", _source(record), _table(head, rows)])
+        return "\n".join([f"## {title}", "", source(record), table(head, rows)])
 
     return section
 
@@ -315,7 +217,7 @@ def catalogue(record: Record, pictures: Path) -> str:
     ]
     before = "all on disk before" if record.get("packed") else "first loads included"
     title = f"## A catalogue of {large} adapters with room for {record['room']}, {before}"
-    return "\n".join([title, "", _source(record), _table(("ratio", "median", "range"), rows)])
+    return "\n".join([title, "", source(record), table(("ratio", "median", "range"), rows)])
 
 
 def footprint(record: Record, pictures: Path) -> str:
@@ -328,7 +230,7 @@ def footprint(record: Record, pictures: Path) -> str:
             f"{record['memory_under_load_bytes'] / 1e9:.2f} GB",
         ),
     ]
-    return "\n".join(["## Start and memory", "", _source(record), _table(("", ""), rows)])
+    return "\n".join(["## Start and memory", "", source(record), table(("", ""), rows)])
 
 
 def int8(record: Record, pictures: Path) -> str:
@@ -352,9 +254,9 @@ def int8(record: Record, pictures: Path) -> str:
         [
             "## int8 beside bf16",
             "",
-            _source(record),
-            _table(("", "rows", "bf16, ms", "int8, ms", "bf16 ÷ int8"), rows),
-            _table(("quality", "bf16", "int8"), found),
+            source(record),
+            table(("", "rows", "bf16, ms", "int8, ms", "bf16 ÷ int8"), rows),
+            table(("quality", "bf16", "int8"), found),
         ]
     )
 
@@ -371,7 +273,7 @@ def speculation(record: Record, pictures: Path) -> str:
         for row in record["results"]
     ]
     head = ("workload", "streams", "tokens a step", "time per token, with ÷ without", "range")
-    return "\n".join(["## Guessing ahead", "", _source(record), _table(head, rows)])
+    return "\n".join(["## Guessing ahead", "", source(record), table(head, rows)])
 
 
 def agreement(record: Record, pictures: Path) -> str:
@@ -381,7 +283,7 @@ def agreement(record: Record, pictures: Path) -> str:
     if margins:
         said += "; where the others part, the reference preferred its own token by "
         said += f"{margins[0]:.4f} to {margins[-1]:.4f} nats"
-    return "\n".join(["## The same words as the reference", "", _source(record), f"{said}.", ""])
+    return "\n".join(["## The same words as the reference", "", source(record), f"{said}.", ""])
 
 
 def scheduler(record: Record, pictures: Path) -> str:
@@ -390,7 +292,7 @@ def scheduler(record: Record, pictures: Path) -> str:
         for name, r in record["results"].items()
     ]
     head = ("load", "plan, median ms", "90th percentile", "commits, median ms")
-    return "\n".join(["## Planning a step", "", _source(record), _table(head, rows)])
+    return "\n".join(["## Planning a step", "", source(record), table(head, rows)])
 
 
 def adapters(records: Mapping[str, Record], pictures: Path) -> str:
@@ -400,21 +302,21 @@ def adapters(records: Mapping[str, Record], pictures: Path) -> str:
         in_step = records.get("adapters-A1-in-step")
         draw_gaps(record, in_step, pictures / "stall.png")
         lines += [
-            _source(record),
+            source(record),
             "16 streams on the base while 32 requests name adapters of rank 16 on all seven projections.",
             "",
             "![One stream's gaps between tokens](benchmarks/stall.png)",
             "",
-            _table(("A1", "median", "range"), stall_rows(record, in_step)),
+            table(("A1", "median", "range"), stall_rows(record, in_step)),
         ]
-    lines += [_source(records[name]) for name in sorted(records) if name.startswith("adapters-A") and name[-1] != "1"]
-    return "\n".join([*lines, _table(("figure", "median", "range"), other_rows(records))])
+    lines += [source(records[name]) for name in sorted(records) if name.startswith("adapters-A") and name[-1] != "1"]
+    return "\n".join([*lines, table(("figure", "median", "range"), other_rows(records))])
 
 
 def hostile(records: Mapping[str, Record]) -> str:
     lines = ["## Hostile files, names and replacements", ""]
-    lines += [_source(records[name]) for name in sorted(records) if name.startswith("hostile-")]
-    return "\n".join([*lines, _table(("figure", "tried", "wrong", "measured beside it"), hostile_rows(records))])
+    lines += [source(records[name]) for name in sorted(records) if name.startswith("hostile-")]
+    return "\n".join([*lines, table(("figure", "tried", "wrong", "measured beside it"), hostile_rows(records))])
 
 
 SECTIONS: Sequence[tuple[str, Callable[[Record, Path], str]]] = (
@@ -437,38 +339,6 @@ SECTIONS: Sequence[tuple[str, Callable[[Record, Path], str]]] = (
     ("agreement", agreement),
     ("footprint", footprint),
 )
-
-
-def _servers(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for sides in cases.values() for name in sides))
-
-
-def _source(record: Record) -> str:
-    return f"`{record['command']}`, commit `{record['commit']}`, {record['processor']}, {record['threads']} threads.\n"
-
-
-def _table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
-
-
-def _range(spread: Mapping[str, float], low: str = "min", high: str = "max") -> str:
-    return f"{_number(spread.get(low))}–{_number(spread.get(high))}"
-
-
-def _or_dash(value: float, form: str) -> str:
-    return form.format(value) if value else "–"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None or value == float("inf") else f"{value:.3g}"
-
-
-def _save(figure: Any, path: Path) -> None:
-    figure.tight_layout()
-    # No date and no version inside, so that the same results give the same file.
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":
