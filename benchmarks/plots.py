@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from adapter_sections import draw_gaps, hostile_rows, other_rows, stall_rows
+from fairness_sections import fairness
 from matplotlib import pyplot
 from page import Record, number, range_of, save, source, table
 from peer_sections import load, peers
@@ -338,6 +339,7 @@ SECTIONS: Sequence[tuple[str, Callable[[Record, Path], str]]] = (
     ("speculation", speculation),
     ("agreement", agreement),
     ("footprint", footprint),
+    ("fairness", fairness),
 )
 
 

@@ -84,6 +84,11 @@ def memory(records: Records) -> Spread:
     return found, found, found
 
 
+def jain(records: Records) -> Spread:
+    found = records["fairness"]["shares"]["jain"]
+    return found, found, found
+
+
 TARGETS = (
     Target("S1", "chat on the base ÷ vLLM, its better dtype", 1.4, best_peer("S1 chat, base: throughput ÷ vLLM")),
     Target("S1", "triage on the base ÷ vLLM, its better dtype", 1.15, best_peer("S1 triage, base: throughput ÷ vLLM")),
@@ -142,6 +147,20 @@ TARGETS = (
     Target("A4", "first token, twice what has room ÷ all resident", 2, spread_at("adapters-A4"), is_least=False),
     Target("A5", "check and pack of 40 MB, 95th percentile", 150, spread_at("adapters-A5"), is_least=False, unit=" ms"),
     Target("A6", "largest logit error over PEFT's configurations", 1e-4, spread_at("adapters-A6"), is_least=False),
+    Target(
+        "F1",
+        "a quiet tenant's 99th percentile of first-token times beside a flood ÷ beside equals",
+        1.5,
+        spread_at("fairness", "F1", low="low", high="high"),
+        is_least=False,
+    ),
+    Target("F1", "Jain's index of tenants that all wait", 0.98, jain),
+    Target(
+        "F1",
+        "throughput of 32 tenants ÷ of one",
+        0.98,
+        spread_at("fairness", "cost", "throughput", low="low", high="high"),
+    ),
     Target("R1", "mutated adapter files, no crash", 100_000, counted("R1", "failures")),
     Target("R2", "random model names, memory flat", 1_000_000, counted("R2", "wrong")),
     Target("R3", "operations between generations, no mismatch", 10_000, counted("R3", "mismatches")),

@@ -61,12 +61,16 @@ class Figures:
 
 
 class Connection:
-    """One kept-alive HTTP/1.1 connection; reads a server-sent-event answer event by event."""
+    """One kept-alive HTTP/1.1 connection; reads a server-sent-event answer event by event.
+
+    A path in `url`, such as a tenant's deployment, goes before that of the route.
+    """
 
     def __init__(self, url: str, clock: Clock) -> None:
         self._clock = clock
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
+        self._path = f"{parts.path.rstrip('/')}/v1/completions"
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def complete(self, body: dict[str, object], answers: list[Answer]) -> None:
@@ -76,7 +80,7 @@ class Connection:
                 self._streams = await asyncio.open_connection(self._host, self._port)
         reader, writer = self._streams
         payload = json.dumps(body).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\n"
+        head = f"POST {self._path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\n"
         writer.write(f"{head}Content-Length: {len(payload)}\r\n\r\n".encode() + payload)
         reply = _Reply(Answer(self._clock.monotonic_s()), self._clock)
         answers.append(reply.answer)
@@ -156,7 +160,7 @@ async def run_load(
     answers: list[Answer] = []
     warm = asyncio.Barrier(workload.streams + 1)
     tasks = [
-        asyncio.create_task(_stream(Connection(url, clock), workload, targets, Random(), vocab, answers, warm))
+        asyncio.create_task(keep_busy(Connection(url, clock), workload, targets, Random(), vocab, answers, warm))
         for index in range(workload.streams)
     ]
     begun_s = clock.monotonic_s()
@@ -165,10 +169,10 @@ async def run_load(
             async with asyncio.timeout(patience_s):
                 await warm.wait()
         except (TimeoutError, asyncio.BrokenBarrierError):
-            return _figures(answers, begun_s, clock.monotonic_s())
+            return figures_of(answers, begun_s, clock.monotonic_s())
         begun_s = clock.monotonic_s()
         await asyncio.sleep(seconds)
-        return _figures(answers, begun_s, clock.monotonic_s())
+        return figures_of(answers, begun_s, clock.monotonic_s())
     finally:
         for task in tasks:
             task.cancel()
@@ -186,7 +190,7 @@ async def run_each(
         connection = Connection(url, clock or SystemClock())
         try:
             for target in left:
-                await connection.complete(_body(workload, target, source, vocab), answers)
+                await connection.complete(body_of(workload, target, source, vocab), answers)
         finally:
             connection.close()
 
@@ -194,7 +198,7 @@ async def run_each(
     return answers
 
 
-async def _stream(
+async def keep_busy(
     connection: Connection,
     workload: Workload,
     targets: Iterator[Mapping[str, object]],
@@ -203,17 +207,18 @@ async def _stream(
     answers: list[Answer],
     warm: asyncio.Barrier,
 ) -> None:
+    """One stream, until it is cancelled; it waits at the barrier, and goes on, once it has had its first answer."""
     try:
-        await connection.complete(_body(workload, next(targets), source, vocab), answers)
+        await connection.complete(body_of(workload, next(targets), source, vocab), answers)
         # The loop goes on while the others get warm, so that the load is whole when counting begins.
         waiting = asyncio.ensure_future(warm.wait())
         while not waiting.cancelled():
-            await connection.complete(_body(workload, next(targets), source, vocab), answers)
+            await connection.complete(body_of(workload, next(targets), source, vocab), answers)
     finally:
         connection.close()
 
 
-def _body(workload: Workload, target: Mapping[str, object], source: Random, vocab: int) -> dict[str, object]:
+def body_of(workload: Workload, target: Mapping[str, object], source: Random, vocab: int) -> dict[str, object]:
     return {
         **target,
         "prompt": [source.randrange(FIRST_ID, vocab) for _ in range(workload.prompt)],
@@ -225,7 +230,8 @@ def _body(workload: Workload, target: Mapping[str, object], source: Random, voca
     }
 
 
-def _figures(answers: Sequence[Answer], begun_s: float, ended_s: float) -> Figures:
+def figures_of(answers: Sequence[Answer], begun_s: float, ended_s: float) -> Figures:
+    """What these answers say of the time between two moments."""
     took_s = ended_s - begun_s
     whole = [answer for answer in answers if answer.ended_s is not None and answer.error is None and answer.pieces_s]
     ended = [answer for answer in whole if begun_s <= (answer.ended_s or 0.0) <= ended_s]
