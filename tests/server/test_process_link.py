@@ -208,3 +208,17 @@ def test_a_stream_hears_of_the_death_as_an_event(with_link: WithLink, tmp_path: 
         app.close()
 
     with_link(scenario)
+
+
+def test_an_engine_that_is_killed_before_it_can_take_its_order_is_told_or_started_again(with_link: WithLink) -> None:
+    async def scenario(link: ProcessLink) -> None:
+        for _ in range(3):
+            before = link.restarts
+            assert link.worker_pid is not None
+            os.kill(link.worker_pid, signal.SIGKILL)
+            async with asyncio.timeout(30):
+                while link.restarts == before or link.worker_pid is None:  # noqa: ASYNC110  as above
+                    await asyncio.sleep(0.001)
+        await up_again(link)  # two of the three were killed as soon as they had a process
+
+    with_link(scenario)

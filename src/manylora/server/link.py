@@ -206,6 +206,10 @@ class _Worker:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
+async def _send_boot(worker: _Worker, boot: wire.Boot) -> None:
+    await worker.socket.send(wire.encode(boot))
+
+
 class ProcessLink:
     """The engine in a process of its own, started again with back-off when it dies; the edge stays up meanwhile."""
 
@@ -326,19 +330,20 @@ class ProcessLink:
     async def _live(self, first: asyncio.Event) -> int:
         """Start a worker and read what it sends until it exits; returns its exit code."""
         worker = self._worker = _Worker(self._context)
-        reader: asyncio.Task[None] | None = None
+        tasks: list[asyncio.Task[None]] = []
         try:
             boot = wire.Boot(self._factory, self._config, self._begin_journal(worker))
             process = await worker.spawn()
-            await worker.socket.send(wire.encode(boot))
-            reader = asyncio.create_task(self._read(worker, first))
+            # Not awaited here: a worker that is killed before it connects never takes its order.
+            tasks.append(asyncio.create_task(_send_boot(worker, boot)))
+            tasks.append(asyncio.create_task(self._read(worker, first)))
             code = await process.wait()
             await asyncio.sleep(LAST_WORDS_S)
             return code
         finally:
-            if reader is not None:
-                reader.cancel()
-                await asyncio.gather(reader, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             worker.release()
             self._note_death()
 
