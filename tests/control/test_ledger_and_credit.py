@@ -122,6 +122,14 @@ def test_a_record_of_nobody_is_kept_under_a_closed_tenant(run: Callable[..., Non
     run(scenario)
 
 
+def test_without_keys_whoever_names_himself_is_a_tenant(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        await insert_records(plane.control, [record(1, tenant="anybody", opened_ms=plane.control.now_ms())])
+        assert (await plane.call("GET", "/admin/tenants/anybody", key=None)).json()["state"] == "active"
+
+    run(scenario, is_key_needed=False, client_host="127.0.0.1")
+
+
 def test_a_correction_is_a_row_more(run: Callable[..., None]) -> None:
     async def scenario(plane: Plane) -> None:
         await plane.new_tenant("acme")

@@ -26,13 +26,13 @@ MAX_COUNT = 2**53
 async def insert_records(control: Control, records: Sequence[UsageRecord]) -> int:
     """Price records and insert those that are not there; returns how many were new.
 
-    A record is money: it is never refused. One of a tenant that is not known makes that tenant, closed, so that a
-    person looks.
+    A record is money: it is never refused. One of a tenant that is not known makes that tenant: closed, so that a
+    person looks, or active where no keys are needed and anybody may name himself.
     """
     if not records:
         return 0
     async with control.database.write() as connection:
-        await _know_tenants(connection, {record.tenant for record in records}, control.now_ms())
+        await _know_tenants(control, connection, {record.tenant for record in records})
         versions = await price_versions(connection)
         free = frozenset(control.config.control.free_bases)
         rows = {
@@ -97,11 +97,14 @@ async def _add_spending(control: Control, connection: AsyncConnection, spent: Co
         await connection.execute(added)
 
 
-async def _know_tenants(connection: AsyncConnection, wanted: set[str], now_ms: int) -> None:
+async def _know_tenants(control: Control, connection: AsyncConnection, wanted: set[str]) -> None:
     known = set((await connection.execute(select(tenants.c.id).where(tenants.c.id.in_(wanted)))).scalars())
     for tenant in sorted(wanted - known):
-        log.error("ledger.unknown_tenant tenant=%s: made, closed, to keep its usage", tenant)
-        await insert_tenant(connection, tenant, now_ms=now_ms, state=TenantState.CLOSED)
+        state = TenantState.ACTIVE
+        if control.is_key_needed:
+            state = TenantState.CLOSED
+            log.error("ledger.unknown_tenant tenant=%s: made, closed, to keep its usage", tenant)
+        await insert_tenant(connection, tenant, now_ms=control.now_ms(), state=state)
 
 
 def _price_of(record: UsageRecord, versions: Sequence[PriceFacts], free: frozenset[str]) -> PriceFacts | None:

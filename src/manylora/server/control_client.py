@@ -44,6 +44,7 @@ class HttpControlClient:
             base_url=url,
             headers={"authorization": f"Bearer {token}"},
             timeout=TIMEOUT_S,
+            trust_env=False,
             transport=None if app is None else httpx2.ASGITransport(app),
         )
 

@@ -28,7 +28,7 @@ class ControlProxy:
     def __init__(self, url: str, edge_token: str, clock: Clock) -> None:
         timeout = httpx2.Timeout(READ_WAIT_S, connect=CONNECT_WAIT_S)
         self._edge_token = edge_token.encode()
-        self._client = httpx2.AsyncClient(base_url=url, timeout=timeout, follow_redirects=False)
+        self._client = httpx2.AsyncClient(base_url=url, timeout=timeout, follow_redirects=False, trust_env=False)
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -22,7 +22,7 @@ INFERENCE_PATHS = frozenset(
 )
 NOT_BUILT = re.compile(
     r"/(v1/)?(users/current|v2/(deployments|repos|adapters|finetuning|datasets|batch-inference|gateways|secrets)"
-    r"|llms|supported_llms|models/version)(/.*)?"
+    r"|llms|supported_llms|models/version|datasets)(/.*)?"
 )
 CONTROL_PATHS = re.compile(
     r"/admin(/.*)?|/v1/(signup|account)(/.*)?"
