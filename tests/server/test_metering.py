@@ -233,6 +233,81 @@ def test_a_full_disk_refuses_new_requests_and_the_next_write_works(
     run(scenario)
 
 
+def test_a_torn_segment_of_a_lost_edge_goes_when_it_is_shipped(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        lost = meter_in(tmp_path)
+        each = request("a")
+        usage = opened(lost, each)
+        ended(lost, each, 1)
+        await lost.settle(usage)
+        crash(lost)
+        ((_, path),) = segments_in(lost.folder)
+        with path.open("ab") as stream:
+            stream.write(b"\x10\x00\x00\x00torn")
+        meter, control = meter_in(tmp_path), FakeControl()
+        await meter.recovered()
+        assert len(await shipped(meter, control)) == 1
+        assert not path.exists()
+        await meter.close()
+
+    run(scenario)
+
+
+def test_a_segment_that_cannot_be_opened_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        meter, control = meter_in(tmp_path), FakeControl()
+        await meter.recovered()
+        monkeypatch.setattr(spool_module, "SEGMENT_BYTES", 1)
+        first = request("a")
+        usage = opened(meter, first)
+        with monkeypatch.context() as patch:
+
+            def none_left(*_: object) -> int:
+                raise OSError(24, "Too many open files")
+
+            patch.setattr("os.open", none_left)
+            with pytest.raises(UsageUnrecorded, match="Too many open files"):
+                opened(meter, request("b"))
+        ended(meter, first, 1)
+        await meter.settle(usage)
+        assert len(await shipped(meter, control)) == 1
+        await meter.close()
+
+    run(scenario)
+
+
+def test_replaying_the_spool_changes_nothing(tmp_path: Path) -> None:
+    """A crash before anything was shipped, another after: the same records come again, and nothing changes."""
+
+    async def scenario() -> None:
+        control = FakeControl()
+        meter = meter_in(tmp_path)
+        await meter.recovered()
+        for number in range(5):
+            each = request(f"r{number}")
+            usage = opened(meter, each)
+            ended(meter, each, number)
+            await meter.settle(usage)
+        opened(meter, request("lost"))
+        kept = {path: path.read_bytes() for _, path in segments_in(meter.folder)}
+        crash(meter)
+        second = meter_in(tmp_path)
+        await second.recovered()
+        await shipped(second, control)
+        before = dict(control.records)
+        await second.close()
+        for path, data in kept.items():
+            path.write_bytes(data)  # as a disk that came back from a copy
+        third = meter_in(tmp_path)
+        await third.recovered()
+        await shipped(third, control)
+        assert control.records == before
+        assert len(before) == 6
+        await third.close()
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_usage_is_conserved(tmp_path: Path, seed: int) -> None:
     """Engine counts = records, over random ends and kills; replaying the spool changes nothing."""

@@ -23,6 +23,7 @@ from manylora.bench.servers import free_port
 from manylora.clock import SystemClock
 from manylora.config import environment
 from manylora.server.journal import lives_in, read_journal
+from manylora.server.spool import Opened, read_segment, segments_in
 
 Tell = Callable[[str], None]
 
@@ -47,11 +48,16 @@ class Streams:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What was counted by whom. difference: the ledger's completion tokens less the journals'; M1 is that it is 0."""
+    """What was counted by whom.
+
+    difference  the ledger's completion tokens less the journals'; M1 is that it is 0
+    unequal     requests whose row does not hold what the journals hold of just that request, or that have none
+    """
 
     kills: Mapping[str, int]
     in_mid_stream: int
     requests: int
+    unequal: int
     ledger_tokens: int
     journal_tokens: int
     charged_tokens: int
@@ -287,23 +293,32 @@ def _answers(house: House) -> bool:
 
 
 def _verdict(house: House, streams: Streams, kills: Mapping[str, int], in_mid_stream: int) -> Verdict:
-    journal_tokens = sum(
-        counted.committed
+    counted = {
+        request_id: found
         for folder in house.metering.iterdir()
         for life in lives_in(folder)
-        for counted in read_journal(folder, life).values()
-    )
+        for request_id, found in read_journal(folder, life).items()
+    }
+    expected = {
+        entry.id: sum(counted[each].committed for each, _, _ in entry.requests if each in counted)
+        for folder in house.metering.iterdir()
+        for _, path in segments_in(folder)
+        for entry in read_segment(path)
+        if isinstance(entry, Opened)
+    }
     with _ledger(house) as connection:
         ((requests, tokens, charged),) = connection.execute(
             "SELECT COUNT(*), SUM(completion_tokens), SUM(charged_completion_tokens) FROM ledger"
         )
+        rows = dict(connection.execute("SELECT id, completion_tokens FROM ledger"))
         by_reason = dict(connection.execute("SELECT finish_reason, COUNT(*) FROM ledger GROUP BY finish_reason"))
     return Verdict(
         kills=kills,
         in_mid_stream=in_mid_stream,
         requests=requests,
         ledger_tokens=tokens or 0,
-        journal_tokens=journal_tokens,
+        unequal=sum(rows.get(usage) != tokens for usage, tokens in expected.items() if tokens or usage in rows),
+        journal_tokens=sum(found.committed for found in counted.values()),
         charged_tokens=charged or 0,
         received_tokens=streams.received,
         by_reason=by_reason,

@@ -95,7 +95,7 @@ class Meter:
         self._ship_s = ship_s
         self._keeps_journals = keeps_journals
         left = [(folder.path, edge, path) for folder in self._held for edge, path in segments_in(folder.path)]
-        self._spool = Spool(self.folder, self.edge)
+        self._spool = Spool(self.folder, self.edge, keeps_segments=keeps_journals)
         self._open: dict[RequestId, OpenUsage] = {}
         self._lost_edges: set[str] = set()
         self._shipping: asyncio.Task[None] | None = None

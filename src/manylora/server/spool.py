@@ -80,9 +80,10 @@ class _Segment:
 class Spool:
     """One edge's segments. `open`, `drop` and `finish` belong to the event loop; one thread writes what is finished."""
 
-    def __init__(self, folder: Path, edge: str) -> None:
+    def __init__(self, folder: Path, edge: str, *, keeps_segments: bool = False) -> None:
         self._folder = folder
         self._edge = edge
+        self._keeps_segments = keeps_segments
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()  # protects _file, _segments and _pending
         self._segments: list[_Segment] = []
@@ -149,7 +150,7 @@ class Spool:
                     if segment.path == path:
                         segment.cursor = offset
             for segment in self._segments[:-1]:
-                if segment.cursor >= segment.durable and not segment.open:
+                if segment.cursor >= segment.durable and not segment.open and not self._keeps_segments:
                     segment.path.unlink(missing_ok=True)
                     self._segments.remove(segment)
 
@@ -160,7 +161,7 @@ class Spool:
     def adopt(self, path: Path) -> None:
         """Ship what a lost edge's segment holds, too; then delete it."""
         with self._lock:
-            self._segments.insert(0, _Segment(path, durable=path.stat().st_size))
+            self._segments.insert(0, _Segment(path, durable=max((end for end, _ in read_entries(path)), default=0)))
 
     async def close(self) -> None:
         """Write what is pending and stop the thread."""
@@ -176,17 +177,19 @@ class Spool:
         try:
             self._file.append(payload)
         except OSError:
-            self._file = self._begin_segment()
+            with contextlib.suppress(OSError):  # then it is tried again with the next entry
+                self._file = self._begin_segment()
             raise
 
     def _begin_segment(self) -> FramedFile:
+        """Open the next segment; the one before is closed only then, so that a failure leaves a file to write to."""
+        self._number += 1
+        path = self._folder / f"spool-{self._edge}-{self._number:06d}.log"
+        file = FramedFile(path)
         if self._segments:
             self._file.sync()
             self._segments[-1].durable = self._file.size
             self._file.close()
-        self._number += 1
-        path = self._folder / f"spool-{self._edge}-{self._number:06d}.log"
-        file = FramedFile(path)
         self._segments.append(_Segment(path))
         return file
 
