@@ -1,5 +1,6 @@
 """`manylora cost`: the published example to the cent, loads of one's own, and what a measurement adds."""
 
+import importlib.util
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -73,3 +74,13 @@ def test_what_is_no_measurement_is_told(tmp_path: Path, text: str) -> None:
     result = run("--measured", str(file))
     assert result.exit_code == 1
     assert "no measurement" in result.stderr
+
+
+def test_a_plot_is_drawn_or_what_it_needs_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "cost.png"
+    result = run("--plot", str(file))
+    if importlib.util.find_spec("matplotlib") is None:
+        assert result.exit_code == 1
+        assert "manylora[bench]" in result.stderr
+    else:
+        assert file.read_bytes().startswith(b"\x89PNG")
