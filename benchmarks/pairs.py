@@ -7,6 +7,7 @@ int8:    A holds the base in int8, B in bf16.
 threads: A computes on one thread, B on as many as there are processors.
 spin:    A's threads sleep as soon as they have no work, B's wait awake for a while.
 pinned:  A's edge stays on the last processor, B's goes where the system puts it; the engine is free in both.
+metering: A records usage, as it always does; B is the same server with the meter and the journal taken out.
 Both servers run all the time; the one that is not measured is idle. A ratio is A ÷ B of one pair; shown are its median
 and the interval that holds the true median with 95 % (from the order statistics of the pairs).
 """
@@ -16,6 +17,7 @@ import asyncio
 import json
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,17 @@ ADAPTERS = 32
 WARM_SECONDS = 3.0
 
 
+class Unmetered(Manylora):
+    """Our server without its meter."""
+
+    def command(self, port: int, base: Path, adapters: Sequence[Path]) -> list[str]:
+        command = super().command(port, base, adapters)
+        return [*command[:2], "benchmarks.without_metering", *command[3:]]
+
+    def environment(self) -> Mapping[str, str]:
+        return {**super().environment(), "PYTHONPATH": os.pathsep.join(("src", "."))}
+
+
 @dataclass(frozen=True)
 class Side:
     """One run of one server."""
@@ -44,7 +57,7 @@ class Side:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("question", choices=("bypass", "int8", "threads", "spin", "pinned"))
+    parser.add_argument("question", choices=("bypass", "int8", "threads", "spin", "pinned", "metering"))
     parser.add_argument("--workload", choices=WORKLOADS, default="chat")
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=6.0)
@@ -63,9 +76,11 @@ def main() -> None:
             "threads": ("model.threads=1", "model.threads=0"),
             "spin": ("model.spin_us=0", f"model.spin_us={DEFAULT_SPIN_US}"),
             "pinned": ("model.threads=0", "model.threads=0"),
+            "metering": (f"metering.dir={scratch}/metering", f"metering.dir={scratch}/metering"),
         }[options.question]
+        kinds = {"A": Manylora, "B": Unmetered if options.question == "metering" else Manylora}
         running = {
-            side: servers.enter_context(serving(Manylora(setting), Path(scratch) / f"log-{side}", base=base))
+            side: servers.enter_context(serving(kinds[side](setting), Path(scratch) / f"log-{side}", base=base))
             for side, setting in zip("AB", settings, strict=True)
         }
         if options.question == "pinned":

@@ -1,0 +1,25 @@
+"""`manylora` that writes down no usage: what metering costs is measured against it (`benchmarks/pairs.py metering`).
+
+PYTHONPATH=src:. python -m benchmarks.without_metering serve …
+"""
+
+from typing import Any
+
+from manylora.cli import main
+from manylora.server import run
+
+create_app, ProcessLink = run.create_app, run.ProcessLink
+
+
+def unmetered_app(*arguments: Any, **named: Any) -> Any:
+    return create_app(*arguments, **{**named, "meter": None})
+
+
+def unmetered_link(*arguments: Any, **named: Any) -> Any:
+    return ProcessLink(*arguments, **{**named, "journal_dir": None})
+
+
+if __name__ == "__main__":
+    run.create_app = unmetered_app
+    run.ProcessLink = unmetered_link  # type: ignore[assignment, misc]
+    main()
