@@ -340,6 +340,7 @@ SECTIONS: Sequence[tuple[str, Callable[[Record, Path], str]]] = (
     ("agreement", agreement),
     ("footprint", footprint),
     ("fairness", fairness),
+    ("metering", pair("What metering costs")),
 )
 
 
