@@ -65,6 +65,9 @@ def test_a_measurement_says_what_a_machine_carries(tmp_path: Path) -> None:
     assert (fields["measured_requests_per_s"], fields["measured_requests_per_day"]) == (5.86, 337_536)
     assert fields["machine_usd_per_1000_tokens"] == dollars(Fraction(19_360_000_000, 337_536 * 110) * 1000, 6)
     assert "carries 5.9 such requests a second" in run("--measured", str(file)).stdout
+    other = run("--measured", str(file), "--tokens-in", "1000")
+    assert other.exit_code == 1
+    assert "requests of 100 + 10 tokens" in other.stderr
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"results": {}, "workload": "triage"}'])

@@ -45,7 +45,7 @@ def cost(
     )
     machine = Hardware(name=hardware, hourly_nanousd=_positive(hourly), hours_per_day=Fraction(str(hours)))
     comparison = compare(load, token_price, machine)
-    carried = None if measured is None else capacity(load, machine, _requests_per_s(measured))
+    carried = None if measured is None else _carried(measured, load, machine)
     if plot is not None:
         _plot(plot, load, token_price, machine, comparison)
     if json:
@@ -68,21 +68,26 @@ def _positive(text: str) -> int:
     return amount
 
 
-def _requests_per_s(file: Path) -> Fraction:
-    """A measured rate of requests: `benchmarks/lora_tax.py`'s slowest case, or a file's own `requests_per_s`."""
+def _carried(file: Path, load: Load, machine: Hardware) -> Capacity:
+    """What one machine carried of a workload, in `benchmarks/lora_tax.py`'s slowest case; of that load alone."""
     from manylora.bench.workloads import WORKLOADS
 
     try:
         record: Any = json_text.loads(file.read_text(encoding="utf-8"))
-        if "requests_per_s" in record:
-            return Fraction(str(record["requests_per_s"]))
+        name, workload = record["workload"], WORKLOADS[record["workload"]]
         rates = [Fraction(str(case["tokens_per_s_median"])) for case in dict(record["results"]).values()]
-        return min(rates) / WORKLOADS[record["workload"]].output
+        rate = min(rates) / workload.output
     except (OSError, ValueError, LookupError, TypeError) as error:
         fail(
             f"{file} is no measurement of throughput ({type(error).__name__}); write one with "
             "`python benchmarks/lora_tax.py --workload triage --mixed --json FILE`"
         )
+    if (load.prompt_tokens, load.completion_tokens) != (workload.prompt, workload.output):
+        fail(
+            f"{file} measured `{name}`, requests of {workload.prompt} + {workload.output} tokens, not of "
+            f"{load.prompt_tokens} + {load.completion_tokens}: give --tokens-in and --tokens-out as it has them"
+        )
+    return capacity(load, machine, rate)
 
 
 def _fields(load: Load, machine: Hardware, found: Comparison, carried: Capacity | None) -> dict[str, object]:
@@ -124,9 +129,10 @@ def _print(load: Load, machine: Hardware, found: Comparison, carried: Capacity |
         typer.echo(f"it breaks even at {found.break_even_requests:,} such requests a day")
     if carried is not None:
         typer.echo(
-            f"measured: one machine carries {float(carried.requests_per_s):,.1f} such requests a second, "
+            f"measured: the machine of that measurement carries {float(carried.requests_per_s):,.1f} such requests a second, "
             f"{carried.requests_per_day:,} a day;\n"
-            f"fully used it costs {dollars(PER_TOKENS * carried.machine_nanousd_per_token, 6)} per 1,000 tokens"
+            f"fully used, at {dollars(machine.hourly_nanousd)} an hour (--hourly), that is "
+            f"{dollars(PER_TOKENS * carried.machine_nanousd_per_token, 6)} per 1,000 tokens"
         )
 
 

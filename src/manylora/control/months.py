@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 from manylora.errors import InvalidParameter
 
+FIRST_YEAR, LAST_YEAR = 1970, 9000
 _MONTH = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])")
 
 
@@ -17,8 +18,11 @@ def month_of(moment_ms: int) -> int:
 def parse_month(text: str) -> int:
     """`2026-11` as 202611. Raises `InvalidParameter`."""
     match = _MONTH.fullmatch(text)
-    if match is None:
-        raise InvalidParameter(f"a month is written like 2026-11. Given: {text[:40]!r}", parameter="month")
+    if match is None or not FIRST_YEAR <= int(match[1]) <= LAST_YEAR:
+        raise InvalidParameter(
+            f"a month is written like 2026-11, from {FIRST_YEAR} to {LAST_YEAR}. Given: {text[:40]!r}",
+            parameter="month",
+        )
     return 100 * int(match[1]) + int(match[2])
 
 

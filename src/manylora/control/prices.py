@@ -6,10 +6,9 @@ from sqlalchemy import Row, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.config import DEFAULT_BASE
-from manylora.control.control import Control
 from manylora.control.revisions import next_revision
 from manylora.control.tables import prices
-from manylora.errors import ConfigInvalid, InvalidParameter
+from manylora.errors import InvalidParameter
 from manylora.tenancy import PriceFacts
 
 SEVEN_B_NANOUSD = 200
@@ -85,19 +84,6 @@ async def ship_defaults(connection: AsyncConnection) -> None:
     for base, nanousd in ((DEFAULT_BASE, 0), *((base, SEVEN_B_NANOUSD) for base in SEVEN_B_BASES)):
         price = PriceFacts(base=base, version=1, effective_ms=0, input_nanousd=nanousd, output_nanousd=nanousd)
         await _insert(connection, price, revision)
-
-
-async def require_price(control: Control, base: str) -> None:
-    """Raises `ConfigInvalid` for a base that has no price and is not declared free: nobody could be billed for it."""
-    if base in control.config.control.free_bases:
-        return
-    async with control.database.read() as connection:
-        known = await price_versions(connection, base)
-    if price_at(known, base, control.now_ms()) is None:
-        raise ConfigInvalid(
-            f"the base model {base} has no price. Set one with `manylora prices set {base} --input … --output …` on a "
-            f"running control plane, or say that it is free: `--set control.free_bases={base}`"
-        )
 
 
 async def _insert(connection: AsyncConnection, price: PriceFacts, revision: int) -> None:
