@@ -129,8 +129,8 @@ def _print(load: Load, machine: Hardware, found: Comparison, carried: Capacity |
         typer.echo(f"it breaks even at {found.break_even_requests:,} such requests a day")
     if carried is not None:
         typer.echo(
-            f"measured: the machine of that measurement carries {float(carried.requests_per_s):,.1f} such requests a second, "
-            f"{carried.requests_per_day:,} a day;\n"
+            f"measured: the machine of that measurement carries {float(carried.requests_per_s):,.1f} such requests "
+            f"a second, {carried.requests_per_day:,} a day;\n"
             f"fully used, at {dollars(machine.hourly_nanousd)} an hour (--hourly), that is "
             f"{dollars(PER_TOKENS * carried.machine_nanousd_per_token, 6)} per 1,000 tokens"
         )
