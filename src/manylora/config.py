@@ -126,7 +126,7 @@ class ControlConfig:
     signup_credit_nanousd: int = 25_000_000_000
     free_bases: tuple[str, ...] = ()
     plan_weights: tuple[str, ...] = ()
-    poll_s: float = 0.25
+    poll_s: float = 0.5
     snapshot_max_age_s: float = 600.0
     lease_nanousd: int = 50_000_000
     lease_s: float = 1800.0
