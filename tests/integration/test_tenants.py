@@ -167,7 +167,12 @@ def test_a_rate_limit_is_told_with_the_time_to_wait(shop: Shop) -> None:
 
 
 def test_the_outside_cannot_reach_the_routes_of_edges(shop: Shop) -> None:
-    for path in ("/internal/snapshot", "//internal/snapshot", "/internal%2Fsnapshot"):
+    for path in (
+        "/internal/snapshot",
+        "//internal/snapshot",
+        "/internal%2Fsnapshot",
+        "/admin/%2E%2E/internal/snapshot",
+    ):
         assert shop.call("GET", path, key=shop.admin).status_code in (401, 404)
 
 

@@ -206,7 +206,7 @@ PRICE = PriceFacts(base=BASE, version=1, effective_ms=0, input_nanousd=1, output
 
 
 def purse_of(control: FakeControl, clock: ManualClock, edge: str = "edge") -> Purse:
-    return Purse(control, clock, edge=edge, lease_nanousd=100, lease_s=1800)
+    return Purse(control, clock, edge=edge, lease_nanousd=100)
 
 
 def test_a_request_sets_its_worst_case_aside_and_pays_what_it_used() -> None:
@@ -251,6 +251,22 @@ def test_an_outage_leaves_what_was_leased_until_it_expires() -> None:
         clock.advance(101)
         with pytest.raises(ControlUnavailable):
             await purse.hold(ACME, PRICE, prompt_tokens=1, budget_tokens=0)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("expires_in_ms", [-10_000_000, -1, 1, 60_000])
+def test_a_lease_that_is_short_or_past_by_our_clock_asks_once_a_request(expires_in_ms: int) -> None:
+    async def scenario() -> None:
+        clock = ManualClock()
+        control = FakeControl(credit=10_000)
+        control.expires_ms = int(1000 * clock.wall_s()) + expires_in_ms
+        purse = purse_of(control, clock)
+        for number in range(1, 4):
+            async with asyncio.timeout(5):
+                assert await purse.hold(ACME, PRICE, prompt_tokens=1, budget_tokens=0) is not None
+            assert control.questions <= number
+            clock.advance(0.01)
 
     run(scenario)
 

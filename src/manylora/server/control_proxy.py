@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 
@@ -33,7 +34,7 @@ class ControlProxy:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         query = scope.get("query_string", b"").decode("latin-1")
-        target = scope["path"] + (f"?{query}" if query else "")
+        target = quote(scope["path"], safe="/:@!$&'()*+,;=~") + (f"?{query}" if query else "")
         kept = [(name, value) for name, value in scope["headers"] if name.decode("latin-1").lower() not in HOP_BY_HOP]
         client = scope.get("client")
         if client:

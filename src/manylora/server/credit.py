@@ -21,12 +21,16 @@ REASONS = {"credit": "the credit is used up", "budget": "this month's budget is 
 
 @dataclass(slots=True)
 class _Account:
-    """One tenant's lease. granted and spent are counted since this edge began; reserved: of requests under way."""
+    """One tenant's lease. granted and spent are counted since this edge began; reserved: of requests under way.
+
+    renew_ms  half-way to the lease's end: from then on it is to be prolonged
+    """
 
     granted: int = 0
     spent: int = 0
     reserved: int = 0
-    expires_ms: int = 0
+    expires_ms: float = 0
+    renew_ms: float = 0
 
     @property
     def left(self) -> int:
@@ -54,12 +58,11 @@ class Hold:
 class Purse:
     """All tenants' leases of this edge. It belongs to one event loop."""
 
-    def __init__(self, client: ControlClient, clock: Clock, *, edge: str, lease_nanousd: int, lease_s: float) -> None:
+    def __init__(self, client: ControlClient, clock: Clock, *, edge: str, lease_nanousd: int) -> None:
         self._client = client
         self._clock = clock
         self._edge = edge
         self._lease_nanousd = lease_nanousd
-        self._lease_ms = 1000 * lease_s
         self._accounts: dict[TenantId, _Account] = {}
         self._asking: dict[TenantId, asyncio.Lock] = {}
 
@@ -74,12 +77,17 @@ class Purse:
             return None
         cost = prompt_tokens * price.input_nanousd + budget_tokens * price.output_nanousd
         account = self._accounts.setdefault(tenant, _Account())
-        while account.left < cost or self._remaining_ms(account) < self._lease_ms / 2:
-            async with self._asking.setdefault(tenant, asyncio.Lock()):
-                if account.left < cost or self._remaining_ms(account) <= 0:
+        now_ms = 1000 * self._clock.wall_s()
+        if now_ms >= account.renew_ms:  # once a request, whatever the answer: a clock may be wrong
+            async with self._lock(tenant):
+                if now_ms >= account.expires_ms:
                     await self._lease(tenant, account, cost)
-                elif self._remaining_ms(account) < self._lease_ms / 2 and not await self._prolong(tenant, account):
-                    break
+                elif now_ms >= account.renew_ms:
+                    await self._prolong(tenant, account)
+        while account.left < cost:
+            async with self._lock(tenant):
+                if account.left < cost:
+                    await self._lease(tenant, account, cost)
         account.reserved += cost
         return Hold(account, price, cost)
 
@@ -88,6 +96,8 @@ class Purse:
         wanted = max(missing, self._lease_nanousd) if missing else 0
         lease = await self._client.lease(self._edge, tenant, wanted)
         account.granted, account.expires_ms = lease.granted_nanousd, lease.expires_ms
+        now_ms = 1000 * self._clock.wall_s()
+        account.renew_ms = now_ms + (lease.expires_ms - now_ms) / 2
         if account.left < cost:
             self._refuse(lease, account, cost)
 
@@ -98,17 +108,15 @@ class Purse:
             f"{_dollars(max(0, account.left))} are left"
         )
 
-    async def _prolong(self, tenant: TenantId, account: _Account) -> bool:
+    async def _prolong(self, tenant: TenantId, account: _Account) -> None:
         """Keep what is leased for longer. Without an answer it is good until it expires: traffic goes on."""
         try:
             await self._lease(tenant, account, 0)
         except ControlUnavailable as error:
             log.warning("lease.not_prolonged tenant=%s error=%s", tenant, error.message)
-            return False
-        return True
 
-    def _remaining_ms(self, account: _Account) -> float:
-        return account.expires_ms - 1000 * self._clock.wall_s()
+    def _lock(self, tenant: TenantId) -> asyncio.Lock:
+        return self._asking.setdefault(tenant, asyncio.Lock())
 
 
 def _dollars(nanousd: int) -> str:

@@ -8,7 +8,14 @@ import structlog
 
 from manylora.clock import Clock
 from manylora.config import ServerConfig
-from manylora.errors import BodyTooLarge, DeploymentNotFound, ManyloraError, RouteNotBuilt, UnsupportedMediaType
+from manylora.errors import (
+    BodyTooLarge,
+    DeploymentNotFound,
+    ManyloraError,
+    RouteNotBuilt,
+    RouteNotFound,
+    UnsupportedMediaType,
+)
 from manylora.ids import mint_request_id
 from manylora.server.access import Access
 from manylora.server.exchange import Arrival, Exchange, Receive, Scope, Send, header_of, is_visible_ascii
@@ -110,8 +117,13 @@ class Edge:
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A route of the control plane: it reads the body itself, as it comes, and knows keys itself.
 
+        A path with `.` or `..` in it could come out as another one elsewhere, so there is none.
+
         Before a change is confirmed this server has learned of it: whoever was given a key may use it here at once.
         """
+
+        if not {".", ".."}.isdisjoint(scope["path"].split("/")):
+            raise RouteNotFound(f"no route {scope['method']} {scope['path']}")
 
         async def confirmed(message: Scope) -> None:
             if message["type"] == "http.response.start" and scope["method"] not in ("GET", "HEAD"):

@@ -93,7 +93,6 @@ class Membership:
             self._clock,
             edge=self.meter.edge,
             lease_nanousd=control.lease_nanousd,
-            lease_s=control.lease_s,
         )
         return Access(
             self._clock,
