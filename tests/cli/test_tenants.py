@@ -88,8 +88,8 @@ def test_limits_that_are_not_named_stay(run: Run) -> None:
 
 def test_keys_are_made_listed_rotated_and_revoked(run: Run, plane: ControlProcess) -> None:
     run("tenants", "create", "keyed")
-    made = fields_of(run("keys", "create", "keyed", "--name", "ci", "--scope", "query", "--limit", "max_rank=8"))
-    assert (made["scopes"], made["limit: max_rank"]) == ("query", "8")
+    made = fields_of(run("keys", "create", "keyed", "--name", "ci", "--scope", "query", "--limit", "concurrent_streams=8"))
+    assert (made["scopes"], made["limit: concurrent_streams"]) == ("query", "8")
     old = made["key (shown once)"]
     new = fields_of(run("keys", "rotate", made["id"]))["key (shown once)"]
     assert [status_of(plane, key) for key in (old, new)] == [401, 200]

@@ -47,9 +47,9 @@ def test_a_key_made_with_a_key_goes_no_further_than_it(run: Callable[..., None])
         await plane.new_tenant("acme")
         terms = {"scopes": ["query"], "limits": {"requests_per_minute": 5}, "expires_in_s": 60}
         narrow = (await plane.call("POST", "/admin/tenants/acme/keys", terms)).json()
-        asked = {"scopes": ["query"], "limits": {"requests_per_minute": 9, "max_rank": 8}}
+        asked = {"scopes": ["query"], "limits": {"requests_per_minute": 9, "concurrent_streams": 8}}
         made = (await plane.call("POST", "/v1/account/keys", asked, key=narrow["key"])).json()
-        assert (made["limits"]["requests_per_minute"], made["limits"]["max_rank"]) == (5, 8)
+        assert (made["limits"]["requests_per_minute"], made["limits"]["concurrent_streams"]) == (5, 8)
         assert made["expires"] == narrow["expires"]
         wider = await plane.call("POST", "/v1/account/keys", {"scopes": ["upload"]}, key=narrow["key"])
         assert wider.status_code == 403

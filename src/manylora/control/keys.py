@@ -13,6 +13,8 @@ from manylora.errors import InvalidParameter, ResourceNotFound
 from manylora.ids import KeyId, TenantId
 from manylora.tenancy import KeyFacts, Limits, Scope, hash_secret, mint_key, split_key
 
+TENANT_LIMITS = ("adapters", "adapter_bytes", "max_rank", "monthly_budget_nanousd")
+"""What a tenant has one of, whatever key is shown."""
 CUSTOMER_SCOPES = (Scope.QUERY, Scope.UPLOAD)
 MAX_LIVE_KEYS = 100
 """Of one tenant, neither revoked nor expired: every edge holds all of them."""
@@ -49,6 +51,9 @@ async def issue_key(
         raise InvalidParameter(
             f"the scope `admin` is for keys of the tenant `{OPERATOR}`. Given: `{owner.id}`", parameter="scopes"
         )
+    for limit in TENANT_LIMITS:
+        if getattr(limits or Limits(), limit) is not None:
+            raise InvalidParameter(f"`{limit}` is a limit of tenants; a key has none of its own", parameter=limit)
     if not scopes:
         raise InvalidParameter("`scopes` must name at least one of query, upload, admin", parameter="scopes")
     if expires_ms is not None and expires_ms <= now_ms:
