@@ -88,7 +88,9 @@ def test_limits_that_are_not_named_stay(run: Run) -> None:
 
 def test_keys_are_made_listed_rotated_and_revoked(run: Run, plane: ControlProcess) -> None:
     run("tenants", "create", "keyed")
-    made = fields_of(run("keys", "create", "keyed", "--name", "ci", "--scope", "query", "--limit", "concurrent_streams=8"))
+    made = fields_of(
+        run("keys", "create", "keyed", "--name", "ci", "--scope", "query", "--limit", "concurrent_streams=8")
+    )
     assert (made["scopes"], made["limit: concurrent_streams"]) == ("query", "8")
     old = made["key (shown once)"]
     new = fields_of(run("keys", "rotate", made["id"]))["key (shown once)"]
