@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from manylora.kernels.cpu import CpuKernels
-from manylora.kernels.onednn import OneDnnLinear
+from manylora.kernels.onednn import OneDnnLinear, why_not_onednn
 from manylora.kernels.panels import NativeLinear
+from manylora.kernels.select import select_kernels
 from tests.kernels.cases import BACK_ENDS, NATIVE, native, random
 
 BATCHES = (1, 2, 3, 4, 5, 6, 7, 12, 13, 32, 67)
@@ -58,10 +59,19 @@ def test_a_nan_in_one_row_changes_no_bit_of_the_others(name: str) -> None:
     assert poisoned[4].isnan().all()
 
 
-def test_a_back_end_claims_row_independence_only_where_it_holds() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_back_end_claims_row_independence_only_where_it_holds(dtype: torch.dtype) -> None:
     assert NativeLinear(native(1)).is_row_independent
-    operator = OneDnnLinear(torch.float32)
-    if operator.is_row_independent:  # found by a trial at start: hold it to its word on another shape
-        packed, x = operator.pack(random(1, 960, 576)), random(2, 67, 576)
-        whole = operator.linear(x, packed)
-        assert all(torch.equal(operator.linear(x[:rows], packed), whole[:rows]) for rows in BATCHES)
+    if (reason := why_not_onednn(dtype)) is not None:
+        pytest.skip(reason)
+    operator = OneDnnLinear(dtype)
+    if operator.is_row_independent:  # found by a trial at start: hold it to its word on other shapes
+        for outputs, inputs in ((960, 576), (576, 1536), (64, 4096)):
+            packed, x = operator.pack(random(1, outputs, inputs)), random(2, 67, inputs)
+            alone = torch.cat([operator.linear(row[None], packed) for row in x])
+            assert all(torch.equal(operator.linear(x[:rows], packed), alone[:rows]) for rows in BATCHES)
+
+
+def test_the_same_machine_gets_the_same_back_end_every_time() -> None:
+    assert {select_kernels("auto", 1).name for _ in range(3)} == {select_kernels("native", 1).name}
+    assert select_kernels("auto", 1).is_row_independent
