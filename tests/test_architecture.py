@@ -26,6 +26,7 @@ LAYERS = {
         "loopback",
         "dialects",
         "charging",
+        "sharing",
         "costs",
         "clock",
         "telemetry",

@@ -57,8 +57,8 @@ def headers_of(error: ManyloraError) -> dict[str, str]:
     if (retry_s := error.retry_after_s) is not None:
         headers = {"retry-after": str(max(1, math.ceil(retry_s))), "retry-after-ms": str(math.ceil(1000 * retry_s))}
     if isinstance(error, LimitExceeded):
-        headers["x-envoy-ratelimited"] = "true"
-    if isinstance(error, QuotaExhausted):
+        headers |= {"x-envoy-ratelimited": "true", **error.headers}
+    if isinstance(error, QuotaExhausted) or (isinstance(error, LimitExceeded) and not error.is_retryable):
         headers["x-should-retry"] = "false"
     if isinstance(error, InvalidApiKey):
         headers["www-authenticate"] = "Bearer"

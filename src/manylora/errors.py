@@ -181,9 +181,12 @@ class LimitExceeded(RequestRejected):
 
     row = ErrorRow(429, "rate_limited", 429, "requests", "rate_limit_exceeded", retry_after_s=1)
 
-    def __init__(self, message: str, *, parameter: str | None = None, wait_s: float = 1.0) -> None:
+    def __init__(self, message: str, *, parameter: str | None = None, wait_s: float | None = 1.0) -> None:
+        """`wait_s` None: the request asks for more than the whole limit, and has to be changed."""
         super().__init__(message, parameter=parameter)
         self._wait_s = wait_s
+        self.headers: dict[str, str] = {}
+        """`x-ratelimit-…` of whoever was refused."""
 
     @property
     def retry_after_s(self) -> float | None:

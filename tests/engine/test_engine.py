@@ -91,6 +91,16 @@ def test_a_full_queue_is_overload() -> None:
     assert len(world.tokens) == 2
 
 
+def test_no_flow_fills_the_queue_for_others() -> None:
+    world = World(max_waiting=16, store=SimulatedStore(polls_to_load=1_000))
+    flood = [world.submit([1], adapter="slow", flow="flood") for _ in range(40)]
+    quiet = world.submit([1], adapter="slow", flow="quiet")
+    world.step()
+    refused = [request for request in flood if request in world.finished]
+    assert refused == flood[16:]
+    assert quiet not in world.finished
+
+
 def test_a_request_that_waits_too_long_is_told_so() -> None:
     world = World(store=SimulatedStore(polls_to_load=1_000))
     world.engine.limits = world.engine.limits.__class__(max_model_len=64, vocab=97, max_waiting=9, max_queue_s=5.0)

@@ -163,6 +163,8 @@ def test_a_rate_limit_is_told_with_the_time_to_wait(shop: Shop) -> None:
     assert [first.status_code, second.status_code, third.status_code] == [200, 200, 429]
     assert first.headers["x-ratelimit-remaining-requests"] == "1"
     assert int(third.headers["retry-after"]) >= 1
+    assert third.headers["x-ratelimit-limit-requests"] == "2"
+    assert third.headers["x-ratelimit-remaining-requests"] == "0"
     assert third.json()["error"]["type"] == "requests"
 
 

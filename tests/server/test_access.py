@@ -13,13 +13,14 @@ from manylora.errors import (
     ControlUnavailable,
     InsufficientPermissions,
     InvalidApiKey,
+    LimitExceeded,
     ManyloraError,
     QuotaExhausted,
     TenantMismatch,
     TenantSuspended,
 )
 from manylora.ids import TenantId
-from manylora.server.access import Access
+from manylora.server.access import Access, Admission
 from manylora.server.credit import Purse
 from manylora.server.directory import Directory, Upload
 from manylora.server.membership import is_key_needed
@@ -304,14 +305,24 @@ def test_a_refusal_for_credit_gives_the_limits_back() -> None:
         await directory.refresh()
         access = Access(clock, base=BASE, is_key_needed=True, directory=directory, purse=purse_of(control, clock))
         caller = access.caller("POST", "/generate", f"Bearer {text}", None)
+
+        async def ask() -> Admission:
+            admission = access.enter(caller, sequences=1)
+            try:
+                await access.reserve(admission, prompt_tokens=1, budget_tokens=1)
+            except ManyloraError:
+                admission.settle(0, 0)
+                raise
+            return admission
+
         for _ in range(3):
             with pytest.raises(QuotaExhausted):
-                await access.admit(caller, prompt_tokens=1, budget_tokens=1)
+                await ask()
         control.credit = 1000
-        admission = await access.admit(caller, prompt_tokens=1, budget_tokens=1)
-        with pytest.raises(ManyloraError):
-            await access.admit(caller, prompt_tokens=1, budget_tokens=1)
+        admission = await ask()
+        with pytest.raises(LimitExceeded):
+            await ask()
         admission.settle(1, 1)
-        (await access.admit(caller, prompt_tokens=1, budget_tokens=1)).settle(1, 1)
+        (await ask()).settle(1, 1)
 
     run(scenario)

@@ -173,6 +173,20 @@ def test_a_full_house_says_so(in_house: InHouse) -> None:
     in_house(scenario, max_concurrent_requests=1)
 
 
+def test_a_flood_leaves_places_for_others(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        held = 8 * ["HOLD"]
+        async with calling(house.app, "/flood/deployments/v2/llms/tiny/v1/completions", {"prompt": held}):
+            await house.until(lambda: len(house.engine.submitted) == len(held))
+            refused = await house.post("/flood/deployments/v2/llms/tiny/v1/completions", {"prompt": "Hi"})
+            assert refused.status_code == 503
+            quiet = await house.post("/quiet/deployments/v2/llms/tiny/v1/completions", {"prompt": "Hi"})
+            assert quiet.status_code == 200
+        await house.until(lambda: not house.app.gate.num_sequences)
+
+    in_house(scenario, max_concurrent_requests=8)
+
+
 def test_a_storm_of_callers_who_leave_at_random_leaves_nothing_behind(in_house: InHouse) -> None:
     dice = random.Random(7)
     prompts = ["HOLD", "WAIT", "Hi", "SAY:" + "x" * 40]

@@ -36,9 +36,10 @@ from manylora.errors import (
     QueueTimeout,
     Unavailable,
 )
-from manylora.ids import RequestId
+from manylora.ids import Flow, RequestId
 from manylora.kernels.extras import MAX_ADDED_TOKENS
 from manylora.kernels.interface import Profile
+from manylora.sharing import has_place
 from manylora.usage import Counts
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class EngineLimits:
 
     max_model_len  positions of one sequence, prompt and completion together
     vocab          token ids are in [0, vocab)
-    max_waiting    requests accepted but not running
+    max_waiting    requests accepted but not running that one flow alone may have; see `sharing`
     max_queue_s    a request that has not begun after this long is ended with `QueueTimeout`
     """
 
@@ -233,9 +234,18 @@ class Engine:
         known = limits.vocab + (0 if request.adapter is None else MAX_ADDED_TOKENS)  # its version will tell
         if not 0 <= min(request.tokens) <= max(request.tokens) < known:
             return unknown_tokens(limits.vocab)
-        if len(self._loading) + self._scheduler.num_waiting >= limits.max_waiting:
+        if not self._has_place(request.flow):
             return Overloaded("Model is overloaded")
         return None
+
+    def _has_place(self, flow: Flow) -> bool:
+        """Whether one more request of a flow may wait."""
+        limit, taken = self.limits.max_waiting, len(self._loading) + self._scheduler.num_waiting
+        if taken + 1 <= limit // 2:
+            return True  # and nobody need be counted
+        held = sum(sequence.request.flow == flow for sequence in self._loading.values())
+        held += self._scheduler.num_waiting_of(flow)
+        return has_place(held=held, taken=taken, wanted=1, limit=limit)
 
     def _enqueue(self, sequence: Sequence) -> None:
         self._queued[sequence.request.id] = sequence

@@ -117,6 +117,9 @@ class Scheduler:
     def num_waiting(self) -> int:
         return sum(len(queue) for queue in self._queues.values())
 
+    def num_waiting_of(self, flow: Flow) -> int:
+        return len(self._queues.get(flow, ()))
+
     def waiting(self) -> Iterator[Sequence]:
         """Every queued sequence, flow by flow, each flow in order of arrival."""
         for queue in self._queues.values():

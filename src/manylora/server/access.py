@@ -40,14 +40,16 @@ class Caller:
 class Admission:
     """What one request holds of its tenant's limits and credit, from its beginning to its charge."""
 
-    reservation: Reservation | None = None
+    caller: Caller
+    reservation: Reservation
     hold: Hold | None = None
     headers: Callable[[], dict[str, str]] = dict
+    is_metered: bool = False
+    """Its charge will settle it, however late the engine tells of its end."""
 
     def settle(self, charged_prompt_tokens: int, charged_completion_tokens: int) -> None:
         """Give back what was not used. Calling it again changes nothing."""
-        if self.reservation is not None:
-            self.reservation.settle(charged_prompt_tokens + charged_completion_tokens)
+        self.reservation.settle(charged_prompt_tokens + charged_completion_tokens)
         if self.hold is not None:
             self.hold.settle(charged_prompt_tokens, charged_completion_tokens)
 
@@ -101,26 +103,24 @@ class Access:
             with contextlib.suppress(ControlUnavailable):
                 await self.directory.refresh()
 
-    async def admit(self, caller: Caller, *, prompt_tokens: int, budget_tokens: int) -> Admission:
-        """Take a request's worst case from the caller's limits and credit.
+    def enter(self, caller: Caller, *, sequences: int) -> Admission:
+        """Count a request against the caller's limits, before anything is done for it. Raises `LimitExceeded`."""
+        reservation = self._limiter.enter(dict(caller.limits), streams=sequences)
+        return Admission(caller, reservation, headers=lambda: self._limiter.headers(reservation))
+
+    async def reserve(self, admission: Admission, *, prompt_tokens: int, budget_tokens: int) -> None:
+        """Take a request's worst case from the caller's limits and credit; whoever entered settles, whatever comes.
 
         Raises `LimitExceeded`, `QuotaExhausted`, `ControlUnavailable`.
         """
-        admission = Admission()
-        if caller.limits:
-            admission.reservation = self._limiter.take(dict(caller.limits), prompt_tokens + budget_tokens)
-            reservation = admission.reservation
-            admission.headers = lambda: self._limiter.headers(reservation)
-        if caller.key is not None and self._purse is not None and self.directory is not None and not self._is_free:
-            price = self.directory.price(self._base, int(1000 * self._clock.wall_s()))
-            try:
-                admission.hold = await self._purse.hold(
-                    caller.tenant, price, prompt_tokens=prompt_tokens, budget_tokens=budget_tokens
-                )
-            except BaseException:
-                admission.settle(0, 0)
-                raise
-        return admission
+        caller = admission.caller
+        self._limiter.reserve(admission.reservation, prompt_tokens + budget_tokens)
+        if caller.key is None or self._purse is None or self.directory is None or self._is_free:
+            return
+        price = self.directory.price(self._base, int(1000 * self._clock.wall_s()))
+        admission.hold = await self._purse.hold(
+            caller.tenant, price, prompt_tokens=prompt_tokens, budget_tokens=budget_tokens
+        )
 
     def _key(self, text: str) -> KeyFacts:
         """The key of a bearer's text. A wrong one costs the same work and is told the same, whatever is wrong."""

@@ -17,6 +17,7 @@ class FactRoutes:
     """Nothing here generates for a caller."""
 
     def __init__(self, inference: Inference, health: Health, meters: Meters, catalogue: Catalogue) -> None:
+        self._inference = inference
         self._gate = inference.gate
         self._link = inference.link
         self._health = health
@@ -76,7 +77,8 @@ class FactRoutes:
             raise InvalidParameter("`inputs` is required", parameter="inputs")
         has_special = body.boolean("add_special_tokens", default=True)
         tokenizer = self._gate.tokenizer
-        spans = await self._gate.pool.run(lambda: tokenizer.spans(inputs, add_special_tokens=has_special))
+        with self._inference.admit(exchange, 0):
+            spans = await self._gate.pool.run(lambda: tokenizer.spans(inputs, add_special_tokens=has_special))
         await exchange.reply(
             [{"id": span.token_id, "text": span.piece, "start": span.start, "stop": span.stop} for span in spans]
         )

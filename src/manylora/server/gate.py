@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from manylora.server.directory import Directory
 from manylora.server.fields import MAX_UINT64
 from manylora.server.pool import WorkPool
 from manylora.server.served import ServedModel
+from manylora.sharing import has_place
 
 NO_FIELDS = AdapterFields()
 
@@ -69,6 +71,7 @@ class Gate:
         self.tokenizer = tokenizer
         self.pool = pool
         self.num_sequences = 0
+        self._held: Counter[TenantId] = Counter()  # those sequences by tenant; only who has some
         self.is_draining = False
         self._sources = frozenset(served.adapter_sources)
         self._local = LocalSource(tuple(map(Path, served.adapter_roots)))
@@ -76,21 +79,31 @@ class Gate:
         self._left = asyncio.Event()  # set whenever a place is given back
 
     @contextmanager
-    def admit(self, num_sequences: int) -> Iterator[None]:
-        """Hold a place for each sequence. Raises `Overloaded` when the house is full, `Unavailable` when it closes."""
+    def admit(self, tenant: TenantId, num_sequences: int) -> Iterator[None]:
+        """Hold a place for each sequence. Raises `Overloaded` when the house is full, `Unavailable` when it closes.
+
+        It is full for a tenant sooner than for others if that tenant fills it: see `sharing`.
+        """
         limit = self.settings.max_concurrent_requests
         if self.is_draining:
             raise Unavailable("the server is shutting down; repeat the request")
         if num_sequences > limit:
             raise InvalidParameter(f"the request asks for {num_sequences} sequences; the limit is {limit}")
-        if self.num_sequences + num_sequences > limit:
+        held = self._held[tenant]
+        if not has_place(held=held, taken=self.num_sequences, wanted=num_sequences, limit=limit):
             raise Overloaded("Model is overloaded")
-        self.num_sequences += num_sequences
+        self._count(tenant, num_sequences)
         try:
             yield
         finally:
-            self.num_sequences -= num_sequences
+            self._count(tenant, -num_sequences)
             self._left.set()
+
+    def _count(self, tenant: TenantId, change: int) -> None:
+        self.num_sequences += change
+        self._held[tenant] += change
+        if not self._held[tenant]:
+            del self._held[tenant]
 
     async def emptied(self) -> None:
         """Wait until no sequence is under way."""

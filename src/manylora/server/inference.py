@@ -1,7 +1,7 @@
 """What every inference route shares: the gate, the link, what a request may use, and what is noted when it is over."""
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 from manylora.charging import Charge
 from manylora.clock import Clock
@@ -37,29 +37,43 @@ class Inference:
         self._access = access or Access(clock)
         self._meter = meter
 
+    @contextmanager
+    def admit(self, exchange: Exchange, num_sequences: int) -> Iterator[Admission]:
+        """Hold a place for each sequence, in the caller's limits and in the house, before anything is read or computed.
+
+        Raises what refuses it: a limit, a house that is full or closing.
+        """
+        caller = exchange.arrival.caller
+        admission = self._access.enter(caller, sequences=num_sequences)
+        try:
+            with self.gate.admit(caller.tenant, num_sequences):
+                yield admission
+        finally:
+            if not admission.is_metered:
+                admission.settle(0, 0)
+
     @asynccontextmanager
-    async def begin(self, exchange: Exchange, drafts: Sequence[Draft], *, is_stream: bool) -> AsyncIterator[Work]:
+    async def begin(
+        self, exchange: Exchange, admission: Admission, drafts: Sequence[Draft], *, is_stream: bool
+    ) -> AsyncIterator[Work]:
         """Take what a request may use at most, open its sequences, and see that its usage is recorded once.
 
         Raises what refuses it: a limit, the credit, a disk that takes no record, an engine that is down.
         """
-        caller = exchange.arrival.caller
-        admission = await self._access.admit(
-            caller,
+        caller = admission.caller
+        await self._access.reserve(
+            admission,
             prompt_tokens=sum(len(draft.tokens) for draft in drafts),
             budget_tokens=sum(draft.num_sequences * draft.stop.max_new_tokens for draft in drafts),
         )
-        try:
-            numbered = [
-                (request, number)
-                for number, draft in enumerate(drafts)
-                for request in self.gate.expand(draft, caller.tenant, weight=caller.weight)
-            ]
-            holder: list[Work] = []
-            usage = self._open(exchange, numbered, admission, holder, is_stream=is_stream)
-        except BaseException:
-            admission.settle(0, 0)
-            raise
+        numbered = [
+            (request, number)
+            for number, draft in enumerate(drafts)
+            for request in self.gate.expand(draft, caller.tenant, weight=caller.weight)
+        ]
+        holder: list[Work] = []
+        usage = self._open(exchange, numbered, admission, holder, is_stream=is_stream)
+        admission.is_metered = usage is not None
 
         def withdraw(ids: Sequence[str]) -> None:
             if usage is not None and self._meter is not None:
@@ -81,9 +95,8 @@ class Inference:
                 finally:
                     self._note(exchange, work)
         finally:
-            if usage is None:
-                used = holder[0].num_generated_tokens if holder else 0
-                admission.settle(holder[0].num_prompt_tokens if holder else 0, used)
+            if usage is None and holder:
+                admission.settle(holder[0].num_prompt_tokens, holder[0].num_generated_tokens)
 
     def _open(
         self,

@@ -1,15 +1,16 @@
-"""Limits by tenant and by key: requests and tokens a minute as buckets, and requests at one time.
+"""Limits by tenant and by key: requests and tokens a minute as buckets, and sequences at one time.
 
-A request takes its worst case, prompt and budget, when it comes, and is given back what it did not use when it ends.
+A request is counted when it comes, before anything is done for it. Once its prompt is known it takes its worst case,
+prompt and budget, and is given back what it did not use when it ends.
 A bucket holds a minute's allowance and fills evenly.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from manylora.clock import Clock
-from manylora.errors import RequestRateExceeded, StreamLimitExceeded, TokenRateExceeded
+from manylora.errors import LimitExceeded, RequestRateExceeded, StreamLimitExceeded, TokenRateExceeded
 from manylora.tenancy import Limits
 
 MINUTE_S = 60.0
@@ -54,7 +55,8 @@ class _Holder:
 class Reservation:
     """What one request has taken; `settle` gives back the rest, once."""
 
-    holders: list[tuple[_Holder, Limits]] = field(default_factory=list)
+    holders: list[tuple[str, _Holder, Limits]] = field(default_factory=list)
+    streams: int = 0
     tokens: int = 0
     is_settled: bool = False
 
@@ -63,8 +65,8 @@ class Reservation:
         if self.is_settled:
             return
         self.is_settled = True
-        for holder, _ in self.holders:
-            holder.streams -= 1
+        for _, holder, _ in self.holders:
+            holder.streams -= self.streams
             if holder.tokens is not None:
                 returned = self.tokens - min(used_tokens, self.tokens)
                 holder.tokens.level = min(float(holder.tokens.limit), holder.tokens.level + returned)
@@ -80,33 +82,43 @@ class Limiter:
     def __len__(self) -> int:
         return len(self._holders)
 
-    def take(self, limits: Mapping[str, Limits], tokens: int) -> Reservation:
-        """Take one request of `tokens` from every holder, or from none.
+    def enter(self, limits: Mapping[str, Limits], *, streams: int) -> Reservation:
+        """Take one request of so many streams from every holder, or from none; before anything is done for it.
 
-        Args:    limits  by holder: the tenant's, and its key's
-        Raises:  `RequestRateExceeded`, `TokenRateExceeded`, `StreamLimitExceeded`, with the seconds to wait
+        Args:    limits   by holder: the tenant's, and its key's
+                 streams  its sequences, each of which is a stream of tokens; 0: it generates nothing
+        Raises:  `RequestRateExceeded`, `StreamLimitExceeded`, with the seconds to wait
         """
         now_s = self._clock.monotonic_s()
         if len(self._holders) > MAX_IDLE:
             self._forget_idle(now_s)
-        taken: list[tuple[_Holder, Limits]] = []
-        for name, own in limits.items():
-            holder = self._holders.setdefault(name, _Holder())
-            self._fill(holder, own, now_s)
-            _require(name, holder, own, tokens)
-            taken.append((holder, own))
-        for holder, _ in taken:
-            holder.streams += 1
+        reservation = Reservation(
+            [(name, self._holders.setdefault(name, _Holder()), own) for name, own in limits.items()], streams
+        )
+        self._fill(reservation, now_s)
+        self._require(reservation, lambda name, holder, own: _require_request(name, holder, own, streams))
+        for _, holder, _ in reservation.holders:
+            holder.streams += streams
             if holder.requests is not None:
                 holder.requests.level -= 1
+        return reservation
+
+    def reserve(self, reservation: Reservation, tokens: int) -> None:
+        """Take a request's worst case of tokens, prompt and budget, from every holder or from none.
+
+        Raises `TokenRateExceeded`, with the seconds to wait; the reservation is still to be settled.
+        """
+        self._fill(reservation, self._clock.monotonic_s())
+        self._require(reservation, lambda name, holder, own: _require_tokens(name, holder, own, tokens))
+        reservation.tokens = tokens
+        for _, holder, _ in reservation.holders:
             if holder.tokens is not None:
                 holder.tokens.level -= tokens
-        return Reservation(taken, tokens)
 
     def headers(self, reservation: Reservation) -> dict[str, str]:
         """`x-ratelimit-…` of the bucket nearest to empty, in OpenAI's form and in Predibase's."""
-        requests = [holder.requests for holder, _ in reservation.holders if holder.requests is not None]
-        tokens = [holder.tokens for holder, _ in reservation.holders if holder.tokens is not None]
+        requests = [holder.requests for _, holder, _ in reservation.holders if holder.requests is not None]
+        tokens = [holder.tokens for _, holder, _ in reservation.holders if holder.tokens is not None]
         headers: dict[str, str] = {}
         for kind, buckets in (("requests", requests), ("tokens", tokens)):
             if buckets:
@@ -121,9 +133,19 @@ class Limiter:
             headers["x-ratelimit-reset"] = str(math.ceil(tightest.reset_s))
         return headers
 
-    def _fill(self, holder: _Holder, limits: Limits, now_s: float) -> None:
-        holder.requests = _filled(holder.requests, limits.requests_per_minute, now_s)
-        holder.tokens = _filled(holder.tokens, limits.tokens_per_minute, now_s)
+    def _fill(self, reservation: Reservation, now_s: float) -> None:
+        for _, holder, limits in reservation.holders:
+            holder.requests = _filled(holder.requests, limits.requests_per_minute, now_s)
+            holder.tokens = _filled(holder.tokens, limits.tokens_per_minute, now_s)
+
+    def _require(self, reservation: Reservation, require: Callable[[str, _Holder, Limits], None]) -> None:
+        """Every holder has room, or none has given anything; who is refused is shown the buckets."""
+        try:
+            for name, holder, limits in reservation.holders:
+                require(name, holder, limits)
+        except LimitExceeded as error:
+            error.headers = self.headers(reservation)
+            raise
 
     def _forget_idle(self, now_s: float) -> None:
         for name, holder in list(self._holders.items()):
@@ -151,20 +173,30 @@ def _filled(bucket: Bucket | None, limit: int | None, now_s: float) -> Bucket | 
     return bucket
 
 
-def _require(name: str, holder: _Holder, limits: Limits, tokens: int) -> None:
-    if limits.concurrent_streams is not None and holder.streams >= limits.concurrent_streams:
-        raise StreamLimitExceeded(f"Rate limit exceeded: {limits.concurrent_streams} requests at one time ({name})")
+def _require_request(name: str, holder: _Holder, limits: Limits, streams: int) -> None:
+    most = limits.concurrent_streams
+    if most is not None and streams > most:
+        raise StreamLimitExceeded(
+            f"Rate limit exceeded: {most} sequences at one time ({name}), and this request has {streams}: "
+            "ask for fewer at once",
+            wait_s=None,
+        )
+    if most is not None and streams and holder.streams + streams > most:
+        raise StreamLimitExceeded(f"Rate limit exceeded: {most} sequences at one time ({name})")
     if holder.requests is not None and (wait_s := holder.requests.wait_s(1)) > 0:
         raise RequestRateExceeded(
             f"Rate limit exceeded: {holder.requests.limit} requests per minute ({name})", wait_s=min(wait_s, MINUTE_S)
         )
+
+
+def _require_tokens(name: str, holder: _Holder, limits: Limits, tokens: int) -> None:
     if holder.tokens is None:
         return
     if tokens > holder.tokens.limit:
         raise TokenRateExceeded(
             f"Rate limit exceeded: {holder.tokens.limit} tokens per minute ({name}), and this request may use "
             f"{tokens}, prompt and budget together: ask for fewer",
-            wait_s=MINUTE_S,
+            wait_s=None,
         )
     if (wait_s := holder.tokens.wait_s(tokens)) > 0:
         raise TokenRateExceeded(

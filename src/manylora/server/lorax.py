@@ -36,9 +36,9 @@ class NativeRoutes:
     async def _answer(self, exchange: Exchange, *, is_stream: bool, is_array: bool = False) -> None:
         max_input = self._gate.served.max_input_length
         order = read_native(exchange.json(), self._settings, max_input=max_input, is_stream=is_stream)
-        with self._gate.admit(order.best_of):
+        with self._inference.admit(exchange, order.best_of) as admission:
             draft = await self._draft(order, exchange.arrival.caller)
-            async with self._inference.begin(exchange, [draft], is_stream=is_stream) as work:
+            async with self._inference.begin(exchange, admission, [draft], is_stream=is_stream) as work:
                 if is_stream:
                     await self._stream(exchange, order, work)
                 else:

@@ -9,7 +9,7 @@ from manylora.engine.events import Finished
 from manylora.engine.request import StopParams
 from manylora.errors import InvalidParameter
 from manylora.server import sse
-from manylora.server.access import Caller
+from manylora.server.access import Admission, Caller
 from manylora.server.exchange import Exchange
 from manylora.server.gate import Draft
 from manylora.server.headers import head_of, whole_of
@@ -86,18 +86,18 @@ class OpenAIRoutes:
         body = exchange.json()
         exchange.model = body.string("model")
         order, prompts = read_completion(body, self._settings)
-        with self._gate.admit(order.best_of * len(prompts)):
+        with self._inference.admit(exchange, order.best_of * len(prompts)) as admission:
             drafts = [await self._prompt_draft(order, prompt, exchange.arrival.caller) for prompt in prompts]
             echoes = [self._shown(prompt) if order.echo else "" for prompt in prompts]
-            await self._answer(exchange, order, COMPLETION, drafts, echoes)
+            await self._answer(exchange, admission, order, COMPLETION, drafts, echoes)
 
     async def chat_completions(self, exchange: Exchange) -> None:
         body = exchange.json()
         exchange.model = body.string("model")
         order, messages = read_chat(body, self._settings)
-        with self._gate.admit(order.best_of):
+        with self._inference.admit(exchange, order.best_of) as admission:
             draft = await self._chat_draft(order, messages, exchange.arrival.caller)
-            await self._answer(exchange, order, CHAT, [draft], [""])
+            await self._answer(exchange, admission, order, CHAT, [draft], [""])
 
     async def _prompt_draft(self, order: OpenAIOrder, prompt: Prompt, caller: Caller) -> Draft:
         adapter = self._adapter(order, caller)
@@ -157,7 +157,13 @@ class OpenAIRoutes:
         return prompt if isinstance(prompt, str) else self._gate.tokenizer.decode(prompt)
 
     async def _answer(
-        self, exchange: Exchange, order: OpenAIOrder, shape: _Shape, drafts: Sequence[Draft], echoes: Sequence[str]
+        self,
+        exchange: Exchange,
+        admission: Admission,
+        order: OpenAIOrder,
+        shape: _Shape,
+        drafts: Sequence[Draft],
+        echoes: Sequence[str],
     ) -> None:
         adapter = drafts[0].adapter
         model = adapter.id if adapter else self._gate.served.model_id
@@ -169,7 +175,7 @@ class OpenAIRoutes:
             "model": model,
             "system_fingerprint": f"manylora-{self._gate.served.sha[:12]}",
         }
-        async with self._inference.begin(exchange, drafts, is_stream=order.is_stream) as work:
+        async with self._inference.begin(exchange, admission, drafts, is_stream=order.is_stream) as work:
             if order.is_stream:
                 await self._stream(exchange, order, shape, work, envelope, echoes)
                 return
