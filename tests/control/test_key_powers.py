@@ -1,15 +1,18 @@
 """What a key may do to other keys, and which keys and tenants belong to the server itself."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from sqlalchemy import URL
 
 from manylora.clock import ManualClock
 from manylora.config import load_config
 from manylora.control.accounts import SIGNUPS_PER_HOUR, Doorkeeper
+from manylora.control.api import create_control_app
 from manylora.control.credit import lease_credit
 from manylora.control.keys import MAX_LIVE_KEYS
 from manylora.control.snapshot import take_snapshot
@@ -70,6 +73,61 @@ def test_a_key_ends_and_rotates_none_that_may_do_more(run: Callable[..., None]) 
         assert (await plane.call("GET", "/v1/account", key=full)).status_code == 401
         ended = await plane.call("DELETE", f"/v1/account/keys/{id_of(narrow)}", key=new.json()["key"])
         assert ended.json()["revoked"] is not None
+
+    run(scenario)
+
+
+def test_rotating_another_key_gives_no_more_than_ones_own(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        full = await plane.new_tenant("acme")
+        wide = (await plane.call("POST", "/v1/account/keys", {"scopes": ["query"]}, key=full)).json()["key"]
+        terms: dict[str, object] = {"scopes": ["query"], "limits": {"requests_per_minute": 5}}
+        for own in (terms, {"scopes": ["query"], "expires_in_s": 60}):
+            narrow = (await plane.call("POST", "/admin/tenants/acme/keys", own)).json()["key"]
+            refused = await plane.call("POST", f"/v1/account/keys/{id_of(wide)}/rotate", {}, key=narrow)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (403, "insufficient_permissions")
+            itself = await plane.call("POST", f"/v1/account/keys/{id_of(narrow)}/rotate", {}, key=narrow)
+            assert itself.status_code == 201
+        assert (await plane.call("GET", "/v1/account", key=wide)).status_code == 200
+        assert (await plane.call("POST", f"/v1/account/keys/{id_of(wide)}/rotate", {}, key=full)).status_code == 201
+
+    run(scenario)
+
+
+def test_on_an_open_server_a_stranger_or_a_web_page_steers_no_keys(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        known = (await plane.call("POST", "/admin/tenants/acme/keys", {}, key=None)).status_code
+        assert known == 403  # a stranger is no operator either
+        made = await plane.call("POST", "/v1/account/keys", {}, key=None)
+        assert (made.status_code, made.json()["error"]["code"]) == (403, "insufficient_permissions")
+        for method, path in (("DELETE", "abcdefgh"), ("POST", "abcdefgh/rotate")):
+            reply = await plane.call(method, f"/v1/account/keys/{path}", {}, key=None)
+            assert reply.status_code == 403
+
+    run(scenario, is_key_needed=False)
+
+
+def test_from_its_own_machine_an_open_server_makes_keys_but_no_web_page_does(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        made = await plane.client.post("/v1/account/keys", json={})
+        assert made.status_code == 201
+        page = await plane.client.post("/v1/account/keys", json={}, headers={"origin": "https://evil.example"})
+        assert page.status_code == 403
+        assert (await plane.call("GET", "/v1/account", key=made.json()["key"])).json()["id"] == "default"
+        # The same database behind a server that asks for keys.
+        guarded = create_control_app(replace(plane.control, is_key_needed=True))
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(guarded), base_url="http://127.0.0.1") as client:
+            headers = {"authorization": f"Bearer {made.json()['key']}"}
+            assert (await client.get("/v1/account", headers=headers)).status_code == 401
+
+    run(scenario, is_key_needed=False, client_host="127.0.0.1")
+
+
+def test_default_has_no_keys_where_keys_are_needed(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        refused = await plane.call("POST", "/admin/tenants/default/keys", {})
+        assert refused.status_code == 422
+        assert "open server" in refused.json()["error"]
 
     run(scenario)
 

@@ -17,8 +17,11 @@ from manylora.control.database import database_url, migrate
 from manylora.control.ledger import correct, insert_records
 from manylora.control.prices import set_price
 from manylora.control.tables import ledger, spending
-from manylora.errors import InvalidParameter, NameTaken, ResourceNotFound
-from manylora.tenancy import Lease, Snapshot
+from manylora.errors import InvalidParameter, NameTaken, QuotaExhausted, ResourceNotFound
+from manylora.ids import TenantId
+from manylora.server.control_client import HttpControlClient
+from manylora.server.credit import Purse
+from manylora.tenancy import Lease, PriceFacts, Snapshot
 from tests.control.plane import EDGE_TOKEN, Plane, in_plane, record
 
 COST = 110 * 200
@@ -51,6 +54,53 @@ def test_a_record_becomes_one_row_however_often_it_comes(run: Callable[..., None
         assert await insert_records(plane.control, [two, one, one, two]) == 1
         assert await rows_of(plane) == [("usage-1", COST, 1), ("usage-2", COST, 1)]
         assert await spent(plane) == 2 * COST
+
+    run(scenario)
+
+
+def test_a_code_in_other_letters_is_the_same_tenants_and_stops_no_shipment(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        await plane.new_tenant("acme")
+        names = ("Acme", "ACME", "acme", "New", "new", "NEW")
+        records = [record(number, tenant=name, opened_ms=1) for number, name in enumerate(names)]
+        assert await insert_records(plane.control, records) == 6
+        asked = select(ledger.c.tenant, func.count()).group_by(ledger.c.tenant)
+        async with plane.control.database.read() as connection:
+            counted = {tenant.lower(): number for tenant, number in (await connection.execute(asked)).all()}
+        assert counted == {"acme": 3, "new": 3}
+
+    run(scenario)
+
+
+def test_an_edge_spends_on_after_its_lease_has_ended(run: Callable[..., None]) -> None:
+    """What was spent, what is under way and what is new: the first request after the end asks for all of it."""
+
+    class Client(HttpControlClient):
+        def __init__(self, plane: Plane) -> None:
+            self.plane = plane
+
+        async def lease(self, edge: str, tenant: TenantId, nanousd: int) -> Lease:
+            return await lease_credit(self.plane.control, edge, tenant, nanousd)
+
+    async def scenario(plane: Plane) -> None:
+        await plane.new_tenant("acme", credit_nanousd=1000)
+        price = PriceFacts(base="b", version=1, effective_ms=0, input_nanousd=1, output_nanousd=1)
+        purse = Purse(Client(plane), plane.clock, edge="edge-1", lease_nanousd=100)
+
+        async def hold(cost: int) -> Any:
+            return await purse.hold(TenantId("acme"), price, prompt_tokens=cost, budget_tokens=0)
+
+        (await hold(90)).settle(40, 0)
+        under_way = await hold(50)
+        plane.clock.advance(plane.control.config.control.lease_s + 1)
+        again = await hold(60)
+        plane.clock.advance(plane.control.config.control.lease_s + 1)
+        rest = await hold(800)
+        with pytest.raises(QuotaExhausted):
+            await hold(60)
+        for each, used in ((under_way, 50), (again, 60), (rest, 800)):
+            each.settle(used, 0)
+        assert (await hold(50)) is not None
 
     run(scenario)
 

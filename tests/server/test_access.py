@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -189,6 +190,50 @@ def test_a_name_is_what_its_tenant_may_use(tenant: str, name: str, found: tuple[
         await directory.refresh()
         expected = None if found is None else Upload(TenantId(found[0]), found[1], found[2])
         assert directory.upload(TenantId(tenant), name) == expected
+
+    run(scenario)
+
+
+def test_nobody_takes_the_place_of_ones_own_by_a_name() -> None:
+    """`support` is acme's repository, and a tenant of that name has repositories `3` and `prod` that are public."""
+    own = RepositoryFacts(owner=ACME, name="support", versions=(1, 2))
+    others = tuple(
+        RepositoryFacts(owner=TenantId("support"), name=name, versions=(1,), is_public=True) for name in ("3", "prod")
+    )
+
+    async def scenario() -> None:
+        control = FakeControl(snapshot(repositories=(own, *others)))
+        directory = directory_of(control, ManualClock())
+        await directory.refresh()
+        assert directory.upload(ACME, "support/2") == Upload(ACME, "support", 2)
+        assert directory.upload(ACME, "support/3") is None
+        assert directory.upload(ACME, "support/prod") is None
+        assert directory.upload(TenantId("gamma"), "support/prod") == Upload(TenantId("support"), "prod", 1)
+        control.snapshot_ = snapshot(repositories=(replace(own, versions=()), *others))  # deleted
+        await directory.refresh()
+        assert directory.upload(ACME, "support/3") is None
+        assert directory.knows(ACME, "support")
+
+    run(scenario)
+
+
+def test_a_fault_of_any_kind_does_not_end_following() -> None:
+    class Faulty(FakeControl):
+        faults = 3
+
+        def _require(self) -> None:
+            if self.faults:
+                self.faults -= 1
+                raise OSError(24, "Too many open files")
+
+    async def scenario() -> None:
+        control = Faulty(snapshot(tenants=(TenantFacts(id=ACME),)))
+        directory = Directory(control, ManualClock(), poll_s=0.001, max_age_s=600)
+        following = asyncio.create_task(directory.follow())
+        async with asyncio.timeout(10):
+            while directory.tenant(ACME) is None:  # noqa: ASYNC110  another task is awaited
+                await asyncio.sleep(0.001)
+        following.cancel()
 
     run(scenario)
 

@@ -209,6 +209,30 @@ def test_records_wait_for_a_control_plane_that_is_away_and_segments_go_when_it_h
     run(scenario)
 
 
+def test_a_fault_of_any_kind_does_not_end_shipping(tmp_path: Path) -> None:
+    class Faulty(FakeControl):
+        faults = 3
+
+        async def ship(self, records: Sequence[UsageRecord]) -> None:
+            if self.faults:
+                self.faults -= 1
+                raise OSError(24, "Too many open files")
+            await super().ship(records)
+
+    async def scenario() -> None:
+        meter, control = meter_in(tmp_path), Faulty()
+        await meter.recovered()
+        each = request("r")
+        usage = opened(meter, each)
+        ended(meter, each, 1)
+        await meter.settle(usage)
+        meter.start_shipping(control)
+        await until(lambda: len(control.records) == 1)
+        await meter.stop(control)
+
+    run(scenario)
+
+
 def test_a_full_disk_refuses_new_requests_and_the_next_write_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

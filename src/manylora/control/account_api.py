@@ -10,8 +10,9 @@ from manylora.control.bodies import KeyBody, KeyList, NewKey, Rotation, SignedUp
 from manylora.control.callers import Caller, address_of, caller_of
 from manylora.control.control import Control
 from manylora.control.credit import balance_of
-from manylora.control.keys import get_key, list_keys, revoke_key, rotate_key
+from manylora.control.keys import get_key, list_keys, revoke_key, rotate_key, within
 from manylora.control.tenants import get_tenant
+from manylora.errors import InsufficientPermissions
 
 
 def account_room(control: Control) -> APIRouter:
@@ -44,6 +45,7 @@ def account_room(control: Control) -> APIRouter:
     async def issue(request: Request, body: NewKey) -> KeyBody:
         """Make a key of the caller's tenant that may do at most what the caller's own may, and lives no longer."""
         caller = await caller_of(control, request)
+        caller.require_owner()
         for scope in scopes_of(body.scopes):
             caller.require(scope)
         return await make_key(control, caller.tenant, body, maker=caller.key)
@@ -54,6 +56,7 @@ def account_room(control: Control) -> APIRouter:
         caller = await caller_of(control, request)
         async with control.database.write() as connection:
             await _require_power(connection, caller, key)
+            await _require_no_gain(connection, caller, key)
             made = await rotate_key(connection, control.pepper, key, now_ms=control.now_ms(), grace_s=body.grace_s)
         return KeyBody.of(*made)
 
@@ -74,5 +77,18 @@ async def _require_power(connection: AsyncConnection, caller: Caller, key_id: st
     Limits and ends do not count: a key of the same scopes may end one that has none.
     Raises `ResourceNotFound` for another tenant's, `InsufficientPermissions`.
     """
+    caller.require_owner()
     for scope in (await get_key(connection, key_id, caller.tenant)).facts.scopes:
         caller.require(scope)
+
+
+async def _require_no_gain(connection: AsyncConnection, caller: Caller, key_id: str) -> None:
+    """Rotating hands a secret out, so what it makes goes no further than the caller's own key, as a new key would not.
+
+    Raises `InsufficientPermissions`.
+    """
+    if caller.key is None or caller.key == key_id:
+        return
+    own, other = (await get_key(connection, caller.key)).facts, (await get_key(connection, key_id)).facts
+    if within(own, other.limits, other.expires_ms) != (other.limits, other.expires_ms):
+        raise InsufficientPermissions(f"key `{key_id}` has wider limits or a later end than the key you call with")

@@ -27,8 +27,9 @@ from manylora.control.control import Control
 from manylora.control.credit import balance_of, grant_credit
 from manylora.control.keys import get_key, issue_key, list_keys, revoke_key, rotate_key, within
 from manylora.control.tenants import get_tenant, list_tenants, set_state, set_terms
+from manylora.errors import InvalidParameter
 from manylora.ids import KeyId
-from manylora.tenancy import Scope, TenantState
+from manylora.tenancy import DEFAULT_TENANT, Scope, TenantState
 
 MAX_PAGE = 1000
 
@@ -163,6 +164,8 @@ def admin_room(control: Control) -> APIRouter:
 
 async def make_key(control: Control, tenant: str, body: NewKey, maker: KeyId | None = None) -> KeyBody:
     """Issue what a body asks for, within what the key `maker` has itself; None: the operator, or nobody's key."""
+    if tenant == DEFAULT_TENANT and control.is_key_needed:
+        raise InvalidParameter(f"`{tenant}` is whoever comes to an open server; where keys are needed it has none")
     now_ms = control.now_ms()
     limits = body.limits.limits()
     expires_ms = None if body.expires_in_s is None else now_ms + max(1, int(1000 * body.expires_in_s))

@@ -29,6 +29,17 @@ class Caller:
         if scope not in self.scopes:
             raise InsufficientPermissions(f"this needs a key with the scope `{scope}`")
 
+    def require_owner(self) -> None:
+        """Keys are steered with a key, or from this machine: on an open server whoever comes is `default`.
+
+        A key outlives that server's openness, and a web page in a browser here may come, too.
+        Raises `InsufficientPermissions`.
+        """
+        if self.key is None and Scope.ADMIN not in self.scopes:
+            raise InsufficientPermissions(
+                "keys of an open server are made, rotated and ended with a key, or from a program on its own machine"
+            )
+
 
 async def caller_of(control: Control, request: Request) -> Caller:
     """The caller of a request by its key; without one, where none is needed, tenant `default`.
@@ -51,6 +62,8 @@ async def caller_of(control: Control, request: Request) -> Caller:
     is_known = row is not None and hmac.compare_digest(row.secret_hash, given)
     if row is None or not is_known or row.revoked_ms is not None or _is_past(control, row.expires_ms):
         raise InvalidApiKey("the key is not valid")
+    if row.tenant == DEFAULT_TENANT and control.is_key_needed:
+        raise InvalidApiKey("the key is not valid")  # it was made while the server was open to everybody
     if row.state != TenantState.ACTIVE:
         raise TenantSuspended(f"tenant `{row.tenant}` is {row.state}")
     return Caller(tenant=TenantId(row.tenant), key=key_id, scopes=tuple(map(Scope, row.scopes.split())))

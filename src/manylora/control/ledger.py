@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.control import Control
@@ -32,11 +32,12 @@ async def insert_records(control: Control, records: Sequence[UsageRecord]) -> in
     if not records:
         return 0
     async with control.database.write() as connection:
-        await _know_tenants(control, connection, {record.tenant for record in records})
+        payers = await _know_tenants(control, connection, {record.tenant for record in records})
         versions = await price_versions(connection)
         free = frozenset(control.config.control.free_bases)
         rows = {
             record.id: _row(record, _price_of(record, versions, free), control.now_ms())
+            | {"tenant": payers[record.tenant]}
             for record in sorted(records, key=lambda record: record.id)  # in one order, so that no two shipments block
         }
         inserting = control.database.insert_once(ledger).values(list(rows.values())).returning(ledger.c.id)
@@ -97,14 +98,27 @@ async def _add_spending(control: Control, connection: AsyncConnection, spent: Co
         await connection.execute(added)
 
 
-async def _know_tenants(control: Control, connection: AsyncConnection, wanted: set[str]) -> None:
-    known = set((await connection.execute(select(tenants.c.id).where(tenants.c.id.in_(wanted)))).scalars())
-    for tenant in sorted(wanted - known):
+async def _know_tenants(control: Control, connection: AsyncConnection, wanted: set[str]) -> dict[str, str]:
+    """Each tenant named by records, as the one that pays: codes that differ by case alone are one tenant's."""
+    payers = await _payers(connection, wanted)
+    for tenant in sorted(wanted - payers.keys()):
+        if tenant.lower() in {known.lower() for known in payers}:
+            payers |= await _payers(connection, {tenant})
+            continue
         state = TenantState.ACTIVE
         if control.is_key_needed:
             state = TenantState.CLOSED
             log.error("ledger.unknown_tenant tenant=%s: made, closed, to keep its usage", tenant)
         await insert_tenant(connection, tenant, now_ms=control.now_ms(), state=state)
+        payers[tenant] = tenant
+    return payers
+
+
+async def _payers(connection: AsyncConnection, wanted: set[str]) -> dict[str, str]:
+    """Of tenants that are there: the code as a record has it → as it was given."""
+    asked = select(tenants.c.id).where(func.lower(tenants.c.id).in_({name.lower() for name in wanted}))
+    known = {tenant.lower(): str(tenant) for tenant in (await connection.execute(asked)).scalars()}
+    return {name: known[name.lower()] for name in wanted if name.lower() in known}
 
 
 def _price_of(record: UsageRecord, versions: Sequence[PriceFacts], free: frozenset[str]) -> PriceFacts | None:

@@ -140,7 +140,7 @@ class Access:
     def _caller_of(self, key: KeyFacts) -> Caller:
         assert self.directory is not None, "as above"
         tenant = self.directory.tenant(key.tenant)
-        if tenant is None:
+        if tenant is None or tenant.id == DEFAULT_TENANT:  # whose keys anybody could have made while nobody was asked
             raise InvalidApiKey("the key is not valid")
         if tenant.state is not TenantState.ACTIVE:
             raise TenantSuspended(f"tenant `{tenant.id}` is {tenant.state}")

@@ -81,7 +81,8 @@ class Purse:
         if now_ms >= account.renew_ms:  # once a request, whatever the answer: a clock may be wrong
             async with self._lock(tenant):
                 if now_ms >= account.expires_ms:
-                    await self._lease(tenant, account, cost)
+                    # Of a lease that has ended only what was spent still counts: what is under way is asked for anew.
+                    await self._ask(tenant, account, max(cost + account.reserved, self._lease_nanousd))
                 elif now_ms >= account.renew_ms:
                     await self._prolong(tenant, account)
         while account.left < cost:
@@ -93,13 +94,16 @@ class Purse:
 
     async def _lease(self, tenant: TenantId, account: _Account, cost: int) -> None:
         missing = max(0, cost - account.left)
-        wanted = max(missing, self._lease_nanousd) if missing else 0
-        lease = await self._client.lease(self._edge, tenant, wanted)
+        lease = await self._ask(tenant, account, max(missing, self._lease_nanousd) if missing else 0)
+        if account.left < cost:
+            self._refuse(lease, account, cost)
+
+    async def _ask(self, tenant: TenantId, account: _Account, nanousd: int) -> Lease:
+        lease = await self._client.lease(self._edge, tenant, nanousd)
         account.granted, account.expires_ms = lease.granted_nanousd, lease.expires_ms
         now_ms = 1000 * self._clock.wall_s()
         account.renew_ms = now_ms + (lease.expires_ms - now_ms) / 2
-        if account.left < cost:
-            self._refuse(lease, account, cost)
+        return lease
 
     def _refuse(self, lease: Lease, account: _Account, cost: int) -> None:
         reason = REASONS.get(lease.reason, REASONS["credit"])

@@ -56,6 +56,10 @@ class Directory:
                 if is_answering:
                     log.warning("control.unavailable error=%s", error.message)
                 is_answering = False
+            except Exception:  # whatever it is, a copy that nobody keeps up would lock everybody out in the end
+                if is_answering:
+                    log.exception("control.unavailable")
+                is_answering = False
             else:
                 if not is_answering:
                     log.warning("control.available_again")
@@ -89,12 +93,13 @@ class Directory:
         """What a tenant means by a name; None where there is nothing of that name that the tenant may use.
 
         `repo` is the newest version, `repo/3` the third, `repo/prod` what that alias stands for; a repository of
-        another tenant, shared or public, has its owner before it: `owner/repo/3`. What is one's own comes first.
+        another tenant, shared or public, has its owner before it: `owner/repo/3`. A first word that is, or was, a
+        repository of one's own never means an owner: whoever took that name could put a model in the place of one's own
+        as soon as a version is archived.
         """
         first, _, rest = name.rstrip("/").partition("/")
-        own = self._version(tenant, tenant, first, rest)
-        if own is not None:
-            return own
+        if self.knows(tenant, first):
+            return self._version(tenant, tenant, first, rest)
         repository, _, version = rest.partition("/")
         return self._version(tenant, TenantId(first), repository, version)
 

@@ -147,7 +147,10 @@ class Gate:
             upload = self._directory.upload(TenantId(tenant), name)
             if upload is not None:
                 source, tenant, name = SourceName.PBASE, upload.owner, f"{upload.repository}/{upload.version}"
-            elif source is SourceName.PBASE and not self._is_in_folder(tenant, name):
+            elif self._is_directory_s(tenant, name) or (
+                source is SourceName.PBASE and not self._is_in_folder(tenant, name)
+            ):
+                # What is a tenant's own is nobody else's: neither another's upload nor a hub's of the same name.
                 raise AdapterNotFound(f"Adapter '{name}' was not found in source 'pbase'")
         if source is None and self._is_in_folder(tenant, name):
             source = SourceName.PBASE

@@ -255,6 +255,9 @@ class Meter:
             except ManyloraError as error:
                 wait_s = min(LONGEST_BACKOFF_S, 2 * wait_s)
                 log.warning("usage.not_shipped error=%s next_try_s=%.1f", error.message, wait_s)
+            except Exception:  # a full table of files, say: shipping goes on when that is over, or bills stand still
+                wait_s = min(LONGEST_BACKOFF_S, 2 * wait_s)
+                log.exception("usage.not_shipped next_try_s=%.1f", wait_s)
             await asyncio.sleep(wait_s)
 
     def _finish(self, usage: OpenUsage) -> None:
