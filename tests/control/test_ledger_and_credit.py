@@ -136,7 +136,15 @@ def test_a_correction_is_a_row_more(run: Callable[..., None]) -> None:
         await insert_records(plane.control, [record(1, opened_ms=plane.control.now_ms())])
 
         async def take_back(record_id: str = "usage-1") -> None:
-            await correct(plane.control, record_id, correction_id="fix-1", prompt_tokens=-100, completion_tokens=-10)
+            await correct(
+                plane.control,
+                record_id,
+                correction_id="fix-1",
+                prompt_tokens=-100,
+                completion_tokens=-10,
+                reason="it came twice",
+                author="admin",
+            )
 
         await take_back()
         assert await rows_of(plane) == [("fix-1", -COST, 1), ("usage-1", COST, 1)]

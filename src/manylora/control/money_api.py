@@ -10,8 +10,8 @@ from manylora.control.bodies import iso
 from manylora.control.callers import caller_of
 from manylora.control.control import Control
 from manylora.control.invoice_forms import FORMATS, render
-from manylora.control.invoices import invoice_rows, make_invoice
-from manylora.control.ledger import correct
+from manylora.control.invoices import SETTLING_MS, invoice_rows, make_invoice
+from manylora.control.ledger import OPERATOR, correct
 from manylora.control.money_bodies import (
     Corrected,
     LedgerBody,
@@ -44,8 +44,11 @@ def money_room(control: Control) -> APIRouter:
 
 
 def _add_admin(room: APIRouter, control: Control) -> None:
-    async def require(request: Request) -> None:
-        (await caller_of(control, request)).require(Scope.ADMIN)
+    async def require(request: Request) -> str:
+        """Who asks: the id of a key, or `OPERATOR`."""
+        caller = await caller_of(control, request)
+        caller.require(Scope.ADMIN)
+        return caller.key or OPERATOR
 
     @room.get("/admin/prices", tags=["admin"])
     async def prices(request: Request, base: Annotated[str, Query(max_length=200)] = "") -> PriceList:
@@ -88,7 +91,7 @@ def _add_admin(room: APIRouter, control: Control) -> None:
     ) -> LedgerBody:
         """Single rows of the ledger."""
         await require(request)
-        return await _ledger(control, tenant or None, before, limit)
+        return await _ledger(control, tenant or None, before, limit, {"number"})
 
     @room.get("/admin/invoices/{tenant}/{month}", tags=["admin"], response_class=Response)
     async def invoice(request: Request, tenant: str, month: str, form: Form = "json") -> Response:
@@ -98,16 +101,18 @@ def _add_admin(room: APIRouter, control: Control) -> None:
 
     @room.post("/admin/corrections", status_code=201, tags=["admin"])
     async def new_correction(request: Request, body: NewCorrection) -> Corrected:
-        """Correct a row of the ledger by a row more, at its own price, in its own month."""
-        await require(request)
+        """Correct a row of the ledger by a row more, at its own price, in the month that is now."""
+        author = await require(request)
         await correct(
             control,
             body.corrects,
             correction_id=body.id,
             prompt_tokens=body.prompt_tokens,
             completion_tokens=body.completion_tokens,
+            reason=body.reason,
+            author=author,
         )
-        return Corrected(id=body.id, corrects=body.corrects)
+        return Corrected(id=body.id, corrects=body.corrects, reason=body.reason.strip(), author=author)
 
 
 def _add_account(room: APIRouter, control: Control) -> None:
@@ -119,9 +124,9 @@ def _add_account(room: APIRouter, control: Control) -> None:
 
     @room.get("/v1/account/ledger", tags=["account"])
     async def rows(request: Request, before: Before = None, limit: PageSize = 100) -> LedgerBody:
-        """The caller's own rows of the ledger."""
+        """The caller's own rows of the ledger; which of the operator's keys made a correction is left out."""
         caller = await caller_of(control, request)
-        return await _ledger(control, caller.tenant, before, limit)
+        return await _ledger(control, caller.tenant, before, limit, {"number", "author"})
 
     @room.get("/v1/account/invoices/{month}", tags=["account"], response_class=Response)
     async def invoice(request: Request, month: str, form: Form = "json") -> Response:
@@ -141,10 +146,10 @@ async def _report(control: Control, month: str, by: str, tenant: str | None) -> 
     return UsageReport(begin=iso(begin_ms), end=iso(end_ms), by=groups, usage=[UsageBody.of(each) for each in found])
 
 
-async def _ledger(control: Control, tenant: str | None, before: int | None, limit: int) -> LedgerBody:
+async def _ledger(control: Control, tenant: str | None, before: int | None, limit: int, hidden: set[str]) -> LedgerBody:
     async with control.database.read() as connection:
         page = await ledger_page(connection, tenant=tenant, before=before, limit=limit)
-    rows = [{name: value for name, value in row.items() if name != "number"} for row in page.rows]
+    rows = [{name: value for name, value in row.items() if name not in hidden} for row in page.rows]
     return LedgerBody(rows=rows, before=page.before)  # type: ignore[arg-type]  # columns are text, numbers or null
 
 
@@ -156,7 +161,7 @@ async def _invoice(control: Control, tenant: str, month: str, form: str) -> Resp
     async with control.database.read() as connection:
         found = await get_tenant(connection, tenant)
         rows = await invoice_rows(connection, tenant, number)
-    is_preliminary = bounds_of(number)[1] > now_ms
+    is_preliminary = bounds_of(number)[1] + SETTLING_MS > now_ms
     invoice = make_invoice(found.id, found.name, number, rows, is_preliminary=is_preliminary)
     name = f"invoice-{found.id}-{text_of(number)}.{'txt' if form == 'text' else form}"
     headers = {"content-disposition": f'inline; filename="{name}"', "x-content-type-options": "nosniff"}

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from manylora.control.bodies import Body, iso
-from manylora.control.ledger import MAX_COUNT
+from manylora.control.ledger import MAX_COUNT, MAX_REASON
 from manylora.control.prices import MOST_NANOUSD
 from manylora.control.usage_queries import UsageSum
 from manylora.tenancy import PriceFacts
@@ -87,10 +87,23 @@ class NewCorrection(Body):
 
     id: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
     corrects: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
+    reason: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=MAX_REASON,
+            pattern=r"^[^\x00]*[^\s\x00][^\x00]*$",
+            description="What for, as it stays in the books and on the invoice.",
+        ),
+    ]
     prompt_tokens: Tokens = 0
     completion_tokens: Tokens = 0
 
 
 class Corrected(BaseModel):
+    """author: the id of the key that asked for it, or `admin`."""
+
     id: str
     corrects: str
+    reason: str
+    author: str
