@@ -62,6 +62,14 @@ def test_usage_is_a_table(run: Run) -> None:
     assert "`by` must be of" in run("usage", "--by", "mood").stderr
 
 
+def test_usage_is_of_any_period(run: Run) -> None:
+    reply = run("usage", "--from", "2023-10-31", "--to", "2023-11", "--json")
+    assert reply.exit_code == 0, reply.output
+    report = json.loads(reply.stdout)
+    assert (report["begin"], report["end"]) == ("2023-10-31T00:00:00.000Z", "2023-12-01T00:00:00.000Z")
+    assert "not both" in run("usage", "--month", "2023-11", "--from", "2023-10").stderr
+
+
 def test_a_row_is_corrected_with_a_reason(run: Run, plane: ControlProcess) -> None:
     headers = {"authorization": f"Bearer {EDGE_TOKEN}"}
     content = msgspec.json.encode({"records": [record(1, tenant="corrected", opened_ms=1_700_000_000_000)]})

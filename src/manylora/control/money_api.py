@@ -22,7 +22,8 @@ from manylora.control.money_bodies import (
     UsageBody,
     UsageReport,
 )
-from manylora.control.months import bounds_of, month_of, parse_month, text_of
+from manylora.control.months import bounds_of, parse_month, text_of
+from manylora.control.periods import Period, parse_period
 from manylora.control.prices import price_versions, set_price
 from manylora.control.tenants import get_tenant
 from manylora.control.usage_queries import ledger_page, sum_usage
@@ -31,6 +32,10 @@ from manylora.tenancy import Scope
 
 By = Annotated[str, Query(max_length=100, description="Columns: day, base, adapter, key, tenant; with commas.")]
 Month = Annotated[str, Query(max_length=7, description="A UTC month such as 2026-11; default: this one.")]
+From = Annotated[
+    str, Query(alias="from", max_length=10, description="Instead of `month`: a UTC day or month to begin with.")
+]
+To = Annotated[str, Query(alias="to", max_length=10, description="The last day or month, counted in; default: today.")]
 Before = Annotated[int | None, Query(ge=0, le=2**62, description="The `before` of the page before.")]
 PageSize = Annotated[int, Query(ge=1, le=1000)]
 Form = Annotated[str, Query(alias="format", max_length=16, description="text, json, csv or html.")]
@@ -76,11 +81,17 @@ def _add_admin(room: APIRouter, control: Control) -> None:
 
     @room.get("/admin/usage", tags=["admin"])
     async def usage(
-        request: Request, month: Month = "", by: By = "tenant", tenant: Annotated[str, Query(max_length=64)] = ""
+        request: Request,
+        month: Month = "",
+        first: From = "",
+        last: To = "",
+        by: By = "tenant",
+        tenant: Annotated[str, Query(max_length=64)] = "",
     ) -> UsageReport:
-        """Sums over a month, of all tenants or one."""
+        """Sums over a month or any other period, of all tenants or one."""
         await require(request)
-        return await _report(control, month, by, tenant or None)
+        period = parse_period(month=month, first=first, last=last, now_ms=control.now_ms())
+        return await _report(control, period, by, tenant or None)
 
     @room.get("/admin/ledger", tags=["admin"])
     async def rows(
@@ -117,10 +128,13 @@ def _add_admin(room: APIRouter, control: Control) -> None:
 
 def _add_account(room: APIRouter, control: Control) -> None:
     @room.get("/v1/account/usage", tags=["account"])
-    async def usage(request: Request, month: Month = "", by: By = "base,adapter") -> UsageReport:
-        """The caller's own sums over a month."""
+    async def usage(
+        request: Request, month: Month = "", first: From = "", last: To = "", by: By = "base,adapter"
+    ) -> UsageReport:
+        """The caller's own sums over a month or any other period."""
         caller = await caller_of(control, request)
-        return await _report(control, month, by, caller.tenant)
+        period = parse_period(month=month, first=first, last=last, now_ms=control.now_ms())
+        return await _report(control, period, by, caller.tenant)
 
     @room.get("/v1/account/ledger", tags=["account"])
     async def rows(request: Request, before: Before = None, limit: PageSize = 100) -> LedgerBody:
@@ -135,9 +149,8 @@ def _add_account(room: APIRouter, control: Control) -> None:
         return await _invoice(control, caller.tenant, month, form)
 
 
-async def _report(control: Control, month: str, by: str, tenant: str | None) -> UsageReport:
-    number = parse_month(month) if month else month_of(control.now_ms())
-    begin_ms, end_ms = bounds_of(number)
+async def _report(control: Control, period: Period, by: str, tenant: str | None) -> UsageReport:
+    begin_ms, end_ms = period.begin_ms, period.end_ms
     groups = [group.strip() for group in by.split(",") if group.strip()]
     if len(set(groups)) != len(groups):
         raise InvalidParameter("`by` names a column twice", parameter="by")
