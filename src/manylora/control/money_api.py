@@ -1,4 +1,4 @@
-"""Prices, usage, invoices and corrections: the operator's under `/admin`, a tenant's own under `/v1/account`."""
+"""Prices, usage, invoices, corrections, credits: the operator's under `/admin`, a tenant's own under `/v1/account`."""
 
 from typing import Annotated
 
@@ -9,11 +9,13 @@ from starlette.responses import Response
 from manylora.control.bodies import iso
 from manylora.control.callers import caller_of
 from manylora.control.control import Control
+from manylora.control.credit import grants_page
 from manylora.control.invoice_forms import FORMATS, render
 from manylora.control.invoices import SETTLING_MS, invoice_rows, make_invoice
 from manylora.control.ledger import OPERATOR, correct
 from manylora.control.money_bodies import (
     Corrected,
+    GrantList,
     LedgerBody,
     NewCorrection,
     NewPrice,
@@ -104,6 +106,12 @@ def _add_admin(room: APIRouter, control: Control) -> None:
         await require(request)
         return await _ledger(control, tenant or None, before, limit, {"number"})
 
+    @room.get("/admin/tenants/{tenant}/credits", tags=["admin"])
+    async def credits(request: Request, tenant: str, before: Before = None, limit: PageSize = 100) -> GrantList:
+        """What a tenant's credit was given, and taken, one by one."""
+        await require(request)
+        return await _credits(control, tenant, before, limit)
+
     @room.get("/admin/invoices/{tenant}/{month}", tags=["admin"], response_class=Response)
     async def invoice(request: Request, tenant: str, month: str, form: Form = "json") -> Response:
         """A tenant's invoice of a month."""
@@ -142,6 +150,12 @@ def _add_account(room: APIRouter, control: Control) -> None:
         caller = await caller_of(control, request)
         return await _ledger(control, caller.tenant, before, limit, {"number", "author"})
 
+    @room.get("/v1/account/credits", tags=["account"])
+    async def credits(request: Request, before: Before = None, limit: PageSize = 100) -> GrantList:
+        """What the caller's own credit was given, and taken, one by one."""
+        caller = await caller_of(control, request)
+        return await _credits(control, caller.tenant, before, limit)
+
     @room.get("/v1/account/invoices/{month}", tags=["account"], response_class=Response)
     async def invoice(request: Request, month: str, form: Form = "json") -> Response:
         """The caller's own invoice of a month."""
@@ -164,6 +178,11 @@ async def _ledger(control: Control, tenant: str | None, before: int | None, limi
         page = await ledger_page(connection, tenant=tenant, before=before, limit=limit)
     rows = [{name: value for name, value in row.items() if name not in hidden} for row in page.rows]
     return LedgerBody(rows=rows, before=page.before)  # type: ignore[arg-type]  # columns are text, numbers or null
+
+
+async def _credits(control: Control, tenant: str, before: int | None, limit: int) -> GrantList:
+    async with control.database.read() as connection:
+        return GrantList.of(await grants_page(connection, tenant, before=before, limit=limit))
 
 
 async def _invoice(control: Control, tenant: str, month: str, form: str) -> Response:

@@ -1,10 +1,11 @@
-"""The forms of prices, usage and corrections, as pydantic models."""
+"""The forms of prices, usage, credits and corrections, as pydantic models."""
 
 from typing import Annotated
 
 from pydantic import BaseModel, Field
 
 from manylora.control.bodies import Body, iso
+from manylora.control.credit import GrantPage
 from manylora.control.ledger import MAX_COUNT, MAX_REASON
 from manylora.control.prices import MOST_NANOUSD
 from manylora.control.usage_queries import UsageSum
@@ -80,6 +81,30 @@ class LedgerBody(BaseModel):
 
     rows: list[dict[str, str | int | None]]
     before: int | None
+
+
+class GrantBody(BaseModel):
+    """One grant of credit; below zero it took away."""
+
+    id: str
+    nanousd: int
+    reason: str
+    created: str
+
+
+class GrantList(BaseModel):
+    """The newest first; `before`: give it for those that follow."""
+
+    credits: list[GrantBody]
+    before: int | None
+
+    @staticmethod
+    def of(page: GrantPage) -> "GrantList":
+        grants = [
+            GrantBody(id=grant.id, nanousd=grant.nanousd, reason=grant.reason, created=iso(grant.created_ms))
+            for grant in page.grants
+        ]
+        return GrantList(credits=grants, before=page.before)
 
 
 class NewCorrection(Body):
