@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from manylora.control.accepting import wanted_form
 from manylora.control.bodies import iso
 from manylora.control.callers import caller_of
 from manylora.control.control import Control
@@ -40,7 +41,12 @@ From = Annotated[
 To = Annotated[str, Query(alias="to", max_length=10, description="The last day or month, counted in; default: today.")]
 Before = Annotated[int | None, Query(ge=0, le=2**62, description="The `before` of the page before.")]
 PageSize = Annotated[int, Query(ge=1, le=1000)]
-Form = Annotated[str, Query(alias="format", max_length=16, description="text, json, csv or html.")]
+Form = Annotated[
+    str | None,
+    Query(alias="format", max_length=16, description="text, json, csv or html; default: what `Accept` wants, or json."),
+]
+
+DEFAULT_FORM = "json"
 
 
 def money_room(control: Control) -> APIRouter:
@@ -113,10 +119,10 @@ def _add_admin(room: APIRouter, control: Control) -> None:
         return await _credits(control, tenant, before, limit)
 
     @room.get("/admin/invoices/{tenant}/{month}", tags=["admin"], response_class=Response)
-    async def invoice(request: Request, tenant: str, month: str, form: Form = "json") -> Response:
+    async def invoice(request: Request, tenant: str, month: str, form: Form = None) -> Response:
         """A tenant's invoice of a month."""
         await require(request)
-        return await _invoice(control, tenant, month, form)
+        return await _invoice(control, request, tenant, month, form)
 
     @room.post("/admin/corrections", status_code=201, tags=["admin"])
     async def new_correction(request: Request, body: NewCorrection) -> Corrected:
@@ -157,10 +163,10 @@ def _add_account(room: APIRouter, control: Control) -> None:
         return await _credits(control, caller.tenant, before, limit)
 
     @room.get("/v1/account/invoices/{month}", tags=["account"], response_class=Response)
-    async def invoice(request: Request, month: str, form: Form = "json") -> Response:
+    async def invoice(request: Request, month: str, form: Form = None) -> Response:
         """The caller's own invoice of a month."""
         caller = await caller_of(control, request)
-        return await _invoice(control, caller.tenant, month, form)
+        return await _invoice(control, request, caller.tenant, month, form)
 
 
 async def _report(control: Control, period: Period, by: str, tenant: str | None) -> UsageReport:
@@ -185,8 +191,10 @@ async def _credits(control: Control, tenant: str, before: int | None, limit: int
         return GrantList.of(await grants_page(connection, tenant, before=before, limit=limit))
 
 
-async def _invoice(control: Control, tenant: str, month: str, form: str) -> Response:
+async def _invoice(control: Control, request: Request, tenant: str, month: str, given: str | None) -> Response:
     number = parse_month(month)
+    accept = ",".join(request.headers.getlist("accept"))
+    form = wanted_form(accept, FORMATS, DEFAULT_FORM) if given is None else given
     if form not in FORMATS:
         raise InvalidParameter(f"`format` must be one of {', '.join(FORMATS)}. Given: {form!r}", parameter="format")
     now_ms = control.now_ms()
@@ -196,5 +204,9 @@ async def _invoice(control: Control, tenant: str, month: str, form: str) -> Resp
     is_preliminary = bounds_of(number)[1] + SETTLING_MS > now_ms
     invoice = make_invoice(found.id, found.name, number, rows, is_preliminary=is_preliminary)
     name = f"invoice-{found.id}-{text_of(number)}.{'txt' if form == 'text' else form}"
-    headers = {"content-disposition": f'inline; filename="{name}"', "x-content-type-options": "nosniff"}
+    headers = {
+        "content-disposition": f'inline; filename="{name}"',
+        "x-content-type-options": "nosniff",
+        "vary": "Accept",
+    }
     return Response(render(invoice, form), media_type=FORMATS[form], headers=headers)
