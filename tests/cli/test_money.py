@@ -1,14 +1,17 @@
-"""`manylora prices`, `usage` and `invoice` against a real control plane process."""
+"""`manylora prices`, `usage`, `ledger` and `invoice` against a real control plane process."""
 
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx2
+import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
 from manylora.cli import app
-from tests.control.control_process import ControlProcess, running_control
+from tests.control.control_process import EDGE_TOKEN, ControlProcess, running_control
+from tests.control.plane import record
 
 Run = Callable[..., Result]
 
@@ -57,3 +60,32 @@ def test_usage_is_a_table(run: Run) -> None:
     assert shown.exit_code == 0, shown.output
     assert shown.stdout.split()[:4] == ["tenant", "base", "requests", "prompt_tokens"]
     assert "`by` must be of" in run("usage", "--by", "mood").stderr
+
+
+def test_usage_is_of_any_period(run: Run) -> None:
+    reply = run("usage", "--from", "2023-10-31", "--to", "2023-11", "--json")
+    assert reply.exit_code == 0, reply.output
+    report = json.loads(reply.stdout)
+    assert (report["begin"], report["end"]) == ("2023-10-31T00:00:00.000Z", "2023-12-01T00:00:00.000Z")
+    assert "not both" in run("usage", "--month", "2023-11", "--from", "2023-10").stderr
+
+
+def test_a_row_is_corrected_with_a_reason(run: Run, plane: ControlProcess) -> None:
+    headers = {"authorization": f"Bearer {EDGE_TOKEN}"}
+    content = msgspec.json.encode({"records": [record(1, tenant="corrected", opened_ms=1_700_000_000_000)]})
+    httpx2.post(f"{plane.url}/internal/usage", content=content, headers=headers).raise_for_status()
+    words = ("ledger", "correct", "usage-1", "--prompt", "-100", "--id", "ticket-17")
+    assert run(*words).exit_code == 2
+    made = run(*words, "--reason", "charged twice")
+    assert made.exit_code == 0, made.output
+    assert made.stdout.split()[:6] == ["id", "ticket-17", "corrects", "usage-1", "reason", "charged"]
+    assert "there is a row" in run(*words, "--reason", "again").stderr
+    listed = run("ledger", "ls", "--tenant", "corrected")
+    assert "-$0.00002" in listed.stdout
+    assert "charged twice" in listed.stdout
+    assert "2023-11-14T22:13:20+00:00" in listed.stdout
+    first = run("ledger", "ls", "--tenant", "corrected", "--limit", "1")
+    assert "there are more: --before" in first.stderr
+    rest = run("ledger", "ls", "--before", first.stderr.split()[-1], "--json")
+    assert [row["id"] for row in json.loads(rest.stdout)["rows"]] == ["usage-1"]
+    assert json.loads(run("ledger", "ls", "--own", "--json").stdout)["rows"] == []

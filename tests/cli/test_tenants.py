@@ -48,6 +48,14 @@ def test_a_tenant_is_made_shown_and_given_credit(run: Run, plane: ControlProcess
         balance = fields_of(run("tenants", "credit", "acme", "25", "--id", "paid-1", "--reason", "paid"))
     assert balance["credit left"] == "$26.50"
     assert fields_of(run("tenants", "credit", "acme", "-0.0002"))["credit left"] == "$26.4998"
+    history = run("tenants", "credits", "acme")
+    assert [word for word in history.stdout.split() if "$" in word] == ["-$0.0002", "$25.00", "$1.50"]
+    assert "paid-1" in history.stdout
+    first = run("tenants", "credits", "acme", "--limit", "2")
+    assert "there are more: --before" in first.stderr
+    rest = run("tenants", "credits", "acme", "--before", first.stderr.split()[-1], "--json")
+    assert [grant["reason"] for grant in json.loads(rest.stdout)["credits"]] == ["sign-up"]
+    assert json.loads(run("tenants", "credits", "--json").stdout)["before"] is None
 
 
 def test_a_suspended_tenant_is_refused_until_it_is_resumed(run: Run, plane: ControlProcess) -> None:

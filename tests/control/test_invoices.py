@@ -29,7 +29,8 @@ ROWS = st.builds(
     price_version=st.sampled_from([None, 1, 2]),
     input_nanousd=st.sampled_from([0, 200]),
     output_nanousd=st.just(200),
-    is_correction=st.booleans(),
+    corrects_month=st.sampled_from([None, None, 202610, 202611]),
+    reason=st.sampled_from([None, "double", "=1"]),
     requests=st.integers(0, 3),
     prompt_tokens=st.integers(-10, 10**9),
     completion_tokens=st.integers(-10, 10**9),
@@ -49,13 +50,18 @@ def row(**changes: Any) -> InvoiceRow:
         "price_version": 1,
         "input_nanousd": 200,
         "output_nanousd": 200,
-        "is_correction": False,
+        "corrects_month": None,
+        "reason": None,
         "requests": 1,
         "prompt_tokens": 100,
         "completion_tokens": 10,
         "cost_nanousd": 22_000,
     }
     return InvoiceRow(**(values | changes))
+
+
+def correction(**changes: Any) -> InvoiceRow:
+    return row(**({"corrects_month": 202610, "reason": "charged twice"} | changes))
 
 
 @given(st.lists(ROWS, max_size=20), st.randoms(use_true_random=False))
@@ -85,10 +91,11 @@ def test_the_printed_lines_add_up_to_the_printed_total() -> None:
 
 TEXT = """Invoice of 2026-11 for Acme (acme)
 
-base                              adapter         requests  prompt  completion  $/prompt  $/completion      $
-Mistral-7b-instruct               -                      1     100          10  0.0000002     0.0000002   0.00
-Mistral-7b-instruct               acme/triage/2          2     200          20  0.0000002     0.0000002  44.00
-Mistral-7b-instruct (correction)  acme/triage/2          0    -100           0  0.0000002     0.0000002  -1.00
+base                                         adapter         requests  prompt  completion $/prompt  $/completion      $
+Mistral-7b-instruct                          -                      1     100          10 0.0000002     0.0000002   0.00
+Mistral-7b-instruct                          acme/triage/2          2     200          20 0.0000002     0.0000002  44.00
+Mistral-7b-instruct (correction of 2026-10)  acme/triage/2          0    -100           0 0.0000002     0.0000002  -1.00
+  charged twice
 
 """
 
@@ -98,7 +105,7 @@ def test_the_text_is_laid_out_in_columns() -> None:
         row(adapter=None, adapter_owner=None),
         row(cost_nanousd=22 * 10**9),
         row(cost_nanousd=22 * 10**9),
-        row(is_correction=True, requests=0, prompt_tokens=-100, completion_tokens=0, cost_nanousd=-(10**9)),
+        correction(requests=0, prompt_tokens=-100, completion_tokens=0, cost_nanousd=-(10**9)),
     )
     lines = render(invoice, "text").decode().splitlines()
     assert [line.split() for line in lines[:-1]] == [line.split() for line in TEXT.splitlines()]
@@ -109,21 +116,25 @@ def test_the_text_is_laid_out_in_columns() -> None:
     "name", ['=HYPERLINK("http://x")', "+1", "-1", "@x", "<script>alert(1)</script>", 'a"b,c\nd', "\x1b[31mred"]
 )
 def test_names_are_text_in_every_form(name: str) -> None:
-    invoice = invoice_of(row(adapter=name, adapter_owner=None), tenant="acme", name=name)
+    line = correction(adapter=name, adapter_owner=None, reason=name)
+    invoice = invoice_of(line, tenant="acme", name=name)
     page = render(invoice, "html").decode()
     assert "<script>" not in page
     cells = list(csv.DictReader(io.StringIO(render(invoice, "csv").decode())))
-    assert not cells[0]["adapter"].startswith(("=", "+", "-", "@"))
-    assert json.loads(render(invoice, "json"))["lines"][0]["adapter"] == name
+    shown = json.loads(render(invoice, "json"))["lines"][0]
+    for field in ("adapter", "reason"):
+        assert not cells[0][field].startswith(("=", "+", "-", "@"))
+        assert shown[field] == name
     text = render(invoice, "text").decode()
     assert "\x1b" not in text
-    assert len(text.splitlines()) == 6
+    assert len(text.splitlines()) == 7
 
 
 def test_a_csv_reads_back() -> None:
-    invoice = invoice_of(row(cost_nanousd=-22_000, is_correction=True))
+    invoice = invoice_of(correction(cost_nanousd=-22_000))
     (line,) = csv.DictReader(io.StringIO(render(invoice, "csv").decode()))
     assert (line["exact_usd"], line["kind"], line["month"]) == ("-0.000022", "correction", "2026-11")
+    assert (line["corrects_month"], line["reason"]) == ("2026-10", "charged twice")
 
 
 def test_months_are_of_utc() -> None:
@@ -178,8 +189,8 @@ def test_usage_and_invoices_are_the_ledgers(run: Callable[..., None]) -> None:
         assert sum(row["requests"] for row in days) == 4
 
         fixed = {"id": "fix-1", "corrects": "usage-0", "prompt_tokens": -100, "completion_tokens": -10}
+        fixed |= {"reason": "charged twice"}
         assert (await plane.call("POST", "/admin/corrections", fixed)).status_code == 201
-        assert (await plane.call("POST", "/admin/corrections", fixed)).status_code == 409
         invoice = (await plane.call("GET", f"/v1/account/invoices/{month}", key=key)).json()
         assert invoice["is_preliminary"] is True
         assert invoice["total_nanousd"] == 4 * 22_000 - 22_000

@@ -186,7 +186,15 @@ def test_a_correction_is_a_row_more(run: Callable[..., None]) -> None:
         await insert_records(plane.control, [record(1, opened_ms=plane.control.now_ms())])
 
         async def take_back(record_id: str = "usage-1") -> None:
-            await correct(plane.control, record_id, correction_id="fix-1", prompt_tokens=-100, completion_tokens=-10)
+            await correct(
+                plane.control,
+                record_id,
+                correction_id="fix-1",
+                prompt_tokens=-100,
+                completion_tokens=-10,
+                reason="it came twice",
+                author="admin",
+            )
 
         await take_back()
         assert await rows_of(plane) == [("fix-1", -COST, 1), ("usage-1", COST, 1)]
@@ -237,6 +245,39 @@ def test_a_grant_of_one_id_counts_once(run: Callable[..., None]) -> None:
         assert reply.json()["left_nanousd"] == 5
         other = await plane.call("POST", "/admin/tenants/acme/credits", {"id": "g", "nanousd": 6, "reason": "paid"})
         assert other.status_code == 422
+
+    run(scenario)
+
+
+def test_credits_are_listed_page_by_page_the_newest_first(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        key, other = await plane.new_tenant("acme", credit_nanousd=7), await plane.new_tenant("beta", credit_nanousd=9)
+        for number in range(4):
+            plane.clock.advance(1)
+            grant = {"id": f"g-{number}", "nanousd": -number, "reason": f"number {number}"}
+            for _ in range(2):
+                await plane.call("POST", "/admin/tenants/acme/credits", grant)
+        found, before = [], ""
+        for size in (2, 2, 1):
+            reply = (await plane.call("GET", f"/v1/account/credits?limit=2{before}", key=key)).json()
+            assert len(reply["credits"]) == size
+            found += reply["credits"]
+            before = f"&before={reply['before']}"
+        assert reply["before"] is None
+        assert [grant["id"] for grant in found[:4]] == ["g-3", "g-2", "g-1", "g-0"]
+        assert [grant["nanousd"] for grant in found] == [-3, -2, -1, 0, 7]
+        assert found[0] == {
+            "id": "g-3",
+            "nanousd": -3,
+            "reason": "number 3",
+            "created": "2023-11-14T22:30:04.000Z",
+        }
+        assert (await plane.call("GET", "/admin/tenants/acme/credits")).json() == {"credits": found, "before": None}
+        (own,) = (await plane.call("GET", "/v1/account/credits", key=other)).json()["credits"]
+        assert (own["nanousd"], own["reason"]) == (9, "sign-up")
+        assert (await plane.call("GET", "/admin/tenants/nobody/credits")).status_code == 404
+        assert (await plane.call("GET", "/admin/tenants/acme/credits", key=other)).status_code == 403
+        assert (await plane.call("GET", "/v1/account/credits?limit=0", key=key)).status_code == 400
 
     run(scenario)
 

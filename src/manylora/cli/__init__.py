@@ -11,6 +11,7 @@ from manylora.cli.control import control
 from manylora.cli.cost import cost
 from manylora.cli.generate import generate
 from manylora.cli.keys import keys
+from manylora.cli.ledger import ledger
 from manylora.cli.limits import limits
 from manylora.cli.prices import prices
 from manylora.cli.pull import pull
@@ -39,6 +40,7 @@ app.add_typer(tenants, name="tenants")
 app.add_typer(keys, name="keys")
 app.add_typer(limits, name="limits")
 app.add_typer(prices, name="prices")
+app.add_typer(ledger, name="ledger")
 app.add_typer(repos, name="repos")
 
 

@@ -150,6 +150,33 @@ def credit(
     typer.echo(reply.text) if json else print_fields(_balance(reply.json()))
 
 
+@tenants.command()
+def credits(
+    tenant: Annotated[
+        str, typer.Argument(metavar="TENANT", help="The tenant's short code. Default: the key's own.")
+    ] = "",
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 100,
+    before: Annotated[int | None, typer.Option(min=0, help="Those that follow, as the last page said.")] = None,
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """List what a tenant's credit was given, and taken, the newest first."""
+    path = ROOT + path_of(tenant, "credits") if tenant else "/v1/account/credits"
+    query: dict[str, object] = {"limit": limit}
+    if before is not None:
+        query["before"] = before
+    reply = Server(url=url, key=key).ask("GET", path, expects="credits", query=query)
+    if json:
+        typer.echo(reply.text)
+        return
+    page = reply.json()
+    rows = ((grant["created"], dollars(grant["nanousd"]), grant["reason"], grant["id"]) for grant in page["credits"])
+    print_table(("created", "amount", "reason", "id"), rows, numbers=("amount",))
+    if page["before"] is not None:
+        typer.echo(f"there are more: --before {page['before']}", err=True)
+
+
 def _put_state(server: Server, tenant: str, verb: str, json: bool) -> None:
     reply = server.ask("POST", ROOT + path_of(tenant, verb), expects="state")
     typer.echo(reply.text if json else f"done: tenant {tenant} is {reply.json()['state']}")

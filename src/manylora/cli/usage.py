@@ -20,19 +20,25 @@ from manylora.cli.client import (
 
 COUNTS = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens")
 MonthOption = Annotated[str, typer.Option(help="A UTC month such as 2026-11. Default: this one.")]
+FromOption = Annotated[
+    str, typer.Option("--from", help="Instead of a month: a UTC day or month to begin with, 2026-11-25 or 2026-11.")
+]
+ToOption = Annotated[str, typer.Option("--to", help="The last day or month, counted in. Default: today.")]
 
 
 def usage(
     tenant: Annotated[str, typer.Option(help="One tenant alone.")] = "",
     month: MonthOption = "",
+    first: FromOption = "",
+    last: ToOption = "",
     by: Annotated[str, typer.Option(help="Columns: day, tenant, base, adapter, key; with commas.")] = "tenant",
     own: Annotated[bool, typer.Option("--own", help="The usage of the key's own tenant; needs no admin key.")] = False,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """Show a month's usage, added up."""
-    given = {"by": by, "month": month, "tenant": tenant}
+    """Show the usage of a month, or of any other period, added up."""
+    given = {"by": by, "month": month, "from": first, "to": last, "tenant": tenant}
     query: dict[str, object] = {name: text for name, text in given.items() if text}
     path = "/v1/account/usage" if own else "/admin/usage"
     reply = Server(url=url, key=key).ask("GET", path, expects="usage", query=query)

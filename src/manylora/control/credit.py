@@ -24,6 +24,24 @@ UNLIMITED_NANOUSD = 2**53
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """One row of a tenant's credit; below zero it took away."""
+
+    id: str
+    nanousd: int
+    reason: str
+    created_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantPage:
+    """The newest first; `before`: give it for those that follow, None at the end."""
+
+    grants: list[Grant]
+    before: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
     """What a tenant was given, what the ledger charged, and what edges have set aside of the rest."""
 
@@ -54,6 +72,19 @@ async def grant_credit(
         return
     row = {"id": grant_id, "tenant": tenant, "nanousd": nanousd, "reason": reason, "created_ms": now_ms}
     await connection.execute(insert(credits).values(row))
+
+
+async def grants_page(
+    connection: AsyncConnection, tenant: str, *, before: int | None = None, limit: int = 100
+) -> GrantPage:
+    """What a tenant was given and what was taken, the newest first. Raises `ResourceNotFound` for no tenant."""
+    await get_tenant(connection, tenant)
+    asked = select(credits).where(credits.c.tenant == tenant).order_by(credits.c.number.desc()).limit(limit)
+    if before is not None:
+        asked = asked.where(credits.c.number < before)
+    rows = (await connection.execute(asked)).all()
+    grants = [Grant(id=row.id, nanousd=row.nanousd, reason=row.reason, created_ms=row.created_ms) for row in rows]
+    return GrantPage(grants=grants, before=rows[-1].number if len(rows) == limit else None)
 
 
 async def balance_of(connection: AsyncConnection, tenant: str, now_ms: int) -> Balance:

@@ -17,8 +17,10 @@ FORMATS = {
 }
 COLUMNS = (
     *("kind", "base", "adapter", "price_version", "requests", "prompt_tokens", "completion_tokens"),
-    *("input_usd", "output_usd", "exact_usd", "usd"),
+    *("input_usd", "output_usd", "exact_usd", "usd", "corrects_month", "reason"),
 )
+PRINTED = COLUMNS[: COLUMNS.index("corrects_month")]
+"""Columns of the page; what a correction corrects, and why, stands with its kind."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -40,7 +42,7 @@ def cents_usd(cents: int) -> str:
 
 def _fields(line: InvoiceLine) -> dict[str, object]:
     return {
-        "kind": "correction" if line.is_correction else "usage",
+        "kind": "usage" if line.corrects_month is None else "correction",
         "base": line.base,
         "adapter": line.adapter,
         "price_version": line.price_version,
@@ -51,11 +53,13 @@ def _fields(line: InvoiceLine) -> dict[str, object]:
         "output_usd": usd(line.output_nanousd),
         "exact_usd": usd(line.nanousd),
         "usd": cents_usd(line.cents),
+        "corrects_month": None if line.corrects_month is None else text_of(line.corrects_month),
+        "reason": line.reason,
     }
 
 
 def _title(invoice: Invoice) -> str:
-    preliminary = " (preliminary: the month is not over)" if invoice.is_preliminary else ""
+    preliminary = " (preliminary: more of this month may come)" if invoice.is_preliminary else ""
     return f"Invoice of {text_of(invoice.month)} for {invoice.name} ({invoice.tenant}){preliminary}"
 
 
@@ -87,7 +91,7 @@ def _csv(invoice: Invoice) -> str:
 def _cell(name: str, value: object) -> str:
     """A name that a spreadsheet would take for a formula is kept from being one; amounts may begin with a minus."""
     text = "" if value is None else str(value)
-    is_name = name in ("tenant", "base", "adapter")
+    is_name = name in ("tenant", "base", "adapter", "reason")
     return f"'{text}" if is_name and text.startswith(_FORMULA) else text
 
 
@@ -98,8 +102,8 @@ def _text(invoice: Invoice) -> str:
     for line in invoice.lines:
         fields = _fields(line)
         cells = ["-" if fields[name] is None else _plain(str(fields[name])) for name in columns]
-        if line.is_correction:
-            cells[0] += " (correction)"
+        if line.corrects_month is not None:
+            cells[0] += f" (correction of {fields['corrects_month']})"
         rows.append(tuple(cells))
     widths = [max(len(row[index]) for row in rows) for index in range(len(columns))]
     lines = [
@@ -109,8 +113,11 @@ def _text(invoice: Invoice) -> str:
         ).rstrip()
         for row in rows
     ]
-    total = f"total  ${cents_usd(invoice.cents)}"
-    return "\n".join([_plain(_title(invoice)), "", *lines, "", total.rjust(max(map(len, lines), default=0)), ""])
+    total = f"total  ${cents_usd(invoice.cents)}".rjust(max(map(len, lines)))
+    for index in reversed(range(len(invoice.lines))):  # from the end, so that the places before stay
+        if (reason := invoice.lines[index].reason) is not None:
+            lines.insert(index + 2, f"  {_plain(reason)}")
+    return "\n".join([_plain(_title(invoice)), "", *lines, "", total, ""])
 
 
 def _plain(text: str) -> str:
@@ -119,10 +126,8 @@ def _plain(text: str) -> str:
 
 
 def _html(invoice: Invoice) -> str:
-    heads = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in COLUMNS)
-    rows = "\n".join(
-        "<tr>" + "".join(_td(name, value) for name, value in _fields(line).items()) + "</tr>" for line in invoice.lines
-    )
+    heads = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in PRINTED)
+    rows = "\n".join(f"<tr>{_cells(line)}</tr>" for line in invoice.lines)
     title = html.escape(_title(invoice))
     return f"""<!doctype html>
 <html lang="en">
@@ -146,12 +151,19 @@ tfoot td {{ font-weight: 600; border: 0; }}
 {rows}
 </tbody>
 <tfoot><tr>
-<td colspan="{len(COLUMNS) - 1}">Total, US dollars</td><td class="number">{cents_usd(invoice.cents)}</td>
+<td colspan="{len(PRINTED) - 1}">Total, US dollars</td><td class="number">{cents_usd(invoice.cents)}</td>
 </tr></tfoot>
 </table>
 </body>
 </html>
 """
+
+
+def _cells(line: InvoiceLine) -> str:
+    fields = _fields(line)
+    if line.corrects_month is not None:
+        fields["kind"] = f"correction of {fields['corrects_month']}: {line.reason}"
+    return "".join(_td(name, fields[name]) for name in PRINTED)
 
 
 def _td(name: str, value: object) -> str:

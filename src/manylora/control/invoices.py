@@ -1,7 +1,8 @@
 """Invoices: one tenant's month as a document. A pure function of the ledger's rows, whatever order they come in.
 
 Amounts are exact, in nano-dollars; each line is rounded once, half to even, to cents, and the total is the sum of the
-rounded lines, so that the printed numbers add up.
+rounded lines, so that the printed numbers add up. A correction is on the invoice of the month in which it was made:
+that of the month it corrects may have been paid.
 """
 
 from collections import defaultdict
@@ -16,11 +17,16 @@ from manylora.control.tables import ledger
 
 CENT = 10_000_000
 """Nano-dollars."""
+SETTLING_MS = 3_600_000
+"""After a month's end: until then what was opened in it may still be under way, and its invoice is preliminary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InvoiceRow:
-    """What an invoice needs of one row of the ledger, or of several that are alike but for their counts."""
+    """What an invoice needs of one row of the ledger, or of several that are alike but for their counts.
+
+    corrects_month  202610; None: it is no correction, and has no reason
+    """
 
     base: str
     adapter: str | None
@@ -28,7 +34,8 @@ class InvoiceRow:
     price_version: int | None
     input_nanousd: int
     output_nanousd: int
-    is_correction: bool
+    corrects_month: int | None
+    reason: str | None
     requests: int
     prompt_tokens: int
     completion_tokens: int
@@ -37,10 +44,11 @@ class InvoiceRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InvoiceLine:
-    """All of one adapter version (or of the base alone) at one price.
+    """All of one adapter version (or of the base alone) at one price; corrections apart, by month and reason.
 
     adapter         `owner/repo/3` for an upload, else its name; None: the base model
     price_version   None: there was no price, and it costs nothing
+    corrects_month  the month, 202610, of the usage that is corrected, at its own price; None: no correction, no reason
     cents           the amount rounded
     """
 
@@ -49,7 +57,8 @@ class InvoiceLine:
     price_version: int | None
     input_nanousd: int
     output_nanousd: int
-    is_correction: bool
+    corrects_month: int | None
+    reason: str | None
     requests: int
     prompt_tokens: int
     completion_tokens: int
@@ -59,7 +68,7 @@ class InvoiceLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invoice:
-    """month: 202611; is_preliminary: the month was not over when its rows were read."""
+    """month: 202611; is_preliminary: the month was not over, or only just, when its rows were read."""
 
     tenant: str
     name: str
@@ -78,15 +87,16 @@ class Invoice:
 
 def make_invoice(tenant: str, name: str, month: int, rows: Iterable[InvoiceRow], *, is_preliminary: bool) -> Invoice:
     """Add rows up, line by line, in an order of their own."""
-    sums: dict[tuple[str, str, int, int, int, bool], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+    sums: dict[tuple[str, str, int, int, int, int, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
     for row in rows:
         version = -1 if row.price_version is None else row.price_version
-        key = (row.base, _adapter(row), version, row.input_nanousd, row.output_nanousd, row.is_correction)
+        prices, corrected = (row.input_nanousd, row.output_nanousd), (row.corrects_month or 0, row.reason or "")
+        key = (row.base, _adapter(row), version, *prices, *corrected)
         for index, amount in enumerate((row.requests, row.prompt_tokens, row.completion_tokens, row.cost_nanousd)):
             sums[key][index] += amount
     lines = []
     for key in sorted(sums):
-        base, adapter, version, input_nanousd, output_nanousd, is_correction = key
+        base, adapter, version, input_nanousd, output_nanousd, corrects_month, reason = key
         requests, prompt_tokens, completion_tokens, nanousd = sums[key]
         lines.append(
             InvoiceLine(
@@ -95,7 +105,8 @@ def make_invoice(tenant: str, name: str, month: int, rows: Iterable[InvoiceRow],
                 price_version=None if version < 0 else version,
                 input_nanousd=input_nanousd,
                 output_nanousd=output_nanousd,
-                is_correction=is_correction,
+                corrects_month=corrects_month or None,
+                reason=reason or None,
                 requests=requests,
                 prompt_tokens=prompt_tokens,
                 completion_tokens=completion_tokens,
@@ -126,7 +137,8 @@ async def invoice_rows(connection: AsyncConnection, tenant: str, month: int) -> 
             price_version=row.price_version,
             input_nanousd=row.input_nanousd,
             output_nanousd=row.output_nanousd,
-            is_correction=row.corrects is not None,
+            corrects_month=row.corrects_month,
+            reason=row.reason,
             requests=0 if row.corrects is not None else 1,
             prompt_tokens=row.charged_prompt_tokens,
             completion_tokens=row.charged_completion_tokens,

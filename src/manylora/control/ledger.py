@@ -1,14 +1,18 @@
-"""The ledger: one row a request, inserted once by its id and never changed; a correction is a row more."""
+"""The ledger: one row a request, inserted once by its id and never changed; a correction is a row more.
+
+A correction belongs to the moment at which it is made, so that no month that is over ever changes by one.
+"""
 
 import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.control import Control
+from manylora.control.credit import MOST_NANOUSD
 from manylora.control.months import month_of
 from manylora.control.prices import price_at, price_versions
 from manylora.control.tables import ledger, spending, tenants
@@ -21,6 +25,10 @@ log = logging.getLogger(__name__)
 
 MAX_COUNT = 2**53
 """Of tokens in one record: above it, it is no count."""
+MAX_REASON = 200
+"""Characters."""
+OPERATOR = "admin"
+"""The author of what is done where nobody is asked for a key."""
 
 
 async def insert_records(control: Control, records: Sequence[UsageRecord]) -> int:
@@ -56,23 +64,33 @@ async def correct(
     correction_id: str,
     prompt_tokens: int,
     completion_tokens: int,
+    reason: str,
+    author: str,
 ) -> None:
-    """Add a row that charges (or, below zero, gives back) tokens at the price of the row it corrects.
+    """Add a row, now, that charges (or, below zero, gives back) tokens at the price of the row it corrects.
 
-    Raises `ResourceNotFound` for a row that is not there, `NameTaken` if a correction of that id is.
+    Args:    reason  1 to `MAX_REASON` characters, not all of them blank
+             author  the id of the key that wants it, or `OPERATOR`
+    Raises:  `ResourceNotFound` for a row that is not there, `NameTaken` if a row of that id is, `InvalidParameter`
     """
     if abs(prompt_tokens) > MAX_COUNT or abs(completion_tokens) > MAX_COUNT:
         raise InvalidParameter(f"a correction is of at most {MAX_COUNT} tokens", parameter="prompt_tokens")
+    if not reason.strip() or len(reason) > MAX_REASON:
+        raise InvalidParameter(f"`reason` must have 1 to {MAX_REASON} characters", parameter="reason")
     async with control.database.write() as connection:
-        found = (await connection.execute(select(ledger).where(ledger.c.id == record_id))).one_or_none()
+        found = (await connection.execute(select(ledger).where(ledger.c.id == record_id))).mappings().one_or_none()
         if found is None:
             raise ResourceNotFound(f"there is no record `{record_id[:80]}` in the ledger")
-        if (await connection.execute(select(ledger.c.id).where(ledger.c.id == correction_id))).first() is not None:
-            raise NameTaken(f"there is a row `{correction_id[:80]}` already", parameter="id")
-        old: dict[str, Any] = dict(zip(found._fields, found, strict=True))
+        old: dict[str, Any] = dict(found)
         cost = prompt_tokens * old["input_nanousd"] + completion_tokens * old["output_nanousd"]
+        if abs(cost) > MOST_NANOUSD:
+            raise InvalidParameter(
+                f"a correction is of at most {MOST_NANOUSD} nano-dollars. Given: {cost}", parameter="prompt_tokens"
+            )
+        now_ms = control.now_ms()
         row = {name: value for name, value in old.items() if name != "number"} | {
             "id": correction_id,
+            "opened_ms": now_ms,
             "prompt_tokens": 0,
             "cached_tokens": 0,
             "completion_tokens": 0,
@@ -82,11 +100,16 @@ async def correct(
             "finish_reason": "correction",
             "cost_nanousd": cost,
             "corrects": record_id,
-            "received_ms": control.now_ms(),
+            "corrects_month": old["corrects_month"] or month_of(old["opened_ms"]),  # of the usage, not of a correction
+            "reason": reason.strip(),
+            "author": author,
+            "received_ms": now_ms,
         }
-        await connection.execute(insert(ledger).values(row))
-        # No edge spent it: what it changes is the balance, not a lease.
-        await _add_spending(control, connection, Counter({(old["tenant"], "", month_of(old["opened_ms"])): cost}))
+        inserting = control.database.insert_once(ledger).values(row).returning(ledger.c.id)
+        if (await connection.execute(inserting)).first() is None:
+            raise NameTaken(f"there is a row `{correction_id[:80]}` already", parameter="id")
+        # No edge spent it: what it changes is the balance and the month's budget, not a lease.
+        await _add_spending(control, connection, Counter({(old["tenant"], "", month_of(now_ms)): cost}))
 
 
 async def _add_spending(control: Control, connection: AsyncConnection, spent: Counter[tuple[str, str, int]]) -> None:
@@ -158,6 +181,9 @@ def _row(record: UsageRecord, price: PriceFacts | None, now_ms: int) -> dict[str
         "output_nanousd": output_nanousd,
         "cost_nanousd": cost,
         "corrects": None,
+        "corrects_month": None,
+        "reason": None,
+        "author": None,
         "received_ms": now_ms,
     }
 

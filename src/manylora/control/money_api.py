@@ -1,4 +1,4 @@
-"""Prices, usage, invoices and corrections: the operator's under `/admin`, a tenant's own under `/v1/account`."""
+"""Prices, usage, invoices, corrections, credits: the operator's under `/admin`, a tenant's own under `/v1/account`."""
 
 from typing import Annotated
 
@@ -6,14 +6,17 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from manylora.control.accepting import wanted_form
 from manylora.control.bodies import iso
 from manylora.control.callers import caller_of
 from manylora.control.control import Control
+from manylora.control.credit import grants_page
 from manylora.control.invoice_forms import FORMATS, render
-from manylora.control.invoices import invoice_rows, make_invoice
-from manylora.control.ledger import correct
+from manylora.control.invoices import SETTLING_MS, invoice_rows, make_invoice
+from manylora.control.ledger import OPERATOR, correct
 from manylora.control.money_bodies import (
     Corrected,
+    GrantList,
     LedgerBody,
     NewCorrection,
     NewPrice,
@@ -22,7 +25,8 @@ from manylora.control.money_bodies import (
     UsageBody,
     UsageReport,
 )
-from manylora.control.months import bounds_of, month_of, parse_month, text_of
+from manylora.control.months import bounds_of, parse_month, text_of
+from manylora.control.periods import Period, parse_period
 from manylora.control.prices import price_versions, set_price
 from manylora.control.tenants import get_tenant
 from manylora.control.usage_queries import ledger_page, sum_usage
@@ -31,9 +35,18 @@ from manylora.tenancy import Scope
 
 By = Annotated[str, Query(max_length=100, description="Columns: day, base, adapter, key, tenant; with commas.")]
 Month = Annotated[str, Query(max_length=7, description="A UTC month such as 2026-11; default: this one.")]
+From = Annotated[
+    str, Query(alias="from", max_length=10, description="Instead of `month`: a UTC day or month to begin with.")
+]
+To = Annotated[str, Query(alias="to", max_length=10, description="The last day or month, counted in; default: today.")]
 Before = Annotated[int | None, Query(ge=0, le=2**62, description="The `before` of the page before.")]
 PageSize = Annotated[int, Query(ge=1, le=1000)]
-Form = Annotated[str, Query(alias="format", max_length=16, description="text, json, csv or html.")]
+Form = Annotated[
+    str | None,
+    Query(alias="format", max_length=16, description="text, json, csv or html; default: what `Accept` wants, or json."),
+]
+
+DEFAULT_FORM = "json"
 
 
 def money_room(control: Control) -> APIRouter:
@@ -44,8 +57,11 @@ def money_room(control: Control) -> APIRouter:
 
 
 def _add_admin(room: APIRouter, control: Control) -> None:
-    async def require(request: Request) -> None:
-        (await caller_of(control, request)).require(Scope.ADMIN)
+    async def require(request: Request) -> str:
+        """Who asks: the id of a key, or `OPERATOR`."""
+        caller = await caller_of(control, request)
+        caller.require(Scope.ADMIN)
+        return caller.key or OPERATOR
 
     @room.get("/admin/prices", tags=["admin"])
     async def prices(request: Request, base: Annotated[str, Query(max_length=200)] = "") -> PriceList:
@@ -73,11 +89,17 @@ def _add_admin(room: APIRouter, control: Control) -> None:
 
     @room.get("/admin/usage", tags=["admin"])
     async def usage(
-        request: Request, month: Month = "", by: By = "tenant", tenant: Annotated[str, Query(max_length=64)] = ""
+        request: Request,
+        month: Month = "",
+        first: From = "",
+        last: To = "",
+        by: By = "tenant",
+        tenant: Annotated[str, Query(max_length=64)] = "",
     ) -> UsageReport:
-        """Sums over a month, of all tenants or one."""
+        """Sums over a month or any other period, of all tenants or one."""
         await require(request)
-        return await _report(control, month, by, tenant or None)
+        period = parse_period(month=month, first=first, last=last, now_ms=control.now_ms())
+        return await _report(control, period, by, tenant or None)
 
     @room.get("/admin/ledger", tags=["admin"])
     async def rows(
@@ -88,51 +110,67 @@ def _add_admin(room: APIRouter, control: Control) -> None:
     ) -> LedgerBody:
         """Single rows of the ledger."""
         await require(request)
-        return await _ledger(control, tenant or None, before, limit)
+        return await _ledger(control, tenant or None, before, limit, {"number"})
+
+    @room.get("/admin/tenants/{tenant}/credits", tags=["admin"])
+    async def credits(request: Request, tenant: str, before: Before = None, limit: PageSize = 100) -> GrantList:
+        """What a tenant's credit was given, and taken, one by one."""
+        await require(request)
+        return await _credits(control, tenant, before, limit)
 
     @room.get("/admin/invoices/{tenant}/{month}", tags=["admin"], response_class=Response)
-    async def invoice(request: Request, tenant: str, month: str, form: Form = "json") -> Response:
+    async def invoice(request: Request, tenant: str, month: str, form: Form = None) -> Response:
         """A tenant's invoice of a month."""
         await require(request)
-        return await _invoice(control, tenant, month, form)
+        return await _invoice(control, request, tenant, month, form)
 
     @room.post("/admin/corrections", status_code=201, tags=["admin"])
     async def new_correction(request: Request, body: NewCorrection) -> Corrected:
-        """Correct a row of the ledger by a row more, at its own price, in its own month."""
-        await require(request)
+        """Correct a row of the ledger by a row more, at its own price, in the month that is now."""
+        author = await require(request)
         await correct(
             control,
             body.corrects,
             correction_id=body.id,
             prompt_tokens=body.prompt_tokens,
             completion_tokens=body.completion_tokens,
+            reason=body.reason,
+            author=author,
         )
-        return Corrected(id=body.id, corrects=body.corrects)
+        return Corrected(id=body.id, corrects=body.corrects, reason=body.reason.strip(), author=author)
 
 
 def _add_account(room: APIRouter, control: Control) -> None:
     @room.get("/v1/account/usage", tags=["account"])
-    async def usage(request: Request, month: Month = "", by: By = "base,adapter") -> UsageReport:
-        """The caller's own sums over a month."""
+    async def usage(
+        request: Request, month: Month = "", first: From = "", last: To = "", by: By = "base,adapter"
+    ) -> UsageReport:
+        """The caller's own sums over a month or any other period."""
         caller = await caller_of(control, request)
-        return await _report(control, month, by, caller.tenant)
+        period = parse_period(month=month, first=first, last=last, now_ms=control.now_ms())
+        return await _report(control, period, by, caller.tenant)
 
     @room.get("/v1/account/ledger", tags=["account"])
     async def rows(request: Request, before: Before = None, limit: PageSize = 100) -> LedgerBody:
-        """The caller's own rows of the ledger."""
+        """The caller's own rows of the ledger; which of the operator's keys made a correction is left out."""
         caller = await caller_of(control, request)
-        return await _ledger(control, caller.tenant, before, limit)
+        return await _ledger(control, caller.tenant, before, limit, {"number", "author"})
+
+    @room.get("/v1/account/credits", tags=["account"])
+    async def credits(request: Request, before: Before = None, limit: PageSize = 100) -> GrantList:
+        """What the caller's own credit was given, and taken, one by one."""
+        caller = await caller_of(control, request)
+        return await _credits(control, caller.tenant, before, limit)
 
     @room.get("/v1/account/invoices/{month}", tags=["account"], response_class=Response)
-    async def invoice(request: Request, month: str, form: Form = "json") -> Response:
+    async def invoice(request: Request, month: str, form: Form = None) -> Response:
         """The caller's own invoice of a month."""
         caller = await caller_of(control, request)
-        return await _invoice(control, caller.tenant, month, form)
+        return await _invoice(control, request, caller.tenant, month, form)
 
 
-async def _report(control: Control, month: str, by: str, tenant: str | None) -> UsageReport:
-    number = parse_month(month) if month else month_of(control.now_ms())
-    begin_ms, end_ms = bounds_of(number)
+async def _report(control: Control, period: Period, by: str, tenant: str | None) -> UsageReport:
+    begin_ms, end_ms = period.begin_ms, period.end_ms
     groups = [group.strip() for group in by.split(",") if group.strip()]
     if len(set(groups)) != len(groups):
         raise InvalidParameter("`by` names a column twice", parameter="by")
@@ -141,23 +179,34 @@ async def _report(control: Control, month: str, by: str, tenant: str | None) -> 
     return UsageReport(begin=iso(begin_ms), end=iso(end_ms), by=groups, usage=[UsageBody.of(each) for each in found])
 
 
-async def _ledger(control: Control, tenant: str | None, before: int | None, limit: int) -> LedgerBody:
+async def _ledger(control: Control, tenant: str | None, before: int | None, limit: int, hidden: set[str]) -> LedgerBody:
     async with control.database.read() as connection:
         page = await ledger_page(connection, tenant=tenant, before=before, limit=limit)
-    rows = [{name: value for name, value in row.items() if name != "number"} for row in page.rows]
+    rows = [{name: value for name, value in row.items() if name not in hidden} for row in page.rows]
     return LedgerBody(rows=rows, before=page.before)  # type: ignore[arg-type]  # columns are text, numbers or null
 
 
-async def _invoice(control: Control, tenant: str, month: str, form: str) -> Response:
+async def _credits(control: Control, tenant: str, before: int | None, limit: int) -> GrantList:
+    async with control.database.read() as connection:
+        return GrantList.of(await grants_page(connection, tenant, before=before, limit=limit))
+
+
+async def _invoice(control: Control, request: Request, tenant: str, month: str, given: str | None) -> Response:
     number = parse_month(month)
+    accept = ",".join(request.headers.getlist("accept"))
+    form = wanted_form(accept, FORMATS, DEFAULT_FORM) if given is None else given
     if form not in FORMATS:
         raise InvalidParameter(f"`format` must be one of {', '.join(FORMATS)}. Given: {form!r}", parameter="format")
     now_ms = control.now_ms()
     async with control.database.read() as connection:
         found = await get_tenant(connection, tenant)
         rows = await invoice_rows(connection, tenant, number)
-    is_preliminary = bounds_of(number)[1] > now_ms
+    is_preliminary = bounds_of(number)[1] + SETTLING_MS > now_ms
     invoice = make_invoice(found.id, found.name, number, rows, is_preliminary=is_preliminary)
     name = f"invoice-{found.id}-{text_of(number)}.{'txt' if form == 'text' else form}"
-    headers = {"content-disposition": f'inline; filename="{name}"', "x-content-type-options": "nosniff"}
+    headers = {
+        "content-disposition": f'inline; filename="{name}"',
+        "x-content-type-options": "nosniff",
+        "vary": "Accept",
+    }
     return Response(render(invoice, form), media_type=FORMATS[form], headers=headers)

@@ -1,11 +1,12 @@
-"""The forms of prices, usage and corrections, as pydantic models."""
+"""The forms of prices, usage, credits and corrections, as pydantic models."""
 
 from typing import Annotated
 
 from pydantic import BaseModel, Field
 
 from manylora.control.bodies import Body, iso
-from manylora.control.ledger import MAX_COUNT
+from manylora.control.credit import GrantPage
+from manylora.control.ledger import MAX_COUNT, MAX_REASON
 from manylora.control.prices import MOST_NANOUSD
 from manylora.control.usage_queries import UsageSum
 from manylora.tenancy import PriceFacts
@@ -82,15 +83,52 @@ class LedgerBody(BaseModel):
     before: int | None
 
 
+class GrantBody(BaseModel):
+    """One grant of credit; below zero it took away."""
+
+    id: str
+    nanousd: int
+    reason: str
+    created: str
+
+
+class GrantList(BaseModel):
+    """The newest first; `before`: give it for those that follow."""
+
+    credits: list[GrantBody]
+    before: int | None
+
+    @staticmethod
+    def of(page: GrantPage) -> "GrantList":
+        grants = [
+            GrantBody(id=grant.id, nanousd=grant.nanousd, reason=grant.reason, created=iso(grant.created_ms))
+            for grant in page.grants
+        ]
+        return GrantList(credits=grants, before=page.before)
+
+
 class NewCorrection(Body):
     """Tokens added to, or below zero taken from, what a row charges; the same `id` is refused."""
 
     id: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
     corrects: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
+    reason: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=MAX_REASON,
+            pattern=r"^[^\x00]*[^\s\x00][^\x00]*$",
+            description="What for, as it stays in the books and on the invoice.",
+        ),
+    ]
     prompt_tokens: Tokens = 0
     completion_tokens: Tokens = 0
 
 
 class Corrected(BaseModel):
+    """author: the id of the key that asked for it, or `admin`."""
+
     id: str
     corrects: str
+    reason: str
+    author: str

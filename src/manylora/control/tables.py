@@ -155,6 +155,9 @@ ledger = Table(  # one row a request (`usage.UsageRecord`), inserted once by its
     Column("output_nanousd", BigInteger, nullable=False),
     Column("cost_nanousd", BigInteger, nullable=False),
     Column("corrects", String(64)),  # id of the row that this one corrects; its counts and its cost may be negative
+    Column("corrects_month", Integer),  # of the usage that is corrected; the correction's own is that of `opened_ms`
+    Column("reason", String(200)),  # a correction's
+    Column("author", String(64)),  # id of the key that made a correction, or `admin` where none was asked for
     Column("received_ms", BigInteger, nullable=False),
     Index(None, "tenant", "opened_ms"),
     Index(None, "edge"),

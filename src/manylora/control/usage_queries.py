@@ -1,4 +1,4 @@
-"""What the ledger says: sums by month, day, base, adapter or key, and single rows, page by page."""
+"""What the ledger says: sums over a period by day, base, adapter or key, and single rows, page by page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +7,10 @@ from datetime import UTC, datetime
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from manylora.control.periods import DAY_MS
 from manylora.control.tables import ledger
 from manylora.errors import InvalidParameter
 
-DAY_MS = 86_400_000
-MAX_DAYS = 3660
 GROUPS = ("tenant", "base", "adapter", "key")
 """Columns that sums can be split by, and `day`, which is of UTC."""
 

@@ -1,0 +1,90 @@
+"""One invoice that has everything an invoice can have; run as a module, it writes the files it is compared with.
+
+Its bytes are a promise to customers: a change of them is a change of every invoice that was ever sent.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from manylora.control.database import database_url, migrate
+from manylora.control.invoice_forms import FORMATS
+from manylora.control.ledger import correct, insert_records
+from tests.control.plane import Plane, in_plane, record
+
+GOLDEN = Path(__file__).parent / "golden"
+FILES = {form: GOLDEN / f"invoice.{'txt' if form == 'text' else form}" for form in FORMATS}
+SETTINGS = {"control.free_bases": ["house-model"]}
+MONTH = "2023-12"
+DAY_S = 86_400.0
+PRICED, FREE, UNPRICED, ZERO = "Mistral-7b-instruct", "house-model", "unpriced", "SmolLM2-135M-Instruct"
+FORMULA, MARKUP = '=HYPERLINK("http://x.example","a, b")', "<script>alert('x')</script> & \x1b[31m"
+
+
+async def golden_invoice(plane: Plane) -> dict[str, bytes]:
+    """The invoice of a month, made of rows of it and of the month before; each form's bytes by its name."""
+    await plane.call("POST", "/admin/tenants", {"id": "acme", "name": 'Müller & Söhne <b>"GmbH"</b>, 东京'})
+    await plane.call("POST", "/admin/tenants", {"id": "beta", "name": "Beta"})
+    await insert_records(plane.control, [_used(plane, 0, 3_000_000)])
+    plane.clock.advance(20 * DAY_S)  # into December
+
+    halves = {"adapter": MARKUP, "adapter_source": "hub", "charged_completion_tokens": 0}
+    before = [
+        _used(plane, 1, 1_000_000, adapter=None, adapter_source=None, adapter_owner=None),
+        _used(plane, 2, 2_000_025),  # 0.400005 dollars
+        _used(plane, 3, 7, adapter="triage/3"),
+        _used(plane, 4, 5_000_000, adapter="sql/7", adapter_owner="beta"),
+        _used(plane, 5, 400_000, adapter=FORMULA, adapter_source="hub", adapter_owner=None),
+        _used(plane, 6, 25_000, **halves, adapter_owner=None),  # half a cent, rounded down to even
+        _used(plane, 7, 75_000, **halves, adapter_owner="beta"),  # one cent and a half, rounded up
+        _used(plane, 8, 9_000_000, base=FREE, adapter=None, adapter_source=None, adapter_owner=None),
+        _used(plane, 9, 9_000_000, base=ZERO),
+        _used(plane, 10, 9_000_000, base=UNPRICED),
+        _used(plane, 11, 8_000_000, tenant="beta"),
+    ]
+    await insert_records(plane.control, before)
+    price = {"base": PRICED, "input_nanousd": 150, "output_nanousd": 450, "effective_in_s": 5 * DAY_S}
+    assert (await plane.call("POST", "/admin/prices", price)).status_code == 201
+    plane.clock.advance(6 * DAY_S)
+    await insert_records(plane.control, [_used(plane, number, 2_000_000) for number in (12, 13)])
+
+    await _take_back(plane, "usage-0", 1_000_000, 'charged twice, see "ticket 17"')
+    await _take_back(plane, "usage-2", 1_000_000, "=1+1\n<i>no formula, no markup</i>")
+    await _take_back(plane, "usage-12", 1_000, "a stream that broke")
+    await _take_back(plane, "usage-13", 1_000, "a stream that broke")
+    plane.clock.advance(30 * DAY_S)  # into January
+    await _take_back(plane, "usage-4", 5_000_000, "not on this invoice any more")
+    return {form: (await plane.call("GET", f"/admin/invoices/acme/{MONTH}?format={form}")).content for form in FORMATS}
+
+
+def _used(plane: Plane, number: int, tokens: int, **changes: Any) -> Any:
+    counts = {"charged_prompt_tokens": tokens, "prompt_tokens": tokens}
+    return record(number, opened_ms=plane.control.now_ms(), **(counts | changes))
+
+
+async def _take_back(plane: Plane, row: str, tokens: int, reason: str) -> None:
+    await correct(
+        plane.control,
+        row,
+        correction_id=f"fix-{row}",
+        prompt_tokens=-tokens,
+        completion_tokens=-10,
+        reason=reason,
+        author="admin",
+    )
+
+
+def main() -> None:
+    async def write(plane: Plane) -> None:
+        for form, content in (await golden_invoice(plane)).items():
+            FILES[form].write_bytes(content)
+
+    with tempfile.TemporaryDirectory() as folder:
+        url = database_url("", Path(folder))
+        migrate(url)
+        GOLDEN.mkdir(exist_ok=True)
+        in_plane(url, Path(folder), write, settings=SETTINGS)
+
+
+if __name__ == "__main__":
+    main()
