@@ -1,11 +1,8 @@
-"""Choose the back end a machine gets: by name, or the fastest that works here."""
+"""Choose the back end a machine gets: by name, or the one whose answers do not depend on the load."""
 
 import logging
 from pathlib import Path
 
-import torch
-
-from manylora.clock import SystemClock
 from manylora.config import DEFAULT_SPIN_US
 from manylora.errors import NativeBuildFailed
 from manylora.kernels.cpu import CpuKernels
@@ -33,9 +30,9 @@ def select_kernels(
     """Return the back end `name`, one of `BACK_ENDS`; what cannot work here falls back with one warning.
 
     native     own C++, bfloat16 weights, bit-identical rows
-    onednn     the same with linear layers by oneDNN: for processors with AVX512_BF16 or AMX
+    onednn     the same with linear layers by oneDNN, rows not bit-identical: for processors with AVX512_BF16 or AMX
     reference  torch only, float32: slow, exact, needs no compiler
-    auto       native or onednn by a short timing; reference where no compiler is installed
+    auto       native; reference where no compiler is installed
     With `quantize` int8 the native kernels hold the linear layers and the embedding in int8, whatever `name` prefers;
     the reference, where nothing else works, does not quantise.
     `threads` is the size of the native pool, whose workers spin for `spin_us` microseconds before they sleep; oneDNN's
@@ -62,29 +59,10 @@ def select_kernels(
 
 
 def _choose_operator(name: str, native: NativeLibrary) -> LinearOperator:
-    own = NativeLinear(native)
-    if name == "native":
-        return own
-    reason = why_not_onednn()
-    if reason is None:
-        other = OneDnnLinear()
-        if name == "onednn" or _seconds(other) < _seconds(own):
-            return other
-    elif name == "onednn":
+    # Never by a timing: on a busy machine it is a toss-up, and the two do not give the same tokens.
+    if name == "onednn":
+        reason = why_not_onednn()
+        if reason is None:
+            return OneDnnLinear()
         log.warning("kernels.fallback to=native reason=%s", reason)
-    return own
-
-
-def _seconds(operator: LinearOperator, *, rows: tuple[int, ...] = (1, 32), repeats: int = 7) -> float:
-    """Time of one row and of a batch, multiplied: the operator that wins by a larger factor in one of them wins."""
-    weight = operator.pack(torch.randn((2048, 2048), generator=torch.Generator().manual_seed(0)))
-    clock, product = SystemClock(), 1.0
-    for count in rows:
-        x = torch.ones((count, 2048))
-        best = float("inf")
-        for _ in range(repeats):
-            start = clock.monotonic_s()
-            operator.linear(x, weight)
-            best = min(best, clock.monotonic_s() - start)
-        product *= best
-    return product
+    return NativeLinear(native)
