@@ -112,6 +112,15 @@ def test_onednn_asked_for_where_it_cannot_work_falls_back_with_one_warning(
     assert [record.message for record in caplog.records] == ["kernels.fallback to=native reason=it was told so"]
 
 
+def test_auto_takes_rows_that_depend_on_nothing_however_quick_the_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "why_not_onednn", lambda: None)
+    monkeypatch.setattr(onednn.OneDnnLinear, "pack", lambda operator, weight: weight)
+    monkeypatch.setattr(onednn.OneDnnLinear, "linear", lambda operator, x, weight: x)  # at no cost
+    kernels = select_kernels("auto", 1)
+    assert kernels.name == "native"
+    assert kernels.is_row_independent
+
+
 def test_onednn_is_trusted_only_if_a_product_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
     assert onednn.why_not_onednn(torch.float32) is None
     true_product = onednn.OneDnnLinear.linear

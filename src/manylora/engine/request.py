@@ -19,7 +19,8 @@ class SamplingParams:
     frequency_penalty     subtracted from a logit once for each time its token was generated
     presence_penalty      subtracted from a logit if its token was generated at all
     logit_bias            (token id, value) pairs, added to the logits
-    seed                  with the position it alone decides the draw: same seed, same tokens, in any batch
+    seed                  with the position and the logits it alone decides the draw: same seed, same tokens, in any
+                          batch where a row's bits do not depend on others (`Kernels.is_row_independent`)
     num_logprobs          alternatives reported beside each token, 0..20; None reports no log-probability at all
     """
 

@@ -1,4 +1,4 @@
-"""Choose the back end a machine gets: by name, or the best that works here."""
+"""Choose the back end a machine gets: by name, or the one whose answers do not depend on the load."""
 
 import logging
 from pathlib import Path
@@ -30,10 +30,9 @@ def select_kernels(
     """Return the back end `name`, one of `BACK_ENDS`; what cannot work here falls back with one warning.
 
     native     own C++, bfloat16 weights, bit-identical rows
-    onednn     the same with linear layers by oneDNN: for processors with AVX512_BF16 or AMX
+    onednn     the same with linear layers by oneDNN, rows not bit-identical: for processors with AVX512_BF16 or AMX
     reference  torch only, float32: slow, exact, needs no compiler
-    auto       native; reference where no compiler is installed. Never a choice by timing: equal machines, and the same
-               machine after its engine began anew, have to give the same tokens. Never onednn either: see there
+    auto       native; reference where no compiler is installed
     With `quantize` int8 the native kernels hold the linear layers and the embedding in int8, whatever `name` prefers;
     the reference, where nothing else works, does not quantise.
     `threads` is the size of the native pool, whose workers spin for `spin_us` microseconds before they sleep; oneDNN's
@@ -60,9 +59,10 @@ def select_kernels(
 
 
 def _choose_operator(name: str, native: NativeLibrary) -> LinearOperator:
-    if name != "onednn":
-        return NativeLinear(native)
-    if (reason := why_not_onednn()) is not None:
+    # Never by a timing: on a busy machine it is a toss-up, and the two do not give the same tokens.
+    if name == "onednn":
+        reason = why_not_onednn()
+        if reason is None:
+            return OneDnnLinear()
         log.warning("kernels.fallback to=native reason=%s", reason)
-        return NativeLinear(native)
-    return OneDnnLinear()
+    return NativeLinear(native)
