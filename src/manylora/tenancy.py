@@ -71,9 +71,14 @@ class TenantFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyFacts:
-    """One platform key, without its secret. `secret_hash`: HMAC-SHA-256(pepper, secret), 64 hex digits."""
+    """One platform key, without its secret.
+
+    origin       the first key that this one came of by rotation: they share its limits, so that none begin anew
+    secret_hash  HMAC-SHA-256(pepper, secret), 64 hex digits
+    """
 
     id: KeyId
+    origin: KeyId
     tenant: TenantId
     secret_hash: str
     scopes: tuple[Scope, ...]
@@ -114,6 +119,7 @@ class RepositoryFacts:
 class Snapshot:
     """What has changed since a revision; everything, if the edge has none yet (`is_whole`).
 
+    epoch  of the control plane's process: revisions of another one, which may have another database, mean nothing
     A repository without versions may have been deleted: it grants nothing either way. `pepper` is hex.
     """
 
@@ -121,6 +127,7 @@ class Snapshot:
     taken_ms: int
     is_whole: bool
     pepper: str
+    epoch: str = ""
     tenants: tuple[TenantFacts, ...] = ()
     keys: tuple[KeyFacts, ...] = ()
     prices: tuple[PriceFacts, ...] = ()
@@ -142,11 +149,12 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseWish:
-    """An edge's question for `nanousd` more of a tenant's credit."""
+    """An edge's question for `nanousd` more of a tenant's credit, or of what one of its keys may spend in a month."""
 
     edge: str
     tenant: TenantId
     nanousd: int
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

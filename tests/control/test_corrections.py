@@ -1,6 +1,7 @@
 """A correction says who made it and why, and belongs to the month in which it is made: months that are over stay."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 from collections.abc import Callable
@@ -149,24 +150,39 @@ def test_a_correction_belongs_to_the_month_in_which_it_is_made(run: Callable[...
     run(scenario)
 
 
-def test_a_correction_of_a_correction_names_the_month_of_the_usage(run: Callable[..., None]) -> None:
+def test_a_row_gives_back_no_more_than_it_charged(run: Callable[..., None]) -> None:
     async def scenario(plane: Plane) -> None:
-        used_ms = plane.control.now_ms()
-        await insert_records(plane.control, [record(1, opened_ms=used_ms)])
-        for number, corrected in enumerate(("usage-1", "fix-0")):
-            plane.clock.advance(MONTH_S)
-            await take_back(plane, corrected, f"fix-{number}")
-        (line,) = json.loads(await invoice_of(plane, "acme", month_of(plane.control.now_ms())))["lines"]
-        assert line["corrects_month"] == text_of(month_of(used_ms))
+        await insert_records(plane.control, [record(1, opened_ms=plane.control.now_ms())])
+        for name, count in (("prompt_tokens", -101), ("completion_tokens", -11)):
+            with pytest.raises(InvalidParameter, match=f"`{name}` may give back at most"):
+                await take_back(plane, "usage-1", "fix-1", **{name: count})
+        await take_back(plane, "usage-1", "fix-1", prompt_tokens=-60, completion_tokens=5)
+        with pytest.raises(InvalidParameter, match="at most the 40 tokens"):
+            await take_back(plane, "usage-1", "fix-2", prompt_tokens=-41, completion_tokens=0)
+        await take_back(plane, "usage-1", "fix-2", prompt_tokens=-40, completion_tokens=-15)
+        with pytest.raises(InvalidParameter, match="correct the row `usage-1` again"):
+            await take_back(plane, "fix-2", "fix-3", prompt_tokens=1, completion_tokens=0)
+        async with plane.control.database.read() as connection:
+            assert (await balance_of(connection, "acme", plane.control.now_ms())).charged_nanousd == 0
+
+    run(scenario)
+
+
+def test_corrections_at_once_give_back_no_more_either(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        await insert_records(plane.control, [record(1, opened_ms=plane.control.now_ms())])
+        tries = (take_back(plane, "usage-1", f"fix-{number}") for number in range(6))
+        ends = await asyncio.gather(*tries, return_exceptions=True)
+        assert sorted(type(end).__name__ for end in ends) == ["InvalidParameter"] * 5 + ["NoneType"]
 
     run(scenario)
 
 
 CORRECTIONS = st.lists(
     st.tuples(
-        st.integers(0, 9),  # of what is there, corrections among them
-        st.integers(-(10**6), 10**6),
-        st.integers(-(10**6), 10**6),
+        st.integers(0, 9),
+        st.integers(-100, 10**6),
+        st.integers(-10, 10**6),
         st.sampled_from(["twice", "=1+1", "<b>", "Grüße\n"]),
         st.sampled_from([0.0, 1.0, 3 * DAY_S, MONTH_S]),
     ),
@@ -207,9 +223,11 @@ def test_an_invoice_of_a_month_that_is_over_stays_as_it_is(
             past = {month for month in months if bounds_of(month)[1] <= plane.control.now_ms()}
             for key in itertools.product(past, FORMATS):
                 final.setdefault(key, await invoice_of(plane, tenant, *key))
-            ids.append(f"{tenant}-{len(ids)}")
             counts = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-            await take_back(plane, ids[:-1][chosen % (len(ids) - 1)], ids[-1], reason=reason, **counts)
+            with contextlib.suppress(InvalidParameter):  # it would give back more than was charged
+                await take_back(
+                    plane, ids[chosen % len(ids)], f"{tenant}-fix-{next(number_of_example)}", reason=reason, **counts
+                )
             months.add(month_of(plane.control.now_ms()))
             for key, content in final.items():
                 assert await invoice_of(plane, tenant, *key) == content
@@ -222,7 +240,7 @@ def test_an_invoice_of_a_month_that_is_over_stays_as_it_is(
                 month: int(cost) for month, cost in (await connection.execute(booked.group_by(spending.c.month))).all()
             }
         billed = {month: json.loads(await invoice_of(plane, tenant, month))["total_nanousd"] for month in months}
-        assert billed == by_month
+        assert billed == dict.fromkeys(months, 0) | by_month
         assert sum(billed.values()) == total
 
     in_plane(url, tmp_path, scenario, is_key_needed=False)

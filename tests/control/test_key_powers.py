@@ -48,14 +48,33 @@ def test_the_scope_admin_is_for_the_operators_keys_alone(run: Callable[..., None
 def test_a_key_made_with_a_key_goes_no_further_than_it(run: Callable[..., None]) -> None:
     async def scenario(plane: Plane) -> None:
         await plane.new_tenant("acme")
-        terms = {"scopes": ["query"], "limits": {"requests_per_minute": 5}, "expires_in_s": 60}
+        terms: dict[str, object] = {"scopes": ["query"], "expires_in_s": 60}
         narrow = (await plane.call("POST", "/admin/tenants/acme/keys", terms)).json()
-        asked = {"scopes": ["query"], "limits": {"requests_per_minute": 9, "concurrent_streams": 8}}
+        asked = {"scopes": ["query"], "limits": {"concurrent_streams": 8}}
         made = (await plane.call("POST", "/v1/account/keys", asked, key=narrow["key"])).json()
-        assert (made["limits"]["requests_per_minute"], made["limits"]["concurrent_streams"]) == (5, 8)
-        assert made["expires"] == narrow["expires"]
+        assert (made["expires"], made["limits"]["concurrent_streams"]) == (narrow["expires"], 8)
         wider = await plane.call("POST", "/v1/account/keys", {"scopes": ["upload"]}, key=narrow["key"])
         assert wider.status_code == 403
+
+    run(scenario)
+
+
+def test_a_key_with_limits_multiplies_and_widens_itself_in_no_way(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        full = await plane.new_tenant("acme")
+        terms = {"scopes": ["query"], "limits": {"requests_per_minute": 5}}
+        own = (await plane.call("POST", "/admin/tenants/acme/keys", terms)).json()
+        another = await plane.call("POST", "/v1/account/keys", terms, key=own["key"])
+        assert another.status_code == 403
+        limits = f"/v1/account/keys/{own['id']}/limits"
+        assert (await plane.call("PUT", limits, {}, key=own["key"])).status_code == 403
+        rotated = (await plane.call("POST", f"/v1/account/keys/{own['id']}/rotate", {}, key=own["key"])).json()
+        facts = {key.id: key for key in (await take_snapshot(plane.control, -1)).keys}
+        assert facts[rotated["id"]].origin == own["id"], "its bucket goes on where the old key's was"
+        wider = await plane.call(
+            "PUT", f"/v1/account/keys/{rotated['id']}/limits", {"requests_per_minute": 7}, key=full
+        )
+        assert wider.json()["limits"]["requests_per_minute"] == 7
 
     run(scenario)
 
@@ -201,8 +220,10 @@ def test_an_edge_that_knows_a_later_revision_is_told_everything(run: Callable[..
         whole = await take_snapshot(plane.control, -1)
         later = await take_snapshot(plane.control, whole.revision + 1)
         assert (later.is_whole, later.tenants) == (True, whole.tenants)
-        same = await take_snapshot(plane.control, whole.revision)
+        same = await take_snapshot(plane.control, whole.revision, plane.control.epoch)
         assert (same.is_whole, same.tenants) == (False, ())
+        restored = await take_snapshot(plane.control, whole.revision, "of a database before")
+        assert (restored.is_whole, restored.tenants) == (True, whole.tenants)
 
     run(scenario)
 

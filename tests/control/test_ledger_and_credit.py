@@ -15,10 +15,11 @@ from sqlalchemy import URL, func, select
 from manylora.control.credit import balance_of, give_back_leases, grant_credit, lease_credit
 from manylora.control.database import database_url, migrate
 from manylora.control.ledger import correct, insert_records
+from manylora.control.months import bounds_of, month_of
 from manylora.control.prices import set_price
 from manylora.control.tables import ledger, spending
 from manylora.errors import InvalidParameter, NameTaken, QuotaExhausted, ResourceNotFound
-from manylora.ids import TenantId
+from manylora.ids import KeyId, TenantId
 from manylora.server.control_client import HttpControlClient
 from manylora.server.credit import Purse
 from manylora.tenancy import Lease, PriceFacts, Snapshot
@@ -33,6 +34,16 @@ def run(url: URL, tmp_path: Path) -> Callable[..., None]:
         in_plane(url, tmp_path, scenario, **options)
 
     return go
+
+
+class Client(HttpControlClient):
+    """What a purse asks of the control plane, without the way there."""
+
+    def __init__(self, plane: Plane) -> None:
+        self.plane = plane
+
+    async def lease(self, edge: str, tenant: TenantId, nanousd: int, key: str = "") -> Lease:
+        return await lease_credit(self.plane.control, edge, tenant, nanousd, key)
 
 
 async def rows_of(plane: Plane) -> list[tuple[str, int, int | None]]:
@@ -75,13 +86,6 @@ def test_a_code_in_other_letters_is_the_same_tenants_and_stops_no_shipment(run: 
 def test_an_edge_spends_on_after_its_lease_has_ended(run: Callable[..., None]) -> None:
     """What was spent, what is under way and what is new: the first request after the end asks for all of it."""
 
-    class Client(HttpControlClient):
-        def __init__(self, plane: Plane) -> None:
-            self.plane = plane
-
-        async def lease(self, edge: str, tenant: TenantId, nanousd: int) -> Lease:
-            return await lease_credit(self.plane.control, edge, tenant, nanousd)
-
     async def scenario(plane: Plane) -> None:
         await plane.new_tenant("acme", credit_nanousd=1000)
         price = PriceFacts(base="b", version=1, effective_ms=0, input_nanousd=1, output_nanousd=1)
@@ -101,6 +105,85 @@ def test_an_edge_spends_on_after_its_lease_has_ended(run: Callable[..., None]) -
         for each, used in ((under_way, 50), (again, 60), (rest, 800)):
             each.settle(used, 0)
         assert (await hold(50)) is not None
+
+    run(scenario)
+
+
+def test_a_keys_budget_holds_over_edges_and_rotations(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        await plane.new_tenant("acme", credit_nanousd=10**9)
+        made = await plane.call("POST", "/admin/tenants/acme/keys", {"limits": {"monthly_budget_nanousd": 300}})
+        origin = made.json()["id"]
+        price = PriceFacts(base="b", version=1, effective_ms=0, input_nanousd=1, output_nanousd=1)
+        purses = [Purse(Client(plane), plane.clock, edge=f"edge-{n}", lease_nanousd=100) for n in range(2)]
+
+        async def hold(number: int, cost: int, key: str | None = origin) -> Any:
+            key_id = None if key is None else KeyId(key)
+            return await purses[number].hold(
+                TenantId("acme"), price, prompt_tokens=cost, budget_tokens=0, budgeted_key=key_id
+            )
+
+        (await hold(0, 80)).settle(80, 0)
+        (await hold(1, 150)).settle(150, 0)
+        await hold(0, 20)
+        with pytest.raises(QuotaExhausted, match="this key's budget"):
+            await hold(0, 60)
+        assert (await hold(0, 5000, None)) is not None, "the tenant's credit is there for other keys"
+        now_ms = plane.control.now_ms()
+        await set_price_of_b(plane, 1)
+        usage: dict[str, Any] = {
+            "prompt_tokens": 200,
+            "charged_prompt_tokens": 200,
+            "charged_completion_tokens": 0,
+            "base": "b",
+        }
+        await insert_records(plane.control, [record(1, key=origin, edge="edge-0", opened_ms=now_ms, **usage)])
+        rotated = await plane.call("POST", f"/admin/keys/{origin}/rotate", {})
+        await insert_records(plane.control, [record(2, key=rotated.json()["id"], opened_ms=now_ms, **usage)])
+        fresh = await lease_credit(plane.control, "edge-9", "acme", 300, origin)
+        assert (fresh.granted_nanousd, fresh.reason) == (0, "budget")
+        await plane.call("PUT", f"/admin/keys/{rotated.json()['id']}/limits", {"monthly_budget_nanousd": 1000})
+        assert (await lease_credit(plane.control, "edge-9", "acme", 50, origin)).granted_nanousd == 50
+
+    run(scenario)
+
+
+async def set_price_of_b(plane: Plane, nanousd: int) -> None:
+    async with plane.control.database.write() as connection:
+        now_ms = plane.control.now_ms()
+        await set_price(
+            connection, "b", input_nanousd=nanousd, output_nanousd=nanousd, effective_ms=now_ms, now_ms=now_ms
+        )
+
+
+def test_a_lowered_budget_takes_back_what_was_leased_and_not_spent(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        await plane.new_tenant("acme", credit_nanousd=1000)
+        assert (await lease_credit(plane.control, "edge-1", "acme", 600)).granted_nanousd == 600
+        await plane.call("PUT", "/admin/tenants/acme/limits", {"monthly_budget_nanousd": 100})
+        prolonged = await lease_credit(plane.control, "edge-1", "acme", 0)
+        assert (prolonged.granted_nanousd, prolonged.reason) == (100, "budget")
+
+    run(scenario)
+
+
+def test_a_late_record_comes_into_the_month_that_is_open(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        await plane.new_tenant("acme")
+        now_ms = plane.control.now_ms()
+        month = month_of(now_ms)
+        end_ms = bounds_of(month)[1]
+        last = record(1, opened_ms=end_ms - 1)
+        plane.clock.advance((end_ms - now_ms) / 1000 + 60)
+        await insert_records(plane.control, [last])
+        plane.clock.advance(3600)
+        await insert_records(plane.control, [record(2, opened_ms=end_ms - 1)])
+        asked = select(ledger.c.id, ledger.c.booked_ms).order_by(ledger.c.id)
+        async with plane.control.database.read() as connection:
+            booked = {row.id: month_of(row.booked_ms) for row in (await connection.execute(asked)).all()}
+            spent_now = (await balance_of(connection, "acme", plane.control.now_ms())).spent_this_month_nanousd
+        assert booked == {"usage-1": month, "usage-2": month_of(end_ms)}
+        assert spent_now == COST
 
     run(scenario)
 
@@ -348,11 +431,12 @@ def test_edges_speak_to_the_control_plane_over_its_own_routes(run: Callable[...,
         snapshot = msgspec.json.decode(told.content, type=Snapshot)
         assert {tenant.id for tenant in snapshot.tenants} == {"acme", "default", "operator"}
         assert {price.base for price in snapshot.prices} >= {"Mistral-7b-instruct", "SmolLM2-135M-Instruct"}
-        again = await plane.client.get(f"/internal/snapshot?since={snapshot.revision}", headers=headers)
+        since = f"/internal/snapshot?since={snapshot.revision}&epoch={snapshot.epoch}"
+        again = await plane.client.get(since, headers=headers)
         later = msgspec.json.decode(again.content, type=Snapshot)
         assert (later.tenants, later.keys, later.is_whole) == ((), (), False)
         await plane.call("POST", "/admin/tenants/acme/suspend")
-        changed = await plane.client.get(f"/internal/snapshot?since={snapshot.revision}", headers=headers)
+        changed = await plane.client.get(since, headers=headers)
         assert [t.state for t in msgspec.json.decode(changed.content, type=Snapshot).tenants] == ["suspended"]
 
         body = msgspec.json.encode({"records": [record(1, opened_ms=plane.control.now_ms())]})

@@ -29,6 +29,11 @@ ROWS = (
     "completion_tokens, charged_prompt_tokens, charged_completion_tokens, num_sequences, finish_reason, "
     "input_nanousd, output_nanousd, cost_nanousd, received_ms) VALUES ('u-1', 'acme', 'AAAAAAAA', 'r-1', 'e-1', "
     "'Mistral-7b-instruct', 1, 2, 0, 3, 2, 3, 1, 'stop', 200, 200, 1000, 2)",
+    "INSERT INTO ledger (id, tenant, key, request_id, edge, base, opened_ms, prompt_tokens, cached_tokens, "
+    "completion_tokens, charged_prompt_tokens, charged_completion_tokens, num_sequences, finish_reason, "
+    "input_nanousd, output_nanousd, cost_nanousd, received_ms, corrects) VALUES ('u-2', 'acme', NULL, 'r-1', 'e-1', "
+    "'Mistral-7b-instruct', 1764547200000, 0, 0, 0, -2, 0, 0, 'correction', 200, 200, -400, 2, 'u-1')",
+    "INSERT INTO leases (edge, tenant, granted_nanousd, expires_ms) VALUES ('e-1', 'acme', 5, 9)",
     "INSERT INTO spending (tenant, edge, month, cost_nanousd) VALUES ('acme', 'e-1', 197001, 1000)",
     "UPDATE revisions SET value = 2 WHERE name = 'edges'",
 )
@@ -56,8 +61,21 @@ def test_rows_of_the_first_version_are_there_after_every_migration(empty_url: UR
             async with control.database.read() as connection:
                 (key,) = await list_keys(connection, "acme")
                 assert key.facts.scopes == (Scope.QUERY, Scope.UPLOAD)
-                assert (await connection.exec_driver_sql("SELECT cost_nanousd FROM ledger")).scalar_one() == 1000
+                sum_ = await connection.exec_driver_sql("SELECT SUM(cost_nanousd) FROM ledger")
+                assert int(sum_.scalar_one()) == 600
                 assert (await connection.exec_driver_sql("SELECT nanousd FROM credits")).scalar_one() == 25
+                assert key.facts.origin == key.facts.id
+                rows = await connection.exec_driver_sql(
+                    "SELECT id, opened_ms, booked_ms, corrects_month, reason FROM ledger ORDER BY id"
+                )
+                assert [tuple(row) for row in rows] == [
+                    ("u-1", 1, 1, None, None),
+                    ("u-2", 1764547200000, 1764547200000, 202512, "no reason was asked for"),
+                ]
+                rows = await connection.exec_driver_sql(
+                    "SELECT key, edge, month, cost_nanousd FROM spending ORDER BY 3"
+                )
+                assert [tuple(row) for row in rows] == [("AAAAAAAA", "e-1", 197001, 1000), ("", "", 202512, -400)]
         finally:
             await control.database.close()
 

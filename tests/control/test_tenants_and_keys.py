@@ -249,7 +249,7 @@ def test_every_route_of_operators_and_accounts_is_explained_with_the_form_of_its
     run(scenario)
 
 
-@pytest.mark.parametrize("limit", ["adapters", "adapter_bytes", "max_rank", "monthly_budget_nanousd"])
+@pytest.mark.parametrize("limit", ["adapters", "adapter_bytes", "max_rank"])
 def test_a_key_has_no_limit_that_is_a_tenants_alone(run: Callable[..., None], limit: str) -> None:
     async def scenario(plane: Plane) -> None:
         await plane.new_tenant("acme")

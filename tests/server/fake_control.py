@@ -18,13 +18,14 @@ class FakeControl:
         self.credit = credit
         self.records: dict[str, UsageRecord] = {}
         self.shipments = 0
-        self.granted: dict[tuple[str, TenantId], int] = {}
+        self.granted: dict[tuple[str, TenantId, str], int] = {}
+        self.budgets: dict[str, int] = {}  # by key
         self.given_back: list[str] = []
         self.questions = 0
         self.is_away = False
         self.expires_ms = 10**15
 
-    async def snapshot(self, since: int) -> Snapshot:
+    async def snapshot(self, since: int, epoch: str) -> Snapshot:
         self._require()
         return self.snapshot_
 
@@ -34,13 +35,16 @@ class FakeControl:
         for record in records:
             self.records.setdefault(record.id, record)
 
-    async def lease(self, edge: str, tenant: TenantId, nanousd: int) -> Lease:
+    async def lease(self, edge: str, tenant: TenantId, nanousd: int, key: str = "") -> Lease:
         self._require()
         self.questions += 1
-        extra = min(nanousd, self.credit)
-        self.credit -= extra
-        granted = self.granted[edge, tenant] = self.granted.get((edge, tenant), 0) + extra
-        reason = "credit" if extra < nanousd else ""
+        extra = min(nanousd, self.budgets[key] if key else self.credit)
+        if key:
+            self.budgets[key] -= extra
+        else:
+            self.credit -= extra
+        granted = self.granted[edge, tenant, key] = self.granted.get((edge, tenant, key), 0) + extra
+        reason = "" if extra >= nanousd else "budget" if key else "credit"
         return Lease(tenant=tenant, granted_nanousd=granted, expires_ms=self.expires_ms, reason=reason)
 
     async def give_back(self, edge: str) -> None:

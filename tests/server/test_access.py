@@ -47,7 +47,7 @@ def key_facts(text: str, tenant: TenantId = ACME, **changes: Any) -> KeyFacts:
     parts = split_key(text)
     assert parts is not None
     values: dict[str, Any] = {"scopes": (Scope.QUERY,)} | changes
-    return KeyFacts(id=parts[0], tenant=tenant, secret_hash=hash_secret(PEPPER, parts[1]), **values)
+    return KeyFacts(id=parts[0], origin=parts[0], tenant=tenant, secret_hash=hash_secret(PEPPER, parts[1]), **values)
 
 
 def snapshot(*, is_whole: bool = True, revision: int = 1, **parts: Any) -> Snapshot:

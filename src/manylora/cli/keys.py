@@ -1,4 +1,4 @@
-"""`manylora keys`: see, make, rotate and revoke the keys of a running server's tenants, over HTTP."""
+"""`manylora keys`: see, make, limit, rotate and revoke the keys of a running server's tenants, over HTTP."""
 
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from manylora.tenancy import Scope, split_key
 
 KeyIdArgument = Annotated[str, typer.Argument(metavar="KEY_ID", help="The 8 characters after `pb_`, or the whole key.")]
 
-keys = typer.Typer(no_args_is_help=True, help="See, make, rotate and revoke keys of a running server.")
+keys = typer.Typer(no_args_is_help=True, help="See, make, limit, rotate and revoke keys of a running server.")
 
 
 @keys.command("ls")
@@ -70,6 +70,20 @@ def rotate(
     """Make a key like this one, and end this one."""
     path = "/admin/keys" + path_of(_id_of(key_id), "rotate")
     _print_made(Server(url=url, key=key).ask("POST", path, expects="key", body={"grace_s": grace}).text, json)
+
+
+@keys.command()
+def limit(
+    key_id: KeyIdArgument,
+    assignments: Annotated[list[str], typer.Argument(metavar="NAME=NUMBER…", help=LIMIT_HELP)],
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """Set a key's limits: those that are not named are none. They go on in the keys it is rotated into."""
+    path, body = "/admin/keys" + path_of(_id_of(key_id), "limits"), parse_limits(assignments)
+    reply = Server(url=url, key=key).ask("PUT", path, expects="limits", body=body)
+    typer.echo(reply.text) if json else print_fields(limit_fields(reply.json()["limits"]))
 
 
 @keys.command()

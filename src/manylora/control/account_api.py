@@ -6,13 +6,24 @@ from starlette.requests import Request
 
 from manylora.control.accounts import Doorkeeper, open_account
 from manylora.control.admin_api import make_key
-from manylora.control.bodies import KeyBody, KeyList, NewKey, Rotation, SignedUp, Signup, TenantBody, scopes_of
+from manylora.control.bodies import (
+    KeyBody,
+    KeyList,
+    LimitsBody,
+    NewKey,
+    Rotation,
+    SignedUp,
+    Signup,
+    TenantBody,
+    scopes_of,
+)
 from manylora.control.callers import Caller, address_of, caller_of
 from manylora.control.control import Control
 from manylora.control.credit import balance_of
-from manylora.control.keys import get_key, list_keys, revoke_key, rotate_key, within
+from manylora.control.keys import get_key, list_keys, revoke_key, rotate_key, set_limits, within
 from manylora.control.tenants import get_tenant
 from manylora.errors import InsufficientPermissions
+from manylora.tenancy import Limits
 
 
 def account_room(control: Control) -> APIRouter:
@@ -59,6 +70,16 @@ def account_room(control: Control) -> APIRouter:
             await _require_no_gain(connection, caller, key)
             made = await rotate_key(connection, control.pepper, key, now_ms=control.now_ms(), grace_s=body.grace_s)
         return KeyBody.of(*made)
+
+    @room.put("/account/keys/{key}/limits")
+    async def put_limits(request: Request, key: str, body: LimitsBody) -> KeyBody:
+        """Replace a key's limits, and those of the keys it is rotated into, with a key that has none of its own."""
+        caller = await caller_of(control, request)
+        async with control.database.write() as connection:
+            await _require_power(connection, caller, key)
+            if caller.key is not None and (await get_key(connection, caller.key)).facts.limits != Limits():
+                raise InsufficientPermissions("a key with limits of its own changes none")
+            return KeyBody.of(await set_limits(connection, key, body.limits()))
 
     @room.delete("/account/keys/{key}")
     async def revoke(request: Request, key: str) -> KeyBody:

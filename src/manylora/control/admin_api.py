@@ -25,11 +25,11 @@ from manylora.control.bodies import (
 from manylora.control.callers import caller_of
 from manylora.control.control import Control
 from manylora.control.credit import balance_of, grant_credit
-from manylora.control.keys import get_key, issue_key, list_keys, revoke_key, rotate_key, within
+from manylora.control.keys import get_key, issue_key, list_keys, revoke_key, rotate_key, set_limits, within
 from manylora.control.tenants import get_tenant, list_tenants, set_state, set_terms
-from manylora.errors import InvalidParameter
+from manylora.errors import InsufficientPermissions, InvalidParameter
 from manylora.ids import KeyId
-from manylora.tenancy import DEFAULT_TENANT, Scope, TenantState
+from manylora.tenancy import DEFAULT_TENANT, Limits, Scope, TenantState
 
 MAX_PAGE = 1000
 
@@ -152,6 +152,13 @@ def admin_room(control: Control) -> APIRouter:
             made = await rotate_key(connection, control.pepper, key, now_ms=control.now_ms(), grace_s=body.grace_s)
         return KeyBody.of(*made)
 
+    @room.put("/keys/{key}/limits")
+    async def put_key_limits(request: Request, key: str, body: LimitsBody) -> KeyBody:
+        """Replace a key's limits, and those of the keys it is rotated into."""
+        await require(request)
+        async with control.database.write() as connection:
+            return KeyBody.of(await set_limits(connection, key, body.limits()))
+
     @room.delete("/keys/{key}")
     async def revoke(request: Request, key: str) -> KeyBody:
         """End a key for ever."""
@@ -171,7 +178,10 @@ async def make_key(control: Control, tenant: str, body: NewKey, maker: KeyId | N
     expires_ms = None if body.expires_in_s is None else now_ms + max(1, int(1000 * body.expires_in_s))
     async with control.database.write() as connection:
         if maker is not None:
-            limits, expires_ms = within((await get_key(connection, maker)).facts, limits, expires_ms)
+            facts = (await get_key(connection, maker)).facts
+            if facts.limits != Limits():
+                raise InsufficientPermissions("a key with limits of its own makes no others: each would have them anew")
+            limits, expires_ms = within(facts, limits, expires_ms)
         made = await issue_key(
             connection,
             control.pepper,

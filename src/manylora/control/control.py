@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from manylora.clock import Clock, SystemClock
@@ -22,6 +22,7 @@ class Control:
     pepper          hex; keys and signed URLs are worth nothing without it
     edge_token      by which edges are known
     is_key_needed   off: who sends no key is tenant `default`, and a program on this machine the operator
+    epoch           of this process: what an edge knows of another's, perhaps of another database, is told it anew
     """
 
     config: Config
@@ -31,6 +32,7 @@ class Control:
     pepper: str
     edge_token: str
     is_key_needed: bool
+    epoch: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @property
     def registry_dir(self) -> Path:

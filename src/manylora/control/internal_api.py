@@ -24,9 +24,9 @@ def internal_room(control: Control) -> APIRouter:
     room = APIRouter(prefix="/internal", include_in_schema=False)
 
     @room.get("/snapshot")
-    async def snapshot(request: Request, since: int = -1) -> Response:
+    async def snapshot(request: Request, since: int = -1, epoch: str = "") -> Response:
         _require_edge(control, request)
-        return _json(await take_snapshot(control, since))
+        return _json(await take_snapshot(control, since, epoch))
 
     @room.post("/usage")
     async def usage(request: Request) -> Response:
@@ -38,7 +38,7 @@ def internal_room(control: Control) -> APIRouter:
     async def lease(request: Request) -> Response:
         _require_edge(control, request)
         wish = _decode(await request.body(), LeaseWish)
-        return _json(await lease_credit(control, wish.edge, wish.tenant, wish.nanousd))
+        return _json(await lease_credit(control, wish.edge, wish.tenant, wish.nanousd, wish.key))
 
     @room.delete("/leases/{edge}")
     async def give_back(request: Request, edge: str) -> Response:

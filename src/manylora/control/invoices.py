@@ -17,8 +17,6 @@ from manylora.control.tables import ledger
 
 CENT = 10_000_000
 """Nano-dollars."""
-SETTLING_MS = 3_600_000
-"""After a month's end: until then what was opened in it may still be under way, and its invoice is preliminary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +126,7 @@ def round_half_even(amount: int, unit: int) -> int:
 async def invoice_rows(connection: AsyncConnection, tenant: str, month: int) -> list[InvoiceRow]:
     """A tenant's rows of a month."""
     begin_ms, end_ms = bounds_of(month)
-    asked = select(ledger).where(ledger.c.tenant == tenant, ledger.c.opened_ms >= begin_ms, ledger.c.opened_ms < end_ms)
+    asked = select(ledger).where(ledger.c.tenant == tenant, ledger.c.booked_ms >= begin_ms, ledger.c.booked_ms < end_ms)
     return [
         InvoiceRow(
             base=row.base,

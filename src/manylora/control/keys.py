@@ -13,7 +13,7 @@ from manylora.errors import InvalidParameter, ResourceNotFound
 from manylora.ids import KeyId, TenantId
 from manylora.tenancy import KeyFacts, Limits, Scope, hash_secret, mint_key, split_key
 
-TENANT_LIMITS = ("adapters", "adapter_bytes", "max_rank", "monthly_budget_nanousd")
+TENANT_LIMITS = ("adapters", "adapter_bytes", "max_rank")
 """What a tenant has one of, whatever key is shown."""
 CUSTOMER_SCOPES = (Scope.QUERY, Scope.UPLOAD)
 MAX_LIVE_KEYS = 100
@@ -40,9 +40,11 @@ async def issue_key(
     name: str = "",
     limits: Limits | None = None,
     expires_ms: int | None = None,
+    origin: KeyId | None = None,
 ) -> tuple[Key, str]:
     """Make a key and return it with its whole text, which is never to be had again.
 
+    `origin`: the key whose limits this one shares, since it takes its place; None: it has its own.
     Raises `ResourceNotFound` for an unknown tenant, `InvalidParameter` for no scope, an end in the past, the scope
     `admin` for another tenant than the operator's, or one live key too many.
     """
@@ -51,9 +53,7 @@ async def issue_key(
         raise InvalidParameter(
             f"the scope `admin` is for keys of the tenant `{OPERATOR}`. Given: `{owner.id}`", parameter="scopes"
         )
-    for limit in TENANT_LIMITS:
-        if getattr(limits or Limits(), limit) is not None:
-            raise InvalidParameter(f"`{limit}` is a limit of tenants; a key has none of its own", parameter=limit)
+    _require_limits_of_keys(limits or Limits())
     if not scopes:
         raise InvalidParameter("`scopes` must name at least one of query, upload, admin", parameter="scopes")
     if expires_ms is not None and expires_ms <= now_ms:
@@ -65,6 +65,7 @@ async def issue_key(
     assert parts is not None, "a minted key is of the form of keys"
     values = {
         "id": key_id,
+        "origin": origin or key_id,
         "tenant": owner.id,
         "name": name,
         "secret_hash": hash_secret(pepper, parts[1]),
@@ -76,6 +77,25 @@ async def issue_key(
     }
     await connection.execute(insert(keys).values(values))
     return await get_key(connection, key_id), text
+
+
+async def set_limits(connection: AsyncConnection, key_id: str, limits: Limits, tenant: str | None = None) -> Key:
+    """Replace a key's limits, and those of all that share them.
+
+    Raises `ResourceNotFound`, `InvalidParameter` for a limit that keys have none of.
+    """
+    key = await get_key(connection, key_id, tenant)
+    _require_limits_of_keys(limits)
+    revision = await next_revision(connection)
+    changed = update(keys).where(keys.c.origin == key.facts.origin).values(**columns_of(limits), revision=revision)
+    await connection.execute(changed)
+    return await get_key(connection, key_id)
+
+
+def _require_limits_of_keys(limits: Limits) -> None:
+    for limit in TENANT_LIMITS:
+        if getattr(limits, limit) is not None:
+            raise InvalidParameter(f"`{limit}` is a limit of tenants; a key has none of its own", parameter=limit)
 
 
 def within(maker: KeyFacts, limits: Limits, expires_ms: int | None) -> tuple[Limits, int | None]:
@@ -140,6 +160,7 @@ async def rotate_key(
         name=old.name,
         limits=old.facts.limits,
         expires_ms=old.facts.expires_ms,
+        origin=old.facts.origin,
     )
     if not grace_s:
         await revoke_key(connection, key_id, now_ms=now_ms)
@@ -171,6 +192,7 @@ async def _require_room(connection: AsyncConnection, tenant: str, now_ms: int) -
 def _key(row: Row[tuple[object, ...]]) -> Key:
     facts = KeyFacts(
         id=KeyId(row.id),
+        origin=KeyId(row.origin),
         tenant=TenantId(row.tenant),
         secret_hash=row.secret_hash,
         scopes=tuple(map(Scope, row.scopes.split())),

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.control import Control
 from manylora.control.credit import MOST_NANOUSD
-from manylora.control.months import month_of
+from manylora.control.months import booked_ms_of, month_of
 from manylora.control.prices import price_at, price_versions
 from manylora.control.tables import ledger, spending, tenants
 from manylora.control.tenants import insert_tenant
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 MAX_COUNT = 2**53
 """Of tokens in one record: above it, it is no count."""
+Spender = tuple[str, str, str, int]
+"""Tenant, key or empty, edge or empty, month."""
 MAX_REASON = 200
 """Characters."""
 OPERATOR = "admin"
@@ -50,9 +52,9 @@ async def insert_records(control: Control, records: Sequence[UsageRecord]) -> in
         }
         inserting = control.database.insert_once(ledger).values(list(rows.values())).returning(ledger.c.id)
         new = (await connection.execute(inserting)).scalars().all()
-        spent: Counter[tuple[str, str, int]] = Counter()
+        spent: Counter[Spender] = Counter()
         for row in map(rows.__getitem__, new):
-            spent[row["tenant"], row["edge"], month_of(row["opened_ms"])] += row["cost_nanousd"]
+            spent[row["tenant"], row["key"] or "", row["edge"], month_of(row["booked_ms"])] += row["cost_nanousd"]
         await _add_spending(control, connection, spent)
     return len(new)
 
@@ -78,10 +80,20 @@ async def correct(
     if not reason.strip() or len(reason) > MAX_REASON:
         raise InvalidParameter(f"`reason` must have 1 to {MAX_REASON} characters", parameter="reason")
     async with control.database.write() as connection:
-        found = (await connection.execute(select(ledger).where(ledger.c.id == record_id))).mappings().one_or_none()
+        # One correction of a row at a time, so that together they give back no more than was charged.
+        asked = select(ledger).where(ledger.c.id == record_id).with_for_update()
+        found = (await connection.execute(asked)).mappings().one_or_none()
         if found is None:
             raise ResourceNotFound(f"there is no record `{record_id[:80]}` in the ledger")
         old: dict[str, Any] = dict(found)
+        if old["corrects"] is not None:
+            raise InvalidParameter(
+                f"`{record_id[:80]}` is a correction itself; correct the row `{old['corrects']}` again",
+                parameter="corrects",
+            )
+        if (await connection.execute(select(ledger.c.id).where(ledger.c.id == correction_id))).first() is not None:
+            raise _taken(correction_id)
+        await _require_charged(connection, old, prompt_tokens, completion_tokens)
         cost = prompt_tokens * old["input_nanousd"] + completion_tokens * old["output_nanousd"]
         if abs(cost) > MOST_NANOUSD:
             raise InvalidParameter(
@@ -91,6 +103,7 @@ async def correct(
         row = {name: value for name, value in old.items() if name != "number"} | {
             "id": correction_id,
             "opened_ms": now_ms,
+            "booked_ms": now_ms,
             "prompt_tokens": 0,
             "cached_tokens": 0,
             "completion_tokens": 0,
@@ -100,23 +113,45 @@ async def correct(
             "finish_reason": "correction",
             "cost_nanousd": cost,
             "corrects": record_id,
-            "corrects_month": old["corrects_month"] or month_of(old["opened_ms"]),  # of the usage, not of a correction
+            "corrects_month": month_of(old["booked_ms"]),
             "reason": reason.strip(),
             "author": author,
             "received_ms": now_ms,
         }
         inserting = control.database.insert_once(ledger).values(row).returning(ledger.c.id)
         if (await connection.execute(inserting)).first() is None:
-            raise NameTaken(f"there is a row `{correction_id[:80]}` already", parameter="id")
+            raise _taken(correction_id)
         # No edge spent it: what it changes is the balance and the month's budget, not a lease.
-        await _add_spending(control, connection, Counter({(old["tenant"], "", month_of(now_ms)): cost}))
+        spender = (old["tenant"], old["key"] or "", "", month_of(now_ms))
+        await _add_spending(control, connection, Counter({spender: cost}))
 
 
-async def _add_spending(control: Control, connection: AsyncConnection, spent: Counter[tuple[str, str, int]]) -> None:
-    for (tenant, edge, month), cost in sorted(spent.items()):  # in one order, so that no two wait for each other
-        key = {"tenant": tenant, "edge": edge, "month": month}
-        await connection.execute(control.database.insert_once(spending).values(**key, cost_nanousd=0))
-        matching = [spending.c[name] == value for name, value in key.items()]
+def _taken(correction_id: str) -> NameTaken:
+    return NameTaken(f"there is a row `{correction_id[:80]}` already", parameter="id")
+
+
+async def _require_charged(
+    connection: AsyncConnection, row: dict[str, Any], prompt_tokens: int, completion_tokens: int
+) -> None:
+    """Raises `InvalidParameter` where a row and all its corrections together would charge less than nothing."""
+    changes = {"charged_prompt_tokens": prompt_tokens, "charged_completion_tokens": completion_tokens}
+    sums = [func.coalesce(func.sum(ledger.c[name]), 0).label(name) for name in changes]
+    so_far = (await connection.execute(select(*sums).where(ledger.c.corrects == row["id"]))).mappings().one()
+    for name, change in changes.items():
+        left = row[name] + int(so_far[name])
+        if left + change < 0:
+            parameter = name.removeprefix("charged_")
+            raise InvalidParameter(
+                f"`{parameter}` may give back at most the {left} tokens that are charged. Given: {change}",
+                parameter=parameter,
+            )
+
+
+async def _add_spending(control: Control, connection: AsyncConnection, spent: Counter[Spender]) -> None:
+    for spender, cost in sorted(spent.items()):  # in one order, so that no two wait for each other
+        values = dict(zip(("tenant", "key", "edge", "month"), spender, strict=True))
+        await connection.execute(control.database.insert_once(spending).values(**values, cost_nanousd=0))
+        matching = [spending.c[name] == value for name, value in values.items()]
         added = update(spending).where(*matching).values(cost_nanousd=spending.c.cost_nanousd + cost)
         await connection.execute(added)
 
@@ -164,6 +199,7 @@ def _row(record: UsageRecord, price: PriceFacts | None, now_ms: int) -> dict[str
         "adapter_owner": record.adapter_owner,
         "adapter_digest": record.adapter_digest,
         "opened_ms": record.opened_ms,
+        "booked_ms": booked_ms_of(record.opened_ms, now_ms),
         "prompt_tokens": record.prompt_tokens,
         "cached_tokens": record.cached_tokens,
         "completion_tokens": record.completion_tokens,

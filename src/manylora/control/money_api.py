@@ -12,7 +12,7 @@ from manylora.control.callers import caller_of
 from manylora.control.control import Control
 from manylora.control.credit import grants_page
 from manylora.control.invoice_forms import FORMATS, render
-from manylora.control.invoices import SETTLING_MS, invoice_rows, make_invoice
+from manylora.control.invoices import invoice_rows, make_invoice
 from manylora.control.ledger import OPERATOR, correct
 from manylora.control.money_bodies import (
     Corrected,
@@ -25,7 +25,7 @@ from manylora.control.money_bodies import (
     UsageBody,
     UsageReport,
 )
-from manylora.control.months import bounds_of, parse_month, text_of
+from manylora.control.months import is_final, parse_month, text_of
 from manylora.control.periods import Period, parse_period
 from manylora.control.prices import price_versions, set_price
 from manylora.control.tenants import get_tenant
@@ -201,7 +201,7 @@ async def _invoice(control: Control, request: Request, tenant: str, month: str, 
     async with control.database.read() as connection:
         found = await get_tenant(connection, tenant)
         rows = await invoice_rows(connection, tenant, number)
-    is_preliminary = bounds_of(number)[1] + SETTLING_MS > now_ms
+    is_preliminary = not is_final(number, now_ms)
     invoice = make_invoice(found.id, found.name, number, rows, is_preliminary=is_preliminary)
     name = f"invoice-{found.id}-{text_of(number)}.{'txt' if form == 'text' else form}"
     headers = {

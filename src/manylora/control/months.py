@@ -1,10 +1,12 @@
-"""UTC months: when they begin and end, as milliseconds since 1970."""
+"""UTC months: when they begin and end, as milliseconds since 1970, and which one a row is booked in."""
 
 import re
 from datetime import UTC, datetime
 
 from manylora.errors import InvalidParameter
 
+SETTLING_MS = 3_600_000
+"""After a month's end: until then what was opened in it may still be under way, and its invoice is preliminary."""
 FIRST_YEAR, LAST_YEAR = 1970, 9000
 _MONTH = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])")
 
@@ -37,3 +39,13 @@ def bounds_of(month: int) -> tuple[int, int]:
 def text_of(month: int) -> str:
     """202611 as `2026-11`."""
     return f"{month // 100:04d}-{month % 100:02d}"
+
+
+def is_final(month: int, now_ms: int) -> bool:
+    """Whether nothing more is booked in a month: its invoice stays as it is, for ever."""
+    return bounds_of(month)[1] + SETTLING_MS <= now_ms
+
+
+def booked_ms_of(opened_ms: int, now_ms: int) -> int:
+    """The moment that decides on a record's month: when it was opened, or now, where that month is final."""
+    return now_ms if is_final(month_of(opened_ms), now_ms) else opened_ms

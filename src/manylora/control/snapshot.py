@@ -17,21 +17,23 @@ from manylora.tenancy import RepositoryFacts, Snapshot
 READY = "ready"
 
 
-async def take_snapshot(control: Control, since: int) -> Snapshot:
+async def take_snapshot(control: Control, since: int, epoch: str | None = None) -> Snapshot:
     """What has changed after revision `since`; everything for one below zero, or one that was never given.
 
-    An edge may know a later revision than the database does: then a backup has been restored. The revision is read
-    first: a change that comes in between is told twice, which changes nothing.
+    An edge may know revisions of another `epoch`, or later ones than the database does: then a backup may have been
+    restored, and they mean nothing. None: of this one. The revision is read first: a change that comes in between is
+    told twice, which changes nothing.
     """
     async with control.database.read() as connection:
         revision = await last_revision(connection)
-        since = since if since <= revision else -1
+        since = since if since <= revision and epoch in (None, control.epoch) else -1
         is_new = revision > since
         return Snapshot(
             revision=revision,
             taken_ms=control.now_ms(),
             is_whole=since < 0,
             pepper=control.pepper,
+            epoch=control.epoch,
             tenants=await changed_tenants(connection, since) if is_new else (),
             keys=await changed_keys(connection, since) if is_new else (),
             prices=await changed_prices(connection, since) if is_new else (),

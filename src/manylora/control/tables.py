@@ -87,6 +87,7 @@ keys = Table(
     "keys",
     metadata,
     Column("id", String(8), primary_key=True),
+    Column("origin", String(8), nullable=False, index=True),  # id of the first key that this one came of by rotation
     _tenant(),
     Column("name", String(200), nullable=False),
     Column("secret_hash", String(64), nullable=False),
@@ -138,6 +139,7 @@ ledger = Table(  # one row a request (`usage.UsageRecord`), inserted once by its
     Column("adapter_owner", String(64)),
     Column("adapter_digest", String(64)),
     Column("opened_ms", BigInteger, nullable=False),
+    Column("booked_ms", BigInteger, nullable=False),  # decides on its month: late rows come into the one that is open
     Column("prompt_tokens", BigInteger, nullable=False),
     Column("cached_tokens", BigInteger, nullable=False),
     Column("completion_tokens", BigInteger, nullable=False),
@@ -155,11 +157,13 @@ ledger = Table(  # one row a request (`usage.UsageRecord`), inserted once by its
     Column("output_nanousd", BigInteger, nullable=False),
     Column("cost_nanousd", BigInteger, nullable=False),
     Column("corrects", String(64)),  # id of the row that this one corrects; its counts and its cost may be negative
-    Column("corrects_month", Integer),  # of the usage that is corrected; the correction's own is that of `opened_ms`
+    Column("corrects_month", Integer),  # the month of the row that is corrected
     Column("reason", String(200)),  # a correction's
     Column("author", String(64)),  # id of the key that made a correction, or `admin` where none was asked for
     Column("received_ms", BigInteger, nullable=False),
-    Index(None, "tenant", "opened_ms"),
+    Index(None, "tenant", "booked_ms"),
+    Index(None, "booked_ms"),
+    Index(None, "corrects"),
     Index(None, "edge"),
 )
 
@@ -168,17 +172,19 @@ spending = (
         "spending",
         metadata,
         _tenant_key(),
+        Column("key", String(8), primary_key=True),  # empty: without one
         Column("edge", String(64), primary_key=True),
-        Column("month", Integer, primary_key=True),  # UTC, 202611
+        Column("month", Integer, primary_key=True),  # UTC, 202611, of `booked_ms`
         Column("cost_nanousd", BigInteger, nullable=False),
     )
 )
 
-leases = Table(  # credit set aside for one edge
+leases = Table(  # set aside for one edge: of a tenant's credit, or of what one of its keys may spend in a month
     "leases",
     metadata,
     Column("edge", String(64), primary_key=True),
     _tenant_key(),
+    Column("key", String(8), primary_key=True),  # empty: of the tenant's credit
     Column("granted_nanousd", BigInteger, nullable=False),  # in all, since the edge began
     Column("expires_ms", BigInteger, nullable=False),
     Index(None, "tenant"),

@@ -52,7 +52,7 @@ async def sum_usage(
             raise InvalidParameter(
                 f"`by` must be of {', '.join((*GROUPS, 'day'))}. Given: {group[:40]!r}", parameter="by"
             )
-        column = (ledger.c.opened_ms - ledger.c.opened_ms % DAY_MS) if group == "day" else ledger.c[group]
+        column = (ledger.c.booked_ms - ledger.c.booked_ms % DAY_MS) if group == "day" else ledger.c[group]
         columns.append(column.label(group))
     totals = [
         func.sum(ledger.c[name]).label(name)
@@ -63,7 +63,7 @@ async def sum_usage(
     ]
     requests = func.count(ledger.c.id) - func.count(ledger.c.corrects)
     asked = select(*columns, requests.label("requests"), *totals)
-    asked = asked.where(ledger.c.opened_ms >= begin_ms, ledger.c.opened_ms < end_ms)
+    asked = asked.where(ledger.c.booked_ms >= begin_ms, ledger.c.booked_ms < end_ms)
     if tenant is not None:
         asked = asked.where(ledger.c.tenant == tenant)
     if columns:

@@ -26,10 +26,16 @@ _NOBODY = "0" * 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Whose request it is. key: None where no key is needed. source_token: for adapters of a hub, from the bearer."""
+    """Whose request it is.
+
+    key           None where no key is needed
+    budgeted_key  whose monthly budget that key shares; None: it has none
+    source_token  for adapters of a hub, from the bearer
+    """
 
     tenant: TenantId
     key: KeyId | None = None
+    budgeted_key: KeyId | None = None
     scopes: tuple[Scope, ...] = ()
     weight: int = 1
     limits: tuple[tuple[str, Limits], ...] = ()
@@ -119,7 +125,11 @@ class Access:
             return
         price = self.directory.price(self._base, int(1000 * self._clock.wall_s()))
         admission.hold = await self._purse.hold(
-            caller.tenant, price, prompt_tokens=prompt_tokens, budget_tokens=budget_tokens
+            caller.tenant,
+            price,
+            prompt_tokens=prompt_tokens,
+            budget_tokens=budget_tokens,
+            budgeted_key=caller.budgeted_key,
         )
 
     def _key(self, text: str) -> KeyFacts:
@@ -144,10 +154,11 @@ class Access:
             raise InvalidApiKey("the key is not valid")
         if tenant.state is not TenantState.ACTIVE:
             raise TenantSuspended(f"tenant `{tenant.id}` is {tenant.state}")
-        named = ((f"tenant {tenant.id}", tenant.limits), (f"key {key.id}", key.limits))
+        named = ((f"tenant {tenant.id}", tenant.limits), (f"key {key.origin}", key.limits))
         return Caller(
             tenant=tenant.id,
             key=key.id,
+            budgeted_key=None if key.limits.monthly_budget_nanousd is None else key.origin,
             scopes=key.scopes,
             weight=tenant.weight,
             limits=tuple((name, limits) for name, limits in named if limits != Limits()),

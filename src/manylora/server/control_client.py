@@ -21,14 +21,17 @@ Answer = TypeVar("Answer")
 class ControlClient(Protocol):
     """A control plane somewhere. Every method raises `ControlUnavailable` when it does not answer."""
 
-    async def snapshot(self, since: int) -> Snapshot:
-        """What has changed after revision `since`; -1 asks for everything."""
+    async def snapshot(self, since: int, epoch: str) -> Snapshot:
+        """What has changed after revision `since` of an epoch; -1 asks for everything."""
 
     async def ship(self, records: Sequence[UsageRecord]) -> None:
         """Hand records over; when it returns they are in the ledger. Those that are there already change nothing."""
 
-    async def lease(self, edge: str, tenant: TenantId, nanousd: int) -> Lease:
-        """Set up to so much more of a tenant's credit aside for this edge. 0 renews, or asks whether there is any."""
+    async def lease(self, edge: str, tenant: TenantId, nanousd: int, key: str = "") -> Lease:
+        """Set up to so much more of a tenant's credit aside for this edge. 0 renews, or asks whether there is any.
+
+        With a key: of what that key may spend in a month.
+        """
 
     async def give_back(self, edge: str) -> None:
         """End the leases of an edge whose records have all been shipped."""
@@ -48,14 +51,14 @@ class HttpControlClient:
             transport=None if app is None else httpx2.ASGITransport(app),
         )
 
-    async def snapshot(self, since: int) -> Snapshot:
-        return _decode(await self._call("GET", f"/internal/snapshot?since={since}"), Snapshot)
+    async def snapshot(self, since: int, epoch: str) -> Snapshot:
+        return _decode(await self._call("GET", f"/internal/snapshot?since={since}&epoch={epoch}"), Snapshot)
 
     async def ship(self, records: Sequence[UsageRecord]) -> None:
         await self._call("POST", "/internal/usage", Shipment(records=tuple(records)))
 
-    async def lease(self, edge: str, tenant: TenantId, nanousd: int) -> Lease:
-        wish = LeaseWish(edge=edge, tenant=tenant, nanousd=nanousd)
+    async def lease(self, edge: str, tenant: TenantId, nanousd: int, key: str = "") -> Lease:
+        wish = LeaseWish(edge=edge, tenant=tenant, nanousd=nanousd, key=key)
         return _decode(await self._call("POST", "/internal/leases", wish), Lease)
 
     async def give_back(self, edge: str) -> None:

@@ -6,31 +6,38 @@ what is leased does not hold a request, more is asked for; one question a tenant
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NoReturn
 
 from manylora.clock import Clock
 from manylora.errors import ControlUnavailable, QuotaExhausted
-from manylora.ids import TenantId
+from manylora.ids import KeyId, TenantId
 from manylora.server.control_client import ControlClient
 from manylora.tenancy import Lease, PriceFacts
 
 log = logging.getLogger(__name__)
 
 REASONS = {"credit": "the credit is used up", "budget": "this month's budget is used up"}
+KEY_REASON = "this key's budget of this month is used up"
 
 
 @dataclass(slots=True)
 class _Account:
-    """One tenant's lease. granted and spent are counted since this edge began; reserved: of requests under way.
+    """One lease: of a tenant's credit, or of a key's budget. granted and spent are counted since this edge began.
 
+    key       empty: the tenant's
+    reserved  of requests under way
     renew_ms  half-way to the lease's end: from then on it is to be prolonged
     """
 
+    tenant: TenantId
+    key: str
     granted: int = 0
     spent: int = 0
     reserved: int = 0
     expires_ms: float = 0
     renew_ms: float = 0
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def left(self) -> int:
@@ -39,9 +46,9 @@ class _Account:
 
 @dataclass(slots=True)
 class Hold:
-    """What one request has set aside."""
+    """What one request has set aside, in its tenant's account and in its key's, if that has a budget."""
 
-    account: _Account
+    accounts: list[_Account]
     price: PriceFacts
     nanousd: int
     is_settled: bool = False
@@ -51,76 +58,91 @@ class Hold:
         if self.is_settled:
             return
         self.is_settled = True
-        self.account.reserved -= self.nanousd
-        self.account.spent += prompt_tokens * self.price.input_nanousd + completion_tokens * self.price.output_nanousd
+        for account in self.accounts:
+            account.reserved -= self.nanousd
+            account.spent += prompt_tokens * self.price.input_nanousd + completion_tokens * self.price.output_nanousd
 
 
 class Purse:
-    """All tenants' leases of this edge. It belongs to one event loop."""
+    """All leases of this edge. It belongs to one event loop."""
 
     def __init__(self, client: ControlClient, clock: Clock, *, edge: str, lease_nanousd: int) -> None:
         self._client = client
         self._clock = clock
         self._edge = edge
         self._lease_nanousd = lease_nanousd
-        self._accounts: dict[TenantId, _Account] = {}
-        self._asking: dict[TenantId, asyncio.Lock] = {}
+        self._accounts: dict[tuple[TenantId, str], _Account] = {}
 
     async def hold(
-        self, tenant: TenantId, price: PriceFacts | None, *, prompt_tokens: int, budget_tokens: int
+        self,
+        tenant: TenantId,
+        price: PriceFacts | None,
+        *,
+        prompt_tokens: int,
+        budget_tokens: int,
+        budgeted_key: KeyId | None = None,
     ) -> Hold | None:
         """Set a request's worst case aside; None where it costs nothing.
 
-        Raises `QuotaExhausted` when the credit does not hold it, `ControlUnavailable` when that cannot be asked.
+        Args:    budgeted_key  the caller's key, if it has a monthly budget of its own
+        Raises:  `QuotaExhausted` when the credit or a budget does not hold it, `ControlUnavailable` when that cannot
+                 be asked
         """
         if price is None or not (price.input_nanousd or price.output_nanousd):
             return None
         cost = prompt_tokens * price.input_nanousd + budget_tokens * price.output_nanousd
-        account = self._accounts.setdefault(tenant, _Account())
+        hold = Hold([], price, cost)
+        for key in ("", budgeted_key):
+            if key is None:
+                continue
+            account = self._accounts.setdefault((tenant, key), _Account(tenant, key))
+            try:
+                await self._reserve(account, cost)
+            except BaseException:
+                hold.settle(0, 0)
+                raise
+            hold.accounts.append(account)
+        return hold
+
+    async def _reserve(self, account: _Account, cost: int) -> None:
         now_ms = 1000 * self._clock.wall_s()
         if now_ms >= account.renew_ms:  # once a request, whatever the answer: a clock may be wrong
-            async with self._lock(tenant):
+            async with account.asking:
                 if now_ms >= account.expires_ms:
                     # Of a lease that has ended only what was spent still counts: what is under way is asked for anew.
-                    await self._ask(tenant, account, max(cost + account.reserved, self._lease_nanousd))
+                    await self._ask(account, max(cost + account.reserved, self._lease_nanousd))
                 elif now_ms >= account.renew_ms:
-                    await self._prolong(tenant, account)
+                    await self._prolong(account)
         while account.left < cost:
-            async with self._lock(tenant):
+            async with account.asking:
                 if account.left < cost:
-                    await self._lease(tenant, account, cost)
+                    missing = cost - account.left
+                    lease = await self._ask(account, max(missing, self._lease_nanousd))
+                    if account.left < cost:
+                        _refuse(lease, account, cost)
         account.reserved += cost
-        return Hold(account, price, cost)
 
-    async def _lease(self, tenant: TenantId, account: _Account, cost: int) -> None:
-        missing = max(0, cost - account.left)
-        lease = await self._ask(tenant, account, max(missing, self._lease_nanousd) if missing else 0)
-        if account.left < cost:
-            self._refuse(lease, account, cost)
-
-    async def _ask(self, tenant: TenantId, account: _Account, nanousd: int) -> Lease:
-        lease = await self._client.lease(self._edge, tenant, nanousd)
+    async def _ask(self, account: _Account, nanousd: int) -> Lease:
+        lease = await self._client.lease(self._edge, account.tenant, nanousd, account.key)
         account.granted, account.expires_ms = lease.granted_nanousd, lease.expires_ms
         now_ms = 1000 * self._clock.wall_s()
         account.renew_ms = now_ms + (lease.expires_ms - now_ms) / 2
         return lease
 
-    def _refuse(self, lease: Lease, account: _Account, cost: int) -> None:
-        reason = REASONS.get(lease.reason, REASONS["credit"])
-        raise QuotaExhausted(
-            f"You exceeded your current quota: {reason}. This request may cost {_dollars(cost)}; "
-            f"{_dollars(max(0, account.left))} are left"
-        )
-
-    async def _prolong(self, tenant: TenantId, account: _Account) -> None:
+    async def _prolong(self, account: _Account) -> None:
         """Keep what is leased for longer. Without an answer it is good until it expires: traffic goes on."""
         try:
-            await self._lease(tenant, account, 0)
+            await self._ask(account, 0)
         except ControlUnavailable as error:
-            log.warning("lease.not_prolonged tenant=%s error=%s", tenant, error.message)
+            log.warning("lease.not_prolonged tenant=%s error=%s", account.tenant, error.message)
 
-    def _lock(self, tenant: TenantId) -> asyncio.Lock:
-        return self._asking.setdefault(tenant, asyncio.Lock())
+
+def _refuse(lease: Lease, account: _Account, cost: int) -> NoReturn:
+    reason = KEY_REASON if account.key else REASONS.get(lease.reason, REASONS["credit"])
+    raise QuotaExhausted(
+        f"You exceeded your current quota: {reason}. This request may cost {_dollars(cost)}; "
+        f"{_dollars(max(0, account.left))} are left"
+    )
 
 
 def _dollars(nanousd: int) -> str:

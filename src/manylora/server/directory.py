@@ -30,7 +30,7 @@ class Directory:
         self._clock = clock
         self._poll_s = poll_s
         self._max_age_s = max_age_s
-        self._revision = -1
+        self._revision, self._epoch = -1, ""
         self._told_s: float | None = None
         self._tenants: dict[TenantId, TenantFacts] = {}
         self._keys: dict[KeyId, KeyFacts] = {}
@@ -41,7 +41,7 @@ class Directory:
     async def refresh(self) -> None:
         """Ask once what has changed. Raises `ControlUnavailable`."""
         begun_s = self._clock.monotonic_s()
-        snapshot = await self._client.snapshot(self._revision)
+        snapshot = await self._client.snapshot(self._revision, self._epoch)
         self._apply(snapshot)
         self._told_s = begun_s
 
@@ -143,7 +143,7 @@ class Directory:
             self._prices.setdefault(price.base, {})[price.version] = price
         for repository in snapshot.repositories:
             self._repositories[repository.owner, repository.name] = repository
-        self._revision = snapshot.revision
+        self._revision, self._epoch = snapshot.revision, snapshot.epoch
 
 
 def _may_use(tenant: TenantId, facts: RepositoryFacts) -> bool:
