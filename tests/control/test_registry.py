@@ -8,7 +8,9 @@ from pathlib import Path
 from sqlalchemy import URL
 
 from manylora.adapters.registry import Registry
+from manylora.control.registry import VersionState, add_version, own_for_change, set_version
 from manylora.control.snapshot import take_snapshot
+from manylora.ids import TenantId
 from tests.control.plane import Plane, in_plane
 from tests.control.uploading import ATTENTION, PLAIN, base_settings, begin, new_repo, put, upload
 
@@ -216,6 +218,33 @@ def test_sharing_shows_a_repository_and_gives_nothing_else(url: URL, tmp_path: P
         await plane.call("PUT", "/v2/repos/triage", {"public": False}, key=acme)
         assert (await plane.call("DELETE", "/v2/repos/triage/shares/other", key=acme)).status_code == 204
         assert (await status(other), await status(third)) == (404, 404)
+
+    in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
+
+
+def test_others_see_no_version_that_failed_or_is_on_its_way(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        acme, other = await plane.new_tenant("acme"), await plane.new_tenant("other")
+        made = await new_repo(plane, acme)
+        for _ in range(2):
+            await upload(plane, acme, "triage")
+        await plane.call("PUT", "/v2/repos/triage/version/2", {"archived": True}, key=acme)
+        async with plane.control.database.write() as connection:
+            for state, version in ((VersionState.FAILED, 3), (VersionState.UPLOADING, 4)):
+                repository = await own_for_change(connection, TenantId("acme"), "triage")
+                await add_version(connection, repository, version, state=state, created_by="acme", now_ms=1)
+                await set_version(connection, repository.number, version, error="the token of acme's bucket is wrong")
+        own = [await plane.call("GET", f"/v2/repos/triage/version/{number}", key=acme) for number in (3, 4)]
+        assert [each.json()["state"] for each in own] == ["failed", "uploading"]
+        await plane.call("PUT", "/v2/repos/triage", {"public": True}, key=acme)
+        for name in ("triage", made["uuid"]):
+            shown = await plane.call("GET", f"/v2/repos/{name}?owner=acme", key=other)
+            assert [each["tag"] for each in shown.json()["versions"]] == [1, 2]
+            paths = [f"/v2/repos/{name}/version/{number}" for number in (1, 2, 3, 4, 9)]
+            replies = [await plane.call("GET", f"{path}?owner=acme", key=other) for path in paths]
+            assert [reply.status_code for reply in replies] == [200, 200, 404, 404, 404]
+            assert replies[2].text.replace("`3`", "`9`") == replies[4].text
+            assert not any("bucket" in reply.text for reply in (shown, *replies))
 
     in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
 

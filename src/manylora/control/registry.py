@@ -7,7 +7,7 @@ commits. Another tenant's private repository is told from one that does not exis
 import re
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -41,6 +41,8 @@ class VersionState(StrEnum):
 
 STORED = (VersionState.UPLOADING, VersionState.READY, VersionState.ARCHIVED)
 """The states whose versions count against a tenant's limits."""
+FINISHED = (VersionState.READY, VersionState.ARCHIVED)
+"""The states whose versions have files, and are shown to others than the owner."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,7 @@ async def find_repository(
 ) -> Repository:
     """A repository that a tenant may see, by its name or its UUID. `owner`: whose; None: the tenant's own.
 
+    Of another tenant's it sees the versions that are finished, and not what failed or is on its way.
     Raises `ResourceNotFound`, in the same words and after the same work whether it is another's or nobody's.
     """
     whose = tenant if owner is None else owner
@@ -99,7 +102,7 @@ async def find_repository(
     found = await _rows(connection, and_(_named(reference, whose), _visible_to(tenant)))
     if not found:
         raise unknown_repository(reference)
-    return (await _filled(connection, found))[0]
+    return _seen_by(tenant, (await _filled(connection, found))[0])
 
 
 async def list_repositories(
@@ -107,11 +110,19 @@ async def list_repositories(
 ) -> list[Repository]:
     """A tenant's own repositories in the order they were made; with those that others let it use, if asked for."""
     seen = _visible_to(tenant) if with_shared else repositories.c.tenant == tenant
-    return await _filled(connection, await _rows(connection, and_(seen, repositories.c.number > after), limit))
+    found = await _filled(connection, await _rows(connection, and_(seen, repositories.c.number > after), limit))
+    return [_seen_by(tenant, each) for each in found]
 
 
 def unknown_repository(reference: str) -> ResourceNotFound:
     return ResourceNotFound(f"no repository `{_shown(reference)}`")
+
+
+def _seen_by(tenant: TenantId, repository: Repository) -> Repository:
+    if repository.owner == tenant:
+        return repository
+    finished = tuple(each for each in repository.versions if each.state in FINISHED)
+    return replace(repository, versions=finished, shared_with=())
 
 
 def _named(reference: str, owner: str) -> Any:  # SQLAlchemy's conditions have no simple type
@@ -304,7 +315,7 @@ async def set_archived(
     """Let requests find a version no more, or again; its aliases wait for it. Raises `ResourceNotFound`."""
     repository = await own_for_change(connection, tenant, reference)
     found = repository.find(version)
-    if found.state not in (VersionState.READY, VersionState.ARCHIVED):
+    if found.state not in FINISHED:
         raise ResourceNotFound(f"version {found.version} of `{repository.name}` is {found.state}")
     state = VersionState.ARCHIVED if is_archived else VersionState.READY
     await set_version(connection, repository.number, found.version, state=state)

@@ -18,7 +18,7 @@ from manylora.control.bodies import iso
 from manylora.control.callers import Caller, caller_of
 from manylora.control.control import Control
 from manylora.control.intake import Intake
-from manylora.control.registry import Repository, Version, VersionState
+from manylora.control.registry import FINISHED, Repository, Version, VersionState
 from manylora.control.uploads import FILES, Uploads, read_range
 from manylora.errors import InsufficientPermissions, InvalidParameter
 from manylora.tenancy import Scope
@@ -234,7 +234,7 @@ def _add_versions(routes: APIRouter, control: Control, intake: Intake) -> None:
         if repository.owner != caller.tenant:
             raise InsufficientPermissions("only its owner may download an adapter")
         version = repository.find(tag)
-        if version.state not in (VersionState.READY, VersionState.ARCHIVED):
+        if version.state not in FINISHED:
             raise InvalidParameter(f"version {version.version} is {version.state}, so it has no files", parameter="tag")
         files = intake.files.files(repository.owner, repository.name, version.version)
         opened = [(file.name, file.open("rb")) for file in files]  # a deletion meanwhile does not cut it short
@@ -347,7 +347,7 @@ async def _received(request: Request) -> AsyncIterator[bytes]:
 
 def repository_json(repository: Repository, caller: Caller) -> Json:
     """A repository as the SDK reads it, and what is ours. What only its owner may know, others do not get."""
-    finished = [each for each in repository.versions if each.state in (VersionState.READY, VersionState.ARCHIVED)]
+    finished = [each for each in repository.versions if each.state in FINISHED]
     is_own = repository.owner == caller.tenant
     told: Json = {
         "uuid": repository.uuid,
@@ -380,7 +380,7 @@ def _version_line(version: Version, own: Repository | None) -> Json:
 
 def version_json(repository: Repository, version: Version) -> Json:
     """A version as the SDK reads it. An empty `adapterPath` tells it that there is nothing to use."""
-    is_there = version.state in (VersionState.READY, VersionState.ARCHIVED)
+    is_there = version.state in FINISHED
     told: Json = {
         "repo": repository.name,
         "tag": version.version,
