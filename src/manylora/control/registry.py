@@ -18,8 +18,9 @@ from manylora.adapters.checking import CheckedFiles
 from manylora.adapters.registry import is_repository_name
 from manylora.control.revisions import next_revision
 from manylora.control.tables import aliases, repositories, shares, tenants, versions
-from manylora.errors import InvalidParameter, NameTaken, ResourceNotFound, StorageLimitExceeded
+from manylora.errors import InvalidParameter, NameTaken, ResourceNotFound, StorageLimitExceeded, TenantSuspended
 from manylora.ids import TenantId
+from manylora.tenancy import TenantState
 
 MAX_DESCRIPTION = 4_096
 MAX_SHARES = 1_000
@@ -380,10 +381,12 @@ async def check_room(
 ) -> int | None:
     """Whether a tenant's limits let it store so many more versions and bytes; returns the bytes left, None: no limit.
 
-    Raises `StorageLimitExceeded` naming the limit and the value.
+    Raises `StorageLimitExceeded` naming the limit and the value, `TenantSuspended` unless the tenant is active.
     """
-    asked = select(tenants.c.adapters, tenants.c.adapter_bytes, tenants.c.max_rank).where(tenants.c.id == tenant)
-    limits = (await connection.execute(asked)).one()
+    columns = (tenants.c.state, tenants.c.adapters, tenants.c.adapter_bytes, tenants.c.max_rank)
+    limits = (await connection.execute(select(*columns).where(tenants.c.id == tenant))).one()
+    if limits.state != TenantState.ACTIVE:
+        raise TenantSuspended(f"tenant `{tenant}` is {limits.state}")
     held = (
         select(func.count(), func.coalesce(func.sum(versions.c.bytes), 0))
         .join(repositories, versions.c.repository == repositories.c.number)

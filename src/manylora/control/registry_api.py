@@ -12,7 +12,6 @@ from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from manylora.adapters.sources import PICKLED_FILE
 from manylora.control import registry
 from manylora.control.bodies import iso
 from manylora.control.callers import Caller, caller_of
@@ -311,10 +310,9 @@ def _add_uploads(routes: APIRouter, control: Control, uploads: Uploads) -> None:
         """Bytes of a file: all of it, or with `Content-Range` the part that begins where it ends so far."""
         facts = uploads.allowed(tenant, upload, file, signature)
         length = request.headers.get("content-length", "")
-        if file != PICKLED_FILE and length.isdecimal() and len(length) < MAX_LENGTH_DIGITS:
-            uploads.refuse_large(facts, file, int(length))
+        told = int(length) if length.isdecimal() and len(length) < MAX_LENGTH_DIGITS else None
         part = read_range(request.headers.get("content-range"))
-        offset = await uploads.write(facts, upload, file, part, _received(request))
+        offset = await uploads.write(facts, upload, file, part, _received(request), told)
         return {"file": file, "offset": offset}
 
     @routes.head(address, include_in_schema=False)
@@ -323,7 +321,7 @@ def _add_uploads(routes: APIRouter, control: Control, uploads: Uploads) -> None:
         """How many bytes of the file are here, in the body and as `upload-offset`."""
         facts = uploads.allowed(tenant, upload, file, signature)
         offset = uploads.received_bytes(facts, upload, file)
-        told = {"file": file, "offset": offset, "maxBytes": facts.limit_bytes(file)}
+        told = {"file": file, "offset": offset, "maxBytes": await uploads.max_bytes(facts, upload, file)}
         return JSONResponse(told, headers={"upload-offset": str(offset)})
 
 
