@@ -293,6 +293,29 @@ def test_limits_of_the_tenant_hold(url: URL, tmp_path: Path) -> None:
     in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
 
 
+def test_a_tenant_has_so_many_repositories_and_no_more(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        key, other = await plane.new_tenant("acme"), await plane.new_tenant("other")
+        for name in ("one", "two"):
+            await new_repo(plane, key, name)
+        refused = await plane.call("POST", "/v2/repos", {"name": "three"}, key=key)
+        assert (refused.status_code, refused.json()["code"]) == (403, "storage_limit_exceeded")
+        assert "(control.max_repositories)" in refused.json()["error"]
+        again = await plane.call("POST", "/v2/repos", {"name": "one", "existsOk": True}, key=key)
+        assert again.status_code == 200
+        await new_repo(plane, other, "three")
+        # One that never had a version goes whole; one that had keeps its numbers, and its place.
+        assert (await plane.call("DELETE", "/v2/repos/two", key=key)).status_code == 204
+        await new_repo(plane, key, "three")
+        assert (await upload(plane, key, "three")).status_code == 200
+        assert (await plane.call("DELETE", "/v2/repos/three", key=key)).status_code == 204
+        assert (await plane.call("POST", "/v2/repos", {"name": "four"}, key=key)).status_code == 403
+        await new_repo(plane, key, "three")
+        assert (await upload(plane, key, "three")).json()["tag"] == 2
+
+    in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path, **{"control.max_repositories": 2}))
+
+
 def test_scopes_are_asked_for(url: URL, tmp_path: Path) -> None:
     async def scenario(plane: Plane) -> None:
         await plane.new_tenant("acme")

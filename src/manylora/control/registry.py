@@ -190,12 +190,14 @@ async def create_repository(
     name: str,
     *,
     now_ms: int,
+    most: int,
     description: str = "",
     exists_ok: bool = False,
 ) -> Repository:
     """Make a repository, private. One that was deleted comes back empty, and goes on counting where it was.
 
-    Raises `InvalidParameter` for a name that cannot be one, `NameTaken` unless `exists_ok`.
+    Raises `InvalidParameter` for a name that cannot be one, `NameTaken` unless `exists_ok`, `StorageLimitExceeded`
+    where the tenant has `most` already.
     """
     if not is_repository_name(name) or _UUID.fullmatch(name):
         raise InvalidParameter(
@@ -220,6 +222,12 @@ async def create_repository(
         "revision": revision,
     }
     if old is None:
+        had = select(func.count()).where(repositories.c.tenant == tenant)
+        if (await connection.execute(had)).scalar_one() >= most:
+            raise StorageLimitExceeded(
+                f"tenant `{tenant}` has {most} repositories (control.max_repositories), deleted ones that had versions "
+                "included: their names can be used again"
+            )
         await connection.execute(insert(repositories).values(tenant=tenant, name=name, last_version=0, **fresh))
     else:
         await connection.execute(update(repositories).where(mine).values(fresh))
@@ -263,7 +271,10 @@ async def unshare(connection: AsyncConnection, tenant: TenantId, reference: str,
 async def delete_repository(
     connection: AsyncConnection, tenant: TenantId, reference: str, now_ms: int
 ) -> tuple[Repository, list[int]]:
-    """Delete it with all its versions; returns it and the versions whose files are to be removed."""
+    """Delete it with all its versions; returns it and the versions whose files are to be removed.
+
+    Its row stays, for its last number, if it has given any.
+    """
     repository = await own_for_change(connection, tenant, reference)
     number = repository.number
     await connection.execute(delete(aliases).where(aliases.c.repository == number))
@@ -272,6 +283,8 @@ async def delete_repository(
         update(versions).where(versions.c.repository == number).values(state=VersionState.DELETED, bytes=0)
     )
     await _set(connection, number, deleted_ms=now_ms, is_public=False)
+    unused = and_(repositories.c.number == number, repositories.c.last_version == 0)
+    await connection.execute(delete(repositories).where(unused))
     return repository, [version.version for version in repository.versions]
 
 

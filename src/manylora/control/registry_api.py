@@ -112,6 +112,7 @@ def _add_repositories(routes: APIRouter, control: Control, intake: Intake) -> No
                 caller.tenant,
                 body.name,
                 now_ms=control.now_ms(),
+                most=control.config.control.max_repositories,
                 description=body.description or "",
                 exists_ok=bool(body.exists_ok),
             )
