@@ -115,6 +115,15 @@ async def list_repositories(
     return [_seen_by(tenant, each) for each in found]
 
 
+async def list_everything(
+    connection: AsyncConnection, *, tenant: str | None, limit: int, after: int = 0
+) -> list[Repository]:
+    """For the operator: the repositories of a tenant, or of all, in the order they were made."""
+    of = repositories.c.number > after
+    found = await _rows(connection, of if tenant is None else and_(of, repositories.c.tenant == tenant), limit)
+    return await _filled(connection, found)
+
+
 def unknown_repository(reference: str) -> ResourceNotFound:
     return ResourceNotFound(f"no repository `{_shown(reference)}`")
 
@@ -132,8 +141,10 @@ def _named(reference: str, owner: str) -> Any:  # SQLAlchemy's conditions have n
 
 
 def _visible_to(tenant: TenantId) -> Any:  # as above
+    """One's own, and what others let one use unless they are suspended or closed."""
     shared = exists().where(shares.c.repository == repositories.c.number, shares.c.tenant == tenant)
-    return or_(repositories.c.tenant == tenant, repositories.c.is_public, shared)
+    is_active = exists().where(tenants.c.id == repositories.c.tenant, tenants.c.state == TenantState.ACTIVE)
+    return or_(repositories.c.tenant == tenant, and_(or_(repositories.c.is_public, shared), is_active))
 
 
 async def _rows(connection: AsyncConnection, condition: Any, limit: int = 1) -> list[Row[Any]]:  # as above

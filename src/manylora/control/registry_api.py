@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import zipfile
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Query
@@ -20,6 +21,7 @@ from manylora.control.intake import Intake
 from manylora.control.registry import FINISHED, Repository, Version, VersionState
 from manylora.control.uploads import FILES, Uploads, read_range
 from manylora.errors import InsufficientPermissions, InvalidParameter
+from manylora.ids import TenantId
 from manylora.tenancy import Scope
 
 Json = dict[str, Any]  # JSON values of several types
@@ -96,7 +98,8 @@ async def _caller(control: Control, request: Request, scope: Scope) -> Caller:
 
 async def _shown(control: Control, caller: Caller, reference: str, owner: str | None = None) -> Json:
     async with control.database.read() as connection:
-        return repository_json(await registry.find_repository(connection, caller.tenant, reference, owner), caller)
+        found = await registry.find_repository(connection, caller.tenant, reference, owner)
+    return repository_json(found, is_own=found.owner == caller.tenant)
 
 
 # ── repositories ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -116,7 +119,7 @@ def _add_repositories(routes: APIRouter, control: Control, intake: Intake) -> No
                 description=body.description or "",
                 exists_ok=bool(body.exists_ok),
             )
-        return repository_json(made, caller)
+        return repository_json(made, is_own=True)
 
     @routes.get("/v2/repos")
     async def list_all(
@@ -131,7 +134,8 @@ def _add_repositories(routes: APIRouter, control: Control, intake: Intake) -> No
                 connection, caller.tenant, limit=limit, after=after, with_shared=shared
             )
         last = found[-1].number if len(found) == limit else None
-        return {"data": {"repos": [repository_json(each, caller) for each in found], "after": last}}
+        told = [repository_json(each, is_own=each.owner == caller.tenant) for each in found]
+        return {"data": {"repos": told, "after": last}}
 
     @routes.get("/v2/repos/{repo}")
     async def show(request: Request, repo: str, owner: Owner = None) -> Json:
@@ -150,10 +154,7 @@ def _add_repositories(routes: APIRouter, control: Control, intake: Intake) -> No
     @routes.delete("/v2/repos/{repo}", status_code=204)
     async def remove(request: Request, repo: str) -> None:
         caller = await _caller(control, request, Scope.UPLOAD)
-        async with control.database.write() as connection:
-            gone, numbers = await registry.delete_repository(connection, caller.tenant, repo, control.now_ms())
-        for number in numbers:
-            await _remove_files(intake, gone, number)
+        await remove_repository(intake, caller.tenant, repo)
 
     @routes.put("/v2/repos/{repo}/aliases/{alias}")
     async def set_alias(request: Request, repo: str, alias: str, body: NewAlias) -> Json:
@@ -180,6 +181,15 @@ def _add_repositories(routes: APIRouter, control: Control, intake: Intake) -> No
         caller = await _caller(control, request, Scope.UPLOAD)
         async with control.database.write() as connection:
             await registry.unshare(connection, caller.tenant, repo, tenant)
+
+
+async def remove_repository(intake: Intake, owner: TenantId, repo: str) -> None:
+    """Delete a repository with all its versions and their files. Raises `ResourceNotFound`."""
+    control = intake.control
+    async with control.database.write() as connection:
+        gone, numbers = await registry.delete_repository(connection, owner, repo, control.now_ms())
+    for number in numbers:
+        await _remove_files(intake, gone, number)
 
 
 async def _remove_files(intake: Intake, repository: Repository, number: int) -> None:
@@ -210,20 +220,13 @@ def _add_versions(routes: APIRouter, control: Control, intake: Intake) -> None:
     @routes.put("/v2/repos/{repo}/version/{tag}")
     async def archive(request: Request, repo: str, tag: str, body: ChangedVersion) -> Json:
         caller = await _caller(control, request, Scope.UPLOAD)
-        async with control.database.write() as connection:
-            changed, version = await registry.set_archived(connection, caller.tenant, repo, tag, body.archived)
-            mark = intake.files.archive if body.archived else intake.files.restore
-            mark(changed.owner, changed.name, version.version)
-        async with control.database.read() as connection:
-            repository = await registry.find_repository(connection, caller.tenant, repo)
-        return version_json(repository, repository.find(str(version.version)))
+        repository, version = await archive_version(intake, caller.tenant, repo, tag, is_archived=body.archived)
+        return version_json(repository, version)
 
     @routes.delete("/v2/repos/{repo}/version/{tag}", status_code=204)
     async def remove(request: Request, repo: str, tag: str) -> None:
         caller = await _caller(control, request, Scope.UPLOAD)
-        async with control.database.write() as connection:
-            repository, version = await registry.delete_version(connection, caller.tenant, repo, tag)
-        await _remove_files(intake, repository, version.version)
+        await remove_version(intake, caller.tenant, repo, tag)
 
     @routes.get("/v2/repos/{repo}/version/{tag}/download")
     async def download(request: Request, repo: str, tag: str, owner: Owner = None) -> Response:
@@ -241,6 +244,27 @@ def _add_versions(routes: APIRouter, control: Control, intake: Intake) -> None:
         return StreamingResponse(
             _zipped(opened), media_type="application/zip", background=BackgroundTask(_close, [f for _, f in opened])
         )
+
+
+async def archive_version(
+    intake: Intake, owner: TenantId, repo: str, tag: str, *, is_archived: bool
+) -> tuple[Repository, Version]:
+    """Hide a version from requests, or show it again; returns it as it is now. Raises `ResourceNotFound`."""
+    async with intake.control.database.write() as connection:
+        changed, version = await registry.set_archived(connection, owner, repo, tag, is_archived)
+        mark = intake.files.archive if is_archived else intake.files.restore
+        with suppress(FileNotFoundError):  # its folder is gone, and nobody can find it there
+            mark(changed.owner, changed.name, version.version)
+    async with intake.control.database.read() as connection:
+        repository = await registry.find_repository(connection, owner, repo)
+    return repository, repository.find(str(version.version))
+
+
+async def remove_version(intake: Intake, owner: TenantId, repo: str, tag: str) -> None:
+    """Delete a version with its files. Raises `ResourceNotFound`."""
+    async with intake.control.database.write() as connection:
+        repository, version = await registry.delete_version(connection, owner, repo, tag)
+    await _remove_files(intake, repository, version.version)
 
 
 class _Collected:
@@ -344,10 +368,9 @@ async def _received(request: Request) -> AsyncIterator[bytes]:
 # ── shapes ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def repository_json(repository: Repository, caller: Caller) -> Json:
+def repository_json(repository: Repository, *, is_own: bool) -> Json:
     """A repository as the SDK reads it, and what is ours. What only its owner may know, others do not get."""
     finished = [each for each in repository.versions if each.state in FINISHED]
-    is_own = repository.owner == caller.tenant
     told: Json = {
         "uuid": repository.uuid,
         "name": repository.name,
