@@ -5,12 +5,25 @@ import io
 import zipfile
 from pathlib import Path
 
+import pytest
 from sqlalchemy import URL
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.adapters.registry import Registry
-from manylora.control.registry import VersionState, add_version, own_for_change, set_version
+from manylora.control import snapshot as snapshot_module
+from manylora.control.prices import changed_prices
+from manylora.control.registry import (
+    VersionState,
+    add_version,
+    own_for_change,
+    remove_alias,
+    set_alias,
+    set_archived,
+    set_version,
+)
 from manylora.control.snapshot import take_snapshot
 from manylora.ids import TenantId
+from manylora.tenancy import PriceFacts
 from tests.control.plane import Plane, in_plane
 from tests.control.uploading import ATTENTION, PLAIN, base_settings, begin, new_repo, put, upload
 
@@ -150,6 +163,37 @@ def test_an_alias_is_switched_at_one_moment_while_it_is_read(url: URL, tmp_path:
         assert (await plane.call("DELETE", path, key=key)).status_code == 404
         for name in ("3", "", "a/b", "-x", "a" * 65):
             assert (await plane.call("PUT", f"/v2/repos/triage/aliases/{name}", {"version": 1}, key=key)).is_error
+
+    in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
+
+
+def test_a_snapshot_is_of_one_state_while_an_alias_is_switched(
+    url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The switch is several statements, and is committed between two of the snapshot's."""
+
+    async def scenario(plane: Plane) -> None:
+        key = await plane.new_tenant("acme")
+        await new_repo(plane, key)
+        for _ in range(2):
+            await upload(plane, key, "triage")
+        await plane.call("PUT", "/v2/repos/triage/aliases/prod", {"version": 1}, key=key)
+        before = await take_snapshot(plane.control, -1)
+
+        async def then_switched(connection: AsyncConnection, since: int) -> tuple[PriceFacts, ...]:
+            found = await changed_prices(connection, since)
+            async with plane.control.database.write() as other:
+                await remove_alias(other, TenantId("acme"), "triage", "prod")
+                await set_archived(other, TenantId("acme"), "triage", "1", True)
+                await set_alias(other, TenantId("acme"), "triage", "prod", 2)
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(snapshot_module, "changed_prices", then_switched)
+            between = await take_snapshot(plane.control, -1)
+        assert (between.revision, between.repositories) == (before.revision, before.repositories)
+        [after] = (await take_snapshot(plane.control, between.revision)).repositories
+        assert (after.versions, after.aliases) == ((2,), (("prod", 2),))
 
     in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
 

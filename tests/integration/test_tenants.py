@@ -6,8 +6,10 @@ import json
 import random
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx2
@@ -142,6 +144,39 @@ def test_an_alias_moves_while_traffic_flows(shop: Shop) -> None:
         assert shop.call("PUT", "/v2/repos/tone/aliases/prod", {"version": number}, key=key).status_code == 200
         assert shop.generate(key, "tone/prod").json()["choices"][0]["text"] == texts[number]
     assert shop.generate(key, "tone/stage").status_code == 404
+
+
+def test_every_request_meets_the_old_version_or_the_new_one(shop: Shop) -> None:
+    """Four callers at once while an alias is switched to and fro; who has switched it meets the new one at once."""
+    key = shop.new_tenant("swap")
+    for folder in shop.made[:2]:
+        shop.upload(key, "tone", folder)
+    texts = {number: shop.generate(key, f"tone/{number}").json()["choices"][0]["text"] for number in (1, 2)}
+    is_over = Event()
+
+    def switch(number: int) -> None:
+        assert shop.call("PUT", "/v2/repos/tone/aliases/prod", {"version": number}, key=key).status_code == 200
+
+    def call() -> list[tuple[int, str]]:
+        seen = []
+        while not is_over.is_set():
+            reply = shop.generate(key, "tone/prod")
+            is_good = reply.status_code == 200
+            seen.append((reply.status_code, reply.json()["choices"][0]["text"] if is_good else reply.text))
+        return seen
+
+    switch(1)
+    with ThreadPoolExecutor() as threads:
+        callers = [threads.submit(call) for _ in range(4)]
+        try:
+            for turn in range(20):
+                number = 2 - turn % 2
+                switch(number)
+                assert shop.generate(key, "tone/prod").json()["choices"][0]["text"] == texts[number]
+        finally:
+            is_over.set()
+    seen = [each for caller in callers for each in caller.result()]
+    assert set(seen) == {(200, text) for text in texts.values()}
 
 
 def test_what_another_lets_one_use_is_called_by_its_owners_name(shop: Shop) -> None:

@@ -20,8 +20,7 @@ READY = "ready"
 async def take_snapshot(control: Control, since: int) -> Snapshot:
     """What has changed after revision `since`; everything for one below zero, or one that was never given.
 
-    An edge may know a later revision than the database does: then a backup has been restored. The revision is read
-    first: a change that comes in between is told twice, which changes nothing.
+    An edge may know a later revision than the database does: then a backup has been restored.
     """
     async with control.database.read() as connection:
         revision = await last_revision(connection)
