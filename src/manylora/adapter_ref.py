@@ -66,8 +66,17 @@ class AdapterRef:
     tenant: str = ""
 
     def __str__(self) -> str:
-        name = f"{self.source}:{self.tenant}/{self.id}" if self.tenant else f"{self.source}:{self.id}"
+        name = f"{self.source}:{self.full_id}"
         return name if self.merge is None else f"{name} {self.merge}"
+
+    @property
+    def full_id(self) -> str:
+        """The id with its owner before it where it has one: nobody else's is called so."""
+        return f"{self.tenant}/{self.id}" if self.tenant else self.id
+
+    def id_for(self, tenant: str) -> str:
+        """The id by which a tenant calls it: `repo/3` of its own, `owner/repo/3` of another's."""
+        return self.id if self.tenant == tenant else self.full_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +92,9 @@ class Merge:
 
 
 def merged_ref(members: Sequence[AdapterRef], recipe: MergeRecipe) -> AdapterRef:
-    """The reference of several adapters merged; it is one adapter from here on."""
+    """The reference of several adapters merged; it is one adapter from here on. Its id has the owners of uploads."""
     first = members[0]
-    return AdapterRef(first.source, ",".join(member.id for member in members), merge=Merge(tuple(members), recipe))
+    return AdapterRef(first.source, ",".join(member.full_id for member in members), merge=Merge(tuple(members), recipe))
 
 
 def parse_adapter_ref(

@@ -126,6 +126,7 @@ class ControlConfig:
     signup_credit_nanousd: int = 25_000_000_000
     free_bases: tuple[str, ...] = ()
     plan_weights: tuple[str, ...] = ()
+    max_repositories: int = 10_000
     poll_s: float = 0.5
     snapshot_max_age_s: float = 600.0
     lease_nanousd: int = 50_000_000
@@ -190,6 +191,7 @@ _LOWEST: dict[str, float] = {
     "server.keepalive_s": 0.001,
     "control.port": 0,
     "control.signup_credit_nanousd": 0,
+    "control.max_repositories": 0,
     "control.poll_s": 0.01,
     "control.snapshot_max_age_s": 1,
     "control.lease_nanousd": 1,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -19,16 +20,16 @@ STOP_WAIT_S = 30
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """The address of a control plane, and a key."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, str]]:
+    """The address of a control plane, a tenant's key and the operator's."""
     folder = tmp_path_factory.mktemp("control")
     base = base_settings(folder)["model.base"]
     command = [sys.executable, "-m", "tests.clients.control_server", str(folder / "control"), base]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None  # it was started with a pipe
         try:
-            url, _, key = process.stdout.readline().strip().partition(" ")
-            yield url, key
+            url, key, admin_key = process.stdout.readline().split()
+            yield url, key, admin_key
         finally:
             process.terminate()
             process.wait(STOP_WAIT_S)
@@ -37,9 +38,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
 class Commands:
     """Runs `manylora repos` with the server's address and a key."""
 
-    def __init__(self, url: str, key: str) -> None:
+    def __init__(self, url: str, key: str, admin_key: str = "") -> None:
         self.url = url
         self.key = key
+        self.admin_key = admin_key
 
     def run(self, *words: str) -> tuple[int, str]:
         done = CliRunner().invoke(app, ["repos", *words, "--url", self.url], env={"MANYLORA_KEY": self.key})
@@ -57,7 +59,7 @@ class Commands:
 
 
 @pytest.fixture
-def commands(server: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+def commands(server: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     monkeypatch.setenv("MANYLORA_MODEL_CACHE_DIR", str(tmp_path / "cache"))
     return Commands(*server)
 
@@ -85,6 +87,43 @@ def test_a_repository_from_its_making_to_its_end(commands: Commands, tmp_path: P
     assert "is gone" in commands.good("alias", "triage", "prod", "--remove")
     commands.good("rm", "triage", "--yes")
     assert "no repository `triage`" in commands.bad("show", "triage")
+
+
+def test_every_verb_tells_in_json(commands: Commands, tmp_path: Path) -> None:
+    SEEDS["attention"].save(tmp_path / "adapter")
+
+    def told(*words: str) -> Any:  # JSON
+        return json.loads(commands.good(*words, "--json"))
+
+    assert told("create", "spoken")["name"] == "spoken"
+    assert told("upload", "spoken", str(tmp_path / "adapter"))["tag"] == 1
+    assert told("share", "spoken", "--public")["public"] is True
+    assert told("alias", "spoken", "prod", "1")["aliases"] == {"prod": 1}
+    assert told("alias", "spoken", "prod", "--remove")["aliases"] == {}
+    assert told("archive", "spoken", "1")["state"] == "archived"
+    assert told("archive", "spoken", "1", "--undo")["state"] == "ready"
+    assert "say which VERSION" in commands.bad("archive", "spoken")
+    assert told("rm", "spoken", "1", "--yes") == {"deleted": "spoken/1"}
+    assert told("rm", "spoken", "--yes") == {"deleted": "spoken"}
+
+
+def test_the_operator_sees_and_steers_what_a_tenant_has(commands: Commands, tmp_path: Path) -> None:
+    SEEDS["attention"].save(tmp_path / "adapter")
+    commands.good("create", "steered")
+    for _ in range(2):
+        commands.good("upload", "steered", str(tmp_path / "adapter"))
+    assert "scope `admin`" in commands.bad("ls", "--tenant", "acme")
+    operator = Commands(commands.url, commands.admin_key)
+    assert operator.good("ls").count("\n") == 1
+    assert operator.good("ls", "--tenant", "acme").splitlines()[1].split()[:4] == ["steered", "acme", "private", "2"]
+    assert "no tenant `nobody`" in operator.bad("ls", "--tenant", "nobody")
+    assert operator.good("archive", "steered", "--tenant", "acme") == "done: steered is archived\n"
+    assert "archived" in operator.good("show", "steered", "--tenant", "acme")
+    assert operator.good("archive", "steered", "2", "--undo", "--tenant", "acme") == "done: steered/2 is ready\n"
+    assert operator.good("rm", "steered", "1", "--tenant", "acme", "--yes") == "done: steered/1 is deleted\n"
+    assert "close it first" in operator.bad("clear", "acme", "--yes")
+    assert operator.good("rm", "steered", "--tenant", "acme", "--yes") == "done: steered is deleted\n"
+    assert "no repository `steered`" in commands.bad("show", "steered")
 
 
 def test_what_cannot_be_uploaded_is_told_in_one_line(commands: Commands, tmp_path: Path) -> None:

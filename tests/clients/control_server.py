@@ -1,4 +1,4 @@
-"""A control plane on a socket: its folder and base as arguments; prints its address and a tenant's key, and serves."""
+"""A control plane on a socket: its folder and base as arguments; prints its address and two keys, and serves."""
 
 import asyncio
 import socket
@@ -20,7 +20,7 @@ from manylora.tenancy import Scope
 async def serve(folder: Path, base: str) -> None:
     flags = {"model.base": base, "control.dir": str(folder), "adapters.hub_endpoint": ""}
     control = open_control(load_config(flags=flags, environ={}), is_key_needed=True)
-    await ensure_first_start(control)
+    admin_key = await ensure_first_start(control)
     async with control.database.write() as connection:
         await create_tenant(connection, "acme", now_ms=control.now_ms())
         _, key = await issue_key(
@@ -34,7 +34,8 @@ async def serve(folder: Path, base: str) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()  # from here on a client is not refused
-        print(f"http://127.0.0.1:{listener.getsockname()[1]} {key}", flush=True)  # noqa: T201 - for who started us
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        print(url, key, admin_key, flush=True)  # noqa: T201 - for who started us
         server = uvicorn.Server(uvicorn.Config(create_control_app(control), log_level="warning"))
         await server.serve(sockets=[listener])
     await control.database.close()

@@ -23,7 +23,7 @@ def control_server(tmp_path: Path) -> Iterator[tuple[str, str]]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None  # it was started with a pipe
         try:
-            url, _, key = process.stdout.readline().strip().partition(" ")
+            url, key, _ = process.stdout.readline().split()
             yield url, key
         finally:
             process.terminate()

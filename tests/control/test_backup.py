@@ -2,16 +2,22 @@
 
 import asyncio
 import json
+import os
+import shutil
 import stat
 import subprocess
 import tarfile
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
+from typing import BinaryIO
 
 import httpx2
 import pytest
 from typer.testing import CliRunner, Result
 
+from manylora.adapters.registry import Registry
 from manylora.cli import app
 from manylora.config import Config, load_config
 from manylora.control.backup import back_up, restore
@@ -120,6 +126,63 @@ def test_a_backup_is_taken_while_records_come_in(tmp_path: Path) -> None:
             *(f"acme-{number}" for number in range(6)),
             *("default", "operator"),
         ]
+
+
+def test_a_backup_is_taken_while_uploads_come_and_go(tmp_path: Path) -> None:
+    """Versions are published and deleted, in their own folders and whole repositories, as fast as it goes."""
+    config = settings(tmp_path / "old")
+    filled(config)
+    uploads = Registry(tmp_path / "old" / "uploads")
+    lasting = [uploads.add("acme", f"kept-{number}", b"{}", b"weights" * 100) for number in range(50)]
+    is_over = Event()
+
+    def come_and_go(tenant: str) -> None:
+        while not is_over.is_set():
+            for repo in ("one", "two"):
+                uploads.remove(tenant, repo, uploads.add(tenant, repo, b"{}", b"w" * 10_000))
+            shutil.rmtree(uploads.root / tenant)
+
+    with ThreadPoolExecutor() as threads:
+        others = [threads.submit(come_and_go, f"a-{number}") for number in range(3)]
+        try:
+            for number in range(20):
+                back_up(config, tmp_path / f"backup-{number}.tar")
+        finally:
+            is_over.set()
+    for other in others:
+        other.result()
+    restore(settings(tmp_path / "new"), tmp_path / "backup-19.tar")
+    restored = Registry(tmp_path / "new" / "uploads")
+    assert lasting == [1] * 50
+    for number in range(50):
+        assert [file.read_bytes() for file in restored.files("acme", f"kept-{number}", 1)] == [b"{}", b"weights" * 100]
+
+
+def test_a_file_that_ends_early_makes_no_backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(tmp_path / "old")
+    filled(config)
+    Registry(tmp_path / "old" / "uploads").add("acme", "triage", b"{}", b"weights" * 100)
+    add = tarfile.TarFile.addfile
+
+    def shortened(archive: tarfile.TarFile, entry: tarfile.TarInfo, stream: BinaryIO | None = None) -> None:
+        if entry.name.endswith(".safetensors"):
+            os.truncate(tmp_path / "old" / entry.name, 100)
+        add(archive, entry, stream)
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", shortened)
+    with pytest.raises(ConfigInvalid, match="safetensors: unexpected end"):
+        back_up(config, tmp_path / "backup.tar")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old"]
+
+
+def test_uploads_behind_a_link_are_backed_up(tmp_path: Path) -> None:
+    config = settings(tmp_path / "old")
+    filled(config)
+    Registry(tmp_path / ".disk").add("acme", "triage", b"{}", b"weights")
+    (tmp_path / "old" / "uploads").symlink_to(tmp_path / ".disk")
+    back_up(config, tmp_path / "backup.tar")
+    restore(settings(tmp_path / "new"), tmp_path / "backup.tar")
+    assert (tmp_path / "new" / "uploads/acme/triage/1/adapter_model.safetensors").read_bytes() == b"weights"
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, update
 
+from manylora.adapters.checking import CheckedFiles, CheckJob, check_apart
 from manylora.adapters.registry import Registry
-from manylora.control.intake import COPY_TIMEOUT_S
+from manylora.control import intake as intake_module
+from manylora.control import turns as turns_module
+from manylora.control.caretaking import Caretaker
+from manylora.control.intake import INTERRUPTED_S
 from manylora.control.snapshot import take_snapshot
 from manylora.control.tables import versions
 from tests.adapters.network import HttpServer, Repository
@@ -36,17 +40,22 @@ def run(url: URL, folder: Path, server: HttpServer, scenario: Scenario, **settin
     in_plane(url, folder, scenario, settings=base_settings(folder, **(own | settings)))
 
 
+async def ended(plane: Plane, key: str, told: dict[str, Any]) -> dict[str, Any]:  # the replies' JSON
+    """Wait until a version is ready or has failed."""
+    async with asyncio.timeout(30):
+        while told["state"] == "uploading":
+            await asyncio.sleep(0.01)
+            told = (await plane.call("GET", f"/v2/repos/triage/version/{told['tag']}", key=key)).json()
+    return told
+
+
 async def copied(plane: Plane, key: str, **body: Any) -> dict[str, Any]:  # the reply's JSON
     """Register, and wait until it is ready or has failed."""
     begun = await plane.call("POST", "/v2/repos/triage/versions", body, key=key)
     assert begun.status_code == 202, begun.text
     told: dict[str, Any] = begun.json()
     assert (told["state"], told["status"], told["adapterPath"]) == ("uploading", "pending", "")
-    async with asyncio.timeout(30):
-        while told["state"] == "uploading":
-            await asyncio.sleep(0.01)
-            told = (await plane.call("GET", f"/v2/repos/triage/version/{told['tag']}", key=key)).json()
-    return told
+    return await ended(plane, key, told)
 
 
 def test_a_copy_becomes_a_version_once_it_has_been_checked(url: URL, tmp_path: Path, server: HttpServer) -> None:
@@ -113,9 +122,53 @@ def test_a_copy_that_was_interrupted_is_told(url: URL, tmp_path: Path, server: H
         await copied(plane, key, adapter_id="org/tone")
         async with plane.control.database.write() as connection:  # as a kill in the middle leaves it
             await connection.execute(update(versions).values(state="uploading"))
-        plane.clock.advance(2 * COPY_TIMEOUT_S + 1)
-        assert (await copied(plane, key, adapter_id="org/tone"))["tag"] == 2
+        plane.clock.advance(INTERRUPTED_S - 1)
+        await Caretaker(plane.control).round()
+        assert (await plane.call("GET", "/v2/repos/triage/version/1", key=key)).json()["state"] == "uploading"
+        plane.clock.advance(2)
+        await Caretaker(plane.control).round()
         old = (await plane.call("GET", "/v2/repos/triage/version/1", key=key)).json()
         assert (old["state"], "register it again" in old["finetuningJob"]["error"]) == ("failed", True)
+        assert (await copied(plane, key, adapter_id="org/tone"))["tag"] == 2
+
+    run(url, tmp_path, server, scenario)
+
+
+def test_copies_of_one_tenant_wait_for_each_other_in_a_queue_with_an_end(
+    url: URL, tmp_path: Path, server: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("org/busy", "org/other"):
+        server.repositories[name] = Repository()
+        server.repositories[name].push(PLAIN_FILES)
+    monkeypatch.setattr(turns_module, "MAX_OF_ONE", 3)
+
+    async def scenario(plane: Plane) -> None:
+        busy, other = await plane.new_tenant("busy"), await plane.new_tenant("other")
+        for key in (busy, other):
+            await new_repo(plane, key)
+        going, under_way, most = asyncio.Event(), 0, 0
+
+        async def checked(job: CheckJob, timeout_s: float) -> CheckedFiles:
+            nonlocal under_way, most
+            if job.id == "org/busy":
+                under_way += 1
+                most = max(most, under_way)
+                await going.wait()
+                under_way -= 1
+            return await check_apart(job, timeout_s)
+
+        monkeypatch.setattr(intake_module, "check_apart", checked)
+        path, body = "/v2/repos/triage/versions", {"adapter_id": "org/busy"}
+        replies = [await plane.call("POST", path, body, key=busy) for _ in range(4)]
+        assert [reply.status_code for reply in replies] == [202, 202, 202, 429]
+        assert (replies[3].json()["code"], replies[3].headers["retry-after"]) == ("rate_limit_exceeded", "5")
+        assert (await copied(plane, other, adapter_id="org/other"))["state"] == "ready"
+        assert (await upload(plane, busy, "triage")).json()["tag"] == 4
+        going.set()
+        assert [(await ended(plane, busy, reply.json()))["state"] for reply in replies[:3]] == ["ready"] * 3
+        assert (await copied(plane, busy, adapter_id="org/busy"))["tag"] == 5  # the queue is served in its order
+        told = (await take_snapshot(plane.control, -1)).repositories
+        assert {each.owner: each.versions for each in told} == {"busy": (1, 2, 3, 4, 5), "other": (1,)}
+        assert most == 1
 
     run(url, tmp_path, server, scenario)

@@ -5,10 +5,12 @@ import json
 import zipfile
 from pathlib import Path
 
-from sqlalchemy import URL
+from sqlalchemy import URL, select
 
 from manylora.control.api import create_control_app
+from manylora.control.deployments import dollars
 from manylora.control.ledger import insert_records
+from manylora.control.tables import ledger
 from tests.control.plane import Plane, in_plane, record
 from tests.control.uploading import base_settings
 
@@ -94,6 +96,31 @@ def test_a_dedicated_deployment_is_recorded_priced_and_pending(url: URL, tmp_pat
         missing = await plane.call("GET", "/v2/deployments/mine", key=key)
         assert (missing.status_code, missing.json()["code"]) == (404, "deployment_not_found")
         assert (await plane.call("POST", "/v2/deployments", DEDICATED, key=key)).status_code == 200
+
+    in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
+
+
+def test_a_dedicated_deployment_is_compared_with_what_was_paid_by_the_token(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        key = await plane.new_tenant("acme")
+        await plane.new_tenant("other")
+        made = (await plane.call("POST", "/v2/deployments", DEDICATED, key=key)).json()["data"]
+        none_yet = {"monthlyPrice": "883.3", "hours": 730, "replicas": 1, "meteredCost": "0", "meteredDays": 30}
+        assert made["comparison"] == none_yet
+        for number, (days, tenant) in enumerate(((31, "acme"), (29, "acme"), (0, "acme"), (0, "other"))):
+            opened_ms = plane.control.now_ms()
+            await insert_records(plane.control, [record(number, opened_ms=opened_ms, tenant=tenant)])
+            plane.clock.advance((2 if days == 31 else days) * 86_400)
+        async with plane.control.database.read() as connection:
+            costs = list((await connection.execute(select(ledger.c.cost_nanousd))).scalars())
+        assert costs[0] > 0
+        change = {"config": {"minReplicas": 2}}
+        changed = (await plane.call("PUT", "/v2/deployments/mine", change, key=key)).json()["data"]
+        assert (changed["comparison"]["monthlyPrice"], changed["comparison"]["replicas"]) == ("1766.6", 2)
+        assert changed["comparison"]["meteredCost"] == dollars(2 * costs[0])
+        shared, mine = (await plane.call("GET", "/v2/deployments", key=key)).json()["data"]
+        assert "comparison" not in shared
+        assert mine == changed == (await plane.call("GET", "/v2/deployments/mine", key=key)).json()["data"]
 
     in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
 

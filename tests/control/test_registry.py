@@ -5,10 +5,25 @@ import io
 import zipfile
 from pathlib import Path
 
+import pytest
 from sqlalchemy import URL
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.adapters.registry import Registry
+from manylora.control import snapshot as snapshot_module
+from manylora.control.prices import changed_prices
+from manylora.control.registry import (
+    VersionState,
+    add_version,
+    own_for_change,
+    remove_alias,
+    set_alias,
+    set_archived,
+    set_version,
+)
 from manylora.control.snapshot import take_snapshot
+from manylora.ids import TenantId
+from manylora.tenancy import PriceFacts
 from tests.control.plane import Plane, in_plane
 from tests.control.uploading import ATTENTION, PLAIN, base_settings, begin, new_repo, put, upload
 
@@ -152,6 +167,37 @@ def test_an_alias_is_switched_at_one_moment_while_it_is_read(url: URL, tmp_path:
     in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
 
 
+def test_a_snapshot_is_of_one_state_while_an_alias_is_switched(
+    url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The switch is several statements, and is committed between two of the snapshot's."""
+
+    async def scenario(plane: Plane) -> None:
+        key = await plane.new_tenant("acme")
+        await new_repo(plane, key)
+        for _ in range(2):
+            await upload(plane, key, "triage")
+        await plane.call("PUT", "/v2/repos/triage/aliases/prod", {"version": 1}, key=key)
+        before = await take_snapshot(plane.control, -1)
+
+        async def then_switched(connection: AsyncConnection, since: int) -> tuple[PriceFacts, ...]:
+            found = await changed_prices(connection, since)
+            async with plane.control.database.write() as other:
+                await remove_alias(other, TenantId("acme"), "triage", "prod")
+                await set_archived(other, TenantId("acme"), "triage", "1", True)
+                await set_alias(other, TenantId("acme"), "triage", "prod", 2)
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(snapshot_module, "changed_prices", then_switched)
+            between = await take_snapshot(plane.control, -1)
+        assert (between.revision, between.repositories) == (before.revision, before.repositories)
+        [after] = (await take_snapshot(plane.control, between.revision)).repositories
+        assert (after.versions, after.aliases) == ((2,), (("prod", 2),))
+
+    in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
+
+
 def test_a_private_repository_of_another_is_like_none(url: URL, tmp_path: Path) -> None:
     async def scenario(plane: Plane) -> None:
         acme, other = await plane.new_tenant("acme"), await plane.new_tenant("other")
@@ -220,6 +266,33 @@ def test_sharing_shows_a_repository_and_gives_nothing_else(url: URL, tmp_path: P
     in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
 
 
+def test_others_see_no_version_that_failed_or_is_on_its_way(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        acme, other = await plane.new_tenant("acme"), await plane.new_tenant("other")
+        made = await new_repo(plane, acme)
+        for _ in range(2):
+            await upload(plane, acme, "triage")
+        await plane.call("PUT", "/v2/repos/triage/version/2", {"archived": True}, key=acme)
+        async with plane.control.database.write() as connection:
+            for state, version in ((VersionState.FAILED, 3), (VersionState.UPLOADING, 4)):
+                repository = await own_for_change(connection, TenantId("acme"), "triage")
+                await add_version(connection, repository, version, state=state, created_by="acme", now_ms=1)
+                await set_version(connection, repository.number, version, error="the token of acme's bucket is wrong")
+        own = [await plane.call("GET", f"/v2/repos/triage/version/{number}", key=acme) for number in (3, 4)]
+        assert [each.json()["state"] for each in own] == ["failed", "uploading"]
+        await plane.call("PUT", "/v2/repos/triage", {"public": True}, key=acme)
+        for name in ("triage", made["uuid"]):
+            shown = await plane.call("GET", f"/v2/repos/{name}?owner=acme", key=other)
+            assert [each["tag"] for each in shown.json()["versions"]] == [1, 2]
+            paths = [f"/v2/repos/{name}/version/{number}" for number in (1, 2, 3, 4, 9)]
+            replies = [await plane.call("GET", f"{path}?owner=acme", key=other) for path in paths]
+            assert [reply.status_code for reply in replies] == [200, 200, 404, 404, 404]
+            assert replies[2].text.replace("`3`", "`9`") == replies[4].text
+            assert not any("bucket" in reply.text for reply in (shown, *replies))
+
+    in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
+
+
 def test_a_download_is_the_upload(url: URL, tmp_path: Path) -> None:
     async def scenario(plane: Plane) -> None:
         key = await plane.new_tenant("acme")
@@ -262,6 +335,55 @@ def test_limits_of_the_tenant_hold(url: URL, tmp_path: Path) -> None:
         assert (await upload(plane, few, "triage")).json()["tag"] == 2
 
     in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
+
+
+@pytest.mark.parametrize("limit", [{"adapters": 1}, {"adapter_bytes": 10}, {"max_rank": 1}])
+def test_limits_of_a_key_hold_over_its_rotations_and_for_no_other(
+    url: URL, tmp_path: Path, limit: dict[str, int]
+) -> None:
+    async def scenario(plane: Plane) -> None:
+        full = await plane.new_tenant("acme")
+        await new_repo(plane, full, "triage")
+        asked = {"scopes": ["upload", "query"], "limits": limit}
+        narrow = (await plane.call("POST", "/admin/tenants/acme/keys", asked)).json()
+        if "adapters" in limit:
+            assert (await upload(plane, narrow["key"], "triage")).status_code == 200
+            rotation = await plane.call("POST", f"/v1/account/keys/{narrow['id']}/rotate", {}, key=narrow["key"])
+            narrow = rotation.json()
+            refused = await plane.call("POST", "/v2/adapters/upload", {"repo": "triage"}, key=narrow["key"])
+        elif "adapter_bytes" in limit:
+            begun = await begin(plane, narrow["key"], "triage")
+            refused = await put(plane, begun["presignedUrls"]["adapter_model.safetensors"], PLAIN.weights)
+        else:
+            refused = await upload(plane, narrow["key"], "triage")
+        assert (refused.status_code, refused.json()["code"]) == (403, "storage_limit_exceeded")
+        assert "key `" in refused.json()["error"]
+        assert (await upload(plane, full, "triage")).status_code == 200
+
+    in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
+
+
+def test_a_tenant_has_so_many_repositories_and_no_more(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        key, other = await plane.new_tenant("acme"), await plane.new_tenant("other")
+        for name in ("one", "two"):
+            await new_repo(plane, key, name)
+        refused = await plane.call("POST", "/v2/repos", {"name": "three"}, key=key)
+        assert (refused.status_code, refused.json()["code"]) == (403, "storage_limit_exceeded")
+        assert "(control.max_repositories)" in refused.json()["error"]
+        again = await plane.call("POST", "/v2/repos", {"name": "one", "existsOk": True}, key=key)
+        assert again.status_code == 200
+        await new_repo(plane, other, "three")
+        # One that never had a version goes whole; one that had keeps its numbers, and its place.
+        assert (await plane.call("DELETE", "/v2/repos/two", key=key)).status_code == 204
+        await new_repo(plane, key, "three")
+        assert (await upload(plane, key, "three")).status_code == 200
+        assert (await plane.call("DELETE", "/v2/repos/three", key=key)).status_code == 204
+        assert (await plane.call("POST", "/v2/repos", {"name": "four"}, key=key)).status_code == 403
+        await new_repo(plane, key, "three")
+        assert (await upload(plane, key, "three")).json()["tag"] == 2
+
+    in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path, **{"control.max_repositories": 2}))
 
 
 def test_scopes_are_asked_for(url: URL, tmp_path: Path) -> None:

@@ -247,13 +247,3 @@ def test_every_route_of_operators_and_accounts_is_explained_with_the_form_of_its
                 assert not is_formless, f"{method} {path} has no reply model"
 
     run(scenario)
-
-
-@pytest.mark.parametrize("limit", ["adapters", "adapter_bytes", "max_rank"])
-def test_a_key_has_no_limit_that_is_a_tenants_alone(run: Callable[..., None], limit: str) -> None:
-    async def scenario(plane: Plane) -> None:
-        await plane.new_tenant("acme")
-        reply = await plane.call("POST", "/admin/tenants/acme/keys", {"limits": {limit: 5}})
-        assert (reply.status_code, limit in reply.json()["error"]) == (422, True)
-
-    run(scenario)

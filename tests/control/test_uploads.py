@@ -15,9 +15,13 @@ import pytest
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from manylora.adapters.checking import CheckedFiles, CheckJob, check_apart
 from manylora.adapters.registry import Registry
 from manylora.bench.adapter_files import Files
+from manylora.control import intake as intake_module
+from manylora.control import turns as turns_module
 from manylora.control import uploads as uploads_module
+from manylora.control.caretaking import Caretaker
 from manylora.control.database import Database
 from manylora.control.intake import Intake
 from manylora.control.snapshot import take_snapshot
@@ -252,8 +256,133 @@ def test_what_is_abandoned_is_cleaned_up_and_bounded(url: URL, tmp_path: Path) -
         refused = await plane.call("POST", "/v2/adapters/upload", {"repo": "triage"}, key=key)
         assert (refused.status_code, refused.json()["code"]) == (403, "storage_limit_exceeded")
         plane.clock.advance(UPLOAD_TTL_MS / 1000)
+        await Caretaker(plane.control).round()
+        assert open_uploads(plane) == []
         kept = (await begin(plane, key, "triage"))["uploadToken"].partition(".")[0]
         assert open_uploads(plane) == [kept]
+
+    run(url, tmp_path, scenario)
+
+
+def test_open_uploads_share_the_room_that_their_tenant_has(url: URL, tmp_path: Path) -> None:
+    room = len(PLAIN.config) + len(PLAIN.weights) + 100
+
+    async def scenario(plane: Plane) -> None:
+        key = await plane.new_tenant("acme", limits={"adapter_bytes": room})
+        await new_repo(plane, key)
+        first, second = await begin(plane, key, "triage"), await begin(plane, key, "triage")
+        for name, data in ((CONFIG, PLAIN.config), (WEIGHTS, PLAIN.weights)):
+            assert (await put(plane, first["presignedUrls"][name], data)).status_code == 200
+        address = second["presignedUrls"][WEIGHTS]
+        assert (await plane.client.get(address)).json()["maxBytes"] == 100
+
+        async def without_end() -> AsyncIterator[bytes]:
+            while True:
+                yield b"x" * 50
+
+        for content in (b"x" * 101, without_end()):
+            refused = await plane.client.put(address, content=content)
+            assert (refused.status_code, refused.json()["code"]) == (403, "storage_limit_exceeded")
+        assert (await put(plane, address, b"x" * 100)).status_code == 200
+        full = await plane.call("POST", "/v2/adapters/upload", {"repo": "triage"}, key=key)
+        assert (full.status_code, "(adapter_bytes)" in full.json()["error"]) == (403, True)
+        assert (await put(plane, address, b"")).status_code == 200
+        assert (await complete(plane, key, first["uploadToken"])).status_code == 200
+        assert (await plane.client.get(address)).json()["maxBytes"] == 100
+
+    run(url, tmp_path, scenario)
+
+
+def test_an_address_ends_with_its_tenant_and_with_its_key(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        await plane.new_tenant("acme")
+        made = (await plane.call("POST", "/admin/tenants/acme/keys", {"scopes": ["query", "upload"]})).json()
+        await new_repo(plane, made["key"])
+        address = (await begin(plane, made["key"], "triage"))["presignedUrls"][WEIGHTS]
+
+        async def told(method: str) -> tuple[int, str]:
+            reply = await plane.client.request(method, address, content=PLAIN.weights)
+            return reply.status_code, reply.json().get("code", "")
+
+        assert await told("PUT") == (200, "")
+        going, has_begun = asyncio.Event(), asyncio.Event()
+
+        async def slow() -> AsyncIterator[bytes]:
+            yield b"x" * uploads_module.WRITE_BYTES
+            has_begun.set()
+            await going.wait()
+            yield b"x" * uploads_module.WRITE_BYTES
+
+        writing = asyncio.create_task(plane.client.put(address, content=slow()))
+        await has_begun.wait()
+        await plane.call("POST", "/admin/tenants/acme/suspend")
+        plane.clock.advance(uploads_module.RECHECK_S + 1)
+        going.set()
+        assert (await writing).json()["code"] == "tenant_suspended"
+        assert [await told(method) for method in ("PUT", "GET")] == [(403, "tenant_suspended")] * 2
+        await plane.call("POST", "/admin/tenants/acme/resume")
+        assert await told("PUT") == (200, "")
+        await plane.call("DELETE", f"/admin/keys/{made['id']}")
+        assert [await told(method) for method in ("PUT", "GET")] == [(401, "invalid_api_key")] * 2
+
+    run(url, tmp_path, scenario)
+
+
+def test_a_tenant_that_is_suspended_while_its_files_are_checked_gets_no_version(
+    url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(plane: Plane) -> None:
+        key = await plane.new_tenant("acme")
+        await new_repo(plane, key)
+
+        async def checked(job: CheckJob, timeout_s: float) -> CheckedFiles:
+            await plane.call("POST", "/admin/tenants/acme/suspend")
+            return await check_apart(job, timeout_s)
+
+        monkeypatch.setattr(intake_module, "check_apart", checked)
+        refused = await upload(plane, key, "triage")
+        assert (refused.status_code, refused.json()["code"]) == (403, "tenant_suspended")
+        assert Registry(plane.control.registry_dir).last_number("acme", "triage") == 0
+
+    run(url, tmp_path, scenario)
+
+
+def test_a_tenants_checks_wait_for_each_other_and_not_for_anothers(
+    url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(plane: Plane) -> None:
+        busy, other = await plane.new_tenant("busy"), await plane.new_tenant("other")
+        for key in (busy, other):
+            await new_repo(plane, key)
+        going, has_begun, under_way, most = asyncio.Event(), asyncio.Event(), 0, 0
+
+        async def checked(job: CheckJob, timeout_s: float) -> CheckedFiles:
+            nonlocal under_way, most
+            if "/busy/" in job.folder:
+                under_way += 1
+                most = max(most, under_way)
+                has_begun.set()
+                await going.wait()
+                under_way -= 1
+            return await check_apart(job, timeout_s)
+
+        monkeypatch.setattr(intake_module, "check_apart", checked)
+        waiting = [asyncio.create_task(upload(plane, busy, "triage")) for _ in range(4)]
+        await has_begun.wait()
+        assert (await upload(plane, other, "triage")).status_code == 200
+        monkeypatch.setattr(turns_module, "MAX_OF_ONE", 4)
+        while len([name for name in open_uploads(plane) if name.endswith(".claimed")]) < 4:  # noqa: ASYNC110  on the disk
+            await asyncio.sleep(0.01)
+        begun = await begin(plane, busy, "triage")
+        for name, data in ((CONFIG, PLAIN.config), (WEIGHTS, PLAIN.weights)):
+            await put(plane, begun["presignedUrls"][name], data)
+        refused = await complete(plane, busy, begun["uploadToken"])
+        assert (refused.status_code, refused.json()["code"]) == (429, "rate_limit_exceeded")
+        assert refused.headers["retry-after"] == "5"
+        going.set()
+        assert sorted(reply.json()["tag"] for reply in await asyncio.gather(*waiting)) == [1, 2, 3, 4]
+        assert (await complete(plane, busy, begun["uploadToken"])).json()["tag"] == 5
+        assert most == 1
 
     run(url, tmp_path, scenario)
 

@@ -1,10 +1,15 @@
 """A real server with keys: what tenants upload, use and pay, and that none of them meets what is another's."""
 
 import asyncio
+import io
+import json
 import random
+import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx2
@@ -56,6 +61,15 @@ class Shop:
     def generate(self, key: str, adapter: str = "", tokens: int = 5) -> httpx2.Response:
         body = {"model": adapter, "prompt": "the quick brown fox", "max_tokens": tokens, "ignore_eos": True}
         return self.call("POST", "/v1/completions", {**body, "temperature": 0}, key=key)
+
+    def models(self, key: str) -> set[str]:
+        return {model["id"] for model in self.call("GET", "/v1/models", key=key).json()["data"]}
+
+    def logged(self, key: str) -> list[dict[str, Any]]:  # JSON
+        """The lines of a tenant's request log."""
+        reply = self.call("GET", "/v2/deployments/base/request-logs", key=key)
+        with zipfile.ZipFile(io.BytesIO(reply.content)) as archive:
+            return [json.loads(line) for line in archive.read("requests.jsonl").splitlines()]
 
     def charged(self, key: str) -> int:
         return int(self.call("GET", "/v1/account", key=key).json()["balance"]["charged_nanousd"])
@@ -118,8 +132,7 @@ def test_a_tenant_uploads_queries_and_pays_the_price_of_the_base(shop: Shop) -> 
     assert len(set(texts)) == 3
     expected = sum(cost_of(reply) for reply in (base, newest, first, second))
     wait_for(lambda: shop.charged(key) == expected)
-    names = [model["id"] for model in shop.call("GET", "/v1/models", key=key).json()["data"]]
-    assert "tone" in names
+    assert shop.models(key) == {"base", "tone"}
 
 
 def test_an_alias_moves_while_traffic_flows(shop: Shop) -> None:
@@ -131,6 +144,65 @@ def test_an_alias_moves_while_traffic_flows(shop: Shop) -> None:
         assert shop.call("PUT", "/v2/repos/tone/aliases/prod", {"version": number}, key=key).status_code == 200
         assert shop.generate(key, "tone/prod").json()["choices"][0]["text"] == texts[number]
     assert shop.generate(key, "tone/stage").status_code == 404
+
+
+def test_every_request_meets_the_old_version_or_the_new_one(shop: Shop) -> None:
+    """Four callers at once while an alias is switched to and fro; who has switched it meets the new one at once."""
+    key = shop.new_tenant("swap")
+    for folder in shop.made[:2]:
+        shop.upload(key, "tone", folder)
+    texts = {number: shop.generate(key, f"tone/{number}").json()["choices"][0]["text"] for number in (1, 2)}
+    is_over = Event()
+
+    def switch(number: int) -> None:
+        assert shop.call("PUT", "/v2/repos/tone/aliases/prod", {"version": number}, key=key).status_code == 200
+
+    def call() -> list[tuple[int, str]]:
+        seen = []
+        while not is_over.is_set():
+            reply = shop.generate(key, "tone/prod")
+            is_good = reply.status_code == 200
+            seen.append((reply.status_code, reply.json()["choices"][0]["text"] if is_good else reply.text))
+        return seen
+
+    switch(1)
+    with ThreadPoolExecutor() as threads:
+        callers = [threads.submit(call) for _ in range(4)]
+        try:
+            for turn in range(20):
+                number = 2 - turn % 2
+                switch(number)
+                assert shop.generate(key, "tone/prod").json()["choices"][0]["text"] == texts[number]
+        finally:
+            is_over.set()
+    seen = [each for caller in callers for each in caller.result()]
+    assert set(seen) == {(200, text) for text in texts.values()}
+
+
+def test_what_another_lets_one_use_is_called_by_its_owners_name(shop: Shop) -> None:
+    lender, borrower = shop.new_tenant("lender"), shop.new_tenant("borrower")
+    shop.upload(lender, "bot", shop.made[0])
+    shop.upload(borrower, "tone", shop.made[1])
+    shop.call("POST", "/v2/repos/bot/shares", {"tenants": ["borrower"]}, key=lender)
+    own, lent = shop.generate(lender, "bot"), shop.generate(borrower, "lender/bot")
+    assert [(each.headers["x-adapter-id"], each.json()["model"]) for each in (own, lent)] == [
+        ("bot/1", "bot/1"),
+        ("lender/bot/1", "lender/bot/1"),
+    ]
+    assert shop.models(borrower) == {"base", "tone", "lender/bot"}
+    merged = {"ids": ["tone", "lender/bot"], "weights": [0.5, 0.5], "merge_strategy": "linear"}
+    parameters = {"merged_adapters": merged, "max_new_tokens": 2}
+    reply = shop.call("POST", "/generate", {"inputs": "the quick", "parameters": parameters}, key=borrower)
+    assert (reply.status_code, reply.headers["x-adapter-id"]) == (200, "borrower/tone/1,lender/bot/1"), reply.text
+    shop.call("DELETE", "/v2/repos/bot/shares/borrower", key=lender)
+    assert shop.models(borrower) == {"base", "tone"}
+    shop.call("DELETE", "/v2/repos/tone", key=borrower)
+    assert shop.models(borrower) == {"base"}
+    wait_for(lambda: len(shop.logged(borrower)) == 2)
+    assert [line["adapter"] for line in shop.logged(borrower)] == ["bot/1", "borrower/tone/1,lender/bot/1"]
+    metrics = shop.call("GET", "/metrics", key=shop.admin).text
+    assert 'adapter="lender/bot/1"' in metrics
+    assert 'adapter="bot/1"' not in metrics
 
 
 def test_a_suspension_holds_at_once_and_ends_as_soon(shop: Shop) -> None:
@@ -237,6 +309,8 @@ def test_no_tenant_can_name_list_use_or_bill_what_is_anothers(shop: Shop, seed: 
                 pass
     for tenant in tenants:
         wait_for(lambda tenant=tenant: shop.charged(tenant.key) == tenant.cost)  # type: ignore[misc]  # its default
+    for tenant in tenants:  # what they made public is not for the tenants of the next seed
+        shop.call("POST", f"/admin/tenants/{tenant.code}/close", key=shop.admin)
 
 
 def _upload(shop: Shop, tenant: Tenant, repo: str, source: random.Random) -> None:
@@ -263,9 +337,7 @@ def _list(shop: Shop, caller: Tenant, tenants: list[Tenant]) -> None:
         for repo in other.repos
         if caller.may_use(other, repo)
     }
-    listed = {model["id"] for model in shop.call("GET", "/v1/models", key=caller.key).json()["data"]}
-    prefixes = tuple(f"{tenant.code}/" for tenant in tenants)
-    assert {name for name in listed if name in ("one", "two") or name.startswith(prefixes)} == expected
+    assert shop.models(caller.key) == {"base"} | expected
     own = shop.call("GET", "/v2/repos?limit=100", key=caller.key).json()["data"]["repos"]
     assert {entry["name"] for entry in own} == set(caller.repos)
 

@@ -4,6 +4,7 @@ import asyncio
 
 from manylora.config import Config
 from manylora.control.api import create_control_app
+from manylora.control.caretaking import Caretaker
 from manylora.control.control import open_control
 from manylora.control.first_start import ensure_first_start
 from manylora.server.membership import HostedControl
@@ -12,14 +13,21 @@ from manylora.server.membership import HostedControl
 async def host_control(config: Config, is_key_needed: bool) -> HostedControl:
     """Open the control plane of the settings. Raises `ConfigInvalid`, `ControlUnavailable`."""
     control = await asyncio.to_thread(open_control, config, is_key_needed=is_key_needed)
+    caretaker = Caretaker(control)
+
+    async def close() -> None:
+        await caretaker.stop()
+        await control.database.close()
+
     try:
         admin_key = await ensure_first_start(control)
+        caretaker.start()
         return HostedControl(
             app=create_control_app(control),
             edge_token=control.edge_token,
             admin_key=admin_key,
-            close=control.database.close,
+            close=close,
         )
     except BaseException:
-        await control.database.close()
+        await close()
         raise

@@ -27,7 +27,7 @@ from manylora.cli.client import (
 if TYPE_CHECKING:
     import httpx2
 
-REPOS, UPLOAD = "/v2/repos", "/v2/adapters/upload"
+REPOS, UPLOAD, ADMIN = "/v2/repos", "/v2/adapters/upload", "/admin/repos"
 SEND_WAIT_S = 60.0
 CHECK_WAIT_S = 150.0
 """An upload is answered when it has been checked."""
@@ -40,7 +40,9 @@ CONFIG_FILE, WEIGHTS_FILE, PICKLED_FILE = "adapter_config.json", "adapter_model.
 Info = dict[str, Any]  # JSON of the server
 
 RepoArgument = Annotated[str, typer.Argument(metavar="REPO", help="The repository's name or UUID.")]
-VersionArgument = Annotated[int, typer.Argument(metavar="VERSION", min=1, help="The version's number.")]
+TenantOption = Annotated[
+    str | None, typer.Option("--tenant", help="Whose it is, with the operator's key. Default: the key's own.")
+]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 repos = typer.Typer(no_args_is_help=True, help="Upload adapters to a running server, and see and steer what is there.")
@@ -50,12 +52,17 @@ repos = typer.Typer(no_args_is_help=True, help="Upload adapters to a running ser
 def list_repositories(
     with_shared: Annotated[bool, typer.Option("--shared", help="Also those that others let you use.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 1000,
+    tenant: TenantOption = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
     """List the repositories."""
-    reply = _ask(url, key, "GET", REPOS, expects="data", query={"limit": limit, "shared": str(with_shared).lower()})
+    if tenant is not None and with_shared:
+        fail("--shared lists what the key's own tenant may use; --tenant lists one tenant's own")
+    path = REPOS if tenant is None else ADMIN
+    query: dict[str, object] = {"shared": str(with_shared).lower()} if tenant is None else {"tenant": tenant}
+    reply = _ask(url, key, "GET", path, expects="data", query={"limit": limit, **query})
     if json:
         typer.echo(reply.text)
         return
@@ -77,13 +84,14 @@ def list_repositories(
 @repos.command()
 def show(
     repo: RepoArgument,
-    owner: Annotated[str | None, typer.Option(help="Whose it is. Default: your own.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Whose it is, who lets you use it. Default: your own.")] = None,
+    tenant: TenantOption = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
     """Show a repository and its versions."""
-    reply = _ask(url, key, "GET", _path(repo), query={"owner": owner} if owner else {})
+    reply = _ask(url, key, "GET", _path(repo, tenant=tenant), query={"owner": owner} if owner else {})
     if json:
         typer.echo(reply.text)
         return
@@ -159,6 +167,7 @@ def share(
     tenants: Annotated[list[str] | None, typer.Argument(metavar="TENANT...", help="Who may use it.")] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Take it back from them.")] = False,
     public: Annotated[bool | None, typer.Option("--public/--private", help="Whether every tenant may use it.")] = None,
+    json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
@@ -171,7 +180,11 @@ def share(
         _ask(url, key, "POST", _path(repo, "shares"), {"tenants": tenants})
     for tenant in tenants or () if remove else ():
         _ask(url, key, "DELETE", _path(repo, "shares", tenant))
-    info = _ask(url, key, "GET", _path(repo)).json()
+    reply = _ask(url, key, "GET", _path(repo))
+    if json:
+        typer.echo(reply.text)
+        return
+    info = reply.json()
     others = ", ".join(info["sharedWith"]) or "nobody"
     typer.echo(f"done: {info['name']} is {'public' if info['public'] else f'private, shared with {others}'}")
 
@@ -182,6 +195,7 @@ def alias(
     name: Annotated[str, typer.Argument(metavar="ALIAS", help="Such as prod.")],
     version: Annotated[int | None, typer.Argument(metavar="VERSION", min=1, help="What it means from now on.")] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Take the alias away.")] = False,
+    json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
@@ -193,36 +207,68 @@ def alias(
         _ask(url, key, "DELETE", path)
     else:
         _ask(url, key, "PUT", path, {"version": version})
+    if json:
+        typer.echo(_ask(url, key, "GET", _path(repo)).text)
+        return
     typer.echo(f"done: {repo}/{name} " + ("is gone" if remove else f"is {repo}/{version}"))
 
 
 @repos.command()
 def archive(
     repo: RepoArgument,
-    version: VersionArgument,
+    version: Annotated[
+        int | None, typer.Argument(metavar="VERSION", min=1, help="Its number; with --tenant, default: all of them.")
+    ] = None,
     undo: Annotated[bool, typer.Option("--undo", help="Bring it back.")] = False,
+    tenant: TenantOption = None,
+    json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
     """Let requests find a version no more; its files stay, and --undo brings it back."""
-    _ask(url, key, "PUT", _path(repo, "version", str(version)), {"archived": not undo})
-    typer.echo(f"done: {repo}/{version} is {'ready' if undo else 'archived'}")
+    if tenant is not None:
+        path = _path(repo, *_of(version), tenant=tenant)
+        reply = _ask(url, key, "POST", f"{path}/{'unarchive' if undo else 'archive'}")
+    elif version is None:
+        fail("say which VERSION")
+    else:
+        reply = _ask(url, key, "PUT", _path(repo, *_of(version)), {"archived": not undo})
+    what = repo if version is None else f"{repo}/{version}"
+    typer.echo(reply.text if json else f"done: {what} is {'ready' if undo else 'archived'}")
 
 
 @repos.command()
 def rm(
     repo: RepoArgument,
     version: Annotated[int | None, typer.Argument(metavar="VERSION", min=1, help="Default: all of them.")] = None,
+    tenant: TenantOption = None,
     yes: YesOption = False,
+    json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
     """Delete a version, or a repository with all its versions. Numbers are never given again."""
     what = repo if version is None else f"{repo}/{version}"
+    whose = "" if tenant is None else f" of {tenant}"
     if not yes:
-        typer.confirm(f"Delete {what} at {url} for ever?", abort=True)
-    _ask(url, key, "DELETE", _path(repo) if version is None else _path(repo, "version", str(version)))
-    typer.echo(f"done: {what} is deleted")
+        typer.confirm(f"Delete {what}{whose} at {url} for ever?", abort=True)
+    _ask(url, key, "DELETE", _path(repo, *_of(version), tenant=tenant))
+    typer.echo(json_library.dumps({"deleted": what}) if json else f"done: {what} is deleted")
+
+
+@repos.command()
+def clear(
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="A tenant that is closed.")],
+    yes: YesOption = False,
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """Delete all that a closed tenant has uploaded, with the operator's key."""
+    if not yes:
+        typer.confirm(f"Delete every repository of {tenant} at {url} for ever?", abort=True)
+    _ask(url, key, "DELETE", ADMIN + path_of(tenant))
+    typer.echo(json_library.dumps({"deleted": tenant}) if json else f"done: every repository of {tenant} is deleted")
 
 
 # ── uploading ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -329,8 +375,13 @@ def _ask(
     return server.ask(method, path, expects=expects, query=query, body=body, wait_s=CHECK_WAIT_S)
 
 
-def _path(*parts: str) -> str:
-    return REPOS + path_of(*parts)
+def _path(*parts: str, tenant: str | None = None) -> str:
+    """A route of a repository; of a tenant's, the operator's."""
+    return REPOS + path_of(*parts) if tenant is None else ADMIN + path_of(tenant, *parts)
+
+
+def _of(version: int | None) -> tuple[str, ...]:
+    return () if version is None else ("version", str(version))
 
 
 def _checked(reply: "httpx2.Response") -> "httpx2.Response":

@@ -17,6 +17,7 @@ from manylora.control.health_api import health_room
 from manylora.control.internal_api import internal_room
 from manylora.control.money_api import money_room
 from manylora.control.predibase_api import predibase_room
+from manylora.control.registry_admin_api import registry_admin_room
 from manylora.control.registry_api import registry_room
 from manylora.control.screen import Screen
 from manylora.dialects import body_of, dialect_of, headers_of, status_of
@@ -34,6 +35,7 @@ Room = Callable[[Control], APIRouter]
 ROOMS: tuple[Room, ...] = (
     internal_room,
     admin_room,
+    registry_admin_room,
     account_room,
     money_room,
     registry_room,

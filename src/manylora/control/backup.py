@@ -1,7 +1,8 @@
 """Backup and restore: the database as of one moment, the pepper and the uploads, in one archive.
 
 A backup may be taken while the control plane serves: SQLite copies its database as of one moment, and the files come
-after it, so that whatever the database names is among them unless it was deleted meanwhile.
+after it, so that whatever the database names is among them unless it was deleted meanwhile. What is deleted or renamed
+while they are read is passed over.
 """
 
 import contextlib
@@ -9,9 +10,11 @@ import os
 import secrets
 import shutil
 import sqlite3
+import stat
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from sqlalchemy import URL
 
@@ -136,22 +139,48 @@ def _copy_database(source: Path, target: Path) -> None:
 def _write(places: _Places, copy: Path | None, partial: Path) -> None:
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as stream:
-        with tarfile.open(fileobj=stream, mode="w") as archive:
+        # Files that are one on the disk are two in the archive (`dereference`): inodes change hands while it is made.
+        with tarfile.open(fileobj=stream, mode="w", dereference=True) as archive:
             if copy is not None:
                 archive.add(copy, FILE_NAME)
             for path in sorted(places.folder.iterdir()):
                 if not places.is_database(path) and path != places.uploads:
-                    archive.add(path, path.name, filter=_what_is_kept)
+                    _add(archive, path, path.name)
             if places.uploads.is_dir():
-                archive.add(places.uploads, UPLOADS, filter=_what_is_kept)
+                _add(archive, places.uploads.resolve(), UPLOADS)
         stream.flush()
         os.fsync(stream.fileno())
 
 
-def _what_is_kept(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """Files and folders, without those whose name begins with a dot: they are being made, and part of nothing yet."""
-    is_made = not entry.name.rpartition("/")[2].startswith(".")
-    return entry if is_made and (entry.isfile() or entry.isdir()) else None
+def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
+    """Put a file, or a folder with all in it, into the archive; what has gone is passed over.
+
+    So is what is no file and no folder, and whose name begins with a dot: that is being made, and part of nothing yet.
+    Raises `OSError` for a file that ends before the length it had when it was opened.
+    """
+    if name.rpartition("/")[2].startswith("."):
+        return
+    try:
+        mode = path.lstat().st_mode
+        if stat.S_ISREG(mode):
+            with path.open("rb") as stream:
+                _add_file(archive, stream, name)
+        elif stat.S_ISDIR(mode):
+            inside = sorted(path.iterdir())
+            archive.addfile(archive.gettarinfo(str(path), name))
+            for each in inside:
+                _add(archive, each, f"{name}/{each.name}")
+    except FileNotFoundError:
+        return
+
+
+def _add_file(archive: tarfile.TarFile, stream: BinaryIO, name: str) -> None:
+    """An open file is all there, whatever happens to its name."""
+    entry = archive.gettarinfo(arcname=name, fileobj=stream)
+    try:
+        archive.addfile(entry, stream)
+    except OSError as error:
+        raise OSError(f"{name}: {error}") from error
 
 
 def _read(file: Path, partial: Path, *, has_database: bool) -> None:

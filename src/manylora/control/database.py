@@ -29,14 +29,20 @@ class Database:
         self.url = url
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self._engine: AsyncEngine = create_async_engine(url)
+        # PostgreSQL's default shows each statement another state.
+        one_state = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        self._reading = self._engine.execution_options(**one_state)  # of the same pool
         self._writing = asyncio.Lock()  # one write transaction of this process at a time, on SQLite
         if self.is_sqlite:
             event.listen(self._engine.sync_engine, "connect", _set_up_sqlite)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that sees one state. Raises `ControlUnavailable` if the database cannot be reached."""
-        async with _told(), self._engine.connect() as connection:
+        """A transaction that sees one state, as of its first statement, and changes none.
+
+        Raises `ControlUnavailable` if the database cannot be reached.
+        """
+        async with _told(), self._reading.connect() as connection:
             if self.is_sqlite:
                 await connection.exec_driver_sql("BEGIN")  # the driver itself begins at the first change only
             yield connection

@@ -30,6 +30,7 @@ MAX_CONFIG_BYTES = 65_536
 MAX_DEPLOYMENTS = 100
 HOURLY_NANOUSD: Mapping[str, int] = {"a10_24gb_100": 1_210_000_000}
 """What one replica costs an hour, by its accelerator: the published price of one A10G."""
+MONTH_HOURS = 730
 DEFAULT_ACCELERATOR = "a10_24gb_100"
 SHARED_ACCELERATOR = "shared"
 PENDING_DETAIL = "recorded and priced; this server does not place dedicated deployments on machines yet"
@@ -79,6 +80,15 @@ class Deployment:
     @property
     def current_replicas(self) -> int:
         return 1 if self.state is DeploymentState.READY else 0
+
+    @property
+    def always_on(self) -> int:
+        """Replicas whose price is a month's; one where it may have none, for otherwise it would serve nothing."""
+        return max(1, self.min_replicas)
+
+    @property
+    def monthly_nanousd(self) -> int:
+        return MONTH_HOURS * self.hourly_nanousd * self.always_on
 
     @property
     def accelerator(self) -> str:
@@ -301,5 +311,5 @@ def _deployment(row: Row[Any]) -> Deployment:
 
 def dollars(nanousd: int) -> str:
     """A price in dollars, exact, without zeros at its end: `1.21`."""
-    whole, rest = divmod(nanousd, NANO)
-    return f"{whole}.{rest:09d}".rstrip("0").rstrip(".")
+    whole, rest = divmod(abs(nanousd), NANO)
+    return ("-" if nanousd < 0 else "") + f"{whole}.{rest:09d}".rstrip("0").rstrip(".")

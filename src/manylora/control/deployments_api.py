@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -19,8 +20,10 @@ from manylora.control.bodies import iso
 from manylora.control.callers import Caller, caller_of
 from manylora.control.control import Control
 from manylora.control.deployments import Deployment, DeploymentState
+from manylora.control.periods import DAY_MS
 from manylora.control.registry import is_storable
 from manylora.control.tables import ledger, tenants
+from manylora.control.usage_queries import sum_usage
 from manylora.errors import InvalidParameter
 from manylora.ids import TenantId
 from manylora.tenancy import Scope
@@ -28,6 +31,7 @@ from manylora.tenancy import Scope
 Json = dict[str, Any]  # JSON values of several types
 MAX_DESCRIPTION = 4_096
 MAX_LOGGED = 100_000
+COMPARED_DAYS = 30
 LOGGED = (
     *("request_id", "opened_ms", "base", "adapter", "adapter_source", "prompt_tokens", "cached_tokens"),
     *(
@@ -94,9 +98,22 @@ class _Desk:
         async with self.control.database.read() as connection:
             return await deployments.find_deployment(connection, caller.tenant, name, self.shared)
 
-    def json(self, deployment: Deployment) -> Json:
-        window = served_base(self.control.config).window if deployment.tenant is None else 0
-        return deployment_json(deployment, window)
+    async def json(self, connection: AsyncConnection, tenant: TenantId, found: Sequence[Deployment]) -> list[Json]:
+        """Deployments that a tenant sees; beside the price of dedicated ones, what it paid by the token lately."""
+        window = served_base(self.control.config).window
+        metered_nanousd = 0
+        if any(each.tenant is not None for each in found):
+            end_ms = self.control.now_ms() + 1
+            [total] = await sum_usage(
+                connection, begin_ms=end_ms - COMPARED_DAYS * DAY_MS, end_ms=end_ms, tenant=tenant
+            )
+            metered_nanousd = total.cost_nanousd
+        return [
+            deployment_json(each, window)
+            if each.tenant is None
+            else deployment_json(each, 0) | {"comparison": comparison_json(each, metered_nanousd)}
+            for each in found
+        ]
 
 
 def _add_current(routes: APIRouter, desk: _Desk) -> None:
@@ -107,7 +124,7 @@ def _add_current(routes: APIRouter, desk: _Desk) -> None:
         caller = await desk.caller(request, Scope.QUERY)
         async with control.database.read() as connection:
             found = await deployments.list_deployments(connection, caller.tenant, desk.shared, kind)
-        return {"data": [desk.json(each) for each in found]}
+            return {"data": await desk.json(connection, caller.tenant, found)}
 
     @routes.post("/v2/deployments")
     async def create(request: Request, body: NewDeployment) -> Json:
@@ -122,7 +139,8 @@ def _add_current(routes: APIRouter, desk: _Desk) -> None:
                 shared=desk.shared,
                 now_ms=control.now_ms(),
             )
-        return {"data": desk.json(made)}
+            [told] = await desk.json(connection, caller.tenant, [made])
+        return {"data": told}
 
     @routes.get("/v2/deployments/recommended-config")
     async def recommend(
@@ -137,7 +155,11 @@ def _add_current(routes: APIRouter, desk: _Desk) -> None:
 
     @routes.get("/v2/deployments/{name}")
     async def show(request: Request, name: str) -> Json:
-        return {"data": desk.json(await desk.find(await desk.caller(request, Scope.QUERY), name))}
+        caller = await desk.caller(request, Scope.QUERY)
+        async with control.database.read() as connection:
+            found = await deployments.find_deployment(connection, caller.tenant, name, desk.shared)
+            [told] = await desk.json(connection, caller.tenant, [found])
+        return {"data": told}
 
     @routes.put("/v2/deployments/{name}")
     async def change(request: Request, name: str, body: ChangedDeployment) -> Json:
@@ -152,7 +174,8 @@ def _add_current(routes: APIRouter, desk: _Desk) -> None:
                 shared=desk.shared,
                 now_ms=control.now_ms(),
             )
-        return {"data": desk.json(changed)}
+            [told] = await desk.json(connection, caller.tenant, [changed])
+        return {"data": told}
 
     @routes.delete("/v2/deployments/{name}", status_code=204)
     async def remove(request: Request, name: str) -> None:
@@ -266,6 +289,17 @@ def deployment_json(deployment: Deployment, window: int) -> Json:
     if quantization := deployment.config.get("quantization"):
         told["quantization"] = str(quantization)
     return told
+
+
+def comparison_json(deployment: Deployment, metered_nanousd: int) -> Json:
+    """What a month of a dedicated deployment costs, beside what its tenant's use by the token cost; in dollars."""
+    return {
+        "monthlyPrice": deployments.dollars(deployment.monthly_nanousd),
+        "hours": deployments.MONTH_HOURS,
+        "replicas": deployment.always_on,
+        "meteredCost": deployments.dollars(metered_nanousd),
+        "meteredDays": COMPARED_DAYS,
+    }
 
 
 def older_json(deployment: Deployment, tenant_number: int) -> Json:

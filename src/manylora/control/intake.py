@@ -5,7 +5,7 @@ import errno
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,12 +30,18 @@ from manylora.control.registry import (
     set_version,
 )
 from manylora.control.tables import versions
+from manylora.control.turns import Turns
 from manylora.errors import AdapterStorageUnavailable, ManyloraError, ResourceNotFound
 
 CHECK_TIMEOUT_S = 120.0
 COPY_TIMEOUT_S = 900.0
 PARALLEL_CHECKS = 2
-"""Each may take memory of twice the byte limit of an adapter."""
+PARALLEL_COPIES = 2
+"""Each may take memory of twice the byte limit of an adapter. A slow source holds up no upload."""
+CHECK_WAIT_S = 60.0
+COPY_WAIT_S = COPY_TIMEOUT_S
+INTERRUPTED_S = COPY_WAIT_S + COPY_TIMEOUT_S + 300.0
+"""No copy is under way for longer."""
 COPIED_SOURCES = frozenset({SourceName.HUB, SourceName.S3, SourceName.GS, SourceName.AZ, SourceName.HTTPS})
 INTERRUPTED = "the control plane ended while it was copied; register it again"
 
@@ -46,7 +52,8 @@ class Intake:
     def __init__(self, control: Control) -> None:
         self.control = control
         self.files = Registry(control.registry_dir)
-        self._places = asyncio.Semaphore(PARALLEL_CHECKS)
+        self._checks = Turns(PARALLEL_CHECKS, wait_s=CHECK_WAIT_S)
+        self._copying = Turns(PARALLEL_COPIES, wait_s=COPY_WAIT_S)
         self._copies: set[asyncio.Task[None]] = set()  # held, so that none is collected before it ends
 
     # ── uploads ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -55,16 +62,20 @@ class Intake:
         """Check the files in a folder nobody else touches, and make them the repository's next version.
 
         Raises an `AdapterError` for what is wrong with them, `StorageLimitExceeded`, `ResourceNotFound` if the
-        repository is gone, `AdapterStorageUnavailable` if the disk fails.
+        repository is gone, `AdapterStorageUnavailable` if the disk fails, as `Turns` where too many wait.
         """
-        checked = await self._checked(self._job(folder, repository.name), CHECK_TIMEOUT_S)
+        with self._checks.asked(repository.owner):
+            async with self._checks.turn(repository.owner):
+                checked = await self._checked(self._job(folder, repository.name), CHECK_TIMEOUT_S)
         published: int | None = None
         try:
             async with self.control.database.write() as connection:
                 current = await own_for_change(connection, repository.owner, repository.name)
                 if current.uuid != repository.uuid:
                     raise ResourceNotFound(f"repository `{repository.name}` was deleted meanwhile")
-                await check_room(connection, current.owner, more=1, more_bytes=checked.num_bytes, rank=checked.rank)
+                await check_room(
+                    connection, current.owner, created_by, more=1, more_bytes=checked.num_bytes, rank=checked.rank
+                )
                 last = await asyncio.to_thread(self.files.last_number, current.owner, current.name)
                 number = await next_number(connection, current, last)
                 await add_version(
@@ -96,8 +107,7 @@ class Intake:
         )
 
     async def _checked(self, job: CheckJob, timeout_s: float) -> CheckedFiles:
-        async with self._places:
-            checked = await check_apart(job, timeout_s)
+        checked = await check_apart(job, timeout_s)
         return checked if checked.base else replace(checked, base=served_base(self.control.config).name)
 
     async def _publish(self, folder: Path, repository: Repository, number: int) -> None:
@@ -114,12 +124,25 @@ class Intake:
     async def copy(self, caller: Caller, reference: str, ref: AdapterRef) -> tuple[Repository, int]:
         """Begin to copy an adapter into the registry; its version is `uploading` until it is ready or has failed.
 
-        Raises `ResourceNotFound`, `StorageLimitExceeded`.
+        Raises `ResourceNotFound`, `StorageLimitExceeded`, as `Turns` where too many wait.
         """
-        await self.end_interrupted()
+        place = ExitStack()
+        place.enter_context(self._copying.asked(caller.tenant))
+        try:
+            current, number = await self._begin_copy(caller, reference, ref)
+        except BaseException:
+            place.close()
+            raise
+        task = asyncio.create_task(self._copy(current, number, ref, place))
+        self._copies.add(task)
+        task.add_done_callback(self._copies.discard)
+        async with self.control.database.read() as connection:
+            return await find_repository(connection, caller.tenant, current.name), number
+
+    async def _begin_copy(self, caller: Caller, reference: str, ref: AdapterRef) -> tuple[Repository, int]:
         async with self.control.database.write() as connection:
             current = await own_for_change(connection, caller.tenant, reference)
-            await check_room(connection, caller.tenant, more=1, more_bytes=0, rank=0)
+            await check_room(connection, caller.tenant, caller.key or caller.tenant, more=1, more_bytes=0, rank=0)
             last = await asyncio.to_thread(self.files.last_number, current.owner, current.name)
             number = await next_number(connection, current, last)
             await add_version(
@@ -131,17 +154,25 @@ class Intake:
                 now_ms=self.control.now_ms(),
                 source_url=f"{ref.source}://{ref.id}",
             )
-        task = asyncio.create_task(self._copy(current, number, ref))
-        self._copies.add(task)
-        task.add_done_callback(self._copies.discard)
-        async with self.control.database.read() as connection:
-            return await find_repository(connection, caller.tenant, current.name), number
+        return current, number
 
     async def copies_ended(self) -> None:
         """Return when no copy is under way."""
         await asyncio.gather(*self._copies)
 
-    async def _copy(self, repository: Repository, number: int, ref: AdapterRef) -> None:
+    async def _copy(self, repository: Repository, number: int, ref: AdapterRef, place: ExitStack) -> None:
+        """place: in the queue, given up at the end."""
+        with place:
+            try:
+                async with self._copying.turn(repository.owner):
+                    await self._fetch(repository, number, ref)
+            except ManyloraError as error:
+                await self._fail_copy(repository, number, error.message)
+            except Exception as error:  # the edge of a task that nobody awaits
+                structlog.get_logger().exception("registry.copy_failed", repository=repository.uuid, version=number)
+                await self._fail_copy(repository, number, f"unexpected {type(error).__name__}")
+
+    async def _fetch(self, repository: Repository, number: int, ref: AdapterRef) -> None:
         folder = self.control.registry_dir / f"{INCOMING}{uuid.uuid4().hex}"
         try:
             with storage_failures():
@@ -157,20 +188,18 @@ class Intake:
                 redirect_hosts=settings.redirect_hosts,
             )
             await self._end_copy(repository, number, folder, await self._checked(job, COPY_TIMEOUT_S))
-        except ManyloraError as error:
-            await self._fail_copy(repository, number, error.message)
-        except Exception as error:  # the edge of a task that nobody awaits
-            structlog.get_logger().exception("registry.copy_failed", repository=repository.uuid, version=number)
-            await self._fail_copy(repository, number, f"unexpected {type(error).__name__}")
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     async def _end_copy(self, repository: Repository, number: int, folder: Path, checked: CheckedFiles) -> None:
         async with self.control.database.write() as connection:
             current = await own_for_change(connection, repository.owner, repository.name)
-            if current.find(str(number)).state is not VersionState.UPLOADING:
+            version = current.find(str(number))
+            if version.state is not VersionState.UPLOADING:
                 return  # it was given up as interrupted
-            await check_room(connection, current.owner, more=0, more_bytes=checked.num_bytes, rank=checked.rank)
+            await check_room(
+                connection, current.owner, version.created_by, more=0, more_bytes=checked.num_bytes, rank=checked.rank
+            )
             await set_version(connection, current.number, number, state=VersionState.READY, checked=checked)
             await self._publish(folder, current, number)
 
@@ -182,7 +211,7 @@ class Intake:
 
     async def end_interrupted(self) -> None:
         """Mark the copies as failed that no running control plane can still be at."""
-        oldest_ms = self.control.now_ms() - int(2_000 * COPY_TIMEOUT_S)
+        oldest_ms = self.control.now_ms() - int(1_000 * INTERRUPTED_S)
         stale = (versions.c.state == VersionState.UPLOADING) & (versions.c.created_ms < oldest_ms)
         async with self.control.database.read() as connection:
             if (await connection.execute(select(versions.c.version).where(stale).limit(1))).first() is None:

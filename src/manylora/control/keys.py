@@ -13,8 +13,6 @@ from manylora.errors import InvalidParameter, ResourceNotFound
 from manylora.ids import KeyId, TenantId
 from manylora.tenancy import KeyFacts, Limits, Scope, hash_secret, mint_key, split_key
 
-TENANT_LIMITS = ("adapters", "adapter_bytes", "max_rank")
-"""What a tenant has one of, whatever key is shown."""
 CUSTOMER_SCOPES = (Scope.QUERY, Scope.UPLOAD)
 MAX_LIVE_KEYS = 100
 """Of one tenant, neither revoked nor expired: every edge holds all of them."""
@@ -53,7 +51,6 @@ async def issue_key(
         raise InvalidParameter(
             f"the scope `admin` is for keys of the tenant `{OPERATOR}`. Given: `{owner.id}`", parameter="scopes"
         )
-    _require_limits_of_keys(limits or Limits())
     if not scopes:
         raise InvalidParameter("`scopes` must name at least one of query, upload, admin", parameter="scopes")
     if expires_ms is not None and expires_ms <= now_ms:
@@ -82,20 +79,13 @@ async def issue_key(
 async def set_limits(connection: AsyncConnection, key_id: str, limits: Limits, tenant: str | None = None) -> Key:
     """Replace a key's limits, and those of all that share them.
 
-    Raises `ResourceNotFound`, `InvalidParameter` for a limit that keys have none of.
+    Raises `ResourceNotFound`, `InvalidParameter` for a limit below zero.
     """
     key = await get_key(connection, key_id, tenant)
-    _require_limits_of_keys(limits)
     revision = await next_revision(connection)
     changed = update(keys).where(keys.c.origin == key.facts.origin).values(**columns_of(limits), revision=revision)
     await connection.execute(changed)
     return await get_key(connection, key_id)
-
-
-def _require_limits_of_keys(limits: Limits) -> None:
-    for limit in TENANT_LIMITS:
-        if getattr(limits, limit) is not None:
-            raise InvalidParameter(f"`{limit}` is a limit of tenants; a key has none of its own", parameter=limit)
 
 
 def within(maker: KeyFacts, limits: Limits, expires_ms: int | None) -> tuple[Limits, int | None]:

@@ -7,19 +7,20 @@ commits. Another tenant's private repository is told from one that does not exis
 import re
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Row, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, delete, exists, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.adapters.checking import CheckedFiles
 from manylora.adapters.registry import is_repository_name
 from manylora.control.revisions import next_revision
-from manylora.control.tables import aliases, repositories, shares, tenants, versions
-from manylora.errors import InvalidParameter, NameTaken, ResourceNotFound, StorageLimitExceeded
+from manylora.control.tables import aliases, keys, repositories, shares, tenants, versions
+from manylora.errors import InvalidParameter, NameTaken, ResourceNotFound, StorageLimitExceeded, TenantSuspended
 from manylora.ids import TenantId
+from manylora.tenancy import TenantState
 
 MAX_DESCRIPTION = 4_096
 MAX_SHARES = 1_000
@@ -41,6 +42,9 @@ class VersionState(StrEnum):
 
 STORED = (VersionState.UPLOADING, VersionState.READY, VersionState.ARCHIVED)
 """The states whose versions count against a tenant's limits."""
+STORAGE_LIMITS = ("adapters", "adapter_bytes", "max_rank")
+FINISHED = (VersionState.READY, VersionState.ARCHIVED)
+"""The states whose versions have files, and are shown to others than the owner."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +95,7 @@ async def find_repository(
 ) -> Repository:
     """A repository that a tenant may see, by its name or its UUID. `owner`: whose; None: the tenant's own.
 
+    Of another tenant's it sees the versions that are finished, and not what failed or is on its way.
     Raises `ResourceNotFound`, in the same words and after the same work whether it is another's or nobody's.
     """
     whose = tenant if owner is None else owner
@@ -99,7 +104,7 @@ async def find_repository(
     found = await _rows(connection, and_(_named(reference, whose), _visible_to(tenant)))
     if not found:
         raise unknown_repository(reference)
-    return (await _filled(connection, found))[0]
+    return _seen_by(tenant, (await _filled(connection, found))[0])
 
 
 async def list_repositories(
@@ -107,11 +112,28 @@ async def list_repositories(
 ) -> list[Repository]:
     """A tenant's own repositories in the order they were made; with those that others let it use, if asked for."""
     seen = _visible_to(tenant) if with_shared else repositories.c.tenant == tenant
-    return await _filled(connection, await _rows(connection, and_(seen, repositories.c.number > after), limit))
+    found = await _filled(connection, await _rows(connection, and_(seen, repositories.c.number > after), limit))
+    return [_seen_by(tenant, each) for each in found]
+
+
+async def list_everything(
+    connection: AsyncConnection, *, tenant: str | None, limit: int, after: int = 0
+) -> list[Repository]:
+    """For the operator: the repositories of a tenant, or of all, in the order they were made."""
+    of = repositories.c.number > after
+    found = await _rows(connection, of if tenant is None else and_(of, repositories.c.tenant == tenant), limit)
+    return await _filled(connection, found)
 
 
 def unknown_repository(reference: str) -> ResourceNotFound:
     return ResourceNotFound(f"no repository `{_shown(reference)}`")
+
+
+def _seen_by(tenant: TenantId, repository: Repository) -> Repository:
+    if repository.owner == tenant:
+        return repository
+    finished = tuple(each for each in repository.versions if each.state in FINISHED)
+    return replace(repository, versions=finished, shared_with=())
 
 
 def _named(reference: str, owner: str) -> Any:  # SQLAlchemy's conditions have no simple type
@@ -120,8 +142,10 @@ def _named(reference: str, owner: str) -> Any:  # SQLAlchemy's conditions have n
 
 
 def _visible_to(tenant: TenantId) -> Any:  # as above
+    """One's own, and what others let one use unless they are suspended or closed."""
     shared = exists().where(shares.c.repository == repositories.c.number, shares.c.tenant == tenant)
-    return or_(repositories.c.tenant == tenant, repositories.c.is_public, shared)
+    is_active = exists().where(tenants.c.id == repositories.c.tenant, tenants.c.state == TenantState.ACTIVE)
+    return or_(repositories.c.tenant == tenant, and_(or_(repositories.c.is_public, shared), is_active))
 
 
 async def _rows(connection: AsyncConnection, condition: Any, limit: int = 1) -> list[Row[Any]]:  # as above
@@ -178,12 +202,14 @@ async def create_repository(
     name: str,
     *,
     now_ms: int,
+    most: int,
     description: str = "",
     exists_ok: bool = False,
 ) -> Repository:
     """Make a repository, private. One that was deleted comes back empty, and goes on counting where it was.
 
-    Raises `InvalidParameter` for a name that cannot be one, `NameTaken` unless `exists_ok`.
+    Raises `InvalidParameter` for a name that cannot be one, `NameTaken` unless `exists_ok`, `StorageLimitExceeded`
+    where the tenant has `most` already.
     """
     if not is_repository_name(name) or _UUID.fullmatch(name):
         raise InvalidParameter(
@@ -208,6 +234,12 @@ async def create_repository(
         "revision": revision,
     }
     if old is None:
+        had = select(func.count()).where(repositories.c.tenant == tenant)
+        if (await connection.execute(had)).scalar_one() >= most:
+            raise StorageLimitExceeded(
+                f"tenant `{tenant}` has {most} repositories (control.max_repositories), deleted ones that had versions "
+                "included: their names can be used again"
+            )
         await connection.execute(insert(repositories).values(tenant=tenant, name=name, last_version=0, **fresh))
     else:
         await connection.execute(update(repositories).where(mine).values(fresh))
@@ -251,7 +283,10 @@ async def unshare(connection: AsyncConnection, tenant: TenantId, reference: str,
 async def delete_repository(
     connection: AsyncConnection, tenant: TenantId, reference: str, now_ms: int
 ) -> tuple[Repository, list[int]]:
-    """Delete it with all its versions; returns it and the versions whose files are to be removed."""
+    """Delete it with all its versions; returns it and the versions whose files are to be removed.
+
+    Its row stays, for its last number, if it has given any.
+    """
     repository = await own_for_change(connection, tenant, reference)
     number = repository.number
     await connection.execute(delete(aliases).where(aliases.c.repository == number))
@@ -260,6 +295,8 @@ async def delete_repository(
         update(versions).where(versions.c.repository == number).values(state=VersionState.DELETED, bytes=0)
     )
     await _set(connection, number, deleted_ms=now_ms, is_public=False)
+    unused = and_(repositories.c.number == number, repositories.c.last_version == 0)
+    await connection.execute(delete(repositories).where(unused))
     return repository, [version.version for version in repository.versions]
 
 
@@ -304,7 +341,7 @@ async def set_archived(
     """Let requests find a version no more, or again; its aliases wait for it. Raises `ResourceNotFound`."""
     repository = await own_for_change(connection, tenant, reference)
     found = repository.find(version)
-    if found.state not in (VersionState.READY, VersionState.ARCHIVED):
+    if found.state not in FINISHED:
         raise ResourceNotFound(f"version {found.version} of `{repository.name}` is {found.state}")
     state = VersionState.ARCHIVED if is_archived else VersionState.READY
     await set_version(connection, repository.number, found.version, state=state)
@@ -365,33 +402,57 @@ async def next_number(connection: AsyncConnection, repository: Repository, last_
 
 
 async def check_room(
-    connection: AsyncConnection, tenant: TenantId, *, more: int, more_bytes: int, rank: int
+    connection: AsyncConnection, tenant: TenantId, created_by: str, *, more: int, more_bytes: int, rank: int
 ) -> int | None:
-    """Whether a tenant's limits let it store so many more versions and bytes; returns the bytes left, None: no limit.
+    """Whether the limits of a tenant and of a key let it store so many more versions and bytes.
 
-    Raises `StorageLimitExceeded` naming the limit and the value.
+    Args:     created_by  id of the key that stores; what is none has no limits of its own
+    Returns:  the bytes that are left; None: no limit
+    Raises:   `StorageLimitExceeded` naming the limit and the value, `TenantSuspended` unless the tenant is active
     """
-    asked = select(tenants.c.adapters, tenants.c.adapter_bytes, tenants.c.max_rank).where(tenants.c.id == tenant)
-    limits = (await connection.execute(asked)).one()
+    columns = (tenants.c.state, *(tenants.c[name] for name in STORAGE_LIMITS))
+    limits = (await connection.execute(select(*columns).where(tenants.c.id == tenant))).one()
+    if limits.state != TenantState.ACTIVE:
+        raise TenantSuspended(f"tenant `{tenant}` is {limits.state}")
+    more_of = _More(more, more_bytes, rank)
+    rooms = [await _room(connection, f"tenant `{tenant}`", limits, repositories.c.tenant == tenant, more_of)]
+    columns_of_key = (keys.c.origin, *(keys.c[name] for name in STORAGE_LIMITS))
+    asked = select(*columns_of_key).where(keys.c.id == created_by, keys.c.tenant == tenant)
+    own = (await connection.execute(asked)).one_or_none()
+    if own is not None and any(own._mapping[name] is not None for name in STORAGE_LIMITS):
+        theirs = versions.c.created_by.in_(select(keys.c.id).where(keys.c.origin == own.origin))
+        rooms.append(await _room(connection, f"key `{own.origin}`", own, theirs, more_of))
+    return min((room for room in rooms if room is not None), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class _More:
+    """What is to be stored besides."""
+
+    versions: int
+    num_bytes: int
+    rank: int
+
+
+async def _room(
+    connection: AsyncConnection, name: str, limits: Row[Any], is_theirs: ColumnElement[bool], more: _More
+) -> int | None:
+    """The bytes that one holder of limits has left. Raises `StorageLimitExceeded`."""
     held = (
         select(func.count(), func.coalesce(func.sum(versions.c.bytes), 0))
         .join(repositories, versions.c.repository == repositories.c.number)
-        .where(repositories.c.tenant == tenant, versions.c.state.in_(STORED))
+        .where(is_theirs, versions.c.state.in_(STORED))
     )
     count, num_bytes = (await connection.execute(held)).one()
-    if limits.adapters is not None and count + more > limits.adapters:
+    if limits.adapters is not None and count + more.versions > limits.adapters:
+        raise StorageLimitExceeded(f"{name} may store {limits.adapters} adapters (adapters), and has {count}")
+    if limits.adapter_bytes is not None and int(num_bytes) + more.num_bytes > limits.adapter_bytes:
         raise StorageLimitExceeded(
-            f"tenant `{tenant}` may store {limits.adapters} adapters (adapters), and has {count}"
+            f"{name} may store {limits.adapter_bytes} bytes (adapter_bytes), has {num_bytes}, "
+            f"and this needs {more.num_bytes}"
         )
-    if limits.adapter_bytes is not None and int(num_bytes) + more_bytes > limits.adapter_bytes:
-        raise StorageLimitExceeded(
-            f"tenant `{tenant}` may store {limits.adapter_bytes} bytes (adapter_bytes), has {num_bytes}, "
-            f"and this needs {more_bytes}"
-        )
-    if limits.max_rank is not None and rank > limits.max_rank:
-        raise StorageLimitExceeded(
-            f"the adapter has rank {rank}; tenant `{tenant}` may store {limits.max_rank} (max_rank)"
-        )
+    if limits.max_rank is not None and more.rank > limits.max_rank:
+        raise StorageLimitExceeded(f"the adapter has rank {more.rank}; {name} may store {limits.max_rank} (max_rank)")
     return None if limits.adapter_bytes is None else int(limits.adapter_bytes) - int(num_bytes)
 
 

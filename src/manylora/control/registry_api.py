@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import zipfile
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Query
@@ -12,15 +13,15 @@ from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from manylora.adapters.sources import PICKLED_FILE
 from manylora.control import registry
 from manylora.control.bodies import iso
 from manylora.control.callers import Caller, caller_of
 from manylora.control.control import Control
 from manylora.control.intake import Intake
-from manylora.control.registry import Repository, Version, VersionState
+from manylora.control.registry import FINISHED, Repository, Version, VersionState
 from manylora.control.uploads import FILES, Uploads, read_range
 from manylora.errors import InsufficientPermissions, InvalidParameter
+from manylora.ids import TenantId
 from manylora.tenancy import Scope
 
 Json = dict[str, Any]  # JSON values of several types
@@ -97,7 +98,8 @@ async def _caller(control: Control, request: Request, scope: Scope) -> Caller:
 
 async def _shown(control: Control, caller: Caller, reference: str, owner: str | None = None) -> Json:
     async with control.database.read() as connection:
-        return repository_json(await registry.find_repository(connection, caller.tenant, reference, owner), caller)
+        found = await registry.find_repository(connection, caller.tenant, reference, owner)
+    return repository_json(found, is_own=found.owner == caller.tenant)
 
 
 # ── repositories ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -113,10 +115,11 @@ def _add_repositories(routes: APIRouter, control: Control, intake: Intake) -> No
                 caller.tenant,
                 body.name,
                 now_ms=control.now_ms(),
+                most=control.config.control.max_repositories,
                 description=body.description or "",
                 exists_ok=bool(body.exists_ok),
             )
-        return repository_json(made, caller)
+        return repository_json(made, is_own=True)
 
     @routes.get("/v2/repos")
     async def list_all(
@@ -131,7 +134,8 @@ def _add_repositories(routes: APIRouter, control: Control, intake: Intake) -> No
                 connection, caller.tenant, limit=limit, after=after, with_shared=shared
             )
         last = found[-1].number if len(found) == limit else None
-        return {"data": {"repos": [repository_json(each, caller) for each in found], "after": last}}
+        told = [repository_json(each, is_own=each.owner == caller.tenant) for each in found]
+        return {"data": {"repos": told, "after": last}}
 
     @routes.get("/v2/repos/{repo}")
     async def show(request: Request, repo: str, owner: Owner = None) -> Json:
@@ -150,10 +154,7 @@ def _add_repositories(routes: APIRouter, control: Control, intake: Intake) -> No
     @routes.delete("/v2/repos/{repo}", status_code=204)
     async def remove(request: Request, repo: str) -> None:
         caller = await _caller(control, request, Scope.UPLOAD)
-        async with control.database.write() as connection:
-            gone, numbers = await registry.delete_repository(connection, caller.tenant, repo, control.now_ms())
-        for number in numbers:
-            await _remove_files(intake, gone, number)
+        await remove_repository(intake, caller.tenant, repo)
 
     @routes.put("/v2/repos/{repo}/aliases/{alias}")
     async def set_alias(request: Request, repo: str, alias: str, body: NewAlias) -> Json:
@@ -180,6 +181,15 @@ def _add_repositories(routes: APIRouter, control: Control, intake: Intake) -> No
         caller = await _caller(control, request, Scope.UPLOAD)
         async with control.database.write() as connection:
             await registry.unshare(connection, caller.tenant, repo, tenant)
+
+
+async def remove_repository(intake: Intake, owner: TenantId, repo: str) -> None:
+    """Delete a repository with all its versions and their files. Raises `ResourceNotFound`."""
+    control = intake.control
+    async with control.database.write() as connection:
+        gone, numbers = await registry.delete_repository(connection, owner, repo, control.now_ms())
+    for number in numbers:
+        await _remove_files(intake, gone, number)
 
 
 async def _remove_files(intake: Intake, repository: Repository, number: int) -> None:
@@ -210,20 +220,13 @@ def _add_versions(routes: APIRouter, control: Control, intake: Intake) -> None:
     @routes.put("/v2/repos/{repo}/version/{tag}")
     async def archive(request: Request, repo: str, tag: str, body: ChangedVersion) -> Json:
         caller = await _caller(control, request, Scope.UPLOAD)
-        async with control.database.write() as connection:
-            changed, version = await registry.set_archived(connection, caller.tenant, repo, tag, body.archived)
-            mark = intake.files.archive if body.archived else intake.files.restore
-            mark(changed.owner, changed.name, version.version)
-        async with control.database.read() as connection:
-            repository = await registry.find_repository(connection, caller.tenant, repo)
-        return version_json(repository, repository.find(str(version.version)))
+        repository, version = await archive_version(intake, caller.tenant, repo, tag, is_archived=body.archived)
+        return version_json(repository, version)
 
     @routes.delete("/v2/repos/{repo}/version/{tag}", status_code=204)
     async def remove(request: Request, repo: str, tag: str) -> None:
         caller = await _caller(control, request, Scope.UPLOAD)
-        async with control.database.write() as connection:
-            repository, version = await registry.delete_version(connection, caller.tenant, repo, tag)
-        await _remove_files(intake, repository, version.version)
+        await remove_version(intake, caller.tenant, repo, tag)
 
     @routes.get("/v2/repos/{repo}/version/{tag}/download")
     async def download(request: Request, repo: str, tag: str, owner: Owner = None) -> Response:
@@ -234,13 +237,34 @@ def _add_versions(routes: APIRouter, control: Control, intake: Intake) -> None:
         if repository.owner != caller.tenant:
             raise InsufficientPermissions("only its owner may download an adapter")
         version = repository.find(tag)
-        if version.state not in (VersionState.READY, VersionState.ARCHIVED):
+        if version.state not in FINISHED:
             raise InvalidParameter(f"version {version.version} is {version.state}, so it has no files", parameter="tag")
         files = intake.files.files(repository.owner, repository.name, version.version)
         opened = [(file.name, file.open("rb")) for file in files]  # a deletion meanwhile does not cut it short
         return StreamingResponse(
             _zipped(opened), media_type="application/zip", background=BackgroundTask(_close, [f for _, f in opened])
         )
+
+
+async def archive_version(
+    intake: Intake, owner: TenantId, repo: str, tag: str, *, is_archived: bool
+) -> tuple[Repository, Version]:
+    """Hide a version from requests, or show it again; returns it as it is now. Raises `ResourceNotFound`."""
+    async with intake.control.database.write() as connection:
+        changed, version = await registry.set_archived(connection, owner, repo, tag, is_archived)
+        mark = intake.files.archive if is_archived else intake.files.restore
+        with suppress(FileNotFoundError):  # its folder is gone, and nobody can find it there
+            mark(changed.owner, changed.name, version.version)
+    async with intake.control.database.read() as connection:
+        repository = await registry.find_repository(connection, owner, repo)
+    return repository, repository.find(str(version.version))
+
+
+async def remove_version(intake: Intake, owner: TenantId, repo: str, tag: str) -> None:
+    """Delete a version with its files. Raises `ResourceNotFound`."""
+    async with intake.control.database.write() as connection:
+        repository, version = await registry.delete_version(connection, owner, repo, tag)
+    await _remove_files(intake, repository, version.version)
 
 
 class _Collected:
@@ -311,10 +335,9 @@ def _add_uploads(routes: APIRouter, control: Control, uploads: Uploads) -> None:
         """Bytes of a file: all of it, or with `Content-Range` the part that begins where it ends so far."""
         facts = uploads.allowed(tenant, upload, file, signature)
         length = request.headers.get("content-length", "")
-        if file != PICKLED_FILE and length.isdecimal() and len(length) < MAX_LENGTH_DIGITS:
-            uploads.refuse_large(facts, file, int(length))
+        told = int(length) if length.isdecimal() and len(length) < MAX_LENGTH_DIGITS else None
         part = read_range(request.headers.get("content-range"))
-        offset = await uploads.write(facts, upload, file, part, _received(request))
+        offset = await uploads.write(facts, upload, file, part, _received(request), told)
         return {"file": file, "offset": offset}
 
     @routes.head(address, include_in_schema=False)
@@ -323,7 +346,7 @@ def _add_uploads(routes: APIRouter, control: Control, uploads: Uploads) -> None:
         """How many bytes of the file are here, in the body and as `upload-offset`."""
         facts = uploads.allowed(tenant, upload, file, signature)
         offset = uploads.received_bytes(facts, upload, file)
-        told = {"file": file, "offset": offset, "maxBytes": facts.limit_bytes(file)}
+        told = {"file": file, "offset": offset, "maxBytes": await uploads.max_bytes(facts, upload, file)}
         return JSONResponse(told, headers={"upload-offset": str(offset)})
 
 
@@ -345,10 +368,9 @@ async def _received(request: Request) -> AsyncIterator[bytes]:
 # ── shapes ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def repository_json(repository: Repository, caller: Caller) -> Json:
+def repository_json(repository: Repository, *, is_own: bool) -> Json:
     """A repository as the SDK reads it, and what is ours. What only its owner may know, others do not get."""
-    finished = [each for each in repository.versions if each.state in (VersionState.READY, VersionState.ARCHIVED)]
-    is_own = repository.owner == caller.tenant
+    finished = [each for each in repository.versions if each.state in FINISHED]
     told: Json = {
         "uuid": repository.uuid,
         "name": repository.name,
@@ -380,7 +402,7 @@ def _version_line(version: Version, own: Repository | None) -> Json:
 
 def version_json(repository: Repository, version: Version) -> Json:
     """A version as the SDK reads it. An empty `adapterPath` tells it that there is nothing to use."""
-    is_there = version.state in (VersionState.READY, VersionState.ARCHIVED)
+    is_there = version.state in FINISHED
     told: Json = {
         "repo": repository.name,
         "tag": version.version,

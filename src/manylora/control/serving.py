@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from manylora.config import Config
 from manylora.control.api import create_control_app
+from manylora.control.caretaking import Caretaker
 from manylora.control.control import Control, open_control
 from manylora.control.first_start import ensure_first_start
 from manylora.errors import ConfigInvalid
@@ -55,12 +56,15 @@ def _checked(config: Config) -> bool:
 
 
 async def _serve(control: Control, listener: socket.socket, ready: Ready) -> None:
+    caretaker = Caretaker(control)
     try:
         admin_key = await ensure_first_start(control)
+        caretaker.start()
         server = _Server(create_control_app(control))
         ready(control, _url_of(listener), admin_key)
         await server.serve(sockets=[listener])
     finally:
+        await caretaker.stop()
         await control.database.close()
 
 

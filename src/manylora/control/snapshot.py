@@ -2,17 +2,17 @@
 
 from collections import defaultdict
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.control import Control
 from manylora.control.keys import changed_keys
 from manylora.control.prices import changed_prices
 from manylora.control.revisions import last_revision
-from manylora.control.tables import aliases, repositories, shares, versions
+from manylora.control.tables import aliases, repositories, shares, tenants, versions
 from manylora.control.tenants import changed_tenants
 from manylora.ids import TenantId
-from manylora.tenancy import RepositoryFacts, Snapshot
+from manylora.tenancy import RepositoryFacts, Snapshot, TenantState
 
 READY = "ready"
 
@@ -21,8 +21,7 @@ async def take_snapshot(control: Control, since: int, epoch: str | None = None) 
     """What has changed after revision `since`; everything for one below zero, or one that was never given.
 
     An edge may know revisions of another `epoch`, or later ones than the database does: then a backup may have been
-    restored, and they mean nothing. None: of this one. The revision is read first: a change that comes in between is
-    told twice, which changes nothing.
+    restored, and they mean nothing. None: of this one.
     """
     async with control.database.read() as connection:
         revision = await last_revision(connection)
@@ -42,9 +41,15 @@ async def take_snapshot(control: Control, since: int, epoch: str | None = None) 
 
 
 async def changed_repositories(connection: AsyncConnection, since: int) -> tuple[RepositoryFacts, ...]:
-    """Repositories changed after a revision, with the versions that may be used; of a deleted one, none."""
-    changed = (await connection.execute(select(repositories).where(repositories.c.revision > since))).all()
-    numbers = select(repositories.c.number).where(repositories.c.revision > since)
+    """Repositories changed after a revision, or whose owner has, with the versions that may be used.
+
+    None may be of a deleted one, nor of one whose owner is suspended or closed.
+    """
+    owned = repositories.join(tenants, repositories.c.tenant == tenants.c.id)
+    is_changed = or_(repositories.c.revision > since, tenants.c.revision > since)
+    asked_changed = select(repositories, tenants.c.state).select_from(owned).where(is_changed)
+    changed = (await connection.execute(asked_changed)).all()
+    numbers = select(repositories.c.number).select_from(owned).where(is_changed)
     usable = select(versions).where(versions.c.repository.in_(numbers), versions.c.state == READY)
     ready: dict[int, list[int]] = defaultdict(list)
     for row in (await connection.execute(usable.order_by(versions.c.version))).all():
@@ -58,12 +63,13 @@ async def changed_repositories(connection: AsyncConnection, since: int) -> tuple
     asked_shares = select(shares).where(shares.c.repository.in_(numbers)).order_by(shares.c.tenant)
     for row in (await connection.execute(asked_shares)).all():
         allowed[row.repository].append(TenantId(row.tenant))
+    usable_numbers = {row.number for row in changed if row.deleted_ms is None and row.state == TenantState.ACTIVE}
     return tuple(
         RepositoryFacts(
             owner=TenantId(row.tenant),
             name=row.name,
-            versions=() if row.deleted_ms is not None else tuple(ready[row.number]),
-            aliases=() if row.deleted_ms is not None else tuple(named[row.number]),
+            versions=tuple(ready[row.number]) if row.number in usable_numbers else (),
+            aliases=tuple(named[row.number]) if row.number in usable_numbers else (),
             is_public=row.is_public,
             shared_with=tuple(allowed[row.number]),
         )

@@ -15,11 +15,14 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.adapters.refusals import CONVERSION_HINT, Refusals
 from manylora.adapters.registry import is_repository_name
@@ -27,21 +30,24 @@ from manylora.adapters.sources import CONFIG_FILE, MAX_CONFIG_BYTES, PARTS, PICK
 from manylora.control.callers import Caller
 from manylora.control.intake import Intake, storage_failures
 from manylora.control.registry import Repository, check_room, find_repository
+from manylora.control.tables import keys
 from manylora.errors import (
     AdapterError,
     AdapterUnsafeFormat,
     InsufficientPermissions,
+    InvalidApiKey,
     InvalidParameter,
     ManyloraError,
     NameTaken,
     ResourceNotFound,
     StorageLimitExceeded,
 )
-from manylora.ids import TenantId
+from manylora.ids import KeyId, TenantId
 
 UPLOAD_TTL_MS = 3_600_000
 MAX_OPEN = 16
 """Uploads of one tenant at one time that were begun and not completed."""
+RECHECK_S = 5.0
 FOLDER = ".uploads"
 FACTS_FILE = "upload.json"
 CLAIMED = ".claimed"
@@ -54,25 +60,16 @@ _UNKNOWN = "no such upload, or it has expired or was completed"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadFacts:
-    """What an upload is for. weights_bytes: how many the weights may have, by the server's and the tenant's limits."""
+    """What an upload is for. key: that began it; None where none was asked for."""
 
     tenant: TenantId
     repository: str
     repository_uuid: str
-    created_by: str
-    weights_bytes: int
-    is_tenants_limit: bool
+    key: KeyId | None
 
-    def limit_bytes(self, file: str) -> int:
-        return MAX_CONFIG_BYTES if file == CONFIG_FILE else self.weights_bytes
-
-    def too_large(self, file: str, num_bytes: int) -> ManyloraError:
-        limit = self.limit_bytes(file)
-        if file == WEIGHTS_FILE and self.is_tenants_limit:
-            return StorageLimitExceeded(
-                f"tenant `{self.tenant}` may store {limit} bytes more (adapter_bytes), and this needs {num_bytes}"
-            )
-        return Refusals(self.repository, "pbase").too_large(num_bytes, limit)
+    @property
+    def created_by(self) -> str:
+        return self.key or self.tenant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +78,33 @@ class Part:
 
     start: int = 0
     stop: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bounds:
+    """What one file may become. room_bytes: the tenant's, for all that is no version yet; None: it has no limit."""
+
+    facts: UploadFacts
+    server_bytes: int
+    room_bytes: int | None
+    other_bytes: Callable[[], int]
+    read_s: float
+
+    @property
+    def max_bytes(self) -> int:
+        if self.room_bytes is None:
+            return self.server_bytes
+        return max(0, min(self.server_bytes, self.room_bytes - self.other_bytes()))
+
+    def refuse_large(self, num_bytes: int) -> None:
+        """Raises `AdapterTooLarge`, `StorageLimitExceeded`."""
+        if num_bytes > self.server_bytes:
+            raise Refusals(self.facts.repository, "pbase").too_large(num_bytes, self.server_bytes)
+        if num_bytes > self.max_bytes:
+            raise StorageLimitExceeded(
+                f"tenant `{self.facts.tenant}` may store {self.room_bytes} bytes more (adapter_bytes), its uploads "
+                f"under way have {self.other_bytes()}, and this needs {num_bytes}"
+            )
 
 
 class Uploads:
@@ -93,19 +117,14 @@ class Uploads:
 
     async def begin(self, caller: Caller, reference: str) -> tuple[str, UploadFacts]:
         """Open an upload and return its id. Raises `ResourceNotFound`, `StorageLimitExceeded`."""
+        open_bytes = self._open_bytes(caller.tenant)
         async with self._control.database.read() as connection:
             repository = await find_repository(connection, caller.tenant, reference)
             if repository.owner != caller.tenant:
                 raise InsufficientPermissions(f"repository `{repository.name}` belongs to another tenant")
-            room = await check_room(connection, caller.tenant, more=1, more_bytes=1, rank=0)
-        limit = self._control.config.adapters.max_bytes
+            await check_room(connection, caller.tenant, caller.key or "", more=1, more_bytes=open_bytes + 1, rank=0)
         facts = UploadFacts(
-            tenant=caller.tenant,
-            repository=repository.name,
-            repository_uuid=repository.uuid,
-            created_by=caller.key or caller.tenant,
-            weights_bytes=limit if room is None else min(limit, room),
-            is_tenants_limit=room is not None and room < limit,
+            tenant=caller.tenant, repository=repository.name, repository_uuid=repository.uuid, key=caller.key
         )
         with storage_failures():
             return await asyncio.to_thread(self._open, facts), facts
@@ -148,33 +167,79 @@ class Uploads:
 
     def received_bytes(self, facts: UploadFacts, upload: str, file: str) -> int:
         """How many bytes of a file are here: where to go on."""
-        try:
-            return (self._folder(facts.tenant, upload) / file).stat().st_size
-        except FileNotFoundError:
-            return 0
+        return _size(self._folder(facts.tenant, upload) / file)
 
-    def refuse_large(self, facts: UploadFacts, file: str, num_bytes: int) -> None:
-        """Refuse what is told to be too large before a byte of it comes. Raises `AdapterTooLarge`."""
-        if num_bytes > facts.limit_bytes(file):
-            raise facts.too_large(file, num_bytes)
+    async def max_bytes(self, facts: UploadFacts, upload: str, file: str) -> int:
+        """How many bytes a file may have, by the server's limits and the tenant's room. Raises as `write`."""
+        return (await self._bounds(facts, upload, file)).max_bytes
 
-    async def write(self, facts: UploadFacts, upload: str, file: str, part: Part, chunks: AsyncIterator[bytes]) -> int:
+    async def _bounds(self, facts: UploadFacts, upload: str, file: str) -> "_Bounds":
+        """What a file may still become. Raises as `write` where its tenant or its key may store nothing any more."""
+        async with self._control.database.read() as connection:
+            await self._require_key(connection, facts)
+            room = await check_room(connection, facts.tenant, facts.created_by, more=0, more_bytes=0, rank=0)
+        return _Bounds(
+            facts=facts,
+            server_bytes=MAX_CONFIG_BYTES if file == CONFIG_FILE else self._control.config.adapters.max_bytes,
+            room_bytes=room,
+            other_bytes=partial(self._open_bytes, facts.tenant, besides=self._folder(facts.tenant, upload) / file),
+            read_s=self._control.clock.monotonic_s(),
+        )
+
+    async def _require_key(self, connection: AsyncConnection, facts: UploadFacts) -> None:
+        """Raises `InvalidApiKey` if the key that began an upload has been revoked or has expired since."""
+        if facts.key is None:
+            return
+        asked = select(keys.c.revoked_ms, keys.c.expires_ms).where(keys.c.id == facts.key)
+        row = (await connection.execute(asked)).one_or_none()
+        is_past = row is not None and row.expires_ms is not None and row.expires_ms <= self._control.now_ms()
+        if row is None or row.revoked_ms is not None or is_past:
+            raise InvalidApiKey("the key that began this upload is not valid any more")
+
+    def _open_bytes(self, tenant: TenantId, *, besides: Path | None = None) -> int:
+        """The bytes of a tenant's uploads that are no versions yet, one file aside."""
+        place = self.root / tenant
+        folders = list(place.iterdir()) if place.is_dir() else []
+        return sum(_size(folder / name) for folder in folders for name in PARTS if folder / name != besides)
+
+    async def write(
+        self,
+        facts: UploadFacts,
+        upload: str,
+        file: str,
+        part: Part,
+        chunks: AsyncIterator[bytes],
+        told_bytes: int | None = None,
+    ) -> int:
         """Write a part of a file as it arrives, and return how many bytes the file has now.
 
-        What came before a connection broke stays. Raises `AdapterUnsafeFormat` for pickled weights, `AdapterTooLarge`
-        as soon as the limit is passed, `InvalidParameter` for a part that does not begin where the file ends,
-        `NameTaken` while another request writes the file, `AdapterStorageUnavailable` if the disk fails.
+        What came before a connection broke stays. The tenant's limit holds for its versions and all its open uploads
+        together; it, the tenant's state and the key's are looked at when a part begins and every `RECHECK_S` while
+        it comes.
+
+        Args:    told_bytes  how many the part is said to have, so that too many are refused before they come
+        Raises:  `AdapterUnsafeFormat` for pickled weights, `AdapterTooLarge` and `StorageLimitExceeded` as soon as the
+                 limit is passed, `InvalidParameter` for a part that does not begin where the file ends, `NameTaken`
+                 while another request writes the file, `AdapterStorageUnavailable` if the disk fails,
+                 `TenantSuspended` and `InvalidApiKey` where nothing may be stored any more
         """
         if file == PICKLED_FILE:
             raise AdapterUnsafeFormat(f"pickled weights are not taken, for opening them runs code: {CONVERSION_HINT}")
-        if part.stop is not None:
-            self.refuse_large(facts, file, part.stop)
+        bounds = await self._bounds(facts, upload, file)
+        bounds.refuse_large(part.stop or part.start + (told_bytes or 0))
+
+        async def refuse_large(num_bytes: int) -> None:
+            nonlocal bounds
+            if self._control.clock.monotonic_s() - bounds.read_s > RECHECK_S:
+                bounds = await self._bounds(facts, upload, file)
+            bounds.refuse_large(num_bytes)
+
         path = self._folder(facts.tenant, upload) / file
         left_s = (self._expires_ms(upload) - self._control.now_ms()) / 1000
         try:
             async with asyncio.timeout(left_s):
                 with storage_failures(), _only_writer(path) as descriptor:
-                    return await _write_part(descriptor, part, partial(self.refuse_large, facts, file), chunks)
+                    return await _write_part(descriptor, part, refuse_large, chunks)
         except TimeoutError as error:
             raise InsufficientPermissions("the upload's address expired while bytes came") from error
 
@@ -265,6 +330,13 @@ def read_range(header: str | None) -> Part:
     return Part(start=int(match[1]), stop=int(match[2]) + 1)
 
 
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def _is_signature(expected: str, given: str) -> bool:
     return hmac.compare_digest(expected.encode(), given.encode("utf-8", "surrogatepass"))
 
@@ -292,7 +364,7 @@ def _only_writer(path: Path) -> Iterator[int]:
 
 
 async def _write_part(
-    descriptor: int, part: Part, refuse_large: Callable[[int], None], chunks: AsyncIterator[bytes]
+    descriptor: int, part: Part, refuse_large: Callable[[int], Awaitable[None]], chunks: AsyncIterator[bytes]
 ) -> int:
     have = os.fstat(descriptor).st_size
     if part.start > have:
@@ -303,7 +375,7 @@ async def _write_part(
     async for chunk in _blocks(chunks):
         done += len(chunk)
         try:
-            refuse_large(done)
+            await refuse_large(done)
         except ManyloraError:
             os.ftruncate(descriptor, part.start)
             raise

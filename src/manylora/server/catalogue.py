@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapter_ref import FOLDER_SOURCES, AdapterRef, SourceName
 from manylora.clock import Clock
 from manylora.engine.events import Finished
 from manylora.errors import ManyloraError
@@ -53,9 +53,12 @@ class Catalogue:
         return gone
 
     def note(self, generation: Generation, finished: Finished) -> None:
-        """A sequence has ended; what never ran does not count, so that a wrong name is not listed."""
+        """A sequence has ended; what never ran does not count, so that a wrong name is not listed.
+
+        Nor do sources that are listed anew each time: an upload may be anybody's no more, or somebody else's.
+        """
         ref = generation.request.adapter
-        if ref is None or ref.merge is not None or ref.source is SourceName.LOCAL or finished.queue_ms is None:
+        if ref is None or ref.merge is not None or ref.source in FOLDER_SOURCES or finished.queue_ms is None:
             return
         refs = self._recent.setdefault(generation.request.flow, OrderedDict())
         self._recent.move_to_end(generation.request.flow)

@@ -30,7 +30,10 @@ def head_of(work: Work, exchange: Exchange, served: ServedModel) -> dict[str, st
     headers |= work.limit_headers()
     adapter = work.drafts[0].adapter
     if adapter is not None:
-        headers |= {"x-adapter-id": adapter.id, "x-adapter-source": adapter.source.value}
+        headers |= {
+            "x-adapter-id": adapter.id_for(exchange.arrival.tenant),
+            "x-adapter-source": adapter.source.value,
+        }
     if adapter is not None and work.adapter_use is not None:
         headers["x-adapter-tier"] = tier_name(work.adapter_use.tier, served.device, adapter.source)
         headers["x-adapter-load-time"] = str(round(work.adapter_use.load_ms))

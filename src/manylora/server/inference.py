@@ -144,7 +144,7 @@ class Inference:
         timings = timings_of(work, exchange)
         reasons = sorted({g.finished.reason.value for g in work.generations if g.finished is not None})
         exchange.arrival.noted |= {
-            "adapter": adapter.id if adapter else None,
+            "adapter": adapter.full_id if adapter else None,
             "prompt_tokens": work.num_prompt_tokens,
             "generated_tokens": work.num_generated_tokens,
             "finish_reason": ",".join(reasons) or "disconnect",

@@ -119,12 +119,13 @@ class Meters:
         """Labels are few, so a name gets one only when it has run: names that do not exist must not use them up."""
         if adapter is None:
             return BASE_LABEL
+        name = adapter.full_id
         if has_run and len(self._adapters) < MAX_ADAPTER_LABELS:
-            self._adapters.add(adapter.id)
+            self._adapters.add(name)
             members = (adapter,) if adapter.merge is None else adapter.merge.members
             if all(member.source is SourceName.LOCAL for member in members):
-                self._public.add(adapter.id)
-        return adapter.id if adapter.id in self._adapters else OTHER_ADAPTERS
+                self._public.add(name)
+        return name if name in self._adapters else OTHER_ADAPTERS
 
 
 class _Totals(Collector):

@@ -166,7 +166,7 @@ class OpenAIRoutes:
         echoes: Sequence[str],
     ) -> None:
         adapter = drafts[0].adapter
-        model = adapter.id if adapter else self._gate.served.model_id
+        model = adapter.id_for(exchange.arrival.tenant) if adapter else self._gate.served.model_id
         exchange.model = order.adapter.adapter_id or order.model or model
         envelope: dict[str, object] = {
             "id": shape.id_prefix + secrets.token_hex(16),

@@ -1,0 +1,43 @@
+"""What the control plane does by itself while it runs: it ends what was interrupted, and removes what was abandoned."""
+
+import asyncio
+
+import structlog
+
+from manylora.control.control import Control
+from manylora.control.intake import Intake
+from manylora.control.uploads import Uploads
+from manylora.errors import ManyloraError
+
+ROUND_S = 60.0
+
+
+class Caretaker:
+    """Looks around every `ROUND_S`. Several control planes of one database may each have one."""
+
+    def __init__(self, control: Control) -> None:
+        self._intake = Intake(control)
+        self._uploads = Uploads(self._intake)
+        self._rounds: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._rounds = asyncio.create_task(self._go_round())
+
+    async def stop(self) -> None:
+        """To be called before the database is closed."""
+        if self._rounds is not None:
+            self._rounds.cancel()
+            await asyncio.gather(self._rounds, return_exceptions=True)
+
+    async def round(self) -> None:
+        """Look around once. Raises `ControlUnavailable` if the database fails, `OSError` if the disk does."""
+        await self._intake.end_interrupted()
+        await asyncio.to_thread(self._uploads.sweep)
+
+    async def _go_round(self) -> None:
+        while True:
+            try:
+                await self.round()
+            except (ManyloraError, OSError) as error:
+                structlog.get_logger().warning("control.round_failed", error=str(error))
+            await asyncio.sleep(ROUND_S)
