@@ -112,6 +112,23 @@ def test_onednn_asked_for_where_it_cannot_work_falls_back_with_one_warning(
     assert [record.message for record in caplog.records] == ["kernels.fallback to=native reason=it was told so"]
 
 
+def test_bf16_products_asked_for_where_there_are_none_fall_back_with_one_warning(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NativeLibrary, "isa", "avx2")
+    with caplog.at_level(logging.WARNING):
+        asked, automatic = select_kernels("native-bf16", 1), select_kernels("auto", 1)
+    assert (asked.name, automatic.name) == ("native", "native")
+    reason = "this processor or the compiler has no bfloat16 products (AVX512_BF16)"
+    assert [record.message for record in caplog.records] == [f"kernels.fallback to=native reason={reason}"]
+
+
+def test_bf16_products_are_taken_where_the_processor_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NativeLibrary, "isa", "avx512-bf16")
+    names = [select_kernels(name, 1).name for name in ("auto", "native-bf16", "native")]
+    assert names == ["native-bf16", "native-bf16", "native"]
+
+
 def test_onednn_is_trusted_only_if_a_product_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
     assert onednn.why_not_onednn(torch.float32) is None
     true_product = onednn.OneDnnLinear.linear
@@ -129,6 +146,6 @@ def test_the_pool_survives_its_makers_and_serves_again() -> None:
 
 def test_the_measured_ceilings_are_plausible() -> None:
     library = native(2)
-    assert library.isa in ("avx512", "avx2", "portable")
+    assert library.isa in ("avx512-bf16", "avx512", "avx2", "portable")
     assert 1e8 < library.measure_bandwidth(megabytes=8, repeats=2) < 1e13
     assert 1e8 < library.measure_flops(repeats=1) < 1e14

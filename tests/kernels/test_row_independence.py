@@ -5,7 +5,7 @@ import torch
 
 from manylora.kernels.cpu import CpuKernels
 from manylora.kernels.onednn import OneDnnLinear, why_not_onednn
-from manylora.kernels.panels import NativeLinear
+from manylora.kernels.panels import Bf16Linear, NativeLinear, why_not_bf16
 from manylora.kernels.select import select_kernels
 from tests.kernels.cases import BACK_ENDS, NATIVE, native, random
 
@@ -62,6 +62,7 @@ def test_a_nan_in_one_row_changes_no_bit_of_the_others(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_back_end_claims_row_independence_only_where_it_holds(dtype: torch.dtype) -> None:
     assert NativeLinear(native(1)).is_row_independent
+    assert Bf16Linear(native(1)).is_row_independent
     if (reason := why_not_onednn(dtype)) is not None:
         pytest.skip(reason)
     operator = OneDnnLinear(dtype)
@@ -73,5 +74,6 @@ def test_a_back_end_claims_row_independence_only_where_it_holds(dtype: torch.dty
 
 
 def test_the_same_machine_gets_the_same_back_end_every_time() -> None:
-    assert {select_kernels("auto", 1).name for _ in range(3)} == {select_kernels("native", 1).name}
+    expected = "native" if why_not_bf16(native(1)) else "native-bf16"
+    assert {select_kernels("auto", 1).name for _ in range(3)} == {expected}
     assert select_kernels("auto", 1).is_row_independent
