@@ -32,6 +32,7 @@ from manylora.kernels.interface import (
 )
 from manylora.kernels.library import NativeLibrary
 from manylora.kernels.onednn import OneDnnLinear, why_not_onednn
+from manylora.kernels.panels import Bf16Linear, why_not_bf16
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, LAYERS, VOCAB = 576, 9, 3, 64, 1536, 30, 49152
 QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM
@@ -191,6 +192,9 @@ def build_works(native: NativeLibrary, rates: dict[str, list[float]]) -> dict[st
         "1000 empty calls": call_overhead(kernels),
     }
     works |= {f"linear native/{rows}": work for rows, work in all_products(kernels).items()}
+    if why_not_bf16(native) is None:
+        pairs = CpuKernels(native, Bf16Linear(native))
+        works |= {f"linear native-bf16/{rows}": work for rows, work in all_products(pairs).items()}
     if why_not_onednn() is None:
         onednn = CpuKernels(native, OneDnnLinear())
         works |= {f"linear onednn/{rows}": work for rows, work in all_products(onednn).items()}

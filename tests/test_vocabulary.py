@@ -38,7 +38,10 @@ def test_later_sources_of_settings_win(tmp_path: Path) -> None:
         ("[engine]\nmax_step_tokens = 63\n", "engine.max_step_tokens must be at least engine.max_running (64)"),
         ("[server]\nport = 70000\n", "server.port must be at most 65535. Given: 70000"),
         ("[engine]\nmax_queue_s = nan\n", "engine.max_queue_s must be at least"),
-        ("[model]\nkernels = 'gpu'\n", "model.kernels must be one of auto, native, onednn, reference. Given: gpu"),
+        (
+            "[model]\nkernels = 'gpu'\n",
+            "model.kernels must be one of auto, native, native-bf16, onednn, reference. Given: gpu",
+        ),
         ("[adapters]\npreload = ['../a']\n", "adapters.preload: `adapter_id` must be a name"),
         ("[adapters]\npinned = ['ftp://a']\n", "adapters.pinned: `adapter_source` must be one of"),
         ("[adapters]\nidle_ttl_s = -1\n", "adapters.idle_ttl_s must be at least 0. Given: -1"),

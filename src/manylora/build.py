@@ -153,7 +153,7 @@ def _choose_kernels(config: Config, resources: Resources) -> Kernels:
         cache_dir=cache_dir(config),
     )
     # The native kernels bring their own threads; torch's would spin beside them (docs/decisions/threads.md).
-    torch.set_num_threads(1 if kernels.name in ("native", "int8") else threads)
+    torch.set_num_threads(1 if kernels.name in ("native", "native-bf16", "int8") else threads)
     return kernels
 
 

@@ -31,8 +31,9 @@ Setting = str | int | float | bool | tuple[str, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """base: a known name, or a directory with config.json; kernels: auto, native, onednn or reference (float32).
+    """base: a known name, or a directory with config.json.
 
+    kernels: auto, native, native-bf16, onednn or reference (float32).
     quantize: none, or int8, which the native kernels alone compute.
     """
 
@@ -204,7 +205,7 @@ _NAME_LISTS = (*_ADAPTER_NAMES, "control.free_bases", "control.plan_weights")
 _PLAN_WEIGHT = re.compile(r"([^=\s,]{1,64})=([1-9][0-9]{0,2}|1000)")
 _URLS = ("adapters.hub_endpoint", "control.url")
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "model.kernels": ("auto", "native", "onednn", "reference"),
+    "model.kernels": ("auto", "native", "native-bf16", "onednn", "reference"),
     "model.quantize": ("none", "int8"),
     "server.overlong_max_new_tokens": ("clamp", "reject"),
     "server.auth": ("auto", "on", "off"),

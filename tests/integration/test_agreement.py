@@ -11,6 +11,7 @@ from manylora.bench.agreement import find_divergences
 from manylora.build import build_engine
 from manylora.config import Setting, load_config
 from manylora.engine.engine import Engine
+from manylora.kernels.select import select_kernels
 from manylora.models.tokenizer import Tokenizer
 
 pytestmark = [pytest.mark.base, pytest.mark.slow]
@@ -30,7 +31,10 @@ def engine(base_dir: Path, kernels: str) -> Iterator[Engine]:
     built.close()
 
 
-def test_a_hundred_greedy_replies_part_at_near_ties_alone(base_dir: Path, demo_root: Path) -> None:
+@pytest.mark.parametrize("kernels", ["native", "native-bf16"])
+def test_a_hundred_greedy_replies_part_at_near_ties_alone(base_dir: Path, demo_root: Path, kernels: str) -> None:
+    if select_kernels(kernels, 1).name != kernels:
+        pytest.skip(f"{kernels} does not work here")
     tokenizer = Tokenizer(base_dir)
     lines = (demo_root / "support-triage" / "heldout.jsonl").read_text(encoding="utf-8").splitlines()
     prompts = [
@@ -40,7 +44,7 @@ def test_a_hundred_greedy_replies_part_at_near_ties_alone(base_dir: Path, demo_r
         )
         for line in lines[:PROMPTS]
     ]
-    with engine(base_dir, "reference") as exact, engine(base_dir, "native") as fast:
+    with engine(base_dir, "reference") as exact, engine(base_dir, kernels) as fast:
         found = find_divergences(exact, fast, prompts, TOKENS)
     assert len(prompts) == PROMPTS
     assert all(one.is_second and one.margin < NEAR_TIE for one in found), found

@@ -9,9 +9,10 @@ from peft import LoraConfig
 from tests.forward import load_model, place, run
 from tests.tiny import ALL, TinyBase, make_adapter, make_base, oracle_logits
 
-TOLERANCE = {"reference": 1e-4, "native": 0.03}
+TOLERANCE = {"reference": 1e-4, "native": 0.03, "native-bf16": 0.06}
 """Largest error of a logit: absolute for the reference, which is float32 like the oracle; as a share of the
-largest logit for the native back end, whose weights, keys, values and adapters are rounded to bf16."""
+largest logit for the native back ends, whose weights, keys, values and adapters are rounded to bf16, and the
+activations of linear layers too in the last (0.026 and 0.035 measured)."""
 
 BASES: dict[str, dict[str, Any]] = {
     "grouped": {},
@@ -75,17 +76,19 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> tuple[TinyBase, dict[str, 
     return base, adapters
 
 
-@pytest.mark.parametrize("back_end", ["reference", "native"])
+@pytest.mark.parametrize("back_end", ["reference", "native", "native-bf16"])
 def test_every_lora_shape_in_one_batch(grid: tuple[TinyBase, dict[str, Path]], back_end: str) -> None:
     base, adapters = grid
     model = load_model(base.directory, back_end)
+    if model.kernels.name != back_end:
+        pytest.skip(f"{back_end} does not work here")
     prompts = [prompt_of(index) for index in range(len(adapters) + 1)]
     placed = [None, *(place(folder, model.spec, model.kernels, base.directory) for folder in adapters.values())]
     found = run(model, list(zip(prompts, placed, strict=True)))
     for name, prompt, logits in zip(["base", *adapters], prompts, found, strict=True):
         expected = oracle_logits(base, adapters.get(name), prompt)
         error = (logits - expected).abs().max().item()
-        if back_end == "native":
+        if back_end != "reference":
             error /= expected.abs().max().item()
         assert error <= TOLERANCE[back_end], f"{name}: largest error {error}"
 

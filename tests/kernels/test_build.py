@@ -117,8 +117,25 @@ def test_auto_takes_rows_that_depend_on_nothing_however_quick_the_others_are(mon
     monkeypatch.setattr(onednn.OneDnnLinear, "pack", lambda operator, weight: weight)
     monkeypatch.setattr(onednn.OneDnnLinear, "linear", lambda operator, x, weight: x)  # at no cost
     kernels = select_kernels("auto", 1)
-    assert kernels.name == "native"
+    assert kernels.name != "onednn"
     assert kernels.is_row_independent
+
+
+def test_bf16_products_asked_for_where_there_are_none_fall_back_with_one_warning(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NativeLibrary, "isa", "avx2")
+    with caplog.at_level(logging.WARNING):
+        asked, automatic = select_kernels("native-bf16", 1), select_kernels("auto", 1)
+    assert (asked.name, automatic.name) == ("native", "native")
+    reason = "this processor or the compiler has no bfloat16 products (AVX512_BF16)"
+    assert [record.message for record in caplog.records] == [f"kernels.fallback to=native reason={reason}"]
+
+
+def test_bf16_products_are_taken_where_the_processor_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NativeLibrary, "isa", "avx512-bf16")
+    names = [select_kernels(name, 1).name for name in ("auto", "native-bf16", "native")]
+    assert names == ["native-bf16", "native-bf16", "native"]
 
 
 def test_onednn_is_trusted_only_if_a_product_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +155,6 @@ def test_the_pool_survives_its_makers_and_serves_again() -> None:
 
 def test_the_measured_ceilings_are_plausible() -> None:
     library = native(2)
-    assert library.isa in ("avx512", "avx2", "portable")
+    assert library.isa in ("avx512-bf16", "avx512", "avx2", "portable")
     assert 1e8 < library.measure_bandwidth(megabytes=8, repeats=2) < 1e13
     assert 1e8 < library.measure_flops(repeats=1) < 1e14

@@ -14,6 +14,7 @@ from manylora.kernels.cpu import CpuKernels
 from manylora.kernels.drawing import RULE
 from manylora.kernels.int8 import Int8Linear
 from manylora.kernels.interface import KvCache, LoraSegment, LoraTarget, Operations, Packed, Projection, Rows, StepInput
+from manylora.kernels.panels import Bf16Linear
 from manylora.kernels.program import OPERATIONS
 from tests.kernels.cases import BACK_ENDS, NATIVE, PagedSequences, add_extras, make_adapter, native, random, rope_table
 
@@ -56,10 +57,14 @@ class Block:
         return ops.adapt_logits(ops.logits(x, self.table), x, step.lora)
 
 
-@pytest.fixture(params=[*NATIVE, "int8"], scope="module")
+@pytest.fixture(params=[*NATIVE, "int8", "native-bf16"], scope="module")
 def pair(request: pytest.FixtureRequest) -> tuple[CpuKernels, RunStep, RunStep]:
     """The kernels, the forward compiled and the same forward called operation by operation."""
-    kernels = CpuKernels(native(2), Int8Linear(native(2))) if request.param == "int8" else BACK_ENDS[request.param]()
+    own = {
+        "int8": lambda: CpuKernels(native(2), Int8Linear(native(2))),
+        "native-bf16": lambda: CpuKernels(native(2), Bf16Linear(native(2))),
+    }
+    kernels = (BACK_ENDS | own)[request.param]()
     assert isinstance(kernels, CpuKernels)
     forward = Block(kernels)
     return kernels, kernels.compile(forward), functools.partial(forward, kernels)

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from manylora.kernels.cpu import CpuKernels
 from manylora.kernels.onednn import OneDnnLinear, why_not_onednn
+from manylora.kernels.panels import why_not_bf16
+from manylora.kernels.select import select_kernels
 from tests.kernels.cases import BACK_ENDS, NATIVE, native, random
 
 BATCHES = (1, 2, 3, 4, 5, 6, 7, 12, 13, 32, 67)
@@ -80,3 +82,9 @@ def test_a_back_end_claims_row_independence_only_where_it_holds(name: str, outpu
     whole = kernels.linear(x, packed)
     is_same = all(torch.equal(kernels.linear(x[:rows], packed), whole[:rows]) for rows in BATCHES)
     assert is_same or not kernels.is_row_independent
+
+
+def test_the_same_machine_gets_the_same_back_end_every_time() -> None:
+    expected = "native" if why_not_bf16(native(1)) else "native-bf16"
+    assert {select_kernels("auto", 1).name for _ in range(3)} == {expected}
+    assert select_kernels("auto", 1).is_row_independent

@@ -32,7 +32,7 @@ class NativeLibrary:
 
     @property
     def isa(self) -> str:
-        """Which vector code was compiled: avx512, avx2 or portable."""
+        """Which vector code was compiled: avx512-bf16 (with products of bfloat16), avx512, avx2 or portable."""
         return cast(bytes, self.functions.ml_isa()).decode()
 
     def measure_bandwidth(self, *, megabytes: int = 256, repeats: int = 10) -> float:

@@ -10,10 +10,10 @@ from manylora.kernels.int8 import Int8Linear
 from manylora.kernels.interface import Kernels
 from manylora.kernels.library import NativeLibrary
 from manylora.kernels.onednn import OneDnnLinear, why_not_onednn
-from manylora.kernels.panels import LinearOperator, NativeLinear
+from manylora.kernels.panels import Bf16Linear, LinearOperator, NativeLinear, why_not_bf16
 from manylora.kernels.reference import ReferenceKernels
 
-BACK_ENDS = ("auto", "native", "onednn", "reference")
+BACK_ENDS = ("auto", "native", "native-bf16", "onednn", "reference")
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +29,13 @@ def select_kernels(
 ) -> Kernels:
     """Return the back end `name`, one of `BACK_ENDS`; what cannot work here falls back with one warning.
 
-    native     own C++, bfloat16 weights, bit-identical rows
-    onednn     the same with linear layers by oneDNN, rows not bit-identical: for processors with AVX512_BF16 or AMX
-    reference  torch only, float32: slow, exact, needs no compiler
-    auto       native; reference where no compiler is installed
+    native       own C++, bfloat16 weights, float32 activations, bit-identical rows
+    native-bf16  the same with activations rounded to bfloat16 in linear layers: for processors with AVX512_BF16
+    onednn       native with linear layers by oneDNN: for processors with AVX512_BF16 or AMX
+    reference    torch only, float32: slow, exact, needs no compiler
+    auto         native-bf16 where the processor and the compiler have it, else native; reference where no compiler is
+                 installed. Never a choice by timing: equal machines, and the same machine after its engine began anew,
+                 have to give the same tokens. Never onednn either: see there
     With `quantize` int8 the native kernels hold the linear layers and the embedding in int8, whatever `name` prefers;
     the reference, where nothing else works, does not quantise.
     `threads` is the size of the native pool, whose workers spin for `spin_us` microseconds before they sleep; oneDNN's
@@ -59,10 +62,11 @@ def select_kernels(
 
 
 def _choose_operator(name: str, native: NativeLibrary) -> LinearOperator:
-    # Never by a timing: on a busy machine it is a toss-up, and the two do not give the same tokens.
-    if name == "onednn":
-        reason = why_not_onednn()
-        if reason is None:
-            return OneDnnLinear()
+    if name == "native":
+        return NativeLinear(native)
+    reason = why_not_onednn() if name == "onednn" else why_not_bf16(native)
+    if reason is None:
+        return OneDnnLinear() if name == "onednn" else Bf16Linear(native)
+    if name != "auto":
         log.warning("kernels.fallback to=native reason=%s", reason)
     return NativeLinear(native)

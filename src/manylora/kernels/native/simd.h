@@ -37,7 +37,11 @@ inline bf16 to_bf16(float value) {
 
 #if defined(__AVX512F__)
 
+#if defined(__AVX512BF16__)
+constexpr const char* ISA = "avx512-bf16";
+#else
 constexpr const char* ISA = "avx512";
+#endif
 struct V16 { __m512 a; };
 
 inline V16 zero() { return {_mm512_setzero_ps()}; }

@@ -1,0 +1,245 @@
+// Linear layers with bfloat16 weights and activations rounded to bfloat16: y = x @ weight.T, sums in float32.
+//
+// Packed layout: panels of thirty-two outputs; panel p holds, for each pair of inputs (2 j, 2 j + 1), the two weights of
+// output 32 p, of output 32 p + 1, ... side by side: 128 bytes. Missing outputs and the second half of an odd pair are
+// zeros. Each output is one chain over the pairs from zero, in this file always; one link of it is `add_products`.
+
+#include <vector>
+
+#include "operations.h"
+#include "slices.h"
+#include "tile.h"
+
+namespace ml {
+namespace {
+
+constexpr int WIDTH = 2 * LANES;  // outputs of a panel: the two registers that a tile is wide
+constexpr int64_t PAIR = 2 * WIDTH;  // elements from one pair of a panel to the next
+
+int64_t pairs_of(int64_t in) { return (in + 1) / 2; }
+int64_t panels_of(int64_t out) { return (out + WIDTH - 1) / WIDTH; }
+
+// Two bfloat16 for each of sixteen sums.
+//   add_products  sum[i] + w[i].second * x[i].second, rounded, + w[i].first * x[i].first, rounded: two fused
+//                 multiply-adds, the odd input first
+//   round_pairs   sixteen pairs from thirty-two floats, rounded to nearest even; a NaN stays one
+//
+// This is what vdpbf16ps does (Intel SDM, volume 2, VDPBF16PS: "FP32 FMA with daz in, ftz out and RNE rounding. MXCSR
+// neither consulted nor updated"; a Zen 4 gave the same bits for two million random operands). So denormal weights,
+// activations and sums count as zeros, which the other branch, made to be tested on any processor, does not imitate.
+#if defined(__AVX512BF16__)
+
+struct Pairs { __m512bh a; };
+
+inline Pairs load_pairs(const bf16* p) { return {(__m512bh)_mm512_loadu_si512(p)}; }
+inline Pairs one_pair(const uint32_t* p) { return {(__m512bh)_mm512_set1_epi32(int(*p))}; }
+inline V16 add_products(V16 sum, Pairs w, Pairs x) { return {_mm512_dpbf16_ps(sum.a, w.a, x.a)}; }
+inline void round_pairs(uint32_t* p, V16 low, V16 high) {
+    _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(high.a, low.a));
+}
+
+#else
+
+struct Pairs { V16 first, second; };
+
+inline Pairs load_pairs(const bf16* p) {
+    float first[LANES], second[LANES];
+    for (int i = 0; i < LANES; ++i) first[i] = to_float(p[2 * i]), second[i] = to_float(p[2 * i + 1]);
+    return {load(first), load(second)};
+}
+inline Pairs one_pair(const uint32_t* p) { return {set1(to_float(bf16(*p))), set1(to_float(bf16(*p >> 16)))}; }
+inline V16 add_products(V16 sum, Pairs w, Pairs x) { return fma(w.first, x.first, fma(w.second, x.second, sum)); }
+inline void round_pairs(uint32_t* p, V16 low, V16 high) {
+    float values[WIDTH];
+    store(values, low), store(values + LANES, high);
+    for (int i = 0; i < LANES; ++i) p[i] = to_bf16(values[2 * i]) | uint32_t(to_bf16(values[2 * i + 1])) << 16;
+}
+
+#endif
+
+// The rows of a step are cut into tiles of nearly equal size, once for the whole product.
+struct Tiles {
+    int64_t rows, count;
+
+    explicit Tiles(int64_t rows) : rows(rows), count((rows + TILE_ROWS - 1) / TILE_ROWS) {}
+    int64_t start(int64_t tile) const { return chunk_start(rows, count, tile); }
+    // The first tile that starts at `row` or after it.
+    int64_t first_from(int64_t row) const { return (row * count + rows - 1) / rows; }
+};
+
+struct Product {
+    // Rounded rows, tile after tile: for each pair, the rows of a tile side by side, so that one address with constant
+    // offsets serves a tile of any height.
+    const uint32_t* x;
+    const bf16* packed;
+    float* y;
+    Tiles tiles;
+    int64_t pairs, out;
+
+    // Stores MR rows of N registers of columns, what of them lies inside y. All loops are unrolled: an index that is not
+    // constant anywhere would send the sums through memory.
+    template <int MR, int N> void put(int64_t row, int64_t column, const V16 (&acc)[MR][N]) const {
+        float* to = y + row * out + column;
+        if (column + N * LANES <= out) {
+#pragma GCC unroll 16
+            for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 16
+                for (int n = 0; n < N; ++n) store(to + r * out + n * LANES, acc[r][n]);
+            return;
+        }
+        float whole[N * LANES];
+#pragma GCC unroll 16
+        for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 16
+            for (int n = 0; n < N; ++n) store(whole + n * LANES, acc[r][n]);
+            std::memcpy(to + r * out, whole, size_t(out - column) * 4);
+        }
+    }
+};
+
+// The MR rows from `row` on, which are a tile, times P panels from `first` on. AHEAD also fetches the panels that follow
+// these into the second-level cache.
+template <int MR, int P, bool AHEAD>
+void multiply(const Product& job, int64_t row, int64_t first) {
+    constexpr int N = 2 * P;
+    V16 acc[MR][N];
+    clear(acc);
+    const int64_t next = job.pairs * PAIR;
+    const bf16* panel = job.packed + first * next;
+    const uint32_t* x = job.x + row * job.pairs;
+    for (int64_t k = 0; k < job.pairs; ++k, x += MR, panel += PAIR) {
+        Pairs weight[N];
+#pragma GCC unroll 16
+        for (int n = 0; n < N; ++n) {
+            const bf16* from = panel + n / 2 * next + n % 2 * (PAIR / 2);
+            weight[n] = load_pairs(from);
+            if constexpr (AHEAD) __builtin_prefetch(from + P * next, 0, 2);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < MR; ++r) {
+            Pairs value = one_pair(x + r);
+#pragma GCC unroll 16
+            for (int n = 0; n < N; ++n) acc[r][n] = add_products(acc[r][n], weight[n], value);
+        }
+    }
+    job.put(row, first * WIDTH, acc);
+}
+
+// Up to these rows the time is the read of the weights, and the processor follows two panels side by side by itself: one
+// panel has too few chains to hide the latency of their additions, and fetching ahead costs a fifth.
+constexpr int FEW_ROWS = 2;
+constexpr int UNFETCHED_ROWS = 5;  // up to these rows of one panel fetching ahead still costs, above it gains, a tenth
+
+// A panel stays in the second-level cache while all tiles of the block pass over it, so that a sum need not be put aside.
+void block(const Product& job, int64_t tile0, int64_t tile1, int64_t first, int64_t last) {
+    for (int64_t p = first; p < last; ++p)
+        for (int64_t tile = tile0; tile < tile1; ++tile) {
+            const int64_t row = job.tiles.start(tile);
+            with_rows(int(job.tiles.start(tile + 1) - row), [&](auto constant) {
+                constexpr int MR = decltype(constant)::value;
+                if (tile == tile0) multiply<MR, 1, (MR > UNFETCHED_ROWS)>(job, row, p);
+                else multiply<MR, 1, false>(job, row, p);
+            });
+        }
+}
+
+template <int MR> void stream(const Product& job, int64_t first, int64_t last) {
+    int64_t p = first;
+    for (; p + 2 <= last; p += 2) multiply<MR, 2, false>(job, 0, p);
+    if (p < last) multiply<MR, 1, false>(job, 0, p);
+}
+
+void product(Pool* pool, const Product& job) {
+    // Rows of x that stay in a second-level cache of 1 MB beside a panel.
+    const int64_t block_rows = std::max<int64_t>(TILE_ROWS, (512 << 10) / (4 * job.pairs));
+    auto piece = [&](int64_t row0, int64_t row1, int64_t first, int64_t last) {
+        switch (job.tiles.rows) {
+            case 1: return stream<1>(job, first, last);
+            case FEW_ROWS: return stream<FEW_ROWS>(job, first, last);
+            default: return block(job, job.tiles.first_from(row0), job.tiles.first_from(row1), first, last);
+        }
+    };
+    for_slices(pool, job.tiles.rows, panels_of(job.out), block_rows, job.tiles.rows <= FEW_ROWS ? 2 : 1,
+               job.pairs * PAIR, piece);
+}
+
+// One row of a tile of `height` rows.
+void round_row(const float* x, int64_t in, uint32_t* to, int64_t height) {
+    auto get = [&](int64_t k) {
+        if (k + LANES <= in) return load(x + k);
+        return k < in ? load_first(x + k, int(in - k)) : zero();
+    };
+    for (int64_t k = 0; k < in; k += WIDTH) {
+        uint32_t pairs[LANES];
+        round_pairs(pairs, get(k), get(k + LANES));
+        const int64_t count = std::min<int64_t>(LANES, pairs_of(in - k));
+        for (int64_t i = 0; i < count; ++i) to[(k / 2 + i) * height] = pairs[i];
+    }
+}
+
+// The rows of the call under way on this thread as `Product` has them; grows to the largest step and stays.
+const uint32_t* round_rows(Pool* pool, const float* x, const Tiles& tiles, int64_t in) {
+    thread_local std::vector<uint32_t> scratch;
+    const int64_t pairs = pairs_of(in);
+    if (int64_t(scratch.size()) < tiles.rows * pairs) scratch.resize(size_t(tiles.rows * pairs));
+    uint32_t* to = scratch.data();  // the pool's threads must write here and not into scratch of their own
+    const int64_t chunks = chunks_for(tiles.count, tiles.rows * in, 1 << 15, pool_threads(pool));
+    parallel(pool, chunks, [&](int64_t chunk) {
+        const int64_t end = chunk_start(tiles.count, chunks, chunk + 1);
+        for (int64_t tile = chunk_start(tiles.count, chunks, chunk); tile < end; ++tile) {
+            const int64_t first = tiles.start(tile), height = tiles.start(tile + 1) - first;
+            for (int64_t row = first; row < first + height; ++row)
+                round_row(x + row * in, in, to + first * pairs + (row - first), height);
+        }
+    });
+    return to;
+}
+
+}  // namespace
+}  // namespace ml
+
+extern "C" {
+
+// Elements of the packed form of an (out, in) weight.
+int64_t ml_bf16_packed_elements(int64_t out, int64_t in) { return ml::panels_of(out) * ml::pairs_of(in) * ml::PAIR; }
+
+// weight (out, in) bfloat16 -> packed, as described at the top.
+void ml_bf16_pack(ml::Pool* pool, const ml::bf16* weight, ml::bf16* packed, int64_t out, int64_t in) {
+    using namespace ml;
+    const int64_t pairs = pairs_of(in);
+    parallel(pool, panels_of(out), [&](int64_t panel) {
+        bf16* to = packed + panel * pairs * PAIR;
+        for (int64_t lane = 0; lane < WIDTH; ++lane) {
+            const int64_t column = panel * WIDTH + lane;
+            const int64_t count = column < out ? in : 0;
+            for (int64_t k = 0; k < 2 * pairs; ++k)
+                to[k / 2 * PAIR + 2 * lane + k % 2] = k < count ? weight[column * in + k] : bf16(0);
+        }
+    });
+}
+
+// y (rows, out) = x (rows, in) @ weight.T, all contiguous.
+void ml_bf16_linear(
+    ml::Pool* pool, const float* x, const ml::bf16* packed, float* y, int64_t rows, int64_t in, int64_t out) {
+    using namespace ml;
+    const Tiles tiles(rows);
+    product(pool, {round_rows(pool, x, tiles, in), packed, y, tiles, pairs_of(in), out});
+}
+
+// y (count, in) float32 = rows `ids` of the packed (out, in) table. Returns 0, or 1 if an id is not in [0, out).
+int64_t ml_bf16_embed(
+    ml::Pool* pool, const int64_t* ids, const ml::bf16* packed, float* y, int64_t count, int64_t in, int64_t out) {
+    using namespace ml;
+    for (int64_t i = 0; i < count; ++i)
+        if (ids[i] < 0 || ids[i] >= out) return 1;
+    const int64_t chunks = chunks_for(count, count, 8, pool_threads(pool));
+    parallel(pool, chunks, [&](int64_t chunk) {
+        for (int64_t i = chunk_start(count, chunks, chunk); i < chunk_start(count, chunks, chunk + 1); ++i) {
+            const bf16* from = packed + ids[i] / WIDTH * pairs_of(in) * PAIR + ids[i] % WIDTH * 2;
+            for (int64_t k = 0; k < in; ++k) y[i * in + k] = to_float(from[k / 2 * PAIR + k % 2]);
+        }
+    });
+    return 0;
+}
+
+}  // extern "C"
