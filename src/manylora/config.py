@@ -17,6 +17,7 @@ from typing import Any
 
 from manylora.adapter_ref import SourceName, parse_adapter_name, source_of
 from manylora.errors import AdapterReferenceInvalid, ConfigInvalid
+from manylora.tenancy import Limits
 
 DEFAULT_BASE = "SmolLM2-135M-Instruct"
 DEFAULT_SPIN_US = 50  # docs/decisions/threads.md has what it was chosen by
@@ -125,6 +126,12 @@ class ControlConfig:
     database_url: str = ""
     signup_open: bool = False
     signup_credit_nanousd: int = 25_000_000_000
+    signup_limits: tuple[str, ...] = (
+        "requests_per_minute=600",
+        "concurrent_streams=64",
+        "adapters=100",
+        "adapter_bytes=10000000000",
+    )
     free_bases: tuple[str, ...] = ()
     plan_weights: tuple[str, ...] = ()
     max_repositories: int = 10_000
@@ -201,8 +208,9 @@ _LOWEST: dict[str, float] = {
 }
 _HIGHEST: dict[str, float] = {"model.spin_us": 1_000_000, "server.port": 65535, "control.port": 65535}
 _ADAPTER_NAMES = ("adapters.preload", "adapters.pinned")
-_NAME_LISTS = (*_ADAPTER_NAMES, "control.free_bases", "control.plan_weights")
+_NAME_LISTS = (*_ADAPTER_NAMES, "control.free_bases", "control.plan_weights", "control.signup_limits")
 _PLAN_WEIGHT = re.compile(r"([^=\s,]{1,64})=([1-9][0-9]{0,2}|1000)")
+_SIGNUP_LIMIT = re.compile(rf"({'|'.join(Limits.__slots__)})=([0-9]{{1,18}})")
 _URLS = ("adapters.hub_endpoint", "control.url")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "model.kernels": ("auto", "native", "native-bf16", "onednn", "reference"),
@@ -292,6 +300,12 @@ def plan_weight(config: Config, plan: str) -> int | None:
     """What `control.plan_weights` says of a plan; None: nothing."""
     pairs = (pair.rpartition("=") for pair in config.control.plan_weights)
     return next((int(weight) for name, _, weight in pairs if name == plan), None)
+
+
+def signup_limits(config: Config) -> Limits:
+    """What `control.signup_limits` gives a tenant that makes itself."""
+    pairs = (pair.split("=") for pair in config.control.signup_limits)
+    return Limits(**{name: int(number) for name, number in pairs})
 
 
 def registry_dir(config: Config) -> Path:
@@ -398,6 +412,10 @@ def _checked(key: str, value: object) -> Setting:
         for pair in value:
             if not _PLAN_WEIGHT.fullmatch(pair):
                 raise ConfigInvalid(f"{key}: a plan's weight is plan=1 to plan=1000, given {pair!r}")
+    if key == "control.signup_limits" and isinstance(value, tuple):
+        for pair in value:
+            if not _SIGNUP_LIMIT.fullmatch(pair):
+                raise ConfigInvalid(f"{key}: a limit is NAME=NUMBER of {', '.join(Limits.__slots__)}, given {pair!r}")
     if key in _URLS and value and not str(value).startswith(("https://", "http://")):
         raise ConfigInvalid(f"{key} must be a URL, or empty. Given: {value!r}")
     if key == "engine.max_model_len" and value == 1:

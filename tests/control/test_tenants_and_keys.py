@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from sqlalchemy import URL
 
+from manylora.config import load_config
+from manylora.errors import ConfigInvalid
 from manylora.tenancy import mint_key
 from tests.control.plane import Plane, in_plane
 
@@ -183,12 +185,25 @@ def test_signing_up_gives_a_tenant_its_credit_and_its_key(run: Callable[..., Non
             made = await plane.call("POST", "/v1/signup", {"id": f"acme-{number}"}, key=None)
             account = await plane.call("GET", "/v1/account", key=made.json()["key"]["key"])
             assert account.json()["balance"]["left_nanousd"] == 7
+            assert account.json()["limits"]["adapters"] == 3
+            assert account.json()["limits"]["tokens_per_minute"] is None
         refused = await plane.call("POST", "/v1/signup", {"id": "acme-5"}, key=None)
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "3600")
         plane.clock.advance(3601)
         assert (await plane.call("POST", "/v1/signup", {"id": "acme-5"}, key=None)).status_code == 201
 
-    run(opened, settings={"control.signup_open": True, "control.signup_credit_nanousd": 7})
+    settings = {
+        "control.signup_open": True,
+        "control.signup_credit_nanousd": 7,
+        "control.signup_limits": ("adapters=3",),
+    }
+    run(opened, settings=settings)
+
+
+@pytest.mark.parametrize("pair", ["adapters", "adapters=", "adapters=-1", "friends=3", "=3"])
+def test_a_sign_ups_limit_that_is_none_is_refused(pair: str) -> None:
+    with pytest.raises(ConfigInvalid, match=r"control\.signup_limits"):
+        load_config(flags={"control.signup_limits": (pair,)}, environ={})
 
 
 def test_without_keys_a_program_here_is_the_operator_and_a_stranger_is_not(url: URL, tmp_path: Path) -> None:

@@ -10,8 +10,11 @@ import pytest
 from manylora.cli.hosting import host_control
 from manylora.clock import SystemClock
 from manylora.config import Config, load_config
-from manylora.errors import ConfigInvalid
+from manylora.errors import ConfigInvalid, ControlUnavailable
+from manylora.server import membership as module
+from manylora.server.control_client import HttpControlClient
 from manylora.server.membership import Membership
+from manylora.tenancy import Snapshot
 
 
 def config_in(folder: Path, **settings: Any) -> Config:
@@ -55,5 +58,40 @@ def test_a_control_plane_elsewhere_needs_the_edges_token(tmp_path: Path) -> None
         )  # nothing is held by the failure
         assert again.meter.folder == tmp_path / "metering" / "0"
         await again.leave()
+
+    run(scenario)
+
+
+def test_a_server_waits_for_a_control_plane_that_begins_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = 0
+
+    async def snapshot(client: HttpControlClient, since: int, epoch: str) -> Snapshot:
+        nonlocal answers
+        answers += 1
+        if answers < 4:
+            raise ControlUnavailable("the control plane does not answer (ConnectError)")
+        return Snapshot(revision=7, taken_ms=0, is_whole=True, pepper="00")
+
+    async def scenario() -> None:
+        monkeypatch.setattr(HttpControlClient, "snapshot", snapshot)
+        monkeypatch.setattr(module, "START_PAUSE_S", 0.001)
+        config = config_in(tmp_path, control__url="http://127.0.0.1:1", control__edge_token="t")
+        member = await Membership.join(config, host_control, SystemClock())
+        assert (answers, member.directory.pepper) == (4, "00")
+        await member.leave()
+
+    run(scenario)
+
+
+def test_a_server_gives_up_on_a_control_plane_that_never_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "START_WAIT_S", 0.2)
+    monkeypatch.setattr(module, "START_PAUSE_S", 0.05)
+
+    async def scenario() -> None:
+        config = config_in(tmp_path, control__url="http://127.0.0.1:1", control__edge_token="t")
+        with pytest.raises(ControlUnavailable, match="does not answer"):
+            await Membership.join(config, host_control, SystemClock())
 
     run(scenario)

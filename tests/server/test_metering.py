@@ -21,7 +21,7 @@ from manylora.models.tokenizer import Tokenizer
 from manylora.server import spool as spool_module
 from manylora.server.app import EdgeApp, create_app
 from manylora.server.generation import Generation
-from manylora.server.journal import Journal, SeenFrames, mint_life
+from manylora.server.journal import Journal, SeenFrames, lives_in, mint_life
 from manylora.server.link import InProcessLink
 from manylora.server.meter import Buyer, Meter, OpenUsage, Timings
 from manylora.server.spool import segments_in
@@ -205,6 +205,33 @@ def test_records_wait_for_a_control_plane_that_is_away_and_segments_go_when_it_h
         await until(lambda: len(control.records) == 60)
         await meter.stop(control)
         assert len(segments_in(meter.folder)) == 1
+
+    run(scenario)
+
+
+def test_a_dead_engines_journal_goes_when_its_requests_have_their_records(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        meter, control = meter_in(tmp_path), FakeControl()
+        await meter.recovered()
+        meter.start_shipping(control)
+        dead, now = mint_life(), mint_life()
+        journals = [Journal(meter.folder, life) for life in (dead, now)]
+        meter.begin_life(dead)
+        first, second = request("first"), request("second")
+        opened(meter, first)
+        usage = opened(meter, second)
+        meter.begin_life(now)  # the engine died, and another has begun
+        ended(meter, first, 1)
+        await until(lambda: len(control.records) == 1)
+        await asyncio.sleep(0.1)
+        assert dead in lives_in(meter.folder), "what is still open may need it"
+        ended(meter, second, 1)
+        await meter.settle(usage)
+        await until(lambda: dead not in lives_in(meter.folder))
+        assert lives_in(meter.folder) == [now]
+        await meter.stop(control)
+        for journal in journals:
+            journal.close()
 
     run(scenario)
 

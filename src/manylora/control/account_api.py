@@ -4,6 +4,7 @@ from fastapi import APIRouter
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 
+from manylora.config import signup_limits
 from manylora.control.accounts import Doorkeeper, open_account
 from manylora.control.admin_api import make_key
 from manylora.control.bodies import (
@@ -34,7 +35,8 @@ def account_room(control: Control) -> APIRouter:
     async def signup(request: Request, body: Signup) -> SignedUp:
         """Become a tenant, with a first credit and a first key. Needs no key."""
         doorkeeper.let_in(address_of(control, request))
-        tenant, key, text = await open_account(control, body.id, name=body.name, email=body.email)
+        limits = signup_limits(control.config)
+        tenant, key, text = await open_account(control, body.id, name=body.name, email=body.email, limits=limits)
         return SignedUp(tenant=TenantBody.of(tenant), key=KeyBody.of(key, text))
 
     @room.get("/account")

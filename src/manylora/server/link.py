@@ -345,7 +345,7 @@ class ProcessLink:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             worker.release()
-            self._note_death()
+            await self._note_death()
 
     def _begin_journal(self, worker: _Worker) -> wire.JournalOrder | None:
         if self._journal_dir is None:
@@ -355,11 +355,11 @@ class ProcessLink:
         self._on_life(worker.life)
         return wire.JournalOrder(str(self._journal_dir), worker.life, self._config.metering.keep_journals)
 
-    def _counted(self) -> dict[RequestId, Counts]:
-        """What the engine that is gone had written down of its requests."""
+    async def _counted(self) -> dict[RequestId, Counts]:
+        """What the engine that is gone had written down of its requests; read in a thread, for it may be megabytes."""
         if self._journal_dir is None or self._worker is None or not self._worker.life or not self._desk.num_in_flight:
             return {}
-        journal = read_journal(self._journal_dir, self._worker.life)
+        journal = await asyncio.to_thread(read_journal, self._journal_dir, self._worker.life)
         return {request_id: counted.counts for request_id, counted in journal.items()}
 
     async def _read(self, worker: _Worker, first: asyncio.Event) -> None:
@@ -375,14 +375,14 @@ class ProcessLink:
                 case wire.Progress(line):
                     self._on_progress(line)
                 case wire.Died():
-                    self._note_last_words(frame)
+                    await self._note_last_words(frame)
                 case wire.Step(number=number) if worker.seen is not None:
                     worker.seen.note(number)
                     self._desk.receive(frame)
                 case _:
                     self._desk.receive(frame)
 
-    def _note_last_words(self, died: wire.Died) -> None:
+    async def _note_last_words(self, died: wire.Died) -> None:
         error = error_from(died.failure)
         log.error("engine.died error=%s: %s\n%s", type(error).__name__, error.message, died.dump)
         if isinstance(error, StartupError):
@@ -390,12 +390,18 @@ class ProcessLink:
         elif self._is_up:
             self._is_up = False
             # What broke the engine is for the log: it is one request's matter, and may quote it.
-            self._desk.lose(FinishReason.ENGINE_FAILURE, counted=self._counted())
+            self._desk.lose(FinishReason.ENGINE_FAILURE, counted=await self._counted())
 
-    def _note_death(self) -> None:
+    async def _note_death(self) -> None:
         if self._served is None and self._startup_failure is None:
             self._startup_failure = StartupError("the engine process ended before it was ready; see its output above")
         reason = FinishReason.SHUTDOWN if self._is_closing else FinishReason.ENGINE_FAILURE
         self._is_up = False
-        self._desk.lose(reason, Unavailable(SHUTTING_DOWN) if self._is_closing else None, self._counted())
+        fault = Unavailable(SHUTTING_DOWN) if self._is_closing else None
+        try:
+            counted = await self._counted()
+        except asyncio.CancelledError:
+            self._desk.lose(reason, fault)
+            raise
+        self._desk.lose(reason, fault, counted)
         self._worker = None

@@ -1,13 +1,14 @@
 """A server's place in its control plane: the copy it keeps, the credit it spends, the usage it ships."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from manylora.clock import Clock
 from manylora.config import Config, metering_dir
-from manylora.errors import ConfigInvalid
+from manylora.errors import ConfigInvalid, ControlUnavailable
 from manylora.loopback import is_loopback
 from manylora.server.access import Access
 from manylora.server.control_client import ControlClient, HttpControlClient
@@ -15,6 +16,12 @@ from manylora.server.control_proxy import ControlProxy
 from manylora.server.credit import Purse
 from manylora.server.directory import Directory
 from manylora.server.meter import Meter
+
+log = logging.getLogger(__name__)
+
+START_WAIT_S = 60.0
+"""How long a server waits for a control plane elsewhere before it gives up."""
+START_PAUSE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +71,7 @@ class Membership:
     async def join(config: Config, factory: ControlFactory, clock: Clock) -> "Membership":
         """Hold the meter's folder, open or reach the control plane, and learn what it knows.
 
-        Raises `ConfigInvalid` for settings that do not fit, `ControlUnavailable` if it cannot be reached.
+        Raises `ConfigInvalid` for settings that do not fit, `ControlUnavailable` if it cannot be reached for a minute.
         """
         needed = is_key_needed(config)
         meter = Meter(
@@ -118,6 +125,24 @@ class Membership:
         await self._close()
 
 
+async def _first_answer(directory: Directory, clock: Clock, *, wait_s: float) -> None:
+    """Learn what the control plane knows; one elsewhere may begin at the same time as this server, and later.
+
+    Raises `ControlUnavailable` if it has not answered within `wait_s` seconds.
+    """
+    end_s = clock.monotonic_s() + wait_s
+    while True:
+        try:
+            await directory.refresh()
+        except ControlUnavailable as error:
+            if clock.monotonic_s() >= end_s:
+                raise
+            log.warning("control.unavailable error=%s next_try_s=%g", error.message, START_PAUSE_S)
+            await asyncio.sleep(START_PAUSE_S)
+        else:
+            return
+
+
 async def _joined(
     config: Config, factory: ControlFactory, clock: Clock, meter: Meter, *, is_needed: bool
 ) -> Membership:
@@ -136,7 +161,7 @@ async def _joined(
         control, close = hosted.app, hosted.close
     directory = Directory(client, clock, poll_s=settings.poll_s, max_age_s=settings.snapshot_max_age_s)
     try:
-        await directory.refresh()
+        await _first_answer(directory, clock, wait_s=START_WAIT_S if settings.url else 0.0)
     except BaseException:
         await client.close()
         await close()

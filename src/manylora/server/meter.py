@@ -97,6 +97,7 @@ class Meter:
         left = [(folder.path, edge, path) for folder in self._held for edge, path in segments_in(folder.path)]
         self._spool = Spool(self.folder, self.edge, keeps_segments=keeps_journals)
         self._open: dict[RequestId, OpenUsage] = {}
+        self._unsettled: dict[asyncio.Future[None], str] = {}  # records on their way to the disk, by engine's life
         self._lost_edges: set[str] = set()
         self._shipping: asyncio.Task[None] | None = None
         self._left = [path for _, _, path in left]
@@ -246,12 +247,14 @@ class Meter:
         return len(records)
 
     async def _ship_on(self, client: ControlClient) -> None:
-        wait_s = self._ship_s
+        wait_s, swept = self._ship_s, ""
         while True:
             try:
                 while await self.ship(client):
                     pass
                 wait_s = self._ship_s
+                if self.life != swept and self._remove_old_journals():
+                    swept = self.life
             except ManyloraError as error:
                 wait_s = min(LONGEST_BACKOFF_S, 2 * wait_s)
                 log.warning("usage.not_shipped error=%s next_try_s=%.1f", error.message, wait_s)
@@ -265,8 +268,29 @@ class Meter:
         uses = [usage.uses[request_id] for request_id, _, _ in opened.requests if request_id in usage.uses]
         charge = charge_of(uses, is_streamed=opened.is_streamed)
         record = _record(opened, self.edge, uses, charge, usage.timings())
-        usage.settled = self._spool.finish(record)
+        usage.settled = settled = self._spool.finish(record)
+        self._unsettled[settled] = opened.life
+        settled.add_done_callback(self._note_settled)
         usage.on_charge(charge)
+
+    def _note_settled(self, settled: "asyncio.Future[None]") -> None:
+        if not settled.cancelled() and settled.exception() is None:
+            del self._unsettled[settled]  # one that failed stays, and with it the journal of its engine
+
+    def _remove_old_journals(self) -> bool:
+        """Remove journals of engines that are gone, once every request that was in them has its record.
+
+        Returns whether all could be removed.
+        """
+        if self._keeps_journals:
+            return True
+        if not self._is_recovered:
+            return False
+        needed = {self.life, *self._unsettled.values(), *(usage.opened.life for usage in self._open.values())}
+        for life in lives_in(self.folder):
+            if life not in needed:
+                remove_journal(self.folder, life)
+        return needed <= {self.life}
 
     def _recover(self, left: Sequence[tuple[Path, str, Path]]) -> list[asyncio.Future[None]]:
         """Close what edges before us opened and did not finish; returns what is done when that is on the disk."""
