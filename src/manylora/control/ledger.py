@@ -1,5 +1,6 @@
 """The ledger: one row a request, inserted once by its id and never changed; a correction is a row more."""
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -104,7 +105,8 @@ async def _know_tenants(control: Control, connection: AsyncConnection, wanted: s
         if control.is_key_needed:
             state = TenantState.CLOSED
             log.error("ledger.unknown_tenant tenant=%s: made, closed, to keep its usage", tenant)
-        await insert_tenant(connection, tenant, now_ms=control.now_ms(), state=state)
+        with contextlib.suppress(NameTaken):  # then another shipment has made it meanwhile
+            await insert_tenant(connection, tenant, now_ms=control.now_ms(), state=state, is_case_told_apart=True)
 
 
 def _price_of(record: UsageRecord, versions: Sequence[PriceFacts], free: frozenset[str]) -> PriceFacts | None:

@@ -81,11 +81,13 @@ async def insert_tenant(
     weight: int = 1,
     limits: Limits | None = None,
     state: TenantState = TenantState.ACTIVE,
+    is_case_told_apart: bool = False,
 ) -> Tenant:
-    """The same for a code that need not be fit for customers."""
+    """The same for a code that need not be fit for customers, nor, where case is told apart, differ but by it."""
     revision = await next_revision(connection)  # from here on no other transaction makes a tenant
     number = (await connection.execute(select(func.coalesce(func.max(tenants.c.number), 0)))).scalar_one() + 1
-    taken = select(tenants.c.id).where(func.lower(tenants.c.id) == code.lower())
+    same = tenants.c.id == code if is_case_told_apart else func.lower(tenants.c.id) == code.lower()
+    taken = select(tenants.c.id).where(same)
     if (await connection.execute(taken)).first() is not None:
         raise NameTaken(f"a tenant `{code}` is there already", parameter="id")
     values = {
