@@ -78,12 +78,11 @@ class Purse:
         cost = prompt_tokens * price.input_nanousd + budget_tokens * price.output_nanousd
         account = self._accounts.setdefault(tenant, _Account())
         now_ms = 1000 * self._clock.wall_s()
-        if now_ms >= account.renew_ms:  # once a request, whatever the answer: a clock may be wrong
+        # Once a request, whatever the answer: a clock may be wrong.
+        if account.expires_ms and now_ms >= account.renew_ms:
             async with self._lock(tenant):
-                if now_ms >= account.expires_ms:
-                    await self._lease(tenant, account, cost)
-                elif now_ms >= account.renew_ms:
-                    await self._prolong(tenant, account)
+                if now_ms >= account.renew_ms:
+                    await self._prolong(tenant, account, is_expired=now_ms >= account.expires_ms)
         while account.left < cost:
             async with self._lock(tenant):
                 if account.left < cost:
@@ -92,14 +91,16 @@ class Purse:
         return Hold(account, price, cost)
 
     async def _lease(self, tenant: TenantId, account: _Account, cost: int) -> None:
-        missing = max(0, cost - account.left)
-        wanted = max(missing, self._lease_nanousd) if missing else 0
-        lease = await self._client.lease(self._edge, tenant, wanted)
+        lease = await self._ask(tenant, account, max(cost - account.left, self._lease_nanousd))
+        if account.left < cost:
+            self._refuse(lease, account, cost)
+
+    async def _ask(self, tenant: TenantId, account: _Account, nanousd: int) -> Lease:
+        lease = await self._client.lease(self._edge, tenant, nanousd)
         account.granted, account.expires_ms = lease.granted_nanousd, lease.expires_ms
         now_ms = 1000 * self._clock.wall_s()
         account.renew_ms = now_ms + (lease.expires_ms - now_ms) / 2
-        if account.left < cost:
-            self._refuse(lease, account, cost)
+        return lease
 
     def _refuse(self, lease: Lease, account: _Account, cost: int) -> None:
         reason = REASONS.get(lease.reason, REASONS["credit"])
@@ -108,11 +109,16 @@ class Purse:
             f"{_dollars(max(0, account.left))} are left"
         )
 
-    async def _prolong(self, tenant: TenantId, account: _Account) -> None:
-        """Keep what is leased for longer. Without an answer it is good until it expires: traffic goes on."""
+    async def _prolong(self, tenant: TenantId, account: _Account, *, is_expired: bool) -> None:
+        """Keep what is leased for longer, or learn what an expired lease has come to, before more is asked for.
+
+        Without an answer it is good until it expires: traffic goes on.
+        """
         try:
-            await self._lease(tenant, account, 0)
+            await self._ask(tenant, account, 0)
         except ControlUnavailable as error:
+            if is_expired:
+                raise
             log.warning("lease.not_prolonged tenant=%s error=%s", tenant, error.message)
 
     def _lock(self, tenant: TenantId) -> asyncio.Lock:
