@@ -1,13 +1,14 @@
 """A control plane in the test's own process: its database, its routes, and callers of them."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx2
-from sqlalchemy import URL
+from sqlalchemy import URL, event
 
 from manylora.clock import ManualClock
 from manylora.config import Config, load_config
@@ -53,15 +54,22 @@ def in_plane(url: URL, folder: Path, scenario: Scenario, **options: Any) -> None
     asyncio.run(_run(url, folder, scenario, **options))
 
 
-async def _run(
+async def _run(url: URL, folder: Path, scenario: Scenario, **options: Any) -> None:
+    async with open_plane(url, folder, **options) as plane:
+        await scenario(plane)
+
+
+@asynccontextmanager
+async def open_plane(
     url: URL,
     folder: Path,
-    scenario: Scenario,
     *,
     is_key_needed: bool = True,
     settings: Mapping[str, Any] | None = None,
     client_host: str = "192.0.2.7",
-) -> None:
+    is_synced: bool = True,
+) -> AsyncIterator[Plane]:
+    """A control plane on a database that has its tables. is_synced: whether SQLite waits for the disk."""
     clock = ManualClock()
     config: Config = load_config(flags=dict(settings or {}), environ={})
     control = Control(
@@ -73,13 +81,31 @@ async def _run(
         edge_token=EDGE_TOKEN,
         is_key_needed=is_key_needed,
     )
+    if control.database.is_sqlite and not is_synced:
+        event.listen(control.database._engine.sync_engine, "connect", _sync_no_more)
     try:
         admin_key = await ensure_first_start(control)
         transport = httpx2.ASGITransport(create_control_app(control), client=(client_host, 1))
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            await scenario(Plane(control, clock, client, admin_key or ""))
+            yield Plane(control, clock, client, admin_key or "")
     finally:
         await control.database.close()
+
+
+def _sync_no_more(connection: Any, _: object) -> None:
+    connection.execute("PRAGMA synchronous=OFF").close()
+
+
+@contextmanager
+def standing_plane(url: URL, folder: Path, **options: Any) -> Iterator[tuple[asyncio.Runner, Plane]]:
+    """One control plane for all examples of a property, and the loop it belongs to."""
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+        try:
+            plane = runner.run(stack.enter_async_context(open_plane(url, folder, is_synced=False, **options)))
+            yield runner, plane
+        finally:
+            runner.run(stack.aclose())
 
 
 def record(number: int, *, tenant: str = "acme", edge: str = "edge-1", opened_ms: int, **changes: Any) -> UsageRecord:

@@ -3,6 +3,7 @@
 A correction belongs to the moment at which it is made, so that no month that is over ever changes by one.
 """
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -167,8 +168,9 @@ async def _know_tenants(control: Control, connection: AsyncConnection, wanted: s
         if control.is_key_needed:
             state = TenantState.CLOSED
             log.error("ledger.unknown_tenant tenant=%s: made, closed, to keep its usage", tenant)
-        await insert_tenant(connection, tenant, now_ms=control.now_ms(), state=state)
-        payers[tenant] = tenant
+        with contextlib.suppress(NameTaken):  # then another shipment has made it meanwhile
+            await insert_tenant(connection, tenant, now_ms=control.now_ms(), state=state)
+        payers |= await _payers(connection, {tenant})
     return payers
 
 

@@ -106,13 +106,11 @@ class Purse:
 
     async def _reserve(self, account: _Account, cost: int) -> None:
         now_ms = 1000 * self._clock.wall_s()
-        if now_ms >= account.renew_ms:  # once a request, whatever the answer: a clock may be wrong
+        # Once a request, whatever the answer: a clock may be wrong.
+        if account.expires_ms and now_ms >= account.renew_ms:
             async with account.asking:
-                if now_ms >= account.expires_ms:
-                    # Of a lease that has ended only what was spent still counts: what is under way is asked for anew.
-                    await self._ask(account, max(cost + account.reserved, self._lease_nanousd))
-                elif now_ms >= account.renew_ms:
-                    await self._prolong(account)
+                if now_ms >= account.renew_ms:
+                    await self._prolong(account, is_expired=now_ms >= account.expires_ms)
         while account.left < cost:
             async with account.asking:
                 if account.left < cost:
@@ -129,11 +127,17 @@ class Purse:
         account.renew_ms = now_ms + (lease.expires_ms - now_ms) / 2
         return lease
 
-    async def _prolong(self, account: _Account) -> None:
-        """Keep what is leased for longer. Without an answer it is good until it expires: traffic goes on."""
+    async def _prolong(self, account: _Account, *, is_expired: bool) -> None:
+        """Keep what is leased for longer, or learn what an expired lease has come to, before more is asked for.
+
+        Of a lease that has ended only what was spent counts: what is under way is asked for anew. Without an answer it
+        is good until it expires: traffic goes on.
+        """
         try:
             await self._ask(account, 0)
         except ControlUnavailable as error:
+            if is_expired:
+                raise
             log.warning("lease.not_prolonged tenant=%s error=%s", account.tenant, error.message)
 
 

@@ -295,6 +295,7 @@ class Meter:
     def _recover(self, left: Sequence[tuple[Path, str, Path]]) -> list[asyncio.Future[None]]:
         """Close what edges before us opened and did not finish; returns what is done when that is on the disk."""
         opened: dict[UsageId, tuple[Path, str, Opened]] = {}
+        ended: set[UsageId] = set()
         for folder, edge, path in left:
             self._lost_edges.add(edge)
             for entry in read_segment(path):
@@ -302,9 +303,11 @@ class Meter:
                     case Opened():
                         opened[entry.id] = (folder, edge, entry)
                     case Dropped(usage_id):
-                        opened.pop(usage_id, None)
+                        ended.add(usage_id)
                     case Finished(record):
-                        opened.pop(record.id, None)
+                        ended.add(record.id)
+        for usage_id in ended:  # only now: another edge may have closed it, whose files are sorted before
+            opened.pop(usage_id, None)
         lives = {(folder, entry.life) for folder, _, entry in opened.values()}
         journals = {(folder, life): read_journal(folder, life) for folder, life in lives}
         closed = []

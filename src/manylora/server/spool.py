@@ -85,13 +85,14 @@ class Spool:
         self._edge = edge
         self._keeps_segments = keeps_segments
         self._loop = asyncio.get_running_loop()
-        self._lock = threading.Lock()  # protects _file, _segments and _pending
+        self._lock = threading.Lock()  # protects _file, _is_torn, _segments and _pending
         self._segments: list[_Segment] = []
         self._where: dict[UsageId, _Segment] = {}
         self._pending: list[tuple[UsageRecord, asyncio.Future[None]]] = []
         self._wake = threading.Event()
         self._is_closing = False
         self._number = 0
+        self._is_torn = False  # nobody would find what is appended to the last segment now
         self._file = self._begin_segment()
         self._writer = threading.Thread(target=self._write_finished, name="manylora-spool", daemon=True)
         self._writer.start()
@@ -172,13 +173,13 @@ class Spool:
 
     def _append(self, payload: bytes) -> None:
         """Append to the last segment; after a failure the next entry goes to a new one. The lock is held."""
-        if self._file.size > SEGMENT_BYTES:
+        if self._is_torn or self._file.size > SEGMENT_BYTES:
             self._file = self._begin_segment()
+            self._is_torn = False
         try:
             self._file.append(payload)
         except OSError:
-            with contextlib.suppress(OSError):  # then it is tried again with the next entry
-                self._file = self._begin_segment()
+            self._is_torn = True
             raise
 
     def _begin_segment(self) -> FramedFile:
