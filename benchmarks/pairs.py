@@ -76,7 +76,7 @@ def main() -> None:
             "threads": ("model.threads=1", "model.threads=0"),
             "spin": ("model.spin_us=0", f"model.spin_us={DEFAULT_SPIN_US}"),
             "pinned": ("model.threads=0", "model.threads=0"),
-            "metering": (f"metering.dir={scratch}/metering", f"metering.dir={scratch}/metering"),
+            "metering": ("model.threads=0", "model.threads=0"),
         }[options.question]
         kinds = {"A": Manylora, "B": Unmetered if options.question == "metering" else Manylora}
         running = {

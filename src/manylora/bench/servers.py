@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -105,7 +106,18 @@ class Running:
 
 @contextmanager
 def serving(server: Server, log: Path, *, base: Path, adapters: Sequence[Path] = ()) -> Iterator[Running]:
-    """Start a server, wait for its first token, and stop it with all its processes at the end."""
+    """Start a server, wait for its first token, and stop it with all its processes at the end.
+
+    What it writes down of usage goes to a folder of its own: nothing that is measured comes into anybody's books.
+    """
+    with tempfile.TemporaryDirectory() as books:
+        own = {"MANYLORA_CONTROL_DIR": f"{books}/control", "MANYLORA_METERING_DIR": f"{books}/metering"}
+        yield from _serving(server, log, own, base=base, adapters=adapters)
+
+
+def _serving(
+    server: Server, log: Path, own: Mapping[str, str], *, base: Path, adapters: Sequence[Path]
+) -> Iterator[Running]:
     port = free_port()
     command = server.command(port, base, adapters)
     clock = SystemClock()
@@ -115,7 +127,7 @@ def serving(server: Server, log: Path, *, base: Path, adapters: Sequence[Path] =
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=server.environment(),
+            env={**server.environment(), **own},
             start_new_session=True,
         )
     try:
