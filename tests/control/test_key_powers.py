@@ -69,6 +69,9 @@ def test_a_key_with_limits_multiplies_and_widens_itself_in_no_way(run: Callable[
         limits = f"/v1/account/keys/{own['id']}/limits"
         assert (await plane.call("PUT", limits, {}, key=own["key"])).status_code == 403
         rotated = (await plane.call("POST", f"/v1/account/keys/{own['id']}/rotate", {}, key=own["key"])).json()
+        sibling = (await plane.call("POST", "/admin/tenants/acme/keys", terms)).json()
+        taken = await plane.call("POST", f"/v1/account/keys/{sibling['id']}/rotate", {}, key=rotated["key"])
+        assert (taken.status_code, "would have both" in taken.json()["error"]["message"]) == (403, True)
         facts = {key.id: key for key in (await take_snapshot(plane.control, -1)).keys}
         assert facts[rotated["id"]].origin == own["id"], "its bucket goes on where the old key's was"
         wider = await plane.call(

@@ -120,7 +120,7 @@ def test_a_keys_budget_holds_over_edges_and_rotations(run: Callable[..., None]) 
         async def hold(number: int, cost: int, key: str | None = origin) -> Any:
             key_id = None if key is None else KeyId(key)
             return await purses[number].hold(
-                TenantId("acme"), price, prompt_tokens=cost, budget_tokens=0, budgeted_key=key_id
+                TenantId("acme"), price, prompt_tokens=cost, budget_tokens=0, key=key_id, has_budget=key is not None
             )
 
         (await hold(0, 80)).settle(80, 0)
@@ -144,6 +144,43 @@ def test_a_keys_budget_holds_over_edges_and_rotations(run: Callable[..., None]) 
         assert (fresh.granted_nanousd, fresh.reason) == (0, "budget")
         await plane.call("PUT", f"/admin/keys/{rotated.json()['id']}/limits", {"monthly_budget_nanousd": 1000})
         assert (await lease_credit(plane.control, "edge-9", "acme", 50, origin)).granted_nanousd == 50
+
+    run(scenario)
+
+
+def test_a_budget_that_comes_later_counts_what_was_spent_before(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        await plane.new_tenant("acme", credit_nanousd=10**9)
+        made = (await plane.call("POST", "/admin/tenants/acme/keys", {})).json()
+        await set_price_of_b(plane, 1)
+        price = PriceFacts(base="b", version=1, effective_ms=0, input_nanousd=1, output_nanousd=1)
+        purse = Purse(Client(plane), plane.clock, edge="edge-1", lease_nanousd=100)
+
+        async def spend(number: int, cost: int, *, has_budget: bool) -> None:
+            held = await purse.hold(
+                TenantId("acme"),
+                price,
+                prompt_tokens=cost,
+                budget_tokens=0,
+                key=KeyId(made["id"]),
+                has_budget=has_budget,
+            )
+            assert held is not None
+            held.settle(cost, 0)
+            usage: dict[str, Any] = {"base": "b", "charged_prompt_tokens": cost, "charged_completion_tokens": 0}
+            opened_ms = plane.control.now_ms()
+            await insert_records(
+                plane.control, [record(number, key=made["id"], edge="edge-1", opened_ms=opened_ms, **usage)]
+            )
+
+        await spend(1, 1000, has_budget=False)
+        await plane.call("PUT", f"/admin/keys/{made['id']}/limits", {"monthly_budget_nanousd": 1500})
+        for number in range(2, 7):
+            await spend(number, 100, has_budget=True)
+        for _ in range(3):
+            with pytest.raises(QuotaExhausted):
+                await spend(9, 100, has_budget=True)
+            plane.clock.advance(plane.control.config.control.lease_s + 1)
 
     run(scenario)
 

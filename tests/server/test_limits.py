@@ -147,6 +147,19 @@ def test_a_changed_limit_holds_at_once() -> None:
         take(limiter, {ACME: Limits(requests_per_minute=0)}, 1)
 
 
+def test_an_older_request_brings_no_older_limit_back() -> None:
+    clock = ManualClock()
+    limiter = Limiter(clock)
+    older = limiter.enter({ACME: Limits(tokens_per_minute=100)}, streams=1)
+    newer = {ACME: Limits(tokens_per_minute=10_000)}
+    take(limiter, newer, 1)
+    clock.advance(60)
+    limiter.reserve(older, 50)
+    take(limiter, newer, 5_000)
+    unlimited = limiter.enter({ACME: Limits()}, streams=1)
+    limiter.reserve(unlimited, 10**6)
+
+
 def test_idle_holders_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_IDLE", 10)
     clock = ManualClock()

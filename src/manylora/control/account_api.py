@@ -22,6 +22,7 @@ from manylora.control.callers import Caller, address_of, caller_of
 from manylora.control.control import Control
 from manylora.control.credit import balance_of
 from manylora.control.keys import get_key, list_keys, revoke_key, rotate_key, set_limits, within
+from manylora.control.revisions import next_revision
 from manylora.control.tenants import get_tenant
 from manylora.errors import InsufficientPermissions
 from manylora.tenancy import Limits
@@ -101,6 +102,7 @@ async def _require_power(connection: AsyncConnection, caller: Caller, key_id: st
     Raises `ResourceNotFound` for another tenant's, `InsufficientPermissions`.
     """
     caller.require_owner()
+    await next_revision(connection)  # from here on nobody else changes the keys that are compared
     for scope in (await get_key(connection, key_id, caller.tenant)).facts.scopes:
         caller.require(scope)
 
@@ -113,5 +115,7 @@ async def _require_no_gain(connection: AsyncConnection, caller: Caller, key_id: 
     if caller.key is None or caller.key == key_id:
         return
     own, other = (await get_key(connection, caller.key)).facts, (await get_key(connection, key_id)).facts
+    if own.limits != Limits() and own.origin != other.origin:
+        raise InsufficientPermissions("a key with limits of its own takes over no other's: it would have both")
     if within(own, other.limits, other.expires_ms) != (other.limits, other.expires_ms):
         raise InsufficientPermissions(f"key `{key_id}` has wider limits or a later end than the key you call with")

@@ -26,6 +26,7 @@ from manylora.control.callers import caller_of
 from manylora.control.control import Control
 from manylora.control.credit import balance_of, grant_credit
 from manylora.control.keys import get_key, issue_key, list_keys, revoke_key, rotate_key, set_limits, within
+from manylora.control.revisions import next_revision
 from manylora.control.tenants import get_tenant, list_tenants, set_state, set_terms
 from manylora.errors import InsufficientPermissions, InvalidParameter
 from manylora.ids import KeyId
@@ -178,6 +179,7 @@ async def make_key(control: Control, tenant: str, body: NewKey, maker: KeyId | N
     expires_ms = None if body.expires_in_s is None else now_ms + max(1, int(1000 * body.expires_in_s))
     async with control.database.write() as connection:
         if maker is not None:
+            await next_revision(connection)  # from here on nobody else changes the maker
             facts = (await get_key(connection, maker)).facts
             if facts.limits != Limits():
                 raise InsufficientPermissions("a key with limits of its own makes no others: each would have them anew")

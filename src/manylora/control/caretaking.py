@@ -40,4 +40,6 @@ class Caretaker:
                 await self.round()
             except (ManyloraError, OSError) as error:
                 structlog.get_logger().warning("control.round_failed", error=str(error))
+            except Exception:  # nobody waits for this task, and what it tidies up would be left for ever
+                structlog.get_logger().exception("control.round_failed")
             await asyncio.sleep(ROUND_S)

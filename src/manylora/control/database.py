@@ -110,10 +110,11 @@ def migrate(url: URL, revision: str = "head") -> None:
 
 
 def _hold_migrations(connection: Connection) -> None:
-    """Let one process migrate at a time: several may start at once."""
+    """Let one process migrate at a time, and wholly or not at all: several may start at once, and any may be killed."""
     dialect: Dialect = connection.dialect
     if dialect.name == "sqlite":
         connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # the driver begins at the first change of rows, not of tables
     else:
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7205759403792794)")
 

@@ -89,7 +89,7 @@ class Intake:
                 )
                 await self._publish(folder, current, number)
                 published = number
-        except BaseException:
+        except Exception:  # a cancelled commit may come through all the same, and then its files are needed
             if published is not None:  # the commit failed: nobody may find what the tables do not know
                 shutil.rmtree(self.files.files(repository.owner, repository.name, published)[0].parent)
             raise

@@ -81,8 +81,8 @@ async def set_limits(connection: AsyncConnection, key_id: str, limits: Limits, t
 
     Raises `ResourceNotFound`, `InvalidParameter` for a limit below zero.
     """
+    revision = await next_revision(connection)  # from here on no other transaction makes a key
     key = await get_key(connection, key_id, tenant)
-    revision = await next_revision(connection)
     changed = update(keys).where(keys.c.origin == key.facts.origin).values(**columns_of(limits), revision=revision)
     await connection.execute(changed)
     return await get_key(connection, key_id)
@@ -136,6 +136,7 @@ async def rotate_key(
 
     Raises `InvalidParameter` if it has been revoked or the grace is below zero.
     """
+    await next_revision(connection)  # from here on nobody else changes the key that is read
     old = await get_key(connection, key_id, tenant)
     if old.revoked_ms is not None:
         raise InvalidParameter(f"key `{key_id}` is revoked", parameter="id")

@@ -7,6 +7,8 @@ from manylora.errors import InvalidParameter
 
 SETTLING_MS = 3_600_000
 """After a month's end: until then what was opened in it may still be under way, and its invoice is preliminary."""
+COMMIT_MS = 300_000
+"""Longer than a transaction takes from looking at the clock to its end, and than clocks of several machines differ."""
 FIRST_YEAR, LAST_YEAR = 1970, 9000
 _MONTH = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])")
 
@@ -41,11 +43,16 @@ def text_of(month: int) -> str:
     return f"{month // 100:04d}-{month % 100:02d}"
 
 
-def is_final(month: int, now_ms: int) -> bool:
-    """Whether nothing more is booked in a month: its invoice stays as it is, for ever."""
+def is_closed(month: int, now_ms: int) -> bool:
+    """Whether a month takes no more rows."""
     return bounds_of(month)[1] + SETTLING_MS <= now_ms
 
 
+def is_final(month: int, now_ms: int) -> bool:
+    """Whether an invoice that is made now stays as it is, for ever: the last row has been committed, too."""
+    return is_closed(month, now_ms - COMMIT_MS)
+
+
 def booked_ms_of(opened_ms: int, now_ms: int) -> int:
-    """The moment that decides on a record's month: when it was opened, or now, where that month is final."""
-    return now_ms if is_final(month_of(opened_ms), now_ms) else opened_ms
+    """The moment that decides on a record's month: when it was opened, or now, where that month is closed."""
+    return now_ms if is_closed(month_of(opened_ms), now_ms) else opened_ms

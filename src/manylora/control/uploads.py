@@ -7,6 +7,7 @@ folder away in one rename: it happens once, and no writer is left in it.
 """
 
 import asyncio
+import contextlib
 import fcntl
 import hashlib
 import hmac
@@ -34,6 +35,7 @@ from manylora.control.tables import keys
 from manylora.errors import (
     AdapterError,
     AdapterUnsafeFormat,
+    ControlUnavailable,
     InsufficientPermissions,
     InvalidApiKey,
     InvalidParameter,
@@ -102,8 +104,8 @@ class _Bounds:
             raise Refusals(self.facts.repository, "pbase").too_large(num_bytes, self.server_bytes)
         if num_bytes > self.max_bytes:
             raise StorageLimitExceeded(
-                f"tenant `{self.facts.tenant}` may store {self.room_bytes} bytes more (adapter_bytes), its uploads "
-                f"under way have {self.other_bytes()}, and this needs {num_bytes}"
+                f"tenant `{self.facts.tenant}`, or the key, may store {self.room_bytes} bytes more (adapter_bytes); "
+                f"uploads under way have {self.other_bytes()}, and this needs {num_bytes}"
             )
 
 
@@ -231,7 +233,9 @@ class Uploads:
         async def refuse_large(num_bytes: int) -> None:
             nonlocal bounds
             if self._control.clock.monotonic_s() - bounds.read_s > RECHECK_S:
-                bounds = await self._bounds(facts, upload, file)
+                # A database that is away for a moment costs nobody what has come so far; the end is checked anyway.
+                with contextlib.suppress(ControlUnavailable):
+                    bounds = await self._bounds(facts, upload, file)
             bounds.refuse_large(num_bytes)
 
         path = self._folder(facts.tenant, upload) / file
@@ -310,9 +314,9 @@ class Uploads:
             return None
         try:
             text = (self._folder(tenant, upload) / FACTS_FILE).read_text(encoding="utf-8")
-        except OSError:
+            return UploadFacts(**json.loads(text))
+        except (OSError, ValueError, TypeError):  # gone, torn, or of another release
             return None
-        return UploadFacts(**json.loads(text))
 
     @staticmethod
     def _expires_ms(upload: str) -> int:

@@ -29,13 +29,15 @@ class Caller:
     """Whose request it is.
 
     key           None where no key is needed
-    budgeted_key  whose monthly budget that key shares; None: it has none
+    origin        whose limits that key shares; None: as above
+    has_budget    it may spend only so much in a month
     source_token  for adapters of a hub, from the bearer
     """
 
     tenant: TenantId
     key: KeyId | None = None
-    budgeted_key: KeyId | None = None
+    origin: KeyId | None = None
+    has_budget: bool = False
     scopes: tuple[Scope, ...] = ()
     weight: int = 1
     limits: tuple[tuple[str, Limits], ...] = ()
@@ -129,7 +131,8 @@ class Access:
             price,
             prompt_tokens=prompt_tokens,
             budget_tokens=budget_tokens,
-            budgeted_key=caller.budgeted_key,
+            key=caller.origin,
+            has_budget=caller.has_budget,
         )
 
     def _key(self, text: str) -> KeyFacts:
@@ -158,7 +161,8 @@ class Access:
         return Caller(
             tenant=tenant.id,
             key=key.id,
-            budgeted_key=None if key.limits.monthly_budget_nanousd is None else key.origin,
+            origin=key.origin,
+            has_budget=key.limits.monthly_budget_nanousd is not None,
             scopes=key.scopes,
             weight=tenant.weight,
             limits=tuple((name, limits) for name, limits in named if limits != Limits()),

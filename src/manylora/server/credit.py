@@ -80,11 +80,14 @@ class Purse:
         *,
         prompt_tokens: int,
         budget_tokens: int,
-        budgeted_key: KeyId | None = None,
+        key: KeyId | None = None,
+        has_budget: bool = False,
     ) -> Hold | None:
         """Set a request's worst case aside; None where it costs nothing.
 
-        Args:    budgeted_key  the caller's key, if it has a monthly budget of its own
+        Args:    key         the origin of the caller's key. What it spends is counted from the start, so that a budget
+                             which it is given later counts from there, too, as the control plane's does
+                 has_budget  whether that key may spend only so much in a month
         Raises:  `QuotaExhausted` when the credit or a budget does not hold it, `ControlUnavailable` when that cannot
                  be asked
         """
@@ -92,19 +95,21 @@ class Purse:
             return None
         cost = prompt_tokens * price.input_nanousd + budget_tokens * price.output_nanousd
         hold = Hold([], price, cost)
-        for key in ("", budgeted_key):
-            if key is None:
+        for name in ("", key):
+            if name is None:
                 continue
-            account = self._accounts.setdefault((tenant, key), _Account(tenant, key))
+            account = self._accounts.setdefault((tenant, name), _Account(tenant, name))
             try:
-                await self._reserve(account, cost)
+                if not name or has_budget:
+                    await self._require(account, cost)
             except BaseException:
                 hold.settle(0, 0)
                 raise
+            account.reserved += cost
             hold.accounts.append(account)
         return hold
 
-    async def _reserve(self, account: _Account, cost: int) -> None:
+    async def _require(self, account: _Account, cost: int) -> None:
         now_ms = 1000 * self._clock.wall_s()
         # Once a request, whatever the answer: a clock may be wrong.
         if account.expires_ms and now_ms >= account.renew_ms:
@@ -118,7 +123,6 @@ class Purse:
                     lease = await self._ask(account, max(missing, self._lease_nanousd))
                     if account.left < cost:
                         _refuse(lease, account, cost)
-        account.reserved += cost
 
     async def _ask(self, account: _Account, nanousd: int) -> Lease:
         lease = await self._client.lease(self._edge, account.tenant, nanousd, account.key)

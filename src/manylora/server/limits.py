@@ -108,8 +108,11 @@ class Limiter:
 
         Raises `TokenRateExceeded`, with the seconds to wait; the reservation is still to be settled.
         """
-        self._fill(reservation, self._clock.monotonic_s())
-        self._require(reservation, lambda name, holder, own: _require_tokens(name, holder, own, tokens))
+        now_s = self._clock.monotonic_s()
+        for _, holder, _ in reservation.holders:
+            if holder.tokens is not None:  # by the newest limit that a request came with, which may not be this one's
+                holder.tokens.fill(now_s, holder.tokens.limit)
+        self._require(reservation, lambda name, holder, own: _require_tokens(name, holder, tokens))
         reservation.tokens = tokens
         for _, holder, _ in reservation.holders:
             if holder.tokens is not None:
@@ -189,7 +192,7 @@ def _require_request(name: str, holder: _Holder, limits: Limits, streams: int) -
         )
 
 
-def _require_tokens(name: str, holder: _Holder, limits: Limits, tokens: int) -> None:
+def _require_tokens(name: str, holder: _Holder, tokens: int) -> None:
     if holder.tokens is None:
         return
     if tokens > holder.tokens.limit:
