@@ -1,8 +1,8 @@
 // Linear layers with bfloat16 weights and activations rounded to bfloat16: y = x @ weight.T, sums in float32.
 //
-// Packed layout: panels of thirty-two outputs; panel p holds, for each pair of inputs (2 j, 2 j + 1), the two weights of
-// output 32 p, of output 32 p + 1, ... side by side: 128 bytes. Missing outputs and the second half of an odd pair are
-// zeros. Each output is one chain over the pairs from zero, in this file always; one link of it is `add_products`.
+// Packed layout: panels of thirty-two outputs; panel p holds, for each pair of inputs (2 j, 2 j + 1), the two weights
+// of output 32 p, of output 32 p + 1, ... side by side: 128 bytes. Missing outputs and the second half of an odd pair
+// are zeros. Each output is one chain over the pairs from zero, in this file always; a link of it is `add_products`.
 
 #include <vector>
 
@@ -24,11 +24,13 @@ int64_t panels_of(int64_t out) { return (out + WIDTH - 1) / WIDTH; }
 //                 multiply-adds, the odd input first
 //   round_pairs   sixteen pairs from thirty-two floats, rounded to nearest even; a NaN stays one
 //
-// This is what vdpbf16ps does (Intel SDM, volume 2, VDPBF16PS: "FP32 FMA with daz in, ftz out and RNE rounding. MXCSR
-// neither consulted nor updated"; a Zen 4 gave the same bits for two million random operands). So denormal weights,
-// activations and sums count as zeros, which the other branch, made to be tested on any processor, does not imitate.
+// This is what vdpbf16ps does (Source: Intel SDM, volume 2, VDPBF16PS, where these are float32 multiply-adds rounded to
+// nearest even whatever MXCSR says; a Zen 4 gave the same bits for two million random operands). Denormal weights,
+// activations and sums count as zeros to it, and so do denormals to the conversion (VCVTNE2PS2BF16): below 1.2e-38. The
+// other branch, made to be tested on any processor, keeps them and is alike in all else.
 #if defined(__AVX512BF16__)
 
+constexpr bool HAS_PRODUCTS = true;
 struct Pairs { __m512bh a; };
 
 inline Pairs load_pairs(const bf16* p) { return {(__m512bh)_mm512_loadu_si512(p)}; }
@@ -40,6 +42,7 @@ inline void round_pairs(uint32_t* p, V16 low, V16 high) {
 
 #else
 
+constexpr bool HAS_PRODUCTS = false;
 struct Pairs { V16 first, second; };
 
 inline Pairs load_pairs(const bf16* p) {
@@ -76,8 +79,8 @@ struct Product {
     Tiles tiles;
     int64_t pairs, out;
 
-    // Stores MR rows of N registers of columns, what of them lies inside y. All loops are unrolled: an index that is not
-    // constant anywhere would send the sums through memory.
+    // Stores MR rows of N registers of columns, what of them lies inside y. All loops are unrolled: an index that is
+    // not constant would send the sums through memory.
     template <int MR, int N> void put(int64_t row, int64_t column, const V16 (&acc)[MR][N]) const {
         float* to = y + row * out + column;
         if (column + N * LANES <= out) {
@@ -97,8 +100,8 @@ struct Product {
     }
 };
 
-// The MR rows from `row` on, which are a tile, times P panels from `first` on. AHEAD also fetches the panels that follow
-// these into the second-level cache.
+// The MR rows from `row` on, which are a tile, times P panels from `first` on. AHEAD also fetches the panels that
+// follow these into the second-level cache.
 template <int MR, int P, bool AHEAD>
 void multiply(const Product& job, int64_t row, int64_t first) {
     constexpr int N = 2 * P;
@@ -125,42 +128,47 @@ void multiply(const Product& job, int64_t row, int64_t first) {
     job.put(row, first * WIDTH, acc);
 }
 
-// Up to these rows the time is the read of the weights, and the processor follows two panels side by side by itself: one
-// panel has too few chains to hide the latency of their additions, and fetching ahead costs a fifth.
-constexpr int FEW_ROWS = 2;
-constexpr int UNFETCHED_ROWS = 5;  // up to these rows of one panel fetching ahead still costs, above it gains, a tenth
+// A tile alone: the weights stream from memory once, and below some eight rows the read is all the time there is.
+// Panels walked side by side give it more chains, which hide the latency of additions, and the processor more streams
+// to follow, as many as registers allow. Whether fetching ahead helps it or is in its way was measured (Zen 4): with
+// two to four rows it costs a tenth, else it gains as much.
+constexpr int side_by_side(int64_t rows) {
+    if (!HAS_PRODUCTS) return 1;
+    return rows <= 2 ? 4 : rows <= 4 ? 3 : rows <= 6 ? 2 : 1;
+}
+constexpr bool is_fetched(int64_t rows) { return rows < 2 || rows > 4; }
 
-// A panel stays in the second-level cache while all tiles of the block pass over it, so that a sum need not be put aside.
+template <int MR> void stream(const Product& job, int64_t first, int64_t last) {
+    constexpr int P = side_by_side(MR);
+    int64_t p = first;
+    for (; p + P <= last; p += P) multiply<MR, P, is_fetched(MR)>(job, 0, p);
+    for (; p < last; ++p) multiply<MR, 1, is_fetched(MR)>(job, 0, p);
+}
+
+// Several tiles: a panel stays in the second-level cache while all tiles of the block pass over it. Pieces of a panel
+// that stay in the first-level cache would have sums put aside between them, and are slower.
 void block(const Product& job, int64_t tile0, int64_t tile1, int64_t first, int64_t last) {
     for (int64_t p = first; p < last; ++p)
         for (int64_t tile = tile0; tile < tile1; ++tile) {
             const int64_t row = job.tiles.start(tile);
             with_rows(int(job.tiles.start(tile + 1) - row), [&](auto constant) {
                 constexpr int MR = decltype(constant)::value;
-                if (tile == tile0) multiply<MR, 1, (MR > UNFETCHED_ROWS)>(job, row, p);
+                if (tile == tile0) multiply<MR, 1, true>(job, row, p);
                 else multiply<MR, 1, false>(job, row, p);
             });
         }
 }
 
-template <int MR> void stream(const Product& job, int64_t first, int64_t last) {
-    int64_t p = first;
-    for (; p + 2 <= last; p += 2) multiply<MR, 2, false>(job, 0, p);
-    if (p < last) multiply<MR, 1, false>(job, 0, p);
-}
-
 void product(Pool* pool, const Product& job) {
+    const Tiles& tiles = job.tiles;
     // Rows of x that stay in a second-level cache of 1 MB beside a panel.
     const int64_t block_rows = std::max<int64_t>(TILE_ROWS, (512 << 10) / (4 * job.pairs));
     auto piece = [&](int64_t row0, int64_t row1, int64_t first, int64_t last) {
-        switch (job.tiles.rows) {
-            case 1: return stream<1>(job, first, last);
-            case FEW_ROWS: return stream<FEW_ROWS>(job, first, last);
-            default: return block(job, job.tiles.first_from(row0), job.tiles.first_from(row1), first, last);
-        }
+        if (tiles.count > 1) return block(job, tiles.first_from(row0), tiles.first_from(row1), first, last);
+        with_rows(int(tiles.rows), [&](auto constant) { stream<decltype(constant)::value>(job, first, last); });
     };
-    for_slices(pool, job.tiles.rows, panels_of(job.out), block_rows, job.tiles.rows <= FEW_ROWS ? 2 : 1,
-               job.pairs * PAIR, piece);
+    const int64_t group = tiles.count > 1 ? 1 : side_by_side(tiles.rows);
+    for_slices(pool, tiles.rows, panels_of(job.out), block_rows, group, job.pairs * PAIR, piece);
 }
 
 // One row of a tile of `height` rows.
