@@ -147,7 +147,7 @@ class MeteringConfig:
 
     dir: str = ""
     keep_journals: bool = False
-    ship_s: float = 0.25
+    ship_s: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
