@@ -16,6 +16,7 @@ from fairness_sections import fairness
 from matplotlib import pyplot
 from page import Record, number, range_of, save, source, table
 from peer_sections import load, peers
+from product_sections import products
 from targets import reached
 
 from manylora.bench.servers import Manylora
@@ -336,11 +337,13 @@ SECTIONS: Sequence[tuple[str, Callable[[Record, Path], str]]] = (
     ("spin", pair("Threads that sleep at once ÷ threads that wait awake for 50 µs")),
     ("threads", pair("One thread ÷ two")),
     ("pinned", pair("The edge on one processor ÷ the edge on either")),
+    ("products", products),
     ("speculation", speculation),
     ("agreement", agreement),
     ("footprint", footprint),
     ("fairness", fairness),
     ("metering", pair("What metering costs")),
+    ("metering-triage", pair("What metering costs beside short replies")),
 )
 
 

@@ -240,6 +240,31 @@ def test_a_rate_limit_is_told_with_the_time_to_wait(shop: Shop) -> None:
     assert third.json()["error"]["type"] == "requests"
 
 
+def test_nothing_is_done_for_a_stranger_that_he_could_time(shop: Shop) -> None:
+    """What is another's private adapter is neither read nor looked for; what another has sent speeds nothing up."""
+    owner, stranger = shop.new_tenant("hider"), shop.new_tenant("seeker")
+    shop.upload(owner, "secret", shop.made[0])
+
+    def adapters() -> dict[str, Any]:  # JSON
+        listed = shop.call("GET", "/v1/adapters?limit=1000", key=shop.admin)
+        assert listed.status_code == 200, listed.text
+        return dict(listed.json())
+
+    before = adapters()
+    for name in ("hider/secret", "hider/secret/1", "hider/nothing", "secret", "nothing"):
+        assert shop.generate(stranger, name).status_code == 404
+    assert adapters() == before
+
+    def cached(key: str) -> int:
+        body = {"prompt": "a long and private text of somebody " * 3, "max_tokens": 1, "temperature": 0}
+        usage = shop.call("POST", "/v1/completions", body, key=key).json()["usage"]
+        return int(usage["prompt_tokens_details"]["cached_tokens"])
+
+    assert [cached(owner), cached(stranger)] == [0, 0]
+    assert cached(owner) > 0
+    assert cached(stranger) > 0
+
+
 def test_the_outside_cannot_reach_the_routes_of_edges(shop: Shop) -> None:
     for path in (
         "/internal/snapshot",
