@@ -245,10 +245,10 @@ def test_nothing_is_done_for_a_stranger_that_he_could_time(shop: Shop) -> None:
     owner, stranger = shop.new_tenant("hider"), shop.new_tenant("seeker")
     shop.upload(owner, "secret", shop.made[0])
 
-    def adapters() -> dict[str, Any]:  # JSON
+    def adapters() -> list[dict[str, Any]]:  # JSON
         listed = shop.call("GET", "/v1/adapters?limit=1000", key=shop.admin)
         assert listed.status_code == 200, listed.text
-        return dict(listed.json())
+        return [{**each, "last_use_s": None} for each in listed.json()["data"]]  # that is seconds ago
 
     before = adapters()
     for name in ("hider/secret", "hider/secret/1", "hider/nothing", "secret", "nothing"):

@@ -346,7 +346,7 @@ async def _logged(
     )
     if adapter is not None:
         asked = asked.where(ledger.c.adapter == adapter)
-    rows = (await connection.execute(asked.order_by(ledger.c.number).limit(MAX_LOGGED))).mappings()
+    rows = (await connection.execute(asked.order_by(ledger.c.opened_ms, ledger.c.number).limit(MAX_LOGGED))).mappings()
     return [dict(row) for row in rows]
 
 
