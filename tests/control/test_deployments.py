@@ -171,12 +171,12 @@ def test_request_logs_are_the_callers_own_requests(url: URL, tmp_path: Path) -> 
             with zipfile.ZipFile(io.BytesIO(reply.content)) as archive:
                 return [json.loads(line)["request_id"] for line in archive.read("requests.jsonl").splitlines()]
 
-        assert await logged() == [given[0].request_id, given[2].request_id]
+        assert await logged() == [given[2].request_id, given[0].request_id]
         since = f"?from={(now_ms - 1) / 1000}"
         wrong = await plane.call("GET", f"/v2/deployments/{NAME}/request-logs{since}", key=key)
         assert "`from`" in wrong.json()["error"]["message"]  # where the SDK reads it, on this route
         assert await logged("?from=2000-01-01T00:00:00&to=2001-01-01T00:00:00") == []
-        assert await logged("?adapterId=triage/2") == [given[0].request_id, given[2].request_id]
+        assert await logged("?adapterId=triage/2") == [given[2].request_id, given[0].request_id]
         assert await logged("?adapterId=other/1") == []
 
     in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
