@@ -8,11 +8,6 @@ SPARE_SHARE = 8
 """An eighth of the limit is kept beside it for those who come while one holds the whole."""
 
 
-def most_together(limit: int) -> int:
-    """How many places there are in all, where one holder alone may have `limit`."""
-    return limit + _spare(limit)
-
-
 def has_place(*, held: int, taken: int, wanted: int, limit: int) -> bool:
     """Whether somebody who holds `held` of the `taken` places may have `wanted` more.
 

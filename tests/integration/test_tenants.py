@@ -133,6 +133,13 @@ def test_a_tenant_uploads_queries_and_pays_the_price_of_the_base(shop: Shop) -> 
     expected = sum(cost_of(reply) for reply in (base, newest, first, second))
     wait_for(lambda: shop.charged(key) == expected)
     assert shop.models(key) == {"base", "tone"}
+    rows = {row["request_id"]: row for row in shop.call("GET", "/v1/account/ledger", key=key).json()["rows"]}
+    for reply in (base, newest, first, second):
+        row, told = rows[reply.headers["x-request-id"]], reply.headers.get("x-adapter-tier")
+        assert row["tier"] == told
+        assert (row["adapter_digest"] is None) == (told is None)
+        assert row["total_us"] >= row["first_token_us"] > 0
+    assert newest.headers["x-adapter-tier"] != "cpu", "it was met for the first time"
 
 
 def test_an_alias_moves_while_traffic_flows(shop: Shop) -> None:

@@ -25,7 +25,7 @@ KEY_REASON = "this key's budget of this month is used up"
 class _Account:
     """One lease: of a tenant's credit, or of a key's budget. granted and spent are counted since this edge began.
 
-    key       empty: the tenant's
+    key       the origin of a key; empty: the tenant's
     reserved  of requests under way
     renew_ms  half-way to the lease's end: from then on it is to be prolonged
     """
@@ -46,7 +46,7 @@ class _Account:
 
 @dataclass(slots=True)
 class Hold:
-    """What one request has set aside, in its tenant's account and in its key's, if that has a budget."""
+    """What one request has set aside, in its tenant's account and in its key's."""
 
     accounts: list[_Account]
     price: PriceFacts

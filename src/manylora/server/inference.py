@@ -125,6 +125,7 @@ class Inference:
         )
 
     def _timings(self, exchange: Exchange, work: Work) -> Timings:
+        work.note_arrived()
         adapter, use = work.drafts[0].adapter, work.adapter_use
         first_s = work.first_token_s
         arrived_s = exchange.arrival.arrived_s

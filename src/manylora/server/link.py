@@ -357,9 +357,12 @@ class ProcessLink:
 
     async def _counted(self) -> dict[RequestId, Counts]:
         """What the engine that is gone had written down of its requests; read in a thread, for it may be megabytes."""
+        return await asyncio.to_thread(self._read_counted)
+
+    def _read_counted(self) -> dict[RequestId, Counts]:
         if self._journal_dir is None or self._worker is None or not self._worker.life or not self._desk.num_in_flight:
             return {}
-        journal = await asyncio.to_thread(read_journal, self._journal_dir, self._worker.life)
+        journal = read_journal(self._journal_dir, self._worker.life)
         return {request_id: counted.counts for request_id, counted in journal.items()}
 
     async def _read(self, worker: _Worker, first: asyncio.Event) -> None:
@@ -400,8 +403,8 @@ class ProcessLink:
         fault = Unavailable(SHUTTING_DOWN) if self._is_closing else None
         try:
             counted = await self._counted()
-        except asyncio.CancelledError:
-            self._desk.lose(reason, fault)
+        except asyncio.CancelledError:  # a forced end: nobody waits for it, and what was counted is recorded
+            self._desk.lose(reason, fault, self._read_counted())
             raise
         self._desk.lose(reason, fault, counted)
         self._worker = None

@@ -142,6 +142,11 @@ class Work:
         self.adapter_use = self.adapter_use or event.adapter
         self.queue_ms = event.queue_ms if self.queue_ms is None else self.queue_ms
 
+    def note_arrived(self) -> None:
+        """Keep what first tokens tell that have come and that nobody has read yet: a short reply ends before that."""
+        if any(isinstance(generation.peek(), TokenEvent) for generation in self.generations):
+            self._note_first()
+
     def _note_first(self) -> None:
         if self.first_token_s is None:
             self.first_token_s = self._clock.monotonic_s()
