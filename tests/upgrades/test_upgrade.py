@@ -4,6 +4,7 @@ The assertions say what has to hold for ever: what a key may do, what a customer
 """
 
 import io
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,15 +15,18 @@ import httpx2
 import pytest
 
 from manylora.config import leaves, load_config
+from manylora.control.backup import back_up, restore
 from tests.control.postgres_server import PostgresServer
 from tests.serving import running_server
 from tests.upgrades.data_directory import PARTS, VERSION_0_1, copy_to, load_rows, read_json
+from tests.upgrades.surface import error_codes, metrics_in, options_of_verbs
 from tests.waiting import wait_for
 
 TOLD: Mapping[str, Any] = read_json("told")
 KEYS: Mapping[str, str] = read_json("keys")
+NAMES: Mapping[str, Any] = read_json("names")
 BOOKED = {row["id"]: row for row in TOLD["booked"]}
-"""What version 0.1 itself made of the usage that it left unshipped."""
+"""The rows that version 0.1 itself booked of the usage that it left unshipped."""
 CONTENT_TYPES = {"txt": "text/plain", "json": "application/json", "csv": "text/csv", "html": "text/html"}
 PRICE = {"prompt_tokens": 98_765, "completion_tokens": 500_003}
 """In force since October 2025, in nano-dollars a token."""
@@ -273,7 +277,7 @@ def test_a_dedicated_deployment_stays_recorded(upgraded: Upgraded) -> None:
     assert {name: now[name] for name in facts} == {name: told[name] for name in facts}
 
 
-# ── settings ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── names ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_every_setting_of_a_file_is_taken(tmp_path: Path) -> None:
@@ -282,3 +286,33 @@ def test_every_setting_of_a_file_is_taken(tmp_path: Path) -> None:
     assert values != defaults
     assert values["model.cache_dir"] == "/var/cache/manylora"
     assert values["control.lease_nanousd"] == 1_000_000
+
+
+def test_a_metric_keeps_its_name_and_kind(upgraded: Upgraded) -> None:
+    now = metrics_in(upgraded.call("GET", "/metrics").text)
+    assert {name: now.get(name) for name in NAMES["metrics"]} == NAMES["metrics"]
+
+
+def test_every_verb_takes_the_options_that_it_took() -> None:
+    now = options_of_verbs()
+    assert {verb: sorted({*options} - {*now.get(verb, ())}) for verb, options in NAMES["options"].items()} == {
+        verb: [] for verb in NAMES["options"]
+    }
+
+
+def test_the_codes_of_errors_stay() -> None:
+    assert {*NAMES["codes"]} - {*error_codes()} == set()
+
+
+def test_a_backup_of_what_the_older_version_left_restores(tmp_path: Path) -> None:
+    """The archive that docs/upgrading.md asks for, should it be made by the newer program."""
+    old = load_config(flags={"control.dir": str(tmp_path / "old")}, environ={})
+    new = load_config(flags={"control.dir": str(tmp_path / "new")}, environ={})
+    shutil.copytree(VERSION_0_1 / "control", tmp_path / "old")
+    back_up(old, tmp_path / "backup.tar")
+    restore(new, tmp_path / "backup.tar")
+    for path in (VERSION_0_1 / "control" / "uploads").rglob("*"):
+        if path.is_file():
+            there = tmp_path / "new" / path.relative_to(VERSION_0_1 / "control")
+            assert there.read_bytes() == path.read_bytes()
+    assert (tmp_path / "new" / "pepper").read_bytes() == (VERSION_0_1 / "control" / "pepper").read_bytes()

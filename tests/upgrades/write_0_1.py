@@ -299,7 +299,7 @@ def correct(server: Client, row: dict[str, Any], correction: str, *, reason: str
 
 
 def answers(server: Client) -> dict[str, Any]:
-    """What this version says of everything, and the invoices of two closed months in every form."""
+    """This version's answers about everything; the invoices of two closed months become files, in every form."""
     for tenant, month in (("acme", "2025-09"), ("acme", "2025-10"), ("beta", "2025-10")):
         for form, ending in FORMS.items():
             reply = server.http.get(
@@ -383,7 +383,7 @@ def streaming(server: Client, key: str, model: str) -> Iterator[None]:
 
 
 def book_on_a_copy(site: Site) -> list[dict[str, Any]]:
-    """What this version itself books of what is left, when it is started again on a copy."""
+    """The rows that this version itself books of the usage that is left, when it starts again on a copy."""
     copied = Path(f"{site.folder}-copy")
     shutil.rmtree(copied, ignore_errors=True)
     shutil.copytree(site.folder, copied, symlinks=True)
@@ -407,7 +407,7 @@ def told_rows(site: Site) -> list[dict[str, Any]]:
 
 
 def packed(site: Site) -> dict[str, Any]:
-    """Whose packed images lie in the disk tier: the folder of each adapter by what its `.name` file begins with."""
+    """The folder of each adapter whose packed image lies in the disk tier, by the beginning of its `.name` file."""
     folders = {"local:tone": "adapters/tone"} | {
         f"pbase:{path}": f"control/uploads/{path}"
         for path in ("acme/triage/1", "acme/triage/2", "acme/triage/3", "acme/house/1", "beta/own/1")
