@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from manylora.adapter_ref import SourceName
+from manylora.clock import Clock
 from manylora.config import Config
 from manylora.models.tokenizer import Tokenizer
 from manylora.server.app import EdgeApp, create_app
@@ -40,9 +41,17 @@ class House:
 
 @asynccontextmanager
 async def open_house(
-    directory: Path, *, sources: Sequence[str] = ("local",), load_timeout_s: float = 60.0, **server: Any
+    directory: Path,
+    *,
+    sources: Sequence[str] = ("local",),
+    load_timeout_s: float = 60.0,
+    clock: Clock | None = None,
+    **server: Any,
 ) -> AsyncIterator[House]:
-    """`sources` are those that adapters may come from; settings of the `[server]` group may be given by name."""
+    """`sources` are those that adapters may come from; settings of the `[server]` group may be given by name.
+
+    `clock` is the edge's; the engine keeps the machine's.
+    """
     save_tokenizer(directory)
     for name in ("triage", "team/tone"):
         folder = directory / "adapters" / name
@@ -59,7 +68,7 @@ async def open_house(
         adapters=replace(defaults.adapters, load_timeout_s=load_timeout_s),
     )
     served = replace(served_for(directory), adapter_sources=tuple(SourceName(source) for source in sources))
-    app = create_app(config, link=link, served=served, tokenizer=tokenizer)
+    app = create_app(config, link=link, served=served, tokenizer=tokenizer, clock=clock)
     transport = httpx2.ASGITransport(app=app)  # type: ignore[arg-type]  # ASGI's types differ by library
     try:
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=20) as client:

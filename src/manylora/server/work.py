@@ -24,11 +24,20 @@ class Work:
     Sequence numbers are prompt number × sequences per prompt + sequence of that prompt.
     """
 
-    def __init__(self, drafts: Sequence[Draft], generations: Sequence[Generation], gate: Gate, clock: Clock) -> None:
+    def __init__(
+        self,
+        drafts: Sequence[Draft],
+        generations: Sequence[Generation],
+        gate: Gate,
+        clock: Clock,
+        *,
+        begun_s: float,
+    ) -> None:
+        """`begun_s` is the moment before the first sequence was opened: validation ends there."""
         self.drafts = drafts
         self.generations = generations
         self.transcripts = [Transcript(gate.tokenizer) for _ in generations]
-        self.begun_s = clock.monotonic_s()
+        self.begun_s = begun_s
         self.first_token_s: float | None = None
         self.adapter_use: AdapterUse | None = None
         self.queue_ms: float | None = None
@@ -171,6 +180,8 @@ def begin(
     `on_unsent` is told which never reached the engine.
     """
     opened: list[Generation] = []
+    # The engine is another process: it may begin, and even answer, before the next line of this one runs.
+    begun_s = clock.monotonic_s()
     try:
         try:
             for request in requests:
@@ -178,7 +189,7 @@ def begin(
         except BaseException:
             on_unsent([request.id for request in requests[len(opened) :]])
             raise
-        yield Work(drafts, opened, gate, clock)
+        yield Work(drafts, opened, gate, clock, begun_s=begun_s)
     finally:
         for generation in opened:
             generation.close()
