@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -238,7 +239,8 @@ def test_a_numbered_folder_of_another_user_is_passed_over(tmp_path: Path) -> Non
 def open_to_all(folder: Path) -> Path:
     """Let other users pass through the folders of this test, if it is about another user at all."""
     if os.geteuid() == 0:
-        for each in (folder, folder.parent, folder.parent.parent):
+        shared = Path(tempfile.gettempdir())
+        for each in (folder, *(parent for parent in folder.parents if shared in parent.parents)):
             each.chmod(0o755)
     return folder
 
