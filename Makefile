@@ -5,6 +5,8 @@ BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on
 # The demo base is fetched once into the user's cache, see `manylora pull --help`.
 BASE := SmolLM2-135M-Instruct
+# Processes that run the tests. The tests of one file share what they start, so that they run in one of them.
+WORKERS ?= 2
 
 .PHONY: help serve test check install base lint types unit sanitize clients bench-docs clean
 
@@ -32,7 +34,7 @@ types: .venv/tested
 	$(BIN)/mypy
 
 unit: .venv/tested .venvs/openai/installed .venvs/lorax/installed .venvs/predibase/installed base
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 sanitize: .venv/tested ## Run the kernels' tests under the address and undefined-behaviour sanitizers
 	tests/kernels/sanitize.sh

@@ -8,6 +8,8 @@ from manylora.engine.events import TokenEvent
 from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.ids import Flow, RequestId
 
+Reply = Sequence[TokenEvent]
+
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
@@ -29,9 +31,13 @@ def find_divergences(
     exact: Engine, other: Engine, prompts: Sequence[Sequence[int]], num_tokens: int
 ) -> list[Divergence]:
     """Generate `num_tokens` greedily after each prompt on both engines and compare, end-of-sequence ignored."""
-    sides = [_replies(engine, prompts, num_tokens) for engine in (exact, other)]
+    return compare_replies(greedy_replies(exact, prompts, num_tokens), greedy_replies(other, prompts, num_tokens))
+
+
+def compare_replies(exact: Sequence[Reply], other: Sequence[Reply]) -> list[Divergence]:
+    """Return where the replies of two engines to the same prompts part; `exact` has the two best of each token."""
     found: list[Divergence] = []
-    for number, (expected, got) in enumerate(zip(*sides, strict=True)):
+    for number, (expected, got) in enumerate(zip(exact, other, strict=True)):
         for index, (one, two) in enumerate(zip(expected, got, strict=True)):
             if one.token_id != two.token_id:
                 assert one.alternatives is not None  # asked for
@@ -41,7 +47,8 @@ def find_divergences(
     return found
 
 
-def _replies(engine: Engine, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[list[TokenEvent]]:
+def greedy_replies(engine: Engine, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[Reply]:
+    """Generate `num_tokens` greedily after each prompt, in one batch, end-of-sequence ignored."""
     ids = [RequestId(f"prompt-{number}") for number in range(len(prompts))]
     for request_id, tokens in zip(ids, prompts, strict=True):
         engine.submit(
@@ -59,4 +66,4 @@ def _replies(engine: Engine, prompts: Sequence[Sequence[int]], num_tokens: int) 
     while engine.has_work:
         for event in engine.step().tokens:
             found[event.request_id].append(event)
-    return list(found.values())
+    return [*found.values()]
