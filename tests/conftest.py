@@ -13,6 +13,11 @@ from manylora.config import DEFAULT_BASE, cache_dir
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+# Processes of ours import nothing from the working directory; some of the engines that tests start are in `tests`.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+
 IS_CI = os.environ.get("CI", "").lower() in ("1", "true")
 
 

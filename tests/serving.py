@@ -4,7 +4,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,11 +15,13 @@ STOP_WAIT_S = 60
 
 
 @contextmanager
-def running_server(log: Path, *flags: str) -> Iterator[str]:
+def running_server(
+    log: Path, *flags: str, command: Sequence[str] = (sys.executable, "-m", "manylora")
+) -> Iterator[str]:
     """Yield the address of a server on a free port; it must drain and exit with 0 at the end."""
     own = [f"--set={group}.dir={log.parent / group}" for group in ("control", "metering")]
-    command = [sys.executable, "-m", "manylora", "serve", "--port", "0", *own, *flags]
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
+    words = [*command, "serve", "--port", "0", *own, *flags]
+    with log.open("wb") as output, subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT) as process:
         try:
             yield _wait_for_url(process, log)
         finally:

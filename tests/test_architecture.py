@@ -241,3 +241,13 @@ def test_every_error_has_a_heading() -> None:
     text = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
     missing = sorted({kind.row.code for kind in error_classes() if f"### `{kind.row.code}`" not in text})
     assert not missing
+
+
+def test_every_child_that_runs_python_is_isolated_from_the_working_directory() -> None:
+    """The benchmarks' servers are what a person would start, in the working directory of that person."""
+    for path in modules():
+        if room(path) == "bench":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.List | ast.Tuple) and node.elts and ast.unparse(node.elts[0]) == "sys.executable":
+                assert ast.unparse(node.elts[1]) == "'-P'", f"{relative(path)}:{node.lineno}"

@@ -333,8 +333,11 @@ def child_environment() -> dict[str, str]:
     """The environment for the processes we start: ours, with threads that sleep at a barrier instead of spinning.
 
     With another busy process on the same cores, threads that spin at a barrier make a step several times longer.
+    No file of the working directory is imported: Python takes an empty entry of PYTHONPATH for that directory.
     """
-    return {**environment(), "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if Path(path).is_absolute()]
+    found = {**environment(), "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return {**found, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
 
 
 def _read_file(file: Path) -> dict[str, Setting]:

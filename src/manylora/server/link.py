@@ -181,10 +181,9 @@ class _Worker:
 
     async def spawn(self) -> asyncio.subprocess.Process:
         """A session of its own, so that Ctrl-C in the terminal reaches the edge alone, which then drains."""
-        paths = os.pathsep.join(path for path in sys.path if path)
         self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", WORKER_MODULE, self.address, str(os.getpid())),
-            env={**child_environment(), "PYTHONPATH": paths},
+            *(sys.executable, "-P", "-m", WORKER_MODULE, self.address, str(os.getpid())),
+            env=child_environment(),
             stdin=asyncio.subprocess.DEVNULL,
             start_new_session=True,
         )
