@@ -16,6 +16,7 @@ SOURCE = ROOT / "src" / "manylora"
 LAYERS = {
     0: {
         "config",
+        "standard_streams",
         "errors",
         "ids",
         "adapter_ref",
@@ -60,6 +61,7 @@ MAY_START_THREADS_OR_PROCESSES = {
     "server/link.py",
     "server/spool.py",
     "server/pool.py",
+    "standard_streams.py",  # the writer of log lines, which may block
 }
 BARE_GPU_IMAGE = {
     "fastapi",

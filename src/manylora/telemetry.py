@@ -125,6 +125,12 @@ MANYLORA_METRICS = (
         unit="seconds",
         help="Arrival to first token, adapter load included",
     ),
+    Metric(
+        name="manylora_log_lines_lost",
+        kind=MetricKind.COUNTER,
+        unit="lines",
+        help="Log lines that the server and its engines could not write",
+    ),
     Metric(name="manylora_in_flight", kind=MetricKind.GAUGE, unit="sequences", help="Sequences admitted by the edge"),
     Metric(name="manylora_engine_up", kind=MetricKind.GAUGE, unit="boolean", help="1 while the engine takes requests"),
     Metric(

@@ -5,11 +5,14 @@ import sys
 from manylora.cli.hosting import host_control
 from manylora.config import load_config, parse_setting
 from manylora.server.run import Announce, run_server
+from manylora.standard_streams import make_streams_lossy, open_missing_streams
 
 FACTORY = "tests.server.fake_engine:build"
 
 
 def main(directory: str, *assignments: str) -> None:
+    open_missing_streams()
+    make_streams_lossy()
     pairs = [assignment.partition("=") for assignment in assignments]
     flags = {key: parse_setting(key, text) for key, _, text in pairs}
     own = {"control.dir": f"{directory}/control", "metering.dir": f"{directory}/metering"}

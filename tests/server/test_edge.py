@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from manylora import errors
 from manylora.adapter_state import LOAD_BUCKETS_S, LoadTimes
 from manylora.engine.events import FinishReason
-from manylora.server.metrics import Meters
+from manylora.server.metrics import EdgeNow, Meters
 from tests.server.asgi_client import calling
 from tests.server.conftest import House
 
@@ -401,6 +401,6 @@ def test_load_times_are_a_histogram_that_prometheus_reads(in_house: InHouse) -> 
 
 
 def test_an_engine_that_has_told_nothing_shows_nothing() -> None:
-    text = Meters().exposition(None, in_flight=0, is_up=False, shows_private=True).decode()
+    text = Meters().exposition(None, EdgeNow(in_flight=0, is_up=False, shows_private=True)).decode()
     assert "# TYPE manylora_adapter_load_seconds histogram" in text
     assert "\nmanylora_adapter" not in text

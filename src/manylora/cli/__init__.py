@@ -20,6 +20,7 @@ from manylora.cli.serve import serve
 from manylora.cli.tenants import tenants
 from manylora.cli.usage import invoice, usage
 from manylora.errors import ManyloraError
+from manylora.standard_streams import open_missing_streams
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,6 +54,7 @@ def about(version: bool = typer.Option(False, "--version", help="Print the versi
 
 def main() -> None:
     """Run the command line; an error made for people is printed as one line, not as a traceback."""
+    open_missing_streams()
     try:
         app()
     except ManyloraError as error:

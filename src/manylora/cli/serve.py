@@ -49,7 +49,9 @@ def serve(
     from manylora.cli.hosting import host_control
     from manylora.cli.settings import FACTORY, configuration, with_adapter_roots, with_base_fetched, with_registry
     from manylora.server.run import Announce, run_server
+    from manylora.standard_streams import make_streams_lossy
 
+    make_streams_lossy()
     roots = tuple(str(root.expanduser().resolve()) for root in adapter_root or ())
     settings = configuration(
         config,

@@ -36,12 +36,14 @@ class LinkHealth:
 
     stalled_s         since the engine moved, while it has work
     loader_stalled_s  since its adapter loader answered, while requests wait for it
+    lost_log_lines    that engine processes could not write, since the edge began
     """
 
     is_up: bool
     in_flight: int
     stalled_s: float
     loader_stalled_s: float
+    lost_log_lines: int = 0
 
 
 class Desk:
@@ -52,6 +54,8 @@ class Desk:
         self.pulse = Pulse(clock)
         self.suspects = Suspects(clock)
         self.on_finished: OnFinished | None = None
+        self._lost_log_lines = 0  # by engines that are gone
+        self._lost_of_this_engine = 0
         self._fresh = asyncio.Event()
         self._numbers = itertools.count()
         self._asked: dict[int, asyncio.Future[tuple[AdapterInfo, ...]]] = {}  # questions without an answer yet
@@ -80,8 +84,9 @@ class Desk:
             case wire.Step(events=events):
                 self.pulse.beat()
                 self.board.deliver(events)
-            case wire.Beat(stats):
+            case wire.Beat(stats, lost_log_lines):
                 self.pulse.note(stats)
+                self._lost_of_this_engine = lost_log_lines
                 self._fresh.set()
             case wire.Told(number, infos, failure):
                 if (answer := self._asked.pop(number, None)) is None or answer.done():
@@ -140,6 +145,7 @@ class Desk:
         """
         self.suspects.blame(request for request in self.board.requests() if request.flow != PROBE_FLOW)
         self.pulse.forget()
+        self._lost_log_lines, self._lost_of_this_engine = self._lost_log_lines + self._lost_of_this_engine, 0
         for answer in self._asked.values():
             if not answer.done():
                 answer.set_exception(fault or Unavailable(RESTARTED))
@@ -158,6 +164,7 @@ class Desk:
             in_flight=in_flight,
             stalled_s=self.pulse.stalled_s(in_flight),
             loader_stalled_s=self.pulse.loader_stalled_s(in_flight),
+            lost_log_lines=self._lost_log_lines + self._lost_of_this_engine,
         )
 
     def _ended(self, generation: Generation, finished: Finished) -> None:

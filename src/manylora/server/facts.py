@@ -7,7 +7,8 @@ from manylora.server.catalogue import Catalogue
 from manylora.server.exchange import Exchange
 from manylora.server.health import Health
 from manylora.server.inference import Inference
-from manylora.server.metrics import Meters
+from manylora.server.metrics import EdgeNow, Meters
+from manylora.standard_streams import lost_lines
 
 UNHEALTHY = {"error": "unhealthy", "error_type": "healthcheck", "code": "deployment_unavailable"}
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
@@ -60,15 +61,18 @@ class FactRoutes:
 
     async def metrics(self, exchange: Exchange) -> None:
         stats = await self._link.stats()
-        in_flight, is_up = self._gate.num_sequences, self._link.health().is_up
-        shows_private = is_operator(exchange, is_open=self._gate.settings.admin_open)
+        health = self._link.health()
+        now = EdgeNow(
+            in_flight=self._gate.num_sequences,
+            is_up=health.is_up,
+            shows_private=is_operator(exchange, is_open=self._gate.settings.admin_open),
+            lost_log_lines=lost_lines() + health.lost_log_lines,
+        )
         wants_json = "application/json" in (exchange.header("accept") or "")
         if wants_json or exchange.query.get("format") == "json":
-            numbers = self._meters.as_json(stats, in_flight=in_flight, is_up=is_up, shows_private=shows_private)
-            await exchange.reply(numbers)
+            await exchange.reply(self._meters.as_json(stats, now))
             return
-        body = self._meters.exposition(stats, in_flight=in_flight, is_up=is_up, shows_private=shows_private)
-        await exchange.reply_bytes(body, TEXT_FORMAT)
+        await exchange.reply_bytes(self._meters.exposition(stats, now), TEXT_FORMAT)
 
     async def tokenize(self, exchange: Exchange) -> None:
         body = exchange.json()

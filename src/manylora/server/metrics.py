@@ -1,6 +1,7 @@
 """Counts what the edge sees and shows it with the engine's numbers, as Prometheus text or as JSON."""
 
 from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from operator import attrgetter
 
@@ -19,6 +20,22 @@ from manylora.telemetry import BASE_LABEL, MAX_ADAPTER_LABELS, METRICS, OTHER_AD
 
 SECOND_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 TOKEN_BUCKETS = tuple(2.0**power for power in range(18))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeNow:
+    """State of the edge at one scrape.
+
+    in_flight       sequences admitted
+    is_up           whether the engine takes requests
+    shows_private   whether the reader may see the names of private adapters
+    lost_log_lines  lines that the edge and its engines could not write
+    """
+
+    in_flight: int
+    is_up: bool
+    shows_private: bool
+    lost_log_lines: int = 0
 
 
 class Meters:
@@ -92,15 +109,13 @@ class Meters:
             for kind, count in kinds.items():
                 self._totals.add("manylora_tokens", (label, kind), count)
 
-    def exposition(self, stats: EngineStats | None, *, in_flight: int, is_up: bool, shows_private: bool) -> bytes:
-        self._refresh(stats, in_flight=in_flight, is_up=is_up, shows_private=shows_private)
+    def exposition(self, stats: EngineStats | None, now: EdgeNow) -> bytes:
+        self._refresh(stats, now)
         return generate_latest(self._registry)
 
-    def as_json(
-        self, stats: EngineStats | None, *, in_flight: int, is_up: bool, shows_private: bool
-    ) -> dict[str, object]:
+    def as_json(self, stats: EngineStats | None, now: EdgeNow) -> dict[str, object]:
         """`{family: {"type", "data": [{"key", "value"}]}}`; a key is a sample's name with its labels."""
-        self._refresh(stats, in_flight=in_flight, is_up=is_up, shows_private=shows_private)
+        self._refresh(stats, now)
         return {
             family.name: {
                 "type": family.type,
@@ -109,11 +124,12 @@ class Meters:
             for family in self._registry.collect()
         }
 
-    def _refresh(self, stats: EngineStats | None, *, in_flight: int, is_up: bool, shows_private: bool) -> None:
+    def _refresh(self, stats: EngineStats | None, now: EdgeNow) -> None:
         self._engine.stats = stats
-        self._totals.shown = None if shows_private else self._public
-        self._gauges["manylora_in_flight"].set(in_flight)
-        self._gauges["manylora_engine_up"].set(is_up)
+        self._totals.shown = None if now.shows_private else self._public
+        self._totals.set("manylora_log_lines_lost", now.lost_log_lines)
+        self._gauges["manylora_in_flight"].set(now.in_flight)
+        self._gauges["manylora_engine_up"].set(now.is_up)
 
     def _adapter_label(self, adapter: AdapterRef | None, *, has_run: bool) -> str:
         """Labels are few, so a name gets one only when it has run: names that do not exist must not use them up."""
@@ -145,6 +161,10 @@ class _Totals(Collector):
     def add(self, name: str, labels: tuple[str, ...], amount: float = 1.0) -> None:
         values = self._values[name]
         values[labels] = values.get(labels, 0.0) + amount
+
+    def set(self, name: str, value: float) -> None:
+        """Take over a total that is counted elsewhere."""
+        self._values[name][()] = value
 
     def collect(self) -> Iterable[Family]:
         for name, metric in self._metrics.items():

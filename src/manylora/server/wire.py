@@ -82,6 +82,7 @@ class Beat(msgspec.Struct, frozen=True, tag=True):
     """The engine's numbers: about once a second while there is work, and whenever asked."""
 
     stats: EngineStats
+    lost_log_lines: int = 0  # of the engine process, since it began
 
 
 class Told(msgspec.Struct, frozen=True, tag=True):

@@ -16,6 +16,7 @@ from manylora.errors import EngineFault, ManyloraError
 from manylora.server import wire
 from manylora.server.driver import ProgressLine, drive, load_factory
 from manylora.server.journal import Journal
+from manylora.standard_streams import lost_lines, make_streams_lossy
 
 PR_SET_PDEATHSIG = 1
 BOOT_WAIT_MS = 10_000
@@ -45,6 +46,8 @@ class _SocketPort:
 
     def send(self, frame: wire.Frame) -> None:
         """Wait a while if the edge lags; an edge that takes nothing for `SEND_WAIT_MS` has ended this process."""
+        if isinstance(frame, wire.Beat):
+            frame = wire.Beat(frame.stats, lost_lines())
         self._socket.send(wire.encode(frame))
 
 
@@ -63,6 +66,7 @@ class _ProgressHandler(logging.Handler):
 def main(address: str, parent_pid: int) -> int:
     """Build the engine the edge asks for and drive it until `Stop` (0) or until it breaks (1)."""
     _die_with_parent(parent_pid)
+    make_streams_lossy()
     context = zmq.Context()
     socket = context.socket(zmq.PAIR)
     socket.set_hwm(MAX_QUEUED_FRAMES)

@@ -1,0 +1,152 @@
+"""Standard streams that cannot end or stall a server: a full disk, a pipe without a reader, closed descriptors.
+
+A log line is worth less than a reply. A server therefore hands its lines to a thread that writes them. What cannot be
+written is dropped and counted.
+"""
+
+import atexit
+import contextlib
+import io
+import os
+import select
+import sys
+import threading
+from collections import deque
+
+MAX_PENDING_BYTES = 1 << 20
+FLUSH_WAIT_S = 1.0
+_BUSY_WAIT_MS = 100
+_NAMES = ("stdin", "stdout", "stderr")
+
+
+class LossyStream(io.TextIOBase):
+    """A text stream onto a descriptor. `write` returns at once and never raises; `lost_lines` counts what was dropped.
+
+    Thread: any thread may write; one thread of the stream itself calls `os.write`, which may block.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._pending: deque[bytes] = deque()
+        self._pending_bytes = 0
+        self._untold = 0  # lost lines that no written line tells of yet
+        self._changed = threading.Condition()  # protects the fields above and below
+        self._is_idle = True
+        self.lost_lines = 0
+        self._writer = threading.Thread(target=self._write_pending, name="standard-stream", daemon=True)
+        self._writer.start()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # a constant here
+        return "utf-8"
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, text: str) -> int:
+        data = text.encode("utf-8", "backslashreplace")
+        with self._changed:
+            if self._pending_bytes + len(data) > MAX_PENDING_BYTES:
+                self._lose(data)
+            else:
+                self._pending.append(data)
+                self._pending_bytes += len(data)
+                self._changed.notify_all()
+        return len(text)
+
+    def flush(self) -> None:
+        """Return at once: the thread writes as soon as the descriptor takes it."""
+
+    def drain(self, wait_s: float = FLUSH_WAIT_S) -> None:
+        """Wait until everything is written or lost, at most `wait_s` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_idle and not self._pending, wait_s)
+
+    def _lose(self, data: bytes) -> None:
+        self.lost_lines += data.count(b"\n")
+        self._untold += data.count(b"\n")
+
+    def _write_pending(self) -> None:
+        while True:
+            with self._changed:
+                self._is_idle = True
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._pending)
+                self._is_idle = False
+                data = b"".join(self._pending)
+                self._pending.clear()
+                self._pending_bytes = 0
+                notice, self._untold = _notice(self._untold), 0
+            if not self._is_written(notice + data):
+                with self._changed:
+                    self._untold += data.count(b"\n") + notice.count(b"\n")
+                    self.lost_lines += data.count(b"\n")
+
+    def _is_written(self, data: bytes) -> bool:
+        while data:
+            try:
+                data = data[os.write(self._descriptor, data) :]
+            except BlockingIOError:  # another process has made the shared descriptor non-blocking
+                waiting = select.poll()
+                waiting.register(self._descriptor, select.POLLOUT)
+                waiting.poll(_BUSY_WAIT_MS)
+            except OSError:
+                return False
+        return True
+
+
+def open_missing_streams() -> None:
+    """Put /dev/null where a standard descriptor is closed, so that no other file is opened as one and written to."""
+    for descriptor, name in enumerate(_NAMES):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != descriptor:
+                os.dup2(null, descriptor)
+                os.close(null)
+            os.set_inheritable(descriptor, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))  # noqa: SIM115
+
+
+def make_streams_lossy() -> None:
+    """Replace standard output and standard error by streams that neither raise nor block. Repeating it changes nothing.
+
+    A process calls it before it configures its logging. A stream without a descriptor, as a test has, stays.
+    """
+    open_missing_streams()
+    atexit.register(drain_streams)
+    for name in _NAMES[1:]:
+        current = getattr(sys, name)
+        with contextlib.suppress(OSError):
+            if not isinstance(current, LossyStream):
+                setattr(sys, name, LossyStream(current.fileno()))
+
+
+def drain_streams() -> None:
+    """Give lines that were just logged a moment to be written before the process ends."""
+    for stream in _lossy_streams():
+        stream.drain()
+
+
+def lost_lines() -> int:
+    """Lines of this process that could not be written to standard output or standard error."""
+    return sum(stream.lost_lines for stream in _lossy_streams())
+
+
+def _lossy_streams() -> list[LossyStream]:
+    return [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, LossyStream)]
+
+
+def _notice(lost: int) -> bytes:
+    """A log line about lines that are missing before it."""
+    if not lost:
+        return b""
+    return f'{{"event": "log.lines_lost", "level": "warning", "lines": {lost}}}\n'.encode()
