@@ -2,7 +2,7 @@
 
 Prompts:  `SAY:text` generates text, then ends the sequence; else the reply is `Hello from <adapter or base>.`
           `HOLD` never ends;  `CRASH` makes a step raise;  `EXIT` kills the process;  `WAIT` never starts;
-          `LOAD` waits for its adapter for ever
+          `LOAD` waits for its adapter for ever;  `SPIN` computes for four seconds before its first token
 Adapters: `fail-<ErrorClass>` fails with that class of errors.py; `missing…` is not found; any other name is known
 """
 
@@ -34,6 +34,7 @@ from tests.server.fake_adapters import FakeAdapters
 from tests.server.tiny_tokenizer import EOS, VOCAB_SIZE, save_tokenizer
 
 STEP_S = 0.002
+SPIN_S = 4.0
 QUEUE_MS = 7.0
 MAX_MODEL_LEN = 512
 NOTHING_STORED = StoreStats(
@@ -109,6 +110,10 @@ class FakeEngine:
         for live in list(self.live.values()):
             if "CRASH" in live.prompt:
                 raise RuntimeError("told to crash")
+            if "SPIN" in live.prompt and not live.generated:
+                end_s = self._clock.monotonic_s() + SPIN_S
+                while self._clock.monotonic_s() < end_s:
+                    pass
             if "EXIT" in live.prompt and live.generated:
                 os._exit(9)
             if "WAIT" not in live.prompt and "LOAD" not in live.prompt:

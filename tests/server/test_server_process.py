@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -119,3 +120,37 @@ def test_operators_are_told_from_strangers_on_a_real_socket(tmp_path: Path) -> N
                 reply = client.request(method, "/v1/adapters/triage", headers=stranger)
                 assert (reply.status_code, reply.json()["error"]["code"]) == (403, "insufficient_permissions")
         assert client.post("/generate", json={"inputs": "Hi"}, headers={"host": "any"}).status_code == 200
+
+
+def test_a_stopped_engine_costs_its_callers_the_queue_time_and_is_restarted(tmp_path: Path) -> None:
+    """It neither dies nor answers: the edge ends what waits by its own clock, and streams by the restart."""
+    with running(tmp_path, "engine.max_queue_s=1", "server.health_stall_s=4") as (process, client):
+        (worker,) = psutil.Process(process.pid).children()
+        with client.stream("POST", "/generate_stream", json={"inputs": "HOLD"}) as reply:
+            events = reply.iter_raw()
+            next(events)
+            worker.suspend()
+            bodies = {
+                "/generate": {"inputs": "x"},
+                "/generate_stream": {"inputs": "x"},
+                "/v1/completions": {"prompt": "x"},
+            }
+            with ThreadPoolExecutor() as callers:
+                for late in callers.map(lambda path: post(client, path, bodies[path]), bodies):
+                    assert (late.status_code, "waited longer than 1 s" in late.text) == (504, True)
+            assert b'"error"' in b"".join(events)
+        assert not worker.is_running()
+        until(lambda: client.post("/generate", json={"inputs": "SAY:hello"}).status_code == 200)
+
+
+def post(client: httpx2.Client, path: str, body: object) -> httpx2.Response:
+    """Ask on a connection of its own."""
+    with httpx2.Client(base_url=client.base_url, timeout=20) as other:
+        return other.post(path, json=body)
+
+
+def test_a_long_step_is_not_taken_for_a_stopped_engine(tmp_path: Path) -> None:
+    with running(tmp_path, "engine.max_queue_s=1", "server.health_stall_s=1") as (process, client):
+        (worker,) = psutil.Process(process.pid).children()
+        assert client.post("/generate", json={"inputs": "SPIN"}).status_code == 200
+        assert worker.is_running()

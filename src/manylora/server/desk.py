@@ -12,7 +12,7 @@ from manylora.adapter_state import AdapterAction, AdapterInfo
 from manylora.clock import Clock
 from manylora.engine.events import EngineStats, Failure, Finished, FinishReason
 from manylora.engine.request import Request
-from manylora.errors import EngineFault, ManyloraError, Unavailable
+from manylora.errors import EngineFault, ManyloraError, QueueTimeout, Unavailable
 from manylora.ids import PROBE_FLOW, RequestId
 from manylora.server import wire
 from manylora.server.generation import Generation, Switchboard
@@ -50,6 +50,7 @@ class Desk:
     """One link's bookkeeping; it sends through the function it is given and is told each frame."""
 
     def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self.board = Switchboard(self._ended)
         self.pulse = Pulse(clock)
         self.suspects = Suspects(clock)
@@ -70,7 +71,7 @@ class Desk:
             with contextlib.suppress(ManyloraError):  # a full or closed link has nobody to abort for
                 send(wire.Abort(request_id, reason))
 
-        generation = Generation(request, abort)
+        generation = Generation(request, abort, self._clock.monotonic_s())
         self.board.add(generation)
         try:
             send(wire.Submit(request))
@@ -80,6 +81,7 @@ class Desk:
         return generation
 
     def receive(self, frame: wire.Frame) -> None:
+        self.pulse.hear()
         match frame:
             case wire.Step(events=events):
                 self.pulse.beat()
@@ -132,6 +134,20 @@ class Desk:
             raise Unavailable(f"the engine did not answer within {ANSWER_WAIT_S:g} s; repeat the request") from None
         finally:
             self._asked.pop(number, None)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the engine's last frame, while it has work."""
+        return self.pulse.silent_s(len(self.board))
+
+    def expire(self, max_queue_s: float) -> None:
+        """End the requests that an engine which answers nothing has kept waiting for too long."""
+        now_s = self._clock.monotonic_s()
+        error = QueueTimeout(f"the request waited longer than {max_queue_s:g} s")
+        for generation in self.board.unstarted():
+            if now_s - generation.opened_s > max_queue_s:
+                counts = Counts(prompt_tokens=len(generation.request.tokens), cached_tokens=0, completion_tokens=0)
+                self.board.end(generation, FinishReason.QUEUE_TIMEOUT, error, counts)
 
     def lose(
         self,

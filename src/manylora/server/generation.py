@@ -20,10 +20,12 @@ class Generation:
     must be said with `close`, which ends the work in the engine within one step.
     """
 
-    __slots__ = ("_abort", "_arrived", "_events", "finished", "is_closed", "num_tokens", "request")
+    __slots__ = ("_abort", "_arrived", "_events", "finished", "is_closed", "num_tokens", "opened_s", "request")
 
-    def __init__(self, request: Request, abort: Abort) -> None:
+    def __init__(self, request: Request, abort: Abort, opened_s: float = 0.0) -> None:
+        """`opened_s`: the moment on the edge's clock when the engine was handed the request."""
         self.request = request
+        self.opened_s = opened_s
         self.num_tokens = 0
         self.finished: Finished | None = None
         self.is_closed = False
@@ -103,6 +105,15 @@ class Switchboard:
         for finished in events.finished:
             self._finish(finished)
 
+    def unstarted(self) -> list[Generation]:
+        """Generations that have had no token yet."""
+        return [generation for generation in self._generations.values() if not generation.num_tokens]
+
+    def end(self, generation: Generation, reason: FinishReason, error: ManyloraError, counts: Counts) -> None:
+        """End one request from the edge's side; what the engine still sends of it is dropped."""
+        failure = Failure(error=type(error).__name__, message=error.message)
+        self._finish(Finished(request_id=generation.request.id, reason=reason, counts=counts, failure=failure))
+
     def end_all(
         self,
         reason: FinishReason,
@@ -112,16 +123,8 @@ class Switchboard:
         """End everything from the edge's side, because the engine is gone; `counted`: what it had counted itself."""
         for generation in list(self._generations.values()):
             request = generation.request
-            error = error_of(request)
             told = Counts(prompt_tokens=len(request.tokens), cached_tokens=0, completion_tokens=generation.num_tokens)
-            self._finish(
-                Finished(
-                    request_id=request.id,
-                    reason=reason,
-                    counts=counted.get(request.id, told),
-                    failure=Failure(error=type(error).__name__, message=error.message),
-                )
-            )
+            self.end(generation, reason, error_of(request), counted.get(request.id, told))
 
     def _finish(self, finished: Finished) -> None:
         generation = self._generations.pop(finished.request_id, None)

@@ -30,6 +30,7 @@ from manylora.server.driver import SteppedEngine, drive
 from manylora.server.generation import Generation
 from manylora.server.journal import SeenFrames, mint_life, read_journal
 from manylora.server.served import ServedModel
+from manylora.server.watchdog import CHECK_S, EngineWatchdog
 from manylora.usage import Counts
 
 log = logging.getLogger(__name__)
@@ -336,6 +337,7 @@ class ProcessLink:
             # Not awaited here: a worker that is killed before it connects never takes its order.
             tasks.append(asyncio.create_task(_send_boot(worker, boot)))
             tasks.append(asyncio.create_task(self._read(worker, first)))
+            tasks.append(asyncio.create_task(self._watch_over(process)))
             code = await process.wait()
             await asyncio.sleep(LAST_WORDS_S)
             return code
@@ -345,6 +347,23 @@ class ProcessLink:
             await asyncio.gather(*tasks, return_exceptions=True)
             worker.release()
             await self._note_death()
+
+    async def _watch_over(self, process: asyncio.subprocess.Process) -> None:
+        """End what a silent engine keeps waiting, and kill the process once it has stood still for too long."""
+        watchdog = EngineWatchdog(process.pid, self._clock)
+        max_queue_s, stall_s = self._config.engine.max_queue_s, self._config.server.health_stall_s
+        while True:
+            await asyncio.sleep(CHECK_S)
+            watchdog.sample()
+            if not self._is_up:
+                continue
+            silent_s = self._desk.silent_s
+            if watchdog.is_stuck(silent_s, min(max_queue_s, stall_s)):
+                self._desk.expire(max_queue_s)
+            if watchdog.is_stuck(silent_s, stall_s):
+                log.error("engine.stuck pid=%d silent_s=%.1f", process.pid, silent_s)
+                process.kill()
+                return
 
     def _begin_journal(self, worker: _Worker) -> wire.JournalOrder | None:
         if self._journal_dir is None:

@@ -14,7 +14,7 @@ class Pulse:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._engine_s = self._loader_s = clock.monotonic_s()
+        self._engine_s = self._loader_s = self._heard_s = clock.monotonic_s()
         self._stats: EngineStats | None = None
 
     @property
@@ -23,8 +23,18 @@ class Pulse:
         return self._stats
 
     def begin(self) -> None:
-        """Work comes after there was none: both start afresh."""
-        self._engine_s = self._loader_s = self._clock.monotonic_s()
+        """Work comes after there was none: all start afresh."""
+        self._engine_s = self._loader_s = self._heard_s = self._clock.monotonic_s()
+
+    def hear(self) -> None:
+        """The engine has sent a frame of any kind."""
+        self._heard_s = self._clock.monotonic_s()
+
+    def silent_s(self, in_flight: int) -> float:
+        """Seconds since the engine's last frame; 0 when there is nothing to do."""
+        if not in_flight:
+            self.begin()
+        return self._clock.monotonic_s() - self._heard_s
 
     def beat(self) -> None:
         """A step has committed something. That says nothing of the loader: others' tokens are not its progress."""
