@@ -17,6 +17,7 @@ LAYERS = {
     0: {
         "config",
         "standard_streams",
+        "service_variables",
         "errors",
         "ids",
         "adapter_ref",

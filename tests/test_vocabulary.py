@@ -65,6 +65,50 @@ def test_a_wrong_variable_is_refused(variable: str, value: str) -> None:
         load_config(environ={variable: value})
 
 
+SERVICES = {
+    # a Service named `manylora`, with a named port
+    "MANYLORA_SERVICE_HOST": "10.0.0.7",
+    "MANYLORA_SERVICE_PORT": "8080",
+    "MANYLORA_SERVICE_PORT_HTTP": "8080",
+    "MANYLORA_PORT": "tcp://10.0.0.7:8080",
+    "MANYLORA_PORT_8080_TCP": "tcp://10.0.0.7:8080",
+    "MANYLORA_PORT_8080_TCP_PROTO": "tcp",
+    "MANYLORA_PORT_8080_TCP_PORT": "8080",
+    "MANYLORA_PORT_8080_TCP_ADDR": "10.0.0.7",
+    # Services named `manylora-server` and `manylora-control`: two of these are names of settings
+    "MANYLORA_SERVER_SERVICE_HOST": "fd00::7",
+    "MANYLORA_SERVER_SERVICE_PORT": "8080",
+    "MANYLORA_SERVER_PORT": "tcp://[fd00::7]:8080",
+    "MANYLORA_SERVER_PORT_53_UDP_ADDR": "10.0.0.7",
+    "MANYLORA_CONTROL_PORT": "tcp://10.0.0.8:8090",
+    "MANYLORA_CONTROL_PORT_8090_TCP": "tcp://10.0.0.8:8090",
+}
+
+
+def test_variables_that_kubernetes_makes_are_ignored_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    config = load_config(environ={**SERVICES, "MANYLORA_ENGINE_MAX_RUNNING": "7"})
+    assert config == load_config(flags={"engine.max_running": 7}, environ={})
+    (line,) = caplog.messages
+    assert all(name in line for name in SERVICES)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("MANYLORA_SERVICE_HOST", "not an address"),
+        ("MANYLORA_SERVICE_PORT", "x"),
+        ("MANYLORA_SERVICE_PROT", "8080"),
+        ("MANYLORA_PORT", "8080"),
+        ("MANYLORA_SERVER_SERVICE_HOST_NAME", "10.0.0.7"),
+        ("MANYLORA_SERVER_PORTS", "tcp://10.0.0.7:8080"),
+        ("MANYLORA_ENGINE_MAX_RUNNING", "tcp://10.0.0.7:8080"),
+    ],
+)
+def test_what_only_looks_like_one_stays_an_error(variable: str, value: str) -> None:
+    with pytest.raises(ConfigInvalid):
+        load_config(environ={variable: value})
+
+
 def test_every_kind_of_setting_can_be_given_as_text() -> None:
     config = load_config(
         environ={

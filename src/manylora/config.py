@@ -6,6 +6,7 @@ No other module reads the environment.
 """
 
 import dataclasses
+import logging
 import os
 import re
 import tomllib
@@ -17,6 +18,7 @@ from typing import Any
 
 from manylora.adapter_ref import SourceName, parse_adapter_name, source_of
 from manylora.errors import AdapterReferenceInvalid, ConfigInvalid
+from manylora.service_variables import is_service_variable
 from manylora.tenancy import Limits
 
 DEFAULT_BASE = "SmolLM2-135M-Instruct"
@@ -26,6 +28,8 @@ MIB = 1 << 20
 
 KEY_VARIABLE = "MANYLORA_KEY"
 """No setting: the key that verbs such as `manylora tenants` show a running server."""
+
+log = logging.getLogger(__name__)
 
 Setting = str | int | float | bool | tuple[str, ...]
 
@@ -357,8 +361,11 @@ def _read_file(file: Path) -> dict[str, Setting]:
 def _read_environ(environ: Mapping[str, str]) -> dict[str, Setting]:
     known = {f"MANYLORA_{key.replace('.', '_').upper()}": key for key in leaves(Config())}
     found: dict[str, Setting] = {}
-    for variable, text in environ.items():
-        if not variable.startswith("MANYLORA_") or variable == KEY_VARIABLE:
+    own = {name: text for name, text in environ.items() if name.startswith("MANYLORA_") and name != KEY_VARIABLE}
+    if foreign := sorted(name for name, text in own.items() if is_service_variable(name, text)):
+        log.warning("ignored variables of services whose names begin with manylora: %s", ", ".join(foreign))
+    for variable, text in own.items():
+        if variable in foreign:
             continue
         if variable not in known:
             raise ConfigInvalid(f"unknown setting in the environment: {variable}")
