@@ -18,7 +18,7 @@
     │   ├── Overloaded  QueueTimeout  Unavailable  ControlUnavailable  UsageUnrecorded
     │   └── EngineFault  IncompleteGeneration
     └── StartupError               the process cannot start
-        ├── ConfigInvalid  MemoryPlanImpossible
+        ├── ConfigInvalid  DataTooNew  MemoryPlanImpossible
         ├── ModelUnsupported  ModelNotFound
         └── NativeBuildFailed
 
@@ -384,6 +384,13 @@ class StartupError(ManyloraError):
 
 class ConfigInvalid(StartupError):
     """A setting is unknown, of the wrong type or out of range."""
+
+
+NEWER_REMEDY = "start that version, or restore a backup that was made before the upgrade (docs/upgrading.md)"
+
+
+class DataTooNew(StartupError):
+    """Stored data are of a version that this program does not know; the message has both versions and the remedy."""
 
 
 class MemoryPlanImpossible(StartupError):

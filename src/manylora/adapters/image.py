@@ -209,8 +209,10 @@ def _facts(header: bytes, file_bytes: int) -> ImageFacts:
         raise ImageDamaged("shorter than its header")
     magic, version, code, num_layers, num_extras, num_tokens, body_bytes, checksum, digest = _HEADER.unpack_from(header)
     dtype = {number: name for name, number in _DTYPE_CODES.items()}.get(code)
-    if magic != MAGIC or version != VERSION or dtype is None:
-        raise ImageDamaged("not an image of this version")
+    if magic != MAGIC:
+        raise ImageDamaged("not a packed image")
+    if version != VERSION or dtype is None:
+        raise ImageDamaged(f"a packed image of version {version}, type {code}; this program reads version {VERSION}")
     facts = ImageFacts(Digest(digest.hex()), dtype, num_layers, body_bytes, checksum, num_extras, num_tokens)
     if header != _header(facts):
         raise ImageDamaged("its reserved bytes are not zero")

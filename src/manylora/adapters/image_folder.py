@@ -53,17 +53,20 @@ class ImageFolder:
     # ── what is there ────────────────────────────────────────────────────────────────────────────────────────────
 
     def images(self) -> Iterator[tuple[str, ImageFacts]]:
-        """Whole images, the oldest first; everything that is none is deleted, leftovers of interrupted writes too."""
+        """Whole images, the oldest first; everything that is none is deleted, leftovers of interrupted writes too.
+
+        So is an image of another version than this program reads: its adapter is packed again when it is asked for.
+        """
         for leftover in self._files(TEMPORARY_SUFFIX):
             self.delete(leftover.name)
         for condemned in self._files(CONDEMNED_SUFFIX):
             erase_file(condemned)
         for _, path in sorted((path.stat().st_mtime_ns, path) for path in self._files(IMAGE_SUFFIX)):
-            facts = _facts_of(path)
-            if facts is None:
+            try:
+                yield path.name, _named_facts(path)
+            except (ImageDamaged, OSError) as error:
+                log.info("adapter.image_dropped folder=%s name=%s why=%s", self.path, path.name, error)
                 self.delete(path.name)
-            else:
-                yield path.name, facts
 
     def names(self) -> Iterator[tuple[str, str]]:
         """(name key, image name) of every `.name` file."""
@@ -221,10 +224,17 @@ def storage_unavailable(folder: Path, why: str | None) -> AdapterStorageUnavaila
 def _facts_of(path: Path) -> ImageFacts | None:
     """The facts of a whole image under its right name; None for anything else."""
     try:
-        facts = read_facts(path)
+        return _named_facts(path)
     except (ImageDamaged, OSError):
         return None
-    return facts if path.name == image_name(facts.digest, facts.dtype) else None
+
+
+def _named_facts(path: Path) -> ImageFacts:
+    """Raises `ImageDamaged`, also for an image under another's name, `OSError`."""
+    facts = read_facts(path)
+    if path.name != image_name(facts.digest, facts.dtype):
+        raise ImageDamaged("its name is not the one that its header tells")
+    return facts
 
 
 def _read_name(path: Path) -> str:

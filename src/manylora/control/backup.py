@@ -20,7 +20,7 @@ from sqlalchemy import URL
 
 from manylora.config import Config, control_dir, registry_dir
 from manylora.control.control import PEPPER_FILE
-from manylora.control.database import FILE_NAME, database_url, migrate
+from manylora.control.database import FILE_NAME, database_url, migrate, place_of, require_known_revision
 from manylora.errors import ConfigInvalid
 
 UPLOADS = "uploads"
@@ -35,7 +35,7 @@ def back_up(config: Config, file: Path, *, has_database: bool = True) -> None:
 
     Args:    has_database  off: the pepper and the uploads alone
     Raises:  `ConfigInvalid` if there is no control plane, the file exists or cannot be written, or the database is not
-             SQLite and has to be backed up by its own tools
+             SQLite and has to be backed up by its own tools; `DataTooNew` if a newer manylora has written it
     """
     places = _Places.of(config)
     if has_database:
@@ -49,6 +49,7 @@ def back_up(config: Config, file: Path, *, has_database: bool = True) -> None:
     try:
         if has_database:
             _copy_database(places.database, copy)
+            require_known_revision(_sqlite(copy), place_of(places.url))
         _write(places, copy if has_database else None, partial)
         partial.rename(file)
     except (OSError, sqlite3.Error) as error:
@@ -62,7 +63,8 @@ def restore(config: Config, file: Path, *, has_database: bool = True) -> None:
     """Make a control plane's files from an archive, and bring its database to today's tables. Blocks.
 
     Args:    has_database  off: the archive has none, or the one in it is to be left out
-    Raises:  `ConfigInvalid` if something is in their places already, or the archive is none of ours
+    Raises:  `ConfigInvalid` if something is in their places already, or the archive is none of ours; `DataTooNew`, and
+             nothing is made, if a newer manylora has written its database
     """
     places = _Places.of(config)
     if has_database:
@@ -72,6 +74,8 @@ def restore(config: Config, file: Path, *, has_database: bool = True) -> None:
     partial = places.folder.with_name(f".{places.folder.name}-{secrets.token_hex(4)}")
     try:
         _read(file, partial, has_database=has_database)
+        if has_database:
+            require_known_revision(_sqlite(partial / FILE_NAME), f"the database in the backup {file}")
         with contextlib.suppress(FileNotFoundError):
             places.folder.rmdir()
         partial.rename(places.folder)
@@ -123,6 +127,10 @@ class _Places:
                 raise ConfigInvalid(f"{folder} is not empty: move away what is in it, a restore overwrites nothing")
         if has_database and self.database.exists():
             raise ConfigInvalid(f"{self.database} is there: move it away, a restore overwrites nothing")
+
+
+def _sqlite(file: Path) -> URL:
+    return URL.create("sqlite", database=str(file))
 
 
 def _copy_database(source: Path, target: Path) -> None:

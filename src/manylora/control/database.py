@@ -1,12 +1,14 @@
 """One database, SQLite or PostgreSQL: opening, migrating, and transactions that read or write."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config as AlembicConfig
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Dialect, Insert, create_engine, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
@@ -15,7 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.schema import Table
 
-from manylora.errors import ConfigInvalid, ControlUnavailable
+from manylora import __version__
+from manylora.errors import NEWER_REMEDY, ConfigInvalid, ControlUnavailable, DataTooNew
 
 FILE_NAME = "control.db"
 BUSY_WAIT_S = 10
@@ -92,21 +95,62 @@ def database_url(text: str, folder: Path) -> URL:
 def migrate(url: URL, revision: str = "head") -> None:
     """Bring a database to a revision of its tables, from nothing or from any older one. Blocks; call it before serving.
 
-    Raises `ControlUnavailable` if the database cannot be reached.
+    Raises `ControlUnavailable` if the database cannot be reached, `DataTooNew` if a newer manylora has written it.
     """
-    backend = url.get_backend_name()
-    engine = create_engine(url.set(drivername="sqlite") if backend == "sqlite" else url)
+    configuration = _alembic()
+    with _connected(url) as connection:
+        _hold_migrations(connection)
+        _refuse_newer(connection, place_of(url))
+        configuration.attributes["connection"] = connection
+        command.upgrade(configuration, revision)
+
+
+def require_known_revision(url: URL, called: str) -> None:
+    """See that this program knows the tables of a database, and change nothing. Blocks.
+
+    Args:    called  what the message calls the database
+    Raises:  as `migrate`
+    """
+    with _connected(url) as connection:
+        _refuse_newer(connection, called)
+
+
+def place_of(url: URL) -> str:
+    """A database as messages name it: SQLite's file, or name and host without user and password."""
+    if url.get_backend_name() == "sqlite":
+        return f"the database {url.database}"
+    host = url.host or url.query.get("host") or "this machine"
+    return f"the database {url.database} at {host}"
+
+
+def _alembic() -> AlembicConfig:
     configuration = AlembicConfig()
     configuration.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    return configuration
+
+
+@contextmanager
+def _connected(url: URL) -> Iterator[Connection]:
+    """A connection with a transaction. Raises `ControlUnavailable`."""
+    engine = create_engine(url.set(drivername="sqlite") if url.get_backend_name() == "sqlite" else url)
     try:
         with engine.begin() as connection:
-            _hold_migrations(connection)
-            configuration.attributes["connection"] = connection
-            command.upgrade(configuration, revision)
+            yield connection
     except SQLAlchemyError as error:
         raise _unavailable(error) from error
     finally:
         engine.dispose()
+
+
+def _refuse_newer(connection: Connection, called: str) -> None:
+    scripts = ScriptDirectory.from_config(_alembic())
+    known = {script.revision for script in scripts.walk_revisions()}
+    found = set(MigrationContext.configure(connection).get_current_heads())
+    if unknown := sorted(found - known):
+        raise DataTooNew(
+            f"{called} has version {', '.join(unknown)}; manylora {__version__} knows versions up to "
+            f"{', '.join(scripts.get_heads())}. A newer manylora, or another program, has written it: {NEWER_REMEDY}"
+        )
 
 
 def _hold_migrations(connection: Connection) -> None:

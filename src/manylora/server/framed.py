@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from manylora.errors import NEWER_REMEDY, DataTooNew
+
 HEADER = struct.Struct("<II")
 LARGEST_ENTRY = 1 << 28
 
@@ -61,3 +63,8 @@ def read_entries(path: Path, begin: int = 0, end: int | None = None) -> Iterator
                 return
             offset += HEADER.size + length
             yield offset, payload
+
+
+def newer_usage(place: Path, what: str) -> DataTooNew:
+    """The refusal of a folder or a file of usage that a newer manylora has written."""
+    return DataTooNew(f"the usage in {place} has {what}. A newer manylora has written it: {NEWER_REMEDY}")

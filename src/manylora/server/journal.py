@@ -10,16 +10,17 @@ import os
 import re
 import secrets
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from manylora import __version__
 from manylora.engine.events import StepEvents
 from manylora.engine.request import Request
 from manylora.ids import PROBE_FLOW, RequestId
-from manylora.server.framed import FramedFile, read_entries
+from manylora.server.framed import FramedFile, newer_usage, read_entries
 from manylora.usage import Counts
 
 PART_BYTES = 8 << 20
@@ -145,13 +146,15 @@ class SeenFrames:
 
 
 def read_journal(folder: Path, life: str) -> dict[RequestId, Counted]:
-    """What one life of the engine counted, and how much of it the edge received; empty if it never counted."""
+    """The counts of one life of the engine, and how much of them the edge received; empty if it never counted.
+
+    Raises `DataTooNew` for an entry of a form that this program does not know.
+    """
     seen = _seen(folder, life)
     found: dict[RequestId, Counted] = {}
     ids: dict[int, RequestId] = {}
     for path in parts_of(folder, life):
-        for _, payload in read_entries(path):
-            entry = _decode(payload)
+        for entry in _entries(path):
             is_seen = entry.number <= seen
             for index, request_id, prompt_tokens, before in entry.opened:
                 ids[index] = RequestId(request_id)
@@ -166,6 +169,14 @@ def read_journal(folder: Path, life: str) -> dict[RequestId, Counted]:
                 counted.prompt_tokens, counted.cached_tokens = prompt_tokens, cached_tokens
                 counted.committed, counted.has_ended = completion_tokens, True
     return found
+
+
+def _entries(path: Path) -> Iterator[Entry]:
+    for _, payload in read_entries(path):
+        try:
+            yield _decode(payload)
+        except msgspec.DecodeError as error:  # it is as it was written: its checksum says so
+            raise newer_usage(path, f"an entry that manylora {__version__} does not know ({error})") from error
 
 
 def lives_in(folder: Path) -> list[str]:

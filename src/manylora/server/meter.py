@@ -86,7 +86,10 @@ class Meter:
     """One edge's metering. All methods belong to its event loop."""
 
     def __init__(self, root: Path, *, clock: Clock, ship_s: float, keeps_journals: bool = False) -> None:
-        """Hold a folder below `root` and close what edges before us left. Raises `ConfigInvalid`."""
+        """Hold a folder below `root` and read what edges before us left.
+
+        Raises `ConfigInvalid`, `DataTooNew`; nothing but the folder is changed before `recovered`.
+        """
         self._held = hold_folders(root)
         self.folder = self._held[0].path
         self.edge = secrets.token_hex(8)
@@ -95,13 +98,17 @@ class Meter:
         self._ship_s = ship_s
         self._keeps_journals = keeps_journals
         left = [(folder.path, edge, path) for folder in self._held for edge, path in segments_in(folder.path)]
+        self._lost_edges = {edge for _, edge, _ in left}
+        try:
+            self._lost = _lost_in(left)
+        except BaseException:
+            self._release()
+            raise
         self._spool = Spool(self.folder, self.edge, keeps_segments=keeps_journals)
         self._open: dict[RequestId, OpenUsage] = {}
         self._unsettled: dict[asyncio.Future[None], str] = {}  # records on their way to the disk, by engine's life
-        self._lost_edges: set[str] = set()
         self._shipping: asyncio.Task[None] | None = None
         self._left = [path for _, _, path in left]
-        self._closing = self._recover(left)
         self._is_recovered = False
 
     @property
@@ -110,9 +117,8 @@ class Meter:
         return len({usage.opened.id for usage in self._open.values()})
 
     async def recovered(self) -> None:
-        """Wait until what was left open is closed, on the disk; only then may old segments and journals go."""
-        if self._closing:
-            await asyncio.gather(*self._closing)
+        """Close what was left open and wait until that is on the disk; only then may old segments and journals go."""
+        await asyncio.gather(*self._close_lost())
         for path in reversed(self._left):
             self._spool.adopt(path)
         self._is_recovered = True
@@ -292,27 +298,10 @@ class Meter:
                 remove_journal(self.folder, life)
         return needed <= {self.life}
 
-    def _recover(self, left: Sequence[tuple[Path, str, Path]]) -> list[asyncio.Future[None]]:
+    def _close_lost(self) -> list[asyncio.Future[None]]:
         """Close what edges before us opened and did not finish; returns what is done when that is on the disk."""
-        opened: dict[UsageId, tuple[Path, str, Opened]] = {}
-        ended: set[UsageId] = set()
-        for folder, edge, path in left:
-            self._lost_edges.add(edge)
-            for entry in read_segment(path):
-                match entry:
-                    case Opened():
-                        opened[entry.id] = (folder, edge, entry)
-                    case Dropped(usage_id):
-                        ended.add(usage_id)
-                    case Finished(record):
-                        ended.add(record.id)
-        for usage_id in ended:  # only now: another edge may have closed it, whose files are sorted before
-            opened.pop(usage_id, None)
-        lives = {(folder, entry.life) for folder, _, entry in opened.values()}
-        journals = {(folder, life): read_journal(folder, life) for folder, life in lives}
         closed = []
-        for folder, edge, entry in opened.values():
-            counted = journals[folder, entry.life]
+        for edge, entry, counted in self._lost:
             uses = [
                 SequenceUse(
                     prompt=prompt,
@@ -329,7 +318,32 @@ class Meter:
             closed.append(self._spool.finish(_record(entry, edge, uses, charge, NO_TIMINGS)))
         if closed:
             log.warning("usage.recovered lost_requests=%d", len(closed))
+        self._lost = []
         return closed
+
+
+_Lost = tuple[str, Opened, dict[RequestId, Counted]]
+"""An edge that is gone, its note of a request that it did not finish, and the counts in its engine's journal."""
+
+
+def _lost_in(left: Sequence[tuple[Path, str, Path]]) -> list[_Lost]:
+    """Requests without an end in the (folder, edge, segment) of edges that are gone. Raises `DataTooNew`."""
+    opened: dict[UsageId, tuple[Path, str, Opened]] = {}
+    ended: set[UsageId] = set()
+    for folder, edge, path in left:
+        for entry in read_segment(path):
+            match entry:
+                case Opened():
+                    opened[entry.id] = (folder, edge, entry)
+                case Dropped(usage_id):
+                    ended.add(usage_id)
+                case Finished(record):
+                    ended.add(record.id)
+    for usage_id in ended:  # only now: another edge may have closed it, whose files are sorted before
+        opened.pop(usage_id, None)
+    lives = {(folder, entry.life) for folder, _, entry in opened.values()}
+    journals = {(folder, life): read_journal(folder, life) for folder, life in lives}
+    return [(edge, entry, journals[folder, entry.life]) for folder, edge, entry in opened.values()]
 
 
 def _record(opened: Opened, edge: str, uses: Sequence[SequenceUse], charge: Charge, timings: Timings) -> UsageRecord:

@@ -13,15 +13,16 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from manylora import __version__
 from manylora.errors import ConfigInvalid, UsageUnrecorded
 from manylora.ids import KeyId, RequestId, TenantId, UsageId
-from manylora.server.framed import FramedFile, read_entries
+from manylora.server.framed import FramedFile, newer_usage, read_entries
 from manylora.usage import UsageRecord
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,11 @@ log = logging.getLogger(__name__)
 SEGMENT_BYTES = 8 << 20
 RETRY_S = 0.5
 LOCK_FILE = "lock"
+FORMAT = 1
+"""The number of the entries' form, in a folder's segments and journals alike. A version that writes another form raises
+it and goes on reading the older ones; older versions then refuse its folders by name and misread none."""
+FORMAT_FILE = "format"
+"""Its text is the number; without the file it is 1, as in folders of version 0.1."""
 _SEGMENT = re.compile(r"spool-([0-9a-f]+)-([0-9]{6})\.log")
 
 
@@ -246,7 +252,8 @@ class HeldFolder:
 def hold_folders(root: Path) -> list[HeldFolder]:
     """Hold every folder below `root` that no living server holds: the first is ours, lost servers left the rest.
 
-    Servers of one machine may so share a root. Raises `ConfigInvalid` if it cannot be used.
+    Servers of one machine may so share a root. Raises `ConfigInvalid` if it cannot be used, `DataTooNew` if a newer
+    manylora has left one of them.
     """
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -256,6 +263,7 @@ def hold_folders(root: Path) -> list[HeldFolder]:
         while not held:
             number += 1
             held += [folder for folder in [_held(root / str(number))] if folder is not None]
+        _keep_formats(held)
     except OSError as error:
         raise ConfigInvalid(f"metering.dir {root} cannot be used: {error.strerror}") from error
     return held
@@ -272,6 +280,29 @@ def _held(path: Path) -> HeldFolder | None:
     return HeldFolder(path, descriptor)
 
 
+def _keep_formats(held: Sequence[HeldFolder]) -> None:
+    """Raises `DataTooNew` with all of them released, `OSError`."""
+    try:
+        for folder in held:
+            _keep_format(folder.path)
+    except BaseException:
+        for folder in held:
+            folder.release()
+        raise
+
+
+def _keep_format(folder: Path) -> None:
+    """Refuse a folder of a newer format, and mark an older one, to which this program now adds. Raises `OSError`."""
+    file = folder / FORMAT_FILE
+    found = file.read_text(encoding="ascii", errors="replace").strip() if file.exists() else "1"
+    if not found.isdecimal() or int(found) > FORMAT:
+        raise newer_usage(folder, f"format {found[:20]}; manylora {__version__} knows formats up to {FORMAT}")
+    if int(found) < FORMAT:
+        whole = file.with_name(f".{FORMAT_FILE}")
+        whole.write_text(f"{FORMAT}\n", encoding="ascii")
+        whole.replace(file)
+
+
 def segments_in(folder: Path) -> list[tuple[str, Path]]:
     """Every edge's segments, in their order, as (edge, path)."""
     found = [(match[1], path) for path in folder.iterdir() if (match := _SEGMENT.fullmatch(path.name))]
@@ -279,8 +310,12 @@ def segments_in(folder: Path) -> list[tuple[str, Path]]:
 
 
 def read_segment(path: Path) -> Iterator[SpoolEntry]:
+    """Every whole entry. Raises `DataTooNew` for one of a form that this program does not know."""
     for _, payload in read_entries(path):
-        yield _decode.decode(payload)
+        try:
+            yield _decode.decode(payload)
+        except msgspec.DecodeError as error:  # it is as it was written: its checksum says so
+            raise newer_usage(path, f"an entry that manylora {__version__} does not know ({error})") from error
 
 
 def _tell(futures: list[asyncio.Future[None]]) -> None:
