@@ -14,6 +14,7 @@ import zmq
 import zmq.asyncio
 
 import manylora
+from manylora.clock import SystemClock
 from manylora.engine.events import FinishReason
 from manylora.ids import RequestId
 from manylora.server import link, wire
@@ -63,11 +64,11 @@ def test_a_frame_of_any_bytes_is_a_message_or_an_error_of_the_decoder() -> None:
 def test_the_socket_is_its_owner_s_alone() -> None:
     async def run() -> None:
         context = zmq.asyncio.Context()
-        worker = link._Worker(context)
+        worker = link._Worker(context, SystemClock())
         try:
-            assert worker.address == f"ipc://{worker.directory}/engine"
-            assert (worker.directory / "engine").is_socket()
-            facts = worker.directory.stat()
+            assert worker.folder.address == f"ipc://{worker.folder.path}/engine"
+            assert (worker.folder.path / "engine").is_socket()
+            facts = worker.folder.path.stat()
             assert (stat.S_IMODE(facts.st_mode), facts.st_uid) == (0o700, os.getuid())
         finally:
             worker.release()

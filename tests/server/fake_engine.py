@@ -236,7 +236,7 @@ def served_for(directory: Path) -> ServedModel:
 
 
 def build(config: Config, tell: ProgressLine) -> tuple[FakeEngine, ServedModel]:
-    """A `driver.EngineFactory`: `model.base` is the directory to put the tokenizer in."""
+    """A `driver.EngineFactory`: `model.base` is the tokenizer's directory; with `slowly` in it, it takes a minute."""
     directory = Path(config.model.base)
     if not directory.is_dir():
         from manylora.errors import ModelNotFound
@@ -244,4 +244,6 @@ def build(config: Config, tell: ProgressLine) -> tuple[FakeEngine, ServedModel]:
         raise ModelNotFound(f"no base model in {directory}")
     save_tokenizer(directory)
     tell("the fake engine is being built")
+    if (directory / "slowly").exists():
+        SystemClock().sleep_s(60)
     return FakeEngine(Tokenizer(directory, model_id="tiny")), served_for(directory)

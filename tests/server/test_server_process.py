@@ -154,3 +154,68 @@ def test_a_long_step_is_not_taken_for_a_stopped_engine(tmp_path: Path) -> None:
         (worker,) = psutil.Process(process.pid).children()
         assert client.post("/generate", json={"inputs": "SPIN"}).status_code == 200
         assert worker.is_running()
+
+
+def test_while_the_engine_loads_every_route_says_when_to_ask_again(tmp_path: Path) -> None:
+    """The port answers from the first moment on, and a signal ends the start."""
+    port = free_port()
+    words = [sys.executable, "-m", "tests.server.serve_fake", str(tmp_path), f"server.port={port}"]
+    (tmp_path / "slowly").touch()
+    with (
+        subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
+    ):
+        until(lambda: is_answered(client))
+        for path in ("/health", "/ping", "/startup", "/ready", "/v1/models", "/admin/tenants", "/metrics"):
+            reply = client.get(path)
+            assert (reply.status_code, reply.headers["retry-after"]) == (503, "2"), path
+        for path, told in (("/generate", "code"), ("/v1/chat/completions", "error")):
+            reply = client.post(path, json={})
+            assert (reply.status_code, reply.headers["retry-after"]) == (503, "2")
+            assert "deployment_unavailable" in str(reply.json()[told])
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=20)
+        assert process.returncode == 1
+        assert "stopped before the engine was ready" in said.splitlines()[-1]
+
+
+def test_startup_and_ready_are_apart_from_health(tmp_path: Path) -> None:
+    with running(tmp_path, "server.drain_s=5") as (process, client):
+        assert {path: client.get(path).status_code for path in ("/health", "/startup", "/ready")} == {
+            "/health": 200,
+            "/startup": 200,
+            "/ready": 200,
+        }
+        with client.stream("POST", "/generate_stream", json={"inputs": "HOLD"}) as reply:
+            next(reply.iter_raw())
+            process.send_signal(signal.SIGTERM)
+            until(lambda: client.get("/ready").status_code == 503)
+
+
+def test_a_second_signal_ends_at_once_and_each_stream_with_its_error(tmp_path: Path) -> None:
+    with running(tmp_path, "server.drain_s=60") as (process, client):
+        with client.stream("POST", "/generate_stream", json={"inputs": "HOLD"}) as reply:
+            events = reply.iter_raw()
+            next(events)
+            process.send_signal(signal.SIGINT)
+            with httpx2.Client(base_url=client.base_url, timeout=20) as other:
+                until(lambda: other.get("/ready").status_code == 503)
+            process.send_signal(signal.SIGINT)
+            assert b'"code":"deployment_unavailable"' in b"".join(events)
+        assert process.wait(10) == 0
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
+def is_answered(client: httpx2.Client) -> bool:
+    try:
+        client.get("/health")
+    except httpx2.TransportError:
+        return False
+    return True
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port: int = taken.getsockname()[1]
+        return port

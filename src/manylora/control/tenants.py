@@ -22,7 +22,7 @@ MAX_WEIGHT = 1000
 RESERVED = frozenset(
     {
         *("admin", "api-doc", "classify", "classify_batch", "default", "docs", "embed", "generate", "generate_stream"),
-        *("health", "info", "internal", "invocations", "llms", "metrics", "openapi.json", "operator", "ping"),
+        *("health", "info", "internal", "invocations", "llms", "metrics", "openapi.json", "operator", "ping", "ready"),
         *("startup", "supported_llms", "tokenize", "users", "v1", "v2"),
     }
 )

@@ -144,6 +144,7 @@ def _routes(
         "/health": {"GET": facts.health},
         "/ping": {"GET": facts.health},
         "/startup": {"GET": facts.startup},
+        "/ready": {"GET": facts.ready},
         "/metrics": {"GET": facts.metrics},
     }
 

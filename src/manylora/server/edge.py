@@ -23,7 +23,7 @@ from manylora.server.headers import EXPOSED
 from manylora.server.metrics import Meters
 from manylora.server.served import ServedModel
 
-QUIET_PATHS = frozenset({"/health", "/", "/ping", "/startup", "/metrics"})
+QUIET_PATHS = frozenset({"/health", "/", "/ping", "/startup", "/ready", "/metrics"})
 INFERENCE_PATHS = frozenset(
     {"/", "/invocations", "/generate", "/generate_stream", "/v1/completions", "/v1/chat/completions"}
 )

@@ -1,7 +1,8 @@
 """The routes that tell about the server: /info, /health, /metrics, /tokenize, /v1/models; and the tasks it lacks."""
 
 from manylora import __version__
-from manylora.errors import AdapterNotFound, InvalidParameter, TaskUnsupported
+from manylora.dialects import headers_of
+from manylora.errors import AdapterNotFound, InvalidParameter, TaskUnsupported, Unavailable
 from manylora.server.admin import is_operator
 from manylora.server.catalogue import Catalogue
 from manylora.server.exchange import Exchange
@@ -11,6 +12,7 @@ from manylora.server.metrics import EdgeNow, Meters
 from manylora.standard_streams import lost_lines
 
 UNHEALTHY = {"error": "unhealthy", "error_type": "healthcheck", "code": "deployment_unavailable"}
+PROBE_PATHS = frozenset({"/health", "/ping", "/startup", "/ready"})
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -32,6 +34,11 @@ class FactRoutes:
     async def startup(self, exchange: Exchange) -> None:
         is_well = not self._gate.is_draining and (self._health.has_generated or await self._health.probe())
         await self._tell(exchange, is_well=is_well)
+
+    async def ready(self, exchange: Exchange) -> None:
+        """Whether a request that comes now is served; cheap, for a balancer that asks often."""
+        is_ready = not self._gate.is_draining and self._health.has_generated and self._link.health().is_up
+        await self._tell(exchange, is_well=is_ready)
 
     async def info(self, exchange: Exchange) -> None:
         served, settings = self._gate.served, self._gate.settings
@@ -114,4 +121,8 @@ class FactRoutes:
         return {"id": name, "object": "model", "created": created, "owned_by": "manylora", "parent": parent}
 
     async def _tell(self, exchange: Exchange, *, is_well: bool) -> None:
-        await exchange.reply({"status": "ok"} if is_well else UNHEALTHY, status=200 if is_well else 503)
+        if is_well:
+            await exchange.reply({"status": "ok"})
+        else:
+            error = Unavailable("unhealthy")
+            await exchange.reply(UNHEALTHY, status=error.row.native_status, headers=headers_of(error))

@@ -5,9 +5,7 @@ import contextlib
 import logging
 import os
 import queue
-import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +27,7 @@ from manylora.server.desk import Desk, LinkHealth, OnFinished, error_from
 from manylora.server.driver import SteppedEngine, drive
 from manylora.server.generation import Generation
 from manylora.server.journal import SeenFrames, mint_life, read_journal
+from manylora.server.runtime_folder import RuntimeFolder
 from manylora.server.served import ServedModel
 from manylora.server.watchdog import CHECK_S, EngineWatchdog
 from manylora.usage import Counts
@@ -167,15 +166,14 @@ class InProcessLink:
 
 
 class _Worker:
-    """One life of the engine process: its private directory, its socket, its process."""
+    """One life of the engine process: its private folder, its socket, its process."""
 
-    def __init__(self, context: zmq.asyncio.Context) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="manylora-"))  # mode 0700
+    def __init__(self, context: zmq.asyncio.Context, clock: Clock) -> None:
+        self.folder = RuntimeFolder(clock)
         self.socket = context.socket(zmq.PAIR)
         self.socket.set_hwm(MAX_QUEUED_FRAMES)
         self.socket.setsockopt(zmq.LINGER, 0)
-        self.address = f"ipc://{self.directory}/engine"
-        self.socket.bind(self.address)
+        self.socket.bind(self.folder.address)
         self.process: asyncio.subprocess.Process | None = None
         self.life = ""  # the name of its journal
         self.seen: SeenFrames | None = None
@@ -183,7 +181,7 @@ class _Worker:
     async def spawn(self) -> asyncio.subprocess.Process:
         """A session of its own, so that Ctrl-C in the terminal reaches the edge alone, which then drains."""
         self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", WORKER_MODULE, self.address, str(os.getpid())),
+            *(sys.executable, "-P", "-m", WORKER_MODULE, self.folder.address, str(os.getpid())),
             env=child_environment(),
             stdin=asyncio.subprocess.DEVNULL,
             start_new_session=True,
@@ -203,7 +201,7 @@ class _Worker:
         if self.seen is not None:
             self.seen.close()
             self.seen = None
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self.folder.remove()
 
 
 async def _send_boot(worker: _Worker, boot: wire.Boot) -> None:
@@ -239,7 +237,7 @@ class ProcessLink:
         self._served: ServedModel | None = None
         self._startup_failure: StartupError | None = None
         self._is_up = False
-        self._is_closing = False
+        self._is_closing = self._is_closed = False
         self._has_been_ready = False
         self._supervisor: asyncio.Task[None] | None = None
         self.restarts = 0
@@ -288,9 +286,9 @@ class ProcessLink:
         self._desk.on_finished = on_finished
 
     async def close(self) -> None:
-        if self._supervisor is None or self._is_closing:
+        if self._supervisor is None or self._is_closed:
             return
-        self._is_closing = True
+        self._is_closed = self._is_closing = True
         with contextlib.suppress(ManyloraError):
             self._send(wire.Stop())
         try:
@@ -300,6 +298,16 @@ class ProcessLink:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
         self._context.destroy(linger=0)
+
+    async def kill(self) -> None:
+        """End everything with SHUTDOWN at once, without waiting for the engine's own word; `close` does the rest."""
+        if self._supervisor is None:
+            return
+        self._is_closing = True
+        if self._worker is not None and self._worker.process is not None and self._worker.process.returncode is None:
+            self._worker.process.kill()
+        self._is_up = False
+        self._desk.lose(FinishReason.SHUTDOWN, Unavailable(SHUTTING_DOWN), await self._counted())
 
     def _sender(self) -> Callable[[wire.Operation], None]:
         """How to reach the engine, which is up."""
@@ -329,7 +337,7 @@ class ProcessLink:
 
     async def _live(self, first: asyncio.Event) -> int:
         """Start a worker and read what it sends until it exits; returns its exit code."""
-        worker = self._worker = _Worker(self._context)
+        worker = self._worker = _Worker(self._context, self._clock)
         tasks: list[asyncio.Task[None]] = []
         try:
             boot = wire.Boot(self._factory, self._config, self._begin_journal(worker))

@@ -58,6 +58,7 @@ def openapi_document(version: str) -> Schema:
             "/info": _get("What is served, and its limits"),
             "/health": _get("Whether the engine makes progress"),
             "/startup": _get("Whether a first generation has succeeded"),
+            "/ready": _get("Whether a request that comes now is served"),
             "/metrics": _get("Prometheus text, or JSON with `?format=json`"),
         },
     }

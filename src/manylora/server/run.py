@@ -1,15 +1,14 @@
-"""Runs the edge on a socket: bind first, start the engine, serve, drain on a signal, leave."""
+"""Runs the edge on a socket: bind first, answer 503 while the engine starts, serve, drain on a signal, leave."""
 
 import asyncio
 import errno
 import logging
-import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import structlog
 import uvicorn
@@ -23,6 +22,8 @@ from manylora.server.app import EdgeApp, create_app
 from manylora.server.link import ProcessLink
 from manylora.server.membership import ControlFactory, Membership
 from manylora.server.served import ServedModel
+from manylora.server.starting import StartingApp
+from manylora.server.stopping import StopSignals
 
 CLOSE_WAIT_S = 5
 KEEP_ALIVE_S = 75
@@ -83,77 +84,107 @@ def url_of(listener: socket.socket) -> str:
 async def _serve(
     config: Config, listener: socket.socket, factory: str, control: ControlFactory, announce: Announce
 ) -> None:
-    membership = await Membership.join(config, control, SystemClock())
-    if membership.admin_key is not None:
-        announce.admin_key(membership.admin_key)
-    try:
-        await _serve_as(membership, config, listener, factory, announce)
-    finally:
-        await membership.leave()
+    """Answer from the first moment on: 503 while the engine loads, then as the application does, until a signal."""
+    front = StartingApp(SystemClock())
+    server = HttpServer(front, config)
+    with StopSignals() as signals:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            membership = await signals.interrupting(Membership.join(config, control, SystemClock()))
+            if membership.admin_key is not None:
+                announce.admin_key(membership.admin_key)
+            await _serve_as(membership, config, factory, announce, _Door(front, server, signals, url_of(listener)))
+        finally:
+            server.should_exit = True
+            await serving
 
 
-async def _serve_as(
-    membership: Membership, config: Config, listener: socket.socket, factory: str, announce: Announce
-) -> None:
-    meter = membership.meter
+@dataclass(frozen=True, slots=True)
+class _Door:
+    """Where callers come in, and how they are told that it closes."""
+
+    front: StartingApp
+    server: "HttpServer"
+    signals: StopSignals
+    url: str
+
+
+async def _serve_as(membership: Membership, config: Config, factory: str, announce: Announce, door: _Door) -> None:
+    meter, signals, server = membership.meter, door.signals, door.server
     link = ProcessLink(
         factory, config, on_progress=announce.progress, on_life=meter.begin_life, journal_dir=meter.folder
     )
+    app: EdgeApp | None = None
     try:
-        await _start(link)
-        served = link.served
-        access = membership.admit(served.model_id)
-        tokenizer = Tokenizer(Path(served.base_dir), model_id=served.model_id)
-        await membership.begin()
-        app = create_app(
-            config,
-            link=link,
-            served=served,
-            tokenizer=tokenizer,
-            access=access,
-            meter=meter,
-            control=membership.control,
-        )
-        if not await app.health.probe():
-            raise StartupError("the engine is up, but did not answer a first request of one token")
-        announce.progress("first token generated")
-        server = DrainingServer(app, link, config)
-        announce.ready(served, url_of(listener))
-        await server.serve(sockets=[listener])
-        app.close()
+        app = await signals.interrupting(_start(config, membership, link, announce))
+        door.front.open(app)
+        announce.ready(link.served, door.url)
+        await signals.first_or(server.left)
+        await _drain(app, link, server, signals, config.server.drain_s)
     finally:
-        await link.close()
+        await signals.hastening(link.close(), link.kill)
+        server.should_exit = True
+        await server.left.wait()
+        if app is not None:
+            app.close()
+        await signals.hastening(membership.leave())
 
 
-async def _start(link: ProcessLink) -> None:
-    """Start the engine, or stop waiting for it at the first signal."""
-    loop = asyncio.get_running_loop()
-    starting = asyncio.ensure_future(link.start())
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, starting.cancel)
+async def _start(config: Config, membership: Membership, link: ProcessLink, announce: Announce) -> EdgeApp:
+    """Bring the engine up and the application around it, which has answered a first request of one token."""
+    await link.start()
+    served = link.served
+    access = membership.admit(served.model_id)
+    tokenizer = Tokenizer(Path(served.base_dir), model_id=served.model_id)
+    await membership.begin()
+    app = create_app(
+        config,
+        link=link,
+        served=served,
+        tokenizer=tokenizer,
+        access=access,
+        meter=membership.meter,
+        control=membership.control,
+    )
+    if not await app.health.probe():
+        raise StartupError("the engine is up, but did not answer a first request of one token")
+    announce.progress("first token generated")
+    return app
+
+
+async def _drain(app: EdgeApp, link: ProcessLink, server: "HttpServer", signals: StopSignals, drain_s: float) -> None:
+    """Refuse new requests and let those under way end, for `drain_s` or until a second signal."""
+    app.gate.is_draining = True
+    log = structlog.get_logger()
+    log.info("server.draining", sequences=app.gate.num_sequences)
+    emptied = asyncio.create_task(app.gate.emptied())
+    hurried = asyncio.create_task(signals.second.wait())
     try:
-        await starting
-    except asyncio.CancelledError:
-        raise StartupError("stopped before the engine was ready") from None
+        await asyncio.wait((emptied, hurried), timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+        for waiting in (emptied, hurried):
+            waiting.cancel()
+    if app.gate.num_sequences:
+        log.warning("server.drain_ended_early", sequences=app.gate.num_sequences)
+    if signals.second.is_set():
+        server.hasten()
+        await link.kill()
 
 
-class DrainingServer(uvicorn.Server):
-    """uvicorn's server, but the first signal only closes the gate: running requests get `drain_s` to end.
+class HttpServer(uvicorn.Server):
+    """uvicorn's server without signal handlers of its own: `StopSignals` has them, from the start to the end.
 
-    New requests are answered 503 and `/health` says so at once, while the port stays open. A second signal ends it.
+    left  set once every connection is closed
     """
 
-    def __init__(self, app: EdgeApp, link: ProcessLink, config: Config) -> None:
+    def __init__(self, app: StartingApp, config: Config) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 loop="none",
                 http="httptools",
                 ws="none",
-                lifespan="on",
+                lifespan="off",
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -161,33 +192,22 @@ class DrainingServer(uvicorn.Server):
                 timeout_graceful_shutdown=CLOSE_WAIT_S,
             )
         )
-        self._edge = app
-        self._link = link
-        self._drain_s = config.server.drain_s
-        self._draining: asyncio.Task[None] | None = None
-        self._loop = asyncio.get_running_loop()
+        self.left = asyncio.Event()
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Signal handler: nothing but a message to the loop."""
-        self._loop.call_soon_threadsafe(self._note_signal)
+    def hasten(self) -> None:
+        """Give connections a second to take their last bytes."""
+        self.config.timeout_graceful_shutdown = 1
 
-    def _note_signal(self) -> None:
-        if self._draining is None:
-            self._edge.gate.is_draining = True
-            self._draining = asyncio.create_task(self._drain())
-        else:
-            self.should_exit = True
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the process's signal handlers as they are."""
+        yield
 
-    async def _drain(self) -> None:
-        """Wait for what runs, then end the rest with SHUTDOWN and let the server close its connections."""
-        structlog.get_logger().info("server.draining", sequences=self._edge.gate.num_sequences)
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         try:
-            async with asyncio.timeout(self._drain_s):
-                await self._edge.gate.emptied()
-        except TimeoutError:
-            structlog.get_logger().warning("server.drain_ended_early", sequences=self._edge.gate.num_sequences)
-        await self._link.close()
-        self.should_exit = True
+            await super().serve(sockets=sockets)
+        finally:
+            self.left.set()
 
 
 def configure_logging() -> None:

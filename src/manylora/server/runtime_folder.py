@@ -1,0 +1,77 @@
+"""The folder of one engine process's socket, in the temporary directory; folders of killed servers are removed."""
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import socket
+import stat
+import tempfile
+from pathlib import Path
+
+from manylora.clock import Clock
+
+PREFIX = "manylora-"
+SOCKET = "engine"
+_LOCK = "lock"
+_NAME = re.compile(rf"{PREFIX}[a-z0-9_]{{8}}")  # as `mkdtemp` makes it
+_YOUNG_S = 60.0
+
+
+class RuntimeFolder:
+    """A folder that its user alone may enter. Its lock tells that the server lives: a kill gives the lock back."""
+
+    def __init__(self, clock: Clock) -> None:
+        """Make a folder, and remove those that killed servers of this user left beside it."""
+        _sweep(Path(tempfile.gettempdir()), clock)
+        self.path = Path(tempfile.mkdtemp(prefix=PREFIX))  # mode 0700
+        self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    @property
+    def address(self) -> str:
+        """Where the engine's socket is, for ZeroMQ."""
+        return f"ipc://{self.path}/{SOCKET}"
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+
+def _sweep(parent: Path, clock: Clock) -> None:
+    for path in parent.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if _NAME.fullmatch(path.name) and _is_ours(path) and _is_left(path, clock):
+                shutil.rmtree(path)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it is a folder of this user with nothing in it but what a server puts there."""
+    facts = path.lstat()
+    is_own_folder = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid()
+    return is_own_folder and {SOCKET, _LOCK}.issuperset(entry.name for entry in path.iterdir())
+
+
+def _is_left(path: Path, clock: Clock) -> bool:
+    """Whether the server that made a folder is gone."""
+    try:
+        lock = os.open(path / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:  # it is being made, or an earlier version made it, which had no lock
+        return clock.wall_s() - path.lstat().st_mtime > _YOUNG_S and not _is_listening(path / SOCKET)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
+
+
+def _is_listening(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,79 @@
+"""SIGTERM and Ctrl-C: the first lets what is under way end, the second ends it at once."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Coroutine
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from manylora.errors import StartupError
+
+HASTE_WAIT_S = 2.0
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+Result = TypeVar("Result")
+
+
+class StopSignals:
+    """Counts signals while it is entered. `first` and `second` are set by them; a third changes nothing more."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def __enter__(self) -> Self:
+        for number in SIGNALS:
+            self._loop.add_signal_handler(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number in SIGNALS:
+            self._loop.remove_signal_handler(number)
+
+    def _note(self) -> None:
+        if self.first.is_set():
+            self.second.set()
+        self.first.set()
+
+    async def first_or(self, other: asyncio.Event) -> None:
+        """Wait for the first signal, or for another event."""
+        waiting = [asyncio.ensure_future(event.wait()) for event in (self.first, other)]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waiting:
+                one.cancel()
+
+    async def interrupting(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Do a part of the start. Raises `StartupError` if the first signal comes before it is done."""
+        doing, stopped = asyncio.ensure_future(work), asyncio.ensure_future(self.first.wait())
+        try:
+            await asyncio.wait((doing, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if doing.done():
+                return doing.result()
+            doing.cancel()
+            await asyncio.wait((doing,))
+            raise StartupError("stopped before the engine was ready")
+        finally:
+            stopped.cancel()
+            doing.cancel()
+
+    async def hastening(
+        self, work: Coroutine[Any, Any, None], hasten: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """Do a part of the end. After the second signal `hasten` is called, and `HASTE_WAIT_S` seconds are left."""
+        doing, hurried = asyncio.ensure_future(work), asyncio.ensure_future(self.second.wait())
+        try:
+            await asyncio.wait((doing, hurried), return_when=asyncio.FIRST_COMPLETED)
+            if not doing.done():
+                if hasten is not None:
+                    await hasten()
+                await asyncio.wait((doing,), timeout=HASTE_WAIT_S)
+            if doing.done():
+                doing.result()
+        finally:
+            hurried.cancel()
+            doing.cancel()
