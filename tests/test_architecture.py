@@ -26,6 +26,7 @@ LAYERS = {
         "usage",
         "tenancy",
         "loopback",
+        "printable",
         "dialects",
         "charging",
         "sharing",

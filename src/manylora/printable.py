@@ -1,0 +1,87 @@
+r"""Makes foreign text safe to show: names, descriptions and messages that tenants, adapters or other servers wrote.
+
+A terminal acts on control characters, some characters reorder or hide the text beside them, and a lone surrogate cannot
+be encoded. Each of these is shown as its escape (`\x1b`, `\u202e`), so that two different texts look different.
+Markup such as `[red]` is not touched: a line with foreign text is printed with markup off.
+"""
+
+import logging
+import re
+import unicodedata
+
+_IGNORED = "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff"
+"""Default-ignorable code points (Unicode, DerivedCoreProperties) and the blank pattern of Braille, which
+`str.isprintable` takes for visible."""
+_INVISIBLE = re.compile(f"[{_IGNORED}]")
+_MARKS = frozenset(("Mn", "Me"))
+_MAX_MARKS = 4
+"""Combining marks on one letter; a pile of them covers the lines above and below."""
+_OF_PROSE = frozenset("\n\t\u00a0\u200c\u200d\u202f\u3000\ufe0e\ufe0f")
+"""Lines, and what French, Persian, Indic and Japanese text and emoji are written with."""
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+"""A spreadsheet computes a cell that begins with one of these."""
+
+
+def printable(text: object) -> str:
+    """A text as one line in which every character is visible."""
+    return _escaped(str(text), keeps=frozenset())
+
+
+def printable_lines(text: object) -> str:
+    """A text of several lines, such as an error of ours that quotes foreign text: as `printable`, lines kept."""
+    return _escaped(str(text), keeps=frozenset("\n"))
+
+
+def printable_prose(text: str) -> str:
+    """A model's reply on its way to a terminal: lines, spaces and the joiners of scripts are kept."""
+    return _escaped(text, keeps=_OF_PROSE)
+
+
+def printable_json(text: str) -> str:
+    r"""A JSON document with the same meaning, whose invisible characters are written as JSON's own `\uXXXX`.
+
+    Inside a string JSON allows no raw control character; outside, a tab or a carriage return becomes a space.
+    """
+    spaced = text.replace("\t", " ").replace("\r", " ")
+    return "".join(letter if letter == "\n" or _is_visible(letter) else _json_escape(letter) for letter in spaced)
+
+
+def spreadsheet_cell(text: str) -> str:
+    """A text as the cell of a CSV file, which a spreadsheet shows and does not compute (OWASP, "CSV Injection")."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+class PrintableFormatter(logging.Formatter):
+    """Log lines that stay one line each and move no cursor; a traceback keeps its lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # the name of the standard library's hook
+        return printable(super().formatMessage(record))
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
+
+
+def _escaped(text: str, *, keeps: frozenset[str]) -> str:
+    if text.isascii() and text.isprintable():
+        return text
+    shown: list[str] = []
+    num_marks = 0
+    for letter in text:
+        num_marks = num_marks + 1 if unicodedata.category(letter) in _MARKS else 0
+        is_kept = letter in keeps or (_is_visible(letter) and num_marks <= _MAX_MARKS)
+        shown.append(letter if is_kept else _escape(letter))
+    return "".join(shown)
+
+
+def _is_visible(letter: str) -> bool:
+    return letter.isprintable() and _INVISIBLE.match(letter) is None
+
+
+def _escape(letter: str) -> str:
+    """The escape of a Python string: `\\n`, `\\x1b`, `\\u202e`, `\\U000e0001`."""
+    return letter.encode("unicode_escape").decode("ascii")
+
+
+def _json_escape(letter: str) -> str:
+    units = letter.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[place : place + 2].hex()}" for place in range(0, len(units), 2))
