@@ -1,4 +1,4 @@
-"""Foreign text on its way to a terminal, a log or a spreadsheet."""
+"""Foreign text on its way to a terminal or a log."""
 
 import json
 import logging
@@ -13,7 +13,6 @@ from manylora.printable import (
     printable_json,
     printable_lines,
     printable_prose,
-    spreadsheet_cell,
 )
 
 HOSTILE = {
@@ -80,16 +79,6 @@ def test_json_keeps_its_meaning(value: dict[str, str]) -> None:
         shown = printable_json(text)
         assert json.loads(shown) == value
         assert all(line.isprintable() for line in shown.split("\n"))
-
-
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "＝1"])
-def test_a_spreadsheet_computes_no_foreign_cell(text: str) -> None:
-    assert spreadsheet_cell(text) == f"'{text}"
-
-
-@pytest.mark.parametrize("text", ["", "a=1", "support-triage", "1"])
-def test_other_cells_stay(text: str) -> None:
-    assert spreadsheet_cell(text) == text
 
 
 def test_a_log_record_is_one_line_and_its_traceback_keeps_its_own() -> None:

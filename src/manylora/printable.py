@@ -18,8 +18,6 @@ _MAX_MARKS = 4
 """Combining marks on one letter; a pile of them covers the lines above and below."""
 _OF_PROSE = frozenset("\n\t\u00a0\u200c\u200d\u202f\u3000\ufe0e\ufe0f")
 """Lines, and what French, Persian, Indic and Japanese text and emoji are written with."""
-_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
-"""A spreadsheet computes a cell that begins with one of these."""
 
 
 def printable(text: object) -> str:
@@ -46,11 +44,6 @@ def printable_json(text: str) -> str:
     return "".join(letter if letter == "\n" or _is_visible(letter) else _json_escape(letter) for letter in spaced)
 
 
-def spreadsheet_cell(text: str) -> str:
-    """A text as the cell of a CSV file, which a spreadsheet shows and does not compute (OWASP, "CSV Injection")."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
-
-
 class PrintableFormatter(logging.Formatter):
     """Log lines that stay one line each and move no cursor; a traceback keeps its lines."""
 
@@ -59,6 +52,13 @@ class PrintableFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable_lines(super().format(record))
+
+
+def log_handler(form: str) -> logging.Handler:
+    """A handler that writes printable lines to standard error, each in a form of `logging`'s."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter(form))
+    return handler
 
 
 def _escaped(text: str, *, keeps: frozenset[str]) -> str:

@@ -20,6 +20,7 @@ from manylora.cli.serve import serve
 from manylora.cli.tenants import tenants
 from manylora.cli.usage import invoice, usage
 from manylora.errors import ManyloraError
+from manylora.printable import printable_lines
 from manylora.standard_streams import open_missing_streams
 
 app = typer.Typer(
@@ -58,5 +59,5 @@ def main() -> None:
     try:
         app()
     except ManyloraError as error:
-        typer.echo(f"manylora: {error.message}", err=True)
+        typer.echo(f"manylora: {printable_lines(error.message)}", err=True)
         sys.exit(1)

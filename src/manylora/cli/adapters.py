@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from manylora.adapter_state import AdapterAction, AdapterState
-from manylora.cli.client import DEFAULT_URL, JsonOption, KeyOption, Server, UrlOption, fail, print_fields, print_table
+from manylora.cli.client import (
+    DEFAULT_URL,
+    JsonOption,
+    KeyOption,
+    Server,
+    UrlOption,
+    fail,
+    print_fields,
+    print_table,
+    say,
+)
 
 if TYPE_CHECKING:
     import httpx2
@@ -46,7 +56,7 @@ def list_adapters(
     page = reply.json()
     _print_table(page["data"])
     if page["has_more"]:
-        typer.echo(f"there are more: --after {page['after']}", err=True)
+        say(f"there are more: --after {page['after']}", err=True)
 
 
 @adapters.command()
@@ -125,7 +135,7 @@ def _act(action: AdapterAction, adapter: str, source: str | None, server: Server
         fail(f"the packed image of adapter '{adapter}' is not what its checksum says")
     if not is_done and timeout_s is not None:
         fail(f"{action.value} was begun, but is not done yet; {_standing(info)}")
-    typer.echo(f"{'done' if is_done else 'begun'}: {_standing(info)}")
+    say(f"{'done' if is_done else 'begun'}: {_standing(info)}")
 
 
 def _source(source: str | None) -> dict[str, object]:

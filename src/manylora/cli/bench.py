@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from manylora.cli.options import BaseOption, QuantizeOption
+from manylora.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -88,7 +89,7 @@ def bench(
             console.print(_load_table(loads))
             for load in loads:
                 for error in load.figures.first_errors:
-                    console.print(f"{load.workload}: {error}", markup=False)
+                    console.print(f"{load.workload}: {printable(error)}", markup=False, emoji=False)
             record = [asdict(load) for load in loads]
     if json_file:
         json_file.write_text(json.dumps({**facts, "results": record}, indent=1) + "\n", encoding="utf-8")

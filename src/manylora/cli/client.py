@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from manylora.config import caller_key
+from manylora.printable import printable, printable_json
 from manylora.tenancy import NANO
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Server:
     ) -> "httpx2.Response":
         """Send one request; whatever is wrong ends the program with one line that says so.
 
-        Args:  expects  a field that the answer of a manylora server has; empty: it need not be JSON
+        Args:  expects  a field that the answer of a manylora server has; empty: it may be any document
                wait_s   how long the server may take beyond what any answer takes
         """
         import httpx2
@@ -69,7 +70,7 @@ class Server:
             fail("the key has letters that no key has")
         if (message := refusal_in(reply, expects)) is not None:
             fail(message)
-        return reply
+        return _harmless(reply) if expects else reply
 
 
 def path_of(*parts: str) -> str:
@@ -96,8 +97,22 @@ def refusal_in(reply: "httpx2.Response", key: str) -> str | None:
         return f"{reply.url} answered {reply.status_code}, and not as a manylora server does"
 
 
+def _harmless(reply: "httpx2.Response") -> "httpx2.Response":
+    """A reply of JSON with the same meaning and nothing that a terminal acts upon."""
+    import httpx2
+
+    kept = {name: value for name, value in reply.headers.items() if name == "content-type"}
+    text = printable_json(reply.text)
+    return httpx2.Response(reply.status_code, headers=kept, content=text.encode(), request=reply.request)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print one line in which a server's own words may stand."""
+    typer.echo(printable(text), err=err)
+
+
 def fail(message: str) -> NoReturn:
-    typer.echo(f"manylora: {message}", err=True)
+    say(f"manylora: {message}", err=True)
     raise typer.Exit(1)
 
 
@@ -108,17 +123,18 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, number
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
-        table.add_column(name, justify="right" if name in numbers else "left")
+        table.add_column(printable(name), justify="right" if name in numbers else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     # Into a pipe there is no width to fit, and a shortened name would be no name.
-    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+    Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
 
 
 def print_fields(fields: dict[str, str]) -> None:
     """Print one thing: a line a field."""
-    width = max(map(len, fields), default=0)
-    for name, text in fields.items():
+    lines = {printable(name): printable(text) for name, text in fields.items()}
+    width = max(map(len, lines), default=0)
+    for name, text in lines.items():
         typer.echo(f"{name:<{width}}  {text}")
 
 

@@ -38,10 +38,12 @@ def run(
 
     from manylora.cli.settings import configuration
     from manylora.control.serving import run_control
+    from manylora.printable import log_handler
     from manylora.standard_streams import make_streams_lossy
 
     make_streams_lossy()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    handler = log_handler("%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("alembic").setLevel(logging.WARNING)
     run_control(configuration(config, set_ or (), {"control.host": host, "control.port": port}), ready=_say)
 

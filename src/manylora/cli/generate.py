@@ -1,12 +1,14 @@
 """`manylora generate`: one reply on the terminal, without a server."""
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manylora.cli.options import AdapterRootOption, BaseOption, QuantizeOption
+from manylora.cli.options import AdapterRootOption, BaseOption, QuantizeOption, plain
+from manylora.printable import printable_prose
 
 if TYPE_CHECKING:
     from manylora.config import Config
@@ -49,8 +51,8 @@ async def _generate(
     from manylora.server.work import begin
     from manylora.tenancy import DEFAULT_TENANT
 
-    with Console(stderr=True).status(f"loading {config.model.base}") as status:
-        engine, served = load_factory(FACTORY)(config, lambda line: status.update(line))
+    with Console(stderr=True).status(plain(f"loading {config.model.base}")) as status:
+        engine, served = load_factory(FACTORY)(config, lambda line: status.update(plain(line)))
     tokenizer = Tokenizer(Path(served.base_dir), model_id=served.model_id)
     pool = WorkPool()
     gate = Gate(served=served, settings=config.server, tokenizer=tokenizer, pool=pool)
@@ -71,10 +73,11 @@ async def _generate(
     )
     link = InProcessLink(engine)
     await link.start()
+    is_terminal = sys.stdout.isatty()
     try:
         with begin(link, gate, [draft], gate.expand(draft, DEFAULT_TENANT), SystemClock()) as work:
             async for text in work.texts():
-                typer.echo(text, nl=False)
+                typer.echo(printable_prose(text) if is_terminal else text, nl=False)
         typer.echo()
     finally:
         await link.close()

@@ -13,6 +13,7 @@ from manylora.cli.client import (
     path_of,
     print_fields,
     print_table,
+    say,
     shown,
 )
 from manylora.cli.limits import LIMIT_HELP, TenantArgument, limit_fields, parse_limits
@@ -99,7 +100,7 @@ def revoke(
         typer.confirm(f"End key '{_id_of(key_id)}' of {url} for ever?", abort=True)
     reply = Server(url=url, key=key).ask("DELETE", "/admin/keys" + path_of(_id_of(key_id)), expects="revoked")
     entry = reply.json()
-    typer.echo(reply.text if json else f"done: key {entry['id']} of tenant {entry['tenant']} is revoked")
+    typer.echo(reply.text) if json else say(f"done: key {entry['id']} of tenant {entry['tenant']} is revoked")
 
 
 def _id_of(text: str) -> str:

@@ -15,6 +15,7 @@ from manylora.cli.client import (
     dollars,
     print_fields,
     print_table,
+    say,
     shown,
 )
 
@@ -57,7 +58,7 @@ def list_rows(
     ]
     print_table(COLUMNS, rows, numbers=NUMBERS)
     if page["before"] is not None:
-        typer.echo(f"there are more: --before {page['before']}", err=True)
+        say(f"there are more: --before {page['before']}", err=True)
 
 
 @ledger.command()

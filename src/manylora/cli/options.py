@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from manylora.printable import printable_lines
+
 BaseOption = Annotated[
     str | None,
     typer.Option(help="Base model: a known name, or a directory with config.json. Default: SmolLM2-135M-Instruct."),
@@ -17,3 +19,10 @@ AdapterRootOption = Annotated[
     list[Path] | None,
     typer.Option(help="A directory whose sub-directories are LoRA adapters; repeatable. Default: the demo adapters."),
 ]
+
+
+def plain(text: str) -> str:
+    """A text for a line with markup of ours, in which it is text alone: square brackets and colons are meant."""
+    from rich.markup import escape
+
+    return escape(printable_lines(text))

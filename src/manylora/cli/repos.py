@@ -21,6 +21,7 @@ from manylora.cli.client import (
     print_fields,
     print_table,
     refusal_in,
+    say,
     shown,
 )
 
@@ -128,7 +129,7 @@ def create(
 ) -> None:
     """Make a repository. It is private."""
     reply = _ask(url, key, "POST", REPOS, {"name": repo, "description": description})
-    typer.echo(reply.text if json else f"made: {reply.json()['name']}")
+    typer.echo(reply.text) if json else say(f"made: {reply.json()['name']}")
 
 
 @repos.command()
@@ -158,7 +159,7 @@ def upload(
     if alias is not None:
         _ask(url, key, "PUT", _path(repo, "aliases", alias), {"version": info["tag"]})
     named = "" if alias is None else f", which `{alias}` means now"
-    typer.echo(reply.text if json else f"done: {info['repo']}/{info['tag']}, {_size(info['bytes'])}{named}")
+    typer.echo(reply.text) if json else say(f"done: {info['repo']}/{info['tag']}, {_size(info['bytes'])}{named}")
 
 
 @repos.command()
@@ -186,7 +187,7 @@ def share(
         return
     info = reply.json()
     others = ", ".join(info["sharedWith"]) or "nobody"
-    typer.echo(f"done: {info['name']} is {'public' if info['public'] else f'private, shared with {others}'}")
+    say(f"done: {info['name']} is {'public' if info['public'] else f'private, shared with {others}'}")
 
 
 @repos.command()
@@ -210,7 +211,7 @@ def alias(
     if json:
         typer.echo(_ask(url, key, "GET", _path(repo)).text)
         return
-    typer.echo(f"done: {repo}/{name} " + ("is gone" if remove else f"is {repo}/{version}"))
+    say(f"done: {repo}/{name} " + ("is gone" if remove else f"is {repo}/{version}"))
 
 
 @repos.command()
@@ -234,7 +235,7 @@ def archive(
     else:
         reply = _ask(url, key, "PUT", _path(repo, *_of(version)), {"archived": not undo})
     what = repo if version is None else f"{repo}/{version}"
-    typer.echo(reply.text if json else f"done: {what} is {'ready' if undo else 'archived'}")
+    typer.echo(reply.text) if json else say(f"done: {what} is {'ready' if undo else 'archived'}")
 
 
 @repos.command()
@@ -253,7 +254,7 @@ def rm(
     if not yes:
         typer.confirm(f"Delete {what}{whose} at {url} for ever?", abort=True)
     _ask(url, key, "DELETE", _path(repo, *_of(version), tenant=tenant))
-    typer.echo(json_library.dumps({"deleted": what}) if json else f"done: {what} is deleted")
+    typer.echo(json_library.dumps({"deleted": what})) if json else say(f"done: {what} is deleted")
 
 
 @repos.command()
@@ -268,7 +269,8 @@ def clear(
     if not yes:
         typer.confirm(f"Delete every repository of {tenant} at {url} for ever?", abort=True)
     _ask(url, key, "DELETE", ADMIN + path_of(tenant))
-    typer.echo(json_library.dumps({"deleted": tenant}) if json else f"done: every repository of {tenant} is deleted")
+    done = f"done: every repository of {tenant} is deleted"
+    typer.echo(json_library.dumps({"deleted": tenant})) if json else say(done)
 
 
 # ── uploading ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -336,7 +338,7 @@ def _send(address: str, file: Path) -> None:
                 if offset == size:
                     return
             except httpx2.TransportError as error:
-                typer.echo(f"the connection broke ({type(error).__name__}); going on", err=True)
+                say(f"the connection broke ({type(error).__name__}); going on", err=True)
                 SystemClock().sleep_s(FIRST_WAIT_S * 2**failures)
     fail(f"{file.name} could not be sent: {MAX_FAILURES} tries in a row failed; the same command goes on with it")
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manylora.cli.options import AdapterRootOption, BaseOption, QuantizeOption
+from manylora.cli.options import AdapterRootOption, BaseOption, QuantizeOption, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,8 +68,8 @@ def serve(
         },
     )
     settings = with_registry(with_adapter_roots(with_base_fetched(settings)))
-    console = Console(stderr=True, highlight=False)
-    with console.status(f"starting {settings.model.base}", spinner="dots") as status:
+    console = Console(stderr=True, highlight=False, emoji=False)
+    with console.status(plain(f"starting {settings.model.base}"), spinner="dots") as status:
         terminal = _Terminal(console, status)
         announce = Announce(progress=terminal.progress, ready=terminal.ready, admin_key=terminal.admin_key)
         run_server(settings, factory=FACTORY, control=host_control, announce=announce)
@@ -88,7 +88,7 @@ class _Terminal:
 
     def progress(self, line: str) -> None:
         now_s = self._clock.monotonic_s()
-        shown = _plain(line).replace("\n", "\n         ")
+        shown = plain(line).replace("\n", "\n         ")
         self._console.print(f"[dim]{now_s - self._last_s:5.1f} s[/dim]  {shown}", soft_wrap=True)
         self._last_s = now_s
 
@@ -107,16 +107,11 @@ class _Terminal:
         self._status.stop()
         names = LocalSource(tuple(map(Path, served.adapter_roots))).list()
         total_s = self._clock.monotonic_s() - self._begun_s
-        self._console.print(f"[bold]{_plain(served.model_id)}[/bold] is served at [bold]{url}[/bold] ({total_s:.1f} s)")
+        self._console.print(f"[bold]{plain(served.model_id)}[/bold] is served at [bold]{url}[/bold] ({total_s:.1f} s)")
         shown = ", ".join(names[:MAX_NAMES_SHOWN]) + (" …" if len(names) > MAX_NAMES_SHOWN else "")
-        self._console.print(f"{len(names)} adapters{': ' + _plain(shown) if names else ''}\n")
+        self._console.print(f"{len(names)} adapters{': ' + plain(shown) if names else ''}\n")
         tokenizer = Tokenizer(Path(served.base_dir), model_id=served.model_id)
         commands = examples(url, base=served.model_id, adapters=names, tokenizer=tokenizer)
         for title, command in commands.items():
             self._console.print(f"[dim]# {title}[/dim]")
             self._console.print(f"{command}\n", markup=False, emoji=False, soft_wrap=True)
-
-
-def _plain(text: str) -> str:
-    """Text without markup: square brackets are meant."""
-    return text.replace("[", "\\[")

@@ -16,6 +16,7 @@ from manylora.cli.client import (
     path_of,
     print_fields,
     print_table,
+    say,
     shown,
 )
 from manylora.cli.limits import LIMIT_HELP, TenantArgument, limit_fields, parse_limits
@@ -49,7 +50,7 @@ def list_tenants(
     rows = (tuple(shown(tenant[column]) for column in columns) for tenant in page["tenants"])
     print_table(columns, rows, numbers=("weight",))
     if page["next"] is not None:
-        typer.echo(f"there are more: --after {page['next']}", err=True)
+        say(f"there are more: --after {page['next']}", err=True)
 
 
 @tenants.command()
@@ -174,12 +175,12 @@ def credits(
     rows = ((grant["created"], dollars(grant["nanousd"]), grant["reason"], grant["id"]) for grant in page["credits"])
     print_table(("created", "amount", "reason", "id"), rows, numbers=("amount",))
     if page["before"] is not None:
-        typer.echo(f"there are more: --before {page['before']}", err=True)
+        say(f"there are more: --before {page['before']}", err=True)
 
 
 def _put_state(server: Server, tenant: str, verb: str, json: bool) -> None:
     reply = server.ask("POST", ROOT + path_of(tenant, verb), expects="state")
-    typer.echo(reply.text if json else f"done: tenant {tenant} is {reply.json()['state']}")
+    typer.echo(reply.text) if json else say(f"done: tenant {tenant} is {reply.json()['state']}")
 
 
 def _fields(body: dict[str, Any]) -> dict[str, str]:

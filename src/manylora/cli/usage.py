@@ -17,6 +17,7 @@ from manylora.cli.client import (
     print_table,
     shown,
 )
+from manylora.printable import printable_json, printable_lines
 
 COUNTS = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens")
 MonthOption = Annotated[str, typer.Option(help="A UTC month such as 2026-11. Default: this one.")]
@@ -67,7 +68,8 @@ def invoice(
     path = "/admin/invoices" + path_of(tenant, month)
     reply = Server(url=url, key=key).ask("GET", path, expects="", query={"format": "json" if json else form})
     if out is None:
-        typer.echo(reply.text, nl=False)
+        harmless = printable_json if json or form == "json" else printable_lines
+        typer.echo(harmless(reply.text), nl=False)
         return
     try:
         out.write_bytes(reply.content)

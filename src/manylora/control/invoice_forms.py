@@ -121,7 +121,9 @@ def _text(invoice: Invoice) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text in which nothing moves the cursor or ends the line."""
+    """Text in which nothing moves the cursor or ends the line; it differs from `printable`, since a closed month's
+    invoice stays the same byte for byte.
+    """
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 

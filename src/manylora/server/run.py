@@ -18,6 +18,7 @@ from manylora.clock import SystemClock
 from manylora.config import Config
 from manylora.errors import ConfigInvalid, StartupError
 from manylora.models.tokenizer import Tokenizer
+from manylora.printable import log_handler
 from manylora.server.app import EdgeApp, create_app
 from manylora.server.link import ProcessLink
 from manylora.server.membership import ControlFactory, Membership
@@ -222,4 +223,4 @@ def configure_logging() -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
     )
-    logging.basicConfig(format="%(levelname)s %(name)s %(message)s", level=logging.WARNING)
+    logging.basicConfig(handlers=[log_handler("%(levelname)s %(name)s %(message)s")], level=logging.WARNING)

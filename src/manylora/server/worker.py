@@ -13,6 +13,7 @@ import zmq
 from manylora.clock import SystemClock
 from manylora.engine.events import Failure
 from manylora.errors import EngineFault, ManyloraError
+from manylora.printable import log_handler
 from manylora.server import wire
 from manylora.server.driver import ProgressLine, drive, load_factory
 from manylora.server.journal import Journal
@@ -92,7 +93,7 @@ def _serve(socket: "zmq.Socket[bytes]", port: _SocketPort) -> int:
         logging.getLogger().addHandler(progress)
         engine, served = load_factory(boot.factory)(boot.config, lambda line: port.send(wire.Progress(line)))
         logging.getLogger().removeHandler(progress)
-        logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+        logging.basicConfig(handlers=[log_handler("%(levelname)s %(message)s")], level=logging.WARNING)
         port.send(wire.Ready(served))
         order = boot.journal
         journal = None if order is None else Journal(Path(order.folder), order.life, keeps_parts=order.keeps_parts)
