@@ -26,6 +26,8 @@ LAYERS = {
         "usage",
         "tenancy",
         "loopback",
+        "origins",
+        "renames",
         "printable",
         "dialects",
         "charging",

@@ -18,6 +18,8 @@ from typing import Any
 
 from manylora.adapter_ref import SourceName, parse_adapter_name, source_of
 from manylora.errors import AdapterReferenceInvalid, ConfigInvalid
+from manylora.origins import check_rule
+from manylora.renames import SETTINGS, current_setting, settled
 from manylora.service_variables import is_service_variable
 from manylora.tenancy import Limits
 
@@ -105,7 +107,13 @@ class ServerConfig:
     max_n: int = 8
     max_stop_sequences: int = 4
     overlong_max_new_tokens: str = "clamp"
-    cors_allow_origin: str = "*"
+    cors_allow_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
+    public_url: str = ""
+    head_timeout_s: float = 20.0
+    body_idle_s: float = 60.0
+    max_connections: int = 0
     admin_open: bool = False
     auth: str = "auto"
     allow_open: bool = False
@@ -201,6 +209,9 @@ _LOWEST: dict[str, float] = {
     "server.health_stall_s": 0.001,
     "server.stream_head_wait_s": 0.001,
     "server.keepalive_s": 0.001,
+    "server.head_timeout_s": 0.001,
+    "server.body_idle_s": 0.001,
+    "server.max_connections": 0,
     "control.port": 0,
     "control.signup_credit_nanousd": 0,
     "control.max_repositories": 0,
@@ -212,10 +223,11 @@ _LOWEST: dict[str, float] = {
 }
 _HIGHEST: dict[str, float] = {"model.spin_us": 1_000_000, "server.port": 65535, "control.port": 65535}
 _ADAPTER_NAMES = ("adapters.preload", "adapters.pinned")
-_NAME_LISTS = (*_ADAPTER_NAMES, "control.free_bases", "control.plan_weights", "control.signup_limits")
+_WEB_LISTS = ("server.cors_allow_origins", "server.allowed_hosts", "server.trusted_proxies")
+_NAME_LISTS = (*_ADAPTER_NAMES, *_WEB_LISTS, "control.free_bases", "control.plan_weights", "control.signup_limits")
 _PLAN_WEIGHT = re.compile(r"([^=\s,]{1,64})=([1-9][0-9]{0,2}|1000)")
 _SIGNUP_LIMIT = re.compile(rf"({'|'.join(Limits.__slots__)})=([0-9]{{1,18}})")
-_URLS = ("adapters.hub_endpoint", "control.url")
+_URLS = ("adapters.hub_endpoint", "control.url", "server.public_url")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "model.kernels": ("auto", "native", "native-bf16", "onednn", "reference"),
     "model.quantize": ("none", "int8"),
@@ -231,13 +243,10 @@ def load_config(
 
     Raises `ConfigInvalid` for an unknown key, a wrong type or a value out of range, naming the setting.
     """
-    values: dict[str, Setting] = {}
-    if file is not None:
-        values.update(_read_file(file))
-    values.update(_read_environ(os.environ if environ is None else environ))
-    values.update(
-        {key: _checked(key, list(value) if isinstance(value, tuple) else value) for key, value in (flags or {}).items()}
-    )
+    given = {key: list(value) if isinstance(value, tuple) else value for key, value in (flags or {}).items()}
+    chosen = {key: _checked(key, value) for key, value in given.items()}
+    from_file = {} if file is None else _read_file(file)
+    values = settled((from_file, _read_environ(os.environ if environ is None else environ), chosen))
     groups: dict[str, Any] = {}
     for group in dataclasses.fields(Config):
         kind = typing.cast(type[Any], group.type)  # the groups are plain classes, written unquoted above
@@ -359,7 +368,8 @@ def _read_file(file: Path) -> dict[str, Setting]:
 
 
 def _read_environ(environ: Mapping[str, str]) -> dict[str, Setting]:
-    known = {f"MANYLORA_{key.replace('.', '_').upper()}": key for key in leaves(Config())}
+    names = (*leaves(Config()), *(entry.old for entry in SETTINGS))
+    known = {f"MANYLORA_{key.replace('.', '_').upper()}": key for key in names}
     found: dict[str, Setting] = {}
     own = {name: text for name, text in environ.items() if name.startswith("MANYLORA_") and name != KEY_VARIABLE}
     if foreign := sorted(name for name, text in own.items() if is_service_variable(name, text)):
@@ -381,7 +391,7 @@ def parse_setting(key: str, text: str) -> Setting:
             return _checked(key, {"1": True, "true": True, "0": False, "false": False}[text.lower()])
         if kind is tuple:
             # URLs have colons of their own, and names have none to be told apart by.
-            has_names = key in _NAME_LISTS or "://" in text
+            has_names = current_setting(key) in _NAME_LISTS or "://" in text
             parts = re.split(r"[\s,]+", text) if has_names else text.split(os.pathsep)
             return _checked(key, [part for part in parts if part])
         return _checked(key, kind(text))
@@ -390,14 +400,16 @@ def parse_setting(key: str, text: str) -> Setting:
 
 
 def _kind(key: str) -> type[Any]:
-    defaults = leaves(Config())
-    if key not in defaults:
+    defaults, name = leaves(Config()), current_setting(key)
+    if name not in defaults:
         raise ConfigInvalid(f"unknown setting: {key}")
-    return type(defaults[key])
+    return type(defaults[name])
 
 
 def _checked(key: str, value: object) -> Setting:
     kind = _kind(key)
+    if kind is tuple and isinstance(value, str) and current_setting(key) != key:
+        value = [value] if value else []  # it was one, and is a list now
     if kind is tuple and isinstance(value, list) and all(isinstance(part, str) for part in value):
         value = tuple(value)
     if kind is float and type(value) is int:
@@ -408,6 +420,9 @@ def _checked(key: str, value: object) -> Setting:
         raise ConfigInvalid(f"{key} must be at least {_LOWEST[key]:g}. Given: {value}")
     if isinstance(value, int | float) and not isinstance(value, bool) and not value <= _HIGHEST.get(key, value):
         raise ConfigInvalid(f"{key} must be at most {_HIGHEST[key]:g}. Given: {value}")
+    if current_setting(key) in _WEB_LISTS and isinstance(value, tuple):
+        for rule in value:
+            check_rule(current_setting(key), rule)
     if key == "adapters.stores" and isinstance(value, tuple):
         for place in value:
             if source_of(place) is None:

@@ -5,6 +5,7 @@
     │   ├── InvalidJson  InvalidParameter  ContextLengthExceeded  TemplateFailed
     │   ├── BodyTooLarge  UnsupportedMediaType  MethodNotAllowed  RouteNotFound
     │   ├── DeploymentNotFound  TaskUnsupported  RouteNotBuilt  InsufficientPermissions
+    │   ├── HostNotAllowed  OriginNotAllowed
     │   ├── AdapterReferenceInvalid
     │   ├── InvalidApiKey  TenantMismatch  TenantSuspended
     │   ├── LimitExceeded  RequestRateExceeded  TokenRateExceeded  StreamLimitExceeded  QuotaExhausted
@@ -150,6 +151,18 @@ class InsufficientPermissions(RequestRejected):
     """The route is for operators, and the caller is not known to be one."""
 
     row = ErrorRow(403, "permission", 403, INVALID, "insufficient_permissions")
+
+
+class HostNotAllowed(RequestRejected):
+    """The header `Host` names a host that this server does not answer to."""
+
+    row = ErrorRow(403, "permission", 403, INVALID, "host_not_allowed")
+
+
+class OriginNotAllowed(RequestRejected):
+    """The request comes from a web page that may not use this server."""
+
+    row = ErrorRow(403, "permission", 403, INVALID, "origin_not_allowed")
 
 
 class AdapterReferenceInvalid(RequestRejected):

@@ -14,6 +14,7 @@ from manylora.adapter_ref import SourceName
 from manylora.clock import Clock
 from manylora.config import Config
 from manylora.models.tokenizer import Tokenizer
+from manylora.server.access import Access
 from manylora.server.app import EdgeApp, create_app
 from manylora.server.link import InProcessLink
 from tests.server.fake_engine import FakeEngine, served_for
@@ -46,6 +47,9 @@ async def open_house(
     sources: Sequence[str] = ("local",),
     load_timeout_s: float = 60.0,
     clock: Clock | None = None,
+    access: Access | None = None,
+    control: object | None = None,
+    client_host: str = "127.0.0.1",
     **server: Any,
 ) -> AsyncIterator[House]:
     """`sources` are those that adapters may come from; settings of the `[server]` group may be given by name.
@@ -68,8 +72,8 @@ async def open_house(
         adapters=replace(defaults.adapters, load_timeout_s=load_timeout_s),
     )
     served = replace(served_for(directory), adapter_sources=tuple(SourceName(source) for source in sources))
-    app = create_app(config, link=link, served=served, tokenizer=tokenizer, clock=clock)
-    transport = httpx2.ASGITransport(app=app)  # type: ignore[arg-type]  # ASGI's types differ by library
+    app = create_app(config, link=link, served=served, tokenizer=tokenizer, clock=clock, access=access, control=control)
+    transport = httpx2.ASGITransport(app=app, client=(client_host, 1))  # type: ignore[arg-type]  # ASGI's types differ by library
     try:
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=20) as client:
             yield House(client, app, engine, link)

@@ -119,7 +119,7 @@ def test_a_deployment_path_is_the_same_route_for_that_tenant(in_house: InHouse) 
     in_house(scenario)
 
 
-def test_ids_and_cross_origin_headers_are_on_every_reply(in_house: InHouse) -> None:
+def test_ids_are_on_every_reply(in_house: InHouse) -> None:
     async def scenario(house: House) -> None:
         mine = {"x-request-id": "abc-1", "x-b3-traceid": "t1"}
         for reply in (
@@ -128,14 +128,8 @@ def test_ids_and_cross_origin_headers_are_on_every_reply(in_house: InHouse) -> N
         ):
             assert reply.headers["x-request-id"] == "abc-1"
             assert reply.headers["x-b3-traceid"] == "t1"
-            assert reply.headers["access-control-allow-origin"] == "*"
-            assert "x-total-tokens" in reply.headers["access-control-expose-headers"]
         minted = await house.post("/generate", {"inputs": "Hi"}, headers={"x-request-id": "a b"})
         assert len(minted.headers["x-request-id"]) == 32
-        asked = {"origin": "http://a", "access-control-request-method": "POST"}
-        preflight = await house.client.options("/v1/chat/completions", headers=asked)
-        assert preflight.status_code == 200
-        assert "authorization" in preflight.headers["access-control-allow-headers"]
 
     in_house(scenario)
 

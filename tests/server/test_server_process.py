@@ -118,8 +118,9 @@ def test_operators_are_told_from_strangers_on_a_real_socket(tmp_path: Path) -> N
         ):
             for method in ("GET", "DELETE"):
                 reply = client.request(method, "/v1/adapters/triage", headers=stranger)
-                assert (reply.status_code, reply.json()["error"]["code"]) == (403, "insufficient_permissions")
-        assert client.post("/generate", json={"inputs": "Hi"}, headers={"host": "any"}).status_code == 200
+                assert reply.status_code == 403
+        other = {"host": "10.1.2.3:8080"}
+        assert client.post("/generate", json={"inputs": "Hi"}, headers=other).status_code == 200
 
 
 def test_a_stopped_engine_costs_its_callers_the_queue_time_and_is_restarted(tmp_path: Path) -> None:

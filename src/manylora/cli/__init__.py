@@ -21,6 +21,7 @@ from manylora.cli.tenants import tenants
 from manylora.cli.usage import invoice, usage
 from manylora.errors import ManyloraError
 from manylora.printable import printable_lines
+from manylora.renames import current_words
 from manylora.standard_streams import open_missing_streams
 
 app = typer.Typer(
@@ -57,7 +58,7 @@ def main() -> None:
     """Run the command line; an error made for people is printed as one line, not as a traceback."""
     open_missing_streams()
     try:
-        app()
+        app(args=current_words(sys.argv[1:]))
     except ManyloraError as error:
         typer.echo(f"manylora: {printable_lines(error.message)}", err=True)
         sys.exit(1)

@@ -16,6 +16,7 @@ from manylora.control.deployments_api import deployments_room
 from manylora.control.health_api import health_room
 from manylora.control.internal_api import internal_room
 from manylora.control.money_api import money_room
+from manylora.control.origin_guard import OriginGuard
 from manylora.control.predibase_api import predibase_room
 from manylora.control.registry_admin_api import registry_admin_room
 from manylora.control.registry_api import registry_room
@@ -59,6 +60,7 @@ def create_control_app(control: Control) -> FastAPI:
     for room in ROOMS:
         app.include_router(room(control))
     app.add_middleware(Screen, max_body_bytes=control.config.server.max_body_bytes, refusal=error_reply)
+    app.add_middleware(OriginGuard, control=control, refusal=error_reply)
     app.add_exception_handler(ManyloraError, _told)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)

@@ -18,6 +18,7 @@ from manylora.control.bodies import iso
 from manylora.control.callers import Caller, caller_of
 from manylora.control.control import Control
 from manylora.control.intake import Intake
+from manylora.control.origin_guard import has_edge_token
 from manylora.control.registry import FINISHED, Repository, Version, VersionState
 from manylora.control.uploads import FILES, Uploads, read_range
 from manylora.errors import InsufficientPermissions, InvalidParameter
@@ -311,7 +312,7 @@ def _add_uploads(routes: APIRouter, control: Control, uploads: Uploads) -> None:
         """Begin an upload: an address for each file, good without a key until it expires."""
         caller = await _caller(control, request, Scope.UPLOAD)
         upload, facts = await uploads.begin(caller, body.repo)
-        here = f"{_outer_url(request)}/v2/adapters/upload/{facts.tenant}/{upload}"
+        here = f"{_outer_url(control, request)}/v2/adapters/upload/{facts.tenant}/{upload}"
         return {
             "presignedUrls": {name: f"{here}/{name}?signature={uploads.sign(upload, facts, name)}" for name in FILES},
             "uploadToken": uploads.token(upload, facts),
@@ -350,11 +351,18 @@ def _add_uploads(routes: APIRouter, control: Control, uploads: Uploads) -> None:
         return JSONResponse(told, headers={"upload-offset": str(offset)})
 
 
-def _outer_url(request: Request) -> str:
-    """The address that the client used, also behind an edge or a proxy that tells it. Only this client is told it."""
+def _outer_url(control: Control, request: Request) -> str:
+    """The address that clients reach: as configured, as an edge says that passes the request on, or as this one did.
+
+    `Host` and the headers of trusted proxies were checked by `origins.py`; those of others count for nothing.
+    """
+    if control.config.server.public_url:
+        return control.config.server.public_url.rstrip("/")
     headers = request.headers
-    scheme = headers.get("x-forwarded-proto", request.url.scheme)
-    return f"{scheme}://{headers.get('x-forwarded-host') or headers.get('host') or request.url.netloc}"
+    if has_edge_token(control.edge_token, headers):
+        told = {name: headers.get(f"x-forwarded-{name}", "") for name in ("proto", "host", "prefix")}
+        return f"{told['proto']}://{told['host']}{told['prefix']}"
+    return f"{request.url.scheme}://{headers.get('host') or request.url.netloc}"
 
 
 async def _received(request: Request) -> AsyncIterator[bytes]:

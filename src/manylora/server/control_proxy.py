@@ -2,13 +2,13 @@
 
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx2
 
 from manylora.clock import Clock
 from manylora.errors import ControlUnavailable
-from manylora.loopback import EDGE_HEADER
+from manylora.loopback import EDGE_HEADER, FORWARDED
 from manylora.server.exchange import Exchange, Receive, Scope, Send
 
 CONNECT_WAIT_S = 5.0
@@ -16,8 +16,10 @@ READ_WAIT_S = 120.0
 """An upload is checked before it is answered."""
 HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding"}
-    | {"upgrade", "host", "content-length", EDGE_HEADER}
+    | {"upgrade", "host", "content-length"}
 )
+NOT_PASSED_ON = HOP_BY_HOP | {EDGE_HEADER, "origin", *FORWARDED, "x-forwarded-prefix"}
+"""What this edge says itself: an Origin it has checked, and the headers of a proxy."""
 
 
 class ControlProxy:
@@ -26,24 +28,24 @@ class ControlProxy:
     The token shows the control plane that it is an edge which says who calls; a caller's own such header is dropped.
     """
 
-    def __init__(self, url: str, edge_token: str, clock: Clock) -> None:
+    def __init__(self, url: str, edge_token: str, clock: Clock, *, public_url: str = "") -> None:
         timeout = httpx2.Timeout(READ_WAIT_S, connect=CONNECT_WAIT_S)
         self._edge_token = edge_token.encode()
+        self._public_url = public_url
         self._client = httpx2.AsyncClient(base_url=url, timeout=timeout, follow_redirects=False, trust_env=False)
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         query = scope.get("query_string", b"").decode("latin-1")
         target = quote(scope["path"], safe="/:@!$&'()*+,;=~") + (f"?{query}" if query else "")
-        kept = [(name, value) for name, value in scope["headers"] if name.decode("latin-1").lower() not in HOP_BY_HOP]
+        kept = [
+            (name, value) for name, value in scope["headers"] if name.decode("latin-1").lower() not in NOT_PASSED_ON
+        ]
         client = scope.get("client")
         if client:
             kept.append((b"x-forwarded-for", str(client[0]).encode("latin-1")))
-            kept.append((EDGE_HEADER.encode(), self._edge_token))
-        hosts = [value for name, value in scope["headers"] if name.lower() == b"host"]
-        names = {name.lower() for name, _ in kept}
-        if hosts and b"x-forwarded-host" not in names:  # for the addresses that uploads are sent to
-            kept += [(b"x-forwarded-host", hosts[0]), (b"x-forwarded-proto", str(scope["scheme"]).encode("ascii"))]
+        kept += [(b"via", b"1.1 manylora"), (EDGE_HEADER.encode(), self._edge_token)]
+        kept += self._address_headers(scope)
         length = [(name, value) for name, value in scope["headers"] if name.lower() == b"content-length"]
         is_empty = scope["method"] in ("GET", "HEAD", "DELETE") or length == [(b"content-length", b"0")]
         content = None if is_empty else _body(receive)
@@ -58,6 +60,13 @@ class ControlProxy:
             await _answer(reply, send)
         finally:
             await reply.aclose()
+
+    def _address_headers(self, scope: Scope) -> list[tuple[bytes, bytes]]:
+        """Where clients reach this edge, for the addresses that uploads are sent to: as configured, or as they did."""
+        host = b"".join(value for name, value in scope["headers"] if name.lower() == b"host")
+        named = urlsplit(self._public_url or f"{scope['scheme']}://{host.decode('latin-1')}")
+        told = {"host": named.netloc, "proto": named.scheme, "prefix": named.path.rstrip("/")}
+        return [(f"x-forwarded-{name}".encode(), value.encode("latin-1")) for name, value in told.items() if value]
 
     async def close(self) -> None:
         await self._client.aclose()

@@ -1,4 +1,4 @@
-"""The outermost layer: one path form, an id and CORS on every reply, bodies within bounds, and a caller who leaves."""
+"""The outermost layer: who may ask at all, one path form, an id on every reply, bounded bodies, a caller who leaves."""
 
 import asyncio
 import re
@@ -17,6 +17,7 @@ from manylora.errors import (
     UnsupportedMediaType,
 )
 from manylora.ids import mint_request_id
+from manylora.origins import OriginPolicy, cors_headers, preflight_headers
 from manylora.server.access import Access
 from manylora.server.exchange import Arrival, Exchange, Receive, Scope, Send, header_of, is_visible_ascii
 from manylora.server.headers import EXPOSED
@@ -65,6 +66,13 @@ class Edge:
         self._served = served
         self._meters = meters
         self._clock = clock
+        self._policy = OriginPolicy.of(
+            is_key_needed=access.is_key_needed,
+            host=settings.host,
+            allowed_hosts=settings.allowed_hosts,
+            origins=settings.cors_allow_origins,
+            proxies=settings.trusted_proxies,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -72,16 +80,19 @@ class Edge:
             return
         arrival = Arrival(request_id=_request_id(scope), arrived_s=self._clock.monotonic_s())
         arrival.trace_id = header_of(scope, "x-b3-traceid")
-        own = {**scope, "path": _one_form(scope["path"]), "manylora": arrival}
-        outward = self._outward(own, arrival, send)
+        own = {**self._policy.seen(scope), "path": _one_form(scope["path"]), "manylora": arrival}
         try:
-            await self._guarded(own, receive, outward)
+            origin = self._policy.check(own)
+        except ManyloraError as error:
+            await Exchange(own, self._outward(own, arrival, send, None), self._clock).fail(error)
+        else:
+            await self._guarded(own, receive, self._outward(own, arrival, send, origin), origin)
         finally:
             self._note(own, arrival)
 
-    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send, origin: str | None) -> None:
         if scope["method"] == "OPTIONS":
-            await self._preflight(scope, send)
+            await Exchange(scope, send, self._clock).reply({}, headers=preflight_headers(origin))
             return
         arrival: Arrival = scope["manylora"]
         try:
@@ -171,23 +182,11 @@ class Edge:
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)  # type: ignore[operator]  # an ASGI application is any callable
 
-    async def _preflight(self, scope: Scope, send: Send) -> None:
-        """Any origin may ask with any header; there is no credentials mode."""
-        asked = header_of(scope, "access-control-request-headers")
-        allowed = "authorization, content-type" + (f", {asked}" if asked else "")
-        headers = {
-            "access-control-allow-methods": "GET, POST, PUT, DELETE, OPTIONS",
-            "access-control-allow-headers": allowed,
-            "access-control-max-age": "600",
-        }
-        await Exchange(scope, send, self._clock).reply({}, headers=headers)
-
-    def _outward(self, scope: Scope, arrival: Arrival, send: Send) -> Send:
+    def _outward(self, scope: Scope, arrival: Arrival, send: Send, origin: str | None) -> Send:
         """Add to the head of every reply, whoever wrote it, and see when its last byte is handed over."""
         common = [
             (b"x-request-id", arrival.request_id.encode("ascii")),
-            (b"access-control-allow-origin", self._settings.cors_allow_origin.encode("latin-1")),
-            (b"access-control-expose-headers", ", ".join(EXPOSED).encode("ascii")),
+            *cors_headers(origin, EXPOSED),
         ]
         if is_visible_ascii(arrival.trace_id) and arrival.trace_id is not None:
             common.append((b"x-b3-traceid", arrival.trace_id.encode("ascii")))

@@ -152,7 +152,7 @@ async def _joined(
         if not settings.edge_token:
             raise ConfigInvalid("control.url needs control.edge_token, the same as the control plane's")
         client, admin_key = HttpControlClient(settings.edge_token, url=settings.url), None
-        proxy = ControlProxy(settings.url, settings.edge_token, clock)
+        proxy = ControlProxy(settings.url, settings.edge_token, clock, public_url=config.server.public_url)
         control: Callable[..., Any] = proxy
         close: Callable[[], Awaitable[None]] = proxy.close
     else:

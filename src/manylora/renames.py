@@ -1,0 +1,69 @@
+"""Settings and flags that have a new name: the older one works for one release, with a warning.
+
+A file, the environment, `--set` and flags of the command may use an older name; one that is given beside its new name
+is an error, since neither would be the later.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from manylora.errors import ConfigInvalid
+
+log = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renamed:
+    """`gone_in`: the release that knows `old` no more."""
+
+    old: str
+    new: str
+    gone_in: str
+
+
+SETTINGS: tuple[Renamed, ...] = (
+    Renamed(old="server.cors_allow_origin", new="server.cors_allow_origins", gone_in="0.3"),
+)
+FLAGS: tuple[Renamed, ...] = ()
+"""Options of the command, such as `--old`."""
+
+
+def current_setting(key: str, table: Iterable[Renamed] = SETTINGS) -> str:
+    """The name that a setting has now."""
+    return next((entry.new for entry in table if entry.old == key), key)
+
+
+def settled(sources: Sequence[Mapping[str, Value]], table: Iterable[Renamed] = SETTINGS) -> dict[str, Value]:
+    """The values of several sources under the names of now; of one name the last source's. Warns of each older name.
+
+    Raises `ConfigInvalid` if a setting is given by both its names.
+    """
+    given = {key for source in sources for key in source}
+    for entry in table:
+        if entry.old in given:
+            _warn(entry, is_twice=entry.new in given)
+    return {current_setting(key, table): value for source in sources for key, value in source.items()}
+
+
+def current_words(words: Sequence[str], table: Iterable[Renamed] = FLAGS) -> list[str]:
+    """The words of a command line with the names that its flags have now. Warns and raises as `settled`."""
+    end = words.index("--") if "--" in words else len(words)
+    flags = [word.partition("=")[0] for word in words[:end]]
+    renamed = {entry.old: entry for entry in table}
+    for name in sorted(renamed.keys() & set(flags)):
+        _warn(renamed[name], is_twice=renamed[name].new in flags)
+    current = [
+        renamed[flag].new + word[len(flag) :] if flag in renamed else word
+        for flag, word in zip(flags, words[:end], strict=True)
+    ]
+    return [*current, *words[end:]]
+
+
+def _warn(entry: Renamed, *, is_twice: bool) -> None:
+    if is_twice:
+        raise ConfigInvalid(f"{entry.old} is the older name of {entry.new}: give one of them")
+    log.warning("%s is now %s; the older name works until release %s", entry.old, entry.new, entry.gone_in)
