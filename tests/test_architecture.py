@@ -27,6 +27,7 @@ LAYERS = {
         "tenancy",
         "loopback",
         "origins",
+        "connections",
         "renames",
         "printable",
         "dialects",

@@ -5,7 +5,7 @@
     │   ├── InvalidJson  InvalidParameter  ContextLengthExceeded  TemplateFailed
     │   ├── BodyTooLarge  UnsupportedMediaType  MethodNotAllowed  RouteNotFound
     │   ├── DeploymentNotFound  TaskUnsupported  RouteNotBuilt  InsufficientPermissions
-    │   ├── HostNotAllowed  OriginNotAllowed
+    │   ├── HostNotAllowed  OriginNotAllowed  RequestTimedOut  HeadTooLarge
     │   ├── AdapterReferenceInvalid
     │   ├── InvalidApiKey  TenantMismatch  TenantSuspended
     │   ├── LimitExceeded  RequestRateExceeded  TokenRateExceeded  StreamLimitExceeded  QuotaExhausted
@@ -163,6 +163,18 @@ class OriginNotAllowed(RequestRejected):
     """The request comes from a web page that may not use this server."""
 
     row = ErrorRow(403, "permission", 403, INVALID, "origin_not_allowed")
+
+
+class RequestTimedOut(RequestRejected):
+    """A request did not arrive whole in its time."""
+
+    row = ErrorRow(408, "validation", 408, INVALID, "request_timeout")
+
+
+class HeadTooLarge(RequestRejected):
+    """The request line and the headers have more bytes than the limit."""
+
+    row = ErrorRow(431, "validation", 431, INVALID, "head_too_large")
 
 
 class AdapterReferenceInvalid(RequestRejected):

@@ -161,12 +161,7 @@ class OriginPolicy:
         return None
 
     def _is_proxy(self, host: str) -> bool:
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
-            return False
-        mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-        return any((mapped or address) in network for network in self.proxies)
+        return is_within(host, self.proxies)
 
 
 def cors_headers(origin: str | None, exposed: Iterable[str]) -> list[tuple[bytes, bytes]]:
@@ -211,6 +206,16 @@ def check_rule(setting: str, value: str) -> None:
             network_of(value)
         except ValueError:
             raise ConfigInvalid(f"{setting}: a proxy is an address or a network, 10.0.0.0/8, given {value!r}") from None
+
+
+def is_within(host: str, networks: Iterable[Network]) -> bool:
+    """Whether an address is in one of the networks; an IPv4 address that IPv6 wraps counts as itself."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return any((mapped or address) in network for network in networks)
 
 
 def network_of(text: str) -> Network:

@@ -11,6 +11,7 @@ import uvloop
 from fastapi import FastAPI
 
 from manylora.config import Config
+from manylora.connections import bounded_protocol, connection_limits
 from manylora.control.api import create_control_app
 from manylora.control.caretaking import Caretaker
 from manylora.control.control import Control, open_control
@@ -60,7 +61,7 @@ async def _serve(control: Control, listener: socket.socket, ready: Ready) -> Non
     try:
         admin_key = await ensure_first_start(control)
         caretaker.start()
-        server = _Server(create_control_app(control))
+        server = _Server(create_control_app(control), control.config)
         ready(control, _url_of(listener), admin_key)
         await server.serve(sockets=[listener])
     finally:
@@ -71,12 +72,12 @@ async def _serve(control: Control, listener: socket.socket, ready: Ready) -> Non
 class _Server(uvicorn.Server):
     """uvicorn's server, which would raise the signal again at its end and so never get to close the database."""
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: FastAPI, config: Config) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 loop="none",
-                http="httptools",
+                http=bounded_protocol(connection_limits(config)),
                 ws="none",
                 lifespan="off",
                 log_config=None,

@@ -16,6 +16,7 @@ import uvloop
 
 from manylora.clock import SystemClock
 from manylora.config import Config
+from manylora.connections import bounded_protocol, connection_limits
 from manylora.errors import ConfigInvalid, StartupError
 from manylora.models.tokenizer import Tokenizer
 from manylora.printable import log_handler
@@ -183,7 +184,7 @@ class HttpServer(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="none",
-                http="httptools",
+                http=bounded_protocol(connection_limits(config)),
                 ws="none",
                 lifespan="off",
                 log_config=None,
