@@ -30,6 +30,7 @@ LAYERS = {
         "connections",
         "renames",
         "printable",
+        "private_files",
         "dialects",
         "charging",
         "sharing",

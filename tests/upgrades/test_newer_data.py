@@ -102,7 +102,8 @@ def serve_refused(file: Path, *words: str) -> str:
     command = [sys.executable, "-m", "manylora", "serve", "--port", "0", "--config", str(file), *words]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120, check=False)
     assert ended.returncode == 1, ended
-    (line,) = ended.stderr.splitlines()
+    (line,) = (line for line in ended.stderr.splitlines() if line.startswith("manylora: "))
+    assert "Traceback" not in ended.stderr
     return line
 
 

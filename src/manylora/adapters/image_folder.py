@@ -268,7 +268,7 @@ def _claim(root: Path) -> tuple[Path, int]:
 
 def _lock(folder: Path) -> int:
     """Take a folder and see that it can be written. Raises `OSError`, `BlockingIOError` if another process has it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     # Not opened for writing, which would keep an operator from turning the file system read-only.
     lock = os.open(folder / "lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

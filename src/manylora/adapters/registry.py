@@ -33,7 +33,7 @@ class Registry:
         """Keep an upload as the repository's next version and return its number; it is on disk when this returns."""
         folder = self._made(tenant, repo)
         incoming = self.root / f"{INCOMING}{uuid.uuid4().hex}"
-        incoming.mkdir()
+        incoming.mkdir(mode=0o700)
         try:
             for name, data in ((CONFIG_FILE, config), (WEIGHTS_FILE, weights)):
                 _write_durably(incoming / name, data)
@@ -112,7 +112,8 @@ class Registry:
 
     def _made(self, tenant: str, repo: str) -> Path:
         folder = self._repository(tenant, repo)
-        folder.mkdir(parents=True, exist_ok=True)
+        for each in (self.root, folder.parent, folder):  # the mode is the last one's alone
+            each.mkdir(parents=True, exist_ok=True, mode=0o700)
         for parent in (folder.parent, self.root):  # either may be new, and then its own parent has to know it
             _sync_folder(parent)
         return folder
@@ -171,7 +172,7 @@ def _checked(name: str) -> str:
 
 
 def _write_durably(file: Path, data: bytes | memoryview) -> None:
-    with file.open("wb") as stream:
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as stream:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())

@@ -22,6 +22,7 @@ from manylora.config import Config, control_dir, registry_dir
 from manylora.control.control import PEPPER_FILE
 from manylora.control.database import FILE_NAME, database_url, migrate, place_of, require_known_revision
 from manylora.errors import ConfigInvalid
+from manylora.private_files import keep_private, tighten
 
 UPLOADS = "uploads"
 """Their name in the archive and, unless `adapters.registry_dir` says another place, in the folder."""
@@ -66,6 +67,7 @@ def restore(config: Config, file: Path, *, has_database: bool = True) -> None:
     Raises:  `ConfigInvalid` if something is in their places already, or the archive is none of ours; `DataTooNew`, and
              nothing is made, if a newer manylora has written its database
     """
+    keep_private()
     places = _Places.of(config)
     if has_database:
         places.require_sqlite("pg_restore --dbname=…")
@@ -200,6 +202,7 @@ def _read(file: Path, partial: Path, *, has_database: bool) -> None:
         archive.extractall(partial, filter="data")
     if not has_database:
         (partial / FILE_NAME).unlink(missing_ok=True)
+    tighten(partial)
 
 
 def _put(found: Path, place: Path) -> None:

@@ -5,10 +5,13 @@ import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sqlalchemy.engine import URL
+
 from manylora.clock import Clock, SystemClock
 from manylora.config import Config, control_dir, registry_dir
 from manylora.control.database import Database, database_url, migrate
 from manylora.errors import ConfigInvalid
+from manylora.private_files import make_private, tighten
 
 PEPPER_FILE = "pepper"
 PEPPER_BYTES = 32
@@ -55,10 +58,12 @@ def open_control(config: Config, *, is_key_needed: bool, clock: Clock | None = N
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         pepper = _pepper(folder / PEPPER_FILE)
+        url = database_url(config.control.database_url, folder)
+        files = _files_of(url)
     except OSError as error:
         raise ConfigInvalid(f"control.dir {folder} cannot be used: {error.strerror}") from error
-    url = database_url(config.control.database_url, folder)
     migrate(url)
+    tighten(folder, registry_dir(config), *files)  # not before: a newer release's data is left as it is
     return Control(
         config=config,
         database=Database(url),
@@ -68,6 +73,15 @@ def open_control(config: Config, *, is_key_needed: bool, clock: Clock | None = N
         edge_token=config.control.edge_token or secrets.token_hex(PEPPER_BYTES),
         is_key_needed=is_key_needed,
     )
+
+
+def _files_of(url: URL) -> tuple[Path, ...]:
+    """The files of a database, which is made if it is a file and is not there."""
+    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
+        return ()
+    file = Path(url.database)
+    make_private(file)
+    return tuple(file.with_name(file.name + ending) for ending in ("", "-wal", "-shm", "-journal"))
 
 
 def _pepper(file: Path) -> str:

@@ -176,7 +176,7 @@ class Intake:
         folder = self.control.registry_dir / f"{INCOMING}{uuid.uuid4().hex}"
         try:
             with storage_failures():
-                folder.mkdir(parents=True)
+                folder.mkdir(parents=True, mode=0o700)
             settings = self.control.config.adapters
             job = replace(
                 self._job(folder, ref.id),

@@ -18,6 +18,7 @@ from manylora.control.control import Control, open_control
 from manylora.control.first_start import ensure_first_start
 from manylora.errors import ConfigInvalid
 from manylora.loopback import is_loopback
+from manylora.private_files import keep_private
 
 MIN_TOKEN_LETTERS = 16
 CLOSE_WAIT_S = 10
@@ -34,6 +35,7 @@ def run_control(config: Config, *, ready: Ready) -> None:
     cannot be reached.
     """
     is_key_needed = _checked(config)
+    keep_private()
     with _bind(config) as listener:
         control = open_control(config, is_key_needed=is_key_needed)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -15,11 +15,12 @@ import uvicorn
 import uvloop
 
 from manylora.clock import SystemClock
-from manylora.config import Config
+from manylora.config import Config, cache_dir, metering_dir
 from manylora.connections import bounded_protocol, connection_limits
 from manylora.errors import ConfigInvalid, StartupError
 from manylora.models.tokenizer import Tokenizer
 from manylora.printable import log_handler
+from manylora.private_files import keep_private, tighten
 from manylora.server.app import EdgeApp, create_app
 from manylora.server.link import ProcessLink
 from manylora.server.membership import ControlFactory, Membership
@@ -52,6 +53,8 @@ def run_server(config: Config, *, factory: str, control: ControlFactory, announc
     Raises:  `ConfigInvalid` if the port is taken; `StartupError` if the engine cannot be built
     """
     configure_logging()
+    keep_private()
+    tighten(metering_dir(config), cache_dir(config) / "adapters")
     listener = bind(config)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, listener:
         runner.run(_serve(config, listener, factory, control, announce))
