@@ -35,6 +35,9 @@ ROWS = (
     "'Mistral-7b-instruct', 1764547200000, 0, 0, 0, -2, 0, 0, 'correction', 200, 200, -400, 2, 'u-1')",
     "INSERT INTO leases (edge, tenant, granted_nanousd, expires_ms) VALUES ('e-1', 'acme', 5, 9)",
     "INSERT INTO spending (tenant, edge, month, cost_nanousd) VALUES ('acme', 'e-1', 197001, 1000)",
+    "INSERT INTO repositories (number, uuid, tenant, name, description, is_public, last_version, created_ms, "
+    "deleted_ms, revision) VALUES (1, 'r-1', 'acme', 'triage', '', false, 0, 1, NULL, 2)",
+    "INSERT INTO shares (repository, tenant) VALUES (1, 'acme')",
     "UPDATE revisions SET value = 2 WHERE name = 'edges'",
 )
 
@@ -61,6 +64,8 @@ def test_rows_of_the_first_version_are_there_after_every_migration(empty_url: UR
             async with control.database.read() as connection:
                 (key,) = await list_keys(connection, "acme")
                 assert key.facts.scopes == (Scope.QUERY, Scope.UPLOAD)
+                lent = await connection.exec_driver_sql("SELECT repository, tenant FROM shares")
+                assert [tuple(row) for row in lent] == [(1, "acme")]
                 sum_ = await connection.exec_driver_sql("SELECT SUM(cost_nanousd) FROM ledger")
                 assert int(sum_.scalar_one()) == 600
                 assert (await connection.exec_driver_sql("SELECT nanousd FROM credits")).scalar_one() == 25

@@ -233,14 +233,33 @@ def test_a_private_repository_of_another_is_like_none(url: URL, tmp_path: Path) 
     in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
 
 
+def test_sharing_tells_nobody_which_tenants_there_are(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        acme, _ = await plane.new_tenant("acme"), await plane.new_tenant("other")
+        await new_repo(plane, acme)
+        path = "/v2/repos/triage/shares"
+        for names in (["other"], ["nobody"]):
+            shared = await plane.call("POST", path, {"tenants": names}, key=acme)
+            assert (shared.status_code, names[0] in shared.json()["sharedWith"]) == (200, True)
+        shown = await plane.call("GET", "/v2/repos/triage", key=acme)
+        assert shown.json()["sharedWith"] == ["nobody", "other"]
+        late = await plane.new_tenant("nobody")  # who was meant, and has come
+        assert (await plane.call("GET", "/v2/repos/triage?owner=acme", key=late)).status_code == 200
+        answers = [await plane.call("DELETE", f"{path}/{name}", key=acme) for name in ("other", "nobody", "never")]
+        assert {(reply.status_code, reply.text) for reply in answers} == {(204, "")}
+        assert (await plane.call("GET", "/v2/repos/triage?owner=acme", key=late)).status_code == 404
+
+    in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
+
+
 def test_sharing_shows_a_repository_and_gives_nothing_else(url: URL, tmp_path: Path) -> None:
     async def scenario(plane: Plane) -> None:
         acme, other = await plane.new_tenant("acme"), await plane.new_tenant("other")
         third = await plane.new_tenant("third")
         await new_repo(plane, acme)
         await upload(plane, acme, "triage")
-        unknown = await plane.call("POST", "/v2/repos/triage/shares", {"tenants": ["nobody", "other"]}, key=acme)
-        assert unknown.status_code == 422
+        wrong = await plane.call("POST", "/v2/repos/triage/shares", {"tenants": ["other", "a/b"]}, key=acme)
+        assert wrong.status_code == 422
         for _ in range(2):
             shared = await plane.call("POST", "/v2/repos/triage/shares", {"tenants": ["other"]}, key=acme)
             assert shared.json()["sharedWith"] == ["other"]

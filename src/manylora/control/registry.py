@@ -18,6 +18,7 @@ from manylora.adapters.checking import CheckedFiles
 from manylora.adapters.registry import is_repository_name
 from manylora.control.revisions import next_revision
 from manylora.control.tables import aliases, keys, repositories, shares, tenants, versions
+from manylora.control.tenants import is_tenant_name
 from manylora.errors import InvalidParameter, NameTaken, ResourceNotFound, StorageLimitExceeded, TenantSuspended
 from manylora.ids import TenantId
 from manylora.tenancy import TenantState
@@ -260,12 +261,15 @@ async def set_public(connection: AsyncConnection, tenant: TenantId, reference: s
 
 
 async def share(connection: AsyncConnection, tenant: TenantId, reference: str, others: Iterable[str]) -> None:
-    """Let other tenants use a repository. Raises `ResourceNotFound`; `InvalidParameter` if one of them is unknown."""
+    """Let other tenants use a repository, by their names: whether a tenant has one is told to nobody.
+
+    A name that no tenant has is kept like any, and its tenant may use the repository from the day that it is made.
+    Raises `ResourceNotFound`; `InvalidParameter` for what can be no tenant's name, or too many.
+    """
     repository = await own_for_change(connection, tenant, reference)
     wanted = set(others) - set(repository.shared_with) - {tenant}
-    known = select(tenants.c.id).where(tenants.c.id.in_(filter(is_repository_name, wanted)))
-    if missing := sorted(wanted - set((await connection.execute(known)).scalars())):
-        raise InvalidParameter(f"no tenant `{_shown(missing[0])}`", parameter="tenants")
+    if wrong := sorted(name for name in wanted if not is_tenant_name(name)):
+        raise InvalidParameter(f"`{_shown(wrong[0])}` is no name of a tenant", parameter="tenants")
     if len(wanted) + len(repository.shared_with) > MAX_SHARES:
         raise InvalidParameter(f"a repository is shared with at most {MAX_SHARES} tenants", parameter="tenants")
     for other in sorted(wanted):

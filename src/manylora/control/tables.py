@@ -234,7 +234,7 @@ shares = Table(
     "shares",
     metadata,
     Column("repository", BigInteger, ForeignKey("repositories.number"), primary_key=True),
-    _tenant_key(),
+    Column("tenant", String(64), primary_key=True),  # a name that perhaps no tenant has
 )
 
 deployments = Table(

@@ -47,6 +47,11 @@ class Tenant:
         return self.facts.id
 
 
+def is_tenant_name(code: str) -> bool:
+    """Whether a tenant could have this code, as far as its letters go."""
+    return _CODE.fullmatch(code) is not None
+
+
 async def create_tenant(
     connection: AsyncConnection,
     code: str,
@@ -59,7 +64,7 @@ async def create_tenant(
     limits: Limits | None = None,
 ) -> Tenant:
     """Make a tenant. Raises `InvalidParameter` for a code that cannot be one, `NameTaken` if it has been given."""
-    if not _CODE.fullmatch(code) or code.lower() in RESERVED:
+    if not is_tenant_name(code) or code.lower() in RESERVED:
         raise InvalidParameter(
             f"`id` must be 1 to 64 letters, digits, `-` or `_`, begin with a letter or digit, and be no word that "
             f"paths of this server begin with. Given: {code[:80]!r}",
