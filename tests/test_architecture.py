@@ -30,6 +30,7 @@ LAYERS = {
         "connections",
         "renames",
         "printable",
+        "api_page",
         "private_files",
         "dialects",
         "charging",

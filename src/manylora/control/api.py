@@ -13,6 +13,7 @@ from manylora.control.account_api import account_room
 from manylora.control.admin_api import admin_room
 from manylora.control.control import Control
 from manylora.control.deployments_api import deployments_room
+from manylora.control.documents_api import documents_room
 from manylora.control.health_api import health_room
 from manylora.control.internal_api import internal_room
 from manylora.control.money_api import money_room
@@ -36,6 +37,7 @@ Room = Callable[[Control], APIRouter]
 ROOMS: tuple[Room, ...] = (
     internal_room,
     admin_room,
+    documents_room,
     registry_admin_room,
     account_room,
     money_room,
@@ -52,9 +54,9 @@ def create_control_app(control: Control) -> FastAPI:
     app = FastAPI(
         title="manylora control plane",
         version=__version__,
-        docs_url="/admin/docs",
+        docs_url=None,
         redoc_url=None,
-        openapi_url="/admin/openapi.json",
+        openapi_url=None,
         redirect_slashes=False,
     )
     for room in ROOMS:

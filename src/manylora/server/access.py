@@ -17,8 +17,7 @@ from manylora.tenancy import DEFAULT_TENANT, KeyFacts, Limits, Scope, TenantStat
 BEARER = "bearer "
 HUB_TOKEN = "hf_"
 KEYLESS = frozenset(
-    {"/health", "/startup", "/ready", "/ping", "/info", "/docs", "/docs/oauth2-redirect", "/api-doc/openapi.json"}
-    | {"/openapi.json"}
+    {"/health", "/startup", "/ready", "/ping", "/info", "/docs", "/api-doc/openapi.json", "/openapi.json"}
 )
 _ADMIN = re.compile(r"/metrics|/v1/adapters(/.*)?")
 _NOBODY = "0" * 64

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from manylora import __version__
+from manylora.api_page import MEDIA_TYPE, PAGE_HEADERS, api_page
 from manylora.clock import Clock, SystemClock
 from manylora.config import Config
 from manylora.dialects import body_of, dialect_of, status_of
@@ -34,6 +35,8 @@ from manylora.server.openai import OpenAIRoutes
 from manylora.server.openapi_document import openapi_document
 from manylora.server.pool import WorkPool
 from manylora.server.served import ServedModel
+
+DOCUMENT_PATH = "/api-doc/openapi.json"
 
 Answer = Callable[[Exchange], Awaitable[None]]
 
@@ -95,17 +98,20 @@ def create_app(
     api = FastAPI(
         title="manylora",
         version=__version__,
-        docs_url="/docs",
+        docs_url=None,
         redoc_url=None,
-        openapi_url="/api-doc/openapi.json",
+        openapi_url=None,
         lifespan=lifespan,
         redirect_slashes=False,
     )
     document = openapi_document(__version__)
-    api.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's documented way to give one's own
+    page = api_page(document, source=DOCUMENT_PATH)
 
     async def openapi(exchange: Exchange) -> None:
         await exchange.reply(document)
+
+    async def docs(exchange: Exchange) -> None:
+        await exchange.reply_bytes(page, MEDIA_TYPE, headers=PAGE_HEADERS)
 
     routes = _routes(
         NativeRoutes(inference),
@@ -113,7 +119,8 @@ def create_app(
         FactRoutes(inference, health, meters, catalogue),
         AdapterRoutes(gate, link, catalogue, longest_wait_s=config.adapters.load_timeout_s),
     )
-    for path, methods in {**routes, "/openapi.json": {"GET": openapi}}.items():
+    documents = {DOCUMENT_PATH: {"GET": openapi}, "/openapi.json": {"GET": openapi}, "/docs": {"GET": docs}}
+    for path, methods in {**routes, **documents}.items():
         for method, answer in methods.items():
             api.router.routes.append(Route(path, Endpoint(answer, clock), methods=[method]))
     api.add_exception_handler(HTTPException, _refuse)
