@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from manylora import __version__
 from manylora.control.account_api import account_room
 from manylora.control.admin_api import admin_room
+from manylora.control.callers import caller_of
 from manylora.control.control import Control
 from manylora.control.deployments_api import deployments_room
 from manylora.control.documents_api import documents_room
@@ -32,6 +33,7 @@ from manylora.errors import (
     MethodNotAllowed,
     RouteNotFound,
 )
+from manylora.tenancy import Scope
 
 Room = Callable[[Control], APIRouter]
 ROOMS: tuple[Room, ...] = (
@@ -61,7 +63,16 @@ def create_control_app(control: Control) -> FastAPI:
     )
     for room in ROOMS:
         app.include_router(room(control))
-    app.add_middleware(Screen, max_body_bytes=control.config.server.max_body_bytes, refusal=error_reply)
+
+    async def require_operator(request: Request) -> None:
+        (await caller_of(control, request)).require(Scope.ADMIN)
+
+    app.add_middleware(
+        Screen,
+        max_body_bytes=control.config.server.max_body_bytes,
+        refusal=error_reply,
+        require_operator=require_operator,
+    )
     app.add_middleware(OriginGuard, control=control, refusal=error_reply)
     app.add_exception_handler(ManyloraError, _told)
     app.add_exception_handler(RequestValidationError, _invalid)
