@@ -327,6 +327,11 @@ def test_the_control_plane_alone_checks_hosts_and_pages(tmp_path: Path) -> None:
         edge = {"authorization": "Bearer token-of-the-edges", "host": "control:8090"}
         assert (await plane.client.get("/internal/snapshot", headers=edge)).status_code == 200
 
+        for kind in ("text/plain", "application/x-www-form-urlencoded", None):
+            more = key if kind is None else key | {"content-type": kind}
+            reply = await plane.client.post("/admin/tenants", content=b'{"id": "acme"}', headers=more)
+            assert (reply.status_code, code_of(reply)) == (415, "unsupported_media_type")
+
     in_control(tmp_path, scenario, settings={"server.cors_allow_origins": ("https://app.example",)})
 
 

@@ -1,5 +1,6 @@
 """What no route has to look at: bodies without end, and addresses with a character that no database stores."""
 
+import re
 from collections.abc import Awaitable, Callable
 
 from starlette.exceptions import HTTPException
@@ -7,10 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from manylora.errors import BodyTooLarge, InvalidParameter, ManyloraError, RouteNotFound
+from manylora.errors import BodyTooLarge, InvalidParameter, ManyloraError, RouteNotFound, UnsupportedMediaType
 
 UPLOADS = "/adapters/upload/"
 NUL = "\0"
+_JSON_TYPE = re.compile(r"application/(json|[\w.-]+\+json)\s*(;.*)?", re.IGNORECASE)
 
 ADMIN = "/admin"
 
@@ -37,7 +39,7 @@ class Screen:
             return
         error = await self._stranger(scope) or _wrong_in_address(scope)
         if error is None and not _is_bounded_elsewhere(scope):
-            error, receive = self._too_long(Request(scope)), self._bounded(receive)
+            error, receive = self._too_long(Request(scope)) or _other_type(Request(scope)), self._bounded(receive)
         if error is not None:
             await self._refusal(Request(scope), error)(scope, receive, send)
             return
@@ -75,6 +77,15 @@ class Screen:
     @property
     def _told(self) -> str:
         return f"the body has more than {self._max_body_bytes} bytes (server.max_body_bytes)"
+
+
+def _other_type(request: Request) -> ManyloraError | None:
+    """Why a body is not read: it is not declared to be JSON. A page in a browser may send all other types unasked."""
+    headers = request.headers
+    is_there = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+    if not is_there or _JSON_TYPE.fullmatch(headers.get("content-type", "")):
+        return None
+    return UnsupportedMediaType("send the header `Content-Type: application/json`")
 
 
 def _is_bounded_elsewhere(scope: Scope) -> bool:
