@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from manylora import __version__
 from manylora.control.account_api import account_room
 from manylora.control.admin_api import admin_room
+from manylora.control.bodies import UNKNOWN_FIELD
 from manylora.control.callers import caller_of
 from manylora.control.control import Control
 from manylora.control.deployments_api import deployments_room
@@ -95,6 +96,8 @@ async def _invalid(request: Request, raised: Exception) -> Response:
     """The first thing that pydantic found wrong, with the field's name."""
     assert isinstance(raised, RequestValidationError)
     found = raised.errors()[0]
+    if found["type"] == UNKNOWN_FIELD:
+        return error_reply(request, InvalidParameter(found["msg"], parameter=found["ctx"]["name"]))
     field = ".".join(str(part) for part in found["loc"] if part not in ("body", "query", "path")) or "body"
     return error_reply(request, InvalidParameter(f"`{field}`: {found['msg']}", parameter=field))
 

@@ -1,9 +1,11 @@
 """The forms of the control plane's JSON, as pydantic models: what the OpenAPI document shows is made of them."""
 
+import difflib
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from manylora.control.credit import MOST_NANOUSD, Balance
 from manylora.control.keys import Key
@@ -12,6 +14,8 @@ from manylora.errors import InvalidParameter
 from manylora.tenancy import Limits, Scope
 
 BIGGEST = 2**62
+UNKNOWN_FIELD = "unknown_field"
+"""The type of pydantic's error for a name that a body does not have; its context has the `name`."""
 Amount = Annotated[int, Field(ge=-MOST_NANOUSD, le=MOST_NANOUSD)]
 Count = Annotated[int, Field(ge=0, le=BIGGEST)]
 Name = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
@@ -19,9 +23,29 @@ ShortText = Annotated[str, Field(max_length=320, pattern=r"^[^\x00]*$")]
 
 
 class Body(BaseModel):
-    """A body of a request: what it does not know is refused, so that no option is silently passed over."""
+    """A body of a request. A field that is null counts as absent; one that the body does not have is refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_known_names(cls, values: Any) -> Any:  # whatever the caller sent
+        if not isinstance(values, dict):
+            return values
+        present = {name: value for name, value in values.items() if value is not None}
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        for name in present.keys() - known - cls.model_fields.keys():
+            raise _unknown(str(name), known)
+        return present
+
+
+def _unknown(name: str, known: set[str]) -> PydanticCustomError:
+    shown = name[:80] if name[:80].isprintable() else name[:80].encode("unicode_escape").decode("ascii")
+    nearest = difflib.get_close_matches(name[:64], sorted(known), n=1)
+    remedy = f"the nearest known one is `{nearest[0]}`" if nearest else f"known are {', '.join(sorted(known))}"
+    return PydanticCustomError(
+        UNKNOWN_FIELD, "`{name}` is not a known field: {remedy}", {"name": shown, "remedy": remedy}
+    )
 
 
 class LimitsBody(Body):

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from manylora.control import deployments
 from manylora.control.bases import is_same_base, served_base
-from manylora.control.bodies import iso
+from manylora.control.bodies import Body, iso
 from manylora.control.callers import Caller, caller_of
 from manylora.control.control import Control
 from manylora.control.deployments import Deployment, DeploymentState
@@ -48,8 +48,10 @@ LOGGED = (
 """What a request log has of a request: never what was asked or answered."""
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+class _Body(Body):
+    """`config` keeps the keys that it does not know."""
+
+    model_config = ConfigDict(strict=False)
 
 
 class NewDeployment(_Body):

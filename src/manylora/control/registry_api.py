@@ -8,13 +8,13 @@ from contextlib import suppress
 from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from manylora.control import registry
-from manylora.control.bodies import iso
+from manylora.control.bodies import Body, iso
 from manylora.control.callers import Caller, caller_of
 from manylora.control.control import Control
 from manylora.control.intake import Intake
@@ -35,8 +35,8 @@ _STATUS = {VersionState.READY: "completed", VersionState.ARCHIVED: "completed", 
 Owner = Annotated[str | None, Query(description="Whose repository it is. Default: the caller's own.")]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+class _Body(Body):
+    model_config = ConfigDict(strict=False, populate_by_name=True)
 
 
 class NewRepository(_Body):
