@@ -195,3 +195,36 @@ def test_the_default_bases_ids_equal_those_of_transformers(base_dir: Path) -> No
 
     check()
     assert ours.eos_ids == (2,)
+
+
+CONTINUED = [
+    "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}",
+    "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}</s>{% endfor %}",
+    "{% for m in messages %}{{ m.content }}{% if not loop.last %}</s>{% endif %}{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("template", CONTINUED)
+@pytest.mark.parametrize("last", ["Well", "Well, ", "  two  words", "a\n\n", "CONTINUE_FINAL_MESSAGE", "Hi"])
+def test_a_continued_message_ends_the_prompt_as_in_transformers(
+    oracle: Any, directory: Path, tmp_path: Path, template: str, last: str
+) -> None:
+    (tmp_path / "tokenizer.json").write_text((directory / "tokenizer.json").read_text())
+    (tmp_path / "chat_template.jinja").write_text(template)
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": last}]
+    ours = Tokenizer(tmp_path).apply_chat_template(messages, add_generation_prompt=False, continue_final_message=True)
+    assert ours == oracle.apply_chat_template(
+        messages, chat_template=template, tokenize=False, continue_final_message=True
+    )
+
+
+def test_a_template_that_changes_the_last_message_cannot_continue_it(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text((directory / "tokenizer.json").read_text())
+    for template in ("{{ messages[0].content }}", "{% for m in messages %}{{ m.content | upper }}{% endfor %}"):
+        (tmp_path / "chat_template.jinja").write_text(template)
+        with pytest.raises(TemplateFailed, match="changes the last message"):
+            Tokenizer(tmp_path).apply_chat_template(
+                [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well"}],
+                add_generation_prompt=False,
+                continue_final_message=True,
+            )

@@ -7,7 +7,7 @@ bound loops, operators and padding, not every filter: a base model is chosen by 
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
@@ -69,6 +69,36 @@ class ChatTemplate:
             text = str(error) or type(error).__name__
             raise TemplateFailed(f"the chat template refused the messages: {text}", parameter="messages") from error
         return "".join(pieces)
+
+
+def open_last(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the messages with a mark behind the last one's content, which `cut_last` finds in the rendered text."""
+    *others, last = messages
+    return [*others, {**last, "content": f"{last['content']}{_mark(last['content'])} "}]
+
+
+def cut_last(text: str, content: str) -> str:
+    """Return a rendered text up to the end of the last message's content.
+
+    Semantics:  transformers' `continue_final_message`: a template that trims contents has the space at the end cut too
+    Raises:     `TemplateFailed` if the template does not show that content whole
+    """
+    mark = _mark(content)
+    place = text.rfind(mark)
+    if place < 0 or content.strip() not in text[:place]:
+        raise TemplateFailed(
+            "the chat template changes the last message, so `continue_final_message` cannot continue it",
+            parameter="messages",
+        )
+    return text[:place] if text.startswith(f"{mark} ", place) else text[:place].rstrip()
+
+
+def _mark(content: str) -> str:
+    """A text that a content does not hold."""
+    mark = "CONTINUE_FINAL_MESSAGE"
+    while mark in content:
+        mark += "_"
+    return mark
 
 
 class _TooMuch(Exception):

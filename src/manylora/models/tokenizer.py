@@ -15,7 +15,7 @@ from manylora.clock import Clock
 from manylora.errors import ModelUnsupported, TemplateFailed
 from manylora.models.detokenizer import TokenStream, TokenTexts
 from manylora.models.spec import read_json, read_spec
-from manylora.models.template import ChatTemplate
+from manylora.models.template import ChatTemplate, cut_last, open_last
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -118,29 +118,32 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """Return the prompt text of a conversation, to be encoded with `add_special_tokens=False`.
 
-        Args:    tools, documents, handed to the template as they are; variables, further names it may read
+        Args:    continue_final_message, the prompt ends with the last message's content, whose turn stays open
+                 tools, documents, handed to the template as they are; variables, further names it may read
         Raises:  `TemplateFailed` if the model has no template or the template refuses the messages
         """
         template = self._templates.get("tool_use") if tools else None
         template = template or self._templates.get("default")
         if template is None:
             raise TemplateFailed(f"model `{self.model_id}` has no chat template; use /v1/completions")
-        return template.render(
+        text = template.render(
             {
                 **self._named,
                 **(variables or {}),
-                "messages": messages,
+                "messages": open_last(messages) if continue_final_message else messages,
                 "tools": tools,
                 "documents": documents,
                 "add_generation_prompt": add_generation_prompt,
             }
         )
+        return cut_last(text, messages[-1]["content"]) if continue_final_message else text
 
     def _end_ids(self, directory: Path) -> tuple[int, ...]:
         """What the model's configuration says ends a generation; where it is silent, the tokenizer's own end token."""
