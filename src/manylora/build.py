@@ -125,7 +125,8 @@ def wire_engine(
             max_queue_s=limits.max_queue_s,
         ),
         end_of_sequence=tokenizer.eos_ids,
-        open_text=lambda: tokenizer.stream(continues=True),  # as the reply's text is made
+        # As the reply's text is made.
+        open_text=lambda skips: tokenizer.stream(skip_special_tokens=skips, continues=True),
     )
 
 

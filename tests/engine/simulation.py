@@ -315,7 +315,7 @@ class World:
         self.engine.abort(request_id, FinishReason.DISCONNECT)
 
 
-def _no_text() -> "NoText":
+def _no_text(_: bool) -> "NoText":
     return NoText()
 
 
@@ -324,6 +324,9 @@ class NoText:
 
     def push(self, token_id: int) -> str:
         return f"<{token_id}>"
+
+    def hidden(self, token_id: int) -> str:
+        return ""
 
 
 def alone(prompt: Iterable[int], identity: str, budget: int) -> list[int]:

@@ -1,6 +1,6 @@
 """When a generation ends: the order of the reasons, and stop strings across token boundaries."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from manylora.engine.events import FinishReason
 from manylora.engine.request import StopParams
-from manylora.engine.stopping import Stop, StopChecker, TextStream
+from manylora.engine.stopping import OpenText, Stop, StopChecker, StopSearch, TextStream
 
 END = 2
 SPECIAL = 3
@@ -22,6 +22,9 @@ class PieceStream:
 
     def push(self, token_id: int) -> str:
         return self._pieces[token_id]
+
+    def hidden(self, token_id: int) -> str:
+        return ""
 
 
 class ByteStream:
@@ -39,13 +42,16 @@ class ByteStream:
         self._held = b""
         return text
 
+    def hidden(self, token_id: int) -> str:
+        return ""
 
-def never_opened() -> TextStream:
+
+def never_opened(_: bool) -> TextStream:
     raise AssertionError("text was decoded without a stop string")
 
 
-def open_pieces(pieces: Sequence[str]) -> Callable[[], TextStream]:
-    return lambda: PieceStream(pieces)
+def open_pieces(pieces: Sequence[str]) -> OpenText:
+    return lambda _: PieceStream(pieces)
 
 
 def run(checker: StopChecker, tokens: Sequence[int]) -> tuple[int, Stop] | None:
@@ -132,7 +138,7 @@ def test_special_tokens_do_not_break_a_stop_string() -> None:
 
 
 def test_a_stop_string_of_characters_split_over_tokens_is_found_with_their_last_byte() -> None:
-    checker = StopChecker(StopParams(max_new_tokens=99, stop_strings=("é→",)), {999}, ByteStream)
+    checker = StopChecker(StopParams(max_new_tokens=99, stop_strings=("é→",)), {999}, lambda _: ByteStream())
     tokens = "xé→y".encode()
     assert run(checker, tokens) == (len("xé→".encode()), Stop(reason=FinishReason.STOP_STRING, stop_string="é→"))
 
@@ -163,3 +169,72 @@ def test_only_the_reach_of_a_stop_string_is_kept_of_a_long_text() -> None:
     assert run(checker, [0] * 10_000) is None
     assert checker._search is not None
     assert len(checker._search._tail) == 3
+
+
+Piece = tuple[str, bool]
+"""The text of a token, and whether the shown text leaves it out."""
+HIDDEN = ("<e>", "<s>", "<")
+PIECES = st.lists(
+    st.one_of(
+        st.tuples(st.text("ab<e>", max_size=3), st.just(False)), st.tuples(st.sampled_from(HIDDEN), st.just(True))
+    ),
+    max_size=14,
+)
+STOPS = st.lists(st.text("ab<es>", min_size=1, max_size=6), min_size=1, max_size=3)
+
+
+def complete(pieces: Sequence[Piece], stops: Sequence[str]) -> set[tuple[str, int, int]]:
+    """Every stop string in the text, by either reading, with the shown characters it takes: slow and plain."""
+    spelled, shown_before, owners = "", [0], []
+    for number, (text, is_hidden) in enumerate(pieces):
+        for character in text:
+            spelled += character
+            shown_before.append(shown_before[-1] + (not is_hidden))
+            owners.append(number if is_hidden else None)
+    shown = "".join(text for text, is_hidden in pieces if not is_hidden)
+    found = {(stop, at, at + len(stop)) for stop in stops for at in places(shown, stop)}
+    for stop in stops:
+        for at in places(spelled, stop):
+            end = at + len(stop)
+            inside = {owner for owner in owners[at:end] if owner is not None}
+            around = {owner for owner in (*owners[:at], *owners[end:]) if owner is not None}
+            if inside and not inside & around:
+                found.add((stop, shown_before[at], shown_before[end]))
+    return found
+
+
+def places(text: str, stop: str) -> list[int]:
+    return [at for at in range(len(text)) if text.startswith(stop, at)]
+
+
+@given(pieces=PIECES, stops=STOPS)
+def test_a_stop_string_may_name_special_tokens_that_the_text_leaves_out(pieces: list[Piece], stops: list[str]) -> None:
+    search = StopSearch(tuple(stops))
+    settled = 0
+    for taken, (text, is_hidden) in enumerate(pieces, start=1):
+        match = search.push("" if is_hidden else text, text if is_hidden else "")
+        wanted = complete(pieces[:taken], stops)
+        assert (match is not None) == bool(wanted)
+        if match is not None:
+            assert tuple(match) in wanted
+            assert match.end == min(end for _, _, end in wanted)
+            assert settled <= match.start, "a character of a stop string was let out"
+            return
+        settled = search.settled()
+        assert settled <= search.length
+
+
+def test_a_named_special_token_ends_a_generation_and_a_part_of_one_does_not() -> None:
+    for stop, wanted in (("<|end|>", 2), ("b<|end|>c", 3), ("ab<|end|>", 2), ("end", None), ("|>c", None), ("bc", 3)):
+        search = StopSearch((stop,))
+        pushes = [search.push("ab"), search.push("", "<|end|>"), search.push("c")]
+        ends = [number for number, match in enumerate(pushes, start=1) if match is not None]
+        assert ends[:1] == ([] if wanted is None else [wanted]), stop
+
+
+def test_a_far_special_token_is_forgotten() -> None:
+    search = StopSearch(("ab<e>",))
+    assert search.push("", "<s>") is None
+    assert search._spelled is not None
+    assert [search.push("xy") for _ in range(4)] == [None] * 4
+    assert search._spelled is None

@@ -25,6 +25,7 @@ from manylora.engine.events import (
     TokenEvent,
 )
 from manylora.engine.request import Request
+from manylora.engine.stopping import StopChecker
 from manylora.ids import Digest, RequestId
 from manylora.models.tokenizer import Tokenizer
 from manylora.server.driver import ProgressLine
@@ -56,6 +57,7 @@ class _Live:
     request: Request
     script: list[int]
     prompt: str
+    stopper: StopChecker
     generated: list[int] = field(default_factory=list)
 
 
@@ -75,6 +77,7 @@ class FakeEngine:
         self._steps = 0
         self._completion_tokens = 0
         self.refused_seed: int | None = None  # a sequence with this seed is refused
+        self.first_alternative = 65
         self.longest = 0  # most tokens that any sequence was given
 
     @property
@@ -87,15 +90,21 @@ class FakeEngine:
 
     def submit(self, request: Request) -> None:
         self.submitted.append(request)
-        prompt = self._tokenizer.decode(request.tokens)
+        prompt = self._tokenizer.decode(request.tokens, skip_special_tokens=False)
         if request.sampling.seed == self.refused_seed:
             refusal = Failure(error="Overloaded", message="Model is overloaded")
-            self._finish(_Live(request, [], prompt), FinishReason.REJECTED, refusal)
+            self._finish(self._begun(request, [], prompt), FinishReason.REJECTED, refusal)
             return
         if (failure := _adapter_failure(request.adapter)) is not None:
-            self._finish(_Live(request, [], prompt), FinishReason.ADAPTER_FAILURE, failure)
+            self._finish(self._begun(request, [], prompt), FinishReason.ADAPTER_FAILURE, failure)
             return
-        self.live[request.id] = _Live(request, self._script(request, prompt), prompt)
+        self.live[request.id] = self._begun(request, self._script(request, prompt), prompt)
+
+    def _begun(self, request: Request, script: list[int], prompt: str) -> _Live:
+        stopper = StopChecker(
+            request.stop, {EOS}, lambda skips: self._tokenizer.stream(skip_special_tokens=skips, continues=True)
+        )
+        return _Live(request, script, prompt, stopper)
 
     def abort(self, request_id: RequestId, reason: FinishReason) -> None:
         live = self.live.pop(request_id, None)
@@ -167,7 +176,7 @@ class FakeEngine:
             request_id=request.id,
             token_id=token_id,
             logprob=None if count is None else -0.5 - request.sampling.seed % 10,
-            alternatives=tuple((65 + other, -1.0 - other) for other in range(count or 0)),
+            alternatives=tuple((self.first_alternative + other, -1.0 - other) for other in range(count or 0)),
             adapter=_use(request.adapter) if position == 0 else None,
             queue_ms=QUEUE_MS if position == 0 else None,
         )
@@ -175,18 +184,10 @@ class FakeEngine:
         return event
 
     def _end_if_over(self, live: _Live, token_id: int) -> None:
-        stop, text = live.request.stop, self._tokenizer.decode(live.generated)
-        found = next((string for string in stop.stop_strings if string in text), None)
-        if len(live.generated) >= stop.max_new_tokens:
-            reason, found = FinishReason.LENGTH, None
-        elif token_id == EOS and not stop.ignore_eos:
-            reason, found = FinishReason.END_OF_SEQUENCE, None
-        elif found is not None:
-            reason = FinishReason.STOP_STRING
-        else:
-            return
-        del self.live[live.request.id]
-        self._finish(live, reason, stop_string=found)
+        stop = live.stopper.push(token_id, len(live.generated))
+        if stop is not None:
+            del self.live[live.request.id]
+            self._finish(live, stop.reason, stop_string=stop.stop_string)
 
     def _finish(
         self, live: _Live, reason: FinishReason, failure: Failure | None = None, stop_string: str | None = None

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from manylora.adapter_ref import AdapterRef
@@ -26,7 +26,7 @@ from manylora.engine.runner import Runner
 from manylora.engine.sampler import Drawn
 from manylora.engine.scheduler import Chunk, Plan, Scheduler
 from manylora.engine.sequence import Sequence
-from manylora.engine.stopping import Stop, StopChecker, TextStream
+from manylora.engine.stopping import OpenText, Stop, StopChecker
 from manylora.errors import (
     ContextLengthExceeded,
     EngineFault,
@@ -79,7 +79,7 @@ class Engine:
         clock: Clock,
         limits: EngineLimits,
         end_of_sequence: Collection[int],
-        open_text: Callable[[], TextStream],
+        open_text: OpenText,
     ) -> None:
         self._scheduler = scheduler
         self._runner = runner

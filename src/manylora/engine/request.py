@@ -14,7 +14,7 @@ class SamplingParams:
     top_k                 > 0, keep the k most likely tokens; None keeps all
     top_p                 (0, 1], keep the smallest set of most likely tokens with at least this mass
     typical_p             (0, 1), locally typical sampling (Meister et al., arXiv 2202.00666); None is off
-    min_p                 [0, 1), drop tokens below this share of the most likely one's probability
+    min_p                 [0, 1], drop tokens below this share of the most likely one's probability
     repetition_penalty    > 0; divides positive and multiplies negative logits of tokens seen in prompt or completion
     frequency_penalty     subtracted from a logit once for each time its token was generated
     presence_penalty      subtracted from a logit if its token was generated at all
@@ -47,14 +47,17 @@ class StopParams:
 
     max_new_tokens   > 0; with the prompt it fits the window (checked at admission)
     stop_token_ids   any of these ends the generation; the model's own end-of-sequence set is added unless `ignore_eos`
-    stop_strings     the generation ends with the token that completes one of these in the generated text
+    stop_strings     the generation ends with the token that completes one of these in the generated text; a special
+                     token that the text leaves out completes a string that names it
     ignore_eos       the model's end-of-sequence tokens do not end the generation
+    skip_special_tokens  whether the text leaves special tokens out
     """
 
     max_new_tokens: int
     stop_token_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from manylora.engine.events import FinishReason
 from manylora.engine.request import StopParams
@@ -12,7 +12,14 @@ class TextStream(Protocol):
     """One sequence's generated tokens as text."""
 
     def push(self, token_id: int) -> str:
-        """Take the next token and return the text now certain: whole characters only, nothing for special tokens."""
+        """Take the next token and return the text now certain: whole characters only, nothing for hidden tokens."""
+
+    def hidden(self, token_id: int) -> str:
+        """Return the vocabulary's text of a token that `push` leaves out, a special one; empty for any other."""
+
+
+OpenText = Callable[[bool], TextStream]
+"""Opens a stream; the argument says whether special tokens are left out of its text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,14 +38,12 @@ class StopChecker:
 
     __slots__ = ("_ends", "_max_new_tokens", "_search", "_stop_tokens", "_text")
 
-    def __init__(
-        self, params: StopParams, end_of_sequence: Collection[int], open_text: Callable[[], TextStream]
-    ) -> None:
+    def __init__(self, params: StopParams, end_of_sequence: Collection[int], open_text: OpenText) -> None:
         self._max_new_tokens = params.max_new_tokens
         self._ends = frozenset() if params.ignore_eos else frozenset(end_of_sequence)
         self._stop_tokens = frozenset(params.stop_token_ids)
-        self._search = _StopSearch(params.stop_strings) if params.stop_strings else None
-        self._text = open_text() if params.stop_strings else None
+        self._search = StopSearch(params.stop_strings) if params.stop_strings else None
+        self._text = open_text(params.skip_special_tokens) if params.stop_strings else None
 
     def push(self, token_id: int, num_generated: int) -> Stop | None:
         """Return why the generation ends with this token, or None if it goes on.
@@ -54,38 +59,138 @@ class StopChecker:
             return Stop(reason=FinishReason.STOP_TOKEN)
         if self._search is None or self._text is None:
             return None
-        found = self._search.push(self._text.push(token_id))
-        return None if found is None else Stop(reason=FinishReason.STOP_STRING, stop_string=found)
+        match = self._search.push(self._text.push(token_id), self._text.hidden(token_id))
+        return None if match is None else Stop(reason=FinishReason.STOP_STRING, stop_string=match.string)
 
 
-class _StopSearch:
+class Match(NamedTuple):
+    """A stop string found. It takes the shown characters `[start, end)` of the text, counted from its beginning."""
+
+    string: str
+    start: int
+    end: int
+
+
+class StopSearch:
     """Finds the first of several strings to be complete in a text that arrives in pieces.
+
+    Two readings of the text are searched. The shown one is without hidden tokens. The spelled one has them, and counts
+    where a string takes one or more of them, each whole: so `<|end|>` ends a generation whose text leaves it out, and
+    `|>` does not.
 
     Only as much of the past is kept as a match that is still open can reach back to, and each piece is searched only
     where a match would end in it: the work for a piece is bounded by its own length and that of the stop strings.
     """
 
-    __slots__ = ("_reach", "_strings", "_tail")
+    __slots__ = ("_reach", "_spelled", "_strings", "_tail", "length")
 
     def __init__(self, strings: tuple[str, ...]) -> None:
         assert all(strings), "an empty stop string is in every text; the edge refuses it"
         # Longest first: of two that end at one character the longer is found, which began before the other.
         self._strings = sorted(strings, key=len, reverse=True)
         self._reach = len(self._strings[0]) - 1
-        self._tail = ""
+        self._tail = ""  # the last shown characters
+        self._spelled: _SpelledText | None = None  # while a hidden token is within reach
+        self.length = 0  # shown characters so far
 
-    def push(self, piece: str) -> str | None:
-        """Return the string whose end comes first in this piece, the longest of those that end there, or None."""
-        if not piece:
-            return None
+    def push(self, piece: str, hidden: str = "") -> Match | None:
+        """Return the string whose end comes first in this piece, the longest of those that end there, or None.
+
+        Args:  piece   what a token added to the shown text
+               hidden  the text of a token that adds nothing to it
+        """
+        if hidden and self._spelled is None:
+            self._spelled = _SpelledText(self._tail, self.length)
+        match = self._search_shown(piece) if piece else None
+        if self._spelled is not None:
+            other = self._spelled.push(piece or hidden, self._strings, is_hidden=bool(hidden))
+            match = min(filter(None, (match, other)), key=_by_end, default=None)
+            if not self._spelled.trim(self._reach):
+                self._spelled = None
+        return match
+
+    def settled(self) -> int:
+        """The number of shown characters that belong to no string still open."""
+        open_ones = max(_open_suffix(self._tail, string) for string in self._strings)
+        settled = self.length - open_ones
+        return settled if self._spelled is None else min(settled, self._spelled.settled(self._strings))
+
+    def _search_shown(self, piece: str) -> Match | None:
         window = self._tail + piece
-        known = len(self._tail)
-        found: str | None = None
+        known, first = len(self._tail), self.length - len(self._tail)
+        match: Match | None = None
         limit = len(window)
         for string in self._strings:
             start = window.find(string, max(0, known - len(string) + 1), limit)
             # A later string must end sooner than those found so far, so the window shrinks to before their end.
             if start >= 0:
-                found, limit = string, start + len(string) - 1
-        self._tail = window[max(0, len(window) - self._reach) :]
-        return found
+                match, limit = Match(string, first + start, first + start + len(string)), start + len(string) - 1
+        self.length += len(piece)
+        self._tail = window[max(0, len(window) - self._reach) :] if self._reach else ""
+        return match
+
+
+class _SpelledText:
+    """The end of a text with its hidden tokens in their places.
+
+    `_spans` are the hidden parts of `_text`, as half-open intervals in order; its first character is shown character
+    `_first` of the reply.
+    """
+
+    __slots__ = ("_first", "_spans", "_text")
+
+    def __init__(self, tail: str, length: int) -> None:
+        """`tail`: the last of `length` shown characters."""
+        self._text = tail
+        self._first = length - len(tail)
+        self._spans: list[tuple[int, int]] = []
+
+    def push(self, piece: str, strings: list[str], *, is_hidden: bool) -> Match | None:
+        """Return the string that ends first in this piece and takes hidden parts, each whole; or None."""
+        known = len(self._text)
+        self._text += piece
+        if is_hidden:
+            self._spans.append((known, len(self._text)))
+        found = [match for string in strings if (match := self._search(string, known)) is not None]
+        return min(found, key=_by_end, default=None)
+
+    def trim(self, reach: int) -> bool:
+        """Forget what no match can reach any more, hidden parts only whole; whether one is left."""
+        cut = max(0, len(self._text) - reach)
+        for start, end in self._spans:
+            cut = start if start < cut < end else cut
+        self._first = self._shown(cut)
+        self._spans = [(start - cut, end - cut) for start, end in self._spans if start >= cut]
+        self._text = self._text[cut:]
+        return bool(self._spans)
+
+    def settled(self, strings: list[str]) -> int:
+        """As `StopSearch.settled`."""
+        return self._shown(len(self._text) - max(_open_suffix(self._text, string) for string in strings))
+
+    def _search(self, string: str, known: int) -> Match | None:
+        start = self._text.find(string, max(0, known - len(string) + 1))
+        while start >= 0:
+            end = start + len(string)
+            touched = [(first, last) for first, last in self._spans if first < end and start < last]
+            if touched and all(start <= first and last <= end for first, last in touched):
+                return Match(string, self._shown(start), self._shown(end))
+            start = self._text.find(string, start + 1)
+        return None
+
+    def _shown(self, place: int) -> int:
+        """The number of the reply's shown characters before a place in this text."""
+        left_out = sum(max(0, min(end, place) - start) for start, end in self._spans)
+        return self._first + place - left_out
+
+
+def _by_end(match: Match) -> tuple[int, int]:
+    return match.end, -len(match.string)
+
+
+def _open_suffix(text: str, string: str) -> int:
+    """Length of the longest end of `text` that is a proper start of `string`."""
+    for size in range(min(len(text), len(string) - 1), 0, -1):
+        if string.startswith(text[len(text) - size :]):
+            return size
+    return 0

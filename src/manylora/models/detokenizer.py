@@ -34,6 +34,10 @@ class TokenTexts:
         if not (self._byte_of or set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}) or not kinds:
             raise ModelUnsupported(f"tokenizer.json: decoder {'+'.join(kinds) or 'null'} is not supported")
 
+    def piece(self, token_id: int) -> str:
+        """The token as the vocabulary spells it; empty for an unknown id."""
+        return (self._library.id_to_token(token_id) if token_id >= 0 else None) or ""
+
     def of(self, token_id: int) -> bytes:
         piece = self._library.id_to_token(token_id) if token_id >= 0 else None
         if piece is None:
@@ -66,6 +70,10 @@ class TokenStream:
             self._strip_next_space = False
             raw = raw.removeprefix(b" ")
         return self._decoder.decode(raw)
+
+    def hidden(self, token_id: int) -> str:
+        """Return the vocabulary's text of a token that `push` leaves out; empty for any other."""
+        return self._texts.piece(token_id) if token_id in self._skipped else ""
 
     def finish(self) -> str:
         """Return what is left: U+FFFD if the last character was never finished, else nothing."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from manylora.errors import InvalidParameter
 from manylora.merging import MergeRecipe, read_recipe
 from manylora.server.fields import Fields, wrong_type
+from manylora.server.known_fields import check_names
+from manylora.server.request_fields import MERGED_ADAPTERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,7 @@ def read_adapter_fields(fields: Fields) -> AdapterFields:
     merged = fields.child("merged_adapters")
     if merged is None:
         return AdapterFields(adapter_id=adapter_id, source=source, token=token)
+    check_names(merged, MERGED_ADAPTERS, "merged_adapters")
     if adapter_id:
         raise InvalidParameter("at most one of `adapter_id` or `adapters` may be provided", parameter="adapter_id")
     ids = merged.strings("ids")

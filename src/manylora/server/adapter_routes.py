@@ -14,7 +14,9 @@ from manylora.server.catalogue import Catalogue
 from manylora.server.exchange import Exchange
 from manylora.server.fields import Fields
 from manylora.server.gate import Gate
+from manylora.server.known_fields import check_names
 from manylora.server.link import EngineLink
+from manylora.server.request_fields import ADAPTER_ACTION
 
 POSTED = tuple(action for action in AdapterAction if action is not AdapterAction.DELETE)
 DEFAULT_PAGE, MAX_PAGE = 100, 1_000
@@ -63,6 +65,7 @@ class AdapterRoutes:
     async def act(self, exchange: Exchange) -> None:
         self._admit(exchange)
         body = exchange.json()
+        check_names(body, ADAPTER_ACTION)
         name = body.string("action")
         if name not in POSTED:
             given = "nothing" if name is None else repr(name[:80])

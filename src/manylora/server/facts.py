@@ -8,7 +8,9 @@ from manylora.server.catalogue import Catalogue
 from manylora.server.exchange import Exchange
 from manylora.server.health import Health
 from manylora.server.inference import Inference
+from manylora.server.known_fields import check_names
 from manylora.server.metrics import EdgeNow, Meters
+from manylora.server.request_fields import TOKENIZE_BODY
 from manylora.standard_streams import lost_lines
 
 UNHEALTHY = {"error": "unhealthy", "error_type": "healthcheck", "code": "deployment_unavailable"}
@@ -83,6 +85,7 @@ class FactRoutes:
 
     async def tokenize(self, exchange: Exchange) -> None:
         body = exchange.json()
+        check_names(body, TOKENIZE_BODY)
         inputs = body.string("inputs")
         if inputs is None:
             raise InvalidParameter("`inputs` is required", parameter="inputs")

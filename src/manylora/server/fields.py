@@ -43,8 +43,19 @@ def wrong_type(name: str, expected: str, value: object) -> InvalidParameter:
     return InvalidParameter(f"`{name}`: expected {expected}, given {kind_of(value)}", parameter=name)
 
 
+def whole_number(name: str, value: object) -> int:
+    """An integer; a float without a fraction passes, a boolean does not."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise wrong_type(name, "an integer", value)
+    if not -MAX_UINT64 <= value <= MAX_UINT64:
+        raise InvalidParameter(f"`{name}`: expected an integer below 2^64, given {value}", parameter=name)
+    return value
+
+
 class Fields:
-    """One JSON object. A field that is null counts as absent; unknown fields are never looked at."""
+    """One JSON object. A field that is null counts as absent; `known_fields.py` refuses names that no form has."""
 
     __slots__ = ("_values",)
 
@@ -74,17 +85,13 @@ class Fields:
         raise wrong_type(name, "a boolean", value)
 
     def integer(self, name: str) -> int | None:
-        """An integer; a float without a fraction passes, a boolean does not."""
+        """As `whole_number`; None if absent."""
         value = self._values.get(name)
-        if value is None:
-            return None
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise wrong_type(name, "an integer", value)
-        if not -MAX_UINT64 <= value <= MAX_UINT64:
-            raise InvalidParameter(f"`{name}`: expected an integer below 2^64, given {value}", parameter=name)
-        return value
+        return None if value is None else whole_number(name, value)
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        """An array of integers; absent is empty."""
+        return tuple(whole_number(f"{name}[{index}]", item) for index, item in enumerate(self.array(name) or ()))
 
     def unsigned(self, name: str) -> int | None:
         value = self.integer(name)
@@ -131,4 +138,5 @@ class Fields:
         raise wrong_type(name, "a string or an array of strings", value)
 
     def names(self) -> list[str]:
-        return list(self._values)
+        """The names of the fields that are present."""
+        return [name for name, value in self._values.items() if value is not None]

@@ -41,6 +41,8 @@ class Draft:
 
     characters  of input, for `x-compute-characters`
     seed        None: drawn for each sequence; else sequence i has seed + i
+    keeps_stop  whether the text keeps the stop token
+    is_cut      whether the prompt had more tokens
     """
 
     tokens: tuple[int, ...]
@@ -50,6 +52,8 @@ class Draft:
     stop: StopParams
     seed: int | None
     num_sequences: int
+    keeps_stop: bool = False
+    is_cut: bool = False
 
 
 class Gate:
@@ -188,9 +192,15 @@ class Gate:
     async def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         return await self.pool.run(self._encode, text, add_special_tokens)
 
-    async def render_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, tuple[int, ...]]:
+    async def render_chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        add_generation_prompt: bool = True,
+        continues_last: bool = False,
+    ) -> tuple[str, tuple[int, ...]]:
         """The chat template's text and its tokens; no special tokens are added to it."""
-        return await self.pool.run(self._render_chat, messages)
+        return await self.pool.run(self._render_chat, messages, add_generation_prompt, continues_last)
 
     def budget(self, num_prompt: int, asked: int | None, *, field: str, is_clamped: bool, budget_field: str) -> int:
         """Tokens to generate at most.
@@ -214,6 +224,26 @@ class Gate:
             f"Given: {num_prompt} `{field}` tokens and {asked} `{budget_field}`",
             parameter=budget_field,
         )
+
+    def truncate(
+        self, tokens: tuple[int, ...], most: int | None, *, field: str, budget: int | None, longest: int
+    ) -> tuple[int, ...]:
+        """Keep the last `most` tokens of a prompt.
+
+        Args:  most     None: all; `longest`: as many as fit the window beside the budget
+               budget   tokens to generate at most; None: the rest of the window, at least one
+               longest  the value that says so
+        """
+        served = self.served
+        if most is None:
+            return tokens
+        if most != longest and not 1 <= most <= served.max_input_length:
+            raise InvalidParameter(
+                f"`{field}` must be {longest}, or >= 1 and <= {served.max_input_length}. Given: {most}", parameter=field
+            )
+        if most == longest:
+            most = max(1, min(served.max_input_length, served.max_model_len - (budget or 1)))
+        return tokens[-most:]
 
     def check_tokens(self, tokens: Sequence[int], field: str, *, has_adapter: bool = False) -> None:
         """Refuse what is no token of the base, nor could be one that an adapter adds: its version knows which are."""
@@ -240,8 +270,12 @@ class Gate:
     def _encode(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
-    def _render_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, tuple[int, ...]]:
-        text = self.tokenizer.apply_chat_template(messages)
+    def _render_chat(
+        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool, continues_last: bool
+    ) -> tuple[str, tuple[int, ...]]:
+        text = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=add_generation_prompt, continue_final_message=continues_last
+        )
         return text, self._encode(text, False)
 
 

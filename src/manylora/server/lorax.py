@@ -2,7 +2,7 @@
 
 from manylora.config import ServerConfig
 from manylora.engine.events import Finished
-from manylora.engine.request import StopParams
+from manylora.errors import InvalidParameter
 from manylora.server import sse
 from manylora.server.access import Caller
 from manylora.server.exchange import Exchange
@@ -23,9 +23,11 @@ class NativeRoutes:
         self._settings: ServerConfig = inference.gate.settings
 
     async def generate(self, exchange: Exchange) -> None:
+        _check_stream(exchange, is_stream=False, other="/generate_stream")
         await self._answer(exchange, is_stream=False)
 
     async def generate_stream(self, exchange: Exchange) -> None:
+        _check_stream(exchange, is_stream=True, other="/generate")
         await self._answer(exchange, is_stream=True)
 
     async def root(self, exchange: Exchange) -> None:
@@ -51,6 +53,7 @@ class NativeRoutes:
     async def _draft(self, order: NativeOrder, caller: Caller) -> Draft:
         gate = self._gate
         adapter = gate.adapter(order.adapter.adapter_id, order.adapter, tenant=caller.tenant, token=caller.source_token)
+        gate.check_tokens(order.stop.token_ids, "stop_token_ids", has_adapter=adapter is not None)
         if order.apply_chat_template:
             _, tokens = await gate.render_chat([{"role": "user", "content": order.inputs}])
         else:
@@ -69,9 +72,10 @@ class NativeRoutes:
             characters=len(order.inputs),
             adapter=adapter,
             sampling=order.sampling,
-            stop=StopParams(max_new_tokens=budget, stop_strings=order.stop, ignore_eos=order.ignore_eos),
+            stop=order.stop.params(budget),
             seed=order.seed,
             num_sequences=order.best_of,
+            keeps_stop=bool(order.stop.keeps_stop),
         )
 
     async def _stream(self, exchange: Exchange, order: NativeOrder, work: Work) -> None:
@@ -93,6 +97,13 @@ class NativeRoutes:
                 await exchange.send_event(sse.event(_token_event(order, event, event.text)))
 
 
+def _check_stream(exchange: Exchange, *, is_stream: bool, other: str) -> None:
+    """`stream`, where it is there, says what the route does."""
+    if exchange.json().boolean("stream", default=is_stream) != is_stream:
+        told = "streams" if is_stream else "does not stream"
+        raise InvalidParameter(f"`stream`: this route {told}; send the request to {other}", parameter="stream")
+
+
 def _token_event(order: NativeOrder, token: TextToken, text: str) -> dict[str, object]:
     has_alternatives = bool(order.sampling.num_logprobs)
     return {"token": _token(token, text, has_alternatives=has_alternatives), "generated_text": None, "details": None}
@@ -101,7 +112,7 @@ def _token_event(order: NativeOrder, token: TextToken, text: str) -> dict[str, o
 def _last_event(exchange: Exchange, order: NativeOrder, work: Work, held: TextToken | None) -> bytes:
     """The last token with everything that is known at the end; too long a text is left out, and that is said."""
     transcript, finished = work.transcripts[0], work.end_of(0)
-    token = held or TextToken(id=0, text="", logprob=0.0, is_special=True)
+    token = held or TextToken(id=0, text="", added="", logprob=0.0, is_special=True)
     generated = transcript.text
     text = "" if token.is_special else token.text  # clients print what the last event holds
     prompt_tokens, completion_tokens = finished.counts.prompt_tokens, len(transcript.tokens)

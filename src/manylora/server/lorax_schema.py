@@ -8,14 +8,15 @@ from manylora.engine.request import SamplingParams
 from manylora.errors import InvalidParameter
 from manylora.server.adapter_fields import AdapterFields, read_adapter_fields
 from manylora.server.fields import Fields
+from manylora.server.known_fields import check_names, not_built
+from manylora.server.request_fields import NATIVE_BODY, NATIVE_PARAMETERS
 from manylora.server.sampling_fields import (
     MAX_ALTERNATIVES,
+    StopRules,
     filters,
-    not_built,
     positive,
-    refuse_not_built,
     refuse_response_format,
-    stop_strings,
+    stop_rules,
     temperature,
 )
 
@@ -37,8 +38,7 @@ class NativeOrder:
     is_sampled: bool
     max_new_tokens: int | None
     best_of: int
-    stop: tuple[str, ...]
-    ignore_eos: bool
+    stop: StopRules
     return_full_text: bool
     details: bool
     truncate: int | None
@@ -48,6 +48,7 @@ class NativeOrder:
 
 def read_native(body: Fields, settings: ServerConfig, *, max_input: int, is_stream: bool) -> NativeOrder:
     """Raises `InvalidParameter` with the message clients of LoRAX know."""
+    check_names(body, NATIVE_BODY)
     inputs = body.get("inputs")
     if not isinstance(inputs, str):
         body.string("inputs")
@@ -72,17 +73,28 @@ def read_native(body: Fields, settings: ServerConfig, *, max_input: int, is_stre
         is_sampled=is_sampled,
         max_new_tokens=budget,
         best_of=best_of,
-        stop=stop_strings(fields, settings.max_stop_sequences),
-        ignore_eos=fields.boolean(fields.first("ignore_eos_token", "ignore_eos")),
+        stop=_stop(fields, settings.max_stop_sequences),
         return_full_text=fields.boolean("return_full_text"),
-        details=fields.boolean("details"),
+        details=fields.boolean("details") or (fields.get("return_k_alternatives") is not None and not is_stream),
         truncate=truncate,
         apply_chat_template=fields.boolean("apply_chat_template"),
         is_stream=is_stream,
     )
 
 
+def _stop(fields: Fields, most: int) -> StopRules:
+    rules = stop_rules(fields, most)
+    if rules.strings and rules.keeps_stop is False:
+        raise InvalidParameter(
+            "`include_stop_str_in_output`: a stop string stays in `generated_text` on this route; "
+            "POST /v1/completions removes it",
+            parameter="include_stop_str_in_output",
+        )
+    return rules
+
+
 def _refuse(fields: Fields, *, is_stream: bool) -> None:
+    check_names(fields, NATIVE_PARAMETERS, "parameters")
     refuse_response_format(fields)
     if fields.boolean("watermark"):
         raise InvalidParameter("`watermark` is not supported by this server", parameter="watermark")
@@ -93,7 +105,6 @@ def _refuse(fields: Fields, *, is_stream: bool) -> None:
                 parameter="decoder_input_details",
             )
         raise not_built("decoder_input_details")
-    refuse_not_built(fields, "guideline", "tools", "tool_prompt", "structured_outputs", "logit_bias")
 
 
 def _best_of(fields: Fields, most: int, *, is_stream: bool) -> int:
@@ -126,7 +137,7 @@ def _sampling(fields: Fields, *, is_stream: bool, best_of: int) -> tuple[bool, S
         )
     is_filtered = sampling.top_k is not None or sampling.top_p < 1 or sampling.typical_p is not None
     is_sampled = heat != 0 and (fields.boolean("do_sample") or heat not in (None, 1.0) or is_filtered)
-    wants_logprobs = is_stream or best_of > 1 or fields.boolean("details")
+    wants_logprobs = is_stream or best_of > 1 or fields.boolean("details") or alternatives is not None
     return is_sampled, dataclasses.replace(
         sampling,
         temperature=(1.0 if heat is None else heat) if is_sampled else 0.0,

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from manylora.adapter_ref import AdapterRef
 from manylora.engine.events import Finished
-from manylora.engine.request import StopParams
 from manylora.errors import InvalidParameter
 from manylora.server import sse
 from manylora.server.access import Admission, Caller
@@ -14,7 +13,14 @@ from manylora.server.exchange import Exchange
 from manylora.server.gate import Draft
 from manylora.server.headers import head_of, whole_of
 from manylora.server.inference import Inference
-from manylora.server.openai_schema import Message, OpenAIOrder, Prompt, read_chat, read_completion
+from manylora.server.openai_schema import (
+    LONGEST_PROMPT,
+    Conversation,
+    OpenAIOrder,
+    Prompt,
+    read_chat,
+    read_completion,
+)
 from manylora.server.openai_text import Choice, chat_logprobs, completion_logprobs
 from manylora.server.text import TextToken
 from manylora.server.work import Work
@@ -88,30 +94,34 @@ class OpenAIRoutes:
         order, prompts = read_completion(body, self._settings)
         with self._inference.admit(exchange, order.best_of * len(prompts)) as admission:
             drafts = [await self._prompt_draft(order, prompt, exchange.arrival.caller) for prompt in prompts]
-            echoes = [self._shown(prompt) if order.echo else "" for prompt in prompts]
+            echoes = [self._shown(order, *pair) for pair in zip(prompts, drafts, strict=True)]
             await self._answer(exchange, admission, order, COMPLETION, drafts, echoes)
 
     async def chat_completions(self, exchange: Exchange) -> None:
         body = exchange.json()
         exchange.model = body.string("model")
-        order, messages = read_chat(body, self._settings)
+        order, conversation = read_chat(body, self._settings)
         with self._inference.admit(exchange, order.best_of) as admission:
-            draft = await self._chat_draft(order, messages, exchange.arrival.caller)
+            draft = await self._chat_draft(order, conversation, exchange.arrival.caller)
             await self._answer(exchange, admission, order, CHAT, [draft], [""])
 
     async def _prompt_draft(self, order: OpenAIOrder, prompt: Prompt, caller: Caller) -> Draft:
         adapter = self._adapter(order, caller)
         if isinstance(prompt, str):
-            tokens, characters = await self._gate.encode(prompt, add_special_tokens=True), len(prompt)
+            tokens, characters = await self._gate.encode(prompt, add_special_tokens=order.has_bos), len(prompt)
         else:
             self._gate.check_tokens(prompt, "prompt", has_adapter=adapter is not None)
             tokens, characters = prompt, len(prompt)
         return self._draft(order, adapter, tokens, characters, field="prompt", budget_field="max_tokens")
 
-    async def _chat_draft(self, order: OpenAIOrder, messages: Sequence[Message], caller: Caller) -> Draft:
+    async def _chat_draft(self, order: OpenAIOrder, conversation: Conversation, caller: Caller) -> Draft:
         adapter = self._adapter(order, caller)
-        _, tokens = await self._gate.render_chat(messages)
-        characters = sum(len(message["content"]) for message in messages)
+        _, tokens = await self._gate.render_chat(
+            conversation.messages,
+            add_generation_prompt=conversation.add_generation_prompt,
+            continues_last=conversation.continues_last,
+        )
+        characters = sum(len(message["content"]) for message in conversation.messages)
         return self._draft(order, adapter, tokens, characters, field="messages", budget_field="max_completion_tokens")
 
     def _adapter(self, order: OpenAIOrder, caller: Caller) -> AdapterRef | None:
@@ -140,21 +150,36 @@ class OpenAIRoutes:
                 raise InvalidParameter(
                     f"`logit_bias`: token ids must be < {gate.served.vocab_size}", parameter="logit_bias"
                 )
+        gate.check_tokens(order.stop.token_ids, "stop_token_ids", has_adapter=adapter is not None)
+        kept = gate.truncate(
+            tokens,
+            order.truncate,
+            field="truncate_prompt_tokens",
+            budget=None if order.is_default_budget else order.max_tokens,
+            longest=LONGEST_PROMPT,
+        )
         budget = gate.budget(
-            len(tokens), order.max_tokens, field=field, budget_field=budget_field, is_clamped=order.is_default_budget
+            len(kept), order.max_tokens, field=field, budget_field=budget_field, is_clamped=order.is_default_budget
         )
         return Draft(
-            tokens=tokens,
+            tokens=kept,
             characters=characters,
             adapter=adapter,
             sampling=order.ranked_sampling,
-            stop=StopParams(max_new_tokens=budget, stop_strings=order.stop, ignore_eos=order.ignore_eos),
+            stop=order.stop.params(budget),
             seed=order.seed,
             num_sequences=order.best_of,
+            keeps_stop=bool(order.stop.keeps_stop),
+            is_cut=len(kept) < len(tokens),
         )
 
-    def _shown(self, prompt: Prompt) -> str:
-        return prompt if isinstance(prompt, str) else self._gate.tokenizer.decode(prompt)
+    def _shown(self, order: OpenAIOrder, prompt: Prompt, draft: Draft) -> str:
+        """The echo: text as it was sent, token ids with their special tokens, and of a cut prompt what was kept."""
+        if not order.echo:
+            return ""
+        if isinstance(prompt, str) and not draft.is_cut:
+            return prompt
+        return self._gate.tokenizer.decode(draft.tokens, skip_special_tokens=False)
 
     async def _answer(
         self,
@@ -215,7 +240,7 @@ class _Chunks:
         self._order = order
         self._shape = shape
         self._envelope = envelope
-        self._choices = [Choice(order.stop) for _ in range(count)]
+        self._choices = [_choice(order) for _ in range(count)]
         self._echoes = [echo for echo in echoes for _ in range(order.best_of)]
         self._opened: set[int] = set()
 
@@ -258,6 +283,10 @@ class _Chunks:
         return sse.event(body)
 
 
+def _choice(order: OpenAIOrder) -> Choice:
+    return Choice(order.stop.strings, keeps_stop=bool(order.stop.keeps_stop))
+
+
 def usage_of(work: Work) -> dict[str, object]:
     """Prompt tokens once a prompt, and every generated token of every sequence."""
     prompt_tokens, completion_tokens = work.num_prompt_tokens, work.num_generated_tokens
@@ -277,7 +306,7 @@ def _whole_choices(order: OpenAIOrder, shape: _Shape, work: Work, echoes: Sequen
         if order.best_of > order.n:
             sequences.sort(key=lambda index: -work.transcripts[index].mean_logprob)
         for sequence in sequences[: order.n]:
-            choice = Choice(order.stop)
+            choice = _choice(order)
             for token in work.transcripts[sequence].tokens:
                 choice.push(token)
             choice.finish(work.end_of(sequence))

@@ -10,24 +10,31 @@ from manylora.engine.request import SamplingParams
 from manylora.errors import InvalidParameter
 from manylora.server.adapter_fields import AdapterFields, read_adapter_fields
 from manylora.server.fields import Fields, kind_of, wrong_type
+from manylora.server.known_fields import check_names, not_built
+from manylora.server.request_fields import CHAT_BODY, COMPLETION_BODY, CONTENT_PART, MESSAGE, STREAM_OPTIONS
 from manylora.server.sampling_fields import (
     MAX_ALTERNATIVES,
+    StopRules,
     filters,
-    not_built,
-    refuse_not_built,
     refuse_response_format,
-    stop_strings,
+    stop_rules,
     temperature,
 )
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_PROMPTS = 2048
 MAX_LOGIT_BIASES = 1024
-NOT_BUILT = ("structured_outputs", "guideline", "tool_prompt", "watermark", "decoder_input_details")
-NOT_BUILT_IN_CHAT = (
-    *("tools", "functions", "audio", "prediction", "web_search_options", "chat_template_kwargs", "chat_template"),
-    *("documents", "continue_final_message"),
-)
+MAX_TOKEN_DIGITS = 19
+SEED_BOUNDS = (-(2**63), 2**64 - 1)  # OpenAI's integers have a sign, LoRAX's have none
+LONGEST_PROMPT = -1
+
+HARMLESS_VALUES: Mapping[str, tuple[object, ...]] = {
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+}
+"""Values of chat's fields that ask for nothing more than this server does; others are refused."""
 
 Prompt = str | tuple[int, ...]
 Message = Mapping[str, str]
@@ -42,6 +49,8 @@ class OpenAIOrder:
     best_of    sequences generated for each prompt; the n with the best mean log-probability are returned
     max_tokens None: the rest of the window
     logprobs   None: none; else the number of alternatives beside each token
+    truncate   the prompt's last tokens that are kept; None: all; -1: as many as fit beside the budget
+    has_bos    whether what leads the model's texts is put before a prompt that is text
     """
 
     model: str | None
@@ -52,12 +61,13 @@ class OpenAIOrder:
     best_of: int
     max_tokens: int | None
     is_default_budget: bool
-    stop: tuple[str, ...]
-    ignore_eos: bool
+    stop: StopRules
     logprobs: int | None
     is_stream: bool
     include_usage: bool
+    truncate: int | None
     echo: bool = False
+    has_bos: bool = True
 
     @property
     def ranked_sampling(self) -> SamplingParams:
@@ -67,9 +77,18 @@ class OpenAIOrder:
         return dataclasses.replace(self.sampling, num_logprobs=0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """Chat's messages and how they become a prompt; `continues_last`: the last one is continued."""
+
+    messages: tuple[Message, ...]
+    add_generation_prompt: bool = True
+    continues_last: bool = False
+
+
 def read_completion(body: Fields, settings: ServerConfig) -> tuple[OpenAIOrder, tuple[Prompt, ...]]:
     """Read the body of POST /v1/completions."""
-    refuse_not_built(body, "suffix")
+    check_names(body, COMPLETION_BODY)
     logprobs = _logprobs(body, "logprobs")
     echo = body.boolean("echo")
     if echo and logprobs is not None:
@@ -82,30 +101,33 @@ def read_completion(body: Fields, settings: ServerConfig) -> tuple[OpenAIOrder, 
     order = _common(body, settings, budget_name="max_tokens", logprobs=logprobs)
     if order.max_tokens is None:
         order = dataclasses.replace(order, max_tokens=DEFAULT_COMPLETION_TOKENS, is_default_budget=True)
-    return dataclasses.replace(order, echo=echo, best_of=_best_of(body, order, settings.max_n)), _prompts(body)
+    order = dataclasses.replace(
+        order,
+        echo=echo,
+        best_of=_best_of(body, order, settings.max_n),
+        has_bos=body.boolean("add_special_tokens", default=True),
+    )
+    return order, _prompts(body)
 
 
-def read_chat(body: Fields, settings: ServerConfig) -> tuple[OpenAIOrder, list[Message]]:
+def read_chat(body: Fields, settings: ServerConfig) -> tuple[OpenAIOrder, Conversation]:
     """Read the body of POST /v1/chat/completions."""
-    refuse_not_built(body, *NOT_BUILT_IN_CHAT)
-    for name in ("tool_choice", "function_call"):
-        if body.get(name) not in (None, "none", "auto"):
+    check_names(body, CHAT_BODY)
+    for name, values in HARMLESS_VALUES.items():
+        if body.get(name) not in (None, *values):
             raise not_built(name)
-    modalities = body.get("modalities")
-    if modalities not in (None, ["text"]):
-        raise not_built("modalities")
+    body.boolean("parallel_tool_calls")
     alternatives = _logprobs(body, "top_logprobs")
     has_logprobs = body.boolean("logprobs")
     if alternatives and not has_logprobs:
         raise InvalidParameter("`top_logprobs` needs `logprobs` to be true", parameter="top_logprobs")
     name = body.first("max_completion_tokens", "max_tokens")
     order = _common(body, settings, budget_name=name, logprobs=(alternatives or 0) if has_logprobs else None)
-    return order, _messages(body)
+    return order, _conversation(body)
 
 
 def _common(body: Fields, settings: ServerConfig, *, budget_name: str, logprobs: int | None) -> OpenAIOrder:
     refuse_response_format(body)
-    refuse_not_built(body, *NOT_BUILT)
     heat = temperature(body)
     if heat is not None and heat > 2:
         raise InvalidParameter("`temperature` must be <= 2.0", parameter="temperature")
@@ -115,9 +137,8 @@ def _common(body: Fields, settings: ServerConfig, *, budget_name: str, logprobs:
     n = body.integer("n")
     if n is not None and not 1 <= n <= settings.max_n:
         raise InvalidParameter(f"`n` must be >= 1 and <= {settings.max_n}. Given: {n}", parameter="n")
-    options = body.child("stream_options") or Fields({})
     sampling = dataclasses.replace(
-        filters(body),
+        filters(body, lowest_top_p=0.0),
         temperature=1.0 if heat is None else heat,
         logit_bias=_logit_bias(body),
         num_logprobs=logprobs,
@@ -126,17 +147,35 @@ def _common(body: Fields, settings: ServerConfig, *, budget_name: str, logprobs:
         model=body.string("model"),
         adapter=read_adapter_fields(body),
         sampling=sampling,
-        seed=body.integer("seed"),
+        seed=_seed(body),
         n=n or 1,
         best_of=n or 1,
         max_tokens=budget,
         is_default_budget=False,
-        stop=stop_strings(body, settings.max_stop_sequences),
-        ignore_eos=body.boolean(body.first("ignore_eos_token", "ignore_eos")),
+        stop=stop_rules(body, settings.max_stop_sequences),
         logprobs=logprobs,
         is_stream=body.boolean("stream"),
-        include_usage=options.boolean("include_usage"),
+        include_usage=_include_usage(body),
+        truncate=body.integer("truncate_prompt_tokens"),
     )
+
+
+def _include_usage(body: Fields) -> bool:
+    options = body.child("stream_options")
+    if options is None:
+        return False
+    check_names(options, STREAM_OPTIONS, "stream_options")
+    if not body.boolean("stream"):
+        raise InvalidParameter("`stream_options` needs `stream` to be true", parameter="stream_options")
+    return options.boolean("include_usage")
+
+
+def _seed(body: Fields) -> int | None:
+    seed = body.integer("seed")
+    lowest, highest = SEED_BOUNDS
+    if seed is not None and not lowest <= seed <= highest:
+        raise InvalidParameter(f"`seed` must be >= {lowest} and <= {highest}. Given: {seed}", parameter="seed")
+    return seed
 
 
 def _best_of(body: Fields, order: OpenAIOrder, most: int) -> int:
@@ -164,7 +203,8 @@ def _logit_bias(body: Fields) -> tuple[tuple[int, float], ...]:
     pairs: list[tuple[int, float]] = []
     for token in biases.names():
         bias = biases.number(token)
-        if not (token.isascii() and token.isdigit()) or bias is None or not -100 <= bias <= 100:
+        is_token = token.isascii() and token.isdigit() and len(token) <= MAX_TOKEN_DIGITS
+        if not is_token or bias is None or not -100 <= bias <= 100:
             raise InvalidParameter(
                 "`logit_bias` must map token ids to numbers from -100 to 100", parameter="logit_bias"
             )
@@ -208,6 +248,23 @@ def _is_token(item: object) -> bool:
     return isinstance(item, int) and not isinstance(item, bool)
 
 
+def _conversation(body: Fields) -> Conversation:
+    """An absent `add_generation_prompt` is true unless the last message is continued: both at once make no prompt."""
+    continues = body.boolean("continue_final_message")
+    opens = body.boolean("add_generation_prompt", default=not continues)
+    if continues and opens:
+        raise InvalidParameter(
+            "`continue_final_message` and `add_generation_prompt` must not both be true",
+            parameter="continue_final_message",
+        )
+    messages = tuple(_messages(body))
+    if continues and not messages[-1]["content"].strip():
+        raise InvalidParameter(
+            "`continue_final_message` needs text in the last message", parameter="continue_final_message"
+        )
+    return Conversation(messages=messages, add_generation_prompt=opens, continues_last=continues)
+
+
 def _messages(body: Fields) -> list[Message]:
     messages = body.array("messages")
     if not messages:
@@ -226,7 +283,14 @@ def _message(message: object, index: int) -> Message:
         raise InvalidParameter(
             f"`{where}.role` must be one of system, developer, user, assistant", parameter="messages"
         )
-    return {"role": "system" if role == "developer" else role, "content": _content(message.get("content"), where)}
+    fields = Fields(message)
+    check_names(fields, MESSAGE, where)
+    name = fields.string("name")
+    return {
+        "role": "system" if role == "developer" else role,
+        "content": _content(message.get("content"), where),
+        **({} if name is None else {"name": name}),
+    }
 
 
 def _content(content: object, where: str) -> str:
@@ -246,5 +310,6 @@ def _content(content: object, where: str) -> str:
                 f"`{where}.content`: this model reads text parts only; given {kind or kind_of(part)!r}",
                 parameter="messages",
             )
+        check_names(Fields(part), CONTENT_PART, f"{where}.content")
         texts.append(text)
     return "".join(texts)

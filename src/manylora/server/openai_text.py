@@ -1,4 +1,4 @@
-"""One choice of an OpenAI reply: its text without stop strings, and the log-probabilities of what was sent."""
+"""One choice of an OpenAI reply: its text, cut at stop strings, and the log-probabilities of what was sent."""
 
 from collections.abc import Sequence
 
@@ -11,20 +11,19 @@ class Choice:
 
     __slots__ = ("_cut", "_length", "_pending", "_sent", "finish_reason", "text")
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, keeps_stop: bool = False) -> None:
         self.text = ""
         self.finish_reason: str | None = None
-        self._cut = StopCut(stops)
+        self._cut = StopCut(stops, keeps_stop=keeps_stop)
         self._pending: list[tuple[int, TextToken]] = []  # (where its text starts, token), not sent yet
         self._length = 0
         self._sent = 0
 
     def push(self, token: TextToken) -> str:
-        if token.is_special:
-            return ""
-        self._pending.append((self._length, token))
-        self._length += len(token.text)
-        return self._release(self._cut.push(token.text))
+        if not token.is_hidden:
+            self._pending.append((self._length, token))
+        self._length += len(token.added)
+        return self._release(self._cut.push(token.added, token.hidden))
 
     def finish(self, finished: Finished) -> str:
         self.finish_reason = openai_reason(finished.reason, self._cut)
@@ -46,7 +45,7 @@ class Choice:
 def completion_logprobs(entries: Sequence[tuple[int, TextToken]], offset: int = 0) -> dict[str, object]:
     """The four parallel lists of /v1/completions."""
     return {
-        "tokens": [token.text for _, token in entries],
+        "tokens": [_completion_token(token.raw) for _, token in entries],
         "token_logprobs": [token.logprob for _, token in entries],
         "top_logprobs": [_top(token) for _, token in entries],
         "text_offset": [offset + start for start, _ in entries],
@@ -59,16 +58,35 @@ def chat_logprobs(entries: Sequence[tuple[int, TextToken]]) -> dict[str, object]
 
 def _top(token: TextToken) -> dict[str, float]:
     """The likeliest tokens by text, the drawn one always among them."""
-    top = {token.text: token.logprob}
+    top = {_completion_token(token.raw): token.logprob}
     for other in token.alternatives:
-        top.setdefault(other.text, other.logprob)
+        top.setdefault(_completion_token(other.raw), other.logprob)
     return top
 
 
+def _completion_token(raw: bytes) -> str:
+    """A token's text; one that holds part of a character is spelled in bytes, as OpenAI spells it there."""
+    text = _spelled(raw)
+    return text if _is_whole(raw) else f"bytes:{text}"
+
+
 def _chat_token(token: TextToken) -> dict[str, object]:
-    shown = [_entry(other.text, other.logprob) for other in token.alternatives]
-    return {**_entry(token.text, token.logprob), "top_logprobs": shown}
+    shown = [_entry(other.raw, other.logprob) for other in token.alternatives]
+    return {**_entry(token.raw, token.logprob), "top_logprobs": shown}
 
 
-def _entry(text: str, logprob: float) -> dict[str, object]:
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+def _entry(raw: bytes, logprob: float) -> dict[str, object]:
+    return {"token": _spelled(raw), "logprob": logprob, "bytes": list(raw)}
+
+
+def _spelled(raw: bytes) -> str:
+    r"""A token by itself: whole characters as they are, the bytes of a part of one as `\xe2`."""
+    return raw.decode(errors="backslashreplace")
+
+
+def _is_whole(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

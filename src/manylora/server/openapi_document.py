@@ -3,6 +3,18 @@
 from collections.abc import Mapping
 
 from manylora.adapter_state import AdapterAction, AdapterState
+from manylora.server.known_fields import Form
+from manylora.server.request_fields import (
+    CHAT_BODY,
+    COMPLETION_BODY,
+    CONTENT_PART,
+    MERGED_ADAPTERS,
+    MESSAGE,
+    NATIVE_BODY,
+    NATIVE_PARAMETERS,
+    STREAM_OPTIONS,
+    TOKENIZE_BODY,
+)
 
 Schema = dict[str, object]
 
@@ -27,11 +39,6 @@ OPENAI_ERROR: Schema = {
         }
     },
 }
-NUMBERS = {
-    "number": ("temperature", "top_p", "typical_p", "min_p", "repetition_penalty"),
-    "integer": ("top_k", "seed"),
-}
-_STOP: Schema = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}
 
 
 def openapi_document(version: str) -> Schema:
@@ -40,10 +47,10 @@ def openapi_document(version: str) -> Schema:
         "openapi": "3.1.0",
         "info": {"title": "manylora", "version": version},
         "paths": {
-            "/": _post("Generate; `stream` decides how", _native_body(has_stream=True), native=True),
+            "/": _post("Generate; `stream` decides how", _native_body(), native=True),
             "/generate": _post("Generate", _native_body(), native=True),
             "/generate_stream": _post("Generate, one server-sent event a token", _native_body(), native=True),
-            "/tokenize": _post("Tokenise", _object({"inputs": {"type": "string"}}, "inputs"), native=True),
+            "/tokenize": _post("Tokenise", _form(TOKENIZE_BODY, "inputs"), native=True),
             "/v1/completions": _post("Complete a prompt", _completion_body(), native=False),
             "/v1/chat/completions": _post("Answer a conversation", _chat_body(), native=False),
             "/v1/models": _get("The base model and its adapters"),
@@ -72,52 +79,43 @@ def _nullable(kind: str) -> Schema:
     return {"type": [kind, "null"]}
 
 
-def _sampling() -> Schema:
-    fields: Schema = {name: _nullable(kind) for kind, names in NUMBERS.items() for name in names}
-    penalties = {name: _nullable("number") for name in ("frequency_penalty", "presence_penalty")}
-    return {**fields, **penalties, "stop": _STOP, "ignore_eos_token": _nullable("boolean")}
+def _form(form: Form, *required: str, **parts: Schema) -> Schema:
+    """An object of a request: what it does not know is refused. `parts`: its fields that are objects of their own."""
+    unread: Schema = {name: {"description": "Accepted and not read."} for name in sorted(form.unread)}
+    body = _object({**form.applied, **unread, **parts}, *required)
+    return {**body, "additionalProperties": False}
 
 
-def _native_body(*, has_stream: bool = False) -> Schema:
-    texts = {name: _nullable("string") for name in ("adapter_id", "adapter_source", "api_token")}
-    flags = ("do_sample", "return_full_text", "details", "apply_chat_template")
-    counts = ("max_new_tokens", "best_of", "truncate", "return_k_alternatives")
-    parameters = {
-        **texts,
-        "merged_adapters": {"type": ["object", "null"]},
-        **{name: _nullable("integer") for name in counts},
-        **{name: _nullable("boolean") for name in flags},
-        **_sampling(),
-    }
-    stream: Schema = {"stream": _nullable("boolean")} if has_stream else {}
-    return _object({"inputs": {"type": "string"}, "parameters": _object(parameters), **stream}, "inputs")
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
 
 
-def _openai_common() -> Schema:
+def _native_body() -> Schema:
+    merged = _or_null(_form(MERGED_ADAPTERS, "ids", "weights"))
+    return _form(NATIVE_BODY, "inputs", parameters=_or_null(_form(NATIVE_PARAMETERS, merged_adapters=merged)))
+
+
+def _openai_parts() -> dict[str, Schema]:
     return {
-        **{name: _nullable("string") for name in ("model", "adapter_id", "adapter_source", "api_token", "user")},
-        "merged_adapters": {"type": ["object", "null"]},
-        **{name: _nullable("integer") for name in ("max_tokens", "n")},
-        "stream": _nullable("boolean"),
-        "stream_options": {"type": ["object", "null"]},
-        "logit_bias": {"type": ["object", "null"]},
-        **_sampling(),
+        "merged_adapters": _or_null(_form(MERGED_ADAPTERS, "ids", "weights")),
+        "stream_options": _or_null(_form(STREAM_OPTIONS)),
     }
 
 
 def _completion_body() -> Schema:
-    extra = {"prompt": {}, "logprobs": _nullable("integer"), "echo": _nullable("boolean")}
-    return _object({**_openai_common(), **extra, "best_of": _nullable("integer")}, "prompt")
+    return _form(COMPLETION_BODY, "prompt", **_openai_parts())
 
 
 def _chat_body() -> Schema:
-    extra = {
-        "messages": {"type": "array", "items": {"type": "object"}},
-        "max_completion_tokens": _nullable("integer"),
-        "logprobs": _nullable("boolean"),
-        "top_logprobs": _nullable("integer"),
+    content: Schema = {
+        "anyOf": [
+            {"type": "string"},
+            {"type": "array", "items": _form(CONTENT_PART, "type", "text")},
+            {"type": "null"},
+        ]
     }
-    return _object({**_openai_common(), **extra}, "messages")
+    messages: Schema = {"type": "array", "minItems": 1, "items": _form(MESSAGE, "role", content=content)}
+    return _form(CHAT_BODY, "messages", messages=messages, **_openai_parts())
 
 
 def _adapter() -> Schema:

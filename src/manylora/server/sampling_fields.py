@@ -1,10 +1,39 @@
-"""The sampling fields that both dialects share, their bounds, and what is not built yet."""
+"""The fields that both dialects share, of sampling and of ending, and their bounds."""
 
-from manylora.engine.request import SamplingParams
+from dataclasses import dataclass
+
+from manylora.engine.request import SamplingParams, StopParams
 from manylora.errors import InvalidParameter
 from manylora.server.fields import Fields
+from manylora.server.known_fields import check_names, not_built
+from manylora.server.request_fields import RESPONSE_FORMAT
 
 MAX_ALTERNATIVES = 20
+MAX_STOP_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopRules:
+    """What a request says of its end.
+
+    keeps_stop  whether the text keeps the stop string or the stop token; None: as the route does without being told
+    """
+
+    strings: tuple[str, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    keeps_stop: bool | None = None
+
+    def params(self, budget: int) -> StopParams:
+        """`budget`: tokens generated at most."""
+        return StopParams(
+            max_new_tokens=budget,
+            stop_token_ids=self.token_ids,
+            stop_strings=self.strings,
+            ignore_eos=self.ignore_eos,
+            skip_special_tokens=self.skip_special_tokens,
+        )
 
 
 def positive(name: str, value: float | None) -> None:
@@ -35,18 +64,23 @@ def temperature(fields: Fields) -> float | None:
     return value
 
 
-def filters(fields: Fields) -> SamplingParams:
-    """Everything of `SamplingParams` but temperature, seed, biases and log-probabilities."""
+def filters(fields: Fields, *, lowest_top_p: float | None = None) -> SamplingParams:
+    """Everything of `SamplingParams` but temperature, seed, biases and log-probabilities.
+
+    `lowest_top_p`: a value that OpenAI documents and LoRAX refuses; it keeps the likeliest token alone.
+    """
     top_k, top_p, typical_p = fields.integer("top_k"), fields.number("top_p"), fields.number("typical_p")
     min_p, repetition = fields.number("min_p"), fields.number("repetition_penalty")
     positive("top_k", top_k)
     positive("repetition_penalty", repetition)
+    if top_p is not None and top_p == lowest_top_p:
+        top_k, top_p = 1, None
     if top_p is not None and not 0 < top_p <= 1:
         raise InvalidParameter("`top_p` must be > 0.0 and < 1.0", parameter="top_p")
     if typical_p is not None and not 0 < typical_p < 1:
         raise InvalidParameter("`typical_p` must be > 0.0 and < 1.0", parameter="typical_p")
-    if min_p is not None and not 0 <= min_p < 1:
-        raise InvalidParameter("`min_p` must be >= 0.0 and < 1.0", parameter="min_p")
+    if min_p is not None and not 0 <= min_p <= 1:
+        raise InvalidParameter("`min_p` must be >= 0.0 and <= 1.0", parameter="min_p")
     return SamplingParams(
         top_k=top_k,
         top_p=1.0 if top_p is None else top_p,
@@ -58,18 +92,26 @@ def filters(fields: Fields) -> SamplingParams:
     )
 
 
-def not_built(name: str) -> InvalidParameter:
-    return InvalidParameter(f"`{name}` is not supported by this server yet", parameter=name)
-
-
-def refuse_not_built(fields: Fields, *names: str) -> None:
-    """Refuse by name each field that would change the result and that nothing here implements.
-
-    Absent, null, false, zero and empty values ask for nothing and pass.
-    """
-    for name in names:
-        if fields.get(name):
-            raise not_built(name)
+def stop_rules(fields: Fields, most: int) -> StopRules:
+    """Args:  most  stop strings at most"""
+    names = ("ignore_eos_token", "ignore_eos")
+    told = {name: fields.boolean(name) for name in names if fields.get(name) is not None}
+    if len(set(told.values())) > 1:
+        raise InvalidParameter("`ignore_eos` and `ignore_eos_token` are one option and differ", parameter="ignore_eos")
+    tokens = fields.integers("stop_token_ids")
+    if len(tokens) > MAX_STOP_TOKENS:
+        raise InvalidParameter(
+            f"`stop_token_ids` may have at most {MAX_STOP_TOKENS} entries. Given: {len(tokens)}",
+            parameter="stop_token_ids",
+        )
+    keeps_stop = "include_stop_str_in_output"
+    return StopRules(
+        strings=stop_strings(fields, most),
+        token_ids=tokens,
+        ignore_eos=any(told.values()),
+        skip_special_tokens=fields.boolean("skip_special_tokens", default=True),
+        keeps_stop=None if fields.get(keeps_stop) is None else fields.boolean(keeps_stop),
+    )
 
 
 def refuse_response_format(fields: Fields) -> None:
@@ -80,3 +122,4 @@ def refuse_response_format(fields: Fields) -> None:
     kind = form.string("type")
     if kind is None or kind.lower() != "text":
         raise not_built("response_format")
+    check_names(form, RESPONSE_FORMAT, "response_format")

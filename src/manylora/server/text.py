@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from manylora.engine.events import Finished, FinishReason, TokenEvent
+from manylora.engine.request import StopParams
+from manylora.engine.stopping import StopSearch
 from manylora.models.tokenizer import Tokenizer
 
 LOWEST_LOGPROB = -9999.0
@@ -11,53 +13,77 @@ LOWEST_LOGPROB = -9999.0
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
+    """A token that might have been drawn. `raw`: its own bytes, which may be part of a character."""
+
     id: int
     text: str
     logprob: float
+    raw: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TextToken:
-    """One generated token: `text` is what it added to the text, or its vocabulary string if it is special."""
+    """One generated token.
+
+    text        as LoRAX-style replies tell it: what it added, or the vocabulary's text of one that is special
+    added       what it added to the reply's text: whole characters only
+    is_special  a special token, or the token that ended the generation and is no part of the text
+    hidden      its text where the reply does not show it, else empty
+    is_hidden   whether the reply does not show it
+    raw         its own bytes, which may be part of a character; empty unless log-probabilities are told
+    """
 
     id: int
     text: str
+    added: str
     logprob: float
     is_special: bool
+    hidden: str = ""
+    is_hidden: bool = False
+    raw: bytes = b""
     alternatives: tuple[Alternative, ...] = ()
 
 
 class Transcript:
-    """One generation as text so far. Special tokens, the end-of-sequence token included, are not part of the text."""
+    """One generation as text so far. The token that ends it is no part of the text, nor are special ones by default."""
 
-    __slots__ = ("_parts", "_stream", "_tokenizer", "finished", "logprob_sum", "tokens")
+    __slots__ = ("_ends", "_keeps_special", "_parts", "_stream", "_tokenizer", "finished", "logprob_sum", "tokens")
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: StopParams, *, keeps_stop: bool = False) -> None:
+        """`keeps_stop`: the token that ends the generation is treated as any other."""
         self.tokens: list[TextToken] = []
         self.finished: Finished | None = None
         self.logprob_sum = 0.0
         self._tokenizer = tokenizer
-        self._stream = tokenizer.stream(continues=True)
+        self._stream = tokenizer.stream(skip_special_tokens=stop.skip_special_tokens, continues=True)
+        self._keeps_special = not stop.skip_special_tokens
+        own = () if stop.ignore_eos else tokenizer.eos_ids
+        self._ends = frozenset() if keeps_stop else frozenset((*stop.stop_token_ids, *own))
         self._parts: list[str] = []
 
     def push(self, event: TokenEvent, *, is_last: bool) -> TextToken:
         """Take the next token. With the last one, what is held back of an unfinished character is let go."""
         token_id = event.token_id
         is_special = token_id in self._tokenizer.special_ids
-        text = self._stream.push(token_id)
+        is_end = is_last and token_id in self._ends
+        is_hidden = is_end or (is_special and not self._keeps_special)
+        added = "" if is_hidden else self._stream.push(token_id)
         if is_last:
-            text += self._stream.finish()
-        self._parts.append(text)
+            added += self._stream.finish()
+        self._parts.append(added)
+        own = self._own_text(token_id) if is_hidden or is_special else ""
         logprob = finite(event.logprob)
         self.logprob_sum += logprob
         token = TextToken(
             id=token_id,
-            text=self._tokenizer.piece(token_id) or "" if is_special else text,
+            text=own if is_hidden or is_special else added,
+            added=added,
             logprob=logprob,
-            is_special=is_special,
-            alternatives=tuple(
-                Alternative(other, self._shown(other), finite(value)) for other, value in event.alternatives
-            ),
+            is_special=is_special or is_end,
+            hidden=own if is_hidden else "",
+            is_hidden=is_hidden,
+            raw=b"" if event.logprob is None else self._tokenizer.token_bytes(token_id),
+            alternatives=tuple(self._alternative(other, value) for other, value in event.alternatives),
         )
         self.tokens.append(token)
         return token
@@ -70,11 +96,14 @@ class Transcript:
     def mean_logprob(self) -> float:
         return self.logprob_sum / max(1, len(self.tokens))
 
-    def _shown(self, token_id: int) -> str:
+    def _alternative(self, token_id: int, logprob: float) -> Alternative:
+        return Alternative(token_id, self._own_text(token_id), finite(logprob), self._tokenizer.token_bytes(token_id))
+
+    def _own_text(self, token_id: int) -> str:
+        """The text of a token by itself; a special one's is as the vocabulary spells it."""
         tokenizer = self._tokenizer
-        return (
-            (tokenizer.piece(token_id) or "") if token_id in tokenizer.special_ids else tokenizer.token_text(token_id)
-        )
+        is_special = token_id in tokenizer.special_ids
+        return (tokenizer.piece(token_id) or "") if is_special else tokenizer.token_text(token_id)
 
 
 def finite(logprob: float | None) -> float:
@@ -83,42 +112,44 @@ def finite(logprob: float | None) -> float:
 
 
 class StopCut:
-    """Removes the stop string from a text that arrives in pieces, and never lets out what may be the start of one."""
+    """Cuts a text that arrives in pieces at its stop string, and never lets out what may be the start of one."""
 
-    __slots__ = ("_held", "_stops", "is_cut")
+    __slots__ = ("_held", "_keeps_stop", "_search", "_sent", "is_cut")
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
+    def __init__(self, stops: Sequence[str], *, keeps_stop: bool = False) -> None:
+        """`keeps_stop`: the text ends with the stop string instead of before it."""
+        self._search = StopSearch(tuple(stops)) if stops else None
+        self._keeps_stop = keeps_stop
         self._held = ""
+        self._sent = 0
         self.is_cut = False
 
-    def push(self, text: str) -> str:
-        """Take the next text and return what may be sent of all that is held."""
+    def push(self, text: str, hidden: str = "") -> str:
+        """Take the next text, or that of a token that is not shown, and return what may be sent of all that is held."""
         if self.is_cut:
             return ""
-        if not self._stops:
+        if self._search is None:
             return text
-        window = self._held + text
-        found = [start for start in map(window.find, self._stops) if start >= 0]
-        if found:
-            self.is_cut, self._held = True, ""
-            return window[: min(found)]
-        keep = max(_open_suffix(window, stop) for stop in self._stops)
-        self._held = window[len(window) - keep :]
-        return window[: len(window) - keep]
+        self._held += text
+        match = self._search.push(text, hidden)
+        if match is not None:
+            self.is_cut = True
+            sent = self._release(match.end if self._keeps_stop else match.start)
+            self._held = ""
+            return sent
+        return self._release(self._search.length if self._keeps_stop else self._search.settled())
 
     def flush(self) -> str:
         """The generation ended: what is held is text after all."""
         held, self._held = self._held, ""
         return held
 
-
-def _open_suffix(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a proper start of `stop`."""
-    for size in range(min(len(text), len(stop) - 1), 0, -1):
-        if stop.startswith(text[len(text) - size :]):
-            return size
-    return 0
+    def _release(self, end: int) -> str:
+        """Let go of what is held before a place in the text."""
+        count = max(0, end - self._sent)
+        sent, self._held = self._held[:count], self._held[count:]
+        self._sent += len(sent)
+        return sent
 
 
 NATIVE_REASONS = {

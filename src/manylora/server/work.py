@@ -36,7 +36,11 @@ class Work:
         """`begun_s` is the moment before the first sequence was opened: validation ends there."""
         self.drafts = drafts
         self.generations = generations
-        self.transcripts = [Transcript(gate.tokenizer) for _ in generations]
+        ends = [draft.keeps_stop for draft in drafts for _ in range(draft.num_sequences)]
+        self.transcripts = [
+            Transcript(gate.tokenizer, generation.request.stop, keeps_stop=keeps_stop)
+            for generation, keeps_stop in zip(generations, ends, strict=True)
+        ]
         self.begun_s = begun_s
         self.first_token_s: float | None = None
         self.adapter_use: AdapterUse | None = None
@@ -70,8 +74,8 @@ class Work:
     async def texts(self) -> AsyncIterator[str]:
         """The text of a single sequence as it comes."""
         async for event in self._read(0):
-            if isinstance(event, TextToken) and not event.is_special:
-                yield event.text
+            if isinstance(event, TextToken) and event.added:
+                yield event.added
 
     async def stream(self, keepalive_s: float) -> AsyncIterator[tuple[int, TextToken | Finished] | None]:
         """Tokens and ends of all sequences as they come, with their number; None when nothing came for that long."""
