@@ -90,7 +90,7 @@ class InvalidJson(RequestRejected):
 
 
 class InvalidParameter(RequestRejected):
-    """A field is missing, of the wrong type, out of range, or not built yet."""
+    """A field is missing, unknown, of the wrong type, out of range, or not built yet."""
 
 
 class ContextLengthExceeded(RequestRejected):

@@ -1,11 +1,14 @@
 """Fields of request bodies: applied, accepted unread, or refused by their names, on every route and at every level."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
+from manylora.server import request_fields
+from manylora.server.known_fields import Form
 from tests.server.conftest import House
 
 InHouse = Callable[..., None]
@@ -230,6 +233,8 @@ VALUES = [  # of fields that are known
     (COMPLETIONS, {"stop_token_ids": [True]}, "`stop_token_ids[0]`: expected an integer, given a boolean"),
     (COMPLETIONS, {"stop_token_ids": 3}, "`stop_token_ids`: expected an array, given an integer"),
     (COMPLETIONS, {"stop_token_ids": [1] * 1025}, "`stop_token_ids` may have at most 1024 entries. Given: 1025"),
+    (COMPLETIONS, {"adapter_source": "hbu"}, "`adapter_source` must be one of"),
+    ("/generate", {"parameters": {"adapter_source": "hbu"}}, "`adapter_source` must be one of"),
     ("/generate", {"stream": True}, "`stream`: this route does not stream; send the request to /generate_stream"),
     ("/generate_stream", {"stream": False}, "`stream`: this route streams; send the request to /generate"),
     ("/generate", {"parameters": {"stop": "x", "include_stop_str_in_output": False}}, "`include_stop_str_in_output`"),
@@ -390,3 +395,12 @@ def test_the_openapi_document_describes_the_fields(in_house: InHouse) -> None:
         assert parameters["properties"]["top_p"]["maximum"] == 1
 
     in_house(scenario)
+
+
+def test_the_page_of_fields_names_every_field() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "request-fields.md").read_text(encoding="utf-8")
+    forms = [form for form in vars(request_fields).values() if isinstance(form, Form)]
+    assert len(forms) >= 10
+    names = {name for form in forms for name in (*form.applied, *form.unread, *form.refused)}
+    of_operators = {"action", "type", "text", "value", "schema"}
+    assert not {name for name in names - of_operators if f"`{name}`" not in page and f".{name}`" not in page}

@@ -135,6 +135,7 @@ class Gate:
         if fields.recipe is not None:
             return merged_ref([self._ref(member, fields, tenant) for member in fields.merged_ids], fields.recipe)
         if name is None or self.served.is_base_name(name):
+            _check_source(fields.source)
             return None
         try:
             return self._ref(name, fields, tenant)
@@ -277,6 +278,14 @@ class Gate:
             messages, add_generation_prompt=add_generation_prompt, continue_final_message=continues_last
         )
         return text, self._encode(text, False)
+
+
+def _check_source(source: str | None) -> None:
+    """A source beside the base's name means nothing, but a word that is no source is a mistake."""
+    if source is not None and source not in list(SourceName):
+        raise AdapterReferenceInvalid(
+            f"`adapter_source` must be one of {', '.join(SourceName)}. Given: {source[:80]}", parameter="adapter_source"
+        )
 
 
 def _seed(seed: int | None, index: int) -> int:
