@@ -83,6 +83,39 @@ def check_stop_and_logprobs() -> None:
         assert bytes(entry.bytes or []).decode(errors="replace") == entry.token
 
 
+def check_special_tokens() -> None:
+    def forced(**fields: Any) -> Any:
+        return client.completions.create(
+            model="", prompt="Hello", max_tokens=4, temperature=0, logit_bias={"0": 100}, **fields
+        )
+
+    shown = forced(extra_body={"skip_special_tokens": False})
+    special = shown.choices[0].text[: len(shown.choices[0].text) // 4]
+    assert shown.choices[0].text == 4 * special == 4 * "<|endoftext|>"
+    hidden = forced()
+    assert (hidden.choices[0].text, hidden.choices[0].finish_reason) == ("", "length")
+    for end in ({"stop": [special]}, {"extra_body": {"stop_token_ids": [0]}}):
+        stopped = forced(**end)
+        assert (stopped.choices[0].text, stopped.choices[0].finish_reason) == ("", "stop")
+        assert stopped.usage.completion_tokens == 1
+    echoed = client.completions.create(model="", prompt=[0, 504], max_tokens=1, temperature=0, echo=True)
+    assert echoed.choices[0].text.startswith(special)
+
+
+def check_fields() -> None:
+    create = client.chat.completions.create
+    wrong = raised(openai.BadRequestError, lambda: create(model="", messages=HELLO, extra_body={"lora_path": ADAPTER}))
+    assert wrong.param == "lora_path"
+    assert "`adapter_id`" in str(wrong)
+    start: Any = [*HELLO, {"role": "assistant", "content": "Hello, my name is"}]
+    more: Any = {"continue_final_message": True}
+    reply = create(model="", messages=start, max_tokens=4, temperature=0, extra_body=more, user="u", metadata={})
+    assert reply.choices[0].message.content
+    cut = create(model="", messages=HELLO, max_tokens=1, extra_body={"truncate_prompt_tokens": 3})
+    assert cut.usage is not None
+    assert cut.usage.prompt_tokens == 3
+
+
 def check_models() -> None:
     names = [model.id for model in client.models.list()]
     assert ADAPTER in names
@@ -140,6 +173,8 @@ if __name__ == "__main__":
     check_adapter()
     check_completions()
     check_stop_and_logprobs()
+    check_special_tokens()
+    check_fields()
     check_models()
     check_errors()
     check_leaving()
