@@ -266,3 +266,14 @@ def test_pieces_of_the_tokenizer_are_told_for_bytes_too(in_house: InHouse) -> No
         assert [(token["start"], token["stop"]) for token in told] == [(0, 1), (1, 2), (2, 3), (2, 3), (3, 8)]
 
     in_house(scenario)
+
+
+def test_the_last_event_shows_a_special_token_that_the_text_has(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        parameters = {"skip_special_tokens": False, "max_new_tokens": 3}
+        last = events(
+            (await house.post("/generate_stream", {"inputs": "SAY:ab<unk>c", "parameters": parameters})).content
+        )[-1]
+        assert (last["token"]["text"], last["generated_text"]) == ("<unk>", "ab<unk>")
+
+    in_house(scenario)

@@ -114,7 +114,7 @@ def _last_event(exchange: Exchange, order: NativeOrder, work: Work, held: TextTo
     transcript, finished = work.transcripts[0], work.end_of(0)
     token = held or TextToken(id=0, text="", added="", logprob=0.0, is_special=True)
     generated = transcript.text
-    text = "" if token.is_special else token.text  # clients print what the last event holds
+    text = "" if token.is_hidden else token.text  # clients print what the last event holds
     prompt_tokens, completion_tokens = finished.counts.prompt_tokens, len(transcript.tokens)
     body = _token_event(order, token, text) | {
         "generated_text": order.inputs + generated if order.return_full_text else generated,
