@@ -1,7 +1,9 @@
 """Decides, token by token, whether a generation ends, and why."""
 
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import NamedTuple, Protocol
 
 from manylora.engine.events import FinishReason
@@ -82,7 +84,7 @@ class StopSearch:
     where a match would end in it: the work for a piece is bounded by its own length and that of the stop strings.
     """
 
-    __slots__ = ("_reach", "_spelled", "_strings", "_tail", "length")
+    __slots__ = ("_reach", "_settled", "_spelled", "_strings", "_tail", "length")
 
     def __init__(self, strings: tuple[str, ...]) -> None:
         assert all(strings), "an empty stop string is in every text; the edge refuses it"
@@ -91,6 +93,7 @@ class StopSearch:
         self._reach = len(self._strings[0]) - 1
         self._tail = ""  # the last shown characters
         self._spelled: _SpelledText | None = None  # while a hidden token is within reach
+        self._settled = 0
         self.length = 0  # shown characters so far
 
     def push(self, piece: str, hidden: str = "") -> Match | None:
@@ -110,10 +113,16 @@ class StopSearch:
         return match
 
     def settled(self) -> int:
-        """The number of shown characters that belong to no string still open."""
-        open_ones = max(_open_suffix(self._tail, string) for string in self._strings)
-        settled = self.length - open_ones
-        return settled if self._spelled is None else min(settled, self._spelled.settled(self._strings))
+        """The number of shown characters that belong to no string still open.
+
+        A string open now was open before, or begins behind what was settled then: only that part is looked at again.
+        """
+        since = self.length - self._settled
+        open_ones = max(_open_suffix(self._tail, string, since) for string in self._strings)
+        self._settled = self.length - open_ones
+        if self._spelled is not None:
+            self._settled = min(self._settled, self._spelled.settled(self._strings))
+        return self._settled
 
     def _search_shown(self, piece: str) -> Match | None:
         window = self._tail + piece
@@ -133,64 +142,82 @@ class StopSearch:
 class _SpelledText:
     """The end of a text with its hidden tokens in their places.
 
-    `_spans` are the hidden parts of `_text`, as half-open intervals in order; its first character is shown character
-    `_first` of the reply.
+    `_spans` are the hidden parts, as half-open intervals in order. They and `_settled` count spelled characters from
+    the first of the tail; `_text` has those from `_base` on. The work for a piece does not grow with the parts kept.
     """
 
-    __slots__ = ("_first", "_spans", "_text")
+    __slots__ = ("_base", "_length", "_settled", "_spans", "_text")
 
     def __init__(self, tail: str, length: int) -> None:
         """`tail`: the last of `length` shown characters."""
         self._text = tail
-        self._first = length - len(tail)
-        self._spans: list[tuple[int, int]] = []
+        self._base = 0
+        self._length = length  # shown characters so far
+        self._settled = 0
+        self._spans: deque[tuple[int, int]] = deque()
 
     def push(self, piece: str, strings: list[str], *, is_hidden: bool) -> Match | None:
         """Return the string that ends first in this piece and takes hidden parts, each whole; or None."""
         known = len(self._text)
         self._text += piece
         if is_hidden:
-            self._spans.append((known, len(self._text)))
+            self._spans.append((self._base + known, self._end))
+        else:
+            self._length += len(piece)
         found = [match for string in strings if (match := self._search(string, known)) is not None]
         return min(found, key=_by_end, default=None)
 
     def trim(self, reach: int) -> bool:
         """Forget what no match can reach any more, hidden parts only whole; whether one is left."""
-        cut = max(0, len(self._text) - reach)
-        for start, end in self._spans:
-            cut = start if start < cut < end else cut
-        self._first = self._shown(cut)
-        self._spans = [(start - cut, end - cut) for start, end in self._spans if start >= cut]
-        self._text = self._text[cut:]
+        cut = max(self._base, self._end - reach)
+        while self._spans and self._spans[0][0] < cut:
+            start, end = self._spans[0]
+            if end > cut:
+                cut = start
+                break
+            self._spans.popleft()
+        self._text = self._text[cut - self._base :]
+        self._base = cut
         return bool(self._spans)
 
     def settled(self, strings: list[str]) -> int:
         """As `StopSearch.settled`."""
-        return self._shown(len(self._text) - max(_open_suffix(self._text, string) for string in strings))
+        since = self._end - self._settled
+        self._settled = self._end - max(_open_suffix(self._text, string, since) for string in strings)
+        return self._shown(self._settled)
+
+    @property
+    def _end(self) -> int:
+        return self._base + len(self._text)
 
     def _search(self, string: str, known: int) -> Match | None:
-        start = self._text.find(string, max(0, known - len(string) + 1))
-        while start >= 0:
+        place = self._text.find(string, max(0, known - len(string) + 1))
+        while place >= 0:
+            start = self._base + place
             end = start + len(string)
-            touched = [(first, last) for first, last in self._spans if first < end and start < last]
+            touched = [(first, last) for first, last in self._spans_behind(start) if first < end]
             if touched and all(start <= first and last <= end for first, last in touched):
                 return Match(string, self._shown(start), self._shown(end))
-            start = self._text.find(string, start + 1)
+            place = self._text.find(string, place + 1)
         return None
 
     def _shown(self, place: int) -> int:
-        """The number of the reply's shown characters before a place in this text."""
-        left_out = sum(max(0, min(end, place) - start) for start, end in self._spans)
-        return self._first + place - left_out
+        """The number of the reply's shown characters before a place."""
+        hidden = sum(last - max(first, place) for first, last in self._spans_behind(place))
+        return self._length - (self._end - place - hidden)
+
+    def _spans_behind(self, place: int) -> Iterator[tuple[int, int]]:
+        """The hidden parts that end behind a place, the last one first."""
+        return takewhile(lambda span: span[1] > place, reversed(self._spans))
 
 
 def _by_end(match: Match) -> tuple[int, int]:
     return match.end, -len(match.string)
 
 
-def _open_suffix(text: str, string: str) -> int:
-    """Length of the longest end of `text` that is a proper start of `string`."""
-    for size in range(min(len(text), len(string) - 1), 0, -1):
+def _open_suffix(text: str, string: str, most: int) -> int:
+    """Length of the longest end of `text`, of at most `most` characters, that is a proper start of `string`."""
+    for size in range(min(len(text), len(string) - 1, most), 0, -1):
         if string.startswith(text[len(text) - size :]):
             return size
     return 0
