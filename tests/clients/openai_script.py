@@ -100,6 +100,11 @@ def check_special_tokens() -> None:
         assert stopped.usage.completion_tokens == 1
     echoed = client.completions.create(model="", prompt=[0, 504], max_tokens=1, temperature=0, echo=True)
     assert echoed.choices[0].text.startswith(special)
+    alone = client.completions.create(model=ADAPTER, prompt=["Hello", "Good bye"], max_tokens=0, echo=True, n=2)
+    assert [choice.text for choice in alone.choices] == ["Hello", "Hello", "Good bye", "Good bye"]
+    assert alone.choices[0].finish_reason == "length"
+    assert alone.usage is not None
+    assert (alone.usage.completion_tokens, alone.usage.prompt_tokens > 2) == (0, True)
 
 
 def check_fields() -> None:

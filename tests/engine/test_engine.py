@@ -23,6 +23,17 @@ def test_a_stop_token_ends_the_generation_and_is_counted() -> None:
     assert world.finished[request].reason == FinishReason.STOP_TOKEN
 
 
+def test_a_budget_of_nothing_computes_the_prompt_and_no_more() -> None:
+    world = World()
+    asked = [world.submit(range(size), adapter=name, budget=0) for size in (1, 5, 40) for name in (None, "x")]
+    beside = world.submit(range(7), budget=5)
+    world.run()
+    assert world.tokens[beside] == alone(range(7), "", 5)
+    assert set(world.tokens) == {beside}
+    assert [world.finished[request].counts.total_tokens for request in asked] == [1, 1, 5, 5, 40, 40]
+    assert {world.finished[request].reason for request in asked} == {FinishReason.LENGTH}
+
+
 def test_a_failed_load_ends_its_requests_with_the_error_and_nobody_elses() -> None:
     world = World(store=SimulatedStore(failing={"broken"}))
     broken = [world.submit([1], adapter="broken") for _ in range(3)]

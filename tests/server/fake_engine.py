@@ -125,7 +125,10 @@ class FakeEngine:
                     pass
             if "EXIT" in live.prompt and live.generated:
                 os._exit(9)
-            if "WAIT" not in live.prompt and "LOAD" not in live.prompt:
+            if live.request.stop.max_new_tokens == 0:
+                del self.live[live.request.id]
+                self._finish(live, FinishReason.LENGTH)
+            elif "WAIT" not in live.prompt and "LOAD" not in live.prompt:
                 tokens.append(self._token(live))
         finished, self._finished = tuple(self._finished), []
         return StepEvents(tuple(tokens), finished)

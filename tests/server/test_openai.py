@@ -260,7 +260,7 @@ INVALID = [
     (COMPLETIONS, {"prompt": [999]}, "prompt"),
     (COMPLETIONS, {"prompt": "x", "logprobs": 21}, "logprobs"),
     (COMPLETIONS, {"prompt": "x", "echo": True, "logprobs": 1}, "echo"),
-    (COMPLETIONS, {"prompt": "x", "echo": True, "max_tokens": 0}, "max_tokens"),
+    (COMPLETIONS, {"prompt": "x", "echo": True, "logprobs": 0, "max_tokens": 0}, "echo"),
     (COMPLETIONS, {"prompt": "x", "max_tokens": 0}, "max_tokens"),
     (COMPLETIONS, {"prompt": "x", "n": 2, "best_of": 1}, "best_of"),
     (COMPLETIONS, {"prompt": "x", "best_of": 2, "stream": True}, "best_of"),

@@ -86,6 +86,8 @@ OPENAI: list[Row] = [
 ]
 OF_COMPLETIONS: list[Row] = [
     *OPENAI,
+    *(({"max_tokens": value, "echo": True}, None) for value in (0, 0.0, 1)),
+    ({"max_tokens": 0, "echo": False}, "`max_tokens` must be strictly positive"),
     *(({"logprobs": value}, None) for value in (0, 5, 20, 20.0)),
     *(({"logprobs": value}, f"`logprobs` must be >= 0 and <= 20. Given: {value}") for value in (-1, 21)),
     *(({"best_of": value, "n": 2}, None) for value in (2, 8)),

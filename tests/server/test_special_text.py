@@ -277,3 +277,17 @@ def test_the_last_event_shows_a_special_token_that_the_text_has(in_house: InHous
         assert (last["token"]["text"], last["generated_text"]) == ("<unk>", "ab<unk>")
 
     in_house(scenario)
+
+
+def test_the_echo_of_a_prompt_alone_generates_nothing(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        for prompt in ("SAY:ab", [BOS, *b"SAY:ab"]):
+            choice = await completed(house, prompt, echo=True, max_tokens=0)
+            shown = prompt if isinstance(prompt, str) else "<s>SAY:ab"
+            assert (choice["text"], choice["finish_reason"], choice["completion_tokens"]) == (shown, "length", 0)
+        reply = await house.post(COMPLETIONS, {"prompt": ["a", "bc"], "echo": True, "max_tokens": 0, "n": 2})
+        assert [choice["text"] for choice in reply.json()["choices"]] == ["a", "a", "bc", "bc"]
+        assert reply.json()["usage"]["prompt_tokens"] == 3
+        assert (reply.headers["x-generated-tokens"], reply.headers["x-total-tokens"]) == ("0", "3")
+
+    in_house(scenario)

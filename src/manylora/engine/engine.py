@@ -356,6 +356,9 @@ class Engine:
                 self._end_poisoned(self._queued[chunk.request_id])
                 return
             sequence = self._scheduler.commit(chunk, right)
+            if sequence.request.stop.max_new_tokens == 0:  # the prompt alone was asked for
+                self._finish(sequence, FinishReason.LENGTH)
+                return
             self._totals["guessed_right_tokens"] += right > 0
             stop = self._append(sequence, one)
             if stop is not None:

@@ -45,7 +45,7 @@ class SamplingParams:
 class StopParams:
     """When a generation ends.
 
-    max_new_tokens   > 0; with the prompt it fits the window (checked at admission)
+    max_new_tokens   with the prompt it fits the window (checked at admission); 0: the prompt is computed, no more
     stop_token_ids   any of these ends the generation; the model's own end-of-sequence set is added unless `ignore_eos`
     stop_strings     the generation ends with the token that completes one of these in the generated text; a special
                      token that the text leaves out completes a string that names it

@@ -217,7 +217,7 @@ class Gate:
             )
         room = served.max_model_len - num_prompt
         if asked is None or asked <= room:
-            return asked or room
+            return room if asked is None else asked
         if is_clamped:
             return room
         raise ContextLengthExceeded(

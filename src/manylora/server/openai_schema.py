@@ -93,12 +93,7 @@ def read_completion(body: Fields, settings: ServerConfig) -> tuple[OpenAIOrder, 
     echo = body.boolean("echo")
     if echo and logprobs is not None:
         raise InvalidParameter("`echo` with `logprobs` is not supported by this server yet", parameter="echo")
-    budget = body.unsigned("max_tokens")
-    if budget == 0 and echo:
-        raise InvalidParameter(
-            "`max_tokens` 0 (scoring the prompt) is not supported by this server yet", parameter="max_tokens"
-        )
-    order = _common(body, settings, budget_name="max_tokens", logprobs=logprobs)
+    order = _common(body, settings, budget_name="max_tokens", logprobs=logprobs, least=0 if echo else 1)
     if order.max_tokens is None:
         order = dataclasses.replace(order, max_tokens=DEFAULT_COMPLETION_TOKENS, is_default_budget=True)
     order = dataclasses.replace(
@@ -126,13 +121,16 @@ def read_chat(body: Fields, settings: ServerConfig) -> tuple[OpenAIOrder, Conver
     return order, _conversation(body)
 
 
-def _common(body: Fields, settings: ServerConfig, *, budget_name: str, logprobs: int | None) -> OpenAIOrder:
+def _common(
+    body: Fields, settings: ServerConfig, *, budget_name: str, logprobs: int | None, least: int = 1
+) -> OpenAIOrder:
+    """`least`: the smallest budget there may be."""
     refuse_response_format(body)
     heat = temperature(body)
     if heat is not None and heat > 2:
         raise InvalidParameter("`temperature` must be <= 2.0", parameter="temperature")
     budget = body.unsigned(budget_name)
-    if budget == 0:
+    if budget is not None and budget < least:
         raise InvalidParameter(f"`{budget_name}` must be strictly positive", parameter=budget_name)
     n = body.integer("n")
     if n is not None and not 1 <= n <= settings.max_n:

@@ -80,6 +80,7 @@ COMMON_APPLIED: Mapping[str, Schema] = {
 COMPLETION_APPLIED: Mapping[str, Schema] = {
     **COMMON_APPLIED,
     "prompt": {"description": "A string, strings, token ids, or arrays of token ids."},
+    "max_tokens": _of("integer", "Tokens generated at most; default 16; 0 with `echo`.", minimum=0),
     "logprobs": _of("integer", "Likeliest tokens beside each one.", minimum=0, maximum=20),
     "echo": _of("boolean", "Whether the prompt stands before the text."),
     "best_of": _of("integer", minimum=1),
