@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from manylora.adapter_state import AdapterAction, AdapterState
 from manylora.server.known_fields import Form
 from manylora.server.request_fields import (
+    ADAPTER_ACTION,
     CHAT_BODY,
     COMPLETION_BODY,
     CONTENT_PART,
@@ -137,7 +138,7 @@ def _adapter() -> Schema:
 
 def _action_body() -> Schema:
     actions = [action for action in AdapterAction if action is not AdapterAction.DELETE]
-    return _object({"action": {"type": "string", "enum": actions}, "api_token": _nullable("string")}, "action")
+    return _form(ADAPTER_ACTION, "action", action={"type": "string", "enum": actions})
 
 
 def _list_adapters() -> Schema:
