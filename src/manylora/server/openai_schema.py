@@ -25,6 +25,7 @@ DEFAULT_COMPLETION_TOKENS = 16
 MAX_PROMPTS = 2048
 MAX_LOGIT_BIASES = 1024
 MAX_TOKEN_DIGITS = 19
+PLAIN_MESSAGE = frozenset({"role", "content"})
 SEED_BOUNDS = (-(2**63), 2**64 - 1)  # OpenAI's integers have a sign, LoRAX's have none
 LONGEST_PROMPT = -1
 
@@ -281,14 +282,16 @@ def _message(message: object, index: int) -> Message:
         raise InvalidParameter(
             f"`{where}.role` must be one of system, developer, user, assistant", parameter="messages"
         )
+    told = {
+        "role": "system" if role == "developer" else role,
+        "content": _content(message.get("content"), where),
+    }
+    if message.keys() <= PLAIN_MESSAGE:
+        return told
     fields = Fields(message)
     check_names(fields, MESSAGE, where)
     name = fields.string("name")
-    return {
-        "role": "system" if role == "developer" else role,
-        "content": _content(message.get("content"), where),
-        **({} if name is None else {"name": name}),
-    }
+    return told if name is None else {**told, "name": name}
 
 
 def _content(content: object, where: str) -> str:
