@@ -35,6 +35,7 @@ LAYERS = {
         "dialects",
         "charging",
         "sharing",
+        "scopes",
         "costs",
         "clock",
         "telemetry",

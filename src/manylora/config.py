@@ -151,6 +151,7 @@ class ControlConfig:
     snapshot_max_age_s: float = 600.0
     lease_nanousd: int = 50_000_000
     lease_s: float = 1800.0
+    audit_days: int = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +220,7 @@ _LOWEST: dict[str, float] = {
     "control.snapshot_max_age_s": 1,
     "control.lease_nanousd": 1,
     "control.lease_s": 1,
+    "control.audit_days": 1,
     "metering.ship_s": 0.01,
 }
 _HIGHEST: dict[str, float] = {"model.spin_us": 1_000_000, "server.port": 65535, "control.port": 65535}

@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 
 EDGE_HEADER = "x-manylora-edge"
 """With the edge token: an edge passes this request on, and its last `x-forwarded-for` is true."""
+CALLER_HEADER = "x-manylora-caller"
+"""In the control plane's replies: `TENANT/KEY_ID` of the request, each `-` where there is none. No caller is told."""
 FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via")
 
 

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -27,11 +28,26 @@ _KEY = re.compile(rf"pb_([0-9A-Za-z]{{{KEY_ID_LENGTH}}})_([0-9A-Za-z]{{{_SECRET_
 
 
 class Scope(StrEnum):
-    """What a key may be used for. ADMIN steers the whole server and is for its operator."""
+    """Kinds of routes that a key opens; `scopes.py` has each route's.
 
-    QUERY = "query"
+    INFER   inference, and the reads that a client makes before it
+    READ    usage, invoices, lists
+    UPLOAD  the registry, the download of weights included
+    MANAGE  keys, aliases, shares
+    ADMIN   the whole server: for its operator alone
+    """
+
+    INFER = "infer"
+    READ = "read"
     UPLOAD = "upload"
+    MANAGE = "manage"
     ADMIN = "admin"
+
+
+OLDER_SCOPE = "query"
+"""The name that INFER and READ together had in the first release; requests may still use it."""
+CUSTOMER_SCOPES = (Scope.INFER, Scope.READ, Scope.UPLOAD, Scope.MANAGE)
+"""Every scope that a tenant's own keys may have."""
 
 
 class TenantState(StrEnum):
@@ -75,16 +91,24 @@ class KeyFacts:
 
     origin       the first key that this one came of by rotation: they share its limits, so that none begin anew
     secret_hash  HMAC-SHA-256(pepper, secret), 64 hex digits
+    scopes       in the first release's words, which its servers read: query, upload, admin
+    granted      in today's words, those of later releases among them; empty from a control plane of the first release
     """
 
     id: KeyId
     origin: KeyId
     tenant: TenantId
     secret_hash: str
-    scopes: tuple[Scope, ...]
+    scopes: tuple[str, ...]
+    granted: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     is_revoked: bool = False
     expires_ms: int | None = None
+
+    @property
+    def held(self) -> tuple[Scope, ...]:
+        """The scopes that this release knows; a word of a later one opens nothing here."""
+        return scopes_of_words(self.granted) if self.granted else _of_first_release(self.scopes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,10 +182,61 @@ class LeaseWish:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeyUsage:
+    """When keys were last used at one edge: (id, moment in milliseconds)."""
+
+    last: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterAct:
+    """What an operator did to an adapter at one edge, such as `delete` or `pin`. key: None, if none was asked."""
+
+    at_ms: int
+    actor: str | None
+    key: str | None
+    address: str | None
+    request_id: str
+    verb: str
+    adapter: str
+    owner: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterActs:
+    """Acts on their way to the audit table."""
+
+    acts: tuple[AdapterAct, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shipment:
     """Records on their way to the ledger."""
 
     records: tuple[UsageRecord, ...]
+
+
+def scopes_of_words(words: Iterable[str]) -> tuple[Scope, ...]:
+    """Scopes by name, sorted; `query` is two of them, and a name that there is not is none."""
+    known = {scope.value for scope in Scope}
+    found = {Scope(word) for word in words if word in known}
+    if OLDER_SCOPE in words:
+        found |= {Scope.INFER, Scope.READ}
+    return tuple(sorted(found))
+
+
+def words_of_first_release(scopes: Iterable[Scope]) -> tuple[str, ...]:
+    """Scopes as a server of the first release reads them: it admits to inference with `query` alone."""
+    held = set(scopes)
+    older = ((OLDER_SCOPE, Scope.INFER), (Scope.UPLOAD.value, Scope.UPLOAD), (Scope.ADMIN.value, Scope.ADMIN))
+    return tuple(word for word, scope in older if scope in held)
+
+
+def _of_first_release(words: Iterable[str]) -> tuple[Scope, ...]:
+    """A first release's words: `upload` read the registry's lists as well, and `admin` steered all."""
+    more = {Scope.UPLOAD: (Scope.READ,), Scope.ADMIN: (Scope.MANAGE,)}
+    found = scopes_of_words(words)
+    return tuple(sorted({*found, *(each for scope in found for each in more.get(scope, ()))}))
 
 
 def mint_key() -> tuple[KeyId, str]:

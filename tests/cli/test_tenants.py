@@ -94,12 +94,40 @@ def test_limits_that_are_not_named_stay(run: Run) -> None:
     assert json.loads(run("limits", "show", "bounded", "--json").stdout)["monthly_budget_nanousd"] == 25_500_000_000
 
 
+def test_what_was_done_is_listed_with_who_did_it(run: Run, plane: ControlProcess) -> None:
+    made = fields_of(run("tenants", "create", "audited"))
+    assert made["key's scopes"] == "infer manage read upload"
+    run("limits", "set", "audited", "adapters=3")
+    listed = run("audit", "--tenant", "audited").stdout.splitlines()
+    assert listed[0].split()[:4] == ["at", "tenant", "by", "key"]
+    assert [line.split()[5:7] for line in listed[1:4]] == [["limit", "tenant"], ["create", "key"], ["create", "tenant"]]
+    assert plane.admin_key.split("_")[1] in listed[1]
+    own = json.loads(run("audit", "--own", "--verb", "limit", "--json", "--key", made["key (shown once)"]).stdout)
+    assert [(row["after"], row["by_key"]) for row in own["audit"]] == [({"adapters": 3}, None)]
+    page = run("audit", "--tenant", "audited", "--limit", "1")
+    assert "there are more: --before" in page.stderr
+    assert run("audit", "--own", "--tenant", "audited").exit_code == 2
+
+
+def test_a_key_is_listed_with_the_one_that_made_it(run: Run) -> None:
+    key = fields_of(run("tenants", "create", "origins"))["key (shown once)"]
+    child = fields_of(run("keys", "create", "origins", "--scope", "infer", "--scope", "manage"))
+    assert child["scopes"] == "infer manage"
+    wrong = run("keys", "create", "origins", "--scope", "everything")
+    assert (wrong.exit_code, "infer, read, upload, manage, admin" in wrong.stderr) == (1, True)
+    new = fields_of(run("keys", "rotate", child["id"], "--grace", "60"))
+    assert "has not been rotated" in run("keys", "revoke", key, "--yes", "--only").stderr
+    assert "done: key" in run("keys", "revoke", child["id"], "--yes", "--only").stdout
+    assert f"and with it {new['id']}" in run("keys", "revoke", child["id"], "--yes").stdout
+    assert "origin" in run("keys", "ls", "origins").stdout.splitlines()[0].split()
+
+
 def test_keys_are_made_listed_rotated_and_revoked(run: Run, plane: ControlProcess) -> None:
     run("tenants", "create", "keyed")
     made = fields_of(
         run("keys", "create", "keyed", "--name", "ci", "--scope", "query", "--limit", "concurrent_streams=8")
     )
-    assert (made["scopes"], made["limit: concurrent_streams"]) == ("query", "8")
+    assert (made["scopes"], made["limit: concurrent_streams"]) == ("infer read", "8")
     old = made["key (shown once)"]
     new = fields_of(run("keys", "rotate", made["id"]))["key (shown once)"]
     assert [status_of(plane, key) for key in (old, new)] == [401, 200]

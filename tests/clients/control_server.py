@@ -14,7 +14,7 @@ from manylora.control.first_start import ensure_first_start
 from manylora.control.keys import issue_key
 from manylora.control.tenants import create_tenant
 from manylora.ids import TenantId
-from manylora.tenancy import Scope
+from manylora.tenancy import CUSTOMER_SCOPES
 
 
 async def serve(folder: Path, base: str) -> None:
@@ -28,7 +28,7 @@ async def serve(folder: Path, base: str) -> None:
             control.pepper,
             TenantId("acme"),
             now_ms=control.now_ms(),
-            scopes=(Scope.QUERY, Scope.UPLOAD),
+            scopes=CUSTOMER_SCOPES,
             name="client",
         )
     with socket.socket() as listener:

@@ -1,10 +1,12 @@
 """Runs in the environment of `predibase`: the server's address, a key, a folder with an adapter, a scratch folder."""
 
+import json
 import os
 import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 URL, KEY, ADAPTER, SCRATCH = sys.argv[1:]
 os.environ["PREDIBASE_GATEWAY"] = URL
@@ -91,8 +93,27 @@ def check_refusals() -> None:
     expect("not part of this server", lambda: pb.datasets.get("x"))
 
 
+def key_with(*scopes: str) -> str:
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    asked = Request(f"{URL}/v1/account/keys", json.dumps({"scopes": scopes}).encode(), headers)
+    with urlopen(asked) as reply:
+        return str(json.load(reply)["key"])
+
+
+def check_narrow_keys() -> None:
+    infers = Predibase(api_token=key_with("infer"))
+    [shared] = infers.deployments.list()
+    assert infers.deployments.get(shared.name).status == "ready"
+    expect("403", infers.repos.list)
+    uploads = Predibase(api_token=key_with("upload"))
+    uploads.repos.create(name="narrow")
+    assert uploads.adapters.upload(ADAPTER, "narrow").tag == 1
+    assert [repo.name for repo in uploads.repos.list() if repo.name == "narrow"] == ["narrow"]
+
+
 if __name__ == "__main__":
     check_deployments()
     check_repositories()
     check_adapters()
     check_refusals()
+    check_narrow_keys()

@@ -126,6 +126,10 @@ def test_a_backup_is_taken_while_records_come_in(tmp_path: Path) -> None:
             *(f"acme-{number}" for number in range(6)),
             *("default", "operator"),
         ]
+        [act] = httpx2.get(
+            f"{restored.url}/admin/audit?verb=restore", headers={"authorization": f"Bearer {plane.admin_key}"}
+        ).json()["audit"]
+        assert (act["name"], act["by_tenant"], act["address"]) == ("backup.tar", "operator", "on the machine")
 
 
 def test_a_backup_is_taken_while_uploads_come_and_go(tmp_path: Path) -> None:

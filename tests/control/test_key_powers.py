@@ -48,7 +48,7 @@ def test_the_scope_admin_is_for_the_operators_keys_alone(run: Callable[..., None
 def test_a_key_made_with_a_key_goes_no_further_than_it(run: Callable[..., None]) -> None:
     async def scenario(plane: Plane) -> None:
         await plane.new_tenant("acme")
-        terms: dict[str, object] = {"scopes": ["query"], "expires_in_s": 60}
+        terms: dict[str, object] = {"scopes": ["query", "manage"], "expires_in_s": 60}
         narrow = (await plane.call("POST", "/admin/tenants/acme/keys", terms)).json()
         asked = {"scopes": ["query"], "limits": {"concurrent_streams": 8}}
         made = (await plane.call("POST", "/v1/account/keys", asked, key=narrow["key"])).json()
@@ -62,7 +62,7 @@ def test_a_key_made_with_a_key_goes_no_further_than_it(run: Callable[..., None])
 def test_a_key_with_limits_multiplies_and_widens_itself_in_no_way(run: Callable[..., None]) -> None:
     async def scenario(plane: Plane) -> None:
         full = await plane.new_tenant("acme")
-        terms = {"scopes": ["query"], "limits": {"requests_per_minute": 5}}
+        terms = {"scopes": ["query", "manage"], "limits": {"requests_per_minute": 5}}
         own = (await plane.call("POST", "/admin/tenants/acme/keys", terms)).json()
         another = await plane.call("POST", "/v1/account/keys", terms, key=own["key"])
         assert another.status_code == 403
@@ -85,13 +85,13 @@ def test_a_key_with_limits_multiplies_and_widens_itself_in_no_way(run: Callable[
 def test_a_key_ends_and_rotates_none_that_may_do_more(run: Callable[..., None]) -> None:
     async def scenario(plane: Plane) -> None:
         full = await plane.new_tenant("acme")
-        made = await plane.call("POST", "/v1/account/keys", {"scopes": ["query"]}, key=full)
+        made = await plane.call("POST", "/v1/account/keys", {"scopes": ["manage"]}, key=full)
         narrow = made.json()["key"]
         assert (await plane.call("DELETE", f"/v1/account/keys/{id_of(full)}", key=narrow)).status_code == 403
         rotation = f"/v1/account/keys/{id_of(full)}/rotate"
         assert (await plane.call("POST", rotation, {}, key=narrow)).status_code == 403
         new = await plane.call("POST", rotation, {}, key=full)
-        assert (new.status_code, new.json()["scopes"]) == (201, ["query", "upload"])
+        assert (new.status_code, new.json()["scopes"]) == (201, ["infer", "manage", "read", "upload"])
         assert (await plane.call("GET", "/v1/account", key=full)).status_code == 401
         ended = await plane.call("DELETE", f"/v1/account/keys/{id_of(narrow)}", key=new.json()["key"])
         assert ended.json()["revoked"] is not None
@@ -102,9 +102,10 @@ def test_a_key_ends_and_rotates_none_that_may_do_more(run: Callable[..., None]) 
 def test_rotating_another_key_gives_no_more_than_ones_own(run: Callable[..., None]) -> None:
     async def scenario(plane: Plane) -> None:
         full = await plane.new_tenant("acme")
-        wide = (await plane.call("POST", "/v1/account/keys", {"scopes": ["query"]}, key=full)).json()["key"]
-        terms: dict[str, object] = {"scopes": ["query"], "limits": {"requests_per_minute": 5}}
-        for own in (terms, {"scopes": ["query"], "expires_in_s": 60}):
+        scopes = ["query", "manage"]
+        wide = (await plane.call("POST", "/v1/account/keys", {"scopes": scopes}, key=full)).json()["key"]
+        terms: dict[str, object] = {"scopes": scopes, "limits": {"requests_per_minute": 5}}
+        for own in (terms, {"scopes": scopes, "expires_in_s": 60}):
             narrow = (await plane.call("POST", "/admin/tenants/acme/keys", own)).json()["key"]
             refused = await plane.call("POST", f"/v1/account/keys/{id_of(wide)}/rotate", {}, key=narrow)
             assert (refused.status_code, refused.json()["error"]["code"]) == (403, "insufficient_permissions")

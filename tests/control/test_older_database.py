@@ -11,19 +11,46 @@ from manylora.control.database import migrate
 from manylora.control.first_start import ensure_first_start
 from manylora.control.keys import list_keys
 from manylora.control.snapshot import take_snapshot
+from manylora.ids import KeyId
 from manylora.tenancy import Limits, Scope
 
 FIRST = "0001"
 """Its rows are written out here, and not by today's code: that changes, they do not."""
 
 LIMITS = "requests_per_minute, tokens_per_minute, concurrent_streams, adapters, adapter_bytes, max_rank"
+OLDER_KEYS = (
+    ("BBBBBBBB", "acme", "revoked", "query upload", "NULL", 1600000000000, "NULL", 1),
+    ("CCCCCCCC", "acme", "expired", "query upload", "NULL", 1600000000001, 1600000000002, "NULL"),
+    ("DDDDDDDD", "acme", "limited", "query upload", 60, 1600000000003, "NULL", "NULL"),
+    ("EEEEEEEE", "acme", "later", "query", "NULL", 1700000000001, "NULL", "NULL"),
+    ("FFFFFFFF", "acme", "for uploads", "upload", "NULL", 1700000000002, "NULL", "NULL"),
+    ("GGGGGGGG", "operator", "old", "admin query upload", "NULL", 1600000000000, "NULL", "NULL"),
+)
+"""id, tenant, name, scopes, requests_per_minute, created, expires, revoked."""
+HELD = {
+    "AAAAAAAA": (Scope.INFER, Scope.MANAGE, Scope.READ, Scope.UPLOAD),
+    "BBBBBBBB": (Scope.INFER, Scope.READ, Scope.UPLOAD),
+    "CCCCCCCC": (Scope.INFER, Scope.READ, Scope.UPLOAD),
+    "DDDDDDDD": (Scope.INFER, Scope.READ, Scope.UPLOAD),
+    "EEEEEEEE": (Scope.INFER, Scope.READ),
+    "FFFFFFFF": (Scope.READ, Scope.UPLOAD),
+}
+"""The oldest that lives and has no limits, AAAAAAAA, manages."""
 ROWS = (
     f"INSERT INTO tenants (id, number, uuid, name, email, plan, state, weight, {LIMITS}, monthly_budget_nanousd, "
     "created_ms, revision) VALUES ('acme', 1, 'u-1', 'Acme', NULL, 'standard', 'suspended', 3, 60, NULL, NULL, NULL, "
     "NULL, 16, NULL, 1700000000000, 1)",
+    "INSERT INTO tenants (id, number, uuid, name, plan, state, weight, created_ms, revision) VALUES ('operator', 2, "
+    "'u-2', 'the operator', 'standard', 'active', 1, 1600000000000, 1)",
     f"INSERT INTO keys (id, tenant, name, secret_hash, scopes, {LIMITS}, monthly_budget_nanousd, created_ms, "
     "expires_ms, revoked_ms, revision) VALUES ('AAAAAAAA', 'acme', 'first', 'hash', 'query upload', NULL, NULL, NULL, "
     "NULL, NULL, NULL, NULL, 1700000000000, NULL, NULL, 2)",
+    *(
+        f"INSERT INTO keys (id, tenant, name, secret_hash, scopes, {LIMITS}, monthly_budget_nanousd, created_ms, "
+        f"expires_ms, revoked_ms, revision) VALUES ('{key_id}', '{tenant}', '{name}', 'hash', '{scopes}', {limit}, "
+        f"NULL, NULL, NULL, NULL, NULL, NULL, {created_ms}, {expires_ms}, {revoked_ms}, 2)"
+        for key_id, tenant, name, scopes, limit, created_ms, expires_ms, revoked_ms in OLDER_KEYS
+    ),
     "INSERT INTO credits (id, tenant, nanousd, reason, created_ms) VALUES ('c-1', 'acme', 25, 'sign-up', 1)",
     "INSERT INTO ledger (id, tenant, key, request_id, edge, base, opened_ms, prompt_tokens, cached_tokens, "
     "completion_tokens, charged_prompt_tokens, charged_completion_tokens, num_sequences, finish_reason, "
@@ -56,14 +83,17 @@ def test_rows_of_the_first_version_are_there_after_every_migration(empty_url: UR
 
     async def check() -> None:
         try:
-            assert await ensure_first_start(control) is not None
+            assert await ensure_first_start(control) is None, "the operator has a key already"
             snapshot = await take_snapshot(control, -1)
             acme = next(tenant for tenant in snapshot.tenants if tenant.id == "acme")
             assert (acme.state, acme.weight) == ("suspended", 3)
             assert acme.limits == Limits(requests_per_minute=60, max_rank=16)
             async with control.database.read() as connection:
-                (key,) = await list_keys(connection, "acme")
-                assert key.facts.scopes == (Scope.QUERY, Scope.UPLOAD)
+                found = {key.facts.id: key for key in await list_keys(connection, "acme")}
+                assert {key_id: key.facts.held for key_id, key in found.items()} == HELD
+                key = found[KeyId("AAAAAAAA")]
+                (steering,) = [key for key in await list_keys(connection, "operator") if key.name == "old"]
+                assert steering.facts.held == tuple(sorted(Scope))
                 lent = await connection.exec_driver_sql("SELECT repository, tenant FROM shares")
                 assert [tuple(row) for row in lent] == [(1, "acme")]
                 sum_ = await connection.exec_driver_sql("SELECT SUM(cost_nanousd) FROM ledger")

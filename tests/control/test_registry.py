@@ -367,7 +367,7 @@ def test_limits_of_a_key_hold_over_its_rotations_and_for_no_other(
         narrow = (await plane.call("POST", "/admin/tenants/acme/keys", asked)).json()
         if "adapters" in limit:
             assert (await upload(plane, narrow["key"], "triage")).status_code == 200
-            rotation = await plane.call("POST", f"/v1/account/keys/{narrow['id']}/rotate", {}, key=narrow["key"])
+            rotation = await plane.call("POST", f"/v1/account/keys/{narrow['id']}/rotate", {}, key=full)
             narrow = rotation.json()
             refused = await plane.call("POST", "/v2/adapters/upload", {"repo": "triage"}, key=narrow["key"])
         elif "adapter_bytes" in limit:

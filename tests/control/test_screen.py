@@ -1,4 +1,4 @@
-"""Bad bodies and addresses: told as what they are, on both engines, before anybody is asked for a key."""
+"""Bad bodies and addresses: told as what they are, on both engines; no body is read for a caller without a key."""
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -39,8 +39,22 @@ def test_a_body_has_a_bound_however_it_is_sent(run: Callable[..., None], path: s
 
     async def scenario(plane: Plane) -> None:
         for content in (b" " * (MAX_BYTES + 1), endless()):
-            reply = await plane.client.post(path, content=content, headers={"content-type": "application/json"})
+            headers = {"content-type": "application/json", "authorization": f"Bearer {plane.admin_key}"}
+            reply = await plane.client.post(path, content=content, headers=headers)
             assert (reply.status_code, str(MAX_BYTES) in reply.text) == (413, True)
+
+    run(scenario)
+
+
+def test_a_caller_without_a_key_has_no_body_read(run: Callable[..., None]) -> None:
+    async def unread() -> AsyncIterator[bytes]:
+        raise AssertionError("nothing of it is needed")
+        yield b""
+
+    async def scenario(plane: Plane) -> None:
+        for path in ("/admin/tenants", "/v1/account/keys", "/v2/repos"):
+            reply = await plane.client.post(path, content=unread(), headers={"content-type": "application/json"})
+            assert reply.status_code == 401
 
     run(scenario)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from manylora.errors import ControlUnavailable
 from manylora.ids import TenantId
-from manylora.tenancy import Lease, Snapshot
+from manylora.tenancy import AdapterAct, Lease, Snapshot
 from manylora.usage import UsageRecord
 
 PEPPER = "a5" * 32
@@ -22,6 +22,8 @@ class FakeControl:
         self.budgets: dict[str, int] = {}  # by key
         self.given_back: list[str] = []
         self.questions = 0
+        self.uses: dict[str, int] = {}
+        self.acts: list[AdapterAct] = []
         self.is_away = False
         self.expires_ms = 10**15
 
@@ -34,6 +36,14 @@ class FakeControl:
         self.shipments += 1
         for record in records:
             self.records.setdefault(record.id, record)
+
+    async def report_uses(self, last: Sequence[tuple[str, int]]) -> None:
+        self._require()
+        self.uses.update(last)
+
+    async def report_acts(self, acts: Sequence[AdapterAct]) -> None:
+        self._require()
+        self.acts.extend(acts)
 
     async def lease(self, edge: str, tenant: TenantId, nanousd: int, key: str = "") -> Lease:
         self._require()

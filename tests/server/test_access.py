@@ -29,7 +29,6 @@ from manylora.tenancy import (
     KeyFacts,
     PriceFacts,
     RepositoryFacts,
-    Scope,
     Snapshot,
     TenantFacts,
     TenantState,
@@ -46,7 +45,7 @@ BASE = "tiny"
 def key_facts(text: str, tenant: TenantId = ACME, **changes: Any) -> KeyFacts:
     parts = split_key(text)
     assert parts is not None
-    values: dict[str, Any] = {"scopes": (Scope.QUERY,)} | changes
+    values: dict[str, Any] = {"scopes": ("query",)} | changes
     return KeyFacts(id=parts[0], origin=parts[0], tenant=tenant, secret_hash=hash_secret(PEPPER, parts[1]), **values)
 
 

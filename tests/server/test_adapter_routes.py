@@ -13,9 +13,13 @@ from typer.main import get_command
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState
 from manylora.cli.adapters import adapters
+from manylora.clock import ManualClock
 from manylora.server import catalogue
+from manylora.server.access import Access
+from manylora.server.directory import Directory
 from manylora.telemetry import MANYLORA_METRICS
 from tests.server.conftest import House
+from tests.server.fake_control import FakeControl
 
 InHouse = Callable[..., None]
 
@@ -374,3 +378,21 @@ def test_the_page_for_operators_names_all_they_have() -> None:
     verbs = [f"manylora adapters {name}" for name in get_command(adapters).commands]  # type: ignore[attr-defined]  # a group
     metrics = [f"`{metric.name}" for metric in MANYLORA_METRICS if metric.name.startswith("manylora_adapter")]
     assert [word for word in (*fields, *states, *actions, *verbs, *metrics) if word not in page] == []
+
+
+def test_each_act_is_told_to_the_control_plane_once_it_answers(in_house: InHouse) -> None:
+    clock, control = ManualClock(), FakeControl()
+    directory = Directory(control, clock, poll_s=1.0, max_age_s=600)
+
+    async def scenario(house: House) -> None:
+        headers = {"x-request-id": "ticket-7"}
+        await house.client.get("/v1/adapters/team/tone")
+        control.is_away = True
+        assert (await house.post("/v1/adapters/team/tone", {"action": "pin"}, headers=headers)).is_success
+        assert control.acts == []
+        control.is_away = False
+        assert (await house.client.delete("/v1/adapters/team/tone", headers=headers)).is_success
+        told = [(act.verb, act.adapter, act.actor, act.request_id) for act in control.acts]
+        assert told == [(verb, "local://team/tone", "default", "ticket-7") for verb in ("pin", "delete")]
+
+    in_house(scenario, access=Access(clock, directory=directory))

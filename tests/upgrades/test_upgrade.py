@@ -120,6 +120,18 @@ def test_no_key_does_more_than_it_could(upgraded: Upgraded) -> None:
         assert upgraded.call(method, path, body, key=key).status_code in (401, 403), (path, key)
 
 
+def test_stored_scopes_have_todays_names_and_one_key_of_a_tenant_manages(upgraded: Upgraded) -> None:
+    today = {"query": {"infer", "read"}, "upload": {"upload", "read"}}
+    for tenant, told in TOLD["keys"].items():
+        now = {key["id"]: key for key in upgraded.get(f"/admin/tenants/{tenant}/keys")["keys"]}
+        unlimited = [key["id"] for key in told if not (key["revoked"] or key["expires"] or any(key["limits"].values()))]
+        for key in told:
+            expected = set[str]().union(*(today.get(scope, {scope}) for scope in key["scopes"]))
+            if "admin" in key["scopes"] or key["id"] == unlimited[0]:
+                expected |= {"infer", "manage", "read", "upload"}
+            assert set(now[key["id"]]["scopes"]) == expected, key["name"]
+
+
 @pytest.mark.parametrize("key", ["acme_old", "acme_revoked", "acme_expired"])
 def test_a_key_that_has_ended_opens_nothing(upgraded: Upgraded, key: str) -> None:
     for method, path in (("GET", "/v1/account"), ("GET", "/v2/repos"), ("POST", "/v1/completions")):

@@ -6,6 +6,7 @@ import typer
 
 from manylora import __version__
 from manylora.cli.adapters import adapters
+from manylora.cli.audit import audit
 from manylora.cli.bench import bench
 from manylora.cli.control import control
 from manylora.cli.cost import cost
@@ -37,6 +38,7 @@ app.command()(bench)
 app.command()(cost)
 app.command()(usage)
 app.command()(invoice)
+app.command()(audit)
 app.add_typer(adapters, name="adapters")
 app.add_typer(control, name="control")
 app.add_typer(tenants, name="tenants")

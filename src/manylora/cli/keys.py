@@ -28,13 +28,14 @@ keys = typer.Typer(no_args_is_help=True, help="See, make, limit, rotate and revo
 def list_keys(
     tenant: TenantArgument, json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None
 ) -> None:
-    """List a tenant's keys, the oldest first; the secrets are nowhere."""
+    """List a tenant's keys, the oldest first, each with the key that made it (origin); the secrets are nowhere."""
     reply = Server(url=url, key=key).ask("GET", "/admin/tenants" + path_of(tenant, "keys"), expects="keys")
     if json:
         typer.echo(reply.text)
         return
-    columns = ("id", "name", "scopes", "created", "expires", "revoked")
-    print_table(columns, ([_cell(entry, column) for column in columns] for entry in reply.json()["keys"]))
+    columns = ("id", "name", "scopes", "origin", "created", "last_used", "expires", "revoked")
+    rows = ([_cell(entry, column) for column in columns] for entry in reply.json()["keys"])
+    print_table([column.replace("_", " ") for column in columns], rows)
 
 
 @keys.command()
@@ -42,7 +43,11 @@ def create(
     tenant: TenantArgument,
     name: Annotated[str, typer.Option(help="What it is for.")] = "",
     scope: Annotated[
-        list[Scope] | None, typer.Option(help="What it may do; repeatable. Default: query and upload.")
+        list[str] | None,
+        typer.Option(
+            metavar="SCOPE",
+            help=f"What it may do, one of {', '.join(Scope)}; repeatable. Default: infer, read, upload.",
+        ),
     ] = None,
     expires_in: Annotated[float | None, typer.Option(metavar="SECONDS", help="When it ends. Default: never.")] = None,
     limit: Annotated[list[str] | None, typer.Option(metavar="NAME=NUMBER", help=LIMIT_HELP)] = None,
@@ -53,7 +58,7 @@ def create(
     """Make a key, which is shown here and never again."""
     body: dict[str, Any] = {"name": name, "expires_in_s": expires_in, "limits": parse_limits(limit or [])}
     if scope:
-        body["scopes"] = [entry.value for entry in scope]
+        body["scopes"] = scope
     path = "/admin/tenants" + path_of(tenant, "keys")
     _print_made(Server(url=url, key=key).ask("POST", path, expects="key", body=body).text, json)
 
@@ -64,13 +69,19 @@ def rotate(
     grace: Annotated[
         float, typer.Option(metavar="SECONDS", min=0, help="For how long the old key goes on. Default: not at all.")
     ] = 0.0,
+    end_made: Annotated[
+        bool, typer.Option("--end-made", help="End all keys made with it as well, for when it leaked.")
+    ] = False,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
     """Make a key like this one, and end this one."""
-    path = "/admin/keys" + path_of(_id_of(key_id), "rotate")
-    _print_made(Server(url=url, key=key).ask("POST", path, expects="key", body={"grace_s": grace}).text, json)
+    path, body = (
+        "/admin/keys" + path_of(_id_of(key_id), "rotate"),
+        {"grace_s": grace} | ({"end_made": True} if end_made else {}),
+    )
+    _print_made(Server(url=url, key=key).ask("POST", path, expects="key", body=body).text, json)
 
 
 @keys.command()
@@ -91,16 +102,28 @@ def limit(
 def revoke(
     key_id: KeyIdArgument,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    only: Annotated[
+        bool, typer.Option("--only", help="End this key alone, which was rotated: what took its place goes on.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Although no key is left that steers the server, or manages the others.")
+    ] = False,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """End a key for ever."""
+    """End a key for ever, with those it was rotated into and all keys made with them."""
     if not yes:
-        typer.confirm(f"End key '{_id_of(key_id)}' of {url} for ever?", abort=True)
-    reply = Server(url=url, key=key).ask("DELETE", "/admin/keys" + path_of(_id_of(key_id)), expects="revoked")
+        more = "" if only else " and all keys made with it"
+        typer.confirm(f"End key '{_id_of(key_id)}'{more} of {url} for ever?", abort=True)
+    query: dict[str, object] = {name: "true" for name, value in (("only", only), ("force", force)) if value}
+    path = "/admin/keys" + path_of(_id_of(key_id))
+    reply = Server(url=url, key=key).ask("DELETE", path, expects="revoked", query=query)
     entry = reply.json()
-    typer.echo(reply.text) if json else say(f"done: key {entry['id']} of tenant {entry['tenant']} is revoked")
+    others = [each for each in entry.get("ended", ()) if each != entry["id"]]
+    with_it = f", and with it {', '.join(others)}" if others else ""
+    told = f"done: key {entry['id']} of tenant {entry['tenant']} is revoked{with_it}"
+    typer.echo(reply.text) if json else say(told)
 
 
 def _id_of(text: str) -> str:
@@ -122,4 +145,4 @@ def _print_made(text: str, json: bool) -> None:
 
 
 def _cell(entry: dict[str, Any], column: str) -> str:
-    return " ".join(entry[column]) if column == "scopes" else shown(entry[column])
+    return " ".join(entry[column]) if column == "scopes" else shown(entry.get(column))

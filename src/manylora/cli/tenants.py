@@ -77,7 +77,8 @@ def create(
         typer.echo(reply.text)
         return
     made = reply.json()
-    print_fields(_fields(made["tenant"]) | {"key (shown once)": made["key"]["key"]})
+    key_lines = {"key's scopes": " ".join(made["key"]["scopes"]), "key (shown once)": made["key"]["key"]}
+    print_fields(_fields(made["tenant"]) | key_lines)
 
 
 @tenants.command()

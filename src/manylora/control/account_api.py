@@ -6,12 +6,14 @@ from starlette.requests import Request
 
 from manylora.config import signup_limits
 from manylora.control.accounts import Doorkeeper, open_account
-from manylora.control.admin_api import make_key
+from manylora.control.admin_api import Force, Only, make_key, note_limits, revoked, rotated
+from manylora.control.audit import actor_of
 from manylora.control.bodies import (
     KeyBody,
     KeyList,
     LimitsBody,
     NewKey,
+    RevokedBody,
     Rotation,
     SignedUp,
     Signup,
@@ -21,11 +23,10 @@ from manylora.control.bodies import (
 from manylora.control.callers import Caller, address_of, caller_of
 from manylora.control.control import Control
 from manylora.control.credit import balance_of
-from manylora.control.keys import get_key, list_keys, revoke_key, rotate_key, set_limits, within
+from manylora.control.key_lines import limit, require_no_gain, require_power
+from manylora.control.keys import Key, get_key, list_keys, set_limits
 from manylora.control.revisions import next_revision
 from manylora.control.tenants import get_tenant
-from manylora.errors import InsufficientPermissions
-from manylora.tenancy import Limits
 
 
 def account_room(control: Control) -> APIRouter:
@@ -37,7 +38,8 @@ def account_room(control: Control) -> APIRouter:
         """Become a tenant, with a first credit and a first key. Needs no key."""
         doorkeeper.let_in(address_of(control, request))
         limits = signup_limits(control.config)
-        tenant, key, text = await open_account(control, body.id, name=body.name, email=body.email, limits=limits)
+        actor = actor_of(control, request)
+        tenant, key, text = await open_account(control, actor, body.id, name=body.name, email=body.email, limits=limits)
         return SignedUp(tenant=TenantBody.of(tenant), key=KeyBody.of(key, text))
 
     @room.get("/account")
@@ -62,60 +64,52 @@ def account_room(control: Control) -> APIRouter:
         caller.require_owner()
         for scope in scopes_of(body.scopes):
             caller.require(scope)
-        return await make_key(control, caller.tenant, body, maker=caller.key)
+        return await make_key(control, actor_of(control, request), caller.tenant, body, maker=caller.key)
 
     @room.post("/account/keys/{key}/rotate", status_code=201)
     async def rotate(request: Request, key: str, body: Rotation) -> KeyBody:
         """A new key like this one; this one ends at once, or after `grace_s` seconds."""
-        caller = await caller_of(control, request)
+        actor, caller = actor_of(control, request), await caller_of(control, request)
         async with control.database.write() as connection:
-            await _require_power(connection, caller, key)
-            await _require_no_gain(connection, caller, key)
-            made = await rotate_key(connection, control.pepper, key, now_ms=control.now_ms(), grace_s=body.grace_s)
-        return KeyBody.of(*made)
+            own, other = await _steered(connection, caller, key, actor.at_ms)
+            if own is not None:
+                require_no_gain(own, other)
+            return await rotated(control, connection, actor, key, body, issuer=caller.key)
 
     @room.put("/account/keys/{key}/limits")
-    async def put_limits(request: Request, key: str, body: LimitsBody) -> KeyBody:
-        """Replace a key's limits, and those of the keys it is rotated into, with a key that has none of its own."""
-        caller = await caller_of(control, request)
+    async def put_limits(request: Request, key: str, body: LimitsBody, force: Force = False) -> KeyBody:
+        """Replace a key's limits, and those of the keys it is rotated into.
+
+        A key lifts the limits that it set itself; one that another key limited changes none.
+        """
+        actor, caller = actor_of(control, request), await caller_of(control, request)
         async with control.database.write() as connection:
-            await _require_power(connection, caller, key)
-            if caller.key is not None and (await get_key(connection, caller.key)).facts.limits != Limits():
-                raise InsufficientPermissions("a key with limits of its own changes none")
-            return KeyBody.of(await set_limits(connection, key, body.limits()))
+            own, old = await _steered(connection, caller, key, actor.at_ms)
+            if own is None:
+                new = await set_limits(connection, key, body.limits())
+            else:
+                new = await limit(connection, own, old, body.limits(), now_ms=actor.at_ms, force=force)
+            await note_limits(connection, actor, old, new)
+        return KeyBody.of(new)
 
     @room.delete("/account/keys/{key}")
-    async def revoke(request: Request, key: str) -> KeyBody:
-        """End one of the caller's tenant's keys, for ever."""
-        caller = await caller_of(control, request)
+    async def revoke(request: Request, key: str, only: Only = False, force: Force = False) -> RevokedBody:
+        """End one of the caller's tenant's keys, for ever, with all keys made with it."""
+        actor, caller = actor_of(control, request), await caller_of(control, request)
         async with control.database.write() as connection:
-            await _require_power(connection, caller, key)
-            return KeyBody.of(await revoke_key(connection, key, now_ms=control.now_ms()))
+            await _steered(connection, caller, key, actor.at_ms)
+            return await revoked(control, connection, actor, key, only=only, force=force)
 
     return room
 
 
-async def _require_power(connection: AsyncConnection, caller: Caller, key_id: str) -> None:
-    """A key steers those that may do no more than itself: a leaked one for queries ends no other.
+async def _steered(connection: AsyncConnection, caller: Caller, key_id: str, now_ms: int) -> tuple[Key | None, Key]:
+    """The caller's key and the one it steers, which it may; None: no key was asked for, and the operator steers.
 
-    Limits and ends do not count: a key of the same scopes may end one that has none.
     Raises `ResourceNotFound` for another tenant's, `InsufficientPermissions`.
     """
     caller.require_owner()
-    await next_revision(connection)  # from here on nobody else changes the keys that are compared
-    for scope in (await get_key(connection, key_id, caller.tenant)).facts.scopes:
-        caller.require(scope)
-
-
-async def _require_no_gain(connection: AsyncConnection, caller: Caller, key_id: str) -> None:
-    """Rotating hands a secret out, so what it makes goes no further than the caller's own key, as a new key would not.
-
-    Raises `InsufficientPermissions`.
-    """
-    if caller.key is None or caller.key == key_id:
-        return
-    own, other = (await get_key(connection, caller.key)).facts, (await get_key(connection, key_id)).facts
-    if own.limits != Limits() and own.origin != other.origin:
-        raise InsufficientPermissions("a key with limits of its own takes over no other's: it would have both")
-    if within(own, other.limits, other.expires_ms) != (other.limits, other.expires_ms):
-        raise InsufficientPermissions(f"key `{key_id}` has wider limits or a later end than the key you call with")
+    if caller.key is None:
+        await next_revision(connection)  # from here on nobody else changes the key
+        return None, await get_key(connection, key_id, caller.tenant)
+    return await require_power(connection, caller.key, key_id, now_ms=now_ms)

@@ -5,12 +5,13 @@ from collections import OrderedDict
 
 from manylora.clock import Clock
 from manylora.config import plan_weight
+from manylora.control.audit import Actor, record
 from manylora.control.control import Control
 from manylora.control.credit import grant_credit
-from manylora.control.keys import Key, issue_key
+from manylora.control.keys import Key, issue_key, key_facts
 from manylora.control.tenants import DEFAULT_PLAN, Tenant, create_tenant
 from manylora.errors import RequestRateExceeded, SignupClosed
-from manylora.tenancy import Limits
+from manylora.tenancy import CUSTOMER_SCOPES, Limits
 
 SIGNUPS_PER_HOUR = 5
 """From one address."""
@@ -20,6 +21,7 @@ MAX_ADDRESSES = 10_000
 
 async def open_account(
     control: Control,
+    actor: Actor,
     code: str,
     *,
     name: str = "",
@@ -45,7 +47,12 @@ async def open_account(
         await grant_credit(
             connection, tenant.id, credit, grant_id=f"signup-{tenant.uuid}", reason="sign-up", now_ms=now_ms
         )
-        key, text = await issue_key(connection, control.pepper, tenant.id, now_ms=now_ms, name="first key")
+        key, text = await issue_key(
+            connection, control.pepper, tenant.id, now_ms=now_ms, scopes=CUSTOMER_SCOPES, name="first key"
+        )
+        facts = {"plan": plan, "weight": weight, "limits": tenant.facts.limits, "credit_nanousd": credit}
+        await record(connection, actor, "create", "tenant", tenant.id, tenant=tenant.id, after=facts)
+        await record(connection, actor, "create", "key", key.facts.id, tenant=tenant.id, after=key_facts(key))
     return tenant, key, text
 
 

@@ -3,10 +3,12 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Query
+from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 
 from manylora.config import plan_weight
 from manylora.control.accounts import open_account
+from manylora.control.audit import Actor, actor_of, record
 from manylora.control.bodies import (
     BalanceBody,
     KeyBody,
@@ -15,6 +17,7 @@ from manylora.control.bodies import (
     NewCredit,
     NewKey,
     NewTenant,
+    RevokedBody,
     Rotation,
     SignedUp,
     TenantBody,
@@ -25,14 +28,27 @@ from manylora.control.bodies import (
 from manylora.control.callers import caller_of
 from manylora.control.control import Control
 from manylora.control.credit import balance_of, grant_credit
-from manylora.control.keys import get_key, issue_key, list_keys, revoke_key, rotate_key, set_limits, within
-from manylora.control.revisions import next_revision
-from manylora.control.tenants import get_tenant, list_tenants, set_state, set_terms
+from manylora.control.key_lines import end_made
+from manylora.control.key_lines import revoke as revoke_line
+from manylora.control.keys import (
+    Key,
+    get_key,
+    issue_key,
+    key_facts,
+    list_keys,
+    live_key,
+    rotate_key,
+    set_limits,
+    within,
+)
+from manylora.control.tenants import OPERATOR, Tenant, get_tenant, list_tenants, set_state, set_terms
 from manylora.errors import InsufficientPermissions, InvalidParameter
 from manylora.ids import KeyId
 from manylora.tenancy import DEFAULT_TENANT, Limits, Scope, TenantState
 
 MAX_PAGE = 1000
+Only = Annotated[bool, Query(description="End this key alone, which was rotated: what took its place goes on.")]
+Force = Annotated[bool, Query(description="Although no key is left that manages the others, or steers the server.")]
 
 
 def admin_room(control: Control) -> APIRouter:
@@ -60,6 +76,7 @@ def admin_room(control: Control) -> APIRouter:
         await require(request)
         tenant, key, text = await open_account(
             control,
+            actor_of(control, request),
             body.id,
             name=body.name,
             email=body.email,
@@ -86,27 +103,39 @@ def admin_room(control: Control) -> APIRouter:
         if weight is None and body.plan is not None:
             weight = plan_weight(control.config, body.plan)
         async with control.database.write() as connection:
-            return TenantBody.of(await set_terms(connection, tenant, limits=limits, weight=weight, plan=body.plan))
+            old = await get_tenant(connection, tenant)
+            new = await set_terms(connection, tenant, limits=limits, weight=weight, plan=body.plan)
+            await note(request, connection, "change", old, before=_terms(old), after=_terms(new))
+        return TenantBody.of(new)
 
-    async def put_state(request: Request, tenant: str, state: TenantState) -> TenantBody:
+    async def note(
+        request: Request, connection: AsyncConnection, verb: str, tenant: Tenant, *, before: object, after: object
+    ) -> None:
+        actor = actor_of(control, request)
+        await record(connection, actor, verb, "tenant", tenant.id, tenant=tenant.id, before=before, after=after)
+
+    async def put_state(request: Request, tenant: str, state: TenantState, verb: str) -> TenantBody:
         await require(request)
         async with control.database.write() as connection:
-            return TenantBody.of(await set_state(connection, tenant, state))
+            old = await get_tenant(connection, tenant)
+            new = await set_state(connection, tenant, state)
+            await note(request, connection, verb, old, before=old.facts.state, after=new.facts.state)
+        return TenantBody.of(new)
 
     @room.post("/tenants/{tenant}/suspend")
     async def suspend(request: Request, tenant: str) -> TenantBody:
         """Refuse everything of a tenant from now on; nothing is deleted."""
-        return await put_state(request, tenant, TenantState.SUSPENDED)
+        return await put_state(request, tenant, TenantState.SUSPENDED, "suspend")
 
     @room.post("/tenants/{tenant}/resume")
     async def resume(request: Request, tenant: str) -> TenantBody:
         """End a suspension."""
-        return await put_state(request, tenant, TenantState.ACTIVE)
+        return await put_state(request, tenant, TenantState.ACTIVE, "resume")
 
     @room.post("/tenants/{tenant}/close")
     async def close(request: Request, tenant: str) -> TenantBody:
         """End a tenant for ever; its rows in the ledger stay."""
-        return await put_state(request, tenant, TenantState.CLOSED)
+        return await put_state(request, tenant, TenantState.CLOSED, "close")
 
     @room.get("/tenants/{tenant}/limits")
     async def limits(request: Request, tenant: str) -> LimitsBody:
@@ -120,7 +149,10 @@ def admin_room(control: Control) -> APIRouter:
         """Replace a tenant's limits."""
         await require(request)
         async with control.database.write() as connection:
-            return LimitsBody.of((await set_terms(connection, tenant, limits=body.limits())).facts.limits)
+            old = await get_tenant(connection, tenant)
+            new = await set_terms(connection, tenant, limits=body.limits())
+            await note(request, connection, "limit", old, before=old.facts.limits, after=new.facts.limits)
+        return LimitsBody.of(new.facts.limits)
 
     @room.post("/tenants/{tenant}/credits", status_code=201)
     async def credit(request: Request, tenant: str, body: NewCredit) -> BalanceBody:
@@ -128,7 +160,12 @@ def admin_room(control: Control) -> APIRouter:
         await require(request)
         now_ms = control.now_ms()
         async with control.database.write() as connection:
-            await grant_credit(connection, tenant, body.nanousd, grant_id=body.id, reason=body.reason, now_ms=now_ms)
+            is_new = await grant_credit(
+                connection, tenant, body.nanousd, grant_id=body.id, reason=body.reason, now_ms=now_ms
+            )
+            if is_new:
+                told, actor = body.model_dump(), actor_of(control, request)
+                await record(connection, actor, "grant", "credit", body.id, tenant=tenant, after=told)
             return BalanceBody.of(await balance_of(connection, tenant, now_ms))
 
     @room.get("/tenants/{tenant}/keys")
@@ -143,34 +180,78 @@ def admin_room(control: Control) -> APIRouter:
     async def issue(request: Request, tenant: str, body: NewKey) -> KeyBody:
         """Make a key; the reply is the only place where its text is ever shown."""
         await require(request)
-        return await make_key(control, tenant, body)
+        return await make_key(control, actor_of(control, request), tenant, body)
 
     @room.post("/keys/{key}/rotate", status_code=201)
     async def rotate(request: Request, key: str, body: Rotation) -> KeyBody:
         """A new key like this one; this one ends at once, or after `grace_s` seconds."""
         await require(request)
         async with control.database.write() as connection:
-            made = await rotate_key(connection, control.pepper, key, now_ms=control.now_ms(), grace_s=body.grace_s)
-        return KeyBody.of(*made)
+            return await rotated(control, connection, actor_of(control, request), key, body)
 
     @room.put("/keys/{key}/limits")
     async def put_key_limits(request: Request, key: str, body: LimitsBody) -> KeyBody:
         """Replace a key's limits, and those of the keys it is rotated into."""
         await require(request)
         async with control.database.write() as connection:
-            return KeyBody.of(await set_limits(connection, key, body.limits()))
+            old = await get_key(connection, key)
+            new = await set_limits(connection, key, body.limits())
+            await note_limits(connection, actor_of(control, request), old, new)
+        return KeyBody.of(new)
 
     @room.delete("/keys/{key}")
-    async def revoke(request: Request, key: str) -> KeyBody:
-        """End a key for ever."""
+    async def revoke(request: Request, key: str, only: Only = False, force: Force = False) -> RevokedBody:
+        """End a key for ever, with all keys made with it."""
         await require(request)
         async with control.database.write() as connection:
-            return KeyBody.of(await revoke_key(connection, key, now_ms=control.now_ms()))
+            is_customers = (await get_key(connection, key)).facts.tenant != OPERATOR  # who can always have another
+            actor = actor_of(control, request)
+            return await revoked(control, connection, actor, key, only=only, force=force or is_customers)
 
     return room
 
 
-async def make_key(control: Control, tenant: str, body: NewKey, maker: KeyId | None = None) -> KeyBody:
+def _terms(tenant: Tenant) -> dict[str, object]:
+    return {"plan": tenant.plan, "weight": tenant.facts.weight, "limits": tenant.facts.limits}
+
+
+async def rotated(
+    control: Control,
+    connection: AsyncConnection,
+    actor: Actor,
+    key_id: str,
+    body: Rotation,
+    issuer: KeyId | None = None,
+) -> KeyBody:
+    """Rotate a key, and record it. issuer: the key that does it; None: the operator."""
+    made, text = await rotate_key(
+        connection, control.pepper, key_id, now_ms=actor.at_ms, grace_s=body.grace_s, issuer=issuer
+    )
+    ended = await end_made(connection, made, now_ms=actor.at_ms) if body.end_made else []
+    told = {"successor": made.facts.id, "grace_s": body.grace_s, "ended": ended}
+    await record(connection, actor, "rotate", "key", key_id, tenant=made.facts.tenant, after=told)
+    return KeyBody.of(made, text)
+
+
+async def revoked(
+    control: Control, connection: AsyncConnection, actor: Actor, key_id: str, *, only: bool, force: bool
+) -> RevokedBody:
+    """Revoke a key, and record it."""
+    ended = await revoke_line(connection, key_id, now_ms=actor.at_ms, only=only, force=force)
+    key = await get_key(connection, key_id)
+    if ended:  # else it had ended before
+        before, after = key_facts(key), {"ended": ended}
+        await record(connection, actor, "revoke", "key", key_id, tenant=key.facts.tenant, before=before, after=after)
+    return RevokedBody(**KeyBody.of(key).model_dump(), ended=list(ended))
+
+
+async def note_limits(connection: AsyncConnection, actor: Actor, old: Key, new: Key) -> None:
+    """Record that a key's limits were replaced."""
+    facts, limits = old.facts, new.facts.limits
+    await record(connection, actor, "limit", "key", facts.id, tenant=facts.tenant, before=facts.limits, after=limits)
+
+
+async def make_key(control: Control, actor: Actor, tenant: str, body: NewKey, maker: KeyId | None = None) -> KeyBody:
     """Issue what a body asks for, within what the key `maker` has itself; None: the operator, or nobody's key."""
     if tenant == DEFAULT_TENANT and control.is_key_needed:
         raise InvalidParameter(f"`{tenant}` is whoever comes to an open server; where keys are needed it has none")
@@ -178,9 +259,9 @@ async def make_key(control: Control, tenant: str, body: NewKey, maker: KeyId | N
     limits = body.limits.limits()
     expires_ms = None if body.expires_in_s is None else now_ms + max(1, int(1000 * body.expires_in_s))
     async with control.database.write() as connection:
+        facts = None
         if maker is not None:
-            await next_revision(connection)  # from here on nobody else changes the maker
-            facts = (await get_key(connection, maker)).facts
+            facts = (await live_key(connection, maker, now_ms)).facts
             if facts.limits != Limits():
                 raise InsufficientPermissions("a key with limits of its own makes no others: each would have them anew")
             limits, expires_ms = within(facts, limits, expires_ms)
@@ -193,5 +274,8 @@ async def make_key(control: Control, tenant: str, body: NewKey, maker: KeyId | N
             name=body.name,
             limits=limits,
             expires_ms=expires_ms,
+            maker=facts,
         )
+        key = made[0]
+        await record(connection, actor, "create", "key", key.facts.id, tenant=key.facts.tenant, after=key_facts(key))
     return KeyBody.of(*made)

@@ -11,11 +11,12 @@ from starlette.responses import JSONResponse, Response
 from manylora import __version__
 from manylora.control.account_api import account_room
 from manylora.control.admin_api import admin_room
+from manylora.control.audit_api import audit_room
 from manylora.control.bodies import UNKNOWN_FIELD
-from manylora.control.callers import caller_of
 from manylora.control.control import Control
 from manylora.control.deployments_api import deployments_room
 from manylora.control.documents_api import documents_room
+from manylora.control.guard import Guard
 from manylora.control.health_api import health_room
 from manylora.control.internal_api import internal_room
 from manylora.control.money_api import money_room
@@ -34,7 +35,6 @@ from manylora.errors import (
     MethodNotAllowed,
     RouteNotFound,
 )
-from manylora.tenancy import Scope
 
 Room = Callable[[Control], APIRouter]
 ROOMS: tuple[Room, ...] = (
@@ -46,6 +46,7 @@ ROOMS: tuple[Room, ...] = (
     money_room,
     registry_room,
     deployments_room,
+    audit_room,
     predibase_room,
     health_room,
 )
@@ -64,16 +65,8 @@ def create_control_app(control: Control) -> FastAPI:
     )
     for room in ROOMS:
         app.include_router(room(control))
-
-    async def require_operator(request: Request) -> None:
-        (await caller_of(control, request)).require(Scope.ADMIN)
-
-    app.add_middleware(
-        Screen,
-        max_body_bytes=control.config.server.max_body_bytes,
-        refusal=error_reply,
-        require_operator=require_operator,
-    )
+    app.add_middleware(Screen, max_body_bytes=control.config.server.max_body_bytes, refusal=error_reply)
+    app.add_middleware(Guard, control=control, refusal=error_reply)
     app.add_middleware(OriginGuard, control=control, refusal=error_reply)
     app.add_exception_handler(ManyloraError, _told)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -16,11 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from sqlalchemy import URL
+from sqlalchemy import URL, create_engine, insert
 
+from manylora.clock import SystemClock
 from manylora.config import Config, control_dir, registry_dir
+from manylora.control.audit import MACHINE
 from manylora.control.control import PEPPER_FILE
 from manylora.control.database import FILE_NAME, database_url, migrate, place_of, require_known_revision
+from manylora.control.tables import audit
+from manylora.control.tenants import OPERATOR
 from manylora.errors import ConfigInvalid
 from manylora.private_files import keep_private, tighten
 
@@ -89,6 +93,16 @@ def restore(config: Config, file: Path, *, has_database: bool = True) -> None:
         shutil.rmtree(partial, ignore_errors=True)
     if has_database:
         migrate(places.url)
+        _note_restore(places.url, file)
+
+
+def _note_restore(url: URL, file: Path) -> None:
+    """Record it in the audit table of the database that came out of the archive."""
+    engine = create_engine(url.set(drivername="sqlite"))
+    row = {"actor_tenant": OPERATOR, "address": MACHINE, "verb": "restore", "kind": "database", "name": file.name}
+    with engine.begin() as connection:
+        connection.execute(insert(audit).values(**row, at_ms=int(1000 * SystemClock().wall_s())))
+    engine.dispose()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

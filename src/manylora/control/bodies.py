@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from manylora.control.credit import MOST_NANOUSD, Balance
-from manylora.control.keys import Key
+from manylora.control.keys import DEFAULT_SCOPES, Key
 from manylora.control.tenants import Tenant
 from manylora.errors import InvalidParameter
-from manylora.tenancy import Limits, Scope
+from manylora.tenancy import OLDER_SCOPE, Limits, Scope, scopes_of_words
 
 BIGGEST = 2**62
 UNKNOWN_FIELD = "unknown_field"
@@ -117,7 +117,10 @@ class TenantPage(BaseModel):
 
 
 class KeyBody(BaseModel):
-    """`key` is the whole text, told when it is made and never again."""
+    """`key` is the whole text, told when it is made and never again.
+
+    `origin`: the key it was made with; null: the operator made it, or a sign-up. `successor`: what it was rotated into.
+    """
 
     id: str
     tenant: str
@@ -127,6 +130,9 @@ class KeyBody(BaseModel):
     created: str
     expires: str | None
     revoked: str | None
+    origin: str | None = None
+    successor: str | None = None
+    last_used: str | None = None
     key: str | None = None
 
     @staticmethod
@@ -135,13 +141,22 @@ class KeyBody(BaseModel):
             id=key.facts.id,
             tenant=key.facts.tenant,
             name=key.name,
-            scopes=[scope.value for scope in key.facts.scopes],
+            scopes=[scope.value for scope in key.facts.held],
             limits=LimitsBody.of(key.facts.limits),
             created=iso(key.created_ms),
             expires=None if key.facts.expires_ms is None else iso(key.facts.expires_ms),
             revoked=None if key.revoked_ms is None else iso(key.revoked_ms),
+            origin=key.maker,
+            successor=key.successor,
+            last_used=None if key.last_used_ms is None else iso(key.last_used_ms),
             key=text,
         )
+
+
+class RevokedBody(KeyBody):
+    """`ended`: the ids of all keys that the revocation ended, this one and those made with it."""
+
+    ended: list[str] = Field(default_factory=list)
 
 
 class KeyList(BaseModel):
@@ -176,13 +191,16 @@ class NewCredit(Body):
 
 class NewKey(Body):
     name: Name = ""
-    scopes: list[str] = Field(default=["query", "upload"], max_length=8)
+    scopes: list[str] = Field(default=[scope.value for scope in DEFAULT_SCOPES], max_length=8)
     limits: LimitsBody = LimitsBody()
     expires_in_s: Annotated[float, Field(gt=0, le=10 * 366 * 86400)] | None = None
 
 
 class Rotation(Body):
+    """`end_made`: end all keys made with this one as well, for when it leaked."""
+
     grace_s: Annotated[float, Field(ge=0, le=366 * 86400)] = 0.0
+    end_made: bool = False
 
 
 class Signup(Body):
@@ -203,10 +221,8 @@ def iso(moment_ms: int) -> str:
 
 def scopes_of(names: list[str]) -> tuple[Scope, ...]:
     """Scopes by name. Raises `InvalidParameter` naming one that there is not."""
-    known = {scope.value for scope in Scope}
+    known = [scope.value for scope in Scope]
     for name in names:
-        if name not in known:
-            raise InvalidParameter(
-                f"`scopes` must be of {', '.join(sorted(known))}. Given: {name[:40]!r}", parameter="scopes"
-            )
-    return tuple(map(Scope, names))
+        if name not in (*known, OLDER_SCOPE):
+            raise InvalidParameter(f"`scopes` must be of {', '.join(known)}. Given: {name[:40]!r}", parameter="scopes")
+    return scopes_of_words(names)

@@ -1,6 +1,7 @@
 """Who calls the control plane's routes, and what that caller may do."""
 
 import hmac
+import re
 from dataclasses import dataclass
 
 from sqlalchemy import select
@@ -9,11 +10,21 @@ from starlette.requests import Request
 from manylora.control.control import Control
 from manylora.control.tables import keys, tenants
 from manylora.errors import InsufficientPermissions, InvalidApiKey, TenantSuspended
-from manylora.ids import KeyId, TenantId
+from manylora.ids import KeyId, TenantId, mint_request_id
 from manylora.loopback import EDGE_HEADER, why_not_local
-from manylora.tenancy import DEFAULT_TENANT, Scope, TenantState, hash_secret, split_key
+from manylora.scopes import require_any
+from manylora.tenancy import (
+    CUSTOMER_SCOPES,
+    DEFAULT_TENANT,
+    Scope,
+    TenantState,
+    hash_secret,
+    scopes_of_words,
+    split_key,
+)
 
 BEARER = "bearer "
+_VISIBLE = re.compile(r"[!-~]{1,128}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +37,7 @@ class Caller:
 
     def require(self, scope: Scope) -> None:
         """Raises `InsufficientPermissions` naming the scope that the key lacks."""
-        if scope not in self.scopes:
-            raise InsufficientPermissions(f"this needs a key with the scope `{scope}`")
+        require_any(self.scopes, (scope,))
 
     def require_owner(self) -> None:
         """Keys are steered with a key, or from this machine: on an open server whoever comes is `default`.
@@ -42,6 +52,15 @@ class Caller:
 
 
 async def caller_of(control: Control, request: Request) -> Caller:
+    """The caller of a route, as the guard has found it, which has checked its scope, too.
+
+    Raises as `authenticate` on a route that needs no key.
+    """
+    found: Caller | None = getattr(request.state, "caller", None)
+    return await authenticate(control, request) if found is None else found
+
+
+async def authenticate(control: Control, request: Request) -> Caller:
     """The caller of a request by its key; without one, where none is needed, tenant `default`.
 
     Every refusal of a key says the same, so that nobody learns which part of it was wrong.
@@ -66,22 +85,40 @@ async def caller_of(control: Control, request: Request) -> Caller:
         raise InvalidApiKey("the key is not valid")  # it was made while the server was open to everybody
     if row.state != TenantState.ACTIVE:
         raise TenantSuspended(f"tenant `{row.tenant}` is {row.state}")
-    return Caller(tenant=TenantId(row.tenant), key=key_id, scopes=tuple(map(Scope, row.scopes.split())))
+    control.uses.note(key_id, control.now_ms())
+    return Caller(tenant=TenantId(row.tenant), key=key_id, scopes=scopes_of_words(row.scopes.split()))
 
 
 def address_of(control: Control, request: Request) -> str:
     """Where a request comes from: as the edge says that passes it on, or the other end of the connection."""
-    shown = request.headers.get(EDGE_HEADER, "").encode("latin-1")
-    if hmac.compare_digest(shown, control.edge_token.encode()):
+    if _is_of_edge(control, request):
         named = request.headers.getlist("x-forwarded-for")
         return named[-1].rpartition(",")[2].strip() if named else ""
     return request.client.host if request.client else ""
 
 
+def was_passed_on(control: Control, request: Request) -> bool:
+    """Whether a server passes a request on: from elsewhere, or from this process, where it leaves a mark."""
+    return "manylora" in request.scope or _is_of_edge(control, request)
+
+
+def request_id_of(request: Request) -> str:
+    """The request's own id, as the server or the caller names it, else one of ours; the same each time."""
+    if not hasattr(request.state, "request_id"):
+        given = request.headers.get("x-request-id", "")
+        request.state.request_id = given if _VISIBLE.fullmatch(given) else mint_request_id()
+    return str(request.state.request_id)
+
+
+def _is_of_edge(control: Control, request: Request) -> bool:
+    shown = request.headers.get(EDGE_HEADER, "").encode("latin-1")
+    return hmac.compare_digest(shown, control.edge_token.encode())
+
+
 def _open_caller(control: Control, request: Request) -> Caller:
     host = request.client.host if request.client else None
     is_operator = control.config.server.admin_open or why_not_local(host, request.headers.get) is None
-    scopes = tuple(Scope) if is_operator else (Scope.QUERY, Scope.UPLOAD)
+    scopes = tuple(Scope) if is_operator else CUSTOMER_SCOPES
     return Caller(tenant=DEFAULT_TENANT, key=None, scopes=scopes)
 
 

@@ -1,9 +1,13 @@
-"""What the control plane does by itself while it runs: it ends what was interrupted, and removes what was abandoned."""
+"""What the control plane does by itself while it runs.
+
+It ends what was interrupted, removes what was abandoned or is too old, and keeps when keys were used.
+"""
 
 import asyncio
 
 import structlog
 
+from manylora.control.audit import remove_old_rows
 from manylora.control.control import Control
 from manylora.control.intake import Intake
 from manylora.control.uploads import Uploads
@@ -16,6 +20,7 @@ class Caretaker:
     """Looks around every `ROUND_S`. Several control planes of one database may each have one."""
 
     def __init__(self, control: Control) -> None:
+        self._control = control
         self._intake = Intake(control)
         self._uploads = Uploads(self._intake)
         self._rounds: asyncio.Task[None] | None = None
@@ -28,9 +33,15 @@ class Caretaker:
         if self._rounds is not None:
             self._rounds.cancel()
             await asyncio.gather(self._rounds, return_exceptions=True)
+        try:
+            await self._control.uses.keep(self._control.database)
+        except ManyloraError as error:
+            structlog.get_logger().warning("control.uses_lost", error=error.message)
 
     async def round(self) -> None:
         """Look around once. Raises `ControlUnavailable` if the database fails, `OSError` if the disk does."""
+        await self._control.uses.keep(self._control.database)
+        await remove_old_rows(self._control)
         await self._intake.end_interrupted()
         await asyncio.to_thread(self._uploads.sweep)
 

@@ -10,6 +10,7 @@ from sqlalchemy.engine import URL
 from manylora.clock import Clock, SystemClock
 from manylora.config import Config, control_dir, registry_dir
 from manylora.control.database import Database, database_url, migrate
+from manylora.control.key_uses import KeyUses
 from manylora.errors import ConfigInvalid
 from manylora.private_files import make_private, tighten
 
@@ -26,6 +27,7 @@ class Control:
     edge_token      by which edges are known
     is_key_needed   off: who sends no key is tenant `default`, and a program on this machine the operator
     epoch           of this process: what an edge knows of another's, perhaps of another database, is told it anew
+    uses            when keys were used here, until the caretaker keeps it
     """
 
     config: Config
@@ -36,6 +38,7 @@ class Control:
     edge_token: str
     is_key_needed: bool
     epoch: str = field(default_factory=lambda: secrets.token_hex(8))
+    uses: KeyUses = field(default_factory=KeyUses)
 
     @property
     def registry_dir(self) -> Path:

@@ -58,8 +58,11 @@ class Balance:
 
 async def grant_credit(
     connection: AsyncConnection, tenant: str, nanousd: int, *, grant_id: str, reason: str, now_ms: int
-) -> None:
-    """Add to a tenant's credit, or take from it below zero. The same `grant_id` again changes nothing."""
+) -> bool:
+    """Add to a tenant's credit, or take from it below zero; returns whether it did.
+
+    The same `grant_id` again changes nothing.
+    """
     await get_tenant(connection, tenant)
     # One grant of a tenant at a time, so that two of one id are seen to be that.
     await connection.execute(select(tenants.c.id).where(tenants.c.id == tenant).with_for_update())
@@ -69,9 +72,10 @@ async def grant_credit(
     if known is not None:
         if (known.tenant, known.nanousd) != (tenant, nanousd):
             raise InvalidParameter(f"`id` `{grant_id[:80]}` is another grant's", parameter="id")
-        return
+        return False
     row = {"id": grant_id, "tenant": tenant, "nanousd": nanousd, "reason": reason, "created_ms": now_ms}
     await connection.execute(insert(credits).values(row))
+    return True
 
 
 async def grants_page(

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from manylora.control import deployments
+from manylora.control.audit import actor_of, record
 from manylora.control.bases import is_same_base, served_base
 from manylora.control.bodies import Body, iso
 from manylora.control.callers import Caller, caller_of
@@ -91,29 +92,28 @@ class _Desk:
     def shared(self) -> Deployment:
         return deployments.shared_deployment(self.control.config, self.since_ms)
 
-    async def caller(self, request: Request, scope: Scope) -> Caller:
-        caller = await caller_of(self.control, request)
-        caller.require(scope)
-        return caller
-
     async def find(self, caller: Caller, name: str) -> Deployment:
         async with self.control.database.read() as connection:
             return await deployments.find_deployment(connection, caller.tenant, name, self.shared)
 
-    async def json(self, connection: AsyncConnection, tenant: TenantId, found: Sequence[Deployment]) -> list[Json]:
-        """Deployments that a tenant sees; beside the price of dedicated ones, what it paid by the token lately."""
+    async def json(self, connection: AsyncConnection, caller: Caller, found: Sequence[Deployment]) -> list[Json]:
+        """Deployments that a tenant sees; beside the price of dedicated ones, what it paid by the token lately.
+
+        The latter is usage, and so for keys that read it.
+        """
         window = served_base(self.control.config).window
         metered_nanousd = 0
-        if any(each.tenant is not None for each in found):
+        may_read = Scope.READ in caller.scopes
+        if may_read and any(each.tenant is not None for each in found):
             end_ms = self.control.now_ms() + 1
             [total] = await sum_usage(
-                connection, begin_ms=end_ms - COMPARED_DAYS * DAY_MS, end_ms=end_ms, tenant=tenant
+                connection, begin_ms=end_ms - COMPARED_DAYS * DAY_MS, end_ms=end_ms, tenant=caller.tenant
             )
             metered_nanousd = total.cost_nanousd
         return [
             deployment_json(each, window)
             if each.tenant is None
-            else deployment_json(each, 0) | {"comparison": comparison_json(each, metered_nanousd)}
+            else deployment_json(each, 0) | ({"comparison": comparison_json(each, metered_nanousd)} if may_read else {})
             for each in found
         ]
 
@@ -123,14 +123,14 @@ def _add_current(routes: APIRouter, desk: _Desk) -> None:
 
     @routes.get("/v2/deployments")
     async def list_all(request: Request, kind: Annotated[Kind | None, Query(alias="type")] = None) -> Json:
-        caller = await desk.caller(request, Scope.QUERY)
+        caller = await caller_of(control, request)
         async with control.database.read() as connection:
             found = await deployments.list_deployments(connection, caller.tenant, desk.shared, kind)
-            return {"data": await desk.json(connection, caller.tenant, found)}
+            return {"data": await desk.json(connection, caller, found)}
 
     @routes.post("/v2/deployments")
     async def create(request: Request, body: NewDeployment) -> Json:
-        caller = await desk.caller(request, Scope.UPLOAD)
+        caller = await caller_of(control, request)
         async with control.database.write() as connection:
             made = await deployments.create_deployment(
                 connection,
@@ -141,32 +141,33 @@ def _add_current(routes: APIRouter, desk: _Desk) -> None:
                 shared=desk.shared,
                 now_ms=control.now_ms(),
             )
-            [told] = await desk.json(connection, caller.tenant, [made])
+            actor = actor_of(control, request)
+            await record(connection, actor, "create", "deployment", made.name, tenant=caller.tenant, after=_facts(made))
+            [told] = await desk.json(connection, caller, [made])
         return {"data": told}
 
     @routes.get("/v2/deployments/recommended-config")
     async def recommend(
-        request: Request,
         base: Annotated[str, Query(alias="baseModel")],
         accelerator: str | None = None,
         quantization: str | None = None,
     ) -> Json:
-        await desk.caller(request, Scope.QUERY)
         told = deployments.recommended_config(base, accelerator, desk.shared)
         return told if quantization is None else {**told, "quantization": quantization}
 
     @routes.get("/v2/deployments/{name}")
     async def show(request: Request, name: str) -> Json:
-        caller = await desk.caller(request, Scope.QUERY)
+        caller = await caller_of(control, request)
         async with control.database.read() as connection:
             found = await deployments.find_deployment(connection, caller.tenant, name, desk.shared)
-            [told] = await desk.json(connection, caller.tenant, [found])
+            [told] = await desk.json(connection, caller, [found])
         return {"data": told}
 
     @routes.put("/v2/deployments/{name}")
     async def change(request: Request, name: str, body: ChangedDeployment) -> Json:
-        caller = await desk.caller(request, Scope.UPLOAD)
+        caller = await caller_of(control, request)
         async with control.database.write() as connection:
+            old = await deployments.find_deployment(connection, caller.tenant, name, desk.shared)
             changed = await deployments.change_deployment(
                 connection,
                 caller.tenant,
@@ -176,16 +177,24 @@ def _add_current(routes: APIRouter, desk: _Desk) -> None:
                 shared=desk.shared,
                 now_ms=control.now_ms(),
             )
-            [told] = await desk.json(connection, caller.tenant, [changed])
+            before, after = _facts(old), _facts(changed)
+            actor = actor_of(control, request)
+            await record(
+                connection, actor, "change", "deployment", name, tenant=caller.tenant, before=before, after=after
+            )
+            [told] = await desk.json(connection, caller, [changed])
         return {"data": told}
 
     @routes.delete("/v2/deployments/{name}", status_code=204)
     async def remove(request: Request, name: str) -> None:
-        caller = await desk.caller(request, Scope.UPLOAD)
+        caller = await caller_of(control, request)
         async with control.database.write() as connection:
+            old = await deployments.find_deployment(connection, caller.tenant, name, desk.shared)
             await deployments.delete_deployment(
                 connection, caller.tenant, name, shared=desk.shared, now_ms=control.now_ms()
             )
+            actor = actor_of(control, request)
+            await record(connection, actor, "delete", "deployment", name, tenant=caller.tenant, before=_facts(old))
 
     @routes.get("/v2/deployments/{name}/request-logs")
     async def request_logs(
@@ -196,7 +205,7 @@ def _add_current(routes: APIRouter, desk: _Desk) -> None:
         adapter: Annotated[str | None, Query(alias="adapterId")] = None,
     ) -> Response:
         """The caller's requests in `[from, to)` as a zip with one JSON object a line; times without a zone are UTC."""
-        caller = await desk.caller(request, Scope.QUERY)
+        caller = await caller_of(control, request)
         deployment = await desk.find(caller, name)
         span = (_moment_ms(begin, "from", 0), _moment_ms(end, "to", control.now_ms() + 1))
         async with control.database.read() as connection:
@@ -211,7 +220,7 @@ def _add_older(routes: APIRouter, desk: _Desk) -> None:
     async def list_older(
         request: Request, active_only: Annotated[bool, Query(alias="activeOnly")] = False
     ) -> list[Json]:
-        caller = await desk.caller(request, Scope.QUERY)
+        caller = await caller_of(control, request)
         async with control.database.read() as connection:
             found = await deployments.list_deployments(connection, caller.tenant, desk.shared)
             number = await _number_of(connection, caller.tenant)
@@ -220,16 +229,13 @@ def _add_older(routes: APIRouter, desk: _Desk) -> None:
 
     @routes.get("/llms/validate_adapter_compatibility")
     async def compare(
-        request: Request,
         deployed: Annotated[str, Query(alias="deploymentBaseModelName")],
         adapted: Annotated[str, Query(alias="adapterBaseModelName")],
     ) -> Json:
-        await desk.caller(request, Scope.QUERY)
         return {"compatible": is_same_base(deployed, adapted)}
 
     @routes.get("/supported_llms")
-    async def supported(request: Request) -> list[Json]:
-        await desk.caller(request, Scope.QUERY)
+    async def supported() -> list[Json]:
         return [
             {"name": name, "modelName": name, "isServed": name == desk.shared.base}
             for name in deployments.supported_bases(desk.shared)
@@ -237,7 +243,7 @@ def _add_older(routes: APIRouter, desk: _Desk) -> None:
 
     @routes.get("/llms/{name}")
     async def show_older(request: Request, name: str) -> Json:
-        caller = await desk.caller(request, Scope.QUERY)
+        caller = await caller_of(control, request)
         found = await desk.find(caller, name)
         async with control.database.read() as connection:
             return older_json(found, await _number_of(connection, caller.tenant))
@@ -245,7 +251,7 @@ def _add_older(routes: APIRouter, desk: _Desk) -> None:
     @routes.get("/llms/{name}/events")
     async def events(request: Request, name: str, detailed: bool = False) -> Json:
         """What has happened to a deployment. One that waits for a machine has neither `Ready` nor `Failed`."""
-        found = await desk.find(await desk.caller(request, Scope.QUERY), name)
+        found = await desk.find(await caller_of(control, request), name)
         is_ready = found.state is DeploymentState.READY
         event: Json = {"eventType": "Ready" if is_ready else "Pending", "timestamp": iso(found.updated_ms)}
         if detailed and not is_ready:
@@ -259,7 +265,7 @@ def _add_older(routes: APIRouter, desk: _Desk) -> None:
 
     @routes.get("/llms/{name}/scaled")
     async def scaled(request: Request, name: str) -> Json:
-        found = await desk.find(await desk.caller(request, Scope.QUERY), name)
+        found = await desk.find(await caller_of(control, request), name)
         return {"name": found.name, "scaled": found.current_replicas > 0}
 
 
@@ -291,6 +297,12 @@ def deployment_json(deployment: Deployment, window: int) -> Json:
     if quantization := deployment.config.get("quantization"):
         told["quantization"] = str(quantization)
     return told
+
+
+def _facts(deployment: Deployment) -> Json:
+    """What the audit table keeps of a deployment."""
+    replicas = {"min_replicas": deployment.min_replicas, "max_replicas": deployment.max_replicas}
+    return {"base": deployment.base, "description": deployment.description, **replicas}
 
 
 def comparison_json(deployment: Deployment, metered_nanousd: int) -> Json:

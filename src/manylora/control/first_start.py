@@ -2,8 +2,9 @@
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from manylora.control.audit import on_the_machine, record
 from manylora.control.control import Control
-from manylora.control.keys import issue_key, list_keys
+from manylora.control.keys import issue_key, key_facts, list_keys
 from manylora.control.prices import ship_defaults
 from manylora.control.tenants import OPERATOR, get_tenant, insert_tenant
 from manylora.errors import ResourceNotFound
@@ -37,5 +38,7 @@ async def make_admin_key(control: Control) -> str:
 
 async def _issue(connection: AsyncConnection, control: Control, name: str) -> str:
     scopes = tuple(Scope)
-    _, text = await issue_key(connection, control.pepper, OPERATOR, now_ms=control.now_ms(), scopes=scopes, name=name)
+    key, text = await issue_key(connection, control.pepper, OPERATOR, now_ms=control.now_ms(), scopes=scopes, name=name)
+    actor = on_the_machine(control)
+    await record(connection, actor, "create", "key", key.facts.id, tenant=OPERATOR, after=key_facts(key))
     return text

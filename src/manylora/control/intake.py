@@ -16,6 +16,7 @@ from manylora.adapter_ref import AdapterRef, SourceName, parse_adapter_ref
 from manylora.adapters.checking import CheckedFiles, CheckJob, check_apart
 from manylora.adapters.registry import INCOMING, Registry
 from manylora.config import enabled_sources
+from manylora.control.audit import Actor, public_source, record
 from manylora.control.bases import served_base
 from manylora.control.callers import Caller
 from manylora.control.control import Control
@@ -58,7 +59,7 @@ class Intake:
 
     # ── uploads ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def take(self, folder: Path, repository: Repository, created_by: str) -> tuple[Repository, int]:
+    async def take(self, folder: Path, actor: Actor, repository: Repository, created_by: str) -> tuple[Repository, int]:
         """Check the files in a folder nobody else touches, and make them the repository's next version.
 
         Raises an `AdapterError` for what is wrong with them, `StorageLimitExceeded`, `ResourceNotFound` if the
@@ -87,6 +88,9 @@ class Intake:
                     now_ms=self.control.now_ms(),
                     checked=checked,
                 )
+                told = {"rank": checked.rank, "bytes": checked.num_bytes, "sha256": checked.sha256}
+                name = f"{current.name}/{number}"
+                await record(connection, actor, "upload", "version", name, tenant=current.owner, after=told)
                 await self._publish(folder, current, number)
                 published = number
         except Exception:  # a cancelled commit may come through all the same, and then its files are needed
@@ -121,7 +125,7 @@ class Intake:
         enabled = enabled_sources(self.control.config.adapters) & COPIED_SOURCES
         return parse_adapter_ref(adapter_id, source, enabled, token=token, default=SourceName.HUB)
 
-    async def copy(self, caller: Caller, reference: str, ref: AdapterRef) -> tuple[Repository, int]:
+    async def copy(self, caller: Caller, actor: Actor, reference: str, ref: AdapterRef) -> tuple[Repository, int]:
         """Begin to copy an adapter into the registry; its version is `uploading` until it is ready or has failed.
 
         Raises `ResourceNotFound`, `StorageLimitExceeded`, as `Turns` where too many wait.
@@ -129,7 +133,7 @@ class Intake:
         place = ExitStack()
         place.enter_context(self._copying.asked(caller.tenant))
         try:
-            current, number = await self._begin_copy(caller, reference, ref)
+            current, number = await self._begin_copy(caller, actor, reference, ref)
         except BaseException:
             place.close()
             raise
@@ -139,7 +143,9 @@ class Intake:
         async with self.control.database.read() as connection:
             return await find_repository(connection, caller.tenant, current.name), number
 
-    async def _begin_copy(self, caller: Caller, reference: str, ref: AdapterRef) -> tuple[Repository, int]:
+    async def _begin_copy(
+        self, caller: Caller, actor: Actor, reference: str, ref: AdapterRef
+    ) -> tuple[Repository, int]:
         async with self.control.database.write() as connection:
             current = await own_for_change(connection, caller.tenant, reference)
             await check_room(connection, caller.tenant, caller.key or caller.tenant, more=1, more_bytes=0, rank=0)
@@ -154,6 +160,8 @@ class Intake:
                 now_ms=self.control.now_ms(),
                 source_url=f"{ref.source}://{ref.id}",
             )
+            name, source = f"{current.name}/{number}", public_source(ref.source, ref.id)
+            await record(connection, actor, "copy", "version", name, tenant=current.owner, after=source)
         return current, number
 
     async def copies_ended(self) -> None:

@@ -8,12 +8,14 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from manylora.control.audit import record_adapter_acts
 from manylora.control.control import Control
 from manylora.control.credit import give_back_leases, lease_credit
 from manylora.control.ledger import insert_records
 from manylora.control.snapshot import take_snapshot
 from manylora.errors import InvalidApiKey, InvalidJson, InvalidParameter
-from manylora.tenancy import LeaseWish, Shipment
+from manylora.ids import KeyId
+from manylora.tenancy import AdapterActs, KeyUsage, LeaseWish, Shipment
 
 Body = TypeVar("Body")
 BEARER = "Bearer "
@@ -33,6 +35,19 @@ def internal_room(control: Control) -> APIRouter:
         _require_edge(control, request)
         shipment = _decode(await request.body(), Shipment)
         return _json({"accepted": await insert_records(control, shipment.records)})
+
+    @room.post("/key-uses")
+    async def key_uses(request: Request) -> Response:
+        _require_edge(control, request)
+        for key, at_ms in _decode(await request.body(), KeyUsage).last:
+            control.uses.note(KeyId(key), min(at_ms, control.now_ms()))
+        return Response(status_code=204)
+
+    @room.post("/adapter-acts")
+    async def adapter_acts(request: Request) -> Response:
+        _require_edge(control, request)
+        await record_adapter_acts(control, _decode(await request.body(), AdapterActs).acts)
+        return Response(status_code=204)
 
     @room.post("/leases")
     async def lease(request: Request) -> Response:

@@ -6,14 +6,16 @@ A correction belongs to the moment at which it is made, so that no month that is
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from manylora.control.audit import Actor, on_the_machine, record
 from manylora.control.control import Control
 from manylora.control.credit import MOST_NANOUSD
+from manylora.control.keys import note_uses
 from manylora.control.months import booked_ms_of, month_of
 from manylora.control.prices import price_at, price_versions
 from manylora.control.tables import ledger, spending, tenants
@@ -57,6 +59,7 @@ async def insert_records(control: Control, records: Sequence[UsageRecord]) -> in
         for row in map(rows.__getitem__, new):
             spent[row["tenant"], row["key"] or "", row["edge"], month_of(row["booked_ms"])] += row["cost_nanousd"]
         await _add_spending(control, connection, spent)
+        await note_uses(connection, _last_uses(rows[each] for each in new))
     return len(new)
 
 
@@ -69,11 +72,13 @@ async def correct(
     completion_tokens: int,
     reason: str,
     author: str,
+    actor: Actor | None = None,
 ) -> None:
     """Add a row, now, that charges (or, below zero, gives back) tokens at the price of the row it corrects.
 
     Args:    reason  1 to `MAX_REASON` characters, not all of them blank
              author  the id of the key that wants it, or `OPERATOR`
+             actor   who asks, for the audit table; None: an operator with the database in hand
     Raises:  `ResourceNotFound` for a row that is not there, `NameTaken` if a row of that id is, `InvalidParameter`
     """
     if abs(prompt_tokens) > MAX_COUNT or abs(completion_tokens) > MAX_COUNT:
@@ -125,6 +130,19 @@ async def correct(
         # No edge spent it: what it changes is the balance and the month's budget, not a lease.
         spender = (old["tenant"], old["key"] or "", "", month_of(now_ms))
         await _add_spending(control, connection, Counter({spender: cost}))
+        told = {name: row[name] for name in ("id", "charged_prompt_tokens", "charged_completion_tokens", "reason")}
+        told["cost_nanousd"] = cost
+        actor = actor or on_the_machine(control)
+        await record(connection, actor, "correct", "record", record_id, tenant=old["tenant"], after=told)
+
+
+def _last_uses(rows: Iterable[dict[str, Any]]) -> list[tuple[str, int]]:
+    """Of the keys that rows name: when each was last used."""
+    last: dict[str, int] = {}
+    for row in rows:
+        if row["key"] is not None:
+            last[row["key"]] = max(row["opened_ms"], last.get(row["key"], 0))
+    return list(last.items())
 
 
 def _taken(correction_id: str) -> NameTaken:

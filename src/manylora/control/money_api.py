@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from manylora.control.accepting import wanted_form
+from manylora.control.audit import actor_of, record
 from manylora.control.bodies import iso
 from manylora.control.callers import caller_of
 from manylora.control.control import Control
@@ -85,6 +86,10 @@ def _add_admin(room: APIRouter, control: Control) -> None:
                 effective_ms=now_ms + int(1000 * body.effective_in_s),
                 now_ms=now_ms,
             )
+            known = await price_versions(connection, body.base)
+            old = next((price for price in known if price.version == made.version - 1), None)
+            actor = actor_of(control, request)
+            await record(connection, actor, "set", "price", body.base, tenant=None, before=old, after=made)
         return PriceBody.of(made)
 
     @room.get("/admin/usage", tags=["admin"])
@@ -136,6 +141,7 @@ def _add_admin(room: APIRouter, control: Control) -> None:
             completion_tokens=body.completion_tokens,
             reason=body.reason,
             author=author,
+            actor=actor_of(control, request),
         )
         return Corrected(id=body.id, corrects=body.corrects, reason=body.reason.strip(), author=author)
 

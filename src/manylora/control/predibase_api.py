@@ -12,12 +12,17 @@ from manylora.control.control import Control
 from manylora.control.registry import VersionState
 from manylora.control.tables import tenants
 from manylora.errors import ResourceNotFound, RouteNotBuilt
-from manylora.tenancy import Scope
 
 Json = dict[str, Any]  # JSON values of several types
 _ABSENT = ("/v2/finetuning", "/v2/datasets", "/v2/batch-inference", "/v2/gateways", "/v2/secrets")
 NOT_BUILT = (*_ABSENT, *(f"/v1{path}" for path in _ABSENT), "/v1/datasets")
+_NOT_BUILT_PATHS = tuple(f"{path}/" for path in NOT_BUILT)
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+
+
+def is_not_built(path: str) -> bool:
+    """Whether Predibase has a path, and this server does not."""
+    return f"{path}/".startswith(_NOT_BUILT_PATHS)
 
 
 def predibase_room(control: Control) -> APIRouter:
@@ -49,7 +54,6 @@ def predibase_room(control: Control) -> APIRouter:
     async def model_version(request: Request, name: str, version: str | None = None) -> Json:
         """The names by which LoRAX's `pbase` source asks for a version, of the newest if none is given."""
         caller = await caller_of(control, request)
-        caller.require(Scope.QUERY)
         async with control.database.read() as connection:
             found = await registry.find_repository(connection, caller.tenant, name)
         ready = [each.version for each in found.versions if each.state is VersionState.READY]

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 
 from manylora.control import registry
+from manylora.control.audit import actor_of, record_repository
 from manylora.control.callers import caller_of
 from manylora.control.control import Control
 from manylora.control.intake import Intake
@@ -74,6 +75,7 @@ def registry_admin_room(control: Control) -> APIRouter:
             while found := await registry.list_everything(connection, tenant=closed.id, limit=MAX_PAGE):
                 for each in found:
                     await registry.delete_repository(connection, closed.id, each.name, control.now_ms())
+                    await record_repository(connection, actor_of(control, request), "delete", each)
         for folder in (control.registry_dir / closed.id, control.registry_dir / FOLDER / closed.id):
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
@@ -85,14 +87,15 @@ def registry_admin_room(control: Control) -> APIRouter:
     @room.delete("/{tenant}/{repo}", status_code=204)
     async def remove(request: Request, tenant: str, repo: str) -> None:
         """Delete a repository with all its versions."""
-        await remove_repository(intake, (await owner(request, tenant)).id, repo)
+        await remove_repository(intake, actor_of(control, request), (await owner(request, tenant)).id, repo)
 
     async def set_all(request: Request, tenant: str, repo: str, *, is_archived: bool) -> Json:
-        found = await find(request, tenant, repo)
+        found, actor = await find(request, tenant, repo), actor_of(control, request)
         wanted = VersionState.READY if is_archived else VersionState.ARCHIVED
         for each in found.versions:
             if each.state is wanted:
-                await archive_version(intake, found.owner, found.name, str(each.version), is_archived=is_archived)
+                tag = str(each.version)
+                await archive_version(intake, actor, found.owner, found.name, tag, is_archived=is_archived)
         return repository_json(await find(request, tenant, repo), is_own=True)
 
     @room.post("/{tenant}/{repo}/archive")
@@ -116,11 +119,11 @@ def registry_admin_room(control: Control) -> APIRouter:
     @room.delete(version, status_code=204)
     async def remove_one(request: Request, tenant: str, repo: str, tag: str) -> None:
         """Delete a version and the aliases that mean it."""
-        await remove_version(intake, (await owner(request, tenant)).id, repo, tag)
+        await remove_version(intake, actor_of(control, request), (await owner(request, tenant)).id, repo, tag)
 
     async def set_one(request: Request, tenant: str, repo: str, tag: str, *, is_archived: bool) -> Json:
-        whose = (await owner(request, tenant)).id
-        return version_json(*await archive_version(intake, whose, repo, tag, is_archived=is_archived))
+        whose, actor = (await owner(request, tenant)).id, actor_of(control, request)
+        return version_json(*await archive_version(intake, actor, whose, repo, tag, is_archived=is_archived))
 
     @room.post(version + "/archive")
     async def archive_one(request: Request, tenant: str, repo: str, tag: str) -> Json:

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from manylora.control import registry
+from manylora.control.audit import Actor, actor_of, record, record_repository
 from manylora.control.bodies import Body, iso
 from manylora.control.callers import Caller, caller_of
 from manylora.control.control import Control
@@ -91,12 +92,6 @@ def registry_room(control: Control) -> APIRouter:
     return everything
 
 
-async def _caller(control: Control, request: Request, scope: Scope) -> Caller:
-    caller = await caller_of(control, request)
-    caller.require(scope)
-    return caller
-
-
 async def _shown(control: Control, caller: Caller, reference: str, owner: str | None = None) -> Json:
     async with control.database.read() as connection:
         found = await registry.find_repository(connection, caller.tenant, reference, owner)
@@ -109,17 +104,19 @@ async def _shown(control: Control, caller: Caller, reference: str, owner: str | 
 def _add_repositories(routes: APIRouter, control: Control, intake: Intake) -> None:
     @routes.post("/v2/repos")
     async def create(request: Request, body: NewRepository) -> Json:
-        caller = await _caller(control, request, Scope.UPLOAD)
+        caller, now_ms = await caller_of(control, request), control.now_ms()
         async with control.database.write() as connection:
             made = await registry.create_repository(
                 connection,
                 caller.tenant,
                 body.name,
-                now_ms=control.now_ms(),
+                now_ms=now_ms,
                 most=control.config.control.max_repositories,
                 description=body.description or "",
                 exists_ok=bool(body.exists_ok),
             )
+            if made.created_ms == now_ms:  # else it was there
+                await record_repository(connection, actor_of(control, request), "create", made, after=body)
         return repository_json(made, is_own=True)
 
     @routes.get("/v2/repos")
@@ -129,7 +126,7 @@ def _add_repositories(routes: APIRouter, control: Control, intake: Intake) -> No
         after: Annotated[int, Query(ge=0, le=1 << 62, description="The `after` of the page before.")] = 0,
         shared: Annotated[bool, Query(description="Also those that other tenants let the caller use.")] = False,
     ) -> Json:
-        caller = await _caller(control, request, Scope.QUERY)
+        caller = await caller_of(control, request)
         async with control.database.read() as connection:
             found = await registry.list_repositories(
                 connection, caller.tenant, limit=limit, after=after, with_shared=shared
@@ -140,55 +137,79 @@ def _add_repositories(routes: APIRouter, control: Control, intake: Intake) -> No
 
     @routes.get("/v2/repos/{repo}")
     async def show(request: Request, repo: str, owner: Owner = None) -> Json:
-        return await _shown(control, await _caller(control, request, Scope.QUERY), repo, owner)
+        return await _shown(control, await caller_of(control, request), repo, owner)
 
     @routes.put("/v2/repos/{repo}")
     async def change(request: Request, repo: str, body: ChangedRepository) -> Json:
-        caller = await _caller(control, request, Scope.UPLOAD)
+        caller = await caller_of(control, request)
+        if body.description is not None:
+            caller.require(Scope.UPLOAD)
+        if body.is_public is not None:
+            caller.require(Scope.MANAGE)
         async with control.database.write() as connection:
+            old = await registry.own_for_change(connection, caller.tenant, repo)
             if body.description is not None:
                 await registry.describe_repository(connection, caller.tenant, repo, body.description)
             if body.is_public is not None:
                 await registry.set_public(connection, caller.tenant, repo, body.is_public)
+            before = {"description": old.description, "is_public": old.is_public}
+            await record_repository(connection, actor_of(control, request), "change", old, before=before, after=body)
         return await _shown(control, caller, repo)
 
     @routes.delete("/v2/repos/{repo}", status_code=204)
     async def remove(request: Request, repo: str) -> None:
-        caller = await _caller(control, request, Scope.UPLOAD)
-        await remove_repository(intake, caller.tenant, repo)
+        caller = await caller_of(control, request)
+        await remove_repository(intake, actor_of(control, request), caller.tenant, repo)
 
     @routes.put("/v2/repos/{repo}/aliases/{alias}")
     async def set_alias(request: Request, repo: str, alias: str, body: NewAlias) -> Json:
-        caller = await _caller(control, request, Scope.UPLOAD)
+        caller = await caller_of(control, request)
         async with control.database.write() as connection:
+            old = await registry.own_for_change(connection, caller.tenant, repo)
             await registry.set_alias(connection, caller.tenant, repo, alias, body.version)
+            actor, name = actor_of(control, request), f"{old.name}/{alias}"
+            before = old.aliases.get(alias)
+            await record(connection, actor, "set", "alias", name, tenant=old.owner, before=before, after=body.version)
         return await _shown(control, caller, repo)
 
     @routes.delete("/v2/repos/{repo}/aliases/{alias}", status_code=204)
     async def remove_alias(request: Request, repo: str, alias: str) -> None:
-        caller = await _caller(control, request, Scope.UPLOAD)
+        caller = await caller_of(control, request)
         async with control.database.write() as connection:
+            old = await registry.own_for_change(connection, caller.tenant, repo)
             await registry.remove_alias(connection, caller.tenant, repo, alias)
+            actor, name = actor_of(control, request), f"{old.name}/{alias}"
+            await record(connection, actor, "delete", "alias", name, tenant=old.owner, before=old.aliases[alias])
 
     @routes.post("/v2/repos/{repo}/shares")
     async def share(request: Request, repo: str, body: NewShares) -> Json:
-        caller = await _caller(control, request, Scope.UPLOAD)
+        caller = await caller_of(control, request)
         async with control.database.write() as connection:
+            old = await registry.own_for_change(connection, caller.tenant, repo)
             await registry.share(connection, caller.tenant, repo, body.tenants)
+            actor = actor_of(control, request)
+            await record_repository(connection, actor, "share", old, before=old.shared_with, after=body.tenants)
         return await _shown(control, caller, repo)
 
     @routes.delete("/v2/repos/{repo}/shares/{tenant}", status_code=204)
     async def unshare(request: Request, repo: str, tenant: str) -> None:
-        caller = await _caller(control, request, Scope.UPLOAD)
+        caller = await caller_of(control, request)
         async with control.database.write() as connection:
+            old = await registry.own_for_change(connection, caller.tenant, repo)
             await registry.unshare(connection, caller.tenant, repo, tenant)
+            await record_repository(
+                connection, actor_of(control, request), "unshare", old, before=old.shared_with, after=tenant
+            )
 
 
-async def remove_repository(intake: Intake, owner: TenantId, repo: str) -> None:
+async def remove_repository(intake: Intake, actor: Actor, owner: TenantId, repo: str) -> None:
     """Delete a repository with all its versions and their files. Raises `ResourceNotFound`."""
     control = intake.control
     async with control.database.write() as connection:
         gone, numbers = await registry.delete_repository(connection, owner, repo, control.now_ms())
+        await record_repository(
+            connection, actor, "delete", gone, before={"versions": numbers, "aliases": gone.aliases}
+        )
     for number in numbers:
         await _remove_files(intake, gone, number)
 
@@ -206,33 +227,34 @@ def _add_versions(routes: APIRouter, control: Control, intake: Intake) -> None:
     @routes.post("/v2/repos/{repo}/versions", status_code=202)
     async def copy(request: Request, repo: str, body: NewVersion) -> Json:
         """Copy an adapter from a source into the registry; it is `uploading` until it is `ready` or has `failed`."""
-        caller = await _caller(control, request, Scope.UPLOAD)
+        caller = await caller_of(control, request)
         ref = intake.source_of(body.adapter_id, body.adapter_source or None, body.api_token or "")
-        repository, number = await intake.copy(caller, repo, ref)
+        repository, number = await intake.copy(caller, actor_of(control, request), repo, ref)
         return version_json(repository, repository.find(str(number)))
 
     @routes.get("/v2/repos/{repo}/version/{tag}")
     async def show(request: Request, repo: str, tag: str, owner: Owner = None) -> Json:
-        caller = await _caller(control, request, Scope.QUERY)
+        caller = await caller_of(control, request)
         async with control.database.read() as connection:
             repository = await registry.find_repository(connection, caller.tenant, repo, owner)
         return version_json(repository, repository.find(tag))
 
     @routes.put("/v2/repos/{repo}/version/{tag}")
     async def archive(request: Request, repo: str, tag: str, body: ChangedVersion) -> Json:
-        caller = await _caller(control, request, Scope.UPLOAD)
-        repository, version = await archive_version(intake, caller.tenant, repo, tag, is_archived=body.archived)
+        caller = await caller_of(control, request)
+        actor = actor_of(control, request)
+        repository, version = await archive_version(intake, actor, caller.tenant, repo, tag, is_archived=body.archived)
         return version_json(repository, version)
 
     @routes.delete("/v2/repos/{repo}/version/{tag}", status_code=204)
     async def remove(request: Request, repo: str, tag: str) -> None:
-        caller = await _caller(control, request, Scope.UPLOAD)
-        await remove_version(intake, caller.tenant, repo, tag)
+        caller = await caller_of(control, request)
+        await remove_version(intake, actor_of(control, request), caller.tenant, repo, tag)
 
     @routes.get("/v2/repos/{repo}/version/{tag}/download")
     async def download(request: Request, repo: str, tag: str, owner: Owner = None) -> Response:
         """Both files as a zip; for the owner alone, since being allowed to use an adapter is not having it."""
-        caller = await _caller(control, request, Scope.QUERY)
+        caller = await caller_of(control, request)
         async with control.database.read() as connection:
             repository = await registry.find_repository(connection, caller.tenant, repo, owner)
         if repository.owner != caller.tenant:
@@ -248,11 +270,13 @@ def _add_versions(routes: APIRouter, control: Control, intake: Intake) -> None:
 
 
 async def archive_version(
-    intake: Intake, owner: TenantId, repo: str, tag: str, *, is_archived: bool
+    intake: Intake, actor: Actor, owner: TenantId, repo: str, tag: str, *, is_archived: bool
 ) -> tuple[Repository, Version]:
     """Hide a version from requests, or show it again; returns it as it is now. Raises `ResourceNotFound`."""
     async with intake.control.database.write() as connection:
         changed, version = await registry.set_archived(connection, owner, repo, tag, is_archived)
+        verb = "archive" if is_archived else "unarchive"
+        await record_repository(connection, actor, verb, changed, version.version, before=version.state)
         mark = intake.files.archive if is_archived else intake.files.restore
         with suppress(FileNotFoundError):  # its folder is gone, and nobody can find it there
             mark(changed.owner, changed.name, version.version)
@@ -261,10 +285,11 @@ async def archive_version(
     return repository, repository.find(str(version.version))
 
 
-async def remove_version(intake: Intake, owner: TenantId, repo: str, tag: str) -> None:
+async def remove_version(intake: Intake, actor: Actor, owner: TenantId, repo: str, tag: str) -> None:
     """Delete a version with its files. Raises `ResourceNotFound`."""
     async with intake.control.database.write() as connection:
         repository, version = await registry.delete_version(connection, owner, repo, tag)
+        await record_repository(connection, actor, "delete", repository, version.version, before=version)
     await _remove_files(intake, repository, version.version)
 
 
@@ -310,8 +335,8 @@ def _close(files: Sequence[BinaryIO]) -> None:
 def _add_uploads(routes: APIRouter, control: Control, uploads: Uploads) -> None:
     async def begin(request: Request, body: NewUpload) -> Json:
         """Begin an upload: an address for each file, good without a key until it expires."""
-        caller = await _caller(control, request, Scope.UPLOAD)
-        upload, facts = await uploads.begin(caller, body.repo)
+        caller = await caller_of(control, request)
+        upload, facts = await uploads.begin(caller, actor_of(control, request), body.repo)
         here = f"{_outer_url(control, request)}/v2/adapters/upload/{facts.tenant}/{upload}"
         return {
             "presignedUrls": {name: f"{here}/{name}?signature={uploads.sign(upload, facts, name)}" for name in FILES},
@@ -321,8 +346,8 @@ def _add_uploads(routes: APIRouter, control: Control, uploads: Uploads) -> None:
 
     async def complete(request: Request, body: EndOfUpload) -> Json:
         """End an upload: its files are checked, and become the repository's next version."""
-        caller = await _caller(control, request, Scope.UPLOAD)
-        repository, number = await uploads.complete(caller, body.upload_token)
+        caller = await caller_of(control, request)
+        repository, number = await uploads.complete(caller, actor_of(control, request), body.upload_token)
         return version_json(repository, repository.find(str(number)))
 
     for path in ("/v2/adapters/upload", "/v2/adapters/upload/"):
@@ -335,6 +360,7 @@ def _add_uploads(routes: APIRouter, control: Control, uploads: Uploads) -> None:
     async def put(request: Request, tenant: str, upload: str, file: str, signature: str = "") -> Json:
         """Bytes of a file: all of it, or with `Content-Range` the part that begins where it ends so far."""
         facts = uploads.allowed(tenant, upload, file, signature)
+        request.state.caller = Caller(tenant=facts.tenant, key=facts.key, scopes=())  # the address stands for it
         length = request.headers.get("content-length", "")
         told = int(length) if length.isdecimal() and len(length) < MAX_LENGTH_DIGITS else None
         part = read_range(request.headers.get("content-range"))
@@ -346,6 +372,7 @@ def _add_uploads(routes: APIRouter, control: Control, uploads: Uploads) -> None:
     async def look(request: Request, tenant: str, upload: str, file: str, signature: str = "") -> Response:
         """How many bytes of the file are here, in the body and as `upload-offset`."""
         facts = uploads.allowed(tenant, upload, file, signature)
+        request.state.caller = Caller(tenant=facts.tenant, key=facts.key, scopes=())
         offset = uploads.received_bytes(facts, upload, file)
         told = {"file": file, "offset": offset, "maxBytes": await uploads.max_bytes(facts, upload, file)}
         return JSONResponse(told, headers={"upload-offset": str(offset)})

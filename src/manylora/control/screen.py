@@ -1,7 +1,7 @@
 """What no route has to look at: bodies without end, and addresses with a character that no database stores."""
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -14,22 +14,17 @@ UPLOADS = "/adapters/upload/"
 NUL = "\0"
 _JSON_TYPE = re.compile(r"application/(json|[\w.-]+\+json)\s*(;.*)?", re.IGNORECASE)
 
-ADMIN = "/admin"
-
 Refusal = Callable[[Request, ManyloraError], Response]
-Operator = Callable[[Request], Awaitable[None]]
-"""Raises unless the caller is an operator."""
 
 
 class Screen:
-    """An ASGI layer in front of the control plane's routes, which read a whole body before they ask for a key.
+    """An ASGI layer in front of the control plane's routes, which read a whole body of whom the guard has let in.
 
     Files of uploads and the edges' own routes are let through: both are guarded before they read, and bounded there.
     """
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int, refusal: Refusal, require_operator: Operator) -> None:
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, refusal: Refusal) -> None:
         self._app = app
-        self._require_operator = require_operator
         self._max_body_bytes = max_body_bytes
         self._refusal = refusal
 
@@ -37,23 +32,13 @@ class Screen:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        error = await self._stranger(scope) or _wrong_in_address(scope)
+        error = _wrong_in_address(scope)
         if error is None and not _is_bounded_elsewhere(scope):
             error, receive = self._too_long(Request(scope)) or _other_type(Request(scope)), self._bounded(receive)
         if error is not None:
             await self._refusal(Request(scope), error)(scope, receive, send)
             return
         await self._app(scope, receive, send)
-
-    async def _stranger(self, scope: Scope) -> ManyloraError | None:
-        """Why a caller may use no route of the operator's: told before anything else of the request is looked at."""
-        if scope["path"] != ADMIN and not scope["path"].startswith(f"{ADMIN}/"):
-            return None
-        try:
-            await self._require_operator(Request(scope))
-        except ManyloraError as error:
-            return error
-        return None
 
     def _too_long(self, request: Request) -> ManyloraError | None:
         length = request.headers.get("content-length", "")

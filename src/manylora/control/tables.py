@@ -92,12 +92,39 @@ keys = Table(
     Column("name", String(200), nullable=False),
     Column("secret_hash", String(64), nullable=False),
     Column("scopes", String(64), nullable=False),  # sorted, joined by a blank
+    Column(
+        "maker", String(8)
+    ),  # id of the key it was made with, kept by rotation; NULL: the operator's, or a sign-up's
+    Column("issuer", String(8)),  # id of the key that was shown its secret: the maker, or the one that rotated it
+    Column("successor", String(8)),  # id of the key that it was rotated into; until its end it is in its grace
+    Column("limited_by", String(8)),  # origin of the key that set its limits; NULL: the operator did, or it has none
+    Column("last_used_ms", BigInteger),  # within about a minute
     *_limits(),
     Column("created_ms", BigInteger, nullable=False),
     Column("expires_ms", BigInteger),
     Column("revoked_ms", BigInteger),
     Column("revision", BigInteger, nullable=False, index=True),
     Index(None, "tenant"),
+)
+
+audit = Table(  # a row an act of an operator or a key, written with the act, never changed, removed by age
+    "audit",
+    metadata,
+    _number(),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("tenant", String(64)),  # whose object; NULL: of no tenant
+    Column("actor_tenant", String(64)),
+    Column("actor_key", String(8)),
+    Column("address", String(64)),
+    Column("request_id", String(128)),
+    Column("verb", String(32), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("before", Text),  # JSON
+    Column("after", Text),
+    Index(None, "tenant", "number"),
+    Index(None, "tenant", "at_ms"),
+    Index(None, "at_ms"),
 )
 
 credits = Table(  # grants and corrections: what a tenant may spend is their sum less what the ledger charged

@@ -28,6 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from manylora.adapters.refusals import CONVERSION_HINT, Refusals
 from manylora.adapters.registry import is_repository_name
 from manylora.adapters.sources import CONFIG_FILE, MAX_CONFIG_BYTES, PARTS, PICKLED_FILE, WEIGHTS_FILE
+from manylora.control.audit import Actor, record
 from manylora.control.callers import Caller
 from manylora.control.intake import Intake, storage_failures
 from manylora.control.registry import Repository, check_room, find_repository
@@ -117,7 +118,7 @@ class Uploads:
         self._control = intake.control
         self.root = self._control.registry_dir / FOLDER
 
-    async def begin(self, caller: Caller, reference: str) -> tuple[str, UploadFacts]:
+    async def begin(self, caller: Caller, actor: Actor, reference: str) -> tuple[str, UploadFacts]:
         """Open an upload and return its id. Raises `ResourceNotFound`, `StorageLimitExceeded`."""
         open_bytes = self._open_bytes(caller.tenant)
         async with self._control.database.read() as connection:
@@ -129,7 +130,15 @@ class Uploads:
             tenant=caller.tenant, repository=repository.name, repository_uuid=repository.uuid, key=caller.key
         )
         with storage_failures():
-            return await asyncio.to_thread(self._open, facts), facts
+            upload = await asyncio.to_thread(self._open, facts)
+        try:
+            async with self._control.database.write() as connection:
+                name = repository.name
+                await record(connection, actor, "begin", "upload", name, tenant=facts.tenant, after=upload)
+        except BaseException:  # no upload is open whose beginning is not on record
+            await asyncio.to_thread(shutil.rmtree, self._folder(facts.tenant, upload), ignore_errors=True)
+            raise
+        return upload, facts
 
     def _open(self, facts: UploadFacts) -> str:
         self.sweep()
@@ -249,7 +258,7 @@ class Uploads:
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def complete(self, caller: Caller, token: str) -> tuple[Repository, int]:
+    async def complete(self, caller: Caller, actor: Actor, token: str) -> tuple[Repository, int]:
         """Check what came and make it a version. The token is good for one try; only a failing disk gives it back.
 
         Raises `ResourceNotFound` for a token that is not valid, expired, used or another tenant's; as `Intake.take`.
@@ -266,7 +275,7 @@ class Uploads:
             if repository.uuid != facts.repository_uuid:
                 raise ResourceNotFound(f"repository `{facts.repository}` was deleted meanwhile")
             (folder / FACTS_FILE).unlink()
-            return await self._intake.take(folder, repository, facts.created_by)
+            return await self._intake.take(folder, actor, repository, facts.created_by)
         except BaseException as error:
             # What is wrong with the files stays wrong; a disk, a database or a cancelled request may be better later.
             is_over = isinstance(error, (AdapterError, ResourceNotFound, StorageLimitExceeded)) and not (

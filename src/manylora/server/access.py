@@ -2,24 +2,20 @@
 
 import contextlib
 import hmac
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from manylora.clock import Clock
-from manylora.errors import ControlUnavailable, InsufficientPermissions, InvalidApiKey, TenantMismatch, TenantSuspended
+from manylora.errors import ControlUnavailable, InvalidApiKey, TenantMismatch, TenantSuspended
 from manylora.ids import KeyId, TenantId
+from manylora.scopes import ANY, KEYLESS, SERVER_ROUTES, Scopes, require_any, routes_at
 from manylora.server.credit import Hold, Purse
 from manylora.server.directory import Directory
 from manylora.server.limits import Limiter, Reservation
-from manylora.tenancy import DEFAULT_TENANT, KeyFacts, Limits, Scope, TenantState, hash_secret, split_key
+from manylora.tenancy import DEFAULT_TENANT, AdapterAct, KeyFacts, Limits, Scope, TenantState, hash_secret, split_key
 
 BEARER = "bearer "
 HUB_TOKEN = "hf_"
-KEYLESS = frozenset(
-    {"/health", "/startup", "/ready", "/ping", "/info", "/docs", "/api-doc/openapi.json", "/openapi.json"}
-)
-_ADMIN = re.compile(r"/metrics|/v1/adapters(/.*)?")
 _NOBODY = "0" * 64
 
 
@@ -38,9 +34,14 @@ class Caller:
     origin: KeyId | None = None
     has_budget: bool = False
     scopes: tuple[Scope, ...] = ()
+    state: TenantState = TenantState.ACTIVE
     weight: int = 1
     limits: tuple[tuple[str, Limits], ...] = ()
     source_token: str = ""
+
+
+NOBODY = Caller(tenant=DEFAULT_TENANT)
+"""Who is not known: a route that needs no key was asked, or nothing was found out yet."""
 
 
 @dataclass(slots=True)
@@ -83,32 +84,49 @@ class Access:
         self._limiter = Limiter(clock)
 
     def caller(self, method: str, path: str, authorization: str, path_tenant: str | None) -> Caller:
-        """The caller of a route, who may call it.
+        """The caller of a route, who may call it: as `identify`, and then `authorise`."""
+        caller = self.identify(method, path, authorization, path_tenant)
+        self.authorise(caller, method, path, path_tenant)
+        return caller
+
+    def identify(self, method: str, path: str, authorization: str, path_tenant: str | None) -> Caller:
+        """Whose a request is, whatever it may do; where a route needs no key, none is looked at.
 
         Args:    authorization  the header's text, empty where there is none
                  path_tenant    the tenant of a deployment's path, None where there is none
-        Raises:  `InvalidApiKey`, `TenantSuspended`, `TenantMismatch`, `InsufficientPermissions`, `ControlUnavailable`
+        Raises:  `InvalidApiKey`, `ControlUnavailable`
         """
         is_bearer = authorization[: len(BEARER)].lower() == BEARER
         text = authorization[len(BEARER) :].strip() if is_bearer else ""
         if not self.is_key_needed:
             return self._open_caller(text, TenantId(path_tenant or DEFAULT_TENANT))
-        if path in KEYLESS or (path == "/" and method in ("GET", "HEAD")):
-            return Caller(tenant=TenantId(path_tenant or DEFAULT_TENANT))
-        key = self._key(text)
-        caller = self._caller_of(key)
-        needed = Scope.ADMIN if _ADMIN.fullmatch(path) else Scope.QUERY
-        if needed not in caller.scopes:
-            raise InsufficientPermissions(f"this needs a key with the scope `{needed}`")
+        if not _scopes_of(method, path, ANY):
+            return NOBODY if path_tenant is None else Caller(tenant=TenantId(path_tenant))
+        return self._caller_of(self._key(text))
+
+    def authorise(self, caller: Caller, method: str, path: str, path_tenant: str | None) -> None:
+        """Raises `TenantSuspended`, `InsufficientPermissions`, `TenantMismatch`.
+
+        A path that there is not needs a key of any scope: who has none is not told which there are.
+        """
+        if caller.state is not TenantState.ACTIVE:
+            raise TenantSuspended(f"tenant `{caller.tenant}` is {caller.state}")
+        if not self.is_key_needed:
+            return
+        require_any(caller.scopes, _scopes_of(method, path, KEYLESS))
         if path_tenant is not None and path_tenant != caller.tenant:
             raise TenantMismatch("the key is of another tenant than the path")
-        return caller
 
     async def learn(self) -> None:
         """Ask at once what has changed, as far as the control plane answers."""
         if self.directory is not None:
             with contextlib.suppress(ControlUnavailable):
                 await self.directory.refresh()
+
+    async def note_act(self, act: AdapterAct) -> None:
+        """Have an operator's act on an adapter recorded, where there is a control plane."""
+        if self.directory is not None:
+            await self.directory.report_act(act)
 
     def enter(self, caller: Caller, *, sequences: int) -> Admission:
         """Count a request against the caller's limits, before anything is done for it. Raises `LimitExceeded`."""
@@ -147,6 +165,7 @@ class Access:
         now_ms = 1000 * self._clock.wall_s()
         if key is None or not is_right or (key.expires_ms is not None and key.expires_ms <= now_ms):
             raise InvalidApiKey("the key is not valid")
+        self.directory.note_use(key.id)
         return key
 
     def _caller_of(self, key: KeyFacts) -> Caller:
@@ -154,15 +173,14 @@ class Access:
         tenant = self.directory.tenant(key.tenant)
         if tenant is None or tenant.id == DEFAULT_TENANT:  # whose keys anybody could have made while nobody was asked
             raise InvalidApiKey("the key is not valid")
-        if tenant.state is not TenantState.ACTIVE:
-            raise TenantSuspended(f"tenant `{tenant.id}` is {tenant.state}")
         named = ((f"tenant {tenant.id}", tenant.limits), (f"key {key.origin}", key.limits))
         return Caller(
             tenant=tenant.id,
             key=key.id,
             origin=key.origin,
             has_budget=key.limits.monthly_budget_nanousd is not None,
-            scopes=key.scopes,
+            scopes=key.held,
+            state=tenant.state,
             weight=tenant.weight,
             limits=tuple((name, limits) for name, limits in named if limits != Limits()),
         )
@@ -170,13 +188,19 @@ class Access:
     def _open_caller(self, text: str, tenant: TenantId) -> Caller:
         """Nobody is asked for a key; what is known of the tenant holds all the same, its credit aside."""
         facts = None if self.directory is None else self.directory.tenant(tenant)
-        if facts is not None and facts.state is not TenantState.ACTIVE:
-            raise TenantSuspended(f"tenant `{tenant}` is {facts.state}")
         limits = () if facts is None or facts.limits == Limits() else ((f"tenant {tenant}", facts.limits),)
         return Caller(
             tenant=tenant,
             scopes=tuple(Scope),
+            state=TenantState.ACTIVE if facts is None else facts.state,
             weight=1 if facts is None else facts.weight,
             limits=limits,
             source_token=text if text.startswith(HUB_TOKEN) else "",
         )
+
+
+def _scopes_of(method: str, path: str, otherwise: Scopes) -> Scopes:
+    """What a route asks for, for another method what its path's first does, and `otherwise` for no such path."""
+    found = routes_at(SERVER_ROUTES, path)
+    route = found.get(method) or next(iter(found.values()), None)
+    return otherwise if route is None else route.scopes

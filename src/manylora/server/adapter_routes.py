@@ -8,6 +8,7 @@ from dataclasses import replace
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState, is_over
 from manylora.errors import AdapterError, AdapterNotFound, AdapterReferenceInvalid, InvalidParameter
+from manylora.server.access import Access
 from manylora.server.adapter_fields import AdapterFields
 from manylora.server.admin import require_operator
 from manylora.server.catalogue import Catalogue
@@ -17,6 +18,7 @@ from manylora.server.gate import Gate
 from manylora.server.known_fields import check_names
 from manylora.server.link import EngineLink
 from manylora.server.request_fields import ADAPTER_ACTION
+from manylora.tenancy import AdapterAct
 
 POSTED = tuple(action for action in AdapterAction if action is not AdapterAction.DELETE)
 DEFAULT_PAGE, MAX_PAGE = 100, 1_000
@@ -29,11 +31,14 @@ UNASKED = AdapterInfo(id="", source=SourceName.LOCAL.value, state=AdapterState.A
 class AdapterRoutes:
     """Each begins what is asked and tells how the adapter stands: 200 if it is done, 202 if it goes on."""
 
-    def __init__(self, gate: Gate, link: EngineLink, catalogue: Catalogue, *, longest_wait_s: float) -> None:
+    def __init__(
+        self, gate: Gate, link: EngineLink, catalogue: Catalogue, *, longest_wait_s: float, access: Access
+    ) -> None:
         self._gate = gate
         self._link = link
         self._catalogue = catalogue
         self._longest_wait_s = longest_wait_s
+        self._access = access
 
     async def list_page(self, exchange: Exchange) -> None:
         """One page, in the order of ids. An id that two callers' credentials tell apart stands there twice.
@@ -82,6 +87,7 @@ class AdapterRoutes:
         wait_s = min(_wait_s(exchange.query.get("wait")), self._longest_wait_s)
         exchange.arrival.noted |= {"action": action.value, "adapter": ref.id}
         info = await self._link.manage(action, ref)
+        await self._note(exchange, action, ref)
         end_s, look_s = exchange.clock.monotonic_s() + wait_s, FIRST_LOOK_S
         while not is_over(action, info) and (left_s := end_s - exchange.clock.monotonic_s()) > 0:
             await asyncio.sleep(min(look_s, left_s))
@@ -93,6 +99,20 @@ class AdapterRoutes:
                     raise
                 info = AdapterInfo(id=ref.id, source=ref.source.value, state=AdapterState.ABSENT, is_deleted=True)
         await exchange.reply(info, status=DONE if is_over(action, info) else BEGUN)
+
+    async def _note(self, exchange: Exchange, action: AdapterAction, ref: AdapterRef) -> None:
+        caller = exchange.arrival.caller
+        act = AdapterAct(
+            at_ms=int(1000 * exchange.clock.wall_s()),
+            actor=caller.tenant,
+            key=caller.key,
+            address=exchange.client_host,
+            request_id=exchange.arrival.request_id,
+            verb=action.value,
+            adapter=f"{ref.source}://{ref.id}",
+            owner=ref.tenant or None,
+        )
+        await self._access.note_act(act)
 
     async def _known(self) -> list[AdapterInfo]:
         """What the engine tells of, and local adapters besides."""

@@ -117,7 +117,7 @@ def create_app(
         NativeRoutes(inference),
         OpenAIRoutes(inference),
         FactRoutes(inference, health, meters, catalogue),
-        AdapterRoutes(gate, link, catalogue, longest_wait_s=config.adapters.load_timeout_s),
+        AdapterRoutes(gate, link, catalogue, longest_wait_s=config.adapters.load_timeout_s, access=access),
     )
     documents = {DOCUMENT_PATH: {"GET": openapi}, "/openapi.json": {"GET": openapi}, "/docs": {"GET": docs}}
     for path, methods in {**routes, **documents}.items():

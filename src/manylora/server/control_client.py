@@ -8,7 +8,7 @@ import msgspec
 
 from manylora.errors import ControlUnavailable
 from manylora.ids import TenantId
-from manylora.tenancy import Lease, LeaseWish, Shipment, Snapshot
+from manylora.tenancy import AdapterAct, AdapterActs, KeyUsage, Lease, LeaseWish, Shipment, Snapshot
 from manylora.usage import UsageRecord
 
 TIMEOUT_S = 5.0
@@ -26,6 +26,12 @@ class ControlClient(Protocol):
 
     async def ship(self, records: Sequence[UsageRecord]) -> None:
         """Hand records over; when it returns they are in the ledger. Those that are there already change nothing."""
+
+    async def report_uses(self, last: Sequence[tuple[str, int]]) -> None:
+        """Tell when keys were last used here: (id, moment in milliseconds)."""
+
+    async def report_acts(self, acts: Sequence[AdapterAct]) -> None:
+        """Tell what operators did to adapters here, for the audit table."""
 
     async def lease(self, edge: str, tenant: TenantId, nanousd: int, key: str = "") -> Lease:
         """Set up to so much more of a tenant's credit aside for this edge. 0 renews, or asks whether there is any.
@@ -56,6 +62,12 @@ class HttpControlClient:
 
     async def ship(self, records: Sequence[UsageRecord]) -> None:
         await self._call("POST", "/internal/usage", Shipment(records=tuple(records)))
+
+    async def report_uses(self, last: Sequence[tuple[str, int]]) -> None:
+        await self._call("POST", "/internal/key-uses", KeyUsage(last=tuple(last)))
+
+    async def report_acts(self, acts: Sequence[AdapterAct]) -> None:
+        await self._call("POST", "/internal/adapter-acts", AdapterActs(acts=tuple(acts)))
 
     async def lease(self, edge: str, tenant: TenantId, nanousd: int, key: str = "") -> Lease:
         wish = LeaseWish(edge=edge, tenant=tenant, nanousd=nanousd, key=key)

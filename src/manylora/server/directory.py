@@ -1,16 +1,23 @@
 """The edge's own copy of tenants, keys, prices and uploads, kept up with the control plane by asking for changes."""
 
 import asyncio
+import contextlib
 import logging
+from collections import deque
 from dataclasses import dataclass
 
 from manylora.clock import Clock
 from manylora.errors import ControlUnavailable, ManyloraError
 from manylora.ids import KeyId, TenantId
 from manylora.server.control_client import ControlClient
-from manylora.tenancy import KeyFacts, PriceFacts, RepositoryFacts, Snapshot, TenantFacts
+from manylora.tenancy import AdapterAct, KeyFacts, PriceFacts, RepositoryFacts, Snapshot, TenantFacts
 
 log = logging.getLogger(__name__)
+
+MAX_ACTS = 1_000
+"""Kept while the control plane does not answer."""
+REPORT_S = 60.0
+"""Between two reports of when keys were used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +43,40 @@ class Directory:
         self._keys: dict[KeyId, KeyFacts] = {}
         self._prices: dict[str, dict[int, PriceFacts]] = {}
         self._repositories: dict[tuple[TenantId, str], RepositoryFacts] = {}
+        self._uses: dict[KeyId, int] = {}  # since the last report
+        self._acts: deque[AdapterAct] = deque(maxlen=MAX_ACTS)  # not told yet
+        self._reported_s = clock.monotonic_s()
         self.pepper = ""
+
+    def note_use(self, key: KeyId) -> None:
+        """A valid key was shown; the control plane is told within about a minute."""
+        self._uses[key] = int(1000 * self._clock.wall_s())
+
+    async def report_uses(self, *, at_once: bool = False) -> None:
+        """Tell the control plane, once in `REPORT_S` or at once; one of the first release has no place for it."""
+        now_s = self._clock.monotonic_s()
+        if not self._uses or (now_s - self._reported_s < REPORT_S and not at_once):
+            return
+        self._reported_s, taken = now_s, self._uses
+        self._uses = {}
+        with contextlib.suppress(ControlUnavailable):
+            await self._client.report_uses(list(taken.items()))
+
+    async def report_act(self, act: AdapterAct) -> None:
+        """Tell the control plane what an operator did to an adapter here; what it does not take now waits."""
+        self._acts.append(act)
+        await self.report_acts()
+
+    async def report_acts(self) -> None:
+        """Tell what waits. A control plane of the first release takes none of it, and the oldest are given up."""
+        taken = list(self._acts)
+        if not taken:
+            return
+        with contextlib.suppress(ControlUnavailable):
+            await self._client.report_acts(taken)
+            for act in taken:
+                if act in self._acts:
+                    self._acts.remove(act)
 
     async def refresh(self) -> None:
         """Ask once what has changed. Raises `ControlUnavailable`."""
@@ -52,6 +92,8 @@ class Directory:
             await asyncio.sleep(self._poll_s)
             try:
                 await self.refresh()
+                await self.report_acts()
+                await self.report_uses()
             except ManyloraError as error:
                 if is_answering:
                     log.warning("control.unavailable error=%s", error.message)

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Iterable
 from urllib.parse import unquote
 
 import structlog
@@ -16,9 +17,10 @@ from manylora.errors import (
     RouteNotFound,
     UnsupportedMediaType,
 )
-from manylora.ids import mint_request_id
+from manylora.ids import KeyId, TenantId, mint_request_id
+from manylora.loopback import CALLER_HEADER
 from manylora.origins import OriginPolicy, cors_headers, preflight_headers
-from manylora.server.access import Access
+from manylora.server.access import NOBODY, Access, Caller
 from manylora.server.exchange import Arrival, Exchange, Receive, Scope, Send, header_of, is_visible_ascii
 from manylora.server.headers import EXPOSED
 from manylora.server.metrics import Meters
@@ -103,7 +105,9 @@ class Edge:
             if NOT_BUILT.fullmatch(scope["path"]):
                 raise RouteNotBuilt(f"{scope['path']} is not part of this server")
             authorization = header_of(scope, "authorization") or ""
-            arrival.caller = self._access.caller(scope["method"], scope["path"], authorization, tenant)
+            asked = (scope["method"], scope["path"])
+            arrival.caller = self._access.identify(*asked, authorization, tenant)
+            self._access.authorise(arrival.caller, *asked, tenant)
             if scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
                 arrival.body = await self._read_body(scope, receive)
                 await self._until_disconnect(scope, receive, send)
@@ -136,12 +140,18 @@ class Edge:
         if not {".", ".."}.isdisjoint(scope["path"].split("/")):
             raise RouteNotFound(f"no route {scope['method']} {scope['path']}")
 
+        arrival: Arrival = scope["manylora"]
+        kept = [(name, value) for name, value in scope["headers"] if name.lower() != b"x-request-id"]
+        named = {**scope, "headers": [*kept, (b"x-request-id", arrival.request_id.encode("ascii"))]}
+
         async def confirmed(message: Scope) -> None:
-            if message["type"] == "http.response.start" and scope["method"] not in ("GET", "HEAD"):
-                await self._access.learn()
+            if message["type"] == "http.response.start":
+                if scope["method"] not in ("GET", "HEAD"):
+                    await self._access.learn()
+                message = {**message, "headers": _learned(arrival, message.get("headers", ()))}
             await send(message)
 
-        await self._control(scope, receive, confirmed)  # type: ignore[misc,operator]  # any callable
+        await self._control(named, receive, confirmed)  # type: ignore[misc,operator]  # any callable
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
         """A body that is too large is read on for a while, so that its sender sees the answer and not a broken pipe."""
@@ -216,10 +226,24 @@ class Edge:
             method=scope["method"],
             path=path,
             status=status,
-            tenant=arrival.tenant,
+            tenant=None if arrival.caller is NOBODY else arrival.tenant,
+            key=arrival.caller.key,
             total_ms=round(1e3 * duration_s, 1),
             **{name: value for name, value in arrival.noted.items() if name != "total_ms"},
         )
+
+
+def _learned(arrival: Arrival, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers of a control plane's reply without the one that says whose request it answers, which is noted."""
+    kept = []
+    for name, value in headers:
+        if name.lower() != CALLER_HEADER.encode("ascii"):
+            kept.append((name, value))
+            continue
+        tenant, _, key = value.decode("latin-1").partition("/")
+        if tenant != "-":
+            arrival.caller = Caller(tenant=TenantId(tenant), key=None if key == "-" else KeyId(key))
+    return kept
 
 
 async def _nothing_more() -> Scope:

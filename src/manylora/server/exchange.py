@@ -15,15 +15,13 @@ from manylora.dialects import body_of, dialect_of, headers_of, status_of, stream
 from manylora.errors import EngineFault, ManyloraError
 from manylora.ids import TenantId
 from manylora.server import sse
-from manylora.server.access import Caller
+from manylora.server.access import NOBODY, Caller
 from manylora.server.fields import Fields, decode_object
-from manylora.tenancy import DEFAULT_TENANT
 
 STREAM_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
 CLIENT_CLOSED_REQUEST = 499
 
 _encode = msgspec.json.Encoder().encode
-NOBODY = Caller(tenant=DEFAULT_TENANT)
 _VISIBLE = re.compile(r"[!-~]{1,128}")
 
 # ASGI's own types are dictionaries of anything.

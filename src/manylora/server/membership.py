@@ -120,6 +120,8 @@ class Membership:
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
+        await self.directory.report_acts()
+        await self.directory.report_uses(at_once=True)
         await self.meter.stop(self.client)
         await self.client.close()
         await self._close()
