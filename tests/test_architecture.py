@@ -36,6 +36,7 @@ LAYERS = {
         "charging",
         "sharing",
         "costs",
+        "money",
         "clock",
         "telemetry",
         "resources",
