@@ -37,6 +37,7 @@ LAYERS = {
         "sharing",
         "scopes",
         "costs",
+        "money",
         "clock",
         "telemetry",
         "resources",

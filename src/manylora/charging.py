@@ -1,6 +1,6 @@
 """What of a request's tokens is paid for. `docs/metering.md` has the table that this computes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 FAULTS = frozenset(
@@ -13,7 +13,13 @@ CUTS = frozenset({"abort", "disconnect"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceUse:
-    """One sequence's end. committed: tokens that the engine counted; delivered: those that reached the edge."""
+    """One sequence's end.
+
+    computed_tokens  prompt positions that were computed or found in the cache, as in `usage.Counts`
+    committed        tokens that the engine counted
+    delivered        those that reached the edge
+    is_callers       the engine refused it for what the caller had asked: no fault of the server's
+    """
 
     prompt: int
     prompt_tokens: int
@@ -21,37 +27,61 @@ class SequenceUse:
     committed: int
     delivered: int
     reason: str
+    computed_tokens: int = 0
+    is_callers: bool = False
+
+    @property
+    def is_fault(self) -> bool:
+        return self.reason in FAULTS and not self.is_callers
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its whole prompt was computed for a token, or an end, that counts."""
+        return self.delivered > 0 or self.reason not in FAULTS | CUTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Charge:
-    """Tokens used and tokens charged, of all sequences. A prompt counts once however many sequences share it."""
+    """Tokens used and tokens charged, of all sequences. A prompt counts once however many sequences share it.
+
+    charged_cached_tokens  those of `charged_prompt_tokens` that cost the price of cached ones
+    """
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
     charged_prompt_tokens: int
     charged_completion_tokens: int
+    charged_cached_tokens: int = 0
 
 
 def charge_of(sequences: Sequence[SequenceUse], *, is_streamed: bool) -> Charge:
     """Count and charge the sequences of one HTTP request; `prompt` numbers the prompts they continue.
 
-    Committed tokens are always counted. Charged are those that reached the edge, with the prompts, but nothing where
-    a fault or the caller's leaving came before the first token, or a fault took away a reply that was not streamed.
+    Committed tokens are always counted. Charged are those that reached the edge, with their prompts; of a prompt
+    without any, the positions that were computed before the caller left. A fault of the server's before the first
+    token, or on a reply that was not streamed, makes the request free.
     """
-    firsts: dict[int, SequenceUse] = {}
+    prompts: dict[int, list[SequenceUse]] = {}
     for sequence in sequences:
-        firsts.setdefault(sequence.prompt, sequence)
-    prompt_tokens = sum(first.prompt_tokens for first in firsts.values())
+        prompts.setdefault(sequence.prompt, []).append(sequence)
     delivered = sum(sequence.delivered for sequence in sequences)
-    reasons = {sequence.reason for sequence in sequences}
-    is_faulty = bool(reasons & FAULTS)
-    is_free = (is_faulty and not is_streamed) or (bool(reasons & (FAULTS | CUTS)) and not delivered)
+    is_faulty = any(sequence.is_fault for sequence in sequences)
+    is_free = is_faulty and not (is_streamed and delivered)
+    charged = [(uses[0], 0 if is_free else _charged_of(uses, is_faulty=is_faulty)) for uses in prompts.values()]
     return Charge(
-        prompt_tokens=prompt_tokens,
-        cached_tokens=sum(first.cached_tokens for first in firsts.values()),
+        prompt_tokens=sum(first.prompt_tokens for first, _ in charged),
+        cached_tokens=sum(first.cached_tokens for first, _ in charged),
         completion_tokens=sum(sequence.committed for sequence in sequences),
-        charged_prompt_tokens=0 if is_free else prompt_tokens,
+        charged_prompt_tokens=sum(tokens for _, tokens in charged),
         charged_completion_tokens=0 if is_free else delivered,
+        charged_cached_tokens=sum(min(first.cached_tokens, tokens) for first, tokens in charged),
+    )
+
+
+def _charged_of(uses: Iterable[SequenceUse], *, is_faulty: bool) -> int:
+    """Positions of one prompt that are paid for: once, however many of its sequences computed them."""
+    return max(
+        use.prompt_tokens if use.is_whole else 0 if is_faulty else min(use.computed_tokens, use.prompt_tokens)
+        for use in uses
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from fractions import Fraction
 
-from manylora.tenancy import NANO
+from manylora import money
 
 DAYS_PER_MONTH = 30
 SECONDS_PER_DAY = 86_400
@@ -102,10 +102,7 @@ def capacity(load: Load, hardware: Hardware, requests_per_s: Fraction) -> Capaci
 
 def dollars(nanousd: Fraction | int, decimals: int = 2) -> str:
     """Nano-dollars as dollars, rounded half to even: `$1,234.50`."""
-    unit = Fraction(NANO, 10**decimals)
-    rounded = round(Fraction(nanousd) / unit)
-    whole, rest = divmod(abs(rounded), 10**decimals)
-    return f"{'-' if rounded < 0 else ''}${whole:,}.{rest:0{decimals}d}"
+    return money.dollars(money.rounded(nanousd, decimals), least_decimals=decimals)
 
 
 def _ceiling(value: Fraction) -> int:

@@ -87,6 +87,7 @@ _OPERATOR: dict[str, Scopes] = {
 _CUSTOMER: dict[str, Scopes] = {
     "GET /health": KEYLESS,
     "POST /v1/signup": KEYLESS,
+    "GET /v1/prices": KEYLESS,
     "GET /v1/account": (READ,),
     "GET /v1/account/usage": (READ,),
     "GET /v1/account/ledger": (READ,),

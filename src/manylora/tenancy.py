@@ -12,13 +12,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from manylora.ids import KeyId, TenantId
+from manylora.money import cost_nanousd
 from manylora.usage import UsageRecord
 
 DEFAULT_TENANT = TenantId("default")
 """Whose work it is while nobody is asked for a key."""
-
-NANO = 1_000_000_000
-"""Nano-dollars in a dollar."""
 
 KEY_ID_LENGTH = 8
 SECRET_BYTES = 32
@@ -113,13 +111,34 @@ class KeyFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriceFacts:
-    """One version of a base model's price, from `effective_ms` until the next version's. A fine-tune costs its base."""
+    """One version of a base model's price, from `effective_ms` until the next version's. A fine-tune costs its base.
+
+    cached_input_nanousd  of a prompt token that came from the prefix cache; None: a control plane of an older version
+                          tells none, and it costs what any prompt token costs
+    """
 
     base: str
     version: int
     effective_ms: int
     input_nanousd: int
     output_nanousd: int
+    cached_input_nanousd: int | None = None
+
+    @property
+    def cached_nanousd(self) -> int:
+        """Nano-dollars of a cached prompt token."""
+        return self.input_nanousd if self.cached_input_nanousd is None else self.cached_input_nanousd
+
+    def cost_nanousd(self, *, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> int:
+        """Nano-dollars of charged tokens; `cached_tokens` are a part of `prompt_tokens`."""
+        return cost_nanousd(
+            prompt_tokens=prompt_tokens,
+            cached_tokens=cached_tokens,
+            completion_tokens=completion_tokens,
+            input_nanousd=self.input_nanousd,
+            cached_input_nanousd=self.cached_nanousd,
+            output_nanousd=self.output_nanousd,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

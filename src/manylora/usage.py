@@ -15,11 +15,14 @@ class Counts:
     prompt_tokens      prompt positions, counted once however often they were recomputed
     cached_tokens      those of the prompt whose keys and values came from the prefix cache at admission
     completion_tokens  tokens committed by the engine, end-of-sequence included
+    computed_tokens    prompt positions that had keys and values at any moment, cached ones included: all of them where
+                       a token was committed, fewer where the request ended before
     """
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    computed_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -44,6 +47,8 @@ class UsageRecord:
     Counts are of all sequences (`n`, `best_of` losers); a prompt is counted once however many sequences share it.
     prompt_tokens, cached_tokens, completion_tokens       what the engine committed: always recorded
     charged_prompt_tokens, charged_completion_tokens      what is paid for: see docs/metering.md
+    charged_cached_tokens                                 those of charged_prompt_tokens that cost the cached price;
+                                                          None: an edge of an older version tells none
 
     finish_reason   of the sequence that ended worst: `stop`, `length`, `disconnect`, `abort`, `edge_lost`,
                     `engine_failure` and so on
@@ -74,3 +79,10 @@ class UsageRecord:
     load_ms: float | None = None
     first_token_ms: float | None = None
     total_ms: float | None = None
+    charged_cached_tokens: int | None = None
+
+    @property
+    def cached_charge(self) -> int:
+        """Charged prompt tokens that cost the cached price; of an older edge, by its count of cached ones."""
+        cached = self.cached_tokens if self.charged_cached_tokens is None else self.charged_cached_tokens
+        return max(0, min(cached, self.charged_prompt_tokens))

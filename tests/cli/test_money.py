@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import msgspec
@@ -35,8 +36,19 @@ def test_prices_are_listed_and_set(run: Run) -> None:
     assert listed.exit_code == 0, listed.output
     assert "Mistral-7b-instruct" in listed.stdout
     assert "$0.0002" in listed.stdout
-    made = run("prices", "set", "mine", "--input", "0.0005", "--output", "$0.001", "--json")
-    assert json.loads(made.stdout)["input_nanousd"] == 500
+    words = ("prices", "set", "mine", "--input", "0.0005", "--cached", "0.0001", "--output", "$0.001")
+    refused = run(*words)
+    assert refused.exit_code == 1
+    assert "the nearest served one is `SmolLM2-135M-Instruct`" in refused.stderr
+    assert "--force" in refused.stderr
+    made = json.loads(run(*words, "--force", "--json").stdout)
+    assert (made["input_nanousd"], made["cached_input_nanousd"], made["is_in_force"]) == (500, 100, True)
+    later = run("prices", "set", "mine", "--input", "0.0006", "--output", "0", "--after-s", "3600")
+    assert later.exit_code == 0, later.output
+    rows = [line.split() for line in run("prices", "ls", "--base", "mine").stdout.splitlines()]
+    assert [(row[1], row[3], row[5]) for row in rows[1:]] == [("1", "yes", "$0.0001"), ("2", "-", "$0.0006")]
+    own = run("prices", "ls", "--own")
+    assert [line.split()[0] for line in own.stdout.splitlines()[1:]] == ["SmolLM2-135M-Instruct"]
     assert "at most six decimals" in run("prices", "set", "mine", "--input", "0.0000001", "--output", "0").stderr
 
 
@@ -62,6 +74,19 @@ def test_usage_is_a_table(run: Run) -> None:
     assert "`by` must be of" in run("usage", "--by", "mood").stderr
 
 
+def test_the_usage_table_shows_what_is_charged_and_at_which_price(run: Run, plane: ControlProcess) -> None:
+    headers = {"authorization": f"Bearer {EDGE_TOKEN}"}
+    used: dict[str, Any] = {"tenant": "charged", "opened_ms": 1_700_000_000_000}
+    records = [record(11, **used), record(12, **used, charged_prompt_tokens=40, charged_completion_tokens=0)]
+    content = msgspec.json.encode({"records": records})
+    httpx2.post(f"{plane.url}/internal/usage", content=content, headers=headers).raise_for_status()
+    shown = run("usage", "--by", "tenant,base,price", "--tenant", "charged")
+    head, line = (text.split() for text in shown.stdout.splitlines())
+    assert head[:3] == ["tenant", "base", "price"]
+    counts = ["2", "200", "140", "0", "0", "20", "10"]
+    assert line == ["charged", "Mistral-7b-instruct", "1", *counts, "$0.0002", "$0.0002", "$0.0002", "$0.00003"]
+
+
 def test_usage_is_of_any_period(run: Run) -> None:
     reply = run("usage", "--from", "2023-10-31", "--to", "2023-11", "--json")
     assert reply.exit_code == 0, reply.output
@@ -79,13 +104,15 @@ def test_a_row_is_corrected_with_a_reason(run: Run, plane: ControlProcess) -> No
     made = run(*words, "--reason", "charged twice")
     assert made.exit_code == 0, made.output
     assert made.stdout.split()[:6] == ["id", "ticket-17", "corrects", "usage-1", "reason", "charged"]
-    assert "there is a row" in run(*words, "--reason", "again").stderr
+    again = run(*words, "--reason", "charged twice")
+    assert (again.exit_code, again.stdout) == (0, made.stdout)
+    assert "another correction, whose `reason` is 'charged twice'" in run(*words, "--reason", "again").stderr
     listed = run("ledger", "ls", "--tenant", "corrected")
     assert "-$0.00002" in listed.stdout
     assert "charged twice" in listed.stdout
     assert "2023-11-14T22:13:20+00:00" in listed.stdout
     first = run("ledger", "ls", "--tenant", "corrected", "--limit", "1")
     assert "there are more: --before" in first.stderr
-    rest = run("ledger", "ls", "--before", first.stderr.split()[-1], "--json")
+    rest = run("ledger", "ls", "--tenant", "corrected", "--before", first.stderr.split()[-1], "--json")
     assert [row["id"] for row in json.loads(rest.stdout)["rows"]] == ["usage-1"]
     assert json.loads(run("ledger", "ls", "--own", "--json").stdout)["rows"] == []

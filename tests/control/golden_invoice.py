@@ -1,19 +1,28 @@
 """One invoice that has everything an invoice can have; run as a module, it writes the files it is compared with.
 
-Its bytes are a promise to customers: a change of them is a change of every invoice that was ever sent.
+Its bytes are a promise to customers: a change of them is a change of every invoice that was ever sent. The files of
+months that were over before lines became exact are never written again: no code makes such months any more.
 """
 
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import URL, create_engine, text
+
 from manylora.control.database import database_url, migrate
 from manylora.control.invoice_forms import FORMATS
+from manylora.control.invoices import InvoiceRule
 from manylora.control.ledger import correct, insert_records
 from tests.control.plane import Plane, in_plane, record
 
 GOLDEN = Path(__file__).parent / "golden"
-FILES = {form: GOLDEN / f"invoice.{'txt' if form == 'text' else form}" for form in FORMATS}
+FILES = {
+    rule: {form: folder / f"invoice.{'txt' if form == 'text' else form}" for form in FORMATS}
+    for rule, folder in ((InvoiceRule.ROUNDED_LINES, GOLDEN), (InvoiceRule.EXACT_LINES, GOLDEN / "exact"))
+}
+BEFORE_EXACT_LINES = "0002"
+"""The last revision of a database whose invoices all have rounded lines."""
 SETTINGS = {"control.free_bases": ["house-model"]}
 MONTH = "2023-12"
 DAY_S = 86_400.0
@@ -21,8 +30,26 @@ PRICED, FREE, UNPRICED, ZERO = "Mistral-7b-instruct", "house-model", "unpriced",
 FORMULA, MARKUP = '=HYPERLINK("http://x.example","a, b")', "<script>alert('x')</script> & \x1b[31m"
 
 
-async def golden_invoice(plane: Plane) -> dict[str, bytes]:
-    """The invoice of a month, made of rows of it and of the month before; each form's bytes by its name."""
+def begin_before_exact_lines(url: URL) -> None:
+    """Give a database without tables those of then, with a tenant, and then today's."""
+    migrate(url, BEFORE_EXACT_LINES)
+    engine = create_engine(url.set(drivername="sqlite") if "sqlite" in url.drivername else url)
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO tenants (id, number, uuid, name, plan, state, weight, created_ms, revision) "
+                "VALUES ('first', 99, 'u-1', 'First', 'standard', 'active', 1, 1, 1)"
+            )
+        )
+    engine.dispose()
+    migrate(url)
+
+
+async def golden_invoice(plane: Plane, rule: InvoiceRule) -> dict[str, bytes]:
+    """The invoice of a month, made of rows of it and of the month before; each form's bytes by its name.
+
+    Only months of exact lines have prices of cached prompt tokens.
+    """
     await plane.call("POST", "/admin/tenants", {"id": "acme", "name": 'Müller & Söhne <b>"GmbH"</b>, 东京'})
     await plane.call("POST", "/admin/tenants", {"id": "beta", "name": "Beta"})
     await insert_records(plane.control, [_used(plane, 0, 3_000_000)])
@@ -44,9 +71,12 @@ async def golden_invoice(plane: Plane) -> dict[str, bytes]:
     ]
     await insert_records(plane.control, before)
     price = {"base": PRICED, "input_nanousd": 150, "output_nanousd": 450, "effective_in_s": 5 * DAY_S}
+    has_cached = rule is InvoiceRule.EXACT_LINES
+    price |= {"cached_input_nanousd": 15} if has_cached else {}
     assert (await plane.call("POST", "/admin/prices", price)).status_code == 201
     plane.clock.advance(6 * DAY_S)
-    await insert_records(plane.control, [_used(plane, number, 2_000_000) for number in (12, 13)])
+    cached = {"cached_tokens": 500_001, "charged_cached_tokens": 500_001} if has_cached else {}
+    await insert_records(plane.control, [_used(plane, number, 2_000_000, **cached) for number in (12, 13)])
 
     await _take_back(plane, "usage-0", 1_000_000, 'charged twice, see "ticket 17"')
     await _take_back(plane, "usage-2", 1_000_000, "=1+1\n<i>no formula, no markup</i>")
@@ -75,14 +105,16 @@ async def _take_back(plane: Plane, row: str, tokens: int, reason: str) -> None:
 
 
 def main() -> None:
+    rule = InvoiceRule.EXACT_LINES
+
     async def write(plane: Plane) -> None:
-        for form, content in (await golden_invoice(plane)).items():
-            FILES[form].write_bytes(content)
+        for form, content in (await golden_invoice(plane, rule)).items():
+            FILES[rule][form].write_bytes(content)
 
     with tempfile.TemporaryDirectory() as folder:
         url = database_url("", Path(folder))
         migrate(url)
-        GOLDEN.mkdir(exist_ok=True)
+        FILES[rule]["text"].parent.mkdir(exist_ok=True)
         in_plane(url, Path(folder), write, settings=SETTINGS)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -54,7 +55,8 @@ def test_a_correction_says_who_made_it_and_why(run: Callable[..., None]) -> None
         made = await plane.call("POST", "/admin/corrections", asked)
         operator = plane.admin_key.split("_")[1]
         assert made.json() == {"id": "fix-1", "corrects": "usage-1", "reason": "charged twice", "author": operator}
-        assert (await plane.call("POST", "/admin/corrections", asked)).status_code == 409
+        again = await plane.call("POST", "/admin/corrections", asked)
+        assert (again.status_code, again.json()) == (201, made.json())
 
         row = (await plane.call("GET", "/admin/ledger")).json()["rows"][0]
         assert (row["reason"], row["author"], row["finish_reason"]) == ("charged twice", operator, "correction")
@@ -104,11 +106,77 @@ def test_one_id_corrects_once_however_many_come_at_once(run: Callable[..., None]
         await insert_records(plane.control, [record(each, opened_ms=plane.control.now_ms()) for each in range(4)])
         tries = (take_back(plane, f"usage-{each % 4}", "fix-1") for each in range(8))
         ends = await asyncio.gather(*tries, return_exceptions=True)
-        assert sorted(type(end).__name__ for end in ends) == ["NameTaken"] * 7 + ["NoneType"]
+        assert sorted(type(end).__name__ for end in ends) == ["NameTaken"] * 6 + ["NoneType"] * 2
         with pytest.raises(NameTaken):
             await take_back(plane, "usage-0", "usage-1")
         async with plane.control.database.read() as connection:
             assert (await balance_of(connection, "acme", plane.control.now_ms())).charged_nanousd == 3 * COST
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"prompt_tokens": -99}, "prompt_tokens"),
+        ({"completion_tokens": -1}, "completion_tokens"),
+        ({"cached_tokens": -1}, "cached_tokens"),
+        ({"reason": "another"}, "reason"),
+        ({"corrects": "usage-2"}, "corrects"),
+        ({"corrects": "nothing"}, "corrects"),
+    ],
+)
+def test_the_id_of_a_correction_that_says_otherwise_is_taken(
+    run: Callable[..., None], change: dict[str, Any], named: str
+) -> None:
+    async def scenario(plane: Plane) -> None:
+        key = await plane.new_tenant("acme")
+        await insert_records(plane.control, [record(each, opened_ms=plane.control.now_ms()) for each in (1, 2)])
+        asked = {"id": "fix-1", "corrects": "usage-1", "prompt_tokens": -100, "reason": "twice"}
+        assert (await plane.call("POST", "/admin/corrections", asked)).status_code == 201
+        refused = await plane.call("POST", "/admin/corrections", asked | change)
+        assert refused.status_code == 409
+        assert f"whose `{named}` is" in refused.json()["error"]
+        taken = await plane.call("POST", "/admin/corrections", asked | {"id": "usage-2"})
+        assert (taken.status_code, "a request's row" in taken.json()["error"]) == (409, True)
+        assert len((await plane.call("GET", "/v1/account/ledger", key=key)).json()["rows"]) == 3
+
+    run(scenario)
+
+
+def test_cached_tokens_are_given_back_at_their_own_price(run: Callable[..., None]) -> None:
+    """Without a word of them a correction gives back what cost most; a repeated one is the same either way."""
+
+    async def scenario(plane: Plane) -> None:
+        key = await plane.new_tenant("acme")
+        price = {"base": "mine", "input_nanousd": 10, "cached_input_nanousd": 1, "output_nanousd": 30, "force": True}
+        assert (await plane.call("POST", "/admin/prices", price)).status_code == 201
+        cached: dict[str, Any] = {"base": "mine", "cached_tokens": 70, "charged_cached_tokens": 70}
+        await insert_records(plane.control, [record(1, opened_ms=plane.control.now_ms(), **cached)])
+
+        async def give_back(number: int, **counts: int) -> httpx2.Response:
+            asked = {"id": f"fix-{number}", "corrects": "usage-1", "reason": "twice", **counts}
+            return await plane.call("POST", "/admin/corrections", asked)
+
+        for _ in range(2):
+            assert (await give_back(1, prompt_tokens=-20)).status_code == 201
+            assert (await give_back(2, prompt_tokens=-15)).status_code == 201
+            assert (await give_back(3, prompt_tokens=-5, cached_tokens=-5)).status_code == 201
+        too_many = await give_back(4, prompt_tokens=-60, cached_tokens=-61)
+        assert "`cached_tokens` may give back at most the 60 tokens" in too_many.json()["error"]
+        not_cached = await give_back(4, prompt_tokens=-1, cached_tokens=0)
+        assert "at most the 0 tokens that are charged and not cached" in not_cached.json()["error"]
+        assert (await give_back(4, prompt_tokens=-60, completion_tokens=-10)).status_code == 201
+        rows = (await plane.call("GET", "/v1/account/ledger", key=key)).json()["rows"]
+        costs = {row["id"]: (row["charged_cached_tokens"], row["cost_nanousd"]) for row in rows}
+        assert costs == {
+            "usage-1": (70, 30 * 10 + 70 + 300),
+            "fix-1": (0, -200),
+            "fix-2": (-5, -10 * 10 - 5),
+            "fix-3": (-5, -5),
+            "fix-4": (-60, -60 - 300),
+        }
+        assert sum(cost for _, cost in costs.values()) == 0
 
     run(scenario)
 

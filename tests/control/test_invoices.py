@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from sqlalchemy import URL
 
 from manylora.control.invoice_forms import FORMATS, render, usd
-from manylora.control.invoices import CENT, Invoice, InvoiceRow, make_invoice, round_half_even
+from manylora.control.invoices import CENT, Invoice, InvoiceRow, InvoiceRule, make_invoice, round_half_even
 from manylora.control.ledger import insert_records
 from manylora.control.months import bounds_of, month_of, parse_month, text_of
 from manylora.errors import InvalidParameter
+from manylora.money import NANO
 from tests.control.plane import Plane, in_plane, record
 
 ROWS = st.builds(
@@ -38,8 +39,10 @@ ROWS = st.builds(
 )
 
 
-def invoice_of(*rows: InvoiceRow, tenant: str = "acme", name: str = "Acme") -> Invoice:
-    return make_invoice(tenant, name, 202611, rows, is_preliminary=False)
+def invoice_of(
+    *rows: InvoiceRow, tenant: str = "acme", name: str = "Acme", rule: InvoiceRule = InvoiceRule.EXACT_LINES
+) -> Invoice:
+    return make_invoice(tenant, name, 202611, rows, is_preliminary=False, rule=rule)
 
 
 def row(**changes: Any) -> InvoiceRow:
@@ -64,14 +67,17 @@ def correction(**changes: Any) -> InvoiceRow:
     return row(**({"corrects_month": 202610, "reason": "charged twice"} | changes))
 
 
-@given(st.lists(ROWS, max_size=20), st.randoms(use_true_random=False))
-def test_an_invoice_is_a_pure_function(rows: list[InvoiceRow], source: random.Random) -> None:
+RULES = st.sampled_from(InvoiceRule)
+
+
+@given(st.lists(ROWS, max_size=20), st.randoms(use_true_random=False), RULES)
+def test_an_invoice_is_a_pure_function(rows: list[InvoiceRow], source: random.Random, rule: InvoiceRule) -> None:
     """Whatever order rows come in, the bytes are the same; and nothing is lost on the way to the lines."""
-    invoice = invoice_of(*rows)
+    invoice = invoice_of(*rows, rule=rule)
     shuffled = list(rows)
     source.shuffle(shuffled)
     for form in FORMATS:
-        assert render(invoice, form) == render(invoice_of(*shuffled), form)
+        assert render(invoice, form) == render(invoice_of(*shuffled, rule=rule), form)
     assert invoice.nanousd == sum(each.cost_nanousd for each in rows)
     assert sum(line.prompt_tokens for line in invoice.lines) == sum(each.prompt_tokens for each in rows)
     assert sum(line.requests for line in invoice.lines) == sum(each.requests for each in rows)
@@ -82,11 +88,75 @@ def test_amounts_are_rounded_once_half_to_even(nanousd: int) -> None:
     assert round_half_even(nanousd, CENT) == round(Fraction(nanousd, CENT))
 
 
-def test_the_printed_lines_add_up_to_the_printed_total() -> None:
-    lines = [row(adapter=f"a/{number}", cost_nanousd=5_000_000 + number) for number in range(3)]
+def cost_of(counts: tuple[int, int, int], prices: tuple[int, int, int]) -> int:
+    """Of prompt tokens, of those cached, and of completion tokens."""
+    prompt, cached, completion = counts
+    return (prompt - cached) * prices[0] + cached * prices[1] + completion * prices[2]
+
+
+PRICED_ROWS = st.builds(
+    lambda base, adapter, prices, counts, correction: row(
+        base=base,
+        adapter=adapter,
+        input_nanousd=prices[0],
+        cached_input_nanousd=prices[1],
+        output_nanousd=prices[2],
+        prompt_tokens=counts[0],
+        cached_tokens=counts[1],
+        completion_tokens=counts[2],
+        cost_nanousd=cost_of(counts, prices),
+        **correction,
+    ),
+    st.sampled_from(["Mistral-7b", "Llama"]),
+    st.sampled_from([None, *(f"triage/{number}" for number in range(9))]),
+    st.sampled_from([(0, 0, 0), (200, 200, 200), (200, 20, 333), (7, 0, 1)]),
+    st.tuples(*[st.integers(-(10**6), 10**9)] * 3),
+    st.sampled_from([{}, {}, {"corrects_month": 202610, "reason": "twice"}]),
+)
+
+
+@given(st.lists(PRICED_ROWS, max_size=30))
+def test_the_total_is_the_ledgers_sum_rounded_once(rows: list[InvoiceRow]) -> None:
+    """Within half a cent of it, however many lines there are; each line is its tokens times its prices, exactly."""
+    invoice = invoice_of(*rows)
+    body = json.loads(render(invoice, "json"))
+    exact = sum(each.cost_nanousd for each in rows)
+    assert 2 * abs(nano(body["total_usd"]) - exact) <= CENT
+    assert nano(body["total_usd"]) % CENT == 0
+    assert nano(body["exact_total_usd"]) == body["total_nanousd"] == exact
+    cells = list(csv.DictReader(io.StringIO(render(invoice, "csv").decode())))
+    for lines in (body["lines"], cells):
+        assert sum(nano(line["usd"]) for line in lines) == exact
+        for line in lines:
+            counts = [int(line[f"{name}_tokens"]) for name in ("prompt", "cached", "completion")]
+            prices = [nano(line[f"{name}_usd"]) for name in ("input", "cached_input", "output")]
+            assert nano(line["usd"]) == cost_of((counts[0], counts[1], counts[2]), (prices[0], prices[1], prices[2]))
+    for form in ("text", "html"):
+        page = render(invoice, form).decode()
+        assert body["exact_total_usd"] in page
+        assert all(line["usd"] in page for line in body["lines"])
+
+
+def nano(text: str) -> int:
+    """Dollars as they are shown, in nano-dollars."""
+    return int(Fraction(text) * NANO)
+
+
+@pytest.mark.parametrize("nanousd", [4_998_000, 5_004_000])
+def test_many_small_lines_come_to_their_sum(nanousd: int) -> None:
+    lines = [row(adapter=f"a/{number}", cost_nanousd=nanousd) for number in range(60)]
     body = json.loads(render(invoice_of(*lines), "json"))
+    assert body["total_usd"] == "0.30"
+    assert body["exact_total_usd"] == usd(60 * nanousd)
+    assert {line["usd"] for line in body["lines"]} == {usd(nanousd)}
+
+
+def test_by_the_older_rule_the_printed_lines_add_up_to_the_printed_total() -> None:
+    lines = [row(adapter=f"a/{number}", cost_nanousd=5_000_000 + number) for number in range(3)]
+    body = json.loads(render(invoice_of(*lines, rule=InvoiceRule.ROUNDED_LINES), "json"))
     assert [line["usd"] for line in body["lines"]] == ["0.00", "0.01", "0.01"]
     assert (body["total_usd"], body["total_nanousd"]) == ("0.02", 15_000_003)
+    assert "exact_total_usd" not in body
 
 
 TEXT = """Invoice of 2026-11 for Acme (acme)
@@ -101,12 +171,13 @@ Mistral-7b-instruct (correction of 2026-10)  acme/triage/2          0    -100   
 
 
 def test_the_text_is_laid_out_in_columns() -> None:
-    invoice = invoice_of(
+    rows = (
         row(adapter=None, adapter_owner=None),
         row(cost_nanousd=22 * 10**9),
         row(cost_nanousd=22 * 10**9),
         correction(requests=0, prompt_tokens=-100, completion_tokens=0, cost_nanousd=-(10**9)),
     )
+    invoice = invoice_of(*rows, rule=InvoiceRule.ROUNDED_LINES)
     lines = render(invoice, "text").decode().splitlines()
     assert [line.split() for line in lines[:-1]] == [line.split() for line in TEXT.splitlines()]
     assert lines[-1].split() == ["total", "$43.00"]
@@ -127,7 +198,7 @@ def test_names_are_text_in_every_form(name: str) -> None:
         assert shown[field] == name
     text = render(invoice, "text").decode()
     assert "\x1b" not in text
-    assert len(text.splitlines()) == 7
+    assert len(text.splitlines()) == 10
 
 
 def test_a_csv_reads_back() -> None:
@@ -238,7 +309,7 @@ def test_what_cannot_be_asked_is_named(run: Callable[..., None], path: str, name
 
 def test_prices_are_set_in_versions(run: Callable[..., None]) -> None:
     async def scenario(plane: Plane) -> None:
-        body = {"base": "mine", "input_nanousd": 500, "output_nanousd": 700}
+        body = {"base": "mine", "input_nanousd": 500, "output_nanousd": 700, "force": True}
         assert (await plane.call("POST", "/admin/prices", body)).json()["version"] == 1
         plane.clock.advance(1)
         later = await plane.call("POST", "/admin/prices", body | {"effective_in_s": 60, "input_nanousd": 1})

@@ -305,24 +305,34 @@ def test_a_correction_is_a_row_more(run: Callable[..., None]) -> None:
         await plane.new_tenant("acme")
         await insert_records(plane.control, [record(1, opened_ms=plane.control.now_ms())])
 
-        async def take_back(record_id: str = "usage-1") -> None:
+        async def take_back(record_id: str = "usage-1", reason: str = "it came twice") -> None:
             await correct(
                 plane.control,
                 record_id,
                 correction_id="fix-1",
                 prompt_tokens=-100,
                 completion_tokens=-10,
-                reason="it came twice",
+                reason=reason,
                 author="admin",
             )
 
         await take_back()
         assert await rows_of(plane) == [("fix-1", -COST, 1), ("usage-1", COST, 1)]
         assert await spent(plane) == 0
+        await take_back()
+        assert await spent(plane) == 0
         with pytest.raises(NameTaken):
-            await take_back()
-        with pytest.raises(ResourceNotFound):
-            await take_back("usage-2")
+            await take_back(reason="it came late")
+        with pytest.raises(ResourceNotFound, match="usage-2"):
+            await correct(
+                plane.control,
+                "usage-2",
+                correction_id="fix-2",
+                prompt_tokens=0,
+                completion_tokens=0,
+                reason="x",
+                author="admin",
+            )
 
     run(scenario)
 

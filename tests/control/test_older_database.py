@@ -7,9 +7,12 @@ from sqlalchemy import URL, create_engine, text
 
 from manylora.config import load_config
 from manylora.control.control import open_control
-from manylora.control.database import migrate
+from manylora.control.database import Database, migrate
 from manylora.control.first_start import ensure_first_start
+from manylora.control.invoices import rule_of
 from manylora.control.keys import list_keys
+from manylora.control.months import month_of
+from manylora.control.prices import price_versions
 from manylora.control.snapshot import take_snapshot
 from manylora.ids import KeyId
 from manylora.tenancy import Limits, Scope
@@ -51,6 +54,8 @@ ROWS = (
         f"NULL, NULL, NULL, NULL, NULL, NULL, {created_ms}, {expires_ms}, {revoked_ms}, 2)"
         for key_id, tenant, name, scopes, limit, created_ms, expires_ms, revoked_ms in OLDER_KEYS
     ),
+    "INSERT INTO prices (base, version, effective_ms, input_nanousd, output_nanousd, revision) "
+    "VALUES ('older', 1, 0, 7, 9, 3)",
     "INSERT INTO credits (id, tenant, nanousd, reason, created_ms) VALUES ('c-1', 'acme', 25, 'sign-up', 1)",
     "INSERT INTO ledger (id, tenant, key, request_id, edge, base, opened_ms, prompt_tokens, cached_tokens, "
     "completion_tokens, charged_prompt_tokens, charged_completion_tokens, num_sequences, finish_reason, "
@@ -108,10 +113,30 @@ def test_rows_of_the_first_version_are_there_after_every_migration(empty_url: UR
                     ("u-2", 1764547200000, 1764547200000, 202512, "no reason was asked for"),
                 ]
                 rows = await connection.exec_driver_sql(
+                    "SELECT id, charged_cached_tokens, cached_input_nanousd, cost_nanousd FROM ledger ORDER BY id"
+                )
+                assert [tuple(row) for row in rows] == [("u-1", 0, None, 1000), ("u-2", 0, None, -400)]
+                (price,) = await price_versions(connection, "older")
+                assert (price.input_nanousd, price.cached_nanousd, price.output_nanousd) == (7, 7, 9)
+                months = (197001, 202512, month_of(control.now_ms()))
+                assert [await rule_of(connection, month) for month in months] == [1, 1, 2]
+                rows = await connection.exec_driver_sql(
                     "SELECT key, edge, month, cost_nanousd FROM spending ORDER BY 3"
                 )
                 assert [tuple(row) for row in rows] == [("AAAAAAAA", "e-1", 197001, 1000), ("", "", 202512, -400)]
         finally:
             await control.database.close()
+
+    asyncio.run(check())
+
+
+def test_a_new_database_has_exact_lines_in_every_month(url: URL, tmp_path: Path) -> None:
+    async def check() -> None:
+        database = Database(url)
+        try:
+            async with database.read() as connection:
+                assert [await rule_of(connection, month) for month in (197001, 202611, 900012)] == [2, 2, 2]
+        finally:
+            await database.close()
 
     asyncio.run(check())

@@ -133,6 +133,31 @@ def test_an_abort_frees_everything_in_every_state() -> None:
         assert world.finished[request].reason == FinishReason.DISCONNECT
 
 
+def test_an_abort_counts_the_prompt_positions_computed_until_then() -> None:
+    seen = []
+    for steps in range(5):
+        world = World(max_rows=4)
+        request = world.submit(range(12), budget=50)
+        for _ in range(steps):
+            world.step()
+        world.abort(request)
+        world.run(max_steps=1)
+        counts = world.finished[request].counts
+        seen.append((counts.computed_tokens, counts.completion_tokens))
+    assert seen == [(0, 0), (4, 0), (8, 0), (12, 1), (12, 2)]
+
+
+def test_a_prompt_computed_again_after_a_preemption_counts_once() -> None:
+    world = World(num_blocks=8, block_size=4, max_rows=32, prefix_cache=False)
+    older, newer = world.submit(range(10), budget=20), world.submit(range(20, 30), budget=20)
+    while not world.engine.stats().preemptions:
+        world.step()
+    world.abort(newer)
+    world.run()
+    assert world.finished[newer].counts.computed_tokens == 10
+    assert world.finished[older].counts.computed_tokens == 10
+
+
 def test_shutdown_ends_what_is_under_way_with_a_retryable_error() -> None:
     world = World()
     running = world.submit([1], budget=50)

@@ -135,6 +135,23 @@ def test_every_request_finishes_once(world: World, load: list[Arrival]) -> None:
 
 
 @given(worlds, loads)
+def test_computed_positions_are_counted_once(world: World, load: list[Arrival]) -> None:
+    """What the runner was given of each prompt, however often after preemptions and whenever its caller left."""
+    asked = play(world, load)
+    reached = dict.fromkeys(asked, 0)
+    for plan in world.runner.plans:
+        for chunk in plan.chunks:
+            stop = min(chunk.stop, len(asked[chunk.request_id].prompt))
+            reached[chunk.request_id] = max(reached[chunk.request_id], stop)
+    for request_id, end in world.finished.items():
+        counts = end.counts
+        assert counts.computed_tokens == reached[request_id]
+        assert counts.cached_tokens <= counts.computed_tokens <= counts.prompt_tokens
+        if counts.completion_tokens:
+            assert counts.computed_tokens == counts.prompt_tokens
+
+
+@given(worlds, loads)
 def test_a_mixed_batch_equals_each_request_alone(world: World, load: list[Arrival]) -> None:
     asked = play(world, load)
     for request_id, arrival in asked.items():

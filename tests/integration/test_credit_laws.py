@@ -24,7 +24,8 @@ from manylora.tenancy import PriceFacts
 from manylora.usage import UsageRecord
 from tests.control.plane import EDGE_TOKEN, Plane, record, standing_plane
 
-PRICE = PriceFacts(base="cheap", version=1, effective_ms=0, input_nanousd=1, output_nanousd=2)
+PRICE = PriceFacts(base="cheap", version=1, effective_ms=0, input_nanousd=1, output_nanousd=2, cached_input_nanousd=0)
+"""Half of each prompt is cached, which no edge can know before the request's end."""
 LEASE_NANOUSD = 50
 LEASE_S = 6
 """Time passes in whole seconds, so that a half and a whole lease are hit exactly."""
@@ -102,6 +103,7 @@ class Sale:
             opened_ms=int(1000 * self.held_s),
             charged_prompt_tokens=prompt_tokens,
             charged_completion_tokens=completion_tokens,
+            charged_cached_tokens=prompt_tokens // 2,
         )
 
 
@@ -189,8 +191,8 @@ class Market:
     def end(self, sale: Sale, is_prompt_charged: bool, completion_tokens: int) -> None:
         prompt, completion = is_prompt_charged * sale.prompt_tokens, min(completion_tokens, sale.budget_tokens)
         sale.charged = (prompt, completion)
-        sale.nanousd = prompt * PRICE.input_nanousd + completion * PRICE.output_nanousd
-        sale.hold.settle(prompt, completion)
+        sale.nanousd = (prompt - prompt // 2) * PRICE.input_nanousd + completion * PRICE.output_nanousd
+        sale.hold.settle(prompt, completion, prompt // 2)
 
     # ── records, edges and time ──────────────────────────────────────────────────────────────────────────────────
 
@@ -289,6 +291,7 @@ async def client_of(plane: Plane) -> HttpControlClient:
             PRICE.base,
             input_nanousd=PRICE.input_nanousd,
             output_nanousd=PRICE.output_nanousd,
+            cached_input_nanousd=PRICE.cached_input_nanousd,
             effective_ms=now_ms,
             now_ms=now_ms,
         )

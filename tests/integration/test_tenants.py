@@ -25,7 +25,7 @@ from tests.serving import running_server
 from tests.tiny import ALL, make_adapter, make_base
 from tests.waiting import wait_for
 
-INPUT, OUTPUT = 3, 7  # nano-dollars a token
+INPUT, CACHED, OUTPUT = 3, 1, 7  # nano-dollars a token
 CREDIT = 10**9
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -77,7 +77,8 @@ class Shop:
 
 def cost_of(reply: httpx2.Response) -> int:
     usage = reply.json()["usage"]
-    return int(usage["prompt_tokens"] * INPUT + usage["completion_tokens"] * OUTPUT)
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    return int((usage["prompt_tokens"] - cached) * INPUT + cached * CACHED + usage["completion_tokens"] * OUTPUT)
 
 
 def opened(folder: Path) -> str:
@@ -93,6 +94,7 @@ def opened(folder: Path) -> str:
                 "base",
                 input_nanousd=INPUT,
                 output_nanousd=OUTPUT,
+                cached_input_nanousd=CACHED,
                 effective_ms=control.now_ms(),
                 now_ms=control.now_ms(),
             )
@@ -140,6 +142,21 @@ def test_a_tenant_uploads_queries_and_pays_the_price_of_the_base(shop: Shop) -> 
         assert (row["adapter_digest"] is None) == (told is None)
         assert row["total_us"] >= row["first_token_us"] > 0
     assert newest.headers["x-adapter-tier"] != "cpu", "it was met for the first time"
+
+
+def test_cached_prompt_tokens_cost_their_own_price_as_everybody_is_shown(shop: Shop) -> None:
+    key = shop.new_tenant("cached")
+    (price,) = shop.client.get("/v1/prices").json()["prices"]
+    assert (price["base"], price["is_in_force"]) == ("base", True)
+    assert [price[f"{name}_nanousd"] for name in ("input", "cached_input", "output")] == [INPUT, CACHED, OUTPUT]
+    body = {"model": "", "prompt": "the quick brown fox " * 9, "max_tokens": 3, "ignore_eos": True, "temperature": 0}
+    first, second = (shop.call("POST", "/v1/completions", body, key=key) for _ in range(2))
+    cached = second.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert 0 < cached < second.json()["usage"]["prompt_tokens"]
+    expected = cost_of(first) + cost_of(second)
+    wait_for(lambda: shop.charged(key) == expected)
+    (line,) = shop.call("GET", "/v1/account/usage", key=key).json()["usage"]
+    assert (line["cached_tokens"], line["charged_cached_tokens"], line["cost_nanousd"]) == (cached, cached, expected)
 
 
 def test_an_alias_moves_while_traffic_flows(shop: Shop) -> None:

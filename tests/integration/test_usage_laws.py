@@ -23,6 +23,7 @@ from manylora.clock import ManualClock
 from manylora.control.api import create_control_app
 from manylora.control.credit import balance_of
 from manylora.control.database import database_url, migrate
+from manylora.control.prices import set_price
 from manylora.control.tables import ledger
 from manylora.engine.events import Finished, FinishReason, StepEvents, TokenEvent
 from manylora.engine.request import Request, SamplingParams, StopParams
@@ -41,8 +42,9 @@ from manylora.usage import Counts, UsageRecord
 from tests.control.plane import EDGE_TOKEN, Plane, standing_plane
 from tests.server.crashing import crash
 
-BASE, NANOUSD = "Mistral-7b-instruct", 200
-FAULTS = {"engine_failure", "shutdown", "edge_lost"}
+BASE, INPUT, CACHED, OUTPUT = "law", 200, 30, 500
+"""A base model and the nano-dollars of its tokens."""
+FAULTS = {"engine_failure", "shutdown", "edge_lost", "incomplete"}
 ARRIVALS = st.lists(
     st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=3), st.booleans(), st.integers(0, 9)),
     min_size=1,
@@ -119,19 +121,29 @@ class Post(HttpControlClient):
             raise ControlUnavailable("no answer")
 
 
-Row = tuple[int, int, int, int]
-"""Prompt tokens, completion tokens, and how many of each are charged."""
+Row = tuple[int, int, int, int, int]
+"""Prompt tokens, completion tokens, how many of each are charged, and how many of the prompt's as cached ones."""
+FREE: Row = (0, 0, 0, 0, 0)
 
 
 @dataclass
 class Counter:
-    """What the engine counts of one sequence, and what the edge hears of it. reason: with which it was noted."""
+    """What the engine counts of one sequence, and what the edge hears of it.
+
+    computed  prompt positions; the first of them is a cached one
+    cached    those that the engine has told of: with its first token, or its end
+    reason    with which it was noted
+    cut       with which the engine ended it for a caller who had left, or for a fault of the edge's
+    """
 
     prompt: int
     prompt_tokens: int
+    computed: int = 0
+    cached: int = 0
     committed: int = 0
     delivered: int = 0
     reason: str | None = None
+    cut: str | None = None
 
 
 @dataclass
@@ -148,22 +160,32 @@ class Usage:
     @property
     def noted(self) -> Row:
         """The row if its record is that of the edge that began it."""
-        noted = [counter for counter in self.counters.values() if counter.reason is not None]
-        return self._row(noted, {str(counter.reason) for counter in noted})
+        return self._row({id_: str(each.reason) for id_, each in self.counters.items() if each.reason is not None})
 
     @property
     def lost(self) -> Row:
         """The row if that edge left it open."""
-        return self._row(list(self.counters.values()), {"edge_lost"})
+        left = {FinishReason.DISCONNECT.value, FinishReason.ABORT.value}
+        return self._row({id_: each.cut if each.cut in left else "edge_lost" for id_, each in self.counters.items()})
 
-    def _row(self, counters: list[Counter], reasons: set[str]) -> Row:
-        """docs/metering.md in other words than `charge_of`."""
+    def _row(self, reasons: dict[RequestId, str | None]) -> Row:
+        """docs/metering.md in other words than `charge_of`. reasons: of the sequences that count, in their order."""
+        counters = [self.counters[request_id] for request_id in reasons]
         prompts = {counter.prompt: counter.prompt_tokens for counter in counters}
         prompt_tokens, committed = sum(prompts.values()), sum(counter.committed for counter in counters)
         delivered = sum(counter.delivered for counter in counters)
-        if reasons == {"length"} or (delivered and (self.is_streamed or not reasons & FAULTS)):
-            return prompt_tokens, committed, prompt_tokens, delivered
-        return prompt_tokens, committed, 0, 0
+        is_faulty = bool(FAULTS & set(reasons.values()))
+        if is_faulty and not (delivered and self.is_streamed):
+            return prompt_tokens, committed, 0, 0, 0
+        charged = cached = 0
+        for prompt in prompts:
+            same = {id_: self.counters[id_] for id_ in reasons if self.counters[id_].prompt == prompt}
+            paid = 0 if is_faulty else max(counter.computed for counter in same.values())
+            if any(counter.delivered or reasons[id_] == "length" for id_, counter in same.items()):
+                paid = prompts[prompt]
+            charged += paid
+            cached += min(paid, next(iter(same.values())).cached)
+        return prompt_tokens, committed, charged, delivered, cached
 
 
 class Engine:
@@ -273,8 +295,8 @@ class World:
         charges: list[Row] = []
 
         def charged(charge: Charge) -> None:
-            tokens = (charge.prompt_tokens, charge.completion_tokens)
-            charges.append((*tokens, charge.charged_prompt_tokens, charge.charged_completion_tokens))
+            tokens = (charge.charged_prompt_tokens, charge.charged_completion_tokens, charge.charged_cached_tokens)
+            charges.append((charge.prompt_tokens, charge.completion_tokens, *tokens))
 
         try:
             opened = self.meter.open(
@@ -315,20 +337,20 @@ class World:
                 usage.generations.append(self.desk.open(request, self.send))
         except (Overloaded, Unavailable):
             self.meter.withdraw(usage.open, [request.id for request in requests[len(usage.generations) :]])
-            self.leave(usage)
+            self.leave(usage, FinishReason.INCOMPLETE)
         if usage.generations:
             self.open_ones.append(usage)
         else:  # where what says so has gone or could not be written, it is closed as lost, at no cost
             usage.rows = [None, usage.lost]
-            assert usage.charges == [(0, 0, 0, 0)]
+            assert usage.charges == [FREE]
 
     def client_leaves(self, index: int) -> None:
         if self.open_ones:
             self.leave(self.open_ones[index % len(self.open_ones)])
 
-    def leave(self, usage: Usage) -> None:
+    def leave(self, usage: Usage, reason: FinishReason = FinishReason.DISCONNECT) -> None:
         for generation in usage.generations:
-            generation.close()
+            generation.close(reason)
 
     # ── the engine ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -341,17 +363,36 @@ class World:
             num_tokens, is_end = sequences[number % len(sequences)]
             counter = self.counters[request_id]
             if aborted is None:
-                tokens += [TokenEvent(request_id, 1)] * num_tokens
-                counter.committed += num_tokens
+                tokens += self.generated(request_id, num_tokens)
             if aborted is not None or is_end:
                 del self.engine.running[request_id]
-                counts = Counts(
-                    prompt_tokens=counter.prompt_tokens, cached_tokens=1, completion_tokens=counter.committed
-                )
-                reason = aborted or FinishReason.LENGTH
-                finished.append(Finished(request_id=request_id, reason=reason, counts=counts))
+                counter.cut = None if aborted is None else aborted.value
+                finished.append(self.ended(request_id, aborted or FinishReason.LENGTH))
         if tokens or finished:
             self.engine.write(StepEvents(tuple(tokens), tuple(finished)))
+
+    def generated(self, request_id: RequestId, num_tokens: int) -> list[TokenEvent]:
+        """A step of a sequence: without a token it computes one position more of its prompt."""
+        counter = self.counters[request_id]
+        is_first = not counter.committed
+        counter.committed += num_tokens
+        counter.computed = counter.prompt_tokens if num_tokens else min(counter.computed + 1, counter.prompt_tokens)
+        if num_tokens:
+            counter.cached = 1
+        return [TokenEvent(request_id, 1, cached_tokens=1 if is_first and not n else None) for n in range(num_tokens)]
+
+    def ended(self, request_id: RequestId, reason: FinishReason) -> Finished:
+        counter = self.counters[request_id]
+        if reason is FinishReason.LENGTH:
+            counter.computed = counter.prompt_tokens
+        counter.cached = min(1, counter.computed)
+        counts = Counts(
+            prompt_tokens=counter.prompt_tokens,
+            cached_tokens=counter.cached,
+            completion_tokens=counter.committed,
+            computed_tokens=counter.computed,
+        )
+        return Finished(request_id=request_id, reason=reason, counts=counts)
 
     def deliver(self, num_frames: int) -> None:
         assert self.engine is not None
@@ -465,13 +506,17 @@ class World:
         """The rows, when everything is shipped."""
         while await self.meter.ship(self.post):
             pass
-        names = ("prompt_tokens", "completion_tokens", "charged_prompt_tokens", "charged_completion_tokens")
+        counts = ("prompt_tokens", "completion_tokens", "charged_prompt_tokens", "charged_completion_tokens")
+        names = (*counts, "charged_cached_tokens")
         async with self.plane.control.database.read() as connection:
             asked = select(ledger.c.id, *(ledger.c[name] for name in names))
             asked = asked.where(ledger.c.tenant == self.buyer.tenant)
-            rows = {row[0]: (row[1], row[2], row[3], row[4]) for row in await connection.execute(asked)}
+            rows: dict[str, Row] = {
+                row[0]: (row[1], row[2], row[3], row[4], row[5]) for row in await connection.execute(asked)
+            }
             balance = await balance_of(connection, self.buyer.tenant, self.plane.control.now_ms())
-        assert balance.charged_nanousd == NANOUSD * sum(row[2] + row[3] for row in rows.values())
+        costs = [INPUT * (row[2] - row[4]) + CACHED * row[4] + OUTPUT * row[3] for row in rows.values()]
+        assert balance.charged_nanousd == sum(costs)
         return rows
 
     def close(self) -> None:
@@ -485,11 +530,18 @@ class World:
         shutil.rmtree(self.folder)
 
 
+async def price(plane: Plane) -> None:
+    now_ms, amounts = plane.control.now_ms(), {"input_nanousd": INPUT, "output_nanousd": OUTPUT}
+    async with plane.control.database.write() as connection:
+        await set_price(connection, BASE, **amounts, cached_input_nanousd=CACHED, effective_ms=now_ms, now_ms=now_ms)
+
+
 def test_usage_is_conserved(tmp_path: Path) -> None:
     url = database_url("", tmp_path)
     migrate(url)
     with standing_plane(url, tmp_path, is_key_needed=False) as (runner, plane):
         post = Post(EDGE_TOKEN, app=create_control_app(plane.control))
+        runner.run(price(plane))
 
         @settings(max_examples=80, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
         @given(LIVES)

@@ -12,12 +12,17 @@ from manylora.server.app import EdgeApp
 class Caller:
     """One POST under way."""
 
-    def __init__(self, path: str, body: object) -> None:
+    def __init__(self, path: str, body: object, key: str = "") -> None:
         self.status: int | None = None
         self.chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._path = path
         self._body = json.dumps(body).encode()
+        self._headers = [(b"content-type", b"application/json")]
+        if key:
+            self._headers.append((b"authorization", f"Bearer {key}".encode()))
         self._is_sent = False
+        self.may_send = asyncio.Event()  # cleared: it reads nothing more, and the server has to wait
+        self.may_send.set()
         self._gone = asyncio.Event()
 
     def leave(self) -> None:
@@ -45,7 +50,7 @@ class Caller:
             "raw_path": self._path.encode(),
             "root_path": "",
             "query_string": b"",
-            "headers": [(b"content-type", b"application/json")],
+            "headers": self._headers,
             "client": ("127.0.0.1", 1),
             "server": ("edge", 80),
         }
@@ -59,6 +64,7 @@ class Caller:
         return {"type": "http.disconnect"}
 
     async def _send(self, message: dict[str, Any]) -> None:
+        await self.may_send.wait()
         if message["type"] == "http.response.start":
             self.status = message["status"]
             return

@@ -2,7 +2,8 @@
 
 Prompts:  `SAY:text` generates text, then ends the sequence; else the reply is `Hello from <adapter or base>.`
           `HOLD` never ends;  `CRASH` makes a step raise;  `EXIT` kills the process;  `WAIT` never starts;
-          `LOAD` waits for its adapter for ever;  `SPIN` computes for four seconds before its first token
+          `LOAD` waits for its adapter for ever;  `SPIN` computes for four seconds before its first token;
+          `PART` is computed up to `part` positions, and no further
 Adapters: `fail-<ErrorClass>` fails with that class of errors.py; `missing…` is not found; any other name is known
 """
 
@@ -79,6 +80,8 @@ class FakeEngine:
         self.refused_seed: int | None = None  # a sequence with this seed is refused
         self.first_alternative = 65
         self.longest = 0  # most tokens that any sequence was given
+        self.part = 0
+        self.cached = 0  # prompt positions found in the cache, of those computed
 
     @property
     def has_work(self) -> bool:
@@ -128,7 +131,7 @@ class FakeEngine:
             if live.request.stop.max_new_tokens == 0:
                 del self.live[live.request.id]
                 self._finish(live, FinishReason.LENGTH)
-            elif "WAIT" not in live.prompt and "LOAD" not in live.prompt:
+            elif not any(word in live.prompt for word in ("WAIT", "LOAD", "PART")):
                 tokens.append(self._token(live))
         finished, self._finished = tuple(self._finished), []
         return StepEvents(tuple(tokens), finished)
@@ -182,6 +185,7 @@ class FakeEngine:
             alternatives=tuple((self.first_alternative + other, -1.0 - other) for other in range(count or 0)),
             adapter=_use(request.adapter) if position == 0 else None,
             queue_ms=QUEUE_MS if position == 0 else None,
+            cached_tokens=min(self.cached, len(request.tokens)) if position == 0 else None,
         )
         self._end_if_over(live, token_id)
         return event
@@ -195,7 +199,14 @@ class FakeEngine:
     def _finish(
         self, live: _Live, reason: FinishReason, failure: Failure | None = None, stop_string: str | None = None
     ) -> None:
-        counts = Counts(prompt_tokens=len(live.request.tokens), cached_tokens=0, completion_tokens=len(live.generated))
+        prompt_tokens = len(live.request.tokens)
+        computed = prompt_tokens if live.generated else self.part if "PART" in live.prompt else 0
+        counts = Counts(
+            prompt_tokens=prompt_tokens,
+            cached_tokens=min(self.cached, computed),
+            completion_tokens=len(live.generated),
+            computed_tokens=computed,
+        )
         has_run = bool(live.generated)
         self._finished.append(
             Finished(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,16 @@ from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.ids import PROBE_FLOW, Flow, RequestId
 from manylora.server import journal
 from manylora.server.framed import FramedFile, read_entries
-from manylora.server.journal import Counted, Journal, SeenFrames, lives_in, parts_of, read_journal, remove_journal
+from manylora.server.journal import (
+    Counted,
+    Journal,
+    SeenFrames,
+    lives_in,
+    part_path,
+    parts_of,
+    read_journal,
+    remove_journal,
+)
 from manylora.usage import Counts
 
 LIFE = "00" * 8
@@ -128,3 +138,34 @@ def test_a_write_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("os.write", lambda descriptor, data: len(data) - 1)
     with pytest.raises(OSError, match="bytes were written"):
         file.append(b"two")
+
+
+def test_what_was_cached_is_known_from_the_first_token_and_in_every_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manylora.server.journal.PART_BYTES", 1)
+    written = Journal(tmp_path, LIFE)
+    written.submit(request("a"))
+    written.submit(request("b"))
+    written.write(1, StepEvents(tokens=(TokenEvent(A, 1, cached_tokens=2),)))
+    for number in range(2, 6):  # each begins a part, and old ones go
+        written.write(number, tokens("a", "b"))
+    found = read_journal(tmp_path, LIFE)
+    assert (found[A].cached_tokens, found[RequestId("b")].cached_tokens) == (2, 0)
+    assert found[A].committed == 5
+
+
+def test_who_had_left_is_told_with_the_positions_computed(tmp_path: Path) -> None:
+    written = Journal(tmp_path, LIFE)
+    written.submit(request("a", 9))
+    counts = Counts(prompt_tokens=9, cached_tokens=1, completion_tokens=0, computed_tokens=6)
+    written.write(1, StepEvents(finished=(Finished(request_id=A, reason=FinishReason.DISCONNECT, counts=counts),)))
+    (found,) = read_journal(tmp_path, LIFE).values()
+    assert (found.cut, found.counts) == ("disconnect", counts)
+
+
+def test_an_entry_of_the_version_before_is_read(tmp_path: Path) -> None:
+    file = FramedFile(part_path(tmp_path, LIFE, 0))
+    file.append(msgspec.msgpack.encode((1, [(0, "a", 3, 0)], [0, 0], [(0, 3, 1, 2)])))
+    file.close()
+    assert read_journal(tmp_path, LIFE) == {A: Counted(3, cached_tokens=1, committed=2, has_ended=True)}

@@ -166,6 +166,47 @@ def test_what_a_lost_edge_left_open_is_closed_by_the_journal(tmp_path: Path) -> 
     run(scenario)
 
 
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_who_had_left_before_the_edge_died_pays_as_one_who_left(tmp_path: Path, is_streamed: bool) -> None:
+    """The engine had ended the request, and said so to its journal; the frame never came."""
+
+    async def scenario() -> None:
+        lost = meter_in(tmp_path)
+        await lost.recovered()
+        life = mint_life()
+        lost.begin_life(life)
+        journal = Journal(lost.folder, life)
+        early, later, waiting = request("early", 9), request("later", 4), request("waiting")
+        for each in (early, later, waiting):
+            opened(lost, each, is_streamed=is_streamed)
+            journal.submit(each)
+        ends = []
+        for each, computed, tokens in ((early, 5, 0), (later, 4, 1)):
+            counts = Counts(
+                prompt_tokens=len(each.tokens), cached_tokens=2, completion_tokens=tokens, computed_tokens=computed
+            )
+            ends.append(Finished(request_id=each.id, reason=FinishReason.DISCONNECT, counts=counts))
+        journal.write(1, StepEvents(tokens=(TokenEvent(later.id, 1, cached_tokens=2),)))
+        journal.write(2, StepEvents(finished=tuple(ends)))
+        crash(lost)
+
+        meter, control = meter_in(tmp_path), FakeControl()
+        await meter.recovered()
+        charged = {
+            record.prompt_tokens: (
+                record.finish_reason,
+                record.charged_prompt_tokens,
+                record.charged_cached_tokens,
+                record.charged_completion_tokens,
+            )
+            for record in await shipped(meter, control)
+        }
+        assert charged == {9: ("disconnect", 5, 2, 0), 4: ("disconnect", 4, 2, 0), 3: ("edge_lost", 0, 0, 0)}
+        await meter.stop(control)
+
+    run(scenario)
+
+
 def test_servers_of_one_folder_hold_a_place_each_and_take_over_a_lost_ones(tmp_path: Path) -> None:
     async def scenario() -> None:
         first, second = meter_in(tmp_path), meter_in(tmp_path)

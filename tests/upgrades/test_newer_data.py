@@ -90,11 +90,17 @@ def test_a_server_refuses_a_newer_database_and_leaves_it(empty_url: URL, tmp_pat
     is_sqlite = empty_url.get_backend_name() == "sqlite"
     url = database_url("", tmp_path / "0.1" / "control") if is_sqlite else empty_url
     make_newer(url)
+    mark_format(tmp_path / "0.1" / "metering" / "0")
     before = contents(tmp_path / "0.1")
     given = [] if is_sqlite else settings(tmp_path / "0.1" / "control", url)
     line = serve_refused(file, *given)
     assert_names_versions_and_remedy(line)
     assert contents(tmp_path / "0.1") == before
+
+
+def mark_format(folder: Path) -> None:
+    """Mark a folder of usage as today's version does."""
+    (folder / spool.FORMAT_FILE).write_text(f"{spool.FORMAT}\n")
 
 
 def serve_refused(file: Path, *words: str) -> str:
@@ -172,6 +178,7 @@ def test_usage_of_a_newer_form_is_refused_and_left(tmp_path: Path, change: Calla
     copy_to(tmp_path / "0.1")
     folder = tmp_path / "0.1" / "metering"
     said = change(folder / "0")
+    mark_format(folder / "0")
     before = contents(tmp_path / "0.1")
 
     async def start() -> None:
@@ -212,22 +219,32 @@ def test_a_version_with_another_format_marks_the_folders_it_writes_to(
         folder.release()
 
 
+OPENED = (
+    *("id", "tenant", "key", "request_id", "base", "adapter", "adapter_source", "adapter_owner"),
+    *("opened_ms", "is_streamed", "life", "requests"),
+)
+RECORD = (
+    *("id", "tenant", "key", "request_id", "edge", "base", "adapter", "adapter_source", "adapter_owner"),
+    *("adapter_digest", "opened_ms", "prompt_tokens", "cached_tokens", "completion_tokens"),
+    *("charged_prompt_tokens", "charged_completion_tokens", "num_sequences", "finish_reason", "tier"),
+    *("queue_ms", "load_ms", "first_token_ms", "total_ms"),
+)
+ENTRY = ("number", "opened", "tokens", "ended")
 FORMS: dict[int, dict[str, tuple[str, ...]]] = {
     1: {
-        "Opened": (
-            *("id", "tenant", "key", "request_id", "base", "adapter", "adapter_source", "adapter_owner"),
-            *("opened_ms", "is_streamed", "life", "requests"),
-        ),
+        "Opened": OPENED,
         "Dropped": ("id",),
         "Finished": ("record",),
-        "UsageRecord": (
-            *("id", "tenant", "key", "request_id", "edge", "base", "adapter", "adapter_source", "adapter_owner"),
-            *("adapter_digest", "opened_ms", "prompt_tokens", "cached_tokens", "completion_tokens"),
-            *("charged_prompt_tokens", "charged_completion_tokens", "num_sequences", "finish_reason", "tier"),
-            *("queue_ms", "load_ms", "first_token_ms", "total_ms"),
-        ),
-        "Entry": ("number", "opened", "tokens", "ended"),
-    }
+        "UsageRecord": RECORD,
+        "Entry": ENTRY,
+    },
+    2: {
+        "Opened": OPENED,
+        "Dropped": ("id",),
+        "Finished": ("record",),
+        "UsageRecord": (*RECORD, "charged_cached_tokens"),
+        "Entry": (*ENTRY, "cut", "cached"),
+    },
 }
 """The fields of every entry, by `spool.FORMAT`."""
 

@@ -213,7 +213,7 @@ async def _tenants(house: House) -> list[str]:
     keys = []
     async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=20) as client:
         name = Path(house.base).name
-        price = {"base": name, "input_nanousd": PRICE_NANOUSD, "output_nanousd": PRICE_NANOUSD}
+        price = {"base": name, "input_nanousd": PRICE_NANOUSD, "output_nanousd": PRICE_NANOUSD, "force": True}
         (await client.post("/admin/prices", json=price)).raise_for_status()
         for number in range(TENANTS):
             made = await client.post("/admin/tenants", json={"id": f"t{number}", "credit_nanousd": 10**15})

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from manylora import money
 from manylora.config import caller_key
+from manylora.money import NANO
 from manylora.printable import printable, printable_json
-from manylora.tenancy import NANO
 
 if TYPE_CHECKING:
     import httpx2
@@ -151,9 +152,7 @@ def dollars(nanousd: int | None) -> str:
     """Nano-dollars as dollars, all digits that are not zero and at least two: $25.00, $0.0002."""
     if nanousd is None:
         return "-"
-    whole, rest = divmod(abs(nanousd), NANO)
-    digits = f"{rest:09d}".rstrip("0").ljust(2, "0")
-    return f"{'-' if nanousd < 0 else ''}${whole:,}.{digits}"
+    return money.dollars(nanousd)
 
 
 def nanousd_of(text: str) -> int:

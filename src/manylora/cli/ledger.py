@@ -19,8 +19,9 @@ from manylora.cli.client import (
     shown,
 )
 
-COLUMNS = ("id", "at", "tenant", "base", "adapter", "prompt", "completion", "cost", "corrects", "reason")
-NUMBERS = ("prompt", "completion", "cost")
+COLUMNS = ("id", "at", "tenant", "base", "adapter", "prompt", "cached", "completion", "cost", "corrects", "reason")
+NUMBERS = ("prompt", "cached", "completion", "cost")
+CHARGED = ("charged_prompt_tokens", "charged_cached_tokens", "charged_completion_tokens")
 
 ledger = typer.Typer(no_args_is_help=True, help="See and correct single rows of a running server's ledger.")
 
@@ -44,7 +45,7 @@ def list_rows(
         typer.echo(reply.text)
         return
     page = reply.json()
-    fields = ("tenant", "base", "adapter", "charged_prompt_tokens", "charged_completion_tokens")
+    fields = ("tenant", "base", "adapter", *CHARGED)
     rows = [
         (
             row["id"],
@@ -66,9 +67,13 @@ def correct(
     row: Annotated[str, typer.Argument(metavar="ROW", help="The id of the row, as `manylora ledger ls` shows it.")],
     reason: Annotated[str, typer.Option(help="What for, as it stays in the books and on the invoice.")],
     prompt: Annotated[int, typer.Option(help="Prompt tokens to charge more; below zero gives back.")] = 0,
+    cached: Annotated[
+        int | None,
+        typer.Option(help="Of --prompt, those at the price of cached ones. Default: as few as can be."),
+    ] = None,
     completion: Annotated[int, typer.Option(help="Completion tokens to charge more; below zero gives back.")] = 0,
     correction: Annotated[
-        str | None, typer.Option("--id", help="A name for this correction: the same again is refused.")
+        str | None, typer.Option("--id", help="A name for this correction: the same again changes nothing.")
     ] = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
@@ -81,6 +86,6 @@ def correct(
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "reason": reason,
-    }
+    } | ({} if cached is None else {"cached_tokens": cached})
     reply = Server(url=url, key=key).ask("POST", "/admin/corrections", expects="corrects", body=body)
     typer.echo(reply.text) if json else print_fields(reply.json())

@@ -19,7 +19,23 @@ from manylora.cli.client import (
 )
 from manylora.printable import printable_json, printable_lines
 
-COUNTS = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens")
+PER_TOKENS = 1000
+COUNTS = (
+    ("requests", "requests"),
+    ("prompt_tokens", "prompt_tokens"),
+    ("charged_prompt_tokens", "charged"),
+    ("cached_tokens", "cached_tokens"),
+    ("charged_cached_tokens", "charged"),
+    ("completion_tokens", "completion_tokens"),
+    ("charged_completion_tokens", "charged"),
+)
+"""Fields of a sum, each with its heading: what was used, and beside it what of that is charged."""
+PRICES = (
+    ("input_nanousd", "$/1K prompt"),
+    ("cached_input_nanousd", "$/1K cached"),
+    ("output_nanousd", "$/1K completion"),
+)
+NUMBERS = (*(head for _, head in (*COUNTS, *PRICES)), "cost")
 MonthOption = Annotated[str, typer.Option(help="A UTC month such as 2026-11. Default: this one.")]
 FromOption = Annotated[
     str, typer.Option("--from", help="Instead of a month: a UTC day or month to begin with, 2026-11-25 or 2026-11.")
@@ -32,7 +48,7 @@ def usage(
     month: MonthOption = "",
     first: FromOption = "",
     last: ToOption = "",
-    by: Annotated[str, typer.Option(help="Columns: day, tenant, base, adapter, key; with commas.")] = "tenant",
+    by: Annotated[str, typer.Option(help="Columns: day, tenant, base, adapter, key, price; with commas.")] = "tenant",
     own: Annotated[bool, typer.Option("--own", help="The usage of the key's own tenant; needs no admin key.")] = False,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
@@ -47,12 +63,16 @@ def usage(
         typer.echo(reply.text)
         return
     report = reply.json()
-    columns = (*report["by"], *COUNTS, "cost")
-    rows = [
-        (*map(shown, row["names"]), *(f"{row[name]:,}" for name in COUNTS), dollars(row["cost_nanousd"]))
-        for row in report["usage"]
-    ]
-    print_table(columns, rows, numbers=(*COUNTS, "cost"))
+    rows = [(*map(shown, row["names"]), *_cells(row)) for row in report["usage"]]
+    print_table((*report["by"], *NUMBERS), rows, numbers=NUMBERS)
+    if any(row["input_nanousd"] is None for row in report["usage"] if row["requests"]):
+        typer.echo("a line without prices has several; --by …,base,price has one line for each", err=True)
+
+
+def _cells(row: dict[str, int | None]) -> list[str]:
+    counts = [f"{row[name]:,}" for name, _ in COUNTS]
+    prices = [None if (amount := row[name]) is None else PER_TOKENS * amount for name, _ in PRICES]
+    return [*counts, *map(dollars, prices), dollars(row["cost_nanousd"])]
 
 
 def invoice(

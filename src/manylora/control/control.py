@@ -9,6 +9,7 @@ from sqlalchemy.engine import URL
 
 from manylora.clock import Clock, SystemClock
 from manylora.config import Config, control_dir, registry_dir
+from manylora.control.bases import served_base
 from manylora.control.database import Database, database_url, migrate
 from manylora.control.key_uses import KeyUses
 from manylora.errors import ConfigInvalid
@@ -16,6 +17,8 @@ from manylora.private_files import make_private, tighten
 
 PEPPER_FILE = "pepper"
 PEPPER_BYTES = 32
+SERVED_MS = 600_000
+"""After so long without a question an edge's base model counts as served no more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +31,7 @@ class Control:
     is_key_needed   off: who sends no key is tenant `default`, and a program on this machine the operator
     epoch           of this process: what an edge knows of another's, perhaps of another database, is told it anew
     uses            when keys were used here, until the caretaker keeps it
+    served_ms       when an edge said last that it serves a base model
     """
 
     config: Config
@@ -39,6 +43,7 @@ class Control:
     is_key_needed: bool
     epoch: str = field(default_factory=lambda: secrets.token_hex(8))
     uses: KeyUses = field(default_factory=KeyUses)
+    served_ms: dict[str, int] = field(default_factory=dict)
 
     @property
     def registry_dir(self) -> Path:
@@ -48,6 +53,16 @@ class Control:
     def now_ms(self) -> int:
         """Milliseconds since 1970, UTC."""
         return int(1000 * self.clock.wall_s())
+
+    def note_served(self, base: str) -> None:
+        """An edge serves a base model now; empty: it has none yet, or is of an older version and says nothing."""
+        if base:
+            self.served_ms[base] = self.now_ms()
+
+    def served_bases(self) -> set[str]:
+        """Base models of the edges that have asked lately, and the one of this process's own settings."""
+        oldest_ms = self.now_ms() - SERVED_MS
+        return {served_base(self.config).name, *(base for base, ms in self.served_ms.items() if ms >= oldest_ms)}
 
 
 def open_control(config: Config, *, is_key_needed: bool, clock: Clock | None = None) -> Control:

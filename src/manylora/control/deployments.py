@@ -15,13 +15,13 @@ from typing import Any
 from sqlalchemy import Row, and_, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from manylora import money
 from manylora.config import Config
 from manylora.control.bases import is_same_base, served_base
 from manylora.control.tables import deployments
 from manylora.errors import DeploymentNotFound, InsufficientPermissions, InvalidParameter, NameTaken
 from manylora.ids import TenantId
 from manylora.models.catalog import KNOWN_BASES
-from manylora.tenancy import NANO
 
 MAX_REPLICAS = 64
 MAX_COOLDOWN_S = 7 * 86_400
@@ -311,5 +311,4 @@ def _deployment(row: Row[Any]) -> Deployment:
 
 def dollars(nanousd: int) -> str:
     """A price in dollars, exact, without zeros at its end: `1.21`."""
-    whole, rest = divmod(abs(nanousd), NANO)
-    return ("-" if nanousd < 0 else "") + f"{whole}.{rest:09d}".rstrip("0").rstrip(".")
+    return money.dollars(nanousd, symbol="", grouping="", least_decimals=0)

@@ -44,6 +44,9 @@ LOGGED = (
         "first_token_us",
         "total_us",
         "cost_nanousd",
+        "charged_prompt_tokens",
+        "charged_cached_tokens",
+        "charged_completion_tokens",
     ),
 )
 """What a request log has of a request: never what was asked or answered."""

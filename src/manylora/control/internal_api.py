@@ -26,8 +26,9 @@ def internal_room(control: Control) -> APIRouter:
     room = APIRouter(prefix="/internal", include_in_schema=False)
 
     @room.get("/snapshot")
-    async def snapshot(request: Request, since: int = -1, epoch: str = "") -> Response:
+    async def snapshot(request: Request, since: int = -1, epoch: str = "", base: str = "") -> Response:
         _require_edge(control, request)
+        control.note_served(base)
         return _json(await take_snapshot(control, since, epoch))
 
     @room.post("/usage")

@@ -1,5 +1,6 @@
 """Prices, usage, invoices, corrections, credits: the operator's under `/admin`, a tenant's own under `/v1/account`."""
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -13,7 +14,7 @@ from manylora.control.callers import caller_of
 from manylora.control.control import Control
 from manylora.control.credit import grants_page
 from manylora.control.invoice_forms import FORMATS, render
-from manylora.control.invoices import invoice_rows, make_invoice
+from manylora.control.invoices import invoice_rows, make_invoice, rule_of
 from manylora.control.ledger import OPERATOR, correct
 from manylora.control.money_bodies import (
     Corrected,
@@ -21,6 +22,8 @@ from manylora.control.money_bodies import (
     LedgerBody,
     NewCorrection,
     NewPrice,
+    Offer,
+    OfferedPrice,
     PriceBody,
     PriceList,
     UsageBody,
@@ -28,13 +31,13 @@ from manylora.control.money_bodies import (
 )
 from manylora.control.months import is_final, parse_month, text_of
 from manylora.control.periods import Period, parse_period
-from manylora.control.prices import price_versions, set_price
+from manylora.control.prices import in_force, price_at, price_versions, require_known_base, set_price
 from manylora.control.tenants import get_tenant
 from manylora.control.usage_queries import ledger_page, sum_usage
 from manylora.errors import InvalidParameter
 from manylora.tenancy import Scope
 
-By = Annotated[str, Query(max_length=100, description="Columns: day, base, adapter, key, tenant; with commas.")]
+By = Annotated[str, Query(max_length=100, description="Columns: day, base, adapter, key, tenant, price; with commas.")]
 Month = Annotated[str, Query(max_length=7, description="A UTC month such as 2026-11; default: this one.")]
 From = Annotated[
     str, Query(alias="from", max_length=10, description="Instead of `month`: a UTC day or month to begin with.")
@@ -52,9 +55,26 @@ DEFAULT_FORM = "json"
 
 def money_room(control: Control) -> APIRouter:
     room = APIRouter()
+    _add_offer(room, control)
     _add_admin(room, control)
     _add_account(room, control)
     return room
+
+
+def _add_offer(room: APIRouter, control: Control) -> None:
+    @room.get("/v1/prices", tags=["account"])
+    async def offer(base: Annotated[str, Query(max_length=200)] = "") -> Offer:
+        """What the tokens of each served base model cost, now and by every price that is announced. Needs no key."""
+        served, now_ms = await asyncio.to_thread(control.served_bases), control.now_ms()
+        free = frozenset(control.config.control.free_bases)
+        async with control.database.read() as connection:
+            versions = await price_versions(connection)
+        found = []
+        for name in sorted(served | free):
+            if base in ("", name):
+                priced = [] if name in free else [price for price in versions if price.base == name]
+                found += OfferedPrice.all_of(name, priced, price_at(priced, name, now_ms))
+        return Offer(prices=found)
 
 
 def _add_admin(room: APIRouter, control: Control) -> None:
@@ -70,27 +90,31 @@ def _add_admin(room: APIRouter, control: Control) -> None:
         await require(request)
         async with control.database.read() as connection:
             found = await price_versions(connection, base or None)
-        return PriceList(prices=[PriceBody.of(price) for price in found])
+        return PriceList.of(found, in_force(found, control.now_ms()))
 
     @room.post("/admin/prices", status_code=201, tags=["admin"])
     async def new_price(request: Request, body: NewPrice) -> PriceBody:
         """Add a version of a base's price. What has been used is never repriced."""
         await require(request)
+        known = {*await asyncio.to_thread(control.served_bases), *control.config.control.free_bases}
         async with control.database.write() as connection:
             now_ms = control.now_ms()
+            if not body.force:
+                await require_known_base(connection, body.base, known)
             made = await set_price(
                 connection,
                 body.base,
                 input_nanousd=body.input_nanousd,
                 output_nanousd=body.output_nanousd,
+                cached_input_nanousd=body.cached_input_nanousd,
                 effective_ms=now_ms + int(1000 * body.effective_in_s),
                 now_ms=now_ms,
             )
-            known = await price_versions(connection, body.base)
-            old = next((price for price in known if price.version == made.version - 1), None)
+            versions = await price_versions(connection, body.base)
+            old = next((price for price in versions if price.version == made.version - 1), None)
             actor = actor_of(control, request)
             await record(connection, actor, "set", "price", body.base, tenant=None, before=old, after=made)
-        return PriceBody.of(made)
+        return PriceBody.of(made, price_at(versions, body.base, now_ms))
 
     @room.get("/admin/usage", tags=["admin"])
     async def usage(
@@ -131,16 +155,19 @@ def _add_admin(room: APIRouter, control: Control) -> None:
 
     @room.post("/admin/corrections", status_code=201, tags=["admin"])
     async def new_correction(request: Request, body: NewCorrection) -> Corrected:
-        """Correct a row of the ledger by a row more, at its own price, in the month that is now."""
-        author = await require(request)
-        await correct(
+        """Correct a row of the ledger by a row more, at its own price, in the month that is now.
+
+        The same again under the same id changes nothing and is answered alike.
+        """
+        author = await correct(
             control,
             body.corrects,
             correction_id=body.id,
             prompt_tokens=body.prompt_tokens,
+            cached_tokens=body.cached_tokens,
             completion_tokens=body.completion_tokens,
             reason=body.reason,
-            author=author,
+            author=await require(request),
             actor=actor_of(control, request),
         )
         return Corrected(id=body.id, corrects=body.corrects, reason=body.reason.strip(), author=author)
@@ -207,8 +234,9 @@ async def _invoice(control: Control, request: Request, tenant: str, month: str, 
     async with control.database.read() as connection:
         found = await get_tenant(connection, tenant)
         rows = await invoice_rows(connection, tenant, number)
+        rule = await rule_of(connection, number)
     is_preliminary = not is_final(number, now_ms)
-    invoice = make_invoice(found.id, found.name, number, rows, is_preliminary=is_preliminary)
+    invoice = make_invoice(found.id, found.name, number, rows, is_preliminary=is_preliminary, rule=rule)
     name = f"invoice-{found.id}-{text_of(number)}.{'txt' if form == 'text' else form}"
     headers = {
         "content-disposition": f'inline; filename="{name}"',

@@ -1,6 +1,7 @@
 """Prices of base models, in versions: what has been charged is never repriced. A fine-tune costs exactly its base."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import Row, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -25,15 +26,29 @@ MOST_NANOUSD = 10**9
 
 
 async def set_price(
-    connection: AsyncConnection, base: str, *, input_nanousd: int, output_nanousd: int, effective_ms: int, now_ms: int
+    connection: AsyncConnection,
+    base: str,
+    *,
+    input_nanousd: int,
+    output_nanousd: int,
+    effective_ms: int,
+    now_ms: int,
+    cached_input_nanousd: int | None = None,
 ) -> PriceFacts:
-    """Add a version that holds from a moment on.
+    """Add a version that holds from a moment on; without a price of cached prompt tokens they cost as all others.
 
     Raises `InvalidParameter` for a moment that has passed or lies before the last version's, or an amount out of range.
     """
     for name, amount in (("input_nanousd", input_nanousd), ("output_nanousd", output_nanousd)):
         if not 0 <= amount <= MOST_NANOUSD:
             raise InvalidParameter(f"`{name}` must be 0 to {MOST_NANOUSD}. Given: {amount}", parameter=name)
+    cached = input_nanousd if cached_input_nanousd is None else cached_input_nanousd
+    if not 0 <= cached <= input_nanousd:
+        raise InvalidParameter(
+            f"`cached_input_nanousd` must be 0 to {input_nanousd}, the price of a prompt token that is not cached. "
+            f"Given: {cached}",
+            parameter="cached_input_nanousd",
+        )
     if not base or len(base) > 200:
         raise InvalidParameter("`base` must have 1 to 200 characters", parameter="base")
     revision = await next_revision(connection)  # from here on no other transaction adds a version
@@ -51,6 +66,7 @@ async def set_price(
         effective_ms=effective_ms,
         input_nanousd=input_nanousd,
         output_nanousd=output_nanousd,
+        cached_input_nanousd=cached,
     )
     await _insert(connection, price, revision)
     return price
@@ -68,6 +84,26 @@ def price_at(versions: Sequence[PriceFacts], base: str, moment_ms: int) -> Price
     """The price in force at a moment; None where the base has none then."""
     fit = [price for price in versions if price.base == base and price.effective_ms <= moment_ms]
     return max(fit, key=lambda price: price.version, default=None)
+
+
+def in_force(versions: Sequence[PriceFacts], now_ms: int) -> dict[str, PriceFacts]:
+    """The price of each base that has one at a moment."""
+    found = {base: price_at(versions, base, now_ms) for base in {price.base for price in versions}}
+    return {base: price for base, price in found.items() if price is not None}
+
+
+async def require_known_base(connection: AsyncConnection, base: str, served: Collection[str]) -> None:
+    """Raises `InvalidParameter` for a base model that is not served here and has no price: a slip, most likely."""
+    if base in served or await price_versions(connection, base):
+        return
+    names = sorted(served)
+    nearest = difflib.get_close_matches(base.lower(), [name.lower() for name in names], n=1, cutoff=0.0)
+    shown = next((name for name in names if name.lower() in nearest), "")
+    raise InvalidParameter(
+        f"no server here serves the base model `{base[:80]}`; the nearest served one is `{shown}`. A price of a base "
+        "that is yet to be served needs `force` (`manylora prices set --force`)",
+        parameter="base",
+    )
 
 
 async def changed_prices(connection: AsyncConnection, since: int) -> tuple[PriceFacts, ...]:
@@ -94,6 +130,7 @@ async def _insert(connection: AsyncConnection, price: PriceFacts, revision: int)
             effective_ms=price.effective_ms,
             input_nanousd=price.input_nanousd,
             output_nanousd=price.output_nanousd,
+            cached_input_nanousd=price.cached_nanousd,
             revision=revision,
         )
     )
@@ -106,4 +143,5 @@ def _price(row: Row[tuple[object, ...]]) -> PriceFacts:
         effective_ms=row.effective_ms,
         input_nanousd=row.input_nanousd,
         output_nanousd=row.output_nanousd,
+        cached_input_nanousd=row.cached_input_nanousd,
     )

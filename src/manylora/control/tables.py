@@ -147,6 +147,7 @@ prices = Table(
     Column("effective_ms", BigInteger, nullable=False),
     Column("input_nanousd", BigInteger, nullable=False),  # a token
     Column("output_nanousd", BigInteger, nullable=False),
+    Column("cached_input_nanousd", BigInteger, nullable=False),  # a prompt token that came from the prefix cache
     Column("revision", BigInteger, nullable=False, index=True),
     CheckConstraint("input_nanousd >= 0 AND output_nanousd >= 0", name="amounts"),
 )
@@ -188,10 +189,19 @@ ledger = Table(  # one row a request (`usage.UsageRecord`), inserted once by its
     Column("reason", String(200)),  # a correction's
     Column("author", String(64)),  # id of the key that made a correction, or `admin` where none was asked for
     Column("received_ms", BigInteger, nullable=False),
+    Column("charged_cached_tokens", BigInteger, nullable=False, server_default="0"),  # of charged_prompt_tokens
+    Column("cached_input_nanousd", BigInteger),  # the price's; NULL: a row of before there was one, as input_nanousd
     Index(None, "tenant", "booked_ms"),
     Index(None, "booked_ms"),
     Index(None, "corrects"),
     Index(None, "edge"),
+)
+
+invoice_rules = Table(  # how invoices are made, from which moment on: see `invoices.InvoiceRule`
+    "invoice_rules",
+    metadata,
+    Column("rule", Integer, primary_key=True, autoincrement=False),
+    Column("since_ms", BigInteger, nullable=False),
 )
 
 spending = (

@@ -3,21 +3,31 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, RowMapping, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.periods import DAY_MS
 from manylora.control.tables import ledger
 from manylora.errors import InvalidParameter
 
-GROUPS = ("tenant", "base", "adapter", "key")
-"""Columns that sums can be split by, and `day`, which is of UTC."""
+GROUPS = ("tenant", "base", "adapter", "key", "price")
+"""Columns that sums can be split by, and `day`, which is of UTC; `price` is the version of the base's price."""
+COUNTS = (
+    *("prompt_tokens", "cached_tokens", "completion_tokens"),
+    *("charged_prompt_tokens", "charged_cached_tokens", "charged_completion_tokens"),
+)
+PRICES = ("input_nanousd", "cached_input_nanousd", "output_nanousd")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageSum:
-    """Sums of the rows that are alike in `names`; a correction counts as none of the requests."""
+    """Sums of the rows that are alike in `names`; a correction counts as none of the requests.
+
+    charged_cached_tokens are a part of charged_prompt_tokens
+    …_nanousd               the price of each token, where all of these rows have the same; else None
+    """
 
     names: tuple[str | None, ...]
     requests: int
@@ -25,7 +35,11 @@ class UsageSum:
     cached_tokens: int
     completion_tokens: int
     charged_prompt_tokens: int
+    charged_cached_tokens: int
     charged_completion_tokens: int
+    input_nanousd: int | None
+    cached_input_nanousd: int | None
+    output_nanousd: int | None
     cost_nanousd: int
 
 
@@ -46,23 +60,10 @@ async def sum_usage(
     groups: Sequence[str] = (),
 ) -> list[UsageSum]:
     """Sums over [begin_ms, end_ms), of one tenant or of all. Raises `InvalidParameter` for an unknown group."""
-    columns = []
-    for group in groups:
-        if group not in (*GROUPS, "day"):
-            raise InvalidParameter(
-                f"`by` must be of {', '.join((*GROUPS, 'day'))}. Given: {group[:40]!r}", parameter="by"
-            )
-        column = (ledger.c.booked_ms - ledger.c.booked_ms % DAY_MS) if group == "day" else ledger.c[group]
-        columns.append(column.label(group))
-    totals = [
-        func.sum(ledger.c[name]).label(name)
-        for name in (
-            *("prompt_tokens", "cached_tokens", "completion_tokens", "charged_prompt_tokens"),
-            *("charged_completion_tokens", "cost_nanousd"),
-        )
-    ]
+    columns = [_column(group).label(group) for group in groups]
+    totals = [func.sum(ledger.c[name]).label(name) for name in (*COUNTS, "cost_nanousd")]
     requests = func.count(ledger.c.id) - func.count(ledger.c.corrects)
-    asked = select(*columns, requests.label("requests"), *totals)
+    asked = select(*columns, requests.label("requests"), *totals, *_price_bounds())
     asked = asked.where(ledger.c.booked_ms >= begin_ms, ledger.c.booked_ms < end_ms)
     if tenant is not None:
         asked = asked.where(ledger.c.tenant == tenant)
@@ -72,12 +73,9 @@ async def sum_usage(
         UsageSum(
             names=tuple(_name(group, row[group]) for group in groups),
             requests=int(row["requests"]),
-            prompt_tokens=int(row["prompt_tokens"] or 0),
-            cached_tokens=int(row["cached_tokens"] or 0),
-            completion_tokens=int(row["completion_tokens"] or 0),
-            charged_prompt_tokens=int(row["charged_prompt_tokens"] or 0),
-            charged_completion_tokens=int(row["charged_completion_tokens"] or 0),
             cost_nanousd=int(row["cost_nanousd"] or 0),
+            **_counts(row),
+            **_prices(row),
         )
         for row in (await connection.execute(asked)).mappings()
     ]
@@ -94,6 +92,40 @@ async def ledger_page(
         asked = asked.where(ledger.c.number < before)
     rows = [dict(row) for row in (await connection.execute(asked)).mappings()]
     return LedgerPage(rows=rows, before=rows[-1]["number"] if len(rows) == limit else None)
+
+
+def cached_price() -> ColumnElement[int]:
+    """Of a row's cached prompt token; a row of before there was one has that of any prompt token."""
+    return func.coalesce(ledger.c.cached_input_nanousd, ledger.c.input_nanousd)
+
+
+def _column(group: str) -> ColumnElement[Any]:
+    if group == "day":
+        return ledger.c.booked_ms - ledger.c.booked_ms % DAY_MS
+    if group == "price":
+        return ledger.c.price_version
+    if group in GROUPS:
+        return ledger.c[group]
+    raise InvalidParameter(f"`by` must be of {', '.join((*GROUPS, 'day'))}. Given: {group[:40]!r}", parameter="by")
+
+
+def _price_bounds() -> list[ColumnElement[int]]:
+    """The least and the greatest of each price: alike where a sum's rows have one price."""
+    amounts = {name: ledger.c[name] for name in PRICES} | {"cached_input_nanousd": cached_price()}
+    return [
+        bound(amount).label(f"{which}_{name}")
+        for name, amount in amounts.items()
+        for which, bound in (("least", func.min), ("most", func.max))
+    ]
+
+
+def _counts(row: RowMapping) -> dict[str, Any]:
+    return {name: int(row[name] or 0) for name in COUNTS}
+
+
+def _prices(row: RowMapping) -> dict[str, Any]:
+    is_one = all(row[f"least_{name}"] == row[f"most_{name}"] for name in PRICES)
+    return {name: row[f"least_{name}"] if is_one else None for name in PRICES}
 
 
 def _name(group: str, value: object) -> str | None:

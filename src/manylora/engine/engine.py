@@ -380,14 +380,16 @@ class Engine:
         if sequence.penalties is not None:
             sequence.penalties.add(drawn.token_id)
         self._totals["completion_tokens"] += 1
+        is_first = sequence.num_generated == 1
         self._tokens.append(
             TokenEvent(
                 request_id=sequence.request.id,
                 token_id=drawn.token_id,
                 logprob=drawn.logprob,
                 alternatives=drawn.alternatives,
-                adapter=sequence.adapter_use if sequence.num_generated == 1 else None,
-                queue_ms=sequence.queue_ms if sequence.num_generated == 1 else None,
+                adapter=sequence.adapter_use if is_first else None,
+                queue_ms=sequence.queue_ms if is_first else None,
+                cached_tokens=sequence.cached_tokens if is_first else None,
             )
         )
         return sequence.stopper.push(drawn.token_id, sequence.num_generated)
@@ -416,11 +418,7 @@ class Engine:
             Finished(
                 request_id=request.id,
                 reason=reason,
-                counts=Counts(
-                    prompt_tokens=sequence.num_prompt,
-                    cached_tokens=sequence.cached_tokens or 0,
-                    completion_tokens=sequence.num_generated,
-                ),
+                counts=sequence.counts,
                 stop_string=stop_string,
                 failure=_failure(error),
                 queue_ms=sequence.queue_ms,

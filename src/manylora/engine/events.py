@@ -23,6 +23,7 @@ class FinishReason(StrEnum):
     ADAPTER_FAILURE = "adapter_failure"
     ENGINE_FAILURE = "engine_failure"
     SHUTDOWN = "shutdown"
+    INCOMPLETE = "incomplete"  # the edge gave it up for a fault of the server's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,7 @@ class TokenEvent(NamedTuple):  # one for every row of every step: a frozen datac
     alternatives  the most likely (token id, logprob) pairs, best first, as many as asked for
     adapter       set on a request's first token only, None for the base model
     queue_ms      set on a request's first token only: arrival to the first step that held it, adapter load included
+    cached_tokens set on a request's first token only: as in `usage.Counts`, so that they are known whatever ends it
     """
 
     request_id: RequestId
@@ -59,6 +61,7 @@ class TokenEvent(NamedTuple):  # one for every row of every step: a frozen datac
     alternatives: tuple[tuple[int, float], ...] = ()
     adapter: AdapterUse | None = None
     queue_ms: float | None = None
+    cached_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -173,6 +173,7 @@ class Scheduler:
         if right > 0:
             self._charge(sequence, completion_tokens=1)
         sequence.computed = chunk.stop + right
+        sequence.reached = max(sequence.reached, min(sequence.computed, sequence.num_prompt))
         full = sequence.computed // self.pool.block_size
         if full > sequence.published:
             keys = sequence.prefix_keys(full, self.pool.block_size)

@@ -10,6 +10,7 @@ from manylora.engine.lookup import PromptLookup
 from manylora.engine.penalties import Penalties
 from manylora.engine.request import Request
 from manylora.engine.stopping import StopChecker
+from manylora.usage import Counts
 
 if TYPE_CHECKING:  # the scheduler and its tests run without torch
     from manylora.kernels.interface import PlacedAdapter
@@ -41,6 +42,7 @@ class Sequence:
         "penalties",
         "placed",
         "published",
+        "reached",
         "ready_s",
         "refused_at",
         "request",
@@ -60,6 +62,7 @@ class Sequence:
         self.computed = 0
         self.lookup = PromptLookup() if request.speculation else None
         self.charged = 0  # prompt positions below this were charged to the flow
+        self.reached = 0  # prompt positions below this were computed or cached once; a preemption takes none back
         self.published = 0  # blocks below this index are in the prefix cache
         self.blocks: list[int] = []
         self._block_ids = np.empty(8, dtype=np.int32)  # `blocks` again, as the kernels read it
@@ -87,6 +90,16 @@ class Sequence:
     @property
     def num_generated(self) -> int:
         return len(self.tokens) - self.num_prompt
+
+    @property
+    def counts(self) -> Counts:
+        """Positions so far, each counted once however often it was computed."""
+        return Counts(
+            prompt_tokens=self.num_prompt,
+            cached_tokens=self.cached_tokens or 0,
+            completion_tokens=self.num_generated,
+            computed_tokens=self.reached,
+        )
 
     @property
     def block_ids(self) -> "np.ndarray[tuple[int], np.dtype[np.int32]]":

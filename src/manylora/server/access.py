@@ -55,11 +55,13 @@ class Admission:
     is_metered: bool = False
     """Its charge will settle it, however late the engine tells of its end."""
 
-    def settle(self, charged_prompt_tokens: int, charged_completion_tokens: int) -> None:
-        """Give back what was not used. Calling it again changes nothing."""
+    def settle(
+        self, charged_prompt_tokens: int, charged_completion_tokens: int, charged_cached_tokens: int = 0
+    ) -> None:
+        """Give back what was not used; the cached tokens are of the prompt's. Calling it again changes nothing."""
         self.reservation.settle(charged_prompt_tokens + charged_completion_tokens)
         if self.hold is not None:
-            self.hold.settle(charged_prompt_tokens, charged_completion_tokens)
+            self.hold.settle(charged_prompt_tokens, charged_completion_tokens, charged_cached_tokens)
 
 
 class Access:

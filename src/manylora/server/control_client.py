@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
+from urllib.parse import quote
 
 import httpx2
 import msgspec
@@ -48,6 +49,9 @@ class ControlClient(Protocol):
 class HttpControlClient:
     """The control plane's `/internal` routes, over the network or, given its ASGI application, in this process."""
 
+    base = ""
+    """The base model that this server serves, once it is known; the control plane lists its price."""
+
     def __init__(self, token: str, *, url: str = IN_PROCESS_URL, app: Callable[..., Any] | None = None) -> None:
         self._client = httpx2.AsyncClient(
             base_url=url,
@@ -58,7 +62,8 @@ class HttpControlClient:
         )
 
     async def snapshot(self, since: int, epoch: str) -> Snapshot:
-        return _decode(await self._call("GET", f"/internal/snapshot?since={since}&epoch={epoch}"), Snapshot)
+        asked = f"/internal/snapshot?since={since}&epoch={epoch}&base={quote(self.base, safe='')}"
+        return _decode(await self._call("GET", asked), Snapshot)
 
     async def ship(self, records: Sequence[UsageRecord]) -> None:
         await self._call("POST", "/internal/usage", Shipment(records=tuple(records)))

@@ -12,6 +12,7 @@ from typing import NoReturn
 from manylora.clock import Clock
 from manylora.errors import ControlUnavailable, QuotaExhausted
 from manylora.ids import KeyId, TenantId
+from manylora.money import dollars
 from manylora.server.control_client import ControlClient
 from manylora.tenancy import Lease, PriceFacts
 
@@ -53,14 +54,17 @@ class Hold:
     nanousd: int
     is_settled: bool = False
 
-    def settle(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """End the request: pay what was charged, give back the rest, once."""
+    def settle(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> None:
+        """End the request: pay what was charged, give back the rest, once; `cached_tokens` are of the prompt's."""
         if self.is_settled:
             return
         self.is_settled = True
+        paid = self.price.cost_nanousd(
+            prompt_tokens=prompt_tokens, cached_tokens=cached_tokens, completion_tokens=completion_tokens
+        )
         for account in self.accounts:
             account.reserved -= self.nanousd
-            account.spent += prompt_tokens * self.price.input_nanousd + completion_tokens * self.price.output_nanousd
+            account.spent += paid
 
 
 class Purse:
@@ -91,9 +95,11 @@ class Purse:
         Raises:  `QuotaExhausted` when the credit or a budget does not hold it, `ControlUnavailable` when that cannot
                  be asked
         """
-        if price is None or not (price.input_nanousd or price.output_nanousd):
+        if price is None or not (price.input_nanousd or price.cached_nanousd or price.output_nanousd):
             return None
-        cost = prompt_tokens * price.input_nanousd + budget_tokens * price.output_nanousd
+        # Of a prompt at its worst nothing is cached, or all of it where a cached token is the dearer one.
+        cached = prompt_tokens if price.cached_nanousd > price.input_nanousd else 0
+        cost = price.cost_nanousd(prompt_tokens=prompt_tokens, cached_tokens=cached, completion_tokens=budget_tokens)
         hold = Hold([], price, cost)
         for name in ("", key):
             if name is None:
@@ -148,11 +154,6 @@ class Purse:
 def _refuse(lease: Lease, account: _Account, cost: int) -> NoReturn:
     reason = KEY_REASON if account.key else REASONS.get(lease.reason, REASONS["credit"])
     raise QuotaExhausted(
-        f"You exceeded your current quota: {reason}. This request may cost {_dollars(cost)}; "
-        f"{_dollars(max(0, account.left))} are left"
+        f"You exceeded your current quota: {reason}. This request may cost {dollars(cost)}; "
+        f"{dollars(max(0, account.left))} are left"
     )
-
-
-def _dollars(nanousd: int) -> str:
-    whole, rest = divmod(nanousd, 10**9)
-    return f"${whole}.{rest:09d}".rstrip("0").rstrip(".")

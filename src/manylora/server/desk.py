@@ -190,6 +190,11 @@ class Desk:
             self.on_finished(generation, finished)
 
 
+def is_callers_fault(failure: Failure | None) -> bool:
+    """Whether a failure says that the caller asked for what cannot be, and not that the server could not do it."""
+    return failure is not None and isinstance(error_from(failure), errors.RequestRejected)
+
+
 def error_from(failure: Failure) -> ManyloraError:
     """The error a `Failure` names; one of an unknown name is an `EngineFault`."""
     kind = getattr(errors, failure.error, None)

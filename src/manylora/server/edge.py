@@ -35,7 +35,7 @@ NOT_BUILT = re.compile(
     r"|llms|supported_llms|models/version|datasets)(/.*)?"
 )
 CONTROL_PATHS = re.compile(
-    r"/admin(/.*)?|/v1/(signup|account)(/.*)?"
+    r"/admin(/.*)?|/v1/(signup|account|prices)(/.*)?"
     r"|/(v1/)?(users/current|v2/(deployments|repos|adapters)|llms|supported_llms|models/version)(/.*)?"
 )
 DRAIN_FACTOR = 8
@@ -181,7 +181,7 @@ class Edge:
             while (await receive())["type"] != "http.disconnect":
                 pass
             if not arrival.is_complete:
-                arrival.status = 499
+                arrival.status, arrival.has_left = 499, True
                 work.cancel()
 
         async with asyncio.TaskGroup() as group:

@@ -37,6 +37,7 @@ class Arrival:
     request_id  the caller's own, else minted: it names the HTTP request, not a generation
     caller      known once the outermost layer has let the request in
     noted       fields that the route adds to the log line
+    has_left    the caller closed the connection before the reply's end
     """
 
     request_id: str
@@ -47,6 +48,7 @@ class Arrival:
     is_complete: bool = False
     body: bytes = b""
     noted: dict[str, object] = field(default_factory=dict)
+    has_left: bool = False
 
     @property
     def tenant(self) -> TenantId:

@@ -20,13 +20,24 @@ class Generation:
     must be said with `close`, which ends the work in the engine within one step.
     """
 
-    __slots__ = ("_abort", "_arrived", "_events", "finished", "is_closed", "num_tokens", "opened_s", "request")
+    __slots__ = (
+        "_abort",
+        "_arrived",
+        "_events",
+        "cached_tokens",
+        "finished",
+        "is_closed",
+        "num_tokens",
+        "opened_s",
+        "request",
+    )
 
     def __init__(self, request: Request, abort: Abort, opened_s: float = 0.0) -> None:
         """`opened_s`: the moment on the edge's clock when the engine was handed the request."""
         self.request = request
         self.opened_s = opened_s
         self.num_tokens = 0
+        self.cached_tokens = 0  # as the first token told
         self.finished: Finished | None = None
         self.is_closed = False
         self._abort = abort
@@ -39,6 +50,7 @@ class Generation:
             self.finished = event
         else:
             self.num_tokens += 1
+            self.cached_tokens = self.cached_tokens if event.cached_tokens is None else event.cached_tokens
         if not self.is_closed:
             self._events.append(event)
             self._arrived.set()
@@ -123,7 +135,11 @@ class Switchboard:
         """End everything from the edge's side, because the engine is gone; `counted`: what it had counted itself."""
         for generation in list(self._generations.values()):
             request = generation.request
-            told = Counts(prompt_tokens=len(request.tokens), cached_tokens=0, completion_tokens=generation.num_tokens)
+            told = Counts(
+                prompt_tokens=len(request.tokens),
+                cached_tokens=generation.cached_tokens,
+                completion_tokens=generation.num_tokens,
+            )
             self.end(generation, reason, error_of(request), counted.get(request.id, told))
 
     def _finish(self, finished: Finished) -> None:

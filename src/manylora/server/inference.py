@@ -1,12 +1,15 @@
 """What every inference route shares: the gate, the link, what a request may use, and what is noted when it is over."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 
 from manylora.charging import Charge
 from manylora.clock import Clock
+from manylora.engine.events import FinishReason
 from manylora.engine.request import Request
-from manylora.errors import ManyloraError
+from manylora.errors import ManyloraError, RequestRejected
 from manylora.server.access import Access, Admission
 from manylora.server.exchange import Exchange
 from manylora.server.gate import Draft, Gate
@@ -81,7 +84,8 @@ class Inference:
 
         try:
             requests = [request for request, _ in numbered]
-            with begin(self.link, self.gate, drafts, requests, self.clock, on_unsent=withdraw) as work:
+            why_left = partial(_why_left, exchange)
+            with begin(self.link, self.gate, drafts, requests, self.clock, withdraw, why_left) as work:
                 holder.append(work)
                 work.limit_headers = admission.headers
                 if usage is not None and self._meter is not None:
@@ -113,7 +117,9 @@ class Inference:
         arrival = exchange.arrival
 
         def charged(charge: Charge) -> None:
-            admission.settle(charge.charged_prompt_tokens, charge.charged_completion_tokens)
+            admission.settle(
+                charge.charged_prompt_tokens, charge.charged_completion_tokens, charge.charged_cached_tokens
+            )
 
         return self._meter.open(
             Buyer(tenant=arrival.caller.tenant, key=arrival.caller.key, request_id=arrival.request_id),
@@ -154,3 +160,13 @@ class Inference:
         validation_s = work.begun_s - exchange.arrival.arrived_s
         is_whole = all(generation.finished is not None for generation in work.generations)
         self._meters.note_work(work.drafts, work.num_generated_tokens, timings, validation_s, is_whole=is_whole)
+
+
+def _why_left(exchange: Exchange, error: BaseException) -> FinishReason:
+    """Why sequences that are under way are ended here: their caller pays for what he makes end, and for no fault.
+
+    A route is cancelled when its caller leaves, and when the server itself ends.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        return FinishReason.DISCONNECT if exchange.arrival.has_left else FinishReason.SHUTDOWN
+    return FinishReason.ABORT if isinstance(error, RequestRejected) else FinishReason.INCOMPLETE

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from manylora import __version__
+from manylora.charging import CUTS
 from manylora.engine.events import StepEvents
 from manylora.engine.request import Request
 from manylora.ids import PROBE_FLOW, RequestId
@@ -35,12 +36,17 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     opened  (index, request id, prompt tokens, tokens committed before): new ones, or at a part's start all under way
     tokens  the index of each committed token's request, one for each token
     ended   (index, prompt tokens, cached tokens, completion tokens)
+    cut     (index, prompt positions computed, reason) of those in `ended` whose caller had left; an older version's
+            entry has none
+    cached  (index, cached tokens) of those whose first token it is, at a part's start of all under way that have one
     """
 
     number: int
     opened: list[tuple[int, str, int, int]]
     tokens: list[int]
     ended: list[tuple[int, int, int, int]]
+    cut: list[tuple[int, int, str]] = []
+    cached: list[tuple[int, int]] = []
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -49,18 +55,27 @@ _decode = msgspec.msgpack.Decoder(Entry).decode
 
 @dataclass(slots=True)
 class Counted:
-    """One request in a journal. delivered: tokens in frames that the edge has received."""
+    """One request in a journal.
+
+    delivered  tokens in frames that the edge has received
+    cut        `disconnect` or `abort` where the engine had ended it because its caller had left, else empty
+    """
 
     prompt_tokens: int
     cached_tokens: int = 0
+    computed_tokens: int = 0
     committed: int = 0
     delivered: int = 0
     has_ended: bool = False
+    cut: str = ""
 
     @property
     def counts(self) -> Counts:
         return Counts(
-            prompt_tokens=self.prompt_tokens, cached_tokens=self.cached_tokens, completion_tokens=self.committed
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
+            completion_tokens=self.committed,
+            computed_tokens=self.computed_tokens,
         )
 
 
@@ -69,6 +84,7 @@ class _Open:
     index: int
     prompt_tokens: int
     committed: int = 0
+    cached_tokens: int | None = None
 
 
 class Journal:
@@ -98,17 +114,23 @@ class Journal:
         opened = self._told(self._new)
         self._new = []
         tokens: list[int] = []
+        cached: list[tuple[int, int]] = []
         for token in events.tokens:
             if (found := self._open.get(token.request_id)) is not None:
                 found.committed += 1
                 tokens.append(found.index)
-        ended = []
+                if token.cached_tokens:
+                    found.cached_tokens = token.cached_tokens
+                    cached.append((found.index, token.cached_tokens))
+        ended, cut = [], []
         for end in events.finished:
             if (found := self._open.pop(end.request_id, None)) is not None:
                 counts = end.counts
                 ended.append((found.index, counts.prompt_tokens, counts.cached_tokens, counts.completion_tokens))
+                if end.reason in CUTS:
+                    cut.append((found.index, counts.computed_tokens, end.reason.value))
         if opened or tokens or ended:
-            self._file.append(_encode(Entry(number, opened, tokens, ended)))
+            self._file.append(_encode(Entry(number, opened, tokens, ended, cut, cached)))
 
     def close(self) -> None:
         self._file.close()
@@ -121,7 +143,8 @@ class Journal:
         self._file.close()
         self._part += 1
         self._file = FramedFile(part_path(self._folder, self._life, self._part))
-        self._file.append(_encode(Entry(number - 1, self._told(self._open), [], [])))
+        known = [(each.index, each.cached_tokens) for each in self._open.values() if each.cached_tokens is not None]
+        self._file.append(_encode(Entry(number - 1, self._told(self._open), [], [], [], known)))
         self._new = []
         if not self._keeps_parts and self._part >= KEPT_PARTS:
             part_path(self._folder, self._life, self._part - KEPT_PARTS).unlink(missing_ok=True)
@@ -164,10 +187,15 @@ def read_journal(folder: Path, life: str) -> dict[RequestId, Counted]:
                 counted = found[ids[index]]
                 counted.committed += 1
                 counted.delivered += is_seen
+            for index, cached_tokens in entry.cached:
+                found[ids[index]].cached_tokens = cached_tokens
             for index, prompt_tokens, cached_tokens, completion_tokens in entry.ended:
                 counted = found[ids[index]]
                 counted.prompt_tokens, counted.cached_tokens = prompt_tokens, cached_tokens
                 counted.committed, counted.has_ended = completion_tokens, True
+            for index, computed_tokens, reason in entry.cut:
+                counted = found[ids[index]]
+                counted.computed_tokens, counted.cut = computed_tokens, reason
     return found
 
 

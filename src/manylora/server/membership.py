@@ -11,7 +11,7 @@ from manylora.config import Config, metering_dir
 from manylora.errors import ConfigInvalid, ControlUnavailable
 from manylora.loopback import is_loopback
 from manylora.server.access import Access
-from manylora.server.control_client import ControlClient, HttpControlClient
+from manylora.server.control_client import HttpControlClient
 from manylora.server.control_proxy import ControlProxy
 from manylora.server.credit import Purse
 from manylora.server.directory import Directory
@@ -58,7 +58,7 @@ class Membership:
 
     meter: Meter
     directory: Directory
-    client: ControlClient
+    client: HttpControlClient
     control: Callable[..., Any]
     admin_key: str | None
     is_key_needed: bool
@@ -93,8 +93,10 @@ class Membership:
         if self.is_key_needed and base not in control.free_bases and self.directory.price(base, now_ms) is None:
             raise ConfigInvalid(
                 f"the base model {base} has no price, and with keys on its tokens are billed. Set one on the control "
-                f"plane (`manylora prices set {base} …`), or say that it is free: `--set control.free_bases={base}`"
+                f"plane (`manylora prices set {base} … --force`), or say that it is free: "
+                f"`--set control.free_bases={base}`"
             )
+        self.client.base = base
         purse = Purse(
             self.client,
             self._clock,
@@ -149,7 +151,6 @@ async def _joined(
     config: Config, factory: ControlFactory, clock: Clock, meter: Meter, *, is_needed: bool
 ) -> Membership:
     settings = config.control
-    client: ControlClient
     if settings.url:
         if not settings.edge_token:
             raise ConfigInvalid("control.url needs control.edge_token, the same as the control plane's")

@@ -16,10 +16,12 @@ from pathlib import Path
 from manylora.charging import Charge, SequenceUse, charge_of
 from manylora.clock import Clock
 from manylora.engine.events import Finished as SequenceEnd
+from manylora.engine.events import FinishReason
 from manylora.engine.request import Request
 from manylora.errors import ManyloraError
 from manylora.ids import KeyId, RequestId, TenantId, UsageId, mint_usage_id
 from manylora.server.control_client import ControlClient
+from manylora.server.desk import is_callers_fault
 from manylora.server.generation import Generation
 from manylora.server.journal import Counted, lives_in, read_journal, remove_journal
 from manylora.server.spool import (
@@ -195,6 +197,8 @@ class Meter:
             committed=end.counts.completion_tokens,
             delivered=generation.num_tokens,
             reason=end.reason.value,
+            computed_tokens=end.counts.computed_tokens,
+            is_callers=end.reason is FinishReason.REJECTED and is_callers_fault(end.failure),
         )
         usage.waiting.discard(generation.request.id)
         if not usage.waiting:
@@ -309,7 +313,8 @@ class Meter:
                     cached_tokens=found.cached_tokens,
                     committed=found.committed,
                     delivered=min(found.delivered, found.committed),
-                    reason="edge_lost",
+                    reason=found.cut or "edge_lost",
+                    computed_tokens=found.computed_tokens,
                 )
                 for request_id, prompt, prompt_tokens in entry.requests
                 for found in [counted.get(request_id) or Counted(prompt_tokens)]
@@ -365,6 +370,7 @@ def _record(opened: Opened, edge: str, uses: Sequence[SequenceUse], charge: Char
         completion_tokens=charge.completion_tokens,
         charged_prompt_tokens=charge.charged_prompt_tokens,
         charged_completion_tokens=charge.charged_completion_tokens,
+        charged_cached_tokens=charge.charged_cached_tokens,
         num_sequences=len(opened.requests),
         finish_reason=next((reason for reason in WORST_FIRST if reason in reasons), "incomplete"),
         tier=timings.tier,

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 SEGMENT_BYTES = 8 << 20
 RETRY_S = 0.5
 LOCK_FILE = "lock"
-FORMAT = 1
+FORMAT = 2
 """The number of the entries' form, in a folder's segments and journals alike. A version that writes another form raises
 it and goes on reading the older ones; older versions then refuse its folders by name and misread none."""
 FORMAT_FILE = "format"

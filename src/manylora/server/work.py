@@ -176,16 +176,18 @@ def begin(
     drafts: Sequence[Draft],
     requests: Sequence[Request],
     clock: Clock,
-    *,
     on_unsent: Callable[[Sequence[RequestId]], None] = lambda ids: None,
+    why_left: Callable[[BaseException], FinishReason] = lambda error: FinishReason.DISCONNECT,
 ) -> Iterator[Work]:
     """Open every sequence of the drafts; on leaving, those that have not ended are aborted.
 
-    `on_unsent` is told which never reached the engine.
+    Args:  on_unsent  told which never reached the engine
+           why_left   the reason with which an exception ends the others
     """
     opened: list[Generation] = []
     # The engine is another process: it may begin, and even answer, before the next line of this one runs.
     begun_s = clock.monotonic_s()
+    reason = FinishReason.DISCONNECT
     try:
         try:
             for request in requests:
@@ -194,9 +196,12 @@ def begin(
             on_unsent([request.id for request in requests[len(opened) :]])
             raise
         yield Work(drafts, opened, gate, clock, begun_s=begun_s)
+    except BaseException as error:
+        reason = why_left(error)
+        raise
     finally:
         for generation in opened:
-            generation.close()
+            generation.close(reason)
 
 
 async def _nothing_to_settle() -> None:
