@@ -162,7 +162,8 @@ def test_a_link_out_of_the_registry_is_not_followed(tmp_path: Path) -> None:
         (tmp_path / "outside" / name).write_bytes(data)
     (tmp_path / "registry" / "acme" / "triage").mkdir(parents=True)
     (tmp_path / "registry" / "acme" / "triage" / "1").symlink_to(tmp_path / "outside")
-    assert LocalSource((tmp_path,)).list() == ["outside"]
+    assert LocalSource((tmp_path,)).list() == ["outside", "registry/acme/triage/1"]  # it is no link out of that root
+    assert LocalSource((tmp_path / "registry",)).list() == []
     with pytest.raises(errors.AdapterNotFound):
         RegistrySource(tmp_path / "registry").locate(ref("triage"))
 

@@ -400,3 +400,45 @@ def test_a_file_that_is_not_as_long_as_it_was_said_is_refused(hub: HubRemote, mo
         commit[WEIGHTS] = changed(original)
         with pytest.raises(errors.AdapterSourceUnavailable):
             fetch(hub, located)
+
+
+def stamp_of(http: HttpServer, session: str) -> str:
+    source = ObjectSource([f"http://127.0.0.1:{http.port}/files"], session=session)
+    return asyncio.run(_located(source, AdapterRef(SourceName.HTTPS, "a"))).stamp
+
+
+def test_a_server_that_gives_no_version_is_read_again_after_a_restart(http: HttpServer, tmp_path: Path) -> None:
+    """Many servers make the ETag of size and modification time, so that other content may have the same."""
+    (tmp_path / "files" / "a").mkdir()
+    for file, data in SMALL.items():
+        (tmp_path / "files" / "a" / file).write_bytes(data)
+    http.marks = {"etag": '"5e1-600"'}
+    first = stamp_of(http, "one")
+    assert (stamp_of(http, "one") == first, stamp_of(http, "two") == first) == (True, False)
+    source = ObjectSource([f"http://127.0.0.1:{http.port}/files"])
+    located = asyncio.run(source.fetch(AdapterRef(SourceName.HTTPS, "a"), first, MAX_BYTES))
+    assert located.config == SMALL[CONFIG]
+
+
+@pytest.mark.parametrize("header", ["x-amz-version-id", "x-goog-generation", "repr-digest", "content-md5"])
+def test_a_version_id_or_a_checksum_of_the_servers_tells_versions(
+    http: HttpServer, tmp_path: Path, header: str
+) -> None:
+    (tmp_path / "files" / "a").mkdir()
+    for file, data in SMALL.items():
+        (tmp_path / "files" / "a" / file).write_bytes(data)
+    http.marks = {"etag": '"5e1-600"', header: "one"}
+    first = stamp_of(http, "one")
+    assert stamp_of(http, "two") == first
+    http.marks[header] = "two"
+    assert stamp_of(http, "one") != first
+    source = ObjectSource([f"http://127.0.0.1:{http.port}/files"])
+    with pytest.raises(errors.AdapterSourceUnavailable, match="replaced"):
+        asyncio.run(source.fetch(AdapterRef(SourceName.HTTPS, "a"), first, MAX_BYTES))
+
+
+def test_an_object_storages_own_mark_tells_versions_across_restarts(s3: S3Remote) -> None:
+    s3.put("a", SMALL)
+    place = f"s3://{BUCKET}/{s3._folder}"
+    stamps = [asyncio.run(_located(ObjectSource([place], session=each), s3.ref("a"))).stamp for each in ("one", "two")]
+    assert stamps[0] == stamps[1]

@@ -33,6 +33,7 @@ class RemoteFile:
 
     etag      the store's mark of the version, or None where it gives none; then `modified` (ISO 8601) tells versions
     sha256    of the content, in hexadecimal, where the source knows it
+    version   the store's own id of the version, or a checksum that it gives; None where it gives neither
     """
 
     path: str
@@ -40,6 +41,7 @@ class RemoteFile:
     etag: str | None = None
     modified: str | None = None
     sha256: str | None = None
+    version: str | None = None
 
 
 class StoreDenies(Exception):

@@ -30,8 +30,21 @@ if TYPE_CHECKING:
 
     import httpx2
 
+VERSION_HEADERS = (
+    "x-amz-version-id",
+    "x-goog-generation",
+    "x-ms-version-id",
+    "repr-digest",
+    "digest",
+    "content-md5",
+    "x-goog-hash",
+    "x-amz-checksum-sha256",
+    "x-checksum-sha256",
+)
+"""Each has another value for other content. An ETag need not: many servers make it of size and modification time."""
 MAX_REDIRECTS = 5
 MAX_WORTH_ANOTHER_TRY = 599
+MAX_VERSION_CHARACTERS = 256
 HTTPS_PORT = 443
 _CHUNK_BYTES = 1 << 17
 
@@ -83,9 +96,10 @@ class HttpFiles:
                 return None
             check_status(answer)
             size, modified = answer.headers.get("content-length", ""), answer.headers.get("last-modified")
+            version = _version(answer)
         if not (size.isascii() and size.isdecimal()):
             raise StoreRefused("it does not tell the size of its files")
-        return RemoteFile(path, int(size), answer.headers.get("etag"), _as_iso(modified))
+        return RemoteFile(path, int(size), answer.headers.get("etag"), _as_iso(modified), version=version)
 
     async def read(self, file: RemoteFile, start: int, stop: int) -> AsyncGenerator[memoryview]:
         headers = _conditions(file)
@@ -226,6 +240,15 @@ def _check_version(answer: "httpx2.Response", file: RemoteFile, *, is_part: bool
     etag = answer.headers.get("etag")
     if file.etag is not None and etag is not None and etag != file.etag:
         raise FileReplaced
+    version = _version(answer)
+    if not is_part and file.version is not None and version is not None and version != file.version:
+        raise FileReplaced  # of a part some servers send the part's own checksum
+
+
+def _version(answer: "httpx2.Response") -> str | None:
+    """The first of `VERSION_HEADERS` that an answer has, with its name."""
+    found = ((name, answer.headers.get(name)) for name in VERSION_HEADERS)
+    return next((f"{name}={value[:MAX_VERSION_CHARACTERS]}" for name, value in found if value), None)
 
 
 def _as_iso(date: str | None) -> str | None:

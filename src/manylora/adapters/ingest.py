@@ -72,17 +72,17 @@ class InlineIngest:
 
 def remote_sources(settings: IngestSettings) -> dict[SourceName, RemoteSource]:
     """The remote sources that are switched on."""
-    return remote_sources_of(settings.stores, settings.hub_endpoint, settings.redirect_hosts)
+    return remote_sources_of(settings.stores, settings.hub_endpoint, settings.redirect_hosts, session=settings.session)
 
 
 def remote_sources_of(
-    stores: Sequence[str], hub_endpoint: str, redirect_hosts: Sequence[str]
+    stores: Sequence[str], hub_endpoint: str, redirect_hosts: Sequence[str], *, session: str = ""
 ) -> dict[SourceName, RemoteSource]:
-    """The remote sources of three settings of `adapters`."""
+    """The remote sources of three settings of `adapters`; `session` as in `IngestSettings`."""
     sources: dict[SourceName, RemoteSource] = {}
     for name in (SourceName.S3, SourceName.GS, SourceName.AZ, SourceName.HTTPS):
         if places := [place for place in stores if source_of(place) is name]:
-            sources[name] = ObjectSource(places, redirect_hosts)
+            sources[name] = ObjectSource(places, redirect_hosts, session=session)
     if hub_endpoint:
         sources[SourceName.HUB] = HubSource(hub_endpoint, redirect_hosts)
     return sources

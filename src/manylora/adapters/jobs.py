@@ -19,6 +19,7 @@ class IngestSettings:
 
     base_dir      the base's directory, for adapters that cannot be packed without its weights; empty: there is none
     memory_bytes  what the jobs under way may take together, by the store's account; 0: no limit is set
+    session       another one with each start of the server, for sources whose marks of a version cannot be relied on
     """
 
     shape: BaseShape
@@ -35,6 +36,7 @@ class IngestSettings:
     base_dir: str = ""
     registry_dir: str = ""
     memory_bytes: int = 0
+    session: str = ""
 
     def to_json(self) -> dict[str, Any]:  # JSON values of several types
         return {

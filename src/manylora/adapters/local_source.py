@@ -1,6 +1,18 @@
-"""Adapters in folders below configured roots."""
+"""Adapters in folders below configured roots.
+
+An adapter is served, and listed, if both its files are regular files, the real paths of its folder and its files lie
+below the real path of its root, and no part of its name leads back to a folder above it. Links inside a root count as
+what they point at; links that lead out of it as nothing.
+
+A version's stamp has, of each file, what tells that it is another one: device, inode, size, modification time and
+change time. A copy with its old times (`cp -p`, `rsync --times`) has a new change time. Where the file system does not
+set change times itself (`change_times.py`), the stamp has this process's session too: after a restart the content is
+read again, and an equal digest keeps the packed image.
+"""
 
 import os
+import re
+import secrets
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -9,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from manylora.adapter_ref import AdapterRef, SourceName, parse_adapter_ref
+from manylora.adapter_ref import MAX_ID_CHARACTERS, AdapterRef, SourceName, parse_adapter_ref
+from manylora.adapters.change_times import ChangeTimes
 from manylora.adapters.refusals import Refusals
 from manylora.adapters.sources import (
     CONFIG_FILE,
@@ -23,9 +36,16 @@ from manylora.adapters.sources import (
     is_plain,
     missing_part,
 )
-from manylora.errors import AdapterReferenceInvalid
+from manylora.clock import SystemClock
+from manylora.errors import AdapterCorrupt, AdapterReferenceInvalid
 
 MAX_REMEMBERED = 4_096
+SESSION_MARK = "|"
+TICK_S, COARSE_TICK_S = 0.02, 1.0
+"""Longest time in which two changes of a file may have one change time: a tick of the kernel's, of an old format's."""
+_SECOND_NS = 1_000_000_000
+_NAMEABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+\-]*")
+"""A folder that a request can name; nothing below any other one is looked at."""
 
 
 class LocalSource:
@@ -34,18 +54,32 @@ class LocalSource:
     `place` may say otherwise: the path below a root, from what a request names.
     """
 
-    def __init__(self, roots: tuple[Path, ...], place: Callable[[AdapterRef], str] = lambda ref: ref.id) -> None:
+    def __init__(
+        self,
+        roots: tuple[Path, ...],
+        place: Callable[[AdapterRef], str] = lambda ref: ref.id,
+        *,
+        change_times: ChangeTimes | None = None,
+    ) -> None:
         self._place = place
         self._roots = tuple(Path(os.path.realpath(root)) for root in roots)
         self._inside: OrderedDict[AdapterRef, str] = OrderedDict()  # the stamp whose links were last followed
+        self._change_times = change_times or ChangeTimes()
+        self._session = secrets.token_hex(8)
 
     def locate(self, ref: AdapterRef) -> Located:
-        return self._located(ref)[0]
+        located, _, folder = self._located(ref)
+        devices = {int(facts.split(".")[2]) for facts in located.stamp.split(" ")}
+        if all(self._change_times.are_reliable(device, str(folder)) for device in devices):
+            return located
+        return Located(f"{located.stamp}{SESSION_MARK}{self._session}", located.weights_bytes)
 
     def fetch(self, ref: AdapterRef, stamp: str, max_bytes: int) -> FetchedFiles:
         refuse = Refusals(ref.id, ref.source)
+        stamp = stamp.partition(SESSION_MARK)[0]  # the session is of the process that located it
         located, root, folder = self._located(ref)
         if located.stamp == stamp:
+            _wait_for_the_next_tick(stamp)
             with _opened(root, folder, refuse) as (config, weights):
                 read = FetchedFiles(
                     _read(config, MAX_CONFIG_BYTES, refuse).tobytes(), _read(weights, max_bytes, refuse)
@@ -55,24 +89,13 @@ class LocalSource:
         raise refuse.unavailable("it was replaced while it was read")
 
     def list(self) -> list[str]:
-        return sorted(set(self._names()))
-
-    def _names(self) -> Iterator[str]:
-        found = 0
+        found: dict[str, None] = {}
         for root in self._roots:
-            for folder, inside, files in os.walk(root):
-                inside[:] = sorted(name for name in inside if not name.startswith("."))  # no request can name those
-                if CONFIG_FILE not in files:
-                    continue
-                if found >= MAX_LISTED:
-                    return
-                relative = Path(folder).relative_to(root).as_posix()
-                try:
-                    ref = parse_adapter_ref(relative, SourceName.LOCAL, frozenset({SourceName.LOCAL}))
-                except AdapterReferenceInvalid:
-                    continue  # a folder that no request could name
-                found += 1
-                yield ref.id
+            for name in _names_below(str(root)):
+                if len(found) >= MAX_LISTED:
+                    return sorted(found)
+                found[name] = None
+        return sorted(found)
 
     def _located(self, ref: AdapterRef) -> tuple[Located, Path, Path]:
         refuse = Refusals(ref.id, ref.source)
@@ -82,21 +105,24 @@ class LocalSource:
             place = self._place(ref)
         except OSError as error:
             raise refuse.unavailable(error.strerror or "its folder cannot be read") from error
+        failure: Exception | None = None
         for root in self._roots:
             folder = root / place
             try:
                 located = _stamped(str(folder), refuse)
-            except FileNotFoundError as missing:
-                if folder.is_dir():
-                    raise _missing(folder, refuse) from missing
+                if self._inside.get(ref) != located.stamp and not _is_inside(str(root), place):
+                    continue
+            except FileNotFoundError:
+                failure = failure or (_missing(folder, refuse) if folder.is_dir() else None)
                 continue
-            if self._inside.get(ref) != located.stamp:
-                _check_inside(root, folder, refuse)
-                self._inside[ref] = located.stamp
-                if len(self._inside) > MAX_REMEMBERED:
-                    self._inside.popitem(last=False)
+            except AdapterCorrupt as error:
+                failure = failure or error
+                continue
+            self._inside[ref] = located.stamp
+            if len(self._inside) > MAX_REMEMBERED:
+                self._inside.popitem(last=False)
             return located, root, folder
-        raise refuse.not_found()
+        raise failure or refuse.not_found()
 
 
 def _stamped(folder: str, refuse: Refusals) -> Located:
@@ -111,8 +137,20 @@ def _stamped(folder: str, refuse: Refusals) -> Located:
             raise refuse.unavailable(error.strerror or "a file cannot be reached") from error
         if not stat.S_ISREG(facts[-1].st_mode):
             raise refuse.corrupt(f"{name} is not a file")
-    stamp = " ".join(f"{fact.st_mtime_ns}.{fact.st_size}.{fact.st_dev}.{fact.st_ino}" for fact in facts)
+    stamp = " ".join(
+        f"{fact.st_mtime_ns}.{fact.st_size}.{fact.st_dev}.{fact.st_ino}.{fact.st_ctime_ns}" for fact in facts
+    )
     return Located(stamp, facts[1].st_size)
+
+
+def _wait_for_the_next_tick(stamp: str) -> None:
+    """Return when a change from now on gets another change time than the newest of this stamp. Blocks, for a moment."""
+    newest_ns = max(int(facts.split(".")[4]) for facts in stamp.split(" "))
+    tick_s = TICK_S if newest_ns % _SECOND_NS else COARSE_TICK_S
+    clock = SystemClock()
+    age_s = clock.wall_s() - newest_ns / _SECOND_NS
+    if 0 <= age_s < tick_s:
+        clock.sleep_s(tick_s - age_s)
 
 
 def _missing(folder: Path, refuse: Refusals) -> Exception:
@@ -120,11 +158,65 @@ def _missing(folder: Path, refuse: Refusals) -> Exception:
     return missing_part(has[CONFIG_FILE], has[WEIGHTS_FILE], has[PICKLED_FILE], refuse)
 
 
-def _check_inside(root: Path, folder: Path, refuse: Refusals) -> None:
-    """Refuse an adapter whose links lead out of the root, in the words for one that is not there."""
-    for name in PARTS:
-        if not Path(os.path.realpath(folder / name)).is_relative_to(root):
-            raise refuse.not_found()
+def _is_inside(root: str, place: str) -> bool:
+    """Whether a folder and its files really lie below a root, and no part of the name leads back above itself."""
+    chain, path = [root], root
+    for part in place.split("/"):
+        path = f"{path}/{part}"
+        real = os.path.realpath(path)
+        if not _is_below(root, real) or real in chain:
+            return False
+        chain.append(real)
+    return all(_is_below(root, os.path.realpath(f"{path}/{name}")) for name in PARTS)
+
+
+def _is_below(root: str, real: str) -> bool:
+    return real.startswith(root.rstrip("/") + "/")
+
+
+def _names_below(root: str) -> Iterator[str]:
+    """The names below a real root that `_is_inside` holds for, folders in the order of their names."""
+    ahead: list[tuple[str, str, tuple[str, ...]]] = [("", root, (root,))]  # name, real path, real paths down to it
+    while ahead:
+        name, real, chain = ahead.pop()
+        inside: list[tuple[str, str, tuple[str, ...]]] = []
+        parts = 0
+        try:
+            entries = sorted(os.scandir(real), key=lambda entry: entry.name)
+        except OSError:
+            continue  # gone, or not ours to read
+        for entry in entries:
+            if entry.name in PARTS:
+                parts += _is_file_below(root, entry)
+            elif _NAMEABLE.fullmatch(entry.name) and _is_folder(entry):
+                below = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+                if _is_below(root, below) and below not in chain:
+                    inside.append((f"{name}/{entry.name}" if name else entry.name, below, (*chain, below)))
+        ahead += [step for step in reversed(inside) if len(step[0]) <= MAX_ID_CHARACTERS]
+        if parts == len(PARTS) and _is_nameable(name):
+            yield name
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _is_file_below(root: str, entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_file() and (not entry.is_symlink() or _is_below(root, os.path.realpath(entry.path)))
+    except OSError:
+        return False
+
+
+def _is_nameable(name: str) -> bool:
+    try:
+        parse_adapter_ref(name, SourceName.LOCAL, frozenset({SourceName.LOCAL}))
+    except AdapterReferenceInvalid:
+        return False
+    return True
 
 
 @contextmanager

@@ -40,7 +40,7 @@ class ObjectFiles:
             except (NotFoundError, FileNotFoundError):
                 return None
         modified: datetime = found["last_modified"]
-        return RemoteFile(path, found["size"], found["e_tag"], modified.isoformat())
+        return RemoteFile(path, found["size"], found["e_tag"], modified.isoformat(), version=found.get("version"))
 
     async def read(self, file: RemoteFile, start: int, stop: int) -> AsyncGenerator[memoryview]:
         import obstore
@@ -54,7 +54,8 @@ class ObjectFiles:
             options["range"] = (start, stop)
         with _translated():
             found = await obstore.get_async(self._store, file.path, options=options)
-            if found.meta["size"] != file.num_bytes:
+            version = found.meta.get("version")
+            if found.meta["size"] != file.num_bytes or (file.version and version and version != file.version):
                 raise FileReplaced
             async for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):
                 yield memoryview(chunk)

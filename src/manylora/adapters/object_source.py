@@ -27,9 +27,14 @@ class ObjectSource:
     An adapter's id is its path below a place, or its place and path together (`bucket/prefix/name`). Credentials,
     region and endpoint come from the variables that each storage's own tools read (`AWS_ACCESS_KEY_ID`, …).
     Plain HTTPS is redirected to `redirect_hosts` only: what lies elsewhere is not below a place.
+
+    A version is recognised by the storage's version id or ETag. Where neither can be relied on (plain HTTPS without a
+    version id or a checksum) its stamp has `session`, too: with another session, as after a restart, the content is
+    fetched again, and an equal digest keeps the packed image.
     """
 
-    def __init__(self, places: Sequence[str], redirect_hosts: Sequence[str] = ()) -> None:
+    def __init__(self, places: Sequence[str], redirect_hosts: Sequence[str] = (), *, session: str = "") -> None:
+        self._session = session
         rule = RedirectRule(frozenset(redirect_hosts))
         self._places = [place.rstrip("/") for place in places]
         self._stores: dict[str, ObjectFiles | HttpPlace] = {
@@ -43,17 +48,30 @@ class ObjectSource:
             raise refuse.not_found()
         for place in self._places:
             async with self._opened(place) as store:
-                located = await _located(place, ref, store, refuse)
+                located = await self._located(place, ref, store, refuse)
             if located is not None:
                 return located
         raise refuse.not_found()
 
     async def fetch(self, ref: AdapterRef, stamp: str, max_bytes: int) -> FetchedFiles:
-        place, config, weights = json.loads(stamp)
+        place, config, weights, _ = json.loads(stamp)
         async with self._opened(place) as store:
             return await fetch_both(
                 store, RemoteFile(**config), RemoteFile(**weights), max_bytes, Refusals(ref.id, ref.source)
             )
+
+    async def _located(self, place: str, ref: AdapterRef, store: FileStore, refuse: Refusals) -> Located | None:
+        """The adapter's version in one place; None if nothing of it is there."""
+        folder = _below(place, ref.id)
+        config, weights = await together(*(look_up(store, f"{folder}/{name}", refuse) for name in PARTS))
+        if config is not None and weights is not None:
+            is_known = all(_is_versioned(file, source_of(place)) for file in (config, weights))
+            session = "" if is_known else self._session
+            return Located(json.dumps([place, asdict(config), asdict(weights), session]), weights.num_bytes)
+        pickled = await look_up(store, f"{folder}/{PICKLED_FILE}", refuse)
+        if config or weights or pickled:
+            raise missing_part(config is not None, weights is not None, pickled is not None, refuse)
+        return None
 
     @asynccontextmanager
     async def _opened(self, place: str) -> AsyncIterator[FileStore]:
@@ -65,18 +83,6 @@ class ObjectSource:
                 yield opened
 
 
-async def _located(place: str, ref: AdapterRef, store: FileStore, refuse: Refusals) -> Located | None:
-    """The adapter's version in one place; None if nothing of it is there."""
-    folder = _below(place, ref.id)
-    config, weights = await together(*(look_up(store, f"{folder}/{name}", refuse) for name in PARTS))
-    if config is not None and weights is not None:
-        return Located(json.dumps([place, asdict(config), asdict(weights)]), weights.num_bytes)
-    pickled = await look_up(store, f"{folder}/{PICKLED_FILE}", refuse)
-    if config or weights or pickled:
-        raise missing_part(config is not None, weights is not None, pickled is not None, refuse)
-    return None
-
-
 async def fetch_both(
     store: FileStore, config: RemoteFile, weights: RemoteFile, max_bytes: int, refuse: Refusals
 ) -> FetchedFiles:
@@ -86,6 +92,11 @@ async def fetch_both(
             raise refuse.too_large(file.num_bytes, limit_bytes)
     text, data = await together(*(download(store, file, refuse) for file in (config, weights)))
     return FetchedFiles(text.tobytes(), data)
+
+
+def _is_versioned(file: RemoteFile, source: SourceName | None) -> bool:
+    """Whether other content would have other marks. An object storage's ETag is a hash, or new with each write."""
+    return file.version is not None or (file.etag is not None and source is not SourceName.HTTPS)
 
 
 def _below(place: str, adapter_id: str) -> str:

@@ -13,7 +13,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLED_FILE = "adapter_model.bin"
 PARTS = (CONFIG_FILE, WEIGHTS_FILE)
 MAX_CONFIG_BYTES = 1 << 20
-MAX_LISTED = 10_000
+MAX_LISTED = 100_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """THE state machine of adapters: wanted, fetched, on disk, in memory, placed, pinned, evicted, failed."""
 
 import itertools
+import secrets
 from collections.abc import Container, Mapping
 from pathlib import Path
 
@@ -427,6 +428,7 @@ def open_store(
         base_dir="" if base_dir is None else str(base_dir),
         registry_dir=config.registry_dir,
         memory_bytes=config.ingest_bytes,
+        session=secrets.token_hex(8),
     )
     return Store(
         shape=shape,
