@@ -13,6 +13,7 @@ MAX_TOKEN_CHARACTERS = 4_096
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+\-]*(/[A-Za-z0-9][A-Za-z0-9._@+\-]*)*")
 _HUB_ID = re.compile(r"[^/@]+/[^/@]+(@[^@]+)?")
 _REGISTRY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,127}(/[1-9][0-9]{0,8})?")
+_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,127}")
 _TOKEN = re.compile(r"[!-~]+")
 
 
@@ -158,11 +159,27 @@ def parse_adapter_ref(
     )
 
 
+def is_hub_id(adapter_id: str) -> bool:
+    """Whether an id has the form of a hub's: `org/name` or `org/name@revision`."""
+    return _HUB_ID.fullmatch(adapter_id) is not None
+
+
+def is_registry_id(adapter_id: str) -> bool:
+    """Whether an id has the form of a registry's: `repo` or `repo/version`."""
+    return _REGISTRY_ID.fullmatch(adapter_id) is not None
+
+
 def parse_adapter_name(text: str, enabled: frozenset[SourceName]) -> AdapterRef:
     """Read a name as settings have it: `source://id`, or the plain id of a local adapter.
 
+    A tenant's upload is `pbase://tenant/repo/3`, its newest version `pbase://tenant/repo`.
     Raises as `parse_adapter_ref`.
     """
+    if text.startswith(f"{SourceName.PBASE}:"):
+        tenant, mark, name = text.removeprefix(f"{SourceName.PBASE}:").removeprefix("//").partition("/")
+        if not mark or not _TENANT.fullmatch(tenant):
+            return parse_adapter_ref(tenant, SourceName.PBASE, enabled)  # refused: a tenant is missing
+        return parse_adapter_ref(name, SourceName.PBASE, enabled, tenant=tenant)
     return parse_adapter_ref(text.removeprefix(f"{SourceName.LOCAL}://"), None, enabled)
 
 

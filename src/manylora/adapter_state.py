@@ -48,6 +48,7 @@ class AdapterInfo:
     stage_ms      how long each stage of its last load took
     error         why it cannot be served now; empty if nothing is known against it
     is_verified   what the last VERIFY found; None before the first, and while one is under way
+    tenant        whose upload it is; empty for an adapter of any other source
     """
 
     id: str
@@ -64,6 +65,7 @@ class AdapterInfo:
     stage_ms: dict[str, float] = field(default_factory=dict)
     error: str = ""
     is_verified: bool | None = None
+    tenant: str = ""
 
 
 def is_over(action: AdapterAction, info: AdapterInfo) -> bool:

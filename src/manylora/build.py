@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from manylora.adapter_ref import SourceName
+from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapters.base_shape import BaseShape, base_shape
+from manylora.adapters.local_source import LocalSource
 from manylora.adapters.store import Store, open_store
 from manylora.clock import Clock, SystemClock
 from manylora.config import Config, cache_dir, enabled_sources
@@ -19,6 +20,7 @@ from manylora.engine.lending import KvLender
 from manylora.engine.pins import AdapterPins
 from manylora.engine.runner import Runner
 from manylora.engine.scheduler import Scheduler, StepLimits
+from manylora.errors import AdapterError, AdapterNotFound, ConfigInvalid
 from manylora.kernels.interface import Kernels
 from manylora.kernels.select import select_kernels
 from manylora.memory_plan import MemoryPlan, plan_memory
@@ -40,10 +42,12 @@ Tell = Callable[[str], None]
 def build_engine(config: Config, tell: Tell) -> tuple[Engine, ServedModel]:
     """Load the base model and wire an engine around it.
 
-    Raises: `StartupError` (unknown model, unsupported architecture, memory that cannot fit), before weights are read.
+    Raises: `StartupError` (unknown model, unsupported architecture, memory that cannot fit, an adapter's folder with a
+            name of the base), before weights are read.
     """
     clock = SystemClock()
     base_dir = resolve(config.model.base, cache_dir(config))
+    _refuse_adapters_named_as_the_base(config, _model_id(config, base_dir))
     spec = read_spec(base_dir)
     resources = find_resources()
     kernels = _choose_kernels(config, resources)
@@ -60,6 +64,26 @@ def build_engine(config: Config, tell: Tell) -> tuple[Engine, ServedModel]:
     engine = wire_engine(config, plan, model, kernels, store, tokenizer, clock)
     tell("adapter store opened, KV cache laid out")
     return engine, _served(config, base_dir, spec, digest, kernels, plan, clock)
+
+
+def _model_id(config: Config, base_dir: Path) -> str:
+    return base_dir.name if Path(config.model.base).is_dir() else config.model.base
+
+
+def _refuse_adapters_named_as_the_base(config: Config, model_id: str) -> None:
+    """Raises `ConfigInvalid` for a folder below an adapter root that no request could name: its name is the base's."""
+    source = LocalSource(tuple(map(Path, config.adapters.roots)))
+    for name in dict.fromkeys((model_id, model_id.rsplit("/", 1)[-1], short_name(model_id))):
+        try:
+            source.locate(AdapterRef(SourceName.LOCAL, name))
+        except AdapterNotFound:
+            continue
+        except AdapterError:
+            pass  # an adapter's all the same, unfit as it is
+        raise ConfigInvalid(
+            f"the adapter folder {name!r} below {', '.join(config.adapters.roots)} has a name of the served base model "
+            f"{model_id}, which every request with that name means; rename the folder"
+        )
 
 
 def make_plan(config: Config, spec: ModelSpec, kernels: Kernels, resources: Resources) -> MemoryPlan:
@@ -181,7 +205,7 @@ def _open_store(
 def _served(
     config: Config, base_dir: Path, spec: ModelSpec, digest: str, kernels: Kernels, plan: MemoryPlan, clock: Clock
 ) -> ServedModel:
-    model_id = base_dir.name if Path(config.model.base).is_dir() else config.model.base
+    model_id = _model_id(config, base_dir)
     return ServedModel(
         model_id=model_id,
         base_dir=str(base_dir),

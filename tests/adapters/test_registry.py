@@ -91,6 +91,15 @@ def test_a_setting_cannot_name_an_adapter_of_nobody() -> None:
         parse_adapter_name("pbase://triage", BOTH)
 
 
+@pytest.mark.parametrize("name", ["triage", "triage/3"])
+@pytest.mark.parametrize("scheme", ["pbase://", "pbase:"])
+def test_a_setting_names_a_tenants_adapter_with_its_tenant(scheme: str, name: str) -> None:
+    assert parse_adapter_name(f"{scheme}acme/{name}", BOTH) == AdapterRef(SourceName.PBASE, name, tenant="acme")
+    for wrong in ("acme/triage/prod", "acme/triage/03", "/triage", "a b/triage", "acme/..", "acme/"):
+        with pytest.raises(errors.AdapterReferenceInvalid):
+            parse_adapter_name(f"{scheme}{wrong}", BOTH)
+
+
 def test_what_is_no_repository_is_passed_over_in_a_tenants_folder(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
     registry.add("acme", "triage", *upload(1))

@@ -31,8 +31,8 @@ def test_the_list_is_a_table(run: Run) -> None:
     assert run("preload", "listed/one").exit_code == 0
     lines = run("ls").stdout.splitlines()
     table = [" ".join(line.split()) for line in lines]
-    assert table[0] == "id source state rank size pins pinned hits last use digest"
-    assert "listed/one local on_device 8 4.7 MB 0 no 0 - abababababab" in table
+    assert table[0] == "id source tenant state rank size pins pinned hits last use digest"
+    assert "listed/one local - on_device 8 4.7 MB 0 no 0 - abababababab" in table
     assert [line.split()[0] for line in run("ls", "--prefix", "listed/").stdout.splitlines()[1:]] == ["listed/one"]
     assert len(run("ls", "--state", "failed").stdout.splitlines()) == 1
     assert "--state" in run("ls", "--state", "flying").stderr

@@ -73,8 +73,13 @@ def test_a_repository_from_its_making_to_its_end(commands: Commands, tmp_path: P
     assert "`prod` means now" in commands.good("upload", "triage", str(tmp_path / "adapter"), "--alias", "prod")
     assert commands.good("alias", "triage", "prod", "2") == "done: triage/prod is triage/2\n"
     assert "private, shared with nobody" in commands.good("share", "triage", "--private")
-    assert "no tenant `nobody`" in commands.bad("share", "triage", "nobody")
+    assert "is no name of a tenant" in commands.bad("share", "triage", "no body")
+    assert "is no name of a tenant" in commands.bad("share", "triage", "no body", "--public")
+    assert "private" in commands.good("share", "triage", "--private")
+    assert json.loads(commands.good("show", "triage", "--json"))["public"] is False
     assert "is public" in commands.good("share", "triage", "--public")
+    assert "an alias must be" in commands.bad("upload", "triage", str(tmp_path / "adapter"), "--alias", "9")
+    assert "has no adapter_config.json" in commands.bad("upload", "triage", str(tmp_path), "--alias", "prod")
     assert "archived" in commands.good("archive", "triage", "1")
     assert "ready" in commands.good("archive", "triage", "1", "--undo")
     assert "deleted" in commands.good("rm", "triage", "3", "--yes")
@@ -118,7 +123,13 @@ def test_the_operator_sees_and_steers_what_a_tenant_has(commands: Commands, tmp_
     assert operator.good("ls", "--tenant", "acme").splitlines()[1].split()[:4] == ["steered", "acme", "private", "2"]
     assert "no tenant `nobody`" in operator.bad("ls", "--tenant", "nobody")
     assert operator.good("archive", "steered", "--tenant", "acme") == "done: steered is archived\n"
-    assert "archived" in operator.good("show", "steered", "--tenant", "acme")
+    assert "archived by operator" in operator.good("show", "steered", "--tenant", "acme")
+    assert "archived by the operator, who alone" in commands.bad("archive", "steered", "2", "--undo")
+    commands.good("archive", "steered", "1")
+    undone = operator.good("archive", "steered", "--undo", "--tenant", "acme")
+    assert undone == "done: steered has 1 archived by owner, 1 ready\n"
+    assert "archived by its owner, who alone" in operator.bad("archive", "steered", "1", "--undo", "--tenant", "acme")
+    assert operator.good("archive", "steered", "2", "--tenant", "acme") == "done: steered/2 is archived\n"
     assert operator.good("archive", "steered", "2", "--undo", "--tenant", "acme") == "done: steered/2 is ready\n"
     assert operator.good("rm", "steered", "1", "--tenant", "acme", "--yes") == "done: steered/1 is deleted\n"
     assert "close it first" in operator.bad("clear", "acme", "--yes")

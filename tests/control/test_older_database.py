@@ -6,6 +6,7 @@ from pathlib import Path
 from sqlalchemy import URL, create_engine, text
 
 from manylora.config import load_config
+from manylora.control.archives import set_archived
 from manylora.control.control import open_control
 from manylora.control.database import Database, migrate
 from manylora.control.first_start import ensure_first_start
@@ -13,8 +14,9 @@ from manylora.control.invoices import rule_of
 from manylora.control.keys import list_keys
 from manylora.control.months import month_of
 from manylora.control.prices import price_versions
+from manylora.control.registry import find_repository
 from manylora.control.snapshot import take_snapshot
-from manylora.ids import KeyId
+from manylora.ids import KeyId, TenantId
 from manylora.tenancy import Limits, Scope
 
 FIRST = "0001"
@@ -138,5 +140,46 @@ def test_a_new_database_has_exact_lines_in_every_month(url: URL, tmp_path: Path)
                 assert [await rule_of(connection, month) for month in (197001, 202611, 900012)] == [2, 2, 2]
         finally:
             await database.close()
+
+    asyncio.run(check())
+
+
+def test_an_archive_of_before_is_its_owners(empty_url: URL, tmp_path: Path) -> None:
+    """It was anybody's to end: of the owner and of the operator alike."""
+    migrate(empty_url, "0002")
+    engine = create_engine(empty_url.set(drivername="sqlite") if "sqlite" in empty_url.drivername else empty_url)
+    with engine.begin() as connection:
+        connection.execute(text(ROWS[0].replace("'suspended'", "'active'")))
+        connection.execute(
+            text(
+                "INSERT INTO repositories (number, uuid, tenant, name, description, is_public, last_version, "
+                "created_ms, deleted_ms, revision) VALUES (1, 'r-1', 'acme', 'triage', '', FALSE, 2, 1, NULL, 2)"
+            )
+        )
+        for number, state in ((1, "archived"), (2, "ready")):
+            connection.execute(
+                text(
+                    "INSERT INTO versions (repository, version, state, base, rank, bytes, sha256, source_url, error, "
+                    f"created_by, created_ms) VALUES (1, {number}, '{state}', 'b', 8, 9, 'f', NULL, NULL, 'acme', 1)"
+                )
+            )
+    engine.dispose()
+
+    url = empty_url.render_as_string(hide_password=False)
+    config = load_config(flags={"control.dir": str(tmp_path / "kept"), "control.database_url": url}, environ={})
+    control = open_control(config, is_key_needed=True)
+
+    async def check() -> None:
+        try:
+            (told,) = (await take_snapshot(control, -1)).repositories
+            assert told.versions == (2,)
+            async with control.database.write() as connection:
+                repository = await find_repository(connection, TenantId("acme"), "triage")
+                assert [each.archived_by for each in repository.versions] == [("owner",), ()]
+                await set_archived(connection, TenantId("acme"), "triage", "1", is_archived=False)
+            (told,) = (await take_snapshot(control, -1)).repositories
+            assert told.versions == (1, 2)
+        finally:
+            await control.database.close()
 
     asyncio.run(check())

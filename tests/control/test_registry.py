@@ -11,16 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.adapters.registry import Registry
 from manylora.control import snapshot as snapshot_module
+from manylora.control.aliases import remove_alias, set_alias
+from manylora.control.archives import set_archived
 from manylora.control.prices import changed_prices
-from manylora.control.registry import (
-    VersionState,
-    add_version,
-    own_for_change,
-    remove_alias,
-    set_alias,
-    set_archived,
-    set_version,
-)
+from manylora.control.registry import VersionState, add_version, own_for_change, set_version
 from manylora.control.snapshot import take_snapshot
 from manylora.ids import TenantId
 from manylora.tenancy import PriceFacts
@@ -184,7 +178,7 @@ def test_a_snapshot_is_of_one_state_while_an_alias_is_switched(
             found = await changed_prices(connection, since)
             async with plane.control.database.write() as other:
                 await remove_alias(other, TenantId("acme"), "triage", "prod")
-                await set_archived(other, TenantId("acme"), "triage", "1", True)
+                await set_archived(other, TenantId("acme"), "triage", "1", is_archived=True)
                 await set_alias(other, TenantId("acme"), "triage", "prod", 2)
             return found
 
@@ -457,3 +451,27 @@ def test_files_that_no_table_knows_are_never_overwritten(url: URL, tmp_path: Pat
         assert (await take_snapshot(plane.control, -1)).repositories[0].versions == (2,)
 
     in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
+
+
+def test_nothing_may_take_a_name_of_the_served_base(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        acme = await plane.new_tenant("acme")
+        for name in ("Tiny-Base", "tiny-base", "TINY-BASE"):
+            for more in ({}, {"existsOk": True}):
+                refused = await plane.call("POST", "/v2/repos", {"name": name, **more}, key=acme)
+                assert (refused.status_code, "served base model" in refused.json()["error"]) == (409, True)
+        await new_repo(plane, acme, "tiny-base-2")
+
+    in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
+
+
+def test_no_alias_makes_a_name_of_the_served_base(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        acme = await plane.new_tenant("acme")
+        await new_repo(plane, acme, "org")
+        refused = await plane.call("PUT", "/v2/repos/org/aliases/tiny", {"version": 1}, key=acme)
+        assert (refused.status_code, "served base model" in refused.json()["error"]) == (409, True)
+        begun = await plane.call("POST", "/v2/adapters/upload", {"repo": "org", "alias": "Tiny"}, key=acme)
+        assert begun.status_code == 409
+
+    in_plane(url, tmp_path, scenario, settings={"model.base": "org/tiny"})

@@ -115,3 +115,45 @@ def test_what_a_closed_tenant_has_is_removed_when_the_operator_says_so(url: URL,
         assert (await plane.call("DELETE", "/admin/repos/nobody")).status_code == 404
 
     in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
+
+
+def test_an_archive_is_its_makers_to_end(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        acme = await plane.new_tenant("acme")
+        await new_repo(plane, acme)
+        for _ in range(2):
+            await upload(plane, acme, "triage")
+        one, own = "/admin/repos/acme/triage/version/1", "/v2/repos/triage/version/1"
+
+        async def archives() -> tuple[tuple[int, ...], list[list[str]], list[int]]:
+            """What edges are told, who has archived each version, and what the folder shows."""
+            (told,) = (await take_snapshot(plane.control, -1)).repositories
+            shown = (await plane.call("GET", "/v2/repos/triage", key=acme)).json()["versions"]
+            folder = Registry(plane.control.registry_dir).versions("acme", "triage")
+            return told.versions, [each.get("archivedBy", []) for each in shown], folder
+
+        await plane.call("PUT", own, {"archived": True}, key=acme)
+        assert await archives() == ((2,), [["owner"], []], [2])
+        refused = await plane.call("POST", f"{one}/unarchive")
+        assert (refused.status_code, "archived by its owner" in refused.json()["error"]) == (403, True)
+        assert (await plane.call("POST", "/admin/repos/acme/triage/archive")).json()["versions"][0]["archived"] is True
+        assert await archives() == ((), [["owner", "operator"], ["operator"]], [])
+        for number in (1, 2):
+            refused = await plane.call("PUT", f"/v2/repos/triage/version/{number}", {"archived": False}, key=acme)
+            assert (refused.status_code, "archived by the operator" in refused.json()["error"]) == (403, True)
+        assert await archives() == ((), [["owner", "operator"], ["operator"]], [])
+        alias = await plane.call("PUT", "/v2/repos/triage/aliases/prod", {"version": 2}, key=acme)
+        assert alias.status_code == 404  # the version is not ready
+        await plane.call("POST", "/admin/repos/acme/triage/unarchive")
+        assert await archives() == ((2,), [["owner"], []], [2])
+        for _ in range(2):
+            back = await plane.call("PUT", own, {"archived": False}, key=acme)
+            assert (back.status_code, back.json()["state"]) == (200, "ready")
+        assert (await plane.call("POST", f"{one}/unarchive")).status_code == 200
+        assert await archives() == ((1, 2), [[], []], [1, 2])
+        await plane.call("POST", f"{one}/archive")
+        await plane.call("PUT", own, {"archived": True}, key=acme)
+        await plane.call("POST", f"{one}/unarchive")
+        assert await archives() == ((2,), [["owner"], []], [2])
+
+    in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))

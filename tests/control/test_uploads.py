@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 from sqlalchemy import URL
@@ -18,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from manylora.adapters.checking import CheckedFiles, CheckJob, check_apart
 from manylora.adapters.registry import Registry
 from manylora.bench.adapter_files import Files
+from manylora.control import aliases
 from manylora.control import intake as intake_module
 from manylora.control import turns as turns_module
 from manylora.control import uploads as uploads_module
@@ -499,3 +501,51 @@ def test_seeds_of_every_kind_are_taken(url: URL, tmp_path: Path) -> None:
         assert [json.loads(reply.text).get("rank") for reply in replies] == [4, 8, 2], [r.text for r in replies]
 
     run(url, tmp_path, scenario)
+
+
+def test_an_alias_is_checked_before_a_byte_is_sent_and_comes_with_the_version(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        acme = await plane.new_tenant("acme")
+        await new_repo(plane, acme)
+        for alias in ("9", "", "a..b", "-x", "x" * 65, "a/b"):
+            body = {"repo": "triage", "alias": alias}
+            refused = await plane.call("POST", "/v2/adapters/upload", body, key=acme)
+            assert (refused.status_code, "an alias must be" in refused.json()["error"]) == (422, True), alias
+        assert not list((plane.control.registry_dir / ".uploads").glob("*/*"))
+
+        async def bring(alias: str) -> httpx2.Response:
+            body = {"repo": "triage", "alias": alias}
+            begun = (await plane.call("POST", "/v2/adapters/upload", body, key=acme)).json()
+            assert begun["alias"] == alias
+            for name, data in (("adapter_config.json", PLAIN.config), ("adapter_model.safetensors", PLAIN.weights)):
+                await put(plane, begun["presignedUrls"][name], data)
+            return await complete(plane, acme, begun["uploadToken"])
+
+        assert (await bring("prod")).json()["tag"] == 1
+        assert (await bring("prod")).json()["tag"] == 2
+        shown = (await plane.call("GET", "/v2/repos/triage", key=acme)).json()
+        assert shown["aliases"] == {"prod": 2}
+
+    in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
+
+
+def test_an_alias_that_cannot_be_set_at_the_end_leaves_no_version(
+    url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(plane: Plane) -> None:
+        acme = await plane.new_tenant("acme")
+        await new_repo(plane, acme)
+        await upload(plane, acme, "triage")
+        monkeypatch.setattr(aliases, "MAX_ALIASES", 1)
+        body = {"repo": "triage", "alias": "prod"}
+        begun = (await plane.call("POST", "/v2/adapters/upload", body, key=acme)).json()
+        for name, data in (("adapter_config.json", PLAIN.config), ("adapter_model.safetensors", PLAIN.weights)):
+            await put(plane, begun["presignedUrls"][name], data)
+        await plane.call("PUT", "/v2/repos/triage/aliases/other", {"version": 1}, key=acme)
+        refused = await complete(plane, acme, begun["uploadToken"])
+        assert (refused.status_code, "at most 1 aliases" in refused.json()["error"]) == (422, True)
+        shown = (await plane.call("GET", "/v2/repos/triage", key=acme)).json()
+        assert ([each["tag"] for each in shown["versions"]], shown["aliases"]) == ([1], {"other": 1})
+        assert Registry(plane.control.registry_dir).last_number("acme", "triage") == 1
+
+    in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))

@@ -134,7 +134,7 @@ def test_a_tenant_uploads_queries_and_pays_the_price_of_the_base(shop: Shop) -> 
     assert len(set(texts)) == 3
     expected = sum(cost_of(reply) for reply in (base, newest, first, second))
     wait_for(lambda: shop.charged(key) == expected)
-    assert shop.models(key) == {"base", "tone"}
+    assert shop.models(key) == {"base", "tone", "tone/1", "tone/2"}
     rows = {row["request_id"]: row for row in shop.call("GET", "/v1/account/ledger", key=key).json()["rows"]}
     for reply in (base, newest, first, second):
         row, told = rows[reply.headers["x-request-id"]], reply.headers.get("x-adapter-tier")
@@ -213,13 +213,13 @@ def test_what_another_lets_one_use_is_called_by_its_owners_name(shop: Shop) -> N
         ("bot/1", "bot/1"),
         ("lender/bot/1", "lender/bot/1"),
     ]
-    assert shop.models(borrower) == {"base", "tone", "lender/bot"}
+    assert shop.models(borrower) == {"base", "tone", "tone/1", "lender/bot", "lender/bot/1"}
     merged = {"ids": ["tone", "lender/bot"], "weights": [0.5, 0.5], "merge_strategy": "linear"}
     parameters = {"merged_adapters": merged, "max_new_tokens": 2}
     reply = shop.call("POST", "/generate", {"inputs": "the quick", "parameters": parameters}, key=borrower)
     assert (reply.status_code, reply.headers["x-adapter-id"]) == (200, "borrower/tone/1,lender/bot/1"), reply.text
     shop.call("DELETE", "/v2/repos/bot/shares/borrower", key=lender)
-    assert shop.models(borrower) == {"base", "tone"}
+    assert shop.models(borrower) == {"base", "tone", "tone/1"}
     shop.call("DELETE", "/v2/repos/tone", key=borrower)
     assert shop.models(borrower) == {"base"}
     wait_for(lambda: len(shop.logged(borrower)) == 2)
@@ -381,10 +381,11 @@ def _use(shop: Shop, caller: Tenant, other: Tenant, repo: str, source: random.Ra
 
 def _list(shop: Shop, caller: Tenant, tenants: list[Tenant]) -> None:
     expected = {
-        repo if other is caller else f"{other.code}/{repo}"
+        (repo if other is caller else f"{other.code}/{repo}") + version
         for other in tenants
         for repo in other.repos
         if caller.may_use(other, repo)
+        for version in ("", *(f"/{number}" for number in other.repos[repo]))
     }
     assert shop.models(caller.key) == {"base"} | expected
     own = shop.call("GET", "/v2/repos?limit=100", key=caller.key).json()["data"]["repos"]

@@ -1,7 +1,7 @@
 """A running edge over the fake engine, without a socket."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,12 +11,15 @@ import httpx2
 import pytest
 
 from manylora.adapter_ref import SourceName
-from manylora.clock import Clock
+from manylora.clock import Clock, SystemClock
 from manylora.config import Config
 from manylora.models.tokenizer import Tokenizer
 from manylora.server.access import Access
 from manylora.server.app import EdgeApp, create_app
+from manylora.server.directory import Directory
 from manylora.server.link import InProcessLink
+from manylora.tenancy import RepositoryFacts, Snapshot, TenantFacts
+from tests.server.fake_control import PEPPER, FakeControl
 from tests.server.fake_engine import FakeEngine, served_for
 from tests.server.tiny_tokenizer import save_tokenizer
 
@@ -50,17 +53,22 @@ async def open_house(
     access: Access | None = None,
     control: object | None = None,
     client_host: str = "127.0.0.1",
+    repositories: Sequence[RepositoryFacts] | None = None,
+    served_as: Mapping[str, Any] | None = None,
     **server: Any,
 ) -> AsyncIterator[House]:
     """`sources` are those that adapters may come from; settings of the `[server]` group may be given by name.
 
     `clock` is the edge's; the engine keeps the machine's.
+    repositories  what the control plane tells of uploads; None: there is none
+    served_as     changed fields of `ServedModel`
     """
     save_tokenizer(directory)
     for name in ("triage", "team/tone"):
         folder = directory / "adapters" / name
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+        for part in ("adapter_config.json", "adapter_model.safetensors"):
+            (folder / part).write_text("{}", encoding="utf-8")
     tokenizer = Tokenizer(directory, model_id="tiny")
     engine = FakeEngine(tokenizer)
     link = InProcessLink(engine)
@@ -72,6 +80,9 @@ async def open_house(
         adapters=replace(defaults.adapters, load_timeout_s=load_timeout_s),
     )
     served = replace(served_for(directory), adapter_sources=tuple(SourceName(source) for source in sources))
+    served = replace(served, **(served_as or {}))
+    if repositories is not None:
+        access = Access(SystemClock(), directory=await directory_of(repositories))
     app = create_app(config, link=link, served=served, tokenizer=tokenizer, clock=clock, access=access, control=control)
     transport = httpx2.ASGITransport(app=app, client=(client_host, 1))  # type: ignore[arg-type]  # ASGI's types differ by library
     try:
@@ -80,6 +91,22 @@ async def open_house(
     finally:
         await link.close()
         app.close()
+
+
+async def directory_of(repositories: Sequence[RepositoryFacts]) -> Directory:
+    """An edge's copy of a control plane that has these repositories and their tenants."""
+    owners = {each.owner for each in repositories} | {tenant for each in repositories for tenant in each.shared_with}
+    snapshot = Snapshot(
+        revision=0,
+        taken_ms=0,
+        is_whole=True,
+        pepper=PEPPER,
+        tenants=tuple(TenantFacts(id=owner) for owner in sorted(owners)),
+        repositories=tuple(repositories),
+    )
+    directory = Directory(FakeControl(snapshot), SystemClock(), poll_s=60.0, max_age_s=600.0)
+    await directory.refresh()
+    return directory
 
 
 Scenario = Callable[[House], Awaitable[None]]

@@ -74,7 +74,8 @@ class FakeAdapters:
     def _known(self, ref: AdapterRef) -> AdapterInfo:
         if ref.id.startswith("missing") or ref in self.deleted:
             raise self._missing(ref)
-        return self.known.setdefault(ref, AdapterInfo(id=ref.id, source=ref.source.value, state=AdapterState.ABSENT))
+        unasked = AdapterInfo(id=ref.id, source=ref.source.value, state=AdapterState.ABSENT, tenant=ref.tenant)
+        return self.known.setdefault(ref, unasked)
 
     def _loading(self, info: AdapterInfo) -> AdapterInfo:
         if info.state is AdapterState.ON_DEVICE:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from manylora.adapter_ref import AdapterRef
+from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterAction, AdapterInfo, StoreStats
+from manylora.adapters.sources import Source
 from manylora.clock import SystemClock
 from manylora.config import Config
 from manylora.engine.events import (
@@ -27,6 +28,7 @@ from manylora.engine.events import (
 )
 from manylora.engine.request import Request
 from manylora.engine.stopping import StopChecker
+from manylora.errors import AdapterError
 from manylora.ids import Digest, RequestId
 from manylora.models.tokenizer import Tokenizer
 from manylora.server.driver import ProgressLine
@@ -74,6 +76,7 @@ class FakeEngine:
         self.aborted: list[tuple[RequestId, FinishReason]] = []
         self._finished: list[Finished] = []
         self.adapters = FakeAdapters()
+        self.local: Source | None = None  # where local adapters have to be; None: any name is known
         self.store = NOTHING_STORED
         self._steps = 0
         self._completion_tokens = 0
@@ -98,7 +101,7 @@ class FakeEngine:
             refusal = Failure(error="Overloaded", message="Model is overloaded")
             self._finish(self._begun(request, [], prompt), FinishReason.REJECTED, refusal)
             return
-        if (failure := _adapter_failure(request.adapter)) is not None:
+        if (failure := self._failure(request.adapter)) is not None:
             self._finish(self._begun(request, [], prompt), FinishReason.ADAPTER_FAILURE, failure)
             return
         self.live[request.id] = self._begun(request, self._script(request, prompt), prompt)
@@ -108,6 +111,14 @@ class FakeEngine:
             request.stop, {EOS}, lambda skips: self._tokenizer.stream(skip_special_tokens=skips, continues=True)
         )
         return _Live(request, script, prompt, stopper)
+
+    def _failure(self, adapter: AdapterRef | None) -> Failure | None:
+        if adapter is not None and adapter.source is SourceName.LOCAL and self.local is not None:
+            try:
+                self.local.locate(adapter)
+            except AdapterError as error:
+                return Failure(error=type(error).__name__, message=error.message)
+        return _adapter_failure(adapter)
 
     def abort(self, request_id: RequestId, reason: FinishReason) -> None:
         live = self.live.pop(request_id, None)

@@ -241,8 +241,12 @@ def test_names_are_listed_as_their_tenant_says_them() -> None:
     async def scenario() -> None:
         directory = directory_of(FakeControl(snapshot(repositories=UPLOADS)), ManualClock())
         await directory.refresh()
-        assert directory.names(ACME) == ["beta/open", "beta/shared", "triage"]
-        assert directory.names(TenantId("gamma")) == ["beta/open"]
+        own = ["triage", "triage/1", "triage/3", "triage/12", "triage/prod"]
+        shared = ["beta/open", "beta/open/7", "beta/shared", "beta/shared/1", "beta/shared/2"]
+        listed = directory.listed(ACME)
+        assert [name for name, _ in listed] == own + shared
+        assert all(directory.upload(ACME, name) == found for name, found in listed)
+        assert [name for name, _ in directory.listed(TenantId("gamma"))] == ["beta/open", "beta/open/7"]
 
     run(scenario)
 

@@ -14,10 +14,12 @@ from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState
 from manylora.cli.adapters import adapters
 from manylora.clock import ManualClock
+from manylora.ids import TenantId
 from manylora.server import catalogue
 from manylora.server.access import Access
 from manylora.server.directory import Directory
 from manylora.telemetry import MANYLORA_METRICS
+from manylora.tenancy import RepositoryFacts
 from tests.server.conftest import House
 from tests.server.fake_control import FakeControl
 
@@ -281,10 +283,11 @@ def test_models_lists_what_a_tenant_used_of_a_remote_source_and_nobody_else_s(in
         hub = {"adapter_source": "hub"}
         await house.post(f"{prefix}/generate", {"inputs": "Hi", "parameters": {"adapter_id": "org/a", **hub}})
         await house.post(f"{prefix}/generate", {"inputs": "Hi", "parameters": {"adapter_id": "missing/a", **hub}})
-        assert ids(await house.client.get(f"{prefix}/v1/models")) == ["tiny", "team/tone", "triage", "org/a"]
-        assert (await house.client.get(f"{prefix}/v1/models/org/a")).json()["parent"] == "tiny"
+        assert ids(await house.client.get(f"{prefix}/v1/models")) == ["tiny", "team/tone", "triage", "hub://org/a"]
+        assert (await house.client.get(f"{prefix}/v1/models/hub://org/a")).json()["parent"] == "tiny"
+        assert (await house.client.get(f"{prefix}/v1/models/org/a")).status_code == 404  # without its source it is none
         assert ids(await house.client.get("/v1/models")) == ["tiny", "team/tone", "triage"]
-        assert (await house.client.get("/v1/models/org/a")).status_code == 404
+        assert (await house.client.get("/v1/models/hub://org/a")).status_code == 404
         await house.client.delete("/v1/adapters/org/a?source=hub&wait=5")
         assert ids(await house.client.get(f"{prefix}/v1/models")) == ["tiny", "team/tone", "triage"]
 
@@ -396,3 +399,81 @@ def test_each_act_is_told_to_the_control_plane_once_it_answers(in_house: InHouse
         assert told == [(verb, "local://team/tone", "default", "ticket-7") for verb in ("pin", "delete")]
 
     in_house(scenario, access=Access(clock, directory=directory))
+
+
+UPLOADS = (
+    RepositoryFacts(owner=TenantId("acme"), name="triage", versions=(1, 2)),
+    RepositoryFacts(owner=TenantId("globex"), name="triage", versions=(1,), is_public=True),
+)
+
+
+def test_an_operator_sees_and_steers_each_tenants_adapter_of_one_name(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        refs = {owner: AdapterRef(SourceName.PBASE, "triage/1", tenant=owner) for owner in ("acme", "globex")}
+        for owner, ref in refs.items():
+            pinned = await house.post(f"/v1/adapters/triage/1?tenant={owner}&wait=9", {"action": "pin"})
+            assert (pinned.status_code, pinned.json()["tenant"], pinned.json()["is_pinned"]) == (200, owner, True)
+            assert house.engine.adapters.asked[-1] == (AdapterAction.PIN, ref)
+            for action in ("preload", "verify", "unpin", "evict"):
+                await house.post(f"/v1/adapters/triage/1?tenant={owner}&wait=9", {"action": action})
+                assert house.engine.adapters.asked[-1] == (AdapterAction(action), ref)
+            shown = await house.client.get(f"/v1/adapters/triage/1?tenant={owner}")
+            assert (shown.json()["id"], shown.json()["tenant"]) == ("triage/1", owner)
+        listed = (await house.client.get("/v1/adapters?source=pbase")).json()["data"]
+        assert [(entry["id"], entry["tenant"]) for entry in listed] == [("triage/1", "acme"), ("triage/1", "globex")]
+        of_acme = (await house.client.get("/v1/adapters?tenant=acme")).json()["data"]
+        assert [entry["id"] for entry in of_acme] == ["triage/1", "triage/2"]  # one for which nobody has asked, too
+        newest = await house.client.get("/v1/adapters/triage?tenant=acme")
+        assert (newest.json()["id"], newest.json()["tenant"]) == ("triage/2", "acme")
+        await house.client.delete("/v1/adapters/triage/1?tenant=globex&wait=9")
+        assert house.engine.adapters.deleted == {refs["globex"]}
+
+    in_house(scenario, sources=("local", "pbase"), repositories=UPLOADS)
+
+
+def test_pages_go_through_one_id_of_many_tenants(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        owners = [f"t{number}" for number in range(5)]
+        for owner in owners:
+            ref = AdapterRef(SourceName.PBASE, "same/1", tenant=owner)
+            await house.link.info(ref)
+        found, after, has_more = [], "", True
+        while has_more:
+            page = (await house.client.get(f"/v1/adapters?source=pbase&limit=2{after}")).json()
+            found += [entry["tenant"] for entry in page["data"]]
+            after, has_more = f"&after={page['after']}", page["has_more"]
+        assert found == owners
+
+    in_house(scenario, sources=("local", "pbase"))
+
+
+def test_a_tenant_that_does_not_exist_is_named(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        for path in ("/v1/adapters?tenant=nobody", "/v1/adapters/triage?tenant=nobody"):
+            reply = await house.client.get(path)
+            assert (reply.status_code, reply.json()["error"]["param"]) == (400, "tenant")
+            assert "no tenant `nobody`" in reply.json()["error"]["message"]
+
+    in_house(scenario, sources=("local", "pbase"), repositories=UPLOADS)
+
+
+def test_an_archived_version_can_still_be_taken_off_the_device(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        assert (await house.client.get("/v1/adapters/triage/7")).json()["source"] == "local"
+        await house.post("/v1/adapters/triage/7?tenant=acme", {"action": "unpin"})
+        ref = AdapterRef(SourceName.PBASE, "triage/7", tenant="acme")
+        assert house.engine.adapters.asked[-1] == (AdapterAction.UNPIN, ref)
+
+    in_house(scenario, sources=("local", "pbase"), repositories=UPLOADS)
+
+
+def test_a_delete_that_is_refused_leaves_the_name_on_the_list(in_house: InHouse, tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        folder = tmp_path / "adapters" / "missing-here"
+        folder.mkdir()
+        for part in ("adapter_config.json", "adapter_model.safetensors"):
+            (folder / part).write_text("{}", encoding="utf-8")
+        assert (await house.client.delete("/v1/adapters/missing-here")).status_code == 404
+        assert "missing-here" in ids(await house.client.get("/v1/models"))
+
+    in_house(scenario)

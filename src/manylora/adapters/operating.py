@@ -230,7 +230,8 @@ class Operator:
     def infos(self) -> tuple[AdapterInfo, ...]:
         """Every adapter that was asked for lately and is anywhere, by source and id."""
         known = [name for name in self._names if self._is_worth_telling(name)]
-        return tuple(self._info(name) for name in sorted(known, key=lambda name: (name.ref.source, name.ref.id)))
+        known.sort(key=lambda name: (name.ref.source, name.ref.id, name.ref.tenant))
+        return tuple(self._info(name) for name in known)
 
     def _is_worth_telling(self, name: Name) -> bool:
         failure = self._names.standing_failure(name)
@@ -258,5 +259,6 @@ class Operator:
             last_use_s=None if name.last_use_s is None else self._clock.monotonic_s() - name.last_use_s,
             stage_ms=dict(name.stage_ms),
             is_verified=name.is_verified,
+            tenant=name.ref.tenant,
             error=name.pin_error if failure is None else failure.message,
         )

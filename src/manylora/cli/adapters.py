@@ -25,6 +25,7 @@ SHORT_DIGEST = 12
 Info = dict[str, Any]  # JSON of the server: AdapterInfo's fields
 
 SourceOption = Annotated[str | None, typer.Option(help="Where the adapter comes from. Default: as for a request.")]
+TenantOption = Annotated[str | None, typer.Option("--tenant", help="Whose upload it is. Default: as for a request.")]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The adapter's id, such as support-triage or team/name.")]
 WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Whether to wait until it is done.")]
 TimeoutOption = Annotated[
@@ -39,6 +40,7 @@ def list_adapters(
     prefix: Annotated[str | None, typer.Option(help="Only ids that begin so.")] = None,
     state: Annotated[AdapterState | None, typer.Option(help="Only adapters in this state.")] = None,
     source: Annotated[str | None, typer.Option(help="Only adapters of this source.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's uploads, all of them.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 1000,
     after: Annotated[str | None, typer.Option(help="Go on behind this one: the `after` of the page before.")] = None,
     json: JsonOption = False,
@@ -46,7 +48,7 @@ def list_adapters(
     key: KeyOption = None,
 ) -> None:
     """List the adapters the server knows."""
-    asked = {"prefix": prefix, "state": state, "source": source, "limit": limit, "after": after}
+    asked = {"prefix": prefix, "state": state, "source": source, "tenant": tenant, "limit": limit, "after": after}
     reply = _ask(
         "GET", Server(url=url, key=key), query={name: value for name, value in asked.items() if value is not None}
     )
@@ -63,12 +65,13 @@ def list_adapters(
 def show(
     adapter: IdArgument,
     source: SourceOption = None,
+    tenant: TenantOption = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
     """Show everything that is known of one adapter, with how long each stage of its last load took."""
-    reply = _ask("GET", Server(url=url, key=key), adapter, query=_source(source))
+    reply = _ask("GET", Server(url=url, key=key), adapter, query=_place(source, tenant))
     if json:
         typer.echo(reply.text)
         return
@@ -83,6 +86,7 @@ def show(
 def rm(
     adapter: IdArgument,
     source: SourceOption = None,
+    tenant: TenantOption = None,
     wait: WaitOption = True,
     timeout: TimeoutOption = 60.0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -92,7 +96,7 @@ def rm(
     """Take an adapter's name away; what runs on it goes on, then its weights leave every tier."""
     if not yes:
         typer.confirm(f"Take adapter '{adapter}' away from {url}?", abort=True)
-    _act(AdapterAction.DELETE, adapter, source, Server(url=url, key=key), timeout if wait else None)
+    _act(AdapterAction.DELETE, adapter, _place(source, tenant), Server(url=url, key=key), timeout if wait else None)
 
 
 def _add_verb(action: AdapterAction, text: str) -> None:
@@ -100,12 +104,13 @@ def _add_verb(action: AdapterAction, text: str) -> None:
     def verb(
         adapter: IdArgument,
         source: SourceOption = None,
+        tenant: TenantOption = None,
         wait: WaitOption = True,
         timeout: TimeoutOption = 60.0,
         url: UrlOption = DEFAULT_URL,
         key: KeyOption = None,
     ) -> None:
-        _act(action, adapter, source, Server(url=url, key=key), timeout if wait else None)
+        _act(action, adapter, _place(source, tenant), Server(url=url, key=key), timeout if wait else None)
 
 
 for _action, _text in {
@@ -118,9 +123,11 @@ for _action, _text in {
     _add_verb(_action, _text)
 
 
-def _act(action: AdapterAction, adapter: str, source: str | None, server: Server, timeout_s: float | None) -> None:
+def _act(
+    action: AdapterAction, adapter: str, place: dict[str, object], server: Server, timeout_s: float | None
+) -> None:
     """Have the server do it, and say how the adapter stands; `timeout_s` None does not wait."""
-    query = _source(source) | ({} if timeout_s is None else {"wait": timeout_s})
+    query = place | ({} if timeout_s is None else {"wait": timeout_s})
     if action is AdapterAction.DELETE:
         reply = _ask("DELETE", server, adapter, query=query, wait_s=timeout_s or 0)
     else:
@@ -138,8 +145,9 @@ def _act(action: AdapterAction, adapter: str, source: str | None, server: Server
     say(f"{'done' if is_done else 'begun'}: {_standing(info)}")
 
 
-def _source(source: str | None) -> dict[str, object]:
-    return {} if source is None else {"source": source}
+def _place(source: str | None, tenant: str | None) -> dict[str, object]:
+    """Where an adapter is looked for, as a route's query."""
+    return {name: value for name, value in (("source", source), ("tenant", tenant)) if value is not None}
 
 
 def _ask(
@@ -172,17 +180,19 @@ def _print_table(infos: list[Info]) -> None:
         (
             info["id"],
             info["source"],
+            info["tenant"] or "-",
             "deleted" if info["is_deleted"] else info["state"],
             *(_shown(name, info[name]) for name in ("rank", "num_bytes", "pins", "is_pinned", "hits", "last_use_s")),
             info["digest"][:SHORT_DIGEST] or "-",
         )
         for info in infos
     )
-    print_table(("id", "source", "state", *numbers, "digest"), rows, numbers=numbers)
+    print_table(("id", "source", "tenant", "state", *numbers, "digest"), rows, numbers=numbers)
 
 
 def _standing(info: Info) -> str:
-    text = f"{info['source']}:{info['id']} is {info['state']}"
+    whose = f"{info['tenant']}/" if info["tenant"] else ""
+    text = f"{info['source']}:{whose}{info['id']} is {info['state']}"
     if info["num_bytes"]:
         text += f", {_size(info['num_bytes'])}"
     if info["is_pinned"]:

@@ -56,7 +56,7 @@ async def _generate(
     tokenizer = Tokenizer(Path(served.base_dir), model_id=served.model_id)
     pool = WorkPool()
     gate = Gate(served=served, settings=config.server, tokenizer=tokenizer, pool=pool)
-    ref = gate.adapter(adapter, tenant=DEFAULT_TENANT)
+    ref = await gate.resolver.adapter(adapter, tenant=DEFAULT_TENANT)
     if is_raw:
         tokens = await gate.encode(prompt, add_special_tokens=True)
     else:
@@ -81,4 +81,5 @@ async def _generate(
         typer.echo()
     finally:
         await link.close()
+        gate.resolver.close()
         pool.close()

@@ -104,7 +104,7 @@ def show(
     rows = [
         (
             str(each["tag"]),
-            "archived" if each["archived"] else "ready",
+            _state(each),
             each["baseModel"],
             str(each["rank"]),
             _size(each["bytes"]),
@@ -145,19 +145,19 @@ def upload(
 
     A broken connection is taken up where it broke; so is an upload that was interrupted, by the same command again.
     """
-    files = _files_of(folder)
-    with _remembered(url, repo, files) as state:
+    files, body = _files_of(folder), {"repo": repo} | ({} if alias is None else {"alias": alias})
+    with _remembered(url, repo, alias, files) as state:
         begun = state.get("begun")
         if begun is None or not _is_open(begun):
-            begun = state["begun"] = _ask(url, key, "POST", UPLOAD, {"repo": repo}, expects="presignedUrls").json()
+            begun = state["begun"] = _ask(url, key, "POST", UPLOAD, body, expects="presignedUrls").json()
+        if begun.get("alias") != alias:
+            fail(f"the server at {url} is of an older release, where --alias is set after the upload: `repos alias`")
         for name, file in files.items():
             _send(begun["presignedUrls"][name], file)
         token = {"uploadToken": begun["uploadToken"]}
         state["begun"] = None  # the token is good for one try
         reply = _ask(url, key, "PUT", UPLOAD, token)
     info = reply.json()
-    if alias is not None:
-        _ask(url, key, "PUT", _path(repo, "aliases", alias), {"version": info["tag"]})
     named = "" if alias is None else f", which `{alias}` means now"
     typer.echo(reply.text) if json else say(f"done: {info['repo']}/{info['tag']}, {_size(info['bytes'])}{named}")
 
@@ -175,12 +175,13 @@ def share(
     """Let other tenants use a repository; nobody but you can change or download it."""
     if not tenants and public is None:
         fail("name tenants, or give --public or --private")
+    taken = [_path(repo, "shares", tenant) for tenant in tenants or ()] if remove else []
+    if tenants and not remove:  # first, for it is refused as a whole if one of them is no name
+        _ask(url, key, "POST", _path(repo, "shares"), {"tenants": tenants})
+    for path in taken:
+        _ask(url, key, "DELETE", path)
     if public is not None:
         _ask(url, key, "PUT", _path(repo), {"public": public})
-    if tenants and not remove:
-        _ask(url, key, "POST", _path(repo, "shares"), {"tenants": tenants})
-    for tenant in tenants or () if remove else ():
-        _ask(url, key, "DELETE", _path(repo, "shares", tenant))
     reply = _ask(url, key, "GET", _path(repo))
     if json:
         typer.echo(reply.text)
@@ -234,8 +235,8 @@ def archive(
         fail("say which VERSION")
     else:
         reply = _ask(url, key, "PUT", _path(repo, *_of(version)), {"archived": not undo})
-    what = repo if version is None else f"{repo}/{version}"
-    typer.echo(reply.text) if json else say(f"done: {what} is {'ready' if undo else 'archived'}")
+    done = "" if json else f"done: {_standing(repo, version, reply.json(), is_archived=not undo)}"
+    typer.echo(reply.text) if json else say(done)
 
 
 @repos.command()
@@ -273,6 +274,22 @@ def clear(
     typer.echo(json_library.dumps({"deleted": tenant})) if json else say(done)
 
 
+def _state(version: Info) -> str:
+    """ready, or who has archived a version and alone can bring it back."""
+    if not version["archived"]:
+        return "ready"
+    return f"archived by {' and '.join(version.get('archivedBy') or ['owner'])}"
+
+
+def _standing(repo: str, number: int | None, info: Info, *, is_archived: bool) -> str:
+    """How one version, or all that a repository has, stand now; `is_archived` is what was asked for."""
+    versions, what = (info["versions"], repo) if number is None else ([info], f"{repo}/{number}")
+    if all(each["archived"] is is_archived for each in versions):
+        return f"{what} is {'archived' if is_archived else 'ready'}"
+    states = [_state(each) for each in versions]
+    return f"{what} has " + ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+
+
 # ── uploading ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -290,12 +307,13 @@ def _files_of(folder: Path) -> dict[str, Path]:
 
 
 @contextmanager
-def _remembered(url: str, repo: str, files: Mapping[str, Path]) -> Iterator[Info]:
+def _remembered(url: str, repo: str, alias: str | None, files: Mapping[str, Path]) -> Iterator[Info]:
     """What is known of an upload of these very files, kept for the next try unless it ends well."""
     from manylora.config import cache_dir
 
     facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files.values()]
-    name = hashlib.sha256(repr((url, repo, facts)).encode()).hexdigest()[:32]
+    wanted = (url, repo, facts) if alias is None else (url, repo, alias, facts)
+    name = hashlib.sha256(repr(wanted).encode()).hexdigest()[:32]
     file = cache_dir() / "unfinished-uploads" / f"{name}.json"
     try:
         state: Info = json_library.loads(file.read_text(encoding="utf-8"))

@@ -33,6 +33,12 @@ def served_base(config: Config) -> ServedBase:
     return ServedBase(name=name, short_name=short_name(name), shape=base_shape(spec, name, ""), window=window)
 
 
+def base_names(config: Config) -> frozenset[str]:
+    """Every name by which a request means the served base, in small letters: no repository may have one of them."""
+    base = served_base(config)
+    return frozenset(name.lower() for name in (base.name, base.name.rsplit("/", 1)[-1], base.short_name))
+
+
 def is_same_base(one: str, other: str) -> bool:
     """Whether two names mean the same base: its known name, its repository, or the last part of either."""
     return short_name(one) == short_name(other)

@@ -16,6 +16,7 @@ from manylora.adapter_ref import AdapterRef, SourceName, parse_adapter_ref
 from manylora.adapters.checking import CheckedFiles, CheckJob, check_apart
 from manylora.adapters.registry import INCOMING, Registry
 from manylora.config import enabled_sources
+from manylora.control.aliases import check_alias, put_alias
 from manylora.control.audit import Actor, public_source, record
 from manylora.control.bases import served_base
 from manylora.control.callers import Caller
@@ -59,11 +60,15 @@ class Intake:
 
     # ── uploads ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def take(self, folder: Path, actor: Actor, repository: Repository, created_by: str) -> tuple[Repository, int]:
+    async def take(
+        self, folder: Path, actor: Actor, repository: Repository, created_by: str, alias: str | None = None
+    ) -> tuple[Repository, int]:
         """Check the files in a folder nobody else touches, and make them the repository's next version.
 
+        `alias` means that version from its first moment; without the one there is not the other.
         Raises an `AdapterError` for what is wrong with them, `StorageLimitExceeded`, `ResourceNotFound` if the
-        repository is gone, `AdapterStorageUnavailable` if the disk fails, as `Turns` where too many wait.
+        repository is gone, `AdapterStorageUnavailable` if the disk fails, as `Turns` where too many wait, as
+        `check_alias`.
         """
         with self._checks.asked(repository.owner):
             async with self._checks.turn(repository.owner):
@@ -88,6 +93,9 @@ class Intake:
                     now_ms=self.control.now_ms(),
                     checked=checked,
                 )
+                if alias is not None:
+                    check_alias(current, alias)
+                    await put_alias(connection, current, alias, number)
                 told = {"rank": checked.rank, "bytes": checked.num_bytes, "sha256": checked.sha256}
                 name = f"{current.name}/{number}"
                 await record(connection, actor, "upload", "version", name, tenant=current.owner, after=told)

@@ -6,7 +6,7 @@ commits. Another tenant's private repository is told from one that does not exis
 
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -25,8 +25,6 @@ from manylora.tenancy import TenantState
 
 MAX_DESCRIPTION = 4_096
 MAX_SHARES = 1_000
-MAX_ALIASES = 100
-_ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._\-]{0,63}")
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -44,16 +42,23 @@ class VersionState(StrEnum):
 STORED = (VersionState.UPLOADING, VersionState.READY, VersionState.ARCHIVED)
 """The states whose versions count against a tenant's limits."""
 STORAGE_LIMITS = ("adapters", "adapter_bytes", "max_rank")
+OWNER, OPERATOR = "owner", "operator"
+"""Who may archive a version."""
 FINISHED = (VersionState.READY, VersionState.ARCHIVED)
 """The states whose versions have files, and are shown to others than the owner."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """One version. base: by the adapter's own words, else the served one; source_url: None for an upload."""
+    """One version. base: by the adapter's own words, else the served one; source_url: None for an upload.
+
+    state        ARCHIVED: by its owner
+    is_withheld  the operator has archived it, whatever its owner has done
+    """
 
     version: int
     state: VersionState
+    is_withheld: bool
     base: str
     rank: int
     num_bytes: int
@@ -62,6 +67,21 @@ class Version:
     error: str | None
     created_by: str
     created_ms: int
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether requests may name it."""
+        return self.state is VersionState.READY and not self.is_withheld
+
+    @property
+    def is_archived(self) -> bool:
+        return self.state is VersionState.ARCHIVED or (self.state is VersionState.READY and self.is_withheld)
+
+    @property
+    def archived_by(self) -> tuple[str, ...]:
+        """Who has archived it, each of whom alone can bring it back: `owner`, `operator`, both or nobody."""
+        by = ((OWNER, self.state is VersionState.ARCHIVED), (OPERATOR, self.is_withheld))
+        return tuple(who for who, is_so in by if is_so)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +105,7 @@ class Repository:
         for version in self.versions:
             if version.version == number:
                 return version
-        raise ResourceNotFound(f"repository `{self.name}` has no version `{_shown(reference)}`")
+        raise ResourceNotFound(f"repository `{self.name}` has no version `{shown(reference)}`")
 
 
 # ── looking ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -127,7 +147,7 @@ async def list_everything(
 
 
 def unknown_repository(reference: str) -> ResourceNotFound:
-    return ResourceNotFound(f"no repository `{_shown(reference)}`")
+    return ResourceNotFound(f"no repository `{shown(reference)}`")
 
 
 def _seen_by(tenant: TenantId, repository: Repository) -> Repository:
@@ -183,6 +203,7 @@ def _version(row: Row[Any]) -> Version:
     return Version(
         version=row.version,
         state=VersionState(row.state),
+        is_withheld=row.is_withheld,
         base=row.base,
         rank=row.rank,
         num_bytes=row.bytes,
@@ -206,16 +227,17 @@ async def create_repository(
     most: int,
     description: str = "",
     exists_ok: bool = False,
+    base_names: Container[str] = (),
 ) -> Repository:
     """Make a repository, private. One that was deleted comes back empty, and goes on counting where it was.
 
-    Raises `InvalidParameter` for a name that cannot be one, `NameTaken` unless `exists_ok`, `StorageLimitExceeded`
-    where the tenant has `most` already.
+    Raises `InvalidParameter` for a name that cannot be one, `NameTaken` for one of `base_names` (in small letters) and,
+    unless `exists_ok`, for one that there is already, `StorageLimitExceeded` where the tenant has `most` already.
     """
     if not is_repository_name(name) or _UUID.fullmatch(name):
         raise InvalidParameter(
             "`name` must be 1 to 128 letters, digits, `.`, `_` or `-`, and begin with a letter or a digit. "
-            f"Given: {_shown(name)}",
+            f"Given: {shown(name)}",
             parameter="name",
         )
     _check_description(description)
@@ -226,6 +248,8 @@ async def create_repository(
         if not exists_ok:
             raise NameTaken(f"there is a repository `{name}` already", parameter="name")
         return await find_repository(connection, tenant, name)
+    if name.lower() in base_names:
+        raise NameTaken(f"`{name}` is a name of the served base model, so no repository may have it", parameter="name")
     fresh = {
         "uuid": str(uuid.uuid4()),
         "description": description,
@@ -269,7 +293,7 @@ async def share(connection: AsyncConnection, tenant: TenantId, reference: str, o
     repository = await own_for_change(connection, tenant, reference)
     wanted = set(others) - set(repository.shared_with) - {tenant}
     if wrong := sorted(name for name in wanted if not is_tenant_name(name)):
-        raise InvalidParameter(f"`{_shown(wrong[0])}` is no name of a tenant", parameter="tenants")
+        raise InvalidParameter(f"`{shown(wrong[0])}` is no name of a tenant", parameter="tenants")
     if len(wanted) + len(repository.shared_with) > MAX_SHARES:
         raise InvalidParameter(f"a repository is shared with at most {MAX_SHARES} tenants", parameter="tenants")
     for other in sorted(wanted):
@@ -305,51 +329,6 @@ async def delete_repository(
 
 
 # ── changing versions ────────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def set_alias(connection: AsyncConnection, tenant: TenantId, reference: str, name: str, version: int) -> None:
-    """Let an alias mean a version from now on: each request meets the old one or the new one.
-
-    Raises `ResourceNotFound` unless that version is ready, `InvalidParameter` for a name that cannot be one.
-    """
-    if not _ALIAS.fullmatch(name) or ".." in name:
-        raise InvalidParameter(
-            "an alias must be 1 to 64 letters, digits, `.`, `_` or `-`, and begin with a letter. "
-            f"Given: {_shown(name)}",
-            parameter="alias",
-        )
-    repository = await own_for_change(connection, tenant, reference)
-    if repository.find(str(version)).state is not VersionState.READY:
-        raise ResourceNotFound(f"version {version} of `{repository.name}` is not ready, so no alias can mean it")
-    if name not in repository.aliases and len(repository.aliases) >= MAX_ALIASES:
-        raise InvalidParameter(f"a repository has at most {MAX_ALIASES} aliases", parameter="alias")
-    mine = and_(aliases.c.repository == repository.number, aliases.c.name == name)
-    if name in repository.aliases:
-        await connection.execute(update(aliases).where(mine).values(version=version))
-    else:
-        await connection.execute(insert(aliases).values(repository=repository.number, name=name, version=version))
-
-
-async def remove_alias(connection: AsyncConnection, tenant: TenantId, reference: str, name: str) -> None:
-    """Raises `ResourceNotFound`."""
-    repository = await own_for_change(connection, tenant, reference)
-    if name not in repository.aliases:
-        raise ResourceNotFound(f"repository `{repository.name}` has no alias `{_shown(name)}`")
-    mine = and_(aliases.c.repository == repository.number, aliases.c.name == name)
-    await connection.execute(delete(aliases).where(mine))
-
-
-async def set_archived(
-    connection: AsyncConnection, tenant: TenantId, reference: str, version: str, is_archived: bool
-) -> tuple[Repository, Version]:
-    """Let requests find a version no more, or again; its aliases wait for it. Raises `ResourceNotFound`."""
-    repository = await own_for_change(connection, tenant, reference)
-    found = repository.find(version)
-    if found.state not in FINISHED:
-        raise ResourceNotFound(f"version {found.version} of `{repository.name}` is {found.state}")
-    state = VersionState.ARCHIVED if is_archived else VersionState.READY
-    await set_version(connection, repository.number, found.version, state=state)
-    return repository, found
 
 
 async def delete_version(
@@ -499,5 +478,5 @@ def is_storable(text: str) -> bool:
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     return text.encode("unicode_escape").decode()[:80]

@@ -12,11 +12,11 @@ from manylora.control.audit import actor_of, record_repository
 from manylora.control.callers import caller_of
 from manylora.control.control import Control
 from manylora.control.intake import Intake
-from manylora.control.registry import Repository, VersionState
+from manylora.control.registry import Repository
 from manylora.control.registry_api import (
     MAX_PAGE,
     Json,
-    archive_version,
+    archive,
     remove_repository,
     remove_version,
     repository_json,
@@ -90,22 +90,18 @@ def registry_admin_room(control: Control) -> APIRouter:
         await remove_repository(intake, actor_of(control, request), (await owner(request, tenant)).id, repo)
 
     async def set_all(request: Request, tenant: str, repo: str, *, is_archived: bool) -> Json:
-        found, actor = await find(request, tenant, repo), actor_of(control, request)
-        wanted = VersionState.READY if is_archived else VersionState.ARCHIVED
-        for each in found.versions:
-            if each.state is wanted:
-                tag = str(each.version)
-                await archive_version(intake, actor, found.owner, found.name, tag, is_archived=is_archived)
-        return repository_json(await find(request, tenant, repo), is_own=True)
+        whose, actor = (await owner(request, tenant)).id, actor_of(control, request)
+        found, _ = await archive(intake, actor, whose, repo, None, is_archived=is_archived, by=registry.OPERATOR)
+        return repository_json(found, is_own=True)
 
     @room.post("/{tenant}/{repo}/archive")
-    async def archive(request: Request, tenant: str, repo: str) -> Json:
+    async def archive_all(request: Request, tenant: str, repo: str) -> Json:
         """Hide every version of a repository from requests; their files stay."""
         return await set_all(request, tenant, repo, is_archived=True)
 
     @room.post("/{tenant}/{repo}/unarchive")
-    async def unarchive(request: Request, tenant: str, repo: str) -> Json:
-        """Bring every archived version back."""
+    async def unarchive_all(request: Request, tenant: str, repo: str) -> Json:
+        """Bring every version back that the operator has archived; what its owner has archived stays so."""
         return await set_all(request, tenant, repo, is_archived=False)
 
     version = "/{tenant}/{repo}/version/{tag}"
@@ -123,7 +119,8 @@ def registry_admin_room(control: Control) -> APIRouter:
 
     async def set_one(request: Request, tenant: str, repo: str, tag: str, *, is_archived: bool) -> Json:
         whose, actor = (await owner(request, tenant)).id, actor_of(control, request)
-        return version_json(*await archive_version(intake, actor, whose, repo, tag, is_archived=is_archived))
+        found, number = await archive(intake, actor, whose, repo, tag, is_archived=is_archived, by=registry.OPERATOR)
+        return version_json(found, found.find(str(number)))
 
     @room.post(version + "/archive")
     async def archive_one(request: Request, tenant: str, repo: str, tag: str) -> Json:
@@ -132,7 +129,7 @@ def registry_admin_room(control: Control) -> APIRouter:
 
     @room.post(version + "/unarchive")
     async def unarchive_one(request: Request, tenant: str, repo: str, tag: str) -> Json:
-        """Bring an archived version back."""
+        """Bring a version back that the operator has archived."""
         return await set_one(request, tenant, repo, tag, is_archived=False)
 
     return room

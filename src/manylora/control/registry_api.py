@@ -13,8 +13,10 @@ from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from manylora.control import registry
+from manylora.control import aliases, registry
+from manylora.control.archives import set_archived
 from manylora.control.audit import Actor, actor_of, record, record_repository
+from manylora.control.bases import base_names
 from manylora.control.bodies import Body, iso
 from manylora.control.callers import Caller, caller_of
 from manylora.control.control import Control
@@ -64,6 +66,7 @@ class ChangedVersion(_Body):
 class NewUpload(_Body):
     repo: str
     region: str | None = None
+    alias: str | None = None
 
 
 class EndOfUpload(_Body):
@@ -114,6 +117,7 @@ def _add_repositories(routes: APIRouter, control: Control, intake: Intake) -> No
                 most=control.config.control.max_repositories,
                 description=body.description or "",
                 exists_ok=bool(body.exists_ok),
+                base_names=base_names(control.config),
             )
             if made.created_ms == now_ms:  # else it was there
                 await record_repository(connection, actor_of(control, request), "create", made, after=body)
@@ -166,7 +170,8 @@ def _add_repositories(routes: APIRouter, control: Control, intake: Intake) -> No
         caller = await caller_of(control, request)
         async with control.database.write() as connection:
             old = await registry.own_for_change(connection, caller.tenant, repo)
-            await registry.set_alias(connection, caller.tenant, repo, alias, body.version)
+            names = base_names(control.config)
+            await aliases.set_alias(connection, caller.tenant, repo, alias, body.version, names)
             actor, name = actor_of(control, request), f"{old.name}/{alias}"
             before = old.aliases.get(alias)
             await record(connection, actor, "set", "alias", name, tenant=old.owner, before=before, after=body.version)
@@ -177,7 +182,7 @@ def _add_repositories(routes: APIRouter, control: Control, intake: Intake) -> No
         caller = await caller_of(control, request)
         async with control.database.write() as connection:
             old = await registry.own_for_change(connection, caller.tenant, repo)
-            await registry.remove_alias(connection, caller.tenant, repo, alias)
+            await aliases.remove_alias(connection, caller.tenant, repo, alias)
             actor, name = actor_of(control, request), f"{old.name}/{alias}"
             await record(connection, actor, "delete", "alias", name, tenant=old.owner, before=old.aliases[alias])
 
@@ -240,11 +245,11 @@ def _add_versions(routes: APIRouter, control: Control, intake: Intake) -> None:
         return version_json(repository, repository.find(tag))
 
     @routes.put("/v2/repos/{repo}/version/{tag}")
-    async def archive(request: Request, repo: str, tag: str, body: ChangedVersion) -> Json:
+    async def put_archived(request: Request, repo: str, tag: str, body: ChangedVersion) -> Json:
         caller = await caller_of(control, request)
         actor = actor_of(control, request)
-        repository, version = await archive_version(intake, actor, caller.tenant, repo, tag, is_archived=body.archived)
-        return version_json(repository, version)
+        repository, number = await archive(intake, actor, caller.tenant, repo, tag, is_archived=body.archived)
+        return version_json(repository, repository.find(str(number)))
 
     @routes.delete("/v2/repos/{repo}/version/{tag}", status_code=204)
     async def remove(request: Request, repo: str, tag: str) -> None:
@@ -269,20 +274,36 @@ def _add_versions(routes: APIRouter, control: Control, intake: Intake) -> None:
         )
 
 
-async def archive_version(
-    intake: Intake, actor: Actor, owner: TenantId, repo: str, tag: str, *, is_archived: bool
-) -> tuple[Repository, Version]:
-    """Hide a version from requests, or show it again; returns it as it is now. Raises `ResourceNotFound`."""
+async def archive(
+    intake: Intake,
+    actor: Actor,
+    owner: TenantId,
+    repo: str,
+    tag: str | None,
+    *,
+    is_archived: bool,
+    by: str = registry.OWNER,
+) -> tuple[Repository, int]:
+    """Hide a version from requests, or show it again; None: every one. Raises as `registry.set_archived`.
+
+    Returns the repository as it is now, and the number of the last version that was looked at.
+    """
     async with intake.control.database.write() as connection:
-        changed, version = await registry.set_archived(connection, owner, repo, tag, is_archived)
+        old, chosen = await set_archived(connection, owner, repo, tag, is_archived=is_archived, by=by)
         verb = "archive" if is_archived else "unarchive"
-        await record_repository(connection, actor, verb, changed, version.version, before=version.state)
-        mark = intake.files.archive if is_archived else intake.files.restore
+        for each in chosen:
+            await record_repository(connection, actor, verb, old, each.version, before=each.state)
+        repository = await registry.find_repository(connection, owner, old.uuid)
+        await asyncio.to_thread(_mark, intake, repository, [each.version for each in chosen])
+    return repository, chosen[-1].version if chosen else 0
+
+
+def _mark(intake: Intake, repository: Repository, numbers: Sequence[int]) -> None:
+    """Let the files' folders say what is archived, as the tables do: an engine that follows a folder sees it there."""
+    for number in numbers:
+        mark = intake.files.archive if repository.find(str(number)).is_archived else intake.files.restore
         with suppress(FileNotFoundError):  # its folder is gone, and nobody can find it there
-            mark(changed.owner, changed.name, version.version)
-    async with intake.control.database.read() as connection:
-        repository = await registry.find_repository(connection, owner, repo)
-    return repository, repository.find(str(version.version))
+            mark(repository.owner, repository.name, number)
 
 
 async def remove_version(intake: Intake, actor: Actor, owner: TenantId, repo: str, tag: str) -> None:
@@ -334,14 +355,18 @@ def _close(files: Sequence[BinaryIO]) -> None:
 
 def _add_uploads(routes: APIRouter, control: Control, uploads: Uploads) -> None:
     async def begin(request: Request, body: NewUpload) -> Json:
-        """Begin an upload: an address for each file, good without a key until it expires."""
+        """Begin an upload: an address for each file, good without a key until it expires.
+
+        With `alias`, which the reply repeats, the version has that alias from its first moment.
+        """
         caller = await caller_of(control, request)
-        upload, facts = await uploads.begin(caller, actor_of(control, request), body.repo)
+        upload, facts = await uploads.begin(caller, actor_of(control, request), body.repo, body.alias)
         here = f"{_outer_url(control, request)}/v2/adapters/upload/{facts.tenant}/{upload}"
         return {
             "presignedUrls": {name: f"{here}/{name}?signature={uploads.sign(upload, facts, name)}" for name in FILES},
             "uploadToken": uploads.token(upload, facts),
             "requiredHeaders": {},
+            **({} if facts.alias is None else {"alias": facts.alias}),
         }
 
     async def complete(request: Request, body: EndOfUpload) -> Json:
@@ -429,10 +454,16 @@ def _version_line(version: Version, own: Repository | None) -> Json:
         "createdAt": iso(version.created_ms),
         "createdBy": version.created_by if own else "",
         "baseModel": version.base,
-        "archived": version.state is VersionState.ARCHIVED,
+        "archived": version.is_archived,
+        **_archivers(version),
         "rank": version.rank,
         "bytes": version.num_bytes,
     }
+
+
+def _archivers(version: Version) -> Json:
+    """Who has archived a version; of one that nobody has, nothing is told."""
+    return {"archivedBy": list(version.archived_by)} if version.is_archived else {}
 
 
 def version_json(repository: Repository, version: Version) -> Json:
@@ -441,11 +472,12 @@ def version_json(repository: Repository, version: Version) -> Json:
     told: Json = {
         "repo": repository.name,
         "tag": version.version,
-        "archived": version.state is VersionState.ARCHIVED,
+        "archived": version.is_archived,
+        **_archivers(version),
         "baseModel": version.base,
         "adapterPath": f"{ADAPTER_SCHEME}{repository.owner}/{repository.name}/{version.version}" if is_there else "",
         "status": _STATUS.get(version.state, "pending"),
-        "state": version.state.value,
+        "state": (VersionState.ARCHIVED if version.is_archived else version.state).value,
         "owner": repository.owner,
         "rank": version.rank,
         "bytes": version.num_bytes,

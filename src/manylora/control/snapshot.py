@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from sqlalchemy import or_, select
+from sqlalchemy import and_, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.control import Control
@@ -50,7 +50,8 @@ async def changed_repositories(connection: AsyncConnection, since: int) -> tuple
     asked_changed = select(repositories, tenants.c.state).select_from(owned).where(is_changed)
     changed = (await connection.execute(asked_changed)).all()
     numbers = select(repositories.c.number).select_from(owned).where(is_changed)
-    usable = select(versions).where(versions.c.repository.in_(numbers), versions.c.state == READY)
+    is_usable = and_(versions.c.state == READY, versions.c.is_withheld.is_(False))
+    usable = select(versions).where(versions.c.repository.in_(numbers), is_usable)
     ready: dict[int, list[int]] = defaultdict(list)
     for row in (await connection.execute(usable.order_by(versions.c.version))).all():
         ready[row.repository].append(row.version)

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 metadata = MetaData(
@@ -257,6 +258,7 @@ versions = Table(
     Column("error", Text),
     Column("created_by", String(64), nullable=False),
     Column("created_ms", BigInteger, nullable=False),
+    Column("is_withheld", Boolean, nullable=False, server_default=false()),  # archived by the operator
 )
 
 aliases = Table(

@@ -28,7 +28,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from manylora.adapters.refusals import CONVERSION_HINT, Refusals
 from manylora.adapters.registry import is_repository_name
 from manylora.adapters.sources import CONFIG_FILE, MAX_CONFIG_BYTES, PARTS, PICKLED_FILE, WEIGHTS_FILE
+from manylora.control.aliases import check_alias
 from manylora.control.audit import Actor, record
+from manylora.control.bases import base_names
 from manylora.control.callers import Caller
 from manylora.control.intake import Intake, storage_failures
 from manylora.control.registry import Repository, check_room, find_repository
@@ -63,12 +65,13 @@ _UNKNOWN = "no such upload, or it has expired or was completed"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadFacts:
-    """What an upload is for. key: that began it; None where none was asked for."""
+    """What an upload is for. key: that began it, None where none was asked for; alias: of the version it becomes."""
 
     tenant: TenantId
     repository: str
     repository_uuid: str
     key: KeyId | None
+    alias: str | None = None
 
     @property
     def created_by(self) -> str:
@@ -110,6 +113,10 @@ class _Bounds:
             )
 
 
+_FINAL = (AdapterError, InvalidParameter, ResourceNotFound, StorageLimitExceeded)
+"""What no further try of the same token would change."""
+
+
 class Uploads:
     """The uploads under way of one control plane."""
 
@@ -118,16 +125,24 @@ class Uploads:
         self._control = intake.control
         self.root = self._control.registry_dir / FOLDER
 
-    async def begin(self, caller: Caller, actor: Actor, reference: str) -> tuple[str, UploadFacts]:
-        """Open an upload and return its id. Raises `ResourceNotFound`, `StorageLimitExceeded`."""
+    async def begin(
+        self, caller: Caller, actor: Actor, reference: str, alias: str | None = None
+    ) -> tuple[str, UploadFacts]:
+        """Open an upload and return its id. Raises `ResourceNotFound`, `StorageLimitExceeded`, as `check_alias`."""
         open_bytes = self._open_bytes(caller.tenant)
         async with self._control.database.read() as connection:
             repository = await find_repository(connection, caller.tenant, reference)
             if repository.owner != caller.tenant:
                 raise InsufficientPermissions(f"repository `{repository.name}` belongs to another tenant")
+            if alias is not None:
+                check_alias(repository, alias, base_names(self._control.config))
             await check_room(connection, caller.tenant, caller.key or "", more=1, more_bytes=open_bytes + 1, rank=0)
         facts = UploadFacts(
-            tenant=caller.tenant, repository=repository.name, repository_uuid=repository.uuid, key=caller.key
+            tenant=caller.tenant,
+            repository=repository.name,
+            repository_uuid=repository.uuid,
+            key=caller.key,
+            alias=alias,
         )
         with storage_failures():
             upload = await asyncio.to_thread(self._open, facts)
@@ -275,12 +290,10 @@ class Uploads:
             if repository.uuid != facts.repository_uuid:
                 raise ResourceNotFound(f"repository `{facts.repository}` was deleted meanwhile")
             (folder / FACTS_FILE).unlink()
-            return await self._intake.take(folder, actor, repository, facts.created_by)
+            return await self._intake.take(folder, actor, repository, facts.created_by, facts.alias)
         except BaseException as error:
             # What is wrong with the files stays wrong; a disk, a database or a cancelled request may be better later.
-            is_over = isinstance(error, (AdapterError, ResourceNotFound, StorageLimitExceeded)) and not (
-                getattr(error, "is_retryable", False)
-            )
+            is_over = isinstance(error, _FINAL) and not (getattr(error, "is_retryable", False))
             if not is_over and folder.exists():
                 (folder / FACTS_FILE).write_text(json.dumps(asdict(facts)), encoding="utf-8")
                 folder.rename(folder.with_name(upload))

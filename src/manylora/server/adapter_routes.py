@@ -5,11 +5,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapter_ref import AdapterRef, SourceName, is_registry_id
 from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState, is_over
 from manylora.errors import AdapterError, AdapterNotFound, AdapterReferenceInvalid, InvalidParameter
 from manylora.server.access import Access
 from manylora.server.adapter_fields import AdapterFields
+from manylora.server.adapter_resolver import name_in_path
 from manylora.server.admin import require_operator
 from manylora.server.catalogue import Catalogue
 from manylora.server.exchange import Exchange
@@ -25,7 +26,6 @@ DEFAULT_PAGE, MAX_PAGE = 100, 1_000
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.01, 0.2
 DONE, BEGUN = 200, 202
 LOOKS = 64  # questions at a time: the engine answers all that have come between two steps
-UNASKED = AdapterInfo(id="", source=SourceName.LOCAL.value, state=AdapterState.ABSENT)
 
 
 class AdapterRoutes:
@@ -43,29 +43,31 @@ class AdapterRoutes:
     async def list_page(self, exchange: Exchange) -> None:
         """One page, in the order of ids. An id that two callers' credentials tell apart stands there twice.
 
-        Local adapters that nobody has asked for are among them; the engine looks at those of the page alone.
+        Local adapters that nobody has asked for are among them, and with `tenant` all uploads of that tenant; the
+        engine looks at those of the page alone.
         """
         self._admit(exchange)
         query = exchange.query
-        limit, state = _limit(query.get("limit")), _state(query.get("state"))
+        limit, state, tenant = _limit(query.get("limit")), _state(query.get("state")), self._named_tenant(exchange)
         prefix, source, after = query.get("prefix", ""), query.get("source"), _cursor(query.get("after"))
         found = [
             info
-            for info in sorted(await self._known(), key=_place)
+            for info in sorted(await self._known(tenant), key=_place)
             if info.id.startswith(prefix)
             and (state is None or info.state is state)
             and (source is None or info.source == source)
+            and (tenant is None or info.tenant == tenant)
             and (after is None or _place(info) > after)
         ]
         page = _page(found, limit)
         has_more = len(page) < len(found)
-        last = f"{page[-1].source}:{page[-1].id}" if has_more else None
+        last = _cursor_at(page[-1]) if has_more else None
         data = [info for info in await self._looked_at(page) if state is None or info.state is state]
         await exchange.reply({"object": "list", "data": data, "has_more": has_more, "after": last})
 
     async def show(self, exchange: Exchange) -> None:
         self._admit(exchange)
-        await exchange.reply(await self._link.info(self._ref(exchange)))
+        await exchange.reply(await self._link.info(await self._ref(exchange)))
 
     async def act(self, exchange: Exchange) -> None:
         self._admit(exchange)
@@ -75,18 +77,18 @@ class AdapterRoutes:
         if name not in POSTED:
             given = "nothing" if name is None else repr(name[:80])
             raise InvalidParameter(f"`action` must be one of {', '.join(POSTED)}. Given: {given}", parameter="action")
-        await self._do(exchange, AdapterAction(name), self._ref(exchange, body))
+        await self._do(exchange, AdapterAction(name), await self._ref(exchange, body))
 
     async def delete(self, exchange: Exchange) -> None:
         self._admit(exchange)
-        ref = self._ref(exchange)
-        self._catalogue.note_deleted(ref)
-        await self._do(exchange, AdapterAction.DELETE, ref)
+        await self._do(exchange, AdapterAction.DELETE, await self._ref(exchange))
 
     async def _do(self, exchange: Exchange, action: AdapterAction, ref: AdapterRef) -> None:
         wait_s = min(_wait_s(exchange.query.get("wait")), self._longest_wait_s)
-        exchange.arrival.noted |= {"action": action.value, "adapter": ref.id}
+        exchange.arrival.noted |= {"action": action.value, "adapter": ref.full_id}
         info = await self._link.manage(action, ref)
+        if action is AdapterAction.DELETE:
+            self._catalogue.note_deleted(ref)
         await self._note(exchange, action, ref)
         end_s, look_s = exchange.clock.monotonic_s() + wait_s, FIRST_LOOK_S
         while not is_over(action, info) and (left_s := end_s - exchange.clock.monotonic_s()) > 0:
@@ -97,7 +99,7 @@ class AdapterRoutes:
             except AdapterNotFound:
                 if action is not AdapterAction.DELETE:
                     raise
-                info = AdapterInfo(id=ref.id, source=ref.source.value, state=AdapterState.ABSENT, is_deleted=True)
+                info = replace(_unasked(ref), is_deleted=True)
         await exchange.reply(info, status=DONE if is_over(action, info) else BEGUN)
 
     async def _note(self, exchange: Exchange, action: AdapterAction, ref: AdapterRef) -> None:
@@ -114,12 +116,16 @@ class AdapterRoutes:
         )
         await self._access.note_act(act)
 
-    async def _known(self) -> list[AdapterInfo]:
-        """What the engine tells of, and local adapters besides."""
+    async def _known(self, tenant: str | None) -> list[AdapterInfo]:
+        """What the engine tells of; besides, local adapters, or the uploads of the one tenant that is asked for."""
         told = list(await self._link.infos())
-        there = {info.id for info in told if info.source == SourceName.LOCAL}
-        unasked = [name for name in await self._gate.local_names() if name not in there]
-        return told + [replace(UNASKED, id=name) for name in unasked]
+        there = {(info.source, info.tenant, info.id) for info in told}
+        if tenant is None:
+            refs = [AdapterRef(SourceName.LOCAL, name) for name in await self._gate.resolver.local_names()]
+        else:
+            listed = await self._gate.resolver.listed(tenant)
+            refs = list(dict.fromkeys(ref for _, ref in listed if ref.tenant == tenant))
+        return told + [_unasked(ref) for ref in refs if (ref.source, ref.tenant, ref.id) not in there]
 
     async def _looked_at(self, page: Sequence[AdapterInfo]) -> list[AdapterInfo]:
         """The page with what the engine finds of those that it had not been asked for; deleted ones are left out."""
@@ -130,10 +136,11 @@ class AdapterRoutes:
         return [info for info in looked if info is not None]
 
     async def _look_at(self, info: AdapterInfo) -> AdapterInfo | None:
-        if info != replace(UNASKED, id=info.id):
+        ref = AdapterRef(SourceName(info.source), info.id, tenant=info.tenant)
+        if info != _unasked(ref):
             return info
         try:
-            return await self._link.info(AdapterRef(SourceName.LOCAL, info.id))
+            return await self._link.info(ref)
         except AdapterNotFound:
             return None
         except AdapterError as error:
@@ -142,30 +149,56 @@ class AdapterRoutes:
     def _admit(self, exchange: Exchange) -> None:
         require_operator(exchange, is_open=self._gate.settings.admin_open)
 
-    def _ref(self, exchange: Exchange, body: Fields | None = None) -> AdapterRef:
-        """The adapter that the path names; its source is the query's, else the one a request's would be."""
-        adapter_id = exchange.path_parameters["adapter_id"]
+    def _named_tenant(self, exchange: Exchange) -> str | None:
+        """The tenant that an operator asks for. Raises `InvalidParameter` for one that does not exist."""
+        tenant, directory = exchange.query.get("tenant"), self._gate.resolver.directory
+        if tenant is not None and directory is not None and not directory.has_tenant(tenant):
+            raise InvalidParameter(f"no tenant `{tenant[:80]}`", parameter="tenant")
+        return tenant
+
+    async def _ref(self, exchange: Exchange, body: Fields | None = None) -> AdapterRef:
+        """The adapter that the path names, as it would for a request of the tenant that the query names, or the key's.
+
+        A tenant's version that requests do not find (an archived one, or a suspended tenant's) is its own all the same.
+        """
+        adapter_id, tenant = name_in_path(exchange.path_parameters["adapter_id"]), self._named_tenant(exchange)
         token = (body.string("api_token") if body is not None else None) or ""
-        ref = self._gate.adapter(
-            adapter_id, AdapterFields(source=exchange.query.get("source"), token=token), tenant=exchange.arrival.tenant
-        )
+        fields = AdapterFields(source=exchange.query.get("source"), token=token)
+        try:
+            ref = await self._gate.resolver.adapter(adapter_id, fields, tenant=tenant or exchange.arrival.tenant)
+        except AdapterNotFound:
+            if tenant is None or fields.source not in (None, SourceName.PBASE):
+                raise
+            ref = AdapterRef(SourceName.PBASE, adapter_id.rstrip("/"), tenant=tenant)
+            if not is_registry_id(ref.id):
+                raise
         if ref is None:
             raise AdapterReferenceInvalid(f"`{adapter_id}` is the base model, not an adapter", parameter="adapter_id")
         return ref
 
 
-def _place(info: AdapterInfo) -> tuple[str, str]:
-    return info.id, info.source
+def _unasked(ref: AdapterRef) -> AdapterInfo:
+    """What is told of an adapter before the engine has looked at it."""
+    return AdapterInfo(id=ref.id, source=ref.source.value, state=AdapterState.ABSENT, tenant=ref.tenant)
 
 
-def _cursor(text: str | None) -> tuple[str, str] | None:
-    """The `after` of a page before, `source:id`; the adapter itself may be gone by now."""
+def _place(info: AdapterInfo) -> tuple[str, str, str]:
+    return info.id, info.source, info.tenant
+
+
+def _cursor_at(info: AdapterInfo) -> str:
+    return f"{info.source}:{info.id}" + (f":{info.tenant}" if info.tenant else "")
+
+
+def _cursor(text: str | None) -> tuple[str, str, str] | None:
+    """The `after` of a page before, `source:id` or `source:id:tenant`; the adapter itself may be gone by now."""
     if text is None:
         return None
-    source, mark, adapter_id = text.partition(":")
+    source, mark, rest = text.partition(":")
     if not mark:
         raise InvalidParameter("`after` must be the `after` of the page before, `source:id`", parameter="after")
-    return adapter_id, source
+    adapter_id, _, tenant = rest.partition(":")
+    return adapter_id, source, tenant
 
 
 def _page(found: Sequence[AdapterInfo], limit: int) -> Sequence[AdapterInfo]:

@@ -55,6 +55,7 @@ class EdgeApp:
 
     def close(self) -> None:
         self._pool.close()
+        self.gate.resolver.close()
 
 
 def create_app(
@@ -77,10 +78,17 @@ def create_app(
     clock = clock or SystemClock()
     access = access or Access(clock)
     pool, meters = WorkPool(), Meters()
-    gate = Gate(served=served, settings=config.server, tokenizer=tokenizer, pool=pool, directory=access.directory)
+    gate = Gate(
+        served=served,
+        settings=config.server,
+        tokenizer=tokenizer,
+        pool=pool,
+        directory=access.directory,
+        clock=clock,
+    )
     inference = Inference(gate, link, meters, clock, access, meter)
     health = Health(link, config.server, clock, load_timeout_s=config.adapters.load_timeout_s)
-    catalogue = Catalogue(gate, link, clock)
+    catalogue = Catalogue(gate.resolver, link, clock)
 
     def note(generation: Generation, finished: Finished) -> None:
         meters.note_finished(generation, finished)
@@ -94,6 +102,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         pool.close()
+        gate.resolver.close()
 
     api = FastAPI(
         title="manylora",

@@ -5,11 +5,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from manylora.adapter_ref import FOLDER_SOURCES, AdapterRef, SourceName
+from manylora.adapter_ref import FOLDER_SOURCES, AdapterRef
 from manylora.clock import Clock
 from manylora.engine.events import Finished
-from manylora.errors import ManyloraError
-from manylora.server.gate import Gate
+from manylora.errors import AdapterNotFound, AdapterReferenceInvalid, ManyloraError
+from manylora.server.adapter_resolver import AdapterResolver
 from manylora.server.generation import Generation
 from manylora.server.link import EngineLink
 
@@ -27,21 +27,37 @@ class Catalogue:
     that the engine is asked for deleted ones: once every `RECHECK_S`, however often the list is.
     """
 
-    def __init__(self, gate: Gate, link: EngineLink, clock: Clock) -> None:
-        self._gate = gate
+    def __init__(self, resolver: AdapterResolver, link: EngineLink, clock: Clock) -> None:
+        self._resolver = resolver
         self._link = link
         self._clock = clock
         self._recent: OrderedDict[str, OrderedDict[AdapterRef, None]] = OrderedDict()
         self._deleted: OrderedDict[AdapterRef, float] = OrderedDict()  # when each was last asked for
 
     async def names(self, tenant: str) -> list[str]:
-        """Ids, without doubles: local ones first, read anew since they come and go while the server runs."""
-        local = [AdapterRef(SourceName.LOCAL, name) for name in await self._gate.local_names()]
-        uploaded = [AdapterRef(SourceName.PBASE, name, tenant=tenant) for name in self._gate.uploaded_names(tenant)]
-        recent = sorted(self._recent.get(tenant, ()), key=lambda ref: ref.id)
-        refs = (*local, *uploaded, *recent)
-        gone = await self._gone(list(dict.fromkeys(ref for ref in refs if ref in self._deleted)))
-        return list(dict.fromkeys([ref.id for ref in refs if ref not in gone]))
+        """Every name that a request of the tenant's may have: local ones first, then uploads, then recent ones."""
+        recent = sorted(self._recent.get(tenant, ()), key=lambda ref: (ref.id, ref.source))
+        listed = await self._resolver.listed(tenant, recent)
+        gone = await self._gone(list(dict.fromkeys(ref for _, ref in listed if ref in self._deleted)))
+        return [name for name, ref in listed if ref not in gone]
+
+    async def find(self, tenant: str, name: str) -> str | None:
+        """The spelling in which `names` has a name; None: it means the base model.
+
+        Raises `AdapterNotFound` for what is not listed.
+        """
+        missing = AdapterNotFound(f"Adapter '{name}' was not found")
+        try:
+            ref = await self._resolver.resolve(name, tenant=tenant)
+        except AdapterReferenceInvalid:
+            raise missing from None
+        if ref is None:
+            return None
+        is_near = ref.source in FOLDER_SOURCES
+        is_known = await self._resolver.is_served(ref) if is_near else ref in self._recent.get(tenant, ())
+        if not is_known or await self._gone([ref] if ref in self._deleted else []):
+            raise missing
+        return self._resolver.listed_as(name, ref, tenant)
 
     async def _gone(self, deleted: Sequence[AdapterRef]) -> set[AdapterRef]:
         """Which of the names that were deleted are so still."""

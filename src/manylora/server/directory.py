@@ -43,6 +43,8 @@ class Directory:
         self._keys: dict[KeyId, KeyFacts] = {}
         self._prices: dict[str, dict[int, PriceFacts]] = {}
         self._repositories: dict[tuple[TenantId, str], RepositoryFacts] = {}
+        self._own: dict[TenantId, set[tuple[TenantId, str]]] = {}  # keys of those by their owner
+        self._lent: set[tuple[TenantId, str]] = set()  # keys of those that others may use
         self._uses: dict[KeyId, int] = {}  # since the last report
         self._acts: deque[AdapterAct] = deque(maxlen=MAX_ACTS)  # not told yet
         self._reported_s = clock.monotonic_s()
@@ -149,13 +151,23 @@ class Directory:
         """Whether a tenant has, or has had, a repository of that name."""
         return (tenant, repository) in self._repositories
 
-    def names(self, tenant: TenantId) -> list[str]:
-        """Every repository that a tenant may use, as it would name it."""
-        found = []
-        for (owner, name), facts in self._repositories.items():
-            if facts.versions and _may_use(tenant, facts):
-                found.append(name if owner == tenant else f"{owner}/{name}")
-        return sorted(found)
+    def has_tenant(self, tenant: str) -> bool:
+        return TenantId(tenant) in self._tenants
+
+    def listed(self, tenant: TenantId) -> list[tuple[str, Upload]]:
+        """Every name under which `upload` finds something for a tenant, sorted by repository: the newest version,
+        each by its number, each alias. Only the longer spelling of its own (`tenant/repo`) is left out."""
+        found: list[tuple[str, Upload]] = []
+        for key in sorted(self._own.get(tenant, set()) | self._lent):
+            facts = self._repositories[key]
+            is_shadowed = facts.owner != tenant and self.knows(tenant, facts.owner)
+            if not facts.versions or is_shadowed or not _may_use(tenant, facts):
+                continue
+            name = facts.name if facts.owner == tenant else f"{facts.owner}/{facts.name}"
+            numbers = [("", facts.versions[-1]), *((f"/{number}", number) for number in facts.versions)]
+            for ending, number in (*numbers, *((f"/{alias}", number) for alias, number in facts.aliases)):
+                found.append((f"{name}{ending}", Upload(facts.owner, facts.name, number)))
+        return found
 
     def _version(self, tenant: TenantId, owner: TenantId, repository: str, wanted: str) -> Upload | None:
         facts = self._repositories.get((owner, repository))
@@ -174,6 +186,8 @@ class Directory:
             self._keys.clear()
             self._prices.clear()
             self._repositories.clear()
+            self._own.clear()
+            self._lent.clear()
         self.pepper = snapshot.pepper
         self._tenants |= {tenant.id: tenant for tenant in snapshot.tenants}
         for key in snapshot.keys:
@@ -184,8 +198,15 @@ class Directory:
         for price in snapshot.prices:
             self._prices.setdefault(price.base, {})[price.version] = price
         for repository in snapshot.repositories:
-            self._repositories[repository.owner, repository.name] = repository
+            self._keep(repository)
         self._revision, self._epoch = snapshot.revision, snapshot.epoch
+
+    def _keep(self, facts: RepositoryFacts) -> None:
+        key = (facts.owner, facts.name)
+        self._repositories[key] = facts
+        self._own.setdefault(facts.owner, set()).add(key)
+        is_lent = facts.is_public or bool(facts.shared_with)
+        (self._lent.add if is_lent else self._lent.discard)(key)
 
 
 def _may_use(tenant: TenantId, facts: RepositoryFacts) -> bool:

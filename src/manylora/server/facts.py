@@ -2,7 +2,8 @@
 
 from manylora import __version__
 from manylora.dialects import headers_of
-from manylora.errors import AdapterNotFound, InvalidParameter, TaskUnsupported, Unavailable
+from manylora.errors import InvalidParameter, TaskUnsupported, Unavailable
+from manylora.server.adapter_resolver import name_in_path
 from manylora.server.admin import is_operator
 from manylora.server.catalogue import Catalogue
 from manylora.server.exchange import Exchange
@@ -104,14 +105,13 @@ class FactRoutes:
         await exchange.reply({"object": "list", "data": data})
 
     async def model(self, exchange: Exchange) -> None:
-        served, name = self._gate.served, exchange.path_parameters["model_id"]
+        served, name = self._gate.served, name_in_path(exchange.path_parameters["model_id"])
         exchange.model = name
-        if served.is_base_name(name):
+        listed = await self._catalogue.find(exchange.arrival.tenant, name)
+        if listed is None:
             await exchange.reply(self._model(served.model_id, None))
             return
-        if name.rstrip("/") not in await self._catalogue.names(exchange.arrival.tenant):
-            raise AdapterNotFound(f"Adapter '{name}' was not found")
-        await exchange.reply(self._model(name.rstrip("/"), served.model_id))
+        await exchange.reply(self._model(listed, served.model_id))
 
     async def embeddings(self, exchange: Exchange) -> None:
         raise TaskUnsupported("embeddings are switched off: this deployment generates text only")

@@ -1,4 +1,4 @@
-"""Admission: names become adapters, text becomes tokens within the window, one order becomes engine requests."""
+"""Admission: who enters, text becomes tokens within the window, one order becomes engine requests."""
 
 import asyncio
 import dataclasses
@@ -6,33 +6,21 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-from manylora.adapter_ref import AdapterRef, SourceName, merged_ref, parse_adapter_ref
-from manylora.adapters.local_source import LocalSource
-from manylora.adapters.registry import Registry
+from manylora.adapter_ref import AdapterRef
+from manylora.clock import Clock
 from manylora.config import ServerConfig
 from manylora.engine.request import Request, SamplingParams, StopParams
-from manylora.errors import (
-    AdapterError,
-    AdapterNotFound,
-    AdapterReferenceInvalid,
-    ContextLengthExceeded,
-    InvalidParameter,
-    Overloaded,
-    Unavailable,
-)
+from manylora.errors import ContextLengthExceeded, InvalidParameter, Overloaded, Unavailable
 from manylora.ids import Flow, TenantId, mint_request_id, mint_seed
 from manylora.kernels.extras import MAX_ADDED_TOKENS
 from manylora.models.tokenizer import Tokenizer
-from manylora.server.adapter_fields import AdapterFields
+from manylora.server.adapter_resolver import AdapterResolver
 from manylora.server.directory import Directory
 from manylora.server.fields import MAX_UINT64
 from manylora.server.pool import WorkPool
 from manylora.server.served import ServedModel
 from manylora.sharing import has_place
-
-NO_FIELDS = AdapterFields()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +45,10 @@ class Draft:
 
 
 class Gate:
-    """Decides what enters. It holds the count of sequences under way and whether the server is draining."""
+    """Decides what enters. It holds the count of sequences under way and whether the server is draining.
+
+    `resolver` says what names of adapters mean.
+    """
 
     def __init__(
         self,
@@ -67,9 +58,10 @@ class Gate:
         tokenizer: Tokenizer,
         pool: WorkPool,
         directory: Directory | None = None,
+        clock: Clock | None = None,
     ) -> None:
         """`directory`: where uploads are looked up; None: in the folder of the registry."""
-        self._directory = directory
+        self.resolver = AdapterResolver(served, directory, clock)
         self.served = served
         self.settings = settings
         self.tokenizer = tokenizer
@@ -77,9 +69,6 @@ class Gate:
         self.num_sequences = 0
         self._held: Counter[TenantId] = Counter()  # those sequences by tenant; only who has some
         self.is_draining = False
-        self._sources = frozenset(served.adapter_sources)
-        self._local = LocalSource(tuple(map(Path, served.adapter_roots)))
-        self._registry = Registry(Path(served.registry_dir)) if served.registry_dir else None
         self._left = asyncio.Event()  # set whenever a place is given back
 
     @contextmanager
@@ -114,81 +103,6 @@ class Gate:
         while self.num_sequences:
             self._left.clear()
             await self._left.wait()
-
-    def adapter(
-        self,
-        name: str | None,
-        fields: AdapterFields = NO_FIELDS,
-        parameter: str = "adapter_id",
-        *,
-        tenant: str,
-        token: str = "",
-    ) -> AdapterRef | None:
-        """The adapter a request names, or makes of several; None is the base model.
-
-        `token` is the caller's at the source, where the request has none of its own.
-        An unknown name is the engine's to refuse. A name without a source is a local adapter's if there is one of that
-        name, else a version of the tenant's in the registry, else it is the default source's.
-        """
-        if token and not fields.token:
-            fields = dataclasses.replace(fields, token=token)
-        if fields.recipe is not None:
-            return merged_ref([self._ref(member, fields, tenant) for member in fields.merged_ids], fields.recipe)
-        if name is None or self.served.is_base_name(name):
-            _check_source(fields.source)
-            return None
-        try:
-            return self._ref(name, fields, tenant)
-        except AdapterReferenceInvalid as error:
-            error.parameter = parameter if error.parameter == "adapter_id" else error.parameter
-            raise
-
-    def _ref(self, name: str, fields: AdapterFields, tenant: str) -> AdapterRef:
-        source, default = fields.source, self.served.default_source
-        has_others = default is not SourceName.LOCAL or self._registry is not None or self._directory is not None
-        if source is None and has_others and self._is_local(name):
-            source = SourceName.LOCAL
-        if self._directory is not None and source in (None, SourceName.PBASE):
-            upload = self._directory.upload(TenantId(tenant), name)
-            if upload is not None:
-                source, tenant, name = SourceName.PBASE, upload.owner, f"{upload.repository}/{upload.version}"
-            elif self._is_directory_s(tenant, name) or (
-                source is SourceName.PBASE and not self._is_in_folder(tenant, name)
-            ):
-                # What is a tenant's own is nobody else's: neither another's upload nor a hub's of the same name.
-                raise AdapterNotFound(f"Adapter '{name}' was not found in source 'pbase'")
-        if source is None and self._is_in_folder(tenant, name):
-            source = SourceName.PBASE
-        return parse_adapter_ref(name, source, self._sources, token=fields.token, default=default, tenant=tenant)
-
-    def uploaded_names(self, tenant: str) -> list[str]:
-        """Repositories of the registry that a tenant may use, as it would name them."""
-        known = set() if self._directory is None else set(self._directory.names(TenantId(tenant)))
-        in_folder = [] if self._registry is None else self._registry.repositories(tenant)
-        return sorted(known | {name for name in in_folder if not self._is_directory_s(tenant, name)})
-
-    async def local_names(self) -> list[str]:
-        """Local adapters as the engine's own source lists them, read anew: they come and go while the server runs."""
-        return await self.pool.run(self._local.list)
-
-    def _is_in_folder(self, tenant: str, name: str) -> bool:
-        """Whether the registry's folder has a name that nobody has told the control plane of."""
-        if self._registry is None or self._is_directory_s(tenant, name):
-            return False
-        return self._registry.has(tenant, name)
-
-    def _is_directory_s(self, tenant: str, name: str) -> bool:
-        """Whether the control plane decides on a name."""
-        return self._directory is not None and self._directory.knows(TenantId(tenant), name.partition("/")[0])
-
-    def _is_local(self, adapter_id: str) -> bool:
-        try:
-            self._local.locate(AdapterRef(SourceName.LOCAL, adapter_id.rstrip("/")))
-        except AdapterNotFound:
-            return False
-        except AdapterError:
-            return True  # and its fault is told when it is asked for
-        return True
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         return await self.pool.run(self._encode, text, add_special_tokens)
@@ -278,14 +192,6 @@ class Gate:
             messages, add_generation_prompt=add_generation_prompt, continue_final_message=continues_last
         )
         return text, self._encode(text, False)
-
-
-def _check_source(source: str | None) -> None:
-    """A source beside the base's name means nothing, but a word that is no source is a mistake."""
-    if source is not None and source not in list(SourceName):
-        raise AdapterReferenceInvalid(
-            f"`adapter_source` must be one of {', '.join(SourceName)}. Given: {source[:80]}", parameter="adapter_source"
-        )
 
 
 def _seed(seed: int | None, index: int) -> int:

@@ -52,7 +52,9 @@ class NativeRoutes:
 
     async def _draft(self, order: NativeOrder, caller: Caller) -> Draft:
         gate = self._gate
-        adapter = gate.adapter(order.adapter.adapter_id, order.adapter, tenant=caller.tenant, token=caller.source_token)
+        adapter = await gate.resolver.adapter(
+            order.adapter.adapter_id, order.adapter, tenant=caller.tenant, token=caller.source_token
+        )
         gate.check_tokens(order.stop.token_ids, "stop_token_ids", has_adapter=adapter is not None)
         if order.apply_chat_template:
             _, tokens = await gate.render_chat([{"role": "user", "content": order.inputs}])

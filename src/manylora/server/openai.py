@@ -93,7 +93,8 @@ class OpenAIRoutes:
         exchange.model = body.string("model")
         order, prompts = read_completion(body, self._settings)
         with self._inference.admit(exchange, order.best_of * len(prompts)) as admission:
-            drafts = [await self._prompt_draft(order, prompt, exchange.arrival.caller) for prompt in prompts]
+            adapter = await self._adapter(order, exchange.arrival.caller)
+            drafts = [await self._prompt_draft(order, prompt, adapter) for prompt in prompts]
             echoes = [self._shown(order, *pair) for pair in zip(prompts, drafts, strict=True)]
             await self._answer(exchange, admission, order, COMPLETION, drafts, echoes)
 
@@ -102,11 +103,11 @@ class OpenAIRoutes:
         exchange.model = body.string("model")
         order, conversation = read_chat(body, self._settings)
         with self._inference.admit(exchange, order.best_of) as admission:
-            draft = await self._chat_draft(order, conversation, exchange.arrival.caller)
+            adapter = await self._adapter(order, exchange.arrival.caller)
+            draft = await self._chat_draft(order, conversation, adapter)
             await self._answer(exchange, admission, order, CHAT, [draft], [""])
 
-    async def _prompt_draft(self, order: OpenAIOrder, prompt: Prompt, caller: Caller) -> Draft:
-        adapter = self._adapter(order, caller)
+    async def _prompt_draft(self, order: OpenAIOrder, prompt: Prompt, adapter: AdapterRef | None) -> Draft:
         if isinstance(prompt, str):
             tokens, characters = await self._gate.encode(prompt, add_special_tokens=order.has_bos), len(prompt)
         else:
@@ -114,8 +115,7 @@ class OpenAIRoutes:
             tokens, characters = prompt, len(prompt)
         return self._draft(order, adapter, tokens, characters, field="prompt", budget_field="max_tokens")
 
-    async def _chat_draft(self, order: OpenAIOrder, conversation: Conversation, caller: Caller) -> Draft:
-        adapter = self._adapter(order, caller)
+    async def _chat_draft(self, order: OpenAIOrder, conversation: Conversation, adapter: AdapterRef | None) -> Draft:
         _, tokens = await self._gate.render_chat(
             conversation.messages,
             add_generation_prompt=conversation.add_generation_prompt,
@@ -124,13 +124,13 @@ class OpenAIRoutes:
         characters = sum(len(message["content"]) for message in conversation.messages)
         return self._draft(order, adapter, tokens, characters, field="messages", budget_field="max_completion_tokens")
 
-    def _adapter(self, order: OpenAIOrder, caller: Caller) -> AdapterRef | None:
+    async def _adapter(self, order: OpenAIOrder, caller: Caller) -> AdapterRef | None:
         """`adapter_id` wins over `model`."""
         if order.adapter.adapter_id or order.adapter.recipe:
-            return self._gate.adapter(
+            return await self._gate.resolver.adapter(
                 order.adapter.adapter_id, order.adapter, tenant=caller.tenant, token=caller.source_token
             )
-        return self._gate.adapter(
+        return await self._gate.resolver.adapter(
             order.model, order.adapter, parameter="model", tenant=caller.tenant, token=caller.source_token
         )
 

@@ -41,6 +41,8 @@ OPENAI_ERROR: Schema = {
     },
 }
 
+ADAPTER_QUERY = ("source", "tenant", "wait")
+
 
 def openapi_document(version: str) -> Schema:
     """The document of `/api-doc/openapi.json`."""
@@ -58,10 +60,10 @@ def openapi_document(version: str) -> Schema:
             "/v1/models/{model_id}": _get("One model", parameter="model_id"),
             "/v1/adapters": {"get": _list_adapters()},
             "/v1/adapters/{adapter_id}": {
-                "get": _operation("How one adapter stands", "adapter_id", ("source",), _adapter()),
-                "post": _operation("Preload, pin, unpin, evict or verify", "adapter_id", ("source", "wait"), _adapter())
+                "get": _operation("How one adapter stands", "adapter_id", ("source", "tenant"), _adapter()),
+                "post": _operation("Preload, pin, unpin, evict or verify", "adapter_id", ADAPTER_QUERY, _adapter())
                 | {"requestBody": _json(_action_body())},
-                "delete": _operation("Take an adapter away", "adapter_id", ("source", "wait"), _adapter()),
+                "delete": _operation("Take an adapter away", "adapter_id", ADAPTER_QUERY, _adapter()),
             },
             "/info": _get("What is served, and its limits"),
             "/health": _get("Whether the engine makes progress"),
@@ -121,7 +123,7 @@ def _chat_body() -> Schema:
 
 def _adapter() -> Schema:
     """`AdapterInfo` of adapter_state.py."""
-    texts = {name: {"type": "string"} for name in ("id", "source", "digest", "error")}
+    texts = {name: {"type": "string"} for name in ("id", "source", "tenant", "digest", "error")}
     counts = {name: {"type": "integer"} for name in ("rank", "num_bytes", "pins", "hits")}
     fields = {
         **texts,
@@ -151,7 +153,8 @@ def _list_adapters() -> Schema:
         },
         *("object", "data", "has_more", "after"),
     )
-    return _operation("The adapters the engine knows", None, ("prefix", "state", "source", "limit", "after"), page)
+    query = ("prefix", "state", "source", "tenant", "limit", "after")
+    return _operation("The adapters the engine knows", None, query, page)
 
 
 def _operation(summary: str, path_name: str | None, query_names: tuple[str, ...], answer: Schema) -> Schema:
