@@ -122,9 +122,17 @@ def test_change_times_are_relied_on_by_the_deepest_mount(tmp_path: Path) -> None
     mounts = tmp_path / "mountinfo"
     mounts.write_text(FUSE.format(tmp_path / "bucket"))
     times = ChangeTimes(mounts)
-    assert times.are_reliable(1, str(tmp_path / "root" / "a"))
-    assert not times.are_reliable(2, str(tmp_path / "bucket" / "a"))
-    assert not ChangeTimes(tmp_path / "none").are_reliable(1, str(tmp_path))
+    assert times.is_reliable(1, 5, str(tmp_path / "root" / "a"))
+    assert not times.is_reliable(2, 5, str(tmp_path / "bucket" / "a"))
+    assert not ChangeTimes(tmp_path / "none").is_reliable(1, 5, str(tmp_path))
+
+
+def test_fixed_times_of_an_images_files_are_not_relied_on(tmp_path: Path) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text("21 1 0:50 / / rw - overlay overlay rw,lowerdir=/l,upperdir=/u\n")
+    times = ChangeTimes(mounts)
+    assert times.is_reliable(1, 1_700_000_000_123_456_789, str(tmp_path))
+    assert not times.is_reliable(1, 1_700_000_000_000_000_000, str(tmp_path))
 
 
 def test_a_version_of_the_registry_whose_files_change_is_another_version(tmp_path: Path) -> None:

@@ -303,3 +303,47 @@ def test_what_is_listed_is_what_is_served(
                         assert (told.json()["id"], ran is None) == (name, name == "tiny")
 
     asyncio.run(main())
+
+
+def test_a_file_system_that_hangs_holds_up_only_who_needs_it(
+    in_house: InHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(house: House) -> None:
+        hangs, locate = threading.Event(), LocalSource.locate
+
+        def slow(source: LocalSource, ref: AdapterRef) -> object:
+            if ref.id.startswith("hung"):
+                hangs.wait(30)
+            return locate(source, ref)
+
+        monkeypatch.setattr(LocalSource, "locate", slow)
+        waiting = [asyncio.ensure_future(model(house, f"hung/{number}")) for number in range(20)]
+        await asyncio.sleep(0)
+        assert await meaning(house, "support/1") == (200, pbase("acme", "support/1"))
+        assert await meaning(house, "tiny") == (200, None)
+        assert not any(each.done() for each in waiting)
+        hangs.set()
+        assert {reply.status_code for reply in await asyncio.gather(*waiting)} == {404}
+
+    registry = {"default_source": SourceName.HUB}
+    in_house(scenario, sources=BOTH, repositories=REPOSITORIES, served_as=registry)
+
+
+def test_lists_that_are_asked_for_at_once_share_a_walk_of_the_roots(
+    in_house: InHouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(house: House) -> None:
+        walks, list_names = [], LocalSource.list
+
+        def counted(source: LocalSource) -> list[str]:
+            walks.append(1)
+            return list_names(source)
+
+        monkeypatch.setattr(LocalSource, "list", counted)
+        lists = await asyncio.gather(*(models(house) for _ in range(50)))
+        assert all(names == lists[0] for names in lists)
+        assert len(walks) < 25
+        place(tmp_path, "later")
+        assert "later" in await models(house)
+
+    in_house(scenario, sources=BOTH, repositories=REPOSITORIES)

@@ -1,7 +1,9 @@
 """File systems whose change time (ctime) tells every change of a file: what a stamp of a local adapter may rely on.
 
 A program can set a file's modification time back (`cp -p`, `rsync --times`), but not its change time: the kernel sets
-it. That holds for the file systems of `DATED`. Others (FUSE, 9p, read-only images) may report whatever they like.
+it. That holds for the file systems of `DATED`. Others (FUSE, 9p, read-only images) may report whatever they like. A
+container's overlay may lie above such an image, whose fixed times are whole seconds as a rule; those that the kernel
+sets are not.
 """
 
 import os
@@ -19,30 +21,32 @@ DATED = frozenset(
         "jfs",
         "nfs",
         "nfs4",
-        "overlay",
         "ramfs",
         "tmpfs",
         "xfs",
         "zfs",
     ]
 )
+OVERLAY = "overlay"
+SECOND_NS = 1_000_000_000
 MOUNTS = Path("/proc/self/mountinfo")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _POINT_FIELD = 4
 
 
 class ChangeTimes:
-    """Tells by its device whether a file's change time can be relied on. Each device is looked up once."""
+    """Tells whether a file's change time can be relied on. Each device is looked up once."""
 
     def __init__(self, mounts: Path = MOUNTS) -> None:
         self._mounts = mounts
-        self._known: dict[int, bool] = {}
+        self._kinds: dict[int, str] = {}
 
-    def are_reliable(self, device: int, path: str) -> bool:
-        """Whether the file system of `device` (`st_dev`), on which `path` lies, sets change times itself."""
-        if device not in self._known:
-            self._known[device] = self._kind_of(path) in DATED
-        return self._known[device]
+    def is_reliable(self, device: int, changed_ns: int, path: str) -> bool:
+        """Whether the kernel has set a change time, of a file on `device` (`st_dev`) at or below `path`."""
+        if device not in self._kinds:
+            self._kinds[device] = self._kind_of(path)
+        kind = self._kinds[device]
+        return kind in DATED or (kind == OVERLAY and changed_ns % SECOND_NS != 0)
 
     def _kind_of(self, path: str) -> str:
         """The type of the file system mounted deepest above a path; empty where the system does not tell."""

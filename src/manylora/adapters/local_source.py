@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from manylora.adapter_ref import MAX_ID_CHARACTERS, AdapterRef, SourceName, parse_adapter_ref
-from manylora.adapters.change_times import ChangeTimes
+from manylora.adapters.change_times import SECOND_NS, ChangeTimes
 from manylora.adapters.refusals import Refusals
 from manylora.adapters.sources import (
     CONFIG_FILE,
@@ -43,7 +43,6 @@ MAX_REMEMBERED = 4_096
 SESSION_MARK = "|"
 TICK_S, COARSE_TICK_S = 0.02, 1.0
 """Longest time in which two changes of a file may have one change time: a tick of the kernel's, of an old format's."""
-_SECOND_NS = 1_000_000_000
 _NAMEABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+\-]*")
 """A folder that a request can name; nothing below any other one is looked at."""
 
@@ -69,10 +68,11 @@ class LocalSource:
 
     def locate(self, ref: AdapterRef) -> Located:
         located, _, folder = self._located(ref)
-        devices = {int(facts.split(".")[2]) for facts in located.stamp.split(" ")}
-        if all(self._change_times.are_reliable(device, str(folder)) for device in devices):
-            return located
-        return Located(f"{located.stamp}{SESSION_MARK}{self._session}", located.weights_bytes)
+        for name, facts in zip(PARTS, located.stamp.split(" "), strict=True):
+            _, _, device, _, changed_ns = map(int, facts.split("."))
+            if not self._change_times.is_reliable(device, changed_ns, f"{folder}/{name}"):
+                return Located(f"{located.stamp}{SESSION_MARK}{self._session}", located.weights_bytes)
+        return located
 
     def fetch(self, ref: AdapterRef, stamp: str, max_bytes: int) -> FetchedFiles:
         refuse = Refusals(ref.id, ref.source)
@@ -146,9 +146,9 @@ def _stamped(folder: str, refuse: Refusals) -> Located:
 def _wait_for_the_next_tick(stamp: str) -> None:
     """Return when a change from now on gets another change time than the newest of this stamp. Blocks, for a moment."""
     newest_ns = max(int(facts.split(".")[4]) for facts in stamp.split(" "))
-    tick_s = TICK_S if newest_ns % _SECOND_NS else COARSE_TICK_S
+    tick_s = TICK_S if newest_ns % SECOND_NS else COARSE_TICK_S
     clock = SystemClock()
-    age_s = clock.wall_s() - newest_ns / _SECOND_NS
+    age_s = clock.wall_s() - newest_ns / SECOND_NS
     if 0 <= age_s < tick_s:
         clock.sleep_s(tick_s - age_s)
 

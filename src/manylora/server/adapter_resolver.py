@@ -60,7 +60,7 @@ class AdapterResolver:
     def __init__(self, served: ServedModel, directory: Directory | None = None, clock: Clock | None = None) -> None:
         """`directory`: where uploads are looked up; None: in the folder of the registry alone."""
         self._served = served
-        self.directory = directory
+        self._directory = directory
         self._clock = clock or SystemClock()
         self._enabled = frozenset(served.adapter_sources)
         self._local = LocalSource(tuple(map(Path, served.adapter_roots)))
@@ -72,6 +72,12 @@ class AdapterResolver:
 
     def close(self) -> None:
         self._disk.close()
+
+    async def has_tenant(self, tenant: str) -> bool:
+        """Whether there is a tenant of that code: one that the control plane or the registry's folder knows."""
+        if self._directory is None or self._directory.has_tenant(tenant):
+            return True
+        return self._registry is not None and await self._disk.run(self._registry.has_tenant, tenant)
 
     # ── one name ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -134,7 +140,7 @@ class AdapterResolver:
         return self._parsed(name, source, token=token)
 
     async def _by_rules(self, name: str, tenant: str, token: str) -> AdapterRef:
-        upload = self.directory.upload(TenantId(tenant), name) if self.directory is not None else None
+        upload = self._directory.upload(TenantId(tenant), name) if self._directory is not None else None
         if self._is_own(tenant, name):
             if upload is None:
                 raise _not_found(name, SourceName.PBASE)
@@ -155,8 +161,8 @@ class AdapterResolver:
 
     async def _uploaded(self, name: str, tenant: str) -> AdapterRef:
         """A name with `adapter_source: pbase`: rules 3 and 5 alone."""
-        if self.directory is not None:
-            if (upload := self.directory.upload(TenantId(tenant), name)) is not None:
+        if self._directory is not None:
+            if (upload := self._directory.upload(TenantId(tenant), name)) is not None:
                 return self._upload_ref(upload)
             if self._is_own(tenant, name):
                 raise _not_found(name, SourceName.PBASE)
@@ -170,7 +176,7 @@ class AdapterResolver:
 
     def _is_own(self, tenant: str, name: str) -> bool:
         first = name.partition("/")[0]
-        return self.directory is not None and self.directory.knows(TenantId(tenant), first)
+        return self._directory is not None and self._directory.knows(TenantId(tenant), first)
 
     def _may_be_at_default(self, name: str) -> bool:
         return self._served.default_source is not SourceName.HUB or is_hub_id(name)
@@ -189,7 +195,7 @@ class AdapterResolver:
         `recent`: those of remote sources that the tenant has used lately; one that is not at the default source is
         listed with its scheme (`hub://org/name`), for under its plain name nothing is found.
         """
-        uploads = [] if self.directory is None else self.directory.listed(TenantId(tenant))
+        uploads = [] if self._directory is None else self._directory.listed(TenantId(tenant))
         own = {name: upload for name, upload in uploads if self._is_own(tenant, name)}
         lent = {name: upload for name, upload in uploads if name not in own}
         at_default = {ref.id: ref for ref in recent if self._is_at_default(ref) and not self._is_own(tenant, ref.id)}

@@ -48,7 +48,8 @@ class AdapterRoutes:
         """
         self._admit(exchange)
         query = exchange.query
-        limit, state, tenant = _limit(query.get("limit")), _state(query.get("state")), self._named_tenant(exchange)
+        limit, state = _limit(query.get("limit")), _state(query.get("state"))
+        tenant = await self._named_tenant(exchange)
         prefix, source, after = query.get("prefix", ""), query.get("source"), _cursor(query.get("after"))
         found = [
             info
@@ -149,10 +150,10 @@ class AdapterRoutes:
     def _admit(self, exchange: Exchange) -> None:
         require_operator(exchange, is_open=self._gate.settings.admin_open)
 
-    def _named_tenant(self, exchange: Exchange) -> str | None:
+    async def _named_tenant(self, exchange: Exchange) -> str | None:
         """The tenant that an operator asks for. Raises `InvalidParameter` for one that does not exist."""
-        tenant, directory = exchange.query.get("tenant"), self._gate.resolver.directory
-        if tenant is not None and directory is not None and not directory.has_tenant(tenant):
+        tenant = exchange.query.get("tenant")
+        if tenant is not None and not await self._gate.resolver.has_tenant(tenant):
             raise InvalidParameter(f"no tenant `{tenant[:80]}`", parameter="tenant")
         return tenant
 
@@ -161,7 +162,7 @@ class AdapterRoutes:
 
         A tenant's version that requests do not find (an archived one, or a suspended tenant's) is its own all the same.
         """
-        adapter_id, tenant = name_in_path(exchange.path_parameters["adapter_id"]), self._named_tenant(exchange)
+        adapter_id, tenant = name_in_path(exchange.path_parameters["adapter_id"]), await self._named_tenant(exchange)
         token = (body.string("api_token") if body is not None else None) or ""
         fields = AdapterFields(source=exchange.query.get("source"), token=token)
         try:
