@@ -184,9 +184,18 @@ def test_only_names_of_the_form_org_name_go_to_a_hub_that_is_the_default(in_hous
         shutil.move(tmp_path / "adapters" / "team" / "tone" / PARTS[1], tmp_path / "kept")
         assert await meaning(house, "team/tone") == (200, local("team/tone"))  # never a hub's, though it is unfit now
         await meaning(house, "org/name", adapter_source="hub")
+        await meaning(house, "triage/x", adapter_source="hub")
+        place(tmp_path, "other/tone")
+        await meaning(house, "other/tone", adapter_source="hub")
         listed = await models(house)
-        assert "org/name" in listed
+        assert {"org/name", "hub://triage/x", "hub://other/tone", "other/tone"} <= set(listed)
         assert "team/tone" not in listed
+        for name in listed:
+            assert (await model(house, name)).json()["id"] == name
+            ran = (await meaning(house, name))[1]
+            assert ran is None or (ran.source is SourceName.HUB) == (
+                name.startswith(("hub://", "org/", "globex/secret"))
+            )
 
     in_house(scenario, sources=BOTH, repositories=REPOSITORIES, served_as={"default_source": SourceName.HUB})
 

@@ -1,8 +1,8 @@
 """Adapters in folders below configured roots.
 
 An adapter is served, and listed, if both its files are regular files, the real paths of its folder and its files lie
-below the real path of its root, and no part of its name leads back to a folder above it. Links inside a root count as
-what they point at; links that lead out of it as nothing.
+below the real path of its root, and no part of its name leads back to a folder above it. A link inside a root
+counts as its target; a link that leads out of the root counts as missing.
 
 A version's stamp has, of each file, what tells that it is another one: device, inode, size, modification time and
 change time. A copy with its old times (`cp -p`, `rsync --times`) has a new change time. Where the file system does not

@@ -275,7 +275,7 @@ def clear(
 
 
 def _state(version: Info) -> str:
-    """ready, or who has archived a version and alone can bring it back."""
+    """`ready`, or the makers of a version's archives."""
     if not version["archived"]:
         return "ready"
     return f"archived by {' and '.join(version.get('archivedBy') or ['owner'])}"

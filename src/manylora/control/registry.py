@@ -53,7 +53,7 @@ class Version:
     """One version. base: by the adapter's own words, else the served one; source_url: None for an upload.
 
     state        ARCHIVED: by its owner
-    is_withheld  the operator has archived it, whatever its owner has done
+    is_withheld  archived by the operator, independently of `state`
     """
 
     version: int
@@ -79,7 +79,7 @@ class Version:
 
     @property
     def archived_by(self) -> tuple[str, ...]:
-        """Who has archived it, each of whom alone can bring it back: `owner`, `operator`, both or nobody."""
+        """The makers of its archives, `owner` and `operator`; each can end only its own."""
         by = ((OWNER, self.state is VersionState.ARCHIVED), (OPERATOR, self.is_withheld))
         return tuple(who for who, is_so in by if is_so)
 

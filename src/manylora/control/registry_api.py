@@ -299,7 +299,7 @@ async def archive(
 
 
 def _mark(intake: Intake, repository: Repository, numbers: Sequence[int]) -> None:
-    """Let the files' folders say what is archived, as the tables do: an engine that follows a folder sees it there."""
+    """Mark in the folders what the tables say is archived: an engine that follows a folder reads only the mark."""
     for number in numbers:
         mark = intake.files.archive if repository.find(str(number)).is_archived else intake.files.restore
         with suppress(FileNotFoundError):  # its folder is gone, and nobody can find it there
@@ -462,7 +462,7 @@ def _version_line(version: Version, own: Repository | None) -> Json:
 
 
 def _archivers(version: Version) -> Json:
-    """Who has archived a version; of one that nobody has, nothing is told."""
+    """The makers of a version's archives; a version without one has no such field."""
     return {"archivedBy": list(version.archived_by)} if version.is_archived else {}
 
 

@@ -13,7 +13,7 @@ The rules, in their order, for a caller of tenant T. Slashes at a name's end mak
 
 What `listed` returns is what `resolve` finds by rules 3 to 5 and, for adapters that T has used lately, rule 6. Each
 name means the reference beside it. Uploads are looked up in the edge's copy of the control plane's facts. The disk is
-read only in threads of a pool of its own, so that a slow file system holds up nobody who does not need it.
+read only in threads of a pool of its own: a slow file system delays only requests whose names need it.
 """
 
 import asyncio
@@ -195,24 +195,27 @@ class AdapterResolver:
         `recent`: those of remote sources that the tenant has used lately; one that is not at the default source is
         listed with its scheme (`hub://org/name`), for under its plain name nothing is found.
         """
-        uploads = [] if self._directory is None else self._directory.listed(TenantId(tenant))
+        directory = self._directory if SourceName.PBASE in self._enabled else None
+        uploads = [] if directory is None else directory.listed(TenantId(tenant))
         own = {name: upload for name, upload in uploads if self._is_own(tenant, name)}
         lent = {name: upload for name, upload in uploads if name not in own}
-        at_default = {ref.id: ref for ref in recent if self._is_at_default(ref) and not self._is_own(tenant, ref.id)}
+        at_default = {ref.id for ref in recent if self._is_at_default(ref)}
         local = await self.local_names()
         in_folder, on_disk = await self._disk.run(self._read_beside, tenant, [*lent, *at_default])
         first_words = {name.partition("/")[0] for name in in_folder}
-        found: dict[str, AdapterRef] = {}
-        for name in local:
-            if not self._is_own(tenant, name) and name.partition("/")[0] not in first_words:
-                found[name] = self._parsed(name, SourceName.LOCAL)
+
+        def is_shadowed(name: str) -> bool:
+            return self._is_own(tenant, name) or name.partition("/")[0] in first_words
+
+        found = {name: self._parsed(name, SourceName.LOCAL) for name in local if not is_shadowed(name)}
         found |= {name: self._parsed(name, SourceName.PBASE, tenant=tenant) for name in in_folder}
         found |= {name: self._upload_ref(upload) for name, upload in own.items()}
         for name, upload in lent.items():
-            if name not in on_disk:
+            if name not in on_disk and not is_shadowed(name):
                 found.setdefault(name, self._upload_ref(upload))
+        taken = on_disk | found.keys()
         for ref in recent:
-            is_plain = ref.id in at_default and ref.id not in on_disk and found.get(ref.id, ref) == ref
+            is_plain = self._is_at_default(ref) and ref.id not in taken and not is_shadowed(ref.id)
             found[ref.id if is_plain else f"{ref.source}://{ref.id}"] = ref
         return [(name, ref) for name, ref in found.items() if not self.is_base_name(name)]
 
@@ -235,13 +238,18 @@ class AdapterResolver:
         """Whether a local adapter is fit to be served now; uploads are, once they resolve."""
         return ref.source is not SourceName.LOCAL or await self._disk.run(self._read_is_served, ref.id)
 
-    def listed_as(self, name: str, ref: AdapterRef, tenant: str) -> str:
+    async def listed_as(self, name: str, ref: AdapterRef, tenant: str) -> str:
         """The spelling under which `listed` has a name that was resolved to `ref`."""
         name = _trimmed(_SCHEME.sub("", name, count=1))
         if ref.source is SourceName.PBASE:
             is_long = ref.tenant == tenant and name.startswith(f"{tenant}/") and not self._is_own(tenant, tenant)
             return name.removeprefix(f"{tenant}/") if is_long else name
-        is_plain = ref.source is SourceName.LOCAL or self._is_at_default(ref)
+        if ref.source is SourceName.LOCAL:
+            return ref.id
+        try:
+            is_plain = await self.resolve(ref.id, tenant=tenant) == ref
+        except (AdapterNotFound, AdapterReferenceInvalid):
+            is_plain = False
         return ref.id if is_plain else f"{ref.source}://{ref.id}"
 
     # ── the disk ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -57,7 +57,7 @@ class Catalogue:
         is_known = await self._resolver.is_served(ref) if is_near else ref in self._recent.get(tenant, ())
         if not is_known or await self._gone([ref] if ref in self._deleted else []):
             raise missing
-        return self._resolver.listed_as(name, ref, tenant)
+        return await self._resolver.listed_as(name, ref, tenant)
 
     async def _gone(self, deleted: Sequence[AdapterRef]) -> set[AdapterRef]:
         """Which of the names that were deleted are so still."""
