@@ -239,7 +239,9 @@ def test_unknown_routes_and_methods_are_told_as_errors(run: Callable[..., None])
         wrong = await plane.call("DELETE", "/admin/tenants")
         assert (wrong.status_code, wrong.json()["code"]) == (405, "method_not_allowed")
         broken = await plane.client.post(
-            "/admin/tenants", content=b"{", headers={"authorization": f"Bearer {plane.admin_key}"}
+            "/admin/tenants",
+            content=b"{",
+            headers={"authorization": f"Bearer {plane.admin_key}", "content-type": "application/json"},
         )
         assert broken.status_code == 422
 
