@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 
 class AdapterState(StrEnum):
@@ -48,6 +49,8 @@ class AdapterInfo:
     stage_ms      how long each stage of its last load took
     error         why it cannot be served now; empty if nothing is known against it
     is_verified   what the last VERIFY found; None before the first, and while one is under way
+    report        of the ingest of its version, as `adapters/report.py` has it; None where one is not known, for a
+                  version packed by an older release, and in lists
     """
 
     id: str
@@ -64,6 +67,7 @@ class AdapterInfo:
     stage_ms: dict[str, float] = field(default_factory=dict)
     error: str = ""
     is_verified: bool | None = None
+    report: dict[str, Any] | None = None  # JSON values of several types
 
 
 def is_over(action: AdapterAction, info: AdapterInfo) -> bool:

@@ -31,6 +31,7 @@ TINY = BaseShape(
         (HIDDEN, INTERMEDIATE),
     ),
 )
+ALL = [path.rpartition(".")[2] for path in PROJECTION_PATHS]
 REFUSE = Refusals("some/adapter", "local", "tiny")
 LIMITS = Limits(max_rank=64, max_bytes=1 << 24)
 
@@ -74,7 +75,7 @@ def safetensors_bytes(tensors: Tensors, metadata: Mapping[str, str] | None = Non
 
 
 def config_bytes(**fields: Any) -> bytes:  # any JSON
-    return json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, **fields}).encode()
+    return json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ALL, **fields}).encode()
 
 
 def save_adapter(folder: Path, *, rank: int = 4, seed: int = 0, **fields: Any) -> Path:  # any JSON

@@ -259,6 +259,14 @@ versions = Table(
     Column("created_ms", BigInteger, nullable=False),
 )
 
+version_reports = Table(  # apart from `versions`, whose rows are read whole for every list
+    "version_reports",
+    metadata,
+    Column("repository", BigInteger, ForeignKey("repositories.number"), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("report", Text, nullable=False),  # JSON, as `adapters/report.py` has it
+)
+
 aliases = Table(
     "aliases",
     metadata,

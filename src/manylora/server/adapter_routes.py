@@ -133,7 +133,7 @@ class AdapterRoutes:
         if info != replace(UNASKED, id=info.id):
             return info
         try:
-            return await self._link.info(AdapterRef(SourceName.LOCAL, info.id))
+            return replace(await self._link.info(AdapterRef(SourceName.LOCAL, info.id)), report=None)
         except AdapterNotFound:
             return None
         except AdapterError as error:
