@@ -83,7 +83,7 @@ def save_adapter(folder: Path, *, rank: int = 4, seed: int = 0, **fields: Any) -
     # Written beside and renamed over, as tools that replace an adapter in use should.
     for name, data in (
         ("adapter_model.safetensors", safetensors_bytes(lora_tensors(rank, seed))),
-        ("adapter_config.json", config_bytes(r=rank, **fields)),
+        ("adapter_config.json", config_bytes(**{"r": rank, "target_modules": ALL[:4], **fields})),
     ):
         (folder / f"{name}.new").write_bytes(data)
         (folder / f"{name}.new").replace(folder / name)
