@@ -57,7 +57,7 @@ def report(tensors: Tensors | None = None, **fields: Any) -> IngestReport:  # an
 def test_each_tensor_is_applied_or_left_out_with_its_reason() -> None:
     found = report(target_modules=["q_proj", "k_proj"], layers_to_transform=[0, 2], alpha_pattern={"k_proj": 2})
     assert (found.num_tensors, found.num_applied, found.num_left_out) == (24, 8, 16)
-    both = {"parts": ("lora_A", "lora_B"), "layers": "0, 2", "num_tensors": 4, "rank": 4}
+    both: dict[str, Any] = {"parts": ("lora_A", "lora_B"), "layers": "0, 2", "num_tensors": 4, "rank": 4}
     assert found.applied == (
         AppliedGroup(module="model.layers.*.self_attn.q_proj", scale=2.0, **both),
         AppliedGroup(module="model.layers.*.self_attn.k_proj", scale=0.5, **both),
