@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from manylora.cli.client import print_fields, print_table
+from manylora.cli.client import print_fields, print_table, say
 
 Info = dict[str, Any]  # JSON of the server: `adapters/report.py`
 
@@ -18,16 +18,10 @@ def print_report(report: Info | None) -> None:
     if report is None:
         print_fields({"ingest report": NO_REPORT})
         return
-    print_fields({name: printable(text) for name, text in _fields(report).items()})
+    print_fields(_fields(report))
     _print_groups(report)
     for warning in report["warnings"]:
-        typer.echo(f"warning: {printable(warning)}")
-
-
-def printable(text: object) -> str:
-    """A foreign text without what a terminal would obey."""
-    shown = str(text)
-    return shown if shown.isprintable() else shown.encode("unicode_escape").decode("ascii")
+        say(f"warning: {warning}")
 
 
 def _fields(report: Info) -> dict[str, str]:
@@ -79,6 +73,6 @@ def _print_groups(report: Info) -> None:
 def _print(what: str, columns: Sequence[str], rows: Sequence[Sequence[str]], rest: int) -> None:
     if rows:
         typer.echo("")
-        print_table(columns, [[printable(cell) for cell in row] for row in rows], numbers=("rank", "scale"))
+        print_table(columns, rows, numbers=("rank", "scale"))
     if rest:
         typer.echo(f"{rest} more tensors {what}")

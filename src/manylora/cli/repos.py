@@ -106,7 +106,8 @@ def show(
         version = max(each["tag"] for each in info["versions"])
     if version is not None:
         found = _ask(url, key, "GET", _path(repo, *_of(version), tenant=tenant), query=query).json()
-        typer.echo(f"\ningest of version {found['tag']}")
+        typer.echo("")
+        say(f"ingest of version {found['tag']}")
         print_report(found.get("report"))
 
 

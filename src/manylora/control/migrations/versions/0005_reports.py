@@ -1,14 +1,14 @@
 """The ingest reports of uploaded versions. Versions uploaded before have none.
 
 Revision ID: 0005
-Revises: 0002
+Revises: 0007
 """
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0005"
-down_revision = "0002"
+down_revision = "0007"
 branch_labels = None
 depends_on = None
 
