@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 
 class AdapterState(StrEnum):
@@ -49,6 +50,8 @@ class AdapterInfo:
     error         why it cannot be served now; empty if nothing is known against it
     is_verified   what the last VERIFY found; None before the first, and while one is under way
     tenant        whose upload it is; empty for an adapter of any other source
+    report        of the ingest of its version, as `adapters/report.py` has it; None where one is not known, for a
+                  version packed by an older release, and in lists
     """
 
     id: str
@@ -66,6 +69,7 @@ class AdapterInfo:
     error: str = ""
     is_verified: bool | None = None
     tenant: str = ""
+    report: dict[str, Any] | None = None  # JSON values of several types
 
 
 def is_over(action: AdapterAction, info: AdapterInfo) -> bool:

@@ -93,6 +93,8 @@ class AdaptersConfig:
     preload: tuple[str, ...] = ()
     pinned: tuple[str, ...] = ()
     idle_ttl_s: float = 0.0
+    strict: bool = False
+    harmless_fields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +228,14 @@ _LOWEST: dict[str, float] = {
 _HIGHEST: dict[str, float] = {"model.spin_us": 1_000_000, "server.port": 65535, "control.port": 65535}
 _ADAPTER_NAMES = ("adapters.preload", "adapters.pinned")
 _WEB_LISTS = ("server.cors_allow_origins", "server.allowed_hosts", "server.trusted_proxies")
-_NAME_LISTS = (*_ADAPTER_NAMES, *_WEB_LISTS, "control.free_bases", "control.plan_weights", "control.signup_limits")
+_NAME_LISTS = (
+    *_ADAPTER_NAMES,
+    *_WEB_LISTS,
+    "adapters.harmless_fields",
+    "control.free_bases",
+    "control.plan_weights",
+    "control.signup_limits",
+)
 _PLAN_WEIGHT = re.compile(r"([^=\s,]{1,64})=([1-9][0-9]{0,2}|1000)")
 _SIGNUP_LIMIT = re.compile(rf"({'|'.join(Limits.__slots__)})=([0-9]{{1,18}})")
 _URLS = ("adapters.hub_endpoint", "control.url", "server.public_url")

@@ -11,7 +11,7 @@ from manylora.adapters.jobs import Ingest, IngestSettings
 from manylora.adapters.local_source import LocalSource
 from manylora.adapters.reading import InlineReader, Reader
 from manylora.adapters.store import Store
-from manylora.adapters.tiers import DiskTier
+from manylora.adapters.tiers import DiskTier, ingest_rules
 from manylora.clock import ManualClock
 from manylora.config import AdaptersConfig
 from manylora.ids import Digest
@@ -33,7 +33,13 @@ class House:
         self.root = folder / "root"
         self.root.mkdir(exist_ok=True)
         self.clock = ManualClock()
-        self.disk = DiskTier(folder / "disk", config.disk_bytes, dtype="bfloat16", base_fingerprint=TINY.fingerprint)
+        self.disk = DiskTier(
+            folder / "disk",
+            config.disk_bytes,
+            dtype="bfloat16",
+            base_fingerprint=TINY.fingerprint,
+            rules=ingest_rules(config),
+        )
         settings = IngestSettings(
             shape=TINY,
             roots=(str(self.root),),
@@ -42,6 +48,8 @@ class House:
             max_rank=config.max_rank,
             max_bytes=config.max_bytes,
             parallel_loads=config.parallel_loads,
+            is_strict=config.strict,
+            harmless_fields=config.harmless_fields,
         )
         self.bank = CpuBank(config.bank_bytes)
         self.store = Store(

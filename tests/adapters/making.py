@@ -31,6 +31,7 @@ TINY = BaseShape(
         (HIDDEN, INTERMEDIATE),
     ),
 )
+ALL = [path.rpartition(".")[2] for path in PROJECTION_PATHS]
 REFUSE = Refusals("some/adapter", "local", "tiny")
 LIMITS = Limits(max_rank=64, max_bytes=1 << 24)
 
@@ -74,7 +75,7 @@ def safetensors_bytes(tensors: Tensors, metadata: Mapping[str, str] | None = Non
 
 
 def config_bytes(**fields: Any) -> bytes:  # any JSON
-    return json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, **fields}).encode()
+    return json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ALL, **fields}).encode()
 
 
 def save_adapter(folder: Path, *, rank: int = 4, seed: int = 0, **fields: Any) -> Path:  # any JSON
@@ -82,7 +83,7 @@ def save_adapter(folder: Path, *, rank: int = 4, seed: int = 0, **fields: Any) -
     # Written beside and renamed over, as tools that replace an adapter in use should.
     for name, data in (
         ("adapter_model.safetensors", safetensors_bytes(lora_tensors(rank, seed))),
-        ("adapter_config.json", config_bytes(r=rank, **fields)),
+        ("adapter_config.json", config_bytes(**{"r": rank, "target_modules": ALL[:4], **fields})),
     ):
         (folder / f"{name}.new").write_bytes(data)
         (folder / f"{name}.new").replace(folder / name)

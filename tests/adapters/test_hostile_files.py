@@ -52,6 +52,7 @@ def one_pair(a: tuple[int, int], b: tuple[int, int]) -> bytes:
     return safetensors_bytes({name_of(0, 0, "A"): as_f32(np.ones(a)), name_of(0, 0, "B"): as_f32(np.ones(b))})
 
 
+LAYER = "base_model.model.model.layers"
 TOO_LONG = (MAX_HEADER_BYTES + 1).to_bytes(8, "little") + bytes(2 << 20)
 TWICE = json.dumps(HEADER).encode()[:-1] + b", " + json.dumps(HEADER).encode()[1:]
 TOO_MANY = {f"t{number}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for number in range(17_000)}
@@ -96,11 +97,19 @@ WRONG: dict[str, tuple[bytes, type[errors.AdapterError]]] = {
     "overlapping tensors": (changed(data_offsets=[16, 16 + 4 * 4 * HIDDEN]), errors.AdapterCorrupt),
     "reversed offsets": (changed(data_offsets=[512, 0]), errors.AdapterCorrupt),
     "offsets past the end": (changed(data_offsets=[1 << 40, (1 << 40) + 512]), errors.AdapterCorrupt),
-    "another module": (renamed(ELSEWHERE), errors.AdapterIncompatible),
+    "another module": (renamed(ELSEWHERE), errors.AdapterCorrupt),
     "a layer too many": (renamed(name_of(99, 0, "A")), errors.AdapterIncompatible),
     "a layer spelt twice": (renamed(name_of(0, 0, "A").replace("layers.0", "layers.00")), errors.AdapterIncompatible),
-    "a name with control characters": (renamed("\x1b[31m" * 1000), errors.AdapterIncompatible),
-    "A without B": (safetensors_bytes(dict(list(lora_tensors().items())[:-1])), errors.AdapterCorrupt),
+    "a name with control characters": (renamed("\x1b[31m" * 1000), errors.AdapterCorrupt),
+    "a name with control characters of a module that is named": (
+        renamed("\x1b[31m.q_proj.lora_" + "\x1b[31m" * 1000),
+        errors.AdapterIncompatible,
+    ),
+    "a whole projection": (
+        safetensors_bytes({**lora_tensors(), f"{LAYER}.0.mlp.up_proj.base_layer.weight": as_f32(np.ones((2, 2)))}),
+        errors.AdapterUnsupported,
+    ),
+    "B without A": (safetensors_bytes(dict(list(lora_tensors().items())[1:])), errors.AdapterCorrupt),
     "a rank of zero": (one_pair((0, HIDDEN), (HIDDEN, 0)), errors.AdapterCorrupt),
     "ranks that disagree": (one_pair((4, HIDDEN), (HIDDEN, 8)), errors.AdapterCorrupt),
     "another width": (one_pair((4, 64), (64, 4)), errors.AdapterIncompatible),
@@ -140,6 +149,8 @@ LIES: dict[str, tuple[dict[str, Any], type[errors.AdapterError]]] = {
     "another peft_type": ({"peft_type": "LOHA"}, errors.AdapterUnsupported),
     "bias of a new kind": ({"bias": "some"}, errors.AdapterCorrupt),
     "an unknown field": ({"use_newest_trick": True}, errors.AdapterUnsupported),
+    "an unknown field of zero": ({"newest_number": 0}, errors.AdapterUnsupported),
+    "an unknown field inside a known one": ({"eva_config": {"rho": 2, "newest": 1}}, errors.AdapterUnsupported),
     "DoRA with a bias, which PEFT refuses": ({"use_dora": True, "lora_bias": True}, errors.AdapterUnsupported),
     "qalora": ({"use_qalora": True}, errors.AdapterUnsupported),
     "bdlora": ({"use_bdlora": {"nblocks": 2}}, errors.AdapterUnsupported),
@@ -173,9 +184,14 @@ def test_a_config_that_is_none_is_refused(config: bytes) -> None:
 HARMLESS: dict[str, dict[str, Any]] = {
     "labels": {"task_type": "CAUSAL_LM", "peft_version": "0.99", "revision": "main", "auto_mapping": {"a": "os"}},
     "training settings": {"lora_dropout": 0.5, "inference_mode": True, "megatron_core": "x", "eva_config": {"rho": 2}},
-    "what the tensors decide": {"target_modules": ["no_such"], "layers_to_transform": [77], "exclude_modules": "x"},
+    "modules in other words": {
+        "target_modules": "all-linear",
+        "exclude_modules": "no_such",
+        "layer_replication": [],
+    },
     "unknown fields at their default": {"use_future": False, "future_config": None, "futures": [], "future": {}},
     "empty features": {"modules_to_save": [], "trainable_token_indices": {}, "loftq_config": {}, "bias": "all"},
+    "fields of other tools": {"unsloth_fixed": True, "runtime_config": {"ephemeral_gpu_offload": True}},
     "another base's name": {"base_model_name_or_path": "someone/else"},
 }  # fmt: skip
 
@@ -395,6 +411,10 @@ JSON = st.recursive(
     max_leaves=6,
 )
 FIELDS = [
+    "exclude_modules",
+    "layers_pattern",
+    "layers_to_transform",
+    "trainable_token_indices",
     "alpha_pattern",
     "base_model_name_or_path",
     "bias",

@@ -13,22 +13,11 @@ EMBED, HEAD, MODEL = "base_model.model.model.embed_tokens", "base_model.model.lm
 TOKENS = [5, 9]
 
 
-def everything() -> Tensors:
-    """Every kind of part that can be packed without the base's weights."""
+def everything(shapes: dict[str, tuple[int, ...]]) -> Tensors:
+    """These parts, a LoRA with biases on two projections, and norms: none needs the base's weights to be packed."""
     random = np.random.default_rng(7)
-    shapes: dict[str, tuple[int, ...]] = {
-        f"{EMBED}.token_adapter.trainable_tokens_delta": (len(TOKENS), HIDDEN),
-        f"{EMBED}.lora_embedding_A": (4, VOCAB + 2),
-        f"{EMBED}.lora_embedding_B": (HIDDEN, 4),
-        f"{EMBED}.token_adapter.base_layer.weight": (VOCAB + 2, HIDDEN),
-        f"{HEAD}.weight": (VOCAB + 2, HIDDEN),
-        f"{HEAD}.lora_A.weight": (4, HIDDEN),
-        f"{HEAD}.lora_B.weight": (VOCAB + 2, 4),
-        f"{HEAD}.lora_B.bias": (VOCAB + 2,),
-        f"{MODEL}.norm.weight": (HIDDEN,),
-        f"{MODEL}.layers.1.input_layernorm.weight": (HIDDEN,),
-        f"{MODEL}.layers.1.post_attention_layernorm.weight": (HIDDEN,),
-    }
+    norms = ("norm", "layers.1.input_layernorm", "layers.1.post_attention_layernorm")
+    shapes = {**shapes, **{f"{MODEL}.{norm}.weight": (HIDDEN,) for norm in norms}}
     parts = {name: as_f32(random.standard_normal(shape)) for name, shape in shapes.items()}
     loras = lora_tensors(projections=(0, 6))
     biases = {
@@ -39,20 +28,54 @@ def everything() -> Tensors:
     return {**loras, **biases, **parts}
 
 
-WHOLE = everything()
+WHOLE = everything(
+    {
+        f"{EMBED}.token_adapter.trainable_tokens_delta": (len(TOKENS), HIDDEN),
+        f"{EMBED}.token_adapter.base_layer.weight": (VOCAB + 2, HIDDEN),
+        f"{HEAD}.weight": (VOCAB + 2, HIDDEN),
+    }
+)
+ADAPTED = everything(
+    {
+        f"{EMBED}.lora_embedding_A": (4, VOCAB + 2),
+        f"{EMBED}.lora_embedding_B": (HIDDEN, 4),
+        f"{EMBED}.base_layer.weight": (VOCAB + 2, HIDDEN),
+        f"{HEAD}.base_layer.weight": (VOCAB + 2, HIDDEN),
+        f"{HEAD}.lora_A.weight": (4, HIDDEN),
+        f"{HEAD}.lora_B.weight": (VOCAB + 2, 4),
+        f"{HEAD}.lora_B.bias": (VOCAB + 2,),
+    }
+)
 CONFIG: dict[str, Any] = {"lora_bias": True, "trainable_token_indices": TOKENS}
+ENDS = {"trainable_token_indices": None, "target_modules": ["q_proj", "down_proj", "embed_tokens", "lm_head"]}
 
 
 def digest(tensors: Tensors, **changes: Any) -> str:  # any JSON
     return packed(config_bytes(**{**CONFIG, **changes}), written(tensors)).digest
 
 
+def flipped(tensors: Tensors, name: str) -> Tensors:
+    """With the last bit of a value's fraction changed, which bfloat16 would round away."""
+    kind, shape, data = tensors[name]
+    changed = bytearray(data)
+    changed[len(data) // 8 * 4] ^= 1
+    return {**tensors, name: (kind, shape, bytes(changed))}
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_one_bit_of_any_part_changes_it(name: str) -> None:
-    kind, shape, data = WHOLE[name]
-    flipped = bytearray(data)
-    flipped[len(data) // 8 * 4] ^= 1  # the last bit of a value's fraction, which bfloat16 would round away
-    assert digest({**WHOLE, name: (kind, shape, bytes(flipped))}) != digest(WHOLE)
+    assert digest(flipped(WHOLE, name)) != digest(WHOLE)
+
+
+@pytest.mark.parametrize("name", [name for name in ADAPTED if name not in WHOLE])
+def test_one_bit_of_a_lora_on_an_end_changes_it(name: str) -> None:
+    assert digest(flipped(ADAPTED, name), **ENDS) != digest(ADAPTED, **ENDS)
+
+
+def test_one_bit_of_what_is_left_out_does_not_change_it() -> None:
+    fields = {"target_modules": ["q_proj"], "lora_bias": False}
+    for name in (name for name in WHOLE if "down_proj" in name or "bias" in name):
+        assert digest(flipped(WHOLE, name), **fields) == digest(WHOLE, **fields)
 
 
 def test_a_part_at_another_place_changes_it() -> None:

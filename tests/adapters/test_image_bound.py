@@ -26,8 +26,8 @@ def halves(seed: int, *shape: int) -> tuple[str, tuple[int, ...], bytes]:
 def everything() -> Tensors:
     """All that an adapter can have: the most parts to be padded."""
     tensors: Tensors = {
-        f"{EMBED}.weight": halves(1, VOCAB + 1, HIDDEN),
-        f"{HEAD}.weight": halves(2, VOCAB + 1, HIDDEN),
+        f"{EMBED}.base_layer.weight": halves(1, VOCAB + 1, HIDDEN),
+        f"{HEAD}.base_layer.weight": halves(2, VOCAB + 1, HIDDEN),
         f"{EMBED}.lora_embedding_A": halves(3, 1, VOCAB + 1),
         f"{EMBED}.lora_embedding_B": halves(4, HIDDEN, 1),
         f"{HEAD}.lora_A.weight": halves(5, 1, HIDDEN),
@@ -54,14 +54,14 @@ CASES: dict[str, tuple[BaseShape, bytes, Tensors]] = {
     ),
     "a resized table of a tied base": (
         TIED,
-        config_bytes(r=1),
+        config_bytes(r=1, target_modules=["lm_head"]),
         {
             f"{HEAD}.base_layer.weight": halves(1, VOCAB + 1_024, HIDDEN),
             f"{HEAD}.lora_A.weight": halves(5, 1, HIDDEN),
             f"{HEAD}.lora_B.weight": halves(6, VOCAB + 1_024, 1),
         },
     ),
-    "everything": (UNTIED, config_bytes(r=1, lora_bias=True), everything()),
+    "everything": (UNTIED, config_bytes(r=1, lora_bias=True, target_modules=["embed_tokens", "lm_head"]), everything()),
 }
 
 

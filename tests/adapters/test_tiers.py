@@ -227,7 +227,7 @@ def test_what_is_there_at_start_is_adopted_and_leftovers_go(tmp_path: Path) -> N
     assert again.facts(damaged) is None
     assert again.num_images == 1
     assert again.used_bytes == bytes_in(again.folder)
-    assert len(list(again.folder.iterdir())) == 3  # the image, its name and the lock
+    assert len(list(again.folder.iterdir())) == 4  # the image, its name, its report and the lock
     again.close()
 
 

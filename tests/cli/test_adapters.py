@@ -54,10 +54,12 @@ def test_json_is_the_server_s_own(run: Run, url: str) -> None:
 
 def test_one_adapter_is_shown_with_the_stages_of_its_load(run: Run) -> None:
     run("pin", "team/shown")
-    shown = dict(line.split("  ", 1) for line in run("show", "team/shown").stdout.splitlines())
+    lines = run("show", "team/shown").stdout.splitlines()
+    shown = dict(line.split("  ", 1) for line in lines if line)
     found = {name.strip(): text.strip() for name, text in shown.items()}
     assert found["id"] == "team/shown"
     assert (found["is_pinned"], found["num_bytes"], found["digest"]) == ("yes", "4.7 MB", "ab" * 32)
+    assert found["ingest report"].startswith("no report")
     assert (found["load: fetch"], found["load: pack"], found["error"]) == ("1.5 ms", "20.2 ms", "-")
 
 

@@ -88,6 +88,11 @@ def test_a_repository_from_its_making_to_its_end(commands: Commands, tmp_path: P
     shown = commands.good("show", "triage")
     assert "prod → 2" in shown
     assert "org/tiny" in shown
+    assert "ingest of version 2" in shown
+    assert "model.layers.*.self_attn.q_proj" in shown
+    assert "ingest of version 1" in commands.good("show", "triage", "--version", "1")
+    assert json.loads(commands.good("show", "triage", "--version", "1", "--json"))["report"]["num_left_out"] == 0
+    assert "no version" in commands.bad("show", "triage", "--version", "9")
     assert [each["tag"] for each in json.loads(commands.good("show", "triage", "--json"))["versions"]] == [1, 2]
     assert "is gone" in commands.good("alias", "triage", "prod", "--remove")
     commands.good("rm", "triage", "--yes")

@@ -1,5 +1,6 @@
 """An operator at a real server with a real engine: every action over HTTP, and the verbs of the command line."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_byte_level(folder / "base")
     for seed, name in enumerate(NAMES):
         make_adapter(base, folder / "adapters" / name, LoraConfig(r=4 + seed, target_modules=ALL), seed=seed)
+    narrow = make_adapter(base, folder / "adapters" / "narrow", LoraConfig(r=4, target_modules=ALL), seed=9)
+    config = json.loads((narrow / "adapter_config.json").read_text())
+    config |= {"target_modules": ["q_proj"], "base_model_name_or_path": "org/\x1b[31mother"}
+    (narrow / "adapter_config.json").write_text(json.dumps(config))
     (folder / "adapters" / "broken").mkdir()
     (folder / "adapters" / "broken" / "adapter_config.json").write_text("{}")
     (folder / "cache").mkdir()
@@ -139,3 +144,18 @@ def test_the_command_line_does_the_same(client: httpx2.Client) -> None:
     assert run("rm", "--yes", "sixth")[0] == 0
     assert run("show", "sixth") == (1, "manylora: Adapter 'sixth' was not found in source 'local'\n")
     assert run("preload", "broken")[0] == 1
+
+
+def test_the_ingest_report_tells_what_is_applied_and_what_is_left_out(client: httpx2.Client) -> None:
+    assert client.get("/v1/adapters/narrow").json()["report"] is None
+    report = act(client, "narrow", "preload")["report"]
+    assert (report["num_applied"], report["num_left_out"]) == (6, 36)
+    assert client.get("/v1/adapters/narrow").json()["report"] == report
+    told = CliRunner().invoke(app, ["adapters", "show", "narrow", "--url", str(client.base_url)])
+    assert told.exit_code == 0
+    assert "\x1b" not in told.stdout
+    text = " ".join(told.stdout.split())
+    assert "6 applied, 36 left out, of 42" in text
+    assert "model.layers.*.self_attn.q_proj 0-2 lora_A, lora_B 4 2" in text
+    assert "model.layers.*.mlp.up_proj.lora_B.weight 0-2 `target_modules` does not name its module" in text
+    assert r"warning: it was trained on \x1b[31mother" in text

@@ -25,6 +25,8 @@ from manylora.adapters.checkpoint import Limits, check_adapter
 from manylora.adapters.confinement import BASE_BYTES, STACK_BYTES, confine_to
 from manylora.adapters.peft_config import LoraRule, read_lora_rule
 from manylora.adapters.refusals import Refusals, shown
+from manylora.adapters.report import IngestReport
+from manylora.adapters.reporting import report_of, report_without_base
 from manylora.adapters.safetensors_header import HeaderInvalid, PickledWeights, TensorEntry, read_header
 from manylora.adapters.sources import CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE, missing_part
 from manylora.adapters.tensor_names import Part, read_name
@@ -46,6 +48,7 @@ class CheckJob:
     folder      where both files are; or are put, if there is a `ref`
     name        of the adapter, in errors
     shape       of the base that it must fit; None where no base is known, and then any shape passes
+    is_strict, harmless_fields  `adapters.strict` and `adapters.harmless_fields`
     source, id, token  where it is fetched from; an empty source: the files are in `folder`
     """
 
@@ -54,6 +57,8 @@ class CheckJob:
     shape: BaseShape | None
     max_rank: int
     max_bytes: int
+    is_strict: bool = False
+    harmless_fields: tuple[str, ...] = ()
     source: str = ""
     id: str = ""
     token: str = ""
@@ -64,18 +69,22 @@ class CheckJob:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "CheckJob":  # JSON values of several types
         shape = fields["shape"] and BaseShape.from_json(fields["shape"])
-        lists = {name: tuple(fields[name]) for name in ("stores", "redirect_hosts")}
+        lists = {name: tuple(fields[name]) for name in ("stores", "redirect_hosts", "harmless_fields")}
         return cls(**{**fields, **lists, "shape": shape})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedFiles:
-    """What was found: the base by the adapter's own words (or empty), its highest rank, its size, its weights' hash."""
+    """What was found: the base by the adapter's own words (or empty), its highest rank, its size, its weights' hash.
+
+    report: of its ingest, as text (`report.py`)
+    """
 
     base: str
     rank: int
     num_bytes: int
     sha256: str
+    report: str = ""
 
 
 async def check_apart(job: CheckJob, timeout_s: float) -> CheckedFiles:
@@ -120,41 +129,45 @@ def check_files(job: CheckJob) -> CheckedFiles:
     if (config_bytes := (folder / CONFIG_FILE).stat().st_size) > MAX_CONFIG_BYTES:
         raise refuse.corrupt(f"{CONFIG_FILE} has {config_bytes} bytes, over {MAX_CONFIG_BYTES}")
     config = (folder / CONFIG_FILE).read_bytes()
-    rule = read_lora_rule(config, refuse)
+    rule = read_lora_rule(config, refuse, job.harmless_fields)
     with _mapped(folder / WEIGHTS_FILE) as weights:
         if job.shape is None:
-            rank = _check_without_base(weights, job, refuse)
+            rank, report = _check_without_base(weights, rule, job, refuse)
         else:
-            rank = _check_on_base(config, weights, rule, job, job.shape, refuse)
+            rank, report = _check_on_base(config, weights, rule, job, job.shape, refuse)
         _check_values(weights, refuse)
         return CheckedFiles(
             base=rule.base_model_name,
             rank=rank,
             num_bytes=len(config) + weights.nbytes,
             sha256=hashlib.sha256(weights).hexdigest(),
+            report=report.to_text(),
         )
 
 
 def _check_on_base(
     config: bytes, weights: memoryview, rule: LoraRule, job: CheckJob, shape: BaseShape, refuse: Refusals
-) -> int:
+) -> tuple[int, IngestReport]:
+    limits = Limits(job.max_rank, job.max_bytes, job.is_strict, job.harmless_fields)
     try:
-        checked = check_adapter(config, weights, shape, Limits(job.max_rank, job.max_bytes), refuse)
+        checked = check_adapter(config, weights, shape, limits, refuse)
     except AdapterIncompatible as error:
         if not rule.base_model_name:
             raise
         raise AdapterIncompatible(
             f"{error.message}; by its own words it was trained on `{rule.base_model_name}`"
         ) from error
-    return max((module.rank for module in checked.modules), default=0)
+    return max((module.rank for module in checked.modules), default=0), report_of(checked, shape)
 
 
-def _check_without_base(weights: memoryview, job: CheckJob, refuse: Refusals) -> int:
+def _check_without_base(
+    weights: memoryview, rule: LoraRule, job: CheckJob, refuse: Refusals
+) -> tuple[int, IngestReport]:
     """All that can be known of an adapter whose base is served elsewhere: its names, its ranks, its bytes."""
     if weights.nbytes > job.max_bytes:
         raise refuse.too_large(weights.nbytes, job.max_bytes)
-    rank = 0
-    for name, entry in _header(weights, refuse).items():
+    rank, entries = 0, _header(weights, refuse)
+    for name, entry in entries.items():
         known = read_name(name)
         if known is None:
             raise refuse.unsupported(f"a tensor `{shown(name)}`")
@@ -162,7 +175,7 @@ def _check_without_base(weights: memoryview, job: CheckJob, refuse: Refusals) ->
             rank = max(rank, entry.shape[0])
     if rank > job.max_rank:
         raise refuse.rank_too_large(rank, job.max_rank)
-    return rank
+    return rank, report_without_base(rule, len(entries))
 
 
 def _check_values(weights: memoryview, refuse: Refusals) -> None:

@@ -1,33 +1,32 @@
 """A PEFT adapter's two files, checked: each tensor is known, fits the base, agrees with the config. Without torch."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from manylora.adapters.applying import COPIES, SortedTensors, module_name, sort_tensors
 from manylora.adapters.base_shape import EMBED_MODULE, END_PATHS, HEAD_MODULE, BaseShape, Module, module_path
 from manylora.adapters.peft_config import LoraRule, read_lora_rule
 from manylora.adapters.refusals import Refusals, shown
 from manylora.adapters.safetensors_header import HeaderInvalid, PickledWeights, TensorEntry, read_header
-from manylora.adapters.tensor_names import FINAL_NORM, Part, read_name
+from manylora.adapters.selection import can_have_lora, module_paths
+from manylora.adapters.tensor_names import FINAL_NORM, Part
 from manylora.adapters.tensors import FileTensor
 from manylora.adapters.values import Values, read_values
 from manylora.kernels.extras import MAX_ADDED_TOKENS
 
-_FEATURES = (
-    (re.compile(r"\.mlp\.(experts\.|gate\.)|\.block_sparse_moe\."), "an adapter on experts or their router"),
-    (re.compile(r"\.bias$"), "trained biases (`bias`)"),
-    (re.compile(r"\.(score|classifier|v_head)\."), "a task's head (`modules_to_save`)"),
-    (re.compile(r"(_proj|norm)\.(modules_to_save\.|original_module\.)?weight$"), "trained modules (`modules_to_save`)"),
-    (re.compile(r"\.base_layer\."), "saved copies of base weights (`base_layer`)"),
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an adapter may ask for at most."""
+    """What an adapter may ask for at most, and how its config is read.
+
+    is_strict        a tensor that would be left out refuses the adapter (`adapters.strict`)
+    harmless_fields  unknown fields of a config that may have a value (`adapters.harmless_fields`)
+    """
 
     max_rank: int
     max_bytes: int
+    is_strict: bool = False
+    harmless_fields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +57,8 @@ class CheckedAdapter:
     tables, tokens  of the embedding and of the output head, by their modules
     norms           by their place in the vector `kernels/extras.py` has of them
     vocabulary      token ids below this may be used with it: the base's, and those it adds
+    sorted_tensors  which of the file's tensors these are, and which are left out
+    untouched       modules that the config names and the file has nothing for
     """
 
     rule: LoraRule
@@ -67,6 +68,8 @@ class CheckedAdapter:
     norms: Mapping[int, TensorEntry]
     vocabulary: int
     weights: memoryview
+    sorted_tensors: SortedTensors
+    untouched: tuple[Module, ...] = ()
 
     def values(self, entry: TensorEntry) -> Values:
         return read_values(self.weights[entry.start : entry.stop], entry.dtype, entry.shape)
@@ -94,7 +97,7 @@ def check_adapter(
     """Check all that can be known without reading a weight. Raises an `AdapterError` that names the first fault."""
     if weights.nbytes > limits.max_bytes:
         raise refuse.too_large(weights.nbytes, limits.max_bytes)
-    rule = read_lora_rule(config, refuse)
+    rule = read_lora_rule(config, refuse, limits.harmless_fields)
     try:
         entries = read_header(weights)
     except PickledWeights as error:
@@ -114,7 +117,14 @@ class _Check:
         self.refuse = refuse
 
     def adapter(self, entries: Mapping[str, TensorEntry], weights: memoryview) -> CheckedAdapter:
-        parts = self.parts(entries)
+        if self.shape.is_tied:
+            self.rule.selection.tie_ends()
+        targeted = self.targeted()
+        found = sort_tensors(entries, self.rule, self.shape, self.refuse)
+        self.drop_halves(found)
+        self.check_strict(found)
+        parts = found.parts
+        self.check_saved(parts)
         tables = self.tables(parts, weights)
         vocabulary = self.vocabulary(tables)
         tokens = self.tokens(parts, vocabulary)
@@ -122,50 +132,96 @@ class _Check:
             self.module(module, parts, vocabulary)
             for module in sorted({m for m, part in parts if part in (Part.A, Part.B)})
         ]
-        self.check_lonely(parts, {module.module for module in modules})
-        if not modules and not tables and not tokens:
-            raise self.refuse.corrupt("it has no LoRA weights")
-        norms = {self.norm_index(m): self.norm(m, found[0]) for (m, part), found in parts.items() if part is Part.NORM}
-        adapter = CheckedAdapter(self.rule, tuple(modules), tables, tokens, norms, vocabulary, weights)
+        adapted = {module.module for module in modules}
+        self.check_lonely(parts, adapted)
+        norms = {self.norm_index(m): self.norm(m, own[0]) for (m, part), own in parts.items() if part is Part.NORM}
+        if not modules and not tables and not tokens and not norms:
+            raise self.refuse.corrupt("it has no weights that adapter_config.json names")
+        untouched = tuple(module for module in targeted if module not in adapted)
+        adapter = CheckedAdapter(
+            self.rule, tuple(modules), tables, tokens, norms, vocabulary, weights, found, untouched
+        )
+        self.check_untouched(untouched)
         self.check_activated(adapter)
         return adapter
 
-    # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── the config against the base ──────────────────────────────────────────────────────────────────────────────
 
-    def parts(self, entries: Mapping[str, TensorEntry]) -> dict[tuple[Module, Part], list[TensorEntry]]:
-        """The tensors by what they are. Only a table may be there more than once."""
-        found: dict[tuple[Module, Part], list[TensorEntry]] = {}
-        names = {name: read_name(name) for name in entries}
-        if unknown := [name for name, known in names.items() if known is None]:
-            raise self.unknown(unknown)
-        for name, known in names.items():
-            assert known is not None  # else it were unknown
-            module, part = known
-            if part is Part.UNUSED:
-                continue
-            self.check_place(module, part)
-            same = found.setdefault(known, [])
-            if same and part not in (Part.TABLE, Part.BASE):
-                raise self.refuse.corrupt(f"it has `{shown(name)}` twice, under another name")
-            same.append(entries[name])
-        return found
-
-    def unknown(self, names: list[str]) -> Exception:
-        for pattern, feature in _FEATURES:
-            if any(pattern.search(name) for name in names):
-                return self.refuse.unsupported(feature)
-        return self.refuse.incompatible(f"it has a tensor `{shown(names[0])}`, which fits no layer of the model")
-
-    def check_place(self, module: Module, part: Part) -> None:
-        layer, index = module
-        if module in END_PATHS or module == FINAL_NORM:
-            return
-        if layer >= self.shape.num_layers:
+    def targeted(self) -> list[Module]:
+        """The modules that have a LoRA by the config. Raises where PEFT could not make one, or makes none."""
+        selection = self.rule.selection
+        paths = [path for path in module_paths(self.shape) if selection.targets(path)]
+        if other := [path for path in paths if not can_have_lora(path)]:
+            raise self.refuse.unsupported(f"an adapter on `{other[0]}` (`target_modules`), which is no linear layer")
+        if not paths and not selection.is_dummy:
             raise self.refuse.incompatible(
-                f"it adapts layer {layer}, the model has layers 0 to {self.shape.num_layers - 1}"
+                "`target_modules`, `exclude_modules` and `layers_to_transform` together name no layer of it"
             )
-        if part is not Part.NORM and self.shape.projections[index] is None:
-            raise self.refuse.incompatible(f"it adapts {module_path(module)}, which the model does not have")
+        self.check_wrapped()
+        layers = (
+            (layer, projection)
+            for layer in range(self.shape.num_layers)
+            for projection, sizes in enumerate(self.shape.projections)
+            if sizes is not None
+        )
+        return [module for module in (*layers, *END_PATHS) if selection.targets(module_path(module))]
+
+    def check_wrapped(self) -> None:
+        """A module is saved whole, or has trained tokens, or has a LoRA; only some are saved whole."""
+        selection = self.rule.selection
+        for path in module_paths(self.shape):
+            is_norm = path == "model.norm" or path.endswith("_layernorm")
+            if selection.saves_whole(path) and not is_norm and path not in END_PATHS.values():
+                raise self.refuse.unsupported(f"the trained module `{path}` (`modules_to_save`)")
+        for module, path in END_PATHS.items():
+            uses = {
+                "`modules_to_save`": selection.saves_whole(path),
+                "`target_modules`": selection.targets(path),
+                "`trainable_token_indices`": module in self.rule.token_ends(self.shape),
+            }
+            named = [use for use, is_used in uses.items() if is_used]
+            if len(named) > 1:
+                raise self.refuse.unsupported(f"{named[0]} and {named[1]} on one module, {path}, as PEFT cannot")
+
+    def check_strict(self, found: SortedTensors) -> None:
+        left_out = {name: why for name, why in found.left_out.items() if why not in COPIES}
+        if self.limits.is_strict and left_out:
+            name, why = next(iter(left_out.items()))
+            raise self.refuse.unsupported(
+                f"the tensor `{shown(name)}` and {len(left_out) - 1} more that would be left out, for {why} "
+                "(`adapters.strict`)"
+            )
+
+    def drop_halves(self, found: SortedTensors) -> None:
+        """Leave out what has no effect: one half of a LoRA whose other half PEFT starts at zero."""
+        for module in {module for module, part in found.parts if part in (Part.A, Part.B)}:
+            missing = [part for part in (Part.A, Part.B) if (module, part) not in found.parts]
+            if missing and missing[0] is self.rule.part_at_zero(module) and not self.has_vector(module, found):
+                half = Part.B if missing[0] is Part.A else Part.A
+                found.leave_out((module, half), f"the file has no lora_{missing[0].name} of its module, which is zero")
+
+    def has_vector(self, module: Module, found: SortedTensors) -> bool:
+        return any((module, part) in found.parts for part in (Part.BIAS, Part.MAGNITUDE))
+
+    def check_saved(self, parts: Mapping[tuple[Module, Part], list[TensorEntry]]) -> None:
+        """What `modules_to_save` names must be there."""
+        norms = [(layer, index) for layer in range(self.shape.num_layers) for index in (0, 1)]
+        wanted = [(end, Part.TABLE) for end in END_PATHS] + [(norm, Part.NORM) for norm in (*norms, FINAL_NORM)]
+        for module, part in wanted:
+            path = module_name(module, part)
+            if self.rule.selection.saves_whole(path) and (module, part) not in parts:
+                raise self.refuse.corrupt(
+                    f"adapter_config.json saves {path} whole (`modules_to_save`), and the file has no {path}.weight"
+                )
+
+    def check_untouched(self, untouched: Iterable[Module]) -> None:
+        """What the file has nothing for is as the base has it, unless PEFT starts both halves of it at random."""
+        for module in untouched:
+            if self.rule.part_at_zero(module) is None:
+                raise self.refuse.corrupt(
+                    f"adapter_config.json names {module_path(module)}, the file has nothing for it, and with "
+                    f"`init_lora_weights` = {shown(self.rule.start)} it would be random"
+                )
 
     # ── LoRA ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -209,15 +265,15 @@ class _Check:
         *,
         is_wanted: bool,
     ) -> TensorEntry | None:
-        """A module's bias or magnitude: there if, and only if, the config says so."""
+        """A module's bias or magnitude. One that the config does not ask for was left out."""
         name, field = ("lora_B.bias", "lora_bias") if part is Part.BIAS else ("lora_magnitude_vector", "use_dora")
         found = parts.get((module, part))
-        if (found is not None) != is_wanted:
-            has = "has no" if is_wanted else "has a"
-            raise self.refuse.corrupt(
-                f"{module_path(module)} {has} {name}, and adapter_config.json says `{field}` = {is_wanted}"
-            )
         if found is None:
+            # A bias begins at zero; a magnitude at the norms of the base's weight, which is not the same as none.
+            if is_wanted and (part is Part.MAGNITUDE or self.rule.start is False):
+                raise self.refuse.corrupt(
+                    f"{module_path(module)} has no {name}, and adapter_config.json says `{field}` = True"
+                )
             return None
         if found[0].shape != (size,):
             raise self.refuse.incompatible(f"{module_path(module)} has a {name} {list(found[0].shape)}, not [{size}]")
@@ -246,17 +302,22 @@ class _Check:
         """Whole tables by end. A copy of the base's own is that of both ends where they are one in the base."""
         found = {end: [*parts.get((end, Part.TABLE), ()), *parts.get((end, Part.BASE), ())] for end in END_PATHS}
         tables = {end: self.table(end, entries, weights) for end, entries in found.items() if entries}
-        if self.shape.is_tied and len(tables) == 1:
-            [(end, entry)] = tables.items()
-            return tables if (end, Part.TABLE) in parts else dict.fromkeys(END_PATHS, entry)
+        shared = [end for end, path in END_PATHS.items() if not self.rule.selection.saves_whole(path)]
+        if self.shape.is_tied and len(shared) == 2 and tables:
+            if len(tables) == 2:
+                self.require_equal([tables[end] for end in shared], "the embedding and the output head", weights)
+            return {**dict.fromkeys(END_PATHS, next(iter(tables.values()))), **tables}
         return tables
+
+    def require_equal(self, entries: list[TensorEntry], what: str, weights: memoryview) -> None:
+        first = entries[0]
+        if any(weights[other.start : other.stop] != weights[first.start : first.stop] for other in entries[1:]):
+            raise self.refuse.corrupt(f"it has {what} several times, and they differ")
 
     def table(self, module: Module, found: list[TensorEntry], weights: memoryview) -> TensorEntry:
         """A whole table; PEFT may write the same one under several names."""
         first = found[0]
-        for other in found[1:]:
-            if weights[other.start : other.stop] != weights[first.start : first.stop]:
-                raise self.refuse.corrupt(f"it has {module_path(module)} several times, and they differ")
+        self.require_equal(found, module_path(module), weights)
         if len(first.shape) != 2 or first.shape[1] != self.shape.hidden or first.shape[0] < self.shape.vocab:
             raise self.refuse.incompatible(
                 f"{module_path(module)} is {list(first.shape)}, the model's [{self.shape.vocab}, {self.shape.hidden}]"
@@ -279,27 +340,21 @@ class _Check:
     ) -> dict[Module, TrainedTokens]:
         """Trained rows by end. Those of a tied embedding are the head's too, unless other ones are named for it."""
         found: dict[Module, TrainedTokens] = {}
-        named = self.rule.trained_tokens
-        # PEFT then trains the embedding's alone, and may write them a second time as the head's.
-        is_shared = (
-            self.shape.is_tied and EMBED_MODULE in named and named.get(HEAD_MODULE) in (None, named[EMBED_MODULE])
-        )
-        for module in (EMBED_MODULE,) if is_shared else END_PATHS:
-            ids, entries = named.get(module), parts.get((module, Part.TOKENS))
-            if entries is None and ids is None:
-                continue
-            if entries is None or ids is None or entries[0].shape != (len(ids), self.shape.hidden):
-                count = 0 if ids is None else len(ids)
+        own = self.rule.token_ends(self.shape)
+        for module in own:
+            ids, entries = self.rule.trained_tokens[module], parts.get((module, Part.TOKENS))
+            if entries is None or entries[0].shape != (len(ids), self.shape.hidden):
                 rows = 0 if entries is None else list(entries[0].shape)
                 raise self.refuse.corrupt(
-                    f"adapter_config.json names {count} trained tokens of {module_path(module)}, its tensor has {rows}"
+                    f"adapter_config.json names {len(ids)} trained tokens of {module_path(module)} "
+                    f"(`trainable_token_indices`), its tensor has {rows}"
                 )
             if len(set(ids)) != len(ids) or max(ids, default=0) >= vocabulary:
                 raise self.refuse.corrupt(
                     f"`trainable_token_indices` has a token twice, or one beyond {vocabulary - 1}"
                 )
             found[module] = TrainedTokens(ids, entries[0])
-        if is_shared and (HEAD_MODULE, Part.TABLE) not in parts:
+        if own != self.rule.wrapped_ends(self.shape) and (HEAD_MODULE, Part.TABLE) not in parts:
             found[HEAD_MODULE] = found[EMBED_MODULE]
         return found
 

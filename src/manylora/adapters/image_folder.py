@@ -11,12 +11,14 @@ from manylora.adapters.image import (
     CONDEMNED_SUFFIX,
     IMAGE_SUFFIX,
     NAME_SUFFIX,
+    REPORT_SUFFIX,
     TEMPORARY_SUFFIX,
     ImageDamaged,
     ImageFacts,
     image_name,
     read_facts,
 )
+from manylora.adapters.report import MAX_REPORT_BYTES
 from manylora.errors import AdapterStorageUnavailable, ConfigInvalid
 
 MAX_FOLDERS = 16
@@ -37,6 +39,7 @@ class ImageFolder:
     <digest>….img an image; never changed once it has this name, so another process on the machine may link to it
     <n>.gone      what is being overwritten with zeros, after which it is deleted
     <key>.name    the name of the image that a version of a named adapter became
+    <key>.report  that version's ingest report; older releases have written none
     Raises: `ConfigInvalid` if no folder can be had; methods raise `AdapterStorageUnavailable` as they say.
     """
 
@@ -76,6 +79,16 @@ class ImageFolder:
             except OSError:
                 name = ""
             yield path.name.removesuffix(NAME_SUFFIX), name
+
+    def reports(self) -> dict[str, int]:
+        """The bytes of every `.report` file, by its name key."""
+        return {path.name.removesuffix(REPORT_SUFFIX): path.stat().st_size for path in self._files(REPORT_SUFFIX)}
+
+    def read_report(self, name_key: str, folder: Path | None = None) -> bytes:
+        """A version's report here or in another process's folder; empty where there is none that can be read."""
+        with suppress(OSError), ((folder or self.path) / f"{name_key}{REPORT_SUFFIX}").open("rb", buffering=0) as file:
+            return file.read(MAX_REPORT_BYTES)
+        return b""
 
     def _files(self, suffix: str) -> list[Path]:
         return [path for path in self.path.glob(f"*{suffix}") if path.is_file()]
@@ -128,16 +141,26 @@ class ImageFolder:
 
     def write_name(self, name_key: str, name: str) -> None:
         """Remember which image a version became. Without the file it is only packed again after a restart."""
+        self._write_small(name_key, NAME_SUFFIX, name.encode("ascii"))
+
+    def write_report(self, name_key: str, report: bytes) -> None:
+        """Keep a version's report. Without the file the version has none until it is packed again."""
+        self._write_small(name_key, REPORT_SUFFIX, report)
+
+    def _write_small(self, name_key: str, suffix: str, data: bytes) -> None:
         temporary = self.path / f"{name_key}{TEMPORARY_SUFFIX}"
         try:
-            temporary.write_text(name, encoding="ascii")
-            temporary.replace(self.path / f"{name_key}{NAME_SUFFIX}")
+            temporary.write_bytes(data)
+            temporary.replace(self.path / f"{name_key}{suffix}")
         except OSError as error:
             log.warning("adapter.name_not_kept folder=%s error=%s", self.path, error.strerror)
             self.delete(temporary.name)
 
     def delete_name(self, name_key: str) -> None:
         self.delete(f"{name_key}{NAME_SUFFIX}")
+
+    def delete_report(self, name_key: str) -> None:
+        self.delete(f"{name_key}{REPORT_SUFFIX}")
 
     def delete(self, name: str) -> None:
         """Delete a file. What cannot be deleted now is tried again before anything else is written."""

@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from manylora.adapters.object_source import ObjectSource
 from manylora.adapters.packing import PackedAdapter, pack_adapter, pack_merged
 from manylora.adapters.refusals import Refusals
 from manylora.adapters.registry import folder_sources
+from manylora.adapters.reporting import merged_report, report_of
 from manylora.adapters.sources import FetchedFiles, RemoteSource
 from manylora.clock import Clock, SystemClock
 from manylora.errors import AdapterCapacity, AdapterLoadTimeout, AdapterReferenceInvalid, ManyloraError
@@ -171,7 +172,8 @@ def _pack(
     job: IngestJob, files: Sequence[FetchedFiles], settings: IngestSettings, refuse: Refusals, stages: "_Stages"
 ) -> Ingested:
     stages.end("wait")
-    shape, limits, merge = settings.shape, Limits(settings.max_rank, settings.max_bytes), job.ref.merge
+    shape, merge = settings.shape, job.ref.merge
+    limits = Limits(settings.max_rank, settings.max_bytes, settings.is_strict, settings.harmless_fields)
     refs = [job.ref] if merge is None else merge.members
     checked = [
         check_adapter(own.config, own.weights, shape, limits, Refusals(ref.id, ref.source, shape.name))
@@ -185,8 +187,11 @@ def _pack(
     stages.end("pack")
     facts = _keep(packed, job, Path(settings.folder))
     stages.end("write")
-    warnings = tuple(_warnings(checked, packed, shape.name))
-    return Ingested(job.number, facts, packed.num_rows, warnings, stages.stage_ms)
+    reports = [report_of(adapter, shape) for adapter in checked]
+    report = reports[0] if merge is None else merged_report(reports)
+    if packed.changes_nothing:
+        report = report.with_warnings(["every B is zero: it would change nothing"])
+    return Ingested(job.number, facts, packed.num_rows, report.warnings, stages.stage_ms, report.to_text())
 
 
 def _base_weights(settings: IngestSettings, adapter: CheckedAdapter) -> BaseWeights | None:
@@ -194,16 +199,6 @@ def _base_weights(settings: IngestSettings, adapter: CheckedAdapter) -> BaseWeig
     if not settings.base_dir or not adapter.extra_features:
         return None
     return BaseWeights(Path(settings.base_dir), is_tied=settings.shape.is_tied)
-
-
-def _warnings(checked: Sequence[CheckedAdapter], packed: PackedAdapter, base: str) -> Iterator[str]:
-    """What is allowed, but probably not meant."""
-    if packed.changes_nothing:
-        yield "every B is zero: it would change nothing"
-    for adapter in checked:
-        trained_on = adapter.rule.base_model_name.rstrip("/").rsplit("/", 1)[-1]
-        if trained_on and trained_on.lower() != base.lower():
-            yield f"it was trained on {trained_on}, by its own words, and is served on {base}"
 
 
 def _keep(packed: PackedAdapter, job: IngestJob, folder: Path) -> ImageFacts:

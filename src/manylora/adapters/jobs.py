@@ -20,6 +20,7 @@ class IngestSettings:
     base_dir      the base's directory, for adapters that cannot be packed without its weights; empty: there is none
     memory_bytes  what the jobs under way may take together, by the store's account; 0: no limit is set
     session       another one with each start of the server, for sources whose marks of a version cannot be relied on
+    is_strict, harmless_fields  `adapters.strict` and `adapters.harmless_fields`
     """
 
     shape: BaseShape
@@ -37,6 +38,8 @@ class IngestSettings:
     registry_dir: str = ""
     memory_bytes: int = 0
     session: str = ""
+    is_strict: bool = False
+    harmless_fields: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:  # JSON values of several types
         return {
@@ -46,7 +49,8 @@ class IngestSettings:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "IngestSettings":  # JSON values of several types
-        lists = {name: tuple(values[name]) for name in ("roots", "stores", "redirect_hosts")}
+        names = ("roots", "stores", "redirect_hosts", "harmless_fields")
+        lists = {name: tuple(values[name]) for name in names}
         return cls(**{**values, **lists, "shape": BaseShape.from_json(values["shape"])})
 
 
@@ -89,13 +93,18 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Ingested:
-    """A job that ended well: its file in the disk tier is an image now. `stage_ms` tells fetch, check, pack, write."""
+    """A job that ended well: its file in the disk tier is an image now.
+
+    stage_ms  how long fetch, check, pack and write took
+    report    the ingest report as text (`report.py`); empty: there is none
+    """
 
     number: int
     facts: ImageFacts
     num_rows: int
     warnings: tuple[str, ...]
     stage_ms: dict[str, float]
+    report: str = ""
 
     @property
     def digest(self) -> Digest:

@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from manylora.adapter_ref import AdapterRef
 from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState
@@ -10,6 +11,7 @@ from manylora.adapters.device import Device
 from manylora.adapters.erasing import Eraser, is_of
 from manylora.adapters.names import MAX_REVOKED, Name, Names
 from manylora.adapters.refusals import Refusals
+from manylora.adapters.report import report_from_text
 from manylora.adapters.tiers import DiskTier
 from manylora.adapters.verifying import Verifier
 from manylora.clock import Clock
@@ -225,7 +227,14 @@ class Operator:
 
     def info(self, ref: AdapterRef) -> AdapterInfo:
         """One adapter. Raises `AdapterNotFound` if its source does not know it and nothing of it is here."""
-        return self._info(self._find(ref))
+        name = self._find(ref)
+        return replace(self._info(name), report=self._report(name))
+
+    def _report(self, name: Name) -> dict[str, Any] | None:  # JSON values of several types
+        if name.located is None:
+            return None
+        report = report_from_text(self._disk.report(self._disk.name_key(name.ref, name.located.stamp)))
+        return None if report is None else report.to_json()
 
     def infos(self) -> tuple[AdapterInfo, ...]:
         """Every adapter that was asked for lately and is anywhere, by source and id."""

@@ -1,82 +1,44 @@
 """adapter_config.json, field by field: what is applied, what the tensors decide, what is ignored, what is refused."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from manylora.adapters.base_shape import EMBED_MODULE, END_PATHS, Module
+from manylora.adapters.base_shape import EMBED_MODULE, END_PATHS, HEAD_MODULE, BaseShape, Module
 from manylora.adapters.image import MAX_INVOCATION_TOKENS
 from manylora.adapters.patterns import PatternRefused, Patterns
+from manylora.adapters.peft_fields import check_fields
 from manylora.adapters.refusals import Refusals, shown
 from manylora.adapters.safetensors_header import HeaderInvalid, parse_json_object
+from manylora.adapters.selection import Selection
+from manylora.adapters.tensor_names import Part
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_ALPHA = 1e6
 MAX_CONFIG_RANK = 1 << 20
 MAX_TRAINED_TOKENS = 65_536
 
-APPLIED = frozenset(
-    {
-        *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias"),
-        *("use_dora", "lora_bias", "trainable_token_indices", "alora_invocation_tokens"),
-    }
-)
-
-DECIDED_BY_TENSORS = frozenset(
-    {
-        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-        *("modules_to_save", "ensure_weight_tying"),
-    }
-)
-"""Which modules have an adapter or are saved whole is read from the tensors' names; these say the same in words."""
-
-IGNORED = {
-    "base_model_name_or_path": "a label; one that names another base is warned of when the adapter is packed",
-    "task_type": "a label; a task's head would show as a saved tensor",
-    "inference_mode": "training only",
-    "lora_dropout": "training only",
-    "auto_mapping": "names a Python class; nothing of an adapter is imported",
-    "peft_version": "a label",
-    "revision": "of the base; its shapes decide",
-    "megatron_config": "training only",
-    "megatron_core": "training only",
-    "eva_config": "read by the initialisation only, which `init_lora_weights` names",
-    "corda_config": "read by the initialisation only, which `init_lora_weights` names",
-    "lora_ga_config": "read by the initialisation only, which `init_lora_weights` names",
-    "velora_config": "training only",
-    "runtime_config": "where PEFT itself computes",
-    "qalora_group_size": "read with `use_qalora` only",
-    "fan_in_fan_out": "for Conv1D bases; PEFT resets it on a linear layer",
-    "unsloth_fixed": "a label of a training tool",
-}
-"""Fields that cannot change the result of a LoRA on linear layers, and why."""
-
-REFUSED_UNLESS_DEFAULT: dict[str, tuple[object, str]] = {
-    "layer_replication": (None, "replicated layers (`layer_replication`)"),
-    "target_parameters": (None, "adapters on parameters (`target_parameters`)"),
-    "use_qalora": (False, "QA-LoRA (`use_qalora`)"),
-    "use_bdlora": (None, "BD-LoRA (`use_bdlora`)"),
-    "arrow_config": (None, "Arrow routing (`arrow_config`)"),
-    "kasa_config": (None, "KaSA (`kasa_config`)"),
-    "monteclora_config": (None, "MonteCLoRA (`monteclora_config`)"),
-    "loftq_config": (None, "LoftQ (`loftq_config`)"),
-}
-
 PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal", "mica", "eva")
 """Initialisations that leave the base's weights alone. The others change them: the adapter alone is not enough."""
 
-_ABSENT: tuple[object, ...] = (None, False, [], {}, "")
+_STARTS_AT_ZERO = {True: Part.B, "gaussian": Part.B, "eva": Part.B, "mica": Part.A}
+"""The part of a LoRA on a linear layer that is zero before training. On the embedding it is A, unless it is random."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoraRule:
     """What the config says about each module's rank and strength, and which of PEFT's features it uses.
 
+    selection          which modules have a LoRA, and which are saved whole
     trained_tokens     token ids with rows of their own, of the embedding and of the output head
     invocation_tokens  of an activated LoRA; empty: the adapter is always active
+    bias               which of the base's biases were trained: none, all, lora_only
+    start              `init_lora_weights`
+    harmless_fields    unknown ones that the settings let pass
     """
 
+    selection: Selection
     rank: int
     alpha: float
     is_rank_stabilised: bool
@@ -89,6 +51,32 @@ class LoraRule:
     has_bias: bool = False
     trained_tokens: Mapping[Module, tuple[int, ...]] = field(default_factory=dict)
     invocation_tokens: tuple[int, ...] = ()
+    bias: str = "none"
+    start: bool | str = True
+    peft_version: str = ""
+    harmless_fields: tuple[str, ...] = ()
+
+    def token_ends(self, shape: BaseShape) -> tuple[Module, ...]:
+        """The ends that have trained rows of their own in the file.
+
+        Those of a tied embedding are the head's too, unless other ones are named for it.
+        """
+        if not shape.is_tied or EMBED_MODULE not in self.trained_tokens:
+            return tuple(self.trained_tokens)
+        is_one = self.trained_tokens.get(HEAD_MODULE) in (None, self.trained_tokens[EMBED_MODULE])
+        return (EMBED_MODULE,) if is_one else tuple(self.trained_tokens)
+
+    def wrapped_ends(self, shape: BaseShape) -> tuple[Module, ...]:
+        """The ends that have trained rows."""
+        own = self.token_ends(shape)
+        is_one = shape.is_tied and own == (EMBED_MODULE,)
+        return tuple(END_PATHS) if is_one else own
+
+    def part_at_zero(self, module: Module) -> Part | None:
+        """The part of a module's LoRA that is zero unless the file has it; None: both begin at random."""
+        if module == EMBED_MODULE:
+            return None if self.start is False else Part.A
+        return _STARTS_AT_ZERO.get(self.start)
 
     def rank_of(self, module: str) -> int:
         key = self.rank_keys.first_match(module)
@@ -101,8 +89,8 @@ class LoraRule:
         return alpha / math.sqrt(rank) if self.is_rank_stabilised else alpha / rank
 
 
-def read_lora_rule(text: bytes, refuse: Refusals) -> LoraRule:
-    """Check adapter_config.json and return what it says.
+def read_lora_rule(text: bytes, refuse: Refusals, harmless: Collection[str] = ()) -> LoraRule:
+    """Check adapter_config.json and return what it says. `harmless`: unknown fields that may have a value.
 
     Raises `AdapterCorrupt` for what cannot be meant, `AdapterUnsupported` for a feature that would change the result.
     """
@@ -113,11 +101,13 @@ def read_lora_rule(text: bytes, refuse: Refusals) -> LoraRule:
     except HeaderInvalid as error:
         raise refuse.corrupt(f"adapter_config.json: {error}") from error
     _check_kind(fields, refuse)
-    _check_features(fields, refuse)
+    passed = check_fields(fields, harmless, refuse)
+    start = _start(fields, refuse)
     ranks = _table(fields, "rank_pattern", refuse)
     alphas = _table(fields, "alpha_pattern", refuse)
-    name = fields.get("base_model_name_or_path")
+    name, release = fields.get("base_model_name_or_path"), fields.get("peft_version")
     return LoraRule(
+        selection=Selection(fields, refuse),
         rank=_rank("r", fields.get("r", 8), refuse),
         alpha=_alpha("lora_alpha", fields.get("lora_alpha", 8), refuse),
         is_rank_stabilised=_flag("use_rslora", fields.get("use_rslora"), refuse),
@@ -132,6 +122,10 @@ def read_lora_rule(text: bytes, refuse: Refusals) -> LoraRule:
         invocation_tokens=_token_ids(
             "alora_invocation_tokens", fields.get("alora_invocation_tokens") or [], MAX_INVOCATION_TOKENS, refuse
         ),
+        bias=fields.get("bias", "none"),
+        start=start,
+        peft_version=shown(release) if isinstance(release, str) else "",
+        harmless_fields=passed,
     )
 
 
@@ -146,41 +140,38 @@ def _check_kind(fields: dict[str, Any], refuse: Refusals) -> None:
         raise refuse.corrupt(f"`bias` = {shown(bias)}")
 
 
-def _check_features(fields: dict[str, Any], refuse: Refusals) -> None:
-    for name, (default, feature) in REFUSED_UNLESS_DEFAULT.items():
-        value = fields.get(name, default)
-        is_unset = value is None or value is default or (default is None and name in _EMPTY_MEANS_NONE and not value)
-        if not is_unset:
-            raise refuse.unsupported(feature)
+def _start(fields: dict[str, Any], refuse: Refusals) -> bool | str:
+    """`init_lora_weights`, if it leaves the base alone."""
     start = fields.get("init_lora_weights", True)
-    if not any(start is plain or (isinstance(plain, str) and start == plain) for plain in PLAIN_INITIALISATIONS):
+    plain = start.lower() if isinstance(start, str) and start.lower() in ("gaussian", "mica") else start
+    for known in PLAIN_INITIALISATIONS:
+        if plain is known or (isinstance(known, str) and plain == known):
+            break
+    else:
         raise refuse.unsupported(f"`init_lora_weights` = {shown(start)}, which changes the base's weights")
     if fields.get("use_dora") is True and fields.get("lora_bias") is True:
         raise refuse.unsupported(
             "DoRA (`use_dora`) together with a bias in LoRA layers (`lora_bias`), as PEFT has none"
         )
-    known = APPLIED | DECIDED_BY_TENSORS | IGNORED.keys() | REFUSED_UNLESS_DEFAULT.keys() | {"init_lora_weights"}
-    for name, value in fields.items():
-        if name not in known and not any(type(value) is type(empty) and value == empty for empty in _ABSENT):
-            raise refuse.unsupported(f"the unknown field `{shown(name)}` = {shown(value)}")
-
-
-_EMPTY_MEANS_NONE = frozenset({"target_parameters", "loftq_config"})
+    return known
 
 
 def _trained_tokens(value: object, refuse: Refusals) -> dict[Module, tuple[int, ...]]:
-    """A list means the embedding; a table names its modules, by their last word or their whole path."""
+    """A list means the embedding; a table names its modules by the end of their path."""
     name = "trainable_token_indices"
     if not value:
         return {}
     if not isinstance(value, dict):
         return {EMBED_MODULE: _token_ids(name, value, MAX_TRAINED_TOKENS, refuse)}
-    ends = {path.rpartition(".")[2]: module for module, path in END_PATHS.items()}
-    if unknown := [key for key in value if str(key).rpartition(".")[2] not in ends]:
-        raise refuse.unsupported(f"`{name}` of the module `{shown(unknown[0])}`")
-    return {
-        ends[key.rpartition(".")[2]]: _token_ids(name, ids, MAX_TRAINED_TOKENS, refuse) for key, ids in value.items()
-    }
+    found: dict[Module, tuple[int, ...]] = {}
+    for key, ids in value.items():
+        modules = [module for module, path in END_PATHS.items() if path.endswith(key)]
+        if len(modules) != 1:
+            raise refuse.unsupported(f"`{name}` of the module `{shown(key)}`")
+        if modules[0] in found:
+            raise refuse.corrupt(f"`{name}` names {END_PATHS[modules[0]]} twice")
+        found[modules[0]] = _token_ids(name, ids, MAX_TRAINED_TOKENS, refuse)
+    return found
 
 
 def _token_ids(name: str, value: object, limit: int, refuse: Refusals) -> tuple[int, ...]:

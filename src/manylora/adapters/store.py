@@ -24,7 +24,7 @@ from manylora.adapters.refusals import Refusals
 from manylora.adapters.registry import folder_sources
 from manylora.adapters.sources import Source
 from manylora.adapters.standing import StandingOrders
-from manylora.adapters.tiers import DiskTier
+from manylora.adapters.tiers import DiskTier, ingest_rules
 from manylora.adapters.verifying import Verifier
 from manylora.clock import Clock
 from manylora.config import AdaptersConfig, enabled_sources
@@ -412,7 +412,9 @@ def open_store(
 
     `dtype` is the back end's `lora_dtype`, as "bfloat16" or "float32"; `config.bank_bytes` is the memory plan's.
     """
-    disk = DiskTier(folder, config.disk_bytes, dtype=dtype, base_fingerprint=shape.fingerprint)
+    disk = DiskTier(
+        folder, config.disk_bytes, dtype=dtype, base_fingerprint=shape.fingerprint, rules=ingest_rules(config)
+    )
     settings = IngestSettings(
         shape=shape,
         roots=config.roots,
@@ -429,6 +431,8 @@ def open_store(
         registry_dir=config.registry_dir,
         memory_bytes=config.ingest_bytes,
         session=secrets.token_hex(8),
+        is_strict=config.strict,
+        harmless_fields=config.harmless_fields,
     )
     return Store(
         shape=shape,

@@ -6,7 +6,7 @@ from enum import Enum, auto
 from manylora.adapters.base_shape import EMBED_MODULE, HEAD_MODULE, PROJECTION_PATHS, Module
 
 FINAL_NORM: Module = (1 << 20, 2)
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _PROJECTIONS = {path: index for index, path in enumerate(PROJECTION_PATHS)}
 _NORMS = {"input_layernorm": 0, "post_attention_layernorm": 1}
 _ENDS = {"model.embed_tokens": EMBED_MODULE, "lm_head": HEAD_MODULE}
@@ -69,9 +69,9 @@ def read_name(name: str) -> tuple[Module, Part] | None:
 
     A norm's module is (layer, 0) before attention, (layer, 1) after it, or `FINAL_NORM`.
     """
-    if not name.startswith(_PREFIX):
+    if not name.startswith(PREFIX):
         return None
-    name = name.removeprefix(_PREFIX)
+    name = name.removeprefix(PREFIX)
     if _FINAL_NORM.fullmatch(name):
         return FINAL_NORM, Part.NORM
     if (match := _END.fullmatch(name)) is not None:

@@ -1,6 +1,7 @@
 """The disk tier and the host tier: packed images under a byte budget."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Container
 from pathlib import Path
@@ -10,10 +11,15 @@ from manylora.adapters.image import HostImage, ImageFacts, image_name
 from manylora.adapters.image_folder import MAX_NAME_BYTES, ImageFolder, job_file, storage_unavailable
 from manylora.adapters.jobs import Ingested, IngestJob
 from manylora.adapters.shelf import Shelf
+from manylora.config import AdaptersConfig
 from manylora.errors import AdapterStorageUnavailable
 from manylora.ids import Digest
 
 MERGE_KEY = "merge-"
+PACKING_RULES = 2
+"""Of how a version's two files become an image. A version packed by other rules is packed again; its image keeps its
+digest, and so its place here, unless the rules make something else of it.
+1: every tensor of the file was applied; 2: those that the config names."""
 MAX_NAMES_OF_IMAGE = 16
 """An adapter that is copied or touched again and again has a name each time; the oldest is forgotten."""
 
@@ -77,16 +83,20 @@ class DiskTier:
     needed.
     """
 
-    def __init__(self, root: Path, budget_bytes: int, *, dtype: str, base_fingerprint: str) -> None:
-        """Raises `ConfigInvalid` if no folder below `root` can be written."""
+    def __init__(
+        self, root: Path, budget_bytes: int, *, dtype: str, base_fingerprint: str, rules: str = f"[{PACKING_RULES}]"
+    ) -> None:
+        """`rules`: as `ingest_rules` has them. Raises `ConfigInvalid` if no folder below `root` can be written."""
         self._dtype = dtype
         self._base_fingerprint = base_fingerprint
+        self._rules = rules
         self._files = ImageFolder(root)
         self._shelf: Shelf[str] = Shelf(budget_bytes)  # keyed by file name, or by job while a load is under way
         self._job_bytes: dict[int, int] = {}
         self._facts: dict[str, ImageFacts] = {}
         self._names: dict[str, str] = {}  # name key → file name
         self._names_of: dict[str, list[str]] = {}  # the oldest first
+        self._report_bytes: dict[str, int] = {}  # by name key, where there is a report
         self._keys_of_ref: dict[str, set[str]] = {}  # `ref_key` → the name keys that begin with it
         self._erasing: set[Path] = set()
         self._erasures = 0
@@ -111,8 +121,8 @@ class DiskTier:
         return len(self._facts)
 
     def name_key(self, ref: AdapterRef, stamp: str) -> str:
-        """Under which a version of a named adapter is remembered, for this base."""
-        text = "\0".join((stamp, self._base_fingerprint, self._dtype))
+        """Under which a version of a named adapter is remembered, for this base and these rules of packing."""
+        text = "\0".join((stamp, self._base_fingerprint, self._dtype, self._rules))
         return f"{ref_key(ref)}.{hashlib.sha256(text.encode()).hexdigest()[:40]}"
 
     def digest_of(self, name_key: str) -> Digest | None:
@@ -121,6 +131,10 @@ class DiskTier:
             self._borrow(name_key)
         name = self._names.get(name_key)
         return None if name is None else self._facts[name].digest
+
+    def report(self, name_key: str) -> bytes:
+        """The ingest report of a version as text; empty if there is none."""
+        return self._files.read_report(name_key) if name_key in self._report_bytes else b""
 
     def facts(self, digest: Digest) -> ImageFacts | None:
         return self._facts.get(image_name(digest, self._dtype))
@@ -168,8 +182,16 @@ class DiskTier:
             assert has_room, "an image is never larger than the bound reserved for it"
             self._shelf.unpin(name)
             self._facts[name] = done.facts
-        if self._remember(job.name_key, name):
-            self._files.write_name(job.name_key, name)
+        self._keep_name(job.name_key, name, done.report.encode())
+
+    def _keep_name(self, name_key: str, name: str, report: bytes) -> None:
+        """Remember a version's image on disk, with its report if there is room for that."""
+        if self._remember(name_key, name, len(report)):
+            if report:
+                self._files.write_report(name_key, report)
+            self._files.write_name(name_key, name)
+        elif report:
+            self._keep_name(name_key, name, b"")
 
     def pin(self, digest: Digest) -> None:
         self._shelf.pin(image_name(digest, self._dtype))
@@ -280,24 +302,26 @@ class DiskTier:
 
     # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _remember(self, name_key: str, name: str) -> bool:
-        """Note what a version became, and charge its file; False if the budget has no room for that."""
+    def _remember(self, name_key: str, name: str, report_bytes: int = 0) -> bool:
+        """Note what a version became, and charge its files; False if the budget has no room for that."""
         if name_key in self._names:
             self._forget(name_key)  # its content has changed though its stamp has not
         if len(self._names_of.get(name, ())) >= MAX_NAMES_OF_IMAGE:
             self._forget(self._names_of[name][0])
-        if not self._shelf.grow(name, len(name), self._evict):
+        if not self._shelf.grow(name, len(name) + report_bytes, self._evict):
             return False
         self._names[name_key] = name
+        if report_bytes:
+            self._report_bytes[name_key] = report_bytes
         self._keys_of_ref.setdefault(_ref_key_of(name_key), set()).add(name_key)
         self._names_of.setdefault(name, []).append(name_key)
         return True
 
     def _forget(self, name_key: str) -> None:
-        name = self._names[name_key]
+        name, report_bytes = self._names[name_key], self._report_bytes.get(name_key, 0)
         self._drop_name(name_key)
         self._names_of[name].remove(name_key)
-        self._shelf.grow(name, -len(name), self._evict)
+        self._shelf.grow(name, -len(name) - report_bytes, self._evict)
 
     def _drop_names_of(self, name: str) -> None:
         for name_key in self._names_of.pop(name, ()):
@@ -310,6 +334,8 @@ class DiskTier:
         if not self._keys_of_ref[key]:
             del self._keys_of_ref[key]
         self._files.delete_name(name_key)
+        if self._report_bytes.pop(name_key, 0):
+            self._files.delete_report(name_key)
 
     # ── what is there already ────────────────────────────────────────────────────────────────────────────────────
 
@@ -320,10 +346,13 @@ class DiskTier:
                 self._shelf.unpin(name)
             else:
                 self._files.delete(name)
+        reports = self._files.reports()
         for name_key, name in self._files.names():
             is_known = name in self._facts and "." in name_key  # a key without one is of an earlier version
-            if not is_known or not self._remember(name_key, name):
+            if not is_known or not self._remember(name_key, name, reports.get(name_key, 0)):
                 self._files.delete_name(name_key)
+        for name_key in reports.keys() - self._report_bytes.keys():
+            self._files.delete_report(name_key)
 
     def _warn_of_a_small_disk(self) -> None:
         spare_bytes = self._files.spare_bytes()
@@ -353,8 +382,13 @@ class DiskTier:
             self._facts[path.name] = facts
             self._shelf.unpin(path.name)
             log.info("adapter.borrowed digest=%s from=%s", facts.digest, path.parent)
-        if self._remember(name_key, path.name):
-            self._files.write_name(name_key, path.name)
+        self._keep_name(name_key, path.name, self._files.read_report(name_key, path.parent))
+
+
+def ingest_rules(config: AdaptersConfig) -> str:
+    """What decides, beside a version's own files, whether it is packed and how."""
+    settings = [config.strict, sorted(config.harmless_fields)] if config.strict or config.harmless_fields else []
+    return json.dumps([PACKING_RULES, *settings])
 
 
 def ref_key(ref: AdapterRef) -> str:

@@ -30,6 +30,8 @@ SHAPE = BaseShape(
     ),
 )
 """The base that the seeds below fit."""
+ENDS = ["q_proj", "lm_head", "embed_tokens"]
+SAVED = ["lm_head", "embed_tokens"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +96,13 @@ def seeds() -> list[Files]:
     return [
         _seed("plain", "F32", 2, _modules([0]), {}),
         _seed("attention", "BF16", 4, _modules(attention), {"use_rslora": True}),
-        _seed("everything", "F16", 8, _modules(every), {"lora_alpha": 16, "target_modules": ["q_proj"]}),
+        _seed("everything", "F16", 8, _modules(every), {"lora_alpha": 16, "target_modules": "all-linear"}),
         _seed("patterns", "F32", 4, _modules([0, 1]), {"alpha_pattern": {"q_proj": 3, r".*0\.self_attn\.k_proj": 9.5}}),
         _seed("dora", "F32", 2, [(0, 0)], {"use_dora": True}, magnitudes),
         _seed("biased", "F32", 2, [(0, 0)], {"lora_bias": True}, biases),
-        _seed("ends", "F32", 2, _modules([0]), {"target_modules": ["q_proj", "lm_head"]}, {**head, **embedding}),
+        _seed("ends", "F32", 2, _modules([0]), {"target_modules": ENDS}, {**head, **embedding}),
         _seed("tokens", "BF16", 2, _modules([6]), {"trainable_token_indices": [3, 60, 7]}, tokens),
-        _seed("saved", "F16", 2, _modules([3]), {"modules_to_save": ["lm_head", "embed_tokens"]}, saved),
+        _seed("saved", "F16", 2, _modules([3]), {"modules_to_save": SAVED}, saved),
         _seed("activated", "F32", 2, _modules([0, 2]), {"alora_invocation_tokens": [5, 6]}),
     ]
 
@@ -138,7 +140,8 @@ def from_tensors(name: str, tensors: Mapping[str, Array], fields: Fields, dtype:
         offsets = [len(body), len(body) + len(data)]
         header[tensor] = {"dtype": dtype, "shape": list(values.shape), "data_offsets": offsets}
         body += data
-    config = {"peft_type": "LORA", "base_model_name_or_path": "org/tiny", **fields}
+    named = sorted({tensor.split(".lora_")[0].rpartition(".")[2] for tensor in tensors if ".lora_" in tensor})
+    config = {"peft_type": "LORA", "base_model_name_or_path": "org/tiny", "target_modules": named, **fields}
     return Files(name, b"", b"").with_config(config).with_header(header, body)
 
 

@@ -16,6 +16,7 @@ from manylora.cli.client import (
     print_table,
     say,
 )
+from manylora.cli.report import print_report
 
 if TYPE_CHECKING:
     import httpx2
@@ -70,16 +71,17 @@ def show(
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """Show everything that is known of one adapter, with how long each stage of its last load took."""
+    """Show everything that is known of one adapter: how long each stage of its last load took, its ingest report."""
     reply = _ask("GET", Server(url=url, key=key), adapter, query=_place(source, tenant))
     if json:
         typer.echo(reply.text)
         return
     info = reply.json()
-    stages = info.pop("stage_ms")
+    stages, report = info.pop("stage_ms"), info.pop("report", None)
     lines = {name: _shown(name, value) for name, value in info.items()}
     lines |= {f"load: {stage}": f"{duration_ms:.1f} ms" for stage, duration_ms in stages.items()}
     print_fields(lines)
+    print_report(report)
 
 
 @adapters.command()

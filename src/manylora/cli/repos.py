@@ -24,6 +24,7 @@ from manylora.cli.client import (
     say,
     shown,
 )
+from manylora.cli.report import print_report
 
 if TYPE_CHECKING:
     import httpx2
@@ -85,18 +86,32 @@ def list_repositories(
 @repos.command()
 def show(
     repo: RepoArgument,
+    version: Annotated[
+        int | None, typer.Option(min=1, help="Show the ingest report of this version. Default: the newest one's.")
+    ] = None,
     owner: Annotated[str | None, typer.Option(help="Whose it is, who lets you use it. Default: your own.")] = None,
     tenant: TenantOption = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """Show a repository and its versions."""
-    reply = _ask(url, key, "GET", _path(repo, tenant=tenant), query={"owner": owner} if owner else {})
+    """Show a repository, its versions, and the ingest report of one; with --json and --version that version alone."""
+    query: dict[str, object] = {"owner": owner} if owner else {}
     if json:
-        typer.echo(reply.text)
+        typer.echo(_ask(url, key, "GET", _path(repo, *_of(version), tenant=tenant), query=query).text)
         return
-    info = reply.json()
+    info = _ask(url, key, "GET", _path(repo, tenant=tenant), query=query).json()
+    _print_repository(info)
+    if version is None and info["versions"]:
+        version = max(each["tag"] for each in info["versions"])
+    if version is not None:
+        found = _ask(url, key, "GET", _path(repo, *_of(version), tenant=tenant), query=query).json()
+        typer.echo("")
+        say(f"ingest of version {found['tag']}")
+        print_report(found.get("report"))
+
+
+def _print_repository(info: Info) -> None:
     named = {name: info[name] for name in ("name", "uuid", "owner", "description", "public", "createdAt")}
     named |= {"aliases": _aliases(info), "sharedWith": ", ".join(info.get("sharedWith", []))}
     print_fields({name: shown(value) for name, value in named.items()})

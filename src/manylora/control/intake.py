@@ -116,6 +116,8 @@ class Intake:
             shape=base.shape,
             max_rank=settings.max_rank,
             max_bytes=settings.max_bytes,
+            is_strict=settings.strict,
+            harmless_fields=settings.harmless_fields,
         )
 
     async def _checked(self, job: CheckJob, timeout_s: float) -> CheckedFiles:

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.adapters.checking import CheckedFiles
 from manylora.adapters.registry import is_repository_name
+from manylora.control.reports import drop_reports, keep_report
 from manylora.control.revisions import next_revision
 from manylora.control.tables import aliases, keys, repositories, shares, tenants, versions
 from manylora.control.tenants import is_tenant_name
@@ -319,6 +320,7 @@ async def delete_repository(
     number = repository.number
     await connection.execute(delete(aliases).where(aliases.c.repository == number))
     await connection.execute(delete(shares).where(shares.c.repository == number))
+    await drop_reports(connection, number)
     await connection.execute(
         update(versions).where(versions.c.repository == number).values(state=VersionState.DELETED, bytes=0)
     )
@@ -339,6 +341,7 @@ async def delete_version(
     found = repository.find(version)
     same = and_(aliases.c.repository == repository.number, aliases.c.version == found.version)
     await connection.execute(delete(aliases).where(same))
+    await drop_reports(connection, repository.number, found.version)
     await set_version(connection, repository.number, found.version, state=VersionState.DELETED, bytes=0)
     return repository, found
 
@@ -366,6 +369,8 @@ async def add_version(
             **_columns(checked),
         )
     )
+    if checked is not None:
+        await keep_report(connection, repository.number, version, checked.report)
     await _set(connection, repository.number, last_version=version)
 
 
@@ -376,6 +381,8 @@ async def set_version(
     this = and_(versions.c.repository == repository, versions.c.version == version)
     found = {} if checked is None else _columns(checked)
     await connection.execute(update(versions).where(this).values({**columns, **found}))
+    if checked is not None:
+        await keep_report(connection, repository, version, checked.report)
 
 
 async def next_number(connection: AsyncConnection, repository: Repository, last_on_disk: int) -> int:

@@ -20,6 +20,7 @@ from manylora.control.registry_api import (
     remove_repository,
     remove_version,
     repository_json,
+    shown_version,
     version_json,
 )
 from manylora.control.tenants import Tenant, get_tenant
@@ -110,7 +111,8 @@ def registry_admin_room(control: Control) -> APIRouter:
     async def show_version(request: Request, tenant: str, repo: str, tag: str) -> Json:
         """A version as its owner sees it."""
         found = await find(request, tenant, repo)
-        return version_json(found, found.find(tag))
+        async with control.database.read() as connection:
+            return await shown_version(connection, found, found.find(tag), is_own=True)
 
     @room.delete(version, status_code=204)
     async def remove_one(request: Request, tenant: str, repo: str, tag: str) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Query
 from pydantic import ConfigDict, Field
+from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -23,6 +24,7 @@ from manylora.control.control import Control
 from manylora.control.intake import Intake
 from manylora.control.origin_guard import has_edge_token
 from manylora.control.registry import FINISHED, Repository, Version, VersionState
+from manylora.control.reports import read_report
 from manylora.control.uploads import FILES, Uploads, read_range
 from manylora.errors import InsufficientPermissions, InvalidParameter
 from manylora.ids import TenantId
@@ -242,7 +244,8 @@ def _add_versions(routes: APIRouter, control: Control, intake: Intake) -> None:
         caller = await caller_of(control, request)
         async with control.database.read() as connection:
             repository = await registry.find_repository(connection, caller.tenant, repo, owner)
-        return version_json(repository, repository.find(tag))
+            is_own = repository.owner == caller.tenant
+            return await shown_version(connection, repository, repository.find(tag), is_own=is_own)
 
     @routes.put("/v2/repos/{repo}/version/{tag}")
     async def put_archived(request: Request, repo: str, tag: str, body: ChangedVersion) -> Json:
@@ -272,6 +275,12 @@ def _add_versions(routes: APIRouter, control: Control, intake: Intake) -> None:
         return StreamingResponse(
             _zipped(opened), media_type="application/zip", background=BackgroundTask(_close, [f for _, f in opened])
         )
+
+
+async def shown_version(connection: AsyncConnection, repository: Repository, version: Version, *, is_own: bool) -> Json:
+    """A version with its ingest report, which its owner and the operator get; null where there is none."""
+    report = await read_report(connection, repository.number, version.version) if is_own else None
+    return {**version_json(repository, version), "report": None if report is None else report.to_json()}
 
 
 async def archive(

@@ -261,6 +261,14 @@ versions = Table(
     Column("is_withheld", Boolean, nullable=False, server_default=false()),  # archived by the operator
 )
 
+version_reports = Table(  # apart from `versions`, whose rows are read whole for every list
+    "version_reports",
+    metadata,
+    Column("repository", BigInteger, ForeignKey("repositories.number"), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("report", Text, nullable=False),  # JSON, as `adapters/report.py` has it
+)
+
 aliases = Table(
     "aliases",
     metadata,

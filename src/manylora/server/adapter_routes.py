@@ -141,7 +141,7 @@ class AdapterRoutes:
         if info != _unasked(ref):
             return info
         try:
-            return await self._link.info(ref)
+            return replace(await self._link.info(ref), report=None)
         except AdapterNotFound:
             return None
         except AdapterError as error:

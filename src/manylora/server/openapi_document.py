@@ -134,6 +134,7 @@ def _adapter() -> Schema:
         "is_verified": _nullable("boolean"),
         "last_use_s": _nullable("number"),
         "stage_ms": {"type": "object", "additionalProperties": {"type": "number"}},
+        "report": _nullable("object"),
     }
     return _object(fields, *fields)
 

@@ -3,14 +3,14 @@
 Until now there was one for both, which either could end; it becomes the owner's.
 
 Revision ID: 0006
-Revises: 0007
+Revises: 0005
 """
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0006"
-down_revision = "0007"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 

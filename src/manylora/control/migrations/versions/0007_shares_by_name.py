@@ -1,13 +1,13 @@
 """A repository may be shared with a name that no tenant has yet, so that sharing tells nobody which tenants there are.
 
 Revision ID: 0007
-Revises: 0004
+Revises: 0006
 """
 
 from alembic import op
 
 revision = "0007"
-down_revision = "0004"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 
