@@ -70,6 +70,7 @@ MAY_START_THREADS_OR_PROCESSES = {
     "server/link.py",
     "server/spool.py",
     "server/pool.py",
+    "server/renderer.py",  # the processes of templates, and a thread to wait for each
     "standard_streams.py",  # the writer of log lines, which may block
 }
 BARE_GPU_IMAGE = {

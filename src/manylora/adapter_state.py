@@ -72,6 +72,17 @@ class AdapterInfo:
     report: dict[str, Any] | None = None  # JSON values of several types
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterWords:
+    """The text of an adapter's version as it is handed on: its digest, and the file that has it; both may be empty."""
+
+    digest: str = ""
+    path: str = ""
+
+
+NO_WORDS = AdapterWords()
+
+
 def is_over(action: AdapterAction, info: AdapterInfo) -> bool:
     """Whether an action that was begun has come to its end, good or bad, as the adapter stands now."""
     match action:

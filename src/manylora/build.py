@@ -150,7 +150,7 @@ def wire_engine(
         ),
         end_of_sequence=tokenizer.eos_ids,
         # As the reply's text is made.
-        open_text=lambda skips: tokenizer.stream(skip_special_tokens=skips, continues=True),
+        open_text=lambda added, skips: tokenizer.with_added(added).stream(skip_special_tokens=skips, continues=True),
     )
 
 

@@ -95,6 +95,7 @@ class AdaptersConfig:
     idle_ttl_s: float = 0.0
     strict: bool = False
     harmless_fields: tuple[str, ...] = ()
+    chat_templates: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@
     │   ├── AdapterNotFound  AdapterAccessDenied  AdapterIncompatible  AdapterUnsupported
     │   ├── AdapterCorrupt  AdapterUnsafeFormat  AdapterTooLarge  AdapterMergeInvalid
     │   ├── AdapterSourceUnavailable  AdapterLoadTimeout  AdapterCapacity  AdapterStorageUnavailable
+    │   ├── AdapterTextChanged
     │   └── AdapterInUse               told to operators only
     ├── ServiceError               the server cannot serve now
     │   ├── Overloaded  QueueTimeout  Unavailable  ControlUnavailable  UsageUnrecorded
@@ -347,6 +348,12 @@ class AdapterStorageUnavailable(AdapterError):
     """The server's disk is full or cannot be written, so no adapter can be loaded; those in memory serve on."""
 
     row = ErrorRow(503, "overloaded", 503, SERVER, "adapter_storage_unavailable", retry_after_s=5)
+
+
+class AdapterTextChanged(AdapterError):
+    """The adapter was replaced, with another tokenizer or template, after the prompt was made; it is made again."""
+
+    row = ErrorRow(503, "overloaded", 503, SERVER, "adapter_changed", retry_after_s=1)
 
 
 # ── the server cannot serve now ──────────────────────────────────────────────────────────────────────────────────

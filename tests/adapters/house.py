@@ -28,7 +28,12 @@ class House:
     """A store around a folder of adapters; `turn` is one step of an engine."""
 
     def __init__(
-        self, folder: Path, config: AdaptersConfig = CONFIG, ingest: Ingest | None = None, reader: Reader | None = None
+        self,
+        folder: Path,
+        config: AdaptersConfig = CONFIG,
+        ingest: Ingest | None = None,
+        reader: Reader | None = None,
+        base_dir: str = "",
     ) -> None:
         self.root = folder / "root"
         self.root.mkdir(exist_ok=True)
@@ -50,6 +55,7 @@ class House:
             parallel_loads=config.parallel_loads,
             is_strict=config.strict,
             harmless_fields=config.harmless_fields,
+            base_dir=base_dir,
         )
         self.bank = CpuBank(config.bank_bytes)
         self.store = Store(

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,11 @@ from manylora.adapters.image_folder import job_file
 from manylora.adapters.jobs import Ingested, IngestFailure, IngestJob, IngestSettings, Outcome
 from manylora.adapters.loaders import ProcessIngest
 from manylora.adapters.local_source import LocalSource
+from manylora.adapters.sources import PARTS, TEXT_FILES
 from manylora.config import child_environment
 from manylora.errors import AdapterCapacity, AdapterTooLarge
 from tests.adapters.making import TINY, config_bytes, local, save_adapter
+from tests.models.tiny_tokenizers import save_byte_level
 from tests.waiting import wait_for
 
 LARGE_BYTES = 1 << 30
@@ -112,7 +115,7 @@ def test_the_process_has_limits_and_gains_no_rights(
 OPENED = """
 import json, sys
 from manylora.adapters.ingest import InlineIngest
-from manylora.adapters.image_folder import job_file
+from manylora.adapters.image_folder import job_file, job_text_file
 from manylora.adapters.jobs import IngestJob, IngestSettings
 from manylora.adapters.local_source import LocalSource
 from manylora.adapter_ref import AdapterRef, SourceName
@@ -125,7 +128,8 @@ def watch(event, arguments):
     if event in watched and any(root in str(part) for part in arguments):
         print(event, arguments[0], flush=True)
 ingest = InlineIngest(settings)
-(Path(settings.folder) / job_file(0)).touch()
+for file in (job_file(0), job_text_file(0)):
+    (Path(settings.folder) / file).touch()
 source = LocalSource((Path(root),))
 sys.addaudithook(watch)
 ingest.submit(IngestJob(0, ref, source.locate(ref).stamp, "name"))
@@ -134,24 +138,25 @@ print("outcome", type(outcome).__name__)
 """
 
 
-def test_of_an_adapter_only_its_two_files_are_opened(settings: IngestSettings, tmp_path: Path) -> None:
+def test_of_an_adapter_only_the_named_files_are_opened(settings: IngestSettings, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    save_byte_level(base)
+    settings = replace(settings, base_dir=str(base))
     folder = save_adapter(tmp_path / "root" / "a", auto_mapping={"base_model_class": "Evil", "parent_library": "evil"})
     poison = "import os; os.abort()\n"
     for name in ("evil.py", "modeling_evil.py", "__init__.py", "sitecustomize.py", "conftest.py", "setup.py"):
         (folder / name).write_text(poison)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
-        (folder / name).write_text('{"auto_map": {"AutoTokenizer": "evil.Evil"}, "chat_template": "{{ 1 / 0 }}"}')
+    (folder / "tokenizer.json").write_bytes((base / "tokenizer.json").read_bytes())
+    (folder / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": "evil.Evil"}}')
     (folder / "chat_template.jinja").write_text("{% for _ in range(10**9) %}{% endfor %}")
     (folder / "adapter_model.bin").write_bytes(b"\x80\x04cos\nabort\n(tR.")
     (folder / "training_args.bin").write_bytes(b"\x80\x04cos\nabort\n(tR.")
     os.mkfifo(folder / "config.json")  # opening it would never end
-    os.mkfifo(folder / "generation_config.json")
+    os.mkfifo(folder / "tokenizer.model")
     arguments = [sys.executable, "-c", OPENED, json.dumps(settings.to_json())]
     run = subprocess.run(arguments, env=child_environment(), capture_output=True, text=True, timeout=60, check=False)
     assert run.returncode == 0, run.stderr
     *events, outcome = run.stdout.splitlines()
     assert outcome == "outcome Ingested"
-    assert sorted(events) == [
-        f"open {folder / 'adapter_config.json'}",
-        f"open {folder / 'adapter_model.safetensors'}",
-    ]
+    assert sorted(events) == sorted(f"open {folder / name}" for name in (*PARTS, *TEXT_FILES))

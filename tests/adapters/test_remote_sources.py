@@ -15,7 +15,7 @@ from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapters import download
 from manylora.adapters.hub_source import HubSource
 from manylora.adapters.object_source import ObjectSource
-from manylora.adapters.sources import FetchedFiles, Located, RemoteSource
+from manylora.adapters.sources import TEXT_FILES, FetchedFiles, Located, RemoteSource
 from manylora.bench.network import Proxy
 from manylora.bench.object_storage import BUCKET, S3Server, credentials, find_weed, s3_server
 from tests.adapters.making import config_bytes, lora_tensors, safetensors_bytes
@@ -59,7 +59,7 @@ class S3Remote:
         return AdapterRef(SourceName.S3, name)
 
     def put(self, name: str, files: dict[str, bytes]) -> None:
-        for file in (CONFIG, WEIGHTS, PICKLED):
+        for file in (CONFIG, WEIGHTS, PICKLED, *TEXT_FILES):
             self._server.delete(f"{self._folder}/{name}/{file}")
         for file, data in files.items():
             self._server.put(f"{self._folder}/{name}/{file}", data)
@@ -171,6 +171,26 @@ def test_an_adapter_is_found_and_fetched(remote: Remote) -> None:
     fetched = fetch(remote, located)
     assert fetched.config == files[CONFIG]
     assert bytes(fetched.weights) == files[WEIGHTS]
+
+
+def test_text_files_beside_an_adapter_are_part_of_its_version(remote: Remote) -> None:
+    remote.put("plain", SMALL)
+    plain = asyncio.run(remote.source.locate(remote.ref("plain")))
+    assert plain.text_bytes == 0
+    texts = {"chat_template.jinja": b"{{ messages }}", "generation_config.json": b"{}"}
+    remote.put("own", {**SMALL, **texts, "README.md": b"x" * 100, "tokenizer.model": b"x" * 100})
+    ref = remote.ref("own")
+    located = asyncio.run(remote.source.locate(ref))
+    assert located.text_bytes == sum(map(len, texts.values()))
+    files = asyncio.run(remote.source.fetch(ref, located.stamp, MAX_BYTES))
+    assert dict(files.texts) == texts
+    remote.put("own", {**SMALL, **texts, "chat_template.jinja": b"{{ messages[0] }}"})
+    changed = asyncio.run(remote.source.locate(ref))
+    assert changed.stamp != located.stamp
+    remote.put("own", {**SMALL, "chat_template.jinja": b"x" * ((512 << 10) + 1)})
+    large = asyncio.run(remote.source.locate(ref))
+    with pytest.raises(errors.AdapterTooLarge):
+        asyncio.run(remote.source.fetch(ref, large.stamp, MAX_BYTES))
 
 
 def test_the_stamp_stays_until_the_content_changes(remote: Remote) -> None:

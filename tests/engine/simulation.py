@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from manylora.adapter_ref import AdapterRef, SourceName
-from manylora.adapter_state import AdapterAction, AdapterInfo
+from manylora.adapter_state import NO_WORDS, AdapterAction, AdapterInfo, AdapterWords
 from manylora.clock import ManualClock
 from manylora.engine.adapter_port import AdapterState, AdapterStore, StoreStats
 from manylora.engine.blocks import BlockPool
@@ -30,6 +30,7 @@ from manylora.engine.sequence import Sequence
 from manylora.errors import AdapterCorrupt, ManyloraError
 from manylora.ids import Digest, Flow, RequestId
 from manylora.kernels.interface import PlacedAdapter
+from manylora.models.adapter_text import AddedToken
 
 VOCAB = 97
 
@@ -167,6 +168,12 @@ class SimulatedStore:
 
     def suspect(self, placed: PlacedAdapter) -> None:
         pass
+
+    def text(self, ref: AdapterRef) -> AdapterWords | None:
+        return NO_WORDS
+
+    def text_digest(self, ref: AdapterRef) -> str:
+        return ""
 
     def failure(self, ref: AdapterRef) -> ManyloraError | None:
         return self.failed.get(ref)
@@ -315,7 +322,7 @@ class World:
         self.engine.abort(request_id, FinishReason.DISCONNECT)
 
 
-def _no_text(_: bool) -> "NoText":
+def _no_text(added: tuple[AddedToken, ...], skips_special: bool) -> "NoText":
     return NoText()
 
 

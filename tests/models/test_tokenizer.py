@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from manylora.errors import ModelNotFound, ModelUnsupported, TemplateFailed
+from manylora.models.adapter_text import AdapterText, AddedToken
 from manylora.models.tokenizer import Tokenizer
 from tests.models.tiny_tokenizers import save_byte_level, save_sentencepiece
 
@@ -228,3 +229,20 @@ def test_a_template_that_changes_the_last_message_cannot_continue_it(directory: 
                 add_generation_prompt=False,
                 continue_final_message=True,
             )
+
+
+def test_added_tokens_are_read_alike_with_and_without_a_library(directory: Path) -> None:
+    base = Tokenizer(directory)
+    first = base.vocab_size
+    tokens = (
+        AddedToken(id=first, content="<tool>", special=True),
+        AddedToken(id=first + 1, content="two words é"),
+        AddedToken(id=first + 2, content="▁Ġ"),
+    )
+    whole, reading = base.with_text(AdapterText(tokens=tokens)), base.with_added(tokens)
+    ids = [5, first, 6, first + 1, first + 2, 7]
+    assert whole.special_ids == reading.special_ids
+    for token_id in ids:
+        assert whole.token_bytes(token_id) == reading.token_bytes(token_id)
+    streams = [tokenizer.stream(continues=True) for tokenizer in (whole, reading)]
+    assert len({"".join([*map(stream.push, ids), stream.finish()]) for stream in streams}) == 1

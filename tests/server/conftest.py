@@ -55,6 +55,7 @@ async def open_house(
     client_host: str = "127.0.0.1",
     repositories: Sequence[RepositoryFacts] | None = None,
     served_as: Mapping[str, Any] | None = None,
+    chat_templates: bool = True,
     **server: Any,
 ) -> AsyncIterator[House]:
     """`sources` are those that adapters may come from; settings of the `[server]` group may be given by name.
@@ -77,7 +78,7 @@ async def open_house(
     config = replace(
         defaults,
         server=replace(defaults.server, **server),
-        adapters=replace(defaults.adapters, load_timeout_s=load_timeout_s),
+        adapters=replace(defaults.adapters, load_timeout_s=load_timeout_s, chat_templates=chat_templates),
     )
     served = replace(served_for(directory), adapter_sources=tuple(SourceName(source) for source in sources))
     served = replace(served, **(served_as or {}))

@@ -35,6 +35,7 @@ from manylora.server.driver import ProgressLine
 from manylora.server.served import ServedModel
 from manylora.usage import Counts
 from tests.server.fake_adapters import FakeAdapters
+from tests.server.fake_texts import FakeTexts
 from tests.server.tiny_tokenizer import EOS, VOCAB_SIZE, save_tokenizer
 
 STEP_S = 0.002
@@ -77,6 +78,7 @@ class FakeEngine:
         self._finished: list[Finished] = []
         self.adapters = FakeAdapters()
         self.local: Source | None = None  # where local adapters have to be; None: any name is known
+        self.texts = FakeTexts()
         self.store = NOTHING_STORED
         self._steps = 0
         self._completion_tokens = 0
@@ -104,12 +106,15 @@ class FakeEngine:
         if (failure := self._failure(request.adapter)) is not None:
             self._finish(self._begun(request, [], prompt), FinishReason.ADAPTER_FAILURE, failure)
             return
+        if request.adapter is not None and request.text != self.texts.digest_of(request.adapter.id):
+            changed = Failure(error="AdapterTextChanged", message="told to have changed")
+            self._finish(self._begun(request, [], prompt), FinishReason.REJECTED, changed)
+            return
         self.live[request.id] = self._begun(request, self._script(request, prompt), prompt)
 
     def _begun(self, request: Request, script: list[int], prompt: str) -> _Live:
-        stopper = StopChecker(
-            request.stop, {EOS}, lambda skips: self._tokenizer.stream(skip_special_tokens=skips, continues=True)
-        )
+        own = self._tokenizer.with_added(request.stop.added_tokens)
+        stopper = StopChecker(request.stop, {EOS}, lambda skips: own.stream(skip_special_tokens=skips, continues=True))
         return _Live(request, script, prompt, stopper)
 
     def _failure(self, adapter: AdapterRef | None) -> Failure | None:

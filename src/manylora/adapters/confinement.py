@@ -9,6 +9,7 @@ import sys
 from manylora.adapters.image import largest_file_bytes
 from manylora.adapters.jobs import IngestSettings
 from manylora.merging import MAX_MEMBERS
+from manylora.models.adapter_text import MAX_TEXT_BYTES
 
 BASE_BYTES = 192 << 20
 """Private memory of the idle process with every library imported; measured: 56 MiB at its start, 90 MiB after use."""
@@ -26,7 +27,7 @@ def confine(settings: IngestSettings) -> None:
     """Limit this process for good. At a limit an allocation fails with `MemoryError`, a write with EFBIG."""
     members_bytes = MAX_MEMBERS * settings.max_bytes
     confine_to(
-        file_bytes=largest_file_bytes(members_bytes, settings.shape, settings.dtype),
+        file_bytes=max(largest_file_bytes(members_bytes, settings.shape, settings.dtype), MAX_TEXT_BYTES),
         num_files=FILES_PER_LOAD * settings.parallel_loads + MORE_FILES,
         memory_bytes=memory_limit_bytes(settings) if settings.memory_bytes else 0,
     )

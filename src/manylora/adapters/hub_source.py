@@ -14,9 +14,17 @@ from urllib.parse import quote
 from manylora.adapter_ref import AdapterRef
 from manylora.adapters.download import RemoteFile, StoreDenies, StoreRefused, tried
 from manylora.adapters.http_files import HttpFiles, HttpPlace, RedirectRule, check_status
-from manylora.adapters.object_source import fetch_both
+from manylora.adapters.object_source import fetch_files
 from manylora.adapters.refusals import Refusals
-from manylora.adapters.sources import CONFIG_FILE, PICKLED_FILE, WEIGHTS_FILE, FetchedFiles, Located, missing_part
+from manylora.adapters.sources import (
+    CONFIG_FILE,
+    PICKLED_FILE,
+    TEXT_FILES,
+    WEIGHTS_FILE,
+    FetchedFiles,
+    Located,
+    missing_part,
+)
 
 if TYPE_CHECKING:
     import httpx2
@@ -58,15 +66,21 @@ class HubSource:
         if CONFIG_FILE not in files or WEIGHTS_FILE not in files:
             raise missing_part(CONFIG_FILE in files, WEIGHTS_FILE in files, PICKLED_FILE in files, refuse)
         (config_bytes, _), (weights_bytes, sha256) = files[CONFIG_FILE], files[WEIGHTS_FILE]
-        return Located(json.dumps([commit.sha, config_bytes, weights_bytes, sha256]), weights_bytes)
+        texts = {name: files[name] for name in TEXT_FILES if name in files}
+        stamp = [commit.sha, config_bytes, weights_bytes, sha256, *([texts] if texts else [])]
+        return Located(json.dumps(stamp), weights_bytes, sum(num_bytes for num_bytes, _ in texts.values()))
 
     async def fetch(self, ref: AdapterRef, stamp: str, max_bytes: int) -> FetchedFiles:
-        sha, config_bytes, weights_bytes, sha256 = json.loads(stamp)
+        sha, config_bytes, weights_bytes, sha256, *more = json.loads(stamp)
         folder = f"{_repository(ref)[0]}/resolve/{sha}"
         config = RemoteFile(f"{folder}/{CONFIG_FILE}", config_bytes)
         weights = RemoteFile(f"{folder}/{WEIGHTS_FILE}", weights_bytes, sha256=sha256)
+        texts = {
+            name: RemoteFile(f"{folder}/{name}", num_bytes, sha256=text_sha256)
+            for name, (num_bytes, text_sha256) in (more[0] if more else {}).items()
+        }
         async with self._hub(ref).opened() as hub:
-            return await fetch_both(hub, config, weights, max_bytes, Refusals(ref.id, ref.source))
+            return await fetch_files(hub, config, weights, texts, max_bytes, Refusals(ref.id, ref.source))
 
     def _hub(self, ref: AdapterRef) -> HttpPlace:
         return HttpPlace(self._endpoint, self._rule, ref.token)
@@ -104,7 +118,9 @@ def _read_commit(body: bytes) -> _Commit:
     try:
         fields: dict[str, Any] = json.loads(body)  # JSON values of several types
         ours = [
-            entry for entry in fields["siblings"] if entry["rfilename"] in (CONFIG_FILE, WEIGHTS_FILE, PICKLED_FILE)
+            entry
+            for entry in fields["siblings"]
+            if entry["rfilename"] in (CONFIG_FILE, WEIGHTS_FILE, PICKLED_FILE, *TEXT_FILES)
         ]
         files = {entry["rfilename"]: (_size(entry), _sha256(entry.get("lfs"))) for entry in ours}
         if not _COMMIT.fullmatch(fields["sha"]):

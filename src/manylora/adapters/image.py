@@ -25,6 +25,7 @@ from manylora.kernels.extras import EMBED, HEAD, NO_EXTRAS, Extras, blank_extras
 IMAGE_SUFFIX = ".img"
 NAME_SUFFIX = ".name"
 REPORT_SUFFIX = ".report"
+TEXT_SUFFIX = ".text"
 TEMPORARY_SUFFIX = ".tmp"
 CONDEMNED_SUFFIX = ".gone"
 MAGIC = b"MLORAIMG"

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from manylora.adapters.image import (
@@ -13,6 +14,7 @@ from manylora.adapters.image import (
     NAME_SUFFIX,
     REPORT_SUFFIX,
     TEMPORARY_SUFFIX,
+    TEXT_SUFFIX,
     ImageDamaged,
     ImageFacts,
     image_name,
@@ -31,6 +33,15 @@ _MOST_KEPT_FREE_BYTES = 1 << 30
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class NameFile:
+    """What a version became: the name of its image, and the digest and size of its text, empty and 0 without one."""
+
+    image: str
+    text_digest: str = ""
+    text_bytes: int = 0
+
+
 class ImageFolder:
     """A numbered folder below `root` that this process alone changes: it holds the folder's lock until `close`.
 
@@ -38,8 +49,9 @@ class ImageFolder:
                   a load that was given up has nowhere to put what it still writes
     <digest>….img an image; never changed once it has this name, so another process on the machine may link to it
     <n>.gone      what is being overwritten with zeros, after which it is deleted
-    <key>.name    the name of the image that a version of a named adapter became
+    <key>.name    the name of the image that a version of a named adapter became, and the digest of its text if any
     <key>.report  that version's ingest report; older releases have written none
+    <key>.text    what that version says of text (`models/adapter_text.py`); <job>.text.tmp before that
     Raises: `ConfigInvalid` if no folder can be had; methods raise `AdapterStorageUnavailable` as they say.
     """
 
@@ -71,14 +83,18 @@ class ImageFolder:
                 log.info("adapter.image_dropped folder=%s name=%s why=%s", self.path, path.name, error)
                 self.delete(path.name)
 
-    def names(self) -> Iterator[tuple[str, str]]:
-        """(name key, image name) of every `.name` file."""
-        for path in self._files(NAME_SUFFIX):
+    def names(self) -> Iterator[tuple[str, NameFile]]:
+        """(name key, what it became) of every `.name` file; texts without one are deleted."""
+        keys = {path.name.removesuffix(NAME_SUFFIX) for path in self._files(NAME_SUFFIX)}
+        for path in self._files(TEXT_SUFFIX):
+            if path.name.removesuffix(TEXT_SUFFIX) not in keys:
+                self.delete(path.name)
+        for key in keys:
             try:
-                name = _read_name(path)
+                named = _read_name(self.path / f"{key}{NAME_SUFFIX}")
             except OSError:
-                name = ""
-            yield path.name.removesuffix(NAME_SUFFIX), name
+                named = NameFile("")
+            yield key, named
 
     def reports(self) -> dict[str, int]:
         """The bytes of every `.report` file, by its name key."""
@@ -118,16 +134,19 @@ class ImageFolder:
         if not os.access(self.path, os.W_OK | os.X_OK):  # false for root, too, if the file system is read-only
             raise storage_unavailable(self.path, "it is gone or not writable")
 
-    def open_job(self, job: int) -> None:
-        """Make the file that a load's image is written to. Raises `AdapterStorageUnavailable`."""
+    def open_job(self, job: int, *, has_text: bool = False) -> None:
+        """Make the files that a load's image and text are written to. Raises `AdapterStorageUnavailable`."""
         try:
             (self.path / job_file(job)).touch()
+            if has_text:
+                (self.path / job_text_file(job)).touch()
         except OSError as error:
             raise storage_unavailable(self.path, error.strerror) from error
 
     def drop_job(self, job: int) -> None:
         """Delete what a load has written; nothing happens if there is nothing."""
         self.delete(job_file(job))
+        self.delete(job_text_file(job))
 
     def keep_job(self, job: int, name: str) -> bool:
         """Let what a load has written be the image of this name; False if it is gone."""
@@ -139,8 +158,23 @@ class ImageFolder:
             return False
         return True
 
+    def text_path(self, name_key: str) -> Path:
+        return self.path / f"{name_key}{TEXT_SUFFIX}"
+
+    def keep_text(self, job: int, name_key: str) -> bool:
+        """Let the text that a load has written be a version's; False if it is gone."""
+        try:
+            (self.path / job_text_file(job)).replace(self.text_path(name_key))
+        except OSError as error:
+            log.warning("adapter.text_lost folder=%s error=%s", self.path, error.strerror)
+            return False
+        return True
+
+    def drop_job_text(self, job: int) -> None:
+        self.delete(job_text_file(job))
+
     def write_name(self, name_key: str, name: str) -> None:
-        """Remember which image a version became. Without the file it is only packed again after a restart."""
+        """Remember what a version became. Without the file it is only packed again after a restart."""
         self._write_small(name_key, NAME_SUFFIX, name.encode("ascii"))
 
     def write_report(self, name_key: str, report: bytes) -> None:
@@ -158,6 +192,7 @@ class ImageFolder:
 
     def delete_name(self, name_key: str) -> None:
         self.delete(f"{name_key}{NAME_SUFFIX}")
+        self.delete(f"{name_key}{TEXT_SUFFIX}")
 
     def delete_report(self, name_key: str) -> None:
         self.delete(f"{name_key}{REPORT_SUFFIX}")
@@ -185,16 +220,22 @@ class ImageFolder:
 
     # ── what other processes have ────────────────────────────────────────────────────────────────────────────────
 
-    def find_beside(self, name_key: str) -> tuple[Path, ImageFacts] | None:
+    def find_beside(self, name_key: str) -> tuple[Path, ImageFacts, NameFile] | None:
         """An image of this version in the folder of another process, running or gone, of the same user."""
         for folder in self._folders_beside():
             with suppress(OSError):  # mostly that there is none
-                path = folder / _read_name(folder / f"{name_key}{NAME_SUFFIX}")
+                named = _read_name(folder / f"{name_key}{NAME_SUFFIX}")
+                path = folder / named.image
                 if path.parent == folder and path.stat().st_uid == os.geteuid():
                     facts = _facts_of(path)
                     if facts is not None:
-                        return path, facts
+                        return path, facts, named
         return None
+
+    def link_text(self, folder: Path, name_key: str) -> bool:
+        """Have a version's text from another folder here, too; False if it has gone or lies on another disk."""
+        self.delete(f"{name_key}{TEXT_SUFFIX}")
+        return self.link(folder / f"{name_key}{TEXT_SUFFIX}")
 
     def _folders_beside(self) -> list[Path]:
         try:
@@ -235,6 +276,10 @@ def job_file(job: int) -> str:
     return f"{job}{TEMPORARY_SUFFIX}"
 
 
+def job_text_file(job: int) -> str:
+    return f"{job}{TEXT_SUFFIX}{TEMPORARY_SUFFIX}"
+
+
 def storage_unavailable(folder: Path, why: str | None) -> AdapterStorageUnavailable:
     """The error of a load whose image cannot be kept. It names the folder as an operator knows it, without the path
     above it: callers see it."""
@@ -260,9 +305,13 @@ def _named_facts(path: Path) -> ImageFacts:
     return facts
 
 
-def _read_name(path: Path) -> str:
+def _read_name(path: Path) -> NameFile:
+    """The content of a `.name` file. A text that it names and that is not there makes it a name of nothing."""
     with path.open("rb", buffering=0) as file:
-        return file.read(MAX_NAME_BYTES).decode("ascii", errors="replace")
+        image, _, digest = file.read(MAX_NAME_BYTES).decode("ascii", errors="replace").partition(" ")
+    if not digest:
+        return NameFile(image)
+    return NameFile(image, digest, path.with_name(path.name.removesuffix(NAME_SUFFIX) + TEXT_SUFFIX).stat().st_size)
 
 
 def _claim(root: Path) -> tuple[Path, int]:

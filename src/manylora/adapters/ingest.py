@@ -13,16 +13,18 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from threading import Lock
+from typing import Any, BinaryIO
 
 from manylora.adapter_ref import AdapterRef, SourceName, source_of
+from manylora.adapters.base_text import TOKENIZER_FILE, BaseText
 from manylora.adapters.base_weights import BaseWeights
 from manylora.adapters.checkpoint import CheckedAdapter, Limits, check_adapter
 from manylora.adapters.confinement import confine
 from manylora.adapters.download import together
 from manylora.adapters.hub_source import HubSource
 from manylora.adapters.image import ImageFacts, write_image
-from manylora.adapters.image_folder import job_file, storage_unavailable
+from manylora.adapters.image_folder import job_file, job_text_file, storage_unavailable
 from manylora.adapters.jobs import (
     Found,
     Ingested,
@@ -39,10 +41,12 @@ from manylora.adapters.object_source import ObjectSource
 from manylora.adapters.packing import PackedAdapter, pack_adapter, pack_merged
 from manylora.adapters.refusals import Refusals
 from manylora.adapters.registry import folder_sources
-from manylora.adapters.reporting import merged_report, report_of
+from manylora.adapters.reporting import merged_report, report_of, with_text
 from manylora.adapters.sources import FetchedFiles, RemoteSource
+from manylora.adapters.text_files import merged_text, read_adapter_text
 from manylora.clock import Clock, SystemClock
 from manylora.errors import AdapterCapacity, AdapterLoadTimeout, AdapterReferenceInvalid, ManyloraError
+from manylora.models.adapter_text import AdapterText, text_digest
 
 NICENESS = 19  # at 10, a step of 256 rows took 1.6 times as long while adapters were packed
 LOCATE_TIMEOUT_S = 20.0
@@ -100,6 +104,7 @@ class Worker:
         self._reads = ThreadPoolExecutor(settings.parallel_loads, thread_name_prefix="read")
         self._packs = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="pack")
         self._remote = remote_sources(settings)
+        self._texts = TextReader(settings.base_dir)
         self._num_running = 0
 
     def close(self) -> None:
@@ -145,7 +150,9 @@ class Worker:
             files = await together(*(self._fetch(member, stamp) for member, stamp in versions))
         stages.end("fetch")
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._packs, partial(_pack, job, files, self._settings, refuse, stages))
+        return await loop.run_in_executor(
+            self._packs, partial(_pack, job, files, self._settings, refuse, stages, self._texts)
+        )
 
     async def _fetch(self, ref: AdapterRef, stamp: str) -> FetchedFiles:
         limit_bytes = self._settings.max_bytes
@@ -168,8 +175,33 @@ class Worker:
         return source
 
 
+class TextReader:
+    """Reads the text files of adapters, one adapter's at a time, for a tokenizer.json takes much memory as objects."""
+
+    def __init__(self, base_dir: str) -> None:
+        self._folder = Path(base_dir)
+        self._base: BaseText | None = None  # read for the first adapter that has text files
+        self._checked: dict[str, dict[str, Any]] = {}  # JSON values of several types
+        self._lock = Lock()  # of both, and of the memory
+
+    def read(self, files: FetchedFiles, refuse: Refusals) -> AdapterText:
+        """What one adapter says of text. Raises an `AdapterError` that names the file and what is wrong with it."""
+        if not files.texts:
+            return AdapterText()
+        with self._lock:
+            if self._base is None and not (self._folder / TOKENIZER_FILE).is_file():
+                raise refuse.unsupported("a tokenizer, a template or a generation config beside a base without one")
+            self._base = self._base or BaseText.read(self._folder)
+            return read_adapter_text(files.texts, self._base, refuse, self._checked)
+
+
 def _pack(
-    job: IngestJob, files: Sequence[FetchedFiles], settings: IngestSettings, refuse: Refusals, stages: "_Stages"
+    job: IngestJob,
+    files: Sequence[FetchedFiles],
+    settings: IngestSettings,
+    refuse: Refusals,
+    stages: "_Stages",
+    texts: TextReader,
 ) -> Ingested:
     stages.end("wait")
     shape, merge = settings.shape, job.ref.merge
@@ -179,6 +211,8 @@ def _pack(
         check_adapter(own.config, own.weights, shape, limits, Refusals(ref.id, ref.source, shape.name))
         for ref, own in zip(refs, files, strict=True)
     ]
+    words = [texts.read(own, Refusals(ref.id, ref.source, shape.name)) for ref, own in zip(refs, files, strict=True)]
+    text = merged_text(words).to_bytes()
     stages.end("check")
     if merge is None:
         packed = pack_adapter(checked[0], shape, settings.dtype, refuse, _base_weights(settings, checked[0]))
@@ -186,12 +220,16 @@ def _pack(
         packed = pack_merged(checked, merge.recipe, shape, limits, settings.dtype, refuse)
     stages.end("pack")
     facts = _keep(packed, job, Path(settings.folder))
+    _keep_text(text, job, Path(settings.folder))
     stages.end("write")
     reports = [report_of(adapter, shape) for adapter in checked]
     report = reports[0] if merge is None else merged_report(reports)
     if packed.changes_nothing:
         report = report.with_warnings(["every B is zero: it would change nothing"])
-    return Ingested(job.number, facts, packed.num_rows, report.warnings, stages.stage_ms, report.to_text())
+    if merge is None:
+        report = with_text(report, files[0].texts, words[0], is_forbidden=not settings.allows_templates)
+    told = report.warnings, stages.stage_ms, report.to_text()
+    return Ingested(job.number, facts, packed.num_rows, *told, text_digest(text), len(text))
 
 
 def _base_weights(settings: IngestSettings, adapter: CheckedAdapter) -> BaseWeights | None:
@@ -217,6 +255,18 @@ def _keep(packed: PackedAdapter, job: IngestJob, folder: Path) -> ImageFacts:
             invocation_tokens=packed.invocation_tokens,
             may_create=False,
         )
+    except OSError as error:
+        raise storage_unavailable(folder, error.strerror) from error
+
+
+def _keep_text(text: bytes, job: IngestJob, folder: Path) -> None:
+    """Write the text into the other file of the job, which is there if the adapter has text files."""
+    if not text:
+        return
+    try:
+        with (folder / job_text_file(job.number)).open("r+b", buffering=0) as file:
+            file.write(text)
+            os.fsync(file.fileno())
     except OSError as error:
         raise storage_unavailable(folder, error.strerror) from error
 

@@ -11,6 +11,7 @@ from manylora.adapters.sources import Located
 from manylora.errors import ManyloraError
 from manylora.ids import Digest
 from manylora.merging import MergeRecipe, MergeStrategy, SignMethod
+from manylora.models.adapter_text import NO_TEXT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,7 @@ class IngestSettings:
     base_dir: str = ""
     registry_dir: str = ""
     memory_bytes: int = 0
+    allows_templates: bool = True
     session: str = ""
     is_strict: bool = False
     harmless_fields: tuple[str, ...] = ()
@@ -95,8 +97,9 @@ class Found:
 class Ingested:
     """A job that ended well: its file in the disk tier is an image now.
 
-    stage_ms  how long fetch, check, pack and write took
-    report    the ingest report as text (`report.py`); empty: there is none
+    stage_ms                 how long fetch, check, pack and write took
+    report                   the ingest report as text (`report.py`); empty: there is none
+    text_digest, text_bytes  of what the adapter says of text, in the job's other file; empty and 0 if that is nothing
     """
 
     number: int
@@ -105,6 +108,8 @@ class Ingested:
     warnings: tuple[str, ...]
     stage_ms: dict[str, float]
     report: str = ""
+    text_digest: str = NO_TEXT
+    text_bytes: int = 0
 
     @property
     def digest(self) -> Digest:

@@ -15,9 +15,9 @@ from manylora.adapters.sources import Located
 from manylora.adapters.tiers import DiskTier
 from manylora.clock import Clock
 from manylora.config import AdaptersConfig
-from manylora.errors import AdapterLoadTimeout, AdapterStorageUnavailable, ManyloraError
+from manylora.errors import AdapterCapacity, AdapterLoadTimeout, AdapterStorageUnavailable, ManyloraError
 from manylora.ids import Flow
-from manylora.memory_plan import INGEST_FACTOR
+from manylora.memory_plan import INGEST_FACTOR, TEXT_FACTOR
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +68,12 @@ class Loads:
         if (error := self._objection(name.ref, located, bound_bytes)) is not None:
             self._names.fail(name, error, now_s)
             return False
-        memory_bytes = round(INGEST_FACTOR * located.weights_bytes)
+        memory_bytes = _memory_bytes(located)
         if not self._has_turn(name) or not self._has_ingest_memory(memory_bytes):
             return False
         number = next(self._numbers)
         try:
-            if not self._disk.reserve(number, bound_bytes):
+            if not self._disk.reserve(number, bound_bytes, has_text=located.text_bytes > 0):
                 return False
         except AdapterStorageUnavailable as full:
             self._names.fail(name, full, now_s)
@@ -90,6 +90,7 @@ class Loads:
         limits = [(located.weights_bytes, self._config.max_bytes)]
         if self._config.ingest_bytes > 0:
             limits.append((located.weights_bytes, round(self._config.ingest_bytes / INGEST_FACTOR)))
+            limits.append((_memory_bytes(located), self._config.ingest_bytes))
         limits.append((bound_bytes, self._disk.budget_bytes))
         return next((refuse.too_large(size, limit) for size, limit in limits if size > limit), None)
 
@@ -130,13 +131,16 @@ class Loads:
             if name is not None:
                 self._names.fail(name, outcome.error, now_s)
             return True
-        self._disk.settle(job, outcome)
+        if not self._disk.settle(job, outcome):
+            if name is not None:
+                self._names.fail(name, AdapterCapacity("Model is overloaded"), now_s)
+            return True
         self._ledger.note_load(job.ref.source, now_s - load.begun_s)
         for warning in outcome.warnings:
             log.warning("adapter.suspect adapter=%s digest=%s: %s", job.ref, outcome.digest, warning)
         log.info("adapter.packed adapter=%s digest=%s stage_ms=%s", job.ref, outcome.digest, outcome.stage_ms)
         if name is not None:
-            name.digest = outcome.digest
+            name.digest, name.text = outcome.digest, outcome.text_digest
             name.stage_ms = dict(outcome.stage_ms)
             name.failure = None  # whoever comes now need not wait out a time-out
             name.since_s = None  # what comes next, the read, is waited for anew
@@ -174,3 +178,8 @@ class Loads:
         load = self._loads.pop(number)
         del self._names.loading[load.job.ref, load.job.stamp]
         return load
+
+
+def _memory_bytes(located: Located) -> int:
+    """What the ingest process takes for one load."""
+    return round(INGEST_FACTOR * located.weights_bytes) + TEXT_FACTOR * located.text_bytes

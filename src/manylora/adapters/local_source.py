@@ -17,11 +17,13 @@ import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from manylora.adapter_ref import MAX_ID_CHARACTERS, AdapterRef, SourceName, parse_adapter_ref
+from manylora.adapters.base_text import MAX_FILE_BYTES
 from manylora.adapters.change_times import SECOND_NS, ChangeTimes
 from manylora.adapters.refusals import Refusals
 from manylora.adapters.sources import (
@@ -30,6 +32,7 @@ from manylora.adapters.sources import (
     MAX_LISTED,
     PARTS,
     PICKLED_FILE,
+    TEXT_FILES,
     WEIGHTS_FILE,
     FetchedFiles,
     Located,
@@ -68,10 +71,9 @@ class LocalSource:
 
     def locate(self, ref: AdapterRef) -> Located:
         located, _, folder = self._located(ref)
-        for name, facts in zip(PARTS, located.stamp.split(" "), strict=True):
-            _, _, device, _, changed_ns = map(int, facts.split("."))
+        for name, (_, _, device, _, changed_ns) in _facts_of(located.stamp).items():
             if not self._change_times.is_reliable(device, changed_ns, f"{folder}/{name}"):
-                return Located(f"{located.stamp}{SESSION_MARK}{self._session}", located.weights_bytes)
+                return replace(located, stamp=f"{located.stamp}{SESSION_MARK}{self._session}")
         return located
 
     def fetch(self, ref: AdapterRef, stamp: str, max_bytes: int) -> FetchedFiles:
@@ -80,9 +82,11 @@ class LocalSource:
         located, root, folder = self._located(ref)
         if located.stamp == stamp:
             _wait_for_the_next_tick(stamp)
-            with _opened(root, folder, refuse) as (config, weights):
+            with _opened(root, folder, refuse) as files:
                 read = FetchedFiles(
-                    _read(config, MAX_CONFIG_BYTES, refuse).tobytes(), _read(weights, max_bytes, refuse)
+                    _read(files.pop(CONFIG_FILE), MAX_CONFIG_BYTES, refuse).tobytes(),
+                    _read(files.pop(WEIGHTS_FILE), max_bytes, refuse),
+                    {name: _read(file, MAX_FILE_BYTES[name], refuse).tobytes() for name, file in files.items()},
                 )
             if self._located(ref)[0].stamp == stamp:
                 return read
@@ -129,23 +133,43 @@ def _stamped(folder: str, refuse: Refusals) -> Located:
     """The version in a folder. Raises `FileNotFoundError` as the system does."""
     facts: list[os.stat_result] = []
     for name in PARTS:
-        try:
-            facts.append(os.stat(f"{folder}/{name}"))  # noqa: PTH116 - each wish comes here; a Path costs more than stat
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise FileNotFoundError from error
-        except OSError as error:
-            raise refuse.unavailable(error.strerror or "a file cannot be reached") from error
-        if not stat.S_ISREG(facts[-1].st_mode):
-            raise refuse.corrupt(f"{name} is not a file")
-    stamp = " ".join(
-        f"{fact.st_mtime_ns}.{fact.st_size}.{fact.st_dev}.{fact.st_ino}.{fact.st_ctime_ns}" for fact in facts
-    )
-    return Located(stamp, facts[1].st_size)
+        if (fact := _fact(folder, name, refuse)) is None:
+            raise FileNotFoundError
+        facts.append(fact)
+    stamps = [_stamp(fact) for fact in facts]
+    texts = {name: fact for name in TEXT_FILES if (fact := _fact(folder, name, refuse)) is not None}
+    stamps += [f"{name}:{_stamp(fact)}" for name, fact in texts.items()]
+    return Located(" ".join(stamps), facts[1].st_size, sum(fact.st_size for fact in texts.values()))
+
+
+def _fact(folder: str, name: str, refuse: Refusals) -> os.stat_result | None:
+    """What the system says of a regular file; None where there is no file of that name."""
+    try:
+        fact = os.stat(f"{folder}/{name}")  # noqa: PTH116 - each wish comes here; a Path costs more than stat
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise refuse.unavailable(error.strerror or "a file cannot be reached") from error
+    if not stat.S_ISREG(fact.st_mode):
+        raise refuse.corrupt(f"{name} is not a file")
+    return fact
+
+
+def _stamp(fact: os.stat_result) -> str:
+    return f"{fact.st_mtime_ns}.{fact.st_size}.{fact.st_dev}.{fact.st_ino}.{fact.st_ctime_ns}"
+
+
+def _facts_of(stamp: str) -> dict[str, list[int]]:
+    """Of each file in a stamp: its times, size, device and inode, as `_stamp` writes them."""
+    first, second, *texts = stamp.split(" ")
+    named = zip(PARTS, (first, second), strict=True)
+    facts = {**dict(named), **dict(text.split(":", 1) for text in texts)}
+    return {name: [int(fact) for fact in text.split(".")] for name, text in facts.items()}
 
 
 def _wait_for_the_next_tick(stamp: str) -> None:
     """Return when a change from now on gets another change time than the newest of this stamp. Blocks, for a moment."""
-    newest_ns = max(int(facts.split(".")[4]) for facts in stamp.split(" "))
+    newest_ns = max(changed_ns for *_, changed_ns in _facts_of(stamp).values())
     tick_s = TICK_S if newest_ns % SECOND_NS else COARSE_TICK_S
     clock = SystemClock()
     age_s = clock.wall_s() - newest_ns / SECOND_NS
@@ -167,7 +191,7 @@ def _is_inside(root: str, place: str) -> bool:
         if not _is_below(root, real) or real in chain:
             return False
         chain.append(real)
-    return all(_is_below(root, os.path.realpath(f"{path}/{name}")) for name in PARTS)
+    return all(_is_below(root, os.path.realpath(f"{path}/{name}")) for name in (*PARTS, *TEXT_FILES))
 
 
 def _is_below(root: str, real: str) -> bool:
@@ -220,21 +244,27 @@ def _is_nameable(name: str) -> bool:
 
 
 @contextmanager
-def _opened(root: Path, folder: Path, refuse: Refusals) -> Iterator[tuple[int, int]]:
-    descriptors: list[int] = []
+def _opened(root: Path, folder: Path, refuse: Refusals) -> Iterator[dict[str, int]]:
+    """The descriptors of both parts and of the text files that there are, by their names."""
+    opened: dict[str, int] = {}
     try:
-        for name in PARTS:
-            descriptors.append(os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        for name in (*PARTS, *TEXT_FILES):
+            try:
+                opened[name] = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            except FileNotFoundError:
+                if name in PARTS:
+                    raise
+                continue
             # What was opened is checked, not what the name pointed at a moment ago.
-            if not Path(f"/proc/self/fd/{descriptors[-1]}").readlink().is_relative_to(root):
+            if not Path(f"/proc/self/fd/{opened[name]}").readlink().is_relative_to(root):
                 raise refuse.not_found()
-            if not stat.S_ISREG(os.fstat(descriptors[-1]).st_mode):
+            if not stat.S_ISREG(os.fstat(opened[name]).st_mode):
                 raise refuse.corrupt(f"{name} is not a file")
-        yield descriptors[0], descriptors[1]
+        yield dict(opened)
     except OSError as error:
         raise refuse.unavailable(error.strerror or "the file cannot be read") from error
     finally:
-        for descriptor in descriptors:
+        for descriptor in opened.values():
             os.close(descriptor)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapter_state import NO_WORDS, AdapterWords
 from manylora.adapters.jobs import Found, Ingest, Ingested, IngestFailure, LocateJob
 from manylora.adapters.quarantine import Quarantine
 from manylora.adapters.refusals import Refusals
@@ -16,6 +17,7 @@ from manylora.clock import Clock
 from manylora.config import AdaptersConfig
 from manylora.errors import AdapterReferenceInvalid, AdapterSourceUnavailable, ManyloraError
 from manylora.ids import Digest, Flow
+from manylora.models.adapter_text import NO_TEXT
 
 MAX_NAMES = 4_096
 NEVER = -2
@@ -59,6 +61,7 @@ class Name:
         "search",
         "since_s",
         "stage_ms",
+        "text",
         "turn",
     )
 
@@ -69,6 +72,7 @@ class Name:
         self.located_s = float("-inf")  # when the source was last asked
         self.confirmed_s = float("-inf")  # when a remote source last told its version
         self.digest: Digest | None = None  # of the located version, once it is known
+        self.text = NO_TEXT  # the digest of what that version says of text
         self.search: int | None = None  # the question to its remote source, while it is under way
         self.job: int | None = None  # the load of the located version, while it is under way
         self.failure: ManyloraError | None = None
@@ -265,12 +269,33 @@ class Names:
         name.located, name.failure, name.is_deleted, name.is_verified = located, None, False, None
         name.rank, name.stage_ms = 0, {}
         name.job = self.loading.get((name.ref, located.stamp))
-        name.digest = self._disk.digest_of(self._disk.name_key(name.ref, located.stamp))
+        name_key = self._disk.name_key(name.ref, located.stamp)
+        name.digest, name.text = self._disk.digest_of(name_key), self._disk.text_digest(name_key)
 
     def _lose(self, name: Name, error: ManyloraError, now_s: float) -> None:
         """The source has no version for us any more."""
         name.located = name.digest = name.job = None
         self.fail(name, error, now_s)
+
+    # ── texts ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def words(self, ref: AdapterRef) -> AdapterWords | None:
+        """What an adapter's current version says of text, and where that is written; None until it is on disk."""
+        name = self._names.get(ref)
+        if name is None or name.digest is None or name.located is None:
+            return None
+        if name.text == NO_TEXT:
+            return NO_WORDS
+        path = self._disk.text_path(self._disk.name_key(ref, name.located.stamp), name.text)
+        if path is None:
+            name.digest = None  # its text has gone from the disk, while others keep its image: it is ingested again
+            return None
+        return AdapterWords(name.text, str(path))
+
+    def text_digest(self, ref: AdapterRef) -> str:
+        """The digest of what an adapter's current version says of text; `NO_TEXT` for nothing."""
+        name = self._names.get(ref)
+        return NO_TEXT if name is None else name.text
 
     # ── deleted names ────────────────────────────────────────────────────────────────────────────────────────────
 

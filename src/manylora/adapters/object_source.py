@@ -1,11 +1,12 @@
 """Adapters in object storage: S3, Google Cloud Storage, Azure, and plain HTTPS, each below allowed places."""
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 
 from manylora.adapter_ref import AdapterRef, SourceName, source_of
+from manylora.adapters.base_text import MAX_FILE_BYTES
 from manylora.adapters.download import FileStore, RemoteFile, download, look_up, together
 from manylora.adapters.http_files import HttpPlace, RedirectRule
 from manylora.adapters.object_files import ObjectFiles
@@ -14,11 +15,13 @@ from manylora.adapters.sources import (
     MAX_CONFIG_BYTES,
     PARTS,
     PICKLED_FILE,
+    TEXT_FILES,
     FetchedFiles,
     Located,
     is_plain,
     missing_part,
 )
+from manylora.errors import AdapterAccessDenied
 
 
 class ObjectSource:
@@ -54,10 +57,11 @@ class ObjectSource:
         raise refuse.not_found()
 
     async def fetch(self, ref: AdapterRef, stamp: str, max_bytes: int) -> FetchedFiles:
-        place, config, weights, _ = json.loads(stamp)
+        place, config, weights, _, *texts = json.loads(stamp)
+        files = {name: RemoteFile(**file) for name, file in (texts[0] if texts else {}).items()}
         async with self._opened(place) as store:
-            return await fetch_both(
-                store, RemoteFile(**config), RemoteFile(**weights), max_bytes, Refusals(ref.id, ref.source)
+            return await fetch_files(
+                store, RemoteFile(**config), RemoteFile(**weights), files, max_bytes, Refusals(ref.id, ref.source)
             )
 
     async def _located(self, place: str, ref: AdapterRef, store: FileStore, refuse: Refusals) -> Located | None:
@@ -65,9 +69,11 @@ class ObjectSource:
         folder = _below(place, ref.id)
         config, weights = await together(*(look_up(store, f"{folder}/{name}", refuse) for name in PARTS))
         if config is not None and weights is not None:
-            is_known = all(_is_versioned(file, source_of(place)) for file in (config, weights))
-            session = "" if is_known else self._session
-            return Located(json.dumps([place, asdict(config), asdict(weights), session]), weights.num_bytes)
+            texts = await _text_files(folder, store, refuse)
+            is_known = all(_is_versioned(file, source_of(place)) for file in (config, weights, *texts.values()))
+            stamp = [place, asdict(config), asdict(weights), "" if is_known else self._session]
+            stamp += [{name: asdict(file) for name, file in texts.items()}] if texts else []
+            return Located(json.dumps(stamp), weights.num_bytes, sum(file.num_bytes for file in texts.values()))
         pickled = await look_up(store, f"{folder}/{PICKLED_FILE}", refuse)
         if config or weights or pickled:
             raise missing_part(config is not None, weights is not None, pickled is not None, refuse)
@@ -83,15 +89,36 @@ class ObjectSource:
                 yield opened
 
 
-async def fetch_both(
-    store: FileStore, config: RemoteFile, weights: RemoteFile, max_bytes: int, refuse: Refusals
+async def _text_files(folder: str, store: FileStore, refuse: Refusals) -> dict[str, RemoteFile]:
+    """The text files of an adapter, looked up side by side."""
+
+    async def found_or_none(name: str) -> RemoteFile | None:
+        try:
+            return await look_up(store, f"{folder}/{name}", refuse)
+        except AdapterAccessDenied:
+            # S3 denies a file that is not there to whoever may not list; the two parts beside it were allowed.
+            return None
+
+    found = await together(*(found_or_none(name) for name in TEXT_FILES))
+    return {name: file for name, file in zip(TEXT_FILES, found, strict=True) if file is not None}
+
+
+async def fetch_files(
+    store: FileStore,
+    config: RemoteFile,
+    weights: RemoteFile,
+    texts: Mapping[str, RemoteFile],
+    max_bytes: int,
+    refuse: Refusals,
 ) -> FetchedFiles:
-    """Both files side by side. Raises as `RemoteSource.fetch`."""
-    for file, limit_bytes in ((config, MAX_CONFIG_BYTES), (weights, max_bytes)):
+    """All files side by side. Raises as `RemoteSource.fetch`."""
+    limits = [(config, MAX_CONFIG_BYTES), (weights, max_bytes)]
+    limits += [(file, MAX_FILE_BYTES[name]) for name, file in texts.items()]
+    for file, limit_bytes in limits:
         if file.num_bytes > limit_bytes:
             raise refuse.too_large(file.num_bytes, limit_bytes)
-    text, data = await together(*(download(store, file, refuse) for file in (config, weights)))
-    return FetchedFiles(text.tobytes(), data)
+    first, data, *others = await together(*(download(store, file, refuse) for file, _ in limits))
+    return FetchedFiles(first.tobytes(), data, {n: d.tobytes() for n, d in zip(texts, others, strict=True)})
 
 
 def _is_versioned(file: RemoteFile, source: SourceName | None) -> bool:

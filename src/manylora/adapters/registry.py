@@ -1,6 +1,6 @@
 """Uploaded adapters: a tenant's repositories with numbered versions, in folders of this machine.
 
-    {root}/{tenant}/{repo}/{version}/adapter_config.json, adapter_model.safetensors
+    {root}/{tenant}/{repo}/{version}/adapter_config.json, adapter_model.safetensors, and text files where it has any
 
 A version appears whole or not at all, and its content never changes. What may be uploaded is for whoever takes uploads
 to say; what is here is checked like any other adapter when it is loaded.
@@ -10,12 +10,12 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapters.local_source import LocalSource
-from manylora.adapters.sources import CONFIG_FILE, PARTS, WEIGHTS_FILE, FetchedFiles, Located, Source
+from manylora.adapters.sources import CONFIG_FILE, PARTS, TEXT_FILES, WEIGHTS_FILE, FetchedFiles, Located, Source
 
 ARCHIVED_FILE = "archived"
 INCOMING = ".incoming-"
@@ -29,13 +29,20 @@ class Registry:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def add(self, tenant: str, repo: str, config: bytes, weights: bytes | memoryview) -> int:
+    def add(
+        self,
+        tenant: str,
+        repo: str,
+        config: bytes,
+        weights: bytes | memoryview,
+        texts: Mapping[str, bytes] | None = None,
+    ) -> int:
         """Keep an upload as the repository's next version and return its number; it is on disk when this returns."""
         folder = self._made(tenant, repo)
         incoming = self.root / f"{INCOMING}{uuid.uuid4().hex}"
         incoming.mkdir(mode=0o700)
         try:
-            for name, data in ((CONFIG_FILE, config), (WEIGHTS_FILE, weights)):
+            for name, data in {CONFIG_FILE: config, WEIGHTS_FILE: weights, **(texts or {})}.items():
                 _write_durably(incoming / name, data)
             _sync_folder(incoming)
             return self._publish(incoming, folder)
@@ -43,13 +50,13 @@ class Registry:
             shutil.rmtree(incoming, ignore_errors=True)
 
     def publish(self, incoming: Path, tenant: str, repo: str, version: int) -> None:
-        """Let a folder with both files, on the root's file system, become a version of a number nobody else takes.
+        """Let a folder of an adapter's files, on the root's file system, become a version of a number that is free.
 
         It is on disk when this returns. Raises `OSError`, also if the version is there already.
         """
         folder = self._made(tenant, repo)
-        for name in PARTS:
-            with (incoming / name).open("rb") as stream:
+        for file in files_in(incoming):
+            with file.open("rb") as stream:
                 os.fsync(stream.fileno())
         _sync_folder(incoming)
         incoming.rename(folder / str(version))
@@ -62,9 +69,8 @@ class Registry:
         return max((int(name) for name in names if _VERSION.fullmatch(name)), default=0)
 
     def files(self, tenant: str, repo: str, version: int) -> list[Path]:
-        """Both files of a version."""
-        folder = self._repository(tenant, repo) / str(version)
-        return [folder / name for name in PARTS]
+        """The files of a version: both parts, and the text files that it has."""
+        return files_in(self._repository(tenant, repo) / str(version))
 
     def versions(self, tenant: str, repo: str) -> list[int]:
         """The versions that are not archived, ascending."""
@@ -155,6 +161,11 @@ class RegistrySource:
     def list(self) -> list[str]:
         """Nothing: what there is depends on who asks."""
         return []
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Both parts of an adapter in a folder, and the text files that are there."""
+    return [*(folder / name for name in PARTS), *(folder / name for name in TEXT_FILES if (folder / name).is_file())]
 
 
 def is_repository_name(name: str) -> bool:

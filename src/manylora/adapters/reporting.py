@@ -1,19 +1,33 @@
 """The ingest report of a checked adapter."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from manylora.adapters.applying import COPIES, module_name
 from manylora.adapters.base_shape import BaseShape, Module, module_path
+from manylora.adapters.base_text import GENERATION_FILE, TEMPLATE_FILES, TOKENIZER_FILES
 from manylora.adapters.checkpoint import CheckedAdapter
 from manylora.adapters.patterns import Patterns
 from manylora.adapters.peft_config import LoraRule
 from manylora.adapters.peft_fields import KNOWN_PEFT
 from manylora.adapters.refusals import shown
-from manylora.adapters.report import MAX_GROUPS, MAX_NAMES, AppliedGroup, BaseCheck, Groups, IngestReport, LeftOutGroup
+from manylora.adapters.report import (
+    MAX_GROUPS,
+    MAX_NAMES,
+    AppliedGroup,
+    BaseCheck,
+    GenerationPart,
+    Groups,
+    IngestReport,
+    LeftOutGroup,
+    TemplatePart,
+    TokensPart,
+)
 from manylora.adapters.tensor_names import Part
+from manylora.models.adapter_text import AdapterText, text_digest
 
 MAX_UNTOUCHED = 16
+MAX_EXAMPLES = 8
 _LABELS = {
     Part.A: "lora_A",
     Part.B: "lora_B",
@@ -152,3 +166,36 @@ def _unused(keys: list[str], patterns: Patterns, adapter: CheckedAdapter) -> lis
     modules = (*(own.module for own in adapter.modules), *adapter.untouched)
     used = {patterns.first_match(module_path(module)) for module in modules}
     return [key for key in keys if key not in used]
+
+
+def with_text(
+    report: IngestReport, files: Mapping[str, bytes], text: AdapterText, *, is_forbidden: bool = False
+) -> IngestReport:
+    """The report with what became of an adapter's text files; as it is where there are none.
+
+    `is_forbidden`: the operator lets no adapter's template run.
+    """
+    tokenizer = tuple(name for name in files if name in TOKENIZER_FILES)
+    holder = next((name for name in TEMPLATE_FILES if name in files), "")
+    sizes = [len(template.encode()) for template in text.templates.values()]
+    generation = GENERATION_FILE in files or text.end_ids is not None
+    return replace(
+        report,
+        tokens=TokensPart(
+            files=tokenizer,
+            digest=text_digest(text.to_bytes()),
+            num_added=len(text.tokens),
+            num_changed=len(text.changed),
+            examples=tuple(shown(token.content) for token in text.tokens[:MAX_EXAMPLES]),
+        )
+        if tokenizer
+        else None,
+        template=TemplatePart(
+            file=holder, is_present=True, is_used=not is_forbidden, is_forbidden=is_forbidden, num_bytes=sum(sizes)
+        )
+        if sizes
+        else None,
+        generation=GenerationPart(eos_token_ids=text.end_ids or (), stop_strings=tuple(map(shown, text.stop_strings)))
+        if generation
+        else None,
+    )

@@ -1,10 +1,12 @@
-"""What a source of adapters is. Of an adapter two files are opened, its config and its weights, nothing else ever."""
+"""What a source of adapters is. Of an adapter its config, its weights and named text files are opened, no others."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Protocol
 
 from manylora.adapter_ref import AdapterRef
+from manylora.adapters.base_text import MAX_FILE_BYTES
 from manylora.adapters.refusals import Refusals
 from manylora.errors import AdapterError
 
@@ -12,24 +14,31 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLED_FILE = "adapter_model.bin"
 PARTS = (CONFIG_FILE, WEIGHTS_FILE)
+TEXT_FILES = tuple(MAX_FILE_BYTES)
+"""Files of text that an adapter may have beside the two."""
 MAX_CONFIG_BYTES = 1 << 20
 MAX_LISTED = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """One version of an adapter at its source; `stamp` changes when the content may have changed."""
+    """One version of an adapter at its source; `stamp` changes when the content may have changed.
+
+    text_bytes  of the text files; 0 where there is none, and then the stamp is as it was before any were read
+    """
 
     stamp: str
     weights_bytes: int
+    text_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class FetchedFiles:
-    """The two files of one version, in memory."""
+    """The files of one version, in memory; `texts` has those of `TEXT_FILES` that are there."""
 
     config: bytes
     weights: memoryview
+    texts: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -43,7 +52,7 @@ class Source(Protocol):
         """
 
     def fetch(self, ref: AdapterRef, stamp: str, max_bytes: int) -> FetchedFiles:
-        """Read both files of version `stamp`. Raises as `locate`, `AdapterTooLarge` over `max_bytes`, and
+        """Read the files of version `stamp`. Raises as `locate`, `AdapterTooLarge` over `max_bytes`, and
         `AdapterSourceUnavailable` when the adapter was replaced meanwhile."""
 
     def list(self) -> list[str]:

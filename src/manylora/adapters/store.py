@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 
 from manylora.adapter_ref import FOLDER_SOURCES, AdapterRef, SourceName
-from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState, StoreStats
+from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState, AdapterWords, StoreStats
 from manylora.adapters.bank import Bank, CpuBank, Lender
 from manylora.adapters.base_shape import BaseShape
 from manylora.adapters.device import Device
@@ -207,6 +207,14 @@ class Store:
                 self._eraser.advance()
             else:
                 self._drop_quarantined(placed.digest)
+
+    def text(self, ref: AdapterRef) -> AdapterWords | None:
+        """What the adapter's current version says of text, and where that is written; None until it is on disk."""
+        return self._names.words(ref)
+
+    def text_digest(self, ref: AdapterRef) -> str:
+        """The digest of what the current version says of text; empty for nothing."""
+        return self._names.text_digest(ref)
 
     def suspect(self, placed: PlacedAdapter) -> None:
         """Note that a request with this version came to logits that are not finite."""
@@ -433,6 +441,7 @@ def open_store(
         session=secrets.token_hex(8),
         is_strict=config.strict,
         harmless_fields=config.harmless_fields,
+        allows_templates=config.chat_templates,
     )
     return Store(
         shape=shape,

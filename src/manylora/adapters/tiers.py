@@ -4,16 +4,18 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Container
+from functools import partial
 from pathlib import Path
 
 from manylora.adapter_ref import AdapterRef
 from manylora.adapters.image import HostImage, ImageFacts, image_name
-from manylora.adapters.image_folder import MAX_NAME_BYTES, ImageFolder, job_file, storage_unavailable
+from manylora.adapters.image_folder import MAX_NAME_BYTES, ImageFolder, NameFile, job_file, storage_unavailable
 from manylora.adapters.jobs import Ingested, IngestJob
 from manylora.adapters.shelf import Shelf
 from manylora.config import AdaptersConfig
 from manylora.errors import AdapterStorageUnavailable
 from manylora.ids import Digest
+from manylora.models.adapter_text import MAX_TEXT_BYTES, NO_TEXT
 
 MERGE_KEY = "merge-"
 PACKING_RULES = 2
@@ -95,6 +97,7 @@ class DiskTier:
         self._job_bytes: dict[int, int] = {}
         self._facts: dict[str, ImageFacts] = {}
         self._names: dict[str, str] = {}  # name key → file name
+        self._texts: dict[str, NameFile] = {}  # name key → its text, of those that have one
         self._names_of: dict[str, list[str]] = {}  # the oldest first
         self._report_bytes: dict[str, int] = {}  # by name key, where there is a report
         self._keys_of_ref: dict[str, set[str]] = {}  # `ref_key` → the name keys that begin with it
@@ -136,27 +139,37 @@ class DiskTier:
         """The ingest report of a version as text; empty if there is none."""
         return self._files.read_report(name_key) if name_key in self._report_bytes else b""
 
+    def text_digest(self, name_key: str) -> str:
+        """The digest of the text of a version whose image is here; `NO_TEXT` if it has none."""
+        named = self._texts.get(name_key)
+        return NO_TEXT if named is None else named.text_digest
+
+    def text_path(self, name_key: str, digest: str) -> Path | None:
+        """The file of a version's text; None if it is not here any more."""
+        return self._files.text_path(name_key) if self.text_digest(name_key) == digest != NO_TEXT else None
+
     def facts(self, digest: Digest) -> ImageFacts | None:
         return self._facts.get(image_name(digest, self._dtype))
 
     def path(self, digest: Digest) -> Path:
         return self.folder / image_name(digest, self._dtype)
 
-    def reserve(self, job: int, num_bytes: int) -> bool:
-        """Make room for a load's image, by a bound on its size; False while other loads and reads hold too much.
+    def reserve(self, job: int, num_bytes: int, *, has_text: bool = False) -> bool:
+        """Make room for what a load writes, by a bound on its size; False while other loads and reads hold too much.
 
         Raises `AdapterStorageUnavailable` if the folder cannot be written, or if the file system is full and would
         still be without our idle images.
         """
         self._files.check()
-        charged_bytes = min(num_bytes + MAX_NAME_BYTES, self.budget_bytes)
+        text_bytes = MAX_TEXT_BYTES if has_text else 0
+        charged_bytes = min(num_bytes + MAX_NAME_BYTES + text_bytes, self.budget_bytes)
         if not self._shelf.reserve(_job_key(job), charged_bytes, self._evict):
             return False
         self._job_bytes[job] = charged_bytes
         try:
             has_room = self._make_space()
             if has_room:
-                self._files.open_job(job)
+                self._files.open_job(job, has_text=has_text)
         except AdapterStorageUnavailable:
             self._end_job(job)
             raise
@@ -169,29 +182,40 @@ class DiskTier:
         self._end_job(job)
         self._files.drop_job(job)
 
-    def settle(self, job: IngestJob, done: Ingested) -> None:
-        """A load's image is written: take it over, and charge its true size."""
+    def settle(self, job: IngestJob, done: Ingested) -> bool:
+        """A load's files are written: take them over, and charge their true size. False if its text is not kept."""
         self._end_job(job.number)
         name = image_name(done.digest, self._dtype)
         if name in self._shelf:
-            self._files.drop_job(job.number)
+            self._files.delete(job_file(job.number))
         elif not self._files.keep_job(job.number, name):
-            return
+            return done.text_digest == NO_TEXT
         else:
             has_room = self._shelf.reserve(name, done.facts.file_bytes, self._evict)
             assert has_room, "an image is never larger than the bound reserved for it"
             self._shelf.unpin(name)
             self._facts[name] = done.facts
-        self._keep_name(job.name_key, name, done.report.encode())
+        named = NameFile(name, done.text_digest, done.text_bytes)
+        take_text = partial(self._files.keep_text, job.number, job.name_key)
+        is_kept = self._keep_name(job.name_key, named, done.report.encode(), take_text)
+        self._files.drop_job_text(job.number)
+        return is_kept or done.text_digest == NO_TEXT
 
-    def _keep_name(self, name_key: str, name: str, report: bytes) -> None:
-        """Remember a version's image on disk, with its report if there is room for that."""
-        if self._remember(name_key, name, len(report)):
-            if report:
-                self._files.write_report(name_key, report)
-            self._files.write_name(name_key, name)
-        elif report:
-            self._keep_name(name_key, name, b"")
+    def _keep_name(self, name_key: str, named: NameFile, report: bytes, take_text: Callable[[], bool]) -> bool:
+        """Write down what a version became, its text before its name, with its report if there is room for that.
+
+        Returns whether the name is kept.
+        """
+        if not self._remember(name_key, named, len(report)):
+            return bool(report) and self._keep_name(name_key, named, b"", take_text)
+        if named.text_digest != NO_TEXT and not take_text():
+            self._forget(name_key)
+            return False
+        if report:
+            self._files.write_report(name_key, report)
+        text = f" {named.text_digest}" if named.text_digest != NO_TEXT else ""
+        self._files.write_name(name_key, f"{named.image}{text}")
+        return True
 
     def pin(self, digest: Digest) -> None:
         self._shelf.pin(image_name(digest, self._dtype))
@@ -252,6 +276,7 @@ class DiskTier:
         """Give back a load's reservation and return what it has written, to be erased."""
         num_bytes = self._job_bytes[job]
         self._end_job(job)
+        self._files.drop_job_text(job)
         return self._begin_erasure(job_file(job), num_bytes)
 
     def _begin_erasure(self, file: str, num_bytes: int) -> Path | None:
@@ -302,15 +327,18 @@ class DiskTier:
 
     # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _remember(self, name_key: str, name: str, report_bytes: int = 0) -> bool:
+    def _remember(self, name_key: str, named: NameFile, report_bytes: int = 0) -> bool:
         """Note what a version became, and charge its files; False if the budget has no room for that."""
+        name = named.image
         if name_key in self._names:
             self._forget(name_key)  # its content has changed though its stamp has not
         if len(self._names_of.get(name, ())) >= MAX_NAMES_OF_IMAGE:
             self._forget(self._names_of[name][0])
-        if not self._shelf.grow(name, len(name) + report_bytes, self._evict):
+        if not self._shelf.grow(name, len(name) + named.text_bytes + report_bytes, self._evict):
             return False
         self._names[name_key] = name
+        if named.text_digest != NO_TEXT:
+            self._texts[name_key] = named
         if report_bytes:
             self._report_bytes[name_key] = report_bytes
         self._keys_of_ref.setdefault(_ref_key_of(name_key), set()).add(name_key)
@@ -318,10 +346,11 @@ class DiskTier:
         return True
 
     def _forget(self, name_key: str) -> None:
-        name, report_bytes = self._names[name_key], self._report_bytes.get(name_key, 0)
+        name, more_bytes = self._names[name_key], self._report_bytes.get(name_key, 0)
+        more_bytes += self._texts[name_key].text_bytes if name_key in self._texts else 0
         self._drop_name(name_key)
         self._names_of[name].remove(name_key)
-        self._shelf.grow(name, -len(name) - report_bytes, self._evict)
+        self._shelf.grow(name, -len(name) - more_bytes, self._evict)
 
     def _drop_names_of(self, name: str) -> None:
         for name_key in self._names_of.pop(name, ()):
@@ -329,6 +358,7 @@ class DiskTier:
 
     def _drop_name(self, name_key: str) -> None:
         del self._names[name_key]
+        self._texts.pop(name_key, None)
         key = _ref_key_of(name_key)
         self._keys_of_ref[key].discard(name_key)
         if not self._keys_of_ref[key]:
@@ -347,9 +377,9 @@ class DiskTier:
             else:
                 self._files.delete(name)
         reports = self._files.reports()
-        for name_key, name in self._files.names():
-            is_known = name in self._facts and "." in name_key  # a key without one is of an earlier version
-            if not is_known or not self._remember(name_key, name, reports.get(name_key, 0)):
+        for name_key, named in self._files.names():
+            is_known = named.image in self._facts and "." in name_key  # a key without one is of an earlier version
+            if not is_known or not self._remember(name_key, named, reports.get(name_key, 0)):
                 self._files.delete_name(name_key)
         for name_key in reports.keys() - self._report_bytes.keys():
             self._files.delete_report(name_key)
@@ -372,7 +402,7 @@ class DiskTier:
         found = self._files.find_beside(name_key)
         if found is None:
             return
-        path, facts = found
+        path, facts, named = found
         if path.name not in self._shelf:
             if not self._shelf.reserve(path.name, facts.file_bytes, self._evict):
                 return
@@ -382,12 +412,17 @@ class DiskTier:
             self._facts[path.name] = facts
             self._shelf.unpin(path.name)
             log.info("adapter.borrowed digest=%s from=%s", facts.digest, path.parent)
-        self._keep_name(name_key, path.name, self._files.read_report(name_key, path.parent))
+        take_text = partial(self._files.link_text, path.parent, name_key)
+        self._keep_name(name_key, named, self._files.read_report(name_key, path.parent), take_text)
 
 
 def ingest_rules(config: AdaptersConfig) -> str:
     """What decides, beside a version's own files, whether it is packed and how."""
-    settings = [config.strict, sorted(config.harmless_fields)] if config.strict or config.harmless_fields else []
+    settings: list[object] = (
+        [config.strict, sorted(config.harmless_fields)] if config.strict or config.harmless_fields else []
+    )
+    if not config.chat_templates:
+        settings.append("no chat templates")  # a version's report says so
     return json.dumps([PACKING_RULES, *settings])
 
 

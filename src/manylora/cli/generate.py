@@ -44,6 +44,7 @@ async def _generate(
     from manylora.clock import SystemClock
     from manylora.engine.request import SamplingParams, StopParams
     from manylora.models.tokenizer import Tokenizer
+    from manylora.server.adapter_texts import AdapterTexts
     from manylora.server.driver import load_factory
     from manylora.server.gate import Draft, Gate
     from manylora.server.link import InProcessLink
@@ -57,29 +58,42 @@ async def _generate(
     pool = WorkPool()
     gate = Gate(served=served, settings=config.server, tokenizer=tokenizer, pool=pool)
     ref = await gate.resolver.adapter(adapter, tenant=DEFAULT_TENANT)
-    if is_raw:
-        tokens = await gate.encode(prompt, add_special_tokens=True)
-    else:
-        _, tokens = await gate.render_chat([{"role": "user", "content": prompt}])
-    budget = gate.budget(len(tokens), max_new_tokens, field="prompt", budget_field="--max-new-tokens", is_clamped=True)
-    draft = Draft(
-        tokens=tokens,
-        characters=len(prompt),
-        adapter=ref,
-        sampling=SamplingParams(temperature=temperature),
-        stop=StopParams(max_new_tokens=budget),
-        seed=None,
-        num_sequences=1,
-    )
     link = InProcessLink(engine)
+    texts = AdapterTexts(
+        tokenizer,
+        link,
+        pool,
+        window=served.max_model_len,
+        max_wait_s=config.engine.max_queue_s,
+        allows_templates=config.adapters.chat_templates,
+    )
     await link.start()
     is_terminal = sys.stdout.isatty()
     try:
+        rules = await texts.of(ref, DEFAULT_TENANT)
+        if is_raw:
+            tokens = await texts.encode(rules, prompt, add_special_tokens=True)
+        else:
+            _, tokens = await texts.render_chat(rules, [{"role": "user", "content": prompt}], DEFAULT_TENANT)
+        budget = gate.budget(
+            len(tokens), max_new_tokens, field="prompt", budget_field="--max-new-tokens", is_clamped=True
+        )
+        draft = Draft(
+            tokens=tokens,
+            characters=len(prompt),
+            adapter=ref,
+            sampling=SamplingParams(temperature=temperature),
+            stop=StopParams(max_new_tokens=budget),
+            seed=None,
+            num_sequences=1,
+            rules=rules,
+        )
         with begin(link, gate, [draft], gate.expand(draft, DEFAULT_TENANT), SystemClock()) as work:
             async for text in work.texts():
                 typer.echo(printable_prose(text) if is_terminal else text, nl=False)
         typer.echo()
     finally:
+        texts.close()
         await link.close()
         gate.resolver.close()
         pool.close()

@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from manylora.adapter_ref import AdapterRef
-from manylora.adapter_state import AdapterAction, AdapterInfo
+from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterWords
 from manylora.adapter_state import AdapterState as AdapterState
 from manylora.adapter_state import StoreStats as StoreStats
 from manylora.errors import ManyloraError
@@ -46,6 +46,12 @@ class AdapterStore(Protocol):
 
     def suspect(self, placed: PlacedAdapter) -> None:
         """Note that a request that ran with this version came to logits that are not finite."""
+
+    def text(self, ref: AdapterRef) -> AdapterWords | None:
+        """What the adapter's current version says of text, and where that is written; None until it is known."""
+
+    def text_digest(self, ref: AdapterRef) -> str:
+        """The digest of what the adapter's current version says of text; empty for nothing."""
 
     def failure(self, ref: AdapterRef) -> ManyloraError | None:
         """The error that ended the adapter's last load, while it stands (until its retry time)."""

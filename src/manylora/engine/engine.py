@@ -3,8 +3,9 @@
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 
 from manylora.adapter_ref import AdapterRef
 from manylora.adapter_state import AdapterAction, AdapterInfo
@@ -26,7 +27,8 @@ from manylora.engine.runner import Runner
 from manylora.engine.sampler import Drawn
 from manylora.engine.scheduler import Chunk, Plan, Scheduler
 from manylora.engine.sequence import Sequence
-from manylora.engine.stopping import OpenText, Stop, StopChecker
+from manylora.engine.stopping import Stop, StopChecker, TextStream
+from manylora.engine.texts import TextQuestions
 from manylora.errors import (
     ContextLengthExceeded,
     EngineFault,
@@ -39,6 +41,7 @@ from manylora.errors import (
 from manylora.ids import Flow, RequestId
 from manylora.kernels.extras import MAX_ADDED_TOKENS
 from manylora.kernels.interface import Profile
+from manylora.models.adapter_text import AddedToken
 from manylora.sharing import has_place
 from manylora.usage import Counts
 
@@ -79,7 +82,7 @@ class Engine:
         clock: Clock,
         limits: EngineLimits,
         end_of_sequence: Collection[int],
-        open_text: OpenText,
+        open_text: Callable[[tuple[AddedToken, ...], bool], TextStream],
     ) -> None:
         self._scheduler = scheduler
         self._runner = runner
@@ -89,6 +92,7 @@ class Engine:
         self.limits = limits
         self._end_of_sequence = frozenset(end_of_sequence)
         self._open_text = open_text
+        self.texts = TextQuestions(store, clock, max_wait_s=limits.max_queue_s)
         self._loading: dict[RequestId, Sequence] = {}  # their adapter is on its way; outside the fair queue
         self._queued: dict[RequestId, Sequence] = {}  # in the scheduler: waiting or running
         self._wanted: Counter[AdapterRef] = Counter()  # adapters of sequences that hold no pin yet
@@ -104,12 +108,12 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything: requests under way, or events not yet returned."""
-        return bool(self._loading or self._queued or self._finished)
+        return bool(self._loading or self._queued or self._finished or self.texts.has_work)
 
     @property
     def is_waiting_for_adapters(self) -> bool:
         """Whether every request under way waits for an adapter, so that the caller may sleep a little between steps."""
-        return self._is_stuck and bool(self._loading or self._queued)
+        return self._is_stuck and bool(self._loading or self._queued or self.texts)
 
     def submit(self, request: Request) -> None:
         """Take a request. One that cannot be served ends at the next step, with the error that says why."""
@@ -118,15 +122,16 @@ class Engine:
             return
         sequence = Sequence(
             request,
-            StopChecker(request.stop, self._end_of_sequence, self._open_text),
+            StopChecker(request.stop, self._end_of_sequence, partial(self._open_text, request.stop.added_tokens)),
             Penalties.of(request.sampling, request.tokens),
-            self._clock.monotonic_s(),
+            self._clock.monotonic_s() - request.waited_ms / 1e3,
         )
         self._is_stuck = False
         if request.adapter is None:
             self._enqueue(sequence)
             return
-        sequence.tier_on_arrival = self._store.want(request.adapter, request.flow).value
+        state = self._store.want(request.adapter, request.flow).value
+        sequence.tier_on_arrival = request.found_in or state
         self._wanted[request.adapter] += 1
         self._loading[request.id] = sequence
 
@@ -187,7 +192,7 @@ class Engine:
         pool, totals = self._scheduler.pool, self._totals
         return EngineStats(
             waiting=self._scheduler.num_waiting,
-            loading=len(self._loading),
+            loading=len(self._loading) + len(self.texts),
             running=len(self._scheduler.running),
             kv_blocks_total=pool.num_blocks,
             kv_blocks_used=pool.num_blocks - pool.num_free - pool.num_lent,
@@ -254,6 +259,7 @@ class Engine:
     def _poll_adapters(self) -> None:
         """Renew wishes, let the store move, and enqueue or end the requests whose adapter arrived or failed."""
         self._store.poll()
+        self.texts.advance()
         for ref, load_bytes in self._store.begun():
             self._charge_load(ref, load_bytes)
         for ref in list(self._wanted):
@@ -277,6 +283,9 @@ class Engine:
                 request = sequence.request
                 self._scheduler.counter.charge(request.flow, weight=request.weight, load_bytes=load_bytes)
                 return
+        for flow, weight in self.texts.payers(ref):
+            self._scheduler.counter.charge(flow, weight=weight, load_bytes=load_bytes)
+            return
 
     def _enqueue_ready(self, ref: AdapterRef, *, is_loaded: bool) -> None:
         """Becoming ready counts as a request's arrival in the fair queue."""

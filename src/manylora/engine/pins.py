@@ -5,14 +5,14 @@ from manylora.engine.adapter_port import AdapterStore
 from manylora.engine.blocks import prefix_root
 from manylora.engine.lending import KvLender
 from manylora.engine.sequence import Sequence
-from manylora.errors import InvalidParameter, ManyloraError
+from manylora.errors import AdapterTextChanged, InvalidParameter, ManyloraError
 
 
 class AdapterPins:
     """The scheduler's `AdapterGate` over the real store: pins a version and fixes the prefix root with it.
 
     `vocab` is the base's. A version may know more tokens; a request with one that its version does not know is noted as
-    a fault, and never pinned.
+    a fault, and never pinned; so is one whose prompt was made with another text than the version's.
     """
 
     def __init__(self, store: AdapterStore, lender: KvLender | None = None, *, vocab: int | None = None) -> None:
@@ -35,6 +35,12 @@ class AdapterPins:
         if known is not None and max(request.tokens) >= known:
             self._store.unpin(placed, was_used=False)
             self._faults.append((sequence, unknown_tokens(known)))
+            return False
+        if self._store.text_digest(request.adapter) != request.text:
+            self._store.unpin(placed, was_used=False)
+            self._faults.append(
+                (sequence, AdapterTextChanged(f"Adapter '{request.adapter.id}' has just been replaced"))
+            )
             return False
         sequence.placed = placed
         sequence.root = prefix_root(placed.digest, request.salt)

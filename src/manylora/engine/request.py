@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from manylora.adapter_ref import AdapterRef
 from manylora.ids import Flow, RequestId
+from manylora.models.adapter_text import NO_TEXT, AddedToken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,8 @@ class StopParams:
                      token that the text leaves out completes a string that names it
     ignore_eos       the model's end-of-sequence tokens do not end the generation
     skip_special_tokens  whether the text leaves special tokens out
+    end_token_ids    an adapter's own end-of-sequence tokens, in place of the model's; None: the model's
+    added_tokens     the tokens that an adapter adds to the vocabulary, where stop strings are sought in the text
     """
 
     max_new_tokens: int
@@ -58,6 +61,8 @@ class StopParams:
     stop_strings: tuple[str, ...] = ()
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    end_token_ids: tuple[int, ...] | None = None
+    added_tokens: tuple[AddedToken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +73,10 @@ class Request:
     weight       ≥ 1; flows that have requests waiting are served in proportion to it
     salt         isolation of the prefix cache: requests with different salts share no block
     adapter      None is the base model
+    text         the digest of what the adapter said of text when the prompt was made; a version that says otherwise
+                 does not run on it (`AdapterTextChanged`)
+    waited_ms    that it has waited already, for its adapter's text; it counts as waiting here
+    found_in     where its adapter was when that wait began; empty: it did not wait
     speculation  whether tokens may be guessed ahead, where the engine does so at all; it changes no token
     """
 
@@ -78,5 +87,8 @@ class Request:
     adapter: AdapterRef | None
     sampling: SamplingParams
     stop: StopParams
+    text: str = NO_TEXT
+    waited_ms: float = 0.0
+    found_in: str = ""
     speculation: bool = True
     weight: int = 1

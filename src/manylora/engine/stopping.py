@@ -42,7 +42,8 @@ class StopChecker:
 
     def __init__(self, params: StopParams, end_of_sequence: Collection[int], open_text: OpenText) -> None:
         self._max_new_tokens = params.max_new_tokens
-        self._ends = frozenset() if params.ignore_eos else frozenset(end_of_sequence)
+        own = end_of_sequence if params.end_token_ids is None else params.end_token_ids
+        self._ends = frozenset() if params.ignore_eos else frozenset(own)
         self._stop_tokens = frozenset(params.stop_token_ids)
         self._search = StopSearch(params.stop_strings) if params.stop_strings else None
         self._text = open_text(params.skip_special_tokens) if params.stop_strings else None

@@ -9,6 +9,7 @@ UTF-8 spoils the whole run of byte tokens it stands in, characters before it inc
 """
 
 import codecs
+import copy
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +29,7 @@ class TokenTexts:
     def __init__(self, library: _Library, decoder: Mapping[str, Any] | None) -> None:
         """`decoder` is the object of that name in tokenizer.json."""
         self._library = library
+        self._added: Mapping[int, str] = {}
         kinds = _kinds(decoder)
         self._byte_of = _byte_alphabet() if kinds == ["ByteLevel"] else None
         self.strips_first_space = "Strip" in kinds or "Metaspace" in kinds
@@ -36,11 +38,24 @@ class TokenTexts:
 
     def piece(self, token_id: int) -> str:
         """The token as the vocabulary spells it; empty for an unknown id."""
+        if token_id in self._added:
+            return self._added[token_id]
         return (self._library.id_to_token(token_id) if token_id >= 0 else None) or ""
 
+    def with_library(self, library: _Library) -> "TokenTexts":
+        """The same for a library that has more tokens and the same decoder."""
+        own = copy.copy(self)
+        own._library = library
+        return own
+
+    def with_added(self, added: Mapping[int, str]) -> "TokenTexts":
+        """The same with tokens that the library does not know, as the vocabulary spells them."""
+        own = copy.copy(self)
+        own._added = added
+        return own
+
     def of(self, token_id: int) -> bytes:
-        piece = self._library.id_to_token(token_id) if token_id >= 0 else None
-        if piece is None:
+        if not (piece := self.piece(token_id)):
             return b""
         if self._byte_of is not None:
             try:

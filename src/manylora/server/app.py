@@ -19,6 +19,7 @@ from manylora.errors import ManyloraError, MethodNotAllowed, RouteNotFound
 from manylora.models.tokenizer import Tokenizer
 from manylora.server.access import Access
 from manylora.server.adapter_routes import AdapterRoutes
+from manylora.server.adapter_texts import AdapterTexts
 from manylora.server.catalogue import Catalogue
 from manylora.server.edge import Edge
 from manylora.server.exchange import Endpoint, Exchange
@@ -44,16 +45,18 @@ Answer = Callable[[Exchange], Awaitable[None]]
 class EdgeApp:
     """The application with the handles its runner needs: the gate to drain, the health to probe."""
 
-    def __init__(self, asgi: Edge, gate: Gate, health: Health, pool: WorkPool) -> None:
+    def __init__(self, asgi: Edge, gate: Gate, health: Health, pool: WorkPool, texts: AdapterTexts) -> None:
         self.gate = gate
         self.health = health
         self._asgi = asgi
         self._pool = pool
+        self._texts = texts
 
     async def __call__(self, scope: dict[str, object], receive: object, send: object) -> None:
         await self._asgi(scope, receive, send)  # type: ignore[arg-type]  # ASGI's types are dictionaries of anything
 
     def close(self) -> None:
+        self._texts.close()
         self._pool.close()
         self.gate.resolver.close()
 
@@ -86,7 +89,15 @@ def create_app(
         directory=access.directory,
         clock=clock,
     )
-    inference = Inference(gate, link, meters, clock, access, meter)
+    texts = AdapterTexts(
+        tokenizer,
+        link,
+        pool,
+        window=served.max_model_len,
+        max_wait_s=config.engine.max_queue_s,
+        allows_templates=config.adapters.chat_templates,
+    )
+    inference = Inference(gate, link, meters, clock, access, meter, texts=texts)
     health = Health(link, config.server, clock, load_timeout_s=config.adapters.load_timeout_s)
     catalogue = Catalogue(gate.resolver, link, clock)
 
@@ -101,6 +112,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        texts.close()
         pool.close()
         gate.resolver.close()
 
@@ -134,7 +146,7 @@ def create_app(
             api.router.routes.append(Route(path, Endpoint(answer, clock), methods=[method]))
     api.add_exception_handler(HTTPException, _refuse)
     edge = Edge(api, settings=config.server, served=served, meters=meters, clock=clock, access=access, control=control)
-    return EdgeApp(edge, gate, health, pool)
+    return EdgeApp(edge, gate, health, pool, texts)
 
 
 def _routes(

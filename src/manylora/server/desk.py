@@ -5,6 +5,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from manylora import errors
 from manylora.adapter_ref import AdapterRef
@@ -13,7 +14,7 @@ from manylora.clock import Clock
 from manylora.engine.events import EngineStats, Failure, Finished, FinishReason
 from manylora.engine.request import Request
 from manylora.errors import EngineFault, ManyloraError, QueueTimeout, Unavailable
-from manylora.ids import PROBE_FLOW, RequestId
+from manylora.ids import PROBE_FLOW, Flow, RequestId
 from manylora.server import wire
 from manylora.server.generation import Generation, Switchboard
 from manylora.server.poison import Suspects
@@ -60,11 +61,12 @@ class Desk:
         self._fresh = asyncio.Event()
         self._numbers = itertools.count()
         self._asked: dict[int, asyncio.Future[tuple[AdapterInfo, ...]]] = {}  # questions without an answer yet
+        self._texts: dict[int, asyncio.Future[wire.ToldText]] = {}  # the same, of what adapters say of text
 
     def open(self, request: Request, send: Send) -> Generation:
         if self.suspects.is_poison(request):
             raise self.suspects.verdict(request)
-        if not len(self.board):
+        if not self.num_in_flight:
             self.pulse.begin()
 
         def abort(request_id: RequestId, reason: FinishReason) -> None:
@@ -97,6 +99,9 @@ class Desk:
                     answer.set_result(infos)
                 else:
                     answer.set_exception(error_from(failure))
+            case wire.ToldText(number):
+                if (told := self._texts.pop(number, None)) is not None and not told.done():
+                    told.set_result(frame)
             case _:
                 pass
 
@@ -120,6 +125,21 @@ class Desk:
     async def infos(self, ref: AdapterRef | None, send: Send) -> tuple[AdapterInfo, ...]:
         """One adapter's, or with None every adapter's."""
         return await self._ask(lambda number: wire.AskInfos(number, ref), send)
+
+    async def text(self, ref: AdapterRef, flow: Flow, weight: int, send: Send) -> wire.ToldText:
+        """What an adapter says of text, as soon as it is on the engine's disk. Whoever leaves takes the wish along."""
+        if not self.num_in_flight:
+            self.pulse.begin()
+        number = next(self._numbers)
+        answer: asyncio.Future[wire.ToldText] = asyncio.get_running_loop().create_future()
+        self._texts[number] = answer
+        try:
+            send(wire.AskText(number, ref, flow, weight))
+            return await answer
+        finally:
+            if self._texts.pop(number, None) is not None:
+                with contextlib.suppress(ManyloraError):
+                    send(wire.DropText(number))
 
     async def _ask(self, question: Callable[[int], wire.Operation], send: Send) -> tuple[AdapterInfo, ...]:
         """Send a question and wait for its answer; what the engine refuses is raised here."""
@@ -162,19 +182,21 @@ class Desk:
         self.suspects.blame(request for request in self.board.requests() if request.flow != PROBE_FLOW)
         self.pulse.forget()
         self._lost_log_lines, self._lost_of_this_engine = self._lost_log_lines + self._lost_of_this_engine, 0
-        for answer in self._asked.values():
+        unanswered: list[asyncio.Future[Any]] = [*self._asked.values(), *self._texts.values()]  # of both kinds
+        for answer in unanswered:
             if not answer.done():
                 answer.set_exception(fault or Unavailable(RESTARTED))
         self._asked.clear()
+        self._texts.clear()
         self.board.end_all(reason, lambda request: fault or self.suspects.verdict(request), counted or {})
 
     @property
     def num_in_flight(self) -> int:
-        """Requests in the engine."""
-        return len(self.board)
+        """Requests in the engine, and those that wait for their adapter's text."""
+        return len(self.board) + len(self._texts)
 
     def health(self, *, is_up: bool) -> LinkHealth:
-        in_flight = len(self.board)
+        in_flight = self.num_in_flight
         return LinkHealth(
             is_up=is_up,
             in_flight=in_flight,

@@ -10,15 +10,18 @@ from manylora.clock import Clock
 from manylora.config import Config
 from manylora.engine.events import EngineStats, Failure, FinishReason, StepEvents
 from manylora.engine.request import Request
+from manylora.engine.texts import TextAnswer
 from manylora.errors import ManyloraError
-from manylora.ids import RequestId
+from manylora.ids import Flow, RequestId
 from manylora.server.served import ServedModel
 from manylora.server.wire import (
     Abort,
     AskInfos,
     AskStats,
+    AskText,
     Beat,
     Boot,
+    DropText,
     Frame,
     Manage,
     Operation,
@@ -26,6 +29,7 @@ from manylora.server.wire import (
     Stop,
     Submit,
     Told,
+    ToldText,
 )
 
 IDLE_WAIT_S = 1.0
@@ -34,8 +38,24 @@ TENDING_WAIT_S = 0.01
 BEAT_S = 1.0
 
 
+class TextDesk(Protocol):
+    """Where the engine is asked what adapters say of text; `engine/texts.py` is the real one."""
+
+    def ask(self, number: int, ref: AdapterRef, flow: Flow, weight: int) -> None:
+        """Take a question; it is answered once, unless it is dropped before."""
+
+    def drop(self, number: int) -> None:
+        """Forget a question."""
+
+    def take(self) -> list[TextAnswer]:
+        """The answers since the last call."""
+
+
 class SteppedEngine(Protocol):
     """What the edge needs of the engine; `engine/engine.py` is the real one. One thread, no method waits."""
+
+    @property
+    def texts(self) -> TextDesk: ...
 
     @property
     def has_work(self) -> bool: ...
@@ -134,6 +154,7 @@ def drive(engine: SteppedEngine, port: Port, clock: Clock, journal: CountKeeper 
                 teller.tell(engine.shutdown())
                 return
             _apply(engine, operation, port, teller)
+        _tell_texts(engine, port)
         wait_s = IDLE_WAIT_S
         if not engine.has_work:
             wait_s = TENDING_WAIT_S if engine.tend() else IDLE_WAIT_S
@@ -141,6 +162,7 @@ def drive(engine: SteppedEngine, port: Port, clock: Clock, journal: CountKeeper 
         events = engine.step()
         if events:
             teller.tell(events)
+        _tell_texts(engine, port)
         wait_s = _wait_after(engine)
         now_s = clock.monotonic_s()
         if now_s >= next_beat_s:
@@ -163,6 +185,10 @@ def _apply(engine: SteppedEngine, operation: Operation, port: Port, teller: _Tel
             port.send(_told(number, engine.infos))
         case AskInfos(number, AdapterRef() as ref):
             port.send(_told(number, lambda: (engine.info(ref),)))
+        case AskText(number, ref, flow, weight):
+            engine.texts.ask(number, ref, flow, weight)
+        case DropText(number):
+            engine.texts.drop(number)
         case Boot() | Stop():
             raise AssertionError(f"not an operation of a running engine: {operation}")
 
@@ -172,8 +198,17 @@ def _told(number: int, ask: Callable[[], tuple[AdapterInfo, ...]]) -> Told:
     try:
         return Told(number, ask())
     except ManyloraError as error:
-        failure = Failure(error=type(error).__name__, message=error.message, parameter=error.parameter)
-        return Told(number, failure=failure)
+        return Told(number, failure=_failure(error))
+
+
+def _tell_texts(engine: SteppedEngine, port: Port) -> None:
+    for answer in engine.texts.take():
+        failure = None if answer.error is None else _failure(answer.error)
+        port.send(ToldText(answer.number, answer.words, failure, answer.found_in, answer.waited_ms))
+
+
+def _failure(error: ManyloraError) -> Failure:
+    return Failure(error=type(error).__name__, message=error.message, parameter=error.parameter)
 
 
 def _wait_after(engine: SteppedEngine) -> float:

@@ -92,6 +92,11 @@ class Exchange:
     def json(self) -> Fields:
         return decode_object(self.arrival.body)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether something of the reply has been sent."""
+        return self._has_begun
+
     async def reply(self, body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         await self.reply_bytes(_encode(body), "application/json", status=status, headers=headers)
 

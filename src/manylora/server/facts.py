@@ -3,15 +3,17 @@
 from manylora import __version__
 from manylora.dialects import headers_of
 from manylora.errors import InvalidParameter, TaskUnsupported, Unavailable
+from manylora.server.adapter_fields import read_adapter_fields
 from manylora.server.adapter_resolver import name_in_path
 from manylora.server.admin import is_operator
 from manylora.server.catalogue import Catalogue
 from manylora.server.exchange import Exchange
+from manylora.server.fields import Fields
 from manylora.server.health import Health
 from manylora.server.inference import Inference
 from manylora.server.known_fields import check_names
 from manylora.server.metrics import EdgeNow, Meters
-from manylora.server.request_fields import TOKENIZE_BODY
+from manylora.server.request_fields import ADAPTER, TOKENIZE_BODY, TOKENIZE_PARAMETERS
 from manylora.standard_streams import lost_lines
 
 UNHEALTHY = {"error": "unhealthy", "error_type": "healthcheck", "code": "deployment_unavailable"}
@@ -91,8 +93,16 @@ class FactRoutes:
         if inputs is None:
             raise InvalidParameter("`inputs` is required", parameter="inputs")
         has_special = body.boolean("add_special_tokens", default=True)
-        tokenizer = self._gate.tokenizer
+        caller = exchange.arrival.caller
+        fields = read_adapter_fields(_adapter_place(body))
+        adapter = await self._gate.resolver.adapter(
+            fields.adapter_id, fields, tenant=caller.tenant, token=caller.source_token
+        )
         with self._inference.admit(exchange, 0):
+            rules = await self._inference.rules(exchange, adapter)
+            if rules.failure is not None:
+                raise rules.failure
+            tokenizer = rules.tokenizer
             spans = await self._gate.pool.run(lambda: tokenizer.spans(inputs, add_special_tokens=has_special))
         await exchange.reply(
             [{"id": span.token_id, "text": span.piece, "start": span.start, "stop": span.stop} for span in spans]
@@ -129,3 +139,14 @@ class FactRoutes:
         else:
             error = Unavailable("unhealthy")
             await exchange.reply(UNHEALTHY, status=error.row.native_status, headers=headers_of(error))
+
+
+def _adapter_place(body: Fields) -> Fields:
+    """Where a body to tokenise names its adapter: at the top or, as generation does, in `parameters`; not in both."""
+    parameters = body.child("parameters")
+    if parameters is None:
+        return body
+    check_names(parameters, TOKENIZE_PARAMETERS, "parameters")
+    if beside := [name for name in ADAPTER if body.get(name) is not None]:
+        raise InvalidParameter(f"`{beside[0]}` stands beside `parameters`: put it into them", parameter=beside[0])
+    return parameters

@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from manylora.ids import Flow, TenantId, mint_request_id, mint_seed
 from manylora.kernels.extras import MAX_ADDED_TOKENS
 from manylora.models.tokenizer import Tokenizer
 from manylora.server.adapter_resolver import AdapterResolver
+from manylora.server.adapter_texts import TextRules
 from manylora.server.directory import Directory
 from manylora.server.fields import MAX_UINT64
 from manylora.server.pool import WorkPool
@@ -31,6 +32,7 @@ class Draft:
     seed        None: drawn for each sequence; else sequence i has seed + i
     keeps_stop  whether the text keeps the stop token
     is_cut      whether the prompt had more tokens
+    rules       what the prompt was made with, and the reply is read with; None: the base's
     """
 
     tokens: tuple[int, ...]
@@ -42,6 +44,12 @@ class Draft:
     num_sequences: int
     keeps_stop: bool = False
     is_cut: bool = False
+    rules: TextRules | None = None
+
+    @property
+    def own_stops(self) -> tuple[str, ...]:
+        """Stop strings of the adapter's own."""
+        return () if self.rules is None else self.rules.stops(ignore_eos=self.stop.ignore_eos)
 
 
 class Gate:
@@ -104,19 +112,6 @@ class Gate:
             self._left.clear()
             await self._left.wait()
 
-    async def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
-        return await self.pool.run(self._encode, text, add_special_tokens)
-
-    async def render_chat(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        add_generation_prompt: bool = True,
-        continues_last: bool = False,
-    ) -> tuple[str, tuple[int, ...]]:
-        """The chat template's text and its tokens; no special tokens are added to it."""
-        return await self.pool.run(self._render_chat, messages, add_generation_prompt, continues_last)
-
     def budget(self, num_prompt: int, asked: int | None, *, field: str, is_clamped: bool, budget_field: str) -> int:
         """Tokens to generate at most.
 
@@ -168,7 +163,7 @@ class Gate:
 
     def expand(self, draft: Draft, tenant: str, *, weight: int = 1) -> list[Request]:
         """One request for each sequence of a draft, alike but for id and seed; `weight` is the tenant's share."""
-        return [
+        requests = [
             Request(
                 id=mint_request_id(),
                 flow=Flow(tenant),
@@ -181,17 +176,7 @@ class Gate:
             )
             for index in range(draft.num_sequences)
         ]
-
-    def _encode(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
-
-    def _render_chat(
-        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool, continues_last: bool
-    ) -> tuple[str, tuple[int, ...]]:
-        text = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, continue_final_message=continues_last
-        )
-        return text, self._encode(text, False)
+        return requests if draft.rules is None else [draft.rules.applied_to(request) for request in requests]
 
 
 def _seed(seed: int | None, index: int) -> int:

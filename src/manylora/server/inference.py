@@ -1,16 +1,18 @@
 """What every inference route shares: the gate, the link, what a request may use, and what is noted when it is over."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
+from manylora.adapter_ref import AdapterRef
 from manylora.charging import Charge
 from manylora.clock import Clock
 from manylora.engine.events import FinishReason
 from manylora.engine.request import Request
-from manylora.errors import ManyloraError, RequestRejected
+from manylora.errors import AdapterTextChanged, ManyloraError, RequestRejected
 from manylora.server.access import Access, Admission
+from manylora.server.adapter_texts import AdapterTexts, TextRules
 from manylora.server.exchange import Exchange
 from manylora.server.gate import Draft, Gate
 from manylora.server.headers import tier_name, timings_of
@@ -18,6 +20,8 @@ from manylora.server.link import EngineLink
 from manylora.server.meter import Buyer, Meter, OpenUsage, Timings
 from manylora.server.metrics import Meters
 from manylora.server.work import Work, begin
+
+MAX_ATTEMPTS = 3
 
 
 class Inference:
@@ -31,14 +35,37 @@ class Inference:
         clock: Clock,
         access: Access | None = None,
         meter: Meter | None = None,
+        *,
+        texts: AdapterTexts,
     ) -> None:
         """`meter` None: usage is not recorded, as in the library and in tests."""
+        self.texts = texts
         self.gate = gate
         self.link = link
         self.clock = clock
         self._meters = meters
         self._access = access or Access(clock)
         self._meter = meter
+
+    async def answer(self, exchange: Exchange, attempt: Callable[[], Awaitable[None]]) -> None:
+        """Answer a request; once more, from the prompt on, where its adapter was replaced with another text meanwhile.
+
+        Raises as `attempt`; `AdapterTextChanged` if that happens again and again, or after the reply has begun.
+        """
+        for _ in range(MAX_ATTEMPTS - 1):
+            try:
+                await attempt()
+            except AdapterTextChanged:
+                if exchange.has_begun:
+                    raise
+            else:
+                return
+        await attempt()
+
+    async def rules(self, exchange: Exchange, adapter: AdapterRef | None) -> TextRules:
+        """What a prompt for an adapter is made with. Raises as `AdapterTexts.of`."""
+        caller = exchange.arrival.caller
+        return await self.texts.of(adapter, caller.tenant, caller.weight)
 
     @contextmanager
     def admit(self, exchange: Exchange, num_sequences: int) -> Iterator[Admission]:
@@ -93,7 +120,9 @@ class Inference:
                     work.settle = lambda: meter.settle(open_usage)
                 try:
                     yield work
-                except ManyloraError:
+                except ManyloraError as error:
+                    if isinstance(error, AdapterTextChanged):
+                        self.texts.forget(drafts[0].adapter)
                     await work.settle()
                     raise
                 finally:

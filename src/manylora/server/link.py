@@ -21,7 +21,7 @@ from manylora.config import Config, child_environment
 from manylora.engine.events import EngineStats, Failure, FinishReason
 from manylora.engine.request import Request
 from manylora.errors import EngineFault, ManyloraError, Overloaded, StartupError, Unavailable
-from manylora.ids import RequestId
+from manylora.ids import Flow, RequestId
 from manylora.server import wire
 from manylora.server.desk import Desk, LinkHealth, OnFinished, error_from
 from manylora.server.driver import SteppedEngine, drive
@@ -63,6 +63,9 @@ class EngineLink(Protocol):
 
     async def infos(self) -> tuple[AdapterInfo, ...]:
         """Every adapter the engine knows. Raises `Unavailable` if the engine is gone."""
+
+    async def text(self, ref: AdapterRef, flow: Flow, weight: int) -> wire.ToldText:
+        """What an adapter says of text, once it is known, or why it cannot be. Raises `Unavailable` as the others."""
 
     def health(self) -> LinkHealth: ...
 
@@ -124,6 +127,9 @@ class InProcessLink:
 
     async def infos(self) -> tuple[AdapterInfo, ...]:
         return await self._desk.infos(None, self._sender())
+
+    async def text(self, ref: AdapterRef, flow: Flow, weight: int) -> wire.ToldText:
+        return await self._desk.text(ref, flow, weight, self._sender())
 
     def health(self) -> LinkHealth:
         return self._desk.health(is_up=self._is_up)
@@ -278,6 +284,9 @@ class ProcessLink:
 
     async def infos(self) -> tuple[AdapterInfo, ...]:
         return await self._desk.infos(None, self._sender())
+
+    async def text(self, ref: AdapterRef, flow: Flow, weight: int) -> wire.ToldText:
+        return await self._desk.text(ref, flow, weight, self._sender())
 
     def health(self) -> LinkHealth:
         return self._desk.health(is_up=self._is_up)

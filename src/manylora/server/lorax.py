@@ -4,7 +4,6 @@ from manylora.config import ServerConfig
 from manylora.engine.events import Finished
 from manylora.errors import InvalidParameter
 from manylora.server import sse
-from manylora.server.access import Caller
 from manylora.server.exchange import Exchange
 from manylora.server.gate import Draft, Gate
 from manylora.server.headers import head_of, timings_of, whole_of
@@ -38,28 +37,33 @@ class NativeRoutes:
     async def _answer(self, exchange: Exchange, *, is_stream: bool, is_array: bool = False) -> None:
         max_input = self._gate.served.max_input_length
         order = read_native(exchange.json(), self._settings, max_input=max_input, is_stream=is_stream)
-        with self._inference.admit(exchange, order.best_of) as admission:
-            draft = await self._draft(order, exchange.arrival.caller)
-            async with self._inference.begin(exchange, admission, [draft], is_stream=is_stream) as work:
-                if is_stream:
-                    await self._stream(exchange, order, work)
-                else:
-                    await work.collect()
-                    await work.settle()
-                    body = _whole(order, work)
-                    headers = whole_of(work, exchange, self._gate.served)
-                    await exchange.reply([body] if is_array else body, headers=headers)
 
-    async def _draft(self, order: NativeOrder, caller: Caller) -> Draft:
-        gate = self._gate
+        async def attempt() -> None:
+            with self._inference.admit(exchange, order.best_of) as admission:
+                draft = await self._draft(order, exchange)
+                async with self._inference.begin(exchange, admission, [draft], is_stream=is_stream) as work:
+                    if is_stream:
+                        await self._stream(exchange, order, work)
+                    else:
+                        await work.collect()
+                        await work.settle()
+                        body = _whole(order, work)
+                        headers = whole_of(work, exchange, self._gate.served)
+                        await exchange.reply([body] if is_array else body, headers=headers)
+
+        await self._inference.answer(exchange, attempt)
+
+    async def _draft(self, order: NativeOrder, exchange: Exchange) -> Draft:
+        gate, texts, caller = self._gate, self._inference.texts, exchange.arrival.caller
         adapter = await gate.resolver.adapter(
             order.adapter.adapter_id, order.adapter, tenant=caller.tenant, token=caller.source_token
         )
         gate.check_tokens(order.stop.token_ids, "stop_token_ids", has_adapter=adapter is not None)
+        rules = await self._inference.rules(exchange, adapter)
         if order.apply_chat_template:
-            _, tokens = await gate.render_chat([{"role": "user", "content": order.inputs}])
+            _, tokens = await texts.render_chat(rules, [{"role": "user", "content": order.inputs}], caller.tenant)
         else:
-            tokens = await gate.encode(order.inputs, add_special_tokens=True)
+            tokens = await texts.encode(rules, order.inputs, add_special_tokens=True)
         if order.truncate is not None:
             tokens = tokens[-order.truncate :]
         budget = gate.budget(
@@ -78,6 +82,7 @@ class NativeRoutes:
             seed=order.seed,
             num_sequences=order.best_of,
             keeps_stop=bool(order.stop.keeps_stop),
+            rules=rules,
         )
 
     async def _stream(self, exchange: Exchange, order: NativeOrder, work: Work) -> None:

@@ -9,6 +9,7 @@ from manylora.engine.events import Finished
 from manylora.errors import InvalidParameter
 from manylora.server import sse
 from manylora.server.access import Admission, Caller
+from manylora.server.adapter_texts import TextRules
 from manylora.server.exchange import Exchange
 from manylora.server.gate import Draft
 from manylora.server.headers import head_of, whole_of
@@ -92,37 +93,54 @@ class OpenAIRoutes:
         body = exchange.json()
         exchange.model = body.string("model")
         order, prompts = read_completion(body, self._settings)
-        with self._inference.admit(exchange, order.best_of * len(prompts)) as admission:
-            adapter = await self._adapter(order, exchange.arrival.caller)
-            drafts = [await self._prompt_draft(order, prompt, adapter) for prompt in prompts]
-            echoes = [self._shown(order, *pair) for pair in zip(prompts, drafts, strict=True)]
-            await self._answer(exchange, admission, order, COMPLETION, drafts, echoes)
+
+        async def attempt() -> None:
+            with self._inference.admit(exchange, order.best_of * len(prompts)) as admission:
+                adapter = await self._adapter(order, exchange.arrival.caller)
+                rules = await self._inference.rules(exchange, adapter)
+                drafts = [await self._prompt_draft(order, prompt, adapter, rules) for prompt in prompts]
+                echoes = [_shown(order, *each) for each in zip(prompts, drafts, strict=True)]
+                await self._answer(exchange, admission, order, COMPLETION, drafts, echoes)
+
+        await self._inference.answer(exchange, attempt)
 
     async def chat_completions(self, exchange: Exchange) -> None:
         body = exchange.json()
         exchange.model = body.string("model")
         order, conversation = read_chat(body, self._settings)
-        with self._inference.admit(exchange, order.best_of) as admission:
-            adapter = await self._adapter(order, exchange.arrival.caller)
-            draft = await self._chat_draft(order, conversation, adapter)
-            await self._answer(exchange, admission, order, CHAT, [draft], [""])
 
-    async def _prompt_draft(self, order: OpenAIOrder, prompt: Prompt, adapter: AdapterRef | None) -> Draft:
+        async def attempt() -> None:
+            with self._inference.admit(exchange, order.best_of) as admission:
+                draft = await self._chat_draft(order, conversation, exchange)
+                await self._answer(exchange, admission, order, CHAT, [draft], [""])
+
+        await self._inference.answer(exchange, attempt)
+
+    async def _prompt_draft(
+        self, order: OpenAIOrder, prompt: Prompt, adapter: AdapterRef | None, rules: TextRules
+    ) -> Draft:
         if isinstance(prompt, str):
-            tokens, characters = await self._gate.encode(prompt, add_special_tokens=order.has_bos), len(prompt)
+            tokens = await self._inference.texts.encode(rules, prompt, add_special_tokens=order.has_bos)
+            characters = len(prompt)
         else:
             self._gate.check_tokens(prompt, "prompt", has_adapter=adapter is not None)
             tokens, characters = prompt, len(prompt)
-        return self._draft(order, adapter, tokens, characters, field="prompt", budget_field="max_tokens")
+        return self._draft(order, adapter, rules, tokens, characters, field="prompt", budget_field="max_tokens")
 
-    async def _chat_draft(self, order: OpenAIOrder, conversation: Conversation, adapter: AdapterRef | None) -> Draft:
-        _, tokens = await self._gate.render_chat(
+    async def _chat_draft(self, order: OpenAIOrder, conversation: Conversation, exchange: Exchange) -> Draft:
+        caller = exchange.arrival.caller
+        adapter = await self._adapter(order, caller)
+        rules = await self._inference.rules(exchange, adapter)
+        _, tokens = await self._inference.texts.render_chat(
+            rules,
             conversation.messages,
+            caller.tenant,
             add_generation_prompt=conversation.add_generation_prompt,
             continues_last=conversation.continues_last,
         )
         characters = sum(len(message["content"]) for message in conversation.messages)
-        return self._draft(order, adapter, tokens, characters, field="messages", budget_field="max_completion_tokens")
+        budget_field = "max_completion_tokens"
+        return self._draft(order, adapter, rules, tokens, characters, field="messages", budget_field=budget_field)
 
     async def _adapter(self, order: OpenAIOrder, caller: Caller) -> AdapterRef | None:
         """`adapter_id` wins over `model`."""
@@ -138,6 +156,7 @@ class OpenAIRoutes:
         self,
         order: OpenAIOrder,
         adapter: AdapterRef | None,
+        rules: TextRules,
         tokens: tuple[int, ...],
         characters: int,
         *,
@@ -171,15 +190,8 @@ class OpenAIRoutes:
             num_sequences=order.best_of,
             keeps_stop=bool(order.stop.keeps_stop),
             is_cut=len(kept) < len(tokens),
+            rules=rules,
         )
-
-    def _shown(self, order: OpenAIOrder, prompt: Prompt, draft: Draft) -> str:
-        """The echo: text as it was sent, token ids with their special tokens, and of a cut prompt what was kept."""
-        if not order.echo:
-            return ""
-        if isinstance(prompt, str) and not draft.is_cut:
-            return prompt
-        return self._gate.tokenizer.decode(draft.tokens, skip_special_tokens=False)
 
     async def _answer(
         self,
@@ -219,7 +231,7 @@ class OpenAIRoutes:
         envelope: dict[str, object],
         echoes: Sequence[str],
     ) -> None:
-        chunks = _Chunks(order, shape, envelope, len(work.generations), echoes)
+        chunks = _Chunks(order, shape, envelope, len(work.generations), echoes, work.drafts[0].own_stops)
         await work.wait_for_head(self._settings.stream_head_wait_s)
         await exchange.begin_stream(head_of(work, exchange, self._gate.served))
         async for item in work.stream(self._settings.keepalive_s):
@@ -231,16 +243,31 @@ class OpenAIRoutes:
         await exchange.end_stream(chunks.end(usage_of(work)) + sse.DONE)
 
 
+def _shown(order: OpenAIOrder, prompt: Prompt, draft: Draft) -> str:
+    """The echo: text as it was sent, token ids with their special tokens, and of a cut prompt what was kept."""
+    if not order.echo or draft.rules is None:
+        return ""
+    if isinstance(prompt, str) and not draft.is_cut:
+        return prompt
+    return draft.rules.tokenizer.decode(draft.tokens, skip_special_tokens=False)
+
+
 class _Chunks:
     """The events of one stream, each made from a token or an end of one choice."""
 
     def __init__(
-        self, order: OpenAIOrder, shape: _Shape, envelope: dict[str, object], count: int, echoes: Sequence[str]
+        self,
+        order: OpenAIOrder,
+        shape: _Shape,
+        envelope: dict[str, object],
+        count: int,
+        echoes: Sequence[str],
+        own_stops: tuple[str, ...],
     ) -> None:
         self._order = order
         self._shape = shape
         self._envelope = envelope
-        self._choices = [_choice(order) for _ in range(count)]
+        self._choices = [_choice(order, own_stops) for _ in range(count)]
         self._echoes = [echo for echo in echoes for _ in range(order.best_of)]
         self._opened: set[int] = set()
 
@@ -283,8 +310,9 @@ class _Chunks:
         return sse.event(body)
 
 
-def _choice(order: OpenAIOrder) -> Choice:
-    return Choice(order.stop.strings, keeps_stop=bool(order.stop.keeps_stop))
+def _choice(order: OpenAIOrder, own_stops: tuple[str, ...]) -> Choice:
+    """`own_stops`: the adapter's."""
+    return Choice((*order.stop.strings, *own_stops), keeps_stop=bool(order.stop.keeps_stop))
 
 
 def usage_of(work: Work) -> dict[str, object]:
@@ -306,7 +334,7 @@ def _whole_choices(order: OpenAIOrder, shape: _Shape, work: Work, echoes: Sequen
         if order.best_of > order.n:
             sequences.sort(key=lambda index: -work.transcripts[index].mean_logprob)
         for sequence in sequences[: order.n]:
-            choice = _choice(order)
+            choice = _choice(order, work.drafts[number].own_stops)
             for token in work.transcripts[sequence].tokens:
                 choice.push(token)
             choice.finish(work.end_of(sequence))

@@ -53,7 +53,9 @@ def openapi_document(version: str) -> Schema:
             "/": _post("Generate; `stream` decides how", _native_body(), native=True),
             "/generate": _post("Generate", _native_body(), native=True),
             "/generate_stream": _post("Generate, one server-sent event a token", _native_body(), native=True),
-            "/tokenize": _post("Tokenise", _form(TOKENIZE_BODY, "inputs"), native=True),
+            "/tokenize": _post(
+                "Tokenise, as an adapter does where one is named", _form(TOKENIZE_BODY, "inputs"), native=True
+            ),
             "/v1/completions": _post("Complete a prompt", _completion_body(), native=False),
             "/v1/chat/completions": _post("Answer a conversation", _chat_body(), native=False),
             "/v1/models": _get("The base model and its adapters"),

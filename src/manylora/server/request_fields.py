@@ -275,8 +275,14 @@ RESPONSE_FORMAT = Form(
     applied={"type": _of("string")},
     refused=dict.fromkeys(("json_schema", "schema", "value"), Refusal(_GRAMMAR.why, neutral=NOTHING_ASKED)),
 )
+TOKENIZE_PARAMETERS = Form(applied=ADAPTER)
 TOKENIZE_BODY = Form(
-    applied={"inputs": {"type": "string"}, "add_special_tokens": _of("boolean", "Default true.")},
+    applied={
+        "inputs": {"type": "string"},
+        "add_special_tokens": _of("boolean", "Default true."),
+        **ADAPTER,
+        "parameters": {"type": "object", "description": "Another place for the adapter's fields."},
+    },
     hints=dict.fromkeys(("prompt", "text", "content", "input"), "use `inputs`"),
 )
 ADAPTER_ACTION = Form(applied={"action": {"type": "string"}, "api_token": _of("string")})

@@ -3,11 +3,11 @@
 import msgspec
 
 from manylora.adapter_ref import AdapterRef
-from manylora.adapter_state import AdapterAction, AdapterInfo
+from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterWords
 from manylora.config import Config
 from manylora.engine.events import EngineStats, Failure, FinishReason, StepEvents
 from manylora.engine.request import Request
-from manylora.ids import RequestId
+from manylora.ids import Flow, RequestId
 from manylora.server.served import ServedModel
 
 
@@ -55,6 +55,21 @@ class AskInfos(msgspec.Struct, frozen=True, tag=True):
     ref: AdapterRef | None = None
 
 
+class AskText(msgspec.Struct, frozen=True, tag=True):
+    """What an adapter says of text, before a prompt for it is made. Answered by a `ToldText` of that number."""
+
+    number: int
+    ref: AdapterRef
+    flow: Flow
+    weight: int
+
+
+class DropText(msgspec.Struct, frozen=True, tag=True):
+    """Whoever asked for the text of that number has gone."""
+
+    number: int
+
+
 class Stop(msgspec.Struct, frozen=True, tag=True):
     """End everything with SHUTDOWN and leave."""
 
@@ -93,6 +108,16 @@ class Told(msgspec.Struct, frozen=True, tag=True):
     failure: Failure | None = None
 
 
+class ToldText(msgspec.Struct, frozen=True, tag=True):
+    """The answer to the `AskText` of that number, as `engine.texts.TextAnswer`; `failure` stands for its error."""
+
+    number: int
+    words: AdapterWords
+    failure: Failure | None = None
+    found_in: str = ""
+    waited_ms: float = 0.0
+
+
 class Died(msgspec.Struct, frozen=True, tag=True):
     """Last words: what ended the engine, and where its last plan was written, if it was."""
 
@@ -100,8 +125,8 @@ class Died(msgspec.Struct, frozen=True, tag=True):
     dump: str = ""
 
 
-Operation = Boot | Submit | Abort | AskStats | Manage | AskInfos | Stop
-Frame = Ready | Progress | Step | Beat | Told | Died
+Operation = Boot | Submit | Abort | AskStats | Manage | AskInfos | AskText | DropText | Stop
+Frame = Ready | Progress | Step | Beat | Told | ToldText | Died
 
 _encoder = msgspec.msgpack.Encoder()
 _operations: msgspec.msgpack.Decoder[Operation] = msgspec.msgpack.Decoder(Operation)

@@ -9,6 +9,7 @@ from manylora.engine.events import AdapterUse, Finished, FinishReason, TokenEven
 from manylora.engine.request import Request
 from manylora.errors import IncompleteGeneration, ManyloraError
 from manylora.ids import RequestId
+from manylora.models.tokenizer import Tokenizer
 from manylora.server.desk import error_from
 from manylora.server.gate import Draft, Gate
 from manylora.server.generation import Generation
@@ -33,15 +34,18 @@ class Work:
         *,
         begun_s: float,
     ) -> None:
-        """`begun_s` is the moment before the first sequence was opened: validation ends there."""
+        """`begun_s` is the moment before the first sequence was opened: validation ends there.
+
+        The wait for an adapter's text is no part of it: that is the queue's.
+        """
         self.drafts = drafts
         self.generations = generations
         ends = [draft.keeps_stop for draft in drafts for _ in range(draft.num_sequences)]
         self.transcripts = [
-            Transcript(gate.tokenizer, generation.request.stop, keeps_stop=keeps_stop)
-            for generation, keeps_stop in zip(generations, ends, strict=True)
+            Transcript(tokenizer, generation.request.stop, keeps_stop=keeps_stop)
+            for tokenizer, generation, keeps_stop in zip(_tokenizers(drafts, gate), generations, ends, strict=True)
         ]
-        self.begun_s = begun_s
+        self.begun_s = begun_s - 1e-3 * max((d.rules.waited_ms for d in drafts if d.rules is not None), default=0.0)
         self.first_token_s: float | None = None
         self.adapter_use: AdapterUse | None = None
         self.queue_ms: float | None = None
@@ -202,6 +206,13 @@ def begin(
     finally:
         for generation in opened:
             generation.close(reason)
+
+
+def _tokenizers(drafts: Sequence[Draft], gate: Gate) -> Iterator[Tokenizer]:
+    """The one that each sequence's tokens are read with."""
+    for draft in drafts:
+        tokenizer = gate.tokenizer if draft.rules is None else draft.rules.tokenizer
+        yield from (tokenizer for _ in range(draft.num_sequences))
 
 
 async def _nothing_to_settle() -> None:
