@@ -3,8 +3,10 @@
 import asyncio
 import errno
 import fcntl
+import io
 import json
 import os
+import zipfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.adapters.checking import CheckedFiles, CheckJob, check_apart
 from manylora.adapters.registry import Registry
+from manylora.adapters.sources import TEXT_FILES
 from manylora.bench.adapter_files import Files
 from manylora.control import aliases
 from manylora.control import intake as intake_module
@@ -31,6 +34,7 @@ from manylora.control.uploads import FOLDER, UPLOAD_TTL_MS, Part, Uploads
 from manylora.errors import AdapterStorageUnavailable, ControlUnavailable, ResourceNotFound
 from tests.control.plane import Plane, Scenario, in_plane
 from tests.control.uploading import ATTENTION, PLAIN, SEEDS, base_settings, begin, complete, new_repo, put, upload
+from tests.models.tiny_tokenizers import save_byte_level
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 
@@ -44,13 +48,56 @@ def open_uploads(plane: Plane) -> list[str]:
     return sorted(folder.name for place in root.iterdir() for folder in place.iterdir())
 
 
+def test_text_files_are_part_of_a_version(url: URL, tmp_path: Path) -> None:
+    texts = {
+        "chat_template.jinja": b"{{ messages[0].content }}",
+        "generation_config.json": b'{"stop_strings": ["END"]}',
+    }
+
+    async def scenario(plane: Plane) -> None:
+        key = await plane.new_tenant("acme")
+        await new_repo(plane, key)
+        plain = (await upload(plane, key, "triage")).json()
+        own = (await upload(plane, key, "triage", texts=texts)).json()
+        assert own["bytes"] == plain["bytes"] + sum(map(len, texts.values()))
+        assert own["sha256"] == plain["sha256"]  # of the weights
+        other = await upload(plane, key, "triage", texts={"chat_template.jinja": b"another"})
+        assert [plain["tag"], own["tag"], other.json()["tag"]] == [1, 2, 3]
+        reply = await plane.call("GET", "/v2/repos/triage/version/2/download", key=key)
+        with zipfile.ZipFile(io.BytesIO(reply.content)) as archive:
+            assert {name: archive.read(name) for name in archive.namelist()} == {
+                CONFIG: PLAIN.config,
+                WEIGHTS: PLAIN.weights,
+                **texts,
+            }
+
+    run(url, tmp_path, scenario)
+
+
+def test_text_files_that_do_not_fit_the_base_are_refused(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        save_byte_level(tmp_path / "Tiny-Base")
+        key = await plane.new_tenant("acme")
+        await new_repo(plane, key)
+        tokenizer = json.loads((tmp_path / "Tiny-Base" / "tokenizer.json").read_text())
+        tokenizer["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"}
+        refused = await upload(plane, key, "triage", texts={"tokenizer.json": json.dumps(tokenizer).encode()})
+        assert refused.json()["code"] == "adapter_incompatible", refused.text
+        assert "the pre-tokenizer in its tokenizer.json differs" in refused.json()["error"]
+        begun = await begin(plane, key, "triage")
+        large = await put(plane, begun["presignedUrls"]["chat_template.jinja"], b"x" * ((512 << 10) + 1))
+        assert (large.status_code, large.json()["code"]) == (413, "adapter_too_large"), large.text
+
+    run(url, tmp_path, scenario)
+
+
 def test_an_upload_goes_on_where_it_broke_off(url: URL, tmp_path: Path) -> None:
     async def scenario(plane: Plane) -> None:
         key = await plane.new_tenant("acme")
         await new_repo(plane, key)
         begun = await begin(plane, key, "triage")
         assert begun["requiredHeaders"] == {}
-        assert set(begun["presignedUrls"]) == {CONFIG, WEIGHTS, PICKLED}
+        assert set(begun["presignedUrls"]) == {CONFIG, WEIGHTS, PICKLED, *TEXT_FILES}
         address, data = begun["presignedUrls"][WEIGHTS], PLAIN.weights
 
         async def part(start: int, stop: int, last: int | None = None) -> tuple[int, dict[str, Any]]:

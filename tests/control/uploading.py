@@ -1,6 +1,7 @@
 """Uploads as a client makes them, onto a tiny base whose shapes the server knows."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,13 @@ async def complete(plane: Plane, key: str, token: str) -> httpx2.Response:
     return await plane.call("PUT", "/v2/adapters/upload/", {"uploadToken": token}, key=key)
 
 
-async def upload(plane: Plane, key: str, repo: str, files: Files = PLAIN) -> httpx2.Response:
+async def upload(
+    plane: Plane, key: str, repo: str, files: Files = PLAIN, texts: Mapping[str, bytes] | None = None
+) -> httpx2.Response:
     """The three steps; returns the reply to the last."""
     begun = await begin(plane, key, repo)
-    for name, data in (("adapter_config.json", files.config), ("adapter_model.safetensors", files.weights)):
+    parts = {"adapter_config.json": files.config, "adapter_model.safetensors": files.weights}
+    for name, data in {**parts, **(texts or {})}.items():
         sent = await put(plane, begun["presignedUrls"][name], data)
         assert sent.status_code == 200, sent.text
     return await complete(plane, key, begun["uploadToken"])

@@ -21,17 +21,20 @@ import numpy as np
 from manylora import errors
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapters.base_shape import BaseShape
+from manylora.adapters.base_text import MAX_FILE_BYTES, TOKENIZER_FILE, BaseText
 from manylora.adapters.checkpoint import Limits, check_adapter
 from manylora.adapters.confinement import BASE_BYTES, STACK_BYTES, confine_to
 from manylora.adapters.peft_config import LoraRule, read_lora_rule
 from manylora.adapters.refusals import Refusals, shown
 from manylora.adapters.report import IngestReport
-from manylora.adapters.reporting import report_of, report_without_base
+from manylora.adapters.reporting import report_of, report_without_base, with_text
 from manylora.adapters.safetensors_header import HeaderInvalid, PickledWeights, TensorEntry, read_header
-from manylora.adapters.sources import CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE, missing_part
+from manylora.adapters.sources import CONFIG_FILE, MAX_CONFIG_BYTES, TEXT_FILES, WEIGHTS_FILE, missing_part
 from manylora.adapters.tensor_names import Part, read_name
+from manylora.adapters.text_files import check_text_size, read_adapter_text
 from manylora.config import child_environment
 from manylora.errors import AdapterIncompatible, ManyloraError
+from manylora.models.adapter_text import AdapterText
 
 NICENESS = 10
 OPEN_FILES = 256
@@ -45,10 +48,11 @@ _BLOCK_BYTES = 1 << 22
 class CheckJob:
     """What to check, and within which bounds.
 
-    folder      where both files are; or are put, if there is a `ref`
+    folder      where the files are; or are put, if there is a `ref`
     name        of the adapter, in errors
     shape       of the base that it must fit; None where no base is known, and then any shape passes
     is_strict, harmless_fields  `adapters.strict` and `adapters.harmless_fields`
+    base_dir    the base's own files, which text files are held against; empty where no base is known
     source, id, token  where it is fetched from; an empty source: the files are in `folder`
     """
 
@@ -59,6 +63,7 @@ class CheckJob:
     max_bytes: int
     is_strict: bool = False
     harmless_fields: tuple[str, ...] = ()
+    base_dir: str = ""
     source: str = ""
     id: str = ""
     token: str = ""
@@ -75,7 +80,7 @@ class CheckJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedFiles:
-    """What was found: the base by the adapter's own words (or empty), its highest rank, its size, its weights' hash.
+    """The base by the adapter's own words (or empty), its highest rank, its files' size, its weights' hash.
 
     report: of its ingest, as text (`report.py`)
     """
@@ -116,7 +121,7 @@ async def check_apart(job: CheckJob, timeout_s: float) -> CheckedFiles:
 
 
 def check_files(job: CheckJob) -> CheckedFiles:
-    """Check the two files in the job's folder, every value included. Raises an `AdapterError`."""
+    """Check the files in the job's folder, every value of the weights included. Raises an `AdapterError`."""
     refuse = Refusals(job.name, job.source or SourceName.PBASE, job.shape.name if job.shape else "")
     folder = Path(job.folder)
     has_config, has_weights = (folder / CONFIG_FILE).is_file(), (folder / WEIGHTS_FILE).is_file()
@@ -130,6 +135,7 @@ def check_files(job: CheckJob) -> CheckedFiles:
         raise refuse.corrupt(f"{CONFIG_FILE} has {config_bytes} bytes, over {MAX_CONFIG_BYTES}")
     config = (folder / CONFIG_FILE).read_bytes()
     rule = read_lora_rule(config, refuse, job.harmless_fields)
+    files, text = _read_texts(folder, job.base_dir, refuse)
     with _mapped(folder / WEIGHTS_FILE) as weights:
         if job.shape is None:
             rank, report = _check_without_base(weights, rule, job, refuse)
@@ -139,10 +145,23 @@ def check_files(job: CheckJob) -> CheckedFiles:
         return CheckedFiles(
             base=rule.base_model_name,
             rank=rank,
-            num_bytes=len(config) + weights.nbytes,
+            num_bytes=len(config) + weights.nbytes + sum(map(len, files.values())),
             sha256=hashlib.sha256(weights).hexdigest(),
-            report=report.to_text(),
+            report=(report if text is None else with_text(report, files, text)).to_text(),
         )
+
+
+def _read_texts(folder: Path, base_dir: str, refuse: Refusals) -> tuple[dict[str, bytes], AdapterText | None]:
+    """The text files, and what they say where the base is known that they are held against."""
+    files: dict[str, bytes] = {}
+    for name in TEXT_FILES:
+        if (folder / name).is_file():
+            if (error := check_text_size(name, (folder / name).stat().st_size, refuse)) is not None:
+                raise error
+            files[name] = (folder / name).read_bytes()
+    if not files or not base_dir or not (Path(base_dir) / TOKENIZER_FILE).is_file():
+        return files, None
+    return files, read_adapter_text(files, BaseText.read(Path(base_dir)), refuse)
 
 
 def _check_on_base(
@@ -226,6 +245,8 @@ async def _fetch(job: CheckJob) -> None:
     files = await source.fetch(ref, located.stamp, job.max_bytes)
     (Path(job.folder) / CONFIG_FILE).write_bytes(files.config)
     (Path(job.folder) / WEIGHTS_FILE).write_bytes(files.weights)
+    for name, data in files.texts.items():
+        (Path(job.folder) / name).write_bytes(data)
 
 
 def _outcome(job: CheckJob) -> dict[str, Any]:  # JSON values of several types
@@ -252,7 +273,7 @@ def main() -> None:
     os.dup2(2, 1)  # whatever prints does not break the answer
     job = CheckJob.from_json(json.loads(sys.stdin.buffer.readline()))
     confine_to(
-        file_bytes=max(job.max_bytes, MAX_CONFIG_BYTES) if job.source else 0,
+        file_bytes=max(job.max_bytes, MAX_CONFIG_BYTES, *MAX_FILE_BYTES.values()) if job.source else 0,
         num_files=OPEN_FILES,
         memory_bytes=BASE_BYTES + NUM_THREADS * STACK_BYTES + MEMORY_SLACK * job.max_bytes,
     )

@@ -38,6 +38,10 @@ MAX_FAILURES = 5
 FIRST_WAIT_S = 0.1
 BLOCK_BYTES = 1 << 20
 CONFIG_FILE, WEIGHTS_FILE, PICKLED_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+TEXT_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"),
+    *("chat_template.jinja", "chat_template.json", "generation_config.json"),
+)
 
 Info = dict[str, Any]  # JSON of the server
 
@@ -150,7 +154,13 @@ def create(
 @repos.command()
 def upload(
     repo: RepoArgument,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help=f"A folder with {CONFIG_FILE} and {WEIGHTS_FILE}.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help=f"A folder with {CONFIG_FILE} and {WEIGHTS_FILE}; its text files go along.",
+        ),
+    ],
     alias: Annotated[str | None, typer.Option(help="Let this alias mean the new version, once it is ready.")] = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
@@ -168,6 +178,9 @@ def upload(
         if begun.get("alias") != alias:
             fail(f"the server at {url} is of an older release, where --alias is set after the upload: `repos alias`")
         for name, file in files.items():
+            if name not in begun["presignedUrls"]:
+                typer.echo(f"this server takes no {name}; it is left out", err=True)
+                continue
             _send(begun["presignedUrls"][name], file)
         token = {"uploadToken": begun["uploadToken"]}
         state["begun"] = None  # the token is good for one try
@@ -318,7 +331,7 @@ def _files_of(folder: Path) -> dict[str, Path]:
                     f"; {PICKLED_FILE} is not taken: load it with peft, and `save_pretrained(path)` writes safetensors"
                 )
             fail(f"{folder} has no {name}{hint}")
-    return files
+    return files | {name: folder / name for name in TEXT_FILES if (folder / name).is_file()}
 
 
 @contextmanager

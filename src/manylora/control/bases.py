@@ -12,12 +12,16 @@ from manylora.models.spec import read_spec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedBase:
-    """name: as in replies and prices; short_name: of its deployment. Without its files: no shape, and a window of 0."""
+    """name: as in replies and prices; short_name: of its deployment; directory: of its files, or empty.
+
+    Without its files: no shape, and a window of 0.
+    """
 
     name: str
     short_name: str
     shape: BaseShape | None
     window: int
+    directory: str = ""
 
 
 def served_base(config: Config) -> ServedBase:
@@ -30,7 +34,13 @@ def served_base(config: Config) -> ServedBase:
         return ServedBase(name=given, short_name=short_name(given), shape=None, window=0)
     name = directory.name if Path(given).is_dir() else given
     window = min(spec.max_positions, config.engine.max_model_len or spec.max_positions)
-    return ServedBase(name=name, short_name=short_name(name), shape=base_shape(spec, name, ""), window=window)
+    return ServedBase(
+        name=name,
+        short_name=short_name(name),
+        shape=base_shape(spec, name, ""),
+        window=window,
+        directory=str(directory),
+    )
 
 
 def base_names(config: Config) -> frozenset[str]:

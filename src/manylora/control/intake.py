@@ -1,4 +1,4 @@
-"""From two files to a ready version: checked in a process of its own, held against the tenant's limits, published."""
+"""From files to a ready version: checked in a process of its own, held against the tenant's limits, published."""
 
 import asyncio
 import errno
@@ -114,6 +114,7 @@ class Intake:
             folder=str(folder),
             name=name,
             shape=base.shape,
+            base_dir=base.directory,
             max_rank=settings.max_rank,
             max_bytes=settings.max_bytes,
             is_strict=settings.strict,

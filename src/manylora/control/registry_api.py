@@ -261,7 +261,7 @@ def _add_versions(routes: APIRouter, control: Control, intake: Intake) -> None:
 
     @routes.get("/v2/repos/{repo}/version/{tag}/download")
     async def download(request: Request, repo: str, tag: str, owner: Owner = None) -> Response:
-        """Both files as a zip; for the owner alone, since being allowed to use an adapter is not having it."""
+        """All its files as a zip; for the owner alone, since being allowed to use an adapter is not having it."""
         caller = await caller_of(control, request)
         async with control.database.read() as connection:
             repository = await registry.find_repository(connection, caller.tenant, repo, owner)

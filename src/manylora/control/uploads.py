@@ -1,6 +1,6 @@
 """Uploads: signed addresses that take an adapter's files without a key, in as many parts as it needs.
 
-    {registry}/.uploads/{tenant}/{upload id}/adapter_config.json, adapter_model.safetensors
+    {registry}/.uploads/{tenant}/{upload id}/adapter_config.json, adapter_model.safetensors, tokenizer.json, …
 
 An upload's id ends with the moment it expires, so that what was abandoned is known by its name. Completing takes the
 folder away in one rename: it happens once, and no writer is left in it.
@@ -25,9 +25,10 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from manylora.adapters.base_text import MAX_FILE_BYTES
 from manylora.adapters.refusals import CONVERSION_HINT, Refusals
 from manylora.adapters.registry import is_repository_name
-from manylora.adapters.sources import CONFIG_FILE, MAX_CONFIG_BYTES, PARTS, PICKLED_FILE, WEIGHTS_FILE
+from manylora.adapters.sources import CONFIG_FILE, MAX_CONFIG_BYTES, PARTS, PICKLED_FILE, TEXT_FILES, WEIGHTS_FILE
 from manylora.control.aliases import check_alias
 from manylora.control.audit import Actor, record
 from manylora.control.bases import base_names
@@ -56,7 +57,8 @@ RECHECK_S = 5.0
 FOLDER = ".uploads"
 FACTS_FILE = "upload.json"
 CLAIMED = ".claimed"
-FILES = (CONFIG_FILE, PICKLED_FILE, WEIGHTS_FILE)
+KEPT_FILES = (*PARTS, *TEXT_FILES)
+FILES = (CONFIG_FILE, PICKLED_FILE, WEIGHTS_FILE, *TEXT_FILES)
 WRITE_BYTES = 1 << 20
 _ID = re.compile(r"[0-9a-f]{32}-([0-9]{13,15})")
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
@@ -206,11 +208,18 @@ class Uploads:
             room = await check_room(connection, facts.tenant, facts.created_by, more=0, more_bytes=0, rank=0)
         return _Bounds(
             facts=facts,
-            server_bytes=MAX_CONFIG_BYTES if file == CONFIG_FILE else self._control.config.adapters.max_bytes,
+            server_bytes=self._server_bytes(file),
             room_bytes=room,
             other_bytes=partial(self._open_bytes, facts.tenant, besides=self._folder(facts.tenant, upload) / file),
             read_s=self._control.clock.monotonic_s(),
         )
+
+    def _server_bytes(self, file: str) -> int:
+        """The server's own limit on one file."""
+        if file == CONFIG_FILE:
+            return MAX_CONFIG_BYTES
+        most = self._control.config.adapters.max_bytes
+        return min(most, MAX_FILE_BYTES[file]) if file in MAX_FILE_BYTES else most
 
     async def _require_key(self, connection: AsyncConnection, facts: UploadFacts) -> None:
         """Raises `InvalidApiKey` if the key that began an upload has been revoked or has expired since."""
@@ -226,7 +235,7 @@ class Uploads:
         """The bytes of a tenant's uploads that are no versions yet, one file aside."""
         place = self.root / tenant
         folders = list(place.iterdir()) if place.is_dir() else []
-        return sum(_size(folder / name) for folder in folders for name in PARTS if folder / name != besides)
+        return sum(_size(folder / name) for folder in folders for name in KEPT_FILES if folder / name != besides)
 
     async def write(
         self,
@@ -311,7 +320,7 @@ class Uploads:
         except OSError as error:
             raise ResourceNotFound(_UNKNOWN) from error
         try:
-            for name in PARTS:
+            for name in KEPT_FILES:
                 if (claimed / name).exists():
                     with _only_writer(claimed / name):
                         pass  # nobody writes; who opens it from now on finds that it has gone from its place
