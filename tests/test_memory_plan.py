@@ -1,18 +1,32 @@
 """The memory plan: what is derived, and what is refused."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from manylora.build import weight_bytes
+from manylora.build import step_bytes, weight_bytes
 from manylora.config import MIB, load_config
 from manylora.errors import MemoryPlanImpossible
 from manylora.kernels.reference import ReferenceKernels
-from manylora.memory_plan import MemoryPlan, plan_memory
+from manylora.memory_plan import INGEST_FACTOR, MemoryPlan, plan_memory
 from manylora.models.spec import parse_spec
-from manylora.resources import find_resources
 from tests.models.test_spec import LLAMA
+
+SMOLLM = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "rope_theta": 100000.0,
+    "rms_norm_eps": 1e-05,
+    "tie_word_embeddings": True,
+}
+"""The default base's config.json."""
 
 
 def plan(available_mib: int, **flags: int) -> MemoryPlan:
@@ -35,7 +49,7 @@ def test_the_derived_plan_holds_two_windows_and_fits() -> None:
 
 
 def test_a_small_machine_gets_a_smaller_cache() -> None:
-    made = plan(1_250, engine__max_model_len=2048)
+    made = plan(1_100, engine__max_model_len=2048)
     assert 2048 <= made.kv_blocks * made.block_size < 16_384
 
 
@@ -58,41 +72,19 @@ def test_on_a_cpu_the_smaller_of_the_two_adapter_budgets_counts() -> None:
     assert plan(24_000, adapters__host_bytes=50 * MIB, adapters__bank_bytes=20 * MIB).bank_bytes == 20 * MIB
 
 
-def test_the_containers_limits_win_over_the_machines(tmp_path: Path) -> None:
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal: 99 kB\nMemAvailable:   4194304 kB\n")
-    (tmp_path / "memory.max").write_text("2147483648\n")
-    (tmp_path / "memory.current").write_text("147483648\n")
-    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 100000000\n")
-    (tmp_path / "cpu.max").write_text("100000 100000\n")
-    found = find_resources(tmp_path, meminfo)
-    assert found.memory_bytes == 2_100_000_000
-    assert found.threads == 1
-
-
-def test_a_part_of_a_processor_is_one_thread(tmp_path: Path) -> None:
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemAvailable: 1024 kB\n")
-    (tmp_path / "cpu.max").write_text("50000 100000\n")
-    assert find_resources(tmp_path, meminfo).threads == 1
-
-
-def test_the_first_version_of_cgroups_counts_file_cache_as_free_too(tmp_path: Path) -> None:
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemAvailable:   4194304 kB\n")
-    folder = tmp_path / "memory"
-    folder.mkdir()
-    (folder / "memory.limit_in_bytes").write_text("2147483648\n")
-    (folder / "memory.usage_in_bytes").write_text("2000000000\n")
-    (folder / "memory.stat").write_text("inactive_file 5\ntotal_inactive_file 1500000000\n")
-    assert find_resources(tmp_path, meminfo).memory_bytes == 2147483648 - 500_000_000
-
-
-def test_without_a_container_the_machine_decides(tmp_path: Path) -> None:
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemAvailable:   1024 kB\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert find_resources(tmp_path, meminfo).memory_bytes == 1024 * 1024
+def test_the_default_base_fits_a_container_of_one_and_a_half_gigabytes_with_its_whole_window() -> None:
+    config = load_config(environ={})
+    made = plan_memory(
+        config,
+        available_bytes=1_500_000_000,
+        weight_bytes=269_030_400,
+        kv_block_bytes=16 * 23_040,
+        max_positions=8192,
+        step_bytes=step_bytes(parse_spec(SMOLLM, {}), config.engine.max_step_tokens),
+    )
+    assert made.max_model_len == 8192
+    assert made.bank_bytes >= 64 * MIB
+    assert made.ingest_bytes >= INGEST_FACTOR * 6_549_448  # the largest demo adapter
 
 
 @pytest.mark.parametrize("is_tied", [True, False])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def build_engine(config: Config, tell: Tell) -> tuple[Engine, ServedModel]:
     base_dir = resolve(config.model.base, cache_dir(config))
     _refuse_adapters_named_as_the_base(config, _model_id(config, base_dir))
     spec = read_spec(base_dir)
-    resources = find_resources()
+    resources = find_resources((os.getpid(),))
     kernels = _choose_kernels(config, resources)
     threads = config.model.threads or resources.threads
     tell(f"kernels {kernels.name} loaded, {_dtype(kernels)} weights, {threads} threads")
@@ -99,7 +100,14 @@ def make_plan(config: Config, spec: ModelSpec, kernels: Kernels, resources: Reso
             head_dim=spec.head_dim,
         ),
         max_positions=spec.max_positions,
+        step_bytes=step_bytes(spec, config.engine.max_step_tokens),
     )
+
+
+def step_bytes(spec: ModelSpec, rows: int) -> int:
+    """Bytes of the float32 buffers of a step: activations of one block, which the blocks share, and the logits."""
+    inner = 2 * (spec.heads + 2 * spec.kv_heads) * spec.head_dim + 6 * spec.hidden + 3 * spec.intermediate
+    return 4 * rows * (inner + spec.vocab)
 
 
 def weight_bytes(spec: ModelSpec, kernels: Kernels) -> int:

@@ -1,72 +1,181 @@
-"""What this process may use: processors and memory, by the container's limits before the machine's."""
+"""What this process may use: processors and memory, by its own control groups and all above them before the machine.
 
+Linux limits a process at its control group and at every group above that one; the tightest limit counts. Those of a
+service of systemd are far below the root of the file system that shows them; those of a container are its root, mostly.
+Sources: cgroups(7), proc(5), the kernel's cgroup-v2 and cgroup-v1/memory pages.
+"""
+
+import math
 import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-_CGROUP = Path("/sys/fs/cgroup")
+_NO_LIMIT = 1 << 60  # version 1 writes "no limit" as a very large number
+_RECLAIMABLE = ("inactive_file", "active_file")
+_ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """threads: processors this process may run on at once, at least 1; memory_bytes: bytes it may still take."""
+    """threads: processors this process may run on at once, at least 1; memory_bytes: bytes it may take, 0 or more."""
 
     threads: int
     memory_bytes: int
 
 
-def find_resources(cgroup: Path = _CGROUP, meminfo: Path = Path("/proc/meminfo")) -> Resources:
-    """Read the limits of the container (cgroup v2, then v1) and of the machine; the tightest wins."""
-    memory = min(bytes_ for bytes_ in (_container_memory(cgroup), _machine_memory(meminfo)) if bytes_ is not None)
-    processors = len(os.sched_getaffinity(0))
-    quota = _container_processors(cgroup)
-    return Resources(threads=max(1, min(processors, processors if quota is None else quota)), memory_bytes=memory)
+def find_resources(own: Sequence[int] = (), root: Path = Path("/")) -> Resources:
+    """Read the limits of the process's control groups (version 2, 1 or both) and of the machine; the tightest wins.
+
+    Args:  own   ids of processes whose memory counts as still to be had, for a plan of all that they take
+           root  where `/proc` and the mounted control groups are
+    Where nothing says how much memory there is, `/proc` being absent, half of the machine's memory is taken.
+    """
+    groups = _groups(root)
+    limits = [limit for group in groups if (limit := _memory_left(group)) is not None]
+    memory = min([_machine_memory(root), *limits])
+    taken = sum(_anonymous_bytes(root, process) for process in own)
+    quotas = [quota for group in groups if (quota := _processors(group)) is not None]
+    processors = _num_processors()
+    # A thread more than the quota has processors would only wait for the next period.
+    return Resources(threads=max(1, min([processors, *map(math.floor, quotas)])), memory_bytes=memory + taken)
 
 
-def _container_memory(cgroup: Path) -> int | None:
-    """Bytes below the container's memory limit, or None if it has none."""
-    for limit_name, used_name in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        limit, used = _number(cgroup / limit_name), _number(cgroup / used_name)
-        if limit is not None and limit < 1 << 60:  # v1 writes "no limit" as a very large number
-            return max(0, limit - (used or 0) + _reclaimable((cgroup / limit_name).parent / "memory.stat"))
-    return None
-
-
-def _reclaimable(stat_file: Path) -> int:
-    """Bytes of file cache that the container counts as used and gives up on demand."""
+def _num_processors() -> int:
     try:
-        stat = stat_file.read_text().split()
-    except OSError:
-        return 0
-    for name in ("total_inactive_file", "inactive_file"):  # v1 counts the container's children under the first
-        if name in stat:
-            return int(stat[stat.index(name) + 1])
+        return len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # a system or a sandbox without it
+        return os.cpu_count() or 1
+
+
+# ── where the groups are ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _groups(root: Path) -> list[Path]:
+    """The folders of this process's control groups and of all above them, as far as they are mounted."""
+    found: list[Path] = []
+    for controllers, path in _memberships(root):
+        for mount in _mounts(root):
+            if mount.holds(controllers):
+                found += mount.folders(root, path)
+    return list(dict.fromkeys(found))
+
+
+def _memberships(root: Path) -> Iterator[tuple[frozenset[str], str]]:
+    """(controllers, path) of each hierarchy in `/proc/self/cgroup`; version 2 has no controllers there."""
+    for line in _lines(root / "proc/self/cgroup"):
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number.isdecimal():
+            yield frozenset(filter(None, controllers.split(","))), path
+
+
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    """A mounted hierarchy. inner: the group that its mount point shows; options: with the controllers of version 1."""
+
+    inner: str
+    point: str
+    kind: str
+    options: frozenset[str]
+
+    def holds(self, controllers: frozenset[str]) -> bool:
+        if self.kind == "cgroup2":
+            return not controllers
+        return self.kind == "cgroup" and bool(controllers & self.options & {"memory", "cpu"})
+
+    def folders(self, root: Path, path: str) -> list[Path]:
+        """From the mount point down to the group. A group outside of what is mounted leaves the mount point alone."""
+        point = root / self.point.lstrip("/")
+        below = PurePosixPath(path)
+        if self.inner != "/" and below.is_relative_to(self.inner):
+            below = PurePosixPath("/") / below.relative_to(self.inner)
+        parts = below.parts[1:]
+        folders = [point.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
+        is_shown = ".." not in parts and folders[-1].is_dir()
+        return folders if is_shown else folders[:1]
+
+
+def _mounts(root: Path) -> Iterator[_Mount]:
+    """`/proc/self/mountinfo`: number, parent, device, root, mount point, options…, "-", kind, source, super options."""
+    for line in _lines(root / "proc/self/mountinfo"):
+        before, _, after = line.partition(" - ")
+        fields, more = before.split(), after.split()
+        if len(fields) >= 5 and len(more) >= 3 and more[0] in ("cgroup", "cgroup2"):
+            yield _Mount(_plain(fields[3]), _plain(fields[4]), more[0], frozenset(more[2].split(",")))
+
+
+def _plain(field: str) -> str:
+    """The kernel writes spaces and backslashes in octal."""
+    return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), field)
+
+
+# ── what a group says ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _memory_left(group: Path) -> int | None:
+    """Bytes below the group's limit, the file cache that it gives up on demand included; None if it has no limit.
+
+    `memory.high` counts like `memory.max`: above it the kernel slows the process down to a crawl. Swap counts nowhere.
+    """
+    stat = _stat(group)
+    names = ("memory.max", "memory.high", "memory.limit_in_bytes")
+    limits = [number for name in names if (number := _number(group / name)) is not None]
+    # Version 1 tells the tightest limit above the group, too, where the groups themselves are not to be seen.
+    limits += [stat["hierarchical_memory_limit"]] if "hierarchical_memory_limit" in stat else []
+    limit = min((limit for limit in limits if limit < _NO_LIMIT), default=None)
+    if limit is None:
+        return None
+    used = _number(group / "memory.current")
+    used = _number(group / "memory.usage_in_bytes") if used is None else used
+    # Under these names version 1 has the group alone, and its children under `total_…`; version 2 counts all.
+    cache = sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in _RECLAIMABLE)
+    return max(0, min(limit, limit - (used or 0) + cache))
+
+
+def _stat(group: Path) -> dict[str, int]:
+    pairs = (line.split() for line in _lines(group / "memory.stat"))
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
+
+
+def _processors(group: Path) -> float | None:
+    """Processors of the group's quota, perhaps a part of one; None if it has none."""
+    fields = " ".join(_lines(group / "cpu.max")).split()
+    if len(fields) == 2 and all(field.isdecimal() for field in fields):
+        quota, period = int(fields[0]), int(fields[1])
+    else:
+        quota = _number(group / "cpu.cfs_quota_us") or 0  # -1: none
+        period = _number(group / "cpu.cfs_period_us") or 0
+    return quota / period if quota > 0 and period > 0 else None
+
+
+# ── the machine and its processes ────────────────────────────────────────────────────────────────────────────────
+
+
+def _machine_memory(root: Path) -> int:
+    """`MemAvailable`, which can be taken without swapping; where `/proc` has none, half of the memory there is."""
+    for line in _lines(root / "proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _anonymous_bytes(root: Path, process: int) -> int:
+    """Memory of a process that no file holds and that ends with it; 0 where that is not told."""
+    for line in _lines(root / f"proc/{process}/smaps_rollup"):
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) * 1024
     return 0
 
 
-def _container_processors(cgroup: Path) -> int | None:
-    """Whole processors of the container's CPU quota (0 for a part of one), or None if it has none."""
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        quota_v1, period_v1 = _number(cgroup / "cpu/cpu.cfs_quota_us"), _number(cgroup / "cpu/cpu.cfs_period_us")
-        return quota_v1 // period_v1 if quota_v1 and period_v1 and quota_v1 > 0 else None
-    return int(quota) // int(period) if quota.isdigit() else None
-
-
-def _machine_memory(meminfo: Path) -> int:
-    """`MemAvailable`: what can be taken without swapping."""
-    for line in meminfo.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"{meminfo} has no MemAvailable")
+def _lines(file: Path) -> list[str]:
+    with suppress(OSError):
+        return file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    return []
 
 
 def _number(file: Path) -> int | None:
-    try:
-        return int(file.read_text())
-    except (OSError, ValueError):
-        return None
+    text = "".join(_lines(file)).strip()
+    return int(text) if text.isdecimal() else None

@@ -78,19 +78,19 @@ class Running:
 
     def processor_s(self) -> float:
         """Processor seconds that the server's processes have used so far."""
-        ticks = sum(sum(map(int, fields[UTIME : STIME + 1])) for fields in self._processes().values())
+        ticks = sum(sum(map(int, fields[UTIME : STIME + 1])) for fields in self.processes().values())
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def memory_bytes(self) -> int:
         """Memory of the server's processes, a page that several of them share counted once (Linux's `Pss`)."""
         total = 0
-        for process in self._processes():
+        for process in self.processes():
             with suppress(OSError):  # it has just ended
                 lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
                 total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
         return total
 
-    def _processes(self) -> dict[int, list[str]]:
+    def processes(self) -> dict[int, list[str]]:
         """The server's process and all below it, and what `/proc/<id>/stat` says of each after its name."""
         everyone: dict[int, list[str]] = {}
         for folder in Path("/proc").glob("[0-9]*"):

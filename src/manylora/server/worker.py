@@ -6,14 +6,17 @@ import os
 import signal
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import zmq
 
 from manylora.clock import SystemClock
+from manylora.config import Config
 from manylora.engine.events import Failure
 from manylora.errors import EngineFault, ManyloraError
 from manylora.printable import log_handler
+from manylora.resources import find_resources
 from manylora.server import wire
 from manylora.server.driver import ProgressLine, drive, load_factory
 from manylora.server.journal import Journal
@@ -33,11 +36,11 @@ class _SocketPort:
 
     def __init__(self, socket: "zmq.Socket[bytes]", parent_pid: int) -> None:
         self._socket = socket
-        self._parent_pid = parent_pid
+        self.parent_pid = parent_pid
 
     def receive(self, wait_s: float) -> list[wire.Operation]:
         found: list[wire.Operation] = []
-        if wait_s and not self._socket.poll(int(wait_s * 1000)) and os.getppid() != self._parent_pid:
+        if wait_s and not self._socket.poll(int(wait_s * 1000)) and os.getppid() != self.parent_pid:
             return [wire.Stop()]
         while True:
             try:
@@ -91,7 +94,8 @@ def _serve(socket: "zmq.Socket[bytes]", port: _SocketPort) -> int:
         progress = _ProgressHandler(lambda line: port.send(wire.Progress(line)))
         logging.getLogger("manylora").setLevel(logging.INFO)
         logging.getLogger().addHandler(progress)
-        engine, served = load_factory(boot.factory)(boot.config, lambda line: port.send(wire.Progress(line)))
+        config = _with_memory(boot.config, port.parent_pid)
+        engine, served = load_factory(boot.factory)(config, lambda line: port.send(wire.Progress(line)))
         logging.getLogger().removeHandler(progress)
         logging.basicConfig(handlers=[log_handler("%(levelname)s %(message)s")], level=logging.WARNING)
         port.send(wire.Ready(served))
@@ -105,6 +109,14 @@ def _serve(socket: "zmq.Socket[bytes]", port: _SocketPort) -> int:
         port.send(wire.Died(Failure(error=name, message=message), traceback.format_exc()))
         return 1
     return 0
+
+
+def _with_memory(config: Config, edge_pid: int) -> Config:
+    """The configuration with a bound on the memory of both processes: only here it is known which they are."""
+    if config.engine.memory_bytes:
+        return config
+    memory_bytes = find_resources((os.getpid(), edge_pid)).memory_bytes
+    return replace(config, engine=replace(config.engine, memory_bytes=memory_bytes))
 
 
 def _die_with_parent(parent_pid: int) -> None:
