@@ -1,8 +1,11 @@
 """The native library is built once, by whoever comes first, and its absence is an answer and not a crash."""
 
+import fcntl
 import logging
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +18,10 @@ from manylora.kernels.interface import Kernels
 from manylora.kernels.library import NativeLibrary
 from manylora.kernels.native import build
 from manylora.kernels.native.build import load_library
+from manylora.kernels.native.kept import sealed
 from manylora.kernels.reference import ReferenceKernels
 from manylora.kernels.select import BACK_ENDS, select_kernels
+from tests.conftest import missing
 from tests.kernels.cases import native, random
 
 
@@ -68,6 +73,104 @@ def test_processes_that_build_at_the_same_time_all_get_a_whole_library(tiny_sour
     racers = [subprocess.Popen(command) for _ in range(3)]
     assert [racer.wait() for racer in racers] == [0, 0, 0]
     assert len(libraries(tmp_path)) == 1
+
+
+def rewritten(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    return lambda file: file.write_bytes(change(file.read_bytes()))
+
+
+def in_place_of(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def change(file: Path) -> None:
+        file.unlink()
+        make(file)
+
+    return change
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut short": rewritten(lambda data: data[:5000]),
+    "empty": rewritten(lambda data: b""),
+    "zeros inside": rewritten(lambda data: data[:4096] + bytes(2048) + data[6144:]),
+    "another file": rewritten(lambda data: b"#!/bin/sh\n" * 100),
+    "of an earlier version": rewritten(lambda data: data[:-48]),
+    "missing symbols": rewritten(lambda data: sealed(data[:-48].replace(b"ml_pool_new", b"ml_pool_neu"))),
+    "no library, yet sealed": rewritten(lambda data: sealed(b"no library")),
+    "another user's": lambda file: os.chown(file, 4711, 4711),
+    "writable by others": lambda file: file.chmod(0o757),
+    "writable by a group": lambda file: file.chmod(0o775),
+    "a link to nowhere": in_place_of(lambda file: file.symlink_to("nowhere")),
+    "a pipe": in_place_of(os.mkfifo),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_library_that_cannot_be_trusted_is_built_anew_with_one_line(
+    damage: str, tiny_sources: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if damage == "another user's" and os.geteuid() != 0:
+        missing("giving a file to another user takes root")
+    load_library(tmp_path)
+    (built,) = libraries(tmp_path)
+    DAMAGES[damage](built)
+    with caplog.at_level(logging.INFO):
+        load_library(tmp_path).ml_pool_new(0, 0)
+    told = [message for message in caplog.messages if str(built) in message]
+    assert len(told) == (0 if damage == "a link to nowhere" else 1)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        load_library(tmp_path)
+    assert caplog.messages == []
+    assert [built] == libraries(tmp_path)
+
+
+def test_folders_of_killed_builds_go_and_those_in_use_stay(tiny_sources: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "kernels"
+    for name in ("build-killed", "build-used"):
+        (folder / name / "below").mkdir(parents=True)
+    descriptor = os.open(folder / "build-used", os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        load_library(tmp_path)
+    finally:
+        os.close(descriptor)
+    assert [path.name for path in libraries(tmp_path) if path.is_dir()] == ["build-used"]
+
+
+@pytest.mark.parametrize("blocked", ["folder", "file"])
+def test_where_no_library_can_be_kept_one_is_built_for_this_process(
+    blocked: str, tiny_sources: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = tmp_path / "cache"
+    if blocked == "folder":
+        cache.write_text("a file, where the cache should be")
+    else:
+        load_library(cache)
+        (built,) = libraries(cache)
+        built.unlink()
+        (built / "full").mkdir(parents=True)
+    with caplog.at_level(logging.WARNING):
+        load_library(cache).ml_pool_new(0, 0)
+    (line,) = caplog.messages
+    assert str(cache) in line
+    assert "let model.cache_dir name a folder that can be written" in line
+
+
+def test_a_cache_mounted_noexec_serves_all_the_same(tiny_sources: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    program = (
+        "import sys; from pathlib import Path; from manylora.kernels.native import build;"
+        "build.SOURCE_DIR = Path(sys.argv[1]); build.load_library(Path(sys.argv[2])).ml_pool_new(0, 0);"
+        "build.load_library(Path(sys.argv[2])).ml_pool_new(0, 0); print('loaded')"
+    )
+    script = f'mount -t tmpfs -o noexec none {cache} || exit 77; exec "$0" -c "$1" "$2" {cache}'
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
+    run = subprocess.run(
+        [*command, sys.executable, program, str(tiny_sources)], capture_output=True, text=True, check=False
+    )
+    if run.returncode == 77 or "unshare failed" in run.stderr:
+        missing("a mount of one's own takes a user namespace")
+    assert run.stdout == "loaded\n", run.stderr
 
 
 def test_a_missing_compiler_is_named() -> None:

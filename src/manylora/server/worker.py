@@ -56,15 +56,14 @@ class _SocketPort:
 
 
 class _ProgressHandler(logging.Handler):
-    """Sends what the engine's packages log at info during the start to the terminal of the edge."""
+    """Sends what the engine's packages log during the start to the terminal of the edge."""
 
     def __init__(self, tell: ProgressLine) -> None:
         super().__init__(logging.INFO)
         self._tell = tell
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno == logging.INFO:
-            self._tell(record.getMessage())
+        self._tell(record.getMessage())
 
 
 def main(address: str, parent_pid: int) -> int:

@@ -1,10 +1,11 @@
 """Compile the C++ kernels on first use, keep the library in a cache, and load it.
 
 The cache key covers the sources, the compiler, its flags and the processor, so a changed source or a home directory
-shared by unlike machines can never meet an old library.
+shared by unlike machines can never meet an old library. `kept.py` has what makes a kept library trustworthy.
 """
 
 import ctypes
+import errno
 import hashlib
 import logging
 import platform
@@ -14,12 +15,23 @@ import tempfile
 from pathlib import Path
 
 from manylora.config import cache_dir as default_cache_dir
+from manylora.config import environment
 from manylora.errors import NativeBuildFailed
+from manylora.kernels.native.kept import (
+    KeptFileUnusable,
+    load_code,
+    read_kept,
+    remove_stale_scratch,
+    scratch_folder,
+    sealed,
+)
 
 SOURCE_DIR = Path(__file__).parent
 COMPILERS = ("g++", "c++", "clang++")
 # Contraction is off so that every fused multiply-add is one that the source writes: the accumulation order is the law.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-pthread")
+
+_DISK_FULL = "No space left on device"
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +76,9 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
 def load_library(cache_dir: Path | None = None, *, compiler: str | None = None) -> ctypes.CDLL:
     """Return the compiled kernels, every function with its signature; compiles them if this is the first use.
 
+    A kept library that is damaged, foreign, or that another user may have written is compiled anew. Where none can be
+    kept, the library is compiled for this process alone.
+
     Args:
         cache_dir  where libraries are kept; None: manylora's cache folder
         compiler   name or path of the C++ compiler; None: the first of g++, c++, clang++ that is installed
@@ -71,13 +86,32 @@ def load_library(cache_dir: Path | None = None, *, compiler: str | None = None) 
     """
     path = _find_compiler(compiler)
     sources = sorted(SOURCE_DIR.glob("*.cpp"))
-    folder = (cache_dir or default_cache_dir()) / "kernels"
-    library = folder / f"kernels-{_cache_key(path, sources)}.so"
-    if not library.exists():
-        _compile(path, sources, library)
-    loaded = ctypes.CDLL(str(library))
+    library = (cache_dir or default_cache_dir()) / "kernels" / f"kernels-{_cache_key(path, sources)}.so"
+    remove_stale_scratch(library.parent)
+    try:
+        return _bound(read_kept(library))
+    except FileNotFoundError:
+        pass
+    except KeptFileUnusable as damage:
+        log.info("the compiled kernels in %s are not used (%s): they are compiled anew", library, damage)
+    code = _compile(path, sources, library)
+    try:
+        return _bound(code)
+    except KeptFileUnusable as error:
+        raise NativeBuildFailed(
+            f"the kernels that {path} compiled cannot be loaded ({error}): install g++ 9 or newer, or serve with "
+            "model.kernels=reference, which is slow"
+        ) from error
+
+
+def _bound(code: bytes) -> ctypes.CDLL:
+    """The library with the signatures of its functions. Raises `KeptFileUnusable`."""
+    loaded = load_code(code)
     for name, (result, arguments) in SIGNATURES.items():
-        function = getattr(loaded, name)
+        try:
+            function = getattr(loaded, name)
+        except AttributeError as error:
+            raise KeptFileUnusable(f"{name} is missing") from error
         function.restype, function.argtypes = result, arguments
     return loaded
 
@@ -112,29 +146,70 @@ def _processor() -> str:
     return "\n".join(line for line in lines if line.partition(":")[0].strip() in wanted)
 
 
-def _compile(compiler: str, sources: list[Path], library: Path) -> None:
-    """Build `library` under another name and rename it, so that two processes may do so at the same time."""
-    library.parent.mkdir(parents=True, exist_ok=True)
+def _compile(compiler: str, sources: list[Path], library: Path) -> bytes:
+    """Build the library and keep it, if that can be; return its code.
+
+    Raises `NativeBuildFailed` with what the compiler said, or with what the system refused.
+    """
     log.info("compiling the native kernels with %s, once for this machine (about ten seconds)", compiler)
-    with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as scratch:
-        objects = [Path(scratch) / f"{source.stem}.o" for source in sources]
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        return _build_in(library.parent, compiler, sources, library)
+    except OSError as error:
+        refused = error
+    try:
+        code = _build_in(Path(tempfile.gettempdir()), compiler, sources, None)
+    except OSError as error:
+        raise NativeBuildFailed(
+            f"the native kernels can be compiled neither in {library.parent} ({refused.strerror}) nor in a temporary "
+            f"folder ({error.strerror}): let model.cache_dir or TMPDIR name a folder with room that can be written"
+        ) from error
+    log.warning(
+        "the native kernels cannot be kept as %s (%s), so each start compiles them: let model.cache_dir name a folder "
+        "that can be written",
+        library,
+        refused.strerror,
+    )
+    return code
+
+
+def _build_in(folder: Path, compiler: str, sources: list[Path], library: Path | None) -> bytes:
+    """Build in a scratch folder below `folder`; what is to be kept is renamed, so that several processes may do so at
+    the same time. Raises `OSError`, also when the compiler finds the disk full; else as `_compile`.
+    """
+    with scratch_folder(folder) as scratch:
+        objects = [scratch / f"{source.stem}.o" for source in sources]
         # All files at once: the slowest of them is then the whole wait.
         steps = [
-            _start([compiler, *FLAGS, "-c", str(source), "-o", str(target)])
+            _start([compiler, *FLAGS, "-c", str(source), "-o", str(target)], scratch)
             for source, target in zip(sources, objects, strict=True)
         ]
         failures = [said for said in map(_finish, steps) if said]
-        built = Path(scratch) / library.name
+        built = scratch / "kernels.so"
         if not failures:
-            linked = _finish(_start([compiler, "-shared", "-pthread", *map(str, objects), "-o", str(built)]))
+            linked = _finish(_start([compiler, "-shared", "-pthread", *map(str, objects), "-o", str(built)], scratch))
             failures = [linked] if linked else []
+        if any(_DISK_FULL in said for said in failures):
+            raise OSError(errno.ENOSPC, _DISK_FULL)
         if failures:
             raise NativeBuildFailed(f"{compiler} failed on the native kernels:\n{failures[0][-4000:]}")
-        built.replace(library)  # atomic: the scratch folder is on the same file system
+        code = built.read_bytes()
+        if library is not None:
+            built.write_bytes(sealed(code))
+            built.chmod(0o755)  # whatever the umask: nobody else may write code that we run
+            built.replace(library)  # atomic: the scratch folder is on the same file system
+        return code
 
 
-def _start(command: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def _start(command: list[str], scratch: Path) -> subprocess.Popen[bytes]:
+    """Start a step of the build, whose own temporary files go where there is room for its results."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**environment(), "TMPDIR": str(scratch), "LC_ALL": "C"},
+    )
 
 
 def _finish(step: subprocess.Popen[bytes]) -> str | None:
