@@ -169,6 +169,8 @@ class _Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _HubRequest)
         self.files = files
         self.fetched: list[str] = []
+        self.sha256: dict[str, str] = {}
+        """What it says of a file, where that is not so."""
 
 
 class _HubRequest(BaseHTTPRequestHandler):
@@ -185,7 +187,7 @@ class _HubRequest(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         name = path.rpartition("/")[2]
         if path == "/api/models/org/model":
-            siblings = [{"rfilename": name, "size": len(body)} for name, body in self.server.files.items()]
+            siblings = [self._listed(name, body) for name, body in self.server.files.items()]
             self._answer(json.dumps({"id": "org/model", "sha": COMMIT, "siblings": siblings}).encode())
         elif path.startswith("/api/models/org/gated"):
             self._answer(b"{}", 403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"})
@@ -195,6 +197,14 @@ class _HubRequest(BaseHTTPRequestHandler):
             self._answer(self.server.files[name])
         else:
             self._answer(b"{}", 404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "no such repository"})
+
+    def _listed(self, name: str, body: bytes) -> dict[str, object]:
+        blob = hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
+        entry: dict[str, object] = {"rfilename": name, "size": len(body), "blobId": blob}
+        if name.endswith(".safetensors"):
+            sha256 = self.server.sha256.get(name) or hashlib.sha256(body).hexdigest()
+            entry["lfs"] = {"size": len(body), "sha256": sha256, "pointerSize": 130}
+        return entry
 
     def _answer(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
@@ -227,10 +237,11 @@ def test_a_hub_repository_is_fetched_without_code_and_pickles(hub: _Hub, base: P
     directory = pull("org/model", tmp_path, lambda *told: seen.append(told), endpoint=url(hub))
     assert directory == tmp_path / "bases" / "org--model" == catalog.resolve("org/model", tmp_path)
     names = {file.name for file in directory.iterdir()}
-    assert names == {file.name for file in base.iterdir()} - {"pytorch_model.bin", "modeling_own.py"}
+    fetched = {file.name for file in base.iterdir()} - {"pytorch_model.bin", "modeling_own.py"}
+    assert names == fetched | {"manylora-checksums.json"}
     assert hub.fetched[0] == "config.json"
     assert seen[-1][0] == "download"
-    assert seen[-1][1] == seen[-1][2] == sum(file.stat().st_size for file in directory.iterdir())
+    assert seen[-1][1] == seen[-1][2] == sum((base / name).stat().st_size for name in fetched)
     hub.fetched.clear()
     assert pull("org/model", tmp_path, endpoint=url(hub)) == directory
     assert hub.fetched == []

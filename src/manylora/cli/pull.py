@@ -9,24 +9,31 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress, TaskID
 
-_STAGES = {"download": "Downloading", "unpack": "Unpacking", "convert": "Converting"}
+_STAGES = {"download": "Downloading", "unpack": "Unpacking", "convert": "Converting", "verify": "Verifying"}
 
 
 def pull(
     name: Annotated[
         str, typer.Argument(help="A known name, a hub repository (org/name), or a directory to check.")
     ] = "SmolLM2-135M-Instruct",
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every file again, also those that were read before unchanged.")
+    ] = False,
 ) -> None:
-    """Fetch a base model into the cache, or check that a directory holds one."""
+    """Fetch a base model into the cache, or check that a directory holds one. What is damaged is fetched anew."""
+    import logging
+
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from manylora import config
     from manylora.models.pull import pull as fetch
 
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("manylora").setLevel(logging.INFO)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        directory = fetch(name, config.cache_dir(config.load_config()), _reporter(bars))
+        directory = fetch(name, config.cache_dir(config.load_config()), _reporter(bars), is_thorough=verify)
     typer.echo(directory)
 
 

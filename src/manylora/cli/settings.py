@@ -6,7 +6,7 @@ from pathlib import Path
 
 import manylora
 from manylora.config import Config, Setting, cache_dir, load_config, parse_setting, registry_dir
-from manylora.errors import ConfigInvalid, ModelNotFound
+from manylora.errors import ConfigInvalid
 
 FACTORY = "manylora.build:build_engine"
 """What builds the engine, in whichever process owns it; named, so that the edge needs not import it."""
@@ -45,17 +45,10 @@ def demo_adapter_root() -> Path | None:
 
 
 def with_base_fetched(config: Config) -> Config:
-    """Fetch the base model if it is not there yet, with a bar for each stage."""
-    from manylora.models import catalog
+    """Fetch the base model if it is not there yet, and what of it is damaged, with a bar for each longer stage.
 
-    try:
-        catalog.resolve(config.model.base, cache_dir(config))
-    except ModelNotFound:
-        _fetch(config)
-    return config
-
-
-def _fetch(config: Config) -> None:
+    A base is read whole at its first use and after a change. Raises: `ModelNotFound`, `ModelUnsupported`.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -68,14 +61,19 @@ def _fetch(config: Config) -> None:
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    bars = Progress(*columns, console=Console(stderr=True))
 
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(f"{stage} {config.model.base}", total=total)
-            bars.update(tasks[stage], completed=done)
+    def report(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            bars.start()
+            tasks[stage] = bars.add_task(f"{stage} {config.model.base}", total=total)
+        bars.update(tasks[stage], completed=done)
 
+    try:
         pull(config.model.base, cache_dir(config), report)
+    finally:
+        bars.stop()
+    return config
 
 
 def with_registry(config: Config) -> Config:

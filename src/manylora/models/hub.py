@@ -1,5 +1,6 @@
 """Fetching a base model's files from a Hugging Face hub: weights as safetensors, JSON and the chat template only."""
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from manylora.errors import ModelNotFound
 from manylora.models.spec import read_spec
 
 Progress = Callable[[str, int, int], None]
+
+_CHUNK_BYTES = 1 << 22
 
 # Nothing else is fetched: no code, no pickles, no second copy of the weights in another layout (`consolidated…`).
 _WANTED = (
@@ -55,7 +58,31 @@ def fetch_repository(repository: str, directory: Path, report: Progress, *, endp
         read_spec(directory)
         for name in sorted(sizes.keys() - first):
             fetch(name)
+        for entry in found.siblings or ():
+            if entry.rfilename in sizes and not _is_as_published(directory / entry.rfilename, entry):
+                (directory / entry.rfilename).unlink()
+                fetch(entry.rfilename)
+                if not _is_as_published(directory / entry.rfilename, entry):
+                    raise ModelNotFound(
+                        f"{entry.rfilename} of {repository} came twice with another content than the hub says it has "
+                        "(SHA-256): a proxy or a mirror between may be damaged; run the same command again"
+                    )
     shutil.rmtree(directory / ".cache", ignore_errors=True)  # the client's notes about this download
+
+
+def _is_as_published(file: Path, entry: Any) -> bool:  # the client's `RepoSibling`
+    """Whether a file has the content that the hub lists: by SHA-256 where it is large, by git's object id otherwise."""
+    size = file.stat().st_size
+    if entry.lfs is not None:
+        digest, expected = hashlib.sha256(), entry.lfs.sha256
+    else:
+        digest, expected = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False), entry.blob_id
+    if expected is None:
+        return True
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return bool(digest.hexdigest() == expected)
 
 
 def _progress_bar(report: Progress, total: int) -> type[Any]:

@@ -182,9 +182,9 @@ def read_json(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ModelNotFound(f"{file.parent} has no {file.name}") from error
     except (OSError, ValueError) as error:
-        raise ModelUnsupported(f"cannot read {file}: {error}") from error
+        raise ModelUnsupported(f"cannot read {file}: {error}; fetch the model again") from error
     if not isinstance(found, dict):
-        raise ModelUnsupported(f"{file} is not a JSON object")
+        raise ModelUnsupported(f"{file} is not a JSON object; fetch the model again")
     return found
 
 

@@ -236,7 +236,10 @@ def _templates(directory: Path, settings: Mapping[str, Any]) -> list[tuple[str, 
     """Named templates; a chat_template.jinja beside the settings wins, as it does where the files were written."""
     file = directory / "chat_template.jinja"
     if file.is_file():
-        return [("default", file.read_text(encoding="utf-8"))]
+        try:
+            return [("default", file.read_text(encoding="utf-8"))]
+        except (OSError, ValueError) as error:
+            raise ModelUnsupported(f"cannot read {file}: {error}; fetch the model again") from error
     named = settings.get("chat_template")
     if isinstance(named, str):
         return [("default", named)]
