@@ -10,7 +10,7 @@ import pytest
 from manylora import errors
 from manylora.adapter_ref import AdapterRef, SourceName, parse_adapter_name, parse_adapter_ref
 from manylora.adapters.local_source import LocalSource
-from manylora.adapters.registry import Registry, RegistrySource
+from manylora.adapters.registry import SUMS_FILE, Registry, RegistrySource
 from manylora.adapters.sources import CONFIG_FILE, WEIGHTS_FILE
 from tests.adapters.making import config_bytes, lora_tensors, safetensors_bytes
 
@@ -53,6 +53,27 @@ def test_what_is_archived_or_removed_is_not_found(tmp_path: Path) -> None:
         with pytest.raises(errors.AdapterNotFound, match=gone):
             source.locate(ref(gone))
     assert registry.add("acme", "triage", *upload(4)) == 4
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
+def test_a_version_that_the_disk_has_damaged_is_refused(name: str, tmp_path: Path) -> None:
+    registry, source = Registry(tmp_path), RegistrySource(tmp_path)
+    registry.add("acme", "triage", *upload(1))
+    file = registry.root / "acme" / "triage" / "1" / name
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(errors.AdapterCorrupt, match=f"{name} is no longer what was uploaded"):
+        content(source, ref("triage"))
+
+
+@pytest.mark.parametrize("note", [None, b"", b"[]"])
+def test_a_version_without_a_whole_note_of_its_files_is_served(note: bytes | None, tmp_path: Path) -> None:
+    registry, source = Registry(tmp_path), RegistrySource(tmp_path)
+    registry.add("acme", "triage", *upload(1))
+    file = registry.root / "acme" / "triage" / "1" / SUMS_FILE
+    file.unlink() if note is None else file.write_bytes(note)
+    assert content(source, ref("triage")) == upload(1)
 
 
 def test_no_tenant_finds_another_ones(tmp_path: Path) -> None:
@@ -138,6 +159,7 @@ def test_every_folder_on_the_way_to_an_upload_is_on_disk_before_it_is_answered(
         f"{tmp_path}/acme",
         f"{incoming}/{CONFIG_FILE}",
         f"{incoming}/{WEIGHTS_FILE}",
+        f"{incoming}/{SUMS_FILE}",
         incoming,
     }
 

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from manylora.adapters.registry import Registry
+from manylora.adapters.registry import SUMS_FILE, Registry
 from manylora.control import snapshot as snapshot_module
 from manylora.control.aliases import remove_alias, set_alias
 from manylora.control.archives import set_archived
@@ -51,7 +51,7 @@ def test_a_repository_counts_its_versions_and_edges_are_told(url: URL, tmp_path:
         assert (told.owner, told.name, told.versions) == ("acme", "triage", (1, 2))
         files = Registry(plane.control.registry_dir).files("acme", "triage", 2)
         assert [file.read_bytes() for file in files] == [ATTENTION.config, ATTENTION.weights]
-        assert sorted(file.name for file in files[0].parent.iterdir()) == sorted(file.name for file in files)
+        assert {file.name for file in files[0].parent.iterdir()} == {SUMS_FILE, *(file.name for file in files)}
 
     in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
 

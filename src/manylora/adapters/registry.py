@@ -2,10 +2,13 @@
 
     {root}/{tenant}/{repo}/{version}/adapter_config.json, adapter_model.safetensors, and text files where it has any
 
-A version appears whole or not at all, and its content never changes. What may be uploaded is for whoever takes uploads
-to say; what is here is checked like any other adapter when it is loaded.
+A version appears whole or not at all, and its content never changes: `sums.json` beside the files has the SHA-256 of
+each, and a version whose files differ from it is refused, for the tenant to upload again. What may be uploaded is for
+the control plane to say; what is here is checked like any other adapter when it is loaded.
 """
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -15,9 +18,11 @@ from pathlib import Path
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapters.local_source import LocalSource
+from manylora.adapters.refusals import Refusals
 from manylora.adapters.sources import CONFIG_FILE, PARTS, TEXT_FILES, WEIGHTS_FILE, FetchedFiles, Located, Source
 
 ARCHIVED_FILE = "archived"
+SUMS_FILE = "sums.json"
 INCOMING = ".incoming-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -44,6 +49,7 @@ class Registry:
         try:
             for name, data in {CONFIG_FILE: config, WEIGHTS_FILE: weights, **(texts or {})}.items():
                 _write_durably(incoming / name, data)
+            _write_sums(incoming)
             _sync_folder(incoming)
             return self._publish(incoming, folder)
         finally:
@@ -58,6 +64,7 @@ class Registry:
         for file in files_in(incoming):
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
+        _write_sums(incoming)
         _sync_folder(incoming)
         incoming.rename(folder / str(version))
         _sync_folder(folder)
@@ -150,13 +157,24 @@ class RegistrySource:
     """The registry as a source: `repo` is a tenant's newest version, `repo/3` its third. See `Source`."""
 
     def __init__(self, root: Path) -> None:
-        self._files = LocalSource((root,), Registry(root).place)
+        self._registry = Registry(root)
+        self._files = LocalSource((root,), self._registry.place)
 
     def locate(self, ref: AdapterRef) -> Located:
         return self._files.locate(ref)
 
     def fetch(self, ref: AdapterRef, stamp: str, max_bytes: int) -> FetchedFiles:
-        return self._files.fetch(ref, stamp, max_bytes)
+        place = self._registry.place(ref)
+        files = self._files.fetch(ref, stamp, max_bytes)
+        if place != self._registry.place(ref):
+            return files  # of one version or the other; a request names the newest by its number next time
+        sums = _read_sums(self._registry.root / place)
+        for name, data in {CONFIG_FILE: files.config, WEIGHTS_FILE: files.weights, **files.texts}.items():
+            if name in sums and hashlib.sha256(data).hexdigest() != sums[name]:
+                raise Refusals(ref.id, ref.source).corrupt(
+                    f"{name} is no longer what was uploaded (SHA-256), damaged on the disk; upload it again"
+                )
+        return files
 
     def list(self) -> list[str]:
         """Nothing: what there is depends on who asks."""
@@ -191,6 +209,23 @@ def _write_durably(file: Path, data: bytes | memoryview) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def _write_sums(folder: Path) -> None:
+    sums = {}
+    for file in sorted(folder.iterdir()):
+        with file.open("rb") as stream:
+            sums[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    _write_durably(folder / SUMS_FILE, json.dumps(sums).encode())
+
+
+def _read_sums(folder: Path) -> dict[str, str]:
+    """What is noted of a version's files; nothing for one of an earlier server, or where the note is damaged."""
+    try:
+        found = json.loads((folder / SUMS_FILE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _sync_folder(folder: Path) -> None:
