@@ -16,6 +16,8 @@ SOURCE = ROOT / "src" / "manylora"
 LAYERS = {
     0: {
         "config",
+        "config_file",
+        "system_failures",
         "standard_streams",
         "service_variables",
         "errors",

@@ -8,8 +8,8 @@ No other module reads the environment.
 import dataclasses
 import logging
 import os
+import pwd
 import re
-import tomllib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from manylora.adapter_ref import SourceName, parse_adapter_name, source_of
+from manylora.config_file import is_text, read_tables
 from manylora.errors import AdapterReferenceInvalid, ConfigInvalid
 from manylora.origins import check_rule
 from manylora.renames import SETTINGS, current_setting, settled
@@ -30,6 +31,8 @@ MIB = 1 << 20
 
 KEY_VARIABLE = "MANYLORA_KEY"
 """No setting: the key that verbs such as `manylora tenants` show a running server."""
+
+_NAME_A_CACHE = "Let model.cache_dir (MANYLORA_MODEL_CACHE_DIR) name a folder that can be written"
 
 log = logging.getLogger(__name__)
 
@@ -313,7 +316,22 @@ def cache_dir(config: Config | None = None) -> Path:
     if named := os.environ.get("MANYLORA_MODEL_CACHE_DIR"):
         return Path(named).expanduser()
     root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "manylora"
+    if root and Path(root).is_absolute():  # as the specification of that variable says
+        return Path(root) / "manylora"
+    return _home() / ".cache" / "manylora"
+
+
+def _home() -> Path:
+    try:
+        home = Path(os.environ.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:
+        raise ConfigInvalid(
+            f"there is no home folder to keep the cache in: HOME is not set, and user {os.getuid()} is not in the list "
+            f"of users. {_NAME_A_CACHE}"
+        ) from None
+    if not home.is_absolute():
+        raise ConfigInvalid(f"HOME must be an absolute path. Given: {str(home)!r}. {_NAME_A_CACHE}")
+    return home
 
 
 def control_dir(config: Config) -> Path:
@@ -366,12 +384,8 @@ def child_environment() -> dict[str, str]:
 
 
 def _read_file(file: Path) -> dict[str, Setting]:
-    try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise ConfigInvalid(f"cannot read the configuration file {file}: {error}") from error
     found: dict[str, Setting] = {}
-    for group, table in tables.items():
+    for group, table in read_tables(file).items():
         if not isinstance(table, dict):
             raise ConfigInvalid(f"{file}: `{group}` must be a table such as [server]")
         for name, value in table.items():
@@ -426,6 +440,8 @@ def _checked(key: str, value: object) -> Setting:
         value = tuple(value)
     if kind is float and type(value) is int:
         value = float(value)
+    if not is_text(value):
+        raise ConfigInvalid(f"{key}: expected text in UTF-8, given {value!r}; rename it, or name a link to it")
     if type(value) is not kind:
         raise ConfigInvalid(f"{key}: expected {kind.__name__}, given {value!r}")
     if isinstance(value, int | float) and not isinstance(value, bool) and not value >= _LOWEST.get(key, value):

@@ -8,12 +8,18 @@ Sources: cgroups(7), proc(5), the kernel's cgroup-v2 and cgroup-v1/memory pages.
 import math
 import os
 import re
+import resource
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from manylora.errors import ConfigInvalid
+
 _NO_LIMIT = 1 << 60  # version 1 writes "no limit" as a very large number
+LEAST_FILES = 128
+"""Connections, sockets between the processes, the database, journals and files of adapters under way."""
+_MOST_FILES = 65536
 _RECLAIMABLE = ("inactive_file", "active_file")
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
@@ -41,6 +47,19 @@ def find_resources(own: Sequence[int] = (), root: Path = Path("/")) -> Resources
     processors = _num_processors()
     # A thread more than the quota has processors would only wait for the next period.
     return Resources(threads=max(1, min([processors, *map(math.floor, quotas)])), memory_bytes=memory + taken)
+
+
+def raise_file_limit() -> None:
+    """Let this process and its children open as many files as they may. Raises `ConfigInvalid` if that is too few."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if most < LEAST_FILES:
+        raise ConfigInvalid(
+            f"this process may open {most} files, and a server takes at least {LEAST_FILES}: raise its limit "
+            "(`ulimit -n`, LimitNOFILE= of a systemd service, --ulimit nofile= of a container)"
+        )
+    with suppress(OSError, ValueError):  # it is enough as it is
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _num_processors() -> int:

@@ -6,6 +6,7 @@ written is dropped and counted.
 
 import atexit
 import contextlib
+import errno
 import io
 import os
 import select
@@ -16,6 +17,7 @@ from collections import deque
 MAX_PENDING_BYTES = 1 << 20
 FLUSH_WAIT_S = 1.0
 _BUSY_WAIT_MS = 100
+_OF_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EBADF)
 _NAMES = ("stdin", "stdout", "stderr")
 
 
@@ -114,6 +116,35 @@ def open_missing_streams() -> None:
             os.set_inheritable(descriptor, True)
         if getattr(sys, name) is None:
             setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))  # noqa: SIM115
+
+
+def make_streams_lenient() -> None:
+    """Let standard output and error show what their encoding lacks, or is no text, as an escape. Nothing is refused."""
+    for name in _NAMES[1:]:
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def output_lost(error: Exception | None = None) -> str | None:
+    """Write out what is pending on standard output; why that cannot be, or None.
+
+    What cannot be written is given up, so that the end of the process does not try it again. A reader that has left,
+    such as `head`, has what it wanted: that is no failure.
+
+    Args:  error  what was raised by a verb, perhaps by the output itself
+    """
+    try:
+        sys.stdout.flush()
+        if isinstance(error, OSError) and error.filename is None and error.errno in _OF_OUTPUT:
+            os.write(1, b"\n")  # whose failure it was: a file's name is not told
+    except (OSError, ValueError) as lost:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.stdout.flush()
+        cause = lost.strerror if isinstance(lost, OSError) else str(lost)
+        return None if isinstance(lost, BrokenPipeError) else f"standard output cannot be written: {cause}"
+    return None
 
 
 def make_streams_lossy() -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from manylora.clock import ManualClock, SystemClock
+from manylora.errors import StartupError
+from manylora.server import runtime_folder
 from manylora.server.runtime_folder import RuntimeFolder
 
 
@@ -80,3 +82,26 @@ def test_what_no_server_made_stays(parent: Path) -> None:
     clock = ManualClock(SystemClock().wall_s() - 1_700_000_000 + 1_000)
     RuntimeFolder(clock).remove()
     assert {path.name for path in parent.iterdir()} == names
+
+
+@pytest.mark.parametrize("name", ["x" * 100, "not-text-\udcff"])
+def test_a_temporary_directory_that_a_socket_cannot_be_in_is_passed_over(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unfit = tmp_path / name
+    unfit.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(unfit))
+    folder = RuntimeFolder(SystemClock())
+    try:
+        assert not folder.path.is_relative_to(unfit)
+        assert len(os.fsencode(folder.address.removeprefix("ipc://"))) < 108
+    finally:
+        folder.remove()
+    assert list(unfit.iterdir()) == []
+
+
+def test_without_any_directory_for_a_socket_the_start_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    monkeypatch.setattr(runtime_folder, "_SHORT_PLACES", (str(tmp_path / "nor" / "here"),))
+    with pytest.raises(StartupError, match="let TMPDIR name one"):
+        RuntimeFolder(SystemClock())

@@ -256,7 +256,7 @@ def _opened(root: Path, folder: Path, refuse: Refusals) -> Iterator[dict[str, in
                     raise
                 continue
             # What was opened is checked, not what the name pointed at a moment ago.
-            if not Path(f"/proc/self/fd/{opened[name]}").readlink().is_relative_to(root):
+            if not _is_open_inside(opened[name], folder / name, root):
                 raise refuse.not_found()
             if not stat.S_ISREG(os.fstat(opened[name]).st_mode):
                 raise refuse.corrupt(f"{name} is not a file")
@@ -266,6 +266,15 @@ def _opened(root: Path, folder: Path, refuse: Refusals) -> Iterator[dict[str, in
     finally:
         for descriptor in opened.values():
             os.close(descriptor)
+
+
+def _is_open_inside(descriptor: int, path: Path, root: Path) -> bool:
+    """Whether an open file lies below the root: by its own path, or without `/proc` by what the name leads to."""
+    try:
+        return Path(f"/proc/self/fd/{descriptor}").readlink().is_relative_to(root)
+    except OSError:
+        real = Path(os.path.realpath(path))
+        return real.is_relative_to(root) and os.path.samestat(real.stat(), os.fstat(descriptor))
 
 
 def _read(descriptor: int, max_bytes: int, refuse: Refusals) -> memoryview:

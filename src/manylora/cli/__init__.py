@@ -1,6 +1,8 @@
 """The command `manylora`: one file a verb. Heavy imports happen inside the verbs."""
 
+import contextlib
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -23,7 +25,8 @@ from manylora.cli.usage import invoice, usage
 from manylora.errors import ManyloraError
 from manylora.printable import printable_lines
 from manylora.renames import current_words
-from manylora.standard_streams import open_missing_streams
+from manylora.standard_streams import make_streams_lenient, open_missing_streams, output_lost
+from manylora.system_failures import described
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,10 +60,26 @@ def about(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 def main() -> None:
-    """Run the command line; an error made for people is printed as one line, not as a traceback."""
+    """Run the command line; a failure that people can mend is printed as one line, not as a traceback."""
     open_missing_streams()
+    make_streams_lenient()
     try:
         app(args=current_words(sys.argv[1:]))
+    except SystemExit as ending:
+        if (lost := output_lost()) is not None and not ending.code:
+            _end(lost)
+        raise
     except ManyloraError as error:
-        typer.echo(f"manylora: {printable_lines(error.message)}", err=True)
-        sys.exit(1)
+        _end(error.message)
+    except Exception as error:
+        line = output_lost(error) or described(error)
+        if line is None:
+            raise
+        _end(line)
+
+
+def _end(message: str) -> NoReturn:
+    """Print what went wrong, if it can be printed, and leave."""
+    with contextlib.suppress(OSError):
+        typer.echo(f"manylora: {printable_lines(message)}", err=True)
+    sys.exit(1)

@@ -39,9 +39,11 @@ def run(
     from manylora.cli.settings import configuration
     from manylora.control.serving import run_control
     from manylora.printable import log_handler
+    from manylora.resources import raise_file_limit
     from manylora.standard_streams import make_streams_lossy
 
     make_streams_lossy()
+    raise_file_limit()
     handler = log_handler("%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -32,8 +32,12 @@ def pull(
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("manylora").setLevel(logging.INFO)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    bars = Progress(*columns, console=Console(stderr=True))
+    try:
         directory = fetch(name, config.cache_dir(config.load_config()), _reporter(bars), is_thorough=verify)
+    finally:
+        if bars.tasks:  # it would write an empty line otherwise
+            bars.stop()
     typer.echo(directory)
 
 
@@ -43,6 +47,7 @@ def _reporter(bars: "Progress") -> "Callable[[str, int, int], None]":
 
     def report(stage: str, done: int, total: int) -> None:
         if stage not in tasks:
+            bars.start()
             tasks[stage] = bars.add_task(_STAGES.get(stage, stage), total=total, amount="")
         amount = f"{done} of {total} tensors" if stage == "convert" else f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"
         bars.update(tasks[stage], completed=done, amount=amount)

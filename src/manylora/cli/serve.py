@@ -48,10 +48,12 @@ def serve(
 
     from manylora.cli.hosting import host_control
     from manylora.cli.settings import FACTORY, configuration, with_adapter_roots, with_base_fetched, with_registry
+    from manylora.resources import raise_file_limit
     from manylora.server.run import Announce, run_server
     from manylora.standard_streams import make_streams_lossy
 
     make_streams_lossy()
+    raise_file_limit()
     roots = tuple(str(root.expanduser().resolve()) for root in adapter_root or ())
     settings = configuration(
         config,

@@ -7,6 +7,7 @@ from pathlib import Path
 import manylora
 from manylora.config import Config, Setting, cache_dir, load_config, parse_setting, registry_dir
 from manylora.errors import ConfigInvalid
+from manylora.system_failures import cause_of
 
 FACTORY = "manylora.build:build_engine"
 """What builds the engine, in whichever process owns it; named, so that the edge needs not import it."""
@@ -72,7 +73,8 @@ def with_base_fetched(config: Config) -> Config:
     try:
         pull(config.model.base, cache_dir(config), report)
     finally:
-        bars.stop()
+        if tasks:  # it would write an empty line otherwise
+            bars.stop()
     return config
 
 
@@ -82,5 +84,5 @@ def with_registry(config: Config) -> Config:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise ConfigInvalid(f"adapters.registry_dir {folder} cannot be used: {error.strerror}") from error
+        raise ConfigInvalid(f"adapters.registry_dir {folder} cannot be used: {cause_of(error)}") from error
     return dataclasses.replace(config, adapters=dataclasses.replace(config.adapters, registry_dir=str(folder)))

@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Dialect, Insert, create_engine, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.schema import Table
@@ -22,6 +22,16 @@ from manylora.errors import NEWER_REMEDY, ConfigInvalid, ControlUnavailable, Dat
 
 FILE_NAME = "control.db"
 BUSY_WAIT_S = 10
+_SQLITE_REMEDIES = {
+    "locked": "another program holds it: end that, or wait until it is done",
+    "readonly": "give this user the right to write it and its folder, or let control.dir name another folder",
+    "unable to open": "see that its folder is there and can be written, or let control.dir name another",
+    "disk is full": "make room there",
+    "disk I/O error": "look whether the disk is whole and has room",
+    "not a database": "move it away and restore a backup with `manylora control restore`",
+    "malformed": "move it away and restore a backup with `manylora control restore`",
+}
+"""What to do, by a part of SQLite's own words."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -137,7 +147,7 @@ def _connected(url: URL) -> Iterator[Connection]:
         with engine.begin() as connection:
             yield connection
     except SQLAlchemyError as error:
-        raise _unavailable(error) from error
+        raise _cannot_open(error, url) from error
     finally:
         engine.dispose()
 
@@ -177,6 +187,15 @@ async def _told() -> AsyncIterator[None]:
         yield
     except SQLAlchemyError as error:
         raise _unavailable(error) from error
+
+
+def _cannot_open(error: SQLAlchemyError, url: URL) -> ControlUnavailable:
+    """The failure of a start, told to the operator: with SQLite's file, its cause and the remedy."""
+    if url.get_backend_name() != "sqlite" or not isinstance(error, DBAPIError):
+        return _unavailable(error)
+    cause = str(error.orig)
+    remedy = next((remedy for part, remedy in _SQLITE_REMEDIES.items() if part in cause), "look at the file")
+    return ControlUnavailable(f"{place_of(url)} cannot be used: {cause}; {remedy}")
 
 
 def _unavailable(error: SQLAlchemyError) -> ControlUnavailable:

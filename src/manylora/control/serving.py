@@ -19,6 +19,7 @@ from manylora.control.first_start import ensure_first_start
 from manylora.errors import ConfigInvalid
 from manylora.loopback import is_loopback
 from manylora.private_files import keep_private
+from manylora.system_failures import cannot_listen
 
 MIN_TOKEN_LETTERS = 16
 CLOSE_WAIT_S = 10
@@ -102,15 +103,20 @@ class _Server(uvicorn.Server):
 
 def _bind(config: Config) -> socket.socket:
     host, port = config.control.host, config.control.port
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener: socket.socket | None = None
     try:
+        listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(BACKLOG)
     except OSError as error:
-        listener.close()
-        why = "is taken by another process" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
-        raise ConfigInvalid(f"control.port {port} on control.host {host} {why}") from error
+        if listener is not None:
+            listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigInvalid(
+                f"control.port {port} on control.host {host} is taken by another process; choose another with --port"
+            ) from error
+        raise ConfigInvalid(cannot_listen(error, host, port, "control.port")) from error
     return listener
 
 

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import queue
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from manylora.server.journal import SeenFrames, mint_life, read_journal
 from manylora.server.runtime_folder import RuntimeFolder
 from manylora.server.served import ServedModel
 from manylora.server.watchdog import CHECK_S, EngineWatchdog
+from manylora.system_failures import described
 from manylora.usage import Counts
 
 log = logging.getLogger(__name__)
@@ -335,6 +337,11 @@ class ProcessLink:
             self._has_been_ready = False
             try:
                 code = await self._live(first)
+            except OSError as error:
+                code, line = -1, f"the engine process cannot be started: {described(error)}"
+                log.error("engine.not_started error=%s", line)
+                if self._served is None and self._startup_failure is None:
+                    self._startup_failure = StartupError(line)
             finally:
                 first.set()
             if self._is_closing or self._served is None:
@@ -422,7 +429,9 @@ class ProcessLink:
 
     async def _note_last_words(self, died: wire.Died) -> None:
         error = error_from(died.failure)
-        log.error("engine.died error=%s: %s\n%s", type(error).__name__, error.message, died.dump)
+        is_first_start = isinstance(error, StartupError) and self._served is None
+        if not is_first_start:  # that is told to the caller of `start`, and its traceback helps nobody
+            log.error("engine.died error=%s: %s\n%s", type(error).__name__, error.message, died.dump)
         if isinstance(error, StartupError):
             self._startup_failure = error
         elif self._is_up:
@@ -430,9 +439,17 @@ class ProcessLink:
             # What broke the engine is for the log: it is one request's matter, and may quote it.
             self._desk.lose(FinishReason.ENGINE_FAILURE, counted=await self._counted())
 
+    def _ending(self) -> str:
+        """How the process ended, which said nothing itself."""
+        code = self._worker.process.returncode if self._worker and self._worker.process else None
+        if code is not None and code < 0:
+            memory = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
+            return f": signal {-code} ({signal.strsignal(-code)}) ended it{memory}"
+        return f" with exit code {code}; what it printed is above"
+
     async def _note_death(self) -> None:
         if self._served is None and self._startup_failure is None:
-            self._startup_failure = StartupError("the engine process ended before it was ready; see its output above")
+            self._startup_failure = StartupError(f"the engine process ended before it was ready{self._ending()}")
         reason = FinishReason.SHUTDOWN if self._is_closing else FinishReason.ENGINE_FAILURE
         self._is_up = False
         fault = Unavailable(SHUTTING_DOWN) if self._is_closing else None

@@ -27,6 +27,7 @@ from manylora.server.membership import ControlFactory, Membership
 from manylora.server.served import ServedModel
 from manylora.server.starting import StartingApp
 from manylora.server.stopping import StopSignals
+from manylora.system_failures import cannot_listen
 
 CLOSE_WAIT_S = 5
 KEEP_ALIVE_S = 75
@@ -64,19 +65,21 @@ def bind(config: Config) -> socket.socket:
     """Take the port before anything heavy is loaded. It listens at once, since only that shows whether it was free."""
     host, port = config.server.host, config.server.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener: socket.socket | None = None
     try:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(BACKLOG)
     except OSError as error:
-        listener.close()
+        if listener is not None:
+            listener.close()
         if error.errno == errno.EADDRINUSE:
             raise ConfigInvalid(
                 f"port {port} on {host} is taken by another process. Choose another with `--port {port + 1}`, "
                 f"or stop what listens there (`ss -ltnp 'sport = :{port}'` shows it)."
             ) from error
-        raise ConfigInvalid(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        raise ConfigInvalid(cannot_listen(error, host, port, "server.port")) from error
     return listener
 
 

@@ -11,21 +11,26 @@ import tempfile
 from pathlib import Path
 
 from manylora.clock import Clock
+from manylora.errors import StartupError
 
 PREFIX = "manylora-"
 SOCKET = "engine"
 _LOCK = "lock"
 _NAME = re.compile(rf"{PREFIX}[a-z0-9_]{{8}}")  # as `mkdtemp` makes it
 _YOUNG_S = 60.0
+_SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+MAX_PARENT_BYTES = 107 - len(f"/{PREFIX}12345678/{SOCKET}")
+"""A socket's path has 108 bytes with the zero at its end (unix(7))."""
 
 
 class RuntimeFolder:
     """A folder that its user alone may enter. Its lock tells that the server lives: a kill gives the lock back."""
 
     def __init__(self, clock: Clock) -> None:
-        """Make a folder, and remove those that killed servers of this user left beside it."""
-        _sweep(Path(tempfile.gettempdir()), clock)
-        self.path = Path(tempfile.mkdtemp(prefix=PREFIX))  # mode 0700
+        """Make a folder, and remove those that killed servers of this user left beside it. Raises `StartupError`."""
+        parent = socket_folder_parent()
+        _sweep(parent, clock)
+        self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))  # mode 0700
         self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
 
@@ -37,6 +42,29 @@ class RuntimeFolder:
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
+
+
+def socket_folder_parent() -> Path:
+    """Where the folder is made: the temporary directory, or a shorter one where its path is too long for a socket's.
+
+    Raises `StartupError` if no such directory can be written.
+    """
+    try:
+        given = [tempfile.gettempdir()]
+    except FileNotFoundError:
+        given = []
+    for parent in (*given, *_SHORT_PLACES):
+        if len(os.fsencode(parent)) <= MAX_PARENT_BYTES and _is_text(parent) and os.access(parent, os.W_OK | os.X_OK):
+            return Path(parent)
+    raise StartupError(
+        f"no folder for the engine's socket: none of {', '.join([*given, *_SHORT_PLACES])} can be written with a "
+        f"path of at most {MAX_PARENT_BYTES} bytes in UTF-8; let TMPDIR name one"
+    )
+
+
+def _is_text(path: str) -> bool:
+    """ZeroMQ's addresses are UTF-8."""
+    return path.encode(errors="ignore") == os.fsencode(path)
 
 
 def _sweep(parent: Path, clock: Clock) -> None:

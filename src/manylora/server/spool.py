@@ -23,6 +23,7 @@ from manylora import __version__
 from manylora.errors import ConfigInvalid, UsageUnrecorded
 from manylora.ids import KeyId, RequestId, TenantId, UsageId
 from manylora.server.framed import FramedFile, newer_usage, read_entries
+from manylora.system_failures import cause_of
 from manylora.usage import UsageRecord
 
 log = logging.getLogger(__name__)
@@ -265,7 +266,7 @@ def hold_folders(root: Path) -> list[HeldFolder]:
             held += [folder for folder in [_held(root / str(number))] if folder is not None]
         _keep_formats(held)
     except OSError as error:
-        raise ConfigInvalid(f"metering.dir {root} cannot be used: {error.strerror}") from error
+        raise ConfigInvalid(f"metering.dir {root} cannot be used: {cause_of(error)}") from error
     return held
 
 

@@ -14,13 +14,14 @@ import zmq
 from manylora.clock import SystemClock
 from manylora.config import Config
 from manylora.engine.events import Failure
-from manylora.errors import EngineFault, ManyloraError
+from manylora.errors import EngineFault, ManyloraError, StartupError
 from manylora.printable import log_handler
 from manylora.resources import find_resources
 from manylora.server import wire
 from manylora.server.driver import ProgressLine, drive, load_factory
 from manylora.server.journal import Journal
 from manylora.standard_streams import lost_lines, make_streams_lossy
+from manylora.system_failures import described
 
 PR_SET_PDEATHSIG = 1
 BOOT_WAIT_MS = 10_000
@@ -85,6 +86,7 @@ def main(address: str, parent_pid: int) -> int:
 
 
 def _serve(socket: "zmq.Socket[bytes]", port: _SocketPort) -> int:
+    is_started = False
     try:
         if not socket.poll(BOOT_WAIT_MS):
             return 1
@@ -98,16 +100,23 @@ def _serve(socket: "zmq.Socket[bytes]", port: _SocketPort) -> int:
         logging.getLogger().removeHandler(progress)
         logging.basicConfig(handlers=[log_handler("%(levelname)s %(message)s")], level=logging.WARNING)
         port.send(wire.Ready(served))
+        is_started = True
         order = boot.journal
         journal = None if order is None else Journal(Path(order.folder), order.life, keeps_parts=order.keeps_parts)
         drive(engine, port, SystemClock(), journal)
     except Exception as error:
-        name, message = type(error).__name__, str(error)
-        if not isinstance(error, ManyloraError):
-            name, message = EngineFault.__name__, f"{name}: {message}"
-        port.send(wire.Died(Failure(error=name, message=message), traceback.format_exc()))
+        port.send(wire.Died(_failure(error, is_started=is_started), traceback.format_exc()))
         return 1
     return 0
+
+
+def _failure(error: Exception, *, is_started: bool) -> Failure:
+    """What ended this process. Before the engine is up a failure of the system's is one that a person can mend."""
+    name, message = type(error).__name__, str(error)
+    if not isinstance(error, ManyloraError):
+        line = None if is_started else described(error)
+        name, message = (EngineFault.__name__, f"{name}: {message}") if line is None else (StartupError.__name__, line)
+    return Failure(error=name, message=message)
 
 
 def _with_memory(config: Config, edge_pid: int) -> Config:
