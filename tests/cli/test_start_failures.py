@@ -127,6 +127,11 @@ CASES = {
         [*CONTROL, "--set", "control.database_url=sqlite:///{tmp}/none/x.db"],
         ["{tmp}/none/x.db", "No such file or directory", "make it"],
     ),
+    "a pepper cut short": Case(
+        [*CONTROL[:2], "--set", "control.dir={tmp}"],
+        ["{tmp}/pepper is damaged", "restore"],
+        prepare=write("pepper", b""),
+    ),
     "settings in UTF-16": Case(
         CONFIG, ["{tmp}/settings.toml", "save it as UTF-8"], prepare=write("settings.toml", "[server]".encode("utf-16"))
     ),

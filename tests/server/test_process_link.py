@@ -12,7 +12,7 @@ import pytest
 from manylora.config import Config
 from manylora.engine.events import Finished, FinishReason, TokenEvent
 from manylora.engine.request import Request, SamplingParams, StopParams
-from manylora.errors import EngineFault, ModelNotFound, Unavailable
+from manylora.errors import EngineFault, ModelNotFound, StartupError, Unavailable
 from manylora.ids import Flow, mint_request_id
 from manylora.models.tokenizer import Tokenizer
 from manylora.server.app import create_app
@@ -177,6 +177,27 @@ def test_closing_ends_what_runs_with_shutdown(with_link: WithLink) -> None:
         assert (await end_of(generation)).reason is FinishReason.SHUTDOWN
 
     with_link(scenario)
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        ("tests.server.broken_factories:without_room", "/cache/kernels: No space left on device; make room there"),
+        ("tests.server.broken_factories:without_threads", "no thread can be started"),
+        ("tests.server.broken_factories:without_memory", "there is no memory left"),
+        ("tests.server.broken_factories:killed", "signal 9 (Killed) ended it, as the system does when memory runs out"),
+    ],
+)
+def test_an_engine_that_cannot_start_says_why(
+    factory: str, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def start() -> None:
+        await ProcessLink(factory, config_for(tmp_path)).start()
+
+    with pytest.raises(StartupError) as caught:
+        asyncio.run(start())
+    assert said in caught.value.message
+    assert "Traceback" not in caplog.text
 
 
 def test_an_engine_that_cannot_be_built_says_why(tmp_path: Path) -> None:

