@@ -114,8 +114,8 @@ def test_a_library_that_cannot_be_trusted_is_built_anew_with_one_line(
     DAMAGES[damage](built)
     with caplog.at_level(logging.INFO):
         load_library(tmp_path).ml_pool_new(0, 0)
-    told = [message for message in caplog.messages if str(built) in message]
-    assert len(told) == (0 if damage == "a link to nowhere" else 1)
+    (line,) = caplog.messages
+    assert str(built) in line or damage == "a link to nowhere"
     caplog.clear()
     with caplog.at_level(logging.INFO):
         load_library(tmp_path)

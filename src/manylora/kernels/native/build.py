@@ -91,9 +91,9 @@ def load_library(cache_dir: Path | None = None, *, compiler: str | None = None) 
     try:
         return _bound(read_kept(library))
     except FileNotFoundError:
-        pass
+        log.info("compiling the native kernels with %s, once for this machine (about ten seconds)", path)
     except KeptFileUnusable as damage:
-        log.info("the compiled kernels in %s are not used (%s): they are compiled anew", library, damage)
+        log.info("compiling the native kernels anew (about ten seconds): %s is not used, %s", library, damage)
     code = _compile(path, sources, library)
     try:
         return _bound(code)
@@ -151,7 +151,6 @@ def _compile(compiler: str, sources: list[Path], library: Path) -> bytes:
 
     Raises `NativeBuildFailed` with what the compiler said, or with what the system refused.
     """
-    log.info("compiling the native kernels with %s, once for this machine (about ten seconds)", compiler)
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         return _build_in(library.parent, compiler, sources, library)
