@@ -139,6 +139,16 @@ def test_weights_are_read_whole_once_and_again_when_they_change(
     assert read_by() == weights
 
 
+def test_a_whole_base_that_cannot_be_served_is_not_fetched_again(hub: _Hub, tmp_path: Path) -> None:
+    directory = pull("org/model", tmp_path, endpoint=url(hub))
+    (directory / "config.json").write_text('{"architectures": ["MixtralForCausalLM"]}')
+    checksums.write_checksums(directory, lambda stage, done, total: None)
+    hub.fetched.clear()
+    with pytest.raises(ModelUnsupported, match="MixtralForCausalLM"):
+        pull("org/model", tmp_path, endpoint=url(hub))
+    assert hub.fetched == []
+
+
 def test_what_a_hub_says_is_compared_with_what_came(hub: _Hub, tmp_path: Path) -> None:
     hub.sha256 = {SHARD: "0" * 64}
     with pytest.raises(ModelNotFound, match="came twice with another content"):

@@ -128,7 +128,10 @@ def _check_in_place(directory: Path, record: Path, report: Progress, *, is_thoro
 
 
 def _examine(target: Path, report: Progress, *, is_thorough: bool) -> dict[str, str]:
-    """What is wrong with a pulled base, by file. A base of an earlier version gets its checksums here."""
+    """What is wrong with a pulled base, by file. A base of an earlier version gets its checksums here.
+
+    Raises `ModelUnsupported` for one that is whole and cannot be served.
+    """
     if checksums.read_checksums(target) is None:
         if (fault := _fault_of(target)) is not None:
             return {target.name: fault}
@@ -140,8 +143,8 @@ def _examine(target: Path, report: Progress, *, is_thorough: bool) -> dict[str, 
             return {}
     record = target.parent / f".verified-{target.name}"
     found = checksums.find_damage(target, record, report, is_thorough=is_thorough)
-    if not found and (fault := _fault_of(target)) is not None:
-        return {target.name: fault}
+    if not found:
+        check_base(target)  # what is as it was fetched, and cannot be served, would be so again
     return found
 
 
