@@ -67,10 +67,7 @@ def pull(
     has_config = (directory / "config.json").is_file()
     if known is None and (has_config or (directory.is_dir() and not catalog.is_complete(target))):
         catalog.resolve(name, cache_dir)  # says so where there is no config.json
-        check_base(directory)
-        name_in_record = hashlib.sha256(bytes(directory.resolve())).hexdigest()[:16]
-        record = catalog.bases_dir(cache_dir) / f".verified-{name_in_record}"
-        _check_in_place(directory, record, report, is_thorough=is_thorough)
+        _check_in_place(directory, cache_dir, report, is_thorough=is_thorough)
         return directory
 
     def examine() -> dict[str, str]:
@@ -114,12 +111,15 @@ def _fault_of(directory: Path) -> str | None:
     return None
 
 
-def _check_in_place(directory: Path, record: Path, report: Progress, *, is_thorough: bool) -> None:
-    """Compare a directory that is not ours with the checksums it may have. Raises `ModelUnsupported`."""
+def _check_in_place(directory: Path, cache_dir: Path, report: Progress, *, is_thorough: bool) -> None:
+    """Check a directory that is not ours, and compare it with the checksums it may have. Raises as `pull`."""
+    check_base(directory)
     if checksums.read_checksums(directory) is None:
         if is_thorough:
             log.warning("%s has no checksums: only its structure could be checked", directory)
         return
+    name_in_record = hashlib.sha256(bytes(directory.resolve())).hexdigest()[:16]
+    record = catalog.bases_dir(cache_dir) / f".verified-{name_in_record}"
     for file, found in checksums.find_damage(directory, record, report, is_thorough=is_thorough).items():
         raise ModelUnsupported(
             f"{directory / file} is damaged: {found}. Copy it anew from where it came, or delete "

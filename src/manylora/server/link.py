@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 import queue
-import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from manylora.server.generation import Generation
 from manylora.server.journal import SeenFrames, mint_life, read_journal
 from manylora.server.runtime_folder import RuntimeFolder
 from manylora.server.served import ServedModel
-from manylora.server.watchdog import CHECK_S, EngineWatchdog
+from manylora.server.watchdog import CHECK_S, EngineWatchdog, ending
 from manylora.system_failures import described
 from manylora.usage import Counts
 
@@ -439,17 +438,11 @@ class ProcessLink:
             # What broke the engine is for the log: it is one request's matter, and may quote it.
             self._desk.lose(FinishReason.ENGINE_FAILURE, counted=await self._counted())
 
-    def _ending(self) -> str:
-        """How the process ended, which said nothing itself."""
-        code = self._worker.process.returncode if self._worker and self._worker.process else None
-        if code is not None and code < 0:
-            memory = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
-            return f": signal {-code} ({signal.strsignal(-code)}) ended it{memory}"
-        return f" with exit code {code}; what it printed is above"
-
     async def _note_death(self) -> None:
         if self._served is None and self._startup_failure is None:
-            self._startup_failure = StartupError(f"the engine process ended before it was ready{self._ending()}")
+            process = self._worker.process if self._worker else None
+            how = ending(process.returncode if process else None)
+            self._startup_failure = StartupError(f"the engine process ended before it was ready{how}")
         reason = FinishReason.SHUTDOWN if self._is_closing else FinishReason.ENGINE_FAILURE
         self._is_up = False
         fault = Unavailable(SHUTTING_DOWN) if self._is_closing else None

@@ -1,5 +1,6 @@
 """Judges an engine process that answers nothing: what waits on it ends by the edge's clock, then it is restarted."""
 
+import signal
 from pathlib import Path
 
 from manylora.clock import Clock
@@ -53,3 +54,11 @@ def processor_s(pid: int) -> float:
     except OSError:
         return 0.0
     return (int(fields[11]) + int(fields[12])) / 100
+
+
+def ending(code: int | None) -> str:
+    """How a process ended that said nothing itself, to be put behind a sentence; `code` is its return code."""
+    if code is not None and code < 0:
+        memory = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
+        return f": signal {-code} ({signal.strsignal(-code)}) ended it{memory}"
+    return f" with exit code {code}; what it printed is above"
