@@ -51,13 +51,13 @@ def cause_of(error: OSError) -> str:
     return f"{cause}; {remedy}" if remedy else cause
 
 
-def cannot_listen(error: OSError, host: str, port: int, port_setting: str) -> str:
-    """Why no server can listen at an address that is not taken."""
-    where = f"cannot listen on {host}:{port}"
+def cannot_listen(error: OSError, host: str, port: int, group: str) -> str:
+    """Why no server can listen at an address that is not taken; `group` of the settings has its host and port."""
+    where = f"cannot listen on {host}:{port} ({group}.host, {group}.port)"
     if isinstance(error, socket.gaierror):
         return f"{where}: the name {host!r} does not resolve ({error.strerror}); give an address of this machine"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"{where}: {error.strerror}; ports below 1024 take rights: set {port_setting} to a higher one"
+        return f"{where}: {error.strerror}; ports below 1024 take rights: set {group}.port to a higher one"
     if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
         return f"{where}: {error.strerror}; this machine has no such address: `ip addr` shows those it has"
     return f"{where}: {cause_of(error)}"

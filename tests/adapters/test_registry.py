@@ -55,10 +55,10 @@ def test_what_is_archived_or_removed_is_not_found(tmp_path: Path) -> None:
     assert registry.add("acme", "triage", *upload(4)) == 4
 
 
-@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE, "tokenizer.json"])
 def test_a_version_that_the_disk_has_damaged_is_refused(name: str, tmp_path: Path) -> None:
     registry, source = Registry(tmp_path), RegistrySource(tmp_path)
-    registry.add("acme", "triage", *upload(1))
+    registry.add("acme", "triage", *upload(1), {"tokenizer.json": b'{"added_tokens": []}'})
     file = registry.root / "acme" / "triage" / "1" / name
     data = bytearray(file.read_bytes())
     data[-3] ^= 1

@@ -169,7 +169,8 @@ class RegistrySource:
         if place != self._registry.place(ref):
             return files  # of one version or the other; a request names the newest by its number next time
         sums = _read_sums(self._registry.root / place)
-        for name, data in {CONFIG_FILE: files.config, WEIGHTS_FILE: files.weights, **files.texts}.items():
+        found: dict[str, bytes | memoryview] = {CONFIG_FILE: files.config, WEIGHTS_FILE: files.weights, **files.texts}
+        for name, data in found.items():
             if name in sums and hashlib.sha256(data).hexdigest() != sums[name]:
                 raise Refusals(ref.id, ref.source).corrupt(
                     f"{name} is no longer what was uploaded (SHA-256), damaged on the disk; upload it again"

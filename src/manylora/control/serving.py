@@ -116,7 +116,7 @@ def _bind(config: Config) -> socket.socket:
             raise ConfigInvalid(
                 f"control.port {port} on control.host {host} is taken by another process; choose another with --port"
             ) from error
-        raise ConfigInvalid(cannot_listen(error, host, port, "control.port")) from error
+        raise ConfigInvalid(cannot_listen(error, host, port, "control")) from error
     return listener
 
 

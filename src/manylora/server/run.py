@@ -79,7 +79,7 @@ def bind(config: Config) -> socket.socket:
                 f"port {port} on {host} is taken by another process. Choose another with `--port {port + 1}`, "
                 f"or stop what listens there (`ss -ltnp 'sport = :{port}'` shows it)."
             ) from error
-        raise ConfigInvalid(cannot_listen(error, host, port, "server.port")) from error
+        raise ConfigInvalid(cannot_listen(error, host, port, "server")) from error
     return listener
 
 
