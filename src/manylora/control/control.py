@@ -10,7 +10,7 @@ from sqlalchemy.engine import URL
 from manylora.clock import Clock, SystemClock
 from manylora.config import Config, control_dir, registry_dir
 from manylora.control.bases import served_base
-from manylora.control.database import Database, database_url, migrate
+from manylora.control.database import Database, database_url, migrate, place_of
 from manylora.control.key_uses import KeyUses
 from manylora.errors import ConfigInvalid
 from manylora.private_files import make_private, tighten
@@ -76,10 +76,13 @@ def open_control(config: Config, *, is_key_needed: bool, clock: Clock | None = N
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         pepper = _pepper(folder / PEPPER_FILE)
-        url = database_url(config.control.database_url, folder)
-        files = _files_of(url)
     except OSError as error:
         raise ConfigInvalid(f"control.dir {folder} cannot be used: {error.strerror}") from error
+    url = database_url(config.control.database_url, folder)
+    try:
+        files = _files_of(url)
+    except OSError as error:
+        raise ConfigInvalid(f"{place_of(url)} cannot be used: {error.strerror}") from error
     migrate(url)
     tighten(folder, registry_dir(config), *files)  # not before: a newer release's data is left as it is
     return Control(
@@ -95,7 +98,7 @@ def open_control(config: Config, *, is_key_needed: bool, clock: Clock | None = N
 
 def _files_of(url: URL) -> tuple[Path, ...]:
     """The files of a database, which is made if it is a file and is not there."""
-    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
+    if url.get_backend_name() != "sqlite" or not url.database:
         return ()
     file = Path(url.database)
     make_private(file)
