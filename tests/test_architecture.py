@@ -18,6 +18,7 @@ LAYERS = {
         "config",
         "standard_streams",
         "service_variables",
+        "setting_bounds",
         "errors",
         "ids",
         "adapter_ref",
