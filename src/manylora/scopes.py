@@ -89,6 +89,7 @@ _CUSTOMER: dict[str, Scopes] = {
     "POST /v1/signup": KEYLESS,
     "GET /v1/prices": KEYLESS,
     "GET /v1/account": (READ,),
+    "GET /v1/account/key": ANY,
     "GET /v1/account/usage": (READ,),
     "GET /v1/account/ledger": (READ,),
     "GET /v1/account/credits": (READ,),

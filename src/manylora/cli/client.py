@@ -13,6 +13,7 @@ from manylora.config import KEY_VARIABLE, URL_VARIABLE, caller_key, caller_url
 from manylora.loopback import VERSION_HEADER, is_loopback
 from manylora.money import NANO
 from manylora.printable import printable, printable_json
+from manylora.tenancy import Scope
 
 if TYPE_CHECKING:
     import httpx2
@@ -53,6 +54,14 @@ KeyOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the server's JSON as it is.")]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """is_operator: it may ask about every tenant."""
+
+    tenant: str
+    is_operator: bool
+
+
 @dataclass(slots=True, kw_only=True)
 class Server:
     """A running server and the key it is shown; None: that of the environment, if there is one."""
@@ -77,6 +86,35 @@ class Server:
         Args:  expects  a field that the answer of a manylora server has; empty: it may be any document
                wait_s   how long the server may take beyond what any answer takes
         """
+        reply = self._send(method, path, query=query, body=body, wait_s=wait_s)
+        if (message := refusal_in(reply, expects)) is not None:
+            fail(message)
+        return _harmless(reply) if expects else reply
+
+    def caller(self) -> "Caller | None":
+        """Whose the key is, and what it may do; None without a key, where the server wants one."""
+        reply = self._send("GET", "/v1/account/key", query=None, body=None, wait_s=0.0)
+        if (message := refusal_in(reply, "scopes")) is not None:
+            return fail(message) if self.key or caller_key() else None
+        body = _harmless(reply).json()
+        return Caller(tenant=str(body["tenant"]), is_operator=Scope.ADMIN in body["scopes"])
+
+    def answers_own(self, tenant: str = "") -> bool:
+        """Whether a question about a tenant goes to the routes of the key's own account, and not to the operator's.
+
+        Args:  tenant  the tenant that is asked about; empty: the operator asks about all, anybody else about his own
+        Ends the program for another's tenant, which the operator alone may ask about.
+        """
+        caller = self.caller()
+        if caller is None:
+            return True
+        if not caller.is_operator and tenant not in ("", caller.tenant):
+            fail(f"the key is of tenant {caller.tenant}: about tenant {tenant} the operator's key alone may ask")
+        return not caller.is_operator
+
+    def _send(
+        self, method: str, path: str, *, query: dict[str, object] | None, body: object, wait_s: float
+    ) -> "httpx2.Response":
         import httpx2
 
         key = self.key or caller_key()
@@ -87,16 +125,13 @@ class Server:
             with httpx2.Client(base_url=self.url, timeout=ANSWER_WAIT_S + wait_s, trust_env=False) as client:
                 if key:
                     self._require_manylora(client)
-                reply = client.request(method, path, params=given, json=body, headers=headers)
+                return client.request(method, path, params=given, json=body, headers=headers)
         except httpx2.TimeoutException:
             fail(f"the server at {self.url} did not answer within {ANSWER_WAIT_S + wait_s:g} s")
         except (httpx2.TransportError, httpx2.InvalidURL) as error:
             fail(f"no server answers at {self.url} ({error}); start one with `manylora serve`, or name it with --url")
         except UnicodeEncodeError:
             fail("the key has letters that no key has")
-        if (message := refusal_in(reply, expects)) is not None:
-            fail(message)
-        return _harmless(reply) if expects else reply
 
     def _require_manylora(self, client: "httpx2.Client") -> None:
         """See, without the key, that a manylora server answers: to any other the key would be given away.
