@@ -117,5 +117,5 @@ class _Terminal:
         if needed:
             commands = key_commands(url, served.model_id) | commands
         for title, command in commands.items():
-            self._console.print(f"[dim]# {title}[/dim]")
+            self._console.print(f"[dim]# {title}[/dim]", soft_wrap=True)  # a second line would be no comment
             self._console.print(f"{command}\n", markup=False, emoji=False, soft_wrap=True)

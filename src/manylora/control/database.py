@@ -153,7 +153,7 @@ def cause_of(error: Exception, url: URL) -> str:
     said = error.orig if isinstance(error, DBAPIError) else error
     lines = [line.strip() for line in str(said).splitlines() if line.strip()] or [type(error).__name__]
     is_connecting = isinstance(error, OperationalError)
-    text = " ".join((" ".join(lines) if is_connecting else lines[0]).split())
+    text = " ".join(("; ".join(lines) if is_connecting else lines[0]).split())
     for secret in filter(None, (url.password, url.query.get("password"))):
         text = text.replace(str(secret), "***")
     return text
