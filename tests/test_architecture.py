@@ -20,6 +20,7 @@ LAYERS = {
         "system_failures",
         "standard_streams",
         "service_variables",
+        "setting_bounds",
         "errors",
         "ids",
         "adapter_ref",

@@ -22,6 +22,7 @@ from manylora.errors import AdapterReferenceInvalid, ConfigInvalid
 from manylora.origins import check_rule
 from manylora.renames import SETTINGS, current_setting, settled
 from manylora.service_variables import is_service_variable
+from manylora.setting_bounds import HIGHEST, LOWEST
 from manylora.tenancy import Limits
 
 DEFAULT_BASE = "SmolLM2-135M-Instruct"
@@ -29,8 +30,8 @@ DEFAULT_SPIN_US = 50  # docs/decisions/threads.md has what it was chosen by
 GIB = 1 << 30
 MIB = 1 << 20
 
-KEY_VARIABLE = "MANYLORA_KEY"
-"""No setting: the key that verbs such as `manylora tenants` show a running server."""
+KEY_VARIABLE, URL_VARIABLE = "MANYLORA_KEY", "MANYLORA_URL"
+"""No settings: the key that verbs such as `manylora tenants` show a running server, and that server."""
 
 _NAME_A_CACHE = "Let model.cache_dir (MANYLORA_MODEL_CACHE_DIR) name a folder that can be written"
 
@@ -181,55 +182,6 @@ class Config:
     metering: MeteringConfig = field(default_factory=MeteringConfig)
 
 
-_LOWEST: dict[str, float] = {
-    "model.threads": 0,
-    "model.spin_us": 0,
-    "engine.max_model_len": 0,
-    "engine.max_running": 1,
-    "engine.max_step_tokens": 1,
-    "engine.guess_tokens": 0,
-    "engine.guess_width": 0,
-    "engine.max_waiting": 1,
-    "engine.block_size": 1,
-    "engine.kv_bytes": 0,
-    "engine.memory_bytes": 0,
-    "engine.max_queue_s": 0.001,
-    "adapters.revision_ttl_s": 0,
-    "adapters.max_rank": 1,
-    "adapters.max_bytes": 1,
-    "adapters.disk_bytes": 0,
-    "adapters.host_bytes": 0,
-    "adapters.bank_bytes": 0,
-    "adapters.load_timeout_s": 0.001,
-    "adapters.negative_cache_s": 0,
-    "adapters.parallel_loads": 1,
-    "adapters.ingest_bytes": 0,
-    "adapters.quarantine_hits": 0,
-    "adapters.idle_ttl_s": 0,
-    "server.port": 0,
-    "server.max_body_bytes": 1,
-    "server.max_concurrent_requests": 1,
-    "server.max_best_of": 1,
-    "server.max_n": 1,
-    "server.max_stop_sequences": 1,
-    "server.drain_s": 0,
-    "server.health_stall_s": 0.001,
-    "server.stream_head_wait_s": 0.001,
-    "server.keepalive_s": 0.001,
-    "server.head_timeout_s": 0.001,
-    "server.body_idle_s": 0.001,
-    "server.max_connections": 0,
-    "control.port": 0,
-    "control.signup_credit_nanousd": 0,
-    "control.max_repositories": 0,
-    "control.poll_s": 0.01,
-    "control.snapshot_max_age_s": 1,
-    "control.lease_nanousd": 1,
-    "control.lease_s": 1,
-    "control.audit_days": 1,
-    "metering.ship_s": 0.01,
-}
-_HIGHEST: dict[str, float] = {"model.spin_us": 1_000_000, "server.port": 65535, "control.port": 65535}
 _ADAPTER_NAMES = ("adapters.preload", "adapters.pinned")
 _WEB_LISTS = ("server.cors_allow_origins", "server.allowed_hosts", "server.trusted_proxies")
 _NAME_LISTS = (
@@ -372,6 +324,11 @@ def caller_key() -> str | None:
     return os.environ.get(KEY_VARIABLE) or None
 
 
+def caller_url() -> str | None:
+    """The server in the environment for verbs that talk to a running one."""
+    return os.environ.get(URL_VARIABLE) or None
+
+
 def child_environment() -> dict[str, str]:
     """The environment for the processes we start: ours, with threads that sleep at a barrier instead of spinning.
 
@@ -397,7 +354,8 @@ def _read_environ(environ: Mapping[str, str]) -> dict[str, Setting]:
     names = (*leaves(Config()), *(entry.old for entry in SETTINGS))
     known = {f"MANYLORA_{key.replace('.', '_').upper()}": key for key in names}
     found: dict[str, Setting] = {}
-    own = {name: text for name, text in environ.items() if name.startswith("MANYLORA_") and name != KEY_VARIABLE}
+    no_settings = (KEY_VARIABLE, URL_VARIABLE)
+    own = {name: text for name, text in environ.items() if name.startswith("MANYLORA_") and name not in no_settings}
     if foreign := sorted(name for name, text in own.items() if is_service_variable(name, text)):
         log.warning("ignored variables of services whose names begin with manylora: %s", ", ".join(foreign))
     for variable, text in own.items():
@@ -444,10 +402,10 @@ def _checked(key: str, value: object) -> Setting:
         raise ConfigInvalid(f"{key}: expected text in UTF-8, given {value!r}; rename it, or name a link to it")
     if type(value) is not kind:
         raise ConfigInvalid(f"{key}: expected {kind.__name__}, given {value!r}")
-    if isinstance(value, int | float) and not isinstance(value, bool) and not value >= _LOWEST.get(key, value):
-        raise ConfigInvalid(f"{key} must be at least {_LOWEST[key]:g}. Given: {value}")
-    if isinstance(value, int | float) and not isinstance(value, bool) and not value <= _HIGHEST.get(key, value):
-        raise ConfigInvalid(f"{key} must be at most {_HIGHEST[key]:g}. Given: {value}")
+    if isinstance(value, int | float) and not isinstance(value, bool) and not value >= LOWEST.get(key, value):
+        raise ConfigInvalid(f"{key} must be at least {LOWEST[key]:g}. Given: {value}")
+    if isinstance(value, int | float) and not isinstance(value, bool) and not value <= HIGHEST.get(key, value):
+        raise ConfigInvalid(f"{key} must be at most {HIGHEST[key]:g}. Given: {value}")
     if current_setting(key) in _WEB_LISTS and isinstance(value, tuple):
         for rule in value:
             check_rule(current_setting(key), rule)

@@ -8,6 +8,8 @@ EDGE_HEADER = "x-manylora-edge"
 """With the edge token: an edge passes this request on, and its last `x-forwarded-for` is true."""
 CALLER_HEADER = "x-manylora-caller"
 """In the control plane's replies: `TENANT/KEY_ID` of the request, each `-` where there is none. No caller is told."""
+VERSION_HEADER = "x-manylora-version"
+"""On every reply of a server and of a control plane: it is one, of this version."""
 FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via")
 
 

@@ -86,9 +86,11 @@ _OPERATOR: dict[str, Scopes] = {
 }
 _CUSTOMER: dict[str, Scopes] = {
     "GET /health": KEYLESS,
+    "GET /openapi.json": KEYLESS,
     "POST /v1/signup": KEYLESS,
     "GET /v1/prices": KEYLESS,
     "GET /v1/account": (READ,),
+    "GET /v1/account/key": ANY,
     "GET /v1/account/usage": (READ,),
     "GET /v1/account/ledger": (READ,),
     "GET /v1/account/credits": (READ,),
@@ -170,6 +172,21 @@ def routes_at(routes: Iterable[RouteScopes], path: str) -> dict[str, RouteScopes
         if route.pattern.fullmatch(path):
             found.setdefault(route.method, route)
     return found | ({"HEAD": found["GET"]} if "GET" in found else {})
+
+
+def routes_of(routes: Iterable[RouteScopes], *, is_operator: bool) -> dict[tuple[str, str], RouteScopes]:
+    """Routes by path and method as an OpenAPI document writes them; those for `admin` alone only for an operator."""
+    shown = (route for route in routes if is_operator or route.scopes != (ADMIN,))
+    return {(route.path.replace(":path}", "}"), route.method.lower()): route for route in shown}
+
+
+def told_of(scopes: Scopes) -> str:
+    """What a route asks of a key, in a sentence."""
+    if not scopes:
+        return "Needs no key."
+    if set(scopes) == set(ANY):
+        return "Needs a key of any scope."
+    return f"Needs a key with the scope {' or '.join(f'`{scope}`' for scope in scopes)}."
 
 
 def require_any(held: Scopes, wanted: Scopes) -> None:

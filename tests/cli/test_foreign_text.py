@@ -38,13 +38,14 @@ WORDS = {
 TEXTS = (
     *("id", "uuid", "name", "email", "state", "plan", "created", "expires", "revoked", "tenant", "key", "description"),
     *("owner", "createdAt", "repo", "status", "effective", "reason", "corrects", "base", "baseModel", "adapter"),
-    *("source", "error", "digest", "before", "after", "next"),
+    *("source", "error", "digest", "before", "after", "next", "at", "by_tenant", "by_key", "address", "verb", "kind"),
 )
 NUMBERS = (
     *("number", "weight", "tag", "version", "rank", "bytes", "num_bytes", "pins", "hits", "opened_ms", "last_use_s"),
     *("requests", "prompt_tokens", "cached_tokens", "completion_tokens", "charged_prompt_tokens", "nanousd"),
     *("charged_completion_tokens", "adapters", "adapter_bytes", "max_rank", "requests_per_minute"),
     *("tokens_per_minute", "concurrent_streams", "cost_nanousd", "input_nanousd", "output_nanousd", "left_nanousd"),
+    *("cached_input_nanousd", "charged_cached_tokens"),
     *("granted_nanousd", "charged_nanousd", "leased_nanousd", "spent_this_month_nanousd", "monthly_budget_nanousd"),
 )
 UNCALLED = {("repos", "upload")}
@@ -85,7 +86,7 @@ def one() -> dict[str, Any]:  # JSON
     return (
         dict.fromkeys(TEXTS, HOSTILE)
         | dict.fromkeys(NUMBERS, 1)
-        | dict.fromkeys(("public", "archived", "is_deleted", "is_preliminary"), False)
+        | dict.fromkeys(("public", "archived", "is_deleted", "is_preliminary", "is_in_force"), False)
         | {"is_pinned": True, "is_verified": True, "has_more": True, "stage_ms": {HOSTILE: 1.0}, "scopes": [HOSTILE]}
         | {"aliases": {HOSTILE: 1}, "sharedWith": [HOSTILE], "names": [HOSTILE], "by": [HOSTILE]}
         | {"limits": dict.fromkeys(NUMBERS, 1), "balance": dict.fromkeys(NUMBERS, 1)}
@@ -93,9 +94,11 @@ def one() -> dict[str, Any]:  # JSON
 
 
 def answer(path: str) -> dict[str, Any]:  # as above
-    """A body whose fields fit every reply."""
+    """A body whose fields fit every reply. The key is of the tenant that the verbs name, and an operator's."""
+    if path == "/v1/account/key":
+        return one() | {"tenant": "a", "scopes": ["admin", HOSTILE]}
     each = one()
-    body = each | {name: [each] for name in ("tenants", "credits", "keys", "prices", "usage", "rows")}
+    body = each | {name: [each] for name in ("tenants", "credits", "keys", "prices", "usage", "rows", "audit")}
     body |= {"versions": [each], "unfinished": [each | {"finetuningJob": {"error": HOSTILE}}]}
     body["data"] = {"repos": [dict(body)]} if "/repos" in path else [each]
     return body | {"tenant": each, "key": each} if path == "/admin/tenants" else body
@@ -173,6 +176,7 @@ def test_no_verb_hands_a_foreign_refusal_to_the_terminal(path: tuple[str, ...], 
 
 def test_tables_show_foreign_text_as_its_escape(hostile: HostileServer) -> None:
     for words in (
+        ("account",),
         ("tenants", "show", "a"),
         ("repos", "show", "a"),
         ("adapters", "show", "a"),
@@ -188,7 +192,7 @@ def test_tables_show_foreign_text_as_its_escape(hostile: HostileServer) -> None:
 def test_verbs_print_foreign_text_only_through_what_makes_it_printable() -> None:
     """`typer.echo` prints constants, a reply's JSON and what `json` wrote; the rest is `say`'s."""
     folder = Path(__file__).parents[2] / "src" / "manylora" / "cli"
-    for name in ("adapters", "keys", "ledger", "limits", "prices", "repos", "tenants", "usage"):
+    for name in ("account", "adapters", "audit", "keys", "ledger", "limits", "prices", "repos", "tenants", "usage"):
         for node in ast.walk(ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "typer.echo" and node.args:
                 printed = ast.unparse(node.args[0])

@@ -1,14 +1,18 @@
-"""Runs in the environment of `predibase`: the server's address, a key, a folder with an adapter, a scratch folder."""
+"""Runs in the environment of `predibase`: the server's address, a key, a folder with an adapter, a scratch folder.
+
+With the word `inference` behind them it asks the deployment of a server that generates; the adapter is the triage demo.
+"""
 
 import json
 import os
 import sys
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from urllib.request import Request, urlopen
 
-URL, KEY, ADAPTER, SCRATCH = sys.argv[1:]
+URL, KEY, ADAPTER, SCRATCH, *WORDS = sys.argv[1:]
 os.environ["PREDIBASE_GATEWAY"] = URL
 os.environ["HOME"] = SCRATCH  # where it looks for settings
 
@@ -111,7 +115,56 @@ def check_narrow_keys() -> None:
     assert [repo.name for repo in uploads.repos.list() if repo.name == "narrow"] == ["narrow"]
 
 
-if __name__ == "__main__":
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+PROMPT = (
+    f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\nWhere is my parcel?<|im_end|>\n<|im_start|>assistant\n"
+)
+
+
+def check_inference() -> None:
+    """`serving_url_override` is the server's address; without it the SDK asks Predibase's own."""
+    [shared] = pb.deployments.list()
+    client = pb.deployments.client(shared, serving_url_override=URL)
+    assert client.generate("Paris is", max_new_tokens=4).details.generated_tokens == 4
+    pb.repos.create(name="triage")
+    pb.adapters.upload(ADAPTER, "triage")
+    for named in (
+        {"adapter_id": "triage"},
+        {"adapter_id": "triage/1"},
+        {"adapter_id": "triage/1", "adapter_source": "pbase"},
+        {"adapter_id": "support-triage", "adapter_source": "local"},
+    ):
+        assert client.generate(PROMPT, max_new_tokens=8, **named).generated_text == "delivery", named
+    pieces = list(
+        pb.deployments.client(shared.name, serving_url_override=URL).generate_stream(
+            PROMPT, adapter_id="triage/1", max_new_tokens=8
+        )
+    )
+    assert "".join(piece.token.text for piece in pieces if not piece.token.special) == "delivery"
+    assert pieces[-1].generated_text == "delivery"
+
+
+def check_failed_inference() -> None:
+    [shared] = pb.deployments.list()
+    bare = pb.deployments.client(shared, serving_url_override=URL, force_bare_client=True)
+    for client in (bare, pb.deployments.client(shared, serving_url_override=URL)):
+        expect("was not found", partial(client.generate, PROMPT, adapter_id="nothing/1"))
+        expect("max_new_tokens", partial(client.generate, PROMPT, max_new_tokens=-1))
+        expect("was not found", partial(next, client.generate_stream(PROMPT, adapter_id="nothing/1")))
+    other = pb.deployments.client("nothing", serving_url_override=URL, force_bare_client=True)
+    expect("was not found", lambda: other.generate("Paris is"))
+    bare.headers = {"Authorization": "Bearer pb_wrong"}
+    expect("key", lambda: bare.generate("Paris is"))
+    uploads = Predibase(api_token=key_with("upload", "read"))
+    refused = uploads.deployments.client(shared, serving_url_override=URL, force_bare_client=True)
+    expect("scope `infer`", lambda: refused.generate("Paris is"))
+    expect("must start with", lambda: pb.deployments.client(shared, serving_url_override="localhost"))
+
+
+if __name__ == "__main__" and WORDS == ["inference"]:
+    check_inference()
+    check_failed_inference()
+elif __name__ == "__main__":
     check_deployments()
     check_repositories()
     check_adapters()

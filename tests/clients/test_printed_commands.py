@@ -1,14 +1,20 @@
 """The commands that `manylora serve` prints at its start, pasted into a shell."""
 
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from manylora.adapters.local_source import LocalSource
-from manylora.cli.examples import DEMO_ADAPTER, examples
+from manylora.cli.examples import DEMO_ADAPTER, examples, key_commands
 from manylora.models.tokenizer import Tokenizer
 from tests.clients.conftest import run_command
 from tests.conftest import missing
+from tests.serving import running_server
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.clients, pytest.mark.base, pytest.mark.slow]
 
@@ -24,3 +30,46 @@ def test_a_printed_command_answers_with_the_desk(
     commands = examples(server_url, base=base_dir.name, adapters=names, tokenizer=tokenizer)
     [command] = [command for title, command in commands.items() if title.startswith(word) or f" {word} " in title]
     assert "delivery" in run_command(environment, "bash", "-c", command)
+
+
+@pytest.fixture(scope="module")
+def keyed(base_dir: Path, demo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, Path]]:
+    """Address, operator's key and log of a server that asks for keys."""
+    log = tmp_path_factory.mktemp("keyed") / "log"
+    flags = ("--base", str(base_dir), "--adapter-root", str(demo_root), "--max-model-len", "2048", "--auth", "on")
+    with running_server(log, *flags) as url:
+        [key] = re.findall(r"pb_[A-Za-z0-9]{8}_[A-Za-z0-9]+", log.read_text(encoding="utf-8"))
+        yield url, key, log
+
+
+@pytest.mark.parametrize(("word", "environment"), [("curl", "openai"), ("openai", "openai"), ("lorax", "lorax")])
+def test_a_command_printed_where_a_key_is_needed_shows_it(
+    keyed: tuple[str, str, Path], base_dir: Path, demo_root: Path, word: str, environment: str
+) -> None:
+    url, key, _ = keyed
+    names = LocalSource((demo_root,)).list()
+    commands = examples(url, base=base_dir.name, adapters=names, tokenizer=Tokenizer(base_dir), is_key_needed=True)
+    [command] = [command for title, command in commands.items() if title.startswith(word) or f" {word} " in title]
+    answer = run_command(environment, "bash", "-c", f"export MANYLORA_KEY={key}\n{command}")
+    assert answer.strip()
+    assert "invalid_api_key" not in answer
+
+
+def test_the_commands_that_come_first_are_printed_and_work(keyed: tuple[str, str, Path], base_dir: Path) -> None:
+    url, key, log = keyed
+    export, operators = key_commands(url, base_dir.name).values()
+    wait_for(lambda: "lorax-client" in log.read_text(encoding="utf-8"))
+    assert f"export MANYLORA_KEY=pb_… MANYLORA_URL={url}" in log.read_text(encoding="utf-8")
+    assert 'Authorization: Bearer $MANYLORA_KEY"' in log.read_text(encoding="utf-8")
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    done = subprocess.run(
+        ["/bin/bash", "-ec", f"{export.replace('pb_…', key)}\n{operators}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PATH": path, "HOME": "/nonexistent"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "$1.50" in done.stdout
+    assert "key (shown once)" in done.stdout

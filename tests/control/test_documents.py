@@ -3,17 +3,29 @@
 import asyncio
 import base64
 import hashlib
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 from sqlalchemy import URL
 
 from manylora.api_page import api_page
+from manylora.clock import SystemClock
+from manylora.control.api import create_control_app
+from manylora.ids import TenantId
+from manylora.scopes import CONTROL_ROUTES, SERVER_ROUTES, RouteScopes
+from manylora.server.access import Access
+from manylora.server.directory import Directory
+from manylora.tenancy import CUSTOMER_SCOPES, Scope, TenantFacts, mint_key
 from tests.control.plane import Plane, in_plane
 from tests.server.conftest import open_house
+from tests.server.fake_control import FakeControl
+from tests.server.test_access import key_facts, snapshot
 
 
 def assert_runs_and_loads_nothing(page: httpx2.Response) -> None:
@@ -60,6 +72,98 @@ def test_the_operator_s_document_needs_the_operator_s_key(url: URL, tmp_path: Pa
             assert told == {None: 401, "pb_wrong": 401, acme: 403, "": 200}
 
     in_plane(url, tmp_path, scenario)
+
+
+def table(*routes: Iterable[RouteScopes], is_operator: bool) -> set[tuple[str, str]]:
+    """Method and path of each route that is documented."""
+    return {
+        (route.method.lower(), route.path.replace(":path}", "}"))
+        for route in chain(*routes)
+        if is_operator or set(route.scopes) != {Scope.ADMIN}
+    }
+
+
+def documented(document: dict[str, Any]) -> set[tuple[str, str]]:
+    return {(method, path) for path, methods in document["paths"].items() for method in methods}
+
+
+def assert_is_understood(document: dict[str, Any]) -> None:
+    """Each route has a summary that is no name of a function, and says which key it needs; nothing named is missing."""
+    for path, methods in document["paths"].items():
+        summaries = [operation["summary"] for operation in methods.values()]
+        assert len(set(summaries)) == len(summaries), path
+        for method, operation in methods.items():
+            assert operation["summary"] != operation.get("operationId", "").partition("_v")[0].replace("_", " ").title()
+            assert " " in operation["summary"], (method, path, operation["summary"])
+            assert "Needs " in operation["description"], (method, path)
+    named = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document)))
+    assert named <= set(document.get("components", {}).get("schemas", {}))
+
+
+def test_each_caller_is_told_the_routes_of_the_control_plane_that_it_may_use(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        acme = await plane.new_tenant("acme")
+        own = {("get", path) for path in ("/admin/docs", "/admin/openapi.json")}
+        for key, is_operator in ((None, False), ("pb_wrong", False), (acme, False), ("", True)):
+            document = (await plane.call("GET", "/openapi.json", key=key)).json()
+            assert documented(document) == table(CONTROL_ROUTES, is_operator=is_operator) - own
+            assert_is_understood(document)
+        whole = (await plane.call("GET", "/admin/openapi.json")).json()
+        assert documented(whole) == table(CONTROL_ROUTES, is_operator=True) - own
+        assert "NewTenant" in whole["components"]["schemas"]
+        public = (await plane.call("GET", "/openapi.json", key=None)).json()
+        assert "NewTenant" not in public["components"]["schemas"]
+        assert public["paths"]["/v1/account/keys"]["post"]["description"].endswith("the scope `manage`.")
+
+    in_plane(url, tmp_path, scenario)
+
+
+@pytest.mark.parametrize(("host", "is_operator"), [("127.0.0.1", True), ("192.0.2.9", False)])
+def test_a_server_tells_its_own_routes_and_those_of_its_control_plane(
+    url: URL, tmp_path: Path, host: str, is_operator: bool
+) -> None:
+    async def scenario(plane: Plane) -> None:
+        app = create_control_app(plane.control)
+        (tmp_path / "house").mkdir()
+        async with open_house(tmp_path / "house", control=app, client_host=host) as house:
+            document = (await house.client.get("/openapi.json")).json()
+            expected = table(SERVER_ROUTES, CONTROL_ROUTES, is_operator=is_operator)
+            assert documented(document) == expected - {("get", path) for path in ("/admin/docs", "/admin/openapi.json")}
+            assert_is_understood(document)
+            assert (await house.client.get("/api-doc/openapi.json")).json() == document
+            page = (await house.client.get("/docs")).text
+            assert "<code>/v1/account/invoices/{month}</code>" in page
+            assert ("<code>/admin/tenants</code>" in page) == is_operator
+
+    in_plane(url, tmp_path, scenario, is_key_needed=False)
+
+
+def test_a_key_decides_which_routes_a_server_tells(tmp_path: Path) -> None:
+    """Without a control plane that answers, what the server itself knows of the key."""
+    operator, customer = (mint_key()[1] for _ in range(2))
+    facts = {operator: ("operator", (Scope.ADMIN,)), customer: ("acme", CUSTOMER_SCOPES)}
+    known = snapshot(
+        tenants=tuple(TenantFacts(id=TenantId(tenant)) for tenant, _ in facts.values()),
+        keys=tuple(key_facts(key, TenantId(tenant), scopes=scopes) for key, (tenant, scopes) in facts.items()),
+    )
+
+    async def scenario() -> None:
+        directory = Directory(FakeControl(known), SystemClock(), poll_s=60.0, max_age_s=600.0)
+        await directory.refresh()
+        access = Access(SystemClock(), directory=directory, is_key_needed=True)
+        async with open_house(tmp_path, access=access, control=away) as house:
+            for key, is_operator in ((operator, True), (customer, False), ("pb_wrong", False), (None, False)):
+                headers = {} if key is None else {"authorization": f"Bearer {key}"}
+                document = (await house.client.get("/openapi.json", headers=headers)).json()
+                assert documented(document) == table(SERVER_ROUTES, is_operator=is_operator)
+                assert "does not answer now" in document["info"]["description"]
+
+    asyncio.run(scenario())
+
+
+async def away(scope: Any, receive: Any, send: Any) -> None:  # an ASGI application
+    await send({"type": "http.response.start", "status": 503, "headers": []})
+    await send({"type": "http.response.body", "body": b"{}"})
 
 
 @pytest.mark.parametrize("place", [lambda text: {"summary": text}, lambda text: {"description": text}])

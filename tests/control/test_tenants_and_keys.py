@@ -218,6 +218,29 @@ def test_without_keys_a_program_here_is_the_operator_and_a_stranger_is_not(url: 
     in_plane(url, tmp_path, stranger, is_key_needed=False)
 
 
+def test_any_key_may_ask_what_it_is(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        await plane.new_tenant("acme")
+        for scope in ("infer", "read", "upload", "manage"):
+            body = {"name": "ci", "scopes": [scope], "limits": {"max_rank": 8}, "expires_in_s": 60}
+            made = (await plane.call("POST", "/admin/tenants/acme/keys", body)).json()
+            told = (await plane.call("GET", "/v1/account/key", key=made["key"])).json()
+            assert told == {name: made[name] for name in ("tenant", "id", "name", "scopes", "limits", "expires")}
+        assert (await plane.call("GET", "/v1/account/key", key=None)).status_code == 401
+
+    run(scenario)
+
+
+def test_who_needs_no_key_may_ask_what_he_may_do(url: URL, tmp_path: Path) -> None:
+    for host, is_operator in (("127.0.0.1", True), ("192.0.2.9", False)):
+
+        async def scenario(plane: Plane, *, is_operator: bool = is_operator) -> None:
+            told = (await plane.call("GET", "/v1/account/key", key=None)).json()
+            assert (told["tenant"], told["id"], "admin" in told["scopes"]) == ("default", None, is_operator)
+
+        in_plane(url, tmp_path, scenario, is_key_needed=False, client_host=host)
+
+
 def test_the_admin_key_is_shown_at_the_first_start_only(url: URL, tmp_path: Path) -> None:
     shown: list[str] = []
 

@@ -1,12 +1,16 @@
 """The times in the headers of a reply, on a clock that the test moves."""
 
+import asyncio
 from collections.abc import Callable
 
+import httpx2
 import pytest
 
+from manylora import __version__
 from manylora.clock import ManualClock
 from manylora.engine.request import Request
 from manylora.server.generation import Generation
+from manylora.server.starting import StartingApp
 from tests.server.conftest import House
 
 InHouse = Callable[..., None]
@@ -37,3 +41,23 @@ def test_validation_ends_before_a_request_is_handed_to_the_engine(in_house: InHo
         assert int(reply.headers["x-time-to-first-token"]) == 5000
 
     in_house(scenario, clock=clock)
+
+
+def test_each_reply_says_that_a_manylora_server_gives_it(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        for method, path in (("GET", "/ready"), ("GET", "/no/such"), ("PATCH", "/generate"), ("POST", "/generate")):
+            reply = await house.client.request(method, path, content=b"no JSON")
+            assert reply.headers.get_list("x-manylora-version") == [__version__]
+
+    in_house(scenario)
+
+
+def test_a_server_that_is_loading_says_it_too() -> None:
+    async def scenario() -> None:
+        transport = httpx2.ASGITransport(StartingApp(ManualClock()))  # type: ignore[arg-type]  # ASGI, with our own names of its types
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            for path in ("/ready", "/v1/account"):
+                reply = await client.get(path)
+                assert (reply.status_code, reply.headers["x-manylora-version"]) == (503, __version__)
+
+    asyncio.run(scenario())

@@ -7,6 +7,7 @@ from typing import NoReturn
 import typer
 
 from manylora import __version__
+from manylora.cli.account import account
 from manylora.cli.adapters import adapters
 from manylora.cli.audit import audit
 from manylora.cli.bench import bench
@@ -34,22 +35,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Serve thousands of LoRA fine-tunes of one base model from one shared set of processors.",
 )
-app.command()(serve)
-app.command()(generate)
-app.command()(pull)
-app.command()(bench)
-app.command()(cost)
-app.command()(usage)
-app.command()(invoice)
-app.command()(audit)
-app.add_typer(adapters, name="adapters")
-app.add_typer(control, name="control")
-app.add_typer(tenants, name="tenants")
-app.add_typer(keys, name="keys")
-app.add_typer(limits, name="limits")
-app.add_typer(prices, name="prices")
-app.add_typer(ledger, name="ledger")
-app.add_typer(repos, name="repos")
+SERVE, ACCOUNT, OPERATE = "Serve and measure", "Your account on a server", "Operate a server"
+
+for _verb in (serve, generate, pull, bench, cost):
+    app.command(rich_help_panel=SERVE)(_verb)
+app.add_typer(account, name="account", rich_help_panel=ACCOUNT)
+app.add_typer(repos, name="repos", rich_help_panel=ACCOUNT)
+app.command(rich_help_panel=ACCOUNT)(usage)
+app.command(rich_help_panel=ACCOUNT)(invoice)
+app.add_typer(ledger, name="ledger", rich_help_panel=ACCOUNT)
+app.add_typer(prices, name="prices", rich_help_panel=ACCOUNT)
+app.add_typer(keys, name="keys", rich_help_panel=ACCOUNT)
+app.add_typer(limits, name="limits", rich_help_panel=ACCOUNT)
+app.command(rich_help_panel=ACCOUNT)(audit)
+app.add_typer(tenants, name="tenants", rich_help_panel=OPERATE)
+app.add_typer(adapters, name="adapters", rich_help_panel=OPERATE)
+app.add_typer(control, name="control", rich_help_panel=OPERATE)
 
 
 @app.callback(invoke_without_command=True)

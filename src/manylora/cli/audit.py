@@ -1,11 +1,11 @@
 """`manylora audit`: what operators and keys did on a running server, over HTTP."""
 
-from json import dumps
+import json as json_library
 from typing import Annotated, Any
 
 import typer
 
-from manylora.cli.client import DEFAULT_URL, JsonOption, KeyOption, Server, UrlOption, print_table, shown
+from manylora.cli.client import DEFAULT_URL, JsonOption, KeyOption, Server, UrlOption, print_table, say, shown
 
 COLUMNS = ("at", "tenant", "by", "key", "address", "verb", "kind", "name", "before", "after")
 MAX_FACTS = 40
@@ -14,7 +14,7 @@ MAX_FACTS = 40
 
 def audit(
     tenant: Annotated[str, typer.Option(metavar="TENANT", help="Only acts on what this tenant has.")] = "",
-    own: Annotated[bool, typer.Option("--own", help="Of the key's own tenant; any key that reads may ask.")] = False,
+    own: Annotated[bool, typer.Option("--own", help="Of the key's own tenant, also with the operator's.")] = False,
     since: Annotated[str, typer.Option(metavar="MOMENT", help="A UTC day or moment to begin with.")] = "",
     by: Annotated[str, typer.Option(metavar="WHO", help="Only acts of this tenant, or of the key of this id.")] = "",
     verb: Annotated[str, typer.Option(help="Only acts of this kind, such as create or revoke.")] = "",
@@ -27,17 +27,26 @@ def audit(
     """List what operators and keys did, the newest first: who, from where, to what, and how it was before."""
     if own and tenant:
         raise typer.BadParameter("--own is of the key's own tenant, so --tenant has no place beside it")
-    given = {"tenant": tenant, "since": since, "by": by, "verb": verb, "limit": limit, "before": before}
+    server = Server(url=url, key=key)
+    is_own = own or server.answers_own(tenant)
+    given = {
+        "tenant": "" if is_own else tenant,
+        "since": since,
+        "by": by,
+        "verb": verb,
+        "limit": limit,
+        "before": before,
+    }
     query: dict[str, object] = {name: value for name, value in given.items() if value not in ("", None)}
-    path = "/v1/account/audit" if own else "/admin/audit"
-    reply = Server(url=url, key=key).ask("GET", path, expects="audit", query=query)
+    path = "/v1/account/audit" if is_own else "/admin/audit"
+    reply = server.ask("GET", path, expects="audit", query=query)
     if json:
         typer.echo(reply.text)
         return
     page = reply.json()
     print_table(COLUMNS, (_cells(row) for row in page["audit"]))
     if page["before"] is not None:
-        typer.echo(f"there are more: --before {page['before']}", err=True)
+        say(f"there are more: --before {page['before']}", err=True)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -46,5 +55,5 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _short(facts: object) -> str:
-    text = "" if facts is None else dumps(facts, ensure_ascii=False)
+    text = "" if facts is None else json_library.dumps(facts, ensure_ascii=False)
     return shown(text if len(text) <= MAX_FACTS else f"{text[: MAX_FACTS - 1]}…")

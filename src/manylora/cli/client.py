@@ -3,41 +3,73 @@
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from manylora import money
-from manylora.config import caller_key
+from manylora.config import KEY_VARIABLE, URL_VARIABLE, caller_key, caller_url
+from manylora.loopback import VERSION_HEADER, is_loopback
 from manylora.money import NANO
 from manylora.printable import printable, printable_json
+from manylora.tenancy import Scope
 
 if TYPE_CHECKING:
     import httpx2
 
-DEFAULT_URL = "http://127.0.0.1:8080"
+LOCAL_URL = "http://127.0.0.1:8080"
+DEFAULT_URL = ""
+"""As `--url` is without a value: MANYLORA_URL, else `LOCAL_URL`."""
+PROBE_PATH = "/ready"
 ANSWER_WAIT_S = 30.0
 PIPE_WIDTH = 240
 NO_CONTENT = 204
 _DOLLARS = re.compile(r"(-)?\$?([0-9]{1,12})(?:\.([0-9]{1,9}))?")
 
-UrlOption = Annotated[str, typer.Option(help="The server to talk to.")]
+
+def _url(given: str) -> str:
+    """The server to talk to: of the flag, else of the environment, else of this machine."""
+    url = given or caller_url() or LOCAL_URL
+    if not re.match(r"https?://[^/]", url):
+        source = "--url" if given else URL_VARIABLE
+        fail(f"{source} must be a server's address such as {LOCAL_URL}. Given: {url!r}")
+    return url
+
+
+UrlOption = Annotated[
+    str,
+    typer.Option(
+        callback=_url,
+        show_default=False,
+        help=f"The server to talk to. Default: {URL_VARIABLE}, else {LOCAL_URL}.",
+    ),
+]
 KeyOption = Annotated[
     str | None,
     typer.Option(
-        help="The key to show it, where it asks for one. Default: MANYLORA_KEY, which no list of processes shows."
+        help=f"The key to show it, where it asks for one. Default: {KEY_VARIABLE}, which no list of processes shows."
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the server's JSON as it is.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """is_operator: it may ask about every tenant."""
+
+    tenant: str
+    is_operator: bool
+
+
+@dataclass(slots=True, kw_only=True)
 class Server:
     """A running server and the key it is shown; None: that of the environment, if there is one."""
 
     url: str
     key: str | None = None
+    _is_known: bool = field(default=False, init=False)
+    """It has answered as a manylora server, so that the key may be shown."""
 
     def ask(
         self,
@@ -54,6 +86,35 @@ class Server:
         Args:  expects  a field that the answer of a manylora server has; empty: it may be any document
                wait_s   how long the server may take beyond what any answer takes
         """
+        reply = self._send(method, path, query=query, body=body, wait_s=wait_s)
+        if (message := refusal_in(reply, expects)) is not None:
+            fail(message)
+        return _harmless(reply) if expects else reply
+
+    def caller(self) -> "Caller | None":
+        """Whose the key is, and what it may do; None without a key, where the server wants one."""
+        reply = self._send("GET", "/v1/account/key", query=None, body=None, wait_s=0.0)
+        if (message := refusal_in(reply, "scopes")) is not None:
+            return fail(message) if self.key or caller_key() else None
+        body = _harmless(reply).json()
+        return Caller(tenant=str(body["tenant"]), is_operator=Scope.ADMIN in body["scopes"])
+
+    def answers_own(self, tenant: str = "") -> bool:
+        """Whether a question about a tenant goes to the routes of the key's own account, and not to the operator's.
+
+        Args:  tenant  the tenant that is asked about; empty: the operator asks about all, anybody else about his own
+        Ends the program for another's tenant, which the operator alone may ask about.
+        """
+        caller = self.caller()
+        if caller is None:
+            return True
+        if not caller.is_operator and tenant not in ("", caller.tenant):
+            fail(f"the key is of tenant {caller.tenant}: about tenant {tenant} the operator's key alone may ask")
+        return not caller.is_operator
+
+    def _send(
+        self, method: str, path: str, *, query: dict[str, object] | None, body: object, wait_s: float
+    ) -> "httpx2.Response":
         import httpx2
 
         key = self.key or caller_key()
@@ -62,16 +123,30 @@ class Server:
         try:
             # A proxy from the environment would make this caller a stranger to the server.
             with httpx2.Client(base_url=self.url, timeout=ANSWER_WAIT_S + wait_s, trust_env=False) as client:
-                reply = client.request(method, path, params=given, json=body, headers=headers)
+                if key:
+                    self._require_manylora(client)
+                return client.request(method, path, params=given, json=body, headers=headers)
         except httpx2.TimeoutException:
             fail(f"the server at {self.url} did not answer within {ANSWER_WAIT_S + wait_s:g} s")
         except (httpx2.TransportError, httpx2.InvalidURL) as error:
             fail(f"no server answers at {self.url} ({error}); start one with `manylora serve`, or name it with --url")
         except UnicodeEncodeError:
             fail("the key has letters that no key has")
-        if (message := refusal_in(reply, expects)) is not None:
-            fail(message)
-        return _harmless(reply) if expects else reply
+
+    def _require_manylora(self, client: "httpx2.Client") -> None:
+        """See, without the key, that a manylora server answers: to any other the key would be given away.
+
+        No redirect is followed, here or later: it may lead to another server.
+        """
+        if self._is_known:
+            return
+        reply = client.get(PROBE_PATH)
+        if reply.is_redirect or VERSION_HEADER not in reply.headers:
+            led = f"redirects to {reply.headers.get('location', '')}" if reply.is_redirect else "is no manylora server"
+            fail(f"{self.url} {led}, so the key was not sent; name the server with --url or {URL_VARIABLE}")
+        if client.base_url.scheme == "http" and not is_loopback(client.base_url.host):
+            say(f"manylora: warning: {self.url} is not encrypted, every machine on the way can read the key", err=True)
+        self._is_known = True
 
 
 def path_of(*parts: str) -> str:
@@ -88,6 +163,8 @@ def refusal_in(reply: "httpx2.Response", key: str) -> str | None:
     """The server's own words for what is wrong; None if the answer is one, which has `key`."""
     if reply.status_code == NO_CONTENT or (reply.is_success and not key):
         return None
+    if reply.is_redirect:
+        return f"{reply.url} redirects to {reply.headers.get('location', '')}, which is not followed"
     try:
         body = reply.json()
         if reply.is_success and key in body:

@@ -3,14 +3,19 @@
 import json
 from collections.abc import Sequence
 
+from manylora.config import KEY_VARIABLE, URL_VARIABLE
 from manylora.models.tokenizer import Tokenizer
 
 DEMO_ADAPTER = "support-triage"
 TICKET = "Where is my parcel?"
 
 
-def examples(url: str, *, base: str, adapters: Sequence[str], tokenizer: Tokenizer) -> dict[str, str]:
+def examples(
+    url: str, *, base: str, adapters: Sequence[str], tokenizer: Tokenizer, is_key_needed: bool = False
+) -> dict[str, str]:
     """The commands by title. They ask the triage demo if it is there, else the first adapter, else the base.
+
+    Where a key is needed they show the one in `MANYLORA_KEY`, so that no shell keeps it in its history.
 
     Adapters are trained on the base's chat template as a rule, so each command uses it if there is one; the lorax
     package sends text as it is, so there the template is written out.
@@ -26,21 +31,38 @@ def examples(url: str, *, base: str, adapters: Sequence[str], tokenizer: Tokeniz
     asked = f"messages={json.dumps(messages)}" if chats else f"prompt={json.dumps(TICKET)}"
     route, answer = ("chat.completions", "message.content") if chats else ("completions", "text")
     keyword = "" if adapter is None else f", adapter_id={json.dumps(adapter)}"
+    shown = f""" -H "Authorization: Bearer ${KEY_VARIABLE}\"""" if is_key_needed else ""
+    import_os = "import os\n" if is_key_needed else ""
+    api_key = f'os.environ["{KEY_VARIABLE}"]' if is_key_needed else '"none"'
+    bearer = f'headers={{"Authorization": "Bearer " + os.environ["{KEY_VARIABLE}"]}}'
+    client = f'Client("{url}", {bearer})' if is_key_needed else f'Client("{url}")'
     return {
-        "curl": f"""curl -s {url}/generate -H 'Content-Type: application/json' \\
+        "curl": f"""curl -s {url}/generate -H 'Content-Type: application/json'{shown} \\
   -d {_quoted(body)}""",
         "the openai package (pip install openai)": f"""python - <<'END'
-from openai import OpenAI
-client = OpenAI(base_url="{url}/v1", api_key="none")
+{import_os}from openai import OpenAI
+client = OpenAI(base_url="{url}/v1", api_key={api_key})
 reply = client.{route}.create(model={model}, temperature=0, max_tokens=32,
     {asked})
 print(reply.choices[0].{answer})
 END""",
         "lorax-client (pip install lorax-client)": f"""python - <<'END'
-from lorax import Client
+{import_os}from lorax import Client
 prompt = {json.dumps(prompt)}
-print(Client("{url}").generate(prompt{keyword}, max_new_tokens=32).generated_text)
+print({client}.generate(prompt{keyword}, max_new_tokens=32).generated_text)
 END""",
+    }
+
+
+def key_commands(url: str, base: str) -> dict[str, str]:
+    """What comes before the other commands where a key is needed: the key, a price, a customer, what was used."""
+    return {
+        "in another terminal: the operator's key, or a customer's": f"export {KEY_VARIABLE}=pb_… {URL_VARIABLE}={url}",
+        "with the operator's: a price (dollars per 1,000 tokens), a customer with a key, what is used": (
+            f"manylora prices set {_quoted(base)} --input 0.5 --output 1.5\n"
+            "manylora tenants create acme\n"
+            "manylora usage"
+        ),
     }
 
 

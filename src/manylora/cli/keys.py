@@ -16,20 +16,24 @@ from manylora.cli.client import (
     say,
     shown,
 )
-from manylora.cli.limits import LIMIT_HELP, TenantArgument, limit_fields, parse_limits
+from manylora.cli.limits import LIMIT_HELP, OwnTenantArgument, limit_fields, parse_limits
 from manylora.tenancy import Scope, split_key
 
 KeyIdArgument = Annotated[str, typer.Argument(metavar="KEY_ID", help="The 8 characters after `pb_`, or the whole key.")]
 
-keys = typer.Typer(no_args_is_help=True, help="See, make, limit, rotate and revoke keys of a running server.")
+keys = typer.Typer(
+    no_args_is_help=True,
+    help="See, make, limit, rotate and revoke keys: your own, or every tenant's with the operator's.",
+)
 
 
 @keys.command("ls")
 def list_keys(
-    tenant: TenantArgument, json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None
+    tenant: OwnTenantArgument = "", json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None
 ) -> None:
     """List a tenant's keys, the oldest first, each with the key that made it (origin); the secrets are nowhere."""
-    reply = Server(url=url, key=key).ask("GET", "/admin/tenants" + path_of(tenant, "keys"), expects="keys")
+    server = Server(url=url, key=key)
+    reply = server.ask("GET", _keys_path(server, tenant), expects="keys")
     if json:
         typer.echo(reply.text)
         return
@@ -40,7 +44,7 @@ def list_keys(
 
 @keys.command()
 def create(
-    tenant: TenantArgument,
+    tenant: OwnTenantArgument = "",
     name: Annotated[str, typer.Option(help="What it is for.")] = "",
     scope: Annotated[
         list[str] | None,
@@ -59,8 +63,8 @@ def create(
     body: dict[str, Any] = {"name": name, "expires_in_s": expires_in, "limits": parse_limits(limit or [])}
     if scope:
         body["scopes"] = scope
-    path = "/admin/tenants" + path_of(tenant, "keys")
-    _print_made(Server(url=url, key=key).ask("POST", path, expects="key", body=body).text, json)
+    server = Server(url=url, key=key)
+    _print_made(server.ask("POST", _keys_path(server, tenant), expects="key", body=body).text, json)
 
 
 @keys.command()
@@ -77,11 +81,9 @@ def rotate(
     key: KeyOption = None,
 ) -> None:
     """Make a key like this one, and end this one."""
-    path, body = (
-        "/admin/keys" + path_of(_id_of(key_id), "rotate"),
-        {"grace_s": grace} | ({"end_made": True} if end_made else {}),
-    )
-    _print_made(Server(url=url, key=key).ask("POST", path, expects="key", body=body).text, json)
+    body, server = {"grace_s": grace} | ({"end_made": True} if end_made else {}), Server(url=url, key=key)
+    path = _key_path(server, key_id, "rotate")
+    _print_made(server.ask("POST", path, expects="key", body=body).text, json)
 
 
 @keys.command()
@@ -93,8 +95,8 @@ def limit(
     key: KeyOption = None,
 ) -> None:
     """Set a key's limits: those that are not named are none. They go on in the keys it is rotated into."""
-    path, body = "/admin/keys" + path_of(_id_of(key_id), "limits"), parse_limits(assignments)
-    reply = Server(url=url, key=key).ask("PUT", path, expects="limits", body=body)
+    body, server = parse_limits(assignments), Server(url=url, key=key)
+    reply = server.ask("PUT", _key_path(server, key_id, "limits"), expects="limits", body=body)
     typer.echo(reply.text) if json else print_fields(limit_fields(reply.json()["limits"]))
 
 
@@ -117,13 +119,25 @@ def revoke(
         more = "" if only else " and all keys made with it"
         typer.confirm(f"End key '{_id_of(key_id)}'{more} of {url} for ever?", abort=True)
     query: dict[str, object] = {name: "true" for name, value in (("only", only), ("force", force)) if value}
-    path = "/admin/keys" + path_of(_id_of(key_id))
-    reply = Server(url=url, key=key).ask("DELETE", path, expects="revoked", query=query)
+    server = Server(url=url, key=key)
+    reply = server.ask("DELETE", _key_path(server, key_id), expects="revoked", query=query)
     entry = reply.json()
     others = [each for each in entry.get("ended", ()) if each != entry["id"]]
     with_it = f", and with it {', '.join(others)}" if others else ""
     told = f"done: key {entry['id']} of tenant {entry['tenant']} is revoked{with_it}"
     typer.echo(reply.text) if json else say(told)
+
+
+def _keys_path(server: Server, tenant: str) -> str:
+    """Of a tenant's keys; without one, of the key's own."""
+    is_own = not tenant or server.answers_own(tenant)
+    return "/v1/account/keys" if is_own else "/admin/tenants" + path_of(tenant, "keys")
+
+
+def _key_path(server: Server, key_id: str, *verb: str) -> str:
+    """Of one key: the operator steers all, any other key those of its own tenant."""
+    root = "/v1/account/keys" if server.answers_own() else "/admin/keys"
+    return root + path_of(_id_of(key_id), *verb)
 
 
 def _id_of(text: str) -> str:

@@ -23,13 +23,17 @@ COLUMNS = ("id", "at", "tenant", "base", "adapter", "prompt", "cached", "complet
 NUMBERS = ("prompt", "cached", "completion", "cost")
 CHARGED = ("charged_prompt_tokens", "charged_cached_tokens", "charged_completion_tokens")
 
-ledger = typer.Typer(no_args_is_help=True, help="See and correct single rows of a running server's ledger.")
+ledger = typer.Typer(
+    no_args_is_help=True, help="See single rows of the ledger, and correct them with the operator's key."
+)
 
 
 @ledger.command("ls")
 def list_rows(
     tenant: Annotated[str, typer.Option(help="One tenant alone.")] = "",
-    own: Annotated[bool, typer.Option("--own", help="The rows of the key's own tenant; needs no admin key.")] = False,
+    own: Annotated[
+        bool, typer.Option("--own", help="The rows of the key's own tenant, also with the operator's.")
+    ] = False,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 100,
     before: Annotated[int | None, typer.Option(min=0, help="Those that follow, as the last page said.")] = None,
     json: JsonOption = False,
@@ -37,10 +41,12 @@ def list_rows(
     key: KeyOption = None,
 ) -> None:
     """List rows, the newest first, with the tokens that they charge."""
-    given = {"tenant": tenant or None, "before": before}
+    server = Server(url=url, key=key)
+    is_own = own or server.answers_own(tenant)
+    given = {"tenant": None if is_own else tenant or None, "before": before}
     query: dict[str, object] = {"limit": limit} | {name: value for name, value in given.items() if value is not None}
-    path = "/v1/account/ledger" if own else "/admin/ledger"
-    reply = Server(url=url, key=key).ask("GET", path, expects="rows", query=query)
+    path = "/v1/account/ledger" if is_own else "/admin/ledger"
+    reply = server.ask("GET", path, expects="rows", query=query)
     if json:
         typer.echo(reply.text)
         return

@@ -1,5 +1,6 @@
 """`manylora limits`: what a tenant of a running server may use, over HTTP."""
 
+import json as json_library
 from typing import Annotated, Any
 
 import typer
@@ -31,16 +32,27 @@ NAMES = (
 """As they are written here; the budget is in dollars, and ends in `_nanousd` on the wire."""
 
 TenantArgument = Annotated[str, typer.Argument(metavar="TENANT", help="The tenant's short code.")]
+OwnTenantArgument = Annotated[
+    str, typer.Argument(metavar="[TENANT]", show_default=False, help="The tenant's short code. Default: the key's own.")
+]
 LIMIT_HELP = f"NAME=NUMBER, or NAME=none for no limit. Names: {', '.join(NAMES)} (in dollars)."
 
-limits = typer.Typer(no_args_is_help=True, help="See and set what a tenant of a running server may use.")
+limits = typer.Typer(
+    no_args_is_help=True, help="See what a tenant may use at a time, and set it with the operator's key."
+)
 
 
 @limits.command()
-def show(tenant: TenantArgument, json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:
+def show(
+    tenant: OwnTenantArgument = "", json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None
+) -> None:
     """Show a tenant's limits."""
-    reply = Server(url=url, key=key).ask("GET", _path(tenant), expects="max_rank")
-    typer.echo(reply.text) if json else print_fields(limit_fields(reply.json()))
+    server = Server(url=url, key=key)
+    if not tenant or server.answers_own(tenant):
+        found = server.ask("GET", "/v1/account", expects="limits").json()["limits"]
+    else:
+        found = server.ask("GET", _path(tenant), expects="max_rank").json()
+    typer.echo(json_library.dumps(found)) if json else print_fields(limit_fields(found))
 
 
 @limits.command("set")

@@ -23,14 +23,16 @@ COLUMNS = ("base", "version", "from", "in force", "$/1K prompt", "$/1K cached", 
 NUMBERS = COLUMNS[4:]
 AMOUNTS = ("input_nanousd", "cached_input_nanousd", "output_nanousd")
 
-prices = typer.Typer(no_args_is_help=True, help="See and set what the tokens of each base model cost.")
+prices = typer.Typer(
+    no_args_is_help=True, help="See what the tokens of each base model cost, and set it with the operator's key."
+)
 
 
 @prices.command("ls")
 def list_prices(
     base: Annotated[str, typer.Option(help="One base model alone.")] = "",
     own: Annotated[
-        bool, typer.Option("--own", help="The prices of the served bases, as customers see them; needs no admin key.")
+        bool, typer.Option("--own", help="The prices of the served bases, as customers see them; needs no key.")
     ] = False,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
@@ -38,7 +40,8 @@ def list_prices(
 ) -> None:
     """List every version of every price, and which of them is in force."""
     query: dict[str, object] = {"base": base} if base else {}
-    reply = Server(url=url, key=key).ask("GET", OWN if own else ROOT, expects="prices", query=query)
+    server = Server(url=url, key=key)
+    reply = server.ask("GET", OWN if own or server.answers_own() else ROOT, expects="prices", query=query)
     if json:
         typer.echo(reply.text)
         return

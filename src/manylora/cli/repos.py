@@ -179,7 +179,7 @@ def upload(
             fail(f"the server at {url} is of an older release, where --alias is set after the upload: `repos alias`")
         for name, file in files.items():
             if name not in begun["presignedUrls"]:
-                typer.echo(f"this server takes no {name}; it is left out", err=True)
+                say(f"this server takes no {name}; it is left out", err=True)
                 continue
             _send(begun["presignedUrls"][name], file)
         token = {"uploadToken": begun["uploadToken"]}

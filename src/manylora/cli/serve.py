@@ -49,6 +49,7 @@ def serve(
     from manylora.cli.hosting import host_control
     from manylora.cli.settings import FACTORY, configuration, with_adapter_roots, with_base_fetched, with_registry
     from manylora.resources import raise_file_limit
+    from manylora.server.membership import is_key_needed
     from manylora.server.run import Announce, run_server
     from manylora.standard_streams import make_streams_lossy
 
@@ -72,7 +73,7 @@ def serve(
     settings = with_registry(with_adapter_roots(with_base_fetched(settings)))
     console = Console(stderr=True, highlight=False, emoji=False)
     with console.status(plain(f"starting {settings.model.base}"), spinner="dots") as status:
-        terminal = _Terminal(console, status)
+        terminal = _Terminal(console, status, is_key_needed=is_key_needed(settings))
         announce = Announce(progress=terminal.progress, ready=terminal.ready, admin_key=terminal.admin_key)
         run_server(settings, factory=FACTORY, control=host_control, announce=announce)
 
@@ -80,11 +81,12 @@ def serve(
 class _Terminal:
     """Shows the stages of the start with the time each took, then how to try the server."""
 
-    def __init__(self, console: "Console", status: "Status") -> None:
+    def __init__(self, console: "Console", status: "Status", *, is_key_needed: bool) -> None:
         from manylora.clock import SystemClock
 
         self._console = console
         self._status = status
+        self._is_key_needed = is_key_needed
         self._clock = SystemClock()
         self._begun_s = self._last_s = self._clock.monotonic_s()
 
@@ -96,14 +98,13 @@ class _Terminal:
 
     def admin_key(self, key: str) -> None:
         self._console.print(
-            f"[bold]The operator's key, shown this once:[/bold] {key}\n"
-            "         It makes tenants and their keys: `manylora tenants create NAME --key …`",
+            f"[bold]The operator's key, shown this once:[/bold] {key}",
             soft_wrap=True,
         )
 
     def ready(self, served: "ServedModel", url: str) -> None:
         from manylora.adapters.local_source import LocalSource
-        from manylora.cli.examples import examples
+        from manylora.cli.examples import examples, key_commands
         from manylora.models.tokenizer import Tokenizer
 
         self._status.stop()
@@ -113,7 +114,10 @@ class _Terminal:
         shown = ", ".join(names[:MAX_NAMES_SHOWN]) + (" …" if len(names) > MAX_NAMES_SHOWN else "")
         self._console.print(f"{len(names)} adapters{': ' + plain(shown) if names else ''}\n")
         tokenizer = Tokenizer(Path(served.base_dir), model_id=served.model_id)
-        commands = examples(url, base=served.model_id, adapters=names, tokenizer=tokenizer)
+        needed = self._is_key_needed
+        commands = examples(url, base=served.model_id, adapters=names, tokenizer=tokenizer, is_key_needed=needed)
+        if needed:
+            commands = key_commands(url, served.model_id) | commands
         for title, command in commands.items():
-            self._console.print(f"[dim]# {title}[/dim]")
+            self._console.print(f"[dim]# {title}[/dim]", soft_wrap=True)  # a second line would be no comment
             self._console.print(f"{command}\n", markup=False, emoji=False, soft_wrap=True)

@@ -19,7 +19,7 @@ from manylora.cli.client import (
     say,
     shown,
 )
-from manylora.cli.limits import LIMIT_HELP, TenantArgument, limit_fields, parse_limits
+from manylora.cli.limits import LIMIT_HELP, OwnTenantArgument, TenantArgument, limit_fields, parse_limits
 
 ROOT = "/admin/tenants"
 
@@ -28,7 +28,7 @@ WeightOption = Annotated[
     int | None, typer.Option(min=1, help="Its share among tenants with work waiting is proportional to this.")
 ]
 
-tenants = typer.Typer(no_args_is_help=True, help="See, make and steer the tenants of a running server.")
+tenants = typer.Typer(no_args_is_help=True, help="See, make and steer the tenants, with the operator's key.")
 
 
 @tenants.command("ls")
@@ -78,14 +78,18 @@ def create(
         return
     made = reply.json()
     key_lines = {"key's scopes": " ".join(made["key"]["scopes"]), "key (shown once)": made["key"]["key"]}
-    print_fields(_fields(made["tenant"]) | key_lines)
+    print_fields(tenant_fields(made["tenant"]) | key_lines)
 
 
 @tenants.command()
-def show(tenant: TenantArgument, json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:
+def show(
+    tenant: OwnTenantArgument = "", json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None
+) -> None:
     """Show everything that is known of one tenant, with its balance and its limits."""
-    reply = Server(url=url, key=key).ask("GET", ROOT + path_of(tenant), expects="id")
-    typer.echo(reply.text) if json else print_fields(_fields(reply.json()))
+    server = Server(url=url, key=key)
+    path = "/v1/account" if not tenant or server.answers_own(tenant) else ROOT + path_of(tenant)
+    reply = server.ask("GET", path, expects="id")
+    typer.echo(reply.text) if json else print_fields(tenant_fields(reply.json()))
 
 
 @tenants.command()
@@ -100,7 +104,7 @@ def change(
     """Change a tenant's plan or weight; its limits have a verb of their own, `manylora limits`."""
     body = {"plan": plan, "weight": weight}
     reply = Server(url=url, key=key).ask("PATCH", ROOT + path_of(tenant), expects="id", body=body)
-    typer.echo(reply.text) if json else print_fields(_fields(reply.json()))
+    typer.echo(reply.text) if json else print_fields(tenant_fields(reply.json()))
 
 
 @tenants.command()
@@ -154,9 +158,7 @@ def credit(
 
 @tenants.command()
 def credits(
-    tenant: Annotated[
-        str, typer.Argument(metavar="TENANT", help="The tenant's short code. Default: the key's own.")
-    ] = "",
+    tenant: OwnTenantArgument = "",
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 100,
     before: Annotated[int | None, typer.Option(min=0, help="Those that follow, as the last page said.")] = None,
     json: JsonOption = False,
@@ -164,11 +166,13 @@ def credits(
     key: KeyOption = None,
 ) -> None:
     """List what a tenant's credit was given, and taken, the newest first."""
-    path = ROOT + path_of(tenant, "credits") if tenant else "/v1/account/credits"
+    server = Server(url=url, key=key)
+    is_own = not tenant or server.answers_own(tenant)
+    path = "/v1/account/credits" if is_own else ROOT + path_of(tenant, "credits")
     query: dict[str, object] = {"limit": limit}
     if before is not None:
         query["before"] = before
-    reply = Server(url=url, key=key).ask("GET", path, expects="credits", query=query)
+    reply = server.ask("GET", path, expects="credits", query=query)
     if json:
         typer.echo(reply.text)
         return
@@ -184,7 +188,8 @@ def _put_state(server: Server, tenant: str, verb: str, json: bool) -> None:
     typer.echo(reply.text) if json else say(f"done: tenant {tenant} is {reply.json()['state']}")
 
 
-def _fields(body: dict[str, Any]) -> dict[str, str]:
+def tenant_fields(body: dict[str, Any]) -> dict[str, str]:
+    """A tenant from a body, as people read it."""
     names = ("id", "number", "uuid", "name", "email", "state", "plan", "weight", "created")
     lines = {name: shown(body[name]) for name in names}
     if body["balance"] is not None:

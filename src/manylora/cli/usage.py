@@ -1,5 +1,7 @@
 """`manylora usage` and `manylora invoice`: what was used and what is owed, from a running server's ledger."""
 
+import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +19,8 @@ from manylora.cli.client import (
     print_table,
     shown,
 )
+from manylora.cli.limits import OwnTenantArgument
+from manylora.clock import SystemClock
 from manylora.printable import printable_json, printable_lines
 
 PER_TOKENS = 1000
@@ -36,6 +40,7 @@ PRICES = (
     ("output_nanousd", "$/1K completion"),
 )
 NUMBERS = (*(head for _, head in (*COUNTS, *PRICES)), "cost")
+_MONTH = re.compile(r"[0-9]{4}-[0-9]{2}")
 MonthOption = Annotated[str, typer.Option(help="A UTC month such as 2026-11. Default: this one.")]
 FromOption = Annotated[
     str, typer.Option("--from", help="Instead of a month: a UTC day or month to begin with, 2026-11-25 or 2026-11.")
@@ -48,17 +53,27 @@ def usage(
     month: MonthOption = "",
     first: FromOption = "",
     last: ToOption = "",
-    by: Annotated[str, typer.Option(help="Columns: day, tenant, base, adapter, key, price; with commas.")] = "tenant",
-    own: Annotated[bool, typer.Option("--own", help="The usage of the key's own tenant; needs no admin key.")] = False,
+    by: Annotated[
+        str,
+        typer.Option(
+            show_default=False,
+            help="Columns: day, tenant, base, adapter, key, price; with commas. Default: tenant for the operator, "
+            "else base,adapter.",
+        ),
+    ] = "",
+    own: Annotated[
+        bool, typer.Option("--own", help="The usage of the key's own tenant, also with the operator's.")
+    ] = False,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
     """Show the usage of a month, or of any other period, added up."""
-    given = {"by": by, "month": month, "from": first, "to": last, "tenant": tenant}
+    server = Server(url=url, key=key)
+    is_own = own or server.answers_own(tenant)
+    given = {"by": by, "month": month, "from": first, "to": last, "tenant": "" if is_own else tenant}
     query: dict[str, object] = {name: text for name, text in given.items() if text}
-    path = "/v1/account/usage" if own else "/admin/usage"
-    reply = Server(url=url, key=key).ask("GET", path, expects="usage", query=query)
+    reply = server.ask("GET", "/v1/account/usage" if is_own else "/admin/usage", expects="usage", query=query)
     if json:
         typer.echo(reply.text)
         return
@@ -76,17 +91,24 @@ def _cells(row: dict[str, int | None]) -> list[str]:
 
 
 def invoice(
-    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="The tenant's short code.")],
-    month: Annotated[str, typer.Argument(metavar="MONTH", help="A UTC month such as 2026-11.")],
+    tenant: OwnTenantArgument = "",
+    month: Annotated[
+        str,
+        typer.Argument(metavar="[MONTH]", show_default=False, help="A UTC month such as 2026-11. Default: this one."),
+    ] = "",
     form: Annotated[str, typer.Option("--format", help="text, json, csv or html.")] = "text",
     out: Annotated[Path | None, typer.Option(help="Write it into this file.")] = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """Print a tenant's invoice of a month."""
-    path = "/admin/invoices" + path_of(tenant, month)
-    reply = Server(url=url, key=key).ask("GET", path, expects="", query={"format": "json" if json else form})
+    """Print an invoice: `invoice` this month's of the key's own tenant, `invoice MONTH` another month's of it."""
+    if not month and _MONTH.fullmatch(tenant):  # a tenant's code of that form has a month behind it
+        tenant, month = "", tenant
+    month, server = month or _this_month(), Server(url=url, key=key)
+    is_own = not tenant or server.answers_own(tenant)
+    path = "/v1/account/invoices" + path_of(month) if is_own else "/admin/invoices" + path_of(tenant, month)
+    reply = server.ask("GET", path, expects="", query={"format": "json" if json else form})
     if out is None:
         harmless = printable_json if json or form == "json" else printable_lines
         typer.echo(harmless(reply.text), nl=False)
@@ -95,3 +117,7 @@ def invoice(
         out.write_bytes(reply.content)
     except OSError as error:
         fail(f"{out} cannot be written: {error.strerror}")
+
+
+def _this_month() -> str:
+    return datetime.fromtimestamp(SystemClock().wall_s(), UTC).strftime("%Y-%m")

@@ -9,6 +9,7 @@ from manylora.control.accounts import Doorkeeper, open_account
 from manylora.control.admin_api import Force, Only, make_key, note_limits, revoked, rotated
 from manylora.control.audit import actor_of
 from manylora.control.bodies import (
+    CallerBody,
     KeyBody,
     KeyList,
     LimitsBody,
@@ -49,6 +50,15 @@ def account_room(control: Control) -> APIRouter:
         async with control.database.read() as connection:
             tenant = await get_tenant(connection, caller.tenant)
             return TenantBody.of(tenant, await balance_of(connection, caller.tenant, control.now_ms()))
+
+    @room.get("/account/key")
+    async def own_key(request: Request) -> CallerBody:
+        """The key that asks: its tenant, scopes, limits and end. Any key may ask."""
+        caller = await caller_of(control, request)
+        if caller.key is None:
+            return CallerBody.of(caller.tenant, caller.scopes, None)
+        async with control.database.read() as connection:
+            return CallerBody.of(caller.tenant, caller.scopes, await get_key(connection, caller.key))
 
     @room.get("/account/keys")
     async def keys(request: Request) -> KeyList:

@@ -57,7 +57,9 @@ def back_up(config: Config, file: Path, *, has_database: bool = True) -> None:
             require_known_revision(_sqlite(copy), place_of(places.url))
         _write(places, copy if has_database else None, partial)
         partial.rename(file)
-    except (OSError, sqlite3.Error) as error:
+    except sqlite3.Error as error:
+        raise ConfigInvalid(f"the backup {file} cannot be made: {place_of(places.url)}: {error}") from error
+    except OSError as error:
         raise ConfigInvalid(f"the backup {file} cannot be made: {error}") from error
     finally:
         partial.unlink(missing_ok=True)

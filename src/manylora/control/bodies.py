@@ -1,6 +1,7 @@
 """The forms of the control plane's JSON, as pydantic models: what the OpenAPI document shows is made of them."""
 
 import difflib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -150,6 +151,29 @@ class KeyBody(BaseModel):
             successor=key.successor,
             last_used=None if key.last_used_ms is None else iso(key.last_used_ms),
             key=text,
+        )
+
+
+class CallerBody(BaseModel):
+    """The key that asks. Without one, where none is needed, `id` is null, and `scopes` are what such a caller has."""
+
+    tenant: str
+    id: str | None
+    name: str
+    scopes: list[str]
+    limits: LimitsBody
+    expires: str | None
+
+    @staticmethod
+    def of(tenant: str, scopes: Sequence[Scope], key: Key | None) -> "CallerBody":
+        expires_ms = None if key is None else key.facts.expires_ms
+        return CallerBody(
+            tenant=tenant,
+            id=None if key is None else key.facts.id,
+            name="" if key is None else key.name,
+            scopes=[scope.value for scope in scopes],
+            limits=LimitsBody() if key is None else LimitsBody.of(key.facts.limits),
+            expires=None if expires_ms is None else iso(expires_ms),
         )
 
 

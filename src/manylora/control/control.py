@@ -101,7 +101,7 @@ def open_control(config: Config, *, is_key_needed: bool, clock: Clock | None = N
 
 def _files_of(url: URL) -> tuple[Path, ...]:
     """The files of a database, which is made if it is a file and is not there."""
-    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
+    if url.get_backend_name() != "sqlite" or not url.database:
         return ()
     file = Path(url.database)
     make_private(file)

@@ -1,6 +1,8 @@
 """One database, SQLite or PostgreSQL: opening, migrating, and transactions that read or write."""
 
 import asyncio
+import logging
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -9,10 +11,11 @@ from alembic import command
 from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Dialect, Insert, create_engine, event
+from sqlalchemy import Connection, Dialect, Engine, Insert, create_engine, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.schema import Table
@@ -32,16 +35,26 @@ _SQLITE_REMEDIES = {
     "malformed": "move it away and restore a backup with `manylora control restore`",
 }
 """What to do, by a part of SQLite's own words."""
+CONNECT_WAIT_S = 10
+"""For PostgreSQL, whose driver waits for minutes by itself; `connect_timeout` in the URL says otherwise."""
 MIGRATIONS = Path(__file__).parent / "migrations"
+FAILURES = (SQLAlchemyError, sqlite3.Error)
+"""The second comes as it is from what is run on each new connection."""
+MISSING_DRIVER = (
+    "control.database_url names a PostgreSQL database, whose driver is not installed: pip install 'manylora[postgres]'"
+)
+
+log = logging.getLogger(__name__)
 
 
 class Database:
     """Transactions on one database. SQLite has one writer at a time: here a lock, so that nobody waits in vain."""
 
     def __init__(self, url: URL) -> None:
+        """Raises `ConfigInvalid` without the driver of PostgreSQL."""
         self.url = url
         self.is_sqlite = url.get_backend_name() == "sqlite"
-        self._engine: AsyncEngine = create_async_engine(url)
+        self._engine: AsyncEngine = _async_engine(url)
         # PostgreSQL's default shows each statement another state.
         one_state = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         self._reading = self._engine.execution_options(**one_state)  # of the same pool
@@ -55,7 +68,7 @@ class Database:
 
         Raises `ControlUnavailable` if the database cannot be reached.
         """
-        async with _told(), self._reading.connect() as connection:
+        async with _told(self.url), self._reading.connect() as connection:
             if self.is_sqlite:
                 await connection.exec_driver_sql("BEGIN")  # the driver itself begins at the first change only
             yield connection
@@ -63,7 +76,7 @@ class Database:
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that is committed at its end, and undone whole by any exception."""
-        async with _told():
+        async with _told(self.url):
             if not self.is_sqlite:
                 async with self._engine.begin() as connection:
                     yield connection
@@ -94,18 +107,26 @@ def database_url(text: str, folder: Path) -> URL:
     try:
         url = make_url(text)
         backend = url.get_backend_name()
-    except (ArgumentError, NoSuchModuleError):
+    except (ArgumentError, NoSuchModuleError, ValueError):  # the last for a port that is no number
         raise ConfigInvalid("control.database_url is not the URL of a database (its text is not shown)") from None
     drivers = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
     if backend not in drivers:
         raise ConfigInvalid(f"control.database_url must be of SQLite or PostgreSQL. Given: {backend}")
+    if backend == "sqlite" and url.database in (None, "", ":memory:"):
+        raise ConfigInvalid("control.database_url must name a file: a database in memory ends with each connection")
+    if not _is_host(url.host or ""):
+        raise ConfigInvalid(
+            "control.database_url has no name of a host after its user and password (its text is not shown); in a "
+            "password @ is written %40"
+        )
     return url.set(drivername=drivers[backend])
 
 
 def migrate(url: URL, revision: str = "head") -> None:
     """Bring a database to a revision of its tables, from nothing or from any older one. Blocks; call it before serving.
 
-    Raises `ControlUnavailable` if the database cannot be reached, `DataTooNew` if a newer manylora has written it.
+    Raises `ControlUnavailable` if the database cannot be reached, `DataTooNew` if a newer manylora has written it,
+    `ConfigInvalid` without its driver.
     """
     configuration = _alembic()
     with _connected(url) as connection:
@@ -130,7 +151,27 @@ def place_of(url: URL) -> str:
     if url.get_backend_name() == "sqlite":
         return f"the database {url.database}"
     host = url.host or url.query.get("host") or "this machine"
-    return f"the database {url.database} at {host}"
+    return f"the database {url.database} at {host}{f':{url.port}' if url.port else ''}"
+
+
+def cause_of(error: Exception, url: URL) -> str:
+    """What the driver says of a failure, in one line without the password and without what stands in rows.
+
+    PostgreSQL tells of a failed connection in several lines. Of any other failure the first says what it is, and the
+    others quote the statement and the values.
+    """
+    said = error.orig if isinstance(error, DBAPIError) else error
+    lines = [line.strip() for line in str(said).splitlines() if line.strip()] or [type(error).__name__]
+    is_connecting = isinstance(error, OperationalError)
+    text = " ".join(("; ".join(lines) if is_connecting else lines[0]).split())
+    for secret in filter(None, (url.password, url.query.get("password"))):
+        text = text.replace(str(secret), "***")
+    return text
+
+
+def _remedy(error: Exception) -> str:
+    """What to do about a failure of SQLite, where its words tell which it is."""
+    return next((f"; {remedy}" for part, remedy in _SQLITE_REMEDIES.items() if part in str(error)), "")
 
 
 def _alembic() -> AlembicConfig:
@@ -141,15 +182,44 @@ def _alembic() -> AlembicConfig:
 
 @contextmanager
 def _connected(url: URL) -> Iterator[Connection]:
-    """A connection with a transaction. Raises `ControlUnavailable`."""
-    engine = create_engine(url.set(drivername="sqlite") if url.get_backend_name() == "sqlite" else url)
+    """A connection with a transaction. Raises `ControlUnavailable`, naming the database and the cause."""
+    engine = _engine(url)
     try:
         with engine.begin() as connection:
             yield connection
-    except SQLAlchemyError as error:
-        raise _cannot_open(error, url) from error
+    except FAILURES as error:
+        raise ControlUnavailable(f"{place_of(url)} cannot be used: {cause_of(error, url)}{_remedy(error)}") from error
     finally:
         engine.dispose()
+
+
+def _engine(url: URL) -> Engine:
+    try:
+        named = url.set(drivername="sqlite") if url.get_backend_name() == "sqlite" else url
+        return create_engine(named, connect_args=_connect_args(url), hide_parameters=True)
+    except ImportError:
+        raise ConfigInvalid(MISSING_DRIVER) from None
+
+
+def _async_engine(url: URL) -> AsyncEngine:
+    try:
+        return create_async_engine(url, connect_args=_connect_args(url), hide_parameters=True)
+    except ImportError:
+        raise ConfigInvalid(MISSING_DRIVER) from None
+
+
+def _connect_args(url: URL) -> dict[str, int]:
+    is_asked = url.get_backend_name() == "sqlite" or "connect_timeout" in url.query
+    return {} if is_asked else {"connect_timeout": CONNECT_WAIT_S}
+
+
+def _is_host(text: str) -> bool:
+    """Off for a piece of a password, which an unescaped @ cuts off, and for what no resolver takes."""
+    try:
+        text.encode("idna")
+    except UnicodeError:
+        return False
+    return "@" not in text
 
 
 def _refuse_newer(connection: Connection, called: str) -> None:
@@ -173,30 +243,26 @@ def _hold_migrations(connection: Connection) -> None:
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7205759403792794)")
 
 
-def _set_up_sqlite(connection: object, _: ConnectionPoolEntry) -> None:
-    cursor = connection.cursor()  # type: ignore[attr-defined]  # the driver's own connection, which has no type here
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={1000 * BUSY_WAIT_S}"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
+def _set_up_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+    pragmas = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={1000 * BUSY_WAIT_S}")
+    cursor = connection.cursor()
+    try:
+        for pragma in pragmas:
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+    except sqlite3.Error:
+        connection.close()  # the pool does not know it yet, and its thread would never end
+        raise
 
 
 @asynccontextmanager
-async def _told() -> AsyncIterator[None]:
-    """The database's own failures as ours; what the caller raised goes through."""
+async def _told(url: URL) -> AsyncIterator[None]:
+    """The database's own failures as ours; what the caller raised goes through.
+
+    The log names the database and the cause. The error does not: a customer reads it.
+    """
     try:
         yield
-    except SQLAlchemyError as error:
-        raise _unavailable(error) from error
-
-
-def _cannot_open(error: SQLAlchemyError, url: URL) -> ControlUnavailable:
-    """The failure of a start, told to the operator: with SQLite's file, its cause and the remedy."""
-    if url.get_backend_name() != "sqlite" or not isinstance(error, DBAPIError):
-        return _unavailable(error)
-    cause = str(error.orig)
-    remedy = next((remedy for part, remedy in _SQLITE_REMEDIES.items() if part in cause), "look at the file")
-    return ControlUnavailable(f"{place_of(url)} cannot be used: {cause}; {remedy}")
-
-
-def _unavailable(error: SQLAlchemyError) -> ControlUnavailable:
-    return ControlUnavailable(f"the control plane's database failed ({type(error).__name__})")
+    except FAILURES as error:
+        log.warning("%s failed: %s", place_of(url), cause_of(error, url))
+        raise ControlUnavailable(f"the control plane's database failed ({type(error).__name__})") from error

@@ -124,14 +124,14 @@ class _Desk:
 def _add_current(routes: APIRouter, desk: _Desk) -> None:
     control = desk.control
 
-    @routes.get("/v2/deployments")
+    @routes.get("/v2/deployments", summary="List the deployments: the shared one of the served base, and your own")
     async def list_all(request: Request, kind: Annotated[Kind | None, Query(alias="type")] = None) -> Json:
         caller = await caller_of(control, request)
         async with control.database.read() as connection:
             found = await deployments.list_deployments(connection, caller.tenant, desk.shared, kind)
             return {"data": await desk.json(connection, caller, found)}
 
-    @routes.post("/v2/deployments")
+    @routes.post("/v2/deployments", summary="Ask for a dedicated deployment")
     async def create(request: Request, body: NewDeployment) -> Json:
         caller = await caller_of(control, request)
         async with control.database.write() as connection:
@@ -149,7 +149,7 @@ def _add_current(routes: APIRouter, desk: _Desk) -> None:
             [told] = await desk.json(connection, caller, [made])
         return {"data": told}
 
-    @routes.get("/v2/deployments/recommended-config")
+    @routes.get("/v2/deployments/recommended-config", summary="Recommend the configuration of a deployment of a base")
     async def recommend(
         base: Annotated[str, Query(alias="baseModel")],
         accelerator: str | None = None,
@@ -158,7 +158,7 @@ def _add_current(routes: APIRouter, desk: _Desk) -> None:
         told = deployments.recommended_config(base, accelerator, desk.shared)
         return told if quantization is None else {**told, "quantization": quantization}
 
-    @routes.get("/v2/deployments/{name}")
+    @routes.get("/v2/deployments/{name}", summary="Show a deployment")
     async def show(request: Request, name: str) -> Json:
         caller = await caller_of(control, request)
         async with control.database.read() as connection:
@@ -166,7 +166,7 @@ def _add_current(routes: APIRouter, desk: _Desk) -> None:
             [told] = await desk.json(connection, caller, [found])
         return {"data": told}
 
-    @routes.put("/v2/deployments/{name}")
+    @routes.put("/v2/deployments/{name}", summary="Change a deployment of your own")
     async def change(request: Request, name: str, body: ChangedDeployment) -> Json:
         caller = await caller_of(control, request)
         async with control.database.write() as connection:
@@ -188,7 +188,7 @@ def _add_current(routes: APIRouter, desk: _Desk) -> None:
             [told] = await desk.json(connection, caller, [changed])
         return {"data": told}
 
-    @routes.delete("/v2/deployments/{name}", status_code=204)
+    @routes.delete("/v2/deployments/{name}", summary="Delete a deployment of your own", status_code=204)
     async def remove(request: Request, name: str) -> None:
         caller = await caller_of(control, request)
         async with control.database.write() as connection:
@@ -219,7 +219,7 @@ def _add_current(routes: APIRouter, desk: _Desk) -> None:
 def _add_older(routes: APIRouter, desk: _Desk) -> None:
     control = desk.control
 
-    @routes.get("/llms")
+    @routes.get("/llms", summary="List the deployments, as older clients read them")
     async def list_older(
         request: Request, active_only: Annotated[bool, Query(alias="activeOnly")] = False
     ) -> list[Json]:
@@ -230,21 +230,21 @@ def _add_older(routes: APIRouter, desk: _Desk) -> None:
         active = [each for each in found if not active_only or each.state is DeploymentState.READY]
         return [older_json(each, number) for each in active]
 
-    @routes.get("/llms/validate_adapter_compatibility")
+    @routes.get("/llms/validate_adapter_compatibility", summary="Tell whether an adapter of one base runs on another")
     async def compare(
         deployed: Annotated[str, Query(alias="deploymentBaseModelName")],
         adapted: Annotated[str, Query(alias="adapterBaseModelName")],
     ) -> Json:
         return {"compatible": is_same_base(deployed, adapted)}
 
-    @routes.get("/supported_llms")
+    @routes.get("/supported_llms", summary="List the base models that deployments may name")
     async def supported() -> list[Json]:
         return [
             {"name": name, "modelName": name, "isServed": name == desk.shared.base}
             for name in deployments.supported_bases(desk.shared)
         ]
 
-    @routes.get("/llms/{name}")
+    @routes.get("/llms/{name}", summary="Show a deployment, as older clients read it")
     async def show_older(request: Request, name: str) -> Json:
         caller = await caller_of(control, request)
         found = await desk.find(caller, name)
@@ -266,7 +266,7 @@ def _add_older(routes: APIRouter, desk: _Desk) -> None:
             "resourceActiveTime": (control.now_ms() - found.created_ms) // 1000 if is_ready else 0,
         }
 
-    @routes.get("/llms/{name}/scaled")
+    @routes.get("/llms/{name}/scaled", summary="Tell whether a deployment has a running replica")
     async def scaled(request: Request, name: str) -> Json:
         found = await desk.find(await caller_of(control, request), name)
         return {"name": found.name, "scaled": found.current_replicas > 0}

@@ -1,18 +1,20 @@
 """Which requests the control plane answers where they reach it directly: hosts, web pages, proxies (`origins.py`)."""
 
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from manylora import __version__
 from manylora.control.control import Control
 from manylora.errors import ManyloraError
-from manylora.loopback import EDGE_HEADER
+from manylora.loopback import EDGE_HEADER, VERSION_HEADER
 from manylora.origins import OriginPolicy, cors_headers, preflight_headers
 
 INTERNAL = "/internal/"
+OWN_HEADERS = ((VERSION_HEADER.encode("ascii"), __version__.encode("ascii")),)
 EXPOSED = ("retry-after", "retry-after-ms", "upload-offset", "x-request-id")
 
 Refusal = Callable[[Request, ManyloraError], Response]
@@ -38,13 +40,13 @@ class OriginGuard:
         if scope["type"] != "http" or self._is_from_edge(scope):
             await self._app(scope, receive, send)
             return
-        seen = self._policy.seen(dict(scope))
+        seen, send = self._policy.seen(dict(scope)), _with_headers(send, OWN_HEADERS)
         try:
             origin = self._policy.check(seen)
         except ManyloraError as error:
             await self._refusal(Request(seen), error)(seen, receive, send)
             return
-        outward = _with_cors(send, origin)
+        outward = _with_headers(send, cors_headers(origin, EXPOSED))
         if scope["method"] == "OPTIONS":
             await JSONResponse({}, headers=preflight_headers(origin))(seen, receive, outward)
             return
@@ -61,9 +63,7 @@ def has_edge_token(edge_token: str, headers: Mapping[str, str]) -> bool:
     return hmac.compare_digest(headers.get(EDGE_HEADER, "").encode("latin-1"), edge_token.encode())
 
 
-def _with_cors(send: Send, origin: str | None) -> Send:
-    headers = cors_headers(origin, EXPOSED)
-
+def _with_headers(send: Send, headers: Sequence[tuple[bytes, bytes]]) -> Send:
     async def outward(message: Message) -> None:
         if message["type"] == "http.response.start":
             message = {**message, "headers": [*message.get("headers", ()), *headers]}

@@ -66,7 +66,9 @@ def predibase_room(control: Control) -> APIRouter:
         raise RouteNotBuilt(f"{request.url.path} is not part of this server")
 
     for prefix in ("", "/v1"):
-        routes.get(f"{prefix}/users/current")(current_user)
+        routes.get(f"{prefix}/users/current", summary="Show whose the key is, as Predibase's clients read it")(
+            current_user
+        )
     for path in NOT_BUILT:
         for form in (path, f"{path}/{{rest:path}}"):
             routes.add_api_route(form, not_built, methods=METHODS, include_in_schema=False)

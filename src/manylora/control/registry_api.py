@@ -107,7 +107,7 @@ async def _shown(control: Control, caller: Caller, reference: str, owner: str | 
 
 
 def _add_repositories(routes: APIRouter, control: Control, intake: Intake) -> None:
-    @routes.post("/v2/repos")
+    @routes.post("/v2/repos", summary="Make a repository, or find the one of that name")
     async def create(request: Request, body: NewRepository) -> Json:
         caller, now_ms = await caller_of(control, request), control.now_ms()
         async with control.database.write() as connection:
@@ -125,7 +125,7 @@ def _add_repositories(routes: APIRouter, control: Control, intake: Intake) -> No
                 await record_repository(connection, actor_of(control, request), "create", made, after=body)
         return repository_json(made, is_own=True)
 
-    @routes.get("/v2/repos")
+    @routes.get("/v2/repos", summary="List your repositories, and with `shared` those that others let you use")
     async def list_all(
         request: Request,
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 10,
@@ -141,11 +141,11 @@ def _add_repositories(routes: APIRouter, control: Control, intake: Intake) -> No
         told = [repository_json(each, is_own=each.owner == caller.tenant) for each in found]
         return {"data": {"repos": told, "after": last}}
 
-    @routes.get("/v2/repos/{repo}")
+    @routes.get("/v2/repos/{repo}", summary="Show a repository with its versions and aliases")
     async def show(request: Request, repo: str, owner: Owner = None) -> Json:
         return await _shown(control, await caller_of(control, request), repo, owner)
 
-    @routes.put("/v2/repos/{repo}")
+    @routes.put("/v2/repos/{repo}", summary="Change a description, or who may use a repository")
     async def change(request: Request, repo: str, body: ChangedRepository) -> Json:
         caller = await caller_of(control, request)
         if body.description is not None:
@@ -162,12 +162,12 @@ def _add_repositories(routes: APIRouter, control: Control, intake: Intake) -> No
             await record_repository(connection, actor_of(control, request), "change", old, before=before, after=body)
         return await _shown(control, caller, repo)
 
-    @routes.delete("/v2/repos/{repo}", status_code=204)
+    @routes.delete("/v2/repos/{repo}", summary="Delete a repository with all its versions", status_code=204)
     async def remove(request: Request, repo: str) -> None:
         caller = await caller_of(control, request)
         await remove_repository(intake, actor_of(control, request), caller.tenant, repo)
 
-    @routes.put("/v2/repos/{repo}/aliases/{alias}")
+    @routes.put("/v2/repos/{repo}/aliases/{alias}", summary="Let an alias mean a version")
     async def set_alias(request: Request, repo: str, alias: str, body: NewAlias) -> Json:
         caller = await caller_of(control, request)
         async with control.database.write() as connection:
@@ -179,7 +179,7 @@ def _add_repositories(routes: APIRouter, control: Control, intake: Intake) -> No
             await record(connection, actor, "set", "alias", name, tenant=old.owner, before=before, after=body.version)
         return await _shown(control, caller, repo)
 
-    @routes.delete("/v2/repos/{repo}/aliases/{alias}", status_code=204)
+    @routes.delete("/v2/repos/{repo}/aliases/{alias}", summary="Remove an alias", status_code=204)
     async def remove_alias(request: Request, repo: str, alias: str) -> None:
         caller = await caller_of(control, request)
         async with control.database.write() as connection:
@@ -188,7 +188,7 @@ def _add_repositories(routes: APIRouter, control: Control, intake: Intake) -> No
             actor, name = actor_of(control, request), f"{old.name}/{alias}"
             await record(connection, actor, "delete", "alias", name, tenant=old.owner, before=old.aliases[alias])
 
-    @routes.post("/v2/repos/{repo}/shares")
+    @routes.post("/v2/repos/{repo}/shares", summary="Let other tenants use a repository")
     async def share(request: Request, repo: str, body: NewShares) -> Json:
         caller = await caller_of(control, request)
         async with control.database.write() as connection:
@@ -198,7 +198,7 @@ def _add_repositories(routes: APIRouter, control: Control, intake: Intake) -> No
             await record_repository(connection, actor, "share", old, before=old.shared_with, after=body.tenants)
         return await _shown(control, caller, repo)
 
-    @routes.delete("/v2/repos/{repo}/shares/{tenant}", status_code=204)
+    @routes.delete("/v2/repos/{repo}/shares/{tenant}", summary="End the share of a tenant", status_code=204)
     async def unshare(request: Request, repo: str, tenant: str) -> None:
         caller = await caller_of(control, request)
         async with control.database.write() as connection:
@@ -239,7 +239,7 @@ def _add_versions(routes: APIRouter, control: Control, intake: Intake) -> None:
         repository, number = await intake.copy(caller, actor_of(control, request), repo, ref)
         return version_json(repository, repository.find(str(number)))
 
-    @routes.get("/v2/repos/{repo}/version/{tag}")
+    @routes.get("/v2/repos/{repo}/version/{tag}", summary="Show a version")
     async def show(request: Request, repo: str, tag: str, owner: Owner = None) -> Json:
         caller = await caller_of(control, request)
         async with control.database.read() as connection:
@@ -247,14 +247,16 @@ def _add_versions(routes: APIRouter, control: Control, intake: Intake) -> None:
             is_own = repository.owner == caller.tenant
             return await shown_version(connection, repository, repository.find(tag), is_own=is_own)
 
-    @routes.put("/v2/repos/{repo}/version/{tag}")
+    @routes.put("/v2/repos/{repo}/version/{tag}", summary="Archive a version, or bring it back")
     async def put_archived(request: Request, repo: str, tag: str, body: ChangedVersion) -> Json:
         caller = await caller_of(control, request)
         actor = actor_of(control, request)
         repository, number = await archive(intake, actor, caller.tenant, repo, tag, is_archived=body.archived)
         return version_json(repository, repository.find(str(number)))
 
-    @routes.delete("/v2/repos/{repo}/version/{tag}", status_code=204)
+    @routes.delete(
+        "/v2/repos/{repo}/version/{tag}", summary="Delete a version and the aliases that mean it", status_code=204
+    )
     async def remove(request: Request, repo: str, tag: str) -> None:
         caller = await caller_of(control, request)
         await remove_version(intake, actor_of(control, request), caller.tenant, repo, tag)

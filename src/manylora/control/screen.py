@@ -66,6 +66,8 @@ class Screen:
 
 def _other_type(request: Request) -> ManyloraError | None:
     """Why a body is not read: it is not declared to be JSON. A page in a browser may send all other types unasked."""
+    if request.method in ("GET", "HEAD"):
+        return None  # no route reads one
     headers = request.headers
     is_there = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
     if not is_there or _JSON_TYPE.fullmatch(headers.get("content-type", "")):

@@ -98,13 +98,20 @@ class Access:
                  path_tenant    the tenant of a deployment's path, None where there is none
         Raises:  `InvalidApiKey`, `ControlUnavailable`
         """
-        is_bearer = authorization[: len(BEARER)].lower() == BEARER
-        text = authorization[len(BEARER) :].strip() if is_bearer else ""
+        text = _bearer(authorization)
         if not self.is_key_needed:
             return self._open_caller(text, TenantId(path_tenant or DEFAULT_TENANT))
         if not _scopes_of(method, path, ANY):
             return NOBODY if path_tenant is None else Caller(tenant=TenantId(path_tenant))
         return self._caller_of(self._key(text))
+
+    def is_operators(self, authorization: str) -> bool:
+        """Whether a header has a valid key of the scope `admin`, on a route that needs none."""
+        try:
+            caller = self._caller_of(self._key(_bearer(authorization)))
+        except (InvalidApiKey, ControlUnavailable):
+            return False
+        return caller.state is TenantState.ACTIVE and Scope.ADMIN in caller.scopes
 
     def authorise(self, caller: Caller, method: str, path: str, path_tenant: str | None) -> None:
         """Raises `TenantSuspended`, `InsufficientPermissions`, `TenantMismatch`.
@@ -199,6 +206,11 @@ class Access:
             limits=limits,
             source_token=text if text.startswith(HUB_TOKEN) else "",
         )
+
+
+def _bearer(authorization: str) -> str:
+    is_bearer = authorization[: len(BEARER)].lower() == BEARER
+    return authorization[len(BEARER) :].strip() if is_bearer else ""
 
 
 def _scopes_of(method: str, path: str, otherwise: Scopes) -> Scopes:

@@ -10,7 +10,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from manylora import __version__
-from manylora.api_page import MEDIA_TYPE, PAGE_HEADERS, api_page
 from manylora.clock import Clock, SystemClock
 from manylora.config import Config
 from manylora.dialects import body_of, dialect_of, status_of
@@ -21,6 +20,7 @@ from manylora.server.access import Access
 from manylora.server.adapter_routes import AdapterRoutes
 from manylora.server.adapter_texts import AdapterTexts
 from manylora.server.catalogue import Catalogue
+from manylora.server.documents import DOCUMENT_PATH, Documents
 from manylora.server.edge import Edge
 from manylora.server.exchange import Endpoint, Exchange
 from manylora.server.facts import FactRoutes
@@ -33,11 +33,8 @@ from manylora.server.lorax import NativeRoutes
 from manylora.server.meter import Meter
 from manylora.server.metrics import Meters
 from manylora.server.openai import OpenAIRoutes
-from manylora.server.openapi_document import openapi_document
 from manylora.server.pool import WorkPool
 from manylora.server.served import ServedModel
-
-DOCUMENT_PATH = "/api-doc/openapi.json"
 
 Answer = Callable[[Exchange], Awaitable[None]]
 
@@ -125,23 +122,15 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    document = openapi_document(__version__)
-    page = api_page(document, source=DOCUMENT_PATH)
-
-    async def openapi(exchange: Exchange) -> None:
-        await exchange.reply(document)
-
-    async def docs(exchange: Exchange) -> None:
-        await exchange.reply_bytes(page, MEDIA_TYPE, headers=PAGE_HEADERS)
-
     routes = _routes(
         NativeRoutes(inference),
         OpenAIRoutes(inference),
         FactRoutes(inference, health, meters, catalogue),
         AdapterRoutes(gate, link, catalogue, longest_wait_s=config.adapters.load_timeout_s, access=access),
     )
-    documents = {DOCUMENT_PATH: {"GET": openapi}, "/openapi.json": {"GET": openapi}, "/docs": {"GET": docs}}
-    for path, methods in {**routes, **documents}.items():
+    pages = Documents(access, control, admin_open=config.server.admin_open)
+    documents = {path: {"GET": pages.openapi} for path in (DOCUMENT_PATH, "/openapi.json")}
+    for path, methods in {**routes, **documents, "/docs": {"GET": pages.docs}}.items():
         for method, answer in methods.items():
             api.router.routes.append(Route(path, Endpoint(answer, clock), methods=[method]))
     api.add_exception_handler(HTTPException, _refuse)

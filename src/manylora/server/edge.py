@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 import structlog
 
+from manylora import __version__
 from manylora.clock import Clock
 from manylora.config import ServerConfig
 from manylora.errors import (
@@ -18,7 +19,7 @@ from manylora.errors import (
     UnsupportedMediaType,
 )
 from manylora.ids import KeyId, TenantId, mint_request_id
-from manylora.loopback import CALLER_HEADER
+from manylora.loopback import CALLER_HEADER, VERSION_HEADER
 from manylora.origins import OriginPolicy, cors_headers, preflight_headers
 from manylora.server.access import NOBODY, Access, Caller
 from manylora.server.exchange import Arrival, Exchange, Receive, Scope, Send, header_of, is_visible_ascii
@@ -196,6 +197,7 @@ class Edge:
         """Add to the head of every reply, whoever wrote it, and see when its last byte is handed over."""
         common = [
             (b"x-request-id", arrival.request_id.encode("ascii")),
+            (VERSION_HEADER.encode("ascii"), __version__.encode("ascii")),
             *cors_headers(origin, EXPOSED),
         ]
         if is_visible_ascii(arrival.trace_id) and arrival.trace_id is not None:

@@ -19,7 +19,7 @@ from manylora.server.access import NOBODY, Caller
 from manylora.server.fields import Fields, decode_object
 
 STREAM_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
-CLIENT_CLOSED_REQUEST = 499
+HTTP_OK, CLIENT_CLOSED_REQUEST = 200, 499
 
 _encode = msgspec.json.Encoder().encode
 _VISIBLE = re.compile(r"[!-~]{1,128}")
@@ -96,6 +96,22 @@ class Exchange:
     def has_begun(self) -> bool:
         """Whether something of the reply has been sent."""
         return self._has_begun
+
+    async def ask(self, app: object, path: str) -> bytes:
+        """The body that another ASGI application answers for the same caller; empty unless it answers 200."""
+        status, parts = 0, list[bytes]()
+
+        async def collect(message: dict[str, Any]) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            parts.append(message.get("body", b""))
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        asked = {**self._scope, "method": "GET", "path": path, "raw_path": path.encode("ascii"), "query_string": b""}
+        await app(asked, receive, collect)  # type: ignore[operator]  # an ASGI application is any callable
+        return b"".join(parts) if status == HTTP_OK else b""
 
     async def reply(self, body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         await self.reply_bytes(_encode(body), "application/json", status=status, headers=headers)

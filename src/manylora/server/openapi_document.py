@@ -18,6 +18,7 @@ from manylora.server.request_fields import (
 )
 
 Schema = dict[str, object]
+EMBEDDINGS, CLASSES = ("/v1/embeddings", "/embed"), ("/classify", "/classify_batch")
 
 NATIVE_ERROR: Schema = {
     "type": "object",
@@ -45,19 +46,25 @@ ADAPTER_QUERY = ("source", "tenant", "wait")
 
 
 def openapi_document(version: str) -> Schema:
-    """The document of `/api-doc/openapi.json`."""
+    """The server's own routes, those of operators included; `documents.py` shows each caller its own."""
     return {
         "openapi": "3.1.0",
         "info": {"title": "manylora", "version": version},
         "paths": {
-            "/": _post("Generate; `stream` decides how", _native_body(), native=True),
-            "/generate": _post("Generate", _native_body(), native=True),
-            "/generate_stream": _post("Generate, one server-sent event a token", _native_body(), native=True),
+            "/": _get("Whether the engine makes progress")
+            | _post("Generate a text; `stream` decides how", _native_body(), native=True),
+            "/invocations": _post("Generate a text, as the root path does", _native_body(), native=True),
+            "/generate": _post("Generate a text", _native_body(), native=True),
+            "/generate_stream": _post("Generate a text, one server-sent event a token", _native_body(), native=True),
             "/tokenize": _post(
-                "Tokenise, as an adapter does where one is named", _form(TOKENIZE_BODY, "inputs"), native=True
+                "Split a text into tokens, as an adapter does where one is named",
+                _form(TOKENIZE_BODY, "inputs"),
+                native=True,
             ),
             "/v1/completions": _post("Complete a prompt", _completion_body(), native=False),
             "/v1/chat/completions": _post("Answer a conversation", _chat_body(), native=False),
+            **{path: _refused("Embeddings: refused, since the base generates text only") for path in EMBEDDINGS},
+            **{path: _refused("Classes of a text: refused, since the base has no classifier") for path in CLASSES},
             "/v1/models": _get("The base model and its adapters"),
             "/v1/models/{model_id}": _get("One model", parameter="model_id"),
             "/v1/adapters": {"get": _list_adapters()},
@@ -69,9 +76,13 @@ def openapi_document(version: str) -> Schema:
             },
             "/info": _get("What is served, and its limits"),
             "/health": _get("Whether the engine makes progress"),
+            "/ping": _get("Whether the engine makes progress, under another name"),
             "/startup": _get("Whether a first generation has succeeded"),
             "/ready": _get("Whether a request that comes now is served"),
             "/metrics": _get("Prometheus text, or JSON with `?format=json`"),
+            "/docs": _get("This document as a page"),
+            "/openapi.json": _get("This document: the routes that you may use"),
+            "/api-doc/openapi.json": _get("This document, under the path of LoRAX"),
         },
     }
 
@@ -191,6 +202,11 @@ def _post(summary: str, body: Schema, *, native: bool) -> Schema:
             },
         }
     }
+
+
+def _refused(summary: str) -> Schema:
+    error = {"description": "A failure", "content": {"application/json": {"schema": {"type": "object"}}}}
+    return {"post": {"summary": summary, "responses": {"default": error}}}
 
 
 def _get(summary: str, *, parameter: str | None = None) -> Schema:
