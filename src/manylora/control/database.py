@@ -154,7 +154,7 @@ def place_of(url: URL) -> str:
     return f"the database {url.database} at {host}{f':{url.port}' if url.port else ''}"
 
 
-def cause_of(error: Exception, url: URL) -> str:
+def driver_cause(error: Exception, url: URL) -> str:
     """What the driver says of a failure, in one line without the password and without what stands in rows.
 
     PostgreSQL tells of a failed connection in several lines. Of any other failure the first says what it is, and the
@@ -167,11 +167,6 @@ def cause_of(error: Exception, url: URL) -> str:
     for secret in filter(None, (url.password, url.query.get("password"))):
         text = text.replace(str(secret), "***")
     return text
-
-
-def _remedy(error: Exception) -> str:
-    """What to do about a failure of SQLite, where its words tell which it is."""
-    return next((f"; {remedy}" for part, remedy in _SQLITE_REMEDIES.items() if part in str(error)), "")
 
 
 def _alembic() -> AlembicConfig:
@@ -188,9 +183,19 @@ def _connected(url: URL) -> Iterator[Connection]:
         with engine.begin() as connection:
             yield connection
     except FAILURES as error:
-        raise ControlUnavailable(f"{place_of(url)} cannot be used: {cause_of(error, url)}{_remedy(error)}") from error
+        raise ControlUnavailable(
+            f"{place_of(url)} cannot be used: {_remedied(driver_cause(error, url), url)}"
+        ) from error
     finally:
         engine.dispose()
+
+
+def _remedied(cause: str, url: URL) -> str:
+    """The cause and, for SQLite's file, what to do about it."""
+    if url.get_backend_name() != "sqlite":
+        return cause
+    remedy = next((remedy for part, remedy in _SQLITE_REMEDIES.items() if part in cause), "look at the file")
+    return f"{cause}; {remedy}"
 
 
 def _engine(url: URL) -> Engine:
@@ -264,5 +269,5 @@ async def _told(url: URL) -> AsyncIterator[None]:
     try:
         yield
     except FAILURES as error:
-        log.warning("%s failed: %s", place_of(url), cause_of(error, url))
+        log.warning("%s failed: %s", place_of(url), driver_cause(error, url))
         raise ControlUnavailable(f"the control plane's database failed ({type(error).__name__})") from error
