@@ -208,6 +208,17 @@ def test_a_second_signal_ends_at_once_and_each_stream_with_its_error(tmp_path: P
         assert "Traceback" not in process.stderr.read()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_without_end_change_nothing_of_the_end(tmp_path: Path, number: signal.Signals) -> None:
+    with running(tmp_path) as (process, client):
+        client.get("/health")
+        while process.poll() is None:
+            process.send_signal(number)
+            SystemClock().sleep_s(0.005)
+        assert process.stderr is not None
+        assert (process.returncode, process.stderr.read().count("Traceback")) == (0, 0)
+
+
 def is_answered(client: httpx2.Client) -> bool:
     try:
         client.get("/health")
