@@ -17,12 +17,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from manylora.config import Config
 from manylora.dialects import Dialect, body_of, status_of
-from manylora.errors import HeadTooLarge, ManyloraError, RequestTimedOut
+from manylora.errors import HeadTooLarge, ManyloraError, NotHttp, RequestTimedOut
 from manylora.loopback import is_loopback
 from manylora.origins import is_within, network_of
 
 MAX_HEAD_BYTES = 64 << 10
-"""Of a request line and its headers together."""
+"""Of a request line and its headers together, and of what stands between two pieces of a body or behind the last."""
 SHARE_OF_FILES = 0.75
 SHARE_OF_ADDRESS = 0.5
 
@@ -119,13 +119,16 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._heard_s = self.loop.time()
-        if not self._is_in_body:
-            self._head_bytes += len(data)
-            if self._timer is None:
-                self._await_head()
+        self._head_bytes += len(data)
+        if not self._is_in_body and self._timer is None:
+            self._await_head()
         super().data_received(data)
-        if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES:
+        if (self._is_in_head or self._is_in_body) and self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(HeadTooLarge(f"the head of a request may have at most {MAX_HEAD_BYTES} bytes"))
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP gets an error of the usual form, as all else does."""
+        self._refuse(NotHttp(msg))
 
     def on_message_begin(self) -> None:
         self._is_in_head = True
@@ -133,13 +136,22 @@ class BoundedProtocol(HttpToolsProtocol):
             self._await_head()
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Trailers come when the head has been checked and handed on, so none is added to it."""
+        if not self._is_in_body:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
+
     def on_headers_complete(self) -> None:
+        super().on_headers_complete()  # raises where the address is none: then the head has not come whole
         self._is_in_head, self._is_in_body, self._head_bytes = False, True, 0
         self._await_body(self.limits.body_idle_s)
-        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        self._is_in_body = False
+        self._is_in_body, self._head_bytes = False, 0
         self._stop()
         super().on_message_complete()
 

@@ -5,7 +5,7 @@
     │   ├── InvalidJson  InvalidParameter  ContextLengthExceeded  TemplateFailed
     │   ├── BodyTooLarge  UnsupportedMediaType  MethodNotAllowed  RouteNotFound
     │   ├── DeploymentNotFound  TaskUnsupported  RouteNotBuilt  InsufficientPermissions
-    │   ├── HostNotAllowed  OriginNotAllowed  RequestTimedOut  HeadTooLarge
+    │   ├── HostNotAllowed  OriginNotAllowed  RequestTimedOut  HeadTooLarge  NotHttp
     │   ├── AdapterReferenceInvalid
     │   ├── InvalidApiKey  TenantMismatch  TenantSuspended
     │   ├── LimitExceeded  RequestRateExceeded  TokenRateExceeded  StreamLimitExceeded  QuotaExhausted
@@ -172,8 +172,14 @@ class RequestTimedOut(RequestRejected):
     row = ErrorRow(408, "validation", 408, INVALID, "request_timeout")
 
 
+class NotHttp(RequestRejected):
+    """What came is no HTTP request, or two readers could take it for different ones."""
+
+    row = ErrorRow(400, "validation", 400, INVALID, "invalid_http")
+
+
 class HeadTooLarge(RequestRejected):
-    """The request line and the headers have more bytes than the limit."""
+    """The request line and the headers, or the trailers, have more bytes than the limit."""
 
     row = ErrorRow(431, "validation", 431, INVALID, "head_too_large")
 

@@ -236,8 +236,12 @@ def test_keys_are_made_at_a_bounded_pace_and_rotated_all_the_same(
     async def scenario(plane: Plane) -> None:
         owner = await plane.new_tenant("acme")
         thief = await make(plane, owner)
-        for _ in range(2):
+        for _ in range(3):
             await revoke(plane, await make(plane, thief, "infer"), by=thief)
+        assert (await plane.call("POST", KEYS, {}, key=thief)).status_code == 429
+        assert (await plane.call("POST", KEYS, {}, key=await rotate(plane, thief, by=thief))).status_code == 429
+        for _ in range(2):
+            await make(plane, owner)
         refused = await plane.call("POST", KEYS, {}, key=owner)
         assert (refused.status_code, int(refused.headers["retry-after"]) > 0) == (429, True)
         owner = await rotate(plane, owner, by=owner)

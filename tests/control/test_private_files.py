@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from manylora.adapters.registry import Registry
+from manylora.cli.settings import with_registry
 from manylora.config import Config, load_config
 from manylora.control.backup import back_up, restore
 from manylora.control.control import open_control
@@ -71,6 +72,12 @@ def test_files_of_an_older_release_are_tightened_and_the_log_says_so(
     caplog.clear()
     open_control(config_of(folder), is_key_needed=True)
     assert caplog.messages == []
+
+
+def test_the_folders_of_a_first_start_need_no_tightening(tmp_path: Path) -> None:
+    config = with_registry(config_of(tmp_path / "new" / "control"))
+    assert open_to_others(tmp_path / "new" / "control") == []
+    assert Path(config.adapters.registry_dir).is_dir()
 
 
 def test_what_cannot_be_tightened_is_told(

@@ -16,6 +16,7 @@ HALF_A_HEAD = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "
 HALF_A_BODY = (
     b"POST /generate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
 )
+CLOSE = b"\r\nConnection: close\r\n\r\n"
 WHOLE = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
@@ -81,6 +82,43 @@ def test_a_head_without_end_is_refused(client: httpx2.Client) -> None:
     with connect(client) as connection:
         connection.sendall(HALF_A_HEAD + b"a" * 70_000)
         assert said(connection).startswith(b"HTTP/1.1 431 Request Header Fields Too Large")
+
+
+@pytest.mark.parametrize("endless", [b"X-One: ", b";extension="], ids=["trailer", "chunk extension"])
+def test_trailers_without_end_are_refused(client: httpx2.Client, endless: bytes) -> None:
+    key = client.post("/v1/signup", json={"id": f"trailing-{len(endless)}"}).json()["key"]["key"]
+    head = HALF_A_BODY.replace(b"Content-Length: 99\r\n\r\n{", b"Transfer-Encoding: chunked\r\n")
+    begun = b"0\r\n" if endless.startswith(b"X") else b"5"
+    with connect(client) as connection:
+        named = f"Authorization: Bearer {key}\r\nExpect: 100-continue\r\n\r\n".encode()
+        connection.sendall(head + named + b"2\r\n{}\r\n" + begun + endless)
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"a" * 70_000)
+        assert said(connection).startswith(b"HTTP/1.1 431 Request Header Fields Too Large")
+
+
+def test_a_trailer_changes_nothing_of_the_head(client: httpx2.Client) -> None:
+    chunked = b"POST /v1/signup HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with connect(client) as connection:
+        trailers = b"0\r\nContent-Type: application/json\r\n\r\n"
+        connection.sendall(chunked + b'f\r\n{"id": "afoot"}\r\n' + trailers + WHOLE.replace(b"\r\n\r\n", CLOSE))
+        answered = said(connection)
+    assert answered.startswith(b"HTTP/1.1 415 ")
+    assert answered.count(b"HTTP/1.1 200") == 1
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"\x16\x03\x01\x02\x00\x01", b"BREW /health HTTP/1.1\r\n\r\n", b"GET http://127.0.0.1?a HTTP/1.1\r\n\r\n"],
+    ids=["TLS", "unknown method", "no path"],
+)
+def test_what_is_no_http_gets_an_error_of_the_usual_form(client: httpx2.Client, sent: bytes) -> None:
+    with connect(client) as connection:
+        connection.sendall(sent)
+        head, body = said(connection).split(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request")
+    assert b"content-type: application/json" in head
+    assert json.loads(body)["code"] == "invalid_http"
 
 
 def test_connections_beyond_the_limit_are_closed_and_room_comes_back(client: httpx2.Client) -> None:

@@ -195,6 +195,7 @@ def test_startup_and_ready_are_apart_from_health(tmp_path: Path) -> None:
 
 def test_a_second_signal_ends_at_once_and_each_stream_with_its_error(tmp_path: Path) -> None:
     with running(tmp_path, "server.drain_s=60") as (process, client):
+        halves = [half_sent(client, path) for path in ("/generate", "/v1/signup", "/v1/account/keys")]
         with client.stream("POST", "/generate_stream", json={"inputs": "HOLD"}) as reply:
             events = reply.iter_raw()
             next(events)
@@ -203,9 +204,31 @@ def test_a_second_signal_ends_at_once_and_each_stream_with_its_error(tmp_path: P
                 until(lambda: other.get("/ready").status_code == 503)
             process.send_signal(signal.SIGINT)
             assert b'"code":"deployment_unavailable"' in b"".join(events)
+        for half in halves:
+            with half:
+                assert half.recv(1000).startswith(b"HTTP/1.1 503 ")
         assert process.wait(10) == 0
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_without_end_change_nothing_of_the_end(tmp_path: Path, number: signal.Signals) -> None:
+    with running(tmp_path) as (process, client):
+        client.get("/health")
+        while process.poll() is None:
+            process.send_signal(number)
+            SystemClock().sleep_s(0.005)
+        assert process.stderr is not None
+        assert (process.returncode, process.stderr.read().count("Traceback")) == (0, 0)
+
+
+def half_sent(client: httpx2.Client, path: str) -> socket.socket:
+    """A connection with half of a request's body."""
+    connection = socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20)
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 99"
+    connection.sendall(head.encode() + b"\r\n\r\n{")
+    return connection
 
 
 def is_answered(client: httpx2.Client) -> bool:

@@ -82,7 +82,8 @@ def with_registry(config: Config) -> Config:
     """The configuration with a folder for uploads, in the control plane's own if none is set."""
     folder = registry_dir(config)
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for each in (folder.parent, folder):  # a mode given with `parents` is the last folder's alone
+            each.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise ConfigInvalid(f"adapters.registry_dir {folder} cannot be used: {cause_of(error)}") from error
     return dataclasses.replace(config, adapters=dataclasses.replace(config.adapters, registry_dir=str(folder)))

@@ -33,7 +33,7 @@ MAX_IN_GRACE = 3
 
 
 MAX_MADE_A_DAY = 1_000
-"""Keys that a tenant's keys make, and keys that one is rotated into."""
+"""Keys that a tenant's first keys make, keys that all its made ones make, and keys that one is rotated into."""
 DAY_MS = 86_400_000
 USE_GRAIN_MS = 60_000
 
@@ -100,7 +100,7 @@ async def issue_key(
     revision = await next_revision(connection)  # from here on no other transaction makes a key
     await _require_room(connection, owner.id, now_ms)
     if maker is not None:
-        made = (keys.c.tenant == owner.id) & keys.c.maker.is_not(None) & (keys.c.id == keys.c.origin)
+        made = await _made_alike(connection, owner.id, maker.id)
         await _require_pace(connection, made, now_ms, f"tenant `{owner.id}`")
     is_limited = maker is not None and limits not in (None, Limits())
     values = {
@@ -303,6 +303,17 @@ async def _require_room(connection: AsyncConnection, tenant: str, now_ms: int) -
     asked = select(func.count()).select_from(keys).where(keys.c.tenant == tenant, is_current)
     if (await connection.execute(asked)).scalar_one() >= MAX_LIVE_KEYS:
         raise InvalidParameter(f"tenant `{tenant}` has {MAX_LIVE_KEYS} keys, as many as it may; revoke one first")
+
+
+async def _made_alike(connection: AsyncConnection, tenant: str, maker: str) -> ColumnElement[bool]:
+    """The condition that a row's key was made by a key like this one: by the tenant's first keys, or by made ones.
+
+    They are counted apart, so that no stolen key that was made uses up what those may make that can end it.
+    """
+    first = select(keys.c.id).where(keys.c.tenant == tenant, keys.c.maker.is_(None))
+    is_first = (await connection.execute(first.where(keys.c.id == maker))).first() is not None
+    of_a_kind = keys.c.maker.in_(first) if is_first else keys.c.maker.not_in(first)
+    return (keys.c.tenant == tenant) & keys.c.maker.is_not(None) & (keys.c.id == keys.c.origin) & of_a_kind
 
 
 async def _require_pace(connection: AsyncConnection, of: ColumnElement[bool], now_ms: int, whose: str) -> None:

@@ -16,14 +16,25 @@ from manylora.errors import (
     ManyloraError,
     RouteNotBuilt,
     RouteNotFound,
+    Unavailable,
     UnsupportedMediaType,
 )
 from manylora.ids import KeyId, TenantId, mint_request_id
 from manylora.loopback import CALLER_HEADER, VERSION_HEADER
 from manylora.origins import OriginPolicy, cors_headers, preflight_headers
 from manylora.server.access import NOBODY, Access, Caller
-from manylora.server.exchange import Arrival, Exchange, Receive, Scope, Send, header_of, is_visible_ascii
+from manylora.server.exchange import (
+    CLIENT_CLOSED_REQUEST,
+    Arrival,
+    Exchange,
+    Receive,
+    Scope,
+    Send,
+    header_of,
+    is_visible_ascii,
+)
 from manylora.server.headers import EXPOSED
+from manylora.server.link import SHUTTING_DOWN
 from manylora.server.metrics import Meters
 from manylora.server.served import ServedModel
 
@@ -118,6 +129,9 @@ class Edge:
             await Exchange(scope, send, self._clock).fail(error)
         except ConnectionResetError:
             return  # the caller left while sending its body
+        except asyncio.CancelledError:  # the server ends, and the time for connections to close is over
+            if arrival.status == CLIENT_CLOSED_REQUEST:  # no head has been sent
+                await Exchange(scope, send, self._clock).fail(Unavailable(SHUTTING_DOWN))
 
     def _enter_deployment(self, scope: Scope) -> str | None:
         """`/{tenant}/deployments/v2/llms/{name}/…` is the same route for that tenant, which is returned."""

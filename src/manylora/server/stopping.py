@@ -1,6 +1,8 @@
 """SIGTERM and Ctrl-C: the first lets what is under way end, the second ends it at once."""
 
 import asyncio
+import atexit
+import os
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
@@ -14,8 +16,18 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 Result = TypeVar("Result")
 
 
+def _end_at_once_on(number: signal.Signals, *, code: int) -> None:
+    """Exit at a further signal; the interpreter gives signals their default effect as it ends, but to ignored ones."""
+    signal.signal(number, lambda *_: os._exit(code))
+    atexit.register(signal.signal, number, signal.SIG_IGN)
+
+
 class StopSignals:
-    """Counts signals while it is entered. `first` and `second` are set by them; a third changes nothing more."""
+    """Counts signals while it is entered. `first` and `second` are set by them; a third changes nothing more.
+
+    After a first one the process ends once it is left; what comes then ends it at once, with the exit code that it
+    would have had, for all is done.
+    """
 
     def __init__(self) -> None:
         self.first = asyncio.Event()
@@ -32,6 +44,8 @@ class StopSignals:
     ) -> None:
         for number in SIGNALS:
             self._loop.remove_signal_handler(number)
+            if self.first.is_set():
+                _end_at_once_on(number, code=0 if kind is None else 1)
 
     def _note(self) -> None:
         if self.first.is_set():
