@@ -25,7 +25,7 @@ Row = tuple[dict[str, Any], str | None]
 SHARED: list[Row] = [
     *(({"top_p": value}, None) for value in (TINY, 0.5, 1.0, 1)),
     *(({"top_p": value}, TOP_P) for value in (BELOW_ZERO, ABOVE_ONE, -1, 2)),
-    *(({"top_k": value}, None) for value in (1, 1.0, 10**6)),
+    *(({"top_k": value}, None) for value in (1, 1.0, 10**6, 2**63, 2**64 - 1)),
     *(({"top_k": value}, "`top_k` must be strictly positive") for value in (0, -1)),
     *(({"typical_p": value}, None) for value in (TINY, math.nextafter(1, 0))),
     *(({"typical_p": value}, TYPICAL_P) for value in (0, 1.0, -0.1, 1.1)),
