@@ -119,7 +119,7 @@ def parse_adapter_ref(
         raise AdapterReferenceInvalid(
             f"`adapter_source` must be one of {allowed}. Given: {_shown(name)}", parameter="adapter_source"
         )
-    if mark and scheme == name and scheme != SourceName.LOCAL:
+    if mark and scheme == name:
         adapter_id = rest
     trimmed = adapter_id.rstrip("/")
     if len(trimmed) > MAX_ID_CHARACTERS:

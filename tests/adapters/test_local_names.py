@@ -94,3 +94,12 @@ def test_what_no_root_can_serve_keeps_the_first_ones_fault(tmp_path: Path) -> No
     (tmp_path / "half" / PARTS[0]).write_text("{}")
     with pytest.raises(errors.AdapterCorrupt, match="missing"):
         LocalSource((tmp_path, tmp_path / "none")).locate(local("half"))
+
+
+@pytest.mark.parametrize("name", ["loop", "loop/below", "plain/loop", "a" * 256])
+def test_a_name_that_no_file_can_have_is_not_found(tmp_path: Path, name: str) -> None:
+    save_adapter(tmp_path / "plain")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "plain" / "loop").symlink_to("loop")
+    with pytest.raises(errors.AdapterNotFound):
+        LocalSource((tmp_path,)).locate(parse_adapter_ref(name, None, frozenset({SourceName.LOCAL})))

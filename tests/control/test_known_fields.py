@@ -82,3 +82,22 @@ def test_a_deployment_keeps_the_keys_of_its_config_that_nothing_knows(run: Calla
         assert told["ourOwnKey"] == {"a": 1}
 
     run(scenario)
+
+
+def test_a_flag_is_a_boolean_and_a_number_is_none(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        acme = await plane.new_tenant("acme")
+        await plane.call("POST", "/v2/repos", {"name": "triage"}, key=acme)
+        for method, path, body in (
+            ("POST", "/v2/repos", {"name": "triage", "existsOk": "yes"}),
+            ("PUT", "/v2/repos/triage", {"public": "on"}),
+            ("PUT", "/v2/repos/triage", {"public": 1}),
+            ("PUT", "/v2/repos/triage/version/1", {"archived": "yes"}),
+            ("PUT", "/v2/repos/triage/aliases/prod", {"version": True}),
+        ):
+            reply = await plane.call(method, path, body, key=acme)
+            assert (reply.status_code, reply.json()["code"]) == (422, "invalid_parameter"), body
+            assert f"`{list(body)[-1]}`" in reply.json()["error"]
+        assert (await plane.call("GET", "/v2/repos/triage", key=acme)).json()["public"] is False
+
+    run(scenario)

@@ -326,6 +326,13 @@ def test_a_broken_row_is_told_and_leaves_the_others_unchanged(params: SamplingPa
     assert [answers[0], answers[2]] == [sound[0], sound[2]]
 
 
+@pytest.mark.parametrize("top_k", [2**31 - 1, 2**31, 2**63 - 1, 2**63, 2**64 - 1])
+def test_the_largest_top_k_keeps_every_token_and_leaves_the_other_rows_alone(top_k: int) -> None:
+    logits = random_logits(2, 50)
+    params = SamplingParams(temperature=1.0, seed=5)
+    assert sample(logits, [row(params), row(replace(params, top_k=top_k))]) == sample(logits, [row(params)] * 2)
+
+
 def test_a_row_with_no_token_left_is_not_finite() -> None:
     assert not draw(torch.full((10,), -math.inf), SamplingParams()).is_finite
 

@@ -186,6 +186,7 @@ def test_no_wait_is_longer_than_a_load_may_take(in_house: InHouse) -> None:
         ("GET", "?limit=1001", None, 400, "invalid_parameter", "limit"),
         ("GET", "?limit=²", None, 400, "invalid_parameter", "limit"),
         ("GET", "?state=flying", None, 400, "invalid_parameter", "state"),
+        ("GET", "?source=flying", None, 400, "invalid_parameter", "source"),
         ("GET", "?after=nobody", None, 400, "invalid_parameter", "after"),
         ("PUT", "/triage", {}, 405, "method_not_allowed", None),
         ("POST", "", {"action": "pin"}, 405, "method_not_allowed", None),

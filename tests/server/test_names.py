@@ -96,6 +96,8 @@ MEANINGS = {
     "tiny/1": pbase("acme", "tiny/1"),
     "Tiny": local("Tiny"),
     "link": local("link"),
+    "local://link": local("link"),
+    "local://triage": local("triage"),
     "out": None,
     "out/adapters/triage": None,
     "other/deep/one": local("other/deep/one"),
@@ -138,7 +140,7 @@ def test_each_name_means_one_thing_to_the_list_and_to_requests(in_house: InHouse
             assert (ran is None) == (name == "tiny"), name
         named = {name for name, ref in MEANINGS.items() if ref is not None}
         longer = {"acme/support/3", "pbase://support/1", "pbase://acme/support/1"}
-        other_spellings = longer | {"support/prod/", "team/tone/"}
+        other_spellings = longer | {"support/prod/", "team/tone/", "local://link", "local://triage"}
         more = {"tiny", "support/3"} | {f"globex/{name}" for name in ("open/2", "lent/1")}
         assert set(listed) == (named - other_spellings) | more
 
@@ -354,5 +356,24 @@ def test_lists_that_are_asked_for_at_once_share_a_walk_of_the_roots(
         assert len(walks) < 25
         place(tmp_path, "later")
         assert "later" in await models(house)
+
+    in_house(scenario, sources=BOTH, repositories=REPOSITORIES)
+
+
+def test_the_error_of_an_unknown_adapter_names_it_and_not_the_model_beside_it(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        for fields, told in (
+            ({"adapter_id": "support/9"}, "The model `support/9` does not exist or you do not have access to it."),
+            (
+                {"merged_adapters": {"ids": ["support/1", "support/9"], "weights": [1, 1]}},
+                "Adapter 'support/9' was not",
+            ),
+            ({"merged_adapters": {"ids": ["support/1", "tiny"], "weights": [1, 1]}}, "`tiny` is the base model"),
+        ):
+            for beside in ({}, {"model": ""}, {"model": "tiny"}):
+                body = {"prompt": "Hi", "max_tokens": 1, **beside, **fields}
+                reply = await house.post("/acme/deployments/v2/llms/tiny/v1/completions", body)
+                assert reply.status_code == 404
+                assert reply.json()["error"]["message"].startswith(told), (beside, fields)
 
     in_house(scenario, sources=BOTH, repositories=REPOSITORIES)

@@ -179,6 +179,7 @@ VIOLATIONS = [
         "at least one adapter ID must be provided when setting `adapters`",
     ),
     ({"merged_adapters": {"ids": ["a"], "weights": ["1"]}}, "`weights`: expected an array of numbers, given a string"),
+    ({"merged_adapters": {"ids": ["a"], "weights": [10**400]}}, "`weights`: expected finite numbers"),
     (
         {"merged_adapters": {"ids": ["a"], "weights": [1], "merge_strategy": "mean"}},
         "unknown `merge_strategy` 'mean'",

@@ -25,7 +25,7 @@ Row = tuple[dict[str, Any], str | None]
 SHARED: list[Row] = [
     *(({"top_p": value}, None) for value in (TINY, 0.5, 1.0, 1)),
     *(({"top_p": value}, TOP_P) for value in (BELOW_ZERO, ABOVE_ONE, -1, 2)),
-    *(({"top_k": value}, None) for value in (1, 1.0, 10**6)),
+    *(({"top_k": value}, None) for value in (1, 1.0, 10**6, 2**63, 2**64 - 1)),
     *(({"top_k": value}, "`top_k` must be strictly positive") for value in (0, -1)),
     *(({"typical_p": value}, None) for value in (TINY, math.nextafter(1, 0))),
     *(({"typical_p": value}, TYPICAL_P) for value in (0, 1.0, -0.1, 1.1)),
@@ -93,6 +93,8 @@ OF_COMPLETIONS: list[Row] = [
     *(({"best_of": value, "n": 2}, None) for value in (2, 8)),
     *(({"best_of": value, "n": 2}, f"`best_of` must be >= `n` and <= 8. Given: {value}") for value in (1, 9)),
     *(({"prompt": prompt, "max_tokens": 1}, None) for prompt in ([0], [258], "x" * 511, ["x"] * 3)),
+    *(({"prompt": prompt, "max_tokens": 1}, None) for prompt in ([65.0], [65, 66.0], [[65.0], [66]])),
+    *(({"prompt": prompt}, "`prompt`: expected a string") for prompt in ([65.5], [[65.5]], [True], [65, True])),
     *(({"prompt": prompt}, "`prompt`: token ids must be >= 0 and < 259") for prompt in ([259], [-1])),
     ({"prompt": "x" * 512}, "`prompt` must have less than 511 tokens. Given: 512"),
     ({"prompt": "x", "max_tokens": 511}, None),
@@ -108,6 +110,9 @@ OF_CHAT: list[Row] = [
     ({"logprobs": 1}, "`logprobs`: expected a boolean, given an integer"),
     *(({"max_completion_tokens": value}, None) for value in (1, 504)),
     ({"max_completion_tokens": 0}, "`max_completion_tokens` must be strictly positive"),
+    *(({"max_completion_tokens": 1, "max_tokens": value}, None) for value in (1, 1.0, 10**9)),
+    ({"max_completion_tokens": 1, "max_tokens": 0}, "`max_tokens` must be strictly positive"),
+    ({"max_completion_tokens": 1, "max_tokens": "2"}, "`max_tokens`: expected an integer, given a string"),
     ({"max_completion_tokens": 505}, "`messages` tokens + `max_completion_tokens` must be <= 512"),
 ]
 SAMPLED = {"do_sample": True}

@@ -10,6 +10,7 @@ set change times itself (`change_times.py`), the stamp has this process's sessio
 read again, and an equal digest keeps the packed image.
 """
 
+import errno
 import os
 import re
 import secrets
@@ -46,6 +47,8 @@ MAX_REMEMBERED = 4_096
 SESSION_MARK = "|"
 TICK_S, COARSE_TICK_S = 0.02, 1.0
 """Longest time in which two changes of a file may have one change time: a tick of the kernel's, of an old format's."""
+_NAMES_NOTHING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
+"""Errors of the system for a name that no file has, nor can have: links in a loop, a part of over 255 characters."""
 _NAMEABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+\-]*")
 """A folder that a request can name; nothing below any other one is looked at."""
 
@@ -117,7 +120,7 @@ class LocalSource:
                 if self._inside.get(ref) != located.stamp and not _is_inside(str(root), place):
                     continue
             except FileNotFoundError:
-                failure = failure or (_missing(folder, refuse) if folder.is_dir() else None)
+                failure = failure or (_missing(folder, refuse) if os.path.isdir(folder) else None)  # noqa: PTH112 - no error for any name
                 continue
             except AdapterCorrupt as error:
                 failure = failure or error
@@ -146,9 +149,9 @@ def _fact(folder: str, name: str, refuse: Refusals) -> os.stat_result | None:
     """What the system says of a regular file; None where there is no file of that name."""
     try:
         fact = os.stat(f"{folder}/{name}")  # noqa: PTH116 - each wish comes here; a Path costs more than stat
-    except (FileNotFoundError, NotADirectoryError):
-        return None
     except OSError as error:
+        if error.errno in _NAMES_NOTHING:
+            return None
         raise refuse.unavailable(error.strerror or "a file cannot be reached") from error
     if not stat.S_ISREG(fact.st_mode):
         raise refuse.corrupt(f"{name} is not a file")

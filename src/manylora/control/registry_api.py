@@ -8,7 +8,8 @@ from contextlib import suppress
 from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Query
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
@@ -40,6 +41,17 @@ _STATUS = {VersionState.READY: "completed", VersionState.ARCHIVED: "completed", 
 Owner = Annotated[str | None, Query(description="Whose repository it is. Default: the caller's own.")]
 
 
+def _no_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise PydanticCustomError("int_type", "Input should be a valid integer")
+    return value
+
+
+Flag = Annotated[bool, Field(strict=True)]
+Number = Annotated[int, BeforeValidator(_no_boolean)]
+"""A version's number; clients may write it as `3.0` or `"3"`."""
+
+
 class _Body(Body):
     model_config = ConfigDict(strict=False, populate_by_name=True)
 
@@ -47,12 +59,12 @@ class _Body(Body):
 class NewRepository(_Body):
     name: str
     description: str | None = None
-    exists_ok: bool | None = Field(default=None, alias="existsOk")
+    exists_ok: Flag | None = Field(default=None, alias="existsOk")
 
 
 class ChangedRepository(_Body):
     description: str | None = None
-    is_public: bool | None = Field(default=None, alias="public")
+    is_public: Flag | None = Field(default=None, alias="public")
 
 
 class NewVersion(_Body):
@@ -62,7 +74,7 @@ class NewVersion(_Body):
 
 
 class ChangedVersion(_Body):
-    archived: bool
+    archived: Flag
 
 
 class NewUpload(_Body):
@@ -76,7 +88,7 @@ class EndOfUpload(_Body):
 
 
 class NewAlias(_Body):
-    version: int = Field(ge=1)
+    version: Number = Field(ge=1)
 
 
 class NewShares(_Body):

@@ -18,6 +18,8 @@ Draw = Callable[[Tensor, Rules], tuple[list[int], list[float]]]
 """A back end's `Kernels.draw`."""
 
 _Floats = NDArray[np.float32]
+MAX_TOP_K = 2**31 - 1
+"""No vocabulary has as many tokens. A greater `top_k` may not fit a row of `RULE`, and would fail the whole step."""
 
 
 class SamplingRow(NamedTuple):
@@ -34,8 +36,8 @@ class SamplingRow(NamedTuple):
     @property
     def rule(self) -> tuple[int, int, float, float, float, float, int]:
         """A row of `RULE`."""
-        of = self.params
-        return of.seed, self.position, of.temperature, of.top_p, of.min_p, of.typical_p or 0.0, of.top_k or 0
+        of, top_k = self.params, min(self.params.top_k or 0, MAX_TOP_K)
+        return of.seed, self.position, of.temperature, of.top_p, of.min_p, of.typical_p or 0.0, top_k
 
     def after(self, token_id: int) -> "SamplingRow":
         """What the next token of the sequence is drawn with once this one is part of it."""

@@ -46,5 +46,8 @@ def _weights(merged: Fields) -> list[float]:
     for value in merged.array("weights") or ():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise wrong_type("weights", "an array of numbers", value)
-        found.append(float(value))
+        try:
+            found.append(float(value))
+        except OverflowError:
+            raise InvalidParameter("`weights`: expected finite numbers", parameter="weights") from None
     return found

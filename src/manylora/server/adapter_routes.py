@@ -50,7 +50,7 @@ class AdapterRoutes:
         query = exchange.query
         limit, state = _limit(query.get("limit")), _state(query.get("state"))
         tenant = await self._named_tenant(exchange)
-        prefix, source, after = query.get("prefix", ""), query.get("source"), _cursor(query.get("after"))
+        prefix, source, after = query.get("prefix", ""), _source(query.get("source")), _cursor(query.get("after"))
         found = [
             info
             for info in sorted(await self._known(tenant), key=_place)
@@ -228,6 +228,13 @@ def _state(text: str | None) -> AdapterState | None:
     except ValueError:
         states = ", ".join(AdapterState)
         raise InvalidParameter(f"`state` must be one of {states}. Given: {text[:80]!r}", parameter="state") from None
+
+
+def _source(text: str | None) -> str | None:
+    if text is None or text in tuple(SourceName):
+        return text
+    sources = ", ".join(SourceName)
+    raise InvalidParameter(f"`source` must be one of {sources}. Given: {text[:80]!r}", parameter="source")
 
 
 def _wait_s(text: str | None) -> float:

@@ -90,9 +90,8 @@ class OpenAIRoutes:
         self._settings = inference.gate.settings
 
     async def completions(self, exchange: Exchange) -> None:
-        body = exchange.json()
-        exchange.model = body.string("model")
-        order, prompts = read_completion(body, self._settings)
+        order, prompts = read_completion(exchange.json(), self._settings)
+        exchange.model = _named(order)
 
         async def attempt() -> None:
             with self._inference.admit(exchange, order.best_of * len(prompts)) as admission:
@@ -105,9 +104,8 @@ class OpenAIRoutes:
         await self._inference.answer(exchange, attempt)
 
     async def chat_completions(self, exchange: Exchange) -> None:
-        body = exchange.json()
-        exchange.model = body.string("model")
-        order, conversation = read_chat(body, self._settings)
+        order, conversation = read_chat(exchange.json(), self._settings)
+        exchange.model = _named(order)
 
         async def attempt() -> None:
             with self._inference.admit(exchange, order.best_of) as admission:
@@ -204,7 +202,6 @@ class OpenAIRoutes:
     ) -> None:
         adapter = drafts[0].adapter
         model = adapter.id_for(exchange.arrival.tenant) if adapter else self._gate.served.model_id
-        exchange.model = order.adapter.adapter_id or order.model or model
         envelope: dict[str, object] = {
             "id": shape.id_prefix + secrets.token_hex(16),
             "object": shape.chunk_name if order.is_stream else shape.name,
@@ -308,6 +305,11 @@ class _Chunks:
         if self._order.include_usage:
             body["usage"] = None
         return sse.event(body)
+
+
+def _named(order: OpenAIOrder) -> str | None:
+    """The name that the error of an unknown adapter tells; None for a merge, whose error names the member itself."""
+    return None if order.adapter.recipe else order.adapter.adapter_id or order.model or ""
 
 
 def _choice(order: OpenAIOrder, own_stops: tuple[str, ...]) -> Choice:

@@ -16,6 +16,7 @@ from manylora.server.sampling_fields import (
     MAX_ALTERNATIVES,
     StopRules,
     filters,
+    positive,
     refuse_response_format,
     stop_rules,
     temperature,
@@ -118,6 +119,8 @@ def read_chat(body: Fields, settings: ServerConfig) -> tuple[OpenAIOrder, Conver
     if alternatives and not has_logprobs:
         raise InvalidParameter("`top_logprobs` needs `logprobs` to be true", parameter="top_logprobs")
     name = body.first("max_completion_tokens", "max_tokens")
+    if name != "max_tokens":
+        positive("max_tokens", body.unsigned("max_tokens"))
     order = _common(body, settings, budget_name=name, logprobs=(alternatives or 0) if has_logprobs else None)
     return order, _conversation(body)
 
@@ -225,7 +228,7 @@ def _prompts(body: Fields) -> tuple[Prompt, ...]:
     elif not isinstance(prompt, list):
         raise wrong_type("prompt", expected, prompt)
     elif prompt and all(_is_token(item) for item in prompt):
-        found = [tuple(cast(list[int], prompt))]
+        found = [tuple(int(token) for token in cast(list[float], prompt))]
     else:
         found = [_prompt(item, expected) for item in prompt]
     if not found or not all(found):
@@ -239,12 +242,13 @@ def _prompt(item: object, expected: str) -> Prompt:
     if isinstance(item, str):
         return item
     if isinstance(item, list) and all(_is_token(token) for token in item):
-        return tuple(cast(list[int], item))
+        return tuple(int(token) for token in cast(list[float], item))
     raise InvalidParameter(f"`prompt`: expected {expected}, given an array with {kind_of(item)}", parameter="prompt")
 
 
 def _is_token(item: object) -> bool:
-    return isinstance(item, int) and not isinstance(item, bool)
+    """Whether an item is a whole number, which may be written as `10.0`."""
+    return (isinstance(item, int) and not isinstance(item, bool)) or (isinstance(item, float) and item.is_integer())
 
 
 def _conversation(body: Fields) -> Conversation:
