@@ -86,6 +86,15 @@ def test_every_torn_end_leaves_what_was_whole(tmp_path: Path) -> None:
         assert (found[A].committed if found else 0) == sum(end <= at for end in ends) - 1
 
 
+def test_zeros_that_the_end_of_the_machine_leaves_are_no_entries(tmp_path: Path) -> None:
+    written = Journal(tmp_path, LIFE)
+    written.submit(request("a"))
+    written.write(1, tokens("a"))
+    with parts_of(tmp_path, LIFE)[0].open("ab") as stream:
+        stream.write(bytes(64))
+    assert read_journal(tmp_path, LIFE) == {"a": Counted(3, committed=1)}
+
+
 STEPS = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 3), st.booleans()), max_size=60)
 
 

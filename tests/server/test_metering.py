@@ -445,7 +445,7 @@ def test_nothing_is_appended_to_a_torn_segment(tmp_path: Path, monkeypatch: pyte
 
             patch.setattr("os.write", half)
             patch.setattr("os.open", none_left)
-            with pytest.raises(UsageUnrecorded, match="bytes were written"):
+            with pytest.raises(UsageUnrecorded, match="No space left"):
                 opened(meter, request("a"))
         each = request("b")
         usage = opened(meter, each)

@@ -270,4 +270,18 @@ async def _told(url: URL) -> AsyncIterator[None]:
         yield
     except FAILURES as error:
         log.warning("%s failed: %s", place_of(url), driver_cause(error, url))
-        raise ControlUnavailable(f"the control plane's database failed ({type(error).__name__})") from error
+        raise ControlUnavailable(f"the control plane's database failed ({_kind(error)})") from error
+
+
+_DISK_FAULTS = {
+    "SQLITE_FULL": "its disk is full; nothing is changed until there is room",
+    "SQLITE_IOERR": "its disk cannot be read or written",
+    "SQLITE_READONLY": "its disk or file is read-only",
+    "SQLITE_CANTOPEN": "its file cannot be opened",
+}
+
+
+def _kind(error: Exception) -> str:
+    """What a caller may know of a failure: that of SQLite's disk, else the name of its class."""
+    name = str(getattr(getattr(error, "orig", None), "sqlite_errorname", ""))
+    return next((what for fault, what in _DISK_FAULTS.items() if name.startswith(fault)), type(error).__name__)

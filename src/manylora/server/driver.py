@@ -2,17 +2,18 @@
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol, cast
 
 from manylora.adapter_ref import AdapterRef
 from manylora.adapter_state import AdapterAction, AdapterInfo
 from manylora.clock import Clock
 from manylora.config import Config
-from manylora.engine.events import EngineStats, Failure, FinishReason, StepEvents
+from manylora.engine.events import EngineStats, Failure, Finished, FinishReason, StepEvents
 from manylora.engine.request import Request
 from manylora.engine.texts import TextAnswer
-from manylora.errors import ManyloraError
-from manylora.ids import Flow, RequestId
+from manylora.errors import ManyloraError, UsageUnrecorded
+from manylora.ids import PROBE_FLOW, Flow, RequestId
 from manylora.server.served import ServedModel
 from manylora.server.wire import (
     Abort,
@@ -31,6 +32,7 @@ from manylora.server.wire import (
     Told,
     ToldText,
 )
+from manylora.usage import Counts
 
 IDLE_WAIT_S = 1.0
 LOADING_WAIT_S = 0.001
@@ -114,28 +116,80 @@ class Port(Protocol):
 class CountKeeper(Protocol):
     """Writes down what the engine counted before anyone is told; `journal.py` is the real one."""
 
-    def submit(self, request: Request) -> None: ...
+    def submit(self, request: Request) -> None:
+        """Raises `UsageUnrecorded` while nothing can be written."""
 
-    def write(self, number: int, events: StepEvents) -> None: ...
+    def write(self, number: int, events: StepEvents) -> None:
+        """Raises `UsageUnrecorded` if it cannot be written; all that is under way is then forgotten."""
+
+
+CALLER_LEFT = (FinishReason.ABORT, FinishReason.DISCONNECT)
 
 
 class _Teller:
-    """Sends each step's events as a numbered frame, after they have been written down."""
+    """Sends each step's events as a numbered frame, after they have been written down.
 
-    def __init__(self, port: Port, journal: CountKeeper | None) -> None:
+    Where that fails, nothing of the step is told but the ends of its requests, all of which end with that failure.
+    """
+
+    def __init__(self, engine: SteppedEngine, port: Port, journal: CountKeeper | None) -> None:
+        self._engine = engine
         self._port = port
         self._journal = journal
         self._number = 0
+        self._counted: set[RequestId] = set()  # under way, and written down
+        self._uncounted: dict[RequestId, Failure] = {}  # under way in the engine until it takes the abort
 
     def submit(self, request: Request) -> None:
-        if self._journal is not None:
-            self._journal.submit(request)
+        """Hand a request to the engine, or tell its end if it cannot be written down."""
+        if self._journal is not None and request.flow != PROBE_FLOW:
+            try:
+                self._journal.submit(request)
+            except UsageUnrecorded as error:
+                self._refuse(request, error)
+                return
+            self._counted.add(request.id)
+        self._engine.submit(request)
 
     def tell(self, events: StepEvents) -> None:
         self._number += 1
+        if self._uncounted:
+            events = self._failed(events)
         if self._journal is not None:
-            self._journal.write(self._number, events)
+            try:
+                self._journal.write(self._number, events)
+            except UsageUnrecorded as error:
+                events = self._end_all(events, error)
+            self._counted.difference_update([end.request_id for end in events.finished])
         self._port.send(Step(events, self._number))
+
+    def _refuse(self, request: Request, error: UsageUnrecorded) -> None:
+        counts = Counts(prompt_tokens=len(request.tokens), cached_tokens=0, completion_tokens=0)
+        failure = _failure(error)
+        end = Finished(request_id=request.id, reason=FinishReason.REJECTED, counts=counts, failure=failure)
+        self._number += 1
+        self._port.send(Step(StepEvents(finished=(end,)), self._number))
+
+    def _end_all(self, events: StepEvents, error: UsageUnrecorded) -> StepEvents:
+        """End every request that is written down, since this step of it cannot be; returns what may be told of it."""
+        self._uncounted |= dict.fromkeys(self._counted, _failure(error))
+        ended = {end.request_id for end in events.finished}
+        for request_id in self._counted - ended:
+            self._engine.abort(request_id, FinishReason.ENGINE_FAILURE)
+        self._counted &= ended
+        return self._failed(events)
+
+    def _failed(self, events: StepEvents) -> StepEvents:
+        """The events without tokens that are not written down; what ended with them has failed."""
+        tokens = tuple(token for token in events.tokens if token.request_id not in self._uncounted)
+        finished = tuple(_end_of(end, self._uncounted.pop(end.request_id, None)) for end in events.finished)
+        return StepEvents(tokens, finished)
+
+
+def _end_of(end: Finished, failure: Failure | None) -> Finished:
+    if failure is None or end.reason in CALLER_LEFT:
+        return end
+    return replace(end, reason=FinishReason.ENGINE_FAILURE, stop_string=None, failure=failure)
 
 
 def drive(engine: SteppedEngine, port: Port, clock: Clock, journal: CountKeeper | None = None) -> None:
@@ -147,7 +201,7 @@ def drive(engine: SteppedEngine, port: Port, clock: Clock, journal: CountKeeper 
     """
     wait_s = 0.0  # what is to be preloaded need not wait for anyone
     next_beat_s = clock.monotonic_s()
-    teller = _Teller(port, journal)
+    teller = _Teller(engine, port, journal)
     while True:
         for operation in port.receive(wait_s):
             if isinstance(operation, Stop):
@@ -174,7 +228,6 @@ def _apply(engine: SteppedEngine, operation: Operation, port: Port, teller: _Tel
     match operation:
         case Submit(request):
             teller.submit(request)
-            engine.submit(request)
         case Abort(request_id, reason):
             engine.abort(request_id, reason)
         case AskStats():

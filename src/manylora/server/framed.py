@@ -6,16 +6,22 @@ An entry is one `write`, which survives the end of its process by whatever means
 `fsync`.
 """
 
+import contextlib
+import errno
 import os
 import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from manylora.errors import NEWER_REMEDY, DataTooNew
+from manylora.errors import NEWER_REMEDY, DataTooNew, UsageUnrecorded
 
 HEADER = struct.Struct("<II")
 LARGEST_ENTRY = 1 << 28
+ROOM_BYTES = 1 << 16
+"""A disk that was full takes requests again once this much fits: they would end at once with less."""
+NO_ENTRY = b"\xff"
+"""A run of it is a header of more than `LARGEST_ENTRY` bytes: a reader that finds it takes it for a torn entry."""
 
 
 class FramedFile:
@@ -29,14 +35,42 @@ class FramedFile:
     def append(self, payload: bytes) -> int:
         """Write one entry; returns the file's size after it.
 
-        Raises `OSError` if it could not be written whole: nothing may be appended after that, nobody would find it.
+        Raises `OSError` if it could not be written whole. The part that was written is cut off again; where that fails,
+        too, `is_whole` is false, and nothing may be appended: no reader would find it.
         """
         entry = HEADER.pack(len(payload), zlib.crc32(payload)) + payload
-        written = os.write(self._descriptor, entry)
-        if written != len(entry):
-            raise OSError(28, f"only {written} of {len(entry)} bytes were written to {self.path.name}")
-        self.size += written
+        try:
+            self._write(entry)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._cut()
+            raise
+        self.size += len(entry)
         return self.size
+
+    def require_room(self) -> None:
+        """Write `ROOM_BYTES` and cut them off again. Raises `OSError` if they do not fit or cannot be cut off."""
+        try:
+            self._write(NO_ENTRY * ROOM_BYTES)
+        finally:
+            self._cut()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the file ends with the last entry that was written whole."""
+        try:
+            return os.fstat(self._descriptor).st_size == self.size
+        except OSError:
+            return False
+
+    def _write(self, data: bytes) -> None:
+        written = os.write(self._descriptor, data)
+        if written != len(data):
+            reason = f"only {written} of {len(data)} bytes were written to {self.path.name}"
+            raise OSError(errno.ENOSPC, reason)
+
+    def _cut(self) -> None:
+        os.ftruncate(self._descriptor, self.size)  # a full disk takes it: a shorter file needs no room
 
     def sync(self) -> None:
         """Return when all that was appended before is on the disk."""
@@ -56,13 +90,19 @@ def read_entries(path: Path, begin: int = 0, end: int | None = None) -> Iterator
             if len(header) < HEADER.size:
                 return
             length, checksum = HEADER.unpack(header)
-            if length > LARGEST_ENTRY:
+            if not 0 < length <= LARGEST_ENTRY:  # zeros are what the end of the machine leaves of unsynced bytes
                 return
             payload = stream.read(length)
             if len(payload) < length or zlib.crc32(payload) != checksum:
                 return
             offset += HEADER.size + length
             yield offset, payload
+
+
+def unrecorded(error: OSError) -> UsageUnrecorded:
+    """The refusal of requests while a disk takes no usage."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return UsageUnrecorded(f"usage cannot be written down: {reason}")
 
 
 def newer_usage(place: Path, what: str) -> DataTooNew:

@@ -67,6 +67,11 @@ class Inference:
         caller = exchange.arrival.caller
         return await self.texts.of(adapter, caller.tenant, caller.weight)
 
+    @property
+    def usage_failure(self) -> ManyloraError | None:
+        """Why no request can be recorded now, and none is served; None: they can."""
+        return None if self._meter is None else self._meter.failure
+
     @contextmanager
     def admit(self, exchange: Exchange, num_sequences: int) -> Iterator[Admission]:
         """Hold a place for each sequence, in the caller's limits and in the house, before anything is read or computed.

@@ -5,7 +5,7 @@ the number of the last frame it has received beside it; tokens in later frames w
 """
 
 import contextlib
-import mmap
+import logging
 import os
 import re
 import secrets
@@ -21,8 +21,10 @@ from manylora.charging import CUTS
 from manylora.engine.events import StepEvents
 from manylora.engine.request import Request
 from manylora.ids import PROBE_FLOW, RequestId
-from manylora.server.framed import FramedFile, newer_usage, read_entries
+from manylora.server.framed import FramedFile, newer_usage, read_entries, unrecorded
 from manylora.usage import Counts
+
+log = logging.getLogger(__name__)
 
 PART_BYTES = 8 << 20
 KEPT_PARTS = 2
@@ -88,29 +90,56 @@ class _Open:
 
 
 class Journal:
-    """Written by the engine's process. A journal that cannot be written ends the engine: nothing goes uncounted."""
+    """Written by the engine's process. While it cannot be written, no request is served: nothing goes uncounted."""
 
     def __init__(self, folder: Path, life: str, *, keeps_parts: bool = False) -> None:
         self._folder = folder
         self._life = life
         self._keeps_parts = keeps_parts
-        self._part = 0
+        self._part = -1
+        self._number = 0
         self._open: dict[RequestId, _Open] = {}
         self._new: list[RequestId] = []
         self._next_index = 0
-        self._file = FramedFile(part_path(folder, life, 0))
+        self._file: FramedFile | None = None
+        self._failure: OSError | None = None
+        """Why the last write failed; None after one that did not."""
+        try:
+            self._begin_part()
+        except OSError as error:
+            self._note_failure(error)
 
     def submit(self, request: Request) -> None:
-        """Note a request handed to the engine; it is written with the next frame. Probes are nobody's."""
-        if request.flow != PROBE_FLOW:
-            self._open[request.id] = _Open(self._next_index, len(request.tokens))
-            self._new.append(request.id)
-            self._next_index += 1
+        """Note a request that the engine is to be handed; it is written with the next frame. Probes are nobody's.
+
+        Raises `UsageUnrecorded` while the journal cannot be written: the engine must not be handed the request.
+        """
+        if request.flow == PROBE_FLOW:
+            return
+        if self._failure is not None:
+            self._try_again()
+        self._open[request.id] = _Open(self._next_index, len(request.tokens))
+        self._new.append(request.id)
+        self._next_index += 1
 
     def write(self, number: int, events: StepEvents) -> None:
-        """Write what frame `number` is about to tell."""
-        if self._file.size > PART_BYTES:
-            self._begin_part(number)
+        """Write what frame `number` is about to tell.
+
+        Raises `UsageUnrecorded` if that fails. The frame must not be told, and every request under way is forgotten.
+        """
+        self._number = number
+        try:
+            self._write(number, events)
+        except OSError as error:
+            self._open.clear()
+            self._new = []
+            self._note_failure(error)
+            raise unrecorded(error) from error
+
+    def _write(self, number: int, events: StepEvents) -> None:
+        if not self._open:
+            return  # all that is told here is of a request under way
+        file = self._writable()
         opened = self._told(self._new)
         self._new = []
         tokens: list[int] = []
@@ -130,42 +159,111 @@ class Journal:
                 if end.reason in CUTS:
                     cut.append((found.index, counts.computed_tokens, end.reason.value))
         if opened or tokens or ended:
-            self._file.append(_encode(Entry(number, opened, tokens, ended, cut, cached)))
+            file.append(_encode(Entry(number, opened, tokens, ended, cut, cached)))
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _writable(self) -> FramedFile:
+        """The part to append to. Raises `OSError` if there is none and none can be begun."""
+        if self._file is None:
+            return self._begin_part()
+        if self._file.size > PART_BYTES:
+            with contextlib.suppress(OSError):  # the part before grows beyond its size until a next one can be begun
+                return self._begin_part()
+        return self._file
+
+    def _try_again(self) -> None:
+        """Find out whether a journal that could not be written now can be. Raises `UsageUnrecorded`."""
+        try:
+            file = self._file if self._file is not None and self._file.is_whole else self._begin_part()
+            file.require_room()
+        except OSError as error:
+            raise unrecorded(error) from error
+        log.warning("usage.recorded_again folder=%s", self._folder)
+        self._failure = None
+
+    def _note_failure(self, error: OSError) -> None:
+        if self._failure is None:
+            log.error("usage.unrecorded folder=%s error=%s", self._folder, error.strerror)
+        self._failure = error
 
     def _told(self, ids: Iterable[RequestId]) -> list[tuple[int, str, int, int]]:
         found = ((request_id, self._open[request_id]) for request_id in ids if request_id in self._open)
         return [(each.index, request_id, each.prompt_tokens, each.committed) for request_id, each in found]
 
-    def _begin_part(self, number: int) -> None:
-        self._file.close()
+    def _begin_part(self) -> FramedFile:
+        """Go on in a next part. Raises `OSError` with everything as it was."""
+        path = part_path(self._folder, self._life, self._part + 1)
+        file = FramedFile(path)
+        try:
+            if self._part >= 0:
+                known = self._open.values()
+                cached = [(each.index, each.cached_tokens) for each in known if each.cached_tokens is not None]
+                number = max(0, self._number - 1)
+                file.append(_encode(Entry(number, self._told(self._open), [], [], [], cached)))
+        except OSError:
+            file.close()
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
+        self.close()
+        self._file, self._new = file, []
         self._part += 1
-        self._file = FramedFile(part_path(self._folder, self._life, self._part))
-        known = [(each.index, each.cached_tokens) for each in self._open.values() if each.cached_tokens is not None]
-        self._file.append(_encode(Entry(number - 1, self._told(self._open), [], [], [], known)))
-        self._new = []
-        if not self._keeps_parts and self._part >= KEPT_PARTS:
-            part_path(self._folder, self._life, self._part - KEPT_PARTS).unlink(missing_ok=True)
+        if not self._keeps_parts and self._failure is None and self._part >= KEPT_PARTS:
+            with contextlib.suppress(OSError):
+                part_path(self._folder, self._life, self._part - KEPT_PARTS).unlink()
+        return file
 
 
 class SeenFrames:
-    """The number of the last frame that the edge has received: eight bytes in a mapped file."""
+    """The number of the last frame that the edge has received: eight bytes of a file, whose place is reserved.
+
+    They are written, not mapped: a mapped file kills its process when the disk has no room or loses the file.
+    """
 
     def __init__(self, folder: Path, life: str) -> None:
-        descriptor = os.open(seen_path(folder, life), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Raises `UsageUnrecorded` if the disk has no place for it."""
+        self._number = 0
+        self._failure: OSError | None = None
+        path = seen_path(folder, life)
         try:
-            os.ftruncate(descriptor, SEEN.size)
-            self._map = mmap.mmap(descriptor, SEEN.size)
-        finally:
-            os.close(descriptor)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(self._descriptor, 0, SEEN.size)
+            except OSError:
+                self.close()
+                path.unlink()
+                raise
+        except OSError as error:
+            raise unrecorded(error) from error
 
     def note(self, number: int) -> None:
-        SEEN.pack_into(self._map, 0, number)
+        """Write it down; a failure is told once, and to `require`."""
+        self._number = number
+        try:
+            self._write()
+        except OSError as error:
+            if self._failure is None:
+                log.error("usage.frame_unrecorded error=%s", error.strerror)
+            self._failure = error
+
+    def require(self) -> None:
+        """Raises `UsageUnrecorded` if the last number is not written and cannot be."""
+        if self._failure is not None:
+            try:
+                self._write()
+            except OSError as error:
+                raise unrecorded(error) from error
 
     def close(self) -> None:
-        self._map.close()
+        os.close(self._descriptor)
+
+    def _write(self) -> None:
+        os.pwrite(self._descriptor, SEEN.pack(self._number), 0)
+        self._failure = None
 
 
 def read_journal(folder: Path, life: str) -> dict[RequestId, Counted]:

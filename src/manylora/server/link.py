@@ -20,7 +20,7 @@ from manylora.clock import Clock, SystemClock
 from manylora.config import Config, child_environment
 from manylora.engine.events import EngineStats, Failure, FinishReason
 from manylora.engine.request import Request
-from manylora.errors import EngineFault, ManyloraError, Overloaded, StartupError, Unavailable
+from manylora.errors import EngineFault, ManyloraError, Overloaded, StartupError, Unavailable, UsageUnrecorded
 from manylora.ids import Flow, RequestId
 from manylora.server import wire
 from manylora.server.desk import Desk, LinkHealth, OnFinished, error_from
@@ -243,6 +243,7 @@ class ProcessLink:
         self._worker: _Worker | None = None
         self._served: ServedModel | None = None
         self._startup_failure: StartupError | None = None
+        self._no_journal: UsageUnrecorded | None = None  # why no engine can be started
         self._is_up = False
         self._is_closing = self._is_closed = False
         self._has_been_ready = False
@@ -322,7 +323,9 @@ class ProcessLink:
     def _sender(self) -> Callable[[wire.Operation], None]:
         """How to reach the engine, which is up."""
         if not self._is_up:
-            raise Unavailable("the engine is being started again; repeat the request")
+            raise self._no_journal or Unavailable("the engine is being started again; repeat the request")
+        if self._worker is not None and self._worker.seen is not None:
+            self._worker.seen.require()
         return self._send
 
     def _send(self, operation: wire.Operation) -> None:
@@ -336,10 +339,12 @@ class ProcessLink:
             self._has_been_ready = False
             try:
                 code = await self._live(first)
-            except OSError as error:
-                code, line = -1, f"the engine process cannot be started: {described(error)}"
+            except (OSError, UsageUnrecorded) as error:  # a full disk, table of files or of processes
+                cause = described(error) if isinstance(error, OSError) else error.message
+                code, line = -1, f"the engine process cannot be started: {cause}"
                 log.error("engine.not_started error=%s", line)
-                if self._served is None and self._startup_failure is None:
+                self._no_journal = error if isinstance(error, UsageUnrecorded) else None
+                if self._served is None:
                     self._startup_failure = StartupError(line)
             finally:
                 first.set()
@@ -403,7 +408,11 @@ class ProcessLink:
     def _read_counted(self) -> dict[RequestId, Counts]:
         if self._journal_dir is None or self._worker is None or not self._worker.life or not self._desk.num_in_flight:
             return {}
-        journal = read_journal(self._journal_dir, self._worker.life)
+        try:
+            journal = read_journal(self._journal_dir, self._worker.life)
+        except OSError as error:  # then what reached the edge is what is known
+            log.error("engine.journal_unreadable error=%s", error)
+            return {}
         return {request_id: counted.counts for request_id, counted in journal.items()}
 
     async def _read(self, worker: _Worker, first: asyncio.Event) -> None:

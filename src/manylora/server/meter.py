@@ -18,7 +18,7 @@ from manylora.clock import Clock
 from manylora.engine.events import Finished as SequenceEnd
 from manylora.engine.events import FinishReason
 from manylora.engine.request import Request
-from manylora.errors import ManyloraError
+from manylora.errors import ConfigInvalid, ManyloraError, UsageUnrecorded
 from manylora.ids import KeyId, RequestId, TenantId, UsageId, mint_usage_id
 from manylora.server.control_client import ControlClient
 from manylora.server.desk import is_callers_fault
@@ -106,7 +106,11 @@ class Meter:
         except BaseException:
             self._release()
             raise
-        self._spool = Spool(self.folder, self.edge, keeps_segments=keeps_journals)
+        try:
+            self._spool = Spool(self.folder, self.edge, keeps_segments=keeps_journals)
+        except OSError as error:
+            self._release()
+            raise ConfigInvalid(f"metering.dir {root} cannot be used: {error.strerror}") from error
         self._open: dict[RequestId, OpenUsage] = {}
         self._unsettled: dict[asyncio.Future[None], str] = {}  # records on their way to the disk, by engine's life
         self._shipping: asyncio.Task[None] | None = None
@@ -117,6 +121,11 @@ class Meter:
     def num_open(self) -> int:
         """Requests without a record yet."""
         return len({usage.opened.id for usage in self._open.values()})
+
+    @property
+    def failure(self) -> UsageUnrecorded | None:
+        """Why no request is taken now; None: they are."""
+        return self._spool.failure
 
     async def recovered(self) -> None:
         """Close what was left open and wait until that is on the disk; only then may old segments and journals go."""
@@ -189,6 +198,8 @@ class Meter:
         usage = self._open.pop(generation.request.id, None)
         if usage is None:
             return
+        if end.failure is not None and end.failure.error == UsageUnrecorded.__name__:
+            self._spool.note_failure(UsageUnrecorded(end.failure.message))
         prompt = next(number for each, number, _ in usage.opened.requests if each == generation.request.id)
         usage.uses[generation.request.id] = SequenceUse(
             prompt=prompt,
@@ -215,11 +226,16 @@ class Meter:
             log.error("usage.not_durable id=%s after_s=%g", usage.opened.id, DURABLE_WAIT_S)
 
     async def stop(self, client: ControlClient) -> None:
-        """Write what has ended, ship it for a few seconds at most, and give back what was leased; then close."""
+        """Write what has ended, ship it for a few seconds at most, and give back what was leased; then close.
+
+        What the disk did not take is shipped from memory.
+        """
         await self._stop_shipping()
-        await self._spool.close()
+        unwritten = await self._spool.close()
         with contextlib.suppress(TimeoutError, ManyloraError):
             async with asyncio.timeout(DRAIN_S):
+                for begin in range(0, len(unwritten), SHIPMENT):
+                    await client.ship(unwritten[begin : begin + SHIPMENT])
                 while await self.ship(client):
                     pass
                 await client.give_back(self.edge)
@@ -228,7 +244,8 @@ class Meter:
     async def close(self) -> None:
         """Write what has ended; it is shipped after the next start."""
         await self._stop_shipping()
-        await self._spool.close()
+        if unwritten := await self._spool.close():
+            log.error("usage.left_unwritten records=%d", len(unwritten))
         self._release()
 
     async def _stop_shipping(self) -> None:

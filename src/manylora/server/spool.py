@@ -22,7 +22,7 @@ import msgspec
 from manylora import __version__
 from manylora.errors import ConfigInvalid, UsageUnrecorded
 from manylora.ids import KeyId, RequestId, TenantId, UsageId
-from manylora.server.framed import FramedFile, newer_usage, read_entries
+from manylora.server.framed import FramedFile, newer_usage, read_entries, unrecorded
 from manylora.system_failures import cause_of
 from manylora.usage import UsageRecord
 
@@ -69,6 +69,7 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
     record: UsageRecord
 
 
+_Pending = tuple[UsageRecord, asyncio.Future[None]]
 SpoolEntry = Opened | Dropped | Finished
 _encode = msgspec.msgpack.Encoder().encode
 _decode: msgspec.msgpack.Decoder[SpoolEntry] = msgspec.msgpack.Decoder(SpoolEntry)
@@ -92,10 +93,13 @@ class Spool:
         self._edge = edge
         self._keeps_segments = keeps_segments
         self._loop = asyncio.get_running_loop()
-        self._lock = threading.Lock()  # protects _file, _is_torn, _segments and _pending
+        self._lock = threading.Lock()  # protects all below but what is of one thread alone
         self._segments: list[_Segment] = []
         self._where: dict[UsageId, _Segment] = {}
-        self._pending: list[tuple[UsageRecord, asyncio.Future[None]]] = []
+        self._pending: list[_Pending] = []
+        self._unwritten: list[_Pending] = []  # of the writer, which tries on while `failure` says why
+        self.failure: UsageUnrecorded | None = None
+        """Why no request is taken now; None: they are."""
         self._wake = threading.Event()
         self._is_closing = False
         self._number = 0
@@ -107,10 +111,13 @@ class Spool:
     def open(self, opened: Opened) -> None:
         """Write down that a request has begun. Raises `UsageUnrecorded`: it must then not be served."""
         with self._lock:
+            if self.failure is not None and self._unwritten:
+                raise self.failure
             try:
+                self._require_room()
                 self._append(_encode(opened))
             except OSError as error:
-                raise UsageUnrecorded(f"usage cannot be written down: {error.strerror}") from error
+                raise self._fail(unrecorded(error)) from error
             segment = self._segments[-1]
             segment.open += 1
             self._where[opened.id] = segment
@@ -120,6 +127,11 @@ class Spool:
             with contextlib.suppress(OSError):  # then it is closed as lost, at no cost
                 self._append(_encode(Dropped(usage_id)))
             self._forget(usage_id)
+
+    def note_failure(self, failure: UsageUnrecorded) -> None:
+        """Take it from the engine that the disk is full; requests are taken again when this end of it finds room."""
+        with self._lock:
+            self._fail(failure)
 
     def finish(self, record: UsageRecord) -> asyncio.Future[None]:
         """Begin to write a record; what is returned is done when it is on the disk."""
@@ -171,35 +183,62 @@ class Spool:
         with self._lock:
             self._segments.insert(0, _Segment(path, durable=max((end for end, _ in read_entries(path)), default=0)))
 
-    async def close(self) -> None:
-        """Write what is pending and stop the thread."""
+    async def close(self) -> list[UsageRecord]:
+        """Write what is pending and stop the thread; returns what a disk did not take."""
         self._is_closing = True
         self._wake.set()
         await asyncio.to_thread(self._writer.join)
         self._file.close()
+        return [record for record, _ in (*self._unwritten, *self._pending)]
 
     def _append(self, payload: bytes) -> None:
-        """Append to the last segment; after a failure the next entry goes to a new one. The lock is held."""
+        """Append to the last segment, or to a new one where that has a torn end. The lock is held."""
         if self._is_torn or self._file.size > SEGMENT_BYTES:
             self._file = self._begin_segment()
             self._is_torn = False
         try:
             self._file.append(payload)
         except OSError:
-            self._is_torn = True
+            self._is_torn = not self._file.is_whole
             raise
 
     def _begin_segment(self) -> FramedFile:
         """Open the next segment; the one before is closed only then, so that a failure leaves a file to write to."""
-        self._number += 1
-        path = self._folder / f"spool-{self._edge}-{self._number:06d}.log"
+        path = self._folder / f"spool-{self._edge}-{self._number + 1:06d}.log"
         file = FramedFile(path)
+        self._number += 1
         if self._segments:
-            self._file.sync()
-            self._segments[-1].durable = self._file.size
+            try:
+                self._file.sync()
+                self._segments[-1].durable = self._file.size
+            except OSError:
+                if not self._is_torn:  # else all that was to be durable in it is written anew
+                    file.close()
+                    path.unlink()
+                    raise
             self._file.close()
         self._segments.append(_Segment(path))
         return file
+
+    def _require_room(self, *, is_synced: bool = False) -> None:
+        """After a failure, see that the disk takes entries again. Raises `OSError`. The lock is held."""
+        if self.failure is None:
+            return
+        if self._is_torn:
+            self._file, self._is_torn = self._begin_segment(), False
+        self._file.require_room()
+        if is_synced:
+            self._file.sync()
+        log.warning("usage.recorded_again folder=%s", self._folder)
+        self.failure = None
+
+    def _fail(self, failure: UsageUnrecorded) -> UsageUnrecorded:
+        """The failure, told in the log if it is the first. The lock is held."""
+        if self.failure is None:
+            log.error("usage.unrecorded folder=%s error=%s", self._folder, failure.message)
+        self.failure = failure
+        self._wake.set()
+        return failure
 
     def _forget(self, usage_id: UsageId) -> None:
         segment = self._where.pop(usage_id, None)
@@ -211,32 +250,49 @@ class Spool:
         while True:
             self._wake.wait()
             self._wake.clear()
-            with self._lock:
-                batch, self._pending = self._pending, []
-            while batch and not self._write(batch):
-                if self._is_closing:
+            while True:
+                with self._lock:
+                    self._unwritten += self._pending
+                    self._pending = []
+                is_written = self._write()
+                if self._is_closing and (not is_written or not self._pending):
                     return
+                if is_written:
+                    break
                 threading.Event().wait(RETRY_S)
-            if self._is_closing and not self._pending:
-                return
 
-    def _write(self, batch: list[tuple[UsageRecord, asyncio.Future[None]]]) -> bool:
-        try:
-            with self._lock:
-                for record, _ in batch:
-                    self._append(_encode(Finished(record)))
-                file, segment, size = self._file, self._segments[-1], self._file.size
-            file.sync()
-        except OSError as error:
-            log.error("spool.write_failed error=%s records=%d", error, len(batch))
-            return False
+    def _write(self) -> bool:
+        """Write and sync what there is of `_unwritten`, in as far as it fits; whether that was all of it."""
+        failure: OSError | None = None
+        is_unsynced = False
         with self._lock:
-            segment.durable = max(segment.durable, size)
-            for record, _ in batch:
+            num_written = 0
+            try:
+                self._require_room(is_synced=True)
+                for record, _ in self._unwritten:
+                    self._append(_encode(Finished(record)))
+                    num_written += 1
+            except OSError as error:
+                failure = error
+            file, segment, size = self._file, self._segments[-1], self._file.size
+        try:
+            if num_written:
+                file.sync()
+        except OSError as error:
+            failure, num_written, is_unsynced = error, 0, True
+        with self._lock:
+            # Of unsynced bytes the system may have dropped some without telling again.
+            self._is_torn = self._is_torn or (is_unsynced and file is self._file)
+            written, self._unwritten = self._unwritten[:num_written], self._unwritten[num_written:]
+            if written:
+                segment.durable = max(segment.durable, size)
+            for record, _ in written:
                 self._forget(record.id)
+            if failure is not None:
+                self._fail(unrecorded(failure))
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-            self._loop.call_soon_threadsafe(_tell, [done for _, done in batch])
-        return True
+            self._loop.call_soon_threadsafe(_tell, [done for _, done in written])
+        return failure is None
 
 
 @dataclass(frozen=True, slots=True)
