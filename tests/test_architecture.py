@@ -70,6 +70,7 @@ MAY_START_THREADS_OR_PROCESSES = {
     "models/pull.py",  # pip
     "models/wheel.py",
     "control/database.py",  # Alembic is synchronous
+    "control/reading.py",  # the process of heavy reads
     "server/link.py",
     "server/spool.py",
     "server/pool.py",

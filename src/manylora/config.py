@@ -159,6 +159,7 @@ class ControlConfig:
     lease_nanousd: int = 50_000_000
     lease_s: float = 1800.0
     audit_days: int = 400
+    reads_per_minute: int = 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,8 @@ _IGNORED = "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-
 """Default-ignorable code points (Unicode, DerivedCoreProperties) and the blank pattern of Braille, which
 `str.isprintable` takes for visible."""
 _INVISIBLE = re.compile(f"[{_IGNORED}]")
+_NOT_PLAIN = re.compile("[^\n -~]")
+"""All but ASCII's visible characters and line ends: few letters of a long document are looked at one by one."""
 _MARKS = frozenset(("Mn", "Me"))
 _MAX_MARKS = 4
 """Combining marks on one letter; a pile of them covers the lines above and below."""
@@ -41,7 +43,7 @@ def printable_json(text: str) -> str:
     Inside a string JSON allows no raw control character; outside, a tab or a carriage return becomes a space.
     """
     spaced = text.replace("\t", " ").replace("\r", " ")
-    return "".join(letter if letter == "\n" or _is_visible(letter) else _json_escape(letter) for letter in spaced)
+    return _NOT_PLAIN.sub(lambda found: found[0] if _is_visible(found[0]) else _json_escape(found[0]), spaced)
 
 
 class PrintableFormatter(logging.Formatter):

@@ -48,6 +48,7 @@ LOWEST: Mapping[str, float] = {
     "control.lease_nanousd": 1,
     "control.lease_s": 1,
     "control.audit_days": 1,
+    "control.reads_per_minute": 1,
     "metering.ship_s": 0.01,
 }
 HIGHEST: Mapping[str, float] = {"model.spin_us": 1_000_000, "server.port": 65535, "control.port": 65535}

@@ -16,6 +16,7 @@ from manylora.control.api import create_control_app
 from manylora.control.control import Control
 from manylora.control.database import Database
 from manylora.control.first_start import ensure_first_start
+from manylora.control.reading import HeavyReads, ReadProcess
 from manylora.usage import UsageRecord
 
 PEPPER = "5e" * 32
@@ -68,8 +69,13 @@ async def open_plane(
     settings: Mapping[str, Any] | None = None,
     client_host: str = "192.0.2.7",
     is_synced: bool = True,
+    has_reader: bool = False,
 ) -> AsyncIterator[Plane]:
-    """A control plane on a database that has its tables. is_synced: whether SQLite waits for the disk."""
+    """A control plane on a database that has its tables.
+
+    is_synced   whether SQLite waits for the disk
+    has_reader  whether heavy reads have a process of their own, as on a real server
+    """
     clock = ManualClock()
     config: Config = load_config(flags=dict(settings or {}), environ={})
     control = Control(
@@ -80,6 +86,7 @@ async def open_plane(
         pepper=PEPPER,
         edge_token=EDGE_TOKEN,
         is_key_needed=is_key_needed,
+        reads=HeavyReads(ReadProcess(url) if has_reader else None),
     )
     if control.database.is_sqlite and not is_synced:
         event.listen(control.database._engine.sync_engine, "connect", _sync_no_more)
@@ -89,7 +96,7 @@ async def open_plane(
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             yield Plane(control, clock, client, admin_key or "")
     finally:
-        await control.database.close()
+        await control.close()
 
 
 def _sync_no_more(connection: Any, _: object) -> None:

@@ -23,7 +23,6 @@ DEFAULT_URL = ""
 """As `--url` is without a value: MANYLORA_URL, else `LOCAL_URL`."""
 PROBE_PATH = "/ready"
 ANSWER_WAIT_S = 30.0
-PIPE_WIDTH = 240
 NO_CONTENT = 204
 _DOLLARS = re.compile(r"(-)?\$?([0-9]{1,12})(?:\.([0-9]{1,9}))?")
 
@@ -194,8 +193,47 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
+class PlainTable:
+    """Rows below their headings, printed part by part as they come; the columns in `numbers` end together.
+
+    A part with wider cells than those before it has wider columns. A line is never cut: a shortened name is no name.
+    """
+
+    def __init__(self, columns: Sequence[str], *, numbers: Sequence[str] = ()) -> None:
+        self._columns = [printable(name) for name in columns]
+        self._is_number = [name in numbers for name in columns]
+        self._widths = [0] * len(columns)
+        self._is_begun = False
+
+    def print(self, rows: Iterable[Sequence[str]]) -> None:
+        lines = [[printable(cell) for cell in row] for row in rows]
+        if not self._is_begun:
+            lines.insert(0, self._columns)
+            self._is_begun = True
+        for place, cells in enumerate(zip(*lines, strict=True)):
+            self._widths[place] = max(self._widths[place], *map(_cell_width, cells))
+        if lines:
+            typer.echo("\n".join(map(self._line, lines)))
+
+    def _line(self, cells: Sequence[str]) -> str:
+        padded = []
+        for cell, width, is_number in zip(cells, self._widths, self._is_number, strict=True):
+            space = " " * (width - _cell_width(cell))
+            padded.append(space + cell if is_number else cell + space)
+        return "  ".join(padded).rstrip()
+
+
+def _cell_width(text: str) -> int:
+    from rich.cells import cell_len
+
+    return len(text) if text.isascii() else cell_len(text)
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[str] = ()) -> None:
-    """Print rows below their headings; the columns in `numbers` end together."""
+    """Print rows below their headings; the columns in `numbers` end together. A terminal's table fits its width."""
+    if not sys.stdout.isatty():
+        PlainTable(columns, numbers=numbers).print(rows)
+        return
     from rich.console import Console
     from rich.table import Table
 
@@ -204,8 +242,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, number
         table.add_column(printable(name), justify="right" if name in numbers else "left")
     for row in rows:
         table.add_row(*map(printable, row))
-    # Into a pipe there is no width to fit, and a shortened name would be no name.
-    Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+    Console(highlight=False, markup=False, emoji=False).print(table)
 
 
 def print_fields(fields: dict[str, str]) -> None:

@@ -17,7 +17,7 @@ async def host_control(config: Config, is_key_needed: bool) -> HostedControl:
 
     async def close() -> None:
         await caretaker.stop()
-        await control.database.close()
+        await control.close()
 
     try:
         admin_key = await ensure_first_start(control)

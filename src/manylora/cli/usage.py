@@ -1,9 +1,11 @@
 """`manylora usage` and `manylora invoice`: what was used and what is owed, from a running server's ledger."""
 
 import re
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +13,7 @@ from manylora.cli.client import (
     DEFAULT_URL,
     JsonOption,
     KeyOption,
+    PlainTable,
     Server,
     UrlOption,
     dollars,
@@ -23,6 +26,12 @@ from manylora.cli.limits import OwnTenantArgument
 from manylora.clock import SystemClock
 from manylora.printable import printable_json, printable_lines
 
+if TYPE_CHECKING:
+    import httpx2
+
+PAGE_LINES = 10_000
+MAX_FITTED = 500
+"""Lines of a table that is fitted to the terminal's width, which takes half a millisecond a line."""
 PER_TOKENS = 1000
 COUNTS = (
     ("requests", "requests"),
@@ -72,16 +81,46 @@ def usage(
     server = Server(url=url, key=key)
     is_own = own or server.answers_own(tenant)
     given = {"by": by, "month": month, "from": first, "to": last, "tenant": "" if is_own else tenant}
-    query: dict[str, object] = {name: text for name, text in given.items() if text}
-    reply = server.ask("GET", "/v1/account/usage" if is_own else "/admin/usage", expects="usage", query=query)
+    query: dict[str, object] = {name: text for name, text in given.items() if text} | {"limit": PAGE_LINES}
+    pages = _pages(server, "/v1/account/usage" if is_own else "/admin/usage", query)
     if json:
-        typer.echo(reply.text)
+        text = _whole(list(pages))
+        typer.echo(text)
         return
-    report = reply.json()
-    rows = [(*map(shown, row["names"]), *_cells(row)) for row in report["usage"]]
-    print_table((*report["by"], *NUMBERS), rows, numbers=NUMBERS)
-    if any(row["input_nanousd"] is None for row in report["usage"] if row["requests"]):
+    table: PlainTable | None = None
+    has_several = False
+    for page in pages:
+        report = page.json()
+        columns = (*report["by"], *NUMBERS)
+        rows = [(*map(shown, row["names"]), *_cells(row)) for row in report["usage"]]
+        has_several = has_several or any(row["input_nanousd"] is None for row in report["usage"] if row["requests"])
+        if table is None and len(rows) <= MAX_FITTED:
+            print_table(columns, rows, numbers=NUMBERS)
+            continue
+        table = table or PlainTable(columns, numbers=NUMBERS)
+        table.print(rows)
+    if has_several:
         typer.echo("a line without prices has several; --by …,base,price has one line for each", err=True)
+
+
+def _pages(server: Server, path: str, query: dict[str, object]) -> "Iterator[httpx2.Response]":
+    """Every page, as it comes; a server of an older version has one."""
+    while True:
+        page = server.ask("GET", path, expects="usage", query=query)
+        yield page
+        following = page.json().get("next")
+        if not following or following == query.get("after"):
+            return
+        query = query | {"after": following}
+
+
+def _whole(pages: "Sequence[httpx2.Response]") -> str:
+    """The server's JSON as it is; of several pages one document with all of their lines."""
+    if len(pages) == 1:
+        return pages[0].text
+    reports = [page.json() for page in pages]
+    lines = [line for report in reports for line in report["usage"]]
+    return printable_json(dumps({**reports[-1], "usage": lines}, ensure_ascii=False))
 
 
 def _cells(row: dict[str, int | None]) -> list[str]:

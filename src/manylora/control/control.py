@@ -12,6 +12,7 @@ from manylora.config import Config, control_dir, registry_dir
 from manylora.control.bases import served_base
 from manylora.control.database import Database, database_url, migrate, place_of
 from manylora.control.key_uses import KeyUses
+from manylora.control.reading import HeavyReads, ReadProcess
 from manylora.errors import ConfigInvalid
 from manylora.private_files import make_private, tighten
 from manylora.system_failures import cause_of
@@ -35,6 +36,7 @@ class Control:
     epoch           of this process: what an edge knows of another's, perhaps of another database, is told it anew
     uses            when keys were used here, until the caretaker keeps it
     served_ms       when an edge said last that it serves a base model
+    reads           where what may take long is read; the default: in this process
     """
 
     config: Config
@@ -47,6 +49,12 @@ class Control:
     epoch: str = field(default_factory=lambda: secrets.token_hex(8))
     uses: KeyUses = field(default_factory=KeyUses)
     served_ms: dict[str, int] = field(default_factory=dict)
+    reads: HeavyReads = field(default_factory=HeavyReads)
+
+    async def close(self) -> None:
+        """End the process of heavy reads, and the database's connections."""
+        await self.reads.close()
+        await self.database.close()
 
     @property
     def registry_dir(self) -> Path:
@@ -96,6 +104,7 @@ def open_control(config: Config, *, is_key_needed: bool, clock: Clock | None = N
         pepper=pepper,
         edge_token=config.control.edge_token or secrets.token_hex(PEPPER_BYTES),
         is_key_needed=is_key_needed,
+        reads=HeavyReads(ReadProcess(url)),
     )
 
 

@@ -1,8 +1,5 @@
 """Routes of deployments, in the shapes of Predibase's SDK: `/v2/deployments`, and its older releases' `/llms`."""
 
-import io
-import json
-import zipfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -21,9 +18,10 @@ from manylora.control.bodies import Body, iso
 from manylora.control.callers import Caller, caller_of
 from manylora.control.control import Control
 from manylora.control.deployments import Deployment, DeploymentState
+from manylora.control.heavy_reads import LogRead
 from manylora.control.periods import DAY_MS
 from manylora.control.registry import is_storable
-from manylora.control.tables import ledger, tenants
+from manylora.control.tables import tenants
 from manylora.control.usage_queries import sum_usage
 from manylora.errors import InvalidParameter
 from manylora.ids import TenantId
@@ -31,25 +29,7 @@ from manylora.tenancy import Scope
 
 Json = dict[str, Any]  # JSON values of several types
 MAX_DESCRIPTION = 4_096
-MAX_LOGGED = 100_000
 COMPARED_DAYS = 30
-LOGGED = (
-    *("request_id", "opened_ms", "base", "adapter", "adapter_source", "prompt_tokens", "cached_tokens"),
-    *(
-        "completion_tokens",
-        "finish_reason",
-        "tier",
-        "queue_us",
-        "load_us",
-        "first_token_us",
-        "total_us",
-        "cost_nanousd",
-        "charged_prompt_tokens",
-        "charged_cached_tokens",
-        "charged_completion_tokens",
-    ),
-)
-"""What a request log has of a request: never what was asked or answered."""
 
 
 class _Body(Body):
@@ -211,9 +191,13 @@ def _add_current(routes: APIRouter, desk: _Desk) -> None:
         caller = await caller_of(control, request)
         deployment = await desk.find(caller, name)
         span = (_moment_ms(begin, "from", 0), _moment_ms(end, "to", control.now_ms() + 1))
-        async with control.database.read() as connection:
-            lines = await _logged(connection, caller.tenant, deployment, span, adapter)
-        return Response(_zip("requests.jsonl", lines), media_type="application/zip")
+        base = deployment.base
+        if deployment.tenant is not None or (adapter is not None and not is_storable(adapter)):
+            base = ""  # nothing has run on a dedicated one
+        asked = LogRead(caller.tenant, base, adapter if base else None, *span)
+        return Response(
+            await control.reads.answer(control.database, asked, caller.tenant), media_type="application/zip"
+        )
 
 
 def _add_older(routes: APIRouter, desk: _Desk) -> None:
@@ -347,31 +331,6 @@ def older_json(deployment: Deployment, tenant_number: int) -> Json:
 async def _number_of(connection: AsyncConnection, tenant: TenantId) -> int:
     asked = select(tenants.c.number).where(tenants.c.id == tenant)
     return int((await connection.execute(asked)).scalar_one())
-
-
-async def _logged(
-    connection: AsyncConnection, tenant: TenantId, deployment: Deployment, span: tuple[int, int], adapter: str | None
-) -> list[Json]:
-    if deployment.tenant is not None or (adapter is not None and not is_storable(adapter)):
-        return []  # nothing has run on a dedicated one
-    begin_ms, end_ms = span
-    asked = select(*(ledger.c[name] for name in LOGGED)).where(
-        ledger.c.tenant == tenant,
-        ledger.c.base == deployment.base,
-        ledger.c.opened_ms >= begin_ms,
-        ledger.c.opened_ms < end_ms,
-    )
-    if adapter is not None:
-        asked = asked.where(ledger.c.adapter == adapter)
-    rows = (await connection.execute(asked.order_by(ledger.c.opened_ms, ledger.c.number).limit(MAX_LOGGED))).mappings()
-    return [dict(row) for row in rows]
-
-
-def _zip(name: str, lines: list[Json]) -> bytes:
-    target = io.BytesIO()
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(name, "".join(json.dumps(line) + "\n" for line in lines))
-    return target.getvalue()
 
 
 def _moment_ms(text: str | None, name: str, default_ms: int) -> int:

@@ -1,5 +1,6 @@
 """The first layer in front of the routes: the caller's key, and its scope, before anything reads a body."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -12,7 +13,8 @@ from starlette.types import Scope as AsgiScope
 from manylora.control.callers import Caller, authenticate, request_id_of, was_passed_on
 from manylora.control.control import Control
 from manylora.control.predibase_api import is_not_built
-from manylora.errors import ManyloraError, MethodNotAllowed, RouteNotFound
+from manylora.control.read_budget import ReadBudget
+from manylora.errors import ManyloraError, MethodNotAllowed, RequestRateExceeded, RouteNotFound
 from manylora.loopback import CALLER_HEADER
 from manylora.scopes import CONTROL_ROUTES, KEYLESS, RouteScopes, Scopes, require_any, routes_at
 from manylora.tenancy import Scope
@@ -21,6 +23,8 @@ log = logging.getLogger(__name__)
 
 INTERNAL = "/internal/"
 NOT_KNOWN = "-"
+REFUSAL_PAUSE_S = 0.2
+"""A caller that repeats a read as soon as it is refused does so this much later."""
 
 Refusal = Callable[[Request, ManyloraError], Response]
 
@@ -36,6 +40,7 @@ class Guard:
         self._app = app
         self._control = control
         self._refusal = refusal
+        self._budget = ReadBudget(control.clock, control.config.control.reads_per_minute)
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
@@ -47,6 +52,8 @@ class Guard:
         try:
             await self._admit(request)
         except ManyloraError as error:
+            if isinstance(error, RequestRateExceeded):
+                await asyncio.sleep(REFUSAL_PAUSE_S)
             await self._refusal(request, error)(scope, receive, told)
         else:
             await self._app(scope, receive, told)
@@ -54,15 +61,20 @@ class Guard:
             told.log(round(1e3 * (self._control.clock.monotonic_s() - begun_s), 1))
 
     async def _admit(self, request: Request) -> None:
-        """Raises as `authenticate`, and `RouteNotFound`, `MethodNotAllowed`, `InsufficientPermissions`."""
+        """Raises as `authenticate`, and for a route that there is not, a scope too few, and reads too many."""
         method, path = request.method, request.url.path
         if is_not_built(path):
             return
         known = routes_at(CONTROL_ROUTES, request.scope["path"])
         if wanted := _scopes_of(known, method, request.scope["path"]):
+            is_read, credential = method in ("GET", "HEAD"), request.headers.get("authorization", "")
+            if is_read:
+                self._budget.require_unrefused(credential)
             caller = await authenticate(self._control, request)
             request.state.caller = caller
             require_any(caller.scopes, wanted)
+            if is_read and Scope.ADMIN not in caller.scopes:
+                self._budget.take(caller.tenant, credential)
         if not known:
             raise RouteNotFound(f"no route {method} {path}")
         if method not in known:

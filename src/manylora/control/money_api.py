@@ -10,11 +10,11 @@ from starlette.responses import Response
 from manylora.control.accepting import wanted_form
 from manylora.control.audit import actor_of, record
 from manylora.control.bodies import iso
-from manylora.control.callers import caller_of
+from manylora.control.callers import Caller, caller_of
 from manylora.control.control import Control
 from manylora.control.credit import grants_page
-from manylora.control.invoice_forms import FORMATS, render
-from manylora.control.invoices import invoice_rows, make_invoice, rule_of
+from manylora.control.heavy_reads import MAX_CURSOR, InvoiceRead, LedgerRead, UsageRead
+from manylora.control.invoice_forms import FORMATS
 from manylora.control.ledger import OPERATOR, correct
 from manylora.control.money_bodies import (
     Corrected,
@@ -26,14 +26,12 @@ from manylora.control.money_bodies import (
     OfferedPrice,
     PriceBody,
     PriceList,
-    UsageBody,
     UsageReport,
 )
-from manylora.control.months import is_final, parse_month, text_of
+from manylora.control.months import parse_month, text_of
 from manylora.control.periods import Period, parse_period
 from manylora.control.prices import in_force, price_at, price_versions, require_known_base, set_price
-from manylora.control.tenants import get_tenant
-from manylora.control.usage_queries import ledger_page, sum_usage
+from manylora.control.usage_queries import require_groups
 from manylora.errors import InvalidParameter
 from manylora.tenancy import Scope
 
@@ -45,6 +43,9 @@ From = Annotated[
 To = Annotated[str, Query(alias="to", max_length=10, description="The last day or month, counted in; default: today.")]
 Before = Annotated[int | None, Query(ge=0, le=2**62, description="The `before` of the page before.")]
 PageSize = Annotated[int, Query(ge=1, le=1000)]
+MAX_USAGE_PAGE = 10_000
+UsagePageSize = Annotated[int, Query(ge=1, le=MAX_USAGE_PAGE, description="Lines of a page.")]
+UsageAfter = Annotated[str, Query(max_length=MAX_CURSOR, description="The `next` of the page before.")]
 Form = Annotated[
     str | None,
     Query(alias="format", max_length=16, description="text, json, csv or html; default: what `Accept` wants, or json."),
@@ -116,7 +117,7 @@ def _add_admin(room: APIRouter, control: Control) -> None:
             await record(connection, actor, "set", "price", body.base, tenant=None, before=old, after=made)
         return PriceBody.of(made, price_at(versions, body.base, now_ms))
 
-    @room.get("/admin/usage", tags=["admin"])
+    @room.get("/admin/usage", tags=["admin"], response_model=UsageReport)
     async def usage(
         request: Request,
         month: Month = "",
@@ -124,22 +125,25 @@ def _add_admin(room: APIRouter, control: Control) -> None:
         last: To = "",
         by: By = "tenant",
         tenant: Annotated[str, Query(max_length=64)] = "",
-    ) -> UsageReport:
+        limit: UsagePageSize = MAX_USAGE_PAGE,
+        after: UsageAfter = "",
+    ) -> Response:
         """Sums over a month or any other period, of all tenants or one."""
         await require(request)
+        caller = await caller_of(control, request)
         period = parse_period(month=month, first=first, last=last, now_ms=control.now_ms())
-        return await _report(control, period, by, tenant or None)
+        return await _report(control, caller, period, by, tenant or None, (limit, after))
 
-    @room.get("/admin/ledger", tags=["admin"])
+    @room.get("/admin/ledger", tags=["admin"], response_model=LedgerBody)
     async def rows(
         request: Request,
         tenant: Annotated[str, Query(max_length=64)] = "",
         before: Before = None,
         limit: PageSize = 100,
-    ) -> LedgerBody:
+    ) -> Response:
         """Single rows of the ledger."""
         await require(request)
-        return await _ledger(control, tenant or None, before, limit, {"number"})
+        return await _ledger(control, await caller_of(control, request), tenant or None, (before, limit), "number")
 
     @room.get("/admin/tenants/{tenant}/credits", tags=["admin"])
     async def credits(request: Request, tenant: str, before: Before = None, limit: PageSize = 100) -> GrantList:
@@ -151,7 +155,7 @@ def _add_admin(room: APIRouter, control: Control) -> None:
     async def invoice(request: Request, tenant: str, month: str, form: Form = None) -> Response:
         """A tenant's invoice of a month."""
         await require(request)
-        return await _invoice(control, request, tenant, month, form)
+        return await _invoice(control, request, await caller_of(control, request), tenant, month, form)
 
     @room.post("/admin/corrections", status_code=201, tags=["admin"])
     async def new_correction(request: Request, body: NewCorrection) -> Corrected:
@@ -174,20 +178,26 @@ def _add_admin(room: APIRouter, control: Control) -> None:
 
 
 def _add_account(room: APIRouter, control: Control) -> None:
-    @room.get("/v1/account/usage", tags=["account"])
+    @room.get("/v1/account/usage", tags=["account"], response_model=UsageReport)
     async def usage(
-        request: Request, month: Month = "", first: From = "", last: To = "", by: By = "base,adapter"
-    ) -> UsageReport:
+        request: Request,
+        month: Month = "",
+        first: From = "",
+        last: To = "",
+        by: By = "base,adapter",
+        limit: UsagePageSize = MAX_USAGE_PAGE,
+        after: UsageAfter = "",
+    ) -> Response:
         """The caller's own sums over a month or any other period."""
         caller = await caller_of(control, request)
         period = parse_period(month=month, first=first, last=last, now_ms=control.now_ms())
-        return await _report(control, period, by, caller.tenant)
+        return await _report(control, caller, period, by, caller.tenant, (limit, after))
 
-    @room.get("/v1/account/ledger", tags=["account"])
-    async def rows(request: Request, before: Before = None, limit: PageSize = 100) -> LedgerBody:
+    @room.get("/v1/account/ledger", tags=["account"], response_model=LedgerBody)
+    async def rows(request: Request, before: Before = None, limit: PageSize = 100) -> Response:
         """The caller's own rows of the ledger; which of the operator's keys made a correction is left out."""
         caller = await caller_of(control, request)
-        return await _ledger(control, caller.tenant, before, limit, {"number", "author"})
+        return await _ledger(control, caller, caller.tenant, (before, limit), "number", "author")
 
     @room.get("/v1/account/credits", tags=["account"])
     async def credits(request: Request, before: Before = None, limit: PageSize = 100) -> GrantList:
@@ -199,24 +209,31 @@ def _add_account(room: APIRouter, control: Control) -> None:
     async def invoice(request: Request, month: str, form: Form = None) -> Response:
         """The caller's own invoice of a month."""
         caller = await caller_of(control, request)
-        return await _invoice(control, request, caller.tenant, month, form)
+        return await _invoice(control, request, caller, caller.tenant, month, form)
 
 
-async def _report(control: Control, period: Period, by: str, tenant: str | None) -> UsageReport:
-    begin_ms, end_ms = period.begin_ms, period.end_ms
-    groups = [group.strip() for group in by.split(",") if group.strip()]
+async def _report(
+    control: Control, caller: Caller, period: Period, by: str, tenant: str | None, page: tuple[int, str]
+) -> Response:
+    groups = tuple(group.strip() for group in by.split(",") if group.strip())
     if len(set(groups)) != len(groups):
         raise InvalidParameter("`by` names a column twice", parameter="by")
-    async with control.database.read() as connection:
-        found = await sum_usage(connection, begin_ms=begin_ms, end_ms=end_ms, tenant=tenant, groups=groups)
-    return UsageReport(begin=iso(begin_ms), end=iso(end_ms), by=groups, usage=[UsageBody.of(each) for each in found])
+    require_groups(groups)
+    limit, after = page
+    begin_ms, end_ms = period.begin_ms, period.end_ms
+    asked = UsageRead(begin_ms, end_ms, iso(begin_ms), iso(end_ms), tenant, groups, limit, after)
+    return _json(await control.reads.answer(control.database, asked, caller.tenant))
 
 
-async def _ledger(control: Control, tenant: str | None, before: int | None, limit: int, hidden: set[str]) -> LedgerBody:
-    async with control.database.read() as connection:
-        page = await ledger_page(connection, tenant=tenant, before=before, limit=limit)
-    rows = [{name: value for name, value in row.items() if name not in hidden} for row in page.rows]
-    return LedgerBody(rows=rows, before=page.before)  # type: ignore[arg-type]  # columns are text, numbers or null
+async def _ledger(
+    control: Control, caller: Caller, tenant: str | None, page: tuple[int | None, int], *hidden: str
+) -> Response:
+    asked = LedgerRead(tenant, *page, hidden)
+    return _json(await control.reads.answer(control.database, asked, caller.tenant))
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
 
 
 async def _credits(control: Control, tenant: str, before: int | None, limit: int) -> GrantList:
@@ -224,23 +241,20 @@ async def _credits(control: Control, tenant: str, before: int | None, limit: int
         return GrantList.of(await grants_page(connection, tenant, before=before, limit=limit))
 
 
-async def _invoice(control: Control, request: Request, tenant: str, month: str, given: str | None) -> Response:
+async def _invoice(
+    control: Control, request: Request, caller: Caller, tenant: str, month: str, given: str | None
+) -> Response:
     number = parse_month(month)
     accept = ",".join(request.headers.getlist("accept"))
     form = wanted_form(accept, FORMATS, DEFAULT_FORM) if given is None else given
     if form not in FORMATS:
         raise InvalidParameter(f"`format` must be one of {', '.join(FORMATS)}. Given: {form!r}", parameter="format")
-    now_ms = control.now_ms()
-    async with control.database.read() as connection:
-        found = await get_tenant(connection, tenant)
-        rows = await invoice_rows(connection, tenant, number)
-        rule = await rule_of(connection, number)
-    is_preliminary = not is_final(number, now_ms)
-    invoice = make_invoice(found.id, found.name, number, rows, is_preliminary=is_preliminary, rule=rule)
-    name = f"invoice-{found.id}-{text_of(number)}.{'txt' if form == 'text' else form}"
+    asked = InvoiceRead(tenant, number, form, control.now_ms())
+    body = await control.reads.answer(control.database, asked, caller.tenant)
+    name = f"invoice-{tenant}-{text_of(number)}.{'txt' if form == 'text' else form}"
     headers = {
         "content-disposition": f'inline; filename="{name}"',
         "x-content-type-options": "nosniff",
         "vary": "Accept",
     }
-    return Response(render(invoice, form), media_type=FORMATS[form], headers=headers)
+    return Response(body, media_type=FORMATS[form], headers=headers)

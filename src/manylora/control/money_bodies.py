@@ -9,7 +9,6 @@ from manylora.control.bodies import Body, iso
 from manylora.control.credit import GrantPage
 from manylora.control.ledger import MAX_COUNT, MAX_REASON
 from manylora.control.prices import MOST_NANOUSD
-from manylora.control.usage_queries import UsageSum
 from manylora.money import dollars
 from manylora.tenancy import PriceFacts
 
@@ -134,25 +133,23 @@ class UsageBody(BaseModel):
     output_nanousd: int | None
     cost_nanousd: int
 
-    @staticmethod
-    def of(usage: UsageSum) -> "UsageBody":
-        return UsageBody(
-            **{name: getattr(usage, name) for name in UsageBody.model_fields if name != "names"},
-            names=list(usage.names),
-        )
-
 
 class UsageReport(BaseModel):
+    """A page of sums in the order of `by`; `next`: give it as `after` for those that follow, null at the end."""
+
     begin: str
     end: str
     by: list[str]
     usage: list[UsageBody]
+    has_more: bool
+    next: str | None
 
 
 class LedgerBody(BaseModel):
     """Rows as they are in the ledger, newest first; `before`: give it for those that follow."""
 
     rows: list[dict[str, str | int | None]]
+    has_more: bool
     before: int | None
 
 

@@ -69,7 +69,7 @@ async def _serve(control: Control, listener: socket.socket, ready: Ready) -> Non
         await server.serve(sockets=[listener])
     finally:
         await caretaker.stop()
-        await control.database.close()
+        await control.close()
 
 
 class _Server(uvicorn.Server):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, RowMapping, func, select
+from sqlalchemy import ColumnElement, RowMapping, and_, func, literal_column, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.periods import DAY_MS
@@ -14,10 +14,16 @@ from manylora.errors import InvalidParameter
 
 GROUPS = ("tenant", "base", "adapter", "key", "price")
 """Columns that sums can be split by, and `day`, which is of UTC; `price` is the version of the base's price."""
+NUMBERS = ("day", "price")
+"""Those of them that are numbers in the table."""
 COUNTS = (
     *("prompt_tokens", "cached_tokens", "completion_tokens"),
     *("charged_prompt_tokens", "charged_cached_tokens", "charged_completion_tokens"),
 )
+# Literals, not parameters: PostgreSQL takes two expressions with parameters for two different ones.
+_DAY: ColumnElement[int] = literal_column(str(DAY_MS))
+_LEAST_NUMBER: ColumnElement[int] = literal_column("-1")
+_LEAST_TEXT: ColumnElement[str] = literal_column("''")
 PRICES = ("input_nanousd", "cached_input_nanousd", "output_nanousd")
 
 
@@ -51,6 +57,14 @@ class LedgerPage:
     before: int | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsagePage:
+    """place: what the last sum's rows have in common, as the order is; None where no sum follows."""
+
+    sums: list[UsageSum]
+    place: tuple[str | int, ...] | None
+
+
 async def sum_usage(
     connection: AsyncConnection,
     *,
@@ -60,7 +74,27 @@ async def sum_usage(
     groups: Sequence[str] = (),
 ) -> list[UsageSum]:
     """Sums over [begin_ms, end_ms), of one tenant or of all. Raises `InvalidParameter` for an unknown group."""
+    page = await usage_page(connection, begin_ms=begin_ms, end_ms=end_ms, tenant=tenant, groups=groups, limit=None)
+    return page.sums
+
+
+async def usage_page(
+    connection: AsyncConnection,
+    *,
+    begin_ms: int,
+    end_ms: int,
+    tenant: str | None = None,
+    groups: Sequence[str] = (),
+    limit: int | None,
+    after: tuple[str | int, ...] | None = None,
+) -> UsagePage:
+    """Up to `limit` of the sums over [begin_ms, end_ms), of one tenant or of all, in the order of `groups`.
+
+    Args:    after  the `place` of the page before
+    Raises:  `InvalidParameter` for an unknown group, or a place of other columns
+    """
     columns = [_column(group).label(group) for group in groups]
+    order = [_ordered(group) for group in groups]
     totals = [func.sum(ledger.c[name]).label(name) for name in (*COUNTS, "cost_nanousd")]
     requests = func.count(ledger.c.id) - func.count(ledger.c.corrects)
     asked = select(*columns, requests.label("requests"), *totals, *_price_bounds())
@@ -68,8 +102,14 @@ async def sum_usage(
     if tenant is not None:
         asked = asked.where(ledger.c.tenant == tenant)
     if columns:
-        asked = asked.group_by(*columns).order_by(*columns)
-    return [
+        asked = asked.group_by(*(_column(group) for group in groups)).order_by(*order)
+    if after is not None:
+        asked = asked.where(_is_after(order, groups, after))
+    if limit is not None:
+        asked = asked.limit(limit + 1)
+    rows = list((await connection.execute(asked)).mappings())
+    kept = rows if limit is None else rows[:limit]
+    sums = [
         UsageSum(
             names=tuple(_name(group, row[group]) for group in groups),
             requests=int(row["requests"]),
@@ -77,8 +117,9 @@ async def sum_usage(
             **_counts(row),
             **_prices(row),
         )
-        for row in (await connection.execute(asked)).mappings()
+        for row in kept
     ]
+    return UsagePage(sums=sums, place=_place_of(kept[-1], groups) if len(kept) < len(rows) else None)
 
 
 async def ledger_page(
@@ -99,14 +140,50 @@ def cached_price() -> ColumnElement[int]:
     return func.coalesce(ledger.c.cached_input_nanousd, ledger.c.input_nanousd)
 
 
+def require_groups(groups: Sequence[str]) -> None:
+    """Raises `InvalidParameter` for a column that sums cannot be split by."""
+    for group in groups:
+        _column(group)
+
+
 def _column(group: str) -> ColumnElement[Any]:
     if group == "day":
-        return ledger.c.booked_ms - ledger.c.booked_ms % DAY_MS
+        return ledger.c.booked_ms - ledger.c.booked_ms % _DAY
     if group == "price":
         return ledger.c.price_version
     if group in GROUPS:
         return ledger.c[group]
     raise InvalidParameter(f"`by` must be of {', '.join((*GROUPS, 'day'))}. Given: {group[:40]!r}", parameter="by")
+
+
+def _least(group: str) -> str | int:
+    """What stands for no value in the order; no column has it."""
+    return -1 if group in NUMBERS else ""
+
+
+def _ordered(group: str) -> ColumnElement[Any]:
+    column = _column(group)
+    return column if group == "day" else func.coalesce(column, _LEAST_NUMBER if group in NUMBERS else _LEAST_TEXT)
+
+
+def _place_of(row: RowMapping, groups: Sequence[str]) -> tuple[str | int, ...]:
+    return tuple(_least(group) if row[group] is None else row[group] for group in groups)
+
+
+def _is_after(
+    order: Sequence[ColumnElement[Any]], groups: Sequence[str], place: tuple[str | int, ...]
+) -> ColumnElement[bool]:
+    """Raises `InvalidParameter` for a place of columns of another type."""
+    if len(place) != len(groups) or any(
+        isinstance(value, int) != (group in NUMBERS) for group, value in zip(groups, place, strict=True)
+    ):
+        raise InvalidParameter("`after` must be the `next` of the page before, with the same `by`", parameter="after")
+    alike: list[ColumnElement[bool]] = []
+    found: list[ColumnElement[bool]] = []
+    for column, value in zip(order, place, strict=True):
+        found.append(and_(*alike, column > value))
+        alike.append(column == value)
+    return or_(*found)
 
 
 def _price_bounds() -> list[ColumnElement[int]]:
