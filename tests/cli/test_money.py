@@ -1,6 +1,7 @@
 """`manylora prices`, `usage`, `ledger` and `invoice` against a real control plane process."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,16 @@ def test_usage_is_a_table(run: Run) -> None:
     assert shown.exit_code == 0, shown.output
     assert shown.stdout.split()[:4] == ["tenant", "base", "requests", "prompt_tokens"]
     assert "`by` must be of" in run("usage", "--by", "mood").stderr
+
+
+def test_usage_of_many_pages_is_one_table_and_one_document(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("usage", "--by", "day,adapter,key", "--from", "2023-01", "--to", "2023-12")
+    whole, document = run(*words).stdout, json.loads(run(*words, "--json").stdout)
+    module = sys.modules["manylora.cli.usage"]  # the package has the verb under that name
+    monkeypatch.setattr(module, "PAGE_LINES", 1)
+    monkeypatch.setattr(module, "MAX_FITTED", 0)
+    assert [line.split() for line in run(*words).stdout.splitlines()] == [line.split() for line in whole.splitlines()]
+    assert json.loads(run(*words, "--json").stdout) == document
 
 
 def test_the_usage_table_shows_what_is_charged_and_at_which_price(run: Run, plane: ControlProcess) -> None:

@@ -94,6 +94,24 @@ def test_a_page_has_a_documented_maximum(run: Callable[..., None]) -> None:
     run(scenario)
 
 
+def test_keys_have_pages(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        own = await plane.new_tenant("acme")
+        for number in range(4):
+            assert (await plane.call("POST", "/admin/tenants/acme/keys", {"name": f"key {number}"})).status_code == 201
+        for path, key in (("/admin/tenants/acme/keys", ""), ("/v1/account/keys", own)):
+            whole = (await plane.call("GET", path, key=key)).json()
+            assert (len(whole["keys"]), whole["has_more"], whole["next"]) == (5, False, None)
+            found, after = [], ""
+            while after is not None:
+                page = (await plane.call("GET", f"{path}?limit=2&after={after}", key=key)).json()
+                found, after = found + page["keys"], page["next"]
+            assert found == whole["keys"]
+            assert (await plane.call("GET", f"{path}?after=nobody", key=key)).status_code in (400, 422)
+
+    run(scenario)
+
+
 def test_a_tenants_reads_have_a_budget_of_their_own(run: Callable[..., None]) -> None:
     async def scenario(plane: Plane) -> None:
         own, other = await plane.new_tenant("acme"), await plane.new_tenant("beta")

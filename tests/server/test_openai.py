@@ -313,6 +313,12 @@ def test_models_are_listed_and_found(in_house: InHouse) -> None:
         listed = (await house.client.get("/v1/models")).json()
         assert [model["id"] for model in listed["data"]] == ["tiny", "team/tone", "triage"]
         assert [model["parent"] for model in listed["data"]] == [None, "tiny", "tiny"]
+        page = (await house.client.get("/v1/models?limit=2")).json()
+        assert ([model["id"] for model in page["data"]], page["has_more"]) == (["tiny", "team/tone"], True)
+        rest = (await house.client.get("/v1/models?limit=2&after=team/tone")).json()
+        assert ([model["id"] for model in rest["data"]], rest["has_more"]) == (["triage"], False)
+        for wrong in ("limit=0", "limit=10001", "after=nobody"):
+            assert (await house.client.get(f"/v1/models?{wrong}")).status_code == 400
         for path in ("tiny", "team/tone", "team%2Ftone"):
             assert (await house.client.get(f"/v1/models/{path}")).status_code == 200
         for path in ("nobody", "..%2Fx"):

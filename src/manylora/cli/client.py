@@ -1,8 +1,9 @@
 """Verbs that talk to a running server: options, one request, one line for a failure, tables."""
 
+import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -146,6 +147,26 @@ class Server:
         if client.base_url.scheme == "http" and not is_loopback(client.base_url.host):
             say(f"manylora: warning: {self.url} is not encrypted, every machine on the way can read the key", err=True)
         self._is_known = True
+
+    def pages(self, path: str, *, expects: str, query: dict[str, object] | None = None) -> "Iterator[httpx2.Response]":
+        """Every page of a list, as it comes; a server of an older version has one."""
+        query = query or {}
+        while True:
+            page = self.ask("GET", path, expects=expects, query=query)
+            yield page
+            following = page.json().get("next")
+            if not following or following == query.get("after"):
+                return
+            query = query | {"after": following}
+
+
+def whole_json(pages: "Sequence[httpx2.Response]", name: str) -> str:
+    """The server's JSON as it is; of several pages one document with all that `name` lists."""
+    if len(pages) == 1:
+        return pages[0].text
+    bodies = [page.json() for page in pages]
+    listed = [entry for body in bodies for entry in body[name]]
+    return printable_json(json.dumps({**bodies[-1], name: listed}, ensure_ascii=False))
 
 
 def path_of(*parts: str) -> str:

@@ -15,6 +15,7 @@ from manylora.cli.client import (
     print_table,
     say,
     shown,
+    whole_json,
 )
 from manylora.cli.limits import LIMIT_HELP, OwnTenantArgument, limit_fields, parse_limits
 from manylora.tenancy import Scope, split_key
@@ -33,12 +34,13 @@ def list_keys(
 ) -> None:
     """List a tenant's keys, the oldest first, each with the key that made it (origin); the secrets are nowhere."""
     server = Server(url=url, key=key)
-    reply = server.ask("GET", _keys_path(server, tenant), expects="keys")
+    pages = list(server.pages(_keys_path(server, tenant), expects="keys"))
     if json:
-        typer.echo(reply.text)
+        text = whole_json(pages, "keys")
+        typer.echo(text)
         return
     columns = ("id", "name", "scopes", "origin", "created", "last_used", "expires", "revoked")
-    rows = ([_cell(entry, column) for column in columns] for entry in reply.json()["keys"])
+    rows = ([_cell(entry, column) for column in columns] for page in pages for entry in page.json()["keys"])
     print_table([column.replace("_", " ") for column in columns], rows)
 
 

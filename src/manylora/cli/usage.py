@@ -1,11 +1,9 @@
 """`manylora usage` and `manylora invoice`: what was used and what is owed, from a running server's ledger."""
 
 import re
-from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,13 +19,11 @@ from manylora.cli.client import (
     path_of,
     print_table,
     shown,
+    whole_json,
 )
 from manylora.cli.limits import OwnTenantArgument
 from manylora.clock import SystemClock
 from manylora.printable import printable_json, printable_lines
-
-if TYPE_CHECKING:
-    import httpx2
 
 PAGE_LINES = 10_000
 MAX_FITTED = 500
@@ -82,9 +78,10 @@ def usage(
     is_own = own or server.answers_own(tenant)
     given = {"by": by, "month": month, "from": first, "to": last, "tenant": "" if is_own else tenant}
     query: dict[str, object] = {name: text for name, text in given.items() if text} | {"limit": PAGE_LINES}
-    pages = _pages(server, "/v1/account/usage" if is_own else "/admin/usage", query)
+    path = "/v1/account/usage" if is_own else "/admin/usage"
+    pages = server.pages(path, expects="usage", query=query)
     if json:
-        text = _whole(list(pages))
+        text = whole_json(list(pages), "usage")
         typer.echo(text)
         return
     table: PlainTable | None = None
@@ -101,26 +98,6 @@ def usage(
         table.print(rows)
     if has_several:
         typer.echo("a line without prices has several; --by …,base,price has one line for each", err=True)
-
-
-def _pages(server: Server, path: str, query: dict[str, object]) -> "Iterator[httpx2.Response]":
-    """Every page, as it comes; a server of an older version has one."""
-    while True:
-        page = server.ask("GET", path, expects="usage", query=query)
-        yield page
-        following = page.json().get("next")
-        if not following or following == query.get("after"):
-            return
-        query = query | {"after": following}
-
-
-def _whole(pages: "Sequence[httpx2.Response]") -> str:
-    """The server's JSON as it is; of several pages one document with all of their lines."""
-    if len(pages) == 1:
-        return pages[0].text
-    reports = [page.json() for page in pages]
-    lines = [line for report in reports for line in report["usage"]]
-    return printable_json(dumps({**reports[-1], "usage": lines}, ensure_ascii=False))
 
 
 def _cells(row: dict[str, int | None]) -> list[str]:

@@ -6,7 +6,17 @@ from starlette.requests import Request
 
 from manylora.config import signup_limits
 from manylora.control.accounts import Doorkeeper, open_account
-from manylora.control.admin_api import Force, Only, make_key, note_limits, revoked, rotated
+from manylora.control.admin_api import (
+    MAX_PAGE,
+    Force,
+    KeysAfter,
+    KeysPageSize,
+    Only,
+    make_key,
+    note_limits,
+    revoked,
+    rotated,
+)
 from manylora.control.audit import actor_of
 from manylora.control.bodies import (
     CallerBody,
@@ -25,7 +35,7 @@ from manylora.control.callers import Caller, address_of, caller_of
 from manylora.control.control import Control
 from manylora.control.credit import balance_of
 from manylora.control.key_lines import limit, require_no_gain, require_power
-from manylora.control.keys import Key, get_key, list_keys, set_limits
+from manylora.control.keys import Key, get_key, keys_page, set_limits
 from manylora.control.revisions import next_revision
 from manylora.control.tenants import get_tenant
 
@@ -61,11 +71,11 @@ def account_room(control: Control) -> APIRouter:
             return CallerBody.of(caller.tenant, caller.scopes, await get_key(connection, caller.key))
 
     @room.get("/account/keys")
-    async def keys(request: Request) -> KeyList:
+    async def keys(request: Request, after: KeysAfter = "", limit: KeysPageSize = MAX_PAGE) -> KeyList:
         """The keys of the caller's tenant, the oldest first, without their secrets."""
         caller = await caller_of(control, request)
         async with control.database.read() as connection:
-            return KeyList(keys=[KeyBody.of(key) for key in await list_keys(connection, caller.tenant)])
+            return KeyList.of(await keys_page(connection, caller.tenant, limit=limit, after=after))
 
     @room.post("/account/keys", status_code=201)
     async def issue(request: Request, body: NewKey) -> KeyBody:

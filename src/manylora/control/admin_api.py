@@ -35,7 +35,7 @@ from manylora.control.keys import (
     get_key,
     issue_key,
     key_facts,
-    list_keys,
+    keys_page,
     live_key,
     rotate_key,
     set_limits,
@@ -47,6 +47,8 @@ from manylora.ids import KeyId
 from manylora.tenancy import DEFAULT_TENANT, Limits, Scope, TenantState
 
 MAX_PAGE = 1000
+KeysAfter = Annotated[str, Query(max_length=64, description="The `next` of the page before.")]
+KeysPageSize = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 Only = Annotated[bool, Query(description="End this key alone, which was rotated: what took its place goes on.")]
 Force = Annotated[bool, Query(description="Although no key is left that manages the others, or steers the server.")]
 
@@ -169,12 +171,12 @@ def admin_room(control: Control) -> APIRouter:
             return BalanceBody.of(await balance_of(connection, tenant, now_ms))
 
     @room.get("/tenants/{tenant}/keys")
-    async def keys(request: Request, tenant: str) -> KeyList:
+    async def keys(request: Request, tenant: str, after: KeysAfter = "", limit: KeysPageSize = MAX_PAGE) -> KeyList:
         """A tenant's keys, the oldest first, without their secrets."""
         await require(request)
         async with control.database.read() as connection:
             await get_tenant(connection, tenant)
-            return KeyList(keys=[KeyBody.of(key) for key in await list_keys(connection, tenant)])
+            return KeyList.of(await keys_page(connection, tenant, limit=limit, after=after))
 
     @room.post("/tenants/{tenant}/keys", status_code=201)
     async def issue(request: Request, tenant: str, body: NewKey) -> KeyBody:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from manylora.control.credit import MOST_NANOUSD, Balance
-from manylora.control.keys import DEFAULT_SCOPES, Key
+from manylora.control.keys import DEFAULT_SCOPES, Key, KeyPage
 from manylora.control.tenants import Tenant
 from manylora.errors import InvalidParameter
 from manylora.tenancy import OLDER_SCOPE, Limits, Scope, scopes_of_words
@@ -184,7 +184,16 @@ class RevokedBody(KeyBody):
 
 
 class KeyList(BaseModel):
+    """The oldest first; `next`: give it as `after` for those that follow, null at the end."""
+
     keys: list[KeyBody]
+    has_more: bool
+    next: str | None
+
+    @staticmethod
+    def of(page: KeyPage) -> "KeyList":
+        keys = [KeyBody.of(key) for key in page.keys]
+        return KeyList(keys=keys, has_more=page.following is not None, next=page.following)
 
 
 class NewTenant(Body):

@@ -69,6 +69,14 @@ class Key:
         return self.facts.limits == Limits() or self.limited_by == self.facts.origin
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyPage:
+    """following: the last key's id, where others follow."""
+
+    keys: list[Key]
+    following: KeyId | None
+
+
 async def issue_key(
     connection: AsyncConnection,
     pepper: str,
@@ -195,6 +203,23 @@ async def list_keys(connection: AsyncConnection, tenant: str) -> list[Key]:
     """A tenant's keys, the oldest first, revoked ones included."""
     asked = select(keys).where(keys.c.tenant == tenant).order_by(keys.c.created_ms, keys.c.id)
     return [_key(row) for row in (await connection.execute(asked)).all()]
+
+
+async def keys_page(connection: AsyncConnection, tenant: str, *, limit: int, after: str = "") -> KeyPage:
+    """Up to `limit` of a tenant's keys, the oldest first, revoked ones included; those after the key `after`.
+
+    Raises `InvalidParameter` for a key that the tenant does not have.
+    """
+    asked = select(keys).where(keys.c.tenant == tenant).order_by(keys.c.created_ms, keys.c.id).limit(limit + 1)
+    if after:
+        made = select(keys.c.created_ms).where(keys.c.tenant == tenant, keys.c.id == after)
+        created_ms = (await connection.execute(made)).scalar_one_or_none()
+        if created_ms is None:
+            raise InvalidParameter("`after` must be the `next` of the page before", parameter="after")
+        is_later = (keys.c.created_ms == created_ms) & (keys.c.id > after)
+        asked = asked.where((keys.c.created_ms > created_ms) | is_later)
+    found = [_key(row) for row in (await connection.execute(asked)).all()]
+    return KeyPage(keys=found[:limit], following=found[limit - 1].facts.id if len(found) > limit else None)
 
 
 async def end_keys(connection: AsyncConnection, ended: Collection[str], *, now_ms: int) -> None:

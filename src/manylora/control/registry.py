@@ -6,12 +6,13 @@ commits. Another tenant's private repository is told from one that does not exis
 
 import re
 import uuid
+from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, and_, delete, exists, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.adapters.checking import CheckedFiles
@@ -175,14 +176,21 @@ async def _rows(connection: AsyncConnection, condition: Any, limit: int = 1) -> 
     return list((await connection.execute(asked.order_by(repositories.c.number).limit(limit))).all())
 
 
+async def _by_repository(connection: AsyncConnection, asked: Select[Any]) -> dict[int, list[Row[Any]]]:
+    found: dict[int, list[Row[Any]]] = defaultdict(list)
+    for row in (await connection.execute(asked)).all():
+        found[row.repository].append(row)
+    return found
+
+
 async def _filled(connection: AsyncConnection, rows: list[Row[Any]]) -> list[Repository]:
     numbers = [row.number for row in rows]
     kept = and_(versions.c.repository.in_(numbers), versions.c.state != VersionState.DELETED)
-    all_versions = (await connection.execute(select(versions).where(kept).order_by(versions.c.version))).all()
+    all_versions = await _by_repository(connection, select(versions).where(kept).order_by(versions.c.version))
     named = select(aliases).where(aliases.c.repository.in_(numbers)).order_by(aliases.c.name)
-    all_aliases = (await connection.execute(named)).all()
+    all_aliases = await _by_repository(connection, named)
     lent = select(shares).where(shares.c.repository.in_(numbers)).order_by(shares.c.tenant)
-    all_shares = (await connection.execute(lent)).all()
+    all_shares = await _by_repository(connection, lent)
     return [
         Repository(
             number=row.number,
@@ -192,9 +200,9 @@ async def _filled(connection: AsyncConnection, rows: list[Row[Any]]) -> list[Rep
             description=row.description,
             is_public=row.is_public,
             created_ms=row.created_ms,
-            versions=tuple(_version(found) for found in all_versions if found.repository == row.number),
-            aliases={found.name: found.version for found in all_aliases if found.repository == row.number},
-            shared_with=tuple(TenantId(found.tenant) for found in all_shares if found.repository == row.number),
+            versions=tuple(map(_version, all_versions.get(row.number, ()))),
+            aliases={found.name: found.version for found in all_aliases.get(row.number, ())},
+            shared_with=tuple(TenantId(found.tenant) for found in all_shares.get(row.number, ())),
         )
         for row in rows
     ]

@@ -48,7 +48,8 @@ class AdapterRoutes:
         """
         self._admit(exchange)
         query = exchange.query
-        limit, state = _limit(query.get("limit")), _state(query.get("state"))
+        limit = page_limit(query.get("limit"), default=DEFAULT_PAGE, most=MAX_PAGE)
+        state = _state(query.get("state"))
         tenant = await self._named_tenant(exchange)
         prefix, source, after = query.get("prefix", ""), _source(query.get("source")), _cursor(query.get("after"))
         found = [
@@ -210,13 +211,12 @@ def _page(found: Sequence[AdapterInfo], limit: int) -> Sequence[AdapterInfo]:
     return found[:end]
 
 
-def _limit(text: str | None) -> int:
+def page_limit(text: str | None, *, default: int, most: int) -> int:
+    """How many a page may have, as a query says it. Raises `InvalidParameter`."""
     if text is None:
-        return DEFAULT_PAGE
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= MAX_PAGE):
-        raise InvalidParameter(
-            f"`limit` must be an integer from 1 to {MAX_PAGE}. Given: {text[:80]!r}", parameter="limit"
-        )
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most):
+        raise InvalidParameter(f"`limit` must be an integer from 1 to {most}. Given: {text[:80]!r}", parameter="limit")
     return int(text)
 
 

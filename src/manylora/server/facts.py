@@ -5,6 +5,7 @@ from manylora.dialects import headers_of
 from manylora.errors import InvalidParameter, TaskUnsupported, Unavailable
 from manylora.server.adapter_fields import read_adapter_fields
 from manylora.server.adapter_resolver import name_in_path
+from manylora.server.adapter_routes import page_limit
 from manylora.server.admin import is_operator
 from manylora.server.catalogue import Catalogue
 from manylora.server.exchange import Exchange
@@ -17,6 +18,8 @@ from manylora.server.request_fields import ADAPTER, TOKENIZE_BODY, TOKENIZE_PARA
 from manylora.standard_streams import lost_lines
 
 UNHEALTHY = {"error": "unhealthy", "error_type": "healthcheck", "code": "deployment_unavailable"}
+MAX_MODELS = 10_000
+"""Of a page of `/v1/models`: clients of OpenAI's know of no pages there."""
 PROBE_PATHS = frozenset({"/health", "/ping", "/startup", "/ready"})
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -111,10 +114,16 @@ class FactRoutes:
         )
 
     async def models(self, exchange: Exchange) -> None:
-        served = self._gate.served
-        names = await self._catalogue.names(exchange.arrival.tenant)
-        data = [self._model(served.model_id, None), *(self._model(name, served.model_id) for name in names)]
-        await exchange.reply({"object": "list", "data": data})
+        """A page, in the order of the list; `after` is the id of the last one of the page before."""
+        served, query = self._gate.served, exchange.query
+        limit, after = page_limit(query.get("limit"), default=MAX_MODELS, most=MAX_MODELS), query.get("after")
+        ids = [served.model_id, *await self._catalogue.names(exchange.arrival.tenant)]
+        if after is not None:
+            if after not in ids:
+                raise InvalidParameter("`after` must be the id of a model of the list", parameter="after")
+            ids = ids[ids.index(after) + 1 :]
+        data = [self._model(name, None if name == served.model_id else served.model_id) for name in ids[:limit]]
+        await exchange.reply({"object": "list", "data": data, "has_more": len(ids) > limit})
 
     async def model(self, exchange: Exchange) -> None:
         served, name = self._gate.served, name_in_path(exchange.path_parameters["model_id"])
