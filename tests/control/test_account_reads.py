@@ -102,7 +102,8 @@ def test_keys_have_pages(run: Callable[..., None]) -> None:
         for path, key in (("/admin/tenants/acme/keys", ""), ("/v1/account/keys", own)):
             whole = (await plane.call("GET", path, key=key)).json()
             assert (len(whole["keys"]), whole["has_more"], whole["next"]) == (5, False, None)
-            found, after = [], ""
+            found: list[Any] = []
+            after: str | None = ""
             while after is not None:
                 page = (await plane.call("GET", f"{path}?limit=2&after={after}", key=key)).json()
                 found, after = found + page["keys"], page["next"]

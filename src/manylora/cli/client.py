@@ -231,23 +231,27 @@ class PlainTable:
         if not self._is_begun:
             lines.insert(0, self._columns)
             self._is_begun = True
-        for place, cells in enumerate(zip(*lines, strict=True)):
-            self._widths[place] = max(self._widths[place], *map(_cell_width, cells))
-        if lines:
-            typer.echo("\n".join(map(self._line, lines)))
+        padded = [self._padded(place, cells) for place, cells in enumerate(zip(*lines, strict=True))]
+        if padded:
+            typer.echo("\n".join("  ".join(cells).rstrip() for cells in zip(*padded, strict=True)))
 
-    def _line(self, cells: Sequence[str]) -> str:
-        padded = []
-        for cell, width, is_number in zip(cells, self._widths, self._is_number, strict=True):
-            space = " " * (width - _cell_width(cell))
-            padded.append(space + cell if is_number else cell + space)
-        return "  ".join(padded).rstrip()
+    def _padded(self, place: int, cells: Sequence[str]) -> list[str]:
+        """The cells of one column, all as wide as the widest of it so far."""
+        widths = [_cell_width(cell) for cell in cells]
+        width = self._widths[place] = max(self._widths[place], *widths)
+        spaces = [" " * (width - own) for own in widths]
+        if self._is_number[place]:
+            return [space + cell for space, cell in zip(spaces, cells, strict=True)]
+        return [cell + space for space, cell in zip(spaces, cells, strict=True)]
 
 
 def _cell_width(text: str) -> int:
+    """Columns of a terminal."""
+    if text.isascii():
+        return len(text)
     from rich.cells import cell_len
 
-    return len(text) if text.isascii() else cell_len(text)
+    return cell_len(text)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[str] = ()) -> None:

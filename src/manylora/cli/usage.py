@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ from manylora.cli.limits import OwnTenantArgument
 from manylora.clock import SystemClock
 from manylora.printable import printable_json, printable_lines
 
+_dollars = lru_cache(dollars)  # one price stands on thousands of lines
 PAGE_LINES = 10_000
 MAX_FITTED = 500
 """Lines of a table that is fitted to the terminal's width, which takes half a millisecond a line."""
@@ -103,7 +105,7 @@ def usage(
 def _cells(row: dict[str, int | None]) -> list[str]:
     counts = [f"{row[name]:,}" for name, _ in COUNTS]
     prices = [None if (amount := row[name]) is None else PER_TOKENS * amount for name, _ in PRICES]
-    return [*counts, *map(dollars, prices), dollars(row["cost_nanousd"])]
+    return [*counts, *map(_dollars, prices), _dollars(row["cost_nanousd"])]
 
 
 def invoice(
