@@ -16,6 +16,7 @@ import httpx2
 import psutil
 import pytest
 
+from manylora.server.link import WORKER_MODULE
 from tests.conftest import missing
 from tests.waiting import wait_for
 
@@ -53,7 +54,8 @@ class SmallDisk:
         (self.folder / "filler").unlink()
 
     def engine(self) -> psutil.Process:
-        (found,) = psutil.Process(self.process.pid).children()
+        children = psutil.Process(self.process.pid).children()
+        (found,) = [child for child in children if WORKER_MODULE in child.cmdline()]
         return found
 
     def ask(self, text: str = "SAY:hello") -> httpx2.Response:
