@@ -9,6 +9,8 @@ import pytest
 from manylora.build import build_engine
 from manylora.config import load_config
 from manylora.errors import ConfigInvalid
+from tests.models.tiny_tokenizers import save_byte_level
+from tests.tiny import make_base
 
 PARTS = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -37,6 +39,8 @@ def test_a_folder_with_the_bases_name_is_refused_before_anything_is_loaded(tmp_p
 
 def test_the_command_line_says_so_at_its_end(tmp_path: Path) -> None:
     base, root = lay_out(tmp_path, "tiny-base")
+    make_base(base, vocab_size=330)  # the command looks at the base's files first
+    save_byte_level(base)
     command = [
         sys.executable,
         "-m",

@@ -106,7 +106,8 @@ def hang_up(url: str) -> None:
     """Begin a long stream, read its first bytes and close the connection."""
     host, port = url.removeprefix("http://").split(":")
     body = json.dumps({"inputs": PROMPT, "parameters": {"max_new_tokens": 200, "ignore_eos_token": True}}).encode()
-    head = f"POST /generate_stream HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    head = f"POST /generate_stream HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(body)}"
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(head.encode() + b"\r\n\r\n" + body)
         assert connection.recv(64).startswith(b"HTTP/1.1 200")

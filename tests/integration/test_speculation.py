@@ -92,7 +92,8 @@ def run(engine: Engine, requests: list[Request]) -> dict[RequestId, tuple[list[T
     while engine.has_work:
         events = engine.step()
         for token in events.tokens:
-            told = token._replace(adapter=None, queue_ms=None)  # times and tiers differ from run to run
+            # Times, tiers and what is cached differ from run to run.
+            told = token._replace(adapter=None, queue_ms=None, cached_tokens=0)
             tokens[token.request_id].append(told)
         ends.update({end.request_id: end for end in events.finished})
     engine.check()

@@ -116,8 +116,8 @@ class Served:
     series_after: int
 
 
-def ask_server(scratch: Path, count: int, series: int = 0) -> Served:
-    """Ask `manylora serve` over HTTP, half of the requests on each dialect."""
+def ask_server(scratch: Path, count: int, series: int = 0, *, warm_up: int = WARM_UP) -> Served:
+    """Ask `manylora serve` over HTTP, half of the requests on each dialect; `warm_up` names before the first sample."""
     base, root = write_tiny_base(scratch / "tiny"), scratch / "root"
     root.mkdir()
     settings = (f"adapters.roots={root}", "adapters.hub_endpoint=", f"model.cache_dir={fresh_cache(scratch)}")
@@ -125,7 +125,7 @@ def ask_server(scratch: Path, count: int, series: int = 0) -> Served:
     with serving(server, scratch / "log", base=base) as running:
         parts, source, memory_mib = urlsplit(running.url), names(series), []
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
-        wrong = _post_all(connection, islice(source, WARM_UP))
+        wrong = _post_all(connection, islice(source, warm_up))
         before = _num_series(running.url)
         for _ in range(SAMPLES):
             wrong += _post_all(connection, islice(source, count // SAMPLES))
