@@ -77,7 +77,8 @@ async def open_plane(
     has_reader  whether heavy reads have a process of their own, as on a real server
     """
     clock = ManualClock()
-    config: Config = load_config(flags=dict(settings or {}), environ={})
+    # The clock stands still, so that all reads of a test fall in one minute.
+    config: Config = load_config(flags={"control.reads_per_minute": 1_000_000, **(settings or {})}, environ={})
     control = Control(
         config=config,
         database=Database(url),
