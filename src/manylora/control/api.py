@@ -64,7 +64,7 @@ def create_control_app(control: Control) -> FastAPI:
         redirect_slashes=False,
     )
     for room in ROOMS:
-        app.include_router(room(control))
+        app.router.routes.extend(room(control).routes)  # `include_router` builds each route a second time
     app.add_middleware(Screen, max_body_bytes=control.config.server.max_body_bytes, refusal=error_reply)
     app.add_middleware(Guard, control=control, refusal=error_reply)
     app.add_middleware(OriginGuard, control=control, refusal=error_reply)
