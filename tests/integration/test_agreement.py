@@ -16,7 +16,7 @@ from manylora.models.tokenizer import Tokenizer
 
 pytestmark = [pytest.mark.base, pytest.mark.slow]
 
-PROMPTS = 50
+PROMPTS = 25
 TOKENS = 8
 NEAR_TIE = 0.25
 """Nats. Keys and values in bf16 move a log-probability by a tenth at most: the largest margin measured was 0.17, where
