@@ -160,12 +160,12 @@ def parse_adapter_ref(
 
 
 def is_hub_id(adapter_id: str) -> bool:
-    """Whether an id has the form of a hub's: `org/name` or `org/name@revision`."""
+    """Return whether an id has the form of a hub's: `org/name` or `org/name@revision`."""
     return _HUB_ID.fullmatch(adapter_id) is not None
 
 
 def is_registry_id(adapter_id: str) -> bool:
-    """Whether an id has the form of a registry's: `repo` or `repo/version`."""
+    """Return whether an id has the form of a registry's: `repo` or `repo/version`."""
     return _REGISTRY_ID.fullmatch(adapter_id) is not None
 
 

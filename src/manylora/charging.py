@@ -36,7 +36,7 @@ class SequenceUse:
 
     @property
     def is_whole(self) -> bool:
-        """Whether its whole prompt was computed for a token, or an end, that counts."""
+        """Return whether its whole prompt was computed for a token, or an end, that counts."""
         return self.delivered > 0 or self.reason not in FAULTS | CUTS
 
 

@@ -34,6 +34,6 @@ def read_tables(file: Path) -> dict[str, Any]:
 
 
 def is_text(value: object) -> bool:
-    """Whether nothing in a setting, as a path may have, is not UTF-8: it goes to other processes as text."""
+    """Return whether nothing in a setting, as a path may have, is not UTF-8: it goes to other processes as text."""
     parts = value if isinstance(value, tuple) else (value,)
     return not any(isinstance(part, str) and _SURROGATE.search(part) for part in parts)

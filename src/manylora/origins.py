@@ -209,7 +209,7 @@ def check_rule(setting: str, value: str) -> None:
 
 
 def is_within(host: str, networks: Iterable[Network]) -> bool:
-    """Whether an address is in one of the networks; an IPv4 address that IPv6 wraps counts as itself."""
+    """Return whether an address is in one of the networks; an IPv4 address that IPv6 wraps counts as itself."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

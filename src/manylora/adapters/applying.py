@@ -117,7 +117,7 @@ class _Sorting:
         return None
 
     def is_wrapped(self, name: str, module: Module, path: str) -> bool:
-        """Whether the base's own table stands in the model under the name that the file has it by."""
+        """Return whether the base's own table stands in the model under the name that the file has it by."""
         if ".token_adapter." in name:
             return module in self.rule.wrapped_ends(self.shape)
         return self.rule.selection.targets(path)

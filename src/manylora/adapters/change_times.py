@@ -42,7 +42,7 @@ class ChangeTimes:
         self._kinds: dict[int, str] = {}
 
     def is_reliable(self, device: int, changed_ns: int, path: str) -> bool:
-        """Whether the kernel has set a change time, of a file on `device` (`st_dev`) at or below `path`."""
+        """Return whether the kernel has set a change time, of a file on `device` (`st_dev`) at or below `path`."""
         if device not in self._kinds:
             self._kinds[device] = self._kind_of(path)
         kind = self._kinds[device]

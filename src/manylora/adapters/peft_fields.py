@@ -140,7 +140,7 @@ def check_fields(fields: Mapping[str, Any], harmless: Collection[str], refuse: R
 
 
 def is_empty(value: object) -> bool:
-    """Whether the value of an unknown field says nothing: null, false, or empty."""
+    """Return whether the value of an unknown field says nothing: null, false, or empty."""
     return any(type(value) is type(empty) and value == empty for empty in _EMPTY)
 
 

@@ -99,7 +99,7 @@ class Registry:
         return bool(known) if not version else _VERSION.fullmatch(version) is not None and int(version) in known
 
     def has_tenant(self, tenant: str) -> bool:
-        """Whether a tenant has ever had a version here."""
+        """Return whether a tenant has ever had a version here."""
         return _NAME.fullmatch(tenant) is not None and (self.root / tenant).is_dir()
 
     def repositories(self, tenant: str) -> list[str]:

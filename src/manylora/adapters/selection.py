@@ -124,11 +124,11 @@ class Selection:
         return self._known[path]
 
     def targets(self, path: str) -> bool:
-        """Whether a module has a LoRA."""
+        """Return whether a module has a LoRA."""
         return self.why_not(path) is None
 
     def saves_whole(self, path: str) -> bool:
-        """Whether `modules_to_save` names a module: by the end of its path, whatever stands before."""
+        """Return whether `modules_to_save` names a module: by the end of its path, whatever stands before."""
         return any(path.endswith(name) for name in self.saves)
 
     def _why_not(self, path: str) -> Why | None:
@@ -222,5 +222,5 @@ def module_paths(shape: BaseShape) -> Iterator[str]:
 
 
 def can_have_lora(path: str) -> bool:
-    """Whether a module of `module_paths` is a linear layer or the embedding."""
+    """Return whether a module of `module_paths` is a linear layer or the embedding."""
     return path in END_PATHS.values() or path.endswith(tuple(f".{part}" for part in PROJECTION_PATHS))

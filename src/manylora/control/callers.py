@@ -98,7 +98,7 @@ def address_of(control: Control, request: Request) -> str:
 
 
 def was_passed_on(control: Control, request: Request) -> bool:
-    """Whether a server passes a request on: from elsewhere, or from this process, where it leaves a mark."""
+    """Return whether a server passes a request on: from elsewhere, or from this process, where it leaves a mark."""
     return "manylora" in request.scope or _is_of_edge(control, request)
 
 

@@ -60,12 +60,12 @@ class Key:
     last_used_ms: int | None = None
 
     def is_live(self, now_ms: int) -> bool:
-        """Whether it is neither revoked nor past its end."""
+        """Return whether it is neither revoked nor past its end."""
         ends_ms = self.facts.expires_ms
         return self.revoked_ms is None and (ends_ms is None or ends_ms > now_ms)
 
     def is_free(self) -> bool:
-        """Whether nothing limits it but, perhaps, itself."""
+        """Return whether nothing limits it but, perhaps, itself."""
         return self.facts.limits == Limits() or self.limited_by == self.facts.origin
 
 

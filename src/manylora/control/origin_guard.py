@@ -59,7 +59,7 @@ class OriginGuard:
 
 
 def has_edge_token(edge_token: str, headers: Mapping[str, str]) -> bool:
-    """Whether an edge passes a request on: then its `x-forwarded-…` headers are that edge's own, and true."""
+    """Return whether an edge passes a request on: then its `x-forwarded-…` headers are that edge's own, and true."""
     return hmac.compare_digest(headers.get(EDGE_HEADER, "").encode("latin-1"), edge_token.encode())
 
 

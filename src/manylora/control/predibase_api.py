@@ -21,7 +21,7 @@ METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
 def is_not_built(path: str) -> bool:
-    """Whether Predibase has a path, and this server does not."""
+    """Return whether Predibase has a path, and this server does not."""
     return f"{path}/".startswith(_NOT_BUILT_PATHS)
 
 

@@ -72,7 +72,7 @@ class Version:
 
     @property
     def is_usable(self) -> bool:
-        """Whether requests may name it."""
+        """Return whether requests may name it."""
         return self.state is VersionState.READY and not self.is_withheld
 
     @property

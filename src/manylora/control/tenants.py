@@ -48,7 +48,7 @@ class Tenant:
 
 
 def is_tenant_name(code: str) -> bool:
-    """Whether a tenant could have this code, as far as its letters go."""
+    """Return whether a tenant could have this code, as far as its letters go."""
     return _CODE.fullmatch(code) is not None
 
 

@@ -106,7 +106,7 @@ class Access:
         return self._caller_of(self._key(text))
 
     def is_operators(self, authorization: str) -> bool:
-        """Whether a header has a valid key of the scope `admin`, on a route that needs none."""
+        """Return whether a header has a valid key of the scope `admin`, on a route that needs none."""
         try:
             caller = self._caller_of(self._key(_bearer(authorization)))
         except (InvalidApiKey, ControlUnavailable):

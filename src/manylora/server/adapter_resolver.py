@@ -74,7 +74,7 @@ class AdapterResolver:
         self._disk.close()
 
     async def has_tenant(self, tenant: str) -> bool:
-        """Whether there is a tenant of that code: one that the control plane or the registry's folder knows."""
+        """Return whether there is a tenant of that code: one that the control plane or the registry's folder knows."""
         if self._directory is None or self._directory.has_tenant(tenant):
             return True
         return self._registry is not None and await self._disk.run(self._registry.has_tenant, tenant)
@@ -235,7 +235,7 @@ class AdapterResolver:
         return [name for name in names if not self.is_base_name(name)]
 
     async def is_served(self, ref: AdapterRef) -> bool:
-        """Whether a local adapter is fit to be served now; uploads are, once they resolve."""
+        """Return whether a local adapter is fit to be served now; uploads are, once they resolve."""
         return ref.source is not SourceName.LOCAL or await self._disk.run(self._read_is_served, ref.id)
 
     async def listed_as(self, name: str, ref: AdapterRef, tenant: str) -> str:

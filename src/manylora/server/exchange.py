@@ -94,7 +94,7 @@ class Exchange:
 
     @property
     def has_begun(self) -> bool:
-        """Whether something of the reply has been sent."""
+        """Return whether something of the reply has been sent."""
         return self._has_begun
 
     async def ask(self, app: object, path: str) -> bytes:

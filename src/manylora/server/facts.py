@@ -44,7 +44,7 @@ class FactRoutes:
         await self._tell(exchange, is_well=is_well)
 
     async def ready(self, exchange: Exchange) -> None:
-        """Whether a request that comes now is served; cheap, for a balancer that asks often."""
+        """Return whether a request that comes now is served; cheap, for a balancer that asks often."""
         if (failure := self._inference.usage_failure) is not None:
             raise failure
         is_ready = not self._gate.is_draining and self._health.has_generated and self._link.health().is_up

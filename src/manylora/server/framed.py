@@ -57,7 +57,7 @@ class FramedFile:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the file ends with the last entry that was written whole."""
+        """Return whether the file ends with the last entry that was written whole."""
         try:
             return os.fstat(self._descriptor).st_size == self.size
         except OSError:

@@ -247,7 +247,7 @@ def _prompt(item: object, expected: str) -> Prompt:
 
 
 def _is_token(item: object) -> bool:
-    """Whether an item is a whole number, which may be written as `10.0`."""
+    """Return whether an item is a whole number, which may be written as `10.0`."""
     return (isinstance(item, int) and not isinstance(item, bool)) or (isinstance(item, float) and item.is_integer())
 
 

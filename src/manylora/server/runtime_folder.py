@@ -75,14 +75,14 @@ def _sweep(parent: Path, clock: Clock) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether it is a folder of this user with nothing in it but what a server puts there."""
+    """Return whether it is a folder of this user with nothing in it but what a server puts there."""
     facts = path.lstat()
     is_own_folder = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid()
     return is_own_folder and {SOCKET, _LOCK}.issuperset(entry.name for entry in path.iterdir())
 
 
 def _is_left(path: Path, clock: Clock) -> bool:
-    """Whether the server that made a folder is gone."""
+    """Return whether the server that made a folder is gone."""
     try:
         lock = os.open(path / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:  # it is being made, or an earlier version made it, which had no lock

@@ -37,7 +37,7 @@ class EngineWatchdog:
         self._sampled_s, self._processor_s = now_s, used_s
 
     def is_stuck(self, silent_s: float, limit_s: float) -> bool:
-        """Whether an engine that has been silent for so long, with work, has stood still for `limit_s`."""
+        """Return whether an engine that has been silent for so long, with work, has stood still for `limit_s`."""
         if silent_s < SILENCE_S:
             return False
         idle_s = min(silent_s, self._clock.monotonic_s() - self._active_s)
