@@ -1,4 +1,4 @@
-"""Where an HTTP request comes from: its client behind trusted proxies, the host it names, the web page that sends it.
+"""Origin of an HTTP request: its client behind trusted proxies, the host it names, the web page that sends it.
 
 A browser lets any page send requests to this machine, and a page whose own name is made to resolve to this machine
 (DNS rebinding) even reads the replies. The first is told by `Origin` or `Sec-Fetch-Site`, the second by `Host`. Clients
@@ -33,14 +33,14 @@ _PAGES = re.compile(
     r"(/|/invocations|/generate|/generate_stream|/v1/(completions|chat/completions|embeddings|models(/.*)?)"
     r"|/embed|/classify|/classify_batch|/tokenize|/info|/health|/ping|/startup|/ready|/docs|/(api-doc/)?openapi\.json)?"
 )
-"""What a page may ask of a server without keys: inference, models, and facts that need no key anywhere."""
+"""Routes that a page may ask of a server without keys: inference, models, and facts that need no key anywhere."""
 _DOCUMENTS = frozenset({"/docs", "/admin/docs"})
 _FORWARDED_PAIR = re.compile(r'\s*([A-Za-z]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;,\s]*)\s*')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OriginPolicy:
-    """Which requests a server answers.
+    """Rules for the requests that a server answers.
 
     is_key_needed   off: pages on this machine and listed ones may infer and read models, and nothing else
     hosts           further host names, lower-case; `.name` stands for all names below it, `*` for all names

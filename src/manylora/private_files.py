@@ -9,7 +9,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 OTHERS = 0o077
-"""What the group and all others may do."""
+"""Permission bits of the group and of all others."""
 
 
 def keep_private() -> None:

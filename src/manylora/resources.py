@@ -1,4 +1,4 @@
-"""What this process may use: processors and memory, by its own control groups and all above them before the machine.
+"""Limits of this process: processors and memory, by its own control groups and all above them before the machine.
 
 Linux limits a process at its control group and at every group above that one; the tightest limit counts. Those of a
 service of systemd are far below the root of the file system that shows them; those of a container are its root, mostly.

@@ -1,4 +1,4 @@
-"""Which scope each route asks of a key: one table for the server's routes and the control plane's.
+"""Scopes that each route asks of a key: one table for the server's routes and the control plane's.
 
 Both enforce it before a route reads anything of a body; `docs/keys-and-limits.md` lists it. A route that is not in it
 answers nobody.
@@ -181,7 +181,7 @@ def routes_of(routes: Iterable[RouteScopes], *, is_operator: bool) -> dict[tuple
 
 
 def told_of(scopes: Scopes) -> str:
-    """What a route asks of a key, in a sentence."""
+    """Return a sentence about the scopes that a route asks of a key."""
     if not scopes:
         return "Needs no key."
     if set(scopes) == set(ANY):

@@ -28,7 +28,7 @@ _NO_HOME = "home directory"  # as `Path.home` and `Path.expanduser` say it
 
 
 def described(error: BaseException) -> str | None:
-    """What a failure of the system's means, in one line; None for any other exception."""
+    """Return the meaning of a failure of the system's, in one line; None for any other exception."""
     while isinstance(error, BaseExceptionGroup):  # of tasks: the first stands for all
         error = error.exceptions[0]
     if isinstance(error, OSError):

@@ -202,14 +202,14 @@ class LeaseWish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyUsage:
-    """When keys were last used at one edge: (id, moment in milliseconds)."""
+    """Last uses of keys at one edge: (id, moment in milliseconds)."""
 
     last: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterAct:
-    """What an operator did to an adapter at one edge, such as `delete` or `pin`. key: None, if none was asked."""
+    """An operator's act on an adapter at one edge, such as `delete` or `pin`. key: None, if none was asked."""
 
     at_ms: int
     actor: str | None

@@ -1,4 +1,4 @@
-"""Which tensors of a weights file are applied, which are left out and why: what PEFT does with each name.
+"""Choice of the tensors of a weights file that are applied, with the reason for each that is left out, as PEFT does.
 
 PEFT loads into the modules that the config names, and drops every other key. What it would load and this server does
 not apply is a refusal; so is a tensor of a module that the config names and the base lacks.

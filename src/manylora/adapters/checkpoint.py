@@ -17,7 +17,7 @@ from manylora.kernels.extras import MAX_ADDED_TOKENS
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an adapter may ask for at most, and how its config is read.
+    """Bounds of what an adapter may ask for, and the rules by which its config is read.
 
     is_strict        a tensor that would be left out refuses the adapter (`adapters.strict`)
     harmless_fields  unknown fields of a config that may have a value (`adapters.harmless_fields`)
@@ -204,7 +204,7 @@ class _Check:
         return any((module, part) in found.parts for part in (Part.BIAS, Part.MAGNITUDE))
 
     def check_saved(self, parts: Mapping[tuple[Module, Part], list[TensorEntry]]) -> None:
-        """What `modules_to_save` names must be there."""
+        """Refuse an adapter that lacks a module which `modules_to_save` names."""
         norms = [(layer, index) for layer in range(self.shape.num_layers) for index in (0, 1)]
         wanted = [(end, Part.TABLE) for end in END_PATHS] + [(norm, Part.NORM) for norm in (*norms, FINAL_NORM)]
         for module, part in wanted:
@@ -215,7 +215,7 @@ class _Check:
                 )
 
     def check_untouched(self, untouched: Iterable[Module]) -> None:
-        """What the file has nothing for is as the base has it, unless PEFT starts both halves of it at random."""
+        """Leave modules without tensors as the base has them; refuse those that PEFT starts at random."""
         for module in untouched:
             if self.rule.part_at_zero(module) is None:
                 raise self.refuse.corrupt(

@@ -185,7 +185,7 @@ class TextReader:
         self._lock = Lock()  # of both, and of the memory
 
     def read(self, files: FetchedFiles, refuse: Refusals) -> AdapterText:
-        """What one adapter says of text. Raises an `AdapterError` that names the file and what is wrong with it."""
+        """Return the text facts of one adapter. Raises an `AdapterError` that names the file and its fault."""
         if not files.texts:
             return AdapterText()
         with self._lock:

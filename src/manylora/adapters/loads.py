@@ -181,5 +181,5 @@ class Loads:
 
 
 def _memory_bytes(located: Located) -> int:
-    """What the ingest process takes for one load."""
+    """Return the job of one load for the ingest process."""
     return round(INGEST_FACTOR * located.weights_bytes) + TEXT_FACTOR * located.text_bytes

@@ -146,7 +146,7 @@ def _stamped(folder: str, refuse: Refusals) -> Located:
 
 
 def _fact(folder: str, name: str, refuse: Refusals) -> os.stat_result | None:
-    """What the system says of a regular file; None where there is no file of that name."""
+    """Return the system's facts of a regular file; None where there is no file of that name."""
     try:
         fact = os.stat(f"{folder}/{name}")  # noqa: PTH116 - each wish comes here; a Path costs more than stat
     except OSError as error:

@@ -280,7 +280,7 @@ class Names:
     # ── texts ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def words(self, ref: AdapterRef) -> AdapterWords | None:
-        """What an adapter's current version says of text, and where that is written; None until it is on disk."""
+        """Return the text facts of an adapter's current version with their path; None until they are on disk."""
         name = self._names.get(ref)
         if name is None or name.digest is None or name.located is None:
             return None

@@ -15,7 +15,7 @@ KNOWN_PEFT = "0.21.2"
 
 
 class Use(Enum):
-    """What becomes of a field.
+    """Treatment of a field.
 
     APPLIED  it decides on ranks, strengths, features or on which modules have them
     IGNORED  it cannot change the result of a LoRA on linear layers

@@ -221,7 +221,7 @@ def _write_sums(folder: Path) -> None:
 
 
 def _read_sums(folder: Path) -> dict[str, str]:
-    """What is noted of a version's files; nothing for one of an earlier server, or where the note is damaged."""
+    """Return the checksums of a version's files; nothing for one of an earlier server, or where the note is damaged."""
     try:
         found = json.loads((folder / SUMS_FILE).read_bytes())
     except (OSError, ValueError):

@@ -59,7 +59,7 @@ class Regular:
         return bool(self.ends(text, 0))
 
     def ends(self, text: str, start: int) -> Ends:
-        """Where a match that begins at `start` can end, the first that a backtracking matcher finds first.
+        """Yield where a match that begins at `start` can end, the first that a backtracking matcher finds first.
 
         Raises `PatternRefused` when all matches together have taken more than `MAX_STEPS`.
         """

@@ -99,7 +99,7 @@ class GenerationPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestReport:
-    """What became of one version of an adapter when it was checked and packed.
+    """Result of checking and packing one version of an adapter.
 
     num_tensors, num_applied, num_left_out  of the weights' file
     applied_rest, left_out_rest             tensors of the groups beyond `MAX_GROUPS`

@@ -41,7 +41,7 @@ _LABELS = {
 
 
 def report_of(adapter: CheckedAdapter, shape: BaseShape) -> IngestReport:
-    """What of an adapter's file is applied, what is left out and why."""
+    """Return the tensors of an adapter's file that are applied and those that are left out, with the reason."""
     found = adapter.sorted_tensors
     applied, left_out = _applied(adapter), Groups()
     for name, reason in found.left_out.items():
@@ -140,7 +140,7 @@ def _base_check(declared: str, served: str) -> BaseCheck:
 
 
 def _warnings(adapter: CheckedAdapter, report: IngestReport) -> Iterator[str]:
-    """What is allowed, but probably not meant."""
+    """Yield warnings of what is allowed and probably not meant."""
     base, rule = report.base, adapter.rule
     if base.is_same is False:
         last = base.declared.rstrip("/").rsplit("/", 1)[-1]

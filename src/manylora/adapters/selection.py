@@ -1,4 +1,4 @@
-"""Which modules of the base an adapter's config names: for a LoRA, to be saved whole, for trained tokens; as in PEFT.
+"""Selection of the modules that a config names: for a LoRA, to be saved whole, for trained tokens; as in PEFT.
 
 `target_modules`, `exclude_modules`, `layers_to_transform` and `layers_pattern` are matched against a module's path, as
 `check_target_module_exists` of PEFT does; `modules_to_save` against the end of one. What decides is the path alone, so
@@ -74,7 +74,7 @@ Matcher = _Names | _Whole | _AllLinear
 
 
 class Selection:
-    """What the config of one adapter names. `saves` are the names of `modules_to_save`."""
+    """Modules that the config of one adapter names. `saves` are the names of `modules_to_save`."""
 
     def __init__(self, fields: Mapping[str, Any], refuse: Refusals) -> None:  # JSON values of several types
         """Raises `AdapterCorrupt` for what cannot be meant, and what PEFT refuses to read."""

@@ -1,4 +1,4 @@
-"""What a source of adapters is. Of an adapter its config, its weights and named text files are opened, no others."""
+"""The Protocol of a source of adapters; it opens the config, the weights and named text files of an adapter alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

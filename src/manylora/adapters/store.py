@@ -209,7 +209,7 @@ class Store:
                 self._drop_quarantined(placed.digest)
 
     def text(self, ref: AdapterRef) -> AdapterWords | None:
-        """What the adapter's current version says of text, and where that is written; None until it is on disk."""
+        """Return the text facts of the adapter's current version with their path; None until they are on disk."""
         return self._names.words(ref)
 
     def text_digest(self, ref: AdapterRef) -> str:

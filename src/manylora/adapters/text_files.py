@@ -214,7 +214,7 @@ class _Reader:
     def _affixes(
         self, content: Json | None, settings: Json, named: Mapping[str, str], known: Mapping[str, int]
     ) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-        """What is put before and after a text, where the base does otherwise."""
+        """Return the tokens put before and after a text, where the base does otherwise."""
         flags = [settings.get("add_bos_token"), settings.get("add_eos_token")]
         if any(flag is not None for flag in flags):
             # Said in so many words, it wins over the post-processor, as it does where the files were written.

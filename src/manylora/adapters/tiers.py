@@ -417,7 +417,7 @@ class DiskTier:
 
 
 def ingest_rules(config: AdaptersConfig) -> str:
-    """What decides, beside a version's own files, whether it is packed and how."""
+    """Return the rules that decide, beside a version's own files, how it is packed."""
     settings: list[object] = (
         [config.strict, sorted(config.harmless_fields)] if config.strict or config.harmless_fields else []
     )

@@ -148,7 +148,7 @@ def _act(
 
 
 def _place(source: str | None, tenant: str | None) -> dict[str, object]:
-    """Where an adapter is looked for, as a route's query."""
+    """Return the place in which an adapter is looked for, as a route's query."""
     return {name: value for name, value in (("source", source), ("tenant", tenant)) if value is not None}
 
 

@@ -55,7 +55,7 @@ END""",
 
 
 def key_commands(url: str, base: str) -> dict[str, str]:
-    """What comes before the other commands where a key is needed: the key, a price, a customer, what was used."""
+    """Commands that come before the others where a key is needed: the key, a price, a customer, what was used."""
     return {
         "in another terminal: the operator's key, or a customer's": f"export {KEY_VARIABLE}=pb_… {URL_VARIABLE}={url}",
         "with the operator's: a price (dollars per 1,000 tokens), a customer with a key, what is used": (

@@ -42,7 +42,7 @@ _SINCE = "`since` must be a day or a moment such as 2026-01-31 or 2026-01-31T12:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actor:
-    """Who acts, and when.
+    """The caller of an act, and its moment.
 
     tenant, key  None: none was asked for, as at a sign-up
     address      where the request comes from, or `MACHINE`
@@ -79,7 +79,7 @@ class Page:
 
 
 def actor_of(control: Control, request: Request) -> Actor:
-    """Who sends a request."""
+    """Return the actor of a request."""
     caller: Caller | None = getattr(request.state, "caller", None)
     return Actor(
         at_ms=control.now_ms(),

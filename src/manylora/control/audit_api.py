@@ -1,4 +1,4 @@
-"""What operators and keys did: everybody's under `/admin/audit`, a tenant's own under `/v1/account/audit`."""
+"""Routes of the audit table: all rows under `/admin/audit`, a tenant's own under `/v1/account/audit`."""
 
 from typing import Annotated, Any
 
@@ -77,7 +77,7 @@ def audit_room(control: Control) -> APIRouter:
         before: Before = None,
         limit: PageSize = 100,
     ) -> AuditPage:
-        """What operators and keys did, the newest first."""
+        """List the acts of operators and keys, the newest first."""
         since_ms = parse_since(since)
         async with control.database.read() as connection:
             if tenant:
@@ -97,7 +97,7 @@ def audit_room(control: Control) -> APIRouter:
     async def own(
         request: Request, since: Since = "", by: By = "", verb: Verb = "", before: Before = None, limit: PageSize = 100
     ) -> AuditPage:
-        """What was done to the caller's own tenant and what belongs to it, the newest first."""
+        """List the acts on the caller's own tenant and on what belongs to it, the newest first."""
         caller, since_ms = await caller_of(control, request), parse_since(since)
         async with control.database.read() as connection:
             page = await audit_page(

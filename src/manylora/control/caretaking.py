@@ -1,4 +1,4 @@
-"""What the control plane does by itself while it runs.
+"""Periodic work of the control plane while it runs.
 
 It ends what was interrupted, removes what was abandoned or is too old, and keeps when keys were used.
 """

@@ -34,7 +34,7 @@ _SQLITE_REMEDIES = {
     "not a database": "move it away and restore a backup with `manylora control restore`",
     "malformed": "move it away and restore a backup with `manylora control restore`",
 }
-"""What to do, by a part of SQLite's own words."""
+"""Remedies by a part of SQLite's own words."""
 CONNECT_WAIT_S = 10
 """For PostgreSQL, whose driver waits for minutes by itself; `connect_timeout` in the URL says otherwise."""
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -155,7 +155,7 @@ def place_of(url: URL) -> str:
 
 
 def driver_cause(error: Exception, url: URL) -> str:
-    """What the driver says of a failure, in one line without the password and without what stands in rows.
+    """Return the driver's words of a failure, in one line without the password and without what stands in rows.
 
     PostgreSQL tells of a failed connection in several lines. Of any other failure the first says what it is, and the
     others quote the statement and the values.
@@ -282,6 +282,6 @@ _DISK_FAULTS = {
 
 
 def _kind(error: Exception) -> str:
-    """What a caller may know of a failure: that of SQLite's disk, else the name of its class."""
+    """Return the part of a failure that a caller may know: that of SQLite's disk, else the name of its class."""
     name = str(getattr(getattr(error, "orig", None), "sqlite_errorname", ""))
     return next((what for fault, what in _DISK_FAULTS.items() if name.startswith(fault)), type(error).__name__)

@@ -287,7 +287,7 @@ def deployment_json(deployment: Deployment, window: int) -> Json:
 
 
 def _facts(deployment: Deployment) -> Json:
-    """What the audit table keeps of a deployment."""
+    """Return the facts of a deployment for the audit table."""
     replicas = {"min_replicas": deployment.min_replicas, "max_replicas": deployment.max_replicas}
     return {"base": deployment.base, "description": deployment.description, **replicas}
 

@@ -22,7 +22,7 @@ CENT = CENT_NANOUSD
 
 
 class InvoiceRule(IntEnum):
-    """How a month's invoice is made; the table `invoice_rules` has the moment from which each holds.
+    """The rule by which a month's invoice is made; the table `invoice_rules` has the moment from which each holds.
 
     ROUNDED_LINES  each line is rounded to cents, and the total is the sum of the rounded lines
     EXACT_LINES    lines are exact, cached prompt tokens have a column and a price, and the total alone is rounded
@@ -111,7 +111,7 @@ class Invoice:
 
     @property
     def cents(self) -> int:
-        """What is to be paid: half a cent from the exact sum at most, but for the older rule."""
+        """The amount to be paid: half a cent from the exact sum at most, but for the older rule."""
         if self.rule is InvoiceRule.ROUNDED_LINES:
             return sum(line.cents for line in self.lines)
         return round_half_even(self.nanousd, CENT)

@@ -308,7 +308,7 @@ async def note_uses(connection: AsyncConnection, uses: Iterable[tuple[str, int]]
 
 
 def key_facts(key: Key) -> dict[str, object]:
-    """What the audit table keeps of a key."""
+    """Return the facts of a key for the audit table."""
     return {
         "name": key.name,
         "scopes": key.facts.granted,

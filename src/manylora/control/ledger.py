@@ -228,7 +228,7 @@ async def _correction_row(
 
 
 async def _cached_of(connection: AsyncConnection, row: dict[str, Any], wanted: Correction) -> int:
-    """How many of a correction's prompt tokens are cached ones.
+    """Return the number of a correction's prompt tokens that are cached.
 
     Raises `InvalidParameter` where a row and all its corrections together would charge less than nothing.
     """

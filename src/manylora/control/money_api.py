@@ -65,7 +65,7 @@ def money_room(control: Control) -> APIRouter:
 def _add_offer(room: APIRouter, control: Control) -> None:
     @room.get("/v1/prices", tags=["account"])
     async def offer(base: Annotated[str, Query(max_length=200)] = "") -> Offer:
-        """What the tokens of each served base model cost, now and by every price that is announced. Needs no key."""
+        """List the prices of each served base model, now and by every price that is announced. Needs no key."""
         served, now_ms = await asyncio.to_thread(control.served_bases), control.now_ms()
         free = frozenset(control.config.control.free_bases)
         async with control.database.read() as connection:

@@ -60,7 +60,7 @@ class DollarPrices(BaseModel):
 
 
 class OfferedPrice(BaseModel):
-    """What one base model, and every adapter of it, costs from a moment on; `version` null: it is free."""
+    """Price of one base model and of all its adapters from a moment on; `version` null: it is free."""
 
     base: str
     version: int | None

@@ -54,7 +54,7 @@ ReadReply = ReadFailed | ReadDone
 
 
 class HeavyReads:
-    """Where routes take their heavy reads. It belongs to one event loop."""
+    """Queue of the routes' heavy reads. It belongs to one event loop."""
 
     def __init__(self, process: "ReadProcess | None" = None) -> None:
         """`process` None: reads are done in this process, as in tests."""

@@ -45,7 +45,7 @@ STORED = (VersionState.UPLOADING, VersionState.READY, VersionState.ARCHIVED)
 """The states whose versions count against a tenant's limits."""
 STORAGE_LIMITS = ("adapters", "adapter_bytes", "max_rank")
 OWNER, OPERATOR = "owner", "operator"
-"""Who may archive a version."""
+"""Makers of an archive."""
 FINISHED = (VersionState.READY, VersionState.ARCHIVED)
 """The states whose versions have files, and are shown to others than the owner."""
 

@@ -67,7 +67,7 @@ _UNKNOWN = "no such upload, or it has expired or was completed"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadFacts:
-    """What an upload is for. key: that began it, None where none was asked for; alias: of the version it becomes."""
+    """Purpose of an upload. key: that began it, None where none was asked for; alias: of the version it becomes."""
 
     tenant: TenantId
     repository: str
@@ -116,7 +116,7 @@ class _Bounds:
 
 
 _FINAL = (AdapterError, InvalidParameter, ResourceNotFound, StorageLimitExceeded)
-"""What no further try of the same token would change."""
+"""Errors that no further try of the same token changes."""
 
 
 class Uploads:

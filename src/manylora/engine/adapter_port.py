@@ -48,7 +48,7 @@ class AdapterStore(Protocol):
         """Note that a request that ran with this version came to logits that are not finite."""
 
     def text(self, ref: AdapterRef) -> AdapterWords | None:
-        """What the adapter's current version says of text, and where that is written; None until it is known."""
+        """Return the text facts of the adapter's current version with their path; None until they are known."""
 
     def text_digest(self, ref: AdapterRef) -> str:
         """The digest of what the adapter's current version says of text; empty for nothing."""

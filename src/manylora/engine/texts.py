@@ -1,4 +1,4 @@
-"""Who waits to be told what an adapter says of text, before a prompt for it can be made."""
+"""Questions for the text facts of adapters, which prompts for them wait for."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

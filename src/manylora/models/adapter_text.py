@@ -1,4 +1,4 @@
-"""What an adapter says of text: tokens it adds, special tokens, chat templates, ends. Plain data of bounded size.
+"""Text facts of an adapter: tokens it adds, special tokens, chat templates, ends. Plain data of bounded size.
 
 The ingest process makes it of an adapter's text files (`adapters/text_files.py`); the edge reads it from one file of
 JSON. Its digest is its own: the weights' digest does not know of it.
@@ -76,7 +76,7 @@ class AdapterText:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "AdapterText":
-        """What `to_bytes` wrote. Raises `ValueError` for anything else."""
+        """Read what `to_bytes` wrote. Raises `ValueError` for anything else."""
         if not data:
             return cls()
         try:

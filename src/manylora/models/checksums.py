@@ -33,7 +33,7 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class FileSum:
-    """What one file of a base is: its bytes and their SHA-256 in hex."""
+    """One file of a base: its number of bytes and their SHA-256 in hex."""
 
     num_bytes: int
     sha256: str
@@ -48,7 +48,7 @@ def write_checksums(directory: Path, report: Report, *, is_proved: bool = True) 
 
 
 def read_checksums(directory: Path) -> dict[str, FileSum] | None:
-    """What is noted of a base's files, or None if nothing is, or nothing that can be read."""
+    """Return the checksums of a base's files; None if there are none that can be read."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         found = json.loads((directory / FILE_NAME).read_text(encoding="utf-8"))
         sums = {name: FileSum(int(each["bytes"]), str(each["sha256"])) for name, each in found["files"].items()}
@@ -58,7 +58,7 @@ def read_checksums(directory: Path) -> dict[str, FileSum] | None:
 
 
 def find_damage(directory: Path, record: Path, report: Report, *, is_thorough: bool) -> dict[str, str]:
-    """What is wrong with the files of a base that has checksums, by their names; empty if all agree.
+    """Return the faults of the files of a base that has checksums, by their names; empty if all agree.
 
     Sizes, headers and everything but the weights are compared each time. The weights are read if `is_thorough`, or if
     `record` does not say that these very files were read before. Nothing in `directory` is changed.

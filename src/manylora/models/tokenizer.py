@@ -97,7 +97,7 @@ class Tokenizer:
 
     @property
     def named_tokens(self) -> Mapping[str, str]:
-        """What chat templates may read: `bos_token` and its like."""
+        """Variables that chat templates may read: `bos_token` and its like."""
         return self._named
 
     @property

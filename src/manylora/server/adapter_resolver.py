@@ -115,7 +115,7 @@ class AdapterResolver:
     async def resolve(
         self, name: str | None, *, tenant: str, source: str | None = None, token: str = ""
     ) -> AdapterRef | None:
-        """What a name means by the rules above; None is the base model.
+        """Return the adapter that a name means by the rules above; None is the base model.
 
         Raises `AdapterReferenceInvalid` for what cannot be a name, `AdapterNotFound`. A name of rule 2 or 6 that its
         source does not have is the engine's to refuse.

@@ -180,7 +180,7 @@ class AdapterRoutes:
 
 
 def _unasked(ref: AdapterRef) -> AdapterInfo:
-    """What is told of an adapter before the engine has looked at it."""
+    """Return the facts of an adapter before the engine has looked at it."""
     return AdapterInfo(id=ref.id, source=ref.source.value, state=AdapterState.ABSENT, tenant=ref.tenant)
 
 
@@ -212,7 +212,7 @@ def _page(found: Sequence[AdapterInfo], limit: int) -> Sequence[AdapterInfo]:
 
 
 def page_limit(text: str | None, *, default: int, most: int) -> int:
-    """How many a page may have, as a query says it. Raises `InvalidParameter`."""
+    """Return the number of entries of a page, as a query says it. Raises `InvalidParameter`."""
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most):

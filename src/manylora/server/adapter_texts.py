@@ -1,4 +1,4 @@
-"""What an adapter says of text, as the edge uses it: the tokenizer of its prompts and replies, its template, its ends.
+"""Text facts of an adapter, as the edge uses them: the tokenizer of its prompts and replies, its template, its ends.
 
 The engine tells it once for each version, and refuses a prompt that was made with the text of another version; then it
 is asked again. What is known costs two look-ups in a dictionary.

@@ -63,7 +63,7 @@ class Inference:
         await attempt()
 
     async def rules(self, exchange: Exchange, adapter: AdapterRef | None) -> TextRules:
-        """What a prompt for an adapter is made with. Raises as `AdapterTexts.of`."""
+        """Return the rules with which a prompt for an adapter is made. Raises as `AdapterTexts.of`."""
         caller = exchange.arrival.caller
         return await self.texts.of(adapter, caller.tenant, caller.weight)
 

@@ -109,7 +109,7 @@ async def _serve(
 
 @dataclass(frozen=True, slots=True)
 class _Door:
-    """Where callers come in, and how they are told that it closes."""
+    """The application at the port, its HTTP server and the signals that close it."""
 
     front: StartingApp
     server: "HttpServer"

@@ -36,7 +36,7 @@ class RuntimeFolder:
 
     @property
     def address(self) -> str:
-        """Where the engine's socket is, for ZeroMQ."""
+        """Address of the engine's socket, for ZeroMQ."""
         return f"ipc://{self.path}/{SOCKET}"
 
     def remove(self) -> None:
@@ -45,7 +45,7 @@ class RuntimeFolder:
 
 
 def socket_folder_parent() -> Path:
-    """Where the folder is made: the temporary directory, or a shorter one where its path is too long for a socket's.
+    """Return the parent of the folder: the temporary directory, or a shorter one if its path is too long for a socket.
 
     Raises `StartupError` if no such directory can be written.
     """

@@ -14,7 +14,7 @@ MAX_STOP_TOKENS = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopRules:
-    """What a request says of its end.
+    """Conditions that end a request's text.
 
     keeps_stop  whether the text keeps the stop string or the stop token; None: as the route does without being told
     """

@@ -57,7 +57,7 @@ def processor_s(pid: int) -> float:
 
 
 def ending(code: int | None) -> str:
-    """How a process ended that said nothing itself, to be put behind a sentence; `code` is its return code."""
+    """Return how a process ended that said nothing itself, to be put behind a sentence; `code` is its return code."""
     if code is not None and code < 0:
         memory = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
         return f": signal {-code} ({signal.strsignal(-code)}) ended it{memory}"
