@@ -1,5 +1,6 @@
 """What several rooms of tests share."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -19,6 +20,12 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 
 IS_CI = os.environ.get("CI", "").lower() in ("1", "true")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the modules imported so far out of the collector's way: each full collection would walk them anew."""
+    gc.collect()
+    gc.freeze()
 
 
 def missing(what: str) -> None:

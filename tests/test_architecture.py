@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -106,9 +107,15 @@ def room(path: Path) -> str:
     return first.removesuffix(".py")
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """The syntax tree of a file, parsed once for all tests that walk it."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(path: Path) -> Iterator[str]:
     """Every module a file imports, at the top or inside a function; not those for type checking alone."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = tree_of(path)
     typing_only = {
         node
         for branch in ast.walk(tree)
@@ -128,7 +135,7 @@ def imports(path: Path) -> Iterator[str]:
 
 def uses(path: Path, *names: str) -> list[str]:
     """Attribute accesses such as `os.environ` in a file."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = tree_of(path)
     found = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     return [name for name in found if name in names]
 
@@ -264,6 +271,6 @@ def test_every_child_that_runs_python_is_isolated_from_the_working_directory() -
     for path in modules():
         if room(path) == "bench":
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.List | ast.Tuple) and node.elts and ast.unparse(node.elts[0]) == "sys.executable":
                 assert ast.unparse(node.elts[1]) == "'-P'", f"{relative(path)}:{node.lineno}"

@@ -68,7 +68,7 @@ async def open_plane(
     is_key_needed: bool = True,
     settings: Mapping[str, Any] | None = None,
     client_host: str = "192.0.2.7",
-    is_synced: bool = True,
+    is_synced: bool = False,
     has_reader: bool = False,
 ) -> AsyncIterator[Plane]:
     """A control plane on a database that has its tables.
@@ -110,7 +110,7 @@ def standing_plane(url: URL, folder: Path, **options: Any) -> Iterator[tuple[asy
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         try:
-            plane = runner.run(stack.enter_async_context(open_plane(url, folder, is_synced=False, **options)))
+            plane = runner.run(stack.enter_async_context(open_plane(url, folder, **options)))
             yield runner, plane
         finally:
             runner.run(stack.aclose())

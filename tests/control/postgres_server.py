@@ -29,11 +29,12 @@ class PostgresServer:
             "postgresql+psycopg", username="postgres", database=database, query={"host": str(self.folder)}
         )
 
-    def new_database(self) -> URL:
+    def new_database(self, template: str = "template1") -> URL:
+        """Make a database that is a copy of the template."""
         name = f"test_{uuid.uuid4().hex}"
         engine = create_engine(self.url(), isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
-            connection.exec_driver_sql(f'CREATE DATABASE "{name}"')
+            connection.exec_driver_sql(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         engine.dispose()
         return self.url(name)
 

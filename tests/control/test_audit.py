@@ -16,6 +16,8 @@ from manylora.scopes import CONTROL_ROUTES
 from tests.control.plane import Plane, in_plane, record
 from tests.control.uploading import PLAIN, base_settings, put, upload
 
+pytestmark = pytest.mark.usefixtures("checks_in_process")
+
 NO_ACTS = {"PUT /v2/adapters/upload/{tenant}/{upload}/{file}"}
 """Bytes of an upload: its beginning and its end are the acts."""
 DEDICATED = {"name": "ours", "config": {"baseModel": "Tiny-Base", "hfToken": "hf_secret"}}
@@ -24,7 +26,7 @@ DEDICATED = {"name": "ours", "config": {"baseModel": "Tiny-Base", "hfToken": "hf
 @pytest.fixture
 def run(url: URL, tmp_path: Path) -> Callable[..., None]:
     def go(scenario: Any, **settings: Any) -> None:
-        in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path, **settings), is_synced=False)
+        in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path, **settings))
 
     return go
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import URL, func, select
 
@@ -21,7 +21,7 @@ from manylora.control.ledger import MAX_COUNT, correct, insert_records
 from manylora.control.months import bounds_of, month_of, text_of
 from manylora.control.tables import ledger, spending
 from manylora.errors import InvalidParameter, NameTaken
-from tests.control.plane import Plane, in_plane, record
+from tests.control.plane import Plane, in_plane, record, standing_plane
 
 COST = 110 * 200
 DAY_S = 86_400.0
@@ -259,59 +259,62 @@ CORRECTIONS = st.lists(
 number_of_example = itertools.count()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(CORRECTIONS)
-def test_an_invoice_of_a_month_that_is_over_stays_as_it_is(
-    url: URL, tmp_path: Path, corrections: list[tuple[int, int, int, str, float]]
-) -> None:
+def test_an_invoice_of_a_month_that_is_over_stays_as_it_is(url: URL, tmp_path: Path) -> None:
     """Byte for byte in every form, whatever is corrected afterwards; and nothing of a correction is lost."""
+    with standing_plane(url, tmp_path, is_key_needed=False) as (runner, plane):
+
+        @settings(max_examples=25)
+        @given(CORRECTIONS)
+        def hold(corrections: list[tuple[int, int, int, str, float]]) -> None:
+            runner.run(_correct_months(plane, corrections))
+
+        hold()
+
+
+async def _correct_months(plane: Plane, corrections: list[tuple[int, int, int, str, float]]) -> None:
     tenant = f"tenant-{next(number_of_example)}"  # the database is one for all examples
-
-    async def scenario(plane: Plane) -> None:
-        now_ms = plane.control.now_ms()
-        ids = [f"{tenant}-{number}" for number in range(4)]
-        await insert_records(
-            plane.control,
-            [
-                record(
-                    number,
-                    id=each,
-                    tenant=tenant,
-                    adapter_owner="beta",
-                    opened_ms=now_ms - number * 20 * int(1000 * DAY_S),
-                    base=("Mistral-7b-instruct", "unpriced")[number % 2],
-                )
-                for number, each in enumerate(ids)
-            ],
-        )
-        plane.clock.advance(MONTH_S)
-        months = {month_of(now_ms - number * 20 * int(1000 * DAY_S)) for number in range(4)}
-        final: dict[tuple[int, str], bytes] = {}
-        for chosen, prompt_tokens, completion_tokens, reason, wait_s in corrections:
-            past = {month for month in months if bounds_of(month)[1] <= plane.control.now_ms()}
-            for key in itertools.product(past, FORMATS):
-                final.setdefault(key, await invoice_of(plane, tenant, *key))
-            counts = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-            with contextlib.suppress(InvalidParameter):  # it would give back more than was charged
-                await take_back(
-                    plane, ids[chosen % len(ids)], f"{tenant}-fix-{next(number_of_example)}", reason=reason, **counts
-                )
-            months.add(month_of(plane.control.now_ms()))
-            for key, content in final.items():
-                assert await invoice_of(plane, tenant, *key) == content
-            plane.clock.advance(wait_s)
-        async with plane.control.database.read() as connection:
-            every = select(func.sum(ledger.c.cost_nanousd)).where(ledger.c.tenant == tenant)
-            total = int((await connection.execute(every)).scalar_one())
-            booked = select(spending.c.month, func.sum(spending.c.cost_nanousd)).where(spending.c.tenant == tenant)
-            by_month = {
-                month: int(cost) for month, cost in (await connection.execute(booked.group_by(spending.c.month))).all()
-            }
-        billed = {month: json.loads(await invoice_of(plane, tenant, month))["total_nanousd"] for month in months}
-        assert billed == dict.fromkeys(months, 0) | by_month
-        assert sum(billed.values()) == total
-
-    in_plane(url, tmp_path, scenario, is_key_needed=False)
+    now_ms = plane.control.now_ms()
+    ids = [f"{tenant}-{number}" for number in range(4)]
+    await insert_records(
+        plane.control,
+        [
+            record(
+                number,
+                id=each,
+                tenant=tenant,
+                adapter_owner="beta",
+                opened_ms=now_ms - number * 20 * int(1000 * DAY_S),
+                base=("Mistral-7b-instruct", "unpriced")[number % 2],
+            )
+            for number, each in enumerate(ids)
+        ],
+    )
+    plane.clock.advance(MONTH_S)
+    months = {month_of(now_ms - number * 20 * int(1000 * DAY_S)) for number in range(4)}
+    final: dict[tuple[int, str], bytes] = {}
+    for chosen, prompt_tokens, completion_tokens, reason, wait_s in corrections:
+        past = {month for month in months if bounds_of(month)[1] <= plane.control.now_ms()}
+        for key in itertools.product(past, FORMATS):
+            final.setdefault(key, await invoice_of(plane, tenant, *key))
+        counts = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+        with contextlib.suppress(InvalidParameter):  # it would give back more than was charged
+            await take_back(
+                plane, ids[chosen % len(ids)], f"{tenant}-fix-{next(number_of_example)}", reason=reason, **counts
+            )
+        months.add(month_of(plane.control.now_ms()))
+        for key, content in final.items():
+            assert await invoice_of(plane, tenant, *key) == content
+        plane.clock.advance(wait_s)
+    async with plane.control.database.read() as connection:
+        every = select(func.sum(ledger.c.cost_nanousd)).where(ledger.c.tenant == tenant)
+        total = int((await connection.execute(every)).scalar_one())
+        booked = select(spending.c.month, func.sum(spending.c.cost_nanousd)).where(spending.c.tenant == tenant)
+        by_month = {
+            month: int(cost) for month, cost in (await connection.execute(booked.group_by(spending.c.month))).all()
+        }
+    billed = {month: json.loads(await invoice_of(plane, tenant, month))["total_nanousd"] for month in months}
+    assert billed == dict.fromkeys(months, 0) | by_month
+    assert sum(billed.values()) == total
 
 
 def test_a_month_is_preliminary_until_the_last_row_is_in_it(run: Callable[..., None]) -> None:

@@ -21,7 +21,7 @@ ALL = ["infer", "manage", "read", "upload"]
 @pytest.fixture
 def run(url: URL, tmp_path: Path) -> Callable[..., None]:
     def go(scenario: Any, **options: Any) -> None:
-        in_plane(url, tmp_path, scenario, is_synced=False, **options)
+        in_plane(url, tmp_path, scenario, **options)
 
     return go
 

@@ -21,6 +21,8 @@ from manylora.tenancy import PriceFacts
 from tests.control.plane import Plane, in_plane
 from tests.control.uploading import ATTENTION, PLAIN, base_settings, begin, new_repo, put, upload
 
+pytestmark = pytest.mark.usefixtures("checks_in_process")
+
 
 def test_a_repository_counts_its_versions_and_edges_are_told(url: URL, tmp_path: Path) -> None:
     async def scenario(plane: Plane) -> None:

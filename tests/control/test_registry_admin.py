@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import pytest
 from sqlalchemy import URL
 
 from manylora.adapters.registry import Registry
 from manylora.control.snapshot import take_snapshot
 from tests.control.plane import Plane, in_plane
 from tests.control.uploading import base_settings, begin, new_repo, upload
+
+pytestmark = pytest.mark.usefixtures("checks_in_process")
 
 
 def test_the_operator_lists_shows_archives_and_deletes_what_tenants_have(url: URL, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_key_opens_the_routes_of_its_scopes_and_no_other(tmp_path: Path) -> No
 
     url = database_url("", tmp_path)
     migrate(url)
-    in_plane(url, tmp_path, scenario, is_synced=False)
+    in_plane(url, tmp_path, scenario)
 
 
 def test_a_route_that_the_table_lacks_answers_nobody(tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import URL, select
 
 from manylora.control.tables import version_reports
 from tests.control.plane import Plane, Scenario, in_plane
 from tests.control.uploading import ATTENTION, PLAIN, base_settings, new_repo, upload
+
+pytestmark = pytest.mark.usefixtures("checks_in_process")
 
 PATH = "/v2/repos/triage/version/1"
 

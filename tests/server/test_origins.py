@@ -220,7 +220,7 @@ async def with_sign_ups(folder: Path, scenario: Callable[[House], Any], **server
 
     url = database_url("", folder)
     migrate(url)
-    async with open_plane(url, folder, settings={"control.signup_open": True}, is_synced=False) as plane:
+    async with open_plane(url, folder, settings={"control.signup_open": True}) as plane:
         app = create_control_app(plane.control)
         async with open_house(folder, control=app, access=await keyed(), **server) as house:
             await scenario(house)
@@ -303,7 +303,7 @@ def in_control(folder: Path, scenario: Callable[[Plane], Any], **options: Any) -
     async def main() -> None:
         url = database_url("", folder)
         migrate(url)
-        async with open_plane(url, folder, is_synced=False, **options) as plane:
+        async with open_plane(url, folder, **options) as plane:
             await scenario(plane)
 
     asyncio.run(main())
