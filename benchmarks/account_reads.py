@@ -25,8 +25,8 @@ from manylora.clock import SystemClock
 from manylora.config import environment, load_config
 from manylora.control.accounts import open_account
 from manylora.control.audit import on_the_machine
-from manylora.control.control import open_control
 from manylora.control.ledger import insert_records
+from manylora.control.opening import open_control
 from manylora.usage import UsageRecord
 
 PATHS = (

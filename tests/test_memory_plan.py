@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from manylora.adapters.loads import INGEST_FACTOR
 from manylora.build import step_bytes, weight_bytes
 from manylora.config import MIB, load_config
 from manylora.errors import MemoryPlanImpossible
 from manylora.kernels.reference import ReferenceKernels
-from manylora.memory_plan import INGEST_FACTOR, MemoryPlan, plan_memory
+from manylora.memory_plan import MemoryPlan, plan_memory
 from manylora.models.spec import parse_spec
 from tests.models.test_spec import LLAMA
 

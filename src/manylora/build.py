@@ -11,7 +11,7 @@ import torch
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapters.base_shape import BaseShape, base_shape
 from manylora.adapters.local_source import LocalSource
-from manylora.adapters.store import Store, open_store
+from manylora.adapters.store import Store
 from manylora.clock import Clock, SystemClock
 from manylora.config import Config, cache_dir, enabled_sources
 from manylora.engine.batch import BatchBuilder
@@ -33,6 +33,7 @@ from manylora.models.tokenizer import Tokenizer
 from manylora.models.weights import load_weights
 from manylora.resources import Resources, find_resources
 from manylora.server.served import ServedModel
+from manylora.store_wiring import open_store
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from manylora.adapter_ref import SourceName, parse_adapter_name, source_of
+from manylora.address_rules import check_rule
 from manylora.config_file import is_text, read_tables
 from manylora.errors import AdapterReferenceInvalid, ConfigInvalid
-from manylora.origins import check_rule
 from manylora.renames import SETTINGS, current_setting, settled
 from manylora.service_variables import is_service_variable
 from manylora.setting_bounds import HIGHEST, LOWEST

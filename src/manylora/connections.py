@@ -15,11 +15,12 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from manylora.address_rules import network_of
 from manylora.config import Config
 from manylora.dialects import Dialect, body_of, status_of
 from manylora.errors import HeadTooLarge, ManyloraError, NotHttp, RequestTimedOut
 from manylora.loopback import is_loopback
-from manylora.origins import is_within, network_of
+from manylora.origins import is_within
 
 MAX_HEAD_BYTES = 64 << 10
 """Of a request line and its headers together, and of what stands between two pieces of a body or behind the last."""

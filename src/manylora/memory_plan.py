@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from manylora.adapters.loads import INGEST_FACTOR
 from manylora.config import MIB, Config
 from manylora.errors import MemoryPlanImpossible
 
@@ -22,10 +23,6 @@ _SHARE_OF_ADAPTERS = 4
 _SHARE_OF_INGEST = 8
 _SHARE_OF_PROMPTS = 8
 _MOST_ADAPTER_BYTES = 1024 * MIB
-INGEST_FACTOR = 2.25
-"""Bytes of memory an ingest takes for each byte of a weights file: the file, its image, one module in float32."""
-TEXT_FACTOR = 12
-"""The same for each byte of its text files: the largest is JSON of many short texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

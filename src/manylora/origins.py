@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from manylora.errors import ConfigInvalid, HostNotAllowed, OriginNotAllowed
+from manylora.address_rules import Network, network_of
+from manylora.errors import HostNotAllowed, OriginNotAllowed
 from manylora.loopback import is_loopback
 
 Scope = dict[str, Any]  # ASGI's own type is a dictionary of anything
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 ANY = "*"
 CORS_METHODS = "GET, POST, PUT, DELETE, OPTIONS"
@@ -26,8 +26,6 @@ NO_ORIGIN = "null"
 """The Origin of a page without an address; a foreign request that names no Origin counts as one of such a page."""
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+(%25?[\w.-]+)?\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
-_HOST_RULE = re.compile(r"\*|\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
-_ORIGIN_RULE = re.compile(r"\*|[a-z][a-z0-9+.-]*://[a-z0-9._\[\]:-]+")
 _PAGES = re.compile(
     r"(/[^/]+/deployments/v2/llms/[^/]+)?"
     r"(/|/invocations|/generate|/generate_stream|/v1/(completions|chat/completions|embeddings|models(/.*)?)"
@@ -195,19 +193,6 @@ def headers_of(scope: Scope) -> dict[str, list[str]]:
     return found
 
 
-def check_rule(setting: str, value: str) -> None:
-    """Raises `ConfigInvalid` for an entry of `server.allowed_hosts`, `.cors_allow_origins` or `.trusted_proxies`."""
-    if setting.endswith("allowed_hosts") and not _HOST_RULE.fullmatch(value.lower()):
-        raise ConfigInvalid(f"{setting}: a host is a name without a port, `.name` for all below it, given {value!r}")
-    if setting.endswith("cors_allow_origins") and not _ORIGIN_RULE.fullmatch(value.lower()):
-        raise ConfigInvalid(f"{setting}: an Origin is https://name or http://name:port, given {value!r}")
-    if setting.endswith("trusted_proxies"):
-        try:
-            network_of(value)
-        except ValueError:
-            raise ConfigInvalid(f"{setting}: a proxy is an address or a network, 10.0.0.0/8, given {value!r}") from None
-
-
 def is_within(host: str, networks: Iterable[Network]) -> bool:
     """Return whether an address is in one of the networks; an IPv4 address that IPv6 wraps counts as itself."""
     try:
@@ -216,10 +201,6 @@ def is_within(host: str, networks: Iterable[Network]) -> bool:
         return False
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return any((mapped or address) in network for network in networks)
-
-
-def network_of(text: str) -> Network:
-    return ipaddress.ip_network(text, strict=False)
 
 
 def _page(headers: Mapping[str, Sequence[str]], scope: Scope) -> str | None:

@@ -9,9 +9,10 @@ from manylora.adapter_state import AdapterState
 from manylora.adapters.base_shape import BaseShape
 from manylora.adapters.image import largest_file_bytes
 from manylora.adapters.image_folder import MAX_NAME_BYTES
-from manylora.adapters.store import Store, open_store
+from manylora.adapters.store import Store
 from manylora.clock import Clock, SystemClock
 from manylora.config import AdaptersConfig
+from manylora.store_wiring import open_store
 from tests.adapters.making import TINY
 from tests.waiting import wait_for
 

@@ -12,11 +12,12 @@ import torch
 from manylora import errors
 from manylora.adapter_ref import merged_ref
 from manylora.adapter_state import AdapterAction, AdapterState, is_over
+from manylora.adapters.fake_reader import ManualReader
 from manylora.adapters.image_folder import job_file
 from manylora.adapters.jobs import IngestJob
-from manylora.adapters.loaders import ThreadedReader
-from manylora.adapters.manual import ManualIngest, ManualReader
+from manylora.adapters.manual import ManualIngest
 from manylora.adapters.names import RELOCATE_S
+from manylora.adapters.reader_threads import ThreadedReader
 from manylora.adapters.reading import read_or_none
 from manylora.kernels.interface import PlacedAdapter
 from manylora.merging import MergeRecipe, MergeStrategy

@@ -17,11 +17,12 @@ from manylora.adapters.image_folder import job_file
 from manylora.adapters.jobs import Found, Ingested, IngestFailure, IngestJob, IngestSettings
 from manylora.adapters.loaders import ProcessIngest
 from manylora.adapters.local_source import LocalSource
-from manylora.adapters.store import Store, open_store
+from manylora.adapters.store import Store
 from manylora.clock import SystemClock
 from manylora.config import AdaptersConfig, child_environment
 from manylora.errors import AdapterCorrupt, AdapterSourceUnavailable
 from manylora.ids import Digest
+from manylora.store_wiring import open_store
 from tests.adapters.making import TINY, local, save_adapter
 from tests.adapters.opening import opened
 from tests.waiting import wait_for

@@ -12,8 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from manylora.adapter_ref import SourceName
 from manylora.adapter_state import AdapterAction, AdapterState
 from manylora.adapters.bank import CpuBank
+from manylora.adapters.fake_reader import ManualReader
 from manylora.adapters.image import ImageFacts, largest_file_bytes
-from manylora.adapters.manual import ManualIngest, ManualReader
+from manylora.adapters.manual import ManualIngest
 from manylora.adapters.store import Store
 from manylora.adapters.tiers import DiskTier
 from manylora.clock import ManualClock

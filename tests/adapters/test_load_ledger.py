@@ -7,8 +7,9 @@ import pytest
 
 from manylora.adapter_ref import SourceName
 from manylora.adapter_state import LOAD_BUCKETS_S, AdapterAction
+from manylora.adapters.fake_reader import ManualReader
 from manylora.adapters.load_ledger import MAX_REMEMBERED, RELOAD_S, LoadLedger
-from manylora.adapters.manual import ManualIngest, ManualReader
+from manylora.adapters.manual import ManualIngest
 from manylora.ids import Digest
 from tests.adapters.house import CONFIG, IMAGE_BYTES, House, facts
 from tests.adapters.making import local, save_adapter

@@ -13,10 +13,10 @@ from manylora.adapter_state import AdapterState
 from manylora.adapters import store as store_module
 from manylora.adapters.image import largest_file_bytes
 from manylora.adapters.image_folder import MAX_NAME_BYTES
+from manylora.adapters.loads import INGEST_FACTOR
 from manylora.adapters.manual import ManualIngest
 from manylora.adapters.names import MAX_NAMES, RELOCATE_S
 from manylora.config import AdaptersConfig
-from manylora.memory_plan import INGEST_FACTOR
 from tests.adapters.house import CONFIG, IMAGE_BYTES, House, facts
 from tests.adapters.making import TINY, config_bytes, local, lora_tensors, packed, safetensors_bytes, save_adapter
 

@@ -10,9 +10,10 @@ from manylora import errors
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterState
 from manylora.adapters.bank import CpuBank
+from manylora.adapters.fake_reader import ManualReader
 from manylora.adapters.image import ImageFacts
 from manylora.adapters.jobs import IngestJob
-from manylora.adapters.manual import ManualIngest, ManualReader
+from manylora.adapters.manual import ManualIngest
 from manylora.adapters.names import MAX_NAMES
 from manylora.adapters.sources import Located
 from manylora.adapters.store import Store

@@ -9,9 +9,9 @@ import uvicorn
 
 from manylora.config import load_config
 from manylora.control.api import create_control_app
-from manylora.control.control import open_control
 from manylora.control.first_start import ensure_first_start
 from manylora.control.keys import issue_key
+from manylora.control.opening import open_control
 from manylora.control.tenants import create_tenant
 from manylora.ids import TenantId
 from manylora.tenancy import CUSTOMER_SCOPES

@@ -11,7 +11,7 @@ from sqlalchemy import URL
 from manylora.control.audit import MAX_LETTERS, bounded_json, public_source
 from manylora.control.caretaking import Caretaker
 from manylora.control.ledger import insert_records
-from manylora.control.periods import DAY_MS
+from manylora.control.months import DAY_MS
 from manylora.scopes import CONTROL_ROUTES
 from tests.control.plane import Plane, in_plane, record
 from tests.control.uploading import PLAIN, base_settings, put, upload

@@ -21,10 +21,11 @@ from manylora.adapters.registry import Registry
 from manylora.cli import app
 from manylora.config import Config, load_config
 from manylora.control.backup import back_up, restore
-from manylora.control.control import Control, open_control
+from manylora.control.control import Control
 from manylora.control.first_start import ensure_first_start
 from manylora.control.keys import issue_key
 from manylora.control.ledger import insert_records
+from manylora.control.opening import open_control
 from manylora.control.tenants import create_tenant
 from manylora.errors import ConfigInvalid
 from tests.conftest import missing

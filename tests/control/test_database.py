@@ -17,8 +17,8 @@ from alembic.migration import MigrationContext
 from sqlalchemy import URL, create_engine, insert, inspect, select
 
 from manylora.config import load_config
-from manylora.control.control import open_control
 from manylora.control.database import Database, database_url, migrate
+from manylora.control.opening import open_control
 from manylora.control.revisions import next_revision
 from manylora.control.tables import metadata, revisions
 from manylora.errors import ConfigInvalid, ControlUnavailable

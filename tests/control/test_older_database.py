@@ -7,12 +7,12 @@ from sqlalchemy import URL, create_engine, text
 
 from manylora.config import load_config
 from manylora.control.archives import set_archived
-from manylora.control.control import open_control
 from manylora.control.database import Database, migrate
 from manylora.control.first_start import ensure_first_start
 from manylora.control.invoices import rule_of
 from manylora.control.keys import list_keys
 from manylora.control.months import month_of
+from manylora.control.opening import open_control
 from manylora.control.prices import price_versions
 from manylora.control.registry import find_repository
 from manylora.control.snapshot import take_snapshot

@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import URL
 
 from manylora.control.ledger import insert_records
-from manylora.control.periods import DAY_MS, parse_period
+from manylora.control.months import DAY_MS
+from manylora.control.periods import parse_period
 from tests.control.plane import Plane, in_plane, record
 
 NOW_MS = 1_700_001_000_000

@@ -12,7 +12,7 @@ from manylora.adapters.registry import Registry
 from manylora.cli.settings import with_registry
 from manylora.config import Config, load_config
 from manylora.control.backup import back_up, restore
-from manylora.control.control import open_control
+from manylora.control.opening import open_control
 from manylora.private_files import tighten
 from tests.server.test_server_process import running
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from manylora.adapter_ref import SourceName
 from manylora.adapters.bank import CpuBank
+from manylora.adapters.fake_reader import ManualReader
 from manylora.adapters.image import ImageFacts
-from manylora.adapters.manual import ManualIngest, ManualReader
+from manylora.adapters.manual import ManualIngest
 from manylora.adapters.store import Store
 from manylora.adapters.tiers import DiskTier
 from manylora.clock import ManualClock

@@ -17,8 +17,8 @@ import pytest
 from peft import LoraConfig
 
 from manylora.config import load_config
-from manylora.control.control import open_control
 from manylora.control.first_start import ensure_first_start
+from manylora.control.opening import open_control
 from manylora.control.prices import set_price
 from tests.models.tiny_tokenizers import save_byte_level
 from tests.serving import running_server

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from manylora.config import load_config
-from manylora.control.control import open_control
+from manylora.control.opening import open_control
 from manylora.control.prices import set_price
 from tests.control.control_process import EDGE_TOKEN, ControlProcess, running_control
 from tests.server.test_server_process import running

@@ -6,8 +6,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from manylora.adapters.host_tier import HostTier
 from manylora.adapters.image import HostImage
-from manylora.adapters.tiers import HostTier
 from manylora.ids import Digest
 from manylora.kernels.interface import PlacedAdapter
 

@@ -9,10 +9,10 @@ from manylora.adapter_ref import AdapterRef
 from manylora.adapters.bank import Bank, Lender
 from manylora.adapters.image import ImageFacts
 from manylora.adapters.load_ledger import LoadLedger
-from manylora.adapters.names import Name
 from manylora.adapters.reading import Reader, ReadImage
 from manylora.adapters.shares import Shares
 from manylora.adapters.tiers import DiskTier, ref_key
+from manylora.adapters.tracked import Name
 from manylora.clock import Clock
 from manylora.ids import Digest, Flow
 from manylora.kernels.interface import PlacedAdapter

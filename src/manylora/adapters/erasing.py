@@ -7,9 +7,10 @@ from manylora.adapter_ref import AdapterRef
 from manylora.adapters.device import Device
 from manylora.adapters.image import ImageFacts
 from manylora.adapters.loads import Loads
-from manylora.adapters.names import Name, Names
+from manylora.adapters.names import Names
 from manylora.adapters.reading import Reader
 from manylora.adapters.tiers import MERGE_KEY, DiskTier, ref_key
+from manylora.adapters.tracked import Name
 from manylora.ids import Digest
 
 log = logging.getLogger(__name__)

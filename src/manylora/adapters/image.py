@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from manylora.adapters.base_shape import PROJECTION_PATHS, BaseShape
+from manylora.adapters.peft_config import MAX_INVOCATION_TOKENS
 from manylora.ids import Digest
 from manylora.kernels.extras import EMBED, HEAD, NO_EXTRAS, Extras, blank_extras
 
@@ -35,7 +36,6 @@ HEADER_BYTES = 96
 ITEM_BYTES = {"bfloat16": 2, "float32": 4}
 _DTYPE_CODES = {"bfloat16": 1, "float32": 2}
 _HEADER = struct.Struct("<8sIIIIIQI32s")
-MAX_INVOCATION_TOKENS = 64
 _CHUNK_BYTES = 1 << 20
 
 Table = np.ndarray[Any, np.dtype[np.int64]]

@@ -9,15 +9,20 @@ from manylora.adapters.base_shape import BaseShape
 from manylora.adapters.image import largest_file_bytes
 from manylora.adapters.jobs import Ingest, Ingested, IngestFailure, IngestJob
 from manylora.adapters.load_ledger import LoadLedger
-from manylora.adapters.names import NOBODY, Name, Names
+from manylora.adapters.names import Names
 from manylora.adapters.refusals import Refusals
 from manylora.adapters.sources import Located
 from manylora.adapters.tiers import DiskTier
+from manylora.adapters.tracked import NOBODY, Name
 from manylora.clock import Clock
 from manylora.config import AdaptersConfig
 from manylora.errors import AdapterCapacity, AdapterLoadTimeout, AdapterStorageUnavailable, ManyloraError
 from manylora.ids import Flow
-from manylora.memory_plan import INGEST_FACTOR, TEXT_FACTOR
+
+INGEST_FACTOR = 2.25
+"""Bytes of memory an ingest takes for each byte of a weights file: the file, its image, one module in float32."""
+TEXT_FACTOR = 12
+"""The same for each byte of its text files: the largest is JSON of many short texts."""
 
 log = logging.getLogger(__name__)
 

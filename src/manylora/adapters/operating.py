@@ -9,10 +9,11 @@ from manylora.adapter_ref import AdapterRef
 from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState
 from manylora.adapters.device import Device
 from manylora.adapters.erasing import Eraser, is_of
-from manylora.adapters.names import MAX_REVOKED, Name, Names
+from manylora.adapters.names import MAX_REVOKED, Names
 from manylora.adapters.refusals import Refusals
 from manylora.adapters.report import report_from_text
 from manylora.adapters.tiers import DiskTier
+from manylora.adapters.tracked import Name
 from manylora.adapters.verifying import Verifier
 from manylora.clock import Clock
 from manylora.errors import AdapterCapacity, AdapterNotFound, ManyloraError

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from manylora.adapters.base_shape import EMBED_MODULE, END_PATHS, HEAD_MODULE, BaseShape, Module
-from manylora.adapters.image import MAX_INVOCATION_TOKENS
 from manylora.adapters.patterns import PatternRefused, Patterns
 from manylora.adapters.peft_fields import check_fields
 from manylora.adapters.refusals import Refusals, shown
 from manylora.adapters.safetensors_header import HeaderInvalid, parse_json_object
 from manylora.adapters.selection import Selection
 from manylora.adapters.tensor_names import Part
+
+MAX_INVOCATION_TOKENS = 64
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_ALPHA = 1e6

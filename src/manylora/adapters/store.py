@@ -1,33 +1,30 @@
 """THE state machine of adapters: wanted, fetched, on disk, in memory, placed, pinned, evicted, failed."""
 
 import itertools
-import secrets
 from collections.abc import Container, Mapping
-from pathlib import Path
 
-from manylora.adapter_ref import FOLDER_SOURCES, AdapterRef, SourceName
+from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState, AdapterWords, StoreStats
-from manylora.adapters.bank import Bank, CpuBank, Lender
+from manylora.adapters.bank import Bank, Lender
 from manylora.adapters.base_shape import BaseShape
 from manylora.adapters.device import Device
 from manylora.adapters.erasing import Eraser
-from manylora.adapters.jobs import Found, Ingest, IngestSettings
+from manylora.adapters.jobs import Found, Ingest
 from manylora.adapters.load_ledger import LoadLedger
-from manylora.adapters.loaders import ProcessIngest, ThreadedReader
 from manylora.adapters.loads import Loads
-from manylora.adapters.names import NEVER, RELOCATE_S, Name, Names
+from manylora.adapters.names import RELOCATE_S, Names
 from manylora.adapters.no_room import NoRoom
 from manylora.adapters.operating import Operator, Wishes
 from manylora.adapters.quarantine import Quarantine
 from manylora.adapters.reading import Reader, ReadImage
 from manylora.adapters.refusals import Refusals
-from manylora.adapters.registry import folder_sources
 from manylora.adapters.sources import Source
 from manylora.adapters.standing import StandingOrders
-from manylora.adapters.tiers import DiskTier, ingest_rules
+from manylora.adapters.tiers import DiskTier
+from manylora.adapters.tracked import NEVER, Name
 from manylora.adapters.verifying import Verifier
 from manylora.clock import Clock
-from manylora.config import AdaptersConfig, enabled_sources
+from manylora.config import AdaptersConfig
 from manylora.errors import AdapterCapacity, ManyloraError
 from manylora.ids import Digest, Flow
 from manylora.kernels.interface import PlacedAdapter
@@ -411,47 +408,3 @@ class Store:
         wanted = self._wanted_versions
         is_patient = name.since_s is None or now_s - name.since_s < PATIENCE_S
         return wanted if is_patient else wanted & self._device.fresh, is_patient
-
-
-def open_store(
-    *, config: AdaptersConfig, shape: BaseShape, base_dir: Path | None = None, dtype: str, folder: Path, clock: Clock
-) -> Store:
-    """The store of a CPU server: the configured sources, an ingest process of its own, the disk tier below `folder`.
-
-    `dtype` is the back end's `lora_dtype`, as "bfloat16" or "float32"; `config.bank_bytes` is the memory plan's.
-    """
-    disk = DiskTier(
-        folder, config.disk_bytes, dtype=dtype, base_fingerprint=shape.fingerprint, rules=ingest_rules(config)
-    )
-    settings = IngestSettings(
-        shape=shape,
-        roots=config.roots,
-        folder=str(disk.folder),
-        dtype=dtype,
-        max_rank=config.max_rank,
-        max_bytes=config.max_bytes,
-        parallel_loads=config.parallel_loads,
-        stores=config.stores,
-        hub_endpoint=config.hub_endpoint,
-        redirect_hosts=config.redirect_hosts,
-        load_timeout_s=config.load_timeout_s,
-        base_dir="" if base_dir is None else str(base_dir),
-        registry_dir=config.registry_dir,
-        memory_bytes=config.ingest_bytes,
-        session=secrets.token_hex(8),
-        is_strict=config.strict,
-        harmless_fields=config.harmless_fields,
-        allows_templates=config.chat_templates,
-    )
-    return Store(
-        shape=shape,
-        dtype=dtype,
-        sources=folder_sources(config.roots, config.registry_dir),
-        remote=enabled_sources(config) - FOLDER_SOURCES,
-        ingest=ProcessIngest(settings),
-        reader=ThreadedReader(),
-        disk=disk,
-        bank=CpuBank(config.bank_bytes),
-        clock=clock,
-        config=config,
-    )

@@ -93,8 +93,8 @@ def admin_key(config: ConfigOption = None, set_: SetOption = None) -> None:
     import asyncio
 
     from manylora.cli.settings import configuration
-    from manylora.control.control import open_control
     from manylora.control.first_start import make_admin_key
+    from manylora.control.opening import open_control
 
     opened = open_control(configuration(config, set_ or (), {}), is_key_needed=True)
 

@@ -5,8 +5,8 @@ import asyncio
 from manylora.config import Config
 from manylora.control.api import create_control_app
 from manylora.control.caretaking import Caretaker
-from manylora.control.control import open_control
 from manylora.control.first_start import ensure_first_start
+from manylora.control.opening import open_control
 from manylora.server.membership import HostedControl
 
 

@@ -11,15 +11,13 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
-from pydantic import BaseModel
 from sqlalchemy import delete, func, insert, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 
 from manylora.control.callers import Caller, address_of, request_id_of
 from manylora.control.control import Control
-from manylora.control.periods import DAY_MS
-from manylora.control.registry import Repository
+from manylora.control.months import DAY_MS
 from manylora.control.tables import audit
 from manylora.control.tenants import OPERATOR
 from manylora.errors import InvalidParameter, RequestRateExceeded
@@ -126,22 +124,6 @@ async def record(
         "after": bounded_json(after),
     }
     await connection.execute(insert(audit).values(values))
-
-
-async def record_repository(
-    connection: AsyncConnection,
-    actor: Actor,
-    verb: str,
-    repository: Repository,
-    version: int | None = None,
-    *,
-    before: object = None,
-    after: object = None,
-) -> None:
-    """Record an act on a repository or one of its versions."""
-    told = after.model_dump() if isinstance(after, BaseModel) else after
-    kind, name = ("repository", repository.name) if version is None else ("version", f"{repository.name}/{version}")
-    await record(connection, actor, verb, kind, name, tenant=repository.owner, before=before, after=told)
 
 
 async def _require_pace(connection: AsyncConnection, actor: Actor, tenant: str) -> None:

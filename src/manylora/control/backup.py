@@ -21,8 +21,8 @@ from sqlalchemy import URL, create_engine, insert
 from manylora.clock import SystemClock
 from manylora.config import Config, control_dir, registry_dir
 from manylora.control.audit import MACHINE
-from manylora.control.control import PEPPER_FILE
 from manylora.control.database import FILE_NAME, database_url, migrate, place_of, require_known_revision
+from manylora.control.opening import PEPPER_FILE
 from manylora.control.tables import audit
 from manylora.control.tenants import OPERATOR
 from manylora.errors import ConfigInvalid

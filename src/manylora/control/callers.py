@@ -2,6 +2,7 @@
 
 import hmac
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import select
@@ -124,3 +125,8 @@ def _open_caller(control: Control, request: Request) -> Caller:
 
 def _is_past(control: Control, moment_ms: int | None) -> bool:
     return moment_ms is not None and moment_ms <= control.now_ms()
+
+
+def has_edge_token(edge_token: str, headers: Mapping[str, str]) -> bool:
+    """Return whether an edge passes a request on: then its `x-forwarded-…` headers are that edge's own, and true."""
+    return hmac.compare_digest(headers.get(EDGE_HEADER, "").encode("latin-1"), edge_token.encode())

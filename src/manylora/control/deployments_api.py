@@ -19,7 +19,7 @@ from manylora.control.callers import Caller, caller_of
 from manylora.control.control import Control
 from manylora.control.deployments import Deployment, DeploymentState
 from manylora.control.heavy_reads import LogRead
-from manylora.control.periods import DAY_MS
+from manylora.control.months import DAY_MS
 from manylora.control.registry import is_storable
 from manylora.control.tables import tenants
 from manylora.control.usage_queries import sum_usage

@@ -1,10 +1,10 @@
 """Platform keys: issued once in clear, kept as keyed hashes, rotated and revoked. `key_lines.py` has who made which."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.revisions import next_revision
@@ -35,7 +35,6 @@ MAX_IN_GRACE = 3
 MAX_MADE_A_DAY = 1_000
 """Keys that a tenant's first keys make, keys that all its made ones make, and keys that one is rotated into."""
 DAY_MS = 86_400_000
-USE_GRAIN_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,16 +294,6 @@ async def changed_keys(connection: AsyncConnection, since: int) -> tuple[KeyFact
         asked = asked.where(keys.c.revoked_ms.is_(None))
     rows = (await connection.execute(asked)).all()
     return tuple(_key(row).facts for row in rows)
-
-
-async def note_uses(connection: AsyncConnection, uses: Iterable[tuple[str, int]]) -> None:
-    """Keep the last uses of keys, (id, moment in milliseconds), each at most once in `USE_GRAIN_MS`.
-
-    An earlier one, or an unknown key, changes nothing. Edges need not know of it, so no revision is taken.
-    """
-    for key_id, at_ms in sorted(uses):  # in one order, so that no two transactions wait for each other
-        is_later = or_(keys.c.last_used_ms.is_(None), keys.c.last_used_ms <= at_ms - USE_GRAIN_MS)
-        await connection.execute(update(keys).where(keys.c.id == key_id, is_later).values(last_used_ms=at_ms))
 
 
 def key_facts(key: Key) -> dict[str, object]:

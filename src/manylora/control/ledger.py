@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from manylora.control.audit import Actor, on_the_machine, record
 from manylora.control.control import Control
 from manylora.control.credit import MOST_NANOUSD
-from manylora.control.keys import note_uses
+from manylora.control.key_uses import note_uses
 from manylora.control.months import booked_ms_of, month_of
 from manylora.control.prices import price_at, price_versions
 from manylora.control.tables import ledger, spending, tenants

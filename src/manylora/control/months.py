@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 
 from manylora.errors import InvalidParameter
 
+DAY_MS = 86_400_000
+
 SETTLING_MS = 3_600_000
 """After a month's end: until then what was opened in it may still be under way, and its invoice is preliminary."""
 COMMIT_MS = 300_000

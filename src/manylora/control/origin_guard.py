@@ -1,16 +1,16 @@
 """Which requests the control plane answers where they reach it directly: hosts, web pages, proxies (`origins.py`)."""
 
-import hmac
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from manylora import __version__
+from manylora.control.callers import has_edge_token
 from manylora.control.control import Control
 from manylora.errors import ManyloraError
-from manylora.loopback import EDGE_HEADER, VERSION_HEADER
+from manylora.loopback import VERSION_HEADER
 from manylora.origins import OriginPolicy, cors_headers, preflight_headers
 
 INTERNAL = "/internal/"
@@ -56,11 +56,6 @@ class OriginGuard:
         """Whether an edge passes a request on, from this process or another, or asks for itself with its token."""
         is_own = "manylora" in scope or scope["path"].startswith(INTERNAL)
         return is_own or has_edge_token(self._edge_token, Request(scope).headers)
-
-
-def has_edge_token(edge_token: str, headers: Mapping[str, str]) -> bool:
-    """Return whether an edge passes a request on: then its `x-forwarded-…` headers are that edge's own, and true."""
-    return hmac.compare_digest(headers.get(EDGE_HEADER, "").encode("latin-1"), edge_token.encode())
 
 
 def _with_headers(send: Send, headers: Sequence[tuple[bytes, bytes]]) -> Send:

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
-from manylora.control.months import FIRST_YEAR, LAST_YEAR, bounds_of, month_of, parse_month
+from manylora.control.months import DAY_MS, FIRST_YEAR, LAST_YEAR, bounds_of, month_of, parse_month
 from manylora.errors import InvalidParameter
 
 MAX_DAYS = 3660
 """Of one period: ten years."""
-DAY_MS = 86_400_000
 MONTH_LETTERS = len("2026-11")
 
 

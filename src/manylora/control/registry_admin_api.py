@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 
 from manylora.control import registry
-from manylora.control.audit import actor_of, record_repository
+from manylora.control.audit import actor_of
 from manylora.control.callers import caller_of
 from manylora.control.control import Control
 from manylora.control.intake import Intake
@@ -23,6 +23,7 @@ from manylora.control.registry_api import (
     shown_version,
     version_json,
 )
+from manylora.control.repository_audit import record_repository
 from manylora.control.tenants import Tenant, get_tenant
 from manylora.control.uploads import FOLDER
 from manylora.errors import InvalidParameter

@@ -17,15 +17,15 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from manylora.control import aliases, registry
 from manylora.control.archives import set_archived
-from manylora.control.audit import Actor, actor_of, record, record_repository
+from manylora.control.audit import Actor, actor_of, record
 from manylora.control.bases import base_names
 from manylora.control.bodies import Body, iso
-from manylora.control.callers import Caller, caller_of
+from manylora.control.callers import Caller, caller_of, has_edge_token
 from manylora.control.control import Control
 from manylora.control.intake import Intake
-from manylora.control.origin_guard import has_edge_token
 from manylora.control.registry import FINISHED, Repository, Version, VersionState
 from manylora.control.reports import read_report
+from manylora.control.repository_audit import record_repository
 from manylora.control.uploads import FILES, Uploads, read_range
 from manylora.errors import InsufficientPermissions, InvalidParameter
 from manylora.ids import TenantId

@@ -14,8 +14,9 @@ from manylora.config import Config
 from manylora.connections import bounded_protocol, connection_limits
 from manylora.control.api import create_control_app
 from manylora.control.caretaking import Caretaker
-from manylora.control.control import Control, open_control
+from manylora.control.control import Control
 from manylora.control.first_start import ensure_first_start
+from manylora.control.opening import open_control
 from manylora.errors import ConfigInvalid
 from manylora.loopback import is_loopback
 from manylora.private_files import keep_private

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, RowMapping, and_, func, literal_column, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from manylora.control.periods import DAY_MS
+from manylora.control.months import DAY_MS
 from manylora.control.tables import ledger
 from manylora.errors import InvalidParameter
 

@@ -193,7 +193,8 @@ class Inference:
         }
         validation_s = work.begun_s - exchange.arrival.arrived_s
         is_whole = all(generation.finished is not None for generation in work.generations)
-        self._meters.note_work(work.drafts, work.num_generated_tokens, timings, validation_s, is_whole=is_whole)
+        sizes = [(len(draft.tokens), draft.stop.max_new_tokens) for draft in work.drafts]
+        self._meters.note_work(sizes, work.num_generated_tokens, timings, validation_s, is_whole=is_whole)
 
 
 def _why_left(exchange: Exchange, error: BaseException) -> FinishReason:

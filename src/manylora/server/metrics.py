@@ -14,7 +14,6 @@ from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import LOAD_BUCKETS_S, LoadTimes
 from manylora.engine.events import EngineStats, Finished
 from manylora.ids import PROBE_FLOW
-from manylora.server.gate import Draft
 from manylora.server.generation import Generation
 from manylora.telemetry import BASE_LABEL, MAX_ADAPTER_LABELS, METRICS, OTHER_ADAPTERS, Metric, MetricKind
 
@@ -76,20 +75,23 @@ class Meters:
 
     def note_work(
         self,
-        drafts: Sequence[Draft],
+        sizes: Iterable[tuple[int, int]],
         generated: int,
         timings: Mapping[str, float],
         validation_s: float,
         *,
         is_whole: bool,
     ) -> None:
-        """A request's sequences are over. The engine's own times are known only if it is whole."""
+        """Record the end of a request's sequences, each with its (prompt tokens, max_new_tokens).
+
+        The engine's own times are known only if the request is whole.
+        """
         observe = {name: histogram.observe for name, histogram in self._histograms.items()}
         observe["lorax_request_validation_duration"](validation_s)
         observe["lorax_request_generated_tokens"](generated)
-        for draft in drafts:
-            observe["lorax_request_input_length"](len(draft.tokens))
-            observe["lorax_request_max_new_tokens"](draft.stop.max_new_tokens)
+        for prompt_tokens, max_new_tokens in sizes:
+            observe["lorax_request_input_length"](prompt_tokens)
+            observe["lorax_request_max_new_tokens"](max_new_tokens)
         if is_whole and generated:
             inference_s = timings["inference_ms"] / 1e3
             observe["lorax_request_queue_duration"](timings["queue_ms"] / 1e3)
