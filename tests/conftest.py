@@ -9,15 +9,14 @@ import torch
 from hypothesis import settings
 
 from manylora.config import DEFAULT_BASE, cache_dir
+from tests.support.paths import ROOT
 
 # No test asserts a time: the first example of a property may compile a kernel or share the machine with another run.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 # Processes of ours import nothing from the working directory; some of the engines that tests start are in `tests`.
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-)
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 IS_CI = os.environ.get("CI", "").lower() in ("1", "true")
 
@@ -53,4 +52,4 @@ def base_dir() -> Path:
 @pytest.fixture(scope="session")
 def demo_root() -> Path:
     """The directory of the demo adapters."""
-    return Path(__file__).parent.parent / "examples" / "adapters"
+    return ROOT / "examples" / "adapters"

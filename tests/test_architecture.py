@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from manylora import errors
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "manylora"
 
 LAYERS = {

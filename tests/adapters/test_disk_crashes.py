@@ -19,6 +19,7 @@ from manylora.clock import ManualClock
 from manylora.config import child_environment
 from tests.adapters.making import TINY, local, save_adapter
 from tests.adapters.opening import bytes_in, opened, place, turn
+from tests.support.paths import ROOT
 from tests.waiting import wait_for
 
 KILLS = 40
@@ -72,7 +73,7 @@ def assert_whole(folder: Path) -> None:
 
 def test_an_owner_killed_at_any_moment_leaves_whole_images(tmp_path: Path) -> None:
     command = [sys.executable, "-c", OWNER, str(tmp_path), str(BUDGET_BYTES), str(KILLS)]
-    here = Path(__file__).parent.parent.parent
+    here = ROOT
     folder = tmp_path / "0"
     cut_short = images = 0
     with subprocess.Popen(
@@ -141,7 +142,7 @@ def test_an_owner_killed_with_its_ingest_process_at_work_leaves_the_folder_to_th
         "    wait_for(lambda: not turn(store, refs) or store.stats().loads >= 3)\n"
         "    os.kill(os.getpid(), 9)\n"
     )
-    here = Path(__file__).parent.parent.parent
+    here = ROOT
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=child_environment(), cwd=here, check=False)
     with opened(tmp_path) as store:
         assert store._disk.folder == tmp_path / "tier" / "0"

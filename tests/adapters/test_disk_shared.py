@@ -20,6 +20,7 @@ from manylora.config import child_environment
 from manylora.ids import Digest
 from tests.adapters.making import TINY, local, save_adapter
 from tests.adapters.opening import bound_of, bytes_in, opened, place, turn
+from tests.support.paths import ROOT
 
 OTHER = replace(TINY, fingerprint="cd" * 32)
 """A base of the same name and shape whose weights are others."""
@@ -101,7 +102,7 @@ class Server:
         self._process = subprocess.Popen(
             command,
             env=child_environment(),
-            cwd=Path(__file__).parent.parent.parent,
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

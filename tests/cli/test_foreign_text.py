@@ -5,7 +5,6 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from manylora.cli import app
+from tests.support.paths import ROOT
 
 HOSTILE = "[red]:bomb:\x1b]0;owned\x07\x1b[2J\x9b31m\r\x7f\u202e\u2066\u200b\u2028\u00adok\nmanylora: forged"
 SHOWN = r"[red]:bomb:\x1b]0;owned\x07\x1b[2J\x9b31m\r\x7f\u202e\u2066\u200b\u2028\xadok\nmanylora: forged"
@@ -191,7 +191,7 @@ def test_tables_show_foreign_text_as_its_escape(hostile: HostileServer) -> None:
 
 def test_verbs_print_foreign_text_only_through_what_makes_it_printable() -> None:
     """`typer.echo` prints constants, a reply's JSON and what `json` wrote; the rest is `say`'s."""
-    folder = Path(__file__).parents[2] / "src" / "manylora" / "cli"
+    folder = ROOT / "src" / "manylora" / "cli"
     for name in ("account", "adapters", "audit", "keys", "ledger", "limits", "prices", "repos", "tenants", "usage"):
         for node in ast.walk(ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "typer.echo" and node.args:

@@ -9,8 +9,8 @@ import pytest
 
 from tests.conftest import missing
 from tests.serving import running_server
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 CLIENT_WAIT_S = 240
 
 

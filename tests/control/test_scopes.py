@@ -14,8 +14,9 @@ from manylora.scopes import CONTROL_ROUTES, SERVER_ROUTES, RouteScopes, routes_a
 from manylora.tenancy import CUSTOMER_SCOPES, KeyFacts, Scope, scopes_of_words
 from tests.control.plane import Plane, in_plane
 from tests.routes import routes_of
+from tests.support.paths import ROOT
 
-PAGE = Path(__file__).parents[2] / "docs" / "keys-and-limits.md"
+PAGE = ROOT / "docs" / "keys-and-limits.md"
 LACKS = "this needs a key with the scope"
 
 

@@ -22,6 +22,7 @@ from manylora.telemetry import MANYLORA_METRICS
 from manylora.tenancy import RepositoryFacts
 from tests.server.conftest import House
 from tests.server.fake_control import FakeControl
+from tests.support.paths import ROOT
 
 InHouse = Callable[..., None]
 
@@ -375,7 +376,7 @@ def test_no_request_however_odd_is_answered_with_a_fault(in_house: InHouse) -> N
 
 
 def test_the_page_for_operators_names_all_they_have() -> None:
-    page = (Path(__file__).parent.parent.parent / "docs" / "operating-adapters.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "operating-adapters.md").read_text(encoding="utf-8")
     fields = [f"`{name}`" for name in AdapterInfo.__dataclass_fields__ if name not in ("id", "source", "state")]
     states = [f"`{state}`" for state in AdapterState]
     actions = [f"`{action}`" for action in AdapterAction if action is not AdapterAction.DELETE]

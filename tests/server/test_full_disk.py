@@ -18,9 +18,9 @@ import pytest
 
 from manylora.server.link import WORKER_MODULE
 from tests.conftest import missing
+from tests.support.paths import ROOT
 from tests.waiting import wait_for
 
-ROOT = Path(__file__).parent.parent.parent
 PAGE = 4096
 MOUNT = 'mount -t tmpfs -o size=2m tmpfs "$1" && shift && exec "$@"'
 """The file system is of the process's own mount namespace, and goes with it."""

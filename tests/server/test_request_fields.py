@@ -1,7 +1,6 @@
 """Fields of request bodies: applied, accepted unread, or refused by their names, on every route and at every level."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -10,6 +9,7 @@ import pytest
 from manylora.server import request_fields
 from manylora.server.known_fields import Form
 from tests.server.conftest import House
+from tests.support.paths import ROOT
 
 InHouse = Callable[..., None]
 CHAT = "/v1/chat/completions"
@@ -398,7 +398,7 @@ def test_the_openapi_document_describes_the_fields(in_house: InHouse) -> None:
 
 
 def test_the_page_of_fields_names_every_field() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "request-fields.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "request-fields.md").read_text(encoding="utf-8")
     forms = [form for form in vars(request_fields).values() if isinstance(form, Form)]
     assert len(forms) >= 10
     names = {name for form in forms for name in (*form.applied, *form.unread, *form.refused)}

@@ -18,8 +18,7 @@ from manylora.clock import SystemClock
 from manylora.config import Config
 from manylora.errors import ConfigInvalid
 from manylora.server.run import bind
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.paths import ROOT
 
 
 @contextmanager

@@ -14,9 +14,9 @@ import httpx2
 import pytest
 
 from tests.control.plane import EDGE_TOKEN
+from tests.support.paths import ROOT
 from tests.waiting import wait_for
 
-ROOT = Path(__file__).parent.parent.parent
 PIPE_BYTES = 4096
 """The least that a pipe holds: a few log lines fill it."""
 
