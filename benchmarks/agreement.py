@@ -14,10 +14,10 @@ from pathlib import Path
 from manylora.bench.agreement import find_divergences
 from manylora.bench.machine import ROOT, describe
 from manylora.bench.servers import default_base
-from manylora.build import build_engine
-from manylora.config import load_config
+from manylora.config.settings import load_config
 from manylora.engine.engine import Engine
-from manylora.models.tokenizer import Tokenizer
+from manylora.models.text.tokenizer import Tokenizer
+from manylora.wiring.engine import build_engine
 
 HELD_OUT = ROOT / "examples" / "adapters"
 

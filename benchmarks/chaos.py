@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from manylora.bench.chaos import run_chaos
+from manylora.bench.faults.chaos import run_chaos
 from manylora.bench.machine import describe
 from manylora.bench.servers import default_base
 from manylora.models.spec import read_spec

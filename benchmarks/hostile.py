@@ -2,7 +2,7 @@
 
     python -m benchmarks.hostile --figure R1 [--count 100000] [--series 0] [--json FILE]
 
-R1  mutated adapter files at ingest, of all kinds in `manylora.bench.mutations`: each ends as an image that can be read
+R1  mutated adapter files at ingest, of all kinds in `bench/faults/mutations.py`: each ends as an image that can be read
     back and holds finite numbers only, or as one of our refusals; no crash, nothing met by the catch-all, nothing left
     behind. Timed is the whole job on files in memory (fetch, check, pack, write), at most 50 ms each; a mutant over
     that is tried twice more and its fastest time counts, for the machine may have been busy.
@@ -26,11 +26,11 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from manylora.bench.fuzz import LIMIT_MS, Fuzzer
+from manylora.bench.faults.fuzz import LIMIT_MS, Fuzzer
+from manylora.bench.faults.mutations import KINDS
+from manylora.bench.faults.swaps import Swapper
+from manylora.bench.faults.unknown_names import SAMPLES, ask_engine, ask_server
 from manylora.bench.machine import describe
-from manylora.bench.mutations import KINDS
-from manylora.bench.swaps import Swapper
-from manylora.bench.unknown_names import SAMPLES, ask_engine, ask_server
 
 MEMORY = Path("/dev/shm")
 """Files here cost no disk's time."""

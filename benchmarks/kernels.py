@@ -20,7 +20,10 @@ import torch.nn.functional as F
 
 from manylora.bench.machine import describe
 from manylora.ids import Digest
-from manylora.kernels.cpu import CpuKernels
+from manylora.kernels.cpu.backend import CpuKernels
+from manylora.kernels.cpu.library import NativeLibrary
+from manylora.kernels.cpu.linear import Bf16Linear, why_not_bf16
+from manylora.kernels.cpu.onednn import OneDnnLinear, why_not_onednn
 from manylora.kernels.interface import (
     AttentionBatch,
     LoraSegment,
@@ -30,9 +33,6 @@ from manylora.kernels.interface import (
     Projection,
     RopeTable,
 )
-from manylora.kernels.library import NativeLibrary
-from manylora.kernels.onednn import OneDnnLinear, why_not_onednn
-from manylora.kernels.panels import Bf16Linear, why_not_bf16
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, LAYERS, VOCAB = 576, 9, 3, 64, 1536, 30, 49152
 QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM

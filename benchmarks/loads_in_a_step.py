@@ -3,15 +3,16 @@
 PYTHONPATH=src:. python -m benchmarks.loads_in_a_step serve …
 """
 
-from manylora import build
-from manylora.adapters import ingest, store
+from manylora.adapters.ingest import process as ingest
+from manylora.adapters.store import store
 from manylora.cli import main, settings
+from manylora.wiring import engine as build
 
 FACTORY = "benchmarks.loads_in_a_step:build_engine"
 
 
 def build_engine(*arguments: object, **named: object) -> object:
-    """As `manylora.build.build_engine`, with a store that does each load to its end when it begins it."""
+    """As `manylora.wiring.engine.build_engine`, with a store that does each load to its end when it begins it."""
     store.ProcessIngest = ingest.InlineIngest  # type: ignore[assignment, misc]
     return build.build_engine(*arguments, **named)  # type: ignore[arg-type]
 

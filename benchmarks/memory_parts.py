@@ -72,7 +72,9 @@ def show(running: Running, when: str) -> None:
 def role(process: int) -> str:
     words = Path(f"/proc/{process}/cmdline").read_text().split("\0")
     module = words[words.index("-m") + 1] if "-m" in words else "manylora"
-    return {"manylora.server.worker": "engine", "manylora.adapters.ingest": "ingest"}.get(module, "edge")
+    return {"manylora.server.engine_client.process": "engine", "manylora.adapters.ingest.process": "ingest"}.get(
+        module, "edge"
+    )
 
 
 async def wait_in_line(running: Running, count: int, vocab: int) -> None:

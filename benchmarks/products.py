@@ -16,8 +16,8 @@ import torch
 
 from manylora.bench.machine import describe
 from manylora.bench.statistics import median
-from manylora.kernels.library import NativeLibrary
-from manylora.kernels.panels import Bf16Linear, LinearOperator, NativeLinear
+from manylora.kernels.cpu.library import NativeLibrary
+from manylora.kernels.cpu.linear import Bf16Linear, LinearOperator, NativeLinear
 
 SMALL = ((576, 960), (576, 576), (576, 3072), (1536, 576), (576, 49152))
 """(inputs, outputs) of SmolLM2-135M's layers and head."""

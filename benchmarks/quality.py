@@ -13,7 +13,7 @@ from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.ids import Flow, RequestId, mint_request_id
 from manylora.kernels.interface import AttentionBatch, StepInput
 from manylora.models.llama import LlamaModel
-from manylora.models.tokenizer import Tokenizer
+from manylora.models.text.tokenizer import Tokenizer
 
 TEXTS = ("README.md", "docs/architecture.md", "docs/errors.md", "docs/settings.md", "docs/decisions/*.md")
 WINDOW = 512  # positions a token may look back at most; every window begins anew

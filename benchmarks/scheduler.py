@@ -16,11 +16,11 @@ from pathlib import Path
 
 from manylora.bench.machine import describe
 from manylora.bench.statistics import milliseconds
-from manylora.engine.blocks import BlockPool, prefix_root
 from manylora.engine.penalties import Penalties
 from manylora.engine.request import Request, SamplingParams, StopParams
-from manylora.engine.scheduler import Scheduler, StepLimits
-from manylora.engine.sequence import Sequence
+from manylora.engine.scheduling.blocks import BlockPool, prefix_root
+from manylora.engine.scheduling.scheduler import Scheduler, StepLimits
+from manylora.engine.scheduling.sequence import Sequence
 from manylora.engine.stopping import StopChecker
 from manylora.ids import Flow, RequestId
 

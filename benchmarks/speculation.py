@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manylora.bench.machine import describe
-from manylora.build import build_engine
-from manylora.config import DEFAULT_BASE, load_config
+from manylora.config.settings import DEFAULT_BASE, load_config
 from manylora.engine.engine import Engine
 from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.ids import Flow, mint_request_id
-from manylora.models.tokenizer import Tokenizer
+from manylora.models.text.tokenizer import Tokenizer
+from manylora.wiring.engine import build_engine
 
 TOKENS = 96
 ROUNDS = 7

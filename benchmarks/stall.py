@@ -23,9 +23,9 @@ from pathlib import Path
 from random import Random
 from typing import ClassVar
 
+from manylora.bench.faults.network import Proxy
+from manylora.bench.faults.object_storage import BUCKET, S3Server, credentials, find_weed, s3_server
 from manylora.bench.load import Answer, Connection
-from manylora.bench.network import Proxy
-from manylora.bench.object_storage import BUCKET, S3Server, credentials, find_weed, s3_server
 from manylora.bench.random_adapters import write_adapters
 from manylora.bench.servers import Fields, Manylora, Server, fresh_cache, serving
 from manylora.bench.statistics import extremes, median

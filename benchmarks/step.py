@@ -18,17 +18,17 @@ import torch
 from manylora.bench.machine import describe
 from manylora.bench.statistics import extremes, median, milliseconds
 from manylora.bench.steps import decode_steps
-from manylora.build import build_engine
 from manylora.clock import SystemClock
-from manylora.config import DEFAULT_BASE, cache_dir, load_config
+from manylora.config.settings import DEFAULT_BASE, cache_dir, load_config
 from manylora.engine.engine import Engine
+from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.interface import Kernels
-from manylora.kernels.library import NativeLibrary
 from manylora.kernels.select import select_kernels
-from manylora.models.catalog import resolve
+from manylora.models.fetch.catalog import resolve
 from manylora.models.spec import read_spec
 from manylora.models.weights import Weights, load_weights
-from manylora.resources import find_resources
+from manylora.system.resources import find_resources
+from manylora.wiring.engine import build_engine
 
 ROUNDS = 5
 

@@ -6,7 +6,7 @@ PYTHONPATH=src:. python -m benchmarks.without_metering serve …
 from typing import Any
 
 from manylora.cli import main
-from manylora.server import run
+from manylora.server.app import run
 
 create_app, ProcessLink = run.create_app, run.ProcessLink
 

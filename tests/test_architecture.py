@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -14,69 +15,96 @@ from tests.support.paths import ROOT
 
 SOURCE = ROOT / "src" / "manylora"
 
-LAYERS = {
-    0: {
-        "config",
-        "config_file",
-        "system_failures",
-        "standard_streams",
-        "service_variables",
-        "setting_bounds",
-        "errors",
-        "ids",
-        "adapter_ref",
-        "adapter_state",
-        "merging",
-        "usage",
-        "tenancy",
-        "loopback",
-        "origins",
-        "connections",
-        "renames",
-        "printable",
-        "api_page",
-        "private_files",
-        "dialects",
-        "charging",
-        "sharing",
-        "scopes",
-        "costs",
-        "money",
-        "clock",
-        "telemetry",
-        "resources",
-        "memory_plan",
-    },
-    1: {"kernels"},
-    2: {"models"},
-    3: {"engine", "adapters"},
-    4: {"server", "control", "console"},
-    5: {"bench", "build", "cli", "cluster", "__main__"},
+FLOORS: dict[str, list[set[str]]] = {
+    "": [
+        {"errors", "ids", "clock", "money", "sharing", "charging", "adapter_state"},
+        {"merging", "usage", "system"},
+        {"adapter_ref", "tenancy"},
+        {"config"},
+        {"http"},
+        {"kernels"},
+        {"models"},
+        {"engine", "adapters"},
+        {"server", "control"},
+        {"wiring"},
+        {"bench"},
+        {"cli"},
+        {"__main__"},
+    ],
+    "kernels": [{"adapter_layout", "cpu/native", "sampling"}, {"interface"}, {"cpu", "reference"}, {"select"}],
+    "models": [{"rope"}, {"spec"}, {"checkpoint_files", "text"}, {"fetch", "weights"}, {"llama"}],
+    "engine": [
+        {"activation", "adapter_port", "events", "prompt_lookup", "request", "texts"},
+        {"penalties", "stopping"},
+        {"scheduling"},
+        {"execution"},
+        {"engine"},
+    ],
+    "adapters": [
+        {"base_shape", "refusals"},
+        {"peft", "report", "text"},
+        {"packing", "sources"},
+        {"jobs", "tracked"},
+        {"tiers"},
+        {"ingest", "store"},
+    ],
+    "server": [
+        {"access", "engine_client"},
+        {"http", "metering", "observability"},
+        {"generation"},
+        {"routes"},
+        {"routes/lorax", "routes/openai"},
+        {"app"},
+    ],
+    "control": [
+        {"bases", "calendar", "storage", "storage/migrations/versions"},
+        {"key_uses", "storage/migrations"},
+        {"control"},
+        {"tenants"},
+        {"billing", "registry", "deployments"},
+        {"edges", "http"},
+        {"routes"},
+        {"app"},
+        {"process"},
+    ],
+    "bench": [
+        {"agreement", "machine", "random_adapters", "servers", "statistics", "steps", "workloads"},
+        {"faults", "load", "profile"},
+        {"suite"},
+    ],
+    "cli": [
+        {"costs", "examples", "options", "pull", "remote", "settings"},
+        {"bench", "control", "cost", "generate", "serve"},
+    ],
 }
-LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
+"""The rooms of each package, the lowest floor first: a room imports from the floors below it.
 
-MAY_READ_ENVIRONMENT = {"config.py"}
+A room is a folder, or a file directly in a package. Rooms of one floor do not import each other.
+"""
+MOST_FILES = 15
+MOST_LINES = 515
+
+MAY_READ_ENVIRONMENT = {"config/settings.py"}
 MAY_READ_CLOCK = {"clock.py"}
 MAY_START_THREADS_OR_PROCESSES = {
-    "bench/chaos.py",  # the processes that it kills
+    "bench/faults/chaos.py",  # the processes that it kills
     "bench/machine.py",  # git
-    "bench/network.py",  # a proxy beside what is measured
-    "bench/object_storage.py",  # SeaweedFS
+    "bench/faults/network.py",  # a proxy beside what is measured
+    "bench/faults/object_storage.py",  # SeaweedFS
     "bench/servers.py",  # the servers that are measured
-    "adapters/store.py",
-    "adapters/checking.py",  # the child process of one upload, and its start
-    "adapters/ingest.py",  # the child process itself: its loads run side by side
-    "adapters/loaders.py",
-    "kernels/native/build.py",  # the compiler
-    "models/pull.py",  # pip
-    "models/wheel.py",
-    "control/database.py",  # Alembic is synchronous
-    "control/reading.py",  # the process of heavy reads
-    "server/link.py",
-    "server/spool.py",
-    "server/pool.py",
-    "server/renderer.py",  # the processes of templates, and a thread to wait for each
-    "standard_streams.py",  # the writer of log lines, which may block
+    "adapters/tiers/reader_threads.py",
+    "adapters/ingest/checking.py",  # the child process of one upload, and its start
+    "adapters/ingest/process.py",  # the child process itself: its loads run side by side
+    "adapters/ingest/client.py",
+    "kernels/cpu/native/build.py",  # the compiler
+    "models/fetch/pull.py",  # pip
+    "control/storage/database.py",  # Alembic is synchronous
+    "control/billing/heavy_read_client.py",  # the process of heavy reads
+    "server/engine_client/link.py",
+    "server/metering/spool.py",
+    "server/generation/tokenizer_pool.py",
+    "server/generation/template_renderer.py",  # the processes of templates, and a thread to wait for each
+    "system/standard_streams.py",  # the writer of log lines, which may block
 }
 BARE_GPU_IMAGE = {
     "fastapi",
@@ -105,6 +133,22 @@ def room(path: Path) -> str:
     """The top-level name a file belongs to: a folder, or the file itself."""
     first = path.relative_to(SOURCE).parts[0]
     return first.removesuffix(".py")
+
+
+def sub_room(package: str, name: str) -> str:
+    """The room of a module within a package, both as paths below `src/manylora` without a suffix."""
+    inner = name.removeprefix(f"{package}/")
+    return inner if "/" not in inner else inner.rpartition("/")[0]
+
+
+def module_of(dotted_name: str) -> str | None:
+    """The module of ours that a dotted name means, as a path without its suffix."""
+    parts = dotted_name.split(".")
+    if parts[0] != "manylora":
+        return None
+    while len(parts) > 1 and not SOURCE.joinpath(*parts[1:]).with_suffix(".py").exists():
+        parts.pop()
+    return "/".join(parts[1:]) or None
 
 
 @cache
@@ -140,23 +184,66 @@ def uses(path: Path, *names: str) -> list[str]:
     return [name for name in found if name in names]
 
 
+def floor_of(package: str, name: str) -> int:
+    return next(number for number, floor in enumerate(FLOORS[package]) if name in floor)
+
+
 @pytest.mark.parametrize("path", modules(), ids=relative)
 def test_imports_go_down_or_stay_in_the_room(path: Path) -> None:
-    own = room(path)
-    if own == "__init__":
+    if path.name == "__init__.py" and path.parent == SOURCE:
         return
+    own = relative(path).removesuffix(".py").removesuffix("/__init__")
     for name in imports(path):
-        parts = name.split(".")
-        if parts[0] != "manylora" or len(parts) < 2 or parts[1] == "__version__":
+        target = module_of(name)
+        if target is None:
             continue
-        target = parts[1]
-        # The vocabulary and the top are one room each, made of single files.
-        is_own_room = target == own or LAYER_OF[target] == LAYER_OF[own] in (0, 5)
-        assert is_own_room or LAYER_OF[target] < LAYER_OF[own], f"{relative(path)} imports {name}"
+        package = own.split("/")[0]
+        if package == target.split("/")[0]:
+            if package not in FLOORS or own == package:
+                continue  # a room of single files, or the package's own entrance
+            ours, theirs, where = sub_room(package, own), sub_room(package, target), package
+        else:
+            ours, theirs, where = package, target.split("/")[0], ""
+        is_allowed = ours == theirs or floor_of(where, theirs) < floor_of(where, ours)
+        assert is_allowed, f"{relative(path)} imports {name}"
 
 
-def test_every_room_has_a_layer() -> None:
-    assert {room(path) for path in modules()} - {"__init__"} <= set(LAYER_OF)
+def test_the_floors_name_every_room_and_nothing_else() -> None:
+    found: dict[str, set[str]] = {package: set() for package in FLOORS}
+    for path in modules():
+        own = relative(path).removesuffix(".py")
+        if own != "__init__":
+            found[""].add(own.split("/")[0])
+        if own.split("/")[0] in found and not own.endswith("__init__"):
+            found[own.split("/")[0]].add(sub_room(own.split("/")[0], own))
+    named = {package: set().union(*floors) for package, floors in FLOORS.items()}
+    assert named == found
+
+
+def test_the_lists_of_exceptions_name_files() -> None:
+    named = MAY_READ_ENVIRONMENT | MAY_READ_CLOCK | MAY_START_THREADS_OR_PROCESSES
+    assert sorted(name for name in named if not (SOURCE / name).is_file()) == []
+
+
+def sources(*folders: str) -> list[Path]:
+    """Files of code below the folders: Python, C++, shell."""
+    kinds = {".py", ".cpp", ".h", ".sh"}
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in kinds)
+
+
+def test_no_folder_and_no_file_is_too_large() -> None:
+    files = sources("src", "tests")
+    folders = Counter(path.parent.relative_to(ROOT).as_posix() for path in files)
+    assert {folder: number for folder, number in folders.items() if number > MOST_FILES} == {}
+    lengths = {relative(path): path.read_text(encoding="utf-8").count("\n") for path in sources("src/manylora")}
+    assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES} == {}
+
+
+def test_every_room_says_its_subject() -> None:
+    entrances = [path for path in modules() if path.name == "__init__.py" and "migrations" not in path.parts]
+    assert [relative(path) for path in entrances if not ast.get_docstring(tree_of(path))] == []
+    folders = {path.parent for path in modules()} - {path.parent for path in entrances}
+    assert sorted(relative(folder) for folder in folders if "migrations" not in folder.parts) == []
 
 
 def test_there_are_no_import_cycles() -> None:
@@ -225,7 +312,9 @@ def test_the_engine_imports_on_a_bare_gpu_image() -> None:
 
 
 def test_the_edge_and_the_tokenizer_import_without_torch() -> None:
-    result = blocked_import(dotted("server", without=("server/worker.py",)) + " manylora.models.tokenizer", {"torch"})
+    result = blocked_import(
+        dotted("server", without=("server/engine_client/process.py",)) + " manylora.models.text.tokenizer", {"torch"}
+    )
     assert result.returncode == 0, result.stderr
 
 
@@ -253,7 +342,7 @@ def test_every_path_named_in_the_architecture_page_exists() -> None:
 
 
 def test_every_setting_has_a_heading() -> None:
-    from manylora.config import Config, leaves
+    from manylora.config.settings import Config, leaves
 
     text = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     missing = [name for name in leaves(Config()) if f"### `{name}`" not in text]

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manylora import costs
-from manylora.cli.client import dollars as shown_by_cli
-from manylora.control.deployments import dollars as shown_by_deployments
-from manylora.control.invoice_forms import usd as shown_by_invoices
+from manylora.cli import costs
+from manylora.cli.remote.client import dollars as shown_by_cli
+from manylora.control.billing.invoice_forms import usd as shown_by_invoices
+from manylora.control.deployments.deployments import dollars as shown_by_deployments
 from manylora.money import NANO, cost_nanousd, dollars, rounded
 
 AMOUNTS = st.integers(-(10**17), 10**17)

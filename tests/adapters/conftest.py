@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.adapters.house import House
+from tests.adapters.store_folder import House
 
 
 @pytest.fixture

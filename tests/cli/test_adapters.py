@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from manylora.cli import app
-from tests.server.test_server_process import running
+from tests.server.app.test_server_process import running
 
 Run = Callable[..., Result]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.models.tiny_tokenizers import save_sentencepiece
-from tests.tiny import make_base
+from tests.support.tiny import make_base
 
 
 @pytest.fixture

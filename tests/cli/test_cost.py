@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from manylora.cli import app
-from manylora.costs import Hardware, Load, TokenPrice, compare, dollars
+from manylora.cli.costs import Hardware, Load, TokenPrice, compare, dollars
 
 
 def run(*words: str) -> Result:

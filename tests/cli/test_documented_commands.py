@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from manylora.cli import app
-from manylora.renames import current_words
+from manylora.config.renames import current_words
 from tests.support.paths import ROOT
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").rglob("README.md")))

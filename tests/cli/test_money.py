@@ -78,7 +78,7 @@ def test_usage_is_a_table(run: Run) -> None:
 def test_usage_of_many_pages_is_one_table_and_one_document(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("usage", "--by", "day,adapter,key", "--from", "2023-01", "--to", "2023-12")
     whole, document = run(*words).stdout, json.loads(run(*words, "--json").stdout)
-    module = sys.modules["manylora.cli.usage"]  # the package has the verb under that name
+    module = sys.modules["manylora.cli.remote.usage"]  # the package has the verb under that name
     monkeypatch.setattr(module, "PAGE_LINES", 1)
     monkeypatch.setattr(module, "MAX_FITTED", 0)
     assert [line.split() for line in run(*words).stdout.splitlines()] == [line.split() for line in whole.splitlines()]

@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from manylora.cli import app
-from tests.clients.conftest import ROOT
 from tests.control.uploading import SEEDS, base_settings
+from tests.support.paths import ROOT
 
 STOP_WAIT_S = 30
 
@@ -161,7 +161,7 @@ def test_what_cannot_be_uploaded_is_told_in_one_line(commands: Commands, tmp_pat
 def test_an_upload_goes_on_after_broken_connections(
     commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    repos = importlib.import_module("manylora.cli.repos")  # the package has its commands under that name
+    repos = importlib.import_module("manylora.cli.remote.repos")  # the package has its commands under that name
     monkeypatch.setattr(repos, "FIRST_WAIT_S", 0.001)
     SEEDS["everything"].save(tmp_path / "adapter")
     commands.good("create", "cut")
@@ -185,7 +185,7 @@ def test_an_upload_goes_on_after_broken_connections(
 def test_an_interrupted_upload_is_taken_up_by_the_next(
     commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    repos = importlib.import_module("manylora.cli.repos")  # the package has its commands under that name
+    repos = importlib.import_module("manylora.cli.remote.repos")  # the package has its commands under that name
     SEEDS["everything"].save(tmp_path / "adapter")
     commands.good("create", "later")
     begun: list[str] = []

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from manylora.cli.settings import with_adapter_roots
-from manylora.config import load_config
+from manylora.config.settings import load_config
 from manylora.errors import ConfigInvalid
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from manylora.config import child_environment
+from manylora.config.settings import child_environment
 from tests.conftest import missing
 from tests.models.test_llama import SMALL, save_random
 from tests.models.tiny_tokenizers import save_byte_level
@@ -26,8 +26,9 @@ os.execv(sys.executable, [sys.executable, "-m", "manylora", *sys.argv[3:]])
 """
 AS_NOBODY = """
 import os, runpy, sys
-import manylora.cli, manylora.models.pull, manylora.server.run, manylora.cli.hosting, rich.progress, rich.console
-import manylora.resources, manylora.cli.settings
+import manylora.cli, manylora.models.fetch.pull, manylora.server.app.run, manylora.wiring.control
+import rich.progress, rich.console
+import manylora.system.resources, manylora.cli.settings
 user = int(sys.argv.pop(1))
 os.setgroups([]); os.setresgid(user, user, user); os.setresuid(user, user, user)
 sys.argv[0] = "manylora"
@@ -189,7 +190,7 @@ def test_what_the_system_refuses_is_one_sentence(name: str, base: Path, tmp_path
 
 @pytest.mark.parametrize("content", [b"\xef\xbb\xbf[server]\nport = 1\n", b"[server]\r\nport = 1\r\n"])
 def test_a_mark_of_utf_8_and_windows_lines_are_read(content: bytes, tmp_path: Path) -> None:
-    from manylora.config import load_config
+    from manylora.config.settings import load_config
 
     (tmp_path / "settings.toml").write_bytes(content)
     assert load_config(tmp_path / "settings.toml", environ={}).server.port == 1

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from manylora.cli import app
-from manylora.config import load_config
+from manylora.config.settings import load_config
 from manylora.errors import ConfigInvalid
 
 KEY = "pb_00000000_" + "0" * 43

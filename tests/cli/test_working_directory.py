@@ -9,10 +9,10 @@ import httpx2
 import pytest
 from peft import LoraConfig
 
-from manylora.config import cache_dir, child_environment
+from manylora.config.settings import cache_dir, child_environment
 from tests.models.tiny_tokenizers import save_byte_level
-from tests.serving import running_server
-from tests.tiny import ALL, make_adapter, make_base
+from tests.support.serving import running_server
+from tests.support.tiny import ALL, make_adapter, make_base
 
 THIRD_PARTY = (
     "torch",

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import missing
-from tests.serving import running_server
 from tests.support.paths import ROOT
+from tests.support.serving import running_server
 
 CLIENT_WAIT_S = 240
 

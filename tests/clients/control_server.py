@@ -7,12 +7,12 @@ from pathlib import Path
 
 import uvicorn
 
-from manylora.config import load_config
-from manylora.control.api import create_control_app
-from manylora.control.first_start import ensure_first_start
-from manylora.control.keys import issue_key
-from manylora.control.opening import open_control
-from manylora.control.tenants import create_tenant
+from manylora.config.settings import load_config
+from manylora.control.app.application import create_control_app
+from manylora.control.process.first_start import ensure_first_start
+from manylora.control.process.opening import open_control
+from manylora.control.tenants.keys import issue_key
+from manylora.control.tenants.tenants import create_tenant
 from manylora.ids import TenantId
 from manylora.tenancy import CUSTOMER_SCOPES
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.clients.conftest import ROOT, run_client
+from tests.clients.conftest import run_client
 from tests.conftest import missing
 from tests.control.uploading import SEEDS, base_settings
-from tests.serving import running_server
+from tests.support.paths import ROOT
+from tests.support.serving import running_server
 
 STOP_WAIT_S = 30
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from manylora.adapters.local_source import LocalSource
+from manylora.adapters.sources.local import LocalSource
 from manylora.cli.examples import DEMO_ADAPTER, examples, key_commands
-from manylora.models.tokenizer import Tokenizer
+from manylora.models.text.tokenizer import Tokenizer
 from tests.clients.conftest import run_command
 from tests.conftest import missing
-from tests.serving import running_server
-from tests.waiting import wait_for
+from tests.support.serving import running_server
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.clients, pytest.mark.base, pytest.mark.slow]
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from sqlalchemy import URL
 
-from manylora.adapters.checking import CheckedFiles, CheckJob, check_files
-from manylora.control import intake
-from manylora.control.database import Database, database_url, migrate
+from manylora.adapters.ingest.checking import CheckedFiles, CheckJob, check_files
+from manylora.control.registry import intake
+from manylora.control.storage.database import Database, database_url, migrate
 from tests.conftest import missing
 from tests.control.postgres_server import PostgresServer, find_postgres, postgres_server
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from sqlalchemy import URL, create_engine, text
 
-from manylora.control.database import database_url, migrate
-from manylora.control.invoice_forms import FORMATS
-from manylora.control.invoices import InvoiceRule
-from manylora.control.ledger import correct, insert_records
+from manylora.control.billing.invoice_forms import FORMATS
+from manylora.control.billing.invoices import InvoiceRule
+from manylora.control.billing.ledger import correct, insert_records
+from manylora.control.storage.database import database_url, migrate
 from tests.control.plane import Plane, in_plane, record
 
 GOLDEN = Path(__file__).parent / "golden"

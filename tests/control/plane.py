@@ -11,12 +11,12 @@ import httpx2
 from sqlalchemy import URL, event
 
 from manylora.clock import ManualClock
-from manylora.config import Config, load_config
-from manylora.control.api import create_control_app
+from manylora.config.settings import Config, load_config
+from manylora.control.app.application import create_control_app
+from manylora.control.billing.heavy_read_client import HeavyReads, ReadProcess
 from manylora.control.control import Control
-from manylora.control.database import Database
-from manylora.control.first_start import ensure_first_start
-from manylora.control.reading import HeavyReads, ReadProcess
+from manylora.control.process.first_start import ensure_first_start
+from manylora.control.storage.database import Database
 from manylora.usage import UsageRecord
 
 PEPPER = "5e" * 32

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sqlalchemy import URL, create_engine
 
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 BINARIES = "/usr/lib/postgresql"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx2
 
-from manylora.bench.adapter_files import HIDDEN, INTERMEDIATE, KV, LAYERS, VOCAB, Files, seeds
+from manylora.bench.faults.adapter_files import HIDDEN, INTERMEDIATE, KV, LAYERS, VOCAB, Files, seeds
 from tests.control.plane import Plane
 
 SEEDS = {files.name: files for files in seeds()}

@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from manylora.adapter_ref import SourceName
-from manylora.adapters.bank import CpuBank
-from manylora.adapters.fake_reader import ManualReader
-from manylora.adapters.image import ImageFacts
-from manylora.adapters.manual import ManualIngest
-from manylora.adapters.store import Store
-from manylora.adapters.tiers import DiskTier
+from manylora.adapters.ingest.fakes import ManualIngest
+from manylora.adapters.packing.image import ImageFacts
+from manylora.adapters.store.store import Store
+from manylora.adapters.tiers.bank import CpuBank
+from manylora.adapters.tiers.disk import DiskTier
+from manylora.adapters.tiers.fakes import ManualReader
 from manylora.clock import ManualClock
-from manylora.config import AdaptersConfig
-from manylora.engine.blocks import BlockPool
+from manylora.config.settings import AdaptersConfig
 from manylora.engine.events import StepEvents
-from manylora.engine.lending import KvLender
+from manylora.engine.scheduling.blocks import BlockPool
+from manylora.engine.scheduling.lending import KvLender
 from manylora.ids import Digest
-from tests.adapters.making import TINY
-from tests.adapters.pretend import FakeSource, facts_of, num_rows
+from tests.adapters.adapter_files import TINY
+from tests.adapters.fake_source import FakeSource, facts_of, num_rows
 from tests.engine.simulation import World
 
 STEP_S = 0.02

@@ -18,19 +18,19 @@ from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import NO_WORDS, AdapterAction, AdapterInfo, AdapterWords
 from manylora.clock import ManualClock
 from manylora.engine.adapter_port import AdapterState, AdapterStore, StoreStats
-from manylora.engine.blocks import BlockPool
 from manylora.engine.engine import Engine, EngineLimits
 from manylora.engine.events import Finished, FinishReason, StepEvents
-from manylora.engine.lending import KvLender
-from manylora.engine.pins import AdapterPins
+from manylora.engine.execution.sampler import Drawn
 from manylora.engine.request import Request, SamplingParams, StopParams
-from manylora.engine.sampler import Drawn
-from manylora.engine.scheduler import Plan, Scheduler, StepLimits
-from manylora.engine.sequence import Sequence
+from manylora.engine.scheduling.blocks import BlockPool
+from manylora.engine.scheduling.lending import KvLender
+from manylora.engine.scheduling.pins import AdapterPins
+from manylora.engine.scheduling.scheduler import Plan, Scheduler, StepLimits
+from manylora.engine.scheduling.sequence import Sequence
 from manylora.errors import AdapterCorrupt, ManyloraError
 from manylora.ids import Digest, Flow, RequestId
 from manylora.kernels.interface import PlacedAdapter
-from manylora.models.adapter_text import AddedToken
+from manylora.models.text.adapter_text import AddedToken
 
 VOCAB = 97
 

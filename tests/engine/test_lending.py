@@ -1,7 +1,7 @@
 """Idle KV memory holds adapters, and comes back the moment a sequence needs it.
 
-A KV block is 640 bytes here, as much as `a0` and `a5` take each (tests/adapters/pretend.py); the bank has room for one
-of them, and a context of 32 positions takes 8 blocks.
+A KV block is 640 bytes here, as much as `a0` and `a5` take each (`tests/adapters/fake_source.py`); the bank has room
+for one of them, and a context of 32 positions takes 8 blocks.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manylora.engine.blocks import BlockPool, next_key, prefix_root
 from manylora.engine.events import FinishReason
-from tests.adapters.pretend import body_bytes, facts_of
+from manylora.engine.scheduling.blocks import BlockPool, next_key, prefix_root
+from tests.adapters.fake_source import body_bytes, facts_of
 from tests.engine.real_store import StoredWorld
 
 BLOCK_BYTES = 640

@@ -1,6 +1,6 @@
 """Engine, scheduler and the real adapter store together: who waits, who pays, and that everybody gets there.
 
-`a0` and `a5` take 640 bytes each (tests/adapters/pretend.py), so a bank of 700 has room for one of them.
+`a0` and `a5` take 640 bytes each (tests/adapters/fake_source.py), so a bank of 700 has room for one of them.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,10 +12,10 @@ import pytest
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterAction, AdapterState
 from manylora.engine.events import FinishReason
-from manylora.engine.fairness import LOAD_BYTES_PER_TOKEN
-from manylora.engine.scheduler import PATIENCE_STEPS
+from manylora.engine.scheduling.fairness import LOAD_BYTES_PER_TOKEN
+from manylora.engine.scheduling.scheduler import PATIENCE_STEPS
 from manylora.ids import Flow
-from tests.adapters.pretend import body_bytes, facts_of
+from tests.adapters.fake_source import body_bytes, facts_of
 from tests.engine.real_store import STEP_S, StoredWorld
 
 OneAdapter = Callable[..., StoredWorld]

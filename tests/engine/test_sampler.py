@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from manylora.engine.execution.sampler import Drawn, SamplingRow, sample, sample_ahead
 from manylora.engine.penalties import Penalties
 from manylora.engine.request import SamplingParams
-from manylora.engine.sampler import Drawn, SamplingRow, sample, sample_ahead
-from manylora.kernels.drawing import uniform
+from manylora.kernels.sampling import uniform
 
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -61,7 +61,7 @@ def allowed_tokens(logits: Tensor, params: SamplingParams) -> list[int]:
     with pytest.MonkeyPatch.context() as patch:
 
         def drawn_at(point: float) -> int:
-            patch.setattr("manylora.kernels.drawing.uniform", lambda seed, position: point)
+            patch.setattr("manylora.kernels.sampling.uniform", lambda seed, position: point)
             return draw(logits, params).token_id
 
         def between(low: float, first: int, high: float, last: int) -> list[int]:
@@ -170,7 +170,7 @@ def test_a_large_vocabulary_keeps_the_same_nucleus(top_p: float, scale: float) -
     running = torch.softmax(logits.double(), dim=0)[order].cumsum(0)
     last = int((running < top_p).sum())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("manylora.kernels.drawing.uniform", lambda seed, position: 1 - 2.0**-53)
+        patch.setattr("manylora.kernels.sampling.uniform", lambda seed, position: 1 - 2.0**-53)
         drawn = draw(logits, SamplingParams(top_p=top_p)).token_id
     # The exact edge may fall either way within the rounding of float32 weights.
     edge = int((order == drawn).nonzero())

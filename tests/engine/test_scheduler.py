@@ -11,21 +11,21 @@ from fractions import Fraction
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from manylora.engine.fairness import (
+from manylora.engine.scheduling.fairness import (
     COMPLETION_WEIGHT,
     LOAD_BYTES_PER_TOKEN,
     PROMPT_WEIGHT,
     SERVICE_UNITS,
     VirtualTokenCounter,
 )
-from manylora.engine.scheduler import PATIENCE_STEPS
-from manylora.engine.sequence import Sequence
+from manylora.engine.scheduling.scheduler import PATIENCE_STEPS
+from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import Flow, RequestId
 from tests.engine.simulation import SimulatedStore, World
 
 
 def test_the_scheduler_imports_no_torch() -> None:
-    code = "import sys, manylora.engine.scheduler; sys.exit('torch' in sys.modules)"
+    code = "import sys, manylora.engine.scheduling.scheduler; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

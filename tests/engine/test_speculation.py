@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manylora.engine.events import FinishReason
-from manylora.engine.fairness import COMPLETION_WEIGHT, SERVICE_UNITS
-from manylora.engine.scheduler import Plan
+from manylora.engine.scheduling.fairness import COMPLETION_WEIGHT, SERVICE_UNITS
+from manylora.engine.scheduling.scheduler import Plan
 from manylora.ids import Flow, RequestId
 from tests.engine import simulation
 from tests.engine.simulation import World, alone

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from manylora.ids import Digest
-from manylora.kernels.cpu import CpuKernels
-from manylora.kernels.extras import (
+from manylora.kernels.adapter_layout import (
     EMBED,
     EMBED_ROWS,
     EMBED_VECTORS,
@@ -22,9 +21,10 @@ from manylora.kernels.extras import (
     blank_extras,
     set_projection_vectors,
 )
+from manylora.kernels.cpu.backend import CpuKernels
+from manylora.kernels.cpu.library import NativeLibrary
+from manylora.kernels.cpu.onednn import OneDnnLinear
 from manylora.kernels.interface import AttentionBatch, Kernels, LoraTarget, PlacedAdapter, RopeTable
-from manylora.kernels.library import NativeLibrary
-from manylora.kernels.onednn import OneDnnLinear
 from manylora.kernels.reference import ReferenceKernels
 
 BLOCK_SIZE = 16

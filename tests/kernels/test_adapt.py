@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from manylora.kernels.extras import EMBED_ROWS, HEAD_ROWS
+from manylora.kernels.adapter_layout import EMBED_ROWS, HEAD_ROWS
 from manylora.kernels.interface import (
     AttentionBatch,
     Kernels,

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manylora.kernels.cpu import CpuKernels
+from manylora.kernels.cpu.backend import CpuKernels
+from manylora.kernels.cpu.linear import Bf16Linear, why_not_bf16
 from manylora.kernels.interface import Packed
-from manylora.kernels.panels import Bf16Linear, why_not_bf16
 from tests.kernels.cases import native, random
 
 ROWS = (0, *range(1, 41), 67, 300)

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from manylora.errors import NativeBuildFailed
-from manylora.kernels import onednn, select
-from manylora.kernels.cpu import CpuKernels
+from manylora.kernels import select
+from manylora.kernels.cpu import onednn
+from manylora.kernels.cpu.backend import CpuKernels
+from manylora.kernels.cpu.library import NativeLibrary
+from manylora.kernels.cpu.native import build
+from manylora.kernels.cpu.native.build import load_library
+from manylora.kernels.cpu.native.library_cache import sealed
 from manylora.kernels.interface import Kernels
-from manylora.kernels.library import NativeLibrary
-from manylora.kernels.native import build
-from manylora.kernels.native.build import load_library
-from manylora.kernels.native.kept import sealed
 from manylora.kernels.reference import ReferenceKernels
 from manylora.kernels.select import BACK_ENDS, select_kernels
 from tests.conftest import missing
@@ -66,7 +67,7 @@ def test_a_source_that_does_not_compile_says_what_the_compiler_said(tiny_sources
 
 def test_processes_that_build_at_the_same_time_all_get_a_whole_library(tiny_sources: Path, tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from manylora.kernels.native import build;"
+        "import sys; from pathlib import Path; from manylora.kernels.cpu.native import build;"
         "build.SOURCE_DIR = Path(sys.argv[1]); build.load_library(Path(sys.argv[2])).ml_pool_new(0, 0)"
     )
     command = [sys.executable, "-c", program, str(tiny_sources), str(tmp_path)]
@@ -159,7 +160,7 @@ def test_a_cache_mounted_noexec_serves_all_the_same(tiny_sources: Path, tmp_path
     cache = tmp_path / "cache"
     cache.mkdir()
     program = (
-        "import sys; from pathlib import Path; from manylora.kernels.native import build;"
+        "import sys; from pathlib import Path; from manylora.kernels.cpu.native import build;"
         "build.SOURCE_DIR = Path(sys.argv[1]); build.load_library(Path(sys.argv[2])).ml_pool_new(0, 0);"
         "build.load_library(Path(sys.argv[2])).ml_pool_new(0, 0); print('loaded')"
     )

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from manylora.kernels.cpu import CpuKernels
-from manylora.kernels.int8 import Int8Linear
+from manylora.kernels.cpu.backend import CpuKernels
+from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.kernels.interface import Packed
 from tests.kernels.cases import native, random
 

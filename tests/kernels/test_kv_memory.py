@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from manylora.kernels.cpu_kv import CpuKv
+from manylora.kernels.cpu.kv import CpuKv
 from manylora.kernels.reference import ReferenceKernels
 from tests.kernels.cases import BACK_ENDS, NATIVE
 

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from manylora.kernels.cpu import CpuKernels
-from manylora.kernels.drawing import RULE
-from manylora.kernels.int8 import Int8Linear
+from manylora.kernels.cpu.backend import CpuKernels
+from manylora.kernels.cpu.capture import OPERATIONS
+from manylora.kernels.cpu.int8 import Int8Linear
+from manylora.kernels.cpu.linear import Bf16Linear
 from manylora.kernels.interface import KvCache, LoraSegment, LoraTarget, Operations, Packed, Projection, Rows, StepInput
-from manylora.kernels.panels import Bf16Linear
-from manylora.kernels.program import OPERATIONS
+from manylora.kernels.sampling import RULE
 from tests.kernels.cases import BACK_ENDS, NATIVE, PagedSequences, add_extras, make_adapter, native, random, rope_table
 
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN, WIDE, VOCAB, LAYERS = 4, 2, 24, 40, 56, 203, 2

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from manylora.kernels.cpu import CpuKernels
-from manylora.kernels.onednn import OneDnnLinear, why_not_onednn
-from manylora.kernels.panels import why_not_bf16
+from manylora.kernels.cpu.backend import CpuKernels
+from manylora.kernels.cpu.linear import why_not_bf16
+from manylora.kernels.cpu.onednn import OneDnnLinear, why_not_onednn
 from manylora.kernels.select import select_kernels
 from tests.kernels.cases import BACK_ENDS, NATIVE, native, random
 

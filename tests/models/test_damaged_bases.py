@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from manylora.config import child_environment
+from manylora.config.settings import child_environment
 from manylora.errors import ManyloraError, ModelNotFound, ModelUnsupported
-from manylora.models import checksums
-from manylora.models import pull as pulling
-from manylora.models.catalog import DEFAULT, pulled_dir
-from manylora.models.pull import pull
+from manylora.models.fetch import checksums
+from manylora.models.fetch import pull as pulling
+from manylora.models.fetch.catalog import DEFAULT, pulled_dir
+from manylora.models.fetch.pull import pull
 from tests.models.test_pull import _Hub, base, copy_base, hub, url
 
 __all__ = ["base", "hub"]

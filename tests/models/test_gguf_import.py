@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from manylora.errors import ModelUnsupported
-from manylora.models.gguf_file import GgufFile
-from manylora.models.gguf_import import convert, dequantize, to_bfloat16
-from manylora.models.tokenizer import Tokenizer
+from manylora.models.fetch.gguf_file import GgufFile
+from manylora.models.fetch.gguf_import import convert, dequantize, to_bfloat16
+from manylora.models.text.tokenizer import Tokenizer
 from tests.models.test_llama import TOKENS, load, run_in_chunks
 
 HEADS, KV_HEADS, HEAD_DIM, LAYERS, WIDTH = 4, 2, 16, 2, 96

@@ -13,8 +13,8 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from manylora.errors import ModelNotFound, ModelUnsupported
-from manylora.models import catalog
-from manylora.models.pull import import_wheel, install, pull
+from manylora.models.fetch import catalog
+from manylora.models.fetch.pull import import_wheel, install, pull
 from tests.models.test_llama import SMALL, save_random
 from tests.models.tiny_tokenizers import save_byte_level
 

@@ -6,7 +6,7 @@ import pytest
 
 from manylora.clock import ManualClock
 from manylora.errors import TemplateFailed
-from manylora.models.template import MAX_LOOP_TURNS, ChatTemplate
+from manylora.models.text.template import MAX_LOOP_TURNS, ChatTemplate
 
 MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
 

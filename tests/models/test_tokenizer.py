@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from manylora.errors import ModelNotFound, ModelUnsupported, TemplateFailed
-from manylora.models.adapter_text import AdapterText, AddedToken
-from manylora.models.tokenizer import Tokenizer
+from manylora.models.text.adapter_text import AdapterText, AddedToken
+from manylora.models.text.tokenizer import Tokenizer
 from tests.models.tiny_tokenizers import save_byte_level, save_sentencepiece
 
 TEXTS = st.one_of(

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from manylora.server.app import EdgeApp
+from manylora.server.app.application import EdgeApp
 
 
 class Caller:

@@ -5,8 +5,8 @@ import os
 import signal
 from typing import NoReturn
 
-from manylora.config import Config
-from manylora.server.driver import ProgressLine
+from manylora.config.settings import Config
+from manylora.server.engine_client.loop import ProgressLine
 
 
 def without_room(config: Config, tell: ProgressLine) -> NoReturn:

@@ -12,12 +12,12 @@ import pytest
 
 from manylora.adapter_ref import SourceName
 from manylora.clock import Clock, SystemClock
-from manylora.config import Config
-from manylora.models.tokenizer import Tokenizer
-from manylora.server.access import Access
-from manylora.server.app import EdgeApp, create_app
-from manylora.server.directory import Directory
-from manylora.server.link import InProcessLink
+from manylora.config.settings import Config
+from manylora.models.text.tokenizer import Tokenizer
+from manylora.server.access.access import Access
+from manylora.server.access.directory import Directory
+from manylora.server.app.application import EdgeApp, create_app
+from manylora.server.engine_client.link import InProcessLink
 from manylora.tenancy import RepositoryFacts, Snapshot, TenantFacts
 from tests.server.fake_control import PEPPER, FakeControl
 from tests.server.fake_engine import FakeEngine, served_for

@@ -1,6 +1,6 @@
 """Ending an edge's metering as a kill of its process would."""
 
-from manylora.server.meter import Meter
+from manylora.server.metering.meter import Meter
 
 
 def crash(meter: Meter) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterAction, AdapterInfo, StoreStats
-from manylora.adapters.sources import Source
+from manylora.adapters.sources.source import Source
 from manylora.clock import SystemClock
-from manylora.config import Config
+from manylora.config.settings import Config
 from manylora.engine.events import (
     AdapterUse,
     EngineStats,
@@ -30,9 +30,9 @@ from manylora.engine.request import Request
 from manylora.engine.stopping import StopChecker
 from manylora.errors import AdapterError
 from manylora.ids import Digest, RequestId
-from manylora.models.tokenizer import Tokenizer
-from manylora.server.driver import ProgressLine
-from manylora.server.served import ServedModel
+from manylora.models.text.tokenizer import Tokenizer
+from manylora.server.engine_client.loop import ProgressLine
+from manylora.server.engine_client.served_model import ServedModel
 from manylora.usage import Counts
 from tests.server.fake_adapters import FakeAdapters
 from tests.server.fake_texts import FakeTexts

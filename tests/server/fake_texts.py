@@ -7,7 +7,7 @@ from manylora.adapter_state import NO_WORDS, AdapterWords
 from manylora.engine.texts import TextAnswer
 from manylora.errors import ManyloraError
 from manylora.ids import Flow
-from manylora.models.adapter_text import AdapterText, text_digest
+from manylora.models.text.adapter_text import AdapterText, text_digest
 
 
 class FakeTexts:

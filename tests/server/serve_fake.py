@@ -2,10 +2,10 @@
 
 import sys
 
-from manylora.cli.hosting import host_control
-from manylora.config import load_config, parse_setting
-from manylora.server.run import Announce, run_server
-from manylora.standard_streams import make_streams_lossy, open_missing_streams
+from manylora.config.settings import load_config, parse_setting
+from manylora.server.app.run import Announce, run_server
+from manylora.system.standard_streams import make_streams_lossy, open_missing_streams
+from manylora.wiring.control import host_control
 
 FACTORY = "tests.server.fake_engine:build"
 

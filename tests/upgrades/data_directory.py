@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy import URL, Boolean, Connection, MetaData, create_engine, text
 
-from manylora.config import cache_dir
-from manylora.control.database import migrate
+from manylora.config.settings import cache_dir
+from manylora.control.storage.database import migrate
 
 VERSION_0_1 = Path(__file__).parent / "0.1"
 REVISION_0_1 = "0002"

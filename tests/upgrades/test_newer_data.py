@@ -16,17 +16,17 @@ import pytest
 from sqlalchemy import URL, create_engine, text
 
 from manylora import __version__
-from manylora.adapters.tiers import DiskTier
+from manylora.adapters.tiers.disk import DiskTier
 from manylora.cli import main
 from manylora.clock import SystemClock
-from manylora.config import environment
-from manylora.control.database import database_url, migrate
+from manylora.config.settings import environment
+from manylora.control.storage.database import database_url, migrate
 from manylora.errors import DataTooNew
-from manylora.server import spool
-from manylora.server.framed import FramedFile, read_entries
-from manylora.server.journal import Entry
-from manylora.server.meter import Meter
-from manylora.server.spool import Dropped, Finished, Opened, hold_folders
+from manylora.server.engine_client.append_log import FramedFile, read_entries
+from manylora.server.engine_client.journal import Entry
+from manylora.server.metering import spool
+from manylora.server.metering.meter import Meter
+from manylora.server.metering.spool import Dropped, Finished, Opened, hold_folders
 from manylora.usage import UsageRecord
 from tests.control.control_process import EDGE_TOKEN
 from tests.upgrades.data_directory import VERSION_0_1, copy_to

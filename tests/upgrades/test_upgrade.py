@@ -16,13 +16,13 @@ from typing import Any
 import httpx2
 import pytest
 
-from manylora.config import leaves, load_config
-from manylora.control.backup import back_up, restore
+from manylora.config.settings import leaves, load_config
+from manylora.control.process.backup import back_up, restore
 from tests.control.postgres_server import PostgresServer
-from tests.serving import running_server
+from tests.support.serving import running_server
+from tests.support.waiting import wait_for
 from tests.upgrades.data_directory import PARTS, VERSION_0_1, copy_to, load_rows, read_json
 from tests.upgrades.surface import error_codes, metrics_in, options_of_verbs
-from tests.waiting import wait_for
 
 TOLD: Mapping[str, Any] = read_json("told")
 KEYS: Mapping[str, str] = read_json("keys")

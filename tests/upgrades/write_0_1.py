@@ -32,13 +32,13 @@ from transformers import LlamaForCausalLM
 
 from manylora.bench.servers import fresh_cache
 from manylora.clock import SystemClock
-from manylora.config import environment
+from manylora.config.settings import environment
 from manylora.models.checkpoint_files import fingerprint
 from manylora.models.spec import read_spec
 from tests.models.tiny_tokenizers import save_byte_level
-from tests.tiny import ALL, make_adapter, make_base
+from tests.support.tiny import ALL, make_adapter, make_base
+from tests.support.waiting import wait_for
 from tests.upgrades.data_directory import names_of_packed
-from tests.waiting import wait_for
 
 HERE = Path(__file__).parent / "0.1"
 BASE = "Tiny-Base"
@@ -362,7 +362,7 @@ def leave_unshipped(site: Site) -> list[str]:
 
 def engine_of(server: Client) -> psutil.Process:
     children = psutil.Process(server.pid).children()
-    return next(each for each in children if "manylora.server.worker" in " ".join(each.cmdline()))
+    return next(each for each in children if "manylora.server.engine_client.process" in " ".join(each.cmdline()))
 
 
 @contextmanager

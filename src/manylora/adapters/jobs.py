@@ -6,12 +6,12 @@ from typing import Any, Protocol
 from manylora import errors
 from manylora.adapter_ref import AdapterRef, SourceName, merged_ref
 from manylora.adapters.base_shape import BaseShape
-from manylora.adapters.image import ImageFacts
-from manylora.adapters.sources import Located
+from manylora.adapters.packing.image import ImageFacts
+from manylora.adapters.sources.source import Located
 from manylora.errors import ManyloraError
 from manylora.ids import Digest
 from manylora.merging import MergeRecipe, MergeStrategy, SignMethod
-from manylora.models.adapter_text import NO_TEXT
+from manylora.models.text.adapter_text import NO_TEXT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,10 +1,10 @@
 """One named adapter as the store tracks it."""
 
 from manylora.adapter_ref import AdapterRef
-from manylora.adapters.sources import Located
+from manylora.adapters.sources.source import Located
 from manylora.errors import ManyloraError
 from manylora.ids import Digest, Flow
-from manylora.models.adapter_text import NO_TEXT
+from manylora.models.text.adapter_text import NO_TEXT
 
 NEVER = -2
 NOBODY = Flow("")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from manylora.clock import Clock, SystemClock
-from manylora.config import DEFAULT_BASE, cache_dir, environment
+from manylora.config.settings import DEFAULT_BASE, cache_dir, environment
 
 START_WAIT_S = 600.0
 STOP_WAIT_S = 30.0

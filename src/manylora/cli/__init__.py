@@ -7,27 +7,27 @@ from typing import NoReturn
 import typer
 
 from manylora import __version__
-from manylora.cli.account import account
-from manylora.cli.adapters import adapters
-from manylora.cli.audit import audit
 from manylora.cli.bench import bench
 from manylora.cli.control import control
 from manylora.cli.cost import cost
 from manylora.cli.generate import generate
-from manylora.cli.keys import keys
-from manylora.cli.ledger import ledger
-from manylora.cli.limits import limits
-from manylora.cli.prices import prices
 from manylora.cli.pull import pull
-from manylora.cli.repos import repos
+from manylora.cli.remote.account import account
+from manylora.cli.remote.adapters import adapters
+from manylora.cli.remote.audit import audit
+from manylora.cli.remote.keys import keys
+from manylora.cli.remote.ledger import ledger
+from manylora.cli.remote.limits import limits
+from manylora.cli.remote.prices import prices
+from manylora.cli.remote.repos import repos
+from manylora.cli.remote.tenants import tenants
+from manylora.cli.remote.usage import invoice, usage
 from manylora.cli.serve import serve
-from manylora.cli.tenants import tenants
-from manylora.cli.usage import invoice, usage
+from manylora.config.renames import current_words
 from manylora.errors import ManyloraError
-from manylora.printable import printable_lines
-from manylora.renames import current_words
-from manylora.standard_streams import make_streams_lenient, open_missing_streams, output_lost
-from manylora.system_failures import described
+from manylora.system.failures import described
+from manylora.system.printable import printable_lines
+from manylora.system.standard_streams import make_streams_lenient, open_missing_streams, output_lost
 
 app = typer.Typer(
     no_args_is_help=True,

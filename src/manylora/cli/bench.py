@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from manylora.cli.options import BaseOption, QuantizeOption
-from manylora.printable import printable
+from manylora.system.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from manylora.bench.profile import StepProfile
     from manylora.bench.suite import Measured
-    from manylora.config import Config
+    from manylora.config.settings import Config
 
 TABLE_WIDTH = 140  # where no terminal says how wide it is
 DEFAULT_WORKLOADS = ("single", "chat", "triage")
@@ -57,9 +57,9 @@ def bench(
     from manylora.bench.random_adapters import write_adapters
     from manylora.bench.workloads import MIXED_RANKS, WORKLOADS
     from manylora.cli.settings import configuration, with_base_fetched
-    from manylora.config import Setting, cache_dir
+    from manylora.config.settings import Setting, cache_dir
     from manylora.errors import InvalidParameter
-    from manylora.models.catalog import resolve
+    from manylora.models.fetch.catalog import resolve
     from manylora.models.spec import read_spec
 
     chosen = tuple(workload or DEFAULT_WORKLOADS)
@@ -102,7 +102,7 @@ def _profile(config: "Config", root: Path, names: list[str]) -> "list[StepProfil
     from manylora.cli.settings import FACTORY
     from manylora.clock import SystemClock
     from manylora.engine.engine import Engine
-    from manylora.server.driver import load_factory
+    from manylora.server.engine_client.loop import load_factory
 
     adapters = dataclasses.replace(config.adapters, roots=(str(root),))
     config = dataclasses.replace(config, adapters=adapters)

@@ -37,10 +37,10 @@ def run(
     import logging
 
     from manylora.cli.settings import configuration
-    from manylora.control.serving import run_control
-    from manylora.printable import log_handler
-    from manylora.resources import raise_file_limit
-    from manylora.standard_streams import make_streams_lossy
+    from manylora.control.process.run import run_control
+    from manylora.system.printable import log_handler
+    from manylora.system.resources import raise_file_limit
+    from manylora.system.standard_streams import make_streams_lossy
 
     make_streams_lossy()
     raise_file_limit()
@@ -66,7 +66,7 @@ def backup(
 ) -> None:
     """Write the database, the pepper and the uploads to one archive, while the control plane serves or not."""
     from manylora.cli.settings import configuration
-    from manylora.control.backup import back_up
+    from manylora.control.process.backup import back_up
 
     back_up(configuration(config, set_ or (), {}), file, has_database=not without_database)
     typer.echo(f"done: {file}, {file.stat().st_size:,} bytes")
@@ -81,7 +81,7 @@ def restore(
 ) -> None:
     """Make the control plane's folder from an archive. It must be empty, and no control plane running."""
     from manylora.cli.settings import configuration
-    from manylora.control.backup import restore as restore_control
+    from manylora.control.process.backup import restore as restore_control
 
     restore_control(configuration(config, set_ or (), {}), file, has_database=not without_database)
     typer.echo("done: restart every server of this control plane, so that none goes on with what it knew")
@@ -93,8 +93,8 @@ def admin_key(config: ConfigOption = None, set_: SetOption = None) -> None:
     import asyncio
 
     from manylora.cli.settings import configuration
-    from manylora.control.first_start import make_admin_key
-    from manylora.control.opening import open_control
+    from manylora.control.process.first_start import make_admin_key
+    from manylora.control.process.opening import open_control
 
     opened = open_control(configuration(config, set_ or (), {}), is_key_needed=True)
 

@@ -3,8 +3,8 @@
 import json
 from collections.abc import Sequence
 
-from manylora.config import KEY_VARIABLE, URL_VARIABLE
-from manylora.models.tokenizer import Tokenizer
+from manylora.config.settings import KEY_VARIABLE, URL_VARIABLE
+from manylora.models.text.tokenizer import Tokenizer
 
 DEMO_ADAPTER = "support-triage"
 TICKET = "Where is my parcel?"

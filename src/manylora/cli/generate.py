@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from manylora.cli.options import AdapterRootOption, BaseOption, QuantizeOption, plain
-from manylora.printable import printable_prose
+from manylora.system.printable import printable_prose
 
 if TYPE_CHECKING:
-    from manylora.config import Config
+    from manylora.config.settings import Config
 
 
 def generate(
@@ -43,13 +43,13 @@ async def _generate(
     from manylora.cli.settings import FACTORY
     from manylora.clock import SystemClock
     from manylora.engine.request import SamplingParams, StopParams
-    from manylora.models.tokenizer import Tokenizer
-    from manylora.server.adapter_texts import AdapterTexts
-    from manylora.server.driver import load_factory
-    from manylora.server.gate import Draft, Gate
-    from manylora.server.link import InProcessLink
-    from manylora.server.pool import WorkPool
-    from manylora.server.work import begin
+    from manylora.models.text.tokenizer import Tokenizer
+    from manylora.server.engine_client.link import InProcessLink
+    from manylora.server.engine_client.loop import load_factory
+    from manylora.server.generation.adapter_texts import AdapterTexts
+    from manylora.server.generation.admission import Draft, Gate
+    from manylora.server.generation.outputs import begin
+    from manylora.server.generation.tokenizer_pool import WorkPool
     from manylora.tenancy import DEFAULT_TENANT
 
     with Console(stderr=True).status(plain(f"loading {config.model.base}")) as status:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from manylora.printable import printable_lines
+from manylora.system.printable import printable_lines
 
 BaseOption = Annotated[
     str | None,

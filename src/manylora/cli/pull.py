@@ -26,8 +26,8 @@ def pull(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from manylora import config
-    from manylora.models.pull import pull as fetch
+    from manylora.config import settings as config
+    from manylora.models.fetch.pull import pull as fetch
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("manylora").setLevel(logging.INFO)

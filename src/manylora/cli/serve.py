@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
 
-    from manylora.server.served import ServedModel
+    from manylora.server.engine_client.served_model import ServedModel
 
 MAX_NAMES_SHOWN = 8
 
@@ -46,12 +46,12 @@ def serve(
     """
     from rich.console import Console
 
-    from manylora.cli.hosting import host_control
     from manylora.cli.settings import FACTORY, configuration, with_adapter_roots, with_base_fetched, with_registry
-    from manylora.resources import raise_file_limit
-    from manylora.server.membership import is_key_needed
-    from manylora.server.run import Announce, run_server
-    from manylora.standard_streams import make_streams_lossy
+    from manylora.server.app.control_session import is_key_needed
+    from manylora.server.app.run import Announce, run_server
+    from manylora.system.resources import raise_file_limit
+    from manylora.system.standard_streams import make_streams_lossy
+    from manylora.wiring.control import host_control
 
     make_streams_lossy()
     raise_file_limit()
@@ -103,9 +103,9 @@ class _Terminal:
         )
 
     def ready(self, served: "ServedModel", url: str) -> None:
-        from manylora.adapters.local_source import LocalSource
+        from manylora.adapters.sources.local import LocalSource
         from manylora.cli.examples import examples, key_commands
-        from manylora.models.tokenizer import Tokenizer
+        from manylora.models.text.tokenizer import Tokenizer
 
         self._status.stop()
         names = LocalSource(tuple(map(Path, served.adapter_roots))).list()

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import manylora
-from manylora.config import Config, Setting, cache_dir, load_config, parse_setting, registry_dir
+from manylora.config.settings import Config, Setting, cache_dir, load_config, parse_setting, registry_dir
 from manylora.errors import ConfigInvalid
-from manylora.system_failures import cause_of
+from manylora.system.failures import cause_of
 
-FACTORY = "manylora.build:build_engine"
+FACTORY = "manylora.wiring.engine:build_engine"
 """What builds the engine, in whichever process owns it; named, so that the edge needs not import it."""
 
 
@@ -53,7 +53,7 @@ def with_base_fetched(config: Config) -> Config:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-    from manylora.models.pull import pull
+    from manylora.models.fetch.pull import pull
 
     tasks: dict[str, TaskID] = {}
     columns = (

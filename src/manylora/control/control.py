@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manylora.clock import Clock
-from manylora.config import Config, registry_dir
+from manylora.config.settings import Config, registry_dir
 from manylora.control.bases import served_base
-from manylora.control.database import Database
 from manylora.control.key_uses import KeyUses
+from manylora.control.storage.database import Database
 
 if TYPE_CHECKING:
-    from manylora.control.reading import HeavyReads
+    from manylora.control.billing.heavy_read_client import HeavyReads
 
 SERVED_MS = 600_000
 """After so long without a question an edge's base model counts as served no more."""

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from sqlalchemy import or_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from manylora.control.database import Database
-from manylora.control.tables import keys
+from manylora.control.storage.database import Database
+from manylora.control.storage.tables import keys
 from manylora.ids import KeyId
 
 USE_GRAIN_MS = 60_000

@@ -1,4 +1,4 @@
-"""What the engine needs of the adapter store, and nothing more. `adapters/store.py` is the real one."""
+"""What the engine needs of the adapter store, and nothing more. `adapters/store/store.py` is the real one."""
 
 from typing import Protocol
 

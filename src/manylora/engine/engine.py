@@ -20,13 +20,13 @@ from manylora.engine.events import (
     StepEvents,
     TokenEvent,
 )
+from manylora.engine.execution.runner import Runner
+from manylora.engine.execution.sampler import Drawn
 from manylora.engine.penalties import Penalties
-from manylora.engine.pins import AdapterPins, unknown_tokens
 from manylora.engine.request import Request
-from manylora.engine.runner import Runner
-from manylora.engine.sampler import Drawn
-from manylora.engine.scheduler import Chunk, Plan, Scheduler
-from manylora.engine.sequence import Sequence
+from manylora.engine.scheduling.pins import AdapterPins, unknown_tokens
+from manylora.engine.scheduling.scheduler import Chunk, Plan, Scheduler
+from manylora.engine.scheduling.sequence import Sequence
 from manylora.engine.stopping import Stop, StopChecker, TextStream
 from manylora.engine.texts import TextQuestions
 from manylora.errors import (
@@ -39,9 +39,9 @@ from manylora.errors import (
     Unavailable,
 )
 from manylora.ids import Flow, RequestId
-from manylora.kernels.extras import MAX_ADDED_TOKENS
+from manylora.kernels.adapter_layout import MAX_ADDED_TOKENS
 from manylora.kernels.interface import Profile
-from manylora.models.adapter_text import AddedToken
+from manylora.models.text.adapter_text import AddedToken
 from manylora.sharing import has_place
 from manylora.usage import Counts
 

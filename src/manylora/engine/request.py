@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from manylora.adapter_ref import AdapterRef
 from manylora.ids import Flow, RequestId
-from manylora.models.adapter_text import NO_TEXT, AddedToken
+from manylora.models.text.adapter_text import NO_TEXT, AddedToken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

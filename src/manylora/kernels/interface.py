@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from manylora.ids import Digest
-from manylora.kernels.drawing import Rules
-from manylora.kernels.extras import NO_EXTRAS, VOCABULARY, Extras
+from manylora.kernels.adapter_layout import NO_EXTRAS, VOCABULARY, Extras
+from manylora.kernels.sampling import Rules
 
 Packed = NewType("Packed", object)
 """A weight matrix in a back end's own layout. Only the back end that packed it can read it."""
@@ -51,7 +51,7 @@ class PlacedAdapter:
     table   (layers, 7, 3) int64, C order: (offset of A, offset of B, rank) in elements of `image`;
             rank 0 means the adapter leaves that projection alone.
             A is (rank, in) row-major; B is stored transposed, (rank, out) row-major, with the scale folded in.
-    extras  int64, what the adapter changes beside those (`kernels/extras.py`); empty if nothing
+    extras  int64, what the adapter changes beside those (`kernels/adapter_layout.py`); empty if nothing
     invocation_tokens  the adapter is active from the start of their last occurrence in the prompt on, and before that
             the rows are the base's (activated LoRA); empty: it is active everywhere
     """

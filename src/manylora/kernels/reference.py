@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manylora.kernels.drawing import Rules, draw_tokens
-from manylora.kernels.extras import (
+from manylora.kernels.adapter_layout import (
     EMBED,
     EMBED_ROWS,
     EMBED_VECTORS,
@@ -34,6 +33,7 @@ from manylora.kernels.interface import (
     RopeTable,
     StepInput,
 )
+from manylora.kernels.sampling import Rules, draw_tokens
 
 
 @dataclass(slots=True)

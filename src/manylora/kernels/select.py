@@ -3,14 +3,14 @@
 import logging
 from pathlib import Path
 
-from manylora.config import DEFAULT_SPIN_US
+from manylora.config.settings import DEFAULT_SPIN_US
 from manylora.errors import NativeBuildFailed
-from manylora.kernels.cpu import CpuKernels
-from manylora.kernels.int8 import Int8Linear
+from manylora.kernels.cpu.backend import CpuKernels
+from manylora.kernels.cpu.int8 import Int8Linear
+from manylora.kernels.cpu.library import NativeLibrary
+from manylora.kernels.cpu.linear import Bf16Linear, LinearOperator, NativeLinear, why_not_bf16
+from manylora.kernels.cpu.onednn import OneDnnLinear, why_not_onednn
 from manylora.kernels.interface import Kernels
-from manylora.kernels.library import NativeLibrary
-from manylora.kernels.onednn import OneDnnLinear, why_not_onednn
-from manylora.kernels.panels import Bf16Linear, LinearOperator, NativeLinear, why_not_bf16
 from manylora.kernels.reference import ReferenceKernels
 
 BACK_ENDS = ("auto", "native", "native-bf16", "onednn", "reference")

@@ -1,0 +1,58 @@
+"""The limits the ingest process sets itself before it reads a job: what a hostile file makes it do stays in bounds."""
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+
+from manylora.adapters.jobs import IngestSettings
+from manylora.adapters.packing.image import largest_file_bytes
+from manylora.merging import MAX_MEMBERS
+from manylora.models.text.adapter_text import MAX_TEXT_BYTES
+
+BASE_BYTES = 192 << 20
+"""Private memory of the idle process with every library imported; measured: 56 MiB at its start, 90 MiB after use."""
+STACK_BYTES = 8 << 20
+MORE_THREADS = 16
+"""Besides those for reading and packing: of the storage library, and for hashing."""
+MEMORY_SLACK = 2
+"""The store admits loads by the bytes of their files; a merge, which widens its members, takes more for a while."""
+FILES_PER_LOAD = 16
+MORE_FILES = 256
+PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
+
+
+def confine(settings: IngestSettings) -> None:
+    """Limit this process for good. At a limit an allocation fails with `MemoryError`, a write with EFBIG."""
+    members_bytes = MAX_MEMBERS * settings.max_bytes
+    confine_to(
+        file_bytes=max(largest_file_bytes(members_bytes, settings.shape, settings.dtype), MAX_TEXT_BYTES),
+        num_files=FILES_PER_LOAD * settings.parallel_loads + MORE_FILES,
+        memory_bytes=memory_limit_bytes(settings) if settings.memory_bytes else 0,
+    )
+
+
+def confine_to(*, file_bytes: int, num_files: int, memory_bytes: int) -> None:
+    """Limit this process for good: the size of its files, how many are open, its private memory (0: no limit)."""
+    _lower(resource.RLIMIT_CORE, 0)  # a core file would hold the adapters of several tenants
+    _lower(resource.RLIMIT_FSIZE, file_bytes)
+    _lower(resource.RLIMIT_NOFILE, num_files)
+    if memory_bytes:
+        # Of private memory: address space would count what the threads' allocators merely reserve.
+        _lower(resource.RLIMIT_DATA, memory_bytes)
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def memory_limit_bytes(settings: IngestSettings) -> int:
+    """Private memory this process may map, the stacks of its threads included."""
+    num_threads = settings.parallel_loads + 2 * (os.cpu_count() or 1) + MORE_THREADS
+    return BASE_BYTES + num_threads * STACK_BYTES + MEMORY_SLACK * settings.memory_bytes
+
+
+def _lower(limit: int, most: int) -> None:
+    soft, hard = (most if old == resource.RLIM_INFINITY else min(old, most) for old in resource.getrlimit(limit))
+    resource.setrlimit(limit, (soft, hard))

@@ -1,0 +1,1 @@
+"""Packing: a checked adapter becomes one image in the layout that a device bank wants."""

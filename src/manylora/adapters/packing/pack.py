@@ -1,0 +1,382 @@
+"""Checked adapters → one packed image: scales folded in, cast, laid out, named by a digest of all. Without torch."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from manylora.adapters.base_shape import EMBED_MODULE, END_PATHS, HEAD_MODULE, BaseShape, Module, module_path
+from manylora.adapters.packing.base_weights import BaseWeights, Matrix, changed_rows
+from manylora.adapters.packing.dora import embedding_gain, linear_gain
+from manylora.adapters.packing.image import ALIGNMENT_BYTES, ITEM_BYTES, Table, lay_out
+from manylora.adapters.packing.merge import Factors, MergeImpossible, merge
+from manylora.adapters.peft.checkpoint import CheckedAdapter, Limits, LoraModule
+from manylora.adapters.peft.tensors import FileTensor, HeldTensor, Numbers, OwnRows, Pieces
+from manylora.adapters.peft.values import Float, Values, cast_into, widened
+from manylora.adapters.refusals import Refusals
+from manylora.ids import Digest
+from manylora.kernels.adapter_layout import (
+    EMBED,
+    EMBED_ROWS,
+    EMBED_VECTORS,
+    HEAD,
+    HEAD_ROWS,
+    HEAD_VECTORS,
+    NO_EXTRAS,
+    NONE,
+    NORMS_AT,
+    Extras,
+    blank_extras,
+    set_projection_vectors,
+)
+from manylora.merging import MergeRecipe
+
+DIGEST_SALT = b"manylora adapter 1\0"
+
+
+@dataclass(frozen=True, slots=True)
+class PackedAdapter:
+    """A checked adapter in the form of an image's parts. `changes_nothing` is True if it has no effect at all."""
+
+    digest: Digest
+    dtype: str
+    table: Table
+    body: memoryview
+    changes_nothing: bool
+    extras: Extras = field(default_factory=lambda: NO_EXTRAS)
+    invocation_tokens: tuple[int, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """Rank rows: the sum of all ranks of its projections."""
+        return int(self.table[:, :, 2].sum())
+
+
+class _Folded(NamedTuple):
+    """One module: of B, scale and gain are still apart, the bias is whole. a (rank, in), b (out, rank)."""
+
+    module: Module
+    a: Pieces
+    b: Pieces
+    scale: float
+    bias: Float | None = None
+    gain: Float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Beside:
+    """What an adapter has beside its LoRA's matrices. `vectors`: for each module, (has a bias, has a gain)."""
+
+    vocabulary: int
+    rows: Mapping[Module, OwnRows] = field(default_factory=dict)
+    norms: Mapping[int, Values] = field(default_factory=dict)
+    vectors: Mapping[Module, tuple[bool, bool]] = field(default_factory=dict)
+    invocation_tokens: tuple[int, ...] = ()
+
+
+@np.errstate(all="ignore")  # overflow is looked for below
+def pack_adapter(
+    adapter: CheckedAdapter, shape: BaseShape, dtype: str, refuse: Refusals, base: BaseWeights | None = None
+) -> PackedAdapter:
+    """Fold each scale into its B in float32, cast to `dtype` (to nearest, ties to even) and lay all out as one body.
+
+    Args:    base  the base's weights: DoRA needs them, and whole tables are compared with them, so that only rows that
+             differ are kept; None: neither is done
+    Raises:  `AdapterCorrupt` where a value is not finite, before or after folding and casting; `AdapterUnsupported` for
+             DoRA without the base's weights.
+    """
+    digest = _digest_of_base(shape)
+    digest.update(_canonical(adapter))
+    beside = _Beside(
+        adapter.vocabulary,
+        _own_rows(adapter, shape, base),
+        {index: adapter.values(entry) for index, entry in sorted(adapter.norms.items())},
+        {own.module: (own.bias is not None, own.magnitude is not None) for own in adapter.modules},
+        adapter.rule.invocation_tokens,
+    )
+    _add_beside(digest, adapter, beside)
+
+    def parts() -> Iterator[_Folded]:
+        for own in adapter.modules:
+            a, b = adapter.tensor(own.a), adapter.tensor(own.b)
+            _add_tensors(digest, a, b)
+            yield _fold(adapter, own, a, b, base, refuse)
+
+    ranks = {own.module: own.rank for own in adapter.modules}
+    return _packed(parts(), ranks, beside, digest, shape, dtype, refuse)
+
+
+@np.errstate(all="ignore")  # overflow is looked for below
+def pack_merged(
+    adapters: Sequence[CheckedAdapter],
+    recipe: MergeRecipe,
+    shape: BaseShape,
+    limits: Limits,
+    dtype: str,
+    refuse: Refusals,
+) -> PackedAdapter:
+    """Merge checked adapters and pack the result as one. Its digest follows from theirs and from the recipe.
+
+    Raises `AdapterMergeInvalid`, `AdapterTooLarge` where the merged rank is over the limit, else as `pack_adapter`.
+    """
+    digest = _digest_of_base(shape)
+    facts = [list(recipe.weights), recipe.strategy, recipe.density, recipe.signs]
+    digest.update(b"merge\0" + json.dumps(facts).encode() + b"\0")
+    members = []
+    for adapter in adapters:
+        if features := adapter.extra_features:
+            raise refuse.merge_invalid(f"a member has {features[0]}, which is not merged")
+        digest.update(_canonical(adapter))
+        factors: dict[Module, Factors] = {}
+        for own in adapter.modules:
+            a, b = adapter.values(own.a), adapter.values(own.b)
+            _add_values(digest, a, b)
+            factors[own.module] = Factors(widened(a), widened(b), own.scale)
+        members.append(factors)
+    try:
+        merged = merge(members, recipe, digest.digest())
+    except MergeImpossible as error:
+        raise refuse.merge_invalid(str(error)) from error
+    ranks = {module: factors.a.shape[0] for module, factors in merged.items()}
+    if max(ranks.values()) > limits.max_rank:
+        raise refuse.rank_too_large(max(ranks.values()), limits.max_rank)
+    parts = (
+        _Folded(module, HeldTensor(factors.a), HeldTensor(factors.b), factors.scale)
+        for module, factors in sorted(merged.items())
+    )
+    return _packed(parts, ranks, _Beside(shape.vocab), digest, shape, dtype, refuse)
+
+
+# ── identity ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _digest_of_base(shape: BaseShape) -> "hashlib._Hash":
+    return hashlib.sha256(DIGEST_SALT + shape.fingerprint.encode() + b"\0")
+
+
+def _canonical(adapter: CheckedAdapter) -> bytes:
+    """What the config makes of the tensors, spelt one way: each module's rank and scale, in order."""
+    facts = [[*own.module, own.rank, own.scale.hex()] for own in adapter.modules]
+    return json.dumps(facts, separators=(",", ":")).encode() + b"\0"
+
+
+def _add_beside(digest: "hashlib._Hash", adapter: CheckedAdapter, beside: _Beside) -> None:
+    """A plain LoRA adds nothing here."""
+    for own in adapter.modules:
+        for entry, kind in ((own.bias, b"bias"), (own.magnitude, b"magnitude")):
+            if entry is not None:
+                digest.update(kind + b"%d %d\0" % own.module)
+                _add_values(digest, adapter.values(entry))
+    for module, rows in beside.rows.items():
+        digest.update(b"rows%d %d\0" % module + rows.ids.astype("<i4").tobytes())
+        for _, values in rows.pieces():
+            digest.update(values.data.cast("B"))
+    for index, values in beside.norms.items():
+        digest.update(b"norm%d\0" % index)
+        _add_values(digest, values)
+    if beside.invocation_tokens:
+        digest.update(b"invocation" + json.dumps(beside.invocation_tokens).encode())
+
+
+def _add_values(digest: "hashlib._Hash", *tensors: Values) -> None:
+    for values in tensors:
+        digest.update(values.dtype.str.encode())
+        digest.update(np.ascontiguousarray(values).data.cast("B"))
+
+
+def _add_tensors(digest: "hashlib._Hash", *tensors: FileTensor) -> None:
+    """As `_add_values`, piece by piece."""
+    for tensor in tensors:
+        digest.update(tensor.spelling.encode())
+        for _, values in tensor.pieces():
+            digest.update(np.ascontiguousarray(values).data.cast("B"))
+
+
+# ── what the base's weights are needed for ───────────────────────────────────────────────────────────────────────
+
+
+def _own_rows(adapter: CheckedAdapter, shape: BaseShape, base: BaseWeights | None) -> dict[Module, OwnRows]:
+    """The rows of both ends that are not the base's; one and the same where a tied base's ends are trained as one."""
+    found = {EMBED_MODULE: _rows_of(adapter, EMBED_MODULE, base)}
+    is_one = shape.is_tied and all(
+        of.get(EMBED_MODULE) is of.get(HEAD_MODULE) for of in (adapter.tables, adapter.tokens)
+    )
+    found[HEAD_MODULE] = found[EMBED_MODULE] if is_one else _rows_of(adapter, HEAD_MODULE, base)
+    return {module: rows for module, rows in found.items() if len(rows.ids)}
+
+
+def _rows_of(adapter: CheckedAdapter, module: Module, base: BaseWeights | None) -> OwnRows:
+    """The rows of one end: those of a whole table that differ, and trained tokens in place of them."""
+    sources: list[tuple[FileTensor, Numbers, Numbers]] = []
+    if (entry := adapter.tables.get(module)) is not None:
+        table = adapter.tensor(entry)
+        rows = np.arange(table.shape[0]) if base is None else changed_rows(table, base.matrix(module))
+        sources.append((table, rows, rows))
+    if (tokens := adapter.tokens.get(module)) is not None:
+        sources.append((adapter.tensor(tokens.entry), np.array(tokens.ids, dtype=np.int64), np.arange(len(tokens.ids))))
+    return OwnRows(*sources)
+
+
+def _fold(
+    adapter: CheckedAdapter, own: LoraModule, a: FileTensor, b: FileTensor, base: BaseWeights | None, refuse: Refusals
+) -> _Folded:
+    bias = None if own.bias is None else widened(adapter.values(own.bias)) * np.float32(own.scale)
+    if own.magnitude is None:
+        return _Folded(own.module, a, b, own.scale, bias)
+    if base is None:
+        raise refuse.unsupported("DoRA (`use_dora`), for which the base's weights must be at hand")
+    magnitude, weight = widened(adapter.values(own.magnitude)), _weight(adapter, own.module, base)
+    if own.module == EMBED_MODULE:
+        gain = embedding_gain(weight, a, b.rows(0, b.shape[0]), own.scale, magnitude)
+    else:
+        gain = linear_gain(weight, a.rows(0, own.rank), b, own.scale, magnitude)
+    if not np.isfinite(gain).all():
+        raise refuse.corrupt(
+            f"lora_magnitude_vector of {module_path(own.module)} is not finite, or a weight's norm is 0"
+        )
+    return _Folded(own.module, a, b, own.scale, bias, gain)
+
+
+def _weight(adapter: CheckedAdapter, module: Module, base: BaseWeights) -> Matrix:
+    """The weight an adapter was trained on: its own copy of a table, if it brings one."""
+    table = adapter.tables.get(module)
+    return base.matrix(module) if table is None else adapter.tensor(table)
+
+
+def _served_b(part: _Folded) -> Iterator[tuple[int, Float]]:
+    """B with scale and gain folded in, piece by piece."""
+    for first, piece in part.b.pieces():
+        wide = widened(piece)
+        if part.gain is not None:
+            wide = (part.gain[first : first + len(wide)] + 1)[:, None] * wide
+        yield first, wide * np.float32(part.scale)
+
+
+# ── the body ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _packed(
+    parts: Iterable[_Folded],
+    ranks: Mapping[Module, int],
+    beside: _Beside,
+    digest: "hashlib._Hash",
+    shape: BaseShape,
+    dtype: str,
+    refuse: Refusals,
+) -> PackedAdapter:
+    """Lay out and fill the body; `digest` is read when all parts have been taken."""
+    table, used = lay_out(shape, {module: rank for module, rank in ranks.items() if module not in END_PATHS}, dtype)
+    plan = _ExtrasPlan(shape, ranks, beside, used, dtype)
+    body = _Body(plan.end, dtype, refuse)
+    changes_nothing = not beside.rows and not beside.norms and not any(map(any, beside.vectors.values()))
+    for part in parts:
+        entry = plan.entry(part.module) if part.module in END_PATHS else table[part.module]
+        path = module_path(part.module)
+        a = body.matrix(int(entry[0]), part.a.shape, is_transposed=part.module == EMBED_MODULE)
+        b = body.matrix(int(entry[1]), part.b.shape, is_transposed=True)
+        for first, values in part.a.pieces():
+            body.cast(a[first : first + len(values)], values, f"lora_A of {path}")
+        for first, values in _served_b(part):
+            body.cast(b[first : first + len(values)], values, f"lora_B of {path}")
+            changes_nothing = changes_nothing and not values.any()
+        for vector, offset in zip((part.bias, part.gain), plan.vectors.get(part.module, (NONE, NONE)), strict=True):
+            if vector is not None:
+                body.fill(offset, vector, f"a vector of {path}")
+    for module, rows in beside.rows.items():
+        ids_at, rows_at, _ = (int(entry) for entry in plan.rows(module))
+        body.fill_ids(ids_at, rows.ids)
+        table_rows = body.matrix(rows_at, (len(rows.ids), shape.hidden))
+        for first, values in rows.pieces():
+            body.cast(table_rows[first : first + len(values)], values, f"a row of {module_path(module)}")
+    for index, values in beside.norms.items():
+        body.fill(int(plan.extras[NORMS_AT + index]), values, "the weight of a norm")
+    return PackedAdapter(
+        Digest(digest.hexdigest()),
+        dtype,
+        table,
+        body.values.data.cast("B"),
+        changes_nothing,
+        plan.extras if plan.is_needed else NO_EXTRAS,
+        beside.invocation_tokens,
+    )
+
+
+class _ExtrasPlan:
+    """Where each extra part will lie in the body, after the `used` elements of the projections' matrices."""
+
+    def __init__(self, shape: BaseShape, ranks: Mapping[Module, int], beside: _Beside, used: int, dtype: str) -> None:
+        self.end = used
+        self.extras = blank_extras(shape.num_layers, beside.vocabulary)
+        self.vectors: dict[Module, tuple[int, int]] = {}
+        self._item_bytes = ITEM_BYTES[dtype]
+        hidden, vocabulary = shape.hidden, beside.vocabulary
+        for module in END_PATHS:
+            if rank := ranks.get(module, 0):
+                sizes = (vocabulary, hidden) if module == EMBED_MODULE else (hidden, vocabulary)
+                self.entry(module)[:] = (*(self._take(rank * size) for size in sizes), rank)
+        for module, own in beside.rows.items():
+            if module == HEAD_MODULE and own is beside.rows.get(EMBED_MODULE):
+                self.rows(module)[:] = self.rows(EMBED_MODULE)
+                continue
+            count = len(own.ids)
+            self.rows(module)[:] = self._take(count * 4 // self._item_bytes), self._take(count * hidden), count
+        for index in beside.norms:
+            self.extras[NORMS_AT + index] = self._take(hidden)
+        for module, (has_bias, has_gain) in beside.vectors.items():
+            self._place_vectors(module, shape, vocabulary, has_bias, has_gain)
+        self.is_needed = self.end > used
+
+    def entry(self, module: Module) -> Extras:
+        return self.extras[EMBED if module == EMBED_MODULE else HEAD]
+
+    def rows(self, module: Module) -> Extras:
+        return self.extras[EMBED_ROWS if module == EMBED_MODULE else HEAD_ROWS]
+
+    def _place_vectors(self, module: Module, shape: BaseShape, vocabulary: int, has_bias: bool, has_gain: bool) -> None:
+        if module in END_PATHS:
+            size = shape.hidden if module == EMBED_MODULE else vocabulary
+        else:
+            sizes = shape.projections[module[1]]
+            assert sizes is not None  # checked with the adapter
+            size = sizes[0]
+        offsets = self._take(size) if has_bias else NONE, self._take(size) if has_gain else NONE
+        self.vectors[module] = offsets
+        if module in END_PATHS:
+            self.extras[HEAD_VECTORS if module == HEAD_MODULE else EMBED_VECTORS] = offsets
+        else:
+            set_projection_vectors(self.extras, *module, *offsets)
+
+    def _take(self, elements: int) -> int:
+        step = ALIGNMENT_BYTES // self._item_bytes
+        offset, self.end = self.end, self.end + -(-elements // step) * step
+        return offset
+
+
+class _Body:
+    """The image's body while it is filled, in the served dtype."""
+
+    def __init__(self, elements: int, dtype: str, refuse: Refusals) -> None:
+        self.values: Values = np.zeros(elements, dtype=np.uint16 if ITEM_BYTES[dtype] == 2 else np.float32)
+        self._refuse = refuse
+
+    def fill(self, offset: int, values: Values, name: str) -> None:
+        """Cast values into the body. Raises `AdapterCorrupt` if one is not finite, before or after."""
+        self.cast(self.values[offset : offset + values.size], values.reshape(-1), name)
+
+    def matrix(self, offset: int, shape: tuple[int, ...], *, is_transposed: bool = False) -> Values:
+        """The part that begins at `offset` as a matrix of this shape, to be written into."""
+        part = self.values[offset : offset + math.prod(shape)]
+        return part.reshape(shape[::-1]).T if is_transposed else part.reshape(shape)
+
+    def cast(self, target: Values, values: Values, name: str) -> None:
+        """Cast values into a part of the body. Raises as `fill`."""
+        if not cast_into(target, values):
+            raise self._refuse.corrupt(f"{name} is not finite")
+
+    def fill_ids(self, offset: int, ids: "np.ndarray[tuple[int], np.dtype[np.int32]]") -> None:
+        raw = ids.astype("<i4").view(self.values.dtype)
+        self.values[offset : offset + raw.size] = raw

@@ -1,0 +1,178 @@
+"""Choice of the tensors of a weights file that are applied, with the reason for each that is left out, as PEFT does.
+
+PEFT loads into the modules that the config names, and drops every other key. What it would load and this server does
+not apply is a refusal; so is a tensor of a module that the config names and the base lacks.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from manylora.adapters.base_shape import EMBED_MODULE, END_PATHS, PROJECTION_PATHS, BaseShape, Module, module_path
+from manylora.adapters.peft.config import LoraRule
+from manylora.adapters.peft.safetensors_header import TensorEntry
+from manylora.adapters.peft.tensor_names import FINAL_NORM, PREFIX, Part, read_name
+from manylora.adapters.refusals import Refusals, shown
+
+LORA_PARTS = frozenset({Part.A, Part.B, Part.BIAS, Part.MAGNITUDE})
+_NO_SUCH = "the model has no such weight"
+_UNUSED = "a copy of the module before it was trained"
+_AGAIN = "the file has it a second time"
+COPIES = frozenset({_UNUSED, _AGAIN})
+"""The reasons of tensors that PEFT itself writes beside those that it reads."""
+_RAW_SUFFIX = re.compile(r"\.(modules_to_save\.|original_module\.|base_layer\.|token_adapter\.)*[a-z_0-9]+$", re.ASCII)
+_EXPERTS = re.compile(r"\.mlp\.(experts|gate)(\.|$)|\.block_sparse_moe(\.|$)")
+_HEADS = re.compile(r"(^|\.)(score|classifier|v_head)(\.|$)")
+_PROJECTION = re.compile(rf"model\.layers\.([0-9]{{1,5}})\.({'|'.join(map(re.escape, PROJECTION_PATHS))})", re.ASCII)
+
+
+@dataclass(slots=True)
+class SortedTensors:
+    """The tensors that are applied, by what they are; and for each name that is left out, the reason."""
+
+    parts: dict[tuple[Module, Part], list[TensorEntry]] = field(default_factory=dict)
+    names: dict[str, tuple[Module, Part]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def leave_out(self, key: tuple[Module, Part], reason: str) -> None:
+        """Take the tensors of one part out again."""
+        for name in [name for name, known in self.names.items() if known == key]:
+            del self.names[name]
+            self.left_out[name] = reason
+        self.parts.pop(key, None)
+
+
+def module_name(module: Module, part: Part) -> str:
+    """`module_path`, of a norm too."""
+    if part is not Part.NORM:
+        return module_path(module)
+    if module == FINAL_NORM:
+        return "model.norm"
+    return f"model.layers.{module[0]}.{('input_layernorm', 'post_attention_layernorm')[module[1]]}"
+
+
+def sort_tensors(
+    entries: Mapping[str, TensorEntry], rule: LoraRule, shape: BaseShape, refuse: Refusals
+) -> SortedTensors:
+    """Sort the tensors of a file.
+
+    Raises: `AdapterUnsupported` for what the config names or PEFT would load and is not applied here,
+            `AdapterIncompatible` for what the config names and the base lacks, `AdapterCorrupt` for a part twice.
+    """
+    return _Sorting(rule, shape, refuse).sorted(entries)
+
+
+class _Sorting:
+    def __init__(self, rule: LoraRule, shape: BaseShape, refuse: Refusals) -> None:
+        self.rule = rule
+        self.shape = shape
+        self.refuse = refuse
+
+    def sorted(self, entries: Mapping[str, TensorEntry]) -> SortedTensors:
+        found = SortedTensors()
+        for name, entry in entries.items():
+            known = read_name(name)
+            reason = self.unknown(name) if known is None else self.reason(name, known, entries)
+            if reason is not None or known is None:
+                found.left_out[name] = reason or _NO_SUCH
+                continue
+            self.check_place(name, known)
+            same = found.parts.setdefault(known, [])
+            if same and known[1] not in (Part.TABLE, Part.BASE):
+                raise self.refuse.corrupt(f"it has `{shown(name)}` twice, under another name")
+            same.append(entry)
+            found.names[name] = known
+        return found
+
+    # ── names of parts that are served ───────────────────────────────────────────────────────────────────────────
+
+    def reason(self, name: str, known: tuple[Module, Part], entries: Iterable[str]) -> str | None:
+        """Why PEFT drops a tensor; None: it loads it."""
+        module, part = known
+        if part is Part.UNUSED:
+            return _UNUSED
+        path = module_name(module, part)
+        if part in LORA_PARTS:
+            return self.lora_reason(module, part, path)
+        is_saved = self.rule.selection.saves_whole(path)
+        if ".modules_to_save." in name:
+            if not is_saved:
+                return "`modules_to_save` does not name its module"
+            return None if name.replace(".modules_to_save.", ".") not in entries else _AGAIN
+        if part is Part.TOKENS:
+            return None if module in self.rule.token_ends(self.shape) else "`trainable_token_indices` does not name it"
+        if part is Part.BASE:
+            return None if self.is_wrapped(name, module, path) else "its module has no LoRA and no trained tokens"
+        if part is Part.TABLE and not is_saved and self.is_hidden(module, path):
+            return "its module has a LoRA or trained tokens, and `modules_to_save` does not name it"
+        return None
+
+    def lora_reason(self, module: Module, part: Part, path: str) -> str | None:
+        if (why := self.rule.selection.why_not(path)) is not None:
+            return why.value
+        if part is Part.BIAS and not (self.rule.has_bias and module != EMBED_MODULE):
+            return "`lora_bias` is not set"
+        if part is Part.MAGNITUDE and not self.rule.is_dora:
+            return "`use_dora` is not set"
+        return None
+
+    def is_wrapped(self, name: str, module: Module, path: str) -> bool:
+        """Return whether the base's own table stands in the model under the name that the file has it by."""
+        if ".token_adapter." in name:
+            return module in self.rule.wrapped_ends(self.shape)
+        return self.rule.selection.targets(path)
+
+    def is_hidden(self, module: Module, path: str) -> bool:
+        return self.rule.selection.targets(path) or module in self.rule.wrapped_ends(self.shape)
+
+    def check_place(self, name: str, known: tuple[Module, Part]) -> None:
+        module, part = known
+        layer, index = module
+        if module in END_PATHS or module == FINAL_NORM:
+            return
+        if layer >= self.shape.num_layers:
+            raise self.refuse.incompatible(
+                f"it adapts layer {layer}, the model has layers 0 to {self.shape.num_layers - 1}: `{shown(name)}`"
+            )
+        if part is not Part.NORM and self.shape.projections[index] is None:
+            raise self.refuse.incompatible(f"it adapts {module_path(module)}, which the model does not have")
+
+    # ── other names ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def unknown(self, name: str) -> str:
+        """Why PEFT drops a tensor of a name that is none of those served. Raises where it does not, or may not."""
+        selection = self.rule.selection
+        bare = name.removeprefix(PREFIX)
+        path, _, rest = bare.partition(".lora_")
+        if rest:
+            if (why := selection.why_not(path)) is not None:
+                return why.value
+            if _EXPERTS.search(f".{path}"):
+                raise self.refuse.unsupported("an adapter on experts or their router")
+            raise self.refuse.incompatible(f"it has a tensor `{shown(name)}`, which fits no layer of the model")
+        path = _RAW_SUFFIX.sub("", bare)
+        if selection.saves_whole(path):
+            what = "a task's head" if _HEADS.search(path) else f"the trained module `{shown(path)}`"
+            raise self.refuse.unsupported(f"{what} (`modules_to_save`)")
+        if bare.endswith(".bias"):
+            return self.bias(name)
+        if _EXPERTS.search(f".{path}") and None in self.shape.projections:
+            raise self.refuse.unsupported(f"trained experts or their router (`{shown(name)}`)")
+        return self.raw_projection(name, bare, path)
+
+    def bias(self, name: str) -> str:
+        if self.rule.bias != "none":
+            raise self.refuse.unsupported(f"trained biases (`bias` = {self.rule.bias}): `{shown(name)}`")
+        return _NO_SUCH
+
+    def raw_projection(self, name: str, bare: str, path: str) -> str:
+        """A whole weight of a linear layer: PEFT loads it into the base unless a LoRA has taken its name."""
+        match = _PROJECTION.fullmatch(path)
+        if match is None or int(match[1]) >= self.shape.num_layers or not name.startswith(PREFIX):
+            return _NO_SUCH
+        is_targeted = self.rule.selection.targets(path)
+        if bare == f"{path}.base_layer.weight" and is_targeted:
+            raise self.refuse.unsupported(f"saved copies of base weights (`base_layer`): `{shown(name)}`")
+        if bare == f"{path}.weight" and not is_targeted:
+            raise self.refuse.unsupported(f"trained modules (`modules_to_save`): `{shown(name)}`")
+        return _NO_SUCH

@@ -1,0 +1,380 @@
+"""A PEFT adapter's two files, checked: each tensor is known, fits the base, agrees with the config. Without torch."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from manylora.adapters.base_shape import EMBED_MODULE, END_PATHS, HEAD_MODULE, BaseShape, Module, module_path
+from manylora.adapters.peft.applying import COPIES, SortedTensors, module_name, sort_tensors
+from manylora.adapters.peft.config import LoraRule, read_lora_rule
+from manylora.adapters.peft.safetensors_header import HeaderInvalid, PickledWeights, TensorEntry, read_header
+from manylora.adapters.peft.selection import can_have_lora, module_paths
+from manylora.adapters.peft.tensor_names import FINAL_NORM, Part
+from manylora.adapters.peft.tensors import FileTensor
+from manylora.adapters.peft.values import Values, read_values
+from manylora.adapters.refusals import Refusals, shown
+from manylora.kernels.adapter_layout import MAX_ADDED_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of what an adapter may ask for, and the rules by which its config is read.
+
+    is_strict        a tensor that would be left out refuses the adapter (`adapters.strict`)
+    harmless_fields  unknown fields of a config that may have a value (`adapters.harmless_fields`)
+    """
+
+    max_rank: int
+    max_bytes: int
+    is_strict: bool = False
+    harmless_fields: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LoraModule:
+    """One layer's adapter, as it lies in the file: A (rank, in), B (out, rank), bias and magnitude (out,)."""
+
+    module: Module
+    a: TensorEntry
+    b: TensorEntry
+    rank: int
+    scale: float
+    bias: TensorEntry | None = None
+    magnitude: TensorEntry | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedTokens:
+    """Rows that stand in place of the base's: `entry` (tokens, hidden) has one for each of `ids`."""
+
+    ids: tuple[int, ...]
+    entry: TensorEntry
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedAdapter:
+    """An adapter whose names, shapes, ranks and scales fit the base; its values are checked when packed.
+
+    tables, tokens  of the embedding and of the output head, by their modules
+    norms           by their place in the vector `kernels/adapter_layout.py` has of them
+    vocabulary      token ids below this may be used with it: the base's, and those it adds
+    sorted_tensors  which of the file's tensors these are, and which are left out
+    untouched       modules that the config names and the file has nothing for
+    """
+
+    rule: LoraRule
+    modules: tuple[LoraModule, ...]
+    tables: Mapping[Module, TensorEntry]
+    tokens: Mapping[Module, TrainedTokens]
+    norms: Mapping[int, TensorEntry]
+    vocabulary: int
+    weights: memoryview
+    sorted_tensors: SortedTensors
+    untouched: tuple[Module, ...] = ()
+
+    def values(self, entry: TensorEntry) -> Values:
+        return read_values(self.weights[entry.start : entry.stop], entry.dtype, entry.shape)
+
+    def tensor(self, entry: TensorEntry) -> FileTensor:
+        return FileTensor(self.weights[entry.start : entry.stop], entry.dtype, entry.shape)
+
+    @property
+    def extra_features(self) -> list[str]:
+        """What it has beside LoRA on linear layers and ends, in the words of PEFT."""
+        has = {
+            "DoRA (`use_dora`)": any(module.magnitude for module in self.modules),
+            "a bias in LoRA layers (`lora_bias`)": any(module.bias for module in self.modules),
+            "trained or resized embeddings (`modules_to_save`)": bool(self.tables),
+            "trained token embeddings (`trainable_token_indices`)": bool(self.tokens),
+            "trained norms (`modules_to_save`)": bool(self.norms),
+            "activated LoRA (`alora_invocation_tokens`)": bool(self.rule.invocation_tokens),
+        }
+        return [feature for feature, is_there in has.items() if is_there]
+
+
+def check_adapter(
+    config: bytes, weights: memoryview, shape: BaseShape, limits: Limits, refuse: Refusals
+) -> CheckedAdapter:
+    """Check all that can be known without reading a weight. Raises an `AdapterError` that names the first fault."""
+    if weights.nbytes > limits.max_bytes:
+        raise refuse.too_large(weights.nbytes, limits.max_bytes)
+    rule = read_lora_rule(config, refuse, limits.harmless_fields)
+    try:
+        entries = read_header(weights)
+    except PickledWeights as error:
+        raise refuse.unsafe_format() from error
+    except HeaderInvalid as error:
+        raise refuse.corrupt(f"adapter_model.safetensors: {error}") from error
+    return _Check(rule, shape, limits, refuse).adapter(entries, weights)
+
+
+class _Check:
+    """What the checks of one adapter have in common."""
+
+    def __init__(self, rule: LoraRule, shape: BaseShape, limits: Limits, refuse: Refusals) -> None:
+        self.rule = rule
+        self.shape = shape
+        self.limits = limits
+        self.refuse = refuse
+
+    def adapter(self, entries: Mapping[str, TensorEntry], weights: memoryview) -> CheckedAdapter:
+        if self.shape.is_tied:
+            self.rule.selection.tie_ends()
+        targeted = self.targeted()
+        found = sort_tensors(entries, self.rule, self.shape, self.refuse)
+        self.drop_halves(found)
+        self.check_strict(found)
+        parts = found.parts
+        self.check_saved(parts)
+        tables = self.tables(parts, weights)
+        vocabulary = self.vocabulary(tables)
+        tokens = self.tokens(parts, vocabulary)
+        modules = [
+            self.module(module, parts, vocabulary)
+            for module in sorted({m for m, part in parts if part in (Part.A, Part.B)})
+        ]
+        adapted = {module.module for module in modules}
+        self.check_lonely(parts, adapted)
+        norms = {self.norm_index(m): self.norm(m, own[0]) for (m, part), own in parts.items() if part is Part.NORM}
+        if not modules and not tables and not tokens and not norms:
+            raise self.refuse.corrupt("it has no weights that adapter_config.json names")
+        untouched = tuple(module for module in targeted if module not in adapted)
+        adapter = CheckedAdapter(
+            self.rule, tuple(modules), tables, tokens, norms, vocabulary, weights, found, untouched
+        )
+        self.check_untouched(untouched)
+        self.check_activated(adapter)
+        return adapter
+
+    # ── the config against the base ──────────────────────────────────────────────────────────────────────────────
+
+    def targeted(self) -> list[Module]:
+        """The modules that have a LoRA by the config. Raises where PEFT could not make one, or makes none."""
+        selection = self.rule.selection
+        paths = [path for path in module_paths(self.shape) if selection.targets(path)]
+        if other := [path for path in paths if not can_have_lora(path)]:
+            raise self.refuse.unsupported(f"an adapter on `{other[0]}` (`target_modules`), which is no linear layer")
+        if not paths and not selection.is_dummy:
+            raise self.refuse.incompatible(
+                "`target_modules`, `exclude_modules` and `layers_to_transform` together name no layer of it"
+            )
+        self.check_wrapped()
+        layers = (
+            (layer, projection)
+            for layer in range(self.shape.num_layers)
+            for projection, sizes in enumerate(self.shape.projections)
+            if sizes is not None
+        )
+        return [module for module in (*layers, *END_PATHS) if selection.targets(module_path(module))]
+
+    def check_wrapped(self) -> None:
+        """A module is saved whole, or has trained tokens, or has a LoRA; only some are saved whole."""
+        selection = self.rule.selection
+        for path in module_paths(self.shape):
+            is_norm = path == "model.norm" or path.endswith("_layernorm")
+            if selection.saves_whole(path) and not is_norm and path not in END_PATHS.values():
+                raise self.refuse.unsupported(f"the trained module `{path}` (`modules_to_save`)")
+        for module, path in END_PATHS.items():
+            uses = {
+                "`modules_to_save`": selection.saves_whole(path),
+                "`target_modules`": selection.targets(path),
+                "`trainable_token_indices`": module in self.rule.token_ends(self.shape),
+            }
+            named = [use for use, is_used in uses.items() if is_used]
+            if len(named) > 1:
+                raise self.refuse.unsupported(f"{named[0]} and {named[1]} on one module, {path}, as PEFT cannot")
+
+    def check_strict(self, found: SortedTensors) -> None:
+        left_out = {name: why for name, why in found.left_out.items() if why not in COPIES}
+        if self.limits.is_strict and left_out:
+            name, why = next(iter(left_out.items()))
+            raise self.refuse.unsupported(
+                f"the tensor `{shown(name)}` and {len(left_out) - 1} more that would be left out, for {why} "
+                "(`adapters.strict`)"
+            )
+
+    def drop_halves(self, found: SortedTensors) -> None:
+        """Leave out what has no effect: one half of a LoRA whose other half PEFT starts at zero."""
+        for module in {module for module, part in found.parts if part in (Part.A, Part.B)}:
+            missing = [part for part in (Part.A, Part.B) if (module, part) not in found.parts]
+            if missing and missing[0] is self.rule.part_at_zero(module) and not self.has_vector(module, found):
+                half = Part.B if missing[0] is Part.A else Part.A
+                found.leave_out((module, half), f"the file has no lora_{missing[0].name} of its module, which is zero")
+
+    def has_vector(self, module: Module, found: SortedTensors) -> bool:
+        return any((module, part) in found.parts for part in (Part.BIAS, Part.MAGNITUDE))
+
+    def check_saved(self, parts: Mapping[tuple[Module, Part], list[TensorEntry]]) -> None:
+        """Refuse an adapter that lacks a module which `modules_to_save` names."""
+        norms = [(layer, index) for layer in range(self.shape.num_layers) for index in (0, 1)]
+        wanted = [(end, Part.TABLE) for end in END_PATHS] + [(norm, Part.NORM) for norm in (*norms, FINAL_NORM)]
+        for module, part in wanted:
+            path = module_name(module, part)
+            if self.rule.selection.saves_whole(path) and (module, part) not in parts:
+                raise self.refuse.corrupt(
+                    f"adapter_config.json saves {path} whole (`modules_to_save`), and the file has no {path}.weight"
+                )
+
+    def check_untouched(self, untouched: Iterable[Module]) -> None:
+        """Leave modules without tensors as the base has them; refuse those that PEFT starts at random."""
+        for module in untouched:
+            if self.rule.part_at_zero(module) is None:
+                raise self.refuse.corrupt(
+                    f"adapter_config.json names {module_path(module)}, the file has nothing for it, and with "
+                    f"`init_lora_weights` = {shown(self.rule.start)} it would be random"
+                )
+
+    # ── LoRA ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def module(
+        self, module: Module, parts: Mapping[tuple[Module, Part], list[TensorEntry]], vocabulary: int
+    ) -> LoraModule:
+        path, refuse = module_path(module), self.refuse
+        if (module, Part.A) not in parts or (module, Part.B) not in parts:
+            lonely = "A" if (module, Part.A) in parts else "B"
+            raise refuse.corrupt(f"{path} has lora_{lonely} only")
+        [a], [b] = parts[module, Part.A], parts[module, Part.B]
+        if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or a.shape[0] == 0:
+            raise refuse.corrupt(f"{path} has lora_A {list(a.shape)} and lora_B {list(b.shape)}")
+        out_size, in_size = self.sizes(module, vocabulary)
+        if (b.shape[0], a.shape[1]) != (out_size, in_size):
+            raise refuse.incompatible(
+                f"{path} maps {a.shape[1]} to {b.shape[0]} features, the model's maps {in_size} to {out_size}"
+            )
+        rank = a.shape[0]
+        if rank > self.limits.max_rank:
+            raise refuse.rank_too_large(rank, self.limits.max_rank)
+        named = self.rule.rank_of(path)
+        if named != rank:
+            raise refuse.corrupt(f"adapter_config.json gives {path} the rank {named}, its tensors have {rank}")
+        return LoraModule(
+            module,
+            a,
+            b,
+            rank,
+            self.rule.scale_of(path, rank),
+            self.vector(module, Part.BIAS, parts, out_size, is_wanted=self.rule.has_bias and module != EMBED_MODULE),
+            self.vector(module, Part.MAGNITUDE, parts, out_size, is_wanted=self.rule.is_dora),
+        )
+
+    def vector(
+        self,
+        module: Module,
+        part: Part,
+        parts: Mapping[tuple[Module, Part], list[TensorEntry]],
+        size: int,
+        *,
+        is_wanted: bool,
+    ) -> TensorEntry | None:
+        """A module's bias or magnitude. One that the config does not ask for was left out."""
+        name, field = ("lora_B.bias", "lora_bias") if part is Part.BIAS else ("lora_magnitude_vector", "use_dora")
+        found = parts.get((module, part))
+        if found is None:
+            # A bias begins at zero; a magnitude at the norms of the base's weight, which is not the same as none.
+            if is_wanted and (part is Part.MAGNITUDE or self.rule.start is False):
+                raise self.refuse.corrupt(
+                    f"{module_path(module)} has no {name}, and adapter_config.json says `{field}` = True"
+                )
+            return None
+        if found[0].shape != (size,):
+            raise self.refuse.incompatible(f"{module_path(module)} has a {name} {list(found[0].shape)}, not [{size}]")
+        return found[0]
+
+    def sizes(self, module: Module, vocabulary: int) -> tuple[int, int]:
+        """(out, in)."""
+        if module == EMBED_MODULE:
+            return self.shape.hidden, vocabulary
+        if module == HEAD_MODULE:
+            return vocabulary, self.shape.hidden
+        sizes = self.shape.projections[module[1]]
+        assert sizes is not None  # checked when the names were read
+        return sizes
+
+    def check_lonely(self, parts: Iterable[tuple[Module, Part]], adapted: set[Module]) -> None:
+        for module, part in parts:
+            if part in (Part.BIAS, Part.MAGNITUDE) and module not in adapted:
+                raise self.refuse.corrupt(f"{module_path(module)} has a {part.name.lower()}, and no lora_A and lora_B")
+
+    # ── the two ends and the norms ───────────────────────────────────────────────────────────────────────────────
+
+    def tables(
+        self, parts: Mapping[tuple[Module, Part], list[TensorEntry]], weights: memoryview
+    ) -> dict[Module, TensorEntry]:
+        """Whole tables by end. A copy of the base's own is that of both ends where they are one in the base."""
+        found = {end: [*parts.get((end, Part.TABLE), ()), *parts.get((end, Part.BASE), ())] for end in END_PATHS}
+        tables = {end: self.table(end, entries, weights) for end, entries in found.items() if entries}
+        shared = [end for end, path in END_PATHS.items() if not self.rule.selection.saves_whole(path)]
+        if self.shape.is_tied and len(shared) == 2 and tables:
+            if len(tables) == 2:
+                self.require_equal([tables[end] for end in shared], "the embedding and the output head", weights)
+            return {**dict.fromkeys(END_PATHS, next(iter(tables.values()))), **tables}
+        return tables
+
+    def require_equal(self, entries: list[TensorEntry], what: str, weights: memoryview) -> None:
+        first = entries[0]
+        if any(weights[other.start : other.stop] != weights[first.start : first.stop] for other in entries[1:]):
+            raise self.refuse.corrupt(f"it has {what} several times, and they differ")
+
+    def table(self, module: Module, found: list[TensorEntry], weights: memoryview) -> TensorEntry:
+        """A whole table; PEFT may write the same one under several names."""
+        first = found[0]
+        self.require_equal(found, module_path(module), weights)
+        if len(first.shape) != 2 or first.shape[1] != self.shape.hidden or first.shape[0] < self.shape.vocab:
+            raise self.refuse.incompatible(
+                f"{module_path(module)} is {list(first.shape)}, the model's [{self.shape.vocab}, {self.shape.hidden}]"
+            )
+        return first
+
+    def vocabulary(self, tables: Mapping[Module, TensorEntry]) -> int:
+        """The base's vocabulary and what the adapter adds to it, which must be the same at both ends."""
+        added = {module: tables[module].shape[0] - self.shape.vocab if module in tables else 0 for module in END_PATHS}
+        if len(set(added.values())) > 1:
+            raise self.refuse.incompatible(
+                f"it adds {added[EMBED_MODULE]} tokens to the embedding and {added[HEAD_MODULE]} to the output head"
+            )
+        if added[EMBED_MODULE] > MAX_ADDED_TOKENS:
+            raise self.refuse.incompatible(f"it adds {added[EMBED_MODULE]} tokens; the limit is {MAX_ADDED_TOKENS}")
+        return self.shape.vocab + added[EMBED_MODULE]
+
+    def tokens(
+        self, parts: Mapping[tuple[Module, Part], list[TensorEntry]], vocabulary: int
+    ) -> dict[Module, TrainedTokens]:
+        """Trained rows by end. Those of a tied embedding are the head's too, unless other ones are named for it."""
+        found: dict[Module, TrainedTokens] = {}
+        own = self.rule.token_ends(self.shape)
+        for module in own:
+            ids, entries = self.rule.trained_tokens[module], parts.get((module, Part.TOKENS))
+            if entries is None or entries[0].shape != (len(ids), self.shape.hidden):
+                rows = 0 if entries is None else list(entries[0].shape)
+                raise self.refuse.corrupt(
+                    f"adapter_config.json names {len(ids)} trained tokens of {module_path(module)} "
+                    f"(`trainable_token_indices`), its tensor has {rows}"
+                )
+            if len(set(ids)) != len(ids) or max(ids, default=0) >= vocabulary:
+                raise self.refuse.corrupt(
+                    f"`trainable_token_indices` has a token twice, or one beyond {vocabulary - 1}"
+                )
+            found[module] = TrainedTokens(ids, entries[0])
+        if own != self.rule.wrapped_ends(self.shape) and (HEAD_MODULE, Part.TABLE) not in parts:
+            found[HEAD_MODULE] = found[EMBED_MODULE]
+        return found
+
+    def norm(self, module: Module, entry: TensorEntry) -> TensorEntry:
+        if entry.shape != (self.shape.hidden,):
+            raise self.refuse.incompatible(
+                f"a norm of layer {module[0]} is {list(entry.shape)}, not [{self.shape.hidden}]"
+            )
+        return entry
+
+    def norm_index(self, module: Module) -> int:
+        return 2 * self.shape.num_layers if module == FINAL_NORM else 2 * module[0] + module[1]
+
+    def check_activated(self, adapter: CheckedAdapter) -> None:
+        """What stands before the invocation is the base's, so nothing may change it there."""
+        tokens = self.rule.invocation_tokens
+        if tokens and max(tokens) >= self.shape.vocab:
+            raise self.refuse.corrupt(f"`alora_invocation_tokens` has a token beyond {self.shape.vocab - 1}")
+        others = [feature for feature in adapter.extra_features if "alora" not in feature]
+        if any(module.module in END_PATHS for module in adapter.modules):
+            others.append("an adapter on the embeddings or the output head")
+        if tokens and others:
+            raise self.refuse.unsupported(f"activated LoRA (`alora_invocation_tokens`) together with {others[0]}")

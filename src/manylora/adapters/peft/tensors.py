@@ -1,0 +1,134 @@
+"""The tensors of a weights file, read piece by piece: packing holds the file, the image and little else at once.
+
+A whole table, or an adapter on the output head alone, is one tensor of nearly the file's size.
+"""
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from manylora.adapters.peft.values import Float, Values, read_values, widened
+
+PIECE_BYTES = 1 << 20
+"""Of a piece in float32. A tensor no larger than that is one piece, read once."""
+
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
+_RAW = {"BF16": "<u2", "F16": "<u2", "F32": "<f4"}
+
+
+class Pieces(Protocol):
+    """A matrix that is read some rows at a time."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def pieces(self) -> Iterator[tuple[int, Values]]:
+        """The matrix from its first row to its last, each piece with the number of its first row."""
+
+
+class HeldTensor:
+    """A matrix that is in memory."""
+
+    def __init__(self, values: Values) -> None:
+        self._values = values
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._values.shape)
+
+    def pieces(self) -> Iterator[tuple[int, Values]]:
+        yield 0, self._values
+
+
+class FileTensor:
+    """A tensor of a weights file that is in memory. `dtype` is the file's."""
+
+    def __init__(self, raw: memoryview, dtype: str, shape: tuple[int, ...]) -> None:
+        self._file = np.frombuffer(raw, dtype=_RAW[dtype]).reshape(shape)
+        self._dtype = dtype
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of a matrix."""
+        return self._file.shape[0], self._file.shape[1]
+
+    @cached_property
+    def spelling(self) -> str:
+        """The dtype that holds all its values, and in which `pieces` gives them; whatever the file's own is."""
+        if self._is_small:
+            return str(self._whole.dtype.str)
+        return "<u2" if all(self._read(part).dtype == np.uint16 for _, part in self._parts()) else "<f4"
+
+    def pieces(self) -> Iterator[tuple[int, Values]]:
+        """In one spelling: equal values have the same bytes."""
+        if self._is_small:
+            yield 0, self._whole
+            return
+        is_wide = self.spelling == "<f4"
+        for first, part in self._parts():
+            values = self._read(part)
+            yield first, widened(values) if is_wide else values
+
+    def rows(self, first: int, stop: int) -> Float:
+        """Rows `[first, stop)` of a matrix."""
+        return widened(self._whole[first:stop] if self._is_small else self._read(self._file[first:stop]))
+
+    def columns(self, first: int, stop: int) -> Float:
+        """Columns `[first, stop)` of a matrix."""
+        return widened(self._whole[:, first:stop] if self._is_small else self._read(self._file[:, first:stop]))
+
+    def take(self, rows: Numbers) -> Float:
+        """The rows of these numbers."""
+        return widened(self._read(self._file[rows]))
+
+    @property
+    def _is_small(self) -> bool:
+        return self._file.size * 4 <= PIECE_BYTES
+
+    @cached_property
+    def _whole(self) -> Values:
+        return self._read(self._file)
+
+    def _parts(self) -> Iterator[tuple[int, Values]]:
+        count = rows_a_piece(self._file[0].size)
+        return ((first, self._file[first : first + count]) for first in range(0, len(self._file), count))
+
+    def _read(self, part: Values) -> Values:
+        return read_values(np.ascontiguousarray(part).data.cast("B"), self._dtype, part.shape)
+
+
+class OwnRows:
+    """Rows that an end of the model has of its own: token ids (count,) int32 ascending, and a row for each."""
+
+    def __init__(self, *sources: tuple[FileTensor, Numbers, Numbers]) -> None:
+        """Of each source the ids and the rows that they have in it; a later one stands in place of those before it."""
+        self._tensors = [tensor for tensor, _, _ in sources]
+        every = np.concatenate([np.empty(0, dtype=np.int64), *(ids for _, ids, _ in sources)])
+        ids, last = np.unique(every[::-1], return_index=True)
+        chosen = len(every) - 1 - last
+        self.ids = ids.astype(np.int32)
+        self._source = np.concatenate(
+            [np.full(len(own), index) for index, (_, own, _) in enumerate(sources)] or [every]
+        )[chosen]
+        self._row = np.concatenate([np.empty(0, dtype=np.int64), *(rows for _, _, rows in sources)])[chosen]
+
+    def pieces(self) -> Iterator[tuple[int, Float]]:
+        """The rows in the order of their ids, each piece with the place of its first in that."""
+        if not len(self.ids):
+            return
+        width = self._tensors[0].shape[1]
+        count = rows_a_piece(width)
+        for first in range(0, len(self.ids), count):
+            piece = slice(first, first + count)
+            values = np.empty((len(self.ids[piece]), width), dtype=np.float32)
+            for index, tensor in enumerate(self._tensors):
+                here = self._source[piece] == index
+                if here.any():
+                    values[here] = tensor.take(self._row[piece][here])
+            yield first, values
+
+
+def rows_a_piece(columns: int) -> int:
+    return max(1, PIECE_BYTES // (4 * columns))

@@ -1,0 +1,1 @@
+"""Sources: the places that adapters come from, behind one Protocol."""

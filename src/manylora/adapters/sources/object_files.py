@@ -1,0 +1,103 @@
+"""Files of S3, Google Cloud Storage and Azure. obstore is imported when the first one is asked for.
+
+Its HTTP client follows redirects and has no switch for that. These stores send none that a tenant could set: what they
+redirect, they redirect to themselves, at the endpoint that the operator names.
+"""
+
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from manylora.adapters.sources.download import (
+    CONNECT_TIMEOUT_S,
+    READ_TIMEOUT_S,
+    FileReplaced,
+    RemoteFile,
+    StoreDenies,
+)
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, ObjectStore
+
+_CHUNK_BYTES = 1 << 17
+
+
+class ObjectFiles:
+    """`FileStore` over one place such as `s3://bucket/prefix`."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._opened: ObjectStore | None = None
+
+    async def look_up(self, path: str) -> RemoteFile | None:
+        import obstore
+        from obstore.exceptions import NotFoundError
+
+        with _translated():
+            try:
+                found = await obstore.head_async(self._store, path)
+            except (NotFoundError, FileNotFoundError):
+                return None
+        modified: datetime = found["last_modified"]
+        return RemoteFile(path, found["size"], found["e_tag"], modified.isoformat(), version=found.get("version"))
+
+    async def read(self, file: RemoteFile, start: int, stop: int) -> AsyncGenerator[memoryview]:
+        import obstore
+
+        options: Any = {}  # of the library's own type, whose fields may only be there when they are meant
+        if file.etag is not None:
+            options["if_match"] = file.etag
+        elif file.modified is not None:
+            options["if_unmodified_since"] = datetime.fromisoformat(file.modified)
+        if (start, stop) != (0, file.num_bytes):
+            options["range"] = (start, stop)
+        with _translated():
+            found = await obstore.get_async(self._store, file.path, options=options)
+            version = found.meta.get("version")
+            if found.meta["size"] != file.num_bytes or (file.version and version and version != file.version):
+                raise FileReplaced
+            async for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):
+                yield memoryview(chunk)
+
+    @property
+    def _store(self) -> "ObjectStore":
+        from obstore.store import from_url
+
+        if self._opened is None:
+            # The library's own retries start a part anew and tell nobody; ours go on where it was cut.
+            once: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=1)}
+            self._opened = from_url(self._place, client_options=_client_options(), retry_config=once)
+        return self._opened
+
+
+def _client_options() -> "ClientConfig":
+    """How we speak to a store: plain HTTP is allowed, for the operator names the address."""
+    return {
+        "allow_http": True,
+        "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
+        "read_timeout": timedelta(seconds=READ_TIMEOUT_S),
+        "timeout": timedelta(hours=1),
+        "user_agent": "manylora",
+    }
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn the library's errors into those of `FileStore`."""
+    from obstore.exceptions import (
+        BaseError,
+        NotFoundError,
+        PermissionDeniedError,
+        PreconditionError,
+        UnauthenticatedError,
+    )
+
+    try:
+        yield
+    except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
+        raise StoreDenies from error
+    except (NotFoundError, PreconditionError, FileNotFoundError) as error:
+        raise FileReplaced from error
+    except BaseError as error:
+        raise ConnectionError(str(error)) from error

@@ -1,0 +1,89 @@
+"""The Protocol of a source of adapters; it opens the config, the weights and named text files of an adapter alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Protocol
+
+from manylora.adapter_ref import AdapterRef
+from manylora.adapters.refusals import Refusals
+from manylora.adapters.text.base_text import MAX_FILE_BYTES
+from manylora.errors import AdapterError
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLED_FILE = "adapter_model.bin"
+PARTS = (CONFIG_FILE, WEIGHTS_FILE)
+TEXT_FILES = tuple(MAX_FILE_BYTES)
+"""Files of text that an adapter may have beside the two."""
+MAX_CONFIG_BYTES = 1 << 20
+MAX_LISTED = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """One version of an adapter at its source; `stamp` changes when the content may have changed.
+
+    text_bytes  of the text files; 0 where there is none, and then the stamp is as it was before any were read
+    """
+
+    stamp: str
+    weights_bytes: int
+    text_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedFiles:
+    """The files of one version, in memory; `texts` has those of `TEXT_FILES` that are there."""
+
+    config: bytes
+    weights: memoryview
+    texts: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """A place adapters come from that is as near as the file system."""
+
+    def locate(self, ref: AdapterRef) -> Located:
+        """Find the adapter's current version; cheap enough for the engine's thread.
+
+        Raises `AdapterNotFound`, `AdapterUnsafeFormat` (pickled weights only), `AdapterCorrupt` (a file is missing),
+        `AdapterReferenceInvalid` (outside the configured places) or `AdapterSourceUnavailable`.
+        """
+
+    def fetch(self, ref: AdapterRef, stamp: str, max_bytes: int) -> FetchedFiles:
+        """Read the files of version `stamp`. Raises as `locate`, `AdapterTooLarge` over `max_bytes`, and
+        `AdapterSourceUnavailable` when the adapter was replaced meanwhile."""
+
+    def list(self) -> list[str]:
+        """The ids of the adapters there are, sorted."""
+
+
+class RemoteSource(Protocol):
+    """A place adapters come from over a network. Awaited in the ingest process only.
+
+    Both methods raise as those of `Source`, and `AdapterAccessDenied` where the caller's or the operator's credential
+    is refused. They retry what may pass, and may be cancelled at any moment.
+    """
+
+    async def locate(self, ref: AdapterRef) -> Located: ...
+
+    async def fetch(self, ref: AdapterRef, stamp: str, max_bytes: int) -> FetchedFiles: ...
+
+
+def is_plain(adapter_id: str) -> bool:
+    """Whether an id stays below whatever it is put after."""
+    parts = PurePosixPath(adapter_id).parts
+    is_relative = bool(parts) and not adapter_id.startswith("/") and ".." not in parts
+    return is_relative and "//" not in adapter_id and "\0" not in adapter_id
+
+
+def missing_part(has_config: bool, has_weights: bool, has_pickle: bool, refuse: Refusals) -> AdapterError:
+    """The error for an adapter that lacks one of its two files, or both."""
+    if has_weights:
+        return refuse.corrupt(f"{CONFIG_FILE} is missing")
+    if has_pickle:
+        return refuse.unsafe_format()
+    if has_config:
+        return refuse.corrupt(f"{WEIGHTS_FILE} is missing")
+    return refuse.not_found()

@@ -1,0 +1,237 @@
+"""Uploaded adapters: a tenant's repositories with numbered versions, in folders of this machine.
+
+    {root}/{tenant}/{repo}/{version}/adapter_config.json, adapter_model.safetensors, and text files where it has any
+
+A version appears whole or not at all, and its content never changes: `sums.json` beside the files has the SHA-256 of
+each, and a version whose files differ from it is refused, for the tenant to upload again. What may be uploaded is for
+the control plane to say; what is here is checked like any other adapter when it is loaded.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapters.refusals import Refusals
+from manylora.adapters.sources.local import LocalSource
+from manylora.adapters.sources.source import CONFIG_FILE, PARTS, TEXT_FILES, WEIGHTS_FILE, FetchedFiles, Located, Source
+
+ARCHIVED_FILE = "archived"
+SUMS_FILE = "sums.json"
+INCOMING = ".incoming-"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,127}")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+
+
+class Registry:
+    """The folders of uploads. Several processes may use one root."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def add(
+        self,
+        tenant: str,
+        repo: str,
+        config: bytes,
+        weights: bytes | memoryview,
+        texts: Mapping[str, bytes] | None = None,
+    ) -> int:
+        """Keep an upload as the repository's next version and return its number; it is on disk when this returns."""
+        folder = self._made(tenant, repo)
+        incoming = self.root / f"{INCOMING}{uuid.uuid4().hex}"
+        incoming.mkdir(mode=0o700)
+        try:
+            for name, data in {CONFIG_FILE: config, WEIGHTS_FILE: weights, **(texts or {})}.items():
+                _write_durably(incoming / name, data)
+            _write_sums(incoming)
+            _sync_folder(incoming)
+            return self._publish(incoming, folder)
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)
+
+    def publish(self, incoming: Path, tenant: str, repo: str, version: int) -> None:
+        """Let a folder of an adapter's files, on the root's file system, become a version of a number that is free.
+
+        It is on disk when this returns. Raises `OSError`, also if the version is there already.
+        """
+        folder = self._made(tenant, repo)
+        for file in files_in(incoming):
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        _write_sums(incoming)
+        _sync_folder(incoming)
+        incoming.rename(folder / str(version))
+        _sync_folder(folder)
+
+    def last_number(self, tenant: str, repo: str) -> int:
+        """The highest number of a version whose files are there, archived or not; 0 if there is none."""
+        folder = self._repository(tenant, repo)
+        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        return max((int(name) for name in names if _VERSION.fullmatch(name)), default=0)
+
+    def files(self, tenant: str, repo: str, version: int) -> list[Path]:
+        """The files of a version: both parts, and the text files that it has."""
+        return files_in(self._repository(tenant, repo) / str(version))
+
+    def versions(self, tenant: str, repo: str) -> list[int]:
+        """The versions that are not archived, ascending."""
+        try:
+            names = os.listdir(self._repository(tenant, repo))  # noqa: PTH208 - each wish without a version comes here
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        found = sorted(int(name) for name in names if _VERSION.fullmatch(name))
+        return [
+            version for version in found if not (self._repository(tenant, repo) / str(version) / ARCHIVED_FILE).exists()
+        ]
+
+    def has(self, tenant: str, name: str) -> bool:
+        """Whether a request's name, `repo` or `repo/version`, means a version of the tenant's."""
+        repo, _, version = name.rstrip("/").partition("/")
+        if not _NAME.fullmatch(repo) or not _NAME.fullmatch(tenant):
+            return False
+        known = self.versions(tenant, repo)
+        return bool(known) if not version else _VERSION.fullmatch(version) is not None and int(version) in known
+
+    def has_tenant(self, tenant: str) -> bool:
+        """Return whether a tenant has ever had a version here."""
+        return _NAME.fullmatch(tenant) is not None and (self.root / tenant).is_dir()
+
+    def repositories(self, tenant: str) -> list[str]:
+        """The tenant's repositories that have a version, sorted."""
+        folder = self.root / _checked(tenant)
+        names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+        return [name for name in names if _NAME.fullmatch(name) and self.versions(tenant, name)]
+
+    def archive(self, tenant: str, repo: str, version: int) -> None:
+        """Let nobody find a version any more; its files stay."""
+        (self._repository(tenant, repo) / str(version) / ARCHIVED_FILE).touch()
+
+    def restore(self, tenant: str, repo: str, version: int) -> None:
+        """Let an archived version be found again."""
+        (self._repository(tenant, repo) / str(version) / ARCHIVED_FILE).unlink(missing_ok=True)
+
+    def remove(self, tenant: str, repo: str, version: int) -> None:
+        """Delete a version's files. Its number is never given to another while a later one is there."""
+        shutil.rmtree(self._repository(tenant, repo) / str(version))
+
+    def place(self, ref: AdapterRef) -> str:
+        """The folder of a version below the root; a missing one, where nobody has uploaded it or it is archived."""
+        repo, _, version = ref.id.partition("/")
+        known = self.versions(ref.tenant, repo)
+        chosen = int(version) if version else (known[-1] if known else 0)
+        return f"{_checked(ref.tenant)}/{_checked(repo)}/{chosen if chosen in known else 0}"
+
+    def _made(self, tenant: str, repo: str) -> Path:
+        folder = self._repository(tenant, repo)
+        for each in (self.root, folder.parent, folder):  # the mode is the last one's alone
+            each.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for parent in (folder.parent, self.root):  # either may be new, and then its own parent has to know it
+            _sync_folder(parent)
+        return folder
+
+    def _publish(self, incoming: Path, folder: Path) -> int:
+        taken = [int(entry.name) for entry in folder.iterdir() if _VERSION.fullmatch(entry.name)]
+        version = max(taken, default=0) + 1
+        while True:
+            try:
+                incoming.rename(folder / str(version))  # fails if another upload has just taken the number
+            except OSError:
+                if not (folder / str(version)).exists():
+                    raise
+                version += 1
+            else:
+                _sync_folder(folder)
+                return version
+
+    def _repository(self, tenant: str, repo: str) -> Path:
+        return self.root / _checked(tenant) / _checked(repo)
+
+
+class RegistrySource:
+    """The registry as a source: `repo` is a tenant's newest version, `repo/3` its third. See `Source`."""
+
+    def __init__(self, root: Path) -> None:
+        self._registry = Registry(root)
+        self._files = LocalSource((root,), self._registry.place)
+
+    def locate(self, ref: AdapterRef) -> Located:
+        return self._files.locate(ref)
+
+    def fetch(self, ref: AdapterRef, stamp: str, max_bytes: int) -> FetchedFiles:
+        place = self._registry.place(ref)
+        files = self._files.fetch(ref, stamp, max_bytes)
+        if place != self._registry.place(ref):
+            return files  # of one version or the other; a request names the newest by its number next time
+        sums = _read_sums(self._registry.root / place)
+        found: dict[str, bytes | memoryview] = {CONFIG_FILE: files.config, WEIGHTS_FILE: files.weights, **files.texts}
+        for name, data in found.items():
+            if name in sums and hashlib.sha256(data).hexdigest() != sums[name]:
+                raise Refusals(ref.id, ref.source).corrupt(
+                    f"{name} is no longer what was uploaded (SHA-256), damaged on the disk; upload it again"
+                )
+        return files
+
+    def list(self) -> list[str]:
+        """Nothing: what there is depends on who asks."""
+        return []
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Both parts of an adapter in a folder, and the text files that are there."""
+    return [*(folder / name for name in PARTS), *(folder / name for name in TEXT_FILES if (folder / name).is_file())]
+
+
+def is_repository_name(name: str) -> bool:
+    """Whether a repository may be called so; a name also becomes a folder's."""
+    return _NAME.fullmatch(name) is not None and ".." not in name
+
+
+def folder_sources(roots: Sequence[str], registry_dir: str) -> dict[SourceName, Source]:
+    """The sources whose files lie in folders of this machine, as far as they are switched on."""
+    sources: dict[SourceName, Source] = {SourceName.LOCAL: LocalSource(tuple(Path(root) for root in roots))}
+    if registry_dir:
+        sources[SourceName.PBASE] = RegistrySource(Path(registry_dir))
+    return sources
+
+
+def _checked(name: str) -> str:
+    assert _NAME.fullmatch(name), "tenants and repositories are checked where they come in"
+    return name
+
+
+def _write_durably(file: Path, data: bytes | memoryview) -> None:
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _write_sums(folder: Path) -> None:
+    sums = {}
+    for file in sorted(folder.iterdir()):
+        with file.open("rb") as stream:
+            sums[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    _write_durably(folder / SUMS_FILE, json.dumps(sums).encode())
+
+
+def _read_sums(folder: Path) -> dict[str, str]:
+    """Return the checksums of a version's files; nothing for one of an earlier server, or where the note is damaged."""
+    try:
+        found = json.loads((folder / SUMS_FILE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Faults: kills, hostile files, swapped contents and broken networks, against the real system."""

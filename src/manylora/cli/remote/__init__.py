@@ -1,0 +1,1 @@
+"""Verbs that talk to a running server over HTTP."""

@@ -1,0 +1,41 @@
+"""`manylora account`: the key and its tenant, as its holder sees them on a running server, over HTTP."""
+
+import json as json_library
+from typing import Any
+
+import typer
+
+from manylora.cli.remote.client import DEFAULT_URL, JsonOption, KeyOption, Server, UrlOption, print_fields, say, shown
+from manylora.cli.remote.limits import limit_fields
+from manylora.cli.remote.tenants import credits, tenant_fields
+from manylora.tenancy import Scope
+
+account = typer.Typer(help="See your key, its scopes, and your plan, balance and limits.")
+account.command("credits", help="List what your credit was given, and taken, the newest first.")(credits)
+
+
+@account.callback(invoke_without_command=True)
+def show(context: typer.Context, json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:
+    """See your key, its scopes, and your plan, balance and limits.
+
+    A key without the scope `read` is shown itself alone.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    server = Server(url=url, key=key)
+    held = server.ask("GET", "/v1/account/key", expects="scopes").json()
+    may_read = Scope.READ in held["scopes"]
+    own = server.ask("GET", "/v1/account", expects="id").json() if may_read else None
+    if json:
+        typer.echo(json_library.dumps({"key": held, "account": own}))
+        return
+    print_fields(_key_fields(held) | ({} if own is None else tenant_fields(own)))
+    if own is None:
+        say("plan, balance and limits are shown to a key with the scope `read`", err=True)
+
+
+def _key_fields(held: dict[str, Any]) -> dict[str, str]:
+    lines = {"key": shown(held["id"]), "key's name": shown(held["name"]), "key's scopes": " ".join(held["scopes"])}
+    lines |= {"key's end": shown(held["expires"]), "tenant": held["tenant"]}
+    limits = {f"key's limit: {name}": text for name, text in limit_fields(held["limits"]).items() if text != "-"}
+    return lines | limits

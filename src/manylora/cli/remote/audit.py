@@ -1,0 +1,59 @@
+"""`manylora audit`: what operators and keys did on a running server, over HTTP."""
+
+import json as json_library
+from typing import Annotated, Any
+
+import typer
+
+from manylora.cli.remote.client import DEFAULT_URL, JsonOption, KeyOption, Server, UrlOption, print_table, say, shown
+
+COLUMNS = ("at", "tenant", "by", "key", "address", "verb", "kind", "name", "before", "after")
+MAX_FACTS = 40
+"""Letters of `before`, and of `after`, in a table; `--json` has all, and the request's id."""
+
+
+def audit(
+    tenant: Annotated[str, typer.Option(metavar="TENANT", help="Only acts on what this tenant has.")] = "",
+    own: Annotated[bool, typer.Option("--own", help="Of the key's own tenant, also with the operator's.")] = False,
+    since: Annotated[str, typer.Option(metavar="MOMENT", help="A UTC day or moment to begin with.")] = "",
+    by: Annotated[str, typer.Option(metavar="WHO", help="Only acts of this tenant, or of the key of this id.")] = "",
+    verb: Annotated[str, typer.Option(help="Only acts of this kind, such as create or revoke.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 100,
+    before: Annotated[int | None, typer.Option(min=0, help="Those that follow, as the last page said.")] = None,
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """List what operators and keys did, the newest first: who, from where, to what, and how it was before."""
+    if own and tenant:
+        raise typer.BadParameter("--own is of the key's own tenant, so --tenant has no place beside it")
+    server = Server(url=url, key=key)
+    is_own = own or server.answers_own(tenant)
+    given = {
+        "tenant": "" if is_own else tenant,
+        "since": since,
+        "by": by,
+        "verb": verb,
+        "limit": limit,
+        "before": before,
+    }
+    query: dict[str, object] = {name: value for name, value in given.items() if value not in ("", None)}
+    path = "/v1/account/audit" if is_own else "/admin/audit"
+    reply = server.ask("GET", path, expects="audit", query=query)
+    if json:
+        typer.echo(reply.text)
+        return
+    page = reply.json()
+    print_table(COLUMNS, (_cells(row) for row in page["audit"]))
+    if page["before"] is not None:
+        say(f"there are more: --before {page['before']}", err=True)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    names = ("at", "tenant", "by_tenant", "by_key", "address", "verb", "kind", "name")
+    return [*(shown(row[name]) for name in names), _short(row["before"]), _short(row["after"])]
+
+
+def _short(facts: object) -> str:
+    text = "" if facts is None else json_library.dumps(facts, ensure_ascii=False)
+    return shown(text if len(text) <= MAX_FACTS else f"{text[: MAX_FACTS - 1]}…")

@@ -1,0 +1,97 @@
+"""`manylora ledger`: single rows of a running server's ledger, and their correction, over HTTP."""
+
+import secrets
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from manylora.cli.remote.client import (
+    DEFAULT_URL,
+    JsonOption,
+    KeyOption,
+    Server,
+    UrlOption,
+    dollars,
+    print_fields,
+    print_table,
+    say,
+    shown,
+)
+
+COLUMNS = ("id", "at", "tenant", "base", "adapter", "prompt", "cached", "completion", "cost", "corrects", "reason")
+NUMBERS = ("prompt", "cached", "completion", "cost")
+CHARGED = ("charged_prompt_tokens", "charged_cached_tokens", "charged_completion_tokens")
+
+ledger = typer.Typer(
+    no_args_is_help=True, help="See single rows of the ledger, and correct them with the operator's key."
+)
+
+
+@ledger.command("ls")
+def list_rows(
+    tenant: Annotated[str, typer.Option(help="One tenant alone.")] = "",
+    own: Annotated[
+        bool, typer.Option("--own", help="The rows of the key's own tenant, also with the operator's.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 100,
+    before: Annotated[int | None, typer.Option(min=0, help="Those that follow, as the last page said.")] = None,
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """List rows, the newest first, with the tokens that they charge."""
+    server = Server(url=url, key=key)
+    is_own = own or server.answers_own(tenant)
+    given = {"tenant": None if is_own else tenant or None, "before": before}
+    query: dict[str, object] = {"limit": limit} | {name: value for name, value in given.items() if value is not None}
+    path = "/v1/account/ledger" if is_own else "/admin/ledger"
+    reply = server.ask("GET", path, expects="rows", query=query)
+    if json:
+        typer.echo(reply.text)
+        return
+    page = reply.json()
+    fields = ("tenant", "base", "adapter", *CHARGED)
+    rows = [
+        (
+            row["id"],
+            datetime.fromtimestamp(row["opened_ms"] / 1000, UTC).isoformat(timespec="seconds"),
+            *(shown(row[field]) for field in fields),
+            dollars(row["cost_nanousd"]),
+            shown(row["corrects"]),
+            shown(row["reason"]),
+        )
+        for row in page["rows"]
+    ]
+    print_table(COLUMNS, rows, numbers=NUMBERS)
+    if page["before"] is not None:
+        say(f"there are more: --before {page['before']}", err=True)
+
+
+@ledger.command()
+def correct(
+    row: Annotated[str, typer.Argument(metavar="ROW", help="The id of the row, as `manylora ledger ls` shows it.")],
+    reason: Annotated[str, typer.Option(help="What for, as it stays in the books and on the invoice.")],
+    prompt: Annotated[int, typer.Option(help="Prompt tokens to charge more; below zero gives back.")] = 0,
+    cached: Annotated[
+        int | None,
+        typer.Option(help="Of --prompt, those at the price of cached ones. Default: as few as can be."),
+    ] = None,
+    completion: Annotated[int, typer.Option(help="Completion tokens to charge more; below zero gives back.")] = 0,
+    correction: Annotated[
+        str | None, typer.Option("--id", help="A name for this correction: the same again changes nothing.")
+    ] = None,
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """Correct a row by a row more, at its own price, in the month that is now."""
+    body = {
+        "id": correction or f"cli-{secrets.token_hex(12)}",
+        "corrects": row,
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "reason": reason,
+    } | ({} if cached is None else {"cached_tokens": cached})
+    reply = Server(url=url, key=key).ask("POST", "/admin/corrections", expects="corrects", body=body)
+    typer.echo(reply.text) if json else print_fields(reply.json())

@@ -1,0 +1,449 @@
+"""`manylora repos`: repositories of uploaded adapters on a running server, over HTTP."""
+
+import hashlib
+import json as json_library
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from manylora.cli.remote.client import (
+    DEFAULT_URL,
+    JsonOption,
+    KeyOption,
+    Server,
+    UrlOption,
+    fail,
+    path_of,
+    print_fields,
+    print_table,
+    refusal_in,
+    say,
+    shown,
+)
+from manylora.cli.remote.report import print_report
+
+if TYPE_CHECKING:
+    import httpx2
+
+REPOS, UPLOAD, ADMIN = "/v2/repos", "/v2/adapters/upload", "/admin/repos"
+SEND_WAIT_S = 60.0
+CHECK_WAIT_S = 150.0
+"""An upload is answered when it has been checked."""
+MAX_FAILURES = 5
+"""Broken connections in a row without a byte gained, after which an upload is given up."""
+FIRST_WAIT_S = 0.1
+BLOCK_BYTES = 1 << 20
+CONFIG_FILE, WEIGHTS_FILE, PICKLED_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+TEXT_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"),
+    *("chat_template.jinja", "chat_template.json", "generation_config.json"),
+)
+
+Info = dict[str, Any]  # JSON of the server
+
+RepoArgument = Annotated[str, typer.Argument(metavar="REPO", help="The repository's name or UUID.")]
+TenantOption = Annotated[
+    str | None, typer.Option("--tenant", help="Whose it is, with the operator's key. Default: the key's own.")
+]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+repos = typer.Typer(no_args_is_help=True, help="Upload adapters to a running server, and see and steer what is there.")
+
+
+@repos.command("ls")
+def list_repositories(
+    with_shared: Annotated[bool, typer.Option("--shared", help="Also those that others let you use.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 1000,
+    tenant: TenantOption = None,
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """List the repositories."""
+    if tenant is not None and with_shared:
+        fail("--shared lists what the key's own tenant may use; --tenant lists one tenant's own")
+    path = REPOS if tenant is None else ADMIN
+    query: dict[str, object] = {"shared": str(with_shared).lower()} if tenant is None else {"tenant": tenant}
+    reply = _ask(url, key, "GET", path, expects="data", query={"limit": limit, **query})
+    if json:
+        typer.echo(reply.text)
+        return
+    rows = [
+        (
+            each["name"],
+            each["owner"],
+            "public" if each["public"] else "shared" if each.get("sharedWith") else "private",
+            str(len(each["versions"])),
+            str(each["versions"][-1]["tag"]) if each["versions"] else "-",
+            _aliases(each),
+            each["description"],
+        )
+        for each in reply.json()["data"]["repos"]
+    ]
+    print_table(("name", "owner", "access", "versions", "newest", "aliases", "description"), rows)
+
+
+@repos.command()
+def show(
+    repo: RepoArgument,
+    version: Annotated[
+        int | None, typer.Option(min=1, help="Show the ingest report of this version. Default: the newest one's.")
+    ] = None,
+    owner: Annotated[str | None, typer.Option(help="Whose it is, who lets you use it. Default: your own.")] = None,
+    tenant: TenantOption = None,
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """Show a repository, its versions, and the ingest report of one; with --json and --version that version alone."""
+    query: dict[str, object] = {"owner": owner} if owner else {}
+    if json:
+        typer.echo(_ask(url, key, "GET", _path(repo, *_of(version), tenant=tenant), query=query).text)
+        return
+    info = _ask(url, key, "GET", _path(repo, tenant=tenant), query=query).json()
+    _print_repository(info)
+    if version is None and info["versions"]:
+        version = max(each["tag"] for each in info["versions"])
+    if version is not None:
+        found = _ask(url, key, "GET", _path(repo, *_of(version), tenant=tenant), query=query).json()
+        typer.echo("")
+        say(f"ingest of version {found['tag']}")
+        print_report(found.get("report"))
+
+
+def _print_repository(info: Info) -> None:
+    named = {name: info[name] for name in ("name", "uuid", "owner", "description", "public", "createdAt")}
+    named |= {"aliases": _aliases(info), "sharedWith": ", ".join(info.get("sharedWith", []))}
+    print_fields({name: shown(value) for name, value in named.items()})
+    typer.echo("")
+    rows = [
+        (
+            str(each["tag"]),
+            _state(each),
+            each["baseModel"],
+            str(each["rank"]),
+            _size(each["bytes"]),
+            each["createdAt"],
+            "",
+        )
+        for each in info["versions"]
+    ]
+    for each in info.get("unfinished", []):
+        why = (each.get("finetuningJob") or {}).get("error") or ""
+        rows.append((str(each["tag"]), each["state"], each["baseModel"] or "-", "-", "-", "-", why))
+    print_table(("version", "state", "base", "rank", "size", "created", "error"), rows)
+
+
+@repos.command()
+def create(
+    repo: RepoArgument,
+    description: Annotated[str, typer.Option(help="What it is for.")] = "",
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """Make a repository. It is private."""
+    reply = _ask(url, key, "POST", REPOS, {"name": repo, "description": description})
+    typer.echo(reply.text) if json else say(f"made: {reply.json()['name']}")
+
+
+@repos.command()
+def upload(
+    repo: RepoArgument,
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help=f"A folder with {CONFIG_FILE} and {WEIGHTS_FILE}; its text files go along.",
+        ),
+    ],
+    alias: Annotated[str | None, typer.Option(help="Let this alias mean the new version, once it is ready.")] = None,
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """Upload an adapter as the repository's next version.
+
+    A broken connection is taken up where it broke; so is an upload that was interrupted, by the same command again.
+    """
+    files, body = _files_of(folder), {"repo": repo} | ({} if alias is None else {"alias": alias})
+    with _remembered(url, repo, alias, files) as state:
+        begun = state.get("begun")
+        if begun is None or not _is_open(begun):
+            begun = state["begun"] = _ask(url, key, "POST", UPLOAD, body, expects="presignedUrls").json()
+        if begun.get("alias") != alias:
+            fail(f"the server at {url} is of an older release, where --alias is set after the upload: `repos alias`")
+        for name, file in files.items():
+            if name not in begun["presignedUrls"]:
+                say(f"this server takes no {name}; it is left out", err=True)
+                continue
+            _send(begun["presignedUrls"][name], file)
+        token = {"uploadToken": begun["uploadToken"]}
+        state["begun"] = None  # the token is good for one try
+        reply = _ask(url, key, "PUT", UPLOAD, token)
+    info = reply.json()
+    named = "" if alias is None else f", which `{alias}` means now"
+    typer.echo(reply.text) if json else say(f"done: {info['repo']}/{info['tag']}, {_size(info['bytes'])}{named}")
+
+
+@repos.command()
+def share(
+    repo: RepoArgument,
+    tenants: Annotated[list[str] | None, typer.Argument(metavar="TENANT...", help="Who may use it.")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Take it back from them.")] = False,
+    public: Annotated[bool | None, typer.Option("--public/--private", help="Whether every tenant may use it.")] = None,
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """Let other tenants use a repository; nobody but you can change or download it."""
+    if not tenants and public is None:
+        fail("name tenants, or give --public or --private")
+    taken = [_path(repo, "shares", tenant) for tenant in tenants or ()] if remove else []
+    if tenants and not remove:  # first, for it is refused as a whole if one of them is no name
+        _ask(url, key, "POST", _path(repo, "shares"), {"tenants": tenants})
+    for path in taken:
+        _ask(url, key, "DELETE", path)
+    if public is not None:
+        _ask(url, key, "PUT", _path(repo), {"public": public})
+    reply = _ask(url, key, "GET", _path(repo))
+    if json:
+        typer.echo(reply.text)
+        return
+    info = reply.json()
+    others = ", ".join(info["sharedWith"]) or "nobody"
+    say(f"done: {info['name']} is {'public' if info['public'] else f'private, shared with {others}'}")
+
+
+@repos.command()
+def alias(
+    repo: RepoArgument,
+    name: Annotated[str, typer.Argument(metavar="ALIAS", help="Such as prod.")],
+    version: Annotated[int | None, typer.Argument(metavar="VERSION", min=1, help="What it means from now on.")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Take the alias away.")] = False,
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """Let an alias mean a version, at one moment for all requests; or take it away."""
+    path = _path(repo, "aliases", name)
+    if remove == (version is not None):
+        fail("give either VERSION or --remove")
+    if remove:
+        _ask(url, key, "DELETE", path)
+    else:
+        _ask(url, key, "PUT", path, {"version": version})
+    if json:
+        typer.echo(_ask(url, key, "GET", _path(repo)).text)
+        return
+    say(f"done: {repo}/{name} " + ("is gone" if remove else f"is {repo}/{version}"))
+
+
+@repos.command()
+def archive(
+    repo: RepoArgument,
+    version: Annotated[
+        int | None, typer.Argument(metavar="VERSION", min=1, help="Its number; with --tenant, default: all of them.")
+    ] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Bring it back.")] = False,
+    tenant: TenantOption = None,
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """Let requests find a version no more; its files stay, and --undo brings it back."""
+    if tenant is not None:
+        path = _path(repo, *_of(version), tenant=tenant)
+        reply = _ask(url, key, "POST", f"{path}/{'unarchive' if undo else 'archive'}")
+    elif version is None:
+        fail("say which VERSION")
+    else:
+        reply = _ask(url, key, "PUT", _path(repo, *_of(version)), {"archived": not undo})
+    done = "" if json else f"done: {_standing(repo, version, reply.json(), is_archived=not undo)}"
+    typer.echo(reply.text) if json else say(done)
+
+
+@repos.command()
+def rm(
+    repo: RepoArgument,
+    version: Annotated[int | None, typer.Argument(metavar="VERSION", min=1, help="Default: all of them.")] = None,
+    tenant: TenantOption = None,
+    yes: YesOption = False,
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """Delete a version, or a repository with all its versions. Numbers are never given again."""
+    what = repo if version is None else f"{repo}/{version}"
+    whose = "" if tenant is None else f" of {tenant}"
+    if not yes:
+        typer.confirm(f"Delete {what}{whose} at {url} for ever?", abort=True)
+    _ask(url, key, "DELETE", _path(repo, *_of(version), tenant=tenant))
+    typer.echo(json_library.dumps({"deleted": what})) if json else say(f"done: {what} is deleted")
+
+
+@repos.command()
+def clear(
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="A tenant that is closed.")],
+    yes: YesOption = False,
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """Delete all that a closed tenant has uploaded, with the operator's key."""
+    if not yes:
+        typer.confirm(f"Delete every repository of {tenant} at {url} for ever?", abort=True)
+    _ask(url, key, "DELETE", ADMIN + path_of(tenant))
+    done = f"done: every repository of {tenant} is deleted"
+    typer.echo(json_library.dumps({"deleted": tenant})) if json else say(done)
+
+
+def _state(version: Info) -> str:
+    """`ready`, or the makers of a version's archives."""
+    if not version["archived"]:
+        return "ready"
+    return f"archived by {' and '.join(version.get('archivedBy') or ['owner'])}"
+
+
+def _standing(repo: str, number: int | None, info: Info, *, is_archived: bool) -> str:
+    """How one version, or all that a repository has, stand now; `is_archived` is what was asked for."""
+    versions, what = (info["versions"], repo) if number is None else ([info], f"{repo}/{number}")
+    if all(each["archived"] is is_archived for each in versions):
+        return f"{what} is {'archived' if is_archived else 'ready'}"
+    states = [_state(each) for each in versions]
+    return f"{what} has " + ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+
+
+# ── uploading ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _files_of(folder: Path) -> dict[str, Path]:
+    files = {name: folder / name for name in (CONFIG_FILE, WEIGHTS_FILE)}
+    for name, file in files.items():
+        if not file.is_file():
+            hint = ""
+            if name == WEIGHTS_FILE and (folder / PICKLED_FILE).exists():
+                hint = (
+                    f"; {PICKLED_FILE} is not taken: load it with peft, and `save_pretrained(path)` writes safetensors"
+                )
+            fail(f"{folder} has no {name}{hint}")
+    return files | {name: folder / name for name in TEXT_FILES if (folder / name).is_file()}
+
+
+@contextmanager
+def _remembered(url: str, repo: str, alias: str | None, files: Mapping[str, Path]) -> Iterator[Info]:
+    """What is known of an upload of these very files, kept for the next try unless it ends well."""
+    from manylora.config.settings import cache_dir
+
+    facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files.values()]
+    wanted = (url, repo, facts) if alias is None else (url, repo, alias, facts)
+    name = hashlib.sha256(repr(wanted).encode()).hexdigest()[:32]
+    file = cache_dir() / "unfinished-uploads" / f"{name}.json"
+    try:
+        state: Info = json_library.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        state = {}
+    try:
+        yield state
+    finally:
+        file.unlink(missing_ok=True)
+        if state.get("begun") is not None:
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            file.touch(mode=0o600)  # it has signed addresses in it
+            file.write_text(json_library.dumps(state), encoding="utf-8")
+
+
+def _is_open(begun: Info) -> bool:
+    import httpx2
+
+    try:
+        return httpx2.get(begun["presignedUrls"][WEIGHTS_FILE], trust_env=False).is_success
+    except (httpx2.HTTPError, LookupError, TypeError):
+        return False
+
+
+def _send(address: str, file: Path) -> None:
+    """Bring a file to where it is whole, going on from what is there."""
+    import httpx2
+
+    from manylora.clock import SystemClock
+
+    size, failures, reached = file.stat().st_size, 0, 0
+    with httpx2.Client(timeout=SEND_WAIT_S, trust_env=False) as client:
+        while failures < MAX_FAILURES:
+            try:
+                offset = int(_checked(client.get(address)).json()["offset"])
+                failures, reached = (0, offset) if offset > reached else (failures + 1, reached)
+                if offset < size:
+                    _checked(client.put(address, content=_rest(file, offset, size), headers=_range(offset, size)))
+                    offset = int(_checked(client.get(address)).json()["offset"])
+                if offset == size:
+                    return
+            except httpx2.TransportError as error:
+                say(f"the connection broke ({type(error).__name__}); going on", err=True)
+                SystemClock().sleep_s(FIRST_WAIT_S * 2**failures)
+    fail(f"{file.name} could not be sent: {MAX_FAILURES} tries in a row failed; the same command goes on with it")
+
+
+def _rest(file: Path, offset: int, size: int) -> Iterator[bytes]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with file.open("rb") as stream, Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(file.name, total=size, completed=offset)
+        stream.seek(offset)
+        while block := stream.read(BLOCK_BYTES):
+            yield block
+            bar.advance(task, len(block))
+
+
+def _range(offset: int, size: int) -> dict[str, str]:
+    return {
+        "content-type": "application/octet-stream",
+        "content-length": str(size - offset),
+        "content-range": f"bytes {offset}-{size - 1}/{size}",
+    }
+
+
+def _ask(
+    url: str,
+    key: str | None,
+    method: str,
+    path: str,
+    body: object = None,
+    *,
+    expects: str = "owner",
+    query: dict[str, object] | None = None,
+) -> "httpx2.Response":
+    server = Server(url=url, key=key)
+    return server.ask(method, path, expects=expects, query=query, body=body, wait_s=CHECK_WAIT_S)
+
+
+def _path(*parts: str, tenant: str | None = None) -> str:
+    """A route of a repository; of a tenant's, the operator's."""
+    return REPOS + path_of(*parts) if tenant is None else ADMIN + path_of(tenant, *parts)
+
+
+def _of(version: int | None) -> tuple[str, ...]:
+    return () if version is None else ("version", str(version))
+
+
+def _checked(reply: "httpx2.Response") -> "httpx2.Response":
+    if (message := refusal_in(reply, "offset")) is not None:
+        fail(message)
+    return reply
+
+
+def _aliases(info: Info) -> str:
+    return ", ".join(f"{name} → {version}" for name, version in info["aliases"].items())
+
+
+def _size(num_bytes: int) -> str:
+    for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= length:
+            return f"{num_bytes / length:.1f} {unit}"
+    return f"{num_bytes} B"

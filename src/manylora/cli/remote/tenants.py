@@ -1,0 +1,208 @@
+"""`manylora tenants`: see, make and steer the tenants of a running server, over HTTP."""
+
+import secrets
+from typing import Annotated, Any
+
+import typer
+
+from manylora.cli.remote.client import (
+    DEFAULT_URL,
+    JsonOption,
+    KeyOption,
+    Server,
+    UrlOption,
+    dollars,
+    nanousd_of,
+    path_of,
+    print_fields,
+    print_table,
+    say,
+    shown,
+)
+from manylora.cli.remote.limits import LIMIT_HELP, OwnTenantArgument, TenantArgument, limit_fields, parse_limits
+
+ROOT = "/admin/tenants"
+
+PlanOption = Annotated[str | None, typer.Option(help="Name of its plan.")]
+WeightOption = Annotated[
+    int | None, typer.Option(min=1, help="Its share among tenants with work waiting is proportional to this.")
+]
+
+tenants = typer.Typer(no_args_is_help=True, help="See, make and steer the tenants, with the operator's key.")
+
+
+@tenants.command("ls")
+def list_tenants(
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 1000,
+    after: Annotated[str, typer.Option(help="Only codes after this one.")] = "",
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """List the tenants, in the order of their codes."""
+    query: dict[str, object] = {"limit": limit} | ({"after": after} if after else {})
+    reply = Server(url=url, key=key).ask("GET", ROOT, expects="tenants", query=query)
+    if json:
+        typer.echo(reply.text)
+        return
+    page = reply.json()
+    columns = ("id", "state", "plan", "weight", "name", "email", "created")
+    rows = (tuple(shown(tenant[column]) for column in columns) for tenant in page["tenants"])
+    print_table(columns, rows, numbers=("weight",))
+    if page["next"] is not None:
+        say(f"there are more: --after {page['next']}", err=True)
+
+
+@tenants.command()
+def create(
+    tenant: TenantArgument,
+    name: Annotated[str, typer.Option(help="What people call it. Default: its code.")] = "",
+    email: Annotated[str | None, typer.Option(help="Where to reach it.")] = None,
+    plan: PlanOption = None,
+    weight: WeightOption = None,
+    credit: Annotated[
+        str | None, typer.Option(metavar="DOLLARS", help="What it starts with. Default: what a sign-up gives.")
+    ] = None,
+    limit: Annotated[list[str] | None, typer.Option(metavar="NAME=NUMBER", help=LIMIT_HELP)] = None,
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """Make a tenant, with its credit and its first key, which is shown here and never again."""
+    body: dict[str, Any] = {"id": tenant, "name": name, "email": email, "limits": parse_limits(limit or [])}
+    body |= {field: value for field, value in (("plan", plan), ("weight", weight)) if value is not None}
+    body["credit_nanousd"] = None if credit is None else nanousd_of(credit)
+    reply = Server(url=url, key=key).ask("POST", ROOT, expects="tenant", body=body)
+    if json:
+        typer.echo(reply.text)
+        return
+    made = reply.json()
+    key_lines = {"key's scopes": " ".join(made["key"]["scopes"]), "key (shown once)": made["key"]["key"]}
+    print_fields(tenant_fields(made["tenant"]) | key_lines)
+
+
+@tenants.command()
+def show(
+    tenant: OwnTenantArgument = "", json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None
+) -> None:
+    """Show everything that is known of one tenant, with its balance and its limits."""
+    server = Server(url=url, key=key)
+    path = "/v1/account" if not tenant or server.answers_own(tenant) else ROOT + path_of(tenant)
+    reply = server.ask("GET", path, expects="id")
+    typer.echo(reply.text) if json else print_fields(tenant_fields(reply.json()))
+
+
+@tenants.command()
+def change(
+    tenant: TenantArgument,
+    plan: PlanOption = None,
+    weight: WeightOption = None,
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """Change a tenant's plan or weight; its limits have a verb of their own, `manylora limits`."""
+    body = {"plan": plan, "weight": weight}
+    reply = Server(url=url, key=key).ask("PATCH", ROOT + path_of(tenant), expects="id", body=body)
+    typer.echo(reply.text) if json else print_fields(tenant_fields(reply.json()))
+
+
+@tenants.command()
+def suspend(
+    tenant: TenantArgument, json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None
+) -> None:
+    """Refuse everything of a tenant from now on; nothing is deleted."""
+    _put_state(Server(url=url, key=key), tenant, "suspend", json)
+
+
+@tenants.command()
+def resume(
+    tenant: TenantArgument, json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None
+) -> None:
+    """End a suspension."""
+    _put_state(Server(url=url, key=key), tenant, "resume", json)
+
+
+@tenants.command()
+def close(
+    tenant: TenantArgument,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """End a tenant for ever. What it used stays in the ledger, and its code is never given again."""
+    if not yes:
+        typer.confirm(f"Close tenant '{tenant}' of {url} for ever?", abort=True)
+    _put_state(Server(url=url, key=key), tenant, "close", json)
+
+
+@tenants.command(context_settings={"ignore_unknown_options": True})  # an amount below zero is no option
+def credit(
+    tenant: TenantArgument,
+    amount: Annotated[str, typer.Argument(metavar="DOLLARS", help="Such as 25 or 0.50; below zero takes away.")],
+    reason: Annotated[str, typer.Option(help="What for, as it stays in the books.")] = "by the operator",
+    grant: Annotated[
+        str | None, typer.Option("--id", help="A name for this grant: the same again changes nothing.")
+    ] = None,
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """Add to a tenant's credit, and show its balance."""
+    body = {"id": grant or f"cli-{secrets.token_hex(12)}", "nanousd": nanousd_of(amount), "reason": reason}
+    path = ROOT + path_of(tenant, "credits")
+    reply = Server(url=url, key=key).ask("POST", path, expects="left_nanousd", body=body)
+    typer.echo(reply.text) if json else print_fields(_balance(reply.json()))
+
+
+@tenants.command()
+def credits(
+    tenant: OwnTenantArgument = "",
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 100,
+    before: Annotated[int | None, typer.Option(min=0, help="Those that follow, as the last page said.")] = None,
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """List what a tenant's credit was given, and taken, the newest first."""
+    server = Server(url=url, key=key)
+    is_own = not tenant or server.answers_own(tenant)
+    path = "/v1/account/credits" if is_own else ROOT + path_of(tenant, "credits")
+    query: dict[str, object] = {"limit": limit}
+    if before is not None:
+        query["before"] = before
+    reply = server.ask("GET", path, expects="credits", query=query)
+    if json:
+        typer.echo(reply.text)
+        return
+    page = reply.json()
+    rows = ((grant["created"], dollars(grant["nanousd"]), grant["reason"], grant["id"]) for grant in page["credits"])
+    print_table(("created", "amount", "reason", "id"), rows, numbers=("amount",))
+    if page["before"] is not None:
+        say(f"there are more: --before {page['before']}", err=True)
+
+
+def _put_state(server: Server, tenant: str, verb: str, json: bool) -> None:
+    reply = server.ask("POST", ROOT + path_of(tenant, verb), expects="state")
+    typer.echo(reply.text) if json else say(f"done: tenant {tenant} is {reply.json()['state']}")
+
+
+def tenant_fields(body: dict[str, Any]) -> dict[str, str]:
+    """A tenant from a body, as people read it."""
+    names = ("id", "number", "uuid", "name", "email", "state", "plan", "weight", "created")
+    lines = {name: shown(body[name]) for name in names}
+    if body["balance"] is not None:
+        lines |= _balance(body["balance"])
+    return lines | {f"limit: {name}": text for name, text in limit_fields(body["limits"]).items()}
+
+
+def _balance(body: dict[str, int]) -> dict[str, str]:
+    titles = {
+        "credit left": "left_nanousd",
+        "credit given": "granted_nanousd",
+        "charged": "charged_nanousd",
+        "set aside by servers": "leased_nanousd",
+        "spent this month": "spent_this_month_nanousd",
+    }
+    return {title: dollars(body[field]) for title, field in titles.items()}

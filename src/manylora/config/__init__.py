@@ -1,0 +1,1 @@
+"""Settings: their names, defaults and bounds, and the places they are read from."""

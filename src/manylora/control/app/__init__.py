@@ -1,0 +1,1 @@
+"""The application of the control plane: its routes put together, behind the layers that guard them."""

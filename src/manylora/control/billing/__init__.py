@@ -1,0 +1,1 @@
+"""Billing: ledger, prices, invoices, and the reads of usage."""

@@ -1,0 +1,66 @@
+"""The process of heavy reads: `python -m manylora.control.billing.heavy_read_process`, started by `reading.py` only.
+
+Its first message is a `ReaderOrder`; each further one is a question, which it answers before it takes the next. It
+ends when its standard input does, or when no question has come for `IDLE_S`.
+"""
+
+import asyncio
+import select
+import sys
+from io import FileIO
+
+import msgspec
+from sqlalchemy.engine import make_url
+
+from manylora.control.billing.heavy_read_client import LENGTH, ReadDone, ReaderOrder, ReadFailed, ReadReply
+from manylora.control.billing.heavy_reads import HeavyRead, answer
+from manylora.control.storage.database import Database
+from manylora.errors import ControlUnavailable, ManyloraError
+
+IDLE_S = 120.0
+
+
+def main() -> int:
+    # Unbuffered: what a buffer had read ahead would not wake the wait for a next question.
+    stream, out = open(0, "rb", buffering=0, closefd=False), sys.stdout.buffer  # noqa: SIM115  open to the end
+    order = _received(stream)
+    if order is None:
+        return 0
+    database = Database(make_url(msgspec.msgpack.decode(order, type=ReaderOrder).url))
+    with asyncio.Runner() as runner:
+        while select.select([stream], [], [], IDLE_S)[0] and (question := _received(stream)) is not None:
+            asked: HeavyRead = msgspec.msgpack.decode(question, type=HeavyRead)
+            reply = msgspec.msgpack.encode(runner.run(_reply(database, asked)))
+            out.write(LENGTH.pack(len(reply)) + reply)
+            out.flush()
+        runner.run(database.close())
+    return 0
+
+
+async def _reply(database: Database, asked: HeavyRead) -> ReadReply:
+    try:
+        return ReadDone(await answer(database, asked))
+    except ManyloraError as error:
+        return ReadFailed(type(error).__name__, error.message, error.parameter)
+    except Exception as error:  # a fault of ours ends one question, and not the process
+        return ReadFailed(ControlUnavailable.__name__, f"the read failed ({type(error).__name__})", None)
+
+
+def _received(stream: FileIO) -> bytes | None:
+    """One message; None at the end of the stream."""
+    head = _exactly(stream, LENGTH.size)
+    return None if head is None else _exactly(stream, LENGTH.unpack(head)[0])
+
+
+def _exactly(stream: FileIO, size: int) -> bytes | None:
+    data = b""
+    while len(data) < size:
+        part = stream.read(size - len(data))
+        if not part:
+            return None
+        data += part
+    return data
+
+
+if __name__ == "__main__":
+    sys.exit(main())

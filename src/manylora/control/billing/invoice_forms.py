@@ -1,0 +1,218 @@
+"""An invoice as text, JSON, CSV and a page to print. Names come from tenants: each form takes them for text alone.
+
+Each rule has its own columns: those of the older rule are a promise to customers, whose invoices never change.
+"""
+
+import csv
+import html
+import io
+import json
+
+from manylora.control.billing.invoices import CENT, Invoice, InvoiceLine, InvoiceRule
+from manylora.control.calendar import text_of
+from manylora.money import dollars
+
+FORMATS = {
+    "text": "text/plain; charset=utf-8",
+    "json": "application/json",
+    "csv": "text/csv; charset=utf-8",
+    "html": "text/html; charset=utf-8",
+}
+ROUNDED = (
+    *("kind", "base", "adapter", "price_version", "requests", "prompt_tokens", "completion_tokens"),
+    *("input_usd", "output_usd", "exact_usd", "usd", "corrects_month", "reason"),
+)
+EXACT = (
+    *("kind", "base", "adapter", "price_version", "requests", "prompt_tokens", "cached_tokens", "completion_tokens"),
+    *("input_usd", "cached_input_usd", "output_usd", "exact_usd", "usd", "corrects_month", "reason"),
+)
+"""`usd` is exact, too: it stays for those who read that column."""
+COLUMNS = {InvoiceRule.ROUNDED_LINES: ROUNDED, InvoiceRule.EXACT_LINES: EXACT}
+"""Of the CSV, and fields of the JSON, in their order."""
+PRINTED = {
+    InvoiceRule.ROUNDED_LINES: ROUNDED[: ROUNDED.index("corrects_month")],
+    InvoiceRule.EXACT_LINES: tuple(name for name in EXACT if name not in ("exact_usd", "corrects_month", "reason")),
+}
+"""Columns of the page; what a correction corrects, and why, stands with its kind."""
+HEADS = {
+    "base": "base",
+    "adapter": "adapter",
+    "requests": "requests",
+    "prompt_tokens": "prompt",
+    "cached_tokens": "of it cached",
+    "completion_tokens": "completion",
+    "input_usd": "$/prompt",
+    "cached_input_usd": "$/cached",
+    "output_usd": "$/completion",
+    "usd": "$",
+}
+"""Columns of the text."""
+ARITHMETIC = "(prompt - cached) × $/prompt + cached × $/cached + completion × $/completion = $, exact on each line"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def render(invoice: Invoice, form: str) -> bytes:
+    """The bytes of a form in `FORMATS`; the same invoice gives the same bytes."""
+    makers = {"text": _text, "json": _json, "csv": _csv, "html": _html}
+    return makers[form](invoice).encode("utf-8")
+
+
+def usd(nanousd: int) -> str:
+    """Nano-dollars as dollars, exactly, with at least two decimals."""
+    return dollars(nanousd, symbol="", grouping="")
+
+
+def cents_usd(cents: int) -> str:
+    return usd(CENT * cents)
+
+
+def _fields(line: InvoiceLine, rule: InvoiceRule) -> dict[str, object]:
+    every = {
+        "kind": "usage" if line.corrects_month is None else "correction",
+        "base": line.base,
+        "adapter": line.adapter,
+        "price_version": line.price_version,
+        "requests": line.requests,
+        "prompt_tokens": line.prompt_tokens,
+        "cached_tokens": line.cached_tokens,
+        "completion_tokens": line.completion_tokens,
+        "input_usd": usd(line.input_nanousd),
+        "cached_input_usd": usd(line.cached_input_nanousd),
+        "output_usd": usd(line.output_nanousd),
+        "exact_usd": usd(line.nanousd),
+        "usd": cents_usd(line.cents) if rule is InvoiceRule.ROUNDED_LINES else usd(line.nanousd),
+        "corrects_month": None if line.corrects_month is None else text_of(line.corrects_month),
+        "reason": line.reason,
+    }
+    return {name: every[name] for name in COLUMNS[rule]}
+
+
+def _title(invoice: Invoice) -> str:
+    preliminary = " (preliminary: more of this month may come)" if invoice.is_preliminary else ""
+    return f"Invoice of {text_of(invoice.month)} for {invoice.name} ({invoice.tenant}){preliminary}"
+
+
+def _json(invoice: Invoice) -> str:
+    body = {
+        "tenant": invoice.tenant,
+        "name": invoice.name,
+        "month": text_of(invoice.month),
+        "is_preliminary": invoice.is_preliminary,
+        "currency": "USD",
+        "lines": [_fields(line, invoice.rule) | {"nanousd": line.nanousd} for line in invoice.lines],
+        "total_nanousd": invoice.nanousd,
+        "total_usd": cents_usd(invoice.cents),
+    }
+    if invoice.rule is not InvoiceRule.ROUNDED_LINES:
+        body["exact_total_usd"] = usd(invoice.nanousd)
+    return json.dumps(body, ensure_ascii=False, indent=2) + "\n"
+
+
+def _csv(invoice: Invoice) -> str:
+    stream, columns = io.StringIO(), COLUMNS[invoice.rule]
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(("tenant", "month", *columns))
+    for line in invoice.lines:
+        fields = _fields(line, invoice.rule)
+        cells = [_cell(name, fields[name]) for name in columns]
+        writer.writerow((_cell("tenant", invoice.tenant), text_of(invoice.month), *cells))
+    return stream.getvalue()
+
+
+def _cell(name: str, value: object) -> str:
+    """A name that a spreadsheet would take for a formula is kept from being one; amounts may begin with a minus."""
+    text = "" if value is None else str(value)
+    is_name = name in ("tenant", "base", "adapter", "reason")
+    return f"'{text}" if is_name and text.startswith(_FORMULA) else text
+
+
+def _text(invoice: Invoice) -> str:
+    columns = [name for name in HEADS if name in COLUMNS[invoice.rule]]
+    rows: list[tuple[str, ...]] = [tuple(HEADS[name] for name in columns)]
+    for line in invoice.lines:
+        fields = _fields(line, invoice.rule)
+        cells = ["-" if fields[name] is None else _plain(str(fields[name])) for name in columns]
+        if line.corrects_month is not None:
+            cells[0] += f" (correction of {fields['corrects_month']})"
+        rows.append(tuple(cells))
+    widths = [max(len(row[index]) for row in rows) for index in range(len(columns))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if index < 2 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    width = max(map(len, lines))
+    totals = [each.rjust(width) for each in _totals(invoice)]
+    for index in reversed(range(len(invoice.lines))):  # from the end, so that the places before stay
+        if (reason := invoice.lines[index].reason) is not None:
+            lines.insert(index + 2, f"  {_plain(reason)}")
+    notes = [] if invoice.rule is InvoiceRule.ROUNDED_LINES else ["", ARITHMETIC]
+    return "\n".join([_plain(_title(invoice)), "", *lines, "", *totals, *notes, ""])
+
+
+def _totals(invoice: Invoice) -> list[str]:
+    exact = [] if invoice.rule is InvoiceRule.ROUNDED_LINES else [f"sum of the lines  ${usd(invoice.nanousd)}"]
+    return [*exact, f"total  ${cents_usd(invoice.cents)}"]
+
+
+def _plain(text: str) -> str:
+    """Text in which nothing moves the cursor or ends the line; it differs from `printable`, since a closed month's
+    invoice stays the same byte for byte.
+    """
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _html(invoice: Invoice) -> str:
+    heads = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in PRINTED[invoice.rule])
+    rows = "\n".join(f"<tr>{_cells(line, invoice.rule)}</tr>" for line in invoice.lines)
+    title = html.escape(_title(invoice))
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{title}</title>
+<style>
+body {{ font: 14px/1.5 system-ui, sans-serif; margin: 3rem auto; max-width: 72rem; color: #111; }}
+table {{ border-collapse: collapse; width: 100%; }}
+th, td {{ padding: .35rem .6rem; border-bottom: 1px solid #ddd; text-align: left; }}
+td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
+tfoot td {{ font-weight: 600; border: 0; }}
+@media print {{ body {{ margin: 0; font-size: 11px; }} }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+<table>
+<thead><tr>{heads}</tr></thead>
+<tbody>
+{rows}
+</tbody>
+<tfoot>{_foot(invoice)}</tfoot>
+</table>
+</body>
+</html>
+"""
+
+
+def _foot(invoice: Invoice) -> str:
+    span, amounts = len(PRINTED[invoice.rule]) - 1, {"Total, US dollars": cents_usd(invoice.cents)}
+    if invoice.rule is not InvoiceRule.ROUNDED_LINES:
+        amounts = {"Sum of the lines": usd(invoice.nanousd)} | amounts
+    cells = (f'<td colspan="{span}">{name}</td><td class="number">{amount}</td>' for name, amount in amounts.items())
+    is_old = invoice.rule is InvoiceRule.ROUNDED_LINES
+    note = "" if is_old else f'\n<tr><td colspan="{span + 1}">{ARITHMETIC}</td></tr>'
+    return "".join(f"<tr>\n{each}\n</tr>" for each in cells) + note
+
+
+def _cells(line: InvoiceLine, rule: InvoiceRule) -> str:
+    fields = _fields(line, rule)
+    if line.corrects_month is not None:
+        fields["kind"] = f"correction of {fields['corrects_month']}: {line.reason}"
+    return "".join(_td(name, fields[name]) for name in PRINTED[rule])
+
+
+def _td(name: str, value: object) -> str:
+    text = "–" if value is None else html.escape(str(value))
+    return f"<td>{text}</td>" if name in ("kind", "base", "adapter") else f'<td class="number">{text}</td>'

@@ -1,0 +1,215 @@
+"""Invoices: one tenant's month as a document. A pure function of the ledger's rows, whatever order they come in.
+
+Lines are exact, in nano-dollars; only their sum is rounded, once, half to even, to cents. A correction is on the
+invoice of the month in which it was made: that of the month it corrects may have been paid. Months that were over
+before this rule came keep the one of then, so that no invoice that was sent ever changes: see `InvoiceRule`.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from manylora.control.calendar import bounds_of
+from manylora.control.storage.tables import invoice_rules, ledger
+from manylora.money import CENT_NANOUSD
+
+CENT = CENT_NANOUSD
+"""Nano-dollars."""
+
+
+class InvoiceRule(IntEnum):
+    """The rule by which a month's invoice is made; the table `invoice_rules` has the moment from which each holds.
+
+    ROUNDED_LINES  each line is rounded to cents, and the total is the sum of the rounded lines
+    EXACT_LINES    lines are exact, cached prompt tokens have a column and a price, and the total alone is rounded
+    """
+
+    ROUNDED_LINES = 1
+    EXACT_LINES = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InvoiceRow:
+    """What an invoice needs of one row of the ledger, or of several that are alike but for their counts.
+
+    corrects_month        202610; None: it is no correction, and has no reason
+    cached_tokens         those of prompt_tokens that cost the cached price; tokens are charged ones, all of them
+    cached_input_nanousd  None: a row of before there was such a price, as input_nanousd
+    """
+
+    base: str
+    adapter: str | None
+    adapter_owner: str | None
+    price_version: int | None
+    input_nanousd: int
+    output_nanousd: int
+    corrects_month: int | None
+    reason: str | None
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost_nanousd: int
+    cached_tokens: int = 0
+    cached_input_nanousd: int | None = None
+
+    @property
+    def prices(self) -> tuple[int, int, int]:
+        """Of a prompt token, a cached one and a completion token."""
+        cached = self.input_nanousd if self.cached_input_nanousd is None else self.cached_input_nanousd
+        return self.input_nanousd, cached, self.output_nanousd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InvoiceLine:
+    """All of one adapter version (or of the base alone) at one price; corrections apart, by month and reason.
+
+    adapter         `owner/repo/3` for an upload, else its name; None: the base model
+    price_version   None: there was no price, and it costs nothing
+    corrects_month  the month, 202610, of the usage that is corrected, at its own price; None: no correction, no reason
+    cached_tokens   those of prompt_tokens that cost `cached_input_nanousd` each
+    nanousd         the amount, exact
+    """
+
+    base: str
+    adapter: str | None
+    price_version: int | None
+    input_nanousd: int
+    output_nanousd: int
+    corrects_month: int | None
+    reason: str | None
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    nanousd: int
+    cached_tokens: int
+    cached_input_nanousd: int
+
+    @property
+    def cents(self) -> int:
+        """The amount rounded, as `InvoiceRule.ROUNDED_LINES` shows and adds it."""
+        return round_half_even(self.nanousd, CENT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invoice:
+    """month: 202611; is_preliminary: the month was not over, or only just, when its rows were read."""
+
+    tenant: str
+    name: str
+    month: int
+    is_preliminary: bool
+    lines: tuple[InvoiceLine, ...]
+    rule: InvoiceRule
+
+    @property
+    def nanousd(self) -> int:
+        return sum(line.nanousd for line in self.lines)
+
+    @property
+    def cents(self) -> int:
+        """The amount to be paid: half a cent from the exact sum at most, but for the older rule."""
+        if self.rule is InvoiceRule.ROUNDED_LINES:
+            return sum(line.cents for line in self.lines)
+        return round_half_even(self.nanousd, CENT)
+
+
+LineKey = tuple[str, str, int, int, int, int, int, str]
+"""Base, adapter or empty, price version or -1, prices (input, output, cached), corrected month or 0, reason or empty"""
+
+
+def make_invoice(
+    tenant: str,
+    name: str,
+    month: int,
+    rows: Iterable[InvoiceRow],
+    *,
+    is_preliminary: bool,
+    rule: InvoiceRule = InvoiceRule.EXACT_LINES,
+) -> Invoice:
+    """Add rows up, line by line, in an order of their own."""
+    sums: dict[LineKey, list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
+    for row in rows:
+        version = -1 if row.price_version is None else row.price_version
+        input_nanousd, cached_nanousd, output_nanousd = row.prices
+        prices, corrected = (input_nanousd, output_nanousd, cached_nanousd), (row.corrects_month or 0, row.reason or "")
+        counts = (row.requests, row.prompt_tokens, row.cached_tokens, row.completion_tokens, row.cost_nanousd)
+        for index, amount in enumerate(counts):
+            sums[row.base, _adapter(row), version, *prices, *corrected][index] += amount
+    lines = tuple(_line(key, sums[key]) for key in sorted(sums))
+    return Invoice(tenant=tenant, name=name, month=month, is_preliminary=is_preliminary, lines=lines, rule=rule)
+
+
+def _line(key: LineKey, sums: list[int]) -> InvoiceLine:
+    base, adapter, version, input_nanousd, output_nanousd, cached_input_nanousd, corrects_month, reason = key
+    requests, prompt_tokens, cached_tokens, completion_tokens, nanousd = sums
+    return InvoiceLine(
+        base=base,
+        adapter=adapter or None,
+        price_version=None if version < 0 else version,
+        input_nanousd=input_nanousd,
+        cached_input_nanousd=cached_input_nanousd,
+        output_nanousd=output_nanousd,
+        corrects_month=corrects_month or None,
+        reason=reason or None,
+        requests=requests,
+        prompt_tokens=prompt_tokens,
+        cached_tokens=cached_tokens,
+        completion_tokens=completion_tokens,
+        nanousd=nanousd,
+    )
+
+
+def round_half_even(amount: int, unit: int) -> int:
+    """An amount in units, halves to the even one; negative amounts alike."""
+    whole, rest = divmod(amount, unit)
+    if 2 * rest > unit or (2 * rest == unit and whole % 2):
+        return whole + 1
+    return whole
+
+
+async def rule_of(connection: AsyncConnection, month: int) -> InvoiceRule:
+    """The rule of a month: the newest of those that came before the month's end."""
+    _, end_ms = bounds_of(month)
+    asked = select(func.max(invoice_rules.c.rule)).where(invoice_rules.c.since_ms < end_ms)
+    return InvoiceRule((await connection.execute(asked)).scalar_one())
+
+
+async def invoice_rows(connection: AsyncConnection, tenant: str, month: int) -> list[InvoiceRow]:
+    """A tenant's rows of a month, those added up by the database that are alike but for their counts."""
+    begin_ms, end_ms = bounds_of(month)
+    names = ("base", "adapter", "adapter_owner", "price_version", "input_nanousd", "output_nanousd", "corrects_month")
+    alike = [ledger.c[name] for name in (*names, "reason", "cached_input_nanousd")]
+    counts = ("charged_prompt_tokens", "charged_completion_tokens", "cost_nanousd", "charged_cached_tokens")
+    sums = [func.sum(ledger.c[name]).label(name) for name in counts]
+    requests = (func.count(ledger.c.id) - func.count(ledger.c.corrects)).label("requests")
+    asked = select(*alike, *sums, requests).group_by(*alike)
+    asked = asked.where(ledger.c.tenant == tenant, ledger.c.booked_ms >= begin_ms, ledger.c.booked_ms < end_ms)
+    return [
+        InvoiceRow(
+            base=row.base,
+            adapter=row.adapter,
+            adapter_owner=row.adapter_owner,
+            price_version=row.price_version,
+            input_nanousd=row.input_nanousd,
+            output_nanousd=row.output_nanousd,
+            corrects_month=row.corrects_month,
+            reason=row.reason,
+            requests=row.requests,
+            prompt_tokens=int(row.charged_prompt_tokens),
+            completion_tokens=int(row.charged_completion_tokens),
+            cost_nanousd=int(row.cost_nanousd),
+            cached_tokens=int(row.charged_cached_tokens or 0),
+            cached_input_nanousd=row.cached_input_nanousd,
+        )
+        async for row in await connection.stream(asked)
+    ]
+
+
+def _adapter(row: InvoiceRow) -> str:
+    if row.adapter is None:
+        return ""
+    return row.adapter if row.adapter_owner is None else f"{row.adapter_owner}/{row.adapter}"

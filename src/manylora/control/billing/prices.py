@@ -1,0 +1,147 @@
+"""Prices of base models, in versions: what has been charged is never repriced. A fine-tune costs exactly its base."""
+
+import difflib
+from collections.abc import Collection, Sequence
+
+from sqlalchemy import Row, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from manylora.config.settings import DEFAULT_BASE
+from manylora.control.storage.revisions import next_revision
+from manylora.control.storage.tables import prices
+from manylora.errors import InvalidParameter
+from manylora.tenancy import PriceFacts
+
+SEVEN_B_NANOUSD = 200
+"""$0.0002 per 1,000 tokens, prompt and completion alike."""
+SEVEN_B_BASES = (
+    "Llama-2-7b",
+    "Llama-2-7b-chat",
+    "Mistral-7b-instruct",
+    "Yarn-Mistral-7b-128k",
+    "Zephyr-7b-beta",
+)
+MOST_NANOUSD = 10**9
+"""A dollar a token: above it a price is a slip."""
+
+
+async def set_price(
+    connection: AsyncConnection,
+    base: str,
+    *,
+    input_nanousd: int,
+    output_nanousd: int,
+    effective_ms: int,
+    now_ms: int,
+    cached_input_nanousd: int | None = None,
+) -> PriceFacts:
+    """Add a version that holds from a moment on; without a price of cached prompt tokens they cost as all others.
+
+    Raises `InvalidParameter` for a moment that has passed or lies before the last version's, or an amount out of range.
+    """
+    for name, amount in (("input_nanousd", input_nanousd), ("output_nanousd", output_nanousd)):
+        if not 0 <= amount <= MOST_NANOUSD:
+            raise InvalidParameter(f"`{name}` must be 0 to {MOST_NANOUSD}. Given: {amount}", parameter=name)
+    cached = input_nanousd if cached_input_nanousd is None else cached_input_nanousd
+    if not 0 <= cached <= input_nanousd:
+        raise InvalidParameter(
+            f"`cached_input_nanousd` must be 0 to {input_nanousd}, the price of a prompt token that is not cached. "
+            f"Given: {cached}",
+            parameter="cached_input_nanousd",
+        )
+    if not base or len(base) > 200:
+        raise InvalidParameter("`base` must have 1 to 200 characters", parameter="base")
+    revision = await next_revision(connection)  # from here on no other transaction adds a version
+    known = await price_versions(connection, base)
+    earliest_ms = max([now_ms, *(price.effective_ms for price in known)])
+    if effective_ms < earliest_ms:
+        raise InvalidParameter(
+            f"`effective_ms` must be at least {earliest_ms}: what has been used is never repriced. "
+            f"Given: {effective_ms}",
+            parameter="effective_ms",
+        )
+    price = PriceFacts(
+        base=base,
+        version=len(known) + 1,
+        effective_ms=effective_ms,
+        input_nanousd=input_nanousd,
+        output_nanousd=output_nanousd,
+        cached_input_nanousd=cached,
+    )
+    await _insert(connection, price, revision)
+    return price
+
+
+async def price_versions(connection: AsyncConnection, base: str | None = None) -> list[PriceFacts]:
+    """Every version of a base's price, or of all bases', in their order."""
+    asked = select(prices).order_by(prices.c.base, prices.c.version)
+    if base is not None:
+        asked = asked.where(prices.c.base == base)
+    return [_price(row) for row in (await connection.execute(asked)).all()]
+
+
+def price_at(versions: Sequence[PriceFacts], base: str, moment_ms: int) -> PriceFacts | None:
+    """The price in force at a moment; None where the base has none then."""
+    fit = [price for price in versions if price.base == base and price.effective_ms <= moment_ms]
+    return max(fit, key=lambda price: price.version, default=None)
+
+
+def in_force(versions: Sequence[PriceFacts], now_ms: int) -> dict[str, PriceFacts]:
+    """The price of each base that has one at a moment."""
+    found = {base: price_at(versions, base, now_ms) for base in {price.base for price in versions}}
+    return {base: price for base, price in found.items() if price is not None}
+
+
+async def require_known_base(connection: AsyncConnection, base: str, served: Collection[str]) -> None:
+    """Raises `InvalidParameter` for a base model that is not served here and has no price: a slip, most likely."""
+    if base in served or await price_versions(connection, base):
+        return
+    names = sorted(served)
+    nearest = difflib.get_close_matches(base.lower(), [name.lower() for name in names], n=1, cutoff=0.0)
+    shown = next((name for name in names if name.lower() in nearest), "")
+    raise InvalidParameter(
+        f"no server here serves the base model `{base[:80]}`; the nearest served one is `{shown}`. A price of a base "
+        "that is yet to be served needs `force` (`manylora prices set --force`)",
+        parameter="base",
+    )
+
+
+async def changed_prices(connection: AsyncConnection, since: int) -> tuple[PriceFacts, ...]:
+    """Versions added after a revision."""
+    rows = (await connection.execute(select(prices).where(prices.c.revision > since))).all()
+    return tuple(_price(row) for row in rows)
+
+
+async def ship_defaults(connection: AsyncConnection) -> None:
+    """At the first start: the 7B class has its price, the embedded default base is free, from the beginning of time."""
+    if await price_versions(connection):
+        return
+    revision = await next_revision(connection)
+    for base, nanousd in ((DEFAULT_BASE, 0), *((base, SEVEN_B_NANOUSD) for base in SEVEN_B_BASES)):
+        price = PriceFacts(base=base, version=1, effective_ms=0, input_nanousd=nanousd, output_nanousd=nanousd)
+        await _insert(connection, price, revision)
+
+
+async def _insert(connection: AsyncConnection, price: PriceFacts, revision: int) -> None:
+    await connection.execute(
+        insert(prices).values(
+            base=price.base,
+            version=price.version,
+            effective_ms=price.effective_ms,
+            input_nanousd=price.input_nanousd,
+            output_nanousd=price.output_nanousd,
+            cached_input_nanousd=price.cached_nanousd,
+            revision=revision,
+        )
+    )
+
+
+def _price(row: Row[tuple[object, ...]]) -> PriceFacts:
+    return PriceFacts(
+        base=row.base,
+        version=row.version,
+        effective_ms=row.effective_ms,
+        input_nanousd=row.input_nanousd,
+        output_nanousd=row.output_nanousd,
+        cached_input_nanousd=row.cached_input_nanousd,
+    )

@@ -1,0 +1,1 @@
+"""Deployments: the shared endpoint of each base and a tenant's dedicated ones."""

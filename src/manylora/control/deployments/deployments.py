@@ -1,0 +1,314 @@
+"""Deployments: the shared endpoint of the served base, always on, and dedicated ones of a tenant, by the hour.
+
+Dedicated ones are recorded and priced here; nothing places them on machines yet, so they stay `pending`. The shared one
+is what this server serves, so it is no row of a table.
+"""
+
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Row, and_, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from manylora import money
+from manylora.config.settings import Config
+from manylora.control.bases import is_same_base, served_base
+from manylora.control.storage.tables import deployments
+from manylora.errors import DeploymentNotFound, InsufficientPermissions, InvalidParameter, NameTaken
+from manylora.ids import TenantId
+from manylora.models.fetch.catalog import KNOWN_BASES
+
+MAX_REPLICAS = 64
+MAX_COOLDOWN_S = 7 * 86_400
+DEFAULT_COOLDOWN_S = 3_600
+MAX_CONFIG_BYTES = 65_536
+MAX_DEPLOYMENTS = 100
+HOURLY_NANOUSD: Mapping[str, int] = {"a10_24gb_100": 1_210_000_000}
+"""What one replica costs an hour, by its accelerator: the published price of one A10G."""
+MONTH_HOURS = 730
+DEFAULT_ACCELERATOR = "a10_24gb_100"
+SHARED_ACCELERATOR = "shared"
+PENDING_DETAIL = "recorded and priced; this server does not place dedicated deployments on machines yet"
+SECRET_FIELDS = frozenset({"hfToken"})
+"""What clients send in a configuration and nobody may read there again: not kept."""
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
+_ROOM = uuid.UUID("5b0a7c1e-0f1d-4c57-9a0f-5d1f7a8d3c11")
+
+
+class DeploymentKind(StrEnum):
+    SHARED = "shared"
+    DEDICATED = "dedicated"
+
+
+class DeploymentState(StrEnum):
+    """The states that clients know; a dedicated one is PENDING until a machine is found for it."""
+
+    PENDING = "pending"
+    INITIALIZING = "initializing"
+    READY = "ready"
+    STANDBY = "standby"
+    STOPPED = "stopped"
+    ERRORED = "errored"
+    UPDATING = "updating"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """tenant: None where all share it. hourly_nanousd: of one replica. config: as the client gave it, in camelCase."""
+
+    number: int
+    uuid: str
+    tenant: TenantId | None
+    name: str
+    description: str
+    base: str
+    kind: DeploymentKind
+    state: DeploymentState
+    min_replicas: int
+    max_replicas: int
+    cooldown_s: int
+    hourly_nanousd: int
+    created_ms: int
+    updated_ms: int
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def current_replicas(self) -> int:
+        return 1 if self.state is DeploymentState.READY else 0
+
+    @property
+    def always_on(self) -> int:
+        """Replicas whose price is a month's; one where it may have none, for otherwise it would serve nothing."""
+        return max(1, self.min_replicas)
+
+    @property
+    def monthly_nanousd(self) -> int:
+        return MONTH_HOURS * self.hourly_nanousd * self.always_on
+
+    @property
+    def accelerator(self) -> str:
+        return SHARED_ACCELERATOR if self.tenant is None else str(self.config.get("accelerator") or DEFAULT_ACCELERATOR)
+
+
+def shared_deployment(config: Config, since_ms: int) -> Deployment:
+    """The endpoint of the served base, under its short name."""
+    base = served_base(config)
+    return Deployment(
+        number=0,
+        uuid=str(uuid.uuid5(_ROOM, base.name)),
+        tenant=None,
+        name=base.short_name,
+        description=f"{base.name} and every adapter of it, by the token",
+        base=base.name,
+        kind=DeploymentKind.SHARED,
+        state=DeploymentState.READY,
+        min_replicas=1,
+        max_replicas=1,
+        cooldown_s=0,
+        hourly_nanousd=0,
+        created_ms=since_ms,
+        updated_ms=since_ms,
+        config={"baseModel": base.name},
+    )
+
+
+async def list_deployments(
+    connection: AsyncConnection, tenant: TenantId, shared: Deployment, kind: str | None = None
+) -> list[Deployment]:
+    """The shared one and the tenant's own. kind: `shared` or `serverless`, `dedicated` or `private`; None: all."""
+    found: list[Deployment] = [] if kind in ("dedicated", "private") else [shared]
+    if kind in (None, "dedicated", "private"):
+        asked = select(deployments).where(_of(tenant)).order_by(deployments.c.number)
+        found += [_deployment(row) for row in (await connection.execute(asked)).all()]
+    return found
+
+
+async def find_deployment(connection: AsyncConnection, tenant: TenantId, name: str, shared: Deployment) -> Deployment:
+    """A deployment by its name or UUID; the case of letters makes no difference. Raises `DeploymentNotFound`."""
+    wanted = name.lower()
+    if wanted in (shared.name, shared.uuid, shared.base.lower()):
+        return shared
+    asked = select(deployments).where(_of(tenant))
+    if _NAME.fullmatch(wanted):  # so is a UUID; what is no name need not be asked for
+        named = (deployments.c.name == wanted) | (deployments.c.uuid == wanted)
+        row = (await connection.execute(asked.where(named))).first()
+        if row is not None:
+            return _deployment(row)
+    raise DeploymentNotFound(f"deployment `{name.encode('unicode_escape').decode()[:80]}` was not found")
+
+
+async def create_deployment(
+    connection: AsyncConnection,
+    tenant: TenantId,
+    name: str,
+    *,
+    config: Mapping[str, Any],  # JSON values of several types
+    description: str,
+    shared: Deployment,
+    now_ms: int,
+) -> Deployment:
+    """Record a dedicated deployment. Raises `InvalidParameter`, `NameTaken`."""
+    if not _NAME.fullmatch(name):
+        raise InvalidParameter(
+            "`name` must be 1 to 63 lower-case letters, digits, `.` or `-`, and begin and end with a letter or digit",
+            parameter="name",
+        )
+    own = await list_deployments(connection, tenant, shared, "dedicated")
+    if name == shared.name or any(each.name == name for each in own):
+        raise NameTaken(f"there is a deployment `{name}` already", parameter="name")
+    if len(own) >= MAX_DEPLOYMENTS:
+        raise InvalidParameter(f"a tenant has at most {MAX_DEPLOYMENTS} deployments")
+    values = {
+        **_columns(config, shared),
+        "uuid": str(uuid.uuid4()),
+        "description": description,
+        "kind": DeploymentKind.DEDICATED,
+        "state": DeploymentState.PENDING,
+        "created_ms": now_ms,
+        "updated_ms": now_ms,
+        "deleted_ms": None,
+    }
+    mine = and_(deployments.c.tenant == tenant, deployments.c.name == name)
+    if (await connection.execute(select(deployments.c.number).where(mine))).first() is None:
+        await connection.execute(insert(deployments).values(tenant=tenant, name=name, **values))
+    else:  # one of that name was deleted
+        await connection.execute(update(deployments).where(mine).values(values))
+    return await find_deployment(connection, tenant, name, shared)
+
+
+async def change_deployment(
+    connection: AsyncConnection,
+    tenant: TenantId,
+    name: str,
+    *,
+    config: Mapping[str, Any] | None,  # JSON values of several types
+    description: str | None,
+    shared: Deployment,
+    now_ms: int,
+) -> Deployment:
+    """Change what is given; a null in `config` counts as absent. Raises as `find_deployment`, `InvalidParameter`."""
+    old = await _own(connection, tenant, name, shared)
+    given = {key: value for key, value in (config or {}).items() if value is not None}
+    if "baseModel" in given and not is_same_base(str(given["baseModel"]), old.base):
+        raise InvalidParameter("a deployment's base model cannot be changed", parameter="config.baseModel")
+    values = {**_columns({**old.config, **given, "baseModel": old.base}, shared), "updated_ms": now_ms}
+    if description is not None:
+        values["description"] = description
+    await connection.execute(update(deployments).where(deployments.c.number == old.number).values(values))
+    return await find_deployment(connection, tenant, old.name, shared)
+
+
+async def delete_deployment(
+    connection: AsyncConnection, tenant: TenantId, name: str, *, shared: Deployment, now_ms: int
+) -> None:
+    """Raises `DeploymentNotFound`, `InsufficientPermissions` for one that all share."""
+    old = await _own(connection, tenant, name, shared)
+    await connection.execute(
+        update(deployments).where(deployments.c.number == old.number).values(deleted_ms=now_ms, state="stopped")
+    )
+
+
+def recommended_config(base: str, accelerator: str | None, shared: Deployment) -> dict[str, Any]:  # JSON values
+    """A configuration that `create_deployment` takes. Raises `InvalidParameter` for a base nobody knows."""
+    columns = _columns({"baseModel": base, **({"accelerator": accelerator} if accelerator else {})}, shared)
+    return {
+        "baseModel": columns["base"],
+        "accelerator": accelerator or DEFAULT_ACCELERATOR,
+        "minReplicas": columns["min_replicas"],
+        "maxReplicas": columns["max_replicas"],
+        "cooldownTime": columns["cooldown_s"],
+    }
+
+
+def supported_bases(shared: Deployment) -> list[str]:
+    """The bases a deployment may name, the served one first."""
+    known = [base.name for base in KNOWN_BASES]
+    return [shared.base, *(name for name in known if not is_same_base(name, shared.base))]
+
+
+async def _own(connection: AsyncConnection, tenant: TenantId, name: str, shared: Deployment) -> Deployment:
+    found = await find_deployment(connection, tenant, name, shared)
+    if found.tenant is None:
+        raise InsufficientPermissions(f"deployment `{found.name}` is shared by all; only its operator changes it")
+    return found
+
+
+def _columns(config: Mapping[str, Any], shared: Deployment) -> dict[str, Any]:  # JSON values of several types
+    kept = {key: value for key, value in config.items() if key not in SECRET_FIELDS and value is not None}
+    try:
+        text = json.dumps(kept, allow_nan=False)  # ASCII only, so that every database takes it
+    except (ValueError, RecursionError) as error:
+        raise InvalidParameter("`config` has a number that is not finite, or is nested too deeply") from error
+    if len(text) > MAX_CONFIG_BYTES:
+        raise InvalidParameter(f"`config` has {len(text)} bytes, over {MAX_CONFIG_BYTES}", parameter="config")
+    least = _whole(kept, "minReplicas", 0, 0, MAX_REPLICAS)
+    most = _whole(kept, "maxReplicas", max(1, least), 1, MAX_REPLICAS)
+    if least > most:
+        raise InvalidParameter(f"`minReplicas` {least} is over `maxReplicas` {most}", parameter="config.minReplicas")
+    accelerator = kept.get("accelerator", DEFAULT_ACCELERATOR)
+    if not isinstance(accelerator, str) or accelerator not in HOURLY_NANOUSD:
+        raise InvalidParameter(
+            f"`accelerator` must be one of {', '.join(HOURLY_NANOUSD)}. Given: {str(accelerator)[:80]!r}",
+            parameter="config.accelerator",
+        )
+    return {
+        "base": _known_base(kept.get("baseModel"), shared),
+        "min_replicas": least,
+        "max_replicas": most,
+        "cooldown_s": _whole(kept, "cooldownTime", DEFAULT_COOLDOWN_S, 0, MAX_COOLDOWN_S),
+        "hourly_nanousd": HOURLY_NANOUSD[accelerator],
+        "config": text,
+    }
+
+
+def _known_base(given: object, shared: Deployment) -> str:
+    for name in supported_bases(shared):
+        if isinstance(given, str) and given and is_same_base(name, given):
+            return name
+    raise InvalidParameter(
+        f"`baseModel` must be one of {', '.join(supported_bases(shared))}. Given: {str(given)[:80]!r}",
+        parameter="config.baseModel",
+    )
+
+
+def _whole(config: Mapping[str, Any], name: str, default: int, low: int, high: int) -> int:
+    value = config.get(name, default)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if type(value) is not int or not low <= value <= high:
+        raise InvalidParameter(f"`{name}` must be a whole number, {low} to {high}", parameter=f"config.{name}")
+    return value
+
+
+def _of(tenant: TenantId) -> Any:  # SQLAlchemy's conditions have no simple type
+    return and_(deployments.c.tenant == tenant, deployments.c.deleted_ms.is_(None))
+
+
+def _deployment(row: Row[Any]) -> Deployment:
+    return Deployment(
+        number=row.number,
+        uuid=row.uuid,
+        tenant=TenantId(row.tenant),
+        name=row.name,
+        description=row.description,
+        base=row.base,
+        kind=DeploymentKind(row.kind),
+        state=DeploymentState(row.state),
+        min_replicas=row.min_replicas,
+        max_replicas=row.max_replicas,
+        cooldown_s=row.cooldown_s,
+        hourly_nanousd=row.hourly_nanousd,
+        created_ms=row.created_ms,
+        updated_ms=row.updated_ms,
+        config=json.loads(row.config),
+    )
+
+
+def dollars(nanousd: int) -> str:
+    """A price in dollars, exact, without zeros at its end: `1.21`."""
+    return money.dollars(nanousd, symbol="", grouping="", least_decimals=0)

@@ -1,0 +1,1 @@
+"""The state that edges copy from the control plane."""

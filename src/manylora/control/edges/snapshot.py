@@ -1,0 +1,78 @@
+"""What edges are told: everything that has changed since a revision, seen in one state."""
+
+from collections import defaultdict
+
+from sqlalchemy import and_, or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from manylora.control.billing.prices import changed_prices
+from manylora.control.control import Control
+from manylora.control.storage.revisions import last_revision
+from manylora.control.storage.tables import aliases, repositories, shares, tenants, versions
+from manylora.control.tenants.keys import changed_keys
+from manylora.control.tenants.tenants import changed_tenants
+from manylora.ids import TenantId
+from manylora.tenancy import RepositoryFacts, Snapshot, TenantState
+
+READY = "ready"
+
+
+async def take_snapshot(control: Control, since: int, epoch: str | None = None) -> Snapshot:
+    """What has changed after revision `since`; everything for one below zero, or one that was never given.
+
+    An edge may know revisions of another `epoch`, or later ones than the database does: then a backup may have been
+    restored, and they mean nothing. None: of this one.
+    """
+    async with control.database.read() as connection:
+        revision = await last_revision(connection)
+        since = since if since <= revision and epoch in (None, control.epoch) else -1
+        is_new = revision > since
+        return Snapshot(
+            revision=revision,
+            taken_ms=control.now_ms(),
+            is_whole=since < 0,
+            pepper=control.pepper,
+            epoch=control.epoch,
+            tenants=await changed_tenants(connection, since) if is_new else (),
+            keys=await changed_keys(connection, since) if is_new else (),
+            prices=await changed_prices(connection, since) if is_new else (),
+            repositories=await changed_repositories(connection, since) if is_new else (),
+        )
+
+
+async def changed_repositories(connection: AsyncConnection, since: int) -> tuple[RepositoryFacts, ...]:
+    """Repositories changed after a revision, or whose owner has, with the versions that may be used.
+
+    None may be of a deleted one, nor of one whose owner is suspended or closed.
+    """
+    owned = repositories.join(tenants, repositories.c.tenant == tenants.c.id)
+    is_changed = or_(repositories.c.revision > since, tenants.c.revision > since)
+    asked_changed = select(repositories, tenants.c.state).select_from(owned).where(is_changed)
+    changed = (await connection.execute(asked_changed)).all()
+    numbers = select(repositories.c.number).select_from(owned).where(is_changed)
+    is_usable = and_(versions.c.state == READY, versions.c.is_withheld.is_(False))
+    usable = select(versions).where(versions.c.repository.in_(numbers), is_usable)
+    ready: dict[int, list[int]] = defaultdict(list)
+    for row in (await connection.execute(usable.order_by(versions.c.version))).all():
+        ready[row.repository].append(row.version)
+    named: dict[int, list[tuple[str, int]]] = defaultdict(list)
+    asked = select(aliases).where(aliases.c.repository.in_(numbers)).order_by(aliases.c.name)
+    for row in (await connection.execute(asked)).all():
+        if row.version in ready[row.repository]:
+            named[row.repository].append((row.name, row.version))
+    allowed: dict[int, list[TenantId]] = defaultdict(list)
+    asked_shares = select(shares).where(shares.c.repository.in_(numbers)).order_by(shares.c.tenant)
+    for row in (await connection.execute(asked_shares)).all():
+        allowed[row.repository].append(TenantId(row.tenant))
+    usable_numbers = {row.number for row in changed if row.deleted_ms is None and row.state == TenantState.ACTIVE}
+    return tuple(
+        RepositoryFacts(
+            owner=TenantId(row.tenant),
+            name=row.name,
+            versions=tuple(ready[row.number]) if row.number in usable_numbers else (),
+            aliases=tuple(named[row.number]) if row.number in usable_numbers else (),
+            is_public=row.is_public,
+            shared_with=tuple(allowed[row.number]),
+        )
+        for row in changed
+    )

@@ -1,0 +1,1 @@
+"""Forms of the control plane's requests and replies."""

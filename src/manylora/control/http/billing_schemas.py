@@ -1,0 +1,207 @@
+"""The forms of prices, usage, credits and corrections, as pydantic models."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+from pydantic import BaseModel, Field
+
+from manylora.control.billing.ledger import MAX_COUNT, MAX_REASON
+from manylora.control.billing.prices import MOST_NANOUSD
+from manylora.control.http.schemas import Body, iso
+from manylora.control.tenants.credit import GrantPage
+from manylora.money import dollars
+from manylora.tenancy import PriceFacts
+
+Nanousd = Annotated[int, Field(ge=0, le=MOST_NANOUSD)]
+Tokens = Annotated[int, Field(ge=-MAX_COUNT, le=MAX_COUNT)]
+Base = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+
+
+class PriceBody(BaseModel):
+    """Nano-dollars a token: prompt, prompt from the prefix cache, completion; in force from `effective` on."""
+
+    base: str
+    version: int
+    effective: str
+    input_nanousd: int
+    cached_input_nanousd: int
+    output_nanousd: int
+    is_in_force: bool
+
+    @staticmethod
+    def of(price: PriceFacts, current: PriceFacts | None) -> "PriceBody":
+        """A version, beside the one of its base that is in force."""
+        return PriceBody(
+            base=price.base,
+            version=price.version,
+            effective=iso(price.effective_ms),
+            input_nanousd=price.input_nanousd,
+            cached_input_nanousd=price.cached_nanousd,
+            output_nanousd=price.output_nanousd,
+            is_in_force=price == current,
+        )
+
+
+class PriceList(BaseModel):
+    prices: list[PriceBody]
+
+    @staticmethod
+    def of(prices: Sequence[PriceFacts], current: Mapping[str, PriceFacts]) -> "PriceList":
+        """current: of each base, the version that is in force."""
+        return PriceList(prices=[PriceBody.of(price, current.get(price.base)) for price in prices])
+
+
+class DollarPrices(BaseModel):
+    """Dollars for 1,000 tokens, exact."""
+
+    input: str
+    cached_input: str
+    output: str
+
+
+class OfferedPrice(BaseModel):
+    """Price of one base model and of all its adapters from a moment on; `version` null: it is free."""
+
+    base: str
+    version: int | None
+    effective: str | None
+    is_in_force: bool
+    input_nanousd: int
+    cached_input_nanousd: int
+    output_nanousd: int
+    usd_per_1000_tokens: DollarPrices
+
+    @staticmethod
+    def all_of(base: str, versions: Sequence[PriceFacts], current: PriceFacts | None) -> "list[OfferedPrice]":
+        """What holds now, then the versions after it."""
+        later = [price for price in versions if current is None or price.version > current.version]
+        now = OfferedPrice.of(base, current, is_in_force=True)
+        return [now, *(OfferedPrice.of(base, price, is_in_force=False) for price in later)]
+
+    @staticmethod
+    def of(base: str, price: PriceFacts | None, *, is_in_force: bool) -> "OfferedPrice":
+        amounts = (0, 0, 0) if price is None else (price.input_nanousd, price.cached_nanousd, price.output_nanousd)
+        texts = [dollars(1000 * amount, symbol="", grouping="") for amount in amounts]
+        return OfferedPrice(
+            base=base,
+            version=None if price is None else price.version,
+            effective=None if price is None else iso(price.effective_ms),
+            is_in_force=is_in_force,
+            input_nanousd=amounts[0],
+            cached_input_nanousd=amounts[1],
+            output_nanousd=amounts[2],
+            usd_per_1000_tokens=DollarPrices(input=texts[0], cached_input=texts[1], output=texts[2]),
+        )
+
+
+class Offer(BaseModel):
+    """Of each served base: the price in force, then those that follow."""
+
+    prices: list[OfferedPrice]
+
+
+class NewPrice(Body):
+    """In force from now on, or `effective_in_s` seconds later; a base that is not served here needs `force`."""
+
+    base: Base
+    input_nanousd: Nanousd
+    cached_input_nanousd: Annotated[
+        Nanousd | None, Field(description="Of a prompt token from the prefix cache; default: as any prompt token.")
+    ] = None
+    output_nanousd: Nanousd
+    force: bool = False
+    effective_in_s: Annotated[float, Field(ge=0, le=10 * 366 * 86400)] = 0.0
+
+
+class UsageBody(BaseModel):
+    """`names`: what the rows have in common, in the order of `by`.
+
+    `…_nanousd` are the price of each token where all rows have the same, else null; then
+    (charged_prompt - charged_cached) × input + charged_cached × cached_input + charged_completion × output is the cost.
+    """
+
+    names: list[str | None]
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    charged_prompt_tokens: int
+    charged_cached_tokens: int
+    charged_completion_tokens: int
+    input_nanousd: int | None
+    cached_input_nanousd: int | None
+    output_nanousd: int | None
+    cost_nanousd: int
+
+
+class UsageReport(BaseModel):
+    """A page of sums in the order of `by`; `next`: give it as `after` for those that follow, null at the end."""
+
+    begin: str
+    end: str
+    by: list[str]
+    usage: list[UsageBody]
+    has_more: bool
+    next: str | None
+
+
+class LedgerBody(BaseModel):
+    """Rows as they are in the ledger, newest first; `before`: give it for those that follow."""
+
+    rows: list[dict[str, str | int | None]]
+    has_more: bool
+    before: int | None
+
+
+class GrantBody(BaseModel):
+    """One grant of credit; below zero it took away."""
+
+    id: str
+    nanousd: int
+    reason: str
+    created: str
+
+
+class GrantList(BaseModel):
+    """The newest first; `before`: give it for those that follow."""
+
+    credits: list[GrantBody]
+    before: int | None
+
+    @staticmethod
+    def of(page: GrantPage) -> "GrantList":
+        grants = [
+            GrantBody(id=grant.id, nanousd=grant.nanousd, reason=grant.reason, created=iso(grant.created_ms))
+            for grant in page.grants
+        ]
+        return GrantList(credits=grants, before=page.before)
+
+
+class NewCorrection(Body):
+    """Tokens added to, or below zero taken from, what a row charges. The same again under an `id` changes nothing."""
+
+    id: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
+    corrects: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
+    reason: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=MAX_REASON,
+            pattern=r"^[^\x00]*[^\s\x00][^\x00]*$",
+            description="What for, as it stays in the books and on the invoice.",
+        ),
+    ]
+    prompt_tokens: Tokens = 0
+    cached_tokens: Annotated[
+        Tokens | None, Field(description="Of `prompt_tokens`, at the price of cached ones. Default: as few as can be.")
+    ] = None
+    completion_tokens: Tokens = 0
+
+
+class Corrected(BaseModel):
+    """author: the id of the key that asked for it, or `admin`."""
+
+    id: str
+    corrects: str
+    reason: str
+    author: str

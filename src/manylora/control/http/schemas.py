@@ -1,0 +1,261 @@
+"""The forms of the control plane's JSON, as pydantic models: what the OpenAPI document shows is made of them."""
+
+import difflib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from manylora.control.tenants.credit import MOST_NANOUSD, Balance
+from manylora.control.tenants.keys import DEFAULT_SCOPES, Key, KeyPage
+from manylora.control.tenants.tenants import Tenant
+from manylora.errors import InvalidParameter
+from manylora.tenancy import OLDER_SCOPE, Limits, Scope, scopes_of_words
+
+BIGGEST = 2**62
+UNKNOWN_FIELD = "unknown_field"
+"""The type of pydantic's error for a name that a body does not have; its context has the `name`."""
+Amount = Annotated[int, Field(ge=-MOST_NANOUSD, le=MOST_NANOUSD)]
+Count = Annotated[int, Field(ge=0, le=BIGGEST)]
+Name = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
+ShortText = Annotated[str, Field(max_length=320, pattern=r"^[^\x00]*$")]
+
+
+class Body(BaseModel):
+    """A body of a request. A field that is null counts as absent; one that the body does not have is refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_known_names(cls, values: Any) -> Any:  # whatever the caller sent
+        if not isinstance(values, dict):
+            return values
+        present = {name: value for name, value in values.items() if value is not None}
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        for name in present.keys() - known - cls.model_fields.keys():
+            raise _unknown(str(name), known)
+        return present
+
+
+def _unknown(name: str, known: set[str]) -> PydanticCustomError:
+    shown = name[:80] if name[:80].isprintable() else name[:80].encode("unicode_escape").decode("ascii")
+    nearest = difflib.get_close_matches(name[:64], sorted(known), n=1)
+    remedy = f"the nearest known one is `{nearest[0]}`" if nearest else f"known are {', '.join(sorted(known))}"
+    return PydanticCustomError(
+        UNKNOWN_FIELD, "`{name}` is not a known field: {remedy}", {"name": shown, "remedy": remedy}
+    )
+
+
+class LimitsBody(Body):
+    """null: no limit."""
+
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    concurrent_streams: Count | None = None
+    adapters: Count | None = None
+    adapter_bytes: Count | None = None
+    max_rank: Count | None = None
+    monthly_budget_nanousd: Count | None = None
+
+    def limits(self) -> Limits:
+        return Limits(**self.model_dump())
+
+    @staticmethod
+    def of(limits: Limits) -> "LimitsBody":
+        return LimitsBody(**{name: getattr(limits, name) for name in LimitsBody.model_fields})
+
+
+class BalanceBody(BaseModel):
+    granted_nanousd: int
+    charged_nanousd: int
+    left_nanousd: int
+    leased_nanousd: int
+    spent_this_month_nanousd: int
+
+    @staticmethod
+    def of(balance: Balance) -> "BalanceBody":
+        return BalanceBody(**{name: getattr(balance, name) for name in BalanceBody.model_fields})
+
+
+class TenantBody(BaseModel):
+    id: str
+    number: int
+    uuid: str
+    name: str
+    email: str | None
+    plan: str
+    state: str
+    weight: int
+    limits: LimitsBody
+    created: str
+    balance: BalanceBody | None = None
+
+    @staticmethod
+    def of(tenant: Tenant, balance: Balance | None = None) -> "TenantBody":
+        return TenantBody(
+            id=tenant.id,
+            number=tenant.number,
+            uuid=tenant.uuid,
+            name=tenant.name,
+            email=tenant.email,
+            plan=tenant.plan,
+            state=tenant.facts.state.value,
+            weight=tenant.facts.weight,
+            limits=LimitsBody.of(tenant.facts.limits),
+            created=iso(tenant.created_ms),
+            balance=None if balance is None else BalanceBody.of(balance),
+        )
+
+
+class TenantPage(BaseModel):
+    """`next`: give it as `after` for the tenants that follow; null at the end."""
+
+    tenants: list[TenantBody]
+    next: str | None
+
+
+class KeyBody(BaseModel):
+    """`key` is the whole text, told when it is made and never again.
+
+    `origin`: the key it was made with; null: the operator made it, or a sign-up. `successor`: what it was rotated into.
+    """
+
+    id: str
+    tenant: str
+    name: str
+    scopes: list[str]
+    limits: LimitsBody
+    created: str
+    expires: str | None
+    revoked: str | None
+    origin: str | None = None
+    successor: str | None = None
+    last_used: str | None = None
+    key: str | None = None
+
+    @staticmethod
+    def of(key: Key, text: str | None = None) -> "KeyBody":
+        return KeyBody(
+            id=key.facts.id,
+            tenant=key.facts.tenant,
+            name=key.name,
+            scopes=[scope.value for scope in key.facts.held],
+            limits=LimitsBody.of(key.facts.limits),
+            created=iso(key.created_ms),
+            expires=None if key.facts.expires_ms is None else iso(key.facts.expires_ms),
+            revoked=None if key.revoked_ms is None else iso(key.revoked_ms),
+            origin=key.maker,
+            successor=key.successor,
+            last_used=None if key.last_used_ms is None else iso(key.last_used_ms),
+            key=text,
+        )
+
+
+class CallerBody(BaseModel):
+    """The key that asks. Without one, where none is needed, `id` is null, and `scopes` are what such a caller has."""
+
+    tenant: str
+    id: str | None
+    name: str
+    scopes: list[str]
+    limits: LimitsBody
+    expires: str | None
+
+    @staticmethod
+    def of(tenant: str, scopes: Sequence[Scope], key: Key | None) -> "CallerBody":
+        expires_ms = None if key is None else key.facts.expires_ms
+        return CallerBody(
+            tenant=tenant,
+            id=None if key is None else key.facts.id,
+            name="" if key is None else key.name,
+            scopes=[scope.value for scope in scopes],
+            limits=LimitsBody() if key is None else LimitsBody.of(key.facts.limits),
+            expires=None if expires_ms is None else iso(expires_ms),
+        )
+
+
+class RevokedBody(KeyBody):
+    """`ended`: the ids of all keys that the revocation ended, this one and those made with it."""
+
+    ended: list[str] = Field(default_factory=list)
+
+
+class KeyList(BaseModel):
+    """The oldest first; `next`: give it as `after` for those that follow, null at the end."""
+
+    keys: list[KeyBody]
+    has_more: bool
+    next: str | None
+
+    @staticmethod
+    def of(page: KeyPage) -> "KeyList":
+        keys = [KeyBody.of(key) for key in page.keys]
+        return KeyList(keys=keys, has_more=page.following is not None, next=page.following)
+
+
+class NewTenant(Body):
+    id: ShortText
+    name: Name = ""
+    email: ShortText | None = None
+    plan: Annotated[str, Field(max_length=64, pattern=r"^[^\x00]*$")] = "standard"
+    weight: int | None = Field(None, description="null: the plan's.")
+    limits: LimitsBody = LimitsBody()
+    credit_nanousd: Amount | None = Field(None, description="What it starts with; null: what a sign-up gives.")
+
+
+class Terms(Body):
+    """What is null or absent stays as it is, but a plan brings its weight with it; `limits` are replaced whole."""
+
+    limits: LimitsBody | None = None
+    weight: int | None = None
+    plan: Annotated[str, Field(max_length=64, pattern=r"^[^\x00]*$")] | None = None
+
+
+class NewCredit(Body):
+    """The same `id` again changes nothing; below zero it takes away."""
+
+    id: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
+    nanousd: Amount
+    reason: Name
+
+
+class NewKey(Body):
+    name: Name = ""
+    scopes: list[str] = Field(default=[scope.value for scope in DEFAULT_SCOPES], max_length=8)
+    limits: LimitsBody = LimitsBody()
+    expires_in_s: Annotated[float, Field(gt=0, le=10 * 366 * 86400)] | None = None
+
+
+class Rotation(Body):
+    """`end_made`: end all keys made with this one as well, for when it leaked."""
+
+    grace_s: Annotated[float, Field(ge=0, le=366 * 86400)] = 0.0
+    end_made: bool = False
+
+
+class Signup(Body):
+    id: ShortText
+    name: Name = ""
+    email: ShortText | None = None
+
+
+class SignedUp(BaseModel):
+    tenant: TenantBody
+    key: KeyBody
+
+
+def iso(moment_ms: int) -> str:
+    """A moment as ISO 8601, UTC, with milliseconds."""
+    return datetime.fromtimestamp(moment_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def scopes_of(names: list[str]) -> tuple[Scope, ...]:
+    """Scopes by name. Raises `InvalidParameter` naming one that there is not."""
+    known = [scope.value for scope in Scope]
+    for name in names:
+        if name not in (*known, OLDER_SCOPE):
+            raise InvalidParameter(f"`scopes` must be of {', '.join(known)}. Given: {name[:40]!r}", parameter="scopes")
+    return scopes_of_words(names)

@@ -1,9 +1,0 @@
-"""Alembic's entry: it runs the migrations on the connection that `database.migrate` has opened."""
-
-from alembic import context
-
-from manylora.control.tables import metadata
-
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata, render_as_batch=True)
-with context.begin_transaction():
-    context.run_migrations()

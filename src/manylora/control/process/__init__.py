@@ -1,0 +1,1 @@
+"""The control plane as a process: its opening, periodic work, backup and end."""

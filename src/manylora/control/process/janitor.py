@@ -1,0 +1,56 @@
+"""Periodic work of the control plane while it runs.
+
+It ends what was interrupted, removes what was abandoned or is too old, and keeps when keys were used.
+"""
+
+import asyncio
+
+import structlog
+
+from manylora.control.control import Control
+from manylora.control.registry.intake import Intake
+from manylora.control.registry.uploads import Uploads
+from manylora.control.tenants.audit import remove_old_rows
+from manylora.errors import ManyloraError
+
+ROUND_S = 60.0
+
+
+class Caretaker:
+    """Looks around every `ROUND_S`. Several control planes of one database may each have one."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self._intake = Intake(control)
+        self._uploads = Uploads(self._intake)
+        self._rounds: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._rounds = asyncio.create_task(self._go_round())
+
+    async def stop(self) -> None:
+        """To be called before the database is closed."""
+        if self._rounds is not None:
+            self._rounds.cancel()
+            await asyncio.gather(self._rounds, return_exceptions=True)
+        try:
+            await self._control.uses.keep(self._control.database)
+        except ManyloraError as error:
+            structlog.get_logger().warning("control.uses_lost", error=error.message)
+
+    async def round(self) -> None:
+        """Look around once. Raises `ControlUnavailable` if the database fails, `OSError` if the disk does."""
+        await self._control.uses.keep(self._control.database)
+        await remove_old_rows(self._control)
+        await self._intake.end_interrupted()
+        await asyncio.to_thread(self._uploads.sweep)
+
+    async def _go_round(self) -> None:
+        while True:
+            try:
+                await self.round()
+            except (ManyloraError, OSError) as error:
+                structlog.get_logger().warning("control.round_failed", error=str(error))
+            except Exception:  # nobody waits for this task, and what it tidies up would be left for ever
+                structlog.get_logger().exception("control.round_failed")
+            await asyncio.sleep(ROUND_S)

@@ -1,0 +1,251 @@
+"""From files to a ready version: checked in a process of its own, held against the tenant's limits, published."""
+
+import asyncio
+import errno
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+from sqlalchemy import select, update
+
+from manylora.adapter_ref import AdapterRef, SourceName, parse_adapter_ref
+from manylora.adapters.ingest.checking import CheckedFiles, CheckJob, check_apart
+from manylora.adapters.sources.upload_folders import INCOMING, Registry
+from manylora.config.settings import enabled_sources
+from manylora.control.bases import served_base
+from manylora.control.control import Control
+from manylora.control.registry.aliases import check_alias, put_alias
+from manylora.control.registry.check_queue import Turns
+from manylora.control.registry.repositories import (
+    Repository,
+    VersionState,
+    add_version,
+    check_room,
+    find_repository,
+    next_number,
+    own_for_change,
+    set_version,
+)
+from manylora.control.storage.tables import versions
+from manylora.control.tenants.audit import Actor, public_source, record
+from manylora.control.tenants.callers import Caller
+from manylora.errors import AdapterStorageUnavailable, ManyloraError, ResourceNotFound
+
+CHECK_TIMEOUT_S = 120.0
+COPY_TIMEOUT_S = 900.0
+PARALLEL_CHECKS = 2
+PARALLEL_COPIES = 2
+"""Each may take memory of twice the byte limit of an adapter. A slow source holds up no upload."""
+CHECK_WAIT_S = 60.0
+COPY_WAIT_S = COPY_TIMEOUT_S
+INTERRUPTED_S = COPY_WAIT_S + COPY_TIMEOUT_S + 300.0
+"""No copy is under way for longer."""
+COPIED_SOURCES = frozenset({SourceName.HUB, SourceName.S3, SourceName.GS, SourceName.AZ, SourceName.HTTPS})
+INTERRUPTED = "the control plane ended while it was copied; register it again"
+
+
+class Intake:
+    """Takes adapters into the registry of one control plane."""
+
+    def __init__(self, control: Control) -> None:
+        self.control = control
+        self.files = Registry(control.registry_dir)
+        self._checks = Turns(PARALLEL_CHECKS, wait_s=CHECK_WAIT_S)
+        self._copying = Turns(PARALLEL_COPIES, wait_s=COPY_WAIT_S)
+        self._copies: set[asyncio.Task[None]] = set()  # held, so that none is collected before it ends
+
+    # ── uploads ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def take(
+        self, folder: Path, actor: Actor, repository: Repository, created_by: str, alias: str | None = None
+    ) -> tuple[Repository, int]:
+        """Check the files in a folder nobody else touches, and make them the repository's next version.
+
+        `alias` means that version from its first moment; without the one there is not the other.
+        Raises an `AdapterError` for what is wrong with them, `StorageLimitExceeded`, `ResourceNotFound` if the
+        repository is gone, `AdapterStorageUnavailable` if the disk fails, as `Turns` where too many wait, as
+        `check_alias`.
+        """
+        with self._checks.asked(repository.owner):
+            async with self._checks.turn(repository.owner):
+                checked = await self._checked(self._job(folder, repository.name), CHECK_TIMEOUT_S)
+        published: int | None = None
+        try:
+            async with self.control.database.write() as connection:
+                current = await own_for_change(connection, repository.owner, repository.name)
+                if current.uuid != repository.uuid:
+                    raise ResourceNotFound(f"repository `{repository.name}` was deleted meanwhile")
+                await check_room(
+                    connection, current.owner, created_by, more=1, more_bytes=checked.num_bytes, rank=checked.rank
+                )
+                last = await asyncio.to_thread(self.files.last_number, current.owner, current.name)
+                number = await next_number(connection, current, last)
+                await add_version(
+                    connection,
+                    current,
+                    number,
+                    state=VersionState.READY,
+                    created_by=created_by,
+                    now_ms=self.control.now_ms(),
+                    checked=checked,
+                )
+                if alias is not None:
+                    check_alias(current, alias)
+                    await put_alias(connection, current, alias, number)
+                told = {"rank": checked.rank, "bytes": checked.num_bytes, "sha256": checked.sha256}
+                name = f"{current.name}/{number}"
+                await record(connection, actor, "upload", "version", name, tenant=current.owner, after=told)
+                await self._publish(folder, current, number)
+                published = number
+        except Exception:  # a cancelled commit may come through all the same, and then its files are needed
+            if published is not None:  # the commit failed: nobody may find what the tables do not know
+                shutil.rmtree(self.files.files(repository.owner, repository.name, published)[0].parent)
+            raise
+        async with self.control.database.read() as connection:
+            return await find_repository(connection, repository.owner, repository.name), number
+
+    def _job(self, folder: Path, name: str) -> CheckJob:
+        settings, base = self.control.config.adapters, served_base(self.control.config)
+        return CheckJob(
+            folder=str(folder),
+            name=name,
+            shape=base.shape,
+            base_dir=base.directory,
+            max_rank=settings.max_rank,
+            max_bytes=settings.max_bytes,
+            is_strict=settings.strict,
+            harmless_fields=settings.harmless_fields,
+        )
+
+    async def _checked(self, job: CheckJob, timeout_s: float) -> CheckedFiles:
+        checked = await check_apart(job, timeout_s)
+        return checked if checked.base else replace(checked, base=served_base(self.control.config).name)
+
+    async def _publish(self, folder: Path, repository: Repository, number: int) -> None:
+        with storage_failures():
+            await asyncio.to_thread(self.files.publish, folder, repository.owner, repository.name, number)
+
+    # ── copies of what lies elsewhere ────────────────────────────────────────────────────────────────────────────
+
+    def source_of(self, adapter_id: str, source: str | None, token: str) -> AdapterRef:
+        """Where a copy comes from. Raises `AdapterReferenceInvalid`."""
+        enabled = enabled_sources(self.control.config.adapters) & COPIED_SOURCES
+        return parse_adapter_ref(adapter_id, source, enabled, token=token, default=SourceName.HUB)
+
+    async def copy(self, caller: Caller, actor: Actor, reference: str, ref: AdapterRef) -> tuple[Repository, int]:
+        """Begin to copy an adapter into the registry; its version is `uploading` until it is ready or has failed.
+
+        Raises `ResourceNotFound`, `StorageLimitExceeded`, as `Turns` where too many wait.
+        """
+        place = ExitStack()
+        place.enter_context(self._copying.asked(caller.tenant))
+        try:
+            current, number = await self._begin_copy(caller, actor, reference, ref)
+        except BaseException:
+            place.close()
+            raise
+        task = asyncio.create_task(self._copy(current, number, ref, place))
+        self._copies.add(task)
+        task.add_done_callback(self._copies.discard)
+        async with self.control.database.read() as connection:
+            return await find_repository(connection, caller.tenant, current.name), number
+
+    async def _begin_copy(
+        self, caller: Caller, actor: Actor, reference: str, ref: AdapterRef
+    ) -> tuple[Repository, int]:
+        async with self.control.database.write() as connection:
+            current = await own_for_change(connection, caller.tenant, reference)
+            await check_room(connection, caller.tenant, caller.key or caller.tenant, more=1, more_bytes=0, rank=0)
+            last = await asyncio.to_thread(self.files.last_number, current.owner, current.name)
+            number = await next_number(connection, current, last)
+            await add_version(
+                connection,
+                current,
+                number,
+                state=VersionState.UPLOADING,
+                created_by=caller.key or caller.tenant,
+                now_ms=self.control.now_ms(),
+                source_url=f"{ref.source}://{ref.id}",
+            )
+            name, source = f"{current.name}/{number}", public_source(ref.source, ref.id)
+            await record(connection, actor, "copy", "version", name, tenant=current.owner, after=source)
+        return current, number
+
+    async def copies_ended(self) -> None:
+        """Return when no copy is under way."""
+        await asyncio.gather(*self._copies)
+
+    async def _copy(self, repository: Repository, number: int, ref: AdapterRef, place: ExitStack) -> None:
+        """place: in the queue, given up at the end."""
+        with place:
+            try:
+                async with self._copying.turn(repository.owner):
+                    await self._fetch(repository, number, ref)
+            except ManyloraError as error:
+                await self._fail_copy(repository, number, error.message)
+            except Exception as error:  # the edge of a task that nobody awaits
+                structlog.get_logger().exception("registry.copy_failed", repository=repository.uuid, version=number)
+                await self._fail_copy(repository, number, f"unexpected {type(error).__name__}")
+
+    async def _fetch(self, repository: Repository, number: int, ref: AdapterRef) -> None:
+        folder = self.control.registry_dir / f"{INCOMING}{uuid.uuid4().hex}"
+        try:
+            with storage_failures():
+                folder.mkdir(parents=True, mode=0o700)
+            settings = self.control.config.adapters
+            job = replace(
+                self._job(folder, ref.id),
+                source=ref.source.value,
+                id=ref.id,
+                token=ref.token,
+                stores=settings.stores,
+                hub_endpoint=settings.hub_endpoint,
+                redirect_hosts=settings.redirect_hosts,
+            )
+            await self._end_copy(repository, number, folder, await self._checked(job, COPY_TIMEOUT_S))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    async def _end_copy(self, repository: Repository, number: int, folder: Path, checked: CheckedFiles) -> None:
+        async with self.control.database.write() as connection:
+            current = await own_for_change(connection, repository.owner, repository.name)
+            version = current.find(str(number))
+            if version.state is not VersionState.UPLOADING:
+                return  # it was given up as interrupted
+            await check_room(
+                connection, current.owner, version.created_by, more=0, more_bytes=checked.num_bytes, rank=checked.rank
+            )
+            await set_version(connection, current.number, number, state=VersionState.READY, checked=checked)
+            await self._publish(folder, current, number)
+
+    async def _fail_copy(self, repository: Repository, number: int, why: str) -> None:
+        async with self.control.database.write() as connection:
+            same = (versions.c.repository == repository.number) & (versions.c.version == number)
+            mine = same & (versions.c.state == VersionState.UPLOADING)
+            await connection.execute(update(versions).where(mine).values(state=VersionState.FAILED, error=why))
+
+    async def end_interrupted(self) -> None:
+        """Mark the copies as failed that no running control plane can still be at."""
+        oldest_ms = self.control.now_ms() - int(1_000 * INTERRUPTED_S)
+        stale = (versions.c.state == VersionState.UPLOADING) & (versions.c.created_ms < oldest_ms)
+        async with self.control.database.read() as connection:
+            if (await connection.execute(select(versions.c.version).where(stale).limit(1))).first() is None:
+                return
+        async with self.control.database.write() as connection:
+            failed = update(versions).where(stale).values(state=VersionState.FAILED, error=INTERRUPTED)
+            await connection.execute(failed)
+
+
+@contextmanager
+def storage_failures() -> Iterator[None]:
+    """The disk's own failures as ours. Raises `AdapterStorageUnavailable`."""
+    try:
+        yield
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "is full" if is_full else f"cannot be written ({error.strerror})"
+        raise AdapterStorageUnavailable(f"the disk of the server's registry {what}") from error

@@ -1,0 +1,1 @@
+"""Tenants: their keys, credit, sign-up and callers, and the audit table of their acts."""

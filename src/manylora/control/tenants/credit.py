@@ -1,0 +1,233 @@
+"""Credit: what a tenant may spend, and the parts of it that are set aside for one edge each.
+
+An edge may spend what it has leased without asking, so that several edges together never promise more than there is.
+What is `unspent` of a lease is what was granted to the edge less what the ledger holds of that edge for the tenant.
+"""
+
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, delete, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from manylora.control.calendar import month_of
+from manylora.control.control import Control
+from manylora.control.storage.tables import credits, keys, leases, spending, tenants
+from manylora.control.tenants.tenants import get_tenant, is_unlimited
+from manylora.errors import InvalidParameter, ResourceNotFound
+from manylora.ids import TenantId
+from manylora.tenancy import Lease
+
+MOST_NANOUSD = 10**17
+"""Of one grant: $100,000,000, so that sums stay far below 2**63."""
+UNLIMITED_NANOUSD = 2**53
+"""What is granted to the tenant that no credit is asked of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """One row of a tenant's credit; below zero it took away."""
+
+    id: str
+    nanousd: int
+    reason: str
+    created_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantPage:
+    """The newest first; `before`: give it for those that follow, None at the end."""
+
+    grants: list[Grant]
+    before: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balance:
+    """What a tenant was given, what the ledger charged, and what edges have set aside of the rest."""
+
+    granted_nanousd: int
+    charged_nanousd: int
+    leased_nanousd: int
+    spent_this_month_nanousd: int
+
+    @property
+    def left_nanousd(self) -> int:
+        """Below zero where requests under way cost more than there was left."""
+        return self.granted_nanousd - self.charged_nanousd
+
+
+async def grant_credit(
+    connection: AsyncConnection, tenant: str, nanousd: int, *, grant_id: str, reason: str, now_ms: int
+) -> bool:
+    """Add to a tenant's credit, or take from it below zero; returns whether it did.
+
+    The same `grant_id` again changes nothing.
+    """
+    await get_tenant(connection, tenant)
+    # One grant of a tenant at a time, so that two of one id are seen to be that.
+    await connection.execute(select(tenants.c.id).where(tenants.c.id == tenant).with_for_update())
+    if not -MOST_NANOUSD <= nanousd <= MOST_NANOUSD:
+        raise InvalidParameter(f"`nanousd` must be within ±{MOST_NANOUSD}. Given: {nanousd}", parameter="nanousd")
+    known = (await connection.execute(select(credits).where(credits.c.id == grant_id))).one_or_none()
+    if known is not None:
+        if (known.tenant, known.nanousd) != (tenant, nanousd):
+            raise InvalidParameter(f"`id` `{grant_id[:80]}` is another grant's", parameter="id")
+        return False
+    row = {"id": grant_id, "tenant": tenant, "nanousd": nanousd, "reason": reason, "created_ms": now_ms}
+    await connection.execute(insert(credits).values(row))
+    return True
+
+
+async def grants_page(
+    connection: AsyncConnection, tenant: str, *, before: int | None = None, limit: int = 100
+) -> GrantPage:
+    """What a tenant was given and what was taken, the newest first. Raises `ResourceNotFound` for no tenant."""
+    await get_tenant(connection, tenant)
+    asked = select(credits).where(credits.c.tenant == tenant).order_by(credits.c.number.desc()).limit(limit)
+    if before is not None:
+        asked = asked.where(credits.c.number < before)
+    rows = (await connection.execute(asked)).all()
+    grants = [Grant(id=row.id, nanousd=row.nanousd, reason=row.reason, created_ms=row.created_ms) for row in rows]
+    return GrantPage(grants=grants, before=rows[-1].number if len(rows) == limit else None)
+
+
+async def balance_of(connection: AsyncConnection, tenant: str, now_ms: int) -> Balance:
+    granted = select(func.coalesce(func.sum(credits.c.nanousd), 0)).where(credits.c.tenant == tenant)
+    charged = select(func.coalesce(func.sum(spending.c.cost_nanousd), 0)).where(spending.c.tenant == tenant)
+    this_month = charged.where(spending.c.month == month_of(now_ms))
+    return Balance(
+        granted_nanousd=int((await connection.execute(granted)).scalar_one()),
+        charged_nanousd=int((await connection.execute(charged)).scalar_one()),
+        leased_nanousd=await _leased(connection, tenant, now_ms),
+        spent_this_month_nanousd=int((await connection.execute(this_month)).scalar_one()),
+    )
+
+
+async def lease_credit(control: Control, edge: str, tenant: str, nanousd: int, key: str = "") -> Lease:
+    """Set up to `nanousd` more aside for an edge, and prolong what it has. See `Lease`.
+
+    Args:    key  empty: of the tenant's credit; else of what that key, an origin, may spend in this month
+    Raises:  `ResourceNotFound` for an unknown tenant or key, `InvalidParameter` below zero
+    """
+    if nanousd < 0:
+        raise InvalidParameter(f"`nanousd` must be at least 0. Given: {nanousd}", parameter="nanousd")
+    now_ms = control.now_ms()
+    expires_ms = now_ms + int(1000 * control.config.control.lease_s)
+    if is_unlimited(tenant) and not key:
+        return Lease(tenant=TenantId(tenant), granted_nanousd=UNLIMITED_NANOUSD, expires_ms=expires_ms)
+    async with control.database.write() as connection:
+        # One lease of a tenant at a time: what is left is looked at and given away under this lock.
+        locked = select(tenants.c.monthly_budget_nanousd).where(tenants.c.id == tenant).with_for_update()
+        found = (await connection.execute(locked)).one_or_none()
+        if found is None:
+            raise ResourceNotFound(f"there is no tenant `{tenant[:80]}`")
+        if key:
+            room, reason = await _room_of_key(connection, tenant, key, now_ms), "budget"
+        else:
+            room, reason = await _room_of_tenant(connection, tenant, found.monthly_budget_nanousd, now_ms)
+        holder = _Holder(edge, tenant, key)
+        extra = min(nanousd, room)
+        if extra < 0:  # less is left than has been leased, as after a lowered budget: take back what is not spent
+            extra = -min(-extra, await _unspent(connection, holder, now_ms))
+        granted = await _prolong(connection, holder, extra, now_ms, expires_ms)
+    return Lease(
+        tenant=TenantId(tenant),
+        granted_nanousd=granted,
+        expires_ms=expires_ms,
+        reason=reason if extra < nanousd or (not nanousd and room <= 0) else "",
+    )
+
+
+async def give_back_leases(control: Control, edge: str) -> None:
+    """End every lease of an edge."""
+    async with control.database.write() as connection:
+        await connection.execute(delete(leases).where(leases.c.edge == edge))
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """Whose lease it is. key empty: of the tenant's credit."""
+
+    edge: str
+    tenant: str
+    key: str
+
+    def lease(self) -> tuple[ColumnElement[bool], ...]:
+        return leases.c.edge == self.edge, leases.c.tenant == self.tenant, leases.c.key == self.key
+
+
+async def _room_of_tenant(
+    connection: AsyncConnection, tenant: str, monthly_budget: int | None, now_ms: int
+) -> tuple[int, str]:
+    """What is neither spent nor leased, and which limit it is that bounds it."""
+    balance = await balance_of(connection, tenant, now_ms)
+    room = balance.left_nanousd - balance.leased_nanousd
+    if monthly_budget is None:
+        return room, "credit"
+    in_budget = monthly_budget - balance.spent_this_month_nanousd - balance.leased_nanousd
+    return (in_budget, "budget") if in_budget < room else (room, "credit")
+
+
+async def _room_of_key(connection: AsyncConnection, tenant: str, origin: str, now_ms: int) -> int:
+    """What is left of this month's budget of a key and of all that came of it by rotation."""
+    asked = select(keys.c.monthly_budget_nanousd).where(keys.c.id == origin, keys.c.tenant == tenant)
+    found = (await connection.execute(asked)).one_or_none()
+    if found is None:
+        raise ResourceNotFound(f"there is no key `{origin[:80]}`")
+    if found.monthly_budget_nanousd is None:
+        return UNLIMITED_NANOUSD
+    spent = select(func.coalesce(func.sum(spending.c.cost_nanousd), 0)).where(
+        spending.c.tenant == tenant, _is_of(origin), spending.c.month == month_of(now_ms)
+    )
+    this_month = int((await connection.execute(spent)).scalar_one())
+    return int(found.monthly_budget_nanousd) - this_month - await _leased(connection, tenant, now_ms, origin)
+
+
+def _is_of(origin: str) -> ColumnElement[bool]:
+    """Whether a row of `spending` is of a key that came of this one."""
+    return spending.c.key.in_(select(keys.c.id).where(keys.c.origin == origin))
+
+
+async def _prolong(connection: AsyncConnection, holder: _Holder, extra: int, now_ms: int, expires_ms: int) -> int:
+    """Add to an edge's lease and return the whole of it; one that has expired counts for what was spent of it."""
+    # What an edge that has gone left behind promises nothing any more.
+    gone = (leases.c.edge != holder.edge, leases.c.tenant == holder.tenant, leases.c.expires_ms <= now_ms)
+    await connection.execute(delete(leases).where(*gone))
+    row = (await connection.execute(select(leases).where(*holder.lease()))).one_or_none()
+    if row is None or row.expires_ms <= now_ms:
+        granted = await _spent(connection, holder) + extra
+    else:
+        granted = row.granted_nanousd + extra
+    values = {"granted_nanousd": granted, "expires_ms": expires_ms}
+    if row is None:
+        new = {"edge": holder.edge, "tenant": holder.tenant, "key": holder.key}
+        await connection.execute(insert(leases).values(**new, **values))
+    else:
+        await connection.execute(update(leases).where(*holder.lease()).values(values))
+    return granted
+
+
+async def _leased(connection: AsyncConnection, tenant: str, now_ms: int, key: str = "") -> int:
+    """What is unspent of all leases of a tenant, or of one of its keys, that have not expired."""
+    asked = select(leases).where(leases.c.tenant == tenant, leases.c.key == key, leases.c.expires_ms > now_ms)
+    total = 0
+    for row in (await connection.execute(asked)).all():
+        total += max(0, row.granted_nanousd - await _spent(connection, _Holder(row.edge, tenant, key)))
+    return total
+
+
+async def _unspent(connection: AsyncConnection, holder: _Holder, now_ms: int) -> int:
+    """What an edge may still spend of its own lease."""
+    row = (await connection.execute(select(leases).where(*holder.lease()))).one_or_none()
+    if row is None or row.expires_ms <= now_ms:
+        return 0
+    return max(0, int(row.granted_nanousd) - await _spent(connection, holder))
+
+
+async def _spent(connection: AsyncConnection, holder: _Holder) -> int:
+    asked = select(func.coalesce(func.sum(spending.c.cost_nanousd), 0)).where(
+        spending.c.edge == holder.edge, spending.c.tenant == holder.tenant
+    )
+    if holder.key:
+        asked = asked.where(_is_of(holder.key))
+    return int((await connection.execute(asked)).scalar_one())

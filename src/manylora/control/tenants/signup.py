@@ -1,0 +1,92 @@
+"""Becoming a tenant: the tenant, its first credit and its first key, made together or not at all."""
+
+import ipaddress
+from collections import OrderedDict
+
+from manylora.clock import Clock
+from manylora.config.settings import plan_weight
+from manylora.control.control import Control
+from manylora.control.tenants.audit import Actor, record
+from manylora.control.tenants.credit import grant_credit
+from manylora.control.tenants.keys import Key, issue_key, key_facts
+from manylora.control.tenants.tenants import DEFAULT_PLAN, Tenant, create_tenant
+from manylora.errors import RequestRateExceeded, SignupClosed
+from manylora.tenancy import CUSTOMER_SCOPES, Limits
+
+SIGNUPS_PER_HOUR = 5
+"""From one address."""
+HOUR_S = 3600.0
+MAX_ADDRESSES = 10_000
+
+
+async def open_account(
+    control: Control,
+    actor: Actor,
+    code: str,
+    *,
+    name: str = "",
+    email: str | None = None,
+    plan: str = DEFAULT_PLAN,
+    weight: int | None = None,
+    limits: Limits | None = None,
+    credit_nanousd: int | None = None,
+) -> tuple[Tenant, Key, str]:
+    """Make a tenant with its first credit and its first key, whose whole text is returned last.
+
+    weight          None: what `control.plan_weights` gives the plan, or 1
+    credit_nanousd  None: what `control.signup_credit_nanousd` gives
+    """
+    credit = control.config.control.signup_credit_nanousd if credit_nanousd is None else credit_nanousd
+    if weight is None:
+        weight = plan_weight(control.config, plan) or 1
+    now_ms = control.now_ms()
+    async with control.database.write() as connection:
+        tenant = await create_tenant(
+            connection, code, now_ms=now_ms, name=name, email=email, plan=plan, weight=weight, limits=limits
+        )
+        await grant_credit(
+            connection, tenant.id, credit, grant_id=f"signup-{tenant.uuid}", reason="sign-up", now_ms=now_ms
+        )
+        key, text = await issue_key(
+            connection, control.pepper, tenant.id, now_ms=now_ms, scopes=CUSTOMER_SCOPES, name="first key"
+        )
+        facts = {"plan": plan, "weight": weight, "limits": tenant.facts.limits, "credit_nanousd": credit}
+        await record(connection, actor, "create", "tenant", tenant.id, tenant=tenant.id, after=facts)
+        await record(connection, actor, "create", "key", key.facts.id, tenant=tenant.id, after=key_facts(key))
+    return tenant, key, text
+
+
+class Doorkeeper:
+    """Whether somebody may sign up by himself: only where that is on, and only so often from one address."""
+
+    def __init__(self, clock: Clock, *, is_open: bool) -> None:
+        self._clock = clock
+        self._is_open = is_open
+        self._seen: OrderedDict[str, list[float]] = OrderedDict()  # moments of the last hour, by address
+
+    def let_in(self, address: str) -> None:
+        """Count a sign-up. Raises `SignupClosed`, or `RequestRateExceeded` with the time to wait."""
+        if not self._is_open:
+            raise SignupClosed("tenants of this server are made by its operator (control.signup_open is off)")
+        now_s, address = self._clock.monotonic_s(), _counted(address)
+        recent = [moment for moment in self._seen.pop(address, []) if moment > now_s - HOUR_S]
+        if len(recent) >= SIGNUPS_PER_HOUR:
+            self._seen[address] = recent
+            raise RequestRateExceeded(
+                f"Rate limit exceeded: {SIGNUPS_PER_HOUR} sign-ups an hour from one address",
+                wait_s=recent[0] + HOUR_S - now_s,
+            )
+        self._seen[address] = [*recent, now_s]
+        while len(self._seen) > MAX_ADDRESSES:
+            self._seen.popitem(last=False)
+
+
+def _counted(address: str) -> str:
+    """What is counted as one caller: of an IPv6 address its /64, since whoever has one address has all of them."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))

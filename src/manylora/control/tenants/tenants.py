@@ -1,0 +1,214 @@
+"""Tenants: who pays, in which state, with which share and limits."""
+
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from manylora.control.storage.revisions import next_revision
+from manylora.control.storage.tables import LIMIT_COLUMNS, tenants
+from manylora.errors import InvalidParameter, NameTaken, ResourceNotFound
+from manylora.ids import TenantId
+from manylora.tenancy import DEFAULT_TENANT, Limits, TenantFacts, TenantState
+
+OPERATOR = TenantId("operator")
+"""Whose keys with the scope `admin` are. It is always active, and its own requests need no credit."""
+DEFAULT_PLAN = "standard"
+MAX_WEIGHT = 1000
+RESERVED = frozenset(
+    {
+        *("admin", "api-doc", "classify", "classify_batch", "default", "docs", "embed", "generate", "generate_stream"),
+        *("health", "info", "internal", "invocations", "llms", "metrics", "openapi.json", "operator", "ping", "ready"),
+        *("startup", "supported_llms", "tokenize", "users", "v1", "v2"),
+    }
+)
+"""First words of paths, and the tenants that are there from the start."""
+_CODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant:
+    """A tenant as the operator sees it. number, uuid: other names of it, for clients that want one of that form."""
+
+    facts: TenantFacts
+    number: int
+    uuid: str
+    name: str
+    email: str | None
+    plan: str
+    created_ms: int
+
+    @property
+    def id(self) -> TenantId:
+        return self.facts.id
+
+
+def is_tenant_name(code: str) -> bool:
+    """Return whether a tenant could have this code, as far as its letters go."""
+    return _CODE.fullmatch(code) is not None
+
+
+async def create_tenant(
+    connection: AsyncConnection,
+    code: str,
+    *,
+    now_ms: int,
+    name: str = "",
+    email: str | None = None,
+    plan: str = DEFAULT_PLAN,
+    weight: int = 1,
+    limits: Limits | None = None,
+) -> Tenant:
+    """Make a tenant. Raises `InvalidParameter` for a code that cannot be one, `NameTaken` if it has been given."""
+    if not is_tenant_name(code) or code.lower() in RESERVED:
+        raise InvalidParameter(
+            f"`id` must be 1 to 64 letters, digits, `-` or `_`, begin with a letter or digit, and be no word that "
+            f"paths of this server begin with. Given: {code[:80]!r}",
+            parameter="id",
+        )
+    return await insert_tenant(
+        connection, code, now_ms=now_ms, name=name, email=email, plan=plan, weight=weight, limits=limits
+    )
+
+
+async def insert_tenant(
+    connection: AsyncConnection,
+    code: str,
+    *,
+    now_ms: int,
+    name: str = "",
+    email: str | None = None,
+    plan: str = DEFAULT_PLAN,
+    weight: int = 1,
+    limits: Limits | None = None,
+    state: TenantState = TenantState.ACTIVE,
+) -> Tenant:
+    """The same for a code that need not be fit for customers."""
+    revision = await next_revision(connection)  # from here on no other transaction makes a tenant
+    number = (await connection.execute(select(func.coalesce(func.max(tenants.c.number), 0)))).scalar_one() + 1
+    taken = select(tenants.c.id).where(func.lower(tenants.c.id) == code.lower())
+    if (await connection.execute(taken)).first() is not None:
+        raise NameTaken(f"a tenant `{code}` is there already", parameter="id")
+    values = {
+        "id": code,
+        "number": number,
+        "uuid": str(uuid.uuid4()),
+        "name": name or code,
+        "email": email,
+        "plan": plan,
+        "state": state.value,
+        "weight": _checked_weight(weight),
+        **columns_of(limits or Limits()),
+        "created_ms": now_ms,
+        "revision": revision,
+    }
+    try:
+        await connection.execute(insert(tenants).values(values))
+    except IntegrityError as error:
+        raise NameTaken(f"a tenant `{code}` is there already", parameter="id") from error
+    return await get_tenant(connection, code)
+
+
+async def get_tenant(connection: AsyncConnection, code: str) -> Tenant:
+    """Raises `ResourceNotFound`."""
+    row = (await connection.execute(select(tenants).where(tenants.c.id == code))).one_or_none()
+    if row is None:
+        raise ResourceNotFound(f"there is no tenant `{code[:80]}`")
+    return _tenant(row)
+
+
+async def list_tenants(connection: AsyncConnection, *, after: str = "", limit: int = 100) -> list[Tenant]:
+    """Tenants in the order of their codes, those after `after`, at most `limit`."""
+    asked = select(tenants).where(tenants.c.id > after).order_by(tenants.c.id).limit(limit)
+    return [_tenant(row) for row in (await connection.execute(asked)).all()]
+
+
+async def set_state(connection: AsyncConnection, code: str, state: TenantState) -> Tenant:
+    """Suspend, resume or close. What is closed stays so.
+
+    Raises `InvalidParameter` for a closed one, for the operator's own, which would lock everybody out, and for closing
+    the tenant of open servers.
+    """
+    tenant = await get_tenant(connection, code)
+    is_needed = code == OPERATOR or (code == DEFAULT_TENANT and state is TenantState.CLOSED)
+    if is_needed and state is not TenantState.ACTIVE:
+        raise InvalidParameter(f"tenant `{code}` belongs to the server: it cannot be {state}", parameter="state")
+    if tenant.facts.state is TenantState.CLOSED and state is not TenantState.CLOSED:
+        raise InvalidParameter(f"tenant `{code}` is closed, for ever", parameter="state")
+    return await _change(connection, code, {"state": state.value})
+
+
+async def set_terms(
+    connection: AsyncConnection,
+    code: str,
+    *,
+    limits: Limits | None = None,
+    weight: int | None = None,
+    plan: str | None = None,
+) -> Tenant:
+    """Change what is not None; `limits` are replaced whole."""
+    values: dict[str, object] = {} if limits is None else dict(columns_of(limits))
+    if weight is not None:
+        values["weight"] = _checked_weight(weight)
+    if plan is not None:
+        values["plan"] = plan
+    return await _change(connection, code, values)
+
+
+async def changed_tenants(connection: AsyncConnection, since: int) -> tuple[TenantFacts, ...]:
+    """What edges have to know of tenants changed after a revision."""
+    asked = select(tenants).where(tenants.c.revision > since)
+    return tuple(_tenant(row).facts for row in (await connection.execute(asked)).all())
+
+
+def columns_of(limits: Limits) -> dict[str, int | None]:
+    """Limits as columns. Raises `InvalidParameter` for one below zero."""
+    values = {name: getattr(limits, name) for name in LIMIT_COLUMNS}
+    for name, value in values.items():
+        if value is not None and value < 0:
+            raise InvalidParameter(f"`{name}` must be at least 0, or null for no limit. Given: {value}", parameter=name)
+    return values
+
+
+def limits_of(row: Row[tuple[object, ...]]) -> Limits:
+    """The limits in a row of `tenants` or `keys`."""
+    mapping: Mapping[str, int | None] = row._mapping  # type: ignore[assignment]  # these columns are numbers
+    return Limits(**{name: mapping[name] for name in LIMIT_COLUMNS})
+
+
+async def _change(connection: AsyncConnection, code: str, values: Mapping[str, object]) -> Tenant:
+    revision = await next_revision(connection)
+    done = await connection.execute(update(tenants).where(tenants.c.id == code).values(**values, revision=revision))
+    if not done.rowcount:
+        raise ResourceNotFound(f"there is no tenant `{code[:80]}`")
+    return await get_tenant(connection, code)
+
+
+def _tenant(row: Row[tuple[object, ...]]) -> Tenant:
+    return Tenant(
+        facts=TenantFacts(id=TenantId(row.id), state=TenantState(row.state), weight=row.weight, limits=limits_of(row)),
+        number=row.number,
+        uuid=row.uuid,
+        name=row.name,
+        email=row.email,
+        plan=row.plan,
+        created_ms=row.created_ms,
+    )
+
+
+def _checked_weight(weight: int) -> int:
+    if not 1 <= weight <= MAX_WEIGHT:
+        raise InvalidParameter(f"`weight` must be 1 to {MAX_WEIGHT}. Given: {weight}", parameter="weight")
+    return weight
+
+
+def is_unlimited(tenant: str) -> bool:
+    """Whether no credit is asked of a tenant: the one for everybody while no keys are needed, and the operator's.
+
+    Both are metered and priced as others are, and refused nothing for want of money.
+    """
+    return tenant in (DEFAULT_TENANT, OPERATOR)

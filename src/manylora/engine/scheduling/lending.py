@@ -1,0 +1,44 @@
+"""Idle KV memory, lent to the adapters and taken back when sequences need it."""
+
+from collections.abc import Callable
+
+from manylora.engine.scheduling.blocks import BlockPool
+from manylora.kernels.interface import KvCache
+
+
+class KvLender:
+    """Lends whole blocks off the end of the pool. `kept_blocks` are never lent: the longest sequence there may be.
+
+    So one sequence of a full context fits whatever is pinned on the device, and the oldest one under way never waits
+    for an adapter to be unpinned.
+    """
+
+    def __init__(self, pool: BlockPool, kv: KvCache, *, kept_blocks: int) -> None:
+        self._pool = pool
+        self._kv = kv
+        self._kept_blocks = kept_blocks
+        self._block_bytes = kv.num_bytes // kv.num_blocks
+
+    def lend(self, num_bytes: int, *, drop_cached: bool) -> int:
+        """Lend memory: return how many bytes, at least `num_bytes`, or 0 if too little is idle.
+
+        `drop_cached` says whether prompts that were computed before, and whose blocks nobody holds, may be forgotten.
+        """
+        count = -(-num_bytes // self._block_bytes)
+        if count > self._pool.num_blocks - self._pool.num_lent - self._kept_blocks:
+            return 0
+        blocks = self._pool.lend(count, drop_cached=drop_cached)
+        if blocks is None:
+            return 0
+        # All that is lent, not only what is new: pages between two loans are in neither alone.
+        if not self._kv.discard(blocks.start, self._pool.num_blocks):
+            self._pool.take_back(count)
+            return 0
+        return count * self._block_bytes
+
+    def take_back(self, count: int, give_back: Callable[[int], bool]) -> bool:
+        """Bring `count` blocks back into the pool, if `give_back` frees as many bytes of what was lent."""
+        if count > self._pool.num_lent or not give_back(count * self._block_bytes):
+            return False
+        self._pool.take_back(count)
+        return True

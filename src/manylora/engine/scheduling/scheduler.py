@@ -1,0 +1,351 @@
+"""Which positions of which sequences the next step computes: data in, data out, no tensors."""
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from manylora.adapter_ref import AdapterRef
+from manylora.engine.scheduling.blocks import BlockPool
+from manylora.engine.scheduling.fairness import VirtualTokenCounter
+from manylora.engine.scheduling.sequence import Sequence
+from manylora.ids import Flow, RequestId
+
+PATIENCE_STEPS = 256
+"""A sequence looked past for so many steps for lack of adapter memory is next: no other adapter is pinned before it."""
+
+MAX_LOOKED_PAST = 64
+"""Sequences tried and passed over in one step; bounds the host work of a step under a flood of unplaceable ones."""
+
+PRUNE_STEPS = 1024
+"""Steps between two prunings of the counters of idle flows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Positions `[start, stop)` of one sequence; `is_sampled` if a token is drawn after the last of them.
+
+    guess  tokens computed at the positions from `stop` as if they had been drawn already. A token is drawn after each,
+           in order, as long as the one drawn before it is the one that was guessed: the draws, and so the tokens, are
+           those of one step for each. Only where `is_sampled`.
+    """
+
+    request_id: RequestId
+    start: int
+    stop: int
+    is_sampled: bool
+    guess: tuple[int, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        return self.stop - self.start + len(self.guess)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step. Comparable with `==`, printable, recordable as JSON (`dataclasses.asdict`).
+
+    number     steps planned so far, this one included
+    chunks     what is computed, in running order
+    admitted   sequences that begin (or resume) with this step
+    preempted  sequences that lost their blocks to make room
+    """
+
+    number: int
+    chunks: tuple[Chunk, ...]
+    admitted: tuple[RequestId, ...]
+    preempted: tuple[RequestId, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(chunk.num_rows for chunk in self.chunks)
+
+
+class AdapterGate(Protocol):
+    """How the scheduler asks for an adapter's place on the device."""
+
+    def pin(self, sequence: Sequence) -> bool:
+        """Pin the sequence's adapter and set its `root`; False if its weights are not on the device yet.
+
+        A sequence that is pinned already (it was preempted), or that uses the base model, is always True.
+        """
+
+    def unpin(self, sequence: Sequence) -> None:
+        """Undo `pin` for a sequence that never ran."""
+
+    def reclaim(self, blocks: int) -> bool:
+        """Bring so many blocks back that were lent to adapters; False if adapters in use keep too many of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLimits:
+    """max_rows: rows of one step; max_running: sequences under way at once.
+
+    guess_tokens  tokens guessed ahead for one sequence in one step; 0 is none
+    guess_width   sequences that draw a token in one step; where more do, nothing is guessed
+    """
+
+    max_rows: int
+    max_running: int
+    guess_tokens: int = 0
+    guess_width: int = 0
+
+
+class Scheduler:
+    """Queues, the running set and the block pool; `plan` decides one step.
+
+    Order within a step: sequences that decode (one row each), then prompts under way, oldest admission first, then
+    admissions from the least served flow. Admission stops at the first sequence whose blocks do not fit, so small
+    requests cannot starve a large one; a sequence whose adapter has no place is looked past, and ages. Rows and blocks
+    that nobody wanted go to guesses: a guess never delays a row, preempts a sequence or outlives its step.
+    """
+
+    def __init__(self, pool: BlockPool, limits: StepLimits, gate: AdapterGate) -> None:
+        self.pool = pool
+        self.limits = limits
+        self._gate = gate
+        self.counter = VirtualTokenCounter()
+        self._queues: dict[Flow, deque[Sequence]] = {}
+        self.running: dict[RequestId, Sequence] = {}  # in order of admission
+        self._steps = 0
+        self._has_refused = False  # some queued sequence may have been looked past; spares a scan in most steps
+
+    # ── the queue ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def num_waiting(self) -> int:
+        return sum(len(queue) for queue in self._queues.values())
+
+    def num_waiting_of(self, flow: Flow) -> int:
+        return len(self._queues.get(flow, ()))
+
+    def waiting(self) -> Iterator[Sequence]:
+        """Every queued sequence, flow by flow, each flow in order of arrival."""
+        for queue in self._queues.values():
+            yield from queue
+
+    def enqueue(self, sequence: Sequence) -> None:
+        """Add a sequence that is ready to run to its flow's queue."""
+        self._queue_of(sequence.request.flow).append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it is, and free its blocks."""
+        if self.running.pop(sequence.request.id, None) is None:
+            queue = self._queues.get(sequence.request.flow)
+            if queue is not None and sequence in queue:
+                queue.remove(sequence)
+                self._drop_if_empty(sequence.request.flow)
+        self.pool.release(sequence.drop_blocks())
+
+    # ── the plan ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def plan(self) -> Plan:
+        """Decide the next step and reserve its blocks. Deterministic: equal histories give equal plans."""
+        self._steps += 1
+        if self._steps % PRUNE_STEPS == 0:
+            self.counter.prune({*self._queues, *(sequence.request.flow for sequence in self.running.values())})
+        preempted = self._make_room()
+        rows = self.limits.max_rows
+        chunks: list[Chunk] = []
+        # Decoding sequences have one row to go; the stable sort keeps the order of admission within both groups.
+        for sequence in sorted(self.running.values(), key=lambda running: running.remaining > 1):
+            rows = self._add_chunk(chunks, sequence, rows)
+        admitted: list[RequestId] = []
+        starving = self._starving()
+        while rows > 0 and len(self.running) < self.limits.max_running:
+            newcomer = self._admit_next(starving)
+            if newcomer is None:
+                break
+            admitted.append(newcomer.request.id)
+            rows = self._add_chunk(chunks, newcomer, rows)
+        self._add_guesses(chunks, rows)
+        return Plan(self._steps, tuple(chunks), tuple(admitted), tuple(preempted))
+
+    def commit(self, chunk: Chunk, right: int = 0) -> Sequence:
+        """Record that a chunk was computed: its full blocks become findable by other requests.
+
+        Args:  right  how much of the chunk's guess has come true so far: those tokens are the sequence's by now
+        A token that was guessed is charged here, when it is known to be one; one that was wrong used a row that nobody
+        wanted and is charged to nobody.
+        """
+        sequence = self.running[chunk.request_id]
+        if right > 0:
+            self._charge(sequence, completion_tokens=1)
+        sequence.computed = chunk.stop + right
+        sequence.reached = max(sequence.reached, min(sequence.computed, sequence.num_prompt))
+        full = sequence.computed // self.pool.block_size
+        if full > sequence.published:
+            keys = sequence.prefix_keys(full, self.pool.block_size)
+            for index in range(sequence.published, full):
+                self.pool.publish(sequence.blocks[index], keys[index])
+            sequence.published = full
+        return sequence
+
+    def settle(self, chunk: Chunk, right: int) -> None:
+        """End a guess of which the first `right` tokens came true: free the blocks that only the rest needed."""
+        sequence = self.running[chunk.request_id]
+        self.pool.release(sequence.take_blocks_from(self._blocks_for(len(sequence.tokens))))
+        if sequence.lookup is not None:
+            sequence.lookup.note(len(chunk.guess), right)
+
+    # ── steps of the plan ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _make_room(self) -> list[RequestId]:
+        """Give every running sequence the blocks its tokens need; the newest give theirs up when there are none."""
+        preempted: list[RequestId] = []
+        size = self.pool.block_size
+        short = [one for one in self.running.values() if len(one.tokens) > len(one.blocks) * size]
+        for sequence in short:
+            while sequence.request.id in self.running:
+                missing = self._blocks_for(len(sequence.tokens)) - len(sequence.blocks)
+                blocks = self._allocate(missing)
+                if blocks is not None:
+                    sequence.add_blocks(blocks)
+                    break
+                # The oldest is never the victim of another, and one alone always fits (checked when submitted).
+                victim = next(reversed(self.running.values()))
+                self._preempt(victim)
+                preempted.append(victim.request.id)
+        return preempted
+
+    def _allocate(self, count: int) -> list[int] | None:
+        """Blocks of the pool; where they are too few, those that idle adapters lie in."""
+        short = count - self.pool.num_free
+        return None if short > 0 and not self._gate.reclaim(short) else self.pool.allocate(count)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Free a sequence's blocks and put it at the head of its flow's queue; it keeps its adapter pinned."""
+        del self.running[sequence.request.id]
+        self.pool.release(sequence.drop_blocks())
+        self._queues.setdefault(sequence.request.flow, deque()).appendleft(sequence)
+
+    def _add_chunk(self, chunks: list[Chunk], sequence: Sequence, rows: int) -> int:
+        """Plan as much of the sequence's remaining work as fits in `rows`; return the rows left."""
+        count = min(sequence.remaining, rows)
+        if count == 0:
+            return rows
+        start, stop = sequence.computed, sequence.computed + count
+        is_sampled = stop == len(sequence.tokens)
+        chunks.append(Chunk(sequence.request.id, start, stop, is_sampled))
+        new_prompt = max(0, min(stop, sequence.num_prompt) - max(start, sequence.charged))
+        sequence.charged = max(sequence.charged, min(stop, sequence.num_prompt))
+        self._charge(sequence, prompt_tokens=new_prompt, completion_tokens=int(is_sampled))
+        return rows - count
+
+    def _charge(self, sequence: Sequence, *, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
+        request = sequence.request
+        self.counter.charge(
+            request.flow, weight=request.weight, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens
+        )
+
+    def _add_guesses(self, chunks: list[Chunk], rows: int) -> None:
+        """Use rows left over to guess ahead for the sequences that draw a token, if they are few."""
+        if self.limits.guess_tokens == 0 or sum(chunk.is_sampled for chunk in chunks) > self.limits.guess_width:
+            return
+        for index, chunk in enumerate(chunks):
+            if rows <= 0:
+                break
+            if chunk.is_sampled:
+                sequence = self.running[chunk.request_id]
+                if guess := sequence.guess(self._most_to_guess(sequence, rows)):
+                    self._extend(sequence, len(guess))
+                    chunks[index] = dataclasses.replace(chunk, guess=guess)
+                    rows -= len(guess)
+
+    def _most_to_guess(self, sequence: Sequence, rows: int) -> int:
+        """Tokens of a guess for which there are both rows and blocks."""
+        room = (len(sequence.blocks) + self.pool.num_free) * self.pool.block_size - len(sequence.tokens)
+        return min(self.limits.guess_tokens, rows, room)
+
+    def _extend(self, sequence: Sequence, count: int) -> None:
+        """Give a sequence the blocks of so many positions after its tokens; they are free."""
+        fresh = self.pool.allocate(max(0, self._blocks_for(len(sequence.tokens) + count) - len(sequence.blocks)))
+        if fresh is None:
+            raise AssertionError("blocks counted as free were not there")
+        sequence.add_blocks(fresh)
+
+    def _admit_next(self, starving: Sequence | None) -> Sequence | None:
+        """Start the next sequence in fair order, or return None if none can start now."""
+        refused: set[AdapterRef] = set()
+        for sequence in self._fair_order():
+            adapter = sequence.request.adapter
+            if adapter is not None and sequence.placed is None:
+                is_held_back = starving is not None and adapter != starving.request.adapter
+                if is_held_back or adapter in refused:
+                    continue
+                if not self._gate.pin(sequence):
+                    refused.add(adapter)
+                    if sequence.refused_at is None:
+                        sequence.refused_at = self._steps
+                    self._has_refused = True
+                    if len(refused) >= MAX_LOOKED_PAST:
+                        return None
+                    continue
+            elif sequence.root is None:
+                self._gate.pin(sequence)
+            if not self._take_blocks(sequence):
+                if sequence.cached_tokens is None:
+                    self._gate.unpin(sequence)
+                return None
+            self._leave_queue(sequence)
+            return sequence
+        return None
+
+    def _starving(self) -> Sequence | None:
+        """The queued sequence that has been looked past for the most steps, once they are too many."""
+        if not self._has_refused:
+            return None
+        refused = [sequence for sequence in self.waiting() if sequence.refused_at is not None]
+        self._has_refused = bool(refused)
+        first = min(refused, key=lambda sequence: sequence.refused_at or 0, default=None)
+        return first if first is not None and self._steps - (first.refused_at or 0) >= PATIENCE_STEPS else None
+
+    def _fair_order(self) -> Iterator[Sequence]:
+        """Queued sequences: flows from the least to the most served, each flow in order of arrival."""
+        for flow in sorted(self._queues, key=self.counter.served):
+            yield from list(self._queues[flow])
+
+    def _take_blocks(self, sequence: Sequence) -> bool:
+        """Reserve blocks for all of the sequence's tokens, reusing cached ones; False (and no change) if none fit."""
+        size = self.pool.block_size
+        # The last token is always computed: its logits are what the step is for.
+        keys = sequence.prefix_keys((len(sequence.tokens) - 1) // size, size)
+        reused = self.pool.match(keys)
+        missing = self._blocks_for(len(sequence.tokens)) - len(reused)
+        short = missing - self.pool.free_after_holding(reused)
+        if short > 0 and not self._gate.reclaim(short):
+            return False
+        self.pool.hold(reused)
+        fresh = self.pool.allocate(missing)
+        if fresh is None:
+            raise AssertionError("blocks counted as free were not there")
+        sequence.add_blocks(reused)
+        sequence.add_blocks(fresh)
+        sequence.published = len(reused)
+        sequence.computed = len(reused) * size
+        sequence.charged = max(sequence.charged, min(sequence.computed, sequence.num_prompt))
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = min(sequence.computed, sequence.num_prompt)
+        return True
+
+    def _leave_queue(self, sequence: Sequence) -> None:
+        flow = sequence.request.flow
+        self._queues[flow].remove(sequence)
+        self._drop_if_empty(flow)
+        sequence.refused_at = None
+        self.running[sequence.request.id] = sequence
+        self.counter.leave(flow)
+
+    def _queue_of(self, flow: Flow) -> "deque[Sequence]":
+        if flow not in self._queues:
+            self.counter.arrive(flow, self._queues)
+            self._queues[flow] = deque()
+        return self._queues[flow]
+
+    def _drop_if_empty(self, flow: Flow) -> None:
+        if not self._queues[flow]:
+            del self._queues[flow]
+
+    def _blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.pool.block_size)

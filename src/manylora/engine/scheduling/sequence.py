@@ -1,0 +1,160 @@
+"""Progress of one request: how many of its positions are computed, and in which blocks."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from manylora.engine.events import AdapterUse
+from manylora.engine.penalties import Penalties
+from manylora.engine.prompt_lookup import PromptLookup
+from manylora.engine.request import Request
+from manylora.engine.scheduling.blocks import PrefixKey, joined_key, next_key
+from manylora.engine.stopping import StopChecker
+from manylora.usage import Counts
+
+if TYPE_CHECKING:  # the scheduler and its tests run without torch
+    from manylora.kernels.interface import PlacedAdapter
+
+
+class Sequence:
+    """A request under way.
+
+    Positions, all half-open:  [0, num_prompt) the prompt, [num_prompt, len(tokens)) generated and committed;
+    [0, computed) have keys and values in `blocks`; [computed, len(tokens)) is the remaining work, whatever the reason:
+    a prompt, the rest of a prompt, the token drawn last, or everything again after a preemption. A guess stands at
+    [len(tokens), …) for the length of one step: what of it was right is committed like any token, the rest forgotten.
+    """
+
+    __slots__ = (
+        "_block_ids",
+        "active_from",
+        "adapter_use",
+        "arrival_s",
+        "blocks",
+        "cached_tokens",
+        "charged",
+        "computed",
+        "first_run_s",
+        "keys",
+        "lookup",
+        "num_prompt",
+        "own_root",
+        "penalties",
+        "placed",
+        "published",
+        "reached",
+        "ready_s",
+        "refused_at",
+        "request",
+        "root",
+        "stopper",
+        "tier_on_arrival",
+        "tokens",
+    )
+
+    def __init__(self, request: Request, stopper: StopChecker, penalties: Penalties | None, arrival_s: float) -> None:
+        self.request = request
+        self.stopper = stopper
+        self.penalties = penalties
+        self.arrival_s = arrival_s
+        self.tokens = list(request.tokens)
+        self.num_prompt = len(request.tokens)
+        self.computed = 0
+        self.lookup = PromptLookup() if request.speculation else None
+        self.charged = 0  # prompt positions below this were charged to the flow
+        self.reached = 0  # prompt positions below this were computed or cached once; a preemption takes none back
+        self.published = 0  # blocks below this index are in the prefix cache
+        self.blocks: list[int] = []
+        self._block_ids = np.empty(8, dtype=np.int32)  # `blocks` again, as the kernels read it
+        self.keys: list[PrefixKey] = []
+        self.root: PrefixKey | None = None  # set when the adapter's version is known
+        self.own_root: PrefixKey | None = None  # of the adapter, where `root` is the base's and it is active later
+        self.active_from: int | None = 0  # first position its adapter applies to; None: to none
+        self.placed: PlacedAdapter | None = None
+        self.adapter_use: AdapterUse | None = None
+        self.tier_on_arrival = ""
+        self.cached_tokens: int | None = None  # set at the first admission
+        self.first_run_s: float | None = None
+        self.ready_s = arrival_s  # when its adapter was loaded
+        self.refused_at: int | None = None  # step at which its adapter first had no place on the device
+
+    @property
+    def remaining(self) -> int:
+        return len(self.tokens) - self.computed
+
+    @property
+    def queue_ms(self) -> float | None:
+        """Milliseconds from its arrival to the first step that held it; None before that."""
+        return None if self.first_run_s is None else 1e3 * (self.first_run_s - self.arrival_s)
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def counts(self) -> Counts:
+        """Positions so far, each counted once however often it was computed."""
+        return Counts(
+            prompt_tokens=self.num_prompt,
+            cached_tokens=self.cached_tokens or 0,
+            completion_tokens=self.num_generated,
+            computed_tokens=self.reached,
+        )
+
+    @property
+    def block_ids(self) -> "np.ndarray[tuple[int], np.dtype[np.int32]]":
+        """`blocks` as (len(blocks),) int32."""
+        return self._block_ids[: len(self.blocks)]
+
+    def add_blocks(self, blocks: list[int]) -> None:
+        """Append blocks; the sequence holds one reference to each."""
+        start, stop = len(self.blocks), len(self.blocks) + len(blocks)
+        if stop > len(self._block_ids):
+            grown = np.empty(max(stop, 2 * len(self._block_ids)), dtype=np.int32)
+            grown[:start] = self._block_ids[:start]
+            self._block_ids = grown
+        self._block_ids[start:stop] = blocks
+        self.blocks.extend(blocks)
+
+    def take_blocks_from(self, count: int) -> list[int]:
+        """Give up all blocks but the first `count` and return them for release."""
+        taken, self.blocks = self.blocks[count:], self.blocks[:count]
+        return taken
+
+    def guess(self, most: int) -> tuple[int, ...]:
+        """Return a guess of the next tokens, at most `most` and no more than could still be committed."""
+        if self.lookup is None:
+            return ()
+        # One token is drawn after the guess, whatever comes of it.
+        room = self.request.stop.max_new_tokens - self.num_generated - 1
+        return self.lookup.propose(self.tokens, min(most, room))
+
+    def drop_blocks(self) -> list[int]:
+        """Forget everything computed and return the blocks for release."""
+        dropped, self.blocks = self.blocks, []
+        self.computed = 0
+        self.published = 0
+        return dropped
+
+    def forget_version(self) -> None:
+        """Forget which version of the adapter this sequence was going to use; it never ran with it."""
+        self.placed = None
+        self.root = self.own_root = None
+        self.active_from = 0
+        self.keys = []
+
+    def prefix_keys(self, count: int, block_size: int) -> list[PrefixKey]:
+        """Return the keys of the first `count` blocks; every one of them must be full of tokens.
+
+        Blocks wholly before the position an adapter is active from are the base's; the one that contains it is not.
+        """
+        if self.root is None:
+            raise ValueError("the prefix root is known only after admission")
+        while len(self.keys) < count:
+            start = len(self.keys) * block_size
+            parent = self.keys[-1] if self.keys else self.root
+            if self.own_root is not None and self.active_from in range(start, start + block_size):
+                parent = joined_key(parent, self.own_root)
+            content = np.array(self.tokens[start : start + block_size], dtype=np.int64)
+            self.keys.append(next_key(parent, content))
+        return self.keys[:count]

@@ -1,0 +1,37 @@
+"""Linear layers with int8 weights: one scale for each output, one for each row of activations, sums in integers.
+
+A level of a weight or of an activation is worth its scale: `weight = level * scale`, `level` in [-127, 127].
+Activations get as many levels as an int32 sum can hold (`native/int8.cpp`), so that the weights alone decide the error.
+"""
+
+import torch
+from torch import Tensor
+
+from manylora.kernels.cpu.library import NativeLibrary
+from manylora.kernels.cpu.linear import PanelProducts, Panels
+from manylora.kernels.interface import Packed
+
+PACKED_AT_ONCE = 1024  # outputs widened to float32 while they are packed; a multiple of a panel's sixteen
+
+
+class Int8Linear(PanelProducts):
+    """int8 weights times float32 activations quantised row by row; float32 results, exact integer sums between.
+
+    A row that holds a NaN or an infinity gives a row of NaN.
+    """
+
+    name = "int8"
+    weight_dtype = torch.int8
+
+    def __init__(self, native: NativeLibrary) -> None:
+        super().__init__(native, native.functions.ml_int8_linear, native.functions.ml_int8_embed)
+
+    def pack(self, weight: Tensor, *, is_table: bool = False, is_product: bool = True) -> Packed:
+        outputs, inputs = weight.shape
+        functions = self._native.functions
+        data = torch.empty(functions.ml_int8_packed_bytes(outputs, inputs), dtype=torch.int8)
+        functions.ml_advise_huge(data.data_ptr(), data.nbytes)
+        for first in range(0, outputs, PACKED_AT_ONCE):
+            part = weight[first : first + PACKED_AT_ONCE].detach().float().contiguous()
+            functions.ml_int8_pack(self._pool, part.data_ptr(), data.data_ptr(), first, part.shape[0], outputs, inputs)
+        return Packed(Panels(data, outputs, inputs))

@@ -1,0 +1,1 @@
+"""The C++ kernels, and the code that compiles and loads them."""

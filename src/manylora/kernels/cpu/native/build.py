@@ -1,0 +1,218 @@
+"""Compile the C++ kernels on first use, keep the library in a cache, and load it.
+
+The cache key covers the sources, the compiler, its flags and the processor, so a changed source or a home directory
+shared by unlike machines can never meet an old library. `library_cache.py` has what makes a kept library trustworthy.
+"""
+
+import ctypes
+import errno
+import hashlib
+import logging
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from manylora.config.settings import cache_dir as default_cache_dir
+from manylora.config.settings import environment
+from manylora.errors import NativeBuildFailed
+from manylora.kernels.cpu.native.library_cache import (
+    KeptFileUnusable,
+    load_code,
+    read_kept,
+    remove_stale_scratch,
+    scratch_folder,
+    sealed,
+)
+
+SOURCE_DIR = Path(__file__).parent / "src"
+HEADER_DIR = Path(__file__).parent / "include"
+COMPILERS = ("g++", "c++", "clang++")
+# Contraction is off so that every fused multiply-add is one that the source writes: the accumulation order is the law.
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-pthread")
+
+_DISK_FULL = "No space left on device"
+
+log = logging.getLogger(__name__)
+
+_i64, _ptr, _f32, _f64 = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float, ctypes.c_double
+SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
+    # name: (result, arguments); the C++ beside this file says what each argument is
+    "ml_isa": (ctypes.c_char_p, ()),
+    "ml_pool_new": (_ptr, (_i64, _i64)),
+    "ml_pool_free": (None, (_ptr,)),
+    "ml_packed_elements": (_i64, (_i64, _i64)),
+    "ml_pack": (None, (_ptr, _ptr, _ptr, _i64, _i64)),
+    "ml_linear": (None, (_ptr, _ptr, _ptr, _ptr, _i64, _i64, _i64)),
+    "ml_embed": (_i64, (_ptr, _ptr, _ptr, _ptr, _i64, _i64, _i64)),
+    "ml_bf16_packed_elements": (_i64, (_i64, _i64)),
+    "ml_bf16_pack": (None, (_ptr, _ptr, _ptr, _i64, _i64)),
+    "ml_bf16_linear": (None, (_ptr, _ptr, _ptr, _ptr, _i64, _i64, _i64)),
+    "ml_bf16_embed": (_i64, (_ptr, _ptr, _ptr, _ptr, _i64, _i64, _i64)),
+    "ml_int8_packed_bytes": (_i64, (_i64, _i64)),
+    "ml_int8_pack": (None, (_ptr, _ptr, _ptr, _i64, _i64, _i64, _i64)),
+    "ml_int8_linear": (None, (_ptr, _ptr, _ptr, _ptr, _i64, _i64, _i64)),
+    "ml_int8_embed": (_i64, (_ptr, _ptr, _ptr, _ptr, _i64, _i64, _i64)),
+    "ml_norm": (None, (_ptr, _ptr, _ptr, _ptr, _i64, _i64, _f32)),
+    "ml_add_norm": (None, (_ptr, _ptr, _ptr, _ptr, _ptr, _i64, _i64, _f32)),
+    "ml_gated_silu": (None, (_ptr, _ptr, _ptr, _i64, _i64)),
+    "ml_key_elements": (_i64, (_ptr,)),
+    "ml_value_elements": (_i64, (_ptr,)),
+    "ml_rotate_and_store": (None, (_ptr, _ptr, _i64, _ptr, _ptr, _i64, _i64, _ptr, _ptr, _ptr, _ptr)),
+    "ml_attend": (None, (_ptr, _ptr, _i64, _i64, _ptr, _ptr, _i64, _i64, _ptr, _ptr, _ptr, _i64)),
+    "ml_add_lora": (None, (_ptr, _ptr, _i64, _ptr, _i64, _i64, _ptr, _i64, _ptr, _i64, _i64, _i64)),
+    "ml_adapt_embedding": (None, (_ptr, _ptr, _ptr, _i64, _ptr, _i64, _i64)),
+    "ml_adapt_norm": (None, (_ptr, _ptr, _ptr, _i64, _f32, _i64, _ptr, _i64, _i64)),
+    "ml_adapt_logits": (None, (_ptr, _ptr, _i64, _ptr, _i64, _ptr, _i64, _i64)),
+    "ml_run": (_i64, (_ptr, _ptr, _i64, _ptr, _ptr)),
+    "ml_draw": (None, (_ptr, _ptr, _i64, _i64, _ptr, _ptr, _ptr, _ptr)),
+    "ml_advise_huge": (None, (_ptr, _i64)),
+    "ml_discard": (ctypes.c_int, (_ptr, _i64)),
+    "ml_measure_bandwidth": (_f64, (_ptr, _ptr, _i64, _i64)),
+    "ml_measure_flops": (_f64, (_ptr, _i64)),
+}
+
+
+def load_library(cache_dir: Path | None = None, *, compiler: str | None = None) -> ctypes.CDLL:
+    """Return the compiled kernels, every function with its signature; compiles them if this is the first use.
+
+    A kept library that is damaged, foreign, or that another user may have written is compiled anew. Where none can be
+    kept, the library is compiled for this process alone.
+
+    Args:
+        cache_dir  where libraries are kept; None: manylora's cache folder
+        compiler   name or path of the C++ compiler; None: the first of g++, c++, clang++ that is installed
+    Raises: NativeBuildFailed. Complexity: about ten seconds the first time, a few milliseconds later.
+    """
+    path = _find_compiler(compiler)
+    sources = sorted(SOURCE_DIR.glob("*.cpp"))
+    library = (cache_dir or default_cache_dir()) / "kernels" / f"kernels-{_cache_key(path, sources)}.so"
+    remove_stale_scratch(library.parent)
+    try:
+        return _bound(read_kept(library))
+    except FileNotFoundError:
+        log.info("compiling the native kernels with %s, once for this machine (about ten seconds)", path)
+    except KeptFileUnusable as damage:
+        log.info("compiling the native kernels anew (about ten seconds): %s is not used, %s", library, damage)
+    code = _compile(path, sources, library)
+    try:
+        return _bound(code)
+    except KeptFileUnusable as error:
+        raise NativeBuildFailed(
+            f"the kernels that {path} compiled cannot be loaded ({error}): install g++ 9 or newer, or serve with "
+            "model.kernels=reference, which is slow"
+        ) from error
+
+
+def _bound(code: bytes) -> ctypes.CDLL:
+    """The library with the signatures of its functions. Raises `KeptFileUnusable`."""
+    loaded = load_code(code)
+    for name, (result, arguments) in SIGNATURES.items():
+        try:
+            function = getattr(loaded, name)
+        except AttributeError as error:
+            raise KeptFileUnusable(f"{name} is missing") from error
+        function.restype, function.argtypes = result, arguments
+    return loaded
+
+
+def _find_compiler(wanted: str | None) -> str:
+    names = (wanted,) if wanted else COMPILERS
+    for name in names:
+        if path := shutil.which(name):
+            return path
+    raise NativeBuildFailed(
+        f"no C++ compiler found (looked for {', '.join(names)}): install g++ 9 or newer, e.g. `apt-get install g++`"
+    )
+
+
+def _cache_key(compiler: str, sources: list[Path]) -> str:
+    key = hashlib.sha256()
+    stat = Path(compiler).resolve().stat()  # a new compiler version is a new file
+    for part in (compiler, str(stat.st_size), str(stat.st_mtime_ns), *FLAGS, _processor()):
+        key.update(part.encode() + b"\0")
+    for source in [*sources, *sorted(HEADER_DIR.glob("*.h"))]:
+        key.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    return key.hexdigest()[:24]
+
+
+def _processor() -> str:
+    """What `-march=native` depends on: the model and the instruction sets of the first processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
+    except OSError:
+        return platform.processor()
+    wanted = ("vendor_id", "cpu family", "model", "flags", "Features", "CPU part")
+    return "\n".join(line for line in lines if line.partition(":")[0].strip() in wanted)
+
+
+def _compile(compiler: str, sources: list[Path], library: Path) -> bytes:
+    """Build the library and keep it, if that can be; return its code.
+
+    Raises `NativeBuildFailed` with what the compiler said, or with what the system refused.
+    """
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        return _build_in(library.parent, compiler, sources, library)
+    except OSError as error:
+        refused = error
+    try:
+        code = _build_in(Path(tempfile.gettempdir()), compiler, sources, None)
+    except OSError as error:
+        raise NativeBuildFailed(
+            f"the native kernels can be compiled neither in {library.parent} ({refused.strerror}) nor in a temporary "
+            f"folder ({error.strerror}): let model.cache_dir or TMPDIR name a folder with room that can be written"
+        ) from error
+    log.warning(
+        "the native kernels cannot be kept as %s (%s), so each start compiles them: let model.cache_dir name a folder "
+        "that can be written",
+        library,
+        refused.strerror,
+    )
+    return code
+
+
+def _build_in(folder: Path, compiler: str, sources: list[Path], library: Path | None) -> bytes:
+    """Build in a scratch folder below `folder`; what is to be kept is renamed, so that several processes may do so at
+    the same time. Raises `OSError`, also when the compiler finds the disk full; else as `_compile`.
+    """
+    with scratch_folder(folder) as scratch:
+        objects = [scratch / f"{source.stem}.o" for source in sources]
+        # All files at once: the slowest of them is then the whole wait.
+        steps = [
+            _start([compiler, *FLAGS, "-I", str(HEADER_DIR), "-c", str(source), "-o", str(target)], scratch)
+            for source, target in zip(sources, objects, strict=True)
+        ]
+        failures = [said for said in map(_finish, steps) if said]
+        built = scratch / "kernels.so"
+        if not failures:
+            linked = _finish(_start([compiler, "-shared", "-pthread", *map(str, objects), "-o", str(built)], scratch))
+            failures = [linked] if linked else []
+        if any(_DISK_FULL in said for said in failures):
+            raise OSError(errno.ENOSPC, _DISK_FULL)
+        if failures:
+            raise NativeBuildFailed(f"{compiler} failed on the native kernels:\n{failures[0][-4000:]}")
+        code = built.read_bytes()
+        if library is not None:
+            built.write_bytes(sealed(code))
+            built.chmod(0o755)  # whatever the umask: nobody else may write code that we run
+            built.replace(library)  # atomic: the scratch folder is on the same file system
+        return code
+
+
+def _start(command: list[str], scratch: Path) -> subprocess.Popen[bytes]:
+    """Start a step of the build, whose own temporary files go where there is room for its results."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**environment(), "TMPDIR": str(scratch), "LC_ALL": "C"},
+    )
+
+
+def _finish(step: subprocess.Popen[bytes]) -> str | None:
+    """Wait; return what a failed step said, or None if it succeeded."""
+    _, said = step.communicate()
+    return said.decode(errors="replace") or "no message" if step.returncode != 0 else None

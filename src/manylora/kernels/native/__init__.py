@@ -1,1 +1,0 @@
-"""The C++ kernels and what compiles and loads them."""

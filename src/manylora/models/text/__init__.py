@@ -1,0 +1,1 @@
+"""Text of a base model: tokenizer, chat templates, and what adapters change of both."""

@@ -1,0 +1,102 @@
+"""Text facts of an adapter: tokens it adds, special tokens, chat templates, ends. Plain data of bounded size.
+
+The ingest process makes it of an adapter's text files (`adapters/text/text_files.py`); the edge reads it from one
+file of JSON. Its digest is its own: the weights' digest does not know of it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+MAX_TEXT_BYTES = 2 << 20
+"""Of an `AdapterText` as JSON; the limits of each part keep it smaller."""
+MAX_TOKEN_BYTES = 128
+MAX_STOP_STRINGS = 16
+MAX_STOP_STRING_BYTES = 256
+MAX_END_IDS = 64
+MAX_TEMPLATE_BYTES = 512 << 10
+MAX_TEMPLATES = 16
+NO_TEXT = ""
+"""The digest of an adapter that says nothing of text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddedToken:
+    """One token outside the model's own vocabulary. The flags mean what they mean in tokenizer.json.
+
+    special      left out of decoded text where special tokens are skipped
+    single_word  matched only where it is a word by itself
+    lstrip, rstrip  takes the white space before it, after it
+    normalized   matched in the normalised text
+    """
+
+    id: int
+    content: str
+    special: bool = False
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterText:
+    """What differs from the base; what is empty or None is the base's.
+
+    tokens        those the base lacks, by ascending id
+    changed       the base's added tokens that have other flags here
+    named         `bos_token`, `eos_token`, …: what templates read
+    templates     chat templates by name; `default` is the one without a name
+    end_ids       the tokens that end a generation
+    stop_strings  texts that end a generation
+    leading       tokens put before a text that is encoded with special tokens
+    trailing      tokens put after it
+    """
+
+    tokens: tuple[AddedToken, ...] = ()
+    changed: tuple[AddedToken, ...] = ()
+    named: Mapping[str, str] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)
+    end_ids: tuple[int, ...] | None = None
+    stop_strings: tuple[str, ...] = ()
+    leading: tuple[int, ...] | None = None
+    trailing: tuple[int, ...] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return self == AdapterText()
+
+    def to_bytes(self) -> bytes:
+        """JSON, the same bytes for equal texts; no bytes where nothing differs from the base."""
+        if self.is_empty:
+            return b""
+        return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "AdapterText":
+        """Read what `to_bytes` wrote. Raises `ValueError` for anything else."""
+        if not data:
+            return cls()
+        try:
+            return cls(**{name: _from_json(name, value) for name, value in json.loads(data).items()})
+        except (TypeError, AttributeError, RecursionError) as error:
+            raise ValueError("not the text of an adapter") from error
+
+
+NOTHING_SAID = AdapterText()
+
+
+def text_digest(data: bytes) -> str:
+    """The digest of a text as bytes; `NO_TEXT` for none."""
+    return hashlib.sha256(data).hexdigest() if data else NO_TEXT
+
+
+def _from_json(name: str, value: Any) -> Any:  # the JSON values of one field
+    match name, value:
+        case (("tokens" | "changed"), list()):
+            return tuple(AddedToken(**token) for token in value)
+        case _, list():
+            return tuple(value)
+    return value

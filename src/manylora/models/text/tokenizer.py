@@ -1,0 +1,246 @@
+"""Text to token ids and back, and chat messages to a prompt, for one base model.
+
+Imports without torch: the HTTP edge tokenises. Reads tokenizer.json, tokenizer_config.json, chat_template.jinja.
+"""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken as _LibraryToken
+from tokenizers import Tokenizer as _Library
+
+from manylora.clock import Clock
+from manylora.errors import ModelUnsupported, TemplateFailed
+from manylora.models.spec import read_json, read_spec
+from manylora.models.text.adapter_text import AdapterText, AddedToken
+from manylora.models.text.detokenizer import TokenStream, TokenTexts
+from manylora.models.text.template import ChatTemplate, cut_last, open_last
+
+_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSpan:
+    """One token of a text: its id, its piece as the vocabulary spells it, and `text[start:stop]` it stands for.
+
+    `start` and `stop` count characters (code points); tokens the tokenizer added by itself have `start == stop`.
+    """
+
+    token_id: int
+    piece: str
+    start: int
+    stop: int
+
+
+class Tokenizer:
+    """A base model's tokenizer. Immutable after construction: any number of threads may use one object."""
+
+    def __init__(self, directory: Path, *, model_id: str = "", clock: Clock | None = None) -> None:
+        """Load from a base model's directory. `model_id` is what messages call the model; default: the folder's name.
+
+        Raises `ModelNotFound` for a missing tokenizer.json, `ModelUnsupported` for one that cannot be used.
+        """
+        file = directory / "tokenizer.json"
+        content = read_json(file)
+        try:
+            self._library = _Library.from_str(json.dumps(content))
+        except Exception as error:  # the library raises bare Exception
+            raise ModelUnsupported(f"{file} cannot be loaded: {error}") from error
+        self._library.no_truncation()
+        self._library.no_padding()
+        self.model_id = model_id or directory.name
+        self._take_added()
+        self._texts = TokenTexts(self._library, content.get("decoder"))
+        settings_file = directory / "tokenizer_config.json"
+        settings = read_json(settings_file) if settings_file.is_file() else {}
+        self._named = {name: _token_text(settings[name]) for name in _NAMED_TOKENS if settings.get(name) is not None}
+        self._affixes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+        self.eos_ids = self._end_ids(directory)
+        self._templates = {name: ChatTemplate(text, clock=clock) for name, text in _templates(directory, settings)}
+
+    def with_text(self, text: AdapterText) -> "Tokenizer":
+        """Return this tokenizer as an adapter changes it; the vocabulary, the merges and the templates are shared.
+
+        Takes under a millisecond, and memory for the added tokens alone. The templates stay the base's: an adapter's
+        own are rendered elsewhere. Raises `ModelUnsupported` if a token does not get the id that the text says.
+        """
+        own = copy.copy(self)
+        own._named = {**self._named, **text.named}
+        if text.leading is not None or text.trailing is not None:
+            own._affixes = (text.leading or (), text.trailing or ())
+        if text.end_ids is not None:
+            own.eos_ids = text.end_ids
+        if text.tokens or text.changed:
+            own._library = _with_tokens(self._library, text)
+            own._take_added()
+            own._texts = self._texts.with_library(own._library)
+        return own
+
+    def with_added(self, tokens: tuple[AddedToken, ...]) -> "Tokenizer":
+        """Return this tokenizer for reading ids alone: it knows the texts of more tokens, and does not encode them."""
+        if not tokens:
+            return self
+        own = copy.copy(self)
+        own._texts = self._texts.with_added({token.id: token.content for token in tokens})
+        specials = frozenset(token.id for token in tokens if token.special)
+        own.special_ids = self.special_ids.difference(token.id for token in tokens) | specials
+        return own
+
+    def _take_added(self) -> None:
+        added = self._library.get_added_tokens_decoder()
+        self.vocab_size = self._library.get_vocab_size(with_added_tokens=True)
+        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+
+    @property
+    def named_tokens(self) -> Mapping[str, str]:
+        """Variables that chat templates may read: `bos_token` and its like."""
+        return self._named
+
+    @property
+    def has_chat_template(self) -> bool:
+        return "default" in self._templates
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the ids of `text`; special tokens spelled out in it are recognised.
+
+        `add_special_tokens` adds what the model's files say leads or ends a text (for many, `<s>`). Prompts from
+        `apply_chat_template` already spell it.
+        """
+        is_own = self._affixes is not None and add_special_tokens
+        ids: list[int] = self._library.encode(text, add_special_tokens=add_special_tokens and not is_own).ids
+        return ids if self._affixes is None or not is_own else [*self._affixes[0], *ids, *self._affixes[1]]
+
+    def spans(self, text: str, *, add_special_tokens: bool = True) -> list[TokenSpan]:
+        """Return the tokens of `text` with their pieces and where they stand in it."""
+        is_own = self._affixes is not None and add_special_tokens
+        found = self._library.encode(text, add_special_tokens=add_special_tokens and not is_own)
+        spans = [
+            TokenSpan(token_id, piece, start, stop)
+            for token_id, piece, (start, stop) in zip(found.ids, found.tokens, found.offsets, strict=True)
+        ]
+        if self._affixes is None or not is_own:
+            return spans
+        before, after = ([TokenSpan(id_, self.piece(id_) or "", 0, 0) for id_ in side] for side in self._affixes)
+        return [*before, *spans, *after]
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of `ids`. Ids outside the vocabulary have no text."""
+        text: str = self._library.decode(ids, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def stream(self, *, skip_special_tokens: bool = True, continues: bool = False) -> TokenStream:
+        """Return a fresh incremental detokeniser.
+
+        `continues` says that its tokens follow a prompt, so that the space before the first word is kept; without
+        it the stream equals `decode` of all its ids.
+        """
+        skipped = self.special_ids if skip_special_tokens else frozenset()
+        return TokenStream(self._texts, skipped, continues=continues)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the UTF-8 bytes this token adds to a text; may be part of a character. Empty for an unknown id."""
+        return self._texts.of(token_id)
+
+    def token_text(self, token_id: int) -> str:
+        """Return the token by itself as text, its leading space kept; a part of a character shows as U+FFFD."""
+        return self._texts.of(token_id).decode(errors="replace")
+
+    def piece(self, token_id: int) -> str | None:
+        """Return the token as the vocabulary spells it (`Ġhello`, `▁hello`), or None for an unknown id."""
+        found: str | None = self._library.id_to_token(token_id)
+        return found
+
+    def token_id(self, piece: str) -> int | None:
+        """Return the id of a piece as the vocabulary spells it, or None."""
+        found: int | None = self._library.token_to_id(piece)
+        return found
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return the prompt text of a conversation, to be encoded with `add_special_tokens=False`.
+
+        Args:    continue_final_message, the prompt ends with the last message's content, whose turn stays open
+                 tools, documents, handed to the template as they are; variables, further names it may read
+        Raises:  `TemplateFailed` if the model has no template or the template refuses the messages
+        """
+        template = self._templates.get("tool_use") if tools else None
+        template = template or self._templates.get("default")
+        if template is None:
+            raise TemplateFailed(f"model `{self.model_id}` has no chat template; use /v1/completions")
+        text = template.render(
+            {
+                **self._named,
+                **(variables or {}),
+                "messages": open_last(messages) if continue_final_message else messages,
+                "tools": tools,
+                "documents": documents,
+                "add_generation_prompt": add_generation_prompt,
+            }
+        )
+        return cut_last(text, messages[-1]["content"]) if continue_final_message else text
+
+    def _end_ids(self, directory: Path) -> tuple[int, ...]:
+        """What the model's configuration says ends a generation; where it is silent, the tokenizer's own end token."""
+        if (directory / "config.json").is_file() and (named := read_spec(directory).eos_token_ids):
+            return named
+        own = self.token_id(self._named["eos_token"]) if "eos_token" in self._named else None
+        return () if own is None else (own,)
+
+
+def _with_tokens(library: _Library, text: AdapterText) -> _Library:
+    """A library over the same model, with the base's added tokens and the adapter's."""
+    own = _Library(library.model)
+    own.no_truncation()
+    for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if (part := getattr(library, name)) is not None:
+            setattr(own, name, part)
+    changed = {token.id: _library_token(token) for token in text.changed}
+    added = library.get_added_tokens_decoder()
+    own.add_tokens([changed.get(token_id, added[token_id]) for token_id in sorted(added)])
+    own.add_tokens([_library_token(token) for token in text.tokens])
+    for token in text.tokens:
+        if own.token_to_id(token.content) != token.id:
+            raise ModelUnsupported(f"an added token has the id {own.token_to_id(token.content)}, not {token.id}")
+    return own
+
+
+def _library_token(token: AddedToken) -> _LibraryToken:
+    return _LibraryToken(
+        token.content,
+        single_word=token.single_word,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        normalized=token.normalized,
+        special=token.special,
+    )
+
+
+def _token_text(value: object) -> str:
+    """A token is a string, or an object with its `content`."""
+    return str(value["content"]) if isinstance(value, Mapping) else str(value)
+
+
+def _templates(directory: Path, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Named templates; a chat_template.jinja beside the settings wins, as it does where the files were written."""
+    file = directory / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return [("default", file.read_text(encoding="utf-8"))]
+        except (OSError, ValueError) as error:
+            raise ModelUnsupported(f"cannot read {file}: {error}; fetch the model again") from error
+    named = settings.get("chat_template")
+    if isinstance(named, str):
+        return [("default", named)]
+    return [(str(entry["name"]), str(entry["template"])) for entry in named or ()]

@@ -1,0 +1,1 @@
+"""Callers of the edge: their keys, limits and credit, from the edge's copy of the control plane."""

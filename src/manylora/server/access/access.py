@@ -1,0 +1,220 @@
+"""Who calls, by key, and what that caller may still use: decided at the edge, from its own copy of what is known."""
+
+import contextlib
+import hmac
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from manylora.clock import Clock
+from manylora.errors import ControlUnavailable, InvalidApiKey, TenantMismatch, TenantSuspended
+from manylora.http.scopes import ANY, KEYLESS, SERVER_ROUTES, Scopes, require_any, routes_at
+from manylora.ids import KeyId, TenantId
+from manylora.server.access.credit import Hold, Purse
+from manylora.server.access.directory import Directory
+from manylora.server.access.limits import Limiter, Reservation
+from manylora.tenancy import DEFAULT_TENANT, AdapterAct, KeyFacts, Limits, Scope, TenantState, hash_secret, split_key
+
+BEARER = "bearer "
+HUB_TOKEN = "hf_"
+_NOBODY = "0" * 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Whose request it is.
+
+    key           None where no key is needed
+    origin        whose limits that key shares; None: as above
+    has_budget    it may spend only so much in a month
+    source_token  for adapters of a hub, from the bearer
+    """
+
+    tenant: TenantId
+    key: KeyId | None = None
+    origin: KeyId | None = None
+    has_budget: bool = False
+    scopes: tuple[Scope, ...] = ()
+    state: TenantState = TenantState.ACTIVE
+    weight: int = 1
+    limits: tuple[tuple[str, Limits], ...] = ()
+    source_token: str = ""
+
+
+NOBODY = Caller(tenant=DEFAULT_TENANT)
+"""Who is not known: a route that needs no key was asked, or nothing was found out yet."""
+
+
+@dataclass(slots=True)
+class Admission:
+    """What one request holds of its tenant's limits and credit, from its beginning to its charge."""
+
+    caller: Caller
+    reservation: Reservation
+    hold: Hold | None = None
+    headers: Callable[[], dict[str, str]] = dict
+    is_metered: bool = False
+    """Its charge will settle it, however late the engine tells of its end."""
+
+    def settle(
+        self, charged_prompt_tokens: int, charged_completion_tokens: int, charged_cached_tokens: int = 0
+    ) -> None:
+        """Give back what was not used; the cached tokens are of the prompt's. Calling it again changes nothing."""
+        self.reservation.settle(charged_prompt_tokens + charged_completion_tokens)
+        if self.hold is not None:
+            self.hold.settle(charged_prompt_tokens, charged_completion_tokens, charged_cached_tokens)
+
+
+class Access:
+    """Keys, limits and credit of one edge. Without a directory nobody is asked for anything."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        base: str = "",
+        is_key_needed: bool = False,
+        directory: Directory | None = None,
+        purse: Purse | None = None,
+        free_bases: Sequence[str] = (),
+    ) -> None:
+        self.is_key_needed = is_key_needed
+        self.directory = directory
+        self._clock = clock
+        self._base = base
+        self._purse = purse
+        self._is_free = base in free_bases
+        self._limiter = Limiter(clock)
+
+    def caller(self, method: str, path: str, authorization: str, path_tenant: str | None) -> Caller:
+        """The caller of a route, who may call it: as `identify`, and then `authorise`."""
+        caller = self.identify(method, path, authorization, path_tenant)
+        self.authorise(caller, method, path, path_tenant)
+        return caller
+
+    def identify(self, method: str, path: str, authorization: str, path_tenant: str | None) -> Caller:
+        """Whose a request is, whatever it may do; where a route needs no key, none is looked at.
+
+        Args:    authorization  the header's text, empty where there is none
+                 path_tenant    the tenant of a deployment's path, None where there is none
+        Raises:  `InvalidApiKey`, `ControlUnavailable`
+        """
+        text = _bearer(authorization)
+        if not self.is_key_needed:
+            return self._open_caller(text, TenantId(path_tenant or DEFAULT_TENANT))
+        if not _scopes_of(method, path, ANY):
+            return NOBODY if path_tenant is None else Caller(tenant=TenantId(path_tenant))
+        return self._caller_of(self._key(text))
+
+    def is_operators(self, authorization: str) -> bool:
+        """Return whether a header has a valid key of the scope `admin`, on a route that needs none."""
+        try:
+            caller = self._caller_of(self._key(_bearer(authorization)))
+        except (InvalidApiKey, ControlUnavailable):
+            return False
+        return caller.state is TenantState.ACTIVE and Scope.ADMIN in caller.scopes
+
+    def authorise(self, caller: Caller, method: str, path: str, path_tenant: str | None) -> None:
+        """Raises `TenantSuspended`, `InsufficientPermissions`, `TenantMismatch`.
+
+        A path that there is not needs a key of any scope: who has none is not told which there are.
+        """
+        if caller.state is not TenantState.ACTIVE:
+            raise TenantSuspended(f"tenant `{caller.tenant}` is {caller.state}")
+        if not self.is_key_needed:
+            return
+        require_any(caller.scopes, _scopes_of(method, path, KEYLESS))
+        if path_tenant is not None and path_tenant != caller.tenant:
+            raise TenantMismatch("the key is of another tenant than the path")
+
+    async def learn(self) -> None:
+        """Ask at once what has changed, as far as the control plane answers."""
+        if self.directory is not None:
+            with contextlib.suppress(ControlUnavailable):
+                await self.directory.refresh()
+
+    async def note_act(self, act: AdapterAct) -> None:
+        """Have an operator's act on an adapter recorded, where there is a control plane."""
+        if self.directory is not None:
+            await self.directory.report_act(act)
+
+    def enter(self, caller: Caller, *, sequences: int) -> Admission:
+        """Count a request against the caller's limits, before anything is done for it. Raises `LimitExceeded`."""
+        reservation = self._limiter.enter(dict(caller.limits), streams=sequences)
+        return Admission(caller, reservation, headers=lambda: self._limiter.headers(reservation))
+
+    async def reserve(self, admission: Admission, *, prompt_tokens: int, budget_tokens: int) -> None:
+        """Take a request's worst case from the caller's limits and credit; whoever entered settles, whatever comes.
+
+        Raises `LimitExceeded`, `QuotaExhausted`, `ControlUnavailable`.
+        """
+        caller = admission.caller
+        self._limiter.reserve(admission.reservation, prompt_tokens + budget_tokens)
+        if caller.key is None or self._purse is None or self.directory is None or self._is_free:
+            return
+        price = self.directory.price(self._base, int(1000 * self._clock.wall_s()))
+        admission.hold = await self._purse.hold(
+            caller.tenant,
+            price,
+            prompt_tokens=prompt_tokens,
+            budget_tokens=budget_tokens,
+            key=caller.origin,
+            has_budget=caller.has_budget,
+        )
+
+    def _key(self, text: str) -> KeyFacts:
+        """The key of a bearer's text. A wrong one costs the same work and is told the same, whatever is wrong."""
+        assert self.directory is not None, "keys are needed where there is a directory"
+        parts = split_key(text)
+        if parts is None:
+            raise InvalidApiKey("send a key: `Authorization: Bearer pb_…`")
+        self.directory.require_fresh()
+        key = self.directory.key(parts[0])
+        given = hash_secret(self.directory.pepper, parts[1])
+        is_right = hmac.compare_digest(given, _NOBODY if key is None else key.secret_hash)
+        now_ms = 1000 * self._clock.wall_s()
+        if key is None or not is_right or (key.expires_ms is not None and key.expires_ms <= now_ms):
+            raise InvalidApiKey("the key is not valid")
+        self.directory.note_use(key.id)
+        return key
+
+    def _caller_of(self, key: KeyFacts) -> Caller:
+        assert self.directory is not None, "as above"
+        tenant = self.directory.tenant(key.tenant)
+        if tenant is None or tenant.id == DEFAULT_TENANT:  # whose keys anybody could have made while nobody was asked
+            raise InvalidApiKey("the key is not valid")
+        named = ((f"tenant {tenant.id}", tenant.limits), (f"key {key.origin}", key.limits))
+        return Caller(
+            tenant=tenant.id,
+            key=key.id,
+            origin=key.origin,
+            has_budget=key.limits.monthly_budget_nanousd is not None,
+            scopes=key.held,
+            state=tenant.state,
+            weight=tenant.weight,
+            limits=tuple((name, limits) for name, limits in named if limits != Limits()),
+        )
+
+    def _open_caller(self, text: str, tenant: TenantId) -> Caller:
+        """Nobody is asked for a key; what is known of the tenant holds all the same, its credit aside."""
+        facts = None if self.directory is None else self.directory.tenant(tenant)
+        limits = () if facts is None or facts.limits == Limits() else ((f"tenant {tenant}", facts.limits),)
+        return Caller(
+            tenant=tenant,
+            scopes=tuple(Scope),
+            state=TenantState.ACTIVE if facts is None else facts.state,
+            weight=1 if facts is None else facts.weight,
+            limits=limits,
+            source_token=text if text.startswith(HUB_TOKEN) else "",
+        )
+
+
+def _bearer(authorization: str) -> str:
+    is_bearer = authorization[: len(BEARER)].lower() == BEARER
+    return authorization[len(BEARER) :].strip() if is_bearer else ""
+
+
+def _scopes_of(method: str, path: str, otherwise: Scopes) -> Scopes:
+    """What a route asks for, for another method what its path's first does, and `otherwise` for no such path."""
+    found = routes_at(SERVER_ROUTES, path)
+    route = found.get(method) or next(iter(found.values()), None)
+    return otherwise if route is None else route.scopes

@@ -1,0 +1,159 @@
+"""Spending a tenant's credit at the edge: out of what the control plane has set aside for this edge, never beyond.
+
+A request sets its worst case aside before it begins, prompt and whole budget, and at its end pays what it used. When
+what is leased does not hold a request, more is asked for; one question a tenant is under way at a time.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from manylora.clock import Clock
+from manylora.errors import ControlUnavailable, QuotaExhausted
+from manylora.ids import KeyId, TenantId
+from manylora.money import dollars
+from manylora.server.access.control_client import ControlClient
+from manylora.tenancy import Lease, PriceFacts
+
+log = logging.getLogger(__name__)
+
+REASONS = {"credit": "the credit is used up", "budget": "this month's budget is used up"}
+KEY_REASON = "this key's budget of this month is used up"
+
+
+@dataclass(slots=True)
+class _Account:
+    """One lease: of a tenant's credit, or of a key's budget. granted and spent are counted since this edge began.
+
+    key       the origin of a key; empty: the tenant's
+    reserved  of requests under way
+    renew_ms  half-way to the lease's end: from then on it is to be prolonged
+    """
+
+    tenant: TenantId
+    key: str
+    granted: int = 0
+    spent: int = 0
+    reserved: int = 0
+    expires_ms: float = 0
+    renew_ms: float = 0
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def left(self) -> int:
+        return self.granted - self.spent - self.reserved
+
+
+@dataclass(slots=True)
+class Hold:
+    """What one request has set aside, in its tenant's account and in its key's."""
+
+    accounts: list[_Account]
+    price: PriceFacts
+    nanousd: int
+    is_settled: bool = False
+
+    def settle(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> None:
+        """End the request: pay what was charged, give back the rest, once; `cached_tokens` are of the prompt's."""
+        if self.is_settled:
+            return
+        self.is_settled = True
+        paid = self.price.cost_nanousd(
+            prompt_tokens=prompt_tokens, cached_tokens=cached_tokens, completion_tokens=completion_tokens
+        )
+        for account in self.accounts:
+            account.reserved -= self.nanousd
+            account.spent += paid
+
+
+class Purse:
+    """All leases of this edge. It belongs to one event loop."""
+
+    def __init__(self, client: ControlClient, clock: Clock, *, edge: str, lease_nanousd: int) -> None:
+        self._client = client
+        self._clock = clock
+        self._edge = edge
+        self._lease_nanousd = lease_nanousd
+        self._accounts: dict[tuple[TenantId, str], _Account] = {}
+
+    async def hold(
+        self,
+        tenant: TenantId,
+        price: PriceFacts | None,
+        *,
+        prompt_tokens: int,
+        budget_tokens: int,
+        key: KeyId | None = None,
+        has_budget: bool = False,
+    ) -> Hold | None:
+        """Set a request's worst case aside; None where it costs nothing.
+
+        Args:    key         the origin of the caller's key. What it spends is counted from the start, so that a budget
+                             which it is given later counts from there, too, as the control plane's does
+                 has_budget  whether that key may spend only so much in a month
+        Raises:  `QuotaExhausted` when the credit or a budget does not hold it, `ControlUnavailable` when that cannot
+                 be asked
+        """
+        if price is None or not (price.input_nanousd or price.cached_nanousd or price.output_nanousd):
+            return None
+        # Of a prompt at its worst nothing is cached, or all of it where a cached token is the dearer one.
+        cached = prompt_tokens if price.cached_nanousd > price.input_nanousd else 0
+        cost = price.cost_nanousd(prompt_tokens=prompt_tokens, cached_tokens=cached, completion_tokens=budget_tokens)
+        hold = Hold([], price, cost)
+        for name in ("", key):
+            if name is None:
+                continue
+            account = self._accounts.setdefault((tenant, name), _Account(tenant, name))
+            try:
+                if not name or has_budget:
+                    await self._require(account, cost)
+            except BaseException:
+                hold.settle(0, 0)
+                raise
+            account.reserved += cost
+            hold.accounts.append(account)
+        return hold
+
+    async def _require(self, account: _Account, cost: int) -> None:
+        now_ms = 1000 * self._clock.wall_s()
+        # Once a request, whatever the answer: a clock may be wrong.
+        if account.expires_ms and now_ms >= account.renew_ms:
+            async with account.asking:
+                if now_ms >= account.renew_ms:
+                    await self._prolong(account, is_expired=now_ms >= account.expires_ms)
+        while account.left < cost:
+            async with account.asking:
+                if account.left < cost:
+                    missing = cost - account.left
+                    lease = await self._ask(account, max(missing, self._lease_nanousd))
+                    if account.left < cost:
+                        _refuse(lease, account, cost)
+
+    async def _ask(self, account: _Account, nanousd: int) -> Lease:
+        lease = await self._client.lease(self._edge, account.tenant, nanousd, account.key)
+        account.granted, account.expires_ms = lease.granted_nanousd, lease.expires_ms
+        now_ms = 1000 * self._clock.wall_s()
+        account.renew_ms = now_ms + (lease.expires_ms - now_ms) / 2
+        return lease
+
+    async def _prolong(self, account: _Account, *, is_expired: bool) -> None:
+        """Keep what is leased for longer, or learn what an expired lease has come to, before more is asked for.
+
+        Of a lease that has ended only what was spent counts: what is under way is asked for anew. Without an answer it
+        is good until it expires: traffic goes on.
+        """
+        try:
+            await self._ask(account, 0)
+        except ControlUnavailable as error:
+            if is_expired:
+                raise
+            log.warning("lease.not_prolonged tenant=%s error=%s", account.tenant, error.message)
+
+
+def _refuse(lease: Lease, account: _Account, cost: int) -> NoReturn:
+    reason = KEY_REASON if account.key else REASONS.get(lease.reason, REASONS["credit"])
+    raise QuotaExhausted(
+        f"You exceeded your current quota: {reason}. This request may cost {dollars(cost)}; "
+        f"{dollars(max(0, account.left))} are left"
+    )

@@ -1,0 +1,1 @@
+"""The application of the edge: its middleware and routes put together, its start and its end."""

@@ -1,0 +1,92 @@
+"""The control plane's routes on the edge's address, where that runs elsewhere: passed on as they come, both ways."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx2
+
+from manylora.clock import Clock
+from manylora.errors import ControlUnavailable
+from manylora.http.loopback import EDGE_HEADER, FORWARDED
+from manylora.server.http.exchange import Exchange, Receive, Scope, Send
+
+CONNECT_WAIT_S = 5.0
+READ_WAIT_S = 120.0
+"""An upload is checked before it is answered."""
+HOP_BY_HOP = frozenset(
+    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding"}
+    | {"upgrade", "host", "content-length"}
+)
+NOT_PASSED_ON = HOP_BY_HOP | {EDGE_HEADER, "origin", *FORWARDED, "x-forwarded-prefix"}
+"""What this edge says itself: an Origin it has checked, and the headers of a proxy."""
+
+
+class ControlProxy:
+    """An ASGI application that is the control plane at a URL.
+
+    The token shows the control plane that it is an edge which says who calls; a caller's own such header is dropped.
+    """
+
+    def __init__(self, url: str, edge_token: str, clock: Clock, *, public_url: str = "") -> None:
+        timeout = httpx2.Timeout(READ_WAIT_S, connect=CONNECT_WAIT_S)
+        self._edge_token = edge_token.encode()
+        self._public_url = public_url
+        self._client = httpx2.AsyncClient(base_url=url, timeout=timeout, follow_redirects=False, trust_env=False)
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        query = scope.get("query_string", b"").decode("latin-1")
+        target = quote(scope["path"], safe="/:@!$&'()*+,;=~") + (f"?{query}" if query else "")
+        kept = [
+            (name, value) for name, value in scope["headers"] if name.decode("latin-1").lower() not in NOT_PASSED_ON
+        ]
+        client = scope.get("client")
+        if client:
+            kept.append((b"x-forwarded-for", str(client[0]).encode("latin-1")))
+        kept += [(b"via", b"1.1 manylora"), (EDGE_HEADER.encode(), self._edge_token)]
+        kept += self._address_headers(scope)
+        length = [(name, value) for name, value in scope["headers"] if name.lower() == b"content-length"]
+        is_empty = scope["method"] in ("GET", "HEAD", "DELETE") or length == [(b"content-length", b"0")]
+        content = None if is_empty else _body(receive)
+        request = self._client.build_request(scope["method"], target, headers=[*kept, *length], content=content)
+        try:
+            reply = await self._client.send(request, stream=True)
+        except httpx2.HTTPError as error:
+            refusal = ControlUnavailable(f"the control plane does not answer ({type(error).__name__})")
+            await Exchange(scope, send, self._clock).fail(refusal)
+            return
+        try:
+            await _answer(reply, send)
+        finally:
+            await reply.aclose()
+
+    def _address_headers(self, scope: Scope) -> list[tuple[bytes, bytes]]:
+        """Where clients reach this edge, for the addresses that uploads are sent to: as configured, or as they did."""
+        host = b"".join(value for name, value in scope["headers"] if name.lower() == b"host")
+        named = urlsplit(self._public_url or f"{scope['scheme']}://{host.decode('latin-1')}")
+        told = {"host": named.netloc, "proto": named.scheme, "prefix": named.path.rstrip("/")}
+        return [(f"x-forwarded-{name}".encode(), value.encode("latin-1")) for name, value in told.items() if value]
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+async def _body(receive: Receive) -> AsyncIterator[bytes]:
+    while True:
+        message: dict[str, Any] = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionResetError
+        yield message.get("body", b"")
+        if not message.get("more_body"):
+            return
+
+
+async def _answer(reply: httpx2.Response, send: Send) -> None:
+    headers = [(name, value) for name, value in reply.headers.raw if name.decode("latin-1").lower() not in HOP_BY_HOP]
+    if (length := reply.headers.get("content-length")) is not None:
+        headers.append((b"content-length", length.encode("ascii")))
+    await send({"type": "http.response.start", "status": reply.status_code, "headers": headers})
+    async for part in reply.aiter_raw():
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,182 @@
+"""A server's place in its control plane: the copy it keeps, the credit it spends, the usage it ships."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from manylora.clock import Clock
+from manylora.config.settings import Config, metering_dir
+from manylora.errors import ConfigInvalid, ControlUnavailable
+from manylora.http.loopback import is_loopback
+from manylora.server.access.access import Access
+from manylora.server.access.control_client import HttpControlClient
+from manylora.server.access.credit import Purse
+from manylora.server.access.directory import Directory
+from manylora.server.app.control_proxy import ControlProxy
+from manylora.server.metering.meter import Meter
+
+log = logging.getLogger(__name__)
+
+START_WAIT_S = 60.0
+"""How long a server waits for a control plane elsewhere before it gives up."""
+START_PAUSE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostedControl:
+    """A control plane in this process. admin_key: the operator's first key, at the first start only."""
+
+    app: Callable[..., Any]
+    edge_token: str
+    admin_key: str | None
+    close: Callable[[], Awaitable[None]]
+
+
+ControlFactory = Callable[[Config, bool], Awaitable[HostedControl]]
+"""Opens a control plane in this process; told whether keys are needed."""
+
+
+def is_key_needed(config: Config) -> bool:
+    """What `server.auth` comes to at the address. Raises `ConfigInvalid` for an open server that others can reach."""
+    server = config.server
+    is_local = is_loopback(server.host)
+    if server.auth == "on" or (server.auth == "auto" and not is_local):
+        return True
+    if not is_local and not server.allow_open:
+        raise ConfigInvalid(
+            f"server.auth is off and {server.host} can be reached by other machines: anybody could use this server. "
+            "If that is meant, say so with `--set server.allow_open=true`; otherwise leave server.auth on."
+        )
+    return False
+
+
+@dataclass
+class Membership:
+    """All that ties a server to its control plane: `join` makes it, `leave` ends it."""
+
+    meter: Meter
+    directory: Directory
+    client: HttpControlClient
+    control: Callable[..., Any]
+    admin_key: str | None
+    is_key_needed: bool
+    _config: Config
+    _clock: Clock
+    _close: Callable[[], Awaitable[None]]
+    _following: asyncio.Task[None] | None = None
+
+    @staticmethod
+    async def join(config: Config, factory: ControlFactory, clock: Clock) -> "Membership":
+        """Hold the meter's folder, open or reach the control plane, and learn what it knows.
+
+        Raises `ConfigInvalid` for settings that do not fit, `ControlUnavailable` if it cannot be reached for a minute.
+        """
+        needed = is_key_needed(config)
+        meter = Meter(
+            metering_dir(config),
+            clock=clock,
+            keeps_journals=config.metering.keep_journals,
+            ship_s=config.metering.ship_s,
+        )
+        try:
+            return await _joined(config, factory, clock, meter, is_needed=needed)
+        except BaseException:
+            await meter.close()
+            raise
+
+    def admit(self, base: str) -> Access:
+        """Who may call a server of this base. Raises `ConfigInvalid` for one that nobody could be billed for."""
+        control = self._config.control
+        now_ms = int(1000 * self._clock.wall_s())
+        if self.is_key_needed and base not in control.free_bases and self.directory.price(base, now_ms) is None:
+            raise ConfigInvalid(
+                f"the base model {base} has no price, and with keys on its tokens are billed. Set one on the control "
+                f"plane (`manylora prices set {base} … --force`), or say that it is free: "
+                f"`--set control.free_bases={base}`"
+            )
+        self.client.base = base
+        purse = Purse(
+            self.client,
+            self._clock,
+            edge=self.meter.edge,
+            lease_nanousd=control.lease_nanousd,
+        )
+        return Access(
+            self._clock,
+            base=base,
+            is_key_needed=self.is_key_needed,
+            directory=self.directory,
+            purse=purse,
+            free_bases=control.free_bases,
+        )
+
+    async def begin(self) -> None:
+        """Close what an edge before us left open, then follow the control plane and ship to it."""
+        await self.meter.recovered()
+        self.meter.start_shipping(self.client)
+        self._following = asyncio.create_task(self.directory.follow())
+
+    async def leave(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+        await self.directory.report_acts()
+        await self.directory.report_uses(at_once=True)
+        await self.meter.stop(self.client)
+        await self.client.close()
+        await self._close()
+
+
+async def _first_answer(directory: Directory, clock: Clock, *, wait_s: float) -> None:
+    """Learn what the control plane knows; one elsewhere may begin at the same time as this server, and later.
+
+    Raises `ControlUnavailable` if it has not answered within `wait_s` seconds.
+    """
+    end_s = clock.monotonic_s() + wait_s
+    while True:
+        try:
+            await directory.refresh()
+        except ControlUnavailable as error:
+            if clock.monotonic_s() >= end_s:
+                raise
+            log.warning("control.unavailable error=%s next_try_s=%g", error.message, START_PAUSE_S)
+            await asyncio.sleep(START_PAUSE_S)
+        else:
+            return
+
+
+async def _joined(
+    config: Config, factory: ControlFactory, clock: Clock, meter: Meter, *, is_needed: bool
+) -> Membership:
+    settings = config.control
+    if settings.url:
+        if not settings.edge_token:
+            raise ConfigInvalid("control.url needs control.edge_token, the same as the control plane's")
+        client, admin_key = HttpControlClient(settings.edge_token, url=settings.url), None
+        proxy = ControlProxy(settings.url, settings.edge_token, clock, public_url=config.server.public_url)
+        control: Callable[..., Any] = proxy
+        close: Callable[[], Awaitable[None]] = proxy.close
+    else:
+        hosted = await factory(config, is_needed)
+        client, admin_key = HttpControlClient(hosted.edge_token, app=hosted.app), hosted.admin_key
+        control, close = hosted.app, hosted.close
+    directory = Directory(client, clock, poll_s=settings.poll_s, max_age_s=settings.snapshot_max_age_s)
+    try:
+        await _first_answer(directory, clock, wait_s=START_WAIT_S if settings.url else 0.0)
+    except BaseException:
+        await client.close()
+        await close()
+        raise
+    return Membership(
+        meter=meter,
+        directory=directory,
+        client=client,
+        control=control,
+        admin_key=admin_key,
+        is_key_needed=is_needed,
+        _config=config,
+        _clock=clock,
+        _close=close,
+    )

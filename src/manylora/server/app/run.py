@@ -1,0 +1,234 @@
+"""Runs the edge on a socket: bind first, answer 503 while the engine starts, serve, drain on a signal, leave."""
+
+import asyncio
+import errno
+import logging
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import uvicorn
+import uvloop
+
+from manylora.clock import SystemClock
+from manylora.config.settings import Config, cache_dir, metering_dir
+from manylora.errors import ConfigInvalid, StartupError
+from manylora.http.connections import bounded_protocol, connection_limits
+from manylora.models.text.tokenizer import Tokenizer
+from manylora.server.app.application import EdgeApp, create_app
+from manylora.server.app.control_session import ControlFactory, Membership
+from manylora.server.app.signals import StopSignals
+from manylora.server.app.starting import StartingApp
+from manylora.server.engine_client.link import ProcessLink
+from manylora.server.engine_client.served_model import ServedModel
+from manylora.system.failures import cannot_listen
+from manylora.system.printable import log_handler
+from manylora.system.private_files import keep_private, tighten
+
+CLOSE_WAIT_S = 5
+KEEP_ALIVE_S = 75
+BACKLOG = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announce:
+    """What the terminal is told: `progress` each line of the start; `ready` once, with what is served and where.
+
+    admin_key  the operator's first key, which is shown here and never again
+    """
+
+    progress: Callable[[str], None] = lambda line: None
+    ready: Callable[[ServedModel, str], None] = lambda served, url: None
+    admin_key: Callable[[str], None] = lambda key: None
+
+
+def run_server(config: Config, *, factory: str, control: ControlFactory, announce: Announce) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and return.
+
+    Args:    factory  `module:function` of a `driver.EngineFactory`, imported by the engine process
+             control  opens the control plane in this process, where it is not at a URL
+    Raises:  `ConfigInvalid` if the port is taken; `StartupError` if the engine cannot be built
+    """
+    configure_logging()
+    keep_private()
+    tighten(metering_dir(config), cache_dir(config) / "adapters")
+    listener = bind(config)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, listener:
+        runner.run(_serve(config, listener, factory, control, announce))
+
+
+def bind(config: Config) -> socket.socket:
+    """Take the port before anything heavy is loaded. It listens at once, since only that shows whether it was free."""
+    host, port = config.server.host, config.server.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener: socket.socket | None = None
+    try:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigInvalid(
+                f"port {port} on {host} is taken by another process. Choose another with `--port {port + 1}`, "
+                f"or stop what listens there (`ss -ltnp 'sport = :{port}'` shows it)."
+            ) from error
+        raise ConfigInvalid(cannot_listen(error, host, port, "server")) from error
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{port}"
+
+
+async def _serve(
+    config: Config, listener: socket.socket, factory: str, control: ControlFactory, announce: Announce
+) -> None:
+    """Answer from the first moment on: 503 while the engine loads, then as the application does, until a signal."""
+    front = StartingApp(SystemClock())
+    server = HttpServer(front, config)
+    with StopSignals() as signals:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            membership = await signals.interrupting(Membership.join(config, control, SystemClock()))
+            if membership.admin_key is not None:
+                announce.admin_key(membership.admin_key)
+            await _serve_as(membership, config, factory, announce, _Door(front, server, signals, url_of(listener)))
+        finally:
+            server.should_exit = True
+            await serving
+
+
+@dataclass(frozen=True, slots=True)
+class _Door:
+    """The application at the port, its HTTP server and the signals that close it."""
+
+    front: StartingApp
+    server: "HttpServer"
+    signals: StopSignals
+    url: str
+
+
+async def _serve_as(membership: Membership, config: Config, factory: str, announce: Announce, door: _Door) -> None:
+    meter, signals, server = membership.meter, door.signals, door.server
+    link = ProcessLink(
+        factory, config, on_progress=announce.progress, on_life=meter.begin_life, journal_dir=meter.folder
+    )
+    app: EdgeApp | None = None
+    try:
+        app = await signals.interrupting(_start(config, membership, link, announce))
+        door.front.open(app)
+        announce.ready(link.served, door.url)
+        await signals.first_or(server.left)
+        await _drain(app, link, server, signals, config.server.drain_s)
+    finally:
+        await signals.hastening(link.close(), link.kill)
+        server.should_exit = True
+        await server.left.wait()
+        if app is not None:
+            app.close()
+        await signals.hastening(membership.leave())
+
+
+async def _start(config: Config, membership: Membership, link: ProcessLink, announce: Announce) -> EdgeApp:
+    """Bring the engine up and the application around it, which has answered a first request of one token."""
+    await link.start()
+    served = link.served
+    access = membership.admit(served.model_id)
+    tokenizer = Tokenizer(Path(served.base_dir), model_id=served.model_id)
+    await membership.begin()
+    app = create_app(
+        config,
+        link=link,
+        served=served,
+        tokenizer=tokenizer,
+        access=access,
+        meter=membership.meter,
+        control=membership.control,
+    )
+    if not await app.health.probe():
+        raise StartupError("the engine is up, but did not answer a first request of one token")
+    announce.progress("first token generated")
+    return app
+
+
+async def _drain(app: EdgeApp, link: ProcessLink, server: "HttpServer", signals: StopSignals, drain_s: float) -> None:
+    """Refuse new requests and let those under way end, for `drain_s` or until a second signal."""
+    app.gate.is_draining = True
+    log = structlog.get_logger()
+    log.info("server.draining", sequences=app.gate.num_sequences)
+    emptied = asyncio.create_task(app.gate.emptied())
+    hurried = asyncio.create_task(signals.second.wait())
+    try:
+        await asyncio.wait((emptied, hurried), timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for waiting in (emptied, hurried):
+            waiting.cancel()
+    if app.gate.num_sequences:
+        log.warning("server.drain_ended_early", sequences=app.gate.num_sequences)
+    if signals.second.is_set():
+        server.hasten()
+        await link.kill()
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn's server without signal handlers of its own: `StopSignals` has them, from the start to the end.
+
+    left  set once every connection is closed
+    """
+
+    def __init__(self, app: StartingApp, config: Config) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="none",
+                http=bounded_protocol(connection_limits(config)),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,  # uvicorn believes each loopback address; `origins.py` those that are named
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=CLOSE_WAIT_S,
+            )
+        )
+        self.left = asyncio.Event()
+
+    def hasten(self) -> None:
+        """Give connections a second to take their last bytes."""
+        self.config.timeout_graceful_shutdown = 1
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the process's signal handlers as they are."""
+        yield
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().serve(sockets=sockets)
+        finally:
+            self.left.set()
+
+
+def configure_logging() -> None:
+    """One JSON object a line on standard error; the access log is off, a line a request comes from the edge."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    )
+    logging.basicConfig(handlers=[log_handler("%(levelname)s %(name)s %(message)s")], level=logging.WARNING)

@@ -1,0 +1,48 @@
+"""Stands at the port while the engine loads: every route answers 503 with Retry-After until then."""
+
+from manylora import __version__
+from manylora.clock import Clock
+from manylora.errors import Unavailable
+from manylora.http.dialects import headers_of
+from manylora.http.loopback import VERSION_HEADER
+from manylora.ids import mint_request_id
+from manylora.server.http.exchange import Arrival, Exchange, Receive, Scope, Send
+from manylora.server.routes.info import PROBE_PATHS, UNHEALTHY
+
+LOADING = "the server is loading its model; repeat the request"
+
+
+class StartingApp:
+    """An ASGI application that passes requests on once `open` has given it the real one."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._app: object | None = None
+
+    def open(self, app: object) -> None:
+        """Let requests through to `app`, any ASGI application."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._app is not None:
+            await self._app(scope, receive, send)  # type: ignore[operator]  # an ASGI application is any callable
+            return
+        arrival = Arrival(request_id=mint_request_id(), arrived_s=self._clock.monotonic_s())
+        exchange = Exchange({**scope, "manylora": arrival}, _named(send), self._clock)
+        error = Unavailable(LOADING)
+        if scope["path"].rstrip("/") in PROBE_PATHS:
+            await exchange.reply(UNHEALTHY, status=error.row.native_status, headers=headers_of(error))
+            return
+        await exchange.fail(error)
+
+
+def _named(send: Send) -> Send:
+    """Each reply says that a manylora server gives it, as those of the edge do."""
+
+    async def named(message: Scope) -> None:
+        if message["type"] == "http.response.start":
+            own = (VERSION_HEADER.encode("ascii"), __version__.encode("ascii"))
+            message = {**message, "headers": [*message.get("headers", ()), own]}
+        await send(message)
+
+    return named

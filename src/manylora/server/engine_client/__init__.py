@@ -1,0 +1,1 @@
+"""The client of the engine: requests and events over a link to a thread or a process."""

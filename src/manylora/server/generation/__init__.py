@@ -1,0 +1,1 @@
+"""A completion on its way: admitted, prepared, submitted, and turned into text."""

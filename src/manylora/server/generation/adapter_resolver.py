@@ -1,0 +1,320 @@
+"""Names of adapters: the one function that says what a name means to a caller, and the list of all names that mean one.
+
+The rules, in their order, for a caller of tenant T. Slashes at a name's end make no difference.
+
+1. No name, `__base_model__`, the base's id, its deployment's name or another alias of it: the base model. With
+   `adapter_source: pbase`, T's own repository of that name, where T has one.
+2. `adapter_source`, or a scheme in the name (`s3://bucket/name`), says where to look, and nothing else is asked.
+3. The first word is a repository that T has or has had: that repository (`repo`, `repo/3`, `repo/alias`), or not found.
+4. A folder below one of the adapter roots.
+5. `owner/repo`, `owner/repo/3`, `owner/repo/alias` of a tenant that lets T use it; `T/repo` is another spelling of
+   `repo`.
+6. The default source. Of names without a place there only `org/name` goes to a hub.
+
+What `listed` returns is what `resolve` finds by rules 3 to 5 and, for adapters that T has used lately, rule 6. Each
+name means the reference beside it. Uploads are looked up in the edge's copy of the control plane's facts. The disk is
+read only in threads of a pool of its own: a slow file system delays only requests whose names need it.
+"""
+
+import asyncio
+import dataclasses
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from manylora.adapter_ref import AdapterRef, SourceName, is_hub_id, merged_ref, parse_adapter_ref
+from manylora.adapters.sources.local import LocalSource
+from manylora.adapters.sources.upload_folders import Registry
+from manylora.clock import Clock, SystemClock
+from manylora.errors import AdapterError, AdapterNotFound, AdapterReferenceInvalid
+from manylora.ids import TenantId
+from manylora.server.access.directory import Directory, Upload
+from manylora.server.engine_client.served_model import ServedModel
+from manylora.server.generation.adapter_fields import AdapterFields
+from manylora.server.generation.tokenizer_pool import WorkPool
+
+NO_FIELDS = AdapterFields()
+FRESH_S = 1.0
+"""How long the disk's answer for a name that it has is used again; a name that it has not is looked for each time."""
+MAX_REMEMBERED = 16_384
+DISK_THREADS = 4
+_SCHEME = re.compile(rf"({'|'.join(SourceName)})://?(?=[^/])")
+
+Listed = tuple[str, AdapterRef]
+
+
+@dataclass(frozen=True, slots=True)
+class _OnDisk:
+    """What the disk has of a name. is_local: a folder below a root, fit to be served or not."""
+
+    has_repository: bool = False
+    has_version: bool = False
+    is_local: bool = False
+
+
+class AdapterResolver:
+    """Resolves and lists names. It belongs to one event loop; only the methods named `_read…` touch the disk."""
+
+    def __init__(self, served: ServedModel, directory: Directory | None = None, clock: Clock | None = None) -> None:
+        """`directory`: where uploads are looked up; None: in the folder of the registry alone."""
+        self._served = served
+        self._directory = directory
+        self._clock = clock or SystemClock()
+        self._enabled = frozenset(served.adapter_sources)
+        self._local = LocalSource(tuple(map(Path, served.adapter_roots)))
+        self._registry = Registry(Path(served.registry_dir)) if served.registry_dir else None
+        self._disk = WorkPool(DISK_THREADS)
+        self._known: OrderedDict[tuple[str, str], tuple[float, _OnDisk]] = OrderedDict()
+        self._walk: asyncio.Future[list[str]] | None = None  # that has not begun
+        self._walking = asyncio.Lock()
+
+    def close(self) -> None:
+        self._disk.close()
+
+    async def has_tenant(self, tenant: str) -> bool:
+        """Return whether there is a tenant of that code: one that the control plane or the registry's folder knows."""
+        if self._directory is None or self._directory.has_tenant(tenant):
+            return True
+        return self._registry is not None and await self._disk.run(self._registry.has_tenant, tenant)
+
+    # ── one name ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def adapter(
+        self,
+        name: str | None,
+        fields: AdapterFields = NO_FIELDS,
+        parameter: str = "adapter_id",
+        *,
+        tenant: str,
+        token: str = "",
+    ) -> AdapterRef | None:
+        """The adapter that a request names, or makes of several; None is the base model.
+
+        `token` is the caller's at the source, where the request has none of its own. Raises as `resolve`; `parameter`
+        is the request's field that an error is about.
+        """
+        if token and not fields.token:
+            fields = dataclasses.replace(fields, token=token)
+        if fields.recipe is not None:
+            members = [await self._member(each, fields, tenant) for each in fields.merged_ids]
+            return merged_ref(members, fields.recipe)
+        try:
+            return await self.resolve(name, source=fields.source, tenant=tenant, token=fields.token)
+        except AdapterReferenceInvalid as error:
+            error.parameter = parameter if error.parameter == "adapter_id" else error.parameter
+            raise
+
+    async def _member(self, name: str, fields: AdapterFields, tenant: str) -> AdapterRef:
+        ref = await self.resolve(name, source=fields.source, tenant=tenant, token=fields.token)
+        if ref is None:
+            raise AdapterNotFound(f"`{name}` is the base model, which cannot be merged")
+        return ref
+
+    async def resolve(
+        self, name: str | None, *, tenant: str, source: str | None = None, token: str = ""
+    ) -> AdapterRef | None:
+        """Return the adapter that a name means by the rules above; None is the base model.
+
+        Raises `AdapterReferenceInvalid` for what cannot be a name, `AdapterNotFound`. A name of rule 2 or 6 that its
+        source does not have is the engine's to refuse.
+        """
+        if name is None or self.is_base_name(name):
+            _check_source(source)
+            has_own = name is not None and source == SourceName.PBASE and self._is_own(tenant, _trimmed(name))
+            return await self._uploaded(_trimmed(name), tenant) if name is not None and has_own else None
+        return await self._resolve(name, source, tenant, token)
+
+    def is_base_name(self, name: str) -> bool:
+        return self._served.is_base_name(_trimmed(name))
+
+    async def _resolve(self, name: str, source: str | None, tenant: str, token: str) -> AdapterRef:
+        scheme = _SCHEME.match(name)
+        if scheme is not None and scheme[1] == SourceName.PBASE and source in (None, SourceName.PBASE):
+            name, source = name[scheme.end() :], SourceName.PBASE
+        if source is None and scheme is None and "://" not in name:
+            return await self._by_rules(_trimmed(name), tenant, token)
+        if source == SourceName.PBASE and SourceName.PBASE in self._enabled:
+            return await self._uploaded(_trimmed(name), tenant)
+        return self._parsed(name, source, token=token)
+
+    async def _by_rules(self, name: str, tenant: str, token: str) -> AdapterRef:
+        upload = self._directory.upload(TenantId(tenant), name) if self._directory is not None else None
+        if self._is_own(tenant, name):
+            if upload is None:
+                raise _not_found(name, SourceName.PBASE)
+            return self._upload_ref(upload)
+        default = self._served.default_source
+        if self._registry is not None or upload is not None or default is not SourceName.LOCAL:
+            on_disk = await self._look(tenant, name)
+            if on_disk.has_repository:
+                return self._folder_ref(name, tenant, on_disk)
+            if on_disk.is_local:
+                return self._parsed(name, SourceName.LOCAL)
+        if upload is not None:
+            return self._upload_ref(upload)
+        ref = self._parsed(name, default if self._may_be_at_default(name) else SourceName.LOCAL, token=token)
+        if ref.source is SourceName.LOCAL and default is not SourceName.LOCAL:
+            raise AdapterNotFound(f"Adapter '{name}' was not found")
+        return ref
+
+    async def _uploaded(self, name: str, tenant: str) -> AdapterRef:
+        """A name with `adapter_source: pbase`: rules 3 and 5 alone."""
+        if self._directory is not None:
+            if (upload := self._directory.upload(TenantId(tenant), name)) is not None:
+                return self._upload_ref(upload)
+            if self._is_own(tenant, name):
+                raise _not_found(name, SourceName.PBASE)
+        return self._folder_ref(name, tenant, await self._look(tenant, name))
+
+    def _folder_ref(self, name: str, tenant: str, on_disk: _OnDisk) -> AdapterRef:
+        """A repository of the registry's folder that the control plane was never told of."""
+        if not on_disk.has_version:
+            raise _not_found(name, SourceName.PBASE)
+        return self._parsed(name, SourceName.PBASE, tenant=tenant)
+
+    def _is_own(self, tenant: str, name: str) -> bool:
+        first = name.partition("/")[0]
+        return self._directory is not None and self._directory.knows(TenantId(tenant), first)
+
+    def _may_be_at_default(self, name: str) -> bool:
+        return self._served.default_source is not SourceName.HUB or is_hub_id(name)
+
+    def _upload_ref(self, upload: Upload) -> AdapterRef:
+        return self._parsed(f"{upload.repository}/{upload.version}", SourceName.PBASE, tenant=upload.owner)
+
+    def _parsed(self, name: str, source: str | None, *, token: str = "", tenant: str = "") -> AdapterRef:
+        return parse_adapter_ref(name, source, self._enabled, token=token, tenant=tenant)
+
+    # ── all names ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def listed(self, tenant: str, recent: Sequence[AdapterRef] = ()) -> list[Listed]:
+        """Every name that means an adapter to a tenant, with the version that it means now: local ones first.
+
+        `recent`: those of remote sources that the tenant has used lately; one that is not at the default source is
+        listed with its scheme (`hub://org/name`), for under its plain name nothing is found.
+        """
+        directory = self._directory if SourceName.PBASE in self._enabled else None
+        uploads = [] if directory is None else directory.listed(TenantId(tenant))
+        own = {name: upload for name, upload in uploads if self._is_own(tenant, name)}
+        lent = {name: upload for name, upload in uploads if name not in own}
+        at_default = {ref.id for ref in recent if self._is_at_default(ref)}
+        local = await self.local_names()
+        in_folder, on_disk = await self._disk.run(self._read_beside, tenant, [*lent, *at_default])
+        first_words = {name.partition("/")[0] for name in in_folder}
+
+        def is_shadowed(name: str) -> bool:
+            return self._is_own(tenant, name) or name.partition("/")[0] in first_words
+
+        found = {name: self._parsed(name, SourceName.LOCAL) for name in local if not is_shadowed(name)}
+        found |= {name: self._parsed(name, SourceName.PBASE, tenant=tenant) for name in in_folder}
+        found |= {name: self._upload_ref(upload) for name, upload in own.items()}
+        for name, upload in lent.items():
+            if name not in on_disk and not is_shadowed(name):
+                found.setdefault(name, self._upload_ref(upload))
+        taken = on_disk | found.keys()
+        for ref in recent:
+            is_plain = self._is_at_default(ref) and ref.id not in taken and not is_shadowed(ref.id)
+            found[ref.id if is_plain else f"{ref.source}://{ref.id}"] = ref
+        return [(name, ref) for name, ref in found.items() if not self.is_base_name(name)]
+
+    def _is_at_default(self, ref: AdapterRef) -> bool:
+        return ref.source is self._served.default_source and self._may_be_at_default(ref.id)
+
+    async def local_names(self) -> list[str]:
+        """Local adapters, as their source lists them after this call began; calls that wait share one walk."""
+        if self._walk is None:
+            self._walk = asyncio.ensure_future(self._walk_roots())
+        return await asyncio.shield(self._walk)
+
+    async def _walk_roots(self) -> list[str]:
+        async with self._walking:
+            self._walk = None  # who calls from now on needs a later one
+            names = await self._disk.run(self._local.list)
+        return [name for name in names if not self.is_base_name(name)]
+
+    async def is_served(self, ref: AdapterRef) -> bool:
+        """Return whether a local adapter is fit to be served now; uploads are, once they resolve."""
+        return ref.source is not SourceName.LOCAL or await self._disk.run(self._read_is_served, ref.id)
+
+    async def listed_as(self, name: str, ref: AdapterRef, tenant: str) -> str:
+        """The spelling under which `listed` has a name that was resolved to `ref`."""
+        name = _trimmed(_SCHEME.sub("", name, count=1))
+        if ref.source is SourceName.PBASE:
+            is_long = ref.tenant == tenant and name.startswith(f"{tenant}/") and not self._is_own(tenant, tenant)
+            return name.removeprefix(f"{tenant}/") if is_long else name
+        if ref.source is SourceName.LOCAL:
+            return ref.id
+        try:
+            is_plain = await self.resolve(ref.id, tenant=tenant) == ref
+        except (AdapterNotFound, AdapterReferenceInvalid):
+            is_plain = False
+        return ref.id if is_plain else f"{ref.source}://{ref.id}"
+
+    # ── the disk ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _look(self, tenant: str, name: str) -> _OnDisk:
+        """What the disk has of a name; what it had a moment ago is not looked for again."""
+        key, now_s = (tenant, name), self._clock.monotonic_s()
+        told = self._known.get(key)
+        if told is not None and now_s - told[0] < FRESH_S:
+            return told[1]
+        found = await self._disk.run(self._read, tenant, name)
+        self._known.pop(key, None)
+        if found != _OnDisk():
+            self._known[key] = now_s, found
+            if len(self._known) > MAX_REMEMBERED:
+                self._known.popitem(last=False)
+        return found
+
+    def _read(self, tenant: str, name: str) -> _OnDisk:
+        if self._registry is not None and self._registry.has(tenant, name.partition("/")[0]):
+            return _OnDisk(has_repository=True, has_version=self._registry.has(tenant, name))
+        return _OnDisk(is_local=self._read_is_local(name))
+
+    def _read_is_local(self, name: str) -> bool:
+        try:
+            self._local.locate(AdapterRef(SourceName.LOCAL, name))
+        except AdapterNotFound:
+            return False
+        except AdapterError:
+            return True  # and its fault is told when it is asked for
+        return True
+
+    def _read_is_served(self, name: str) -> bool:
+        try:
+            self._local.locate(AdapterRef(SourceName.LOCAL, name))
+        except AdapterError:
+            return False
+        return True
+
+    def _read_beside(self, tenant: str, names: Iterable[str]) -> tuple[list[str], set[str]]:
+        """A tenant's names in the registry's folder alone, and which of `names` are a local adapter's, fit or not."""
+        in_folder: list[str] = []
+        for repository in [] if self._registry is None else self._registry.repositories(tenant):
+            if not self._is_own(tenant, repository):
+                versions = self._registry.versions(tenant, repository) if self._registry is not None else []
+                in_folder += [repository, *(f"{repository}/{version}" for version in versions)]
+        return in_folder, {name for name in names if self._read_is_local(name)}
+
+
+def _check_source(source: str | None) -> None:
+    """A source beside the base's name means nothing, but a word that is no source is a mistake."""
+    if source is not None and source not in list(SourceName):
+        raise AdapterReferenceInvalid(
+            f"`adapter_source` must be one of {', '.join(SourceName)}. Given: {source[:80]}", parameter="adapter_source"
+        )
+
+
+def name_in_path(text: str) -> str:
+    """A name from a path, where repeated slashes have become one: `hub:/org/name` is `hub://org/name`."""
+    return _SCHEME.sub(lambda match: f"{match[1]}://", text, count=1)
+
+
+def _trimmed(name: str) -> str:
+    return name.rstrip("/") or name
+
+
+def _not_found(name: str, source: SourceName) -> AdapterNotFound:
+    return AdapterNotFound(f"Adapter '{name}' was not found in source '{source}'")

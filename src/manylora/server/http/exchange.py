@@ -1,0 +1,184 @@
+"""One HTTP request and its reply, whole or as a stream of events, told in the dialect of its path."""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl, quote
+
+import msgspec
+import structlog
+
+from manylora.clock import Clock
+from manylora.errors import EngineFault, ManyloraError
+from manylora.http.dialects import body_of, dialect_of, headers_of, status_of, stream_body_of
+from manylora.ids import TenantId
+from manylora.server.access.access import NOBODY, Caller
+from manylora.server.http import sse
+from manylora.server.http.json_fields import Fields, decode_object
+
+STREAM_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
+HTTP_OK, CLIENT_CLOSED_REQUEST = 200, 499
+
+_encode = msgspec.json.Encoder().encode
+_VISIBLE = re.compile(r"[!-~]{1,128}")
+
+# ASGI's own types are dictionaries of anything.
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Arrival:
+    """What the outermost layer knows of a request, and what is logged at its end.
+
+    request_id  the caller's own, else minted: it names the HTTP request, not a generation
+    caller      known once the outermost layer has let the request in
+    noted       fields that the route adds to the log line
+    has_left    the caller closed the connection before the reply's end
+    """
+
+    request_id: str
+    arrived_s: float
+    caller: Caller = NOBODY
+    trace_id: str | None = None
+    status: int = CLIENT_CLOSED_REQUEST
+    is_complete: bool = False
+    body: bytes = b""
+    noted: dict[str, object] = field(default_factory=dict)
+    has_left: bool = False
+
+    @property
+    def tenant(self) -> TenantId:
+        return self.caller.tenant
+
+
+class Exchange:
+    """What a route is given: it reads the request and replies exactly once."""
+
+    def __init__(self, scope: Scope, send: Send, clock: Clock) -> None:
+        self._scope = scope
+        self._send = send
+        self._has_begun = False
+        self.clock = clock
+        self.arrival: Arrival = scope["manylora"]
+        self.dialect = dialect_of(scope["path"])
+        self.model: str | None = None  # what an OpenAI caller named, for the text of errors
+
+    @property
+    def method(self) -> str:
+        return str(self._scope["method"])
+
+    @property
+    def path_parameters(self) -> Mapping[str, str]:
+        found: Mapping[str, str] = self._scope.get("path_params", {})
+        return found
+
+    @property
+    def query(self) -> dict[str, str]:
+        return dict(parse_qsl(self._scope.get("query_string", b"").decode("latin-1")))
+
+    @property
+    def client_host(self) -> str | None:
+        """The address the connection comes from; None where there is none, as on a socket of the file system."""
+        client = self._scope.get("client")
+        return str(client[0]) if client else None
+
+    def header(self, name: str) -> str | None:
+        return header_of(self._scope, name)
+
+    def json(self) -> Fields:
+        return decode_object(self.arrival.body)
+
+    @property
+    def has_begun(self) -> bool:
+        """Return whether something of the reply has been sent."""
+        return self._has_begun
+
+    async def ask(self, app: object, path: str) -> bytes:
+        """The body that another ASGI application answers for the same caller; empty unless it answers 200."""
+        status, parts = 0, list[bytes]()
+
+        async def collect(message: dict[str, Any]) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            parts.append(message.get("body", b""))
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        asked = {**self._scope, "method": "GET", "path": path, "raw_path": path.encode("ascii"), "query_string": b""}
+        await app(asked, receive, collect)  # type: ignore[operator]  # an ASGI application is any callable
+        return b"".join(parts) if status == HTTP_OK else b""
+
+    async def reply(self, body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        await self.reply_bytes(_encode(body), "application/json", status=status, headers=headers)
+
+    async def reply_bytes(
+        self, body: bytes, media_type: str, *, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        own = {"content-type": media_type, "content-length": str(len(body)), **(headers or {})}
+        await self._begin(status, own)
+        await self._send({"type": "http.response.body", "body": b"" if self.method == "HEAD" else body})
+
+    async def begin_stream(self, headers: Mapping[str, str]) -> None:
+        await self._begin(200, {**STREAM_HEADERS, **headers})
+
+    async def send_event(self, event: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": event, "more_body": True})
+
+    async def end_stream(self, last: bytes = b"") -> None:
+        await self._send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def fail(self, error: ManyloraError) -> None:
+        """Tell an error: with its status while that is possible, else as the stream's last event."""
+        self.arrival.noted["error"] = error.row.code
+        if self._has_begun:
+            await self.end_stream(sse.event(stream_body_of(error, self.dialect, self.model)))
+            return
+        status = status_of(error, self.dialect)
+        await self.reply(body_of(error, self.dialect, self.model), status=status, headers=headers_of(error))
+
+    async def _begin(self, status: int, headers: Mapping[str, str]) -> None:
+        self._has_begun = True
+        raw = [(name.encode("ascii"), _ascii(value)) for name, value in headers.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
+
+class Endpoint:
+    """A route's function as an ASGI application; what it raises becomes an answer, once, here."""
+
+    def __init__(self, answer: Callable[[Exchange], Awaitable[None]], clock: Clock) -> None:
+        self._answer = answer
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, send, self._clock)
+        try:
+            await self._answer(exchange)
+        except ManyloraError as error:
+            await exchange.fail(error)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            structlog.get_logger().exception("request.failed", request_id=exchange.arrival.request_id)
+            await exchange.fail(EngineFault("internal error"))
+
+
+def header_of(scope: Scope, name: str) -> str | None:
+    wanted = name.encode("ascii")
+    for key, value in scope["headers"]:
+        if key.lower() == wanted:
+            return str(value.decode("latin-1"))
+    return None
+
+
+def is_visible_ascii(text: str | None) -> bool:
+    """Whether a caller's id may be taken over: up to 128 visible ASCII characters."""
+    return text is not None and _VISIBLE.fullmatch(text) is not None
+
+
+def _ascii(value: str) -> bytes:
+    return (value if value.isascii() and value.isprintable() else quote(value, safe="/,: ")).encode("ascii")

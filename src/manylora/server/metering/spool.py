@@ -1,0 +1,381 @@
+"""Usage on its way to the ledger: what was opened, what was finished, in files until the control plane has it.
+
+    spool-<edge>-<number>.log, entries: Opened, Dropped (no usage after all), Finished (the whole record)
+
+`Opened` is a plain write; `Finished` is on the disk before the reply ends: one thread writes and syncs all that have
+come since its last time. A segment goes when all that it finished is shipped and all that it opened is finished.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from manylora import __version__
+from manylora.errors import ConfigInvalid, UsageUnrecorded
+from manylora.ids import KeyId, RequestId, TenantId, UsageId
+from manylora.server.engine_client.append_log import FramedFile, newer_usage, read_entries, unrecorded
+from manylora.system.failures import cause_of
+from manylora.usage import UsageRecord
+
+log = logging.getLogger(__name__)
+
+SEGMENT_BYTES = 8 << 20
+RETRY_S = 0.5
+LOCK_FILE = "lock"
+FORMAT = 2
+"""The number of the entries' form, in a folder's segments and journals alike. A version that writes another form raises
+it and goes on reading the older ones; older versions then refuse its folders by name and misread none."""
+FORMAT_FILE = "format"
+"""Its text is the number; without the file it is 1, as in folders of version 0.1."""
+_SEGMENT = re.compile(r"spool-([0-9a-f]+)-([0-9]{6})\.log")
+
+
+class Opened(msgspec.Struct, frozen=True, tag=True):
+    """What is known of a request before its first token.
+
+    requests  (request id, number of its prompt, prompt tokens) of each sequence
+    """
+
+    id: UsageId
+    tenant: TenantId
+    key: KeyId | None
+    request_id: str
+    base: str
+    adapter: str | None
+    adapter_source: str | None
+    adapter_owner: TenantId | None
+    opened_ms: int
+    is_streamed: bool
+    life: str
+    requests: tuple[tuple[RequestId, int, int], ...]
+
+
+class Dropped(msgspec.Struct, frozen=True, tag=True):
+    """The request was refused before it reached the engine."""
+
+    id: UsageId
+
+
+class Finished(msgspec.Struct, frozen=True, tag=True):
+    record: UsageRecord
+
+
+_Pending = tuple[UsageRecord, asyncio.Future[None]]
+SpoolEntry = Opened | Dropped | Finished
+_encode = msgspec.msgpack.Encoder().encode
+_decode: msgspec.msgpack.Decoder[SpoolEntry] = msgspec.msgpack.Decoder(SpoolEntry)
+
+
+@dataclass(slots=True)
+class _Segment:
+    """durable: bytes known to be on the disk; cursor: bytes shipped; open: usages opened in it and not finished."""
+
+    path: Path
+    durable: int = 0
+    cursor: int = 0
+    open: int = 0
+
+
+class Spool:
+    """One edge's segments. `open`, `drop` and `finish` belong to the event loop; one thread writes what is finished."""
+
+    def __init__(self, folder: Path, edge: str, *, keeps_segments: bool = False) -> None:
+        self._folder = folder
+        self._edge = edge
+        self._keeps_segments = keeps_segments
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()  # protects all below but what is of one thread alone
+        self._segments: list[_Segment] = []
+        self._where: dict[UsageId, _Segment] = {}
+        self._pending: list[_Pending] = []
+        self._unwritten: list[_Pending] = []  # of the writer, which tries on while `failure` says why
+        self.failure: UsageUnrecorded | None = None
+        """Why no request is taken now; None: they are."""
+        self._wake = threading.Event()
+        self._is_closing = False
+        self._number = 0
+        self._is_torn = False  # nobody would find what is appended to the last segment now
+        self._file = self._begin_segment()
+        self._writer = threading.Thread(target=self._write_finished, name="manylora-spool", daemon=True)
+        self._writer.start()
+
+    def open(self, opened: Opened) -> None:
+        """Write down that a request has begun. Raises `UsageUnrecorded`: it must then not be served."""
+        with self._lock:
+            if self.failure is not None and self._unwritten:
+                raise self.failure
+            try:
+                self._require_room()
+                self._append(_encode(opened))
+            except OSError as error:
+                raise self._fail(unrecorded(error)) from error
+            segment = self._segments[-1]
+            segment.open += 1
+            self._where[opened.id] = segment
+
+    def drop(self, usage_id: UsageId) -> None:
+        with self._lock:
+            with contextlib.suppress(OSError):  # then it is closed as lost, at no cost
+                self._append(_encode(Dropped(usage_id)))
+            self._forget(usage_id)
+
+    def note_failure(self, failure: UsageUnrecorded) -> None:
+        """Take it from the engine that the disk is full; requests are taken again when this end of it finds room."""
+        with self._lock:
+            self._fail(failure)
+
+    def finish(self, record: UsageRecord) -> asyncio.Future[None]:
+        """Begin to write a record; what is returned is done when it is on the disk."""
+        done: asyncio.Future[None] = self._loop.create_future()
+        with self._lock:
+            self._pending.append((record, done))
+        self._wake.set()
+        return done
+
+    def unshipped(self, limit: int) -> tuple[list[UsageRecord], list[tuple[Path, int]]]:
+        """Up to `limit` records that are durable and not shipped, and the mark to give to `shipped` for them."""
+        records: list[UsageRecord] = []
+        marks: list[tuple[Path, int]] = []
+        with self._lock:
+            spans = [(segment.path, segment.cursor, segment.durable) for segment in self._segments]
+        for path, begin, end in spans:
+            mark = begin
+            for offset, payload in read_entries(path, begin, end):
+                mark = offset
+                entry = _decode.decode(payload)
+                if isinstance(entry, Finished):
+                    records.append(entry.record)
+                    if len(records) >= limit:
+                        break
+            if mark > begin:
+                marks.append((path, mark))
+            if len(records) >= limit:
+                break
+        return records, marks
+
+    def shipped(self, marks: list[tuple[Path, int]]) -> None:
+        """Never ship what lies before these marks again, and delete what nobody needs."""
+        with self._lock:
+            for path, offset in marks:
+                for segment in self._segments:
+                    if segment.path == path:
+                        segment.cursor = offset
+            for segment in self._segments[:-1]:
+                if segment.cursor >= segment.durable and not segment.open and not self._keeps_segments:
+                    segment.path.unlink(missing_ok=True)
+                    self._segments.remove(segment)
+
+    @property
+    def num_segments(self) -> int:
+        return len(self._segments)
+
+    def adopt(self, path: Path) -> None:
+        """Ship what a lost edge's segment holds, too; then delete it."""
+        with self._lock:
+            self._segments.insert(0, _Segment(path, durable=max((end for end, _ in read_entries(path)), default=0)))
+
+    async def close(self) -> list[UsageRecord]:
+        """Write what is pending and stop the thread; returns what a disk did not take."""
+        self._is_closing = True
+        self._wake.set()
+        await asyncio.to_thread(self._writer.join)
+        self._file.close()
+        return [record for record, _ in (*self._unwritten, *self._pending)]
+
+    def _append(self, payload: bytes) -> None:
+        """Append to the last segment, or to a new one where that has a torn end. The lock is held."""
+        if self._is_torn or self._file.size > SEGMENT_BYTES:
+            self._file = self._begin_segment()
+            self._is_torn = False
+        try:
+            self._file.append(payload)
+        except OSError:
+            self._is_torn = not self._file.is_whole
+            raise
+
+    def _begin_segment(self) -> FramedFile:
+        """Open the next segment; the one before is closed only then, so that a failure leaves a file to write to."""
+        path = self._folder / f"spool-{self._edge}-{self._number + 1:06d}.log"
+        file = FramedFile(path)
+        self._number += 1
+        if self._segments:
+            try:
+                self._file.sync()
+                self._segments[-1].durable = self._file.size
+            except OSError:
+                if not self._is_torn:  # else all that was to be durable in it is written anew
+                    file.close()
+                    path.unlink()
+                    raise
+            self._file.close()
+        self._segments.append(_Segment(path))
+        return file
+
+    def _require_room(self, *, is_synced: bool = False) -> None:
+        """After a failure, see that the disk takes entries again. Raises `OSError`. The lock is held."""
+        if self.failure is None:
+            return
+        if self._is_torn:
+            self._file, self._is_torn = self._begin_segment(), False
+        self._file.require_room()
+        if is_synced:
+            self._file.sync()
+        log.warning("usage.recorded_again folder=%s", self._folder)
+        self.failure = None
+
+    def _fail(self, failure: UsageUnrecorded) -> UsageUnrecorded:
+        """The failure, told in the log if it is the first. The lock is held."""
+        if self.failure is None:
+            log.error("usage.unrecorded folder=%s error=%s", self._folder, failure.message)
+        self.failure = failure
+        self._wake.set()
+        return failure
+
+    def _forget(self, usage_id: UsageId) -> None:
+        segment = self._where.pop(usage_id, None)
+        if segment is not None:
+            segment.open -= 1
+
+    def _write_finished(self) -> None:
+        """The thread: everything that has come is written, then synced once, then told."""
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            while True:
+                with self._lock:
+                    self._unwritten += self._pending
+                    self._pending = []
+                is_written = self._write()
+                if self._is_closing and (not is_written or not self._pending):
+                    return
+                if is_written:
+                    break
+                threading.Event().wait(RETRY_S)
+
+    def _write(self) -> bool:
+        """Write and sync what there is of `_unwritten`, in as far as it fits; whether that was all of it."""
+        failure: OSError | None = None
+        is_unsynced = False
+        with self._lock:
+            num_written = 0
+            try:
+                self._require_room(is_synced=True)
+                for record, _ in self._unwritten:
+                    self._append(_encode(Finished(record)))
+                    num_written += 1
+            except OSError as error:
+                failure = error
+            file, segment, size = self._file, self._segments[-1], self._file.size
+        try:
+            if num_written:
+                file.sync()
+        except OSError as error:
+            failure, num_written, is_unsynced = error, 0, True
+        with self._lock:
+            # Of unsynced bytes the system may have dropped some without telling again.
+            self._is_torn = self._is_torn or (is_unsynced and file is self._file)
+            written, self._unwritten = self._unwritten[:num_written], self._unwritten[num_written:]
+            if written:
+                segment.durable = max(segment.durable, size)
+            for record, _ in written:
+                self._forget(record.id)
+            if failure is not None:
+                self._fail(unrecorded(failure))
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(_tell, [done for _, done in written])
+        return failure is None
+
+
+@dataclass(frozen=True, slots=True)
+class HeldFolder:
+    """A folder of one server's spool and journals, held for this process until `release`."""
+
+    path: Path
+    descriptor: int
+
+    def release(self) -> None:
+        os.close(self.descriptor)
+
+
+def hold_folders(root: Path) -> list[HeldFolder]:
+    """Hold every folder below `root` that no living server holds: the first is ours, lost servers left the rest.
+
+    Servers of one machine may so share a root. Raises `ConfigInvalid` if it cannot be used, `DataTooNew` if a newer
+    manylora has left one of them.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        numbers = [int(entry.name) for entry in root.iterdir() if entry.name.isdigit()]
+        held = [folder for number in sorted(numbers) if (folder := _held(root / str(number))) is not None]
+        number = max(numbers, default=-1)
+        while not held:
+            number += 1
+            held += [folder for folder in [_held(root / str(number))] if folder is not None]
+        _keep_formats(held)
+    except OSError as error:
+        raise ConfigInvalid(f"metering.dir {root} cannot be used: {cause_of(error)}") from error
+    return held
+
+
+def _held(path: Path) -> HeldFolder | None:
+    path.mkdir(exist_ok=True, mode=0o700)
+    descriptor = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return HeldFolder(path, descriptor)
+
+
+def _keep_formats(held: Sequence[HeldFolder]) -> None:
+    """Raises `DataTooNew` with all of them released, `OSError`."""
+    try:
+        for folder in held:
+            _keep_format(folder.path)
+    except BaseException:
+        for folder in held:
+            folder.release()
+        raise
+
+
+def _keep_format(folder: Path) -> None:
+    """Refuse a folder of a newer format, and mark an older one, to which this program now adds. Raises `OSError`."""
+    file = folder / FORMAT_FILE
+    found = file.read_text(encoding="ascii", errors="replace").strip() if file.exists() else "1"
+    if not found.isdecimal() or int(found) > FORMAT:
+        raise newer_usage(folder, f"format {found[:20]}; manylora {__version__} knows formats up to {FORMAT}")
+    if int(found) < FORMAT:
+        whole = file.with_name(f".{FORMAT_FILE}")
+        whole.write_text(f"{FORMAT}\n", encoding="ascii")
+        whole.replace(file)
+
+
+def segments_in(folder: Path) -> list[tuple[str, Path]]:
+    """Every edge's segments, in their order, as (edge, path)."""
+    found = [(match[1], path) for path in folder.iterdir() if (match := _SEGMENT.fullmatch(path.name))]
+    return sorted(found, key=lambda pair: pair[1].name)
+
+
+def read_segment(path: Path) -> Iterator[SpoolEntry]:
+    """Every whole entry. Raises `DataTooNew` for one of a form that this program does not know."""
+    for _, payload in read_entries(path):
+        try:
+            yield _decode.decode(payload)
+        except msgspec.DecodeError as error:  # it is as it was written: its checksum says so
+            raise newer_usage(path, f"an entry that manylora {__version__} does not know ({error})") from error
+
+
+def _tell(futures: list[asyncio.Future[None]]) -> None:
+    for done in futures:
+        if not done.done():
+            done.set_result(None)

@@ -1,0 +1,230 @@
+"""Counts what the edge sees and shows it with the engine's numbers, as Prometheus text or as JSON."""
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import attrgetter
+
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import Metric as Family
+from prometheus_client.registry import Collector
+
+from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapter_state import LOAD_BUCKETS_S, LoadTimes
+from manylora.engine.events import EngineStats, Finished
+from manylora.ids import PROBE_FLOW
+from manylora.server.engine_client.streams import Generation
+from manylora.server.observability.metric_table import (
+    BASE_LABEL,
+    MAX_ADAPTER_LABELS,
+    METRICS,
+    OTHER_ADAPTERS,
+    Metric,
+    MetricKind,
+)
+
+SECOND_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+TOKEN_BUCKETS = tuple(2.0**power for power in range(18))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeNow:
+    """State of the edge at one scrape.
+
+    in_flight       sequences admitted
+    is_up           whether the engine takes requests
+    shows_private   whether the reader may see the names of private adapters
+    lost_log_lines  lines that the edge and its engines could not write
+    """
+
+    in_flight: int
+    is_up: bool
+    shows_private: bool
+    lost_log_lines: int = 0
+
+
+class Meters:
+    """All metrics of one server. Counters with LoRAX's names carry no `_total`, as LoRAX's do not.
+
+    Names of adapters that not every caller may be told of (`Catalogue`) are private: strangers see their sum alone.
+    """
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._histograms: dict[str, Histogram] = {}
+        self._totals = _Totals([m for m in METRICS if m.kind is MetricKind.COUNTER and not m.is_engine_s])
+        self._gauges: dict[str, Gauge] = {}
+        self._engine = _EngineNumbers([metric for metric in METRICS if metric.is_engine_s])
+        for metric in METRICS:
+            if metric.is_engine_s:
+                continue
+            if metric.kind is MetricKind.HISTOGRAM:
+                buckets = SECOND_BUCKETS if metric.unit == "seconds" else TOKEN_BUCKETS
+                self._histograms[metric.name] = Histogram(
+                    metric.name, metric.help, registry=self._registry, buckets=buckets
+                )
+            elif metric.kind is MetricKind.GAUGE:
+                self._gauges[metric.name] = Gauge(metric.name, metric.help, registry=self._registry)
+        self._registry.register(self._totals)
+        self._registry.register(self._engine)
+        self._adapters: set[str] = set()
+        self._public: set[str] = {BASE_LABEL, OTHER_ADAPTERS}
+
+    def note_reply(self, status: int, error_code: str | None, duration_s: float) -> None:
+        """An inference request has been answered, or its caller has gone."""
+        self._totals.add("lorax_request_count", ())
+        if status < 400 and error_code is None:
+            self._totals.add("lorax_request_success", ())
+        else:
+            self._totals.add("lorax_request_failure", (error_code or f"status_{status}",))
+        self._histograms["lorax_request_duration"].observe(duration_s)
+
+    def note_work(
+        self,
+        sizes: Iterable[tuple[int, int]],
+        generated: int,
+        timings: Mapping[str, float],
+        validation_s: float,
+        *,
+        is_whole: bool,
+    ) -> None:
+        """Record the end of a request's sequences, each with its (prompt tokens, max_new_tokens).
+
+        The engine's own times are known only if the request is whole.
+        """
+        observe = {name: histogram.observe for name, histogram in self._histograms.items()}
+        observe["lorax_request_validation_duration"](validation_s)
+        observe["lorax_request_generated_tokens"](generated)
+        for prompt_tokens, max_new_tokens in sizes:
+            observe["lorax_request_input_length"](prompt_tokens)
+            observe["lorax_request_max_new_tokens"](max_new_tokens)
+        if is_whole and generated:
+            inference_s = timings["inference_ms"] / 1e3
+            observe["lorax_request_queue_duration"](timings["queue_ms"] / 1e3)
+            observe["lorax_request_inference_duration"](inference_s)
+            observe["lorax_request_mean_time_per_token_duration"](inference_s / generated)
+            observe["manylora_time_to_first_token_seconds"](timings["time_to_first_token_ms"] / 1e3)
+
+    def note_finished(self, generation: Generation, finished: Finished) -> None:
+        """A sequence has ended in the engine, whoever still listened. The server's own probes are nobody's traffic."""
+        if generation.request.flow == PROBE_FLOW:
+            return
+        label = self._adapter_label(generation.request.adapter, has_run=finished.queue_ms is not None)
+        self._totals.add("manylora_requests", (label, finished.reason.value))
+        counts = finished.counts
+        kinds = {"prompt": counts.prompt_tokens, "cached": counts.cached_tokens, "completion": counts.completion_tokens}
+        if finished.queue_ms is not None:
+            for kind, count in kinds.items():
+                self._totals.add("manylora_tokens", (label, kind), count)
+
+    def exposition(self, stats: EngineStats | None, now: EdgeNow) -> bytes:
+        self._refresh(stats, now)
+        return generate_latest(self._registry)
+
+    def as_json(self, stats: EngineStats | None, now: EdgeNow) -> dict[str, object]:
+        """`{family: {"type", "data": [{"key", "value"}]}}`; a key is a sample's name with its labels."""
+        self._refresh(stats, now)
+        return {
+            family.name: {
+                "type": family.type,
+                "data": [{"key": _key(s.name, s.labels), "value": s.value} for s in family.samples],
+            }
+            for family in self._registry.collect()
+        }
+
+    def _refresh(self, stats: EngineStats | None, now: EdgeNow) -> None:
+        self._engine.stats = stats
+        self._totals.shown = None if now.shows_private else self._public
+        self._totals.set("manylora_log_lines_lost", now.lost_log_lines)
+        self._gauges["manylora_in_flight"].set(now.in_flight)
+        self._gauges["manylora_engine_up"].set(now.is_up)
+
+    def _adapter_label(self, adapter: AdapterRef | None, *, has_run: bool) -> str:
+        """Labels are few, so a name gets one only when it has run: names that do not exist must not use them up."""
+        if adapter is None:
+            return BASE_LABEL
+        name = adapter.full_id
+        if has_run and len(self._adapters) < MAX_ADAPTER_LABELS:
+            self._adapters.add(name)
+            members = (adapter,) if adapter.merge is None else adapter.merge.members
+            if all(member.source is SourceName.LOCAL for member in members):
+                self._public.add(name)
+        return name if name in self._adapters else OTHER_ADAPTERS
+
+
+class _Totals(Collector):
+    """Counters under exactly their own names: the client library would append `_total`.
+
+    `shown` are the adapters that are named; the others are summed. None: all are.
+    """
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self.shown: Container[str] | None = None
+        self._metrics = {metric.name: metric for metric in metrics}
+        self._values: dict[str, dict[tuple[str, ...], float]] = {name: {} for name in self._metrics}
+        for name, metric in self._metrics.items():
+            if not metric.labels:
+                self._values[name][()] = 0.0
+
+    def add(self, name: str, labels: tuple[str, ...], amount: float = 1.0) -> None:
+        values = self._values[name]
+        values[labels] = values.get(labels, 0.0) + amount
+
+    def set(self, name: str, value: float) -> None:
+        """Take over a total that is counted elsewhere."""
+        self._values[name][()] = value
+
+    def collect(self) -> Iterable[Family]:
+        for name, metric in self._metrics.items():
+            family = Family(name, metric.help, "unknown")
+            for labels, value in self._summed(metric).items():
+                family.add_sample(name, dict(zip(metric.labels, labels, strict=True)), value)
+            yield family
+
+    def _summed(self, metric: Metric) -> Mapping[tuple[str, ...], float]:
+        values = self._values[metric.name]
+        if self.shown is None or not metric.labels or metric.labels[0] != "adapter":
+            return values
+        sums: dict[tuple[str, ...], float] = {}
+        for (adapter, *rest), value in values.items():
+            labels = (adapter if adapter in self.shown else OTHER_ADAPTERS, *rest)
+            sums[labels] = sums.get(labels, 0.0) + value
+        return sums
+
+
+class _EngineNumbers(Collector):
+    """The engine's gauges and totals as last told."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = tuple(metrics)
+        self.stats: EngineStats | None = None
+
+    def collect(self) -> Iterable[Family]:
+        for metric in self._metrics:
+            if metric.kind is MetricKind.HISTOGRAM:
+                yield self._load_times(metric)
+                continue
+            family = Family(metric.name, metric.help, "gauge" if metric.kind is MetricKind.GAUGE else "unknown")
+            if metric.stat is not None:
+                self._add(family, {}, metric.stat)
+            for tier, path in metric.by_tier:
+                self._add(family, {"tier": tier}, path)
+            yield family
+
+    def _add(self, family: Family, labels: dict[str, str], path: str) -> None:
+        if self.stats is not None:
+            family.add_sample(family.name, labels, attrgetter(path)(self.stats))
+
+    def _load_times(self, metric: Metric) -> Family:
+        """A histogram of each source and tier; its buckets are the store's, summed up as Prometheus wants them."""
+        family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+        times: Sequence[LoadTimes] = () if self.stats is None else self.stats.adapters.load_times
+        for entry in times:
+            buckets = list(zip([*map(str, LOAD_BUCKETS_S), "+Inf"], accumulate(entry.counts), strict=True))
+            family.add_metric([entry.source, entry.tier], buckets=buckets, sum_value=entry.total_s)
+        return family
+
+
+def _key(name: str, labels: Mapping[str, str]) -> str:
+    return name if not labels else name + "{" + ",".join(f'{k}="{v}"' for k, v in labels.items()) + "}"

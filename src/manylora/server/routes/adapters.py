@@ -1,0 +1,247 @@
+"""The operators' routes: GET /v1/adapters, and GET, POST and DELETE of one adapter below it."""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from manylora.adapter_ref import AdapterRef, SourceName, is_registry_id
+from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState, is_over
+from manylora.errors import AdapterError, AdapterNotFound, AdapterReferenceInvalid, InvalidParameter
+from manylora.server.access.access import Access
+from manylora.server.engine_client.link import EngineLink
+from manylora.server.generation.adapter_fields import AdapterFields
+from manylora.server.generation.adapter_resolver import name_in_path
+from manylora.server.generation.admission import Gate
+from manylora.server.http.exchange import Exchange
+from manylora.server.http.json_fields import Fields
+from manylora.server.http.known_fields import check_names
+from manylora.server.http.operators import require_operator
+from manylora.server.http.request_fields import ADAPTER_ACTION
+from manylora.server.routes.adapter_listing import Catalogue
+from manylora.tenancy import AdapterAct
+
+POSTED = tuple(action for action in AdapterAction if action is not AdapterAction.DELETE)
+DEFAULT_PAGE, MAX_PAGE = 100, 1_000
+FIRST_LOOK_S, LONGEST_LOOK_S = 0.01, 0.2
+DONE, BEGUN = 200, 202
+LOOKS = 64  # questions at a time: the engine answers all that have come between two steps
+
+
+class AdapterRoutes:
+    """Each begins what is asked and tells how the adapter stands: 200 if it is done, 202 if it goes on."""
+
+    def __init__(
+        self, gate: Gate, link: EngineLink, catalogue: Catalogue, *, longest_wait_s: float, access: Access
+    ) -> None:
+        self._gate = gate
+        self._link = link
+        self._catalogue = catalogue
+        self._longest_wait_s = longest_wait_s
+        self._access = access
+
+    async def list_page(self, exchange: Exchange) -> None:
+        """One page, in the order of ids. An id that two callers' credentials tell apart stands there twice.
+
+        Local adapters that nobody has asked for are among them, and with `tenant` all uploads of that tenant; the
+        engine looks at those of the page alone.
+        """
+        self._admit(exchange)
+        query = exchange.query
+        limit = page_limit(query.get("limit"), default=DEFAULT_PAGE, most=MAX_PAGE)
+        state = _state(query.get("state"))
+        tenant = await self._named_tenant(exchange)
+        prefix, source, after = query.get("prefix", ""), _source(query.get("source")), _cursor(query.get("after"))
+        found = [
+            info
+            for info in sorted(await self._known(tenant), key=_place)
+            if info.id.startswith(prefix)
+            and (state is None or info.state is state)
+            and (source is None or info.source == source)
+            and (tenant is None or info.tenant == tenant)
+            and (after is None or _place(info) > after)
+        ]
+        page = _page(found, limit)
+        has_more = len(page) < len(found)
+        last = _cursor_at(page[-1]) if has_more else None
+        data = [info for info in await self._looked_at(page) if state is None or info.state is state]
+        await exchange.reply({"object": "list", "data": data, "has_more": has_more, "after": last})
+
+    async def show(self, exchange: Exchange) -> None:
+        self._admit(exchange)
+        await exchange.reply(await self._link.info(await self._ref(exchange)))
+
+    async def act(self, exchange: Exchange) -> None:
+        self._admit(exchange)
+        body = exchange.json()
+        check_names(body, ADAPTER_ACTION)
+        name = body.string("action")
+        if name not in POSTED:
+            given = "nothing" if name is None else repr(name[:80])
+            raise InvalidParameter(f"`action` must be one of {', '.join(POSTED)}. Given: {given}", parameter="action")
+        await self._do(exchange, AdapterAction(name), await self._ref(exchange, body))
+
+    async def delete(self, exchange: Exchange) -> None:
+        self._admit(exchange)
+        await self._do(exchange, AdapterAction.DELETE, await self._ref(exchange))
+
+    async def _do(self, exchange: Exchange, action: AdapterAction, ref: AdapterRef) -> None:
+        wait_s = min(_wait_s(exchange.query.get("wait")), self._longest_wait_s)
+        exchange.arrival.noted |= {"action": action.value, "adapter": ref.full_id}
+        info = await self._link.manage(action, ref)
+        if action is AdapterAction.DELETE:
+            self._catalogue.note_deleted(ref)
+        await self._note(exchange, action, ref)
+        end_s, look_s = exchange.clock.monotonic_s() + wait_s, FIRST_LOOK_S
+        while not is_over(action, info) and (left_s := end_s - exchange.clock.monotonic_s()) > 0:
+            await asyncio.sleep(min(look_s, left_s))
+            look_s = min(LONGEST_LOOK_S, 2 * look_s)
+            try:
+                info = await self._link.info(ref)
+            except AdapterNotFound:
+                if action is not AdapterAction.DELETE:
+                    raise
+                info = replace(_unasked(ref), is_deleted=True)
+        await exchange.reply(info, status=DONE if is_over(action, info) else BEGUN)
+
+    async def _note(self, exchange: Exchange, action: AdapterAction, ref: AdapterRef) -> None:
+        caller = exchange.arrival.caller
+        act = AdapterAct(
+            at_ms=int(1000 * exchange.clock.wall_s()),
+            actor=caller.tenant,
+            key=caller.key,
+            address=exchange.client_host,
+            request_id=exchange.arrival.request_id,
+            verb=action.value,
+            adapter=f"{ref.source}://{ref.id}",
+            owner=ref.tenant or None,
+        )
+        await self._access.note_act(act)
+
+    async def _known(self, tenant: str | None) -> list[AdapterInfo]:
+        """What the engine tells of; besides, local adapters, or the uploads of the one tenant that is asked for."""
+        told = list(await self._link.infos())
+        there = {(info.source, info.tenant, info.id) for info in told}
+        if tenant is None:
+            refs = [AdapterRef(SourceName.LOCAL, name) for name in await self._gate.resolver.local_names()]
+        else:
+            listed = await self._gate.resolver.listed(tenant)
+            refs = list(dict.fromkeys(ref for _, ref in listed if ref.tenant == tenant))
+        return told + [_unasked(ref) for ref in refs if (ref.source, ref.tenant, ref.id) not in there]
+
+    async def _looked_at(self, page: Sequence[AdapterInfo]) -> list[AdapterInfo]:
+        """The page with what the engine finds of those that it had not been asked for; deleted ones are left out."""
+        looked: list[AdapterInfo | None] = []
+        for start in range(0, len(page), LOOKS):
+            some = page[start : start + LOOKS]
+            looked += await asyncio.gather(*(self._look_at(info) for info in some))
+        return [info for info in looked if info is not None]
+
+    async def _look_at(self, info: AdapterInfo) -> AdapterInfo | None:
+        ref = AdapterRef(SourceName(info.source), info.id, tenant=info.tenant)
+        if info != _unasked(ref):
+            return info
+        try:
+            return replace(await self._link.info(ref), report=None)
+        except AdapterNotFound:
+            return None
+        except AdapterError as error:
+            return replace(info, state=AdapterState.FAILED, error=error.message)
+
+    def _admit(self, exchange: Exchange) -> None:
+        require_operator(exchange, is_open=self._gate.settings.admin_open)
+
+    async def _named_tenant(self, exchange: Exchange) -> str | None:
+        """The tenant that an operator asks for. Raises `InvalidParameter` for one that does not exist."""
+        tenant = exchange.query.get("tenant")
+        if tenant is not None and not await self._gate.resolver.has_tenant(tenant):
+            raise InvalidParameter(f"no tenant `{tenant[:80]}`", parameter="tenant")
+        return tenant
+
+    async def _ref(self, exchange: Exchange, body: Fields | None = None) -> AdapterRef:
+        """The adapter that the path names, as it would for a request of the tenant that the query names, or the key's.
+
+        A tenant's version that requests do not find (an archived one, or a suspended tenant's) is its own all the same.
+        """
+        adapter_id, tenant = name_in_path(exchange.path_parameters["adapter_id"]), await self._named_tenant(exchange)
+        token = (body.string("api_token") if body is not None else None) or ""
+        fields = AdapterFields(source=exchange.query.get("source"), token=token)
+        try:
+            ref = await self._gate.resolver.adapter(adapter_id, fields, tenant=tenant or exchange.arrival.tenant)
+        except AdapterNotFound:
+            if tenant is None or fields.source not in (None, SourceName.PBASE):
+                raise
+            ref = AdapterRef(SourceName.PBASE, adapter_id.rstrip("/"), tenant=tenant)
+            if not is_registry_id(ref.id):
+                raise
+        if ref is None:
+            raise AdapterReferenceInvalid(f"`{adapter_id}` is the base model, not an adapter", parameter="adapter_id")
+        return ref
+
+
+def _unasked(ref: AdapterRef) -> AdapterInfo:
+    """Return the facts of an adapter before the engine has looked at it."""
+    return AdapterInfo(id=ref.id, source=ref.source.value, state=AdapterState.ABSENT, tenant=ref.tenant)
+
+
+def _place(info: AdapterInfo) -> tuple[str, str, str]:
+    return info.id, info.source, info.tenant
+
+
+def _cursor_at(info: AdapterInfo) -> str:
+    return f"{info.source}:{info.id}" + (f":{info.tenant}" if info.tenant else "")
+
+
+def _cursor(text: str | None) -> tuple[str, str, str] | None:
+    """The `after` of a page before, `source:id` or `source:id:tenant`; the adapter itself may be gone by now."""
+    if text is None:
+        return None
+    source, mark, rest = text.partition(":")
+    if not mark:
+        raise InvalidParameter("`after` must be the `after` of the page before, `source:id`", parameter="after")
+    adapter_id, _, tenant = rest.partition(":")
+    return adapter_id, source, tenant
+
+
+def _page(found: Sequence[AdapterInfo], limit: int) -> Sequence[AdapterInfo]:
+    """The first ones; what stands at one place is not torn apart, since the next page begins behind it."""
+    end = min(limit, len(found))
+    while 0 < end < len(found) and _place(found[end]) == _place(found[end - 1]):
+        end += 1
+    return found[:end]
+
+
+def page_limit(text: str | None, *, default: int, most: int) -> int:
+    """Return the number of entries of a page, as a query says it. Raises `InvalidParameter`."""
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most):
+        raise InvalidParameter(f"`limit` must be an integer from 1 to {most}. Given: {text[:80]!r}", parameter="limit")
+    return int(text)
+
+
+def _state(text: str | None) -> AdapterState | None:
+    if text is None:
+        return None
+    try:
+        return AdapterState(text)
+    except ValueError:
+        states = ", ".join(AdapterState)
+        raise InvalidParameter(f"`state` must be one of {states}. Given: {text[:80]!r}", parameter="state") from None
+
+
+def _source(text: str | None) -> str | None:
+    if text is None or text in tuple(SourceName):
+        return text
+    sources = ", ".join(SourceName)
+    raise InvalidParameter(f"`source` must be one of {sources}. Given: {text[:80]!r}", parameter="source")
+
+
+def _wait_s(text: str | None) -> float:
+    try:
+        wait_s = float(text or 0)
+    except ValueError:
+        wait_s = math.nan
+    if not (math.isfinite(wait_s) and wait_s >= 0):
+        raise InvalidParameter(f"`wait` must be seconds, at least 0. Given: {str(text)[:80]!r}", parameter="wait")
+    return wait_s

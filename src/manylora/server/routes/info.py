@@ -1,0 +1,163 @@
+"""The routes that tell about the server: /info, /health, /metrics, /tokenize, /v1/models; and the tasks it lacks."""
+
+from manylora import __version__
+from manylora.errors import InvalidParameter, TaskUnsupported, Unavailable
+from manylora.http.dialects import headers_of
+from manylora.server.generation.adapter_fields import read_adapter_fields
+from manylora.server.generation.adapter_resolver import name_in_path
+from manylora.server.generation.service import Inference
+from manylora.server.http.exchange import Exchange
+from manylora.server.http.json_fields import Fields
+from manylora.server.http.known_fields import check_names
+from manylora.server.http.operators import is_operator
+from manylora.server.http.request_fields import ADAPTER, TOKENIZE_BODY, TOKENIZE_PARAMETERS
+from manylora.server.observability.health import Health
+from manylora.server.observability.metrics import EdgeNow, Meters
+from manylora.server.routes.adapter_listing import Catalogue
+from manylora.server.routes.adapters import page_limit
+from manylora.system.standard_streams import lost_lines
+
+UNHEALTHY = {"error": "unhealthy", "error_type": "healthcheck", "code": "deployment_unavailable"}
+MAX_MODELS = 10_000
+"""Of a page of `/v1/models`: clients of OpenAI's know of no pages there."""
+PROBE_PATHS = frozenset({"/health", "/ping", "/startup", "/ready"})
+TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class FactRoutes:
+    """Nothing here generates for a caller."""
+
+    def __init__(self, inference: Inference, health: Health, meters: Meters, catalogue: Catalogue) -> None:
+        self._inference = inference
+        self._gate = inference.gate
+        self._link = inference.link
+        self._health = health
+        self._meters = meters
+        self._catalogue = catalogue
+
+    async def health(self, exchange: Exchange) -> None:
+        is_well = not self._gate.is_draining and await self._health.is_well()
+        await self._tell(exchange, is_well=is_well)
+
+    async def startup(self, exchange: Exchange) -> None:
+        is_well = not self._gate.is_draining and (self._health.has_generated or await self._health.probe())
+        await self._tell(exchange, is_well=is_well)
+
+    async def ready(self, exchange: Exchange) -> None:
+        """Return whether a request that comes now is served; cheap, for a balancer that asks often."""
+        if (failure := self._inference.usage_failure) is not None:
+            raise failure
+        is_ready = not self._gate.is_draining and self._health.has_generated and self._link.health().is_up
+        await self._tell(exchange, is_well=is_ready)
+
+    async def info(self, exchange: Exchange) -> None:
+        served, settings = self._gate.served, self._gate.settings
+        await exchange.reply(
+            {
+                "model_id": served.model_id,
+                "model_sha": served.sha,
+                "model_dtype": f"torch.{served.dtype}",
+                "model_device_type": served.device,
+                "model_pipeline_tag": "text-generation",
+                "max_concurrent_requests": settings.max_concurrent_requests,
+                "max_best_of": settings.max_best_of,
+                "max_stop_sequences": settings.max_stop_sequences,
+                "max_input_length": served.max_input_length,
+                "max_total_tokens": served.max_model_len,
+                "waiting_served_ratio": 0.0,
+                "max_batch_total_tokens": served.max_running * served.max_model_len,
+                "max_waiting_tokens": 0,
+                "validation_workers": 2,
+                "eager_prefill": True,
+                "version": __version__,
+                "sha": None,
+                "docker_label": None,
+                "request_logger_url": None,
+            }
+        )
+
+    async def metrics(self, exchange: Exchange) -> None:
+        stats = await self._link.stats()
+        health = self._link.health()
+        now = EdgeNow(
+            in_flight=self._gate.num_sequences,
+            is_up=health.is_up,
+            shows_private=is_operator(exchange, is_open=self._gate.settings.admin_open),
+            lost_log_lines=lost_lines() + health.lost_log_lines,
+        )
+        wants_json = "application/json" in (exchange.header("accept") or "")
+        if wants_json or exchange.query.get("format") == "json":
+            await exchange.reply(self._meters.as_json(stats, now))
+            return
+        await exchange.reply_bytes(self._meters.exposition(stats, now), TEXT_FORMAT)
+
+    async def tokenize(self, exchange: Exchange) -> None:
+        body = exchange.json()
+        check_names(body, TOKENIZE_BODY)
+        inputs = body.string("inputs")
+        if inputs is None:
+            raise InvalidParameter("`inputs` is required", parameter="inputs")
+        has_special = body.boolean("add_special_tokens", default=True)
+        caller = exchange.arrival.caller
+        fields = read_adapter_fields(_adapter_place(body))
+        adapter = await self._gate.resolver.adapter(
+            fields.adapter_id, fields, tenant=caller.tenant, token=caller.source_token
+        )
+        with self._inference.admit(exchange, 0):
+            rules = await self._inference.rules(exchange, adapter)
+            if rules.failure is not None:
+                raise rules.failure
+            tokenizer = rules.tokenizer
+            spans = await self._gate.pool.run(lambda: tokenizer.spans(inputs, add_special_tokens=has_special))
+        await exchange.reply(
+            [{"id": span.token_id, "text": span.piece, "start": span.start, "stop": span.stop} for span in spans]
+        )
+
+    async def models(self, exchange: Exchange) -> None:
+        """A page, in the order of the list; `after` is the id of the last one of the page before."""
+        served, query = self._gate.served, exchange.query
+        limit, after = page_limit(query.get("limit"), default=MAX_MODELS, most=MAX_MODELS), query.get("after")
+        ids = [served.model_id, *await self._catalogue.names(exchange.arrival.tenant)]
+        if after is not None:
+            if after not in ids:
+                raise InvalidParameter("`after` must be the id of a model of the list", parameter="after")
+            ids = ids[ids.index(after) + 1 :]
+        data = [self._model(name, None if name == served.model_id else served.model_id) for name in ids[:limit]]
+        await exchange.reply({"object": "list", "data": data, "has_more": len(ids) > limit})
+
+    async def model(self, exchange: Exchange) -> None:
+        served, name = self._gate.served, name_in_path(exchange.path_parameters["model_id"])
+        exchange.model = name
+        listed = await self._catalogue.find(exchange.arrival.tenant, name)
+        if listed is None:
+            await exchange.reply(self._model(served.model_id, None))
+            return
+        await exchange.reply(self._model(listed, served.model_id))
+
+    async def embeddings(self, exchange: Exchange) -> None:
+        raise TaskUnsupported("embeddings are switched off: this deployment generates text only")
+
+    async def classification(self, exchange: Exchange) -> None:
+        raise TaskUnsupported("this deployment has no classifier")
+
+    def _model(self, name: str, parent: str | None) -> dict[str, object]:
+        created = self._gate.served.created_s
+        return {"id": name, "object": "model", "created": created, "owned_by": "manylora", "parent": parent}
+
+    async def _tell(self, exchange: Exchange, *, is_well: bool) -> None:
+        if is_well:
+            await exchange.reply({"status": "ok"})
+        else:
+            error = Unavailable("unhealthy")
+            await exchange.reply(UNHEALTHY, status=error.row.native_status, headers=headers_of(error))
+
+
+def _adapter_place(body: Fields) -> Fields:
+    """Where a body to tokenise names its adapter: at the top or, as generation does, in `parameters`; not in both."""
+    parameters = body.child("parameters")
+    if parameters is None:
+        return body
+    check_names(parameters, TOKENIZE_PARAMETERS, "parameters")
+    if beside := [name for name in ADAPTER if body.get(name) is not None]:
+        raise InvalidParameter(f"`{beside[0]}` stands beside `parameters`: put it into them", parameter=beside[0])
+    return parameters

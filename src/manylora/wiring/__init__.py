@@ -1,0 +1,1 @@
+"""Composition: the concrete classes of an engine, an adapter store and a control plane, put together."""

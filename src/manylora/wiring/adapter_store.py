@@ -1,0 +1,60 @@
+"""The adapter store of a server, from its settings."""
+
+import secrets
+from pathlib import Path
+
+from manylora.adapter_ref import FOLDER_SOURCES
+from manylora.adapters.base_shape import BaseShape
+from manylora.adapters.ingest.client import ProcessIngest
+from manylora.adapters.jobs import IngestSettings
+from manylora.adapters.sources.upload_folders import folder_sources
+from manylora.adapters.store.store import Store
+from manylora.adapters.tiers.bank import CpuBank
+from manylora.adapters.tiers.disk import DiskTier, ingest_rules
+from manylora.adapters.tiers.reader_threads import ThreadedReader
+from manylora.clock import Clock
+from manylora.config.settings import AdaptersConfig, enabled_sources
+
+
+def open_store(
+    *, config: AdaptersConfig, shape: BaseShape, base_dir: Path | None = None, dtype: str, folder: Path, clock: Clock
+) -> Store:
+    """The store of a CPU server: the configured sources, an ingest process of its own, the disk tier below `folder`.
+
+    `dtype` is the back end's `lora_dtype`, as "bfloat16" or "float32"; `config.bank_bytes` is the memory plan's.
+    """
+    disk = DiskTier(
+        folder, config.disk_bytes, dtype=dtype, base_fingerprint=shape.fingerprint, rules=ingest_rules(config)
+    )
+    settings = IngestSettings(
+        shape=shape,
+        roots=config.roots,
+        folder=str(disk.folder),
+        dtype=dtype,
+        max_rank=config.max_rank,
+        max_bytes=config.max_bytes,
+        parallel_loads=config.parallel_loads,
+        stores=config.stores,
+        hub_endpoint=config.hub_endpoint,
+        redirect_hosts=config.redirect_hosts,
+        load_timeout_s=config.load_timeout_s,
+        base_dir="" if base_dir is None else str(base_dir),
+        registry_dir=config.registry_dir,
+        memory_bytes=config.ingest_bytes,
+        session=secrets.token_hex(8),
+        is_strict=config.strict,
+        harmless_fields=config.harmless_fields,
+        allows_templates=config.chat_templates,
+    )
+    return Store(
+        shape=shape,
+        dtype=dtype,
+        sources=folder_sources(config.roots, config.registry_dir),
+        remote=enabled_sources(config) - FOLDER_SOURCES,
+        ingest=ProcessIngest(settings),
+        reader=ThreadedReader(),
+        disk=disk,
+        bank=CpuBank(config.bank_bytes),
+        clock=clock,
+        config=config,
+    )

@@ -1,0 +1,234 @@
+"""The composition root: from a configuration to wired objects. The only file that knows every concrete class."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapters.base_shape import BaseShape, base_shape
+from manylora.adapters.sources.local import LocalSource
+from manylora.adapters.store.store import Store
+from manylora.clock import Clock, SystemClock
+from manylora.config.settings import Config, cache_dir, enabled_sources
+from manylora.engine.engine import Engine, EngineLimits
+from manylora.engine.execution.batch import BatchBuilder
+from manylora.engine.execution.runner import Runner
+from manylora.engine.scheduling.blocks import BlockPool
+from manylora.engine.scheduling.lending import KvLender
+from manylora.engine.scheduling.pins import AdapterPins
+from manylora.engine.scheduling.scheduler import Scheduler, StepLimits
+from manylora.errors import AdapterError, AdapterNotFound, ConfigInvalid
+from manylora.kernels.interface import Kernels
+from manylora.kernels.select import select_kernels
+from manylora.models.checkpoint_files import fingerprint
+from manylora.models.fetch.catalog import resolve, short_name
+from manylora.models.llama import LlamaModel
+from manylora.models.spec import ModelSpec, read_spec
+from manylora.models.text.tokenizer import Tokenizer
+from manylora.models.weights import load_weights
+from manylora.server.engine_client.served_model import ServedModel
+from manylora.system.resources import Resources, find_resources
+from manylora.wiring.adapter_store import open_store
+from manylora.wiring.memory_plan import MemoryPlan, plan_memory
+
+log = logging.getLogger(__name__)
+
+Tell = Callable[[str], None]
+"""Is given one line for each stage of the start."""
+
+
+def build_engine(config: Config, tell: Tell) -> tuple[Engine, ServedModel]:
+    """Load the base model and wire an engine around it.
+
+    Raises: `StartupError` (unknown model, unsupported architecture, memory that cannot fit, an adapter's folder with a
+            name of the base), before weights are read.
+    """
+    clock = SystemClock()
+    base_dir = resolve(config.model.base, cache_dir(config))
+    _refuse_adapters_named_as_the_base(config, _model_id(config, base_dir))
+    spec = read_spec(base_dir)
+    resources = find_resources((os.getpid(),))
+    kernels = _choose_kernels(config, resources)
+    threads = config.model.threads or resources.threads
+    tell(f"kernels {kernels.name} loaded, {_dtype(kernels)} weights, {threads} threads")
+    plan = make_plan(config, spec, kernels, resources)
+    tell("\n".join(plan.lines()))
+    tokenizer = Tokenizer(base_dir, clock=clock)
+    tell("tokenizer loaded")
+    model = LlamaModel(spec, load_weights(base_dir, spec, kernels), kernels, max_positions=plan.max_model_len)
+    tell("weights loaded and packed")
+    digest = fingerprint(base_dir, spec)
+    store = _open_store(config, plan, base_shape(spec, base_dir.name, digest), base_dir, kernels, clock)
+    engine = wire_engine(config, plan, model, kernels, store, tokenizer, clock)
+    tell("adapter store opened, KV cache laid out")
+    return engine, _served(config, base_dir, spec, digest, kernels, plan, clock)
+
+
+def _model_id(config: Config, base_dir: Path) -> str:
+    return base_dir.name if Path(config.model.base).is_dir() else config.model.base
+
+
+def _refuse_adapters_named_as_the_base(config: Config, model_id: str) -> None:
+    """Raises `ConfigInvalid` for a folder below an adapter root that no request could name: its name is the base's."""
+    source = LocalSource(tuple(map(Path, config.adapters.roots)))
+    for name in dict.fromkeys((model_id, model_id.rsplit("/", 1)[-1], short_name(model_id))):
+        try:
+            source.locate(AdapterRef(SourceName.LOCAL, name))
+        except AdapterNotFound:
+            continue
+        except AdapterError:
+            pass  # an adapter's all the same, unfit as it is
+        raise ConfigInvalid(
+            f"the adapter folder {name!r} below {', '.join(config.adapters.roots)} has a name of the served base model "
+            f"{model_id}, which every request with that name means; rename the folder"
+        )
+
+
+def make_plan(config: Config, spec: ModelSpec, kernels: Kernels, resources: Resources) -> MemoryPlan:
+    """Plan the memory from shapes alone, so that what cannot fit is refused before a weight is read."""
+    return plan_memory(
+        config,
+        available_bytes=config.engine.memory_bytes or resources.memory_bytes,
+        weight_bytes=weight_bytes(spec, kernels),
+        kv_block_bytes=kernels.kv_block_bytes(
+            layers=spec.num_layers,
+            block_size=config.engine.block_size,
+            kv_heads=spec.kv_heads,
+            head_dim=spec.head_dim,
+        ),
+        max_positions=spec.max_positions,
+        step_bytes=step_bytes(spec, config.engine.max_step_tokens),
+    )
+
+
+def step_bytes(spec: ModelSpec, rows: int) -> int:
+    """Bytes of the float32 buffers of a step: activations of one block, which the blocks share, and the logits."""
+    inner = 2 * (spec.heads + 2 * spec.kv_heads) * spec.head_dim + 6 * spec.hidden + 3 * spec.intermediate
+    return 4 * rows * (inner + spec.vocab)
+
+
+def weight_bytes(spec: ModelSpec, kernels: Kernels) -> int:
+    """Bytes of the packed base: a back end may keep a tied embedding in two forms, and int8 has scales in float32."""
+    copied = spec.vocab * spec.hidden if spec.tie_embeddings and kernels.copies_tied_table else 0
+    scales = 4 * spec.output_channels if kernels.weight_dtype is torch.int8 else 0
+    return (spec.parameters + copied) * kernels.weight_dtype.itemsize + scales
+
+
+def wire_engine(
+    config: Config,
+    plan: MemoryPlan,
+    model: LlamaModel,
+    kernels: Kernels,
+    store: Store,
+    tokenizer: Tokenizer,
+    clock: Clock,
+) -> Engine:
+    """Put scheduler, runner and store together around a loaded model."""
+    limits, spec = config.engine, model.spec
+    kv = kernels.new_kv(
+        layers=spec.num_layers,
+        num_blocks=plan.kv_blocks,
+        block_size=plan.block_size,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+    )
+    pool = BlockPool(plan.kv_blocks, plan.block_size, prefix_cache=limits.prefix_cache)
+    lender = KvLender(pool, kv, kept_blocks=-(-plan.max_model_len // plan.block_size))
+    store.borrow_from(lender)
+    pins = AdapterPins(store, lender, vocab=spec.vocab)
+    builder = BatchBuilder(kernels, max_rows=limits.max_step_tokens, block_size=plan.block_size, vocab=spec.vocab)
+    return Engine(
+        scheduler=Scheduler(
+            pool,
+            _step_limits(config, kernels),
+            pins,
+        ),
+        runner=Runner(model, kv, builder, kernels.draw),
+        store=store,
+        pins=pins,
+        clock=clock,
+        limits=EngineLimits(
+            max_model_len=plan.max_model_len,
+            vocab=spec.vocab,
+            max_waiting=limits.max_waiting,
+            max_queue_s=limits.max_queue_s,
+        ),
+        end_of_sequence=tokenizer.eos_ids,
+        # As the reply's text is made.
+        open_text=lambda added, skips: tokenizer.with_added(added).stream(skip_special_tokens=skips, continues=True),
+    )
+
+
+def _step_limits(config: Config, kernels: Kernels) -> StepLimits:
+    """Where a row's bits depend on its neighbours a guess could change a token, so nothing is guessed."""
+    limits = config.engine
+    guess_tokens = limits.guess_tokens if kernels.is_row_independent else 0
+    if guess_tokens != limits.guess_tokens:
+        log.info("engine.no_guesses kernels=%s reason=rows_are_not_independent", kernels.name)
+    return StepLimits(
+        max_rows=limits.max_step_tokens,
+        max_running=limits.max_running,
+        guess_tokens=guess_tokens,
+        guess_width=limits.guess_width,
+    )
+
+
+def _choose_kernels(config: Config, resources: Resources) -> Kernels:
+    threads = config.model.threads or resources.threads
+    kernels = select_kernels(
+        config.model.kernels,
+        threads,
+        quantize=config.model.quantize,
+        spin_us=config.model.spin_us,
+        cache_dir=cache_dir(config),
+    )
+    # The native kernels bring their own threads; torch's would spin beside them (docs/decisions/threads.md).
+    torch.set_num_threads(1 if kernels.name in ("native", "native-bf16", "int8") else threads)
+    return kernels
+
+
+def _dtype(kernels: Kernels) -> str:
+    return str(kernels.weight_dtype).removeprefix("torch.")
+
+
+def _open_store(
+    config: Config, plan: MemoryPlan, shape: BaseShape, base_dir: Path, kernels: Kernels, clock: Clock
+) -> Store:
+    adapters = dataclasses.replace(
+        config.adapters, bank_bytes=plan.bank_bytes, host_bytes=plan.bank_bytes, ingest_bytes=plan.ingest_bytes
+    )
+    return open_store(
+        config=adapters,
+        shape=shape,
+        base_dir=base_dir,
+        dtype=str(kernels.lora_dtype).removeprefix("torch."),
+        folder=cache_dir(config) / "adapters",
+        clock=clock,
+    )
+
+
+def _served(
+    config: Config, base_dir: Path, spec: ModelSpec, digest: str, kernels: Kernels, plan: MemoryPlan, clock: Clock
+) -> ServedModel:
+    model_id = _model_id(config, base_dir)
+    return ServedModel(
+        model_id=model_id,
+        base_dir=str(base_dir),
+        sha=digest,
+        dtype=_dtype(kernels),
+        device="cpu",
+        max_model_len=plan.max_model_len,
+        vocab_size=spec.vocab,
+        max_step_tokens=config.engine.max_step_tokens,
+        max_running=config.engine.max_running,
+        aliases=(short_name(model_id),),
+        adapter_roots=config.adapters.roots,
+        registry_dir=config.adapters.registry_dir,
+        adapter_sources=tuple(sorted(enabled_sources(config.adapters))),
+        default_source=SourceName(config.adapters.default_source),
+        created_s=int(clock.wall_s()),
+    )

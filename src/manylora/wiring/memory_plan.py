@@ -1,0 +1,151 @@
+"""How the memory is divided between weights, KV cache and adapters: decided once, at start, and printed."""
+
+from dataclasses import dataclass
+
+from manylora.adapters.store.loads import INGEST_FACTOR
+from manylora.config.settings import MIB, Config
+from manylora.errors import MemoryPlanImpossible
+
+EDGE_BYTES = 192 * MIB
+"""The edge: interpreter, libraries, tokenizer, control plane. Measured: 159 MiB under load."""
+ENGINE_BYTES = 240 * MIB
+"""The engine without what has a line of its own: interpreter and libraries, above all torch's. Measured: 201 MiB."""
+INGEST_PROCESS_BYTES = 48 * MIB
+"""The ingest process without its loads. Measured: 23 MiB."""
+FILE_BYTES = 80 * MIB
+"""Pages of program files that are in use all the time: given up, they would be read again at once."""
+PROCESS_BYTES = EDGE_BYTES + ENGINE_BYTES + INGEST_PROCESS_BYTES + FILE_BYTES
+"""`docs/decisions/memory.md` has the measurements and the command that repeats them."""
+BYTES_OF_A_WAITING_TOKEN = 84
+"""Of a prompt's token in the edge and in the engine together. Measured: 500 requests of 7,000 tokens took 280 MiB."""
+
+_SHARE_OF_ADAPTERS = 4
+_SHARE_OF_INGEST = 8
+_SHARE_OF_PROMPTS = 8
+_MOST_ADAPTER_BYTES = 1024 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """Bytes of each part; `kv_blocks` blocks of `block_size` positions make up `kv_bytes`.
+
+    On a CPU the bank and the host tier are the same memory, within the smaller of the two budgets.
+    """
+
+    available_bytes: int
+    weight_bytes: int
+    kv_bytes: int
+    kv_blocks: int
+    block_size: int
+    max_model_len: int
+    bank_bytes: int
+    ingest_bytes: int
+    prompt_bytes: int
+    step_bytes: int
+    process_bytes: int
+
+    def lines(self) -> list[str]:
+        """The plan as it is printed at start."""
+        positions = self.kv_blocks * self.block_size
+        return [
+            f"memory available {_mib(self.available_bytes)}",
+            f"  base weights   {_mib(self.weight_bytes)}",
+            f"  KV cache       {_mib(self.kv_bytes)}   {positions} positions, window {self.max_model_len}",
+            f"  adapter bank   {_mib(self.bank_bytes)}",
+            f"  adapter ingest {_mib(self.ingest_bytes)}",
+            f"  prompts        {_mib(self.prompt_bytes)}",
+            f"  step buffers   {_mib(self.step_bytes)}",
+            f"  processes      {_mib(self.process_bytes)}",
+        ]
+
+
+def plan_memory(
+    config: Config,
+    *,
+    available_bytes: int,
+    weight_bytes: int,
+    kv_block_bytes: int,
+    max_positions: int,
+    step_bytes: int = 0,
+) -> MemoryPlan:
+    """Divide the memory; settings that are 0 are derived.
+
+    Args:
+        available_bytes  what the server's processes may take in all (`engine.memory_bytes`, else what the control
+                         groups or the machine have left, with what the processes have taken already)
+        weight_bytes     packed base weights
+        kv_block_bytes   one block of `engine.block_size` positions, all layers
+        max_positions    the base model's own window
+        step_bytes       activations and logits of a step of `engine.max_step_tokens` rows
+    Derived: the window is the model's; adapters get a quarter of what weights and processes leave, 1 GiB at most, and
+    their checking and packing enough for one of the largest, an eighth at most; prompts that wait or run what the most
+    requests of a whole window take, an eighth at most; the KV cache holds two whole windows,
+    or 256 positions for each running sequence if that is more, as far as memory goes.
+    Raises: MemoryPlanImpossible with the arithmetic, if a single window does not fit.
+    """
+    engine = config.engine
+    window = min(engine.max_model_len or max_positions, max_positions)
+    left = available_bytes - weight_bytes - step_bytes - PROCESS_BYTES
+    bank, ingest, prompts = _shares(config, left, window)
+    blocks_per_window = -(-window // engine.block_size)
+    if engine.kv_bytes:
+        blocks = engine.kv_bytes // kv_block_bytes
+    else:
+        wanted = max(2 * blocks_per_window, engine.max_running * -(-256 // engine.block_size))
+        blocks = min(wanted, max(0, left - bank - ingest - prompts) // kv_block_bytes)
+    plan = MemoryPlan(
+        available_bytes=available_bytes,
+        weight_bytes=weight_bytes,
+        kv_bytes=blocks * kv_block_bytes,
+        kv_blocks=blocks,
+        block_size=engine.block_size,
+        max_model_len=window,
+        bank_bytes=bank,
+        ingest_bytes=ingest,
+        prompt_bytes=prompts,
+        step_bytes=step_bytes,
+        process_bytes=PROCESS_BYTES,
+    )
+    _require_fit(plan, blocks_per_window, kv_block_bytes)
+    return plan
+
+
+def _shares(config: Config, left: int, window: int) -> tuple[int, int, int]:
+    """Bytes of the adapter bank, of ingest, and of the prompts of requests, of what weights and processes leave."""
+    adapters = config.adapters
+    given = [budget for budget in (adapters.host_bytes, adapters.bank_bytes) if budget]
+    bank = min(given, default=max(0, min(_MOST_ADAPTER_BYTES, left // _SHARE_OF_ADAPTERS)))
+    largest = round(INGEST_FACTOR * adapters.max_bytes)
+    ingest = adapters.ingest_bytes or max(1, min(largest, left // _SHARE_OF_INGEST))
+    most_prompts = BYTES_OF_A_WAITING_TOKEN * window * config.server.max_concurrent_requests
+    return bank, ingest, max(0, min(most_prompts, left // _SHARE_OF_PROMPTS))
+
+
+def _require_fit(plan: MemoryPlan, blocks_per_window: int, kv_block_bytes: int) -> None:
+    kv_bytes = max(plan.kv_bytes, blocks_per_window * kv_block_bytes)
+    parts = {
+        "weights": plan.weight_bytes,
+        "KV cache": kv_bytes,
+        "adapters": plan.bank_bytes,
+        "adapter ingest": plan.ingest_bytes,
+        "prompts": plan.prompt_bytes,
+        "step buffers": plan.step_bytes,
+        "processes": plan.process_bytes,
+    }
+    total = sum(parts.values())
+    sum_text = " + ".join(f"{name} {_mib(num_bytes)}" for name, num_bytes in parts.items())
+    sum_text += f" = {_mib(total)}, available {_mib(plan.available_bytes)}"
+    advice = "lower engine.max_model_len, engine.kv_bytes or adapters.bank_bytes, or give the process more memory"
+    if total > plan.available_bytes:
+        fitting = (plan.available_bytes - total + kv_bytes) // kv_block_bytes * plan.block_size
+        largest = f"; the largest engine.max_model_len that fits is {fitting}" if fitting > 0 else ""
+        raise MemoryPlanImpossible(f"the memory plan does not fit: {sum_text}; {advice}{largest}")
+    if plan.kv_blocks < blocks_per_window:
+        raise MemoryPlanImpossible(
+            f"the KV cache of {_mib(plan.kv_bytes)} holds {plan.kv_blocks * plan.block_size} positions, "
+            f"less than one window of {plan.max_model_len}: {sum_text}; {advice}"
+        )
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / MIB:8.1f} MiB"

@@ -1,0 +1,78 @@
+"""Between our processes go plain values, over sockets and pipes of our own: nothing that could be run."""
+
+import ast
+import asyncio
+import contextlib
+import os
+import random
+import stat
+from pathlib import Path
+
+import msgspec
+import pytest
+import zmq
+import zmq.asyncio
+
+import manylora
+from manylora.clock import SystemClock
+from manylora.engine.events import FinishReason
+from manylora.ids import RequestId
+from manylora.server.engine_client import link
+from manylora.server.engine_client import messages as wire
+
+SOURCE = Path(manylora.__file__).parent
+RUNNABLE = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "yaml"}
+CALLS = {"eval", "exec", "compile", "__import__"}
+METHODS = {"torch.load", "torch.save", "np.load", "numpy.load", "send_pyobj", "recv_pyobj"}
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: path.relative_to(SOURCE).as_posix())
+def test_nothing_is_unpickled_or_evaluated(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            assert not RUNNABLE & {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0] not in RUNNABLE
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in CALLS
+            assert called not in METHODS
+            assert called.rpartition(".")[2] not in {"send_pyobj", "recv_pyobj"}
+
+
+MESSAGES: list[wire.Operation | wire.Frame] = [
+    wire.Stop(),
+    wire.AskStats(),
+    wire.Progress("x" * 20),
+    wire.Abort(RequestId("r" * 32), FinishReason.ABORT),
+]
+
+
+def test_a_frame_of_any_bytes_is_a_message_or_an_error_of_the_decoder() -> None:
+    chance = random.Random(0)
+    frames = [wire.encode(message) for message in MESSAGES]
+    for _ in range(20_000):
+        data = bytearray(chance.choice([chance.randbytes(chance.randrange(60)), chance.choice(frames)]))
+        for _ in range(chance.randrange(3)):
+            if data:
+                data[chance.randrange(len(data))] = chance.randrange(256)
+        for decode in (wire.decode_operation, wire.decode_frame):
+            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+                decode(bytes(data))
+
+
+def test_the_socket_is_its_owner_s_alone() -> None:
+    async def run() -> None:
+        context = zmq.asyncio.Context()
+        worker = link._Worker(context, SystemClock())
+        try:
+            assert worker.folder.address == f"ipc://{worker.folder.path}/engine"
+            assert (worker.folder.path / "engine").is_socket()
+            facts = worker.folder.path.stat()
+            assert (stat.S_IMODE(facts.st_mode), facts.st_uid) == (0o700, os.getuid())
+        finally:
+            worker.release()
+            context.term()
+
+    asyncio.run(run())

@@ -1,0 +1,161 @@
+"""Connections that send nothing, half a head, half a body, or too many at once, against a server on a real socket."""
+
+import contextlib
+import json
+import socket
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+
+from manylora.http.connections import ConnectionLimits
+from tests.server.app.test_server_process import running
+
+MOST = 8
+HALF_A_HEAD = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "
+HALF_A_BODY = (
+    b"POST /generate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+)
+CLOSE = b"\r\nConnection: close\r\n\r\n"
+WHOLE = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
+    settings = ("server.head_timeout_s=0.4", "server.body_idle_s=0.4", f"server.max_connections={MOST}")
+    sign_ups = ("control.signup_open=true", "server.auth=on")
+    with running(tmp_path_factory.mktemp("served"), *settings, *sign_ups, "control.free_bases=tiny") as (_, client):
+        yield client
+
+
+def connect(client: httpx2.Client) -> socket.socket:
+    return socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20)
+
+
+def said(connection: socket.socket) -> bytes:
+    """Everything until the server closes the connection."""
+    parts: list[bytes] = []
+    while part := connection.recv(65536):
+        parts.append(part)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("sent", "setting"),
+    [
+        (b"", "server.head_timeout_s"),
+        (HALF_A_HEAD, "server.head_timeout_s"),
+        (WHOLE + HALF_A_HEAD, "server.head_timeout_s"),
+        (b"\r\n", "server.head_timeout_s"),
+    ],
+    ids=["nothing", "half a head", "half a second head", "an empty line"],
+)
+def test_a_head_that_does_not_come_ends_its_connection(client: httpx2.Client, sent: bytes, setting: str) -> None:
+    with connect(client) as connection:
+        connection.sendall(sent)
+        *_, head, body = said(connection).split(b"\r\n\r\n")
+    assert b"HTTP/1.1 408 Request Timeout" in head
+    assert json.loads(body)["code"] == "request_timeout"
+    assert setting in json.loads(body)["error"]
+
+
+def test_a_body_that_stands_still_ends_its_connection(client: httpx2.Client) -> None:
+    key = client.post("/v1/signup", json={"id": "slow"}).json()["key"]["key"]
+    with connect(client) as connection:
+        connection.sendall(
+            HALF_A_BODY.replace(b"Content-Type", f"Authorization: Bearer {key}\r\nContent-Type".encode())
+        )
+        answered = said(connection)
+    assert answered.startswith(b"HTTP/1.1 408 Request Timeout")
+    assert b"server.body_idle_s" in answered
+
+
+def test_a_body_that_stands_still_after_its_answer_ends_its_connection(client: httpx2.Client) -> None:
+    with connect(client) as connection:
+        connection.sendall(HALF_A_BODY)  # without a key
+        answered = said(connection)
+    assert answered.startswith(b"HTTP/1.1 401 Unauthorized")
+    assert answered.count(b"HTTP/1.1") == 1
+
+
+def test_a_head_without_end_is_refused(client: httpx2.Client) -> None:
+    with connect(client) as connection:
+        connection.sendall(HALF_A_HEAD + b"a" * 70_000)
+        assert said(connection).startswith(b"HTTP/1.1 431 Request Header Fields Too Large")
+
+
+@pytest.mark.parametrize("endless", [b"X-One: ", b";extension="], ids=["trailer", "chunk extension"])
+def test_trailers_without_end_are_refused(client: httpx2.Client, endless: bytes) -> None:
+    key = client.post("/v1/signup", json={"id": f"trailing-{len(endless)}"}).json()["key"]["key"]
+    head = HALF_A_BODY.replace(b"Content-Length: 99\r\n\r\n{", b"Transfer-Encoding: chunked\r\n")
+    begun = b"0\r\n" if endless.startswith(b"X") else b"5"
+    with connect(client) as connection:
+        named = f"Authorization: Bearer {key}\r\nExpect: 100-continue\r\n\r\n".encode()
+        connection.sendall(head + named + b"2\r\n{}\r\n" + begun + endless)
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"a" * 70_000)
+        assert said(connection).startswith(b"HTTP/1.1 431 Request Header Fields Too Large")
+
+
+def test_a_trailer_changes_nothing_of_the_head(client: httpx2.Client) -> None:
+    chunked = b"POST /v1/signup HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with connect(client) as connection:
+        trailers = b"0\r\nContent-Type: application/json\r\n\r\n"
+        connection.sendall(chunked + b'f\r\n{"id": "afoot"}\r\n' + trailers + WHOLE.replace(b"\r\n\r\n", CLOSE))
+        answered = said(connection)
+    assert answered.startswith(b"HTTP/1.1 415 ")
+    assert answered.count(b"HTTP/1.1 200") == 1
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"\x16\x03\x01\x02\x00\x01", b"BREW /health HTTP/1.1\r\n\r\n", b"GET http://127.0.0.1?a HTTP/1.1\r\n\r\n"],
+    ids=["TLS", "unknown method", "no path"],
+)
+def test_what_is_no_http_gets_an_error_of_the_usual_form(client: httpx2.Client, sent: bytes) -> None:
+    with connect(client) as connection:
+        connection.sendall(sent)
+        head, body = said(connection).split(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request")
+    assert b"content-type: application/json" in head
+    assert json.loads(body)["code"] == "invalid_http"
+
+
+def test_connections_beyond_the_limit_are_closed_and_room_comes_back(client: httpx2.Client) -> None:
+    held = [connect(client) for _ in range(MOST)]  # the client's own may count, too
+    with connect(client) as one_more:
+        one_more.settimeout(20)
+        with contextlib.suppress(ConnectionResetError):
+            assert one_more.recv(1) == b""
+    for connection in held:
+        with contextlib.suppress(ConnectionResetError):
+            assert said(connection)[:12] in (b"HTTP/1.1 408", b"")
+        connection.close()
+    assert client.get("/health").status_code == 200
+
+
+def test_a_loopback_caller_s_word_for_its_address_counts_for_nothing(client: httpx2.Client) -> None:
+    """As a process: uvicorn itself would believe what comes from 127.0.0.1."""
+    codes = [
+        client.post("/v1/signup", json={"id": f"lie-{n}"}, headers={"x-forwarded-for": f"198.51.100.{n}"}).status_code
+        for n in range(8)
+    ]
+    assert codes[-1] == 429
+
+
+def test_one_address_has_half_of_the_connections_at_most() -> None:
+    limits = ConnectionLimits(head_timeout_s=1, body_idle_s=1, most=4, is_exempt=lambda address: address == "proxy")
+    assert [limits.enter("a") for _ in range(3)] == [True, True, False]
+    assert [limits.enter("proxy") for _ in range(3)] == [True, True, False]
+    limits.leave("a")
+    assert limits.enter("b")
+    for address in ("a", "b", "proxy", "proxy"):
+        limits.leave(address)
+    assert not limits.open
+
+
+def test_the_limit_follows_the_open_files_of_the_process() -> None:
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert 0 < ConnectionLimits(head_timeout_s=1, body_idle_s=1).most < hard

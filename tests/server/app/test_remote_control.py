@@ -1,0 +1,129 @@
+"""Two servers of one control plane that runs alone: one truth, one credit, and traffic through its outage."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from manylora.config.settings import load_config
+from manylora.control.billing.prices import set_price
+from manylora.control.process.opening import open_control
+from tests.control.control_process import EDGE_TOKEN, ControlProcess, running_control
+from tests.server.app.test_server_process import running
+from tests.support.waiting import wait_for
+
+INPUT, OUTPUT = 3, 7
+LEASE = 2000
+CREDIT = 10_000
+WORST = 1000  # nano-dollars, above what one request sets aside
+
+
+@dataclass
+class Site:
+    """The control plane's process and two servers of it; `kept` is its folder."""
+
+    kept: Path
+    plane: ControlProcess
+    servers: tuple[httpx2.Client, httpx2.Client]
+
+    def new_tenant(self, code: str, **terms: object) -> str:
+        """Made through the first server; returns its key."""
+        headers = {"authorization": f"Bearer {self.plane.admin_key}"}
+        made = self.servers[0].post("/admin/tenants", json={"id": code, **terms}, headers=headers)
+        assert made.status_code == 201, made.text
+        return str(made.json()["key"]["key"])
+
+    def generate(self, server: int, key: str) -> httpx2.Response:
+        body = {"model": "", "prompt": "Hi", "max_tokens": 20}
+        return self.servers[server].post("/v1/completions", json=body, headers={"authorization": f"Bearer {key}"})
+
+
+def charged(url: str, key: str) -> int:
+    account = httpx2.get(f"{url}/v1/account", headers={"authorization": f"Bearer {key}"}).json()
+    return int(account["balance"]["charged_nanousd"])
+
+
+def cost_of(reply: httpx2.Response) -> int:
+    usage = reply.json()["usage"]
+    return int(usage["prompt_tokens"] * INPUT + usage["completion_tokens"] * OUTPUT)
+
+
+def make_price(kept: Path) -> None:
+    async def main() -> None:
+        flags = {"control.dir": str(kept)}
+        control = await asyncio.to_thread(open_control, load_config(flags=flags, environ={}), is_key_needed=False)
+        now_ms = control.now_ms()
+        terms = {"input_nanousd": INPUT, "output_nanousd": OUTPUT, "effective_ms": now_ms, "now_ms": now_ms}
+        async with control.database.write() as connection:
+            await set_price(connection, "tiny", **terms)
+        await control.database.close()
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    kept = tmp_path / "kept"
+    make_price(kept)
+    with ExitStack() as stack:
+        plane = stack.enter_context(running_control(kept))
+        given = (
+            f"control.url={plane.url}",
+            f"control.edge_token={EDGE_TOKEN}",
+            f"control.lease_nanousd={LEASE}",
+            "control.poll_s=0.1",
+            "metering.ship_s=0.05",
+            "server.auth=on",
+        )
+        clients = []
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            _, client = stack.enter_context(running(tmp_path / name, *given))
+            clients.append(client)
+        yield Site(kept, plane, (clients[0], clients[1]))
+
+
+def test_what_one_server_is_told_the_other_knows_within_a_second(site: Site) -> None:
+    key = site.new_tenant("acme")
+    wait_for(lambda: all(site.generate(server, key).status_code == 200 for server in (0, 1)), patience_s=2)
+    headers = {"authorization": f"Bearer {site.plane.admin_key}"}
+    assert site.servers[0].post("/admin/tenants/acme/suspend", headers=headers).status_code == 200
+    wait_for(lambda: site.generate(1, key).status_code == 403, patience_s=2)
+    wait_for(lambda: site.generate(0, key).status_code == 403, patience_s=2)
+
+
+def test_two_servers_spend_one_credit_and_no_more(site: Site) -> None:
+    key, replies = site.new_tenant("acme", credit_nanousd=CREDIT), []
+    wait_for(lambda: all(site.generate(server, key).status_code != 401 for server in (0, 1)))
+    while True:
+        pair = [site.generate(server, key) for server in (0, 1)]
+        replies += pair
+        assert {reply.status_code for reply in pair} <= {200, 429}
+        if {reply.status_code for reply in pair} == {429}:
+            break
+    assert pair[0].json()["error"]["code"] == "insufficient_quota"
+    spent = sum(cost_of(reply) for reply in replies if reply.status_code == 200)
+    wait_for(lambda: charged(site.plane.url, key) >= spent)
+    assert CREDIT - 2 * (LEASE + WORST) < charged(site.plane.url, key) <= CREDIT
+
+
+def test_an_outage_stops_changes_and_not_traffic_and_its_usage_comes_later(site: Site) -> None:
+    key = site.new_tenant("acme", credit_nanousd=10**9)
+    wait_for(lambda: site.generate(0, key).status_code == 200)
+    site.plane.process.kill()
+    site.plane.process.wait()
+    before = [site.generate(0, key) for _ in range(3)]
+    assert [reply.status_code for reply in before] == [200] * 3
+    unknown = "pb_00000000_" + "0" * 43
+    assert site.generate(0, unknown).status_code == 401
+    headers = {"authorization": f"Bearer {site.plane.admin_key}"}
+    assert site.servers[0].post("/admin/tenants/acme/suspend", headers=headers).status_code == 503
+    port = int(site.plane.url.rpartition(":")[2])
+    with running_control(site.kept, is_first=False, port=port):
+        replied = site.generate(0, key)
+        least = sum(map(cost_of, [*before, replied]))
+        wait_for(lambda: charged(site.plane.url, key) >= least)

@@ -1,0 +1,244 @@
+"""The whole server as a process on a real socket: leaving callers, signals, a taken port, a killed parent."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+
+from manylora.clock import SystemClock
+from manylora.config.settings import Config
+from manylora.errors import ConfigInvalid
+from manylora.server.app.run import bind
+from tests.support.paths import ROOT
+
+
+@contextmanager
+def running(directory: Path, *assignments: str) -> Iterator[tuple["subprocess.Popen[str]", httpx2.Client]]:
+    """A server with the fake engine, and a client for it."""
+    command = [sys.executable, "-m", "tests.server.serve_fake", str(directory), *assignments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            lines = iter(process.stdout)
+            url = next(line for line in lines if line.startswith("READY")).split()[1]
+            with httpx2.Client(base_url=url, timeout=20) as client:
+                yield process, client
+        finally:
+            process.kill()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    clock = SystemClock()
+    end_s = clock.monotonic_s() + 20
+    while not holds():
+        assert clock.monotonic_s() < end_s, "it did not happen within 20 s"
+        clock.sleep_s(0.02)
+
+
+def test_a_closed_connection_aborts_the_request(tmp_path: Path) -> None:
+    with running(tmp_path) as (_, client):
+        for path in ("/generate_stream", "/generate"):
+            with httpx2.Client(base_url=client.base_url, timeout=0.3) as leaving:
+                if path == "/generate":
+                    with pytest.raises(httpx2.ReadTimeout):
+                        leaving.post(path, json={"inputs": "HOLD"})
+                else:
+                    with leaving.stream("POST", path, json={"inputs": "HOLD"}) as reply:
+                        assert next(reply.iter_raw()).startswith(b"data: ")
+        until(lambda: 'reason="disconnect"} 2.0' in client.get("/metrics").text)
+        assert "\nmanylora_in_flight 0.0" in client.get("/metrics").text
+
+
+def test_a_signal_drains_and_the_exit_code_is_zero(tmp_path: Path) -> None:
+    with running(tmp_path, "server.drain_s=20") as (process, client):
+        body = {"inputs": "SAY:" + "x" * 150}
+        with client.stream("POST", "/generate_stream", json=body) as reply:
+            events = reply.iter_raw()
+            next(events)
+            process.send_signal(signal.SIGTERM)
+            with httpx2.Client(base_url=client.base_url, timeout=20) as other:
+                until(lambda: other.get("/health").status_code == 503)
+                refused = other.post("/generate", json={"inputs": "Hi"})
+            assert refused.status_code == 503
+            assert refused.headers["retry-after"]
+            assert b'"generated_text":"' + b"x" * 150 in b"".join(events)
+        assert process.wait(20) == 0
+
+
+def test_what_runs_longer_than_the_drain_is_ended_with_an_event(tmp_path: Path) -> None:
+    with running(tmp_path, "server.drain_s=0.1") as (process, client):
+        with client.stream("POST", "/generate_stream", json={"inputs": "HOLD"}) as reply:
+            events = reply.iter_raw()
+            next(events)
+            process.send_signal(signal.SIGINT)
+            assert b'"code":"deployment_unavailable"' in b"".join(events)
+        assert process.wait(20) == 0
+
+
+def test_the_engine_process_does_not_outlive_a_killed_server(tmp_path: Path) -> None:
+    with running(tmp_path) as (process, _):
+        (worker,) = psutil.Process(process.pid).children()
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(20)
+        until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_taken_port_is_named_with_what_to_do(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigInvalid, match=f"port {port} on 127.0.0.1 is taken"):
+            bind(_on_port(port))
+
+
+def _on_port(port: int) -> Config:
+    from dataclasses import replace
+
+    config = Config()
+    return replace(config, server=replace(config.server, port=port))
+
+
+def test_operators_are_told_from_strangers_on_a_real_socket(tmp_path: Path) -> None:
+    with running(tmp_path) as (_, client):
+        assert client.get("/v1/adapters").status_code == 200
+        for stranger in (
+            {"x-forwarded-for": "10.0.0.7"},
+            {"x-forwarded-for": "127.0.0.1"},
+            {"origin": "https://elsewhere.example"},
+            {"host": "rebound.example"},
+        ):
+            for method in ("GET", "DELETE"):
+                reply = client.request(method, "/v1/adapters/triage", headers=stranger)
+                assert reply.status_code == 403
+        other = {"host": "10.1.2.3:8080"}
+        assert client.post("/generate", json={"inputs": "Hi"}, headers=other).status_code == 200
+
+
+def test_a_stopped_engine_costs_its_callers_the_queue_time_and_is_restarted(tmp_path: Path) -> None:
+    """It neither dies nor answers: the edge ends what waits by its own clock, and streams by the restart."""
+    with running(tmp_path, "engine.max_queue_s=1", "server.health_stall_s=4") as (process, client):
+        (worker,) = psutil.Process(process.pid).children()
+        with client.stream("POST", "/generate_stream", json={"inputs": "HOLD"}) as reply:
+            events = reply.iter_raw()
+            next(events)
+            worker.suspend()
+            bodies = {
+                "/generate": {"inputs": "x"},
+                "/generate_stream": {"inputs": "x"},
+                "/v1/completions": {"prompt": "x"},
+            }
+            with ThreadPoolExecutor() as callers:
+                for late in callers.map(lambda path: post(client, path, bodies[path]), bodies):
+                    assert (late.status_code, "waited longer than 1 s" in late.text) == (504, True)
+            assert b'"error"' in b"".join(events)
+        assert not worker.is_running()
+        until(lambda: client.post("/generate", json={"inputs": "SAY:hello"}).status_code == 200)
+
+
+def post(client: httpx2.Client, path: str, body: object) -> httpx2.Response:
+    """Ask on a connection of its own."""
+    with httpx2.Client(base_url=client.base_url, timeout=20) as other:
+        return other.post(path, json=body)
+
+
+def test_a_long_step_is_not_taken_for_a_stopped_engine(tmp_path: Path) -> None:
+    with running(tmp_path, "engine.max_queue_s=1", "server.health_stall_s=1") as (process, client):
+        (worker,) = psutil.Process(process.pid).children()
+        assert client.post("/generate", json={"inputs": "SPIN"}).status_code == 200
+        assert worker.is_running()
+
+
+def test_while_the_engine_loads_every_route_says_when_to_ask_again(tmp_path: Path) -> None:
+    """The port answers from the first moment on, and a signal ends the start."""
+    port = free_port()
+    words = [sys.executable, "-m", "tests.server.serve_fake", str(tmp_path), f"server.port={port}"]
+    (tmp_path / "slowly").touch()
+    with (
+        subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
+    ):
+        until(lambda: is_answered(client))
+        for path in ("/health", "/ping", "/startup", "/ready", "/v1/models", "/admin/tenants", "/metrics"):
+            reply = client.get(path)
+            assert (reply.status_code, reply.headers["retry-after"]) == (503, "2"), path
+        for path, told in (("/generate", "code"), ("/v1/chat/completions", "error")):
+            reply = client.post(path, json={})
+            assert (reply.status_code, reply.headers["retry-after"]) == (503, "2")
+            assert "deployment_unavailable" in str(reply.json()[told])
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=20)
+        assert process.returncode == 1
+        assert "stopped before the engine was ready" in said.splitlines()[-1]
+
+
+def test_startup_and_ready_are_apart_from_health(tmp_path: Path) -> None:
+    with running(tmp_path, "server.drain_s=5") as (process, client):
+        assert {path: client.get(path).status_code for path in ("/health", "/startup", "/ready")} == {
+            "/health": 200,
+            "/startup": 200,
+            "/ready": 200,
+        }
+        with client.stream("POST", "/generate_stream", json={"inputs": "HOLD"}) as reply:
+            next(reply.iter_raw())
+            process.send_signal(signal.SIGTERM)
+            until(lambda: client.get("/ready").status_code == 503)
+
+
+def test_a_second_signal_ends_at_once_and_each_stream_with_its_error(tmp_path: Path) -> None:
+    with running(tmp_path, "server.drain_s=60") as (process, client):
+        halves = [half_sent(client, path) for path in ("/generate", "/v1/signup", "/v1/account/keys")]
+        with client.stream("POST", "/generate_stream", json={"inputs": "HOLD"}) as reply:
+            events = reply.iter_raw()
+            next(events)
+            process.send_signal(signal.SIGINT)
+            with httpx2.Client(base_url=client.base_url, timeout=20) as other:
+                until(lambda: other.get("/ready").status_code == 503)
+            process.send_signal(signal.SIGINT)
+            assert b'"code":"deployment_unavailable"' in b"".join(events)
+        for half in halves:
+            with half:
+                assert half.recv(1000).startswith(b"HTTP/1.1 503 ")
+        assert process.wait(10) == 0
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_without_end_change_nothing_of_the_end(tmp_path: Path, number: signal.Signals) -> None:
+    with running(tmp_path) as (process, client):
+        client.get("/health")
+        while process.poll() is None:
+            process.send_signal(number)
+            SystemClock().sleep_s(0.005)
+        assert process.stderr is not None
+        assert (process.returncode, process.stderr.read().count("Traceback")) == (0, 0)
+
+
+def half_sent(client: httpx2.Client, path: str) -> socket.socket:
+    """A connection with half of a request's body."""
+    connection = socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20)
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 99"
+    connection.sendall(head.encode() + b"\r\n\r\n{")
+    return connection
+
+
+def is_answered(client: httpx2.Client) -> bool:
+    try:
+        client.get("/health")
+    except httpx2.TransportError:
+        return False
+    return True
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port: int = taken.getsockname()[1]
+        return port

@@ -1,0 +1,106 @@
+"""The memory plan: what is derived, and what is refused."""
+
+import pytest
+import torch
+
+from manylora.adapters.store.loads import INGEST_FACTOR
+from manylora.config.settings import MIB, load_config
+from manylora.errors import MemoryPlanImpossible
+from manylora.kernels.reference import ReferenceKernels
+from manylora.models.spec import parse_spec
+from manylora.wiring.engine import step_bytes, weight_bytes
+from manylora.wiring.memory_plan import MemoryPlan, plan_memory
+from tests.models.test_spec import LLAMA
+
+SMOLLM = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "rope_theta": 100000.0,
+    "rms_norm_eps": 1e-05,
+    "tie_word_embeddings": True,
+}
+"""The default base's config.json."""
+
+
+def plan(available_mib: int, **flags: int) -> MemoryPlan:
+    config = load_config(flags={key.replace("__", "."): value for key, value in flags.items()}, environ={})
+    return plan_memory(
+        config,
+        available_bytes=available_mib * MIB,
+        weight_bytes=269 * MIB,
+        kv_block_bytes=16 * 23_040,
+        max_positions=8192,
+    )
+
+
+def test_the_derived_plan_holds_two_windows_and_fits() -> None:
+    made = plan(24_000)
+    assert made.kv_blocks * made.block_size == 16_384
+    assert made.max_model_len == 8192
+    assert made.weight_bytes + made.kv_bytes + made.bank_bytes + made.process_bytes <= made.available_bytes
+    assert any("16384 positions" in line for line in made.lines())
+
+
+def test_a_small_machine_gets_a_smaller_cache() -> None:
+    made = plan(1_100, engine__max_model_len=2048)
+    assert 2048 <= made.kv_blocks * made.block_size < 16_384
+
+
+def test_what_cannot_fit_is_refused_with_the_arithmetic() -> None:
+    with pytest.raises(MemoryPlanImpossible, match=r"weights +269\.0 MiB \+ KV cache .* = .* available +900\.0 MiB"):
+        plan(900)
+
+
+def test_a_cache_below_one_window_is_refused() -> None:
+    with pytest.raises(MemoryPlanImpossible, match="less than one window of 8192"):
+        plan(24_000, engine__kv_bytes=10 * MIB)
+
+
+def test_the_window_is_never_more_than_the_models() -> None:
+    assert plan(24_000, engine__max_model_len=100_000).max_model_len == 8192
+
+
+def test_on_a_cpu_the_smaller_of_the_two_adapter_budgets_counts() -> None:
+    assert plan(24_000, adapters__host_bytes=50 * MIB).bank_bytes == 50 * MIB
+    assert plan(24_000, adapters__host_bytes=50 * MIB, adapters__bank_bytes=20 * MIB).bank_bytes == 20 * MIB
+
+
+def test_the_default_base_fits_a_container_of_one_and_a_half_gigabytes_with_its_whole_window() -> None:
+    config = load_config(environ={})
+    made = plan_memory(
+        config,
+        available_bytes=1_500_000_000,
+        weight_bytes=269_030_400,
+        kv_block_bytes=16 * 23_040,
+        max_positions=8192,
+        step_bytes=step_bytes(parse_spec(SMOLLM, {}), config.engine.max_step_tokens),
+    )
+    assert made.max_model_len == 8192
+    assert made.bank_bytes >= 64 * MIB
+    assert made.ingest_bytes >= INGEST_FACTOR * 6_549_448  # the largest demo adapter
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_the_bytes_of_int8_weights_are_those_that_are_packed(is_tied: bool) -> None:
+    spec = parse_spec({**LLAMA, "tie_word_embeddings": is_tied}, {})
+    kernels = ReferenceKernels(torch.int8)
+    outputs = (spec.heads + 2 * spec.kv_heads) * spec.head_dim + 2 * spec.hidden + 2 * spec.intermediate
+    tables = (1 if is_tied else 2) * spec.vocab
+    assert weight_bytes(spec, kernels) == spec.parameters + 4 * (spec.num_layers * outputs + tables)
+
+
+def test_a_tied_embedding_in_two_forms_is_counted_twice() -> None:
+    spec = parse_spec({**LLAMA, "tie_word_embeddings": True}, {})
+    once, twice = ReferenceKernels(), ReferenceKernels()
+    twice.copies_tied_table = True
+    assert weight_bytes(spec, twice) - weight_bytes(spec, once) == 4 * spec.vocab * spec.hidden
+    untied = parse_spec({**LLAMA, "tie_word_embeddings": False}, {})
+    assert weight_bytes(untied, twice) == weight_bytes(untied, once)
