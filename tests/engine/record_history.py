@@ -5,7 +5,7 @@ import json
 import random
 
 from tests.engine.simulation import VOCAB
-from tests.engine.test_laws import ADAPTERS, HISTORY, Arrival, Shape, play
+from tests.engine.test_laws import ADAPTERS, HISTORY, RequestState, Shape, play
 
 SEED = 7
 
@@ -14,7 +14,7 @@ def main() -> None:
     """Keep the load short enough to read and long enough to reach every branch of a plan."""
     dice = random.Random(SEED)
     load = [
-        Arrival(
+        RequestState(
             step=index // 2,
             prompt=tuple(dice.randrange(VOCAB) for _ in range(dice.randint(1, 36))),
             adapter=dice.choice(ADAPTERS),

@@ -19,7 +19,7 @@ ADAPTERS = (None, "one", "two", "three", "broken")
 
 
 @dataclass(frozen=True)
-class Arrival:
+class RequestState:
     """One request of a random load: it comes before step `step`, and its client hangs up at `abort_at` if not None."""
 
     step: int
@@ -47,7 +47,7 @@ prompts = st.one_of(
     ),
 )
 arrivals = st.builds(
-    Arrival,
+    RequestState,
     step=st.integers(0, 12) | st.just(0),
     prompt=prompts,
     adapter=st.sampled_from(ADAPTERS),
@@ -98,9 +98,9 @@ shapes = st.builds(
 worlds = shapes.map(Shape.world)
 
 
-def play(world: World, load: list[Arrival]) -> dict[RequestId, Arrival]:
+def play(world: World, load: list[RequestState]) -> dict[RequestId, RequestState]:
     """Run a load to its end and return who asked for what."""
-    asked: dict[RequestId, Arrival] = {}
+    asked: dict[RequestId, RequestState] = {}
     pending = list(load)
     for step in range(40):
         while pending and pending[0].step <= step:
@@ -124,7 +124,7 @@ def play(world: World, load: list[Arrival]) -> dict[RequestId, Arrival]:
 
 
 @given(worlds, loads)
-def test_every_request_finishes_once(world: World, load: list[Arrival]) -> None:
+def test_every_request_finishes_once(world: World, load: list[RequestState]) -> None:
     asked = play(world, load)
     assert set(world.finished) == set(asked)
     for request_id, end in world.finished.items():
@@ -135,7 +135,7 @@ def test_every_request_finishes_once(world: World, load: list[Arrival]) -> None:
 
 
 @given(worlds, loads)
-def test_computed_positions_are_counted_once(world: World, load: list[Arrival]) -> None:
+def test_computed_positions_are_counted_once(world: World, load: list[RequestState]) -> None:
     """What the runner was given of each prompt, however often after preemptions and whenever its caller left."""
     asked = play(world, load)
     reached = dict.fromkeys(asked, 0)
@@ -152,7 +152,7 @@ def test_computed_positions_are_counted_once(world: World, load: list[Arrival]) 
 
 
 @given(worlds, loads)
-def test_a_mixed_batch_equals_each_request_alone(world: World, load: list[Arrival]) -> None:
+def test_a_mixed_batch_equals_each_request_alone(world: World, load: list[RequestState]) -> None:
     asked = play(world, load)
     for request_id, arrival in asked.items():
         if arrival.adapter == "broken":
@@ -167,16 +167,16 @@ def test_a_mixed_batch_equals_each_request_alone(world: World, load: list[Arriva
 
 
 @given(worlds, loads)
-def test_blocks_are_conserved(world: World, load: list[Arrival]) -> None:
+def test_blocks_are_conserved(world: World, load: list[RequestState]) -> None:
     play(world, load)  # checks the pool after every step
     assert world.pool.num_free == world.pool.num_blocks
 
 
 @given(loads)
-def test_preemption_changes_no_token(load: list[Arrival]) -> None:
+def test_preemption_changes_no_token(load: list[RequestState]) -> None:
     small = World(num_blocks=18, max_running=6, guess_tokens=4)
     large = World(num_blocks=400, max_running=6, guess_tokens=4)
-    calm = [Arrival(**{**vars(arrival), "abort_at": None}) for arrival in load if arrival.adapter != "broken"]
+    calm = [RequestState(**{**vars(arrival), "abort_at": None}) for arrival in load if arrival.adapter != "broken"]
     play(small, calm)
     play(large, calm)
     assert large.engine.stats().preemptions == 0
@@ -184,7 +184,7 @@ def test_preemption_changes_no_token(load: list[Arrival]) -> None:
 
 
 @given(shapes.filter(lambda shape: shape.guess_tokens > 0), loads)
-def test_speculation_changes_no_token(shape: Shape, load: list[Arrival]) -> None:
+def test_speculation_changes_no_token(shape: Shape, load: list[RequestState]) -> None:
     calm = [dataclasses.replace(arrival, abort_at=None) for arrival in load]
     plain, guessing = dataclasses.replace(shape, guess_tokens=0).world(), shape.world()
     play(plain, calm)
@@ -205,7 +205,7 @@ def test_the_random_loads_do_preempt_and_guess() -> None:
 
     @given(worlds, loads)
     @settings(max_examples=100, derandomize=True, database=None)
-    def count(world: World, load: list[Arrival]) -> None:
+    def count(world: World, load: list[RequestState]) -> None:
         play(world, load)
         stats = world.engine.stats()
         preempted.append(stats.preemptions > 0)
@@ -218,7 +218,7 @@ def test_the_random_loads_do_preempt_and_guess() -> None:
 
 
 look_alikes = st.builds(
-    Arrival,
+    RequestState,
     step=st.integers(0, 20),
     prompt=st.integers(8, 30).map(lambda length: tuple(range(length))),
     adapter=st.sampled_from((None, "one", "two")),
@@ -230,7 +230,7 @@ look_alikes = st.builds(
 
 
 @given(worlds, st.lists(look_alikes, min_size=4, max_size=10).map(lambda load: sorted(load, key=lambda one: one.step)))
-def test_prefix_cache_never_crosses_adapter_or_salt(world: World, load: list[Arrival]) -> None:
+def test_prefix_cache_never_crosses_adapter_or_salt(world: World, load: list[RequestState]) -> None:
     # The simulated runner compares who wrote each position it reads (adapter version, salt) with the reader.
     play(world, load)
 
@@ -268,17 +268,17 @@ def test_new_weights_under_an_old_name_never_meet_old_keys_and_values() -> None:
 
 @given(shapes, loads)
 @settings(max_examples=30)
-def test_equal_histories_give_equal_plans(shape: Shape, load: list[Arrival]) -> None:
+def test_equal_histories_give_equal_plans(shape: Shape, load: list[RequestState]) -> None:
     first, twin = shape.world(), shape.world()
     play(first, load)
     play(twin, load)
     assert twin.runner.plans == first.runner.plans
 
 
-def recorded_arrival(fields: dict[str, Any]) -> Arrival:
+def recorded_arrival(fields: dict[str, Any]) -> RequestState:
     """JSON has lists where an arrival has tuples."""
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    return Arrival(**values)
+    return RequestState(**values)
 
 
 def test_a_recorded_history_still_gives_its_recorded_plans() -> None:

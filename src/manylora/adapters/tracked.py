@@ -11,7 +11,7 @@ NOBODY = Flow("")
 """The flow of what an operator asks for."""
 
 
-class Name:
+class TrackedAdapter:
     """What is known of one named adapter. Forgotten when idle; the tiers know its content without it."""
 
     __slots__ = (

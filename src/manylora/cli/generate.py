@@ -47,7 +47,7 @@ async def _generate(
     from manylora.server.engine_client.link import InProcessLink
     from manylora.server.engine_client.loop import load_factory
     from manylora.server.generation.adapter_texts import AdapterTexts
-    from manylora.server.generation.admission import Draft, Gate
+    from manylora.server.generation.admission import AdmissionControl, PreparedPrompt
     from manylora.server.generation.outputs import begin
     from manylora.server.generation.tokenizer_pool import WorkPool
     from manylora.tenancy import DEFAULT_TENANT
@@ -56,7 +56,7 @@ async def _generate(
         engine, served = load_factory(FACTORY)(config, lambda line: status.update(plain(line)))
     tokenizer = Tokenizer(Path(served.base_dir), model_id=served.model_id)
     pool = WorkPool()
-    gate = Gate(served=served, settings=config.server, tokenizer=tokenizer, pool=pool)
+    gate = AdmissionControl(served=served, settings=config.server, tokenizer=tokenizer, pool=pool)
     ref = await gate.resolver.adapter(adapter, tenant=DEFAULT_TENANT)
     link = InProcessLink(engine)
     texts = AdapterTexts(
@@ -78,7 +78,7 @@ async def _generate(
         budget = gate.budget(
             len(tokens), max_new_tokens, field="prompt", budget_field="--max-new-tokens", is_clamped=True
         )
-        draft = Draft(
+        draft = PreparedPrompt(
             tokens=tokens,
             characters=len(prompt),
             adapter=ref,

@@ -5,7 +5,7 @@ import asyncio
 from manylora.config.settings import Config
 from manylora.control.app.application import create_control_app
 from manylora.control.process.first_start import ensure_first_start
-from manylora.control.process.janitor import Caretaker
+from manylora.control.process.janitor import Janitor
 from manylora.control.process.opening import open_control
 from manylora.server.app.control_session import HostedControl
 
@@ -13,7 +13,7 @@ from manylora.server.app.control_session import HostedControl
 async def host_control(config: Config, is_key_needed: bool) -> HostedControl:
     """Open the control plane of the settings. Raises `ConfigInvalid`, `ControlUnavailable`."""
     control = await asyncio.to_thread(open_control, config, is_key_needed=is_key_needed)
-    caretaker = Caretaker(control)
+    caretaker = Janitor(control)
 
     async def close() -> None:
         await caretaker.stop()

@@ -9,7 +9,7 @@ from manylora.adapter_ref import SourceName
 from manylora.adapter_state import LOAD_BUCKETS_S, AdapterAction
 from manylora.adapters.ingest.fakes import ManualIngest
 from manylora.adapters.tiers.fakes import ManualReader
-from manylora.adapters.tiers.load_stats import MAX_REMEMBERED, RELOAD_S, LoadLedger
+from manylora.adapters.tiers.load_stats import MAX_REMEMBERED, RELOAD_S, LoadStats
 from manylora.ids import Digest
 from tests.adapters.adapter_files import local, save_adapter
 from tests.adapters.store_folder import CONFIG, IMAGE_BYTES, House, facts
@@ -18,7 +18,7 @@ A = Digest("a" * 64)
 
 
 def test_a_load_is_counted_in_the_bucket_whose_bound_it_does_not_exceed() -> None:
-    ledger = LoadLedger()
+    ledger = LoadStats()
     for took_s in (0.0005, 0.001, 0.002, 60.0, 61.0):
         ledger.note_load(SourceName.LOCAL, took_s)
     [times] = ledger.load_times()
@@ -30,7 +30,7 @@ def test_a_load_is_counted_in_the_bucket_whose_bound_it_does_not_exceed() -> Non
 
 
 def test_only_what_comes_back_within_a_minute_is_reloaded() -> None:
-    ledger = LoadLedger()
+    ledger = LoadStats()
     ledger.note_read(SourceName.HUB, A, 10, 0.1, now_s=0.0)
     ledger.note_eviction(A, now_s=1.0)
     ledger.note_read(SourceName.HUB, A, 10, 0.1, now_s=RELOAD_S)
@@ -42,7 +42,7 @@ def test_only_what_comes_back_within_a_minute_is_reloaded() -> None:
 
 
 def test_what_left_the_device_is_forgotten_by_time_and_by_number() -> None:
-    ledger = LoadLedger()
+    ledger = LoadStats()
     for number in range(MAX_REMEMBERED + 10):
         ledger.note_eviction(Digest(f"{number:064}"), now_s=0.0)
     assert len(ledger._left) == MAX_REMEMBERED

@@ -14,7 +14,7 @@ from manylora.adapters.packing.image import ImageDamaged, ImageFacts, image_name
 from manylora.adapters.sources.local import LocalSource
 from manylora.adapters.tiers.disk import MAX_NAMES_OF_IMAGE, DiskTier
 from manylora.adapters.tiers.image_folder import job_file
-from manylora.adapters.tiers.pinned_cache import Shelf
+from manylora.adapters.tiers.pinned_cache import PinnedCache
 from manylora.ids import Digest
 from tests.adapters.adapter_files import (
     TINY,
@@ -32,7 +32,7 @@ OPERATIONS = st.lists(st.tuples(st.sampled_from("rpuxk"), st.integers(0, 7), st.
 
 @given(operations=OPERATIONS)
 def test_a_shelf_never_passes_its_budget_nor_evicts_a_pin(operations: list[tuple[str, int, int]]) -> None:
-    shelf: Shelf[str] = Shelf(100)
+    shelf: PinnedCache[str] = PinnedCache(100)
     pins: dict[str, int] = {}
     sizes: dict[str, int] = {}
 
@@ -66,7 +66,7 @@ def test_a_shelf_never_passes_its_budget_nor_evicts_a_pin(operations: list[tuple
 
 
 def test_what_is_used_often_outlives_what_was_used_last() -> None:
-    shelf: Shelf[str] = Shelf(30)
+    shelf: PinnedCache[str] = PinnedCache(30)
     evicted: list[str] = []
     for key in "abc":
         assert shelf.reserve(key, 10, evicted.append)
@@ -92,7 +92,7 @@ def zipf_trace(num_adapters: int, num_requests: int, seed: int) -> list[int]:
 
 
 def hits_of_shelf(trace: list[int], sizes: list[int], budget: int) -> int:
-    shelf: Shelf[str] = Shelf(budget)
+    shelf: PinnedCache[str] = PinnedCache(budget)
     hits = 0
     for number in trace:
         key = str(number)

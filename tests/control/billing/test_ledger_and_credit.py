@@ -22,7 +22,7 @@ from manylora.control.tenants.credit import balance_of, give_back_leases, grant_
 from manylora.errors import InvalidParameter, NameTaken, QuotaExhausted, ResourceNotFound
 from manylora.ids import KeyId, TenantId
 from manylora.server.access.control_client import HttpControlClient
-from manylora.server.access.credit import Purse
+from manylora.server.access.credit import LeasedCredit
 from manylora.tenancy import Lease, PriceFacts, Snapshot
 from tests.control.plane import EDGE_TOKEN, Plane, in_plane, record
 
@@ -90,7 +90,7 @@ def test_an_edge_spends_on_after_its_lease_has_ended(run: Callable[..., None]) -
     async def scenario(plane: Plane) -> None:
         await plane.new_tenant("acme", credit_nanousd=1000)
         price = PriceFacts(base="b", version=1, effective_ms=0, input_nanousd=1, output_nanousd=1)
-        purse = Purse(Client(plane), plane.clock, edge="edge-1", lease_nanousd=100)
+        purse = LeasedCredit(Client(plane), plane.clock, edge="edge-1", lease_nanousd=100)
 
         async def hold(cost: int) -> Any:
             return await purse.hold(TenantId("acme"), price, prompt_tokens=cost, budget_tokens=0)
@@ -116,7 +116,7 @@ def test_a_keys_budget_holds_over_edges_and_rotations(run: Callable[..., None]) 
         made = await plane.call("POST", "/admin/tenants/acme/keys", {"limits": {"monthly_budget_nanousd": 300}})
         origin = made.json()["id"]
         price = PriceFacts(base="b", version=1, effective_ms=0, input_nanousd=1, output_nanousd=1)
-        purses = [Purse(Client(plane), plane.clock, edge=f"edge-{n}", lease_nanousd=100) for n in range(2)]
+        purses = [LeasedCredit(Client(plane), plane.clock, edge=f"edge-{n}", lease_nanousd=100) for n in range(2)]
 
         async def hold(number: int, cost: int, key: str | None = origin) -> Any:
             key_id = None if key is None else KeyId(key)
@@ -155,7 +155,7 @@ def test_a_budget_that_comes_later_counts_what_was_spent_before(run: Callable[..
         made = (await plane.call("POST", "/admin/tenants/acme/keys", {})).json()
         await set_price_of_b(plane, 1)
         price = PriceFacts(base="b", version=1, effective_ms=0, input_nanousd=1, output_nanousd=1)
-        purse = Purse(Client(plane), plane.clock, edge="edge-1", lease_nanousd=100)
+        purse = LeasedCredit(Client(plane), plane.clock, edge="edge-1", lease_nanousd=100)
 
         async def spend(number: int, cost: int, *, has_budget: bool) -> None:
             held = await purse.hold(

@@ -11,7 +11,7 @@ from sqlalchemy import URL, update
 from manylora.adapters.ingest.checking import CheckedFiles, CheckJob, check_apart
 from manylora.adapters.sources.upload_folders import Registry
 from manylora.control.edges.snapshot import take_snapshot
-from manylora.control.process.janitor import Caretaker
+from manylora.control.process.janitor import Janitor
 from manylora.control.registry import check_queue as turns_module
 from manylora.control.registry import intake as intake_module
 from manylora.control.registry.intake import INTERRUPTED_S
@@ -123,10 +123,10 @@ def test_a_copy_that_was_interrupted_is_told(url: URL, tmp_path: Path, server: H
         async with plane.control.database.write() as connection:  # as a kill in the middle leaves it
             await connection.execute(update(versions).values(state="uploading"))
         plane.clock.advance(INTERRUPTED_S - 1)
-        await Caretaker(plane.control).round()
+        await Janitor(plane.control).round()
         assert (await plane.call("GET", "/v2/repos/triage/version/1", key=key)).json()["state"] == "uploading"
         plane.clock.advance(2)
-        await Caretaker(plane.control).round()
+        await Janitor(plane.control).round()
         old = (await plane.call("GET", "/v2/repos/triage/version/1", key=key)).json()
         assert (old["state"], "register it again" in old["finetuningJob"]["error"]) == ("failed", True)
         assert (await copied(plane, key, adapter_id="org/tone"))["tag"] == 2

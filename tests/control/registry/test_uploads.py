@@ -23,7 +23,7 @@ from manylora.adapters.sources.source import TEXT_FILES
 from manylora.adapters.sources.upload_folders import Registry
 from manylora.bench.faults.adapter_files import Files
 from manylora.control.edges.snapshot import take_snapshot
-from manylora.control.process.janitor import Caretaker
+from manylora.control.process.janitor import Janitor
 from manylora.control.registry import aliases
 from manylora.control.registry import check_queue as turns_module
 from manylora.control.registry import intake as intake_module
@@ -293,7 +293,7 @@ def test_what_is_abandoned_is_cleaned_up_and_bounded(url: URL, tmp_path: Path) -
         refused = await plane.call("POST", "/v2/adapters/upload", {"repo": "triage"}, key=key)
         assert (refused.status_code, refused.json()["code"]) == (403, "storage_limit_exceeded")
         plane.clock.advance(UPLOAD_TTL_MS / 1000)
-        await Caretaker(plane.control).round()
+        await Janitor(plane.control).round()
         assert open_uploads(plane) == []
         kept = (await begin(plane, key, "triage"))["uploadToken"].partition(".")[0]
         assert open_uploads(plane) == [kept]

@@ -10,7 +10,7 @@ from sqlalchemy import URL
 
 from manylora.control.billing.ledger import insert_records
 from manylora.control.calendar import DAY_MS
-from manylora.control.process.janitor import Caretaker
+from manylora.control.process.janitor import Janitor
 from manylora.control.tenants.audit import MAX_LETTERS, bounded_json, public_source
 from manylora.http.scopes import CONTROL_ROUTES
 from tests.control.plane import Plane, in_plane, record
@@ -258,7 +258,7 @@ def test_a_tenants_changes_are_bounded_and_its_keys_end_all_the_same(
 
 def test_rows_older_than_audit_days_are_removed(run: Callable[..., None]) -> None:
     async def scenario(plane: Plane) -> None:
-        caretaker = Caretaker(plane.control)
+        caretaker = Janitor(plane.control)
         await plane.new_tenant("acme")
         plane.clock.advance(2 * DAY_MS / 1000)
         await plane.new_tenant("beta")

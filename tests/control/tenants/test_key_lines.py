@@ -10,7 +10,7 @@ from sqlalchemy import URL
 
 from manylora.control.billing.ledger import insert_records
 from manylora.control.edges.snapshot import take_snapshot
-from manylora.control.process.janitor import Caretaker
+from manylora.control.process.janitor import Janitor
 from manylora.control.tenants.keys import MAX_IN_GRACE, MAX_LIVE_KEYS
 from tests.control.plane import Plane, in_plane, record
 
@@ -272,7 +272,7 @@ def test_a_key_that_ends_meanwhile_makes_no_other(run: Callable[..., None]) -> N
 
 def test_the_last_use_is_kept_within_a_minute_and_over_a_restart(run: Callable[..., None]) -> None:
     async def scenario(plane: Plane) -> None:
-        caretaker = Caretaker(plane.control)
+        caretaker = Janitor(plane.control)
         owner = await plane.new_tenant("acme")
         child = await make(plane, owner, "infer")
 

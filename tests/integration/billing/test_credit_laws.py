@@ -19,7 +19,7 @@ from manylora.control.tenants.credit import balance_of, grant_credit
 from manylora.errors import QuotaExhausted
 from manylora.ids import TenantId
 from manylora.server.access.control_client import HttpControlClient
-from manylora.server.access.credit import Hold, Purse
+from manylora.server.access.credit import Hold, LeasedCredit
 from manylora.tenancy import PriceFacts
 from manylora.usage import UsageRecord
 from tests.control.plane import EDGE_TOKEN, Plane, record, standing_plane
@@ -121,7 +121,7 @@ class Market:
         self.clock.advance(month_ends_ms / 1000 - MONTH_S - self.now_s)
         self.tenant = TenantId(f"tenant-{self.control.now_ms()}")
         self.num_edges = 0
-        self.purses: dict[str, Purse] = {}
+        self.purses: dict[str, LeasedCredit] = {}
         self.lost: list[str] = []  # edges that died, whose leases are not given back yet
         self.sales: list[Sale] = []
         runner.run(self.begun())
@@ -135,7 +135,7 @@ class Market:
     def begin_edge(self) -> None:
         name = f"{self.tenant}-edge-{self.num_edges}"
         self.num_edges += 1
-        self.purses[name] = Purse(self.client, self.clock, edge=name, lease_nanousd=LEASE_NANOUSD)
+        self.purses[name] = LeasedCredit(self.client, self.clock, edge=name, lease_nanousd=LEASE_NANOUSD)
 
     def edge(self, index: int) -> str:
         return list(self.purses)[index]

@@ -34,10 +34,10 @@ from manylora.server.engine_client import messages as wire
 from manylora.server.engine_client.append_log import HEADER, FramedFile
 from manylora.server.engine_client.client import Desk
 from manylora.server.engine_client.journal import Journal, SeenFrames, read_journal
-from manylora.server.engine_client.streams import Generation
+from manylora.server.engine_client.streams import SequenceStream
 from manylora.server.metering import meter as meter_module
 from manylora.server.metering import spool as spool_module
-from manylora.server.metering.meter import NO_TIMINGS, Buyer, Meter, OpenUsage
+from manylora.server.metering.meter import NO_TIMINGS, Meter, OpenUsage, Payer
 from manylora.usage import Counts, UsageRecord
 from tests.control.plane import EDGE_TOKEN, Plane, standing_plane
 from tests.server.crashing import crash
@@ -154,7 +154,7 @@ class Usage:
     counters: dict[RequestId, Counter]
     open: OpenUsage
     charges: list[Row]
-    generations: list[Generation] = field(default_factory=list)
+    generations: list[SequenceStream] = field(default_factory=list)
     rows: list[Row | None] = field(default_factory=list)
 
     @property
@@ -227,7 +227,7 @@ class World:
     def __init__(self, runner: asyncio.Runner, plane: Plane, post: Post) -> None:
         self.runner, self.plane, self.post = runner, plane, post
         # The plane is that of all examples: each has a tenant of its own.
-        self.buyer = Buyer(tenant=TenantId(secrets.token_hex(8)), key=None, request_id="caller's own")
+        self.buyer = Payer(tenant=TenantId(secrets.token_hex(8)), key=None, request_id="caller's own")
         self.folder = Path(tempfile.mkdtemp())
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(spool_module, "FramedFile", FaultyFile)
@@ -268,7 +268,7 @@ class World:
         self.engine = Engine(self.meter.folder, life)
         self.meter.begin_life(life)
 
-    def note(self, generation: Generation, end: Finished) -> None:
+    def note(self, generation: SequenceStream, end: Finished) -> None:
         self.meter.note(generation, end)
         self.counters[generation.request.id].reason = end.reason.value
 

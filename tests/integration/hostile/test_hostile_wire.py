@@ -42,8 +42,8 @@ def test_nothing_is_unpickled_or_evaluated(path: Path) -> None:
 
 
 MESSAGES: list[wire.Operation | wire.Frame] = [
-    wire.Stop(),
-    wire.AskStats(),
+    wire.StopEngine(),
+    wire.GetStats(),
     wire.Progress("x" * 20),
     wire.Abort(RequestId("r" * 32), FinishReason.ABORT),
 ]

@@ -22,7 +22,7 @@ from manylora.errors import (
 )
 from manylora.ids import TenantId
 from manylora.server.access.access import Access, Admission
-from manylora.server.access.credit import Purse
+from manylora.server.access.credit import LeasedCredit
 from manylora.server.access.directory import Directory, Upload
 from manylora.server.app.control_session import is_key_needed
 from manylora.tenancy import (
@@ -254,8 +254,8 @@ def test_names_are_listed_as_their_tenant_says_them() -> None:
 PRICE = PriceFacts(base=BASE, version=1, effective_ms=0, input_nanousd=1, output_nanousd=2)
 
 
-def purse_of(control: FakeControl, clock: ManualClock, edge: str = "edge") -> Purse:
-    return Purse(control, clock, edge=edge, lease_nanousd=100)
+def purse_of(control: FakeControl, clock: ManualClock, edge: str = "edge") -> LeasedCredit:
+    return LeasedCredit(control, clock, edge=edge, lease_nanousd=100)
 
 
 def test_a_request_sets_its_worst_case_aside_and_pays_what_it_used() -> None:

@@ -12,7 +12,7 @@ from manylora.config.settings import Config, load_config
 from manylora.errors import ConfigInvalid, ControlUnavailable
 from manylora.server.access.control_client import HttpControlClient
 from manylora.server.app import control_session as module
-from manylora.server.app.control_session import Membership
+from manylora.server.app.control_session import ControlSession
 from manylora.tenancy import Snapshot
 from manylora.wiring.control import host_control
 
@@ -28,7 +28,7 @@ def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 def test_a_base_without_a_price_is_not_sold_unless_it_is_declared_free(tmp_path: Path) -> None:
     async def scenario() -> None:
-        member = await Membership.join(config_in(tmp_path), host_control, SystemClock())
+        member = await ControlSession.join(config_in(tmp_path), host_control, SystemClock())
         assert member.admin_key is not None
         with pytest.raises(ConfigInvalid, match=r"manylora prices set mine .*control\.free_bases=mine"):
             member.admit("mine")
@@ -36,12 +36,14 @@ def test_a_base_without_a_price_is_not_sold_unless_it_is_declared_free(tmp_path:
         member.admit("SmolLM2-135M-Instruct")
         await member.leave()
 
-        free = await Membership.join(config_in(tmp_path, control__free_bases=("mine",)), host_control, SystemClock())
+        free = await ControlSession.join(
+            config_in(tmp_path, control__free_bases=("mine",)), host_control, SystemClock()
+        )
         assert free.admin_key is None
         free.admit("mine")
         await free.leave()
 
-        open_one = await Membership.join(config_in(tmp_path, server__auth="off"), host_control, SystemClock())
+        open_one = await ControlSession.join(config_in(tmp_path, server__auth="off"), host_control, SystemClock())
         open_one.admit("mine")
         await open_one.leave()
 
@@ -52,8 +54,8 @@ def test_a_control_plane_elsewhere_needs_the_edges_token(tmp_path: Path) -> None
     async def scenario() -> None:
         config = config_in(tmp_path, control__url="http://127.0.0.1:1")
         with pytest.raises(ConfigInvalid, match=r"control\.edge_token"):
-            await Membership.join(config, host_control, SystemClock())
-        again = await Membership.join(
+            await ControlSession.join(config, host_control, SystemClock())
+        again = await ControlSession.join(
             config_in(tmp_path), host_control, SystemClock()
         )  # nothing is held by the failure
         assert again.meter.folder == tmp_path / "metering" / "0"
@@ -76,7 +78,7 @@ def test_a_server_waits_for_a_control_plane_that_begins_later(tmp_path: Path, mo
         monkeypatch.setattr(HttpControlClient, "snapshot", snapshot)
         monkeypatch.setattr(module, "START_PAUSE_S", 0.001)
         config = config_in(tmp_path, control__url="http://127.0.0.1:1", control__edge_token="t")
-        member = await Membership.join(config, host_control, SystemClock())
+        member = await ControlSession.join(config, host_control, SystemClock())
         assert (answers, member.directory.pepper) == (4, "00")
         await member.leave()
 
@@ -92,6 +94,6 @@ def test_a_server_gives_up_on_a_control_plane_that_never_answers(
     async def scenario() -> None:
         config = config_in(tmp_path, control__url="http://127.0.0.1:1", control__edge_token="t")
         with pytest.raises(ControlUnavailable, match="does not answer"):
-            await Membership.join(config, host_control, SystemClock())
+            await ControlSession.join(config, host_control, SystemClock())
 
     run(scenario)

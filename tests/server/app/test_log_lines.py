@@ -18,7 +18,7 @@ from manylora.http.loopback import CALLER_HEADER
 from manylora.server.access.access import Access
 from manylora.server.access.control_client import HttpControlClient
 from manylora.server.access.directory import REPORT_S, Directory
-from manylora.server.app.middleware import Edge
+from manylora.server.app.middleware import EdgeMiddleware
 from manylora.server.observability.metrics import Meters
 from manylora.tenancy import AdapterAct
 from tests.control.plane import EDGE_TOKEN, Plane, in_plane
@@ -36,7 +36,7 @@ class Front:
     def __init__(self, plane: Plane) -> None:
         control = create_control_app(plane.control)
         self.directory = Directory(HttpControlClient(EDGE_TOKEN, app=control), plane.clock, poll_s=1.0, max_age_s=1e9)
-        edge = Edge(
+        edge = EdgeMiddleware(
             _nothing,
             settings=ServerConfig(),
             served=cast(Any, SimpleNamespace(is_base_name=lambda name: True)),

@@ -7,7 +7,7 @@ import pytest
 
 from manylora.clock import ManualClock
 from manylora.engine.events import EngineStats
-from manylora.server.engine_client.liveness import Pulse
+from manylora.server.engine_client.liveness import ProgressMonitor
 from tests.server.fake_engine import NOTHING_STORED
 
 NOTHING: dict[str, Any] = {**dict.fromkeys(EngineStats.__dataclass_fields__, 0), "adapters": NOTHING_STORED}
@@ -24,23 +24,25 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def pulse(clock: ManualClock) -> Pulse:
-    return Pulse(clock)
+def pulse(clock: ManualClock) -> ProgressMonitor:
+    return ProgressMonitor(clock)
 
 
-def watch(pulse: Pulse, clock: ManualClock, *told: EngineStats) -> float:
+def watch(pulse: ProgressMonitor, clock: ManualClock, *told: EngineStats) -> float:
     """Seconds the engine stands still after these numbers came, one a second, while requests are in flight."""
     tell(pulse, clock, *told)
     return pulse.stalled_s(in_flight=1)
 
 
-def tell(pulse: Pulse, clock: ManualClock, *told: EngineStats) -> None:
+def tell(pulse: ProgressMonitor, clock: ManualClock, *told: EngineStats) -> None:
     for each in told:
         clock.advance(1.0)
         pulse.note(each)
 
 
-def test_a_loader_that_ends_nothing_stands_still_whatever_others_generate(pulse: Pulse, clock: ManualClock) -> None:
+def test_a_loader_that_ends_nothing_stands_still_whatever_others_generate(
+    pulse: ProgressMonitor, clock: ManualClock
+) -> None:
     pulse.note(stats())
     for step in range(1, 41):
         clock.advance(1.0)
@@ -50,36 +52,40 @@ def test_a_loader_that_ends_nothing_stands_still_whatever_others_generate(pulse:
     assert pulse.stalled_s(in_flight=4) == 0.0
 
 
-def test_a_loader_that_answers_makes_progress(pulse: Pulse, clock: ManualClock) -> None:
+def test_a_loader_that_answers_makes_progress(pulse: ProgressMonitor, clock: ManualClock) -> None:
     tell(pulse, clock, *(stats(loading=2, answers=count) for count in (0, 0, 1)))
     assert pulse.loader_stalled_s(in_flight=1) == 0.0
 
 
-def test_names_that_fail_without_the_loader_are_no_progress_of_it(pulse: Pulse, clock: ManualClock) -> None:
+def test_names_that_fail_without_the_loader_are_no_progress_of_it(pulse: ProgressMonitor, clock: ManualClock) -> None:
     tell(pulse, clock, *(stats(loading=2, failures=count) for count in range(40)))
     assert pulse.loader_stalled_s(in_flight=2) == 39.0
 
 
-def test_a_loader_for_which_nobody_waits_does_not_stand_still(pulse: Pulse, clock: ManualClock) -> None:
+def test_a_loader_for_which_nobody_waits_does_not_stand_still(pulse: ProgressMonitor, clock: ManualClock) -> None:
     tell(pulse, clock, *(stats(running=1, steps=step) for step in range(40)))
     assert pulse.loader_stalled_s(in_flight=1) == 0.0
 
 
-def test_an_engine_without_new_steps_stands_still_whatever_is_loaded(pulse: Pulse, clock: ManualClock) -> None:
+def test_an_engine_without_new_steps_stands_still_whatever_is_loaded(
+    pulse: ProgressMonitor, clock: ManualClock
+) -> None:
     assert watch(pulse, clock, *(stats(running=1, answers=load) for load in range(40))) == 39.0
 
 
-def test_a_queue_that_nothing_lets_in_stands_still(pulse: Pulse, clock: ManualClock) -> None:
+def test_a_queue_that_nothing_lets_in_stands_still(pulse: ProgressMonitor, clock: ManualClock) -> None:
     assert watch(pulse, clock, *(stats(waiting=1, steps=step) for step in range(40))) == 39.0
 
 
-def test_an_engine_that_says_nothing_stands_still(pulse: Pulse, clock: ManualClock) -> None:
+def test_an_engine_that_says_nothing_stands_still(pulse: ProgressMonitor, clock: ManualClock) -> None:
     pulse.note(stats(loading=1))
     clock.advance(31.0)
     assert pulse.stalled_s(in_flight=1) == 31.0
 
 
-def test_without_work_nothing_stands_still_and_new_work_starts_afresh(pulse: Pulse, clock: ManualClock) -> None:
+def test_without_work_nothing_stands_still_and_new_work_starts_afresh(
+    pulse: ProgressMonitor, clock: ManualClock
+) -> None:
     pulse.note(stats(loading=1))
     clock.advance(31.0)
     assert pulse.stalled_s(in_flight=0) == 0.0

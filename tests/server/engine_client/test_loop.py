@@ -13,7 +13,7 @@ from manylora.ids import PROBE_FLOW, Flow, RequestId
 from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.engine_client.journal import Journal, read_journal
 from manylora.server.engine_client.loop import IDLE_WAIT_S, TENDING_WAIT_S, drive
-from manylora.server.engine_client.messages import Frame, Operation, Step, Stop, Submit
+from manylora.server.engine_client.messages import Frame, Operation, Step, StopEngine, Submit
 from tests.server.fake_engine import FakeEngine
 from tests.server.tiny_tokenizer import save_tokenizer
 
@@ -33,7 +33,7 @@ class TendedEngine(FakeEngine):
 
 
 class ScriptedPort:
-    """Nothing arrives for so many waits, then `Stop`; `waits_s` has how long each would have been."""
+    """Nothing arrives for so many waits, then `StopEngine`; `waits_s` has how long each would have been."""
 
     def __init__(self, num_waits: int) -> None:
         self.waits_s: list[float] = []
@@ -41,7 +41,7 @@ class ScriptedPort:
 
     def receive(self, wait_s: float) -> list[Operation]:
         self.waits_s.append(wait_s)
-        return [Stop()] if len(self.waits_s) > self._num_waits else []
+        return [StopEngine()] if len(self.waits_s) > self._num_waits else []
 
     def send(self, frame: Frame) -> None:
         pass
@@ -63,7 +63,7 @@ class QueuedPort(ScriptedPort):
         self.frames: list[Step] = []
 
     def receive(self, wait_s: float) -> list[Operation]:
-        return self._arrivals.pop(0) if self._arrivals else [Stop()]
+        return self._arrivals.pop(0) if self._arrivals else [StopEngine()]
 
     def send(self, frame: Frame) -> None:
         if isinstance(frame, Step):

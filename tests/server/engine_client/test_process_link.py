@@ -17,7 +17,7 @@ from manylora.ids import Flow, mint_request_id
 from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.app.application import create_app
 from manylora.server.engine_client.link import ProcessLink
-from manylora.server.engine_client.streams import Generation
+from manylora.server.engine_client.streams import SequenceStream
 from tests.server.asgi_client import calling
 from tests.server.serve_fake import FACTORY
 
@@ -39,7 +39,7 @@ def request(prompt: str, max_new_tokens: int = 400) -> Request:
     )
 
 
-async def events_of(generation: Generation) -> list[TokenEvent | Finished]:
+async def events_of(generation: SequenceStream) -> list[TokenEvent | Finished]:
     found: list[TokenEvent | Finished] = []
     async with asyncio.timeout(20):
         while not found or not isinstance(found[-1], Finished):
@@ -48,7 +48,7 @@ async def events_of(generation: Generation) -> list[TokenEvent | Finished]:
     return found
 
 
-async def end_of(generation: Generation) -> Finished:
+async def end_of(generation: SequenceStream) -> Finished:
     last = (await events_of(generation))[-1]
     assert isinstance(last, Finished)
     return last

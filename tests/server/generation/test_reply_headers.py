@@ -10,7 +10,7 @@ from manylora import __version__
 from manylora.clock import ManualClock
 from manylora.engine.request import Request
 from manylora.server.app.starting import StartingApp
-from manylora.server.engine_client.streams import Generation
+from manylora.server.engine_client.streams import SequenceStream
 from tests.server.conftest import House
 
 InHouse = Callable[..., None]
@@ -29,7 +29,7 @@ def test_validation_ends_before_a_request_is_handed_to_the_engine(in_house: InHo
     async def scenario(house: House) -> None:
         hand_over = house.link.generate
 
-        def hand_over_slowly(request: Request) -> Generation:
+        def hand_over_slowly(request: Request) -> SequenceStream:
             generation = hand_over(request)
             clock.advance(5.0)
             return generation

@@ -15,7 +15,7 @@ from manylora.config.settings import Config
 from manylora.engine.events import FinishReason
 from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.access.access import Access
-from manylora.server.access.credit import Purse
+from manylora.server.access.credit import LeasedCredit
 from manylora.server.app.application import EdgeApp, create_app
 from manylora.server.engine_client.link import InProcessLink
 from manylora.server.metering.meter import Meter
@@ -97,7 +97,7 @@ async def open_house(folder: Path, *, limits: Limits, credit: int) -> AsyncItera
     directory, meter = directory_of(control, clock), Meter(folder / "metering", clock=SystemClock(), ship_s=0.01)
     await directory.refresh()
     await meter.recovered()
-    purse = Purse(control, clock, edge=meter.edge, lease_nanousd=1)
+    purse = LeasedCredit(control, clock, edge=meter.edge, lease_nanousd=1)
     access = Access(clock, base=BASE, is_key_needed=True, directory=directory, purse=purse)
     app = create_app(Config(), link=link, served=served_for(folder), tokenizer=tokenizer, meter=meter, access=access)
     transport = httpx2.ASGITransport(app=app)  # type: ignore[arg-type]  # ASGI's types differ by library

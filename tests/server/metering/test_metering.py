@@ -22,10 +22,10 @@ from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.app.application import EdgeApp, create_app
 from manylora.server.engine_client.journal import Journal, SeenFrames, lives_in, mint_life
 from manylora.server.engine_client.link import InProcessLink
-from manylora.server.engine_client.streams import Generation
+from manylora.server.engine_client.streams import SequenceStream
 from manylora.server.metering import meter as meter_module
 from manylora.server.metering import spool as spool_module
-from manylora.server.metering.meter import Buyer, Meter, OpenUsage, Timings
+from manylora.server.metering.meter import Meter, OpenUsage, Payer, Timings
 from manylora.server.metering.spool import segments_in
 from manylora.usage import Counts, UsageRecord
 from tests.server.asgi_client import Caller
@@ -34,7 +34,7 @@ from tests.server.fake_control import FakeControl
 from tests.server.fake_engine import FakeEngine, served_for
 from tests.server.tiny_tokenizer import save_tokenizer
 
-BUYER = Buyer(tenant=TenantId("acme"), key=None, request_id="caller's own")
+BUYER = Payer(tenant=TenantId("acme"), key=None, request_id="caller's own")
 
 
 def meter_in(folder: Path) -> Meter:
@@ -65,7 +65,7 @@ def opened(meter: Meter, *requests: Request, is_streamed: bool = True) -> OpenUs
 
 
 def ended(meter: Meter, each: Request, num_tokens: int, reason: FinishReason = FinishReason.LENGTH) -> None:
-    generation = Generation(each, lambda request_id, why: None)
+    generation = SequenceStream(each, lambda request_id, why: None)
     generation.num_tokens = num_tokens
     counts = Counts(prompt_tokens=len(each.tokens), cached_tokens=1, completion_tokens=num_tokens)
     meter.note(generation, Finished(request_id=each.id, reason=reason, counts=counts))

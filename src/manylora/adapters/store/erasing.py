@@ -6,11 +6,11 @@ from collections.abc import Callable
 from manylora.adapter_ref import AdapterRef
 from manylora.adapters.packing.image import ImageFacts
 from manylora.adapters.store.loads import Loads
-from manylora.adapters.store.versions import Names
+from manylora.adapters.store.versions import AdapterVersions
 from manylora.adapters.tiers.device import Device
 from manylora.adapters.tiers.disk import MERGE_KEY, DiskTier, ref_key
 from manylora.adapters.tiers.reading import Reader
-from manylora.adapters.tracked import Name
+from manylora.adapters.tracked import TrackedAdapter
 from manylora.ids import Digest
 
 log = logging.getLogger(__name__)
@@ -24,13 +24,15 @@ class Eraser:
     may have any members, so it goes with each name: it is made again from those that are left.
     """
 
-    def __init__(self, *, names: Names, loads: Loads, device: Device, disk: DiskTier, reader: Reader) -> None:
+    def __init__(self, *, names: AdapterVersions, loads: Loads, device: Device, disk: DiskTier, reader: Reader) -> None:
         self._names = names
         self._loads = loads
         self._device = device
         self._disk = disk
         self._reader = reader
-        self._condemned: dict[Digest, set[Name]] = {}  # with the names that are deleted and whose requests go on
+        self._condemned: dict[
+            Digest, set[TrackedAdapter]
+        ] = {}  # with the names that are deleted and whose requests go on
         self._files: dict[ImageFacts, None] = {}  # those that are still read, or wait for their turn to be erased
 
     @property
@@ -38,7 +40,7 @@ class Eraser:
         """Whether files are being erased."""
         return self._disk.num_erasing > 0
 
-    def delete(self, name: Name) -> None:
+    def delete(self, name: TrackedAdapter) -> None:
         """Take a name, and the merges made of it, from all their versions, and erase what has no other name."""
         text = str(name.ref)
         namesakes = [other for other in self._names if is_of(other.ref, text)]

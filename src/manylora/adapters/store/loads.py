@@ -10,10 +10,10 @@ from manylora.adapters.jobs import Ingest, Ingested, IngestFailure, IngestJob
 from manylora.adapters.packing.image import largest_file_bytes
 from manylora.adapters.refusals import Refusals
 from manylora.adapters.sources.source import Located
-from manylora.adapters.store.versions import Names
+from manylora.adapters.store.versions import AdapterVersions
 from manylora.adapters.tiers.disk import DiskTier
-from manylora.adapters.tiers.load_stats import LoadLedger
-from manylora.adapters.tracked import NOBODY, Name
+from manylora.adapters.tiers.load_stats import LoadStats
+from manylora.adapters.tracked import NOBODY, TrackedAdapter
 from manylora.clock import Clock
 from manylora.config.settings import AdaptersConfig
 from manylora.errors import AdapterCapacity, AdapterLoadTimeout, AdapterStorageUnavailable, ManyloraError
@@ -44,13 +44,13 @@ class Loads:
         *,
         shape: BaseShape,
         dtype: str,
-        names: Names,
+        names: AdapterVersions,
         numbers: Iterator[int],
         ingest: Ingest,
         disk: DiskTier,
         clock: Clock,
         config: AdaptersConfig,
-        ledger: LoadLedger,
+        ledger: LoadStats,
     ) -> None:
         self._shape = shape
         self._dtype = dtype
@@ -67,7 +67,7 @@ class Loads:
     def __len__(self) -> int:
         return len(self._loads)
 
-    def begin(self, name: Name, located: Located, now_s: float) -> bool:
+    def begin(self, name: TrackedAdapter, located: Located, now_s: float) -> bool:
         """Begin to load a name's version, if it is its turn; what is too large fails."""
         bound_bytes = largest_file_bytes(located.weights_bytes, self._shape, self._dtype)
         if (error := self._objection(name.ref, located, bound_bytes)) is not None:
@@ -99,7 +99,7 @@ class Loads:
         limits.append((bound_bytes, self._disk.budget_bytes))
         return next((refuse.too_large(size, limit) for size, limit in limits if size > limit), None)
 
-    def _has_turn(self, name: Name) -> bool:
+    def _has_turn(self, name: TrackedAdapter) -> bool:
         """Whether another load may begin. Neither one flow nor one source, which may be stuck, ever has all turns."""
         most = self._config.parallel_loads
         share = max(1, most - most // 4)
@@ -174,7 +174,7 @@ class Loads:
                 self.time_out(name, now_s)
         return to_erase
 
-    def time_out(self, name: Name, now_s: float) -> None:
+    def time_out(self, name: TrackedAdapter, now_s: float) -> None:
         """End the wait of those who wait now; what is under way goes on."""
         text = f"Adapter '{name.ref.id}' was not ready within {self._config.load_timeout_s:g} s"
         self._names.fail(name, AdapterLoadTimeout(text), now_s)

@@ -11,10 +11,10 @@ from manylora.adapters.refusals import Refusals
 from manylora.adapters.report import report_from_text
 from manylora.adapters.store.erasing import Eraser, is_of
 from manylora.adapters.store.verifying import Verifier
-from manylora.adapters.store.versions import MAX_REVOKED, Names
+from manylora.adapters.store.versions import MAX_REVOKED, AdapterVersions
 from manylora.adapters.tiers.device import Device
 from manylora.adapters.tiers.disk import DiskTier
-from manylora.adapters.tracked import Name
+from manylora.adapters.tracked import TrackedAdapter
 from manylora.clock import Clock
 from manylora.errors import AdapterCapacity, AdapterNotFound, ManyloraError
 from manylora.ids import Digest
@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 class Wishes(NamedTuple):
     """What the state machine does for an operator: keep a name wanted, and tell where it is."""
 
-    keep_wanted: Callable[[Name], None]
-    drop_kept: Callable[[Name], None]
-    state_of: Callable[[Name], AdapterState]
+    keep_wanted: Callable[[TrackedAdapter], None]
+    drop_kept: Callable[[TrackedAdapter], None]
+    state_of: Callable[[TrackedAdapter], AdapterState]
 
 
 class Operator:
@@ -44,7 +44,7 @@ class Operator:
     def __init__(
         self,
         *,
-        names: Names,
+        names: AdapterVersions,
         device: Device,
         disk: DiskTier,
         clock: Clock,
@@ -59,7 +59,7 @@ class Operator:
         self._wishes = wishes
         self._eraser = eraser
         self._verifier = verifier
-        self._pinned: dict[AdapterRef, Name] = {}
+        self._pinned: dict[AdapterRef, TrackedAdapter] = {}
         self._looked_s = float("-inf")
 
     # ── actions ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -82,7 +82,7 @@ class Operator:
                 self._verify(name)
         return self._info(name)
 
-    def _find(self, ref: AdapterRef) -> Name:
+    def _find(self, ref: AdapterRef) -> TrackedAdapter:
         """The name as its source has it now. Raises `AdapterNotFound` and the like if nothing of it is anywhere."""
         name = self._names.of(ref)
         self._names.locate(name, self._clock.monotonic_s())
@@ -91,22 +91,22 @@ class Operator:
             raise failure
         return name
 
-    def _versions(self, name: Name) -> set[Digest]:
+    def _versions(self, name: TrackedAdapter) -> set[Digest]:
         """Whatever of a name is on the device or on disk, older versions too."""
         current = set() if name.digest is None else {name.digest}
         return current | self._device.versions(name.ref) | self._disk.versions(name.ref)
 
-    def _is_anywhere(self, name: Name) -> bool:
+    def _is_anywhere(self, name: TrackedAdapter) -> bool:
         is_held = name.is_pinned or bool(name.draining)
         return name.located is not None or is_held or bool(self._versions(name))
 
-    def _preload(self, name: Name) -> None:
+    def _preload(self, name: TrackedAdapter) -> None:
         if (failure := self._names.standing_failure(name)) is not None:
             raise failure
         if name.digest is None or name.digest not in self._device:
             self._wishes.keep_wanted(name)
 
-    def _evict(self, name: Name) -> None:
+    def _evict(self, name: TrackedAdapter) -> None:
         versions, refuse = self._versions(name), Refusals(name.ref.id, name.ref.source)
         if name.is_pinned:
             raise refuse.in_use("it is pinned; unpin it first")
@@ -125,7 +125,7 @@ class Operator:
                 self._device.evict(digest)
             self._disk.remove(digest)
 
-    def _delete(self, name: Name) -> None:
+    def _delete(self, name: TrackedAdapter) -> None:
         if not self._names.may_revoke:
             raise AdapterCapacity(
                 f"Adapter '{name.ref.id}' cannot be deleted: {MAX_REVOKED} deleted ones are remembered"
@@ -134,7 +134,7 @@ class Operator:
             self._unpin(other)
         self._eraser.delete(name)
 
-    def _verify(self, name: Name) -> None:
+    def _verify(self, name: TrackedAdapter) -> None:
         if name.digest is None or self._disk.facts(name.digest) is None:
             raise AdapterNotFound(f"Adapter '{name.ref.id}' has no packed image on disk to verify")
         self._verifier.verify(name.digest)
@@ -153,7 +153,7 @@ class Operator:
         versions = {name.digest or name.held for name in self._pinned.values()} - {digest}
         return sum(self._num_bytes(version) for version in versions if version is not None)
 
-    def _pin(self, name: Name) -> None:
+    def _pin(self, name: TrackedAdapter) -> None:
         if name.is_pinned:
             return
         if (failure := self._names.standing_failure(name)) is not None:
@@ -166,7 +166,7 @@ class Operator:
         self._pinned[name.ref] = name
         self._follow(name)
 
-    def _unpin(self, name: Name) -> None:
+    def _unpin(self, name: TrackedAdapter) -> None:
         if not name.is_pinned:
             return
         name.is_pinned = False
@@ -175,7 +175,7 @@ class Operator:
             self._wishes.drop_kept(name)
         self._release(name)
 
-    def _release(self, name: Name) -> None:
+    def _release(self, name: TrackedAdapter) -> None:
         if name.held is not None:
             self._device.release(name.held)
             name.held = None
@@ -207,7 +207,7 @@ class Operator:
                 self._names.locate(name, now_s)
             self._follow(name)
 
-    def _follow(self, name: Name) -> None:
+    def _follow(self, name: TrackedAdapter) -> None:
         is_other = name.held != name.digest and (name.digest is not None or name.located is None)
         if name.held is not None and is_other:
             self._release(name)  # nobody gets that version any more, and the new one needs room
@@ -231,7 +231,7 @@ class Operator:
         name = self._find(ref)
         return replace(self._info(name), report=self._report(name))
 
-    def _report(self, name: Name) -> dict[str, Any] | None:  # JSON values of several types
+    def _report(self, name: TrackedAdapter) -> dict[str, Any] | None:  # JSON values of several types
         if name.located is None:
             return None
         report = report_from_text(self._disk.report(self._disk.name_key(name.ref, name.located.stamp)))
@@ -243,7 +243,7 @@ class Operator:
         known.sort(key=lambda name: (name.ref.source, name.ref.id, name.ref.tenant))
         return tuple(self._info(name) for name in known)
 
-    def _is_worth_telling(self, name: Name) -> bool:
+    def _is_worth_telling(self, name: TrackedAdapter) -> bool:
         failure = self._names.standing_failure(name)
         if name.located is None:
             return (
@@ -251,7 +251,7 @@ class Operator:
             )
         return True
 
-    def _info(self, name: Name) -> AdapterInfo:
+    def _info(self, name: TrackedAdapter) -> AdapterInfo:
         digest, failure = name.digest, self._names.standing_failure(name)
         if digest is not None and digest in self._device:
             name.rank = self._device.rank(digest)

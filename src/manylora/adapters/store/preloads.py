@@ -15,16 +15,16 @@ MAX_TRIES = 32
 
 log = logging.getLogger(__name__)
 
-Manage = Callable[[AdapterAction, AdapterRef], AdapterInfo]
+ManageAdapter = Callable[[AdapterAction, AdapterRef], AdapterInfo]
 
 
-class StandingOrders:
+class Preloads:
     """Orders that are repeated until they are carried out. What is in the way is logged when it changes.
 
     A preload is carried out once its adapter is on the device, whatever becomes of it then; a pin once it is taken.
     """
 
-    def __init__(self, config: AdaptersConfig, manage: Manage) -> None:
+    def __init__(self, config: AdaptersConfig, manage: ManageAdapter) -> None:
         self._manage = manage
         # What was last in the way of each, and when that was; the one that was tried longest ago first.
         self._orders: dict[tuple[AdapterAction, AdapterRef], tuple[str, float]] = dict.fromkeys(

@@ -12,17 +12,17 @@ from manylora.adapters.sources.source import Source
 from manylora.adapters.store.erasing import Eraser
 from manylora.adapters.store.loads import Loads
 from manylora.adapters.store.operations import Operator, Wishes
-from manylora.adapters.store.preloads import StandingOrders
+from manylora.adapters.store.preloads import Preloads
 from manylora.adapters.store.quarantine import Quarantine
 from manylora.adapters.store.verifying import Verifier
-from manylora.adapters.store.versions import RELOCATE_S, Names
+from manylora.adapters.store.versions import RELOCATE_S, AdapterVersions
 from manylora.adapters.tiers.bank import Bank, Lender
 from manylora.adapters.tiers.device import Device
 from manylora.adapters.tiers.disk import DiskTier
-from manylora.adapters.tiers.load_stats import LoadLedger
+from manylora.adapters.tiers.load_stats import LoadStats
 from manylora.adapters.tiers.reading import Reader, ReadImage
-from manylora.adapters.tiers.room_cache import NoRoom
-from manylora.adapters.tracked import NEVER, Name
+from manylora.adapters.tiers.room_cache import RoomCache
+from manylora.adapters.tracked import NEVER, TrackedAdapter
 from manylora.clock import Clock
 from manylora.config.settings import AdaptersConfig
 from manylora.errors import AdapterCapacity, ManyloraError
@@ -63,10 +63,10 @@ class Store:
         self._bank = bank
         self._clock = clock
         self._config = config
-        self._ledger = LoadLedger()
+        self._ledger = LoadStats()
         numbers = itertools.count()  # of jobs of both kinds
         self._quarantine = Quarantine(config.quarantine_hits)
-        self._names = Names(
+        self._names = AdapterVersions(
             sources=sources,
             remote=remote,
             ingest=ingest,
@@ -99,13 +99,13 @@ class Store:
             eraser=self._eraser,
             verifier=self._verifier,
         )
-        self._orders = StandingOrders(config, self._operator.manage)
+        self._orders = Preloads(config, self._operator.manage)
         self._next_expiry_s = float("-inf")
-        self._users: dict[Digest, set[Name]] = {}  # of versions that requests hold: by which names
-        self._wanted: dict[AdapterRef, Name] = {}  # in the order of their first wish
+        self._users: dict[Digest, set[TrackedAdapter]] = {}  # of versions that requests hold: by which names
+        self._wanted: dict[AdapterRef, TrackedAdapter] = {}  # in the order of their first wish
         self._begun: list[tuple[AdapterRef, int]] = []
         self._answers = 0  # of the loaders
-        self._no_room = NoRoom()
+        self._no_room = RoomCache()
         self._wanted_versions: set[Digest] | None = None  # once it was needed in this poll
 
     # ── what the engine calls ────────────────────────────────────────────────────────────────────────────────────
@@ -144,7 +144,7 @@ class Store:
         elif name is not None:
             self._drop_wish(name)
 
-    def _drop_wish(self, name: Name) -> None:
+    def _drop_wish(self, name: TrackedAdapter) -> None:
         del self._wanted[name.ref]
         name.is_wanted = False
         name.since_s, name.turn, name.lacks_room = None, NEVER, False
@@ -278,12 +278,12 @@ class Store:
         """What is known of every adapter that was asked for lately."""
         return self._operator.infos()
 
-    def _keep_wanted(self, name: Name) -> None:
+    def _keep_wanted(self, name: TrackedAdapter) -> None:
         """Want an adapter until it is on the device or has failed, without anyone waiting for it."""
         name.is_kept_wanted = name.is_wanted = True
         self._wanted.setdefault(name.ref, name)
 
-    def _drop_kept(self, name: Name) -> None:
+    def _drop_kept(self, name: TrackedAdapter) -> None:
         """End an operator's wish; those of requests stay."""
         name.is_kept_wanted = False
         if not self._names.is_requested(name):
@@ -308,7 +308,7 @@ class Store:
 
     # ── states ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _state(self, name: Name) -> AdapterState:
+    def _state(self, name: TrackedAdapter) -> AdapterState:
         if self._names.standing_failure(name) is not None:
             return AdapterState.FAILED
         is_asked = name.search is not None or name.ref.merge is not None
@@ -322,7 +322,7 @@ class Store:
 
     # ── loads ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _advance(self, name: Name, now_s: float) -> None:
+    def _advance(self, name: TrackedAdapter, now_s: float) -> None:
         """Take one wish the next step towards the device, if there is room for it."""
         name.lacks_room = False
         if name.located is None and name.ref.merge is not None:
@@ -349,7 +349,7 @@ class Store:
         elif name.job is None and self._loads.begin(name, name.located, now_s):
             self._begun.append((name.ref, name.located.weights_bytes))
 
-    def _begin_read(self, name: Name, digest: Digest, now_s: float) -> None:
+    def _begin_read(self, name: TrackedAdapter, digest: Digest, now_s: float) -> None:
         if self._device.is_reading(digest) or self._verifier.is_reading(digest):
             return
         facts = self._disk.facts(digest)
@@ -397,7 +397,7 @@ class Store:
         self._eraser.advance()  # what is deleted is overwritten, damaged or not
         self._disk.remove(digest)
 
-    def _spared(self, name: Name, now_s: float) -> tuple[set[Digest], bool]:
+    def _spared(self, name: TrackedAdapter, now_s: float) -> tuple[set[Digest], bool]:
         """What others want now is not evicted for this one until it has waited for `PATIENCE_S`; what was placed for
         them a moment ago not even then, or two adapters could displace each other for ever without one being used.
 

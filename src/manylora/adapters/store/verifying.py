@@ -2,7 +2,7 @@
 
 import logging
 
-from manylora.adapters.store.versions import Names
+from manylora.adapters.store.versions import AdapterVersions
 from manylora.adapters.tiers.device import Device
 from manylora.adapters.tiers.disk import DiskTier
 from manylora.adapters.tiers.reading import Reader, ReadImage
@@ -17,7 +17,7 @@ class Verifier:
     A damaged image is removed, from the device too unless a request holds it there, and packed again at the next wish.
     """
 
-    def __init__(self, *, names: Names, device: Device, disk: DiskTier, reader: Reader) -> None:
+    def __init__(self, *, names: AdapterVersions, device: Device, disk: DiskTier, reader: Reader) -> None:
         self._names = names
         self._device = device
         self._disk = disk

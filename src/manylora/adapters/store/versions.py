@@ -13,7 +13,7 @@ from manylora.adapters.refusals import Refusals
 from manylora.adapters.sources.source import Located, Source
 from manylora.adapters.store.quarantine import Quarantine
 from manylora.adapters.tiers.disk import DiskTier
-from manylora.adapters.tracked import Name
+from manylora.adapters.tracked import TrackedAdapter
 from manylora.clock import Clock
 from manylora.config.settings import AdaptersConfig
 from manylora.errors import AdapterReferenceInvalid, AdapterSourceUnavailable, ManyloraError
@@ -35,7 +35,7 @@ class _Search(NamedTuple):
     begun_s: float
 
 
-class Names:
+class AdapterVersions:
     """The names that were asked for, each with its version at the source, or the failure that stands against it.
 
     sources   those near enough to be asked at once; `remote` ones are asked by a search of `ingest`
@@ -65,7 +65,7 @@ class Names:
         self._numbers = numbers
         self._quarantine = quarantine
         self.loading: dict[tuple[AdapterRef, str], int] = {}
-        self._names: OrderedDict[AdapterRef, Name] = OrderedDict()
+        self._names: OrderedDict[AdapterRef, TrackedAdapter] = OrderedDict()
         self._searches: dict[int, _Search] = {}
         self._revoked: dict[str, frozenset[str]] = {}  # the deleted stamps of a name; none: whichever it has now
         self.turn = 0
@@ -74,24 +74,24 @@ class Names:
     def __len__(self) -> int:
         return len(self._names)
 
-    def __iter__(self) -> Iterator[Name]:
+    def __iter__(self) -> Iterator[TrackedAdapter]:
         return iter(list(self._names.values()))
 
-    def get(self, ref: AdapterRef) -> Name | None:
+    def get(self, ref: AdapterRef) -> TrackedAdapter | None:
         """The name, if it is remembered."""
         return self._names.get(ref)
 
-    def of(self, ref: AdapterRef) -> Name:
+    def of(self, ref: AdapterRef) -> TrackedAdapter:
         """The name, from now on among those that were asked for last."""
         name = self._names.get(ref)
         if name is None:
-            name = self._names[ref] = Name(ref)
+            name = self._names[ref] = TrackedAdapter(ref)
             self._forget_idle()
         else:
             self._names.move_to_end(ref)
         return name
 
-    def is_requested(self, name: Name) -> bool:
+    def is_requested(self, name: TrackedAdapter) -> bool:
         """Whether a request waits for it, or did a moment ago."""
         return name.turn >= self.turn - 1
 
@@ -106,7 +106,7 @@ class Names:
 
     # ── versions ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def locate(self, name: Name, now_s: float) -> None:
+    def locate(self, name: TrackedAdapter, now_s: float) -> None:
         """Look which version the source has now, or ask a remote one to tell later."""
         if name.ref.merge is not None:
             self._locate_members(name, name.ref.merge.members, now_s)
@@ -134,7 +134,7 @@ class Names:
             return
         self._take(name, located)
 
-    def _locate_members(self, name: Name, members: Sequence[AdapterRef], now_s: float) -> None:
+    def _locate_members(self, name: TrackedAdapter, members: Sequence[AdapterRef], now_s: float) -> None:
         """A merge has a version when all its members have; whatever is wrong with one is wrong with it."""
         parts = [self.of(member) for member in members]
         for part in parts:
@@ -155,7 +155,7 @@ class Names:
     def num_searches(self) -> int:
         return len(self._searches)
 
-    def of_version(self, digest: Digest) -> list[Name]:
+    def of_version(self, digest: Digest) -> list[TrackedAdapter]:
         """The names whose version this is now."""
         return [name for name in self._names.values() if name.digest == digest]
 
@@ -192,7 +192,7 @@ class Names:
                 refuse = Refusals(search.ref.id, search.ref.source)
                 self.end_search(IngestFailure(number, refuse.unavailable("it did not answer in time")))
 
-    def _take(self, name: Name, located: Located) -> None:
+    def _take(self, name: TrackedAdapter, located: Located) -> None:
         """The source has this version; a changed one starts afresh, and a standing failure with it."""
         if located == name.located:
             return
@@ -205,7 +205,7 @@ class Names:
         name_key = self._disk.name_key(name.ref, located.stamp)
         name.digest, name.text = self._disk.digest_of(name_key), self._disk.text_digest(name_key)
 
-    def _lose(self, name: Name, error: ManyloraError, now_s: float) -> None:
+    def _lose(self, name: TrackedAdapter, error: ManyloraError, now_s: float) -> None:
         """The source has no version for us any more."""
         name.located = name.digest = name.job = None
         self.fail(name, error, now_s)
@@ -237,7 +237,7 @@ class Names:
         """Whether another deleted name can be remembered."""
         return len(self._revoked) < MAX_REVOKED
 
-    def revoke(self, name: Name) -> None:
+    def revoke(self, name: TrackedAdapter) -> None:
         """Let a name be found no more until its source has another version than now."""
         text = str(name.ref)
         if name.located is not None:
@@ -247,7 +247,7 @@ class Names:
         name.is_deleted = True
         self.lose(name)
 
-    def lose(self, name: Name) -> None:
+    def lose(self, name: TrackedAdapter) -> None:
         """Treat a name as one that its source does not have, as of now."""
         self._lose(name, Refusals(name.ref.id, name.ref.source).not_found(), self._clock.monotonic_s())
 
@@ -264,7 +264,7 @@ class Names:
 
     # ── failures ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def fail(self, name: Name, error: ManyloraError, now_s: float) -> None:
+    def fail(self, name: TrackedAdapter, error: ManyloraError, now_s: float) -> None:
         """Let an error stand against a name until its retry time."""
         wait_s = self._config.negative_cache_s
         if error.row.retry_after_s is not None:
@@ -277,7 +277,7 @@ class Names:
         name.since_s = None
         name.is_kept_wanted = False
 
-    def standing_failure(self, name: Name) -> ManyloraError | None:
+    def standing_failure(self, name: TrackedAdapter) -> ManyloraError | None:
         """The failure, until its retry time; however short that is, whoever waits gets to see it after the poll."""
         is_seen = self.turn > name.failed_turn + 1
         if name.failure is not None and is_seen and self._clock.monotonic_s() >= name.retry_s:

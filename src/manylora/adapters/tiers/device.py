@@ -9,10 +9,10 @@ from manylora.adapter_ref import AdapterRef
 from manylora.adapters.packing.image import ImageFacts
 from manylora.adapters.tiers.bank import Bank, Lender
 from manylora.adapters.tiers.disk import DiskTier, ref_key
-from manylora.adapters.tiers.load_stats import LoadLedger
+from manylora.adapters.tiers.load_stats import LoadStats
 from manylora.adapters.tiers.reading import Reader, ReadImage
 from manylora.adapters.tiers.shares import Shares
-from manylora.adapters.tracked import Name
+from manylora.adapters.tracked import TrackedAdapter
 from manylora.clock import Clock
 from manylora.ids import Digest, Flow
 from manylora.kernels.interface import PlacedAdapter
@@ -48,7 +48,7 @@ class Device:
     own_bytes   of the bank, without what was lent to it: what is lent may be called back
     """
 
-    def __init__(self, *, bank: Bank, disk: DiskTier, reader: Reader, clock: Clock, ledger: LoadLedger) -> None:
+    def __init__(self, *, bank: Bank, disk: DiskTier, reader: Reader, clock: Clock, ledger: LoadStats) -> None:
         self.bank = bank
         self.own_bytes = bank.total_bytes
         self._disk = disk
@@ -178,7 +178,7 @@ class Device:
         placed = self.bank.pin(digest)
         assert placed is not None, "what is held is on the device"
 
-    def release_all(self, names: Iterable[Name], digest: Digest) -> None:
+    def release_all(self, names: Iterable[TrackedAdapter], digest: Digest) -> None:
         """Let nothing but requests hold a version."""
         for name in names:
             if name.held == digest:

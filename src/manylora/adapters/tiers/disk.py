@@ -11,7 +11,7 @@ from manylora.adapter_ref import AdapterRef
 from manylora.adapters.jobs import Ingested, IngestJob
 from manylora.adapters.packing.image import ImageFacts, image_name
 from manylora.adapters.tiers.image_folder import MAX_NAME_BYTES, ImageFolder, NameFile, job_file, storage_unavailable
-from manylora.adapters.tiers.pinned_cache import Shelf
+from manylora.adapters.tiers.pinned_cache import PinnedCache
 from manylora.config.settings import AdaptersConfig
 from manylora.errors import AdapterStorageUnavailable
 from manylora.ids import Digest
@@ -45,7 +45,9 @@ class DiskTier:
         self._base_fingerprint = base_fingerprint
         self._rules = rules
         self._files = ImageFolder(root)
-        self._shelf: Shelf[str] = Shelf(budget_bytes)  # keyed by file name, or by job while a load is under way
+        self._shelf: PinnedCache[str] = PinnedCache(
+            budget_bytes
+        )  # keyed by file name, or by job while a load is under way
         self._job_bytes: dict[int, int] = {}
         self._facts: dict[str, ImageFacts] = {}
         self._names: dict[str, str] = {}  # name key → file name

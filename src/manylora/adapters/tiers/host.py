@@ -3,7 +3,7 @@
 from collections.abc import Callable, Container
 
 from manylora.adapters.packing.image import HostImage
-from manylora.adapters.tiers.pinned_cache import Shelf
+from manylora.adapters.tiers.pinned_cache import PinnedCache
 from manylora.ids import Digest
 
 
@@ -11,7 +11,7 @@ class HostTier:
     """Images in host memory, each in its own page-aligned buffer, under a byte budget."""
 
     def __init__(self, budget_bytes: int) -> None:
-        self.shelf: Shelf[Digest] = Shelf(budget_bytes)
+        self.shelf: PinnedCache[Digest] = PinnedCache(budget_bytes)
         self._images: dict[Digest, HostImage] = {}
 
     def __contains__(self, digest: object) -> bool:

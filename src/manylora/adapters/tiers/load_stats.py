@@ -14,7 +14,7 @@ DISK = "disk"
 DEVICE = "device"
 
 
-class LoadLedger:
+class LoadStats:
     """Totals since the start. Of what left the device it remembers the last minute, and `MAX_REMEMBERED` at most.
 
     loads           brought to the disk tier

@@ -19,7 +19,7 @@ class _Entry:
     tick: int
 
 
-class Shelf(Generic[Key]):
+class PinnedCache(Generic[Key]):
     """Entries of known size under a byte budget. A pinned entry stays; of the others the least valuable goes first.
 
     Value = age + uses × (cost to bring back ÷ bytes); age rises to the value of what was last evicted, so that an

@@ -3,7 +3,7 @@
 from manylora.ids import Flow
 
 
-class NoRoom:
+class RoomCache:
     """Sizes that were refused, so that a thousand adapters that wait for room cost one search for it, not a thousand.
 
     What is refused to a name past its patience is refused to all, and what is refused to a patient one to the patient

@@ -1,8 +1,9 @@
 """Whose adapters make way: whoever takes more than a fair share of the device evicts its own first.
 
 A flow that touches one cold adapter after the other would otherwise push out what everybody else uses. The share is the
-device's own bytes over the flows that have anything there. What belongs to a flow within its share goes last; a flow
-that is beyond its own waits a moment before it takes it. Else the least valuable goes, whoever uses it (`tiers.Shelf`).
+device's bytes divided by the number of flows that have anything there. Adapters of flows over their share are evicted
+first, those of flows within it last: a flow over its share waits `PATIENCE_S` before it may evict the latter. Ties go
+to the least valuable (`PinnedCache`).
 """
 
 from collections import Counter

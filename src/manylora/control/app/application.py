@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from manylora import __version__
 from manylora.control.app.guard import Guard
-from manylora.control.app.middleware import Screen
+from manylora.control.app.middleware import InputMiddleware
 from manylora.control.app.origin_guard import OriginGuard
 from manylora.control.control import Control
 from manylora.control.http.schemas import UNKNOWN_FIELD
@@ -65,7 +65,7 @@ def create_control_app(control: Control) -> FastAPI:
     )
     for room in ROOMS:
         app.router.routes.extend(room(control).routes)  # `include_router` builds each route a second time
-    app.add_middleware(Screen, max_body_bytes=control.config.server.max_body_bytes, refusal=error_reply)
+    app.add_middleware(InputMiddleware, max_body_bytes=control.config.server.max_body_bytes, refusal=error_reply)
     app.add_middleware(Guard, control=control, refusal=error_reply)
     app.add_middleware(OriginGuard, control=control, refusal=error_reply)
     app.add_exception_handler(ManyloraError, _told)

@@ -17,7 +17,7 @@ _JSON_TYPE = re.compile(r"application/(json|[\w.-]+\+json)\s*(;.*)?", re.IGNOREC
 Refusal = Callable[[Request, ManyloraError], Response]
 
 
-class Screen:
+class InputMiddleware:
     """An ASGI layer in front of the control plane's routes, which read a whole body of whom the guard has let in.
 
     Files of uploads and the edges' own routes are let through: both are guarded before they read, and bounded there.

@@ -16,7 +16,7 @@ from manylora.errors import ManyloraError
 ROUND_S = 60.0
 
 
-class Caretaker:
+class Janitor:
     """Looks around every `ROUND_S`. Several control planes of one database may each have one."""
 
     def __init__(self, control: Control) -> None:

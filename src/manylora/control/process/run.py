@@ -14,7 +14,7 @@ from manylora.config.settings import Config
 from manylora.control.app.application import create_control_app
 from manylora.control.control import Control
 from manylora.control.process.first_start import ensure_first_start
-from manylora.control.process.janitor import Caretaker
+from manylora.control.process.janitor import Janitor
 from manylora.control.process.opening import open_control
 from manylora.errors import ConfigInvalid
 from manylora.http.connections import bounded_protocol, connection_limits
@@ -61,7 +61,7 @@ def _checked(config: Config) -> bool:
 
 
 async def _serve(control: Control, listener: socket.socket, ready: Ready) -> None:
-    caretaker = Caretaker(control)
+    caretaker = Janitor(control)
     try:
         admin_key = await ensure_first_start(control)
         caretaker.start()

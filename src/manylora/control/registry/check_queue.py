@@ -13,7 +13,7 @@ MAX_OF_ALL = 256
 RETRY_S = 5.0
 
 
-class Turns:
+class CheckQueue:
     """Places for `parallel` pieces of work. A tenant's wait for each other first, so that it holds one place at most.
 
     It belongs to one event loop.

@@ -19,7 +19,7 @@ from manylora.config.settings import enabled_sources
 from manylora.control.bases import served_base
 from manylora.control.control import Control
 from manylora.control.registry.aliases import check_alias, put_alias
-from manylora.control.registry.check_queue import Turns
+from manylora.control.registry.check_queue import CheckQueue
 from manylora.control.registry.repositories import (
     Repository,
     VersionState,
@@ -54,8 +54,8 @@ class Intake:
     def __init__(self, control: Control) -> None:
         self.control = control
         self.files = Registry(control.registry_dir)
-        self._checks = Turns(PARALLEL_CHECKS, wait_s=CHECK_WAIT_S)
-        self._copying = Turns(PARALLEL_COPIES, wait_s=COPY_WAIT_S)
+        self._checks = CheckQueue(PARALLEL_CHECKS, wait_s=CHECK_WAIT_S)
+        self._copying = CheckQueue(PARALLEL_COPIES, wait_s=COPY_WAIT_S)
         self._copies: set[asyncio.Task[None]] = set()  # held, so that none is collected before it ends
 
     # ── uploads ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -67,7 +67,7 @@ class Intake:
 
         `alias` means that version from its first moment; without the one there is not the other.
         Raises an `AdapterError` for what is wrong with them, `StorageLimitExceeded`, `ResourceNotFound` if the
-        repository is gone, `AdapterStorageUnavailable` if the disk fails, as `Turns` where too many wait, as
+        repository is gone, `AdapterStorageUnavailable` if the disk fails, as `CheckQueue` where too many wait, as
         `check_alias`.
         """
         with self._checks.asked(repository.owner):
@@ -139,7 +139,7 @@ class Intake:
     async def copy(self, caller: Caller, actor: Actor, reference: str, ref: AdapterRef) -> tuple[Repository, int]:
         """Begin to copy an adapter into the registry; its version is `uploading` until it is ready or has failed.
 
-        Raises `ResourceNotFound`, `StorageLimitExceeded`, as `Turns` where too many wait.
+        Raises `ResourceNotFound`, `StorageLimitExceeded`, as `CheckQueue` where too many wait.
         """
         place = ExitStack()
         place.enter_context(self._copying.asked(caller.tenant))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manylora.kernels.cpu.capture import NativeProfile, NativeSegments, Program, Recorder
+from manylora.kernels.cpu.capture import CapturedGraph, GraphRecorder, NativeProfile, NativeSegments
 from manylora.kernels.cpu.kv import CpuKv, KvLayout
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import LinearOperator, NativeLinear
@@ -77,14 +77,14 @@ class CpuKernels:
         products = self._products
         if products is None:
             return functools.partial(forward, self)
-        program: Program | None = None
+        program: CapturedGraph | None = None
 
         def run(step: StepInput, kv: KvCache) -> Tensor:
             nonlocal program
             cache = cast(CpuKv, kv)  # `new_kv` made it
             if program is None:
-                recorder = Recorder(products, cache.head_dim, self._native_targets)
-                program = Program(functools.partial(self._functions.ml_run, self._pool), recorder, forward, kv)
+                recorder = GraphRecorder(products, cache.head_dim, self._native_targets)
+                program = CapturedGraph(functools.partial(self._functions.ml_run, self._pool), recorder, forward, kv)
             return program(step, cache, is_bf16=self._is_bf16, profile=self._profile)
 
         return run

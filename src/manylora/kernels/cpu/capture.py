@@ -1,7 +1,7 @@
 """A forward pass recorded once and then run in one native call a step.
 
-`Recorder` is handed to the model's forward in place of the kernels: it computes nothing, notes each operation and gives
-out buffers, so that the model stays written once. `Program` runs what was noted.
+`GraphRecorder` takes the place of the kernels in the model's forward: it computes nothing, records each operation and
+returns buffers, so that the model stays written once. `CapturedGraph` runs the recorded operations.
 """
 
 import ctypes
@@ -130,7 +130,7 @@ class Buffer:
         self._free.append(self.column)
 
 
-class Recorder:
+class GraphRecorder:
     """`Operations` on buffers: notes what is asked for, in order, in the fields of `OperationLayout`."""
 
     def __init__(
@@ -281,14 +281,14 @@ class NativeProfile:
         return dict(zip((*OPERATIONS, "draw"), self._seconds, strict=True))
 
 
-class Program:
+class CapturedGraph:
     """A recorded forward over one set of weights; its scratch grows to the largest step it has seen.
 
     Thread: one at a time
     """
 
     def __init__(
-        self, run: Callable[[int, int, int, int | None], int], recorder: Recorder, forward: Forward, kv: KvCache
+        self, run: Callable[[int, int, int, int | None], int], recorder: GraphRecorder, forward: Forward, kv: KvCache
     ) -> None:
         logits: Buffer = forward(recorder, _UNREAD, kv)
         self._run = run

@@ -9,7 +9,7 @@ from manylora.clock import Clock
 from manylora.errors import ControlUnavailable, InvalidApiKey, TenantMismatch, TenantSuspended
 from manylora.http.scopes import ANY, KEYLESS, SERVER_ROUTES, Scopes, require_any, routes_at
 from manylora.ids import KeyId, TenantId
-from manylora.server.access.credit import Hold, Purse
+from manylora.server.access.credit import Hold, LeasedCredit
 from manylora.server.access.directory import Directory
 from manylora.server.access.limits import Limiter, Reservation
 from manylora.tenancy import DEFAULT_TENANT, AdapterAct, KeyFacts, Limits, Scope, TenantState, hash_secret, split_key
@@ -74,7 +74,7 @@ class Access:
         base: str = "",
         is_key_needed: bool = False,
         directory: Directory | None = None,
-        purse: Purse | None = None,
+        purse: LeasedCredit | None = None,
         free_bases: Sequence[str] = (),
     ) -> None:
         self.is_key_needed = is_key_needed

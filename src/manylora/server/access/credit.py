@@ -67,7 +67,7 @@ class Hold:
             account.spent += paid
 
 
-class Purse:
+class LeasedCredit:
     """All leases of this edge. It belongs to one event loop."""
 
     def __init__(self, client: ControlClient, clock: Clock, *, edge: str, lease_nanousd: int) -> None:

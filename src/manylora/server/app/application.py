@@ -18,15 +18,15 @@ from manylora.http.dialects import body_of, dialect_of, status_of
 from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.access.access import Access
 from manylora.server.app.documents import DOCUMENT_PATH, Documents
-from manylora.server.app.middleware import Edge
+from manylora.server.app.middleware import EdgeMiddleware
 from manylora.server.engine_client.link import EngineLink
 from manylora.server.engine_client.served_model import ServedModel
-from manylora.server.engine_client.streams import Generation
+from manylora.server.engine_client.streams import SequenceStream
 from manylora.server.generation.adapter_texts import AdapterTexts
-from manylora.server.generation.admission import Gate
-from manylora.server.generation.service import Inference
+from manylora.server.generation.admission import AdmissionControl
+from manylora.server.generation.service import GenerationService
 from manylora.server.generation.tokenizer_pool import WorkPool
-from manylora.server.http.exchange import Endpoint, Exchange
+from manylora.server.http.context import Endpoint, HttpContext
 from manylora.server.metering.meter import Meter
 from manylora.server.observability.health import Health
 from manylora.server.observability.metrics import Meters
@@ -36,13 +36,15 @@ from manylora.server.routes.info import FactRoutes
 from manylora.server.routes.lorax.generate import NativeRoutes
 from manylora.server.routes.openai.completions import OpenAIRoutes
 
-Answer = Callable[[Exchange], Awaitable[None]]
+Answer = Callable[[HttpContext], Awaitable[None]]
 
 
 class EdgeApp:
     """The application with the handles its runner needs: the gate to drain, the health to probe."""
 
-    def __init__(self, asgi: Edge, gate: Gate, health: Health, pool: WorkPool, texts: AdapterTexts) -> None:
+    def __init__(
+        self, asgi: EdgeMiddleware, gate: AdmissionControl, health: Health, pool: WorkPool, texts: AdapterTexts
+    ) -> None:
         self.gate = gate
         self.health = health
         self._asgi = asgi
@@ -78,7 +80,7 @@ def create_app(
     clock = clock or SystemClock()
     access = access or Access(clock)
     pool, meters = WorkPool(), Meters()
-    gate = Gate(
+    gate = AdmissionControl(
         served=served,
         settings=config.server,
         tokenizer=tokenizer,
@@ -94,11 +96,11 @@ def create_app(
         max_wait_s=config.engine.max_queue_s,
         allows_templates=config.adapters.chat_templates,
     )
-    inference = Inference(gate, link, meters, clock, access, meter, texts=texts)
+    inference = GenerationService(gate, link, meters, clock, access, meter, texts=texts)
     health = Health(link, config.server, clock, load_timeout_s=config.adapters.load_timeout_s)
     catalogue = Catalogue(gate.resolver, link, clock)
 
-    def note(generation: Generation, finished: Finished) -> None:
+    def note(generation: SequenceStream, finished: Finished) -> None:
         meters.note_finished(generation, finished)
         catalogue.note(generation, finished)
         if meter is not None:
@@ -134,7 +136,9 @@ def create_app(
         for method, answer in methods.items():
             api.router.routes.append(Route(path, Endpoint(answer, clock), methods=[method]))
     api.add_exception_handler(HTTPException, _refuse)
-    edge = Edge(api, settings=config.server, served=served, meters=meters, clock=clock, access=access, control=control)
+    edge = EdgeMiddleware(
+        api, settings=config.server, served=served, meters=meters, clock=clock, access=access, control=control
+    )
     return EdgeApp(edge, gate, health, pool, texts)
 
 

@@ -9,7 +9,7 @@ import httpx2
 from manylora.clock import Clock
 from manylora.errors import ControlUnavailable
 from manylora.http.loopback import EDGE_HEADER, FORWARDED
-from manylora.server.http.exchange import Exchange, Receive, Scope, Send
+from manylora.server.http.context import HttpContext, Receive, Scope, Send
 
 CONNECT_WAIT_S = 5.0
 READ_WAIT_S = 120.0
@@ -54,7 +54,7 @@ class ControlProxy:
             reply = await self._client.send(request, stream=True)
         except httpx2.HTTPError as error:
             refusal = ControlUnavailable(f"the control plane does not answer ({type(error).__name__})")
-            await Exchange(scope, send, self._clock).fail(refusal)
+            await HttpContext(scope, send, self._clock).fail(refusal)
             return
         try:
             await _answer(reply, send)

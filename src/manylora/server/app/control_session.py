@@ -12,7 +12,7 @@ from manylora.errors import ConfigInvalid, ControlUnavailable
 from manylora.http.loopback import is_loopback
 from manylora.server.access.access import Access
 from manylora.server.access.control_client import HttpControlClient
-from manylora.server.access.credit import Purse
+from manylora.server.access.credit import LeasedCredit
 from manylora.server.access.directory import Directory
 from manylora.server.app.control_proxy import ControlProxy
 from manylora.server.metering.meter import Meter
@@ -53,7 +53,7 @@ def is_key_needed(config: Config) -> bool:
 
 
 @dataclass
-class Membership:
+class ControlSession:
     """All that ties a server to its control plane: `join` makes it, `leave` ends it."""
 
     meter: Meter
@@ -68,7 +68,7 @@ class Membership:
     _following: asyncio.Task[None] | None = None
 
     @staticmethod
-    async def join(config: Config, factory: ControlFactory, clock: Clock) -> "Membership":
+    async def join(config: Config, factory: ControlFactory, clock: Clock) -> "ControlSession":
         """Hold the meter's folder, open or reach the control plane, and learn what it knows.
 
         Raises `ConfigInvalid` for settings that do not fit, `ControlUnavailable` if it cannot be reached for a minute.
@@ -97,7 +97,7 @@ class Membership:
                 f"`--set control.free_bases={base}`"
             )
         self.client.base = base
-        purse = Purse(
+        purse = LeasedCredit(
             self.client,
             self._clock,
             edge=self.meter.edge,
@@ -149,7 +149,7 @@ async def _first_answer(directory: Directory, clock: Clock, *, wait_s: float) ->
 
 async def _joined(
     config: Config, factory: ControlFactory, clock: Clock, meter: Meter, *, is_needed: bool
-) -> Membership:
+) -> ControlSession:
     settings = config.control
     if settings.url:
         if not settings.edge_token:
@@ -169,7 +169,7 @@ async def _joined(
         await client.close()
         await close()
         raise
-    return Membership(
+    return ControlSession(
         meter=meter,
         directory=directory,
         client=client,

@@ -7,7 +7,7 @@ from manylora.http.api_page import MEDIA_TYPE, PAGE_HEADERS, api_page
 from manylora.http.scopes import SERVER_ROUTES, routes_of, told_of
 from manylora.server.access.access import Access
 from manylora.server.app.openapi_document import Schema, openapi_document
-from manylora.server.http.exchange import Exchange
+from manylora.server.http.context import HttpContext
 from manylora.server.http.operators import is_operator
 
 DOCUMENT_PATH = "/api-doc/openapi.json"
@@ -27,21 +27,21 @@ class Documents:
         self._admin_open = admin_open
         self._made: dict[tuple[bool, bytes], tuple[bytes, bytes]] = {}
 
-    async def openapi(self, exchange: Exchange) -> None:
-        document, _ = await self._of(exchange)
-        await exchange.reply_bytes(document, "application/json", headers=VARY)
+    async def openapi(self, context: HttpContext) -> None:
+        document, _ = await self._of(context)
+        await context.reply_bytes(document, "application/json", headers=VARY)
 
-    async def docs(self, exchange: Exchange) -> None:
-        _, page = await self._of(exchange)
-        await exchange.reply_bytes(page, MEDIA_TYPE, headers=PAGE_HEADERS | VARY)
+    async def docs(self, context: HttpContext) -> None:
+        _, page = await self._of(context)
+        await context.reply_bytes(page, MEDIA_TYPE, headers=PAGE_HEADERS | VARY)
 
-    async def _of(self, exchange: Exchange) -> tuple[bytes, bytes]:
+    async def _of(self, context: HttpContext) -> tuple[bytes, bytes]:
         """The document and the page of it."""
         if self._access.is_key_needed:
-            is_operators = self._access.is_operators(exchange.header("authorization") or "")
+            is_operators = self._access.is_operators(context.header("authorization") or "")
         else:
-            is_operators = is_operator(exchange, is_open=self._admin_open)
-        told = b"" if self._control is None else await exchange.ask(self._control, "/openapi.json")
+            is_operators = is_operator(context, is_open=self._admin_open)
+        told = b"" if self._control is None else await context.ask(self._control, "/openapi.json")
         made = self._made.get((is_operators, told))
         if made is None:
             document = _joined(openapi_document(__version__), told, is_operators, has_control=self._control is not None)

@@ -26,11 +26,11 @@ from manylora.server.access.access import NOBODY, Access, Caller
 from manylora.server.engine_client.link import SHUTTING_DOWN
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.generation.reply_headers import EXPOSED
-from manylora.server.http.exchange import (
+from manylora.server.http.context import (
     CLIENT_CLOSED_REQUEST,
-    Arrival,
-    Exchange,
+    HttpContext,
     Receive,
+    RequestState,
     Scope,
     Send,
     header_of,
@@ -58,7 +58,7 @@ _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _JSON_TYPE = re.compile(r"application/(json|[\w.-]+\+json)\s*(;.*)?", re.IGNORECASE)
 
 
-class Edge:
+class EdgeMiddleware:
     """Wraps the routes. It reads the whole body first, so that a disconnect can be seen while the route works."""
 
     def __init__(
@@ -92,13 +92,13 @@ class Edge:
         if scope["type"] != "http":
             await self._route(scope, receive, send)
             return
-        arrival = Arrival(request_id=_request_id(scope), arrived_s=self._clock.monotonic_s())
+        arrival = RequestState(request_id=_request_id(scope), arrived_s=self._clock.monotonic_s())
         arrival.trace_id = header_of(scope, "x-b3-traceid")
         own = {**self._policy.seen(scope), "path": _one_form(scope["path"]), "manylora": arrival}
         try:
             origin = self._policy.check(own)
         except ManyloraError as error:
-            await Exchange(own, self._outward(own, arrival, send, None), self._clock).fail(error)
+            await HttpContext(own, self._outward(own, arrival, send, None), self._clock).fail(error)
         else:
             await self._guarded(own, receive, self._outward(own, arrival, send, origin), origin)
         finally:
@@ -106,9 +106,9 @@ class Edge:
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send, origin: str | None) -> None:
         if scope["method"] == "OPTIONS":
-            await Exchange(scope, send, self._clock).reply({}, headers=preflight_headers(origin))
+            await HttpContext(scope, send, self._clock).reply({}, headers=preflight_headers(origin))
             return
-        arrival: Arrival = scope["manylora"]
+        arrival: RequestState = scope["manylora"]
         try:
             tenant = self._enter_deployment(scope)
             if CONTROL_PATHS.fullmatch(scope["path"]) and self._control is not None:
@@ -126,12 +126,12 @@ class Edge:
             else:
                 await self._route(scope, receive, send)
         except ManyloraError as error:
-            await Exchange(scope, send, self._clock).fail(error)
+            await HttpContext(scope, send, self._clock).fail(error)
         except ConnectionResetError:
             return  # the caller left while sending its body
         except asyncio.CancelledError:  # the server ends, and the time for connections to close is over
             if arrival.status == CLIENT_CLOSED_REQUEST:  # no head has been sent
-                await Exchange(scope, send, self._clock).fail(Unavailable(SHUTTING_DOWN))
+                await HttpContext(scope, send, self._clock).fail(Unavailable(SHUTTING_DOWN))
 
     def _enter_deployment(self, scope: Scope) -> str | None:
         """`/{tenant}/deployments/v2/llms/{name}/…` is the same route for that tenant, which is returned."""
@@ -155,7 +155,7 @@ class Edge:
         if not {".", ".."}.isdisjoint(scope["path"].split("/")):
             raise RouteNotFound(f"no route {scope['method']} {scope['path']}")
 
-        arrival: Arrival = scope["manylora"]
+        arrival: RequestState = scope["manylora"]
         kept = [(name, value) for name, value in scope["headers"] if name.lower() != b"x-request-id"]
         named = {**scope, "headers": [*kept, (b"x-request-id", arrival.request_id.encode("ascii"))]}
 
@@ -190,7 +190,7 @@ class Edge:
 
     async def _until_disconnect(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the route; if its caller leaves first, cancel it, which aborts its sequences."""
-        arrival: Arrival = scope["manylora"]
+        arrival: RequestState = scope["manylora"]
 
         async def watch(work: asyncio.Task[None]) -> None:
             while (await receive())["type"] != "http.disconnect":
@@ -207,7 +207,7 @@ class Edge:
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)  # type: ignore[operator]  # an ASGI application is any callable
 
-    def _outward(self, scope: Scope, arrival: Arrival, send: Send, origin: str | None) -> Send:
+    def _outward(self, scope: Scope, arrival: RequestState, send: Send, origin: str | None) -> Send:
         """Add to the head of every reply, whoever wrote it, and see when its last byte is handed over."""
         common = [
             (b"x-request-id", arrival.request_id.encode("ascii")),
@@ -227,7 +227,7 @@ class Edge:
 
         return outward
 
-    def _note(self, scope: Scope, arrival: Arrival) -> None:
+    def _note(self, scope: Scope, arrival: RequestState) -> None:
         """One line a request, at its end. No prompt, no completion, no key."""
         path, duration_s = scope["path"], self._clock.monotonic_s() - arrival.arrived_s
         status = arrival.status if arrival.is_complete else 499
@@ -249,7 +249,7 @@ class Edge:
         )
 
 
-def _learned(arrival: Arrival, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+def _learned(arrival: RequestState, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """The headers of a control plane's reply without the one that says whose request it answers, which is noted."""
     kept = []
     for name, value in headers:

@@ -20,7 +20,7 @@ from manylora.errors import ConfigInvalid, StartupError
 from manylora.http.connections import bounded_protocol, connection_limits
 from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.app.application import EdgeApp, create_app
-from manylora.server.app.control_session import ControlFactory, Membership
+from manylora.server.app.control_session import ControlFactory, ControlSession
 from manylora.server.app.signals import StopSignals
 from manylora.server.app.starting import StartingApp
 from manylora.server.engine_client.link import ProcessLink
@@ -98,7 +98,7 @@ async def _serve(
     with StopSignals() as signals:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
-            membership = await signals.interrupting(Membership.join(config, control, SystemClock()))
+            membership = await signals.interrupting(ControlSession.join(config, control, SystemClock()))
             if membership.admin_key is not None:
                 announce.admin_key(membership.admin_key)
             await _serve_as(membership, config, factory, announce, _Door(front, server, signals, url_of(listener)))
@@ -117,7 +117,7 @@ class _Door:
     url: str
 
 
-async def _serve_as(membership: Membership, config: Config, factory: str, announce: Announce, door: _Door) -> None:
+async def _serve_as(membership: ControlSession, config: Config, factory: str, announce: Announce, door: _Door) -> None:
     meter, signals, server = membership.meter, door.signals, door.server
     link = ProcessLink(
         factory, config, on_progress=announce.progress, on_life=meter.begin_life, journal_dir=meter.folder
@@ -138,7 +138,7 @@ async def _serve_as(membership: Membership, config: Config, factory: str, announ
         await signals.hastening(membership.leave())
 
 
-async def _start(config: Config, membership: Membership, link: ProcessLink, announce: Announce) -> EdgeApp:
+async def _start(config: Config, membership: ControlSession, link: ProcessLink, announce: Announce) -> EdgeApp:
     """Bring the engine up and the application around it, which has answered a first request of one token."""
     await link.start()
     served = link.served

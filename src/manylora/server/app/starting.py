@@ -6,7 +6,7 @@ from manylora.errors import Unavailable
 from manylora.http.dialects import headers_of
 from manylora.http.loopback import VERSION_HEADER
 from manylora.ids import mint_request_id
-from manylora.server.http.exchange import Arrival, Exchange, Receive, Scope, Send
+from manylora.server.http.context import HttpContext, Receive, RequestState, Scope, Send
 from manylora.server.routes.info import PROBE_PATHS, UNHEALTHY
 
 LOADING = "the server is loading its model; repeat the request"
@@ -27,13 +27,13 @@ class StartingApp:
         if self._app is not None:
             await self._app(scope, receive, send)  # type: ignore[operator]  # an ASGI application is any callable
             return
-        arrival = Arrival(request_id=mint_request_id(), arrived_s=self._clock.monotonic_s())
-        exchange = Exchange({**scope, "manylora": arrival}, _named(send), self._clock)
+        arrival = RequestState(request_id=mint_request_id(), arrived_s=self._clock.monotonic_s())
+        context = HttpContext({**scope, "manylora": arrival}, _named(send), self._clock)
         error = Unavailable(LOADING)
         if scope["path"].rstrip("/") in PROBE_PATHS:
-            await exchange.reply(UNHEALTHY, status=error.row.native_status, headers=headers_of(error))
+            await context.reply(UNHEALTHY, status=error.row.native_status, headers=headers_of(error))
             return
-        await exchange.fail(error)
+        await context.fail(error)
 
 
 def _named(send: Send) -> Send:

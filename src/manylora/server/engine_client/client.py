@@ -16,8 +16,8 @@ from manylora.engine.request import Request
 from manylora.errors import EngineFault, ManyloraError, QueueTimeout, Unavailable
 from manylora.ids import PROBE_FLOW, Flow, RequestId
 from manylora.server.engine_client import messages as wire
-from manylora.server.engine_client.liveness import Pulse
-from manylora.server.engine_client.streams import Generation, Switchboard
+from manylora.server.engine_client.liveness import ProgressMonitor
+from manylora.server.engine_client.streams import InFlightStreams, SequenceStream
 from manylora.server.engine_client.suspects import Suspects
 from manylora.usage import Counts
 
@@ -27,7 +27,7 @@ ANSWER_WAIT_S = 15.0
 
 RESTARTED = "the engine was restarted before it answered; repeat the request"
 
-OnFinished = Callable[[Generation, Finished], None]
+OnFinished = Callable[[SequenceStream, Finished], None]
 Send = Callable[[wire.Operation], None]
 
 
@@ -52,8 +52,8 @@ class Desk:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self.board = Switchboard(self._ended)
-        self.pulse = Pulse(clock)
+        self.board = InFlightStreams(self._ended)
+        self.pulse = ProgressMonitor(clock)
         self.suspects = Suspects(clock)
         self.on_finished: OnFinished | None = None
         self._lost_log_lines = 0  # by engines that are gone
@@ -61,9 +61,9 @@ class Desk:
         self._fresh = asyncio.Event()
         self._numbers = itertools.count()
         self._asked: dict[int, asyncio.Future[tuple[AdapterInfo, ...]]] = {}  # questions without an answer yet
-        self._texts: dict[int, asyncio.Future[wire.ToldText]] = {}  # the same, of what adapters say of text
+        self._texts: dict[int, asyncio.Future[wire.AdapterTextReply]] = {}  # the same, of what adapters say of text
 
-    def open(self, request: Request, send: Send) -> Generation:
+    def open(self, request: Request, send: Send) -> SequenceStream:
         if self.suspects.is_poison(request):
             raise self.suspects.verdict(request)
         if not self.num_in_flight:
@@ -73,7 +73,7 @@ class Desk:
             with contextlib.suppress(ManyloraError):  # a full or closed link has nobody to abort for
                 send(wire.Abort(request_id, reason))
 
-        generation = Generation(request, abort, self._clock.monotonic_s())
+        generation = SequenceStream(request, abort, self._clock.monotonic_s())
         self.board.add(generation)
         try:
             send(wire.Submit(request))
@@ -88,18 +88,18 @@ class Desk:
             case wire.Step(events=events):
                 self.pulse.beat()
                 self.board.deliver(events)
-            case wire.Beat(stats, lost_log_lines):
+            case wire.StatsUpdate(stats, lost_log_lines):
                 self.pulse.note(stats)
                 self._lost_of_this_engine = lost_log_lines
                 self._fresh.set()
-            case wire.Told(number, infos, failure):
+            case wire.AdapterReply(number, infos, failure):
                 if (answer := self._asked.pop(number, None)) is None or answer.done():
                     return  # whoever asked has gone
                 if failure is None:
                     answer.set_result(infos)
                 else:
                     answer.set_exception(error_from(failure))
-            case wire.ToldText(number):
+            case wire.AdapterTextReply(number):
                 if (told := self._texts.pop(number, None)) is not None and not told.done():
                     told.set_result(frame)
             case _:
@@ -108,7 +108,7 @@ class Desk:
     async def fresh_stats(self, ask: Send) -> EngineStats | None:
         self._fresh.clear()
         with contextlib.suppress(TimeoutError, ManyloraError):
-            ask(wire.AskStats())
+            ask(wire.GetStats())
             async with asyncio.timeout(STATS_WAIT_S):
                 await self._fresh.wait()
         return self.pulse.stats
@@ -119,22 +119,22 @@ class Desk:
         return len(self._asked)
 
     async def manage(self, action: AdapterAction, ref: AdapterRef, send: Send) -> AdapterInfo:
-        (info,) = await self._ask(lambda number: wire.Manage(number, action, ref), send)
+        (info,) = await self._ask(lambda number: wire.ManageAdapter(number, action, ref), send)
         return info
 
     async def infos(self, ref: AdapterRef | None, send: Send) -> tuple[AdapterInfo, ...]:
         """One adapter's, or with None every adapter's."""
-        return await self._ask(lambda number: wire.AskInfos(number, ref), send)
+        return await self._ask(lambda number: wire.GetAdapters(number, ref), send)
 
-    async def text(self, ref: AdapterRef, flow: Flow, weight: int, send: Send) -> wire.ToldText:
+    async def text(self, ref: AdapterRef, flow: Flow, weight: int, send: Send) -> wire.AdapterTextReply:
         """What an adapter says of text, as soon as it is on the engine's disk. Whoever leaves takes the wish along."""
         if not self.num_in_flight:
             self.pulse.begin()
         number = next(self._numbers)
-        answer: asyncio.Future[wire.ToldText] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[wire.AdapterTextReply] = asyncio.get_running_loop().create_future()
         self._texts[number] = answer
         try:
-            send(wire.AskText(number, ref, flow, weight))
+            send(wire.GetAdapterText(number, ref, flow, weight))
             return await answer
         finally:
             if self._texts.pop(number, None) is not None:
@@ -205,7 +205,7 @@ class Desk:
             lost_log_lines=self._lost_log_lines + self._lost_of_this_engine,
         )
 
-    def _ended(self, generation: Generation, finished: Finished) -> None:
+    def _ended(self, generation: SequenceStream, finished: Finished) -> None:
         if finished.failure is None:
             self.suspects.acquit(generation.request)
         if self.on_finished is not None:

@@ -25,10 +25,10 @@ from manylora.ids import Flow, RequestId
 from manylora.server.engine_client import messages as wire
 from manylora.server.engine_client.client import Desk, LinkHealth, OnFinished, error_from
 from manylora.server.engine_client.journal import SeenFrames, mint_life, read_journal
-from manylora.server.engine_client.loop import SteppedEngine, drive
+from manylora.server.engine_client.loop import EngineProtocol, drive
 from manylora.server.engine_client.runtime_folder import RuntimeFolder
 from manylora.server.engine_client.served_model import ServedModel
-from manylora.server.engine_client.streams import Generation
+from manylora.server.engine_client.streams import SequenceStream
 from manylora.server.engine_client.watchdog import CHECK_S, EngineWatchdog, ending
 from manylora.system.failures import described
 from manylora.usage import Counts
@@ -50,7 +50,7 @@ class EngineLink(Protocol):
     async def start(self) -> None:
         """Bring the engine up. Raises `StartupError` if it cannot be built."""
 
-    def generate(self, request: Request) -> Generation:
+    def generate(self, request: Request) -> SequenceStream:
         """Hand a request over and return its events. Raises `Unavailable` while the engine is down."""
 
     async def stats(self) -> EngineStats | None:
@@ -65,7 +65,7 @@ class EngineLink(Protocol):
     async def infos(self) -> tuple[AdapterInfo, ...]:
         """Every adapter the engine knows. Raises `Unavailable` if the engine is gone."""
 
-    async def text(self, ref: AdapterRef, flow: Flow, weight: int) -> wire.ToldText:
+    async def text(self, ref: AdapterRef, flow: Flow, weight: int) -> wire.AdapterTextReply:
         """What an adapter says of text, once it is known, or why it cannot be. Raises `Unavailable` as the others."""
 
     def health(self) -> LinkHealth: ...
@@ -101,7 +101,7 @@ class _ThreadPort:
 class InProcessLink:
     """The engine in a thread of this process: for the library, `manylora generate` and tests. It is not restarted."""
 
-    def __init__(self, engine: SteppedEngine, clock: Clock | None = None) -> None:
+    def __init__(self, engine: EngineProtocol, clock: Clock | None = None) -> None:
         self._engine = engine
         self._clock = clock or SystemClock()
         self._thread: threading.Thread | None = None
@@ -113,7 +113,7 @@ class InProcessLink:
         self._thread = threading.Thread(target=self._drive, name="manylora-engine", daemon=True)
         self._thread.start()
 
-    def generate(self, request: Request) -> Generation:
+    def generate(self, request: Request) -> SequenceStream:
         return self._desk.open(request, self._sender())
 
     async def stats(self) -> EngineStats | None:
@@ -129,7 +129,7 @@ class InProcessLink:
     async def infos(self) -> tuple[AdapterInfo, ...]:
         return await self._desk.infos(None, self._sender())
 
-    async def text(self, ref: AdapterRef, flow: Flow, weight: int) -> wire.ToldText:
+    async def text(self, ref: AdapterRef, flow: Flow, weight: int) -> wire.AdapterTextReply:
         return await self._desk.text(ref, flow, weight, self._sender())
 
     def health(self) -> LinkHealth:
@@ -142,7 +142,7 @@ class InProcessLink:
         thread, self._thread = self._thread, None
         if thread is None:
             return
-        self._port.operations.put(wire.Stop())
+        self._port.operations.put(wire.StopEngine())
         await asyncio.to_thread(thread.join, STOP_WAIT_S)
         await asyncio.sleep(0)  # the last frame was queued before the thread ended
         self._desk.lose(FinishReason.SHUTDOWN, Unavailable(SHUTTING_DOWN))
@@ -162,10 +162,10 @@ class InProcessLink:
             drive(self._engine, self._port, self._clock)
         except Exception as error:
             log.exception("engine.died")
-            self._port.send(wire.Died(Failure(error=EngineFault.__name__, message=str(error))))
+            self._port.send(wire.EngineDied(Failure(error=EngineFault.__name__, message=str(error))))
 
     def _receive(self, frame: wire.Frame) -> None:
-        if isinstance(frame, wire.Died):
+        if isinstance(frame, wire.EngineDied):
             self._failure = error_from(frame.failure)
             self._desk.lose(FinishReason.ENGINE_FAILURE, self._failure)
         else:
@@ -271,7 +271,7 @@ class ProcessLink:
             await self.close()
             raise self._startup_failure
 
-    def generate(self, request: Request) -> Generation:
+    def generate(self, request: Request) -> SequenceStream:
         return self._desk.open(request, self._sender())
 
     async def stats(self) -> EngineStats | None:
@@ -287,7 +287,7 @@ class ProcessLink:
     async def infos(self) -> tuple[AdapterInfo, ...]:
         return await self._desk.infos(None, self._sender())
 
-    async def text(self, ref: AdapterRef, flow: Flow, weight: int) -> wire.ToldText:
+    async def text(self, ref: AdapterRef, flow: Flow, weight: int) -> wire.AdapterTextReply:
         return await self._desk.text(ref, flow, weight, self._sender())
 
     def health(self) -> LinkHealth:
@@ -301,7 +301,7 @@ class ProcessLink:
             return
         self._is_closed = self._is_closing = True
         with contextlib.suppress(ManyloraError):
-            self._send(wire.Stop())
+            self._send(wire.StopEngine())
         try:
             async with asyncio.timeout(STOP_WAIT_S if self._is_up else 0):
                 await asyncio.shield(self._supervisor)
@@ -427,7 +427,7 @@ class ProcessLink:
                     first.set()
                 case wire.Progress(line):
                     self._on_progress(line)
-                case wire.Died():
+                case wire.EngineDied():
                     await self._note_last_words(frame)
                 case wire.Step(number=number) if worker.seen is not None:
                     worker.seen.note(number)
@@ -435,7 +435,7 @@ class ProcessLink:
                 case _:
                     self._desk.receive(frame)
 
-    async def _note_last_words(self, died: wire.Died) -> None:
+    async def _note_last_words(self, died: wire.EngineDied) -> None:
         error = error_from(died.failure)
         is_first_start = isinstance(error, StartupError) and self._served is None
         if not is_first_start:  # that is told to the caller of `start`, and its traceback helps nobody

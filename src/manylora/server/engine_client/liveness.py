@@ -4,7 +4,7 @@ from manylora.clock import Clock
 from manylora.engine.events import EngineStats
 
 
-class Pulse:
+class ProgressMonitor:
     """Remembers when the engine, and when its adapter loader, was last seen to make progress.
 
     The engine moves with the events of a step, and with more steps while something runs. The loader moves when it

@@ -16,20 +16,20 @@ from manylora.errors import ManyloraError, UsageUnrecorded
 from manylora.ids import PROBE_FLOW, Flow, RequestId
 from manylora.server.engine_client.messages import (
     Abort,
-    AskInfos,
-    AskStats,
-    AskText,
-    Beat,
+    AdapterReply,
+    AdapterTextReply,
     Boot,
     DropText,
     Frame,
-    Manage,
+    GetAdapters,
+    GetAdapterText,
+    GetStats,
+    ManageAdapter,
     Operation,
+    StatsUpdate,
     Step,
-    Stop,
+    StopEngine,
     Submit,
-    Told,
-    ToldText,
 )
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.usage import Counts
@@ -53,7 +53,7 @@ class TextDesk(Protocol):
         """The answers since the last call."""
 
 
-class SteppedEngine(Protocol):
+class EngineProtocol(Protocol):
     """What the edge needs of the engine; `engine/engine.py` is the real one. One thread, no method waits."""
 
     @property
@@ -94,7 +94,7 @@ class SteppedEngine(Protocol):
 
 
 ProgressLine = Callable[[str], None]
-EngineFactory = Callable[[Config, ProgressLine], tuple[SteppedEngine, ServedModel]]
+EngineFactory = Callable[[Config, ProgressLine], tuple[EngineProtocol, ServedModel]]
 """Builds the engine in the process that will own it, telling each stage of the start as a line."""
 
 
@@ -132,7 +132,7 @@ class _Teller:
     Where that fails, nothing of the step is told but the ends of its requests, all of which end with that failure.
     """
 
-    def __init__(self, engine: SteppedEngine, port: Port, journal: CountKeeper | None) -> None:
+    def __init__(self, engine: EngineProtocol, port: Port, journal: CountKeeper | None) -> None:
         self._engine = engine
         self._port = port
         self._journal = journal
@@ -192,8 +192,8 @@ def _end_of(end: Finished, failure: Failure | None) -> Finished:
     return replace(end, reason=FinishReason.ENGINE_FAILURE, stop_string=None, failure=failure)
 
 
-def drive(engine: SteppedEngine, port: Port, clock: Clock, journal: CountKeeper | None = None) -> None:
-    """Turn the engine until `Stop`, then shut it down. What a step raises is raised: the engine is then lost.
+def drive(engine: EngineProtocol, port: Port, clock: Clock, journal: CountKeeper | None = None) -> None:
+    """Turn the engine until `StopEngine`, then shut it down. What a step raises is raised: the engine is then lost.
 
     While there is work, operations are taken without waiting. When every request waits for an adapter, the loop
     looks every millisecond. When there is none it sleeps on the port, and tends the adapters each time it wakes: once
@@ -204,7 +204,7 @@ def drive(engine: SteppedEngine, port: Port, clock: Clock, journal: CountKeeper 
     teller = _Teller(engine, port, journal)
     while True:
         for operation in port.receive(wait_s):
-            if isinstance(operation, Stop):
+            if isinstance(operation, StopEngine):
                 teller.tell(engine.shutdown())
                 return
             _apply(engine, operation, port, teller)
@@ -221,50 +221,50 @@ def drive(engine: SteppedEngine, port: Port, clock: Clock, journal: CountKeeper 
         now_s = clock.monotonic_s()
         if now_s >= next_beat_s:
             next_beat_s = now_s + BEAT_S
-            port.send(Beat(engine.stats()))
+            port.send(StatsUpdate(engine.stats()))
 
 
-def _apply(engine: SteppedEngine, operation: Operation, port: Port, teller: _Teller) -> None:
+def _apply(engine: EngineProtocol, operation: Operation, port: Port, teller: _Teller) -> None:
     match operation:
         case Submit(request):
             teller.submit(request)
         case Abort(request_id, reason):
             engine.abort(request_id, reason)
-        case AskStats():
-            port.send(Beat(engine.stats()))
-        case Manage(number, action, ref):
+        case GetStats():
+            port.send(StatsUpdate(engine.stats()))
+        case ManageAdapter(number, action, ref):
             port.send(_told(number, lambda: (engine.manage(action, ref),)))
-        case AskInfos(number, None):
+        case GetAdapters(number, None):
             port.send(_told(number, engine.infos))
-        case AskInfos(number, AdapterRef() as ref):
+        case GetAdapters(number, AdapterRef() as ref):
             port.send(_told(number, lambda: (engine.info(ref),)))
-        case AskText(number, ref, flow, weight):
+        case GetAdapterText(number, ref, flow, weight):
             engine.texts.ask(number, ref, flow, weight)
         case DropText(number):
             engine.texts.drop(number)
-        case Boot() | Stop():
+        case Boot() | StopEngine():
             raise AssertionError(f"not an operation of a running engine: {operation}")
 
 
-def _told(number: int, ask: Callable[[], tuple[AdapterInfo, ...]]) -> Told:
+def _told(number: int, ask: Callable[[], tuple[AdapterInfo, ...]]) -> AdapterReply:
     """An answer, or the refusal in its place; what is not a refusal is a fault, and is raised."""
     try:
-        return Told(number, ask())
+        return AdapterReply(number, ask())
     except ManyloraError as error:
-        return Told(number, failure=_failure(error))
+        return AdapterReply(number, failure=_failure(error))
 
 
-def _tell_texts(engine: SteppedEngine, port: Port) -> None:
+def _tell_texts(engine: EngineProtocol, port: Port) -> None:
     for answer in engine.texts.take():
         failure = None if answer.error is None else _failure(answer.error)
-        port.send(ToldText(answer.number, answer.words, failure, answer.found_in, answer.waited_ms))
+        port.send(AdapterTextReply(answer.number, answer.words, failure, answer.found_in, answer.waited_ms))
 
 
 def _failure(error: ManyloraError) -> Failure:
     return Failure(error=type(error).__name__, message=error.message, parameter=error.parameter)
 
 
-def _wait_after(engine: SteppedEngine) -> float:
+def _wait_after(engine: EngineProtocol) -> float:
     """How long to wait for operations before the next step."""
     if not engine.has_work:
         return TENDING_WAIT_S  # the adapters may still have something under way

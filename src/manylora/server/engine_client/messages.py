@@ -36,27 +36,27 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
     reason: FinishReason
 
 
-class AskStats(msgspec.Struct, frozen=True, tag=True):
-    """Answered by a `Beat`."""
+class GetStats(msgspec.Struct, frozen=True, tag=True):
+    """Answered by a `StatsUpdate`."""
 
 
-class Manage(msgspec.Struct, frozen=True, tag=True):
-    """Begin what an operator wants of an adapter. Answered by a `Told` of that number: one adapter, or a failure."""
+class ManageAdapter(msgspec.Struct, frozen=True, tag=True):
+    """An operator's act on an adapter. An `AdapterReply` of that number answers it: one adapter, or a failure."""
 
     number: int
     action: AdapterAction
     ref: AdapterRef
 
 
-class AskInfos(msgspec.Struct, frozen=True, tag=True):
-    """How one adapter stands, or with `ref` None every adapter. Answered by a `Told` of that number."""
+class GetAdapters(msgspec.Struct, frozen=True, tag=True):
+    """How one adapter stands, or with `ref` None every adapter. Answered by a `AdapterReply` of that number."""
 
     number: int
     ref: AdapterRef | None = None
 
 
-class AskText(msgspec.Struct, frozen=True, tag=True):
-    """What an adapter says of text, before a prompt for it is made. Answered by a `ToldText` of that number."""
+class GetAdapterText(msgspec.Struct, frozen=True, tag=True):
+    """What an adapter says of text, before a prompt for it is made. Answered by a `AdapterTextReply` of that number."""
 
     number: int
     ref: AdapterRef
@@ -70,7 +70,7 @@ class DropText(msgspec.Struct, frozen=True, tag=True):
     number: int
 
 
-class Stop(msgspec.Struct, frozen=True, tag=True):
+class StopEngine(msgspec.Struct, frozen=True, tag=True):
     """End everything with SHUTDOWN and leave."""
 
 
@@ -93,23 +93,23 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     number: int = 0
 
 
-class Beat(msgspec.Struct, frozen=True, tag=True):
+class StatsUpdate(msgspec.Struct, frozen=True, tag=True):
     """The engine's numbers: about once a second while there is work, and whenever asked."""
 
     stats: EngineStats
     lost_log_lines: int = 0  # of the engine process, since it began
 
 
-class Told(msgspec.Struct, frozen=True, tag=True):
-    """The answer to the `Manage` or `AskInfos` of that number; `failure` is why it could not be done."""
+class AdapterReply(msgspec.Struct, frozen=True, tag=True):
+    """The answer to the `ManageAdapter` or `GetAdapters` of that number; `failure` is why it could not be done."""
 
     number: int
     infos: tuple[AdapterInfo, ...] = ()
     failure: Failure | None = None
 
 
-class ToldText(msgspec.Struct, frozen=True, tag=True):
-    """The answer to the `AskText` of that number, as `engine.texts.TextAnswer`; `failure` stands for its error."""
+class AdapterTextReply(msgspec.Struct, frozen=True, tag=True):
+    """The answer to the `GetAdapterText` of that number: a `TextAnswer`, with `failure` in place of its error."""
 
     number: int
     words: AdapterWords
@@ -118,15 +118,15 @@ class ToldText(msgspec.Struct, frozen=True, tag=True):
     waited_ms: float = 0.0
 
 
-class Died(msgspec.Struct, frozen=True, tag=True):
+class EngineDied(msgspec.Struct, frozen=True, tag=True):
     """Last words: what ended the engine, and where its last plan was written, if it was."""
 
     failure: Failure
     dump: str = ""
 
 
-Operation = Boot | Submit | Abort | AskStats | Manage | AskInfos | AskText | DropText | Stop
-Frame = Ready | Progress | Step | Beat | Told | ToldText | Died
+Operation = Boot | Submit | Abort | GetStats | ManageAdapter | GetAdapters | GetAdapterText | DropText | StopEngine
+Frame = Ready | Progress | Step | StatsUpdate | AdapterReply | AdapterTextReply | EngineDied
 
 _encoder = msgspec.msgpack.Encoder()
 _operations: msgspec.msgpack.Decoder[Operation] = msgspec.msgpack.Decoder(Operation)

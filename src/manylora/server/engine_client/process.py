@@ -45,7 +45,7 @@ class _SocketPort:
     def receive(self, wait_s: float) -> list[wire.Operation]:
         found: list[wire.Operation] = []
         if wait_s and not self._socket.poll(int(wait_s * 1000)) and os.getppid() != self.parent_pid:
-            return [wire.Stop()]
+            return [wire.StopEngine()]
         while True:
             try:
                 found.append(wire.decode_operation(self._socket.recv(zmq.NOBLOCK)))
@@ -54,8 +54,8 @@ class _SocketPort:
 
     def send(self, frame: wire.Frame) -> None:
         """Wait a while if the edge lags; an edge that takes nothing for `SEND_WAIT_MS` has ended this process."""
-        if isinstance(frame, wire.Beat):
-            frame = wire.Beat(frame.stats, lost_lines())
+        if isinstance(frame, wire.StatsUpdate):
+            frame = wire.StatsUpdate(frame.stats, lost_lines())
         self._socket.send(wire.encode(frame))
 
 
@@ -71,7 +71,7 @@ class _ProgressHandler(logging.Handler):
 
 
 def main(address: str, parent_pid: int) -> int:
-    """Build the engine the edge asks for and drive it until `Stop` (0) or until it breaks (1)."""
+    """Build the engine the edge asks for and drive it until `StopEngine` (0) or until it breaks (1)."""
     _die_with_parent(parent_pid)
     make_streams_lossy()
     context = zmq.Context()
@@ -108,7 +108,7 @@ def _serve(socket: "zmq.Socket[bytes]", port: _SocketPort) -> int:
         journal = None if order is None else Journal(Path(order.folder), order.life, keeps_parts=order.keeps_parts)
         drive(engine, port, SystemClock(), journal)
     except Exception as error:
-        port.send(wire.Died(_failure(error, is_started=is_started), traceback.format_exc()))
+        port.send(wire.EngineDied(_failure(error, is_started=is_started), traceback.format_exc()))
         return 1
     return 0
 

@@ -13,7 +13,7 @@ from manylora.usage import Counts
 Abort = Callable[[RequestId, FinishReason], None]
 
 
-class Generation:
+class SequenceStream:
     """The events of one request, in order: tokens, then one `Finished`. One reader.
 
     It is bounded by the request itself: no more events can come than its budget of tokens. Leaving before the end
@@ -89,20 +89,20 @@ class Generation:
             self._abort(self.request.id, reason)
 
 
-class Switchboard:
+class InFlightStreams:
     """Every request in the engine by its id; hands each event to its generation, and forgets it at its `Finished`."""
 
-    def __init__(self, on_finished: Callable[[Generation, Finished], None] | None = None) -> None:
-        self._generations: dict[RequestId, Generation] = {}
+    def __init__(self, on_finished: Callable[[SequenceStream, Finished], None] | None = None) -> None:
+        self._generations: dict[RequestId, SequenceStream] = {}
         self._on_finished = on_finished
 
     def __len__(self) -> int:
         return len(self._generations)
 
-    def add(self, generation: Generation) -> None:
+    def add(self, generation: SequenceStream) -> None:
         self._generations[generation.request.id] = generation
 
-    def remove(self, generation: Generation) -> None:
+    def remove(self, generation: SequenceStream) -> None:
         """Forget one that never reached the engine."""
         self._generations.pop(generation.request.id, None)
 
@@ -117,11 +117,11 @@ class Switchboard:
         for finished in events.finished:
             self._finish(finished)
 
-    def unstarted(self) -> list[Generation]:
+    def unstarted(self) -> list[SequenceStream]:
         """Generations that have had no token yet."""
         return [generation for generation in self._generations.values() if not generation.num_tokens]
 
-    def end(self, generation: Generation, reason: FinishReason, error: ManyloraError, counts: Counts) -> None:
+    def end(self, generation: SequenceStream, reason: FinishReason, error: ManyloraError, counts: Counts) -> None:
         """End one request from the edge's side; what the engine still sends of it is dropped."""
         failure = Failure(error=type(error).__name__, message=error.message)
         self._finish(Finished(request_id=generation.request.id, reason=reason, counts=counts, failure=failure))

@@ -25,7 +25,7 @@ from manylora.sharing import has_place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Draft:
+class PreparedPrompt:
     """One prompt, ready to be expanded into sequences.
 
     characters  of input, for `x-compute-characters`
@@ -52,7 +52,7 @@ class Draft:
         return () if self.rules is None else self.rules.stops(ignore_eos=self.stop.ignore_eos)
 
 
-class Gate:
+class AdmissionControl:
     """Decides what enters. It holds the count of sequences under way and whether the server is draining.
 
     `resolver` says what names of adapters mean.
@@ -161,7 +161,7 @@ class Gate:
         if tokens and not (min(tokens) >= 0 and max(tokens) < known):
             raise InvalidParameter(f"`{field}`: token ids must be >= 0 and < {self.served.vocab_size}", parameter=field)
 
-    def expand(self, draft: Draft, tenant: str, *, weight: int = 1) -> list[Request]:
+    def expand(self, draft: PreparedPrompt, tenant: str, *, weight: int = 1) -> list[Request]:
         """One request for each sequence of a draft, alike but for id and seed; `weight` is the tenant's share."""
         requests = [
             Request(

@@ -12,14 +12,14 @@ from manylora.ids import RequestId
 from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.engine_client.client import error_from
 from manylora.server.engine_client.link import EngineLink
-from manylora.server.engine_client.streams import Generation
-from manylora.server.generation.admission import Draft, Gate
+from manylora.server.engine_client.streams import SequenceStream
+from manylora.server.generation.admission import AdmissionControl, PreparedPrompt
 from manylora.server.generation.text import TextToken, Transcript
 
 ENDS = (FinishReason.END_OF_SEQUENCE, FinishReason.STOP_TOKEN, FinishReason.STOP_STRING, FinishReason.LENGTH)
 
 
-class Work:
+class RequestOutputs:
     """All sequences of one HTTP request, with the moments its headers and its log line need.
 
     Sequence numbers are prompt number × sequences per prompt + sequence of that prompt.
@@ -27,9 +27,9 @@ class Work:
 
     def __init__(
         self,
-        drafts: Sequence[Draft],
-        generations: Sequence[Generation],
-        gate: Gate,
+        drafts: Sequence[PreparedPrompt],
+        generations: Sequence[SequenceStream],
+        gate: AdmissionControl,
         clock: Clock,
         *,
         begun_s: float,
@@ -176,19 +176,19 @@ class Work:
 @contextmanager
 def begin(
     link: EngineLink,
-    gate: Gate,
-    drafts: Sequence[Draft],
+    gate: AdmissionControl,
+    drafts: Sequence[PreparedPrompt],
     requests: Sequence[Request],
     clock: Clock,
     on_unsent: Callable[[Sequence[RequestId]], None] = lambda ids: None,
     why_left: Callable[[BaseException], FinishReason] = lambda error: FinishReason.DISCONNECT,
-) -> Iterator[Work]:
+) -> Iterator[RequestOutputs]:
     """Open every sequence of the drafts; on leaving, those that have not ended are aborted.
 
     Args:  on_unsent  told which never reached the engine
            why_left   the reason with which an exception ends the others
     """
-    opened: list[Generation] = []
+    opened: list[SequenceStream] = []
     # The engine is another process: it may begin, and even answer, before the next line of this one runs.
     begun_s = clock.monotonic_s()
     reason = FinishReason.DISCONNECT
@@ -199,7 +199,7 @@ def begin(
         except BaseException:
             on_unsent([request.id for request in requests[len(opened) :]])
             raise
-        yield Work(drafts, opened, gate, clock, begun_s=begun_s)
+        yield RequestOutputs(drafts, opened, gate, clock, begun_s=begun_s)
     except BaseException as error:
         reason = why_left(error)
         raise
@@ -208,7 +208,7 @@ def begin(
             generation.close(reason)
 
 
-def _tokenizers(drafts: Sequence[Draft], gate: Gate) -> Iterator[Tokenizer]:
+def _tokenizers(drafts: Sequence[PreparedPrompt], gate: AdmissionControl) -> Iterator[Tokenizer]:
     """The one that each sequence's tokens are read with."""
     for draft in drafts:
         tokenizer = gate.tokenizer if draft.rules is None else draft.rules.tokenizer
@@ -219,7 +219,7 @@ async def _nothing_to_settle() -> None:
     return
 
 
-async def _any_ready(generations: Sequence[Generation]) -> None:
+async def _any_ready(generations: Sequence[SequenceStream]) -> None:
     """Wait until one of several generations has an event."""
     if any(generation.is_ready for generation in generations):
         return

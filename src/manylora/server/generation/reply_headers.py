@@ -3,8 +3,8 @@
 from manylora.adapter_ref import SourceName
 from manylora.adapter_state import AdapterState
 from manylora.server.engine_client.served_model import ServedModel
-from manylora.server.generation.outputs import Work
-from manylora.server.http.exchange import Exchange
+from manylora.server.generation.outputs import RequestOutputs
+from manylora.server.http.context import HttpContext
 
 EXPOSED = (
     *("x-request-id", "x-model-id", "x-adapter-id", "x-adapter-source", "x-adapter-tier", "x-adapter-load-time"),
@@ -18,20 +18,20 @@ EXPOSED = (
 )
 
 
-def head_of(work: Work, exchange: Exchange, served: ServedModel) -> dict[str, str]:
+def head_of(work: RequestOutputs, context: HttpContext, served: ServedModel) -> dict[str, str]:
     """What is known when the first token is: headers of streams and of whole replies alike."""
     headers = {
         "x-model-id": served.model_id,
         "x-compute-type": "gpu+optimized" if served.device.startswith("cuda") else "cpu",
         "x-compute-characters": str(sum(draft.characters for draft in work.drafts)),
         "x-prompt-tokens": str(work.num_prompt_tokens),
-        "x-validation-time": _ms(work.begun_s - exchange.arrival.arrived_s),
+        "x-validation-time": _ms(work.begun_s - context.arrival.arrived_s),
     }
     headers |= work.limit_headers()
     adapter = work.drafts[0].adapter
     if adapter is not None:
         headers |= {
-            "x-adapter-id": adapter.id_for(exchange.arrival.tenant),
+            "x-adapter-id": adapter.id_for(context.arrival.tenant),
             "x-adapter-source": adapter.source.value,
         }
     if adapter is not None and work.adapter_use is not None:
@@ -40,17 +40,17 @@ def head_of(work: Work, exchange: Exchange, served: ServedModel) -> dict[str, st
     if work.queue_ms is not None:
         headers["x-queue-time"] = str(round(work.queue_ms))
     if work.first_token_s is not None:
-        headers["x-time-to-first-token"] = _ms(work.first_token_s - exchange.arrival.arrived_s)
+        headers["x-time-to-first-token"] = _ms(work.first_token_s - context.arrival.arrived_s)
     return headers
 
 
-def whole_of(work: Work, exchange: Exchange, served: ServedModel) -> dict[str, str]:
+def whole_of(work: RequestOutputs, context: HttpContext, served: ServedModel) -> dict[str, str]:
     """The headers of a reply that is sent when everything has ended."""
-    timing = timings_of(work, exchange)
+    timing = timings_of(work, context)
     generated = work.num_generated_tokens
     run_ms, prefill_ms = timing["inference_ms"], max(0.0, timing["time_to_first_token_ms"] - timing["queue_ms"])
     total = str(round(timing["total_ms"]))
-    return head_of(work, exchange, served) | {
+    return head_of(work, context, served) | {
         "x-generated-tokens": str(generated),
         "x-skipped-tokens": "0",
         "x-total-tokens": str(work.num_prompt_tokens + generated),
@@ -63,10 +63,10 @@ def whole_of(work: Work, exchange: Exchange, served: ServedModel) -> dict[str, s
     }
 
 
-def timings_of(work: Work, exchange: Exchange) -> dict[str, float]:
+def timings_of(work: RequestOutputs, context: HttpContext) -> dict[str, float]:
     """Milliseconds since arrival, and of the slowest sequence where there are several."""
     ends = [generation.finished for generation in work.generations if generation.finished is not None]
-    arrived_s, now_s = exchange.arrival.arrived_s, exchange.clock.monotonic_s()
+    arrived_s, now_s = context.arrival.arrived_s, context.clock.monotonic_s()
     first_s = work.first_token_s if work.first_token_s is not None else now_s
     return {
         "queue_ms": round(max((end.queue_ms or 0.0 for end in ends), default=0.0), 3),

@@ -23,7 +23,7 @@ from manylora.ids import KeyId, RequestId, TenantId, UsageId, mint_usage_id
 from manylora.server.access.control_client import ControlClient
 from manylora.server.engine_client.client import is_callers_fault
 from manylora.server.engine_client.journal import Counted, lives_in, read_journal, remove_journal
-from manylora.server.engine_client.streams import Generation
+from manylora.server.engine_client.streams import SequenceStream
 from manylora.server.metering.spool import (
     Dropped,
     Finished,
@@ -64,7 +64,7 @@ NO_TIMINGS = Timings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Buyer:
+class Payer:
     """Whose request it is: what the edge attributes usage to."""
 
     tenant: TenantId
@@ -144,7 +144,7 @@ class Meter:
 
     def open(
         self,
-        buyer: Buyer,
+        buyer: Payer,
         requests: Sequence[tuple[Request, int]],
         *,
         base: str,
@@ -193,7 +193,7 @@ class Meter:
         self._spool.drop(usage.opened.id)
         usage.on_charge(charge_of([], is_streamed=usage.opened.is_streamed))
 
-    def note(self, generation: Generation, end: SequenceEnd) -> None:
+    def note(self, generation: SequenceStream, end: SequenceEnd) -> None:
         """Take the end of one sequence, whoever still reads it."""
         usage = self._open.pop(generation.request.id, None)
         if usage is None:

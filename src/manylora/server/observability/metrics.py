@@ -14,7 +14,7 @@ from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import LOAD_BUCKETS_S, LoadTimes
 from manylora.engine.events import EngineStats, Finished
 from manylora.ids import PROBE_FLOW
-from manylora.server.engine_client.streams import Generation
+from manylora.server.engine_client.streams import SequenceStream
 from manylora.server.observability.metric_table import (
     BASE_LABEL,
     MAX_ADAPTER_LABELS,
@@ -106,7 +106,7 @@ class Meters:
             observe["lorax_request_mean_time_per_token_duration"](inference_s / generated)
             observe["manylora_time_to_first_token_seconds"](timings["time_to_first_token_ms"] / 1e3)
 
-    def note_finished(self, generation: Generation, finished: Finished) -> None:
+    def note_finished(self, generation: SequenceStream, finished: Finished) -> None:
         """A sequence has ended in the engine, whoever still listened. The server's own probes are nobody's traffic."""
         if generation.request.flow == PROBE_FLOW:
             return

@@ -10,7 +10,7 @@ from manylora.clock import Clock
 from manylora.engine.events import Finished
 from manylora.errors import AdapterNotFound, AdapterReferenceInvalid, ManyloraError
 from manylora.server.engine_client.link import EngineLink
-from manylora.server.engine_client.streams import Generation
+from manylora.server.engine_client.streams import SequenceStream
 from manylora.server.generation.adapter_resolver import AdapterResolver
 
 MAX_TENANTS = 1_000
@@ -68,7 +68,7 @@ class Catalogue:
             gone |= {ref for ref, is_there in zip(some, are_there, strict=True) if not is_there}
         return gone
 
-    def note(self, generation: Generation, finished: Finished) -> None:
+    def note(self, generation: SequenceStream, finished: Finished) -> None:
         """A sequence has ended; what never ran does not count, so that a wrong name is not listed.
 
         Nor do sources that are listed anew each time: an upload may be anybody's no more, or somebody else's.

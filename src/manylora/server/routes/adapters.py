@@ -12,8 +12,8 @@ from manylora.server.access.access import Access
 from manylora.server.engine_client.link import EngineLink
 from manylora.server.generation.adapter_fields import AdapterFields
 from manylora.server.generation.adapter_resolver import name_in_path
-from manylora.server.generation.admission import Gate
-from manylora.server.http.exchange import Exchange
+from manylora.server.generation.admission import AdmissionControl
+from manylora.server.http.context import HttpContext
 from manylora.server.http.json_fields import Fields
 from manylora.server.http.known_fields import check_names
 from manylora.server.http.operators import require_operator
@@ -32,7 +32,7 @@ class AdapterRoutes:
     """Each begins what is asked and tells how the adapter stands: 200 if it is done, 202 if it goes on."""
 
     def __init__(
-        self, gate: Gate, link: EngineLink, catalogue: Catalogue, *, longest_wait_s: float, access: Access
+        self, gate: AdmissionControl, link: EngineLink, catalogue: Catalogue, *, longest_wait_s: float, access: Access
     ) -> None:
         self._gate = gate
         self._link = link
@@ -40,17 +40,17 @@ class AdapterRoutes:
         self._longest_wait_s = longest_wait_s
         self._access = access
 
-    async def list_page(self, exchange: Exchange) -> None:
+    async def list_page(self, context: HttpContext) -> None:
         """One page, in the order of ids. An id that two callers' credentials tell apart stands there twice.
 
         Local adapters that nobody has asked for are among them, and with `tenant` all uploads of that tenant; the
         engine looks at those of the page alone.
         """
-        self._admit(exchange)
-        query = exchange.query
+        self._admit(context)
+        query = context.query
         limit = page_limit(query.get("limit"), default=DEFAULT_PAGE, most=MAX_PAGE)
         state = _state(query.get("state"))
-        tenant = await self._named_tenant(exchange)
+        tenant = await self._named_tenant(context)
         prefix, source, after = query.get("prefix", ""), _source(query.get("source")), _cursor(query.get("after"))
         found = [
             info
@@ -65,35 +65,35 @@ class AdapterRoutes:
         has_more = len(page) < len(found)
         last = _cursor_at(page[-1]) if has_more else None
         data = [info for info in await self._looked_at(page) if state is None or info.state is state]
-        await exchange.reply({"object": "list", "data": data, "has_more": has_more, "after": last})
+        await context.reply({"object": "list", "data": data, "has_more": has_more, "after": last})
 
-    async def show(self, exchange: Exchange) -> None:
-        self._admit(exchange)
-        await exchange.reply(await self._link.info(await self._ref(exchange)))
+    async def show(self, context: HttpContext) -> None:
+        self._admit(context)
+        await context.reply(await self._link.info(await self._ref(context)))
 
-    async def act(self, exchange: Exchange) -> None:
-        self._admit(exchange)
-        body = exchange.json()
+    async def act(self, context: HttpContext) -> None:
+        self._admit(context)
+        body = context.json()
         check_names(body, ADAPTER_ACTION)
         name = body.string("action")
         if name not in POSTED:
             given = "nothing" if name is None else repr(name[:80])
             raise InvalidParameter(f"`action` must be one of {', '.join(POSTED)}. Given: {given}", parameter="action")
-        await self._do(exchange, AdapterAction(name), await self._ref(exchange, body))
+        await self._do(context, AdapterAction(name), await self._ref(context, body))
 
-    async def delete(self, exchange: Exchange) -> None:
-        self._admit(exchange)
-        await self._do(exchange, AdapterAction.DELETE, await self._ref(exchange))
+    async def delete(self, context: HttpContext) -> None:
+        self._admit(context)
+        await self._do(context, AdapterAction.DELETE, await self._ref(context))
 
-    async def _do(self, exchange: Exchange, action: AdapterAction, ref: AdapterRef) -> None:
-        wait_s = min(_wait_s(exchange.query.get("wait")), self._longest_wait_s)
-        exchange.arrival.noted |= {"action": action.value, "adapter": ref.full_id}
+    async def _do(self, context: HttpContext, action: AdapterAction, ref: AdapterRef) -> None:
+        wait_s = min(_wait_s(context.query.get("wait")), self._longest_wait_s)
+        context.arrival.noted |= {"action": action.value, "adapter": ref.full_id}
         info = await self._link.manage(action, ref)
         if action is AdapterAction.DELETE:
             self._catalogue.note_deleted(ref)
-        await self._note(exchange, action, ref)
-        end_s, look_s = exchange.clock.monotonic_s() + wait_s, FIRST_LOOK_S
-        while not is_over(action, info) and (left_s := end_s - exchange.clock.monotonic_s()) > 0:
+        await self._note(context, action, ref)
+        end_s, look_s = context.clock.monotonic_s() + wait_s, FIRST_LOOK_S
+        while not is_over(action, info) and (left_s := end_s - context.clock.monotonic_s()) > 0:
             await asyncio.sleep(min(look_s, left_s))
             look_s = min(LONGEST_LOOK_S, 2 * look_s)
             try:
@@ -102,16 +102,16 @@ class AdapterRoutes:
                 if action is not AdapterAction.DELETE:
                     raise
                 info = replace(_unasked(ref), is_deleted=True)
-        await exchange.reply(info, status=DONE if is_over(action, info) else BEGUN)
+        await context.reply(info, status=DONE if is_over(action, info) else BEGUN)
 
-    async def _note(self, exchange: Exchange, action: AdapterAction, ref: AdapterRef) -> None:
-        caller = exchange.arrival.caller
+    async def _note(self, context: HttpContext, action: AdapterAction, ref: AdapterRef) -> None:
+        caller = context.arrival.caller
         act = AdapterAct(
-            at_ms=int(1000 * exchange.clock.wall_s()),
+            at_ms=int(1000 * context.clock.wall_s()),
             actor=caller.tenant,
             key=caller.key,
-            address=exchange.client_host,
-            request_id=exchange.arrival.request_id,
+            address=context.client_host,
+            request_id=context.arrival.request_id,
             verb=action.value,
             adapter=f"{ref.source}://{ref.id}",
             owner=ref.tenant or None,
@@ -148,26 +148,26 @@ class AdapterRoutes:
         except AdapterError as error:
             return replace(info, state=AdapterState.FAILED, error=error.message)
 
-    def _admit(self, exchange: Exchange) -> None:
-        require_operator(exchange, is_open=self._gate.settings.admin_open)
+    def _admit(self, context: HttpContext) -> None:
+        require_operator(context, is_open=self._gate.settings.admin_open)
 
-    async def _named_tenant(self, exchange: Exchange) -> str | None:
+    async def _named_tenant(self, context: HttpContext) -> str | None:
         """The tenant that an operator asks for. Raises `InvalidParameter` for one that does not exist."""
-        tenant = exchange.query.get("tenant")
+        tenant = context.query.get("tenant")
         if tenant is not None and not await self._gate.resolver.has_tenant(tenant):
             raise InvalidParameter(f"no tenant `{tenant[:80]}`", parameter="tenant")
         return tenant
 
-    async def _ref(self, exchange: Exchange, body: Fields | None = None) -> AdapterRef:
+    async def _ref(self, context: HttpContext, body: Fields | None = None) -> AdapterRef:
         """The adapter that the path names, as it would for a request of the tenant that the query names, or the key's.
 
         A tenant's version that requests do not find (an archived one, or a suspended tenant's) is its own all the same.
         """
-        adapter_id, tenant = name_in_path(exchange.path_parameters["adapter_id"]), await self._named_tenant(exchange)
+        adapter_id, tenant = name_in_path(context.path_parameters["adapter_id"]), await self._named_tenant(context)
         token = (body.string("api_token") if body is not None else None) or ""
-        fields = AdapterFields(source=exchange.query.get("source"), token=token)
+        fields = AdapterFields(source=context.query.get("source"), token=token)
         try:
-            ref = await self._gate.resolver.adapter(adapter_id, fields, tenant=tenant or exchange.arrival.tenant)
+            ref = await self._gate.resolver.adapter(adapter_id, fields, tenant=tenant or context.arrival.tenant)
         except AdapterNotFound:
             if tenant is None or fields.source not in (None, SourceName.PBASE):
                 raise

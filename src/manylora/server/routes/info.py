@@ -5,8 +5,8 @@ from manylora.errors import InvalidParameter, TaskUnsupported, Unavailable
 from manylora.http.dialects import headers_of
 from manylora.server.generation.adapter_fields import read_adapter_fields
 from manylora.server.generation.adapter_resolver import name_in_path
-from manylora.server.generation.service import Inference
-from manylora.server.http.exchange import Exchange
+from manylora.server.generation.service import GenerationService
+from manylora.server.http.context import HttpContext
 from manylora.server.http.json_fields import Fields
 from manylora.server.http.known_fields import check_names
 from manylora.server.http.operators import is_operator
@@ -27,7 +27,7 @@ TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 class FactRoutes:
     """Nothing here generates for a caller."""
 
-    def __init__(self, inference: Inference, health: Health, meters: Meters, catalogue: Catalogue) -> None:
+    def __init__(self, inference: GenerationService, health: Health, meters: Meters, catalogue: Catalogue) -> None:
         self._inference = inference
         self._gate = inference.gate
         self._link = inference.link
@@ -35,24 +35,24 @@ class FactRoutes:
         self._meters = meters
         self._catalogue = catalogue
 
-    async def health(self, exchange: Exchange) -> None:
+    async def health(self, context: HttpContext) -> None:
         is_well = not self._gate.is_draining and await self._health.is_well()
-        await self._tell(exchange, is_well=is_well)
+        await self._tell(context, is_well=is_well)
 
-    async def startup(self, exchange: Exchange) -> None:
+    async def startup(self, context: HttpContext) -> None:
         is_well = not self._gate.is_draining and (self._health.has_generated or await self._health.probe())
-        await self._tell(exchange, is_well=is_well)
+        await self._tell(context, is_well=is_well)
 
-    async def ready(self, exchange: Exchange) -> None:
+    async def ready(self, context: HttpContext) -> None:
         """Return whether a request that comes now is served; cheap, for a balancer that asks often."""
         if (failure := self._inference.usage_failure) is not None:
             raise failure
         is_ready = not self._gate.is_draining and self._health.has_generated and self._link.health().is_up
-        await self._tell(exchange, is_well=is_ready)
+        await self._tell(context, is_well=is_ready)
 
-    async def info(self, exchange: Exchange) -> None:
+    async def info(self, context: HttpContext) -> None:
         served, settings = self._gate.served, self._gate.settings
-        await exchange.reply(
+        await context.reply(
             {
                 "model_id": served.model_id,
                 "model_sha": served.sha,
@@ -76,80 +76,80 @@ class FactRoutes:
             }
         )
 
-    async def metrics(self, exchange: Exchange) -> None:
+    async def metrics(self, context: HttpContext) -> None:
         stats = await self._link.stats()
         health = self._link.health()
         now = EdgeNow(
             in_flight=self._gate.num_sequences,
             is_up=health.is_up,
-            shows_private=is_operator(exchange, is_open=self._gate.settings.admin_open),
+            shows_private=is_operator(context, is_open=self._gate.settings.admin_open),
             lost_log_lines=lost_lines() + health.lost_log_lines,
         )
-        wants_json = "application/json" in (exchange.header("accept") or "")
-        if wants_json or exchange.query.get("format") == "json":
-            await exchange.reply(self._meters.as_json(stats, now))
+        wants_json = "application/json" in (context.header("accept") or "")
+        if wants_json or context.query.get("format") == "json":
+            await context.reply(self._meters.as_json(stats, now))
             return
-        await exchange.reply_bytes(self._meters.exposition(stats, now), TEXT_FORMAT)
+        await context.reply_bytes(self._meters.exposition(stats, now), TEXT_FORMAT)
 
-    async def tokenize(self, exchange: Exchange) -> None:
-        body = exchange.json()
+    async def tokenize(self, context: HttpContext) -> None:
+        body = context.json()
         check_names(body, TOKENIZE_BODY)
         inputs = body.string("inputs")
         if inputs is None:
             raise InvalidParameter("`inputs` is required", parameter="inputs")
         has_special = body.boolean("add_special_tokens", default=True)
-        caller = exchange.arrival.caller
+        caller = context.arrival.caller
         fields = read_adapter_fields(_adapter_place(body))
         adapter = await self._gate.resolver.adapter(
             fields.adapter_id, fields, tenant=caller.tenant, token=caller.source_token
         )
-        with self._inference.admit(exchange, 0):
-            rules = await self._inference.rules(exchange, adapter)
+        with self._inference.admit(context, 0):
+            rules = await self._inference.rules(context, adapter)
             if rules.failure is not None:
                 raise rules.failure
             tokenizer = rules.tokenizer
             spans = await self._gate.pool.run(lambda: tokenizer.spans(inputs, add_special_tokens=has_special))
-        await exchange.reply(
+        await context.reply(
             [{"id": span.token_id, "text": span.piece, "start": span.start, "stop": span.stop} for span in spans]
         )
 
-    async def models(self, exchange: Exchange) -> None:
+    async def models(self, context: HttpContext) -> None:
         """A page, in the order of the list; `after` is the id of the last one of the page before."""
-        served, query = self._gate.served, exchange.query
+        served, query = self._gate.served, context.query
         limit, after = page_limit(query.get("limit"), default=MAX_MODELS, most=MAX_MODELS), query.get("after")
-        ids = [served.model_id, *await self._catalogue.names(exchange.arrival.tenant)]
+        ids = [served.model_id, *await self._catalogue.names(context.arrival.tenant)]
         if after is not None:
             if after not in ids:
                 raise InvalidParameter("`after` must be the id of a model of the list", parameter="after")
             ids = ids[ids.index(after) + 1 :]
         data = [self._model(name, None if name == served.model_id else served.model_id) for name in ids[:limit]]
-        await exchange.reply({"object": "list", "data": data, "has_more": len(ids) > limit})
+        await context.reply({"object": "list", "data": data, "has_more": len(ids) > limit})
 
-    async def model(self, exchange: Exchange) -> None:
-        served, name = self._gate.served, name_in_path(exchange.path_parameters["model_id"])
-        exchange.model = name
-        listed = await self._catalogue.find(exchange.arrival.tenant, name)
+    async def model(self, context: HttpContext) -> None:
+        served, name = self._gate.served, name_in_path(context.path_parameters["model_id"])
+        context.model = name
+        listed = await self._catalogue.find(context.arrival.tenant, name)
         if listed is None:
-            await exchange.reply(self._model(served.model_id, None))
+            await context.reply(self._model(served.model_id, None))
             return
-        await exchange.reply(self._model(listed, served.model_id))
+        await context.reply(self._model(listed, served.model_id))
 
-    async def embeddings(self, exchange: Exchange) -> None:
+    async def embeddings(self, context: HttpContext) -> None:
         raise TaskUnsupported("embeddings are switched off: this deployment generates text only")
 
-    async def classification(self, exchange: Exchange) -> None:
+    async def classification(self, context: HttpContext) -> None:
         raise TaskUnsupported("this deployment has no classifier")
 
     def _model(self, name: str, parent: str | None) -> dict[str, object]:
         created = self._gate.served.created_s
         return {"id": name, "object": "model", "created": created, "owned_by": "manylora", "parent": parent}
 
-    async def _tell(self, exchange: Exchange, *, is_well: bool) -> None:
+    async def _tell(self, context: HttpContext, *, is_well: bool) -> None:
         if is_well:
-            await exchange.reply({"status": "ok"})
+            await context.reply({"status": "ok"})
         else:
             error = Unavailable("unhealthy")
-            await exchange.reply(UNHEALTHY, status=error.row.native_status, headers=headers_of(error))
+            await context.reply(UNHEALTHY, status=error.row.native_status, headers=headers_of(error))
 
 
 def _adapter_place(body: Fields) -> Fields:

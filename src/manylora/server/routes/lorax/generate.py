@@ -3,63 +3,63 @@
 from manylora.config.settings import ServerConfig
 from manylora.engine.events import Finished
 from manylora.errors import InvalidParameter
-from manylora.server.generation.admission import Draft, Gate
-from manylora.server.generation.outputs import Work
+from manylora.server.generation.admission import AdmissionControl, PreparedPrompt
+from manylora.server.generation.outputs import RequestOutputs
 from manylora.server.generation.reply_headers import head_of, timings_of, whole_of
-from manylora.server.generation.service import Inference
+from manylora.server.generation.service import GenerationService
 from manylora.server.generation.text import TextToken, native_reason
 from manylora.server.http import sse
-from manylora.server.http.exchange import Exchange
+from manylora.server.http.context import HttpContext
 from manylora.server.routes.lorax.schema import NativeOrder, read_native
 
 
 class NativeRoutes:
     """Answers in LoRAX's shapes."""
 
-    def __init__(self, inference: Inference) -> None:
+    def __init__(self, inference: GenerationService) -> None:
         self._inference = inference
-        self._gate: Gate = inference.gate
+        self._gate: AdmissionControl = inference.gate
         self._settings: ServerConfig = inference.gate.settings
 
-    async def generate(self, exchange: Exchange) -> None:
-        _check_stream(exchange, is_stream=False, other="/generate_stream")
-        await self._answer(exchange, is_stream=False)
+    async def generate(self, context: HttpContext) -> None:
+        _check_stream(context, is_stream=False, other="/generate_stream")
+        await self._answer(context, is_stream=False)
 
-    async def generate_stream(self, exchange: Exchange) -> None:
-        _check_stream(exchange, is_stream=True, other="/generate")
-        await self._answer(exchange, is_stream=True)
+    async def generate_stream(self, context: HttpContext) -> None:
+        _check_stream(context, is_stream=True, other="/generate")
+        await self._answer(context, is_stream=True)
 
-    async def root(self, exchange: Exchange) -> None:
+    async def root(self, context: HttpContext) -> None:
         """One route for both: `stream` decides, and a whole reply is an array of one."""
-        is_stream = exchange.json().boolean("stream")
-        await self._answer(exchange, is_stream=is_stream, is_array=not is_stream)
+        is_stream = context.json().boolean("stream")
+        await self._answer(context, is_stream=is_stream, is_array=not is_stream)
 
-    async def _answer(self, exchange: Exchange, *, is_stream: bool, is_array: bool = False) -> None:
+    async def _answer(self, context: HttpContext, *, is_stream: bool, is_array: bool = False) -> None:
         max_input = self._gate.served.max_input_length
-        order = read_native(exchange.json(), self._settings, max_input=max_input, is_stream=is_stream)
+        order = read_native(context.json(), self._settings, max_input=max_input, is_stream=is_stream)
 
         async def attempt() -> None:
-            with self._inference.admit(exchange, order.best_of) as admission:
-                draft = await self._draft(order, exchange)
-                async with self._inference.begin(exchange, admission, [draft], is_stream=is_stream) as work:
+            with self._inference.admit(context, order.best_of) as admission:
+                draft = await self._draft(order, context)
+                async with self._inference.begin(context, admission, [draft], is_stream=is_stream) as work:
                     if is_stream:
-                        await self._stream(exchange, order, work)
+                        await self._stream(context, order, work)
                     else:
                         await work.collect()
                         await work.settle()
                         body = _whole(order, work)
-                        headers = whole_of(work, exchange, self._gate.served)
-                        await exchange.reply([body] if is_array else body, headers=headers)
+                        headers = whole_of(work, context, self._gate.served)
+                        await context.reply([body] if is_array else body, headers=headers)
 
-        await self._inference.answer(exchange, attempt)
+        await self._inference.answer(context, attempt)
 
-    async def _draft(self, order: NativeOrder, exchange: Exchange) -> Draft:
-        gate, texts, caller = self._gate, self._inference.texts, exchange.arrival.caller
+    async def _draft(self, order: NativeOrder, context: HttpContext) -> PreparedPrompt:
+        gate, texts, caller = self._gate, self._inference.texts, context.arrival.caller
         adapter = await gate.resolver.adapter(
             order.adapter.adapter_id, order.adapter, tenant=caller.tenant, token=caller.source_token
         )
         gate.check_tokens(order.stop.token_ids, "stop_token_ids", has_adapter=adapter is not None)
-        rules = await self._inference.rules(exchange, adapter)
+        rules = await self._inference.rules(context, adapter)
         if order.apply_chat_template:
             _, tokens = await texts.render_chat(rules, [{"role": "user", "content": order.inputs}], caller.tenant)
         else:
@@ -73,7 +73,7 @@ class NativeRoutes:
             budget_field="max_new_tokens",
             is_clamped=self._settings.overlong_max_new_tokens == "clamp",
         )
-        return Draft(
+        return PreparedPrompt(
             tokens=tokens,
             characters=len(order.inputs),
             adapter=adapter,
@@ -85,28 +85,28 @@ class NativeRoutes:
             rules=rules,
         )
 
-    async def _stream(self, exchange: Exchange, order: NativeOrder, work: Work) -> None:
+    async def _stream(self, context: HttpContext, order: NativeOrder, work: RequestOutputs) -> None:
         """One event a token; the one with the last token closes the stream."""
         await work.wait_for_head(self._settings.stream_head_wait_s)
-        await exchange.begin_stream(head_of(work, exchange, self._gate.served))
+        await context.begin_stream(head_of(work, context, self._gate.served))
         held: TextToken | None = None
         async for item in work.stream(self._settings.keepalive_s):
             if item is None:
-                await exchange.send_event(sse.KEEP_ALIVE)
+                await context.send_event(sse.KEEP_ALIVE)
                 continue
             _, event = item
             if isinstance(event, Finished):
                 await work.settle()
-                await exchange.end_stream(_last_event(exchange, order, work, held))
+                await context.end_stream(_last_event(context, order, work, held))
             elif work.is_last(0):
                 held = event
             else:
-                await exchange.send_event(sse.event(_token_event(order, event, event.text)))
+                await context.send_event(sse.event(_token_event(order, event, event.text)))
 
 
-def _check_stream(exchange: Exchange, *, is_stream: bool, other: str) -> None:
+def _check_stream(context: HttpContext, *, is_stream: bool, other: str) -> None:
     """`stream`, where it is there, says what the route does."""
-    if exchange.json().boolean("stream", default=is_stream) != is_stream:
+    if context.json().boolean("stream", default=is_stream) != is_stream:
         told = "streams" if is_stream else "does not stream"
         raise InvalidParameter(f"`stream`: this route {told}; send the request to {other}", parameter="stream")
 
@@ -116,7 +116,7 @@ def _token_event(order: NativeOrder, token: TextToken, text: str) -> dict[str, o
     return {"token": _token(token, text, has_alternatives=has_alternatives), "generated_text": None, "details": None}
 
 
-def _last_event(exchange: Exchange, order: NativeOrder, work: Work, held: TextToken | None) -> bytes:
+def _last_event(context: HttpContext, order: NativeOrder, work: RequestOutputs, held: TextToken | None) -> bytes:
     """The last token with everything that is known at the end; too long a text is left out, and that is said."""
     transcript, finished = work.transcripts[0], work.end_of(0)
     token = held or TextToken(id=0, text="", added="", logprob=0.0, is_special=True)
@@ -139,7 +139,7 @@ def _last_event(exchange: Exchange, order: NativeOrder, work: Work, held: TextTo
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
         },
-        "timings": timings_of(work, exchange),
+        "timings": timings_of(work, context),
     }
     event = sse.event(body)
     if len(event) > sse.MAX_EVENT_BYTES:
@@ -147,7 +147,7 @@ def _last_event(exchange: Exchange, order: NativeOrder, work: Work, held: TextTo
     return event
 
 
-def _whole(order: NativeOrder, work: Work) -> dict[str, object]:
+def _whole(order: NativeOrder, work: RequestOutputs) -> dict[str, object]:
     """The reply of section 5: the best sequence, and the others beside it."""
     by_merit = sorted(range(len(work.transcripts)), key=lambda index: -work.transcripts[index].mean_logprob)
     best, *others = by_merit
@@ -169,7 +169,7 @@ def _whole(order: NativeOrder, work: Work) -> dict[str, object]:
     return body
 
 
-def _sequence(order: NativeOrder, work: Work, index: int) -> dict[str, object]:
+def _sequence(order: NativeOrder, work: RequestOutputs, index: int) -> dict[str, object]:
     transcript = work.transcripts[index]
     has_alternatives = bool(order.sampling.num_logprobs)
     return {

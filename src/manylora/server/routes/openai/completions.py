@@ -9,13 +9,13 @@ from manylora.engine.events import Finished
 from manylora.errors import InvalidParameter
 from manylora.server.access.access import Admission, Caller
 from manylora.server.generation.adapter_texts import TextRules
-from manylora.server.generation.admission import Draft
-from manylora.server.generation.outputs import Work
+from manylora.server.generation.admission import PreparedPrompt
+from manylora.server.generation.outputs import RequestOutputs
 from manylora.server.generation.reply_headers import head_of, whole_of
-from manylora.server.generation.service import Inference
+from manylora.server.generation.service import GenerationService
 from manylora.server.generation.text import TextToken
 from manylora.server.http import sse
-from manylora.server.http.exchange import Exchange
+from manylora.server.http.context import HttpContext
 from manylora.server.routes.openai.choices import Choice, chat_logprobs, completion_logprobs
 from manylora.server.routes.openai.schema import (
     LONGEST_PROMPT,
@@ -84,39 +84,39 @@ CHAT = _Shape(
 class OpenAIRoutes:
     """Answers in OpenAI's shapes."""
 
-    def __init__(self, inference: Inference) -> None:
+    def __init__(self, inference: GenerationService) -> None:
         self._inference = inference
         self._gate = inference.gate
         self._settings = inference.gate.settings
 
-    async def completions(self, exchange: Exchange) -> None:
-        order, prompts = read_completion(exchange.json(), self._settings)
-        exchange.model = _named(order)
+    async def completions(self, context: HttpContext) -> None:
+        order, prompts = read_completion(context.json(), self._settings)
+        context.model = _named(order)
 
         async def attempt() -> None:
-            with self._inference.admit(exchange, order.best_of * len(prompts)) as admission:
-                adapter = await self._adapter(order, exchange.arrival.caller)
-                rules = await self._inference.rules(exchange, adapter)
+            with self._inference.admit(context, order.best_of * len(prompts)) as admission:
+                adapter = await self._adapter(order, context.arrival.caller)
+                rules = await self._inference.rules(context, adapter)
                 drafts = [await self._prompt_draft(order, prompt, adapter, rules) for prompt in prompts]
                 echoes = [_shown(order, *each) for each in zip(prompts, drafts, strict=True)]
-                await self._answer(exchange, admission, order, COMPLETION, drafts, echoes)
+                await self._answer(context, admission, order, COMPLETION, drafts, echoes)
 
-        await self._inference.answer(exchange, attempt)
+        await self._inference.answer(context, attempt)
 
-    async def chat_completions(self, exchange: Exchange) -> None:
-        order, conversation = read_chat(exchange.json(), self._settings)
-        exchange.model = _named(order)
+    async def chat_completions(self, context: HttpContext) -> None:
+        order, conversation = read_chat(context.json(), self._settings)
+        context.model = _named(order)
 
         async def attempt() -> None:
-            with self._inference.admit(exchange, order.best_of) as admission:
-                draft = await self._chat_draft(order, conversation, exchange)
-                await self._answer(exchange, admission, order, CHAT, [draft], [""])
+            with self._inference.admit(context, order.best_of) as admission:
+                draft = await self._chat_draft(order, conversation, context)
+                await self._answer(context, admission, order, CHAT, [draft], [""])
 
-        await self._inference.answer(exchange, attempt)
+        await self._inference.answer(context, attempt)
 
     async def _prompt_draft(
         self, order: OpenAIOrder, prompt: Prompt, adapter: AdapterRef | None, rules: TextRules
-    ) -> Draft:
+    ) -> PreparedPrompt:
         if isinstance(prompt, str):
             tokens = await self._inference.texts.encode(rules, prompt, add_special_tokens=order.has_bos)
             characters = len(prompt)
@@ -125,10 +125,10 @@ class OpenAIRoutes:
             tokens, characters = prompt, len(prompt)
         return self._draft(order, adapter, rules, tokens, characters, field="prompt", budget_field="max_tokens")
 
-    async def _chat_draft(self, order: OpenAIOrder, conversation: Conversation, exchange: Exchange) -> Draft:
-        caller = exchange.arrival.caller
+    async def _chat_draft(self, order: OpenAIOrder, conversation: Conversation, context: HttpContext) -> PreparedPrompt:
+        caller = context.arrival.caller
         adapter = await self._adapter(order, caller)
-        rules = await self._inference.rules(exchange, adapter)
+        rules = await self._inference.rules(context, adapter)
         _, tokens = await self._inference.texts.render_chat(
             rules,
             conversation.messages,
@@ -160,7 +160,7 @@ class OpenAIRoutes:
         *,
         field: str,
         budget_field: str,
-    ) -> Draft:
+    ) -> PreparedPrompt:
         gate = self._gate
         for token, _ in order.sampling.logit_bias:
             if token >= gate.served.vocab_size:
@@ -178,7 +178,7 @@ class OpenAIRoutes:
         budget = gate.budget(
             len(kept), order.max_tokens, field=field, budget_field=budget_field, is_clamped=order.is_default_budget
         )
-        return Draft(
+        return PreparedPrompt(
             tokens=kept,
             characters=characters,
             adapter=adapter,
@@ -193,54 +193,54 @@ class OpenAIRoutes:
 
     async def _answer(
         self,
-        exchange: Exchange,
+        context: HttpContext,
         admission: Admission,
         order: OpenAIOrder,
         shape: _Shape,
-        drafts: Sequence[Draft],
+        drafts: Sequence[PreparedPrompt],
         echoes: Sequence[str],
     ) -> None:
         adapter = drafts[0].adapter
-        model = adapter.id_for(exchange.arrival.tenant) if adapter else self._gate.served.model_id
+        model = adapter.id_for(context.arrival.tenant) if adapter else self._gate.served.model_id
         envelope: dict[str, object] = {
             "id": shape.id_prefix + secrets.token_hex(16),
             "object": shape.chunk_name if order.is_stream else shape.name,
-            "created": int(exchange.clock.wall_s()),
+            "created": int(context.clock.wall_s()),
             "model": model,
             "system_fingerprint": f"manylora-{self._gate.served.sha[:12]}",
         }
-        async with self._inference.begin(exchange, admission, drafts, is_stream=order.is_stream) as work:
+        async with self._inference.begin(context, admission, drafts, is_stream=order.is_stream) as work:
             if order.is_stream:
-                await self._stream(exchange, order, shape, work, envelope, echoes)
+                await self._stream(context, order, shape, work, envelope, echoes)
                 return
             await work.collect()
             await work.settle()
             choices = _whole_choices(order, shape, work, echoes)
-            headers = whole_of(work, exchange, self._gate.served)
-            await exchange.reply({**envelope, "choices": choices, "usage": usage_of(work)}, headers=headers)
+            headers = whole_of(work, context, self._gate.served)
+            await context.reply({**envelope, "choices": choices, "usage": usage_of(work)}, headers=headers)
 
     async def _stream(
         self,
-        exchange: Exchange,
+        context: HttpContext,
         order: OpenAIOrder,
         shape: _Shape,
-        work: Work,
+        work: RequestOutputs,
         envelope: dict[str, object],
         echoes: Sequence[str],
     ) -> None:
         chunks = _Chunks(order, shape, envelope, len(work.generations), echoes, work.drafts[0].own_stops)
         await work.wait_for_head(self._settings.stream_head_wait_s)
-        await exchange.begin_stream(head_of(work, exchange, self._gate.served))
+        await context.begin_stream(head_of(work, context, self._gate.served))
         async for item in work.stream(self._settings.keepalive_s):
             if item is None:
-                await exchange.send_event(sse.KEEP_ALIVE)
+                await context.send_event(sse.KEEP_ALIVE)
             elif events := chunks.of(*item):
-                await exchange.send_event(events)
+                await context.send_event(events)
         await work.settle()
-        await exchange.end_stream(chunks.end(usage_of(work)) + sse.DONE)
+        await context.end_stream(chunks.end(usage_of(work)) + sse.DONE)
 
 
-def _shown(order: OpenAIOrder, prompt: Prompt, draft: Draft) -> str:
+def _shown(order: OpenAIOrder, prompt: Prompt, draft: PreparedPrompt) -> str:
     """The echo: text as it was sent, token ids with their special tokens, and of a cut prompt what was kept."""
     if not order.echo or draft.rules is None:
         return ""
@@ -317,7 +317,7 @@ def _choice(order: OpenAIOrder, own_stops: tuple[str, ...]) -> Choice:
     return Choice((*order.stop.strings, *own_stops), keeps_stop=bool(order.stop.keeps_stop))
 
 
-def usage_of(work: Work) -> dict[str, object]:
+def usage_of(work: RequestOutputs) -> dict[str, object]:
     """Prompt tokens once a prompt, and every generated token of every sequence."""
     prompt_tokens, completion_tokens = work.num_prompt_tokens, work.num_generated_tokens
     return {
@@ -328,7 +328,9 @@ def usage_of(work: Work) -> dict[str, object]:
     }
 
 
-def _whole_choices(order: OpenAIOrder, shape: _Shape, work: Work, echoes: Sequence[str]) -> list[dict[str, object]]:
+def _whole_choices(
+    order: OpenAIOrder, shape: _Shape, work: RequestOutputs, echoes: Sequence[str]
+) -> list[dict[str, object]]:
     """The n best sequences of each prompt; index = prompt number × n + sequence number."""
     choices: list[dict[str, object]] = []
     for number, echo in enumerate(echoes):

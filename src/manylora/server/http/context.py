@@ -31,7 +31,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 @dataclass(slots=True, kw_only=True)
-class Arrival:
+class RequestState:
     """What the outermost layer knows of a request, and what is logged at its end.
 
     request_id  the caller's own, else minted: it names the HTTP request, not a generation
@@ -55,7 +55,7 @@ class Arrival:
         return self.caller.tenant
 
 
-class Exchange:
+class HttpContext:
     """What a route is given: it reads the request and replies exactly once."""
 
     def __init__(self, scope: Scope, send: Send, clock: Clock) -> None:
@@ -63,7 +63,7 @@ class Exchange:
         self._send = send
         self._has_begun = False
         self.clock = clock
-        self.arrival: Arrival = scope["manylora"]
+        self.arrival: RequestState = scope["manylora"]
         self.dialect = dialect_of(scope["path"])
         self.model: str | None = None  # what an OpenAI caller named, for the text of errors
 
@@ -150,21 +150,21 @@ class Exchange:
 class Endpoint:
     """A route's function as an ASGI application; what it raises becomes an answer, once, here."""
 
-    def __init__(self, answer: Callable[[Exchange], Awaitable[None]], clock: Clock) -> None:
+    def __init__(self, answer: Callable[[HttpContext], Awaitable[None]], clock: Clock) -> None:
         self._answer = answer
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, send, self._clock)
+        context = HttpContext(scope, send, self._clock)
         try:
-            await self._answer(exchange)
+            await self._answer(context)
         except ManyloraError as error:
-            await exchange.fail(error)
+            await context.fail(error)
         except asyncio.CancelledError:
             raise
         except Exception:
-            structlog.get_logger().exception("request.failed", request_id=exchange.arrival.request_id)
-            await exchange.fail(EngineFault("internal error"))
+            structlog.get_logger().exception("request.failed", request_id=context.arrival.request_id)
+            await context.fail(EngineFault("internal error"))
 
 
 def header_of(scope: Scope, name: str) -> str | None:
