@@ -8,7 +8,7 @@ BASE := SmolLM2-135M-Instruct
 # Processes that run the tests. The tests of one file share what they start, so that they run in one of them.
 WORKERS ?= 2
 
-.PHONY: help serve test check install base lint types unit sanitize clients bench-docs clean
+.PHONY: help serve test check install base lint types unit sanitize clients bench-docs settings-page clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -81,6 +81,9 @@ clients: .venvs/openai/installed .venvs/lorax/installed ## Make the environments
 bench-docs: .venv/installed ## Write docs/benchmarks.md and its pictures from benchmarks/results
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]' -c constraints.txt
 	$(BIN)/python benchmarks/plots.py
+
+settings-page: .venv/installed ## Write docs/settings.md from the declarations of the settings
+	@$(BIN)/python -m manylora.config.page > docs/settings.md
 
 clean: ## Remove everything that was built here
 	rm -rf .venv .venvs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -22,7 +22,8 @@ from typing import Any
 from manylora.bench.machine import describe
 from manylora.bench.servers import Manylora, default_base, serving
 from manylora.clock import SystemClock
-from manylora.config.settings import environment, load_config
+from manylora.config.environment import environment
+from manylora.config.settings import load_config
 from manylora.control.billing.ledger import insert_records
 from manylora.control.process.opening import open_control
 from manylora.control.tenants.audit import on_the_machine

@@ -18,7 +18,9 @@ from step import decode, linear_layers
 
 from manylora.bench.machine import describe
 from manylora.bench.statistics import extremes, median, milliseconds
-from manylora.config.settings import DEFAULT_BASE, cache_dir, load_config
+from manylora.config.folders import cache_dir
+from manylora.config.groups.model import DEFAULT_BASE
+from manylora.config.settings import load_config
 from manylora.engine.engine import Engine
 from manylora.kernels.interface import Kernels
 from manylora.kernels.select import select_kernels

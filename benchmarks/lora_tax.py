@@ -18,7 +18,8 @@ from manylora.bench.machine import describe
 from manylora.bench.random_adapters import write_adapters
 from manylora.bench.servers import Manylora, serving
 from manylora.bench.workloads import MIXED_RANKS, WORKLOADS
-from manylora.config.settings import DEFAULT_BASE, cache_dir
+from manylora.config.folders import cache_dir
+from manylora.config.groups.model import DEFAULT_BASE
 from manylora.models.fetch.catalog import resolve
 from manylora.models.spec import read_spec
 

@@ -28,7 +28,7 @@ from manylora.bench.random_adapters import write_adapters
 from manylora.bench.servers import Manylora, Running, default_base, serving
 from manylora.bench.statistics import median, median_with_interval
 from manylora.bench.workloads import MIXED_RANKS, WORKLOADS
-from manylora.config.settings import DEFAULT_SPIN_US
+from manylora.config.groups.model import DEFAULT_SPIN_US
 from manylora.models.spec import ModelSpec, read_spec
 
 ADAPTERS = 32

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from manylora.bench.servers import Fields, Server
-from manylora.config.settings import cache_dir
+from manylora.config.folders import cache_dir
 
 MAX_STREAMS = 32
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manylora.bench.machine import describe
-from manylora.config.settings import DEFAULT_BASE, load_config
+from manylora.config.groups.model import DEFAULT_BASE
+from manylora.config.settings import load_config
 from manylora.engine.engine import Engine
 from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.ids import Flow, mint_request_id

@@ -19,7 +19,9 @@ from manylora.bench.machine import describe
 from manylora.bench.statistics import extremes, median, milliseconds
 from manylora.bench.steps import decode_steps
 from manylora.clock import SystemClock
-from manylora.config.settings import DEFAULT_BASE, cache_dir, load_config
+from manylora.config.folders import cache_dir
+from manylora.config.groups.model import DEFAULT_BASE
+from manylora.config.settings import load_config
 from manylora.engine.engine import Engine
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.interface import Kernels

@@ -16,7 +16,7 @@ from manylora.bench.load import drawn, run_load
 from manylora.bench.machine import describe
 from manylora.bench.servers import Manylora, Server, default_base, serving
 from manylora.bench.workloads import WORKLOADS
-from manylora.config.settings import cache_dir
+from manylora.config.folders import cache_dir
 from manylora.models.spec import read_spec
 
 STREAMS = (1, 2, 4, 8, 16, 32)

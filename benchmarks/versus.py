@@ -26,7 +26,7 @@ from manylora.bench.random_adapters import write_adapters
 from manylora.bench.servers import Manylora, Server, default_base, serving
 from manylora.bench.statistics import extremes, median
 from manylora.bench.workloads import MIXED_RANKS, WORKLOADS
-from manylora.config.settings import cache_dir
+from manylora.config.folders import cache_dir
 from manylora.models.spec import ModelSpec, read_spec
 
 ADAPTERS = 32

@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from manylora.config.settings import DEFAULT_BASE, cache_dir
+from manylora.config.folders import cache_dir
+from manylora.config.groups.model import DEFAULT_BASE
 from tests.support.paths import ROOT
 
 # No test asserts a time: the first example of a property may compile a kernel or share the machine with another run.

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from manylora.adapter_ref import AdapterRef, SourceName, parse_adapter_ref
 from manylora.clock import ManualClock
-from manylora.config.settings import cache_dir, child_environment, leaves, load_config
+from manylora.config.environment import child_environment
+from manylora.config.folders import cache_dir
+from manylora.config.settings import leaves, load_config
 from manylora.errors import AdapterReferenceInvalid, ConfigInvalid
 from manylora.ids import mint_request_id, mint_seed
 from manylora.usage import Counts

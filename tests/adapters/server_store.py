@@ -11,7 +11,7 @@ from manylora.adapters.packing.image import largest_file_bytes
 from manylora.adapters.store.store import Store
 from manylora.adapters.tiers.image_folder import MAX_NAME_BYTES
 from manylora.clock import Clock, SystemClock
-from manylora.config.settings import AdaptersConfig
+from manylora.config.groups.adapters import AdaptersConfig
 from manylora.wiring.adapter_store import open_store
 from tests.adapters.adapter_files import TINY
 from tests.support.waiting import wait_for

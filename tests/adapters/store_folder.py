@@ -13,7 +13,7 @@ from manylora.adapters.tiers.bank import CpuBank
 from manylora.adapters.tiers.disk import DiskTier, ingest_rules
 from manylora.adapters.tiers.reading import InlineReader, Reader
 from manylora.clock import ManualClock
-from manylora.config.settings import AdaptersConfig
+from manylora.config.groups.adapters import AdaptersConfig
 from manylora.ids import Digest
 from manylora.kernels.interface import PlacedAdapter
 from tests.adapters.adapter_files import TINY, config_bytes, local, lora_tensors, packed, safetensors_bytes

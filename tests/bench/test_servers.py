@@ -9,7 +9,7 @@ import pytest
 
 from manylora.bench.servers import Fields, serving
 from manylora.clock import SystemClock
-from manylora.config.settings import environment
+from manylora.config.environment import environment
 
 TWO_PROCESSES = """
 import signal, subprocess, sys

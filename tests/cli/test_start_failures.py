@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from manylora.config.settings import child_environment
+from manylora.config.environment import child_environment
 from tests.conftest import missing
 from tests.models.test_llama import SMALL, save_random
 from tests.models.tiny_tokenizers import save_byte_level

@@ -9,7 +9,8 @@ import httpx2
 import pytest
 from peft import LoraConfig
 
-from manylora.config.settings import cache_dir, child_environment
+from manylora.config.environment import child_environment
+from manylora.config.folders import cache_dir
 from tests.models.tiny_tokenizers import save_byte_level
 from tests.support.serving import running_server
 from tests.support.tiny import ALL, make_adapter, make_base

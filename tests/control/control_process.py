@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from manylora.config.settings import environment
+from manylora.config.environment import environment
 
 EDGE_TOKEN = "a-token-for-the-tests-only"
 

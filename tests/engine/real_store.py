@@ -13,7 +13,7 @@ from manylora.adapters.tiers.bank import CpuBank
 from manylora.adapters.tiers.disk import DiskTier
 from manylora.adapters.tiers.fakes import ManualReader
 from manylora.clock import ManualClock
-from manylora.config.settings import AdaptersConfig
+from manylora.config.groups.adapters import AdaptersConfig
 from manylora.engine.events import StepEvents
 from manylora.engine.scheduling.blocks import BlockPool
 from manylora.engine.scheduling.lending import KvLender

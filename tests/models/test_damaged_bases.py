@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from manylora.config.settings import child_environment
+from manylora.config.environment import child_environment
 from manylora.errors import ManyloraError, ModelNotFound, ModelUnsupported
 from manylora.models.fetch import checksums
 from manylora.models.fetch import pull as pulling

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import URL, Boolean, Connection, MetaData, create_engine, text
 
-from manylora.config.settings import cache_dir
+from manylora.config.folders import cache_dir
 from manylora.control.storage.database import migrate
 
 VERSION_0_1 = Path(__file__).parent / "0.1"

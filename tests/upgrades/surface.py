@@ -13,7 +13,7 @@ import typer
 
 from manylora import errors
 from manylora.cli import app
-from manylora.config.settings import caller_key
+from manylora.config.environment import caller_key
 
 
 def options_of_verbs(group: click.Command | None = None, path: str = "manylora") -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ from manylora import __version__
 from manylora.adapters.tiers.disk import DiskTier
 from manylora.cli import main
 from manylora.clock import SystemClock
-from manylora.config.settings import environment
+from manylora.config.environment import environment
 from manylora.control.storage.database import database_url, migrate
 from manylora.errors import DataTooNew
 from manylora.server.engine_client.append_log import FramedFile, read_entries

@@ -32,7 +32,7 @@ from transformers import LlamaForCausalLM
 
 from manylora.bench.servers import fresh_cache
 from manylora.clock import SystemClock
-from manylora.config.settings import environment
+from manylora.config.environment import environment
 from manylora.models.checkpoint_files import fingerprint
 from manylora.models.spec import read_spec
 from tests.models.tiny_tokenizers import save_byte_level

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from manylora.adapters.store.loads import INGEST_FACTOR
-from manylora.config.settings import MIB, load_config
+from manylora.config.groups.adapters import MIB
+from manylora.config.settings import load_config
 from manylora.errors import MemoryPlanImpossible
 from manylora.kernels.reference import ReferenceKernels
 from manylora.models.spec import parse_spec

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Protocol
 
 from manylora.clock import Clock, SystemClock
-from manylora.config.settings import DEFAULT_BASE, cache_dir, environment
+from manylora.config.environment import environment
+from manylora.config.folders import cache_dir
+from manylora.config.groups.model import DEFAULT_BASE
 
 START_WAIT_S = 600.0
 STOP_WAIT_S = 30.0

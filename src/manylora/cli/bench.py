@@ -57,7 +57,8 @@ def bench(
     from manylora.bench.random_adapters import write_adapters
     from manylora.bench.workloads import MIXED_RANKS, WORKLOADS
     from manylora.cli.settings import configuration, with_base_fetched
-    from manylora.config.settings import Setting, cache_dir
+    from manylora.config.declaration import Setting
+    from manylora.config.folders import cache_dir
     from manylora.errors import InvalidParameter
     from manylora.models.fetch.catalog import resolve
     from manylora.models.spec import read_spec

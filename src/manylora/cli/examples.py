@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from manylora.config.settings import KEY_VARIABLE, URL_VARIABLE
+from manylora.config.environment import KEY_VARIABLE, URL_VARIABLE
 from manylora.models.text.tokenizer import Tokenizer
 
 DEMO_ADAPTER = "support-triage"

@@ -26,7 +26,8 @@ def pull(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from manylora.config import settings as config
+    from manylora.config.folders import cache_dir
+    from manylora.config.settings import load_config
     from manylora.models.fetch.pull import pull as fetch
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -34,7 +35,7 @@ def pull(
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"), TimeElapsedColumn())
     bars = Progress(*columns, console=Console(stderr=True))
     try:
-        directory = fetch(name, config.cache_dir(config.load_config()), _reporter(bars), is_thorough=verify)
+        directory = fetch(name, cache_dir(load_config()), _reporter(bars), is_thorough=verify)
     finally:
         if bars.tasks:  # it would write an empty line otherwise
             bars.stop()

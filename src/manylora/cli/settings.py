@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import manylora
-from manylora.config.settings import Config, Setting, cache_dir, load_config, parse_setting, registry_dir
+from manylora.config.declaration import Setting
+from manylora.config.folders import cache_dir, registry_dir
+from manylora.config.settings import Config, load_config, parse_setting
 from manylora.errors import ConfigInvalid
 from manylora.system.failures import cause_of
 

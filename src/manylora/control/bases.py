@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manylora.adapters.base_shape import BaseShape, base_shape
-from manylora.config.settings import Config, cache_dir
+from manylora.config.folders import cache_dir
+from manylora.config.settings import Config
 from manylora.errors import StartupError
 from manylora.models.fetch.catalog import resolve, short_name
 from manylora.models.spec import read_spec

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manylora.clock import Clock
-from manylora.config.settings import Config, registry_dir
+from manylora.config.folders import registry_dir
+from manylora.config.settings import Config
 from manylora.control.bases import served_base
 from manylora.control.key_uses import KeyUses
 from manylora.control.storage.database import Database

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from manylora.config.settings import DEFAULT_SPIN_US
+from manylora.config.groups.model import DEFAULT_SPIN_US
 from manylora.errors import NativeBuildFailed
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.int8 import Int8Linear

@@ -13,7 +13,8 @@ from manylora.adapters.tiers.bank import CpuBank
 from manylora.adapters.tiers.disk import DiskTier, ingest_rules
 from manylora.adapters.tiers.reader_threads import ThreadedReader
 from manylora.clock import Clock
-from manylora.config.settings import AdaptersConfig, enabled_sources
+from manylora.config.groups.adapters import AdaptersConfig
+from manylora.config.settings import enabled_sources
 
 
 def open_store(

@@ -13,7 +13,8 @@ from manylora.adapters.base_shape import BaseShape, base_shape
 from manylora.adapters.sources.local import LocalSource
 from manylora.adapters.store.store import Store
 from manylora.clock import Clock, SystemClock
-from manylora.config.settings import Config, cache_dir, enabled_sources
+from manylora.config.folders import cache_dir
+from manylora.config.settings import Config, enabled_sources
 from manylora.engine.engine import Engine, EngineLimits
 from manylora.engine.execution.batch import BatchBuilder
 from manylora.engine.execution.runner import Runner

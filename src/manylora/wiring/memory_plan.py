@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from manylora.adapters.store.loads import INGEST_FACTOR
-from manylora.config.settings import MIB, Config
+from manylora.config.groups.adapters import MIB
+from manylora.config.settings import Config
 from manylora.errors import MemoryPlanImpossible
 
 EDGE_BYTES = 192 * MIB

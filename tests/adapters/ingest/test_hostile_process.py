@@ -19,7 +19,7 @@ from manylora.adapters.jobs import Ingested, IngestFailure, IngestJob, IngestSet
 from manylora.adapters.sources.local import LocalSource
 from manylora.adapters.sources.source import PARTS, TEXT_FILES
 from manylora.adapters.tiers.image_folder import job_file
-from manylora.config.settings import child_environment
+from manylora.config.environment import child_environment
 from manylora.errors import AdapterCapacity, AdapterTooLarge
 from tests.adapters.adapter_files import TINY, config_bytes, local, save_adapter
 from tests.models.tiny_tokenizers import save_byte_level

@@ -19,7 +19,8 @@ from manylora.adapters.sources.local import LocalSource
 from manylora.adapters.store.store import Store
 from manylora.adapters.tiers.image_folder import job_file
 from manylora.clock import SystemClock
-from manylora.config.settings import AdaptersConfig, child_environment
+from manylora.config.environment import child_environment
+from manylora.config.groups.adapters import AdaptersConfig
 from manylora.errors import AdapterCorrupt, AdapterSourceUnavailable
 from manylora.ids import Digest
 from manylora.wiring.adapter_store import open_store

@@ -26,7 +26,7 @@ from manylora.adapters.report import (
 from manylora.adapters.sources.local import LocalSource
 from manylora.adapters.tiers.disk import DiskTier
 from manylora.adapters.tiers.image_folder import job_file
-from manylora.config.settings import AdaptersConfig
+from manylora.config.groups.adapters import AdaptersConfig
 from manylora.ids import Digest
 from tests.adapters.adapter_files import (
     HIDDEN,

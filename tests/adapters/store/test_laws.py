@@ -18,7 +18,7 @@ from manylora.adapters.tiers.bank import CpuBank
 from manylora.adapters.tiers.disk import DiskTier
 from manylora.adapters.tiers.fakes import ManualReader
 from manylora.clock import ManualClock
-from manylora.config.settings import AdaptersConfig
+from manylora.config.groups.adapters import AdaptersConfig
 from manylora.engine.adapter_port import AdapterStore
 from manylora.errors import AdapterCorrupt, AdapterNotFound, ManyloraError
 from manylora.ids import Digest, Flow

@@ -17,7 +17,7 @@ from manylora.adapters.tiers.bank import CpuBank
 from manylora.adapters.tiers.disk import DiskTier
 from manylora.adapters.tiers.reading import InlineReader
 from manylora.clock import ManualClock
-from manylora.config.settings import AdaptersConfig
+from manylora.config.groups.adapters import AdaptersConfig
 from manylora.kernels.interface import PlacedAdapter
 from manylora.merging import MergeRecipe, MergeStrategy
 from tests.adapters.adapter_files import LAYERS, TINY, local, save_adapter

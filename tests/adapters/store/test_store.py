@@ -16,7 +16,7 @@ from manylora.adapters.store import store as store_module
 from manylora.adapters.store.loads import INGEST_FACTOR
 from manylora.adapters.store.versions import MAX_NAMES, RELOCATE_S
 from manylora.adapters.tiers.image_folder import MAX_NAME_BYTES
-from manylora.config.settings import AdaptersConfig
+from manylora.config.groups.adapters import AdaptersConfig
 from tests.adapters.adapter_files import (
     TINY,
     config_bytes,

@@ -19,7 +19,7 @@ from manylora.adapters.tiers.bank import CpuBank
 from manylora.adapters.tiers.disk import DiskTier
 from manylora.adapters.tiers.fakes import ManualReader
 from manylora.clock import ManualClock
-from manylora.config.settings import AdaptersConfig
+from manylora.config.groups.adapters import AdaptersConfig
 from manylora.ids import Digest
 from manylora.kernels.interface import PlacedAdapter
 from tests.adapters.adapter_files import TINY

@@ -16,7 +16,7 @@ from manylora.adapters.packing.image import HEADER_BYTES, ImageDamaged, read_ima
 from manylora.adapters.store.store import Store
 from manylora.adapters.tiers.disk import DiskTier
 from manylora.clock import ManualClock
-from manylora.config.settings import child_environment
+from manylora.config.environment import child_environment
 from tests.adapters.adapter_files import TINY, local, save_adapter
 from tests.adapters.server_store import bytes_in, opened, place, turn
 from tests.support.paths import ROOT

@@ -19,7 +19,7 @@ from manylora.adapters.store.store import Store
 from manylora.adapters.tiers.disk import DiskTier
 from manylora.adapters.tiers.image_folder import ImageFolder, job_file
 from manylora.clock import ManualClock
-from manylora.config.settings import child_environment
+from manylora.config.environment import child_environment
 from tests.adapters.adapter_files import TINY, local, save_adapter
 from tests.adapters.server_store import bytes_in, fail, opened, place, turn
 from tests.support.waiting import wait_for

@@ -16,7 +16,7 @@ from manylora.adapters.sources.local import LocalSource
 from manylora.adapters.store.store import Store
 from manylora.adapters.tiers.disk import DiskTier
 from manylora.adapters.tiers.image_folder import ImageFolder
-from manylora.config.settings import child_environment
+from manylora.config.environment import child_environment
 from manylora.ids import Digest
 from tests.adapters.adapter_files import TINY, local, save_adapter
 from tests.adapters.server_store import bound_of, bytes_in, opened, place, turn

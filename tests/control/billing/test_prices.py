@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import URL
 
-from manylora.config.settings import DEFAULT_BASE
+from manylora.config.groups.model import DEFAULT_BASE
 from manylora.control.billing.ledger import insert_records
 from manylora.tenancy import PriceFacts, Snapshot
 from manylora.usage import UsageRecord

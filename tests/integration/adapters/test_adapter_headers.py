@@ -8,7 +8,7 @@ import httpx2
 import pytest
 from peft import LoraConfig
 
-from manylora.config.settings import cache_dir
+from manylora.config.folders import cache_dir
 from tests.adapters.fake_hub import HttpServer, Repository
 from tests.models.tiny_tokenizers import save_byte_level
 from tests.support.serving import running_server

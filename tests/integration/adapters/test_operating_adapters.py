@@ -11,7 +11,7 @@ from peft import LoraConfig
 from typer.testing import CliRunner
 
 from manylora.cli import app
-from manylora.config.settings import cache_dir
+from manylora.config.folders import cache_dir
 from tests.models.tiny_tokenizers import save_byte_level
 from tests.support.serving import running_server
 from tests.support.tiny import ALL, make_adapter, make_base

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from manylora.bench.agreement import Reply, compare_replies, greedy_replies
-from manylora.config.settings import Setting, load_config
+from manylora.config.declaration import Setting
+from manylora.config.settings import load_config
 from manylora.engine.engine import Engine
 from manylora.kernels.select import select_kernels
 from manylora.models.text.tokenizer import Tokenizer

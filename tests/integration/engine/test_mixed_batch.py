@@ -8,7 +8,8 @@ import pytest
 from peft import LoraConfig
 
 from manylora.adapter_ref import AdapterRef, SourceName
-from manylora.config.settings import cache_dir, load_config
+from manylora.config.folders import cache_dir
+from manylora.config.settings import load_config
 from manylora.engine.engine import Engine
 from manylora.engine.events import Finished, FinishReason
 from manylora.engine.request import Request, SamplingParams, StopParams

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from structlog.testing import capture_logs
 
-from manylora.config.settings import ServerConfig
+from manylora.config.groups.server import ServerConfig
 from manylora.control.app.application import create_control_app
 from manylora.control.storage.database import database_url, migrate
 from manylora.http.loopback import CALLER_HEADER

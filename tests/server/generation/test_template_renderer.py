@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from manylora.config.settings import child_environment
+from manylora.config.environment import child_environment
 from manylora.errors import TemplateFailed
 from manylora.server.generation.template_renderer import Renderer
 from tests.support.waiting import wait_for

@@ -32,7 +32,7 @@ from manylora.adapters.report import IngestReport
 from manylora.adapters.sources.source import CONFIG_FILE, MAX_CONFIG_BYTES, TEXT_FILES, WEIGHTS_FILE, missing_part
 from manylora.adapters.text.base_text import MAX_FILE_BYTES, TOKENIZER_FILE, BaseText
 from manylora.adapters.text.text_files import check_text_size, read_adapter_text
-from manylora.config.settings import child_environment
+from manylora.config.environment import child_environment
 from manylora.errors import AdapterIncompatible, ManyloraError
 from manylora.models.text.adapter_text import AdapterText
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from manylora.adapter_ref import FOLDER_SOURCES
 from manylora.adapters.jobs import IngestFailure, IngestSettings, Job, Outcome, outcome_from_json
 from manylora.adapters.refusals import Refusals
-from manylora.config.settings import child_environment
+from manylora.config.environment import child_environment
 
 CLOSE_WAIT_S = 5.0
 _READ_BYTES = 1 << 16

@@ -15,7 +15,7 @@ from manylora.adapters.tiers.disk import DiskTier
 from manylora.adapters.tiers.load_stats import LoadStats
 from manylora.adapters.tracked import NOBODY, TrackedAdapter
 from manylora.clock import Clock
-from manylora.config.settings import AdaptersConfig
+from manylora.config.groups.adapters import AdaptersConfig
 from manylora.errors import AdapterCapacity, AdapterLoadTimeout, AdapterStorageUnavailable, ManyloraError
 from manylora.ids import Flow
 

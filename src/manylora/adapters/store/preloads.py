@@ -6,7 +6,8 @@ from itertools import islice
 
 from manylora.adapter_ref import AdapterRef, parse_adapter_name
 from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState
-from manylora.config.settings import AdaptersConfig, enabled_sources
+from manylora.config.groups.adapters import AdaptersConfig
+from manylora.config.settings import enabled_sources
 from manylora.errors import AdapterReferenceInvalid, ManyloraError
 
 RETRY_S = 1.0

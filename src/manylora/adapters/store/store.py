@@ -24,7 +24,7 @@ from manylora.adapters.tiers.reading import Reader, ReadImage
 from manylora.adapters.tiers.room_cache import RoomCache
 from manylora.adapters.tracked import NEVER, TrackedAdapter
 from manylora.clock import Clock
-from manylora.config.settings import AdaptersConfig
+from manylora.config.groups.adapters import AdaptersConfig
 from manylora.errors import AdapterCapacity, ManyloraError
 from manylora.ids import Digest, Flow
 from manylora.kernels.interface import PlacedAdapter

@@ -15,7 +15,7 @@ from manylora.adapters.store.quarantine import Quarantine
 from manylora.adapters.tiers.disk import DiskTier
 from manylora.adapters.tracked import TrackedAdapter
 from manylora.clock import Clock
-from manylora.config.settings import AdaptersConfig
+from manylora.config.groups.adapters import AdaptersConfig
 from manylora.errors import AdapterReferenceInvalid, AdapterSourceUnavailable, ManyloraError
 from manylora.ids import Digest
 from manylora.models.text.adapter_text import NO_TEXT

@@ -12,7 +12,7 @@ from manylora.adapters.jobs import Ingested, IngestJob
 from manylora.adapters.packing.image import ImageFacts, image_name
 from manylora.adapters.tiers.image_folder import MAX_NAME_BYTES, ImageFolder, NameFile, job_file, storage_unavailable
 from manylora.adapters.tiers.pinned_cache import PinnedCache
-from manylora.config.settings import AdaptersConfig
+from manylora.config.groups.adapters import AdaptersConfig
 from manylora.errors import AdapterStorageUnavailable
 from manylora.ids import Digest
 from manylora.models.text.adapter_text import MAX_TEXT_BYTES, NO_TEXT

@@ -21,7 +21,7 @@ import httpx2
 
 from manylora.bench.servers import free_port
 from manylora.clock import SystemClock
-from manylora.config.settings import environment
+from manylora.config.environment import environment
 from manylora.server.engine_client.journal import lives_in, read_journal
 from manylora.server.metering.spool import Opened, read_segment, segments_in
 

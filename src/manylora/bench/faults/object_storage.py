@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manylora.clock import SystemClock
-from manylora.config.settings import environment
+from manylora.config.environment import environment
 
 ACCESS_KEY, SECRET_KEY, BUCKET = "AKADAPTERS", "a secret of no worth", "adapters"
 START_WAIT_S = 60.0

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from manylora.bench.faults.adapter_files import HIDDEN, INTERMEDIATE, KV, LAYERS
 from manylora.bench.servers import fresh_cache
-from manylora.config.settings import cache_dir, load_config
+from manylora.config.folders import cache_dir
+from manylora.config.settings import load_config
 from manylora.engine.engine import Engine
 from manylora.wiring.engine import build_engine
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from manylora import money
-from manylora.config.settings import KEY_VARIABLE, URL_VARIABLE, caller_key, caller_url
+from manylora.config.environment import KEY_VARIABLE, URL_VARIABLE, caller_key, caller_url
 from manylora.http.loopback import VERSION_HEADER, is_loopback
 from manylora.money import NANO
 from manylora.system.printable import printable, printable_json

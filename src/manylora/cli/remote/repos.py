@@ -337,7 +337,7 @@ def _files_of(folder: Path) -> dict[str, Path]:
 @contextmanager
 def _remembered(url: str, repo: str, alias: str | None, files: Mapping[str, Path]) -> Iterator[Info]:
     """What is known of an upload of these very files, kept for the next try unless it ends well."""
-    from manylora.config.settings import cache_dir
+    from manylora.config.folders import cache_dir
 
     facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files.values()]
     wanted = (url, repo, facts) if alias is None else (url, repo, alias, facts)

@@ -16,7 +16,7 @@ import msgspec
 from sqlalchemy import URL
 
 from manylora import errors
-from manylora.config.settings import child_environment
+from manylora.config.environment import child_environment
 from manylora.control.billing.heavy_reads import HeavyRead, answer
 from manylora.control.storage.database import Database
 from manylora.errors import ControlUnavailable, ManyloraError, StreamLimitExceeded

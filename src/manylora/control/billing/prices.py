@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from sqlalchemy import Row, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from manylora.config.settings import DEFAULT_BASE
+from manylora.config.groups.model import DEFAULT_BASE
 from manylora.control.storage.revisions import next_revision
 from manylora.control.storage.tables import prices
 from manylora.errors import InvalidParameter

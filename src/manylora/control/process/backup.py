@@ -19,7 +19,8 @@ from typing import BinaryIO
 from sqlalchemy import URL, create_engine, insert
 
 from manylora.clock import SystemClock
-from manylora.config.settings import Config, control_dir, registry_dir
+from manylora.config.folders import control_dir, registry_dir
+from manylora.config.settings import Config
 from manylora.control.process.opening import PEPPER_FILE
 from manylora.control.storage.database import FILE_NAME, database_url, migrate, place_of, require_known_revision
 from manylora.control.storage.tables import audit

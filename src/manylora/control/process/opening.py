@@ -7,7 +7,8 @@ from pathlib import Path
 from sqlalchemy.engine import URL
 
 from manylora.clock import Clock, SystemClock
-from manylora.config.settings import Config, control_dir, registry_dir
+from manylora.config.folders import control_dir, registry_dir
+from manylora.config.settings import Config
 from manylora.control.billing.heavy_read_client import HeavyReads, ReadProcess
 from manylora.control.control import Control
 from manylora.control.storage.database import Database, database_url, migrate, place_of

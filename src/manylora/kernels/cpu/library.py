@@ -6,7 +6,7 @@ from typing import cast
 
 import torch
 
-from manylora.config.settings import DEFAULT_SPIN_US
+from manylora.config.groups.model import DEFAULT_SPIN_US
 from manylora.kernels.cpu.native.build import load_library
 
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from manylora.config.settings import child_environment
+from manylora.config.environment import child_environment
 from manylora.errors import ManyloraError, ModelNotFound, ModelUnsupported
 from manylora.models.checkpoint_files import check_entries, read_entries
 from manylora.models.fetch import catalog, checksums

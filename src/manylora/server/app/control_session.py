@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from manylora.clock import Clock
-from manylora.config.settings import Config, metering_dir
+from manylora.config.folders import metering_dir
+from manylora.config.settings import Config
 from manylora.errors import ConfigInvalid, ControlUnavailable
 from manylora.http.loopback import is_loopback
 from manylora.server.access.access import Access

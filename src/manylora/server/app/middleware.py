@@ -9,7 +9,7 @@ import structlog
 
 from manylora import __version__
 from manylora.clock import Clock
-from manylora.config.settings import ServerConfig
+from manylora.config.groups.server import ServerConfig
 from manylora.errors import (
     BodyTooLarge,
     DeploymentNotFound,

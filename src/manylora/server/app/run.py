@@ -15,7 +15,8 @@ import uvicorn
 import uvloop
 
 from manylora.clock import SystemClock
-from manylora.config.settings import Config, cache_dir, metering_dir
+from manylora.config.folders import cache_dir, metering_dir
+from manylora.config.settings import Config
 from manylora.errors import ConfigInvalid, StartupError
 from manylora.http.connections import bounded_protocol, connection_limits
 from manylora.models.text.tokenizer import Tokenizer

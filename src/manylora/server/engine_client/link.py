@@ -17,7 +17,8 @@ import zmq.asyncio
 from manylora.adapter_ref import AdapterRef
 from manylora.adapter_state import AdapterAction, AdapterInfo
 from manylora.clock import Clock, SystemClock
-from manylora.config.settings import Config, child_environment
+from manylora.config.environment import child_environment
+from manylora.config.settings import Config
 from manylora.engine.events import EngineStats, Failure, FinishReason
 from manylora.engine.request import Request
 from manylora.errors import EngineFault, ManyloraError, Overloaded, StartupError, Unavailable, UsageUnrecorded

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from manylora.adapter_ref import AdapterRef
 from manylora.clock import Clock
-from manylora.config.settings import ServerConfig
+from manylora.config.groups.server import ServerConfig
 from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.errors import ContextLengthExceeded, InvalidParameter, Overloaded, Unavailable
 from manylora.ids import Flow, TenantId, mint_request_id, mint_seed

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import structlog
 
-from manylora.config.settings import child_environment
+from manylora.config.environment import child_environment
 from manylora.errors import Overloaded, TemplateFailed
 
 PROCESSES = 4

@@ -3,7 +3,7 @@
 import asyncio
 
 from manylora.clock import Clock
-from manylora.config.settings import ServerConfig
+from manylora.config.groups.server import ServerConfig
 from manylora.engine.events import Finished
 from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.errors import ManyloraError

@@ -14,8 +14,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from manylora.config.settings import cache_dir as default_cache_dir
-from manylora.config.settings import environment
+from manylora.config.environment import environment
+from manylora.config.folders import cache_dir as default_cache_dir
 from manylora.errors import NativeBuildFailed
 from manylora.kernels.cpu.native.library_cache import (
     KeptFileUnusable,

@@ -1,6 +1,6 @@
 """The LoRAX-style routes: POST /generate, /generate_stream, / and /invocations."""
 
-from manylora.config.settings import ServerConfig
+from manylora.config.groups.server import ServerConfig
 from manylora.engine.events import Finished
 from manylora.errors import InvalidParameter
 from manylora.server.generation.admission import AdmissionControl, PreparedPrompt

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from manylora.config.settings import ServerConfig
+from manylora.config.groups.server import ServerConfig
 from manylora.engine.request import SamplingParams
 from manylora.errors import InvalidParameter
 from manylora.server.generation.adapter_fields import AdapterFields, read_adapter_fields

@@ -1,0 +1,54 @@
+"""Checks of single settings beyond type, bounds and choices. Each raises `ConfigInvalid`, which names the setting."""
+
+import re
+
+from manylora.adapter_ref import SourceName, parse_adapter_name, source_of
+from manylora.config.address_rules import check_rule
+from manylora.errors import AdapterReferenceInvalid, ConfigInvalid
+from manylora.tenancy import Limits
+
+_PLAN_WEIGHT = re.compile(r"([^=\s,]{1,64})=([1-9][0-9]{0,2}|1000)")
+_SIGNUP_LIMIT = re.compile(rf"({'|'.join(Limits.__slots__)})=([0-9]{{1,18}})")
+
+
+def window(key: str, value: int) -> None:
+    """Check `engine.max_model_len`: one position leaves no room for a token of the reply."""
+    if value == 1:
+        raise ConfigInvalid(f"{key} must be 0 or at least 2. Given: {value}")
+
+
+def url_or_empty(key: str, value: str) -> None:
+    """Check that a text is an address with http or https, or empty."""
+    if value and not value.startswith(("https://", "http://")):
+        raise ConfigInvalid(f"{key} must be a URL, or empty. Given: {value!r}")
+
+
+def web_rule(key: str, value: str) -> None:
+    """Check a host, an Origin or a proxy, each as `address_rules.check_rule` reads it."""
+    check_rule(key, value)
+
+
+def place(key: str, value: str) -> None:
+    """Check a place in object storage."""
+    if source_of(value) is None:
+        raise ConfigInvalid(f"{key}: a place is s3://, gs://, az:// or https://…, given {value!r}")
+
+
+def adapter_name(key: str, value: str) -> None:
+    """Check the name of an adapter, with or without a source."""
+    try:
+        parse_adapter_name(value, frozenset(SourceName))
+    except AdapterReferenceInvalid as error:
+        raise ConfigInvalid(f"{key}: {error.message}") from None
+
+
+def plan_weight(key: str, value: str) -> None:
+    """Check a pair `plan=weight`."""
+    if not _PLAN_WEIGHT.fullmatch(value):
+        raise ConfigInvalid(f"{key}: a plan's weight is plan=1 to plan=1000, given {value!r}")
+
+
+def signup_limit(key: str, value: str) -> None:
+    """Check a pair `limit=number`."""
+    if not _SIGNUP_LIMIT.fullmatch(value):
+        raise ConfigInvalid(f"{key}: a limit is NAME=NUMBER of {', '.join(Limits.__slots__)}, given {value!r}")

@@ -1,0 +1,33 @@
+"""The process environment. No other module reads it."""
+
+import os
+from pathlib import Path
+
+KEY_VARIABLE, URL_VARIABLE = "MANYLORA_KEY", "MANYLORA_URL"
+"""Not settings: the key that verbs such as `manylora tenants` show a running server, and the address of that server."""
+
+
+def environment() -> dict[str, str]:
+    """Return a copy of the environment, for a program that is started as a person would start it."""
+    return dict(os.environ)
+
+
+def caller_key() -> str | None:
+    """Return the key of verbs that talk to a running server; None: the environment has none."""
+    return os.environ.get(KEY_VARIABLE) or None
+
+
+def caller_url() -> str | None:
+    """Return the address of the running server that verbs talk to; None: the environment has none."""
+    return os.environ.get(URL_VARIABLE) or None
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment of a child process: ours, with threads that sleep at a barrier instead of spinning.
+
+    With another busy process on the same cores, threads that spin at a barrier make a step several times longer.
+    The child imports no file of the working directory: Python takes an empty entry of PYTHONPATH for that directory.
+    """
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if Path(path).is_absolute()]
+    found = {**environment(), "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return {**found, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}

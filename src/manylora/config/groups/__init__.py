@@ -1,0 +1,1 @@
+"""The groups of settings: each setting with its default, bounds and text."""

@@ -1,0 +1,97 @@
+"""Settings of the engine."""
+
+from dataclasses import dataclass
+
+from manylora.config import checks
+from manylora.config.declaration import setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Sizes of a step, of the queue and of the KV cache. 0 means: derived at start, and printed."""
+
+    max_model_len: int = setting(
+        0,
+        low=0,
+        check=checks.window,
+        text="""
+        Positions of one sequence, prompt and completion together. 0: the base model's own window. Never more than that.
+        """,
+    )
+    max_running: int = setting(
+        64,
+        low=1,
+        text="""
+        Largest number of sequences under way.
+        """,
+    )
+    max_step_tokens: int = setting(
+        256,
+        low=1,
+        text="""
+        Rows (tokens) of one step. The scheduler cuts longer prompts into chunks of this size, so that running streams
+        keep moving.
+        """,
+    )
+    guess_tokens: int = setting(
+        4,
+        low=0,
+        text="""
+        Draft tokens of one sequence in one step, from a look-up of the tokens that followed its last ones before. The
+        engine draws each token anyway and compares, so that a reply has the same tokens with any value. Replies that
+        repeat their prompt or themselves come faster. 0: none. Kernels whose rows depend on each other draft nothing.
+        """,
+    )
+    guess_width: int = setting(
+        4,
+        low=0,
+        text="""
+        Largest number of sequences that draw a token in a step with draft tokens: in a wide batch other rows are worth
+        more.
+        """,
+    )
+    max_waiting: int = setting(
+        1024,
+        low=1,
+        text="""
+        Largest number of accepted requests that do not run yet. A further request gets 503 `overloaded` with
+        Retry-After.
+        """,
+    )
+    block_size: int = setting(
+        16,
+        low=1,
+        text="""
+        Positions in one block of the KV cache; the unit of the prefix cache.
+        """,
+    )
+    kv_bytes: int = setting(
+        0,
+        low=0,
+        text="""
+        Bytes of the KV cache. 0: two whole windows, or 256 positions for each running sequence if that is more, as far
+        as the memory goes.
+        """,
+    )
+    memory_bytes: int = setting(
+        0,
+        low=0,
+        text="""
+        Bytes that all processes of the server may take. 0: what the tightest of its control groups, or else the
+        machine, has left at the start, with what the server has taken already ([the parts](decisions/memory.md)).
+        """,
+    )
+    prefix_cache: bool = setting(
+        True,
+        text="""
+        Whether later requests of the same adapter version and tenant reuse the keys and values of a prompt's beginning.
+        """,
+    )
+    max_queue_s: float = setting(
+        120.0,
+        low=0.001,
+        text="""
+        Seconds, adapter load included, after which a request that has not begun gets 504 `queue_timeout`. While the
+        engine process does not answer, the server ends such requests by its own clock.
+        """,
+    )

@@ -1,0 +1,77 @@
+"""Settings of the model."""
+
+from dataclasses import dataclass
+
+from manylora.config.declaration import setting
+
+DEFAULT_BASE = "SmolLM2-135M-Instruct"
+DEFAULT_SPIN_US = 50  # docs/decisions/threads.md has the measurement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The base model and its arithmetic."""
+
+    base: str = setting(
+        DEFAULT_BASE,
+        text="""
+        The base model: a name that `manylora pull` knows, or a directory with a `config.json`.
+        """,
+    )
+    kernels: str = setting(
+        "auto",
+        choices=("auto", "native", "native-bf16", "onednn", "reference"),
+        text="""
+        The arithmetic. `native`: C++ kernels with bf16 weights and float32 activations. `native-bf16`: the same with
+        activations rounded to bf16 in linear layers, more than twice as fast for many rows, on processors with
+        AVX512-BF16 ([how](decisions/bf16-products.md)). `reference`: plain float32, slow, the oracle of the tests.
+        `onednn`: oneDNN's packed bf16 products, on processors with AVX512-BF16 or AMX; a row's result may depend on the
+        rows beside it, so that the same request may get another answer in other company. `auto`: `native-bf16` where it
+        works, else `native`, or `reference` without a compiler. `auto` chooses by the machine's features and never by a
+        timing, so that equal machines, and one machine before and after a restart, give the same tokens. A named back
+        end that cannot work falls back to `native` with a warning. Machines with and without AVX512-BF16 round
+        differently: name `native` where both must agree.
+        """,
+    )
+    quantize: str = setting(
+        "none",
+        choices=("none", "int8"),
+        text="""
+        `none` holds the base's weights as the back end does. `int8` (flag `--quantize int8` of `serve` and `generate`)
+        holds every linear layer, the embedding and the head in int8: half the memory of bf16, faster, at a small loss
+        of quality ([how](decisions/int8.md)). Adapters, norms, keys and values stay as they are. Computed by the native
+        kernels: `model.kernels` must be `auto` or `native`.
+        """,
+    )
+    threads: int = setting(
+        0,
+        low=0,
+        text="""
+        Threads for the arithmetic. 0: as many as affinity and the CPU quotas of the process's control groups allow, at
+        least one.
+        """,
+    )
+    spin_us: int = setting(
+        DEFAULT_SPIN_US,
+        low=0,
+        high=1_000_000,
+        text="""
+        Microseconds for which a thread of the native kernels waits awake for its next work before it sleeps. 0: it
+        sleeps at once, which costs a wake-up for nearly every kernel ([how it was chosen](decisions/threads.md)).
+        """,
+    )
+    cache_dir: str = setting(
+        "",
+        text="""
+        Folder of bases, packed adapters and compiled kernels. Empty: `$XDG_CACHE_HOME/manylora`, else
+        `~/.cache/manylora`.
+
+        Damaged files there are replaced. Compiled kernels carry a checksum; a mismatch, or a file that another user may
+        have written, compiles them anew. A base carries the SHA-256 of each of its files, written by `manylora pull`:
+        each start compares sizes, headers and all content but the weights; the first use, any change of a file, and
+        `manylora pull --verify` read the weights whole. Files that differ are fetched anew. A base from version 0.1
+        gets its checksums at the first start: known weights prove the embedded base, of other bases only the structure
+        is checked. Each read of a packed adapter verifies it, and a mismatch packs it anew. The server never changes a
+        directory of your own, given as `model.base`, and names the damage instead.
+        """,
+    )
