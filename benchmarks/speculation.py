@@ -165,8 +165,8 @@ def _run(engine: Engine, workload: Workload, streams: int, *, speculation: bool)
         seconds,
         tokens,
         after.steps - before.steps,
-        after.guessed_tokens - before.guessed_tokens,
-        after.guessed_right_tokens - before.guessed_right_tokens,
+        after.draft_tokens - before.draft_tokens,
+        after.accepted_tokens - before.accepted_tokens,
         list(output.values()),
     )
 

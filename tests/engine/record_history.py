@@ -30,7 +30,7 @@ def main() -> None:
     play(world, load)
     stats = world.engine.stats()
     assert stats.preemptions, "a history without preemption shows too little"
-    assert stats.guessed_right_tokens, "a history without a right guess shows too little"
+    assert stats.accepted_tokens, "a history without an accepted draft token shows too little"
     record = {
         "shape": dataclasses.asdict(shape),
         "load": [dataclasses.asdict(arrival) for arrival in load],

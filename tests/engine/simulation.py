@@ -38,8 +38,8 @@ VOCAB = 97
 def next_token(identity: str, tokens: Iterable[int]) -> int:
     """The simulated model: a checksum of who speaks and what was said.
 
-    Two times in three it says again what followed its last token before, if anything did, so that there is something
-    to guess.
+    Two times in three it says again what followed its last token before, if anything did, so that prompt look-up
+    drafts tokens.
     """
     said = list(tokens)
     checksum = zlib.crc32(f"{identity}|{said}".encode())
@@ -68,23 +68,23 @@ class SimulatedRunner:
             raise RuntimeError("the step failed")
         for chunk in plan.chunks:
             sequence = running[chunk.request_id]
-            tokens = [*sequence.tokens[: chunk.stop], *chunk.guess]
+            tokens = [*sequence.tokens[: chunk.stop], *chunk.draft_tokens]
             for position in range(chunk.start, len(tokens)):
                 self.slots[self._slot(sequence, position)] = _written(sequence, position, tokens[position])
         return {
-            chunk.request_id: tuple(self._draw(running[chunk.request_id], chunk.guess))
+            chunk.request_id: tuple(self._draw(running[chunk.request_id], chunk.draft_tokens))
             for chunk in plan.chunks
             if chunk.is_sampled
         }
 
-    def _draw(self, sequence: Sequence, guess: tuple[int, ...]) -> Iterator[Drawn]:
+    def _draw(self, sequence: Sequence, draft: tuple[int, ...]) -> Iterator[Drawn]:
         tokens = list(sequence.tokens)
-        for guessed in (*guess, None):
+        for expected in (*draft, None):
             self._read_back(sequence, tokens)
             token_id = next_token(_identity(sequence), tokens)
             is_finite = len(tokens) < self.poisoned.get(sequence.request.id, len(tokens) + 1)
             yield Drawn(token_id=token_id, is_finite=is_finite)
-            if token_id != guessed or not is_finite:
+            if token_id != expected or not is_finite:
                 return
             tokens.append(token_id)
 
@@ -247,7 +247,7 @@ class World:
         self.runner = SimulatedRunner(block_size)
         pins = AdapterPins(self.store, open_lender and open_lender(self.pool))
         limits = StepLimits(
-            max_rows=max_rows, max_running=max_running, guess_tokens=guess_tokens, guess_width=guess_width
+            max_rows=max_rows, max_running=max_running, max_draft_tokens=guess_tokens, draft_width=guess_width
         )
         self.scheduler = Scheduler(self.pool, limits, pins)
         self.engine = Engine(

@@ -186,34 +186,34 @@ def test_preemption_changes_no_token(load: list[RequestState]) -> None:
 @given(shapes.filter(lambda shape: shape.guess_tokens > 0), loads)
 def test_speculation_changes_no_token(shape: Shape, load: list[RequestState]) -> None:
     calm = [dataclasses.replace(arrival, abort_at=None) for arrival in load]
-    plain, guessing = dataclasses.replace(shape, guess_tokens=0).world(), shape.world()
+    plain, speculating = dataclasses.replace(shape, guess_tokens=0).world(), shape.world()
     play(plain, calm)
-    play(guessing, calm)
-    assert guessing.tokens == plain.tokens
-    for request_id, end in guessing.finished.items():
+    play(speculating, calm)
+    assert speculating.tokens == plain.tokens
+    for request_id, end in speculating.finished.items():
         other = plain.finished[request_id]
         assert (end.reason, end.stop_string) == (other.reason, other.stop_string)
         assert end.counts.prompt_tokens == other.counts.prompt_tokens
         assert end.counts.completion_tokens == other.counts.completion_tokens
 
 
-def test_the_random_loads_do_preempt_and_guess() -> None:
-    """The laws above say little about preemption and guesses unless both happen in a good part of their examples."""
+def test_the_random_loads_do_preempt_and_speculate() -> None:
+    """The laws above say little of preemption and speculation unless both happen in a good part of their examples."""
     preempted: list[bool] = []
-    right: list[bool] = []
-    wrong: list[bool] = []
+    accepted: list[bool] = []
+    rejected: list[bool] = []
 
     @given(worlds, loads)
-    @settings(max_examples=100, derandomize=True, database=None)
+    @settings(max_examples=200, derandomize=True, database=None)
     def count(world: World, load: list[RequestState]) -> None:
         play(world, load)
         stats = world.engine.stats()
         preempted.append(stats.preemptions > 0)
-        right.append(stats.guessed_right_tokens > 0)
-        wrong.append(stats.guessed_right_tokens < stats.guessed_tokens)
+        accepted.append(stats.accepted_tokens > 0)
+        rejected.append(stats.accepted_tokens < stats.draft_tokens)
 
     count()
-    for happened in (preempted, right, wrong):
+    for happened in (preempted, accepted, rejected):
         assert sum(happened) >= 0.25 * len(happened)
 
 

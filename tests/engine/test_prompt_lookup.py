@@ -1,4 +1,4 @@
-"""What is guessed from a sequence's own past, and when nothing is."""
+"""Prompt look-up: which tokens it drafts from a sequence's own past, and when none."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from manylora.engine.prompt_lookup import MAX_MISSES, NGRAMS, PromptLookup
 
 EAGER = 16
-"""Right guesses in a row after which a look-up guesses as much as any of these tests asks for."""
+"""Accepted tokens after which a look-up drafts as many tokens as any of these tests asks for."""
 
 
 def eager() -> PromptLookup:
@@ -18,7 +18,7 @@ def eager() -> PromptLookup:
 
 
 def specified(tokens: Sequence[int], most: int) -> tuple[int, ...]:
-    """The same guess by plain search, from scratch."""
+    """The same draft by plain search, from scratch."""
     for size in NGRAMS:
         context = tuple(tokens[-size:])
         ends = [end for end in range(size, len(tokens)) if tuple(tokens[end - size : end]) == context]
@@ -42,19 +42,19 @@ def test_the_index_finds_what_a_search_would(first: list[int], more: list[int], 
 
 
 @given(few_tokens, st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(0, 9)), max_size=30))
-def test_equal_histories_give_equal_guesses_within_what_was_asked_for(
+def test_equal_histories_give_equal_drafts_within_what_was_asked_for(
     prompt: list[int], history: list[tuple[int, int, int]]
 ) -> None:
     one, twin = PromptLookup(), PromptLookup()
     tokens = list(prompt)
-    for token, most, right in history:
+    for token, most, accepted in history:
         tokens.append(token)
-        guess = one.propose(tokens, most)
-        assert guess == twin.propose(list(tokens), most)
-        assert len(guess) <= most
-        if guess:
-            one.note(len(guess), min(right, len(guess)))
-            twin.note(len(guess), min(right, len(guess)))
+        draft = one.propose(tokens, most)
+        assert draft == twin.propose(list(tokens), most)
+        assert len(draft) <= most
+        if draft:
+            one.note(len(draft), min(accepted, len(draft)))
+            twin.note(len(draft), min(accepted, len(draft)))
 
 
 def test_the_longer_context_counts_and_then_the_later_place() -> None:
@@ -66,29 +66,29 @@ def test_a_single_token_that_came_before_is_no_context() -> None:
     assert eager().propose([5, 1, 6, 2, 5], 4) == ()
 
 
-def test_a_loop_is_guessed_past_the_end_of_the_sequence() -> None:
+def test_a_loop_is_drafted_past_the_end_of_the_sequence() -> None:
     assert eager().propose([9, 4, 4, 4], 5) == (4, 4, 4, 4, 4)
     assert eager().propose([1, 2, 3, 1, 2, 3, 1, 2], 7) == (3, 1, 2, 3, 1, 2, 3)
 
 
-def test_a_guess_grows_while_it_is_right() -> None:
+def test_a_draft_grows_while_it_is_accepted() -> None:
     lookup, tokens = PromptLookup(), [1, 2] * 40
     lengths = []
     for _ in range(5):
-        guess = lookup.propose(tokens, 8)
-        lengths.append(len(guess))
-        lookup.note(len(guess), len(guess))
+        draft = lookup.propose(tokens, 8)
+        lengths.append(len(draft))
+        lookup.note(len(draft), len(draft))
     assert lengths == [1, 2, 4, 8, 8]
 
 
-def test_a_guess_that_went_wrong_is_cut_to_what_was_right() -> None:
+def test_a_partly_accepted_draft_sets_the_length_of_the_next() -> None:
     lookup = eager()
     assert len(lookup.propose([1, 2] * 4, 8)) == 8
     lookup.note(8, 3)
     assert len(lookup.propose([1, 2] * 4, 8)) == 3
 
 
-def test_the_pause_doubles_with_each_guess_wrong_from_its_start_and_one_right_ends_it() -> None:
+def test_the_pause_doubles_with_each_rejected_draft_and_an_accepted_one_ends_it() -> None:
     lookup, tokens = PromptLookup(), [1, 2] * 4
     pauses = []
     for _ in range(MAX_MISSES + 2):

@@ -452,9 +452,9 @@ def test_drawing_ahead_gives_what_one_draw_at_a_time_would(
     sequences: list[tuple[list[int], int]],
     seed: int,
 ) -> None:
-    """Each guess is right up to some place and wrong there; the draws must be those of a loop of `sample`."""
-    rows, guesses, expected, blocks = [], [], [], []
-    for number, (prompt, right) in enumerate(sequences):
+    """Each draft is accepted up to some place and rejected there; the draws must be those of a loop of `sample`."""
+    rows, drafts, expected, blocks = [], [], [], []
+    for number, (prompt, accepted) in enumerate(sequences):
         params = SamplingParams(
             temperature=temperature,
             repetition_penalty=repetition,
@@ -467,14 +467,14 @@ def test_drawing_ahead_gives_what_one_draw_at_a_time_would(
         for position in range(6):
             history = [answer.token_id for answer in drawn]
             drawn.append(draw(logits[position], params, position=position, prompt=prompt, generated=history))
-        guess = [answer.token_id for answer in drawn[:5]]
-        if right < 5:
-            guess[right] = (guess[right] + 1) % 50
+        draft = [answer.token_id for answer in drawn[:5]]
+        if accepted < 5:
+            draft[accepted] = (draft[accepted] + 1) % 50
         rows.append(row(params, position=0, prompt=prompt))
-        guesses.append(tuple(guess))
-        expected.append(tuple(drawn[: right + 1]))
+        drafts.append(tuple(draft))
+        expected.append(tuple(drawn[: accepted + 1]))
         blocks.append(logits)
-    assert sample_ahead(torch.cat(blocks), rows, guesses) == expected
+    assert sample_ahead(torch.cat(blocks), rows, drafts) == expected
 
 
 def test_drawing_ahead_leaves_the_penalties_of_the_sequence_as_they_are() -> None:
@@ -485,7 +485,7 @@ def test_drawing_ahead_leaves_the_penalties_of_the_sequence_as_they_are() -> Non
     assert sample(logits[:1], [one])[0].token_id == 1
 
 
-def test_drawing_ahead_ends_at_a_row_that_is_not_finite_and_reads_none_after_a_wrong_guess() -> None:
+def test_drawing_ahead_ends_at_a_row_that_is_not_finite_and_reads_none_after_a_rejected_token() -> None:
     logits = torch.tensor([[0.0, 1.0], [math.nan, 0.0], [0.0, 1.0]])
     assert [answer.is_finite for answer in sample_ahead(logits, [row(GREEDY)], [(1, 1)])[0]] == [True, False]
     assert [answer.is_finite for answer in sample_ahead(logits, [row(GREEDY)], [(0, 1)])[0]] == [True]

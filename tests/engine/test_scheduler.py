@@ -36,7 +36,7 @@ def test_a_plan_is_data() -> None:
     plan = world.runner.plans[0]
     assert json.loads(json.dumps(dataclasses.asdict(plan))) == {
         "number": 1,
-        "chunks": [{"request_id": "r1", "start": 0, "stop": 5, "is_sampled": True, "guess": []}],
+        "chunks": [{"request_id": "r1", "start": 0, "stop": 5, "is_sampled": True, "draft_tokens": []}],
         "admitted": ["r1"],
         "preempted": [],
     }

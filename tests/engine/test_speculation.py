@@ -1,4 +1,4 @@
-"""Tokens guessed ahead: what a step then holds, what becomes of it, and when nothing is guessed."""
+"""Speculation: the draft tokens of a step, their acceptance, and when a step has none."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ LOOP = (1, 2, 3) * 4
 
 @pytest.fixture
 def _loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that counts 1, 2, 3 without end, whoever asks: after a loop every guess is right."""
+    """A model that counts 1, 2, 3 without end, whoever asks: after a loop every draft is accepted."""
 
     def counted(identity: str, tokens: Sequence[int]) -> int:
         return tokens[-1] % 3 + 1
@@ -28,7 +28,7 @@ def _loops(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def _never_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that never says what it or its prompt said before: every guess is wrong, and looks likely."""
+    """A model that never says what it or its prompt said before: every draft is rejected, and looks likely."""
 
     def new(identity: str, tokens: Sequence[int]) -> int:
         return len(tokens) + 10
@@ -36,9 +36,9 @@ def _never_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulation, "next_token", new)
 
 
-def guesses(plans: Sequence[Plan]) -> list[int]:
-    """The length of every guess planned, in order."""
-    return [len(chunk.guess) for plan in plans for chunk in plan.chunks if chunk.guess]
+def drafts(plans: Sequence[Plan]) -> list[int]:
+    """The length of every draft planned, in order."""
+    return [len(chunk.draft_tokens) for plan in plans for chunk in plan.chunks if chunk.draft_tokens]
 
 
 @pytest.mark.usefixtures("_loops")
@@ -47,26 +47,26 @@ def test_a_loop_comes_several_tokens_a_step() -> None:
     request = world.submit(LOOP, budget=30)
     world.run()
     assert world.tokens[request] == [1, 2, 3] * 10
-    assert guesses(world.runner.plans) == [1, 2, 4, 8, 8, 1]
+    assert drafts(world.runner.plans) == [1, 2, 4, 8, 8, 1]
     stats = world.engine.stats()
-    assert (stats.steps, stats.guessed_tokens, stats.guessed_right_tokens) == (6, 24, 24)
+    assert (stats.steps, stats.draft_tokens, stats.accepted_tokens) == (6, 24, 24)
     assert stats.completion_tokens == 30
 
 
 @pytest.mark.usefixtures("_loops")
 @pytest.mark.parametrize("budget", range(1, 12))
-def test_a_guess_never_passes_the_budget(budget: int) -> None:
+def test_a_draft_never_passes_the_budget(budget: int) -> None:
     world = World(guess_tokens=8)
     request = world.submit(LOOP, budget=budget)
     world.run()
     assert len(world.tokens[request]) == budget
     assert world.finished[request].reason == FinishReason.LENGTH
-    assert world.engine.stats().guessed_tokens == world.engine.stats().guessed_right_tokens
+    assert world.engine.stats().draft_tokens == world.engine.stats().accepted_tokens
 
 
 @pytest.mark.usefixtures("_loops")
 @pytest.mark.parametrize("end", range(1, 9))
-def test_tokens_after_a_stop_inside_a_right_guess_are_neither_told_nor_counted(end: int) -> None:
+def test_tokens_after_a_stop_inside_an_accepted_draft_are_neither_told_nor_counted(end: int) -> None:
     world = World(guess_tokens=8)
     text = "".join(f"<{token}>" for token in ([1, 2, 3] * 10)[:end])
     request = world.submit(LOOP, budget=30, stop_strings=(text,))
@@ -80,11 +80,11 @@ def test_tokens_after_a_stop_inside_a_right_guess_are_neither_told_nor_counted(e
 
 
 @pytest.mark.usefixtures("_never_again")
-def test_a_wrong_guess_is_charged_to_nobody_and_leaves_no_block() -> None:
+def test_a_rejected_draft_is_charged_to_nobody_and_leaves_no_block() -> None:
     world = World(guess_tokens=8, block_size=1)
     request = world.submit([10, 11, 5, 10, 11], budget=2)
     world.step()
-    assert guesses(world.runner.plans) == [1]
+    assert drafts(world.runner.plans) == [1]
     sequence = world.scheduler.running[request]
     assert len(sequence.blocks) == sequence.computed + 1 == 6
     world.run()
@@ -96,22 +96,22 @@ def test_a_request_may_forbid_it() -> None:
     world = World(guess_tokens=8)
     world.submit(LOOP, budget=9, speculation=False)
     world.run()
-    assert guesses(world.runner.plans) == []
+    assert drafts(world.runner.plans) == []
 
 
 @pytest.mark.usefixtures("_loops")
-def test_a_wide_batch_guesses_nothing_until_it_is_narrow_again() -> None:
+def test_a_wide_batch_has_no_drafts_until_it_is_narrow_again() -> None:
     world = World(guess_tokens=2, guess_width=2, num_blocks=100)
     for budget in (4, 30, 30):
         world.submit(LOOP, budget=budget)
     world.run()
     wide = [plan for plan in world.runner.plans if len(plan.chunks) > 2]
-    assert guesses(wide) == []
-    assert len(guesses(world.runner.plans)) > 4
+    assert drafts(wide) == []
+    assert len(drafts(world.runner.plans)) > 4
 
 
 @pytest.mark.usefixtures("_loops")
-def test_a_guess_uses_only_rows_and_blocks_left_over() -> None:
+def test_a_draft_uses_only_rows_and_blocks_left_over() -> None:
     world = World(guess_tokens=8, max_rows=13, num_blocks=7)
     world.submit(LOOP, budget=16)
     world.run()
@@ -137,7 +137,7 @@ def test_a_row_that_is_not_finite_counts_only_on_the_accepted_path() -> None:
 
 
 @given(st.integers(1, 20), st.integers(1, 8))
-def test_a_block_that_a_guess_filled_is_found_only_as_far_as_it_came_true(length: int, guess_tokens: int) -> None:
+def test_a_block_that_a_draft_filled_is_found_only_as_far_as_it_was_accepted(length: int, guess_tokens: int) -> None:
     world = World(guess_tokens=guess_tokens, block_size=2)
     prompt = [7, 8, 9] * length
     first = world.submit(prompt, budget=20)
@@ -155,9 +155,9 @@ def test_a_step_that_fails_logs_its_plan_without_a_token(caplog: pytest.LogCaptu
     world.submit([1, 2, 77, 88, 1, 2, 77, 88, 1, 2, 77], budget=9)
     world.runner.fail_next = True
     world.run()
-    assert guesses(world.runner.plans) == [1]
+    assert drafts(world.runner.plans) == [1]
     plan = caplog.messages[0].partition("plan=")[2]
-    assert "'guess': 1" in plan
+    assert "'draft_tokens': 1" in plan
     assert "88" not in plan
 
 

@@ -41,7 +41,7 @@ def decode_steps(
     sampling: SamplingParams | None = None,
     profile: Profile | None = None,
 ) -> list[TimedStep]:
-    """Time steps in which `rows` sequences have a token each, after prompts of 128 random ones; nothing is guessed.
+    """Time steps in which `rows` sequences have a token each, after prompts of 128 random ones; no speculation.
 
     Args:  adapters  their names take turns over the sequences; none: the base
     """

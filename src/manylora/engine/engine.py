@@ -203,8 +203,8 @@ class Engine:
             prompt_tokens=totals["prompt_tokens"],
             cached_tokens=totals["cached_tokens"],
             completion_tokens=totals["completion_tokens"],
-            guessed_tokens=totals["guessed_tokens"],
-            guessed_right_tokens=totals["guessed_right_tokens"],
+            draft_tokens=totals["draft_tokens"],
+            accepted_tokens=totals["accepted_tokens"],
             adapters=self._store.stats(),
         )
 
@@ -352,29 +352,29 @@ class Engine:
     def _commit(self, chunk: Chunk, drawn: tuple[Drawn, ...]) -> None:
         """Commit a chunk and the tokens drawn after it, one by one as if each had had a step of its own.
 
-        All but the last drawn are the chunk's guess come true. What was drawn after a token that ends the generation
-        is nobody's: it is neither told nor counted.
+        All drawn tokens but the last are accepted draft tokens. Tokens drawn after one that ends the generation are
+        neither returned nor counted.
         """
         if not drawn:  # the middle of a prompt
             self._scheduler.commit(chunk)
             return
-        self._totals["guessed_tokens"] += len(chunk.guess)
-        for right, one in enumerate(drawn):
+        self._totals["draft_tokens"] += len(chunk.draft_tokens)
+        for accepted, one in enumerate(drawn):
             if not one.is_finite:
                 # Before anything that was computed with this row becomes findable in the prefix cache.
                 self._end_poisoned(self._queued[chunk.request_id])
                 return
-            sequence = self._scheduler.commit(chunk, right)
+            sequence = self._scheduler.commit(chunk, accepted)
             if sequence.request.stop.max_new_tokens == 0:  # the prompt alone was asked for
                 self._finish(sequence, FinishReason.LENGTH)
                 return
-            self._totals["guessed_right_tokens"] += right > 0
+            self._totals["accepted_tokens"] += accepted > 0
             stop = self._append(sequence, one)
             if stop is not None:
                 self._finish(sequence, stop.reason, stop_string=stop.stop_string)
                 return
-        if chunk.guess:
-            self._scheduler.settle(chunk, len(drawn) - 1)
+        if chunk.draft_tokens:
+            self._scheduler.accept(chunk, len(drawn) - 1)
 
     def _end_poisoned(self, sequence: Sequence) -> None:
         """End the one request whose logits are not finite, and tell the store which version it ran with."""
@@ -449,8 +449,8 @@ class Engine:
 
 
 def _loggable(plan: Plan) -> dict[str, object]:
-    """A plan with the lengths of its guesses instead of their tokens, which are somebody's text."""
-    chunks = [{**dataclasses.asdict(chunk), "guess": len(chunk.guess)} for chunk in plan.chunks]
+    """Return the plan as a dictionary, with the number of draft tokens for these: tokens are a caller's text."""
+    chunks = [{**dataclasses.asdict(chunk), "draft_tokens": len(chunk.draft_tokens)} for chunk in plan.chunks]
     return {**dataclasses.asdict(plan), "chunks": chunks}
 
 

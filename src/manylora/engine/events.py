@@ -99,7 +99,7 @@ class EngineStats:
     """The engine's state in numbers, for `/info`, `/health` and `/metrics`.
 
     Gauges: waiting, loading (requests whose adapter is on its way), running, blocks.
-    Totals since start: steps, preemptions, tokens, tokens guessed and guessed right.
+    Totals since start: steps, preemptions, tokens, draft tokens and accepted ones of these.
     adapters: the store's own numbers.
     """
 
@@ -115,6 +115,6 @@ class EngineStats:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
-    guessed_tokens: int
-    guessed_right_tokens: int
+    draft_tokens: int
+    accepted_tokens: int
     adapters: StoreStats

@@ -1,28 +1,28 @@
-"""Guesses a sequence's next tokens by looking up what followed its last ones before.
+"""Drafts a sequence's next tokens: the tokens that followed an earlier occurrence of its last n-gram.
 
 Source: prompt lookup decoding (A. Saxena, 2023; transformers' `prompt_lookup_num_tokens`), verified as in speculative
-decoding (Leviathan et al., arXiv 2211.17192). Changes: the index is kept up token by token, where the original scans
-the whole sequence in each step; a run that reaches the end of the sequence goes on into the guess itself, so that a
-loop of any length is guessed whole; and guessing pays attention to how its last guesses fared.
+decoding (Leviathan et al., arXiv 2211.17192). Changes: the index grows token by token, while the original scans the
+whole sequence in each step; a run that reaches the end of the sequence continues into the draft, so that a loop of any
+length is drafted whole; the length of a draft depends on how many tokens of the last ones were accepted.
 """
 
 from collections.abc import Sequence
 
 NGRAMS = (3, 2)
-"""Lengths of the context looked up, the first that has come before counts. One token alone is too often chance."""
+"""Lengths of the n-gram, tried in this order. A single token recurs by chance too often to be one."""
 
 MAX_MISSES = 5
-"""After this many guesses in a row that were wrong from their first token, the pause before the next stays the same."""
+"""The pause grows with each of this many fully rejected drafts in a row, and then no more."""
 
 
 class PromptLookup:
-    """The n-grams of one sequence by what last followed them, and how many tokens it is worth guessing.
+    """The n-grams of one sequence, each with its last position, and the length of the next draft.
 
-    Guesses change no token, only how many rows a step has, and rows cost time. So a guess begins with one token and is
-    twice as long after each that was right to its end; a wrong one cuts it to what was right; and one that was wrong
-    from its first token makes the sequence pass over 1, 3, 7 ... 2**MAX_MISSES - 1 of its next chances.
+    Draft tokens change no reply, only the rows of a step, and rows cost time. So a draft begins with one token and
+    doubles after each fully accepted one; a partly accepted draft sets the length to its accepted part; after a fully
+    rejected one the sequence skips 1, 3, 7 ... 2**MAX_MISSES - 1 of its next drafts.
 
-    A pure function of the calls made: equal histories give equal guesses.
+    A pure function of the calls made: equal histories give equal drafts.
     """
 
     __slots__ = ("_ends", "_indexed", "_length", "_misses", "_pause")
@@ -35,9 +35,9 @@ class PromptLookup:
         self._pause = 0
 
     def propose(self, tokens: Sequence[int], most: int) -> tuple[int, ...]:
-        """Return a guess of the tokens that follow `tokens`, at most `most` of them, or none.
+        """Return a draft of the tokens that follow `tokens`, at most `most` of them; may be empty.
 
-        Args:        tokens  the whole sequence; it has only grown since the last call
+        Args:        tokens  the whole sequence, grown by appending since the last call
         Complexity:  O(tokens new since the last call + tokens returned)
         """
         if most <= 0:
@@ -48,26 +48,26 @@ class PromptLookup:
         if self._pause > 0:
             self._pause -= 1
             return ()
-        # The guess reads on into itself: tokens[start] is always there, and each one guessed is there for the next.
+        # At the end of `tokens` the draft reads its own beginning; `tokens[start]` always exists.
         count, period = min(most, self._length), len(tokens) - start
-        known = list(tokens[start : start + count])
-        while len(known) < count:
-            known.append(known[len(known) - period])
-        return tuple(known)
+        draft = list(tokens[start : start + count])
+        while len(draft) < count:
+            draft.append(draft[len(draft) - period])
+        return tuple(draft)
 
-    def note(self, guessed: int, right: int) -> None:
-        """Learn that of a guess of `guessed` tokens the first `right` came true; the sequence goes on after them."""
-        if right > 0:
+    def note(self, drafted: int, accepted: int) -> None:
+        """Adapt the next draft's length: of the last draft's `drafted` tokens the first `accepted` were drawn."""
+        if accepted > 0:
             self._misses = 0
-            self._length = max(self._length, 2 * right) if right == guessed else right
+            self._length = max(self._length, 2 * accepted) if accepted == drafted else accepted
             return
         self._length = 1
         self._misses = min(self._misses + 1, MAX_MISSES)
         self._pause = 2**self._misses - 1
 
     def _find(self, tokens: Sequence[int]) -> int | None:
-        """Where what followed the sequence's last tokens before begins, or None if they are new."""
-        # An n-gram enters once a token follows it, so the one the sequence ends with never finds itself.
+        """Return the position after the last earlier occurrence of the sequence's last n-gram, or None."""
+        # An n-gram enters the index once a token follows it, so that the last one does not find itself.
         for end in range(max(self._indexed, min(NGRAMS)), len(tokens)):
             for size in NGRAMS:
                 if size <= end:

@@ -37,10 +37,6 @@ class SamplingParams:
     seed: int = 0
     num_logprobs: int | None = None
 
-    @property
-    def is_greedy(self) -> bool:
-        return self.temperature == 0.0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopParams:
@@ -77,7 +73,7 @@ class Request:
                  does not run on it (`AdapterTextChanged`)
     waited_ms    that it has waited already, for its adapter's text; it counts as waiting here
     found_in     where its adapter was when that wait began; empty: it did not wait
-    speculation  whether tokens may be guessed ahead, where the engine does so at all; it changes no token
+    speculation  False: no draft tokens for this request. Speculation changes no token
     """
 
     id: RequestId

@@ -165,16 +165,16 @@ def wire_engine(
 
 
 def _step_limits(config: Config, kernels: Kernels) -> StepLimits:
-    """Where a row's bits depend on its neighbours a guess could change a token, so nothing is guessed."""
+    """Return the scheduler's bounds; no draft tokens on kernels whose rows depend on their neighbours in a batch."""
     limits = config.engine
-    guess_tokens = limits.guess_tokens if kernels.is_row_independent else 0
-    if guess_tokens != limits.guess_tokens:
-        log.info("engine.no_guesses kernels=%s reason=rows_are_not_independent", kernels.name)
+    draft_tokens = limits.guess_tokens if kernels.is_row_independent else 0
+    if draft_tokens != limits.guess_tokens:
+        log.info("engine.no_speculation kernels=%s reason=rows_are_not_independent", kernels.name)
     return StepLimits(
         max_rows=limits.max_step_tokens,
         max_running=limits.max_running,
-        guess_tokens=guess_tokens,
-        guess_width=limits.guess_width,
+        max_draft_tokens=draft_tokens,
+        draft_width=limits.guess_width,
     )
 
 

@@ -1,4 +1,4 @@
-"""Real arithmetic: guessing ahead changes no token, no log-probability and no end."""
+"""Real arithmetic: speculation changes no token, no log-probability and no end."""
 
 import dataclasses
 import random
@@ -101,16 +101,16 @@ def run(engine: Engine, requests: list[Request]) -> dict[RequestId, tuple[list[T
 
 
 def same_either_way(engine: Engine, requests: list[Request]) -> list[Finished]:
-    """Run the requests together with guesses and each alone without; return the ends."""
-    guessing = run(engine, requests)
+    """Run the requests together with speculation and each alone without; return the ends."""
+    speculating = run(engine, requests)
     for request in requests:
         plain, end = run(engine, [dataclasses.replace(request, speculation=False)])[request.id]
-        told, ended = guessing[request.id]
+        told, ended = speculating[request.id]
         assert told == plain
         assert (ended.reason, ended.stop_string) == (end.reason, end.stop_string)
         assert ended.counts.completion_tokens == end.counts.completion_tokens
         assert ended.counts.prompt_tokens == end.counts.prompt_tokens
-    return [end for _, end in guessing.values()]
+    return [end for _, end in speculating.values()]
 
 
 def test_speculation_changes_no_token(engine: Engine) -> None:
@@ -118,13 +118,13 @@ def test_speculation_changes_no_token(engine: Engine) -> None:
     before = engine.stats()
     same_either_way(engine, [random_request(source, number) for number in range(40)])
     after = engine.stats()
-    right = after.guessed_right_tokens - before.guessed_right_tokens
-    assert right > 100
-    assert after.guessed_tokens - before.guessed_tokens > right
+    accepted = after.accepted_tokens - before.accepted_tokens
+    assert accepted > 100
+    assert after.draft_tokens - before.draft_tokens > accepted
     assert after.preemptions > before.preemptions
 
 
-def test_a_stop_inside_a_right_guess_ends_the_same_reply(engine: Engine) -> None:
+def test_a_stop_inside_an_accepted_draft_ends_the_same_reply(engine: Engine) -> None:
     source = random.Random(6)
     stopped: list[Request] = []
     for number in range(12):
@@ -149,8 +149,8 @@ def test_stop_strings_end_the_same_reply(engine: Engine) -> None:
     assert FinishReason.STOP_STRING in {end.reason for end in same_either_way(engine, requests)}
 
 
-def test_kernels_whose_rows_depend_on_each_other_guess_nothing(folder: Path) -> None:
+def test_kernels_whose_rows_depend_on_each_other_do_not_speculate(folder: Path) -> None:
     engine = open_engine(folder, "reference")
     run(engine, [random_request(random.Random(8), 0)])
-    assert engine.stats().guessed_tokens == 0
+    assert engine.stats().draft_tokens == 0
     engine.close()

@@ -16,7 +16,7 @@ from manylora.kernels.interface import AttentionBatch, Kernels, LoraSegment, Pla
 class Batch:
     """One step, ready to run: its tensors, and whose tokens its rows of logits are for, in their order.
 
-    A chunk has one row of logits, and one more for each token of its guess.
+    A chunk has one row of logits, and one more for each of its draft tokens.
     """
 
     step: StepInput
@@ -51,7 +51,7 @@ class BatchBuilder:
             self._fill(row, count, index, chunk, sequence)
             row += count
             if chunk.is_sampled:
-                for logit_row in range(row - 1 - len(chunk.guess), row):
+                for logit_row in range(row - 1 - len(chunk.draft_tokens), row):
                     self._logit_rows[num_logits] = logit_row
                     num_logits += 1
                 sampled.append((chunk, sequence))
@@ -84,7 +84,7 @@ class BatchBuilder:
         else:
             rows = slice(row, row + count)
             positions = np.arange(chunk.start, chunk.start + count)
-            self._token_ids[rows] = [*sequence.tokens[chunk.start : chunk.stop], *chunk.guess]
+            self._token_ids[rows] = [*sequence.tokens[chunk.start : chunk.stop], *chunk.draft_tokens]
             self._positions[rows] = positions
             blocks = sequence.block_ids[positions // self._block_size].astype(np.int64)
             self._slots[rows] = blocks * self._block_size + positions % self._block_size
@@ -115,7 +115,7 @@ def _sampled_segments(pairs: list[tuple[Chunk, Sequence]]) -> Iterator[LoraSegme
     row = 0
     spans: list[tuple[int, int, Sequence]] = []
     for chunk, sequence in pairs:
-        first, row = row, row + (1 + len(chunk.guess) if chunk.is_sampled else 0)
+        first, row = row, row + (1 + len(chunk.draft_tokens) if chunk.is_sampled else 0)
         if first < row and sequence.placed is not None and sequence.placed.extras.size:
             spans.append((first, row, sequence))
     return _joined(spans)

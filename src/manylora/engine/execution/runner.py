@@ -37,12 +37,12 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> dict[RequestId, tuple[Drawn, ...]]:
-        """Compute every chunk of the plan; draw a token for each sampled one, and one more for each guessed right."""
+        """Compute every chunk of the plan; draw a token for each sampled one and after each accepted draft token."""
         batch = self._builder.build(plan, running)
         logits = self._model.forward(batch.step, self._kv)
         rows = [
             SamplingRow(params=sequence.request.sampling, position=len(sequence.tokens), penalties=sequence.penalties)
             for _, sequence in batch.sampled
         ]
-        drawn = sample_ahead(logits, rows, [chunk.guess for chunk, _ in batch.sampled], self._draw)
+        drawn = sample_ahead(logits, rows, [chunk.draft_tokens for chunk, _ in batch.sampled], self._draw)
         return {chunk.request_id: answers for (chunk, _), answers in zip(batch.sampled, drawn, strict=True)}

@@ -92,38 +92,38 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow], draw: Draw = draw_tokens
 
 
 def sample_ahead(
-    logits: Tensor, rows: Sequence[SamplingRow], guesses: Sequence[tuple[int, ...]], draw: Draw = draw_tokens
+    logits: Tensor, rows: Sequence[SamplingRow], drafts: Sequence[tuple[int, ...]], draw: Draw = draw_tokens
 ) -> list[tuple[Drawn, ...]]:
-    """Draw one token for each row, then one more after each guessed token that is the one drawn.
+    """Draw one token for each row, then one more after each draft token that equals the token drawn.
 
     Semantics, row by row:
-        for guessed in (*guess, None):
+        for draft_token in (*draft, None):
             drawn = `sample` of the next logits of this row, at its position, with all drawn before it counted
-            if drawn is not finite, or not the guessed: break
-    So the tokens are those that as many calls of `sample` would give, and what a wrong guess led to is forgotten.
-    Args:    logits (len(rows) + tokens guessed, vocab) float32: each row's own logits, then those after each guessed
+            if drawn is not finite, or not the draft token: break
+    So the tokens are those that as many calls of `sample` would give; draws after a rejected draft token are dropped.
+    Args:    logits (len(rows) + draft tokens, vocab) float32: each row's own logits, then those after each draft
              token; `rows` as for the first of these
-    Returns: for each row, at least one `Drawn`: all but the last are its guess, as far as that was right
+    Returns: for each row, at least one `Drawn`: all but the last are its accepted draft tokens
     """
-    ahead = [later for row, guess in zip(rows, guesses, strict=True) for later in _ahead(row, guess)]
+    ahead = [later for row, draft in zip(rows, drafts, strict=True) for later in _ahead(row, draft)]
     drawn = iter(sample(logits, ahead, draw))
-    return [_as_far_as_right(tuple(islice(drawn, 1 + len(guess))), guess) for guess in guesses]
+    return [_accept(tuple(islice(drawn, 1 + len(draft))), draft) for draft in drafts]
 
 
-def _ahead(row: SamplingRow, guess: tuple[int, ...]) -> Iterator[SamplingRow]:
-    """The row, and then what the token after each guessed one is drawn with, should all before it be right."""
+def _ahead(row: SamplingRow, draft: tuple[int, ...]) -> Iterator[SamplingRow]:
+    """Yield the row, and then the row after each draft token, as if all before it were accepted."""
     yield row
-    for token_id in guess:
+    for token_id in draft:
         row = row.after(token_id)
         yield row
 
 
-def _as_far_as_right(drawn: tuple[Drawn, ...], guess: tuple[int, ...]) -> tuple[Drawn, ...]:
-    """Cut what was drawn after the first wrong guess, or after a row that is not finite."""
-    right = 0
-    while right < len(guess) and drawn[right].is_finite and drawn[right].token_id == guess[right]:
-        right += 1
-    return drawn[: right + 1]
+def _accept(drawn: tuple[Drawn, ...], draft: tuple[int, ...]) -> tuple[Drawn, ...]:
+    """Return the draws up to the first that rejects its draft token or is not finite, this one included."""
+    accepted = 0
+    while accepted < len(draft) and drawn[accepted].is_finite and drawn[accepted].token_id == draft[accepted]:
+        accepted += 1
+    return drawn[: accepted + 1]
 
 
 def _on_host(logits: Tensor, wanted: list[int]) -> dict[int, _Floats]:

@@ -13,33 +13,34 @@ from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import Flow, RequestId
 
 PATIENCE_STEPS = 256
-"""A sequence looked past for so many steps for lack of adapter memory is next: no other adapter is pinned before it."""
+"""After so many steps without room for its adapter a sequence is next: no other adapter is pinned before its own."""
 
 MAX_LOOKED_PAST = 64
-"""Sequences tried and passed over in one step; bounds the host work of a step under a flood of unplaceable ones."""
+"""Adapters without room tried in one step; bounds the host work of a step with many such requests."""
 
 PRUNE_STEPS = 1024
-"""Steps between two prunings of the counters of idle flows."""
+"""Steps between two removals of the counters of idle flows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Positions `[start, stop)` of one sequence; `is_sampled` if a token is drawn after the last of them.
 
-    guess  tokens computed at the positions from `stop` as if they had been drawn already. A token is drawn after each,
-           in order, as long as the one drawn before it is the one that was guessed: the draws, and so the tokens, are
-           those of one step for each. Only where `is_sampled`.
+    draft_tokens  computed at the positions from `stop` on as if they had been drawn already; empty unless `is_sampled`.
+                  A token is drawn after each of them, in order, until a drawn token differs from the draft. So the
+                  tokens are those of as many steps of one token.
     """
 
     request_id: RequestId
     start: int
     stop: int
     is_sampled: bool
-    guess: tuple[int, ...] = ()
+    draft_tokens: tuple[int, ...] = ()
 
     @property
     def num_rows(self) -> int:
-        return self.stop - self.start + len(self.guess)
+        """Rows of the step that this chunk takes, draft tokens included."""
+        return self.stop - self.start + len(self.draft_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,8 @@ class Plan:
     """One step. Comparable with `==`, printable, recordable as JSON (`dataclasses.asdict`).
 
     number     steps planned so far, this one included
-    chunks     what is computed, in running order
-    admitted   sequences that begin (or resume) with this step
+    chunks     the positions to compute, in running order
+    admitted   sequences that begin or resume with this step
     preempted  sequences that lost their blocks to make room
     """
 
@@ -63,42 +64,44 @@ class Plan:
 
 
 class AdapterGate(Protocol):
-    """How the scheduler asks for an adapter's place on the device."""
+    """The scheduler's access to adapters on the device."""
 
     def pin(self, sequence: Sequence) -> bool:
-        """Pin the sequence's adapter and set its `root`; False if its weights are not on the device yet.
+        """Pin the sequence's adapter and set its `root`; return False if the weights are not on the device yet.
 
-        A sequence that is pinned already (it was preempted), or that uses the base model, is always True.
+        Always True for a sequence that is pinned already (a preempted one) and for one of the base model.
         """
 
     def unpin(self, sequence: Sequence) -> None:
-        """Undo `pin` for a sequence that never ran."""
+        """Undo `pin` for a sequence that has not run."""
 
     def reclaim(self, blocks: int) -> bool:
-        """Bring so many blocks back that were lent to adapters; False if adapters in use keep too many of them."""
+        """Take back this many blocks lent to adapters; return False if pinned adapters hold too many of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepLimits:
-    """max_rows: rows of one step; max_running: sequences under way at once.
+    """The bounds of one step.
 
-    guess_tokens  tokens guessed ahead for one sequence in one step; 0 is none
-    guess_width   sequences that draw a token in one step; where more do, nothing is guessed
+    max_rows          rows of one step
+    max_running       sequences under way at once
+    max_draft_tokens  draft tokens of one sequence in one step; 0: no speculation
+    draft_width       sequences that draw a token in one step; if more do, the step has no draft tokens
     """
 
     max_rows: int
     max_running: int
-    guess_tokens: int = 0
-    guess_width: int = 0
+    max_draft_tokens: int = 0
+    draft_width: int = 0
 
 
 class Scheduler:
     """Queues, the running set and the block pool; `plan` decides one step.
 
     Order within a step: sequences that decode (one row each), then prompts under way, oldest admission first, then
-    admissions from the least served flow. Admission stops at the first sequence whose blocks do not fit, so small
-    requests cannot starve a large one; a sequence whose adapter has no place is looked past, and ages. Rows and blocks
-    that nobody wanted go to guesses: a guess never delays a row, preempts a sequence or outlives its step.
+    admissions from the least served flow. Admission stops at the first sequence whose blocks do not fit, so that small
+    requests cannot starve a large one. It skips a sequence whose adapter has no place on the device; that sequence
+    ages. Rows and blocks left over hold draft tokens: these never delay a row, preempt a sequence or outlive the step.
     """
 
     def __init__(self, pool: BlockPool, limits: StepLimits, gate: AdapterGate) -> None:
@@ -109,7 +112,7 @@ class Scheduler:
         self._queues: dict[Flow, deque[Sequence]] = {}
         self.running: dict[RequestId, Sequence] = {}  # in order of admission
         self._steps = 0
-        self._has_refused = False  # some queued sequence may have been looked past; spares a scan in most steps
+        self._has_refused = False  # some queued sequence may have been skipped; avoids a scan in most steps
 
     # ── the queue ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -121,7 +124,7 @@ class Scheduler:
         return len(self._queues.get(flow, ()))
 
     def waiting(self) -> Iterator[Sequence]:
-        """Every queued sequence, flow by flow, each flow in order of arrival."""
+        """Yield every queued sequence, flow by flow, each flow in order of arrival."""
         for queue in self._queues.values():
             yield from queue
 
@@ -159,20 +162,19 @@ class Scheduler:
                 break
             admitted.append(newcomer.request.id)
             rows = self._add_chunk(chunks, newcomer, rows)
-        self._add_guesses(chunks, rows)
+        self._add_draft_tokens(chunks, rows)
         return Plan(self._steps, tuple(chunks), tuple(admitted), tuple(preempted))
 
-    def commit(self, chunk: Chunk, right: int = 0) -> Sequence:
-        """Record that a chunk was computed: its full blocks become findable by other requests.
+    def commit(self, chunk: Chunk, accepted: int = 0) -> Sequence:
+        """Record that a chunk was computed: its full blocks enter the prefix cache.
 
-        Args:  right  how much of the chunk's guess has come true so far: those tokens are the sequence's by now
-        A token that was guessed is charged here, when it is known to be one; one that was wrong used a row that nobody
-        wanted and is charged to nobody.
+        Args:  accepted  draft tokens of the chunk accepted so far; they are in the sequence's tokens already
+        An accepted draft token is charged here. A rejected one is not charged: its row would have stayed empty.
         """
         sequence = self.running[chunk.request_id]
-        if right > 0:
+        if accepted > 0:
             self._charge(sequence, completion_tokens=1)
-        sequence.computed = chunk.stop + right
+        sequence.computed = chunk.stop + accepted
         sequence.reached = max(sequence.reached, min(sequence.computed, sequence.num_prompt))
         full = sequence.computed // self.pool.block_size
         if full > sequence.published:
@@ -182,17 +184,17 @@ class Scheduler:
             sequence.published = full
         return sequence
 
-    def settle(self, chunk: Chunk, right: int) -> None:
-        """End a guess of which the first `right` tokens came true: free the blocks that only the rest needed."""
+    def accept(self, chunk: Chunk, accepted: int) -> None:
+        """Accept the first `accepted` draft tokens of a chunk and reject the rest: free the blocks of rejected ones."""
         sequence = self.running[chunk.request_id]
         self.pool.release(sequence.take_blocks_from(self._blocks_for(len(sequence.tokens))))
-        if sequence.lookup is not None:
-            sequence.lookup.note(len(chunk.guess), right)
+        if sequence.prompt_lookup is not None:
+            sequence.prompt_lookup.note(len(chunk.draft_tokens), accepted)
 
     # ── steps of the plan ────────────────────────────────────────────────────────────────────────────────────────
 
     def _make_room(self) -> list[RequestId]:
-        """Give every running sequence the blocks its tokens need; the newest give theirs up when there are none."""
+        """Give every running sequence the blocks its tokens need; preempt the newest sequences if blocks run out."""
         preempted: list[RequestId] = []
         size = self.pool.block_size
         short = [one for one in self.running.values() if len(one.tokens) > len(one.blocks) * size]
@@ -203,14 +205,14 @@ class Scheduler:
                 if blocks is not None:
                     sequence.add_blocks(blocks)
                     break
-                # The oldest is never the victim of another, and one alone always fits (checked when submitted).
+                # The oldest sequence is preempted last, and one alone always fits (`Engine.submit` checks it).
                 victim = next(reversed(self.running.values()))
                 self._preempt(victim)
                 preempted.append(victim.request.id)
         return preempted
 
     def _allocate(self, count: int) -> list[int] | None:
-        """Blocks of the pool; where they are too few, those that idle adapters lie in."""
+        """Allocate blocks, if need be after taking back those lent to idle adapters; None if too few are left."""
         short = count - self.pool.num_free
         return None if short > 0 and not self._gate.reclaim(short) else self.pool.allocate(count)
 
@@ -239,27 +241,27 @@ class Scheduler:
             request.flow, weight=request.weight, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens
         )
 
-    def _add_guesses(self, chunks: list[Chunk], rows: int) -> None:
-        """Use rows left over to guess ahead for the sequences that draw a token, if they are few."""
-        if self.limits.guess_tokens == 0 or sum(chunk.is_sampled for chunk in chunks) > self.limits.guess_width:
+    def _add_draft_tokens(self, chunks: list[Chunk], rows: int) -> None:
+        """Use rows left over for draft tokens of the sequences that draw a token, if those are few."""
+        if self.limits.max_draft_tokens == 0 or sum(chunk.is_sampled for chunk in chunks) > self.limits.draft_width:
             return
         for index, chunk in enumerate(chunks):
             if rows <= 0:
                 break
             if chunk.is_sampled:
                 sequence = self.running[chunk.request_id]
-                if guess := sequence.guess(self._most_to_guess(sequence, rows)):
-                    self._extend(sequence, len(guess))
-                    chunks[index] = dataclasses.replace(chunk, guess=guess)
-                    rows -= len(guess)
+                if draft := sequence.draft_tokens(self._room_for_draft(sequence, rows)):
+                    self._extend(sequence, len(draft))
+                    chunks[index] = dataclasses.replace(chunk, draft_tokens=draft)
+                    rows -= len(draft)
 
-    def _most_to_guess(self, sequence: Sequence, rows: int) -> int:
-        """Tokens of a guess for which there are both rows and blocks."""
+    def _room_for_draft(self, sequence: Sequence, rows: int) -> int:
+        """Draft tokens of one sequence for which there are both rows and blocks."""
         room = (len(sequence.blocks) + self.pool.num_free) * self.pool.block_size - len(sequence.tokens)
-        return min(self.limits.guess_tokens, rows, room)
+        return min(self.limits.max_draft_tokens, rows, room)
 
     def _extend(self, sequence: Sequence, count: int) -> None:
-        """Give a sequence the blocks of so many positions after its tokens; they are free."""
+        """Allocate the blocks of `count` positions after the sequence's tokens; enough blocks are free."""
         fresh = self.pool.allocate(max(0, self._blocks_for(len(sequence.tokens) + count) - len(sequence.blocks)))
         if fresh is None:
             raise AssertionError("blocks counted as free were not there")

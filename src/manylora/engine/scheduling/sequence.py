@@ -1,4 +1,4 @@
-"""Progress of one request: how many of its positions are computed, and in which blocks."""
+"""The progress of one request: how many of its positions are computed, and in which blocks."""
 
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,8 @@ class Sequence:
 
     Positions, all half-open:  [0, num_prompt) the prompt, [num_prompt, len(tokens)) generated and committed;
     [0, computed) have keys and values in `blocks`; [computed, len(tokens)) is the remaining work, whatever the reason:
-    a prompt, the rest of a prompt, the token drawn last, or everything again after a preemption. A guess stands at
-    [len(tokens), …) for the length of one step: what of it was right is committed like any token, the rest forgotten.
+    a prompt, the rest of a prompt, the token drawn last, or everything again after a preemption. Draft tokens stand at
+    [len(tokens), …) for one step: the accepted ones are committed like any token, the rejected ones are dropped.
     """
 
     __slots__ = (
@@ -36,11 +36,11 @@ class Sequence:
         "computed",
         "first_run_s",
         "keys",
-        "lookup",
         "num_prompt",
         "own_root",
         "penalties",
         "placed",
+        "prompt_lookup",
         "published",
         "reached",
         "ready_s",
@@ -60,31 +60,32 @@ class Sequence:
         self.tokens = list(request.tokens)
         self.num_prompt = len(request.tokens)
         self.computed = 0
-        self.lookup = PromptLookup() if request.speculation else None
-        self.charged = 0  # prompt positions below this were charged to the flow
-        self.reached = 0  # prompt positions below this were computed or cached once; a preemption takes none back
+        self.prompt_lookup = PromptLookup() if request.speculation else None
+        self.charged = 0  # prompt positions below this are charged to the flow
+        self.reached = 0  # prompt positions below this were computed or cached at least once
         self.published = 0  # blocks below this index are in the prefix cache
         self.blocks: list[int] = []
-        self._block_ids = np.empty(8, dtype=np.int32)  # `blocks` again, as the kernels read it
+        self._block_ids = np.empty(8, dtype=np.int32)  # a copy of `blocks` in the form that kernels read
         self.keys: list[PrefixKey] = []
-        self.root: PrefixKey | None = None  # set when the adapter's version is known
-        self.own_root: PrefixKey | None = None  # of the adapter, where `root` is the base's and it is active later
-        self.active_from: int | None = 0  # first position its adapter applies to; None: to none
+        self.root: PrefixKey | None = None  # set once the adapter's version is pinned
+        self.own_root: PrefixKey | None = None  # the adapter's root, if it is active later and `root` the base's
+        self.active_from: int | None = 0  # first position the adapter applies to; None: no position
         self.placed: PlacedAdapter | None = None
         self.adapter_use: AdapterUse | None = None
         self.tier_on_arrival = ""
         self.cached_tokens: int | None = None  # set at the first admission
         self.first_run_s: float | None = None
-        self.ready_s = arrival_s  # when its adapter was loaded
-        self.refused_at: int | None = None  # step at which its adapter first had no place on the device
+        self.ready_s = arrival_s  # when its last condition became ready
+        self.refused_at: int | None = None  # the first step that found no room for its adapter on the device
 
     @property
     def remaining(self) -> int:
+        """Positions still to be computed before the next token can be drawn."""
         return len(self.tokens) - self.computed
 
     @property
     def queue_ms(self) -> float | None:
-        """Milliseconds from its arrival to the first step that held it; None before that."""
+        """Milliseconds from the arrival to the first step with this sequence; None before that step."""
         return None if self.first_run_s is None else 1e3 * (self.first_run_s - self.arrival_s)
 
     @property
@@ -93,7 +94,7 @@ class Sequence:
 
     @property
     def counts(self) -> Counts:
-        """Positions so far, each counted once however often it was computed."""
+        """The usage so far. Each position counts once, however often it was computed."""
         return Counts(
             prompt_tokens=self.num_prompt,
             cached_tokens=self.cached_tokens or 0,
@@ -103,7 +104,7 @@ class Sequence:
 
     @property
     def block_ids(self) -> "np.ndarray[tuple[int], np.dtype[np.int32]]":
-        """`blocks` as (len(blocks),) int32."""
+        """`blocks` as (len(blocks),) int32, a view that `add_blocks` may invalidate."""
         return self._block_ids[: len(self.blocks)]
 
     def add_blocks(self, blocks: list[int]) -> None:
@@ -117,36 +118,37 @@ class Sequence:
         self.blocks.extend(blocks)
 
     def take_blocks_from(self, count: int) -> list[int]:
-        """Give up all blocks but the first `count` and return them for release."""
+        """Remove all blocks but the first `count` and return them; the caller releases them."""
         taken, self.blocks = self.blocks[count:], self.blocks[:count]
         return taken
 
-    def guess(self, most: int) -> tuple[int, ...]:
-        """Return a guess of the next tokens, at most `most` and no more than could still be committed."""
-        if self.lookup is None:
+    def draft_tokens(self, most: int) -> tuple[int, ...]:
+        """Return a draft of the next tokens, at most `most` and no more than the request's budget can still take."""
+        if self.prompt_lookup is None:
             return ()
-        # One token is drawn after the guess, whatever comes of it.
+        # A step draws one token more than it accepts.
         room = self.request.stop.max_new_tokens - self.num_generated - 1
-        return self.lookup.propose(self.tokens, min(most, room))
+        return self.prompt_lookup.propose(self.tokens, min(most, room))
 
     def drop_blocks(self) -> list[int]:
-        """Forget everything computed and return the blocks for release."""
+        """Forget every computed position and return the blocks; the caller releases them."""
         dropped, self.blocks = self.blocks, []
         self.computed = 0
         self.published = 0
         return dropped
 
     def forget_version(self) -> None:
-        """Forget which version of the adapter this sequence was going to use; it never ran with it."""
+        """Forget the pinned adapter version, before any step has run with it."""
         self.placed = None
         self.root = self.own_root = None
         self.active_from = 0
         self.keys = []
 
     def prefix_keys(self, count: int, block_size: int) -> list[PrefixKey]:
-        """Return the keys of the first `count` blocks; every one of them must be full of tokens.
+        """Return the prefix-cache keys of the first `count` blocks, all of them full of tokens.
 
-        Blocks wholly before the position an adapter is active from are the base's; the one that contains it is not.
+        Blocks wholly before the adapter's first active position have the base's keys; the block that contains it and
+        all later ones have the adapter's. Raises: ValueError before the root is known.
         """
         if self.root is None:
             raise ValueError("the prefix root is known only after admission")
