@@ -18,7 +18,7 @@ SOURCE = ROOT / "src" / "manylora"
 FLOORS: dict[str, list[set[str]]] = {
     "": [
         {"errors", "ids", "clock", "money", "sharing", "charging", "adapter_state"},
-        {"merging", "usage", "system"},
+        {"failure", "merging", "usage", "system"},
         {"adapter_ref", "tenancy"},
         {"config"},
         {"http"},

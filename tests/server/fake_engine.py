@@ -20,7 +20,6 @@ from manylora.config.settings import Config
 from manylora.engine.events import (
     AdapterUse,
     EngineStats,
-    Failure,
     Finished,
     FinishReason,
     StepEvents,
@@ -29,6 +28,7 @@ from manylora.engine.events import (
 from manylora.engine.request import Request
 from manylora.engine.stopping import StopChecker
 from manylora.errors import AdapterError
+from manylora.failure import Failure
 from manylora.ids import Digest, RequestId
 from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.engine_client.loop import ProgressLine
@@ -122,7 +122,7 @@ class FakeEngine:
             try:
                 self.local.locate(adapter)
             except AdapterError as error:
-                return Failure(error=type(error).__name__, message=error.message)
+                return Failure.of(error)
         return _adapter_failure(adapter)
 
     def abort(self, request_id: RequestId, reason: FinishReason) -> None:

@@ -3,12 +3,12 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
-from manylora import errors
 from manylora.adapter_ref import AdapterRef, SourceName, merged_ref
 from manylora.adapters.base_shape import BaseShape
 from manylora.adapters.packing.image import ImageFacts
 from manylora.adapters.sources.source import Located
 from manylora.errors import ManyloraError
+from manylora.failure import Failure
 from manylora.ids import Digest
 from manylora.merging import MergeRecipe, MergeStrategy, SignMethod
 from manylora.models.text.adapter_text import NO_TEXT
@@ -171,7 +171,7 @@ def _ref_from_json(values: list[Any]) -> AdapterRef:  # strings, and what is mer
 def outcome_to_json(outcome: Outcome) -> dict[str, Any]:  # JSON values of several types
     if isinstance(outcome, Ingested | Found):
         return asdict(outcome)
-    return {"number": outcome.number, "error": type(outcome.error).__name__, "message": outcome.error.message}
+    return {"number": outcome.number, **Failure.of(outcome.error).to_json()}
 
 
 def outcome_from_json(values: dict[str, Any]) -> Outcome:  # JSON values of several types
@@ -179,6 +179,4 @@ def outcome_from_json(values: dict[str, Any]) -> Outcome:  # JSON values of seve
         return Found(values["number"], Located(**values["located"]))
     if "error" not in values:
         return Ingested(**{**values, "facts": ImageFacts(**values["facts"]), "warnings": tuple(values["warnings"])})
-    kind = getattr(errors, values["error"])
-    assert issubclass(kind, ManyloraError)  # the process answers with names from errors.py only
-    return IngestFailure(values["number"], kind(values["message"]))
+    return IngestFailure(values["number"], Failure.from_json(values).to_error())

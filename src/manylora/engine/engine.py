@@ -14,7 +14,6 @@ from manylora.engine.adapter_port import AdapterState, AdapterStore
 from manylora.engine.events import (
     AdapterUse,
     EngineStats,
-    Failure,
     Finished,
     FinishReason,
     StepEvents,
@@ -38,6 +37,7 @@ from manylora.errors import (
     QueueTimeout,
     Unavailable,
 )
+from manylora.failure import Failure
 from manylora.ids import Flow, RequestId
 from manylora.kernels.adapter_layout import MAX_ADDED_TOKENS
 from manylora.kernels.interface import Profile
@@ -429,7 +429,7 @@ class Engine:
                 reason=reason,
                 counts=sequence.counts,
                 stop_string=stop_string,
-                failure=_failure(error),
+                failure=None if error is None else Failure.of(error),
                 queue_ms=sequence.queue_ms,
                 run_ms=None if sequence.first_run_s is None else 1e3 * (now_s - sequence.first_run_s),
             )
@@ -454,12 +454,6 @@ def _loggable(plan: Plan) -> dict[str, object]:
     return {**dataclasses.asdict(plan), "chunks": chunks}
 
 
-def _failure(error: ManyloraError | None) -> Failure | None:
-    if error is None:
-        return None
-    return Failure(error=type(error).__name__, message=error.message, parameter=error.parameter)
-
-
 def _ended_unrun(request: Request, reason: FinishReason, error: ManyloraError) -> Finished:
     counts = Counts(prompt_tokens=len(request.tokens), cached_tokens=0, completion_tokens=0)
-    return Finished(request_id=request.id, reason=reason, counts=counts, failure=_failure(error))
+    return Finished(request_id=request.id, reason=reason, counts=counts, failure=Failure.of(error))

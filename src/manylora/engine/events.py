@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from manylora.adapter_state import StoreStats
+from manylora.failure import Failure
 from manylora.ids import Digest, RequestId
 from manylora.usage import Counts
 
@@ -24,15 +25,6 @@ class FinishReason(StrEnum):
     ENGINE_FAILURE = "engine_failure"
     SHUTDOWN = "shutdown"
     INCOMPLETE = "incomplete"  # the edge gave it up for a fault of the server's own
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """An error carried across the process boundary: the class in `errors.py` by name, and its message."""
-
-    error: str
-    message: str
-    parameter: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

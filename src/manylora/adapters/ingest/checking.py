@@ -34,6 +34,7 @@ from manylora.adapters.text.base_text import MAX_FILE_BYTES, TOKENIZER_FILE, Bas
 from manylora.adapters.text.text_files import check_text_size, read_adapter_text
 from manylora.config.environment import child_environment
 from manylora.errors import AdapterIncompatible, ManyloraError
+from manylora.failure import Failure
 from manylora.models.text.adapter_text import AdapterText
 
 NICENESS = 10
@@ -115,9 +116,7 @@ async def check_apart(job: CheckJob, timeout_s: float) -> CheckedFiles:
     found = json.loads(answer)
     if "error" not in found:
         return CheckedFiles(**found)
-    kind = getattr(errors, found["error"])
-    assert issubclass(kind, ManyloraError)  # the process answers with names from errors.py only
-    raise kind(found["message"])
+    raise Failure.from_json(found).to_error()
 
 
 def check_files(job: CheckJob) -> CheckedFiles:
@@ -263,7 +262,7 @@ def _outcome(job: CheckJob) -> dict[str, Any]:  # JSON values of several types
         failure = errors.AdapterStorageUnavailable(f"the server's disk cannot take the adapter: {error.strerror}")
     except Exception as error:  # the edge of hostile input: whatever a file provokes is that file's failure
         failure = refuse.corrupt(f"unexpected {type(error).__name__}")
-    return {"error": type(failure).__name__, "message": failure.message}
+    return {**Failure.of(failure).to_json()}
 
 
 def main() -> None:

@@ -15,11 +15,11 @@ from contextlib import asynccontextmanager, suppress
 import msgspec
 from sqlalchemy import URL
 
-from manylora import errors
 from manylora.config.environment import child_environment
 from manylora.control.billing.heavy_reads import HeavyRead, answer
 from manylora.control.storage.database import Database
-from manylora.errors import ControlUnavailable, ManyloraError, StreamLimitExceeded
+from manylora.errors import ControlUnavailable, StreamLimitExceeded
+from manylora.failure import Failure
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +39,7 @@ class ReaderOrder(msgspec.Struct, frozen=True):
 
 
 class ReadFailed(msgspec.Struct, frozen=True, tag=True):
-    """error: the name of a class of `errors.py`."""
-
-    error: str
-    message: str
-    parameter: str | None
+    failure: Failure
 
 
 class ReadDone(msgspec.Struct, frozen=True, tag=True):
@@ -124,9 +120,7 @@ class ReadProcess:
             raise
         if isinstance(reply, ReadDone):
             return reply.body
-        kind = getattr(errors, reply.error, ControlUnavailable)
-        assert issubclass(kind, ManyloraError)
-        raise kind(reply.message, parameter=reply.parameter)
+        raise reply.failure.to_error()
 
     async def close(self) -> None:
         """End the process."""

@@ -16,6 +16,7 @@ from manylora.control.billing.heavy_read_client import LENGTH, ReadDone, ReaderO
 from manylora.control.billing.heavy_reads import HeavyRead, answer
 from manylora.control.storage.database import Database
 from manylora.errors import ControlUnavailable, ManyloraError
+from manylora.failure import Failure
 
 IDLE_S = 120.0
 
@@ -41,9 +42,9 @@ async def _reply(database: Database, asked: HeavyRead) -> ReadReply:
     try:
         return ReadDone(await answer(database, asked))
     except ManyloraError as error:
-        return ReadFailed(type(error).__name__, error.message, error.parameter)
+        return ReadFailed(Failure.of(error))
     except Exception as error:  # a fault of ours ends one question, and not the process
-        return ReadFailed(ControlUnavailable.__name__, f"the read failed ({type(error).__name__})", None)
+        return ReadFailed(Failure.of(ControlUnavailable(f"the read failed ({type(error).__name__})")))
 
 
 def _received(stream: FileIO) -> bytes | None:

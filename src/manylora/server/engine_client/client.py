@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from manylora import errors
 from manylora.adapter_ref import AdapterRef
 from manylora.adapter_state import AdapterAction, AdapterInfo
 from manylora.clock import Clock
-from manylora.engine.events import EngineStats, Failure, Finished, FinishReason
+from manylora.engine.events import EngineStats, Finished, FinishReason
 from manylora.engine.request import Request
-from manylora.errors import EngineFault, ManyloraError, QueueTimeout, Unavailable
+from manylora.errors import ManyloraError, QueueTimeout, Unavailable
 from manylora.ids import PROBE_FLOW, Flow, RequestId
 from manylora.server.engine_client import messages as wire
 from manylora.server.engine_client.liveness import ProgressMonitor
@@ -98,7 +97,7 @@ class Desk:
                 if failure is None:
                     answer.set_result(infos)
                 else:
-                    answer.set_exception(error_from(failure))
+                    answer.set_exception(failure.to_error())
             case wire.AdapterTextReply(number):
                 if (told := self._texts.pop(number, None)) is not None and not told.done():
                     told.set_result(frame)
@@ -210,16 +209,3 @@ class Desk:
             self.suspects.acquit(generation.request)
         if self.on_finished is not None:
             self.on_finished(generation, finished)
-
-
-def is_callers_fault(failure: Failure | None) -> bool:
-    """Whether a failure says that the caller asked for what cannot be, and not that the server could not do it."""
-    return failure is not None and isinstance(error_from(failure), errors.RequestRejected)
-
-
-def error_from(failure: Failure) -> ManyloraError:
-    """The error a `Failure` names; one of an unknown name is an `EngineFault`."""
-    kind = getattr(errors, failure.error, None)
-    if isinstance(kind, type) and issubclass(kind, ManyloraError):
-        return kind(failure.message, parameter=failure.parameter)
-    return EngineFault(failure.message)

@@ -19,12 +19,13 @@ from manylora.adapter_state import AdapterAction, AdapterInfo
 from manylora.clock import Clock, SystemClock
 from manylora.config.environment import child_environment
 from manylora.config.settings import Config
-from manylora.engine.events import EngineStats, Failure, FinishReason
+from manylora.engine.events import EngineStats, FinishReason
 from manylora.engine.request import Request
 from manylora.errors import EngineFault, ManyloraError, Overloaded, StartupError, Unavailable, UsageUnrecorded
+from manylora.failure import Failure
 from manylora.ids import Flow, RequestId
 from manylora.server.engine_client import messages as wire
-from manylora.server.engine_client.client import Desk, LinkHealth, OnFinished, error_from
+from manylora.server.engine_client.client import Desk, LinkHealth, OnFinished
 from manylora.server.engine_client.journal import SeenFrames, mint_life, read_journal
 from manylora.server.engine_client.loop import EngineProtocol, drive
 from manylora.server.engine_client.runtime_folder import RuntimeFolder
@@ -163,11 +164,11 @@ class InProcessLink:
             drive(self._engine, self._port, self._clock)
         except Exception as error:
             log.exception("engine.died")
-            self._port.send(wire.EngineDied(Failure(error=EngineFault.__name__, message=str(error))))
+            self._port.send(wire.EngineDied(Failure.of(EngineFault(str(error)))))
 
     def _receive(self, frame: wire.Frame) -> None:
         if isinstance(frame, wire.EngineDied):
-            self._failure = error_from(frame.failure)
+            self._failure = frame.failure.to_error()
             self._desk.lose(FinishReason.ENGINE_FAILURE, self._failure)
         else:
             self._desk.receive(frame)
@@ -437,7 +438,7 @@ class ProcessLink:
                     self._desk.receive(frame)
 
     async def _note_last_words(self, died: wire.EngineDied) -> None:
-        error = error_from(died.failure)
+        error = died.failure.to_error()
         is_first_start = isinstance(error, StartupError) and self._served is None
         if not is_first_start:  # that is told to the caller of `start`, and its traceback helps nobody
             log.error("engine.died error=%s: %s\n%s", type(error).__name__, error.message, died.dump)

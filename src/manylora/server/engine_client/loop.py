@@ -9,10 +9,11 @@ from manylora.adapter_ref import AdapterRef
 from manylora.adapter_state import AdapterAction, AdapterInfo
 from manylora.clock import Clock
 from manylora.config.settings import Config
-from manylora.engine.events import EngineStats, Failure, Finished, FinishReason, StepEvents
+from manylora.engine.events import EngineStats, Finished, FinishReason, StepEvents
 from manylora.engine.request import Request
 from manylora.engine.texts import TextAnswer
 from manylora.errors import ManyloraError, UsageUnrecorded
+from manylora.failure import Failure
 from manylora.ids import PROBE_FLOW, Flow, RequestId
 from manylora.server.engine_client.messages import (
     Abort,
@@ -165,14 +166,14 @@ class _Teller:
 
     def _refuse(self, request: Request, error: UsageUnrecorded) -> None:
         counts = Counts(prompt_tokens=len(request.tokens), cached_tokens=0, completion_tokens=0)
-        failure = _failure(error)
+        failure = Failure.of(error)
         end = Finished(request_id=request.id, reason=FinishReason.REJECTED, counts=counts, failure=failure)
         self._number += 1
         self._port.send(Step(StepEvents(finished=(end,)), self._number))
 
     def _end_all(self, events: StepEvents, error: UsageUnrecorded) -> StepEvents:
         """End every request that is written down, since this step of it cannot be; returns what may be told of it."""
-        self._uncounted |= dict.fromkeys(self._counted, _failure(error))
+        self._uncounted |= dict.fromkeys(self._counted, Failure.of(error))
         ended = {end.request_id for end in events.finished}
         for request_id in self._counted - ended:
             self._engine.abort(request_id, FinishReason.ENGINE_FAILURE)
@@ -251,17 +252,13 @@ def _told(number: int, ask: Callable[[], tuple[AdapterInfo, ...]]) -> AdapterRep
     try:
         return AdapterReply(number, ask())
     except ManyloraError as error:
-        return AdapterReply(number, failure=_failure(error))
+        return AdapterReply(number, failure=Failure.of(error))
 
 
 def _tell_texts(engine: EngineProtocol, port: Port) -> None:
     for answer in engine.texts.take():
-        failure = None if answer.error is None else _failure(answer.error)
+        failure = None if answer.error is None else Failure.of(answer.error)
         port.send(AdapterTextReply(answer.number, answer.words, failure, answer.found_in, answer.waited_ms))
-
-
-def _failure(error: ManyloraError) -> Failure:
-    return Failure(error=type(error).__name__, message=error.message, parameter=error.parameter)
 
 
 def _wait_after(engine: EngineProtocol) -> float:

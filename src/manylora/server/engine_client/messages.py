@@ -5,8 +5,9 @@ import msgspec
 from manylora.adapter_ref import AdapterRef
 from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterWords
 from manylora.config.settings import Config
-from manylora.engine.events import EngineStats, Failure, FinishReason, StepEvents
+from manylora.engine.events import EngineStats, FinishReason, StepEvents
 from manylora.engine.request import Request
+from manylora.failure import Failure
 from manylora.ids import Flow, RequestId
 from manylora.server.engine_client.served_model import ServedModel
 

@@ -16,8 +16,8 @@ import zmq
 
 from manylora.clock import SystemClock
 from manylora.config.settings import Config
-from manylora.engine.events import Failure
 from manylora.errors import EngineFault, ManyloraError, StartupError
+from manylora.failure import Failure
 from manylora.server.engine_client import messages as wire
 from manylora.server.engine_client.journal import Journal
 from manylora.server.engine_client.loop import ProgressLine, drive, load_factory
@@ -115,11 +115,10 @@ def _serve(socket: "zmq.Socket[bytes]", port: _SocketPort) -> int:
 
 def _failure(error: Exception, *, is_started: bool) -> Failure:
     """What ended this process. Before the engine is up a failure of the system's is one that a person can mend."""
-    name, message = type(error).__name__, str(error)
-    if not isinstance(error, ManyloraError):
-        line = None if is_started else described(error)
-        name, message = (EngineFault.__name__, f"{name}: {message}") if line is None else (StartupError.__name__, line)
-    return Failure(error=name, message=message)
+    if isinstance(error, ManyloraError):
+        return Failure.of(error)
+    line = None if is_started else described(error)
+    return Failure.of(EngineFault(f"{type(error).__name__}: {error}") if line is None else StartupError(line))
 
 
 def _with_memory(config: Config, edge_pid: int) -> Config:

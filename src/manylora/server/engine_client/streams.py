@@ -4,9 +4,10 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from manylora.engine.events import Failure, Finished, FinishReason, StepEvents, TokenEvent
+from manylora.engine.events import Finished, FinishReason, StepEvents, TokenEvent
 from manylora.engine.request import Request
 from manylora.errors import ManyloraError
+from manylora.failure import Failure
 from manylora.ids import RequestId
 from manylora.usage import Counts
 
@@ -123,7 +124,7 @@ class InFlightStreams:
 
     def end(self, generation: SequenceStream, reason: FinishReason, error: ManyloraError, counts: Counts) -> None:
         """End one request from the edge's side; what the engine still sends of it is dropped."""
-        failure = Failure(error=type(error).__name__, message=error.message)
+        failure = Failure.of(error)
         self._finish(Finished(request_id=generation.request.id, reason=reason, counts=counts, failure=failure))
 
     def end_all(

@@ -18,7 +18,6 @@ from manylora.ids import Flow
 from manylora.models.text.adapter_text import NO_TEXT, NOTHING_SAID, AdapterText, text_digest
 from manylora.models.text.template import cut_last, open_last
 from manylora.models.text.tokenizer import Tokenizer
-from manylora.server.engine_client.client import error_from
 from manylora.server.engine_client.link import EngineLink
 from manylora.server.generation.template_renderer import Renderer
 from manylora.server.generation.tokenizer_pool import WorkPool
@@ -185,7 +184,7 @@ class AdapterTexts:
             told = await self._link.text(ref, flow, weight)
             found_in, waited_ms = found_in or told.found_in, waited_ms + told.waited_ms
             if told.failure is not None:
-                failure = error_from(told.failure)
+                failure = told.failure.to_error()
                 return replace(self.base, name=ref.id, failure=failure, found_in=found_in, waited_ms=waited_ms)
             rules = await self._read(ref, told.words)
             if rules is not None:

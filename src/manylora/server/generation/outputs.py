@@ -10,7 +10,6 @@ from manylora.engine.request import Request
 from manylora.errors import IncompleteGeneration, ManyloraError
 from manylora.ids import RequestId
 from manylora.models.text.tokenizer import Tokenizer
-from manylora.server.engine_client.client import error_from
 from manylora.server.engine_client.link import EngineLink
 from manylora.server.engine_client.streams import SequenceStream
 from manylora.server.generation.admission import AdmissionControl, PreparedPrompt
@@ -236,7 +235,7 @@ async def _any_ready(generations: Sequence[SequenceStream]) -> None:
 
 def _raise_if_failed(finished: Finished) -> None:
     if finished.failure is not None:
-        raise error_from(finished.failure)
+        raise finished.failure.to_error()
     if finished.reason not in ENDS:
         raise _incomplete()
 

@@ -18,10 +18,9 @@ from manylora.clock import Clock
 from manylora.engine.events import Finished as SequenceEnd
 from manylora.engine.events import FinishReason
 from manylora.engine.request import Request
-from manylora.errors import ConfigInvalid, ManyloraError, UsageUnrecorded
+from manylora.errors import ConfigInvalid, ManyloraError, RequestRejected, UsageUnrecorded
 from manylora.ids import KeyId, RequestId, TenantId, UsageId, mint_usage_id
 from manylora.server.access.control_client import ControlClient
-from manylora.server.engine_client.client import is_callers_fault
 from manylora.server.engine_client.journal import Counted, lives_in, read_journal, remove_journal
 from manylora.server.engine_client.streams import SequenceStream
 from manylora.server.metering.spool import (
@@ -209,7 +208,9 @@ class Meter:
             delivered=generation.num_tokens,
             reason=end.reason.value,
             computed_tokens=end.counts.computed_tokens,
-            is_callers=end.reason is FinishReason.REJECTED and is_callers_fault(end.failure),
+            is_callers=end.reason is FinishReason.REJECTED
+            and end.failure is not None
+            and issubclass(end.failure.kind, RequestRejected),
         )
         usage.waiting.discard(generation.request.id)
         if not usage.waiting:
