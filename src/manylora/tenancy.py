@@ -26,7 +26,7 @@ _KEY = re.compile(rf"pb_([0-9A-Za-z]{{{KEY_ID_LENGTH}}})_([0-9A-Za-z]{{{_SECRET_
 
 
 class Scope(StrEnum):
-    """Kinds of routes that a key opens; `scopes.py` has each route's.
+    """Kinds of routes that a key opens; `http/paths.py` has each route's.
 
     INFER   inference, and the reads that a client makes before it
     READ    usage, invoices, lists

@@ -18,9 +18,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from manylora.config.address_rules import network_of
 from manylora.config.settings import Config
 from manylora.errors import HeadTooLarge, ManyloraError, NotHttp, RequestTimedOut
-from manylora.http.dialects import Dialect, body_of, status_of
+from manylora.http.dialects import body_of, status_of
 from manylora.http.loopback import is_loopback
 from manylora.http.origins import is_within
+from manylora.http.paths import Dialect
 
 MAX_HEAD_BYTES = 64 << 10
 """Of a request line and its headers together, and of what stands between two pieces of a body or behind the last."""

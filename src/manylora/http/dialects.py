@@ -1,8 +1,6 @@
 """How a failure is told: the LoRAX-style body or OpenAI's, its status and its headers, and its form inside a stream."""
 
 import math
-import re
-from enum import StrEnum
 
 from manylora.errors import (
     AdapterCapacity,
@@ -16,6 +14,7 @@ from manylora.errors import (
     QuotaExhausted,
     RequestRejected,
 )
+from manylora.http.paths import Dialect
 
 STREAM_TYPES = ("generation", "incomplete_generation", "overloaded", "validation")
 FIXED_TEXTS = {
@@ -25,26 +24,6 @@ FIXED_TEXTS = {
 }
 ENGINE_PREFIX = "Request failed during generation: "
 VALIDATION_PREFIX = "Input validation error: "
-
-
-class Dialect(StrEnum):
-    """NATIVE: LoRAX-style routes and the control plane; OPENAI: everything under /v1."""
-
-    NATIVE = "native"
-    OPENAI = "openai"
-
-
-_CONTROL_UNDER_V1 = re.compile(r"/v1/(users|llms|supported_llms|v2|models/version|datasets)(/|$)")
-_ZIPS = re.compile(r"(/v1)?/v2/(repos/[^/]+/version/[^/]+/download|deployments/[^/]+/request-logs)/?")
-
-
-def dialect_of(path: str) -> Dialect:
-    """By its path. Predibase's SDK wants `error` to be a text, but on the two routes that answer with a zip file."""
-    if _ZIPS.fullmatch(path):
-        return Dialect.OPENAI
-    if _CONTROL_UNDER_V1.match(path):
-        return Dialect.NATIVE
-    return Dialect.OPENAI if path == "/v1" or path.startswith("/v1/") else Dialect.NATIVE
 
 
 def status_of(error: ManyloraError, dialect: Dialect) -> int:

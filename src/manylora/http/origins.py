@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from manylora.config.address_rules import Network, network_of
 from manylora.errors import HostNotAllowed, OriginNotAllowed
 from manylora.http.loopback import is_loopback
+from manylora.http.paths import PATHS, Trait, deployment_path
 
 Scope = dict[str, Any]  # ASGI's own type is a dictionary of anything
 
@@ -26,13 +27,6 @@ NO_ORIGIN = "null"
 """The Origin of a page without an address; a foreign request that names no Origin counts as one of such a page."""
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+(%25?[\w.-]+)?\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
-_PAGES = re.compile(
-    r"(/[^/]+/deployments/v2/llms/[^/]+)?"
-    r"(/|/invocations|/generate|/generate_stream|/v1/(completions|chat/completions|embeddings|models(/.*)?)"
-    r"|/embed|/classify|/classify_batch|/tokenize|/info|/health|/ping|/startup|/ready|/docs|/(api-doc/)?openapi\.json)?"
-)
-"""Routes that a page may ask of a server without keys: inference, models, and facts that need no key anywhere."""
-_DOCUMENTS = frozenset({"/docs", "/admin/docs"})
 _FORWARDED_PAIR = re.compile(r'\s*([A-Za-z]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;,\s]*)\s*')
 
 
@@ -99,7 +93,7 @@ class OriginPolicy:
         origin = _page(headers, scope)
         if origin is None:
             return None
-        if not self.is_key_needed and not _PAGES.fullmatch(scope["path"]):
+        if not self.is_key_needed and not _is_open_to_pages(scope["path"]):
             raise OriginNotAllowed(
                 f"this came from a web page (`{origin[:80]}`), which may only infer and read models where no keys are "
                 "needed; use a program, or start the server with keys (server.auth=on)"
@@ -211,7 +205,13 @@ def _page(headers: Mapping[str, Sequence[str]], scope: Scope) -> str | None:
     if site not in ("cross-site", "same-site"):
         return None
     is_visit = scope["method"] == "GET" and _last(headers.get("sec-fetch-mode")) == "navigate"
-    return None if is_visit and scope["path"] in _DOCUMENTS else NO_ORIGIN
+    return None if is_visit and PATHS.any_has_trait(scope["path"], Trait.VISITED) else NO_ORIGIN
+
+
+def _is_open_to_pages(path: str) -> bool:
+    """Return whether a page may ask a path of a server without keys: inference, models, and facts that need no key."""
+    deployment = deployment_path(path)
+    return PATHS.any_has_trait(path if deployment is None else deployment.rest, Trait.PAGES)
 
 
 def _forwarded(values: Sequence[str]) -> list[dict[str, str]]:

@@ -7,9 +7,8 @@ import pytest
 
 from manylora.control.app.application import ROOMS
 from manylora.control.routes.internal import internal_room
-from manylora.control.routes.predibase import is_not_built
 from manylora.control.storage.database import database_url, migrate
-from manylora.http.scopes import CONTROL_ROUTES, SERVER_ROUTES, RouteScopes, routes_at
+from manylora.http.paths import CONTROL_ROUTES, PATHS, SERVER_ROUTES, Component, Route
 from manylora.ids import KeyId, TenantId
 from manylora.tenancy import CUSTOMER_SCOPES, KeyFacts, Scope, scopes_of_words
 from tests.control.plane import Plane, in_plane
@@ -20,7 +19,7 @@ PAGE = ROOT / "docs" / "keys-and-limits.md"
 LACKS = "this needs a key with the scope"
 
 
-def sample(route: RouteScopes) -> str:
+def sample(route: Route) -> str:
     return re.sub(r"\{\w+(:path)?\}", "x", route.path)
 
 
@@ -35,14 +34,14 @@ def test_every_route_of_the_control_plane_has_its_scope(tmp_path: Path) -> None:
     url = database_url("", tmp_path)
     migrate(url)
     in_plane(url, tmp_path, scenario)
-    built = {(method, path) for method, path in found if not is_not_built(path)}
+    built = {(method, path) for method, path in found if PATHS.area_of(path).component is not Component.ABSENT}
     assert built == {(route.method, route.path) for route in CONTROL_ROUTES}
 
 
 def test_a_path_finds_its_own_row_of_the_table() -> None:
     for table in (CONTROL_ROUTES, SERVER_ROUTES):
         for route in table:
-            found = routes_at(table, sample(route))[route.method]
+            found = table.at(sample(route))[route.method]
             assert found.path == route.path or found.scopes == route.scopes
 
 

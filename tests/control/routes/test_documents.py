@@ -17,7 +17,7 @@ from sqlalchemy import URL
 from manylora.clock import SystemClock
 from manylora.control.app.application import create_control_app
 from manylora.http.api_page import api_page
-from manylora.http.scopes import CONTROL_ROUTES, SERVER_ROUTES, RouteScopes
+from manylora.http.paths import CONTROL_ROUTES, SERVER_ROUTES, Route
 from manylora.ids import TenantId
 from manylora.server.access.access import Access
 from manylora.server.access.directory import Directory
@@ -74,7 +74,7 @@ def test_the_operator_s_document_needs_the_operator_s_key(url: URL, tmp_path: Pa
     in_plane(url, tmp_path, scenario)
 
 
-def table(*routes: Iterable[RouteScopes], is_operator: bool) -> set[tuple[str, str]]:
+def table(*routes: Iterable[Route], is_operator: bool) -> set[tuple[str, str]]:
     """Method and path of each route that is documented."""
     return {
         (route.method.lower(), route.path.replace(":path}", "}"))

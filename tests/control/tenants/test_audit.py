@@ -12,7 +12,7 @@ from manylora.control.billing.ledger import insert_records
 from manylora.control.calendar import DAY_MS
 from manylora.control.process.janitor import Janitor
 from manylora.control.tenants.audit import MAX_LETTERS, bounded_json, public_source
-from manylora.http.scopes import CONTROL_ROUTES
+from manylora.http.paths import CONTROL_ROUTES
 from tests.control.plane import Plane, in_plane, record
 from tests.control.uploading import PLAIN, base_settings, put, upload
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, cast
 
-from manylora.http.scopes import SERVER_ROUTES
+from manylora.http.paths import SERVER_ROUTES
 from tests.server.conftest import House
 from tests.support.routes import routes_of
 

@@ -34,7 +34,8 @@ from manylora.errors import (
     MethodNotAllowed,
     RouteNotFound,
 )
-from manylora.http.dialects import body_of, dialect_of, headers_of, status_of
+from manylora.http.dialects import body_of, headers_of, status_of
+from manylora.http.paths import PATHS
 
 Room = Callable[[Control], APIRouter]
 ROOMS: tuple[Room, ...] = (
@@ -76,7 +77,7 @@ def create_control_app(control: Control) -> FastAPI:
 
 def error_reply(request: Request, error: ManyloraError) -> Response:
     """An error as the reply of its path's dialect."""
-    dialect = dialect_of(request.url.path)
+    dialect = PATHS.dialect_of(request.url.path)
     return JSONResponse(body_of(error, dialect), status_code=status_of(error, dialect), headers=headers_of(error))
 
 

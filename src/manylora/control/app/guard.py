@@ -12,16 +12,15 @@ from starlette.types import Scope as AsgiScope
 
 from manylora.control.app.read_budget import ReadBudget
 from manylora.control.control import Control
-from manylora.control.routes.predibase import is_not_built
 from manylora.control.tenants.callers import Caller, authenticate, request_id_of, was_passed_on
 from manylora.errors import ManyloraError, MethodNotAllowed, RequestRateExceeded, RouteNotFound
 from manylora.http.loopback import CALLER_HEADER
-from manylora.http.scopes import CONTROL_ROUTES, KEYLESS, RouteScopes, Scopes, require_any, routes_at
+from manylora.http.paths import CONTROL_ROUTES, PATHS, Component, Route
+from manylora.http.scopes import Scopes, require_any
 from manylora.tenancy import Scope
 
 log = logging.getLogger(__name__)
 
-INTERNAL = "/internal/"
 NOT_KNOWN = "-"
 REFUSAL_PAUSE_S = 0.2
 """A caller that repeats a read as soon as it is refused does so this much later."""
@@ -30,7 +29,7 @@ Refusal = Callable[[Request, ManyloraError], Response]
 
 
 class Guard:
-    """An ASGI layer. A path that `scopes.py` does not have answers 404, whatever routes there are.
+    """An ASGI layer. A path that `paths.py` does not have answers 404, whatever routes there are.
 
     Servers pass their callers' requests on; each reply tells them in a header whose request it was, for their log. A
     request that comes from no server has its own log line here.
@@ -44,7 +43,7 @@ class Guard:
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        if scope["type"] != "http" or path.startswith(INTERNAL):
+        if scope["type"] != "http" or PATHS.area_of(path).component is Component.EDGES:
             await self._app(scope, receive, send)
             return
         request, begun_s = Request(scope), self._control.clock.monotonic_s()
@@ -63,9 +62,9 @@ class Guard:
     async def _admit(self, request: Request) -> None:
         """Raises as `authenticate`, and for a route that there is not, a scope too few, and reads too many."""
         method, path = request.method, request.url.path
-        if is_not_built(path):
+        if PATHS.area_of(path).component is Component.ABSENT:
             return
-        known = routes_at(CONTROL_ROUTES, request.scope["path"])
+        known = CONTROL_ROUTES.at(request.scope["path"])
         if wanted := _scopes_of(known, method, request.scope["path"]):
             is_read, credential = method in ("GET", "HEAD"), request.headers.get("authorization", "")
             if is_read:
@@ -81,11 +80,9 @@ class Guard:
             raise MethodNotAllowed(f"{method} is not allowed on {path}")
 
 
-def _scopes_of(known: Mapping[str, RouteScopes], method: str, path: str) -> Scopes:
-    """What a route asks for. Of the operator's paths, those that there are not are for the operator alone, too."""
-    if method in known:
-        return known[method].scopes
-    return (Scope.ADMIN,) if f"{path}/".startswith("/admin/") else KEYLESS
+def _scopes_of(known: Mapping[str, Route], method: str, path: str) -> Scopes:
+    """Return the scopes of a route, or those that the area asks for where there is no such route."""
+    return known[method].scopes if method in known else PATHS.area_of(path).scopes
 
 
 class _Told:

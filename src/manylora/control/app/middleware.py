@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from manylora.errors import BodyTooLarge, InvalidParameter, ManyloraError, RouteNotFound, UnsupportedMediaType
+from manylora.http.paths import PATHS, Component
 
 UPLOADS = "/adapters/upload/"
 NUL = "\0"
@@ -78,7 +79,7 @@ def _other_type(request: Request) -> ManyloraError | None:
 def _is_bounded_elsewhere(scope: Scope) -> bool:
     path: str = scope["path"]
     is_file = scope["method"] == "PUT" and bool(path.partition(UPLOADS)[2])
-    return is_file or path.startswith("/internal/")
+    return is_file or PATHS.area_of(path).component is Component.EDGES
 
 
 def _wrong_in_address(scope: Scope) -> ManyloraError | None:

@@ -12,8 +12,8 @@ from manylora.control.tenants.callers import has_edge_token
 from manylora.errors import ManyloraError
 from manylora.http.loopback import VERSION_HEADER
 from manylora.http.origins import OriginPolicy, cors_headers, preflight_headers
+from manylora.http.paths import PATHS, Component
 
-INTERNAL = "/internal/"
 OWN_HEADERS = ((VERSION_HEADER.encode("ascii"), __version__.encode("ascii")),)
 EXPOSED = ("retry-after", "retry-after-ms", "upload-offset", "x-request-id")
 
@@ -54,7 +54,7 @@ class OriginGuard:
 
     def _is_from_edge(self, scope: Scope) -> bool:
         """Whether an edge passes a request on, from this process or another, or asks for itself with its token."""
-        is_own = "manylora" in scope or scope["path"].startswith(INTERNAL)
+        is_own = "manylora" in scope or PATHS.area_of(scope["path"]).component is Component.EDGES
         return is_own or has_edge_token(self._edge_token, Request(scope).headers)
 
 

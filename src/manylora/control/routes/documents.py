@@ -12,7 +12,8 @@ from manylora.control.control import Control
 from manylora.control.tenants.callers import authenticate, caller_of
 from manylora.errors import InvalidApiKey, TenantSuspended
 from manylora.http.api_page import MEDIA_TYPE, PAGE_HEADERS, api_page
-from manylora.http.scopes import CONTROL_ROUTES, routes_of, told_of
+from manylora.http.paths import CONTROL_ROUTES
+from manylora.http.scopes import told_of
 from manylora.tenancy import Scope
 
 DOCUMENT_PATH = "/admin/openapi.json"
@@ -62,7 +63,7 @@ def documents_room(control: Control) -> APIRouter:
 
 def _document(whole: Json, *, is_operator: bool) -> Json:
     """The routes that a caller may use, each with a summary and the scope that it asks for."""
-    shown = routes_of(CONTROL_ROUTES, is_operator=is_operator)
+    shown = CONTROL_ROUTES.documented(is_operator=is_operator)
     paths: Json = {}
     for path, methods in whole["paths"].items():
         for method, operation in methods.items():

@@ -12,17 +12,10 @@ from manylora.control.registry.repositories import VersionState
 from manylora.control.storage.tables import tenants
 from manylora.control.tenants.callers import caller_of
 from manylora.errors import ResourceNotFound, RouteNotBuilt
+from manylora.http.paths import AREAS, Component
 
 Json = dict[str, Any]  # JSON values of several types
-_ABSENT = ("/v2/finetuning", "/v2/datasets", "/v2/batch-inference", "/v2/gateways", "/v2/secrets")
-NOT_BUILT = (*_ABSENT, *(f"/v1{path}" for path in _ABSENT), "/v1/datasets")
-_NOT_BUILT_PATHS = tuple(f"{path}/" for path in NOT_BUILT)
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
-
-
-def is_not_built(path: str) -> bool:
-    """Return whether Predibase has a path, and this server does not."""
-    return f"{path}/".startswith(_NOT_BUILT_PATHS)
 
 
 def predibase_room(control: Control) -> APIRouter:
@@ -69,8 +62,10 @@ def predibase_room(control: Control) -> APIRouter:
         routes.get(f"{prefix}/users/current", summary="Show whose the key is, as Predibase's clients read it")(
             current_user
         )
-    for path in NOT_BUILT:
-        for form in (path, f"{path}/{{rest:path}}"):
+    for area in AREAS:
+        if area.component is not Component.ABSENT:
+            continue
+        for form in (area.prefix, f"{area.prefix}/{{rest:path}}"):
             routes.add_api_route(form, not_built, methods=METHODS, include_in_schema=False)
     routes.get("/v1/models/version/name/{name}")(model_version)
     return routes

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from manylora.control.storage.revisions import next_revision
 from manylora.control.storage.tables import LIMIT_COLUMNS, tenants
 from manylora.errors import InvalidParameter, NameTaken, ResourceNotFound
+from manylora.http.paths import PATHS
 from manylora.ids import TenantId
 from manylora.tenancy import DEFAULT_TENANT, Limits, TenantFacts, TenantState
 
@@ -19,14 +20,8 @@ OPERATOR = TenantId("operator")
 """Whose keys with the scope `admin` are. It is always active, and its own requests need no credit."""
 DEFAULT_PLAN = "standard"
 MAX_WEIGHT = 1000
-RESERVED = frozenset(
-    {
-        *("admin", "api-doc", "classify", "classify_batch", "default", "docs", "embed", "generate", "generate_stream"),
-        *("health", "info", "internal", "invocations", "llms", "metrics", "openapi.json", "operator", "ping", "ready"),
-        *("startup", "supported_llms", "tokenize", "users", "v1", "v2"),
-    }
-)
-"""First words of paths, and the tenants that are there from the start."""
+RESERVED = PATHS.first_words | {DEFAULT_TENANT, OPERATOR}
+"""First words of paths, and the tenants that exist from the start."""
 _CODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from manylora.clock import Clock
 from manylora.errors import ControlUnavailable, InvalidApiKey, TenantMismatch, TenantSuspended
-from manylora.http.scopes import ANY, KEYLESS, SERVER_ROUTES, Scopes, require_any, routes_at
+from manylora.http.paths import SERVER_ROUTES
+from manylora.http.scopes import ANY, KEYLESS, Scopes, require_any
 from manylora.ids import KeyId, TenantId
 from manylora.server.access.credit import Hold, LeasedCredit
 from manylora.server.access.directory import Directory
@@ -215,6 +216,6 @@ def _bearer(authorization: str) -> str:
 
 def _scopes_of(method: str, path: str, otherwise: Scopes) -> Scopes:
     """What a route asks for, for another method what its path's first does, and `otherwise` for no such path."""
-    found = routes_at(SERVER_ROUTES, path)
+    found = SERVER_ROUTES.at(path)
     route = found.get(method) or next(iter(found.values()), None)
     return otherwise if route is None else route.scopes

@@ -14,7 +14,8 @@ from manylora.clock import Clock, SystemClock
 from manylora.config.settings import Config
 from manylora.engine.events import Finished
 from manylora.errors import ManyloraError, MethodNotAllowed, RouteNotFound
-from manylora.http.dialects import body_of, dialect_of, status_of
+from manylora.http.dialects import body_of, status_of
+from manylora.http.paths import PATHS
 from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.access.access import Access
 from manylora.server.app.documents import DOCUMENT_PATH, Documents
@@ -180,7 +181,7 @@ async def _refuse(request: HttpRequest, raised: Exception) -> Response:
         error = MethodNotAllowed(f"{request.method} is not allowed on {path}")
         headers["allow"] = ", ".join(sorted(_methods_of(request)))
     request.scope["manylora"].noted["error"] = error.row.code
-    dialect = dialect_of(path)
+    dialect = PATHS.dialect_of(path)
     return JSONResponse(body_of(error, dialect), status_code=status_of(error, dialect), headers=headers)
 
 

@@ -4,7 +4,8 @@ import msgspec
 
 from manylora import __version__
 from manylora.http.api_page import MEDIA_TYPE, PAGE_HEADERS, api_page
-from manylora.http.scopes import SERVER_ROUTES, routes_of, told_of
+from manylora.http.paths import SERVER_ROUTES
+from manylora.http.scopes import told_of
 from manylora.server.access.access import Access
 from manylora.server.app.openapi_document import Schema, openapi_document
 from manylora.server.http.context import HttpContext
@@ -54,7 +55,7 @@ class Documents:
 
 def _joined(own: Schema, told: bytes, is_operators: bool, *, has_control: bool) -> Schema:
     """The server's routes and the control plane's, of which `/health` and `/openapi.json` are the server's here."""
-    shown = routes_of(SERVER_ROUTES, is_operator=is_operators)
+    shown = SERVER_ROUTES.documented(is_operator=is_operators)
     paths: dict[str, dict[str, Schema]] = {}
     found: dict[str, dict[str, Schema]] = own["paths"]  # type: ignore[assignment]  # as the document is built
     for path, methods in found.items():

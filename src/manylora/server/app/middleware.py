@@ -21,6 +21,7 @@ from manylora.errors import (
 )
 from manylora.http.loopback import CALLER_HEADER, VERSION_HEADER
 from manylora.http.origins import OriginPolicy, cors_headers, preflight_headers
+from manylora.http.paths import PATHS, Component, Trait, deployment_path, normalized
 from manylora.ids import KeyId, TenantId, mint_request_id
 from manylora.server.access.access import NOBODY, Access, Caller
 from manylora.server.engine_client.link import SHUTTING_DOWN
@@ -38,22 +39,8 @@ from manylora.server.http.context import (
 )
 from manylora.server.observability.metrics import Meters
 
-QUIET_PATHS = frozenset({"/health", "/", "/ping", "/startup", "/ready", "/metrics"})
-INFERENCE_PATHS = frozenset(
-    {"/", "/invocations", "/generate", "/generate_stream", "/v1/completions", "/v1/chat/completions"}
-)
-NOT_BUILT = re.compile(
-    r"/(v1/)?(users/current|v2/(deployments|repos|adapters|finetuning|datasets|batch-inference|gateways|secrets)"
-    r"|llms|supported_llms|models/version|datasets)(/.*)?"
-)
-CONTROL_PATHS = re.compile(
-    r"/admin(/.*)?|/v1/(signup|account|prices)(/.*)?"
-    r"|/(v1/)?(users/current|v2/(deployments|repos|adapters)|llms|supported_llms|models/version)(/.*)?"
-)
 DRAIN_FACTOR = 8
 
-_SLASHES = re.compile("/{2,}")
-_DEPLOYMENT = re.compile(r"/([^/]+)/deployments/v2/llms/([^/]+)(/.*)?")
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _JSON_TYPE = re.compile(r"application/(json|[\w.-]+\+json)\s*(;.*)?", re.IGNORECASE)
 
@@ -94,7 +81,7 @@ class EdgeMiddleware:
             return
         arrival = RequestState(request_id=_request_id(scope), arrived_s=self._clock.monotonic_s())
         arrival.trace_id = header_of(scope, "x-b3-traceid")
-        own = {**self._policy.seen(scope), "path": _one_form(scope["path"]), "manylora": arrival}
+        own = {**self._policy.seen(scope), "path": normalized(scope["path"]), "manylora": arrival}
         try:
             origin = self._policy.check(own)
         except ManyloraError as error:
@@ -111,10 +98,11 @@ class EdgeMiddleware:
         arrival: RequestState = scope["manylora"]
         try:
             tenant = self._enter_deployment(scope)
-            if CONTROL_PATHS.fullmatch(scope["path"]) and self._control is not None:
+            component = PATHS.area_of(scope["path"]).component
+            if component is Component.CONTROL and self._control is not None:
                 await self._pass_on(scope, receive, send)
                 return
-            if NOT_BUILT.fullmatch(scope["path"]):
+            if component in (Component.CONTROL, Component.ABSENT):
                 raise RouteNotBuilt(f"{scope['path']} is not part of this server")
             authorization = header_of(scope, "authorization") or ""
             asked = (scope["method"], scope["path"])
@@ -135,14 +123,13 @@ class EdgeMiddleware:
 
     def _enter_deployment(self, scope: Scope) -> str | None:
         """`/{tenant}/deployments/v2/llms/{name}/…` is the same route for that tenant, which is returned."""
-        match = _DEPLOYMENT.fullmatch(scope["path"])
-        if match is None:
+        found = deployment_path(scope["path"])
+        if found is None:
             return None
-        tenant, name, rest = match.groups()
-        if not _TENANT.fullmatch(tenant) or not self._served.is_base_name(unquote(name)):
-            raise DeploymentNotFound(f"deployment '{name}' was not found")
-        scope["path"] = rest or "/"
-        return str(tenant)
+        if not _TENANT.fullmatch(found.tenant) or not self._served.is_base_name(unquote(found.name)):
+            raise DeploymentNotFound(f"deployment '{found.name}' was not found")
+        scope["path"] = found.rest
+        return found.tenant
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A route of the control plane: it reads the body itself, as it comes, and knows keys itself.
@@ -231,11 +218,11 @@ class EdgeMiddleware:
         """One line a request, at its end. No prompt, no completion, no key."""
         path, duration_s = scope["path"], self._clock.monotonic_s() - arrival.arrived_s
         status = arrival.status if arrival.is_complete else 499
-        if scope["method"] == "POST" and path in INFERENCE_PATHS:
+        if PATHS.has_trait(scope["method"], path, Trait.GENERATES):
             code = arrival.noted.get("error")
             self._meters.note_reply(status, code if isinstance(code, str) else None, duration_s)
         log = structlog.get_logger()
-        tell = log.debug if scope["method"] in ("GET", "HEAD") and path in QUIET_PATHS else log.info
+        tell = log.debug if PATHS.has_trait(scope["method"], path, Trait.QUIET) else log.info
         tell(
             "request.finished",
             request_id=arrival.request_id,
@@ -271,8 +258,3 @@ async def _nothing_more() -> Scope:
 def _request_id(scope: Scope) -> str:
     own = header_of(scope, "x-request-id")
     return own if own is not None and is_visible_ascii(own) else mint_request_id()
-
-
-def _one_form(path: str) -> str:
-    """Repeated and trailing slashes make no difference."""
-    return _SLASHES.sub("/", path).rstrip("/") or "/"

@@ -5,9 +5,10 @@ from manylora.clock import Clock
 from manylora.errors import Unavailable
 from manylora.http.dialects import headers_of
 from manylora.http.loopback import VERSION_HEADER
+from manylora.http.paths import PATHS, Trait, normalized
 from manylora.ids import mint_request_id
 from manylora.server.http.context import HttpContext, Receive, RequestState, Scope, Send
-from manylora.server.routes.info import PROBE_PATHS, UNHEALTHY
+from manylora.server.routes.info import UNHEALTHY
 
 LOADING = "the server is loading its model; repeat the request"
 
@@ -30,7 +31,7 @@ class StartingApp:
         arrival = RequestState(request_id=mint_request_id(), arrived_s=self._clock.monotonic_s())
         context = HttpContext({**scope, "manylora": arrival}, _named(send), self._clock)
         error = Unavailable(LOADING)
-        if scope["path"].rstrip("/") in PROBE_PATHS:
+        if PATHS.any_has_trait(normalized(scope["path"]), Trait.PROBE):
             await context.reply(UNHEALTHY, status=error.row.native_status, headers=headers_of(error))
             return
         await context.fail(error)

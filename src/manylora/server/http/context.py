@@ -12,7 +12,8 @@ import structlog
 
 from manylora.clock import Clock
 from manylora.errors import EngineFault, ManyloraError
-from manylora.http.dialects import body_of, dialect_of, headers_of, status_of, stream_body_of
+from manylora.http.dialects import body_of, headers_of, status_of, stream_body_of
+from manylora.http.paths import PATHS
 from manylora.ids import TenantId
 from manylora.server.access.access import NOBODY, Caller
 from manylora.server.http import sse
@@ -64,7 +65,7 @@ class HttpContext:
         self._has_begun = False
         self.clock = clock
         self.arrival: RequestState = scope["manylora"]
-        self.dialect = dialect_of(scope["path"])
+        self.dialect = PATHS.dialect_of(scope["path"])
         self.model: str | None = None  # what an OpenAI caller named, for the text of errors
 
     @property

@@ -20,7 +20,6 @@ from manylora.system.standard_streams import lost_lines
 UNHEALTHY = {"error": "unhealthy", "error_type": "healthcheck", "code": "deployment_unavailable"}
 MAX_MODELS = 10_000
 """Of a page of `/v1/models`: clients of OpenAI's know of no pages there."""
-PROBE_PATHS = frozenset({"/health", "/ping", "/startup", "/ready"})
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
 

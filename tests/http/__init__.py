@@ -1,0 +1,1 @@
+"""Tests of the rules that server and control plane share."""
