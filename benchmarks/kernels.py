@@ -23,7 +23,6 @@ from manylora.ids import Digest
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import Bf16Linear, why_not_bf16
-from manylora.kernels.cpu.onednn import OneDnnLinear, why_not_onednn
 from manylora.kernels.interface import (
     AttentionBatch,
     LoraSegment,
@@ -195,9 +194,6 @@ def build_works(native: NativeLibrary, rates: dict[str, list[float]]) -> dict[st
     if why_not_bf16(native) is None:
         pairs = CpuKernels(native, Bf16Linear(native))
         works |= {f"linear native-bf16/{rows}": work for rows, work in all_products(pairs).items()}
-    if why_not_onednn() is None:
-        onednn = CpuKernels(native, OneDnnLinear())
-        works |= {f"linear onednn/{rows}": work for rows, work in all_products(onednn).items()}
     works |= {f"linear torch float32/{rows}": work for rows, work in torch_products(native.threads).items()}
     for rows in (1, 32):
         works[f"attention, context {CONTEXT}/{rows}"] = all_attention(kernels, rows)

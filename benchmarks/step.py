@@ -38,7 +38,7 @@ ROUNDS = 5
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default=DEFAULT_BASE, help="base model: a name or a directory")
-    parser.add_argument("--kernels", default="auto", help="back end: auto, native, native-bf16, onednn")
+    parser.add_argument("--kernels", default="auto", help="back end: auto, native, native-bf16")
     parser.add_argument("--adapter-root", help="adapters below this directory take turns over the rows")
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()

@@ -42,7 +42,7 @@ def test_later_sources_of_settings_win(tmp_path: Path) -> None:
         ("[engine]\nmax_queue_s = nan\n", "engine.max_queue_s must be at least"),
         (
             "[model]\nkernels = 'gpu'\n",
-            "model.kernels must be one of auto, native, native-bf16, onednn, reference. Given: gpu",
+            "model.kernels must be one of auto, native, native-bf16, reference. Given: gpu",
         ),
         ("[adapters]\npreload = ['../a']\n", "adapters.preload: `adapter_id` must be a name"),
         ("[adapters]\npinned = ['ftp://a']\n", "adapters.pinned: `adapter_source` must be one of"),

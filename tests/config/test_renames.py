@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from manylora.cli.settings import configuration
-from manylora.config.renames import SETTINGS, Renamed, current_words
-from manylora.config.settings import leaves, load_config
+from manylora.config.renames import SETTINGS, VALUES, Renamed, current_words
+from manylora.config.settings import declarations, leaves, load_config
 from manylora.errors import ConfigInvalid
 
 OLD, NEW = "server.cors_allow_origin", "server.cors_allow_origins"
@@ -60,6 +60,23 @@ def test_an_older_value_is_checked_like_the_new_one() -> None:
 def test_every_renamed_setting_leads_to_one_that_exists() -> None:
     known = leaves(load_config(environ={}))
     assert all(entry.new in known and entry.old not in known for entry in SETTINGS)
+
+
+@pytest.mark.parametrize("place", ["file", "environment", "flag"])
+def test_a_replaced_value_works_with_a_warning(tmp_path: Path, place: str, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "manylora.toml"
+    file.write_text('[model]\nkernels = "onednn"\n' if place == "file" else "")
+    environ = {"MANYLORA_MODEL_KERNELS": "onednn"} if place == "environment" else {}
+    config = load_config(file, {"model.kernels": "onednn"} if place == "flag" else {}, environ)
+    assert config.model.kernels == "native-bf16"
+    assert caplog.messages == [
+        "model.kernels=onednn is replaced by native-bf16; the older value works until release 0.3"
+    ]
+
+
+def test_every_replaced_value_leads_to_one_that_may_be_chosen() -> None:
+    choices = {key: declared.choices for key, declared in declarations().items()}
+    assert all(entry.new in choices[entry.key] and entry.old not in choices[entry.key] for entry in VALUES)
 
 
 def test_a_flag_may_have_an_older_name(caplog: pytest.LogCaptureFixture) -> None:

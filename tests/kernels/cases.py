@@ -23,7 +23,6 @@ from manylora.kernels.adapter_layout import (
 )
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.library import NativeLibrary
-from manylora.kernels.cpu.onednn import OneDnnLinear
 from manylora.kernels.interface import AttentionBatch, Kernels, LoraTarget, PlacedAdapter, RopeTable
 from manylora.kernels.reference import ReferenceKernels
 
@@ -41,7 +40,6 @@ BACK_ENDS: dict[str, Callable[[], Kernels]] = {
     "native-1": lambda: CpuKernels(native(1)),
     "native-2": lambda: CpuKernels(native(2)),
     "native-3-float32-adapters": lambda: CpuKernels(native(3), lora_dtype=torch.float32),
-    "onednn-float32": lambda: CpuKernels(native(2), OneDnnLinear(torch.float32)),
 }
 NATIVE = ("native-1", "native-2")
 

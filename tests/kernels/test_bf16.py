@@ -130,12 +130,12 @@ def test_a_poisoned_weight_changes_no_other_output(operator: Bf16Linear) -> None
 def test_a_packed_table_gives_back_its_rows(operator: Bf16Linear, count: int, inputs: int) -> None:
     table = random(1, 1003, inputs)
     ids = torch.randint(0, 1003, (count,), generator=torch.Generator().manual_seed(count))
-    assert torch.equal(operator.embed(ids, operator.pack(table, is_table=True)), table.to(torch.bfloat16)[ids].float())
+    assert torch.equal(operator.embed(ids, operator.pack(table)), table.to(torch.bfloat16)[ids].float())
 
 
 @pytest.mark.parametrize("wrong", [-1, 1003, 1 << 40])
 def test_a_token_id_outside_the_table_is_an_error(operator: Bf16Linear, wrong: int) -> None:
-    packed = operator.pack(random(1, 1003, 40), is_table=True)
+    packed = operator.pack(random(1, 1003, 40))
     with pytest.raises(IndexError):
         operator.embed(torch.tensor([3, wrong]), packed)
 
@@ -146,10 +146,9 @@ def test_a_weight_of_any_float_dtype_can_be_packed(operator: Bf16Linear, dtype: 
     assert torch.equal(operator.linear(x[:, :24], operator.pack(weight)), expected(x[:, :24], weight))
 
 
-def test_a_weight_takes_two_bytes_and_a_tied_table_is_held_once(operator: Bf16Linear) -> None:
-    packed: Packed = operator.pack(random(1, 1600, 576), is_table=True, is_product=True)
+def test_a_weight_takes_two_bytes(operator: Bf16Linear) -> None:
+    packed: Packed = operator.pack(random(1, 1600, 576))
     assert packed.num_bytes == 2 * 1600 * 576  # type: ignore[attr-defined]  # Packed is opaque to all but its maker
-    assert not operator.copies_tied_table
 
 
 def test_the_back_end_says_what_it_is() -> None:

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from manylora.config.groups.model import KERNELS
 from manylora.errors import NativeBuildFailed
-from manylora.kernels import select
-from manylora.kernels.cpu import onednn
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.native import build
@@ -21,7 +20,7 @@ from manylora.kernels.cpu.native.build import load_library
 from manylora.kernels.cpu.native.library_cache import sealed
 from manylora.kernels.interface import Kernels
 from manylora.kernels.reference import ReferenceKernels
-from manylora.kernels.select import BACK_ENDS, select_kernels
+from manylora.kernels.select import select_kernels
 from tests.conftest import missing
 from tests.kernels.cases import native, random
 
@@ -187,7 +186,7 @@ def test_without_a_compiler_the_reference_serves_with_one_warning(caplog: pytest
     assert "no-such-compiler" in caplog.text
 
 
-@pytest.mark.parametrize("name", BACK_ENDS)
+@pytest.mark.parametrize("name", KERNELS)
 def test_every_named_back_end_computes(name: str) -> None:
     kernels: Kernels = select_kernels(name, 2)
     weight, x = random(1, 40, 24), random(2, 3, 24)
@@ -206,25 +205,6 @@ def test_an_unknown_back_end_is_refused_by_name() -> None:
         select_kernels("cuda-maybe", 1)
 
 
-def test_onednn_asked_for_where_it_cannot_work_falls_back_with_one_warning(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(select, "why_not_onednn", lambda: "it was told so")
-    with caplog.at_level(logging.WARNING):
-        kernels = select_kernels("onednn", 1)
-    assert kernels.name == "native"
-    assert [record.message for record in caplog.records] == ["kernels.fallback to=native reason=it was told so"]
-
-
-def test_auto_takes_rows_that_depend_on_nothing_however_quick_the_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select, "why_not_onednn", lambda: None)
-    monkeypatch.setattr(onednn.OneDnnLinear, "pack", lambda operator, weight: weight)
-    monkeypatch.setattr(onednn.OneDnnLinear, "linear", lambda operator, x, weight: x)  # at no cost
-    kernels = select_kernels("auto", 1)
-    assert kernels.name != "onednn"
-    assert kernels.is_row_independent
-
-
 def test_bf16_products_asked_for_where_there_are_none_fall_back_with_one_warning(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,13 +220,6 @@ def test_bf16_products_are_taken_where_the_processor_has_them(monkeypatch: pytes
     monkeypatch.setattr(NativeLibrary, "isa", "avx512-bf16")
     names = [select_kernels(name, 1).name for name in ("auto", "native-bf16", "native")]
     assert names == ["native-bf16", "native-bf16", "native"]
-
-
-def test_onednn_is_trusted_only_if_a_product_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert onednn.why_not_onednn(torch.float32) is None
-    true_product = onednn.OneDnnLinear.linear
-    monkeypatch.setattr(onednn.OneDnnLinear, "linear", lambda *arguments: true_product(*arguments) + 1)
-    assert onednn.why_not_onednn(torch.float32) == "its packed operators disagree with F.linear"
 
 
 def test_the_pool_survives_its_makers_and_serves_again() -> None:

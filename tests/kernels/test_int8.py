@@ -106,7 +106,7 @@ def test_a_poisoned_row_is_nan_and_changes_no_bit_of_the_others(operator: Int8Li
 def test_a_table_gives_back_its_rows_as_they_are_multiplied(operator: Int8Linear) -> None:
     table = random(1, 1003, 41)
     levels, worth = quantised(table, 127)
-    packed = operator.pack(table, is_table=True)
+    packed = operator.pack(table)
     ids = torch.tensor([0, 1002, 17, 17, 512, *range(100)])
     assert torch.equal(operator.embed(ids, packed), (levels.float() * worth)[ids])
     assert operator.embed(ids[:0], packed).shape == (0, 41)
@@ -114,7 +114,7 @@ def test_a_table_gives_back_its_rows_as_they_are_multiplied(operator: Int8Linear
 
 @pytest.mark.parametrize("wrong", [-1, 1003, 1 << 40])
 def test_a_token_id_outside_the_table_is_an_error(operator: Int8Linear, wrong: int) -> None:
-    packed = operator.pack(random(1, 1003, 40), is_table=True)
+    packed = operator.pack(random(1, 1003, 40))
     with pytest.raises(IndexError):
         operator.embed(torch.tensor([3, wrong]), packed)
 
@@ -125,10 +125,9 @@ def test_a_weight_of_any_float_dtype_can_be_packed(operator: Int8Linear, dtype: 
     assert same(operator.linear(x[:, :24], operator.pack(weight)), expected(x[:, :24], weight))
 
 
-def test_a_weight_takes_one_byte_and_a_tied_table_is_held_once(operator: Int8Linear) -> None:
-    packed: Packed = operator.pack(random(1, 1600, 576), is_table=True, is_product=True)
+def test_a_weight_takes_one_byte(operator: Int8Linear) -> None:
+    packed: Packed = operator.pack(random(1, 1600, 576))
     assert packed.num_bytes == 1600 * 576 + 4 * 1600  # type: ignore[attr-defined]  # Packed is opaque to all but its maker
-    assert not operator.copies_tied_table
 
 
 def test_the_back_end_says_what_it_is() -> None:

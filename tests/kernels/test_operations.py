@@ -27,7 +27,7 @@ def test_a_product_agrees_with_the_reference(kernels: Kernels, outputs: int, inp
 def test_logits_are_float32_and_agree_with_the_reference(kernels: Kernels) -> None:
     weight, x = random(1, 1003, 96), random(2, 9, 96)
     oracle = oracle_of(kernels)
-    logits = kernels.logits(x, kernels.pack(weight, is_table=True))
+    logits = kernels.logits(x, kernels.pack(weight))
     assert logits.dtype is torch.float32
     assert error(logits, oracle.logits(x, oracle.pack(weight))) < TOLERANCE["linear"]
 
@@ -46,18 +46,17 @@ def test_a_weight_of_any_float_dtype_can_be_packed(kernels: Kernels, dtype: torc
     assert error(actual, oracle.linear(x, oracle.pack(weight))) < TOLERANCE["linear"]
 
 
-@pytest.mark.parametrize("is_product", [True, False])
 @pytest.mark.parametrize("count", [0, 1, 5, 70])
-def test_a_packed_table_gives_back_its_rows(kernels: Kernels, count: int, is_product: bool) -> None:
+def test_a_packed_table_gives_back_its_rows(kernels: Kernels, count: int) -> None:
     table = random(1, 1003, 40)
     ids = torch.randint(0, 1003, (count,), generator=torch.Generator().manual_seed(count))
-    found = kernels.embed(ids, kernels.pack(table, is_table=True, is_product=is_product))
+    found = kernels.embed(ids, kernels.pack(table))
     assert torch.equal(found, table.to(kernels.weight_dtype)[ids].float())
 
 
 @pytest.mark.parametrize("wrong", [-1004, 1003, 1 << 40])
 def test_a_token_id_outside_the_table_is_an_error(kernels: Kernels, wrong: int) -> None:
-    packed = kernels.pack(random(1, 1003, 40), is_table=True)
+    packed = kernels.pack(random(1, 1003, 40))
     with pytest.raises(IndexError):
         kernels.embed(torch.tensor([3, wrong]), packed)
 

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.linear import why_not_bf16
-from manylora.kernels.cpu.onednn import OneDnnLinear, why_not_onednn
 from manylora.kernels.select import select_kernels
 from tests.kernels.cases import BACK_ENDS, NATIVE, native, random
 
@@ -71,12 +70,10 @@ def cancelling(outputs: int, inputs: int, rows: int) -> tuple[Tensor, Tensor]:
     return torch.cat([w, -w[:, order]], 1), torch.cat([x, x[:, order]], 1)
 
 
-@pytest.mark.parametrize("name", [*BACK_ENDS, "onednn-bfloat16"])
+@pytest.mark.parametrize("name", BACK_ENDS)
 @pytest.mark.parametrize(("outputs", "inputs"), [(576, 1536), (960, 576)])
 def test_a_back_end_claims_row_independence_only_where_it_holds(name: str, outputs: int, inputs: int) -> None:
-    if name == "onednn-bfloat16" and (reason := why_not_onednn()):
-        pytest.skip(reason)  # a processor's property, and the float32 products are tried everywhere
-    kernels = BACK_ENDS[name]() if name in BACK_ENDS else CpuKernels(native(2), OneDnnLinear())
+    kernels = BACK_ENDS[name]()
     weight, x = cancelling(outputs, inputs, max(BATCHES))
     packed = kernels.pack(weight)
     whole = kernels.linear(x, packed)

@@ -1,16 +1,17 @@
 """The memory plan: what is derived, and what is refused."""
 
 import pytest
-import torch
 
 from manylora.adapters.store.loads import INGEST_FACTOR
 from manylora.config.groups.adapters import MIB
 from manylora.config.settings import load_config
 from manylora.errors import MemoryPlanImpossible
-from manylora.kernels.reference import ReferenceKernels
+from manylora.kernels.cpu.backend import CpuKernels
+from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.models.spec import parse_spec
 from manylora.wiring.engine import step_bytes, weight_bytes
 from manylora.wiring.memory_plan import MemoryPlan, plan_memory
+from tests.kernels.cases import native
 from tests.models.test_spec import LLAMA
 
 SMOLLM = {
@@ -92,16 +93,7 @@ def test_the_default_base_fits_a_container_of_one_and_a_half_gigabytes_with_its_
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_the_bytes_of_int8_weights_are_those_that_are_packed(is_tied: bool) -> None:
     spec = parse_spec({**LLAMA, "tie_word_embeddings": is_tied}, {})
-    kernels = ReferenceKernels(torch.int8)
+    kernels = CpuKernels(native(1), Int8Linear(native(1)))
     outputs = (spec.heads + 2 * spec.kv_heads) * spec.head_dim + 2 * spec.hidden + 2 * spec.intermediate
     tables = (1 if is_tied else 2) * spec.vocab
     assert weight_bytes(spec, kernels) == spec.parameters + 4 * (spec.num_layers * outputs + tables)
-
-
-def test_a_tied_embedding_in_two_forms_is_counted_twice() -> None:
-    spec = parse_spec({**LLAMA, "tie_word_embeddings": True}, {})
-    once, twice = ReferenceKernels(), ReferenceKernels()
-    twice.copies_tied_table = True
-    assert weight_bytes(spec, twice) - weight_bytes(spec, once) == 4 * spec.vocab * spec.hidden
-    untied = parse_spec({**LLAMA, "tie_word_embeddings": False}, {})
-    assert weight_bytes(untied, twice) == weight_bytes(untied, once)

@@ -1,4 +1,6 @@
-"""Settings and flags that have a new name: the older one works for one release, with a warning.
+"""Settings and flags that have a new name, and values that are replaced: the older one works for one release.
+
+Each use of an older one logs a warning.
 
 A file, the environment, `--set` and flags of the command may use an older name; one that is given beside its new name
 is an error, since neither would be the later.
@@ -30,6 +32,32 @@ SETTINGS: tuple[Renamed, ...] = (
 )
 FLAGS: tuple[Renamed, ...] = ()
 """Options of the command, such as `--old`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplacedValue:
+    """A value of the setting `key`: `new` takes the place of `old`, which release `gone_in` refuses."""
+
+    key: str
+    old: str
+    new: str
+    gone_in: str
+
+
+VALUES: tuple[ReplacedValue, ...] = (
+    ReplacedValue(key="model.kernels", old="onednn", new="native-bf16", gone_in="0.3"),
+)
+
+
+def current_value(key: str, value: Value, table: Iterable[ReplacedValue] = VALUES) -> Value | str:
+    """Return `value`, or what replaces it, with a warning."""
+    for entry in table:
+        if (entry.key, entry.old) == (key, value):
+            log.warning(
+                "%s=%s is replaced by %s; the older value works until release %s", key, value, entry.new, entry.gone_in
+            )
+            return entry.new
+    return value
 
 
 def current_setting(key: str, table: Iterable[Renamed] = SETTINGS) -> str:

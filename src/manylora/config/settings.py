@@ -25,7 +25,7 @@ from manylora.config.groups.engine import EngineConfig
 from manylora.config.groups.metering import MeteringConfig
 from manylora.config.groups.model import ModelConfig
 from manylora.config.groups.server import ServerConfig
-from manylora.config.renames import SETTINGS, current_setting, settled
+from manylora.config.renames import SETTINGS, current_setting, current_value, settled
 from manylora.config.service_variables import is_service_variable
 from manylora.errors import ConfigInvalid
 from manylora.tenancy import Limits
@@ -197,6 +197,7 @@ def _checked(key: str, value: object) -> Setting:
     if type(value) is not kind:
         raise ConfigInvalid(f"{key}: expected {kind.__name__}, given {value!r}")
     found = typing.cast(Setting, value)  # the line above compares its type with the default's
+    found = current_value(key, found)
     _check_alone(key, found)
     return found
 

@@ -264,27 +264,28 @@ class Profile(Protocol):
 class Kernels(Operations[Tensor], Protocol):
     """One back end. All tensors are on its device.
 
+    device              type of that device, as torch names it
+    owns_threads        True if the back end computes on threads of its own, so that torch's would spin beside them
     weight_dtype        dtype `pack` stores weights in
+    scale_bytes         bytes of the scale that each output of a quantised weight has; 0: weights are not quantised
     activation_dtype    dtype of the residual stream and of every (rows, …) tensor between methods
     kv_dtype            dtype of the paged keys and values
     lora_dtype          dtype an adapter image must have
     is_row_independent  True if a row's result has the same bits whatever other rows the step holds
-    copies_tied_table   True if a weight packed as table and product is held in two forms
     """
 
     name: str
+    device: str
+    owns_threads: bool
     weight_dtype: torch.dtype
+    scale_bytes: int
     activation_dtype: torch.dtype
     kv_dtype: torch.dtype
     lora_dtype: torch.dtype
     is_row_independent: bool
-    copies_tied_table: bool
 
-    def pack(self, weight: Tensor, *, is_table: bool = False, is_product: bool = True) -> Packed:
-        """Return `weight` (out, in), any float dtype, in this back end's layout.
-
-        `is_table` makes it readable by `embed`, `is_product` by `linear` and `logits`; a tied embedding is both.
-        """
+    def pack(self, weight: Tensor) -> Packed:
+        """Return `weight` (out, in), any float dtype, in this back end's layout, for `embed`, `linear` and `logits`."""
 
     def compile(self, forward: Forward) -> Callable[[StepInput, KvCache], Tensor]:
         """Return `forward` in the form in which this back end runs it fastest; the results have the same bits."""

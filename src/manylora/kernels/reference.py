@@ -58,9 +58,11 @@ class ReferenceKernels:
     """
 
     name = "reference"
+    device = "cpu"
+    owns_threads = False
+    scale_bytes = 0
     activation_dtype = torch.float32
     is_row_independent = False
-    copies_tied_table = False
 
     def __init__(
         self,
@@ -73,7 +75,7 @@ class ReferenceKernels:
         self.kv_dtype = kv_dtype
         self.lora_dtype = lora_dtype
 
-    def pack(self, weight: Tensor, *, is_table: bool = False, is_product: bool = True) -> Packed:
+    def pack(self, weight: Tensor) -> Packed:
         return Packed(weight.detach().to(self.weight_dtype).contiguous())
 
     def linear(self, x: Tensor, weight: Packed) -> Tensor:

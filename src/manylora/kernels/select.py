@@ -1,19 +1,16 @@
-"""Choose the back end a machine gets: by name, or the one whose answers do not depend on the load."""
+"""Choose the back end of a machine: by name, or the one that this machine always gets."""
 
 import logging
 from pathlib import Path
 
-from manylora.config.groups.model import DEFAULT_SPIN_US
+from manylora.config.groups.model import DEFAULT_SPIN_US, KERNELS
 from manylora.errors import NativeBuildFailed
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import Bf16Linear, LinearOperator, NativeLinear, why_not_bf16
-from manylora.kernels.cpu.onednn import OneDnnLinear, why_not_onednn
 from manylora.kernels.interface import Kernels
 from manylora.kernels.reference import ReferenceKernels
-
-BACK_ENDS = ("auto", "native", "native-bf16", "onednn", "reference")
 
 log = logging.getLogger(__name__)
 
@@ -27,22 +24,24 @@ def select_kernels(
     cache_dir: Path | None = None,
     compiler: str | None = None,
 ) -> Kernels:
-    """Return the back end `name`, one of `BACK_ENDS`; what cannot work here falls back with one warning.
+    """Return the back end `name`, one of `KERNELS`. A back end that cannot work here is replaced, with one warning.
 
     native       own C++, bfloat16 weights, float32 activations, bit-identical rows
     native-bf16  the same with activations rounded to bfloat16 in linear layers: for processors with AVX512_BF16
-    onednn       native with linear layers by oneDNN: for processors with AVX512_BF16 or AMX
     reference    torch only, float32: slow, exact, needs no compiler
     auto         native-bf16 where the processor and the compiler have it, else native; reference where no compiler is
-                 installed. Never a choice by timing: equal machines, and the same machine after its engine began anew,
-                 have to give the same tokens. Never onednn either: see there
-    With `quantize` int8 the native kernels hold the linear layers and the embedding in int8, whatever `name` prefers;
-    the reference, where nothing else works, does not quantise.
-    `threads` is the size of the native pool, whose workers spin for `spin_us` microseconds before they sleep; oneDNN's
-    products use torch's own threads.
+                 installed. The choice never depends on a timing: equal machines, and one machine before and after a
+                 restart, give the same tokens
+
+    Args:
+        quantize  `int8`: the native kernels hold the linear layers and the embedding in int8; the reference kernels
+                  ignore it
+        threads   size of the native pool
+        spin_us   microseconds for which a worker of the pool spins before it sleeps
+    Raises: ValueError for an unknown name.
     """
-    if name not in BACK_ENDS:
-        raise ValueError(f"unknown kernels {name!r}: choose one of {', '.join(BACK_ENDS)}")
+    if name not in KERNELS:
+        raise ValueError(f"unknown kernels {name!r}: choose one of {', '.join(KERNELS)}")
     if name == "reference":
         return ReferenceKernels()
     try:
@@ -64,9 +63,9 @@ def select_kernels(
 def _choose_operator(name: str, native: NativeLibrary) -> LinearOperator:
     if name == "native":
         return NativeLinear(native)
-    reason = why_not_onednn() if name == "onednn" else why_not_bf16(native)
+    reason = why_not_bf16(native)
     if reason is None:
-        return OneDnnLinear() if name == "onednn" else Bf16Linear(native)
+        return Bf16Linear(native)
     if name != "auto":
         log.warning("kernels.fallback to=native reason=%s", reason)
     return NativeLinear(native)

@@ -61,7 +61,7 @@ def load_weights(
     """
     entries = read_entries(directory)
     check_entries(entries, spec)
-    _log_conversions(entries, kernels.weight_dtype)
+    _log_conversions(entries, kernels)
     with ExitStack() as open_files:
         handles = {
             file: open_files.enter_context(safe_open(file, framework="pt"))
@@ -77,7 +77,7 @@ def load_weights(
             layers.append(_load_layer(layer_tensor_names(layer), read, kernels))
             if progress is not None:
                 progress(layer + 1, spec.num_layers)
-        embed = kernels.pack(read(EMBED), is_table=True, is_product=spec.tie_embeddings)
+        embed = kernels.pack(read(EMBED))
         head = embed if spec.tie_embeddings else kernels.pack(read(HEAD))
         return Weights(embed=embed, layers=tuple(layers), final_norm=_norm(read(FINAL_NORM)), head=head)
 
@@ -102,10 +102,10 @@ def _norm(weight: Tensor) -> Tensor:
     return weight.to(torch.float32, copy=True)
 
 
-def _log_conversions(entries: dict[str, TensorEntry], weight_dtype: torch.dtype) -> None:
-    """Say so when packing rounds: float16 has three more mantissa bits than bfloat16, float32 sixteen more."""
-    if weight_dtype is torch.int8:
-        return  # it was asked for, and the line of the kernels says it
+def _log_conversions(entries: dict[str, TensorEntry], kernels: Kernels) -> None:
+    """Warn when packing rounds: float16 has three more mantissa bits than bfloat16, float32 sixteen more."""
+    if kernels.scale_bytes:
+        return  # the settings ask for quantised weights, and the kernels' own line reports them
     kept = {torch.bfloat16: {"BF16"}, torch.float16: {"F16"}, torch.float32: {"BF16", "F16", "F32"}}
-    for dtype in sorted({entry.dtype for entry in entries.values()} - kept.get(weight_dtype, set())):
-        log.warning("model.weights_rounded from=%s to=%s", dtype, str(weight_dtype).removeprefix("torch."))
+    for dtype in sorted({entry.dtype for entry in entries.values()} - kept.get(kernels.weight_dtype, set())):
+        log.warning("model.weights_rounded from=%s to=%s", dtype, str(kernels.weight_dtype).removeprefix("torch."))

@@ -113,10 +113,8 @@ def step_bytes(spec: ModelSpec, rows: int) -> int:
 
 
 def weight_bytes(spec: ModelSpec, kernels: Kernels) -> int:
-    """Bytes of the packed base: a back end may keep a tied embedding in two forms, and int8 has scales in float32."""
-    copied = spec.vocab * spec.hidden if spec.tie_embeddings and kernels.copies_tied_table else 0
-    scales = 4 * spec.output_channels if kernels.weight_dtype is torch.int8 else 0
-    return (spec.parameters + copied) * kernels.weight_dtype.itemsize + scales
+    """Return the bytes of the packed base: its weights, and a scale for each output where they are quantised."""
+    return spec.parameters * kernels.weight_dtype.itemsize + spec.output_channels * kernels.scale_bytes
 
 
 def wire_engine(
@@ -187,8 +185,7 @@ def _choose_kernels(config: Config, resources: Resources) -> Kernels:
         spin_us=config.model.spin_us,
         cache_dir=cache_dir(config),
     )
-    # The native kernels bring their own threads; torch's would spin beside them (docs/decisions/threads.md).
-    torch.set_num_threads(1 if kernels.name in ("native", "native-bf16", "int8") else threads)
+    torch.set_num_threads(1 if kernels.owns_threads else threads)  # docs/decisions/threads.md
     return kernels
 
 
@@ -221,7 +218,7 @@ def _served(
         base_dir=str(base_dir),
         sha=digest,
         dtype=_dtype(kernels),
-        device="cpu",
+        device=kernels.device,
         max_model_len=plan.max_model_len,
         vocab_size=spec.vocab,
         max_step_tokens=config.engine.max_step_tokens,

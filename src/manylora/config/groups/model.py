@@ -6,6 +6,8 @@ from manylora.config.declaration import setting
 
 DEFAULT_BASE = "SmolLM2-135M-Instruct"
 DEFAULT_SPIN_US = 50  # docs/decisions/threads.md has the measurement
+KERNELS = ("auto", "native", "native-bf16", "reference")
+"""Names of back ends; `kernels/select.py` makes each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,17 +22,16 @@ class ModelConfig:
     )
     kernels: str = setting(
         "auto",
-        choices=("auto", "native", "native-bf16", "onednn", "reference"),
+        choices=KERNELS,
         text="""
         The arithmetic. `native`: C++ kernels with bf16 weights and float32 activations. `native-bf16`: the same with
         activations rounded to bf16 in linear layers, more than twice as fast for many rows, on processors with
         AVX512-BF16 ([how](decisions/bf16-products.md)). `reference`: plain float32, slow, the oracle of the tests.
-        `onednn`: oneDNN's packed bf16 products, on processors with AVX512-BF16 or AMX; a row's result may depend on the
-        rows beside it, so that the same request may get another answer in other company. `auto`: `native-bf16` where it
-        works, else `native`, or `reference` without a compiler. `auto` chooses by the machine's features and never by a
-        timing, so that equal machines, and one machine before and after a restart, give the same tokens. A named back
-        end that cannot work falls back to `native` with a warning. Machines with and without AVX512-BF16 round
-        differently: name `native` where both must agree.
+        `auto`: `native-bf16` where it works, else `native`, or `reference` without a compiler. `auto` chooses by the
+        machine's features and never by a timing, so that equal machines, and one machine before and after a restart,
+        give the same tokens. A named back end that cannot work falls back to `native` with a warning. Machines with and
+        without AVX512-BF16 round differently: name `native` where both must agree. `onednn`, an earlier value, means
+        `native-bf16` until release 0.3, with a warning.
         """,
     )
     quantize: str = setting(

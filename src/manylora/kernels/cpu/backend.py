@@ -1,4 +1,4 @@
-"""The CPU back end: the native C++ kernels, with the linear layers by one of two interchangeable operators."""
+"""The CPU back end: the native C++ kernels, with the linear layers by one of three interchangeable operators."""
 
 import ctypes
 import dataclasses
@@ -37,6 +37,9 @@ class CpuKernels:
     Thread: the methods are called from one thread; the work is spread over the library's own pool.
     """
 
+    device = "cpu"
+    owns_threads = True
+    is_row_independent = True
     activation_dtype = torch.float32
     kv_dtype = torch.bfloat16
 
@@ -52,8 +55,7 @@ class CpuKernels:
         self.native = native
         self.name = operator.name
         self.weight_dtype = operator.weight_dtype
-        self.is_row_independent = operator.is_row_independent
-        self.copies_tied_table = operator.copies_tied_table
+        self.scale_bytes = operator.scale_bytes
         self.lora_dtype = lora_dtype
         self.pack = operator.pack
         self.linear = operator.linear
@@ -73,25 +75,20 @@ class CpuKernels:
         self._targets: dict[int, tuple[tuple[LoraTarget, ...], ctypes.Array[ctypes.c_int64]]] = {}
 
     def compile(self, forward: Forward) -> Callable[[StepInput, KvCache], Tensor]:
-        """Native products allow one native call a step; the forward is recorded at the first one."""
-        products = self._products
-        if products is None:
-            return functools.partial(forward, self)
+        """Return a function that captures `forward` at its first call and then replays it in one native call a step."""
         program: CapturedGraph | None = None
 
         def run(step: StepInput, kv: KvCache) -> Tensor:
             nonlocal program
             cache = cast(CpuKv, kv)  # `new_kv` made it
             if program is None:
-                recorder = GraphRecorder(products, cache.head_dim, self._native_targets)
+                recorder = GraphRecorder(self._products, cache.head_dim, self._native_targets)
                 program = CapturedGraph(functools.partial(self._functions.ml_run, self._pool), recorder, forward, kv)
             return program(step, cache, is_bf16=self._is_bf16, profile=self._profile)
 
         return run
 
-    def start_profile(self) -> NativeProfile | None:
-        if self._products is None:  # the forward is many calls then, and nobody times them
-            return None
+    def start_profile(self) -> NativeProfile:
         self._profile = NativeProfile()
         return self._profile
 

@@ -22,11 +22,12 @@ class Int8Linear(PanelProducts):
 
     name = "int8"
     weight_dtype = torch.int8
+    scale_bytes = 4
 
     def __init__(self, native: NativeLibrary) -> None:
         super().__init__(native, native.functions.ml_int8_linear, native.functions.ml_int8_embed)
 
-    def pack(self, weight: Tensor, *, is_table: bool = False, is_product: bool = True) -> Packed:
+    def pack(self, weight: Tensor) -> Packed:
         outputs, inputs = weight.shape
         functions = self._native.functions
         data = torch.empty(functions.ml_int8_packed_bytes(outputs, inputs), dtype=torch.int8)

@@ -12,18 +12,17 @@ from manylora.kernels.interface import Packed
 
 
 class LinearOperator(Protocol):
-    """What a CPU back end may exchange: the products with packed weights. See `Kernels` for each method.
+    """The products with packed weights, which a CPU back end may exchange. See `Kernels` for each method.
 
-    products  where its native functions are, if it has any: a forward pass can then run in one call
+    products  addresses of the native functions that a captured graph calls
     """
 
     name: str
-    products: NativeProducts | None
+    products: NativeProducts
     weight_dtype: torch.dtype
-    is_row_independent: bool
-    copies_tied_table: bool
+    scale_bytes: int
 
-    def pack(self, weight: Tensor, *, is_table: bool = False, is_product: bool = True) -> Packed: ...
+    def pack(self, weight: Tensor) -> Packed: ...
 
     def linear(self, x: Tensor, weight: Packed) -> Tensor: ...
 
@@ -49,11 +48,10 @@ class Panels:
 class PanelProducts:
     """Products with `Panels` by two native functions, of the signatures of `ml_linear` and `ml_embed`."""
 
-    is_row_independent = True
-    copies_tied_table = False
+    scale_bytes = 0
 
     def __init__(self, native: NativeLibrary, linear: "ctypes._NamedFuncPointer", embed: "ctypes._NamedFuncPointer"):
-        self.products: NativeProducts | None = NativeProducts(linear=_address(linear), embed=_address(embed))
+        self.products = NativeProducts(linear=_address(linear), embed=_address(embed))
         self._native = native
         self._pool = native.pool
         self._linear = linear
@@ -90,7 +88,7 @@ class NativeLinear(PanelProducts):
     def __init__(self, native: NativeLibrary) -> None:
         super().__init__(native, native.functions.ml_linear, native.functions.ml_embed)
 
-    def pack(self, weight: Tensor, *, is_table: bool = False, is_product: bool = True) -> Packed:
+    def pack(self, weight: Tensor) -> Packed:
         functions = self._native.functions
         return _pack_bf16(self._native, weight, functions.ml_packed_elements, functions.ml_pack)
 
@@ -108,7 +106,7 @@ class Bf16Linear(PanelProducts):
     def __init__(self, native: NativeLibrary) -> None:
         super().__init__(native, native.functions.ml_bf16_linear, native.functions.ml_bf16_embed)
 
-    def pack(self, weight: Tensor, *, is_table: bool = False, is_product: bool = True) -> Packed:
+    def pack(self, weight: Tensor) -> Packed:
         functions = self._native.functions
         return _pack_bf16(self._native, weight, functions.ml_bf16_packed_elements, functions.ml_bf16_pack)
 
