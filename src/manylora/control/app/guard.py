@@ -12,8 +12,9 @@ from starlette.types import Scope as AsgiScope
 
 from manylora.control.app.read_budget import ReadBudget
 from manylora.control.control import Control
-from manylora.control.tenants.callers import Caller, authenticate, request_id_of, was_passed_on
+from manylora.control.tenants.callers import authenticate, request_id_of, was_passed_on
 from manylora.errors import ManyloraError, MethodNotAllowed, RequestRateExceeded, RouteNotFound
+from manylora.http.callers import Caller
 from manylora.http.loopback import CALLER_HEADER
 from manylora.http.paths import CONTROL_ROUTES, PATHS, Component, Route
 from manylora.http.scopes import Scopes, require_any

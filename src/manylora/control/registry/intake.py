@@ -32,8 +32,8 @@ from manylora.control.registry.repositories import (
 )
 from manylora.control.storage.tables import versions
 from manylora.control.tenants.audit import Actor, public_source, record
-from manylora.control.tenants.callers import Caller
 from manylora.errors import AdapterStorageUnavailable, ManyloraError, ResourceNotFound
+from manylora.http.callers import Caller
 
 CHECK_TIMEOUT_S = 120.0
 COPY_TIMEOUT_S = 900.0

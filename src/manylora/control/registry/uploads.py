@@ -42,7 +42,6 @@ from manylora.control.registry.intake import Intake, storage_failures
 from manylora.control.registry.repositories import Repository, check_room, find_repository
 from manylora.control.storage.tables import keys
 from manylora.control.tenants.audit import Actor, record
-from manylora.control.tenants.callers import Caller
 from manylora.errors import (
     AdapterError,
     AdapterUnsafeFormat,
@@ -55,6 +54,7 @@ from manylora.errors import (
     ResourceNotFound,
     StorageLimitExceeded,
 )
+from manylora.http.callers import Caller
 from manylora.ids import KeyId, TenantId
 
 UPLOAD_TTL_MS = 3_600_000

@@ -32,12 +32,13 @@ from manylora.control.routes.admin import (
 )
 from manylora.control.storage.revisions import next_revision
 from manylora.control.tenants.audit import actor_of
-from manylora.control.tenants.callers import Caller, address_of, caller_of
+from manylora.control.tenants.callers import address_of, caller_of
 from manylora.control.tenants.credit import balance_of
 from manylora.control.tenants.key_lines import limit, require_no_gain, require_power
 from manylora.control.tenants.keys import Key, get_key, keys_page, set_limits
 from manylora.control.tenants.signup import Doorkeeper, open_account
 from manylora.control.tenants.tenants import get_tenant
+from manylora.http.callers import Caller
 
 
 def account_room(control: Control) -> APIRouter:

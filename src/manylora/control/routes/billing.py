@@ -30,9 +30,10 @@ from manylora.control.http.billing_schemas import (
 from manylora.control.http.content_negotiation import wanted_form
 from manylora.control.http.schemas import iso
 from manylora.control.tenants.audit import actor_of, record
-from manylora.control.tenants.callers import Caller, caller_of
+from manylora.control.tenants.callers import caller_of
 from manylora.control.tenants.credit import grants_page
 from manylora.errors import InvalidParameter
+from manylora.http.callers import Caller
 from manylora.tenancy import Scope
 
 By = Annotated[str, Query(max_length=100, description="Columns: day, base, adapter, key, tenant, price; with commas.")]

@@ -22,8 +22,9 @@ from manylora.control.http.schemas import Body, iso
 from manylora.control.registry.repositories import is_storable
 from manylora.control.storage.tables import tenants
 from manylora.control.tenants.audit import actor_of, record
-from manylora.control.tenants.callers import Caller, caller_of
+from manylora.control.tenants.callers import caller_of
 from manylora.errors import InvalidParameter
+from manylora.http.callers import Caller
 from manylora.ids import TenantId
 from manylora.tenancy import Scope
 

@@ -27,8 +27,9 @@ from manylora.control.registry.reports import read_report
 from manylora.control.registry.repositories import FINISHED, Repository, Version, VersionState
 from manylora.control.registry.uploads import FILES, Uploads, read_range
 from manylora.control.tenants.audit import Actor, actor_of, record
-from manylora.control.tenants.callers import Caller, caller_of, has_edge_token
+from manylora.control.tenants.callers import caller_of, has_edge_token
 from manylora.errors import InsufficientPermissions, InvalidParameter
+from manylora.http.callers import Caller
 from manylora.ids import TenantId
 from manylora.tenancy import Scope
 

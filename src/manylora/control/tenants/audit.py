@@ -18,9 +18,10 @@ from starlette.requests import Request
 from manylora.control.calendar import DAY_MS
 from manylora.control.control import Control
 from manylora.control.storage.tables import audit
-from manylora.control.tenants.callers import Caller, address_of, request_id_of
+from manylora.control.tenants.callers import address_of, request_id_of
 from manylora.control.tenants.tenants import OPERATOR
 from manylora.errors import InvalidParameter, RequestRateExceeded
+from manylora.http.callers import Caller
 from manylora.tenancy import AdapterAct
 
 MACHINE = "on the machine"

@@ -1,48 +1,21 @@
 """Who calls, by key, and what that caller may still use: decided at the edge, from its own copy of what is known."""
 
 import contextlib
-import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from manylora.clock import Clock
-from manylora.errors import ControlUnavailable, InvalidApiKey, TenantMismatch, TenantSuspended
+from manylora.errors import ControlUnavailable, InvalidApiKey, TenantMismatch
+from manylora.http.callers import NOBODY, Caller, StoredKey, bearer_of, judge, key_of, require_active
 from manylora.http.paths import SERVER_ROUTES
 from manylora.http.scopes import ANY, KEYLESS, Scopes, require_any
-from manylora.ids import KeyId, TenantId
+from manylora.ids import TenantId
 from manylora.server.access.credit import Hold, LeasedCredit
 from manylora.server.access.directory import Directory
 from manylora.server.access.limits import Limiter, Reservation
-from manylora.tenancy import DEFAULT_TENANT, AdapterAct, KeyFacts, Limits, Scope, TenantState, hash_secret, split_key
+from manylora.tenancy import DEFAULT_TENANT, AdapterAct, KeyFacts, Limits, Scope, TenantState
 
-BEARER = "bearer "
 HUB_TOKEN = "hf_"
-_NOBODY = "0" * 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
-    """Whose request it is.
-
-    key           None where no key is needed
-    origin        whose limits that key shares; None: as above
-    has_budget    it may spend only so much in a month
-    source_token  for adapters of a hub, from the bearer
-    """
-
-    tenant: TenantId
-    key: KeyId | None = None
-    origin: KeyId | None = None
-    has_budget: bool = False
-    scopes: tuple[Scope, ...] = ()
-    state: TenantState = TenantState.ACTIVE
-    weight: int = 1
-    limits: tuple[tuple[str, Limits], ...] = ()
-    source_token: str = ""
-
-
-NOBODY = Caller(tenant=DEFAULT_TENANT)
-"""Who is not known: a route that needs no key was asked, or nothing was found out yet."""
 
 
 @dataclass(slots=True)
@@ -99,17 +72,16 @@ class Access:
                  path_tenant    the tenant of a deployment's path, None where there is none
         Raises:  `InvalidApiKey`, `ControlUnavailable`
         """
-        text = _bearer(authorization)
         if not self.is_key_needed:
-            return self._open_caller(text, TenantId(path_tenant or DEFAULT_TENANT))
+            return self._open_caller(bearer_of(authorization), TenantId(path_tenant or DEFAULT_TENANT))
         if not _scopes_of(method, path, ANY):
             return NOBODY if path_tenant is None else Caller(tenant=TenantId(path_tenant))
-        return self._caller_of(self._key(text))
+        return self._caller_of(self._key(authorization))
 
     def is_operators(self, authorization: str) -> bool:
         """Return whether a header has a valid key of the scope `admin`, on a route that needs none."""
         try:
-            caller = self._caller_of(self._key(_bearer(authorization)))
+            caller = self._caller_of(self._key(authorization))
         except (InvalidApiKey, ControlUnavailable):
             return False
         return caller.state is TenantState.ACTIVE and Scope.ADMIN in caller.scopes
@@ -119,8 +91,7 @@ class Access:
 
         A path that there is not needs a key of any scope: who has none is not told which there are.
         """
-        if caller.state is not TenantState.ACTIVE:
-            raise TenantSuspended(f"tenant `{caller.tenant}` is {caller.state}")
+        require_active(caller.tenant, caller.state)
         if not self.is_key_needed:
             return
         require_any(caller.scopes, _scopes_of(method, path, KEYLESS))
@@ -162,26 +133,27 @@ class Access:
             has_budget=caller.has_budget,
         )
 
-    def _key(self, text: str) -> KeyFacts:
-        """The key of a bearer's text. A wrong one costs the same work and is told the same, whatever is wrong."""
+    def _key(self, authorization: str) -> KeyFacts:
+        """The facts of the key in a header. Raises `InvalidApiKey`, `ControlUnavailable`."""
         assert self.directory is not None, "keys are needed where there is a directory"
-        parts = split_key(text)
-        if parts is None:
-            raise InvalidApiKey("send a key: `Authorization: Bearer pb_…`")
+        key_id, secret = key_of(authorization)
         self.directory.require_fresh()
-        key = self.directory.key(parts[0])
-        given = hash_secret(self.directory.pepper, parts[1])
-        is_right = hmac.compare_digest(given, _NOBODY if key is None else key.secret_hash)
-        now_ms = 1000 * self._clock.wall_s()
-        if key is None or not is_right or (key.expires_ms is not None and key.expires_ms <= now_ms):
-            raise InvalidApiKey("the key is not valid")
+        key = self.directory.key(key_id)
+        judge(
+            None if key is None else _stored(key),
+            secret,
+            pepper=self.directory.pepper,
+            now_ms=1000 * self._clock.wall_s(),
+            is_key_needed=True,
+        )
+        assert key is not None, "an unknown key is not valid"
         self.directory.note_use(key.id)
         return key
 
     def _caller_of(self, key: KeyFacts) -> Caller:
-        assert self.directory is not None, "as above"
+        assert self.directory is not None, "keys are needed where there is a directory"
         tenant = self.directory.tenant(key.tenant)
-        if tenant is None or tenant.id == DEFAULT_TENANT:  # whose keys anybody could have made while nobody was asked
+        if tenant is None:
             raise InvalidApiKey("the key is not valid")
         named = ((f"tenant {tenant.id}", tenant.limits), (f"key {key.origin}", key.limits))
         return Caller(
@@ -209,9 +181,10 @@ class Access:
         )
 
 
-def _bearer(authorization: str) -> str:
-    is_bearer = authorization[: len(BEARER)].lower() == BEARER
-    return authorization[len(BEARER) :].strip() if is_bearer else ""
+def _stored(key: KeyFacts) -> StoredKey:
+    return StoredKey(
+        tenant=key.tenant, secret_hash=key.secret_hash, expires_ms=key.expires_ms, is_revoked=key.is_revoked
+    )
 
 
 def _scopes_of(method: str, path: str, otherwise: Scopes) -> Scopes:

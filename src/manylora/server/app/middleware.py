@@ -19,11 +19,12 @@ from manylora.errors import (
     Unavailable,
     UnsupportedMediaType,
 )
+from manylora.http.callers import NOBODY, Caller
 from manylora.http.loopback import CALLER_HEADER, VERSION_HEADER
 from manylora.http.origins import OriginPolicy, cors_headers, preflight_headers
 from manylora.http.paths import PATHS, Component, Trait, deployment_path, normalized
 from manylora.ids import KeyId, TenantId, mint_request_id
-from manylora.server.access.access import NOBODY, Access, Caller
+from manylora.server.access.access import Access
 from manylora.server.engine_client.link import SHUTTING_DOWN
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.generation.reply_headers import EXPOSED

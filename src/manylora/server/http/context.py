@@ -12,10 +12,10 @@ import structlog
 
 from manylora.clock import Clock
 from manylora.errors import EngineFault, ManyloraError
+from manylora.http.callers import NOBODY, Caller
 from manylora.http.dialects import body_of, headers_of, status_of, stream_body_of
 from manylora.http.paths import PATHS
 from manylora.ids import TenantId
-from manylora.server.access.access import NOBODY, Caller
 from manylora.server.http import sse
 from manylora.server.http.json_fields import Fields, decode_object
 

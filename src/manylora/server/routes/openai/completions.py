@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from manylora.adapter_ref import AdapterRef
 from manylora.engine.events import Finished
 from manylora.errors import InvalidParameter
-from manylora.server.access.access import Admission, Caller
+from manylora.http.callers import Caller
+from manylora.server.access.access import Admission
 from manylora.server.generation.adapter_texts import TextRules
 from manylora.server.generation.admission import PreparedPrompt
 from manylora.server.generation.outputs import RequestOutputs
