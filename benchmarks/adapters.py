@@ -37,7 +37,7 @@ from manylora.bench.servers import Manylora, Running, default_base, fresh_cache,
 from manylora.bench.statistics import extremes, median
 from manylora.bench.workloads import MIXED_RANKS, WORKLOADS
 from manylora.clock import SystemClock
-from manylora.kernels.interface import Projection
+from manylora.kernels.projections import Projection
 from manylora.models.spec import ModelSpec, read_spec
 
 GIB = 1 << 30

@@ -104,7 +104,7 @@ def main() -> None:
 
 def image_bytes(spec: ModelSpec) -> int:
     """Bytes of one adapter on the device: bf16 A and B of every projection it has, and a little for its table."""
-    widths = sum(sum(spec.projection_shape(projection)) for projection in ATTENTION)
+    widths = sum(sum(projection.shape(spec)) for projection in ATTENTION)
     return 2 * RANK * widths * spec.num_layers + (16 << 10)
 
 

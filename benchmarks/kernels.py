@@ -23,15 +23,8 @@ from manylora.ids import Digest
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import Bf16Linear, why_not_bf16
-from manylora.kernels.interface import (
-    AttentionBatch,
-    LoraSegment,
-    LoraTarget,
-    Packed,
-    PlacedAdapter,
-    Projection,
-    RopeTable,
-)
+from manylora.kernels.interface import AttentionBatch, LoraSegment, Packed, PlacedAdapter, RopeTable
+from manylora.kernels.projections import LoraTarget, Projection
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, LAYERS, VOCAB = 576, 9, 3, 64, 1536, 30, 49152
 QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM

@@ -30,7 +30,7 @@ from manylora.bench.random_adapters import write_adapters
 from manylora.bench.servers import Fields, Manylora, Server, fresh_cache, serving
 from manylora.bench.statistics import extremes, median
 from manylora.clock import SystemClock
-from manylora.kernels.interface import Projection
+from manylora.kernels.projections import Projection
 from manylora.models.spec import ModelSpec
 
 STREAMS, COLD = 16, 32

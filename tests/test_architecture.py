@@ -31,7 +31,13 @@ FLOORS: dict[str, list[set[str]]] = {
         {"cli"},
         {"__main__"},
     ],
-    "kernels": [{"adapter_layout", "cpu/native", "sampling"}, {"interface"}, {"cpu", "reference"}, {"select"}],
+    "kernels": [
+        {"cpu/native", "projections", "sampling"},
+        {"adapter_layout"},
+        {"interface"},
+        {"cpu", "reference"},
+        {"select"},
+    ],
     "models": [{"rope"}, {"spec"}, {"checkpoint_files", "text"}, {"fetch", "weights"}, {"llama"}],
     "engine": [
         {"activation", "adapter_port", "events", "prompt_lookup", "request", "texts"},

@@ -23,7 +23,8 @@ from manylora.kernels.adapter_layout import (
 )
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.library import NativeLibrary
-from manylora.kernels.interface import AttentionBatch, Kernels, LoraTarget, PlacedAdapter, RopeTable
+from manylora.kernels.interface import AttentionBatch, Kernels, PlacedAdapter, RopeTable
+from manylora.kernels.projections import LoraTarget
 from manylora.kernels.reference import ReferenceKernels
 
 BLOCK_SIZE = 16

@@ -8,15 +8,8 @@ import torch
 from torch import Tensor
 
 from manylora.kernels.adapter_layout import EMBED_ROWS, HEAD_ROWS
-from manylora.kernels.interface import (
-    AttentionBatch,
-    Kernels,
-    LoraSegment,
-    LoraTarget,
-    PlacedAdapter,
-    Projection,
-    StepInput,
-)
+from manylora.kernels.interface import AttentionBatch, Kernels, LoraSegment, PlacedAdapter, StepInput
+from manylora.kernels.projections import LoraTarget, Projection
 from tests.kernels.cases import BACK_ENDS, NATIVE, TOLERANCE, add_extras, error, make_adapter, oracle_of, random
 
 HIDDEN, VOCAB, ADDED, ROWS = 72, 331, 3, 23

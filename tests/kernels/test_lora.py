@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manylora.kernels.interface import Kernels, LoraSegment, LoraTarget, Projection
+from manylora.kernels.interface import Kernels, LoraSegment
+from manylora.kernels.projections import LoraTarget, Projection
 from tests.kernels.cases import BACK_ENDS, NATIVE, TOLERANCE, error, make_adapter, oracle_of, random
 
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 64)
@@ -15,7 +16,7 @@ def fused(*outs: int) -> tuple[LoraTarget, ...]:
     """Targets side by side in one fused output: q, k, v, …"""
     columns = [sum(outs[:index]) for index in range(len(outs))]
     return tuple(
-        LoraTarget(Projection(index), column, out)
+        LoraTarget(list(Projection)[index], column, out)
         for index, (column, out) in enumerate(zip(columns, outs, strict=True))
     )
 

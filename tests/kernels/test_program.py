@@ -14,7 +14,8 @@ from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.capture import OPERATIONS
 from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.kernels.cpu.linear import Bf16Linear
-from manylora.kernels.interface import KvCache, LoraSegment, LoraTarget, Operations, Packed, Projection, Rows, StepInput
+from manylora.kernels.interface import KvCache, LoraSegment, Operations, Packed, Rows, StepInput
+from manylora.kernels.projections import LoraTarget, Projection
 from manylora.kernels.sampling import RULE
 from tests.kernels.cases import BACK_ENDS, NATIVE, PagedSequences, add_extras, make_adapter, native, random, rope_table
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from manylora.errors import ModelUnsupported
-from manylora.kernels.interface import Projection
+from manylora.kernels.projections import Projection, lora_targets
 from manylora.models.spec import parse_spec
 
 LLAMA: dict[str, Any] = {
@@ -43,10 +43,10 @@ def test_absent_fields_take_the_formats_own_defaults() -> None:
 
 def test_a_head_size_that_is_not_hidden_over_heads_gives_the_projections_their_shapes() -> None:
     spec = parse_spec({**LLAMA, "head_dim": 16}, {})
-    shapes = [spec.projection_shape(projection) for projection in Projection]
+    shapes = [projection.shape(spec) for projection in Projection]
     assert shapes == [(96, 48), (32, 48), (32, 48), (48, 96), (80, 48), (80, 48), (48, 80)]
-    assert [(target.column, target.out) for target in spec.lora_targets("qkv")] == [(0, 96), (96, 32), (128, 32)]
-    assert [target.projection for target in spec.lora_targets("gate_up")] == [Projection.GATE, Projection.UP]
+    assert [(target.column, target.out) for target in lora_targets("qkv", spec)] == [(0, 96), (96, 32), (128, 32)]
+    assert [target.projection for target in lora_targets("gate_up", spec)] == [Projection.GATE, Projection.UP]
     assert spec.kv_bytes_per_token(2) == 2 * 3 * 32 * 2
 
 

@@ -5,18 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from manylora.kernels.projections import Projection
 from manylora.models.spec import ModelSpec
 
-PROJECTION_PATHS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
-"""The seven linear layers of a Llama block, in the order of `kernels.interface.Projection`."""
+PROJECTION_PATHS = tuple(projection.path for projection in Projection)
+"""Module paths of the linear layers of a block, in the order of the table of projections."""
 
 Module = tuple[int, int]
 """(layer, projection), or one of the two ends of the model, which come after all layers."""

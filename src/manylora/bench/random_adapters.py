@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from manylora.adapters.base_shape import PROJECTION_PATHS
-from manylora.kernels.interface import Projection
+from manylora.kernels.projections import Projection
 from manylora.models.spec import ModelSpec
 
 ATTENTION = (Projection.Q, Projection.K, Projection.V, Projection.O)
@@ -37,7 +37,7 @@ def _write(folder: Path, spec: ModelSpec, rank: int, base: str, projections: Seq
     tensors: dict[str, torch.Tensor] = {}
     for layer in range(spec.num_layers):
         for projection in projections:
-            out, in_ = spec.projection_shape(projection)
+            out, in_ = projection.shape(spec)
             path = f"base_model.model.model.layers.{layer}.{PROJECTION_PATHS[projection]}"
             tensors[f"{path}.lora_A.weight"] = (torch.randn(rank, in_, generator=random) * 0.02).bfloat16()
             tensors[f"{path}.lora_B.weight"] = (torch.randn(out, rank, generator=random) * 0.02).bfloat16()

@@ -1,4 +1,4 @@
-"""Where an adapter's image holds what is not a LoRA on one of the seven projections of a block. Without torch.
+"""Where an adapter's image holds what is not a LoRA on one of a block's projections. Without torch.
 
 Such parts are rare, so a plain LoRA has none of this. One vector of int64, counted in elements of the image, `NONE`
 where a part is not there:
@@ -12,7 +12,7 @@ where a part is not there:
 [14:16]  head          offset of its bias, offset of its gain, each (vocabulary,)
 [16:18]  embedding     `NONE`, offset of its gain (hidden,)
 [18:…]   norms         2 * layers + 1 of them, (hidden,): each layer's before attention and after it, then the final
-[…:]     projections   (layers, 7, 2): offset of the bias, offset of the gain, each (out,)
+[…:]     projections   (layers, NUM_PROJECTIONS, 2): offset of the bias, offset of the gain, each (out,)
 
 A gain g is held as g - 1: the base's output y becomes y + y * gain before the adapter's own is added. It is how DoRA's
 magnitudes are served (Liu et al., arXiv 2402.09353): with g = m / ‖W + s·BA‖, y = g ⊙ Wx + (g ⊙ s·B)Ax.
@@ -21,6 +21,8 @@ magnitudes are served (Liu et al., arXiv 2402.09353): with g = m / ‖W + s·BA�
 from typing import Any
 
 import numpy as np
+
+from manylora.kernels.projections import NUM_PROJECTIONS
 
 NONE = -1
 MAX_ADDED_TOKENS = 1_024
@@ -31,7 +33,6 @@ VOCABULARY = 12
 VECTORS_AT = 13
 HEAD_VECTORS, EMBED_VECTORS = slice(14, 16), slice(16, 18)
 NORMS_AT = 18
-NUM_PROJECTIONS = 7
 
 Extras = np.ndarray[Any, np.dtype[np.int64]]
 

@@ -6,7 +6,6 @@ heads, kv_heads, head_dim as in the model's config; rank = one adapter's own LoR
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Any, NewType, Protocol, TypeVar
 
 import numpy as np
@@ -15,31 +14,11 @@ from torch import Tensor
 
 from manylora.ids import Digest
 from manylora.kernels.adapter_layout import NO_EXTRAS, VOCABULARY, Extras
+from manylora.kernels.projections import LoraTarget
 from manylora.kernels.sampling import Rules
 
 Packed = NewType("Packed", object)
 """A weight matrix in a back end's own layout. Only the back end that packed it can read it."""
-
-
-class Projection(IntEnum):
-    """The seven linear layers of a Llama block, in the order of the adapter image's table."""
-
-    Q = 0
-    K = 1
-    V = 2
-    O = 3  # noqa: E741 - the field's own name for the attention output projection
-    GATE = 4
-    UP = 5
-    DOWN = 6
-
-
-@dataclass(frozen=True, slots=True)
-class LoraTarget:
-    """One projection inside a fused output: its columns are `[column, column + out)`."""
-
-    projection: Projection
-    column: int
-    out: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +27,7 @@ class PlacedAdapter:
 
     digest  content identity
     image   (elements,) in the back end's `lora_dtype`, contiguous; every A and B of every layer
-    table   (layers, 7, 3) int64, C order: (offset of A, offset of B, rank) in elements of `image`;
+    table   (layers, NUM_PROJECTIONS, 3) int64, C order: (offset of A, offset of B, rank) in elements of `image`;
             rank 0 means the adapter leaves that projection alone.
             A is (rank, in) row-major; B is stored transposed, (rank, out) row-major, with the scale folded in.
     extras  int64, what the adapter changes beside those (`kernels/adapter_layout.py`); empty if nothing

@@ -27,12 +27,12 @@ from manylora.kernels.interface import (
     KvCache,
     LoraBatch,
     LoraSegment,
-    LoraTarget,
     Packed,
     Profile,
     RopeTable,
     StepInput,
 )
+from manylora.kernels.projections import LoraTarget
 from manylora.kernels.sampling import Rules, draw_tokens
 
 

@@ -8,8 +8,10 @@ import json
 import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from manylora.errors import ModelNotFound, ModelUnsupported
+from manylora.kernels.projections import Projection
 from manylora.models.spec import ModelSpec, read_json
 
 _MAX_HEADER_BYTES = 100_000_000  # the format's own bound
@@ -17,7 +19,8 @@ _SAMPLE_BYTES = 1 << 20
 _FLOATS = ("BF16", "F16", "F32")
 _SHOWN = 5  # names listed in an error before "and N more"
 
-_PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+BlockTensor = Projection | Literal["attention_norm", "mlp_norm"]
+"""The key of one tensor of a block."""
 EMBED, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
 
@@ -31,11 +34,10 @@ class TensorEntry:
     start: int
 
 
-def layer_tensor_names(layer: int) -> dict[str, str]:
-    """Return the checkpoint's names for one block's tensors, by our short names."""
+def layer_tensor_names(layer: int) -> dict[BlockTensor, str]:
+    """Return the checkpoint's names for one block's tensors, by projection or by the field of `LayerWeights`."""
     block = f"model.layers.{layer}"
-    names = {short: f"{block}.self_attn.{short}_proj.weight" for short in _PROJECTIONS[:4]}
-    names |= {short: f"{block}.mlp.{short}_proj.weight" for short in _PROJECTIONS[4:]}
+    names: dict[BlockTensor, str] = {projection: f"{block}.{projection.path}.weight" for projection in Projection}
     return names | {
         "attention_norm": f"{block}.input_layernorm.weight",
         "mlp_norm": f"{block}.post_attention_layernorm.weight",
@@ -44,13 +46,13 @@ def layer_tensor_names(layer: int) -> dict[str, str]:
 
 def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Return every tensor the model needs, by checkpoint name, with its shape."""
-    block: dict[str, tuple[int, ...]] = dict(zip(_PROJECTIONS, spec.projection_shapes, strict=True))
+    block: dict[BlockTensor, tuple[int, ...]] = {projection: projection.shape(spec) for projection in Projection}
     block |= {"attention_norm": (spec.hidden,), "mlp_norm": (spec.hidden,)}
     shapes: dict[str, tuple[int, ...]] = {EMBED: (spec.vocab, spec.hidden), FINAL_NORM: (spec.hidden,)}
     if not spec.tie_embeddings:
         shapes[HEAD] = (spec.vocab, spec.hidden)
     for layer in range(spec.num_layers):
-        shapes |= {name: block[short] for short, name in layer_tensor_names(layer).items()}
+        shapes |= {name: block[key] for key, name in layer_tensor_names(layer).items()}
     return shapes
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from manylora.kernels.interface import Kernels, KvCache, LoraBatch, Operations, Profile, RopeTable, Rows, StepInput
+from manylora.kernels.projections import lora_targets
 from manylora.models.spec import ModelSpec
 from manylora.models.weights import LayerWeights, Weights
 
@@ -22,15 +23,15 @@ class LlamaModel:
         self.weights = weights
         self.kernels = kernels
         self.rope = build_rope_table(spec, max_positions or spec.max_positions)
-        self._qkv, self._o = spec.lora_targets("qkv"), spec.lora_targets("o")
-        self._gate_up, self._down = spec.lora_targets("gate_up"), spec.lora_targets("down")
+        self._qkv, self._o = lora_targets("qkv", spec), lora_targets("o", spec)
+        self._gate_up, self._down = lora_targets("gate_up", spec), lora_targets("down", spec)
         self._run = kernels.compile(self._forward)
 
     @torch.no_grad()
     def forward(self, step: StepInput, kv: KvCache) -> Tensor:
         """Run one step: write the rows' keys and values into `kv`, return (sampled, vocab) float32 logits.
 
-        Row i of the result belongs to row `step.logit_rows[i]`. LoRA is applied to the seven projections of a block.
+        Row i of the result belongs to row `step.logit_rows[i]`. LoRA is applied to each `Projection` of a block.
         """
         return self._run(step, kv)
 

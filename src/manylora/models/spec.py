@@ -8,13 +8,11 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from manylora.errors import ModelNotFound, ModelUnsupported
+from manylora.kernels.projections import Projection
 from manylora.models.rope import RopeSpec, parse_rope
-
-if TYPE_CHECKING:
-    from manylora.kernels.interface import LoraTarget, Projection
 
 log = logging.getLogger(__name__)
 
@@ -136,32 +134,10 @@ class ModelSpec:
         block = sum(out for out, _ in self.projection_shapes)
         return self.num_layers * block + (1 if self.tie_embeddings else 2) * self.vocab
 
-    def projection_shape(self, projection: "Projection") -> tuple[int, int]:
-        """Return (out, in) of one of the seven linear layers of a block."""
-        return self.projection_shapes[projection]
-
     @property
     def projection_shapes(self) -> tuple[tuple[int, int], ...]:
-        """(out, in) of each in the order of `Projection`: q, k, v, o, gate, up, down."""
-        kv, mlp = (self.kv_size, self.hidden), (self.intermediate, self.hidden)
-        return ((self.q_size, self.hidden), kv, kv, (self.hidden, self.q_size), mlp, mlp, mlp[::-1])
-
-    def lora_targets(self, group: str) -> "tuple[LoraTarget, ...]":
-        """Return the projections inside one fused output and their columns. group: qkv, o, gate_up or down."""
-        from manylora.kernels.interface import LoraTarget, Projection  # here, to keep this module free of torch
-
-        members = {
-            "qkv": (Projection.Q, Projection.K, Projection.V),
-            "o": (Projection.O,),
-            "gate_up": (Projection.GATE, Projection.UP),
-            "down": (Projection.DOWN,),
-        }[group]
-        targets, column = [], 0
-        for projection in members:
-            out, _ = self.projection_shape(projection)
-            targets.append(LoraTarget(projection, column, out))
-            column += out
-        return tuple(targets)
+        """(out, in) of each linear layer of a block, in the order of `Projection`."""
+        return tuple(projection.shape(self) for projection in Projection)
 
     def kv_bytes_per_token(self, element_bytes: int) -> int:
         """Bytes of keys and values that one position takes in all layers."""

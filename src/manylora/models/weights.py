@@ -11,10 +11,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from manylora.kernels.interface import Kernels, Packed
+from manylora.kernels.projections import Projection
 from manylora.models.checkpoint_files import (
     EMBED,
     FINAL_NORM,
     HEAD,
+    BlockTensor,
     TensorEntry,
     check_entries,
     layer_tensor_names,
@@ -82,19 +84,20 @@ def load_weights(
         return Weights(embed=embed, layers=tuple(layers), final_norm=_norm(read(FINAL_NORM)), head=head)
 
 
-def _load_layer(names: dict[str, str], read: Callable[[str], Tensor], kernels: Kernels) -> LayerWeights:
-    """Pack one block; q, k, v become one matrix and gate, up another, so that each is one GEMM."""
+def _load_layer(names: dict[BlockTensor, str], read: Callable[[str], Tensor], kernels: Kernels) -> LayerWeights:
+    """Pack one block; the projections of a fused product become one matrix, so that each product is one GEMM."""
 
-    def fused(*parts: str) -> Packed:
-        return kernels.pack(torch.cat([read(names[part]) for part in parts]))
+    def fused(name: str) -> Packed:
+        parts = [read(names[projection]) for projection in Projection if projection.fused == name]
+        return kernels.pack(torch.cat(parts) if len(parts) > 1 else parts[0])
 
     return LayerWeights(
         attention_norm=_norm(read(names["attention_norm"])),
-        qkv=fused("q", "k", "v"),
-        o=kernels.pack(read(names["o"])),
+        qkv=fused("qkv"),
+        o=fused("o"),
         mlp_norm=_norm(read(names["mlp_norm"])),
-        gate_up=fused("gate", "up"),
-        down=kernels.pack(read(names["down"])),
+        gate_up=fused("gate_up"),
+        down=fused("down"),
     )
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from manylora import errors
 from manylora.adapters.base_shape import PROJECTION_PATHS
 from manylora.adapters.peft.patterns import Patterns
-from manylora.kernels.interface import Projection
+from manylora.kernels.projections import Projection
 from tests.adapters.adapter_files import HIDDEN, INTERMEDIATE, LAYERS, VOCAB, packed, unpacked
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -7,13 +7,11 @@ from typing import Protocol
 
 import numpy as np
 
-from manylora.adapters.base_shape import EMBED_MODULE, HEAD_MODULE, Module
+from manylora.adapters.base_shape import EMBED_MODULE, HEAD_MODULE, Module, module_path
 from manylora.adapters.peft.tensors import Numbers, rows_a_piece
 from manylora.adapters.peft.values import Float, read_values, widened
-from manylora.models.checkpoint_files import EMBED, HEAD, TensorEntry, layer_tensor_names, read_entries
+from manylora.models.checkpoint_files import EMBED, HEAD, TensorEntry, read_entries
 
-PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
-"""By their short names in a checkpoint, in the order of `kernels.interface.Projection`."""
 _ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 
 
@@ -58,8 +56,7 @@ class BaseWeights:
             return FileMatrix(self._entries[EMBED])
         if module == HEAD_MODULE:
             return FileMatrix(self._entries[HEAD])
-        layer, projection = module
-        return FileMatrix(self._entries[layer_tensor_names(layer)[PROJECTIONS[projection]]])
+        return FileMatrix(self._entries[f"{module_path(module)}.weight"])
 
 
 def pieces(matrix: Matrix) -> Iterator[tuple[int, Float]]:

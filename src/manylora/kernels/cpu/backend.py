@@ -16,16 +16,8 @@ from manylora.kernels.cpu.capture import CapturedGraph, GraphRecorder, NativePro
 from manylora.kernels.cpu.kv import CpuKv, KvLayout
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import LinearOperator, NativeLinear
-from manylora.kernels.interface import (
-    AttentionBatch,
-    Forward,
-    KvCache,
-    LoraBatch,
-    LoraSegment,
-    LoraTarget,
-    RopeTable,
-    StepInput,
-)
+from manylora.kernels.interface import AttentionBatch, Forward, KvCache, LoraBatch, LoraSegment, RopeTable, StepInput
+from manylora.kernels.projections import LoraTarget
 from manylora.kernels.sampling import RULE, Rules, draw_tokens
 
 MAX_KNOWN_TARGETS = 64  # a model has a handful; the bound only stops a caller who makes a new tuple for each call

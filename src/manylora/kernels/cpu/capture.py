@@ -19,11 +19,11 @@ from manylora.kernels.interface import (
     KvCache,
     LoraBatch,
     LoraSegment,
-    LoraTarget,
     Packed,
     RopeTable,
     StepInput,
 )
+from manylora.kernels.projections import LoraTarget
 
 OPERATIONS = (
     *("embed", "norm", "add_norm", "linear", "logits", "rotate", "attend", "silu", "lora", "take"),

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manylora.errors import ModelUnsupported
+from manylora.kernels.projections import Projection
 from manylora.models.fetch.gguf_file import GgufFile, GgufTensor
 
 Floats = NDArray[np.float32]
@@ -20,13 +21,13 @@ Floats = NDArray[np.float32]
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+    "attn_q": Projection.Q.path,
+    "attn_k": Projection.K.path,
+    "attn_v": Projection.V.path,
+    "attn_output": Projection.O.path,
+    "ffn_gate": Projection.GATE.path,
+    "ffn_up": Projection.UP.path,
+    "ffn_down": Projection.DOWN.path,
 }
 _TOP_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
