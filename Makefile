@@ -8,7 +8,7 @@ BASE := SmolLM2-135M-Instruct
 # Processes that run the tests. The tests of one file share what they start, so that they run in one of them.
 WORKERS ?= 2
 
-.PHONY: help serve test check install base lint types unit sanitize clients bench-docs settings-page clean
+.PHONY: help serve test fast fmt durations coverage check install base lint types unit sanitize clients bench-docs pages clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,21 @@ types: .venv/tested
 
 unit: .venv/tested .venvs/openai/installed .venvs/lorax/installed .venvs/predibase/installed base
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+fast: .venv/tested ## Lint, types, and the tests without base, clients, services or long runs: under a minute
+	@$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check .
+	@$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest -q -n $(WORKERS) --fast --no-header -r fE && wait $$types
+
+fmt: .venv/tested ## Format the code, and sort and remove imports
+	@$(BIN)/ruff check -q --fix .
+	@$(BIN)/ruff format -q .
+
+durations: .venv/tested ## Write tests/slow_tests.txt, the tests that `make fast` leaves out for their time
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --junitxml .pytest_cache/durations.xml
+	$(BIN)/python -m tests.support.durations .pytest_cache/durations.xml
+
+coverage: .venv/tested ## Run the fast tests and print the lines of src that they miss, file by file
+	$(BIN)/python -m pytest -q -n $(WORKERS) --fast --cov=manylora --cov-report=term:skip-covered
 
 sanitize: .venv/tested ## Run the kernels' tests under the address and undefined-behaviour sanitizers
 	tests/kernels/sanitize.sh
@@ -82,8 +97,9 @@ bench-docs: .venv/installed ## Write docs/benchmarks.md and its pictures from be
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]' -c constraints.txt
 	$(BIN)/python benchmarks/plots.py
 
-settings-page: .venv/installed ## Write docs/settings.md from the declarations of the settings
+pages: .venv/installed ## Write the pages that are made from code: settings and metrics
 	@$(BIN)/python -m manylora.config.page > docs/settings.md
+	@$(BIN)/python -m manylora.server.observability.page > docs/metrics.md
 
 clean: ## Remove everything that was built here
 	rm -rf .venv .venvs .pytest_cache .mypy_cache .ruff_cache .hypothesis

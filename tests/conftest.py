@@ -10,6 +10,7 @@ from hypothesis import settings
 
 from manylora.config.folders import cache_dir
 from manylora.config.groups.model import DEFAULT_BASE
+from tests.support.durations import listed
 from tests.support.paths import ROOT
 
 # No test asserts a time: the first example of a property may compile a kernel or share the machine with another run.
@@ -19,7 +20,30 @@ settings.load_profile("untimed")
 # Processes of ours import nothing from the working directory; some of the engines that tests start are in `tests`.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
+WITH_SERVERS = {"bench", "cli", "clients", "integration", "upgrades"}
+"""Folders whose tests start servers, or processes of the command."""
 IS_CI = os.environ.get("CI", "").lower() in ("1", "true")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="only tests without base, clients, services or long runs")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `--fast` leave out what needs a base, a client, a service or a process of its own, and what takes long."""
+    if not config.getoption("--fast"):
+        return
+    slow = listed()
+    kept = [item for item in items if _is_fast(item, slow)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+def _is_fast(item: pytest.Item, slow: frozenset[str]) -> bool:
+    path, _, name = item.nodeid.partition("::")
+    needs_service = "postgresql" in name or path.split("/")[1] in WITH_SERVERS
+    is_marked = any(item.get_closest_marker(mark) for mark in ("base", "clients", "slow"))
+    return not (needs_service or is_marked or f"{path}::{name.partition('[')[0]}" in slow)
 
 
 def pytest_collection_finish() -> None:

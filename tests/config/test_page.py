@@ -13,7 +13,7 @@ from tests.support.paths import ROOT
 
 def test_the_page_is_written_from_the_declarations() -> None:
     page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
-    assert page == settings_page(), "run `make settings-page`"
+    assert page == settings_page(), "run `make pages`"
 
 
 def test_every_setting_is_declared_with_a_text_of_its_own() -> None:

@@ -21,7 +21,7 @@ server. The start ignores variables that Kubernetes makes for a Service named `m
 
 **0 means "derived at start"** where a text says so; the start prints the derived value.
 
-`make settings-page` writes this page from the declarations in `src/manylora/config/groups`.
+`make pages` writes this page from the declarations in `src/manylora/config/groups`.
 """
 
 
