@@ -32,6 +32,7 @@ class House:
     app: EdgeApp
     engine: FakeEngine
     link: InProcessLink
+    tokenizer: Tokenizer
 
     async def post(self, path: str, body: object, **more: Any) -> httpx2.Response:
         return await self.client.post(path, json=body, **more)
@@ -88,7 +89,7 @@ async def open_house(
     transport = httpx2.ASGITransport(app=app, client=(client_host, 1))  # type: ignore[arg-type]  # ASGI's types differ by library
     try:
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=20) as client:
-            yield House(client, app, engine, link)
+            yield House(client, app, engine, link, tokenizer)
     finally:
         await link.close()
         app.close()
@@ -122,7 +123,7 @@ def in_house(tmp_path: Path) -> Callable[..., None]:
             async with open_house(tmp_path, **changes) as house:
                 await scenario(house)
                 await house.until(lambda: not house.engine.has_work)
-                assert house.app.gate.num_sequences == 0
+                assert house.app.admission.num_sequences == 0
                 await house.until(lambda: house.link.health().in_flight == 0)
 
         asyncio.run(main())

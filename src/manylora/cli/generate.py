@@ -42,58 +42,56 @@ async def _generate(
 
     from manylora.cli.settings import FACTORY
     from manylora.clock import SystemClock
-    from manylora.engine.request import SamplingParams, StopParams
+    from manylora.engine.request import SamplingParams
+    from manylora.ids import mint_request_id
     from manylora.models.text.tokenizer import Tokenizer
     from manylora.server.engine_client.link import InProcessLink
     from manylora.server.engine_client.loop import load_factory
-    from manylora.server.generation.adapter_texts import AdapterTexts
-    from manylora.server.generation.admission import AdmissionControl, PreparedPrompt
-    from manylora.server.generation.outputs import begin
-    from manylora.server.generation.tokenizer_pool import WorkPool
-    from manylora.tenancy import DEFAULT_TENANT
+    from manylora.server.generation.adapter_fields import AdapterFields
+    from manylora.server.generation.admission import AdmissionControl
+    from manylora.server.generation.models import ModelRouter, open_model
+    from manylora.server.generation.order import ChatPrompt, Order, StopRules, TextPrompt
+    from manylora.server.generation.service import Completion, GenerationService
+    from manylora.server.generation.text import ReplyForm, TokenReport
+    from manylora.server.http.context import RequestState
+    from manylora.server.observability.metrics import Meters
 
     with Console(stderr=True).status(plain(f"loading {config.model.base}")) as status:
         engine, served = load_factory(FACTORY)(config, lambda line: status.update(plain(line)))
     tokenizer = Tokenizer(Path(served.base_dir), model_id=served.model_id)
-    pool = WorkPool()
-    gate = AdmissionControl(served=served, settings=config.server, tokenizer=tokenizer, pool=pool)
-    ref = await gate.resolver.adapter(adapter, tenant=DEFAULT_TENANT)
-    link = InProcessLink(engine)
-    texts = AdapterTexts(
-        tokenizer,
-        link,
-        pool,
-        window=served.max_model_len,
-        max_wait_s=config.engine.max_queue_s,
-        allows_templates=config.adapters.chat_templates,
+    link, clock = InProcessLink(engine), SystemClock()
+    model = open_model(config, served, link, tokenizer, clock)
+    service = GenerationService(
+        models=ModelRouter([model]),
+        admission=AdmissionControl(config.server.max_concurrent_requests),
+        meters=Meters(),
+        clock=clock,
     )
-    await link.start()
+    message = {"role": "user", "content": prompt}
+    order = Order(
+        model=None,
+        adapter_name=adapter,
+        adapter=AdapterFields(),
+        prompts=(TextPrompt(prompt) if is_raw else ChatPrompt(messages=(message,)),),
+        num_sequences=1,
+        sampling=SamplingParams(temperature=temperature),
+        seed=None,
+        stop=StopRules(),
+        max_new_tokens=max_new_tokens,
+        is_clamped=True,
+        is_stream=True,
+        form=ReplyForm(cuts_stops=False, report=TokenReport.NONE, keeps_text=False, keeps_tokens=False),
+        budget_field="--max-new-tokens",
+    )
     is_terminal = sys.stdout.isatty()
     try:
-        rules = await texts.of(ref, DEFAULT_TENANT)
-        if is_raw:
-            tokens = await texts.encode(rules, prompt, add_special_tokens=True)
-        else:
-            _, tokens = await texts.render_chat(rules, [{"role": "user", "content": prompt}], DEFAULT_TENANT)
-        budget = gate.budget(
-            len(tokens), max_new_tokens, field="prompt", budget_field="--max-new-tokens", is_clamped=True
-        )
-        draft = PreparedPrompt(
-            tokens=tokens,
-            characters=len(prompt),
-            adapter=ref,
-            sampling=SamplingParams(temperature=temperature),
-            stop=StopParams(max_new_tokens=budget),
-            seed=None,
-            num_sequences=1,
-            rules=rules,
-        )
-        with begin(link, gate, [draft], gate.expand(draft, DEFAULT_TENANT), SystemClock()) as work:
-            async for text in work.texts():
-                typer.echo(printable_prose(text) if is_terminal else text, nl=False)
+        await link.start()
+        state = RequestState(request_id=mint_request_id(), arrived_s=clock.monotonic_s())
+        async with Completion(service, order, state) as completion:
+            async for piece in completion.outputs.pieces():
+                if piece is not None:
+                    typer.echo(printable_prose(piece.text) if is_terminal else piece.text, nl=False)
         typer.echo()
     finally:
-        texts.close()
         await link.close()
-        gate.resolver.close()
-        pool.close()
+        model.close()

@@ -37,7 +37,7 @@ from manylora.server.engine_client.journal import Journal, SeenFrames, read_jour
 from manylora.server.engine_client.streams import SequenceStream
 from manylora.server.metering import meter as meter_module
 from manylora.server.metering import spool as spool_module
-from manylora.server.metering.meter import NO_TIMINGS, Meter, OpenUsage, Payer
+from manylora.server.metering.meter import NO_TIMINGS, Meter, OpenUsage, Payer, Timings
 from manylora.usage import Counts, UsageRecord
 from tests.control.plane import EDGE_TOKEN, Plane, standing_plane
 from tests.server.crashing import crash
@@ -144,6 +144,20 @@ class Counter:
     delivered: int = 0
     reason: str | None = None
     cut: str | None = None
+
+
+class Owner:
+    """The owner of a metered request, which collects its charges."""
+
+    def __init__(self) -> None:
+        self.charges: list[Row] = []
+
+    def timings(self) -> Timings:
+        return NO_TIMINGS
+
+    def note_charge(self, charge: Charge) -> None:
+        tokens = (charge.charged_prompt_tokens, charge.charged_completion_tokens, charge.charged_cached_tokens)
+        self.charges.append((charge.prompt_tokens, charge.completion_tokens, *tokens))
 
 
 @dataclass
@@ -292,27 +306,15 @@ class World:
     def open(self, prompts: list[int], is_streamed: bool, room: int) -> None:
         """A request of a sequence for each of `prompts`; the link takes `room` of them."""
         requests = [(self.new_request(prompt), prompt) for prompt in sorted(prompts)]
-        charges: list[Row] = []
-
-        def charged(charge: Charge) -> None:
-            tokens = (charge.charged_prompt_tokens, charge.charged_completion_tokens, charge.charged_cached_tokens)
-            charges.append((charge.prompt_tokens, charge.completion_tokens, *tokens))
-
+        owner = Owner()
         try:
-            opened = self.meter.open(
-                self.buyer,
-                requests,
-                base=BASE,
-                is_streamed=is_streamed,
-                timings=lambda: NO_TIMINGS,
-                on_charge=charged,
-            )
+            opened = self.meter.open(self.buyer, requests, base=BASE, is_streamed=is_streamed, owner=owner)
         except UsageUnrecorded:
             assert FaultyFile.disk != WORKS
             return
         counters = {request.id: Counter(prompt, len(request.tokens)) for request, prompt in requests}
         self.counters |= counters
-        usage = Usage(is_streamed, counters, opened, charges)
+        usage = Usage(is_streamed, counters, opened, owner.charges)
         self.usages.append(usage)
         self.hand_over(usage, [request for request, _ in requests], room)
 

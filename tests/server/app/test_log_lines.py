@@ -39,7 +39,7 @@ class Front:
         edge = EdgeMiddleware(
             _nothing,
             settings=ServerConfig(),
-            served=cast(Any, SimpleNamespace(is_base_name=lambda name: True)),
+            models=cast(Any, SimpleNamespace(serves=lambda deployment: True)),
             meters=Meters(),
             clock=plane.clock,
             access=Access(plane.clock, is_key_needed=True, directory=self.directory),

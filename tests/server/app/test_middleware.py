@@ -159,7 +159,7 @@ def test_a_full_house_says_so(in_house: InHouse) -> None:
             assert reply.headers["retry-after"] == "1"
             openai = await house.post("/v1/completions", {"prompt": "Hi"})
             assert openai.json()["error"]["code"] == "overloaded"
-        await house.until(lambda: not house.app.gate.num_sequences)
+        await house.until(lambda: not house.app.admission.num_sequences)
         assert (await house.post("/generate", {"inputs": "Hi"})).status_code == 200
         many = await house.post("/v1/completions", {"prompt": ["a", "b"]})
         assert many.status_code == 400
@@ -176,7 +176,7 @@ def test_a_flood_leaves_places_for_others(in_house: InHouse) -> None:
             assert refused.status_code == 503
             quiet = await house.post("/quiet/deployments/v2/llms/tiny/v1/completions", {"prompt": "Hi"})
             assert quiet.status_code == 200
-        await house.until(lambda: not house.app.gate.num_sequences)
+        await house.until(lambda: not house.app.admission.num_sequences)
 
     in_house(scenario, max_concurrent_requests=8)
 
@@ -221,7 +221,7 @@ def test_draining_refuses_the_new_and_finishes_the_old(in_house: InHouse) -> Non
     async def scenario(house: House) -> None:
         async with calling(house.app, "/generate", {"inputs": "SAY:" + "x" * 50}) as caller:
             await house.until(lambda: bool(house.engine.submitted))
-            house.app.gate.is_draining = True
+            house.app.admission.is_draining = True
             assert (await house.client.get("/health")).status_code == 503
             refused = await house.post("/generate", {"inputs": "Hi"})
             assert refused.status_code == 503
@@ -229,7 +229,7 @@ def test_draining_refuses_the_new_and_finishes_the_old(in_house: InHouse) -> Non
             assert refused.json()["error_type"] == "healthcheck"
             assert b"x" * 50 in await caller.rest()
         async with asyncio.timeout(5):
-            await house.app.gate.emptied()
+            await house.app.admission.emptied()
 
     in_house(scenario)
 

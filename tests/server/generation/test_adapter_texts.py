@@ -157,7 +157,7 @@ def test_whoever_leaves_while_waiting_takes_the_question_along(in_house: Run) ->
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
         await house.until(lambda: bool(house.engine.texts.dropped))
-        assert house.app.gate.num_sequences == 0
+        assert house.app.admission.num_sequences == 0
         house.engine.texts.is_held = False
 
     in_house(scenario)

@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from manylora.charging import Charge
 from manylora.clock import ManualClock, SystemClock
 from manylora.config.settings import Config
 from manylora.engine.events import Finished, FinishReason, StepEvents, TokenEvent
@@ -53,14 +54,23 @@ def request(name: str, prompt_tokens: int = 3) -> Request:
     )
 
 
+class Unobserved:
+    """The owner of a request without timings, which ignores its charge."""
+
+    def timings(self) -> Timings:
+        return Timings()
+
+    def note_charge(self, charge: Charge) -> None:
+        pass
+
+
 def opened(meter: Meter, *requests: Request, is_streamed: bool = True) -> OpenUsage:
     return meter.open(
         BUYER,
         [(each, 0) for each in requests],
         base="tiny",
         is_streamed=is_streamed,
-        timings=Timings,
-        on_charge=lambda charge: None,
+        owner=Unobserved(),
     )
 
 

@@ -311,7 +311,7 @@ def test_a_conversation_is_opened_left_or_continued(in_house: InHouse, tmp_path:
         for fields, prompt in asked:
             await passes(house, CHAT, {"messages": messages, "max_tokens": 1, **fields})
             tokens = house.engine.submitted[-1].tokens
-            assert house.app.gate.tokenizer.decode(tokens, skip_special_tokens=False) == prompt
+            assert house.tokenizer.decode(tokens, skip_special_tokens=False) == prompt
         empty = [*MESSAGES, {"role": "assistant", "content": " "}]
         message = await refused(house, CHAT, {"messages": empty, "continue_final_message": True})
         assert message == "`continue_final_message` needs text in the last message"

@@ -1,7 +1,7 @@
 """Who calls, by key, and what that caller may still use: decided at the edge, from its own copy of what is known."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from manylora.clock import Clock
@@ -24,10 +24,14 @@ class Admission:
 
     caller: Caller
     reservation: Reservation
+    limiter: Limiter
     hold: Hold | None = None
-    headers: Callable[[], dict[str, str]] = dict
     is_metered: bool = False
     """Its charge will settle it, however late the engine tells of its end."""
+
+    def headers(self) -> dict[str, str]:
+        """Return the `x-ratelimit-…` headers as the caller's limits stand now."""
+        return self.limiter.headers(self.reservation)
 
     def settle(
         self, charged_prompt_tokens: int, charged_completion_tokens: int, charged_cached_tokens: int = 0
@@ -112,7 +116,7 @@ class Access:
     def enter(self, caller: Caller, *, sequences: int) -> Admission:
         """Count a request against the caller's limits, before anything is done for it. Raises `LimitExceeded`."""
         reservation = self._limiter.enter(dict(caller.limits), streams=sequences)
-        return Admission(caller, reservation, headers=lambda: self._limiter.headers(reservation))
+        return Admission(caller, reservation, self._limiter)
 
     async def reserve(self, admission: Admission, *, prompt_tokens: int, budget_tokens: int) -> None:
         """Take a request's worst case from the caller's limits and credit; whoever entered settles, whatever comes.

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -20,13 +21,13 @@ from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.access.access import Access
 from manylora.server.app.documents import DOCUMENT_PATH, Documents
 from manylora.server.app.middleware import EdgeMiddleware
+from manylora.server.engine_client.client import OnFinished
 from manylora.server.engine_client.link import EngineLink
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.engine_client.streams import SequenceStream
-from manylora.server.generation.adapter_texts import AdapterTexts
 from manylora.server.generation.admission import AdmissionControl
+from manylora.server.generation.models import ModelRouter, open_model
 from manylora.server.generation.service import GenerationService
-from manylora.server.generation.tokenizer_pool import WorkPool
 from manylora.server.http.context import Endpoint, HttpContext
 from manylora.server.metering.meter import Meter
 from manylora.server.observability.health import Health
@@ -41,24 +42,30 @@ Answer = Callable[[HttpContext], Awaitable[None]]
 
 
 class EdgeApp:
-    """The application with the handles its runner needs: the gate to drain, the health to probe."""
+    """The application with the parts its runner needs: the admission control to drain, the health to probe."""
 
-    def __init__(
-        self, asgi: EdgeMiddleware, gate: AdmissionControl, health: Health, pool: WorkPool, texts: AdapterTexts
-    ) -> None:
-        self.gate = gate
+    def __init__(self, asgi: EdgeMiddleware, models: ModelRouter, admission: AdmissionControl, health: Health) -> None:
+        self.models = models
+        self.admission = admission
         self.health = health
         self._asgi = asgi
-        self._pool = pool
-        self._texts = texts
 
     async def __call__(self, scope: dict[str, object], receive: object, send: object) -> None:
         await self._asgi(scope, receive, send)  # type: ignore[arg-type]  # ASGI's types are dictionaries of anything
 
     def close(self) -> None:
-        self._texts.close()
-        self._pool.close()
-        self.gate.resolver.close()
+        self.models.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _EndListeners:
+    """Passes the end of each sequence on, whether or not its stream is still read."""
+
+    listeners: tuple[OnFinished, ...]
+
+    def __call__(self, stream: SequenceStream, finished: Finished) -> None:
+        for listener in self.listeners:
+            listener(stream, finished)
 
 
 def create_app(
@@ -74,47 +81,26 @@ def create_app(
 ) -> EdgeApp:
     """Wire the edge around a link that has been started. Link, meter and control plane stay their owner's to close.
 
-    Args:  access   who may call, and how much; None: everybody, everything
-           meter    records usage; None: nobody does
+    Args:  access   keys, limits and credit; None: every caller may use everything
+           meter    records usage; None: usage is not recorded
            control  the ASGI application of the control plane's routes; None: there are none
     """
     clock = clock or SystemClock()
     access = access or Access(clock)
-    pool, meters = WorkPool(), Meters()
-    gate = AdmissionControl(
-        served=served,
-        settings=config.server,
-        tokenizer=tokenizer,
-        pool=pool,
-        directory=access.directory,
-        clock=clock,
+    models, meters = ModelRouter([open_model(config, served, link, tokenizer, clock, access.directory)]), Meters()
+    admission = AdmissionControl(config.server.max_concurrent_requests)
+    service = GenerationService(
+        models=models, admission=admission, meters=meters, clock=clock, access=access, meter=meter
     )
-    texts = AdapterTexts(
-        tokenizer,
-        link,
-        pool,
-        window=served.max_model_len,
-        max_wait_s=config.engine.max_queue_s,
-        allows_templates=config.adapters.chat_templates,
-    )
-    inference = GenerationService(gate, link, meters, clock, access, meter, texts=texts)
     health = Health(link, config.server, clock, load_timeout_s=config.adapters.load_timeout_s)
-    catalogue = Catalogue(gate.resolver, link, clock)
-
-    def note(generation: SequenceStream, finished: Finished) -> None:
-        meters.note_finished(generation, finished)
-        catalogue.note(generation, finished)
-        if meter is not None:
-            meter.note(generation, finished)
-
-    link.watch(note)
+    catalogue = Catalogue(models.default.resolver, link, clock)
+    listeners = (meters.note_finished, catalogue.note, *([] if meter is None else [meter.note]))
+    link.watch(_EndListeners(listeners))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        texts.close()
-        pool.close()
-        gate.resolver.close()
+        models.close()
 
     api = FastAPI(
         title="manylora",
@@ -125,11 +111,19 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
     )
+    settings = config.server
     routes = _routes(
-        NativeRoutes(inference),
-        OpenAIRoutes(inference),
-        FactRoutes(inference, health, meters, catalogue),
-        AdapterRoutes(gate, link, catalogue, longest_wait_s=config.adapters.load_timeout_s, access=access),
+        NativeRoutes(service, settings),
+        OpenAIRoutes(service, settings),
+        FactRoutes(service, settings, health, meters, catalogue),
+        AdapterRoutes(
+            models.default.resolver,
+            link,
+            catalogue,
+            settings,
+            longest_wait_s=config.adapters.load_timeout_s,
+            access=access,
+        ),
     )
     pages = Documents(access, control, admin_open=config.server.admin_open)
     documents = {path: {"GET": pages.openapi} for path in (DOCUMENT_PATH, "/openapi.json")}
@@ -138,9 +132,9 @@ def create_app(
             api.router.routes.append(Route(path, Endpoint(answer, clock), methods=[method]))
     api.add_exception_handler(HTTPException, _refuse)
     edge = EdgeMiddleware(
-        api, settings=config.server, served=served, meters=meters, clock=clock, access=access, control=control
+        api, settings=settings, models=models, meters=meters, clock=clock, access=access, control=control
     )
-    return EdgeApp(edge, gate, health, pool, texts)
+    return EdgeApp(edge, models, admission, health)
 
 
 def _routes(

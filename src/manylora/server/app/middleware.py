@@ -26,7 +26,7 @@ from manylora.http.paths import PATHS, Component, Trait, deployment_path, normal
 from manylora.ids import KeyId, TenantId, mint_request_id
 from manylora.server.access.access import Access
 from manylora.server.engine_client.link import SHUTTING_DOWN
-from manylora.server.engine_client.served_model import ServedModel
+from manylora.server.generation.models import ModelRouter
 from manylora.server.generation.reply_headers import EXPOSED
 from manylora.server.http.context import (
     CLIENT_CLOSED_REQUEST,
@@ -54,7 +54,7 @@ class EdgeMiddleware:
         app: object,
         *,
         settings: ServerConfig,
-        served: ServedModel,
+        models: ModelRouter,
         meters: Meters,
         clock: Clock,
         access: Access,
@@ -65,7 +65,7 @@ class EdgeMiddleware:
         self._access = access
         self._control = control
         self._settings = settings
-        self._served = served
+        self._models = models
         self._meters = meters
         self._clock = clock
         self._policy = OriginPolicy.of(
@@ -127,7 +127,7 @@ class EdgeMiddleware:
         found = deployment_path(scope["path"])
         if found is None:
             return None
-        if not _TENANT.fullmatch(found.tenant) or not self._served.is_base_name(unquote(found.name)):
+        if not _TENANT.fullmatch(found.tenant) or not self._models.serves(unquote(found.name)):
             raise DeploymentNotFound(f"deployment '{found.name}' was not found")
         scope["path"] = found.rest
         return found.tenant

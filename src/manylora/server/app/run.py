@@ -163,18 +163,18 @@ async def _start(config: Config, membership: ControlSession, link: ProcessLink, 
 
 async def _drain(app: EdgeApp, link: ProcessLink, server: "HttpServer", signals: StopSignals, drain_s: float) -> None:
     """Refuse new requests and let those under way end, for `drain_s` or until a second signal."""
-    app.gate.is_draining = True
+    app.admission.is_draining = True
     log = structlog.get_logger()
-    log.info("server.draining", sequences=app.gate.num_sequences)
-    emptied = asyncio.create_task(app.gate.emptied())
+    log.info("server.draining", sequences=app.admission.num_sequences)
+    emptied = asyncio.create_task(app.admission.emptied())
     hurried = asyncio.create_task(signals.second.wait())
     try:
         await asyncio.wait((emptied, hurried), timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for waiting in (emptied, hurried):
             waiting.cancel()
-    if app.gate.num_sequences:
-        log.warning("server.drain_ended_early", sequences=app.gate.num_sequences)
+    if app.admission.num_sequences:
+        log.warning("server.drain_ended_early", sequences=app.admission.num_sequences)
     if signals.second.is_set():
         server.hasten()
         await link.kill()

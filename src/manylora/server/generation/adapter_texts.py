@@ -6,20 +6,17 @@ is asked again. What is known costs two look-ups in a dictionary.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from manylora.adapter_ref import AdapterRef
 from manylora.adapter_state import AdapterWords
-from manylora.engine.request import Request
-from manylora.errors import ManyloraError, ModelUnsupported, QueueTimeout, TemplateFailed, Unavailable
+from manylora.engine.request import StopParams
+from manylora.errors import ManyloraError, ModelUnsupported, QueueTimeout, Unavailable
 from manylora.ids import Flow
 from manylora.models.text.adapter_text import NO_TEXT, NOTHING_SAID, AdapterText, text_digest
-from manylora.models.text.template import cut_last, open_last
 from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.engine_client.link import EngineLink
-from manylora.server.generation.template_renderer import Renderer
 from manylora.server.generation.tokenizer_pool import WorkPool
 
 MAX_CACHE_BYTES = 64 << 20
@@ -27,8 +24,6 @@ NAME_BYTES = 1 << 10
 """Charged for a name, and for what a text takes beside its own bytes."""
 TOKEN_BYTES = 512
 """Charged for a token of an adapter's tokenizer: the library keeps it in several tables."""
-BYTES_PER_TOKEN = 64
-"""A prompt that a template makes may have so many bytes for each position of the window."""
 LATE_S = 5.0
 """The engine ends a wait that is too long by itself; one that does not is given up this much later."""
 MAX_ASKS = 3
@@ -51,25 +46,15 @@ class TextRules:
     found_in: str = ""
     waited_ms: float = 0.0
 
-    def stops(self, *, ignore_eos: bool) -> tuple[str, ...]:
-        """The adapter's own stop strings. They are ends of its text, as its end tokens are, and go with them."""
-        return () if ignore_eos else self.text.stop_strings
-
-    def applied_to(self, request: Request) -> Request:
-        """The request as the engine needs it."""
-        stop, text = request.stop, self.text
-        strings = (*stop.stop_strings, *self.stops(ignore_eos=stop.ignore_eos))
+    def applied_to(self, stop: StopParams) -> StopParams:
+        """Return a request's stop conditions with the adapter's: `ignore_eos` switches off its stop strings, too."""
+        text = self.text
+        strings = stop.stop_strings if stop.ignore_eos else (*stop.stop_strings, *text.stop_strings)
         return replace(
-            request,
-            text=self.digest,
-            waited_ms=self.waited_ms,
-            found_in=self.found_in,
-            stop=replace(
-                stop,
-                stop_strings=strings,
-                end_token_ids=text.end_ids,
-                added_tokens=(*text.changed, *text.tokens) if strings else (),
-            ),
+            stop,
+            stop_strings=strings,
+            end_token_ids=text.end_ids,
+            added_tokens=(*text.changed, *text.tokens) if strings else (),
         )
 
 
@@ -82,18 +67,13 @@ class AdapterTexts:
         link: EngineLink,
         pool: WorkPool,
         *,
-        window: int,
         max_wait_s: float,
-        allows_templates: bool,
     ) -> None:
-        """`window`: positions of the model; `max_wait_s`: how long the engine lets a request wait."""
+        """`max_wait_s`: how long the engine lets a request wait."""
         self.base = TextRules(tokenizer=tokenizer)
         self._link = link
         self._pool = pool
-        self._max_prompt_bytes = BYTES_PER_TOKEN * window
         self._max_wait_s = max_wait_s
-        self._allows_templates = allows_templates
-        self._renderer = Renderer()
         self._known = _Cache()
 
     async def of(self, ref: AdapterRef | None, tenant: str, weight: int = 1) -> TextRules:
@@ -115,68 +95,6 @@ class AdapterTexts:
         """Ask again for an adapter's text: there is another version."""
         if ref is not None:
             self._known.forget(ref)
-
-    async def render_chat(
-        self,
-        rules: TextRules,
-        messages: Sequence[Mapping[str, str]],
-        tenant: str,
-        *,
-        add_generation_prompt: bool = True,
-        continues_last: bool = False,
-    ) -> tuple[str, tuple[int, ...]]:
-        """The prompt of a conversation and its tokens; no special tokens are added to it.
-
-        Raises `TemplateFailed`, also for an adapter whose own template the operator forbids.
-        """
-        if rules.text.templates:
-            shown = open_last(messages) if continues_last else messages
-            text = await self._own_prompt(rules, shown, tenant, add_generation_prompt=add_generation_prompt)
-            text = cut_last(text, messages[-1]["content"]) if continues_last else text
-            return text, await self.encode(rules, text, add_special_tokens=False)
-        try:
-            text = await self._pool.run(
-                lambda: rules.tokenizer.apply_chat_template(
-                    messages, add_generation_prompt=add_generation_prompt, continue_final_message=continues_last
-                )
-            )
-        except TemplateFailed:
-            if rules.failure is not None:
-                raise rules.failure from None  # its template may be a better one
-            raise
-        return text, await self.encode(rules, text, add_special_tokens=False)
-
-    async def encode(self, rules: TextRules, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
-        tokenizer = rules.tokenizer
-        return tuple(await self._pool.run(lambda: tokenizer.encode(text, add_special_tokens=add_special_tokens)))
-
-    def close(self) -> None:
-        self._renderer.close()
-
-    async def _own_prompt(
-        self, rules: TextRules, messages: Sequence[Mapping[str, str]], tenant: str, *, add_generation_prompt: bool
-    ) -> str:
-        if not self._allows_templates:
-            raise TemplateFailed(
-                f"adapter `{rules.name}` has a chat template of its own, and this server's operator lets no adapter's "
-                "template run (adapters.chat_templates); use /v1/completions"
-            )
-        template = rules.text.templates.get("default")
-        if template is None:
-            raise TemplateFailed(f"adapter `{rules.name}` has chat templates, and none of them is `default`")
-        return await self._renderer.render(
-            template,
-            {
-                **rules.tokenizer.named_tokens,
-                "messages": list(messages),
-                "tools": None,
-                "documents": None,
-                "add_generation_prompt": add_generation_prompt,
-            },
-            caller=tenant,
-            digest=rules.digest,
-            max_bytes=self._max_prompt_bytes,
-        )
 
     async def _asked(self, ref: AdapterRef, flow: Flow, weight: int) -> TextRules:
         found_in, waited_ms = "", 0.0

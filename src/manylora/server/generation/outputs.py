@@ -1,231 +1,281 @@
-"""The generations of one HTTP request: opened together, read in any order, closed together whatever happens."""
+"""Outputs: the one way from a request's tokens to the pieces of text that every dialect prints.
+
+Each sequence's tokens are detokenised, cut at stop strings and, where asked for, listed with their log-probabilities.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
 
 from manylora.clock import Clock
 from manylora.engine.events import AdapterUse, Finished, FinishReason, TokenEvent
-from manylora.engine.request import Request
-from manylora.errors import IncompleteGeneration, ManyloraError
-from manylora.ids import RequestId
+from manylora.errors import IncompleteGeneration
 from manylora.models.text.tokenizer import Tokenizer
-from manylora.server.engine_client.link import EngineLink
 from manylora.server.engine_client.streams import SequenceStream
-from manylora.server.generation.admission import AdmissionControl, PreparedPrompt
-from manylora.server.generation.text import TextToken, Transcript
+from manylora.server.generation.text import Alternative, Piece, ReplyForm, StopCut, TextToken, TokenReport
 
+LOWEST_LOGPROB = -9999.0
 ENDS = (FinishReason.END_OF_SEQUENCE, FinishReason.STOP_TOKEN, FinishReason.STOP_STRING, FinishReason.LENGTH)
 
 
-class RequestOutputs:
-    """All sequences of one HTTP request, with the moments its headers and its log line need.
+class SequenceOutput:
+    """One sequence's tokens as pieces of its reply.
 
-    Sequence numbers are prompt number × sequences per prompt + sequence of that prompt.
+    The token that ends the generation is no part of the text, nor are special ones by default. Of a stream nothing is
+    kept but what is held back, so that a reply's length costs no memory; `ReplyForm` asks for more.
     """
 
-    def __init__(
-        self,
-        drafts: Sequence[PreparedPrompt],
-        generations: Sequence[SequenceStream],
-        gate: AdmissionControl,
-        clock: Clock,
-        *,
-        begun_s: float,
-    ) -> None:
-        """`begun_s` is the moment before the first sequence was opened: validation ends there.
+    __slots__ = (
+        *("_cut", "_detokenizer", "_ends", "_form", "_keeps_special", "_length", "_logprob_sum", "_num_sent"),
+        *("_parts", "_pending", "_tokenizer", "index", "stream", "tokens"),
+    )
 
-        The wait for an adapter's text is no part of it: that is the queue's.
+    def __init__(
+        self, index: int, stream: SequenceStream, tokenizer: Tokenizer, form: ReplyForm, *, keeps_stop: bool
+    ) -> None:
+        """`keeps_stop`: the text keeps the stop string, or the token that ends the generation."""
+        stop = stream.request.stop
+        self.index = index
+        self.stream = stream
+        self.tokens: list[TextToken] = []  # all that were reported, where the form keeps them
+        self._form = form
+        self._tokenizer = tokenizer
+        self._detokenizer = tokenizer.stream(skip_special_tokens=stop.skip_special_tokens, continues=True)
+        self._keeps_special = not stop.skip_special_tokens
+        own = () if stop.ignore_eos else tokenizer.eos_ids
+        self._ends = frozenset() if keeps_stop else frozenset((*stop.stop_token_ids, *own))
+        has_cut = form.cuts_stops and stop.stop_strings
+        self._cut = StopCut(stop.stop_strings, keeps_stop=keeps_stop) if has_cut else None
+        self._parts: list[str] = []  # the text, where the form keeps it
+        self._pending: list[TextToken] = []  # not reported yet
+        self._length = 0  # characters of the text before the cut
+        self._num_sent = 0  # characters
+        self._logprob_sum = 0.0
+
+    @property
+    def text(self) -> str:
+        """The text so far, where the form keeps it."""
+        return "".join(self._parts)
+
+    @property
+    def mean_logprob(self) -> float:
+        return self._logprob_sum / max(1, self.stream.num_tokens)
+
+    @property
+    def is_cut(self) -> bool:
+        """Return whether a stop string has ended the text."""
+        return self._cut is not None and self._cut.is_cut
+
+    @property
+    def end(self) -> Finished:
+        """The sequence's end. Raises `IncompleteGeneration` before it."""
+        if self.stream.finished is None:
+            raise IncompleteGeneration("Incomplete generation")
+        return self.stream.finished
+
+    def take(self, event: TokenEvent | Finished) -> Piece:
+        """Return the piece that the event just read from the stream makes; the last token's has the end with it.
+
+        Raises the error with which the sequence failed.
         """
-        self.drafts = drafts
-        self.generations = generations
-        ends = [draft.keeps_stop for draft in drafts for _ in range(draft.num_sequences)]
-        self.transcripts = [
-            Transcript(tokenizer, generation.request.stop, keeps_stop=keeps_stop)
-            for tokenizer, generation, keeps_stop in zip(_tokenizers(drafts, gate), generations, ends, strict=True)
-        ]
-        self.begun_s = begun_s - 1e-3 * max((d.rules.waited_ms for d in drafts if d.rules is not None), default=0.0)
+        stream = self.stream
+        if isinstance(event, Finished):
+            raise_if_failed(event)
+            return self._ended("", event)
+        is_last = stream.is_at_last_token
+        text = self._push(event, is_last=is_last)
+        if is_last and stream.finished is not None and stream.finished.reason in ENDS:
+            stream.take()
+            return self._ended(text, stream.finished)
+        return self._sent(text)
+
+    def _ended(self, text: str, end: Finished) -> Piece:
+        if self._cut is not None:
+            text += self._cut.flush()
+        return self._sent(text, end)
+
+    def _sent(self, text: str, end: Finished | None = None) -> Piece:
+        self._num_sent += len(text)
+        if self._form.keeps_text:
+            self._parts.append(text)
+        is_cut = self.is_cut
+        return Piece(self.index, text, self._reported(is_over=end is not None and not is_cut), end, is_cut)
+
+    def _reported(self, *, is_over: bool) -> tuple[TextToken, ...]:
+        """Return the pending tokens that go with the text sent so far."""
+        if not self._pending:
+            return ()
+        if is_over or self._form.report is TokenReport.EVERY:
+            ready, self._pending = tuple(self._pending), []
+        else:
+            ready = tuple(token for token in self._pending if token.offset < self._num_sent)
+            self._pending = self._pending[len(ready) :]
+        if self._form.keeps_tokens:
+            self.tokens.extend(ready)
+        return ready
+
+    def _push(self, event: TokenEvent, *, is_last: bool) -> str:
+        """Take the next token and return the text that may be sent.
+
+        With the last token, an unfinished character is let go.
+        """
+        token_id = event.token_id
+        is_special = token_id in self._tokenizer.special_ids
+        is_end = is_last and token_id in self._ends
+        is_hidden = is_end or (is_special and not self._keeps_special)
+        added = "" if is_hidden else self._detokenizer.push(token_id)
+        if is_last:
+            added += self._detokenizer.finish()
+        self._logprob_sum += _finite(event.logprob)
+        report = self._form.report
+        if report is TokenReport.EVERY or (report is TokenReport.IN_TEXT and not is_hidden):
+            text = self._own_text(token_id) if is_hidden or is_special else added
+            self._pending.append(self._token(event, text, is_special=is_special or is_end, is_hidden=is_hidden))
+        self._length += len(added)
+        if self._cut is None:
+            return added
+        return self._cut.push(added, self._own_text(token_id) if is_hidden else "")
+
+    def _token(self, event: TokenEvent, text: str, *, is_special: bool, is_hidden: bool) -> TextToken:
+        return TextToken(
+            id=event.token_id,
+            text=text,
+            offset=self._length,
+            logprob=_finite(event.logprob),
+            is_special=is_special,
+            is_hidden=is_hidden,
+            raw=b"" if event.logprob is None else self._tokenizer.token_bytes(event.token_id),
+            alternatives=tuple(self._alternative(other, value) for other, value in event.alternatives),
+        )
+
+    def _alternative(self, token_id: int, logprob: float) -> Alternative:
+        return Alternative(token_id, self._own_text(token_id), _finite(logprob), self._tokenizer.token_bytes(token_id))
+
+    def _own_text(self, token_id: int) -> str:
+        """Return the text of a token by itself; a special one's is as the vocabulary spells it."""
+        tokenizer = self._tokenizer
+        is_special = token_id in tokenizer.special_ids
+        return (tokenizer.piece(token_id) or "") if is_special else tokenizer.token_text(token_id)
+
+
+class RequestOutputs:
+    """The outputs of one request's sequences, read in any order, and the moments of their start.
+
+    Sequence numbers are prompt number × sequences per prompt + sequence of that prompt.
+
+    first_token_s  moment at which the first token of any sequence was seen
+    adapter_use    of the first sequence that has one
+    queue_ms       of the first sequence that began
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.sequences: list[SequenceOutput] = []
         self.first_token_s: float | None = None
         self.adapter_use: AdapterUse | None = None
         self.queue_ms: float | None = None
-        self.limit_headers: Callable[[], dict[str, str]] = dict
-        self.settle: Callable[[], Awaitable[None]] = _nothing_to_settle
-        """Await it when every sequence has ended, before the last of the reply leaves: its usage is then durable."""
         self._clock = clock
 
+    def add(self, stream: SequenceStream, tokenizer: Tokenizer, form: ReplyForm, *, keeps_stop: bool) -> None:
+        """Read a further sequence."""
+        self.sequences.append(SequenceOutput(len(self.sequences), stream, tokenizer, form, keeps_stop=keeps_stop))
+
+    @property
+    def streams(self) -> list[SequenceStream]:
+        return [sequence.stream for sequence in self.sequences]
+
+    @property
+    def num_generated_tokens(self) -> int:
+        return sum(sequence.stream.num_tokens for sequence in self.sequences)
+
+    @property
+    def finished(self) -> list[Finished]:
+        """The ends of the sequences that have ended."""
+        return [stream.finished for stream in self.streams if stream.finished is not None]
+
     async def wait_for_head(self, wait_s: float) -> None:
-        """Wait until there is something to say, at most `wait_s`; raises what failed before the first token."""
+        """Wait for the first event, at most `wait_s` seconds. Raises what failed before its first token."""
         try:
             async with asyncio.timeout(wait_s):
-                await _any_ready(self.generations)
+                await _any_ready(self.streams)
         except TimeoutError:
             return
-        for generation in self.generations:
-            if generation.finished is not None and not generation.num_tokens:
-                _raise_if_failed(generation.finished)
+        for stream in self.streams:
+            if stream.finished is not None and not stream.num_tokens:
+                raise_if_failed(stream.finished)
         self._note_first()
 
     async def collect(self) -> None:
-        """Read every sequence to its end; raises as soon as one of them has failed."""
-        readers = [asyncio.ensure_future(self._drain(index)) for index in range(len(self.generations))]
+        """Read every sequence to its end. Raises as soon as one of them has failed."""
+        readers = [asyncio.ensure_future(self._drain(sequence)) for sequence in self.sequences]
         try:
             await asyncio.gather(*readers)
         finally:
             for reader in readers:
                 reader.cancel()
 
-    async def texts(self) -> AsyncIterator[str]:
-        """The text of a single sequence as it comes."""
-        async for event in self._read(0):
-            if isinstance(event, TextToken) and event.added:
-                yield event.added
-
-    async def stream(self, keepalive_s: float) -> AsyncIterator[tuple[int, TextToken | Finished] | None]:
-        """Tokens and ends of all sequences as they come, with their number; None when nothing came for that long."""
-        open_ones = dict(enumerate(self.generations))
-        while open_ones:
+    async def pieces(self, keepalive_s: float | None = None) -> AsyncIterator[Piece | None]:
+        """Yield pieces of all sequences as they come; None when none came for `keepalive_s` seconds."""
+        reading = dict(enumerate(self.sequences))
+        while reading:
             try:
                 async with asyncio.timeout(keepalive_s):
-                    await _any_ready(list(open_ones.values()))
+                    await _any_ready([sequence.stream for sequence in reading.values()])
             except TimeoutError:
                 yield None
                 continue
-            for index, generation in list(open_ones.items()):
-                while generation.is_ready:
-                    event = self._take(index)
-                    yield index, event
-                    if isinstance(event, Finished):
-                        del open_ones[index]
+            for index, sequence in list(reading.items()):
+                while sequence.stream.is_ready:
+                    piece = self._take(sequence)
+                    if piece.end is not None:
+                        del reading[index]
+                    yield piece
 
-    def is_last(self, index: int) -> bool:
-        """Whether the token just read is followed by the end of its sequence."""
-        return self.generations[index].is_at_last_token
+    def note_arrived(self) -> None:
+        """Note the times of first tokens that have arrived and are not read yet: a short reply ends before that."""
+        if any(isinstance(stream.peek(), TokenEvent) for stream in self.streams):
+            self._note_first()
 
-    def end_of(self, index: int) -> Finished:
-        """How a sequence ended."""
-        finished = self.generations[index].finished
-        if finished is None:
-            raise IncompleteGeneration("Incomplete generation")
-        return finished
+    def close(self, reason: FinishReason) -> None:
+        """Abort the sequences that have not ended."""
+        for stream in self.streams:
+            stream.close(reason)
 
-    @property
-    def num_prompt_tokens(self) -> int:
-        return sum(len(draft.tokens) for draft in self.drafts)
-
-    @property
-    def num_generated_tokens(self) -> int:
-        return sum(generation.num_tokens for generation in self.generations)
-
-    @property
-    def num_cached_tokens(self) -> int:
-        """Cached tokens of each prompt's first sequence; the others share its prompt, which is counted once."""
-        ends = [g.finished for g in self.generations]
-        firsts = [ends[i] for i in self._first_sequences()]
-        return sum(end.counts.cached_tokens for end in firsts if end is not None)
-
-    def _first_sequences(self) -> Iterator[int]:
-        index = 0
-        for draft in self.drafts:
-            yield index
-            index += draft.num_sequences
-
-    async def _drain(self, index: int) -> None:
-        async for _ in self._read(index):
-            pass
-
-    async def _read(self, index: int) -> AsyncIterator[TextToken | Finished]:
-        generation = self.generations[index]
+    async def _drain(self, sequence: SequenceOutput) -> None:
         while True:
-            await generation.ready()
-            event = self._take(index)
-            yield event
-            if isinstance(event, Finished):
+            await sequence.stream.ready()
+            if self._take(sequence).end is not None:
                 return
 
-    def _take(self, index: int) -> TextToken | Finished:
-        generation = self.generations[index]
-        event = generation.take()
-        if isinstance(event, Finished):
-            _raise_if_failed(event)
-            self.transcripts[index].finished = event
-            return event
-        self._note_first()
-        self._note_start(event)
-        return self.transcripts[index].push(event, is_last=generation.is_at_last_token)
+    def _take(self, sequence: SequenceOutput) -> Piece:
+        event = sequence.stream.take()
+        if isinstance(event, TokenEvent):
+            if self.first_token_s is None:
+                self._note_first()
+            if event.queue_ms is not None:  # a sequence's first token
+                self._note_start(event)
+        return sequence.take(event)
+
+    def _note_first(self) -> None:
+        if self.first_token_s is not None:
+            return
+        self.first_token_s = self._clock.monotonic_s()
+        for stream in self.streams:
+            first = stream.peek()
+            if isinstance(first, TokenEvent):
+                self._note_start(first)
 
     def _note_start(self, event: TokenEvent) -> None:
-        """Keep what a sequence's first token tells of its start, of the first sequence that has one."""
         self.adapter_use = self.adapter_use or event.adapter
         self.queue_ms = event.queue_ms if self.queue_ms is None else self.queue_ms
 
-    def note_arrived(self) -> None:
-        """Keep what first tokens tell that have come and that nobody has read yet: a short reply ends before that."""
-        if any(isinstance(generation.peek(), TokenEvent) for generation in self.generations):
-            self._note_first()
 
-    def _note_first(self) -> None:
-        if self.first_token_s is None:
-            self.first_token_s = self._clock.monotonic_s()
-            for generation in self.generations:
-                first = generation.peek()
-                if isinstance(first, TokenEvent):
-                    self._note_start(first)
-
-
-@contextmanager
-def begin(
-    link: EngineLink,
-    gate: AdmissionControl,
-    drafts: Sequence[PreparedPrompt],
-    requests: Sequence[Request],
-    clock: Clock,
-    on_unsent: Callable[[Sequence[RequestId]], None] = lambda ids: None,
-    why_left: Callable[[BaseException], FinishReason] = lambda error: FinishReason.DISCONNECT,
-) -> Iterator[RequestOutputs]:
-    """Open every sequence of the drafts; on leaving, those that have not ended are aborted.
-
-    Args:  on_unsent  told which never reached the engine
-           why_left   the reason with which an exception ends the others
-    """
-    opened: list[SequenceStream] = []
-    # The engine is another process: it may begin, and even answer, before the next line of this one runs.
-    begun_s = clock.monotonic_s()
-    reason = FinishReason.DISCONNECT
-    try:
-        try:
-            for request in requests:
-                opened.append(link.generate(request))  # noqa: PERF401  what was opened before a failure must be closed
-        except BaseException:
-            on_unsent([request.id for request in requests[len(opened) :]])
-            raise
-        yield RequestOutputs(drafts, opened, gate, clock, begun_s=begun_s)
-    except BaseException as error:
-        reason = why_left(error)
-        raise
-    finally:
-        for generation in opened:
-            generation.close(reason)
-
-
-def _tokenizers(drafts: Sequence[PreparedPrompt], gate: AdmissionControl) -> Iterator[Tokenizer]:
-    """The one that each sequence's tokens are read with."""
-    for draft in drafts:
-        tokenizer = gate.tokenizer if draft.rules is None else draft.rules.tokenizer
-        yield from (tokenizer for _ in range(draft.num_sequences))
-
-
-async def _nothing_to_settle() -> None:
-    return
-
-
-async def _any_ready(generations: Sequence[SequenceStream]) -> None:
-    """Wait until one of several generations has an event."""
-    if any(generation.is_ready for generation in generations):
+async def _any_ready(streams: Sequence[SequenceStream]) -> None:
+    """Wait until one of several streams has an event."""
+    if any(stream.is_ready for stream in streams):
         return
-    if len(generations) == 1:
-        await generations[0].ready()
+    if len(streams) == 1:
+        await streams[0].ready()
         return
-    waiters = [asyncio.ensure_future(generation.ready()) for generation in generations]
+    waiters = [asyncio.ensure_future(stream.ready()) for stream in streams]
     try:
         await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -233,12 +283,14 @@ async def _any_ready(generations: Sequence[SequenceStream]) -> None:
             waiter.cancel()
 
 
-def _raise_if_failed(finished: Finished) -> None:
-    if finished.failure is not None:
-        raise finished.failure.to_error()
-    if finished.reason not in ENDS:
-        raise _incomplete()
+def raise_if_failed(end: Finished) -> None:
+    """Raise the error of an end that is no end of a text."""
+    if end.failure is not None:
+        raise end.failure.to_error()
+    if end.reason not in ENDS:
+        raise IncompleteGeneration("Incomplete generation")
 
 
-def _incomplete() -> ManyloraError:
-    return IncompleteGeneration("Incomplete generation")
+def _finite(logprob: float | None) -> float:
+    """Return a log-probability that JSON and every client can read."""
+    return LOWEST_LOGPROB if logprob is None or not logprob >= LOWEST_LOGPROB else logprob

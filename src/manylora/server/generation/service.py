@@ -1,207 +1,298 @@
-"""What every inference route shares: the gate, the link, what a request may use, and what is noted when it is over."""
+"""The generation service: it runs an order from its entry into the server to its settlement, as one `async with`."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Self
 
-from manylora.adapter_ref import AdapterRef
+from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapter_state import AdapterState
 from manylora.charging import Charge
 from manylora.clock import Clock
 from manylora.engine.events import FinishReason
-from manylora.engine.request import Request
 from manylora.errors import AdapterTextChanged, ManyloraError, RequestRejected
+from manylora.http.callers import Caller
 from manylora.server.access.access import Access, Admission
-from manylora.server.engine_client.link import EngineLink
-from manylora.server.generation.adapter_texts import AdapterTexts, TextRules
-from manylora.server.generation.admission import AdmissionControl, PreparedPrompt
-from manylora.server.generation.outputs import RequestOutputs, begin
-from manylora.server.generation.reply_headers import tier_name, timings_of
-from manylora.server.http.context import HttpContext
-from manylora.server.metering.meter import Meter, OpenUsage, Payer, Timings
+from manylora.server.generation.admission import AdmissionControl
+from manylora.server.generation.input_processor import PreparedPrompt
+from manylora.server.generation.models import ModelRouter
+from manylora.server.generation.order import Order
+from manylora.server.generation.outputs import RequestOutputs
+from manylora.server.http.context import HttpContext, RequestState
+from manylora.server.metering.meter import NO_TIMINGS, Meter, OpenUsage, Payer, Timings
 from manylora.server.observability.metrics import Meters
 
 MAX_ATTEMPTS = 3
 
 
 class GenerationService:
-    """Opens work for a route and, when it is over, writes its figures to the log line, the metrics and the meter."""
+    """Runs orders: enter → prepare → reserve → open usage → submit → read → settle. It belongs to one event loop."""
 
     def __init__(
         self,
-        gate: AdmissionControl,
-        link: EngineLink,
+        *,
+        models: ModelRouter,
+        admission: AdmissionControl,
         meters: Meters,
         clock: Clock,
         access: Access | None = None,
         meter: Meter | None = None,
-        *,
-        texts: AdapterTexts,
     ) -> None:
-        """`meter` None: usage is not recorded, as in the library and in tests."""
-        self.texts = texts
-        self.gate = gate
-        self.link = link
+        """`access` None: every caller may use everything; `meter` None: usage is not recorded, as in the library."""
+        self.models = models
+        self.admission = admission
+        self.meters = meters
         self.clock = clock
-        self._meters = meters
-        self._access = access or Access(clock)
-        self._meter = meter
+        self.access = access or Access(clock)
+        self.meter = meter
 
-    async def answer(self, context: HttpContext, attempt: Callable[[], Awaitable[None]]) -> None:
-        """Answer a request; once more, from the prompt on, where its adapter was replaced with another text meanwhile.
+    async def run(self, order: Order, context: HttpContext, reply: Callable[["Completion"], Awaitable[None]]) -> None:
+        """Run an order and reply to it; again, from its prompts on, if its adapter's text has changed meanwhile.
 
-        Raises as `attempt`; `AdapterTextChanged` if that happens again and again, or after the reply has begun.
+        Raises what refuses or fails it; `AdapterTextChanged` in the last attempt, or once the reply has begun.
         """
-        for _ in range(MAX_ATTEMPTS - 1):
+        for number in range(1, MAX_ATTEMPTS + 1):
             try:
-                await attempt()
+                async with Completion(self, order, context.arrival) as completion:
+                    await reply(completion)
             except AdapterTextChanged:
-                if context.has_begun:
+                if context.has_begun or number == MAX_ATTEMPTS:
                     raise
             else:
                 return
-        await attempt()
-
-    async def rules(self, context: HttpContext, adapter: AdapterRef | None) -> TextRules:
-        """Return the rules with which a prompt for an adapter is made. Raises as `AdapterTexts.of`."""
-        caller = context.arrival.caller
-        return await self.texts.of(adapter, caller.tenant, caller.weight)
-
-    @property
-    def usage_failure(self) -> ManyloraError | None:
-        """Why no request can be recorded now, and none is served; None: they can."""
-        return None if self._meter is None else self._meter.failure
 
     @contextmanager
-    def admit(self, context: HttpContext, num_sequences: int) -> Iterator[Admission]:
-        """Hold a place for each sequence, in the caller's limits and in the house, before anything is read or computed.
+    def admit(self, caller: Caller, num_sequences: int) -> Iterator[Admission]:
+        """Hold a place for each sequence, in the caller's limits and in the server, before anything is computed.
 
-        Raises what refuses it: a limit, a house that is full or closing.
+        Raises `LimitExceeded` and what `AdmissionControl.admit` raises.
         """
-        caller = context.arrival.caller
-        admission = self._access.enter(caller, sequences=num_sequences)
+        admission = self.access.enter(caller, sequences=num_sequences)
         try:
-            with self.gate.admit(caller.tenant, num_sequences):
+            with self.admission.admit(caller.tenant, num_sequences):
                 yield admission
         finally:
             if not admission.is_metered:
                 admission.settle(0, 0)
 
-    @asynccontextmanager
-    async def begin(
-        self, context: HttpContext, admission: Admission, drafts: Sequence[PreparedPrompt], *, is_stream: bool
-    ) -> AsyncIterator[RequestOutputs]:
-        """Take what a request may use at most, open its sequences, and see that its usage is recorded once.
+    @property
+    def usage_failure(self) -> ManyloraError | None:
+        """Why usage cannot be recorded now, so that no request is served; None: it can."""
+        return None if self.meter is None else self.meter.failure
 
-        Raises what refuses it: a limit, the credit, a disk that takes no record, an engine that is down.
-        """
-        caller = admission.caller
-        await self._access.reserve(
-            admission,
-            prompt_tokens=sum(len(draft.tokens) for draft in drafts),
-            budget_tokens=sum(draft.num_sequences * draft.stop.max_new_tokens for draft in drafts),
-        )
-        numbered = [
-            (request, number)
-            for number, draft in enumerate(drafts)
-            for request in self.gate.expand(draft, caller.tenant, weight=caller.weight)
-        ]
-        holder: list[RequestOutputs] = []
-        usage = self._open(context, numbered, admission, holder, is_stream=is_stream)
-        admission.is_metered = usage is not None
 
-        def withdraw(ids: Sequence[str]) -> None:
-            if usage is not None and self._meter is not None:
-                self._meter.withdraw(usage, [request.id for request, _ in numbered if request.id in ids])
+class Completion:
+    """One attempt at an order, from its entry to its settlement. Use it as an `async with`.
 
+    Entering takes what the order needs, in this order: places in the caller's limits and in the server, the prompts'
+    tokens, the worst case of tokens and credit, a record of its usage, and its sequences in the engine. Leaving notes
+    its figures, aborts the sequences that have not ended and gives back the rest.
+
+    prompts  known once entered
+    outputs  to be read; `settle` comes before the last part of the reply
+    begun_s  moment before the first sequence was submitted, less the wait for the adapter's text: validation ends there
+    """
+
+    def __init__(self, service: GenerationService, order: Order, arrival: RequestState) -> None:
+        self.order = order
+        self.arrival = arrival
+        self.model = service.models.of(order.model)
+        self.prompts: tuple[PreparedPrompt, ...] = ()
+        self.outputs = RequestOutputs(service.clock)
+        self.begun_s = 0.0
+        self._service = service
+        self._caller = arrival.caller
+        self._held = ExitStack()  # the places in the limits and in the server
+        self._usage: OpenUsage | None = None
+        self._is_submitted = False
+
+    async def __aenter__(self) -> Self:
         try:
-            requests = [request for request, _ in numbered]
-            why_left = partial(_why_left, context)
-            with begin(self.link, self.gate, drafts, requests, self.clock, withdraw, why_left) as work:
-                holder.append(work)
-                work.limit_headers = admission.headers
-                if usage is not None and self._meter is not None:
-                    meter, open_usage = self._meter, usage
-                    work.settle = lambda: meter.settle(open_usage)
-                try:
-                    yield work
-                except ManyloraError as error:
-                    if isinstance(error, AdapterTextChanged):
-                        self.texts.forget(drafts[0].adapter)
-                    await work.settle()
-                    raise
-                finally:
-                    self._note(context, work)
+            self._admission = self._enter()
+            self.prompts = await self.model.inputs.prepare(self.order, self._caller)
+            await self._reserve()
+            self._submit()
+        except BaseException as error:
+            self._give_back(error)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if isinstance(error, AdapterTextChanged):
+                self.model.inputs.forget_text(self.adapter)
+            if isinstance(error, ManyloraError):
+                await self.settle()
         finally:
-            if usage is None and holder:
-                admission.settle(holder[0].num_prompt_tokens, holder[0].num_generated_tokens)
+            self._note()
+            self._give_back(error)
 
-    def _open(
-        self,
-        context: HttpContext,
-        numbered: Sequence[tuple[Request, int]],
-        admission: Admission,
-        holder: Sequence[RequestOutputs],
-        *,
-        is_stream: bool,
-    ) -> OpenUsage | None:
-        """Write down that a request begins; `holder` has its work as soon as there is one."""
-        if self._meter is None:
-            return None
-        arrival = context.arrival
+    # ── entering ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-        def charged(charge: Charge) -> None:
-            admission.settle(
-                charge.charged_prompt_tokens, charge.charged_completion_tokens, charge.charged_cached_tokens
-            )
+    def _enter(self) -> Admission:
+        num_sequences = self.order.num_sequences * len(self.order.prompts)
+        return self._held.enter_context(self._service.admit(self._caller, num_sequences))
 
-        return self._meter.open(
-            Payer(tenant=arrival.caller.tenant, key=arrival.caller.key, request_id=arrival.request_id),
-            numbered,
-            base=self.gate.served.model_id,
-            is_streamed=is_stream,
-            timings=lambda: self._timings(context, holder[0]) if holder else Timings(),
-            on_charge=charged,
+    async def _reserve(self) -> None:
+        await self._service.access.reserve(
+            self._admission,
+            prompt_tokens=self.num_prompt_tokens,
+            budget_tokens=sum(prompt.num_sequences * prompt.stop.max_new_tokens for prompt in self.prompts),
         )
 
-    def _timings(self, context: HttpContext, work: RequestOutputs) -> Timings:
-        work.note_arrived()
-        adapter, use = work.drafts[0].adapter, work.adapter_use
-        first_s = work.first_token_s
-        arrived_s = context.arrival.arrived_s
+    def _submit(self) -> None:
+        """Open the usage record and submit every sequence; withdraw from it those that did not reach the engine."""
+        caller, meter = self._caller, self._service.meter
+        unsent = [
+            (request, number)
+            for number, prompt in enumerate(self.prompts)
+            for request in prompt.requests(caller.tenant, caller.weight)
+        ]
+        if meter is not None:
+            payer = Payer(tenant=caller.tenant, key=caller.key, request_id=self.arrival.request_id)
+            is_streamed = self.order.is_stream
+            self._usage = meter.open(payer, unsent, base=self.model.name, is_streamed=is_streamed, owner=self)
+            self._admission.is_metered = True
+        # The engine is another process: it may begin, and even answer, before the next line of this one runs.
+        self.begun_s = self._service.clock.monotonic_s() - 1e-3 * max(each.rules.waited_ms for each in self.prompts)
+        try:
+            while unsent:
+                request, number = unsent[0]
+                stream, prompt = self.model.engine.generate(request), self.prompts[number]
+                del unsent[0]
+                self.outputs.add(stream, prompt.rules.tokenizer, self.order.form, keeps_stop=prompt.keeps_stop)
+        except BaseException:
+            if meter is not None and self._usage is not None:
+                meter.withdraw(self._usage, [request.id for request, _ in unsent])
+            raise
+        self._is_submitted = True
+
+    # ── facts of the request ─────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def adapter(self) -> AdapterRef | None:
+        """The adapter of all prompts; None is the base model."""
+        return self.prompts[0].adapter
+
+    @property
+    def model_name(self) -> str:
+        """The name of what generates, in the caller's own spelling of an adapter."""
+        return self.adapter.id_for(self.arrival.tenant) if self.adapter else self.model.name
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(len(prompt.tokens) for prompt in self.prompts)
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Cached tokens of each prompt's first sequence; the others share its prompt, which is counted once."""
+        firsts = self.outputs.streams[:: self.order.num_sequences]
+        return sum(stream.finished.counts.cached_tokens for stream in firsts if stream.finished is not None)
+
+    @property
+    def adapter_tier(self) -> str | None:
+        """Where the request found its adapter; None: it has none, or it is not known yet."""
+        adapter, use = self.adapter, self.outputs.adapter_use
+        return None if adapter is None or use is None else tier_name(use.tier, self.model.served.device, adapter.source)
+
+    def limit_headers(self) -> dict[str, str]:
+        """The `x-ratelimit-…` headers as the caller's limits stand now."""
+        return self._admission.headers()
+
+    def times_ms(self) -> dict[str, float]:
+        """Milliseconds since arrival, and of the slowest sequence where there are several."""
+        ends, use = self.outputs.finished, self.outputs.adapter_use
+        now_s, first_s = self._service.clock.monotonic_s(), self.outputs.first_token_s
+        return {
+            "queue_ms": round(max((end.queue_ms or 0.0 for end in ends), default=0.0), 3),
+            "adapter_load_ms": round(use.load_ms if use else 0.0, 3),
+            "time_to_first_token_ms": round(self._since_arrival_ms(now_s if first_s is None else first_s), 3),
+            "inference_ms": round(max((end.run_ms or 0.0 for end in ends), default=0.0), 3),
+            "total_ms": round(self._since_arrival_ms(now_s), 3),
+        }
+
+    def _since_arrival_ms(self, moment_s: float) -> float:
+        return 1e3 * (moment_s - self.arrival.arrived_s)
+
+    # ── usage ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def settle(self) -> None:
+        """Wait until the usage of a request whose sequences have all ended is on the disk."""
+        if self._usage is not None and self._service.meter is not None:
+            await self._service.meter.settle(self._usage)
+
+    def timings(self) -> Timings:
+        """Return the moments that the usage record holds."""
+        if not self._is_submitted:
+            return NO_TIMINGS
+        outputs = self.outputs
+        outputs.note_arrived()
+        use, first_s = outputs.adapter_use, outputs.first_token_s
         return Timings(
             digest=None if use is None else use.digest,
-            tier=None
-            if use is None or adapter is None
-            else tier_name(use.tier, self.gate.served.device, adapter.source),
-            queue_ms=work.queue_ms,
+            tier=self.adapter_tier,
+            queue_ms=outputs.queue_ms,
             load_ms=None if use is None else use.load_ms,
-            first_token_ms=None if first_s is None else 1e3 * (first_s - arrived_s),
-            total_ms=1e3 * (self.clock.monotonic_s() - arrived_s),
+            first_token_ms=None if first_s is None else self._since_arrival_ms(first_s),
+            total_ms=self._since_arrival_ms(self._service.clock.monotonic_s()),
         )
 
-    def _note(self, context: HttpContext, work: RequestOutputs) -> None:
-        adapter = work.drafts[0].adapter
-        timings = timings_of(work, context)
-        reasons = sorted({g.finished.reason.value for g in work.generations if g.finished is not None})
-        context.arrival.noted |= {
-            "adapter": adapter.full_id if adapter else None,
-            "prompt_tokens": work.num_prompt_tokens,
-            "generated_tokens": work.num_generated_tokens,
+    def note_charge(self, charge: Charge) -> None:
+        """Give back what was reserved and not charged."""
+        self._admission.settle(
+            charge.charged_prompt_tokens, charge.charged_completion_tokens, charge.charged_cached_tokens
+        )
+
+    # ── leaving ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _note(self) -> None:
+        """Write the request's figures to its log line and the metrics."""
+        outputs, times_ms = self.outputs, self.times_ms()
+        reasons = sorted({end.reason.value for end in outputs.finished})
+        self.arrival.noted |= {
+            "adapter": self.adapter.full_id if self.adapter else None,
+            "prompt_tokens": self.num_prompt_tokens,
+            "generated_tokens": outputs.num_generated_tokens,
             "finish_reason": ",".join(reasons) or "disconnect",
-            **timings,
+            **times_ms,
         }
-        validation_s = work.begun_s - context.arrival.arrived_s
-        is_whole = all(generation.finished is not None for generation in work.generations)
-        sizes = [(len(draft.tokens), draft.stop.max_new_tokens) for draft in work.drafts]
-        self._meters.note_work(sizes, work.num_generated_tokens, timings, validation_s, is_whole=is_whole)
+        self._service.meters.note_work(
+            [(len(prompt.tokens), prompt.stop.max_new_tokens) for prompt in self.prompts],
+            outputs.num_generated_tokens,
+            times_ms,
+            self.begun_s - self.arrival.arrived_s,
+            is_whole=len(outputs.finished) == len(outputs.sequences),
+        )
+
+    def _give_back(self, error: BaseException | None) -> None:
+        self.outputs.close(FinishReason.DISCONNECT if error is None else self._why_left(error))
+        if self._is_submitted and self._usage is None:
+            self._admission.settle(self.num_prompt_tokens, self.outputs.num_generated_tokens)
+        self._held.close()
+
+    def _why_left(self, error: BaseException) -> FinishReason:
+        """Return the reason with which sequences under way end: a caller pays for ends that it causes, not for faults.
+
+        A route is cancelled when its caller leaves, and when the server itself ends.
+        """
+        if isinstance(error, asyncio.CancelledError):
+            return FinishReason.DISCONNECT if self.arrival.has_left else FinishReason.SHUTDOWN
+        return FinishReason.ABORT if isinstance(error, RequestRejected) else FinishReason.INCOMPLETE
 
 
-def _why_left(context: HttpContext, error: BaseException) -> FinishReason:
-    """Why sequences that are under way are ended here: their caller pays for what he makes end, and for no fault.
+def tier_name(tier: str, device: str, source: SourceName) -> str:
+    """Return where a request found its adapter, in the words customers know; a CPU's device memory is the host's.
 
-    A route is cancelled when its caller leaves, and when the server itself ends.
+    An adapter that no tier had was found at its source: a local directory is on this machine's disk, others are remote.
     """
-    if isinstance(error, asyncio.CancelledError):
-        return FinishReason.DISCONNECT if context.arrival.has_left else FinishReason.SHUTDOWN
-    return FinishReason.ABORT if isinstance(error, RequestRejected) else FinishReason.INCOMPLETE
+    match tier:
+        case AdapterState.ON_DEVICE.value:
+            return "gpu" if device.startswith("cuda") else "cpu"
+        case AdapterState.IN_HOST.value:
+            return "cpu"
+        case AdapterState.ON_DISK.value:
+            return "disk"
+    return "disk" if source is SourceName.LOCAL else "remote"

@@ -9,9 +9,10 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from manylora.charging import Charge, SequenceUse, charge_of
 from manylora.clock import Clock
@@ -71,13 +72,22 @@ class Payer:
     request_id: str
 
 
+class MeteredRequest(Protocol):
+    """The owner of a request whose usage is recorded."""
+
+    def timings(self) -> Timings:
+        """Return the request's timings; called when its last sequence has ended."""
+
+    def note_charge(self, charge: Charge) -> None:
+        """Take the charge; called once, also where nothing is charged."""
+
+
 @dataclass(slots=True)
 class OpenUsage:
     """A request under way. `settled`: done when its record is on the disk."""
 
     opened: Opened
-    timings: Callable[[], Timings]
-    on_charge: Callable[[Charge], None]
+    owner: MeteredRequest
     waiting: set[RequestId]
     uses: dict[RequestId, SequenceUse] = field(default_factory=dict)
     settled: asyncio.Future[None] | None = None
@@ -148,14 +158,11 @@ class Meter:
         *,
         base: str,
         is_streamed: bool,
-        timings: Callable[[], Timings],
-        on_charge: Callable[[Charge], None],
+        owner: MeteredRequest,
     ) -> OpenUsage:
         """Write down that a request begins, before any of it reaches the engine.
 
         Args:    requests   each sequence's with the number of its prompt
-                 timings    asked when the last sequence has ended
-                 on_charge  told once what was charged, also where nothing was
         Raises:  `UsageUnrecorded` if it cannot be written
         """
         adapter = requests[0][0].adapter
@@ -174,7 +181,7 @@ class Meter:
             requests=tuple((request.id, prompt, len(request.tokens)) for request, prompt in requests),
         )
         self._spool.open(opened)
-        usage = OpenUsage(opened, timings, on_charge, {request.id for request, _ in requests})
+        usage = OpenUsage(opened, owner, {request.id for request, _ in requests})
         for request, _ in requests:
             self._open[request.id] = usage
         return usage
@@ -190,7 +197,7 @@ class Meter:
             self._finish(usage)
             return
         self._spool.drop(usage.opened.id)
-        usage.on_charge(charge_of([], is_streamed=usage.opened.is_streamed))
+        usage.owner.note_charge(charge_of([], is_streamed=usage.opened.is_streamed))
 
     def note(self, generation: SequenceStream, end: SequenceEnd) -> None:
         """Take the end of one sequence, whoever still reads it."""
@@ -295,11 +302,11 @@ class Meter:
         opened = usage.opened
         uses = [usage.uses[request_id] for request_id, _, _ in opened.requests if request_id in usage.uses]
         charge = charge_of(uses, is_streamed=opened.is_streamed)
-        record = _record(opened, self.edge, uses, charge, usage.timings())
+        record = _record(opened, self.edge, uses, charge, usage.owner.timings())
         usage.settled = settled = self._spool.finish(record)
         self._unsettled[settled] = opened.life
         settled.add_done_callback(self._note_settled)
-        usage.on_charge(charge)
+        usage.owner.note_charge(charge)
 
     def _note_settled(self, settled: "asyncio.Future[None]") -> None:
         if not settled.cancelled() and settled.exception() is None:

@@ -27,9 +27,9 @@ class Catalogue:
     that the engine is asked for deleted ones: once every `RECHECK_S`, however often the list is.
     """
 
-    def __init__(self, resolver: AdapterResolver, link: EngineLink, clock: Clock) -> None:
+    def __init__(self, resolver: AdapterResolver, engine: EngineLink, clock: Clock) -> None:
         self._resolver = resolver
-        self._link = link
+        self._engine = engine
         self._clock = clock
         self._recent: OrderedDict[str, OrderedDict[AdapterRef, None]] = OrderedDict()
         self._deleted: OrderedDict[AdapterRef, float] = OrderedDict()  # when each was last asked for
@@ -68,16 +68,16 @@ class Catalogue:
             gone |= {ref for ref, is_there in zip(some, are_there, strict=True) if not is_there}
         return gone
 
-    def note(self, generation: SequenceStream, finished: Finished) -> None:
+    def note(self, stream: SequenceStream, finished: Finished) -> None:
         """A sequence has ended; what never ran does not count, so that a wrong name is not listed.
 
         Nor do sources that are listed anew each time: an upload may be anybody's no more, or somebody else's.
         """
-        ref = generation.request.adapter
+        ref = stream.request.adapter
         if ref is None or ref.merge is not None or ref.source in FOLDER_SOURCES or finished.queue_ms is None:
             return
-        refs = self._recent.setdefault(generation.request.flow, OrderedDict())
-        self._recent.move_to_end(generation.request.flow)
+        refs = self._recent.setdefault(stream.request.flow, OrderedDict())
+        self._recent.move_to_end(stream.request.flow)
         named = replace(ref, token="")
         refs[named] = None
         refs.move_to_end(named)
@@ -100,7 +100,7 @@ class Catalogue:
             return False
         self._deleted[ref] = now_s
         try:
-            info = await self._link.info(ref)
+            info = await self._engine.info(ref)
         except ManyloraError:
             return False
         if info.is_deleted:

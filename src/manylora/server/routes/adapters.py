@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from manylora.adapter_ref import AdapterRef, SourceName, is_registry_id
 from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState, is_over
+from manylora.config.groups.server import ServerConfig
 from manylora.errors import AdapterError, AdapterNotFound, AdapterReferenceInvalid, InvalidParameter
 from manylora.server.access.access import Access
 from manylora.server.engine_client.link import EngineLink
 from manylora.server.generation.adapter_fields import AdapterFields
-from manylora.server.generation.adapter_resolver import name_in_path
-from manylora.server.generation.admission import AdmissionControl
+from manylora.server.generation.adapter_resolver import AdapterResolver, name_in_path
 from manylora.server.http.context import HttpContext
 from manylora.server.http.json_fields import Fields
 from manylora.server.http.known_fields import check_names
@@ -32,10 +32,19 @@ class AdapterRoutes:
     """Each begins what is asked and tells how the adapter stands: 200 if it is done, 202 if it goes on."""
 
     def __init__(
-        self, gate: AdmissionControl, link: EngineLink, catalogue: Catalogue, *, longest_wait_s: float, access: Access
+        self,
+        resolver: AdapterResolver,
+        engine: EngineLink,
+        catalogue: Catalogue,
+        settings: ServerConfig,
+        *,
+        longest_wait_s: float,
+        access: Access,
     ) -> None:
-        self._gate = gate
-        self._link = link
+        """`longest_wait_s`: the largest `wait` that a query may ask for; a longer one is cut to it."""
+        self._resolver = resolver
+        self._engine = engine
+        self._settings = settings
         self._catalogue = catalogue
         self._longest_wait_s = longest_wait_s
         self._access = access
@@ -69,7 +78,7 @@ class AdapterRoutes:
 
     async def show(self, context: HttpContext) -> None:
         self._admit(context)
-        await context.reply(await self._link.info(await self._ref(context)))
+        await context.reply(await self._engine.info(await self._ref(context)))
 
     async def act(self, context: HttpContext) -> None:
         self._admit(context)
@@ -88,7 +97,7 @@ class AdapterRoutes:
     async def _do(self, context: HttpContext, action: AdapterAction, ref: AdapterRef) -> None:
         wait_s = min(_wait_s(context.query.get("wait")), self._longest_wait_s)
         context.arrival.noted |= {"action": action.value, "adapter": ref.full_id}
-        info = await self._link.manage(action, ref)
+        info = await self._engine.manage(action, ref)
         if action is AdapterAction.DELETE:
             self._catalogue.note_deleted(ref)
         await self._note(context, action, ref)
@@ -97,7 +106,7 @@ class AdapterRoutes:
             await asyncio.sleep(min(look_s, left_s))
             look_s = min(LONGEST_LOOK_S, 2 * look_s)
             try:
-                info = await self._link.info(ref)
+                info = await self._engine.info(ref)
             except AdapterNotFound:
                 if action is not AdapterAction.DELETE:
                     raise
@@ -120,12 +129,12 @@ class AdapterRoutes:
 
     async def _known(self, tenant: str | None) -> list[AdapterInfo]:
         """What the engine tells of; besides, local adapters, or the uploads of the one tenant that is asked for."""
-        told = list(await self._link.infos())
+        told = list(await self._engine.infos())
         there = {(info.source, info.tenant, info.id) for info in told}
         if tenant is None:
-            refs = [AdapterRef(SourceName.LOCAL, name) for name in await self._gate.resolver.local_names()]
+            refs = [AdapterRef(SourceName.LOCAL, name) for name in await self._resolver.local_names()]
         else:
-            listed = await self._gate.resolver.listed(tenant)
+            listed = await self._resolver.listed(tenant)
             refs = list(dict.fromkeys(ref for _, ref in listed if ref.tenant == tenant))
         return told + [_unasked(ref) for ref in refs if (ref.source, ref.tenant, ref.id) not in there]
 
@@ -142,19 +151,19 @@ class AdapterRoutes:
         if info != _unasked(ref):
             return info
         try:
-            return replace(await self._link.info(ref), report=None)
+            return replace(await self._engine.info(ref), report=None)
         except AdapterNotFound:
             return None
         except AdapterError as error:
             return replace(info, state=AdapterState.FAILED, error=error.message)
 
     def _admit(self, context: HttpContext) -> None:
-        require_operator(context, is_open=self._gate.settings.admin_open)
+        require_operator(context, is_open=self._settings.admin_open)
 
     async def _named_tenant(self, context: HttpContext) -> str | None:
         """The tenant that an operator asks for. Raises `InvalidParameter` for one that does not exist."""
         tenant = context.query.get("tenant")
-        if tenant is not None and not await self._gate.resolver.has_tenant(tenant):
+        if tenant is not None and not await self._resolver.has_tenant(tenant):
             raise InvalidParameter(f"no tenant `{tenant[:80]}`", parameter="tenant")
         return tenant
 
@@ -167,7 +176,7 @@ class AdapterRoutes:
         token = (body.string("api_token") if body is not None else None) or ""
         fields = AdapterFields(source=context.query.get("source"), token=token)
         try:
-            ref = await self._gate.resolver.adapter(adapter_id, fields, tenant=tenant or context.arrival.tenant)
+            ref = await self._resolver.adapter(adapter_id, fields, tenant=tenant or context.arrival.tenant)
         except AdapterNotFound:
             if tenant is None or fields.source not in (None, SourceName.PBASE):
                 raise

@@ -1,6 +1,7 @@
 """The routes that tell about the server: /info, /health, /metrics, /tokenize, /v1/models; and the tasks it lacks."""
 
 from manylora import __version__
+from manylora.config.groups.server import ServerConfig
 from manylora.errors import InvalidParameter, TaskUnsupported, Unavailable
 from manylora.http.dialects import headers_of
 from manylora.server.generation.adapter_fields import read_adapter_fields
@@ -26,31 +27,39 @@ TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 class FactRoutes:
     """Nothing here generates for a caller."""
 
-    def __init__(self, inference: GenerationService, health: Health, meters: Meters, catalogue: Catalogue) -> None:
-        self._inference = inference
-        self._gate = inference.gate
-        self._link = inference.link
+    def __init__(
+        self,
+        service: GenerationService,
+        settings: ServerConfig,
+        health: Health,
+        meters: Meters,
+        catalogue: Catalogue,
+    ) -> None:
+        self._service = service
+        self._settings = settings
+        self._admission = service.admission
+        self._model = service.models.default
         self._health = health
         self._meters = meters
         self._catalogue = catalogue
 
     async def health(self, context: HttpContext) -> None:
-        is_well = not self._gate.is_draining and await self._health.is_well()
+        is_well = not self._admission.is_draining and await self._health.is_well()
         await self._tell(context, is_well=is_well)
 
     async def startup(self, context: HttpContext) -> None:
-        is_well = not self._gate.is_draining and (self._health.has_generated or await self._health.probe())
+        is_well = not self._admission.is_draining and (self._health.has_generated or await self._health.probe())
         await self._tell(context, is_well=is_well)
 
     async def ready(self, context: HttpContext) -> None:
         """Return whether a request that comes now is served; cheap, for a balancer that asks often."""
-        if (failure := self._inference.usage_failure) is not None:
+        if (failure := self._service.usage_failure) is not None:
             raise failure
-        is_ready = not self._gate.is_draining and self._health.has_generated and self._link.health().is_up
+        is_ready = not self._admission.is_draining and self._health.has_generated and self._model.engine.health().is_up
         await self._tell(context, is_well=is_ready)
 
     async def info(self, context: HttpContext) -> None:
-        served, settings = self._gate.served, self._gate.settings
+        served, settings = self._model.served, self._settings
         await context.reply(
             {
                 "model_id": served.model_id,
@@ -76,12 +85,12 @@ class FactRoutes:
         )
 
     async def metrics(self, context: HttpContext) -> None:
-        stats = await self._link.stats()
-        health = self._link.health()
+        stats = await self._model.engine.stats()
+        health = self._model.engine.health()
         now = EdgeNow(
-            in_flight=self._gate.num_sequences,
+            in_flight=self._admission.num_sequences,
             is_up=health.is_up,
-            shows_private=is_operator(context, is_open=self._gate.settings.admin_open),
+            shows_private=is_operator(context, is_open=self._settings.admin_open),
             lost_log_lines=lost_lines() + health.lost_log_lines,
         )
         wants_json = "application/json" in (context.header("accept") or "")
@@ -93,45 +102,40 @@ class FactRoutes:
     async def tokenize(self, context: HttpContext) -> None:
         body = context.json()
         check_names(body, TOKENIZE_BODY)
-        inputs = body.string("inputs")
-        if inputs is None:
+        text = body.string("inputs")
+        if text is None:
             raise InvalidParameter("`inputs` is required", parameter="inputs")
         has_special = body.boolean("add_special_tokens", default=True)
         caller = context.arrival.caller
         fields = read_adapter_fields(_adapter_place(body))
-        adapter = await self._gate.resolver.adapter(
-            fields.adapter_id, fields, tenant=caller.tenant, token=caller.source_token
-        )
-        with self._inference.admit(context, 0):
-            rules = await self._inference.rules(context, adapter)
-            if rules.failure is not None:
-                raise rules.failure
-            tokenizer = rules.tokenizer
-            spans = await self._gate.pool.run(lambda: tokenizer.spans(inputs, add_special_tokens=has_special))
+        inputs = self._model.inputs
+        adapter = await inputs.adapter(fields.adapter_id, fields, caller)
+        with self._service.admit(caller, 0):
+            spans = await inputs.spans(text, adapter, caller, add_special_tokens=has_special)
         await context.reply(
             [{"id": span.token_id, "text": span.piece, "start": span.start, "stop": span.stop} for span in spans]
         )
 
     async def models(self, context: HttpContext) -> None:
         """A page, in the order of the list; `after` is the id of the last one of the page before."""
-        served, query = self._gate.served, context.query
+        served, query = self._model.served, context.query
         limit, after = page_limit(query.get("limit"), default=MAX_MODELS, most=MAX_MODELS), query.get("after")
         ids = [served.model_id, *await self._catalogue.names(context.arrival.tenant)]
         if after is not None:
             if after not in ids:
                 raise InvalidParameter("`after` must be the id of a model of the list", parameter="after")
             ids = ids[ids.index(after) + 1 :]
-        data = [self._model(name, None if name == served.model_id else served.model_id) for name in ids[:limit]]
+        data = [self._listed(name, None if name == served.model_id else served.model_id) for name in ids[:limit]]
         await context.reply({"object": "list", "data": data, "has_more": len(ids) > limit})
 
     async def model(self, context: HttpContext) -> None:
-        served, name = self._gate.served, name_in_path(context.path_parameters["model_id"])
+        served, name = self._model.served, name_in_path(context.path_parameters["model_id"])
         context.model = name
         listed = await self._catalogue.find(context.arrival.tenant, name)
         if listed is None:
-            await context.reply(self._model(served.model_id, None))
+            await context.reply(self._listed(served.model_id, None))
             return
-        await context.reply(self._model(listed, served.model_id))
+        await context.reply(self._listed(listed, served.model_id))
 
     async def embeddings(self, context: HttpContext) -> None:
         raise TaskUnsupported("embeddings are switched off: this deployment generates text only")
@@ -139,8 +143,8 @@ class FactRoutes:
     async def classification(self, context: HttpContext) -> None:
         raise TaskUnsupported("this deployment has no classifier")
 
-    def _model(self, name: str, parent: str | None) -> dict[str, object]:
-        created = self._gate.served.created_s
+    def _listed(self, name: str, parent: str | None) -> dict[str, object]:
+        created = self._model.served.created_s
         return {"id": name, "object": "model", "created": created, "owned_by": "manylora", "parent": parent}
 
     async def _tell(self, context: HttpContext, *, is_well: bool) -> None:

@@ -1,39 +1,14 @@
 """The fields that both dialects share, of sampling and of ending, and their bounds."""
 
-from dataclasses import dataclass
-
-from manylora.engine.request import SamplingParams, StopParams
+from manylora.engine.request import SamplingParams
 from manylora.errors import InvalidParameter
+from manylora.server.generation.order import StopRules
 from manylora.server.http.json_fields import Fields
 from manylora.server.http.known_fields import check_names, not_built
 from manylora.server.http.request_fields import RESPONSE_FORMAT
 
 MAX_ALTERNATIVES = 20
 MAX_STOP_TOKENS = 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StopRules:
-    """Conditions that end a request's text.
-
-    keeps_stop  whether the text keeps the stop string or the stop token; None: as the route does without being told
-    """
-
-    strings: tuple[str, ...] = ()
-    token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    skip_special_tokens: bool = True
-    keeps_stop: bool | None = None
-
-    def params(self, budget: int) -> StopParams:
-        """`budget`: tokens generated at most."""
-        return StopParams(
-            max_new_tokens=budget,
-            stop_token_ids=self.token_ids,
-            stop_strings=self.strings,
-            ignore_eos=self.ignore_eos,
-            skip_special_tokens=self.skip_special_tokens,
-        )
 
 
 def positive(name: str, value: float | None) -> None:

@@ -1,145 +1,143 @@
 """The LoRAX-style routes: POST /generate, /generate_stream, / and /invocations."""
 
+from functools import partial
+
 from manylora.config.groups.server import ServerConfig
-from manylora.engine.events import Finished
+from manylora.engine.events import Finished, FinishReason
 from manylora.errors import InvalidParameter
-from manylora.server.generation.admission import AdmissionControl, PreparedPrompt
-from manylora.server.generation.outputs import RequestOutputs
-from manylora.server.generation.reply_headers import head_of, timings_of, whole_of
-from manylora.server.generation.service import GenerationService
-from manylora.server.generation.text import TextToken, native_reason
+from manylora.server.generation.order import ChatPrompt, Order, TextPrompt
+from manylora.server.generation.outputs import SequenceOutput
+from manylora.server.generation.reply_headers import head_of, whole_of
+from manylora.server.generation.service import Completion, GenerationService
+from manylora.server.generation.text import Piece, ReplyForm, TextToken, TokenReport
 from manylora.server.http import sse
 from manylora.server.http.context import HttpContext
 from manylora.server.routes.lorax.schema import NativeOrder, read_native
+
+REASONS = {
+    FinishReason.END_OF_SEQUENCE: "eos_token",
+    FinishReason.STOP_TOKEN: "eos_token",
+    FinishReason.STOP_STRING: "stop_sequence",
+    FinishReason.LENGTH: "length",
+}
+NO_TOKEN = TextToken(id=0, text="", offset=0, logprob=0.0, is_special=True)
+"""Stands in the last event of a stream that has no token."""
 
 
 class NativeRoutes:
     """Answers in LoRAX's shapes."""
 
-    def __init__(self, inference: GenerationService) -> None:
-        self._inference = inference
-        self._gate: AdmissionControl = inference.gate
-        self._settings: ServerConfig = inference.gate.settings
+    def __init__(self, service: GenerationService, settings: ServerConfig) -> None:
+        self._service = service
+        self._settings = settings
 
     async def generate(self, context: HttpContext) -> None:
         _check_stream(context, is_stream=False, other="/generate_stream")
-        await self._answer(context, is_stream=False)
+        await self._run(context, is_stream=False)
 
     async def generate_stream(self, context: HttpContext) -> None:
         _check_stream(context, is_stream=True, other="/generate")
-        await self._answer(context, is_stream=True)
+        await self._run(context, is_stream=True)
 
     async def root(self, context: HttpContext) -> None:
         """One route for both: `stream` decides, and a whole reply is an array of one."""
         is_stream = context.json().boolean("stream")
-        await self._answer(context, is_stream=is_stream, is_array=not is_stream)
+        await self._run(context, is_stream=is_stream, is_array=not is_stream)
 
-    async def _answer(self, context: HttpContext, *, is_stream: bool, is_array: bool = False) -> None:
-        max_input = self._gate.served.max_input_length
-        order = read_native(context.json(), self._settings, max_input=max_input, is_stream=is_stream)
-
-        async def attempt() -> None:
-            with self._inference.admit(context, order.best_of) as admission:
-                draft = await self._draft(order, context)
-                async with self._inference.begin(context, admission, [draft], is_stream=is_stream) as work:
-                    if is_stream:
-                        await self._stream(context, order, work)
-                    else:
-                        await work.collect()
-                        await work.settle()
-                        body = _whole(order, work)
-                        headers = whole_of(work, context, self._gate.served)
-                        await context.reply([body] if is_array else body, headers=headers)
-
-        await self._inference.answer(context, attempt)
-
-    async def _draft(self, order: NativeOrder, context: HttpContext) -> PreparedPrompt:
-        gate, texts, caller = self._gate, self._inference.texts, context.arrival.caller
-        adapter = await gate.resolver.adapter(
-            order.adapter.adapter_id, order.adapter, tenant=caller.tenant, token=caller.source_token
-        )
-        gate.check_tokens(order.stop.token_ids, "stop_token_ids", has_adapter=adapter is not None)
-        rules = await self._inference.rules(context, adapter)
-        if order.apply_chat_template:
-            _, tokens = await texts.render_chat(rules, [{"role": "user", "content": order.inputs}], caller.tenant)
+    async def _run(self, context: HttpContext, *, is_stream: bool, is_array: bool = False) -> None:
+        max_input = self._service.models.default.served.max_input_length
+        asked = read_native(context.json(), self._settings, max_input=max_input, is_stream=is_stream)
+        order = _order(asked, is_clamped=self._settings.overlong_max_new_tokens == "clamp")
+        if is_stream:
+            await self._service.run(order, context, partial(self._stream, context, asked))
         else:
-            tokens = await texts.encode(rules, order.inputs, add_special_tokens=True)
-        if order.truncate is not None:
-            tokens = tokens[-order.truncate :]
-        budget = gate.budget(
-            len(tokens),
-            order.max_new_tokens,
-            field="inputs",
-            budget_field="max_new_tokens",
-            is_clamped=self._settings.overlong_max_new_tokens == "clamp",
-        )
-        return PreparedPrompt(
-            tokens=tokens,
-            characters=len(order.inputs),
-            adapter=adapter,
-            sampling=order.sampling,
-            stop=order.stop.params(budget),
-            seed=order.seed,
-            num_sequences=order.best_of,
-            keeps_stop=bool(order.stop.keeps_stop),
-            rules=rules,
-        )
+            await self._service.run(order, context, partial(self._whole, context, asked, is_array=is_array))
 
-    async def _stream(self, context: HttpContext, order: NativeOrder, work: RequestOutputs) -> None:
+    async def _whole(self, context: HttpContext, asked: NativeOrder, completion: Completion, *, is_array: bool) -> None:
+        await completion.outputs.collect()
+        await completion.settle()
+        body = _whole(asked, completion)
+        await context.reply([body] if is_array else body, headers=whole_of(completion))
+
+    async def _stream(self, context: HttpContext, asked: NativeOrder, completion: Completion) -> None:
         """One event a token; the one with the last token closes the stream."""
-        await work.wait_for_head(self._settings.stream_head_wait_s)
-        await context.begin_stream(head_of(work, context, self._gate.served))
-        held: TextToken | None = None
-        async for item in work.stream(self._settings.keepalive_s):
-            if item is None:
+        await completion.outputs.wait_for_head(self._settings.stream_head_wait_s)
+        await context.begin_stream(head_of(completion))
+        async for piece in completion.outputs.pieces(self._settings.keepalive_s):
+            if piece is None:
                 await context.send_event(sse.KEEP_ALIVE)
-                continue
-            _, event = item
-            if isinstance(event, Finished):
-                await work.settle()
-                await context.end_stream(_last_event(context, order, work, held))
-            elif work.is_last(0):
-                held = event
+            elif piece.end is not None:
+                await completion.settle()
+                await context.end_stream(_last_event(asked, completion, piece, piece.end))
             else:
-                await context.send_event(sse.event(_token_event(order, event, event.text)))
+                (token,) = piece.tokens
+                await context.send_event(sse.event(_token_event(asked, token, token.text)))
+
+
+def _order(asked: NativeOrder, *, is_clamped: bool) -> Order:
+    """Return the order in no dialect. `is_clamped`: a budget beyond the window is cut."""
+    message = {"role": "user", "content": asked.inputs}
+    prompt = ChatPrompt(messages=(message,)) if asked.apply_chat_template else TextPrompt(asked.inputs)
+    has_tokens = asked.is_stream or asked.details
+    return Order(
+        model=None,
+        adapter_name=asked.adapter.adapter_id,
+        adapter=asked.adapter,
+        prompts=(prompt,),
+        num_sequences=asked.best_of,
+        sampling=asked.sampling,
+        seed=asked.seed,
+        stop=asked.stop,
+        max_new_tokens=asked.max_new_tokens,
+        is_clamped=is_clamped,
+        is_stream=asked.is_stream,
+        form=ReplyForm(
+            cuts_stops=False,
+            report=TokenReport.EVERY if has_tokens else TokenReport.NONE,
+            keeps_text=True,  # a stream's last event has the whole text
+            keeps_tokens=not asked.is_stream,
+        ),
+        truncate=asked.truncate,
+        prompt_field="inputs",
+        budget_field="max_new_tokens",
+    )
 
 
 def _check_stream(context: HttpContext, *, is_stream: bool, other: str) -> None:
-    """`stream`, where it is there, says what the route does."""
+    """Refuse a `stream` that contradicts the route."""
     if context.json().boolean("stream", default=is_stream) != is_stream:
-        told = "streams" if is_stream else "does not stream"
-        raise InvalidParameter(f"`stream`: this route {told}; send the request to {other}", parameter="stream")
+        does = "streams" if is_stream else "does not stream"
+        raise InvalidParameter(f"`stream`: this route {does}; send the request to {other}", parameter="stream")
 
 
-def _token_event(order: NativeOrder, token: TextToken, text: str) -> dict[str, object]:
-    has_alternatives = bool(order.sampling.num_logprobs)
+def _token_event(asked: NativeOrder, token: TextToken, text: str) -> dict[str, object]:
+    has_alternatives = bool(asked.sampling.num_logprobs)
     return {"token": _token(token, text, has_alternatives=has_alternatives), "generated_text": None, "details": None}
 
 
-def _last_event(context: HttpContext, order: NativeOrder, work: RequestOutputs, held: TextToken | None) -> bytes:
-    """The last token with everything that is known at the end; too long a text is left out, and that is said."""
-    transcript, finished = work.transcripts[0], work.end_of(0)
-    token = held or TextToken(id=0, text="", added="", logprob=0.0, is_special=True)
-    generated = transcript.text
+def _last_event(asked: NativeOrder, completion: Completion, piece: Piece, end: Finished) -> bytes:
+    """Return the last token with all that the end brings; a text that is too long is left out, and marked so."""
+    (sequence,) = completion.outputs.sequences
+    token = piece.tokens[0] if piece.tokens else NO_TOKEN
     text = "" if token.is_hidden else token.text  # clients print what the last event holds
-    prompt_tokens, completion_tokens = finished.counts.prompt_tokens, len(transcript.tokens)
-    body = _token_event(order, token, text) | {
-        "generated_text": order.inputs + generated if order.return_full_text else generated,
+    prompt_tokens, completion_tokens = end.counts.prompt_tokens, sequence.stream.num_tokens
+    body = _token_event(asked, token, text) | {
+        "generated_text": asked.inputs + sequence.text if asked.return_full_text else sequence.text,
         "details": None
-        if not order.details
+        if not asked.details
         else {
-            "finish_reason": native_reason(finished.reason),
+            "finish_reason": REASONS[end.reason],
             "prompt_tokens": prompt_tokens,
             "generated_tokens": completion_tokens,
             "skipped_tokens": 0,
-            "seed": work.generations[0].request.sampling.seed if order.is_sampled else None,
+            "seed": _seed(asked, sequence),
         },
         "usage": {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
         },
-        "timings": timings_of(work, context),
+        "timings": completion.times_ms(),
     }
     event = sse.event(body)
     if len(event) > sse.MAX_EVENT_BYTES:
@@ -147,38 +145,40 @@ def _last_event(context: HttpContext, order: NativeOrder, work: RequestOutputs, 
     return event
 
 
-def _whole(order: NativeOrder, work: RequestOutputs) -> dict[str, object]:
-    """The reply of section 5: the best sequence, and the others beside it."""
-    by_merit = sorted(range(len(work.transcripts)), key=lambda index: -work.transcripts[index].mean_logprob)
-    best, *others = by_merit
-    prefix = order.inputs if order.return_full_text else ""
-    body: dict[str, object] = {"generated_text": prefix + work.transcripts[best].text}
-    if not order.details:
+def _whole(asked: NativeOrder, completion: Completion) -> dict[str, object]:
+    """Return the body of a whole reply: the best sequence, and the others beside it."""
+    best, *others = sorted(completion.outputs.sequences, key=lambda sequence: -sequence.mean_logprob)
+    prefix = asked.inputs if asked.return_full_text else ""
+    body: dict[str, object] = {"generated_text": prefix + best.text}
+    if not asked.details:
         return body
     details: dict[str, object] = {
-        **_sequence(order, work, best),
-        "prompt_tokens": work.end_of(best).counts.prompt_tokens,
+        **_sequence(asked, best),
+        "prompt_tokens": best.end.counts.prompt_tokens,
         "skipped_tokens": 0,
     }
-    if order.best_of > 1:
+    if asked.best_of > 1:
         details["best_of_sequences"] = [
-            {"generated_text": prefix + work.transcripts[index].text, **_sequence(order, work, index)}
-            for index in others
+            {"generated_text": prefix + other.text, **_sequence(asked, other)} for other in others
         ]
     body["details"] = details
     return body
 
 
-def _sequence(order: NativeOrder, work: RequestOutputs, index: int) -> dict[str, object]:
-    transcript = work.transcripts[index]
-    has_alternatives = bool(order.sampling.num_logprobs)
+def _sequence(asked: NativeOrder, sequence: SequenceOutput) -> dict[str, object]:
+    has_alternatives = bool(asked.sampling.num_logprobs)
     return {
-        "finish_reason": native_reason(work.end_of(index).reason),
-        "generated_tokens": len(transcript.tokens),
-        "seed": work.generations[index].request.sampling.seed if order.is_sampled else None,
+        "finish_reason": REASONS[sequence.end.reason],
+        "generated_tokens": sequence.stream.num_tokens,
+        "seed": _seed(asked, sequence),
         "prefill": [],
-        "tokens": [_token(token, token.text, has_alternatives=has_alternatives) for token in transcript.tokens],
+        "tokens": [_token(token, token.text, has_alternatives=has_alternatives) for token in sequence.tokens],
     }
+
+
+def _seed(asked: NativeOrder, sequence: SequenceOutput) -> int | None:
+    """Return the seed of a sequence; None where nothing is drawn."""
+    return sequence.stream.request.sampling.seed if asked.is_sampled else None
 
 
 def _token(token: TextToken, text: str, *, has_alternatives: bool) -> dict[str, object]:

@@ -7,12 +7,12 @@ from manylora.config.groups.server import ServerConfig
 from manylora.engine.request import SamplingParams
 from manylora.errors import InvalidParameter
 from manylora.server.generation.adapter_fields import AdapterFields, read_adapter_fields
+from manylora.server.generation.order import StopRules
 from manylora.server.http.json_fields import Fields
 from manylora.server.http.known_fields import check_names, not_built
 from manylora.server.http.request_fields import NATIVE_BODY, NATIVE_PARAMETERS
 from manylora.server.routes.sampling_fields import (
     MAX_ALTERNATIVES,
-    StopRules,
     filters,
     positive,
     refuse_response_format,

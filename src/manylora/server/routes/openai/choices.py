@@ -1,63 +1,33 @@
-"""One choice of an OpenAI reply: its text, cut at stop strings, and the log-probabilities of what was sent."""
+"""One choice of an OpenAI reply: the reason of its end, and the log-probabilities of its tokens."""
 
 from collections.abc import Sequence
 
-from manylora.engine.events import Finished
-from manylora.server.generation.text import StopCut, TextToken, openai_reason
+from manylora.engine.events import Finished, FinishReason
+from manylora.server.generation.text import TextToken
 
 
-class Choice:
-    """Takes the tokens of one sequence. `push` and `finish` return text to send; `entries` gives its tokens."""
-
-    __slots__ = ("_cut", "_length", "_pending", "_sent", "finish_reason", "text")
-
-    def __init__(self, stops: Sequence[str], *, keeps_stop: bool = False) -> None:
-        self.text = ""
-        self.finish_reason: str | None = None
-        self._cut = StopCut(stops, keeps_stop=keeps_stop)
-        self._pending: list[tuple[int, TextToken]] = []  # (where its text starts, token), not sent yet
-        self._length = 0
-        self._sent = 0
-
-    def push(self, token: TextToken) -> str:
-        if not token.is_hidden:
-            self._pending.append((self._length, token))
-        self._length += len(token.added)
-        return self._release(self._cut.push(token.added, token.hidden))
-
-    def finish(self, finished: Finished) -> str:
-        self.finish_reason = openai_reason(finished.reason, self._cut)
-        return self._release(self._cut.flush())
-
-    def entries(self) -> list[tuple[int, TextToken]]:
-        """The tokens that begin in the text sent so far, each given once; at an end without a cut, all the rest."""
-        is_over = self.finish_reason is not None and not self._cut.is_cut
-        ready = [entry for entry in self._pending if is_over or entry[0] < self._sent]
-        self._pending = self._pending[len(ready) :]
-        return ready
-
-    def _release(self, text: str) -> str:
-        self.text += text
-        self._sent += len(text)
-        return text
+def finish_reason(end: Finished, *, is_cut: bool) -> str:
+    """Return OpenAI's word for an end; `is_cut`: a stop string has ended the text."""
+    return "length" if end.reason is FinishReason.LENGTH and not is_cut else "stop"
 
 
-def completion_logprobs(entries: Sequence[tuple[int, TextToken]], offset: int = 0) -> dict[str, object]:
-    """The four parallel lists of /v1/completions."""
+def completion_logprobs(tokens: Sequence[TextToken]) -> dict[str, object]:
+    """Return the four parallel lists of /v1/completions."""
     return {
-        "tokens": [_completion_token(token.raw) for _, token in entries],
-        "token_logprobs": [token.logprob for _, token in entries],
-        "top_logprobs": [_top(token) for _, token in entries],
-        "text_offset": [offset + start for start, _ in entries],
+        "tokens": [_completion_token(token.raw) for token in tokens],
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": [_top(token) for token in tokens],
+        "text_offset": [token.offset for token in tokens],
     }
 
 
-def chat_logprobs(entries: Sequence[tuple[int, TextToken]]) -> dict[str, object]:
-    return {"content": [_chat_token(token) for _, token in entries], "refusal": None}
+def chat_logprobs(tokens: Sequence[TextToken]) -> dict[str, object]:
+    """Return the log-probabilities of /v1/chat/completions."""
+    return {"content": [_chat_token(token) for token in tokens], "refusal": None}
 
 
 def _top(token: TextToken) -> dict[str, float]:
-    """The likeliest tokens by text, the drawn one always among them."""
+    """Return the likeliest tokens by text, the drawn one always among them."""
     top = {_completion_token(token.raw): token.logprob}
     for other in token.alternatives:
         top.setdefault(_completion_token(other.raw), other.logprob)
@@ -65,7 +35,7 @@ def _top(token: TextToken) -> dict[str, float]:
 
 
 def _completion_token(raw: bytes) -> str:
-    """A token's text; one that holds part of a character is spelled in bytes, as OpenAI spells it there."""
+    """Return a token's text; one that holds part of a character is spelled in bytes, as OpenAI spells it there."""
     text = _spelled(raw)
     return text if _is_whole(raw) else f"bytes:{text}"
 
@@ -80,7 +50,7 @@ def _entry(raw: bytes, logprob: float) -> dict[str, object]:
 
 
 def _spelled(raw: bytes) -> str:
-    r"""A token by itself: whole characters as they are, the bytes of a part of one as `\xe2`."""
+    r"""Return a token by itself: whole characters as they are, the bytes of a part of one as `\xe2`."""
     return raw.decode(errors="backslashreplace")
 
 

@@ -9,12 +9,12 @@ from manylora.config.groups.server import ServerConfig
 from manylora.engine.request import SamplingParams
 from manylora.errors import InvalidParameter
 from manylora.server.generation.adapter_fields import AdapterFields, read_adapter_fields
+from manylora.server.generation.order import StopRules
 from manylora.server.http.json_fields import Fields, kind_of, wrong_type
 from manylora.server.http.known_fields import check_names, not_built
 from manylora.server.http.request_fields import CHAT_BODY, COMPLETION_BODY, CONTENT_PART, MESSAGE, STREAM_OPTIONS
 from manylora.server.routes.sampling_fields import (
     MAX_ALTERNATIVES,
-    StopRules,
     filters,
     positive,
     refuse_response_format,
@@ -28,7 +28,6 @@ MAX_LOGIT_BIASES = 1024
 MAX_TOKEN_DIGITS = 19
 PLAIN_MESSAGE = frozenset({"role", "content"})
 SEED_BOUNDS = (-(2**63), 2**64 - 1)  # OpenAI's integers have a sign, LoRAX's have none
-LONGEST_PROMPT = -1
 
 HARMLESS_VALUES: Mapping[str, tuple[object, ...]] = {
     "tool_choice": ("none", "auto"),

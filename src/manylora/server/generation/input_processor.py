@@ -1,0 +1,260 @@
+"""Input processing: an order's adapter is resolved, its prompts become tokens, and both fit the model's window."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from manylora.adapter_ref import AdapterRef
+from manylora.engine.request import Request, SamplingParams, StopParams
+from manylora.errors import ContextLengthExceeded, InvalidParameter, TemplateFailed
+from manylora.http.callers import Caller
+from manylora.ids import Flow, TenantId, mint_request_id, mint_seed
+from manylora.kernels.adapter_layout import MAX_ADDED_TOKENS
+from manylora.models.text.template import cut_last, open_last
+from manylora.models.text.tokenizer import TokenSpan
+from manylora.server.engine_client.served_model import ServedModel
+from manylora.server.generation.adapter_fields import AdapterFields
+from manylora.server.generation.adapter_resolver import AdapterResolver
+from manylora.server.generation.adapter_texts import AdapterTexts, TextRules
+from manylora.server.generation.order import LONGEST_PROMPT, ChatPrompt, Message, Order, PromptInput, TextPrompt
+from manylora.server.generation.template_renderer import Renderer
+from manylora.server.generation.tokenizer_pool import WorkPool
+from manylora.server.http.json_fields import MAX_UINT64
+
+BYTES_PER_TOKEN = 64
+"""A prompt that a template makes may have so many bytes for each position of the window."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedPrompt:
+    """One prompt as tokens, with all that its sequences have in common.
+
+    characters  of input, for `x-compute-characters`
+    seed        None: drawn for each sequence; else sequence i has seed + i
+    stop        the request's conditions with those of the adapter
+    keeps_stop  whether the text keeps the stop token
+    is_cut      whether the prompt had more tokens
+    rules       text rules of the adapter, or the base's: the prompt is made and the reply is read with them
+    """
+
+    tokens: tuple[int, ...]
+    characters: int
+    adapter: AdapterRef | None
+    sampling: SamplingParams
+    stop: StopParams
+    seed: int | None
+    num_sequences: int
+    keeps_stop: bool
+    is_cut: bool
+    rules: TextRules
+
+    def requests(self, tenant: TenantId, weight: int) -> list[Request]:
+        """Return one engine request for each sequence, alike but for id and seed; `weight` is the tenant's share."""
+        return [
+            Request(
+                id=mint_request_id(),
+                flow=Flow(tenant),
+                weight=weight,
+                salt=tenant,
+                tokens=self.tokens,
+                adapter=self.adapter,
+                sampling=dataclasses.replace(self.sampling, seed=_seed(self.seed, index)),
+                stop=self.stop,
+                text=self.rules.digest,
+                waited_ms=self.rules.waited_ms,
+                found_in=self.rules.found_in,
+            )
+            for index in range(self.num_sequences)
+        ]
+
+
+class InputProcessor:
+    """Turns orders into prompts of tokens. It belongs to one event loop; tokenising runs in the pool's threads."""
+
+    def __init__(
+        self,
+        served: ServedModel,
+        resolver: AdapterResolver,
+        texts: AdapterTexts,
+        pool: WorkPool,
+        *,
+        allows_templates: bool,
+    ) -> None:
+        """`allows_templates`: whether adapters' own chat templates may run."""
+        self._resolver = resolver
+        self._texts = texts
+        self._pool = pool
+        self._window = served.max_model_len
+        self._longest_prompt = served.max_input_length
+        self._vocab_size = served.vocab_size
+        self._allows_templates = allows_templates
+        self._renderer = Renderer()
+
+    async def prepare(self, order: Order, caller: Caller) -> tuple[PreparedPrompt, ...]:
+        """Return the order's prompts, each with its budget of tokens.
+
+        Raises what the adapter's name, the tokens, the chat template or the window refuse.
+        """
+        adapter = await self.adapter(order.adapter_name, order.adapter, caller, field=order.adapter_field)
+        self._check(order, has_adapter=adapter is not None)
+        rules = self._texts.base if adapter is None else await self._rules(adapter, caller)
+        return tuple([await self._prepared(order, prompt, adapter, rules, caller) for prompt in order.prompts])
+
+    async def adapter(
+        self, name: str | None, fields: AdapterFields, caller: Caller, *, field: str = "adapter_id"
+    ) -> AdapterRef | None:
+        """Return the adapter that a request names; None is the base model. Raises as `AdapterResolver.adapter`."""
+        return await self._resolver.adapter(name, fields, field, tenant=caller.tenant, token=caller.source_token)
+
+    async def spans(
+        self, text: str, adapter: AdapterRef | None, caller: Caller, *, add_special_tokens: bool
+    ) -> list[TokenSpan]:
+        """Return the tokens of a text with their places in it. Raises why the adapter cannot be had."""
+        rules = await self._rules(adapter, caller)
+        if rules.failure is not None:
+            raise rules.failure
+        return await self._pool.run(lambda: rules.tokenizer.spans(text, add_special_tokens=add_special_tokens))
+
+    def forget_text(self, adapter: AdapterRef | None) -> None:
+        """Ask the engine again for an adapter's text: another version is served."""
+        self._texts.forget(adapter)
+
+    def close(self) -> None:
+        """End the processes of chat templates."""
+        self._renderer.close()
+
+    async def _rules(self, adapter: AdapterRef | None, caller: Caller) -> TextRules:
+        return await self._texts.of(adapter, caller.tenant, caller.weight)
+
+    def _check(self, order: Order, *, has_adapter: bool) -> None:
+        """Refuse token ids that are neither the base's nor can be an adapter's, before anything is waited for."""
+        for prompt in order.prompts:
+            if not isinstance(prompt, TextPrompt | ChatPrompt):
+                self._check_tokens(prompt.tokens, order.prompt_field, has_adapter=has_adapter)
+        for token, _ in order.sampling.logit_bias:
+            if token >= self._vocab_size:
+                raise InvalidParameter(f"`logit_bias`: token ids must be < {self._vocab_size}", parameter="logit_bias")
+        self._check_tokens(order.stop.token_ids, "stop_token_ids", has_adapter=has_adapter)
+
+    def _check_tokens(self, tokens: Sequence[int], field: str, *, has_adapter: bool) -> None:
+        known = self._vocab_size + (MAX_ADDED_TOKENS if has_adapter else 0)
+        if tokens and not (min(tokens) >= 0 and max(tokens) < known):
+            raise InvalidParameter(f"`{field}`: token ids must be >= 0 and < {self._vocab_size}", parameter=field)
+
+    async def _prepared(
+        self, order: Order, prompt: PromptInput, adapter: AdapterRef | None, rules: TextRules, caller: Caller
+    ) -> PreparedPrompt:
+        tokens, characters = await self._encoded(prompt, rules, caller)
+        kept = self._truncated(tokens, order)
+        return PreparedPrompt(
+            tokens=kept,
+            characters=characters,
+            adapter=adapter,
+            sampling=order.sampling,
+            stop=rules.applied_to(order.stop.params(self._budget(len(kept), order))),
+            seed=order.seed,
+            num_sequences=order.num_sequences,
+            keeps_stop=bool(order.stop.keeps_stop),
+            is_cut=len(kept) < len(tokens),
+            rules=rules,
+        )
+
+    def _truncated(self, tokens: tuple[int, ...], order: Order) -> tuple[int, ...]:
+        """Return the last tokens of a prompt, as many as the order keeps."""
+        most, field = order.truncate, order.truncate_field
+        if most is None:
+            return tokens
+        if most == LONGEST_PROMPT:
+            most = max(1, min(self._longest_prompt, self._window - (order.truncate_budget or 1)))
+        elif not 1 <= most <= self._longest_prompt:
+            raise InvalidParameter(
+                f"`{field}` must be {LONGEST_PROMPT}, or >= 1 and <= {self._longest_prompt}. Given: {most}",
+                parameter=field,
+            )
+        return tokens[-most:]
+
+    def _budget(self, num_prompt: int, order: Order) -> int:
+        """Return the largest number of tokens to generate.
+
+        Raises `ContextLengthExceeded` for a prompt, or a prompt and budget, longer than the window.
+        """
+        asked, field = order.max_new_tokens, order.prompt_field
+        if num_prompt > self._longest_prompt:
+            raise ContextLengthExceeded(
+                f"`{field}` must have less than {self._longest_prompt} tokens. Given: {num_prompt}", parameter=field
+            )
+        room = self._window - num_prompt
+        if asked is None or asked <= room:
+            return room if asked is None else asked
+        if order.is_clamped:
+            return room
+        raise ContextLengthExceeded(
+            f"`{field}` tokens + `{order.budget_field}` must be <= {self._window}. "
+            f"Given: {num_prompt} `{field}` tokens and {asked} `{order.budget_field}`",
+            parameter=order.budget_field,
+        )
+
+    # ── text to tokens ───────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _encoded(self, prompt: PromptInput, rules: TextRules, caller: Caller) -> tuple[tuple[int, ...], int]:
+        """Return a prompt's tokens and the number of characters, or of tokens, that the caller sent."""
+        match prompt:
+            case TextPrompt(text, add_special_tokens):
+                return await self._tokens(rules, text, add_special_tokens=add_special_tokens), len(text)
+            case ChatPrompt():
+                text = await self._rendered(prompt, rules, caller.tenant)
+                characters = sum(len(message["content"]) for message in prompt.messages)
+                return await self._tokens(rules, text, add_special_tokens=False), characters
+        return prompt.tokens, len(prompt.tokens)
+
+    async def _tokens(self, rules: TextRules, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        return tuple(await self._pool.run(lambda: rules.tokenizer.encode(text, add_special_tokens=add_special_tokens)))
+
+    async def _rendered(self, prompt: ChatPrompt, rules: TextRules, tenant: TenantId) -> str:
+        """Return the text of a conversation's prompt.
+
+        Raises `TemplateFailed`, also for an adapter whose own template the operator forbids.
+        """
+        if rules.text.templates:
+            return await self._rendered_by_adapter(prompt, rules, tenant)
+        try:
+            return await self._pool.run(
+                lambda: rules.tokenizer.apply_chat_template(
+                    prompt.messages,
+                    add_generation_prompt=prompt.add_generation_prompt,
+                    continue_final_message=prompt.continues_last,
+                )
+            )
+        except TemplateFailed:
+            if rules.failure is not None:
+                raise rules.failure from None  # the adapter's own template may accept this conversation
+            raise
+
+    async def _rendered_by_adapter(self, prompt: ChatPrompt, rules: TextRules, tenant: TenantId) -> str:
+        if not self._allows_templates:
+            raise TemplateFailed(
+                f"adapter `{rules.name}` has a chat template of its own, and this server's operator lets no adapter's "
+                "template run (adapters.chat_templates); use /v1/completions"
+            )
+        template = rules.text.templates.get("default")
+        if template is None:
+            raise TemplateFailed(f"adapter `{rules.name}` has chat templates, and none of them is `default`")
+        messages: Sequence[Message] = open_last(prompt.messages) if prompt.continues_last else prompt.messages
+        text = await self._renderer.render(
+            template,
+            {
+                **rules.tokenizer.named_tokens,
+                "messages": list(messages),
+                "tools": None,
+                "documents": None,
+                "add_generation_prompt": prompt.add_generation_prompt,
+            },
+            caller=tenant,
+            digest=rules.digest,
+            max_bytes=BYTES_PER_TOKEN * self._window,
+        )
+        return cut_last(text, prompt.messages[-1]["content"]) if prompt.continues_last else text
+
+
+def _seed(seed: int | None, index: int) -> int:
+    return mint_seed() if seed is None else (seed + index) & MAX_UINT64

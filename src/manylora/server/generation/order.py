@@ -1,0 +1,104 @@
+"""An order for text in no dialect: each route translates its own request into one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from manylora.engine.request import SamplingParams, StopParams
+from manylora.server.generation.adapter_fields import AdapterFields
+from manylora.server.generation.text import ReplyForm
+
+LONGEST_PROMPT = -1
+"""The value of `truncate` that keeps as many tokens as fit the window beside the budget."""
+
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopRules:
+    """Conditions that end a request's text.
+
+    keeps_stop  whether the text keeps the stop string or the stop token; None: as the route does by default
+    """
+
+    strings: tuple[str, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    keeps_stop: bool | None = None
+
+    def params(self, budget: int) -> StopParams:
+        """Return the engine's parameters; `budget` is the largest number of generated tokens."""
+        return StopParams(
+            max_new_tokens=budget,
+            stop_token_ids=self.token_ids,
+            stop_strings=self.strings,
+            ignore_eos=self.ignore_eos,
+            skip_special_tokens=self.skip_special_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """A prompt as text. add_special_tokens: put the tokens that lead the model's texts before it."""
+
+    text: str
+    add_special_tokens: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """A prompt as token ids."""
+
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatPrompt:
+    """A conversation, which a chat template turns into a prompt.
+
+    continues_last  the reply continues the last message
+    """
+
+    messages: tuple[Message, ...]
+    add_generation_prompt: bool = True
+    continues_last: bool = False
+
+
+PromptInput = TextPrompt | TokenPrompt | ChatPrompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A checked request for text.
+
+    model            name of the base; None, or the name of an adapter: the default base
+    adapter_name     the adapter's name; None is the base model
+    adapter          the other fields that name an adapter
+    num_sequences    of each prompt
+    seed             None: one is drawn for each sequence; else sequence i of a prompt has seed + i
+    max_new_tokens   None: the rest of the window
+    is_clamped       whether a budget above the rest of the window is cut to it; else it is refused
+    form             of the pieces that the route prints
+    truncate         number of the prompt's last tokens that are kept; None: all; `LONGEST_PROMPT`: as many as fit
+    truncate_budget  tokens that truncation leaves room for; None: one
+    …_field          the request's field that an error names
+    """
+
+    model: str | None
+    adapter_name: str | None
+    adapter: AdapterFields
+    prompts: tuple[PromptInput, ...]
+    num_sequences: int
+    sampling: SamplingParams
+    seed: int | None
+    stop: StopRules
+    max_new_tokens: int | None
+    is_clamped: bool
+    is_stream: bool
+    form: ReplyForm
+    truncate: int | None = None
+    truncate_budget: int | None = None
+    adapter_field: str = "adapter_id"
+    prompt_field: str = "prompt"
+    budget_field: str = "max_tokens"
+    truncate_field: str = "truncate"
