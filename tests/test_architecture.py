@@ -17,10 +17,10 @@ SOURCE = ROOT / "src" / "manylora"
 
 FLOORS: dict[str, list[set[str]]] = {
     "": [
-        {"errors", "ids", "clock", "money", "sharing", "charging", "adapter_state"},
+        {"errors", "ids", "clock", "money", "sharing", "charging"},
         {"failure", "merging", "usage", "system"},
         {"adapter_ref", "tenancy"},
-        {"config"},
+        {"adapter_state", "config"},
         {"http"},
         {"kernels"},
         {"models"},

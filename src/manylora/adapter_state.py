@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from manylora.adapter_ref import AdapterRef
+from manylora.ids import Digest
+
 
 class AdapterState(StrEnum):
     """Where an adapter's weights are: the states of the store's machine."""
@@ -32,6 +35,29 @@ class AdapterAction(StrEnum):
     EVICT = "evict"
     DELETE = "delete"
     VERIFY = "verify"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterHandle:
+    """One pin of an adapter's version on the device: plain data, while the back end keeps the tensors by `digest`.
+
+    ref                the name that the version is pinned under
+    digest             content identity of the version
+    num_bytes          true bytes of its weights
+    rank               the largest rank of its modules
+    vocabulary         token ids below this may be used with it; 0: it adds none, and the base's vocabulary holds
+    has_extras         it changes more than the seven projections of a block (`kernels/adapter_layout.py`)
+    invocation_tokens  an activated LoRA applies from the start of their last occurrence in the prompt on; the rows
+                       before that are the base's. Empty: the adapter applies to every row
+    """
+
+    ref: AdapterRef
+    digest: Digest
+    num_bytes: int = 0
+    rank: int = 0
+    vocabulary: int = 0
+    has_extras: bool = False
+    invocation_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+from torch import Tensor
+
 from manylora import errors
 from manylora.adapter_ref import SourceName
+from manylora.adapter_state import AdapterHandle
 from manylora.adapters.ingest.process import InlineIngest
 from manylora.adapters.jobs import Ingest, IngestSettings
 from manylora.adapters.packing.image import ImageFacts
@@ -15,7 +18,6 @@ from manylora.adapters.tiers.reading import InlineReader, Reader
 from manylora.clock import ManualClock
 from manylora.config.groups.adapters import AdaptersConfig
 from manylora.ids import Digest
-from manylora.kernels.interface import PlacedAdapter
 from tests.adapters.adapter_files import TINY, config_bytes, local, lora_tensors, packed, safetensors_bytes
 
 IMAGE_BYTES = packed(config_bytes(), safetensors_bytes(lora_tensors()), dtype="bfloat16").body.nbytes
@@ -75,7 +77,7 @@ class House:
             self.store.want(local(name))
         self.store.poll()
 
-    def placed(self, name: str, turns: int = 6) -> PlacedAdapter | None:
+    def placed(self, name: str, turns: int = 6) -> AdapterHandle | None:
         """The adapter, pinned, as soon as that is possible; None when it is not or has failed."""
         for _ in range(turns):
             self.turn(name)
@@ -83,6 +85,10 @@ class House:
             if place is not None or self.store.failure(local(name)) is not None:
                 return place
         return None
+
+    def image(self, placed: AdapterHandle) -> Tensor:
+        """The weights of a version on the device."""
+        return self.bank[placed.digest].image
 
     def error(self, name: str) -> errors.ManyloraError:
         assert self.placed(name) is None

@@ -11,11 +11,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-import torch
-
 from manylora.adapter_ref import AdapterRef, SourceName
-from manylora.adapter_state import NO_WORDS, AdapterAction, AdapterInfo, AdapterWords
+from manylora.adapter_state import NO_WORDS, AdapterAction, AdapterHandle, AdapterInfo, AdapterWords
 from manylora.clock import ManualClock
 from manylora.engine.adapter_port import AdapterState, AdapterStore, StoreStats
 from manylora.engine.engine import Engine, EngineLimits
@@ -29,7 +26,6 @@ from manylora.engine.scheduling.scheduler import Plan, Scheduler, StepLimits
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.errors import AdapterCorrupt, ManyloraError
 from manylora.ids import Digest, Flow, RequestId
-from manylora.kernels.interface import PlacedAdapter
 from manylora.models.text.adapter_text import AddedToken
 
 VOCAB = 97
@@ -114,7 +110,7 @@ class SimulatedStore:
     capacity: int = 4
     polls_to_load: int = 2
     failing: set[str] = field(default_factory=set)
-    resident: dict[AdapterRef, PlacedAdapter] = field(default_factory=dict)
+    resident: dict[AdapterRef, AdapterHandle] = field(default_factory=dict)
     pins: dict[str, int] = field(default_factory=dict)
     loading: dict[AdapterRef, int] = field(default_factory=dict)
     host: set[AdapterRef] = field(default_factory=set)
@@ -143,13 +139,12 @@ class SimulatedStore:
                 else:
                     self.host.add(ref)
 
-    def pin(self, ref: AdapterRef) -> PlacedAdapter | None:
+    def pin(self, ref: AdapterRef) -> AdapterHandle | None:
         if ref not in self.resident:
             if ref not in self.host or not self._make_room():
                 return None
             digest = Digest(f"{ref.id}@{self.version}")
-            table = np.zeros((1, 7, 3), dtype=np.int64)
-            self.resident[ref] = PlacedAdapter(digest, torch.zeros(8), table)
+            self.resident[ref] = AdapterHandle(ref=ref, digest=digest)
         placed = self.resident[ref]
         self.pins[placed.digest] = self.pins.get(placed.digest, 0) + 1
         return placed
@@ -162,11 +157,11 @@ class SimulatedStore:
             del self.resident[idle[0]]
         return True
 
-    def unpin(self, placed: PlacedAdapter, *, was_used: bool = True) -> None:
+    def unpin(self, placed: AdapterHandle, *, was_used: bool = True) -> None:
         self.pins[placed.digest] -= 1
         assert self.pins[placed.digest] >= 0, "unpinned more often than pinned"
 
-    def suspect(self, placed: PlacedAdapter) -> None:
+    def suspect(self, placed: AdapterHandle) -> None:
         pass
 
     def text(self, ref: AdapterRef) -> AdapterWords | None:

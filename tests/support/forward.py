@@ -1,6 +1,7 @@
 """One forward pass over prompts side by side, each with its adapter or none: what tests compare with PEFT's logits."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,16 @@ from manylora.models.spec import ModelSpec, read_spec
 from manylora.models.weights import load_weights
 
 BLOCK = 4
-Prompts = list[tuple[list[int], PlacedAdapter | None]]
+
+
+class ReadyAdapter(NamedTuple):
+    """A packed adapter's weights, and the tokens that activate it."""
+
+    weights: PlacedAdapter
+    invocation_tokens: tuple[int, ...]
+
+
+Prompts = list[tuple[list[int], ReadyAdapter | None]]
 
 
 def load_model(base: Path, back_end: str, threads: int = 2) -> LlamaModel:
@@ -29,7 +39,7 @@ def load_model(base: Path, back_end: str, threads: int = 2) -> LlamaModel:
     return LlamaModel(spec, load_weights(base, spec, kernels), kernels)
 
 
-def place(folder: Path, spec: ModelSpec, kernels: Kernels, base: Path) -> PlacedAdapter:
+def place(folder: Path, spec: ModelSpec, kernels: Kernels, base: Path) -> ReadyAdapter:
     """Bring a PEFT folder through check and pack to where the kernels read it."""
     refuse = Refusals(folder.name, SourceName.LOCAL, "tiny")
     shape = base_shape(spec, "tiny", "0" * 64)
@@ -43,7 +53,8 @@ def place(folder: Path, spec: ModelSpec, kernels: Kernels, base: Path) -> Placed
     dtype = str(kernels.lora_dtype).removeprefix("torch.")
     packed = pack_adapter(checked, shape, dtype, refuse, BaseWeights(base, is_tied=spec.tie_embeddings))
     body = torch.from_numpy(np.frombuffer(bytes(packed.body), dtype=np.uint8).copy()).view(kernels.lora_dtype)
-    return PlacedAdapter(Digest(packed.digest), body, packed.table, packed.extras, packed.invocation_tokens)
+    weights = PlacedAdapter(Digest(packed.digest), body, packed.table, packed.extras)
+    return ReadyAdapter(weights, packed.invocation_tokens)
 
 
 def one_step(model: LlamaModel, sequences: Prompts) -> tuple[StepInput, list[int]]:
@@ -64,7 +75,7 @@ def one_step(model: LlamaModel, sequences: Prompts) -> tuple[StepInput, list[int
         slots.extend(index * blocks * BLOCK + position for position in range(len(prompt)))
         owners.extend([index] * len(prompt))
         if placed is not None and (first := active_from(prompt, placed.invocation_tokens)) is not None:
-            segments.append(LoraSegment(start + first, len(tokens), placed))
+            segments.append(LoraSegment(start + first, len(tokens), placed.weights))
     attention = AttentionBatch(
         positions=torch.tensor(positions, dtype=torch.int32),
         slots=torch.tensor(slots),

@@ -3,12 +3,11 @@
 from typing import Protocol
 
 from manylora.adapter_ref import AdapterRef
-from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterWords
+from manylora.adapter_state import AdapterAction, AdapterHandle, AdapterInfo, AdapterWords
 from manylora.adapter_state import AdapterState as AdapterState
 from manylora.adapter_state import StoreStats as StoreStats
 from manylora.errors import ManyloraError
 from manylora.ids import Flow
-from manylora.kernels.interface import PlacedAdapter
 
 
 class AdapterStore(Protocol):
@@ -35,16 +34,13 @@ class AdapterStore(Protocol):
     def poll(self) -> None:
         """Take over what the loaders have finished, and start what may start; called once a step."""
 
-    def pin(self, ref: AdapterRef) -> PlacedAdapter | None:
-        """Return the place of the adapter's current version and hold it there, or None if it is not on the device.
+    def pin(self, ref: AdapterRef) -> AdapterHandle | None:
+        """Hold the adapter's current version on the device and return its handle, or None if it is not there."""
 
-        An adapter in host memory is brought to the device here if the bank has room (evicting unpinned ones).
-        """
-
-    def unpin(self, placed: PlacedAdapter, *, was_used: bool = True) -> None:
+    def unpin(self, placed: AdapterHandle, *, was_used: bool = True) -> None:
         """Give back one pin; one that nothing ran with does not count as a use when room must be made."""
 
-    def suspect(self, placed: PlacedAdapter) -> None:
+    def suspect(self, placed: AdapterHandle) -> None:
         """Note that a request that ran with this version came to logits that are not finite."""
 
     def text(self, ref: AdapterRef) -> AdapterWords | None:

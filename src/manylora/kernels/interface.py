@@ -6,14 +6,14 @@ heads, kv_heads, head_dim as in the model's config; rank = one adapter's own LoR
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NewType, Protocol, TypeVar
+from typing import Any, NamedTuple, NewType, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from manylora.ids import Digest
-from manylora.kernels.adapter_layout import NO_EXTRAS, VOCABULARY, Extras
+from manylora.kernels.adapter_layout import NO_EXTRAS, VECTORS_AT, VOCABULARY, Extras
 from manylora.kernels.projections import LoraTarget
 from manylora.kernels.sampling import Rules
 
@@ -21,9 +21,24 @@ Packed = NewType("Packed", object)
 """A weight matrix in a back end's own layout. Only the back end that packed it can read it."""
 
 
+class AdapterAddresses(NamedTuple):
+    """Where native code finds the parts of a placed adapter, in the order of the C++ `Segment`.
+
+    image    of the first element of the image
+    table    of the table
+    vectors  of the projections' vectors inside `extras`; 0 without extras
+    extras   of the vector of extras; 0 without extras
+    """
+
+    image: int
+    table: int
+    vectors: int
+    extras: int
+
+
 @dataclass(frozen=True, slots=True)
 class PlacedAdapter:
-    """An adapter's weights on the device, as the kernels read them.
+    """An adapter's weights on the device, as the kernels read them. The engine knows it as an `AdapterHandle`.
 
     digest  content identity
     image   (elements,) in the back end's `lora_dtype`, contiguous; every A and B of every layer
@@ -31,24 +46,32 @@ class PlacedAdapter:
             rank 0 means the adapter leaves that projection alone.
             A is (rank, in) row-major; B is stored transposed, (rank, out) row-major, with the scale folded in.
     extras  int64, what the adapter changes beside those (`kernels/adapter_layout.py`); empty if nothing
-    invocation_tokens  the adapter is active from the start of their last occurrence in the prompt on, and before that
-            the rows are the base's (activated LoRA); empty: it is active everywhere
+    addresses  of these parts, taken once: they stay where they are as long as the adapter is placed
     """
 
     digest: Digest
     image: Tensor
     table: np.ndarray[Any, np.dtype[np.int64]]
     extras: Extras = field(default_factory=lambda: NO_EXTRAS)
-    invocation_tokens: tuple[int, ...] = ()
+    addresses: AdapterAddresses = field(init=False, repr=False, compare=False)
 
-    @property
-    def num_bytes(self) -> int:
-        return self.image.numel() * self.image.element_size()
+    def __post_init__(self) -> None:
+        extras = self.extras.ctypes.data if self.extras.size else 0
+        vectors = extras + 8 * int(self.extras[VECTORS_AT]) if extras else 0
+        addresses = AdapterAddresses(self.image.data_ptr(), self.table.ctypes.data, vectors, extras)
+        object.__setattr__(self, "addresses", addresses)  # the class is frozen
 
     @property
     def vocabulary(self) -> int:
         """Token ids below this may be used with it; 0 where it says nothing, and the base's vocabulary holds."""
         return int(self.extras[VOCABULARY]) if self.extras.size else 0
+
+
+class PlacedAdapters(Protocol):
+    """The back end's side of the handles: the tensors of every version on the device."""
+
+    def __getitem__(self, digest: Digest) -> PlacedAdapter:
+        """Return the weights of a version. Raises `KeyError` if it is not on the device."""
 
 
 @dataclass(frozen=True, slots=True)

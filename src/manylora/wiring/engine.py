@@ -139,7 +139,9 @@ def wire_engine(
     lender = KvLender(pool, kv, kept_blocks=-(-plan.max_model_len // plan.block_size))
     store.borrow_from(lender)
     pins = AdapterPins(store, lender, vocab=spec.vocab)
-    builder = BatchBuilder(kernels, max_rows=limits.max_step_tokens, block_size=plan.block_size, vocab=spec.vocab)
+    builder = BatchBuilder(
+        kernels, store.weights, max_rows=limits.max_step_tokens, block_size=plan.block_size, vocab=spec.vocab
+    )
     return Engine(
         scheduler=Scheduler(
             pool,

@@ -11,7 +11,7 @@ import torch
 
 from manylora import errors
 from manylora.adapter_ref import merged_ref
-from manylora.adapter_state import AdapterAction, AdapterState, is_over
+from manylora.adapter_state import AdapterAction, AdapterHandle, AdapterState, is_over
 from manylora.adapters.ingest.fakes import ManualIngest
 from manylora.adapters.jobs import IngestJob
 from manylora.adapters.store.versions import RELOCATE_S
@@ -19,7 +19,6 @@ from manylora.adapters.tiers.fakes import ManualReader
 from manylora.adapters.tiers.image_folder import job_file
 from manylora.adapters.tiers.reader_threads import ThreadedReader
 from manylora.adapters.tiers.reading import read_or_none
-from manylora.kernels.interface import PlacedAdapter
 from manylora.merging import MergeRecipe, MergeStrategy
 from tests.adapters.adapter_files import local, save_adapter
 from tests.adapters.store_folder import CONFIG, IMAGE_BYTES, House, facts
@@ -32,7 +31,7 @@ def delete(house: House, name: str = "a") -> None:
     assert house.store.manage(AdapterAction.DELETE, local(name)).is_deleted
 
 
-def place(house: House, name: str = "a") -> PlacedAdapter:
+def place(house: House, name: str = "a") -> AdapterHandle:
     placed = house.placed(name)
     assert placed is not None
     return placed
@@ -45,10 +44,10 @@ def image_files(house: House) -> list[Path]:
 class Watched:
     """Bytes of an image, on disk by a link that no deletion removes, and what they were."""
 
-    def __init__(self, house: House, placed: PlacedAdapter) -> None:
+    def __init__(self, house: House, placed: AdapterHandle) -> None:
         self.link = house.root.parent / f"link-{placed.digest}"
         os.link(house.disk.path(placed.digest), self.link)
-        self.memory = placed.image.view(torch.uint8).numpy()
+        self.memory = house.image(placed).view(torch.uint8).numpy()
         assert self.memory.any()
         assert any(self.link.read_bytes())
 
@@ -99,7 +98,7 @@ def test_a_deleted_name_is_not_found_until_its_source_has_another_version(house:
     with pytest.raises(errors.AdapterNotFound):
         house.store.manage(AdapterAction.PIN, local("a"))
     save_adapter(folder, seed=2)
-    assert place(house).image.isfinite().all()
+    assert house.image(place(house)).isfinite().all()
     assert not house.store.info(local("a")).is_deleted
 
 
@@ -116,15 +115,15 @@ def test_content_stays_until_its_last_name_is_deleted(house: House) -> None:
     for name in ("a", "b"):
         save_adapter(house.root / name, seed=1)
         house.store.unpin(place(house, name))
-    watched = Watched(house, place(house, "b"))
+    held = place(house, "b")
+    watched = Watched(house, held)
     delete(house, "a")
     watched.assert_kept()
     assert isinstance(house.error("a"), errors.AdapterNotFound)
     house.store.unpin(place(house, "b"))
     delete(house, "b")
     assert house.store.info(local("b")).pins == 1
-    for digest in list(house.bank._placed):
-        house.store.unpin(house.bank._placed[digest][0])
+    house.store.unpin(held)
     watched.assert_erased()
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from manylora.adapter_ref import SourceName
-from manylora.adapter_state import AdapterAction, AdapterState
+from manylora.adapter_state import AdapterAction, AdapterHandle, AdapterState
 from manylora.adapters.ingest.fakes import ManualIngest
 from manylora.adapters.packing.image import ImageFacts, largest_file_bytes
 from manylora.adapters.store.store import Store
@@ -22,7 +22,6 @@ from manylora.config.groups.adapters import AdaptersConfig
 from manylora.engine.adapter_port import AdapterStore
 from manylora.errors import AdapterCorrupt, AdapterNotFound, ManyloraError
 from manylora.ids import Digest, Flow
-from manylora.kernels.interface import PlacedAdapter
 from tests.adapters.adapter_files import TINY, local
 from tests.adapters.fake_source import BODY_BYTES, NAMES, FakeSource, facts_of, num_rows
 
@@ -56,7 +55,7 @@ class StoreMachine(RuleBasedStateMachine):
             ),
         )
         self.port: AdapterStore = self.store  # the engine's Protocol is satisfied
-        self.pins: list[tuple[str, PlacedAdapter]] = []
+        self.pins: list[tuple[str, AdapterHandle]] = []
         self.facts: dict[Digest, tuple[str, ImageFacts]] = {}
         self.deleted: set[str] = set()  # and not replaced since
 

@@ -11,14 +11,13 @@ import pytest
 
 from manylora import errors
 from manylora.adapter_ref import AdapterRef, SourceName
-from manylora.adapter_state import AdapterState
+from manylora.adapter_state import AdapterHandle, AdapterState
 from manylora.adapters.ingest.client import ProcessIngest
 from manylora.adapters.store.store import Store
 from manylora.bench.faults.network import Proxy
 from manylora.bench.faults.object_storage import BUCKET, S3Server, credentials, find_weed, s3_server
 from manylora.clock import ManualClock
 from manylora.engine.events import FinishReason
-from manylora.kernels.interface import PlacedAdapter
 from tests.adapters.adapter_files import config_bytes, local, lora_tensors, safetensors_bytes, save_adapter
 from tests.adapters.fake_hub import HttpServer, Repository
 from tests.adapters.fake_source import FakeSource
@@ -32,7 +31,7 @@ FILES = {CONFIG: config_bytes(), WEIGHTS: safetensors_bytes(lora_tensors())}
 SLOW_BYTES_PER_S = 20_000
 
 
-def pinned(store: Store, ref: AdapterRef) -> PlacedAdapter:
+def pinned(store: Store, ref: AdapterRef) -> AdapterHandle:
     placed = store.pin(ref)
     assert placed is not None
     return placed
@@ -122,12 +121,12 @@ def test_a_local_adapter_deleted_in_use_ends_its_requests_well_and_refuses_new_o
     with opened(tmp_path) as store:
         place(store, local("a"))
         running = pinned(store, local("a"))
-        before = running.image.clone()
+        before = store.weights[running.digest].image.clone()
         shutil.rmtree(folder)
         assert turn(store, [local("a")]) == [AdapterState.FAILED]
         assert isinstance(store.failure(local("a")), errors.AdapterNotFound)
         assert store.pin(local("a")) is None
-        assert bool((running.image == before).all())
+        assert bool((store.weights[running.digest].image == before).all())
         store.unpin(running)
 
 
@@ -232,5 +231,5 @@ def test_an_adapter_that_a_remote_source_has_deleted_is_not_found_once_that_is_a
         clock.advance(101.0)
         assert isinstance(fail(store, ref), errors.AdapterNotFound)
         assert store.pin(ref) is None
-        assert bool(running.image.isfinite().all())
+        assert bool(store.weights[running.digest].image.isfinite().all())
         store.unpin(running)

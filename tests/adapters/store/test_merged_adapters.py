@@ -9,6 +9,7 @@ import pytest
 
 from manylora import errors
 from manylora.adapter_ref import AdapterRef, SourceName, merged_ref
+from manylora.adapter_state import AdapterHandle
 from manylora.adapters.ingest.process import InlineIngest
 from manylora.adapters.jobs import IngestJob, IngestSettings, job_from_json
 from manylora.adapters.sources.local import LocalSource
@@ -18,7 +19,6 @@ from manylora.adapters.tiers.disk import DiskTier
 from manylora.adapters.tiers.reading import InlineReader
 from manylora.clock import ManualClock
 from manylora.config.groups.adapters import AdaptersConfig
-from manylora.kernels.interface import PlacedAdapter
 from manylora.merging import MergeRecipe, MergeStrategy
 from tests.adapters.adapter_files import LAYERS, TINY, local, save_adapter
 
@@ -55,7 +55,7 @@ class House:
             config=CONFIG,
         )
 
-    def placed(self, ref: AdapterRef) -> PlacedAdapter | None:
+    def placed(self, ref: AdapterRef) -> AdapterHandle | None:
         for _ in range(8):
             self.store.want(ref)
             self.store.poll()
@@ -68,10 +68,11 @@ class House:
         """The change of one module's weight."""
         placed = self.placed(ref)
         assert placed is not None, self.store.failure(ref)
+        weights = self.store.weights[placed.digest]
         sizes = TINY.projections[projection]
         assert sizes is not None
-        offset_a, offset_b, rank = (int(value) for value in placed.table[layer, projection])
-        body = placed.image.numpy()
+        offset_a, offset_b, rank = (int(value) for value in weights.table[layer, projection])
+        body = weights.image.numpy()
         a = body[offset_a : offset_a + rank * sizes[1]].reshape(rank, sizes[1])
         b = body[offset_b : offset_b + rank * sizes[0]].reshape(rank, sizes[0])
         return np.asarray(b.T @ a)

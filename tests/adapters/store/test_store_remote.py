@@ -8,7 +8,7 @@ import pytest
 
 from manylora import errors
 from manylora.adapter_ref import AdapterRef, SourceName
-from manylora.adapter_state import AdapterState
+from manylora.adapter_state import AdapterHandle, AdapterState
 from manylora.adapters.ingest.fakes import ManualIngest
 from manylora.adapters.jobs import IngestJob
 from manylora.adapters.packing.image import ImageFacts
@@ -21,7 +21,6 @@ from manylora.adapters.tiers.fakes import ManualReader
 from manylora.clock import ManualClock
 from manylora.config.groups.adapters import AdaptersConfig
 from manylora.ids import Digest
-from manylora.kernels.interface import PlacedAdapter
 from tests.adapters.adapter_files import TINY
 
 BODY_BYTES = 640
@@ -71,7 +70,7 @@ class House:
         self.ingest.finish(job.number, facts(job.stamp))
         return job
 
-    def place(self, ref: AdapterRef) -> PlacedAdapter | None:
+    def place(self, ref: AdapterRef) -> AdapterHandle | None:
         """The adapter, pinned, once what was read is taken over."""
         for _ in range(3):
             self.turn(ref)

@@ -86,6 +86,7 @@ class Operator:
         """The name as its source has it now. Raises `AdapterNotFound` and the like if nothing of it is anywhere."""
         name = self._names.of(ref)
         self._names.locate(name, self._clock.monotonic_s())
+        name.located_s = float("-inf")  # a request that comes now looks for itself
         failure = self._names.standing_failure(name)
         if failure is not None and name.located is None and not self._is_anywhere(name):
             raise failure
@@ -205,6 +206,7 @@ class Operator:
         for name in list(self._pinned.values()):
             if is_due:
                 self._names.locate(name, now_s)
+                name.located_s = float("-inf")  # a request that comes now looks for itself
             self._follow(name)
 
     def _follow(self, name: TrackedAdapter) -> None:

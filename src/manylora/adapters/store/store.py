@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Container, Mapping
 
 from manylora.adapter_ref import AdapterRef, SourceName
-from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState, AdapterWords, StoreStats
+from manylora.adapter_state import AdapterAction, AdapterHandle, AdapterInfo, AdapterState, AdapterWords, StoreStats
 from manylora.adapters.base_shape import BaseShape
 from manylora.adapters.jobs import Found, Ingest
 from manylora.adapters.refusals import Refusals
@@ -27,7 +27,7 @@ from manylora.clock import Clock
 from manylora.config.groups.adapters import AdaptersConfig
 from manylora.errors import AdapterCapacity, ManyloraError
 from manylora.ids import Digest, Flow
-from manylora.kernels.interface import PlacedAdapter
+from manylora.kernels.interface import PlacedAdapters
 
 PATIENCE_S = 0.5
 EXPIRY_S = 1.0
@@ -108,6 +108,11 @@ class Store:
         self._no_room = RoomCache()
         self._wanted_versions: set[Digest] | None = None  # once it was needed in this poll
 
+    @property
+    def weights(self) -> PlacedAdapters:
+        """The tensors behind the handles that `pin` returns, for the back end."""
+        return self._bank
+
     # ── what the engine calls ────────────────────────────────────────────────────────────────────────────────────
 
     def want(self, ref: AdapterRef, flow: Flow | None = None) -> AdapterState:
@@ -180,7 +185,7 @@ class Store:
         self._verifier.advance()
         self._names.turn += 1
 
-    def pin(self, ref: AdapterRef) -> PlacedAdapter | None:
+    def pin(self, ref: AdapterRef) -> AdapterHandle | None:
         """Hold the adapter's current version on the device, or None if it is not there."""
         name = self._names.get(ref)
         if name is None or name.digest is None or self._names.standing_failure(name) is not None:
@@ -193,7 +198,7 @@ class Store:
             name.last_use_s = self._clock.monotonic_s()
         return placed
 
-    def unpin(self, placed: PlacedAdapter, *, was_used: bool = True) -> None:
+    def unpin(self, placed: AdapterHandle, *, was_used: bool = True) -> None:
         """Give back one pin."""
         self._device.unpin(placed.digest, was_used=was_used)
         for name in self._users[placed.digest]:
@@ -213,7 +218,7 @@ class Store:
         """The digest of what the current version says of text; empty for nothing."""
         return self._names.text_digest(ref)
 
-    def suspect(self, placed: PlacedAdapter) -> None:
+    def suspect(self, placed: AdapterHandle) -> None:
         """Note that a request with this version came to logits that are not finite."""
         if self._quarantine.suspect(placed.digest) and placed.digest in self._device:
             self._device.release_all(self._names, placed.digest)

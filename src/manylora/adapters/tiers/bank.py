@@ -34,6 +34,9 @@ class Bank(Protocol):
 
     def __contains__(self, digest: object) -> bool: ...
 
+    def __getitem__(self, digest: Digest) -> PlacedAdapter:
+        """Return the weights of an adapter that is here. Raises `KeyError` if it is not."""
+
     def reserve(
         self, digest: Digest, num_bytes: int, evict: Callable[[Digest], None], keep: Container[Digest] = ()
     ) -> bool:
@@ -48,8 +51,8 @@ class Bank(Protocol):
     def remove(self, digest: Digest) -> None:
         """Give back a reservation that came to nothing, or an adapter nobody pins."""
 
-    def pin(self, digest: Digest) -> PlacedAdapter | None:
-        """Hold a placed adapter where it is; None if it is not here."""
+    def pin(self, digest: Digest) -> bool:
+        """Hold a placed adapter where it is; False if it is not here."""
 
     def unpin(self, digest: Digest, *, was_used: bool = True) -> None: ...
 
@@ -63,6 +66,8 @@ class Bank(Protocol):
 
     def rank(self, digest: Digest) -> int:
         """The largest rank of an adapter that is here."""
+
+    def invocation_tokens(self, digest: Digest) -> tuple[int, ...]: ...
 
 
 class Lender(Protocol):
@@ -99,6 +104,9 @@ class CpuBank:
     def __contains__(self, digest: object) -> bool:
         return digest in self._placed
 
+    def __getitem__(self, digest: Digest) -> PlacedAdapter:
+        return self._placed[digest][0]
+
     def reserve(
         self, digest: Digest, num_bytes: int, evict: Callable[[Digest], None], keep: Container[Digest] = ()
     ) -> bool:
@@ -121,7 +129,7 @@ class CpuBank:
         dtype = TORCH_DTYPES[image.facts.dtype]
         elements = image.num_bytes // dtype.itemsize
         weights = torch.frombuffer(image.body, dtype=dtype, count=elements) if elements else torch.empty(0, dtype=dtype)
-        placed = PlacedAdapter(image.digest, weights, image.table, image.extras, image.invocation_tokens)
+        placed = PlacedAdapter(image.digest, weights, image.table, image.extras)
         self._placed[image.digest] = (placed, image.num_rows)
         self._rows += image.num_rows
         self._host.put(image)
@@ -138,12 +146,11 @@ class CpuBank:
         np.frombuffer(image.body, dtype=np.uint8)[:] = 0
         self.remove(digest)
 
-    def pin(self, digest: Digest) -> PlacedAdapter | None:
-        found = self._placed.get(digest)
-        if found is None:
-            return None
+    def pin(self, digest: Digest) -> bool:
+        if digest not in self._placed:
+            return False
         self._host.shelf.pin(digest)
-        return found[0]
+        return True
 
     def unpin(self, digest: Digest, *, was_used: bool = True) -> None:
         self._host.shelf.unpin(digest, was_used=was_used)
@@ -157,6 +164,10 @@ class CpuBank:
     def rank(self, digest: Digest) -> int:
         image = self._host.get(digest)
         return 0 if image is None else image.rank
+
+    def invocation_tokens(self, digest: Digest) -> tuple[int, ...]:
+        image = self._host.get(digest)
+        return () if image is None else image.invocation_tokens
 
     def uses(self, digest: Digest) -> int:
         """How often an adapter that is here was used since it was placed."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, KeysView
 from typing import NamedTuple
 
 from manylora.adapter_ref import AdapterRef
+from manylora.adapter_state import AdapterHandle
 from manylora.adapters.packing.image import ImageFacts
 from manylora.adapters.tiers.bank import Bank, Lender
 from manylora.adapters.tiers.disk import DiskTier, ref_key
@@ -15,7 +16,6 @@ from manylora.adapters.tiers.shares import Shares
 from manylora.adapters.tracked import TrackedAdapter
 from manylora.clock import Clock
 from manylora.ids import Digest, Flow
-from manylora.kernels.interface import PlacedAdapter
 
 MAX_NAMED = 64
 """Names that are remembered of one version on the device."""
@@ -140,17 +140,26 @@ class Device:
 
     # ── who holds what ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def pin(self, ref: AdapterRef, digest: Digest, flow: Flow) -> PlacedAdapter | None:
+    def pin(self, ref: AdapterRef, digest: Digest, flow: Flow) -> AdapterHandle | None:
         """Hold a version for a request of `flow` that asked for `ref`; None if it is not here."""
-        placed = self.bank.pin(digest)
-        if placed is not None:
-            self.shares.note(digest, flow, placed.num_bytes)
-            if len(self._named[digest]) < MAX_NAMED:
-                self._named[digest].add(ref_key(ref))
-            self._pins[digest] += 1
-            self._fresh.pop(digest, None)
-            self._used_s[digest] = self._clock.monotonic_s()
-        return placed
+        if not self.bank.pin(digest):
+            return None
+        num_bytes, weights = self.bank.num_bytes(digest), self.bank[digest]
+        self.shares.note(digest, flow, num_bytes)
+        if len(self._named[digest]) < MAX_NAMED:
+            self._named[digest].add(ref_key(ref))
+        self._pins[digest] += 1
+        self._fresh.pop(digest, None)
+        self._used_s[digest] = self._clock.monotonic_s()
+        return AdapterHandle(
+            ref=ref,
+            digest=digest,
+            num_bytes=num_bytes,
+            rank=self.bank.rank(digest),
+            vocabulary=weights.vocabulary,
+            has_extras=weights.extras.size > 0,
+            invocation_tokens=self.bank.invocation_tokens(digest),
+        )
 
     def unpin(self, digest: Digest, *, was_used: bool = True) -> None:
         self.bank.unpin(digest, was_used=was_used)
@@ -175,8 +184,8 @@ class Device:
 
     def hold(self, digest: Digest) -> None:
         """Keep a version that is here whoever uses it, until `release`; that counts as no use of it."""
-        placed = self.bank.pin(digest)
-        assert placed is not None, "what is held is on the device"
+        is_here = self.bank.pin(digest)
+        assert is_here, "what is held is on the device"
 
     def release_all(self, names: Iterable[TrackedAdapter], digest: Digest) -> None:
         """Let nothing but requests hold a version."""

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from manylora.adapter_state import AdapterHandle
 from manylora.engine.scheduling.scheduler import Chunk, Plan
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import RequestId
-from manylora.kernels.interface import AttentionBatch, Kernels, LoraSegment, PlacedAdapter, StepInput
+from manylora.kernels.interface import AttentionBatch, Kernels, LoraSegment, PlacedAdapters, StepInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +27,15 @@ class Batch:
 class BatchBuilder:
     """Turns plans into `StepInput`. The tensors of one step are valid until the next one is built.
 
-    `vocab` is the base's: tokens beyond it are known to the row's adapter alone.
+    adapters  has the weights of every adapter that a running sequence holds
+    vocab     the base's: tokens beyond it are known to the row's adapter alone
     """
 
-    def __init__(self, kernels: Kernels, *, max_rows: int, block_size: int, vocab: int) -> None:
+    def __init__(
+        self, kernels: Kernels, adapters: PlacedAdapters, *, max_rows: int, block_size: int, vocab: int
+    ) -> None:
         self._kernels = kernels
+        self._adapters = adapters
         self._block_size = block_size
         self._vocab = vocab
         self._token_ids = np.empty(max_rows, dtype=np.int64)
@@ -61,7 +66,8 @@ class BatchBuilder:
             row_sequence=torch.from_numpy(self._row_sequence[:row]),
             block_tables=torch.from_numpy(tables),
         )
-        segments, own = tuple(_segments(pairs)), tuple(_sampled_segments(pairs))
+        segments = tuple(_segments(pairs, self._adapters))
+        own = tuple(_sampled_segments(pairs, self._adapters))
         vocabulary = max((segment.adapter.vocabulary for segment in own), default=0)
         own_ids = torch.from_numpy(self._token_ids[:row])
         has_added = any(segment.adapter.vocabulary > self._vocab for segment in segments)
@@ -96,7 +102,7 @@ def _adapter_of(pair: tuple[Chunk, Sequence]) -> str:
     return "" if placed is None else placed.digest
 
 
-def _segments(pairs: list[tuple[Chunk, Sequence]]) -> Iterator[LoraSegment]:
+def _segments(pairs: list[tuple[Chunk, Sequence]], adapters: PlacedAdapters) -> Iterator[LoraSegment]:
     """The rows of each adapter version; those before an activated adapter's first position are the base's."""
     row = 0
     spans: list[tuple[int, int, Sequence]] = []
@@ -107,31 +113,31 @@ def _segments(pairs: list[tuple[Chunk, Sequence]]) -> Iterator[LoraSegment]:
         start = first + max(0, sequence.active_from - chunk.start)
         if start < row:
             spans.append((start, row, sequence))
-    return _joined(spans)
+    return _joined(spans, adapters)
 
 
-def _sampled_segments(pairs: list[tuple[Chunk, Sequence]]) -> Iterator[LoraSegment]:
+def _sampled_segments(pairs: list[tuple[Chunk, Sequence]], adapters: PlacedAdapters) -> Iterator[LoraSegment]:
     """The rows of logits of each adapter version that changes more than the seven projections."""
     row = 0
     spans: list[tuple[int, int, Sequence]] = []
     for chunk, sequence in pairs:
         first, row = row, row + (1 + len(chunk.draft_tokens) if chunk.is_sampled else 0)
-        if first < row and sequence.placed is not None and sequence.placed.extras.size:
+        if first < row and sequence.placed is not None and sequence.placed.has_extras:
             spans.append((first, row, sequence))
-    return _joined(spans)
+    return _joined(spans, adapters)
 
 
-def _joined(spans: list[tuple[int, int, Sequence]]) -> Iterator[LoraSegment]:
+def _joined(spans: list[tuple[int, int, Sequence]], adapters: PlacedAdapters) -> Iterator[LoraSegment]:
     """Join neighbouring rows of one adapter version into one segment."""
     start = stop = 0
-    placed: PlacedAdapter | None = None
+    placed: AdapterHandle | None = None
     for first, end, sequence in spans:
         assert sequence.placed is not None  # else it had no rows here
         if placed is not None and (first != stop or sequence.placed.digest != placed.digest):
-            yield LoraSegment(start, stop, placed)
+            yield LoraSegment(start, stop, adapters[placed.digest])
             start = first
         elif placed is None:
             start = first
         placed, stop = sequence.placed, end
     if placed is not None:
-        yield LoraSegment(start, stop, placed)
+        yield LoraSegment(start, stop, adapters[placed.digest])

@@ -1,9 +1,8 @@
 """The progress of one request: how many of its positions are computed, and in which blocks."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from manylora.adapter_state import AdapterHandle
 from manylora.engine.events import AdapterUse
 from manylora.engine.penalties import Penalties
 from manylora.engine.prompt_lookup import PromptLookup
@@ -11,9 +10,6 @@ from manylora.engine.request import Request
 from manylora.engine.scheduling.blocks import PrefixKey, joined_key, next_key
 from manylora.engine.stopping import StopChecker
 from manylora.usage import Counts
-
-if TYPE_CHECKING:  # the scheduler and its tests run without torch
-    from manylora.kernels.interface import PlacedAdapter
 
 
 class Sequence:
@@ -70,7 +66,7 @@ class Sequence:
         self.root: PrefixKey | None = None  # set once the adapter's version is pinned
         self.own_root: PrefixKey | None = None  # the adapter's root, if it is active later and `root` the base's
         self.active_from: int | None = 0  # first position the adapter applies to; None: no position
-        self.placed: PlacedAdapter | None = None
+        self.placed: AdapterHandle | None = None
         self.adapter_use: AdapterUse | None = None
         self.tier_on_arrival = ""
         self.cached_tokens: int | None = None  # set at the first admission

@@ -12,7 +12,6 @@ from typing import NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
-from manylora.kernels.adapter_layout import VECTORS_AT
 from manylora.kernels.interface import (
     AttentionBatch,
     Forward,
@@ -108,10 +107,7 @@ class NativeSegments:
 def _segments(segments: tuple[LoraSegment, ...]) -> "ctypes.Array[ctypes.c_int64]":
     numbers: list[int] = []
     for segment in segments:
-        adapter = segment.adapter
-        extras = adapter.extras.ctypes.data if adapter.extras.size else 0
-        vectors = extras and extras + 8 * int(adapter.extras[VECTORS_AT])
-        numbers += (segment.start, segment.stop, adapter.image.data_ptr(), adapter.table.ctypes.data, vectors, extras)
+        numbers += (segment.start, segment.stop, *segment.adapter.addresses)
     return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
