@@ -12,6 +12,7 @@ import pytest
 
 from manylora import errors
 from tests.support.paths import ROOT
+from tests.support.rooms import PAGE, with_rooms
 
 SOURCE = ROOT / "src" / "manylora"
 
@@ -345,6 +346,11 @@ def test_every_path_named_in_the_architecture_page_exists() -> None:
     named = {word.strip("`.,;:()") for word in text.split() if word.startswith("`") and ".py" in word}
     missing = {name for name in named if not (SOURCE / name).exists() and not (ROOT / name).exists()}
     assert not missing
+
+
+def test_the_architecture_page_has_a_sentence_for_each_room() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == with_rooms(page), "run `make pages`"
 
 
 def test_every_error_has_a_heading() -> None:

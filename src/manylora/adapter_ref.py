@@ -1,4 +1,4 @@
-"""What a request calls an adapter: a source and an id, checked before anything else sees them."""
+"""The name of an adapter in a request: a source and an id, checked before any other use."""
 
 import re
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _TOKEN = re.compile(r"[!-~]+")
 
 
 class SourceName(StrEnum):
-    """Where adapters come from. A source that is switched off is refused by name."""
+    """The sources of adapters. A request for a source that is switched off gets an error with its name."""
 
     LOCAL = "local"
     HUB = "hub"
@@ -53,11 +53,11 @@ class AdapterRef:
 
     id      relative (`support-triage`, `org/name`); absolute paths, `..`, backslashes and control characters never get
             past `parse_adapter_ref`
-    merge   what it is made of, if it is several adapters merged into one; then `id` lists the members, and `source` is
+    merge   the recipe of several adapters merged into one, or None; with it `id` lists the members, and `source` is
             that of the first
     token   the caller's credential at the source, or empty. It is never printed or logged; two callers with different
-            ones are told apart, so that the access of one opens nothing to the other.
-    tenant  whose registry the id is looked up in; empty at every other source, where a name means the same to all
+            ones have two adapters, so that the access of one opens nothing to the other.
+    tenant  the owner of the registry that has the id; empty at every other source, where a name means the same to all
     """
 
     source: SourceName
@@ -72,7 +72,7 @@ class AdapterRef:
 
     @property
     def full_id(self) -> str:
-        """The id with its owner before it where it has one: nobody else's is called so."""
+        """The id with its owner before it where it has one: no other tenant's adapter has that text."""
         return f"{self.tenant}/{self.id}" if self.tenant else self.id
 
     def id_for(self, tenant: str) -> str:

@@ -1,4 +1,4 @@
-"""Where an adapter's weights are, what the store holds and what it can be told: words the store shares with others."""
+"""The states of an adapter, the statistics of the store, and the acts of operators, as other rooms read them."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -9,7 +9,7 @@ from manylora.ids import Digest
 
 
 class AdapterState(StrEnum):
-    """Where an adapter's weights are: the states of the store's machine."""
+    """The state of an adapter: the place of its weights, or the step on the way there."""
 
     ABSENT = "absent"
     FETCHING = "fetching"
@@ -20,10 +20,10 @@ class AdapterState(StrEnum):
 
 
 class AdapterAction(StrEnum):
-    """What an operator may do to one adapter. Each begins at once; how far it is shows in `AdapterInfo`.
+    """An operator's act on one adapter. Each begins at once; `AdapterInfo` shows its progress.
 
     PRELOAD  bring it to the device, without anyone waiting for it
-    PIN      keep its current version on the device until UNPIN, whoever uses it
+    PIN      keep its current version on the device until UNPIN, used or not
     EVICT    take it off the device and off the disk, unless it is in use
     DELETE   take the name away at once; what runs goes on, then no byte of the weights is left in any tier
     VERIFY   read its packed image again and compare it with its checksum
@@ -110,7 +110,7 @@ NO_WORDS = AdapterWords()
 
 
 def is_over(action: AdapterAction, info: AdapterInfo) -> bool:
-    """Whether an action that was begun has come to its end, good or bad, as the adapter stands now."""
+    """Return whether an act has ended, well or badly, in the adapter's present state."""
     match action:
         case AdapterAction.PRELOAD:
             return info.state in (AdapterState.ON_DEVICE, AdapterState.FAILED)
@@ -131,7 +131,7 @@ LOAD_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadTimes:
-    """How long loads from one source into one tier took.
+    """A histogram of the seconds that loads from one source into one tier took.
 
     tier    the one they were brought to: `disk` (fetched, checked and packed) or `device` (read)
     counts  loads in each bucket of `LOAD_BUCKETS_S`, and in the one above
@@ -173,5 +173,5 @@ class StoreStats:
 
     @property
     def thrash_ratio(self) -> float:
-        """How much of what was loaded had only just been evicted: near 0 all is well, near 1 the bank is too small."""
+        """The share of loaded bytes that were evicted within the minute before: near 1 the bank is too small."""
         return self.reloaded_bytes / self.loaded_bytes if self.loaded_bytes else 0.0

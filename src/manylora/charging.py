@@ -1,4 +1,4 @@
-"""What of a request's tokens is paid for. `docs/metering.md` has the table that this computes."""
+"""The tokens of a request that its tenant pays for: the table of `docs/metering.md`, as a pure function."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

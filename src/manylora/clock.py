@@ -5,7 +5,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Where a component gets the time from; tests give it a `ManualClock`."""
+    """The clock of a component. Tests pass a `ManualClock`."""
 
     def monotonic_s(self) -> float:
         """Seconds from an arbitrary origin; never goes backwards. Used for intervals."""

@@ -15,7 +15,7 @@
     │   ├── AdapterCorrupt  AdapterUnsafeFormat  AdapterTooLarge  AdapterMergeInvalid
     │   ├── AdapterSourceUnavailable  AdapterLoadTimeout  AdapterCapacity  AdapterStorageUnavailable
     │   ├── AdapterTextChanged
-    │   └── AdapterInUse               told to operators only
+    │   └── AdapterInUse               operators only
     ├── ServiceError               the server cannot serve now
     │   ├── Overloaded  QueueTimeout  Unavailable  ControlUnavailable  UsageUnrecorded
     │   └── EngineFault  IncompleteGeneration
@@ -34,7 +34,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True)
 class ErrorRow:
-    """How one kind of failure is told to HTTP clients.
+    """The HTTP reply for one kind of failure.
 
     native_status, native_type   status and `error_type` of LoRAX-style replies
     openai_status, openai_type   status and `error.type` of OpenAI-style replies
@@ -71,7 +71,7 @@ class ManyloraError(Exception):
 
     @property
     def is_retryable(self) -> bool:
-        """Whether the same request may succeed later without being changed."""
+        """Return whether the same request may succeed later without a change."""
         return self.retry_after_s is not None
 
 
@@ -173,7 +173,7 @@ class RequestTimedOut(RequestRejected):
 
 
 class NotHttp(RequestRejected):
-    """What came is no HTTP request, or two readers could take it for different ones."""
+    """The bytes are no HTTP request, or two readers could take them for different ones."""
 
     row = ErrorRow(400, "validation", 400, INVALID, "invalid_http")
 
@@ -218,7 +218,7 @@ class LimitExceeded(RequestRejected):
         super().__init__(message, parameter=parameter)
         self._wait_s = wait_s
         self.headers: dict[str, str] = {}
-        """`x-ratelimit-…` of whoever was refused."""
+        """The `x-ratelimit-…` headers of the refused caller."""
 
     @property
     def retry_after_s(self) -> float | None:
@@ -246,7 +246,7 @@ class QuotaExhausted(RequestRejected):
 
 
 class ResourceNotFound(RequestRejected):
-    """No such tenant, key, repository, version, price or invoice, or it is somebody else's."""
+    """No such tenant, key, repository, version, price or invoice, or another tenant owns it."""
 
     row = ErrorRow(404, "not_found", 404, INVALID, "resource_not_found")
 

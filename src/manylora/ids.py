@@ -7,10 +7,10 @@ RequestId = NewType("RequestId", str)
 """One generation (one sequence) in the engine; minted by the server, unique for ever."""
 
 Flow = NewType("Flow", str)
-"""Whose work a request is, for fair scheduling. Opaque to the engine; the server says a flow is a tenant."""
+"""The owner of a request for fair scheduling. Opaque to the engine; the server makes each tenant a flow."""
 
 TenantId = NewType("TenantId", str)
-"""Who pays: the tenant's short code, as in its paths. Given once; never changed, never given to another."""
+"""The short code of a tenant, which pays; part of its paths. It never changes and never passes to another."""
 
 KeyId = NewType("KeyId", str)
 """The public part of a platform key: the 8 characters after `pb_`."""
@@ -19,7 +19,7 @@ UsageId = NewType("UsageId", str)
 """One HTTP request's usage, whatever number of sequences it had; minted by the server, unique for ever."""
 
 PROBE_FLOW = Flow("manylora-probe")
-"""The server's own probes of its engine: not anybody's traffic, and never under suspicion."""
+"""The flow of the server's own probes of its engine: no tenant's traffic, and never suspected of a crash."""
 
 Digest = NewType("Digest", str)
 """Content identity of an adapter: hash of (canonical config, tensors, base fingerprint), 64 hex digits."""

@@ -1,4 +1,4 @@
-"""How a request asks for several adapters to be merged into one: the recipe, checked. The mathematics is elsewhere."""
+"""The recipe by which a request merges several adapters into one, checked. `adapters/packing/merge.py` computes it."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class MergeStrategy(StrEnum):
 
 
 class SignMethod(StrEnum):
-    """How TIES elects a sign: by the sum of the values, or by the number of members."""
+    """The election of a sign in TIES: by the sum of the values, or by the number of members."""
 
     TOTAL = "total"
     FREQUENCY = "frequency"
@@ -39,7 +39,7 @@ PRUNING = frozenset(
 
 @dataclass(frozen=True, slots=True, order=True)
 class MergeRecipe:
-    """What is made of the members. `density` is 1 where the strategy does not prune.
+    """A merge of several members. `density` is 1 where the strategy does not prune.
 
     weights   one a member, in their order; they may be negative
     density   share of each tensor's values that stays, in (0, 1]

@@ -1,4 +1,4 @@
-"""Tenants, keys, limits, prices and uploads as an edge needs them: what the control plane tells every edge.
+"""Tenants, keys, limits, prices and uploads as the control plane sends them to every edge.
 
 `server` and `control` meet here and in `usage.py`. Money is whole nano-dollars (10**-9 US dollars).
 """
@@ -16,7 +16,7 @@ from manylora.money import cost_nanousd
 from manylora.usage import UsageRecord
 
 DEFAULT_TENANT = TenantId("default")
-"""Whose work it is while nobody is asked for a key."""
+"""The tenant of all requests while the server asks for no key."""
 
 KEY_ID_LENGTH = 8
 SECRET_BYTES = 32
@@ -58,7 +58,7 @@ class TenantState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a tenant or a key may use. None: no limit of its own.
+    """The limits of a tenant or a key. None: no limit of its own.
 
     monthly_budget_nanousd  spending in one UTC month
     adapter_bytes           of all stored versions together
@@ -114,7 +114,7 @@ class PriceFacts:
     """One version of a base model's price, from `effective_ms` until the next version's. A fine-tune costs its base.
 
     cached_input_nanousd  of a prompt token that came from the prefix cache; None: a control plane of an older version
-                          tells none, and it costs what any prompt token costs
+                          sends none, and the token costs as much as any prompt token
     """
 
     base: str
@@ -160,7 +160,7 @@ class RepositoryFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """What has changed since a revision; everything, if the edge has none yet (`is_whole`).
+    """The changes since a revision; everything, if the edge has none yet (`is_whole`).
 
     epoch  of the control plane's process: revisions of another one, which may have another database, mean nothing
     A repository without versions may have been deleted: it grants nothing either way. `pepper` is hex.

@@ -1,4 +1,4 @@
-"""What a request used, as counts of token positions (never of work done), and whom it is charged to.
+"""The usage of a request: counts of token positions (never of work done), and the tenant that pays.
 
 The engine counts (`Counts`), the server attributes (`UsageRecord`), the control plane prices.
 """
@@ -34,7 +34,7 @@ class UsageRecord:
     """The usage of one HTTP request, written once, whatever way the request ended.
 
     id              minted by the server; the ledger inserts once by it
-    tenant, key     who pays; key None: nobody was asked for one (`server.auth` is off)
+    tenant, key     who pays; key None: the server asks for none (`server.auth` is off)
     request_id      the caller's own id or ours: an attribute, not unique
     edge            the server process that took the request, unique for its life
     base            the base model's id, which has the price
@@ -48,7 +48,7 @@ class UsageRecord:
     prompt_tokens, cached_tokens, completion_tokens       what the engine committed: always recorded
     charged_prompt_tokens, charged_completion_tokens      what is paid for: see docs/metering.md
     charged_cached_tokens                                 those of charged_prompt_tokens that cost the cached price;
-                                                          None: an edge of an older version tells none
+                                                          None: an edge of an older version sends none
 
     finish_reason   of the sequence that ended worst: `stop`, `length`, `disconnect`, `abort`, `edge_lost`,
                     `engine_failure` and so on

@@ -1,4 +1,4 @@
-"""How long two engines say the same: greedy replies, compared up to the first token in which they differ."""
+"""Agreement of two engines: greedy replies, compared up to the first token in which they differ."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -37,12 +37,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a load measured, times in milliseconds.
+    """The figures of a load, times in milliseconds.
 
     token_time         of one answer from its first piece to its last, for each token after the first piece
     gap                between pieces of one stream; a server that sends several tokens at once has few long ones
     all_output_tokens  of the whole run, its start included
-    first_errors       what up to three requests that failed were told
+    first_errors       the replies of up to three failed requests
     """
 
     seconds: float
@@ -231,7 +231,7 @@ def body_of(workload: Workload, target: Mapping[str, object], source: Random, vo
 
 
 def figures_of(answers: Sequence[Answer], begun_s: float, ended_s: float) -> Figures:
-    """What these answers say of the time between two moments."""
+    """Return the figures of the time between two moments."""
     took_s = ended_s - begun_s
     whole = [answer for answer in answers if answer.ended_s is not None and answer.error is None and answer.pieces_s]
     ended = [answer for answer in whole if begun_s <= (answer.ended_s or 0.0) <= ended_s]

@@ -1,4 +1,4 @@
-"""What every result says about itself: machine, version, commit, command, and how busy the machine was."""
+"""The origin of a result: machine, version, commit, command, and the load of the machine."""
 
 import os
 import platform
@@ -31,7 +31,7 @@ def _command() -> str:
 
 
 def _named(program: Path) -> list[str]:
-    """How a program is started from the checkout; `python -m` hands on an absolute path, this machine's own."""
+    """Return the command that starts this program in any checkout, without this machine's own paths."""
     if program.name in ("manylora", "__main__.py"):
         return ["manylora"]
     if program.is_absolute() and program.is_relative_to(ROOT):

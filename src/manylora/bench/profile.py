@@ -1,4 +1,4 @@
-"""Where a step's time goes: kernel by kernel, and outside them."""
+"""The time of a step, kernel by kernel and outside them."""
 
 import functools
 from collections import defaultdict

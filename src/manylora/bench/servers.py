@@ -25,11 +25,11 @@ STOP_WAIT_S = 30.0
 PARENT, UTIME, STIME = 1, 11, 12  # in `/proc/<id>/stat`, counted from the field after the name; see proc(5)
 
 Fields = Mapping[str, object]
-"""What a request names its model with: fields of its JSON body."""
+"""The fields of a JSON body that name a model."""
 
 
 class Server(Protocol):
-    """How one program is started and how its requests name an adapter."""
+    """The command that starts one program, and the form in which its requests name an adapter."""
 
     name: str
 
@@ -110,7 +110,7 @@ class Running:
 def serving(server: Server, log: Path, *, base: Path, adapters: Sequence[Path] = ()) -> Iterator[Running]:
     """Start a server, wait for its first token, and stop it with all its processes at the end.
 
-    What it writes down of usage goes to a folder of its own: nothing that is measured comes into anybody's books.
+    What it writes down of usage goes to a folder of its own: no measurement enters a ledger.
     """
     with tempfile.TemporaryDirectory() as books:
         own = {"MANYLORA_CONTROL_DIR": f"{books}/control", "MANYLORA_METERING_DIR": f"{books}/metering"}

@@ -1,4 +1,4 @@
-"""The few statistics that results are told in."""
+"""The statistics of results."""
 
 import math
 from collections.abc import Sequence

@@ -20,7 +20,7 @@ UNSETTLED_STEPS = 2  # the first ones may still share their step with the end of
 
 @dataclass(frozen=True, slots=True)
 class TimedStep:
-    """What one step took, in seconds, and how much of it by kind of kernel."""
+    """The seconds of one step, in whole and by kind of kernel."""
 
     seconds: float
     kernels: Mapping[str, float]

@@ -135,7 +135,7 @@ def _loads(
 
 
 def _bar(total: int) -> "AbstractContextManager[Callable[[str], None]]":
-    """A bar of `total` parts; it goes on by one whenever it is told what begins."""
+    """A bar of `total` parts, which moves by one with the name of each part that begins."""
     import contextlib
 
     from rich.console import Console

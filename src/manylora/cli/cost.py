@@ -69,7 +69,7 @@ def _positive(text: str) -> int:
 
 
 def _carried(file: Path, load: Load, machine: Hardware) -> Capacity:
-    """What one machine carried of a workload, in `benchmarks/lora_tax.py`'s slowest case; of that load alone."""
+    """The throughput of one machine under a workload, in the slowest case of `benchmarks/lora_tax.py`."""
     from manylora.bench.workloads import WORKLOADS
 
     try:

@@ -1,4 +1,4 @@
-"""What a load costs, paid by the token and on dedicated hardware: in whole nano-dollars and exact fractions."""
+"""The cost of a load by the token and on dedicated hardware, in whole nano-dollars and exact fractions."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -67,7 +67,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """What one machine carried in a measurement: so many requests a second of so many tokens each."""
+    """The measured throughput of one machine: requests a second, and the tokens of each."""
 
     requests_per_s: Fraction
     requests_per_day: int
@@ -88,7 +88,7 @@ def compare(load: Load, price: TokenPrice, hardware: Hardware) -> Comparison:
 
 
 def capacity(load: Load, hardware: Hardware, requests_per_s: Fraction) -> Capacity:
-    """What a measured throughput of such requests comes to, on a machine that runs as long as the hardware does."""
+    """Return the cost of a measured throughput, on a machine that runs as long as the hardware does."""
     seconds = hardware.hours_per_day * 3600
     requests = requests_per_s * seconds
     tokens = requests * (load.prompt_tokens + load.completion_tokens)

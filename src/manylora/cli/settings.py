@@ -12,7 +12,7 @@ from manylora.errors import ConfigInvalid
 from manylora.system.failures import cause_of
 
 FACTORY = "manylora.wiring.engine:build_engine"
-"""What builds the engine, in whichever process owns it; named, so that the edge needs not import it."""
+"""The function that builds the engine, by name: the process that owns the engine imports it, the edge does not."""
 
 
 def configuration(file: Path | None, assignments: Sequence[str], flags: dict[str, Setting | None]) -> Config:

@@ -1,7 +1,7 @@
 """Variables that Kubernetes and Docker make for a service or link whose name begins with `manylora`.
 
 They share the prefix of our settings: a Service named `manylora-server` makes MANYLORA_SERVER_PORT=tcp://10.0.0.1:8080
-in every pod of its namespace. Their form tells them from settings and from mistakes.
+in every pod of its namespace. Their form distinguishes them from settings and from mistakes.
 Source: Kubernetes, "Discovering services: environment variables", which keeps the form of Docker's container links.
 """
 
@@ -17,7 +17,7 @@ _SERVICE = re.compile(rf"{_NAME}_SERVICE_(HOST|PORT)(_[A-Z0-9_]+)?")
 
 
 def is_service_variable(name: str, value: str) -> bool:
-    """Whether an environment variable describes a service or a link; `False` for every setting and every mistake."""
+    """Return whether an environment variable describes a service or a link; settings and mistakes do not."""
     if _LINK.fullmatch(name) and _LINK_VALUE.fullmatch(value):
         return True
     if part := _PART.fullmatch(name):

@@ -52,10 +52,10 @@ def _operations(document: Document) -> Iterator[tuple[str, str, Document]]:
 
 
 def _route(document: Document, path: str, method: str, operation: Document) -> str:
-    told = html.escape(str(operation.get("description") or ""))
+    description = html.escape(str(operation.get("description") or ""))
     body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
     parts = (
-        f"<p>{told}</p>" if told else "",
+        f"<p>{description}</p>" if description else "",
         _parameters(operation.get("parameters", ())),
         "" if body is None else f"<p>Body:</p><pre>{_schema(document, body)}</pre>",
     )

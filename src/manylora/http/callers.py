@@ -84,7 +84,8 @@ def judge(stored: StoredKey | None, secret: str, *, pepper: str, now_ms: float, 
     """Return a stored key if it is valid and `secret` is its secret.
 
     Every refusal costs the same work and has the same text, so that it does not show which part of a key was wrong.
-    Keys of the tenant `default` do not count where keys are needed: anybody could make them while the server was open.
+    Keys of the tenant `default` do not count where keys are needed: while the server was open, any caller could make
+    them.
 
     Args:    stored  None: no key has that id
     Raises:  `InvalidApiKey`

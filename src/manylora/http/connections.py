@@ -31,7 +31,7 @@ SHARE_OF_ADDRESS = 0.5
 
 @dataclass(slots=True, kw_only=True)
 class ConnectionLimits:
-    """What the connections of one server share.
+    """The shared state of one server's connections.
 
     head_timeout_s  for a head, from its first byte or the start of the connection
     body_idle_s     between two pieces of a body
@@ -129,7 +129,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(HeadTooLarge(f"the head of a request may have at most {MAX_HEAD_BYTES} bytes"))
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP gets an error of the usual form, as all else does."""
+        """Answer bytes that are no HTTP with an error of the usual form."""
         self._refuse(NotHttp(msg))
 
     def on_message_begin(self) -> None:

@@ -1,4 +1,4 @@
-"""How a failure is told: the LoRAX-style body or OpenAI's, its status and its headers, and its form inside a stream."""
+"""The reply for a failure: LoRAX's or OpenAI's body, status and headers, and its form inside a stream."""
 
 import math
 
@@ -31,7 +31,7 @@ def status_of(error: ManyloraError, dialect: Dialect) -> int:
 
 
 def headers_of(error: ManyloraError) -> dict[str, str]:
-    """`Retry-After`, where the same request may succeed later; and what else each kind of refusal is told with."""
+    """Return the headers of a refusal: `Retry-After` where the same request may succeed later, and the limits."""
     headers: dict[str, str] = {}
     if (retry_s := error.retry_after_s) is not None:
         headers = {"retry-after": str(max(1, math.ceil(retry_s))), "retry-after-ms": str(math.ceil(1000 * retry_s))}
@@ -47,7 +47,7 @@ def headers_of(error: ManyloraError) -> dict[str, str]:
 def body_of(error: ManyloraError, dialect: Dialect, model: str | None = None) -> dict[str, object]:
     """The JSON body. `model` is what an OpenAI caller named, for the text of an unknown one.
 
-    On the operators' routes nobody names a model: there an unknown adapter is told by its own row.
+    The operators' routes name no model: there an unknown adapter has its own row.
     """
     row, text = error.row, _text(error)
     if dialect is Dialect.NATIVE:

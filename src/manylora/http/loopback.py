@@ -1,4 +1,4 @@
-"""Whether a request comes from a program on this machine itself: neither through a proxy nor from a web page."""
+"""Requests of programs on this machine itself: neither through a proxy nor from a web page."""
 
 import ipaddress
 from collections.abc import Callable
@@ -7,14 +7,14 @@ from urllib.parse import urlsplit
 EDGE_HEADER = "x-manylora-edge"
 """With the edge token: an edge passes this request on, and its last `x-forwarded-for` is true."""
 CALLER_HEADER = "x-manylora-caller"
-"""In the control plane's replies: `TENANT/KEY_ID` of the request, each `-` where there is none. No caller is told."""
+"""In the control plane's replies to an edge: `TENANT/KEY_ID` of the request, each `-` where there is none."""
 VERSION_HEADER = "x-manylora-version"
 """On every reply of a server and of a control plane: it is one, of this version."""
 FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via")
 
 
 def why_not_local(client_host: str | None, header: Callable[[str], str | None]) -> str | None:
-    """What shows that a request is not from a program here; None if nothing does.
+    """Return the evidence that a request is not from a program here; None: there is none.
 
     A proxy on this machine calls from a loopback address for everybody, and so does a web page in a browser here:
     the first names whom it calls for, the second its origin, or a host that is not this machine.
@@ -35,7 +35,7 @@ def why_not_local(client_host: str | None, header: Callable[[str], str | None]) 
 
 
 def is_loopback(host: str | None) -> bool:
-    """Whether an address, or the name `localhost`, is this machine itself."""
+    """Return whether an address, or the name `localhost`, is this machine itself."""
     if host == "localhost":
         return True
     try:

@@ -1,7 +1,7 @@
 """Origin of an HTTP request: its client behind trusted proxies, the host it names, the web page that sends it.
 
 A browser lets any page send requests to this machine, and a page whose own name is made to resolve to this machine
-(DNS rebinding) even reads the replies. The first is told by `Origin` or `Sec-Fetch-Site`, the second by `Host`. Clients
+(DNS rebinding) even reads the replies. `Origin` or `Sec-Fetch-Site` shows the first, `Host` the second. Clients
 without a browser send neither of the first two, and name in `Host` the address that they were given.
 """
 
@@ -67,7 +67,7 @@ class OriginPolicy:
     def seen(self, scope: Scope) -> Scope:
         """The scope as the outermost trusted proxy saw it: client, scheme and `host` header; else as it is.
 
-        The headers stay, since they also tell that the request came through a proxy.
+        The headers stay, since they also show that the request came through a proxy.
         """
         peer = scope.get("client")
         if not peer or not self._is_proxy(str(peer[0])):
@@ -126,7 +126,7 @@ class OriginPolicy:
         )
 
     def _client_behind(self, headers: Mapping[str, Sequence[str]]) -> str | None:
-        """The last address that no trusted proxy has, of all that the proxies name; None: none is told.
+        """Return the last address outside the trusted proxies, of all that the proxies name; None: they name none.
 
         A proxy passes on those of the three headers that it does not know, whatever a caller wrote in them. So when
         they contradict each other, none is believed.
@@ -157,7 +157,7 @@ class OriginPolicy:
 
 
 def cors_headers(origin: str | None, exposed: Iterable[str]) -> list[tuple[bytes, bytes]]:
-    """What every reply carries: for an allowed Origin that it may read it; never credentials."""
+    """Return the headers of every reply: an allowed Origin may read it; never with credentials."""
     vary = [(b"vary", b"origin")]
     if origin is None:
         return vary

@@ -112,7 +112,7 @@ def fingerprint(directory: Path, spec: ModelSpec) -> str:
 
     SHA-256 over the spec and, for each safetensors file, its size, header, and first and last MiB. Reading all of a
     large base takes minutes; a changed weight in the middle of a file of unchanged size and ends is not seen. That
-    suffices to tell bases apart, and is not a defence against one who forges a base.
+    suffices to distinguish bases, and is no defence against a forged base.
     """
     digest = hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode())
     for file in weight_files(directory):

@@ -1,4 +1,4 @@
-"""What a base model is, read from its config.json: sizes, rotary angles, window, end tokens. The unknown is refused.
+"""The specification of a base model, read from its config.json: sizes, rotary angles, window, end tokens.
 
 Imports without torch, so that whatever checks an adapter against its base can run in a light process.
 """

@@ -52,7 +52,7 @@ def cause_of(error: OSError) -> str:
 
 
 def cannot_listen(error: OSError, host: str, port: int, group: str) -> str:
-    """Why no server can listen at an address that is not taken; `group` of the settings has its host and port."""
+    """Return the reason why a server cannot listen at a free address; `group` of the settings has its host and port."""
     where = f"cannot listen on {host}:{port} ({group}.host, {group}.port)"
     if isinstance(error, socket.gaierror):
         return f"{where}: the name {host!r} does not resolve ({error.strerror}); give an address of this machine"

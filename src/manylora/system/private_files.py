@@ -26,7 +26,7 @@ def make_private(file: Path) -> None:
 def tighten(*places: Path) -> None:
     """Take from the group and all others what an older release, or another umask, let them do. Links are not followed.
 
-    One log line a place tells what changed; what belongs to another user is left, and told too.
+    One log line a place names the changes, and the files of other users, which stay as they are.
     """
     for place in places:
         changed = failed = 0

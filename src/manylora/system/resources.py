@@ -142,7 +142,7 @@ def _memory_left(group: Path) -> int | None:
     stat = _stat(group)
     names = ("memory.max", "memory.high", "memory.limit_in_bytes")
     limits = [number for name in names if (number := _number(group / name)) is not None]
-    # Version 1 tells the tightest limit above the group, too, where the groups themselves are not to be seen.
+    # Version 1 has the tightest limit above the group, too, where the groups themselves are invisible.
     limits += [stat["hierarchical_memory_limit"]] if "hierarchical_memory_limit" in stat else []
     limit = min((limit for limit in limits if limit < _NO_LIMIT), default=None)
     if limit is None:
@@ -182,7 +182,7 @@ def _machine_memory(root: Path) -> int:
 
 
 def _anonymous_bytes(root: Path, process: int) -> int:
-    """Memory of a process that no file holds and that ends with it; 0 where that is not told."""
+    """Return the bytes of a process that no file holds and that end with it; 0 where the system does not say."""
     for line in _lines(root / f"proc/{process}/smaps_rollup"):
         if line.startswith("Anonymous:"):
             return int(line.split()[1]) * 1024

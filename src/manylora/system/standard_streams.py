@@ -31,7 +31,7 @@ class LossyStream(io.TextIOBase):
         self._descriptor = descriptor
         self._pending: deque[bytes] = deque()
         self._pending_bytes = 0
-        self._untold = 0  # lost lines that no written line tells of yet
+        self._untold = 0  # lost lines that no written line mentions yet
         self._changed = threading.Condition()  # protects the fields above and below
         self._is_idle = True
         self.lost_lines = 0
@@ -137,7 +137,7 @@ def output_lost(error: Exception | None = None) -> str | None:
     try:
         sys.stdout.flush()
         if isinstance(error, OSError) and error.filename is None and error.errno in _OF_OUTPUT:
-            os.write(1, b"\n")  # whose failure it was: a file's name is not told
+            os.write(1, b"\n")  # the failed stream: a file's name stays out
     except (OSError, ValueError) as lost:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

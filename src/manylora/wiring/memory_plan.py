@@ -1,4 +1,4 @@
-"""How the memory is divided between weights, KV cache and adapters: decided once, at start, and printed."""
+"""The division of the memory between weights, KV cache and adapters: decided once, at start, and printed."""
 
 from dataclasses import dataclass
 

@@ -48,7 +48,7 @@ class Streams:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What was counted by whom.
+    """The token counts of each party.
 
     difference  the ledger's completion tokens less the journals'; M1 is that it is 0
     unequal     requests whose row does not hold what the journals hold of just that request, or that have none

@@ -31,7 +31,7 @@ DTYPES = ("bfloat16", "float32")
 
 @dataclass(slots=True)
 class Fuzzed:
-    """What became of the mutants. `failures` say number, kind and what went wrong; `times_ms` are of whole jobs."""
+    """The ends of the mutants. `failures` name number, kind and fault; `times_ms` are those of whole jobs."""
 
     outcomes: dict[str, Counter[str]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -155,7 +155,7 @@ def _judge_refusal(outcome: IngestFailure) -> AdapterError | str:
 
 
 def _judge_image(files: Files, image: HostImage, outcome: Ingested) -> str:
-    """Why an accepted file should not have been; empty if all is well."""
+    """Return the reason against accepting this file; empty: there is none."""
     if image.digest != outcome.digest or image.num_rows != outcome.num_rows:
         return f"its image holds {image.num_rows} rows of {image.digest}"
     if not np.isfinite(_numbers(image)).all():

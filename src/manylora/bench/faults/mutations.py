@@ -411,7 +411,7 @@ def mutant(series: int, number: int, start: Sequence[Files]) -> tuple[str, Files
 
 
 def _is_whole(files: Files) -> bool:
-    """Whether a second mutation can still read what it changes."""
+    """Return whether a second mutation can still read the files."""
     try:
         return isinstance(json.loads(files.config), dict) and len(files.weights) > 0
     except (ValueError, RecursionError):

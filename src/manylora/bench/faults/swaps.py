@@ -49,7 +49,7 @@ NOT_FOUND, REPLACED = "AdapterNotFound", "AdapterSourceUnavailable"
 
 @dataclass(slots=True)
 class Swapped:
-    """What was done, how often, and every reply that was not as it had to be."""
+    """The number of each act, and every wrong reply."""
 
     operations: Counter[str] = field(default_factory=Counter)
     replies: Counter[str] = field(default_factory=Counter)
@@ -171,7 +171,7 @@ class Names:
         self._root, self._chance, self._contents = root, chance, contents()
         self.now: dict[str, int] = {}
         self.changes: Counter[str] = Counter()
-        """How often each name's folder was touched: the same content written anew is another version of it."""
+        """The number of writes to each name's folder: the same content written anew is another version."""
         self._written = 0
 
     def change(self, engine: Engine) -> str:
@@ -240,7 +240,7 @@ class Swapper:
 
     @property
     def distinct_replies(self) -> int:
-        """How many contents the oracle tells apart by their tokens, the base among them."""
+        """Return the number of contents whose tokens differ, the base included."""
         return len(
             {
                 tuple(self._oracle.tokens[content, prompt] for prompt in range(NUM_PROMPTS))

@@ -109,7 +109,7 @@ def _resident_bytes() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a whole server did: its processes' memory, and how many series its metrics have, before and after."""
+    """The memory of a server's processes and the number of its metric series, before and after."""
 
     grown: Grown
     series_before: int
@@ -136,7 +136,7 @@ def ask_server(scratch: Path, count: int, series: int = 0, *, warm_up: int = WAR
 
 
 def _post_all(connection: http.client.HTTPConnection, wanted: Iterator[str]) -> int:
-    """How many answers were not a 404; each dialect is spoken in turn."""
+    """Return the number of answers other than 404; requests alternate between the dialects."""
     return sum(_post(connection, name, is_openai=number % 2 == 1) != 404 for number, name in enumerate(wanted))
 
 

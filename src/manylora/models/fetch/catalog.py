@@ -98,12 +98,12 @@ def short_name(base: str) -> str:
 
 
 def bases_dir(cache_dir: Path) -> Path:
-    """Where pulled bases are kept."""
+    """Return the folder of pulled bases."""
     return cache_dir / "bases"
 
 
 def pulled_dir(name: str, cache_dir: Path) -> Path:
-    """Where a base pulled under this name (known, or `org/name` on the hub) is, or would be."""
+    """Return the folder of a base pulled under this name (known, or `org/name` on the hub), present or not."""
     known = find(name)
     return bases_dir(cache_dir) / (known.name if known else name.replace("/", "--"))
 
@@ -133,7 +133,7 @@ def resolve(name_or_dir: str, cache_dir: Path) -> Path:
 
 
 def is_repository(name: str) -> bool:
-    """Whether `name` has the form `org/name` of a hub repository."""
+    """Return whether `name` has the form `org/name` of a hub repository."""
     parts = name.split("/")
     return len(parts) == 2 and all(
         part and part[0].isalnum() and ".." not in part and all(c.isalnum() or c in "-_." for c in part)
@@ -142,7 +142,7 @@ def is_repository(name: str) -> bool:
 
 
 def is_complete(directory: Path) -> bool:
-    """Whether a pull was finished. Pulls appear by one rename, so the config stands for the rest."""
+    """Return whether a pull is complete. Pulls appear by one rename, so the config stands for the rest."""
     return (directory / "config.json").is_file()
 
 

@@ -23,7 +23,7 @@ _FORMAT = 1
 _CHUNK_BYTES = 1 << 22
 _WEIGHTS = ".safetensors"
 _QUICK_BYTES = 1 << 26
-"""Reading so much takes no time that a bar would have to tell of."""
+"""Bytes whose reading is too short for a progress bar."""
 
 log = logging.getLogger(__name__)
 

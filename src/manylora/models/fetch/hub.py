@@ -71,7 +71,7 @@ def fetch_repository(repository: str, directory: Path, report: Progress, *, endp
 
 
 def _is_as_published(file: Path, entry: Any) -> bool:  # the client's `RepoSibling`
-    """Whether a file has the content that the hub lists: by SHA-256 where it is large, by git's object id otherwise."""
+    """Return whether a file has the content that the hub lists: by SHA-256 if it is large, else by git's object id."""
     size = file.stat().st_size
     if entry.lfs is not None:
         digest, expected = hashlib.sha256(), entry.lfs.sha256

@@ -231,7 +231,7 @@ def _replace(target: Path, fetch: Fetch, damage: dict[str, str], *, resume: bool
 
 def _lend(target: Path, partial: Path, damage: dict[str, str]) -> None:
     """Give a fetch the files that are whole, so that it fetches the others alone."""
-    if target.name in damage:  # nothing tells which are
+    if target.name in damage:  # the damaged ones are unknown
         return
     for file in target.iterdir():
         if file.is_file() and file.name not in damage and file.name != checksums.FILE_NAME:
@@ -252,7 +252,7 @@ def _lasting(target: Path, damage: dict[str, str], why: str) -> ModelNotFound:
 
 
 def _named(target: Path, file: str) -> Path:
-    """The damaged file, or the whole base where nothing tells which file it is."""
+    """Return the damaged file, or the whole base where the damaged file is unknown."""
     return target if file == target.name else target / file
 
 
@@ -361,4 +361,4 @@ def _copy(source: IO[bytes], copy: IO[bytes], total: int, report: Progress) -> s
 
 
 def _silent(stage: str, done: int, total: int) -> None:
-    """Report to nobody."""
+    """Discard a report of progress."""

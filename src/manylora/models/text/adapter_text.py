@@ -43,7 +43,7 @@ class AddedToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterText:
-    """What differs from the base; what is empty or None is the base's.
+    """The differences from the base's text; an empty field or None means the base's own.
 
     tokens        those the base lacks, by ascending id
     changed       the base's added tokens that have other flags here

@@ -47,7 +47,7 @@ class _Child:
         self._pid = os.fork()
         if not self._pid:
             nowhere = os.open(os.devnull, os.O_RDWR)
-            for standard in range(3):  # what it prints is nobody's log line
+            for standard in range(3):  # its output is no log line
                 os.dup2(nowhere, standard)
             for descriptor in (*closing, jobs_in, answers_out):
                 os.close(descriptor)
@@ -86,7 +86,7 @@ class _Child:
         os.close(self._answers)
 
     def _cause(self) -> str:
-        """Why the child ended by itself."""
+        """The reasons for which the child ends by itself."""
         if self._reap() == signal.SIGPROF:
             return f"over {CPU_S:g} seconds of processor time"
         return "its process ended"

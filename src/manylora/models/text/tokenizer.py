@@ -192,7 +192,7 @@ class Tokenizer:
         return cut_last(text, messages[-1]["content"]) if continue_final_message else text
 
     def _end_ids(self, directory: Path) -> tuple[int, ...]:
-        """What the model's configuration says ends a generation; where it is silent, the tokenizer's own end token."""
+        """Return the end tokens of the model's configuration; without any, the tokenizer's own end token."""
         if (directory / "config.json").is_file() and (named := read_spec(directory).eos_token_ids):
             return named
         own = self.token_id(self._named["eos_token"]) if "eos_token" in self._named else None
