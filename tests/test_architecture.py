@@ -44,7 +44,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"activation", "adapter_port", "events", "prompt_lookup", "request", "texts"},
         {"penalties", "stopping"},
         {"scheduling"},
-        {"execution"},
+        {"execution", "waiting"},
         {"engine"},
     ],
     "adapters": [

@@ -34,7 +34,7 @@ def main() -> None:
     record = {
         "shape": dataclasses.asdict(shape),
         "load": [dataclasses.asdict(arrival) for arrival in load],
-        "plans": [dataclasses.astuple(plan) for plan in world.runner.plans],
+        "plans": [dataclasses.astuple(plan) for plan in world.executor.plans],
     }
     lines = [f' "{key}": {json.dumps(value)}' for key, value in record.items() if key != "plans"]
     plans = ",\n  ".join(json.dumps(plan) for plan in record["plans"])

@@ -1,6 +1,6 @@
 """An engine whose model is a checksum and whose KV cache is a dictionary: every law of batching without arithmetic.
 
-The simulated runner writes who computed what (adapter version, salt, position, token) into the slot the plan gives a
+The simulated executor writes who computed what (adapter version, salt, position, token) into the slot the plan gives a
 row, and before it draws a token it reads the whole sequence back through its blocks. A block shared with the wrong
 adapter, reused too early or forgotten shows at once, and the token drawn is a function of (adapter, tokens) alone, so
 any change of batch must not change it.
@@ -17,6 +17,7 @@ from manylora.clock import ManualClock
 from manylora.engine.adapter_port import AdapterState, AdapterStore, StoreStats
 from manylora.engine.engine import Engine, EngineLimits
 from manylora.engine.events import Finished, FinishReason, StepEvents
+from manylora.engine.execution.executor import Executor
 from manylora.engine.execution.sampler import Drawn
 from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.engine.scheduling.blocks import BlockPool
@@ -43,21 +44,35 @@ def next_token(identity: str, tokens: Iterable[int]) -> int:
     return earlier[-1] if earlier and checksum % 3 else checksum % VOCAB
 
 
-class SimulatedRunner:
-    """Stands in for `Runner`; `mismatches` says where the cache does not hold what the sequence computed.
+@dataclass
+class SimulatedKv:
+    """Sizes without memory; every block can be discarded."""
 
-    They are noted, not raised: the engine takes what a runner raises for a fault of the step, and goes on.
+    num_blocks: int
+    block_size: int
+    num_bytes: int = 0
+
+    def discard(self, first: int, stop: int) -> bool:
+        return True
+
+
+class SimulatedExecutor:
+    """A simulated `Executor`; `mismatches` says where the cache does not hold what the sequence computed.
+
+    They are noted, not raised: the engine takes what an executor raises for a fault of the step, and goes on.
     """
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.kv = SimulatedKv(num_blocks, block_size)
         self.block_size = block_size
         self.slots: dict[int, tuple[str, str, int, int]] = {}
         self.mismatches: list[tuple[object, object]] = []
         self.plans: list[Plan] = []
+        self.is_closed = False
         self.fail_next = False
         self.poisoned: dict[RequestId, int] = {}  # from so many tokens on its logits are not finite
 
-    def run(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> dict[RequestId, tuple[Drawn, ...]]:
+    def execute(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> dict[RequestId, tuple[Drawn, ...]]:
         self.plans.append(plan)
         if self.fail_next:
             self.fail_next = False
@@ -72,6 +87,12 @@ class SimulatedRunner:
             for chunk in plan.chunks
             if chunk.is_sampled
         }
+
+    def start_profile(self) -> None:
+        return None
+
+    def close(self) -> None:
+        self.is_closed = True
 
     def _draw(self, sequence: Sequence, draft: tuple[int, ...]) -> Iterator[Drawn]:
         tokens = list(sequence.tokens)
@@ -235,11 +256,12 @@ class World:
         guess_width: int = 4,
         max_model_len: int = 4096,
         open_lender: Callable[[BlockPool], KvLender] | None = None,
+        open_executor: Callable[["SimulatedExecutor"], Executor] | None = None,
     ) -> None:
         self.clock = clock or ManualClock()
         self.store = store or SimulatedStore()
         self.pool = BlockPool(num_blocks, block_size, prefix_cache=prefix_cache)
-        self.runner = SimulatedRunner(block_size)
+        self.executor = SimulatedExecutor(num_blocks, block_size)
         pins = AdapterPins(self.store, open_lender and open_lender(self.pool))
         limits = StepLimits(
             max_rows=max_rows, max_running=max_running, max_draft_tokens=guess_tokens, draft_width=guess_width
@@ -247,7 +269,7 @@ class World:
         self.scheduler = Scheduler(self.pool, limits, pins)
         self.engine = Engine(
             scheduler=self.scheduler,
-            runner=self.runner,  # type: ignore[arg-type] # a simulation of the same one method
+            executor=open_executor(self.executor) if open_executor else self.executor,
             store=self.store,
             pins=pins,
             clock=self.clock,
@@ -292,7 +314,7 @@ class World:
     def step(self) -> StepEvents:
         """One step; every event is checked against the ones before it."""
         events = self.engine.step()
-        assert not self.runner.mismatches
+        assert not self.executor.mismatches
         for token in events.tokens:
             assert token.request_id not in self.finished, "a token after the end"
             self.tokens.setdefault(token.request_id, []).append(token.token_id)

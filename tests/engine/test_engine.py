@@ -53,7 +53,7 @@ def test_a_faulty_step_answers_everyone_in_it_and_the_engine_goes_on() -> None:
     world = World(max_running=2)
     hit = [world.submit([1], budget=5), world.submit([2], budget=5)]
     spared = world.submit([3], budget=5)
-    world.runner.fail_next = True
+    world.executor.fail_next = True
     world.run()
     for request in hit:
         assert world.finished[request].reason == FinishReason.ENGINE_FAILURE
@@ -64,7 +64,7 @@ def test_a_row_that_is_not_finite_ends_alone_and_leaves_nothing_to_be_found() ->
     world = World()
     poisoned = world.submit(range(20), adapter="bad")
     healthy = world.submit(range(20))
-    world.runner.poisoned[poisoned] = 0
+    world.executor.poisoned[poisoned] = 0
     world.run()
     assert world.finished[poisoned].reason == FinishReason.ENGINE_FAILURE
     assert world.tokens[healthy] == alone(range(20), "", 4)

@@ -139,7 +139,7 @@ def test_computed_positions_are_counted_once(world: World, load: list[RequestSta
     """What the runner was given of each prompt, however often after preemptions and whenever its caller left."""
     asked = play(world, load)
     reached = dict.fromkeys(asked, 0)
-    for plan in world.runner.plans:
+    for plan in world.executor.plans:
         for chunk in plan.chunks:
             stop = min(chunk.stop, len(asked[chunk.request_id].prompt))
             reached[chunk.request_id] = max(reached[chunk.request_id], stop)
@@ -272,7 +272,7 @@ def test_equal_histories_give_equal_plans(shape: Shape, load: list[RequestState]
     first, twin = shape.world(), shape.world()
     play(first, load)
     play(twin, load)
-    assert twin.runner.plans == first.runner.plans
+    assert twin.executor.plans == first.executor.plans
 
 
 def recorded_arrival(fields: dict[str, Any]) -> RequestState:
@@ -287,5 +287,5 @@ def test_a_recorded_history_still_gives_its_recorded_plans() -> None:
     recorded = json.loads(HISTORY.read_text(encoding="utf-8"))
     world = Shape(**recorded["shape"]).world()
     play(world, [recorded_arrival(arrival) for arrival in recorded["load"]])
-    plans = [list(dataclasses.astuple(plan)) for plan in world.runner.plans]
+    plans = [list(dataclasses.astuple(plan)) for plan in world.executor.plans]
     assert json.loads(json.dumps(plans)) == recorded["plans"]

@@ -33,7 +33,7 @@ def test_a_plan_is_data() -> None:
     world = World()
     world.submit(range(5))
     world.step()
-    plan = world.runner.plans[0]
+    plan = world.executor.plans[0]
     assert json.loads(json.dumps(dataclasses.asdict(plan))) == {
         "number": 1,
         "chunks": [{"request_id": "r1", "start": 0, "stop": 5, "is_sampled": True, "draft_tokens": []}],
@@ -51,7 +51,7 @@ def test_a_long_prompt_is_cut_into_chunks_and_streams_keep_moving() -> None:
         before = len(world.tokens[reader])
         world.step()
         assert len(world.tokens[reader]) == before + 1
-        assert world.runner.plans[-1].num_rows <= 8
+        assert world.executor.plans[-1].num_rows <= 8
     world.run()
 
 
@@ -61,7 +61,7 @@ def test_any_mix_of_adapters_and_base_rows_shares_a_step() -> None:
         world.submit(range(3), adapter=adapter, budget=10)
     for _ in range(5):
         world.step()
-    assert len(world.runner.plans[-1].chunks) == 4
+    assert len(world.executor.plans[-1].chunks) == 4
 
 
 def test_a_request_whose_adapter_is_loading_holds_nobody_up() -> None:
@@ -103,7 +103,7 @@ def test_the_newest_sequence_gives_up_its_blocks_first() -> None:
     newest = world.submit(range(8), budget=24)
     while not world.engine.stats().preemptions:
         world.step()
-    assert world.runner.plans[-1].preempted == (newest,)
+    assert world.executor.plans[-1].preempted == (newest,)
     assert oldest in world.scheduler.running
     world.run()
 
@@ -174,9 +174,9 @@ def test_no_flow_waits_longer_than_its_bound(load: list[Wish], guess_tokens: int
         if not pending and not world.engine.has_work:
             break
         sizes = {request: sequence.num_prompt for request, sequence in _under_way(world).items()}
-        num_plans = len(world.runner.plans)
+        num_plans = len(world.executor.plans)
         events = world.step()
-        for chunk in (chunk for plan in world.runner.plans[num_plans:] for chunk in plan.chunks):
+        for chunk in (chunk for plan in world.executor.plans[num_plans:] for chunk in plan.chunks):
             prompt_stop = min(chunk.stop, sizes[chunk.request_id])
             new = max(0, prompt_stop - prompt_done[chunk.request_id])
             prompt_done[chunk.request_id] += new

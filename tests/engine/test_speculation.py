@@ -47,7 +47,7 @@ def test_a_loop_comes_several_tokens_a_step() -> None:
     request = world.submit(LOOP, budget=30)
     world.run()
     assert world.tokens[request] == [1, 2, 3] * 10
-    assert drafts(world.runner.plans) == [1, 2, 4, 8, 8, 1]
+    assert drafts(world.executor.plans) == [1, 2, 4, 8, 8, 1]
     stats = world.engine.stats()
     assert (stats.steps, stats.draft_tokens, stats.accepted_tokens) == (6, 24, 24)
     assert stats.completion_tokens == 30
@@ -84,7 +84,7 @@ def test_a_rejected_draft_is_charged_to_nobody_and_leaves_no_block() -> None:
     world = World(guess_tokens=8, block_size=1)
     request = world.submit([10, 11, 5, 10, 11], budget=2)
     world.step()
-    assert drafts(world.runner.plans) == [1]
+    assert drafts(world.executor.plans) == [1]
     sequence = world.scheduler.running[request]
     assert len(sequence.blocks) == sequence.computed + 1 == 6
     world.run()
@@ -96,7 +96,7 @@ def test_a_request_may_forbid_it() -> None:
     world = World(guess_tokens=8)
     world.submit(LOOP, budget=9, speculation=False)
     world.run()
-    assert drafts(world.runner.plans) == []
+    assert drafts(world.executor.plans) == []
 
 
 @pytest.mark.usefixtures("_loops")
@@ -105,9 +105,9 @@ def test_a_wide_batch_has_no_drafts_until_it_is_narrow_again() -> None:
     for budget in (4, 30, 30):
         world.submit(LOOP, budget=budget)
     world.run()
-    wide = [plan for plan in world.runner.plans if len(plan.chunks) > 2]
+    wide = [plan for plan in world.executor.plans if len(plan.chunks) > 2]
     assert drafts(wide) == []
-    assert len(drafts(world.runner.plans)) > 4
+    assert len(drafts(world.executor.plans)) > 4
 
 
 @pytest.mark.usefixtures("_loops")
@@ -115,7 +115,7 @@ def test_a_draft_uses_only_rows_and_blocks_left_over() -> None:
     world = World(guess_tokens=8, max_rows=13, num_blocks=7)
     world.submit(LOOP, budget=16)
     world.run()
-    assert max(plan.num_rows for plan in world.runner.plans) <= 13
+    assert max(plan.num_rows for plan in world.executor.plans) <= 13
     crowded = World(guess_tokens=8, max_rows=16, num_blocks=8, prefix_cache=False)
     first, second = crowded.submit(LOOP, budget=20), crowded.submit(LOOP, budget=20)
     crowded.run()
@@ -126,7 +126,7 @@ def test_a_draft_uses_only_rows_and_blocks_left_over() -> None:
 def test_a_row_that_is_not_finite_counts_only_on_the_accepted_path() -> None:
     world = World(guess_tokens=8)
     request = world.submit(LOOP, budget=30)
-    world.runner.poisoned[request] = len(LOOP) + 5
+    world.executor.poisoned[request] = len(LOOP) + 5
     world.run()
     assert world.finished[request].reason == FinishReason.ENGINE_FAILURE
     assert world.tokens[request] == [1, 2, 3, 1, 2]
@@ -153,9 +153,9 @@ def test_a_block_that_a_draft_filled_is_found_only_as_far_as_it_was_accepted(len
 def test_a_step_that_fails_logs_its_plan_without_a_token(caplog: pytest.LogCaptureFixture) -> None:
     world = World(guess_tokens=4)
     world.submit([1, 2, 77, 88, 1, 2, 77, 88, 1, 2, 77], budget=9)
-    world.runner.fail_next = True
+    world.executor.fail_next = True
     world.run()
-    assert drafts(world.runner.plans) == [1]
+    assert drafts(world.executor.plans) == [1]
     plan = caplog.messages[0].partition("plan=")[2]
     assert "'draft_tokens': 1" in plan
     assert "88" not in plan

@@ -126,7 +126,7 @@ def wire_engine(
     tokenizer: Tokenizer,
     clock: Clock,
 ) -> Engine:
-    """Put scheduler, runner and store together around a loaded model."""
+    """Build an engine of scheduler, executor and adapter store around a loaded model."""
     limits, spec = config.engine, model.spec
     kv = kernels.new_kv(
         layers=spec.num_layers,
@@ -135,20 +135,17 @@ def wire_engine(
         kv_heads=spec.kv_heads,
         head_dim=spec.head_dim,
     )
-    pool = BlockPool(plan.kv_blocks, plan.block_size, prefix_cache=limits.prefix_cache)
-    lender = KvLender(pool, kv, kept_blocks=-(-plan.max_model_len // plan.block_size))
-    store.borrow_from(lender)
-    pins = AdapterPins(store, lender, vocab=spec.vocab)
     builder = BatchBuilder(
         kernels, store.weights, max_rows=limits.max_step_tokens, block_size=plan.block_size, vocab=spec.vocab
     )
+    executor = Runner(model, kv, builder, kernels.draw)
+    pool = BlockPool(executor.kv.num_blocks, executor.kv.block_size, prefix_cache=limits.prefix_cache)
+    lender = KvLender(pool, executor.kv, kept_blocks=-(-plan.max_model_len // plan.block_size))
+    store.borrow_from(lender)
+    pins = AdapterPins(store, lender, vocab=spec.vocab)
     return Engine(
-        scheduler=Scheduler(
-            pool,
-            _step_limits(config, kernels),
-            pins,
-        ),
-        runner=Runner(model, kv, builder, kernels.draw),
+        scheduler=Scheduler(pool, _step_limits(config, kernels), pins),
+        executor=executor,
         store=store,
         pins=pins,
         clock=clock,

@@ -1,4 +1,4 @@
-"""Runs one planned step: builds its batch, runs the model, draws the tokens."""
+"""The executor of a single process: builds a step's batch, runs the model, draws the tokens."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -15,31 +15,34 @@ from manylora.kernels.interface import KvCache, Profile, StepInput
 
 
 class Model(Protocol):
-    """What the runner needs of a model."""
+    """The part of a model that the runner uses."""
 
     def forward(self, step: StepInput, kv: KvCache) -> Tensor:
         """Return the logits of `step.logit_rows`: (sampled, vocab) float32."""
 
-    def start_profile(self) -> Profile | None: ...
+    def start_profile(self) -> Profile | None:
+        """As `Executor.start_profile`."""
 
 
 class Runner:
-    """Owns the model and its keys and values; the only part of the engine that computes."""
+    """An `Executor` that owns the model and its keys and values; the only part of the engine that computes."""
 
     def __init__(self, model: Model, kv: KvCache, builder: BatchBuilder, draw: Draw) -> None:
         self._model = model
-        self._kv = kv
+        self.kv = kv
         self._builder = builder
         self._draw = draw
 
     def start_profile(self) -> Profile | None:
         return self._model.start_profile()
 
+    def close(self) -> None:
+        """Hold nothing that outlives the object: the tensors go with it."""
+
     @torch.inference_mode()
-    def run(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> dict[RequestId, tuple[Drawn, ...]]:
-        """Compute every chunk of the plan; draw a token for each sampled one and after each accepted draft token."""
+    def execute(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> dict[RequestId, tuple[Drawn, ...]]:
         batch = self._builder.build(plan, running)
-        logits = self._model.forward(batch.step, self._kv)
+        logits = self._model.forward(batch.step, self.kv)
         rows = [
             SamplingRow(params=sequence.request.sampling, position=len(sequence.tokens), penalties=sequence.penalties)
             for _, sequence in batch.sampled

@@ -1,0 +1,36 @@
+"""The seam between the engine's loop and the processes that compute its plans."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from manylora.engine.execution.sampler import Drawn
+from manylora.engine.scheduling.scheduler import Plan
+from manylora.engine.scheduling.sequence import Sequence
+from manylora.ids import RequestId
+from manylora.kernels.interface import KvCache, Profile
+
+
+class Executor(Protocol):
+    """Computes the engine's steps, on one device or on several. `runner.Runner` is the one of a single process.
+
+    An executor over several ranks broadcasts the plan, which is ints and strings, with the tokens and block numbers
+    that are new in the sequences since the last step; the ranks keep the rest. Cf. vLLM, `v1/executor`.
+    """
+
+    @property
+    def kv(self) -> KvCache:
+        """Return the size of the paged keys and values and the call that discards blocks, on all ranks at once."""
+
+    def execute(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> Mapping[RequestId, tuple[Drawn, ...]]:
+        """Compute every chunk of the plan and return the drawn tokens of each sampled one.
+
+        Args:     running  the sequences of the plan's chunks; read here and not kept
+        Returns:  for each sampled chunk at least one draw: all but the last are its accepted draft tokens
+        Raises:   any exception; the engine then ends the requests of this plan and goes on
+        """
+
+    def start_profile(self) -> Profile | None:
+        """Time the kernels of every step from now on, by kind; None if the back end cannot."""
+
+    def close(self) -> None:
+        """Free the device; the executor is not used afterwards."""

@@ -1,0 +1,65 @@
+"""The engine's loop knows an executor, and no process behind it."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+
+from manylora.engine.execution.sampler import Drawn
+from manylora.engine.scheduling.scheduler import Chunk, Plan
+from manylora.engine.scheduling.sequence import Sequence
+from manylora.ids import RequestId
+from manylora.kernels.interface import KvCache
+from tests.engine.simulation import SimulatedExecutor, World
+
+
+class TwoRanks:
+    """An executor that sends each plan as JSON to two ranks, and holds them to the same draws."""
+
+    def __init__(self, first: SimulatedExecutor) -> None:
+        self._ranks = first, SimulatedExecutor(first.kv.num_blocks, first.kv.block_size)
+
+    @property
+    def kv(self) -> KvCache:
+        return self._ranks[0].kv
+
+    def execute(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> Mapping[RequestId, tuple[Drawn, ...]]:
+        message = json.dumps(dataclasses.asdict(plan))
+        first, second = (rank.execute(received(message), running) for rank in self._ranks)
+        assert first == second
+        assert not any(rank.mismatches for rank in self._ranks)
+        return first
+
+    def start_profile(self) -> None:
+        return None
+
+    def close(self) -> None:
+        for rank in self._ranks:
+            rank.close()
+
+
+def received(message: str) -> Plan:
+    fields = json.loads(message)
+    chunks = tuple(Chunk(**{**chunk, "draft_tokens": tuple(chunk["draft_tokens"])}) for chunk in fields["chunks"])
+    return Plan(fields["number"], chunks, tuple(fields["admitted"]), tuple(fields["preempted"]))
+
+
+def replies(world: World) -> dict[RequestId, list[int]]:
+    for length in range(1, 13):
+        world.submit([1, 2, 3] * length, budget=9, adapter=(None, "one", "two")[length % 3])
+    world.run()
+    assert world.engine.stats().draft_tokens
+    assert world.engine.stats().preemptions
+    return world.tokens
+
+
+def test_an_executor_over_ranks_gives_the_same_replies() -> None:
+    plain = World(guess_tokens=4, num_blocks=20)
+    several = World(guess_tokens=4, num_blocks=20, open_executor=TwoRanks)
+    assert replies(several) == replies(plain)
+    assert several.executor.plans == plain.executor.plans
+
+
+def test_the_engine_closes_its_executor() -> None:
+    world = World()
+    world.engine.shutdown()
+    assert world.executor.is_closed
