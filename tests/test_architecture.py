@@ -109,7 +109,8 @@ MAY_START_THREADS_OR_PROCESSES = {
     "control/billing/heavy_read_client.py",  # the process of heavy reads
     "server/engine_client/link.py",
     "server/metering/spool.py",
-    "server/generation/tokenizer_pool.py",
+    "server/generation/adapter_resolver.py",  # a slow file system delays only requests whose names need it
+    "server/generation/models.py",  # threads for the tokenizer
     "server/generation/template_renderer.py",  # the processes of templates, and a thread to wait for each
     "system/standard_streams.py",  # the writer of log lines, which may block
 }

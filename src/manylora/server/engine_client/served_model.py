@@ -54,6 +54,7 @@ class ServedModel:
         """The `{name}` of `/{tenant}/deployments/v2/llms/{name}`."""
         return self.model_id.rsplit("/", 1)[-1]
 
-    def is_base_name(self, name: str | None) -> bool:
-        """Whether a request that says `name` means the base model."""
-        return not name or name in (BASE_ALIAS, self.model_id, self.deployment_name, *self.aliases)
+    @property
+    def names(self) -> frozenset[str]:
+        """Every name that means the base model; no name at all means it, too."""
+        return frozenset((BASE_ALIAS, self.model_id, self.deployment_name, *self.aliases))

@@ -20,9 +20,11 @@ import asyncio
 import dataclasses
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar, TypeVarTuple
 
 from manylora.adapter_ref import AdapterRef, SourceName, is_hub_id, merged_ref, parse_adapter_ref
 from manylora.adapters.sources.local import LocalSource
@@ -33,7 +35,6 @@ from manylora.ids import TenantId
 from manylora.server.access.directory import Directory, Upload
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.generation.adapter_fields import AdapterFields
-from manylora.server.generation.tokenizer_pool import WorkPool
 
 NO_FIELDS = AdapterFields()
 FRESH_S = 1.0
@@ -43,6 +44,8 @@ DISK_THREADS = 4
 _SCHEME = re.compile(rf"({'|'.join(SourceName)})://?(?=[^/])")
 
 Listed = tuple[str, AdapterRef]
+Result = TypeVar("Result")
+Arguments = TypeVarTuple("Arguments")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +65,23 @@ class AdapterResolver:
         self._served = served
         self._directory = directory
         self._clock = clock or SystemClock()
+        self._base_names = served.names
         self._enabled = frozenset(served.adapter_sources)
         self._local = LocalSource(tuple(map(Path, served.adapter_roots)))
         self._registry = Registry(Path(served.registry_dir)) if served.registry_dir else None
-        self._disk = WorkPool(DISK_THREADS)
+        self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="manylora-names")
         self._known: OrderedDict[tuple[str, str], tuple[float, _OnDisk]] = OrderedDict()
         self._walk: asyncio.Future[list[str]] | None = None  # that has not begun
         self._walking = asyncio.Lock()
 
     def close(self) -> None:
-        self._disk.close()
+        self._disk.shutdown(wait=False, cancel_futures=True)
 
     async def has_tenant(self, tenant: str) -> bool:
         """Return whether there is a tenant of that code: one that the control plane or the registry's folder knows."""
         if self._directory is None or self._directory.has_tenant(tenant):
             return True
-        return self._registry is not None and await self._disk.run(self._registry.has_tenant, tenant)
+        return self._registry is not None and await self._on_disk(self._registry.has_tenant, tenant)
 
     # ── one name ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -127,7 +131,7 @@ class AdapterResolver:
         return await self._resolve(name, source, tenant, token)
 
     def is_base_name(self, name: str) -> bool:
-        return self._served.is_base_name(_trimmed(name))
+        return not name or _trimmed(name) in self._base_names
 
     async def _resolve(self, name: str, source: str | None, tenant: str, token: str) -> AdapterRef:
         scheme = _SCHEME.match(name)
@@ -201,7 +205,7 @@ class AdapterResolver:
         lent = {name: upload for name, upload in uploads if name not in own}
         at_default = {ref.id for ref in recent if self._is_at_default(ref)}
         local = await self.local_names()
-        in_folder, on_disk = await self._disk.run(self._read_beside, tenant, [*lent, *at_default])
+        in_folder, on_disk = await self._on_disk(self._read_beside, tenant, [*lent, *at_default])
         first_words = {name.partition("/")[0] for name in in_folder}
 
         def is_shadowed(name: str) -> bool:
@@ -231,12 +235,12 @@ class AdapterResolver:
     async def _walk_roots(self) -> list[str]:
         async with self._walking:
             self._walk = None  # who calls from now on needs a later one
-            names = await self._disk.run(self._local.list)
+            names = await self._on_disk(self._local.list)
         return [name for name in names if not self.is_base_name(name)]
 
     async def is_served(self, ref: AdapterRef) -> bool:
         """Return whether a local adapter is fit to be served now; uploads are, once they resolve."""
-        return ref.source is not SourceName.LOCAL or await self._disk.run(self._read_is_served, ref.id)
+        return ref.source is not SourceName.LOCAL or await self._on_disk(self._read_is_served, ref.id)
 
     async def listed_as(self, name: str, ref: AdapterRef, tenant: str) -> str:
         """The spelling under which `listed` has a name that was resolved to `ref`."""
@@ -254,13 +258,17 @@ class AdapterResolver:
 
     # ── the disk ─────────────────────────────────────────────────────────────────────────────────────────────────
 
+    async def _on_disk(self, read: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
+        """Call `read` in a thread of the disk's."""
+        return await asyncio.get_running_loop().run_in_executor(self._disk, read, *arguments)
+
     async def _look(self, tenant: str, name: str) -> _OnDisk:
         """What the disk has of a name; what it had a moment ago is not looked for again."""
         key, now_s = (tenant, name), self._clock.monotonic_s()
         told = self._known.get(key)
         if told is not None and now_s - told[0] < FRESH_S:
             return told[1]
-        found = await self._disk.run(self._read, tenant, name)
+        found = await self._on_disk(self._read, tenant, name)
         self._known.pop(key, None)
         if found != _OnDisk():
             self._known[key] = now_s, found

@@ -8,16 +8,18 @@ import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from manylora.adapter_ref import AdapterRef
 from manylora.adapter_state import AdapterWords
-from manylora.engine.request import StopParams
 from manylora.errors import ManyloraError, ModelUnsupported, QueueTimeout, Unavailable
 from manylora.ids import Flow
 from manylora.models.text.adapter_text import NO_TEXT, NOTHING_SAID, AdapterText, text_digest
 from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.engine_client.link import EngineLink
-from manylora.server.generation.tokenizer_pool import WorkPool
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 MAX_CACHE_BYTES = 64 << 20
 NAME_BYTES = 1 << 10
@@ -46,17 +48,6 @@ class TextRules:
     found_in: str = ""
     waited_ms: float = 0.0
 
-    def applied_to(self, stop: StopParams) -> StopParams:
-        """Return a request's stop conditions with the adapter's: `ignore_eos` switches off its stop strings, too."""
-        text = self.text
-        strings = stop.stop_strings if stop.ignore_eos else (*stop.stop_strings, *text.stop_strings)
-        return replace(
-            stop,
-            stop_strings=strings,
-            end_token_ids=text.end_ids,
-            added_tokens=(*text.changed, *text.tokens) if strings else (),
-        )
-
 
 class AdapterTexts:
     """Knows the text of the adapters that were asked for last, within `MAX_CACHE_BYTES`. One event loop."""
@@ -65,7 +56,7 @@ class AdapterTexts:
         self,
         tokenizer: Tokenizer,
         link: EngineLink,
-        pool: WorkPool,
+        pool: "Executor",
         *,
         max_wait_s: float,
     ) -> None:
@@ -116,7 +107,7 @@ class AdapterTexts:
             return replace(self.base, name=ref.id)
         if (known := self._known.of_digest(words.digest)) is not None:
             return replace(known, name=ref.id)
-        return await self._pool.run(self._parse, ref.id, words)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._parse, ref.id, words)
 
     def _parse(self, name: str, words: AdapterWords) -> TextRules | None:
         try:

@@ -1,8 +1,10 @@
 """Input processing: an order's adapter is resolved, its prompts become tokens, and both fit the model's window."""
 
+import asyncio
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 from manylora.adapter_ref import AdapterRef
 from manylora.engine.request import Request, SamplingParams, StopParams
@@ -10,19 +12,32 @@ from manylora.errors import ContextLengthExceeded, InvalidParameter, TemplateFai
 from manylora.http.callers import Caller
 from manylora.ids import Flow, TenantId, mint_request_id, mint_seed
 from manylora.kernels.adapter_layout import MAX_ADDED_TOKENS
+from manylora.models.text.adapter_text import AdapterText
 from manylora.models.text.template import cut_last, open_last
 from manylora.models.text.tokenizer import TokenSpan
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.generation.adapter_fields import AdapterFields
 from manylora.server.generation.adapter_resolver import AdapterResolver
 from manylora.server.generation.adapter_texts import AdapterTexts, TextRules
-from manylora.server.generation.order import LONGEST_PROMPT, ChatPrompt, Message, Order, PromptInput, TextPrompt
+from manylora.server.generation.order import (
+    LONGEST_PROMPT,
+    ChatPrompt,
+    Message,
+    Order,
+    PromptInput,
+    StopRules,
+    TextPrompt,
+)
 from manylora.server.generation.template_renderer import Renderer
-from manylora.server.generation.tokenizer_pool import WorkPool
 from manylora.server.http.json_fields import MAX_UINT64
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 BYTES_PER_TOKEN = 64
 """A prompt that a template makes may have so many bytes for each position of the window."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +91,7 @@ class InputProcessor:
         served: ServedModel,
         resolver: AdapterResolver,
         texts: AdapterTexts,
-        pool: WorkPool,
+        pool: "Executor",
         *,
         allows_templates: bool,
     ) -> None:
@@ -113,7 +128,7 @@ class InputProcessor:
         rules = await self._rules(adapter, caller)
         if rules.failure is not None:
             raise rules.failure
-        return await self._pool.run(lambda: rules.tokenizer.spans(text, add_special_tokens=add_special_tokens))
+        return await self._in_thread(lambda: rules.tokenizer.spans(text, add_special_tokens=add_special_tokens))
 
     def forget_text(self, adapter: AdapterRef | None) -> None:
         """Ask the engine again for an adapter's text: another version is served."""
@@ -122,6 +137,9 @@ class InputProcessor:
     def close(self) -> None:
         """End the processes of chat templates."""
         self._renderer.close()
+
+    async def _in_thread(self, function: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function)
 
     async def _rules(self, adapter: AdapterRef | None, caller: Caller) -> TextRules:
         return await self._texts.of(adapter, caller.tenant, caller.weight)
@@ -151,7 +169,7 @@ class InputProcessor:
             characters=characters,
             adapter=adapter,
             sampling=order.sampling,
-            stop=rules.applied_to(order.stop.params(self._budget(len(kept), order))),
+            stop=_stop_params(order.stop, rules.text, self._budget(len(kept), order)),
             seed=order.seed,
             num_sequences=order.num_sequences,
             keeps_stop=bool(order.stop.keeps_stop),
@@ -208,7 +226,7 @@ class InputProcessor:
         return prompt.tokens, len(prompt.tokens)
 
     async def _tokens(self, rules: TextRules, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
-        return tuple(await self._pool.run(lambda: rules.tokenizer.encode(text, add_special_tokens=add_special_tokens)))
+        return tuple(await self._in_thread(lambda: rules.tokenizer.encode(text, add_special_tokens=add_special_tokens)))
 
     async def _rendered(self, prompt: ChatPrompt, rules: TextRules, tenant: TenantId) -> str:
         """Return the text of a conversation's prompt.
@@ -218,7 +236,7 @@ class InputProcessor:
         if rules.text.templates:
             return await self._rendered_by_adapter(prompt, rules, tenant)
         try:
-            return await self._pool.run(
+            return await self._in_thread(
                 lambda: rules.tokenizer.apply_chat_template(
                     prompt.messages,
                     add_generation_prompt=prompt.add_generation_prompt,
@@ -254,6 +272,20 @@ class InputProcessor:
             max_bytes=BYTES_PER_TOKEN * self._window,
         )
         return cut_last(text, prompt.messages[-1]["content"]) if prompt.continues_last else text
+
+
+def _stop_params(stop: StopRules, text: AdapterText, budget: int) -> StopParams:
+    """Return the conditions of a request and of its adapter: `ignore_eos` switches the adapter's strings off, too."""
+    strings = stop.strings if stop.ignore_eos else (*stop.strings, *text.stop_strings)
+    return StopParams(
+        max_new_tokens=budget,
+        stop_token_ids=stop.token_ids,
+        stop_strings=strings,
+        ignore_eos=stop.ignore_eos,
+        skip_special_tokens=stop.skip_special_tokens,
+        end_token_ids=text.end_ids,
+        added_tokens=(*text.changed, *text.tokens) if strings else (),
+    )
 
 
 def _seed(seed: int | None, index: int) -> int:

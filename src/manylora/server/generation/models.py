@@ -1,6 +1,7 @@
 """The base models that a server serves: a handle for each, and the way from a request's model name to a handle."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from manylora.clock import Clock
@@ -12,7 +13,9 @@ from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.generation.adapter_resolver import AdapterResolver
 from manylora.server.generation.adapter_texts import AdapterTexts
 from manylora.server.generation.input_processor import InputProcessor
-from manylora.server.generation.tokenizer_pool import WorkPool
+
+TOKENIZER_THREADS = 2
+"""Their queue is bounded by the limit on concurrent requests."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +33,7 @@ class ModelHandle:
     engine: EngineLink
     resolver: AdapterResolver
     inputs: InputProcessor
-    pool: WorkPool
+    pool: ThreadPoolExecutor
 
     @property
     def name(self) -> str:
@@ -40,7 +43,7 @@ class ModelHandle:
     def close(self) -> None:
         """End its threads and processes; the engine stays its owner's to close."""
         self.inputs.close()
-        self.pool.close()
+        self.pool.shutdown(wait=False, cancel_futures=True)
         self.resolver.close()
 
 
@@ -53,7 +56,8 @@ def open_model(
     directory: Directory | None = None,
 ) -> ModelHandle:
     """Return the handle of a model. `directory`: where uploads are looked up; None: in the registry's folder alone."""
-    resolver, pool = AdapterResolver(served, directory, clock), WorkPool()
+    resolver = AdapterResolver(served, directory, clock)
+    pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="manylora-tokenizer")
     texts = AdapterTexts(tokenizer, engine, pool, max_wait_s=config.engine.max_queue_s)
     inputs = InputProcessor(served, resolver, texts, pool, allows_templates=config.adapters.chat_templates)
     return ModelHandle(served=served, engine=engine, resolver=resolver, inputs=inputs, pool=pool)
@@ -63,16 +67,17 @@ class ModelRouter:
     """Finds the handle of a request's model. The first handle is the default."""
 
     def __init__(self, handles: Sequence[ModelHandle]) -> None:
-        """`handles`: at least one."""
+        """`handles`: at least one; no two share a name, but for that of the default."""
         self.default, *_ = self.handles = tuple(handles)
+        self._by_name = {name: handle for handle in reversed(self.handles) for name in handle.served.names}
 
     def of(self, name: str | None) -> ModelHandle:
-        """Return the handle of a base's name; other names are adapters' of the default base."""
-        return next((handle for handle in self.handles if handle.served.is_base_name(name)), self.default)
+        """Return the handle of a base's name; no name and names of adapters are the default base's."""
+        return self.default if name is None else self._by_name.get(name, self.default)
 
     def serves(self, deployment: str) -> bool:
-        """Return whether a base has that deployment name."""
-        return any(handle.served.is_base_name(deployment) for handle in self.handles)
+        """Return whether a base has that name, which stands in the path of a deployment."""
+        return deployment in self._by_name
 
     def close(self) -> None:
         """Close every handle."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from manylora.engine.request import SamplingParams, StopParams
+from manylora.engine.request import SamplingParams
 from manylora.server.generation.adapter_fields import AdapterFields
 from manylora.server.generation.text import ReplyForm
 
@@ -25,16 +25,6 @@ class StopRules:
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     keeps_stop: bool | None = None
-
-    def params(self, budget: int) -> StopParams:
-        """Return the engine's parameters; `budget` is the largest number of generated tokens."""
-        return StopParams(
-            max_new_tokens=budget,
-            stop_token_ids=self.token_ids,
-            stop_strings=self.strings,
-            ignore_eos=self.ignore_eos,
-            skip_special_tokens=self.skip_special_tokens,
-        )
 
 
 @dataclass(frozen=True, slots=True)

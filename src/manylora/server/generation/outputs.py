@@ -167,16 +167,12 @@ class RequestOutputs:
     queue_ms       of the first sequence that began
     """
 
-    def __init__(self, clock: Clock) -> None:
-        self.sequences: list[SequenceOutput] = []
+    def __init__(self, sequences: Sequence[SequenceOutput], clock: Clock) -> None:
+        self.sequences = sequences
         self.first_token_s: float | None = None
         self.adapter_use: AdapterUse | None = None
         self.queue_ms: float | None = None
         self._clock = clock
-
-    def add(self, stream: SequenceStream, tokenizer: Tokenizer, form: ReplyForm, *, keeps_stop: bool) -> None:
-        """Read a further sequence."""
-        self.sequences.append(SequenceOutput(len(self.sequences), stream, tokenizer, form, keeps_stop=keeps_stop))
 
     @property
     def streams(self) -> list[SequenceStream]:
@@ -233,11 +229,6 @@ class RequestOutputs:
         """Note the times of first tokens that have arrived and are not read yet: a short reply ends before that."""
         if any(isinstance(stream.peek(), TokenEvent) for stream in self.streams):
             self._note_first()
-
-    def close(self, reason: FinishReason) -> None:
-        """Abort the sequences that have not ended."""
-        for stream in self.streams:
-            stream.close(reason)
 
     async def _drain(self, sequence: SequenceOutput) -> None:
         while True:

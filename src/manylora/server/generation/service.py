@@ -14,11 +14,12 @@ from manylora.engine.events import FinishReason
 from manylora.errors import AdapterTextChanged, ManyloraError, RequestRejected
 from manylora.http.callers import Caller
 from manylora.server.access.access import Access, Admission
+from manylora.server.engine_client.streams import SequenceStream
 from manylora.server.generation.admission import AdmissionControl
 from manylora.server.generation.input_processor import PreparedPrompt
 from manylora.server.generation.models import ModelRouter
 from manylora.server.generation.order import Order
-from manylora.server.generation.outputs import RequestOutputs
+from manylora.server.generation.outputs import RequestOutputs, SequenceOutput
 from manylora.server.http.context import HttpContext, RequestState
 from manylora.server.metering.meter import NO_TIMINGS, Meter, OpenUsage, Payer, Timings
 from manylora.server.observability.metrics import Meters
@@ -99,12 +100,12 @@ class Completion:
         self.arrival = arrival
         self.model = service.models.of(order.model)
         self.prompts: tuple[PreparedPrompt, ...] = ()
-        self.outputs = RequestOutputs(service.clock)
         self.begun_s = 0.0
         self._service = service
         self._caller = arrival.caller
         self._held = ExitStack()  # the places in the limits and in the server
         self._usage: OpenUsage | None = None
+        self._streams: list[SequenceStream] = []  # of the sequences that the engine has
         self._is_submitted = False
 
     async def __aenter__(self) -> Self:
@@ -113,6 +114,7 @@ class Completion:
             self.prompts = await self.model.inputs.prepare(self.order, self._caller)
             await self._reserve()
             self._submit()
+            self.outputs = RequestOutputs(self._sequences(), self._service.clock)
         except BaseException as error:
             self._give_back(error)
             raise
@@ -146,7 +148,7 @@ class Completion:
     def _submit(self) -> None:
         """Open the usage record and submit every sequence; withdraw from it those that did not reach the engine."""
         caller, meter = self._caller, self._service.meter
-        unsent = [
+        numbered = [
             (request, number)
             for number, prompt in enumerate(self.prompts)
             for request in prompt.requests(caller.tenant, caller.weight)
@@ -154,21 +156,26 @@ class Completion:
         if meter is not None:
             payer = Payer(tenant=caller.tenant, key=caller.key, request_id=self.arrival.request_id)
             is_streamed = self.order.is_stream
-            self._usage = meter.open(payer, unsent, base=self.model.name, is_streamed=is_streamed, owner=self)
+            self._usage = meter.open(payer, numbered, base=self.model.name, is_streamed=is_streamed, owner=self)
             self._admission.is_metered = True
         # The engine is another process: it may begin, and even answer, before the next line of this one runs.
         self.begun_s = self._service.clock.monotonic_s() - 1e-3 * max(each.rules.waited_ms for each in self.prompts)
         try:
-            while unsent:
-                request, number = unsent[0]
-                stream, prompt = self.model.engine.generate(request), self.prompts[number]
-                del unsent[0]
-                self.outputs.add(stream, prompt.rules.tokenizer, self.order.form, keeps_stop=prompt.keeps_stop)
+            for request, _ in numbered:
+                self._streams.append(self.model.engine.generate(request))
         except BaseException:
             if meter is not None and self._usage is not None:
-                meter.withdraw(self._usage, [request.id for request, _ in unsent])
+                meter.withdraw(self._usage, [request.id for request, _ in numbered[len(self._streams) :]])
             raise
         self._is_submitted = True
+
+    def _sequences(self) -> list[SequenceOutput]:
+        """Return the readers of the submitted sequences."""
+        prompts = [prompt for prompt in self.prompts for _ in range(prompt.num_sequences)]
+        return [
+            SequenceOutput(index, stream, prompt.rules.tokenizer, self.order.form, keeps_stop=prompt.keeps_stop)
+            for index, (stream, prompt) in enumerate(zip(self._streams, prompts, strict=True))
+        ]
 
     # ── facts of the request ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -189,7 +196,7 @@ class Completion:
     @property
     def num_cached_tokens(self) -> int:
         """Cached tokens of each prompt's first sequence; the others share its prompt, which is counted once."""
-        firsts = self.outputs.streams[:: self.order.num_sequences]
+        firsts = self._streams[:: self.order.num_sequences]
         return sum(stream.finished.counts.cached_tokens for stream in firsts if stream.finished is not None)
 
     @property
@@ -268,7 +275,9 @@ class Completion:
         )
 
     def _give_back(self, error: BaseException | None) -> None:
-        self.outputs.close(FinishReason.DISCONNECT if error is None else self._why_left(error))
+        reason = FinishReason.DISCONNECT if error is None else self._why_left(error)
+        for stream in self._streams:
+            stream.close(reason)
         if self._is_submitted and self._usage is None:
             self._admission.settle(self.num_prompt_tokens, self.outputs.num_generated_tokens)
         self._held.close()

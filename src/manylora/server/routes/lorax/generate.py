@@ -30,6 +30,7 @@ class NativeRoutes:
     def __init__(self, service: GenerationService, settings: ServerConfig) -> None:
         self._service = service
         self._settings = settings
+        self._max_input = service.models.default.served.max_input_length
 
     async def generate(self, context: HttpContext) -> None:
         _check_stream(context, is_stream=False, other="/generate_stream")
@@ -45,8 +46,7 @@ class NativeRoutes:
         await self._run(context, is_stream=is_stream, is_array=not is_stream)
 
     async def _run(self, context: HttpContext, *, is_stream: bool, is_array: bool = False) -> None:
-        max_input = self._service.models.default.served.max_input_length
-        asked = read_native(context.json(), self._settings, max_input=max_input, is_stream=is_stream)
+        asked = read_native(context.json(), self._settings, max_input=self._max_input, is_stream=is_stream)
         order = _order(asked, is_clamped=self._settings.overlong_max_new_tokens == "clamp")
         if is_stream:
             await self._service.run(order, context, partial(self._stream, context, asked))

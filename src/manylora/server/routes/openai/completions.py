@@ -256,7 +256,7 @@ def _whole_choices(asked: OpenAIOrder, shape: _Shape, completion: Completion) ->
     """Return the n best sequences of each prompt; index = prompt number × n + sequence number."""
     choices: list[dict[str, object]] = []
     for number, echo in enumerate(_echoes(asked, completion)):
-        found = completion.outputs.sequences[number * asked.best_of : (number + 1) * asked.best_of]
+        found = list(completion.outputs.sequences[number * asked.best_of : (number + 1) * asked.best_of])
         if asked.best_of > asked.n:
             found.sort(key=lambda sequence: -sequence.mean_logprob)
         for sequence in found[: asked.n]:
