@@ -71,6 +71,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"billing", "registry", "deployments"},
         {"edges", "http"},
         {"routes"},
+        {"routes/registry"},
         {"app"},
         {"process"},
     ],

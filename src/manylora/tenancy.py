@@ -141,6 +141,12 @@ class PriceFacts:
         )
 
 
+def price_at(versions: Iterable[PriceFacts], base: str, moment_ms: int) -> PriceFacts | None:
+    """Return the price of a base model in force at a moment; None where it has none then."""
+    in_force = (price for price in versions if price.base == base and price.effective_ms <= moment_ms)
+    return max(in_force, key=lambda price: price.version, default=None)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepositoryFacts:
     """One repository of uploads.

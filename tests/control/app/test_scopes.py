@@ -1,19 +1,24 @@
 """Which scope each route asks for: one table, the documentation's, and what the running applications do."""
 
+import asyncio
 import re
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
 
-from manylora.control.app.application import ROOMS
-from manylora.control.routes.internal import internal_room
+from manylora.control.app.application import create_control_app
+from manylora.control.routes.dependencies import RequiredScopes, count_read
+from manylora.control.routes.internal import require_edge
 from manylora.control.storage.database import database_url, migrate
+from manylora.errors import InsufficientPermissions
+from manylora.http.callers import Caller
 from manylora.http.paths import CONTROL_ROUTES, PATHS, SERVER_ROUTES, Component, Route
 from manylora.ids import KeyId, TenantId
 from manylora.tenancy import CUSTOMER_SCOPES, KeyFacts, Scope, scopes_of_words
 from tests.control.plane import Plane, in_plane
 from tests.support.paths import ROOT
-from tests.support.routes import routes_of
 
 PAGE = ROOT / "docs" / "keys-and-limits.md"
 LACKS = "this needs a key with the scope"
@@ -23,19 +28,41 @@ def sample(route: Route) -> str:
     return re.sub(r"\{\w+(:path)?\}", "x", route.path)
 
 
-def test_every_route_of_the_control_plane_has_its_scope(tmp_path: Path) -> None:
-    found: set[tuple[str, str]] = set()
+def dependencies_of(app: FastAPI) -> dict[tuple[str, str], list[object]]:
+    """The declared dependencies of each route of a running application, by method and path."""
+    found: dict[tuple[str, str], list[object]] = {}
+    for route in iter_route_contexts(app.routes):
+        for method in (route.methods or set()) - {"HEAD"}:
+            assert (method, route.path) not in found
+            found[method, str(route.path)] = [each.dependency for each in route.dependencies]
+    return found
+
+
+def test_every_route_of_the_control_plane_declares_the_scopes_of_the_table(tmp_path: Path) -> None:
+    found: dict[tuple[str, str], list[object]] = {}
 
     async def scenario(plane: Plane) -> None:
-        for room in ROOMS:
-            if room is not internal_room:
-                found.update(routes_of(room(plane.control).routes))
+        found.update(dependencies_of(create_control_app(plane.control)))
 
     url = database_url("", tmp_path)
     migrate(url)
     in_plane(url, tmp_path, scenario)
-    built = {(method, path) for method, path in found if PATHS.area_of(path).component is not Component.ABSENT}
-    assert built == {(route.method, route.path) for route in CONTROL_ROUTES}
+    declared: dict[tuple[str, str], tuple[Scope, ...]] = {}
+    for (method, path), dependencies in found.items():
+        if path.startswith("/internal/"):
+            assert require_edge in dependencies, path
+        elif PATHS.area_of(path).component is not Component.ABSENT:
+            [scopes] = [each.scopes for each in dependencies if isinstance(each, RequiredScopes)] or [()]
+            assert bool(scopes) == (count_read in dependencies), path
+            declared[method, path] = scopes
+    assert declared == {(route.method, route.path): route.scopes for route in CONTROL_ROUTES}
+
+
+def test_a_declared_scope_refuses_a_caller_without_it() -> None:
+    caller = Caller(tenant=TenantId("acme"), key=KeyId("AAAAAAAA"), scopes=(Scope.READ,))
+    asyncio.run(RequiredScopes((Scope.READ, Scope.MANAGE))(caller))
+    with pytest.raises(InsufficientPermissions, match="`manage`"):
+        asyncio.run(RequiredScopes((Scope.MANAGE,))(caller))
 
 
 def test_a_path_finds_its_own_row_of_the_table() -> None:

@@ -15,7 +15,8 @@ from manylora.control.edges import snapshot as snapshot_module
 from manylora.control.edges.snapshot import take_snapshot
 from manylora.control.registry.aliases import remove_alias, set_alias
 from manylora.control.registry.archives import set_archived
-from manylora.control.registry.repositories import VersionState, add_version, own_for_change, set_version
+from manylora.control.registry.repositories import own_for_change
+from manylora.control.registry.versions import VersionState, add_version, set_version
 from manylora.ids import TenantId
 from manylora.tenancy import PriceFacts
 from tests.control.plane import Plane, in_plane
@@ -291,7 +292,7 @@ def test_others_see_no_version_that_failed_or_is_on_its_way(url: URL, tmp_path: 
         async with plane.control.database.write() as connection:
             for state, version in ((VersionState.FAILED, 3), (VersionState.UPLOADING, 4)):
                 repository = await own_for_change(connection, TenantId("acme"), "triage")
-                await add_version(connection, repository, version, state=state, created_by="acme", now_ms=1)
+                await add_version(connection, repository.number, version, state=state, created_by="acme", now_ms=1)
                 await set_version(connection, repository.number, version, error="the token of acme's bucket is wrong")
         own = [await plane.call("GET", f"/v2/repos/triage/version/{number}", key=acme) for number in (3, 4)]
         assert [each.json()["state"] for each in own] == ["failed", "uploading"]

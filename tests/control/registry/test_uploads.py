@@ -27,9 +27,11 @@ from manylora.control.process.janitor import Janitor
 from manylora.control.registry import aliases
 from manylora.control.registry import check_queue as turns_module
 from manylora.control.registry import intake as intake_module
+from manylora.control.registry import upload_files as upload_files_module
 from manylora.control.registry import uploads as uploads_module
 from manylora.control.registry.intake import Intake
-from manylora.control.registry.uploads import FOLDER, UPLOAD_TTL_MS, Part, Uploads
+from manylora.control.registry.upload_files import ByteRange
+from manylora.control.registry.uploads import FOLDER, UPLOAD_TTL_MS, Uploads
 from manylora.control.storage.database import Database
 from manylora.errors import AdapterStorageUnavailable, ControlUnavailable, ResourceNotFound
 from tests.control.plane import Plane, Scenario, in_plane
@@ -142,7 +144,7 @@ def test_what_came_before_a_connection_broke_stays(url: URL, tmp_path: Path) -> 
             yield b"x" * 700
             raise ConnectionResetError
 
-        assert await desk.write(facts, upload_id, WEIGHTS, Part(), broken()) == 700
+        assert await desk.write(facts, upload_id, WEIGHTS, ByteRange(), broken()) == 700
         assert desk.received_bytes(facts, upload_id, WEIGHTS) == 700
 
     run(url, tmp_path, scenario)
@@ -345,10 +347,10 @@ def test_an_address_ends_with_its_tenant_and_with_its_key(url: URL, tmp_path: Pa
         going, has_begun = asyncio.Event(), asyncio.Event()
 
         async def slow() -> AsyncIterator[bytes]:
-            yield b"x" * uploads_module.WRITE_BYTES
+            yield b"x" * upload_files_module.WRITE_BYTES
             has_begun.set()
             await going.wait()
-            yield b"x" * uploads_module.WRITE_BYTES
+            yield b"x" * upload_files_module.WRITE_BYTES
 
         writing = asyncio.create_task(plane.client.put(address, content=slow()))
         await has_begun.wait()
@@ -467,7 +469,7 @@ def test_who_opened_a_file_before_it_was_completed_cannot_write_it_after(
     monkeypatch.setattr(fcntl, "flock", completed_before_the_lock)
     with (
         pytest.raises(ResourceNotFound),
-        uploads_module._only_writer(tmp_path / "upload" / WEIGHTS),
+        upload_files_module.only_writer(tmp_path / "upload" / WEIGHTS),
     ):
         pass
 

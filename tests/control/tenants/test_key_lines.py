@@ -255,7 +255,7 @@ def test_keys_are_made_at_a_bounded_pace_and_rotated_all_the_same(
 def test_a_key_that_ends_meanwhile_makes_no_other(run: Callable[..., None]) -> None:
     async def scenario(plane: Plane) -> None:
         from manylora.control.http.schemas import NewKey
-        from manylora.control.routes.admin import make_key
+        from manylora.control.routes.key_operations import make_key
         from manylora.control.tenants.audit import on_the_machine
         from manylora.errors import InvalidApiKey
         from manylora.ids import KeyId

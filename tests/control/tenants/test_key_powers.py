@@ -15,7 +15,7 @@ from manylora.control.app.application import create_control_app
 from manylora.control.edges.snapshot import take_snapshot
 from manylora.control.tenants.credit import lease_credit
 from manylora.control.tenants.keys import MAX_LIVE_KEYS
-from manylora.control.tenants.signup import SIGNUPS_PER_HOUR, Doorkeeper
+from manylora.control.tenants.signup import SIGNUPS_PER_HOUR, SignupLimiter
 from manylora.errors import ConfigInvalid, RequestRateExceeded
 from manylora.http.loopback import EDGE_HEADER
 from tests.control.plane import EDGE_TOKEN, Plane, in_plane
@@ -247,13 +247,13 @@ def test_an_edge_says_who_signs_up_and_nobody_else_does(url: URL, tmp_path: Path
 
 
 def test_a_network_of_ipv6_signs_up_as_one_caller() -> None:
-    doorkeeper = Doorkeeper(ManualClock(), is_open=True)
+    limiter = SignupLimiter(ManualClock(), is_open=True)
     for number in range(SIGNUPS_PER_HOUR):
-        doorkeeper.let_in(f"2001:db8::{number:x}")
+        limiter.count(f"2001:db8::{number:x}")
     with pytest.raises(RequestRateExceeded):
-        doorkeeper.let_in("2001:db8::ffff")
-    doorkeeper.let_in("2001:db8:0:1::1")
+        limiter.count("2001:db8::ffff")
+    limiter.count("2001:db8:0:1::1")
     for _ in range(SIGNUPS_PER_HOUR):
-        doorkeeper.let_in("::ffff:192.0.2.1")
+        limiter.count("::ffff:192.0.2.1")
     with pytest.raises(RequestRateExceeded):
-        doorkeeper.let_in("192.0.2.1")
+        limiter.count("192.0.2.1")

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from manylora.control.billing.prices import price_at, price_versions
+from manylora.control.billing.prices import price_versions
 from manylora.control.calendar import booked_ms_of, month_of
 from manylora.control.control import Control
 from manylora.control.key_uses import note_uses
@@ -23,7 +23,7 @@ from manylora.control.tenants.credit import MOST_NANOUSD
 from manylora.control.tenants.tenants import insert_tenant
 from manylora.errors import InvalidParameter, NameTaken, ResourceNotFound
 from manylora.money import cost_nanousd
-from manylora.tenancy import PriceFacts, TenantState
+from manylora.tenancy import PriceFacts, TenantState, price_at
 from manylora.usage import UsageRecord
 
 log = logging.getLogger(__name__)

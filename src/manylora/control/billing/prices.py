@@ -1,4 +1,4 @@
-"""Prices of base models, in versions: what has been charged is never repriced. A fine-tune costs exactly its base."""
+"""Prices of base models, in versions: past usage is never repriced. A fine-tune costs the same as its base."""
 
 import difflib
 from collections.abc import Collection, Sequence
@@ -10,7 +10,7 @@ from manylora.config.groups.model import DEFAULT_BASE
 from manylora.control.storage.revisions import next_revision
 from manylora.control.storage.tables import prices
 from manylora.errors import InvalidParameter
-from manylora.tenancy import PriceFacts
+from manylora.tenancy import PriceFacts, price_at
 
 SEVEN_B_NANOUSD = 200
 """$0.0002 per 1,000 tokens, prompt and completion alike."""
@@ -22,7 +22,7 @@ SEVEN_B_BASES = (
     "Zephyr-7b-beta",
 )
 MOST_NANOUSD = 10**9
-"""A dollar a token: above it a price is a slip."""
+"""One dollar for each token; a higher price is taken for a mistake."""
 
 
 async def set_price(
@@ -35,9 +35,9 @@ async def set_price(
     now_ms: int,
     cached_input_nanousd: int | None = None,
 ) -> PriceFacts:
-    """Add a version that holds from a moment on; without a price of cached prompt tokens they cost as all others.
+    """Add a version that holds from `effective_ms` on. Default of `cached_input_nanousd`: `input_nanousd`.
 
-    Raises `InvalidParameter` for a moment that has passed or lies before the last version's, or an amount out of range.
+    Raises `InvalidParameter` for a moment in the past or before the last version's, or an amount out of range.
     """
     for name, amount in (("input_nanousd", input_nanousd), ("output_nanousd", output_nanousd)):
         if not 0 <= amount <= MOST_NANOUSD:
@@ -56,8 +56,7 @@ async def set_price(
     earliest_ms = max([now_ms, *(price.effective_ms for price in known)])
     if effective_ms < earliest_ms:
         raise InvalidParameter(
-            f"`effective_ms` must be at least {earliest_ms}: what has been used is never repriced. "
-            f"Given: {effective_ms}",
+            f"`effective_ms` must be at least {earliest_ms}: past usage is never repriced. Given: {effective_ms}",
             parameter="effective_ms",
         )
     price = PriceFacts(
@@ -73,27 +72,21 @@ async def set_price(
 
 
 async def price_versions(connection: AsyncConnection, base: str | None = None) -> list[PriceFacts]:
-    """Every version of a base's price, or of all bases', in their order."""
+    """Return the price versions of a base, or of all bases, in their order."""
     asked = select(prices).order_by(prices.c.base, prices.c.version)
     if base is not None:
         asked = asked.where(prices.c.base == base)
     return [_price(row) for row in (await connection.execute(asked)).all()]
 
 
-def price_at(versions: Sequence[PriceFacts], base: str, moment_ms: int) -> PriceFacts | None:
-    """The price in force at a moment; None where the base has none then."""
-    fit = [price for price in versions if price.base == base and price.effective_ms <= moment_ms]
-    return max(fit, key=lambda price: price.version, default=None)
-
-
 def in_force(versions: Sequence[PriceFacts], now_ms: int) -> dict[str, PriceFacts]:
-    """The price of each base that has one at a moment."""
+    """Return the price in force of each base that has one."""
     found = {base: price_at(versions, base, now_ms) for base in {price.base for price in versions}}
     return {base: price for base, price in found.items() if price is not None}
 
 
 async def require_known_base(connection: AsyncConnection, base: str, served: Collection[str]) -> None:
-    """Raises `InvalidParameter` for a base model that is not served here and has no price: a slip, most likely."""
+    """Raise `InvalidParameter` for a base model that is not served here and has no price: probably a misspelt name."""
     if base in served or await price_versions(connection, base):
         return
     names = sorted(served)
@@ -107,13 +100,13 @@ async def require_known_base(connection: AsyncConnection, base: str, served: Col
 
 
 async def changed_prices(connection: AsyncConnection, since: int) -> tuple[PriceFacts, ...]:
-    """Versions added after a revision."""
+    """Return the versions added after a revision."""
     rows = (await connection.execute(select(prices).where(prices.c.revision > since))).all()
     return tuple(_price(row) for row in rows)
 
 
 async def ship_defaults(connection: AsyncConnection) -> None:
-    """At the first start: the 7B class has its price, the embedded default base is free, from the beginning of time."""
+    """Insert the default prices at the first start, in force since 1970: the 7B class, and a free default base."""
     if await price_versions(connection):
         return
     revision = await next_revision(connection)

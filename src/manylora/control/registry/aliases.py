@@ -1,4 +1,4 @@
-"""Aliases: names that a repository's owner lets mean one of its versions."""
+"""Aliases: names for versions of a repository, set by its owner."""
 
 import re
 from collections.abc import Container
@@ -6,8 +6,9 @@ from collections.abc import Container
 from sqlalchemy import and_, delete, insert, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from manylora.control.registry.repositories import Repository, own_for_change, shown
+from manylora.control.registry.repositories import Repository, own_for_change
 from manylora.control.storage.tables import aliases
+from manylora.control.storage.texts import shown
 from manylora.errors import InvalidParameter, NameTaken, ResourceNotFound
 from manylora.ids import TenantId
 
@@ -23,9 +24,9 @@ async def set_alias(
     version: int,
     base_names: Container[str] = (),
 ) -> None:
-    """Let an alias mean a version from now on: each request meets the old one or the new one.
+    """Let an alias mean a version. The change is atomic for requests.
 
-    Raises `ResourceNotFound` unless that version is ready, as `check_alias`.
+    Raises `ResourceNotFound` unless the version is ready, and as `check_alias`.
     """
     repository = await own_for_change(connection, tenant, reference)
     check_alias(repository, name, base_names)
@@ -35,7 +36,7 @@ async def set_alias(
 
 
 def check_alias(repository: Repository, name: str, base_names: Container[str] = ()) -> None:
-    """Raises `InvalidParameter` for a name that cannot be one or is one too many, `NameTaken` for the base's."""
+    """Raise `InvalidParameter` for an invalid name and for too many aliases, `NameTaken` for the base model's names."""
     if not _ALIAS.fullmatch(name) or ".." in name:
         raise InvalidParameter(
             f"an alias must be 1 to 64 letters, digits, `.`, `_` or `-`, and begin with a letter. Given: {shown(name)}",
@@ -48,7 +49,7 @@ def check_alias(repository: Repository, name: str, base_names: Container[str] = 
 
 
 async def put_alias(connection: AsyncConnection, repository: Repository, name: str, version: int) -> None:
-    """Let a checked alias mean a version. `repository` is as `own_for_change` has just returned it."""
+    """Let a checked alias mean a version. `repository`: as `own_for_change` returned it in the same transaction."""
     mine = and_(aliases.c.repository == repository.number, aliases.c.name == name)
     if name in repository.aliases:
         await connection.execute(update(aliases).where(mine).values(version=version))
@@ -57,7 +58,7 @@ async def put_alias(connection: AsyncConnection, repository: Repository, name: s
 
 
 async def remove_alias(connection: AsyncConnection, tenant: TenantId, reference: str, name: str) -> None:
-    """Raises `ResourceNotFound`."""
+    """Remove an alias. Raise `ResourceNotFound`."""
     repository = await own_for_change(connection, tenant, reference)
     if name not in repository.aliases:
         raise ResourceNotFound(f"repository `{repository.name}` has no alias `{shown(name)}`")

@@ -1,17 +1,9 @@
-"""Archives of versions: an owner's and the operator's, each its maker's alone to end."""
+"""Archives of versions. Owner and operator archive independently; each can end only its own archive."""
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from manylora.control.registry.repositories import (
-    FINISHED,
-    OPERATOR,
-    OWNER,
-    Repository,
-    Version,
-    VersionState,
-    own_for_change,
-    set_version,
-)
+from manylora.control.registry.repositories import Repository, own_for_change
+from manylora.control.registry.versions import FINISHED, OPERATOR, OWNER, Version, VersionState, set_version
 from manylora.errors import InsufficientPermissions, ResourceNotFound
 from manylora.ids import TenantId
 
@@ -25,11 +17,11 @@ async def set_archived(
     is_archived: bool,
     by: str = OWNER,
 ) -> tuple[Repository, tuple[Version, ...]]:
-    """Let requests find a version no more, or again; its aliases wait for it. None: every finished version.
+    """Hide a version from requests, or show it again; its aliases stay. version None: every finished version.
 
-    An archive is its maker's: what the operator has archived its owner cannot bring back, nor the other way round.
-    Returns the repository as it was and the versions that were looked at.
-    Raises `ResourceNotFound`, `InsufficientPermissions` for one version that the other has archived.
+    The owner cannot end an archive of the operator, and the operator none of the owner.
+    Returns the repository as it was, and the versions concerned.
+    Raises `ResourceNotFound`, and `InsufficientPermissions` for a single version that the other party has archived.
     """
     repository = await own_for_change(connection, tenant, reference)
     if version is None:

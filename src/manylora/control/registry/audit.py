@@ -1,4 +1,4 @@
-"""Acts on repositories and their versions, for the audit table."""
+"""Audit rows of acts on repositories and their versions."""
 
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncConnection

@@ -1,4 +1,4 @@
-"""Whose adapter is checked next: a few at a time, one of each tenant, and a queue with an end."""
+"""Queue of adapter checks: a few run at a time, at most one of each tenant, and the queue is bounded."""
 
 import asyncio
 from collections import Counter
@@ -8,29 +8,29 @@ from contextlib import asynccontextmanager, contextmanager
 from manylora.errors import Overloaded, StreamLimitExceeded
 
 MAX_OF_ONE = 16
-"""Under way and waiting, of one tenant."""
+"""Maximum number of a tenant's checks, running and waiting."""
 MAX_OF_ALL = 256
 RETRY_S = 5.0
 
 
 class CheckQueue:
-    """Places for `parallel` pieces of work. A tenant's wait for each other first, so that it holds one place at most.
+    """Runs `parallel` checks at a time. Checks of one tenant run one after the other.
 
-    It belongs to one event loop.
+    An object belongs to one event loop.
     """
 
     def __init__(self, parallel: int, *, wait_s: float) -> None:
-        """wait_s: after which a piece of work gives up."""
-        self._places = asyncio.Semaphore(parallel)
+        """wait_s: longest wait of a check in seconds."""
+        self._slots = asyncio.Semaphore(parallel)
         self._wait_s = wait_s
         self._asked: Counter[str] = Counter()
-        self._own: dict[str, asyncio.Lock] = {}  # of the tenants in `_asked`: whose piece of work is next or under way
+        self._own: dict[str, asyncio.Lock] = {}  # one lock for each tenant in `_asked`: its holder is next or running
 
     @contextmanager
     def asked(self, tenant: str) -> Iterator[None]:
-        """Stand in the queue.
+        """Hold a place in the queue.
 
-        Raises `StreamLimitExceeded` where the tenant has too many in it, `Overloaded` where all together have.
+        Raises `StreamLimitExceeded` where the tenant has `MAX_OF_ONE` checks, `Overloaded` where all have `MAX_OF_ALL`.
         """
         if self._asked[tenant] >= MAX_OF_ONE:
             raise StreamLimitExceeded(
@@ -50,13 +50,13 @@ class CheckQueue:
 
     @asynccontextmanager
     async def turn(self, tenant: str) -> AsyncIterator[None]:
-        """Wait for a place, and hold it; only within `asked`. Raises `Overloaded` after `wait_s`."""
+        """Wait for a free slot and hold it. Call within `asked`. Raise `Overloaded` after `wait_s`."""
         own = self._own.setdefault(tenant, asyncio.Lock())
         try:
             async with asyncio.timeout(self._wait_s):
                 await own.acquire()
                 try:
-                    await self._places.acquire()
+                    await self._slots.acquire()
                 except BaseException:
                     own.release()
                     raise
@@ -67,5 +67,5 @@ class CheckQueue:
         try:
             yield
         finally:
-            self._places.release()
+            self._slots.release()
             own.release()

@@ -1,4 +1,4 @@
-"""From files to a ready version: checked in a process of its own, held against the tenant's limits, published."""
+"""Intake of adapters into the registry: check in a child process, limits of the tenant, publication of the files."""
 
 import asyncio
 import errno
@@ -20,16 +20,9 @@ from manylora.control.bases import served_base
 from manylora.control.control import Control
 from manylora.control.registry.aliases import check_alias, put_alias
 from manylora.control.registry.check_queue import CheckQueue
-from manylora.control.registry.repositories import (
-    Repository,
-    VersionState,
-    add_version,
-    check_room,
-    find_repository,
-    next_number,
-    own_for_change,
-    set_version,
-)
+from manylora.control.registry.repositories import Repository, find_repository, own_for_change
+from manylora.control.registry.storage_limits import require_storage
+from manylora.control.registry.versions import VersionState, add_version, next_number, set_version
 from manylora.control.storage.tables import versions
 from manylora.control.tenants.audit import Actor, public_source, record
 from manylora.errors import AdapterStorageUnavailable, ManyloraError, ResourceNotFound
@@ -39,36 +32,36 @@ CHECK_TIMEOUT_S = 120.0
 COPY_TIMEOUT_S = 900.0
 PARALLEL_CHECKS = 2
 PARALLEL_COPIES = 2
-"""Each may take memory of twice the byte limit of an adapter. A slow source holds up no upload."""
+"""Number of concurrent checks; copies have a queue of their own, so that a slow source delays no upload.
+Each check may use twice the memory of the largest adapter."""
 CHECK_WAIT_S = 60.0
 COPY_WAIT_S = COPY_TIMEOUT_S
 INTERRUPTED_S = COPY_WAIT_S + COPY_TIMEOUT_S + 300.0
-"""No copy is under way for longer."""
+"""Longer than any copy takes; an older one was interrupted."""
 COPIED_SOURCES = frozenset({SourceName.HUB, SourceName.S3, SourceName.GS, SourceName.AZ, SourceName.HTTPS})
 INTERRUPTED = "the control plane ended while it was copied; register it again"
 
 
 class Intake:
-    """Takes adapters into the registry of one control plane."""
+    """Adds uploaded and copied adapters to the registry of one control plane."""
 
     def __init__(self, control: Control) -> None:
         self.control = control
         self.files = Registry(control.registry_dir)
         self._checks = CheckQueue(PARALLEL_CHECKS, wait_s=CHECK_WAIT_S)
         self._copying = CheckQueue(PARALLEL_COPIES, wait_s=COPY_WAIT_S)
-        self._copies: set[asyncio.Task[None]] = set()  # held, so that none is collected before it ends
+        self._copies: set[asyncio.Task[None]] = set()  # references, so that no task is collected before its end
 
     # ── uploads ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def take(
         self, folder: Path, actor: Actor, repository: Repository, created_by: str, alias: str | None = None
     ) -> tuple[Repository, int]:
-        """Check the files in a folder nobody else touches, and make them the repository's next version.
+        """Check the files in a folder that the caller owns, and make them the repository's next version.
 
-        `alias` means that version from its first moment; without the one there is not the other.
-        Raises an `AdapterError` for what is wrong with them, `StorageLimitExceeded`, `ResourceNotFound` if the
-        repository is gone, `AdapterStorageUnavailable` if the disk fails, as `CheckQueue` where too many wait, as
-        `check_alias`.
+        The version and its `alias` are created in one transaction.
+        Raises an `AdapterError` for invalid files, `StorageLimitExceeded`, `ResourceNotFound` if the repository was
+        deleted, `AdapterStorageUnavailable` if the disk fails, as `CheckQueue` where too many wait, as `check_alias`.
         """
         with self._checks.asked(repository.owner):
             async with self._checks.turn(repository.owner):
@@ -79,14 +72,14 @@ class Intake:
                 current = await own_for_change(connection, repository.owner, repository.name)
                 if current.uuid != repository.uuid:
                     raise ResourceNotFound(f"repository `{repository.name}` was deleted meanwhile")
-                await check_room(
+                await require_storage(
                     connection, current.owner, created_by, more=1, more_bytes=checked.num_bytes, rank=checked.rank
                 )
                 last = await asyncio.to_thread(self.files.last_number, current.owner, current.name)
-                number = await next_number(connection, current, last)
+                number = await next_number(connection, current.number, last)
                 await add_version(
                     connection,
-                    current,
+                    current.number,
                     number,
                     state=VersionState.READY,
                     created_by=created_by,
@@ -101,8 +94,8 @@ class Intake:
                 await record(connection, actor, "upload", "version", name, tenant=current.owner, after=told)
                 await self._publish(folder, current, number)
                 published = number
-        except Exception:  # a cancelled commit may come through all the same, and then its files are needed
-            if published is not None:  # the commit failed: nobody may find what the tables do not know
+        except Exception:  # not after a cancellation: the commit may still succeed, and then needs the files
+            if published is not None:  # the commit failed: no engine may find files that the tables lack
                 shutil.rmtree(self.files.files(repository.owner, repository.name, published)[0].parent)
             raise
         async with self.control.database.read() as connection:
@@ -129,16 +122,17 @@ class Intake:
         with storage_failures():
             await asyncio.to_thread(self.files.publish, folder, repository.owner, repository.name, number)
 
-    # ── copies of what lies elsewhere ────────────────────────────────────────────────────────────────────────────
+    # ── copies from other sources ────────────────────────────────────────────────────────────────────────────
 
     def source_of(self, adapter_id: str, source: str | None, token: str) -> AdapterRef:
-        """Where a copy comes from. Raises `AdapterReferenceInvalid`."""
+        """Return the reference of an adapter to copy. Raise `AdapterReferenceInvalid`."""
         enabled = enabled_sources(self.control.config.adapters) & COPIED_SOURCES
         return parse_adapter_ref(adapter_id, source, enabled, token=token, default=SourceName.HUB)
 
     async def copy(self, caller: Caller, actor: Actor, reference: str, ref: AdapterRef) -> tuple[Repository, int]:
-        """Begin to copy an adapter into the registry; its version is `uploading` until it is ready or has failed.
+        """Begin to copy an adapter into the registry; return the repository and the version's number.
 
+        The version is `uploading` until it is ready or has failed.
         Raises `ResourceNotFound`, `StorageLimitExceeded`, as `CheckQueue` where too many wait.
         """
         place = ExitStack()
@@ -159,12 +153,12 @@ class Intake:
     ) -> tuple[Repository, int]:
         async with self.control.database.write() as connection:
             current = await own_for_change(connection, caller.tenant, reference)
-            await check_room(connection, caller.tenant, caller.key or caller.tenant, more=1, more_bytes=0, rank=0)
+            await require_storage(connection, caller.tenant, caller.key or caller.tenant, more=1, more_bytes=0, rank=0)
             last = await asyncio.to_thread(self.files.last_number, current.owner, current.name)
-            number = await next_number(connection, current, last)
+            number = await next_number(connection, current.number, last)
             await add_version(
                 connection,
-                current,
+                current.number,
                 number,
                 state=VersionState.UPLOADING,
                 created_by=caller.key or caller.tenant,
@@ -175,19 +169,15 @@ class Intake:
             await record(connection, actor, "copy", "version", name, tenant=current.owner, after=source)
         return current, number
 
-    async def copies_ended(self) -> None:
-        """Return when no copy is under way."""
-        await asyncio.gather(*self._copies)
-
     async def _copy(self, repository: Repository, number: int, ref: AdapterRef, place: ExitStack) -> None:
-        """place: in the queue, given up at the end."""
+        """Copy an adapter. `place`: its place in the queue, released at the end."""
         with place:
             try:
                 async with self._copying.turn(repository.owner):
                     await self._fetch(repository, number, ref)
             except ManyloraError as error:
                 await self._fail_copy(repository, number, error.message)
-            except Exception as error:  # the edge of a task that nobody awaits
+            except Exception as error:  # no code awaits this task, so it must handle every error
                 structlog.get_logger().exception("registry.copy_failed", repository=repository.uuid, version=number)
                 await self._fail_copy(repository, number, f"unexpected {type(error).__name__}")
 
@@ -215,8 +205,8 @@ class Intake:
             current = await own_for_change(connection, repository.owner, repository.name)
             version = current.find(str(number))
             if version.state is not VersionState.UPLOADING:
-                return  # it was given up as interrupted
-            await check_room(
+                return  # `end_interrupted` has marked it as failed
+            await require_storage(
                 connection, current.owner, version.created_by, more=0, more_bytes=checked.num_bytes, rank=checked.rank
             )
             await set_version(connection, current.number, number, state=VersionState.READY, checked=checked)
@@ -229,7 +219,7 @@ class Intake:
             await connection.execute(update(versions).where(mine).values(state=VersionState.FAILED, error=why))
 
     async def end_interrupted(self) -> None:
-        """Mark the copies as failed that no running control plane can still be at."""
+        """Mark copies as failed that are too old to be still running in any control plane."""
         oldest_ms = self.control.now_ms() - int(1_000 * INTERRUPTED_S)
         stale = (versions.c.state == VersionState.UPLOADING) & (versions.c.created_ms < oldest_ms)
         async with self.control.database.read() as connection:
@@ -242,7 +232,7 @@ class Intake:
 
 @contextmanager
 def storage_failures() -> Iterator[None]:
-    """The disk's own failures as ours. Raises `AdapterStorageUnavailable`."""
+    """Raise `AdapterStorageUnavailable` in place of errors of the disk."""
     try:
         yield
     except OSError as error:

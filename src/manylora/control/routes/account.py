@@ -1,11 +1,10 @@
-"""What a tenant does and sees of itself, `/v1/account…`, and how somebody becomes one, `/v1/signup`."""
+"""Routes of a tenant's own account, `/v1/account…`, and of the sign-up, `/v1/signup`."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 
 from manylora.config.settings import signup_limits
-from manylora.control.control import Control
 from manylora.control.http.schemas import (
     CallerBody,
     KeyBody,
@@ -19,118 +18,137 @@ from manylora.control.http.schemas import (
     TenantBody,
     scopes_of,
 )
-from manylora.control.routes.admin import (
+from manylora.control.routes.dependencies import ActorDep, CallerDep, ControlDep, ServicesDep, requires
+from manylora.control.routes.key_operations import (
     MAX_PAGE,
     Force,
     KeysAfter,
     KeysPageSize,
     Only,
     make_key,
-    note_limits,
-    revoked,
-    rotated,
+    record_limits,
+    revoke_and_record,
+    rotate_and_record,
 )
 from manylora.control.storage.revisions import next_revision
-from manylora.control.tenants.audit import actor_of
-from manylora.control.tenants.callers import address_of, caller_of
+from manylora.control.tenants.callers import address_of
 from manylora.control.tenants.credit import balance_of
-from manylora.control.tenants.key_lines import limit, require_no_gain, require_power
+from manylora.control.tenants.key_lines import limit as limit_line
+from manylora.control.tenants.key_lines import require_no_gain, require_power
 from manylora.control.tenants.keys import Key, get_key, keys_page, set_limits
-from manylora.control.tenants.signup import Doorkeeper, open_account
+from manylora.control.tenants.signup import open_account
 from manylora.control.tenants.tenants import get_tenant
 from manylora.http.callers import Caller
+from manylora.http.scopes import ANY
+from manylora.tenancy import Scope
+
+router = APIRouter(prefix="/v1", tags=["account"])
 
 
-def account_room(control: Control) -> APIRouter:
-    room = APIRouter(prefix="/v1", tags=["account"])
-    doorkeeper = Doorkeeper(control.clock, is_open=control.config.control.signup_open)
-
-    @room.post("/signup", status_code=201)
-    async def signup(request: Request, body: Signup) -> SignedUp:
-        """Become a tenant, with a first credit and a first key. Needs no key."""
-        doorkeeper.let_in(address_of(control, request))
-        limits = signup_limits(control.config)
-        actor = actor_of(control, request)
-        tenant, key, text = await open_account(control, actor, body.id, name=body.name, email=body.email, limits=limits)
-        return SignedUp(tenant=TenantBody.of(tenant), key=KeyBody.of(key, text))
-
-    @room.get("/account")
-    async def account(request: Request) -> TenantBody:
-        """The caller's own tenant: balance, limits, plan."""
-        caller = await caller_of(control, request)
-        async with control.database.read() as connection:
-            tenant = await get_tenant(connection, caller.tenant)
-            return TenantBody.of(tenant, await balance_of(connection, caller.tenant, control.now_ms()))
-
-    @room.get("/account/key")
-    async def own_key(request: Request) -> CallerBody:
-        """The key that asks: its tenant, scopes, limits and end. Any key may ask."""
-        caller = await caller_of(control, request)
-        if caller.key is None:
-            return CallerBody.of(caller.tenant, caller.scopes, None)
-        async with control.database.read() as connection:
-            return CallerBody.of(caller.tenant, caller.scopes, await get_key(connection, caller.key))
-
-    @room.get("/account/keys")
-    async def keys(request: Request, after: KeysAfter = "", limit: KeysPageSize = MAX_PAGE) -> KeyList:
-        """The keys of the caller's tenant, the oldest first, without their secrets."""
-        caller = await caller_of(control, request)
-        async with control.database.read() as connection:
-            return KeyList.of(await keys_page(connection, caller.tenant, limit=limit, after=after))
-
-    @room.post("/account/keys", status_code=201)
-    async def issue(request: Request, body: NewKey) -> KeyBody:
-        """Make a key of the caller's tenant that may do at most what the caller's own may, and lives no longer."""
-        caller = await caller_of(control, request)
-        caller.require_owner()
-        for scope in scopes_of(body.scopes):
-            caller.require(scope)
-        return await make_key(control, actor_of(control, request), caller.tenant, body, maker=caller.key)
-
-    @room.post("/account/keys/{key}/rotate", status_code=201)
-    async def rotate(request: Request, key: str, body: Rotation) -> KeyBody:
-        """A new key like this one; this one ends at once, or after `grace_s` seconds."""
-        actor, caller = actor_of(control, request), await caller_of(control, request)
-        async with control.database.write() as connection:
-            own, other = await _steered(connection, caller, key, actor.at_ms)
-            if own is not None:
-                require_no_gain(own, other)
-            return await rotated(control, connection, actor, key, body, issuer=caller.key)
-
-    @room.put("/account/keys/{key}/limits")
-    async def put_limits(request: Request, key: str, body: LimitsBody, force: Force = False) -> KeyBody:
-        """Replace a key's limits, and those of the keys it is rotated into.
-
-        A key lifts the limits that it set itself; one that another key limited changes none.
-        """
-        actor, caller = actor_of(control, request), await caller_of(control, request)
-        async with control.database.write() as connection:
-            own, old = await _steered(connection, caller, key, actor.at_ms)
-            if own is None:
-                new = await set_limits(connection, key, body.limits())
-            else:
-                new = await limit(connection, own, old, body.limits(), now_ms=actor.at_ms, force=force)
-            await note_limits(connection, actor, old, new)
-        return KeyBody.of(new)
-
-    @room.delete("/account/keys/{key}")
-    async def revoke(request: Request, key: str, only: Only = False, force: Force = False) -> RevokedBody:
-        """End one of the caller's tenant's keys, for ever, with all keys made with it."""
-        actor, caller = actor_of(control, request), await caller_of(control, request)
-        async with control.database.write() as connection:
-            await _steered(connection, caller, key, actor.at_ms)
-            return await revoked(control, connection, actor, key, only=only, force=force)
-
-    return room
+async def _count_signup(services: ServicesDep, control: ControlDep, request: Request, body: Signup) -> None:
+    """Count a sign-up with a valid body; `body` makes FastAPI skip this dependency for an invalid one."""
+    services.signups.count(address_of(control, request))
 
 
-async def _steered(connection: AsyncConnection, caller: Caller, key_id: str, now_ms: int) -> tuple[Key | None, Key]:
-    """The caller's key and the one it steers, which it may; None: no key was asked for, and the operator steers.
-
-    Raises `ResourceNotFound` for another tenant's, `InsufficientPermissions`.
-    """
+async def _require_key_owner(caller: CallerDep) -> None:
     caller.require_owner()
+
+
+async def _require_scopes_of_key(caller: CallerDep, body: NewKey) -> None:
+    for scope in scopes_of(body.scopes):
+        caller.require(scope)
+
+
+KEY_OWNER = [*requires(Scope.MANAGE), Depends(_require_key_owner)]
+"""Dependencies of the routes that change keys."""
+
+
+@router.post("/signup", status_code=201, dependencies=[Depends(_count_signup)])
+async def signup(control: ControlDep, actor: ActorDep, body: Signup) -> SignedUp:
+    """Become a tenant, with a first credit and a first key. Needs no key."""
+    limits = signup_limits(control.config)
+    tenant, key, text = await open_account(control, actor, body.id, name=body.name, email=body.email, limits=limits)
+    return SignedUp(tenant=TenantBody.of(tenant), key=KeyBody.of(key, text))
+
+
+@router.get("/account", dependencies=requires(Scope.READ))
+async def account(control: ControlDep, caller: CallerDep) -> TenantBody:
+    """Show the caller's own tenant: balance, limits, plan."""
+    async with control.database.read() as connection:
+        tenant = await get_tenant(connection, caller.tenant)
+        return TenantBody.of(tenant, await balance_of(connection, caller.tenant, control.now_ms()))
+
+
+@router.get("/account/key", dependencies=requires(*ANY))
+async def own_key(control: ControlDep, caller: CallerDep) -> CallerBody:
+    """Show the key of the request: its tenant, scopes, limits and end. Any key may ask."""
     if caller.key is None:
-        await next_revision(connection)  # from here on nobody else changes the key
+        return CallerBody.of(caller.tenant, caller.scopes, None)
+    async with control.database.read() as connection:
+        return CallerBody.of(caller.tenant, caller.scopes, await get_key(connection, caller.key))
+
+
+@router.get("/account/keys", dependencies=requires(Scope.READ, Scope.MANAGE))
+async def list_keys(
+    control: ControlDep, caller: CallerDep, after: KeysAfter = "", limit: KeysPageSize = MAX_PAGE
+) -> KeyList:
+    """List the keys of the caller's tenant, the oldest first, without their secrets."""
+    async with control.database.read() as connection:
+        return KeyList.of(await keys_page(connection, caller.tenant, limit=limit, after=after))
+
+
+@router.post("/account/keys", status_code=201, dependencies=[*KEY_OWNER, Depends(_require_scopes_of_key)])
+async def issue(control: ControlDep, caller: CallerDep, actor: ActorDep, body: NewKey) -> KeyBody:
+    """Make a key of the caller's tenant, with at most the scopes, limits and lifetime of the caller's own key."""
+    return await make_key(control, actor, caller.tenant, body, maker=caller.key)
+
+
+@router.post("/account/keys/{key}/rotate", status_code=201, dependencies=KEY_OWNER)
+async def rotate(control: ControlDep, caller: CallerDep, actor: ActorDep, key: str, body: Rotation) -> KeyBody:
+    """Make a key like this one; this one ends at once, or after `grace_s` seconds."""
+    async with control.database.write() as connection:
+        own, other = await _key_to_change(connection, caller, key, actor.at_ms)
+        if own is not None:
+            require_no_gain(own, other)
+        return await rotate_and_record(control, connection, actor, key, body, issuer=caller.key)
+
+
+@router.put("/account/keys/{key}/limits", dependencies=KEY_OWNER)
+async def put_limits(
+    control: ControlDep, caller: CallerDep, actor: ActorDep, key: str, body: LimitsBody, force: Force = False
+) -> KeyBody:
+    """Replace a key's limits, and those of the keys it is rotated into.
+
+    A key lifts the limits that it set itself; one that another key limited changes none.
+    """
+    async with control.database.write() as connection:
+        own, old = await _key_to_change(connection, caller, key, actor.at_ms)
+        if own is None:
+            new = await set_limits(connection, key, body.limits())
+        else:
+            new = await limit_line(connection, own, old, body.limits(), now_ms=actor.at_ms, force=force)
+        await record_limits(connection, actor, old, new)
+    return KeyBody.of(new)
+
+
+@router.delete("/account/keys/{key}", dependencies=KEY_OWNER)
+async def revoke(
+    control: ControlDep, caller: CallerDep, actor: ActorDep, key: str, only: Only = False, force: Force = False
+) -> RevokedBody:
+    """End one of the keys of the caller's tenant for ever, with all keys made with it."""
+    async with control.database.write() as connection:
+        await _key_to_change(connection, caller, key, actor.at_ms)
+        return await revoke_and_record(connection, actor, key, only=only, force=force)
+
+
+async def _key_to_change(
+    connection: AsyncConnection, caller: Caller, key_id: str, now_ms: int
+) -> tuple[Key | None, Key]:
+    """Return the caller's key and the one it changes, which it may. The first is None for an operator without a key.
+
+    Raises `ResourceNotFound` for a key of another tenant, `InsufficientPermissions`.
+    """
+    if caller.key is None:
+        await next_revision(connection)  # no other transaction changes the key until this one ends
         return None, await get_key(connection, key_id, caller.tenant)
     return await require_power(connection, caller.key, key_id, now_ms=now_ms)

@@ -1,6 +1,5 @@
-"""Prices, usage, invoices, corrections, credits: the operator's under `/admin`, a tenant's own under `/v1/account`."""
+"""Routes of usage, ledger, credits, invoices and corrections: the operator's, and a tenant's own."""
 
-import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -11,26 +10,13 @@ from manylora.control.billing.heavy_reads import MAX_CURSOR, InvoiceRead, Ledger
 from manylora.control.billing.invoice_forms import FORMATS
 from manylora.control.billing.ledger import OPERATOR, correct
 from manylora.control.billing.periods import Period, parse_period
-from manylora.control.billing.prices import in_force, price_at, price_versions, require_known_base, set_price
 from manylora.control.billing.usage_queries import require_groups
 from manylora.control.calendar import parse_month, text_of
 from manylora.control.control import Control
-from manylora.control.http.billing_schemas import (
-    Corrected,
-    GrantList,
-    LedgerBody,
-    NewCorrection,
-    NewPrice,
-    Offer,
-    OfferedPrice,
-    PriceBody,
-    PriceList,
-    UsageReport,
-)
+from manylora.control.http.billing_schemas import Corrected, GrantList, LedgerBody, NewCorrection, UsageReport
 from manylora.control.http.content_negotiation import wanted_form
 from manylora.control.http.schemas import iso
-from manylora.control.tenants.audit import actor_of, record
-from manylora.control.tenants.callers import caller_of
+from manylora.control.routes.dependencies import ActorDep, CallerDep, ControlDep, requires
 from manylora.control.tenants.credit import grants_page
 from manylora.errors import InvalidParameter
 from manylora.http.callers import Caller
@@ -54,163 +40,115 @@ Form = Annotated[
 
 DEFAULT_FORM = "json"
 
-
-def money_room(control: Control) -> APIRouter:
-    room = APIRouter()
-    _add_offer(room, control)
-    _add_admin(room, control)
-    _add_account(room, control)
-    return room
+router = APIRouter()
+operators = APIRouter(prefix="/admin", tags=["admin"], dependencies=requires(Scope.ADMIN))
+own = APIRouter(prefix="/v1/account", tags=["account"], dependencies=requires(Scope.READ))
 
 
-def _add_offer(room: APIRouter, control: Control) -> None:
-    @room.get("/v1/prices", tags=["account"])
-    async def offer(base: Annotated[str, Query(max_length=200)] = "") -> Offer:
-        """List the prices of each served base model, now and by every price that is announced. Needs no key."""
-        served, now_ms = await asyncio.to_thread(control.served_bases), control.now_ms()
-        free = frozenset(control.config.control.free_bases)
-        async with control.database.read() as connection:
-            versions = await price_versions(connection)
-        found = []
-        for name in sorted(served | free):
-            if base in ("", name):
-                priced = [] if name in free else [price for price in versions if price.base == name]
-                found += OfferedPrice.all_of(name, priced, price_at(priced, name, now_ms))
-        return Offer(prices=found)
+@operators.get("/usage", response_model=UsageReport)
+async def usage(
+    control: ControlDep,
+    caller: CallerDep,
+    month: Month = "",
+    first: From = "",
+    last: To = "",
+    by: By = "tenant",
+    tenant: Annotated[str, Query(max_length=64)] = "",
+    limit: UsagePageSize = MAX_USAGE_PAGE,
+    after: UsageAfter = "",
+) -> Response:
+    """Sum the usage of all tenants or one over a month or any other period."""
+    period = parse_period(month=month, first=first, last=last, now_ms=control.now_ms())
+    return await _report(control, caller, period, by, tenant or None, (limit, after))
 
 
-def _add_admin(room: APIRouter, control: Control) -> None:
-    async def require(request: Request) -> str:
-        """Who asks: the id of a key, or `OPERATOR`."""
-        caller = await caller_of(control, request)
-        caller.require(Scope.ADMIN)
-        return caller.key or OPERATOR
-
-    @room.get("/admin/prices", tags=["admin"])
-    async def prices(request: Request, base: Annotated[str, Query(max_length=200)] = "") -> PriceList:
-        """Every version of every base's price, or of one base's."""
-        await require(request)
-        async with control.database.read() as connection:
-            found = await price_versions(connection, base or None)
-        return PriceList.of(found, in_force(found, control.now_ms()))
-
-    @room.post("/admin/prices", status_code=201, tags=["admin"])
-    async def new_price(request: Request, body: NewPrice) -> PriceBody:
-        """Add a version of a base's price. What has been used is never repriced."""
-        await require(request)
-        known = {*await asyncio.to_thread(control.served_bases), *control.config.control.free_bases}
-        async with control.database.write() as connection:
-            now_ms = control.now_ms()
-            if not body.force:
-                await require_known_base(connection, body.base, known)
-            made = await set_price(
-                connection,
-                body.base,
-                input_nanousd=body.input_nanousd,
-                output_nanousd=body.output_nanousd,
-                cached_input_nanousd=body.cached_input_nanousd,
-                effective_ms=now_ms + int(1000 * body.effective_in_s),
-                now_ms=now_ms,
-            )
-            versions = await price_versions(connection, body.base)
-            old = next((price for price in versions if price.version == made.version - 1), None)
-            actor = actor_of(control, request)
-            await record(connection, actor, "set", "price", body.base, tenant=None, before=old, after=made)
-        return PriceBody.of(made, price_at(versions, body.base, now_ms))
-
-    @room.get("/admin/usage", tags=["admin"], response_model=UsageReport)
-    async def usage(
-        request: Request,
-        month: Month = "",
-        first: From = "",
-        last: To = "",
-        by: By = "tenant",
-        tenant: Annotated[str, Query(max_length=64)] = "",
-        limit: UsagePageSize = MAX_USAGE_PAGE,
-        after: UsageAfter = "",
-    ) -> Response:
-        """Sums over a month or any other period, of all tenants or one."""
-        await require(request)
-        caller = await caller_of(control, request)
-        period = parse_period(month=month, first=first, last=last, now_ms=control.now_ms())
-        return await _report(control, caller, period, by, tenant or None, (limit, after))
-
-    @room.get("/admin/ledger", tags=["admin"], response_model=LedgerBody)
-    async def rows(
-        request: Request,
-        tenant: Annotated[str, Query(max_length=64)] = "",
-        before: Before = None,
-        limit: PageSize = 100,
-    ) -> Response:
-        """Single rows of the ledger."""
-        await require(request)
-        return await _ledger(control, await caller_of(control, request), tenant or None, (before, limit), "number")
-
-    @room.get("/admin/tenants/{tenant}/credits", tags=["admin"])
-    async def credits(request: Request, tenant: str, before: Before = None, limit: PageSize = 100) -> GrantList:
-        """What a tenant's credit was given, and taken, one by one."""
-        await require(request)
-        return await _credits(control, tenant, before, limit)
-
-    @room.get("/admin/invoices/{tenant}/{month}", tags=["admin"], response_class=Response)
-    async def invoice(request: Request, tenant: str, month: str, form: Form = None) -> Response:
-        """A tenant's invoice of a month."""
-        await require(request)
-        return await _invoice(control, request, await caller_of(control, request), tenant, month, form)
-
-    @room.post("/admin/corrections", status_code=201, tags=["admin"])
-    async def new_correction(request: Request, body: NewCorrection) -> Corrected:
-        """Correct a row of the ledger by a row more, at its own price, in the month that is now.
-
-        The same again under the same id changes nothing and is answered alike.
-        """
-        author = await correct(
-            control,
-            body.corrects,
-            correction_id=body.id,
-            prompt_tokens=body.prompt_tokens,
-            cached_tokens=body.cached_tokens,
-            completion_tokens=body.completion_tokens,
-            reason=body.reason,
-            author=await require(request),
-            actor=actor_of(control, request),
-        )
-        return Corrected(id=body.id, corrects=body.corrects, reason=body.reason.strip(), author=author)
+@operators.get("/ledger", response_model=LedgerBody)
+async def ledger_rows(
+    control: ControlDep,
+    caller: CallerDep,
+    tenant: Annotated[str, Query(max_length=64)] = "",
+    before: Before = None,
+    limit: PageSize = 100,
+) -> Response:
+    """List single rows of the ledger."""
+    return await _ledger(control, caller, tenant or None, (before, limit), "number")
 
 
-def _add_account(room: APIRouter, control: Control) -> None:
-    @room.get("/v1/account/usage", tags=["account"], response_model=UsageReport)
-    async def usage(
-        request: Request,
-        month: Month = "",
-        first: From = "",
-        last: To = "",
-        by: By = "base,adapter",
-        limit: UsagePageSize = MAX_USAGE_PAGE,
-        after: UsageAfter = "",
-    ) -> Response:
-        """The caller's own sums over a month or any other period."""
-        caller = await caller_of(control, request)
-        period = parse_period(month=month, first=first, last=last, now_ms=control.now_ms())
-        return await _report(control, caller, period, by, caller.tenant, (limit, after))
+@operators.get("/tenants/{tenant}/credits")
+async def credits(control: ControlDep, tenant: str, before: Before = None, limit: PageSize = 100) -> GrantList:
+    """List the grants of a tenant's credit, additions and subtractions, one by one."""
+    return await _credits(control, tenant, before, limit)
 
-    @room.get("/v1/account/ledger", tags=["account"], response_model=LedgerBody)
-    async def rows(request: Request, before: Before = None, limit: PageSize = 100) -> Response:
-        """The caller's own rows of the ledger; which of the operator's keys made a correction is left out."""
-        caller = await caller_of(control, request)
-        return await _ledger(control, caller, caller.tenant, (before, limit), "number", "author")
 
-    @room.get("/v1/account/credits", tags=["account"])
-    async def credits(request: Request, before: Before = None, limit: PageSize = 100) -> GrantList:
-        """What the caller's own credit was given, and taken, one by one."""
-        caller = await caller_of(control, request)
-        return await _credits(control, caller.tenant, before, limit)
+@operators.get("/invoices/{tenant}/{month}", response_class=Response)
+async def invoice(
+    control: ControlDep, caller: CallerDep, request: Request, tenant: str, month: str, form: Form = None
+) -> Response:
+    """Show a tenant's invoice of a month."""
+    return await _invoice(control, request, caller, tenant, month, form)
 
-    @room.get("/v1/account/invoices/{month}", tags=["account"], response_class=Response)
-    async def invoice(request: Request, month: str, form: Form = None) -> Response:
-        """The caller's own invoice of a month."""
-        caller = await caller_of(control, request)
-        return await _invoice(control, request, caller, caller.tenant, month, form)
+
+@operators.post("/corrections", status_code=201)
+async def add_correction(control: ControlDep, caller: CallerDep, actor: ActorDep, body: NewCorrection) -> Corrected:
+    """Correct a row of the ledger by a further row, at its own price, in the current month.
+
+    A repeated request with the same id changes nothing and gets the same reply.
+    """
+    author = await correct(
+        control,
+        body.corrects,
+        correction_id=body.id,
+        prompt_tokens=body.prompt_tokens,
+        cached_tokens=body.cached_tokens,
+        completion_tokens=body.completion_tokens,
+        reason=body.reason,
+        author=caller.key or OPERATOR,
+        actor=actor,
+    )
+    return Corrected(id=body.id, corrects=body.corrects, reason=body.reason.strip(), author=author)
+
+
+@own.get("/usage", response_model=UsageReport)
+async def own_usage(
+    control: ControlDep,
+    caller: CallerDep,
+    month: Month = "",
+    first: From = "",
+    last: To = "",
+    by: By = "base,adapter",
+    limit: UsagePageSize = MAX_USAGE_PAGE,
+    after: UsageAfter = "",
+) -> Response:
+    """Sum the caller's own usage over a month or any other period."""
+    period = parse_period(month=month, first=first, last=last, now_ms=control.now_ms())
+    return await _report(control, caller, period, by, caller.tenant, (limit, after))
+
+
+@own.get("/ledger", response_model=LedgerBody)
+async def own_ledger_rows(
+    control: ControlDep, caller: CallerDep, before: Before = None, limit: PageSize = 100
+) -> Response:
+    """List the caller's own rows of the ledger; the operator's key that made a correction is left out."""
+    return await _ledger(control, caller, caller.tenant, (before, limit), "number", "author")
+
+
+@own.get("/credits")
+async def own_credits(
+    control: ControlDep, caller: CallerDep, before: Before = None, limit: PageSize = 100
+) -> GrantList:
+    """List the grants of the caller's own credit, additions and subtractions, one by one."""
+    return await _credits(control, caller.tenant, before, limit)
+
+
+@own.get("/invoices/{month}", response_class=Response)
+async def own_invoice(
+    control: ControlDep, caller: CallerDep, request: Request, month: str, form: Form = None
+) -> Response:
+    """Show the caller's own invoice of a month."""
+    return await _invoice(control, request, caller, caller.tenant, month, form)
+
+
+router.routes.extend((*operators.routes, *own.routes))
 
 
 async def _report(

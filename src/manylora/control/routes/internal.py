@@ -1,83 +1,94 @@
-"""The routes that edges call: changes, usage records, leases. Guarded by a token of their own, never shown outside."""
+"""Routes that edges call, `/internal/…`: changes, usage records, leases. No document lists them.
+
+Bodies are msgspec structs here, and pydantic models elsewhere: server and control plane share the types of this
+protocol (`tenancy.py`, `usage.py`), and the server sends and reads them for every request that it bills.
+"""
 
 import hmac
-from typing import TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar
 
 import msgspec
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
 from manylora.control.billing.ledger import insert_records
-from manylora.control.control import Control
 from manylora.control.edges.snapshot import take_snapshot
+from manylora.control.routes.dependencies import ControlDep
 from manylora.control.tenants.audit import record_adapter_acts
 from manylora.control.tenants.credit import give_back_leases, lease_credit
 from manylora.errors import InvalidApiKey, InvalidJson, InvalidParameter
 from manylora.ids import KeyId
 from manylora.tenancy import AdapterActs, KeyUsage, LeaseWish, Shipment
 
-Body = TypeVar("Body")
+Struct = TypeVar("Struct")
 BEARER = "Bearer "
 
 
-def internal_room(control: Control) -> APIRouter:
-    """`/internal/…`; every route wants `authorization: Bearer <control.edge_token>`."""
-    room = APIRouter(prefix="/internal", include_in_schema=False)
-
-    @room.get("/snapshot")
-    async def snapshot(request: Request, since: int = -1, epoch: str = "", base: str = "") -> Response:
-        _require_edge(control, request)
-        control.note_served(base)
-        return _json(await take_snapshot(control, since, epoch))
-
-    @room.post("/usage")
-    async def usage(request: Request) -> Response:
-        _require_edge(control, request)
-        shipment = _decode(await request.body(), Shipment)
-        return _json({"accepted": await insert_records(control, shipment.records)})
-
-    @room.post("/key-uses")
-    async def key_uses(request: Request) -> Response:
-        _require_edge(control, request)
-        for key, at_ms in _decode(await request.body(), KeyUsage).last:
-            control.uses.note(KeyId(key), min(at_ms, control.now_ms()))
-        return Response(status_code=204)
-
-    @room.post("/adapter-acts")
-    async def adapter_acts(request: Request) -> Response:
-        _require_edge(control, request)
-        await record_adapter_acts(control, _decode(await request.body(), AdapterActs).acts)
-        return Response(status_code=204)
-
-    @room.post("/leases")
-    async def lease(request: Request) -> Response:
-        _require_edge(control, request)
-        wish = _decode(await request.body(), LeaseWish)
-        return _json(await lease_credit(control, wish.edge, wish.tenant, wish.nanousd, wish.key))
-
-    @room.delete("/leases/{edge}")
-    async def give_back(request: Request, edge: str) -> Response:
-        _require_edge(control, request)
-        await give_back_leases(control, edge)
-        return Response(status_code=204)
-
-    return room
-
-
-def _require_edge(control: Control, request: Request) -> None:
+async def require_edge(control: ControlDep, request: Request) -> None:
+    """Raise `InvalidApiKey` unless the request shows `authorization: Bearer <control.edge_token>`."""
     given = request.headers.get("authorization", "").encode()
     if not hmac.compare_digest(given, f"{BEARER}{control.edge_token}".encode()):
         raise InvalidApiKey("this route is for the servers of this control plane")
 
 
-def _decode(body: bytes, kind: type[Body]) -> Body:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        raise InvalidParameter(str(error)) from error
-    except msgspec.DecodeError as error:
-        raise InvalidJson(str(error)) from error
+def _body_as(kind: type[Struct]) -> Callable[[Request], Awaitable[Struct]]:
+    """Return a dependency that decodes the body. It raises `InvalidParameter`, `InvalidJson`."""
+
+    async def decoded(request: Request) -> Struct:
+        try:
+            return msgspec.json.decode(await request.body(), type=kind)
+        except msgspec.ValidationError as error:
+            raise InvalidParameter(str(error)) from error
+        except msgspec.DecodeError as error:
+            raise InvalidJson(str(error)) from error
+
+    return decoded
+
+
+router = APIRouter(prefix="/internal", include_in_schema=False, dependencies=[Depends(require_edge)])
+
+
+@router.get("/snapshot")
+async def snapshot(control: ControlDep, since: int = -1, epoch: str = "", base: str = "") -> Response:
+    """Return the changes after the revision `since`; `base` is the base model that the edge serves."""
+    control.note_served(base)
+    return _json(await take_snapshot(control, since, epoch))
+
+
+@router.post("/usage")
+async def usage(control: ControlDep, shipment: Annotated[Shipment, Depends(_body_as(Shipment))]) -> Response:
+    """Insert usage records into the ledger; records that it has already are accepted again."""
+    return _json({"accepted": await insert_records(control, shipment.records)})
+
+
+@router.post("/key-uses")
+async def key_uses(control: ControlDep, uses: Annotated[KeyUsage, Depends(_body_as(KeyUsage))]) -> Response:
+    """Note when keys were last used at an edge."""
+    for key, at_ms in uses.last:
+        control.uses.note(KeyId(key), min(at_ms, control.now_ms()))
+    return Response(status_code=204)
+
+
+@router.post("/adapter-acts")
+async def adapter_acts(control: ControlDep, acts: Annotated[AdapterActs, Depends(_body_as(AdapterActs))]) -> Response:
+    """Record acts of operators on an edge's adapters in the audit table."""
+    await record_adapter_acts(control, acts.acts)
+    return Response(status_code=204)
+
+
+@router.post("/leases")
+async def lease(control: ControlDep, wish: Annotated[LeaseWish, Depends(_body_as(LeaseWish))]) -> Response:
+    """Lease credit of a tenant to an edge."""
+    return _json(await lease_credit(control, wish.edge, wish.tenant, wish.nanousd, wish.key))
+
+
+@router.delete("/leases/{edge}")
+async def give_back(control: ControlDep, edge: str) -> Response:
+    """End the leases of an edge."""
+    await give_back_leases(control, edge)
+    return Response(status_code=204)
 
 
 def _json(value: object) -> Response:

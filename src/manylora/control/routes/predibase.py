@@ -1,4 +1,4 @@
-"""What else Predibase's clients ask: who they are, which run a registered model is of; and what is not built here."""
+"""Other routes of Predibase's clients: the current user, the run of a registered model, and routes not built here."""
 
 from typing import Any
 
@@ -6,66 +6,65 @@ from fastapi import APIRouter
 from sqlalchemy import select
 from starlette.requests import Request
 
-from manylora.control.control import Control
-from manylora.control.registry import repositories as registry
-from manylora.control.registry.repositories import VersionState
+from manylora.control.registry.repositories import find_repository
+from manylora.control.registry.versions import VersionState
+from manylora.control.routes.dependencies import CallerDep, ControlDep, requires
 from manylora.control.storage.tables import tenants
-from manylora.control.tenants.callers import caller_of
 from manylora.errors import ResourceNotFound, RouteNotBuilt
 from manylora.http.paths import AREAS, Component
+from manylora.http.scopes import ANY, LOOKING
 
 Json = dict[str, Any]  # JSON values of several types
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
+router = APIRouter(tags=["account"])
 
-def predibase_room(control: Control) -> APIRouter:
-    """The room of the account's routes."""
-    routes = APIRouter(tags=["account"])
 
-    async def current_user(request: Request) -> Json:
-        caller = await caller_of(control, request)
-        async with control.database.read() as connection:
-            row = (await connection.execute(select(tenants).where(tenants.c.id == caller.tenant))).one()
-        return {
-            "id": row.number,
-            "username": row.email or row.id,
-            "uuid": row.uuid,
-            "tenant": {
-                "name": row.name,
-                "shortCode": row.id,
-                "subscription": {
-                    "id": row.number,
-                    "tier": row.plan,
-                    "isTrial": False,
-                    "expiration": None,
-                    "daysRemainingInPlan": None,
-                    "active": True,
-                },
+@router.get("/users/current", summary="Show the owner of the key, for Predibase's clients", dependencies=requires(*ANY))
+@router.get(
+    "/v1/users/current", summary="Show the owner of the key, for Predibase's clients", dependencies=requires(*ANY)
+)
+async def current_user(control: ControlDep, caller: CallerDep) -> Json:
+    async with control.database.read() as connection:
+        row = (await connection.execute(select(tenants).where(tenants.c.id == caller.tenant))).one()
+    return {
+        "id": row.number,
+        "username": row.email or row.id,
+        "uuid": row.uuid,
+        "tenant": {
+            "name": row.name,
+            "shortCode": row.id,
+            "subscription": {
+                "id": row.number,
+                "tier": row.plan,
+                "isTrial": False,
+                "expiration": None,
+                "daysRemainingInPlan": None,
+                "active": True,
             },
-        }
+        },
+    }
 
-    async def model_version(request: Request, name: str, version: str | None = None) -> Json:
-        """The names by which LoRAX's `pbase` source asks for a version, of the newest if none is given."""
-        caller = await caller_of(control, request)
-        async with control.database.read() as connection:
-            found = await registry.find_repository(connection, caller.tenant, name)
-        ready = [each.version for each in found.versions if each.state is VersionState.READY]
-        wanted = found.find(version).version if version else max(ready, default=0)
-        if wanted not in ready:
-            raise ResourceNotFound(f"repository `{found.name}` has no version that is ready")
-        return {"uuid": found.uuid, "bestRunID": str(wanted)}
 
-    async def not_built(request: Request, rest: str = "") -> Json:
-        raise RouteNotBuilt(f"{request.url.path} is not part of this server")
+@router.get("/v1/models/version/name/{name}", dependencies=requires(*LOOKING))
+async def model_version(control: ControlDep, caller: CallerDep, name: str, version: str | None = None) -> Json:
+    """Return the identifiers by which LoRAX's `pbase` source asks for a version; the default is the newest one."""
+    async with control.database.read() as connection:
+        found = await find_repository(connection, caller.tenant, name)
+    ready = [each.version for each in found.versions if each.state is VersionState.READY]
+    wanted = found.find(version).version if version else max(ready, default=0)
+    if wanted not in ready:
+        raise ResourceNotFound(f"repository `{found.name}` has no version that is ready")
+    return {"uuid": found.uuid, "bestRunID": str(wanted)}
 
-    for prefix in ("", "/v1"):
-        routes.get(f"{prefix}/users/current", summary="Show whose the key is, as Predibase's clients read it")(
-            current_user
-        )
-    for area in AREAS:
-        if area.component is not Component.ABSENT:
-            continue
-        for form in (area.prefix, f"{area.prefix}/{{rest:path}}"):
-            routes.add_api_route(form, not_built, methods=METHODS, include_in_schema=False)
-    routes.get("/v1/models/version/name/{name}")(model_version)
-    return routes
+
+async def refuse_not_built(request: Request, rest: str = "") -> Json:
+    """Raise `RouteNotBuilt`."""
+    raise RouteNotBuilt(f"{request.url.path} is not part of this server")
+
+
+for _area in AREAS:
+    if _area.component is not Component.ABSENT:
+        continue
+    for _form in (_area.prefix, f"{_area.prefix}/{{rest:path}}"):
+        router.add_api_route(_form, refuse_not_built, methods=METHODS, include_in_schema=False)

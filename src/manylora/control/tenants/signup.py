@@ -1,4 +1,4 @@
-"""Becoming a tenant: the tenant, its first credit and its first key, made together or not at all."""
+"""Sign-up of a tenant: its row, its first credit and its first key, in one transaction."""
 
 import ipaddress
 from collections import OrderedDict
@@ -14,7 +14,7 @@ from manylora.errors import RequestRateExceeded, SignupClosed
 from manylora.tenancy import CUSTOMER_SCOPES, Limits
 
 SIGNUPS_PER_HOUR = 5
-"""From one address."""
+"""Limit for one address."""
 HOUR_S = 3600.0
 MAX_ADDRESSES = 10_000
 
@@ -31,7 +31,7 @@ async def open_account(
     limits: Limits | None = None,
     credit_nanousd: int | None = None,
 ) -> tuple[Tenant, Key, str]:
-    """Make a tenant with its first credit and its first key, whose whole text is returned last.
+    """Create a tenant with its first credit and its first key; return tenant, key, and the key's whole text.
 
     weight          None: what `control.plan_weights` gives the plan, or 1
     credit_nanousd  None: what `control.signup_credit_nanousd` gives
@@ -56,16 +56,16 @@ async def open_account(
     return tenant, key, text
 
 
-class Doorkeeper:
-    """Whether somebody may sign up by himself: only where that is on, and only so often from one address."""
+class SignupLimiter:
+    """Limits sign-ups without the operator: `control.signup_open` permits them, `SIGNUPS_PER_HOUR` bounds them."""
 
     def __init__(self, clock: Clock, *, is_open: bool) -> None:
         self._clock = clock
         self._is_open = is_open
-        self._seen: OrderedDict[str, list[float]] = OrderedDict()  # moments of the last hour, by address
+        self._seen: OrderedDict[str, list[float]] = OrderedDict()  # address → moments of the last hour
 
-    def let_in(self, address: str) -> None:
-        """Count a sign-up. Raises `SignupClosed`, or `RequestRateExceeded` with the time to wait."""
+    def count(self, address: str) -> None:
+        """Count a sign-up. Raise `SignupClosed`, or `RequestRateExceeded` with the time to wait."""
         if not self._is_open:
             raise SignupClosed("tenants of this server are made by its operator (control.signup_open is off)")
         now_s, address = self._clock.monotonic_s(), _counted(address)
@@ -82,7 +82,7 @@ class Doorkeeper:
 
 
 def _counted(address: str) -> str:
-    """What is counted as one caller: of an IPv6 address its /64, since whoever has one address has all of them."""
+    """Return the address that counts as one caller: the /64 network of an IPv6 address, which has one holder."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

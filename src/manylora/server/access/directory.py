@@ -10,7 +10,7 @@ from manylora.clock import Clock
 from manylora.errors import ControlUnavailable, ManyloraError
 from manylora.ids import KeyId, TenantId
 from manylora.server.access.control_client import ControlClient
-from manylora.tenancy import AdapterAct, KeyFacts, PriceFacts, RepositoryFacts, Snapshot, TenantFacts
+from manylora.tenancy import AdapterAct, KeyFacts, PriceFacts, RepositoryFacts, Snapshot, TenantFacts, price_at
 
 log = logging.getLogger(__name__)
 
@@ -129,9 +129,8 @@ class Directory:
         return self._keys.get(key)
 
     def price(self, base: str, moment_ms: int) -> PriceFacts | None:
-        """The price in force at a moment; None where the base has none then."""
-        fit = [price for price in self._prices.get(base, {}).values() if price.effective_ms <= moment_ms]
-        return max(fit, key=lambda price: price.version, default=None)
+        """Return the price of a base model in force at a moment; None where it has none then."""
+        return price_at(self._prices.get(base, {}).values(), base, moment_ms)
 
     def upload(self, tenant: TenantId, name: str) -> Upload | None:
         """What a tenant means by a name; None where there is nothing of that name that the tenant may use.

@@ -1,12 +1,13 @@
-"""Which requests the control plane answers where they reach it directly: hosts, web pages, proxies (`origins.py`)."""
+"""ASGI middleware that checks `Host`, `Origin` and forwarded headers of requests that come from no edge."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from manylora import __version__
+from manylora.control.app.error_replies import error_reply
 from manylora.control.control import Control
 from manylora.control.tenants.callers import has_edge_token
 from manylora.errors import ManyloraError
@@ -17,17 +18,17 @@ from manylora.http.paths import PATHS, Component
 OWN_HEADERS = ((VERSION_HEADER.encode("ascii"), __version__.encode("ascii")),)
 EXPOSED = ("retry-after", "retry-after-ms", "upload-offset", "x-request-id")
 
-Refusal = Callable[[Request, ManyloraError], Response]
 
+class OriginMiddleware:
+    """Applies `OriginPolicy` (`http/origins.py`) and answers preflight requests of CORS.
 
-class OriginGuard:
-    """The outermost ASGI layer. An edge has checked what it passes on, and writes the headers of CORS itself."""
+    An edge has checked the requests that it passes on, and writes the headers of CORS itself.
+    """
 
-    def __init__(self, app: ASGIApp, *, control: Control, refusal: Refusal) -> None:
+    def __init__(self, app: ASGIApp, *, control: Control) -> None:
         server = control.config.server
         self._app = app
         self._edge_token = control.edge_token
-        self._refusal = refusal
         self._policy = OriginPolicy.of(
             is_key_needed=control.is_key_needed,
             host=control.config.control.host,
@@ -44,7 +45,7 @@ class OriginGuard:
         try:
             origin = self._policy.check(seen)
         except ManyloraError as error:
-            await self._refusal(Request(seen), error)(seen, receive, send)
+            await error_reply(Request(seen), error)(seen, receive, send)
             return
         outward = _with_headers(send, cors_headers(origin, EXPOSED))
         if scope["method"] == "OPTIONS":
@@ -53,7 +54,7 @@ class OriginGuard:
         await self._app(seen, receive, outward)
 
     def _is_from_edge(self, scope: Scope) -> bool:
-        """Whether an edge passes a request on, from this process or another, or asks for itself with its token."""
+        """Return whether an edge passes a request on, in this process or from another, or sends its own."""
         is_own = "manylora" in scope or PATHS.area_of(scope["path"]).component is Component.EDGES
         return is_own or has_edge_token(self._edge_token, Request(scope).headers)
 

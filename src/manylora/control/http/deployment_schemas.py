@@ -1,0 +1,104 @@
+"""JSON of deployments, in the shapes that Predibase's SDK and its older releases send and read."""
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from manylora.control.deployments.deployments import MONTH_HOURS, PENDING_DETAIL, Deployment, DeploymentState
+from manylora.control.http.schemas import Body, iso
+from manylora.money import dollars
+
+Json = dict[str, Any]  # JSON values of several types
+MAX_DESCRIPTION = 4_096
+COMPARED_DAYS = 30
+"""Period of the usage by the token that is shown beside the price of a dedicated deployment."""
+
+Kind = Literal["shared", "private", "serverless", "dedicated"]
+
+
+class _DeploymentRequest(Body):
+    """Request about a deployment. Its `config` keeps unknown keys."""
+
+    model_config = ConfigDict(strict=False)
+
+
+class NewDeployment(_DeploymentRequest):
+    name: str
+    config: dict[str, Any]
+    description: str | None = Field(default=None, max_length=MAX_DESCRIPTION)
+
+
+class ChangedDeployment(_DeploymentRequest):
+    config: dict[str, Any] | None = None
+    description: str | None = Field(default=None, max_length=MAX_DESCRIPTION)
+
+
+def deployment_json(deployment: Deployment, window: int) -> Json:
+    """Return a deployment as the SDK reads it, with `statusDetail` and `hourlyPrice` of ours.
+
+    window  context length of the base model in tokens; 0 where it is unknown
+    """
+    body: Json = {
+        "name": deployment.name,
+        "uuid": deployment.uuid,
+        "description": deployment.description,
+        "type": deployment.kind.value,
+        "status": deployment.state.value,
+        "model": {"name": deployment.base, "maxInputLength": max(0, window - 1)},
+        "accelerator": {"id": deployment.accelerator},
+        "currentReplicas": deployment.current_replicas,
+        "config": {
+            **deployment.config,
+            "minReplicas": deployment.min_replicas,
+            "maxReplicas": deployment.max_replicas,
+            "cooldownTime": deployment.cooldown_s,
+        },
+        "usesGuaranteedCapacity": False,
+        "hourlyPrice": _price(deployment.hourly_nanousd),
+    }
+    if deployment.state is DeploymentState.PENDING:
+        body["statusDetail"] = PENDING_DETAIL
+    if quantization := deployment.config.get("quantization"):
+        body["quantization"] = str(quantization)
+    return body
+
+
+def comparison_json(deployment: Deployment, metered_nanousd: int) -> Json:
+    """Return the monthly price of a dedicated deployment beside the cost of its tenant's usage by the token."""
+    return {
+        "monthlyPrice": _price(deployment.monthly_nanousd),
+        "hours": MONTH_HOURS,
+        "replicas": deployment.always_on,
+        "meteredCost": _price(metered_nanousd),
+        "meteredDays": COMPARED_DAYS,
+    }
+
+
+def older_json(deployment: Deployment, tenant_number: int) -> Json:
+    """Return a deployment as older releases of the SDK read it."""
+    return {
+        "id": deployment.number,
+        "tenantID": tenant_number,
+        "uuid": deployment.uuid,
+        "name": deployment.name,
+        "description": deployment.description,
+        "modelName": deployment.base,
+        "adapterName": None,
+        "numShards": 1,
+        "quantize": str(deployment.config.get("quantization") or ""),
+        "deploymentStatus": deployment.state.value,
+        "promptTemplate": "",
+        "minReplicas": deployment.min_replicas,
+        "maxReplicas": deployment.max_replicas,
+        "created": iso(deployment.created_ms),
+        "updated": iso(deployment.updated_ms),
+        "createdByUserID": None,
+        "scaleDownPeriod": deployment.cooldown_s,
+        "isShared": deployment.tenant is None,
+        "dynamicAdapterLoadingEnabled": True,
+    }
+
+
+def _price(nanousd: int) -> str:
+    """Return an amount in dollars, exact and without trailing zeros: `1.21`."""
+    return dollars(nanousd, symbol="", grouping="", least_decimals=0)
