@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manylora.cli import costs
-from manylora.cli.remote.client import dollars as shown_by_cli
+from manylora.cli.remote.output import dollars as shown_by_cli
 from manylora.control.billing.invoice_forms import usd as shown_by_invoices
 from manylora.control.deployments.deployments import dollars as shown_by_deployments
 from manylora.money import NANO, cost_nanousd, dollars, rounded

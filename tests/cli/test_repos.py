@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from manylora.cli import app
+from manylora.cli.remote import repo_uploads
 from tests.control.uploading import SEEDS, base_settings
 from tests.support.paths import ROOT
 
@@ -161,11 +162,10 @@ def test_what_cannot_be_uploaded_is_told_in_one_line(commands: Commands, tmp_pat
 def test_an_upload_goes_on_after_broken_connections(
     commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    repos = importlib.import_module("manylora.cli.remote.repos")  # the package has its commands under that name
-    monkeypatch.setattr(repos, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(repo_uploads, "FIRST_WAIT_S", 0.001)
     SEEDS["everything"].save(tmp_path / "adapter")
     commands.good("create", "cut")
-    sent = repos._rest
+    sent = repo_uploads._rest
     cuts = iter((700, 900, 1300))
 
     def cut_short(file: Path, offset: int, size: int) -> Iterator[bytes]:
@@ -176,7 +176,7 @@ def test_an_upload_goes_on_after_broken_connections(
         if cut is not None:
             raise httpx2.WriteError("cut")
 
-    monkeypatch.setattr(repos, "_rest", cut_short)
+    monkeypatch.setattr(repo_uploads, "_rest", cut_short)
     told = commands.good("upload", "cut", str(tmp_path / "adapter"))
     assert told.count("the connection broke") == 3
     assert "done: cut/1" in told
@@ -198,7 +198,7 @@ def test_an_interrupted_upload_is_taken_up_by_the_next(
 
     monkeypatch.setattr(repos, "_ask", counted)
     with monkeypatch.context() as patch:
-        patch.setattr(repos, "_send", lambda address, file: repos.fail("interrupted"))
+        patch.setattr(repos, "send", lambda address, file: repos.fail("interrupted"))
         commands.bad("upload", "later", str(tmp_path / "adapter"))
     assert "done: later/1" in commands.good("upload", "later", str(tmp_path / "adapter"))
     assert len(begun) == 1

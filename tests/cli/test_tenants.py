@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from manylora.cli import app
-from manylora.cli.remote.client import dollars, nanousd_of
+from manylora.cli.remote.output import dollars, nanousd_of
 from tests.control.control_process import ControlProcess, running_control
 
 Run = Callable[..., Result]

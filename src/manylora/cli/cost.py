@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from manylora.cli.costs import Capacity, Comparison, Hardware, Load, TokenPrice, capacity, compare, dollars
-from manylora.cli.remote.client import JsonOption, fail, nanousd_of, print_table
+from manylora.cli.remote.client import JsonOption
+from manylora.cli.remote.output import fail, nanousd_of, print_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

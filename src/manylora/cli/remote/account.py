@@ -5,8 +5,9 @@ from typing import Any
 
 import typer
 
-from manylora.cli.remote.client import DEFAULT_URL, JsonOption, KeyOption, Server, UrlOption, print_fields, say, shown
+from manylora.cli.remote.client import DEFAULT_URL, JsonOption, KeyOption, RemoteServer, UrlOption
 from manylora.cli.remote.limits import limit_fields
+from manylora.cli.remote.output import print_fields, say, shown
 from manylora.cli.remote.tenants import credits, tenant_fields
 from manylora.tenancy import Scope
 
@@ -22,7 +23,7 @@ def show(context: typer.Context, json: JsonOption = False, url: UrlOption = DEFA
     """
     if context.invoked_subcommand is not None:
         return
-    server = Server(url=url, key=key)
+    server = RemoteServer(url=url, key=key)
     held = server.ask("GET", "/v1/account/key", expects="scopes").json()
     may_read = Scope.READ in held["scopes"]
     own = server.ask("GET", "/v1/account", expects="id").json() if may_read else None

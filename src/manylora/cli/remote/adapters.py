@@ -5,17 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from manylora.adapter_state import AdapterAction, AdapterState
-from manylora.cli.remote.client import (
-    DEFAULT_URL,
-    JsonOption,
-    KeyOption,
-    Server,
-    UrlOption,
-    fail,
-    print_fields,
-    print_table,
-    say,
-)
+from manylora.cli.remote.client import DEFAULT_URL, JsonOption, KeyOption, RemoteServer, UrlOption
+from manylora.cli.remote.output import fail, print_fields, print_table, say
 from manylora.cli.remote.report import print_report
 
 if TYPE_CHECKING:
@@ -51,7 +42,7 @@ def list_adapters(
     """List the adapters the server knows."""
     asked = {"prefix": prefix, "state": state, "source": source, "tenant": tenant, "limit": limit, "after": after}
     reply = _ask(
-        "GET", Server(url=url, key=key), query={name: value for name, value in asked.items() if value is not None}
+        "GET", RemoteServer(url=url, key=key), query={name: value for name, value in asked.items() if value is not None}
     )
     if json:
         typer.echo(reply.text)
@@ -72,7 +63,7 @@ def show(
     key: KeyOption = None,
 ) -> None:
     """Show everything that is known of one adapter: how long each stage of its last load took, its ingest report."""
-    reply = _ask("GET", Server(url=url, key=key), adapter, query=_place(source, tenant))
+    reply = _ask("GET", RemoteServer(url=url, key=key), adapter, query=_place(source, tenant))
     if json:
         typer.echo(reply.text)
         return
@@ -98,7 +89,9 @@ def rm(
     """Take an adapter's name away; what runs on it goes on, then its weights leave every tier."""
     if not yes:
         typer.confirm(f"Take adapter '{adapter}' away from {url}?", abort=True)
-    _act(AdapterAction.DELETE, adapter, _place(source, tenant), Server(url=url, key=key), timeout if wait else None)
+    _act(
+        AdapterAction.DELETE, adapter, _place(source, tenant), RemoteServer(url=url, key=key), timeout if wait else None
+    )
 
 
 def _add_verb(action: AdapterAction, text: str) -> None:
@@ -112,7 +105,7 @@ def _add_verb(action: AdapterAction, text: str) -> None:
         url: UrlOption = DEFAULT_URL,
         key: KeyOption = None,
     ) -> None:
-        _act(action, adapter, _place(source, tenant), Server(url=url, key=key), timeout if wait else None)
+        _act(action, adapter, _place(source, tenant), RemoteServer(url=url, key=key), timeout if wait else None)
 
 
 for _action, _text in {
@@ -126,7 +119,7 @@ for _action, _text in {
 
 
 def _act(
-    action: AdapterAction, adapter: str, place: dict[str, object], server: Server, timeout_s: float | None
+    action: AdapterAction, adapter: str, place: dict[str, object], server: RemoteServer, timeout_s: float | None
 ) -> None:
     """Have the server do it, and say how the adapter stands; `timeout_s` None does not wait."""
     query = place | ({} if timeout_s is None else {"wait": timeout_s})
@@ -154,7 +147,7 @@ def _place(source: str | None, tenant: str | None) -> dict[str, object]:
 
 def _ask(
     method: str,
-    server: Server,
+    server: RemoteServer,
     adapter: str | None = None,
     *,
     query: dict[str, object],

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from manylora.cli.remote.client import DEFAULT_URL, JsonOption, KeyOption, Server, UrlOption, print_table, say, shown
+from manylora.cli.remote.client import DEFAULT_URL, JsonOption, KeyOption, RemoteServer, UrlOption
+from manylora.cli.remote.output import print_table, say, shown
 
 COLUMNS = ("at", "tenant", "by", "key", "address", "verb", "kind", "name", "before", "after")
 MAX_FACTS = 40
@@ -27,7 +28,7 @@ def audit(
     """List what operators and keys did, the newest first: who, from where, to what, and how it was before."""
     if own and tenant:
         raise typer.BadParameter("--own is of the key's own tenant, so --tenant has no place beside it")
-    server = Server(url=url, key=key)
+    server = RemoteServer(url=url, key=key)
     is_own = own or server.answers_own(tenant)
     given = {
         "tenant": "" if is_own else tenant,

@@ -1,19 +1,17 @@
-"""Verbs that talk to a running server: options, one request, one line for a failure, tables."""
+"""Requests of commands to a running server, and the options that name the server and the key."""
 
 import json
 import re
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manylora import money
+from manylora.cli.remote.output import fail, say
 from manylora.config.environment import KEY_VARIABLE, URL_VARIABLE, caller_key, caller_url
 from manylora.http.loopback import VERSION_HEADER, is_loopback
-from manylora.money import NANO
-from manylora.system.printable import printable, printable_json
+from manylora.system.printable import printable_json
 from manylora.tenancy import Scope
 
 if TYPE_CHECKING:
@@ -21,15 +19,14 @@ if TYPE_CHECKING:
 
 LOCAL_URL = "http://127.0.0.1:8080"
 DEFAULT_URL = ""
-"""As `--url` is without a value: MANYLORA_URL, else `LOCAL_URL`."""
+"""Default of `--url`: the environment variable MANYLORA_URL, else `LOCAL_URL`."""
 PROBE_PATH = "/ready"
 ANSWER_WAIT_S = 30.0
 NO_CONTENT = 204
-_DOLLARS = re.compile(r"(-)?\$?([0-9]{1,12})(?:\.([0-9]{1,9}))?")
 
 
 def _url(given: str) -> str:
-    """The server to talk to: of the flag, else of the environment, else of this machine."""
+    """Return the server's URL: of the option, else of the environment, else of this machine."""
     url = given or caller_url() or LOCAL_URL
     if not re.match(r"https?://[^/]", url):
         source = "--url" if given else URL_VARIABLE
@@ -42,34 +39,34 @@ UrlOption = Annotated[
     typer.Option(
         callback=_url,
         show_default=False,
-        help=f"The server to talk to. Default: {URL_VARIABLE}, else {LOCAL_URL}.",
+        help=f"URL of the server. Default: {URL_VARIABLE}, else {LOCAL_URL}.",
     ),
 ]
 KeyOption = Annotated[
     str | None,
     typer.Option(
-        help=f"The key to show it, where it asks for one. Default: {KEY_VARIABLE}, which no list of processes shows."
+        help=f"Key for a server that asks for one. Default: {KEY_VARIABLE}, which no list of processes shows."
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the server's JSON as it is.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the server's JSON unchanged.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
-    """is_operator: it may ask about every tenant."""
+class KeyOwner:
+    """Owner of a key. is_operator: it may ask about every tenant."""
 
     tenant: str
     is_operator: bool
 
 
 @dataclass(slots=True, kw_only=True)
-class Server:
-    """A running server and the key it is shown; None: that of the environment, if there is one."""
+class RemoteServer:
+    """A running server, and the key to send it; None: the key of the environment, if there is one."""
 
     url: str
     key: str | None = None
     _is_known: bool = field(default=False, init=False)
-    """It has answered as a manylora server, so that the key may be shown."""
+    """Whether the server has answered as a manylora server: only then it may get the key."""
 
     def ask(
         self,
@@ -81,36 +78,36 @@ class Server:
         body: object = None,
         wait_s: float = 0.0,
     ) -> "httpx2.Response":
-        """Send one request; whatever is wrong ends the program with one line that says so.
+        """Send one request and return the reply. A failure ends the program with one line that names it.
 
-        Args:  expects  a field that the answer of a manylora server has; empty: it may be any document
-               wait_s   how long the server may take beyond what any answer takes
+        Args:  expects  a field that the reply of a manylora server has; empty: the reply may be any document
+               wait_s   seconds that the server may take in addition to `ANSWER_WAIT_S`
         """
         reply = self._send(method, path, query=query, body=body, wait_s=wait_s)
         if (message := refusal_in(reply, expects)) is not None:
             fail(message)
         return _harmless(reply) if expects else reply
 
-    def caller(self) -> "Caller | None":
-        """Whose the key is, and what it may do; None without a key, where the server wants one."""
+    def key_owner(self) -> "KeyOwner | None":
+        """Return the owner of the key; None without a key, where the server wants one."""
         reply = self._send("GET", "/v1/account/key", query=None, body=None, wait_s=0.0)
         if (message := refusal_in(reply, "scopes")) is not None:
             return fail(message) if self.key or caller_key() else None
         body = _harmless(reply).json()
-        return Caller(tenant=str(body["tenant"]), is_operator=Scope.ADMIN in body["scopes"])
+        return KeyOwner(tenant=str(body["tenant"]), is_operator=Scope.ADMIN in body["scopes"])
 
     def answers_own(self, tenant: str = "") -> bool:
-        """Whether a question about a tenant goes to the routes of the key's own account, and not to the operator's.
+        """Return whether a request about a tenant goes to the routes of the key's own account, not to the operator's.
 
-        Args:  tenant  the tenant that is asked about; empty: the operator asks about all, anybody else about his own
-        Ends the program for another's tenant, which the operator alone may ask about.
+        Args:  tenant  tenant of the request; empty: all tenants with the operator's key, else the key's own
+        Ends the program for another tenant than the key's own, unless it is the operator's key.
         """
-        caller = self.caller()
-        if caller is None:
+        owner = self.key_owner()
+        if owner is None:
             return True
-        if not caller.is_operator and tenant not in ("", caller.tenant):
-            fail(f"the key is of tenant {caller.tenant}: about tenant {tenant} the operator's key alone may ask")
-        return not caller.is_operator
+        if not owner.is_operator and tenant not in ("", owner.tenant):
+            fail(f"the key is of tenant {owner.tenant}: about tenant {tenant} the operator's key alone may ask")
+        return not owner.is_operator
 
     def _send(
         self, method: str, path: str, *, query: dict[str, object] | None, body: object, wait_s: float
@@ -121,7 +118,7 @@ class Server:
         headers = {"authorization": f"Bearer {key}"} if key else {}
         given = {name: str(value) for name, value in (query or {}).items()}
         try:
-            # A proxy from the environment would make this caller a stranger to the server.
+            # Behind a proxy of the environment the request would not come from this machine.
             with httpx2.Client(base_url=self.url, timeout=ANSWER_WAIT_S + wait_s, trust_env=False) as client:
                 if key:
                     self._require_manylora(client)
@@ -134,9 +131,9 @@ class Server:
             fail("the key has letters that no key has")
 
     def _require_manylora(self, client: "httpx2.Client") -> None:
-        """See, without the key, that a manylora server answers: to any other the key would be given away.
+        """Require that a manylora server answers a request without the key; any other server must not get the key.
 
-        No redirect is followed, here or later: it may lead to another server.
+        No request follows a redirect: it may lead to another server.
         """
         if self._is_known:
             return
@@ -149,7 +146,7 @@ class Server:
         self._is_known = True
 
     def pages(self, path: str, *, expects: str, query: dict[str, object] | None = None) -> "Iterator[httpx2.Response]":
-        """Every page of a list, as it comes; a server of an older version has one."""
+        """Yield the pages of a list as they arrive. A server of an older version has a single page."""
         query = query or {}
         while True:
             page = self.ask("GET", path, expects=expects, query=query)
@@ -161,7 +158,7 @@ class Server:
 
 
 def whole_json(pages: "Sequence[httpx2.Response]", name: str) -> str:
-    """The server's JSON as it is; of several pages one document with all that `name` lists."""
+    """Return the server's JSON; several pages become one document, with the entries of all under `name`."""
     if len(pages) == 1:
         return pages[0].text
     bodies = [page.json() for page in pages]
@@ -170,7 +167,7 @@ def whole_json(pages: "Sequence[httpx2.Response]", name: str) -> str:
 
 
 def path_of(*parts: str) -> str:
-    """A path with each part as one segment, whatever is in it: `..` or `a/b` there would be another route."""
+    """Return a path with each part as one segment: unescaped, `..` or `a/b` would name another route."""
     from urllib.parse import quote
 
     for part in parts:
@@ -180,7 +177,7 @@ def path_of(*parts: str) -> str:
 
 
 def refusal_in(reply: "httpx2.Response", key: str) -> str | None:
-    """The server's own words for what is wrong; None if the answer is one, which has `key`."""
+    """Return the error message of a reply; None for a success that has the field `key`."""
     if reply.status_code == NO_CONTENT or (reply.is_success and not key):
         return None
     if reply.is_redirect:
@@ -196,109 +193,9 @@ def refusal_in(reply: "httpx2.Response", key: str) -> str | None:
 
 
 def _harmless(reply: "httpx2.Response") -> "httpx2.Response":
-    """A reply of JSON with the same meaning and nothing that a terminal acts upon."""
+    """Return a JSON reply with the same meaning and without control characters of a terminal."""
     import httpx2
 
     kept = {name: value for name, value in reply.headers.items() if name == "content-type"}
     text = printable_json(reply.text)
     return httpx2.Response(reply.status_code, headers=kept, content=text.encode(), request=reply.request)
-
-
-def say(text: str, *, err: bool = False) -> None:
-    """Print one line in which a server's own words may stand."""
-    typer.echo(printable(text), err=err)
-
-
-def fail(message: str) -> NoReturn:
-    say(f"manylora: {message}", err=True)
-    raise typer.Exit(1)
-
-
-class PlainTable:
-    """Rows below their headings, printed part by part as they come; the columns in `numbers` end together.
-
-    A part with wider cells than those before it has wider columns. A line is never cut: a shortened name is no name.
-    """
-
-    def __init__(self, columns: Sequence[str], *, numbers: Sequence[str] = ()) -> None:
-        self._columns = [printable(name) for name in columns]
-        self._is_number = [name in numbers for name in columns]
-        self._widths = [0] * len(columns)
-        self._is_begun = False
-
-    def print(self, rows: Iterable[Sequence[str]]) -> None:
-        lines = [[printable(cell) for cell in row] for row in rows]
-        if not self._is_begun:
-            lines.insert(0, self._columns)
-            self._is_begun = True
-        padded = [self._padded(place, cells) for place, cells in enumerate(zip(*lines, strict=True))]
-        if padded:
-            typer.echo("\n".join("  ".join(cells).rstrip() for cells in zip(*padded, strict=True)))
-
-    def _padded(self, place: int, cells: Sequence[str]) -> list[str]:
-        """The cells of one column, all as wide as the widest of it so far."""
-        widths = [_cell_width(cell) for cell in cells]
-        width = self._widths[place] = max(self._widths[place], *widths)
-        spaces = [" " * (width - own) for own in widths]
-        if self._is_number[place]:
-            return [space + cell for space, cell in zip(spaces, cells, strict=True)]
-        return [cell + space for space, cell in zip(spaces, cells, strict=True)]
-
-
-def _cell_width(text: str) -> int:
-    """Columns of a terminal."""
-    if text.isascii():
-        return len(text)
-    from rich.cells import cell_len
-
-    return cell_len(text)
-
-
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[str] = ()) -> None:
-    """Print rows below their headings; the columns in `numbers` end together. A terminal's table fits its width."""
-    if not sys.stdout.isatty():
-        PlainTable(columns, numbers=numbers).print(rows)
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in columns:
-        table.add_column(printable(name), justify="right" if name in numbers else "left")
-    for row in rows:
-        table.add_row(*map(printable, row))
-    Console(highlight=False, markup=False, emoji=False).print(table)
-
-
-def print_fields(fields: dict[str, str]) -> None:
-    """Print one thing: a line a field."""
-    lines = {printable(name): printable(text) for name, text in fields.items()}
-    width = max(map(len, lines), default=0)
-    for name, text in lines.items():
-        typer.echo(f"{name:<{width}}  {text}")
-
-
-def shown(value: object) -> str:
-    """A field as people read it; what is not known, or has no limit, is a dash."""
-    if value is None or value == "":
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value)
-
-
-def dollars(nanousd: int | None) -> str:
-    """Nano-dollars as dollars, all digits that are not zero and at least two: $25.00, $0.0002."""
-    if nanousd is None:
-        return "-"
-    return money.dollars(nanousd)
-
-
-def nanousd_of(text: str) -> int:
-    """Dollars as people write them (25, $0.0002, -3.50) in nano-dollars; ends the program for anything else."""
-    match = _DOLLARS.fullmatch(text.strip())
-    if match is None:
-        fail(f"an amount is in dollars with at most nine decimals, such as 25 or 0.0002. Given: {text!r}")
-    sign, whole, rest = match.groups()
-    amount = int(whole) * NANO + int((rest or "").ljust(9, "0"))
-    return -amount if sign else amount

@@ -4,20 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
-from manylora.cli.remote.client import (
-    DEFAULT_URL,
-    JsonOption,
-    KeyOption,
-    Server,
-    UrlOption,
-    path_of,
-    print_fields,
-    print_table,
-    say,
-    shown,
-    whole_json,
-)
+from manylora.cli.remote.client import DEFAULT_URL, JsonOption, KeyOption, RemoteServer, UrlOption, path_of, whole_json
 from manylora.cli.remote.limits import LIMIT_HELP, OwnTenantArgument, limit_fields, parse_limits
+from manylora.cli.remote.output import print_fields, print_table, say, shown
 from manylora.tenancy import Scope, split_key
 
 KeyIdArgument = Annotated[str, typer.Argument(metavar="KEY_ID", help="The 8 characters after `pb_`, or the whole key.")]
@@ -33,7 +22,7 @@ def list_keys(
     tenant: OwnTenantArgument = "", json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None
 ) -> None:
     """List a tenant's keys, the oldest first, each with the key that made it (origin); the secrets are nowhere."""
-    server = Server(url=url, key=key)
+    server = RemoteServer(url=url, key=key)
     pages = list(server.pages(_keys_path(server, tenant), expects="keys"))
     if json:
         text = whole_json(pages, "keys")
@@ -65,7 +54,7 @@ def create(
     body: dict[str, Any] = {"name": name, "expires_in_s": expires_in, "limits": parse_limits(limit or [])}
     if scope:
         body["scopes"] = scope
-    server = Server(url=url, key=key)
+    server = RemoteServer(url=url, key=key)
     _print_made(server.ask("POST", _keys_path(server, tenant), expects="key", body=body).text, json)
 
 
@@ -83,7 +72,7 @@ def rotate(
     key: KeyOption = None,
 ) -> None:
     """Make a key like this one, and end this one."""
-    body, server = {"grace_s": grace} | ({"end_made": True} if end_made else {}), Server(url=url, key=key)
+    body, server = {"grace_s": grace} | ({"end_made": True} if end_made else {}), RemoteServer(url=url, key=key)
     path = _key_path(server, key_id, "rotate")
     _print_made(server.ask("POST", path, expects="key", body=body).text, json)
 
@@ -97,7 +86,7 @@ def limit(
     key: KeyOption = None,
 ) -> None:
     """Set a key's limits: those that are not named are none. They go on in the keys it is rotated into."""
-    body, server = parse_limits(assignments), Server(url=url, key=key)
+    body, server = parse_limits(assignments), RemoteServer(url=url, key=key)
     reply = server.ask("PUT", _key_path(server, key_id, "limits"), expects="limits", body=body)
     typer.echo(reply.text) if json else print_fields(limit_fields(reply.json()["limits"]))
 
@@ -121,7 +110,7 @@ def revoke(
         more = "" if only else " and all keys made with it"
         typer.confirm(f"End key '{_id_of(key_id)}'{more} of {url} for ever?", abort=True)
     query: dict[str, object] = {name: "true" for name, value in (("only", only), ("force", force)) if value}
-    server = Server(url=url, key=key)
+    server = RemoteServer(url=url, key=key)
     reply = server.ask("DELETE", _key_path(server, key_id), expects="revoked", query=query)
     entry = reply.json()
     others = [each for each in entry.get("ended", ()) if each != entry["id"]]
@@ -130,13 +119,13 @@ def revoke(
     typer.echo(reply.text) if json else say(told)
 
 
-def _keys_path(server: Server, tenant: str) -> str:
+def _keys_path(server: RemoteServer, tenant: str) -> str:
     """Of a tenant's keys; without one, of the key's own."""
     is_own = not tenant or server.answers_own(tenant)
     return "/v1/account/keys" if is_own else "/admin/tenants" + path_of(tenant, "keys")
 
 
-def _key_path(server: Server, key_id: str, *verb: str) -> str:
+def _key_path(server: RemoteServer, key_id: str, *verb: str) -> str:
     """Of one key: the operator steers all, any other key those of its own tenant."""
     root = "/v1/account/keys" if server.answers_own() else "/admin/keys"
     return root + path_of(_id_of(key_id), *verb)

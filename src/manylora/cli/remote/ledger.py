@@ -6,18 +6,8 @@ from typing import Annotated
 
 import typer
 
-from manylora.cli.remote.client import (
-    DEFAULT_URL,
-    JsonOption,
-    KeyOption,
-    Server,
-    UrlOption,
-    dollars,
-    print_fields,
-    print_table,
-    say,
-    shown,
-)
+from manylora.cli.remote.client import DEFAULT_URL, JsonOption, KeyOption, RemoteServer, UrlOption
+from manylora.cli.remote.output import dollars, print_fields, print_table, say, shown
 
 COLUMNS = ("id", "at", "tenant", "base", "adapter", "prompt", "cached", "completion", "cost", "corrects", "reason")
 NUMBERS = ("prompt", "cached", "completion", "cost")
@@ -41,7 +31,7 @@ def list_rows(
     key: KeyOption = None,
 ) -> None:
     """List rows, the newest first, with the tokens that they charge."""
-    server = Server(url=url, key=key)
+    server = RemoteServer(url=url, key=key)
     is_own = own or server.answers_own(tenant)
     given = {"tenant": None if is_own else tenant or None, "before": before}
     query: dict[str, object] = {"limit": limit} | {name: value for name, value in given.items() if value is not None}
@@ -93,5 +83,5 @@ def correct(
         "completion_tokens": completion,
         "reason": reason,
     } | ({} if cached is None else {"cached_tokens": cached})
-    reply = Server(url=url, key=key).ask("POST", "/admin/corrections", expects="corrects", body=body)
+    reply = RemoteServer(url=url, key=key).ask("POST", "/admin/corrections", expects="corrects", body=body)
     typer.echo(reply.text) if json else print_fields(reply.json())

@@ -5,19 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from manylora.cli.remote.client import (
-    DEFAULT_URL,
-    JsonOption,
-    KeyOption,
-    Server,
-    UrlOption,
-    dollars,
-    fail,
-    nanousd_of,
-    path_of,
-    print_fields,
-    shown,
-)
+from manylora.cli.remote.client import DEFAULT_URL, JsonOption, KeyOption, RemoteServer, UrlOption, path_of
+from manylora.cli.remote.output import dollars, fail, nanousd_of, print_fields, shown
 
 BUDGET, BUDGET_FIELD = "monthly_budget", "monthly_budget_nanousd"
 NAMES = (
@@ -47,7 +36,7 @@ def show(
     tenant: OwnTenantArgument = "", json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None
 ) -> None:
     """Show a tenant's limits."""
-    server = Server(url=url, key=key)
+    server = RemoteServer(url=url, key=key)
     if not tenant or server.answers_own(tenant):
         found = server.ask("GET", "/v1/account", expects="limits").json()["limits"]
     else:
@@ -64,7 +53,7 @@ def set_limits(
     key: KeyOption = None,
 ) -> None:
     """Change those limits that are named; the others stay."""
-    server, changed = Server(url=url, key=key), parse_limits(assignments)
+    server, changed = RemoteServer(url=url, key=key), parse_limits(assignments)
     known = server.ask("GET", _path(tenant), expects="max_rank").json()
     reply = server.ask("PUT", _path(tenant), expects="max_rank", body=known | changed)
     typer.echo(reply.text) if json else print_fields(limit_fields(reply.json()))

@@ -4,18 +4,8 @@ from typing import Annotated
 
 import typer
 
-from manylora.cli.remote.client import (
-    DEFAULT_URL,
-    JsonOption,
-    KeyOption,
-    Server,
-    UrlOption,
-    dollars,
-    fail,
-    nanousd_of,
-    print_table,
-    shown,
-)
+from manylora.cli.remote.client import DEFAULT_URL, JsonOption, KeyOption, RemoteServer, UrlOption
+from manylora.cli.remote.output import dollars, fail, nanousd_of, print_table, shown
 
 ROOT, OWN = "/admin/prices", "/v1/prices"
 PER_TOKENS = 1000
@@ -40,7 +30,7 @@ def list_prices(
 ) -> None:
     """List every version of every price, and which of them is in force."""
     query: dict[str, object] = {"base": base} if base else {}
-    server = Server(url=url, key=key)
+    server = RemoteServer(url=url, key=key)
     reply = server.ask("GET", OWN if own or server.answers_own() else ROOT, expects="prices", query=query)
     if json:
         typer.echo(reply.text)
@@ -73,7 +63,7 @@ def set_price(
     # Only where they are given: a control plane of the version before knows neither.
     body |= {"force": True} if force else {}
     body |= {} if cached is None else {"cached_input_nanousd": _per_token(cached)}
-    reply = Server(url=url, key=key).ask("POST", ROOT, expects="version", body=body)
+    reply = RemoteServer(url=url, key=key).ask("POST", ROOT, expects="version", body=body)
     typer.echo(reply.text) if json else print_table(COLUMNS, [_row(reply.json())], numbers=NUMBERS)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from manylora.cli.remote.client import print_fields, print_table, say
+from manylora.cli.remote.output import print_fields, print_table, say
 
 Info = dict[str, Any]  # JSON of the server: `adapters/report.py`
 

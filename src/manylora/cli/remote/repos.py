@@ -1,28 +1,21 @@
 """`manylora repos`: repositories of uploaded adapters on a running server, over HTTP."""
 
-import hashlib
 import json as json_library
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manylora.cli.remote.client import (
-    DEFAULT_URL,
-    JsonOption,
-    KeyOption,
-    Server,
-    UrlOption,
-    fail,
-    path_of,
-    print_fields,
-    print_table,
-    refusal_in,
-    say,
-    shown,
+from manylora.cli.remote.client import DEFAULT_URL, JsonOption, KeyOption, RemoteServer, UrlOption, path_of
+from manylora.cli.remote.output import fail, print_fields, print_table, say, shown
+from manylora.cli.remote.repo_uploads import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Info,
+    files_of,
+    is_open,
+    send,
+    unfinished_upload,
 )
 from manylora.cli.remote.report import print_report
 
@@ -30,20 +23,8 @@ if TYPE_CHECKING:
     import httpx2
 
 REPOS, UPLOAD, ADMIN = "/v2/repos", "/v2/adapters/upload", "/admin/repos"
-SEND_WAIT_S = 60.0
 CHECK_WAIT_S = 150.0
-"""An upload is answered when it has been checked."""
-MAX_FAILURES = 5
-"""Broken connections in a row without a byte gained, after which an upload is given up."""
-FIRST_WAIT_S = 0.1
-BLOCK_BYTES = 1 << 20
-CONFIG_FILE, WEIGHTS_FILE, PICKLED_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-TEXT_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"),
-    *("chat_template.jinja", "chat_template.json", "generation_config.json"),
-)
-
-Info = dict[str, Any]  # JSON of the server
+"""Limit of a reply; the server answers the end of an upload after its check."""
 
 RepoArgument = Annotated[str, typer.Argument(metavar="REPO", help="The repository's name or UUID.")]
 TenantOption = Annotated[
@@ -170,10 +151,10 @@ def upload(
 
     A broken connection is taken up where it broke; so is an upload that was interrupted, by the same command again.
     """
-    files, body = _files_of(folder), {"repo": repo} | ({} if alias is None else {"alias": alias})
-    with _remembered(url, repo, alias, files) as state:
+    files, body = files_of(folder), {"repo": repo} | ({} if alias is None else {"alias": alias})
+    with unfinished_upload(url, repo, alias, files) as state:
         begun = state.get("begun")
-        if begun is None or not _is_open(begun):
+        if begun is None or not is_open(begun):
             begun = state["begun"] = _ask(url, key, "POST", UPLOAD, body, expects="presignedUrls").json()
         if begun.get("alias") != alias:
             fail(f"the server at {url} is of an older release, where --alias is set after the upload: `repos alias`")
@@ -181,7 +162,7 @@ def upload(
             if name not in begun["presignedUrls"]:
                 say(f"this server takes no {name}; it is left out", err=True)
                 continue
-            _send(begun["presignedUrls"][name], file)
+            send(begun["presignedUrls"][name], file)
         token = {"uploadToken": begun["uploadToken"]}
         state["begun"] = None  # the token is good for one try
         reply = _ask(url, key, "PUT", UPLOAD, token)
@@ -318,97 +299,6 @@ def _standing(repo: str, number: int | None, info: Info, *, is_archived: bool) -
     return f"{what} has " + ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
 
 
-# ── uploading ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _files_of(folder: Path) -> dict[str, Path]:
-    files = {name: folder / name for name in (CONFIG_FILE, WEIGHTS_FILE)}
-    for name, file in files.items():
-        if not file.is_file():
-            hint = ""
-            if name == WEIGHTS_FILE and (folder / PICKLED_FILE).exists():
-                hint = (
-                    f"; {PICKLED_FILE} is not taken: load it with peft, and `save_pretrained(path)` writes safetensors"
-                )
-            fail(f"{folder} has no {name}{hint}")
-    return files | {name: folder / name for name in TEXT_FILES if (folder / name).is_file()}
-
-
-@contextmanager
-def _remembered(url: str, repo: str, alias: str | None, files: Mapping[str, Path]) -> Iterator[Info]:
-    """What is known of an upload of these very files, kept for the next try unless it ends well."""
-    from manylora.config.folders import cache_dir
-
-    facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files.values()]
-    wanted = (url, repo, facts) if alias is None else (url, repo, alias, facts)
-    name = hashlib.sha256(repr(wanted).encode()).hexdigest()[:32]
-    file = cache_dir() / "unfinished-uploads" / f"{name}.json"
-    try:
-        state: Info = json_library.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        state = {}
-    try:
-        yield state
-    finally:
-        file.unlink(missing_ok=True)
-        if state.get("begun") is not None:
-            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            file.touch(mode=0o600)  # it has signed addresses in it
-            file.write_text(json_library.dumps(state), encoding="utf-8")
-
-
-def _is_open(begun: Info) -> bool:
-    import httpx2
-
-    try:
-        return httpx2.get(begun["presignedUrls"][WEIGHTS_FILE], trust_env=False).is_success
-    except (httpx2.HTTPError, LookupError, TypeError):
-        return False
-
-
-def _send(address: str, file: Path) -> None:
-    """Bring a file to where it is whole, going on from what is there."""
-    import httpx2
-
-    from manylora.clock import SystemClock
-
-    size, failures, reached = file.stat().st_size, 0, 0
-    with httpx2.Client(timeout=SEND_WAIT_S, trust_env=False) as client:
-        while failures < MAX_FAILURES:
-            try:
-                offset = int(_checked(client.get(address)).json()["offset"])
-                failures, reached = (0, offset) if offset > reached else (failures + 1, reached)
-                if offset < size:
-                    _checked(client.put(address, content=_rest(file, offset, size), headers=_range(offset, size)))
-                    offset = int(_checked(client.get(address)).json()["offset"])
-                if offset == size:
-                    return
-            except httpx2.TransportError as error:
-                say(f"the connection broke ({type(error).__name__}); going on", err=True)
-                SystemClock().sleep_s(FIRST_WAIT_S * 2**failures)
-    fail(f"{file.name} could not be sent: {MAX_FAILURES} tries in a row failed; the same command goes on with it")
-
-
-def _rest(file: Path, offset: int, size: int) -> Iterator[bytes]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with file.open("rb") as stream, Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(file.name, total=size, completed=offset)
-        stream.seek(offset)
-        while block := stream.read(BLOCK_BYTES):
-            yield block
-            bar.advance(task, len(block))
-
-
-def _range(offset: int, size: int) -> dict[str, str]:
-    return {
-        "content-type": "application/octet-stream",
-        "content-length": str(size - offset),
-        "content-range": f"bytes {offset}-{size - 1}/{size}",
-    }
-
-
 def _ask(
     url: str,
     key: str | None,
@@ -419,7 +309,7 @@ def _ask(
     expects: str = "owner",
     query: dict[str, object] | None = None,
 ) -> "httpx2.Response":
-    server = Server(url=url, key=key)
+    server = RemoteServer(url=url, key=key)
     return server.ask(method, path, expects=expects, query=query, body=body, wait_s=CHECK_WAIT_S)
 
 
@@ -430,12 +320,6 @@ def _path(*parts: str, tenant: str | None = None) -> str:
 
 def _of(version: int | None) -> tuple[str, ...]:
     return () if version is None else ("version", str(version))
-
-
-def _checked(reply: "httpx2.Response") -> "httpx2.Response":
-    if (message := refusal_in(reply, "offset")) is not None:
-        fail(message)
-    return reply
 
 
 def _aliases(info: Info) -> str:

@@ -5,21 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from manylora.cli.remote.client import (
-    DEFAULT_URL,
-    JsonOption,
-    KeyOption,
-    Server,
-    UrlOption,
-    dollars,
-    nanousd_of,
-    path_of,
-    print_fields,
-    print_table,
-    say,
-    shown,
-)
+from manylora.cli.remote.client import DEFAULT_URL, JsonOption, KeyOption, RemoteServer, UrlOption, path_of
 from manylora.cli.remote.limits import LIMIT_HELP, OwnTenantArgument, TenantArgument, limit_fields, parse_limits
+from manylora.cli.remote.output import dollars, nanousd_of, print_fields, print_table, say, shown
 
 ROOT = "/admin/tenants"
 
@@ -41,7 +29,7 @@ def list_tenants(
 ) -> None:
     """List the tenants, in the order of their codes."""
     query: dict[str, object] = {"limit": limit} | ({"after": after} if after else {})
-    reply = Server(url=url, key=key).ask("GET", ROOT, expects="tenants", query=query)
+    reply = RemoteServer(url=url, key=key).ask("GET", ROOT, expects="tenants", query=query)
     if json:
         typer.echo(reply.text)
         return
@@ -72,7 +60,7 @@ def create(
     body: dict[str, Any] = {"id": tenant, "name": name, "email": email, "limits": parse_limits(limit or [])}
     body |= {field: value for field, value in (("plan", plan), ("weight", weight)) if value is not None}
     body["credit_nanousd"] = None if credit is None else nanousd_of(credit)
-    reply = Server(url=url, key=key).ask("POST", ROOT, expects="tenant", body=body)
+    reply = RemoteServer(url=url, key=key).ask("POST", ROOT, expects="tenant", body=body)
     if json:
         typer.echo(reply.text)
         return
@@ -86,7 +74,7 @@ def show(
     tenant: OwnTenantArgument = "", json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None
 ) -> None:
     """Show everything that is known of one tenant, with its balance and its limits."""
-    server = Server(url=url, key=key)
+    server = RemoteServer(url=url, key=key)
     path = "/v1/account" if not tenant or server.answers_own(tenant) else ROOT + path_of(tenant)
     reply = server.ask("GET", path, expects="id")
     typer.echo(reply.text) if json else print_fields(tenant_fields(reply.json()))
@@ -103,7 +91,7 @@ def change(
 ) -> None:
     """Change a tenant's plan or weight; its limits have a verb of their own, `manylora limits`."""
     body = {"plan": plan, "weight": weight}
-    reply = Server(url=url, key=key).ask("PATCH", ROOT + path_of(tenant), expects="id", body=body)
+    reply = RemoteServer(url=url, key=key).ask("PATCH", ROOT + path_of(tenant), expects="id", body=body)
     typer.echo(reply.text) if json else print_fields(tenant_fields(reply.json()))
 
 
@@ -112,7 +100,7 @@ def suspend(
     tenant: TenantArgument, json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None
 ) -> None:
     """Refuse everything of a tenant from now on; nothing is deleted."""
-    _put_state(Server(url=url, key=key), tenant, "suspend", json)
+    _put_state(RemoteServer(url=url, key=key), tenant, "suspend", json)
 
 
 @tenants.command()
@@ -120,7 +108,7 @@ def resume(
     tenant: TenantArgument, json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None
 ) -> None:
     """End a suspension."""
-    _put_state(Server(url=url, key=key), tenant, "resume", json)
+    _put_state(RemoteServer(url=url, key=key), tenant, "resume", json)
 
 
 @tenants.command()
@@ -134,7 +122,7 @@ def close(
     """End a tenant for ever. What it used stays in the ledger, and its code is never given again."""
     if not yes:
         typer.confirm(f"Close tenant '{tenant}' of {url} for ever?", abort=True)
-    _put_state(Server(url=url, key=key), tenant, "close", json)
+    _put_state(RemoteServer(url=url, key=key), tenant, "close", json)
 
 
 @tenants.command(context_settings={"ignore_unknown_options": True})  # an amount below zero is no option
@@ -152,7 +140,7 @@ def credit(
     """Add to a tenant's credit, and show its balance."""
     body = {"id": grant or f"cli-{secrets.token_hex(12)}", "nanousd": nanousd_of(amount), "reason": reason}
     path = ROOT + path_of(tenant, "credits")
-    reply = Server(url=url, key=key).ask("POST", path, expects="left_nanousd", body=body)
+    reply = RemoteServer(url=url, key=key).ask("POST", path, expects="left_nanousd", body=body)
     typer.echo(reply.text) if json else print_fields(_balance(reply.json()))
 
 
@@ -166,7 +154,7 @@ def credits(
     key: KeyOption = None,
 ) -> None:
     """List what a tenant's credit was given, and taken, the newest first."""
-    server = Server(url=url, key=key)
+    server = RemoteServer(url=url, key=key)
     is_own = not tenant or server.answers_own(tenant)
     path = "/v1/account/credits" if is_own else ROOT + path_of(tenant, "credits")
     query: dict[str, object] = {"limit": limit}
@@ -183,7 +171,7 @@ def credits(
         say(f"there are more: --before {page['before']}", err=True)
 
 
-def _put_state(server: Server, tenant: str, verb: str, json: bool) -> None:
+def _put_state(server: RemoteServer, tenant: str, verb: str, json: bool) -> None:
     reply = server.ask("POST", ROOT + path_of(tenant, verb), expects="state")
     typer.echo(reply.text) if json else say(f"done: tenant {tenant} is {reply.json()['state']}")
 

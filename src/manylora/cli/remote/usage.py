@@ -8,21 +8,9 @@ from typing import Annotated
 
 import typer
 
-from manylora.cli.remote.client import (
-    DEFAULT_URL,
-    JsonOption,
-    KeyOption,
-    PlainTable,
-    Server,
-    UrlOption,
-    dollars,
-    fail,
-    path_of,
-    print_table,
-    shown,
-    whole_json,
-)
+from manylora.cli.remote.client import DEFAULT_URL, JsonOption, KeyOption, RemoteServer, UrlOption, path_of, whole_json
 from manylora.cli.remote.limits import OwnTenantArgument
+from manylora.cli.remote.output import PlainTable, dollars, fail, print_table, shown
 from manylora.clock import SystemClock
 from manylora.system.printable import printable_json, printable_lines
 
@@ -76,7 +64,7 @@ def usage(
     key: KeyOption = None,
 ) -> None:
     """Show the usage of a month, or of any other period, added up."""
-    server = Server(url=url, key=key)
+    server = RemoteServer(url=url, key=key)
     is_own = own or server.answers_own(tenant)
     given = {"by": by, "month": month, "from": first, "to": last, "tenant": "" if is_own else tenant}
     query: dict[str, object] = {name: text for name, text in given.items() if text} | {"limit": PAGE_LINES}
@@ -123,7 +111,7 @@ def invoice(
     """Print an invoice: `invoice` this month's of the key's own tenant, `invoice MONTH` another month's of it."""
     if not month and _MONTH.fullmatch(tenant):  # a tenant's code of that form has a month behind it
         tenant, month = "", tenant
-    month, server = month or _this_month(), Server(url=url, key=key)
+    month, server = month or _this_month(), RemoteServer(url=url, key=key)
     is_own = not tenant or server.answers_own(tenant)
     path = "/v1/account/invoices" + path_of(month) if is_own else "/admin/invoices" + path_of(tenant, month)
     reply = server.ask("GET", path, expects="", query={"format": "json" if json else form})
