@@ -151,7 +151,7 @@ def test_keys_are_made_listed_rotated_and_revoked(run: Run, plane: ControlProces
         (("limits", "set", "operator", "speed=1"), "a limit is NAME=NUMBER"),
         (("limits", "set", "operator", "adapters=-1"), "adapters must be a whole number"),
         (("keys", "ls", "nobody"), "there is no tenant `nobody`"),
-        (("keys", "create", "default", "--scope", "admin"), "is whoever comes to an open server"),
+        (("keys", "create", "default", "--scope", "admin"), "is the tenant of open servers"),
         (("keys", "rotate", "00000000"), "there is no key `00000000`"),
     ],
 )

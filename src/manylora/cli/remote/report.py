@@ -75,4 +75,4 @@ def _print(what: str, columns: Sequence[str], rows: Sequence[Sequence[str]], res
         typer.echo("")
         print_table(columns, rows, numbers=("rank", "scale"))
     if rest:
-        typer.echo(f"{rest} more tensors {what}")
+        say(f"{rest} more tensors {what}")
