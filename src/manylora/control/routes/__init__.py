@@ -1,1 +1,1 @@
-"""The routes of the control plane, one file a subject."""
+"""The routes of the control plane, one file a subject, and the dependencies that they declare."""

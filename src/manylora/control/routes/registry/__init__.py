@@ -1,1 +1,1 @@
-"""Routes of the registry: repositories, versions, uploads, and the operator's over all of them."""
+"""The routes of the registry: repositories, versions, uploads, and those of the operator."""
