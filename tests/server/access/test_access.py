@@ -68,7 +68,7 @@ def test_a_key_is_known_by_its_secret_and_its_tenant_by_it() -> None:
         control = FakeControl(snapshot(tenants=tenants, keys=(key_facts(text), key_facts(other, BETA))))
         directory = directory_of(control, clock)
         await directory.refresh()
-        access = Access(clock, base=BASE, is_key_needed=True, directory=directory)
+        access = Access(clock, is_key_needed=True, directory=directory)
 
         def ask(key: str, path: str = "/generate", tenant: str | None = None) -> Any:
             return access.caller("POST", path, f"Bearer {key}", tenant)
@@ -106,7 +106,7 @@ def test_changes_are_learned_and_an_outage_stops_only_them() -> None:
         control = FakeControl(snapshot(tenants=(TenantFacts(id=ACME),), keys=(key_facts(text),)))
         directory = directory_of(control, clock)
         await directory.refresh()
-        access = Access(clock, base=BASE, is_key_needed=True, directory=directory)
+        access = Access(clock, is_key_needed=True, directory=directory)
         access.caller("POST", "/generate", f"Bearer {text}", None)
         control.is_away = True
         with pytest.raises(ControlUnavailable):
@@ -133,7 +133,7 @@ def test_an_expired_key_is_not_valid() -> None:
         keys = (key_facts(text, expires_ms=expires_ms),)
         directory = directory_of(FakeControl(snapshot(tenants=(TenantFacts(id=ACME),), keys=keys)), clock)
         await directory.refresh()
-        access = Access(clock, base=BASE, is_key_needed=True, directory=directory)
+        access = Access(clock, is_key_needed=True, directory=directory)
         access.caller("POST", "/generate", f"Bearer {text}", None)
         clock.advance(1)
         with pytest.raises(InvalidApiKey):
@@ -351,13 +351,13 @@ def test_a_refusal_for_credit_gives_the_limits_back() -> None:
         control = FakeControl(snapshot(tenants=tenants, keys=(key_facts(text),), prices=(PRICE,)))
         directory = directory_of(control, clock)
         await directory.refresh()
-        access = Access(clock, base=BASE, is_key_needed=True, directory=directory, purse=purse_of(control, clock))
+        access = Access(clock, is_key_needed=True, directory=directory, purse=purse_of(control, clock))
         caller = access.caller("POST", "/generate", f"Bearer {text}", None)
 
         async def ask() -> Admission:
             admission = access.enter(caller, sequences=1)
             try:
-                await access.reserve(admission, prompt_tokens=1, budget_tokens=1)
+                await access.reserve(admission, base=BASE, prompt_tokens=1, budget_tokens=1)
             except ManyloraError:
                 admission.settle(0, 0)
                 raise

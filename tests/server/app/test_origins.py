@@ -47,7 +47,7 @@ async def keyed() -> Access:
     snapshot = Snapshot(revision=1, taken_ms=0, is_whole=True, pepper=PEPPER)
     directory = Directory(FakeControl(snapshot), clock, poll_s=0.1, max_age_s=600)
     await directory.refresh()
-    return Access(SystemClock(), base="tiny", is_key_needed=True, directory=directory)
+    return Access(SystemClock(), is_key_needed=True, directory=directory)
 
 
 def code_of(reply: Any) -> str:

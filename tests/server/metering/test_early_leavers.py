@@ -98,7 +98,7 @@ async def open_house(folder: Path, *, limits: Limits, credit: int) -> AsyncItera
     await directory.refresh()
     await meter.recovered()
     purse = LeasedCredit(control, clock, edge=meter.edge, lease_nanousd=1)
-    access = Access(clock, base=BASE, is_key_needed=True, directory=directory, purse=purse)
+    access = Access(clock, is_key_needed=True, directory=directory, purse=purse)
     app = create_app(Config(), link=link, served=served_for(folder), tokenizer=tokenizer, meter=meter, access=access)
     transport = httpx2.ASGITransport(app=app)  # type: ignore[arg-type]  # ASGI's types differ by library
     try:

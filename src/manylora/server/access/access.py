@@ -49,7 +49,6 @@ class Access:
         self,
         clock: Clock,
         *,
-        base: str = "",
         is_key_needed: bool = False,
         directory: Directory | None = None,
         purse: LeasedCredit | None = None,
@@ -58,9 +57,8 @@ class Access:
         self.is_key_needed = is_key_needed
         self.directory = directory
         self._clock = clock
-        self._base = base
         self._purse = purse
-        self._is_free = base in free_bases
+        self._free_bases = frozenset(free_bases)
         self._limiter = Limiter(clock)
 
     def caller(self, method: str, path: str, authorization: str, path_tenant: str | None) -> Caller:
@@ -118,16 +116,17 @@ class Access:
         reservation = self._limiter.enter(dict(caller.limits), streams=sequences)
         return Admission(caller, reservation, self._limiter)
 
-    async def reserve(self, admission: Admission, *, prompt_tokens: int, budget_tokens: int) -> None:
-        """Take a request's worst case from the caller's limits and credit; whoever entered settles, whatever comes.
+    async def reserve(self, admission: Admission, *, base: str, prompt_tokens: int, budget_tokens: int) -> None:
+        """Take a request's worst case from the caller's limits and credit; `Admission.settle` gives back the rest.
 
-        Raises `LimitExceeded`, `QuotaExhausted`, `ControlUnavailable`.
+        Args:    base  the name of the base model, whose price holds
+        Raises:  `LimitExceeded`, `QuotaExhausted`, `ControlUnavailable`
         """
         caller = admission.caller
         self._limiter.reserve(admission.reservation, prompt_tokens + budget_tokens)
-        if caller.key is None or self._purse is None or self.directory is None or self._is_free:
+        if caller.key is None or self._purse is None or self.directory is None or base in self._free_bases:
             return
-        price = self.directory.price(self._base, int(1000 * self._clock.wall_s()))
+        price = self.directory.price(base, int(1000 * self._clock.wall_s()))
         admission.hold = await self._purse.hold(
             caller.tenant,
             price,

@@ -93,7 +93,7 @@ def create_app(
         models=models, admission=admission, meters=meters, clock=clock, access=access, meter=meter
     )
     health = Health(link, config.server, clock, load_timeout_s=config.adapters.load_timeout_s)
-    catalogue = Catalogue(models.default.resolver, link, clock)
+    catalogue = Catalogue(models.default, clock)
     listeners = (meters.note_finished, catalogue.note, *([] if meter is None else [meter.note]))
     link.watch(_EndListeners(listeners))
 
@@ -117,8 +117,7 @@ def create_app(
         OpenAIRoutes(service, settings),
         FactRoutes(service, settings, health, meters, catalogue),
         AdapterRoutes(
-            models.default.resolver,
-            link,
+            models.default,
             catalogue,
             settings,
             longest_wait_s=config.adapters.load_timeout_s,

@@ -106,7 +106,6 @@ class ControlSession:
         )
         return Access(
             self._clock,
-            base=base,
             is_key_needed=self.is_key_needed,
             directory=self.directory,
             purse=purse,

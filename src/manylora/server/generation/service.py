@@ -141,6 +141,7 @@ class Completion:
     async def _reserve(self) -> None:
         await self._service.access.reserve(
             self._admission,
+            base=self.model.name,
             prompt_tokens=self.num_prompt_tokens,
             budget_tokens=sum(prompt.num_sequences * prompt.stop.max_new_tokens for prompt in self.prompts),
         )

@@ -9,9 +9,8 @@ from manylora.adapter_ref import FOLDER_SOURCES, AdapterRef
 from manylora.clock import Clock
 from manylora.engine.events import Finished
 from manylora.errors import AdapterNotFound, AdapterReferenceInvalid, ManyloraError
-from manylora.server.engine_client.link import EngineLink
 from manylora.server.engine_client.streams import SequenceStream
-from manylora.server.generation.adapter_resolver import AdapterResolver
+from manylora.server.generation.models import ModelHandle
 
 MAX_TENANTS = 1_000
 MAX_RECENT = 100
@@ -27,9 +26,9 @@ class Catalogue:
     that the engine is asked for deleted ones: once every `RECHECK_S`, however often the list is.
     """
 
-    def __init__(self, resolver: AdapterResolver, engine: EngineLink, clock: Clock) -> None:
-        self._resolver = resolver
-        self._engine = engine
+    def __init__(self, model: ModelHandle, clock: Clock) -> None:
+        self._resolver = model.resolver
+        self._engine = model.engine
         self._clock = clock
         self._recent: OrderedDict[str, OrderedDict[AdapterRef, None]] = OrderedDict()
         self._deleted: OrderedDict[AdapterRef, float] = OrderedDict()  # when each was last asked for

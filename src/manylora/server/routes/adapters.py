@@ -10,9 +10,9 @@ from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState, is_
 from manylora.config.groups.server import ServerConfig
 from manylora.errors import AdapterError, AdapterNotFound, AdapterReferenceInvalid, InvalidParameter
 from manylora.server.access.access import Access
-from manylora.server.engine_client.link import EngineLink
 from manylora.server.generation.adapter_fields import AdapterFields
-from manylora.server.generation.adapter_resolver import AdapterResolver, name_in_path
+from manylora.server.generation.adapter_resolver import name_in_path
+from manylora.server.generation.models import ModelHandle
 from manylora.server.http.context import HttpContext
 from manylora.server.http.json_fields import Fields
 from manylora.server.http.known_fields import check_names
@@ -33,8 +33,7 @@ class AdapterRoutes:
 
     def __init__(
         self,
-        resolver: AdapterResolver,
-        engine: EngineLink,
+        model: ModelHandle,
         catalogue: Catalogue,
         settings: ServerConfig,
         *,
@@ -42,8 +41,8 @@ class AdapterRoutes:
         access: Access,
     ) -> None:
         """`longest_wait_s`: the largest `wait` that a query may ask for; a longer one is cut to it."""
-        self._resolver = resolver
-        self._engine = engine
+        self._resolver = model.resolver
+        self._engine = model.engine
         self._settings = settings
         self._catalogue = catalogue
         self._longest_wait_s = longest_wait_s
