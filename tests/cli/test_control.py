@@ -57,4 +57,4 @@ def test_a_taken_port_is_told(tmp_path: Path) -> None:
         words = ["control", "--port", port, "--set", f"control.dir={tmp_path}"]
         result = CliRunner().invoke(app, [*words, "--set", f"control.edge_token={EDGE_TOKEN}"])
         assert isinstance(result.exception, ConfigInvalid)
-        assert f"control.port {port}" in result.exception.message
+        assert f"port {port} on 127.0.0.1 is taken" in result.exception.message

@@ -1,6 +1,7 @@
 """What the operating system refuses ends a command with one sentence: file, cause, remedy, exit code; no traceback."""
 
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -186,6 +187,19 @@ def test_what_the_system_refuses_is_one_sentence(name: str, base: Path, tmp_path
     assert line.startswith("manylora: ")
     for part in case.said:
         assert filled(part, base, tmp_path) in line
+
+
+@pytest.mark.parametrize("verb", ["serve", "control"])
+def test_a_server_checks_settings_and_port_before_its_heavy_imports(verb: str, base: Path, tmp_path: Path) -> None:
+    words = {"serve": SERVE, "control": RUN_CONTROL}[verb]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        case = Case([*words, "--port", port], [], program=("-X", "importtime", "-m", "manylora"))
+        ended = run(case, base, tmp_path)
+    assert f"manylora: port {port} on 127.0.0.1 is taken" in ended.stderr
+    imported = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines() if "|" in line}
+    assert "manylora.http.listener" in imported
+    assert imported.isdisjoint({"torch", "fastapi", "sqlalchemy"})
 
 
 @pytest.mark.parametrize("content", [b"\xef\xbb\xbf[server]\nport = 1\n", b"[server]\r\nport = 1\r\n"])

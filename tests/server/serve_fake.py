@@ -3,14 +3,18 @@
 import sys
 
 from manylora.config.settings import load_config, parse_setting
-from manylora.server.app.run import Announce, run_server
+from manylora.http.listener import listen
+from manylora.system.collector import paused
 from manylora.system.standard_streams import make_streams_lossy, open_missing_streams
-from manylora.wiring.control import host_control
 
 FACTORY = "tests.server.fake_engine:build"
 
 
 def main(directory: str, *assignments: str) -> None:
+    with paused():
+        from manylora.server.app.run import Announce, run_server
+        from manylora.wiring.control import host_control
+
     open_missing_streams()
     make_streams_lossy()
     pairs = [assignment.partition("=") for assignment in assignments]
@@ -22,7 +26,8 @@ def main(directory: str, *assignments: str) -> None:
         admin_key=lambda key: print(f"ADMIN {key}", flush=True),  # noqa: T201  read by the test
         ready=lambda served, url: print(f"READY {url}", flush=True),  # noqa: T201  read by the test
     )
-    run_server(config, factory=FACTORY, control=host_control, announce=announce)
+    listener = listen(config.server.host, config.server.port, group="server")
+    run_server(config, listener, factory=FACTORY, control=host_control, announce=announce)
 
 
 if __name__ == "__main__":

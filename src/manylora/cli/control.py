@@ -37,7 +37,9 @@ def run(
     import logging
 
     from manylora.cli.settings import configuration
-    from manylora.control.process.run import run_control
+    from manylora.control.process.checks import check_settings
+    from manylora.http.listener import listen
+    from manylora.system.collector import paused
     from manylora.system.printable import log_handler
     from manylora.system.resources import raise_file_limit
     from manylora.system.standard_streams import make_streams_lossy
@@ -47,7 +49,14 @@ def run(
     handler = log_handler("%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    run_control(configuration(config, set_ or (), {"control.host": host, "control.port": port}), ready=_say)
+    settings = configuration(config, set_ or (), {"control.host": host, "control.port": port})
+    check_settings(settings)
+    listener = listen(settings.control.host, settings.control.port, group="control")
+
+    with paused():
+        from manylora.control.process.run import run_control  # the import takes a second, so the checks come first
+
+    run_control(settings, listener, ready=_say)
 
 
 def _say(control: "Control", url: str, admin_key: str | None) -> None:

@@ -44,14 +44,11 @@ def serve(
     Without flags it fetches the default base model, serves the demo adapters, and listens on 127.0.0.1:8080. It speaks
     OpenAI's /v1 routes and LoRAX's /generate. Stop it with Ctrl-C: running requests are finished first.
     """
-    from rich.console import Console
-
     from manylora.cli.settings import FACTORY, configuration, with_adapter_roots, with_base_fetched, with_registry
-    from manylora.server.app.control_session import is_key_needed
-    from manylora.server.app.run import Announce, run_server
+    from manylora.http.listener import listen
+    from manylora.system.collector import paused
     from manylora.system.resources import raise_file_limit
     from manylora.system.standard_streams import make_streams_lossy
-    from manylora.wiring.control import host_control
 
     make_streams_lossy()
     raise_file_limit()
@@ -71,11 +68,21 @@ def serve(
         },
     )
     settings = with_registry(with_adapter_roots(with_base_fetched(settings)))
+    listener = listen(settings.server.host, settings.server.port, group="server")
+
+    # The server's imports take a second. They follow the checks, so that a wrong setting ends the command at once.
+    with paused():
+        from rich.console import Console
+
+        from manylora.server.app.control_session import is_key_needed
+        from manylora.server.app.run import Announce, run_server
+        from manylora.wiring.control import host_control
+
     console = Console(stderr=True, highlight=False, emoji=False)
     with console.status(plain(f"starting {settings.model.base}"), spinner="dots") as status:
         terminal = _Terminal(console, status, is_key_needed=is_key_needed(settings))
         announce = Announce(progress=terminal.progress, ready=terminal.ready, admin_key=terminal.admin_key)
-        run_server(settings, factory=FACTORY, control=host_control, announce=announce)
+        run_server(settings, listener, factory=FACTORY, control=host_control, announce=announce)
 
 
 class _Terminal:

@@ -15,9 +15,8 @@ import psutil
 import pytest
 
 from manylora.clock import SystemClock
-from manylora.config.settings import Config
 from manylora.errors import ConfigInvalid
-from manylora.server.app.run import bind
+from manylora.http.listener import listen
 from tests.support.paths import ROOT
 
 
@@ -96,14 +95,7 @@ def test_a_taken_port_is_named_with_what_to_do(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigInvalid, match=f"port {port} on 127.0.0.1 is taken"):
-            bind(_on_port(port))
-
-
-def _on_port(port: int) -> Config:
-    from dataclasses import replace
-
-    config = Config()
-    return replace(config, server=replace(config.server, port=port))
+            listen("127.0.0.1", port, group="server")
 
 
 def test_operators_are_told_from_strangers_on_a_real_socket(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
-"""Runs the control plane alone on a socket: bind first, open it, serve, leave on a signal."""
+"""Runs the control plane alone on a listening socket: open it, serve, leave on a signal."""
 
 import asyncio
-import errno
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -16,48 +15,30 @@ from manylora.control.control import Control
 from manylora.control.process.first_start import ensure_first_start
 from manylora.control.process.janitor import Janitor
 from manylora.control.process.opening import open_control
-from manylora.errors import ConfigInvalid
 from manylora.http.connections import bounded_protocol, connection_limits
-from manylora.http.loopback import is_loopback
-from manylora.system.failures import cannot_listen
+from manylora.http.listener import url_of
+from manylora.system.collector import exempt_modules
 from manylora.system.private_files import keep_private
 
-MIN_TOKEN_LETTERS = 16
 CLOSE_WAIT_S = 10
-BACKLOG = 2048
 
 Ready = Callable[[Control, str, str | None], None]
 """Told once: the control plane, its URL, and the operator's key if this is its first start."""
 
 
-def run_control(config: Config, *, ready: Ready) -> None:
-    """Serve until SIGTERM or SIGINT, then end what is under way and return.
+def run_control(config: Config, listener: socket.socket, *, ready: Ready) -> None:
+    """Serve until SIGTERM or SIGINT, then end what is under way, close the listener and return.
 
-    Raises `ConfigInvalid` without a token for edges or with a port that is taken, `ControlUnavailable` if the database
-    cannot be reached.
+    Args:    config    settings that `checks.check_settings` has passed
+             listener  the socket that `http.listener.listen` opened
+    Raises:  `ControlUnavailable` if the database cannot be reached
     """
-    is_key_needed = _checked(config)
-    keep_private()
-    with _bind(config) as listener:
-        control = open_control(config, is_key_needed=is_key_needed)
+    exempt_modules()
+    with listener:
+        keep_private()
+        control = open_control(config, is_key_needed=config.server.auth != "off")
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(control, listener, ready))
-
-
-def _checked(config: Config) -> bool:
-    """Whether keys are needed: unless they are switched off, which an address that others reach has to be asked for."""
-    if len(config.control.edge_token) < MIN_TOKEN_LETTERS:
-        raise ConfigInvalid(
-            f"control.edge_token must be a secret of at least {MIN_TOKEN_LETTERS} letters, the same here and on every "
-            "server of this control plane (openssl rand -hex 32 makes one)"
-        )
-    is_open = config.server.auth == "off"
-    if is_open and not is_loopback(config.control.host) and not config.server.allow_open:
-        raise ConfigInvalid(
-            f"server.auth is off and {config.control.host} can be reached by other machines: anybody could use this "
-            "control plane. If that is meant, say so with `--set server.allow_open=true`."
-        )
-    return not is_open
 
 
 async def _serve(control: Control, listener: socket.socket, ready: Ready) -> None:
@@ -66,7 +47,7 @@ async def _serve(control: Control, listener: socket.socket, ready: Ready) -> Non
         admin_key = await ensure_first_start(control)
         caretaker.start()
         server = _Server(create_control_app(control), control.config)
-        ready(control, _url_of(listener), admin_key)
+        ready(control, url_of(listener), admin_key)
         await server.serve(sockets=[listener])
     finally:
         await caretaker.stop()
@@ -100,27 +81,3 @@ class _Server(uvicorn.Server):
     def _leave(self) -> None:
         self.force_exit = self.should_exit  # a second signal waits for nobody
         self.should_exit = True
-
-
-def _bind(config: Config) -> socket.socket:
-    host, port = config.control.host, config.control.port
-    listener: socket.socket | None = None
-    try:
-        listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
-    except OSError as error:
-        if listener is not None:
-            listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigInvalid(
-                f"control.port {port} on control.host {host} is taken by another process; choose another with --port"
-            ) from error
-        raise ConfigInvalid(cannot_listen(error, host, port, "control")) from error
-    return listener
-
-
-def _url_of(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,7 +1,6 @@
-"""Runs the edge on a socket: bind first, answer 503 while the engine starts, serve, drain on a signal, leave."""
+"""Runs the edge on a listening socket: answer 503 while the engine starts, serve, drain on a signal, leave."""
 
 import asyncio
-import errno
 import logging
 import socket
 import sys
@@ -17,8 +16,9 @@ import uvloop
 from manylora.clock import SystemClock
 from manylora.config.folders import cache_dir, metering_dir
 from manylora.config.settings import Config
-from manylora.errors import ConfigInvalid, StartupError
+from manylora.errors import StartupError
 from manylora.http.connections import bounded_protocol, connection_limits
+from manylora.http.listener import url_of
 from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.app.application import EdgeApp, create_app
 from manylora.server.app.control_session import ControlFactory, ControlSession
@@ -26,13 +26,12 @@ from manylora.server.app.signals import StopSignals
 from manylora.server.app.starting import StartingApp
 from manylora.server.engine_client.link import ProcessLink
 from manylora.server.engine_client.served_model import ServedModel
-from manylora.system.failures import cannot_listen
+from manylora.system.collector import exempt_modules
 from manylora.system.printable import log_handler
 from manylora.system.private_files import keep_private, tighten
 
 CLOSE_WAIT_S = 5
 KEEP_ALIVE_S = 75
-BACKLOG = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,47 +46,22 @@ class Announce:
     admin_key: Callable[[str], None] = lambda key: None
 
 
-def run_server(config: Config, *, factory: str, control: ControlFactory, announce: Announce) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and return.
+def run_server(
+    config: Config, listener: socket.socket, *, factory: str, control: ControlFactory, announce: Announce
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain, close the listener and return.
 
-    Args:    factory  `module:function` of a `driver.EngineFactory`, imported by the engine process
-             control  opens the control plane in this process, where it is not at a URL
-    Raises:  `ConfigInvalid` if the port is taken; `StartupError` if the engine cannot be built
+    Args:    listener  the socket that `http.listener.listen` opened
+             factory   `module:function` of a `driver.EngineFactory`, imported by the engine process
+             control   opens the control plane in this process, where it is not at a URL
+    Raises:  `StartupError` if the engine cannot be built
     """
+    exempt_modules()
     configure_logging()
     keep_private()
     tighten(metering_dir(config), cache_dir(config) / "adapters")
-    listener = bind(config)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, listener:
+    with listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config, listener, factory, control, announce))
-
-
-def bind(config: Config) -> socket.socket:
-    """Take the port before anything heavy is loaded. It listens at once, since only that shows whether it was free."""
-    host, port = config.server.host, config.server.port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener: socket.socket | None = None
-    try:
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
-    except OSError as error:
-        if listener is not None:
-            listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigInvalid(
-                f"port {port} on {host} is taken by another process. Choose another with `--port {port + 1}`, "
-                f"or stop what listens there (`ss -ltnp 'sport = :{port}'` shows it)."
-            ) from error
-        raise ConfigInvalid(cannot_listen(error, host, port, "server")) from error
-    return listener
-
-
-def url_of(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{shown}:{port}"
 
 
 async def _serve(

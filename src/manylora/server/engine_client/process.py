@@ -21,6 +21,7 @@ from manylora.failure import Failure
 from manylora.server.engine_client import messages as wire
 from manylora.server.engine_client.journal import Journal
 from manylora.server.engine_client.loop import ProgressLine, drive, load_factory
+from manylora.system.collector import exempt_modules, paused
 from manylora.system.failures import described
 from manylora.system.printable import log_handler
 from manylora.system.resources import find_resources
@@ -99,7 +100,10 @@ def _serve(socket: "zmq.Socket[bytes]", port: _SocketPort) -> int:
         logging.getLogger("manylora").setLevel(logging.INFO)
         logging.getLogger().addHandler(progress)
         config = _with_memory(boot.config, port.parent_pid)
-        engine, served = load_factory(boot.factory)(config, lambda line: port.send(wire.Progress(line)))
+        with paused():
+            factory = load_factory(boot.factory)
+        exempt_modules()
+        engine, served = factory(config, lambda line: port.send(wire.Progress(line)))
         logging.getLogger().removeHandler(progress)
         logging.basicConfig(handlers=[log_handler("%(levelname)s %(message)s")], level=logging.WARNING)
         port.send(wire.Ready(served))
