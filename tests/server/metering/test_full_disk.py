@@ -82,7 +82,8 @@ def small_disk(directory: Path, *settings: str) -> Iterator[SmallDisk]:
     disk.mkdir()
     serve = [sys.executable, "-m", "tests.server.serve_fake", str(directory), f"metering.dir={disk}/metering"]
     serve += [setting.format(disk=disk) for setting in settings]
-    words = [*unshare(), "sh", "-c", MOUNT, "sh", str(disk), *serve, "metering.ship_s=0.1", "server.drain_s=1"]
+    serve += ["metering.ship_s=0.1", "metering.durable_wait_s=1", "server.drain_s=1"]
+    words = [*unshare(), "sh", "-c", MOUNT, "sh", str(disk), *serve]
     with (
         errors.open("wb") as stderr,
         subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,

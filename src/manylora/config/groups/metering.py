@@ -30,3 +30,11 @@ class MeteringConfig:
         Seconds between two shipments of records to the control plane.
         """,
     )
+    durable_wait_s: float = setting(
+        10.0,
+        low=0.01,
+        text="""
+        Seconds that the end of a reply waits for its usage record to be on the disk. Then the reply ends, the log has a
+        line, and the record is tried on.
+        """,
+    )

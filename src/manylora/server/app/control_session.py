@@ -80,6 +80,7 @@ class ControlSession:
             clock=clock,
             keeps_journals=config.metering.keep_journals,
             ship_s=config.metering.ship_s,
+            durable_wait_s=config.metering.durable_wait_s,
         )
         try:
             return await _joined(config, factory, clock, meter, is_needed=needed)

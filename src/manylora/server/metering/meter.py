@@ -40,8 +40,6 @@ log = logging.getLogger(__name__)
 SHIPMENT = 500
 LONGEST_BACKOFF_S = 10.0
 DRAIN_S = 5.0
-DURABLE_WAIT_S = 10.0
-"""A disk that takes no record for longer is told in the log; the reply goes out, and the record is tried on."""
 WORST_FIRST = (
     *("engine_failure", "edge_lost", "shutdown", "adapter_failure", "queue_timeout", "rejected", "incomplete"),
     *("disconnect", "abort", "length", "stop_string", "stop_token", "end_of_sequence"),
@@ -96,7 +94,9 @@ class OpenUsage:
 class Meter:
     """One edge's metering. All methods belong to its event loop."""
 
-    def __init__(self, root: Path, *, clock: Clock, ship_s: float, keeps_journals: bool = False) -> None:
+    def __init__(
+        self, root: Path, *, clock: Clock, ship_s: float, durable_wait_s: float = 10.0, keeps_journals: bool = False
+    ) -> None:
         """Hold a folder below `root` and read what edges before us left.
 
         Raises `ConfigInvalid`, `DataTooNew`; nothing but the folder is changed before `recovered`.
@@ -107,6 +107,7 @@ class Meter:
         self.life = ""  # of the engine that now runs; the link says it
         self._clock = clock
         self._ship_s = ship_s
+        self._durable_wait_s = durable_wait_s
         self._keeps_journals = keeps_journals
         left = [(folder.path, edge, path) for folder in self._held for edge, path in segments_in(folder.path)]
         self._lost_edges = {edge for _, edge, _ in left}
@@ -228,10 +229,10 @@ class Meter:
         if usage.settled is None:
             return
         try:
-            async with asyncio.timeout(DURABLE_WAIT_S):
+            async with asyncio.timeout(self._durable_wait_s):
                 await asyncio.shield(usage.settled)
         except TimeoutError:
-            log.error("usage.not_durable id=%s after_s=%g", usage.opened.id, DURABLE_WAIT_S)
+            log.error("usage.not_durable id=%s after_s=%g", usage.opened.id, self._durable_wait_s)
 
     async def stop(self, client: ControlClient) -> None:
         """Write what has ended, ship it for a few seconds at most, and give back what was leased; then close.
