@@ -51,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
 def server() -> Iterator[Listening]:
     with Listening() as listening:
         listening.replies["/v1/account/credits"] = (200, {}, CREDITS)
-        thread = threading.Thread(target=listening.serve_forever, daemon=True)
+        thread = threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield listening
         listening.shutdown()

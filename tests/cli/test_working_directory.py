@@ -10,9 +10,8 @@ import pytest
 from peft import LoraConfig
 
 from manylora.config.environment import child_environment
-from manylora.config.folders import cache_dir
 from tests.models.tiny_tokenizers import save_byte_level
-from tests.support.serving import running_server
+from tests.support.serving import make_cache, running_server
 from tests.support.tiny import ALL, make_adapter, make_base
 
 THIRD_PARTY = (
@@ -45,8 +44,7 @@ def test_no_process_of_a_server_imports_from_the_working_directory(hostile_direc
     base = make_base(tmp_path / "base", vocab_size=330)
     save_byte_level(tmp_path / "base")
     make_adapter(base, tmp_path / "adapters" / "one", LoraConfig(r=4, target_modules=ALL))
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "kernels").symlink_to(cache_dir() / "kernels")  # compiled once a machine
+    make_cache(tmp_path / "cache")
     flags = ("--base", str(tmp_path / "base"), "--adapter-root", str(tmp_path / "adapters"))
     own = ("--set", f"model.cache_dir={tmp_path / 'cache'}")
     with running_server(tmp_path / "log", *flags, *own, command=(str(COMMAND),)) as url:

@@ -1,6 +1,7 @@
 """A byte-level tokenizer of 256 bytes and three special tokens, with a chat template: one byte, one token."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 BOS, EOS, UNK = 256, 257, 258
@@ -11,14 +12,15 @@ CHAT_TEMPLATE = (
 )
 
 
-def _alphabet() -> list[str]:
+@cache
+def _alphabet() -> tuple[str, ...]:
     """The character that stands for each byte in a byte-level vocabulary."""
     shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     characters = {byte: chr(byte) for byte in shown}
     for byte in range(256):
         if byte not in characters:
             characters[byte] = chr(256 + sum(other not in shown for other in range(byte)))
-    return [characters[byte] for byte in range(256)]
+    return tuple(characters[byte] for byte in range(256))
 
 
 def save_tokenizer(directory: Path) -> None:

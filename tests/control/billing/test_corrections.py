@@ -263,7 +263,7 @@ def test_an_invoice_of_a_month_that_is_over_stays_as_it_is(url: URL, tmp_path: P
     """Byte for byte in every form, whatever is corrected afterwards; and nothing of a correction is lost."""
     with standing_plane(url, tmp_path, is_key_needed=False) as (runner, plane):
 
-        @settings(max_examples=25)
+        @settings(max_examples=12)
         @given(CORRECTIONS)
         def hold(corrections: list[tuple[int, int, int, str, float]]) -> None:
             runner.run(_correct_months(plane, corrections))

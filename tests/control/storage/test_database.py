@@ -127,7 +127,7 @@ def refusing(state: str, said: str) -> Iterator[int]:
     """Yields the port."""
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Refusing) as server:
         server.state, server.said = state, said  # type: ignore[attr-defined]  # read by the handler
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         try:
             yield server.server_address[1]

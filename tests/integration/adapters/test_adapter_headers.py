@@ -8,10 +8,9 @@ import httpx2
 import pytest
 from peft import LoraConfig
 
-from manylora.config.folders import cache_dir
 from tests.adapters.fake_hub import HttpServer, Repository
 from tests.models.tiny_tokenizers import save_byte_level
-from tests.support.serving import running_server
+from tests.support.serving import make_cache, running_server
 from tests.support.tiny import ALL, make_adapter, make_base
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -40,9 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for source in ("local", "hub"):
             shape = LoraConfig(r=4, lora_alpha=8, target_modules=ALL)
             make_adapter(base, folder / source / name, shape, seed=2 * seed + (source == "hub"))
-    (folder / "cache").mkdir()
-    (cache_dir() / "kernels").mkdir(parents=True, exist_ok=True)
-    (folder / "cache" / "kernels").symlink_to(cache_dir() / "kernels")  # compiled once a machine
+    make_cache(folder / "cache")
     return folder
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.support.serving import running_server
+from tests.support.serving import make_cache, running_server
 from tests.support.text_adapters import (
     ADDED,
     OWN_TEMPLATE,
@@ -77,7 +77,7 @@ def client(texts: Texts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[h
     folder = tmp_path_factory.mktemp("server")
     flags = ("--base", str(texts.base.directory), "--adapter-root", str(texts.adapters))
     with (
-        running_server(folder / "log", *flags, "--set", f"model.cache_dir={folder / 'cache'}") as url,
+        running_server(folder / "log", *flags, "--set", f"model.cache_dir={make_cache(folder / 'cache')}") as url,
         httpx2.Client(base_url=url, timeout=120) as client,
     ):
         yield client

@@ -11,9 +11,8 @@ from peft import LoraConfig
 from typer.testing import CliRunner
 
 from manylora.cli import app
-from manylora.config.folders import cache_dir
 from tests.models.tiny_tokenizers import save_byte_level
-from tests.support.serving import running_server
+from tests.support.serving import make_cache, running_server
 from tests.support.tiny import ALL, make_adapter, make_base
 from tests.support.waiting import wait_for
 
@@ -33,9 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (narrow / "adapter_config.json").write_text(json.dumps(config))
     (folder / "adapters" / "broken").mkdir()
     (folder / "adapters" / "broken" / "adapter_config.json").write_text("{}")
-    (folder / "cache").mkdir()
-    (cache_dir() / "kernels").mkdir(parents=True, exist_ok=True)
-    (folder / "cache" / "kernels").symlink_to(cache_dir() / "kernels")  # compiled once a machine
+    make_cache(folder / "cache")
     return folder
 
 

@@ -16,8 +16,8 @@ from manylora.engine.events import Finished, FinishReason, TokenEvent
 from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.ids import Flow, RequestId
 from manylora.wiring.engine import build_engine
-from tests.integration.engine.test_mixed_batch import compiled_kernels
 from tests.models.tiny_tokenizers import save_byte_level
+from tests.support.serving import make_cache
 from tests.support.tiny import ALL, make_adapter, make_base
 
 HITS = 2
@@ -45,9 +45,7 @@ def poison(folder: Path) -> None:
 @pytest.fixture(params=["none", "int8"])
 def engine(folder: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
     """On the native kernels, where a row's bits are its own."""
-    cache = folder / "cache"
-    cache.mkdir()
-    (cache / "kernels").symlink_to(compiled_kernels())
+    cache = make_cache(folder / "cache")
     config = load_config(
         flags={
             "model.base": str(folder / "base"),

@@ -25,6 +25,6 @@ def test_the_memory_of_an_engine_stays_flat(tmp_path: Path) -> None:
 
 
 def test_a_server_answers_404_and_its_metrics_get_no_labels(tmp_path: Path) -> None:
-    served = ask_server(tmp_path, 2_000, warm_up=200)  # the memory of many is the engine's, above
+    served = ask_server(tmp_path, 600, warm_up=200)  # the memory of many is the engine's, above
     assert served.grown.wrong == 0
     assert served.series_after == served.series_before

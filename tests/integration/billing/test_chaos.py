@@ -11,9 +11,9 @@ def test_kills_at_random_moments_lose_and_double_no_token(tmp_path: Path) -> Non
     make_base(tmp_path / "base", vocab_size=330)
     save_byte_level(tmp_path / "base")
     settings = ("adapters.hub_endpoint=", f"adapters.roots={tmp_path}")
-    found = run_chaos(tmp_path, str(tmp_path / "base"), kills=6, seed=3, vocab=330, busy=2, settings=settings)
+    found = run_chaos(tmp_path, str(tmp_path / "base"), kills=3, seed=3, vocab=330, busy=2, settings=settings)
     assert found.difference == 0
     assert found.unequal == 0
-    assert found.kills == {"edge": 2, "engine": 2, "control": 2}
+    assert found.kills == {"edge": 1, "engine": 1, "control": 1}
     assert 0 < found.received_tokens <= found.charged_tokens <= found.ledger_tokens
     assert found.requests > 20

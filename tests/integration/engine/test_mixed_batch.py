@@ -8,7 +8,6 @@ import pytest
 from peft import LoraConfig
 
 from manylora.adapter_ref import AdapterRef, SourceName
-from manylora.config.folders import cache_dir
 from manylora.config.settings import load_config
 from manylora.engine.engine import Engine
 from manylora.engine.events import Finished, FinishReason
@@ -18,6 +17,7 @@ from manylora.kernels.select import select_kernels
 from manylora.wiring.engine import build_engine
 from tests.models.tiny_tokenizers import save_byte_level
 from tests.support.peft_grid import Case, save_case
+from tests.support.serving import make_cache
 from tests.support.tiny import ALL, VOCAB, make_adapter, make_base
 
 SHAPES = {
@@ -36,6 +36,7 @@ SHAPES = {
 }
 INVOCATION = (50, 51)
 ADDED = 21  # tokens that one adapter more, "added", has of its own
+NAMES = (None, "added", *SHAPES)
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +74,7 @@ def pair(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Engine,
         if kernels.name != kernels_name:
             pytest.skip(f"{kernels_name} does not work here")
         kv_block_bytes = kernels.kv_block_bytes(layers=3, block_size=block, kv_heads=2, head_dim=8)
-        cache = folder / f"cache-{request.param}-{name}"
-        cache.mkdir()
-        (cache / "kernels").symlink_to(compiled_kernels())  # compiled once a machine, not once a test
+        cache = make_cache(folder / f"cache-{request.param}-{name}")
         config = load_config(
             flags={
                 "model.base": str(folder / "base"),
@@ -94,18 +93,19 @@ def pair(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Engine,
             environ={},
         )
         made.append(build_engine(config, lambda line: None)[0])
-    yield made[0], made[1], 16 if request.param == "reference" else 60
+    yield made[0], made[1], len(NAMES) if request.param == "reference" else 3 * len(NAMES)
     for engine in made:
         engine.close()
 
 
-def compiled_kernels() -> Path:
-    folder = cache_dir() / "kernels"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def random_requests(source: random.Random, count: int) -> list[Request]:
+    """Requests in random order, of the base and of every adapter in turn."""
+    names = [NAMES[number % len(NAMES)] for number in range(count)]
+    source.shuffle(names)
+    return [random_request(source, name) for name in names]
 
 
-def random_request(source: random.Random) -> Request:
+def random_request(source: random.Random, name: str | None) -> Request:
     sampling = source.choice(
         [
             SamplingParams(temperature=0.0),
@@ -114,7 +114,6 @@ def random_request(source: random.Random) -> Request:
             SamplingParams(temperature=1.3, top_k=20, top_p=0.9, seed=source.randrange(1 << 50), num_logprobs=2),
         ]
     )
-    name = source.choice([None, "added", *SHAPES])
     known = VOCAB + (ADDED if name == "added" else 0)
     tokens = [source.randrange(3, known) for _ in range(source.randint(1, 60))]
     at = source.randint(0, len(tokens))
@@ -165,7 +164,7 @@ def run(engine: Engine, requests: list[Request]) -> tuple[dict[RequestId, list[i
 def test_a_mixed_batch_equals_each_request_alone(pair: tuple[Engine, Engine, int]) -> None:
     crowded, roomy, count = pair
     source = random.Random(7)
-    requests = [*outgrowing_requests(), *(random_request(source) for _ in range(count))]
+    requests = [*outgrowing_requests(), *random_requests(source, count)]
     mixed, ends = run(crowded, requests)
     assert all(end.reason == FinishReason.LENGTH for end in ends.values())
     for request in requests:
@@ -178,7 +177,7 @@ def test_a_mixed_batch_equals_each_request_alone(pair: tuple[Engine, Engine, int
 def test_a_broken_adapter_ends_its_own_request_alone(pair: tuple[Engine, Engine, int]) -> None:
     crowded, roomy, count = pair
     source = random.Random(8)
-    healthy = [random_request(source) for _ in range(count // 6)]
+    healthy = random_requests(source, count // 4)
     broken = Request(
         id=mint_request_id(),
         flow=Flow("a"),

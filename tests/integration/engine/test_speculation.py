@@ -15,8 +15,9 @@ from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.ids import Flow, RequestId, mint_request_id
 from manylora.kernels.select import select_kernels
 from manylora.wiring.engine import build_engine
-from tests.integration.engine.test_mixed_batch import SHAPES, compiled_kernels
+from tests.integration.engine.test_mixed_batch import SHAPES
 from tests.models.tiny_tokenizers import save_byte_level
+from tests.support.serving import make_cache
 from tests.support.tiny import VOCAB, make_adapter, make_base
 
 SAMPLINGS = (
@@ -40,9 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def open_engine(folder: Path, kernels: str) -> Engine:
     block_bytes = select_kernels(kernels, 1).kv_block_bytes(layers=3, block_size=4, kv_heads=2, head_dim=8)
-    cache = folder / f"cache-{kernels}"
-    cache.mkdir()
-    (cache / "kernels").symlink_to(compiled_kernels())
+    cache = make_cache(folder / f"cache-{kernels}")
     config = load_config(
         flags={
             "model.base": str(folder / "base"),

@@ -40,9 +40,9 @@ class Listener:
 
 @dataclass
 class Served:
-    """The server under test, the files and hub it may ask, and the listener it may not."""
+    """A client of the server under test, the files and hub it may ask, and the listener it may not."""
 
-    url: str
+    client: httpx2.Client
     allowed: HttpServer
     internal: Listener
 
@@ -58,8 +58,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         *("--adapter-store", f"http://127.0.0.1:{allowed.port}/files"),
         *("--set", f"adapters.hub_endpoint=http://127.0.0.1:{allowed.port}"),
     )
-    with running_server(folder / "log", *flags) as url:
-        yield Served(url, allowed, internal)
+    with running_server(folder / "log", *flags) as url, httpx2.Client(base_url=url, timeout=60) as client:
+        yield Served(client, allowed, internal)
     allowed.close()
     internal.close()
 
@@ -94,11 +94,11 @@ def test_a_name_that_leads_elsewhere_is_refused_without_a_connection(served: Ser
     for template in NAMES:
         name = template.format(port=served.internal.port)
         parameters = {"adapter_id": name, "adapter_source": source, "max_new_tokens": 1}
-        reply = httpx2.post(f"{served.url}/generate", json={"inputs": "x", "parameters": parameters}, timeout=60)
+        reply = served.client.post("/generate", json={"inputs": "x", "parameters": parameters})
         assert reply.status_code in (404, 422), (name, reply.text)
         extra = {} if source is None else {"adapter_source": source}
         body = {"model": name, "prompt": "x", "max_tokens": 1, **extra}
-        reply = httpx2.post(f"{served.url}/v1/completions", json=body, timeout=60)
+        reply = served.client.post("/v1/completions", json=body)
         assert reply.status_code in (400, 404), (name, reply.text)
     assert served.internal.num_connections == 0
     assert all(path.startswith(("/files/", "/api/models/")) and ".." not in path for path, _ in served.allowed.seen)
@@ -109,7 +109,7 @@ def test_a_name_below_its_place_is_asked_for_there(served: Served) -> None:
     before = len(served.allowed.seen)
     for name, source in (("team/x", "https"), ("org/x", "hub")):
         parameters = {"adapter_id": name, "adapter_source": source, "max_new_tokens": 1}
-        reply = httpx2.post(f"{served.url}/generate", json={"inputs": "x", "parameters": parameters}, timeout=60)
+        reply = served.client.post("/generate", json={"inputs": "x", "parameters": parameters})
         assert reply.status_code == 404
     asked = {path for path, _ in served.allowed.seen[before:]}
     assert {"/files/team/x/adapter_config.json", "/api/models/org/x/revision/main"} <= asked
@@ -117,6 +117,6 @@ def test_a_name_below_its_place_is_asked_for_there(served: Served) -> None:
 
 def test_nothing_of_the_file_system_is_told(served: Served, tmp_path: Path) -> None:
     parameters = {"adapter_id": "nowhere", "max_new_tokens": 1}
-    reply = httpx2.post(f"{served.url}/generate", json={"inputs": "x", "parameters": parameters}, timeout=60)
+    reply = served.client.post("/generate", json={"inputs": "x", "parameters": parameters})
     assert reply.json()["error"] == "Adapter 'nowhere' was not found in source 'local'"
-    assert str(tmp_path.parent.parent) not in httpx2.get(f"{served.url}/info", timeout=60).text
+    assert str(tmp_path.parent.parent) not in served.client.get("/info").text
