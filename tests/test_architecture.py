@@ -1,6 +1,7 @@
 """The rules of the house, checked: layers, cycles, what may be imported where, and who may start threads."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -348,6 +349,18 @@ def test_every_path_named_in_the_architecture_page_exists() -> None:
     named = {word.strip("`.,;:()") for word in text.split() if word.startswith("`") and ".py" in word}
     missing = {name for name in named if not (SOURCE / name).exists() and not (ROOT / name).exists()}
     assert not missing
+
+
+def test_every_home_in_the_glossary_exists() -> None:
+    text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    homes = re.findall(r"\| (?:`(\w+)` in )?`([\w/]+(?:\.py)?)` \|\n", text)
+    assert len(homes) > 40
+    missing = [
+        (name, place)
+        for name, place in homes
+        if not (SOURCE / place).exists() or (name and f"class {name}" not in (SOURCE / place).read_text("utf-8"))
+    ]
+    assert missing == []
 
 
 def test_the_architecture_page_has_a_sentence_for_each_room() -> None:
