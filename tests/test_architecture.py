@@ -114,6 +114,7 @@ MAY_START_THREADS_OR_PROCESSES = {
     "server/generation/adapter_resolver.py",  # a slow file system delays only requests whose names need it
     "server/generation/models.py",  # threads for the tokenizer
     "server/generation/template_renderer.py",  # the processes of templates, and a thread to wait for each
+    "wiring/llm.py",  # the event loop of a program that has none
     "system/standard_streams.py",  # the writer of log lines, which may block
 }
 BARE_GPU_IMAGE = {
