@@ -1,4 +1,4 @@
-"""Who calls, by key, and what that caller may still use: decided at the edge, from its own copy of what is known."""
+"""Keys, limits and credit at the edge: the caller of a request, and the use that it has left."""
 
 import contextlib
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ HUB_TOKEN = "hf_"
 
 @dataclass(slots=True)
 class Admission:
-    """What one request holds of its tenant's limits and credit, from its beginning to its charge."""
+    """One request's share of its tenant's limits and credit, held from its beginning to its charge."""
 
     caller: Caller
     reservation: Reservation
     limiter: Limiter
     hold: Hold | None = None
     is_metered: bool = False
-    """Its charge will settle it, however late the engine tells of its end."""
+    """Whether its charge settles it, which may come long after the reply."""
 
     def headers(self) -> dict[str, str]:
         """Return the `x-ratelimit-…` headers as the caller's limits stand now."""
@@ -36,14 +36,14 @@ class Admission:
     def settle(
         self, charged_prompt_tokens: int, charged_completion_tokens: int, charged_cached_tokens: int = 0
     ) -> None:
-        """Give back what was not used; the cached tokens are of the prompt's. Calling it again changes nothing."""
+        """Give back the unused part; cached tokens are prompt tokens, too. A second call changes nothing."""
         self.reservation.settle(charged_prompt_tokens + charged_completion_tokens)
         if self.hold is not None:
             self.hold.settle(charged_prompt_tokens, charged_completion_tokens, charged_cached_tokens)
 
 
 class Access:
-    """Keys, limits and credit of one edge. Without a directory nobody is asked for anything."""
+    """Keys, limits and credit of one edge. Without a directory every caller may use everything."""
 
     def __init__(
         self,
@@ -62,13 +62,13 @@ class Access:
         self._limiter = Limiter(clock)
 
     def caller(self, method: str, path: str, authorization: str, path_tenant: str | None) -> Caller:
-        """The caller of a route, who may call it: as `identify`, and then `authorise`."""
+        """Return the caller of a route, which may call it: as `identify`, and then `authorise`."""
         caller = self.identify(method, path, authorization, path_tenant)
         self.authorise(caller, method, path, path_tenant)
         return caller
 
     def identify(self, method: str, path: str, authorization: str, path_tenant: str | None) -> Caller:
-        """Whose a request is, whatever it may do; where a route needs no key, none is looked at.
+        """Return the caller of a request, whatever it may do; a route without scopes needs no key, and reads none.
 
         Args:    authorization  the header's text, empty where there is none
                  path_tenant    the tenant of a deployment's path, None where there is none
@@ -91,7 +91,7 @@ class Access:
     def authorise(self, caller: Caller, method: str, path: str, path_tenant: str | None) -> None:
         """Raises `TenantSuspended`, `InsufficientPermissions`, `TenantMismatch`.
 
-        A path that there is not needs a key of any scope: who has none is not told which there are.
+        An unknown path needs a key of any scope, so that callers without one do not learn which paths there are.
         """
         require_active(caller.tenant, caller.state)
         if not self.is_key_needed:
@@ -101,7 +101,7 @@ class Access:
             raise TenantMismatch("the key is of another tenant than the path")
 
     async def learn(self) -> None:
-        """Ask at once what has changed, as far as the control plane answers."""
+        """Fetch changes from the control plane at once, if it answers."""
         if self.directory is not None:
             with contextlib.suppress(ControlUnavailable):
                 await self.directory.refresh()
@@ -112,7 +112,7 @@ class Access:
             await self.directory.report_act(act)
 
     def enter(self, caller: Caller, *, sequences: int) -> Admission:
-        """Count a request against the caller's limits, before anything is done for it. Raises `LimitExceeded`."""
+        """Count a request against the caller's limits, before any work for it. Raises `LimitExceeded`."""
         reservation = self._limiter.enter(dict(caller.limits), streams=sequences)
         return Admission(caller, reservation, self._limiter)
 
@@ -137,7 +137,7 @@ class Access:
         )
 
     def _key(self, authorization: str) -> KeyFacts:
-        """The facts of the key in a header. Raises `InvalidApiKey`, `ControlUnavailable`."""
+        """Return the facts of the key in a header. Raises `InvalidApiKey`, `ControlUnavailable`."""
         assert self.directory is not None, "keys are needed where there is a directory"
         key_id, secret = key_of(authorization)
         self.directory.require_fresh()
@@ -171,7 +171,7 @@ class Access:
         )
 
     def _open_caller(self, text: str, tenant: TenantId) -> Caller:
-        """Nobody is asked for a key; what is known of the tenant holds all the same, its credit aside."""
+        """Return the caller where no key is needed: the tenant's state and limits hold, its credit does not."""
         facts = None if self.directory is None else self.directory.tenant(tenant)
         limits = () if facts is None or facts.limits == Limits() else ((f"tenant {tenant}", facts.limits),)
         return Caller(
@@ -191,7 +191,7 @@ def _stored(key: KeyFacts) -> StoredKey:
 
 
 def _scopes_of(method: str, path: str, otherwise: Scopes) -> Scopes:
-    """What a route asks for, for another method what its path's first does, and `otherwise` for no such path."""
+    """Return the scopes of a route, of its path's first method for an unknown one, and `otherwise` for no path."""
     found = SERVER_ROUTES.at(path)
     route = found.get(method) or next(iter(found.values()), None)
     return otherwise if route is None else route.scopes

@@ -1,17 +1,17 @@
-"""Names of adapters: the one function that says what a name means to a caller, and the list of all names that mean one.
+"""Names of adapters: their resolution for a caller, and the list of all names that mean an adapter to it.
 
 The rules, in their order, for a caller of tenant T. Slashes at a name's end make no difference.
 
 1. No name, `__base_model__`, the base's id, its deployment's name or another alias of it: the base model. With
    `adapter_source: pbase`, T's own repository of that name, where T has one.
-2. `adapter_source`, or a scheme in the name (`s3://bucket/name`), says where to look, and nothing else is asked.
+2. `adapter_source`, or a scheme in the name (`s3://bucket/name`), names the only source to look in.
 3. The first word is a repository that T has or has had: that repository (`repo`, `repo/3`, `repo/alias`), or not found.
 4. A folder below one of the adapter roots.
 5. `owner/repo`, `owner/repo/3`, `owner/repo/alias` of a tenant that lets T use it; `T/repo` is another spelling of
    `repo`.
 6. The default source. Of names without a place there only `org/name` goes to a hub.
 
-What `listed` returns is what `resolve` finds by rules 3 to 5 and, for adapters that T has used lately, rule 6. Each
+`listed` returns the names that `resolve` finds by rules 3 to 5 and, for adapters that T has used lately, rule 6. Each
 name means the reference beside it. Uploads are looked up in the edge's copy of the control plane's facts. The disk is
 read only in threads of a pool of its own: a slow file system delays only requests whose names need it.
 """
@@ -38,7 +38,7 @@ from manylora.server.generation.adapter_fields import AdapterFields
 
 NO_FIELDS = AdapterFields()
 FRESH_S = 1.0
-"""How long the disk's answer for a name that it has is used again; a name that it has not is looked for each time."""
+"""The disk's answer for a name that it has is used again for so long; a missing name is looked for each time."""
 MAX_REMEMBERED = 16_384
 DISK_THREADS = 4
 _SCHEME = re.compile(rf"({'|'.join(SourceName)})://?(?=[^/])")
@@ -50,7 +50,7 @@ Arguments = TypeVarTuple("Arguments")
 
 @dataclass(frozen=True, slots=True)
 class _OnDisk:
-    """What the disk has of a name. is_local: a folder below a root, fit to be served or not."""
+    """The disk's answer for a name. is_local: there is a folder below a root, fit to be served or not."""
 
     has_repository: bool = False
     has_version: bool = False
@@ -78,7 +78,7 @@ class AdapterResolver:
         self._disk.shutdown(wait=False, cancel_futures=True)
 
     async def has_tenant(self, tenant: str) -> bool:
-        """Return whether there is a tenant of that code: one that the control plane or the registry's folder knows."""
+        """Return whether the control plane or the registry's folder knows a tenant of that code."""
         if self._directory is None or self._directory.has_tenant(tenant):
             return True
         return self._registry is not None and await self._on_disk(self._registry.has_tenant, tenant)
@@ -94,10 +94,10 @@ class AdapterResolver:
         tenant: str,
         token: str = "",
     ) -> AdapterRef | None:
-        """The adapter that a request names, or makes of several; None is the base model.
+        """Return the adapter that a request names, or merges from several; None is the base model.
 
-        `token` is the caller's at the source, where the request has none of its own. Raises as `resolve`; `parameter`
-        is the request's field that an error is about.
+        `token` is the caller's at the source, where the request has none of its own; `parameter` is the request's
+        field that an error names. Raises as `resolve`.
         """
         if token and not fields.token:
             fields = dataclasses.replace(fields, token=token)
@@ -121,8 +121,8 @@ class AdapterResolver:
     ) -> AdapterRef | None:
         """Return the adapter that a name means by the rules above; None is the base model.
 
-        Raises `AdapterReferenceInvalid` for what cannot be a name, `AdapterNotFound`. A name of rule 2 or 6 that its
-        source does not have is the engine's to refuse.
+        Raises `AdapterReferenceInvalid` for a text that cannot be a name, and `AdapterNotFound`. The engine refuses a
+        name of rule 2 or 6 that its source does not have.
         """
         if name is None or self.is_base_name(name):
             _check_source(source)
@@ -164,7 +164,7 @@ class AdapterResolver:
         return ref
 
     async def _uploaded(self, name: str, tenant: str) -> AdapterRef:
-        """A name with `adapter_source: pbase`: rules 3 and 5 alone."""
+        """Return the adapter of a name with `adapter_source: pbase`: rules 3 and 5 alone."""
         if self._directory is not None:
             if (upload := self._directory.upload(TenantId(tenant), name)) is not None:
                 return self._upload_ref(upload)
@@ -173,7 +173,7 @@ class AdapterResolver:
         return self._folder_ref(name, tenant, await self._look(tenant, name))
 
     def _folder_ref(self, name: str, tenant: str, on_disk: _OnDisk) -> AdapterRef:
-        """A repository of the registry's folder that the control plane was never told of."""
+        """Return the adapter of a repository in the registry's folder that the control plane does not know."""
         if not on_disk.has_version:
             raise _not_found(name, SourceName.PBASE)
         return self._parsed(name, SourceName.PBASE, tenant=tenant)
@@ -194,10 +194,10 @@ class AdapterResolver:
     # ── all names ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def listed(self, tenant: str, recent: Sequence[AdapterRef] = ()) -> list[Listed]:
-        """Every name that means an adapter to a tenant, with the version that it means now: local ones first.
+        """Return every name that means an adapter to a tenant, with the version that it means now: local ones first.
 
-        `recent`: those of remote sources that the tenant has used lately; one that is not at the default source is
-        listed with its scheme (`hub://org/name`), for under its plain name nothing is found.
+        `recent`: the adapters of remote sources that the tenant has used lately. One that is not at the default source
+        is listed with its scheme (`hub://org/name`), since its plain name does not resolve.
         """
         directory = self._directory if SourceName.PBASE in self._enabled else None
         uploads = [] if directory is None else directory.listed(TenantId(tenant))
@@ -227,23 +227,23 @@ class AdapterResolver:
         return ref.source is self._served.default_source and self._may_be_at_default(ref.id)
 
     async def local_names(self) -> list[str]:
-        """Local adapters, as their source lists them after this call began; calls that wait share one walk."""
+        """Return local adapters, listed after this call began; concurrent calls share one walk."""
         if self._walk is None:
             self._walk = asyncio.ensure_future(self._walk_roots())
         return await asyncio.shield(self._walk)
 
     async def _walk_roots(self) -> list[str]:
         async with self._walking:
-            self._walk = None  # who calls from now on needs a later one
+            self._walk = None  # later calls need a later walk
             names = await self._on_disk(self._local.list)
         return [name for name in names if not self.is_base_name(name)]
 
     async def is_served(self, ref: AdapterRef) -> bool:
-        """Return whether a local adapter is fit to be served now; uploads are, once they resolve."""
+        """Return whether a local adapter is fit to be served now; an upload that resolves always is."""
         return ref.source is not SourceName.LOCAL or await self._on_disk(self._read_is_served, ref.id)
 
     async def listed_as(self, name: str, ref: AdapterRef, tenant: str) -> str:
-        """The spelling under which `listed` has a name that was resolved to `ref`."""
+        """Return the spelling under which `listed` has a name that was resolved to `ref`."""
         name = _trimmed(_SCHEME.sub("", name, count=1))
         if ref.source is SourceName.PBASE:
             is_long = ref.tenant == tenant and name.startswith(f"{tenant}/") and not self._is_own(tenant, tenant)
@@ -263,11 +263,11 @@ class AdapterResolver:
         return await asyncio.get_running_loop().run_in_executor(self._disk, read, *arguments)
 
     async def _look(self, tenant: str, name: str) -> _OnDisk:
-        """What the disk has of a name; what it had a moment ago is not looked for again."""
+        """Return the disk's answer for a name; one that it had less than `FRESH_S` ago is used again."""
         key, now_s = (tenant, name), self._clock.monotonic_s()
-        told = self._known.get(key)
-        if told is not None and now_s - told[0] < FRESH_S:
-            return told[1]
+        known = self._known.get(key)
+        if known is not None and now_s - known[0] < FRESH_S:
+            return known[1]
         found = await self._on_disk(self._read, tenant, name)
         self._known.pop(key, None)
         if found != _OnDisk():
@@ -287,7 +287,7 @@ class AdapterResolver:
         except AdapterNotFound:
             return False
         except AdapterError:
-            return True  # and its fault is told when it is asked for
+            return True  # its load fails, and names the fault
         return True
 
     def _read_is_served(self, name: str) -> bool:
@@ -298,7 +298,7 @@ class AdapterResolver:
         return True
 
     def _read_beside(self, tenant: str, names: Iterable[str]) -> tuple[list[str], set[str]]:
-        """A tenant's names in the registry's folder alone, and which of `names` are a local adapter's, fit or not."""
+        """Return a tenant's names in the registry's folder alone, and those of `names` that are a local adapter's."""
         in_folder: list[str] = []
         for repository in [] if self._registry is None else self._registry.repositories(tenant):
             if not self._is_own(tenant, repository):
@@ -308,7 +308,7 @@ class AdapterResolver:
 
 
 def _check_source(source: str | None) -> None:
-    """A source beside the base's name means nothing, but a word that is no source is a mistake."""
+    """Refuse an unknown source beside the base's name, where a known one means nothing."""
     if source is not None and source not in list(SourceName):
         raise AdapterReferenceInvalid(
             f"`adapter_source` must be one of {', '.join(SourceName)}. Given: {source[:80]}", parameter="adapter_source"
@@ -316,7 +316,7 @@ def _check_source(source: str | None) -> None:
 
 
 def name_in_path(text: str) -> str:
-    """A name from a path, where repeated slashes have become one: `hub:/org/name` is `hub://org/name`."""
+    """Return the name in a path, where repeated slashes have become one: `hub:/org/name` is `hub://org/name`."""
     return _SCHEME.sub(lambda match: f"{match[1]}://", text, count=1)
 
 

@@ -1,7 +1,7 @@
 """Text facts of an adapter, as the edge uses them: the tokenizer of its prompts and replies, its template, its ends.
 
-The engine tells it once for each version, and refuses a prompt that was made with the text of another version; then it
-is asked again. What is known costs two look-ups in a dictionary.
+The engine sends them once for each version. It refuses a prompt that was made with another version's facts; the edge
+then asks for them again. Known facts cost two look-ups in a dictionary.
 """
 
 import asyncio
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 MAX_CACHE_BYTES = 64 << 20
 NAME_BYTES = 1 << 10
-"""Charged for a name, and for what a text takes beside its own bytes."""
+"""Charged for a name, and for the memory of a text beside its own bytes."""
 TOKEN_BYTES = 512
 """Charged for a token of an adapter's tokenizer: the library keeps it in several tables."""
 LATE_S = 5.0
-"""The engine ends a wait that is too long by itself; one that does not is given up this much later."""
+"""The engine ends a wait that is too long. The edge gives it up by itself only this much later."""
 MAX_ASKS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextRules:
-    """What a request's prompt is made with and its reply is read with.
+    """The rules by which a request's prompt is made and its reply is read.
 
     name       of the adapter, in messages
-    failure    why the adapter cannot be had; the request is sent all the same, and ends as every such request does
+    failure    the reason why the adapter cannot be loaded; the engine gets the request all the same, and refuses it
     found_in, waited_ms  as in `Request`: of this request's own wait
     """
 
@@ -50,25 +50,25 @@ class TextRules:
 
 
 class AdapterTexts:
-    """Knows the text of the adapters that were asked for last, within `MAX_CACHE_BYTES`. One event loop."""
+    """Keeps the text rules of the adapters used last, within `MAX_CACHE_BYTES`. It belongs to one event loop."""
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        link: EngineLink,
+        engine: EngineLink,
         pool: "Executor",
         *,
         max_wait_s: float,
     ) -> None:
         """`max_wait_s`: how long the engine lets a request wait."""
         self.base = TextRules(tokenizer=tokenizer)
-        self._link = link
+        self._engine = engine
         self._pool = pool
         self._max_wait_s = max_wait_s
         self._known = _Cache()
 
     async def of(self, ref: AdapterRef | None, tenant: str, weight: int = 1) -> TextRules:
-        """The rules of an adapter's current version, or the base's; waits for an adapter that is not on disk.
+        """Return the rules of an adapter's current version, or the base's; wait for an adapter that is not on disk.
 
         Raises `Unavailable` if the engine is gone, `QueueTimeout` if it does not answer.
         """
@@ -83,26 +83,26 @@ class AdapterTexts:
             raise QueueTimeout(f"the request waited longer than {self._max_wait_s:g} s") from error
 
     def forget(self, ref: AdapterRef | None) -> None:
-        """Ask again for an adapter's text: there is another version."""
+        """Ask again for an adapter's text at its next request: there is another version."""
         if ref is not None:
             self._known.forget(ref)
 
     async def _asked(self, ref: AdapterRef, flow: Flow, weight: int) -> TextRules:
         found_in, waited_ms = "", 0.0
         for _ in range(MAX_ASKS):
-            told = await self._link.text(ref, flow, weight)
-            found_in, waited_ms = found_in or told.found_in, waited_ms + told.waited_ms
-            if told.failure is not None:
-                failure = told.failure.to_error()
+            reply = await self._engine.text(ref, flow, weight)
+            found_in, waited_ms = found_in or reply.found_in, waited_ms + reply.waited_ms
+            if reply.failure is not None:
+                failure = reply.failure.to_error()
                 return replace(self.base, name=ref.id, failure=failure, found_in=found_in, waited_ms=waited_ms)
-            rules = await self._read(ref, told.words)
+            rules = await self._read(ref, reply.words)
             if rules is not None:
                 self._known.remember(ref, rules)
                 return replace(rules, found_in=found_in, waited_ms=waited_ms)
         raise Unavailable(f"the text of adapter '{ref.id}' goes from the disk as soon as it is there")
 
     async def _read(self, ref: AdapterRef, words: AdapterWords) -> TextRules | None:
-        """The rules in a file of the engine's; None if it has gone meanwhile."""
+        """Return the rules in a file of the engine's; None if the engine has removed it meanwhile."""
         if words.digest == NO_TEXT:
             return replace(self.base, name=ref.id)
         if (known := self._known.of_digest(words.digest)) is not None:
@@ -123,7 +123,7 @@ class AdapterTexts:
 
 
 class _Cache:
-    """Names with the digest of their text, and texts by digest: the least lately used go when the bytes are over."""
+    """Rules by adapter, and those with a text of their own by its digest; the least recently used are evicted."""
 
     def __init__(self) -> None:
         self._names: OrderedDict[AdapterRef, TextRules] = OrderedDict()
@@ -160,7 +160,7 @@ class _Cache:
             self._bytes -= NAME_BYTES
 
     def _drop_oldest(self) -> None:
-        """Texts that a name still holds go with their names."""
+        """Evict the least recently used text with all names that hold it; the oldest name if one text is left."""
         if len(self._texts) > 1:
             digest, rules = self._texts.popitem(last=False)
             self._bytes -= _num_bytes(rules)
@@ -171,7 +171,7 @@ class _Cache:
 
 
 def _num_bytes(rules: TextRules) -> int:
-    """About what a text takes here: as it was read, and as the library keeps its tokens."""
+    """Return about the memory of a text: the text as it was read, and its tokens in the library's tables."""
     tokens = len(rules.text.tokens) + len(rules.tokenizer.special_ids)
     is_own = bool(rules.text.tokens or rules.text.changed)
     return NAME_BYTES + 2 * len(rules.text.to_bytes()) + (TOKEN_BYTES * tokens if is_own else 0)

@@ -108,7 +108,7 @@ class InputProcessor:
     async def prepare(self, order: Order, caller: Caller) -> tuple[PreparedPrompt, ...]:
         """Return the order's prompts, each with its budget of tokens.
 
-        Raises what the adapter's name, the tokens, the chat template or the window refuse.
+        Raises the refusal of the adapter's name, of a token id, of the chat template or of the window.
         """
         adapter = await self.adapter(order.adapter_name, order.adapter, caller, field=order.adapter_field)
         self._check(order, has_adapter=adapter is not None)

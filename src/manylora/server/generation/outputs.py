@@ -20,8 +20,8 @@ ENDS = (FinishReason.END_OF_SEQUENCE, FinishReason.STOP_TOKEN, FinishReason.STOP
 class SequenceOutput:
     """One sequence's tokens as pieces of its reply.
 
-    The token that ends the generation is no part of the text, nor are special ones by default. Of a stream nothing is
-    kept but what is held back, so that a reply's length costs no memory; `ReplyForm` asks for more.
+    The token that ends the generation is no part of the text, nor are special ones by default. A stream keeps only the
+    text that it holds back, so that a reply's length costs no memory; `ReplyForm` asks for more.
     """
 
     __slots__ = (
@@ -188,7 +188,7 @@ class RequestOutputs:
         return [stream.finished for stream in self.streams if stream.finished is not None]
 
     async def wait_for_head(self, wait_s: float) -> None:
-        """Wait for the first event, at most `wait_s` seconds. Raises what failed before its first token."""
+        """Wait for the first event, at most `wait_s` seconds. Raises the failure of a sequence without a token."""
         try:
             async with asyncio.timeout(wait_s):
                 await _any_ready(self.streams)

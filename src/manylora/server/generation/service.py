@@ -51,7 +51,7 @@ class GenerationService:
     async def run(self, order: Order, context: HttpContext, reply: Callable[["Completion"], Awaitable[None]]) -> None:
         """Run an order and reply to it; again, from its prompts on, if its adapter's text has changed meanwhile.
 
-        Raises what refuses or fails it; `AdapterTextChanged` in the last attempt, or once the reply has begun.
+        Raises its refusal or failure; `AdapterTextChanged` in the last attempt, or once the reply has begun.
         """
         for number in range(1, MAX_ATTEMPTS + 1):
             try:
@@ -67,7 +67,7 @@ class GenerationService:
     def admit(self, caller: Caller, num_sequences: int) -> Iterator[Admission]:
         """Hold a place for each sequence, in the caller's limits and in the server, before anything is computed.
 
-        Raises `LimitExceeded` and what `AdmissionControl.admit` raises.
+        Raises `LimitExceeded`, and as `AdmissionControl.admit`.
         """
         admission = self.access.enter(caller, sequences=num_sequences)
         try:
@@ -187,7 +187,7 @@ class Completion:
 
     @property
     def model_name(self) -> str:
-        """The name of what generates, in the caller's own spelling of an adapter."""
+        """The name of the base or the adapter, in the caller's own spelling."""
         return self.adapter.id_for(self.arrival.tenant) if self.adapter else self.model.name
 
     @property
@@ -249,7 +249,7 @@ class Completion:
         )
 
     def note_charge(self, charge: Charge) -> None:
-        """Give back what was reserved and not charged."""
+        """Give back the reserved tokens and credit that are not charged."""
         self._admission.settle(
             charge.charged_prompt_tokens, charge.charged_completion_tokens, charge.charged_cached_tokens
         )

@@ -93,7 +93,7 @@ class Renderer:
         self._grant()
 
     def _grant(self) -> None:
-        """Give idle processes out: to the caller who holds the fewest, among those to who came first."""
+        """Give idle processes out: to the caller with the fewest, and among equals to the first in line."""
         while self._idle:
             may = [turn for turn in self._waiting if self._held[turn.caller] < self._share]
             if not may:
@@ -158,7 +158,7 @@ class _Process:
         return {"error": "the chat template was stopped: its process ended"}
 
     def give_up(self) -> None:
-        """End the process under whoever waits for its answer."""
+        """End the process; a thread that waits for its answer gets an error in its place."""
         self._is_given_up = True
         if (process := self._process) is not None:
             process.kill()

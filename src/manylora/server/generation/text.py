@@ -26,7 +26,7 @@ class TokenReport(Enum):
 class ReplyForm:
     """What a dialect needs of its pieces.
 
-    cuts_stops    whether the text is cut at a stop string; else it keeps what the engine generated
+    cuts_stops    whether the text is cut at a stop string; else it keeps all generated text
     keeps_text    whether the whole text is needed at the end
     keeps_tokens  whether all reported tokens are needed at the end
     """
@@ -85,7 +85,7 @@ class Piece(NamedTuple):  # one for every token of every stream: a frozen datacl
 
 
 class StopCut:
-    """Cuts a text that arrives in pieces at its stop string, and never lets out what may be the start of one.
+    """Cuts a text that arrives in pieces at its stop string, and holds back a possible start of one.
 
     The engine searches the same strings in the same text to end the generation; here the text before them is held back.
     """

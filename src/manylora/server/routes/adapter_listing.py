@@ -1,4 +1,4 @@
-"""Which adapters a caller may be told of: local ones, and those of remote sources that its tenant has used lately."""
+"""The adapters that a caller's lists show: local ones, uploads, and remote ones that its tenant has used lately."""
 
 import asyncio
 from collections import OrderedDict
@@ -16,14 +16,14 @@ MAX_TENANTS = 1_000
 MAX_RECENT = 100
 MAX_DELETED = 16_384
 RECHECK_S = 5.0
-QUESTIONS = 64  # at a time: the engine answers all that have come between two steps
+QUESTIONS = 64  # at a time: the engine answers all that it has received between two steps
 
 
 class Catalogue:
-    """Keeps the last `MAX_RECENT` names of each of the last `MAX_TENANTS` tenants; one never sees another's.
+    """Keeps the last `MAX_RECENT` names of each of the last `MAX_TENANTS` tenants; none sees another's.
 
-    An operator's delete takes a name away though its source still has it, and another version there brings it back, so
-    that the engine is asked for deleted ones: once every `RECHECK_S`, however often the list is.
+    A deleted name stays hidden while its source keeps the old version, and returns with a new one. The engine is
+    therefore asked again for deleted names, at most once per `RECHECK_S`.
     """
 
     def __init__(self, model: ModelHandle, clock: Clock) -> None:
@@ -31,19 +31,19 @@ class Catalogue:
         self._engine = model.engine
         self._clock = clock
         self._recent: OrderedDict[str, OrderedDict[AdapterRef, None]] = OrderedDict()
-        self._deleted: OrderedDict[AdapterRef, float] = OrderedDict()  # when each was last asked for
+        self._deleted: OrderedDict[AdapterRef, float] = OrderedDict()  # the moment of the last question for each
 
     async def names(self, tenant: str) -> list[str]:
-        """Every name that a request of the tenant's may have: local ones first, then uploads, then recent ones."""
+        """Return every name that a request of the tenant's may have: local ones, then uploads, then recent ones."""
         recent = sorted(self._recent.get(tenant, ()), key=lambda ref: (ref.id, ref.source))
         listed = await self._resolver.listed(tenant, recent)
         gone = await self._gone(list(dict.fromkeys(ref for _, ref in listed if ref in self._deleted)))
         return [name for name, ref in listed if ref not in gone]
 
     async def find(self, tenant: str, name: str) -> str | None:
-        """The spelling in which `names` has a name; None: it means the base model.
+        """Return the spelling in which `names` has a name; None: it means the base model.
 
-        Raises `AdapterNotFound` for what is not listed.
+        Raises `AdapterNotFound` for a name that is not listed.
         """
         missing = AdapterNotFound(f"Adapter '{name}' was not found")
         try:
@@ -59,7 +59,7 @@ class Catalogue:
         return await self._resolver.listed_as(name, ref, tenant)
 
     async def _gone(self, deleted: Sequence[AdapterRef]) -> set[AdapterRef]:
-        """Which of the names that were deleted are so still."""
+        """Return the deleted adapters among `deleted` that have not come back."""
         gone: set[AdapterRef] = set()
         for start in range(0, len(deleted), QUESTIONS):
             some = deleted[start : start + QUESTIONS]
@@ -68,9 +68,10 @@ class Catalogue:
         return gone
 
     def note(self, stream: SequenceStream, finished: Finished) -> None:
-        """A sequence has ended; what never ran does not count, so that a wrong name is not listed.
+        """Remember the adapter of a sequence that has ended.
 
-        Nor do sources that are listed anew each time: an upload may be anybody's no more, or somebody else's.
+        A sequence that never ran does not count, so that a wrong name is not listed. Nor do local adapters and uploads,
+        which are listed anew each time: an upload may have another owner by then.
         """
         ref = stream.request.adapter
         if ref is None or ref.merge is not None or ref.source in FOLDER_SOURCES or finished.queue_ms is None:
@@ -91,7 +92,7 @@ class Catalogue:
             self._deleted.popitem(last=False)
 
     async def _is_there(self, ref: AdapterRef) -> bool:
-        """Whether a name is known, as far as deleting goes."""
+        """Return whether a deleted adapter has come back, or was never deleted."""
         asked_s, now_s = self._deleted.get(ref), self._clock.monotonic_s()
         if asked_s is None:
             return True
