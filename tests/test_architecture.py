@@ -57,7 +57,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"ingest", "store"},
     ],
     "server": [
-        {"access", "engine_client"},
+        {"access", "engine_client", "schemas"},
         {"http", "metering", "observability"},
         {"generation"},
         {"routes"},

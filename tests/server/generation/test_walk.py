@@ -26,6 +26,8 @@ MOST_IN, MOST_OUT = 23, 10
 REPEATS = 3
 """Only files of every repetition count: the engine's statistics, once a second, are no part of a walk."""
 PIECES = 5
+ONE_CALL = ("schemas/",)
+"""Rooms of which a walk makes one call, whatever files that enters: a model of a body reads itself."""
 BODIES = {
     "/v1/completions": {"model": "triage", "prompt": "HOLD", "stream": True, "max_tokens": 400},
     "/v1/chat/completions": {"model": "", "messages": [{"role": "user", "content": "HOLD"}], "stream": True},
@@ -58,7 +60,11 @@ class Walk:
             return
         path = frame.f_code.co_filename
         if path.startswith(SERVER) and frame.f_lasti == _start_of(frame.f_code):
-            self._files.setdefault(path.removeprefix(SERVER))
+            self._files.setdefault(_stop_of(path.removeprefix(SERVER)))
+
+
+def _stop_of(name: str) -> str:
+    return next((room for room in ONE_CALL if name.startswith(room)), name)
 
 
 @cache

@@ -1,13 +1,13 @@
 """Fields of request bodies: applied, accepted unread, or refused by their names, on every route and at every level."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import httpx2
 import pytest
 
-from manylora.server.http import request_fields
-from manylora.server.http.known_fields import Form
+from manylora.server.schemas import lorax, openai
+from manylora.server.schemas.body import Body
 from tests.server.conftest import House
 from tests.support.paths import ROOT
 
@@ -399,8 +399,12 @@ def test_the_openapi_document_describes_the_fields(in_house: InHouse) -> None:
 
 def test_the_page_of_fields_names_every_field() -> None:
     page = (ROOT / "docs" / "request-fields.md").read_text(encoding="utf-8")
-    forms = [form for form in vars(request_fields).values() if isinstance(form, Form)]
-    assert len(forms) >= 10
-    names = {name for form in forms for name in (*form.applied, *form.unread, *form.refused)}
+    models = {model for module in (lorax, openai) for model in vars(module).values() if _is_model(model)}
+    assert len(models) >= 10
+    names = {name for model in models for name in (*model.names(), *model.rules.unread, *model.rules.refused)}
     of_operators = {"action", "type", "text", "value", "schema"}
     assert not {name for name in names - of_operators if f"`{name}`" not in page and f".{name}`" not in page}
+
+
+def _is_model(value: object) -> TypeGuard[type[Body]]:
+    return isinstance(value, type) and issubclass(value, Body)

@@ -2,20 +2,11 @@
 
 from collections.abc import Mapping
 
-from manylora.adapter_state import AdapterAction, AdapterState
-from manylora.server.http.known_fields import Form
-from manylora.server.http.request_fields import (
-    ADAPTER_ACTION,
-    CHAT_BODY,
-    COMPLETION_BODY,
-    CONTENT_PART,
-    MERGED_ADAPTERS,
-    MESSAGE,
-    NATIVE_BODY,
-    NATIVE_PARAMETERS,
-    STREAM_OPTIONS,
-    TOKENIZE_BODY,
-)
+from manylora.adapter_state import AdapterState
+from manylora.server.schemas.adapters import AdapterActionBody
+from manylora.server.schemas.body import Body
+from manylora.server.schemas.lorax import GenerateBody, TokenizeBody
+from manylora.server.schemas.openai import ChatBody, CompletionBody
 
 Schema = dict[str, object]
 EMBEDDINGS, CLASSES = ("/v1/embeddings", "/embed"), ("/classify", "/classify_batch")
@@ -52,17 +43,19 @@ def openapi_document(version: str) -> Schema:
         "info": {"title": "manylora", "version": version},
         "paths": {
             "/": _get("Whether the engine makes progress")
-            | _post("Generate a text; `stream` decides how", _native_body(), native=True),
-            "/invocations": _post("Generate a text, as the root path does", _native_body(), native=True),
-            "/generate": _post("Generate a text", _native_body(), native=True),
-            "/generate_stream": _post("Generate a text, one server-sent event a token", _native_body(), native=True),
+            | _post("Generate a text; `stream` decides how", _body(GenerateBody), native=True),
+            "/invocations": _post("Generate a text, as the root path does", _body(GenerateBody), native=True),
+            "/generate": _post("Generate a text", _body(GenerateBody), native=True),
+            "/generate_stream": _post(
+                "Generate a text, one server-sent event a token", _body(GenerateBody), native=True
+            ),
             "/tokenize": _post(
                 "Split a text into tokens, as an adapter does where one is named",
-                _form(TOKENIZE_BODY, "inputs"),
+                _body(TokenizeBody),
                 native=True,
             ),
-            "/v1/completions": _post("Complete a prompt", _completion_body(), native=False),
-            "/v1/chat/completions": _post("Answer a conversation", _chat_body(), native=False),
+            "/v1/completions": _post("Complete a prompt", _body(CompletionBody), native=False),
+            "/v1/chat/completions": _post("Answer a conversation", _body(ChatBody), native=False),
             **{path: _refused("Embeddings: refused, since the base generates text only") for path in EMBEDDINGS},
             **{path: _refused("Classes of a text: refused, since the base has no classifier") for path in CLASSES},
             "/v1/models": _get("The base model and its adapters"),
@@ -71,7 +64,7 @@ def openapi_document(version: str) -> Schema:
             "/v1/adapters/{adapter_id}": {
                 "get": _operation("How one adapter stands", "adapter_id", ("source", "tenant"), _adapter()),
                 "post": _operation("Preload, pin, unpin, evict or verify", "adapter_id", ADAPTER_QUERY, _adapter())
-                | {"requestBody": _json(_action_body())},
+                | {"requestBody": _json(_body(AdapterActionBody))},
                 "delete": _operation("Take an adapter away", "adapter_id", ADAPTER_QUERY, _adapter()),
             },
             "/info": _get("What is served, and its limits"),
@@ -95,43 +88,20 @@ def _nullable(kind: str) -> Schema:
     return {"type": [kind, "null"]}
 
 
-def _form(form: Form, *required: str, **parts: Schema) -> Schema:
-    """An object of a request: what it does not know is refused. `parts`: its fields that are objects of their own."""
-    unread: Schema = {name: {"description": "Accepted and not read."} for name in sorted(form.unread)}
-    body = _object({**form.applied, **unread, **parts}, *required)
-    return {**body, "additionalProperties": False}
+def _body(model: type[Body]) -> Schema:
+    """The schema of a body, with the schemas that it names written out."""
+    schema = model.model_json_schema()
+    return _written_out(schema, schema.pop("$defs", {}))  # type: ignore[return-value]  # a schema is an object
 
 
-def _or_null(schema: Schema) -> Schema:
-    return {"anyOf": [schema, {"type": "null"}]}
-
-
-def _native_body() -> Schema:
-    merged = _or_null(_form(MERGED_ADAPTERS, "ids", "weights"))
-    return _form(NATIVE_BODY, "inputs", parameters=_or_null(_form(NATIVE_PARAMETERS, merged_adapters=merged)))
-
-
-def _openai_parts() -> dict[str, Schema]:
-    return {
-        "merged_adapters": _or_null(_form(MERGED_ADAPTERS, "ids", "weights")),
-        "stream_options": _or_null(_form(STREAM_OPTIONS)),
-    }
-
-
-def _completion_body() -> Schema:
-    return _form(COMPLETION_BODY, "prompt", **_openai_parts())
-
-
-def _chat_body() -> Schema:
-    content: Schema = {
-        "anyOf": [
-            {"type": "string"},
-            {"type": "array", "items": _form(CONTENT_PART, "type", "text")},
-            {"type": "null"},
-        ]
-    }
-    messages: Schema = {"type": "array", "minItems": 1, "items": _form(MESSAGE, "role", content=content)}
-    return _form(CHAT_BODY, "messages", messages=messages, **_openai_parts())
+def _written_out(part: object, definitions: dict[str, object]) -> object:
+    if isinstance(part, list):
+        return [_written_out(item, definitions) for item in part]
+    if not isinstance(part, dict):
+        return part
+    if "$ref" in part:
+        return _written_out(definitions[str(part["$ref"]).rpartition("/")[2]], definitions)
+    return {name: _written_out(value, definitions) for name, value in part.items()}
 
 
 def _adapter() -> Schema:
@@ -150,11 +120,6 @@ def _adapter() -> Schema:
         "report": _nullable("object"),
     }
     return _object(fields, *fields)
-
-
-def _action_body() -> Schema:
-    actions = [action for action in AdapterAction if action is not AdapterAction.DELETE]
-    return _form(ADAPTER_ACTION, "action", action={"type": "string", "enum": actions})
 
 
 def _list_adapters() -> Schema:

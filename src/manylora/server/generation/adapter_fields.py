@@ -1,12 +1,10 @@
 """What a request of any dialect says of adapters: a name, a source, a token, or several to be merged."""
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from manylora.errors import InvalidParameter
-from manylora.merging import MergeRecipe, read_recipe
-from manylora.server.http.json_fields import Fields, wrong_type
-from manylora.server.http.known_fields import check_names
-from manylora.server.http.request_fields import MERGED_ADAPTERS
+from manylora.merging import MergeRecipe
+from manylora.server.schemas.adapters import MergedAdapters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,34 +18,22 @@ class AdapterFields:
     recipe: MergeRecipe | None = None
 
 
-def read_adapter_fields(fields: Fields) -> AdapterFields:
-    """Raises `InvalidParameter`."""
-    adapter_id, source = fields.string("adapter_id"), fields.string("adapter_source") or None
-    token = fields.string("api_token") or ""
-    merged = fields.child("merged_adapters")
+class NamesAdapter(Protocol):
+    """A model of a body that has the fields which name an adapter."""
+
+    @property
+    def adapter_id(self) -> str | None: ...
+    @property
+    def adapter_source(self) -> str | None: ...
+    @property
+    def api_token(self) -> str | None: ...
+    @property
+    def merged_adapters(self) -> MergedAdapters | None: ...
+
+
+def adapter_fields(body: NamesAdapter) -> AdapterFields:
+    """Return the fields of a body that name its adapter."""
+    source, token, merged = body.adapter_source or None, body.api_token or "", body.merged_adapters
     if merged is None:
-        return AdapterFields(adapter_id=adapter_id, source=source, token=token)
-    check_names(merged, MERGED_ADAPTERS, "merged_adapters")
-    if adapter_id:
-        raise InvalidParameter("at most one of `adapter_id` or `adapters` may be provided", parameter="adapter_id")
-    ids = merged.strings("ids")
-    recipe = read_recipe(
-        len(ids),
-        _weights(merged),
-        merged.string("merge_strategy"),
-        merged.number("density"),
-        merged.string("majority_sign_method"),
-    )
-    return AdapterFields(source=source, token=token, merged_ids=ids, recipe=recipe)
-
-
-def _weights(merged: Fields) -> list[float]:
-    found = []
-    for value in merged.array("weights") or ():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise wrong_type("weights", "an array of numbers", value)
-        try:
-            found.append(float(value))
-        except OverflowError:
-            raise InvalidParameter("`weights`: expected finite numbers", parameter="weights") from None
-    return found
+        return AdapterFields(adapter_id=body.adapter_id, source=source, token=token)
+    return AdapterFields(source=source, token=token, merged_ids=merged.ids, recipe=merged.recipe())

@@ -29,7 +29,7 @@ from manylora.server.generation.order import (
     TextPrompt,
 )
 from manylora.server.generation.template_renderer import Renderer
-from manylora.server.http.json_fields import MAX_UINT64
+from manylora.server.schemas.readers import MAX_UINT64
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor

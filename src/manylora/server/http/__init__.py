@@ -1,1 +1,1 @@
-"""One HTTP request and its reply: JSON fields, events of a stream, and known fields."""
+"""One HTTP request and its reply, whole or as a stream of events."""

@@ -17,7 +17,6 @@ from manylora.http.dialects import body_of, headers_of, status_of, stream_body_o
 from manylora.http.paths import PATHS
 from manylora.ids import TenantId
 from manylora.server.http import sse
-from manylora.server.http.json_fields import Fields, decode_object
 
 STREAM_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
 HTTP_OK, CLIENT_CLOSED_REQUEST = 200, 499
@@ -89,9 +88,6 @@ class HttpContext:
 
     def header(self, name: str) -> str | None:
         return header_of(self._scope, name)
-
-    def json(self) -> Fields:
-        return decode_object(self.arrival.body)
 
     @property
     def has_begun(self) -> bool:

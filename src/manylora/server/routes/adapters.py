@@ -14,14 +14,12 @@ from manylora.server.generation.adapter_fields import AdapterFields
 from manylora.server.generation.adapter_resolver import name_in_path
 from manylora.server.generation.models import ModelHandle
 from manylora.server.http.context import HttpContext
-from manylora.server.http.json_fields import Fields
-from manylora.server.http.known_fields import check_names
 from manylora.server.http.operators import require_operator
-from manylora.server.http.request_fields import ADAPTER_ACTION
 from manylora.server.routes.adapter_listing import Catalogue
+from manylora.server.schemas.adapters import AdapterActionBody
+from manylora.server.schemas.body import Bounds, read_body
 from manylora.tenancy import AdapterAct
 
-POSTED = tuple(action for action in AdapterAction if action is not AdapterAction.DELETE)
 DEFAULT_PAGE, MAX_PAGE = 100, 1_000
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.01, 0.2
 DONE, BEGUN = 200, 202
@@ -81,13 +79,8 @@ class AdapterRoutes:
 
     async def act(self, context: HttpContext) -> None:
         self._admit(context)
-        body = context.json()
-        check_names(body, ADAPTER_ACTION)
-        name = body.string("action")
-        if name not in POSTED:
-            given = "nothing" if name is None else repr(name[:80])
-            raise InvalidParameter(f"`action` must be one of {', '.join(POSTED)}. Given: {given}", parameter="action")
-        await self._do(context, AdapterAction(name), await self._ref(context, body))
+        body = read_body(context.arrival.body, AdapterActionBody, Bounds(settings=self._settings))
+        await self._do(context, body.action, await self._ref(context, token=body.api_token or ""))
 
     async def delete(self, context: HttpContext) -> None:
         self._admit(context)
@@ -166,13 +159,12 @@ class AdapterRoutes:
             raise InvalidParameter(f"no tenant `{tenant[:80]}`", parameter="tenant")
         return tenant
 
-    async def _ref(self, context: HttpContext, body: Fields | None = None) -> AdapterRef:
+    async def _ref(self, context: HttpContext, *, token: str = "") -> AdapterRef:
         """The adapter that the path names, as it would for a request of the tenant that the query names, or the key's.
 
         A tenant's version that requests do not find (an archived one, or a suspended tenant's) is its own all the same.
         """
         adapter_id, tenant = name_in_path(context.path_parameters["adapter_id"]), await self._named_tenant(context)
-        token = (body.string("api_token") if body is not None else None) or ""
         fields = AdapterFields(source=context.query.get("source"), token=token)
         try:
             ref = await self._resolver.adapter(adapter_id, fields, tenant=tenant or context.arrival.tenant)

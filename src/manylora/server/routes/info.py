@@ -4,18 +4,17 @@ from manylora import __version__
 from manylora.config.groups.server import ServerConfig
 from manylora.errors import InvalidParameter, TaskUnsupported, Unavailable
 from manylora.http.dialects import headers_of
-from manylora.server.generation.adapter_fields import read_adapter_fields
+from manylora.server.generation.adapter_fields import adapter_fields
 from manylora.server.generation.adapter_resolver import name_in_path
 from manylora.server.generation.service import GenerationService
 from manylora.server.http.context import HttpContext
-from manylora.server.http.json_fields import Fields
-from manylora.server.http.known_fields import check_names
 from manylora.server.http.operators import is_operator
-from manylora.server.http.request_fields import ADAPTER, TOKENIZE_BODY, TOKENIZE_PARAMETERS
 from manylora.server.observability.health import Health
 from manylora.server.observability.metrics import EdgeNow, Meters
 from manylora.server.routes.adapter_listing import Catalogue
 from manylora.server.routes.adapters import page_limit
+from manylora.server.schemas.body import Bounds, read_body
+from manylora.server.schemas.lorax import TokenizeBody
 from manylora.system.standard_streams import lost_lines
 
 UNHEALTHY = {"error": "unhealthy", "error_type": "healthcheck", "code": "deployment_unavailable"}
@@ -100,18 +99,12 @@ class FactRoutes:
         await context.reply_bytes(self._meters.exposition(stats, now), TEXT_FORMAT)
 
     async def tokenize(self, context: HttpContext) -> None:
-        body = context.json()
-        check_names(body, TOKENIZE_BODY)
-        text = body.string("inputs")
-        if text is None:
-            raise InvalidParameter("`inputs` is required", parameter="inputs")
-        has_special = body.boolean("add_special_tokens", default=True)
-        caller = context.arrival.caller
-        fields = read_adapter_fields(_adapter_place(body))
+        body = read_body(context.arrival.body, TokenizeBody, Bounds(settings=self._settings))
+        caller, fields = context.arrival.caller, adapter_fields(body.adapter)
         inputs = self._model.inputs
         adapter = await inputs.adapter(fields.adapter_id, fields, caller)
         with self._service.admit(caller, 0):
-            spans = await inputs.spans(text, adapter, caller, add_special_tokens=has_special)
+            spans = await inputs.spans(body.inputs, adapter, caller, add_special_tokens=body.add_special_tokens)
         await context.reply(
             [{"id": span.token_id, "text": span.piece, "start": span.start, "stop": span.stop} for span in spans]
         )
@@ -153,14 +146,3 @@ class FactRoutes:
         else:
             error = Unavailable("unhealthy")
             await context.reply(UNHEALTHY, status=error.row.native_status, headers=headers_of(error))
-
-
-def _adapter_place(body: Fields) -> Fields:
-    """Where a body to tokenise names its adapter: at the top or, as generation does, in `parameters`; not in both."""
-    parameters = body.child("parameters")
-    if parameters is None:
-        return body
-    check_names(parameters, TOKENIZE_PARAMETERS, "parameters")
-    if beside := [name for name in ADAPTER if body.get(name) is not None]:
-        raise InvalidParameter(f"`{beside[0]}` stands beside `parameters`: put it into them", parameter=beside[0])
-    return parameters

@@ -4,7 +4,6 @@ from functools import partial
 
 from manylora.config.groups.server import ServerConfig
 from manylora.engine.events import Finished, FinishReason
-from manylora.errors import InvalidParameter
 from manylora.server.generation.order import ChatPrompt, Order, TextPrompt
 from manylora.server.generation.outputs import SequenceOutput
 from manylora.server.generation.reply_headers import head_of, whole_of
@@ -33,25 +32,23 @@ class NativeRoutes:
         self._max_input = service.models.default.served.max_input_length
 
     async def generate(self, context: HttpContext) -> None:
-        _check_stream(context, is_stream=False, other="/generate_stream")
         await self._run(context, is_stream=False)
 
     async def generate_stream(self, context: HttpContext) -> None:
-        _check_stream(context, is_stream=True, other="/generate")
         await self._run(context, is_stream=True)
 
     async def root(self, context: HttpContext) -> None:
         """One route for both: `stream` decides, and a whole reply is an array of one."""
-        is_stream = context.json().boolean("stream")
-        await self._run(context, is_stream=is_stream, is_array=not is_stream)
+        await self._run(context, is_stream=None)
 
-    async def _run(self, context: HttpContext, *, is_stream: bool, is_array: bool = False) -> None:
-        asked = read_native(context.json(), self._settings, max_input=self._max_input, is_stream=is_stream)
+    async def _run(self, context: HttpContext, *, is_stream: bool | None) -> None:
+        """`is_stream`: whether the route streams; None: the body decides."""
+        asked = read_native(context.arrival.body, self._settings, max_input=self._max_input, is_stream=is_stream)
         order = _order(asked, is_clamped=self._settings.overlong_max_new_tokens == "clamp")
-        if is_stream:
+        if asked.is_stream:
             await self._service.run(order, context, partial(self._stream, context, asked))
         else:
-            await self._service.run(order, context, partial(self._whole, context, asked, is_array=is_array))
+            await self._service.run(order, context, partial(self._whole, context, asked, is_array=is_stream is None))
 
     async def _whole(self, context: HttpContext, asked: NativeOrder, completion: Completion, *, is_array: bool) -> None:
         await completion.outputs.collect()
@@ -101,13 +98,6 @@ def _order(asked: NativeOrder, *, is_clamped: bool) -> Order:
         prompt_field="inputs",
         budget_field="max_new_tokens",
     )
-
-
-def _check_stream(context: HttpContext, *, is_stream: bool, other: str) -> None:
-    """Refuse a `stream` that contradicts the route."""
-    if context.json().boolean("stream", default=is_stream) != is_stream:
-        does = "streams" if is_stream else "does not stream"
-        raise InvalidParameter(f"`stream`: this route {does}; send the request to {other}", parameter="stream")
 
 
 def _token_event(asked: NativeOrder, token: TextToken, text: str) -> dict[str, object]:

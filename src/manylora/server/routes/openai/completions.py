@@ -15,7 +15,8 @@ from manylora.server.generation.text import Piece, ReplyForm, TextToken, TokenRe
 from manylora.server.http import sse
 from manylora.server.http.context import HttpContext
 from manylora.server.routes.openai.choices import chat_logprobs, completion_logprobs, finish_reason
-from manylora.server.routes.openai.schema import Conversation, OpenAIOrder, Prompt, read_chat, read_completion
+from manylora.server.routes.openai.schema import Conversation, OpenAIOrder, read_chat, read_completion
+from manylora.server.schemas.openai import Prompt
 
 Tokens = Sequence[TextToken]
 
@@ -87,12 +88,12 @@ class OpenAIRoutes:
         self._settings = settings
 
     async def completions(self, context: HttpContext) -> None:
-        asked, prompts = read_completion(context.json(), self._settings)
+        asked, prompts = read_completion(context.arrival.body, self._settings)
         inputs = tuple(_prompt_input(asked, prompt) for prompt in prompts)
         await self._run(context, asked, COMPLETION, inputs)
 
     async def chat_completions(self, context: HttpContext) -> None:
-        asked, conversation = read_chat(context.json(), self._settings)
+        asked, conversation = read_chat(context.arrival.body, self._settings)
         await self._run(context, asked, CHAT, (_chat_input(conversation),))
 
     async def _run(

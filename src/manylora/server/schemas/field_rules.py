@@ -1,13 +1,12 @@
-"""Refuses a field that a request's form does not have, by its name and with the nearest one that it has."""
+"""Rules for the names of an object's fields: unread, refused, and the remedy for an unknown one."""
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from manylora.errors import InvalidParameter
-from manylora.server.http.json_fields import Fields
+from manylora.system.printable import printable
 
-Schema = Mapping[str, object]
 NOTHING_ASKED: tuple[object, ...] = (False, 0, "", [], {})
 LIST_OF_FIELDS = "GET /docs lists the fields"
 MAX_SHOWN_CHARACTERS = 80
@@ -28,40 +27,49 @@ class Refusal:
     neutral: tuple[object, ...] = NOTHING_ASKED
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Form:
-    """The fields of one JSON object of a request.
+def _no_places() -> Mapping[str, Collection[str]]:
+    return {}
 
-    applied    name → JSON schema; the route reads each and applies it, or refuses its value
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldRules:
+    """Names of one JSON object of a request beside the fields of its model.
+
     unread     accepted, and nothing reads them
     refused    name → why it is refused unless its value asks for nothing
     hints      name that other servers use → the remedy
-    elsewhere  place → the names that belong there
+    elsewhere  returns place → the names that belong there; a function, since models name each other
     adapter    the remedy for a name of an adapter's; empty where the object names none
     """
 
-    applied: Mapping[str, Schema]
-    unread: Collection[str] = frozenset()
+    unread: frozenset[str] = frozenset()
     refused: Mapping[str, Refusal] = field(default_factory=dict)
     hints: Mapping[str, str] = field(default_factory=dict)
-    elsewhere: Mapping[str, Collection[str]] = field(default_factory=dict)
+    elsewhere: Callable[[], Mapping[str, Collection[str]]] = _no_places
     adapter: str = ""
 
 
-def check_names(fields: Fields, form: Form, place: str = "") -> None:
-    """Refuse the first field that `form` does not have, or that it has and that is not built.
+def applied_fields(
+    values: Mapping[str, object], applied: Collection[str], rules: FieldRules, place: str
+) -> dict[str, object]:
+    """Return the fields of `applied` that are present; null counts as absent.
 
     Args:    place  the object's name in messages, `stream_options` for one; empty for the body itself
-    Raises:  `InvalidParameter`
+    Raises:  `InvalidParameter` for the first field that is unknown, or known and not built
     """
-    for name in fields.names():
-        if name in form.applied or name in form.unread:
+    found = {}
+    for name, value in values.items():
+        if value is None or name in rules.unread:
             continue
-        refusal = form.refused.get(name)
+        if name in applied:
+            found[name] = value
+            continue
+        refusal = rules.refused.get(name)
         if refusal is None:
-            raise _unknown(name, form, place)
-        if not _asks_nothing(fields.get(name), refusal):
+            raise _unknown(name, applied, rules, place)
+        if not _asks_nothing(value, refusal):
             raise not_built(name, refusal.why)
+    return found
 
 
 def not_built(name: str, why: str = "") -> InvalidParameter:
@@ -74,31 +82,24 @@ def _asks_nothing(value: object, refusal: Refusal) -> bool:
     return any(value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in refusal.neutral)
 
 
-def _unknown(name: str, form: Form, place: str) -> InvalidParameter:
-    of = f" of `{place}`" if place else ""
-    parameter = f"{place}.{_printable(name)}" if place else _printable(name)
+def _unknown(name: str, applied: Collection[str], rules: FieldRules, place: str) -> InvalidParameter:
+    shown, of = printable(name[:MAX_SHOWN_CHARACTERS]), f" of `{place}`" if place else ""
     return InvalidParameter(
-        f"`{_printable(name)}` is not a known field{of}: {_remedy(name, form)}", parameter=parameter
+        f"`{shown}` is not a known field{of}: {_remedy(name, applied, rules)}",
+        parameter=f"{place}.{shown}" if place else shown,
     )
 
 
-def _remedy(name: str, form: Form) -> str:
-    if name in form.hints:
-        return form.hints[name]
-    for home, names in form.elsewhere.items():
+def _remedy(name: str, applied: Collection[str], rules: FieldRules) -> str:
+    if name in rules.hints:
+        return rules.hints[name]
+    for home, names in rules.elsewhere().items():
         if name in names:
             return f"it belongs in {home}"
-    nearest = difflib.get_close_matches(
-        name[:MAX_COMPARED_CHARACTERS].lower(), list(form.applied), n=1, cutoff=_SIMILARITY
-    )
+    compared = name[:MAX_COMPARED_CHARACTERS].lower()
+    nearest = difflib.get_close_matches(compared, list(applied), n=1, cutoff=_SIMILARITY)
     if nearest:
         return f"the nearest known one is `{nearest[0]}`"
-    if form.adapter and any(word in name[:MAX_COMPARED_CHARACTERS].lower() for word in _ADAPTER_WORDS):
-        return form.adapter
+    if rules.adapter and any(word in compared for word in _ADAPTER_WORDS):
+        return rules.adapter
     return LIST_OF_FIELDS
-
-
-def _printable(name: str) -> str:
-    """A name of the caller's that a terminal shows as it is, cut to a length that a person reads."""
-    shown = name[:MAX_SHOWN_CHARACTERS]
-    return shown if shown.isprintable() else shown.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,112 @@
+"""Fields of a request that name an adapter, and the bodies and replies of the operators' routes."""
+
+from typing import Annotated, ClassVar, Literal, TypedDict
+
+from pydantic import ConfigDict, Field, ValidationInfo
+
+from manylora.adapter_state import AdapterAction, AdapterInfo
+from manylora.errors import InvalidParameter
+from manylora.merging import MergeRecipe, read_recipe
+from manylora.server.schemas.body import Body, Read, wrong_type
+from manylora.server.schemas.field_rules import FieldRules
+from manylora.server.schemas.readers import Text, array, name_of, number, object_of, strings, text
+
+POSTED = tuple(action for action in AdapterAction if action is not AdapterAction.DELETE)
+
+
+def _ids(value: object, info: ValidationInfo) -> tuple[str, ...]:
+    return strings(name_of(info), value)
+
+
+def _weights(value: object, info: ValidationInfo) -> tuple[float, ...]:
+    found = []
+    for weight in array(name_of(info), value):
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise wrong_type("weights", "an array of numbers", weight)
+        try:
+            found.append(float(weight))
+        except OverflowError:
+            raise InvalidParameter("`weights`: expected finite numbers", parameter="weights") from None
+    return tuple(found)
+
+
+class MergedAdapters(Body):
+    """Several adapters merged into one for this request."""
+
+    place: ClassVar[str] = "merged_adapters"
+    required: ClassVar[tuple[str, ...]] = ("ids", "weights")
+    ids: Annotated[tuple[str, ...], Read(_ids, shape=list[str])] = ()
+    weights: Annotated[tuple[float, ...], Read(_weights, shape=list[float])] = ()
+    merge_strategy: Text = None
+    density: Annotated[float | None, Read(number, "number", exclusiveMinimum=0, maximum=1)] = None
+    majority_sign_method: Text = None
+    rules: ClassVar[FieldRules] = FieldRules(
+        hints={
+            **dict.fromkeys(("adapter_ids", "adapters", "names"), "use `ids`"),
+            **dict.fromkeys(("strategy", "combination_type", "method"), "use `merge_strategy`"),
+        },
+    )
+
+    def recipe(self) -> MergeRecipe:
+        """Raises `InvalidParameter`."""
+        return read_recipe(len(self.ids), self.weights, self.merge_strategy, self.density, self.majority_sign_method)
+
+
+def _merged(value: object, info: ValidationInfo) -> MergedAdapters:
+    merged = _merged_object(value, info)
+    if info.data.get("adapter_id"):
+        raise InvalidParameter("at most one of `adapter_id` or `adapters` may be provided", parameter="adapter_id")
+    merged.recipe()
+    return merged
+
+
+_merged_object = object_of(MergedAdapters)
+AdapterId = Annotated[
+    str | None,
+    Read(text, "string"),
+    Field(description="The adapter's name; absent, empty or the base's name is the base model."),
+]
+AdapterSource = Annotated[
+    str | None, Read(text, "string"), Field(description="Where the adapter comes from: hub, local, s3 or pbase.")
+]
+ApiToken = Annotated[
+    str | None, Read(text, "string"), Field(description="The caller's credential at the adapter's source.")
+]
+Merged = Annotated[MergedAdapters | None, Read(_merged, shape=MergedAdapters | None)]
+ADAPTER_FIELDS = ("adapter_id", "adapter_source", "api_token", "merged_adapters")
+
+
+class AdapterChoice(Body):
+    """The fields that name an adapter, on their own."""
+
+    place: ClassVar[str] = "parameters"
+    adapter_id: AdapterId = None
+    adapter_source: AdapterSource = None
+    api_token: ApiToken = None
+    merged_adapters: Merged = None
+
+
+def _action(value: object, info: ValidationInfo) -> AdapterAction:
+    name = None if value is None else text(value, info)
+    if name not in POSTED:
+        given = "nothing" if name is None else repr(name[:80])
+        raise InvalidParameter(f"`action` must be one of {', '.join(POSTED)}. Given: {given}", parameter="action")
+    return AdapterAction(name)
+
+
+class AdapterActionBody(Body):
+    """The body of POST /v1/adapters/{adapter_id}."""
+
+    required: ClassVar[tuple[str, ...]] = ("action",)
+    action: Annotated[AdapterAction, Read(_action, enum=list(POSTED))] = Field(default=None, validate_default=True)
+    api_token: ApiToken = None
+
+
+class AdapterPage(TypedDict):
+    """One page of adapters; `after`: give it for the page that follows, null at the end."""
+
+    __pydantic_config__ = ConfigDict()  # type: ignore[misc]
+    object: Literal["list"]
+    data: list[AdapterInfo]
+    has_more: bool
+    after: str | None

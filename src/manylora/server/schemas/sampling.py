@@ -1,0 +1,137 @@
+"""Fields that both dialects share, of sampling and of ending, with their bounds."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field, ValidationInfo
+
+from manylora.errors import InvalidParameter
+from manylora.server.schemas.body import Body, Read, wrong_type
+from manylora.server.schemas.field_names import GRAMMAR
+from manylora.server.schemas.field_rules import FieldRules, not_built
+from manylora.server.schemas.readers import (
+    Text,
+    bounds_of,
+    flag,
+    name_of,
+    number_within,
+    positive_number,
+    positive_whole,
+    strings,
+    unsigned,
+    whole,
+    whole_numbers,
+)
+
+MAX_ALTERNATIVES = 20
+MAX_STOP_TOKENS = 1024
+_TOP_P = "> 0.0 and < 1.0"
+
+
+class ResponseFormat(Body):
+    """Free text is the one format so far."""
+
+    place: ClassVar[str] = "response_format"
+    rules: ClassVar[FieldRules] = FieldRules(refused=dict.fromkeys(("json_schema", "schema", "value"), GRAMMAR))
+    type: Text = None
+
+
+def _response_format(value: object, info: ValidationInfo) -> ResponseFormat:
+    if not isinstance(value, dict):
+        raise wrong_type(name_of(info), "an object", value)
+    kind = value.get("type")
+    if kind is not None and not isinstance(kind, str):
+        raise wrong_type("type", "a string", kind)
+    if kind is None or kind.lower() != "text":
+        raise not_built("response_format")
+    return ResponseFormat.model_validate(value)
+
+
+def _temperature(value: object, info: ValidationInfo) -> float:
+    found = _any_temperature(value, info)
+    if found > 2:
+        raise InvalidParameter("`temperature` must be <= 2.0", parameter="temperature")
+    return found
+
+
+_any_temperature = number_within(lambda value: not value < 0, "non-negative")
+
+
+_within_two = number_within(lambda value: -2.0 <= value <= 2.0, ">= -2.0 and <= 2.0")
+
+
+def _stop(value: object, info: ValidationInfo) -> tuple[str, ...]:
+    found, most = strings(name_of(info), value), bounds_of(info).settings.max_stop_sequences
+    if len(found) > most:
+        raise InvalidParameter(f"`stop` supports up to {most} stop sequences. Given: {len(found)}", parameter="stop")
+    if "" in found:
+        raise InvalidParameter("`stop` must not contain empty strings", parameter="stop")
+    return found
+
+
+def _stop_tokens(value: object, info: ValidationInfo) -> tuple[int, ...]:
+    found = whole_numbers(name_of(info), value)
+    if len(found) > MAX_STOP_TOKENS:
+        raise InvalidParameter(
+            f"`stop_token_ids` may have at most {MAX_STOP_TOKENS} entries. Given: {len(found)}",
+            parameter="stop_token_ids",
+        )
+    return found
+
+
+def _ignore_eos(value: object, info: ValidationInfo) -> bool:
+    found, other = flag(value, info), info.data.get("ignore_eos_token")
+    if other is not None and other != found:
+        raise InvalidParameter("`ignore_eos` and `ignore_eos_token` are one option and differ", parameter="ignore_eos")
+    return found
+
+
+Format = Annotated[
+    ResponseFormat | None, Read(_response_format, shape=ResponseFormat | None), Field(description="Only `text` so far.")
+]
+Temperature = Annotated[float | None, Read(_any_temperature, "number", minimum=0), Field(description="0 is greedy.")]
+OpenAITemperature = Annotated[
+    float | None, Read(_temperature, "number", minimum=0, maximum=2), Field(description="0 is greedy; default 1.")
+]
+TopK = Annotated[int | None, Read(positive_whole, "integer", minimum=1)]
+TopP = Annotated[
+    float | None, Read(number_within(lambda value: 0 < value <= 1, _TOP_P), "number", exclusiveMinimum=0, maximum=1)
+]
+OpenAITopP = Annotated[
+    float | None, Read(number_within(lambda value: 0 <= value <= 1, _TOP_P), "number", minimum=0, maximum=1)
+]
+TypicalP = Annotated[
+    float | None,
+    Read(
+        number_within(lambda value: 0 < value < 1, "> 0.0 and < 1.0"), "number", exclusiveMinimum=0, exclusiveMaximum=1
+    ),
+]
+MinP = Annotated[
+    float | None,
+    Read(number_within(lambda value: 0 <= value <= 1, ">= 0.0 and <= 1.0"), "number", minimum=0, maximum=1),
+]
+RepetitionPenalty = Annotated[float | None, Read(positive_number, "number", exclusiveMinimum=0)]
+Penalty = Annotated[float, Read(_within_two, "number", minimum=-2, maximum=2)]
+Seed = Annotated[
+    int | None, Read(unsigned, "integer", minimum=0), Field(description="The same seed gives the same tokens.")
+]
+Stop = Annotated[
+    tuple[str, ...],
+    Read(_stop, shape=str | list[str] | None),
+    Field(description="Strings that end the generation; one may name a special token, alone or within text."),
+]
+StopTokens = Annotated[
+    tuple[int, ...],
+    Read(_stop_tokens, shape=list[int] | None),
+    Field(description="Tokens that end the generation and are no part of the text."),
+]
+KeepsStop = Annotated[
+    bool | None, Read(flag, "boolean"), Field(description="Whether the text keeps what ended the generation.")
+]
+IgnoreEosToken = Annotated[
+    bool | None, Read(flag, "boolean"), Field(description="Whether end-of-sequence tokens do not end the generation.")
+]
+IgnoreEos = Annotated[bool | None, Read(_ignore_eos, "boolean"), Field(description="The same as `ignore_eos_token`.")]
+SkipsSpecial = Annotated[
+    bool, Read(flag, "boolean"), Field(description="Whether special tokens are left out of the text; default true.")
+]
+Whole = Annotated[int | None, Read(whole, "integer")]
