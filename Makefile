@@ -95,7 +95,7 @@ clients: .venvs/openai/installed .venvs/lorax/installed ## Make the environments
 
 bench-docs: .venv/installed ## Write docs/benchmarks.md and its pictures from benchmarks/results
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]' -c constraints.txt
-	$(BIN)/python benchmarks/plots.py
+	$(BIN)/python -m benchmarks.page.plots
 
 pages: .venv/installed ## Write the pages that are made from code: settings, metrics, the table of rooms
 	@$(BIN)/python -m manylora.config.page > docs/settings.md

@@ -243,7 +243,7 @@ def sources(*folders: str) -> list[Path]:
 
 
 def test_no_folder_and_no_file_is_too_large() -> None:
-    files = sources("src", "tests")
+    files = sources("src", "tests", "benchmarks", "examples")
     folders = Counter(path.parent.relative_to(ROOT).as_posix() for path in files)
     assert {folder: number for folder, number in folders.items() if number > MOST_FILES} == {}
     lengths = {relative(path): path.read_text(encoding="utf-8").count("\n") for path in sources("src/manylora")}

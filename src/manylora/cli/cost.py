@@ -29,7 +29,7 @@ def cost(
     hourly: Annotated[str, typer.Option(help="Its price, dollars an hour.")] = "1.21",
     hours: Annotated[float, typer.Option(min=0.0, max=24.0, help="Hours a day that it runs.")] = 16.0,
     measured: Annotated[
-        Path | None, typer.Option(help="JSON of benchmarks/lora_tax.py: what one machine carries.")
+        Path | None, typer.Option(help="JSON of benchmarks/serving/lora_tax.py: what one machine carries.")
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw cost against load into this file; needs manylora[bench].")
@@ -70,7 +70,7 @@ def _positive(text: str) -> int:
 
 
 def _carried(file: Path, load: Load, machine: Hardware) -> Capacity:
-    """The throughput of one machine under a workload, in the slowest case of `benchmarks/lora_tax.py`."""
+    """The throughput of one machine under a workload, in the slowest case of `benchmarks/serving/lora_tax.py`."""
     from manylora.bench.workloads import WORKLOADS
 
     try:
@@ -81,7 +81,7 @@ def _carried(file: Path, load: Load, machine: Hardware) -> Capacity:
     except (OSError, ValueError, LookupError, TypeError) as error:
         fail(
             f"{file} is no measurement of throughput ({type(error).__name__}); write one with "
-            "`python benchmarks/lora_tax.py --workload triage --mixed --json FILE`"
+            "`python -m benchmarks.serving.lora_tax --workload triage --mixed --json FILE`"
         )
     if (load.prompt_tokens, load.completion_tokens) != (workload.prompt, workload.output):
         fail(

@@ -1,0 +1,1 @@
+"""Measurements behind docs/benchmarks.md: each is `python -m benchmarks.ROOM.NAME`."""

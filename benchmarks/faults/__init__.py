@@ -1,0 +1,1 @@
+"""Adapters that come, go and fail, hostile input, kills, and tenants beside each other."""

@@ -1,0 +1,41 @@
+"""M1: what the ledger holds less what the engine counted, after kills of edge, engine and control plane under load.
+
+python -m benchmarks.faults.chaos --kills 100 [--json FILE]
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from manylora.bench.faults.chaos import run_chaos
+from manylora.bench.machine import describe
+from manylora.bench.servers import default_base
+from manylora.models.spec import read_spec
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write the result here")
+    options = parser.parse_args()
+    facts = describe()
+    base = default_base()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        vocab = read_spec(base).vocab
+        found = run_chaos(Path(scratch), str(base), kills=options.kills, seed=options.seed, vocab=vocab, tell=_tell)
+    result = {"M1": found.difference, **asdict(found)}
+    print(json.dumps(result))
+    if options.json:
+        options.json.write_text(json.dumps({**facts, **result}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""docs/benchmarks.md: its sections, tables and pictures, written from the result files."""

@@ -1,0 +1,21 @@
+"""The section of `docs/benchmarks.md` on products of bf16 pairs beside those with float32 activations."""
+
+from collections import defaultdict
+from pathlib import Path
+
+from benchmarks.page.page import Record, source, table
+
+
+def products(record: Record, pictures: Path) -> str:
+    """One row for each shape: the time of `native` ÷ that of `native-bf16`, by rows multiplied at once."""
+    shapes: dict[tuple[int, int], dict[int, float]] = defaultdict(dict)
+    for each in record["results"]:
+        shapes[each["inputs"], each["outputs"]][each["rows"]] = each["native_s"] / each["native_bf16_s"]
+    counts = sorted({rows for ratios in shapes.values() for rows in ratios})
+    head = ("inputs × outputs", *(f"{rows} row{'s' if rows > 1 else ''}" for rows in counts))
+    body = [
+        (f"{inputs} × {outputs}", *(f"{ratios[rows]:.2f}" if rows in ratios else "" for rows in counts))
+        for (inputs, outputs), ratios in shapes.items()
+    ]
+    lines = ["## Linear layers: float32 activations ÷ bf16 pairs, time", "", source(record)]
+    return "\n".join([*lines, table(head, body)])

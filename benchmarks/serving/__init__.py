@@ -1,0 +1,1 @@
+"""Servers under load: ours, its variants, and the peers."""

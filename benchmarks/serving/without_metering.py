@@ -1,0 +1,25 @@
+"""`manylora` without records of usage: the other side of `pairs metering`, which measures the cost of metering.
+
+PYTHONPATH=src:. python -m benchmarks.serving.without_metering serve …
+"""
+
+from typing import Any
+
+from manylora.cli import main
+from manylora.server.app import run
+
+create_app, ProcessLink = run.create_app, run.ProcessLink
+
+
+def unmetered_app(*arguments: Any, **named: Any) -> Any:
+    return create_app(*arguments, **{**named, "meter": None})
+
+
+def unmetered_link(*arguments: Any, **named: Any) -> Any:
+    return ProcessLink(*arguments, **{**named, "journal_dir": None})
+
+
+if __name__ == "__main__":
+    run.create_app = unmetered_app
+    run.ProcessLink = unmetered_link  # type: ignore[assignment, misc]
+    main()
