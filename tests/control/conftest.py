@@ -13,6 +13,7 @@ from manylora.adapters.ingest.checking import CheckedFiles, CheckJob, check_file
 from manylora.control.registry import intake
 from manylora.control.storage.database import Database, database_url, migrate
 from tests.conftest import missing
+from tests.control.emptied_databases import EmptiedDatabases
 from tests.control.postgres_server import PostgresServer, find_postgres, postgres_server
 
 Scenario = Callable[[Database], Coroutine[Any, Any, None]]
@@ -48,23 +49,22 @@ def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def migrated_database(postgres: PostgresServer) -> str:
-    """The name of a PostgreSQL database with today's tables, for tests to copy."""
-    url = postgres.new_database()
-    migrate(url)
-    assert url.database is not None
-    return url.database
+def emptied_databases(postgres: PostgresServer) -> EmptiedDatabases:
+    return EmptiedDatabases.of(postgres)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
-    """A database with today's tables, on either engine."""
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[URL]:
+    """A database with today's tables and no rows but those of a new one, on either engine."""
     if request.param == "sqlite":
         url = database_url("", tmp_path)
         shutil.copyfile(request.getfixturevalue("migrated_file"), str(url.database))
-        return url
-    server: PostgresServer = request.getfixturevalue("postgres")
-    return server.new_database(template=request.getfixturevalue("migrated_database"))
+        yield url
+        return
+    databases: EmptiedDatabases = request.getfixturevalue("emptied_databases")
+    url = databases.take()
+    yield url
+    databases.give_back(url)
 
 
 @pytest.fixture
