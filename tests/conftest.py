@@ -3,10 +3,11 @@
 import gc
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 from manylora.config.folders import cache_dir
 from manylora.config.groups.model import DEFAULT_BASE
@@ -20,8 +21,11 @@ settings.load_profile("untimed")
 # Processes of ours import nothing from the working directory; some of the engines that tests start are in `tests`.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
+CLIENTS = "tests/clients"
 WITH_SERVERS = {"bench", "cli", "clients", "integration", "upgrades"}
 """Folders whose tests start servers, or processes of the command."""
+SHORT = {"config", "engine", "http", "kernels", "models", "wiring"}
+"""Folders without a file that takes ten seconds."""
 IS_CI = os.environ.get("CI", "").lower() in ("1", "true")
 
 
@@ -29,8 +33,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="only tests without base, clients, services or long runs")
 
 
+class _LoadFolders(LoadFileScheduling):  # type: ignore[misc]  # xdist ships no type information
+    """Gives a worker one file after the other, and the files of `tests/clients` together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = super()._split_scope(nodeid)
+        return CLIENTS if path.startswith(f"{CLIENTS}/") else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """Return the scheduler of `--dist loadfile`, whose workers would each start the servers of `tests/clients`."""
+    return _LoadFolders(config, log) if config.getoption("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `--fast` leave out what needs a base, a client, a service or a process of its own, and what takes long."""
+    """Put short files last, so that at the end of a run all workers have work.
+
+    With `--fast` leave out what needs a base, a client, a service or a process of its own, and what takes long.
+    """
+    items.sort(key=lambda item: _folder(item) in SHORT or _folder(item).endswith(".py"))
     if not config.getoption("--fast"):
         return
     slow = listed()
@@ -41,9 +62,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _is_fast(item: pytest.Item, slow: frozenset[str]) -> bool:
     path, _, name = item.nodeid.partition("::")
-    needs_service = "postgresql" in name or path.split("/")[1] in WITH_SERVERS
+    needs_service = "postgresql" in name or _folder(item) in WITH_SERVERS
     is_marked = any(item.get_closest_marker(mark) for mark in ("base", "clients", "slow"))
     return not (needs_service or is_marked or f"{path}::{name.partition('[')[0]}" in slow)
+
+
+def _folder(item: pytest.Item) -> str:
+    return item.nodeid.split("/")[1]
 
 
 def pytest_collection_finish() -> None:
@@ -62,6 +87,8 @@ def missing(what: str) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def one_torch_thread() -> None:
     """torch works with one thread, as it does in the engine's process: its spinning barriers fight the native pool."""
+    import torch  # here, because the process that hands out the tests needs none
+
     torch.set_num_threads(1)
 
 

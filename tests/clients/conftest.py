@@ -1,5 +1,6 @@
 """A real server for real clients: `manylora serve` with the default base and the demo adapters."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -21,6 +22,16 @@ def server_url(base_dir: Path, demo_root: Path, tmp_path_factory: pytest.TempPat
     flags = ("--base", str(base_dir), "--adapter-root", str(demo_root), "--max-model-len", "2048")
     with running_server(log, *flags) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def keyed(base_dir: Path, demo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, Path]]:
+    """Address, operator's key and log of a server that asks for keys."""
+    log = tmp_path_factory.mktemp("keyed") / "log"
+    flags = ("--base", str(base_dir), "--adapter-root", str(demo_root), "--max-model-len", "2048", "--auth", "on")
+    with running_server(log, *flags) as url:
+        [key] = re.findall(r"pb_[A-Za-z0-9]{8}_[A-Za-z0-9]+", log.read_text(encoding="utf-8"))
+        yield url, key, log
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """The `predibase` package against a running control plane: deployments, repositories, uploads."""
 
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ from tests.clients.conftest import run_client
 from tests.conftest import missing
 from tests.control.uploading import SEEDS, base_settings
 from tests.support.paths import ROOT
-from tests.support.serving import running_server
 
 STOP_WAIT_S = 30
 
@@ -44,16 +42,13 @@ def test_the_predibase_sdk_works_unchanged(control_server: tuple[str, str], tmp_
 
 
 @pytest.mark.base
-def test_the_predibase_sdk_asks_the_deployment(base_dir: Path, demo_root: Path, tmp_path: Path) -> None:
+def test_the_predibase_sdk_asks_the_deployment(keyed: tuple[str, str, Path], demo_root: Path, tmp_path: Path) -> None:
     adapter = demo_root / "support-triage"
     if not adapter.is_dir():
         missing(f"support-triage is not under {demo_root}")
     (tmp_path / "scratch").mkdir()
-    flags = ("--base", str(base_dir), "--adapter-root", str(demo_root), "--max-model-len", "2048", "--auth", "on")
-    log = tmp_path / "log"
-    with running_server(log, *flags) as url:
-        [operator] = re.findall(r"pb_[A-Za-z0-9]{8}_[A-Za-z0-9]+", log.read_text(encoding="utf-8"))
-        headers = {"authorization": f"Bearer {operator}"}
-        made = httpx2.post(f"{url}/admin/tenants", json={"id": "acme"}, headers=headers).raise_for_status().json()
-        arguments = (url, made["key"]["key"], str(adapter), str(tmp_path / "scratch"), "inference")
-        run_client("predibase", "predibase_script.py", *arguments)
+    url, operator, _ = keyed
+    headers = {"authorization": f"Bearer {operator}"}
+    made = httpx2.post(f"{url}/admin/tenants", json={"id": "customer"}, headers=headers).raise_for_status().json()
+    arguments = (url, made["key"]["key"], str(adapter), str(tmp_path / "scratch"), "inference")
+    run_client("predibase", "predibase_script.py", *arguments)

@@ -1,9 +1,7 @@
 """The commands that `manylora serve` prints at its start, pasted into a shell."""
 
-import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,6 @@ from manylora.cli.examples import DEMO_ADAPTER, examples, key_commands
 from manylora.models.text.tokenizer import Tokenizer
 from tests.clients.conftest import run_command
 from tests.conftest import missing
-from tests.support.serving import running_server
 from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.clients, pytest.mark.base, pytest.mark.slow]
@@ -30,16 +27,6 @@ def test_a_printed_command_answers_with_the_desk(
     commands = examples(server_url, base=base_dir.name, adapters=names, tokenizer=tokenizer)
     [command] = [command for title, command in commands.items() if title.startswith(word) or f" {word} " in title]
     assert "delivery" in run_command(environment, "bash", "-c", command)
-
-
-@pytest.fixture(scope="module")
-def keyed(base_dir: Path, demo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, Path]]:
-    """Address, operator's key and log of a server that asks for keys."""
-    log = tmp_path_factory.mktemp("keyed") / "log"
-    flags = ("--base", str(base_dir), "--adapter-root", str(demo_root), "--max-model-len", "2048", "--auth", "on")
-    with running_server(log, *flags) as url:
-        [key] = re.findall(r"pb_[A-Za-z0-9]{8}_[A-Za-z0-9]+", log.read_text(encoding="utf-8"))
-        yield url, key, log
 
 
 @pytest.mark.parametrize(("word", "environment"), [("curl", "openai"), ("openai", "openai"), ("lorax", "lorax")])
