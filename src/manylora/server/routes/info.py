@@ -4,7 +4,6 @@ from manylora import __version__
 from manylora.config.groups.server import ServerConfig
 from manylora.errors import InvalidParameter, TaskUnsupported, Unavailable
 from manylora.http.dialects import headers_of
-from manylora.server.generation.adapter_fields import adapter_fields
 from manylora.server.generation.adapter_resolver import name_in_path
 from manylora.server.generation.service import GenerationService
 from manylora.server.http.context import HttpContext
@@ -13,6 +12,7 @@ from manylora.server.observability.health import Health
 from manylora.server.observability.metrics import EdgeNow, Meters
 from manylora.server.routes.adapter_listing import Catalogue
 from manylora.server.routes.adapters import page_limit
+from manylora.server.routes.order_fields import adapter_fields
 from manylora.server.schemas.body import Bounds, read_body
 from manylora.server.schemas.lorax import TokenizeBody
 from manylora.system.standard_streams import lost_lines

@@ -4,14 +4,13 @@ from functools import partial
 
 from manylora.config.groups.server import ServerConfig
 from manylora.engine.events import Finished, FinishReason
-from manylora.server.generation.order import ChatPrompt, Order, TextPrompt
 from manylora.server.generation.outputs import SequenceOutput
 from manylora.server.generation.reply_headers import head_of, whole_of
 from manylora.server.generation.service import Completion, GenerationService
-from manylora.server.generation.text import Piece, ReplyForm, TextToken, TokenReport
+from manylora.server.generation.text import Piece, TextToken
 from manylora.server.http import sse
 from manylora.server.http.context import HttpContext
-from manylora.server.routes.lorax.schema import NativeOrder, read_native
+from manylora.server.routes.lorax.orders import LoraxOptions, read_generate
 
 REASONS = {
     FinishReason.END_OF_SEQUENCE: "eos_token",
@@ -43,20 +42,23 @@ class NativeRoutes:
 
     async def _run(self, context: HttpContext, *, is_stream: bool | None) -> None:
         """`is_stream`: whether the route streams; None: the body decides."""
-        asked = read_native(context.arrival.body, self._settings, max_input=self._max_input, is_stream=is_stream)
-        order = _order(asked, is_clamped=self._settings.overlong_max_new_tokens == "clamp")
-        if asked.is_stream:
-            await self._service.run(order, context, partial(self._stream, context, asked))
+        order, options = read_generate(
+            context.arrival.body, self._settings, max_input=self._max_input, is_stream=is_stream
+        )
+        if order.is_stream:
+            await self._service.run(order, context, partial(self._stream, context, options))
         else:
-            await self._service.run(order, context, partial(self._whole, context, asked, is_array=is_stream is None))
+            await self._service.run(order, context, partial(self._whole, context, options, is_array=is_stream is None))
 
-    async def _whole(self, context: HttpContext, asked: NativeOrder, completion: Completion, *, is_array: bool) -> None:
+    async def _whole(
+        self, context: HttpContext, options: LoraxOptions, completion: Completion, *, is_array: bool
+    ) -> None:
         await completion.outputs.collect()
         await completion.settle()
-        body = _whole(asked, completion)
+        body = _whole(options, completion)
         await context.reply([body] if is_array else body, headers=whole_of(completion))
 
-    async def _stream(self, context: HttpContext, asked: NativeOrder, completion: Completion) -> None:
+    async def _stream(self, context: HttpContext, options: LoraxOptions, completion: Completion) -> None:
         """One event a token; the one with the last token closes the stream."""
         await completion.outputs.wait_for_head(self._settings.stream_head_wait_s)
         await context.begin_stream(head_of(completion))
@@ -65,62 +67,36 @@ class NativeRoutes:
                 await context.send_event(sse.KEEP_ALIVE)
             elif piece.end is not None:
                 await completion.settle()
-                await context.end_stream(_last_event(asked, completion, piece, piece.end))
+                await context.end_stream(_last_event(options, completion, piece, piece.end))
             else:
                 (token,) = piece.tokens
-                await context.send_event(sse.event(_token_event(asked, token, token.text)))
+                await context.send_event(sse.event(_token_event(options, token, token.text)))
 
 
-def _order(asked: NativeOrder, *, is_clamped: bool) -> Order:
-    """Return the order in no dialect. `is_clamped`: a budget beyond the window is cut."""
-    message = {"role": "user", "content": asked.inputs}
-    prompt = ChatPrompt(messages=(message,)) if asked.apply_chat_template else TextPrompt(asked.inputs)
-    has_tokens = asked.is_stream or asked.details
-    return Order(
-        model=None,
-        adapter_name=asked.adapter.adapter_id,
-        adapter=asked.adapter,
-        prompts=(prompt,),
-        num_sequences=asked.best_of,
-        sampling=asked.sampling,
-        seed=asked.seed,
-        stop=asked.stop,
-        max_new_tokens=asked.max_new_tokens,
-        is_clamped=is_clamped,
-        is_stream=asked.is_stream,
-        form=ReplyForm(
-            cuts_stops=False,
-            report=TokenReport.EVERY if has_tokens else TokenReport.NONE,
-            keeps_text=True,  # a stream's last event has the whole text
-            keeps_tokens=not asked.is_stream,
-        ),
-        truncate=asked.truncate,
-        prompt_field="inputs",
-        budget_field="max_new_tokens",
-    )
+def _token_event(options: LoraxOptions, token: TextToken, text: str) -> dict[str, object]:
+    return {
+        "token": _token(token, text, has_alternatives=options.has_alternatives),
+        "generated_text": None,
+        "details": None,
+    }
 
 
-def _token_event(asked: NativeOrder, token: TextToken, text: str) -> dict[str, object]:
-    has_alternatives = bool(asked.sampling.num_logprobs)
-    return {"token": _token(token, text, has_alternatives=has_alternatives), "generated_text": None, "details": None}
-
-
-def _last_event(asked: NativeOrder, completion: Completion, piece: Piece, end: Finished) -> bytes:
+def _last_event(options: LoraxOptions, completion: Completion, piece: Piece, end: Finished) -> bytes:
     """Return the last token with all that the end brings; a text that is too long is left out, and marked so."""
     (sequence,) = completion.outputs.sequences
     token = piece.tokens[0] if piece.tokens else NO_TOKEN
     text = "" if token.is_hidden else token.text  # clients print what the last event holds
     prompt_tokens, completion_tokens = end.counts.prompt_tokens, sequence.stream.num_tokens
-    body = _token_event(asked, token, text) | {
-        "generated_text": asked.inputs + sequence.text if asked.return_full_text else sequence.text,
+    body = _token_event(options, token, text) | {
+        "generated_text": options.prefix + sequence.text,
         "details": None
-        if not asked.details
+        if not options.has_details
         else {
             "finish_reason": REASONS[end.reason],
             "prompt_tokens": prompt_tokens,
             "generated_tokens": completion_tokens,
             "skipped_tokens": 0,
-            "seed": _seed(asked, sequence),
+            "seed": _seed(options, sequence),
         },
         "usage": {
             "prompt_tokens": prompt_tokens,
@@ -135,40 +111,38 @@ def _last_event(asked: NativeOrder, completion: Completion, piece: Piece, end: F
     return event
 
 
-def _whole(asked: NativeOrder, completion: Completion) -> dict[str, object]:
+def _whole(options: LoraxOptions, completion: Completion) -> dict[str, object]:
     """Return the body of a whole reply: the best sequence, and the others beside it."""
     best, *others = sorted(completion.outputs.sequences, key=lambda sequence: -sequence.mean_logprob)
-    prefix = asked.inputs if asked.return_full_text else ""
-    body: dict[str, object] = {"generated_text": prefix + best.text}
-    if not asked.details:
+    body: dict[str, object] = {"generated_text": options.prefix + best.text}
+    if not options.has_details:
         return body
     details: dict[str, object] = {
-        **_sequence(asked, best),
+        **_sequence(options, best),
         "prompt_tokens": best.end.counts.prompt_tokens,
         "skipped_tokens": 0,
     }
-    if asked.best_of > 1:
+    if options.has_several:
         details["best_of_sequences"] = [
-            {"generated_text": prefix + other.text, **_sequence(asked, other)} for other in others
+            {"generated_text": options.prefix + other.text, **_sequence(options, other)} for other in others
         ]
     body["details"] = details
     return body
 
 
-def _sequence(asked: NativeOrder, sequence: SequenceOutput) -> dict[str, object]:
-    has_alternatives = bool(asked.sampling.num_logprobs)
+def _sequence(options: LoraxOptions, sequence: SequenceOutput) -> dict[str, object]:
     return {
         "finish_reason": REASONS[sequence.end.reason],
         "generated_tokens": sequence.stream.num_tokens,
-        "seed": _seed(asked, sequence),
+        "seed": _seed(options, sequence),
         "prefill": [],
-        "tokens": [_token(token, token.text, has_alternatives=has_alternatives) for token in sequence.tokens],
+        "tokens": [_token(token, token.text, has_alternatives=options.has_alternatives) for token in sequence.tokens],
     }
 
 
-def _seed(asked: NativeOrder, sequence: SequenceOutput) -> int | None:
+def _seed(options: LoraxOptions, sequence: SequenceOutput) -> int | None:
     """Return the seed of a sequence; None where nothing is drawn."""
-    return sequence.stream.request.sampling.seed if asked.is_sampled else None
+    return sequence.stream.request.sampling.seed if options.has_seed else None
 
 
 def _token(token: TextToken, text: str, *, has_alternatives: bool) -> dict[str, object]:

@@ -7,16 +7,15 @@ from functools import partial
 
 from manylora.config.groups.server import ServerConfig
 from manylora.server.generation.input_processor import PreparedPrompt
-from manylora.server.generation.order import ChatPrompt, Order, PromptInput, TextPrompt, TokenPrompt
+from manylora.server.generation.order import Order, PromptInput, TextPrompt
 from manylora.server.generation.outputs import SequenceOutput
 from manylora.server.generation.reply_headers import head_of, whole_of
 from manylora.server.generation.service import Completion, GenerationService
-from manylora.server.generation.text import Piece, ReplyForm, TextToken, TokenReport
+from manylora.server.generation.text import Piece, TextToken
 from manylora.server.http import sse
 from manylora.server.http.context import HttpContext
 from manylora.server.routes.openai.choices import chat_logprobs, completion_logprobs, finish_reason
-from manylora.server.routes.openai.schema import Conversation, OpenAIOrder, read_chat, read_completion
-from manylora.server.schemas.openai import Prompt
+from manylora.server.routes.openai.orders import OpenAIOptions, read_chat, read_completion
 
 Tokens = Sequence[TextToken]
 
@@ -29,7 +28,6 @@ class _Shape:
     opening  the delta that opens a choice in a stream; None: there is none
     piece    (text, tokens or None) → the fields of a choice in a chunk
     closing  the fields of the chunk that closes a choice
-    …_field  the request's field that an error names
     """
 
     id_prefix: str
@@ -39,8 +37,6 @@ class _Shape:
     opening: dict[str, object] | None
     piece: Callable[[str, Tokens | None], dict[str, object]]
     closing: dict[str, object]
-    prompt_field: str
-    budget_field: str
 
 
 def _completion_piece(text: str, tokens: Tokens | None) -> dict[str, object]:
@@ -64,8 +60,6 @@ COMPLETION = _Shape(
     opening=None,
     piece=_completion_piece,
     closing={"text": "", "logprobs": None},
-    prompt_field="prompt",
-    budget_field="max_tokens",
 )
 CHAT = _Shape(
     id_prefix="chatcmpl-",
@@ -75,8 +69,6 @@ CHAT = _Shape(
     opening={"delta": {"role": "assistant", "content": ""}, "logprobs": None},
     piece=_chat_piece,
     closing={"delta": {}, "logprobs": None},
-    prompt_field="messages",
-    budget_field="max_completion_tokens",
 )
 
 
@@ -88,34 +80,32 @@ class OpenAIRoutes:
         self._settings = settings
 
     async def completions(self, context: HttpContext) -> None:
-        asked, prompts = read_completion(context.arrival.body, self._settings)
-        inputs = tuple(_prompt_input(asked, prompt) for prompt in prompts)
-        await self._run(context, asked, COMPLETION, inputs)
+        await self._run(context, COMPLETION, *read_completion(context.arrival.body, self._settings))
 
     async def chat_completions(self, context: HttpContext) -> None:
-        asked, conversation = read_chat(context.arrival.body, self._settings)
-        await self._run(context, asked, CHAT, (_chat_input(conversation),))
+        await self._run(context, CHAT, *read_chat(context.arrival.body, self._settings))
 
-    async def _run(
-        self, context: HttpContext, asked: OpenAIOrder, shape: _Shape, prompts: tuple[PromptInput, ...]
-    ) -> None:
-        context.model = _named(asked)
-        reply = self._stream if asked.is_stream else self._whole
-        await self._service.run(_order(asked, shape, prompts), context, partial(reply, context, asked, shape))
+    async def _run(self, context: HttpContext, shape: _Shape, order: Order, options: OpenAIOptions) -> None:
+        # The name in the error of an unknown adapter; the error of a merge names the member itself.
+        context.model = None if order.adapter.recipe else order.adapter_name or ""
+        reply = self._stream if order.is_stream else self._whole
+        await self._service.run(order, context, partial(reply, context, shape, options))
 
-    async def _whole(self, context: HttpContext, asked: OpenAIOrder, shape: _Shape, completion: Completion) -> None:
+    async def _whole(self, context: HttpContext, shape: _Shape, options: OpenAIOptions, completion: Completion) -> None:
         await completion.outputs.collect()
         await completion.settle()
         body = {
             **_envelope(context, shape, completion, is_stream=False),
-            "choices": _whole_choices(asked, shape, completion),
+            "choices": _whole_choices(shape, options, completion),
             "usage": usage_of(completion),
         }
         await context.reply(body, headers=whole_of(completion))
 
-    async def _stream(self, context: HttpContext, asked: OpenAIOrder, shape: _Shape, completion: Completion) -> None:
+    async def _stream(
+        self, context: HttpContext, shape: _Shape, options: OpenAIOptions, completion: Completion
+    ) -> None:
         envelope = _envelope(context, shape, completion, is_stream=True)
-        chunks = _Chunks(asked, shape, envelope, _echoes(asked, completion))
+        chunks = _Chunks(shape, options, envelope, _echoes(options, completion))
         await completion.outputs.wait_for_head(self._settings.stream_head_wait_s)
         await context.begin_stream(head_of(completion))
         async for piece in completion.outputs.pieces(self._settings.keepalive_s):
@@ -125,49 +115,6 @@ class OpenAIRoutes:
                 await context.send_event(events)
         await completion.settle()
         await context.end_stream(chunks.end(usage_of(completion)) + sse.DONE)
-
-
-def _order(asked: OpenAIOrder, shape: _Shape, prompts: tuple[PromptInput, ...]) -> Order:
-    """Return the order in no dialect; `adapter_id` wins over `model`."""
-    is_adapter_named = bool(asked.adapter.adapter_id or asked.adapter.recipe)
-    has_logprobs = asked.logprobs is not None
-    return Order(
-        model=asked.model,
-        adapter_name=asked.adapter.adapter_id if is_adapter_named else asked.model,
-        adapter=asked.adapter,
-        adapter_field="adapter_id" if is_adapter_named else "model",
-        prompts=prompts,
-        num_sequences=asked.best_of,
-        sampling=asked.ranked_sampling,
-        seed=asked.seed,
-        stop=asked.stop,
-        max_new_tokens=asked.max_tokens,
-        is_clamped=asked.is_default_budget,
-        is_stream=asked.is_stream,
-        form=ReplyForm(
-            cuts_stops=True,
-            report=TokenReport.IN_TEXT if has_logprobs else TokenReport.NONE,
-            keeps_text=not asked.is_stream,
-            keeps_tokens=not asked.is_stream,
-        ),
-        truncate=asked.truncate,
-        truncate_budget=None if asked.is_default_budget else asked.max_tokens,
-        prompt_field=shape.prompt_field,
-        budget_field=shape.budget_field,
-        truncate_field="truncate_prompt_tokens",
-    )
-
-
-def _prompt_input(asked: OpenAIOrder, prompt: Prompt) -> PromptInput:
-    return TextPrompt(prompt, asked.has_bos) if isinstance(prompt, str) else TokenPrompt(prompt)
-
-
-def _chat_input(conversation: Conversation) -> ChatPrompt:
-    return ChatPrompt(
-        messages=conversation.messages,
-        add_generation_prompt=conversation.add_generation_prompt,
-        continues_last=conversation.continues_last,
-    )
 
 
 def _envelope(context: HttpContext, shape: _Shape, completion: Completion, *, is_stream: bool) -> dict[str, object]:
@@ -180,14 +127,14 @@ def _envelope(context: HttpContext, shape: _Shape, completion: Completion, *, is
     }
 
 
-def _echoes(asked: OpenAIOrder, completion: Completion) -> list[str]:
+def _echoes(options: OpenAIOptions, completion: Completion) -> list[str]:
     """Return the echo of each prompt."""
-    return [_echo(asked, *each) for each in zip(completion.order.prompts, completion.prompts, strict=True)]
+    return [_echo(options, *each) for each in zip(completion.order.prompts, completion.prompts, strict=True)]
 
 
-def _echo(asked: OpenAIOrder, given: PromptInput, prepared: PreparedPrompt) -> str:
+def _echo(options: OpenAIOptions, given: PromptInput, prepared: PreparedPrompt) -> str:
     """Return the prompt's text as it was sent; token ids and the rest of a cut prompt with their special tokens."""
-    if not asked.echo:
+    if not options.echo:
         return ""
     if isinstance(given, TextPrompt) and not prepared.is_cut:
         return given.text
@@ -197,11 +144,13 @@ def _echo(asked: OpenAIOrder, given: PromptInput, prepared: PreparedPrompt) -> s
 class _Chunks:
     """The events of one stream, each made from a piece of one choice."""
 
-    def __init__(self, asked: OpenAIOrder, shape: _Shape, envelope: dict[str, object], echoes: Sequence[str]) -> None:
-        self._asked = asked
+    def __init__(
+        self, shape: _Shape, options: OpenAIOptions, envelope: dict[str, object], echoes: Sequence[str]
+    ) -> None:
+        self._options = options
         self._shape = shape
         self._envelope = envelope
-        self._echoes = [echo for echo in echoes for _ in range(asked.best_of)]
+        self._echoes = [echo for echo in echoes for _ in range(options.best_of)]
         self._opened: set[int] = set()
 
     def of(self, piece: Piece) -> bytes:
@@ -209,14 +158,14 @@ class _Chunks:
         index = piece.sequence
         events = b"" if index in self._opened else self._open(index)
         if piece.text or piece.tokens:
-            tokens = None if self._asked.logprobs is None else piece.tokens
+            tokens = piece.tokens if self._options.has_logprobs else None
             events += self._chunk(index, self._shape.piece(piece.text, tokens), None)
         if piece.end is not None:
             events += self._chunk(index, self._shape.closing, finish_reason(piece.end, is_cut=piece.is_cut))
         return events
 
     def end(self, usage: dict[str, object]) -> bytes:
-        if not self._asked.include_usage:
+        if not self._options.include_usage:
             return b""
         return sse.event({**self._envelope, "choices": [], "usage": usage})
 
@@ -232,14 +181,9 @@ class _Chunks:
     def _chunk(self, index: int, fields: dict[str, object], finish_reason: str | None) -> bytes:
         choice = {"index": index, **fields, "finish_reason": finish_reason}
         body: dict[str, object] = {**self._envelope, "choices": [choice]}
-        if self._asked.include_usage:
+        if self._options.include_usage:
             body["usage"] = None
         return sse.event(body)
-
-
-def _named(asked: OpenAIOrder) -> str | None:
-    """Return the name in the error of an unknown adapter; None for a merge, whose error names the member itself."""
-    return None if asked.adapter.recipe else asked.adapter.adapter_id or asked.model or ""
 
 
 def usage_of(completion: Completion) -> dict[str, object]:
@@ -253,19 +197,19 @@ def usage_of(completion: Completion) -> dict[str, object]:
     }
 
 
-def _whole_choices(asked: OpenAIOrder, shape: _Shape, completion: Completion) -> list[dict[str, object]]:
+def _whole_choices(shape: _Shape, options: OpenAIOptions, completion: Completion) -> list[dict[str, object]]:
     """Return the n best sequences of each prompt; index = prompt number × n + sequence number."""
     choices: list[dict[str, object]] = []
-    for number, echo in enumerate(_echoes(asked, completion)):
-        found = list(completion.outputs.sequences[number * asked.best_of : (number + 1) * asked.best_of])
-        if asked.best_of > asked.n:
+    for number, echo in enumerate(_echoes(options, completion)):
+        found = list(completion.outputs.sequences[number * options.best_of : (number + 1) * options.best_of])
+        if options.best_of > options.n:
             found.sort(key=lambda sequence: -sequence.mean_logprob)
-        for sequence in found[: asked.n]:
-            choices.append({"index": len(choices), **_whole_choice(asked, shape, sequence, echo)})
+        for sequence in found[: options.n]:
+            choices.append({"index": len(choices), **_whole_choice(shape, options, sequence, echo)})
     return choices
 
 
-def _whole_choice(asked: OpenAIOrder, shape: _Shape, sequence: SequenceOutput, echo: str) -> dict[str, object]:
-    tokens = None if asked.logprobs is None else sequence.tokens
+def _whole_choice(shape: _Shape, options: OpenAIOptions, sequence: SequenceOutput, echo: str) -> dict[str, object]:
+    tokens = sequence.tokens if options.has_logprobs else None
     reason = finish_reason(sequence.end, is_cut=sequence.is_cut)
     return {**shape.whole(echo + sequence.text, tokens), "finish_reason": reason}

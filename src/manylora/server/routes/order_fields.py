@@ -1,11 +1,36 @@
-"""Translates the fields that both dialects share, of sampling and of ending, into the engine's terms."""
+"""The fields that both dialects share, of adapters, sampling and ending, in the terms of an order."""
+
+from typing import Protocol
 
 from manylora.engine.request import SamplingParams
+from manylora.server.generation.adapter_fields import AdapterFields
 from manylora.server.generation.order import StopRules
+from manylora.server.schemas.adapters import MergedAdapters
 from manylora.server.schemas.lorax import GenerateParameters
 from manylora.server.schemas.openai import ChatBody, CompletionBody
 
 Fields = GenerateParameters | CompletionBody | ChatBody
+
+
+class NamesAdapter(Protocol):
+    """A model of a body that has the fields which name an adapter."""
+
+    @property
+    def adapter_id(self) -> str | None: ...
+    @property
+    def adapter_source(self) -> str | None: ...
+    @property
+    def api_token(self) -> str | None: ...
+    @property
+    def merged_adapters(self) -> MergedAdapters | None: ...
+
+
+def adapter_fields(body: NamesAdapter) -> AdapterFields:
+    """Return the fields of a body that name its adapter."""
+    source, token, merged = body.adapter_source or None, body.api_token or "", body.merged_adapters
+    if merged is None:
+        return AdapterFields(adapter_id=body.adapter_id, source=source, token=token)
+    return AdapterFields(source=source, token=token, merged_ids=merged.ids, recipe=merged.recipe())
 
 
 def sampling_params(
@@ -32,6 +57,7 @@ def sampling_params(
 
 
 def stop_rules(fields: Fields) -> StopRules:
+    """Return the conditions that end the text."""
     return StopRules(
         strings=fields.stop,
         token_ids=fields.stop_token_ids,
