@@ -86,14 +86,11 @@ def free_port() -> int:
         return port
 
 
-def answers(url: str, path: str) -> Callable[[], bool]:
-    def ask() -> bool:
-        try:
-            return httpx2.get(url + path, timeout=20).status_code == 200
-        except httpx2.TransportError:
-            return False
-
-    return ask
+def is_healthy(client: httpx2.Client) -> bool:
+    try:
+        return client.get("/health").status_code == 200
+    except httpx2.TransportError:
+        return False
 
 
 @pytest.mark.parametrize("stream", STREAMS)
@@ -101,16 +98,15 @@ def test_a_server_serves_on_and_leaves(tmp_path: Path, stream: str) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     words = [sys.executable, "-m", "tests.server.serve_fake", str(tmp_path), f"server.port={port}", "server.drain_s=5"]
-    with started(words, stream):
-        wait_for(answers(url, "/health"))
-        with httpx2.Client(base_url=url, timeout=20) as client:
-            for _ in range(30):  # a line each, some kilobytes
-                assert client.post("/generate", json={"inputs": "SAY:hello"}).json()["generated_text"] == "hello"
-            # The engine process writes the trace of a step that breaks; it is started again and serves.
-            assert client.post("/generate", json={"inputs": "CRASH"}).status_code == 503
-            wait_for(lambda: client.post("/generate", json={"inputs": "SAY:hello"}).status_code == 200)
-            if stream in ("full", "broken"):
-                wait_for(lambda: lost_lines(client) > 30)
+    with started(words, stream), httpx2.Client(base_url=url, timeout=20) as client:
+        wait_for(lambda: is_healthy(client))
+        for _ in range(30):  # a line each, some kilobytes
+            assert client.post("/generate", json={"inputs": "SAY:hello"}).json()["generated_text"] == "hello"
+        # The engine process writes the trace of a step that breaks; it is started again and serves.
+        assert client.post("/generate", json={"inputs": "CRASH"}).status_code == 503
+        wait_for(lambda: client.post("/generate", json={"inputs": "SAY:hello"}).status_code == 200)
+        if stream in ("full", "broken"):
+            wait_for(lambda: lost_lines(client) > 30)
 
 
 def lost_lines(client: httpx2.Client) -> float:
@@ -124,8 +120,8 @@ def test_a_control_plane_serves_on_and_leaves(tmp_path: Path, stream: str) -> No
     sets = (f"control.dir={tmp_path}", f"control.edge_token={EDGE_TOKEN}")
     words = [sys.executable, "-m", "manylora", "control", "--port", str(port)]
     words += [f"--set={assignment}" for assignment in sets]
-    with started(words, stream):
-        wait_for(answers(f"http://127.0.0.1:{port}", "/health"))
+    with started(words, stream), httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+        wait_for(lambda: is_healthy(client))
 
 
 def test_what_was_lost_is_told_when_there_is_room_again() -> None:
