@@ -1,5 +1,7 @@
 """`manylora control` as a process: its start, its refusals, its signals, and the operator's key."""
 
+import socket
+import subprocess
 from pathlib import Path
 
 import httpx2
@@ -7,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from manylora.cli import app
+from manylora.control.process.run import CLOSE_WAIT_S
 from manylora.errors import ConfigInvalid
 from tests.control.control_process import EDGE_TOKEN, running_control
 
@@ -58,3 +61,19 @@ def test_a_taken_port_is_told(tmp_path: Path) -> None:
         result = CliRunner().invoke(app, [*words, "--set", f"control.edge_token={EDGE_TOKEN}"])
         assert isinstance(result.exception, ConfigInvalid)
         assert f"port {port} on 127.0.0.1 is taken" in result.exception.message
+
+
+def test_a_second_signal_waits_for_no_request(tmp_path: Path) -> None:
+    with running_control(tmp_path / "kept") as plane:
+        host, _, port = plane.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(
+                b"POST /v1/signup HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+                b"content-length: 100\r\n\r\n{"
+            )
+            assert httpx2.get(f"{plane.url}/health").status_code == 200  # so the request above is under way, too
+            plane.process.terminate()
+            with pytest.raises(subprocess.TimeoutExpired):
+                plane.process.wait(timeout=1)
+            plane.process.terminate()
+            assert plane.process.wait(timeout=CLOSE_WAIT_S - 2) == 0

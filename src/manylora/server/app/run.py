@@ -4,31 +4,29 @@ import asyncio
 import logging
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-import uvicorn
 import uvloop
 
 from manylora.clock import SystemClock
 from manylora.config.folders import cache_dir, metering_dir
 from manylora.config.settings import Config
 from manylora.errors import StartupError
-from manylora.http.connections import bounded_protocol, connection_limits
 from manylora.http.listener import url_of
+from manylora.http.serving import HttpServer
 from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.app.application import EdgeApp, create_app
 from manylora.server.app.control_session import ControlFactory, ControlSession
-from manylora.server.app.signals import StopSignals
 from manylora.server.app.starting import StartingApp
 from manylora.server.engine_client.link import ProcessLink
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.system.collector import exempt_modules
 from manylora.system.printable import log_handler
 from manylora.system.private_files import keep_private, tighten
+from manylora.system.signals import StopSignals
 
 CLOSE_WAIT_S = 5
 KEEP_ALIVE_S = 75
@@ -36,8 +34,10 @@ KEEP_ALIVE_S = 75
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announce:
-    """What the terminal is told: `progress` each line of the start; `ready` once, with what is served and where.
+    """Callbacks that print the start.
 
+    progress   each line of the start
+    ready      once: the served model and the server's URL
     admin_key  the operator's first key, which is shown here and never again
     """
 
@@ -69,7 +69,7 @@ async def _serve(
 ) -> None:
     """Answer from the first moment on: 503 while the engine loads, then as the application does, until a signal."""
     front = StartingApp(SystemClock())
-    server = HttpServer(front, config)
+    server = HttpServer(front, config, keep_alive_s=KEEP_ALIVE_S, close_wait_s=CLOSE_WAIT_S)
     with StopSignals() as signals:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
@@ -87,7 +87,7 @@ class _Door:
     """The application at the port, its HTTP server and the signals that close it."""
 
     front: StartingApp
-    server: "HttpServer"
+    server: HttpServer
     signals: StopSignals
     url: str
 
@@ -135,7 +135,7 @@ async def _start(config: Config, membership: ControlSession, link: ProcessLink, 
     return app
 
 
-async def _drain(app: EdgeApp, link: ProcessLink, server: "HttpServer", signals: StopSignals, drain_s: float) -> None:
+async def _drain(app: EdgeApp, link: ProcessLink, server: HttpServer, signals: StopSignals, drain_s: float) -> None:
     """Refuse new requests and let those under way end, for `drain_s` or until a second signal."""
     app.admission.is_draining = True
     log = structlog.get_logger()
@@ -152,46 +152,6 @@ async def _drain(app: EdgeApp, link: ProcessLink, server: "HttpServer", signals:
     if signals.second.is_set():
         server.hasten()
         await link.kill()
-
-
-class HttpServer(uvicorn.Server):
-    """uvicorn's server without signal handlers of its own: `StopSignals` has them, from the start to the end.
-
-    left  set once every connection is closed
-    """
-
-    def __init__(self, app: StartingApp, config: Config) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                loop="none",
-                http=bounded_protocol(connection_limits(config)),
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,  # uvicorn believes each loopback address; `origins.py` those that are named
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=CLOSE_WAIT_S,
-            )
-        )
-        self.left = asyncio.Event()
-
-    def hasten(self) -> None:
-        """Give connections a second to take their last bytes."""
-        self.config.timeout_graceful_shutdown = 1
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the process's signal handlers as they are."""
-        yield
-
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        try:
-            await super().serve(sockets=sockets)
-        finally:
-            self.left.set()
 
 
 def configure_logging() -> None:

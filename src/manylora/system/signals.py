@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the first lets what is under way end, the second ends it at once."""
+"""Handlers of SIGTERM and SIGINT: the first signal starts an orderly end, the second a fast one."""
 
 import asyncio
 import atexit
@@ -17,16 +17,19 @@ Result = TypeVar("Result")
 
 
 def _end_at_once_on(number: signal.Signals, *, code: int) -> None:
-    """Exit at a further signal; the interpreter gives signals their default effect as it ends, but to ignored ones."""
+    """Exit at a further signal with `code`.
+
+    The interpreter restores default handlers as it ends, but not those of ignored signals; `atexit` ignores them.
+    """
     signal.signal(number, lambda *_: os._exit(code))
     atexit.register(signal.signal, number, signal.SIG_IGN)
 
 
 class StopSignals:
-    """Counts signals while it is entered. `first` and `second` are set by them; a third changes nothing more.
+    """Context that counts signals: the first sets `first`, the second `second`, later ones have no effect.
 
-    After a first one the process ends once it is left; what comes then ends it at once, with the exit code that it
-    would have had, for all is done.
+    If a signal has come, the process ends soon after the context; a further signal then ends it at once, with the same
+    exit code.
     """
 
     def __init__(self) -> None:
@@ -62,7 +65,7 @@ class StopSignals:
                 one.cancel()
 
     async def interrupting(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Do a part of the start. Raises `StartupError` if the first signal comes before it is done."""
+        """Await a part of the start and return its result. Raise `StartupError` if the first signal comes before."""
         doing, stopped = asyncio.ensure_future(work), asyncio.ensure_future(self.first.wait())
         try:
             await asyncio.wait((doing, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -78,7 +81,7 @@ class StopSignals:
     async def hastening(
         self, work: Coroutine[Any, Any, None], hasten: Callable[[], Awaitable[None]] | None = None
     ) -> None:
-        """Do a part of the end. After the second signal `hasten` is called, and `HASTE_WAIT_S` seconds are left."""
+        """Await a part of the end. After the second signal call `hasten` and wait at most `HASTE_WAIT_S` seconds."""
         doing, hurried = asyncio.ensure_future(work), asyncio.ensure_future(self.second.wait())
         try:
             await asyncio.wait((doing, hurried), return_when=asyncio.FIRST_COMPLETED)
