@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from manylora.merging import MergeRecipe, MergeStrategy
+from manylora.server.routes.lorax import generate
 from tests.server.asgi_client import calling
 from tests.server.conftest import House
 from tests.server.fake_engine import QUEUE_MS
@@ -324,17 +325,12 @@ def test_a_silent_stream_is_kept_alive_with_comments(in_house: InHouse) -> None:
     in_house(scenario, stream_head_wait_s=0.01, keepalive_s=0.02)
 
 
-def test_an_event_too_long_for_clients_leaves_the_text_out(in_house: InHouse) -> None:
-    from manylora.server.http import sse
-
+def test_an_event_too_long_for_clients_leaves_the_text_out(in_house: InHouse, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(house: House) -> None:
         reply = await house.post("/generate_stream", {"inputs": "SAY:" + "y" * 200})
         last = json.loads(reply.content.strip().split(b"\n\n")[-1].removeprefix(b"data: "))
         assert last["generated_text"] == ""
         assert last["generated_text_omitted"] is True
 
-    before, sse.MAX_EVENT_BYTES = sse.MAX_EVENT_BYTES, 300
-    try:
-        in_house(scenario)
-    finally:
-        sse.MAX_EVENT_BYTES = before
+    monkeypatch.setattr(generate, "MAX_EVENT_BYTES", 300)
+    in_house(scenario)

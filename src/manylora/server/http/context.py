@@ -16,12 +16,17 @@ from manylora.http.callers import NOBODY, Caller
 from manylora.http.dialects import body_of, headers_of, status_of, stream_body_of
 from manylora.http.paths import PATHS
 from manylora.ids import TenantId
-from manylora.server.http import sse
 
 STREAM_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
 HTTP_OK, CLIENT_CLOSED_REQUEST = 200, 499
 
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b":\n\n"
+"""An event that clients ignore; it keeps a quiet connection open."""
+
 _encode = msgspec.json.Encoder().encode
+# Some clients split lines on these three as well as on LF. Inside JSON they occur in strings only.
+_ESCAPES = (("\u0085".encode(), b"\\u0085"), ("\u2028".encode(), b"\\u2028"), ("\u2029".encode(), b"\\u2029"))
 _VISIBLE = re.compile(r"[!-~]{1,128}")
 
 # ASGI's own types are dictionaries of anything.
@@ -133,7 +138,7 @@ class HttpContext:
         """Tell an error: with its status while that is possible, else as the stream's last event."""
         self.arrival.noted["error"] = error.row.code
         if self._has_begun:
-            await self.end_stream(sse.event(stream_body_of(error, self.dialect, self.model)))
+            await self.end_stream(event_bytes(stream_body_of(error, self.dialect, self.model)))
             return
         status = status_of(error, self.dialect)
         await self.reply(body_of(error, self.dialect, self.model), status=status, headers=headers_of(error))
@@ -162,6 +167,15 @@ class Endpoint:
         except Exception:
             structlog.get_logger().exception("request.failed", request_id=context.arrival.request_id)
             await context.fail(EngineFault("internal error"))
+
+
+def event_bytes(body: object) -> bytes:
+    """Return one JSON object as a server-sent event, on one line."""
+    data = _encode(body)
+    if not data.isascii():
+        for raw, escaped in _ESCAPES:
+            data = data.replace(raw, escaped)
+    return b"data: " + data + b"\n\n"
 
 
 def header_of(scope: Scope, name: str) -> str | None:

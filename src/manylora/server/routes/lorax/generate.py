@@ -8,8 +8,7 @@ from manylora.server.generation.outputs import SequenceOutput
 from manylora.server.generation.reply_headers import head_of, whole_of
 from manylora.server.generation.service import Completion, GenerationService
 from manylora.server.generation.text import Piece, TextToken
-from manylora.server.http import sse
-from manylora.server.http.context import HttpContext
+from manylora.server.http.context import KEEP_ALIVE, HttpContext, event_bytes
 from manylora.server.routes.lorax.orders import LoraxOptions, read_generate
 
 REASONS = {
@@ -18,6 +17,8 @@ REASONS = {
     FinishReason.STOP_STRING: "stop_sequence",
     FinishReason.LENGTH: "length",
 }
+MAX_EVENT_BYTES = 120_000
+"""No known client refuses a line of this size."""
 NO_TOKEN = TextToken(id=0, text="", offset=0, logprob=0.0, is_special=True)
 """Stands in the last event of a stream that has no token."""
 
@@ -64,13 +65,13 @@ class NativeRoutes:
         await context.begin_stream(head_of(completion))
         async for piece in completion.outputs.pieces(self._settings.keepalive_s):
             if piece is None:
-                await context.send_event(sse.KEEP_ALIVE)
+                await context.send_event(KEEP_ALIVE)
             elif piece.end is not None:
                 await completion.settle()
                 await context.end_stream(_last_event(options, completion, piece, piece.end))
             else:
                 (token,) = piece.tokens
-                await context.send_event(sse.event(_token_event(options, token, token.text)))
+                await context.send_event(event_bytes(_token_event(options, token, token.text)))
 
 
 def _token_event(options: LoraxOptions, token: TextToken, text: str) -> dict[str, object]:
@@ -105,9 +106,9 @@ def _last_event(options: LoraxOptions, completion: Completion, piece: Piece, end
         },
         "timings": completion.times_ms(),
     }
-    event = sse.event(body)
-    if len(event) > sse.MAX_EVENT_BYTES:
-        event = sse.event(body | {"generated_text": "", "generated_text_omitted": True})
+    event = event_bytes(body)
+    if len(event) > MAX_EVENT_BYTES:
+        event = event_bytes(body | {"generated_text": "", "generated_text_omitted": True})
     return event
 
 

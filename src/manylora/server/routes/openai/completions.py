@@ -12,8 +12,7 @@ from manylora.server.generation.outputs import SequenceOutput
 from manylora.server.generation.reply_headers import head_of, whole_of
 from manylora.server.generation.service import Completion, GenerationService
 from manylora.server.generation.text import Piece, TextToken
-from manylora.server.http import sse
-from manylora.server.http.context import HttpContext
+from manylora.server.http.context import DONE, KEEP_ALIVE, HttpContext, event_bytes
 from manylora.server.routes.openai.choices import chat_logprobs, completion_logprobs, finish_reason
 from manylora.server.routes.openai.orders import OpenAIOptions, read_chat, read_completion
 
@@ -110,11 +109,11 @@ class OpenAIRoutes:
         await context.begin_stream(head_of(completion))
         async for piece in completion.outputs.pieces(self._settings.keepalive_s):
             if piece is None:
-                await context.send_event(sse.KEEP_ALIVE)
+                await context.send_event(KEEP_ALIVE)
             elif events := chunks.of(piece):
                 await context.send_event(events)
         await completion.settle()
-        await context.end_stream(chunks.end(usage_of(completion)) + sse.DONE)
+        await context.end_stream(chunks.end(usage_of(completion)) + DONE)
 
 
 def _envelope(context: HttpContext, shape: _Shape, completion: Completion, *, is_stream: bool) -> dict[str, object]:
@@ -167,7 +166,7 @@ class _Chunks:
     def end(self, usage: dict[str, object]) -> bytes:
         if not self._options.include_usage:
             return b""
-        return sse.event({**self._envelope, "choices": [], "usage": usage})
+        return event_bytes({**self._envelope, "choices": [], "usage": usage})
 
     def _open(self, index: int) -> bytes:
         self._opened.add(index)
@@ -183,7 +182,7 @@ class _Chunks:
         body: dict[str, object] = {**self._envelope, "choices": [choice]}
         if self._options.include_usage:
             body["usage"] = None
-        return sse.event(body)
+        return event_bytes(body)
 
 
 def usage_of(completion: Completion) -> dict[str, object]:
