@@ -34,10 +34,11 @@ FLOORS: dict[str, list[set[str]]] = {
         {"__main__"},
     ],
     "kernels": [
-        {"cpu/native", "projections", "sampling"},
+        {"operation", "projections", "sampling"},
         {"adapter_layout"},
         {"interface"},
-        {"cpu", "reference"},
+        {"cpu/native", "reference"},
+        {"cpu"},
         {"select"},
     ],
     "models": [{"rope"}, {"spec"}, {"checkpoint_files", "text"}, {"fetch", "weights"}, {"llama"}],

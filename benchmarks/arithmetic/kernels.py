@@ -13,17 +13,28 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from graphs import Work, graph_of
 
 from manylora.bench.machine import describe
 from manylora.ids import Digest
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import Bf16Linear, why_not_bf16
-from manylora.kernels.interface import AttentionBatch, LoraSegment, Packed, PlacedAdapter, RopeTable
+from manylora.kernels.interface import (
+    AttentionBatch,
+    KvCache,
+    LoraSegment,
+    Operations,
+    Packed,
+    PlacedAdapter,
+    RopeTable,
+    StepInput,
+)
 from manylora.kernels.projections import LoraTarget, Projection
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, LAYERS, VOCAB = 576, 9, 3, 64, 1536, 30, 49152
@@ -38,21 +49,21 @@ Q_K_V = (
     LoraTarget(Projection.V, (HEADS + KV_HEADS) * HEAD_DIM, KV_HEADS * HEAD_DIM),
 )
 OUTPUT = (LoraTarget(Projection.O, 0, HIDDEN),)
-Work = Callable[[], object]
 
 
 def all_products(kernels: CpuKernels) -> dict[int, Work]:
-    """For each number of rows: every linear layer of the model and the logits."""
+    """For each number of rows: every linear layer of the model and the logits of all rows."""
     layers = [[kernels.pack(torch.randn(shape)) for shape in LAYER_SHAPES] for _ in range(LAYERS)]
     head = kernels.pack(torch.randn(VOCAB, HIDDEN))
 
-    def step(inputs: dict[int, torch.Tensor]) -> None:
+    def body(ops: Operations[Any], x: Any, step: StepInput, kv: KvCache) -> None:
+        wide = ops.gated_silu(ops.linear(x, layers[0][2]))
         for layer in layers:
             for (_, width), weight in zip(LAYER_SHAPES, layer, strict=True):
-                kernels.linear(inputs[width], weight)
-        kernels.logits(inputs[HIDDEN], head)
+                ops.linear(x if width == HIDDEN else wide, weight)
+        ops.linear(x, head)
 
-    return {rows: _bind(step, {w: torch.randn(rows, w) for w in (HIDDEN, INTERMEDIATE)}) for rows in ROWS}
+    return {rows: graph_of(kernels, body, rows=rows, width=HIDDEN) for rows in ROWS}
 
 
 def torch_products(threads: int) -> dict[int, Work]:
@@ -87,14 +98,13 @@ def all_attention(kernels: CpuKernels, rows: int) -> Work:
         block_tables=tables,
     )
     rope = RopeTable(torch.rand(CONTEXT, HEAD_DIM // 2), torch.rand(CONTEXT, HEAD_DIM // 2))
-    qkv = torch.randn(rows, QKV)
 
-    def step() -> None:
+    def body(ops: Operations[Any], qkv: Any, step: StepInput, kv: KvCache) -> None:
         for layer in range(LAYERS):
-            q = kernels.rotate_and_store(qkv, rope, kv, layer, HEADS, batch)
-            kernels.attend(q, kv, layer, None, batch)
+            q = ops.rotate_and_store(qkv, rope, kv, layer, HEADS, step.attention)
+            ops.attend(q, kv, layer, None, step.attention)
 
-    return step
+    return graph_of(kernels, body, rows=rows, width=QKV, kv=kv, attention=batch)
 
 
 def all_adapters(kernels: CpuKernels, rows: int, ranks: tuple[int, ...]) -> Work:
@@ -102,15 +112,15 @@ def all_adapters(kernels: CpuKernels, rows: int, ranks: tuple[int, ...]) -> Work
     segments = tuple(
         LoraSegment(row, row + 1, _adapter(ranks[row % len(ranks)], kernels.lora_dtype)) for row in range(rows)
     )
-    lora = kernels.prepare_lora(segments)
-    x, qkv, out = torch.randn(rows, HIDDEN), torch.zeros(rows, QKV), torch.zeros(rows, HIDDEN)
+    widest = kernels.pack(torch.zeros(64, QKV))
 
-    def step() -> None:
+    def body(ops: Operations[Any], x: Any, step: StepInput, kv: KvCache) -> None:
+        qkv = ops.embed(step.token_ids, widest)
         for layer in range(LAYERS):
-            kernels.add_lora(qkv, x, lora, layer, Q_K_V)
-            kernels.add_lora(out, x, lora, layer, OUTPUT)
+            ops.add_lora(qkv, x, step.lora, layer, Q_K_V)
+            ops.add_lora(x, x, step.lora, layer, OUTPUT)
 
-    return step
+    return graph_of(kernels, body, rows=rows, width=HIDDEN, lora=kernels.prepare_lora(segments))
 
 
 def _adapter(rank: int, dtype: torch.dtype) -> PlacedAdapter:
@@ -125,28 +135,27 @@ def _adapter(rank: int, dtype: torch.dtype) -> PlacedAdapter:
 
 def all_pointwise(kernels: CpuKernels, rows: int) -> Work:
     """The norms and activations of all layers."""
-    x, delta, weight = torch.randn(rows, HIDDEN), torch.zeros(rows, HIDDEN), torch.ones(HIDDEN)
-    gate_up = torch.randn(rows, 2 * INTERMEDIATE)
+    weight, expand = torch.ones(HIDDEN), kernels.pack(torch.randn(2 * INTERMEDIATE, HIDDEN))
 
-    def step() -> None:
+    def body(ops: Operations[Any], x: Any, step: StepInput, kv: KvCache) -> None:
+        delta, gate_up = ops.norm(x, weight, 1e-5), ops.linear(x, expand)
         for _ in range(LAYERS):
-            kernels.add_norm(x, delta, weight, 1e-5)
-            kernels.gated_silu(gate_up)
-            kernels.add_norm(x, delta, weight, 1e-5)
+            ops.add_norm(x, delta, weight, 1e-5)
+            ops.gated_silu(gate_up)
+            ops.add_norm(x, delta, weight, 1e-5)
 
-    return step
+    return graph_of(kernels, body, rows=rows, width=HIDDEN)
 
 
 def call_overhead(kernels: CpuKernels) -> Work:
-    """A thousand products of one row and sixteen columns: what a call costs beside its arithmetic."""
+    """Three hundred products of one row and sixteen columns: the cost of an operation beside its arithmetic."""
     weight: Packed = kernels.pack(torch.randn(16, 16))
-    x = torch.randn(1, 16)
 
-    def calls() -> None:
-        for _ in range(1000):
-            kernels.linear(x, weight)
+    def body(ops: Operations[Any], x: Any, step: StepInput, kv: KvCache) -> None:
+        for _ in range(300):
+            ops.linear(x, weight)
 
-    return calls
+    return graph_of(kernels, body, rows=1, width=16)
 
 
 def _bind(step: Callable[[dict[int, torch.Tensor]], None], inputs: dict[int, torch.Tensor]) -> Work:
@@ -181,7 +190,7 @@ def build_works(native: NativeLibrary, rates: dict[str, list[float]]) -> dict[st
             functions.ml_measure_bandwidth(native.pool, buffer.data_ptr(), buffer.numel(), 1)
         ),
         "ceiling: multiply-add": lambda: rates["fma"].append(functions.ml_measure_flops(native.pool, 1)),
-        "1000 empty calls": call_overhead(kernels),
+        "300 empty operations": call_overhead(kernels),
     }
     works |= {f"linear native/{rows}": work for rows, work in all_products(kernels).items()}
     if why_not_bf16(native) is None:

@@ -12,8 +12,9 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
-import torch
+from graphs import graph_of
 
 from manylora.bench.machine import describe
 from manylora.bench.statistics import extremes, median, milliseconds
@@ -24,7 +25,7 @@ from manylora.config.groups.model import DEFAULT_BASE
 from manylora.config.settings import load_config
 from manylora.engine.engine import Engine
 from manylora.kernels.cpu.library import NativeLibrary
-from manylora.kernels.interface import Kernels
+from manylora.kernels.interface import Kernels, KvCache, Operations, StepInput
 from manylora.kernels.select import select_kernels
 from manylora.models.fetch.catalog import resolve
 from manylora.models.spec import read_spec
@@ -109,21 +110,21 @@ def decode(engine: Engine, rows: int, adapters: list[str], vocab: int) -> list[f
     return [step.seconds for step in decode_steps(engine, rows, adapters, vocab, clock=SystemClock())]
 
 
-@torch.inference_mode()
 def linear_layers(kernels: Kernels, weights: Weights, rows: int) -> list[float]:
-    layer = weights.layers[0]
-    hidden = kernels.embed(torch.arange(rows), weights.embed)
-    gate_up = kernels.linear(hidden, layer.gate_up)
-    wide = kernels.gated_silu(gate_up)
+    def body(ops: Operations[Any], x: Any, step: StepInput, kv: KvCache) -> None:
+        wide = ops.gated_silu(ops.linear(x, weights.layers[0].gate_up))
+        for layer in weights.layers:
+            ops.linear(x, layer.qkv)
+            ops.linear(x, layer.o)
+            ops.linear(x, layer.gate_up)
+            ops.linear(wide, layer.down)
+        ops.linear(x, weights.head)
+
+    run = graph_of(kernels, body, rows=rows, width=weights.final_norm.shape[0])
     times: list[float] = []
     for _ in range(12):
         start = time.perf_counter()
-        for layer in weights.layers:
-            kernels.linear(hidden, layer.qkv)
-            kernels.linear(hidden, layer.o)
-            kernels.linear(hidden, layer.gate_up)
-            kernels.linear(wide, layer.down)
-        kernels.logits(hidden, weights.head)
+        run()
         times.append(time.perf_counter() - start)
     return times[2:]
 

@@ -21,11 +21,11 @@ from manylora.kernels.adapter_layout import (
     blank_extras,
     set_projection_vectors,
 )
-from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.library import NativeLibrary
-from manylora.kernels.interface import AttentionBatch, Kernels, PlacedAdapter, RopeTable
+from manylora.kernels.interface import AttentionBatch, PlacedAdapter, RopeTable
 from manylora.kernels.projections import LoraTarget
 from manylora.kernels.reference import ReferenceKernels
+from tests.kernels.eager import EagerKernels, eager
 
 BLOCK_SIZE = 16
 
@@ -36,11 +36,11 @@ def native(threads: int) -> NativeLibrary:
     return NativeLibrary(threads)
 
 
-BACK_ENDS: dict[str, Callable[[], Kernels]] = {
+BACK_ENDS: dict[str, Callable[[], EagerKernels]] = {
     "reference": ReferenceKernels,
-    "native-1": lambda: CpuKernels(native(1)),
-    "native-2": lambda: CpuKernels(native(2)),
-    "native-3-float32-adapters": lambda: CpuKernels(native(3), lora_dtype=torch.float32),
+    "native-1": lambda: eager(native(1)),
+    "native-2": lambda: eager(native(2)),
+    "native-3-float32-adapters": lambda: eager(native(3), lora_dtype=torch.float32),
 }
 NATIVE = ("native-1", "native-2")
 
@@ -56,7 +56,7 @@ TOLERANCE = {
 }
 
 
-def oracle_of(kernels: Kernels) -> ReferenceKernels:
+def oracle_of(kernels: EagerKernels) -> ReferenceKernels:
     """The reference that stores what `kernels` stores in the same dtypes, so that only arithmetic differs."""
     return ReferenceKernels(kernels.weight_dtype, kv_dtype=kernels.kv_dtype, lora_dtype=kernels.lora_dtype)
 
@@ -122,7 +122,7 @@ class PagedSequences:
 
 
 def attend_spans(
-    kernels: Kernels,
+    kernels: EagerKernels,
     shape: Heads,
     paged: PagedSequences,
     qkv: Sequence[Tensor],

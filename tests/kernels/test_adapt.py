@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from manylora.kernels.adapter_layout import EMBED_ROWS, HEAD_ROWS
-from manylora.kernels.interface import AttentionBatch, Kernels, LoraSegment, PlacedAdapter, StepInput
+from manylora.kernels.interface import AttentionBatch, LoraSegment, PlacedAdapter, StepInput
 from manylora.kernels.projections import LoraTarget, Projection
 from tests.kernels.cases import BACK_ENDS, NATIVE, TOLERANCE, add_extras, error, make_adapter, oracle_of, random
+from tests.kernels.eager import EagerKernels
 
 HIDDEN, VOCAB, ADDED, ROWS = 72, 331, 3, 23
 TARGETS = (LoraTarget(Projection.Q, 0, 40), LoraTarget(Projection.V, 40, 19))
@@ -18,7 +19,7 @@ NOTHING = torch.empty(0)
 NO_ATTENTION = AttentionBatch(NOTHING, NOTHING, NOTHING, NOTHING)
 
 
-def adapter_with_extras(kernels: Kernels, seed: int = 1) -> PlacedAdapter:
+def adapter_with_extras(kernels: EagerKernels, seed: int = 1) -> PlacedAdapter:
     plain = make_adapter(seed, ranks=(8, 3), width=HIDDEN, targets=TARGETS, dtype=kernels.lora_dtype)
     outs = {(layer, int(target.projection)): target.out for layer in range(2) for target in TARGETS}
     return add_extras(plain, seed, hidden=HIDDEN, vocab=VOCAB, outs=outs, added=ADDED)
@@ -33,7 +34,7 @@ def poisoned(adapter: PlacedAdapter) -> PlacedAdapter:
     return dataclasses.replace(adapter, image=image)
 
 
-def step_of(kernels: Kernels, *, is_poisoned: bool = False) -> StepInput:
+def step_of(kernels: EagerKernels, *, is_poisoned: bool = False) -> StepInput:
     """Rows 0 to 3 are the base's, then an adapter with extras, one without, and another with."""
     plain = make_adapter(9, ranks=(2, 2), width=HIDDEN, targets=TARGETS, dtype=kernels.lora_dtype)
     last = adapter_with_extras(kernels, 2)
@@ -54,35 +55,35 @@ def token_ids() -> Tensor:
     return ids
 
 
-def embedded(kernels: Kernels, step: StepInput) -> Tensor:
+def embedded(kernels: EagerKernels, step: StepInput) -> Tensor:
     y = random(3, ROWS, HIDDEN)
     kernels.adapt_embedding(y, step)
     return y
 
 
-def normed(kernels: Kernels, step: StepInput) -> Tensor:
+def normed(kernels: EagerKernels, step: StepInput) -> Tensor:
     y, x = random(3, ROWS, HIDDEN), random(4, ROWS, HIDDEN)
-    kernels.adapt_norm(y, x, step.lora, 2, 1e-5)
+    kernels.adapt_norm(y, x, step.lora, 2, 1e-5, is_sampled=False)
     return y
 
 
-def normed_last(kernels: Kernels, step: StepInput) -> Tensor:
+def normed_last(kernels: EagerKernels, step: StepInput) -> Tensor:
     y, x = random(3, ROWS, HIDDEN), random(4, ROWS, HIDDEN)
     kernels.adapt_norm(y, x, step.lora, 4, 1e-5, is_sampled=True)
     return y
 
 
-def logits(kernels: Kernels, step: StepInput) -> Tensor:
+def logits(kernels: EagerKernels, step: StepInput) -> Tensor:
     return kernels.adapt_logits(random(3, ROWS, VOCAB), random(4, ROWS, HIDDEN), step.lora)
 
 
-def projected(kernels: Kernels, step: StepInput) -> Tensor:
+def projected(kernels: EagerKernels, step: StepInput) -> Tensor:
     y = random(3, ROWS, 59)
     kernels.add_lora(y, random(4, ROWS, HIDDEN), step.lora, 1, TARGETS)
     return y
 
 
-OPERATIONS: dict[str, Callable[[Kernels, StepInput], Tensor]] = {
+OPERATIONS: dict[str, Callable[[EagerKernels, StepInput], Tensor]] = {
     "embedding": embedded,
     "norm": normed,
     "final norm": normed_last,

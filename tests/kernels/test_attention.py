@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manylora.kernels.interface import Kernels
 from tests.kernels.cases import (
     BACK_ENDS,
     NATIVE,
@@ -18,13 +17,18 @@ from tests.kernels.cases import (
     random,
     rope_table,
 )
+from tests.kernels.eager import EagerKernels
 
 ALL_BUT_REFERENCE = [name for name in BACK_ENDS if name != "reference"]
 SHAPES = [Heads(2, 2, 64), Heads(9, 3, 64), Heads(4, 1, 128), Heads(16, 2, 64), Heads(3, 1, 24), Heads(2, 1, 8)]
 
 
 def compare(
-    kernels: Kernels, shape: Heads, paged: PagedSequences, steps: list[list[tuple[int, int, int]]], window: int | None
+    kernels: EagerKernels,
+    shape: Heads,
+    paged: PagedSequences,
+    steps: list[list[tuple[int, int, int]]],
+    window: int | None,
 ) -> None:
     qkv = [random(10 + index, length, shape.qkv_width) for index, length in enumerate(paged.lengths)]
     actual = attend_spans(kernels, shape, paged, qkv, steps, window=window)

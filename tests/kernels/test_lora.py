@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manylora.kernels.interface import Kernels, LoraSegment
+from manylora.kernels.interface import LoraSegment
 from manylora.kernels.projections import LoraTarget, Projection
 from tests.kernels.cases import BACK_ENDS, NATIVE, TOLERANCE, error, make_adapter, oracle_of, random
+from tests.kernels.eager import EagerKernels
 
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 64)
 
@@ -22,7 +23,7 @@ def fused(*outs: int) -> tuple[LoraTarget, ...]:
 
 
 def delta(
-    kernels: Kernels,
+    kernels: EagerKernels,
     rows: int,
     width: int,
     targets: tuple[LoraTarget, ...],

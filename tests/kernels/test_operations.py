@@ -3,19 +3,19 @@
 import pytest
 import torch
 
-from manylora.kernels.interface import Kernels
 from tests.kernels.cases import BACK_ENDS, TOLERANCE, error, oracle_of, random
+from tests.kernels.eager import EagerKernels
 
 ROWS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 32, 70)
 
 
 @pytest.fixture(params=BACK_ENDS)
-def kernels(request: pytest.FixtureRequest) -> Kernels:
+def kernels(request: pytest.FixtureRequest) -> EagerKernels:
     return BACK_ENDS[request.param]()
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(16, 16), (1, 8), (33, 72), (960, 576), (100, 4100), (47, 1)])
-def test_a_product_agrees_with_the_reference(kernels: Kernels, outputs: int, inputs: int) -> None:
+def test_a_product_agrees_with_the_reference(kernels: EagerKernels, outputs: int, inputs: int) -> None:
     weight = random(1, outputs, inputs)
     oracle = oracle_of(kernels)
     packed, plain = kernels.pack(weight), oracle.pack(weight)
@@ -24,7 +24,7 @@ def test_a_product_agrees_with_the_reference(kernels: Kernels, outputs: int, inp
         assert error(kernels.linear(x, packed), oracle.linear(x, plain)) < TOLERANCE["linear"]
 
 
-def test_logits_are_float32_and_agree_with_the_reference(kernels: Kernels) -> None:
+def test_logits_are_float32_and_agree_with_the_reference(kernels: EagerKernels) -> None:
     weight, x = random(1, 1003, 96), random(2, 9, 96)
     oracle = oracle_of(kernels)
     logits = kernels.logits(x, kernels.pack(weight))
@@ -32,14 +32,14 @@ def test_logits_are_float32_and_agree_with_the_reference(kernels: Kernels) -> No
     assert error(logits, oracle.logits(x, oracle.pack(weight))) < TOLERANCE["linear"]
 
 
-def test_a_product_takes_rows_that_are_not_contiguous(kernels: Kernels) -> None:
+def test_a_product_takes_rows_that_are_not_contiguous(kernels: EagerKernels) -> None:
     weight, x = random(1, 40, 24), random(2, 7, 48)
     packed = kernels.pack(weight)
     assert torch.equal(kernels.linear(x[:, :24], packed), kernels.linear(x[:, :24].contiguous(), packed))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_a_weight_of_any_float_dtype_can_be_packed(kernels: Kernels, dtype: torch.dtype) -> None:
+def test_a_weight_of_any_float_dtype_can_be_packed(kernels: EagerKernels, dtype: torch.dtype) -> None:
     weight, x = random(1, 40, 24).to(dtype), random(2, 3, 24)
     oracle = oracle_of(kernels)
     actual = kernels.linear(x, kernels.pack(weight))
@@ -47,7 +47,7 @@ def test_a_weight_of_any_float_dtype_can_be_packed(kernels: Kernels, dtype: torc
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 70])
-def test_a_packed_table_gives_back_its_rows(kernels: Kernels, count: int) -> None:
+def test_a_packed_table_gives_back_its_rows(kernels: EagerKernels, count: int) -> None:
     table = random(1, 1003, 40)
     ids = torch.randint(0, 1003, (count,), generator=torch.Generator().manual_seed(count))
     found = kernels.embed(ids, kernels.pack(table))
@@ -55,7 +55,7 @@ def test_a_packed_table_gives_back_its_rows(kernels: Kernels, count: int) -> Non
 
 
 @pytest.mark.parametrize("wrong", [-1004, 1003, 1 << 40])
-def test_a_token_id_outside_the_table_is_an_error(kernels: Kernels, wrong: int) -> None:
+def test_a_token_id_outside_the_table_is_an_error(kernels: EagerKernels, wrong: int) -> None:
     packed = kernels.pack(random(1, 1003, 40))
     with pytest.raises(IndexError):
         kernels.embed(torch.tensor([3, wrong]), packed)
@@ -63,7 +63,7 @@ def test_a_token_id_outside_the_table_is_an_error(kernels: Kernels, wrong: int) 
 
 @pytest.mark.parametrize("width", [1, 15, 16, 64, 65, 130, 576, 4096])
 @pytest.mark.parametrize("rows", [0, 1, 70])
-def test_norms_agree_with_the_reference(kernels: Kernels, rows: int, width: int) -> None:
+def test_norms_agree_with_the_reference(kernels: EagerKernels, rows: int, width: int) -> None:
     x, delta, weight = random(1, rows, width), random(2, rows, width), random(3, width)
     oracle = oracle_of(kernels)
     assert error(kernels.norm(x, weight, 1e-5), oracle.norm(x, weight, 1e-5)) < TOLERANCE["norm"]
@@ -77,12 +77,12 @@ def test_norms_agree_with_the_reference(kernels: Kernels, rows: int, width: int)
 
 @pytest.mark.parametrize("width", [1, 15, 16, 33, 1536])
 @pytest.mark.parametrize("rows", [0, 1, 70])
-def test_the_gated_activation_agrees_with_the_reference(kernels: Kernels, rows: int, width: int) -> None:
+def test_the_gated_activation_agrees_with_the_reference(kernels: EagerKernels, rows: int, width: int) -> None:
     gate_up = random(1, rows, 2 * width, scale=4.0)
     assert error(kernels.gated_silu(gate_up), oracle_of(kernels).gated_silu(gate_up)) < TOLERANCE["silu"]
 
 
-def test_the_activation_is_accurate_for_every_size_of_input(kernels: Kernels) -> None:
+def test_the_activation_is_accurate_for_every_size_of_input(kernels: EagerKernels) -> None:
     gate = torch.cat([torch.linspace(-80, 80, 4001), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e30])])
     gate_up = torch.cat([gate, torch.ones_like(gate)])[None]
     exact = (gate.double() * torch.sigmoid(gate.double()))[None]
@@ -90,7 +90,7 @@ def test_the_activation_is_accurate_for_every_size_of_input(kernels: Kernels) ->
     assert relative < 1e-6
 
 
-def test_the_activation_of_extreme_inputs_is_their_limit(kernels: Kernels) -> None:
+def test_the_activation_of_extreme_inputs_is_their_limit(kernels: EagerKernels) -> None:
     gate = torch.tensor([-1e4, -3e38, 1e4, float("nan")])
     found = kernels.gated_silu(torch.cat([gate, torch.ones(4)])[None])[0]
     assert found[0].abs() < 1e-30

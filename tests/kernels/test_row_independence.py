@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.linear import why_not_bf16
 from manylora.kernels.select import select_kernels
 from tests.kernels.cases import BACK_ENDS, NATIVE, native, random
+from tests.kernels.eager import eager
 
 BATCHES = (1, 2, 3, 4, 5, 6, 7, 12, 13, 32, 67)
 
@@ -40,7 +40,7 @@ def test_norms_and_activations_have_the_same_bits_in_every_batch(name: str) -> N
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 67, 300])
 def test_the_number_of_threads_changes_no_bit(rows: int) -> None:
-    one, two, three = (CpuKernels(native(threads)) for threads in (1, 2, 3))
+    one, two, three = (eager(native(threads)) for threads in (1, 2, 3))
     weight, x = random(1, 960, 576), random(2, rows, 576)
     results = [(k.linear(x, k.pack(weight)), k.norm(x, weight[0], 1e-5), k.gated_silu(x)) for k in (one, two, three)]
     for other in results[1:]:

@@ -6,7 +6,7 @@ heads, kv_heads, head_dim as in the model's config; rank = one adapter's own LoR
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, NewType, Protocol, TypeVar
+from typing import Annotated, Any, NamedTuple, NewType, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from manylora.ids import Digest
 from manylora.kernels.adapter_layout import NO_EXTRAS, VECTORS_AT, VOCABULARY, Extras
+from manylora.kernels.operation import operation, operations_of
 from manylora.kernels.projections import LoraTarget
 from manylora.kernels.sampling import Rules
 
@@ -167,30 +168,51 @@ class KvCache(Protocol):
 
 
 Rows = TypeVar("Rows")
-"""What the operations of a forward pass on: a (rows, width) tensor, or what stands for one while it is recorded."""
+"""The type of a (rows, width) matrix: a tensor, or a buffer while a forward pass is recorded."""
+
+Vector = Annotated[Tensor, "vector"]
+"""(width,) float32, contiguous; the same in every step."""
+TokenIds = Annotated[Tensor, "token ids"]
+"""`StepInput.token_ids`, in a forward pass."""
+RowIndices = Annotated[Tensor, "row indices"]
+"""`StepInput.logit_rows`, in a forward pass."""
 
 
 class Operations(Protocol[Rows]):
-    """What a forward pass is made of. No method keeps a reference to its arguments, but for what is being recorded."""
+    """The table of the operations of a forward pass. An operation keeps no reference to its arguments.
 
-    def embed(self, token_ids: Tensor, table: Packed) -> Rows:
-        """Return the rows of a packed table: (rows,) int64 → (rows, hidden), activation dtype, freshly allocated."""
+    To add an operation, declare it here and implement it under its name in `kernels/reference.py` and in C++
+    (docs/decisions/table-of-operations.md). Its parameters have types that `cpu/native/arguments.py` lists.
+    """
 
-    def norm(self, x: Rows, weight: Tensor, eps: float) -> Rows:
-        """RMSNorm: `x / sqrt(mean(x²) + eps) * weight` in float32; x (rows, hidden), weight (hidden,) float32."""
+    @operation(
+        width=lambda table: table.inputs,
+        refusal=lambda table: f"a token id is outside the table of {table.outputs} rows",
+    )
+    def embed(self, token_ids: TokenIds, table: Packed) -> Rows:
+        """Return the rows of a packed table: (rows,) int64 → (rows, hidden). Raises: IndexError for an unknown id."""
 
-    def add_norm(self, residual: Rows, delta: Rows, weight: Tensor, eps: float) -> Rows:
+    @operation(width=lambda x: x.width)
+    def norm(self, x: Rows, weight: Vector, eps: float) -> Rows:
+        """Return the RMSNorm `x / sqrt(mean(x²) + eps) * weight` in float32: x (rows, hidden), weight (hidden,)."""
+
+    @operation(width=lambda residual: residual.width)
+    def add_norm(self, residual: Rows, delta: Rows, weight: Vector, eps: float) -> Rows:
         """Add `delta` into `residual` in place, then return `norm(residual, weight, eps)`."""
 
+    @operation(width=lambda weight: weight.outputs)
     def linear(self, x: Rows, weight: Packed) -> Rows:
         """Return `x @ weight.T`: x (rows, in) → (rows, out), activation dtype, accumulated in float32."""
 
+    @operation(width=lambda head: head.outputs, outlive=True)
     def logits(self, x: Rows, head: Packed) -> Rows:
         """Return `x @ head.T` as float32: x (rows, hidden) → (rows, vocab)."""
 
-    def take_rows(self, x: Rows, rows: Tensor) -> Rows:
+    @operation(width=lambda x: x.width, are_sampled=True)
+    def take_rows(self, x: Rows, rows: RowIndices) -> Rows:
         """Return the rows of x at the indices `rows` (taken,) int64: (taken, width)."""
 
+    @operation(width=lambda rope, heads: heads * 2 * rope.cos.shape[1])
     def rotate_and_store(
         self, qkv: Rows, rope: RopeTable, kv: KvCache, layer: int, heads: int, batch: AttentionBatch
     ) -> Rows:
@@ -200,16 +222,19 @@ class Operations(Protocol[Rows]):
         Returns q (rows, heads * head_dim), rotated.
         """
 
+    @operation(width=lambda q: q.width)
     def attend(self, q: Rows, kv: KvCache, layer: int, window: int | None, batch: AttentionBatch) -> Rows:
-        """Causal paged attention with grouped heads: softmax(q·k / sqrt(head_dim))·v, accumulated in float32.
+        """Return causal paged attention with grouped heads: softmax(q·k / sqrt(head_dim))·v, accumulated in float32.
 
         q (rows, heads * head_dim) → (rows, heads * head_dim). Keys and values are only ever read from the cache, so
         that a row's result does not depend on how its prompt was cut into chunks.
         """
 
+    @operation(width=lambda gate_up: gate_up.width // 2)
     def gated_silu(self, gate_up: Rows) -> Rows:
-        """`silu(gate) * up`: gate_up (rows, 2 * intermediate), gate first → (rows, intermediate)."""
+        """Return `silu(gate) * up`: gate_up (rows, 2 * intermediate), gate first → (rows, intermediate)."""
 
+    @operation()
     def add_lora(self, y: Rows, x: Rows, lora: LoraBatch, layer: int, targets: tuple[LoraTarget, ...]) -> None:
         """Add each row's adapter delta into `y`, in place.
 
@@ -227,26 +252,32 @@ class Operations(Protocol[Rows]):
         Source: SGMV: Punica, arXiv 2310.18547; mixed ranks in one batch: S-LoRA, arXiv 2311.03285.
         """
 
+    @operation()
     def adapt_embedding(self, y: Rows, step: StepInput) -> None:
-        """Apply what adapters change of the embedding, in place: their own rows, their gain, then their LoRA.
+        """Apply the adapters' changes of the embedding, in place: their own rows, their gain, then their LoRA.
 
-        y (rows, hidden): what `embed` gave. Rows of adapters without extras, and of none, keep their bits.
+        y (rows, hidden) is the result of `embed`. Rows of adapters without extras, and of none, keep their bits.
         """
 
-    def adapt_norm(
-        self, y: Rows, x: Rows, lora: LoraBatch, index: int, eps: float, *, is_sampled: bool = False
-    ) -> None:
-        """Where a row's adapter has a norm's weight of its own, write `norm(x, weight, eps)` over that row of y.
+    @operation()
+    def adapt_norm(self, y: Rows, x: Rows, lora: LoraBatch, index: int, eps: float, is_sampled: bool) -> None:
+        """Write `norm(x, weight, eps)` over each row of y whose adapter has a weight of its own for this norm.
 
-        index  of the norm in the vector `extras` has of them; is_sampled: the rows are those of the logits
+        index  of the norm in the adapter's extras; is_sampled: the rows are those that are sampled from
         """
 
+    @operation(changed="logits")
     def adapt_logits(self, logits: Rows, x: Rows, lora: LoraBatch) -> Rows:
-        """Apply what adapters change of the output head: their own rows, their gain, then their LoRA and bias.
+        """Apply the adapters' changes of the output head: their own rows, their gain, then their LoRA and bias.
 
-        logits (sampled, vocab) float32, x (sampled, hidden), what `logits` was given. Returns the logits, wider where
-        an adapter of the step adds tokens (`lora.vocabulary`): -Inf in the columns that a row's adapter does not have.
+        logits (sampled, vocab) float32 is the result of the operation `logits`, x (sampled, hidden) its argument.
+        Returns the logits. They are wider than the base's vocabulary where an adapter of the step adds tokens
+        (`lora.vocabulary`): -Inf in the columns that a row's adapter does not have.
         """
+
+
+OPERATIONS = operations_of(Operations)
+"""The rows of the table, in order."""
 
 
 class Forward(Protocol):
@@ -263,7 +294,7 @@ class Profile(Protocol):
         """Seconds by kind of kernel."""
 
 
-class Kernels(Operations[Tensor], Protocol):
+class Kernels(Protocol):
     """One back end. All tensors are on its device.
 
     device              type of that device, as torch names it

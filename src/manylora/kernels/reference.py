@@ -184,9 +184,7 @@ class ReferenceKernels:
                 a = torch.stack([_part(image, offset_a + int(token_id) * rank, rank) for token_id in ids])
                 rows += a @ _part(image, offset_b, rank, y.shape[1])
 
-    def adapt_norm(
-        self, y: Tensor, x: Tensor, lora: LoraBatch, index: int, eps: float, *, is_sampled: bool = False
-    ) -> None:
+    def adapt_norm(self, y: Tensor, x: Tensor, lora: LoraBatch, index: int, eps: float, is_sampled: bool) -> None:
         for segment in lora.sampled if is_sampled else lora.segments:
             extras, rows = segment.adapter.extras, slice(segment.start, segment.stop)
             if extras.size and (offset := int(extras[NORMS_AT + index])) != NONE:

@@ -8,7 +8,7 @@ from manylora.errors import NativeBuildFailed
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.kernels.cpu.library import NativeLibrary
-from manylora.kernels.cpu.linear import Bf16Linear, LinearOperator, NativeLinear, why_not_bf16
+from manylora.kernels.cpu.linear import Bf16Linear, NativeLinear, WeightFormat, why_not_bf16
 from manylora.kernels.interface import Kernels
 from manylora.kernels.reference import ReferenceKernels
 
@@ -49,7 +49,7 @@ def select_kernels(
     except NativeBuildFailed as error:
         log.warning("kernels.fallback to=reference reason=%s", error)
         return ReferenceKernels()
-    kernels = CpuKernels(native, Int8Linear(native) if quantize == "int8" else _choose_operator(name, native))
+    kernels = CpuKernels(native, Int8Linear(native) if quantize == "int8" else _choose_format(name, native))
     log.debug(
         "kernels.chosen name=%s isa=%s threads=%d row_independent=%s",
         kernels.name,
@@ -60,7 +60,7 @@ def select_kernels(
     return kernels
 
 
-def _choose_operator(name: str, native: NativeLibrary) -> LinearOperator:
+def _choose_format(name: str, native: NativeLibrary) -> WeightFormat:
     if name == "native":
         return NativeLinear(native)
     reason = why_not_bf16(native)

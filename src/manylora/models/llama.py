@@ -49,10 +49,10 @@ class LlamaModel:
                 x = ops.norm(residual, layer.attention_norm, eps)
             else:
                 x = ops.add_norm(residual, delta, layer.attention_norm, eps)
-            ops.adapt_norm(x, residual, step.lora, 2 * index, eps)
+            ops.adapt_norm(x, residual, step.lora, 2 * index, eps, is_sampled=False)
             delta = self._attention(ops, x, index, layer, step, kv)
             x = ops.add_norm(residual, delta, layer.mlp_norm, eps)
-            ops.adapt_norm(x, residual, step.lora, 2 * index + 1, eps)
+            ops.adapt_norm(x, residual, step.lora, 2 * index + 1, eps, is_sampled=False)
             delta = self._mlp(ops, x, index, layer, step.lora)
         assert delta is not None  # a model has a layer
         # Only the rows that are sampled from need the last norm and the head, the widest matrix of all.

@@ -1,20 +1,20 @@
 """Linear layers with int8 weights: one scale for each output, one for each row of activations, sums in integers.
 
 A level of a weight or of an activation is worth its scale: `weight = level * scale`, `level` in [-127, 127].
-Activations get as many levels as an int32 sum can hold (`native/int8.cpp`), so that the weights alone decide the error.
+Activations get as many levels as an int32 sum can hold (`native/src/int8.cpp`), so that the weights decide the error.
 """
 
 import torch
 from torch import Tensor
 
 from manylora.kernels.cpu.library import NativeLibrary
-from manylora.kernels.cpu.linear import PanelProducts, Panels
+from manylora.kernels.cpu.linear import Panels
 from manylora.kernels.interface import Packed
 
 PACKED_AT_ONCE = 1024  # outputs widened to float32 while they are packed; a multiple of a panel's sixteen
 
 
-class Int8Linear(PanelProducts):
+class Int8Linear:
     """int8 weights times float32 activations quantised row by row; float32 results, exact integer sums between.
 
     A row that holds a NaN or an infinity gives a row of NaN.
@@ -25,14 +25,14 @@ class Int8Linear(PanelProducts):
     scale_bytes = 4
 
     def __init__(self, native: NativeLibrary) -> None:
-        super().__init__(native, native.functions.ml_int8_linear, native.functions.ml_int8_embed)
+        self._native = native
 
     def pack(self, weight: Tensor) -> Packed:
         outputs, inputs = weight.shape
-        functions = self._native.functions
+        functions, pool = self._native.functions, self._native.pool
         data = torch.empty(functions.ml_int8_packed_bytes(outputs, inputs), dtype=torch.int8)
         functions.ml_advise_huge(data.data_ptr(), data.nbytes)
         for first in range(0, outputs, PACKED_AT_ONCE):
             part = weight[first : first + PACKED_AT_ONCE].detach().float().contiguous()
-            functions.ml_int8_pack(self._pool, part.data_ptr(), data.data_ptr(), first, part.shape[0], outputs, inputs)
-        return Packed(Panels(data, outputs, inputs))
+            functions.ml_int8_pack(pool, part.data_ptr(), data.data_ptr(), first, part.shape[0], outputs, inputs)
+        return Packed(Panels(data, outputs, inputs, "int8"))

@@ -3,27 +3,13 @@
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 from torch import Tensor
 
 
-class KvLayout(ctypes.Structure):
-    """The C++ `Kv` struct of `native/attend.cpp`, field by field."""
-
-    _fields_ = (
-        ("keys", ctypes.c_void_p),
-        ("values", ctypes.c_void_p),
-        ("num_blocks", ctypes.c_int64),
-        ("block_size", ctypes.c_int64),
-        ("kv_heads", ctypes.c_int64),
-        ("head_dim", ctypes.c_int64),
-    )
-
-
 @dataclass(slots=True)
 class CpuKv:
-    """Paged bfloat16 keys and values of all layers; `native/attend.cpp` describes the layout inside a block."""
+    """Paged bfloat16 keys and values of all layers; `native/src/attend.cpp` describes the layout inside a block."""
 
     num_blocks: int
     block_size: int
@@ -31,17 +17,13 @@ class CpuKv:
     num_layers: int
     keys: Tensor
     values: Tensor
-    layout: KvLayout
+    layout: ctypes.Structure
     address: int
     free_pages: Callable[[int, int], int]
-    """The native `ml_discard`: an address and a number of bytes."""
-
-    @property
-    def head_dim(self) -> int:
-        return cast(int, self.layout.head_dim)
+    """The native `ml_discard`: it takes an address and a number of bytes."""
 
     def discard(self, first: int, stop: int) -> bool:
-        """The blocks are one stretch of memory in each layer; a page shared with a block outside is kept."""
+        """Free the pages of blocks `[first, stop)` in each layer, but for those that other blocks share."""
         is_able = True
         for part in (self.keys, self.values):
             layers = part.view(-1, self.num_blocks, part.numel() // self.num_layers // self.num_blocks)

@@ -8,10 +8,13 @@ import torch
 
 from manylora.config.groups.model import DEFAULT_SPIN_US
 from manylora.kernels.cpu.native.build import load_library
+from manylora.kernels.cpu.native.headers import made_headers
+from manylora.kernels.interface import OPERATIONS
+from manylora.kernels.operation import Operation
 
 
 class NativeLibrary:
-    """The loaded C++ functions and one pool of threads, shared by everything of one back end.
+    """The loaded C++ functions and one pool of threads, which all parts of one back end share.
 
     Thread: one caller at a time gets the pool; a second one at the same moment is served by its own thread alone.
     """
@@ -23,25 +26,28 @@ class NativeLibrary:
         spin_us: int = DEFAULT_SPIN_US,
         cache_dir: Path | None = None,
         compiler: str | None = None,
+        operations: tuple[Operation, ...] = OPERATIONS,
     ) -> None:
+        """Load the functions that implement the table `operations`. Raises: NativeBuildFailed."""
         assert threads >= 1
-        self.functions = load_library(cache_dir, compiler=compiler)
+        self.operations = operations
+        self.functions = load_library(cache_dir, compiler=compiler, headers=made_headers(operations))
         self.threads = threads
         self.pool: int = self.functions.ml_pool_new(threads, spin_us)
         weakref.finalize(self, self.functions.ml_pool_free, self.pool)
 
     @property
     def isa(self) -> str:
-        """Which vector code was compiled: avx512-bf16 (with products of bfloat16), avx512, avx2 or portable."""
+        """Name of the vector code: avx512-bf16 (with products of bfloat16), avx512, avx2 or portable."""
         return cast(bytes, self.functions.ml_isa()).decode()
 
     def measure_bandwidth(self, *, megabytes: int = 256, repeats: int = 10) -> float:
-        """Bytes per second at which the pool reads memory, the best of `repeats` passes over a fresh buffer."""
+        """Return the memory bytes per second that the pool reads: the best of `repeats` passes over a new buffer."""
         data = torch.empty(megabytes << 18, dtype=torch.float32)
         self.functions.ml_advise_huge(data.data_ptr(), data.numel() * 4)
         data.fill_(1.0)
         return cast(float, self.functions.ml_measure_bandwidth(self.pool, data.data_ptr(), data.numel(), repeats))
 
     def measure_flops(self, *, repeats: int = 10) -> float:
-        """Float32 operations per second of the pool on multiply-adds that touch no memory."""
+        """Return the float32 operations per second of the pool, on multiply-adds in registers."""
         return cast(float, self.functions.ml_measure_flops(self.pool, repeats))

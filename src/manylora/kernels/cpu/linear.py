@@ -1,118 +1,84 @@
-"""Products with weights that native code has packed into panels: the part of the CPU back end that may be exchanged."""
+"""The packed forms of bfloat16 weights, for products with float32 and with bfloat16 activations."""
 
 import ctypes
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from manylora.kernels.cpu.capture import NativeProducts
 from manylora.kernels.cpu.library import NativeLibrary
+from manylora.kernels.cpu.native.layouts import WEIGHT_FORMATS
 from manylora.kernels.interface import Packed
 
 
-class LinearOperator(Protocol):
-    """The products with packed weights, which a CPU back end may exchange. See `Kernels` for each method.
-
-    products  addresses of the native functions that a captured graph calls
-    """
+class WeightFormat(Protocol):
+    """A packed form of weights, which native code multiplies by. `Kernels` describes the members."""
 
     name: str
-    products: NativeProducts
     weight_dtype: torch.dtype
     scale_bytes: int
 
     def pack(self, weight: Tensor) -> Packed: ...
 
-    def linear(self, x: Tensor, weight: Packed) -> Tensor: ...
-
-    def embed(self, token_ids: Tensor, table: Packed) -> Tensor: ...
-
 
 class Panels:
-    """A weight as native code packs it. `data` owns the memory that `address` points at."""
+    """A weight as native code packs it. `data` owns the memory at `address`; `format` is one of `WEIGHT_FORMATS`."""
 
-    __slots__ = ("address", "data", "inputs", "outputs")
+    __slots__ = ("address", "data", "format", "inputs", "outputs")
 
-    def __init__(self, data: Tensor, outputs: int, inputs: int) -> None:
+    def __init__(self, data: Tensor, outputs: int, inputs: int, format: str) -> None:
         self.data = data
         self.address = data.data_ptr()
         self.outputs = outputs
         self.inputs = inputs
+        self.format = WEIGHT_FORMATS.index(format)
 
     @property
     def num_bytes(self) -> int:
         return self.data.nbytes
 
 
-class PanelProducts:
-    """Products with `Panels` by two native functions, of the signatures of `ml_linear` and `ml_embed`."""
-
-    scale_bytes = 0
-
-    def __init__(self, native: NativeLibrary, linear: "ctypes._NamedFuncPointer", embed: "ctypes._NamedFuncPointer"):
-        self.products = NativeProducts(linear=_address(linear), embed=_address(embed))
-        self._native = native
-        self._pool = native.pool
-        self._linear = linear
-        self._embed = embed
-
-    def linear(self, x: Tensor, weight: Packed) -> Tensor:
-        panels = cast(Panels, weight)  # `pack` made it
-        assert x.dtype is torch.float32
-        assert x.shape[1] == panels.inputs
-        x = x.contiguous()
-        rows = x.shape[0]
-        y = torch.empty(rows, panels.outputs)
-        self._linear(self._pool, x.data_ptr(), panels.address, y.data_ptr(), rows, panels.inputs, panels.outputs)
-        return y
-
-    def embed(self, token_ids: Tensor, table: Packed) -> Tensor:
-        panels = cast(Panels, table)  # `pack` made it
-        ids = token_ids.contiguous()
-        y = torch.empty(ids.shape[0], panels.inputs)
-        wrong = self._embed(
-            self._pool, ids.data_ptr(), panels.address, y.data_ptr(), ids.shape[0], panels.inputs, panels.outputs
-        )
-        if wrong:
-            raise IndexError(f"a token id is outside the table of {panels.outputs} rows")
-        return y
-
-
-class NativeLinear(PanelProducts):
+class NativeLinear:
     """bfloat16 weights times float32 activations; one accumulation order for every number of rows."""
 
     name = "native"
     weight_dtype = torch.bfloat16
+    scale_bytes = 0
 
     def __init__(self, native: NativeLibrary) -> None:
-        super().__init__(native, native.functions.ml_linear, native.functions.ml_embed)
+        self._native = native
 
     def pack(self, weight: Tensor) -> Packed:
         functions = self._native.functions
-        return _pack_bf16(self._native, weight, functions.ml_packed_elements, functions.ml_pack)
+        return _pack_bf16(self._native, weight, functions.ml_packed_elements, functions.ml_pack, "bf16")
 
 
-class Bf16Linear(PanelProducts):
+class Bf16Linear:
     """bfloat16 weights times activations rounded to bfloat16, summed in float32 by the processor's products of pairs.
 
-    Twice the arithmetic of `NativeLinear` in an instruction, one accumulation order for every number of rows as there.
-    The native code gives the same anywhere, but gains something only where `why_not_bf16` knows no reason.
+    An instruction does twice the arithmetic of `NativeLinear`; here, too, one accumulation order serves every number of
+    rows. The results are the same on every processor. The form is faster only where `why_not_bf16` returns None.
     """
 
     name = "native-bf16"
     weight_dtype = torch.bfloat16
+    scale_bytes = 0
 
     def __init__(self, native: NativeLibrary) -> None:
-        super().__init__(native, native.functions.ml_bf16_linear, native.functions.ml_bf16_embed)
+        self._native = native
 
     def pack(self, weight: Tensor) -> Packed:
         functions = self._native.functions
-        return _pack_bf16(self._native, weight, functions.ml_bf16_packed_elements, functions.ml_bf16_pack)
+        count, pack = functions.ml_bf16_packed_elements, functions.ml_bf16_pack
+        return _pack_bf16(self._native, weight, count, pack, "bf16_pairs")
 
 
 def _pack_bf16(
-    native: NativeLibrary, weight: Tensor, count: "ctypes._NamedFuncPointer", pack: "ctypes._NamedFuncPointer"
+    native: NativeLibrary,
+    weight: Tensor,
+    count: "ctypes._NamedFuncPointer",
+    pack: "ctypes._NamedFuncPointer",
+    format: str,
 ) -> Packed:
     """Round to bfloat16 and pack by the native `pack`, whose form has `count` elements."""
     outputs, inputs = weight.shape
@@ -120,17 +86,11 @@ def _pack_bf16(
     data = torch.empty(count(outputs, inputs), dtype=torch.bfloat16)
     native.functions.ml_advise_huge(data.data_ptr(), data.nbytes)
     pack(native.pool, source.data_ptr(), data.data_ptr(), outputs, inputs)
-    return Packed(Panels(data, outputs, inputs))
+    return Packed(Panels(data, outputs, inputs, format))
 
 
 def why_not_bf16(native: NativeLibrary) -> str | None:
-    """Return why `Bf16Linear` gains nothing here, or None if the processor and the compiler have its instruction."""
+    """Return the reason why `Bf16Linear` is not faster here, or None if processor and compiler have its instruction."""
     if native.isa == "avx512-bf16":
         return None
     return "this processor or the compiler has no bfloat16 products (AVX512_BF16)"
-
-
-def _address(function: "ctypes._NamedFuncPointer") -> int:
-    address = ctypes.cast(function, ctypes.c_void_p).value
-    assert address is not None
-    return address

@@ -12,6 +12,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from manylora.config.environment import environment
@@ -32,39 +34,26 @@ COMPILERS = ("g++", "c++", "clang++")
 # Contraction is off so that every fused multiply-add is one that the source writes: the accumulation order is the law.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-pthread")
 
+NO_HEADERS: Mapping[str, str] = {}
+
 _DISK_FULL = "No space left on device"
 
 log = logging.getLogger(__name__)
 
 _i64, _ptr, _f32, _f64 = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float, ctypes.c_double
 SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
-    # name: (result, arguments); the C++ beside this file says what each argument is
+    # name: (result, arguments), which the C++ sources describe. Operations have none: `ml_run` calls them.
     "ml_isa": (ctypes.c_char_p, ()),
     "ml_pool_new": (_ptr, (_i64, _i64)),
     "ml_pool_free": (None, (_ptr,)),
     "ml_packed_elements": (_i64, (_i64, _i64)),
     "ml_pack": (None, (_ptr, _ptr, _ptr, _i64, _i64)),
-    "ml_linear": (None, (_ptr, _ptr, _ptr, _ptr, _i64, _i64, _i64)),
-    "ml_embed": (_i64, (_ptr, _ptr, _ptr, _ptr, _i64, _i64, _i64)),
     "ml_bf16_packed_elements": (_i64, (_i64, _i64)),
     "ml_bf16_pack": (None, (_ptr, _ptr, _ptr, _i64, _i64)),
-    "ml_bf16_linear": (None, (_ptr, _ptr, _ptr, _ptr, _i64, _i64, _i64)),
-    "ml_bf16_embed": (_i64, (_ptr, _ptr, _ptr, _ptr, _i64, _i64, _i64)),
     "ml_int8_packed_bytes": (_i64, (_i64, _i64)),
     "ml_int8_pack": (None, (_ptr, _ptr, _ptr, _i64, _i64, _i64, _i64)),
-    "ml_int8_linear": (None, (_ptr, _ptr, _ptr, _ptr, _i64, _i64, _i64)),
-    "ml_int8_embed": (_i64, (_ptr, _ptr, _ptr, _ptr, _i64, _i64, _i64)),
-    "ml_norm": (None, (_ptr, _ptr, _ptr, _ptr, _i64, _i64, _f32)),
-    "ml_add_norm": (None, (_ptr, _ptr, _ptr, _ptr, _ptr, _i64, _i64, _f32)),
-    "ml_gated_silu": (None, (_ptr, _ptr, _ptr, _i64, _i64)),
     "ml_key_elements": (_i64, (_ptr,)),
     "ml_value_elements": (_i64, (_ptr,)),
-    "ml_rotate_and_store": (None, (_ptr, _ptr, _i64, _ptr, _ptr, _i64, _i64, _ptr, _ptr, _ptr, _ptr)),
-    "ml_attend": (None, (_ptr, _ptr, _i64, _i64, _ptr, _ptr, _i64, _i64, _ptr, _ptr, _ptr, _i64)),
-    "ml_add_lora": (None, (_ptr, _ptr, _i64, _ptr, _i64, _i64, _ptr, _i64, _ptr, _i64, _i64, _i64)),
-    "ml_adapt_embedding": (None, (_ptr, _ptr, _ptr, _i64, _ptr, _i64, _i64)),
-    "ml_adapt_norm": (None, (_ptr, _ptr, _ptr, _i64, _f32, _i64, _ptr, _i64, _i64)),
-    "ml_adapt_logits": (None, (_ptr, _ptr, _i64, _ptr, _i64, _ptr, _i64, _i64)),
     "ml_run": (_i64, (_ptr, _ptr, _i64, _ptr, _ptr)),
     "ml_draw": (None, (_ptr, _ptr, _i64, _i64, _ptr, _ptr, _ptr, _ptr)),
     "ml_advise_huge": (None, (_ptr, _i64)),
@@ -74,7 +63,17 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
 }
 
 
-def load_library(cache_dir: Path | None = None, *, compiler: str | None = None) -> ctypes.CDLL:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The C++ files of a library, and the headers that are made for them, by file name."""
+
+    files: Sequence[Path]
+    headers: Mapping[str, str]
+
+
+def load_library(
+    cache_dir: Path | None = None, *, compiler: str | None = None, headers: Mapping[str, str] = NO_HEADERS
+) -> ctypes.CDLL:
     """Return the compiled kernels, every function with its signature; compiles them if this is the first use.
 
     A kept library that is damaged, foreign, or that another user may have written is compiled anew. Where none can be
@@ -83,11 +82,12 @@ def load_library(cache_dir: Path | None = None, *, compiler: str | None = None) 
     Args:
         cache_dir  where libraries are kept; None: manylora's cache folder
         compiler   name or path of the C++ compiler; None: the first of g++, c++, clang++ that is installed
+        headers    texts of headers by file name, which are written beside the sources for the build
     Raises: NativeBuildFailed. Complexity: about ten seconds the first time, a few milliseconds later.
     """
     path = _find_compiler(compiler)
-    sources = sorted(SOURCE_DIR.glob("*.cpp"))
-    library = (cache_dir or default_cache_dir()) / "kernels" / f"kernels-{_cache_key(path, sources)}.so"
+    source = Source(sorted(SOURCE_DIR.glob("*.cpp")), headers)
+    library = (cache_dir or default_cache_dir()) / "kernels" / f"kernels-{_cache_key(path, source)}.so"
     remove_stale_scratch(library.parent)
     try:
         return _bound(read_kept(library))
@@ -95,7 +95,7 @@ def load_library(cache_dir: Path | None = None, *, compiler: str | None = None) 
         log.info("compiling the native kernels with %s, once for this machine (about ten seconds)", path)
     except KeptFileUnusable as damage:
         log.info("compiling the native kernels anew (about ten seconds): %s is not used, %s", library, damage)
-    code = _compile(path, sources, library)
+    code = _compile(path, source, library)
     try:
         return _bound(code)
     except KeptFileUnusable as error:
@@ -127,13 +127,14 @@ def _find_compiler(wanted: str | None) -> str:
     )
 
 
-def _cache_key(compiler: str, sources: list[Path]) -> str:
+def _cache_key(compiler: str, source: Source) -> str:
     key = hashlib.sha256()
     stat = Path(compiler).resolve().stat()  # a new compiler version is a new file
     for part in (compiler, str(stat.st_size), str(stat.st_mtime_ns), *FLAGS, _processor()):
         key.update(part.encode() + b"\0")
-    for source in [*sources, *sorted(HEADER_DIR.glob("*.h"))]:
-        key.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    texts = {file.name: file.read_bytes() for file in [*source.files, *sorted(HEADER_DIR.glob("*.h"))]}
+    for name, text in [*texts.items(), *((name, text.encode()) for name, text in source.headers.items())]:
+        key.update(name.encode() + b"\0" + text + b"\0")
     return key.hexdigest()[:24]
 
 
@@ -147,18 +148,18 @@ def _processor() -> str:
     return "\n".join(line for line in lines if line.partition(":")[0].strip() in wanted)
 
 
-def _compile(compiler: str, sources: list[Path], library: Path) -> bytes:
+def _compile(compiler: str, source: Source, library: Path) -> bytes:
     """Build the library and keep it, if that can be; return its code.
 
     Raises `NativeBuildFailed` with what the compiler said, or with what the system refused.
     """
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
-        return _build_in(library.parent, compiler, sources, library)
+        return _build_in(library.parent, compiler, source, library)
     except OSError as error:
         refused = error
     try:
-        code = _build_in(Path(tempfile.gettempdir()), compiler, sources, None)
+        code = _build_in(Path(tempfile.gettempdir()), compiler, source, None)
     except OSError as error:
         raise NativeBuildFailed(
             f"the native kernels can be compiled neither in {library.parent} ({refused.strerror}) nor in a temporary "
@@ -173,16 +174,19 @@ def _compile(compiler: str, sources: list[Path], library: Path) -> bytes:
     return code
 
 
-def _build_in(folder: Path, compiler: str, sources: list[Path], library: Path | None) -> bytes:
+def _build_in(folder: Path, compiler: str, source: Source, library: Path | None) -> bytes:
     """Build in a scratch folder below `folder`; what is to be kept is renamed, so that several processes may do so at
     the same time. Raises `OSError`, also when the compiler finds the disk full; else as `_compile`.
     """
     with scratch_folder(folder) as scratch:
-        objects = [scratch / f"{source.stem}.o" for source in sources]
-        # All files at once: the slowest of them is then the whole wait.
+        for name, text in source.headers.items():
+            (scratch / name).write_text(text)
+        folders = ("-I", str(HEADER_DIR), "-I", str(scratch))
+        objects = [scratch / f"{file.stem}.o" for file in source.files]
+        # All files at once: the build takes as long as the slowest of them.
         steps = [
-            _start([compiler, *FLAGS, "-I", str(HEADER_DIR), "-c", str(source), "-o", str(target)], scratch)
-            for source, target in zip(sources, objects, strict=True)
+            _start([compiler, *FLAGS, *folders, "-c", str(file), "-o", str(target)], scratch)
+            for file, target in zip(source.files, objects, strict=True)
         ]
         failures = [said for said in map(_finish, steps) if said]
         built = scratch / "kernels.so"

@@ -61,11 +61,11 @@ template <int MR, int P> inline void clear(V16 (&acc)[MR][P]) {
 }
 
 // Calls f with the number of rows as a constant, `TILE_ROWS` at a time, then the rest at once: f(constant, first_row).
-template <int N> struct Rows { static constexpr int value = N; };
+template <int N> struct RowCount { static constexpr int value = N; };
 
 template <class F, int N = TILE_ROWS> inline void with_rows(int rows, F&& f) {
     if constexpr (N > 0) {
-        if (rows == N) return f(Rows<N>{});
+        if (rows == N) return f(RowCount<N>{});
         with_rows<F, N - 1>(rows, static_cast<F&&>(f));
     }
 }

@@ -1,11 +1,11 @@
-// Time of a scope, added to a sum that somebody keeps.
+// Time of a scope, added to a sum.
 #pragma once
 
 #include <chrono>
 
 namespace ml {
 
-// Adds the seconds from its making to its end to `*sum`; without a sum it looks at no clock.
+// Adds the seconds from its construction to its end to `*sum`; without a sum it reads no clock.
 class Timed {
     using Clock = std::chrono::steady_clock;
 

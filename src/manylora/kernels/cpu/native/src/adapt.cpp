@@ -1,12 +1,11 @@
-// What an adapter changes of the embedding and of the output head: rows of its own, a gain, a LoRA, a bias.
+// An adapter's changes of the embedding and of the output head: rows of its own, a gain, a LoRA, a bias.
 //
-// Such adapters are few, so this is written for clarity: what costs time is the product of the head with whole rows that
-// an adapter brings, which is spread over the pool. Each value has one accumulation order, whatever rows stand beside it.
+// Such adapters are few, so the code favours clarity. The product of the head with an adapter's own rows takes the time and
+// is spread over the pool. The order of accumulation of a value does not depend on the rows beside it.
 
 #include <algorithm>
 #include <vector>
 
-#include "adapter.h"
 #include "operations.h"
 #include "pool.h"
 #include "simd.h"
@@ -14,7 +13,7 @@
 namespace ml {
 namespace {
 
-constexpr int64_t ROWS_A_PIECE = 256;  // own rows of the head that one piece multiplies with
+constexpr int64_t ROWS_A_PIECE = 256;  // own rows of the head in one piece of work
 
 template <class W> float dot(const float* x, const W* row, int64_t width) {
     V16 sum = zero();
@@ -24,7 +23,7 @@ template <class W> float dot(const float* x, const W* row, int64_t width) {
     return sum_lanes(sum);
 }
 
-// The rows an adapter has of its own: token ids, ascending, and a row for each.
+// An adapter's own rows: token ids, ascending, and a row for each.
 template <class W> struct OwnRows {
     const int32_t* ids;
     const W* rows;
@@ -59,62 +58,48 @@ template <class W> void adapt_embedding_row(const Segment& segment, int64_t id, 
     }
 }
 
-template <class W>
-void adapt_embedding(Pool* pool, const int64_t* ids, float* y, int64_t width, const Segment& segment) {
+template <class W> void adapt_rows(Pool* pool, const int64_t* ids, Rows y, const Segment& segment) {
     parallel(pool, segment.stop - segment.start, [&](int64_t index) {
         const int64_t row = segment.start + index;
-        adapt_embedding_row<W>(segment, ids[row], y + row * width, width);
+        adapt_embedding_row<W>(segment, ids[row], y.row(row), y.width);
     });
 }
 
-template <class W>
-void own_logits(Pool* pool, float* logits, int64_t stride, const float* x, int64_t width, const Segment& segment) {
+template <class W> void own_logits(Pool* pool, Rows logits, Rows x, const Segment& segment) {
     OwnRows<W> own(segment, segment.extras + HEAD_ROWS);
     const int64_t pieces = (own.count + ROWS_A_PIECE - 1) / ROWS_A_PIECE;
     parallel(pool, pieces, [&](int64_t piece) {
         for (int64_t i = piece * ROWS_A_PIECE; i < std::min(own.count, (piece + 1) * ROWS_A_PIECE); ++i)
             for (int64_t row = segment.start; row < segment.stop; ++row)
-                logits[row * stride + own.ids[i]] = dot(x + row * width, own.rows + i * width, width);
+                logits.row(row)[own.ids[i]] = dot(x.row(row), own.rows + i * x.width, x.width);
     });
 }
 
 }  // namespace
 }  // namespace ml
 
-extern "C" {
-
-// y (rows, width) is what the base's embedding gave for `ids`, of which one that the base does not know got any row.
-void ml_adapt_embedding(
-    ml::Pool* pool, const int64_t* ids, float* y, int64_t width, const int64_t* segments, int64_t num_segments,
-    int64_t is_bf16) {
-    using namespace ml;
-    const auto* all = reinterpret_cast<const Segment*>(segments);
-    for (int64_t s = 0; s < num_segments; ++s) {
-        if (!all[s].extras) continue;
-        if (is_bf16) adapt_embedding<bf16>(pool, ids, y, width, all[s]);
-        else adapt_embedding<float>(pool, ids, y, width, all[s]);
+// y is the base's embedding of the step's `token_ids`; the adapters read `row_ids`.
+void ml::adapt_embedding(Pool* pool, Rows y, const StepInput& step) {
+    for (int64_t s = 0; step.lora.has_extras && s < step.lora.num_segments; ++s) {
+        const Segment& segment = step.lora.segments[s];
+        if (!segment.extras) continue;
+        if (step.lora.is_bf16) adapt_rows<bf16>(pool, step.row_ids, y, segment);
+        else adapt_rows<float>(pool, step.row_ids, y, segment);
     }
 }
 
-// logits (rows, stride), of which a segment's adapter has the first `extras[VOCABULARY]` columns; x (rows, width).
-void ml_adapt_logits(
-    ml::Pool* pool, float* logits, int64_t stride, const float* x, int64_t width, const int64_t* segments,
-    int64_t num_segments, int64_t is_bf16) {
-    using namespace ml;
-    const auto* all = reinterpret_cast<const Segment*>(segments);
-    for (int64_t s = 0; s < num_segments; ++s) {
-        const Segment& segment = all[s];
+// A segment's adapter has the first `extras[VOCABULARY]` columns of the logits.
+void ml::adapt_logits(Pool* pool, Rows logits, Rows x, const LoraBatch& lora) {
+    for (int64_t s = 0; s < lora.num_sampled; ++s) {
+        const Segment& segment = lora.sampled[s];
         if (!segment.extras) continue;
-        if (is_bf16) own_logits<bf16>(pool, logits, stride, x, width, segment);
-        else own_logits<float>(pool, logits, stride, x, width, segment);
+        if (lora.is_bf16) own_logits<bf16>(pool, logits, x, segment);
+        else own_logits<float>(pool, logits, x, segment);
         // The head's LoRA is that of a single projection whose table begins the extras.
         Segment head = segment;
         head.table = segment.extras + HEAD;
         head.vectors = segment.extras + HEAD_VECTORS;
-        const int64_t target[3] = {0, 0, segment.extras[VOCABULARY]};
-        ml_add_lora(pool, logits, stride, x, width, width, reinterpret_cast<const int64_t*>(&head), 1, target, 1, 0,
-                    is_bf16);
+        const LoraTarget target{0, 0, segment.extras[VOCABULARY]};
+        add_lora(pool, logits, x, LoraBatch{&head, 1, nullptr, 0, lora.is_bf16, 1}, 0, LoraTargets{&target, 1});
     }
 }
-
-}  // extern "C"

@@ -19,11 +19,7 @@
 
 namespace ml {
 
-// Mirrored by `KvLayout` in cpu_kv.py.
-struct Kv {
-    bf16 *keys, *values;
-    int64_t num_blocks, block_size, kv_heads, head_dim;
-
+struct Kv : KvLayout {
     int64_t groups() const { return (block_size + LANES - 1) / LANES; }
     int64_t dim_panels() const { return (head_dim + LANES - 1) / LANES; }
     int64_t key_elements() const { return groups() * LANES * head_dim; }
@@ -38,17 +34,14 @@ struct Kv {
 
 namespace {
 
-// What all rows of one call share.
+// The arguments of `attend`.
 struct Call {
     const Kv& kv;
     int64_t layer, window;  // window 0: none
-    const float* q;
-    float* out;
-    int64_t rows, heads;
-    const int32_t *positions, *row_sequence, *block_tables;
-    int64_t max_blocks;
+    Rows q, out;
+    const AttentionBatch& batch;
 
-    int64_t group() const { return heads / kv.kv_heads; }
+    int64_t group() const { return q.width / kv.head_dim / kv.kv_heads; }
     int64_t first_position(int64_t position) const {
         return window > 0 ? std::max<int64_t>(0, position - window + 1) : 0;
     }
@@ -94,9 +87,8 @@ class TileAttention {
     }
 
    private:
-    float* query_row(const float* base, int64_t m) const {
-        int64_t row = tile_.row + m / group_, head = kv_head_ * group_ + m % group_;
-        return const_cast<float*>(base) + (row * call_.heads + head) * kv_.head_dim;
+    float* query_row(Rows rows, int64_t m) const {
+        return rows.row(tile_.row + m / group_) + (kv_head_ * group_ + m % group_) * kv_.head_dim;
     }
 
     void load_queries() {
@@ -252,9 +244,9 @@ class TileAttention {
 void cut_tiles(const Call& call, std::vector<Tile>& tiles) {
     const int64_t most = std::max<int64_t>(1, 12 / call.group());
     tiles.clear();
-    for (int64_t row = 0; row < call.rows; ++row) {
-        int64_t position = call.positions[row];
-        const int32_t* blocks = call.block_tables + call.row_sequence[row] * call.max_blocks;
+    for (int64_t row = 0; row < call.q.count; ++row) {
+        int64_t position = call.batch.positions[row];
+        const int32_t* blocks = call.batch.block_tables + call.batch.row_sequence[row] * call.batch.max_blocks;
         if (!tiles.empty()) {
             Tile& last = tiles.back();
             if (last.blocks == blocks && last.position + last.rows == position && last.rows < most) {
@@ -278,32 +270,23 @@ void rotate(const float* x, const float* cos, const float* sin, int64_t half, fl
 }  // namespace
 }  // namespace ml
 
-extern "C" {
-
-// Elements of the key and of the value storage of one block of one layer, all kv heads.
-int64_t ml_key_elements(const ml::Kv* kv) { return kv->kv_heads * kv->key_elements(); }
-int64_t ml_value_elements(const ml::Kv* kv) { return kv->kv_heads * kv->value_elements(); }
-
-// qkv (rows, (heads + 2 * kv_heads) * head_dim) -> q (rows, heads * head_dim) rotated; k rotated and v go to `slots`.
-// cos, sin (positions, head_dim / 2).
-void ml_rotate_and_store(
-    ml::Pool* pool, const ml::Kv* kv, int64_t layer, const float* qkv, float* q, int64_t rows, int64_t heads,
-    const float* cos, const float* sin, const int32_t* positions, const int64_t* slots) {
-    using namespace ml;
-    const int64_t dim = kv->head_dim, half = dim / 2, width = (heads + 2 * kv->kv_heads) * dim;
-    const int64_t chunks = chunks_for(rows, rows * width, 1 << 14, pool_threads(pool));
+void ml::rotate_and_store(
+    Pool* pool, Rows qkv, RopeTable rope, const Kv& kv, int64_t layer, int64_t heads, const AttentionBatch& batch,
+    Rows q) {
+    const int64_t rows = qkv.count, dim = kv.head_dim, half = dim / 2;
+    const int64_t chunks = chunks_for(rows, rows * qkv.width, 1 << 14, pool_threads(pool));
     auto row_work = [&](int64_t row, std::vector<float>& key) {
-        const float *from = qkv + row * width, *c = cos + positions[row] * half, *s = sin + positions[row] * half;
-        for (int64_t h = 0; h < heads; ++h) rotate(from + h * dim, c, s, half, q + (row * heads + h) * dim);
-        const int64_t block = slots[row] / kv->block_size, slot = slots[row] % kv->block_size;
-        for (int64_t h = 0; h < kv->kv_heads; ++h) {
+        const float *from = qkv.row(row), *c = rope.cos + batch.positions[row] * half, *s = rope.sin + batch.positions[row] * half;
+        for (int64_t h = 0; h < heads; ++h) rotate(from + h * dim, c, s, half, q.row(row) + h * dim);
+        const int64_t block = batch.slots[row] / kv.block_size, slot = batch.slots[row] % kv.block_size;
+        for (int64_t h = 0; h < kv.kv_heads; ++h) {
             rotate(from + (heads + h) * dim, c, s, half, key.data());
-            const float* value = from + (heads + kv->kv_heads + h) * dim;
-            bf16* k = kv->key_block(layer, block, h) + slot / LANES * dim * LANES + slot % LANES;
-            bf16* v = kv->value_block(layer, block, h) + slot * LANES;
+            const float* value = from + (heads + kv.kv_heads + h) * dim;
+            bf16* k = kv.key_block(layer, block, h) + slot / LANES * dim * LANES + slot % LANES;
+            bf16* v = kv.value_block(layer, block, h) + slot * LANES;
             for (int64_t i = 0; i < dim; ++i) {
                 k[i * LANES] = to_bf16(key[size_t(i)]);
-                v[i / LANES * kv->block_size * LANES + i % LANES] = to_bf16(value[i]);
+                v[i / LANES * kv.block_size * LANES + i % LANES] = to_bf16(value[i]);
             }
         }
     };
@@ -314,22 +297,24 @@ void ml_rotate_and_store(
     });
 }
 
-// q (rows, heads * head_dim) -> out, same shape. block_tables (sequences, max_blocks). window 0 means none.
-void ml_attend(
-    ml::Pool* pool, const ml::Kv* kv, int64_t layer, int64_t window, const float* q, float* out, int64_t rows,
-    int64_t heads, const int32_t* positions, const int32_t* row_sequence, const int32_t* block_tables,
-    int64_t max_blocks) {
-    using namespace ml;
+void ml::attend(
+    Pool* pool, Rows q, const Kv& kv, int64_t layer, int64_t window, const AttentionBatch& batch, Rows y) {
     static thread_local std::vector<Tile> tiles;
     const std::vector<Tile>& own = tiles;  // the caller's, also where a worker runs the lambda below
-    Call call{*kv, layer, window, q, out, rows, heads, positions, row_sequence, block_tables, max_blocks};
+    const Call call{kv, layer, window, q, y, batch};
     cut_tiles(call, tiles);
     const int64_t count = int64_t(own.size());
     // Head by head, so that the tiles of a long prompt find one head's keys in the cache.
-    parallel(pool, count * kv->kv_heads, [&](int64_t task) {
+    parallel(pool, count * kv.kv_heads, [&](int64_t task) {
         static thread_local std::vector<float> scratch;
         TileAttention(call, own[size_t(task % count)], task / count, scratch).run();
     });
 }
+
+extern "C" {
+
+// Elements of the key and of the value storage of one block of one layer, all kv heads.
+int64_t ml_key_elements(const ml::Kv* kv) { return kv->kv_heads * kv->key_elements(); }
+int64_t ml_value_elements(const ml::Kv* kv) { return kv->kv_heads * kv->value_elements(); }
 
 }  // extern "C"

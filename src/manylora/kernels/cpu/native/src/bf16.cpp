@@ -6,7 +6,7 @@
 
 #include <vector>
 
-#include "operations.h"
+#include "products.h"
 #include "slices.h"
 #include "tile.h"
 
@@ -206,6 +206,24 @@ const uint32_t* round_rows(Pool* pool, const float* x, const Tiles& tiles, int64
 }  // namespace
 }  // namespace ml
 
+void ml::linear_bf16_pairs(
+    Pool* pool, const float* x, const void* packed, float* y, int64_t rows, int64_t in, int64_t out) {
+    const Tiles tiles(rows);
+    product(pool, {round_rows(pool, x, tiles, in), static_cast<const bf16*>(packed), y, tiles, pairs_of(in), out});
+}
+
+void ml::embed_bf16_pairs(
+    Pool* pool, const int64_t* ids, const void* packed, float* y, int64_t count, int64_t in, int64_t) {
+    const int64_t chunks = chunks_for(count, count, 8, pool_threads(pool));
+    parallel(pool, chunks, [&](int64_t chunk) {
+        for (int64_t i = chunk_start(count, chunks, chunk); i < chunk_start(count, chunks, chunk + 1); ++i) {
+            const int64_t panel = ids[i] / WIDTH * pairs_of(in) * PAIR;
+            const bf16* from = static_cast<const bf16*>(packed) + panel + ids[i] % WIDTH * 2;
+            for (int64_t k = 0; k < in; ++k) y[i * in + k] = to_float(from[k / 2 * PAIR + k % 2]);
+        }
+    });
+}
+
 extern "C" {
 
 // Elements of the packed form of an (out, in) weight.
@@ -224,30 +242,6 @@ void ml_bf16_pack(ml::Pool* pool, const ml::bf16* weight, ml::bf16* packed, int6
                 to[k / 2 * PAIR + 2 * lane + k % 2] = k < count ? weight[column * in + k] : bf16(0);
         }
     });
-}
-
-// y (rows, out) = x (rows, in) @ weight.T, all contiguous.
-void ml_bf16_linear(
-    ml::Pool* pool, const float* x, const ml::bf16* packed, float* y, int64_t rows, int64_t in, int64_t out) {
-    using namespace ml;
-    const Tiles tiles(rows);
-    product(pool, {round_rows(pool, x, tiles, in), packed, y, tiles, pairs_of(in), out});
-}
-
-// y (count, in) float32 = rows `ids` of the packed (out, in) table. Returns 0, or 1 if an id is not in [0, out).
-int64_t ml_bf16_embed(
-    ml::Pool* pool, const int64_t* ids, const ml::bf16* packed, float* y, int64_t count, int64_t in, int64_t out) {
-    using namespace ml;
-    for (int64_t i = 0; i < count; ++i)
-        if (ids[i] < 0 || ids[i] >= out) return 1;
-    const int64_t chunks = chunks_for(count, count, 8, pool_threads(pool));
-    parallel(pool, chunks, [&](int64_t chunk) {
-        for (int64_t i = chunk_start(count, chunks, chunk); i < chunk_start(count, chunks, chunk + 1); ++i) {
-            const bf16* from = packed + ids[i] / WIDTH * pairs_of(in) * PAIR + ids[i] % WIDTH * 2;
-            for (int64_t k = 0; k < in; ++k) y[i * in + k] = to_float(from[k / 2 * PAIR + k % 2]);
-        }
-    });
-    return 0;
 }
 
 }  // extern "C"

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "integers.h"
+#include "products.h"
 #include "slices.h"
 #include "tile.h"
 
@@ -225,6 +226,28 @@ void pack_panel(const float* weight, int64_t outputs, int64_t in, int8_t* packed
 }  // namespace
 }  // namespace ml
 
+void ml::linear_int8(
+    Pool* pool, const float* x, const void* packed, float* y, int64_t rows, int64_t in, int64_t out) {
+    Scratch& scratch = quantise_rows(pool, x, rows, in);
+    const float* worth = scratch.worth.data();
+    product(pool, {scratch.x.data(), worth, panels_at(packed, out), scales_of(packed), y, rows, row_stride(in),
+                   pairs_of(in), out});
+}
+
+void ml::embed_int8(
+    Pool* pool, const int64_t* ids, const void* packed, float* y, int64_t count, int64_t in, int64_t out) {
+    const float* scales = scales_of(packed);
+    const int8_t* panels = panels_at(packed, out);
+    const int64_t chunks = chunks_for(count, count, 8, pool_threads(pool));
+    parallel(pool, chunks, [&](int64_t chunk) {
+        for (int64_t i = chunk_start(count, chunks, chunk); i < chunk_start(count, chunks, chunk + 1); ++i) {
+            const int8_t* from = panels + ids[i] / LANES * pairs_of(in) * PAIR_BYTES + ids[i] % LANES * 2;
+            for (int64_t k = 0; k < in; ++k)
+                y[i * in + k] = float(from[k / 2 * PAIR_BYTES + k % 2]) * scales[ids[i]];
+        }
+    });
+}
+
 extern "C" {
 
 // Bytes of the packed form of an (out, in) weight.
@@ -243,35 +266,6 @@ void ml_int8_pack(
         int64_t row = p * LANES;
         pack_panel(weight + row * in, count - row, in, panels + p * pairs_of(in) * PAIR_BYTES, scales + row);
     });
-}
-
-// y (rows, out) = x (rows, in) @ weight.T, all contiguous.
-void ml_int8_linear(
-    ml::Pool* pool, const float* x, const void* packed, float* y, int64_t rows, int64_t in, int64_t out) {
-    using namespace ml;
-    Scratch& scratch = quantise_rows(pool, x, rows, in);
-    const float* worth = scratch.worth.data();
-    product(pool, {scratch.x.data(), worth, panels_at(packed, out), scales_of(packed), y, rows, row_stride(in),
-                   pairs_of(in), out});
-}
-
-// y (count, in) float32 = rows `ids` of the packed (out, in) table. Returns 0, or 1 if an id is not in [0, out).
-int64_t ml_int8_embed(
-    ml::Pool* pool, const int64_t* ids, const void* packed, float* y, int64_t count, int64_t in, int64_t out) {
-    using namespace ml;
-    for (int64_t i = 0; i < count; ++i)
-        if (ids[i] < 0 || ids[i] >= out) return 1;
-    const float* scales = scales_of(packed);
-    const int8_t* panels = panels_at(packed, out);
-    const int64_t chunks = chunks_for(count, count, 8, pool_threads(pool));
-    parallel(pool, chunks, [&](int64_t chunk) {
-        for (int64_t i = chunk_start(count, chunks, chunk); i < chunk_start(count, chunks, chunk + 1); ++i) {
-            const int8_t* from = panels + ids[i] / LANES * pairs_of(in) * PAIR_BYTES + ids[i] % LANES * 2;
-            for (int64_t k = 0; k < in; ++k)
-                y[i * in + k] = float(from[k / 2 * PAIR_BYTES + k % 2]) * scales[ids[i]];
-        }
-    });
-    return 0;
 }
 
 }  // extern "C"

@@ -7,7 +7,7 @@
 #include <sys/mman.h>
 #endif
 
-#include "operations.h"
+#include "products.h"
 #include "slices.h"
 #include "tile.h"
 
@@ -107,6 +107,21 @@ void product(Pool* pool, const Product& job) {
 }  // namespace
 }  // namespace ml
 
+void ml::linear_bf16(
+    Pool* pool, const float* x, const void* packed, float* y, int64_t rows, int64_t in, int64_t out) {
+    product(pool, Product{x, static_cast<const bf16*>(packed), y, rows, in, out});
+}
+
+void ml::embed_bf16(Pool* pool, const int64_t* ids, const void* packed, float* y, int64_t count, int64_t in, int64_t) {
+    const int64_t chunks = chunks_for(count, count, 8, pool_threads(pool));
+    parallel(pool, chunks, [&](int64_t chunk) {
+        for (int64_t i = chunk_start(count, chunks, chunk); i < chunk_start(count, chunks, chunk + 1); ++i) {
+            const bf16* from = static_cast<const bf16*>(packed) + ids[i] / LANES * in * LANES + ids[i] % LANES;
+            for (int64_t k = 0; k < in; ++k) y[i * in + k] = to_float(from[k * LANES]);
+        }
+    });
+}
+
 extern "C" {
 
 // Elements of the packed form of an (out, in) weight.
@@ -125,28 +140,6 @@ void ml_pack(ml::Pool* pool, const ml::bf16* weight, ml::bf16* packed, int64_t o
             for (int64_t k = 0; k < in; ++k) to[k * LANES + lane] = column < out ? weight[column * in + k] : bf16(0);
         }
     });
-}
-
-// y (rows, out) = x (rows, in) @ weight.T, all contiguous.
-void ml_linear(
-    ml::Pool* pool, const float* x, const ml::bf16* packed, float* y, int64_t rows, int64_t in, int64_t out) {
-    ml::product(pool, ml::Product{x, packed, y, rows, in, out});
-}
-
-// y (count, in) float32 = rows `ids` of the packed (out, in) table. Returns 0, or 1 if an id is not in [0, out).
-int64_t ml_embed(
-    ml::Pool* pool, const int64_t* ids, const ml::bf16* packed, float* y, int64_t count, int64_t in, int64_t out) {
-    using namespace ml;
-    for (int64_t i = 0; i < count; ++i)
-        if (ids[i] < 0 || ids[i] >= out) return 1;
-    const int64_t chunks = chunks_for(count, count, 8, pool_threads(pool));
-    parallel(pool, chunks, [&](int64_t chunk) {
-        for (int64_t i = chunk_start(count, chunks, chunk); i < chunk_start(count, chunks, chunk + 1); ++i) {
-            const bf16* from = packed + ids[i] / LANES * in * LANES + ids[i] % LANES;
-            for (int64_t k = 0; k < in; ++k) y[i * in + k] = to_float(from[k * LANES]);
-        }
-    });
-    return 0;
 }
 
 // Asks for large pages under a buffer that is about to be filled: a step walks all weights, and small pages cost it

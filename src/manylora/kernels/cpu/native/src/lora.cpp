@@ -7,15 +7,12 @@
 #include <algorithm>
 #include <vector>
 
-#include "adapter.h"
 #include "operations.h"
 #include "pool.h"
 #include "tile.h"
 
 namespace ml {
 namespace {
-
-struct Target { int64_t projection, column, out; };
 
 constexpr int64_t TASK_ROWS = 24;     // rows that pass over one adapter matrix before the next task
 constexpr int64_t TASK_RANKS = 16;    // ranks of one shrink task
@@ -34,13 +31,13 @@ struct Call {
     float* y;
     int64_t y_stride;
     const float* x;
-    int64_t x_stride, in;
+    int64_t in;
 };
 
 // h of MR rows and NR ranks; the tail of fewer than sixteen elements takes part as if padded with zeros.
 template <class W, int MR, int NR>
 void dots(const Call& call, const Task& task, int64_t row, int64_t rank) {
-    const float* x = call.x + row * call.x_stride;
+    const float* x = call.x + row * call.in;
     const W* a = static_cast<const W*>(task.a) + rank * call.in;
     V16 acc[MR][NR];
     clear(acc);
@@ -48,7 +45,7 @@ void dots(const Call& call, const Task& task, int64_t row, int64_t rank) {
     for (; k + LANES <= call.in; k += LANES) {
         V16 value[MR];
 #pragma GCC unroll 16
-        for (int r = 0; r < MR; ++r) value[r] = load(x + r * call.x_stride + k);
+        for (int r = 0; r < MR; ++r) value[r] = load(x + r * call.in + k);
 #pragma GCC unroll 16
         for (int n = 0; n < NR; ++n) {
             V16 weight = load_plain<W>(a + n * call.in + k);
@@ -60,7 +57,7 @@ void dots(const Call& call, const Task& task, int64_t row, int64_t rank) {
         for (int n = 0; n < NR; ++n) {
             V16 weight = load_first<W>(a + n * call.in + k, rest);
             for (int r = 0; r < MR; ++r)
-                acc[r][n] = fma(load_first(x + r * call.x_stride + k, rest), weight, acc[r][n]);
+                acc[r][n] = fma(load_first(x + r * call.in + k, rest), weight, acc[r][n]);
         }
     }
     for (int r = 0; r < MR; ++r)
@@ -146,22 +143,21 @@ struct Plan {
 
 int64_t pieces(int64_t size, int64_t piece) { return (size + piece - 1) / piece; }
 
-template <class W>
-void plan_tasks(Plan& plan, const Segment* segments, int64_t num_segments, const Target* targets, int64_t num_targets,
-                int64_t layer) {
+template <class W> void plan_tasks(Plan& plan, const LoraBatch& lora, int64_t layer, LoraTargets targets) {
     plan.tasks.clear();
     plan.shrink_ends.clear();
     plan.expand_ends.clear();
     int64_t floats = 0, shrinks = 0, expands = 0;
-    for (int64_t s = 0; s < num_segments; ++s) {
-        const Segment& segment = segments[s];
+    for (int64_t s = 0; s < lora.num_segments; ++s) {
+        const Segment& segment = lora.segments[s];
         const W* image = static_cast<const W*>(segment.image);
-        for (int64_t t = 0; t < num_targets; ++t) {
-            const Target& target = targets[t];
-            const int64_t* entry = segment.table + (layer * 7 + target.projection) * 3;
+        for (int64_t t = 0; t < targets.count; ++t) {
+            const LoraTarget& target = targets.first[t];
+            const int64_t index = layer * NUM_PROJECTIONS + target.projection;
+            const int64_t* entry = segment.table + index * 3;
             const int64_t rank = entry[2];
             if (rank == 0) continue;
-            const int64_t* own = segment.vectors ? segment.vectors + (layer * 7 + target.projection) * 2 : nullptr;
+            const int64_t* own = segment.vectors ? segment.vectors + index * 2 : nullptr;
             auto vector = [&](int which) { return own && own[which] >= 0 ? image + own[which] : nullptr; };
             for (int64_t row = segment.start; row < segment.stop; row += TASK_ROWS) {
                 int64_t end = std::min(segment.stop, row + TASK_ROWS);
@@ -188,11 +184,10 @@ template <class F> void for_pieces(Pool* pool, const Plan& plan, const std::vect
 }
 
 template <class W>
-void add_lora(Pool* pool, const Call& call, const Segment* segments, int64_t num_segments, const Target* targets,
-              int64_t num_targets, int64_t layer) {
+void add_deltas(Pool* pool, const Call& call, const LoraBatch& lora, int64_t layer, LoraTargets targets) {
     static thread_local Plan plan;
     Plan& own = plan;  // the caller's, also where a worker runs the lambdas below
-    plan_tasks<W>(own, segments, num_segments, targets, num_targets, layer);
+    plan_tasks<W>(own, lora, layer, targets);
     if (own.tasks.empty()) return;
     for_pieces(pool, own, own.shrink_ends, [&](const Task& task, int64_t piece) {
         shrink<W>(call, task, piece * TASK_RANKS, std::min(task.rank, (piece + 1) * TASK_RANKS));
@@ -205,20 +200,9 @@ void add_lora(Pool* pool, const Call& call, const Segment* segments, int64_t num
 }  // namespace
 }  // namespace ml
 
-extern "C" {
-
-// segments: (num_segments, 6) int64, the fields of `Segment`.
-// targets (num_targets, 3) int64: projection, column, out. y and x are row-major with the given strides in elements.
-// is_bf16 says which of the two element types the images have.
-void ml_add_lora(
-    ml::Pool* pool, float* y, int64_t y_stride, const float* x, int64_t x_stride, int64_t in, const int64_t* segments,
-    int64_t num_segments, const int64_t* targets, int64_t num_targets, int64_t layer, int64_t is_bf16) {
-    using namespace ml;
-    Call call{y, y_stride, x, x_stride, in};
-    auto* seg = reinterpret_cast<const Segment*>(segments);
-    auto* tgt = reinterpret_cast<const Target*>(targets);
-    if (is_bf16) add_lora<bf16>(pool, call, seg, num_segments, tgt, num_targets, layer);
-    else add_lora<float>(pool, call, seg, num_segments, tgt, num_targets, layer);
+void ml::add_lora(Pool* pool, Rows y, Rows x, const LoraBatch& lora, int64_t layer, LoraTargets targets) {
+    if (lora.num_segments == 0) return;
+    const Call call{y.data, y.width, x.data, x.width};
+    if (lora.is_bf16) add_deltas<bf16>(pool, call, lora, layer, targets);
+    else add_deltas<float>(pool, call, lora, layer, targets);
 }
-
-}  // extern "C"

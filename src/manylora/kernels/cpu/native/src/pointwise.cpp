@@ -1,9 +1,8 @@
-// What is done to each row by itself: RMS norm and the gated activation.
+// The operations on each row by itself: RMS norm and the gated activation.
 
 #include <cmath>
 #include <vector>
 
-#include "adapter.h"
 #include "operations.h"
 #include "pool.h"
 #include "tile.h"
@@ -44,18 +43,16 @@ void norm_row(const float* x, const float* weight, float* y, int64_t width, floa
         store_first(y + i, mul(mul(load_first(x + i, rest), scale), load_first(weight + i, rest)), rest);
 }
 
-// The rows of one segment again, with the weight its adapter has for norm `index`.
-template <class W>
-void own_norm(Pool* pool, const float* x, float* y, int64_t width, float eps, int64_t index, const Segment& segment) {
+// The rows of one segment again, with the adapter's own weight of norm `index`.
+template <class W> void own_norm(Pool* pool, Rows x, Rows y, int64_t index, float eps, const Segment& segment) {
     const int64_t offset = segment.extras[NORMS_AT + index];
     if (offset < 0) return;
     const W* own = static_cast<const W*>(segment.image) + offset;
-    std::vector<float> weight(static_cast<size_t>(width));
-    for (int64_t i = 0; i < width; ++i) weight[size_t(i)] = to_float(own[i]);
+    std::vector<float> weight(static_cast<size_t>(x.width));
+    for (int64_t i = 0; i < x.width; ++i) weight[size_t(i)] = to_float(own[i]);
     const float* values = weight.data();
-    for_rows(pool, segment.stop - segment.start, width, [&](int64_t r) {
-        const int64_t at = (segment.start + r) * width;
-        norm_row(x + at, values, y + at, width, eps);
+    for_rows(pool, segment.stop - segment.start, x.width, [&](int64_t r) {
+        norm_row(x.row(segment.start + r), values, y.row(segment.start + r), x.width, eps);
     });
 }
 
@@ -67,49 +64,38 @@ V16 gate(V16 g, V16 u) {
 }  // namespace
 }  // namespace ml
 
-extern "C" {
-
-void ml_norm(ml::Pool* pool, const float* x, const float* weight, float* y, int64_t rows, int64_t width, float eps) {
-    using namespace ml;
-    for_rows(pool, rows, width, [&](int64_t r) { norm_row(x + r * width, weight, y + r * width, width, eps); });
+void ml::norm(Pool* pool, Rows x, const float* weight, double eps, Rows y) {
+    for_rows(pool, x.count, x.width, [&](int64_t r) { norm_row(x.row(r), weight, y.row(r), x.width, float(eps)); });
 }
 
-// residual += delta in place, then the norm of the residual.
-void ml_add_norm(
-    ml::Pool* pool, float* residual, const float* delta, const float* weight, float* y, int64_t rows, int64_t width,
-    float eps) {
-    using namespace ml;
-    for_rows(pool, rows, width, [&](int64_t r) {
-        float* row = residual + r * width;
-        const float* more = delta + r * width;
-        for (int64_t i = 0; i < width; ++i) row[i] += more[i];
-        norm_row(row, weight, y + r * width, width, eps);
+void ml::add_norm(Pool* pool, Rows residual, Rows delta, const float* weight, double eps, Rows y) {
+    for_rows(pool, y.count, y.width, [&](int64_t r) {
+        float* row = residual.row(r);
+        const float* more = delta.row(r);
+        for (int64_t i = 0; i < y.width; ++i) row[i] += more[i];
+        norm_row(row, weight, y.row(r), y.width, float(eps));
     });
 }
 
-// y (rows, width) is the norm of x with the base's weight; rows whose adapter has a weight of its own are done again.
-void ml_adapt_norm(
-    ml::Pool* pool, const float* x, float* y, int64_t width, float eps, int64_t index, const int64_t* segments,
-    int64_t num_segments, int64_t is_bf16) {
-    using namespace ml;
-    const auto* all = reinterpret_cast<const Segment*>(segments);
-    for (int64_t s = 0; s < num_segments; ++s) {
-        if (!all[s].extras) continue;
-        if (is_bf16) own_norm<bf16>(pool, x, y, width, eps, index, all[s]);
-        else own_norm<float>(pool, x, y, width, eps, index, all[s]);
+// y is the norm of x with the base's weight. The rows whose adapter has a weight of its own are computed again.
+void ml::adapt_norm(
+    Pool* pool, Rows y, Rows x, const LoraBatch& lora, int64_t index, double eps, bool is_sampled) {
+    const Segment* segments = is_sampled ? lora.sampled : lora.segments;
+    const int64_t count = is_sampled ? lora.num_sampled : lora.num_segments;
+    for (int64_t s = 0; lora.has_extras && s < count; ++s) {
+        if (!segments[s].extras) continue;
+        if (lora.is_bf16) own_norm<bf16>(pool, x, y, index, float(eps), segments[s]);
+        else own_norm<float>(pool, x, y, index, float(eps), segments[s]);
     }
 }
 
-// gate_up (rows, 2 * width) -> y (rows, width) = silu(gate) * up.
-void ml_gated_silu(ml::Pool* pool, const float* gate_up, float* y, int64_t rows, int64_t width) {
-    using namespace ml;
-    for_rows(pool, rows, 4 * width, [&](int64_t r) {
-        const float *g = gate_up + r * 2 * width, *u = g + width;
-        float* to = y + r * width;
+void ml::gated_silu(Pool* pool, Rows gate_up, Rows y) {
+    const int64_t width = y.width;
+    for_rows(pool, y.count, 4 * width, [&](int64_t r) {
+        const float *g = gate_up.row(r), *u = g + width;
+        float* to = y.row(r);
         int64_t i = 0;
         for (; i + LANES <= width; i += LANES) store(to + i, gate(load(g + i), load(u + i)));
         if (int rest = int(width - i)) store_first(to + i, gate(load_first(g + i, rest), load_first(u + i, rest)), rest);
     });
 }
-
-}  // extern "C"

@@ -8,14 +8,15 @@ from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.kernels.interface import Packed
 from tests.kernels.cases import native, random
+from tests.kernels.eager import EagerKernels, eager
 
 INT32_MAX = 2**31 - 1
 ROWS = (0, *range(1, 41), 67, 300)
 
 
 @pytest.fixture(params=[1, 2, 3], ids="{}-threads".format)
-def operator(request: pytest.FixtureRequest) -> Int8Linear:
-    return Int8Linear(native(request.param))
+def operator(request: pytest.FixtureRequest) -> EagerKernels:
+    return eager(native(request.param), Int8Linear(native(request.param)))
 
 
 def quantised(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
@@ -46,7 +47,7 @@ def same(actual: Tensor, wanted: Tensor) -> bool:
 @pytest.mark.parametrize(
     ("outputs", "inputs"), [(16, 16), (1, 8), (33, 71), (960, 576), (100, 1537), (65, 4100), (47, 1), (1100, 3)]
 )
-def test_a_product_is_its_definition_bit_for_bit(operator: Int8Linear, outputs: int, inputs: int) -> None:
+def test_a_product_is_its_definition_bit_for_bit(operator: EagerKernels, outputs: int, inputs: int) -> None:
     weight, x = random(1, outputs, inputs), random(2, max(ROWS), inputs)
     packed, wanted = operator.pack(weight), expected(x, weight)
     for rows in ROWS:
@@ -54,14 +55,14 @@ def test_a_product_is_its_definition_bit_for_bit(operator: Int8Linear, outputs: 
         assert same(operator.linear(x[300 - rows :], packed), wanted[300 - rows :])
 
 
-def test_a_sum_of_extremes_does_not_overflow(operator: Int8Linear) -> None:
+def test_a_sum_of_extremes_does_not_overflow(operator: EagerKernels) -> None:
     for inputs in (1, 2, 515, 516, 517, 1536, 14336, 28672):
         ones = torch.ones(5, inputs)
         assert same(operator.linear(ones, operator.pack(ones[:3])), expected(ones, ones[:3]))
         assert torch.allclose(operator.linear(-ones, operator.pack(ones[:3])), torch.tensor(-float(inputs)), rtol=1e-6)
 
 
-def test_rows_of_every_size_keep_their_own_scale(operator: Int8Linear) -> None:
+def test_rows_of_every_size_keep_their_own_scale(operator: EagerKernels) -> None:
     weight, x = random(1, 50, 576), random(2, 9, 576)
     x *= torch.tensor([1.0, 0.0, 1e-38, 1e-31, 1e-20, 1e20, 1e35, 1e-3, 1e3])[:, None]
     packed = operator.pack(weight)
@@ -73,7 +74,7 @@ def test_rows_of_every_size_keep_their_own_scale(operator: Int8Linear) -> None:
         assert (found[row] - exact[row]).abs().max() < 2e-2 * exact[row].abs().max()
 
 
-def test_channels_of_every_size_keep_their_own_scale(operator: Int8Linear) -> None:
+def test_channels_of_every_size_keep_their_own_scale(operator: EagerKernels) -> None:
     weight, x = random(1, 6, 72), random(2, 8, 72)
     weight *= torch.tensor([1.0, 0.0, 1e-20, 1e20, 1e-38, 3.0])[:, None]
     weight[5, 3] = float("inf")
@@ -82,7 +83,7 @@ def test_channels_of_every_size_keep_their_own_scale(operator: Int8Linear) -> No
     assert found[:, 5].isnan().all()
 
 
-def test_a_product_is_near_that_of_the_unrounded_weights(operator: Int8Linear) -> None:
+def test_a_product_is_near_that_of_the_unrounded_weights(operator: EagerKernels) -> None:
     weight, x = random(1, 576, 1536), random(2, 40, 1536)
     exact = x.double() @ weight.double().T
     error = (operator.linear(x, operator.pack(weight)) - exact).norm() / exact.norm()
@@ -91,7 +92,9 @@ def test_a_product_is_near_that_of_the_unrounded_weights(operator: Int8Linear) -
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("rows", [2, 3, 9, 40])
-def test_a_poisoned_row_is_nan_and_changes_no_bit_of_the_others(operator: Int8Linear, rows: int, poison: float) -> None:
+def test_a_poisoned_row_is_nan_and_changes_no_bit_of_the_others(
+    operator: EagerKernels, rows: int, poison: float
+) -> None:
     packed, x = operator.pack(random(1, 100, 72)), random(2, rows, 72)
     clean = operator.linear(x, packed)
     for place in (0, 37, 71):
@@ -103,7 +106,7 @@ def test_a_poisoned_row_is_nan_and_changes_no_bit_of_the_others(operator: Int8Li
         assert found[1].isnan().all()
 
 
-def test_a_table_gives_back_its_rows_as_they_are_multiplied(operator: Int8Linear) -> None:
+def test_a_table_gives_back_its_rows_as_they_are_multiplied(operator: EagerKernels) -> None:
     table = random(1, 1003, 41)
     levels, worth = quantised(table, 127)
     packed = operator.pack(table)
@@ -113,19 +116,19 @@ def test_a_table_gives_back_its_rows_as_they_are_multiplied(operator: Int8Linear
 
 
 @pytest.mark.parametrize("wrong", [-1, 1003, 1 << 40])
-def test_a_token_id_outside_the_table_is_an_error(operator: Int8Linear, wrong: int) -> None:
+def test_a_token_id_outside_the_table_is_an_error(operator: EagerKernels, wrong: int) -> None:
     packed = operator.pack(random(1, 1003, 40))
     with pytest.raises(IndexError):
         operator.embed(torch.tensor([3, wrong]), packed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_a_weight_of_any_float_dtype_can_be_packed(operator: Int8Linear, dtype: torch.dtype) -> None:
+def test_a_weight_of_any_float_dtype_can_be_packed(operator: EagerKernels, dtype: torch.dtype) -> None:
     weight, x = random(1, 40, 24).to(dtype), random(2, 7, 48)
     assert same(operator.linear(x[:, :24], operator.pack(weight)), expected(x[:, :24], weight))
 
 
-def test_a_weight_takes_one_byte(operator: Int8Linear) -> None:
+def test_a_weight_takes_one_byte(operator: EagerKernels) -> None:
     packed: Packed = operator.pack(random(1, 1600, 576))
     assert packed.num_bytes == 1600 * 576 + 4 * 1600  # type: ignore[attr-defined]  # Packed is opaque to all but its maker
 

@@ -9,7 +9,7 @@
 #include <limits>
 #include <vector>
 
-#include "operations.h"
+#include "layouts.h"
 #include "pool.h"
 #include "timed.h"
 
@@ -17,13 +17,6 @@ namespace ml {
 namespace {
 
 constexpr int64_t BLOCK = 16 * LANES;
-
-// Mirrored by `RULE` in drawing.py. temperature 0: greedy; top_k 0: all.
-struct Rule {
-    uint64_t seed, position;
-    double temperature, top_p, min_p, typical_p;
-    int64_t top_k;
-};
 
 // numpy's `Philox(key=seed, counter=position).random_raw()`: it counts up before its first number.
 // Source: Philox4x64-10, Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
@@ -81,7 +74,7 @@ struct Candidate { float logit; int32_t token; };
 
 class Drawing {
    public:
-    Drawing(const float* logits, int64_t vocab, const Rule& rule, float peak, const std::vector<float>& tops)
+    Drawing(const float* logits, int64_t vocab, const SamplingRule& rule, float peak, const std::vector<float>& tops)
         : logits_(logits), vocab_(vocab), tops_(tops), peak_(peak) {
         // A temperature outside float32 would be 0 or infinite there.
         temperature_ = float(std::clamp(rule.temperature, double(std::numeric_limits<float>::min()),
@@ -198,7 +191,7 @@ class Drawing {
     double total_ = 0.0;          // their weight
 };
 
-int64_t draw(const float* logits, int64_t vocab, const Rule& rule, float* peak) {
+int64_t draw(const float* logits, int64_t vocab, const SamplingRule& rule, float* peak) {
     static thread_local std::vector<float> tops;
     const Peak best = find_peak(logits, vocab, tops);
     *peak = best.logit;
@@ -219,7 +212,7 @@ void ml_draw(
     using namespace ml;
     Timed timed(seconds);
     parallel(pool, rows, [&](int64_t row) {
-        tokens[row] = draw(logits + row * vocab, vocab, static_cast<const Rule*>(rules)[row], peaks + row);
+        tokens[row] = draw(logits + row * vocab, vocab, static_cast<const SamplingRule*>(rules)[row], peaks + row);
     });
 }
 

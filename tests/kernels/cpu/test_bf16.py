@@ -9,6 +9,7 @@ from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.linear import Bf16Linear, why_not_bf16
 from manylora.kernels.interface import Packed
 from tests.kernels.cases import native, random
+from tests.kernels.eager import EagerKernels, eager
 
 ROWS = (0, *range(1, 41), 67, 300)
 SHAPES = ((16, 16), (1, 8), (33, 71), (960, 576), (100, 1537), (65, 4100), (47, 1), (1100, 3), (32, 2), (31, 34))
@@ -16,8 +17,8 @@ SHAPES = ((16, 16), (1, 8), (33, 71), (960, 576), (100, 1537), (65, 4100), (47, 
 
 
 @pytest.fixture(params=[1, 2, 4], ids="{}-threads".format)
-def operator(request: pytest.FixtureRequest) -> Bf16Linear:
-    return Bf16Linear(native(request.param))
+def operator(request: pytest.FixtureRequest) -> EagerKernels:
+    return eager(native(request.param), Bf16Linear(native(request.param)))
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ def expected(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
-def test_a_product_is_its_definition_bit_for_bit(operator: Bf16Linear, outputs: int, inputs: int) -> None:
+def test_a_product_is_its_definition_bit_for_bit(operator: EagerKernels, outputs: int, inputs: int) -> None:
     weight, x = random(1, outputs, inputs), random(2, max(ROWS), inputs)
     packed, wanted = operator.pack(weight), expected(x, weight)
     for rows in ROWS:
@@ -47,7 +48,7 @@ def test_a_product_is_its_definition_bit_for_bit(operator: Bf16Linear, outputs: 
         assert torch.equal(operator.linear(x[300 - rows :], packed), wanted[300 - rows :])
 
 
-def test_every_row_has_the_same_bits_in_every_batch_up_to_three_hundred(operator: Bf16Linear) -> None:
+def test_every_row_has_the_same_bits_in_every_batch_up_to_three_hundred(operator: EagerKernels) -> None:
     packed, x = operator.pack(random(1, 50, 132)), random(2, 300, 132)
     alone = torch.cat([operator.linear(row[None], packed) for row in x])
     for rows in range(1, 301):
@@ -57,7 +58,7 @@ def test_every_row_has_the_same_bits_in_every_batch_up_to_three_hundred(operator
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(576, 1536), (1536, 576), (130, 4097)])
 def test_every_row_of_a_layer_has_the_same_bits_alone_and_among_others(
-    operator: Bf16Linear, outputs: int, inputs: int
+    operator: EagerKernels, outputs: int, inputs: int
 ) -> None:
     packed, x = operator.pack(random(1, outputs, inputs)), random(2, 300, inputs)
     alone = torch.cat([operator.linear(row[None], packed) for row in x])
@@ -66,7 +67,7 @@ def test_every_row_of_a_layer_has_the_same_bits_alone_and_among_others(
         assert torch.equal(operator.linear(x[300 - rows :], packed), alone[300 - rows :])
 
 
-def test_a_product_is_near_the_exact_sum_of_its_rounded_factors(operator: Bf16Linear) -> None:
+def test_a_product_is_near_the_exact_sum_of_its_rounded_factors(operator: EagerKernels) -> None:
     for inputs in (2, 576, 4100):
         weight, x = random(1, 70, inputs), random(2, 40, inputs)
         exact = rounded(x) @ rounded(weight).T
@@ -75,20 +76,20 @@ def test_a_product_is_near_the_exact_sum_of_its_rounded_factors(operator: Bf16Li
         assert ((operator.linear(x, operator.pack(weight)).double() - exact).abs() <= bound).all()
 
 
-def test_a_product_is_near_that_of_the_unrounded_factors(operator: Bf16Linear) -> None:
+def test_a_product_is_near_that_of_the_unrounded_factors(operator: EagerKernels) -> None:
     weight, x = random(1, 576, 1536), random(2, 40, 1536)
     exact = x.double() @ weight.double().T
     error = (operator.linear(x, operator.pack(weight)) - exact).norm() / exact.norm()
     assert error < 0.003  # [0.0023]: both factors of every product off by up to 2**-9, by 2**-9 / sqrt(3) as a rule
 
 
-def test_activations_halfway_between_two_bfloat16_become_the_even_one(operator: Bf16Linear) -> None:
+def test_activations_halfway_between_two_bfloat16_become_the_even_one(operator: EagerKernels) -> None:
     x = torch.tensor([[1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 1 + 2**-8 + 2**-20]]).T
     found = operator.linear(x, operator.pack(torch.ones(1, 1)))
     assert found.flatten().tolist() == [1.0, 1 + 2**-6, -1.0, 1 + 2**-7]
 
 
-def test_what_is_smaller_than_every_normal_number_is_zero(operator: Bf16Linear) -> None:
+def test_what_is_smaller_than_every_normal_number_is_zero(operator: EagerKernels) -> None:
     if reason := why_not_bf16(native(1)):
         pytest.skip(f"{reason}: the code in its place keeps such numbers")
     small = torch.full((1, 2), 1e-39)
@@ -99,7 +100,7 @@ def test_what_is_smaller_than_every_normal_number_is_zero(operator: Bf16Linear) 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("rows", [2, 3, 9, 40])
-def test_a_poisoned_row_changes_no_bit_of_the_others(operator: Bf16Linear, rows: int, poison: float) -> None:
+def test_a_poisoned_row_changes_no_bit_of_the_others(operator: EagerKernels, rows: int, poison: float) -> None:
     weight, x = random(1, 100, 71), random(2, rows, 71)
     packed = operator.pack(weight)
     clean = operator.linear(x, packed)
@@ -115,7 +116,7 @@ def test_a_poisoned_row_changes_no_bit_of_the_others(operator: Bf16Linear, rows:
             assert torch.equal(found[1], poison * weight[:, place].sign())
 
 
-def test_a_poisoned_weight_changes_no_other_output(operator: Bf16Linear) -> None:
+def test_a_poisoned_weight_changes_no_other_output(operator: EagerKernels) -> None:
     weight, x = random(1, 100, 71), random(2, 14, 71)
     clean = operator.linear(x, operator.pack(weight))
     weight[33, 70] = float("nan")
@@ -127,26 +128,26 @@ def test_a_poisoned_weight_changes_no_other_output(operator: Bf16Linear) -> None
 
 @pytest.mark.parametrize("inputs", [40, 41])
 @pytest.mark.parametrize("count", [0, 1, 5, 70])
-def test_a_packed_table_gives_back_its_rows(operator: Bf16Linear, count: int, inputs: int) -> None:
+def test_a_packed_table_gives_back_its_rows(operator: EagerKernels, count: int, inputs: int) -> None:
     table = random(1, 1003, inputs)
     ids = torch.randint(0, 1003, (count,), generator=torch.Generator().manual_seed(count))
     assert torch.equal(operator.embed(ids, operator.pack(table)), table.to(torch.bfloat16)[ids].float())
 
 
 @pytest.mark.parametrize("wrong", [-1, 1003, 1 << 40])
-def test_a_token_id_outside_the_table_is_an_error(operator: Bf16Linear, wrong: int) -> None:
+def test_a_token_id_outside_the_table_is_an_error(operator: EagerKernels, wrong: int) -> None:
     packed = operator.pack(random(1, 1003, 40))
     with pytest.raises(IndexError):
         operator.embed(torch.tensor([3, wrong]), packed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_a_weight_of_any_float_dtype_can_be_packed(operator: Bf16Linear, dtype: torch.dtype) -> None:
+def test_a_weight_of_any_float_dtype_can_be_packed(operator: EagerKernels, dtype: torch.dtype) -> None:
     weight, x = random(1, 40, 24).to(dtype), random(2, 7, 48)
     assert torch.equal(operator.linear(x[:, :24], operator.pack(weight)), expected(x[:, :24], weight))
 
 
-def test_a_weight_takes_two_bytes(operator: Bf16Linear) -> None:
+def test_a_weight_takes_two_bytes(operator: EagerKernels) -> None:
     packed: Packed = operator.pack(random(1, 1600, 576))
     assert packed.num_bytes == 2 * 1600 * 576  # type: ignore[attr-defined]  # Packed is opaque to all but its maker
 

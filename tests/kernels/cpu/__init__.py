@@ -1,0 +1,1 @@
+"""The native kernels: build, packed forms, captured graphs."""
