@@ -53,7 +53,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"base_shape", "refusals"},
         {"peft", "report", "text"},
         {"packing", "sources"},
-        {"jobs", "tracked"},
+        {"jobs"},
         {"tiers"},
         {"ingest", "store"},
     ],

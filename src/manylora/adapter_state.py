@@ -133,7 +133,7 @@ LOAD_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 class LoadTimes:
     """A histogram of the seconds that loads from one source into one tier took.
 
-    tier    the one they were brought to: `disk` (fetched, checked and packed) or `device` (read)
+    tier    `disk` (fetched, checked and packed), `host` (read, where host memory is a tier of its own) or `device`
     counts  loads in each bucket of `LOAD_BUCKETS_S`, and in the one above
     """
 
@@ -147,8 +147,9 @@ class LoadTimes:
 class StoreStats:
     """Gauges and totals of the store; bytes are true bytes of packed images.
 
-    On a CPU host memory and device are one tier: images there are counted in `bank_bytes_used` and `on_device` only.
-    loaded_bytes    total brought to the device; `reloaded_bytes` of them had been there within the last minute
+    A tier counts an image that a higher tier has as well. On a CPU host memory and device are one tier: images there
+    count in `bank_bytes_used` and `on_device` only, and `host_bytes_used` and `in_host` are 0.
+    loaded_bytes    bytes placed on the device; `reloaded_bytes` of them had been there within the last minute
     evictions       from the device; `disk_evictions` from the disk tier
     load_times      one entry for each source and tier that anything was loaded from and to
     answers         of the loaders, good or bad ones; that the store gave a load up is none

@@ -1,19 +1,21 @@
 """A store around a folder of adapters, with a clock that the test moves."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from manylora import errors
 from manylora.adapter_ref import SourceName
-from manylora.adapter_state import AdapterHandle
+from manylora.adapter_state import AdapterHandle, AdapterState
 from manylora.adapters.ingest.process import InlineIngest
 from manylora.adapters.jobs import Ingest, IngestSettings
 from manylora.adapters.packing.image import ImageFacts
 from manylora.adapters.sources.local import LocalSource
 from manylora.adapters.store.store import Store
-from manylora.adapters.tiers.bank import CpuBank
+from manylora.adapters.tiers.bank import Bank, CpuBank
 from manylora.adapters.tiers.disk import DiskTier, ingest_rules
+from manylora.adapters.tiers.fakes import TwoMemoryBank
 from manylora.adapters.tiers.reading import InlineReader, Reader
 from manylora.clock import ManualClock
 from manylora.config.groups.adapters import AdaptersConfig
@@ -36,6 +38,8 @@ class House:
         ingest: Ingest | None = None,
         reader: Reader | None = None,
         base_dir: str = "",
+        *,
+        bank: TwoMemoryBank | None = None,
     ) -> None:
         self.root = folder / "root"
         self.root.mkdir(exist_ok=True)
@@ -59,7 +63,8 @@ class House:
             harmless_fields=config.harmless_fields,
             base_dir=base_dir,
         )
-        self.bank = CpuBank(config.bank_bytes)
+        self.bank: Bank = CpuBank(config.bank_bytes) if bank is None else bank
+        self.below = AdapterState.ON_DISK if bank is None else AdapterState.IN_HOST  # where the device evicts to
         self.store = Store(
             shape=TINY,
             dtype="bfloat16",
@@ -95,6 +100,12 @@ class House:
         failure = self.store.failure(local(name))
         assert failure is not None
         return failure
+
+
+def two_memories(folder: Path, config: AdaptersConfig = CONFIG) -> House:
+    """A store on a device with memory of its own, and twice as much host memory."""
+    bank = TwoMemoryBank(config.bank_bytes, is_prompt=True)
+    return House(folder, replace(config, host_bytes=2 * config.bank_bytes), bank=bank)
 
 
 def facts(name: str, body_bytes: int = IMAGE_BYTES) -> ImageFacts:

@@ -133,7 +133,7 @@ def test_waiting_for_memory_makes_no_adapter_more_valuable(one_place: OneAdapter
     waiting = world.submit(range(60), adapter="a0")  # its adapter has room, its keys and values have none
     world.run()
     assert world.finished[waiting].reason is FinishReason.LENGTH
-    assert world.bank.uses(facts_of("a0", "0").digest) == 1
+    assert world.adapters._device.uses(facts_of("a0", "0").digest) == 1
 
 
 def test_an_idle_engine_brings_what_an_operator_asked_for_and_then_is_at_rest(tmp_path: Path) -> None:
@@ -175,5 +175,5 @@ def test_what_runs_with_a_deleted_adapter_goes_on_and_what_comes_is_refused(tmp_
     while world.engine.tend():
         pass
     assert world.engine.infos() == ()
-    assert world.bank.used_bytes == 0
+    assert world.adapters.stats().bank_bytes_used == 0
     world.close()

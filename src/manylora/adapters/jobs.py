@@ -137,8 +137,12 @@ class Ingest(Protocol):
     def abandon(self, number: int) -> None:
         """Give a job up: it never ends, and hinders no other job from now on. Nothing happens if it has ended."""
 
+    @property
+    def is_busy(self) -> bool:
+        """Return whether a poll has anything to do."""
+
     def poll(self) -> list[Outcome]:
-        """The jobs that ended since the last call; every submitted job ends exactly once, unless it is given up."""
+        """Return the jobs that ended since the last call; every job ends exactly once, unless it is given up."""
 
     def close(self) -> None:
         """Stop; jobs under way never end."""

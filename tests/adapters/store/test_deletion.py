@@ -336,7 +336,7 @@ def verified(tmp_path: Path) -> Iterator[House]:
 
 
 def damage(house: House) -> None:
-    path = house.disk.path(next(iter(house.bank._placed)))
+    path = house.disk.path(next(iter(house.store._device._facts)))
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
     path.write_bytes(damaged)

@@ -41,7 +41,7 @@ def forget_in_memory(store: Store, ref: AdapterRef) -> None:
     """Let an adapter be on disk only."""
     placed = pinned(store, ref)
     store.unpin(placed)
-    store._bank.remove(placed.digest)
+    store._device.remove(placed.digest)
 
 
 # ── waiters that go ──────────────────────────────────────────────────────────────────────────────────────────────

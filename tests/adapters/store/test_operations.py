@@ -10,7 +10,7 @@ import pytest
 from manylora import errors
 from manylora.adapter_ref import SourceName
 from manylora.adapter_state import AdapterAction, AdapterState
-from manylora.adapters.store.operations import LOOK_S
+from manylora.adapters.store.operator_pins import LOOK_S
 from tests.adapters.adapter_files import local, save_adapter
 from tests.adapters.store_folder import CONFIG, IMAGE_BYTES, House
 
@@ -53,7 +53,7 @@ def test_a_pinned_adapter_stays_whatever_else_is_wanted(house: House) -> None:
         placed = house.placed(name)
         assert placed is not None
         house.store.unpin(placed)
-    assert house.store.info(local("a0")).state is AdapterState.ON_DISK
+    assert house.store.info(local("a0")).state is house.below
 
 
 def test_a_pin_moves_to_the_version_that_takes_its_place(house: House) -> None:
@@ -68,7 +68,7 @@ def test_a_pin_moves_to_the_version_that_takes_its_place(house: House) -> None:
     assert info.digest != old
     assert info.state is AdapterState.ON_DEVICE
     assert house.store.stats().pinned == 1
-    assert [house.bank.is_pinned(digest) for digest in house.bank._placed] == [False, True]
+    assert [house.store._device.is_held(digest) for digest in house.store._device._facts] == [False, True]
 
 
 def test_pins_leave_a_quarter_of_the_bank_to_others(tmp_path: Path) -> None:

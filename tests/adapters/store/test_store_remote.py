@@ -14,7 +14,7 @@ from manylora.adapters.jobs import IngestJob
 from manylora.adapters.packing.image import ImageFacts
 from manylora.adapters.sources.source import Located
 from manylora.adapters.store.store import Store
-from manylora.adapters.store.versions import MAX_NAMES
+from manylora.adapters.store.tracked import MAX_TRACKED
 from manylora.adapters.tiers.bank import CpuBank
 from manylora.adapters.tiers.disk import DiskTier
 from manylora.adapters.tiers.fakes import ManualReader
@@ -222,13 +222,13 @@ def test_a_stuck_source_leaves_turns_to_others(house: House) -> None:
 
 
 def test_unknown_names_leave_bounded_state(house: House) -> None:
-    for number in range(MAX_NAMES + 500):
+    for number in range(MAX_TRACKED + 500):
         house.turn(AdapterRef(SourceName.HUB, f"org/unknown-{number}"))
         for search in list(house.ingest.searches):
             house.ingest.fail(search, errors.AdapterNotFound("no"))
     house.turn()
-    assert len(house.store._names) <= MAX_NAMES
-    assert not house.store._names._searches
+    assert len(house.store._tracked) <= MAX_TRACKED
+    assert not house.store._versions._searches
 
 
 def test_only_what_the_loaders_say_counts_as_their_answer(house: House) -> None:

@@ -174,7 +174,7 @@ def test_a_damaged_image_is_removed_and_packed_again(tmp_path: Path, damage: str
         path = store._disk.path(placed.digest)
         size = path.stat().st_size
         if not is_restarted:
-            store._bank.remove(placed.digest)
+            store._device.remove(placed.digest)
             harm(path, damage)
             place(store, local("a"))
             assert store.stats().loads == 2

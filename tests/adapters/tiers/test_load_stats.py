@@ -18,36 +18,36 @@ A = Digest("a" * 64)
 
 
 def test_a_load_is_counted_in_the_bucket_whose_bound_it_does_not_exceed() -> None:
-    ledger = LoadStats()
+    stats = LoadStats()
     for took_s in (0.0005, 0.001, 0.002, 60.0, 61.0):
-        ledger.note_load(SourceName.LOCAL, took_s)
-    [times] = ledger.load_times()
+        stats.note_load(SourceName.LOCAL, took_s)
+    [times] = stats.load_times()
     assert (times.source, times.tier) == ("local", "disk")
     assert times.total_s == pytest.approx(121.0035)
     assert len(times.counts) == len(LOAD_BUCKETS_S) + 1
     assert (times.counts[0], times.counts[1], times.counts[-2], times.counts[-1]) == (2, 1, 1, 1)
-    assert ledger.loads == sum(times.counts) == 5
+    assert stats.loads == sum(times.counts) == 5
 
 
 def test_only_what_comes_back_within_a_minute_is_reloaded() -> None:
-    ledger = LoadStats()
-    ledger.note_read(SourceName.HUB, A, 10, 0.1, now_s=0.0)
-    ledger.note_eviction(A, now_s=1.0)
-    ledger.note_read(SourceName.HUB, A, 10, 0.1, now_s=RELOAD_S)
-    assert (ledger.loaded_bytes, ledger.reloaded_bytes, ledger.evictions) == (20, 10, 1)
-    ledger.note_read(SourceName.HUB, A, 10, 0.1, now_s=RELOAD_S)  # counted once for each time it left
-    ledger.note_eviction(A, now_s=100.0)
-    ledger.note_read(SourceName.HUB, A, 10, 0.1, now_s=100.0 + RELOAD_S)
-    assert (ledger.loaded_bytes, ledger.reloaded_bytes) == (40, 10)
+    stats = LoadStats()
+    stats.note_placed(SourceName.HUB, A, 10, 0.1, now_s=0.0)
+    stats.note_eviction(A, now_s=1.0)
+    stats.note_placed(SourceName.HUB, A, 10, 0.1, now_s=RELOAD_S)
+    assert (stats.loaded_bytes, stats.reloaded_bytes, stats.evictions) == (20, 10, 1)
+    stats.note_placed(SourceName.HUB, A, 10, 0.1, now_s=RELOAD_S)  # counted once for each time it left
+    stats.note_eviction(A, now_s=100.0)
+    stats.note_placed(SourceName.HUB, A, 10, 0.1, now_s=100.0 + RELOAD_S)
+    assert (stats.loaded_bytes, stats.reloaded_bytes) == (40, 10)
 
 
 def test_what_left_the_device_is_forgotten_by_time_and_by_number() -> None:
-    ledger = LoadStats()
+    stats = LoadStats()
     for number in range(MAX_REMEMBERED + 10):
-        ledger.note_eviction(Digest(f"{number:064}"), now_s=0.0)
-    assert len(ledger._left) == MAX_REMEMBERED
-    ledger.note_eviction(A, now_s=RELOAD_S)
-    assert list(ledger._left) == [A]
+        stats.note_eviction(Digest(f"{number:064}"), now_s=0.0)
+    assert len(stats._left) == MAX_REMEMBERED
+    stats.note_eviction(A, now_s=RELOAD_S)
+    assert list(stats._left) == [A]
 
 
 def test_the_store_tells_times_and_bytes_of_its_loads(tmp_path: Path) -> None:
@@ -64,8 +64,8 @@ def test_the_store_tells_times_and_bytes_of_its_loads(tmp_path: Path) -> None:
         house.turn("a")
         house.turn()
         house.turn()
-        assert house.bank.num_placed == 1
-        house.store._device.evict(facts("a").digest)
+        assert len(house.bank) == 1
+        house.store._device.remove(facts("a").digest)
         house.turn("a")
     stats = house.store.stats()
     assert (stats.loads, stats.loaded_bytes, stats.reloaded_bytes) == (1, 2 * IMAGE_BYTES, IMAGE_BYTES)

@@ -68,7 +68,7 @@ def test_a_flow_beyond_its_share_still_gets_a_place_when_nothing_else_can_go(hou
         use(house, name, THRASHER)
         held.append(house.store.pin(local(name)))
     use(house, "t2", THRASHER)  # its own are in use: after some patience the idle one of the other goes
-    assert house.store.state(local("v")) is AdapterState.ON_DISK
+    assert house.store.state(local("v")) is house.below
     for placed in held:
         assert placed is not None
         house.store.unpin(placed)

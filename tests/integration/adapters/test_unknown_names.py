@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from manylora.adapters.store.versions import MAX_NAMES
+from manylora.adapters.store.tracked import MAX_TRACKED
 from manylora.bench.faults.unknown_names import WARM_UP, ask_server
 
 NOISE_MIB = 4.0
@@ -13,7 +13,7 @@ NOISE_MIB = 4.0
 
 def test_the_memory_of_an_engine_stays_flat(tmp_path: Path) -> None:
     """In a process of its own, whose memory no other test has taken and given back."""
-    assert WARM_UP > MAX_NAMES
+    assert WARM_UP > MAX_TRACKED
     code = (
         "import sys; from pathlib import Path; from manylora.bench.faults.unknown_names import ask_engine; "
         "grown = ask_engine(Path(sys.argv[1]), 20_000); print(grown.wrong, grown.growth_mib)"

@@ -48,6 +48,10 @@ class ProcessIngest:
         for child in self._children:
             child.abandon(number)
 
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._dying) or any(child.is_busy for child in self._children)
+
     def poll(self) -> list[Outcome]:
         """Take over what has ended. An idle process is not looked at, for a step of the engine has no time for that."""
         self._dying = [child for child in self._dying if not child.is_gone()]

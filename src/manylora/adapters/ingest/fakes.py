@@ -41,6 +41,10 @@ class ManualIngest:
         self.searches.pop(number, None)
         self._ended = [outcome for outcome in self._ended if outcome.number != number]
 
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.jobs or self.searches or self._ended)
+
     def poll(self) -> list[Outcome]:
         ended, self._ended = self._ended, []
         return ended

@@ -66,6 +66,10 @@ class InlineIngest:
     def abandon(self, number: int) -> None:
         self._ended = [outcome for outcome in self._ended if outcome.number != number]
 
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._ended)
+
     def poll(self) -> list[Outcome]:
         ended, self._ended = self._ended, []
         return ended

@@ -28,36 +28,36 @@ class Preloads:
     def __init__(self, config: AdaptersConfig, manage: ManageAdapter) -> None:
         self._manage = manage
         # What was last in the way of each, and when that was; the one that was tried longest ago first.
-        self._orders: dict[tuple[AdapterAction, AdapterRef], tuple[str, float]] = dict.fromkeys(
-            _orders(config), ("", float("-inf"))
+        self._preloads: dict[tuple[AdapterAction, AdapterRef], tuple[str, float]] = dict.fromkeys(
+            _preloads(config), ("", float("-inf"))
         )
 
     def __len__(self) -> int:
-        return len(self._orders)
+        return len(self._preloads)
 
     @property
     def has_untried(self) -> bool:
         """Whether some order has not had its first try."""
-        return any(tried_s == float("-inf") for _, tried_s in islice(self._orders.values(), 1))
+        return any(tried_s == float("-inf") for _, tried_s in islice(self._preloads.values(), 1))
 
     def advance(self, now_s: float) -> None:
         """Try again what is not done, once in `RETRY_S`, and no more than `MAX_TRIES` at once."""
-        for (action, ref), (last, tried_s) in list(islice(self._orders.items(), MAX_TRIES)):
+        for (action, ref), (last, tried_s) in list(islice(self._preloads.items(), MAX_TRIES)):
             if now_s - tried_s < RETRY_S:
                 return
-            del self._orders[action, ref]
+            del self._preloads[action, ref]
             try:
                 info = self._manage(action, ref)
             except ManyloraError as error:
                 if error.message != last:
                     log.warning("adapter.%s_delayed adapter=%s error=%s", action, ref, error.message)
-                self._orders[action, ref] = error.message, now_s
+                self._preloads[action, ref] = error.message, now_s
                 continue
             if not (info.is_pinned if action is AdapterAction.PIN else info.state is AdapterState.ON_DEVICE):
-                self._orders[action, ref] = last, now_s
+                self._preloads[action, ref] = last, now_s
 
 
-def _orders(config: AdaptersConfig) -> Iterator[tuple[AdapterAction, AdapterRef]]:
+def _preloads(config: AdaptersConfig) -> Iterator[tuple[AdapterAction, AdapterRef]]:
     """The configured names, the pinned ones first."""
     enabled = enabled_sources(config)
     for action, names in ((AdapterAction.PIN, config.pinned), (AdapterAction.PRELOAD, config.preload)):

@@ -1,4 +1,7 @@
-"""THE state machine of adapters: wanted, fetched, on disk, in memory, placed, pinned, evicted, failed."""
+"""The adapter store: brings wanted adapters to the device, and keeps them there while requests hold them.
+
+`tracked.py` has the states of an adapter, `ascent.py` the way of a wanted adapter to the device.
+"""
 
 import itertools
 from collections.abc import Container, Mapping
@@ -7,38 +10,39 @@ from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterAction, AdapterHandle, AdapterInfo, AdapterState, AdapterWords, StoreStats
 from manylora.adapters.base_shape import BaseShape
 from manylora.adapters.jobs import Found, Ingest
-from manylora.adapters.refusals import Refusals
 from manylora.adapters.sources.source import Source
+from manylora.adapters.store.ascent import Ascent
 from manylora.adapters.store.erasing import Eraser
 from manylora.adapters.store.loads import Loads
-from manylora.adapters.store.operations import Operator, Wishes
+from manylora.adapters.store.operations import Operator
+from manylora.adapters.store.operator_pins import OperatorPins
 from manylora.adapters.store.preloads import Preloads
 from manylora.adapters.store.quarantine import Quarantine
+from manylora.adapters.store.tracked import TrackedAdapters
 from manylora.adapters.store.verifying import Verifier
 from manylora.adapters.store.versions import RELOCATE_S, AdapterVersions
+from manylora.adapters.store.wishes import WishList
 from manylora.adapters.tiers.bank import Bank, Lender
 from manylora.adapters.tiers.device import Device
 from manylora.adapters.tiers.disk import DiskTier
 from manylora.adapters.tiers.load_stats import LoadStats
 from manylora.adapters.tiers.reading import Reader, ReadImage
-from manylora.adapters.tiers.room_cache import RoomCache
-from manylora.adapters.tracked import NEVER, TrackedAdapter
 from manylora.clock import Clock
 from manylora.config.groups.adapters import AdaptersConfig
-from manylora.errors import AdapterCapacity, ManyloraError
+from manylora.errors import ManyloraError
 from manylora.ids import Digest, Flow
 from manylora.kernels.interface import PlacedAdapters
 
-PATIENCE_S = 0.5
 EXPIRY_S = 1.0
+"""How often idle adapters are looked for on the device."""
 
 
 class Store:
-    """Brings wanted adapters to the device and keeps them there while pinned. See `engine.adapter_port.AdapterStore`.
+    """The adapters of one engine. See `engine.adapter_port.AdapterStore`.
 
     Thread: one owner calls all methods; loads run in the ingest process and the reader's threads.
-    Versions: a wish looks at its source when a new request may have come; when the content there has changed, new
-    pins wait for the new version and get it, old pins keep theirs.
+    Versions: a wish asks its source when a new request may have come. When the content there has changed, new pins
+    wait for the new version and get it; pins on the old one stay.
     """
 
     def __init__(
@@ -55,7 +59,6 @@ class Store:
         clock: Clock,
         config: AdaptersConfig,
     ) -> None:
-        self._shape = shape
         self._sources = sources
         self._ingest = ingest
         self._reader = reader
@@ -63,10 +66,24 @@ class Store:
         self._bank = bank
         self._clock = clock
         self._config = config
-        self._ledger = LoadStats()
-        numbers = itertools.count()  # of jobs of both kinds
+        self._answers = 0  # of the loaders
+        self._next_expiry_s = float("-inf")
+        self._load_stats = LoadStats()
         self._quarantine = Quarantine(config.quarantine_hits)
-        self._names = AdapterVersions(
+        self._tracked = tracked = TrackedAdapters(self._tier_of)
+        self._device = device = Device(
+            bank=bank,
+            host_bytes=config.host_bytes,
+            disk=disk,
+            reader=reader,
+            clock=clock,
+            stats=self._load_stats,
+            on_change=tracked.versions.moved,
+        )
+        disk.watch(tracked.versions.moved)
+        numbers = itertools.count()  # of jobs of both kinds
+        self._versions = versions = AdapterVersions(
+            tracked=tracked,
             sources=sources,
             remote=remote,
             ingest=ingest,
@@ -76,312 +93,183 @@ class Store:
             numbers=numbers,
             quarantine=self._quarantine,
         )
-        self._loads = Loads(
+        self._loads = loads = Loads(
             shape=shape,
             dtype=dtype,
-            names=self._names,
+            tracked=tracked,
+            versions=versions,
             numbers=numbers,
             ingest=ingest,
             disk=disk,
             clock=clock,
             config=config,
-            ledger=self._ledger,
+            stats=self._load_stats,
         )
-        self._device = Device(bank=bank, disk=disk, reader=reader, clock=clock, ledger=self._ledger)
-        self._eraser = Eraser(names=self._names, loads=self._loads, device=self._device, disk=disk, reader=reader)
-        self._verifier = Verifier(names=self._names, device=self._device, disk=disk, reader=reader)
+        self._wishes = wishes = WishList(tracked)
+        self._pins = pins = OperatorPins(versions=versions, device=device, disk=disk, wishes=wishes)
+        self._verifier = verifier = Verifier(tracked=tracked, pins=pins, device=device, disk=disk, reader=reader)
+        self._eraser = Eraser(tracked=tracked, versions=versions, loads=loads, device=device, disk=disk, reader=reader)
         self._operator = Operator(
-            names=self._names,
-            device=self._device,
+            tracked=tracked,
+            versions=versions,
+            device=device,
             disk=disk,
             clock=clock,
-            wishes=Wishes(self._keep_wanted, self._drop_kept, self._state),
+            wishes=wishes,
+            pins=pins,
             eraser=self._eraser,
-            verifier=self._verifier,
+            verifier=verifier,
         )
-        self._orders = Preloads(config, self._operator.manage)
-        self._next_expiry_s = float("-inf")
-        self._users: dict[Digest, set[TrackedAdapter]] = {}  # of versions that requests hold: by which names
-        self._wanted: dict[AdapterRef, TrackedAdapter] = {}  # in the order of their first wish
-        self._begun: list[tuple[AdapterRef, int]] = []
-        self._answers = 0  # of the loaders
-        self._no_room = RoomCache()
-        self._wanted_versions: set[Digest] | None = None  # once it was needed in this poll
+        self._ascent = Ascent(
+            model=shape.name,
+            versions=versions,
+            wishes=wishes,
+            loads=loads,
+            device=device,
+            pins=pins,
+            verifier=verifier,
+            config=config,
+        )
+        self._preloads = Preloads(config, self._operator.manage)
+
+    def _tier_of(self, digest: Digest) -> AdapterState:
+        return self._device.tier_of(digest)
 
     @property
     def weights(self) -> PlacedAdapters:
         """The tensors behind the handles that `pin` returns, for the back end."""
         return self._bank
 
-    # ── what the engine calls ────────────────────────────────────────────────────────────────────────────────────
+    # ── wishes ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def want(self, ref: AdapterRef, flow: Flow | None = None) -> AdapterState:
-        """Ask for an adapter; idempotent, returns at once with its state now. `flow` says who asks, where it is new."""
-        name = self._names.of(ref)
-        name.flow = name.flow if flow is None else flow
-        now_s = self._clock.monotonic_s()
-        is_arrival = not self._names.is_requested(name)
-        if is_arrival:
-            name.since_s = now_s
-        name.turn = self._names.turn
-        self._wanted.setdefault(ref, name)
-        name.is_wanted = True
-        if is_arrival or now_s - name.located_s >= RELOCATE_S:
-            self._names.locate(name, now_s)
-        return self._state(name)
+        """Ask for an adapter; idempotent. Returns its state now. `flow` is that of a request that has just arrived."""
+        adapter, now_s = self._tracked.track(ref), self._clock.monotonic_s()
+        is_arrival = self._wishes.add(adapter, flow, now_s)
+        if is_arrival or now_s - adapter.asked_s >= RELOCATE_S:
+            self._versions.locate(adapter, now_s)
+        self._versions.failure_of(adapter)
+        return adapter.state
+
+    def unwant(self, ref: AdapterRef) -> None:
+        """End the wish of requests; an operator's stays."""
+        self._wishes.drop_requested(ref)
+
+    def lacks_room(self, ref: AdapterRef) -> bool:
+        """Return whether an adapter is packed, and versions that are held leave no room for it on the device."""
+        adapter = self._wishes.get(ref)
+        return adapter is not None and adapter.lacks_room
+
+    def state(self, ref: AdapterRef) -> AdapterState:
+        """Return the adapter's state, without asking for it."""
+        adapter = self._tracked.get(ref)
+        if adapter is None:
+            return AdapterState.ABSENT
+        self._versions.failure_of(adapter)
+        return adapter.state
+
+    def failure(self, ref: AdapterRef) -> ManyloraError | None:
+        """Return the error that ended the adapter's last load, until its retry time."""
+        adapter = self._tracked.get(ref)
+        return None if adapter is None else self._versions.failure_of(adapter)
+
+    # ── pins ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def pin(self, ref: AdapterRef) -> AdapterHandle | None:
+        """Hold the adapter's current version on the device and return its handle, or None if it is not there."""
+        adapter = self._tracked.get(ref)
+        if adapter is None or adapter.digest is None or self._versions.failure_of(adapter) is not None:
+            return None
+        adapter.ask_again()  # the next wish may be that of a request of another time
+        placed = self._device.pin(ref, adapter.digest, adapter.flow)
+        if placed is not None:
+            adapter.use_begun(self._clock.monotonic_s())
+        return placed
+
+    def unpin(self, placed: AdapterHandle, *, was_used: bool = True) -> None:
+        """Give back one pin; `was_used` False: it does not count as a use when room is made."""
+        digest = placed.digest
+        self._device.unpin(digest, was_used=was_used)
+        if (adapter := self._tracked.get(placed.ref)) is not None:
+            adapter.use_ended(self._clock.monotonic_s())
+        if not self._device.is_held(digest):
+            if self._eraser.has_condemned(digest):
+                self._eraser.advance()
+            else:
+                self._drop_quarantined(digest)
+
+    def suspect(self, placed: AdapterHandle) -> None:
+        """Note that a request with this version came to logits that are not finite."""
+        if self._quarantine.suspect(placed.digest) and placed.digest in self._device:
+            self._pins.release_all(placed.digest)
+            self._drop_quarantined(placed.digest)
+
+    def _drop_quarantined(self, digest: Digest) -> None:
+        if digest in self._quarantine and not self._device.is_held(digest) and not self._device.is_moving(digest):
+            self._device.remove(digest)
+
+    # ── polls ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def is_busy(self) -> bool:
-        """Whether a loader is at work, so that a poll soon will find something, though nobody may wait for it."""
-        is_loading = bool(len(self._loads) or self._device.num_reads or self._names.num_searches)
-        return is_loading or self._eraser.is_busy or self._verifier.is_busy or self._orders.has_untried
+        """Return whether a loader is at work, so that the next poll should come soon without any request waiting."""
+        is_loading = bool(len(self._loads) or self._device.num_moving or self._versions.num_searches)
+        return is_loading or self._eraser.is_busy or self._verifier.is_busy or self._preloads.has_untried
 
-    def lacks_room(self, ref: AdapterRef) -> bool:
-        """Whether only what is pinned on the device keeps a packed adapter from being read."""
-        name = self._wanted.get(ref)
-        return name is not None and name.lacks_room
-
-    def unwant(self, ref: AdapterRef) -> None:
-        """Forget the wish; an operator's stays."""
-        name = self._wanted.get(ref)
-        if name is not None and name.is_kept_wanted:
-            name.turn = NEVER
-        elif name is not None:
-            self._drop_wish(name)
-
-    def _drop_wish(self, name: TrackedAdapter) -> None:
-        del self._wanted[name.ref]
-        name.is_wanted = False
-        name.since_s, name.turn, name.lacks_room = None, NEVER, False
+    @property
+    def _is_idle(self) -> bool:
+        """Return whether a poll has nothing to do, but for evictions after `idle_ttl_s`."""
+        return not (
+            self._wishes
+            or self._loads
+            or self._preloads
+            or self._pins
+            or self._device.fresh
+            or self._device.num_moving
+            or self._versions.num_searches
+            or self._verifier.is_busy
+            or self._eraser.has_work
+            or self._ingest.is_busy
+        )
 
     def poll(self) -> None:
-        """Take over what the loaders have finished, and start what may start."""
-        self._begun.clear()
+        """Take over the work that the loaders have finished, and start the work that there is room for."""
+        self._ascent.begun.clear()
+        ttl_s = self._config.idle_ttl_s
+        if not self._is_idle or (ttl_s > 0 and self._clock.monotonic_s() >= self._next_expiry_s):
+            self._poll()
+        self._tracked.turn += 1
+
+    def _poll(self) -> None:
+        self._take_answers()
+        self._eraser.advance()
+        now_s = self._clock.monotonic_s()
+        self._preloads.advance(now_s)
+        self._pins.follow_versions(now_s)
+        self._expire(now_s)
+        self._wishes.drop_lapsed()
+        self._versions.give_up_stuck_searches(now_s)
+        for number in self._loads.give_up_stuck(now_s):
+            self._eraser.erase_load(number)
+        self._device.age(now_s)
+        self._ascent.advance(now_s)
+        self._verifier.advance()
+
+    def _take_answers(self) -> None:
         for outcome in self._ingest.poll():
             self._answers += 1
-            if isinstance(outcome, Found) or self._names.is_search(outcome.number):
-                self._names.end_search(outcome)
+            if isinstance(outcome, Found) or self._versions.is_search(outcome.number):
+                self._versions.end_search(outcome)
             elif not self._loads.end(outcome):
                 self._eraser.erase_load(outcome.number)
         for read in self._reader.poll():
             self._answers += 1
             self._end_read(read)
-        self._eraser.advance()
-        now_s = self._clock.monotonic_s()
-        self._orders.advance(now_s)
-        self._operator.follow_versions(now_s)
-        self._expire(now_s)
-        for name in list(self._wanted.values()):
-            if name.turn < self._names.turn and not name.is_kept_wanted:
-                self._drop_wish(name)
-        self._names.give_up_stuck_searches(now_s)
-        for number in self._loads.give_up_stuck(now_s):
-            self._eraser.erase_load(number)
-        self._device.age(now_s)
-        self._no_room.clear()
-        self._wanted_versions = None
-        for name in list(self._wanted.values()):
-            self._advance(name, now_s)
-        self._verifier.advance()
-        self._names.turn += 1
-
-    def pin(self, ref: AdapterRef) -> AdapterHandle | None:
-        """Hold the adapter's current version on the device, or None if it is not there."""
-        name = self._names.get(ref)
-        if name is None or name.digest is None or self._names.standing_failure(name) is not None:
-            return None
-        name.located_s = float("-inf")  # the next wish may be another request's, of another time
-        placed = self._device.pin(ref, name.digest, name.flow)
-        if placed is not None:
-            self._users.setdefault(name.digest, set()).add(name)
-            name.hits += 1
-            name.last_use_s = self._clock.monotonic_s()
-        return placed
-
-    def unpin(self, placed: AdapterHandle, *, was_used: bool = True) -> None:
-        """Give back one pin."""
-        self._device.unpin(placed.digest, was_used=was_used)
-        for name in self._users[placed.digest]:
-            name.last_use_s = self._clock.monotonic_s()
-        if self._device.pins(placed.digest) == 0:
-            del self._users[placed.digest]
-            if self._eraser.has_condemned(placed.digest):
-                self._eraser.advance()
-            else:
-                self._drop_quarantined(placed.digest)
-
-    def text(self, ref: AdapterRef) -> AdapterWords | None:
-        """Return the text facts of the adapter's current version with their path; None until they are on disk."""
-        return self._names.words(ref)
-
-    def text_digest(self, ref: AdapterRef) -> str:
-        """The digest of what the current version says of text; empty for nothing."""
-        return self._names.text_digest(ref)
-
-    def suspect(self, placed: AdapterHandle) -> None:
-        """Note that a request with this version came to logits that are not finite."""
-        if self._quarantine.suspect(placed.digest) and placed.digest in self._device:
-            self._device.release_all(self._names, placed.digest)
+        for placed in self._device.poll_placed():
+            for adapter in self._tracked.of_version(placed.digest):
+                adapter.placed_with(placed.rank)
+            self._note_stage(placed.ref, placed.digest, "read" if self._device.host is None else "place", placed.took_s)
             self._drop_quarantined(placed.digest)
-
-    def _drop_quarantined(self, digest: Digest) -> None:
-        if digest in self._quarantine and not self._device.is_held(digest):
-            self._device.evict(digest)
-
-    def failure(self, ref: AdapterRef) -> ManyloraError | None:
-        """The error that ended the adapter's last load, while it stands."""
-        name = self._names.get(ref)
-        return None if name is None else self._names.standing_failure(name)
-
-    def begun(self) -> "list[tuple[AdapterRef, int]]":
-        """What the last `poll` began for a wish: loads by the bytes of their file, reads by those of their image."""
-        return list(self._begun)
-
-    def borrow_from(self, lender: Lender) -> None:
-        """From now on, the bank may grow into memory that is idle elsewhere, until `give_back` is called."""
-        self._device.borrow_from(lender)
-
-    def give_back(self, num_bytes: int) -> bool:
-        """Evict idle adapters until so many of the lent bytes are free, and give them back; False if it cannot."""
-        return self._device.give_back(num_bytes)
-
-    def stats(self) -> StoreStats:
-        return StoreStats(
-            bank_bytes_total=self._bank.total_bytes,
-            bank_bytes_used=self._bank.used_bytes,
-            host_bytes_used=0,
-            disk_bytes_used=self._disk.used_bytes,
-            on_device=self._bank.num_placed,
-            in_host=0,
-            on_disk=self._disk.num_images,
-            pinned=self._operator.num_pinned,
-            loads=self._ledger.loads,
-            failures=self._names.failures,
-            evictions=self._ledger.evictions,
-            disk_evictions=self._disk.evictions,
-            loaded_bytes=self._ledger.loaded_bytes,
-            reloaded_bytes=self._ledger.reloaded_bytes,
-            load_times=self._ledger.load_times(),
-            answers=self._answers,
-        )
-
-    # ── what an operator calls ───────────────────────────────────────────────────────────────────────────────────
-
-    def manage(self, action: AdapterAction, ref: AdapterRef) -> AdapterInfo:
-        """Begin an action on one adapter; `info` tells how far it is.
-
-        Raises `AdapterNotFound` if nothing of it is anywhere, `AdapterInUse` if what is to go is held,
-        `AdapterCapacity` or `AdapterTooLarge` if a pin leaves too little for others, or what stands against it.
-        """
-        return self._operator.manage(action, ref)
-
-    def info(self, ref: AdapterRef) -> AdapterInfo:
-        """What is known of one adapter. Raises `AdapterNotFound` if that is nothing."""
-        return self._operator.info(ref)
-
-    def infos(self) -> tuple[AdapterInfo, ...]:
-        """What is known of every adapter that was asked for lately."""
-        return self._operator.infos()
-
-    def _keep_wanted(self, name: TrackedAdapter) -> None:
-        """Want an adapter until it is on the device or has failed, without anyone waiting for it."""
-        name.is_kept_wanted = name.is_wanted = True
-        self._wanted.setdefault(name.ref, name)
-
-    def _drop_kept(self, name: TrackedAdapter) -> None:
-        """End an operator's wish; those of requests stay."""
-        name.is_kept_wanted = False
-        if not self._names.is_requested(name):
-            self._drop_wish(name)
-
-    def list(self) -> "list[AdapterRef]":
-        """Every adapter the sources can list."""
-        return [
-            AdapterRef(source, adapter_id) for source in self._sources for adapter_id in self._sources[source].list()
-        ]
-
-    def state(self, ref: AdapterRef) -> AdapterState:
-        """The adapter's state, without asking for it."""
-        name = self._names.get(ref)
-        return AdapterState.ABSENT if name is None else self._state(name)
-
-    def close(self) -> None:
-        """Stop the loaders and leave the disk tier to the next process."""
-        self._ingest.close()
-        self._reader.close()
-        self._disk.close()
-
-    # ── states ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _state(self, name: TrackedAdapter) -> AdapterState:
-        if self._names.standing_failure(name) is not None:
-            return AdapterState.FAILED
-        is_asked = name.search is not None or name.ref.merge is not None
-        if name.job is not None or (name.located is None and is_asked):
-            return AdapterState.FETCHING
-        if name.digest is not None and name.digest in self._device:
-            return AdapterState.ON_DEVICE
-        if name.digest is not None and self._disk.facts(name.digest) is not None:
-            return AdapterState.ON_DISK
-        return AdapterState.ABSENT
-
-    # ── loads ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _advance(self, name: TrackedAdapter, now_s: float) -> None:
-        """Take one wish the next step towards the device, if there is room for it."""
-        name.lacks_room = False
-        if name.located is None and name.ref.merge is not None:
-            self._names.locate(name, now_s)  # its members' sources may have answered
-            self._wanted_versions = None
-        if self._names.standing_failure(name) is not None or name.located is None:
-            return  # a search that takes too long is given up by itself
-        if name.digest is not None and name.digest not in self._device and self._disk.facts(name.digest) is None:
-            name.digest = None  # evicted from every tier since
-        if name.digest is not None and name.digest in self._device:
-            name.since_s = None
-            name.is_kept_wanted = False
-            return
-        name.since_s = now_s if name.since_s is None else name.since_s
-        is_packed = name.digest is not None and not self._device.is_reading(name.digest)
-        # A full bank is back-pressure: how long that may last is for the engine's queue to say.
-        if now_s - name.since_s >= self._config.load_timeout_s and not is_packed:
-            if name.digest is None and name.job is None:  # it never came to its turn
-                self._names.fail(name, AdapterCapacity("Model is overloaded"), now_s)
-            else:
-                self._loads.time_out(name, now_s)
-        elif name.digest is not None:
-            self._begin_read(name, name.digest, now_s)
-        elif name.job is None and self._loads.begin(name, name.located, now_s):
-            self._begun.append((name.ref, name.located.weights_bytes))
-
-    def _begin_read(self, name: TrackedAdapter, digest: Digest, now_s: float) -> None:
-        if self._device.is_reading(digest) or self._verifier.is_reading(digest):
-            return
-        facts = self._disk.facts(digest)
-        assert facts is not None  # `_advance` has looked
-        spared, is_patient = self._spared(name, now_s)
-        # What is larger may be too large beside what is pinned, and is told so.
-        is_small = facts.body_bytes <= self._device.own_bytes // 4
-        if is_small and self._no_room.is_sure(name.flow, facts.body_bytes, is_patient=is_patient):
-            name.lacks_room = True
-            return
-        # What is lent may be called back while a sequence waits for it, and what is pinned makes way for nobody.
-        limit_bytes = self._device.own_bytes - self._operator.bytes_beside(digest)
-        if facts.body_bytes > limit_bytes:
-            refuse = Refusals(name.ref.id, name.ref.source, self._shape.name)
-            self._names.fail(name, refuse.too_large(facts.body_bytes, limit_bytes), now_s)
-        elif self._device.begin_read(name.ref, name.flow, facts, spared, is_patient):
-            self._begun.append((name.ref, facts.body_bytes))
-            name.since_s = now_s
-        else:
-            name.lacks_room = True
-            self._no_room.note(name.flow, facts.body_bytes, is_patient=is_patient)
-
-    def _expire(self, now_s: float) -> None:
-        """Take idle adapters off the device; looked for once a second."""
-        if self._config.idle_ttl_s > 0 and now_s >= self._next_expiry_s:
-            self._next_expiry_s = now_s + EXPIRY_S
-            self._device.expire(now_s, self._config.idle_ttl_s)
 
     def _end_read(self, read: ReadImage) -> None:
         if self._verifier.is_reading(read.digest):
@@ -389,27 +277,96 @@ class Store:
                 self._remove_damaged(read.digest)
             return
         ended = self._device.end_read(read)
-        if ended is None:
+        if ended.image is None:
             self._remove_damaged(read.digest)
-            return
-        name = self._names.get(ended.ref)
-        if name is not None and name.digest == ended.digest:
-            name.stage_ms["read"] = round(1e3 * ended.took_s, 3)
-        self._drop_quarantined(ended.digest)
+        elif self._device.host is not None:
+            self._note_stage(ended.ref, ended.digest, "read", self._clock.monotonic_s() - ended.begun_s)
+
+    def _note_stage(self, ref: AdapterRef, digest: Digest, stage: str, took_s: float) -> None:
+        adapter = self._tracked.get(ref)
+        if adapter is not None and adapter.digest == digest:
+            adapter.stage_took(stage, took_s)
 
     def _remove_damaged(self, digest: Digest) -> None:
-        """Let an image be packed again at the next wish."""
-        self._eraser.advance()  # what is deleted is overwritten, damaged or not
+        """Remove an image, so that the next wish packs it again."""
+        self._eraser.advance()  # a deleted image is overwritten, damaged or not
         self._disk.remove(digest)
 
-    def _spared(self, name: TrackedAdapter, now_s: float) -> tuple[set[Digest], bool]:
-        """What others want now is not evicted for this one until it has waited for `PATIENCE_S`; what was placed for
-        them a moment ago not even then, or two adapters could displace each other for ever without one being used.
+    def _expire(self, now_s: float) -> None:
+        """Evict adapters that no request has used for `idle_ttl_s`, once in `EXPIRY_S`."""
+        if self._config.idle_ttl_s > 0 and now_s >= self._next_expiry_s:
+            self._next_expiry_s = now_s + EXPIRY_S
+            self._device.expire(now_s, self._config.idle_ttl_s)
 
-        Returns that, and whether it is still to wait before it takes what is within another flow's share.
+    def begun(self) -> "list[tuple[AdapterRef, int]]":
+        """Return the loads that the last poll began, with the bytes of their file, and its reads with their image's."""
+        return list(self._ascent.begun)
+
+    # ── texts and memory ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def text(self, ref: AdapterRef) -> AdapterWords | None:
+        """Return the text facts of the adapter's current version with their path; None until they are on disk."""
+        return self._versions.words(ref)
+
+    def text_digest(self, ref: AdapterRef) -> str:
+        """Return the digest of the current version's text; empty if it has none."""
+        return self._versions.text_digest(ref)
+
+    def borrow_from(self, lender: Lender) -> None:
+        """Let the bank grow into memory that the lender does not use, until `give_back` is called."""
+        self._device.borrow_from(lender)
+
+    def give_back(self, num_bytes: int) -> bool:
+        """Evict idle adapters until so many of the lent bytes are free, and give them back; False if it cannot."""
+        return self._device.give_back(num_bytes)
+
+    # ── operators ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def manage(self, action: AdapterAction, ref: AdapterRef) -> AdapterInfo:
+        """Begin an action on one adapter; `info` shows its progress.
+
+        Raises `AdapterNotFound` if no tier and no source has it, `AdapterInUse` if it is to go and is held,
+        `AdapterCapacity` or `AdapterTooLarge` if a pin leaves too little for others, or the adapter's failure.
         """
-        if self._wanted_versions is None:
-            self._wanted_versions = {other.digest for other in self._wanted.values() if other.digest is not None}
-        wanted = self._wanted_versions
-        is_patient = name.since_s is None or now_s - name.since_s < PATIENCE_S
-        return wanted if is_patient else wanted & self._device.fresh, is_patient
+        return self._operator.manage(action, ref)
+
+    def info(self, ref: AdapterRef) -> AdapterInfo:
+        """Describe one adapter. Raises `AdapterNotFound` if no tier and no source has it."""
+        return self._operator.info(ref)
+
+    def infos(self) -> tuple[AdapterInfo, ...]:
+        """Describe every adapter that was asked for lately."""
+        return self._operator.infos()
+
+    def list(self) -> "list[AdapterRef]":
+        """Return every adapter that the sources can list."""
+        return [
+            AdapterRef(source, adapter_id) for source in self._sources for adapter_id in self._sources[source].list()
+        ]
+
+    def stats(self) -> StoreStats:
+        host, stats = self._device.host, self._load_stats
+        return StoreStats(
+            bank_bytes_total=self._bank.total_bytes,
+            bank_bytes_used=self._device.used_bytes,
+            host_bytes_used=0 if host is None else host.used_bytes,
+            disk_bytes_used=self._disk.used_bytes,
+            on_device=len(self._device),
+            in_host=0 if host is None else len(host),
+            on_disk=self._disk.num_images,
+            pinned=self._pins.num_held,
+            loads=stats.loads,
+            failures=self._versions.failures,
+            evictions=stats.evictions,
+            disk_evictions=self._disk.evictions,
+            loaded_bytes=stats.loaded_bytes,
+            reloaded_bytes=stats.reloaded_bytes,
+            load_times=stats.load_times(),
+            answers=self._answers,
+        )
+
+    def close(self) -> None:
+        """Stop the loaders and leave the disk tier to the next process."""
+        self._ingest.close()
+        self._reader.close()
+        self._disk.close()

@@ -1,88 +1,170 @@
-"""The device side of the store: reads into the bank, the room made for them, and who holds what there since when."""
+"""The device side of the store: room on the device, placements into the bank, and pins on what is there."""
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable, KeysView
+from collections.abc import Callable, Container, KeysView
 from typing import NamedTuple
 
 from manylora.adapter_ref import AdapterRef
-from manylora.adapter_state import AdapterHandle
-from manylora.adapters.packing.image import ImageFacts
+from manylora.adapter_state import AdapterHandle, AdapterState
+from manylora.adapters.packing.image import HostImage, ImageFacts
 from manylora.adapters.tiers.bank import Bank, Lender
-from manylora.adapters.tiers.disk import DiskTier, ref_key
-from manylora.adapters.tiers.load_stats import LoadStats
+from manylora.adapters.tiers.disk import DiskTier
+from manylora.adapters.tiers.host import HostTier
+from manylora.adapters.tiers.image_names import ref_key
+from manylora.adapters.tiers.load_stats import HOST, LoadStats
+from manylora.adapters.tiers.pinned_cache import PinnedCache
 from manylora.adapters.tiers.reading import Reader, ReadImage
+from manylora.adapters.tiers.reads import EndedRead, Reads
 from manylora.adapters.tiers.shares import Shares
-from manylora.adapters.tracked import TrackedAdapter
 from manylora.clock import Clock
 from manylora.ids import Digest, Flow
 
 MAX_NAMED = 64
 """Names that are remembered of one version on the device."""
 FRESH_S = 2.0
-"""A wanted adapter that was just placed is not evicted for another before somebody had the time to pin it."""
+"""A version that was just placed or read is not evicted for another one for this time, unless it was used since."""
 
 log = logging.getLogger(__name__)
 
 
-class _Read(NamedTuple):
-    """A read under way: for which name, and since when."""
+class _Placement(NamedTuple):
+    """A placement under way: the adapter that it is for, and when its hop towards the device began."""
 
     ref: AdapterRef
+    image: HostImage
     begun_s: float
 
 
-class EndedRead(NamedTuple):
-    """A read that ended well, with the name it was made for and the time it took."""
+class Placed(NamedTuple):
+    """A placement that has ended."""
 
     ref: AdapterRef
     digest: Digest
+    rank: int
     took_s: float
 
 
+class _Facts(NamedTuple):
+    """The part of a handle that an image tells."""
+
+    num_bytes: int
+    rank: int
+    invocation_tokens: tuple[int, ...]
+
+
 class Device:
-    """What is on the device or on its way there.
+    """Versions on the device or on their way there, and in host memory where that is a tier of its own.
 
-    A request holds a version with `pin`, and an operator with `hold`; what is held by neither may be evicted.
+    A version moves up one hop at a time: from disk to the device where the bank is host memory, else from disk to the
+    host tier and from there to the device. Requests hold a version with `pin`, operators with `hold`; both are counted
+    once, in the cache that keeps the device's budget. Versions that neither holds may be evicted.
 
-    own_bytes   of the bank, without what was lent to it: what is lent may be called back
+    bank        keeps the weights      host   the host tier; None where the bank is host memory
+    own_bytes   the device's budget without lent memory, which its lender may call back
+    on_change   called with each version that a tier here has taken in or dropped
     """
 
-    def __init__(self, *, bank: Bank, disk: DiskTier, reader: Reader, clock: Clock, ledger: LoadStats) -> None:
+    def __init__(
+        self,
+        *,
+        bank: Bank,
+        host_bytes: int,
+        disk: DiskTier,
+        reader: Reader,
+        clock: Clock,
+        stats: LoadStats,
+        on_change: Callable[[Digest], None],
+    ) -> None:
         self.bank = bank
         self.own_bytes = bank.total_bytes
+        self.host = (
+            None
+            if bank.is_host_memory
+            else HostTier(host_bytes, may_evict=self._may_leave_host, on_change=self._host_changed)
+        )
+        self._cache: PinnedCache[Digest] = PinnedCache(bank.total_bytes)
         self._disk = disk
-        self._reader = reader
         self._clock = clock
-        self._ledger = ledger
+        self._stats = stats
+        self._on_change = on_change
+        self._reads = Reads(disk, reader, clock)
         self._lender: Lender | None = None
-        self._reads: dict[Digest, _Read] = {}
-        self._fresh: dict[Digest, float] = {}  # placed, with the time, and not pinned yet
-        self._pins: Counter[Digest] = Counter()  # of requests
-        self._named: dict[Digest, set[str]] = {}  # the `ref_key`s that what is here was read or pinned for
+        self._placements: dict[Digest, _Placement] = {}
+        self._facts: dict[Digest, _Facts] = {}  # of what is on the device
+        self._fresh: dict[Digest, float] = {}  # time of arrival of what was not used since, the oldest first
+        self._named: dict[Digest, set[str]] = {}  # `ref_key`s that a version was read or pinned for
         self.shares = Shares(bank.total_bytes)
-        self._used_s: dict[Digest, float] = {}  # when what is on the device was last placed, pinned or unpinned
+        self._used_s: dict[Digest, float] = {}  # when a version on the device was last placed, pinned or unpinned
 
     def __contains__(self, digest: object) -> bool:
-        return digest in self.bank
+        return digest in self._facts
+
+    def __len__(self) -> int:
+        return len(self._facts)
 
     @property
-    def num_reads(self) -> int:
-        return len(self._reads)
+    def used_bytes(self) -> int:
+        """True bytes of what is on the device or has its room reserved there."""
+        return self._cache.used_bytes
 
-    # ── reads ────────────────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def num_moving(self) -> int:
+        """Reads and placements under way."""
+        return len(self._reads) + len(self._placements)
 
-    def is_reading(self, digest: Digest) -> bool:
-        return digest in self._reads
+    def tier_of(self, digest: Digest) -> AdapterState:
+        """Return the highest tier that has a version, the disk tier included."""
+        if digest in self._facts:
+            return AdapterState.ON_DEVICE
+        if self.host is not None and digest in self.host:
+            return AdapterState.IN_HOST
+        return AdapterState.ABSENT if self._disk.facts(digest) is None else AdapterState.ON_DISK
 
-    def begin_read(
+    # ── towards the device ───────────────────────────────────────────────────────────────────────────────────────
+
+    def is_moving(self, digest: Digest) -> bool:
+        """Return whether a version is read or placed now."""
+        return digest in self._reads or digest in self._placements
+
+    def next_tier(self, digest: Digest) -> AdapterState:
+        """Return the tier that a version's next hop leads to."""
+        is_read = self.host is None or digest in self.host
+        return AdapterState.ON_DEVICE if is_read else AdapterState.IN_HOST
+
+    def image_facts(self, digest: Digest) -> ImageFacts | None:
+        """Return the facts of a version that the host tier or the disk tier has."""
+        image = None if self.host is None else self.host.get(digest)
+        return self._disk.facts(digest) if image is None else image.facts
+
+    def limit_bytes(self, digest: Digest) -> int:
+        """Return the bytes that the largest version may have to make its next hop when nothing is pinned."""
+        if self.host is None or self.next_tier(digest) is AdapterState.ON_DEVICE:
+            return self.own_bytes
+        return min(self.own_bytes, self.host.budget_bytes)
+
+    def begin_hop(
         self, ref: AdapterRef, flow: Flow, facts: ImageFacts, spared: set[Digest], is_patient: bool = False
     ) -> bool:
-        """Begin to bring an image from disk, if there is room.
+        """Begin to bring a version one tier nearer to the device; False if there is no room.
 
-        Args:  spared      what is not evicted for it
-               is_patient  a flow beyond its share waits before it takes what is within another's
+        Args:  spared      versions that are not evicted for it
+               is_patient  a flow over its share waits before it evicts versions of flows within theirs
         """
+        digest = facts.digest
+        if self.next_tier(digest) is AdapterState.IN_HOST:
+            assert self.host is not None  # else every hop leads to the device
+            if not self.host.reserve(digest, facts.body_bytes, spared):
+                return False
+        elif not self._reserve_for(flow, facts, spared, is_patient):
+            return False
+        if self.host is not None and digest in self.host:
+            self._begin_place(ref, self.host.pin(digest), self._clock.monotonic_s())
+        else:
+            self._named[digest] = {ref_key(ref)}
+            self._reads.begin(ref, digest)
+        return True
+
+    def _reserve_for(self, flow: Flow, facts: ImageFacts, spared: set[Digest], is_patient: bool) -> bool:
         protected = spared.union(self.shares.protected_from(flow))
         may_take = self.shares.is_within(flow, facts.body_bytes) or not is_patient
         if not self._reserve(facts.digest, facts.body_bytes, protected) and not (
@@ -90,35 +172,58 @@ class Device:
         ):
             return False
         self.shares.note(facts.digest, flow, facts.body_bytes)
-        self._reads[facts.digest] = _Read(ref, self._clock.monotonic_s())
-        self._named[facts.digest] = {ref_key(ref)}
-        self._disk.pin(facts.digest)
-        self._reader.submit(facts.digest, self._disk.path(facts.digest))
         return True
 
-    def end_read(self, read: ReadImage) -> EndedRead | None:
-        """Take over a read that ended; None if its image cannot be read."""
-        begun = self._reads.pop(read.digest)
-        self._disk.unpin(read.digest)
-        if read.image is not None and read.image.facts == self._disk.facts(read.digest):
+    def end_read(self, read: ReadImage) -> EndedRead:
+        """Take over the end of a read: keep the image in host memory, or begin to place it."""
+        ended = self._reads.end(read)
+        if ended.image is None:
+            if self.host is None:
+                self._cache.remove(ended.digest)
+            else:
+                self.host.cancel(ended.digest)
+            self._forget(ended.digest)
+        elif self.host is None:
+            self._begin_place(ended.ref, ended.image, ended.begun_s)
+        else:
             now_s = self._clock.monotonic_s()
-            self.bank.place(read.image)
-            self._fresh[read.digest] = self._used_s[read.digest] = now_s
-            took_s = now_s - begun.begun_s
-            self._ledger.note_read(begun.ref.source, read.digest, read.image.num_bytes, took_s, now_s)
-            return EndedRead(begun.ref, read.digest, took_s)
-        log.warning("adapter.image_unreadable digest=%s", read.digest)
-        self.bank.remove(read.digest)
-        self._forget(read.digest)
-        return None
+            self._arrived(ended.digest, now_s)
+            self.host.put(ended.image)
+            self._stats.note_load_time(ended.ref.source, HOST, now_s - ended.begun_s)
+        return ended
 
-    def _reserve(self, digest: Digest, num_bytes: int, spared: set[Digest]) -> bool:
-        """Make room on the device: idle memory first, then idle adapters, then what is cached in lent memory."""
+    def _begin_place(self, ref: AdapterRef, image: HostImage, begun_s: float) -> None:
+        self._placements[image.digest] = _Placement(ref, image, begun_s)
+        self.bank.begin_place(image)
+
+    def poll_placed(self) -> list[Placed]:
+        """Take over the placements that have ended."""
+        return [self._end_place(digest) for digest in self.bank.poll_placed()]
+
+    def _end_place(self, digest: Digest) -> Placed:
+        ref, image, begun_s = self._placements.pop(digest)
+        if self.host is not None:
+            self.host.unpin(digest)
+        self._cache.unpin(digest)
+        self._facts[digest] = _Facts(image.num_bytes, image.rank, image.invocation_tokens)
+        now_s = self._clock.monotonic_s()
+        self._used_s[digest] = now_s
+        self._arrived(digest, now_s)
+        self._stats.note_placed(ref.source, digest, image.num_bytes, now_s - begun_s, now_s)
+        self._on_change(digest)
+        return Placed(ref, digest, image.rank, now_s - begun_s)
+
+    def _arrived(self, digest: Digest, now_s: float) -> None:
+        self._fresh.pop(digest, None)  # so that the oldest stays the first
+        self._fresh[digest] = now_s
+
+    def _reserve(self, digest: Digest, num_bytes: int, spared: Container[Digest]) -> bool:
+        """Make room on the device: in idle memory, then from idle adapters, then from what the lender only caches."""
         self._borrow(num_bytes, drop_cached=False)
-        if self.bank.reserve(digest, num_bytes, self._note_eviction, spared):
+        if self._cache.reserve(digest, num_bytes, self._evicted, spared):
             return True
         self._borrow(num_bytes, drop_cached=True)
-        return self.bank.reserve(digest, num_bytes, self._note_eviction, spared)
+        return self._cache.reserve(digest, num_bytes, self._evicted, spared)
 
     # ── lent memory ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -126,119 +231,160 @@ class Device:
         self._lender = lender
 
     def _borrow(self, num_bytes: int, *, drop_cached: bool) -> None:
-        """Let the bank grow by what it lacks to take so many bytes, if that is to be had."""
-        short_bytes = self.bank.used_bytes + num_bytes - self.bank.total_bytes
+        """Grow the bank by the bytes that it lacks for `num_bytes` more, if the lender has them."""
+        short_bytes = self._cache.used_bytes + num_bytes - self._cache.budget_bytes
         if short_bytes > 0 and self._lender is not None:
             lent_bytes = self._lender.lend(short_bytes, drop_cached=drop_cached)
-            self.bank.resize(self.bank.total_bytes + lent_bytes, self._note_eviction)
+            self._resize(self._cache.budget_bytes + lent_bytes)
 
     def give_back(self, num_bytes: int) -> bool:
-        """Evict idle adapters until so many of the lent bytes are free, and give them back; False if it cannot."""
-        left_bytes = self.bank.total_bytes - num_bytes
+        """Evict idle versions until so many of the lent bytes are free, and give them back; False if it cannot."""
+        left_bytes = self._cache.budget_bytes - num_bytes
         assert left_bytes >= self.own_bytes, "more was given back than was lent"
-        return self.bank.resize(left_bytes, self._note_eviction, self._fresh.keys())
+        return self._resize(left_bytes, self._fresh.keys())
 
-    # ── who holds what ───────────────────────────────────────────────────────────────────────────────────────────
+    def _resize(self, total_bytes: int, spared: Container[Digest] = ()) -> bool:
+        if not self._cache.resize(total_bytes, self._evicted, spared):
+            return False
+        self.bank.resize(total_bytes)
+        return True
+
+    # ── pins ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def pin(self, ref: AdapterRef, digest: Digest, flow: Flow) -> AdapterHandle | None:
-        """Hold a version for a request of `flow` that asked for `ref`; None if it is not here."""
-        if not self.bank.pin(digest):
+        """Hold a version for a request of `flow` that asked for `ref`; None if it is not on the device."""
+        facts = self._facts.get(digest)
+        if facts is None:
             return None
-        num_bytes, weights = self.bank.num_bytes(digest), self.bank[digest]
-        self.shares.note(digest, flow, num_bytes)
+        self._cache.pin(digest)
+        self.shares.note(digest, flow, facts.num_bytes)
         if len(self._named[digest]) < MAX_NAMED:
             self._named[digest].add(ref_key(ref))
-        self._pins[digest] += 1
         self._fresh.pop(digest, None)
         self._used_s[digest] = self._clock.monotonic_s()
+        weights = self.bank[digest]
         return AdapterHandle(
             ref=ref,
             digest=digest,
-            num_bytes=num_bytes,
-            rank=self.bank.rank(digest),
+            num_bytes=facts.num_bytes,
+            rank=facts.rank,
             vocabulary=weights.vocabulary,
             has_extras=weights.extras.size > 0,
-            invocation_tokens=self.bank.invocation_tokens(digest),
+            invocation_tokens=facts.invocation_tokens,
         )
 
     def unpin(self, digest: Digest, *, was_used: bool = True) -> None:
-        self.bank.unpin(digest, was_used=was_used)
-        self._pins[digest] -= 1
-        if self._pins[digest] == 0:
-            del self._pins[digest]
+        """Give back a request's pin; `was_used` False: it does not count as a use when room is made."""
+        self._cache.unpin(digest, was_used=was_used)
         self._used_s[digest] = self._clock.monotonic_s()
 
-    def pins(self, digest: Digest) -> int:
-        """How many requests hold a version."""
-        return self._pins[digest]
-
-    def is_held(self, digest: Digest) -> bool:
-        """Whether a version that is here is held by anyone."""
-        return self.bank.is_pinned(digest)
-
-    def num_bytes(self, digest: Digest) -> int:
-        return self.bank.num_bytes(digest)
-
-    def rank(self, digest: Digest) -> int:
-        return self.bank.rank(digest)
-
     def hold(self, digest: Digest) -> None:
-        """Keep a version that is here whoever uses it, until `release`; that counts as no use of it."""
-        is_here = self.bank.pin(digest)
-        assert is_here, "what is held is on the device"
-
-    def release_all(self, names: Iterable[TrackedAdapter], digest: Digest) -> None:
-        """Let nothing but requests hold a version."""
-        for name in names:
-            if name.held == digest:
-                self.release(digest)
-                name.held = None
+        """Keep a version on the device until `release`; that does not count as a use."""
+        assert digest in self._facts, "an operator holds what is on the device"
+        self._cache.pin(digest)
 
     def release(self, digest: Digest) -> None:
-        self.bank.unpin(digest, was_used=False)
+        self._cache.unpin(digest, was_used=False)
+
+    def pins(self, digest: Digest) -> int:
+        """Return the pins of requests and operators together on a version; 0 if it is not on the device."""
+        return self._cache.pins(digest) if digest in self._facts else 0
+
+    def is_held(self, digest: Digest) -> bool:
+        """Return whether a request or an operator holds a version on the device."""
+        return self.pins(digest) > 0
+
+    def uses(self, digest: Digest) -> int:
+        """Return how often requests have used a version since it was placed."""
+        return self._cache.uses(digest)
+
+    def num_bytes(self, digest: Digest) -> int:
+        """Return the true bytes of a version on the device."""
+        return self._facts[digest].num_bytes
+
+    def rank(self, digest: Digest) -> int:
+        """Return the largest rank of a version on the device."""
+        return self._facts[digest].rank
 
     # ── evictions ────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def fresh(self) -> KeysView[Digest]:
-        """What was placed a moment ago and has not been pinned yet."""
+        """Versions that arrived a moment ago and were not pinned since."""
         return self._fresh.keys()
 
     def age(self, now_s: float) -> None:
-        """Let what was placed a while ago be fresh no more."""
-        self._fresh = {digest: placed_s for digest, placed_s in self._fresh.items() if now_s - placed_s < FRESH_S}
+        """Forget the freshness of versions that arrived `FRESH_S` ago or earlier."""
+        while self._fresh:
+            oldest = next(iter(self._fresh))
+            if now_s - self._fresh[oldest] < FRESH_S:
+                return
+            del self._fresh[oldest]
 
     def expire(self, now_s: float, ttl_s: float) -> None:
-        """Take off what nobody has used for `ttl_s` and nobody holds."""
+        """Evict versions that no request has used for `ttl_s` and that nothing holds."""
         for digest, used_s in list(self._used_s.items()):
             if now_s - used_s >= ttl_s and not self.is_held(digest):
-                self.evict(digest)
+                self._cache.remove(digest)
+                self._evicted(digest)
 
-    def evict(self, digest: Digest) -> None:
-        """Take off a version that nobody holds."""
-        self.bank.remove(digest)
-        self._note_eviction(digest)
+    def remove(self, digest: Digest) -> None:
+        """Drop a version that nothing holds from the device and the host tier; nothing happens if it is in neither."""
+        if digest in self._facts:
+            assert not self.is_held(digest), "a pinned version stays on the device"
+            self._cache.remove(digest)
+            self._evicted(digest)
+        if self.host is not None:
+            self.host.remove(digest)
 
     def erase(self, digest: Digest) -> None:
-        """Overwrite a version that nobody holds, and take it off."""
-        self.bank.erase(digest)
+        """Overwrite a version that nothing holds in the device's and the host's memory, and drop it from both."""
+        if self._facts.pop(digest, None) is not None:
+            self._cache.remove(digest)
+            self.bank.erase(digest)
+            self._on_change(digest)
+        if self.host is not None:
+            self.host.erase(digest)
         self._forget(digest)
 
+    def _evicted(self, digest: Digest) -> None:
+        """Drop a version that the cache has evicted; the host tier keeps its image."""
+        self.bank.remove(digest)
+        del self._facts[digest]
+        self._stats.note_eviction(digest, self._clock.monotonic_s())
+        log.debug("adapter.evicted digest=%s tier=device", digest)
+        if self.host is None or digest not in self.host:
+            self._forget(digest)
+        else:
+            self._forget_place(digest)
+        self._on_change(digest)
+
+    def _may_leave_host(self, digest: Digest) -> bool:
+        return digest not in self._facts or self._disk.facts(digest) is not None
+
+    def _host_changed(self, digest: Digest) -> None:
+        if digest not in self._facts and self.host is not None and digest not in self.host:
+            self._forget(digest)
+        self._on_change(digest)
+
     def _forget(self, digest: Digest) -> None:
-        self.shares.forget(digest)
+        self._forget_place(digest)
         self._named.pop(digest, None)
+
+    def _forget_place(self, digest: Digest) -> None:
+        self.shares.forget(digest)
         self._used_s.pop(digest, None)
         self._fresh.pop(digest, None)
 
     # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def versions(self, ref: AdapterRef) -> set[Digest]:
-        """The versions that are here, or on their way, for a named adapter."""
+        """Return the versions of a named adapter that are in memory or on their way there."""
         key = ref_key(ref)
         return {digest for digest, keys in self._named.items() if key in keys}
 
     def forget_names(self, is_gone: Callable[[str], bool]) -> set[Digest]:
-        """Take the names whose `ref_key` is gone from their versions; return those."""
+        """Take the names whose `ref_key` is gone from their versions, and return these versions."""
         found = set()
         for digest, keys in self._named.items():
             if gone := {key for key in keys if is_gone(key)}:
@@ -247,10 +393,5 @@ class Device:
         return found
 
     def is_named(self, digest: Digest) -> bool:
-        """Whether a version that is here or on its way has a name that is not gone."""
+        """Return whether a version in memory or on its way there has a name that is not gone."""
         return bool(self._named.get(digest))
-
-    def _note_eviction(self, digest: Digest) -> None:
-        self._ledger.note_eviction(digest, self._clock.monotonic_s())
-        self._forget(digest)
-        log.debug("adapter.evicted digest=%s tier=device", digest)

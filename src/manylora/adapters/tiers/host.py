@@ -1,6 +1,8 @@
-"""The host tier: adapters in host memory under a byte budget."""
+"""The host tier: packed images in host memory, beside a device that has memory of its own."""
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
+
+import numpy as np
 
 from manylora.adapters.packing.image import HostImage
 from manylora.adapters.tiers.pinned_cache import PinnedCache
@@ -8,11 +10,21 @@ from manylora.ids import Digest
 
 
 class HostTier:
-    """Images in host memory, each in its own page-aligned buffer, under a byte budget."""
+    """Images under a byte budget. One stays here while its adapter is on the device, so that it can return in one copy.
 
-    def __init__(self, budget_bytes: int) -> None:
-        self.shelf: PinnedCache[Digest] = PinnedCache(budget_bytes)
+    An image is pinned while it is read and while it is copied to the device. Another may be evicted unless it is the
+    only copy that could bring an adapter back to the device: `may_evict` says so.
+
+    on_change  called with each version that is here from now on, or not here any more
+    """
+
+    def __init__(
+        self, budget_bytes: int, *, may_evict: Callable[[Digest], bool], on_change: Callable[[Digest], None]
+    ) -> None:
+        self._cache: PinnedCache[Digest] = PinnedCache(budget_bytes)
         self._images: dict[Digest, HostImage] = {}
+        self._may_evict = may_evict
+        self._on_change = on_change
 
     def __contains__(self, digest: object) -> bool:
         return digest in self._images
@@ -20,36 +32,68 @@ class HostTier:
     def __len__(self) -> int:
         return len(self._images)
 
-    def reserve(
-        self, digest: Digest, num_bytes: int, evict: Callable[[Digest], None], keep: Container[Digest] = ()
-    ) -> bool:
-        """Make room for an image about to be read; False if what is pinned or kept leaves too little."""
+    def __iter__(self) -> Iterator[Digest]:
+        return iter(self._images)
 
-        def forget(victim: Digest) -> None:
-            self._images.pop(victim, None)
-            evict(victim)
+    @property
+    def budget_bytes(self) -> int:
+        return self._cache.budget_bytes
 
-        return self.shelf.reserve(digest, num_bytes, forget, keep)
+    @property
+    def used_bytes(self) -> int:
+        """True bytes of the images here and of those that are read."""
+        return self._cache.used_bytes
 
-    def resize(self, budget_bytes: int, evict: Callable[[Digest], None], keep: Container[Digest] = ()) -> bool:
-        """Change the budget; False, and nothing changed, if what is pinned or kept does not fit a smaller one."""
+    def get(self, digest: Digest) -> HostImage | None:
+        """Return an image if it is here."""
+        return self._images.get(digest)
 
-        def forget(victim: Digest) -> None:
-            self._images.pop(victim, None)
-            evict(victim)
-
-        return self.shelf.resize(budget_bytes, forget, keep)
+    def reserve(self, digest: Digest, num_bytes: int, spared: Container[Digest] = ()) -> bool:
+        """Make room for an image that is about to be read; False if pins and `spared` versions leave too little."""
+        return self._cache.reserve(digest, num_bytes, self._evicted, _Kept(spared, self._may_evict))
 
     def put(self, image: HostImage) -> None:
         """Fill a reservation."""
-        assert image.num_bytes == self.shelf.num_bytes(image.digest)
+        assert image.num_bytes == self._cache.num_bytes(image.digest)
         self._images[image.digest] = image
-        self.shelf.unpin(image.digest)
+        self._cache.unpin(image.digest)
+        self._on_change(image.digest)
 
-    def get(self, digest: Digest) -> HostImage | None:
-        return self._images.get(digest)
+    def cancel(self, digest: Digest) -> None:
+        """Give back a reservation that no image has filled."""
+        self._cache.remove(digest)
+
+    def pin(self, digest: Digest) -> HostImage:
+        """Keep an image here while it is copied to the device, and return it."""
+        self._cache.pin(digest)
+        return self._images[digest]
+
+    def unpin(self, digest: Digest) -> None:
+        self._cache.unpin(digest)
 
     def remove(self, digest: Digest) -> None:
-        """Drop an image, or give back a reservation that came to nothing."""
-        self.shelf.remove(digest)
-        self._images.pop(digest, None)
+        """Drop an image; nothing happens if it is not here."""
+        if digest in self._images:
+            self._cache.remove(digest)
+            self._evicted(digest)
+
+    def erase(self, digest: Digest) -> None:
+        """Overwrite an image with zeros and drop it; nothing happens if it is not here."""
+        if image := self._images.get(digest):
+            np.frombuffer(image.body, dtype=np.uint8)[:] = 0
+            self.remove(digest)
+
+    def _evicted(self, digest: Digest) -> None:
+        if self._images.pop(digest, None) is not None:
+            self._on_change(digest)
+
+
+class _Kept:
+    """The versions that may not be evicted: the spared ones, and those that `may_evict` refuses."""
+
+    def __init__(self, spared: Container[Digest], may_evict: Callable[[Digest], bool]) -> None:
+        self._spared = spared
+        self._may_evict = may_evict
+
+    def __contains__(self, digest: object) -> bool:
+        return digest in self._spared or not self._may_evict(Digest(str(digest)))

@@ -1,4 +1,4 @@
-"""The shelf that all tiers share: a byte-budgeted cache with pins."""
+"""The cache that every tier counts its bytes with: a byte budget, pins, and an order of eviction."""
 
 import heapq
 from collections.abc import Callable, Container
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 FIXED_COST_BYTES = 1 << 20
-"""What bringing an entry back costs besides its bytes, as bytes: favours keeping many small entries a little."""
+"""Fixed cost of bringing an entry back, in bytes: it favours many small entries a little."""
 
 Key = TypeVar("Key", bound=str)
 
@@ -20,17 +20,17 @@ class _Entry:
 
 
 class PinnedCache(Generic[Key]):
-    """Entries of known size under a byte budget. A pinned entry stays; of the others the least valuable goes first.
+    """Entries of known size under a byte budget. Pinned entries stay; of the others the least valuable goes first.
 
-    Value = age + uses × (cost to bring back ÷ bytes); age rises to the value of what was last evicted, so that an
-    entry no longer used is overtaken.  Source: GreedyDual-Size-Frequency, Cherkasova, HP Labs HPL-98-69.
+    Value = age + uses × (cost to bring back ÷ bytes). The age rises to the value of the entry evicted last, so that
+    entries out of use are overtaken.  Source: GreedyDual-Size-Frequency, Cherkasova, HP Labs HPL-98-69.
     """
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
         self._entries: dict[Key, _Entry] = {}
-        self._queue: list[tuple[float, int, Key]] = []  # unpinned entries; an item whose tick is old is void
+        self._queue: list[tuple[float, int, Key]] = []  # unpinned entries; an item with an old tick is void
         self._age = 0.0
         self._ticks = 0
 
@@ -43,6 +43,11 @@ class PinnedCache(Generic[Key]):
     def num_bytes(self, key: Key) -> int:
         return self._entries[key].num_bytes
 
+    def pins(self, key: Key) -> int:
+        """Return the number of pins of an entry; 0 if it is not here."""
+        entry = self._entries.get(key)
+        return 0 if entry is None else entry.pins
+
     def is_pinned(self, key: Key) -> bool:
         return self._entries[key].pins > 0
 
@@ -51,13 +56,13 @@ class PinnedCache(Generic[Key]):
 
     @property
     def num_pinned(self) -> int:
-        """How many entries are pinned.  Complexity: their number."""
+        """Return the number of pinned entries.  Complexity: linear in the number of entries."""
         return sum(entry.pins > 0 for entry in self._entries.values())
 
     def reserve(self, key: Key, num_bytes: int, evict: Callable[[Key], None], keep: Container[Key] = ()) -> bool:
-        """Make room and put a new entry there, pinned once; False, and nothing evicted, if pins leave too little.
+        """Make room and add an entry, pinned once; False, and nothing is evicted, if pins and `keep` leave too little.
 
-        Entries in `keep` are not evicted. `evict` is called for each entry that goes, after it is off the shelf.
+        Entries in `keep` are not evicted. `evict` is called with each evicted key, after its entry is removed.
         """
         assert key not in self._entries
         if not self.free(self.used_bytes + num_bytes - self.budget_bytes, evict, keep):
@@ -67,14 +72,14 @@ class PinnedCache(Generic[Key]):
         return True
 
     def resize(self, budget_bytes: int, evict: Callable[[Key], None], keep: Container[Key] = ()) -> bool:
-        """Change the budget. False, and nothing changed, if what is pinned or in `keep` does not fit a smaller one."""
+        """Change the budget; False, and nothing changes, if pinned entries and those in `keep` do not fit in it."""
         if not self.free(self.used_bytes - budget_bytes, evict, keep):
             return False
         self.budget_bytes = budget_bytes
         return True
 
     def grow(self, key: Key, num_bytes: int, evict: Callable[[Key], None]) -> bool:
-        """Let an entry have so many bytes more; False, and nothing changed, if what is pinned leaves too little."""
+        """Add bytes to an entry; False, and nothing changes, if pinned entries leave too little room."""
         if not self.free(self.used_bytes + num_bytes - self.budget_bytes, evict, {key}):
             return False
         self._entries[key].num_bytes += num_bytes
@@ -82,7 +87,9 @@ class PinnedCache(Generic[Key]):
         return True
 
     def free(self, num_bytes: int, evict: Callable[[Key], None], keep: Container[Key] = ()) -> bool:
-        """Evict the least valuable until so many bytes are off the shelf; False, and nothing evicted, if it cannot."""
+        """Evict the least valuable entries until `num_bytes` are free; False, and nothing is evicted, if pins and
+        `keep` leave fewer.
+        """
         victims = self._victims(num_bytes, keep)
         if victims is None:
             return False
@@ -98,7 +105,7 @@ class PinnedCache(Generic[Key]):
         entry.tick = 0
 
     def unpin(self, key: Key, *, was_used: bool = True) -> None:
-        """Give back a pin; `was_used` False takes back the use it was counted as, too."""
+        """Give back a pin; `was_used` False takes back the use that it counted as."""
         entry = self._entries[key]
         assert entry.pins > 0, "unpinned more often than pinned"
         entry.pins -= 1
@@ -107,7 +114,7 @@ class PinnedCache(Generic[Key]):
             self._enqueue(key, entry)
 
     def remove(self, key: Key) -> None:
-        """Take an entry off, pinned or not, and give its bytes back."""
+        """Remove an entry, pinned or not, and free its bytes."""
         self.used_bytes -= self._entries.pop(key).num_bytes
 
     def _enqueue(self, key: Key, entry: _Entry) -> None:

@@ -1,27 +1,28 @@
-"""What found no room on the device in this poll: nothing that takes as much is tried again before the next."""
+"""Sizes that found no room in this poll, so that no adapter that needs as much looks for room again before the next."""
 
 from manylora.ids import Flow
 
 
 class RoomCache:
-    """Sizes that were refused, so that a thousand adapters that wait for room cost one search for it, not a thousand.
+    """Refused sizes: a thousand adapters that wait for room cost one search for it, not a thousand.
 
-    What is refused to a name past its patience is refused to all, and what is refused to a patient one to the patient
-    ones of its flow: the less may be evicted for them (`Store._spared`), and the more bytes, the less room.
+    If N bytes find no room for a request past its patience, no request of N bytes or more fits in this poll. A refusal
+    of a patient request holds for patient requests of the same flow only, since less may be evicted for them
+    (`Ascent.spared`).
     """
 
     def __init__(self) -> None:
-        self._least: dict[Flow | None, int] = {}  # bytes; by flow of the patient, and None for the others
+        self._least_bytes: dict[Flow | None, int] = {}  # by flow for patient requests; under None for the others
 
     def clear(self) -> None:
-        """Another poll begins."""
-        self._least.clear()
+        """Forget the refusals: another poll begins."""
+        self._least_bytes.clear()
 
-    def note(self, flow: Flow, num_bytes: int, *, is_patient: bool) -> None:
+    def note_refusal(self, flow: Flow, num_bytes: int, *, is_patient: bool) -> None:
         key = flow if is_patient else None
-        self._least[key] = min(num_bytes, self._least.get(key, num_bytes))
+        self._least_bytes[key] = min(num_bytes, self._least_bytes.get(key, num_bytes))
 
-    def is_sure(self, flow: Flow, num_bytes: int, *, is_patient: bool) -> bool:
-        """Whether there is no use in trying."""
+    def has_refused(self, flow: Flow, num_bytes: int, *, is_patient: bool) -> bool:
+        """Return whether a refusal of this poll means that `num_bytes` find no room."""
         keys = (None, flow) if is_patient else (None,)
-        return any(num_bytes >= self._least[key] for key in keys if key in self._least)
+        return any(num_bytes >= self._least_bytes[key] for key in keys if key in self._least_bytes)

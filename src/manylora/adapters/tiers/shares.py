@@ -1,9 +1,9 @@
-"""Whose adapters make way: whoever takes more than a fair share of the device evicts its own first.
+"""Fair shares of the device's memory: flows over their share evict their own adapters first.
 
-A flow that touches one cold adapter after the other would otherwise push out what everybody else uses. The share is the
-device's bytes divided by the number of flows that have anything there. Adapters of flows over their share are evicted
-first, those of flows within it last: a flow over its share waits `PATIENCE_S` before it may evict the latter. Ties go
-to the least valuable (`PinnedCache`).
+Without shares, a flow that touches one cold adapter after the other would evict the adapters of all others. A share is
+the device's bytes divided by the number of flows that have adapters there. Adapters of flows over their share are
+evicted first, those of flows within it last: a flow over its share waits `PATIENCE_S` before it may evict the latter.
+Ties go to the least valuable (`PinnedCache`).
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from manylora.ids import Digest, Flow
 
 
 class Shares:
-    """Which flow used each version on the device last, and what that comes to."""
+    """The flow that used each version on the device last, and the bytes of each flow."""
 
     def __init__(self, total_bytes: int) -> None:
         self._total_bytes = total_bytes
@@ -21,13 +21,13 @@ class Shares:
         self._bytes: Counter[Flow] = Counter()
 
     def note(self, digest: Digest, flow: Flow, num_bytes: int) -> None:
-        """A version was brought, or used, for a flow."""
+        """Count a version for the flow that it was brought for, or that has used it."""
         self.forget(digest)
         self._owners[digest] = flow, num_bytes
         self._bytes[flow] += num_bytes
 
     def forget(self, digest: Digest) -> None:
-        """A version is not on the device any more."""
+        """Count a version, which has left the device, for no flow."""
         if digest in self._owners:
             flow, num_bytes = self._owners.pop(digest)
             self._bytes[flow] -= num_bytes
@@ -35,11 +35,11 @@ class Shares:
                 del self._bytes[flow]
 
     def is_within(self, flow: Flow, more_bytes: int) -> bool:
-        """Whether a flow would have no more than its share with so many bytes more."""
+        """Return whether a flow stays within its share with `more_bytes` more."""
         return self._bytes[flow] + more_bytes <= self._share(flow)
 
     def protected_from(self, flow: Flow) -> Iterable[Digest]:
-        """What belongs to other flows that have no more than their share."""
+        """Return the versions of other flows that are within their share."""
         share = self._share(flow)
         return (digest for digest, (owner, _) in self._owners.items() if owner != flow and self._bytes[owner] <= share)
 
