@@ -11,7 +11,7 @@ from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapters.base_shape import PROJECTION_PATHS, BaseShape
 from manylora.adapters.packing.base_weights import BaseWeights
 from manylora.adapters.packing.pack import PackedAdapter, pack_adapter
-from manylora.adapters.peft.checkpoint import Limits, check_adapter
+from manylora.adapters.peft.checkpoint import AdapterLimits, check_adapter
 from manylora.adapters.refusals import Refusals
 
 HIDDEN, KV, INTERMEDIATE, LAYERS, VOCAB = 32, 16, 48, 3, 64
@@ -33,7 +33,7 @@ TINY = BaseShape(
 )
 ALL = [path.rpartition(".")[2] for path in PROJECTION_PATHS]
 REFUSE = Refusals("some/adapter", "local", "tiny")
-LIMITS = Limits(max_rank=64, max_bytes=1 << 24)
+LIMITS = AdapterLimits(max_rank=64, max_bytes=1 << 24)
 
 Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
 """name → (dtype, shape, bytes), as they stand in a safetensors file."""

@@ -11,7 +11,7 @@ from manylora.adapter_ref import SourceName
 from manylora.adapters.base_shape import base_shape
 from manylora.adapters.packing.base_weights import BaseWeights
 from manylora.adapters.packing.pack import pack_adapter
-from manylora.adapters.peft.checkpoint import Limits, check_adapter
+from manylora.adapters.peft.checkpoint import AdapterLimits, check_adapter
 from manylora.adapters.refusals import Refusals
 from manylora.engine.activation import active_from
 from manylora.ids import Digest
@@ -47,7 +47,7 @@ def place(folder: Path, spec: ModelSpec, kernels: Kernels, base: Path) -> ReadyA
         (folder / "adapter_config.json").read_bytes(),
         memoryview((folder / "adapter_model.safetensors").read_bytes()),
         shape,
-        Limits(max_rank=256, max_bytes=1 << 30),
+        AdapterLimits(max_rank=256, max_bytes=1 << 30),
         refuse,
     )
     dtype = str(kernels.lora_dtype).removeprefix("torch.")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from manylora.adapters.packing.pack import pack_adapter
-from manylora.adapters.peft.checkpoint import Limits, check_adapter
+from manylora.adapters.peft.checkpoint import AdapterLimits, check_adapter
 from tests.adapters.adapter_files import REFUSE, TINY, config_bytes, safetensors_bytes
 
 VOCAB, HIDDEN = 60_000, 64
@@ -31,7 +31,7 @@ def test_packing_needs_little_memory_beside_the_image(name: str, dtype: str) -> 
     tokens = list(range(VOCAB)) if name == "trained tokens" else None
     targets = ["embed_tokens", "lm_head"] if "LoRA" in name else ["q_proj"]
     config = config_bytes(r=64, trainable_token_indices=tokens, target_modules=targets)
-    checked = check_adapter(config, memoryview(safetensors_bytes(tensors)), SHAPE, Limits(64, 1 << 26), REFUSE)
+    checked = check_adapter(config, memoryview(safetensors_bytes(tensors)), SHAPE, AdapterLimits(64, 1 << 26), REFUSE)
     tracemalloc.start()
     try:
         made = pack_adapter(checked, SHAPE, "bfloat16", REFUSE)

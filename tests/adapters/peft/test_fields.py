@@ -9,7 +9,7 @@ import pytest
 from peft.tuners.lora import config as lora_config
 
 from manylora import errors
-from manylora.adapters.peft.checkpoint import Limits, check_adapter
+from manylora.adapters.peft.checkpoint import AdapterLimits, check_adapter
 from manylora.adapters.peft.fields import FIELDS, KNOWN_PEFT, Use
 from tests.adapters.adapter_files import LIMITS, REFUSE, TINY, config_bytes, lora_tensors, safetensors_bytes
 
@@ -47,7 +47,7 @@ def test_every_ignored_table_is_looked_into() -> None:
     assert {name for name, field in FIELDS.items() if field.subfields is not None} == set(SUBCONFIGS)
 
 
-def check(*limits: Limits, **fields: Any) -> tuple[str, ...]:  # any JSON
+def check(*limits: AdapterLimits, **fields: Any) -> tuple[str, ...]:  # any JSON
     """The unknown fields that passed, within these limits or the usual ones."""
     checked = check_adapter(config_bytes(**fields), memoryview(GOOD), TINY, limits[0] if limits else LIMITS, REFUSE)
     return checked.rule.harmless_fields

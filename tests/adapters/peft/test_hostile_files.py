@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manylora import errors
-from manylora.adapters.peft.checkpoint import Limits, check_adapter
+from manylora.adapters.peft.checkpoint import AdapterLimits, check_adapter
 from manylora.adapters.peft.safetensors_header import MAX_HEADER_BYTES
 from tests.adapters.adapter_files import (
     HIDDEN,
@@ -244,7 +244,7 @@ def test_an_adapter_that_would_change_nothing_is_flagged() -> None:
 
 def test_bytes_over_the_limit_are_refused() -> None:
     with pytest.raises(errors.AdapterTooLarge, match=f"needs {len(GOOD)} bytes; the limit is 1000"):
-        check_adapter(config_bytes(), memoryview(GOOD), TINY, Limits(max_rank=64, max_bytes=1000), REFUSE)
+        check_adapter(config_bytes(), memoryview(GOOD), TINY, AdapterLimits(max_rank=64, max_bytes=1000), REFUSE)
 
 
 # ── the digest ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -162,6 +162,10 @@ class StoreMachine(RuleBasedStateMachine):
         assert all(self.device.is_held(digest) for digest in held)
 
     @invariant()
+    def an_idle_store_has_nothing_to_do(self) -> None:
+        assert not (self.store._is_idle and self.store._has_work())
+
+    @invariant()
     def budgets_are_never_exceeded(self) -> None:
         stats = self.port.stats()
         assert stats.bank_bytes_used <= stats.bank_bytes_total == BANK_BYTES

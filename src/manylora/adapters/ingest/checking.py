@@ -23,9 +23,9 @@ from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapters.base_shape import BaseShape
 from manylora.adapters.ingest.confinement import BASE_BYTES, STACK_BYTES, confine_to
 from manylora.adapters.ingest.reporting import report_of, report_without_base, with_text
-from manylora.adapters.peft.checkpoint import Limits, check_adapter
+from manylora.adapters.peft.checkpoint import AdapterLimits, check_adapter
 from manylora.adapters.peft.config import LoraRule, read_lora_rule
-from manylora.adapters.peft.safetensors_header import HeaderInvalid, PickledWeights, TensorEntry, read_header
+from manylora.adapters.peft.safetensors_header import HeaderEntry, HeaderInvalid, PickledWeights, read_header
 from manylora.adapters.peft.tensor_names import Part, read_name
 from manylora.adapters.refusals import Refusals, shown
 from manylora.adapters.report import IngestReport
@@ -166,7 +166,7 @@ def _read_texts(folder: Path, base_dir: str, refuse: Refusals) -> tuple[dict[str
 def _check_on_base(
     config: bytes, weights: memoryview, rule: LoraRule, job: CheckJob, shape: BaseShape, refuse: Refusals
 ) -> tuple[int, IngestReport]:
-    limits = Limits(job.max_rank, job.max_bytes, job.is_strict, job.harmless_fields)
+    limits = AdapterLimits(job.max_rank, job.max_bytes, job.is_strict, job.harmless_fields)
     try:
         checked = check_adapter(config, weights, shape, limits, refuse)
     except AdapterIncompatible as error:
@@ -210,7 +210,7 @@ def _is_finite(raw: memoryview, dtype: str) -> bool:
     return not ((np.frombuffer(raw, dtype="<u2") & exponent) == exponent).any()
 
 
-def _header(weights: memoryview, refuse: Refusals) -> dict[str, TensorEntry]:
+def _header(weights: memoryview, refuse: Refusals) -> dict[str, HeaderEntry]:
     try:
         return read_header(weights)
     except PickledWeights as error:

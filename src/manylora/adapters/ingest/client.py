@@ -25,8 +25,8 @@ class ProcessIngest:
 
     def __init__(self, settings: IngestSettings) -> None:
         self._settings = settings
-        self._children = [_Child(settings)]  # the last one takes the jobs
-        self._dying: list[_Child] = []  # killed, and not gone when they were last looked at
+        self._children = [_IngestChild(settings)]  # the last one takes the jobs
+        self._dying: list[_IngestChild] = []  # killed, and not gone when they were last looked at
         self.restarts = 0
 
     @property
@@ -41,7 +41,7 @@ class ProcessIngest:
         if not self._children[-1].check_alive() and not self._children[-1].is_busy:
             self._replace_idle()
         if self._children[-1].has_stuck_job:
-            self._children.append(_Child(self._settings))
+            self._children.append(_IngestChild(self._settings))
         self._children[-1].submit(job)
 
     def abandon(self, number: int) -> None:
@@ -64,7 +64,7 @@ class ProcessIngest:
                 self._kill(child)
                 self._children.remove(child)
                 if is_current:
-                    self._children.append(_Child(self._settings))
+                    self._children.append(_IngestChild(self._settings))
                 self.restarts += 1
                 ended += [
                     IngestFailure(
@@ -77,10 +77,10 @@ class ProcessIngest:
 
     def _replace_idle(self) -> None:
         self._kill(self._children.pop())
-        self._children.append(_Child(self._settings))
+        self._children.append(_IngestChild(self._settings))
         self.restarts += 1
 
-    def _kill(self, child: "_Child") -> None:
+    def _kill(self, child: "_IngestChild") -> None:
         """End a child without waiting until it is gone: one in a read that not even a kill interrupts may stay long."""
         child.kill()
         self._dying.append(child)
@@ -93,7 +93,7 @@ class ProcessIngest:
             child.wait_until_gone(CLOSE_WAIT_S)
 
 
-class _Child:
+class _IngestChild:
     """One ingest process and the jobs it was given. No method blocks."""
 
     def __init__(self, settings: IngestSettings) -> None:

@@ -34,7 +34,7 @@ from manylora.adapters.jobs import (
 from manylora.adapters.packing.base_weights import BaseWeights
 from manylora.adapters.packing.image import ImageFacts, write_image
 from manylora.adapters.packing.pack import PackedAdapter, pack_adapter, pack_merged
-from manylora.adapters.peft.checkpoint import CheckedAdapter, Limits, check_adapter
+from manylora.adapters.peft.checkpoint import AdapterLimits, CheckedAdapter, check_adapter
 from manylora.adapters.refusals import Refusals
 from manylora.adapters.sources.download import together
 from manylora.adapters.sources.hub import HubSource
@@ -209,7 +209,7 @@ def _pack(
 ) -> Ingested:
     stages.end("wait")
     shape, merge = settings.shape, job.ref.merge
-    limits = Limits(settings.max_rank, settings.max_bytes, settings.is_strict, settings.harmless_fields)
+    limits = AdapterLimits(settings.max_rank, settings.max_bytes, settings.is_strict, settings.harmless_fields)
     refs = [job.ref] if merge is None else merge.members
     checked = [
         check_adapter(own.config, own.weights, shape, limits, Refusals(ref.id, ref.source, shape.name))

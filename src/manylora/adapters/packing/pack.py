@@ -14,7 +14,7 @@ from manylora.adapters.packing.base_weights import BaseWeights, Matrix, changed_
 from manylora.adapters.packing.dora import embedding_gain, linear_gain
 from manylora.adapters.packing.image import ALIGNMENT_BYTES, ITEM_BYTES, Table, lay_out
 from manylora.adapters.packing.merge import Factors, MergeImpossible, merge
-from manylora.adapters.peft.checkpoint import CheckedAdapter, Limits, LoraModule
+from manylora.adapters.peft.checkpoint import AdapterLimits, CheckedAdapter, LoraModule
 from manylora.adapters.peft.tensors import FileTensor, HeldTensor, Numbers, OwnRows, Pieces
 from manylora.adapters.peft.values import Float, Values, cast_into, widened
 from manylora.adapters.refusals import Refusals
@@ -115,7 +115,7 @@ def pack_merged(
     adapters: Sequence[CheckedAdapter],
     recipe: MergeRecipe,
     shape: BaseShape,
-    limits: Limits,
+    limits: AdapterLimits,
     dtype: str,
     refuse: Refusals,
 ) -> PackedAdapter:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from manylora.adapters.base_shape import EMBED_MODULE, END_PATHS, PROJECTION_PATHS, BaseShape, Module, module_path
 from manylora.adapters.peft.config import LoraRule
-from manylora.adapters.peft.safetensors_header import TensorEntry
+from manylora.adapters.peft.safetensors_header import HeaderEntry
 from manylora.adapters.peft.tensor_names import FINAL_NORM, PREFIX, Part, read_name
 from manylora.adapters.refusals import Refusals, shown
 
@@ -30,7 +30,7 @@ _PROJECTION = re.compile(rf"model\.layers\.([0-9]{{1,5}})\.({'|'.join(map(re.esc
 class SortedTensors:
     """The tensors that are applied, by what they are; and for each name that is left out, the reason."""
 
-    parts: dict[tuple[Module, Part], list[TensorEntry]] = field(default_factory=dict)
+    parts: dict[tuple[Module, Part], list[HeaderEntry]] = field(default_factory=dict)
     names: dict[str, tuple[Module, Part]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -52,7 +52,7 @@ def module_name(module: Module, part: Part) -> str:
 
 
 def sort_tensors(
-    entries: Mapping[str, TensorEntry], rule: LoraRule, shape: BaseShape, refuse: Refusals
+    entries: Mapping[str, HeaderEntry], rule: LoraRule, shape: BaseShape, refuse: Refusals
 ) -> SortedTensors:
     """Sort the tensors of a file.
 
@@ -68,7 +68,7 @@ class _Sorting:
         self.shape = shape
         self.refuse = refuse
 
-    def sorted(self, entries: Mapping[str, TensorEntry]) -> SortedTensors:
+    def sorted(self, entries: Mapping[str, HeaderEntry]) -> SortedTensors:
         found = SortedTensors()
         for name, entry in entries.items():
             known = read_name(name)

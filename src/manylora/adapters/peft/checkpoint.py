@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from manylora.adapters.base_shape import EMBED_MODULE, END_PATHS, HEAD_MODULE, BaseShape, Module, module_path
 from manylora.adapters.peft.applying import COPIES, SortedTensors, module_name, sort_tensors
 from manylora.adapters.peft.config import LoraRule, read_lora_rule
-from manylora.adapters.peft.safetensors_header import HeaderInvalid, PickledWeights, TensorEntry, read_header
+from manylora.adapters.peft.safetensors_header import HeaderEntry, HeaderInvalid, PickledWeights, read_header
 from manylora.adapters.peft.selection import can_have_lora, module_paths
 from manylora.adapters.peft.tensor_names import FINAL_NORM, Part
 from manylora.adapters.peft.tensors import FileTensor
@@ -16,7 +16,7 @@ from manylora.kernels.adapter_layout import MAX_ADDED_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class AdapterLimits:
     """Bounds of what an adapter may ask for, and the rules by which its config is read.
 
     is_strict        a tensor that would be left out refuses the adapter (`adapters.strict`)
@@ -34,12 +34,12 @@ class LoraModule:
     """One layer's adapter, as it lies in the file: A (rank, in), B (out, rank), bias and magnitude (out,)."""
 
     module: Module
-    a: TensorEntry
-    b: TensorEntry
+    a: HeaderEntry
+    b: HeaderEntry
     rank: int
     scale: float
-    bias: TensorEntry | None = None
-    magnitude: TensorEntry | None = None
+    bias: HeaderEntry | None = None
+    magnitude: HeaderEntry | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class TrainedTokens:
     """Rows that stand in place of the base's: `entry` (tokens, hidden) has one for each of `ids`."""
 
     ids: tuple[int, ...]
-    entry: TensorEntry
+    entry: HeaderEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +63,18 @@ class CheckedAdapter:
 
     rule: LoraRule
     modules: tuple[LoraModule, ...]
-    tables: Mapping[Module, TensorEntry]
+    tables: Mapping[Module, HeaderEntry]
     tokens: Mapping[Module, TrainedTokens]
-    norms: Mapping[int, TensorEntry]
+    norms: Mapping[int, HeaderEntry]
     vocabulary: int
     weights: memoryview
     sorted_tensors: SortedTensors
     untouched: tuple[Module, ...] = ()
 
-    def values(self, entry: TensorEntry) -> Values:
+    def values(self, entry: HeaderEntry) -> Values:
         return read_values(self.weights[entry.start : entry.stop], entry.dtype, entry.shape)
 
-    def tensor(self, entry: TensorEntry) -> FileTensor:
+    def tensor(self, entry: HeaderEntry) -> FileTensor:
         return FileTensor(self.weights[entry.start : entry.stop], entry.dtype, entry.shape)
 
     @property
@@ -92,7 +92,7 @@ class CheckedAdapter:
 
 
 def check_adapter(
-    config: bytes, weights: memoryview, shape: BaseShape, limits: Limits, refuse: Refusals
+    config: bytes, weights: memoryview, shape: BaseShape, limits: AdapterLimits, refuse: Refusals
 ) -> CheckedAdapter:
     """Check all that can be known without reading a weight. Raises an `AdapterError` that names the first fault."""
     if weights.nbytes > limits.max_bytes:
@@ -110,13 +110,13 @@ def check_adapter(
 class _Check:
     """What the checks of one adapter have in common."""
 
-    def __init__(self, rule: LoraRule, shape: BaseShape, limits: Limits, refuse: Refusals) -> None:
+    def __init__(self, rule: LoraRule, shape: BaseShape, limits: AdapterLimits, refuse: Refusals) -> None:
         self.rule = rule
         self.shape = shape
         self.limits = limits
         self.refuse = refuse
 
-    def adapter(self, entries: Mapping[str, TensorEntry], weights: memoryview) -> CheckedAdapter:
+    def adapter(self, entries: Mapping[str, HeaderEntry], weights: memoryview) -> CheckedAdapter:
         if self.shape.is_tied:
             self.rule.selection.tie_ends()
         targeted = self.targeted()
@@ -203,7 +203,7 @@ class _Check:
     def has_vector(self, module: Module, found: SortedTensors) -> bool:
         return any((module, part) in found.parts for part in (Part.BIAS, Part.MAGNITUDE))
 
-    def check_saved(self, parts: Mapping[tuple[Module, Part], list[TensorEntry]]) -> None:
+    def check_saved(self, parts: Mapping[tuple[Module, Part], list[HeaderEntry]]) -> None:
         """Refuse an adapter that lacks a module which `modules_to_save` names."""
         norms = [(layer, index) for layer in range(self.shape.num_layers) for index in (0, 1)]
         wanted = [(end, Part.TABLE) for end in END_PATHS] + [(norm, Part.NORM) for norm in (*norms, FINAL_NORM)]
@@ -226,7 +226,7 @@ class _Check:
     # ── LoRA ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def module(
-        self, module: Module, parts: Mapping[tuple[Module, Part], list[TensorEntry]], vocabulary: int
+        self, module: Module, parts: Mapping[tuple[Module, Part], list[HeaderEntry]], vocabulary: int
     ) -> LoraModule:
         path, refuse = module_path(module), self.refuse
         if (module, Part.A) not in parts or (module, Part.B) not in parts:
@@ -260,11 +260,11 @@ class _Check:
         self,
         module: Module,
         part: Part,
-        parts: Mapping[tuple[Module, Part], list[TensorEntry]],
+        parts: Mapping[tuple[Module, Part], list[HeaderEntry]],
         size: int,
         *,
         is_wanted: bool,
-    ) -> TensorEntry | None:
+    ) -> HeaderEntry | None:
         """A module's bias or magnitude. One that the config does not ask for was left out."""
         name, field = ("lora_B.bias", "lora_bias") if part is Part.BIAS else ("lora_magnitude_vector", "use_dora")
         found = parts.get((module, part))
@@ -297,8 +297,8 @@ class _Check:
     # ── the two ends and the norms ───────────────────────────────────────────────────────────────────────────────
 
     def tables(
-        self, parts: Mapping[tuple[Module, Part], list[TensorEntry]], weights: memoryview
-    ) -> dict[Module, TensorEntry]:
+        self, parts: Mapping[tuple[Module, Part], list[HeaderEntry]], weights: memoryview
+    ) -> dict[Module, HeaderEntry]:
         """Whole tables by end. A copy of the base's own is that of both ends where they are one in the base."""
         found = {end: [*parts.get((end, Part.TABLE), ()), *parts.get((end, Part.BASE), ())] for end in END_PATHS}
         tables = {end: self.table(end, entries, weights) for end, entries in found.items() if entries}
@@ -309,12 +309,12 @@ class _Check:
             return {**dict.fromkeys(END_PATHS, next(iter(tables.values()))), **tables}
         return tables
 
-    def require_equal(self, entries: list[TensorEntry], what: str, weights: memoryview) -> None:
+    def require_equal(self, entries: list[HeaderEntry], what: str, weights: memoryview) -> None:
         first = entries[0]
         if any(weights[other.start : other.stop] != weights[first.start : first.stop] for other in entries[1:]):
             raise self.refuse.corrupt(f"it has {what} several times, and they differ")
 
-    def table(self, module: Module, found: list[TensorEntry], weights: memoryview) -> TensorEntry:
+    def table(self, module: Module, found: list[HeaderEntry], weights: memoryview) -> HeaderEntry:
         """A whole table; PEFT may write the same one under several names."""
         first = found[0]
         self.require_equal(found, module_path(module), weights)
@@ -324,7 +324,7 @@ class _Check:
             )
         return first
 
-    def vocabulary(self, tables: Mapping[Module, TensorEntry]) -> int:
+    def vocabulary(self, tables: Mapping[Module, HeaderEntry]) -> int:
         """The base's vocabulary and what the adapter adds to it, which must be the same at both ends."""
         added = {module: tables[module].shape[0] - self.shape.vocab if module in tables else 0 for module in END_PATHS}
         if len(set(added.values())) > 1:
@@ -336,7 +336,7 @@ class _Check:
         return self.shape.vocab + added[EMBED_MODULE]
 
     def tokens(
-        self, parts: Mapping[tuple[Module, Part], list[TensorEntry]], vocabulary: int
+        self, parts: Mapping[tuple[Module, Part], list[HeaderEntry]], vocabulary: int
     ) -> dict[Module, TrainedTokens]:
         """Trained rows by end. Those of a tied embedding are the head's too, unless other ones are named for it."""
         found: dict[Module, TrainedTokens] = {}
@@ -358,7 +358,7 @@ class _Check:
             found[HEAD_MODULE] = found[EMBED_MODULE]
         return found
 
-    def norm(self, module: Module, entry: TensorEntry) -> TensorEntry:
+    def norm(self, module: Module, entry: HeaderEntry) -> HeaderEntry:
         if entry.shape != (self.shape.hidden,):
             raise self.refuse.incompatible(
                 f"a norm of layer {module[0]} is {list(entry.shape)}, not [{self.shape.hidden}]"

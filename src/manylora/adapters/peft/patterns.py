@@ -41,7 +41,7 @@ class Patterns:
         if sum(map(len, keys)) > MAX_CHARACTERS_TOGETHER:
             raise PatternRefused("patterns that are too long together")
         self._keys = keys
-        self._names = _Names()
+        self._names = _PlainKeys()
         regexes = [(place, key) for place, key in enumerate(keys) if not self._names.take(place, key)]
         if sum(len(key) for _, key in regexes) > MAX_REGEX_CHARACTERS_TOGETHER:
             raise PatternRefused("patterns that are too long together")
@@ -61,7 +61,7 @@ class Patterns:
         return None if first is None else self._keys[first]
 
 
-class _Names:
+class _PlainKeys:
     """Keys without any operator but the dot, found by the ends of a module's name instead of one after another.
 
     A dot matches any character. So keys are sorted by length and by where their dots are, their form; an end of a

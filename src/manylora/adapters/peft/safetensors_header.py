@@ -26,7 +26,7 @@ class PickledWeights(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class TensorEntry:
+class HeaderEntry:
     """One tensor of the file: bytes `[start, stop)` counted from the file's first byte."""
 
     name: str
@@ -36,7 +36,7 @@ class TensorEntry:
     stop: int
 
 
-def read_header(data: memoryview) -> dict[str, TensorEntry]:
+def read_header(data: memoryview) -> dict[str, HeaderEntry]:
     """Return the tensors of the safetensors file `data`, by name, in the order they lie in the file.
 
     The tensors cover the file from the header's end to its last byte, without gap or overlap.
@@ -120,7 +120,7 @@ def _check_metadata(metadata: object) -> None:
         raise HeaderInvalid("__metadata__ has half a character (a lone surrogate)") from error
 
 
-def _entry(name: str, fields: object, body: int) -> TensorEntry:
+def _entry(name: str, fields: object, body: int) -> HeaderEntry:
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
         raise HeaderInvalid("a tensor does not have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
@@ -136,14 +136,14 @@ def _entry(name: str, fields: object, body: int) -> TensorEntry:
     start, stop = offsets
     if stop - start != needed:
         raise HeaderInvalid(f"a tensor of {needed} bytes has data_offsets [{start}, {stop}]")
-    return TensorEntry(name, dtype, tuple(shape), body + start, body + stop)
+    return HeaderEntry(name, dtype, tuple(shape), body + start, body + stop)
 
 
 def _are_counts(value: object) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 62 for item in value)
 
 
-def _check_dense(entries: list[TensorEntry], body: int, file_bytes: int) -> None:
+def _check_dense(entries: list[HeaderEntry], body: int, file_bytes: int) -> None:
     end = body
     for entry in entries:
         if entry.start != end:

@@ -43,7 +43,7 @@ class Why(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class _Names:
+class _NameList:
     """A list of names: a path has one if it is one, or ends in one behind a dot."""
 
     names: frozenset[str]
@@ -70,7 +70,7 @@ class _AllLinear:
         return not _NOT_LINEAR.fullmatch(path)
 
 
-Matcher = _Names | _Whole | _AllLinear
+Matcher = _NameList | _Whole | _AllLinear
 
 
 class Selection:
@@ -108,7 +108,7 @@ class Selection:
             self._known.update(dict.fromkeys(END_PATHS.values(), None))
 
     def _names_an_end(self, ends: Sequence[str]) -> bool:
-        if isinstance(self._targets, _Names):
+        if isinstance(self._targets, _NameList):
             return any(name.rpartition(".")[2] in ends for name in self._targets.names)
         return isinstance(self._targets, _Whole) and any(self._targets.has(end) for end in ends)
 
@@ -138,7 +138,7 @@ class Selection:
             return Why.SAVED
         if self.is_dummy or not self._targets.has(path):
             return Why.NOT_TARGETED
-        is_whole_name = isinstance(self._targets, _Names) and path in self._targets.names
+        is_whole_name = isinstance(self._targets, _NameList) and path in self._targets.names
         if self._layers is None or is_whole_name or self._layer_of(path) in self._layers:
             return None
         return Why.OTHER_LAYER
@@ -169,9 +169,9 @@ class Selection:
 
     def _matcher(self, name: str, value: object, default: Sequence[str]) -> Matcher:
         if value is None:
-            return _Names(frozenset(default))
+            return _NameList(frozenset(default))
         if not isinstance(value, str):
-            return _Names(frozenset(_names_of(name, value, self._refuse)))
+            return _NameList(frozenset(_names_of(name, value, self._refuse)))
         if name == "target_modules" and value.lower() == ALL_LINEAR:
             return _AllLinear()
         return _Whole(self._regular(name, value))

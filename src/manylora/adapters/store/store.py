@@ -68,6 +68,7 @@ class Store:
         self._config = config
         self._answers = 0  # of the loaders
         self._next_expiry_s = float("-inf")
+        self._is_idle = False  # as of the last poll, and no call since then has given the store work
         self._load_stats = LoadStats()
         self._quarantine = Quarantine(config.quarantine_hits)
         self._tracked = tracked = TrackedAdapters(self._tier_of)
@@ -144,6 +145,7 @@ class Store:
 
     def want(self, ref: AdapterRef, flow: Flow | None = None) -> AdapterState:
         """Ask for an adapter; idempotent. Returns its state now. `flow` is that of a request that has just arrived."""
+        self._is_idle = False
         adapter, now_s = self._tracked.track(ref), self._clock.monotonic_s()
         is_arrival = self._wishes.add(adapter, flow, now_s)
         if is_arrival or now_s - adapter.asked_s >= RELOCATE_S:
@@ -188,6 +190,7 @@ class Store:
 
     def unpin(self, placed: AdapterHandle, *, was_used: bool = True) -> None:
         """Give back one pin; `was_used` False: it does not count as a use when room is made."""
+        self._is_idle = False  # a deleted version may be out of use now
         digest = placed.digest
         self._device.unpin(digest, was_used=was_used)
         if (adapter := self._tracked.get(placed.ref)) is not None:
@@ -216,10 +219,9 @@ class Store:
         is_loading = bool(len(self._loads) or self._device.num_moving or self._versions.num_searches)
         return is_loading or self._eraser.is_busy or self._verifier.is_busy or self._preloads.has_untried
 
-    @property
-    def _is_idle(self) -> bool:
-        """Return whether a poll has nothing to do, but for evictions after `idle_ttl_s`."""
-        return not (
+    def _has_work(self) -> bool:
+        """Return whether a poll has anything to do, apart from evictions after `idle_ttl_s`."""
+        return bool(
             self._wishes
             or self._loads
             or self._preloads
@@ -234,13 +236,13 @@ class Store:
 
     def poll(self) -> None:
         """Take over the work that the loaders have finished, and start the work that there is room for."""
-        self._ascent.begun.clear()
-        ttl_s = self._config.idle_ttl_s
-        if not self._is_idle or (ttl_s > 0 and self._clock.monotonic_s() >= self._next_expiry_s):
+        if not self._is_idle or (self._config.idle_ttl_s > 0 and self._clock.monotonic_s() >= self._next_expiry_s):
             self._poll()
-        self._tracked.turn += 1
+            self._is_idle = not self._ascent.begun and not self._has_work()
+        self._tracked.end_turn()
 
     def _poll(self) -> None:
+        self._ascent.begun.clear()
         self._take_answers()
         self._eraser.advance()
         now_s = self._clock.monotonic_s()
@@ -328,10 +330,12 @@ class Store:
         Raises `AdapterNotFound` if no tier and no source has it, `AdapterInUse` if it is to go and is held,
         `AdapterCapacity` or `AdapterTooLarge` if a pin leaves too little for others, or the adapter's failure.
         """
+        self._is_idle = False
         return self._operator.manage(action, ref)
 
     def info(self, ref: AdapterRef) -> AdapterInfo:
         """Describe one adapter. Raises `AdapterNotFound` if no tier and no source has it."""
+        self._is_idle = False  # its source may have to be asked
         return self._operator.info(ref)
 
     def infos(self) -> tuple[AdapterInfo, ...]:

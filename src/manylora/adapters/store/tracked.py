@@ -380,7 +380,7 @@ class TrackedAdapter:
 class TrackedAdapters:
     """The named adapters that were asked for lately.
 
-    turn  number of polls so far; the store raises it at the end of each
+    turn  number of polls so far
     """
 
     def __init__(self, tier_of: Callable[[Digest], AdapterState]) -> None:
@@ -415,6 +415,10 @@ class TrackedAdapters:
     def is_requested(self, adapter: TrackedAdapter) -> bool:
         """Return whether a request has asked for the adapter since the poll before the last."""
         return adapter.turn >= self.turn - 1
+
+    def end_turn(self) -> None:
+        """A poll has ended."""
+        self.turn += 1
 
     def _forget_idle(self) -> None:
         for _ in range(len(self._adapters) - MAX_TRACKED):
