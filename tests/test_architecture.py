@@ -44,7 +44,7 @@ FLOORS: dict[str, list[set[str]]] = {
     "models": [{"rope"}, {"spec"}, {"checkpoint_files", "text"}, {"fetch", "weights"}, {"llama"}],
     "engine": [
         {"activation", "adapter_port", "events", "prompt_lookup", "request", "texts"},
-        {"penalties", "stopping"},
+        {"logits_rules", "stopping"},
         {"scheduling"},
         {"execution", "waiting"},
         {"engine"},

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from manylora.bench.machine import describe
 from manylora.bench.statistics import milliseconds
-from manylora.engine.penalties import Penalties
+from manylora.engine.logits_rules import logits_rules
 from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.engine.scheduling.blocks import BlockPool, prefix_root
 from manylora.engine.scheduling.scheduler import Scheduler, StepLimits
@@ -84,7 +84,7 @@ class Traffic:
             stop=stop,
         )
         checker = StopChecker(stop, frozenset(), open_no_text)
-        self.scheduler.enqueue(Sequence(request, checker, Penalties.of(sampling, tokens), 0.0))
+        self.scheduler.enqueue(Sequence(request, checker, logits_rules(request, ()), 0.0))
 
     def step(self) -> tuple[float, float]:
         """Seconds of the plan, and of its commits."""

@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import NO_WORDS, AdapterAction, AdapterHandle, AdapterInfo, AdapterWords
 from manylora.clock import ManualClock
@@ -30,6 +32,7 @@ from manylora.ids import Digest, Flow, RequestId
 from manylora.models.text.adapter_text import AddedToken
 
 VOCAB = 97
+GREEDY = SamplingParams(temperature=0.0)
 
 
 def next_token(identity: str, tokens: Iterable[int]) -> int:
@@ -42,6 +45,11 @@ def next_token(identity: str, tokens: Iterable[int]) -> int:
     checksum = zlib.crc32(f"{identity}|{said}".encode())
     earlier = [after for before, after in itertools.pairwise(said) if before == said[-1]]
     return earlier[-1] if earlier and checksum % 3 else checksum % VOCAB
+
+
+def logits_of(likeliest: int) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
+    """Logits whose order tells the likeliest token: it comes first, then the ones after it, round the vocabulary."""
+    return -((np.arange(VOCAB) - likeliest) % VOCAB).astype(np.float32)
 
 
 @dataclass
@@ -95,10 +103,17 @@ class SimulatedExecutor:
         self.is_closed = True
 
     def _draw(self, sequence: Sequence, draft: tuple[int, ...]) -> Iterator[Drawn]:
-        tokens = list(sequence.tokens)
+        tokens, rules = list(sequence.tokens), sequence.rules
         for expected in (*draft, None):
             self._read_back(sequence, tokens)
             token_id = next_token(_identity(sequence), tokens)
+            if rules is not None:
+                logits = rules.apply(logits_of(token_id))
+                token_id = int(logits.argmax())
+                if np.isneginf(logits[token_id]):
+                    yield Drawn(token_id, is_barred=True)
+                    return
+                rules = rules.after(token_id)
             is_finite = len(tokens) < self.poisoned.get(sequence.request.id, len(tokens) + 1)
             yield Drawn(token_id=token_id, is_finite=is_finite)
             if token_id != expected or not is_finite:
@@ -289,6 +304,8 @@ class World:
         flow: str = "a",
         salt: str = "",
         budget: int = 4,
+        sampling: SamplingParams = GREEDY,
+        least: int = 0,
         stop_tokens: tuple[int, ...] = (),
         stop_strings: tuple[str, ...] = (),
         speculation: bool = True,
@@ -303,8 +320,13 @@ class World:
                 salt=salt,
                 tokens=tuple(prompt),
                 adapter=None if adapter is None else AdapterRef(SourceName.LOCAL, adapter),
-                sampling=SamplingParams(temperature=0.0),
-                stop=StopParams(max_new_tokens=budget, stop_token_ids=stop_tokens, stop_strings=stop_strings),
+                sampling=sampling,
+                stop=StopParams(
+                    max_new_tokens=budget,
+                    min_new_tokens=least,
+                    stop_token_ids=stop_tokens,
+                    stop_strings=stop_strings,
+                ),
                 speculation=speculation,
                 weight=weight,
             )

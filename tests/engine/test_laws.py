@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manylora.engine.events import FinishReason
+from manylora.engine.request import SamplingParams
 from manylora.ids import RequestId
-from tests.engine.simulation import VOCAB, SimulatedStore, World, alone
+from tests.engine.simulation import VOCAB, SimulatedStore, World, alone, logits_of, next_token
 
 HISTORY = Path(__file__).parent / "recorded_history.json"
 ADAPTERS = (None, "one", "two", "three", "broken")
@@ -215,6 +217,115 @@ def test_the_random_loads_do_preempt_and_speculate() -> None:
     count()
     for happened in (preempted, accepted, rejected):
         assert sum(happened) >= 0.25 * len(happened)
+
+
+@dataclass(frozen=True)
+class Ruled:
+    """A request with logits rules."""
+
+    prompt: tuple[int, ...]
+    adapter: str | None
+    budget: int
+    bad_words: tuple[tuple[int, ...], ...]
+    allowed: tuple[int, ...] | None
+    bias: float
+    frequency: float
+    least: int
+    stop_tokens: tuple[int, ...]
+
+    @property
+    def sampling(self) -> SamplingParams:
+        return SamplingParams(
+            temperature=0.0,
+            bad_words=self.bad_words,
+            allowed_token_ids=self.allowed,
+            logit_bias=((self.prompt[0], self.bias),) if self.bias else (),
+            frequency_penalty=self.frequency,
+        )
+
+    def reply(self) -> list[int]:
+        """The reply by the words of the rules, without any state: each token from the whole sequence before it."""
+        tokens, identity = list(self.prompt), "" if self.adapter is None else f"{self.adapter}@0"
+        while (count := len(tokens) - len(self.prompt)) < self.budget:
+            generated = tokens[len(self.prompt) :]
+            logits = logits_of(next_token(identity, tokens))
+            for token in range(VOCAB):
+                logits[token] -= np.float32(self.frequency) * generated.count(token)
+            logits[self.prompt[0]] += self.bias
+            barred = {word[-1] for word in self.bad_words if tokens[len(tokens) - len(word) + 1 :] == list(word[:-1])}
+            if count < self.least:
+                barred |= set(self.stop_tokens)
+            if self.allowed is not None:
+                barred |= set(range(VOCAB)) - set(self.allowed)
+            logits[list(barred)] = -np.inf
+            tokens.append(int(logits.argmax()))
+            if tokens[-1] in self.stop_tokens:
+                break
+        return tokens[len(self.prompt) :]
+
+
+small_ids = st.integers(0, 12)
+ruled = st.builds(
+    Ruled,
+    prompt=st.lists(small_ids, min_size=1, max_size=30).map(tuple),
+    adapter=st.sampled_from((None, "one", "two")),
+    budget=st.integers(8, 30),
+    bad_words=st.lists(st.lists(small_ids, min_size=1, max_size=3).map(tuple), max_size=4).map(tuple),
+    allowed=st.sampled_from([None, tuple(range(40)), (1, 2, 13, 14)]),
+    bias=st.sampled_from([0.0, 30.0]),
+    frequency=st.sampled_from([0.0, 0.0, 1.5]),
+    least=st.integers(0, 12),
+    stop_tokens=st.lists(small_ids, max_size=3).map(tuple),
+)
+
+
+@given(shapes, st.lists(ruled, min_size=1, max_size=8))
+def test_logits_rules_hold_in_any_batch_with_drafts_and_after_preemptions(shape: Shape, load: list[Ruled]) -> None:
+    world = shape.world()
+    asked = {
+        world.submit(
+            one.prompt,
+            adapter=one.adapter,
+            budget=one.budget,
+            sampling=one.sampling,
+            least=one.least,
+            stop_tokens=one.stop_tokens,
+        ): one
+        for one in load
+    }
+    world.run()
+    assert world.tokens == {request_id: one.reply() for request_id, one in asked.items()}
+
+
+def test_the_loads_with_rules_do_preempt_and_speculate() -> None:
+    """The law above says little of preemption and speculation unless both happen in a good part of its examples."""
+    happened: list[tuple[bool, bool]] = []
+
+    @given(shapes, st.lists(ruled, min_size=1, max_size=8))
+    @settings(max_examples=100, derandomize=True, database=None)
+    def count(shape: Shape, load: list[Ruled]) -> None:
+        world = shape.world()
+        for one in load:
+            world.submit(one.prompt, adapter=one.adapter, budget=one.budget, sampling=one.sampling, least=one.least)
+        world.run()
+        stats = world.engine.stats()
+        happened.append((stats.preemptions > 0, 0 < stats.accepted_tokens < stats.draft_tokens))
+
+    count()
+    for each in zip(*happened, strict=True):
+        assert sum(each) >= 0.1 * len(happened)
+
+
+def test_a_reply_whose_rules_leave_no_token_ends_with_the_reason() -> None:
+    world = World()
+    barred = SamplingParams(temperature=0.0, allowed_token_ids=(5,), bad_words=((5, 5, 5),))
+    request, other = world.submit([1], budget=9, sampling=barred), world.submit([1], budget=9)
+    world.run()
+    assert (world.tokens[request], len(world.tokens[other])) == ([5, 5], 9)
+    end = world.finished[request]
+    assert (end.reason, end.counts.completion_tokens) == (FinishReason.REJECTED, 2)
+    assert end.failure is not None
+    assert "leave no token" in end.failure.message
 
 
 look_alikes = st.builds(

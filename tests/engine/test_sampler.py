@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from manylora.engine.execution.sampler import Drawn, SamplingRow, sample, sample_ahead
-from manylora.engine.penalties import Penalties
-from manylora.engine.request import SamplingParams
+from manylora.engine.execution.sampler import Drawn, Sampler, SamplingRows
+from manylora.engine.logits_rules import LogitsRules, Penalties, logits_rules
+from manylora.engine.request import Request, SamplingParams, StopParams
+from manylora.ids import Flow, RequestId
 from manylora.kernels.sampling import uniform
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -25,14 +26,48 @@ def random_logits(rows: int, vocab: int, *, seed: int = 0, scale: float = 3.0) -
     return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * scale
 
 
+class Row(NamedTuple):
+    params: SamplingParams
+    position: int
+    rules: LogitsRules | None
+
+
 def row(
-    params: SamplingParams, *, position: int = 0, prompt: Sequence[int] = (), generated: Sequence[int] = ()
-) -> SamplingRow:
-    penalties = Penalties.of(params, prompt)
-    if penalties is not None:
+    params: SamplingParams,
+    *,
+    position: int = 0,
+    prompt: Sequence[int] = (),
+    generated: Sequence[int] = (),
+    least: int = 0,
+    ends: Sequence[int] = (),
+) -> Row:
+    """A row after a prompt and generated tokens. `least`: tokens before one of `ends` may come."""
+    request = Request(
+        id=RequestId("r1"),
+        flow=Flow("a"),
+        salt="",
+        tokens=tuple(prompt),
+        adapter=None,
+        sampling=params,
+        stop=StopParams(max_new_tokens=99, min_new_tokens=least),
+    )
+    rules = logits_rules(request, ends)
+    if rules is not None:
         for token_id in generated:
-            penalties.add(token_id)
-    return SamplingRow(params=params, position=position, penalties=penalties)
+            rules.advance(token_id)
+    return Row(params, position, rules)
+
+
+def columns(rows: Sequence[Row]) -> SamplingRows:
+    return SamplingRows([row.params for row in rows], [row.position for row in rows], [row.rules for row in rows])
+
+
+def sample(logits: Tensor, rows: Sequence[Row]) -> list[Drawn]:
+    return Sampler().sample(logits, columns(rows))
+
+
+def sample_ahead(logits: Tensor, rows: Sequence[Row], drafts: Sequence[tuple[int, ...]]) -> list[tuple[Drawn, ...]]:
+    return Sampler().sample_ahead(logits, columns(rows), drafts)
 
 
 def draw(logits: Tensor, params: SamplingParams, **history: Any) -> Drawn:
@@ -280,6 +315,8 @@ any_params = st.builds(
     frequency_penalty=st.sampled_from([0.0, -2.0, 0.7]),
     presence_penalty=st.sampled_from([0.0, 1.1]),
     logit_bias=st.sampled_from([(), ((1, 4.0), (5, -100.0))]),
+    bad_words=st.sampled_from([(), ((3,), (1, 2), (0, 1, 4))]),
+    allowed_token_ids=st.sampled_from([None, None, tuple(range(1, 40))]),
     seed=st.integers(0, 2**64 - 1),
     num_logprobs=st.sampled_from([None, 0, 1, 20]),
 )
@@ -337,7 +374,7 @@ def test_a_row_with_no_token_left_is_not_finite() -> None:
     assert not draw(torch.full((10,), -math.inf), SamplingParams()).is_finite
 
 
-# --- penalties and biases -------------------------------------------------------------------------------------------
+# --- logits rules ---------------------------------------------------------------------------------------------------
 
 
 def test_the_repetition_penalty_is_that_of_transformers() -> None:
@@ -373,21 +410,20 @@ def test_all_penalties_and_biases_together_apply_in_order() -> None:
 
 
 def test_penalties_that_are_not_asked_for_are_not_kept() -> None:
-    assert Penalties.of(SamplingParams(), [1, 2, 3]) is None
+    assert row(SamplingParams(), prompt=[1, 2, 3]).rules is None
 
 
 @given(prompt=st.lists(st.integers(0, 99), max_size=40), generated=st.lists(st.integers(0, 99), max_size=80))
 def test_counts_kept_token_by_token_are_those_of_the_whole_sequence(prompt: list[int], generated: list[int]) -> None:
     params = SamplingParams(repetition_penalty=4.0, frequency_penalty=0.5, presence_penalty=2.0)
-    penalties = Penalties.of(params, prompt)
-    assert penalties is not None
+    penalties = Penalties(params, prompt)
     for token_id in generated:
-        penalties.add(token_id)
+        penalties.advance(token_id)
     counts = Counter(generated)
     seen = set(prompt) | set(generated)
     logits = np.full(100, 8.0, dtype=np.float32)
     expected = [(2.0 if t in seen else 8.0) - 0.5 * counts[t] - (2.0 if t in counts else 0.0) for t in range(100)]
-    assert penalties.apply(logits).tolist() == expected
+    assert LogitsRules([penalties]).apply(logits).tolist() == expected
     assert logits.tolist() == [8.0] * 100
 
 
@@ -395,6 +431,89 @@ def test_counts_kept_token_by_token_are_those_of_the_whole_sequence(prompt: list
 def test_an_extreme_repetition_penalty_does_not_break_a_sound_row(penalty: float) -> None:
     logits = torch.tensor([5.0, -5.0, 0.0, 1.0])
     assert draw(logits, SamplingParams(repetition_penalty=penalty), prompt=[0, 1, 2]).is_finite
+
+
+def barred_by(logits: Tensor, params: SamplingParams, **history: Any) -> set[int]:
+    """The tokens whose logits the rules set to -Inf; all others must keep their bits."""
+    rules = row(params, **history).rules
+    if rules is None:
+        return set()
+    changed = rules.apply(logits.numpy())
+    barred = set(np.flatnonzero(changed == -np.inf).tolist())
+    assert all(changed[token] == logits[token] for token in range(len(logits)) if token not in barred)
+    return barred
+
+
+token_ids = st.integers(0, 7)
+words = st.lists(st.lists(token_ids, min_size=1, max_size=4).map(tuple), min_size=1, max_size=6)
+histories = st.lists(token_ids, min_size=1, max_size=12)
+
+
+@given(words, histories, st.lists(token_ids, max_size=12))
+def test_bad_words_bar_what_transformers_bars(
+    bad_words: list[tuple[int, ...]], prompt: list[int], generated: list[int]
+) -> None:
+    process = pytest.importorskip("transformers.generation.logits_process")
+    logits = random_logits(1, 8)[0]
+    oracle = process.NoBadWordsLogitsProcessor([list(word) for word in bad_words])
+    scores = oracle(torch.tensor([prompt + generated]), logits[None].clone())[0]
+    expected = {token for token in range(8) if scores[token] == -math.inf}
+    params = SamplingParams(bad_words=tuple(bad_words))
+    assert barred_by(logits, params, prompt=prompt, generated=generated) == expected
+
+
+@given(st.integers(1, 5), st.sets(token_ids, min_size=1, max_size=3), st.integers(0, 7))
+def test_min_new_tokens_bar_what_transformers_bars(least: int, ends: set[int], num_generated: int) -> None:
+    process = pytest.importorskip("transformers.generation.logits_process")
+    logits, prompt, generated = random_logits(1, 8)[0], [1, 2], [3] * num_generated
+    oracle = process.MinNewTokensLengthLogitsProcessor(len(prompt), least, sorted(ends), device="cpu")
+    scores = oracle(torch.tensor([prompt + generated]), logits[None].clone())[0]
+    expected = {token for token in range(8) if scores[token] == -math.inf}
+    history = {"prompt": prompt, "generated": generated, "least": least, "ends": sorted(ends)}
+    assert barred_by(logits, SamplingParams(), **history) == expected
+
+
+@given(st.sets(token_ids, min_size=1))
+def test_allowed_tokens_alone_may_come(allowed: set[int]) -> None:
+    logits = random_logits(1, 8)[0]
+    params = SamplingParams(allowed_token_ids=tuple(allowed))
+    assert barred_by(logits, params) == set(range(8)) - allowed
+    assert draw(logits, replace(params, temperature=0.0)).token_id in allowed
+
+
+def test_no_bias_lifts_a_bar() -> None:
+    logits = random_logits(1, 8)[0]
+    params = SamplingParams(logit_bias=((3, 100.0),), bad_words=((3,),), allowed_token_ids=(3, 4), temperature=0.0)
+    assert draw(logits, params).token_id == 4
+
+
+def test_a_token_that_the_row_lacks_is_passed_over() -> None:
+    """An adapter's tokens widen a row only in a step with that adapter."""
+    logits = random_logits(1, 8)[0]
+    params = SamplingParams(logit_bias=((9, 1.0), (2, 0.0)), bad_words=((9,), (1, 9)), allowed_token_ids=(2, 9))
+    assert draw(logits, params, prompt=[1], least=1, ends=[8]).token_id == 2
+
+
+def test_a_row_whose_rules_leave_no_token_is_barred_and_a_broken_one_is_not() -> None:
+    params = replace(GREEDY, allowed_token_ids=(2,), bad_words=((2,),))
+    logits = random_logits(3, 8)
+    logits[1, 4] = math.nan
+    answers = sample(logits, [row(params), row(params), row(GREEDY)])
+    assert [(one.is_finite, one.is_barred) for one in answers] == [(True, True), (False, False), (True, False)]
+    assert answers[2].token_id == int(logits[2].argmax())
+
+
+def test_a_sampler_keeps_nothing_of_a_batch_that_changed() -> None:
+    sampler, logits = Sampler(), random_logits(4, 500)
+    batches = [
+        [row(SamplingParams(seed=seed), position=position) for seed in seeds]
+        for position, seeds in enumerate([(1, 2), (1, 2), (2, 1), (1, 2, 3), (4,), (1, 2)])
+    ]
+    batches.append([row(replace(GREEDY, num_logprobs=2)), row(GREEDY)])
+    batches.append([row(GREEDY), row(replace(GREEDY, num_logprobs=2))])
+    for rows in batches:
+        together = logits[: len(rows)]
+        assert sampler.sample(together, columns(rows)) == sample(together, rows)
 
 
 # --- log-probabilities ----------------------------------------------------------------------------------------------
@@ -440,6 +559,8 @@ def test_a_barred_alternative_has_an_unclamped_logprob() -> None:
     st.sampled_from([0.0, 0.7]),
     st.sampled_from([1.0, 1.4]),
     st.sampled_from([0.0, 0.9]),
+    st.sampled_from([(), ((2,), (1, 3), (4, 0))]),
+    st.integers(0, 3),
     st.none() | st.just(2),
     st.lists(st.tuples(st.lists(st.integers(0, 4), max_size=5), st.integers(0, 5)), min_size=1, max_size=4),
     st.integers(0, 1000),
@@ -448,6 +569,8 @@ def test_drawing_ahead_gives_what_one_draw_at_a_time_would(
     temperature: float,
     repetition: float,
     frequency: float,
+    bad_words: tuple[tuple[int, ...], ...],
+    least: int,
     num_logprobs: int | None,
     sequences: list[tuple[list[int], int]],
     seed: int,
@@ -459,25 +582,28 @@ def test_drawing_ahead_gives_what_one_draw_at_a_time_would(
             temperature=temperature,
             repetition_penalty=repetition,
             frequency_penalty=frequency,
+            bad_words=bad_words,
             num_logprobs=num_logprobs,
             seed=seed + number,
         )
         logits = random_logits(6, 50, seed=seed + number)
+        logits[:, :5] += 3  # tokens that the rules know are likely
+        ends: dict[str, Any] = {"prompt": prompt, "least": least, "ends": [0]}
         drawn: list[Drawn] = []
         for position in range(6):
             history = [answer.token_id for answer in drawn]
-            drawn.append(draw(logits[position], params, position=position, prompt=prompt, generated=history))
+            drawn.append(draw(logits[position], params, position=position, generated=history, **ends))
         draft = [answer.token_id for answer in drawn[:5]]
         if accepted < 5:
             draft[accepted] = (draft[accepted] + 1) % 50
-        rows.append(row(params, position=0, prompt=prompt))
+        rows.append(row(params, position=0, **ends))
         drafts.append(tuple(draft))
         expected.append(tuple(drawn[: accepted + 1]))
         blocks.append(logits)
     assert sample_ahead(torch.cat(blocks), rows, drafts) == expected
 
 
-def test_drawing_ahead_leaves_the_penalties_of_the_sequence_as_they_are() -> None:
+def test_drawing_ahead_leaves_the_rules_of_the_sequence_as_they_are() -> None:
     params = replace(GREEDY, frequency_penalty=1.0)
     one = row(params, prompt=[1])
     logits = torch.tensor([[0.0, 3.0, 2.5], [0.0, 3.0, 2.5], [0.0, 3.0, 2.5]])

@@ -68,6 +68,15 @@ def test_the_token_that_spends_the_budget_ends_by_length() -> None:
     assert run(checker, [7, 7, 7, 7]) == (3, Stop(reason=FinishReason.LENGTH))
 
 
+def test_a_stop_string_that_an_early_token_completes_does_not_count() -> None:
+    pieces = ["a", "b", "a", "b"]
+    for least, stop in ((0, 2), (1, 2), (2, 4), (3, 4), (4, None)):
+        params = StopParams(max_new_tokens=9, min_new_tokens=least, stop_strings=("ab",))
+        checker = StopChecker(params, (), open_pieces(pieces))
+        found = run(checker, range(4))
+        assert found == (None if stop is None else (stop, Stop(reason=FinishReason.STOP_STRING, stop_string="ab")))
+
+
 def test_length_comes_before_end_of_sequence() -> None:
     checker = StopChecker(StopParams(max_new_tokens=2), {END}, never_opened)
     assert run(checker, [7, END]) == (2, Stop(reason=FinishReason.LENGTH))

@@ -21,7 +21,7 @@ from manylora.engine.events import (
 )
 from manylora.engine.execution.executor import Executor
 from manylora.engine.execution.sampler import Drawn
-from manylora.engine.penalties import Penalties
+from manylora.engine.logits_rules import logits_rules
 from manylora.engine.request import Request
 from manylora.engine.scheduling.pins import AdapterPins, unknown_tokens
 from manylora.engine.scheduling.scheduler import Chunk, Plan, Scheduler
@@ -118,10 +118,12 @@ class Engine:
         if (error := self._objection(request)) is not None:
             self._finished.append(_rejected(request, error))
             return
+        stop = request.stop
+        stopper = StopChecker(stop, self._end_of_sequence, partial(self._open_text, stop.added_tokens))
         sequence = Sequence(
             request,
-            StopChecker(request.stop, self._end_of_sequence, partial(self._open_text, request.stop.added_tokens)),
-            Penalties.of(request.sampling, request.tokens),
+            stopper,
+            logits_rules(request, stopper.ends),
             self._clock.monotonic_s() - request.waited_ms / 1e3,
         )
         self._is_stuck = False
@@ -338,6 +340,9 @@ class Engine:
                 # Before anything that was computed with this row becomes findable in the prefix cache.
                 self._end_poisoned(self._queued[chunk.request_id])
                 return
+            if one.is_barred:
+                self._finish(self._queued[chunk.request_id], FinishReason.REJECTED, _no_token_left())
+                return
             sequence = self._scheduler.commit(chunk, accepted)
             if sequence.request.stop.max_new_tokens == 0:  # the prompt alone was asked for
                 self._finish(sequence, FinishReason.LENGTH)
@@ -360,8 +365,8 @@ class Engine:
     def _append(self, sequence: Sequence, drawn: Drawn) -> Stop | None:
         """Append a drawn token to its sequence and record its event; return a `Stop` if it is the last one."""
         sequence.tokens.append(drawn.token_id)
-        if sequence.penalties is not None:
-            sequence.penalties.add(drawn.token_id)
+        if sequence.rules is not None:
+            sequence.rules.advance(drawn.token_id)
         self._totals["completion_tokens"] += 1
         is_first = sequence.num_generated == 1
         self._tokens.append(
@@ -410,6 +415,13 @@ class Engine:
         events = StepEvents(tuple(self._tokens), tuple(self._finished))
         self._tokens, self._finished = [], []
         return events
+
+
+def _no_token_left() -> InvalidParameter:
+    return InvalidParameter(
+        "`allowed_token_ids`, `bad_words` and `min_tokens` together leave no token to generate",
+        parameter="allowed_token_ids",
+    )
 
 
 def _loggable(plan: Plan) -> dict[str, object]:

@@ -40,7 +40,7 @@ class TokenEvent(NamedTuple):  # one for every row of every step: a frozen datac
     """One committed token of one request.
 
     logprob       natural log of its probability under the distribution before temperature and filters,
-                  penalties and biases applied; None unless asked for
+                  logits rules applied; None unless asked for
     alternatives  the most likely (token id, logprob) pairs, best first, as many as asked for
     adapter       set on a request's first token only, None for the base model
     queue_ms      set on a request's first token only: arrival to the first step that held it, adapter load included

@@ -1,4 +1,4 @@
-"""What the engine is asked to generate. Frozen: progress lives in `sequence.py`."""
+"""A request for a generation. Frozen: its progress is a `scheduling.sequence.Sequence`."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,9 @@ from manylora.models.text.adapter_text import NO_TEXT, AddedToken
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How the next token is drawn from the logits. Values are checked by the edge before they get here.
+    """How the next token is drawn from the logits. The edge has checked the values.
 
-    temperature           ≥ 0; 0 is greedy and ignores every other field but the penalties, biases and logprobs
+    temperature           ≥ 0; 0 is greedy and ignores top_k, top_p, typical_p, min_p and seed
     top_k                 > 0, keep the k most likely tokens; None keeps all
     top_p                 (0, 1], keep the smallest set of most likely tokens with at least this mass
     typical_p             (0, 1), locally typical sampling (Meister et al., arXiv 2202.00666); None is off
@@ -22,6 +22,9 @@ class SamplingParams:
     logit_bias            (token id, value) pairs, added to the logits
     seed                  with the position and the logits it alone decides the draw: same seed, same tokens, in any
                           batch where a row's bits do not depend on others (`Kernels.is_row_independent`)
+    bad_words             token sequences, each of one token or more; none is completed by a generated token, begun in
+                          the prompt or the reply
+    allowed_token_ids     the only tokens that may be generated, one or more; None: all
     num_logprobs          alternatives reported beside each token, 0..20; None reports no log-probability at all
     """
 
@@ -34,6 +37,8 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
     seed: int = 0
     num_logprobs: int | None = None
 
@@ -43,16 +48,19 @@ class StopParams:
     """When a generation ends.
 
     max_new_tokens   with the prompt it fits the window (checked at admission); 0: the prompt is computed, no more
+    min_new_tokens   none of the first so many tokens ends the generation, but by the budget: tokens that end it are not
+                     drawn, and stop strings that they complete do not count
     stop_token_ids   any of these ends the generation; the model's own end-of-sequence set is added unless `ignore_eos`
     stop_strings     the generation ends with the token that completes one of these in the generated text; a special
                      token that the text leaves out completes a string that names it
     ignore_eos       the model's end-of-sequence tokens do not end the generation
     skip_special_tokens  whether the text leaves special tokens out
     end_token_ids    an adapter's own end-of-sequence tokens, in place of the model's; None: the model's
-    added_tokens     the tokens that an adapter adds to the vocabulary, where stop strings are sought in the text
+    added_tokens     the tokens that an adapter adds to the vocabulary; they spell text for stop strings
     """
 
     max_new_tokens: int
+    min_new_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
     ignore_eos: bool = False

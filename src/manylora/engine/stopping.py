@@ -33,20 +33,26 @@ class Stop:
 
 
 class StopChecker:
-    """Watches one sequence. It is given every generated token once, in order, and no more after a `Stop`.
+    """Decides about one sequence; gets every generated token once, in order, and none after a `Stop`.
 
     Tokens become text only if there are stop strings: the engine else never decodes.
     """
 
-    __slots__ = ("_ends", "_max_new_tokens", "_search", "_stop_tokens", "_text")
+    __slots__ = ("_ends", "_max_new_tokens", "_min_new_tokens", "_search", "_stop_tokens", "_text")
 
     def __init__(self, params: StopParams, end_of_sequence: Collection[int], open_text: OpenText) -> None:
         self._max_new_tokens = params.max_new_tokens
+        self._min_new_tokens = params.min_new_tokens
         own = end_of_sequence if params.end_token_ids is None else params.end_token_ids
         self._ends = frozenset() if params.ignore_eos else frozenset(own)
         self._stop_tokens = frozenset(params.stop_token_ids)
         self._search = StopSearch(params.stop_strings) if params.stop_strings else None
         self._text = open_text(params.skip_special_tokens) if params.stop_strings else None
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end the generation."""
+        return self._ends | self._stop_tokens
 
     def push(self, token_id: int, num_generated: int) -> Stop | None:
         """Return why the generation ends with this token, or None if it goes on.
@@ -63,7 +69,9 @@ class StopChecker:
         if self._search is None or self._text is None:
             return None
         match = self._search.push(self._text.push(token_id), self._text.hidden(token_id))
-        return None if match is None else Stop(reason=FinishReason.STOP_STRING, stop_string=match.string)
+        if match is None or num_generated <= self._min_new_tokens:
+            return None
+        return Stop(reason=FinishReason.STOP_STRING, stop_string=match.string)
 
 
 class Match(NamedTuple):

@@ -24,6 +24,8 @@ SAMPLINGS = (
     SamplingParams(temperature=0.0),
     SamplingParams(temperature=0.0, repetition_penalty=1.1, num_logprobs=3),
     SamplingParams(temperature=0.0, frequency_penalty=0.05, logit_bias=((7, 0.5),)),
+    SamplingParams(temperature=0.0, bad_words=((7,), (9, 11), (5, 6, 7))),
+    SamplingParams(temperature=0.1, seed=13, allowed_token_ids=tuple(range(3, 60)), presence_penalty=0.1),
     SamplingParams(temperature=0.05, seed=11),
     SamplingParams(temperature=0.1, top_k=4, top_p=0.9, seed=12, num_logprobs=2),
 )

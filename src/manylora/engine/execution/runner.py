@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from manylora.engine.execution.batch import BatchBuilder
-from manylora.engine.execution.sampler import Draw, Drawn, SamplingRow, sample_ahead
+from manylora.engine.execution.sampler import Draw, Drawn, Sampler, SamplingRows
 from manylora.engine.scheduling.scheduler import Plan
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import RequestId
@@ -31,7 +31,7 @@ class Runner:
         self._model = model
         self.kv = kv
         self._builder = builder
-        self._draw = draw
+        self._sampler = Sampler(draw)
 
     def start_profile(self) -> Profile | None:
         return self._model.start_profile()
@@ -43,9 +43,10 @@ class Runner:
     def execute(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> dict[RequestId, tuple[Drawn, ...]]:
         batch = self._builder.build(plan, running)
         logits = self._model.forward(batch.step, self.kv)
-        rows = [
-            SamplingRow(params=sequence.request.sampling, position=len(sequence.tokens), penalties=sequence.penalties)
-            for _, sequence in batch.sampled
-        ]
-        drawn = sample_ahead(logits, rows, [chunk.draft_tokens for chunk, _ in batch.sampled], self._draw)
+        rows = SamplingRows(
+            params=[sequence.request.sampling for _, sequence in batch.sampled],
+            positions=[len(sequence.tokens) for _, sequence in batch.sampled],
+            rules=[sequence.rules for _, sequence in batch.sampled],
+        )
+        drawn = self._sampler.sample_ahead(logits, rows, [chunk.draft_tokens for chunk, _ in batch.sampled])
         return {chunk.request_id: answers for (chunk, _), answers in zip(batch.sampled, drawn, strict=True)}

@@ -1,7 +1,8 @@
 """Draws each sequence's next token from its logits, so that no row's draw depends on another's."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from manylora.engine.penalties import Penalties
+from manylora.engine.logits_rules import LogitsRules
 from manylora.engine.request import SamplingParams
 from manylora.kernels.sampling import RULE, Rules, draw_tokens, ranked_best
 
@@ -22,112 +23,153 @@ MAX_TOP_K = 2**31 - 1
 """No vocabulary has as many tokens. A greater `top_k` may not fit a row of `RULE`, and would fail the whole step."""
 
 
-class SamplingRow(NamedTuple):
-    """What one row of logits is drawn with.
+@dataclass(slots=True)
+class SamplingRows:
+    """How rows of logits are drawn, column by column; each list has one entry a row.
 
-    position   index in its sequence of the token drawn: `len(tokens)` before it is appended
-    penalties  the sequence's own, `Penalties.of(params, prompt)`; None where the parameters ask for none
+    positions  index in its sequence of the token drawn: `len(tokens)` before it is appended
+    rules      the sequence's own logits rules; None if its parameters ask for none
     """
 
-    params: SamplingParams
-    position: int
-    penalties: Penalties | None = None
+    params: list[SamplingParams]
+    positions: list[int]
+    rules: list[LogitsRules | None]
 
-    @property
-    def rule(self) -> tuple[int, int, float, float, float, float, int]:
-        """A row of `RULE`."""
-        of, top_k = self.params, min(self.params.top_k or 0, MAX_TOP_K)
-        return of.seed, self.position, of.temperature, of.top_p, of.min_p, of.typical_p or 0.0, top_k
-
-    def after(self, token_id: int) -> "SamplingRow":
-        """What the next token of the sequence is drawn with once this one is part of it."""
-        penalties = None if self.penalties is None else self.penalties.after(token_id)
-        return self._replace(position=self.position + 1, penalties=penalties)
+    def ahead(self, drafts: Sequence[tuple[int, ...]]) -> "SamplingRows":
+        """Return each row, and after it a row for each of its draft tokens, as if all before it were accepted."""
+        params, positions, rules = list[SamplingParams](), list[int](), list[LogitsRules | None]()
+        for own, position, state, draft in zip(self.params, self.positions, self.rules, drafts, strict=True):
+            params += [own] * (1 + len(draft))
+            positions += range(position, position + 1 + len(draft))
+            rules.append(state)
+            for token_id in draft:
+                state = None if state is None else state.after(token_id)
+                rules.append(state)
+        return SamplingRows(params, positions, rules)
 
 
 class Drawn(NamedTuple):
     """One row's answer.
 
-    logprob       as in `TokenEvent`: natural, penalties and biases applied, before temperature and filters, unclamped
+    logprob       as in `TokenEvent`: natural, logits rules applied, before temperature and filters, unclamped
     alternatives  the most likely (token id, logprob) pairs, best first, as many as asked for
-    is_finite     False if the row holds a NaN or +Inf, or nothing but -Inf: `token_id` then only says where the worst
-                  value stands, and the engine ends that row's request
+    is_finite     False if the row holds a NaN or +Inf, or nothing but -Inf: `token_id` is then the place of the
+                  highest value, or of the NaN, and the engine ends that row's request
+    is_barred     True if the logits are finite, but the row's rules bar every token; `token_id` then means nothing
     """
 
     token_id: int
     logprob: float | None = None
     alternatives: tuple[tuple[int, float], ...] = ()
     is_finite: bool = True
+    is_barred: bool = False
+
+    @property
+    def is_token(self) -> bool:
+        """Return whether a token was drawn."""
+        return self.is_finite and not self.is_barred
 
 
-def sample(logits: Tensor, rows: Sequence[SamplingRow], draw: Draw = draw_tokens) -> list[Drawn]:
-    """Draw one token for each row, penalties and biases first; the same row gives the same bits in any batch.
+class Sampler:
+    """Draws the tokens of each step. A row gives the same bits in any batch.
 
-    Args:       logits (len(rows), vocab) float32, on any device, left unchanged; -Inf marks tokens that may not come
-                draw, how tokens are drawn (`sampling.py` has the semantics)
-    Returns:    one `Drawn` for each row, in order
+    The parameters of a batch's rows rarely change from one step to the next, so their array is kept; a step then
+    writes the positions alone.
+
+    Args:    draw  how a back end draws tokens; `kernels/sampling.py` has the semantics
+    Thread:  one at a time
     """
-    assert logits.dtype == torch.float32
-    assert logits.shape[0] == len(rows)
-    if not rows:
-        return []
-    rules = np.array([row.rule for row in rows], dtype=RULE)
-    tokens, peaks = draw(logits, rules)
-    changed = {index: row.penalties for index, row in enumerate(rows) if row.penalties is not None}
-    own = _on_host(
-        logits, [index for index, row in enumerate(rows) if index in changed or row.params.num_logprobs is not None]
-    )
-    # Extreme penalties may overflow to an infinity, which is then not finite.
-    with np.errstate(over="ignore", invalid="ignore"):
-        for index, penalties in changed.items():
-            own[index] = penalties.apply(own[index])
-    if changed:
-        redrawn = draw(torch.from_numpy(np.stack([own[index] for index in changed])), rules[list(changed)])
-        for index, token, peak in zip(changed, *redrawn, strict=True):
+
+    def __init__(self, draw: Draw = draw_tokens) -> None:
+        self._draw = draw
+        self._params: list[SamplingParams] = []
+        self._array: Rules = np.empty(0, dtype=RULE)
+        self._positions = self._array["position"]
+        self._reported: list[int] = []  # rows whose log-probabilities are wanted
+
+    def sample(self, logits: Tensor, rows: SamplingRows) -> list[Drawn]:
+        """Draw one token for each row, after its logits rules.
+
+        Args:     logits  (rows, vocab) float32, on any device, left unchanged; -Inf marks tokens that may not come
+        Returns:  one `Drawn` for each row, in order
+        """
+        if not rows.params:
+            return []
+        assert logits.dtype is torch.float32
+        array = self._array_of(rows)
+        tokens, peaks = self._draw(logits, array)
+        ruled = [index for index, rules in enumerate(rows.rules) if rules is not None]
+        if not ruled and not self._reported and math.isfinite(sum(peaks)):
+            return [Drawn(token_id) for token_id in tokens]
+        own = _on_host(logits, sorted({*ruled, *self._reported}))
+        sound = [math.isfinite(peak) for peak in peaks]
+        if ruled:
+            self._redraw(rows, ruled, own, tokens, peaks)
+        return [
+            _answer(rows.params[index], tokens[index], peaks[index], own.get(index), was_sound=sound[index])
+            for index in range(len(tokens))
+        ]
+
+    def sample_ahead(
+        self, logits: Tensor, rows: SamplingRows, drafts: Sequence[tuple[int, ...]]
+    ) -> list[tuple[Drawn, ...]]:
+        """Draw one token for each row, then one more after each draft token that equals the token drawn.
+
+        Semantics, row by row:
+            for draft_token in (*draft, None):
+                drawn = `sample` of the next logits of this row, at its position, with all drawn before it counted
+                if no token is drawn, or not the draft token: break
+        So the tokens are those that as many calls of `sample` would give; draws after a rejected draft token are
+        dropped, and `rows.rules` stay as they are.
+        Args:    logits (rows + draft tokens, vocab) float32: each row's own logits, then those after each draft
+                 token; `rows` as for the first of these
+        Returns: for each row, at least one `Drawn`: all but the last are its accepted draft tokens
+        """
+        if not any(drafts):
+            return [(drawn,) for drawn in self.sample(logits, rows)]
+        every = iter(self.sample(logits, rows.ahead(drafts)))
+        return [_accept(tuple(islice(every, 1 + len(draft))), draft) for draft in drafts]
+
+    def _array_of(self, rows: SamplingRows) -> Rules:
+        """Return the rows of `RULE`, in an array that the next call may reuse."""
+        if rows.params != self._params:  # the same objects, as a rule
+            self._array = np.array([_rule(params) for params in rows.params], dtype=RULE)
+            self._positions = self._array["position"]
+            self._params = rows.params
+            self._reported = [index for index, params in enumerate(rows.params) if params.num_logprobs is not None]
+        self._positions[:] = rows.positions
+        return self._array
+
+    def _redraw(
+        self, rows: SamplingRows, ruled: list[int], own: dict[int, _Floats], tokens: list[int], peaks: list[float]
+    ) -> None:
+        """Apply the rules of the rows `ruled`, and put their changed logits, tokens and peaks in place."""
+        # Extreme penalties may overflow to an infinity, which is then not finite.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for index in ruled:
+                rules = rows.rules[index]
+                assert rules is not None
+                own[index] = rules.apply(own[index])
+        redrawn = self._draw(torch.from_numpy(np.stack([own[index] for index in ruled])), self._array[ruled])
+        for index, token, peak in zip(ruled, *redrawn, strict=True):
             tokens[index], peaks[index] = token, peak
-    return [
-        _answer(row, token, peak, own.get(index))
-        for index, (row, token, peak) in enumerate(zip(rows, tokens, peaks, strict=True))
-    ]
 
 
-def sample_ahead(
-    logits: Tensor, rows: Sequence[SamplingRow], drafts: Sequence[tuple[int, ...]], draw: Draw = draw_tokens
-) -> list[tuple[Drawn, ...]]:
-    """Draw one token for each row, then one more after each draft token that equals the token drawn.
-
-    Semantics, row by row:
-        for draft_token in (*draft, None):
-            drawn = `sample` of the next logits of this row, at its position, with all drawn before it counted
-            if drawn is not finite, or not the draft token: break
-    So the tokens are those that as many calls of `sample` would give; draws after a rejected draft token are dropped.
-    Args:    logits (len(rows) + draft tokens, vocab) float32: each row's own logits, then those after each draft
-             token; `rows` as for the first of these
-    Returns: for each row, at least one `Drawn`: all but the last are its accepted draft tokens
-    """
-    ahead = [later for row, draft in zip(rows, drafts, strict=True) for later in _ahead(row, draft)]
-    drawn = iter(sample(logits, ahead, draw))
-    return [_accept(tuple(islice(drawn, 1 + len(draft))), draft) for draft in drafts]
-
-
-def _ahead(row: SamplingRow, draft: tuple[int, ...]) -> Iterator[SamplingRow]:
-    """Yield the row, and then the row after each draft token, as if all before it were accepted."""
-    yield row
-    for token_id in draft:
-        row = row.after(token_id)
-        yield row
+def _rule(of: SamplingParams) -> tuple[int, int, float, float, float, float, int]:
+    """Return a row of `RULE` without its position."""
+    return of.seed, 0, of.temperature, of.top_p, of.min_p, of.typical_p or 0.0, min(of.top_k or 0, MAX_TOP_K)
 
 
 def _accept(drawn: tuple[Drawn, ...], draft: tuple[int, ...]) -> tuple[Drawn, ...]:
-    """Return the draws up to the first that rejects its draft token or is not finite, this one included."""
+    """Return the draws up to the first that rejects its draft token or is no token, this one included."""
     accepted = 0
-    while accepted < len(draft) and drawn[accepted].is_finite and drawn[accepted].token_id == draft[accepted]:
+    while accepted < len(draft) and drawn[accepted].is_token and drawn[accepted].token_id == draft[accepted]:
         accepted += 1
     return drawn[: accepted + 1]
 
 
 def _on_host(logits: Tensor, wanted: list[int]) -> dict[int, _Floats]:
-    """The rows that need more than a draw, by index; from a device they come in one copy."""
+    """Return the wanted rows by index; from a device they come in one copy."""
     if not wanted:
         return {}
     if logits.device.type == "cpu":
@@ -137,10 +179,12 @@ def _on_host(logits: Tensor, wanted: list[int]) -> dict[int, _Floats]:
     return dict(zip(wanted, copied, strict=True))
 
 
-def _answer(row: SamplingRow, token_id: int, peak: float, logits: _Floats | None) -> Drawn:
+def _answer(params: SamplingParams, token_id: int, peak: float, logits: _Floats | None, *, was_sound: bool) -> Drawn:
+    """Return the answer of one row. `was_sound`: its highest logit was finite before its rules."""
     if not math.isfinite(peak):
-        return Drawn(token_id=token_id, is_finite=False)
-    if row.params.num_logprobs is None or logits is None:
+        is_barred = was_sound and peak == -math.inf
+        return Drawn(token_id=token_id, is_finite=is_barred, is_barred=is_barred)
+    if params.num_logprobs is None or logits is None:
         return Drawn(token_id=token_id)
     normaliser = peak + math.log(float(np.exp(logits - np.float32(peak)).sum(dtype=np.float64)))
     return Drawn(
@@ -148,6 +192,6 @@ def _answer(row: SamplingRow, token_id: int, peak: float, logits: _Floats | None
         logprob=float(logits[token_id]) - normaliser,
         alternatives=tuple(
             (token, float(logits[token]) - normaliser)
-            for token in ranked_best(logits, min(row.params.num_logprobs, len(logits))).tolist()
+            for token in ranked_best(logits, min(params.num_logprobs, len(logits))).tolist()
         ),
     )

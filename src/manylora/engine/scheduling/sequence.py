@@ -4,7 +4,7 @@ import numpy as np
 
 from manylora.adapter_state import AdapterHandle
 from manylora.engine.events import AdapterUse
-from manylora.engine.penalties import Penalties
+from manylora.engine.logits_rules import LogitsRules
 from manylora.engine.prompt_lookup import PromptLookup
 from manylora.engine.request import Request
 from manylora.engine.scheduling.blocks import PrefixKey, joined_key, next_key
@@ -34,7 +34,6 @@ class Sequence:
         "keys",
         "num_prompt",
         "own_root",
-        "penalties",
         "placed",
         "prompt_lookup",
         "published",
@@ -43,15 +42,16 @@ class Sequence:
         "refused_at",
         "request",
         "root",
+        "rules",
         "stopper",
         "tier_on_arrival",
         "tokens",
     )
 
-    def __init__(self, request: Request, stopper: StopChecker, penalties: Penalties | None, arrival_s: float) -> None:
+    def __init__(self, request: Request, stopper: StopChecker, rules: LogitsRules | None, arrival_s: float) -> None:
         self.request = request
         self.stopper = stopper
-        self.penalties = penalties
+        self.rules = rules
         self.arrival_s = arrival_s
         self.tokens = list(request.tokens)
         self.num_prompt = len(request.tokens)
