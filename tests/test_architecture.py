@@ -59,7 +59,7 @@ FLOORS: dict[str, list[set[str]]] = {
     ],
     "server": [
         {"access", "engine_client", "schemas"},
-        {"http", "metering", "observability"},
+        {"engine_client/process", "http", "metering", "observability"},
         {"generation"},
         {"routes"},
         {"routes/lorax", "routes/openai"},
@@ -110,7 +110,8 @@ MAY_START_THREADS_OR_PROCESSES = {
     "models/fetch/pull.py",  # pip
     "control/storage/database.py",  # Alembic is synchronous
     "control/billing/heavy_read_client.py",  # the process of heavy reads
-    "server/engine_client/link.py",
+    "server/engine_client/in_process.py",
+    "server/engine_client/process/worker.py",
     "server/metering/spool.py",
     "server/generation/adapter_resolver.py",  # a slow file system delays only requests whose names need it
     "server/generation/models.py",  # threads for the tokenizer
@@ -325,7 +326,8 @@ def test_the_engine_imports_on_a_bare_gpu_image() -> None:
 
 def test_the_edge_and_the_tokenizer_import_without_torch() -> None:
     result = blocked_import(
-        dotted("server", without=("server/engine_client/process.py",)) + " manylora.models.text.tokenizer", {"torch"}
+        dotted("server", without=("server/engine_client/process/engine_main.py",)) + " manylora.models.text.tokenizer",
+        {"torch"},
     )
     assert result.returncode == 0, result.stderr
 

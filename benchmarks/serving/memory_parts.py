@@ -24,6 +24,7 @@ from manylora.bench.servers import Manylora, Running, default_base, serving
 from manylora.bench.workloads import WORKLOADS
 from manylora.cli.settings import demo_adapter_root
 from manylora.models.spec import read_spec
+from manylora.server.engine_client.process.worker import WORKER_MODULE
 
 PROMPT_TOKENS = 7000
 SETTLE_S = 20
@@ -72,9 +73,7 @@ def show(running: Running, when: str) -> None:
 def role(process: int) -> str:
     words = Path(f"/proc/{process}/cmdline").read_text().split("\0")
     module = words[words.index("-m") + 1] if "-m" in words else "manylora"
-    return {"manylora.server.engine_client.process": "engine", "manylora.adapters.ingest.process": "ingest"}.get(
-        module, "edge"
-    )
+    return {WORKER_MODULE: "engine", "manylora.adapters.ingest.process": "ingest"}.get(module, "edge")
 
 
 async def wait_in_line(running: Running, count: int, vocab: int) -> None:

@@ -8,18 +8,18 @@ from typing import Any
 from manylora.cli import main
 from manylora.server.app import run
 
-create_app, ProcessLink = run.create_app, run.ProcessLink
+create_app, EngineClient = run.create_app, run.EngineClient
 
 
 def unmetered_app(*arguments: Any, **named: Any) -> Any:
     return create_app(*arguments, **{**named, "meter": None})
 
 
-def unmetered_link(*arguments: Any, **named: Any) -> Any:
-    return ProcessLink(*arguments, **{**named, "journal_dir": None})
+def unmetered_client(*arguments: Any, **named: Any) -> Any:
+    return EngineClient(*arguments, **{**named, "record": None})
 
 
 if __name__ == "__main__":
     run.create_app = unmetered_app
-    run.ProcessLink = unmetered_link  # type: ignore[assignment, misc]
+    run.EngineClient = unmetered_client  # type: ignore[assignment, misc]
     main()

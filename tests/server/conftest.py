@@ -17,7 +17,8 @@ from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.access.access import Access
 from manylora.server.access.directory import Directory
 from manylora.server.app.application import EdgeApp, create_app
-from manylora.server.engine_client.link import InProcessLink
+from manylora.server.engine_client.client import EngineClient
+from manylora.server.engine_client.in_process import InProcessTransport
 from manylora.tenancy import RepositoryFacts, Snapshot, TenantFacts
 from tests.server.fake_control import PEPPER, FakeControl
 from tests.server.fake_engine import FakeEngine, served_for
@@ -31,7 +32,7 @@ class House:
     client: httpx2.AsyncClient
     app: EdgeApp
     engine: FakeEngine
-    link: InProcessLink
+    link: EngineClient
     tokenizer: Tokenizer
 
     async def post(self, path: str, body: object, **more: Any) -> httpx2.Response:
@@ -73,7 +74,7 @@ async def open_house(
             (folder / part).write_text("{}", encoding="utf-8")
     tokenizer = Tokenizer(directory, model_id="tiny")
     engine = FakeEngine(tokenizer)
-    link = InProcessLink(engine)
+    link = EngineClient(InProcessTransport(lambda: (engine, served_for(directory))))
     await link.start()
     defaults = Config()
     config = replace(

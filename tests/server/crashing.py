@@ -12,5 +12,6 @@ def crash(meter: Meter) -> None:
     spool._wake.set()
     spool._writer.join()
     spool._file.close()
+    meter.journal.close()
     for folder in meter._held:
         folder.release()

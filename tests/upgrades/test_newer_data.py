@@ -22,9 +22,9 @@ from manylora.clock import SystemClock
 from manylora.config.environment import environment
 from manylora.control.storage.database import database_url, migrate
 from manylora.errors import DataTooNew
-from manylora.server.engine_client.append_log import FramedFile, read_entries
-from manylora.server.engine_client.journal import Entry
 from manylora.server.metering import spool
+from manylora.server.metering.append_log import FramedFile, read_entries
+from manylora.server.metering.journal import Delivery
 from manylora.server.metering.meter import Meter
 from manylora.server.metering.spool import Dropped, Finished, Opened, hold_folders
 from manylora.usage import UsageRecord
@@ -245,12 +245,19 @@ FORMS: dict[int, dict[str, tuple[str, ...]]] = {
         "UsageRecord": (*RECORD, "charged_cached_tokens"),
         "Entry": (*ENTRY, "cut", "cached"),
     },
+    3: {
+        "Opened": OPENED,
+        "Dropped": ("id",),
+        "Finished": ("record",),
+        "UsageRecord": (*RECORD, "charged_cached_tokens"),
+        "Delivery": ("opened", "tokens", "cached", "ended"),
+    },
 }
 """The fields of every entry, by `spool.FORMAT`."""
 
 
 def test_an_entry_of_another_form_has_another_format() -> None:
-    kinds = (Opened, Dropped, Finished, UsageRecord, Entry)
+    kinds = (Opened, Dropped, Finished, UsageRecord, Delivery)
     found = {kind.__name__: tuple(kind.__annotations__) for kind in kinds}
     assert found == FORMS[spool.FORMAT], (
         "raise spool.FORMAT and note the new form here: an older version would misread the entries"

@@ -19,7 +19,8 @@ from manylora.errors import InvalidParameter
 from manylora.ids import mint_request_id
 from manylora.models.fetch.pull import pull
 from manylora.models.text.tokenizer import Tokenizer
-from manylora.server.engine_client.link import InProcessLink
+from manylora.server.engine_client.client import EngineClient
+from manylora.server.engine_client.in_process import InProcessTransport
 from manylora.server.generation.adapter_fields import AdapterFields
 from manylora.server.generation.admission import AdmissionControl
 from manylora.server.generation.models import ModelRouter, open_model
@@ -116,9 +117,9 @@ class LLM:
         pull(config.model.base, cache_dir(config))
         engine, served = build_engine(config, tell)
         self._clock = SystemClock()
-        self._link = InProcessLink(engine)
+        self._client = EngineClient(InProcessTransport(lambda: (engine, served)))
         tokenizer = Tokenizer(Path(served.base_dir), model_id=served.model_id)
-        self._model = open_model(config, served, self._link, tokenizer, self._clock)
+        self._model = open_model(config, served, self._client, tokenizer, self._clock)
         self._service = GenerationService(
             models=ModelRouter([self._model]),
             admission=AdmissionControl(config.engine.max_running),
@@ -131,7 +132,7 @@ class LLM:
         self._thread = threading.Thread(target=self._loop.run_forever, name="manylora-llm", daemon=True)
         self._thread.start()
         self._is_closed = False
-        self._wait(self._link.start())
+        self._wait(self._client.start())
 
     def __enter__(self) -> Self:
         return self
@@ -146,7 +147,7 @@ class LLM:
         if self._is_closed:
             return
         self._is_closed = True
-        asyncio.run_coroutine_threadsafe(self._link.close(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result()
         self._model.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

@@ -1,11 +1,13 @@
-"""The law of usage: whatever ends, dies or fails when, the ledger has what the engine counted, request by request."""
+"""The law of usage: whatever ends, dies or fails when, the ledger has what the edge received, request by request.
+
+A kill loses one frame at most of what the engine has sent, and the ledger never has more than it sent.
+"""
 
 import asyncio
 import os
 import secrets
 import shutil
 import tempfile
-from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -31,16 +33,20 @@ from manylora.errors import ControlUnavailable, Overloaded, Unavailable, UsageUn
 from manylora.ids import Flow, RequestId, TenantId
 from manylora.server.access.control_client import HttpControlClient
 from manylora.server.engine_client import messages as wire
-from manylora.server.engine_client.append_log import HEADER, FramedFile
-from manylora.server.engine_client.client import Desk
-from manylora.server.engine_client.journal import Journal, SeenFrames, read_journal
+from manylora.server.engine_client.client import EngineClient
+from manylora.server.engine_client.loop import pack_step
 from manylora.server.engine_client.streams import SequenceStream
+from manylora.server.metering import journal as journal_module
 from manylora.server.metering import meter as meter_module
 from manylora.server.metering import spool as spool_module
-from manylora.server.metering.meter import NO_TIMINGS, Meter, OpenUsage, Payer, Timings
+from manylora.server.metering.append_log import HEADER, FramedFile
+from manylora.server.metering.journal import DeliveryJournal, read_journal
+from manylora.server.metering.meter import Meter, OpenUsage, Payer
+from manylora.server.metering.records import NO_TIMINGS, Timings
 from manylora.usage import Counts, UsageRecord
 from tests.control.plane import EDGE_TOKEN, Plane, standing_plane
 from tests.server.crashing import crash
+from tests.server.manual_transport import ManualTransport
 
 BASE, INPUT, CACHED, OUTPUT = "law", 200, 30, 500
 """A base model and the nano-dollars of its tokens."""
@@ -65,7 +71,7 @@ Steps = list[tuple[list[tuple[int, bool]], int]]
 Starts = list[tuple[bool, frozenset[str]]]
 WORKS, TORN, UNSYNCED, NO_FILE = frozenset[str](), frozenset({"torn"}), frozenset({"unsynced"}), frozenset({"no file"})
 BAD_DISKS = st.sampled_from([TORN, UNSYNCED, NO_FILE, TORN | NO_FILE])
-"""What the spool's disk does: half of an entry is written, nothing is synced, no file can be made."""
+"""The disk of spool and journal: half of an entry is written, nothing is synced, no file can be made."""
 FAULTS_OF_POST = st.sampled_from(["", "away", "no answer"])
 STARTS = st.lists(st.tuples(st.booleans(), st.sampled_from([WORKS, WORKS, WORKS, TORN])), min_size=1, max_size=6)
 """(are its files sorted before those of all others, its disk) of edges one after the other: each is killed but
@@ -87,7 +93,7 @@ LIVES = st.lists(st.tuples(st.lists(EVENTS, min_size=4, max_size=9), ENDS), min_
 
 
 class FaultyFile(FramedFile):
-    """A file of the spool on a disk that may fail."""
+    """A file of the spool or the journal on a disk that may fail."""
 
     disk: ClassVar[frozenset[str]] = WORKS
 
@@ -128,22 +134,33 @@ FREE: Row = (0, 0, 0, 0, 0)
 
 @dataclass
 class Counter:
-    """What the engine counts of one sequence, and what the edge hears of it.
+    """The engine's counts of one sequence, and those that the edge has received.
 
-    computed  prompt positions; the first of them is a cached one
-    cached    those that the engine has told of: with its first token, or its end
-    reason    with which it was noted
-    cut       with which the engine ended it for a caller who had left, or for a fault of the edge's
+    computed   prompt positions; the first of them is a cached one
+    committed  tokens
+    sent       tokens in frames that have left the engine
+    delivered  tokens in frames that the edge has recorded
+    cached     cached positions that such a frame had: with the first token, or with the end
+    cut        reason of the end that such a frame had, if the engine ended it for an abort
+    end        completion tokens and cached positions of the end that a frame had, recorded or not
+    reason     with which it was noted
     """
 
     prompt: int
     prompt_tokens: int
     computed: int = 0
-    cached: int = 0
     committed: int = 0
+    sent: int = 0
     delivered: int = 0
-    reason: str | None = None
+    cached: int = 0
     cut: str | None = None
+    end: tuple[int, int] | None = None
+    reason: str | None = None
+
+    @property
+    def noted(self) -> tuple[int, int]:
+        """Completion tokens and cached positions of the end that the edge has noted."""
+        return self.end or (self.delivered, self.cached)
 
 
 class Owner:
@@ -174,19 +191,26 @@ class Usage:
     @property
     def noted(self) -> Row:
         """The row if its record is that of the edge that began it."""
-        return self._row({id_: str(each.reason) for id_, each in self.counters.items() if each.reason is not None})
+        noted = {id_: each for id_, each in self.counters.items() if each.reason is not None}
+        return self._row(
+            {id_: str(each.reason) for id_, each in noted.items()}, {id_: each.noted for id_, each in noted.items()}
+        )
 
     @property
     def lost(self) -> Row:
         """The row if that edge left it open."""
         left = {FinishReason.DISCONNECT.value, FinishReason.ABORT.value}
-        return self._row({id_: each.cut if each.cut in left else "edge_lost" for id_, each in self.counters.items()})
+        reasons = {id_: each.cut if each.cut in left else "edge_lost" for id_, each in self.counters.items()}
+        return self._row(reasons, {id_: (each.delivered, each.cached) for id_, each in self.counters.items()})
 
-    def _row(self, reasons: dict[RequestId, str | None]) -> Row:
-        """docs/metering.md in other words than `charge_of`. reasons: of the sequences that count, in their order."""
+    def _row(self, reasons: dict[RequestId, str], counts: dict[RequestId, tuple[int, int]]) -> Row:
+        """docs/metering.md in other words than `charge_of`.
+
+        reasons, counts  of the sequences that count, in their order; completion tokens and cached positions
+        """
         counters = [self.counters[request_id] for request_id in reasons]
         prompts = {counter.prompt: counter.prompt_tokens for counter in counters}
-        prompt_tokens, committed = sum(prompts.values()), sum(counter.committed for counter in counters)
+        prompt_tokens, committed = sum(prompts.values()), sum(tokens for tokens, _ in counts.values())
         delivered = sum(counter.delivered for counter in counters)
         is_faulty = bool(FAULTS & set(reasons.values()))
         if is_faulty and not (delivered and self.is_streamed):
@@ -198,41 +222,62 @@ class Usage:
             if any(counter.delivered or reasons[id_] == "length" for id_, counter in same.items()):
                 paid = prompts[prompt]
             charged += paid
-            cached += min(paid, next(iter(same.values())).cached)
+            cached += min(paid, counts[next(iter(same))][1])
         return prompt_tokens, committed, charged, delivered, cached
 
 
 class Engine:
-    """One life of an engine: what was sent is taken with its next step, and its frames come when they are let."""
+    """One life of an engine: a step takes what was sent, and its frame leaves once the one before is acknowledged.
 
-    def __init__(self, folder: Path, life: str) -> None:
-        self.folder, self.life = folder, life
-        self.journal, self.seen = Journal(folder, life), SeenFrames(folder, life)
+    pending  events of the last step, which wait for that
+    wire     the frame that is not acknowledged
+    """
+
+    def __init__(self) -> None:
         self.inbox: list[wire.Operation] = []
-        self.running: dict[RequestId, FinishReason | None] = {}  # with why it was aborted
-        self.ran: set[RequestId] = set()
-        self.frames: deque[wire.Step] = deque()
+        self.indexes: dict[RequestId, int] = {}
+        self.running: dict[RequestId, FinishReason | None] = {}  # with the reason of its abort
+        self.pending: StepEvents | None = None
+        self.wire: wire.StepFrame | None = None
         self.number = 0
 
     def take(self) -> None:
+        ids = {index: request_id for request_id, index in self.indexes.items()}
         for operation in self.inbox:
             match operation:
-                case wire.Submit(request):
-                    self.journal.submit(request)
+                case wire.SubmitRequest(index, request):
+                    self.indexes[request.id], ids[index] = index, request.id
                     self.running[request.id] = None
-                    self.ran.add(request.id)
-                case wire.Abort(request_id, reason) if request_id in self.running:
-                    self.running[request_id] = reason
+                case wire.AbortRequest(index, reason) if ids.get(index) in self.running:
+                    self.running[ids[index]] = reason
         self.inbox.clear()
 
-    def write(self, events: StepEvents) -> None:
+    def send(self) -> wire.StepFrame | None:
+        """Put what is pending on the wire if that is free; return it."""
+        if self.pending is None or self.wire is not None:
+            return None
         self.number += 1
-        self.journal.write(self.number, events)
-        self.frames.append(wire.Step(events, self.number))
+        self.wire, self.pending = pack_step(self.number, self.pending, self.indexes), None
+        return self.wire
 
-    def end(self) -> None:
-        self.journal.close()
-        self.seen.close()
+
+class WatchedJournal:
+    """The edge's journal; `has_failed` tells whether the last frame could not be written."""
+
+    def __init__(self, journal: DeliveryJournal) -> None:
+        self.journal = journal
+        self.has_failed = False
+
+    def begin(self, index: int, request: Request) -> None:
+        self.journal.begin(index, request)
+
+    def withdraw(self, index: int) -> None:
+        self.journal.withdraw(index)
+
+    def write(self, frame: wire.StepFrame) -> None:
+        self.has_failed = True
+        self.journal.write(frame)
+        self.has_failed = False
 
 
 class World:
@@ -245,13 +290,15 @@ class World:
         self.folder = Path(tempfile.mkdtemp())
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(spool_module, "FramedFile", FaultyFile)
+        self.patch.setattr(journal_module, "FramedFile", FaultyFile)
+        self.patch.setattr(journal_module, "PART_BYTES", 200)
         self.patch.setattr(spool_module, "SEGMENT_BYTES", 700)
         self.patch.setattr(spool_module, "RETRY_S", 0.002)
         self.patch.setattr(meter_module, "SHIPMENT", 3)
         self.patch.setattr(meter_module, "secrets", SimpleNamespace(token_hex=lambda _: self.name))
         self.meters: list[Meter] = []
         self.engine: Engine | None = None
-        self.num_lives = self.num_requests = 0
+        self.num_requests = 0
         self.counters: dict[RequestId, Counter] = {}
         self.usages: list[Usage] = []
         self.open_ones: list[Usage] = []  # whose row is not known yet
@@ -266,21 +313,18 @@ class World:
             crash(self.meter)
         self.open_meter(last, WORKS)
         await self.meter.recovered()
-        self.desk = Desk(ManualClock())
-        self.desk.on_finished = self.note
-        self.begin_engine()
+        self.transport = ManualTransport(self.send)
+        self.journal = WatchedJournal(self.meter.journal)
+        self.client = EngineClient(self.transport, clock=ManualClock(), record=self.journal)
+        self.client.watch(self.note)
+        await self.client.start()
+        self.engine = Engine()
 
     def open_meter(self, is_first: bool, disk: frozenset[str]) -> None:
         FaultyFile.disk = disk
         self.name = f"{5000 + len(self.meters) * (-1 if is_first else 1):016d}"
         self.meter = Meter(self.folder, clock=ManualClock(), ship_s=1)
         self.meters.append(self.meter)
-
-    def begin_engine(self) -> None:
-        self.num_lives += 1
-        life = f"{self.num_lives:016x}"
-        self.engine = Engine(self.meter.folder, life)
-        self.meter.begin_life(life)
 
     def note(self, generation: SequenceStream, end: Finished) -> None:
         self.meter.note(generation, end)
@@ -298,7 +342,7 @@ class World:
         for prompts, is_streamed, room in arrivals:
             self.open(prompts, is_streamed, room)
         if self.engine is None:
-            self.begin_engine()
+            self.engine = Engine()
         for sequences, num_frames in steps:
             self.step(sequences)
             self.deliver(num_frames)
@@ -336,8 +380,8 @@ class World:
             for number, request in enumerate(requests):
                 if number == room:
                     raise Overloaded("Model is overloaded")
-                usage.generations.append(self.desk.open(request, self.send))
-        except (Overloaded, Unavailable):
+                usage.generations.append(self.client.generate(request))
+        except (Overloaded, Unavailable, UsageUnrecorded):
             self.meter.withdraw(usage.open, [request.id for request in requests[len(usage.generations) :]])
             self.leave(usage, FinishReason.INCOMPLETE)
         if usage.generations:
@@ -357,21 +401,30 @@ class World:
     # ── the engine ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def step(self, sequences: list[tuple[int, bool]]) -> None:
-        assert self.engine is not None
-        self.engine.take()
+        engine = self.engine
+        assert engine is not None
+        if engine.pending is not None:
+            return  # the loop waits for an acknowledgement
+        engine.take()
         tokens: list[TokenEvent] = []
         finished: list[Finished] = []
-        for number, (request_id, aborted) in enumerate(list(self.engine.running.items())):
+        for number, (request_id, aborted) in enumerate(list(engine.running.items())):
             num_tokens, is_end = sequences[number % len(sequences)]
-            counter = self.counters[request_id]
             if aborted is None:
                 tokens += self.generated(request_id, num_tokens)
             if aborted is not None or is_end:
-                del self.engine.running[request_id]
-                counter.cut = None if aborted is None else aborted.value
+                del engine.running[request_id]
                 finished.append(self.ended(request_id, aborted or FinishReason.LENGTH))
         if tokens or finished:
-            self.engine.write(StepEvents(tuple(tokens), tuple(finished)))
+            engine.pending = StepEvents(tuple(tokens), tuple(finished))
+            self.send_frame()
+
+    def send_frame(self) -> None:
+        assert self.engine is not None
+        if (frame := self.engine.send()) is not None:
+            ids = {index: request_id for request_id, index in self.engine.indexes.items()}
+            for index in frame.indexes:
+                self.counters[ids[index]].sent += 1
 
     def generated(self, request_id: RequestId, num_tokens: int) -> list[TokenEvent]:
         """A step of a sequence: without a token it computes one position more of its prompt."""
@@ -379,32 +432,53 @@ class World:
         is_first = not counter.committed
         counter.committed += num_tokens
         counter.computed = counter.prompt_tokens if num_tokens else min(counter.computed + 1, counter.prompt_tokens)
-        if num_tokens:
-            counter.cached = 1
         return [TokenEvent(request_id, 1, cached_tokens=1 if is_first and not n else None) for n in range(num_tokens)]
 
     def ended(self, request_id: RequestId, reason: FinishReason) -> Finished:
         counter = self.counters[request_id]
         if reason is FinishReason.LENGTH:
             counter.computed = counter.prompt_tokens
-        counter.cached = min(1, counter.computed)
         counts = Counts(
             prompt_tokens=counter.prompt_tokens,
-            cached_tokens=counter.cached,
+            cached_tokens=min(1, counter.computed),
             completion_tokens=counter.committed,
             computed_tokens=counter.computed,
         )
         return Finished(request_id=request_id, reason=reason, counts=counts)
 
     def deliver(self, num_frames: int) -> None:
-        assert self.engine is not None
-        for _ in range(min(num_frames, len(self.engine.frames))):
-            frame = self.engine.frames.popleft()
-            self.engine.seen.note(frame.number)
-            for token in frame.events.tokens:
-                self.counters[token.request_id].delivered += 1
-            self.desk.receive(frame)
+        """Let frames arrive; each acknowledgement lets the next one leave."""
+        engine = self.engine
+        assert engine is not None
+        for _ in range(num_frames):
+            if engine.wire is None:
+                break
+            frame, engine.wire = engine.wire, None
+            self.arrive(frame, {index: request_id for request_id, index in engine.indexes.items()})
+            self.send_frame()
         self.runner.run(self.settled())
+
+    def arrive(self, frame: wire.StepFrame, ids: dict[int, RequestId]) -> None:
+        under_way = {id_ for id_ in ids.values() if self.counters[id_].reason is None}
+        for index, end in frame.finished:
+            if ids[index] in under_way:
+                self.counters[ids[index]].end = (end.counts.completion_tokens, end.counts.cached_tokens)
+        self.journal.has_failed = False
+        self.transport.arrive(frame)
+        assert self.transport.acknowledged[-1] == frame.number
+        if self.journal.has_failed:
+            assert FaultyFile.disk & (TORN | NO_FILE)
+            assert all(self.counters[id_].reason is not None for id_ in under_way)
+            return
+        for position, index in enumerate(frame.indexes):
+            if ids[index] in under_way:
+                self.counters[ids[index]].delivered += 1
+                if position in frame.details:
+                    self.counters[ids[index]].cached = 1
+        for index, end in frame.finished:
+            if ids[index] in under_way:
+                self.counters[ids[index]].cached = end.counts.cached_tokens
+                self.counters[ids[index]].cut = None if end.reason is FinishReason.LENGTH else end.reason.value
 
     async def settled(self) -> None:
         """On a good disk, what has ended is soon written: then its row is certain."""
@@ -420,23 +494,21 @@ class World:
         self.end_engine(FinishReason.ENGINE_FAILURE)
         self.runner.run(self.settled())
         if is_started_again and self.engine is None:
-            self.begin_engine()
+            self.engine = Engine()
 
     def end_engine(self, reason: FinishReason) -> None:
-        """What a link does: what is under way ends by the journal's counts."""
+        """Do a transport's duty when its engine is gone; the frame that is not acknowledged is lost."""
         if self.engine is not None:
-            counted = self.journal_of(self.engine)
-            self.desk.lose(reason, counted=counted)
-            self.engine.end()
+            self.client.lose(reason)
             self.engine = None
 
-    def journal_of(self, engine: Engine) -> dict[RequestId, Counts]:
-        found = read_journal(engine.folder, engine.life)
-        for request_id in engine.ran:
-            counter, counted = self.counters[request_id], found.get(request_id)
-            expected = (counter.committed, counter.delivered)
-            assert expected == (0, 0) if counted is None else (counted.committed, counted.delivered) == expected
-        return {request_id: counted.counts for request_id, counted in found.items()}
+    def check_journal(self) -> None:
+        """Check the journal of an edge that is gone against what it received of requests that are not settled."""
+        found = read_journal(self.meter.folder, self.meter.edge)
+        for usage in self.open_ones:
+            for request_id, counter in usage.counters.items():
+                counted = found.get(request_id)
+                assert (0 if counted is None else counted.delivered) == counter.delivered
 
     # ── the disk, the control plane and the edge ─────────────────────────────────────────────────────────────────
 
@@ -478,10 +550,8 @@ class World:
     def kill_edge(self) -> None:
         """Its engine ends with it."""
         crash(self.meter)
-        if self.engine is not None:
-            self.journal_of(self.engine)
-            self.engine.end()
-            self.engine = None
+        self.engine = None
+        self.check_journal()
         for usage in self.open_ones:
             # An end that was noted on a bad disk may have been written all the same.
             usage.rows = [usage.lost] if usage.open.settled is None else [usage.lost, usage.noted]
@@ -500,9 +570,12 @@ class World:
 
     def usage_is_conserved(self, rows: dict[str, Row]) -> None:
         for usage in self.usages:
-            assert rows.get(usage.open.opened.id) in usage.rows
+            row = rows.get(usage.open.opened.id)
+            assert row in usage.rows
+            counters = usage.counters.values()
+            charged = 0 if row is None else row[3]
+            assert charged <= sum(counter.delivered for counter in counters) <= sum(each.sent for each in counters)
         assert len(rows) <= len(self.usages)
-        assert sum(row[1] for row in rows.values()) == sum(counter.committed for counter in self.counters.values())
 
     async def ledger(self) -> dict[str, Row]:
         """The rows, when everything is shipped."""
@@ -523,8 +596,6 @@ class World:
 
     def close(self) -> None:
         FaultyFile.disk = WORKS
-        if self.engine is not None:
-            self.engine.end()
         if not self.meter._spool._is_closing:
             crash(self.meter)
         assert not any(meter._spool._writer.is_alive() for meter in self.meters)

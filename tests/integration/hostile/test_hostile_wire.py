@@ -16,9 +16,8 @@ import zmq.asyncio
 import manylora
 from manylora.clock import SystemClock
 from manylora.engine.events import FinishReason
-from manylora.ids import RequestId
-from manylora.server.engine_client import link
 from manylora.server.engine_client import messages as wire
+from manylora.server.engine_client.process.worker import Worker
 
 SOURCE = Path(manylora.__file__).parent
 RUNNABLE = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "yaml"}
@@ -44,8 +43,10 @@ def test_nothing_is_unpickled_or_evaluated(path: Path) -> None:
 MESSAGES: list[wire.Operation | wire.Frame] = [
     wire.StopEngine(),
     wire.GetStats(),
-    wire.Progress("x" * 20),
-    wire.Abort(RequestId("r" * 32), FinishReason.ABORT),
+    wire.StartProgress("x" * 20),
+    wire.AbortRequest(1 << 40, FinishReason.ABORT),
+    wire.AcknowledgeFrame(3),
+    wire.StepFrame(3, [1, 2], [400, 70_000], {0: wire.TokenDetails(-0.5)}),
 ]
 
 
@@ -65,7 +66,7 @@ def test_a_frame_of_any_bytes_is_a_message_or_an_error_of_the_decoder() -> None:
 def test_the_socket_is_its_owner_s_alone() -> None:
     async def run() -> None:
         context = zmq.asyncio.Context()
-        worker = link._Worker(context, SystemClock())
+        worker = Worker(context, SystemClock())
         try:
             assert worker.folder.address == f"ipc://{worker.folder.path}/engine"
             assert (worker.folder.path / "engine").is_socket()

@@ -1,19 +1,22 @@
 """The loop around an engine, turned by hand: how long it sleeps, and that adapters move while nobody asks."""
 
-import errno
-import os
-from collections import Counter
 from pathlib import Path
 
-import pytest
-
 from manylora.clock import ManualClock
+from manylora.engine.events import FinishReason
 from manylora.engine.request import Request, SamplingParams, StopParams
-from manylora.ids import PROBE_FLOW, Flow, RequestId
+from manylora.ids import Flow, RequestId
 from manylora.models.text.tokenizer import Tokenizer
-from manylora.server.engine_client.journal import Journal, read_journal
-from manylora.server.engine_client.loop import IDLE_WAIT_S, TENDING_WAIT_S, drive
-from manylora.server.engine_client.messages import Frame, Operation, Step, StopEngine, Submit
+from manylora.server.engine_client.loop import IDLE_WAIT_S, TENDING_WAIT_S, run_engine_loop
+from manylora.server.engine_client.messages import (
+    AbortRequest,
+    AcknowledgeFrame,
+    Frame,
+    Operation,
+    StepFrame,
+    StopEngine,
+    SubmitRequest,
+)
 from tests.server.fake_engine import FakeEngine
 from tests.server.tiny_tokenizer import save_tokenizer
 
@@ -32,11 +35,12 @@ class TendedEngine(FakeEngine):
         return self.tended <= self.busy_for
 
 
-class ScriptedPort:
+class ScriptedConnection:
     """Nothing arrives for so many waits, then `StopEngine`; `waits_s` has how long each would have been."""
 
     def __init__(self, num_waits: int) -> None:
         self.waits_s: list[float] = []
+        self.is_open = True
         self._num_waits = num_waits
 
     def receive(self, wait_s: float) -> list[Operation]:
@@ -48,79 +52,73 @@ class ScriptedPort:
 
 
 def test_an_idle_engine_is_tended_and_sleeps_a_second_unless_adapters_are_under_way(tmp_path: Path) -> None:
-    engine, port = TendedEngine(tmp_path, busy_for=3), ScriptedPort(6)
-    drive(engine, port, ManualClock())
+    engine, connection = TendedEngine(tmp_path, busy_for=3), ScriptedConnection(6)
+    run_engine_loop(engine, connection, ManualClock())
     assert engine.tended == 6
-    assert port.waits_s == [0.0, *[TENDING_WAIT_S] * 3, *[IDLE_WAIT_S] * 3]
+    assert connection.waits_s == [0.0, *[TENDING_WAIT_S] * 3, *[IDLE_WAIT_S] * 3]
 
 
-class QueuedPort(ScriptedPort):
-    """Each wait brings what is next in line; `frames` has what was told."""
+class QueuedConnection(ScriptedConnection):
+    """Each wait brings the next arrivals; then `StopEngine` and the acknowledgement of the last frame.
+
+    frames  (waits so far, frame) of each step frame sent
+    """
 
     def __init__(self, *arrivals: list[Operation]) -> None:
         super().__init__(0)
         self._arrivals = list(arrivals)
-        self.frames: list[Step] = []
+        self.frames: list[tuple[int, StepFrame]] = []
 
     def receive(self, wait_s: float) -> list[Operation]:
-        return self._arrivals.pop(0) if self._arrivals else [StopEngine()]
+        self.waits_s.append(wait_s)
+        if self._arrivals:
+            return self._arrivals.pop(0)
+        return [StopEngine(), AcknowledgeFrame(len(self.frames))]
 
     def send(self, frame: Frame) -> None:
-        if isinstance(frame, Step):
-            self.frames.append(frame)
+        if isinstance(frame, StepFrame):
+            self.frames.append((len(self.waits_s), frame))
 
 
-class FailingDisk:
-    """In the place of `os.write`: fails for some writes of the journal."""
-
-    def __init__(self, number: int, failing: range) -> None:
-        self._number = number
-        self._failing = failing
-        self._write = os.write
-        self._count = 0
-
-    def __call__(self, descriptor: int, data: bytes) -> int:
-        self._count += 1
-        if self._count in self._failing:
-            raise OSError(self._number, os.strerror(self._number))
-        return self._write(descriptor, data)
-
-
-def submit(name: str, prompt: str, flow: Flow = Flow("acme")) -> Submit:  # noqa: B008  a string
-    stop = StopParams(max_new_tokens=9)
-    tokens = tuple(prompt.encode())
+def submit(index: int, prompt: str) -> SubmitRequest:
     request = Request(
-        id=RequestId(name), flow=flow, salt="", tokens=tokens, adapter=None, sampling=SamplingParams(), stop=stop
+        id=RequestId(f"request {index}"),
+        flow=Flow("acme"),
+        salt="",
+        tokens=tuple(prompt.encode()),
+        adapter=None,
+        sampling=SamplingParams(),
+        stop=StopParams(max_new_tokens=9),
     )
-    return Submit(request)
+    return SubmitRequest(index, request)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE])
-def test_a_journal_that_fails_ends_requests_with_its_failure_and_nothing_else(
-    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_frame_leaves_before_the_one_before_it_is_acknowledged(tmp_path: Path) -> None:
     engine = TendedEngine(tmp_path, busy_for=0)
-    journal = Journal(tmp_path, "00" * 8)
-    monkeypatch.setattr("os.write", FailingDisk(number, range(2, 4)))
-    both: list[Operation] = [submit("a", "HOLD"), submit("probe", "SAY:hi", PROBE_FLOW)]
-    refused: list[Operation] = [submit("b", "SAY:hi")]
-    taken: list[Operation] = [submit("c", "SAY:hi")]
-    port = QueuedPort(both, [], refused, taken, *[[]] * 4)  # the second step and `b` meet the bad disk
-    drive(engine, port, ManualClock(), journal)
+    connection = QueuedConnection([submit(7, "SAY:hi")], [], [], [], [AcknowledgeFrame(1)], [], [AcknowledgeFrame(2)])
+    run_engine_loop(engine, connection, ManualClock())
+    sent = [(arrivals, frame.number, frame.indexes) for arrivals, frame in connection.frames]
+    assert sent == [(1, 1, [7]), (5, 2, [7]), (7, 3, [7])]
+    (index, end) = connection.frames[-1][1].finished[0]
+    assert (index, end.request_id, end.reason) == (7, "request 7", FinishReason.END_OF_SEQUENCE)
 
-    ends = {end.request_id: end for frame in port.frames for end in frame.events.finished}
-    assert {name: end.reason.value for name, end in ends.items()} == {
-        "a": "engine_failure",
-        "b": "rejected",
-        "c": "end_of_sequence",
-        "probe": "end_of_sequence",
-    }
-    for name in "ab":
-        failure = ends[RequestId(name)].failure
-        assert failure is not None
-        assert (failure.error, os.strerror(number) in failure.message) == ("UsageUnrecorded", True)
-    tokens = Counter(token.request_id for frame in port.frames for token in frame.events.tokens)
-    assert tokens == {"a": 1, "c": 3, "probe": 3}
-    counted = read_journal(tmp_path, "00" * 8)
-    assert {name: each.committed for name, each in counted.items()} == {"a": 1, "c": 3}
-    assert not engine.live
+
+def test_what_arrives_while_a_frame_waits_is_taken_at_once(tmp_path: Path) -> None:
+    engine = TendedEngine(tmp_path, busy_for=0)
+    late: list[Operation] = [
+        submit(8, "SAY:x"),
+        AbortRequest(7, FinishReason.DISCONNECT),
+        AbortRequest(99, FinishReason.ABORT),
+    ]
+    connection = QueuedConnection([submit(7, "HOLD")], [], late, [AcknowledgeFrame(1)])
+    run_engine_loop(engine, connection, ManualClock())
+    assert [request.id for request in engine.submitted] == ["request 7", "request 8"]
+    ends = {index: end.reason for _, frame in connection.frames for index, end in frame.finished}
+    assert ends == {7: FinishReason.DISCONNECT, 8: FinishReason.SHUTDOWN}
+
+
+def test_a_client_that_is_gone_is_not_waited_for(tmp_path: Path) -> None:
+    connection = QueuedConnection([submit(7, "HOLD")], [])
+    connection.is_open = False
+    run_engine_loop(TendedEngine(tmp_path, busy_for=0), connection, ManualClock())
+    assert connection.frames[-1][1].finished[0][1].reason is FinishReason.SHUTDOWN

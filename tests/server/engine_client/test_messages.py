@@ -7,7 +7,8 @@ from manylora.server.engine_client import messages as wire
 
 
 def test_a_request_arrives_with_every_field_it_was_sent_with() -> None:
-    sent = wire.Submit(
+    sent = wire.SubmitRequest(
+        7,
         Request(
             id=RequestId("r1"),
             flow=Flow("acme"),
@@ -18,6 +19,6 @@ def test_a_request_arrives_with_every_field_it_was_sent_with() -> None:
             stop=StopParams(max_new_tokens=9, stop_token_ids=(2,), stop_strings=("end",)),
             speculation=False,
             weight=3,
-        )
+        ),
     )
     assert wire.decode_operation(wire.encode(sent)) == sent

@@ -1,13 +1,20 @@
 """Who is suspected of an engine's death, and for how long."""
 
+import asyncio
+
+import pytest
+
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.clock import ManualClock
-from manylora.engine.events import FinishReason
+from manylora.engine.events import Finished, FinishReason
 from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.errors import EngineFault, Unavailable
 from manylora.ids import PROBE_FLOW, Flow, mint_request_id
-from manylora.server.engine_client.client import Desk
+from manylora.server.engine_client.client import EngineClient
+from manylora.server.engine_client.messages import StepFrame
 from manylora.server.engine_client.suspects import MAX_SUSPECTS, SUSPICION_S, Suspects
+from manylora.usage import Counts
+from tests.server.manual_transport import ManualTransport
 
 
 def request(token: int, adapter: str | None = None, flow: Flow = Flow("t")) -> Request:  # noqa: B008  a name, no state
@@ -56,14 +63,31 @@ def test_the_oldest_suspects_make_room() -> None:
 
 
 def test_the_server_s_own_probe_is_never_a_suspect() -> None:
-    desk = Desk(ManualClock())
-    for _ in range(3):
-        desk.open(request(0, flow=PROBE_FLOW), lambda operation: None)
-        desk.open(request(0), lambda operation: None)
-        desk.suspects.acquit(request(0))
-        desk.lose(FinishReason.ENGINE_FAILURE)
-    assert not desk.suspects.is_poison(request(0))
-    for _ in range(2):
-        desk.open(request(0, flow=PROBE_FLOW), lambda operation: None)
-        desk.lose(FinishReason.ENGINE_FAILURE)
-    assert not desk.suspects.is_poison(request(0, flow=PROBE_FLOW))
+    async def scenario() -> None:
+        transport = ManualTransport()
+        client = EngineClient(transport, clock=ManualClock())
+        await client.start()
+        for probe in (False, True, False):
+            flow = PROBE_FLOW if probe else Flow("acme")
+            client.generate(request(0, flow=flow))
+            client.lose(FinishReason.ENGINE_FAILURE)
+        with pytest.raises(EngineFault):
+            client.generate(request(0))
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_ends_well_is_acquitted() -> None:
+    async def scenario() -> None:
+        transport = ManualTransport()
+        client = EngineClient(transport, clock=ManualClock())
+        await client.start()
+        for _ in range(3):
+            client.generate(request(0))
+            client.lose(FinishReason.ENGINE_FAILURE)
+            stream = client.generate(request(0))
+            counts = Counts(prompt_tokens=1, cached_tokens=0, completion_tokens=0)
+            end = Finished(request_id=stream.request.id, reason=FinishReason.LENGTH, counts=counts)
+            transport.arrive(StepFrame(1, finished=[(stream.index, end)]))
+
+    asyncio.run(scenario())

@@ -8,7 +8,8 @@ from pathlib import Path
 from manylora.clock import ManualClock
 from manylora.config.settings import Config
 from manylora.models.text.tokenizer import Tokenizer
-from manylora.server.engine_client.link import InProcessLink
+from manylora.server.engine_client.client import EngineClient
+from manylora.server.engine_client.in_process import InProcessTransport
 from manylora.server.generation.models import ModelHandle, ModelRouter, open_model
 from tests.server.fake_engine import FakeEngine, served_for
 from tests.server.tiny_tokenizer import save_tokenizer
@@ -22,7 +23,9 @@ def router(folder: Path, *names: str) -> Iterator[ModelRouter]:
 
     def handle(name: str) -> ModelHandle:
         served = replace(served_for(folder), model_id=name)
-        return open_model(Config(), served, InProcessLink(FakeEngine(tokenizer)), tokenizer, ManualClock())
+        engine = FakeEngine(tokenizer)
+        client = EngineClient(InProcessTransport(lambda: (engine, served)))
+        return open_model(Config(), served, client, tokenizer, ManualClock())
 
     models = ModelRouter([handle(name) for name in names])
     try:

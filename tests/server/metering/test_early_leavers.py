@@ -17,7 +17,8 @@ from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.access.access import Access
 from manylora.server.access.credit import LeasedCredit
 from manylora.server.app.application import EdgeApp, create_app
-from manylora.server.engine_client.link import InProcessLink
+from manylora.server.engine_client.client import EngineClient
+from manylora.server.engine_client.in_process import InProcessTransport
 from manylora.server.metering.meter import Meter
 from manylora.tenancy import Limits, PriceFacts, TenantFacts, mint_key
 from manylora.usage import UsageRecord
@@ -43,7 +44,7 @@ class House:
     app: EdgeApp
     client: httpx2.AsyncClient
     engine: FakeEngine
-    link: InProcessLink
+    link: EngineClient
     meter: Meter
     control: FakeControl
     key: str
@@ -90,13 +91,13 @@ async def open_house(folder: Path, *, limits: Limits, credit: int) -> AsyncItera
     tokenizer, clock, (_, key) = Tokenizer(folder, model_id=BASE), ManualClock(), mint_key()
     engine = FakeEngine(tokenizer)
     engine.part, engine.cached = PART, CACHED
-    link = InProcessLink(engine)
-    await link.start()
     tenants = (TenantFacts(id=ACME, limits=limits),)
     control = FakeControl(snapshot(tenants=tenants, keys=(key_facts(key),), prices=(PRICE,)), credit=credit)
     directory, meter = directory_of(control, clock), Meter(folder / "metering", clock=SystemClock(), ship_s=0.01)
     await directory.refresh()
     await meter.recovered()
+    link = EngineClient(InProcessTransport(lambda: (engine, served_for(folder))), record=meter.journal)
+    await link.start()
     purse = LeasedCredit(control, clock, edge=meter.edge, lease_nanousd=1)
     access = Access(clock, is_key_needed=True, directory=directory, purse=purse)
     app = create_app(Config(), link=link, served=served_for(folder), tokenizer=tokenizer, meter=meter, access=access)

@@ -15,24 +15,29 @@ import pytest
 from manylora.charging import Charge
 from manylora.clock import ManualClock, SystemClock
 from manylora.config.settings import Config
-from manylora.engine.events import Finished, FinishReason, StepEvents, TokenEvent
-from manylora.engine.request import Request, SamplingParams, StopParams
+from manylora.engine.events import Finished, FinishReason
+from manylora.engine.request import Request
 from manylora.errors import UsageUnrecorded
-from manylora.ids import Flow, RequestId, TenantId
+from manylora.ids import RequestId, TenantId
 from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.app.application import EdgeApp, create_app
-from manylora.server.engine_client.journal import Journal, SeenFrames, lives_in, mint_life
-from manylora.server.engine_client.link import InProcessLink
+from manylora.server.engine_client.client import EngineClient
+from manylora.server.engine_client.in_process import InProcessTransport
 from manylora.server.engine_client.streams import SequenceStream
+from manylora.server.metering import journal as journal_module
 from manylora.server.metering import meter as meter_module
 from manylora.server.metering import spool as spool_module
-from manylora.server.metering.meter import Meter, OpenUsage, Payer, Timings
+from manylora.server.metering.journal import journals_in, read_journal
+from manylora.server.metering.meter import Meter, OpenUsage, Payer
+from manylora.server.metering.records import Timings
 from manylora.server.metering.spool import segments_in
 from manylora.usage import Counts, UsageRecord
 from tests.server.asgi_client import Caller
 from tests.server.crashing import crash
 from tests.server.fake_control import FakeControl
 from tests.server.fake_engine import FakeEngine, served_for
+from tests.server.metering.frames import end, frame, index_of, request
+from tests.server.metering.old_journal import write_engine_journal
 from tests.server.tiny_tokenizer import save_tokenizer
 
 BUYER = Payer(tenant=TenantId("acme"), key=None, request_id="caller's own")
@@ -40,18 +45,6 @@ BUYER = Payer(tenant=TenantId("acme"), key=None, request_id="caller's own")
 
 def meter_in(folder: Path) -> Meter:
     return Meter(folder, clock=ManualClock(), ship_s=0.01)
-
-
-def request(name: str, prompt_tokens: int = 3) -> Request:
-    return Request(
-        id=RequestId(name),
-        flow=Flow("acme"),
-        salt="",
-        tokens=tuple(range(prompt_tokens)),
-        adapter=None,
-        sampling=SamplingParams(),
-        stop=StopParams(max_new_tokens=99),
-    )
 
 
 class Unobserved:
@@ -142,18 +135,14 @@ def test_what_a_lost_edge_left_open_is_closed_by_the_journal(tmp_path: Path) -> 
     async def scenario() -> None:
         lost = meter_in(tmp_path)
         await lost.recovered()
-        life = mint_life()
-        lost.begin_life(life)
-        journal, seen = Journal(lost.folder, life), SeenFrames(lost.folder, life)
         streamed, whole, silent = request("a"), request("b"), request("c")
         opened(lost, streamed)
         opened(lost, whole, is_streamed=False)
         opened(lost, silent)
         for each in (streamed, whole, silent):
-            journal.submit(each)
-        journal.write(1, StepEvents(tokens=(TokenEvent(streamed.id, 1), TokenEvent(whole.id, 1))))
-        seen.note(1)
-        journal.write(2, StepEvents(tokens=(TokenEvent(streamed.id, 1),)))
+            lost.journal.begin(index_of(each.id), each)
+        lost.journal.write(frame("a", "b"))
+        lost.journal.write(frame("a"))
         crash(lost)
 
         for _ in range(2):  # a recovery that is itself cut short changes nothing
@@ -168,7 +157,7 @@ def test_what_a_lost_edge_left_open_is_closed_by_the_journal(tmp_path: Path) -> 
             tokens: (record.charged_prompt_tokens, record.charged_completion_tokens)
             for tokens, record in records.items()
         }
-        assert charged == {2: (3, 1), 1: (0, 0), 0: (0, 0)}
+        assert charged == {2: (3, 2), 1: (0, 0), 0: (0, 0)}
         assert records[2].edge == lost.edge
         assert lost.edge in control.given_back
         await meter.stop(control)
@@ -178,26 +167,22 @@ def test_what_a_lost_edge_left_open_is_closed_by_the_journal(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("is_streamed", [True, False])
 def test_who_had_left_before_the_edge_died_pays_as_one_who_left(tmp_path: Path, is_streamed: bool) -> None:
-    """The engine had ended the request, and said so to its journal; the frame never came."""
+    """Its end had come, but its record was not on the disk. `waiting` had left too, and its end had not come."""
 
     async def scenario() -> None:
         lost = meter_in(tmp_path)
         await lost.recovered()
-        life = mint_life()
-        lost.begin_life(life)
-        journal = Journal(lost.folder, life)
         early, later, waiting = request("early", 9), request("later", 4), request("waiting")
         for each in (early, later, waiting):
             opened(lost, each, is_streamed=is_streamed)
-            journal.submit(each)
-        ends = []
-        for each, computed, tokens in ((early, 5, 0), (later, 4, 1)):
-            counts = Counts(
-                prompt_tokens=len(each.tokens), cached_tokens=2, completion_tokens=tokens, computed_tokens=computed
-            )
-            ends.append(Finished(request_id=each.id, reason=FinishReason.DISCONNECT, counts=counts))
-        journal.write(1, StepEvents(tokens=(TokenEvent(later.id, 1, cached_tokens=2),)))
-        journal.write(2, StepEvents(finished=tuple(ends)))
+            lost.journal.begin(index_of(each.id), each)
+        reason = FinishReason.DISCONNECT
+        ends = [
+            end("early", 0, prompt_tokens=9, cached_tokens=2, computed_tokens=5, reason=reason),
+            end("later", 1, prompt_tokens=4, cached_tokens=2, computed_tokens=4, reason=reason),
+        ]
+        lost.journal.write(frame("later", cached={"later": 2}))
+        lost.journal.write(frame(ended=ends))
         crash(lost)
 
         meter, control = meter_in(tmp_path), FakeControl()
@@ -211,7 +196,8 @@ def test_who_had_left_before_the_edge_died_pays_as_one_who_left(tmp_path: Path, 
             )
             for record in await shipped(meter, control)
         }
-        assert charged == {9: ("disconnect", 5, 2, 0), 4: ("disconnect", 4, 2, 0), 3: ("edge_lost", 0, 0, 0)}
+        delivered = 1
+        assert charged == {9: ("disconnect", 5, 2, 0), 4: ("disconnect", 4, 2, delivered), 3: ("edge_lost", 0, 0, 0)}
         await meter.stop(control)
 
     run(scenario)
@@ -257,29 +243,74 @@ def test_records_wait_for_a_control_plane_that_is_away_and_segments_go_when_it_h
     run(scenario)
 
 
-def test_a_dead_engines_journal_goes_when_its_requests_have_their_records(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seen", [0, 1, 2])
+def test_what_an_edge_of_the_format_before_left_open_is_closed_by_its_engines_journal(
+    tmp_path: Path, seen: int
+) -> None:
     async def scenario() -> None:
-        meter, control = meter_in(tmp_path), FakeControl()
+        lost = meter_in(tmp_path)
+        await lost.recovered()
+        life = "0123456789abcdef"
+        lost.edge = life  # as `Opened.life`: the name of its engine's journal
+        each = request("a")
+        opened(lost, each)
+        lost.journal.close()
+        for path in lost.folder.glob("delivered-*"):
+            path.unlink()
+        write_engine_journal(lost.folder, life, [(1, [(0, "a", 3, 0)], [0], []), (2, [], [0, 0], [])], seen=seen)
+        crash(lost)
+        meter = meter_in(tmp_path)
         await meter.recovered()
-        meter.start_shipping(control)
-        dead, now = mint_life(), mint_life()
-        journals = [Journal(meter.folder, life) for life in (dead, now)]
-        meter.begin_life(dead)
-        first, second = request("first"), request("second")
-        opened(meter, first)
-        usage = opened(meter, second)
-        meter.begin_life(now)  # the engine died, and another has begun
+        (record,) = await shipped(meter, FakeControl())
+        assert (record.completion_tokens, record.charged_completion_tokens) == (3, (0, 1, 3)[seen])
+        assert [path for path in meter.folder.iterdir() if path.name.startswith("engine-")] == []
+        await meter.close()
+
+    run(scenario)
+
+
+def test_a_request_stays_in_the_journal_until_its_record_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "PART_BYTES", 1)
+
+    async def scenario() -> None:
+        meter = meter_in(tmp_path)
+        await meter.recovered()
+        first, second = request("a"), request("b")
+        usage = opened(meter, first, second)
+        for each in (first, second):
+            meter.journal.begin(index_of(each.id), each)
+        meter.journal.write(frame("a", ended=[end("a", 1)]))
         ended(meter, first, 1)
-        await until(lambda: len(control.records) == 1)
-        await asyncio.sleep(0.1)
-        assert dead in lives_in(meter.folder), "what is still open may need it"
-        ended(meter, second, 1)
+        for _ in range(5):  # each begins a part, and old ones are deleted
+            meter.journal.write(frame("b"))
+        found = read_journal(meter.folder, meter.edge)
+        assert {name: each.delivered for name, each in found.items()} == {"a": 1, "b": 5}
+        ended(meter, second, 5)
         await meter.settle(usage)
-        await until(lambda: dead not in lives_in(meter.folder))
-        assert lives_in(meter.folder) == [now]
-        await meter.stop(control)
-        for journal in journals:
-            journal.close()
+        meter.journal.begin(index_of("c"), request("c"))
+        for _ in range(3):
+            meter.journal.write(frame("c"))
+        assert set(read_journal(meter.folder, meter.edge)) == {"c"}
+        await meter.close()
+
+    run(scenario)
+
+
+def test_journals_of_lost_edges_go_when_their_requests_have_their_records(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        lost = meter_in(tmp_path)
+        each = request("a")
+        opened(lost, each)
+        lost.journal.begin(0, each)
+        lost.journal.write(frame("a"))
+        crash(lost)
+        meter = meter_in(tmp_path)
+        assert journals_in(meter.folder) == sorted([lost.edge, meter.edge])
+        await meter.recovered()
+        assert journals_in(meter.folder) == [meter.edge]
+        await meter.close()
 
     run(scenario)
 
@@ -416,14 +447,10 @@ def test_what_one_recovery_has_closed_no_later_one_closes_again(
         names = iter("dcba")
         monkeypatch.setattr(meter_module, "secrets", SimpleNamespace(token_hex=lambda _: next(names)))
         lost = meter_in(tmp_path)
-        life = mint_life()
-        lost.begin_life(life)
-        journal, seen = Journal(lost.folder, life), SeenFrames(lost.folder, life)
         each = request("a")
         opened(lost, each)
-        journal.submit(each)
-        journal.write(1, StepEvents(tokens=(TokenEvent(each.id, 1),)))
-        seen.note(1)
+        lost.journal.begin(0, each)
+        lost.journal.write(frame("a"))
         crash(lost)
         for _ in range(2):  # each ends before it could ship
             meter = meter_in(tmp_path)
@@ -473,10 +500,10 @@ async def metered_edge(folder: Path) -> Any:
     save_tokenizer(folder)
     tokenizer = Tokenizer(folder, model_id="tiny")
     engine = FakeEngine(tokenizer)
-    link = InProcessLink(engine)
-    await link.start()
     meter, control = Meter(folder / "metering", clock=SystemClock(), ship_s=0.01), FakeControl()
     await meter.recovered()
+    link = EngineClient(InProcessTransport(lambda: (engine, served_for(folder))), record=meter.journal)
+    await link.start()
     app = create_app(Config(), link=link, served=served_for(folder), tokenizer=tokenizer, meter=meter)
     transport = httpx2.ASGITransport(app=app)  # type: ignore[arg-type]  # ASGI's types differ by library
     try:

@@ -23,7 +23,7 @@ import httpx2
 from manylora.bench.servers import free_port
 from manylora.clock import SystemClock
 from manylora.config.environment import environment
-from manylora.server.engine_client.journal import lives_in, read_journal
+from manylora.server.metering.journal import journals_in, read_journal
 from manylora.server.metering.spool import Opened, read_segment, segments_in
 
 Tell = Callable[[str], None]
@@ -148,7 +148,7 @@ class House:
                 parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
                 if (
                     parent == self.edge.pid
-                    and b"manylora.server.engine_client.process" in (folder / "cmdline").read_bytes()
+                    and b"manylora.server.engine_client.process.engine_main" in (folder / "cmdline").read_bytes()
                 ):
                     return int(folder.name)
         return None
@@ -304,7 +304,7 @@ def _verdict(house: House, streams: Streams, kills: Mapping[str, int], in_mid_st
     counted = {
         request_id: found
         for folder in house.metering.iterdir()
-        for life in lives_in(folder)
+        for life in journals_in(folder)
         for request_id, found in read_journal(folder, life).items()
     }
     expected = {

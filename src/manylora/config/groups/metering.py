@@ -19,8 +19,8 @@ class MeteringConfig:
     keep_journals: bool = setting(
         False,
         text="""
-        Whether the engine's counts and the usage records stay after the ledger has them, for audits. They grow without
-        bound, and each start reads them again.
+        Whether the journals and the usage records stay after the ledger has them, for audits. They grow without bound,
+        and each start reads them again.
         """,
     )
     ship_s: float = setting(

@@ -21,10 +21,9 @@ from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.access.access import Access
 from manylora.server.app.documents import DOCUMENT_PATH, Documents
 from manylora.server.app.middleware import EdgeMiddleware
-from manylora.server.engine_client.client import OnFinished
-from manylora.server.engine_client.link import EngineLink
+from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.served_model import ServedModel
-from manylora.server.engine_client.streams import SequenceStream
+from manylora.server.engine_client.streams import OnFinished, SequenceStream
 from manylora.server.generation.admission import AdmissionControl
 from manylora.server.generation.models import ModelRouter, open_model
 from manylora.server.generation.service import GenerationService
@@ -71,7 +70,7 @@ class _EndListeners:
 def create_app(
     config: Config,
     *,
-    link: EngineLink,
+    link: EngineClient,
     served: ServedModel,
     tokenizer: Tokenizer,
     clock: Clock | None = None,

@@ -25,7 +25,7 @@ from manylora.http.origins import OriginPolicy, cors_headers, preflight_headers
 from manylora.http.paths import PATHS, Component, Trait, deployment_path, normalized
 from manylora.ids import KeyId, TenantId, mint_request_id
 from manylora.server.access.access import Access
-from manylora.server.engine_client.link import SHUTTING_DOWN
+from manylora.server.engine_client.transport import SHUTTING_DOWN
 from manylora.server.generation.models import ModelRouter
 from manylora.server.generation.reply_headers import EXPOSED
 from manylora.server.http.context import (

@@ -21,8 +21,10 @@ from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.app.application import EdgeApp, create_app
 from manylora.server.app.control_session import ControlFactory, ControlSession
 from manylora.server.app.starting import StartingApp
-from manylora.server.engine_client.link import ProcessLink
+from manylora.server.engine_client.client import EngineClient
+from manylora.server.engine_client.process.transport import ProcessTransport
 from manylora.server.engine_client.served_model import ServedModel
+from manylora.server.engine_client.transport import Transport
 from manylora.system.collector import exempt_modules
 from manylora.system.printable import log_handler
 from manylora.system.private_files import keep_private, tighten
@@ -46,14 +48,30 @@ class Announce:
     admin_key: Callable[[str], None] = lambda key: None
 
 
+MakeTransport = Callable[[str, Config, Callable[[str], None]], Transport]
+"""Makes the transport to an engine of a factory's name, a configuration and a function for progress lines."""
+
+
+def own_process(factory: str, config: Config, on_progress: Callable[[str], None]) -> Transport:
+    """Return a transport to an engine in a process of its own, which imports `factory`."""
+    return ProcessTransport(factory, config, on_progress=on_progress)
+
+
 def run_server(
-    config: Config, listener: socket.socket, *, factory: str, control: ControlFactory, announce: Announce
+    config: Config,
+    listener: socket.socket,
+    *,
+    factory: str,
+    control: ControlFactory,
+    announce: Announce,
+    transport: MakeTransport = own_process,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain, close the listener and return.
 
-    Args:    listener  the socket that `http.listener.listen` opened
-             factory   `module:function` of a `driver.EngineFactory`, imported by the engine process
-             control   opens the control plane in this process, where it is not at a URL
+    Args:    listener   the socket that `http.listener.listen` opened
+             factory    `module:function` of a `loop.EngineFactory`
+             control    opens the control plane in this process, where it is not at a URL
+             transport  makes the way to the engine
     Raises:  `StartupError` if the engine cannot be built
     """
     exempt_modules()
@@ -61,11 +79,11 @@ def run_server(
     keep_private()
     tighten(metering_dir(config), cache_dir(config) / "adapters")
     with listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, listener, factory, control, announce))
+        runner.run(_serve(config, listener, transport(factory, config, announce.progress), control, announce))
 
 
 async def _serve(
-    config: Config, listener: socket.socket, factory: str, control: ControlFactory, announce: Announce
+    config: Config, listener: socket.socket, transport: Transport, control: ControlFactory, announce: Announce
 ) -> None:
     """Answer from the first moment on: 503 while the engine loads, then as the application does, until a signal."""
     front = StartingApp(SystemClock())
@@ -76,7 +94,8 @@ async def _serve(
             membership = await signals.interrupting(ControlSession.join(config, control, SystemClock()))
             if membership.admin_key is not None:
                 announce.admin_key(membership.admin_key)
-            await _serve_as(membership, config, factory, announce, _Door(front, server, signals, url_of(listener)))
+            door = _Door(front, server, signals, url_of(listener))
+            await _serve_as(membership, config, transport, announce, door)
         finally:
             server.should_exit = True
             await serving
@@ -92,20 +111,20 @@ class _Door:
     url: str
 
 
-async def _serve_as(membership: ControlSession, config: Config, factory: str, announce: Announce, door: _Door) -> None:
-    meter, signals, server = membership.meter, door.signals, door.server
-    link = ProcessLink(
-        factory, config, on_progress=announce.progress, on_life=meter.begin_life, journal_dir=meter.folder
-    )
+async def _serve_as(
+    membership: ControlSession, config: Config, transport: Transport, announce: Announce, door: _Door
+) -> None:
+    signals, server = door.signals, door.server
+    client = EngineClient(transport, record=membership.meter.journal)
     app: EdgeApp | None = None
     try:
-        app = await signals.interrupting(_start(config, membership, link, announce))
+        app = await signals.interrupting(_start(config, membership, client, announce))
         door.front.open(app)
-        announce.ready(link.served, door.url)
+        announce.ready(client.served, door.url)
         await signals.first_or(server.left)
-        await _drain(app, link, server, signals, config.server.drain_s)
+        await _drain(app, client, server, signals, config.server.drain_s)
     finally:
-        await signals.hastening(link.close(), link.kill)
+        await signals.hastening(client.close(), client.kill)
         server.should_exit = True
         await server.left.wait()
         if app is not None:
@@ -113,16 +132,16 @@ async def _serve_as(membership: ControlSession, config: Config, factory: str, an
         await signals.hastening(membership.leave())
 
 
-async def _start(config: Config, membership: ControlSession, link: ProcessLink, announce: Announce) -> EdgeApp:
+async def _start(config: Config, membership: ControlSession, client: EngineClient, announce: Announce) -> EdgeApp:
     """Bring the engine up and the application around it, which has answered a first request of one token."""
-    await link.start()
-    served = link.served
+    await client.start()
+    served = client.served
     access = membership.admit(served.model_id)
     tokenizer = Tokenizer(Path(served.base_dir), model_id=served.model_id)
     await membership.begin()
     app = create_app(
         config,
-        link=link,
+        link=client,
         served=served,
         tokenizer=tokenizer,
         access=access,
@@ -135,7 +154,7 @@ async def _start(config: Config, membership: ControlSession, link: ProcessLink, 
     return app
 
 
-async def _drain(app: EdgeApp, link: ProcessLink, server: HttpServer, signals: StopSignals, drain_s: float) -> None:
+async def _drain(app: EdgeApp, client: EngineClient, server: HttpServer, signals: StopSignals, drain_s: float) -> None:
     """Refuse new requests and let those under way end, for `drain_s` or until a second signal."""
     app.admission.is_draining = True
     log = structlog.get_logger()
@@ -151,7 +170,7 @@ async def _drain(app: EdgeApp, link: ProcessLink, server: HttpServer, signals: S
         log.warning("server.drain_ended_early", sequences=app.admission.num_sequences)
     if signals.second.is_set():
         server.hasten()
-        await link.kill()
+        await client.kill()
 
 
 def configure_logging() -> None:

@@ -1,1 +1,1 @@
-"""The client of the engine: requests and events over a link to a thread or a process."""
+"""The client of an engine: requests and events over a transport to a thread or to a process."""

@@ -1,24 +1,41 @@
-"""What a link keeps on the edge's side: requests in flight, the engine's pulse, and who waits for its numbers."""
+"""The client of one engine, over any transport: requests in flight, questions to the engine, and its liveness."""
 
 import asyncio
 import contextlib
-import itertools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from manylora.adapter_ref import AdapterRef
 from manylora.adapter_state import AdapterAction, AdapterInfo
-from manylora.clock import Clock
+from manylora.charging import CUTS
+from manylora.clock import Clock, SystemClock
 from manylora.engine.events import EngineStats, Finished, FinishReason
 from manylora.engine.request import Request
-from manylora.errors import ManyloraError, QueueTimeout, Unavailable
-from manylora.ids import PROBE_FLOW, Flow, RequestId
-from manylora.server.engine_client import messages as wire
+from manylora.errors import ManyloraError, QueueTimeout, Unavailable, UsageUnrecorded
+from manylora.failure import Failure
+from manylora.ids import PROBE_FLOW, Flow
 from manylora.server.engine_client.liveness import ProgressMonitor
-from manylora.server.engine_client.streams import InFlightStreams, SequenceStream
+from manylora.server.engine_client.messages import (
+    AbortRequest,
+    AdapterReply,
+    AdapterTextReply,
+    CancelAdapterText,
+    Frame,
+    GetAdapters,
+    GetAdapterText,
+    GetStats,
+    ManageAdapter,
+    Operation,
+    StatsUpdate,
+    StepFrame,
+    SubmitRequest,
+)
+from manylora.server.engine_client.replies import PendingReplies
+from manylora.server.engine_client.served_model import ServedModel
+from manylora.server.engine_client.streams import InFlightStreams, OnFinished, SequenceStream, part_of
 from manylora.server.engine_client.suspects import Suspects
-from manylora.usage import Counts
+from manylora.server.engine_client.transport import Transport
 
 STATS_WAIT_S = 1.0
 ANSWER_WAIT_S = 15.0
@@ -26,17 +43,35 @@ ANSWER_WAIT_S = 15.0
 
 RESTARTED = "the engine was restarted before it answered; repeat the request"
 
-OnFinished = Callable[[SequenceStream, Finished], None]
-Send = Callable[[wire.Operation], None]
+
+class DeliveryRecord(Protocol):
+    """The edge's durable record of the tokens that it has received; `metering/journal.py` is the real one.
+
+    It holds no probes: their flow is `PROBE_FLOW`.
+    """
+
+    def begin(self, index: int, request: Request) -> None:
+        """Note a request before the engine gets it. Raises `UsageUnrecorded` while nothing can be written."""
+
+    def withdraw(self, index: int) -> None:
+        """Forget a request that did not reach the engine."""
+
+    def write(self, frame: StepFrame) -> None:
+        """Write a frame before it is delivered.
+
+        Raises `UsageUnrecorded` if that fails: the frame must not be delivered, and every request is forgotten.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LinkHealth:
-    """is_up: takes requests; in_flight: requests in the engine.
+class EngineHealth:
+    """The state of an engine as its client sees it.
 
-    stalled_s         since the engine moved, while it has work
-    loader_stalled_s  since its adapter loader answered, while requests wait for it
-    lost_log_lines    that engine processes could not write, since the edge began
+    is_up             takes requests
+    in_flight         requests in the engine, and those that wait for their adapter's text
+    stalled_s         seconds since the engine moved, while it has work
+    loader_stalled_s  seconds since its adapter loader answered, while requests wait for it
+    lost_log_lines    lines that engine processes could not write, since this client began
     """
 
     is_up: bool
@@ -46,166 +81,231 @@ class LinkHealth:
     lost_log_lines: int = 0
 
 
-class Desk:
-    """One link's bookkeeping; it sends through the function it is given and is told each frame."""
+class EngineClient:
+    """One engine somewhere. All methods belong to one event loop."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self.board = InFlightStreams(self._ended)
-        self.pulse = ProgressMonitor(clock)
-        self.suspects = Suspects(clock)
-        self.on_finished: OnFinished | None = None
+    def __init__(
+        self, transport: Transport, *, clock: Clock | None = None, record: DeliveryRecord | None = None
+    ) -> None:
+        """Start nothing yet. `record` None: deliveries are not recorded, as in the library."""
+        self._transport = transport
+        self._clock = clock or SystemClock()
+        self._record = record
+        self._streams = InFlightStreams(self._ended)
+        self._monitor = ProgressMonitor(self._clock)
+        self._suspects = Suspects(self._clock)
+        self._on_finished: OnFinished | None = None
         self._lost_log_lines = 0  # by engines that are gone
         self._lost_of_this_engine = 0
-        self._fresh = asyncio.Event()
-        self._numbers = itertools.count()
-        self._asked: dict[int, asyncio.Future[tuple[AdapterInfo, ...]]] = {}  # questions without an answer yet
-        self._texts: dict[int, asyncio.Future[wire.AdapterTextReply]] = {}  # the same, of what adapters say of text
+        self._fresh_stats = asyncio.Event()
+        self._adapter_replies: PendingReplies[AdapterReply] = PendingReplies()
+        self._text_replies: PendingReplies[AdapterTextReply] = PendingReplies()
 
-    def open(self, request: Request, send: Send) -> SequenceStream:
-        if self.suspects.is_poison(request):
-            raise self.suspects.verdict(request)
-        if not self.num_in_flight:
-            self.pulse.begin()
-
-        def abort(request_id: RequestId, reason: FinishReason) -> None:
-            with contextlib.suppress(ManyloraError):  # a full or closed link has nobody to abort for
-                send(wire.Abort(request_id, reason))
-
-        generation = SequenceStream(request, abort, self._clock.monotonic_s())
-        self.board.add(generation)
-        try:
-            send(wire.Submit(request))
-        except BaseException:
-            self.board.remove(generation)
-            raise
-        return generation
-
-    def receive(self, frame: wire.Frame) -> None:
-        self.pulse.hear()
-        match frame:
-            case wire.Step(events=events):
-                self.pulse.beat()
-                self.board.deliver(events)
-            case wire.StatsUpdate(stats, lost_log_lines):
-                self.pulse.note(stats)
-                self._lost_of_this_engine = lost_log_lines
-                self._fresh.set()
-            case wire.AdapterReply(number, infos, failure):
-                if (answer := self._asked.pop(number, None)) is None or answer.done():
-                    return  # whoever asked has gone
-                if failure is None:
-                    answer.set_result(infos)
-                else:
-                    answer.set_exception(failure.to_error())
-            case wire.AdapterTextReply(number):
-                if (told := self._texts.pop(number, None)) is not None and not told.done():
-                    told.set_result(frame)
-            case _:
-                pass
-
-    async def fresh_stats(self, ask: Send) -> EngineStats | None:
-        self._fresh.clear()
-        with contextlib.suppress(TimeoutError, ManyloraError):
-            ask(wire.GetStats())
-            async with asyncio.timeout(STATS_WAIT_S):
-                await self._fresh.wait()
-        return self.pulse.stats
+    async def start(self) -> None:
+        """Bring the engine up. Raises `StartupError` if it cannot be built."""
+        await self._transport.start(self)
 
     @property
-    def num_asked(self) -> int:
-        """Questions that wait for their answer."""
-        return len(self._asked)
+    def served(self) -> ServedModel:
+        """The model that the engine serves. Raises `Unavailable` before `start` has returned."""
+        return self._transport.served
 
-    async def manage(self, action: AdapterAction, ref: AdapterRef, send: Send) -> AdapterInfo:
-        (info,) = await self._ask(lambda number: wire.ManageAdapter(number, action, ref), send)
+    def watch(self, on_finished: OnFinished) -> None:
+        """Call `on_finished` with every end from now on, that of abandoned requests included."""
+        self._on_finished = on_finished
+
+    async def close(self) -> None:
+        """End everything with SHUTDOWN and let the engine go. A second call does nothing."""
+        await self._transport.close()
+
+    async def kill(self) -> None:
+        """End everything with SHUTDOWN at once; `close` must follow."""
+        await self._transport.kill()
+
+    # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def generate(self, request: Request) -> SequenceStream:
+        """Submit a request and return its events.
+
+        Raises: `Unavailable` while the engine is down, `Overloaded` if too much is queued, `EngineFault` for a request
+                that has ended the engine twice, `UsageUnrecorded` while deliveries cannot be recorded
+        """
+        if self._suspects.is_poison(request):
+            raise self._suspects.verdict(request)
+        if not self.num_in_flight:
+            self._monitor.begin()
+        stream = self._streams.open(request, self._abort, self._clock.monotonic_s())
+        try:
+            self._submit(stream)
+        except BaseException:
+            self._streams.remove(stream)
+            raise
+        return stream
+
+    def _submit(self, stream: SequenceStream) -> None:
+        submit = SubmitRequest(stream.index, stream.request)
+        if self._record is None:
+            self._transport.send(submit)
+            return
+        self._record.begin(stream.index, stream.request)
+        try:
+            self._transport.send(submit)
+        except BaseException:
+            self._record.withdraw(stream.index)
+            raise
+
+    def _abort(self, stream: SequenceStream, reason: FinishReason) -> None:
+        with contextlib.suppress(ManyloraError):  # an engine that is gone, or full of operations, ends it otherwise
+            self._transport.send(AbortRequest(stream.index, reason))
+
+    # ── questions ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def stats(self) -> EngineStats | None:
+        """Return the engine's numbers, at most about a second old; None before the first."""
+        self._fresh_stats.clear()
+        with contextlib.suppress(TimeoutError, ManyloraError):
+            self._transport.send(GetStats())
+            async with asyncio.timeout(STATS_WAIT_S):
+                await self._fresh_stats.wait()
+        return self._monitor.stats
+
+    async def manage(self, action: AdapterAction, ref: AdapterRef) -> AdapterInfo:
+        """Begin an operator's action on an adapter. Raises its refusal, or `Unavailable` if the engine is gone."""
+        (info,) = await self._ask(lambda number: ManageAdapter(number, action, ref))
         return info
 
-    async def infos(self, ref: AdapterRef | None, send: Send) -> tuple[AdapterInfo, ...]:
-        """One adapter's, or with None every adapter's."""
-        return await self._ask(lambda number: wire.GetAdapters(number, ref), send)
+    async def info(self, ref: AdapterRef) -> AdapterInfo:
+        """Return the state of one adapter. Raises `AdapterNotFound`, or `Unavailable` if the engine is gone."""
+        (info,) = await self._ask(lambda number: GetAdapters(number, ref))
+        return info
 
-    async def text(self, ref: AdapterRef, flow: Flow, weight: int, send: Send) -> wire.AdapterTextReply:
-        """What an adapter says of text, as soon as it is on the engine's disk. Whoever leaves takes the wish along."""
-        if not self.num_in_flight:
-            self.pulse.begin()
-        number = next(self._numbers)
-        answer: asyncio.Future[wire.AdapterTextReply] = asyncio.get_running_loop().create_future()
-        self._texts[number] = answer
-        try:
-            send(wire.GetAdapterText(number, ref, flow, weight))
-            return await answer
-        finally:
-            if self._texts.pop(number, None) is not None:
-                with contextlib.suppress(ManyloraError):
-                    send(wire.DropText(number))
+    async def infos(self) -> tuple[AdapterInfo, ...]:
+        """Return every adapter the engine knows. Raises `Unavailable` if the engine is gone."""
+        return await self._ask(GetAdapters)
 
-    async def _ask(self, question: Callable[[int], wire.Operation], send: Send) -> tuple[AdapterInfo, ...]:
-        """Send a question and wait for its answer; what the engine refuses is raised here."""
-        number = next(self._numbers)
-        answer: asyncio.Future[tuple[AdapterInfo, ...]] = asyncio.get_running_loop().create_future()
-        self._asked[number] = answer
-        try:
-            send(question(number))
-            async with asyncio.timeout(ANSWER_WAIT_S):
-                return await answer
-        except TimeoutError:
-            raise Unavailable(f"the engine did not answer within {ANSWER_WAIT_S:g} s; repeat the request") from None
-        finally:
-            self._asked.pop(number, None)
+    async def text(self, ref: AdapterRef, flow: Flow, weight: int) -> AdapterTextReply:
+        """Return the text rules of an adapter as soon as it is on the engine's disk, or the failure in their place.
 
-    @property
-    def silent_s(self) -> float:
-        """Seconds since the engine's last frame, while it has work."""
-        return self.pulse.silent_s(len(self.board))
-
-    def expire(self, max_queue_s: float) -> None:
-        """End the requests that an engine which answers nothing has kept waiting for too long."""
-        now_s = self._clock.monotonic_s()
-        error = QueueTimeout(f"the request waited longer than {max_queue_s:g} s")
-        for generation in self.board.unstarted():
-            if now_s - generation.opened_s > max_queue_s:
-                counts = Counts(prompt_tokens=len(generation.request.tokens), cached_tokens=0, completion_tokens=0)
-                self.board.end(generation, FinishReason.QUEUE_TIMEOUT, error, counts)
-
-    def lose(
-        self,
-        reason: FinishReason,
-        fault: ManyloraError | None = None,
-        counted: Mapping[RequestId, Counts] | None = None,
-    ) -> None:
-        """The engine is gone with all that was in it; `fault` is told to everyone instead of a verdict on each.
-
-        `counted`: what it had written down of its requests, which may be more than it had told.
+        A caller that is cancelled takes the wish along. Raises `Unavailable` if the engine is gone.
         """
-        self.suspects.blame(request for request in self.board.requests() if request.flow != PROBE_FLOW)
-        self.pulse.forget()
-        self._lost_log_lines, self._lost_of_this_engine = self._lost_log_lines + self._lost_of_this_engine, 0
-        unanswered: list[asyncio.Future[Any]] = [*self._asked.values(), *self._texts.values()]  # of both kinds
-        for answer in unanswered:
-            if not answer.done():
-                answer.set_exception(fault or Unavailable(RESTARTED))
-        self._asked.clear()
-        self._texts.clear()
-        self.board.end_all(reason, lambda request: fault or self.suspects.verdict(request), counted or {})
+        if not self.num_in_flight:
+            self._monitor.begin()
+        with self._text_replies.expect() as (number, reply):
+            self._transport.send(GetAdapterText(number, ref, flow, weight))
+            try:
+                return await reply
+            except asyncio.CancelledError:
+                with contextlib.suppress(ManyloraError):
+                    self._transport.send(CancelAdapterText(number))
+                raise
+
+    async def _ask(self, question: Callable[[int], Operation]) -> tuple[AdapterInfo, ...]:
+        with self._adapter_replies.expect() as (number, future):
+            self._transport.send(question(number))
+            try:
+                async with asyncio.timeout(ANSWER_WAIT_S):
+                    reply = await future
+            except TimeoutError:
+                raise Unavailable(f"the engine did not answer within {ANSWER_WAIT_S:g} s; repeat the request") from None
+        if reply.failure is not None:
+            raise reply.failure.to_error()
+        return reply.infos
+
+    # ── health ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def num_in_flight(self) -> int:
         """Requests in the engine, and those that wait for their adapter's text."""
-        return len(self.board) + len(self._texts)
+        return len(self._streams) + len(self._text_replies.pending)
 
-    def health(self, *, is_up: bool) -> LinkHealth:
+    @property
+    def num_asked(self) -> int:
+        """Questions about adapters that wait for their reply."""
+        return len(self._adapter_replies.pending)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the engine's last frame; 0 while it has no work."""
+        return self._monitor.silent_s(len(self._streams))
+
+    def health(self) -> EngineHealth:
         in_flight = self.num_in_flight
-        return LinkHealth(
-            is_up=is_up,
+        return EngineHealth(
+            is_up=self._transport.is_up,
             in_flight=in_flight,
-            stalled_s=self.pulse.stalled_s(in_flight),
-            loader_stalled_s=self.pulse.loader_stalled_s(in_flight),
+            stalled_s=self._monitor.stalled_s(in_flight),
+            loader_stalled_s=self._monitor.loader_stalled_s(in_flight),
             lost_log_lines=self._lost_log_lines + self._lost_of_this_engine,
         )
 
-    def _ended(self, generation: SequenceStream, finished: Finished) -> None:
+    # ── what the transport calls ─────────────────────────────────────────────────────────────────────────────────
+
+    def receive(self, frame: Frame) -> None:
+        """Take a frame. A `StepFrame` is recorded before it is delivered, and delivered before this returns."""
+        self._monitor.hear()
+        match frame:
+            case StepFrame():
+                self._monitor.beat()
+                self._take_step(self._streams.live_part(frame))
+            case StatsUpdate(stats, lost_log_lines):
+                self._monitor.note(stats)
+                self._lost_of_this_engine = lost_log_lines
+                self._fresh_stats.set()
+            case AdapterReply(number):
+                self._adapter_replies.resolve(number, frame)
+            case AdapterTextReply(number):
+                self._text_replies.resolve(number, frame)
+            case _:
+                pass
+
+    def _take_step(self, frame: StepFrame) -> None:
+        if self._record is not None:
+            try:
+                self._record.write(frame)
+            except UsageUnrecorded as error:
+                self._end_unrecorded(frame, error)
+                frame = part_of(frame, {stream.index for stream in self._streams}.__contains__)
+        self._streams.deliver(frame)
+
+    def _end_unrecorded(self, frame: StepFrame, error: UsageUnrecorded) -> None:
+        """End every request but probes, since this frame of theirs cannot be recorded; none of its tokens is delivered.
+
+        A request whose caller had left ends as it did.
+        """
+        ends = dict(frame.finished)
+        for stream in self._streams:
+            if stream.request.flow == PROBE_FLOW:
+                continue
+            end = ends.get(stream.index)
+            if end is None:
+                self._abort(stream, FinishReason.ENGINE_FAILURE)
+                self._streams.fail(stream, FinishReason.ENGINE_FAILURE, error)
+            elif end.reason in CUTS:
+                self._streams.finish(stream, end)
+            else:
+                failed = replace(end, reason=FinishReason.ENGINE_FAILURE, stop_string=None, failure=Failure.of(error))
+                self._streams.finish(stream, failed)
+
+    def expire(self, max_queue_s: float) -> None:
+        """End the requests without a token that have waited for longer than `max_queue_s` seconds."""
+        now_s = self._clock.monotonic_s()
+        error = QueueTimeout(f"the request waited longer than {max_queue_s:g} s")
+        for stream in self._streams.unstarted():
+            if now_s - stream.opened_s > max_queue_s:
+                self._streams.fail(stream, FinishReason.QUEUE_TIMEOUT, error)
+
+    def lose(self, reason: FinishReason, fault: ManyloraError | None = None) -> None:
+        """End every request with `reason`, because the engine is gone; `fault` replaces the verdict on each."""
+        self._suspects.blame(stream.request for stream in self._streams if stream.request.flow != PROBE_FLOW)
+        self._monitor.forget()
+        self._lost_log_lines, self._lost_of_this_engine = self._lost_log_lines + self._lost_of_this_engine, 0
+        self._adapter_replies.fail(fault or Unavailable(RESTARTED))
+        self._text_replies.fail(fault or Unavailable(RESTARTED))
+        for stream in self._streams:
+            self._streams.fail(stream, reason, fault or self._suspects.verdict(stream.request))
+
+    def _ended(self, stream: SequenceStream, finished: Finished) -> None:
         if finished.failure is None:
-            self.suspects.acquit(generation.request)
-        if self.on_finished is not None:
-            self.on_finished(generation, finished)
+            self._suspects.acquit(stream.request)
+        if self._on_finished is not None:
+            self._on_finished(stream, finished)

@@ -1,63 +1,88 @@
-"""What crosses the boundary between the edge and the engine: operations down, frames up, as MessagePack."""
+"""Messages between an engine client and its engine, as MessagePack: operations to the engine, frames to the client.
+
+Requests have small numbers on the wire, their *indexes*, which the client gives out; a `Finished` alone carries the
+request's id. A question has a number, which its reply repeats. A transport queues at most `MAX_QUEUED` messages in
+each direction: a client that would pass that bound gets `Overloaded`, an engine waits.
+"""
 
 import msgspec
 
 from manylora.adapter_ref import AdapterRef
 from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterWords
 from manylora.config.settings import Config
-from manylora.engine.events import EngineStats, FinishReason, StepEvents
+from manylora.engine.events import AdapterUse, EngineStats, Finished, FinishReason
 from manylora.engine.request import Request
 from manylora.failure import Failure
-from manylora.ids import Flow, RequestId
+from manylora.ids import Flow
 from manylora.server.engine_client.served_model import ServedModel
 
-
-class JournalOrder(msgspec.Struct, frozen=True):
-    """Where the engine writes down its own counts (`journal.py`)."""
-
-    folder: str
-    life: str
-    keeps_parts: bool
+MAX_QUEUED = 4096
 
 
-class Boot(msgspec.Struct, frozen=True, tag=True):
-    """First message to a worker: `factory` is `module:function`, see `driver.EngineFactory`."""
+# ── operations: client → engine ──────────────────────────────────────────────────────────────────────────────────
+
+
+class StartEngine(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Build the engine. The first message to an engine process, sent once; `EngineReady` or `EngineDied` answers it.
+
+    factory  `module:function` of a `loop.EngineFactory`
+    """
 
     factory: str
     config: Config
-    journal: JournalOrder | None = None
 
 
-class Submit(msgspec.Struct, frozen=True, tag=True):
+class SubmitRequest(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Generate. `StepFrame`s answer it, the last of which has the request's `Finished`.
+
+    index    number of the request in all further messages; a client gives out each number once
+    request  at most `max_model_len` prompt tokens
+    """
+
+    index: int
     request: Request
 
 
-class Abort(msgspec.Struct, frozen=True, tag=True):
-    request_id: RequestId
+class AbortRequest(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """End a request at the next step. A `Finished` with `reason` answers it, unless the request has ended before."""
+
+    index: int
     reason: FinishReason
 
 
-class GetStats(msgspec.Struct, frozen=True, tag=True):
-    """Answered by a `StatsUpdate`."""
+class AcknowledgeFrame(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The client has recorded and delivered the `StepFrame` of that number: one for each. The engine may send the next.
+
+    The engine sends no frame before the one before it is acknowledged. So a kill loses one frame at most.
+    """
+
+    number: int
 
 
-class ManageAdapter(msgspec.Struct, frozen=True, tag=True):
-    """An operator's act on an adapter. An `AdapterReply` of that number answers it: one adapter, or a failure."""
+class GetStats(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """A `StatsUpdate` answers it."""
+
+
+class ManageAdapter(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Begin an operator's action on one adapter. An `AdapterReply` with one adapter, or a failure, answers it."""
 
     number: int
     action: AdapterAction
     ref: AdapterRef
 
 
-class GetAdapters(msgspec.Struct, frozen=True, tag=True):
-    """How one adapter stands, or with `ref` None every adapter. Answered by a `AdapterReply` of that number."""
+class GetAdapters(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Return the state of one adapter, or of every adapter if `ref` is None. An `AdapterReply` answers it."""
 
     number: int
     ref: AdapterRef | None = None
 
 
-class GetAdapterText(msgspec.Struct, frozen=True, tag=True):
-    """What an adapter says of text, before a prompt for it is made. Answered by a `AdapterTextReply` of that number."""
+class GetAdapterText(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Return the text rules of an adapter, once it is on the engine's disk. An `AdapterTextReply` answers it.
+
+    flow, weight  share of the adapter store that the fetch counts against
+    """
 
     number: int
     ref: AdapterRef
@@ -65,52 +90,78 @@ class GetAdapterText(msgspec.Struct, frozen=True, tag=True):
     weight: int
 
 
-class DropText(msgspec.Struct, frozen=True, tag=True):
-    """Whoever asked for the text of that number has gone."""
+class CancelAdapterText(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Forget the `GetAdapterText` of that number; its reply may still come."""
 
     number: int
 
 
-class StopEngine(msgspec.Struct, frozen=True, tag=True):
-    """End everything with SHUTDOWN and leave."""
+class StopEngine(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """End every request with SHUTDOWN in a last `StepFrame`, and leave."""
 
 
-class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The engine is built and takes requests."""
+# ── frames: engine → client ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class EngineReady(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The engine is built and takes requests. Sent once."""
 
     served: ServedModel
 
 
-class Progress(msgspec.Struct, frozen=True, tag=True):
-    """One line about the start, for the terminal."""
+class StartProgress(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """One line about the start, for the terminal: at most some dozens, all before `EngineReady`."""
 
     line: str
 
 
-class Step(msgspec.Struct, frozen=True, tag=True):
-    """All that one step committed, for every row. `number` counts these frames in one life of the engine, from 1."""
+class TokenDetails(msgspec.Struct, frozen=True, array_like=True):
+    """Fields of a `TokenEvent` that most tokens leave at their defaults: those of first tokens and of logprobs."""
 
-    events: StepEvents
-    number: int = 0
+    logprob: float | None = None
+    alternatives: tuple[tuple[int, float], ...] = ()
+    adapter: AdapterUse | None = None
+    queue_ms: float | None = None
+    cached_tokens: int | None = None
 
 
-class StatsUpdate(msgspec.Struct, frozen=True, tag=True):
-    """The engine's numbers: about once a second while there is work, and whenever asked."""
+class StepFrame(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Everything that one step has committed. `AcknowledgeFrame` answers it; one frame at most is unacknowledged.
+
+    number     counts the frames of one life of the engine, from 1
+    indexes    request of each token, in the order of their commit
+    token_ids  the tokens, as many as `indexes`
+    details    by position in `indexes`; a token without an entry has the defaults
+    finished   (index, end) of the requests that have ended, after their last token
+    """
+
+    number: int
+    indexes: list[int] = []
+    token_ids: list[int] = []
+    details: dict[int, TokenDetails] = {}
+    finished: list[tuple[int, Finished]] = []
+
+
+class StatsUpdate(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The engine's numbers: about once a second while there is work, and as the reply to `GetStats`.
+
+    lost_log_lines  lines that the engine process could not write, since it began
+    """
 
     stats: EngineStats
-    lost_log_lines: int = 0  # of the engine process, since it began
+    lost_log_lines: int = 0
 
 
-class AdapterReply(msgspec.Struct, frozen=True, tag=True):
-    """The answer to the `ManageAdapter` or `GetAdapters` of that number; `failure` is why it could not be done."""
+class AdapterReply(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The reply to `ManageAdapter` and `GetAdapters`; with `failure`, the reason of the refusal, there are no infos."""
 
     number: int
     infos: tuple[AdapterInfo, ...] = ()
     failure: Failure | None = None
 
 
-class AdapterTextReply(msgspec.Struct, frozen=True, tag=True):
-    """The answer to the `GetAdapterText` of that number: a `TextAnswer`, with `failure` in place of its error."""
+class AdapterTextReply(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The reply to `GetAdapterText`: a `TextAnswer`, with `failure` in place of its error."""
 
     number: int
     words: AdapterWords
@@ -119,15 +170,26 @@ class AdapterTextReply(msgspec.Struct, frozen=True, tag=True):
     waited_ms: float = 0.0
 
 
-class EngineDied(msgspec.Struct, frozen=True, tag=True):
-    """Last words: what ended the engine, and where its last plan was written, if it was."""
+class EngineDied(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The last frame of an engine that has failed. traceback: of the error, for the log; empty: none."""
 
     failure: Failure
-    dump: str = ""
+    traceback: str = ""
 
 
-Operation = Boot | Submit | Abort | GetStats | ManageAdapter | GetAdapters | GetAdapterText | DropText | StopEngine
-Frame = Ready | Progress | Step | StatsUpdate | AdapterReply | AdapterTextReply | EngineDied
+Operation = (
+    StartEngine
+    | SubmitRequest
+    | AbortRequest
+    | AcknowledgeFrame
+    | GetStats
+    | ManageAdapter
+    | GetAdapters
+    | GetAdapterText
+    | CancelAdapterText
+    | StopEngine
+)
+Frame = EngineReady | StartProgress | StepFrame | StatsUpdate | AdapterReply | AdapterTextReply | EngineDied
 
 _encoder = msgspec.msgpack.Encoder()
 _operations: msgspec.msgpack.Decoder[Operation] = msgspec.msgpack.Decoder(Operation)
@@ -139,8 +201,10 @@ def encode(message: Operation | Frame) -> bytes:
 
 
 def decode_operation(data: bytes) -> Operation:
+    """Raises `msgspec.MsgspecError` for bytes that are no operation."""
     return _operations.decode(data)
 
 
 def decode_frame(data: bytes) -> Frame:
+    """Raises `msgspec.MsgspecError` for bytes that are no frame."""
     return _frames.decode(data)

@@ -1,24 +1,27 @@
-"""One request's events on their way from the engine to whoever answers it."""
+"""The events of each request on their way from the engine to their reader."""
 
 import asyncio
+import itertools
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 
-from manylora.engine.events import Finished, FinishReason, StepEvents, TokenEvent
+from manylora.engine.events import Finished, FinishReason, TokenEvent
 from manylora.engine.request import Request
 from manylora.errors import ManyloraError
 from manylora.failure import Failure
-from manylora.ids import RequestId
+from manylora.server.engine_client.messages import StepFrame, TokenDetails
 from manylora.usage import Counts
 
-Abort = Callable[[RequestId, FinishReason], None]
+Abort = Callable[["SequenceStream", FinishReason], None]
+OnFinished = Callable[["SequenceStream", Finished], None]
+_NO_DETAILS = TokenDetails()
 
 
 class SequenceStream:
-    """The events of one request, in order: tokens, then one `Finished`. One reader.
+    """The events of one request, in order: tokens, then one `Finished`. It has one reader.
 
-    It is bounded by the request itself: no more events can come than its budget of tokens. Leaving before the end
-    must be said with `close`, which ends the work in the engine within one step.
+    The request's budget of tokens bounds its length. A reader that leaves before the end calls `close`, which ends the
+    work in the engine within one step.
     """
 
     __slots__ = (
@@ -27,18 +30,25 @@ class SequenceStream:
         "_events",
         "cached_tokens",
         "finished",
+        "index",
         "is_closed",
         "num_tokens",
         "opened_s",
         "request",
     )
 
-    def __init__(self, request: Request, abort: Abort, opened_s: float = 0.0) -> None:
-        """`opened_s`: the moment on the edge's clock when the engine was handed the request."""
+    def __init__(self, request: Request, abort: Abort, opened_s: float = 0.0, *, index: int = 0) -> None:
+        """Begin without events.
+
+        Args:  abort     called by `close` if the request has not ended
+               opened_s  moment of the submission, on the edge's clock
+               index     number of the request in messages to and from the engine
+        """
         self.request = request
+        self.index = index
         self.opened_s = opened_s
         self.num_tokens = 0
-        self.cached_tokens = 0  # as the first token told
+        self.cached_tokens = 0  # as the first token says
         self.finished: Finished | None = None
         self.is_closed = False
         self._abort = abort
@@ -46,7 +56,7 @@ class SequenceStream:
         self._arrived = asyncio.Event()
 
     def put(self, event: TokenEvent | Finished) -> None:
-        """Called by the link only."""
+        """Append an event; only the engine client calls this."""
         if isinstance(event, Finished):
             self.finished = event
         else:
@@ -57,18 +67,18 @@ class SequenceStream:
             self._arrived.set()
 
     async def ready(self) -> None:
-        """Wait until `take` has something to give. Cancelling it loses nothing."""
+        """Wait until `take` has an event to return. Cancelling it loses nothing."""
         await self._arrived.wait()
 
     def take(self) -> TokenEvent | Finished:
-        """The next event, which must be there."""
+        """Remove and return the next event, which must be there."""
         event = self._events.popleft()
         if not self._events:
             self._arrived.clear()
         return event
 
     def peek(self) -> TokenEvent | Finished | None:
-        """The next event without taking it; None if there is none yet."""
+        """Return the next event without removing it; None if there is none yet."""
         return self._events[0] if self._events else None
 
     @property
@@ -77,8 +87,14 @@ class SequenceStream:
 
     @property
     def is_at_last_token(self) -> bool:
-        """Whether no token follows the one taken last: only the end is left."""
+        """Return whether only the end follows the token taken last."""
         return len(self._events) == 1 and isinstance(self._events[0], Finished)
+
+    @property
+    def counts(self) -> Counts:
+        """The tokens that have arrived."""
+        prompt_tokens = len(self.request.tokens)
+        return Counts(prompt_tokens=prompt_tokens, cached_tokens=self.cached_tokens, completion_tokens=self.num_tokens)
 
     def close(self, reason: FinishReason = FinishReason.DISCONNECT) -> None:
         """Stop reading. If the request has not ended, it is aborted with `reason`."""
@@ -87,66 +103,82 @@ class SequenceStream:
         self.is_closed = True
         self._events.clear()
         if self.finished is None:
-            self._abort(self.request.id, reason)
+            self._abort(self, reason)
 
 
 class InFlightStreams:
-    """Every request in the engine by its id; hands each event to its generation, and forgets it at its `Finished`."""
+    """Every request in the engine by its index: it hands each event to its stream, and drops a stream at its end."""
 
-    def __init__(self, on_finished: Callable[[SequenceStream, Finished], None] | None = None) -> None:
-        self._generations: dict[RequestId, SequenceStream] = {}
+    def __init__(self, on_finished: OnFinished) -> None:
+        """`on_finished` is called with each stream that ends, after its `Finished` was put."""
+        self._streams: dict[int, SequenceStream] = {}
+        self._indexes = itertools.count()
         self._on_finished = on_finished
 
     def __len__(self) -> int:
-        return len(self._generations)
+        return len(self._streams)
 
-    def add(self, generation: SequenceStream) -> None:
-        self._generations[generation.request.id] = generation
+    def __iter__(self) -> Iterator[SequenceStream]:
+        """Yield those of now, whatever ends meanwhile."""
+        return iter(tuple(self._streams.values()))
 
-    def remove(self, generation: SequenceStream) -> None:
-        """Forget one that never reached the engine."""
-        self._generations.pop(generation.request.id, None)
+    def open(self, request: Request, abort: Abort, opened_s: float) -> SequenceStream:
+        index = next(self._indexes)
+        stream = self._streams[index] = SequenceStream(request, abort, opened_s, index=index)
+        return stream
 
-    def requests(self) -> list[Request]:
-        return [generation.request for generation in self._generations.values()]
+    def remove(self, stream: SequenceStream) -> None:
+        """Drop a stream whose request never reached the engine."""
+        self._streams.pop(stream.index, None)
 
-    def deliver(self, events: StepEvents) -> None:
-        """Hand a whole step over before any reader runs: a last token never comes without its end."""
-        for token in events.tokens:
-            if (generation := self._generations.get(token.request_id)) is not None:
-                generation.put(token)
-        for finished in events.finished:
-            self._finish(finished)
+    def live_part(self, frame: StepFrame) -> StepFrame:
+        """Return the frame without tokens and ends of requests that the edge has ended by itself."""
+        live = self._streams.keys()
+        if live >= {*frame.indexes, *(index for index, _ in frame.finished)}:
+            return frame
+        return part_of(frame, live.__contains__)
+
+    def deliver(self, frame: StepFrame) -> None:
+        """Hand over a whole frame of live requests before any reader runs: no last token comes without its end."""
+        for position, (index, token_id) in enumerate(zip(frame.indexes, frame.token_ids, strict=True)):
+            stream = self._streams[index]
+            details = frame.details.get(position, _NO_DETAILS)
+            stream.put(
+                TokenEvent(
+                    stream.request.id,
+                    token_id,
+                    details.logprob,
+                    details.alternatives,
+                    details.adapter,
+                    details.queue_ms,
+                    details.cached_tokens,
+                )
+            )
+        for index, finished in frame.finished:
+            self.finish(self._streams[index], finished)
 
     def unstarted(self) -> list[SequenceStream]:
-        """Generations that have had no token yet."""
-        return [generation for generation in self._generations.values() if not generation.num_tokens]
+        """Return the streams without a token yet."""
+        return [stream for stream in self._streams.values() if not stream.num_tokens]
 
-    def end(self, generation: SequenceStream, reason: FinishReason, error: ManyloraError, counts: Counts) -> None:
-        """End one request from the edge's side; what the engine still sends of it is dropped."""
-        failure = Failure.of(error)
-        self._finish(Finished(request_id=generation.request.id, reason=reason, counts=counts, failure=failure))
+    def fail(self, stream: SequenceStream, reason: FinishReason, error: ManyloraError) -> None:
+        """End one request from the edge's side; events that the engine still sends for it are dropped."""
+        end = Finished(request_id=stream.request.id, reason=reason, counts=stream.counts, failure=Failure.of(error))
+        self.finish(stream, end)
 
-    def end_all(
-        self,
-        reason: FinishReason,
-        error_of: Callable[[Request], ManyloraError],
-        counted: Mapping[RequestId, Counts],
-    ) -> None:
-        """End everything from the edge's side, because the engine is gone; `counted`: what it had counted itself."""
-        for generation in list(self._generations.values()):
-            request = generation.request
-            told = Counts(
-                prompt_tokens=len(request.tokens),
-                cached_tokens=generation.cached_tokens,
-                completion_tokens=generation.num_tokens,
-            )
-            self.end(generation, reason, error_of(request), counted.get(request.id, told))
+    def finish(self, stream: SequenceStream, finished: Finished) -> None:
+        if self._streams.pop(stream.index, None) is not None:
+            stream.put(finished)
+            self._on_finished(stream, finished)
 
-    def _finish(self, finished: Finished) -> None:
-        generation = self._generations.pop(finished.request_id, None)
-        if generation is None:
-            return
-        generation.put(finished)
-        if self._on_finished is not None:
-            self._on_finished(generation, finished)
+
+def part_of(frame: StepFrame, holds: Callable[[int], bool]) -> StepFrame:
+    """Return the tokens and ends of the requests whose index `holds`."""
+    kept = [position for position, index in enumerate(frame.indexes) if holds(index)]
+    return StepFrame(
+        frame.number,
+        [frame.indexes[position] for position in kept],
+        [frame.token_ids[position] for position in kept],
+        {new: frame.details[old] for new, old in enumerate(kept) if old in frame.details},
+        [(index, end) for index, end in frame.finished if holds(index)],
+    )

@@ -16,7 +16,7 @@ from manylora.errors import ManyloraError, ModelUnsupported, QueueTimeout, Unava
 from manylora.ids import Flow
 from manylora.models.text.adapter_text import NO_TEXT, NOTHING_SAID, AdapterText, text_digest
 from manylora.models.text.tokenizer import Tokenizer
-from manylora.server.engine_client.link import EngineLink
+from manylora.server.engine_client.client import EngineClient
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -55,7 +55,7 @@ class AdapterTexts:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        engine: EngineLink,
+        engine: EngineClient,
         pool: "Executor",
         *,
         max_wait_s: float,

@@ -8,7 +8,7 @@ from manylora.clock import Clock
 from manylora.config.settings import Config
 from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.access.directory import Directory
-from manylora.server.engine_client.link import EngineLink
+from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.generation.adapter_resolver import AdapterResolver
 from manylora.server.generation.adapter_texts import AdapterTexts
@@ -30,7 +30,7 @@ class ModelHandle:
     """
 
     served: ServedModel
-    engine: EngineLink
+    engine: EngineClient
     resolver: AdapterResolver
     inputs: InputProcessor
     pool: ThreadPoolExecutor
@@ -50,7 +50,7 @@ class ModelHandle:
 def open_model(
     config: Config,
     served: ServedModel,
-    engine: EngineLink,
+    engine: EngineClient,
     tokenizer: Tokenizer,
     clock: Clock,
     directory: Directory | None = None,

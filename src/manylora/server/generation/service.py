@@ -21,7 +21,8 @@ from manylora.server.generation.models import ModelRouter
 from manylora.server.generation.order import Order
 from manylora.server.generation.outputs import RequestOutputs, SequenceOutput
 from manylora.server.http.context import HttpContext, RequestState
-from manylora.server.metering.meter import NO_TIMINGS, Meter, OpenUsage, Payer, Timings
+from manylora.server.metering.meter import Meter, OpenUsage, Payer
+from manylora.server.metering.records import NO_TIMINGS, Timings
 from manylora.server.observability.metrics import Meters
 
 MAX_ATTEMPTS = 3

@@ -22,7 +22,7 @@ import msgspec
 from manylora import __version__
 from manylora.errors import ConfigInvalid, UsageUnrecorded
 from manylora.ids import KeyId, RequestId, TenantId, UsageId
-from manylora.server.engine_client.append_log import FramedFile, newer_usage, read_entries, unrecorded
+from manylora.server.metering.append_log import FramedFile, newer_usage, read_entries, unrecorded
 from manylora.system.failures import cause_of
 from manylora.usage import UsageRecord
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 SEGMENT_BYTES = 8 << 20
 RETRY_S = 0.5
 LOCK_FILE = "lock"
-FORMAT = 2
+FORMAT = 3
 """The number of the entries' form, in a folder's segments and journals alike. A version that writes another form raises
 it and goes on reading the older ones; older versions then refuse its folders by name and misread none."""
 FORMAT_FILE = "format"

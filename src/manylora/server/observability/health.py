@@ -8,7 +8,7 @@ from manylora.engine.events import Finished
 from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.errors import ManyloraError
 from manylora.ids import PROBE_FLOW, mint_request_id
-from manylora.server.engine_client.link import EngineLink
+from manylora.server.engine_client.client import EngineClient
 
 PROBE_WAIT_S = 10.0
 PROBE_VALID_S = 5.0
@@ -20,7 +20,7 @@ class Health:
     `load_timeout_s` is how long a load may take: a loader that says nothing for less may be waiting for a slow source.
     """
 
-    def __init__(self, link: EngineLink, settings: ServerConfig, clock: Clock, *, load_timeout_s: float) -> None:
+    def __init__(self, link: EngineClient, settings: ServerConfig, clock: Clock, *, load_timeout_s: float) -> None:
         self._link = link
         self._stall_s = settings.health_stall_s
         self._loader_stall_s = settings.health_stall_s + load_timeout_s

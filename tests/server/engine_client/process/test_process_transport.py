@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,8 @@ from manylora.errors import EngineFault, ModelNotFound, StartupError, Unavailabl
 from manylora.ids import Flow, mint_request_id
 from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.app.application import create_app
-from manylora.server.engine_client.link import ProcessLink
+from manylora.server.engine_client.client import EngineClient
+from manylora.server.engine_client.process.transport import ProcessTransport
 from manylora.server.engine_client.streams import SequenceStream
 from tests.server.asgi_client import calling
 from tests.server.serve_fake import FACTORY
@@ -54,28 +55,35 @@ async def end_of(generation: SequenceStream) -> Finished:
     return last
 
 
-async def up_again(link: ProcessLink) -> None:
+@dataclass(frozen=True, slots=True)
+class OwnProcess:
+    client: EngineClient
+    transport: ProcessTransport
+
+
+async def up_again(client: EngineClient) -> None:
     async with asyncio.timeout(30):
-        while not link.health().is_up:  # noqa: ASYNC110  what is awaited is another process
+        while not client.health().is_up:  # noqa: ASYNC110  what is awaited is another process
             await asyncio.sleep(0.01)
 
 
 @pytest.fixture
-def with_link(tmp_path: Path) -> Callable[[Callable[[ProcessLink], Awaitable[None]]], list[str]]:
-    """Run a coroutine function with a started link; returns the lines of its start."""
+def with_engine(tmp_path: Path) -> Callable[[Callable[[OwnProcess], Awaitable[None]]], list[str]]:
+    """Run a coroutine function with a started engine; return the lines of its start."""
 
-    def run(scenario: Callable[[ProcessLink], Awaitable[None]]) -> list[str]:
+    def run(scenario: Callable[[OwnProcess], Awaitable[None]]) -> list[str]:
         lines: list[str] = []
 
         async def main() -> None:
-            link = ProcessLink(FACTORY, config_for(tmp_path), on_progress=lines.append)
-            await link.start()
+            transport = ProcessTransport(FACTORY, config_for(tmp_path), on_progress=lines.append)
+            engine = OwnProcess(EngineClient(transport), transport)
+            await engine.client.start()
             try:
-                await scenario(link)
+                await scenario(engine)
             finally:
-                await link.close()
-                await link.close()
-            assert link.health().in_flight == 0
+                await engine.client.close()
+                await engine.client.close()
+            assert engine.client.health().in_flight == 0
 
         asyncio.run(main())
         return lines
@@ -83,31 +91,31 @@ def with_link(tmp_path: Path) -> Callable[[Callable[[ProcessLink], Awaitable[Non
     return run
 
 
-WithLink = Callable[[Callable[[ProcessLink], Awaitable[None]]], list[str]]
+WithEngine = Callable[[Callable[[OwnProcess], Awaitable[None]]], list[str]]
 
 
-def test_requests_are_answered_from_another_process(with_link: WithLink) -> None:
-    async def scenario(link: ProcessLink) -> None:
-        assert link.served.model_id == "tiny"
-        assert link.worker_pid not in (None, os.getpid())
-        found = await asyncio.gather(*(events_of(link.generate(request(f"SAY:{n}"))) for n in range(20)))
+def test_requests_are_answered_from_another_process(with_engine: WithEngine) -> None:
+    async def scenario(engine: OwnProcess) -> None:
+        assert engine.client.served.model_id == "tiny"
+        assert engine.transport.worker_pid not in (None, os.getpid())
+        found = await asyncio.gather(*(events_of(engine.client.generate(request(f"SAY:{n}"))) for n in range(20)))
         for number, events in enumerate(found):
             tokens = [event.token_id for event in events if isinstance(event, TokenEvent)]
             assert tokens == [*str(number).encode(), 257]
             assert isinstance(events[-1], Finished)
             assert events[-1].reason is FinishReason.END_OF_SEQUENCE
-        stats = await link.stats()
+        stats = await engine.client.stats()
         assert stats is not None
         assert stats.completion_tokens == sum(len(str(number)) + 1 for number in range(20))
 
-    assert with_link(scenario) == ["the fake engine is being built"]
+    assert with_engine(scenario) == ["the fake engine is being built"]
 
 
-def test_closing_a_generation_aborts_it_in_the_engine(with_link: WithLink) -> None:
-    async def scenario(link: ProcessLink) -> None:
+def test_closing_a_generation_aborts_it_in_the_engine(with_engine: WithEngine) -> None:
+    async def scenario(engine: OwnProcess) -> None:
         ends: list[Finished] = []
-        link.watch(lambda _, finished: ends.append(finished))
-        generation = link.generate(request("HOLD"))
+        engine.client.watch(lambda _, finished: ends.append(finished))
+        generation = engine.client.generate(request("HOLD"))
         await generation.ready()
         generation.close()
         async with asyncio.timeout(10):
@@ -115,68 +123,68 @@ def test_closing_a_generation_aborts_it_in_the_engine(with_link: WithLink) -> No
                 await asyncio.sleep(0.01)
         assert ends[0].reason is FinishReason.DISCONNECT
 
-    with_link(scenario)
+    with_engine(scenario)
 
 
-def test_a_killed_engine_ends_its_requests_and_comes_back(with_link: WithLink) -> None:
-    async def scenario(link: ProcessLink) -> None:
-        waiting, running = link.generate(request("WAIT")), link.generate(request("HOLD"))
+def test_a_killed_engine_ends_its_requests_and_comes_back(with_engine: WithEngine) -> None:
+    async def scenario(engine: OwnProcess) -> None:
+        waiting, running = engine.client.generate(request("WAIT")), engine.client.generate(request("HOLD"))
         await running.ready()
-        assert link.worker_pid is not None
-        os.kill(link.worker_pid, signal.SIGKILL)
+        assert engine.transport.worker_pid is not None
+        os.kill(engine.transport.worker_pid, signal.SIGKILL)
         for generation in (waiting, running):
             finished = await end_of(generation)
             assert finished.failure is not None
             assert finished.failure.error == Unavailable.__name__
             assert finished.reason is FinishReason.ENGINE_FAILURE
         with pytest.raises(Unavailable):
-            link.generate(request("Hi"))
-        await up_again(link)
-        assert (await end_of(link.generate(request("SAY:ok")))).reason is FinishReason.END_OF_SEQUENCE
-        assert link.restarts == 1
+            engine.client.generate(request("Hi"))
+        await up_again(engine.client)
+        assert (await end_of(engine.client.generate(request("SAY:ok")))).reason is FinishReason.END_OF_SEQUENCE
+        assert engine.transport.restarts == 1
 
-    with_link(scenario)
+    with_engine(scenario)
 
 
-def test_a_request_seen_at_two_deaths_is_not_tried_again(with_link: WithLink) -> None:
-    async def scenario(link: ProcessLink) -> None:
-        first = await end_of(link.generate(request("EXIT")))
-        await up_again(link)
-        second = await end_of(link.generate(request("EXIT")))
+def test_a_request_seen_at_two_deaths_is_not_tried_again(with_engine: WithEngine) -> None:
+    async def scenario(engine: OwnProcess) -> None:
+        first = await end_of(engine.client.generate(request("EXIT")))
+        await up_again(engine.client)
+        second = await end_of(engine.client.generate(request("EXIT")))
         assert first.failure is not None
         assert second.failure is not None
         assert first.failure.error == Unavailable.__name__
         assert second.failure.error == EngineFault.__name__
-        await up_again(link)
+        await up_again(engine.client)
         with pytest.raises(EngineFault):
-            link.generate(request("EXIT"))
-        assert (await end_of(link.generate(request("SAY:ok")))).failure is None
+            engine.client.generate(request("EXIT"))
+        assert (await end_of(engine.client.generate(request("SAY:ok")))).failure is None
 
-    with_link(scenario)
+    with_engine(scenario)
 
 
-def test_a_step_that_raises_ends_everything_in_flight_and_starts_anew(with_link: WithLink) -> None:
-    async def scenario(link: ProcessLink) -> None:
-        ends = await asyncio.gather(*(end_of(link.generate(request(prompt))) for prompt in ("HOLD", "CRASH")))
+def test_a_step_that_raises_ends_everything_in_flight_and_starts_anew(with_engine: WithEngine) -> None:
+    async def scenario(engine: OwnProcess) -> None:
+        ends = await asyncio.gather(*(end_of(engine.client.generate(request(prompt))) for prompt in ("HOLD", "CRASH")))
         for finished in ends:
             assert finished.reason is FinishReason.ENGINE_FAILURE
             assert finished.failure is not None
             assert finished.failure.error == Unavailable.__name__  # to be repeated; whose fault it was is for the log
             assert "told to crash" not in finished.failure.message
-        await up_again(link)
-        assert (await end_of(link.generate(request("SAY:ok")))).failure is None
+        await up_again(engine.client)
+        assert (await end_of(engine.client.generate(request("SAY:ok")))).failure is None
 
-    with_link(scenario)
+    with_engine(scenario)
 
 
-def test_closing_ends_what_runs_with_shutdown(with_link: WithLink) -> None:
-    async def scenario(link: ProcessLink) -> None:
-        generation = link.generate(request("HOLD"))
+def test_closing_ends_what_runs_with_shutdown(with_engine: WithEngine) -> None:
+    async def scenario(engine: OwnProcess) -> None:
+        generation = engine.client.generate(request("HOLD"))
         await generation.ready()
-        await link.close()
+        await engine.client.close()
         assert (await end_of(generation)).reason is FinishReason.SHUTDOWN
 
-    with_link(scenario)
+    with_engine(scenario)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +200,7 @@ def test_an_engine_that_cannot_start_says_why(
     factory: str, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def start() -> None:
-        await ProcessLink(factory, config_for(tmp_path)).start()
+        await EngineClient(ProcessTransport(factory, config_for(tmp_path))).start()
 
     with pytest.raises(StartupError) as caught:
         asyncio.run(start())
@@ -202,44 +210,46 @@ def test_an_engine_that_cannot_start_says_why(
 
 def test_an_engine_that_cannot_be_built_says_why(tmp_path: Path) -> None:
     async def main() -> None:
-        link = ProcessLink(FACTORY, config_for(tmp_path / "nowhere"))
+        client = EngineClient(ProcessTransport(FACTORY, config_for(tmp_path / "nowhere")))
         with pytest.raises(ModelNotFound, match="no base model in"):
-            await link.start()
+            await client.start()
 
     asyncio.run(main())
 
 
-def test_a_stream_hears_of_the_death_as_an_event(with_link: WithLink, tmp_path: Path) -> None:
-    async def scenario(link: ProcessLink) -> None:
+def test_a_stream_hears_of_the_death_as_an_event(with_engine: WithEngine, tmp_path: Path) -> None:
+    async def scenario(engine: OwnProcess) -> None:
         tokenizer = Tokenizer(tmp_path, model_id="tiny")
-        app = create_app(config_for(tmp_path), link=link, served=link.served, tokenizer=tokenizer)
+        app = create_app(config_for(tmp_path), link=engine.client, served=engine.client.served, tokenizer=tokenizer)
         async with (
             calling(app, "/generate_stream", {"inputs": "HOLD"}) as native,
             calling(app, "/v1/completions", {"prompt": "HOLD!", "stream": True, "max_tokens": 400}) as openai,
         ):
             await native.chunk()
             await openai.chunk()
-            assert link.worker_pid is not None
-            os.kill(link.worker_pid, signal.SIGKILL)
+            assert engine.transport.worker_pid is not None
+            os.kill(engine.transport.worker_pid, signal.SIGKILL)
             last = (await native.rest()).strip().split(b"\n\n")[-1]
             assert b'"error_type":"overloaded","code":"deployment_unavailable"' in last
             last = (await openai.rest()).strip().split(b"\n\n")[-1]
             assert last.startswith(b'data: {"error":{"message":')
-        await up_again(link)
+        await up_again(engine.client)
         app.close()
 
-    with_link(scenario)
+    with_engine(scenario)
 
 
-def test_an_engine_that_is_killed_before_it_can_take_its_order_is_told_or_started_again(with_link: WithLink) -> None:
-    async def scenario(link: ProcessLink) -> None:
+def test_an_engine_that_is_killed_before_it_can_take_its_order_is_told_or_started_again(
+    with_engine: WithEngine,
+) -> None:
+    async def scenario(engine: OwnProcess) -> None:
         for _ in range(3):
-            before = link.restarts
-            assert link.worker_pid is not None
-            os.kill(link.worker_pid, signal.SIGKILL)
+            before = engine.transport.restarts
+            assert engine.transport.worker_pid is not None
+            os.kill(engine.transport.worker_pid, signal.SIGKILL)
             async with asyncio.timeout(30):
-                while link.restarts == before or link.worker_pid is None:  # noqa: ASYNC110  as above
+                while engine.transport.restarts == before or engine.transport.worker_pid is None:  # noqa: ASYNC110  as above
                     await asyncio.sleep(0.001)
-        await up_again(link)  # two of the three were killed as soon as they had a process
+        await up_again(engine.client)  # two of the three were killed as soon as they had a process
 
-    with_link(scenario)
+    with_engine(scenario)

@@ -6,6 +6,7 @@ from pathlib import Path
 from manylora.clock import Clock
 
 CHECK_S = 0.25
+LONGEST_PAUSE_S = 4 * CHECK_S
 SILENCE_S = 2.0
 """An engine with work tells its numbers about once a second, but for steps that take longer."""
 IDLE_SHARE = 0.02
@@ -24,12 +25,18 @@ class EngineWatchdog:
     def __init__(self, pid: int, clock: Clock) -> None:
         self._pid = pid
         self._clock = clock
-        self._sampled_s = self._active_s = clock.monotonic_s()
+        self._called_s = self._sampled_s = self._active_s = clock.monotonic_s()
         self._processor_s = processor_s(pid)
 
     def sample(self) -> None:
-        """Look at the processor time; call it every `CHECK_S`."""
+        """Look at the processor time; call it every `CHECK_S`.
+
+        After a longer pause the edge itself has stood still. The engine may have waited for it, and is not blamed.
+        """
         now_s, used_s = self._clock.monotonic_s(), processor_s(self._pid)
+        if now_s - self._called_s > LONGEST_PAUSE_S:
+            self._active_s = now_s
+        self._called_s = now_s
         if now_s - self._sampled_s < 4 * CHECK_S:
             return  # the kernel counts in hundredths of a second
         if used_s - self._processor_s > IDLE_SHARE * (now_s - self._sampled_s):

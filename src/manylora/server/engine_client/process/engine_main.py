@@ -1,6 +1,6 @@
-"""The engine process: `python -m manylora.server.engine_client.process ADDRESS PARENT_PID`.
+"""The engine process: `python -m manylora.server.engine_client.process.engine_main ADDRESS PARENT_PID`.
 
-`ProcessLink` starts it.
+`ProcessTransport` starts it.
 """
 
 import ctypes
@@ -10,7 +10,6 @@ import signal
 import sys
 import traceback
 from dataclasses import replace
-from pathlib import Path
 
 import zmq
 
@@ -18,9 +17,20 @@ from manylora.clock import SystemClock
 from manylora.config.settings import Config
 from manylora.errors import EngineFault, ManyloraError, StartupError
 from manylora.failure import Failure
-from manylora.server.engine_client import messages as wire
-from manylora.server.engine_client.journal import Journal
-from manylora.server.engine_client.loop import ProgressLine, drive, load_factory
+from manylora.server.engine_client.loop import ProgressLine, load_factory, run_engine_loop
+from manylora.server.engine_client.messages import (
+    MAX_QUEUED,
+    EngineDied,
+    EngineReady,
+    Frame,
+    Operation,
+    StartEngine,
+    StartProgress,
+    StatsUpdate,
+    StopEngine,
+    decode_operation,
+    encode,
+)
 from manylora.system.collector import exempt_modules, paused
 from manylora.system.failures import described
 from manylora.system.printable import log_handler
@@ -31,37 +41,40 @@ PR_SET_PDEATHSIG = 1
 BOOT_WAIT_MS = 10_000
 SEND_WAIT_MS = 30_000
 LINGER_MS = 2_000
-MAX_QUEUED_FRAMES = 4096
 
 log = logging.getLogger(__name__)
 
 
-class _SocketPort:
-    """`driver.Port` over a ZeroMQ pair: one message an operation, one message a step."""
+class _SocketConnection:
+    """`loop.ClientConnection` over a ZeroMQ pair: one message an operation, one message a frame."""
 
     def __init__(self, socket: "zmq.Socket[bytes]", parent_pid: int) -> None:
         self._socket = socket
         self.parent_pid = parent_pid
 
-    def receive(self, wait_s: float) -> list[wire.Operation]:
-        found: list[wire.Operation] = []
-        if wait_s and not self._socket.poll(int(wait_s * 1000)) and os.getppid() != self.parent_pid:
-            return [wire.StopEngine()]
+    @property
+    def is_open(self) -> bool:
+        return os.getppid() == self.parent_pid
+
+    def receive(self, wait_s: float) -> list[Operation]:
+        found: list[Operation] = []
+        if wait_s and not self._socket.poll(int(wait_s * 1000)) and not self.is_open:
+            return [StopEngine()]
         while True:
             try:
-                found.append(wire.decode_operation(self._socket.recv(zmq.NOBLOCK)))
+                found.append(decode_operation(self._socket.recv(zmq.NOBLOCK)))
             except zmq.Again:
                 return found
 
-    def send(self, frame: wire.Frame) -> None:
+    def send(self, frame: Frame) -> None:
         """Wait a while if the edge lags; an edge that takes nothing for `SEND_WAIT_MS` has ended this process."""
-        if isinstance(frame, wire.StatsUpdate):
-            frame = wire.StatsUpdate(frame.stats, lost_lines())
-        self._socket.send(wire.encode(frame))
+        if isinstance(frame, StatsUpdate):
+            frame = StatsUpdate(frame.stats, lost_lines())
+        self._socket.send(encode(frame))
 
 
 class _ProgressHandler(logging.Handler):
-    """Sends what the engine's packages log during the start to the terminal of the edge."""
+    """Sends log lines of the engine's packages during the start to the terminal of the edge."""
 
     def __init__(self, tell: ProgressLine) -> None:
         super().__init__(logging.INFO)
@@ -72,53 +85,51 @@ class _ProgressHandler(logging.Handler):
 
 
 def main(address: str, parent_pid: int) -> int:
-    """Build the engine the edge asks for and drive it until `StopEngine` (0) or until it breaks (1)."""
+    """Build the engine that the edge asks for and run it until `StopEngine` (return 0) or until it fails (1)."""
     _die_with_parent(parent_pid)
     make_streams_lossy()
     context = zmq.Context()
     socket = context.socket(zmq.PAIR)
-    socket.set_hwm(MAX_QUEUED_FRAMES)
+    socket.set_hwm(MAX_QUEUED)
     socket.setsockopt(zmq.LINGER, LINGER_MS)
     socket.setsockopt(zmq.SNDTIMEO, SEND_WAIT_MS)
     socket.connect(address)
-    port = _SocketPort(socket, parent_pid)
+    connection = _SocketConnection(socket, parent_pid)
     try:
-        return _serve(socket, port)
+        return _serve(socket, connection)
     finally:
         socket.close()
         context.term()
 
 
-def _serve(socket: "zmq.Socket[bytes]", port: _SocketPort) -> int:
+def _serve(socket: "zmq.Socket[bytes]", connection: _SocketConnection) -> int:
     is_started = False
     try:
         if not socket.poll(BOOT_WAIT_MS):
             return 1
-        boot = wire.decode_operation(socket.recv())
-        assert isinstance(boot, wire.Boot), "the first message to a worker is its boot order"
-        progress = _ProgressHandler(lambda line: port.send(wire.Progress(line)))
+        order = decode_operation(socket.recv())
+        assert isinstance(order, StartEngine), "the first message to an engine process is its order to start"
+        progress = _ProgressHandler(lambda line: connection.send(StartProgress(line)))
         logging.getLogger("manylora").setLevel(logging.INFO)
         logging.getLogger().addHandler(progress)
-        config = _with_memory(boot.config, port.parent_pid)
+        config = _with_memory(order.config, connection.parent_pid)
         with paused():
-            factory = load_factory(boot.factory)
+            factory = load_factory(order.factory)
         exempt_modules()
-        engine, served = factory(config, lambda line: port.send(wire.Progress(line)))
+        engine, served = factory(config, lambda line: connection.send(StartProgress(line)))
         logging.getLogger().removeHandler(progress)
         logging.basicConfig(handlers=[log_handler("%(levelname)s %(message)s")], level=logging.WARNING)
-        port.send(wire.Ready(served))
+        connection.send(EngineReady(served))
         is_started = True
-        order = boot.journal
-        journal = None if order is None else Journal(Path(order.folder), order.life, keeps_parts=order.keeps_parts)
-        drive(engine, port, SystemClock(), journal)
+        run_engine_loop(engine, connection, SystemClock())
     except Exception as error:
-        port.send(wire.EngineDied(_failure(error, is_started=is_started), traceback.format_exc()))
+        connection.send(EngineDied(_failure(error, is_started=is_started), traceback.format_exc()))
         return 1
     return 0
 
 
 def _failure(error: Exception, *, is_started: bool) -> Failure:
-    """What ended this process. Before the engine is up a failure of the system's is one that a person can mend."""
+    """Return the failure that ends this process. Before the engine is up, one of the system's is a `StartupError`."""
     if isinstance(error, ManyloraError):
         return Failure.of(error)
     line = None if is_started else described(error)
@@ -126,7 +137,7 @@ def _failure(error: Exception, *, is_started: bool) -> Failure:
 
 
 def _with_memory(config: Config, edge_pid: int) -> Config:
-    """The configuration with a bound on the memory of both processes: only here it is known which they are."""
+    """Return the configuration with a bound on the memory of both processes, which are known only here."""
     if config.engine.memory_bytes:
         return config
     memory_bytes = find_resources((os.getpid(), edge_pid)).memory_bytes
@@ -134,7 +145,7 @@ def _with_memory(config: Config, edge_pid: int) -> Config:
 
 
 def _die_with_parent(parent_pid: int) -> None:
-    """Ask the kernel to kill this process with its parent, whatever ends that; then look whether it is already gone."""
+    """Ask the kernel to kill this process with its parent; then look whether the parent is already gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -13,8 +13,8 @@ import pytest
 
 from manylora.clock import ManualClock, SystemClock
 from manylora.errors import StartupError
-from manylora.server.engine_client import runtime_folder
-from manylora.server.engine_client.runtime_folder import RuntimeFolder
+from manylora.server.engine_client.process import runtime_folder
+from manylora.server.engine_client.process.runtime_folder import RuntimeFolder
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def parent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def hold_in_a_process(parent: Path) -> "tuple[subprocess.Popen[str], Path]":
     code = (
         "import sys; from manylora.clock import SystemClock; "
-        "from manylora.server.engine_client.runtime_folder import RuntimeFolder; "
+        "from manylora.server.engine_client.process.runtime_folder import RuntimeFolder; "
         "print(RuntimeFolder(SystemClock()).path, flush=True); sys.stdin.read()"
     )
     environment = {**os.environ, "TMPDIR": str(parent)}

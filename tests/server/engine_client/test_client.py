@@ -1,4 +1,4 @@
-"""Asking the engine about adapters over both links: answers, refusals, and an engine that dies meanwhile."""
+"""Questions about adapters over both transports: replies, refusals, and an engine that dies meanwhile."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,10 +15,12 @@ from manylora.config.settings import Config
 from manylora.engine.events import FinishReason
 from manylora.errors import AdapterNotFound, Unavailable
 from manylora.models.text.tokenizer import Tokenizer
-from manylora.server.engine_client import client as desk
-from manylora.server.engine_client.link import EngineLink, InProcessLink, ProcessLink
-from manylora.server.engine_client.messages import Operation
-from tests.server.fake_engine import FakeEngine
+from manylora.server.engine_client import client as client_module
+from manylora.server.engine_client.client import EngineClient
+from manylora.server.engine_client.in_process import InProcessTransport
+from manylora.server.engine_client.process.transport import ProcessTransport
+from tests.server.fake_engine import FakeEngine, served_for
+from tests.server.manual_transport import ManualTransport
 from tests.server.serve_fake import FACTORY
 from tests.server.tiny_tokenizer import save_tokenizer
 
@@ -27,83 +29,81 @@ MISSING = AdapterRef(SourceName.LOCAL, "missing")
 EXIT = AdapterRef(SourceName.LOCAL, "EXIT")
 
 
-Opened = Callable[[Path], AbstractAsyncContextManager[EngineLink]]
+Opened = Callable[[Path], AbstractAsyncContextManager[EngineClient]]
 
 
 @asynccontextmanager
-async def in_process(directory: Path) -> AsyncIterator[EngineLink]:
+async def in_process(directory: Path) -> AsyncIterator[EngineClient]:
     save_tokenizer(directory)
-    link = InProcessLink(FakeEngine(Tokenizer(directory, model_id="tiny")))
-    await link.start()
+    engine = FakeEngine(Tokenizer(directory, model_id="tiny"))
+    client = EngineClient(InProcessTransport(lambda: (engine, served_for(directory))))
+    await client.start()
     try:
-        yield link
+        yield client
     finally:
-        await link.close()
+        await client.close()
 
 
 @asynccontextmanager
-async def own_process(directory: Path) -> AsyncIterator[EngineLink]:
+async def own_process(directory: Path) -> AsyncIterator[EngineClient]:
     config = Config()
-    link = ProcessLink(FACTORY, replace(config, model=replace(config.model, base=str(directory))))
-    await link.start()
+    client = EngineClient(ProcessTransport(FACTORY, replace(config, model=replace(config.model, base=str(directory)))))
+    await client.start()
     try:
-        yield link
+        yield client
     finally:
-        await link.close()
+        await client.close()
 
 
 @pytest.mark.parametrize("opened", [in_process, own_process])
-def test_both_links_carry_actions_and_answers(tmp_path: Path, opened: Opened) -> None:
-    async def scenario(link: EngineLink) -> None:
-        assert [info.id for info in await link.infos()] == ["team/tone"]
-        assert (await link.manage(AdapterAction.PRELOAD, TRIAGE)).state is AdapterState.FETCHING
-        assert (await link.info(TRIAGE)).state is AdapterState.ON_DISK
-        loaded = await link.info(TRIAGE)
+def test_both_transports_carry_actions_and_answers(tmp_path: Path, opened: Opened) -> None:
+    async def scenario(client: EngineClient) -> None:
+        assert [info.id for info in await client.infos()] == ["team/tone"]
+        assert (await client.manage(AdapterAction.PRELOAD, TRIAGE)).state is AdapterState.FETCHING
+        assert (await client.info(TRIAGE)).state is AdapterState.ON_DISK
+        loaded = await client.info(TRIAGE)
         assert (loaded.state, loaded.rank, loaded.stage_ms) == (
             AdapterState.ON_DEVICE,
             8,
             {"fetch": 1.5, "pack": 20.25},
         )
         with pytest.raises(AdapterNotFound, match="Adapter 'missing' was not found in source 'local'"):
-            await link.manage(AdapterAction.PIN, MISSING)
+            await client.manage(AdapterAction.PIN, MISSING)
         with pytest.raises(AdapterNotFound):
-            await link.info(MISSING)
-        answers = await asyncio.gather(*(link.infos() for _ in range(50)))
+            await client.info(MISSING)
+        answers = await asyncio.gather(*(client.infos() for _ in range(50)))
         assert len(answers) == 50
 
     _run(tmp_path, opened, scenario)
 
 
 def test_a_question_that_kills_the_engine_is_answered_and_so_are_those_beside_it(tmp_path: Path) -> None:
-    async def scenario(link: EngineLink) -> None:
-        deadly = asyncio.ensure_future(link.manage(AdapterAction.PIN, EXIT))
+    async def scenario(client: EngineClient) -> None:
+        deadly = asyncio.ensure_future(client.manage(AdapterAction.PIN, EXIT))
         await asyncio.sleep(0)
-        beside = asyncio.ensure_future(link.infos())
+        beside = asyncio.ensure_future(client.infos())
         for question in (deadly, beside):
             with pytest.raises(Unavailable, match="was restarted before it answered"):
                 await question
         with pytest.raises(Unavailable, match="being started again"):
-            await link.infos()
+            await client.infos()
         async with asyncio.timeout(30):
-            while not link.health().is_up:  # noqa: ASYNC110  what is awaited is another process
+            while not client.health().is_up:  # noqa: ASYNC110  what is awaited is another process
                 await asyncio.sleep(0.01)
-        assert len(await link.infos()) == 1
+        assert len(await client.infos()) == 1
 
     _run(tmp_path, own_process, scenario)
 
 
-def nobody(_: Operation) -> None:
-    """An engine that takes what it is sent and never answers."""
-
-
 def test_an_engine_that_answers_nothing_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(desk, "ANSWER_WAIT_S", 0.05)
+    monkeypatch.setattr(client_module, "ANSWER_WAIT_S", 0.05)
 
     async def scenario() -> None:
-        asked = desk.Desk(ManualClock())
+        asked = EngineClient(ManualTransport(), clock=ManualClock())
+        await asked.start()
         with pytest.raises(Unavailable, match=r"did not answer within 0\.05 s"):
-            await asked.infos(None, nobody)
-        leaving = asyncio.ensure_future(asked.infos(None, nobody))
+            await asked.infos()
+        leaving = asyncio.ensure_future(asked.infos())
         await asyncio.sleep(0)
         leaving.cancel()
         await asyncio.gather(leaving, return_exceptions=True)
@@ -114,8 +114,9 @@ def test_an_engine_that_answers_nothing_is_not_waited_for_for_ever(monkeypatch: 
 
 def test_closing_answers_whoever_waits() -> None:
     async def scenario() -> None:
-        asked = desk.Desk(ManualClock())
-        waiting = asyncio.ensure_future(asked.manage(AdapterAction.PIN, TRIAGE, nobody))
+        asked = EngineClient(ManualTransport(), clock=ManualClock())
+        await asked.start()
+        waiting = asyncio.ensure_future(asked.manage(AdapterAction.PIN, TRIAGE))
         await asyncio.sleep(0)
         asked.lose(FinishReason.SHUTDOWN, Unavailable("the server is shutting down"))
         with pytest.raises(Unavailable, match="shutting down"):
@@ -125,9 +126,9 @@ def test_closing_answers_whoever_waits() -> None:
     asyncio.run(scenario())
 
 
-def _run(directory: Path, opened: Opened, scenario: Callable[[EngineLink], Awaitable[None]]) -> None:
+def _run(directory: Path, opened: Opened, scenario: Callable[[EngineClient], Awaitable[None]]) -> None:
     async def main() -> None:
-        async with opened(directory) as link:
-            await scenario(link)
+        async with opened(directory) as client:
+            await scenario(client)
 
     asyncio.run(main())

@@ -1,0 +1,1 @@
+"""The transport to an engine in a process of its own, and the program of that process."""

@@ -1,0 +1,75 @@
+"""Requests that a lost edge left open: found in its spool, and charged by what its journal says was delivered."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from manylora.charging import SequenceUse, charge_of
+from manylora.ids import RequestId, UsageId
+from manylora.server.metering import journal
+from manylora.server.metering.counted import Counted
+from manylora.server.metering.engine_journal import engine_lives_in, read_engine_journal, remove_engine_journal
+from manylora.server.metering.records import NO_TIMINGS, record_of
+from manylora.server.metering.spool import Dropped, Finished, Opened, read_segment
+from manylora.usage import UsageRecord
+
+
+@dataclass(frozen=True, slots=True)
+class LostRequest:
+    """A request without an end: the edge that opened it, its note in the spool, and the counts in the journal."""
+
+    edge: str
+    opened: Opened
+    counted: dict[RequestId, Counted]
+
+    def record(self) -> UsageRecord:
+        """Close the request as `edge_lost`; a sequence that the engine had ended for its caller's leaving stays so."""
+        uses = [
+            SequenceUse(
+                prompt=prompt,
+                prompt_tokens=prompt_tokens,
+                cached_tokens=found.cached_tokens,
+                committed=found.committed,
+                delivered=min(found.delivered, found.committed),
+                reason=found.cut or "edge_lost",
+                computed_tokens=found.computed_tokens,
+            )
+            for request_id, prompt, prompt_tokens in self.opened.requests
+            for found in [self.counted.get(request_id) or Counted(prompt_tokens)]
+        ]
+        charge = charge_of(uses, is_streamed=self.opened.is_streamed)
+        return record_of(self.opened, self.edge, uses, charge, NO_TIMINGS)
+
+
+def lost_requests(left: Sequence[tuple[Path, str, Path]]) -> list[LostRequest]:
+    """Return the requests without an end in the (folder, edge, segment) of edges that are gone. Raises `DataTooNew`."""
+    opened: dict[UsageId, tuple[Path, str, Opened]] = {}
+    ended: set[UsageId] = set()
+    for folder, edge, path in left:
+        for entry in read_segment(path):
+            match entry:
+                case Opened():
+                    opened[entry.id] = (folder, edge, entry)
+                case Dropped(usage_id):
+                    ended.add(usage_id)
+                case Finished(record):
+                    ended.add(record.id)
+    for usage_id in ended:  # only now: another edge may have closed it, whose files are sorted before
+        opened.pop(usage_id, None)
+    names = {(folder, entry.life) for folder, _, entry in opened.values()}
+    journals = {(folder, name): counts_in(folder, name) for folder, name in names}
+    return [LostRequest(edge, entry, journals[folder, entry.life]) for folder, edge, entry in opened.values()]
+
+
+def counts_in(folder: Path, name: str) -> dict[RequestId, Counted]:
+    """Return the counts of the journal that `Opened.life` names: an edge's, or of older formats an engine's."""
+    return journal.read_journal(folder, name) if journal.parts_of(folder, name) else read_engine_journal(folder, name)
+
+
+def remove_journals(folder: Path, *, but: str) -> None:
+    """Remove every journal in a folder but that of the edge `but`."""
+    for edge in journal.journals_in(folder):
+        if edge != but:
+            journal.remove_journal(folder, edge)
+    for life in engine_lives_in(folder):
+        remove_engine_journal(folder, life)
