@@ -24,71 +24,71 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def pulse(clock: ManualClock) -> ProgressMonitor:
+def monitor(clock: ManualClock) -> ProgressMonitor:
     return ProgressMonitor(clock)
 
 
-def watch(pulse: ProgressMonitor, clock: ManualClock, *told: EngineStats) -> float:
+def watch(monitor: ProgressMonitor, clock: ManualClock, *told: EngineStats) -> float:
     """Seconds the engine stands still after these numbers came, one a second, while requests are in flight."""
-    tell(pulse, clock, *told)
-    return pulse.stalled_s(in_flight=1)
+    tell(monitor, clock, *told)
+    return monitor.stalled_s(in_flight=1)
 
 
-def tell(pulse: ProgressMonitor, clock: ManualClock, *told: EngineStats) -> None:
+def tell(monitor: ProgressMonitor, clock: ManualClock, *told: EngineStats) -> None:
     for each in told:
         clock.advance(1.0)
-        pulse.note(each)
+        monitor.note(each)
 
 
 def test_a_loader_that_ends_nothing_stands_still_whatever_others_generate(
-    pulse: ProgressMonitor, clock: ManualClock
+    monitor: ProgressMonitor, clock: ManualClock
 ) -> None:
-    pulse.note(stats())
+    monitor.note(stats())
     for step in range(1, 41):
         clock.advance(1.0)
-        pulse.beat()
-        pulse.note(stats(running=3, loading=1, steps=100 * step))
-    assert pulse.loader_stalled_s(in_flight=4) == 40.0
-    assert pulse.stalled_s(in_flight=4) == 0.0
+        monitor.moved_s = clock.monotonic_s()
+        monitor.note(stats(running=3, loading=1, steps=100 * step))
+    assert monitor.loader_stalled_s(in_flight=4) == 40.0
+    assert monitor.stalled_s(in_flight=4) == 0.0
 
 
-def test_a_loader_that_answers_makes_progress(pulse: ProgressMonitor, clock: ManualClock) -> None:
-    tell(pulse, clock, *(stats(loading=2, answers=count) for count in (0, 0, 1)))
-    assert pulse.loader_stalled_s(in_flight=1) == 0.0
+def test_a_loader_that_answers_makes_progress(monitor: ProgressMonitor, clock: ManualClock) -> None:
+    tell(monitor, clock, *(stats(loading=2, answers=count) for count in (0, 0, 1)))
+    assert monitor.loader_stalled_s(in_flight=1) == 0.0
 
 
-def test_names_that_fail_without_the_loader_are_no_progress_of_it(pulse: ProgressMonitor, clock: ManualClock) -> None:
-    tell(pulse, clock, *(stats(loading=2, failures=count) for count in range(40)))
-    assert pulse.loader_stalled_s(in_flight=2) == 39.0
+def test_names_that_fail_without_the_loader_are_no_progress_of_it(monitor: ProgressMonitor, clock: ManualClock) -> None:
+    tell(monitor, clock, *(stats(loading=2, failures=count) for count in range(40)))
+    assert monitor.loader_stalled_s(in_flight=2) == 39.0
 
 
-def test_a_loader_for_which_nobody_waits_does_not_stand_still(pulse: ProgressMonitor, clock: ManualClock) -> None:
-    tell(pulse, clock, *(stats(running=1, steps=step) for step in range(40)))
-    assert pulse.loader_stalled_s(in_flight=1) == 0.0
+def test_a_loader_for_which_nobody_waits_does_not_stand_still(monitor: ProgressMonitor, clock: ManualClock) -> None:
+    tell(monitor, clock, *(stats(running=1, steps=step) for step in range(40)))
+    assert monitor.loader_stalled_s(in_flight=1) == 0.0
 
 
 def test_an_engine_without_new_steps_stands_still_whatever_is_loaded(
-    pulse: ProgressMonitor, clock: ManualClock
+    monitor: ProgressMonitor, clock: ManualClock
 ) -> None:
-    assert watch(pulse, clock, *(stats(running=1, answers=load) for load in range(40))) == 39.0
+    assert watch(monitor, clock, *(stats(running=1, answers=load) for load in range(40))) == 39.0
 
 
-def test_a_queue_that_nothing_lets_in_stands_still(pulse: ProgressMonitor, clock: ManualClock) -> None:
-    assert watch(pulse, clock, *(stats(waiting=1, steps=step) for step in range(40))) == 39.0
+def test_a_queue_that_nothing_lets_in_stands_still(monitor: ProgressMonitor, clock: ManualClock) -> None:
+    assert watch(monitor, clock, *(stats(waiting=1, steps=step) for step in range(40))) == 39.0
 
 
-def test_an_engine_that_says_nothing_stands_still(pulse: ProgressMonitor, clock: ManualClock) -> None:
-    pulse.note(stats(loading=1))
+def test_an_engine_that_says_nothing_stands_still(monitor: ProgressMonitor, clock: ManualClock) -> None:
+    monitor.note(stats(loading=1))
     clock.advance(31.0)
-    assert pulse.stalled_s(in_flight=1) == 31.0
+    assert monitor.stalled_s(in_flight=1) == 31.0
 
 
 def test_without_work_nothing_stands_still_and_new_work_starts_afresh(
-    pulse: ProgressMonitor, clock: ManualClock
+    monitor: ProgressMonitor, clock: ManualClock
 ) -> None:
-    pulse.note(stats(loading=1))
+    monitor.note(stats(loading=1))
     clock.advance(31.0)
-    assert pulse.stalled_s(in_flight=0) == 0.0
+    assert monitor.stalled_s(in_flight=0) == 0.0
     clock.advance(31.0)
-    pulse.begin()
-    assert pulse.stalled_s(in_flight=1) == pulse.loader_stalled_s(in_flight=1) == 0.0
+    monitor.begin()
+    assert monitor.stalled_s(in_flight=1) == monitor.loader_stalled_s(in_flight=1) == 0.0

@@ -242,10 +242,10 @@ class EngineClient:
 
     def receive(self, frame: Frame) -> None:
         """Take a frame. A `StepFrame` is recorded before it is delivered, and delivered before this returns."""
-        self._monitor.hear()
+        now_s = self._monitor.heard_s = self._clock.monotonic_s()
         match frame:
             case StepFrame():
-                self._monitor.beat()
+                self._monitor.moved_s = now_s
                 self._take_step(self._streams.live_part(frame))
             case StatsUpdate(stats, lost_log_lines):
                 self._monitor.note(stats)

@@ -1,20 +1,24 @@
-"""Whether the engine and its adapter loader move, judged from what they send."""
+"""Progress of the engine and of its adapter loader, judged from the frames that the engine sends."""
 
 from manylora.clock import Clock
 from manylora.engine.events import EngineStats
 
 
 class ProgressMonitor:
-    """Remembers when the engine, and when its adapter loader, was last seen to make progress.
+    """Keeps the moments at which the engine, and its adapter loader, last made progress.
 
     The engine moves with the events of a step, and with more steps while something runs. The loader moves when it
-    answers, well or badly; that a load was given up is none of its doing, nor that a name does not exist. Each moves as
-    long as nothing waits for it.
+    answers, well or badly; loads that are given up and names that do not exist are no answers of it. Each counts as
+    moving while nothing waits for it.
+
+    heard_s  moment of the last frame of any kind; the client sets it, on the clock of this object
+    moved_s  moment of the last progress of the engine; the client sets it with each step's frame, which says nothing of
+             the loader: tokens of other requests are not its progress
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._engine_s = self._loader_s = self._heard_s = clock.monotonic_s()
+        self.moved_s = self._loader_s = self.heard_s = clock.monotonic_s()
         self._stats: EngineStats | None = None
 
     @property
@@ -23,50 +27,43 @@ class ProgressMonitor:
         return self._stats
 
     def begin(self) -> None:
-        """Work comes after there was none: all start afresh."""
-        self._engine_s = self._loader_s = self._heard_s = self._clock.monotonic_s()
-
-    def hear(self) -> None:
-        """The engine has sent a frame of any kind."""
-        self._heard_s = self._clock.monotonic_s()
+        """Start all waits afresh: work comes after there was none."""
+        self.moved_s = self._loader_s = self.heard_s = self._clock.monotonic_s()
 
     def silent_s(self, in_flight: int) -> float:
-        """Seconds since the engine's last frame; 0 when there is nothing to do."""
+        """Return the seconds since the engine's last frame; 0 when there is nothing to do."""
         if not in_flight:
             self.begin()
-        return self._clock.monotonic_s() - self._heard_s
-
-    def beat(self) -> None:
-        """A step has committed something. That says nothing of the loader: others' tokens are not its progress."""
-        self._engine_s = self._clock.monotonic_s()
+        return self._clock.monotonic_s() - self.heard_s
 
     def forget(self) -> None:
-        """The engine is gone, and its numbers with it."""
+        """Drop the numbers of an engine that is gone."""
         self._stats = None
 
     def note(self, stats: EngineStats) -> None:
+        """Take the engine's numbers, and the progress that they show."""
         before, self._stats = self._stats, stats
         now_s = self._clock.monotonic_s()
         if before is None or _engine_has_moved(before, stats):
-            self._engine_s = now_s
+            self.moved_s = now_s
         if before is None or _loader_has_moved(before, stats):
             self._loader_s = now_s
 
     def stalled_s(self, in_flight: int) -> float:
-        """Seconds since the engine moved; 0 when there is nothing to do."""
+        """Return the seconds since the engine moved; 0 when there is nothing to do."""
         if not in_flight:
             self.begin()
-        return self._clock.monotonic_s() - self._engine_s
+        return self._clock.monotonic_s() - self.moved_s
 
     def loader_stalled_s(self, in_flight: int) -> float:
-        """The same of the loader."""
+        """Return the seconds since the loader moved; 0 when there is nothing to do."""
         if not in_flight:
             self.begin()
         return self._clock.monotonic_s() - self._loader_s
 
 
 def _engine_has_moved(before: EngineStats, after: EngineStats) -> bool:
-    """While nothing runs, requests that wait are let in when the loader answers."""
+    """Return whether steps were made; while nothing runs, whether the loader answered, which lets waiting ones in."""
     if after.running:
         return after.steps > before.steps
     return not after.waiting or after.adapters.answers != before.adapters.answers

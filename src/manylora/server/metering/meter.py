@@ -181,27 +181,27 @@ class Meter:
         self._spool.drop(usage.opened.id)
         usage.owner.note_charge(charge_of([], is_streamed=usage.opened.is_streamed))
 
-    def note(self, generation: SequenceStream, end: SequenceEnd) -> None:
+    def note(self, stream: SequenceStream, end: SequenceEnd) -> None:
         """Take the end of one sequence, whether its caller still reads it or not."""
-        usage = self._open.pop(generation.request.id, None)
+        usage = self._open.pop(stream.request.id, None)
         if usage is None:
             return
         if end.failure is not None and end.failure.error == UsageUnrecorded.__name__:
             self._spool.note_failure(UsageUnrecorded(end.failure.message))
-        prompt = next(number for each, number, _ in usage.opened.requests if each == generation.request.id)
-        usage.uses[generation.request.id] = SequenceUse(
+        prompt = next(number for each, number, _ in usage.opened.requests if each == stream.request.id)
+        usage.uses[stream.request.id] = SequenceUse(
             prompt=prompt,
-            prompt_tokens=len(generation.request.tokens),
+            prompt_tokens=len(stream.request.tokens),
             cached_tokens=end.counts.cached_tokens,
             committed=end.counts.completion_tokens,
-            delivered=generation.num_tokens,
+            delivered=stream.num_tokens,
             reason=end.reason.value,
             computed_tokens=end.counts.computed_tokens,
             is_callers=end.reason is FinishReason.REJECTED
             and end.failure is not None
             and issubclass(end.failure.kind, RequestRejected),
         )
-        usage.waiting.discard(generation.request.id)
+        usage.waiting.discard(stream.request.id)
         if not usage.waiting:
             self._finish(usage)
 

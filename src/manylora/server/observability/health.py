@@ -1,4 +1,4 @@
-"""Whether the server really serves: the engine moves while there is work, and answers a probe when there is none."""
+"""Health of the server: its engine moves while there is work, and answers a probe while there is none."""
 
 import asyncio
 
@@ -15,13 +15,14 @@ PROBE_VALID_S = 5.0
 
 
 class Health:
-    """Judges the engine; an answered probe is believed for a few seconds, so that a busy prober costs nothing.
+    """Judges the engine. An answered probe holds for a few seconds, so that frequent health checks cost nothing.
 
-    `load_timeout_s` is how long a load may take: a loader that says nothing for less may be waiting for a slow source.
+    load_timeout_s  longest time of a load: a loader that is silent for less may wait for a slow source
+    has_generated   whether a probe has been answered
     """
 
-    def __init__(self, link: EngineClient, settings: ServerConfig, clock: Clock, *, load_timeout_s: float) -> None:
-        self._link = link
+    def __init__(self, engine: EngineClient, settings: ServerConfig, clock: Clock, *, load_timeout_s: float) -> None:
+        self._engine = engine
         self._stall_s = settings.health_stall_s
         self._loader_stall_s = settings.health_stall_s + load_timeout_s
         self._clock = clock
@@ -30,7 +31,8 @@ class Health:
         self.has_generated = False
 
     async def is_well(self) -> bool:
-        state = self._link.health()
+        """Return whether the engine moves, or answers a probe if it has no work."""
+        state = self._engine.health()
         if not state.is_up:
             return False
         if state.in_flight:
@@ -38,7 +40,7 @@ class Health:
         return await self.probe()
 
     async def probe(self) -> bool:
-        """Generate one token of the base model."""
+        """Generate one token of the base model, and return whether that succeeds."""
         async with self._probe_lock:
             now_s = self._clock.monotonic_s()
             if self._probed_s is not None and now_s - self._probed_s < PROBE_VALID_S:
@@ -55,7 +57,7 @@ class Health:
             return is_well
 
     async def _generate_one(self) -> Finished:
-        generation = self._link.generate(
+        stream = self._engine.generate(
             Request(
                 id=mint_request_id(),
                 flow=PROBE_FLOW,
@@ -68,9 +70,9 @@ class Health:
         )
         try:
             while True:
-                await generation.ready()
-                event = generation.take()
+                await stream.ready()
+                event = stream.take()
                 if isinstance(event, Finished):
                     return event
         finally:
-            generation.close()
+            stream.close()

@@ -106,11 +106,11 @@ class Meters:
             observe["lorax_request_mean_time_per_token_duration"](inference_s / generated)
             observe["manylora_time_to_first_token_seconds"](timings["time_to_first_token_ms"] / 1e3)
 
-    def note_finished(self, generation: SequenceStream, finished: Finished) -> None:
+    def note_finished(self, stream: SequenceStream, finished: Finished) -> None:
         """A sequence has ended in the engine, whoever still listened. The server's own probes are nobody's traffic."""
-        if generation.request.flow == PROBE_FLOW:
+        if stream.request.flow == PROBE_FLOW:
             return
-        label = self._adapter_label(generation.request.adapter, has_run=finished.queue_ms is not None)
+        label = self._adapter_label(stream.request.adapter, has_run=finished.queue_ms is not None)
         self._totals.add("manylora_requests", (label, finished.reason.value))
         counts = finished.counts
         kinds = {"prompt": counts.prompt_tokens, "cached": counts.cached_tokens, "completion": counts.completion_tokens}
