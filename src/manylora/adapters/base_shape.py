@@ -1,4 +1,4 @@
-"""What an adapter must fit: the shapes of the base model's layers. Read without torch."""
+"""The shapes of the base model's layers, which adapters must fit. Imports no torch."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ class BaseShape:
 
 
 def base_shape(spec: ModelSpec, name: str, fingerprint: str) -> BaseShape:
-    """What an adapter of a base must fit, from the base's config.json alone."""
+    """Return the shapes that adapters of a base must fit, from the base's config.json alone."""
     return BaseShape(
         name=name,
         fingerprint=fingerprint,

@@ -1,4 +1,4 @@
-"""What the store asks of the ingest process and what it gets back, with their form as JSON lines."""
+"""The jobs of the ingest process and their outcomes, with their form as JSON lines."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from manylora.models.text.adapter_text import NO_TEXT
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestSettings:
-    """What every job has in common. `folder` is the disk tier's; `dtype` is the served one (bfloat16 or float32).
+    """The settings that all jobs share. `folder` is the disk tier's; `dtype` is the served one (bfloat16 or float32).
 
     base_dir      the base's directory, for adapters that cannot be packed without its weights; empty: there is none
     memory_bytes  what the jobs under way may take together, by the store's account; 0: no limit is set

@@ -1,4 +1,4 @@
-"""How an adapter is refused: the texts a caller sees, each made in one place."""
+"""The refusals of adapters: each text that a caller sees is made here."""
 
 from dataclasses import dataclass
 

@@ -85,14 +85,16 @@ def test_host_memory_evicts_the_least_valuable_and_it_is_on_disk_still(make: Mak
 
 def test_the_only_copy_that_could_bring_an_adapter_back_is_kept(make: Make) -> None:
     house = make(host_places=2)
-    first, second = used(house, "a"), used(house, "b")
-    house.disk.remove(first.digest)  # from now on it is in memory only
-    for name in "cd":
+    held = house.placed("a", turns=60)
+    assert held is not None
+    house.disk.remove(held.digest)  # from now on it is in memory only
+    for name in "bcb":  # each of them needs the room in host memory that the older image of `a` has
         used(house, name)
-        host = house.store._device.host
-        assert host is not None
-        assert first.digest not in house.bank or first.digest in host
-    assert second.digest not in house.bank or house.disk.facts(second.digest) is not None
+    assert states(house, "bc") == ["on_device", "on_disk"]
+    house.store.unpin(held)
+    for name in "cb":
+        used(house, name)
+    assert states(house, "a") == ["in_host"]
 
 
 def test_a_placement_that_takes_its_time_keeps_its_image_and_blocks_nothing_else(make: Make) -> None:

@@ -47,7 +47,7 @@ _BLOCK_BYTES = 1 << 22
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckJob:
-    """What to check, and within which bounds.
+    """The files to check, and the bounds of the check.
 
     folder      where the files are; or are put, if there is a `ref`
     name        of the adapter, in errors

@@ -1,4 +1,4 @@
-"""The loaders that work beside the engine's thread: the ingest process and the threads that read packed images."""
+"""The client of the ingest process: it sends jobs and takes their outcomes, without ever blocking."""
 
 import json
 import os
@@ -116,7 +116,7 @@ class _IngestChild:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a poll would do anything."""
+        """Return whether a poll has anything to do."""
         return bool(self.running or self._unsent or self.has_stuck_job)
 
     def check_alive(self) -> bool:
@@ -140,7 +140,7 @@ class _IngestChild:
             self._send()
 
     def poll(self) -> list[Outcome]:
-        """What has ended, but for what was given up."""
+        """Return the jobs that have ended, without those that were abandoned."""
         self._send()
         self.check_alive()  # before its last words are read
         ended = [outcome_from_json(json.loads(line)) for line in self._received_lines()]
@@ -154,7 +154,7 @@ class _IngestChild:
         self._stdout.close()
 
     def is_gone(self) -> bool:
-        """Whether a child that was killed has ended."""
+        """Return whether a child that was killed has ended."""
         return self._process.poll() is not None
 
     def wait_until_gone(self, wait_s: float) -> None:

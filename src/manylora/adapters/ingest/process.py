@@ -246,7 +246,7 @@ def _base_weights(settings: IngestSettings, adapter: CheckedAdapter) -> BaseWeig
 def _keep(packed: PackedAdapter, job: IngestJob, folder: Path) -> ImageFacts:
     """Write the image into the file that the disk tier keeps open for this job, and which it takes over from us.
 
-    The file of a job that was given up is gone, and is not made again: nobody would count its bytes.
+    The file of a job that was given up is gone, and is not made again: its bytes would not be counted.
     """
     try:
         return write_image(

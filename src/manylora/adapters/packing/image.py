@@ -49,7 +49,7 @@ class ImageDamaged(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What an image's header tells without reading its weights."""
+    """The facts of an image's header, which are known without a read of its weights."""
 
     digest: Digest
     dtype: str

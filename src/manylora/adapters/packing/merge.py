@@ -122,7 +122,7 @@ def _mask_seed(seed: bytes, module: Module, member: int) -> bytes:
 
 
 def _agreement(stacked: Float, method: SignMethod) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which values have the sign elected for their place; the vote is on values before they are weighted."""
+    """Return a mask of the values that have the elected sign of their place; unweighted values vote."""
     signs = np.sign(stacked)
     votes = (stacked if method is SignMethod.TOTAL else signs).sum(axis=0)
     agrees: np.ndarray[Any, np.dtype[np.bool_]] = signs == np.where(votes >= 0, np.float32(1), np.float32(-1))

@@ -69,7 +69,7 @@ class _Folded(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Beside:
-    """What an adapter has beside its LoRA's matrices. `vectors`: for each module, (has a bias, has a gain)."""
+    """The parts of an adapter beside its LoRA's matrices. `vectors`: for each module, (has a bias, has a gain)."""
 
     vocabulary: int
     rows: Mapping[Module, OwnRows] = field(default_factory=dict)
@@ -159,7 +159,7 @@ def _digest_of_base(shape: BaseShape) -> "hashlib._Hash":
 
 
 def _canonical(adapter: CheckedAdapter) -> bytes:
-    """What the config makes of the tensors, spelt one way: each module's rank and scale, in order."""
+    """Return the effect of the config on the tensors, spelt one way: each module's rank and scale, in order."""
     facts = [[*own.module, own.rank, own.scale.hex()] for own in adapter.modules]
     return json.dumps(facts, separators=(",", ":")).encode() + b"\0"
 
@@ -306,7 +306,7 @@ def _packed(
 
 
 class _ExtrasPlan:
-    """Where each extra part will lie in the body, after the `used` elements of the projections' matrices."""
+    """Return the place of each extra part in the body, after the `used` elements of the projections' matrices."""
 
     def __init__(self, shape: BaseShape, ranks: Mapping[Module, int], beside: _Beside, used: int, dtype: str) -> None:
         self.end = used

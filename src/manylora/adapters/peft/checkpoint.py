@@ -79,7 +79,7 @@ class CheckedAdapter:
 
     @property
     def extra_features(self) -> list[str]:
-        """What it has beside LoRA on linear layers and ends, in the words of PEFT."""
+        """Return the features beside LoRA on linear layers and ends, in the words of PEFT."""
         has = {
             "DoRA (`use_dora`)": any(module.magnitude for module in self.modules),
             "a bias in LoRA layers (`lora_bias`)": any(module.bias for module in self.modules),
@@ -108,7 +108,7 @@ def check_adapter(
 
 
 class _Check:
-    """What the checks of one adapter have in common."""
+    """The state that the checks of one adapter share."""
 
     def __init__(self, rule: LoraRule, shape: BaseShape, limits: AdapterLimits, refuse: Refusals) -> None:
         self.rule = rule
@@ -369,7 +369,7 @@ class _Check:
         return 2 * self.shape.num_layers if module == FINAL_NORM else 2 * module[0] + module[1]
 
     def check_activated(self, adapter: CheckedAdapter) -> None:
-        """What stands before the invocation is the base's, so nothing may change it there."""
+        """Refuse an activated adapter that changes rows before the invocation, which are the base's."""
         tokens = self.rule.invocation_tokens
         if tokens and max(tokens) >= self.shape.vocab:
             raise self.refuse.corrupt(f"`alora_invocation_tokens` has a token beyond {self.shape.vocab - 1}")

@@ -29,7 +29,7 @@ _STARTS_AT_ZERO = {True: Part.B, "gaussian": Part.B, "eva": Part.B, "mica": Part
 
 @dataclass(frozen=True, slots=True)
 class LoraRule:
-    """What the config says about each module's rank and strength, and which of PEFT's features it uses.
+    """The rank and strength that the config gives each module, and the features of PEFT that it uses.
 
     selection          which modules have a LoRA, and which are saved whole
     trained_tokens     token ids with rows of their own, of the embedding and of the output head
@@ -84,7 +84,7 @@ class LoraRule:
         return self.rank if key is None else self.rank_pattern[key]
 
     def scale_of(self, module: str, rank: int) -> float:
-        """What `B @ A` of a module is multiplied by: alpha / rank, or alpha / sqrt(rank) when rank-stabilised."""
+        """Return the factor of a module's `B @ A`: alpha / rank, or alpha / sqrt(rank) when rank-stabilised."""
         key = self.alpha_keys.first_match(module)
         alpha = self.alpha if key is None else self.alpha_pattern[key]
         return alpha / math.sqrt(rank) if self.is_rank_stabilised else alpha / rank

@@ -112,7 +112,7 @@ def _compile(key: str) -> re.Pattern[str]:
 
 
 def _ways(key: str) -> int:
-    """How many ways a backtracking matcher has through `key`, at most."""
+    """Return a bound on the ways that a backtracking matcher has through `key`."""
     if len(key) > MAX_PATTERN_CHARACTERS:
         raise PatternRefused(f"a pattern has {len(key)} characters, over {MAX_PATTERN_CHARACTERS}")
     if re.search(r"\\[1-9]|\(\?(?!:)", key) or any(mark in key for mark in _AMBIGUOUS_SETS):

@@ -94,7 +94,7 @@ def _parse(text: bytes) -> dict[str, Any]:  # JSON values of several types
 
 
 def _count(digits: str) -> int:
-    """A number of a header: none is negative, and `-0`, which would read as 0, is none."""
+    """Parse a non-negative integer; reject any sign, also `-0`, which `int` would read as 0."""
     if len(digits) > _MAX_DIGITS or digits.startswith("-"):
         raise HeaderInvalid("a number is negative or far too large")
     return int(digits)

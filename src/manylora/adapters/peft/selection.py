@@ -144,7 +144,7 @@ class Selection:
         return Why.OTHER_LAYER
 
     def _is_beside_saved(self, path: str) -> bool:
-        """Whether a name of `modules_to_save`, taken as a regular expression, is a part of the path between dots."""
+        """Return whether a name of `modules_to_save`, read as an expression, matches a part of the path."""
         words = path.split(".")
         for name in self.saves:
             pattern = self._save_patterns.get(name)

@@ -1,4 +1,4 @@
-"""What each tensor of a PEFT adapter is, by its name alone."""
+"""The meaning of each tensor of a PEFT adapter, by its name alone."""
 
 import re
 from enum import Enum, auto
@@ -15,7 +15,7 @@ _FINAL_NORM = re.compile(r"model\.norm\.(?:modules_to_save\.)?weight", re.ASCII)
 
 
 class Part(Enum):
-    """What of a module a tensor is.
+    """The part of a module that a tensor is.
 
     A, B        of its LoRA; A is (rank, in), B (out, rank), for an embedding in = vocabulary, out = hidden
     BIAS        of B, (out,): `lora_bias`

@@ -57,7 +57,7 @@ class StoreRefused(Exception):
 
 
 class FileStore(Protocol):
-    """Where files lie. Both methods raise the three above, or `OSError` for what may pass and is worth another try."""
+    """A place with files. Both methods raise the three errors above, or `OSError` if another try may succeed."""
 
     async def look_up(self, path: str) -> RemoteFile | None:
         """The current version of a file; None if there is no such file."""

@@ -51,7 +51,7 @@ _CHUNK_BYTES = 1 << 17
 
 @dataclass(frozen=True, slots=True)
 class RedirectRule:
-    """Where a redirect may lead, besides to the server itself.
+    """The hosts that a redirect may lead to, besides the server itself.
 
     hosts    names that the operator lists, with http or https, at any address and port
     public   whether also to any other host, with https at its usual port, if all its addresses are public ones
@@ -155,7 +155,7 @@ class HttpFiles:
         return self._client.build_request(method, url.copy_with(host=address), headers=own, extensions=names)
 
     def _target(self, url: "httpx2.URL", location: str) -> "httpx2.URL":
-        """Where a redirect leads. Raises `StoreRefused` if the rule does not allow it."""
+        """Return the target of a redirect. Raises `StoreRefused` if the rule does not allow it."""
         import httpx2
 
         try:
@@ -192,7 +192,7 @@ async def _public_address(host: str) -> str:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet; no form that carries another address in it is."""
+    """Return whether an IP address is public; a form that carries another address in it is not."""
     parsed = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(parsed, ipaddress.IPv6Address):
         carries = parsed.ipv4_mapped or parsed.sixtofour or parsed.teredo
@@ -229,7 +229,7 @@ def _conditions(file: RemoteFile) -> dict[str, str]:
 
 
 def _check_version(answer: "httpx2.Response", file: RemoteFile, *, is_part: bool) -> None:
-    """Whether what comes is of the file as it was found. A server need not understand conditions, nor ranges."""
+    """Return whether a reply has the file as it was found: servers may ignore conditions and ranges."""
     if is_part and answer.status_code != 206:
         raise StoreRefused("it does not send parts of files")
     told = (

@@ -92,7 +92,7 @@ def _repository(ref: AdapterRef) -> tuple[str, str]:
 
 
 async def _ask(hub: HttpFiles, ref: AdapterRef) -> _Commit | None:
-    """Which commit a revision is and what lies there; None if there is none. Raises as `FileStore`."""
+    """Return the commit of a revision and its files; None if there is none. Raises as `FileStore`."""
     name, revision = _repository(ref)
     async with hub.answer("GET", f"api/models/{quote(name)}/revision/{quote(revision, safe='')}?blobs=true") as answer:
         code = answer.headers.get("x-error-code", "")
@@ -114,7 +114,7 @@ async def _body(answer: "httpx2.Response") -> bytes:
 
 
 def _read_commit(body: bytes) -> _Commit:
-    """What we need of the hub's answer. Raises `StoreRefused` where it is not as hubs answer."""
+    """Return the needed part of the hub's answer. Raises `StoreRefused` for an answer of another form."""
     try:
         fields: dict[str, Any] = json.loads(body)  # JSON values of several types
         ours = [

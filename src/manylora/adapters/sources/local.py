@@ -186,7 +186,7 @@ def _missing(folder: Path, refuse: Refusals) -> Exception:
 
 
 def _is_inside(root: str, place: str) -> bool:
-    """Whether a folder and its files really lie below a root, and no part of the name leads back above itself."""
+    """Return whether a folder and its files really lie below a root, without a step back above any part of the name."""
     chain, path = [root], root
     for part in place.split("/"):
         path = f"{path}/{part}"
@@ -272,7 +272,7 @@ def _opened(root: Path, folder: Path, refuse: Refusals) -> Iterator[dict[str, in
 
 
 def _is_open_inside(descriptor: int, path: Path, root: Path) -> bool:
-    """Whether an open file lies below the root: by its own path, or without `/proc` by what the name leads to."""
+    """Return whether an open file lies below the root: by its own path, or without `/proc` by the resolved name."""
     try:
         return Path(f"/proc/self/fd/{descriptor}").readlink().is_relative_to(root)
     except OSError:

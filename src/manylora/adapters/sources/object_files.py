@@ -72,7 +72,7 @@ class ObjectFiles:
 
 
 def _client_options() -> "ClientConfig":
-    """How we speak to a store: plain HTTP is allowed, for the operator names the address."""
+    """Return the options of a store's client: plain HTTP is allowed, since the operator names the address."""
     return {
         "allow_http": True,
         "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),

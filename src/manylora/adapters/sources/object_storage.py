@@ -122,7 +122,7 @@ async def fetch_files(
 
 
 def _is_versioned(file: RemoteFile, source: SourceName | None) -> bool:
-    """Whether other content would have other marks. An object storage's ETag is a hash, or new with each write."""
+    """Return whether other content has other marks: an object storage's ETag is a hash, or new with each write."""
     return file.version is not None or (file.etag is not None and source is not SourceName.HTTPS)
 
 

@@ -72,7 +72,7 @@ class RemoteSource(Protocol):
 
 
 def is_plain(adapter_id: str) -> bool:
-    """Whether an id stays below whatever it is put after."""
+    """Return whether an id stays below any prefix that it is appended to."""
     parts = PurePosixPath(adapter_id).parts
     is_relative = bool(parts) and not adapter_id.startswith("/") and ".." not in parts
     return is_relative and "//" not in adapter_id and "\0" not in adapter_id

@@ -91,7 +91,7 @@ class Registry:
         ]
 
     def has(self, tenant: str, name: str) -> bool:
-        """Whether a request's name, `repo` or `repo/version`, means a version of the tenant's."""
+        """Return whether a request's name, `repo` or `repo/version`, means a version of the tenant."""
         repo, _, version = name.rstrip("/").partition("/")
         if not _NAME.fullmatch(repo) or not _NAME.fullmatch(tenant):
             return False
@@ -109,7 +109,7 @@ class Registry:
         return [name for name in names if _NAME.fullmatch(name) and self.versions(tenant, name)]
 
     def archive(self, tenant: str, repo: str, version: int) -> None:
-        """Let nobody find a version any more; its files stay."""
+        """Hide a version from all requests; its files stay."""
         (self._repository(tenant, repo) / str(version) / ARCHIVED_FILE).touch()
 
     def restore(self, tenant: str, repo: str, version: int) -> None:
@@ -121,7 +121,7 @@ class Registry:
         shutil.rmtree(self._repository(tenant, repo) / str(version))
 
     def place(self, ref: AdapterRef) -> str:
-        """The folder of a version below the root; a missing one, where nobody has uploaded it or it is archived."""
+        """Return the folder of a version below the root; it is missing if the version is archived or not uploaded."""
         repo, _, version = ref.id.partition("/")
         known = self.versions(ref.tenant, repo)
         chosen = int(version) if version else (known[-1] if known else 0)
@@ -188,7 +188,7 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def is_repository_name(name: str) -> bool:
-    """Whether a repository may be called so; a name also becomes a folder's."""
+    """Return whether a repository may have this name, which is also the name of its folder."""
     return _NAME.fullmatch(name) is not None and ".." not in name
 
 

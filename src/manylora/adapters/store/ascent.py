@@ -101,7 +101,7 @@ class Ascent:
         assert facts is not None  # `_advance` has checked that a tier has it
         spared, is_patient = self.spared(adapter, now_s)
         room_cache = self._room_caches[self._device.next_tier(digest)]
-        # Larger ones are not looked up: they may be too large beside the pins, and the request is told so.
+        # Larger ones are not looked up: they may be too large beside the pins, which is an error of its own.
         is_small = facts.body_bytes <= self._device.own_bytes // 4
         if is_small and room_cache.has_refused(adapter.flow, facts.body_bytes, is_patient=is_patient):
             adapter.room_looked_for(is_found=False)

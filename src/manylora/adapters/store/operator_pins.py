@@ -14,7 +14,7 @@ from manylora.ids import Digest
 
 MAX_PINS = 256
 LOOK_S = 1.0
-"""How often the sources of pinned adapters are asked for a new version."""
+"""Interval at which the sources of pinned adapters are asked for a new version."""
 
 log = logging.getLogger(__name__)
 

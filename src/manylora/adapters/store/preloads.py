@@ -1,4 +1,4 @@
-"""Standing orders: what the configuration wants preloaded and pinned, tried until it is so."""
+"""The adapters that the configuration wants preloaded and pinned, tried until they are."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from manylora.errors import AdapterReferenceInvalid, ManyloraError
 
 RETRY_S = 1.0
 MAX_TRIES = 32
-"""Orders that are tried in one poll: each looks at its source, on the engine's thread."""
+"""Adapters that are tried in one poll: each try asks a source, on the engine's thread."""
 
 log = logging.getLogger(__name__)
 
@@ -20,14 +20,14 @@ ManageAdapter = Callable[[AdapterAction, AdapterRef], AdapterInfo]
 
 
 class Preloads:
-    """Orders that are repeated until they are carried out. What is in the way is logged when it changes.
+    """Preloads and pins that are tried again until they succeed. An obstacle is logged when it changes.
 
-    A preload is carried out once its adapter is on the device, whatever becomes of it then; a pin once it is taken.
+    A preload has succeeded once its adapter has been on the device, a pin once it is accepted.
     """
 
     def __init__(self, config: AdaptersConfig, manage: ManageAdapter) -> None:
         self._manage = manage
-        # What was last in the way of each, and when that was; the one that was tried longest ago first.
+        # The last obstacle of each, and the time of its last try; the longest untried first.
         self._preloads: dict[tuple[AdapterAction, AdapterRef], tuple[str, float]] = dict.fromkeys(
             _preloads(config), ("", float("-inf"))
         )
@@ -37,11 +37,11 @@ class Preloads:
 
     @property
     def has_untried(self) -> bool:
-        """Whether some order has not had its first try."""
+        """Return whether one of them has not had its first try."""
         return any(tried_s == float("-inf") for _, tried_s in islice(self._preloads.values(), 1))
 
     def advance(self, now_s: float) -> None:
-        """Try again what is not done, once in `RETRY_S`, and no more than `MAX_TRIES` at once."""
+        """Try the unfinished ones again, each once in `RETRY_S`, and at most `MAX_TRIES` at once."""
         for (action, ref), (last, tried_s) in list(islice(self._preloads.items(), MAX_TRIES)):
             if now_s - tried_s < RETRY_S:
                 return
@@ -58,11 +58,11 @@ class Preloads:
 
 
 def _preloads(config: AdaptersConfig) -> Iterator[tuple[AdapterAction, AdapterRef]]:
-    """The configured names, the pinned ones first."""
+    """Yield the configured adapters, the pinned ones first."""
     enabled = enabled_sources(config)
     for action, names in ((AdapterAction.PIN, config.pinned), (AdapterAction.PRELOAD, config.preload)):
         for name in names:
             try:
                 yield action, parse_adapter_name(name, enabled)
-            except AdapterReferenceInvalid as error:  # its source is switched off; what is malformed did not get here
+            except AdapterReferenceInvalid as error:  # its source is off; malformed names stop the start
                 log.warning("adapter.%s_impossible name=%s error=%s", action, name, error.message)

@@ -1,4 +1,4 @@
-"""Quarantine: versions whose weights are finite and whose results are not, again and again."""
+"""Quarantine: versions with finite weights whose logits were not finite, again and again."""
 
 import logging
 from collections import OrderedDict
@@ -11,9 +11,9 @@ log = logging.getLogger(__name__)
 
 
 class Quarantine:
-    """Versions that no new request gets. `hits` rows that were not finite bring one there; 0 hits: none ever is.
+    """Versions that no new request gets, after `hits` rows of logits that were not finite; with 0 hits there are none.
 
-    Of the versions that were suspected, and of those in quarantine, the last `MAX_REMEMBERED` are remembered.
+    The last `MAX_REMEMBERED` suspected versions are remembered, and as many in quarantine.
     """
 
     def __init__(self, hits: int) -> None:
@@ -25,7 +25,7 @@ class Quarantine:
         return digest in self._held
 
     def suspect(self, digest: Digest) -> bool:
-        """Count a row of a version that was not finite; whether that brings it into quarantine."""
+        """Count a row of a version that was not finite; return whether the version is in quarantine from now on."""
         if self.hits == 0 or digest in self._held:
             return False
         count = self._suspected.pop(digest, 0) + 1

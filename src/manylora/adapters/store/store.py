@@ -34,7 +34,7 @@ from manylora.ids import Digest, Flow
 from manylora.kernels.interface import PlacedAdapters
 
 EXPIRY_S = 1.0
-"""How often idle adapters are looked for on the device."""
+"""Interval at which idle adapters are looked for on the device."""
 
 
 class Store:

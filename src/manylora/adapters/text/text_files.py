@@ -55,7 +55,7 @@ _MOST_VALUES_FACTOR, _MORE_VALUES = 4, 1 << 16
 def read_adapter_text(
     files: Mapping[str, bytes], base: BaseText, refuse: Refusals, checked: dict[str, Json] | None = None
 ) -> AdapterText:
-    """What the text files of one adapter say that the base's do not.
+    """The facts in the text files of one adapter that the base's files do not have.
 
     Args:    files    the content of each that there is, by its name
              checked  what is left of each tokenizer.json that was read before, by its hash: most adapters of a base

@@ -1,4 +1,4 @@
-"""The folder of a disk tier: files that appear whole or not at all, and what the disk below says when it cannot."""
+"""The folder of a disk tier: files that appear whole or not at all, and the errors of the disk below."""
 
 import fcntl
 import logging
@@ -25,7 +25,7 @@ from manylora.errors import AdapterStorageUnavailable, ConfigInvalid
 
 MAX_FOLDERS = 16
 MAX_NAME_BYTES = 256
-"""A `.name` file holds the name of an image, which is far shorter; nothing longer is read."""
+"""Bytes that are read of a `.name` file; the name of an image is far shorter."""
 _ZEROS = memoryview(bytes(1 << 20))
 _KEPT_FREE_SHARE = 20
 _MOST_KEPT_FREE_BYTES = 1 << 30
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class NameFile:
-    """What a version became: the name of its image, and the digest and size of its text, empty and 0 without one."""
+    """The image that a version became, and the digest and size of its text; empty and 0 without a text."""
 
     image: str
     text_digest: str = ""
@@ -60,7 +60,7 @@ class ImageFolder:
         self._undeleted: set[str] = set()
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Release the lock, so that another process can take the folder."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -68,9 +68,9 @@ class ImageFolder:
     # ── what is there ────────────────────────────────────────────────────────────────────────────────────────────
 
     def images(self) -> Iterator[tuple[str, ImageFacts]]:
-        """Whole images, the oldest first; everything that is none is deleted, leftovers of interrupted writes too.
+        """Yield the whole images, the oldest first; delete damaged ones and the leftovers of interrupted writes.
 
-        So is an image of another version than this program reads: its adapter is packed again when it is asked for.
+        Images in another version of the format are deleted too: their adapters are packed again at the next request.
         """
         for leftover in self._files(TEMPORARY_SUFFIX):
             self.delete(leftover.name)
@@ -84,7 +84,7 @@ class ImageFolder:
                 self.delete(path.name)
 
     def names(self) -> Iterator[tuple[str, NameFile]]:
-        """(name key, what it became) of every `.name` file; texts without one are deleted."""
+        """Yield the name key and content of every `.name` file; delete texts without one."""
         keys = {path.name.removesuffix(NAME_SUFFIX) for path in self._files(NAME_SUFFIX)}
         for path in self._files(TEXT_SUFFIX):
             if path.name.removesuffix(TEXT_SUFFIX) not in keys:
@@ -97,11 +97,11 @@ class ImageFolder:
             yield key, named
 
     def reports(self) -> dict[str, int]:
-        """The bytes of every `.report` file, by its name key."""
+        """Return the bytes of every `.report` file, by its name key."""
         return {path.name.removesuffix(REPORT_SUFFIX): path.stat().st_size for path in self._files(REPORT_SUFFIX)}
 
     def read_report(self, name_key: str, folder: Path | None = None) -> bytes:
-        """A version's report here or in another process's folder; empty where there is none that can be read."""
+        """Return a version's report here or in another process's folder; empty if none is readable."""
         with suppress(OSError), ((folder or self.path) / f"{name_key}{REPORT_SUFFIX}").open("rb", buffering=0) as file:
             return file.read(MAX_REPORT_BYTES)
         return b""
@@ -110,9 +110,10 @@ class ImageFolder:
         return [path for path in self.path.glob(f"*{suffix}") if path.is_file()]
 
     def spare_bytes(self) -> int | None:
-        """What images may take of the file system's free space: all but a twentieth of its size, 1 GiB at most.
+        """Return the bytes of free space that images may take: all but a twentieth of its size, 1 GiB at most.
 
-        None: it does not tell. Negative: less is free than should be. Raises `AdapterStorageUnavailable`.
+        None: the file system does not tell. Negative: less is free than has to stay free.
+        Raises `AdapterStorageUnavailable`.
         """
         try:
             disk = os.statvfs(self.path)
@@ -126,7 +127,7 @@ class ImageFolder:
     # ── changes ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def check(self) -> None:
-        """Raise `AdapterStorageUnavailable` while the folder cannot be written, before anything is given up for it."""
+        """Raise `AdapterStorageUnavailable` if the folder is not writable."""
         for name in list(self._undeleted):
             self.delete(name)
         if self._undeleted:
@@ -144,12 +145,12 @@ class ImageFolder:
             raise storage_unavailable(self.path, error.strerror) from error
 
     def drop_job(self, job: int) -> None:
-        """Delete what a load has written; nothing happens if there is nothing."""
+        """Delete the files of a load, if there are any."""
         self.delete(job_file(job))
         self.delete(job_text_file(job))
 
     def keep_job(self, job: int, name: str) -> bool:
-        """Let what a load has written be the image of this name; False if it is gone."""
+        """Give a load's image this name; False if the file is gone."""
         try:
             (self.path / job_file(job)).replace(self.path / name)
         except OSError as error:
@@ -162,7 +163,7 @@ class ImageFolder:
         return self.path / f"{name_key}{TEXT_SUFFIX}"
 
     def keep_text(self, job: int, name_key: str) -> bool:
-        """Let the text that a load has written be a version's; False if it is gone."""
+        """Make a load's text the text of a version; False if the file is gone."""
         try:
             (self.path / job_text_file(job)).replace(self.text_path(name_key))
         except OSError as error:
@@ -174,11 +175,11 @@ class ImageFolder:
         self.delete(job_text_file(job))
 
     def write_name(self, name_key: str, name: str) -> None:
-        """Remember what a version became. Without the file it is only packed again after a restart."""
+        """Write the image and text of a version down. Without this file the version is packed again after a restart."""
         self._write_small(name_key, NAME_SUFFIX, name.encode("ascii"))
 
     def write_report(self, name_key: str, report: bytes) -> None:
-        """Keep a version's report. Without the file the version has none until it is packed again."""
+        """Write a version's report. Without this file the version has none until it is packed again."""
         self._write_small(name_key, REPORT_SUFFIX, report)
 
     def _write_small(self, name_key: str, suffix: str, data: bytes) -> None:
@@ -198,7 +199,7 @@ class ImageFolder:
         self.delete(f"{name_key}{REPORT_SUFFIX}")
 
     def delete(self, name: str) -> None:
-        """Delete a file. What cannot be deleted now is tried again before anything else is written."""
+        """Delete a file. If that fails, it is tried again before the next write."""
         try:
             (self.path / name).unlink(missing_ok=True)
             self._undeleted.discard(name)
@@ -208,7 +209,7 @@ class ImageFolder:
             self._undeleted.add(name)
 
     def condemn(self, name: str, number: int) -> Path | None:
-        """Take a file away to be erased, under a name that nothing else has; None if it cannot be or is gone."""
+        """Rename a file for its erasure to a name of its own and return its path; None if it is gone or that fails."""
         condemned = self.path / f"{number}{CONDEMNED_SUFFIX}"
         try:
             (self.path / name).replace(condemned)
@@ -221,7 +222,7 @@ class ImageFolder:
     # ── what other processes have ────────────────────────────────────────────────────────────────────────────────
 
     def find_beside(self, name_key: str) -> tuple[Path, ImageFacts, NameFile] | None:
-        """An image of this version in the folder of another process, running or gone, of the same user."""
+        """Return an image of this version in the folder of another process of the same user, running or not."""
         for folder in self._folders_beside():
             with suppress(OSError):  # mostly that there is none
                 named = _read_name(folder / f"{name_key}{NAME_SUFFIX}")
@@ -233,7 +234,7 @@ class ImageFolder:
         return None
 
     def link_text(self, folder: Path, name_key: str) -> bool:
-        """Have a version's text from another folder here, too; False if it has gone or lies on another disk."""
+        """Link a version's text from another folder; False if it is gone or on another file system."""
         self.delete(f"{name_key}{TEXT_SUFFIX}")
         return self.link(folder / f"{name_key}{TEXT_SUFFIX}")
 
@@ -245,7 +246,7 @@ class ImageFolder:
         return [self.path.parent / number for number in numbers if number.isdecimal() and number != self.path.name]
 
     def link(self, image: Path) -> bool:
-        """Have another folder's image here, too, without a copy; False if it has gone or lies on another disk."""
+        """Link an image from another folder; False if it is gone or on another file system."""
         try:
             os.link(image, self.path / image.name)
         except FileExistsError:
@@ -281,8 +282,10 @@ def job_text_file(job: int) -> str:
 
 
 def storage_unavailable(folder: Path, why: str | None) -> AdapterStorageUnavailable:
-    """The error of a load whose image cannot be kept. It names the folder as an operator knows it, without the path
-    above it: callers see it."""
+    """Return the error of a load whose image cannot be stored.
+
+    Callers see it, so it names the folder by the setting and not by its path.
+    """
     shown = f"{folder.parent.name}/{folder.name}"
     return AdapterStorageUnavailable(
         f"No adapter can be loaded now: folder {shown} of model.cache_dir cannot take it: {why or 'unknown error'}"
@@ -290,7 +293,7 @@ def storage_unavailable(folder: Path, why: str | None) -> AdapterStorageUnavaila
 
 
 def _facts_of(path: Path) -> ImageFacts | None:
-    """The facts of a whole image under its right name; None for anything else."""
+    """Return the facts of a whole image under its right name; None for any other file."""
     try:
         return _named_facts(path)
     except (ImageDamaged, OSError):
@@ -298,7 +301,7 @@ def _facts_of(path: Path) -> ImageFacts | None:
 
 
 def _named_facts(path: Path) -> ImageFacts:
-    """Raises `ImageDamaged`, also for an image under another's name, `OSError`."""
+    """Return the facts of an image. Raises `ImageDamaged`, also for a file under a wrong name, and `OSError`."""
     facts = read_facts(path)
     if path.name != image_name(facts.digest, facts.dtype):
         raise ImageDamaged("its name is not the one that its header tells")
@@ -306,7 +309,7 @@ def _named_facts(path: Path) -> ImageFacts:
 
 
 def _read_name(path: Path) -> NameFile:
-    """The content of a `.name` file. A text that it names and that is not there makes it a name of nothing."""
+    """Return the content of a `.name` file; without an image if the text that it names is missing."""
     with path.open("rb", buffering=0) as file:
         image, _, digest = file.read(MAX_NAME_BYTES).decode("ascii", errors="replace").partition(" ")
     if not digest:
@@ -315,7 +318,7 @@ def _read_name(path: Path) -> NameFile:
 
 
 def _claim(root: Path) -> tuple[Path, int]:
-    """The first numbered folder below `root` that no other process holds, and the lock on it."""
+    """Return the first numbered folder below `root` that no other process holds, and the lock on it."""
     refused: OSError | None = None
     for number in range(MAX_FOLDERS):
         folder = root / str(number)
@@ -339,7 +342,7 @@ def _claim(root: Path) -> tuple[Path, int]:
 
 
 def _lock(folder: Path) -> int:
-    """Take a folder and see that it can be written. Raises `OSError`, `BlockingIOError` if another process has it."""
+    """Lock a folder and check that it is writable. Raises `OSError`; `BlockingIOError` if another process has it."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     # Not opened for writing, which would keep an operator from turning the file system read-only.
     lock = os.open(folder / "lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)

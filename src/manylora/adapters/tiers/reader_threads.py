@@ -40,6 +40,6 @@ class ThreadedReader:
         return [self._erased.popleft() for _ in range(len(self._erased))]
 
     def close(self) -> None:
-        """End the reads under way. An erasure that had not begun is done at the next start."""
+        """Wait for the reads under way. An erasure that had not begun is done at the next start."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._erasers.shutdown(wait=True, cancel_futures=True)

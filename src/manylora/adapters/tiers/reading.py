@@ -11,7 +11,7 @@ from manylora.ids import Digest
 
 @dataclass(frozen=True, slots=True)
 class ReadImage:
-    """A read that ended: the image, or None where the file is gone, damaged or another's."""
+    """A read that ended: the image; None if the file is gone, damaged or of another version."""
 
     digest: Digest
     image: HostImage | None
@@ -24,19 +24,19 @@ class Reader(Protocol):
         """Begin a read."""
 
     def poll(self) -> list[ReadImage]:
-        """The reads that ended since the last call; every submitted read ends exactly once."""
+        """Return the reads that ended since the last call; every submitted read ends exactly once."""
 
     def erase(self, path: Path) -> None:
         """Begin to overwrite a file with zeros and delete it."""
 
     def erased(self) -> list[Path]:
-        """The files whose erasure ended since the last call; each begun ends exactly once."""
+        """Return the files whose erasure ended since the last call; each begun erasure ends exactly once."""
 
     def close(self) -> None: ...
 
 
 class InlineReader:
-    """Reads at once in the caller's thread: for tests and for tools."""
+    """Reads at once in the caller's thread; for tests and tools."""
 
     def __init__(self) -> None:
         self._ended: list[ReadImage] = []
@@ -62,7 +62,7 @@ class InlineReader:
 
 
 def read_or_none(digest: Digest, path: Path) -> ReadImage:
-    """Read an image and verify it; what cannot be used is as good as absent, for it can be packed again."""
+    """Read an image and verify it. An unusable one counts as absent, since it can be packed again."""
     try:
         image = read_image(path)
     except (ImageDamaged, OSError, ValueError, MemoryError):
