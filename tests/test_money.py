@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from manylora.cli import costs
 from manylora.cli.remote.output import dollars as shown_by_cli
 from manylora.control.billing.invoice_forms import usd as shown_by_invoices
-from manylora.control.deployments.deployments import dollars as shown_by_deployments
+from manylora.control.http.deployment_schemas import price_text as shown_by_deployments
 from manylora.money import NANO, cost_nanousd, dollars, rounded
 
 AMOUNTS = st.integers(-(10**17), 10**17)

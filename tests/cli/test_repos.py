@@ -73,7 +73,7 @@ def test_a_repository_from_its_making_to_its_end(commands: Commands, tmp_path: P
         assert f"done: triage/{number}" in commands.good("upload", "triage", str(tmp_path / "adapter"))
     assert "`prod` means now" in commands.good("upload", "triage", str(tmp_path / "adapter"), "--alias", "prod")
     assert commands.good("alias", "triage", "prod", "2") == "done: triage/prod is triage/2\n"
-    assert "private, shared with nobody" in commands.good("share", "triage", "--private")
+    assert "private, shared with no tenant" in commands.good("share", "triage", "--private")
     assert "is no name of a tenant" in commands.bad("share", "triage", "no body")
     assert "is no name of a tenant" in commands.bad("share", "triage", "no body", "--public")
     assert "private" in commands.good("share", "triage", "--private")

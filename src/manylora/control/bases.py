@@ -1,4 +1,4 @@
-"""The base model this server serves, as far as the control plane knows it: its name, its window, its shapes."""
+"""The served base model as the control plane knows it: its name, its context length, its shapes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,11 @@ from manylora.models.spec import read_spec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedBase:
-    """name: as in replies and prices; short_name: of its deployment; directory: of its files, or empty.
+    """The served base model. Without its files it has no shape, a window of 0, and an empty directory.
 
-    Without its files: no shape, and a window of 0.
+    name        name in replies and prices
+    short_name  name of its deployment
+    window      context length in tokens
     """
 
     name: str
@@ -26,7 +28,7 @@ class ServedBase:
 
 
 def served_base(config: Config) -> ServedBase:
-    """Read config.json of the served base, where it can be found. Blocks for about a millisecond."""
+    """Return the base model of the settings; read its config.json if there is one. Blocks for about a millisecond."""
     given = config.model.base
     try:
         directory = resolve(given, cache_dir(config))
@@ -45,11 +47,11 @@ def served_base(config: Config) -> ServedBase:
 
 
 def base_names(config: Config) -> frozenset[str]:
-    """Every name by which a request means the served base, in small letters: no repository may have one of them."""
+    """Return the names of the served base in requests, in lower case: no repository may have one of them."""
     base = served_base(config)
     return frozenset(name.lower() for name in (base.name, base.name.rsplit("/", 1)[-1], base.short_name))
 
 
 def is_same_base(one: str, other: str) -> bool:
-    """Whether two names mean the same base: its known name, its repository, or the last part of either."""
+    """Return whether two names mean the same base: its known name, its repository, or the last part of either."""
     return short_name(one) == short_name(other)

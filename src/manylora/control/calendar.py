@@ -1,4 +1,4 @@
-"""UTC months: when they begin and end, as milliseconds since 1970, and which one a row is booked in."""
+"""UTC months: their bounds in milliseconds since 1970, and the month of a ledger row."""
 
 import re
 from datetime import UTC, datetime
@@ -8,21 +8,21 @@ from manylora.errors import InvalidParameter
 DAY_MS = 86_400_000
 
 SETTLING_MS = 3_600_000
-"""After a month's end: until then what was opened in it may still be under way, and its invoice is preliminary."""
+"""Time after a month's end during which its requests may still run; its invoice is preliminary until then."""
 COMMIT_MS = 300_000
-"""Longer than a transaction takes from looking at the clock to its end, and than clocks of several machines differ."""
+"""Longer than a transaction takes after it has read the clock, and than the clocks of several machines differ."""
 FIRST_YEAR, LAST_YEAR = 1970, 9000
 _MONTH = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])")
 
 
 def month_of(moment_ms: int) -> int:
-    """The month of a moment, as a number: 202611."""
+    """Return the month of a moment as a number: 202611."""
     moment = datetime.fromtimestamp(moment_ms / 1000, UTC)
     return 100 * moment.year + moment.month
 
 
 def parse_month(text: str) -> int:
-    """`2026-11` as 202611. Raises `InvalidParameter`."""
+    """Parse `2026-11` into 202611. Raise `InvalidParameter`."""
     match = _MONTH.fullmatch(text)
     if match is None or not FIRST_YEAR <= int(match[1]) <= LAST_YEAR:
         raise InvalidParameter(
@@ -33,7 +33,7 @@ def parse_month(text: str) -> int:
 
 
 def bounds_of(month: int) -> tuple[int, int]:
-    """The half-open interval of a month, in milliseconds."""
+    """Return the half-open interval of a month in milliseconds."""
     year, number = divmod(month, 100)
     begin = datetime(year, number, 1, tzinfo=UTC)
     end = datetime(year + number // 12, number % 12 + 1, 1, tzinfo=UTC)
@@ -41,20 +41,20 @@ def bounds_of(month: int) -> tuple[int, int]:
 
 
 def text_of(month: int) -> str:
-    """202611 as `2026-11`."""
+    """Return 202611 as `2026-11`."""
     return f"{month // 100:04d}-{month % 100:02d}"
 
 
 def is_closed(month: int, now_ms: int) -> bool:
-    """Whether a month takes no more rows."""
+    """Return whether a month takes no more rows."""
     return bounds_of(month)[1] + SETTLING_MS <= now_ms
 
 
 def is_final(month: int, now_ms: int) -> bool:
-    """Whether an invoice that is made now stays as it is, for ever: the last row has been committed, too."""
+    """Return whether an invoice that is made now is final: the last row of the month has been committed."""
     return is_closed(month, now_ms - COMMIT_MS)
 
 
 def booked_ms_of(opened_ms: int, now_ms: int) -> int:
-    """The moment that decides on a record's month: when it was opened, or now, where that month is closed."""
+    """Return the moment that decides on a record's month: its opening, or now where that month is closed."""
     return now_ms if is_closed(month_of(opened_ms), now_ms) else opened_ms

@@ -1,4 +1,4 @@
-"""What every part of the control plane is given: its database, its clock, its pepper and its settings."""
+"""The services that every part of the control plane shares: database, clock, pepper and settings."""
 
 import secrets
 from dataclasses import dataclass, field
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from manylora.control.billing.heavy_read_client import HeavyReads
 
 SERVED_MS = 600_000
-"""After so long without a question an edge's base model counts as served no more."""
+"""Time after an edge's last request until its base model counts as no longer served."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Control:
     """The control plane's parts, without its routes.
 
-    folder          the database of a default setting, the pepper and the uploads are in it
-    pepper          hex; keys and signed URLs are worth nothing without it
-    edge_token      by which edges are known
-    is_key_needed   off: who sends no key is tenant `default`, and a program on this machine the operator
-    epoch           of this process: what an edge knows of another's, perhaps of another database, is told it anew
-    uses            when keys were used here, until the caretaker keeps it
-    served_ms       when an edge said last that it serves a base model
-    reads           where what may take long is read; the default: in this process
+    folder          folder of the pepper, and by default of the database and the uploads
+    pepper          secret of the hashes of keys and of signed URLs, in hex
+    edge_token      token that edges show
+    is_key_needed   False: a caller without a key is the tenant `default`, and on this machine the operator
+    epoch           id of this process; an edge that knows another one gets a whole snapshot
+    uses            last uses of keys that the janitor has not stored yet
+    served_ms       base model → moment at which an edge last named it as served
+    reads           queue of reads that may take long
     """
 
     config: Config
@@ -46,25 +46,25 @@ class Control:
     reads: "HeavyReads"
 
     async def close(self) -> None:
-        """End the process of heavy reads, and the database's connections."""
+        """End the process of heavy reads, and close the database's connections."""
         await self.reads.close()
         await self.database.close()
 
     @property
     def registry_dir(self) -> Path:
-        """The root of the folders of uploads."""
+        """Return the root folder of the registry."""
         return registry_dir(self.config) if self.config.adapters.registry_dir else self.folder / "uploads"
 
     def now_ms(self) -> int:
-        """Milliseconds since 1970, UTC."""
+        """Return the milliseconds since 1970, UTC."""
         return int(1000 * self.clock.wall_s())
 
     def note_served(self, base: str) -> None:
-        """An edge serves a base model now; empty: it has none yet, or is of an older version and says nothing."""
+        """Note that an edge serves a base model; empty: it has none yet, or is of an older release."""
         if base:
             self.served_ms[base] = self.now_ms()
 
     def served_bases(self) -> set[str]:
-        """Base models of the edges that have asked lately, and the one of this process's own settings."""
+        """Return the base models of edges that called within `SERVED_MS`, and that of the settings."""
         oldest_ms = self.now_ms() - SERVED_MS
         return {served_base(self.config).name, *(base for base, ms in self.served_ms.items() if ms >= oldest_ms)}

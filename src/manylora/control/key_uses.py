@@ -1,4 +1,4 @@
-"""When each key was last used: gathered in memory on a request's way, kept in the database once a minute."""
+"""Last uses of keys: collected in memory by requests, stored in the database once a minute."""
 
 from collections.abc import Iterable
 
@@ -13,17 +13,17 @@ USE_GRAIN_MS = 60_000
 
 
 class KeyUses:
-    """The last uses that are not in the database yet. It belongs to one event loop."""
+    """Last uses that are not in the database yet. An object belongs to one event loop."""
 
     def __init__(self) -> None:
         self._last: dict[KeyId, int] = {}
 
     def note(self, key: KeyId, at_ms: int) -> None:
-        """Only of keys that are valid, so that there are no more of them than keys."""
+        """Note a use of a valid key; other keys would grow the table without bound."""
         self._last[key] = max(at_ms, self._last.get(key, at_ms))
 
     async def keep(self, database: Database) -> None:
-        """Write what is new. Raises `ControlUnavailable`, and then keeps it for the next time."""
+        """Store new uses. Raise `ControlUnavailable`; the next call then stores them."""
         if not self._last:
             return
         taken, self._last = self._last, {}
@@ -37,9 +37,9 @@ class KeyUses:
 
 
 async def note_uses(connection: AsyncConnection, uses: Iterable[tuple[str, int]]) -> None:
-    """Keep the last uses of keys, (id, moment in milliseconds), each at most once in `USE_GRAIN_MS`.
+    """Store the last uses of keys, (id, moment in milliseconds), each at most once in `USE_GRAIN_MS`.
 
-    An earlier one, or an unknown key, changes nothing. Edges need not know of it, so no revision is taken.
+    An earlier use and an unknown key change nothing. Edges do not copy uses, so this takes no revision.
     """
     for key_id, at_ms in sorted(uses):  # in one order, so that no two transactions wait for each other
         is_later = or_(keys.c.last_used_ms.is_(None), keys.c.last_used_ms <= at_ms - USE_GRAIN_MS)

@@ -9,7 +9,7 @@ from sqlalchemy import URL, select
 
 from manylora.control.app.application import create_control_app
 from manylora.control.billing.ledger import insert_records
-from manylora.control.deployments.deployments import dollars
+from manylora.control.http.deployment_schemas import price_text
 from manylora.control.storage.tables import ledger
 from tests.control.plane import Plane, in_plane, record
 from tests.control.uploading import base_settings
@@ -117,7 +117,7 @@ def test_a_dedicated_deployment_is_compared_with_what_was_paid_by_the_token(url:
         change = {"config": {"minReplicas": 2}}
         changed = (await plane.call("PUT", "/v2/deployments/mine", change, key=key)).json()["data"]
         assert (changed["comparison"]["monthlyPrice"], changed["comparison"]["replicas"]) == ("1766.6", 2)
-        assert changed["comparison"]["meteredCost"] == dollars(2 * costs[0])
+        assert changed["comparison"]["meteredCost"] == price_text(2 * costs[0])
         shared, mine = (await plane.call("GET", "/v2/deployments", key=key)).json()["data"]
         assert "comparison" not in shared
         assert mine == changed == (await plane.call("GET", "/v2/deployments/mine", key=key)).json()["data"]

@@ -1,1 +1,1 @@
-"""Verbs that talk to a running server over HTTP."""
+"""Commands that call a running server over HTTP."""

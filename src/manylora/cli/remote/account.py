@@ -1,4 +1,4 @@
-"""`manylora account`: the key and its tenant, as its holder sees them on a running server, over HTTP."""
+"""`manylora account`: a key and its tenant on a running server."""
 
 import json as json_library
 from typing import Any
@@ -12,14 +12,14 @@ from manylora.cli.remote.tenants import credits, tenant_fields
 from manylora.tenancy import Scope
 
 account = typer.Typer(help="See your key, its scopes, and your plan, balance and limits.")
-account.command("credits", help="List what your credit was given, and taken, the newest first.")(credits)
+account.command("credits", help="List the grants of your credit, the newest first.")(credits)
 
 
 @account.callback(invoke_without_command=True)
 def show(context: typer.Context, json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:
     """See your key, its scopes, and your plan, balance and limits.
 
-    A key without the scope `read` is shown itself alone.
+    With a key without the scope `read` the command shows that key alone.
     """
     if context.invoked_subcommand is not None:
         return

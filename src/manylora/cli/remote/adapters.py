@@ -1,4 +1,4 @@
-"""`manylora adapters`: see and steer the adapters of a running server, over HTTP."""
+"""`manylora adapters`: the adapters of a running server."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,30 +16,30 @@ SHORT_DIGEST = 12
 
 Info = dict[str, Any]  # JSON of the server: AdapterInfo's fields
 
-SourceOption = Annotated[str | None, typer.Option(help="Where the adapter comes from. Default: as for a request.")]
-TenantOption = Annotated[str | None, typer.Option("--tenant", help="Whose upload it is. Default: as for a request.")]
+SourceOption = Annotated[str | None, typer.Option(help="Source of the adapter. Default: as for a request.")]
+TenantOption = Annotated[str | None, typer.Option("--tenant", help="Owner of the upload. Default: as for a request.")]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The adapter's id, such as support-triage or team/name.")]
-WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Whether to wait until it is done.")]
+WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end of the operation.")]
 TimeoutOption = Annotated[
-    float, typer.Option(min=0, help="Seconds to wait at most; the server cuts it to its adapters.load_timeout_s.")
+    float, typer.Option(min=0, help="Maximum wait in seconds; the server limits it to its adapters.load_timeout_s.")
 ]
 
-adapters = typer.Typer(no_args_is_help=True, help="See and steer the adapters of a running server.")
+adapters = typer.Typer(no_args_is_help=True, help="See and manage the adapters of a running server.")
 
 
 @adapters.command("ls")
 def list_adapters(
-    prefix: Annotated[str | None, typer.Option(help="Only ids that begin so.")] = None,
+    prefix: Annotated[str | None, typer.Option(help="Only ids with this prefix.")] = None,
     state: Annotated[AdapterState | None, typer.Option(help="Only adapters in this state.")] = None,
     source: Annotated[str | None, typer.Option(help="Only adapters of this source.")] = None,
     tenant: Annotated[str | None, typer.Option(help="Only this tenant's uploads, all of them.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 1000,
-    after: Annotated[str | None, typer.Option(help="Go on behind this one: the `after` of the page before.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of lines.")] = 1000,
+    after: Annotated[str | None, typer.Option(help="Continue after this id, the last of a page.")] = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """List the adapters the server knows."""
+    """List the adapters that the server knows."""
     asked = {"prefix": prefix, "state": state, "source": source, "tenant": tenant, "limit": limit, "after": after}
     reply = _ask(
         "GET", RemoteServer(url=url, key=key), query={name: value for name, value in asked.items() if value is not None}
@@ -62,7 +62,7 @@ def show(
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """Show everything that is known of one adapter: how long each stage of its last load took, its ingest report."""
+    """Show all facts of one adapter: times of its last load by stage, and its ingest report."""
     reply = _ask("GET", RemoteServer(url=url, key=key), adapter, query=_place(source, tenant))
     if json:
         typer.echo(reply.text)
@@ -82,11 +82,11 @@ def rm(
     tenant: TenantOption = None,
     wait: WaitOption = True,
     timeout: TimeoutOption = 60.0,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """Take an adapter's name away; what runs on it goes on, then its weights leave every tier."""
+    """Remove an adapter's name; running requests end normally, then its weights leave every tier."""
     if not yes:
         typer.confirm(f"Take adapter '{adapter}' away from {url}?", abort=True)
     _act(
@@ -110,7 +110,7 @@ def _add_verb(action: AdapterAction, text: str) -> None:
 
 for _action, _text in {
     AdapterAction.PRELOAD: "Bring an adapter to the device, so that its first request finds it there.",
-    AdapterAction.PIN: "Keep an adapter on the device until it is unpinned, whoever uses it.",
+    AdapterAction.PIN: "Keep an adapter on the device until it is unpinned, used or not.",
     AdapterAction.UNPIN: "Let a pinned adapter be evicted again.",
     AdapterAction.EVICT: "Take an adapter off the device and the disk; its next request loads it anew.",
     AdapterAction.VERIFY: "Read an adapter's packed image again and compare it with its checksum.",
@@ -121,14 +121,14 @@ for _action, _text in {
 def _act(
     action: AdapterAction, adapter: str, place: dict[str, object], server: RemoteServer, timeout_s: float | None
 ) -> None:
-    """Have the server do it, and say how the adapter stands; `timeout_s` None does not wait."""
+    """Request an action and print the adapter's state; `timeout_s` None does not wait."""
     query = place | ({} if timeout_s is None else {"wait": timeout_s})
     if action is AdapterAction.DELETE:
         reply = _ask("DELETE", server, adapter, query=query, wait_s=timeout_s or 0)
     else:
         reply = _ask("POST", server, adapter, query=query, wait_s=timeout_s or 0, body={"action": action.value})
     info = reply.json()
-    is_done = reply.status_code == 200  # 202: it was begun, and goes on
+    is_done = reply.status_code == 200  # 202: the action still runs
     if info["state"] == AdapterState.FAILED and action is not AdapterAction.DELETE:
         fail(info["error"] or f"adapter '{adapter}' has failed")
     if action is AdapterAction.PIN and not info["is_pinned"]:
@@ -141,7 +141,7 @@ def _act(
 
 
 def _place(source: str | None, tenant: str | None) -> dict[str, object]:
-    """Return the place in which an adapter is looked for, as a route's query."""
+    """Return the query that names an adapter's source and owner."""
     return {name: value for name, value in (("source", source), ("tenant", tenant)) if value is not None}
 
 
@@ -154,7 +154,7 @@ def _ask(
     wait_s: float = 0.0,
     body: object = None,
 ) -> "httpx2.Response":
-    """Ask of all adapters, or of one: whose name keeps its slashes in the path."""
+    """Send a request about all adapters, or about one, whose id keeps its slashes in the path."""
     from urllib.parse import quote
 
     path = "/v1/adapters" if adapter is None else f"/v1/adapters/{quote(_checked(adapter), safe='/')}"
@@ -163,7 +163,7 @@ def _ask(
 
 
 def _checked(adapter: str) -> str:
-    """An id that stays one in a path: `..` there would be another route."""
+    """Return an id escaped for a path: unescaped, `..` would name another route."""
     if set(adapter.strip("/").split("/")) & {"", ".", ".."}:
         fail(f"ID must be a name such as support-triage or team/name, its place given by --source. Given: {adapter!r}")
     return adapter
@@ -200,7 +200,7 @@ def _standing(info: Info) -> str:
 
 
 def _shown(name: str, value: object) -> str:
-    """A field as people read it; what is not known yet is a dash."""
+    """Return the text of a field; an unknown value is a dash."""
     match name, value:
         case _, None | "":
             return "-"

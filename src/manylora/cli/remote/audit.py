@@ -1,4 +1,4 @@
-"""`manylora audit`: what operators and keys did on a running server, over HTTP."""
+"""`manylora audit`: acts of operators and keys on a running server."""
 
 import json as json_library
 from typing import Annotated, Any
@@ -10,22 +10,22 @@ from manylora.cli.remote.output import print_table, say, shown
 
 COLUMNS = ("at", "tenant", "by", "key", "address", "verb", "kind", "name", "before", "after")
 MAX_FACTS = 40
-"""Letters of `before`, and of `after`, in a table; `--json` has all, and the request's id."""
+"""Width of `before`, and of `after`, in a table; `--json` shows them whole, and the request's id."""
 
 
 def audit(
-    tenant: Annotated[str, typer.Option(metavar="TENANT", help="Only acts on what this tenant has.")] = "",
-    own: Annotated[bool, typer.Option("--own", help="Of the key's own tenant, also with the operator's.")] = False,
+    tenant: Annotated[str, typer.Option(metavar="TENANT", help="Only acts on this tenant's objects.")] = "",
+    own: Annotated[bool, typer.Option("--own", help="Only acts on the key's own tenant.")] = False,
     since: Annotated[str, typer.Option(metavar="MOMENT", help="A UTC day or moment to begin with.")] = "",
     by: Annotated[str, typer.Option(metavar="WHO", help="Only acts of this tenant, or of the key of this id.")] = "",
     verb: Annotated[str, typer.Option(help="Only acts of this kind, such as create or revoke.")] = "",
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 100,
-    before: Annotated[int | None, typer.Option(min=0, help="Those that follow, as the last page said.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of lines.")] = 100,
+    before: Annotated[int | None, typer.Option(min=0, help="Continue after the page that named this value.")] = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """List what operators and keys did, the newest first: who, from where, to what, and how it was before."""
+    """List acts of operators and keys, the newest first: actor, address, object, and values before and after."""
     if own and tenant:
         raise typer.BadParameter("--own is of the key's own tenant, so --tenant has no place beside it")
     server = RemoteServer(url=url, key=key)

@@ -55,7 +55,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the server's JSO
 def _trusted(url: str) -> "bool | ssl.SSLContext":
     """Return the certificates that a client trusts: the system's for https, none for http.
 
-    The system's take 20 ms to read, and no verb follows a redirect from http to https.
+    Reading the system's takes 20 ms, and no command follows a redirect from http to https.
     """
     return True if url.startswith("https:") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
@@ -75,7 +75,7 @@ class RemoteServer:
     url: str
     key: str | None = None
     _is_known: bool = field(default=False, init=False)
-    """Whether the server has answered as a manylora server: only then it may get the key."""
+    """True once the server has answered as a manylora server: only then it may get the key."""
 
     def ask(
         self,

@@ -1,4 +1,4 @@
-"""`manylora keys`: see, make, limit, rotate and revoke the keys of a running server's tenants, over HTTP."""
+"""`manylora keys`: the keys of a running server's tenants."""
 
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ keys = typer.Typer(
 def list_keys(
     tenant: OwnTenantArgument = "", json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None
 ) -> None:
-    """List a tenant's keys, the oldest first, each with the key that made it (origin); the secrets are nowhere."""
+    """List a tenant's keys, the oldest first, each with the key that made it (origin), without secrets."""
     server = RemoteServer(url=url, key=key)
     pages = list(server.pages(_keys_path(server, tenant), expects="keys"))
     if json:
@@ -36,21 +36,21 @@ def list_keys(
 @keys.command()
 def create(
     tenant: OwnTenantArgument = "",
-    name: Annotated[str, typer.Option(help="What it is for.")] = "",
+    name: Annotated[str, typer.Option(help="Purpose of the key.")] = "",
     scope: Annotated[
         list[str] | None,
         typer.Option(
             metavar="SCOPE",
-            help=f"What it may do, one of {', '.join(Scope)}; repeatable. Default: infer, read, upload.",
+            help=f"A scope, one of {', '.join(Scope)}; repeatable. Default: infer, read, upload.",
         ),
     ] = None,
-    expires_in: Annotated[float | None, typer.Option(metavar="SECONDS", help="When it ends. Default: never.")] = None,
+    expires_in: Annotated[float | None, typer.Option(metavar="SECONDS", help="Lifetime. Default: no end.")] = None,
     limit: Annotated[list[str] | None, typer.Option(metavar="NAME=NUMBER", help=LIMIT_HELP)] = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """Make a key, which is shown here and never again."""
+    """Make a key. Only this output shows its text."""
     body: dict[str, Any] = {"name": name, "expires_in_s": expires_in, "limits": parse_limits(limit or [])}
     if scope:
         body["scopes"] = scope
@@ -62,10 +62,10 @@ def create(
 def rotate(
     key_id: KeyIdArgument,
     grace: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0, help="For how long the old key goes on. Default: not at all.")
+        float, typer.Option(metavar="SECONDS", min=0, help="Time for which the old key stays valid. Default: 0.")
     ] = 0.0,
     end_made: Annotated[
-        bool, typer.Option("--end-made", help="End all keys made with it as well, for when it leaked.")
+        bool, typer.Option("--end-made", help="End all keys made with it as well, in case it leaked.")
     ] = False,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
@@ -85,7 +85,7 @@ def limit(
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """Set a key's limits: those that are not named are none. They go on in the keys it is rotated into."""
+    """Replace a key's limits, those not named by none. They also hold for keys it is rotated into."""
     body, server = parse_limits(assignments), RemoteServer(url=url, key=key)
     reply = server.ask("PUT", _key_path(server, key_id, "limits"), expects="limits", body=body)
     typer.echo(reply.text) if json else print_fields(limit_fields(reply.json()["limits"]))
@@ -94,12 +94,12 @@ def limit(
 @keys.command()
 def revoke(
     key_id: KeyIdArgument,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
     only: Annotated[
-        bool, typer.Option("--only", help="End this key alone, which was rotated: what took its place goes on.")
+        bool, typer.Option("--only", help="End this key alone, which was rotated; its successor stays valid.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Although no key is left that steers the server, or manages the others.")
+        bool, typer.Option("--force", help="Even if no key is left that steers the server, or manages the others.")
     ] = False,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
@@ -120,19 +120,19 @@ def revoke(
 
 
 def _keys_path(server: RemoteServer, tenant: str) -> str:
-    """Of a tenant's keys; without one, of the key's own."""
+    """Return the path of a tenant's keys; without a tenant, of the key's own."""
     is_own = not tenant or server.answers_own(tenant)
     return "/v1/account/keys" if is_own else "/admin/tenants" + path_of(tenant, "keys")
 
 
 def _key_path(server: RemoteServer, key_id: str, *verb: str) -> str:
-    """Of one key: the operator steers all, any other key those of its own tenant."""
+    """Return the path of one key: an operator's route, or one of the key's own account."""
     root = "/v1/account/keys" if server.answers_own() else "/admin/keys"
     return root + path_of(_id_of(key_id), *verb)
 
 
 def _id_of(text: str) -> str:
-    """The id, also of a key's whole text: its secret belongs in no address."""
+    """Return a key's id, also from its whole text: the secret must not stand in a URL."""
     parts = split_key(text.strip())
     return text if parts is None else parts[0]
 

@@ -1,4 +1,4 @@
-"""`manylora ledger`: single rows of a running server's ledger, and their correction, over HTTP."""
+"""`manylora ledger`: rows of a running server's ledger, and their correction."""
 
 import secrets
 from datetime import UTC, datetime
@@ -20,12 +20,12 @@ ledger = typer.Typer(
 
 @ledger.command("ls")
 def list_rows(
-    tenant: Annotated[str, typer.Option(help="One tenant alone.")] = "",
+    tenant: Annotated[str, typer.Option(help="Only rows of this tenant.")] = "",
     own: Annotated[
-        bool, typer.Option("--own", help="The rows of the key's own tenant, also with the operator's.")
+        bool, typer.Option("--own", help="Only rows of the key's own tenant, even with the operator's key.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 100,
-    before: Annotated[int | None, typer.Option(min=0, help="Those that follow, as the last page said.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of lines.")] = 100,
+    before: Annotated[int | None, typer.Option(min=0, help="Continue after the page that named this value.")] = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
@@ -61,21 +61,21 @@ def list_rows(
 @ledger.command()
 def correct(
     row: Annotated[str, typer.Argument(metavar="ROW", help="The id of the row, as `manylora ledger ls` shows it.")],
-    reason: Annotated[str, typer.Option(help="What for, as it stays in the books and on the invoice.")],
-    prompt: Annotated[int, typer.Option(help="Prompt tokens to charge more; below zero gives back.")] = 0,
+    reason: Annotated[str, typer.Option(help="Reason, as the ledger and the invoice show it.")],
+    prompt: Annotated[int, typer.Option(help="Prompt tokens to charge more; negative: to give back.")] = 0,
     cached: Annotated[
         int | None,
-        typer.Option(help="Of --prompt, those at the price of cached ones. Default: as few as can be."),
+        typer.Option(help="Part of --prompt at the cached price. Default: as few as possible."),
     ] = None,
-    completion: Annotated[int, typer.Option(help="Completion tokens to charge more; below zero gives back.")] = 0,
+    completion: Annotated[int, typer.Option(help="Completion tokens to charge more; negative: to give back.")] = 0,
     correction: Annotated[
-        str | None, typer.Option("--id", help="A name for this correction: the same again changes nothing.")
+        str | None, typer.Option("--id", help="Id of this correction: a repetition changes nothing.")
     ] = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """Correct a row by a row more, at its own price, in the month that is now."""
+    """Correct a row by a further row, at its own price, in the current month."""
     body = {
         "id": correction or f"cli-{secrets.token_hex(12)}",
         "corrects": row,

@@ -1,4 +1,4 @@
-"""`manylora limits`: what a tenant of a running server may use, over HTTP."""
+"""`manylora limits`: the limits of a running server's tenant."""
 
 import json as json_library
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ NAMES = (
     "max_rank",
     BUDGET,
 )
-"""As they are written here; the budget is in dollars, and ends in `_nanousd` on the wire."""
+"""Names of limits in commands. The budget is in dollars; its field in JSON ends with `_nanousd`."""
 
 TenantArgument = Annotated[str, typer.Argument(metavar="TENANT", help="The tenant's short code.")]
 OwnTenantArgument = Annotated[
@@ -26,9 +26,7 @@ OwnTenantArgument = Annotated[
 ]
 LIMIT_HELP = f"NAME=NUMBER, or NAME=none for no limit. Names: {', '.join(NAMES)} (in dollars)."
 
-limits = typer.Typer(
-    no_args_is_help=True, help="See what a tenant may use at a time, and set it with the operator's key."
-)
+limits = typer.Typer(no_args_is_help=True, help="See the limits of a tenant, and set them with the operator's key.")
 
 
 @limits.command()
@@ -52,7 +50,7 @@ def set_limits(
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """Change those limits that are named; the others stay."""
+    """Change the named limits; the others stay."""
     server, changed = RemoteServer(url=url, key=key), parse_limits(assignments)
     known = server.ask("GET", _path(tenant), expects="max_rank").json()
     reply = server.ask("PUT", _path(tenant), expects="max_rank", body=known | changed)
@@ -60,7 +58,7 @@ def set_limits(
 
 
 def parse_limits(assignments: list[str]) -> dict[str, int | None]:
-    """`NAME=NUMBER` words as the fields of a body; ends the program for what is none."""
+    """Parse `NAME=NUMBER` words into the fields of a body. End the program for an invalid one."""
     found: dict[str, int | None] = {}
     for assignment in assignments:
         written, equals, text = assignment.partition("=")
@@ -73,7 +71,7 @@ def parse_limits(assignments: list[str]) -> dict[str, int | None]:
 
 
 def limit_fields(body: dict[str, Any]) -> dict[str, str]:
-    """Limits from a body, as people read them; a dash is no limit."""
+    """Return the texts of the limits in a body; a dash is no limit."""
     texts = {name: shown(body[name]) for name in NAMES if name != BUDGET}
     return texts | {BUDGET: dollars(body[BUDGET_FIELD])}
 

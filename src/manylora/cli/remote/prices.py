@@ -1,4 +1,4 @@
-"""`manylora prices`: what the tokens of each base model cost, on a running server."""
+"""`manylora prices`: prices of base models on a running server."""
 
 from typing import Annotated
 
@@ -13,14 +13,12 @@ COLUMNS = ("base", "version", "from", "in force", "$/1K prompt", "$/1K cached", 
 NUMBERS = COLUMNS[4:]
 AMOUNTS = ("input_nanousd", "cached_input_nanousd", "output_nanousd")
 
-prices = typer.Typer(
-    no_args_is_help=True, help="See what the tokens of each base model cost, and set it with the operator's key."
-)
+prices = typer.Typer(no_args_is_help=True, help="See the prices of base models, and set them with the operator's key.")
 
 
 @prices.command("ls")
 def list_prices(
-    base: Annotated[str, typer.Option(help="One base model alone.")] = "",
+    base: Annotated[str, typer.Option(help="Only this base model.")] = "",
     own: Annotated[
         bool, typer.Option("--own", help="The prices of the served bases, as customers see them; needs no key.")
     ] = False,
@@ -28,7 +26,7 @@ def list_prices(
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """List every version of every price, and which of them is in force."""
+    """List every version of every price; the one in force is marked."""
     query: dict[str, object] = {"base": base} if base else {}
     server = RemoteServer(url=url, key=key)
     reply = server.ask("GET", OWN if own or server.answers_own() else ROOT, expects="prices", query=query)
@@ -47,20 +45,20 @@ def set_price(
         str | None,
         typer.Option(help="Dollars per 1,000 prompt tokens that come from the prefix cache. Default: as --input."),
     ] = None,
-    after_s: Annotated[float, typer.Option(min=0.0, help="In force so many seconds from now.")] = 0.0,
+    after_s: Annotated[float, typer.Option(min=0.0, help="Seconds until the price is in force.")] = 0.0,
     force: Annotated[bool, typer.Option("--force", help="Also for a base that no server here serves yet.")] = False,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """Set a base model's price from now on; what has been used keeps its own."""
+    """Set a base model's price from now on; past usage keeps its price."""
     body = {
         "base": base,
         "input_nanousd": _per_token(input_),
         "output_nanousd": _per_token(output),
         "effective_in_s": after_s,
     }
-    # Only where they are given: a control plane of the version before knows neither.
+    # Sent only if given: a control plane of an older release knows neither.
     body |= {"force": True} if force else {}
     body |= {} if cached is None else {"cached_input_nanousd": _per_token(cached)}
     reply = RemoteServer(url=url, key=key).ask("POST", ROOT, expects="version", body=body)

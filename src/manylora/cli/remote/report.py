@@ -1,4 +1,4 @@
-"""An ingest report as people read it, for `adapters show` and `repos show`."""
+"""Output of an ingest report, for `adapters show` and `repos show`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ NO_REPORT = "no report: packed or uploaded by an older release, or not yet"
 
 
 def print_report(report: Info | None) -> None:
-    """Print what of an adapter is applied, what is left out and why."""
+    """Print which tensors of an adapter are applied, which are left out, and why."""
     typer.echo("")
     if report is None:
         print_fields({"ingest report": NO_REPORT})
@@ -42,7 +42,7 @@ def _fields(report: Info) -> dict[str, str]:
 
 
 def _texts(report: Info) -> dict[str, str]:
-    """The parts of the files beside the weights, as far as they were read."""
+    """Return the fields of the files beside the weights, as far as they were read."""
     found = {name: report.get(name) or {} for name in ("tokens", "template", "generation")}
     return {
         name: "; ".join(f"{field} {_value(value)}" for field, value in part.items() if value not in ("", [], None))

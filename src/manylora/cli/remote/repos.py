@@ -1,4 +1,4 @@
-"""`manylora repos`: repositories of uploaded adapters on a running server, over HTTP."""
+"""`manylora repos`: repositories of uploaded adapters on a running server."""
 
 import json as json_library
 from pathlib import Path
@@ -28,17 +28,17 @@ CHECK_WAIT_S = 150.0
 
 RepoArgument = Annotated[str, typer.Argument(metavar="REPO", help="The repository's name or UUID.")]
 TenantOption = Annotated[
-    str | None, typer.Option("--tenant", help="Whose it is, with the operator's key. Default: the key's own.")
+    str | None, typer.Option("--tenant", help="Owner, with the operator's key. Default: the key's own tenant.")
 ]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")]
 
-repos = typer.Typer(no_args_is_help=True, help="Upload adapters to a running server, and see and steer what is there.")
+repos = typer.Typer(no_args_is_help=True, help="Upload adapters to a running server, and see and manage them.")
 
 
 @repos.command("ls")
 def list_repositories(
-    with_shared: Annotated[bool, typer.Option("--shared", help="Also those that others let you use.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 1000,
+    with_shared: Annotated[bool, typer.Option("--shared", help="Also those shared with you.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of lines.")] = 1000,
     tenant: TenantOption = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
@@ -74,7 +74,7 @@ def show(
     version: Annotated[
         int | None, typer.Option(min=1, help="Show the ingest report of this version. Default: the newest one's.")
     ] = None,
-    owner: Annotated[str | None, typer.Option(help="Whose it is, who lets you use it. Default: your own.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Owner that shares it with you. Default: your own tenant.")] = None,
     tenant: TenantOption = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
@@ -122,7 +122,7 @@ def _print_repository(info: Info) -> None:
 @repos.command()
 def create(
     repo: RepoArgument,
-    description: Annotated[str, typer.Option(help="What it is for.")] = "",
+    description: Annotated[str, typer.Option(help="Purpose of the repository.")] = "",
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
@@ -139,7 +139,7 @@ def upload(
         Path,
         typer.Argument(
             metavar="DIR",
-            help=f"A folder with {CONFIG_FILE} and {WEIGHTS_FILE}; its text files go along.",
+            help=f"A folder with {CONFIG_FILE} and {WEIGHTS_FILE}; its text files are uploaded too.",
         ),
     ],
     alias: Annotated[str | None, typer.Option(help="Let this alias mean the new version, once it is ready.")] = None,
@@ -149,7 +149,7 @@ def upload(
 ) -> None:
     """Upload an adapter as the repository's next version.
 
-    A broken connection is taken up where it broke; so is an upload that was interrupted, by the same command again.
+    The upload continues after a broken connection. The same command continues an interrupted upload.
     """
     files, body = files_of(folder), {"repo": repo} | ({} if alias is None else {"alias": alias})
     with unfinished_upload(url, repo, alias, files) as state:
@@ -164,7 +164,7 @@ def upload(
                 continue
             send(begun["presignedUrls"][name], file)
         token = {"uploadToken": begun["uploadToken"]}
-        state["begun"] = None  # the token is good for one try
+        state["begun"] = None  # the token works once
         reply = _ask(url, key, "PUT", UPLOAD, token)
     info = reply.json()
     named = "" if alias is None else f", which `{alias}` means now"
@@ -174,18 +174,18 @@ def upload(
 @repos.command()
 def share(
     repo: RepoArgument,
-    tenants: Annotated[list[str] | None, typer.Argument(metavar="TENANT...", help="Who may use it.")] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Take it back from them.")] = False,
-    public: Annotated[bool | None, typer.Option("--public/--private", help="Whether every tenant may use it.")] = None,
+    tenants: Annotated[list[str] | None, typer.Argument(metavar="TENANT...", help="Tenants that may use it.")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="End their shares.")] = False,
+    public: Annotated[bool | None, typer.Option("--public/--private", help="Let every tenant use it, or not.")] = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """Let other tenants use a repository; nobody but you can change or download it."""
+    """Let other tenants use a repository; only its owner can change or download it."""
     if not tenants and public is None:
         fail("name tenants, or give --public or --private")
     taken = [_path(repo, "shares", tenant) for tenant in tenants or ()] if remove else []
-    if tenants and not remove:  # first, for it is refused as a whole if one of them is no name
+    if tenants and not remove:  # first: the server refuses all of them if one is invalid
         _ask(url, key, "POST", _path(repo, "shares"), {"tenants": tenants})
     for path in taken:
         _ask(url, key, "DELETE", path)
@@ -196,7 +196,7 @@ def share(
         typer.echo(reply.text)
         return
     info = reply.json()
-    others = ", ".join(info["sharedWith"]) or "nobody"
+    others = ", ".join(info["sharedWith"]) or "no tenant"
     say(f"done: {info['name']} is {'public' if info['public'] else f'private, shared with {others}'}")
 
 
@@ -204,13 +204,13 @@ def share(
 def alias(
     repo: RepoArgument,
     name: Annotated[str, typer.Argument(metavar="ALIAS", help="Such as prod.")],
-    version: Annotated[int | None, typer.Argument(metavar="VERSION", min=1, help="What it means from now on.")] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Take the alias away.")] = False,
+    version: Annotated[int | None, typer.Argument(metavar="VERSION", min=1, help="The version that it means.")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the alias.")] = False,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """Let an alias mean a version, at one moment for all requests; or take it away."""
+    """Let an alias mean a version, or remove it. The change is atomic for requests."""
     path = _path(repo, "aliases", name)
     if remove == (version is not None):
         fail("give either VERSION or --remove")
@@ -236,7 +236,7 @@ def archive(
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """Let requests find a version no more; its files stay, and --undo brings it back."""
+    """Hide a version from requests; its files stay, and --undo brings it back."""
     if tenant is not None:
         path = _path(repo, *_of(version), tenant=tenant)
         reply = _ask(url, key, "POST", f"{path}/{'unarchive' if undo else 'archive'}")
@@ -258,7 +258,7 @@ def rm(
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """Delete a version, or a repository with all its versions. Numbers are never given again."""
+    """Delete a version, or a repository with all its versions. Their numbers are never used again."""
     what = repo if version is None else f"{repo}/{version}"
     whose = "" if tenant is None else f" of {tenant}"
     if not yes:
@@ -284,14 +284,14 @@ def clear(
 
 
 def _state(version: Info) -> str:
-    """`ready`, or the makers of a version's archives."""
+    """Return `ready`, or the makers of a version's archives."""
     if not version["archived"]:
         return "ready"
     return f"archived by {' and '.join(version.get('archivedBy') or ['owner'])}"
 
 
 def _standing(repo: str, number: int | None, info: Info, *, is_archived: bool) -> str:
-    """How one version, or all that a repository has, stand now; `is_archived` is what was asked for."""
+    """Return the state of one version, or of all of a repository. `is_archived`: the requested state."""
     versions, what = (info["versions"], repo) if number is None else ([info], f"{repo}/{number}")
     if all(each["archived"] is is_archived for each in versions):
         return f"{what} is {'archived' if is_archived else 'ready'}"
@@ -314,7 +314,7 @@ def _ask(
 
 
 def _path(*parts: str, tenant: str | None = None) -> str:
-    """A route of a repository; of a tenant's, the operator's."""
+    """Return the path of a repository; with a tenant, the operator's."""
     return REPOS + path_of(*parts) if tenant is None else ADMIN + path_of(tenant, *parts)
 
 

@@ -1,4 +1,4 @@
-"""`manylora tenants`: see, make and steer the tenants of a running server, over HTTP."""
+"""`manylora tenants`: the tenants of a running server."""
 
 import secrets
 from typing import Annotated, Any
@@ -13,15 +13,15 @@ ROOT = "/admin/tenants"
 
 PlanOption = Annotated[str | None, typer.Option(help="Name of its plan.")]
 WeightOption = Annotated[
-    int | None, typer.Option(min=1, help="Its share among tenants with work waiting is proportional to this.")
+    int | None, typer.Option(min=1, help="Weight: its share among tenants with waiting requests is proportional to it.")
 ]
 
-tenants = typer.Typer(no_args_is_help=True, help="See, make and steer the tenants, with the operator's key.")
+tenants = typer.Typer(no_args_is_help=True, help="See, make and manage the tenants, with the operator's key.")
 
 
 @tenants.command("ls")
 def list_tenants(
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 1000,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of lines.")] = 1000,
     after: Annotated[str, typer.Option(help="Only codes after this one.")] = "",
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
@@ -44,19 +44,19 @@ def list_tenants(
 @tenants.command()
 def create(
     tenant: TenantArgument,
-    name: Annotated[str, typer.Option(help="What people call it. Default: its code.")] = "",
-    email: Annotated[str | None, typer.Option(help="Where to reach it.")] = None,
+    name: Annotated[str, typer.Option(help="Displayed name. Default: its code.")] = "",
+    email: Annotated[str | None, typer.Option(help="Its e-mail address.")] = None,
     plan: PlanOption = None,
     weight: WeightOption = None,
     credit: Annotated[
-        str | None, typer.Option(metavar="DOLLARS", help="What it starts with. Default: what a sign-up gives.")
+        str | None, typer.Option(metavar="DOLLARS", help="Its first credit. Default: that of a sign-up.")
     ] = None,
     limit: Annotated[list[str] | None, typer.Option(metavar="NAME=NUMBER", help=LIMIT_HELP)] = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """Make a tenant, with its credit and its first key, which is shown here and never again."""
+    """Make a tenant, with its credit and its first key. Only this output shows the key's text."""
     body: dict[str, Any] = {"id": tenant, "name": name, "email": email, "limits": parse_limits(limit or [])}
     body |= {field: value for field, value in (("plan", plan), ("weight", weight)) if value is not None}
     body["credit_nanousd"] = None if credit is None else nanousd_of(credit)
@@ -73,7 +73,7 @@ def create(
 def show(
     tenant: OwnTenantArgument = "", json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None
 ) -> None:
-    """Show everything that is known of one tenant, with its balance and its limits."""
+    """Show a tenant with its balance and its limits."""
     server = RemoteServer(url=url, key=key)
     path = "/v1/account" if not tenant or server.answers_own(tenant) else ROOT + path_of(tenant)
     reply = server.ask("GET", path, expects="id")
@@ -89,7 +89,7 @@ def change(
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """Change a tenant's plan or weight; its limits have a verb of their own, `manylora limits`."""
+    """Change a tenant's plan or weight; `manylora limits` changes its limits."""
     body = {"plan": plan, "weight": weight}
     reply = RemoteServer(url=url, key=key).ask("PATCH", ROOT + path_of(tenant), expects="id", body=body)
     typer.echo(reply.text) if json else print_fields(tenant_fields(reply.json()))
@@ -99,7 +99,7 @@ def change(
 def suspend(
     tenant: TenantArgument, json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None
 ) -> None:
-    """Refuse everything of a tenant from now on; nothing is deleted."""
+    """Refuse every request of a tenant from now on; nothing is deleted."""
     _put_state(RemoteServer(url=url, key=key), tenant, "suspend", json)
 
 
@@ -114,25 +114,23 @@ def resume(
 @tenants.command()
 def close(
     tenant: TenantArgument,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """End a tenant for ever. What it used stays in the ledger, and its code is never given again."""
+    """End a tenant for ever. Its rows stay in the ledger, and its code is never used again."""
     if not yes:
         typer.confirm(f"Close tenant '{tenant}' of {url} for ever?", abort=True)
     _put_state(RemoteServer(url=url, key=key), tenant, "close", json)
 
 
-@tenants.command(context_settings={"ignore_unknown_options": True})  # an amount below zero is no option
+@tenants.command(context_settings={"ignore_unknown_options": True})  # a negative amount is no option
 def credit(
     tenant: TenantArgument,
-    amount: Annotated[str, typer.Argument(metavar="DOLLARS", help="Such as 25 or 0.50; below zero takes away.")],
-    reason: Annotated[str, typer.Option(help="What for, as it stays in the books.")] = "by the operator",
-    grant: Annotated[
-        str | None, typer.Option("--id", help="A name for this grant: the same again changes nothing.")
-    ] = None,
+    amount: Annotated[str, typer.Argument(metavar="DOLLARS", help="Such as 25, or -0.50 to take away.")],
+    reason: Annotated[str, typer.Option(help="Reason, as the ledger shows it.")] = "by the operator",
+    grant: Annotated[str | None, typer.Option("--id", help="Id of this grant: a repetition changes nothing.")] = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
@@ -147,13 +145,13 @@ def credit(
 @tenants.command()
 def credits(
     tenant: OwnTenantArgument = "",
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 100,
-    before: Annotated[int | None, typer.Option(min=0, help="Those that follow, as the last page said.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of lines.")] = 100,
+    before: Annotated[int | None, typer.Option(min=0, help="Continue after the page that named this value.")] = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """List what a tenant's credit was given, and taken, the newest first."""
+    """List the grants of a tenant's credit, the newest first."""
     server = RemoteServer(url=url, key=key)
     is_own = not tenant or server.answers_own(tenant)
     path = "/v1/account/credits" if is_own else ROOT + path_of(tenant, "credits")
@@ -177,7 +175,7 @@ def _put_state(server: RemoteServer, tenant: str, verb: str, json: bool) -> None
 
 
 def tenant_fields(body: dict[str, Any]) -> dict[str, str]:
-    """A tenant from a body, as people read it."""
+    """Return the texts of a tenant's fields in a body."""
     names = ("id", "number", "uuid", "name", "email", "state", "plan", "weight", "created")
     lines = {name: shown(body[name]) for name in names}
     if body["balance"] is not None:

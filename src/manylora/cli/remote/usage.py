@@ -1,4 +1,4 @@
-"""`manylora usage` and `manylora invoice`: what was used and what is owed, from a running server's ledger."""
+"""`manylora usage` and `manylora invoice`: sums and invoices of a running server's ledger."""
 
 import re
 from datetime import UTC, datetime
@@ -14,10 +14,10 @@ from manylora.cli.remote.output import PlainTable, dollars, fail, print_table, s
 from manylora.clock import SystemClock
 from manylora.system.printable import printable_json, printable_lines
 
-_dollars = lru_cache(dollars)  # one price stands on thousands of lines
+_dollars = lru_cache(dollars)  # thousands of lines have the same price
 PAGE_LINES = 10_000
 MAX_FITTED = 500
-"""Lines of a table that is fitted to the terminal's width, which takes half a millisecond a line."""
+"""Limit of a table that is fitted to the terminal's width, which takes half a millisecond for each line."""
 PER_TOKENS = 1000
 COUNTS = (
     ("requests", "requests"),
@@ -28,7 +28,7 @@ COUNTS = (
     ("completion_tokens", "completion_tokens"),
     ("charged_completion_tokens", "charged"),
 )
-"""Fields of a sum, each with its heading: what was used, and beside it what of that is charged."""
+"""Fields of a sum with their headings: used tokens, and beside them the charged ones."""
 PRICES = (
     ("input_nanousd", "$/1K prompt"),
     ("cached_input_nanousd", "$/1K cached"),
@@ -40,11 +40,11 @@ MonthOption = Annotated[str, typer.Option(help="A UTC month such as 2026-11. Def
 FromOption = Annotated[
     str, typer.Option("--from", help="Instead of a month: a UTC day or month to begin with, 2026-11-25 or 2026-11.")
 ]
-ToOption = Annotated[str, typer.Option("--to", help="The last day or month, counted in. Default: today.")]
+ToOption = Annotated[str, typer.Option("--to", help="The last day or month, included. Default: today.")]
 
 
 def usage(
-    tenant: Annotated[str, typer.Option(help="One tenant alone.")] = "",
+    tenant: Annotated[str, typer.Option(help="Only this tenant.")] = "",
     month: MonthOption = "",
     first: FromOption = "",
     last: ToOption = "",
@@ -57,13 +57,13 @@ def usage(
         ),
     ] = "",
     own: Annotated[
-        bool, typer.Option("--own", help="The usage of the key's own tenant, also with the operator's.")
+        bool, typer.Option("--own", help="Only the usage of the key's own tenant, even with the operator's key.")
     ] = False,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """Show the usage of a month, or of any other period, added up."""
+    """Show sums of the usage of a month, or of any other period."""
     server = RemoteServer(url=url, key=key)
     is_own = own or server.answers_own(tenant)
     given = {"by": by, "month": month, "from": first, "to": last, "tenant": "" if is_own else tenant}
@@ -103,13 +103,13 @@ def invoice(
         typer.Argument(metavar="[MONTH]", show_default=False, help="A UTC month such as 2026-11. Default: this one."),
     ] = "",
     form: Annotated[str, typer.Option("--format", help="text, json, csv or html.")] = "text",
-    out: Annotated[Path | None, typer.Option(help="Write it into this file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the invoice to this file.")] = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """Print an invoice: `invoice` this month's of the key's own tenant, `invoice MONTH` another month's of it."""
-    if not month and _MONTH.fullmatch(tenant):  # a tenant's code of that form has a month behind it
+    """Print an invoice of the key's own tenant: `invoice` for this month, `invoice MONTH` for another."""
+    if not month and _MONTH.fullmatch(tenant):  # a tenant's code of that form needs a month behind it
         tenant, month = "", tenant
     month, server = month or _this_month(), RemoteServer(url=url, key=key)
     is_own = not tenant or server.answers_own(tenant)

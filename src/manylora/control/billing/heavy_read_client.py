@@ -1,6 +1,6 @@
-"""Heavy reads beside inference: a process of low priority does them, one at a time, and each tenant has its turn.
+"""Queue of heavy reads: a process of low priority does them one at a time, and tenants take turns.
 
-The process is started with the first of them and ends by itself when none has come for a while.
+The process starts with the first read and ends after some time without one.
 """
 
 import asyncio
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 READER_MODULE = "manylora.control.billing.heavy_read_process"
 NICENESS = 19
 MAX_OF_ONE = 4
-"""Heavy reads of one tenant, under way and waiting."""
+"""Limit of one tenant's heavy reads, running and waiting."""
 ANSWER_WAIT_S = 120.0
 RETRY_S = 1.0
 LENGTH = struct.Struct("<Q")
 
 
 class ReaderOrder(msgspec.Struct, frozen=True):
-    """The first message to the process. url: of the database, with its password."""
+    """First message to the process. url: of the database, with its password."""
 
     url: str
 
@@ -50,19 +50,19 @@ ReadReply = ReadFailed | ReadDone
 
 
 class HeavyReads:
-    """Queue of the routes' heavy reads. It belongs to one event loop."""
+    """Queue of the routes' heavy reads. An object belongs to one event loop."""
 
     def __init__(self, process: "ReadProcess | None" = None) -> None:
-        """`process` None: reads are done in this process, as in tests."""
+        """`process` None: reads run in this process."""
         self._process = process
-        self._place = asyncio.Lock()  # of the one read that is under way
+        self._place = asyncio.Lock()  # held by the running read
         self._asked: Counter[str] = Counter()
-        self._own: dict[str, asyncio.Lock] = {}  # of the tenants in `_asked`: whose read is next or under way
+        self._own: dict[str, asyncio.Lock] = {}  # one lock for each tenant in `_asked`: its holder is next or running
 
     async def answer(self, database: Database, asked: HeavyRead, tenant: str) -> bytes:
-        """The body of the reply to a read that a tenant asks for, after its turn has come.
+        """Wait for a tenant's turn; return the body of the reply to its read.
 
-        Raises `StreamLimitExceeded` where too many of the tenant's wait, and as `heavy_reads.answer`.
+        Raises `StreamLimitExceeded` for too many reads of the tenant, and as `heavy_reads.answer`.
         """
         async with self._turn(tenant):
             if self._process is None:
@@ -75,7 +75,7 @@ class HeavyReads:
 
     @asynccontextmanager
     async def _turn(self, tenant: str) -> AsyncIterator[None]:
-        """A tenant's reads wait for each other first, so that it takes one place in the queue at most."""
+        """Wait for a turn. Reads of one tenant run one after the other, so it takes at most one place in the queue."""
         if self._asked[tenant] >= MAX_OF_ONE:
             raise StreamLimitExceeded(
                 f"Rate limit exceeded: {MAX_OF_ONE} reads of usage, ledger, invoices or logs of tenant `{tenant}` "
@@ -94,25 +94,25 @@ class HeavyReads:
 
 
 class ReadProcess:
-    """One child process, which answers one question after the other."""
+    """One child process, which answers one read after the other."""
 
     def __init__(self, url: URL) -> None:
         self._url = url
         self._process: asyncio.subprocess.Process | None = None
 
     async def ask(self, asked: HeavyRead) -> bytes:
-        """Raises what the read raises, and `ControlUnavailable` where the process does not answer."""
+        """Return the reply of the process. Raise the error of the read, or `ControlUnavailable` without a reply."""
         question = msgspec.msgpack.encode(asked)
         try:
             async with asyncio.timeout(ANSWER_WAIT_S):
                 try:
                     reply = await self._exchange(question)
                 except (ConnectionError, asyncio.IncompleteReadError):
-                    # It ended between two questions, as it does when none has come for a while, or was killed.
+                    # It ended between two reads: after some time without one, or by a signal.
                     await self.close()
                     reply = await self._exchange(question)
         except BaseException as error:
-            await self.close()  # else its answer would be taken for that to the next question
+            await self.close()  # else its reply would answer the next read
             if isinstance(error, TimeoutError):
                 raise ControlUnavailable(f"the read took longer than {ANSWER_WAIT_S:g} s; ask for less") from error
             if isinstance(error, OSError | asyncio.IncompleteReadError):
@@ -144,7 +144,7 @@ class ReadProcess:
 
 
 async def _start(url: URL) -> asyncio.subprocess.Process:
-    """The database's address goes through a pipe: any user may read a process's arguments."""
+    """Start the process. It gets the database's URL through a pipe: any user may read a process's arguments."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", READER_MODULE),
         env=child_environment(),
@@ -152,7 +152,7 @@ async def _start(url: URL) -> asyncio.subprocess.Process:
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,
     )
-    with suppress(OSError):  # it has ended already
+    with suppress(OSError):  # the process has ended
         os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
     assert process.stdin is not None
     order = msgspec.msgpack.encode(ReaderOrder(url.render_as_string(hide_password=False)))

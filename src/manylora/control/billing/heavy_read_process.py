@@ -1,7 +1,7 @@
-"""The process of heavy reads: `python -m manylora.control.billing.heavy_read_process`, started by `reading.py` only.
+"""The process of heavy reads, which only `heavy_read_client.py` starts: `python -m manylora.control.billing.…`.
 
-Its first message is a `ReaderOrder`; each further one is a question, which it answers before it takes the next. It
-ends when its standard input does, or when no question has come for `IDLE_S`.
+Its first message is a `ReaderOrder`; each further one is a read, which it answers before it takes the next. It ends
+with its standard input, or after `IDLE_S` seconds without a read.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ IDLE_S = 120.0
 
 
 def main() -> int:
-    # Unbuffered: what a buffer had read ahead would not wake the wait for a next question.
+    # Unbuffered: bytes that a buffer had read ahead would not end the wait for the next read.
     stream, out = open(0, "rb", buffering=0, closefd=False), sys.stdout.buffer  # noqa: SIM115  open to the end
     order = _received(stream)
     if order is None:
@@ -43,12 +43,12 @@ async def _reply(database: Database, asked: HeavyRead) -> ReadReply:
         return ReadDone(await answer(database, asked))
     except ManyloraError as error:
         return ReadFailed(Failure.of(error))
-    except Exception as error:  # a fault of ours ends one question, and not the process
+    except Exception as error:  # a fault ends one read, not the process
         return ReadFailed(Failure.of(ControlUnavailable(f"the read failed ({type(error).__name__})")))
 
 
 def _received(stream: FileIO) -> bytes | None:
-    """One message; None at the end of the stream."""
+    """Return one message; None at the end of the stream."""
     head = _exactly(stream, LENGTH.size)
     return None if head is None else _exactly(stream, LENGTH.unpack(head)[0])
 

@@ -1,6 +1,6 @@
-"""Reads of the ledger that may take long: what is asked, as data, and the whole reply, as bytes.
+"""Reads of the ledger that may take long: the query as data, the whole reply as bytes.
 
-None of them is done on the loop that serves requests: `reading.py` hands them to a process of low priority.
+None of them runs on the event loop that serves requests: `heavy_read_client.py` passes them to a process.
 """
 
 import base64
@@ -31,13 +31,13 @@ LOGGED = (
     *("completion_tokens", "finish_reason", "tier", "queue_us", "load_us", "first_token_us", "total_us"),
     *("cost_nanousd", "charged_prompt_tokens", "charged_cached_tokens", "charged_completion_tokens"),
 )
-"""What a request log has of a request: never what was asked or answered."""
+"""Columns of a request log: neither prompts nor completions are among them."""
 
 
 class UsageRead(msgspec.Struct, frozen=True, tag=True):
     """Sums over [begin_ms, end_ms), of one tenant or of all.
 
-    begin, end  the same moments as the reply has them
+    begin, end  the same moments in the form of the reply
     after       the cursor of the page before, or empty
     """
 
@@ -83,7 +83,7 @@ HeavyRead = UsageRead | LedgerRead | InvoiceRead | LogRead
 
 
 async def answer(database: Database, asked: HeavyRead) -> bytes:
-    """The body of the reply. Raises `InvalidParameter`, `ResourceNotFound`, `ControlUnavailable`."""
+    """Return the body of the reply. Raise `InvalidParameter`, `ResourceNotFound`, `ControlUnavailable`."""
     match asked:
         case UsageRead():
             return await _usage(database, asked)
@@ -163,7 +163,7 @@ def _cursor(place: Sequence[str | int]) -> str:
 
 
 def _place(cursor: str, num_groups: int) -> tuple[str | int, ...] | None:
-    """Raises `InvalidParameter` for a cursor that no page of these columns had."""
+    """Parse a cursor. Raise `InvalidParameter` for one that no page of these columns had."""
     if not cursor:
         return None
     try:

@@ -1,6 +1,6 @@
-"""An invoice as text, JSON, CSV and a page to print. Names come from tenants: each form takes them for text alone.
+"""Forms of an invoice: text, JSON, CSV, and an HTML page. Names come from tenants, so each form escapes them.
 
-Each rule has its own columns: those of the older rule are a promise to customers, whose invoices never change.
+Each rule has its own columns; those of the older rule stay, since sent invoices never change.
 """
 
 import csv
@@ -26,14 +26,14 @@ EXACT = (
     *("kind", "base", "adapter", "price_version", "requests", "prompt_tokens", "cached_tokens", "completion_tokens"),
     *("input_usd", "cached_input_usd", "output_usd", "exact_usd", "usd", "corrects_month", "reason"),
 )
-"""`usd` is exact, too: it stays for those who read that column."""
+"""`usd` is exact, too; it stays for programs that read that column."""
 COLUMNS = {InvoiceRule.ROUNDED_LINES: ROUNDED, InvoiceRule.EXACT_LINES: EXACT}
-"""Of the CSV, and fields of the JSON, in their order."""
+"""Columns of the CSV, and fields of the JSON, in their order."""
 PRINTED = {
     InvoiceRule.ROUNDED_LINES: ROUNDED[: ROUNDED.index("corrects_month")],
     InvoiceRule.EXACT_LINES: tuple(name for name in EXACT if name not in ("exact_usd", "corrects_month", "reason")),
 }
-"""Columns of the page; what a correction corrects, and why, stands with its kind."""
+"""Columns of the page; the column of the kind also names the month and the reason of a correction."""
 HEADS = {
     "base": "base",
     "adapter": "adapter",
@@ -52,13 +52,13 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def render(invoice: Invoice, form: str) -> bytes:
-    """The bytes of a form in `FORMATS`; the same invoice gives the same bytes."""
+    """Return an invoice in a form of `FORMATS`; the same invoice gives the same bytes."""
     makers = {"text": _text, "json": _json, "csv": _csv, "html": _html}
     return makers[form](invoice).encode("utf-8")
 
 
 def usd(nanousd: int) -> str:
-    """Nano-dollars as dollars, exactly, with at least two decimals."""
+    """Return nano-dollars as dollars, exact, with at least two decimals."""
     return dollars(nanousd, symbol="", grouping="")
 
 
@@ -120,7 +120,7 @@ def _csv(invoice: Invoice) -> str:
 
 
 def _cell(name: str, value: object) -> str:
-    """A name that a spreadsheet would take for a formula is kept from being one; amounts may begin with a minus."""
+    """Return a name that no spreadsheet takes for a formula; amounts may begin with a minus."""
     text = "" if value is None else str(value)
     is_name = name in ("tenant", "base", "adapter", "reason")
     return f"'{text}" if is_name and text.startswith(_FORMULA) else text
@@ -145,7 +145,7 @@ def _text(invoice: Invoice) -> str:
     ]
     width = max(map(len, lines))
     totals = [each.rjust(width) for each in _totals(invoice)]
-    for index in reversed(range(len(invoice.lines))):  # from the end, so that the places before stay
+    for index in reversed(range(len(invoice.lines))):  # from the end, so that earlier places stay valid
         if (reason := invoice.lines[index].reason) is not None:
             lines.insert(index + 2, f"  {_plain(reason)}")
     notes = [] if invoice.rule is InvoiceRule.ROUNDED_LINES else ["", ARITHMETIC]
@@ -158,8 +158,8 @@ def _totals(invoice: Invoice) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Text in which nothing moves the cursor or ends the line; it differs from `printable`, since a closed month's
-    invoice stays the same byte for byte.
+    """Return a text without control characters. It differs from `printable`, since the invoice of a closed month must
+    keep its bytes.
     """
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 

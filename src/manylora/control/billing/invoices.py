@@ -1,8 +1,8 @@
-"""Invoices: one tenant's month as a document. A pure function of the ledger's rows, whatever order they come in.
+"""Invoices: one tenant's month as a document. A pure function of the ledger's rows, independent of their order.
 
-Lines are exact, in nano-dollars; only their sum is rounded, once, half to even, to cents. A correction is on the
-invoice of the month in which it was made: that of the month it corrects may have been paid. Months that were over
-before this rule came keep the one of then, so that no invoice that was sent ever changes: see `InvoiceRule`.
+Lines are exact, in nano-dollars; only their sum is rounded, once, half to even, to cents. A correction appears on the
+invoice of the month in which it was made, since that of the corrected month may be paid. Months that ended before this
+rule keep the older one, so that a sent invoice never changes: see `InvoiceRule`.
 """
 
 from collections import defaultdict
@@ -18,11 +18,11 @@ from manylora.control.storage.tables import invoice_rules, ledger
 from manylora.money import CENT_NANOUSD
 
 CENT = CENT_NANOUSD
-"""Nano-dollars."""
+"""Nano-dollars in the smallest unit of a total."""
 
 
 class InvoiceRule(IntEnum):
-    """The rule by which a month's invoice is made; the table `invoice_rules` has the moment from which each holds.
+    """Rule of a month's invoice; the table `invoice_rules` has the first moment of each.
 
     ROUNDED_LINES  each line is rounded to cents, and the total is the sum of the rounded lines
     EXACT_LINES    lines are exact, cached prompt tokens have a column and a price, and the total alone is rounded
@@ -34,11 +34,11 @@ class InvoiceRule(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InvoiceRow:
-    """What an invoice needs of one row of the ledger, or of several that are alike but for their counts.
+    """Facts of one row of the ledger, or of several that differ in their counts alone.
 
-    corrects_month        202610; None: it is no correction, and has no reason
-    cached_tokens         those of prompt_tokens that cost the cached price; tokens are charged ones, all of them
-    cached_input_nanousd  None: a row of before there was such a price, as input_nanousd
+    corrects_month        202610; None: no correction, and no reason
+    cached_tokens         part of prompt_tokens at the cached price; all counts are of charged tokens
+    cached_input_nanousd  None: an older row, which costs input_nanousd
     """
 
     base: str
@@ -58,19 +58,19 @@ class InvoiceRow:
 
     @property
     def prices(self) -> tuple[int, int, int]:
-        """Of a prompt token, a cached one and a completion token."""
+        """Return the prices of a prompt token, a cached one and a completion token."""
         cached = self.input_nanousd if self.cached_input_nanousd is None else self.cached_input_nanousd
         return self.input_nanousd, cached, self.output_nanousd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InvoiceLine:
-    """All of one adapter version (or of the base alone) at one price; corrections apart, by month and reason.
+    """Usage of one adapter version, or of the base alone, at one price; corrections are separate, by month and reason.
 
     adapter         `owner/repo/3` for an upload, else its name; None: the base model
-    price_version   None: there was no price, and it costs nothing
-    corrects_month  the month, 202610, of the usage that is corrected, at its own price; None: no correction, no reason
-    cached_tokens   those of prompt_tokens that cost `cached_input_nanousd` each
+    price_version   None: without a price, at no cost
+    corrects_month  month of the corrected usage, 202610; None: no correction, and no reason
+    cached_tokens   part of prompt_tokens at `cached_input_nanousd` each
     nanousd         the amount, exact
     """
 
@@ -90,13 +90,13 @@ class InvoiceLine:
 
     @property
     def cents(self) -> int:
-        """The amount rounded, as `InvoiceRule.ROUNDED_LINES` shows and adds it."""
+        """Return the rounded amount, as `InvoiceRule.ROUNDED_LINES` shows and adds it."""
         return round_half_even(self.nanousd, CENT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invoice:
-    """month: 202611; is_preliminary: the month was not over, or only just, when its rows were read."""
+    """One invoice. month: 202611; is_preliminary: the month could still get rows when they were read."""
 
     tenant: str
     name: str
@@ -111,7 +111,7 @@ class Invoice:
 
     @property
     def cents(self) -> int:
-        """The amount to be paid: half a cent from the exact sum at most, but for the older rule."""
+        """Return the amount to pay: at most half a cent from the exact sum, except under the older rule."""
         if self.rule is InvoiceRule.ROUNDED_LINES:
             return sum(line.cents for line in self.lines)
         return round_half_even(self.nanousd, CENT)
@@ -130,7 +130,7 @@ def make_invoice(
     is_preliminary: bool,
     rule: InvoiceRule = InvoiceRule.EXACT_LINES,
 ) -> Invoice:
-    """Add rows up, line by line, in an order of their own."""
+    """Return the invoice of rows: sums in lines, in a fixed order."""
     sums: dict[LineKey, list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
     for row in rows:
         version = -1 if row.price_version is None else row.price_version
@@ -164,7 +164,7 @@ def _line(key: LineKey, sums: list[int]) -> InvoiceLine:
 
 
 def round_half_even(amount: int, unit: int) -> int:
-    """An amount in units, halves to the even one; negative amounts alike."""
+    """Return an amount in units, rounded half to even; negative amounts likewise."""
     whole, rest = divmod(amount, unit)
     if 2 * rest > unit or (2 * rest == unit and whole % 2):
         return whole + 1
@@ -172,14 +172,14 @@ def round_half_even(amount: int, unit: int) -> int:
 
 
 async def rule_of(connection: AsyncConnection, month: int) -> InvoiceRule:
-    """The rule of a month: the newest of those that came before the month's end."""
+    """Return the rule of a month: the newest one that began before the month's end."""
     _, end_ms = bounds_of(month)
     asked = select(func.max(invoice_rules.c.rule)).where(invoice_rules.c.since_ms < end_ms)
     return InvoiceRule((await connection.execute(asked)).scalar_one())
 
 
 async def invoice_rows(connection: AsyncConnection, tenant: str, month: int) -> list[InvoiceRow]:
-    """A tenant's rows of a month, those added up by the database that are alike but for their counts."""
+    """Return a tenant's rows of a month; the database adds up rows that differ in their counts alone."""
     begin_ms, end_ms = bounds_of(month)
     names = ("base", "adapter", "adapter_owner", "price_version", "input_nanousd", "output_nanousd", "corrects_month")
     alike = [ledger.c[name] for name in (*names, "reason", "cached_input_nanousd")]

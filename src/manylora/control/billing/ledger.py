@@ -1,6 +1,6 @@
-"""The ledger: one row a request, inserted once by its id and never changed; a correction is a row more.
+"""The ledger: one row for each request, inserted once by its id, never changed; a correction is a further row.
 
-A correction belongs to the moment at which it is made, so that no month that is over ever changes by one.
+A correction belongs to the month in which it is made, so that a closed month never changes.
 """
 
 import contextlib
@@ -29,25 +29,25 @@ from manylora.usage import UsageRecord
 log = logging.getLogger(__name__)
 
 MAX_COUNT = 2**53
-"""Of tokens in one record: above it, it is no count."""
+"""Limit of the tokens in one record."""
 Spender = tuple[str, str, str, int]
 """Tenant, key or empty, edge or empty, month."""
 MAX_REASON = 200
-"""Characters."""
+"""Limit in characters."""
 TOLD_OF_A_CORRECTION = (
     *("id", "charged_prompt_tokens", "charged_cached_tokens", "charged_completion_tokens"),
     *("reason", "cost_nanousd"),
 )
-"""Its fields in the audit table."""
+"""Fields of a correction in the audit table."""
 OPERATOR = "admin"
-"""The author of what is done where nobody is asked for a key."""
+"""Author of a correction without a key."""
 
 
 async def insert_records(control: Control, records: Sequence[UsageRecord]) -> int:
-    """Price records and insert those that are not there; returns how many were new.
+    """Price records and insert unknown ones; return the number of new rows.
 
-    A record is money: it is never refused. One of a tenant that is not known makes that tenant: closed, so that a
-    person looks, or active where no keys are needed and anybody may name himself.
+    A record is never refused, since it is money. A record of an unknown tenant creates that tenant: closed, so that
+    the operator notices it, or active on a control plane without keys.
     """
     if not records:
         return 0
@@ -58,7 +58,9 @@ async def insert_records(control: Control, records: Sequence[UsageRecord]) -> in
         rows = {
             record.id: _row(record, _price_of(record, versions, free), control.now_ms())
             | {"tenant": payers[record.tenant]}
-            for record in sorted(records, key=lambda record: record.id)  # in one order, so that no two shipments block
+            for record in sorted(
+                records, key=lambda record: record.id
+            )  # in a fixed order, so that two shipments cannot deadlock
         }
         inserting = control.database.insert_once(ledger).values(list(rows.values())).returning(ledger.c.id)
         new = (await connection.execute(inserting)).scalars().all()
@@ -72,12 +74,12 @@ async def insert_records(control: Control, records: Sequence[UsageRecord]) -> in
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Correction:
-    """Tokens that are charged in addition to those of a row or, below zero, given back, at the row's own price.
+    """Tokens charged in addition to those of a row, or given back by negative counts, at the row's own price.
 
-    id             given by whoever corrects; the same correction again changes nothing
-    corrects       id of the row, which is no correction itself
-    cached_tokens  those of `prompt_tokens` at the price of cached ones. None: as few as can be, so that what is given
-                   back is what cost most
+    id             chosen by the caller; a repeated correction changes nothing
+    corrects       id of the corrected row, which is no correction itself
+    cached_tokens  part of `prompt_tokens` at the cached price. None: as few as possible, so that the more expensive
+                   tokens are given back
     reason         1 to `MAX_REASON` characters, not all of them blank
     """
 
@@ -101,13 +103,13 @@ async def correct(
     actor: Actor | None = None,
     cached_tokens: int | None = None,
 ) -> str:
-    """Add a row, now, and return its author; where this very correction was made before, only return who made it.
+    """Add a row for a correction and return its author; for a repeated correction return the earlier author.
 
     Args:    as in `Correction`
-             author  the id of the key that wants it, or `OPERATOR`
-             actor   who asks, for the audit table; None: an operator with the database in hand
-    Raises:  `ResourceNotFound` for a row that is not there, `NameTaken` if a row of that id is, and says something
-             else, `InvalidParameter`
+             author  id of the key that orders it, or `OPERATOR`
+             actor   actor for the audit table; None: an operator on the machine of the database
+    Raises:  `ResourceNotFound` for an unknown row, `NameTaken` if another correction or row has that id,
+             `InvalidParameter`
     """
     wanted = Correction(
         id=correction_id,
@@ -119,7 +121,7 @@ async def correct(
     )
     _check(wanted)
     async with control.database.write() as connection:
-        # One correction of a row at a time, so that together they give back no more than was charged.
+        # The lock orders corrections of one row, so that together they give back no more than was charged.
         asked = select(ledger).where(ledger.c.id == record_id).with_for_update()
         found = (await connection.execute(asked)).mappings().one_or_none()
         if (made := await _made_before(connection, wanted)) is not None:
@@ -132,7 +134,7 @@ async def correct(
             made = await _made_before(connection, wanted)
             assert made is not None, "a row of this id came between, and is there now"
             return made
-        # No edge spent it: what it changes is the balance and the month's budget, not a lease.
+        # No edge spent it: the row changes the balance and the month's budget, not a lease.
         spender = (row["tenant"], row["key"] or "", "", month_of(row["booked_ms"]))
         await _add_spending(control, connection, Counter({spender: row["cost_nanousd"]}))
         told = {name: row[name] for name in TOLD_OF_A_CORRECTION}
@@ -142,7 +144,7 @@ async def correct(
 
 
 def _last_uses(rows: Iterable[dict[str, Any]]) -> list[tuple[str, int]]:
-    """Of the keys that rows name: when each was last used."""
+    """Return the last use of each key that rows name."""
     last: dict[str, int] = {}
     for row in rows:
         if row["key"] is not None:
@@ -151,7 +153,7 @@ def _last_uses(rows: Iterable[dict[str, Any]]) -> list[tuple[str, int]]:
 
 
 def _check(wanted: Correction) -> None:
-    """Raises `InvalidParameter` for what no row could hold."""
+    """Raise `InvalidParameter` for values that no row can hold."""
     counts = (wanted.prompt_tokens, wanted.completion_tokens, wanted.cached_tokens or 0)
     if max(map(abs, counts)) > MAX_COUNT:
         raise InvalidParameter(f"a correction is of at most {MAX_COUNT} tokens", parameter="prompt_tokens")
@@ -160,7 +162,7 @@ def _check(wanted: Correction) -> None:
 
 
 async def _made_before(connection: AsyncConnection, wanted: Correction) -> str | None:
-    """The author of this very correction; None if no row has its id. Raises `NameTaken` for one that says otherwise."""
+    """Return the author of a repeated correction; None for a new id. Raise `NameTaken` for another row of that id."""
     row = (await connection.execute(select(ledger).where(ledger.c.id == wanted.id))).mappings().one_or_none()
     if row is None:
         return None
@@ -186,7 +188,7 @@ async def _made_before(connection: AsyncConnection, wanted: Correction) -> str |
 async def _correction_row(
     connection: AsyncConnection, old: dict[str, Any], wanted: Correction, author: str, now_ms: int
 ) -> dict[str, Any]:
-    """The row that corrects another. Raises `InvalidParameter`."""
+    """Return the row that corrects another. Raise `InvalidParameter`."""
     if old["corrects"] is not None:
         raise InvalidParameter(
             f"`{wanted.corrects[:80]}` is a correction itself; correct the row `{old['corrects']}` again",
@@ -260,7 +262,7 @@ def _require_left(parameter: str, left: int, change: int) -> None:
 
 
 async def _add_spending(control: Control, connection: AsyncConnection, spent: Counter[Spender]) -> None:
-    for spender, cost in sorted(spent.items()):  # in one order, so that no two wait for each other
+    for spender, cost in sorted(spent.items()):  # in a fixed order, so that two transactions cannot deadlock
         values = dict(zip(("tenant", "key", "edge", "month"), spender, strict=True))
         await connection.execute(control.database.insert_once(spending).values(**values, cost_nanousd=0))
         matching = [spending.c[name] == value for name, value in values.items()]
@@ -269,7 +271,7 @@ async def _add_spending(control: Control, connection: AsyncConnection, spent: Co
 
 
 async def _know_tenants(control: Control, connection: AsyncConnection, wanted: set[str]) -> dict[str, str]:
-    """Each tenant named by records, as the one that pays: codes that differ by case alone are one tenant's."""
+    """Return the paying tenant for each code in records: codes that differ in case alone are one tenant's."""
     payers = await _payers(connection, wanted)
     for tenant in sorted(wanted - payers.keys()):
         if tenant.lower() in {known.lower() for known in payers}:
@@ -279,14 +281,14 @@ async def _know_tenants(control: Control, connection: AsyncConnection, wanted: s
         if control.is_key_needed:
             state = TenantState.CLOSED
             log.error("ledger.unknown_tenant tenant=%s: made, closed, to keep its usage", tenant)
-        with contextlib.suppress(NameTaken):  # then another shipment has made it meanwhile
+        with contextlib.suppress(NameTaken):  # another shipment has created it meanwhile
             await insert_tenant(connection, tenant, now_ms=control.now_ms(), state=state)
         payers |= await _payers(connection, {tenant})
     return payers
 
 
 async def _payers(connection: AsyncConnection, wanted: set[str]) -> dict[str, str]:
-    """Of tenants that are there: the code as a record has it → as it was given."""
+    """Return, for known tenants, the code in a record → the tenant's own code."""
     asked = select(tenants.c.id).where(func.lower(tenants.c.id).in_({name.lower() for name in wanted}))
     known = {tenant.lower(): str(tenant) for tenant in (await connection.execute(asked)).scalars()}
     return {name: known[name.lower()] for name in wanted if name.lower() in known}

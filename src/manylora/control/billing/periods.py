@@ -7,25 +7,25 @@ from manylora.control.calendar import DAY_MS, FIRST_YEAR, LAST_YEAR, bounds_of, 
 from manylora.errors import InvalidParameter
 
 MAX_DAYS = 3660
-"""Of one period: ten years."""
+"""Limit of one period: ten years."""
 MONTH_LETTERS = len("2026-11")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Period:
-    """Half-open, in milliseconds since 1970."""
+    """A half-open interval in milliseconds since 1970."""
 
     begin_ms: int
     end_ms: int
 
 
 def parse_period(*, month: str, first: str, last: str, now_ms: int) -> Period:
-    """The period that a caller names; empty is what is not given.
+    """Return the period of a request; an empty text is an absent parameter.
 
     Args:    month  `2026-11`; alone, since it is a whole period
              first  `2026-11` or `2026-11-25`: its beginning
-             last   likewise: its last day or month, counted in; not given: the day of `now_ms`
-             nothing at all is the month of `now_ms`
+             last   likewise: its last day or month, included; default: the day of `now_ms`
+             without all three: the month of `now_ms`
     Raises:  `InvalidParameter`, which names `month`, `from` or `to`
     """
     if month and (first or last):
@@ -46,12 +46,12 @@ def parse_period(*, month: str, first: str, last: str, now_ms: int) -> Period:
 
 
 def _bounds(text: str, parameter: str) -> tuple[int, int]:
-    """The half-open interval of a month or a day, in milliseconds."""
+    """Return the half-open interval of a month or a day in milliseconds."""
     try:
         if len(text) == MONTH_LETTERS:
             return bounds_of(parse_month(text))
         day = date.fromisoformat(text)
-        if day.isoformat() == text and FIRST_YEAR <= day.year <= LAST_YEAR:  # and none of ISO's other forms
+        if day.isoformat() == text and FIRST_YEAR <= day.year <= LAST_YEAR:  # excludes the other forms of ISO 8601
             begin = datetime(day.year, day.month, day.day, tzinfo=UTC)
             return int(1000 * begin.timestamp()), int(1000 * (begin + timedelta(days=1)).timestamp())
     except (InvalidParameter, ValueError):

@@ -1,4 +1,4 @@
-"""What the ledger says: sums over a period by day, base, adapter or key, and single rows, page by page."""
+"""Queries of the ledger: sums over a period by day, base, adapter or key, and single rows, in pages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from manylora.control.storage.tables import ledger
 from manylora.errors import InvalidParameter
 
 GROUPS = ("tenant", "base", "adapter", "key", "price")
-"""Columns that sums can be split by, and `day`, which is of UTC; `price` is the version of the base's price."""
+"""Columns that group sums; `day` is in UTC, `price` is the version of the base's price."""
 NUMBERS = ("day", "price")
-"""Those of them that are numbers in the table."""
+"""The numeric columns among them."""
 COUNTS = (
     *("prompt_tokens", "cached_tokens", "completion_tokens"),
     *("charged_prompt_tokens", "charged_cached_tokens", "charged_completion_tokens"),
 )
-# Literals, not parameters: PostgreSQL takes two expressions with parameters for two different ones.
+# Literals: PostgreSQL treats two expressions with parameters as different.
 _DAY: ColumnElement[int] = literal_column(str(DAY_MS))
 _LEAST_NUMBER: ColumnElement[int] = literal_column("-1")
 _LEAST_TEXT: ColumnElement[str] = literal_column("''")
@@ -29,10 +29,10 @@ PRICES = ("input_nanousd", "cached_input_nanousd", "output_nanousd")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageSum:
-    """Sums of the rows that are alike in `names`; a correction counts as none of the requests.
+    """Sums of the rows with the same `names`; corrections are not counted as requests.
 
     charged_cached_tokens are a part of charged_prompt_tokens
-    …_nanousd               the price of each token, where all of these rows have the same; else None
+    …_nanousd               the price of each token where all rows have the same; else None
     """
 
     names: tuple[str | None, ...]
@@ -51,7 +51,7 @@ class UsageSum:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerPage:
-    """Rows as they are in the table, newest first; `before`: give it for those that follow, None at the end."""
+    """Rows of the table, newest first. `before`: the argument that returns the next page; None on the last page."""
 
     rows: list[dict[str, object]]
     before: int | None
@@ -59,7 +59,7 @@ class LedgerPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsagePage:
-    """place: what the last sum's rows have in common, as the order is; None where no sum follows."""
+    """A page of sums. place: the names of the last sum in the order; None on the last page."""
 
     sums: list[UsageSum]
     place: tuple[str | int, ...] | None
@@ -73,7 +73,7 @@ async def sum_usage(
     tenant: str | None = None,
     groups: Sequence[str] = (),
 ) -> list[UsageSum]:
-    """Sums over [begin_ms, end_ms), of one tenant or of all. Raises `InvalidParameter` for an unknown group."""
+    """Return the sums over [begin_ms, end_ms), of one tenant or all. Raise `InvalidParameter` for an unknown group."""
     page = await usage_page(connection, begin_ms=begin_ms, end_ms=end_ms, tenant=tenant, groups=groups, limit=None)
     return page.sums
 
@@ -88,7 +88,7 @@ async def usage_page(
     limit: int | None,
     after: tuple[str | int, ...] | None = None,
 ) -> UsagePage:
-    """Up to `limit` of the sums over [begin_ms, end_ms), of one tenant or of all, in the order of `groups`.
+    """Return at most `limit` sums over [begin_ms, end_ms), of one tenant or of all, in the order of `groups`.
 
     Args:    after  the `place` of the page before
     Raises:  `InvalidParameter` for an unknown group, or a place of other columns
@@ -125,7 +125,7 @@ async def usage_page(
 async def ledger_page(
     connection: AsyncConnection, *, tenant: str | None = None, before: int | None = None, limit: int = 100
 ) -> LedgerPage:
-    """Single rows, the newest first."""
+    """Return single rows, the newest first."""
     asked = select(ledger).order_by(ledger.c.number.desc()).limit(limit)
     if tenant is not None:
         asked = asked.where(ledger.c.tenant == tenant)
@@ -136,12 +136,12 @@ async def ledger_page(
 
 
 def cached_price() -> ColumnElement[int]:
-    """Of a row's cached prompt token; a row of before there was one has that of any prompt token."""
+    """Return the cached price of a row; an older row has the price of other prompt tokens."""
     return func.coalesce(ledger.c.cached_input_nanousd, ledger.c.input_nanousd)
 
 
 def require_groups(groups: Sequence[str]) -> None:
-    """Raises `InvalidParameter` for a column that sums cannot be split by."""
+    """Raise `InvalidParameter` for a column that does not group sums."""
     for group in groups:
         _column(group)
 
@@ -157,7 +157,7 @@ def _column(group: str) -> ColumnElement[Any]:
 
 
 def _least(group: str) -> str | int:
-    """What stands for no value in the order; no column has it."""
+    """Return the substitute for NULL in the order; no column has it."""
     return -1 if group in NUMBERS else ""
 
 
@@ -173,7 +173,7 @@ def _place_of(row: RowMapping, groups: Sequence[str]) -> tuple[str | int, ...]:
 def _is_after(
     order: Sequence[ColumnElement[Any]], groups: Sequence[str], place: tuple[str | int, ...]
 ) -> ColumnElement[bool]:
-    """Raises `InvalidParameter` for a place of columns of another type."""
+    """Return the condition of a page's begin. Raise `InvalidParameter` for a place of columns of another type."""
     if len(place) != len(groups) or any(
         isinstance(value, int) != (group in NUMBERS) for group, value in zip(groups, place, strict=True)
     ):
@@ -187,7 +187,7 @@ def _is_after(
 
 
 def _price_bounds() -> list[ColumnElement[int]]:
-    """The least and the greatest of each price: alike where a sum's rows have one price."""
+    """Return the least and the greatest of each price, which are equal where a sum's rows have one price."""
     amounts = {name: ledger.c[name] for name in PRICES} | {"cached_input_nanousd": cached_price()}
     return [
         bound(amount).label(f"{which}_{name}")

@@ -1,7 +1,7 @@
-"""Deployments: the shared endpoint of the served base, always on, and dedicated ones of a tenant, by the hour.
+"""Deployments: the shared one of the served base model, and dedicated ones of a tenant, priced by the hour.
 
-Dedicated ones are recorded and priced here; nothing places them on machines yet, so they stay `pending`. The shared one
-is what this server serves, so it is no row of a table.
+Dedicated deployments are recorded and priced; this server does not place them on machines, so they stay `pending`. The
+shared deployment follows from the settings and has no row.
 """
 
 import json
@@ -15,7 +15,6 @@ from typing import Any
 from sqlalchemy import Row, and_, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from manylora import money
 from manylora.config.settings import Config
 from manylora.control.bases import is_same_base, served_base
 from manylora.control.storage.tables import deployments
@@ -29,13 +28,13 @@ DEFAULT_COOLDOWN_S = 3_600
 MAX_CONFIG_BYTES = 65_536
 MAX_DEPLOYMENTS = 100
 HOURLY_NANOUSD: Mapping[str, int] = {"a10_24gb_100": 1_210_000_000}
-"""What one replica costs an hour, by its accelerator: the published price of one A10G."""
+"""Hourly price of one replica by its accelerator: the published price of one A10G."""
 MONTH_HOURS = 730
 DEFAULT_ACCELERATOR = "a10_24gb_100"
 SHARED_ACCELERATOR = "shared"
 PENDING_DETAIL = "recorded and priced; this server does not place dedicated deployments on machines yet"
 SECRET_FIELDS = frozenset({"hfToken"})
-"""What clients send in a configuration and nobody may read there again: not kept."""
+"""Secrets that clients send in a configuration; they are not stored."""
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
 _ROOM = uuid.UUID("5b0a7c1e-0f1d-4c57-9a0f-5d1f7a8d3c11")
 
@@ -46,7 +45,7 @@ class DeploymentKind(StrEnum):
 
 
 class DeploymentState(StrEnum):
-    """The states that clients know; a dedicated one is PENDING until a machine is found for it."""
+    """States of Predibase's API. This server has READY (shared), PENDING (dedicated) and STOPPED (deleted) ones."""
 
     PENDING = "pending"
     INITIALIZING = "initializing"
@@ -59,7 +58,12 @@ class DeploymentState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """tenant: None where all share it. hourly_nanousd: of one replica. config: as the client gave it, in camelCase."""
+    """One deployment.
+
+    tenant          its owner; None: all tenants share it
+    hourly_nanousd  price of one replica
+    config          the client's configuration, in camelCase
+    """
 
     number: int
     uuid: str
@@ -83,7 +87,7 @@ class Deployment:
 
     @property
     def always_on(self) -> int:
-        """Replicas whose price is a month's; one where it may have none, for otherwise it would serve nothing."""
+        """Return the number of replicas in the monthly price: at least one."""
         return max(1, self.min_replicas)
 
     @property
@@ -96,7 +100,7 @@ class Deployment:
 
 
 def shared_deployment(config: Config, since_ms: int) -> Deployment:
-    """The endpoint of the served base, under its short name."""
+    """Return the deployment of the served base, under its short name."""
     base = served_base(config)
     return Deployment(
         number=0,
@@ -120,7 +124,7 @@ def shared_deployment(config: Config, since_ms: int) -> Deployment:
 async def list_deployments(
     connection: AsyncConnection, tenant: TenantId, shared: Deployment, kind: str | None = None
 ) -> list[Deployment]:
-    """The shared one and the tenant's own. kind: `shared` or `serverless`, `dedicated` or `private`; None: all."""
+    """Return the shared deployment and the tenant's own. kind: a type of Predibase's, as `shared`; None: all."""
     found: list[Deployment] = [] if kind in ("dedicated", "private") else [shared]
     if kind in (None, "dedicated", "private"):
         asked = select(deployments).where(_of(tenant)).order_by(deployments.c.number)
@@ -129,12 +133,12 @@ async def list_deployments(
 
 
 async def find_deployment(connection: AsyncConnection, tenant: TenantId, name: str, shared: Deployment) -> Deployment:
-    """A deployment by its name or UUID; the case of letters makes no difference. Raises `DeploymentNotFound`."""
+    """Return a deployment by its name or UUID, in upper or lower case. Raise `DeploymentNotFound`."""
     wanted = name.lower()
     if wanted in (shared.name, shared.uuid, shared.base.lower()):
         return shared
     asked = select(deployments).where(_of(tenant))
-    if _NAME.fullmatch(wanted):  # so is a UUID; what is no name need not be asked for
+    if _NAME.fullmatch(wanted):  # a UUID matches as well
         named = (deployments.c.name == wanted) | (deployments.c.uuid == wanted)
         row = (await connection.execute(asked.where(named))).first()
         if row is not None:
@@ -152,7 +156,7 @@ async def create_deployment(
     shared: Deployment,
     now_ms: int,
 ) -> Deployment:
-    """Record a dedicated deployment. Raises `InvalidParameter`, `NameTaken`."""
+    """Record a dedicated deployment. Raise `InvalidParameter`, `NameTaken`."""
     if not _NAME.fullmatch(name):
         raise InvalidParameter(
             "`name` must be 1 to 63 lower-case letters, digits, `.` or `-`, and begin and end with a letter or digit",
@@ -176,7 +180,7 @@ async def create_deployment(
     mine = and_(deployments.c.tenant == tenant, deployments.c.name == name)
     if (await connection.execute(select(deployments.c.number).where(mine))).first() is None:
         await connection.execute(insert(deployments).values(tenant=tenant, name=name, **values))
-    else:  # one of that name was deleted
+    else:  # a deleted deployment has that name
         await connection.execute(update(deployments).where(mine).values(values))
     return await find_deployment(connection, tenant, name, shared)
 
@@ -191,7 +195,7 @@ async def change_deployment(
     shared: Deployment,
     now_ms: int,
 ) -> Deployment:
-    """Change what is given; a null in `config` counts as absent. Raises as `find_deployment`, `InvalidParameter`."""
+    """Change the given fields; a null in `config` counts as absent. Raise as `find_deployment`, `InvalidParameter`."""
     old = await _own(connection, tenant, name, shared)
     given = {key: value for key, value in (config or {}).items() if value is not None}
     if "baseModel" in given and not is_same_base(str(given["baseModel"]), old.base):
@@ -206,15 +210,17 @@ async def change_deployment(
 async def delete_deployment(
     connection: AsyncConnection, tenant: TenantId, name: str, *, shared: Deployment, now_ms: int
 ) -> None:
-    """Raises `DeploymentNotFound`, `InsufficientPermissions` for one that all share."""
+    """Delete a dedicated deployment. Raise `DeploymentNotFound`, `InsufficientPermissions` for the shared one."""
     old = await _own(connection, tenant, name, shared)
     await connection.execute(
-        update(deployments).where(deployments.c.number == old.number).values(deleted_ms=now_ms, state="stopped")
+        update(deployments)
+        .where(deployments.c.number == old.number)
+        .values(deleted_ms=now_ms, state=DeploymentState.STOPPED)
     )
 
 
 def recommended_config(base: str, accelerator: str | None, shared: Deployment) -> dict[str, Any]:  # JSON values
-    """A configuration that `create_deployment` takes. Raises `InvalidParameter` for a base nobody knows."""
+    """Return a configuration for `create_deployment`. Raise `InvalidParameter` for an unknown base."""
     columns = _columns({"baseModel": base, **({"accelerator": accelerator} if accelerator else {})}, shared)
     return {
         "baseModel": columns["base"],
@@ -226,7 +232,7 @@ def recommended_config(base: str, accelerator: str | None, shared: Deployment) -
 
 
 def supported_bases(shared: Deployment) -> list[str]:
-    """The bases a deployment may name, the served one first."""
+    """Return the base models that a deployment may name, the served one first."""
     known = [base.name for base in KNOWN_BASES]
     return [shared.base, *(name for name in known if not is_same_base(name, shared.base))]
 
@@ -241,7 +247,7 @@ async def _own(connection: AsyncConnection, tenant: TenantId, name: str, shared:
 def _columns(config: Mapping[str, Any], shared: Deployment) -> dict[str, Any]:  # JSON values of several types
     kept = {key: value for key, value in config.items() if key not in SECRET_FIELDS and value is not None}
     try:
-        text = json.dumps(kept, allow_nan=False)  # ASCII only, so that every database takes it
+        text = json.dumps(kept, allow_nan=False)  # ASCII only, so that every database stores it
     except (ValueError, RecursionError) as error:
         raise InvalidParameter("`config` has a number that is not finite, or is nested too deeply") from error
     if len(text) > MAX_CONFIG_BYTES:
@@ -307,8 +313,3 @@ def _deployment(row: Row[Any]) -> Deployment:
         updated_ms=row.updated_ms,
         config=json.loads(row.config),
     )
-
-
-def dollars(nanousd: int) -> str:
-    """A price in dollars, exact, without zeros at its end: `1.21`."""
-    return money.dollars(nanousd, symbol="", grouping="", least_decimals=0)

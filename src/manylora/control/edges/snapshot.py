@@ -1,4 +1,4 @@
-"""What edges are told: everything that has changed since a revision, seen in one state."""
+"""Snapshots for edges: all changes since a revision, read in one state of the database."""
 
 from collections import defaultdict
 
@@ -18,10 +18,10 @@ READY = "ready"
 
 
 async def take_snapshot(control: Control, since: int, epoch: str | None = None) -> Snapshot:
-    """What has changed after revision `since`; everything for one below zero, or one that was never given.
+    """Return the changes after revision `since`; everything for a negative or unknown revision.
 
-    An edge may know revisions of another `epoch`, or later ones than the database does: then a backup may have been
-    restored, and they mean nothing. None: of this one.
+    A revision of another `epoch`, or later than the database's, is unknown: a backup may have been restored.
+    epoch None: that of this process.
     """
     async with control.database.read() as connection:
         revision = await last_revision(connection)
@@ -41,9 +41,9 @@ async def take_snapshot(control: Control, since: int, epoch: str | None = None) 
 
 
 async def changed_repositories(connection: AsyncConnection, since: int) -> tuple[RepositoryFacts, ...]:
-    """Repositories changed after a revision, or whose owner has, with the versions that may be used.
+    """Return repositories that were changed after a revision, or whose owner was, with their usable versions.
 
-    None may be of a deleted one, nor of one whose owner is suspended or closed.
+    A deleted repository, and one whose owner is not active, has no usable versions.
     """
     owned = repositories.join(tenants, repositories.c.tenant == tenants.c.id)
     is_changed = or_(repositories.c.revision > since, tenants.c.revision > since)

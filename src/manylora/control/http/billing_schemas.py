@@ -1,4 +1,4 @@
-"""The forms of prices, usage, credits and corrections, as pydantic models."""
+"""JSON of prices, usage, credits and corrections, as pydantic models."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated
@@ -18,7 +18,7 @@ Base = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")
 
 
 class PriceBody(BaseModel):
-    """Nano-dollars a token: prompt, prompt from the prefix cache, completion; in force from `effective` on."""
+    """A price in nano-dollars for one token: prompt, cached prompt, completion; valid from `effective` on."""
 
     base: str
     version: int
@@ -30,7 +30,7 @@ class PriceBody(BaseModel):
 
     @staticmethod
     def of(price: PriceFacts, current: PriceFacts | None) -> "PriceBody":
-        """A version, beside the one of its base that is in force."""
+        """Return a version; `current` is the version of its base in force."""
         return PriceBody(
             base=price.base,
             version=price.version,
@@ -47,12 +47,12 @@ class PriceList(BaseModel):
 
     @staticmethod
     def of(prices: Sequence[PriceFacts], current: Mapping[str, PriceFacts]) -> "PriceList":
-        """current: of each base, the version that is in force."""
+        """Return versions; `current` has the version in force of each base."""
         return PriceList(prices=[PriceBody.of(price, current.get(price.base)) for price in prices])
 
 
 class DollarPrices(BaseModel):
-    """Dollars for 1,000 tokens, exact."""
+    """Prices in dollars for 1,000 tokens, exact."""
 
     input: str
     cached_input: str
@@ -60,7 +60,7 @@ class DollarPrices(BaseModel):
 
 
 class OfferedPrice(BaseModel):
-    """Price of one base model and of all its adapters from a moment on; `version` null: it is free."""
+    """Price of one base model and of all its adapters from a moment on; `version` null: free."""
 
     base: str
     version: int | None
@@ -73,7 +73,7 @@ class OfferedPrice(BaseModel):
 
     @staticmethod
     def all_of(base: str, versions: Sequence[PriceFacts], current: PriceFacts | None) -> "list[OfferedPrice]":
-        """What holds now, then the versions after it."""
+        """Return the price in force, then the later versions."""
         later = [price for price in versions if current is None or price.version > current.version]
         now = OfferedPrice.of(base, current, is_in_force=True)
         return [now, *(OfferedPrice.of(base, price, is_in_force=False) for price in later)]
@@ -95,18 +95,19 @@ class OfferedPrice(BaseModel):
 
 
 class Offer(BaseModel):
-    """Of each served base: the price in force, then those that follow."""
+    """Prices of the served base models: for each the price in force, then announced ones."""
 
     prices: list[OfferedPrice]
 
 
 class NewPrice(Body):
-    """In force from now on, or `effective_in_s` seconds later; a base that is not served here needs `force`."""
+    """A new price, valid from now on or after `effective_in_s` seconds; a base that is not served needs `force`."""
 
     base: Base
     input_nanousd: Nanousd
     cached_input_nanousd: Annotated[
-        Nanousd | None, Field(description="Of a prompt token from the prefix cache; default: as any prompt token.")
+        Nanousd | None,
+        Field(description="Price of a prompt token from the prefix cache; default: that of any prompt token."),
     ] = None
     output_nanousd: Nanousd
     force: bool = False
@@ -114,7 +115,7 @@ class NewPrice(Body):
 
 
 class UsageBody(BaseModel):
-    """`names`: what the rows have in common, in the order of `by`.
+    """Sums of rows with the same `names`, which are in the order of `by`.
 
     `…_nanousd` are the price of each token where all rows have the same, else null; then
     (charged_prompt - charged_cached) × input + charged_cached × cached_input + charged_completion × output is the cost.
@@ -135,7 +136,7 @@ class UsageBody(BaseModel):
 
 
 class UsageReport(BaseModel):
-    """A page of sums in the order of `by`; `next`: give it as `after` for those that follow, null at the end."""
+    """A page of sums in the order of `by`. `next`: the `after` of the next page; null on the last page."""
 
     begin: str
     end: str
@@ -146,7 +147,7 @@ class UsageReport(BaseModel):
 
 
 class LedgerBody(BaseModel):
-    """Rows as they are in the ledger, newest first; `before`: give it for those that follow."""
+    """Rows of the ledger, newest first. `before`: the `before` of the next page; null on the last page."""
 
     rows: list[dict[str, str | int | None]]
     has_more: bool
@@ -154,7 +155,7 @@ class LedgerBody(BaseModel):
 
 
 class GrantBody(BaseModel):
-    """One grant of credit; below zero it took away."""
+    """One grant of credit; a negative amount was taken away."""
 
     id: str
     nanousd: int
@@ -163,7 +164,7 @@ class GrantBody(BaseModel):
 
 
 class GrantList(BaseModel):
-    """The newest first; `before`: give it for those that follow."""
+    """Grants, the newest first. `before`: the `before` of the next page; null on the last page."""
 
     credits: list[GrantBody]
     before: int | None
@@ -178,7 +179,7 @@ class GrantList(BaseModel):
 
 
 class NewCorrection(Body):
-    """Tokens added to, or below zero taken from, what a row charges. The same again under an `id` changes nothing."""
+    """Tokens to charge in addition to a row, or to give back by negative counts. A repeated `id` changes nothing."""
 
     id: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
     corrects: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
@@ -188,18 +189,18 @@ class NewCorrection(Body):
             min_length=1,
             max_length=MAX_REASON,
             pattern=r"^[^\x00]*[^\s\x00][^\x00]*$",
-            description="What for, as it stays in the books and on the invoice.",
+            description="The reason, as the ledger and the invoice show it.",
         ),
     ]
     prompt_tokens: Tokens = 0
     cached_tokens: Annotated[
-        Tokens | None, Field(description="Of `prompt_tokens`, at the price of cached ones. Default: as few as can be.")
+        Tokens | None, Field(description="Part of `prompt_tokens` at the cached price. Default: as few as possible.")
     ] = None
     completion_tokens: Tokens = 0
 
 
 class Corrected(BaseModel):
-    """author: the id of the key that asked for it, or `admin`."""
+    """A correction. author: the id of the key that ordered it, or `admin`."""
 
     id: str
     corrects: str

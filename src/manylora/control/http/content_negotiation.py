@@ -1,18 +1,18 @@
-"""Which of several forms of a document a caller wants, by the header `Accept` (RFC 9110, section 12.5.1)."""
+"""Choice of a document's form by the header `Accept` (RFC 9110, section 12.5.1)."""
 
 from collections.abc import Mapping
 
 EXACT, KIND, ANY = 2, 1, 0
-"""How closely a range fits a media type; the closest says how much that type is wanted."""
+"""Precision of a media range; the most precise range that matches a type gives its weight."""
 
 
 def wanted_form(accept: str, forms: Mapping[str, str], default: str) -> str:
-    """The form whose media type is wanted most; of several, `default` if it is among them, else the first.
+    """Return the form whose media type has the highest weight; of several `default` if among them, else the first.
 
-    A header that wants none of them, or that cannot be read, gets `default`: a caller that reads no form would
-    read no refusal either.
+    A header without any of them, or that cannot be parsed, gets `default`: a client that reads no form could not
+    read an error either.
 
-    Args:  accept  the header's value; several headers joined by commas; empty: there was none
+    Args:  accept  value of the header; several headers joined by commas; empty: no header
            forms   the media type of each form, with or without parameters
     """
     ranges = [parsed for part in accept.split(",") if (parsed := _range(part)) is not None]
@@ -24,7 +24,7 @@ def wanted_form(accept: str, forms: Mapping[str, str], default: str) -> str:
 
 
 def _wish(media: str, ranges: list[tuple[str, float]]) -> float:
-    """0 to 1: the weight of the range that fits closest; 0 where none does."""
+    """Return the weight, 0 to 1, of the most precise range that matches; 0 without a match."""
     kind = media.partition("/")[0]
     closeness = {media: EXACT, f"{kind}/*": KIND, "*/*": ANY}
     fitting = [(closeness[name], weight) for name, weight in ranges if name in closeness]
@@ -32,7 +32,7 @@ def _wish(media: str, ranges: list[tuple[str, float]]) -> float:
 
 
 def _range(part: str) -> tuple[str, float] | None:
-    """A media range and its weight; None where it is none."""
+    """Parse a media range and its weight; None for an invalid one."""
     name, *parameters = (word.strip().lower() for word in part.split(";"))
     if name.count("/") != 1:
         return None

@@ -54,7 +54,7 @@ def deployment_json(deployment: Deployment, window: int) -> Json:
             "cooldownTime": deployment.cooldown_s,
         },
         "usesGuaranteedCapacity": False,
-        "hourlyPrice": _price(deployment.hourly_nanousd),
+        "hourlyPrice": price_text(deployment.hourly_nanousd),
     }
     if deployment.state is DeploymentState.PENDING:
         body["statusDetail"] = PENDING_DETAIL
@@ -66,10 +66,10 @@ def deployment_json(deployment: Deployment, window: int) -> Json:
 def comparison_json(deployment: Deployment, metered_nanousd: int) -> Json:
     """Return the monthly price of a dedicated deployment beside the cost of its tenant's usage by the token."""
     return {
-        "monthlyPrice": _price(deployment.monthly_nanousd),
+        "monthlyPrice": price_text(deployment.monthly_nanousd),
         "hours": MONTH_HOURS,
         "replicas": deployment.always_on,
-        "meteredCost": _price(metered_nanousd),
+        "meteredCost": price_text(metered_nanousd),
         "meteredDays": COMPARED_DAYS,
     }
 
@@ -99,6 +99,6 @@ def older_json(deployment: Deployment, tenant_number: int) -> Json:
     }
 
 
-def _price(nanousd: int) -> str:
+def price_text(nanousd: int) -> str:
     """Return an amount in dollars, exact and without trailing zeros: `1.21`."""
     return dollars(nanousd, symbol="", grouping="", least_decimals=0)

@@ -1,4 +1,4 @@
-"""The forms of the control plane's JSON, as pydantic models: what the OpenAPI document shows is made of them."""
+"""JSON of tenants and keys, as pydantic models, from which FastAPI makes the OpenAPI document."""
 
 import difflib
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from manylora.tenancy import OLDER_SCOPE, Limits, Scope, scopes_of_words
 
 BIGGEST = 2**62
 UNKNOWN_FIELD = "unknown_field"
-"""The type of pydantic's error for a name that a body does not have; its context has the `name`."""
+"""Type of pydantic's error for an unknown field; its context has the `name`."""
 Amount = Annotated[int, Field(ge=-MOST_NANOUSD, le=MOST_NANOUSD)]
 Count = Annotated[int, Field(ge=0, le=BIGGEST)]
 Name = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
@@ -24,13 +24,13 @@ ShortText = Annotated[str, Field(max_length=320, pattern=r"^[^\x00]*$")]
 
 
 class Body(BaseModel):
-    """A body of a request. A field that is null counts as absent; one that the body does not have is refused."""
+    """Body of a request. A field that is null counts as absent; an unknown field is refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _with_known_names(cls, values: Any) -> Any:  # whatever the caller sent
+    def _with_known_names(cls, values: Any) -> Any:  # JSON of the caller
         if not isinstance(values, dict):
             return values
         present = {name: value for name, value in values.items() if value is not None}
@@ -50,7 +50,7 @@ def _unknown(name: str, known: set[str]) -> PydanticCustomError:
 
 
 class LimitsBody(Body):
-    """null: no limit."""
+    """Limits of a tenant or a key; null: no limit."""
 
     requests_per_minute: Count | None = None
     tokens_per_minute: Count | None = None
@@ -111,16 +111,16 @@ class TenantBody(BaseModel):
 
 
 class TenantPage(BaseModel):
-    """`next`: give it as `after` for the tenants that follow; null at the end."""
+    """A page of tenants. `next`: the `after` of the next page; null on the last page."""
 
     tenants: list[TenantBody]
     next: str | None
 
 
 class KeyBody(BaseModel):
-    """`key` is the whole text, told when it is made and never again.
+    """A key. `key` is its whole text, which only the reply to its creation has.
 
-    `origin`: the key it was made with; null: the operator made it, or a sign-up. `successor`: what it was rotated into.
+    `origin`: the key that made it; null: the operator or a sign-up. `successor`: the key it was rotated into.
     """
 
     id: str
@@ -155,7 +155,7 @@ class KeyBody(BaseModel):
 
 
 class CallerBody(BaseModel):
-    """The key that asks. Without one, where none is needed, `id` is null, and `scopes` are what such a caller has."""
+    """The key of the request. Without a key, where none is needed, `id` is null; `scopes` are those of the caller."""
 
     tenant: str
     id: str | None
@@ -178,13 +178,13 @@ class CallerBody(BaseModel):
 
 
 class RevokedBody(KeyBody):
-    """`ended`: the ids of all keys that the revocation ended, this one and those made with it."""
+    """A revoked key. `ended`: the ids of all keys that the revocation ended, this one and those made with it."""
 
     ended: list[str] = Field(default_factory=list)
 
 
 class KeyList(BaseModel):
-    """The oldest first; `next`: give it as `after` for those that follow, null at the end."""
+    """Keys, the oldest first. `next`: the `after` of the next page; null on the last page."""
 
     keys: list[KeyBody]
     has_more: bool
@@ -203,11 +203,11 @@ class NewTenant(Body):
     plan: Annotated[str, Field(max_length=64, pattern=r"^[^\x00]*$")] = "standard"
     weight: int | None = Field(None, description="null: the plan's.")
     limits: LimitsBody = LimitsBody()
-    credit_nanousd: Amount | None = Field(None, description="What it starts with; null: what a sign-up gives.")
+    credit_nanousd: Amount | None = Field(None, description="Its first credit; null: that of a sign-up.")
 
 
 class Terms(Body):
-    """What is null or absent stays as it is, but a plan brings its weight with it; `limits` are replaced whole."""
+    """Changed terms. Absent fields stay as they are, but a plan sets its weight; `limits` are replaced whole."""
 
     limits: LimitsBody | None = None
     weight: int | None = None
@@ -215,7 +215,7 @@ class Terms(Body):
 
 
 class NewCredit(Body):
-    """The same `id` again changes nothing; below zero it takes away."""
+    """A grant of credit. A repeated `id` changes nothing; a negative amount is taken away."""
 
     id: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
     nanousd: Amount
@@ -230,7 +230,7 @@ class NewKey(Body):
 
 
 class Rotation(Body):
-    """`end_made`: end all keys made with this one as well, for when it leaked."""
+    """A rotation. `end_made`: end all keys made with this one as well, in case it leaked."""
 
     grace_s: Annotated[float, Field(ge=0, le=366 * 86400)] = 0.0
     end_made: bool = False
@@ -248,12 +248,12 @@ class SignedUp(BaseModel):
 
 
 def iso(moment_ms: int) -> str:
-    """A moment as ISO 8601, UTC, with milliseconds."""
+    """Return a moment as ISO 8601, UTC, with milliseconds."""
     return datetime.fromtimestamp(moment_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def scopes_of(names: list[str]) -> tuple[Scope, ...]:
-    """Scopes by name. Raises `InvalidParameter` naming one that there is not."""
+    """Return scopes by their names. Raise `InvalidParameter` for an unknown name."""
     known = [scope.value for scope in Scope]
     for name in names:
         if name not in (*known, OLDER_SCOPE):

@@ -1,8 +1,8 @@
 """Backup and restore: the database as of one moment, the pepper and the uploads, in one archive.
 
-A backup may be taken while the control plane serves: SQLite copies its database as of one moment, and the files come
-after it, so that whatever the database names is among them unless it was deleted meanwhile. What is deleted or renamed
-while they are read is passed over.
+A backup may be taken while the control plane serves: SQLite copies its database as of one moment, and the files are
+read after it, so that the archive has every file that the database names, unless it was deleted meanwhile. Files that
+are deleted or renamed during the backup are skipped.
 """
 
 import contextlib
@@ -30,18 +30,18 @@ from manylora.errors import ConfigInvalid
 from manylora.system.private_files import keep_private, tighten
 
 UPLOADS = "uploads"
-"""Their name in the archive and, unless `adapters.registry_dir` says another place, in the folder."""
+"""Name of the uploads in the archive, and in the folder unless `adapters.registry_dir` names another place."""
 PAGES_AT_ONCE = 1000
 COPY_WAIT_S = 0.01
-"""Between two parts of the copy, so that writers get their turn."""
+"""Pause between two parts of the copy, so that writers can go on."""
 
 
 def back_up(config: Config, file: Path, *, has_database: bool = True) -> None:
-    """Write an archive that only its owner can read, whole or not at all. Blocks.
+    """Write an archive that only its owner can read; a failure leaves no file. Blocks.
 
-    Args:    has_database  off: the pepper and the uploads alone
+    Args:    has_database  False: the archive has the pepper and the uploads alone
     Raises:  `ConfigInvalid` if there is no control plane, the file exists or cannot be written, or the database is not
-             SQLite and has to be backed up by its own tools; `DataTooNew` if a newer manylora has written it
+             SQLite, which has its own tools for backups; `DataTooNew` if a newer release has written it
     """
     places = _Places.of(config)
     if has_database:
@@ -68,11 +68,11 @@ def back_up(config: Config, file: Path, *, has_database: bool = True) -> None:
 
 
 def restore(config: Config, file: Path, *, has_database: bool = True) -> None:
-    """Make a control plane's files from an archive, and bring its database to today's tables. Blocks.
+    """Restore a control plane's files from an archive, and migrate its database. Blocks.
 
-    Args:    has_database  off: the archive has none, or the one in it is to be left out
-    Raises:  `ConfigInvalid` if something is in their places already, or the archive is none of ours; `DataTooNew`, and
-             nothing is made, if a newer manylora has written its database
+    Args:    has_database  False: the archive has none, or its database is left out
+    Raises:  `ConfigInvalid` if a file is in the way, or the archive has another form; `DataTooNew`, before any file is
+             written, if a newer release has written its database
     """
     keep_private()
     places = _Places.of(config)
@@ -100,7 +100,7 @@ def restore(config: Config, file: Path, *, has_database: bool = True) -> None:
 
 
 def _note_restore(url: URL, file: Path) -> None:
-    """Record it in the audit table of the database that came out of the archive."""
+    """Record the restore in the audit table of the restored database."""
     engine = create_engine(url.set(drivername="sqlite"))
     row = {"actor_tenant": OPERATOR, "address": MACHINE, "verb": "restore", "kind": "database", "name": file.name}
     with engine.begin() as connection:
@@ -110,7 +110,7 @@ def _note_restore(url: URL, file: Path) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Places:
-    """Where a control plane's parts are; the database and the uploads may lie outside its folder."""
+    """Places of a control plane's parts; the database and the uploads may lie outside its folder."""
 
     folder: Path
     uploads: Path
@@ -124,11 +124,11 @@ class _Places:
 
     @property
     def database(self) -> Path:
-        """SQLite's file."""
+        """Return SQLite's file."""
         return Path(str(self.url.database))
 
     def is_database(self, path: Path) -> bool:
-        """Whether a file is the database's, its journal included."""
+        """Return whether a file belongs to the database, its journal included."""
         is_sqlite = self.url.get_backend_name() == "sqlite"
         names = {f"{self.database.name}{ending}" for ending in ("", "-wal", "-shm", "-journal")}
         return is_sqlite and path.parent == self.database.parent and path.name in names
@@ -153,20 +153,20 @@ def _sqlite(file: Path) -> URL:
 
 
 def _copy_database(source: Path, target: Path) -> None:
-    """SQLite's online backup: pages that are written meanwhile are copied again, so the copy is of one moment."""
+    """Copy a database with SQLite's online backup: it copies changed pages again, so the copy is of one moment."""
     os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     with (
         contextlib.closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)) as original,
         contextlib.closing(sqlite3.connect(target)) as copy,
     ):
         original.backup(copy, pages=PAGES_AT_ONCE, sleep=COPY_WAIT_S)
-        copy.execute("PRAGMA journal_mode=DELETE")  # one file, with nothing beside it
+        copy.execute("PRAGMA journal_mode=DELETE")  # one file, without a journal beside it
 
 
 def _write(places: _Places, copy: Path | None, partial: Path) -> None:
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as stream:
-        # Files that are one on the disk are two in the archive (`dereference`): inodes change hands while it is made.
+        # Linked files are stored twice (`dereference`): an inode can be reused while the archive is written.
         with tarfile.open(fileobj=stream, mode="w", dereference=True) as archive:
             if copy is not None:
                 archive.add(copy, FILE_NAME)
@@ -180,9 +180,9 @@ def _write(places: _Places, copy: Path | None, partial: Path) -> None:
 
 
 def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
-    """Put a file, or a folder with all in it, into the archive; what has gone is passed over.
+    """Add a file, or a folder with its contents, to the archive; missing files are skipped.
 
-    So is what is no file and no folder, and whose name begins with a dot: that is being made, and part of nothing yet.
+    Special files, and names that begin with a dot, which are unfinished, are skipped as well.
     Raises `OSError` for a file that ends before the length it had when it was opened.
     """
     if name.rpartition("/")[2].startswith("."):
@@ -202,7 +202,7 @@ def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
 
 
 def _add_file(archive: tarfile.TarFile, stream: BinaryIO, name: str) -> None:
-    """An open file is all there, whatever happens to its name."""
+    """Add an open file: it stays complete, even if its name is removed."""
     entry = archive.gettarinfo(arcname=name, fileobj=stream)
     try:
         archive.addfile(entry, stream)
@@ -223,7 +223,7 @@ def _read(file: Path, partial: Path, *, has_database: bool) -> None:
 
 
 def _put(found: Path, place: Path) -> None:
-    """Move what the settings keep outside the folder."""
+    """Move the parts that the settings keep outside the folder."""
     if found.exists() and found != place:
         place.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):

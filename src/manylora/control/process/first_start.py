@@ -1,4 +1,4 @@
-"""What a control plane is given at its first start: its own tenants, prices, and one key for its operator."""
+"""First start of a control plane: its own tenants, default prices, and one key for its operator."""
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -15,7 +15,7 @@ LATER_KEY_NAME = "made on the machine"
 
 
 async def ensure_first_start(control: Control) -> str | None:
-    """Make what is missing. Returns the operator's first key, once, where keys are needed and there is none yet."""
+    """Create missing tenants and prices. Return the operator's first key, where keys are needed and it has none."""
     async with control.database.write() as connection:
         for tenant, name in ((DEFAULT_TENANT, "everybody without a key"), (OPERATOR, "the operator")):
             try:
@@ -29,7 +29,7 @@ async def ensure_first_start(control: Control) -> str | None:
 
 
 async def make_admin_key(control: Control) -> str:
-    """One more key for the operator: for whoever holds the database and has lost the first."""
+    """Create a further key for the operator, on the machine that has the database."""
     if (first := await ensure_first_start(control)) is not None:
         return first
     async with control.database.write() as connection:

@@ -1,6 +1,6 @@
 """Periodic work of the control plane while it runs.
 
-It ends what was interrupted, removes what was abandoned or is too old, and keeps when keys were used.
+It fails interrupted copies, removes abandoned uploads and old audit rows, and stores the last uses of keys.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ ROUND_S = 60.0
 
 
 class Janitor:
-    """Looks around every `ROUND_S`. Several control planes of one database may each have one."""
+    """Runs a round every `ROUND_S` seconds. Several control planes of one database may each have one."""
 
     def __init__(self, control: Control) -> None:
         self._control = control
@@ -29,7 +29,7 @@ class Janitor:
         self._rounds = asyncio.create_task(self._go_round())
 
     async def stop(self) -> None:
-        """To be called before the database is closed."""
+        """End the rounds and store the last uses of keys. Call it before the database is closed."""
         if self._rounds is not None:
             self._rounds.cancel()
             await asyncio.gather(self._rounds, return_exceptions=True)
@@ -39,7 +39,7 @@ class Janitor:
             structlog.get_logger().warning("control.uses_lost", error=error.message)
 
     async def round(self) -> None:
-        """Look around once. Raises `ControlUnavailable` if the database fails, `OSError` if the disk does."""
+        """Do the periodic work once. Raise `ControlUnavailable` if the database fails, `OSError` if the disk does."""
         await self._control.uses.keep(self._control.database)
         await remove_old_rows(self._control)
         await self._intake.end_interrupted()
@@ -51,6 +51,6 @@ class Janitor:
                 await self.round()
             except (ManyloraError, OSError) as error:
                 structlog.get_logger().warning("control.round_failed", error=str(error))
-            except Exception:  # nobody waits for this task, and what it tidies up would be left for ever
+            except Exception:  # no code awaits this task, so one fault must not end it
                 structlog.get_logger().exception("control.round_failed")
             await asyncio.sleep(ROUND_S)

@@ -1,4 +1,4 @@
-"""The opening of a control plane: folder, pepper, database."""
+"""Opening of a control plane: its folder, pepper and database."""
 
 import os
 import secrets
@@ -19,13 +19,13 @@ from manylora.system.private_files import make_private, tighten
 PEPPER_FILE = "pepper"
 PEPPER_BYTES = 32
 LEAST_PEPPER_BYTES = 16
-"""Of its text; ours has 64. Anything shorter is what a full disk or a crash has left of it."""
+"""Limit of its text, which has 64 bytes. A shorter one is damaged, as by a full disk or a crash."""
 
 
 def open_control(config: Config, *, is_key_needed: bool, clock: Clock | None = None) -> Control:
-    """Make the folder and the pepper at the first start, and bring the database to today's tables. Blocks.
+    """Create the folder and the pepper at the first start, and migrate the database. Blocks.
 
-    Without a token for edges in the settings one is drawn: then only an edge in this process can know it.
+    Without a token for edges in the settings, a random one is used, which only an edge in this process knows.
 
     Raises `ConfigInvalid` if the folder or the pepper cannot be used, `ControlUnavailable` if the database cannot.
     """
@@ -41,7 +41,7 @@ def open_control(config: Config, *, is_key_needed: bool, clock: Clock | None = N
     except OSError as error:
         raise ConfigInvalid(f"{place_of(url)} cannot be used: {cause_of(error)} (control.database_url)") from error
     migrate(url)
-    tighten(folder, registry_dir(config), *files)  # not before: a newer release's data is left as it is
+    tighten(folder, registry_dir(config), *files)  # after `migrate`, so that data of a newer release stays unchanged
     return Control(
         config=config,
         database=Database(url),
@@ -55,7 +55,7 @@ def open_control(config: Config, *, is_key_needed: bool, clock: Clock | None = N
 
 
 def _files_of(url: URL) -> tuple[Path, ...]:
-    """The files of a database, which is made if it is a file and is not there."""
+    """Return the files of a database; create a missing SQLite file."""
     if url.get_backend_name() != "sqlite" or not url.database:
         return ()
     file = Path(url.database)
@@ -64,7 +64,7 @@ def _files_of(url: URL) -> tuple[Path, ...]:
 
 
 def _pepper(file: Path) -> str:
-    """The pepper in a file, made when it is not there; two processes that start at once agree on one."""
+    """Return the pepper in a file; create a missing one. Two processes that start at once use the same."""
     own = file.with_name(f".{file.name}-{os.getpid()}-{secrets.token_hex(4)}")
     if not file.exists():
         descriptor = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -160,7 +160,7 @@ async def request_logs(
     end: Annotated[str | None, Query(alias="to")] = None,
     adapter: Annotated[str | None, Query(alias="adapterId")] = None,
 ) -> Response:
-    """The caller's requests in `[from, to)` as a zip with one JSON object a line; times without a zone are UTC."""
+    """Download the caller's requests in `[from, to)`: a zip with one JSON object a line. Default time zone: UTC."""
     span = (_moment_ms(begin, "from", 0), _moment_ms(end, "to", control.now_ms() + 1))
     base = deployment.base
     if deployment.tenant is not None or (adapter is not None and not is_storable(adapter)):

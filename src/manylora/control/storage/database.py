@@ -34,12 +34,12 @@ _SQLITE_REMEDIES = {
     "not a database": "move it away and restore a backup with `manylora control restore`",
     "malformed": "move it away and restore a backup with `manylora control restore`",
 }
-"""Remedies by a part of SQLite's own words."""
+"""Remedies by a part of SQLite's error message."""
 CONNECT_WAIT_S = 10
-"""For PostgreSQL, whose driver waits for minutes by itself; `connect_timeout` in the URL says otherwise."""
+"""Limit for PostgreSQL, whose driver waits for minutes; `connect_timeout` in the URL overrides it."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 FAILURES = (SQLAlchemyError, sqlite3.Error)
-"""The second comes as it is from what is run on each new connection."""
+"""Errors of a database; the second is raised by statements on each new connection."""
 MISSING_DRIVER = (
     "control.database_url names a PostgreSQL database, whose driver is not installed: pip install 'manylora[postgres]'"
 )
@@ -48,14 +48,14 @@ log = logging.getLogger(__name__)
 
 
 class Database:
-    """Transactions on one database. SQLite has one writer at a time: here a lock, so that nobody waits in vain."""
+    """Transactions on one database. A lock orders this process's writers of SQLite, which allows one at a time."""
 
     def __init__(self, url: URL) -> None:
-        """Raises `ConfigInvalid` without the driver of PostgreSQL."""
+        """Create the engine. Raise `ConfigInvalid` without the driver of PostgreSQL."""
         self.url = url
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self._engine: AsyncEngine = _async_engine(url)
-        # PostgreSQL's default shows each statement another state.
+        # By default each statement of PostgreSQL sees another state.
         one_state = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         self._reading = self._engine.execution_options(**one_state)  # of the same pool
         self._writing = asyncio.Lock()  # one write transaction of this process at a time, on SQLite
@@ -64,7 +64,7 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that sees one state, as of its first statement, and changes none.
+        """Open a read-only transaction that sees the state as of its first statement.
 
         Raises `ControlUnavailable` if the database cannot be reached.
         """
@@ -75,7 +75,7 @@ class Database:
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that is committed at its end, and undone whole by any exception."""
+        """Open a transaction that is committed at its end, and rolled back by any exception."""
         async with _told(self.url):
             if not self.is_sqlite:
                 async with self._engine.begin() as connection:
@@ -91,7 +91,7 @@ class Database:
                 await connection.commit()
 
     def insert_once(self, table: Table) -> Insert:
-        """An INSERT that passes over rows whose unique columns are taken."""
+        """Return an INSERT that skips rows whose unique columns are taken."""
         if self.is_sqlite:
             return sqlite.insert(table).on_conflict_do_nothing()
         return postgresql.insert(table).on_conflict_do_nothing()
@@ -101,13 +101,13 @@ class Database:
 
 
 def database_url(text: str, folder: Path) -> URL:
-    """The database that a setting names; empty is the SQLite file in `folder`. Raises `ConfigInvalid`."""
+    """Return the URL of a setting; empty is the SQLite file in `folder`. Raise `ConfigInvalid`."""
     if not text:
         return URL.create("sqlite+aiosqlite", database=str(folder / FILE_NAME))
     try:
         url = make_url(text)
         backend = url.get_backend_name()
-    except (ArgumentError, NoSuchModuleError, ValueError):  # the last for a port that is no number
+    except (ArgumentError, NoSuchModuleError, ValueError):  # ValueError: the port is no number
         raise ConfigInvalid("control.database_url is not the URL of a database (its text is not shown)") from None
     drivers = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
     if backend not in drivers:
@@ -123,9 +123,9 @@ def database_url(text: str, folder: Path) -> URL:
 
 
 def migrate(url: URL, revision: str = "head") -> None:
-    """Bring a database to a revision of its tables, from nothing or from any older one. Blocks; call it before serving.
+    """Bring a new or older database to a revision of the tables. Blocks; call it before serving.
 
-    Raises `ControlUnavailable` if the database cannot be reached, `DataTooNew` if a newer manylora has written it,
+    Raises `ControlUnavailable` if the database cannot be reached, `DataTooNew` if a newer release has written it,
     `ConfigInvalid` without its driver.
     """
     configuration = _alembic()
@@ -137,9 +137,9 @@ def migrate(url: URL, revision: str = "head") -> None:
 
 
 def require_known_revision(url: URL, called: str) -> None:
-    """See that this program knows the tables of a database, and change nothing. Blocks.
+    """Require that this release knows the tables of a database; change nothing. Blocks.
 
-    Args:    called  what the message calls the database
+    Args:    called  name of the database in messages
     Raises:  as `migrate`
     """
     with _connected(url) as connection:
@@ -147,7 +147,7 @@ def require_known_revision(url: URL, called: str) -> None:
 
 
 def place_of(url: URL) -> str:
-    """A database as messages name it: SQLite's file, or name and host without user and password."""
+    """Return a database's name for messages: SQLite's file, or name and host without user and password."""
     if url.get_backend_name() == "sqlite":
         return f"the database {url.database}"
     host = url.host or url.query.get("host") or "this machine"
@@ -155,10 +155,10 @@ def place_of(url: URL) -> str:
 
 
 def driver_cause(error: Exception, url: URL) -> str:
-    """Return the driver's words of a failure, in one line without the password and without what stands in rows.
+    """Return the driver's message of an error, in one line, without the password and without values of rows.
 
-    PostgreSQL tells of a failed connection in several lines. Of any other failure the first says what it is, and the
-    others quote the statement and the values.
+    PostgreSQL describes a failed connection in several lines. Of any other error only the first line is kept: the
+    others quote the statement and its values.
     """
     said = error.orig if isinstance(error, DBAPIError) else error
     lines = [line.strip() for line in str(said).splitlines() if line.strip()] or [type(error).__name__]
@@ -177,7 +177,7 @@ def _alembic() -> AlembicConfig:
 
 @contextmanager
 def _connected(url: URL) -> Iterator[Connection]:
-    """A connection with a transaction. Raises `ControlUnavailable`, naming the database and the cause."""
+    """Open a connection with a transaction. Raise `ControlUnavailable`, naming the database and the cause."""
     engine = _engine(url)
     try:
         with engine.begin() as connection:
@@ -191,7 +191,7 @@ def _connected(url: URL) -> Iterator[Connection]:
 
 
 def _remedied(cause: str, url: URL) -> str:
-    """The cause and, for SQLite's file, what to do about it."""
+    """Return the cause and, for SQLite, a remedy."""
     if url.get_backend_name() != "sqlite":
         return cause
     remedy = next((remedy for part, remedy in _SQLITE_REMEDIES.items() if part in cause), "look at the file")
@@ -219,7 +219,7 @@ def _connect_args(url: URL) -> dict[str, int]:
 
 
 def _is_host(text: str) -> bool:
-    """Off for a piece of a password, which an unescaped @ cuts off, and for what no resolver takes."""
+    """Return whether a text can be a host name; part of a password behind an unescaped @ is none."""
     try:
         text.encode("idna")
     except UnicodeError:
@@ -239,7 +239,7 @@ def _refuse_newer(connection: Connection, called: str) -> None:
 
 
 def _hold_migrations(connection: Connection) -> None:
-    """Let one process migrate at a time, and wholly or not at all: several may start at once, and any may be killed."""
+    """Lock the migration: several processes may start at once. Its transaction undoes a killed one."""
     dialect: Dialect = connection.dialect
     if dialect.name == "sqlite":
         connection.exec_driver_sql("PRAGMA journal_mode=WAL")
@@ -256,15 +256,15 @@ def _set_up_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
     except sqlite3.Error:
-        connection.close()  # the pool does not know it yet, and its thread would never end
+        connection.close()  # the pool does not own it yet, so its thread would never end
         raise
 
 
 @asynccontextmanager
 async def _told(url: URL) -> AsyncIterator[None]:
-    """The database's own failures as ours; what the caller raised goes through.
+    """Raise `ControlUnavailable` in place of errors of the database; other exceptions pass.
 
-    The log names the database and the cause. The error does not: a customer reads it.
+    The log names the database and the cause. The error does not, since customers read it.
     """
     try:
         yield
@@ -282,6 +282,6 @@ _DISK_FAULTS = {
 
 
 def _kind(error: Exception) -> str:
-    """Return the part of a failure that a caller may know: that of SQLite's disk, else the name of its class."""
+    """Return the part of an error that customers may know: a fault of SQLite's disk, else the name of its class."""
     name = str(getattr(getattr(error, "orig", None), "sqlite_errorname", ""))
     return next((what for fault, what in _DISK_FAULTS.items() if name.startswith(fault)), type(error).__name__)

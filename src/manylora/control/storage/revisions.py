@@ -1,4 +1,4 @@
-"""The number of the last change that edges have to know of: each such change takes the next one, in its transaction."""
+"""Revisions: numbers of the changes that edges copy. Each such change takes the next number in its transaction."""
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -9,7 +9,7 @@ NAME = "edges"
 
 
 async def next_revision(connection: AsyncConnection) -> int:
-    """Take the next number. The row is locked until the transaction ends, so that numbers appear in their order."""
+    """Take the next number. The row stays locked until the transaction ends, so that numbers are committed in order."""
     counted = revisions.update().where(revisions.c.name == NAME).values(value=revisions.c.value + 1)
     return int((await connection.execute(counted.returning(revisions.c.value))).scalar_one())
 

@@ -1,8 +1,7 @@
 """The tables of the control plane. Money is whole nano-dollars, times are milliseconds since 1970 (UTC); both BIGINT.
 
-Everything that an edge has to know carries the `revision` of its last change (see `revisions.py`), so that an edge asks
-for what is new since the last one it saw. Rows of `ledger`, `credits` and `prices` are never changed: a correction is a
-row more.
+Rows that edges copy carry the `revision` of their last change (see `revisions.py`), so that an edge asks for later
+changes only. Rows of `ledger`, `credits` and `prices` are never changed: a correction is a further row.
 """
 
 from sqlalchemy import (
@@ -44,7 +43,7 @@ LIMIT_COLUMNS = (
 
 
 def _number() -> Column[int]:
-    """A row's own number: SQLite counts up in INTEGER columns only."""
+    """Number of a row: SQLite counts up in INTEGER columns only."""
     return Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
 
 
@@ -71,7 +70,7 @@ tenants = Table(
     "tenants",
     metadata,
     Column("id", String(64), primary_key=True),  # the short code
-    Column("number", BigInteger, nullable=False, unique=True),  # for clients that want a tenant to be an integer
+    Column("number", BigInteger, nullable=False, unique=True),  # for clients that identify a tenant by an integer
     Column("uuid", String(36), nullable=False, unique=True),
     Column("name", String(200), nullable=False),
     Column("email", String(320)),
@@ -88,18 +87,16 @@ keys = Table(
     "keys",
     metadata,
     Column("id", String(8), primary_key=True),
-    Column("origin", String(8), nullable=False, index=True),  # id of the first key that this one came of by rotation
+    Column("origin", String(8), nullable=False, index=True),  # id of the first key of this one's rotations
     _tenant(),
     Column("name", String(200), nullable=False),
     Column("secret_hash", String(64), nullable=False),
     Column("scopes", String(64), nullable=False),  # sorted, joined by a blank
-    Column(
-        "maker", String(8)
-    ),  # id of the key it was made with, kept by rotation; NULL: the operator's, or a sign-up's
-    Column("issuer", String(8)),  # id of the key that was shown its secret: the maker, or the one that rotated it
-    Column("successor", String(8)),  # id of the key that it was rotated into; until its end it is in its grace
-    Column("limited_by", String(8)),  # origin of the key that set its limits; NULL: the operator did, or it has none
-    Column("last_used_ms", BigInteger),  # within about a minute
+    Column("maker", String(8)),  # id of the key that made it, kept by rotation; NULL: the operator or a sign-up
+    Column("issuer", String(8)),  # id of the key that received its secret: the maker, or the one that rotated it
+    Column("successor", String(8)),  # id of the key that it was rotated into
+    Column("limited_by", String(8)),  # origin of the key that set its limits; NULL: the operator, or there are none
+    Column("last_used_ms", BigInteger),  # exact to about a minute
     *_limits(),
     Column("created_ms", BigInteger, nullable=False),
     Column("expires_ms", BigInteger),
@@ -108,12 +105,12 @@ keys = Table(
     Index(None, "tenant"),
 )
 
-audit = Table(  # a row an act of an operator or a key, written with the act, never changed, removed by age
+audit = Table(  # one row for each act of an operator or a key, written with the act, never changed, removed by age
     "audit",
     metadata,
     _number(),
     Column("at_ms", BigInteger, nullable=False),
-    Column("tenant", String(64)),  # whose object; NULL: of no tenant
+    Column("tenant", String(64)),  # owner of the object; NULL: none
     Column("actor_tenant", String(64)),
     Column("actor_key", String(8)),
     Column("address", String(64)),
@@ -128,11 +125,11 @@ audit = Table(  # a row an act of an operator or a key, written with the act, ne
     Index(None, "at_ms"),
 )
 
-credits = Table(  # grants and corrections: what a tenant may spend is their sum less what the ledger charged
+credits = Table(  # grants of credit: the balance is their sum less the charges of the ledger
     "credits",
     metadata,
     _number(),
-    Column("id", String(64), nullable=False, unique=True),  # given by whoever grants, so that twice is once
+    Column("id", String(64), nullable=False, unique=True),  # chosen by the caller, so that a repetition changes nothing
     _tenant(),
     Column("nanousd", BigInteger, nullable=False),
     Column("reason", String(200), nullable=False),
@@ -146,14 +143,14 @@ prices = Table(
     Column("base", String(200), primary_key=True),
     Column("version", Integer, primary_key=True),
     Column("effective_ms", BigInteger, nullable=False),
-    Column("input_nanousd", BigInteger, nullable=False),  # a token
+    Column("input_nanousd", BigInteger, nullable=False),  # for one token
     Column("output_nanousd", BigInteger, nullable=False),
-    Column("cached_input_nanousd", BigInteger, nullable=False),  # a prompt token that came from the prefix cache
+    Column("cached_input_nanousd", BigInteger, nullable=False),  # for one prompt token from the prefix cache
     Column("revision", BigInteger, nullable=False, index=True),
     CheckConstraint("input_nanousd >= 0 AND output_nanousd >= 0", name="amounts"),
 )
 
-ledger = Table(  # one row a request (`usage.UsageRecord`), inserted once by its id, never changed
+ledger = Table(  # one row for each request (`usage.UsageRecord`), inserted once by its id, never changed
     "ledger",
     metadata,
     _number(),
@@ -168,7 +165,7 @@ ledger = Table(  # one row a request (`usage.UsageRecord`), inserted once by its
     Column("adapter_owner", String(64)),
     Column("adapter_digest", String(64)),
     Column("opened_ms", BigInteger, nullable=False),
-    Column("booked_ms", BigInteger, nullable=False),  # decides on its month: late rows come into the one that is open
+    Column("booked_ms", BigInteger, nullable=False),  # decides on its month: late rows belong to the open one
     Column("prompt_tokens", BigInteger, nullable=False),
     Column("cached_tokens", BigInteger, nullable=False),
     Column("completion_tokens", BigInteger, nullable=False),
@@ -182,48 +179,48 @@ ledger = Table(  # one row a request (`usage.UsageRecord`), inserted once by its
     Column("first_token_us", BigInteger),
     Column("total_us", BigInteger),
     Column("price_version", Integer),  # NULL: the base had no price, and the row costs nothing
-    Column("input_nanousd", BigInteger, nullable=False),  # the price's, so that an invoice needs no other table
+    Column(
+        "input_nanousd", BigInteger, nullable=False
+    ),  # copied from the price, so that an invoice needs no other table
     Column("output_nanousd", BigInteger, nullable=False),
     Column("cost_nanousd", BigInteger, nullable=False),
     Column("corrects", String(64)),  # id of the row that this one corrects; its counts and its cost may be negative
     Column("corrects_month", Integer),  # the month of the row that is corrected
-    Column("reason", String(200)),  # a correction's
-    Column("author", String(64)),  # id of the key that made a correction, or `admin` where none was asked for
+    Column("reason", String(200)),  # of a correction
+    Column("author", String(64)),  # id of the key that made a correction, or `admin` without one
     Column("received_ms", BigInteger, nullable=False),
     Column("charged_cached_tokens", BigInteger, nullable=False, server_default="0"),  # of charged_prompt_tokens
-    Column("cached_input_nanousd", BigInteger),  # the price's; NULL: a row of before there was one, as input_nanousd
+    Column("cached_input_nanousd", BigInteger),  # copied from the price; NULL: an older row, which costs input_nanousd
     Index(None, "tenant", "booked_ms"),
     Index(None, "booked_ms"),
     Index(None, "corrects"),
     Index(None, "edge"),
 )
 
-invoice_rules = Table(  # how invoices are made, from which moment on: see `invoices.InvoiceRule`
+invoice_rules = Table(  # rules of invoices, each with its first moment: see `invoices.InvoiceRule`
     "invoice_rules",
     metadata,
     Column("rule", Integer, primary_key=True, autoincrement=False),
     Column("since_ms", BigInteger, nullable=False),
 )
 
-spending = (
-    Table(  # sums of the ledger's costs, kept in its transactions: a credit is asked for more often than it is spent
-        "spending",
-        metadata,
-        _tenant_key(),
-        Column("key", String(8), primary_key=True),  # empty: without one
-        Column("edge", String(64), primary_key=True),
-        Column("month", Integer, primary_key=True),  # UTC, 202611, of `booked_ms`
-        Column("cost_nanousd", BigInteger, nullable=False),
-    )
+spending = Table(  # sums of the ledger's costs, since balances are read more often than rows are added
+    "spending",
+    metadata,
+    _tenant_key(),
+    Column("key", String(8), primary_key=True),  # empty: no key
+    Column("edge", String(64), primary_key=True),
+    Column("month", Integer, primary_key=True),  # UTC, 202611, of `booked_ms`
+    Column("cost_nanousd", BigInteger, nullable=False),
 )
 
-leases = Table(  # set aside for one edge: of a tenant's credit, or of what one of its keys may spend in a month
+leases = Table(  # leases of edges: parts of a tenant's credit, or of the monthly budget of one of its keys
     "leases",
     metadata,
     Column("edge", String(64), primary_key=True),
     _tenant_key(),
     Column("key", String(8), primary_key=True),  # empty: of the tenant's credit
-    Column("granted_nanousd", BigInteger, nullable=False),  # in all, since the edge began
+    Column("granted_nanousd", BigInteger, nullable=False),  # total since the start of the edge
     Column("expires_ms", BigInteger, nullable=False),
     Index(None, "tenant"),
 )
@@ -237,7 +234,7 @@ repositories = Table(
     Column("name", String(128), nullable=False),
     Column("description", Text, nullable=False),
     Column("is_public", Boolean, nullable=False),
-    Column("last_version", Integer, nullable=False),  # numbers are never given twice
+    Column("last_version", Integer, nullable=False),  # AUTOINCREMENT: no number is used twice
     Column("created_ms", BigInteger, nullable=False),
     Column("deleted_ms", BigInteger),
     Column("revision", BigInteger, nullable=False, index=True),
@@ -254,14 +251,14 @@ versions = Table(
     Column("rank", Integer, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("sha256", String(64), nullable=False),  # of the weights' file
-    Column("source_url", Text),  # where it was registered from; NULL: uploaded
+    Column("source_url", Text),  # source of a copy; NULL: uploaded
     Column("error", Text),
     Column("created_by", String(64), nullable=False),
     Column("created_ms", BigInteger, nullable=False),
     Column("is_withheld", Boolean, nullable=False, server_default=false()),  # archived by the operator
 )
 
-version_reports = Table(  # apart from `versions`, whose rows are read whole for every list
+version_reports = Table(  # separate from `versions`, whose rows are read whole for every list
     "version_reports",
     metadata,
     Column("repository", BigInteger, ForeignKey("repositories.number"), primary_key=True),
@@ -281,7 +278,7 @@ shares = Table(
     "shares",
     metadata,
     Column("repository", BigInteger, ForeignKey("repositories.number"), primary_key=True),
-    Column("tenant", String(64), primary_key=True),  # a name that perhaps no tenant has
+    Column("tenant", String(64), primary_key=True),  # a tenant of that name need not exist
 )
 
 deployments = Table(
@@ -299,7 +296,7 @@ deployments = Table(
     Column("max_replicas", Integer, nullable=False),
     Column("cooldown_s", Integer, nullable=False),
     Column("hourly_nanousd", BigInteger, nullable=False),
-    Column("config", Text, nullable=False),  # JSON as the client gave it
+    Column("config", Text, nullable=False),  # JSON of the client
     Column("created_ms", BigInteger, nullable=False),
     Column("updated_ms", BigInteger, nullable=False),
     Column("deleted_ms", BigInteger),

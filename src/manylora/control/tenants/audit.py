@@ -1,6 +1,6 @@
-"""The audit table: a row for each act of an operator or a key, in the transaction of the act, never changed.
+"""The audit table: one row for each act of an operator or a key, written in the act's transaction, never changed.
 
-Rows hold no secret: neither keys, nor tokens, nor what an address has beyond its path. They are removed by age alone.
+Rows hold no secret: neither keys, nor tokens, nor the query of a URL. They are removed by age alone.
 """
 
 import json
@@ -25,16 +25,16 @@ from manylora.http.callers import Caller
 from manylora.tenancy import AdapterAct
 
 MACHINE = "on the machine"
-"""The address of an act without a request: of a verb that opens the database itself, or of a first start."""
+"""Address of an act without a request: of a command that opens the database itself, and of a first start."""
 MAX_LETTERS = 4_000
-"""Of `before`, and of `after`."""
+"""Limit of `before`, and of `after`."""
 MAX_TEXT, MAX_ITEMS = 200, 50
 PACED_ELSEWHERE = frozenset({("create", "key"), ("rotate", "key"), ("revoke", "key")})
 """Acts that `keys.py` counts, so that ending and rotating keys is always possible."""
 MAX_ACTS_A_DAY = 20_000
-"""Of one tenant's keys on what it has."""
+"""Limit of the acts of one tenant's keys on its own objects."""
 MAX_REMOVED = 100_000
-"""Rows that one round removes."""
+"""Limit of the rows that one round of the janitor removes."""
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _SINCE = "`since` must be a day or a moment such as 2026-01-31 or 2026-01-31T12:00:00Z"
 
@@ -43,8 +43,8 @@ _SINCE = "`since` must be a day or a moment such as 2026-01-31 or 2026-01-31T12:
 class Actor:
     """The caller of an act, and its moment.
 
-    tenant, key  None: none was asked for, as at a sign-up
-    address      where the request comes from, or `MACHINE`
+    tenant, key  None: the route needs no key, as at a sign-up
+    address      address of the client, or `MACHINE`
     """
 
     at_ms: int
@@ -56,7 +56,7 @@ class Actor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One act: `verb` on the object `name` of a kind. tenant: whose object; None: of no tenant, as a price is."""
+    """One act: `verb` on the object `name` of a kind. tenant: its owner; None: none, as of a price."""
 
     number: int
     at_ms: int
@@ -71,7 +71,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """The newest first. before: give it for those that follow; None at the end."""
+    """Rows, the newest first. before: the argument that returns the next page; None on the last page."""
 
     rows: list[Row]
     before: int | None
@@ -90,7 +90,7 @@ def actor_of(control: Control, request: Request) -> Actor:
 
 
 def on_the_machine(control: Control) -> Actor:
-    """The operator without a request: at a first start, or with the database itself in hand."""
+    """Return the operator as the actor of an act without a request: a first start, or a command on the database."""
     return Actor(at_ms=control.now_ms(), tenant=OPERATOR, address=MACHINE)
 
 
@@ -105,9 +105,9 @@ async def record(
     before: object = None,
     after: object = None,
 ) -> None:
-    """Add a row, in the transaction of the act. before, after: what the object is then; any values but secrets.
+    """Add a row, in the transaction of the act. before, after: the object's values, without secrets.
 
-    Raises `RequestRateExceeded` where a tenant does too much in a day.
+    Raises `RequestRateExceeded` after `MAX_ACTS_A_DAY` acts of a tenant in a day.
     """
     if tenant not in (None, OPERATOR) and tenant == actor.tenant and (verb, kind) not in PACED_ELSEWHERE:
         await _require_pace(connection, actor, tenant)
@@ -128,7 +128,7 @@ async def record(
 
 
 async def _require_pace(connection: AsyncConnection, actor: Actor, tenant: str) -> None:
-    """Rows stay for a year and more, so a stolen key may not make them without end."""
+    """Bound the rows that a stolen key can add: they stay for a year and more. Raise `RequestRateExceeded`."""
     begun_ms = actor.at_ms - DAY_MS
     own = (audit.c.tenant == tenant, audit.c.at_ms > begun_ms, audit.c.actor_tenant == tenant)
     asked = select(func.count(), func.min(audit.c.at_ms)).where(*own)
@@ -141,7 +141,7 @@ async def _require_pace(connection: AsyncConnection, actor: Actor, tenant: str) 
 
 
 async def record_adapter_acts(control: Control, acts: Sequence[AdapterAct]) -> None:
-    """Add a row for each act on a server's adapters, which knows of no transaction here."""
+    """Add rows for acts on a server's adapters, which the server reports after the act."""
     async with control.database.write() as connection:
         for act in acts:
             actor = Actor(
@@ -166,11 +166,11 @@ async def audit_page(
     limit: int = 100,
     is_own: bool = False,
 ) -> Page:
-    """Rows, the newest first.
+    """Return a page of rows, the newest first.
 
-    Args:  tenant  whose objects; None: everybody's
+    Args:  tenant  the owner of the objects; None: all owners
            by      the tenant or the key that acted
-           is_own  the tenant itself asks: of another's keys it learns nothing, neither whether one acted
+           is_own  whether the tenant itself reads: `by` then matches no key of another tenant
     """
     asked = select(audit).order_by(audit.c.number.desc()).limit(limit)
     if tenant is not None:
@@ -190,7 +190,7 @@ async def audit_page(
 
 
 async def remove_old_rows(control: Control) -> None:
-    """Remove what is older than `control.audit_days`, the oldest `MAX_REMOVED` at a time."""
+    """Remove rows older than `control.audit_days`, the oldest first, at most `MAX_REMOVED`."""
     oldest_ms = control.now_ms() - control.config.control.audit_days * DAY_MS
     old = select(audit.c.number).where(audit.c.at_ms < oldest_ms).order_by(audit.c.number).limit(MAX_REMOVED)
     async with control.database.read() as connection:
@@ -201,7 +201,7 @@ async def remove_old_rows(control: Control) -> None:
 
 
 def parse_since(text: str) -> int | None:
-    """A day or a moment, UTC unless it says otherwise, as milliseconds. Raises `InvalidParameter`."""
+    """Parse a day or a moment, by default in UTC, into milliseconds. Raise `InvalidParameter`."""
     if not text:
         return None
     try:
@@ -212,7 +212,7 @@ def parse_since(text: str) -> int | None:
 
 
 def bounded_json(value: object) -> str | None:
-    """A value as JSON of at most `MAX_LETTERS`: long texts and lists are cut, and say so."""
+    """Return a value as JSON of at most `MAX_LETTERS` characters: long texts and lists are cut and marked."""
     if value is None:
         return None
     text = json.dumps(_plain(value), separators=(",", ":"), ensure_ascii=False, sort_keys=True)
@@ -220,14 +220,14 @@ def bounded_json(value: object) -> str | None:
 
 
 def public_source(scheme: str, name: str) -> str:
-    """A source's address without what may be a secret in it: a user's name and password, a signed query."""
+    """Return a source's address without its possible secrets: user name, password, signed query."""
     rest = re.split(r"[?#]", name.partition("://")[2] or name, maxsplit=1)[0]
     host, slash, path = rest.partition("/")
     return f"{scheme}://{host.rpartition('@')[2] if slash else host}{slash}{path}"
 
 
 def _plain(value: object) -> Any:
-    """JSON values: of a dataclass only what is set."""
+    """Return a value as JSON values; a dataclass without the fields that have their defaults."""
     if is_dataclass(value) and not isinstance(value, type):
         told = {each.name: getattr(value, each.name) for each in fields(value)}
         return {name: _plain(each) for name, each in told.items() if each is not None}

@@ -1,4 +1,4 @@
-"""Who calls the control plane's routes, and what that caller may do."""
+"""Authentication of requests to the control plane, and facts about their origin."""
 
 import hmac
 import re
@@ -19,16 +19,16 @@ _VISIBLE = re.compile(r"[!-~]{1,128}")
 
 
 async def caller_of(control: Control, request: Request) -> Caller:
-    """The caller of a route, as the guard has found it, which has checked its scope, too.
+    """Return the caller that `KeyMiddleware` has authenticated; on a route that needs no key, authenticate it.
 
-    Raises as `authenticate` on a route that needs no key.
+    Raises as `authenticate`.
     """
     found: Caller | None = getattr(request.state, "caller", None)
     return await authenticate(control, request) if found is None else found
 
 
 async def authenticate(control: Control, request: Request) -> Caller:
-    """The caller of a request by its key; without one, where none is needed, tenant `default`.
+    """Return the caller of a request by its key; without a key, where none is needed, the tenant `default`.
 
     Raises `InvalidApiKey`, `TenantSuspended`.
     """
@@ -64,7 +64,7 @@ def _stored(row: Row[tuple[object, ...]]) -> StoredKey:
 
 
 def address_of(control: Control, request: Request) -> str:
-    """Where a request comes from: as the edge says that passes it on, or the other end of the connection."""
+    """Return the client's address: as an edge names it that passes the request on, else that of the connection."""
     if _is_of_edge(control, request):
         named = request.headers.getlist("x-forwarded-for")
         return named[-1].rpartition(",")[2].strip() if named else ""
@@ -72,12 +72,12 @@ def address_of(control: Control, request: Request) -> str:
 
 
 def was_passed_on(control: Control, request: Request) -> bool:
-    """Return whether a server passes a request on: from elsewhere, or from this process, where it leaves a mark."""
+    """Return whether a server passes a request on, in another process (by its token) or in this one (by a mark)."""
     return "manylora" in request.scope or _is_of_edge(control, request)
 
 
 def request_id_of(request: Request) -> str:
-    """The request's own id, as the server or the caller names it, else one of ours; the same each time."""
+    """Return the id of a request: that of its header, else a new one that later calls return as well."""
     if not hasattr(request.state, "request_id"):
         given = request.headers.get("x-request-id", "")
         request.state.request_id = given if _VISIBLE.fullmatch(given) else mint_request_id()
@@ -97,5 +97,5 @@ def _open_caller(control: Control, request: Request) -> Caller:
 
 
 def has_edge_token(edge_token: str, headers: Mapping[str, str]) -> bool:
-    """Return whether an edge passes a request on: then its `x-forwarded-…` headers are that edge's own, and true."""
+    """Return whether an edge passes a request on. Then its `x-forwarded-…` headers come from the edge and are true."""
     return hmac.compare_digest(headers.get(EDGE_HEADER, "").encode("latin-1"), edge_token.encode())

@@ -1,7 +1,7 @@
-"""Credit: what a tenant may spend, and the parts of it that are set aside for one edge each.
+"""Credit of tenants, and leases: parts of it that are reserved for one edge each.
 
-An edge may spend what it has leased without asking, so that several edges together never promise more than there is.
-What is `unspent` of a lease is what was granted to the edge less what the ledger holds of that edge for the tenant.
+An edge spends its lease without asking, so that several edges together never spend more than the credit.
+The unspent part of a lease is its amount less the ledger's rows of that edge and tenant.
 """
 
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ from manylora.ids import TenantId
 from manylora.tenancy import Lease
 
 MOST_NANOUSD = 10**17
-"""Of one grant: $100,000,000, so that sums stay far below 2**63."""
+"""Limit of one grant: $100,000,000, so that sums stay far below 2**63."""
 UNLIMITED_NANOUSD = 2**53
-"""What is granted to the tenant that no credit is asked of."""
+"""Lease of a tenant that needs no credit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """One row of a tenant's credit; below zero it took away."""
+    """One row of a tenant's credit; a negative amount was taken away."""
 
     id: str
     nanousd: int
@@ -35,7 +35,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrantPage:
-    """The newest first; `before`: give it for those that follow, None at the end."""
+    """Grants, the newest first. `before`: the argument that returns the next page; None on the last page."""
 
     grants: list[Grant]
     before: int | None
@@ -43,7 +43,7 @@ class GrantPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
-    """What a tenant was given, what the ledger charged, and what edges have set aside of the rest."""
+    """The balance of a tenant: its grants, the charges of the ledger, and the leases of edges."""
 
     granted_nanousd: int
     charged_nanousd: int
@@ -52,19 +52,16 @@ class Balance:
 
     @property
     def left_nanousd(self) -> int:
-        """Below zero where requests under way cost more than there was left."""
+        """Return the remaining credit; negative where running requests cost more than was left."""
         return self.granted_nanousd - self.charged_nanousd
 
 
 async def grant_credit(
     connection: AsyncConnection, tenant: str, nanousd: int, *, grant_id: str, reason: str, now_ms: int
 ) -> bool:
-    """Add to a tenant's credit, or take from it below zero; returns whether it did.
-
-    The same `grant_id` again changes nothing.
-    """
+    """Add an amount to a tenant's credit, or subtract a negative one. Return False for a known `grant_id`."""
     await get_tenant(connection, tenant)
-    # One grant of a tenant at a time, so that two of one id are seen to be that.
+    # The lock makes grants of one tenant run one after the other, so that a repeated id is found.
     await connection.execute(select(tenants.c.id).where(tenants.c.id == tenant).with_for_update())
     if not -MOST_NANOUSD <= nanousd <= MOST_NANOUSD:
         raise InvalidParameter(f"`nanousd` must be within ±{MOST_NANOUSD}. Given: {nanousd}", parameter="nanousd")
@@ -81,7 +78,7 @@ async def grant_credit(
 async def grants_page(
     connection: AsyncConnection, tenant: str, *, before: int | None = None, limit: int = 100
 ) -> GrantPage:
-    """What a tenant was given and what was taken, the newest first. Raises `ResourceNotFound` for no tenant."""
+    """Return a page of a tenant's grants, the newest first. Raise `ResourceNotFound`."""
     await get_tenant(connection, tenant)
     asked = select(credits).where(credits.c.tenant == tenant).order_by(credits.c.number.desc()).limit(limit)
     if before is not None:
@@ -104,10 +101,10 @@ async def balance_of(connection: AsyncConnection, tenant: str, now_ms: int) -> B
 
 
 async def lease_credit(control: Control, edge: str, tenant: str, nanousd: int, key: str = "") -> Lease:
-    """Set up to `nanousd` more aside for an edge, and prolong what it has. See `Lease`.
+    """Lease up to `nanousd` more to an edge, and prolong its lease. See `Lease`.
 
-    Args:    key  empty: of the tenant's credit; else of what that key, an origin, may spend in this month
-    Raises:  `ResourceNotFound` for an unknown tenant or key, `InvalidParameter` below zero
+    Args:    key  empty: a lease of the tenant's credit; else of the monthly budget of that key, an origin
+    Raises:  `ResourceNotFound` for an unknown tenant or key, `InvalidParameter` for a negative amount
     """
     if nanousd < 0:
         raise InvalidParameter(f"`nanousd` must be at least 0. Given: {nanousd}", parameter="nanousd")
@@ -116,7 +113,7 @@ async def lease_credit(control: Control, edge: str, tenant: str, nanousd: int, k
     if is_unlimited(tenant) and not key:
         return Lease(tenant=TenantId(tenant), granted_nanousd=UNLIMITED_NANOUSD, expires_ms=expires_ms)
     async with control.database.write() as connection:
-        # One lease of a tenant at a time: what is left is looked at and given away under this lock.
+        # The lock makes leases of one tenant run one after the other: each reads the rest and reduces it.
         locked = select(tenants.c.monthly_budget_nanousd).where(tenants.c.id == tenant).with_for_update()
         found = (await connection.execute(locked)).one_or_none()
         if found is None:
@@ -125,9 +122,9 @@ async def lease_credit(control: Control, edge: str, tenant: str, nanousd: int, k
             room, reason = await _room_of_key(connection, tenant, key, now_ms), "budget"
         else:
             room, reason = await _room_of_tenant(connection, tenant, found.monthly_budget_nanousd, now_ms)
-        holder = _Holder(edge, tenant, key)
+        holder = _LeaseHolder(edge, tenant, key)
         extra = min(nanousd, room)
-        if extra < 0:  # less is left than has been leased, as after a lowered budget: take back what is not spent
+        if extra < 0:  # leases exceed the rest, as after a lowered budget: reduce the unspent part
             extra = -min(-extra, await _unspent(connection, holder, now_ms))
         granted = await _prolong(connection, holder, extra, now_ms, expires_ms)
     return Lease(
@@ -145,8 +142,8 @@ async def give_back_leases(control: Control, edge: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Holder:
-    """Whose lease it is. key empty: of the tenant's credit."""
+class _LeaseHolder:
+    """The edge, tenant and key of a lease. key empty: a lease of the tenant's credit."""
 
     edge: str
     tenant: str
@@ -159,7 +156,7 @@ class _Holder:
 async def _room_of_tenant(
     connection: AsyncConnection, tenant: str, monthly_budget: int | None, now_ms: int
 ) -> tuple[int, str]:
-    """What is neither spent nor leased, and which limit it is that bounds it."""
+    """Return the amount that is neither spent nor leased, and the limit that bounds it."""
     balance = await balance_of(connection, tenant, now_ms)
     room = balance.left_nanousd - balance.leased_nanousd
     if monthly_budget is None:
@@ -169,7 +166,7 @@ async def _room_of_tenant(
 
 
 async def _room_of_key(connection: AsyncConnection, tenant: str, origin: str, now_ms: int) -> int:
-    """What is left of this month's budget of a key and of all that came of it by rotation."""
+    """Return the rest of this month's budget of a key and of the keys that it was rotated into."""
     asked = select(keys.c.monthly_budget_nanousd).where(keys.c.id == origin, keys.c.tenant == tenant)
     found = (await connection.execute(asked)).one_or_none()
     if found is None:
@@ -184,13 +181,13 @@ async def _room_of_key(connection: AsyncConnection, tenant: str, origin: str, no
 
 
 def _is_of(origin: str) -> ColumnElement[bool]:
-    """Whether a row of `spending` is of a key that came of this one."""
+    """Select rows of `spending` of a key and of the keys that it was rotated into."""
     return spending.c.key.in_(select(keys.c.id).where(keys.c.origin == origin))
 
 
-async def _prolong(connection: AsyncConnection, holder: _Holder, extra: int, now_ms: int, expires_ms: int) -> int:
-    """Add to an edge's lease and return the whole of it; one that has expired counts for what was spent of it."""
-    # What an edge that has gone left behind promises nothing any more.
+async def _prolong(connection: AsyncConnection, holder: _LeaseHolder, extra: int, now_ms: int, expires_ms: int) -> int:
+    """Add to an edge's lease and return its whole amount; an expired lease counts with its spending."""
+    # Expired leases of other edges are void.
     gone = (leases.c.edge != holder.edge, leases.c.tenant == holder.tenant, leases.c.expires_ms <= now_ms)
     await connection.execute(delete(leases).where(*gone))
     row = (await connection.execute(select(leases).where(*holder.lease()))).one_or_none()
@@ -208,23 +205,23 @@ async def _prolong(connection: AsyncConnection, holder: _Holder, extra: int, now
 
 
 async def _leased(connection: AsyncConnection, tenant: str, now_ms: int, key: str = "") -> int:
-    """What is unspent of all leases of a tenant, or of one of its keys, that have not expired."""
+    """Return the unspent part of all valid leases of a tenant, or of one of its keys."""
     asked = select(leases).where(leases.c.tenant == tenant, leases.c.key == key, leases.c.expires_ms > now_ms)
     total = 0
     for row in (await connection.execute(asked)).all():
-        total += max(0, row.granted_nanousd - await _spent(connection, _Holder(row.edge, tenant, key)))
+        total += max(0, row.granted_nanousd - await _spent(connection, _LeaseHolder(row.edge, tenant, key)))
     return total
 
 
-async def _unspent(connection: AsyncConnection, holder: _Holder, now_ms: int) -> int:
-    """What an edge may still spend of its own lease."""
+async def _unspent(connection: AsyncConnection, holder: _LeaseHolder, now_ms: int) -> int:
+    """Return the unspent part of an edge's own lease."""
     row = (await connection.execute(select(leases).where(*holder.lease()))).one_or_none()
     if row is None or row.expires_ms <= now_ms:
         return 0
     return max(0, int(row.granted_nanousd) - await _spent(connection, holder))
 
 
-async def _spent(connection: AsyncConnection, holder: _Holder) -> int:
+async def _spent(connection: AsyncConnection, holder: _LeaseHolder) -> int:
     asked = select(func.coalesce(func.sum(spending.c.cost_nanousd), 0)).where(
         spending.c.edge == holder.edge, spending.c.tenant == holder.tenant
     )

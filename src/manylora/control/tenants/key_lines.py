@@ -1,6 +1,6 @@
-"""Who made which key, what a revocation ends with it, and what a key may do to others.
+"""Lines of keys: which key made which, which keys a revocation ends, and which keys a key may change.
 
-A line is a key with all that it was rotated from and into: one holder's. Keys made with any of a line are below it.
+A line is a key with its predecessors and successors by rotation: keys of one holder. Keys made by a line are below it.
 """
 
 from collections.abc import Collection, Sequence
@@ -15,10 +15,10 @@ from manylora.tenancy import Limits, Scope
 
 
 def line_and_below(known: Sequence[Key], origin: str) -> set[KeyId]:
-    """The ids of a line and of all that is below it.
+    """Return the ids of a line and of all keys below it.
 
-    So is a key that one of those rotated, for its secret was shown there; what it was rotated into afterwards by
-    another is not.
+    A key that one of them rotated is below as well, since they received its secret; its later successors by another
+    key are not.
     """
     found = {key.facts.id for key in known if key.facts.origin == origin}
     while more := {key.facts.id for key in known if {key.maker, key.issuer} & found} - found:
@@ -27,7 +27,7 @@ def line_and_below(known: Sequence[Key], origin: str) -> set[KeyId]:
 
 
 def lines_above(known: Sequence[Key], key: Key) -> set[KeyId]:
-    """The origins of the lines with whose keys a key, or its makers, were made."""
+    """Return the origins of the lines above a key: those of its maker, of the maker's maker, and so on."""
     by_id = {each.facts.id: each for each in known}
     found: set[KeyId] = set()
     above = by_id.get(key.maker) if key.maker is not None else None
@@ -40,10 +40,10 @@ def lines_above(known: Sequence[Key], key: Key) -> set[KeyId]:
 async def revoke(
     connection: AsyncConnection, key_id: str, *, now_ms: int, tenant: str | None = None, only: bool, force: bool
 ) -> list[KeyId]:
-    """End a key's line and all below it; returns the ids of those that lived.
+    """Revoke a key's line and all keys below it; return the ids of those that were valid.
 
-    Args:    only   end this key alone, which has been rotated; what took its place goes on
-             force  although it leaves the tenant without a key that manages, or the operator without one that steers
+    Args:    only   revoke this key alone, which was rotated; its successor stays valid
+             force  also if the tenant keeps no key with `manage`, or the operator none with `admin`
     Raises:  `ResourceNotFound`, `InvalidParameter`
     """
     key = await get_key(connection, key_id, tenant)
@@ -59,7 +59,7 @@ async def revoke(
 
 
 async def end_made(connection: AsyncConnection, key: Key, *, now_ms: int) -> list[KeyId]:
-    """End all that was made with a key's line, but not the line; returns the ids of those that lived."""
+    """Revoke the keys below a key's line, but not the line; return the ids of those that were valid."""
     known = await list_keys(connection, key.facts.tenant)
     gone = line_and_below(known, key.facts.origin)
     ended = [
@@ -72,10 +72,10 @@ async def end_made(connection: AsyncConnection, key: Key, *, now_ms: int) -> lis
 
 
 async def require_power(connection: AsyncConnection, caller: KeyId, key_id: str, *, now_ms: int) -> tuple[Key, Key]:
-    """A key steers those of its tenant that may do no more than itself, and none above it. Returns both.
+    """Require that a key may change another of its tenant: one with no further scopes, not above it. Return both.
 
-    Limits and ends do not count: a key of the same scopes may end one that has none.
-    Raises `InvalidApiKey` if the caller's has ended meanwhile, `ResourceNotFound`, `InsufficientPermissions`.
+    Limits and expiry do not count: a limited key may end an unlimited one of the same scopes.
+    Raises `InvalidApiKey` if the caller's key has ended meanwhile, `ResourceNotFound`, `InsufficientPermissions`.
     """
     own = await live_key(connection, caller, now_ms)
     other = await get_key(connection, key_id, own.facts.tenant)
@@ -87,7 +87,7 @@ async def require_power(connection: AsyncConnection, caller: KeyId, key_id: str,
 
 
 def require_no_gain(own: Key, other: Key) -> None:
-    """Rotating hands a secret out, so what it makes goes no further than the caller's own key, as a new key would not.
+    """Require that a rotation gives the caller no more than its own key: the caller receives the new secret.
 
     Raises `InsufficientPermissions`.
     """
@@ -101,10 +101,11 @@ def require_no_gain(own: Key, other: Key) -> None:
 
 
 async def limit(connection: AsyncConnection, own: Key, other: Key, limits: Limits, *, now_ms: int, force: bool) -> Key:
-    """Replace a key's limits with another of its tenant, or its own: those that it set itself it may lift again.
+    """Replace a key's limits by order of another key of its tenant, or of itself.
 
-    Raises `InsufficientPermissions` for a key that another has limited, `InvalidParameter` where no key would be left
-    that manages without limits of another's.
+    A key may lift limits that it set itself.
+    Raises `InsufficientPermissions` for a caller that another key has limited, `InvalidParameter` where the tenant
+    would keep no managing key without limits of another key.
     """
     is_own = own.facts.origin == other.facts.origin
     if own.facts.limits != Limits() and not (is_own and own.is_free()):
@@ -117,7 +118,7 @@ async def limit(connection: AsyncConnection, own: Key, other: Key, limits: Limit
 
 
 def _require_keeper(known: Sequence[Key], gone: Collection[str], tenant: str, now_ms: int) -> None:
-    """Raises `InvalidParameter` if there is a key that keeps the tenant's others now, and would be none any more."""
+    """Raise `InvalidParameter` if the tenant has a key that manages the others, and would have none afterwards."""
     scope = Scope.ADMIN if tenant == OPERATOR else Scope.MANAGE
     keepers = [
         each.facts.id

@@ -1,4 +1,4 @@
-"""Platform keys: issued once in clear, kept as keyed hashes, rotated and revoked. `key_lines.py` has who made which."""
+"""Platform keys: shown once in clear, stored as keyed hashes, rotated and revoked. See also `key_lines.py`."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -25,27 +25,27 @@ from manylora.tenancy import (
 )
 
 DEFAULT_SCOPES = (Scope.INFER, Scope.READ, Scope.UPLOAD)
-"""Of a key for which none are named: it makes no others. A tenant's first key has `manage` as well."""
+"""Scopes of a key without named ones: it cannot make other keys. A tenant's first key has `manage` as well."""
 MAX_LIVE_KEYS = 100
-"""Of one tenant, neither ended nor rotated: every edge holds all of them."""
+"""Limit of a tenant's keys that are neither ended nor rotated: every edge holds all of them."""
 MAX_IN_GRACE = 3
-"""Keys of one origin that go on for a while after they were rotated; a further rotation ends the oldest of them."""
+"""Limit of rotated keys of one origin within their grace; a further rotation ends the oldest."""
 
 
 MAX_MADE_A_DAY = 1_000
-"""Keys that a tenant's first keys make, keys that all its made ones make, and keys that one is rotated into."""
+"""Daily limits: keys made by a tenant's first keys, keys made by its made keys, rotations of one key."""
 DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """A key as its owner sees it; the secret is nowhere.
+    """A key as its owner sees it, without its secret.
 
-    maker         the key it was made with, however often it was rotated; None: the operator made it, or a sign-up
-    issuer        the key that was shown its secret: the maker, or another that rotated it
+    maker         the key that made it, kept by rotations; None: the operator or a sign-up made it
+    issuer        the key that received its secret: the maker, or the key that rotated it
     successor     the key it was rotated into
-    limited_by    origin of the key that set its limits; None: the operator did, or it has none
-    last_used_ms  within about a minute; None: never
+    limited_by    origin of the key that set its limits; None: the operator, or there are none
+    last_used_ms  exact to about a minute; None: never
     """
 
     facts: KeyFacts
@@ -59,18 +59,18 @@ class Key:
     last_used_ms: int | None = None
 
     def is_live(self, now_ms: int) -> bool:
-        """Return whether it is neither revoked nor past its end."""
+        """Return whether the key is neither revoked nor expired."""
         ends_ms = self.facts.expires_ms
         return self.revoked_ms is None and (ends_ms is None or ends_ms > now_ms)
 
     def is_free(self) -> bool:
-        """Return whether nothing limits it but, perhaps, itself."""
+        """Return whether the key has no limits, or only limits that it set itself."""
         return self.facts.limits == Limits() or self.limited_by == self.facts.origin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyPage:
-    """following: the last key's id, where others follow."""
+    """A page of keys. following: id of the last key, where others follow; else None."""
 
     keys: list[Key]
     following: KeyId | None
@@ -88,9 +88,9 @@ async def issue_key(
     expires_ms: int | None = None,
     maker: KeyFacts | None = None,
 ) -> tuple[Key, str]:
-    """Make a key and return it with its whole text, which is never to be had again.
+    """Create a key; return it with its whole text, which is stored nowhere.
 
-    `maker`: the key it is made with; None: the operator, or a sign-up.
+    `maker`: the key that makes it; None: the operator, or a sign-up.
     Raises `ResourceNotFound` for an unknown tenant, `InvalidParameter` for no scope, an end in the past, the scope
     `admin` for another tenant than the operator's, or one live key too many; `RequestRateExceeded` for too many a day.
     """
@@ -155,10 +155,10 @@ async def set_limits(
     *,
     by: KeyId | None = None,
 ) -> Key:
-    """Replace a key's limits, and those of all that share them.
+    """Replace the limits of a key and of the other keys of its origin.
 
-    by: the origin of the key that does; None: the operator.
-    Raises `ResourceNotFound`, `InvalidParameter` for a limit below zero.
+    by: origin of the key that sets them; None: the operator.
+    Raises `ResourceNotFound`, `InvalidParameter` for a negative limit.
     """
     revision = await next_revision(connection)  # from here on no other transaction makes a key
     key = await get_key(connection, key_id, tenant)
@@ -168,7 +168,7 @@ async def set_limits(
 
 
 def within(maker: KeyFacts, limits: Limits, expires_ms: int | None) -> tuple[Limits, int | None]:
-    """Limits and an end that go no further than those of the key that makes another: None is the furthest."""
+    """Return limits and an expiry within those of the key that makes another. None stands for no bound."""
     names = (entry.name for entry in fields(Limits))
     bounded = {name: _nearer(getattr(maker.limits, name), getattr(limits, name)) for name in names}
     return Limits(**bounded), _nearer(maker.expires_ms, expires_ms)
@@ -179,7 +179,7 @@ def _nearer(one: int | None, other: int | None) -> int | None:
 
 
 async def get_key(connection: AsyncConnection, key_id: str, tenant: str | None = None) -> Key:
-    """A key, of that tenant if one is given. Raises `ResourceNotFound`."""
+    """Return a key, of that tenant if one is given. Raise `ResourceNotFound`."""
     row = (await connection.execute(select(keys).where(keys.c.id == key_id))).one_or_none()
     if row is None or tenant not in (None, row.tenant):
         raise ResourceNotFound(f"there is no key `{key_id[:80]}`")
@@ -187,7 +187,7 @@ async def get_key(connection: AsyncConnection, key_id: str, tenant: str | None =
 
 
 async def live_key(connection: AsyncConnection, key_id: str, now_ms: int) -> Key:
-    """The key of a caller, within the transaction of its act: it may have ended since it was shown.
+    """Return the caller's key within the transaction of its act: it may have ended since its authentication.
 
     Raises `InvalidApiKey`.
     """
@@ -199,13 +199,13 @@ async def live_key(connection: AsyncConnection, key_id: str, now_ms: int) -> Key
 
 
 async def list_keys(connection: AsyncConnection, tenant: str) -> list[Key]:
-    """A tenant's keys, the oldest first, revoked ones included."""
+    """Return a tenant's keys, the oldest first, revoked ones included."""
     asked = select(keys).where(keys.c.tenant == tenant).order_by(keys.c.created_ms, keys.c.id)
     return [_key(row) for row in (await connection.execute(asked)).all()]
 
 
 async def keys_page(connection: AsyncConnection, tenant: str, *, limit: int, after: str = "") -> KeyPage:
-    """Up to `limit` of a tenant's keys, the oldest first, revoked ones included; those after the key `after`.
+    """Return at most `limit` of a tenant's keys after the key `after`, the oldest first, revoked ones included.
 
     Raises `InvalidParameter` for a key that the tenant does not have.
     """
@@ -222,7 +222,7 @@ async def keys_page(connection: AsyncConnection, tenant: str, *, limit: int, aft
 
 
 async def end_keys(connection: AsyncConnection, ended: Collection[str], *, now_ms: int) -> None:
-    """End keys for ever; for those that have been revoked nothing changes."""
+    """Revoke keys; keys that are revoked already do not change."""
     revision = await next_revision(connection)
     is_live = keys.c.id.in_(ended) & keys.c.revoked_ms.is_(None)
     await connection.execute(update(keys).where(is_live).values(revoked_ms=now_ms, revision=revision))
@@ -238,12 +238,12 @@ async def rotate_key(
     tenant: str | None = None,
     issuer: KeyId | None = None,
 ) -> tuple[Key, str]:
-    """Issue a key like this one and end this one, at once or after `grace_s` seconds; it needs no room for one more.
+    """Issue a key like this one; end this one at once or after `grace_s` seconds. The limit of keys does not apply.
 
-    issuer: the key that does it; None: the operator.
-    Raises `InvalidParameter` if it has been revoked or rotated, or the grace is below zero; `RequestRateExceeded`.
+    issuer: the key that rotates it; None: the operator.
+    Raises `InvalidParameter` for a revoked or rotated key or a negative grace; `RequestRateExceeded`.
     """
-    revision = await next_revision(connection)  # from here on nobody else changes the key that is read
+    revision = await next_revision(connection)  # from here on no other transaction changes a key
     old = await get_key(connection, key_id, tenant)
     await _require_rotatable(connection, old, now_ms)
     if issuer is not None:
@@ -288,7 +288,7 @@ async def _make_room_in_grace(connection: AsyncConnection, old: Key, now_ms: int
 
 
 async def changed_keys(connection: AsyncConnection, since: int) -> tuple[KeyFacts, ...]:
-    """What edges have to know of keys changed after a revision; who knows none yet needs no revoked ones."""
+    """Return the keys that were changed after a revision, for edges; without revoked ones if `since` is negative."""
     asked = select(keys).where(keys.c.revision > since)
     if since < 0:
         asked = asked.where(keys.c.revoked_ms.is_(None))
@@ -308,7 +308,7 @@ def key_facts(key: Key) -> dict[str, object]:
 
 
 def _lives(now_ms: int) -> ColumnElement[bool]:
-    """The condition that a row's key is neither revoked nor past its end."""
+    """Select keys that are neither revoked nor expired."""
     return keys.c.revoked_ms.is_(None) & (keys.c.expires_ms.is_(None) | (keys.c.expires_ms > now_ms))
 
 
@@ -320,9 +320,9 @@ async def _require_room(connection: AsyncConnection, tenant: str, now_ms: int) -
 
 
 async def _made_alike(connection: AsyncConnection, tenant: str, maker: str) -> ColumnElement[bool]:
-    """The condition that a row's key was made by a key like this one: by the tenant's first keys, or by made ones.
+    """Select the keys made by keys of the maker's kind: the tenant's first keys, or its made keys.
 
-    They are counted apart, so that no stolen key that was made uses up what those may make that can end it.
+    The kinds are counted apart, so that a stolen made key cannot use up the limit of the keys that can end it.
     """
     first = select(keys.c.id).where(keys.c.tenant == tenant, keys.c.maker.is_(None))
     is_first = (await connection.execute(first.where(keys.c.id == maker))).first() is not None
@@ -331,7 +331,7 @@ async def _made_alike(connection: AsyncConnection, tenant: str, maker: str) -> C
 
 
 async def _require_pace(connection: AsyncConnection, of: ColumnElement[bool], now_ms: int, whose: str) -> None:
-    """Rows of ended keys stay, so a stolen key may not make them without end; rotations are counted by themselves."""
+    """Bound the keys that are made in a day: their rows stay for ever. Raise `RequestRateExceeded`."""
     begun_ms = now_ms - DAY_MS
     asked = select(func.count(), func.min(keys.c.created_ms)).where(of, keys.c.created_ms > begun_ms)
     count, first_ms = (await connection.execute(asked)).one()

@@ -1,4 +1,4 @@
-"""Tenants: who pays, in which state, with which share and limits."""
+"""Tenants: their codes, states, shares and limits."""
 
 import re
 import uuid
@@ -17,7 +17,7 @@ from manylora.ids import TenantId
 from manylora.tenancy import DEFAULT_TENANT, Limits, TenantFacts, TenantState
 
 OPERATOR = TenantId("operator")
-"""Whose keys with the scope `admin` are. It is always active, and its own requests need no credit."""
+"""The tenant of keys with the scope `admin`. It is always active, and its own requests need no credit."""
 DEFAULT_PLAN = "standard"
 MAX_WEIGHT = 1000
 RESERVED = PATHS.first_words | {DEFAULT_TENANT, OPERATOR}
@@ -27,7 +27,7 @@ _CODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
-    """A tenant as the operator sees it. number, uuid: other names of it, for clients that want one of that form."""
+    """A tenant as the operator sees it. number, uuid: further identifiers, for clients that need one of that form."""
 
     facts: TenantFacts
     number: int
@@ -43,7 +43,7 @@ class Tenant:
 
 
 def is_tenant_name(code: str) -> bool:
-    """Return whether a tenant could have this code, as far as its letters go."""
+    """Return whether a text has the form of a tenant's code."""
     return _CODE.fullmatch(code) is not None
 
 
@@ -58,7 +58,7 @@ async def create_tenant(
     weight: int = 1,
     limits: Limits | None = None,
 ) -> Tenant:
-    """Make a tenant. Raises `InvalidParameter` for a code that cannot be one, `NameTaken` if it has been given."""
+    """Create a tenant. Raise `InvalidParameter` for an invalid code, `NameTaken` for one that was given before."""
     if not is_tenant_name(code) or code.lower() in RESERVED:
         raise InvalidParameter(
             f"`id` must be 1 to 64 letters, digits, `-` or `_`, begin with a letter or digit, and be no word that "
@@ -82,7 +82,7 @@ async def insert_tenant(
     limits: Limits | None = None,
     state: TenantState = TenantState.ACTIVE,
 ) -> Tenant:
-    """The same for a code that need not be fit for customers."""
+    """Create a tenant, also under a reserved code. Raise as `create_tenant`."""
     revision = await next_revision(connection)  # from here on no other transaction makes a tenant
     number = (await connection.execute(select(func.coalesce(func.max(tenants.c.number), 0)))).scalar_one() + 1
     taken = select(tenants.c.id).where(func.lower(tenants.c.id) == code.lower())
@@ -109,7 +109,7 @@ async def insert_tenant(
 
 
 async def get_tenant(connection: AsyncConnection, code: str) -> Tenant:
-    """Raises `ResourceNotFound`."""
+    """Return a tenant. Raise `ResourceNotFound`."""
     row = (await connection.execute(select(tenants).where(tenants.c.id == code))).one_or_none()
     if row is None:
         raise ResourceNotFound(f"there is no tenant `{code[:80]}`")
@@ -117,16 +117,16 @@ async def get_tenant(connection: AsyncConnection, code: str) -> Tenant:
 
 
 async def list_tenants(connection: AsyncConnection, *, after: str = "", limit: int = 100) -> list[Tenant]:
-    """Tenants in the order of their codes, those after `after`, at most `limit`."""
+    """Return at most `limit` tenants in the order of their codes, those after `after`."""
     asked = select(tenants).where(tenants.c.id > after).order_by(tenants.c.id).limit(limit)
     return [_tenant(row) for row in (await connection.execute(asked)).all()]
 
 
 async def set_state(connection: AsyncConnection, code: str, state: TenantState) -> Tenant:
-    """Suspend, resume or close. What is closed stays so.
+    """Suspend, resume or close a tenant. A closed tenant stays closed.
 
-    Raises `InvalidParameter` for a closed one, for the operator's own, which would lock everybody out, and for closing
-    the tenant of open servers.
+    Raises `InvalidParameter` for a closed tenant, for the operator's own, whose suspension would end all
+    administration, and for closing the tenant of open servers.
     """
     tenant = await get_tenant(connection, code)
     is_needed = code == OPERATOR or (code == DEFAULT_TENANT and state is TenantState.CLOSED)
@@ -145,7 +145,7 @@ async def set_terms(
     weight: int | None = None,
     plan: str | None = None,
 ) -> Tenant:
-    """Change what is not None; `limits` are replaced whole."""
+    """Change the terms that are not None; `limits` are replaced whole."""
     values: dict[str, object] = {} if limits is None else dict(columns_of(limits))
     if weight is not None:
         values["weight"] = _checked_weight(weight)
@@ -155,13 +155,13 @@ async def set_terms(
 
 
 async def changed_tenants(connection: AsyncConnection, since: int) -> tuple[TenantFacts, ...]:
-    """What edges have to know of tenants changed after a revision."""
+    """Return the facts of tenants that were changed after a revision, for edges."""
     asked = select(tenants).where(tenants.c.revision > since)
     return tuple(_tenant(row).facts for row in (await connection.execute(asked)).all())
 
 
 def columns_of(limits: Limits) -> dict[str, int | None]:
-    """Limits as columns. Raises `InvalidParameter` for one below zero."""
+    """Return limits as columns. Raise `InvalidParameter` for a negative one."""
     values = {name: getattr(limits, name) for name in LIMIT_COLUMNS}
     for name, value in values.items():
         if value is not None and value < 0:
@@ -170,7 +170,7 @@ def columns_of(limits: Limits) -> dict[str, int | None]:
 
 
 def limits_of(row: Row[tuple[object, ...]]) -> Limits:
-    """The limits in a row of `tenants` or `keys`."""
+    """Return the limits in a row of `tenants` or `keys`."""
     mapping: Mapping[str, int | None] = row._mapping  # type: ignore[assignment]  # these columns are numbers
     return Limits(**{name: mapping[name] for name in LIMIT_COLUMNS})
 
@@ -202,8 +202,8 @@ def _checked_weight(weight: int) -> int:
 
 
 def is_unlimited(tenant: str) -> bool:
-    """Whether no credit is asked of a tenant: the one for everybody while no keys are needed, and the operator's.
+    """Return whether a tenant needs no credit: the tenant of open servers, and the operator's.
 
-    Both are metered and priced as others are, and refused nothing for want of money.
+    Their usage is metered and priced like that of others, but no request is refused for lack of credit.
     """
     return tenant in (DEFAULT_TENANT, OPERATOR)

@@ -63,7 +63,7 @@ ADDRESS = "/v2/adapters/upload/{tenant}/{upload}/{file}"
 
 @routes.put(ADDRESS)
 async def put(request: Request, uploads: UploadsDep, facts: UploadDep, upload: str, file: str) -> Json:
-    """Bytes of a file: all of it, or with `Content-Range` the part that begins where it ends so far."""
+    """Send a file: all of it, or with `Content-Range` the part that begins at its end so far."""
     length = request.headers.get("content-length", "")
     declared = int(length) if length.isdecimal() and len(length) < MAX_LENGTH_DIGITS else None
     part = read_range(request.headers.get("content-range"))
@@ -74,7 +74,7 @@ async def put(request: Request, uploads: UploadsDep, facts: UploadDep, upload: s
 @routes.head(ADDRESS, include_in_schema=False)
 @routes.get(ADDRESS)
 async def look(uploads: UploadsDep, facts: UploadDep, upload: str, file: str) -> Response:
-    """How many bytes of the file are here, in the body and as `upload-offset`."""
+    """Tell the size of the file so far, in the body and as `upload-offset`."""
     offset = uploads.received_bytes(facts, upload, file)
     body = {"file": file, "offset": offset, "maxBytes": await uploads.max_bytes(facts, upload, file)}
     return JSONResponse(body, headers={"upload-offset": str(offset)})

@@ -1,4 +1,4 @@
-"""A repository may be shared with a name that no tenant has yet, so that sharing tells nobody which tenants there are.
+"""A repository may be shared with a name that no tenant has yet, so that sharing does not reveal which tenants exist.
 
 Revision ID: 0007
 Revises: 0006
