@@ -9,9 +9,9 @@ from manylora.adapter_ref import SourceName
 from manylora.adapters.ingest.fakes import ManualIngest
 from manylora.adapters.packing.image import ImageFacts
 from manylora.adapters.store.store import Store
-from manylora.adapters.tiers.bank import CpuBank
+from manylora.adapters.tiers.bank import Bank, CpuBank
 from manylora.adapters.tiers.disk import DiskTier
-from manylora.adapters.tiers.fakes import ManualReader
+from manylora.adapters.tiers.fakes import ManualReader, TwoMemoryBank
 from manylora.clock import ManualClock
 from manylora.config.groups.adapters import AdaptersConfig
 from manylora.engine.events import StepEvents
@@ -41,11 +41,22 @@ class StoredWorld(World):
     """Loads end at the next step; a read ends `read_s` after it began. A step takes `STEP_S`."""
 
     def __init__(
-        self, folder: Path, *, bank_bytes: int, read_s: float = 0.0, lent_block_bytes: int = 0, **world: Any
+        self,
+        folder: Path,
+        *,
+        bank_bytes: int,
+        host_bytes: int = 0,
+        read_s: float = 0.0,
+        lent_block_bytes: int = 0,
+        **world: Any,
     ) -> None:
-        """With `lent_block_bytes`, so large are the KV blocks, and idle ones are lent to the bank."""
+        """With `lent_block_bytes`, so large are the KV blocks, and idle ones are lent to the bank.
+
+        With `host_bytes`, the device has memory of its own, and placements end at the step after the next.
+        """
         self.ingest, self.reader = ManualIngest(), ManualReader()
-        self.bank = CpuBank(bank_bytes)
+        self.placements = TwoMemoryBank(bank_bytes) if host_bytes else None
+        self.bank: Bank = CpuBank(bank_bytes) if self.placements is None else self.placements
         clock = ManualClock()
         self.adapters = Store(
             shape=TINY,
@@ -56,10 +67,11 @@ class StoredWorld(World):
             disk=DiskTier(folder, 40_000, dtype="bfloat16", base_fingerprint=TINY.fingerprint),
             bank=self.bank,
             clock=clock,
-            config=AdaptersConfig(max_bytes=10_000, bank_bytes=bank_bytes),
+            config=AdaptersConfig(max_bytes=10_000, bank_bytes=bank_bytes, host_bytes=host_bytes),
         )
         self.read_s = read_s
         self._facts: dict[Digest, tuple[str, ImageFacts]] = {}
+        self._placing: set[Digest] = set()  # since the last step
         self._reading_since_s: dict[Digest, float] = {}
         self.num_reads = 0
         if lent_block_bytes:
@@ -82,7 +94,11 @@ class StoredWorld(World):
         self.adapters.close()
 
     def turn_loaders(self) -> None:
-        """Let the loads end that are under way, and the reads whose time has come."""
+        """Let the loads end that are under way, and the reads and placements whose time has come."""
+        if self.placements is not None:
+            for digest in self._placing:
+                self.placements.finish(digest)
+            self._placing = set(self.placements.placing)
         for number, job in list(self.ingest.jobs.items()):
             facts = facts_of(job.ref.id, job.stamp)
             self._facts[facts.digest] = (job.ref.id, facts)

@@ -128,6 +128,7 @@ def test_cached_prompts_are_forgotten_only_when_no_idle_adapter_can_go(sharing: 
 Wish = tuple[str | None, int, int]
 
 
+@pytest.mark.parametrize("host_bytes", [0, 1300], ids=["one-memory", "two-memories"])
 @given(
     wishes=st.lists(
         st.tuples(st.sampled_from([None, "a0", "a1", "a5"]), st.integers(1, 20), st.integers(1, 12)), max_size=24
@@ -136,12 +137,13 @@ Wish = tuple[str | None, int, int]
 )
 @settings(max_examples=60, deadline=None)
 def test_adapters_and_blocks_never_wait_for_each_other(
-    tmp_path_factory: pytest.TempPathFactory, wishes: list[Wish], num_blocks: int
+    tmp_path_factory: pytest.TempPathFactory, wishes: list[Wish], num_blocks: int, host_bytes: int
 ) -> None:
     """Whatever comes, everyone finishes, budgets hold, and at rest nothing is held."""
     world = StoredWorld(
         tmp_path_factory.mktemp("tier"),
         bank_bytes=1300,
+        host_bytes=host_bytes,
         num_blocks=num_blocks,
         block_size=4,
         max_model_len=32,

@@ -21,13 +21,13 @@ from tests.engine.real_store import STEP_S, StoredWorld
 OneAdapter = Callable[..., StoredWorld]
 
 
-@pytest.fixture
-def one_place(tmp_path: Path) -> Iterator[OneAdapter]:
-    """Makes a world whose bank holds one adapter."""
+@pytest.fixture(params=[0, 1400], ids=["one-memory", "two-memories"])
+def one_place(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[OneAdapter]:
+    """Makes a world whose bank holds one adapter; host memory holds two, where it is a tier of its own."""
     made: list[StoredWorld] = []
 
     def make(**world: Any) -> StoredWorld:
-        made.append(StoredWorld(tmp_path, bank_bytes=700, **world))
+        made.append(StoredWorld(tmp_path, bank_bytes=700, host_bytes=request.param, **world))
         return made[0]
 
     yield make

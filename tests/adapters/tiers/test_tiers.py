@@ -31,8 +31,8 @@ OPERATIONS = st.lists(st.tuples(st.sampled_from("rpuxk"), st.integers(0, 7), st.
 
 
 @given(operations=OPERATIONS)
-def test_a_shelf_never_passes_its_budget_nor_evicts_a_pin(operations: list[tuple[str, int, int]]) -> None:
-    shelf: PinnedCache[str] = PinnedCache(100)
+def test_a_cache_never_passes_its_budget_nor_evicts_a_pin(operations: list[tuple[str, int, int]]) -> None:
+    cache: PinnedCache[str] = PinnedCache(100)
     pins: dict[str, int] = {}
     sizes: dict[str, int] = {}
 
@@ -45,7 +45,7 @@ def test_a_shelf_never_passes_its_budget_nor_evicts_a_pin(operations: list[tuple
         if operation in "rk" and key not in sizes:
             kept = {"0", "1"} if operation == "k" else set()
             before = dict(sizes)
-            if shelf.reserve(key, size, evict, kept):
+            if cache.reserve(key, size, evict, kept):
                 assert kept & before.keys() <= sizes.keys()
                 sizes[key], pins[key] = size, 1
             else:
@@ -53,34 +53,34 @@ def test_a_shelf_never_passes_its_budget_nor_evicts_a_pin(operations: list[tuple
                 held = sum(size for name, size in sizes.items() if pins[name] > 0 or name in kept)
                 assert held + size > 100
         elif operation == "p" and key in sizes:
-            shelf.pin(key)
+            cache.pin(key)
             pins[key] += 1
         elif operation == "u" and pins.get(key, 0) > 0:
-            shelf.unpin(key)
+            cache.unpin(key)
             pins[key] -= 1
         elif operation == "x" and key in sizes:
-            shelf.remove(key)
+            cache.remove(key)
             del sizes[key], pins[key]
-        assert shelf.used_bytes == sum(sizes.values()) <= 100
-        assert len(shelf) == len(sizes)
+        assert cache.used_bytes == sum(sizes.values()) <= 100
+        assert len(cache) == len(sizes)
 
 
 def test_what_is_used_often_outlives_what_was_used_last() -> None:
-    shelf: PinnedCache[str] = PinnedCache(30)
+    cache: PinnedCache[str] = PinnedCache(30)
     evicted: list[str] = []
     for key in "abc":
-        assert shelf.reserve(key, 10, evicted.append)
-        shelf.unpin(key)
+        assert cache.reserve(key, 10, evicted.append)
+        cache.unpin(key)
     for _ in range(3):
-        shelf.pin("a")
-        shelf.unpin("a")
+        cache.pin("a")
+        cache.unpin("a")
     for key in "defg":
-        assert shelf.reserve(key, 10, evicted.append)
-        shelf.unpin(key)
+        assert cache.reserve(key, 10, evicted.append)
+        cache.unpin(key)
     assert "a" not in evicted
     for key in "hijklmnopqrs":  # but not for ever
-        assert shelf.reserve(key, 10, evicted.append)
-        shelf.unpin(key)
+        assert cache.reserve(key, 10, evicted.append)
+        cache.unpin(key)
     assert "a" in evicted
 
 
@@ -91,18 +91,18 @@ def zipf_trace(num_adapters: int, num_requests: int, seed: int) -> list[int]:
     return [int(number) for number in draw.choice(num_adapters, num_requests, p=weights / weights.sum())]
 
 
-def hits_of_shelf(trace: list[int], sizes: list[int], budget: int) -> int:
-    shelf: PinnedCache[str] = PinnedCache(budget)
+def hits_of_pinned_cache(trace: list[int], sizes: list[int], budget: int) -> int:
+    cache: PinnedCache[str] = PinnedCache(budget)
     hits = 0
     for number in trace:
         key = str(number)
-        if key in shelf:
+        if key in cache:
             hits += 1
-            shelf.pin(key)
-        elif shelf.reserve(key, sizes[number], lambda _: None):
-            shelf.unpin(key)  # read, and then used
-            shelf.pin(key)
-        shelf.unpin(key)
+            cache.pin(key)
+        elif cache.reserve(key, sizes[number], lambda _: None):
+            cache.unpin(key)  # read, and then used
+            cache.pin(key)
+        cache.unpin(key)
     return hits
 
 
@@ -123,14 +123,14 @@ def hits_of_least_recently_used(trace: list[int], sizes: list[int], budget: int)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("share", [0.05, 0.2])
 def test_popular_adapters_of_mixed_sizes_are_found_more_often_than_with_lru(seed: int, share: float) -> None:
-    """Bank and disk tier are such shelves; `share` of all adapters fit.
+    """Device, host and disk tier count on such caches; `share` of all adapters fit.
 
     0.47 to 0.48 against 0.37 with a twentieth, 0.70 to 0.72 against 0.62 to 0.64 with a fifth.
     """
     sizes = [(8, 16, 32, 64)[number % 4] * 60_000 for number in range(300)]
     trace = zipf_trace(len(sizes), 6_000, seed)
     budget = int(share * sum(sizes))
-    mine = hits_of_shelf(trace, sizes, budget) / len(trace)
+    mine = hits_of_pinned_cache(trace, sizes, budget) / len(trace)
     lru = hits_of_least_recently_used(trace, sizes, budget) / len(trace)
     assert mine > lru + 0.03
 
