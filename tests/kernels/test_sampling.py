@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from manylora.kernels.interface import Kernels
-from manylora.kernels.sampling import RULE, Rules, draw_tokens, uniform
+from manylora.kernels.sampling import SAMPLING_RULE, SamplingRules, sample_tokens, uniform
 from tests.kernels.cases import BACK_ENDS, NATIVE, random
 
 CLOSE = 2e-6
@@ -22,8 +22,8 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
     return BACK_ENDS[request.param]()
 
 
-def make_rules(count: int, **fields: float) -> Rules:
-    rules = np.zeros(count, dtype=RULE)
+def make_rules(count: int, **fields: float) -> SamplingRules:
+    rules = np.zeros(count, dtype=SAMPLING_RULE)
     rules["temperature"], rules["top_p"] = 1.0, 1.0
     rules["seed"], rules["position"] = 11, np.arange(count)
     for name, value in fields.items():
@@ -31,7 +31,7 @@ def make_rules(count: int, **fields: float) -> Rules:
     return rules
 
 
-def is_close_call(logits: Tensor, rules: Rules, row: int) -> bool:
+def is_close_call(logits: Tensor, rules: SamplingRules, row: int) -> bool:
     """Whether the token drawn changes if the row's random number moves by a rounding error of its sums."""
     line, rule = logits[row : row + 1], rules[row : row + 1].copy()
     point = uniform(int(rule["seed"][0]), int(rule["position"][0]))
@@ -39,13 +39,13 @@ def is_close_call(logits: Tensor, rules: Rules, row: int) -> bool:
     for moved in (point - CLOSE, point + CLOSE):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("manylora.kernels.sampling.uniform", lambda *_, moved=moved: min(max(moved, 0.0), 1 - 1e-12))
-            tokens.add(draw_tokens(line, rule)[0][0])
+            tokens.add(sample_tokens(line, rule)[0][0])
     return len(tokens) > 1
 
 
-def assert_agrees(kernels: Kernels, logits: Tensor, rules: Rules) -> None:
-    found, peaks = kernels.draw(logits, rules)
-    expected, expected_peaks = draw_tokens(logits, rules)
+def assert_agrees(kernels: Kernels, logits: Tensor, rules: SamplingRules) -> None:
+    found, peaks = kernels.sample(logits, rules)
+    expected, expected_peaks = sample_tokens(logits, rules)
     np.testing.assert_array_equal(peaks, expected_peaks)
     wrong = [row for row in range(len(rules)) if found[row] != expected[row] and not is_close_call(logits, rules, row)]
     assert wrong == []
@@ -83,10 +83,10 @@ def test_a_broken_row_is_found_and_changes_no_other(
 ) -> None:
     logits = random(3, 5, 1003)
     rules = make_rules(5, temperature=temperature)
-    sound, _ = kernels.draw(logits, rules)
+    sound, _ = kernels.sample(logits, rules)
     logits[2, where] = broken
     assert_agrees(kernels, logits, rules)
-    found, peaks = kernels.draw(logits, rules)
+    found, peaks = kernels.sample(logits, rules)
     assert math.isfinite(peaks[2]) == (broken == -math.inf)
     if broken != -math.inf:
         assert found[2] == where
@@ -94,26 +94,26 @@ def test_a_broken_row_is_found_and_changes_no_other(
 
 
 def test_a_row_of_nothing_but_barred_tokens_is_not_finite(kernels: Kernels) -> None:
-    found, peaks = kernels.draw(torch.full((1, 500), -math.inf), make_rules(1))
+    found, peaks = kernels.sample(torch.full((1, 500), -math.inf), make_rules(1))
     assert (found, peaks) == ([0], [-math.inf])
 
 
 def test_the_first_of_equal_tokens_is_the_best(kernels: Kernels) -> None:
     logits = torch.zeros((2, 1003))
     logits[1, [900, 77, 300]] = 5.0
-    assert kernels.draw(logits, make_rules(2, temperature=0.0))[0] == [0, 77]
+    assert kernels.sample(logits, make_rules(2, temperature=0.0))[0] == [0, 77]
 
 
 def test_a_rows_draw_does_not_depend_on_the_other_rows(kernels: Kernels) -> None:
     logits, rules = random(9, 40, 5003), make_rules(40, temperature=0.8, top_p=0.95)
-    together, _ = kernels.draw(logits, rules)
-    assert [kernels.draw(logits[row : row + 1], rules[row : row + 1])[0][0] for row in range(40)] == together
+    together, _ = kernels.sample(logits, rules)
+    assert [kernels.sample(logits[row : row + 1], rules[row : row + 1])[0][0] for row in range(40)] == together
 
 
 def test_tokens_come_as_often_as_their_probability_says(kernels: Kernels) -> None:
     draws = 20_000
     logits = random(4, 1, 12).expand(draws, -1).contiguous()
     rules = make_rules(draws, seed=5)
-    counts = np.bincount(kernels.draw(logits, rules)[0], minlength=12)
+    counts = np.bincount(kernels.sample(logits, rules)[0], minlength=12)
     expected = torch.softmax(logits[0].double(), dim=0).numpy() * draws
     assert float(((counts - expected) ** 2 / expected).sum()) < 31.3  # chi-square, 11 degrees: one in a thousand

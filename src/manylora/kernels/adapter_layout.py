@@ -1,21 +1,21 @@
-"""Where an adapter's image holds what is not a LoRA on one of a block's projections. Without torch.
+"""The extras of an adapter: the places of its parts beside the LoRA of a block's projections. Without torch.
 
-Such parts are rare, so a plain LoRA has none of this. One vector of int64, counted in elements of the image, `NONE`
-where a part is not there:
+Extras are rare, and a plain LoRA has none. They are one vector of int64: offsets and sizes in elements of the image,
+`NONE` for an absent part.
 
 [0:3]    output head   offset of A (rank, hidden), offset of B (rank, vocabulary), rank
 [3:6]    embedding     offset of A transposed (vocabulary, rank), offset of B (rank, hidden), rank
 [6:9]    head rows     offset of token ids (count,) int32 ascending, offset of rows (count, hidden), count
-[9:12]   embed rows    the same: rows that stand in place of the base's
+[9:12]   embed rows    the same: rows that replace the base's
 [12]     vocabulary    token ids below this may be used with the adapter: the base's, and those the adapter adds
-[13]     where the vectors of the projections begin in this vector
+[13]     index in this vector at which the vectors of the projections begin
 [14:16]  head          offset of its bias, offset of its gain, each (vocabulary,)
 [16:18]  embedding     `NONE`, offset of its gain (hidden,)
 [18:…]   norms         2 * layers + 1 of them, (hidden,): each layer's before attention and after it, then the final
 […:]     projections   (layers, NUM_PROJECTIONS, 2): offset of the bias, offset of the gain, each (out,)
 
-A gain g is held as g - 1: the base's output y becomes y + y * gain before the adapter's own is added. It is how DoRA's
-magnitudes are served (Liu et al., arXiv 2402.09353): with g = m / ‖W + s·BA‖, y = g ⊙ Wx + (g ⊙ s·B)Ax.
+A gain g is stored as g - 1: the base's output y becomes y + y * gain before the adapter's own is added. DoRA's
+magnitudes are such gains (Liu et al., arXiv 2402.09353): with g = m / ‖W + s·BA‖, y = g ⊙ Wx + (g ⊙ s·B)Ax.
 """
 
 from typing import Any
@@ -40,7 +40,7 @@ NO_EXTRAS: Extras = np.empty(0, dtype=np.int64)
 
 
 def blank_extras(layers: int, vocabulary: int) -> Extras:
-    """The vector with nothing in it yet."""
+    """Return the extras of an adapter without parts beside its LoRA."""
     vectors_at = NORMS_AT + 2 * layers + 1
     extras = np.full(vectors_at + layers * NUM_PROJECTIONS * 2, NONE, dtype=np.int64)
     extras[0 : HEAD.stop] = extras[EMBED] = extras[HEAD_ROWS] = extras[EMBED_ROWS] = 0
@@ -49,7 +49,7 @@ def blank_extras(layers: int, vocabulary: int) -> Extras:
 
 
 def projection_vectors(extras: Extras, layer: int, projection: int) -> tuple[int, int]:
-    """Offsets of the bias and of the gain of one projection, each `NONE` where it has none."""
+    """Return the offsets of the bias and of the gain of one projection, each `NONE` where it has none."""
     if not extras.size:
         return NONE, NONE
     first = int(extras[VECTORS_AT]) + (layer * NUM_PROJECTIONS + projection) * 2
@@ -57,5 +57,6 @@ def projection_vectors(extras: Extras, layer: int, projection: int) -> tuple[int
 
 
 def set_projection_vectors(extras: Extras, layer: int, projection: int, bias: int, gain: int) -> None:
+    """Store the offsets of the bias and of the gain of one projection."""
     first = int(extras[VECTORS_AT]) + (layer * NUM_PROJECTIONS + projection) * 2
     extras[first : first + 2] = bias, gain

@@ -1,4 +1,4 @@
-"""The seam between the engine and the arithmetic: what a back end computes, on which shapes.
+"""The seam between the engine and the arithmetic: the operations of a back end and the shapes they work on.
 
 Shape legend: rows = tokens of one step, sequences in order, each sequence's rows contiguous; hidden = model width;
 heads, kv_heads, head_dim as in the model's config; rank = one adapter's own LoRA rank.
@@ -16,19 +16,19 @@ from manylora.ids import Digest
 from manylora.kernels.adapter_layout import NO_EXTRAS, VECTORS_AT, VOCABULARY, Extras
 from manylora.kernels.operation import operation, operations_of
 from manylora.kernels.projections import LoraTarget
-from manylora.kernels.sampling import Rules
+from manylora.kernels.sampling import SamplingRules
 
 Packed = NewType("Packed", object)
 """A weight matrix in a back end's own layout. Only the back end that packed it can read it."""
 
 
 class AdapterAddresses(NamedTuple):
-    """Where native code finds the parts of a placed adapter, in the order of the C++ `Segment`.
+    """Addresses of the parts of a placed adapter, in the order of the C++ `Segment`.
 
-    image    of the first element of the image
-    table    of the table
-    vectors  of the projections' vectors inside `extras`; 0 without extras
-    extras   of the vector of extras; 0 without extras
+    image    the first element of the image
+    table    the table
+    vectors  the projections' vectors inside `extras`; 0 without extras
+    extras   the vector of extras; 0 without extras
     """
 
     image: int
@@ -46,8 +46,8 @@ class PlacedAdapter:
     table   (layers, NUM_PROJECTIONS, 3) int64, C order: (offset of A, offset of B, rank) in elements of `image`;
             rank 0 means the adapter leaves that projection alone.
             A is (rank, in) row-major; B is stored transposed, (rank, out) row-major, with the scale folded in.
-    extras  int64, what the adapter changes beside those (`kernels/adapter_layout.py`); empty if nothing
-    addresses  of these parts, taken once: they stay where they are as long as the adapter is placed
+    extras  int64, the adapter's other changes (`kernels/adapter_layout.py`); empty if there are none
+    addresses  of these parts, read once: the parts do not move while the adapter is placed
     """
 
     digest: Digest
@@ -64,7 +64,7 @@ class PlacedAdapter:
 
     @property
     def vocabulary(self) -> int:
-        """Token ids below this may be used with it; 0 where it says nothing, and the base's vocabulary holds."""
+        """Bound of the token ids that the adapter knows; 0: those of the base."""
         return int(self.extras[VOCABULARY]) if self.extras.size else 0
 
 
@@ -86,12 +86,12 @@ class LoraSegment:
 
 @dataclass(frozen=True, slots=True)
 class LoraBatch:
-    """Which rows use which adapter; rows in no segment are the base model's.
+    """The adapters of a step's rows; rows in no segment are the base model's.
 
-    segments    of the step's rows
-    sampled     the same in terms of the rows of logits, those alone whose adapter has extras
+    segments    in terms of the step's rows
+    sampled     in terms of the rows of logits, for adapters with extras alone
     vocabulary  width of the step's logits: the base's, or that of the widest adapter in `sampled`; 0: the base's
-    native      scratch for the back end (`Kernels.prepare_lora`): the segments in the form its native code reads
+    native      the back end's own form of the segments, made by `Kernels.prepare_lora`
     """
 
     segments: tuple[LoraSegment, ...]
@@ -106,7 +106,7 @@ class LoraBatch:
 
 @dataclass(frozen=True, slots=True)
 class AttentionBatch:
-    """Where each row stands in its sequence and where its keys and values live.
+    """The place of each row in its sequence, and of its keys and values in the cache.
 
     positions     (rows,) int32, position of the row in its sequence, from 0
     slots         (rows,) int64, `block * block_size + offset` at which the row's key and value are written
@@ -123,11 +123,11 @@ class AttentionBatch:
 
 @dataclass(frozen=True, slots=True)
 class StepInput:
-    """Everything one forward pass reads, built from the scheduler's plan.
+    """The input of one forward pass, built from the scheduler's plan. Its tensors are in host memory.
 
-    token_ids   (rows,) int64, each one the base knows
-    own_ids     (rows,) int64, the same with those that only the row's adapter knows, where `token_ids` has any other
-    logit_rows  (sampled,) int64, the rows whose logits are wanted, ascending
+    token_ids   (rows,) int64, each in the base's vocabulary
+    own_ids     (rows,) int64, the ids as the rows' adapters know them; None: `token_ids` has no substitutes
+    logit_rows  (sampled,) int64, the rows that are sampled from, ascending
     """
 
     token_ids: Tensor
@@ -138,7 +138,7 @@ class StepInput:
 
     @property
     def row_ids(self) -> Tensor:
-        """The ids as the rows' adapters read them."""
+        """(rows,) int64, the ids as the rows' adapters know them."""
         return self.token_ids if self.own_ids is None else self.own_ids
 
 
@@ -161,9 +161,9 @@ class KvCache(Protocol):
     num_bytes: int
 
     def discard(self, first: int, stop: int) -> bool:
-        """Give the memory of blocks `[first, stop)` back to the system until they are written again.
+        """Return the memory of blocks `[first, stop)` to the system until the next write; their content is lost.
 
-        Their content is lost. False if this back end keeps the memory of all blocks; nothing has happened then.
+        Returns: False, without an effect, if this back end keeps the memory of all blocks
         """
 
 
@@ -288,10 +288,10 @@ class Forward(Protocol):
 
 
 class Profile(Protocol):
-    """Time spent in kernels since the profile was started."""
+    """Time spent in kernels since the start of the profile."""
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by kind of kernel."""
+        """Return the seconds by operation."""
 
 
 class Kernels(Protocol):
@@ -299,11 +299,11 @@ class Kernels(Protocol):
 
     device              type of that device, as torch names it
     owns_threads        True if the back end computes on threads of its own, so that torch's would spin beside them
-    weight_dtype        dtype `pack` stores weights in
+    weight_dtype        dtype of packed weights
     scale_bytes         bytes of the scale that each output of a quantised weight has; 0: weights are not quantised
     activation_dtype    dtype of the residual stream and of every (rows, …) tensor between methods
     kv_dtype            dtype of the paged keys and values
-    lora_dtype          dtype an adapter image must have
+    lora_dtype          dtype of adapters' images
     is_row_independent  True if a row's result has the same bits whatever other rows the step holds
     """
 
@@ -321,24 +321,29 @@ class Kernels(Protocol):
         """Return `weight` (out, in), any float dtype, in this back end's layout, for `embed`, `linear` and `logits`."""
 
     def compile(self, forward: Forward) -> Callable[[StepInput, KvCache], Tensor]:
-        """Return `forward` in the form in which this back end runs it fastest; the results have the same bits."""
+        """Return a function that runs `forward` as fast as this back end can.
+
+        The function stages the step, whose tensors are in host memory, on the device. Its results have the bits that
+        the same operations give one by one.
+        """
 
     def start_profile(self) -> Profile | None:
-        """Time compiled forwards and draws from now on, by kind of kernel; None if this back end cannot."""
+        """Start to time compiled forwards and sampling by operation; return None if this back end cannot."""
 
-    def draw(self, logits: Tensor, rules: Rules) -> tuple[list[int], list[float]]:
-        """Return each row's token and its highest logit, as `drawing.draw_tokens` says; logits (rows, vocab) float32.
+    def sample(self, logits: Tensor, rules: SamplingRules) -> tuple[list[int], list[float]]:
+        """Return each row's token and its highest logit, as `sampling.sample_tokens`; logits (rows, vocab) float32.
 
-        A draw may differ from that in the last bits of a sum: the same row always gives the same token on one back end.
+        A token may differ from the one of `sample_tokens` where a sum differs in its last bits. One back end gives the
+        same token for the same row, whatever the other rows.
         """
 
     def new_kv(self, *, layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> KvCache:
         """Allocate the paged keys and values of all layers."""
 
     def kv_block_bytes(self, *, layers: int, block_size: int, kv_heads: int, head_dim: int) -> int:
-        """Bytes one block takes in all layers together, keys and values."""
+        """Return the bytes of one block's keys and values in all layers together."""
 
     def prepare_lora(
         self, segments: tuple[LoraSegment, ...], sampled: tuple[LoraSegment, ...] = (), vocabulary: int = 0
     ) -> LoraBatch:
-        """Put the segments of one step into the form the operations read; called once a step."""
+        """Return the batch of one step in the form that the operations read; called once a step."""

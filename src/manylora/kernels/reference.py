@@ -33,7 +33,7 @@ from manylora.kernels.interface import (
     StepInput,
 )
 from manylora.kernels.projections import LoraTarget
-from manylora.kernels.sampling import Rules, draw_tokens
+from manylora.kernels.sampling import SamplingRules, sample_tokens
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class ReferenceKv:
 
 
 class ReferenceKernels:
-    """Every operation as its definition reads; arithmetic in float32 whatever the storage dtypes.
+    """Every operation as its definition reads, in float32 whatever the storage dtypes.
 
     The storage dtypes exist so that the oracle of a bfloat16 back end can round where that back end rounds.
     torch chooses its summation order by shape, so rows are not bit-identical across batch sizes.
@@ -103,8 +103,8 @@ class ReferenceKernels:
     def start_profile(self) -> Profile | None:
         return None
 
-    def draw(self, logits: Tensor, rules: Rules) -> tuple[list[int], list[float]]:
-        return draw_tokens(logits, rules)
+    def sample(self, logits: Tensor, rules: SamplingRules) -> tuple[list[int], list[float]]:
+        return sample_tokens(logits, rules)
 
     def new_kv(self, *, layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> KvCache:
         shape = (layers, num_blocks, block_size, kv_heads, head_dim)
@@ -207,7 +207,7 @@ class ReferenceKernels:
 
 
 def _add(y: Tensor, x: Tensor, image: Tensor, entry: list[int], vectors: tuple[int, int]) -> None:
-    """One adapter's change of one product, in place: y (rows, out), x (rows, in); entry (A, B, rank)."""
+    """Add one adapter's delta of one product, in place: y (rows, out), x (rows, in); entry (A, B, rank)."""
     (offset_a, offset_b, rank), (bias, gain) = entry, vectors
     if rank == 0:
         return
@@ -223,7 +223,7 @@ def _part(image: Tensor, offset: int, *shape: int) -> Tensor:
 
 
 def _own_rows(image: Tensor, entry: list[int], width: int) -> list[tuple[int, Tensor]]:
-    """The (token id, row) pairs that an entry of `HEAD_ROWS` or `EMBED_ROWS` stands for."""
+    """Return the (token id, row) pairs of an entry of `HEAD_ROWS` or `EMBED_ROWS`."""
     ids, rows, count = entry
     if count == 0:
         return []
@@ -240,6 +240,6 @@ def _own(kv: KvCache) -> ReferenceKv:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate-half: x (rows, heads, head_dim); cos, sin (rows, 1, head_dim // 2)."""
+    """Return x rotated by half: x (rows, heads, head_dim); cos, sin (rows, 1, head_dim // 2)."""
     low, high = x.chunk(2, dim=-1)
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)

@@ -1,7 +1,7 @@
-"""Draws tokens from logits, in numpy: the specification of every back end's draw, and what CUDA rows come home to.
+"""Sampling of tokens from logits, in numpy: the specification for every back end.
 
 Semantics, row by row: greedy (temperature 0) takes the highest logit, the lowest id among equals. Otherwise divide by
-temperature, then filter by top_k, top_p, min_p and typical_p in this order, each over what the one before left, and
+temperature, then filter by top_k, top_p, min_p and typical_p in this order, each over the rest of the one before, and
 invert the running sum of the probabilities left, ranked from high to low (lowest id first among equals), at
 `uniform(seed, position)`.
 
@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-Rules = NDArray[Any]
-"""(rows,) of `RULE`: how each row of logits is drawn."""
+SamplingRules = NDArray[Any]
+"""(rows,) of `SAMPLING_RULE`: the sampling parameters of each row of logits."""
 
-RULE = np.dtype(
+SAMPLING_RULE = np.dtype(
     [
         ("seed", np.uint64),
         ("position", np.uint64),  # of the token drawn, in its sequence
@@ -47,10 +47,10 @@ _COLDEST = float(np.finfo(np.float32).tiny)
 _HOTTEST = float(np.finfo(np.float32).max)
 
 
-def draw_tokens(logits: Tensor, rules: Rules) -> tuple[list[int], list[float]]:
-    """Return each row's token and its highest logit; a row whose highest is not finite gets where that one stands.
+def sample_tokens(logits: Tensor, rules: SamplingRules) -> tuple[list[int], list[float]]:
+    """Return each row's token and its highest logit; a row whose highest is not finite gets the index of that one.
 
-    Args:       logits (len(rules), vocab) float32, on any device, left unchanged; -Inf marks tokens that may not come
+    Args:       logits (len(rules), vocab) float32, on any device, left unchanged; -Inf excludes a token
     Complexity: greedy one pass over the row; sampled a few passes and a selection; a full sort only for a flat row
     """
     matrix = logits.detach().cpu().numpy()
@@ -70,7 +70,7 @@ def uniform(seed: int, position: int) -> float:
 
     Args:    seed uint64; position ≥ 0
     Source:  Philox4x64-10, a counter-based generator (Salmon et al., SC 2011): the seed is its key, the position its
-             counter. The raw stream is used because numpy promises to keep that, and not `Generator.random`, for good.
+             counter. numpy promises to keep the raw stream for good, but not `Generator.random`.
     """
     bits = int(np.random.Philox(key=seed, counter=position).random_raw())
     return (bits >> 11) * 2.0**-53
@@ -78,7 +78,7 @@ def uniform(seed: int, position: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Candidates:
-    """The tokens still in the draw.
+    """The tokens that a draw still considers.
 
     tokens     (n,) their ids; None is the whole vocabulary
     scores     (n,) (logit - highest logit) / temperature, at most 0
@@ -96,7 +96,7 @@ class _Candidates:
         return _Candidates(tokens, self.scores[kept], self.weights[kept], is_ranked)
 
     def ranked_to(self, mass: float) -> tuple[_Indices, NDArray[np.float64]]:
-        """As `_ranked_to`, by likelihood."""
+        """Return the candidates as `_ranked_to` does, by likelihood."""
         if self.is_ranked:
             return np.arange(len(self.scores)), np.cumsum(self.weights, dtype=np.float64)
         return _ranked_to(self.scores, self.weights, mass)
@@ -120,12 +120,12 @@ def _draw(logits: _Floats, peak: float, rule: Any) -> int:
 
 
 def _candidates(logits: _Floats, peak: float, top_k: int, temperature: float) -> _Candidates:
-    """Apply temperature and top_k, and drop what cannot be drawn: a weight of 0 is -Inf or too small for float32."""
+    """Apply temperature and top_k, and drop tokens of weight 0, as a logit of -Inf has it."""
     tokens: _Indices | None = None
     if 0 < top_k < len(logits):
         tokens = ranked_best(logits, top_k)
         logits = logits[tokens]
-    # A temperature outside float32 would be 0 or infinite there, and make 0 / 0 of the best or Inf / Inf of a barred.
+    # A temperature outside float32 would be 0 or infinite: 0 / 0 for the best, Inf / Inf for an excluded token.
     scores = (logits - np.float32(peak)) / np.float32(min(max(temperature, _COLDEST), _HOTTEST))
     weights = np.exp(scores)
     drawable = np.flatnonzero(weights > 0)
@@ -134,14 +134,14 @@ def _candidates(logits: _Floats, peak: float, top_k: int, temperature: float) ->
 
 
 def _nucleus(left: _Candidates, mass: float) -> _Indices:
-    """The fewest of the most likely candidates that hold at least this share of the weight, ranked."""
+    """Return the fewest of the most likely candidates that hold at least this share of the weight, ranked."""
     target = mass * _sum(left.weights)
     ranked, running = left.ranked_to(target)
     return ranked[: int(np.searchsorted(running, target, side="left")) + 1]
 
 
 def _typical(left: _Candidates, mass: float) -> _Indices:
-    """The candidates whose surprise is nearest the entropy and that hold at least this share, in the order given.
+    """Return the candidates with the surprise nearest the entropy that hold at least this share, in the order given.
 
     Candidates equally near stay together.
     """
@@ -161,11 +161,11 @@ def _sum(values: _Floats) -> float:
 
 
 def _ranked_to(scores: _Floats, weights: _Floats, mass: float) -> tuple[_Indices, NDArray[np.float64]]:
-    """Rank until the running sum of weights passes `mass`, or all: indices from the highest score, and that sum."""
+    """Return indices from the highest score, and their running sum of weights, until it passes `mass`."""
     head = 0
     reached, smallest = 0.0, 1.0
     for size in (*_HEADS, len(scores)):
-        # What follows should weigh no more than the last ranked, so a head too short for the mass is passed over.
+        # Later ranks weigh no more than the last one, so a head that is too short for the mass is not ranked.
         if size < len(scores) and reached + (size - head) * smallest <= mass:
             continue
         head = min(size, len(scores))
@@ -180,8 +180,8 @@ def _ranked_to(scores: _Floats, weights: _Floats, mass: float) -> tuple[_Indices
 def ranked_best(scores: _Floats, count: int) -> _Indices:
     """Return the indices of the `count` highest scores, highest first, the lower index first among equals.
 
-    Score and index are packed in one integer, so that a plain sort, which numpy vectorises, does what a stable sort
-    would in five times as long.
+    Score and index are packed in one integer, so that a plain sort, which numpy vectorises, takes a fifth of the time
+    of a stable sort.
     """
     if count == 0:
         return np.empty(0, dtype=np.int64)
@@ -191,7 +191,7 @@ def ranked_best(scores: _Floats, count: int) -> _Indices:
     else:
         chosen = np.arange(len(scores))
     bits = (scores + np.float32(0)).view(np.uint32)  # the sum makes +0 of -0: equal scores must have equal bits
-    # IEEE order as integer order, best first: a negative's bits grow as it falls, a positive's must be turned round.
+    # IEEE order as integer order, best first: a negative's bits grow as it falls, a positive's must be inverted.
     bits ^= ((bits >> np.uint32(31)) - np.uint32(1)) & np.uint32(0x7FFFFFFF)
     keys = bits.astype(np.uint64)
     keys <<= np.uint64(32)

@@ -50,13 +50,7 @@ def select_kernels(
         log.warning("kernels.fallback to=reference reason=%s", error)
         return ReferenceKernels()
     kernels = CpuKernels(native, Int8Linear(native) if quantize == "int8" else _choose_format(name, native))
-    log.debug(
-        "kernels.chosen name=%s isa=%s threads=%d row_independent=%s",
-        kernels.name,
-        native.isa,
-        threads,
-        kernels.is_row_independent,
-    )
+    log.debug("kernels.chosen name=%s isa=%s threads=%d", kernels.name, native.isa, threads)
     return kernels
 
 

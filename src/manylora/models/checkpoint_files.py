@@ -1,4 +1,4 @@
-"""A base model's safetensors files: what their headers say, checked against the spec, and the base's fingerprint.
+"""A base model's safetensors files: their headers, checked against the spec, and the base's fingerprint.
 
 Imports without torch. The header of a safetensors file is 8 bytes of length (little-endian) and that many of JSON.
 """
@@ -25,7 +25,7 @@ EMBED, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_
 
 
 @dataclass(frozen=True, slots=True)
-class TensorEntry:
+class CheckpointTensor:
     """One tensor of a checkpoint: the file it is in, its dtype as safetensors spells it, its shape, its first byte."""
 
     file: Path
@@ -45,7 +45,7 @@ def layer_tensor_names(layer: int) -> dict[BlockTensor, str]:
 
 
 def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Return every tensor the model needs, by checkpoint name, with its shape."""
+    """Return the shape of every tensor that the model needs, by checkpoint name."""
     block: dict[BlockTensor, tuple[int, ...]] = {projection: projection.shape(spec) for projection in Projection}
     block |= {"attention_norm": (spec.hidden,), "mlp_norm": (spec.hidden,)}
     shapes: dict[str, tuple[int, ...]] = {EMBED: (spec.vocab, spec.hidden), FINAL_NORM: (spec.hidden,)}
@@ -56,19 +56,19 @@ def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def read_entries(directory: Path) -> dict[str, TensorEntry]:
+def read_entries(directory: Path) -> dict[str, CheckpointTensor]:
     """Return every tensor of the model's files: `model.safetensors`, or the shards its index names."""
-    entries: dict[str, TensorEntry] = {}
+    entries: dict[str, CheckpointTensor] = {}
     for file in weight_files(directory):
         for name, (dtype, shape, start) in _read_header(file).items():
             if name in entries:
                 raise ModelUnsupported(f"{name} is in {entries[name].file.name} and again in {file.name}")
-            entries[name] = TensorEntry(file, dtype, shape, start)
+            entries[name] = CheckpointTensor(file, dtype, shape, start)
     return entries
 
 
 def weight_files(directory: Path) -> tuple[Path, ...]:
-    """Return the safetensors files, sorted by name. Raises `ModelNotFound` saying what is missing."""
+    """Return the safetensors files, sorted by name. Raises `ModelNotFound` with the name of a missing one."""
     index = directory / "model.safetensors.index.json"
     single = directory / "model.safetensors"
     if single.is_file():
@@ -88,8 +88,8 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
     return tuple(directory / name for name in names)
 
 
-def check_entries(entries: dict[str, TensorEntry], spec: ModelSpec) -> None:
-    """Compare names, shapes and dtypes with the spec. Raises `ModelUnsupported` listing what differs."""
+def check_entries(entries: dict[str, CheckpointTensor], spec: ModelSpec) -> None:
+    """Compare names, shapes and dtypes with the spec. Raises `ModelUnsupported` with the differences."""
     expected = expected_shapes(spec)
     # Old files carry the rotary frequencies; files of a tied model may carry the head a second time.
     ignored = {name for name in entries if name.endswith("rotary_emb.inv_freq")} | (

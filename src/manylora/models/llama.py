@@ -10,9 +10,9 @@ from manylora.models.weights import LayerWeights, Weights
 
 
 class LlamaModel:
-    """A base model ready to run. Keeps no state between steps: what a step needs is in its `StepInput` and the cache.
+    """A base model ready to run. It keeps no state between steps: the `StepInput` and the cache hold all of it.
 
-    Args:    max_positions, how many positions to prepare angles for; None means all the model knows
+    Args:    max_positions, the number of positions to prepare angles for; None: all positions of the model
     Thread:  one at a time
     """
 
@@ -36,7 +36,7 @@ class LlamaModel:
         return self._run(step, kv)
 
     def start_profile(self) -> Profile | None:
-        """Time the kernels of every step from now on; None if they cannot be timed."""
+        """Start to time the kernels of every step; return None if the back end cannot."""
         return self.kernels.start_profile()
 
     def _forward(self, ops: Operations[Rows], step: StepInput, kv: KvCache) -> Rows:
@@ -64,7 +64,7 @@ class LlamaModel:
     def _attention(
         self, ops: Operations[Rows], x: Rows, index: int, layer: LayerWeights, step: StepInput, kv: KvCache
     ) -> Rows:
-        """x (rows, hidden) → (rows, hidden), to be added to the residual."""
+        """Return the delta of the residual: x (rows, hidden) → (rows, hidden)."""
         spec = self.spec
         qkv = ops.linear(x, layer.qkv)
         ops.add_lora(qkv, x, step.lora, index, self._qkv)
@@ -75,7 +75,7 @@ class LlamaModel:
         return out
 
     def _mlp(self, ops: Operations[Rows], x: Rows, index: int, layer: LayerWeights, lora: LoraBatch) -> Rows:
-        """x (rows, hidden) → (rows, hidden), to be added to the residual."""
+        """Return the delta of the residual: x (rows, hidden) → (rows, hidden)."""
         gate_up = ops.linear(x, layer.gate_up)
         ops.add_lora(gate_up, x, lora, index, self._gate_up)
         gated = ops.gated_silu(gate_up)

@@ -1,4 +1,4 @@
-"""Rotary angles: what config.json says about them, checked, and the inverse frequencies it means.
+"""Rotary angles: the fields of config.json, checked, and the inverse frequencies they mean.
 
 Kinds: default, linear, dynamic, llama3, yarn. Both spellings are read: `rope_scaling` with `type` or `rope_type`
 beside a top-level `rope_theta`, and the newer `rope_parameters` that holds all of them.
@@ -16,7 +16,7 @@ from manylora.errors import ModelUnsupported
 
 _DEFAULT_THETA = 10_000.0  # the file format's own default, for files older than the field
 
-# What each kind reads. A field outside its row would change the angles in a way we do not compute, or be a mistake.
+# The fields of each kind. Another field would change the angles in a way that is not computed, or be a mistake.
 _NEUTRAL = {"type", "rope_type", "rope_theta", "partial_rotary_factor"}
 _FIELDS: dict[str, set[str]] = {
     "default": set(),
@@ -32,7 +32,7 @@ _FIELDS: dict[str, set[str]] = {
         "beta_fast",
         "beta_slow",
         "truncate",
-        "finetuned",  # written by the first YaRN models; says how they were trained, changes no angle
+        "finetuned",  # written by the first YaRN models; a fact of their training that changes no angle
     },
 }
 
@@ -45,8 +45,8 @@ class RopeSpec:
     original_max_positions   context length of pre-training (llama3, yarn)
     attention_factor         cos and sin are multiplied by it (yarn; 1.0 elsewhere)
 
-    `dynamic` (NTK) leaves the angles alone up to `max_position_embeddings` and beyond it makes every angle depend on
-    the length of the whole request, which cached keys cannot follow. We serve it up to that length, where it is exact.
+    `dynamic` (NTK) changes no angle up to `max_position_embeddings`. Beyond it every angle depends on the length of the
+    whole request, which cached keys cannot follow. The model serves up to that length, where it is exact.
     """
 
     kind: str
@@ -103,12 +103,29 @@ class RopeSpec:
 
 
 def parse_rope(config: Mapping[str, Any]) -> RopeSpec:
-    """Read the rotary embedding from a parsed config.json. Raises `ModelUnsupported` naming field and value."""
+    """Read the rotary embedding from a parsed config.json. Raises `ModelUnsupported` with field and value."""
     where = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     fields = config.get(where) or {}
     if not isinstance(fields, Mapping):
         raise ModelUnsupported(f"config.json: {where} = {fields!r} is not an object")
     kind = fields.get("rope_type", fields.get("type", "default"))
+    _check_fields(config, fields, where, kind)
+    theta = _number(fields, where, "rope_theta", config.get("rope_theta") or _DEFAULT_THETA)
+    if kind == "default":
+        return RopeSpec(kind=kind, theta=theta)
+    if kind in ("linear", "dynamic"):
+        return RopeSpec(kind=kind, theta=theta, factor=_number(fields, where, "factor"))
+    # Some families keep the first training's length beside max_position_embeddings; transformers prefers that one.
+    name = "original_max_position_embeddings"
+    if config.get(name) is not None:
+        fields, where = {**fields, name: config[name]}, "rope"
+    original = int(_number(fields, where, name, config.get("max_position_embeddings")))
+    parse = _parse_llama3 if kind == "llama3" else _parse_yarn
+    return parse(fields, where, theta, original)
+
+
+def _check_fields(config: Mapping[str, Any], fields: Mapping[str, Any], where: str, kind: str) -> None:
+    """Refuse a kind and fields that the angles do not support. Raises `ModelUnsupported`."""
     if kind not in _FIELDS:
         known = ", ".join(_FIELDS)
         raise ModelUnsupported(f"config.json: {where}.rope_type = {kind!r} is not supported (known: {known})")
@@ -120,50 +137,46 @@ def parse_rope(config: Mapping[str, Any]) -> RopeSpec:
             value = source["partial_rotary_factor"]
             raise ModelUnsupported(f"config.json: partial_rotary_factor = {value!r} is not supported (only 1.0)")
 
-    def number(name: str, default: float | None = None) -> float:
-        value = fields.get(name)
-        if value is None:
-            value = default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise ModelUnsupported(f"config.json: {where}.{name} = {value!r} must be a positive number")
-        return float(value)
 
-    theta = number("rope_theta", config.get("rope_theta") or _DEFAULT_THETA)
-    if kind == "default":
-        return RopeSpec(kind=kind, theta=theta)
-    if kind in ("linear", "dynamic"):
-        return RopeSpec(kind=kind, theta=theta, factor=number("factor"))
-    # Some families keep the first training's length beside max_position_embeddings; transformers lets that one win.
-    name = "original_max_position_embeddings"
-    if config.get(name) is not None:
-        fields, where = {**fields, name: config[name]}, "rope"
-    original = int(number(name, config.get("max_position_embeddings")))
-    if kind == "llama3":
-        low, high = number("low_freq_factor"), number("high_freq_factor")
-        if not high > low:
-            raise ModelUnsupported(f"config.json: {where}.high_freq_factor = {high} must exceed the low one, {low}")
-        return RopeSpec(
-            kind=kind,
-            theta=theta,
-            factor=number("factor"),
-            low_freq_factor=low,
-            high_freq_factor=high,
-            original_max_positions=original,
-        )
+def _number(fields: Mapping[str, Any], where: str, name: str, default: float | None = None) -> float:
+    value = fields.get(name)
+    if value is None:
+        value = default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ModelUnsupported(f"config.json: {where}.{name} = {value!r} must be a positive number")
+    return float(value)
+
+
+def _parse_llama3(fields: Mapping[str, Any], where: str, theta: float, original: int) -> RopeSpec:
+    low, high = _number(fields, where, "low_freq_factor"), _number(fields, where, "high_freq_factor")
+    if not high > low:
+        raise ModelUnsupported(f"config.json: {where}.high_freq_factor = {high} must exceed the low one, {low}")
     return RopeSpec(
-        kind=kind,
+        kind="llama3",
         theta=theta,
-        factor=number("factor"),
+        factor=_number(fields, where, "factor"),
+        low_freq_factor=low,
+        high_freq_factor=high,
         original_max_positions=original,
-        attention_factor=_attention_factor(fields, number("factor")),
-        beta_fast=number("beta_fast", 32.0),
-        beta_slow=number("beta_slow", 1.0),
+    )
+
+
+def _parse_yarn(fields: Mapping[str, Any], where: str, theta: float, original: int) -> RopeSpec:
+    factor = _number(fields, where, "factor")
+    return RopeSpec(
+        kind="yarn",
+        theta=theta,
+        factor=factor,
+        original_max_positions=original,
+        attention_factor=_attention_factor(fields, factor),
+        beta_fast=_number(fields, where, "beta_fast", 32.0),
+        beta_slow=_number(fields, where, "beta_slow", 1.0),
         truncate=fields.get("truncate") is not False,
     )
 
 
 def _attention_factor(fields: Mapping[str, Any], factor: float) -> float:
-    """YaRN's temperature as a factor on cos and sin: given, or 0.1·ln(factor) + 1, or a ratio of two such."""
+    """Return YaRN's temperature as a factor on cos and sin: given, or 0.1·ln(factor) + 1, or a ratio of two such."""
     if fields.get("attention_factor") is not None:
         return float(fields["attention_factor"])
 

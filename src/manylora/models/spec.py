@@ -1,6 +1,6 @@
 """The specification of a base model, read from its config.json: sizes, rotary angles, window, end tokens.
 
-Imports without torch, so that whatever checks an adapter against its base can run in a light process.
+Imports without torch, so that a light process can check an adapter against its base.
 """
 
 import json
@@ -19,11 +19,11 @@ log = logging.getLogger(__name__)
 _LLAMA, _MISTRAL = "LlamaForCausalLM", "MistralForCausalLM"
 _ARCHITECTURES = (_LLAMA, _MISTRAL)
 
-# Values the file format means when a field is absent.
+# The file format's values of absent fields.
 _DEFAULT_NORM_EPS = 1e-6
 _DEFAULT_MISTRAL_WINDOW = 4096
 
-# Fields that change the arithmetic, with the values under which they change nothing.
+# Fields that change the arithmetic, with the values that change nothing.
 _ONLY: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu", None),
     "attention_bias": (False, None),
@@ -44,7 +44,7 @@ _ONLY: dict[str, tuple[object, ...]] = {
     "is_encoder_decoder": (None, False),
     "rope_interleaved": (None, False),
 }
-# The two classes whose custom code computes what we compute ourselves (YaRN, now a rope type like the others).
+# The two classes of custom code for YaRN, which is a rope type like the others now.
 _KNOWN_CUSTOM_CODE = {"modeling_mistral_yarn.MistralForCausalLM", "configuration_mistral.MistralConfig"}
 _READ = {
     "architectures",
@@ -69,7 +69,7 @@ _READ = {
     "pad_token_id",
     "auto_map",
 }
-# Fields that are about training, bookkeeping or another program's way of computing the same numbers.
+# Fields of training, of bookkeeping, or of another program's way to the same numbers.
 _HARMLESS = {
     "attention_dropout",
     "initializer_range",
@@ -90,10 +90,10 @@ _HARMLESS = {
 class ModelSpec:
     """One base model's shape.
 
-    max_positions   longest sequence (prompt and reply) it can serve
+    max_positions   length of the longest sequence, prompt and reply
     sliding_window  a row sees this many positions, itself included; None: all of them
     eos_token_ids   any of these ends a generation, ascending; the model's files may name none
-    bos_token_id    None where the files name none
+    bos_token_id    None: the files name none
     """
 
     architecture: str
@@ -130,7 +130,7 @@ class ModelSpec:
 
     @property
     def output_channels(self) -> int:
-        """Number of rows of all matrices, those that a row of activations is multiplied with; a tied head is once."""
+        """Number of outputs of all matrices; a tied head is counted once."""
         block = sum(out for out, _ in self.projection_shapes)
         return self.num_layers * block + (1 if self.tie_embeddings else 2) * self.vocab
 
@@ -140,7 +140,7 @@ class ModelSpec:
         return tuple(projection.shape(self) for projection in Projection)
 
     def kv_bytes_per_token(self, element_bytes: int) -> int:
-        """Bytes of keys and values that one position takes in all layers."""
+        """Return the bytes of one position's keys and values in all layers."""
         return 2 * self.num_layers * self.kv_size * element_bytes
 
 
@@ -236,7 +236,10 @@ def _norm_eps(config: Mapping[str, Any]) -> float:
 
 
 def _max_positions(config: Mapping[str, Any], rope: RopeSpec) -> int:
-    """A YaRN file may keep the old model's `max_position_embeddings`; the angles reach factor * original."""
+    """Return the length of the longest sequence.
+
+    A YaRN file may keep the old model's `max_position_embeddings`, while the angles reach factor * original.
+    """
     stated = _size(config, "max_position_embeddings")
     return max(stated, round(rope.factor * rope.original_max_positions)) if rope.kind == "yarn" else stated
 
@@ -252,7 +255,7 @@ def _window(config: Mapping[str, Any], architecture: str) -> int | None:
 
 
 def _end_tokens(config: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:
-    """generation_config.json is the authority; config.json speaks where it is silent."""
+    """Return the end tokens of generation_config.json, or of config.json where the former has none."""
     named = generation.get("eos_token_id")
     if named is None:
         named = config.get("eos_token_id")

@@ -17,7 +17,7 @@ from manylora.models.checkpoint_files import (
     FINAL_NORM,
     HEAD,
     BlockTensor,
-    TensorEntry,
+    CheckpointTensor,
     check_entries,
     layer_tensor_names,
     read_entries,
@@ -45,7 +45,7 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """A whole model. With tied embeddings `head` is the very object `embed` is."""
+    """The weights of a model. With tied embeddings `head` and `embed` are one object."""
 
     embed: Packed
     layers: tuple[LayerWeights, ...]
@@ -59,7 +59,7 @@ def load_weights(
     """Read, check and pack a base model. Peak memory is the packed total and the largest fused tensor.
 
     Args:    progress, called with (layers done, layers)
-    Raises:  `ModelNotFound` for a missing file, `ModelUnsupported` for names, shapes or dtypes that do not fit
+    Raises:  `ModelNotFound` for a missing file, `ModelUnsupported` for wrong names, shapes or dtypes
     """
     entries = read_entries(directory)
     check_entries(entries, spec)
@@ -105,7 +105,7 @@ def _norm(weight: Tensor) -> Tensor:
     return weight.to(torch.float32, copy=True)
 
 
-def _log_conversions(entries: dict[str, TensorEntry], kernels: Kernels) -> None:
+def _log_conversions(entries: dict[str, CheckpointTensor], kernels: Kernels) -> None:
     """Warn when packing rounds: float16 has three more mantissa bits than bfloat16, float32 sixteen more."""
     if kernels.scale_bytes:
         return  # the settings ask for quantised weights, and the kernels' own line reports them

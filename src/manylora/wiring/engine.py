@@ -138,7 +138,7 @@ def wire_engine(
     builder = BatchBuilder(
         kernels, store.weights, max_rows=limits.max_step_tokens, block_size=plan.block_size, vocab=spec.vocab
     )
-    executor = Runner(model, kv, builder, kernels.draw)
+    executor = Runner(model, kv, builder, kernels.sample)
     pool = BlockPool(executor.kv.num_blocks, executor.kv.block_size, prefix_cache=limits.prefix_cache)
     lender = KvLender(pool, executor.kv, kept_blocks=-(-plan.max_model_len // plan.block_size))
     store.borrow_from(lender)

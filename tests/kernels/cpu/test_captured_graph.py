@@ -14,7 +14,7 @@ from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.kernels.cpu.linear import Bf16Linear
 from manylora.kernels.interface import OPERATIONS, KvCache, LoraSegment, Operations, Packed, Rows, StepInput
 from manylora.kernels.projections import LoraTarget, Projection
-from manylora.kernels.sampling import RULE
+from manylora.kernels.sampling import SAMPLING_RULE
 from tests.kernels.cases import BACK_ENDS, NATIVE, PagedSequences, add_extras, make_adapter, native, random, rope_table
 from tests.kernels.eager import EagerKernels, eager
 
@@ -163,7 +163,7 @@ def test_a_profile_says_where_the_time_went() -> None:
     assert not any(profile.seconds().values())
     compiled(step, kv)
     assert {kind for kind, seconds in profile.seconds().items() if seconds > 0} == {row.name for row in OPERATIONS}
-    kernels.draw(random(1, 2, VOCAB), np.zeros(2, dtype=RULE))
+    kernels.sample(random(1, 2, VOCAB), np.zeros(2, dtype=SAMPLING_RULE))
     assert all(seconds > 0 for seconds in profile.seconds().values())
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from manylora.adapters.base_shape import EMBED_MODULE, HEAD_MODULE, Module, module_path
 from manylora.adapters.peft.tensors import Numbers, rows_a_piece
 from manylora.adapters.peft.values import Float, read_values, widened
-from manylora.models.checkpoint_files import EMBED, HEAD, TensorEntry, read_entries
+from manylora.models.checkpoint_files import EMBED, HEAD, CheckpointTensor, read_entries
 
 _ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 
@@ -28,7 +28,7 @@ class Matrix(Protocol):
 class FileMatrix:
     """A matrix in a safetensors file. Read, not mapped: what is read counts as the process's memory, and is bounded."""
 
-    def __init__(self, entry: TensorEntry) -> None:
+    def __init__(self, entry: CheckpointTensor) -> None:
         self._entry = entry
 
     @property

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from manylora.engine.logits_rules import LogitsRules
 from manylora.engine.request import SamplingParams
-from manylora.kernels.sampling import RULE, Rules, draw_tokens, ranked_best
+from manylora.kernels.sampling import SAMPLING_RULE, SamplingRules, ranked_best, sample_tokens
 
-Draw = Callable[[Tensor, Rules], tuple[list[int], list[float]]]
-"""A back end's `Kernels.draw`."""
+Draw = Callable[[Tensor, SamplingRules], tuple[list[int], list[float]]]
+"""A back end's `Kernels.sample`."""
 
 _Floats = NDArray[np.float32]
 MAX_TOP_K = 2**31 - 1
-"""No vocabulary has as many tokens. A greater `top_k` may not fit a row of `RULE`, and would fail the whole step."""
+"""No vocabulary has as many tokens. A greater `top_k` may not fit a `SAMPLING_RULE` and would fail the whole step."""
 
 
 @dataclass(slots=True)
@@ -80,10 +80,10 @@ class Sampler:
     Thread:  one at a time
     """
 
-    def __init__(self, draw: Draw = draw_tokens) -> None:
+    def __init__(self, draw: Draw = sample_tokens) -> None:
         self._draw = draw
         self._params: list[SamplingParams] = []
-        self._array: Rules = np.empty(0, dtype=RULE)
+        self._array: SamplingRules = np.empty(0, dtype=SAMPLING_RULE)
         self._positions = self._array["position"]
         self._reported: list[int] = []  # rows whose log-probabilities are wanted
 
@@ -130,10 +130,10 @@ class Sampler:
         every = iter(self.sample(logits, rows.ahead(drafts)))
         return [_accept(tuple(islice(every, 1 + len(draft))), draft) for draft in drafts]
 
-    def _array_of(self, rows: SamplingRows) -> Rules:
-        """Return the rows of `RULE`, in an array that the next call may reuse."""
+    def _array_of(self, rows: SamplingRows) -> SamplingRules:
+        """Return the rows of `SAMPLING_RULE`, in an array that the next call may reuse."""
         if rows.params != self._params:  # the same objects, as a rule
-            self._array = np.array([_rule(params) for params in rows.params], dtype=RULE)
+            self._array = np.array([_rule(params) for params in rows.params], dtype=SAMPLING_RULE)
             self._positions = self._array["position"]
             self._params = rows.params
             self._reported = [index for index, params in enumerate(rows.params) if params.num_logprobs is not None]
@@ -156,7 +156,7 @@ class Sampler:
 
 
 def _rule(of: SamplingParams) -> tuple[int, int, float, float, float, float, int]:
-    """Return a row of `RULE` without its position."""
+    """Return a row of `SAMPLING_RULE` without its position."""
     return of.seed, 0, of.temperature, of.top_p, of.min_p, of.typical_p or 0.0, min(of.top_k or 0, MAX_TOP_K)
 
 

@@ -15,13 +15,13 @@ from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import NativeLinear, WeightFormat
 from manylora.kernels.cpu.native.layouts import KvLayout
 from manylora.kernels.interface import Forward, KvCache, LoraBatch, LoraSegment, StepInput
-from manylora.kernels.sampling import RULE, Rules, draw_tokens
+from manylora.kernels.sampling import SAMPLING_RULE, SamplingRules, sample_tokens
 
 
 class CpuKernels:
     """`Kernels` on a CPU: float32 activations, bfloat16 weights, keys, values and adapters.
 
-    Thread: the methods are called from one thread; the work is spread over the library's own pool.
+    Thread: one thread calls the methods; the library's own pool shares the work.
     """
 
     device = "cpu"
@@ -64,13 +64,13 @@ class CpuKernels:
         self._profile = NativeProfile(self.native.operations)
         return self._profile
 
-    def draw(self, logits: Tensor, rules: Rules) -> tuple[list[int], list[float]]:
+    def sample(self, logits: Tensor, rules: SamplingRules) -> tuple[list[int], list[float]]:
         rows, vocab = logits.shape
         assert logits.dtype is torch.float32
         assert logits.is_contiguous()
-        assert rules.dtype == RULE
+        assert rules.dtype == SAMPLING_RULE
         tokens, peaks = np.empty(rows, dtype=np.int64), np.empty(rows, dtype=np.float32)
-        self._functions.ml_draw(
+        self._functions.ml_sample(
             self.native.pool,
             logits.data_ptr(),
             rows,
@@ -81,9 +81,9 @@ class CpuKernels:
             None if self._profile is None else self._profile.sampling_address,
         )
         found = tokens.tolist()
-        if rules["typical_p"].any():  # rare, and a ranking of its own: left to the specification
+        if rules["typical_p"].any():  # rare, with a ranking of its own: the specification computes it
             for index in np.flatnonzero(rules["typical_p"]).tolist():
-                found[index] = draw_tokens(logits[index : index + 1], rules[index : index + 1])[0][0]
+                found[index] = sample_tokens(logits[index : index + 1], rules[index : index + 1])[0][0]
         return found, peaks.tolist()
 
     def new_kv(self, *, layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> KvCache:

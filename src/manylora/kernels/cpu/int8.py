@@ -11,7 +11,7 @@ from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import Panels
 from manylora.kernels.interface import Packed
 
-PACKED_AT_ONCE = 1024  # outputs widened to float32 while they are packed; a multiple of a panel's sixteen
+PACKED_AT_ONCE = 1024  # outputs that are widened to float32 at once; a multiple of a panel's sixteen
 
 
 class Int8Linear:

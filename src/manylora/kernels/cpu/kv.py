@@ -1,4 +1,4 @@
-"""Keys and values of the CPU back end, in pages that can be given back to the system."""
+"""Keys and values of the CPU back end, in pages that `discard` returns to the system."""
 
 import ctypes
 from collections.abc import Callable

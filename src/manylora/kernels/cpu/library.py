@@ -16,7 +16,7 @@ from manylora.kernels.operation import Operation
 class NativeLibrary:
     """The loaded C++ functions and one pool of threads, which all parts of one back end share.
 
-    Thread: one caller at a time gets the pool; a second one at the same moment is served by its own thread alone.
+    Thread: the pool serves one caller at a time; a second one at the same moment computes on its own thread alone.
     """
 
     def __init__(

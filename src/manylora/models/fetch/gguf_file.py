@@ -1,8 +1,8 @@
-"""Reading a GGUF file: its metadata, and each tensor's name, shape, storage type and bytes. Imports without torch.
+"""The reader of GGUF files: metadata, and each tensor's name, shape, storage type and bytes. Imports without torch.
 
 Layout (little-endian): magic, version, counts; the metadata as (key, type, value); the tensors' names, sizes, types
 and offsets; padding; data. The `gguf` package reads the same and is the oracle in the tests; it takes ten seconds for
-a vocabulary, because it keeps every string as an array.
+a vocabulary, since it keeps every string as an array.
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3 (2 is laid out alike).
 """
 

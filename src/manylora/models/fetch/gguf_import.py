@@ -1,6 +1,6 @@
-"""Turn a Llama model in a GGUF file into the files every other base has: safetensors, config and tokenizer.
+"""The conversion of a Llama model in a GGUF file to safetensors, config and tokenizer files.
 
-Imports without torch. Knows the three storage types the embedded default uses: F32, Q8_0 and Q4_1.
+Imports without torch. It reads the three storage types of the embedded default: F32, Q8_0 and Q4_1.
 """
 
 import json
@@ -158,7 +158,7 @@ def _config(field: Callable[[str], Any], *, tied: bool) -> dict[str, Any]:
         "vocab_size": len(field("tokenizer.ggml.tokens")),
         "max_position_embeddings": int(field("llama.context_length")),
         "rope_theta": float(field("llama.rope.freq_base")),
-        # GGUF keeps it as float32; six digits give back the number that was meant.
+        # GGUF keeps it as float32; six digits restore the intended number.
         "rms_norm_eps": float(f"{field('llama.attention.layer_norm_rms_epsilon'):.6g}"),
         "tie_word_embeddings": tied,
         "hidden_act": "silu",

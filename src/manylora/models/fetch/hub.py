@@ -1,4 +1,4 @@
-"""Fetching a base model's files from a Hugging Face hub: weights as safetensors, JSON and the chat template only."""
+"""The fetch of a base model's files from a Hugging Face hub: safetensors, JSON and the chat template only."""
 
 import hashlib
 import shutil
@@ -31,7 +31,7 @@ _WANTED = (
 def fetch_repository(repository: str, directory: Path, report: Progress, *, endpoint: str | None = None) -> None:
     """Fetch the files of `org/name` into `directory`; files already there and unchanged are not fetched again.
 
-    config.json comes first and is checked, so that a model we cannot serve costs no long download.
+    config.json comes first and is checked, so that an unsupported model costs no long download.
     Raises:  `ModelNotFound` if something cannot be fetched, `ModelUnsupported` from the check
     """
     with _translated(repository):
@@ -86,7 +86,7 @@ def _is_as_published(file: Path, entry: Any) -> bool:  # the client's `RepoSibli
 
 
 def _progress_bar(report: Progress, total: int) -> type[Any]:
-    """Return a class for the client to make its progress bars of: it draws nothing and reports bytes."""
+    """Return a class for the client's progress bars, which draws nothing and reports bytes."""
     from huggingface_hub.utils.tqdm import tqdm
 
     done = 0
@@ -106,7 +106,7 @@ def _progress_bar(report: Progress, total: int) -> type[Any]:
 
 @contextmanager
 def _translated(repository: str) -> Iterator[None]:
-    """Turn the client's errors into ours, with what to do."""
+    """Turn the client's errors into ours, with the remedy."""
     from huggingface_hub import errors
 
     try:

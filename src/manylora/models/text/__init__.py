@@ -1,1 +1,1 @@
-"""Text of a base model: tokenizer, chat templates, and what adapters change of both."""
+"""Text of a base model: tokenizer, chat templates, and adapters' changes of both."""

@@ -1,7 +1,7 @@
 """Text facts of an adapter: tokens it adds, special tokens, chat templates, ends. Plain data of bounded size.
 
-The ingest process makes it of an adapter's text files (`adapters/text/text_files.py`); the edge reads it from one
-file of JSON. Its digest is its own: the weights' digest does not know of it.
+The ingest process makes it from an adapter's text files (`adapters/text/text_files.py`); the edge reads it from one
+file of JSON. Its digest is independent of the weights' digest.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ NO_TEXT = ""
 class AddedToken:
     """One token outside the model's own vocabulary. The flags mean what they mean in tokenizer.json.
 
-    special      left out of decoded text where special tokens are skipped
-    single_word  matched only where it is a word by itself
+    special      absent from decoded text that skips special tokens
+    single_word  matched only as a word by itself
     lstrip, rstrip  takes the white space before it, after it
     normalized   matched in the normalised text
     """
@@ -45,9 +45,9 @@ class AddedToken:
 class AdapterText:
     """The differences from the base's text; an empty field or None means the base's own.
 
-    tokens        those the base lacks, by ascending id
+    tokens        absent from the base, by ascending id
     changed       the base's added tokens that have other flags here
-    named         `bos_token`, `eos_token`, …: what templates read
+    named         `bos_token`, `eos_token`, …: variables of templates
     templates     chat templates by name; `default` is the one without a name
     end_ids       the tokens that end a generation
     stop_strings  texts that end a generation
@@ -69,14 +69,14 @@ class AdapterText:
         return self == AdapterText()
 
     def to_bytes(self) -> bytes:
-        """JSON, the same bytes for equal texts; no bytes where nothing differs from the base."""
+        """Return JSON, the same bytes for equal texts; no bytes for the base's own text."""
         if self.is_empty:
             return b""
         return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "AdapterText":
-        """Read what `to_bytes` wrote. Raises `ValueError` for anything else."""
+        """Read the bytes of `to_bytes`. Raises `ValueError` for any other."""
         if not data:
             return cls()
         try:
@@ -89,7 +89,7 @@ NOTHING_SAID = AdapterText()
 
 
 def text_digest(data: bytes) -> str:
-    """The digest of a text as bytes; `NO_TEXT` for none."""
+    """Return the digest of a text as bytes; `NO_TEXT` for none."""
     return hashlib.sha256(data).hexdigest() if data else NO_TEXT
 
 

@@ -37,19 +37,19 @@ class TokenTexts:
             raise ModelUnsupported(f"tokenizer.json: decoder {'+'.join(kinds) or 'null'} is not supported")
 
     def piece(self, token_id: int) -> str:
-        """The token as the vocabulary spells it; empty for an unknown id."""
+        """Return the token as the vocabulary spells it; empty for an unknown id."""
         if token_id in self._added:
             return self._added[token_id]
         return (self._library.id_to_token(token_id) if token_id >= 0 else None) or ""
 
     def with_library(self, library: _Library) -> "TokenTexts":
-        """The same for a library that has more tokens and the same decoder."""
+        """Return the texts of a library that has more tokens and the same decoder."""
         own = copy.copy(self)
         own._library = library
         return own
 
     def with_added(self, added: Mapping[int, str]) -> "TokenTexts":
-        """The same with tokens that the library does not know, as the vocabulary spells them."""
+        """Return the texts with further tokens that the library lacks, as the vocabulary spells them."""
         own = copy.copy(self)
         own._added = added
         return own
@@ -68,7 +68,7 @@ class TokenTexts:
 
 
 class TokenStream:
-    """Turns ids into text as they come. One per generation; not for several threads at once."""
+    """The text of one generation, token by token. Thread: one at a time."""
 
     def __init__(self, texts: TokenTexts, skipped: frozenset[int], *, continues: bool) -> None:
         self._texts = texts
@@ -91,7 +91,7 @@ class TokenStream:
         return self._texts.piece(token_id) if token_id in self._skipped else ""
 
     def finish(self) -> str:
-        """Return what is left: U+FFFD if the last character was never finished, else nothing."""
+        """Return the rest: U+FFFD for an unfinished last character, else nothing."""
         return self._decoder.decode(b"", final=True)
 
 
@@ -104,7 +104,7 @@ def _kinds(decoder: Mapping[str, Any] | None) -> list[str]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The byte each character of a byte-level vocabulary stands for.
+    """Return the byte of each character of a byte-level vocabulary.
 
     Printable bytes of Latin-1 stand for themselves; the others, in order, for the characters from U+0100 on.
     Source: GPT-2's `bytes_to_unicode`.

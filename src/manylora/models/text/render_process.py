@@ -1,10 +1,10 @@
-"""Renders one adapter's chat templates: `python -m manylora.models.text.render_process`.
+"""The process that renders one adapter's chat templates: `python -m manylora.models.text.render_process`.
 
 `template_renderer.py` of the server starts it.
 
-The process that the edge starts renders nothing itself. For each key it forks a child that shuts itself in
-(`sandbox.py`) and serves that key alone until another is asked for, so that what one adapter's template does to its
-process is gone with it. It reads one JSON line a job and answers each with one line; the forks take milliseconds.
+The process that the edge starts renders nothing itself. For each key it forks a child that secludes itself
+(`sandbox.py`) and serves that key alone until a job has another key, so that the effects of one adapter's template end
+with its process. It reads one JSON line a job and answers each with one line; the forks take milliseconds.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ _LATE_IMPORTS = ("textwrap", "pprint", "random", "traceback", "jinja2.constants"
 Json = dict[str, Any]  # JSON values of several types
 
 
-class _Child:
-    """A fork that serves one key. `answer` hands it one job and returns its line, or None if it did not answer."""
+class _RenderChild:
+    """A fork that serves one key. `answer` sends it one job and returns its line, or None if it did not answer."""
 
     def __init__(self, key: str, clock: Clock, closing: tuple[int, ...]) -> None:
         self.key = key
@@ -57,7 +57,7 @@ class _Child:
         self._jobs, self._answers = jobs_in, answers_out
 
     def answer(self, job: bytes, max_bytes: int) -> tuple[bytes | None, str]:
-        """The answer's line, and if there is none why not."""
+        """Return the line of the answer, or the reason why there is none."""
         deadline_s = self._clock.monotonic_s() + WALL_S
         found, unsent = bytearray(), memoryview(job)
         os.set_blocking(self._jobs, False)
@@ -86,14 +86,14 @@ class _Child:
         os.close(self._answers)
 
     def _cause(self) -> str:
-        """The reasons for which the child ends by itself."""
+        """Return the reason why the child ended by itself."""
         if self._reap() == signal.SIGPROF:
             return f"over {CPU_S:g} seconds of processor time"
         return "its process ended"
 
     def _reap(self) -> int | None:
         """End the child, if it has not ended, and return the signal that ended it, if one did."""
-        os.kill(self._pid, signal.SIGKILL)  # one that has ended keeps its own end
+        os.kill(self._pid, signal.SIGKILL)  # an ended child keeps its own status
         status = os.waitpid(self._pid, 0)[1]
         self._is_reaped = True
         return os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
@@ -130,12 +130,12 @@ def _rendered(job: Json, templates: dict[str, ChatTemplate]) -> Json:
         if isinstance(error.__cause__, MemoryError):
             return {"error": _OVER_MEMORY, "ended": True}
         return {"error": error.message[:MAX_ERROR_CHARACTERS]}
-    except Exception as error:  # the edge of hostile input: whatever it provokes is its own failure
+    except Exception as error:  # hostile input: any error is the answer to this job
         return {"error": f"the chat template was stopped: {type(error).__name__}", "ended": True}
 
 
 def _warm() -> None:
-    """Import and run once what a render needs, for a child can open no file: the local time zone, codecs, filters."""
+    """Load everything that a render needs, since a child can open no file: the time zone, codecs, filters."""
     for name in _LATE_IMPORTS:
         importlib.import_module(name)
     source = "{% for m in messages %}{{ strftime_now('%d %b %Y') }}{{ m | tojson }}{{ m.a | trim }}{% endfor %}"
@@ -156,12 +156,12 @@ def main() -> None:
     _warm()
     clock, child = SystemClock(), None
     for line in sys.stdin.buffer:
-        head = json.loads(line)  # a key and a limit; the job itself is the next line, and goes on unread
+        head = json.loads(line)  # a key and a limit; the next line is the job, which is passed on unread
         job = sys.stdin.buffer.readline()
         if child is not None and child.key != head["key"]:
             child.end()
             child = None
-        child = child or _Child(head["key"], clock, (answers.fileno(),))
+        child = child or _RenderChild(head["key"], clock, (answers.fileno(),))
         answer, cause = child.answer(job, head["max_bytes"])
         if answer is None or b'"ended": true' in answer[-32:]:
             child.end()

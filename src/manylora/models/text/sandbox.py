@@ -1,6 +1,6 @@
-"""A process that renders what strangers wrote is shut in: no file, no network, no other process; bounded memory.
+"""The seclusion of a process that renders foreign templates: no file, network or other process, bounded memory.
 
-Linux only; elsewhere the limits of resources alone hold. Called once every module that is needed has been imported.
+Linux only; elsewhere the limits of resources alone hold. The process imports all its modules before.
 """
 
 import ctypes
@@ -90,12 +90,12 @@ _ALLOWED = {
 
 
 def seclude(memory_bytes: int) -> bool:
-    """Shut this process in for good. Returns whether the kernel filters its calls; the limits hold in any case.
+    """Seclude this process for good. Return whether the kernel filters its calls; the limits hold in any case.
 
-    memory_bytes  of private memory; an allocation beyond it fails with `MemoryError`
+    memory_bytes  bound of private memory; an allocation beyond it fails with `MemoryError`
     """
     for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC):
-        resource.setrlimit(limit, (0, 0))  # what is open stays open; nothing more is opened, no socket either
+        resource.setrlimit(limit, (0, 0))  # open descriptors stay open; no file and no socket can be opened
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     if sys.platform != "linux":
         return False
@@ -113,7 +113,7 @@ def seclude(memory_bytes: int) -> bool:
 
 
 def _filter(architecture: int, allowed: dict[str, int]) -> bytes:
-    """A program of the kernel's: another architecture's call kills, what is not allowed fails with EPERM."""
+    """Return a BPF program: a call of another architecture kills the process, a forbidden one fails with EPERM."""
     lines = [
         _INSTRUCTION.pack(_LOAD, 0, 0, _ARCHITECTURE_AT),
         _INSTRUCTION.pack(_EQUAL, 1, 0, architecture),
@@ -121,7 +121,7 @@ def _filter(architecture: int, allowed: dict[str, int]) -> bytes:
         _INSTRUCTION.pack(_LOAD, 0, 0, _NUMBER_AT),
     ]
     for left, number in zip(range(len(allowed), 0, -1), allowed.values(), strict=True):
-        lines.append(_INSTRUCTION.pack(_EQUAL, left, 0, number))  # past the rest of them, and the refusal
+        lines.append(_INSTRUCTION.pack(_EQUAL, left, 0, number))  # jump past the other calls and the refusal
     lines.append(_INSTRUCTION.pack(_RETURN, 0, 0, _ERRNO | _EPERM))
     lines.append(_INSTRUCTION.pack(_RETURN, 0, 0, _ALLOW))
     return b"".join(lines)

@@ -1,8 +1,9 @@
 """Chat templates: a Jinja program shipped with a base model, run with no powers and bounded work.
 
 Imports without torch. Messages come from strangers; the template itself comes from the base model's files, never from
-an adapter. The sandbox refuses attribute tricks; the bounds below end programs that would run or grow for ever. They
-bound loops, operators and padding, not every filter: a base model is chosen by the operator, as its weights are.
+an adapter. The sandbox refuses access to attributes of the interpreter; the bounds below end programs that would run or
+grow for ever. They bound loops, operators and padding, not every filter: the operator chooses the template with the
+base model.
 """
 
 import json
@@ -28,13 +29,13 @@ _TURNS_PER_CLOCK_READ = 256
 _MAX_WIDTH = 9_999
 _PRINTF_WIDTH = re.compile(r"%[^a-zA-Z%]*(\*|\d{5})")
 _BRACE_WIDTH = re.compile(r"\{[^}]*(\{|:[^}]*\d{5})")
-# Ways to make a text of any width from a number: the filters are measured, the methods refused.
+# Filters and methods that make a text of any width: the filters are measured, the methods refused.
 _PADDING_FILTERS = ("center", "indent")
 _PADDING_METHODS = {"center", "ljust", "rjust", "zfill", "expandtabs"}
 
 
 class ChatTemplate:
-    """One compiled template. Thread-safe: a render shares nothing with another but the compiled code."""
+    """One compiled template. Thread-safe: renders share the compiled code alone."""
 
     def __init__(self, source: str, *, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
@@ -50,7 +51,7 @@ class ChatTemplate:
             raise TemplateFailed(f"the chat template does not compile: {error}") from error
 
     def render(self, variables: Mapping[str, Any]) -> str:
-        """Return the prompt. Raises `TemplateFailed` with the template's own words, or the bound it ran into."""
+        """Return the prompt. Raises `TemplateFailed` with the template's own message, or with the reached bound."""
         work = _Work(self._clock)
         pieces: list[str] = []
         length = 0
@@ -64,7 +65,7 @@ class ChatTemplate:
             raise TemplateFailed(f"the chat template was stopped: {error}") from error
         except RecursionError as error:
             raise TemplateFailed("the chat template was stopped: too deep a recursion") from error
-        # A template is someone's program: whatever it raises on these messages is the caller's to see.
+        # A template is a program of its author: the caller gets any error that it raises on these messages.
         except Exception as error:
             text = str(error) or type(error).__name__
             raise TemplateFailed(f"the chat template refused the messages: {text}", parameter="messages") from error
@@ -80,7 +81,7 @@ def open_last(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def cut_last(text: str, content: str) -> str:
     """Return a rendered text up to the end of the last message's content.
 
-    Semantics:  transformers' `continue_final_message`: a template that trims contents has the space at the end cut too
+    Semantics:  transformers' `continue_final_message`: a template that trims contents loses the space at the end, too
     Raises:     `TemplateFailed` if the template does not show that content whole
     """
     mark = _mark(content)
@@ -94,7 +95,7 @@ def cut_last(text: str, content: str) -> str:
 
 
 def _mark(content: str) -> str:
-    """A text that a content does not hold."""
+    """Return a text that does not occur in a content."""
     mark = "CONTINUE_FINAL_MESSAGE"
     while mark in content:
         mark += "_"
@@ -102,11 +103,11 @@ def _mark(content: str) -> str:
 
 
 class _TooMuch(Exception):
-    """A bound was reached."""
+    """The render reached a bound."""
 
 
 class _Work:
-    """Counts one render's loop turns and macro calls, and now and then looks at the clock."""
+    """The count of one render's loop turns and macro calls, with a look at the clock at intervals."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -122,7 +123,7 @@ class _Work:
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, with the operators that can make a large value from small ones measured first."""
+    """Jinja's sandbox, which measures the result of operators that can make a large value from small ones."""
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
@@ -152,7 +153,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 class _Generation(Extension):
-    """`{% generation %} … {% endgeneration %}` marks the reply for training masks; for serving it is just its body."""
+    """`{% generation %} … {% endgeneration %}` marks the reply for training masks; a prompt gets its body alone."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 declares it as an instance attribute
 
@@ -162,7 +163,7 @@ class _Generation(Extension):
 
 
 def _with_bounds(template: nodes.Template) -> nodes.Template:
-    """Make every loop turn and macro call tick, and every `~` go through `_join`."""
+    """Make every loop turn and macro call count, and every `~` call `_join`."""
     for loop in template.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
         tick = nodes.Call(nodes.Name(_TICK, "load"), [], [], None, None)
         cast(Any, loop).body.insert(0, nodes.ExprStmt(tick))  # each of the three kinds has a list called body
@@ -183,13 +184,13 @@ def _check_length(length: int) -> None:
 
 
 def _check_format(text: object) -> None:
-    """Refuse a format that pads to over four digits, or to a width that is not written in it."""
+    """Refuse a format whose width has more than four digits, or is an argument."""
     if isinstance(text, str) and (_PRINTF_WIDTH.search(text) or _BRACE_WIDTH.search(text)):
         raise _TooMuch("a width of over four digits in a format")
 
 
 def _measured(pad: Callable[..., str]) -> Callable[..., str]:
-    """Return a padding filter that looks at its format and its widths first."""
+    """Return a padding filter that checks its format and its widths first."""
 
     def measured(text: object, *values: object, **named: object) -> str:
         _check_format(text)
@@ -216,5 +217,5 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """As models were trained: plain JSON, where Jinja's own filter would escape for HTML."""
+    """Return plain JSON, as in training; Jinja's own filter would escape it for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -1,4 +1,4 @@
-"""Text to token ids and back, and chat messages to a prompt, for one base model.
+"""The tokenizer of one base model: text to token ids and back, and chat messages to a prompt.
 
 Imports without torch: the HTTP edge tokenises. Reads tokenizer.json, tokenizer_config.json, chat_template.jinja.
 """
@@ -25,9 +25,9 @@ _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token"
 
 @dataclass(frozen=True, slots=True)
 class TokenSpan:
-    """One token of a text: its id, its piece as the vocabulary spells it, and `text[start:stop]` it stands for.
+    """One token of a text: its id, its piece as the vocabulary spells it, and its part of the text, `text[start:stop]`.
 
-    `start` and `stop` count characters (code points); tokens the tokenizer added by itself have `start == stop`.
+    `start` and `stop` count characters (code points); tokens that the tokenizer adds by itself have `start == stop`.
     """
 
     token_id: int
@@ -40,7 +40,7 @@ class Tokenizer:
     """A base model's tokenizer. Immutable after construction: any number of threads may use one object."""
 
     def __init__(self, directory: Path, *, model_id: str = "", clock: Clock | None = None) -> None:
-        """Load from a base model's directory. `model_id` is what messages call the model; default: the folder's name.
+        """Load from a base model's directory. `model_id` is the model's name in messages; default: the folder's name.
 
         Raises `ModelNotFound` for a missing tokenizer.json, `ModelUnsupported` for one that cannot be used.
         """
@@ -63,10 +63,10 @@ class Tokenizer:
         self._templates = {name: ChatTemplate(text, clock=clock) for name, text in _templates(directory, settings)}
 
     def with_text(self, text: AdapterText) -> "Tokenizer":
-        """Return this tokenizer as an adapter changes it; the vocabulary, the merges and the templates are shared.
+        """Return this tokenizer with an adapter's changes; both share the vocabulary, the merges and the templates.
 
-        Takes under a millisecond, and memory for the added tokens alone. The templates stay the base's: an adapter's
-        own are rendered elsewhere. Raises `ModelUnsupported` if a token does not get the id that the text says.
+        Takes under a millisecond, and memory for the added tokens alone. The templates stay the base's: another
+        process renders an adapter's own. Raises `ModelUnsupported` if a token does not get the id in the text.
         """
         own = copy.copy(self)
         own._named = {**self._named, **text.named}
@@ -81,7 +81,7 @@ class Tokenizer:
         return own
 
     def with_added(self, tokens: tuple[AddedToken, ...]) -> "Tokenizer":
-        """Return this tokenizer for reading ids alone: it knows the texts of more tokens, and does not encode them."""
+        """Return this tokenizer with the texts of further tokens, which it decodes and does not encode."""
         if not tokens:
             return self
         own = copy.copy(self)
@@ -107,15 +107,15 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of `text`; special tokens spelled out in it are recognised.
 
-        `add_special_tokens` adds what the model's files say leads or ends a text (for many, `<s>`). Prompts from
-        `apply_chat_template` already spell it.
+        `add_special_tokens` adds the tokens that lead or end a text by the model's files (for many, `<s>`). Prompts of
+        `apply_chat_template` have them already.
         """
         is_own = self._affixes is not None and add_special_tokens
         ids: list[int] = self._library.encode(text, add_special_tokens=add_special_tokens and not is_own).ids
         return ids if self._affixes is None or not is_own else [*self._affixes[0], *ids, *self._affixes[1]]
 
     def spans(self, text: str, *, add_special_tokens: bool = True) -> list[TokenSpan]:
-        """Return the tokens of `text` with their pieces and where they stand in it."""
+        """Return the tokens of `text` with their pieces and positions."""
         is_own = self._affixes is not None and add_special_tokens
         found = self._library.encode(text, add_special_tokens=add_special_tokens and not is_own)
         spans = [
@@ -135,8 +135,8 @@ class Tokenizer:
     def stream(self, *, skip_special_tokens: bool = True, continues: bool = False) -> TokenStream:
         """Return a fresh incremental detokeniser.
 
-        `continues` says that its tokens follow a prompt, so that the space before the first word is kept; without
-        it the stream equals `decode` of all its ids.
+        `continues`: its tokens follow a prompt, so that the space before the first word is kept; else the stream equals
+        `decode` of all its ids.
         """
         skipped = self.special_ids if skip_special_tokens else frozenset()
         return TokenStream(self._texts, skipped, continues=continues)
@@ -172,7 +172,7 @@ class Tokenizer:
         """Return the prompt text of a conversation, to be encoded with `add_special_tokens=False`.
 
         Args:    continue_final_message, the prompt ends with the last message's content, whose turn stays open
-                 tools, documents, handed to the template as they are; variables, further names it may read
+                 tools, documents, passed to the template unchanged; variables, further names for it
         Raises:  `TemplateFailed` if the model has no template or the template refuses the messages
         """
         template = self._templates.get("tool_use") if tools else None
@@ -200,7 +200,7 @@ class Tokenizer:
 
 
 def _with_tokens(library: _Library, text: AdapterText) -> _Library:
-    """A library over the same model, with the base's added tokens and the adapter's."""
+    """Return a library over the same model, with the added tokens of the base and of the adapter."""
     own = _Library(library.model)
     own.no_truncation()
     for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
@@ -228,12 +228,12 @@ def _library_token(token: AddedToken) -> _LibraryToken:
 
 
 def _token_text(value: object) -> str:
-    """A token is a string, or an object with its `content`."""
+    """Return the text of a token, which is a string or an object with its `content`."""
     return str(value["content"]) if isinstance(value, Mapping) else str(value)
 
 
 def _templates(directory: Path, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Named templates; a chat_template.jinja beside the settings wins, as it does where the files were written."""
+    """Return the named templates; a chat_template.jinja beside the settings takes precedence, as in transformers."""
     file = directory / "chat_template.jinja"
     if file.is_file():
         try:

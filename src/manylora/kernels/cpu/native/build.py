@@ -1,7 +1,7 @@
 """Compile the C++ kernels on first use, keep the library in a cache, and load it.
 
-The cache key covers the sources, the compiler, its flags and the processor, so a changed source or a home directory
-shared by unlike machines can never meet an old library. `library_cache.py` has what makes a kept library trustworthy.
+The cache key covers the sources, the compiler, its flags and the processor, so that neither a changed source nor an
+unlike machine with the same home directory gets an old library. `library_cache.py` checks a kept library.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ from manylora.kernels.cpu.native.library_cache import (
 SOURCE_DIR = Path(__file__).parent / "src"
 HEADER_DIR = Path(__file__).parent / "include"
 COMPILERS = ("g++", "c++", "clang++")
-# Contraction is off so that every fused multiply-add is one that the source writes: the accumulation order is the law.
+# Without contraction every fused multiply-add stands in the source, which fixes the order of accumulation.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-pthread")
 
 NO_HEADERS: Mapping[str, str] = {}
@@ -55,7 +55,7 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "ml_key_elements": (_i64, (_ptr,)),
     "ml_value_elements": (_i64, (_ptr,)),
     "ml_run": (_i64, (_ptr, _ptr, _i64, _ptr, _ptr)),
-    "ml_draw": (None, (_ptr, _ptr, _i64, _i64, _ptr, _ptr, _ptr, _ptr)),
+    "ml_sample": (None, (_ptr, _ptr, _i64, _i64, _ptr, _ptr, _ptr, _ptr)),
     "ml_advise_huge": (None, (_ptr, _i64)),
     "ml_discard": (ctypes.c_int, (_ptr, _i64)),
     "ml_measure_bandwidth": (_f64, (_ptr, _ptr, _i64, _i64)),
@@ -74,13 +74,13 @@ class Source:
 def load_library(
     cache_dir: Path | None = None, *, compiler: str | None = None, headers: Mapping[str, str] = NO_HEADERS
 ) -> ctypes.CDLL:
-    """Return the compiled kernels, every function with its signature; compiles them if this is the first use.
+    """Return the compiled kernels, every function with its signature; compile them at the first use.
 
-    A kept library that is damaged, foreign, or that another user may have written is compiled anew. Where none can be
-    kept, the library is compiled for this process alone.
+    A damaged kept library, or one that another user may have written, is compiled anew. Where no file can be kept, the
+    library is compiled for this process alone.
 
     Args:
-        cache_dir  where libraries are kept; None: manylora's cache folder
+        cache_dir  parent of the folder of libraries; None: manylora's cache folder
         compiler   name or path of the C++ compiler; None: the first of g++, c++, clang++ that is installed
         headers    texts of headers by file name, which are written beside the sources for the build
     Raises: NativeBuildFailed. Complexity: about ten seconds the first time, a few milliseconds later.
@@ -106,7 +106,7 @@ def load_library(
 
 
 def _bound(code: bytes) -> ctypes.CDLL:
-    """The library with the signatures of its functions. Raises `KeptFileUnusable`."""
+    """Return the library with the signatures of its functions. Raises `KeptFileUnusable`."""
     loaded = load_code(code)
     for name, (result, arguments) in SIGNATURES.items():
         try:
@@ -139,7 +139,7 @@ def _cache_key(compiler: str, source: Source) -> str:
 
 
 def _processor() -> str:
-    """What `-march=native` depends on: the model and the instruction sets of the first processor."""
+    """Return the facts that `-march=native` depends on: model and instruction sets of the first processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
     except OSError:
@@ -149,9 +149,9 @@ def _processor() -> str:
 
 
 def _compile(compiler: str, source: Source, library: Path) -> bytes:
-    """Build the library and keep it, if that can be; return its code.
+    """Build the library, keep it if possible, and return its code.
 
-    Raises `NativeBuildFailed` with what the compiler said, or with what the system refused.
+    Raises `NativeBuildFailed` with the message of the compiler or of the system.
     """
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
@@ -175,8 +175,10 @@ def _compile(compiler: str, source: Source, library: Path) -> bytes:
 
 
 def _build_in(folder: Path, compiler: str, source: Source, library: Path | None) -> bytes:
-    """Build in a scratch folder below `folder`; what is to be kept is renamed, so that several processes may do so at
-    the same time. Raises `OSError`, also when the compiler finds the disk full; else as `_compile`.
+    """Build in a scratch folder below `folder` and return the code.
+
+    The kept file appears by a rename, so that several processes may build at the same time. Raises `OSError`, also when
+    the compiler finds the disk full; else as `_compile`.
     """
     with scratch_folder(folder) as scratch:
         for name, text in source.headers.items():
@@ -200,13 +202,13 @@ def _build_in(folder: Path, compiler: str, source: Source, library: Path | None)
         code = built.read_bytes()
         if library is not None:
             built.write_bytes(sealed(code))
-            built.chmod(0o755)  # whatever the umask: nobody else may write code that we run
+            built.chmod(0o755)  # whatever the umask: no other user may write code that we run
             built.replace(library)  # atomic: the scratch folder is on the same file system
         return code
 
 
 def _start(command: list[str], scratch: Path) -> subprocess.Popen[bytes]:
-    """Start a step of the build, whose own temporary files go where there is room for its results."""
+    """Start a step of the build, whose own temporary files lie in the folder of its results."""
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -217,6 +219,6 @@ def _start(command: list[str], scratch: Path) -> subprocess.Popen[bytes]:
 
 
 def _finish(step: subprocess.Popen[bytes]) -> str | None:
-    """Wait; return what a failed step said, or None if it succeeded."""
+    """Wait for a step; return the message of a failed one, or None."""
     _, said = step.communicate()
     return said.decode(errors="replace") or "no message" if step.returncode != 0 else None

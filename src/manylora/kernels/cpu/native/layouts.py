@@ -8,7 +8,7 @@ import numpy as np
 
 from manylora.kernels import adapter_layout
 from manylora.kernels.projections import NUM_PROJECTIONS
-from manylora.kernels.sampling import RULE
+from manylora.kernels.sampling import SAMPLING_RULE
 
 MAX_WORDS = 15
 """Words that hold the arguments of one recorded operation."""
@@ -115,7 +115,7 @@ def layouts_header() -> str:
         f"enum class WeightFormat : int64_t {{ {', '.join(WEIGHT_FORMATS)} }};",
         f"enum Extra : int64_t {{ {', '.join(f'{name} = {at}' for name, at in offsets.items())} }};",
         *(_struct(name, fields) for name, fields in STRUCTS.items()),
-        _struct("SamplingRule", tuple((field, _number(RULE[field])) for field in RULE.names or ())),
+        _struct("SamplingRule", tuple((field, _number(SAMPLING_RULE[field])) for field in SAMPLING_RULE.names or ())),
         "}  // namespace ml",
     ]
     return "\n".join(lines) + "\n"

@@ -1,10 +1,10 @@
-"""Compiled code in a cache: whose it is, whether it is whole, and how it is loaded from wherever it lies.
+"""Compiled code in a cache: the checks of owner and content, and the loading from memory.
 
-    library   ‖ SHA-256 of the library ‖ magic        a loader of shared objects passes over what follows its tables
+    library   ‖ SHA-256 of the library ‖ magic        a loader of shared objects ignores bytes after its tables
 
-A file is used only if this user or root owns it, no one else may write it, and the checksum agrees. What is loaded are
-the very bytes that were checked, through a file in memory: so nothing can change in between, a file cut short cannot
-end the process with SIGBUS, and a file system mounted `noexec` is as good as another.
+A file is used only if this user or root owns it, no other user may write it, and the checksum agrees. The checked bytes
+themselves are loaded, through a file in memory: nothing can change in between, a file cut short cannot end the process
+with SIGBUS, and a file system mounted `noexec` serves like another.
 """
 
 import ctypes
@@ -25,16 +25,16 @@ _SCRATCH = "build-"
 
 
 class KeptFileUnusable(Exception):
-    """The file is no library of ours; the text says why."""
+    """The file is no trustworthy library; the text gives the reason."""
 
 
 def sealed(code: bytes) -> bytes:
-    """The bytes of the file that keeps a library."""
+    """Return the bytes of the file that keeps a library."""
     return code + hashlib.sha256(code).digest() + MAGIC
 
 
 def read_kept(file: Path) -> bytes:
-    """The code of a kept library. Raises `KeptFileUnusable`, or `FileNotFoundError` if there is none."""
+    """Return the code of a kept library. Raises `KeptFileUnusable`, or `FileNotFoundError` if there is none."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as stream:
@@ -62,10 +62,10 @@ def _require_own(found: os.stat_result) -> None:
 
 
 def load_code(code: bytes) -> ctypes.CDLL:
-    """Load a library from memory, or through a private file where that cannot be. Raises `KeptFileUnusable`.
+    """Load a library from memory, or through a private file where the system forbids that. Raises `KeptFileUnusable`.
 
-    The descriptor stays open: the loader takes a library of the same name for the one that it has loaded before, and
-    the number of a descriptor is the name.
+    The descriptor stays open: its number is the library's name, and the loader takes two libraries of one name for the
+    same.
     """
     try:
         descriptor = os.memfd_create("manylora-kernels", os.MFD_CLOEXEC)
@@ -85,12 +85,12 @@ def load_code(code: bytes) -> ctypes.CDLL:
 
 @contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """A folder to build in, locked while it is in use and gone at the end. Raises `OSError`."""
+    """Yield a folder to build in, locked while it is in use and deleted at the end. Raises `OSError`."""
     while True:
         folder = Path(tempfile.mkdtemp(dir=parent, prefix=_SCRATCH))
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if folder.is_dir():  # not taken for a stale one before it was locked
+        if folder.is_dir():  # no other process took it for a stale one before the lock
             break
         os.close(descriptor)
     try:
@@ -101,9 +101,9 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
 
 
 def remove_stale_scratch(parent: Path) -> None:
-    """Delete the folders of builds that were killed: those that no process has locked."""
+    """Delete the folders of killed builds, which no process locks."""
     for folder in parent.glob(f"{_SCRATCH}*"):
-        with suppress(OSError):  # another's, or gone
+        with suppress(OSError):  # another process holds it, or it is gone
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -72,9 +72,9 @@ Peak find_peak(const float* logits, int64_t vocab, std::vector<float>& tops) {
 
 struct Candidate { float logit; int32_t token; };
 
-class Drawing {
+class Draw {
    public:
-    Drawing(const float* logits, int64_t vocab, const SamplingRule& rule, float peak, const std::vector<float>& tops)
+    Draw(const float* logits, int64_t vocab, const SamplingRule& rule, float peak, const std::vector<float>& tops)
         : logits_(logits), vocab_(vocab), tops_(tops), peak_(peak) {
         // A temperature outside float32 would be 0 or infinite there.
         temperature_ = float(std::clamp(rule.temperature, double(std::numeric_limits<float>::min()),
@@ -191,12 +191,12 @@ class Drawing {
     double total_ = 0.0;          // their weight
 };
 
-int64_t draw(const float* logits, int64_t vocab, const SamplingRule& rule, float* peak) {
+int64_t sample(const float* logits, int64_t vocab, const SamplingRule& rule, float* peak) {
     static thread_local std::vector<float> tops;
     const Peak best = find_peak(logits, vocab, tops);
     *peak = best.logit;
     if (rule.temperature == 0.0 || !std::isfinite(best.logit)) return best.token;
-    return Drawing(logits, vocab, rule, best.logit, tops).at(uniform(rule.seed, rule.position));
+    return Draw(logits, vocab, rule, best.logit, tops).at(uniform(rule.seed, rule.position));
 }
 
 }  // namespace
@@ -206,13 +206,13 @@ extern "C" {
 
 // logits (rows, vocab), rules (rows,) -> tokens (rows,) and peaks (rows,): each row's highest logit. `typical_p` is not
 // looked at. The time it took is added to `seconds`, if given.
-void ml_draw(
+void ml_sample(
     ml::Pool* pool, const float* logits, int64_t rows, int64_t vocab, const void* rules, int64_t* tokens, float* peaks,
     double* seconds) {
     using namespace ml;
     Timed timed(seconds);
     parallel(pool, rows, [&](int64_t row) {
-        tokens[row] = draw(logits + row * vocab, vocab, static_cast<const SamplingRule*>(rules)[row], peaks + row);
+        tokens[row] = sample(logits + row * vocab, vocab, static_cast<const SamplingRule*>(rules)[row], peaks + row);
     });
 }
 
