@@ -166,7 +166,7 @@ def test_a_server_reports_when_keys_were_used_once_a_minute(tmp_path: Path) -> N
 
 def test_a_control_plane_logs_what_no_server_passed_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(plane: Plane, front: Front) -> None:
-        caplog.set_level(logging.INFO, "manylora.control.app.guard")
+        caplog.set_level(logging.INFO, "manylora.control.app.access_log")
         reply = await plane.call("GET", "/admin/tenants")
         await front.line("GET", "/v1/account", plane.admin_key)
         [told] = [json.loads(line.getMessage().partition(" ")[2]) for line in caplog.records]
