@@ -97,7 +97,7 @@ MOST_LINES = 515
 MAY_READ_ENVIRONMENT = {"config/environment.py"}
 MAY_READ_CLOCK = {"clock.py"}
 MAY_START_THREADS_OR_PROCESSES = {
-    "bench/faults/chaos.py",  # the processes that it kills
+    "bench/faults/chaos_processes.py",  # the processes of a run with kills
     "bench/machine.py",  # git
     "bench/faults/network.py",  # a proxy beside what is measured
     "bench/faults/object_storage.py",  # SeaweedFS

@@ -1,6 +1,6 @@
-"""M1: what the ledger holds less what the engine counted, after kills of edge, engine and control plane under load.
+"""M1: the counts of engine, edge, ledger and clients, after kills of edge, engine and control plane under load.
 
-python -m benchmarks.faults.chaos --kills 100 [--json FILE]
+python -m benchmarks.faults.chaos --kills 100 [--transport process|thread] [--json FILE]
 """
 
 import argparse
@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from manylora.bench.faults.chaos import run_chaos
+from manylora.bench.faults.chaos import TARGETS, run_chaos
 from manylora.bench.machine import describe
 from manylora.bench.servers import default_base
 from manylora.models.spec import read_spec
@@ -23,6 +23,7 @@ def _tell(line: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--transport", choices=list(TARGETS), default="process", help="between edge and engine")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
@@ -30,8 +31,16 @@ def main() -> None:
     base = default_base()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         vocab = read_spec(base).vocab
-        found = run_chaos(Path(scratch), str(base), kills=options.kills, seed=options.seed, vocab=vocab, tell=_tell)
-    result = {"M1": found.difference, **asdict(found)}
+        found = run_chaos(
+            Path(scratch),
+            str(base),
+            kills=options.kills,
+            seed=options.seed,
+            vocab=vocab,
+            transport=options.transport,
+            tell=_tell,
+        )
+    result = {"transport": options.transport, "M1": found.difference, "law_holds": found.holds, **asdict(found)}
     print(json.dumps(result))
     if options.json:
         options.json.write_text(json.dumps({**facts, **result}, indent=1) + "\n", encoding="utf-8")

@@ -86,7 +86,9 @@ async def open_house(
     served = replace(served, **(served_as or {}))
     if repositories is not None:
         access = Access(SystemClock(), directory=await directory_of(repositories))
-    app = create_app(config, link=link, served=served, tokenizer=tokenizer, clock=clock, access=access, control=control)
+    app = create_app(
+        config, client=link, served=served, tokenizer=tokenizer, clock=clock, access=access, control=control
+    )
     transport = httpx2.ASGITransport(app=app, client=(client_host, 1))  # type: ignore[arg-type]  # ASGI's types differ by library
     try:
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=20) as client:

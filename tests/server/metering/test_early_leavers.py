@@ -100,7 +100,7 @@ async def open_house(folder: Path, *, limits: Limits, credit: int) -> AsyncItera
     await link.start()
     purse = LeasedCredit(control, clock, edge=meter.edge, lease_nanousd=1)
     access = Access(clock, is_key_needed=True, directory=directory, purse=purse)
-    app = create_app(Config(), link=link, served=served_for(folder), tokenizer=tokenizer, meter=meter, access=access)
+    app = create_app(Config(), client=link, served=served_for(folder), tokenizer=tokenizer, meter=meter, access=access)
     transport = httpx2.ASGITransport(app=app)  # type: ignore[arg-type]  # ASGI's types differ by library
     try:
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=20) as client:

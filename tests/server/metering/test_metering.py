@@ -504,7 +504,7 @@ async def metered_edge(folder: Path) -> Any:
     await meter.recovered()
     link = EngineClient(InProcessTransport(lambda: (engine, served_for(folder))), record=meter.journal)
     await link.start()
-    app = create_app(Config(), link=link, served=served_for(folder), tokenizer=tokenizer, meter=meter)
+    app = create_app(Config(), client=link, served=served_for(folder), tokenizer=tokenizer, meter=meter)
     transport = httpx2.ASGITransport(app=app)  # type: ignore[arg-type]  # ASGI's types differ by library
     try:
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=20) as client:

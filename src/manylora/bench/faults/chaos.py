@@ -1,157 +1,29 @@
-"""M1: a control plane, an edge and its engine under load, killed at random moments; then the ledger is compared.
+"""M1: a control plane, an edge and its engine under load, killed at random moments; then their counts are compared.
 
-Three processes as an operator runs them (`manylora control`, `manylora serve` with its engine), and streams of four
-tenants that never let the engine rest, some of which leave in the middle. After the last kill everything is started
-once more and stopped in order; what the engine's journals hold, all of which are kept, must be what the ledger holds.
+The processes are those of an operator (`manylora control`, a server and its engine), and streams of four tenants never
+let the engine rest; some callers leave in the middle. After the last kill everything is started once more and stopped
+in order. `chaos_verdict.py` then compares the counts of engine, edge, ledger and clients.
 """
 
 import asyncio
-import contextlib
-import os
-import signal
-import sqlite3
-import ssl
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
 
 import httpx2
 
-from manylora.bench.servers import free_port
+from manylora.bench.faults.chaos_processes import Processes
+from manylora.bench.faults.chaos_verdict import Streams, Verdict, verdict_of
 from manylora.clock import SystemClock
-from manylora.config.environment import environment
-from manylora.server.metering.journal import journals_in, read_journal
-from manylora.server.metering.spool import Opened, read_segment, segments_in
 
 Tell = Callable[[str], None]
 
-TARGETS = ("edge", "engine", "control")
+TARGETS: Mapping[str, tuple[str, ...]] = {"process": ("edge", "engine", "control"), "thread": ("edge", "control")}
+"""The processes to kill, by the transport between edge and engine."""
 STREAMS = 20
 TENANTS = 4
 RUNNING_WAIT_S = 90.0
-EDGE_TOKEN = "the token of this run"
 PRICE_NANOUSD = 200
-
-
-@dataclass
-class Streams:
-    """The load. running: streams that have had a token and not ended; received: tokens that clients have read."""
-
-    running: int = 0
-    received: int = 0
-    begun: int = 0
-    whole: int = 0
-    is_over: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """The token counts of each party.
-
-    difference  the ledger's completion tokens less the journals'; M1 is that it is 0
-    unequal     requests whose row does not hold what the journals hold of just that request, or that have none
-    """
-
-    kills: Mapping[str, int]
-    in_mid_stream: int
-    requests: int
-    unequal: int
-    ledger_tokens: int
-    journal_tokens: int
-    charged_tokens: int
-    received_tokens: int
-    by_reason: Mapping[str, int]
-
-    @property
-    def difference(self) -> int:
-        return self.ledger_tokens - self.journal_tokens
-
-
-@dataclass
-class House:
-    """The processes of one run, in one folder.
-
-    tls  context of all clients; each client would take 20 ms to make its own
-    """
-
-    folder: Path
-    base: str
-    settings: tuple[str, ...] = ()
-    busy: int = 16
-    control_port: int = field(default_factory=free_port)
-    port: int = field(default_factory=free_port)
-    tls: ssl.SSLContext = field(default_factory=ssl.create_default_context)
-    control: "subprocess.Popen[bytes] | None" = None
-    edge: "subprocess.Popen[bytes] | None" = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def metering(self) -> Path:
-        return self.folder / "metering"
-
-    def start_control(self) -> None:
-        given = (f"control.dir={self.folder / 'control'}", f"control.edge_token={EDGE_TOKEN}")
-        self.control = self._start("control", ["control", "--port", str(self.control_port)], given)
-
-    def start_edge(self) -> None:
-        given = (
-            f"control.url=http://127.0.0.1:{self.control_port}",
-            f"control.edge_token={EDGE_TOKEN}",
-            f"metering.dir={self.metering}",
-            "metering.keep_journals=true",
-            *self.settings,
-        )
-        flags = ["serve", "--base", self.base, "--port", str(self.port), "--auth", "on"]
-        self.edge = self._start("edge", flags, given)
-
-    def tend(self) -> None:
-        """Start again what has ended."""
-        if self.control is None or self.control.poll() is not None:
-            self.start_control()
-        if self.edge is None or self.edge.poll() is not None:
-            self.start_edge()
-
-    def kill(self, target: str) -> bool:
-        """Kill -9; False if it was not there."""
-        process = self._engine() if target == "engine" else getattr(self, target).pid
-        if process is None:
-            return False
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-            return True
-        return False
-
-    def stop(self) -> None:
-        for process in (self.edge, self.control):
-            if process is not None and process.poll() is None:
-                process.terminate()
-                process.wait(60)
-
-    def _start(self, name: str, words: list[str], assignments: tuple[str, ...]) -> "subprocess.Popen[bytes]":
-        sets = [word for assignment in assignments for word in ("--set", assignment)]
-        with (self.folder / f"{name}.log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "manylora", *words, *sets], stdout=log, stderr=log, env=environment()
-            )
-
-    def _engine(self) -> int | None:
-        """The process of the engine, which the edge has started."""
-        assert self.edge is not None
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                if (
-                    parent == self.edge.pid
-                    and b"manylora.server.engine_client.process.engine_main" in (folder / "cmdline").read_bytes()
-                ):
-                    return int(folder.name)
-        return None
 
 
 def run_chaos(
@@ -163,64 +35,68 @@ def run_chaos(
     vocab: int,
     busy: int = 16,
     settings: tuple[str, ...] = (),
+    transport: str = "process",
     tell: Tell = lambda line: None,
 ) -> Verdict:
     """Kill so many times, each target as often as the others, half of them while at least `busy` streams run.
 
-    Args:  base   a known base or a folder; it is given a price
-           busy   streams that must run before a kill in mid-stream
-           vocab  prompts are random ids below it
+    Args:  base       a folder of a base model; it is given a price
+           busy       streams that must run before a kill in mid-stream
+           transport  between edge and engine: `process` or `thread`
+           vocab      prompts are random ids below it
     """
-    return asyncio.run(_run(House(folder, base, settings, busy), kills, Random(seed), vocab, tell))
+    processes = Processes(folder, base, settings, transport)
+    return asyncio.run(_run(processes, kills, Random(seed), vocab, busy, tell))
 
 
-async def _run(house: House, kills: int, source: Random, vocab: int, tell: Tell) -> Verdict:
-    house.start_control()
+async def _run(processes: Processes, kills: int, source: Random, vocab: int, busy: int, tell: Tell) -> Verdict:
+    processes.start_control()
     try:
-        keys = await _tenants(house)
-        house.start_edge()
+        keys = await _tenants(processes)
+        processes.start_edge()
         streams = Streams()
         sources = [Random(source.random()) for _ in range(STREAMS)]
-        load = [asyncio.create_task(_stream(house, streams, keys, own, vocab)) for own in sources]
-        targets = [TARGETS[number % len(TARGETS)] for number in range(kills)]
+        load = [asyncio.create_task(_stream(processes, streams, keys, own, vocab)) for own in sources]
+        kinds = TARGETS[processes.transport]
+        targets = [kinds[number % len(kinds)] for number in range(kills)]
         source.shuffle(targets)
-        done = dict.fromkeys(TARGETS, 0)
+        done = dict.fromkeys(kinds, 0)
         in_mid_stream = 0
         for number, target in enumerate(targets):
             is_mid_stream = number % 2 == 0
             if is_mid_stream:
-                await _until(house, lambda: streams.running >= house.busy)
+                await _until(processes, lambda: streams.running >= busy)
                 in_mid_stream += 1
             await asyncio.sleep(source.uniform(0.05, 2.5))
-            while not house.kill(target):
-                house.tend()
+            while not processes.kill(target):
+                processes.tend()
                 await asyncio.sleep(0.05)
             done[target] += 1
             await asyncio.sleep(source.choice((0.0, source.uniform(0.0, 1.0))))
-            house.tend()
-            tell(f"{number + 1}/{kills} killed {target}, {streams.received} tokens read")
-        await _until(house, lambda: streams.running >= house.busy)
+            processes.tend()
+            tell(f"{number + 1}/{kills} killed {target}, {streams.received.total()} tokens read")
+        await _until(processes, lambda: streams.running >= busy)
         streams.is_over = True
         await asyncio.gather(*load)
-        await _settle(house)
+        await _settle(processes)
     finally:
-        house.stop()
-    return _verdict(house, streams, done, in_mid_stream)
+        processes.stop()
+    return verdict_of(processes.folder, streams, done, in_mid_stream)
 
 
-async def _tenants(house: House) -> list[str]:
-    """Give the base a price and make tenants with much credit; returns their keys."""
+async def _tenants(processes: Processes) -> list[str]:
+    """Give the base a price and make tenants with much credit; return their keys."""
     admin = ""
-    log = house.folder / "control.log"
+    log = processes.folder / "control.log"
     while not admin:
         await asyncio.sleep(0.1)
         found = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("pb_")]
         admin = found[0] if found else ""
     headers = {"authorization": f"Bearer {admin}"}
-    url = f"http://127.0.0.1:{house.control_port}"
+    url = f"http://127.0.0.1:{processes.control_port}"
     keys = []
     async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=20) as client:
-        name = Path(house.base).name
+        name = Path(processes.base).name
         price = {"base": name, "input_nanousd": PRICE_NANOUSD, "output_nanousd": PRICE_NANOUSD, "force": True}
         (await client.post("/admin/prices", json=price)).raise_for_status()
         for number in range(TENANTS):
@@ -230,8 +106,8 @@ async def _tenants(house: House) -> list[str]:
     return keys
 
 
-async def _stream(house: House, streams: Streams, keys: list[str], source: Random, vocab: int) -> None:
-    """One client: request after request, whatever happens to them."""
+async def _stream(processes: Processes, streams: Streams, keys: list[str], source: Random, vocab: int) -> None:
+    """Send one request after the other, however each of them ends."""
     while not streams.is_over:
         body = {
             "model": "",
@@ -242,101 +118,60 @@ async def _stream(house: House, streams: Streams, keys: list[str], source: Rando
         }
         leaves_after = source.randint(1, 40) if source.random() < 0.15 else None
         try:
-            await _read(house, streams, body, source.choice(keys), leaves_after)
+            await _read(processes, streams, body, source.choice(keys), leaves_after)
         except (httpx2.HTTPError, ValueError):
             await asyncio.sleep(0.1)
 
 
-async def _read(house: House, streams: Streams, body: Mapping[str, object], key: str, leaves_after: int | None) -> None:
+async def _read(
+    processes: Processes, streams: Streams, body: Mapping[str, object], key: str, leaves_after: int | None
+) -> None:
     streams.begun += 1
     headers = {"authorization": f"Bearer {key}"}
     is_running = False
-    async with httpx2.AsyncClient(base_url=house.url, timeout=30, trust_env=False, verify=house.tls) as client:
+    async with httpx2.AsyncClient(base_url=processes.url, timeout=30, trust_env=False, verify=processes.tls) as client:
         try:
             async with client.stream("POST", "/v1/completions", json=body, headers=headers) as reply:
                 if reply.status_code != 200:
                     await reply.aread()
                     await asyncio.sleep(0.1)
                     return
-                received = 0
+                own = reply.headers["x-request-id"]
                 async for line in reply.aiter_lines():
                     if not is_running:
                         streams.running += 1
                         is_running = True
-                    if line.startswith("data: {") and '"text":' in line:
-                        received += 1
-                        streams.received += 1
-                    if leaves_after is not None and received >= leaves_after:
+                    if line.startswith("data: {") and '"text":' in line and '"text":""' not in line:
+                        streams.received[own] += 1
+                    if leaves_after is not None and streams.received[own] >= leaves_after:
                         return
                 streams.whole += 1
         finally:
             streams.running -= is_running
 
 
-async def _until(house: House, holds: Callable[[], bool]) -> None:
+async def _until(processes: Processes, holds: Callable[[], bool]) -> None:
     clock = SystemClock()
     end_s = clock.monotonic_s() + RUNNING_WAIT_S
     while not holds():
-        house.tend()
+        processes.tend()
         if clock.monotonic_s() > end_s:
-            raise RuntimeError(f"the streams did not run again within {RUNNING_WAIT_S:g} s; see {house.folder}")
+            raise RuntimeError(f"the streams did not run again within {RUNNING_WAIT_S:g} s; see {processes.folder}")
         await asyncio.sleep(0.02)
 
 
-async def _settle(house: House) -> None:
+async def _settle(processes: Processes) -> None:
     """Stop the edge in order, start it once more so that it closes what was lost, and let it ship."""
     for _ in range(2):
-        house.tend()
-        await _until(house, lambda: _answers(house))
-        assert house.edge is not None
-        house.edge.terminate()
-        await asyncio.to_thread(house.edge.wait)
+        processes.tend()
+        await _until(processes, lambda: _answers(processes))
+        assert processes.edge is not None
+        processes.edge.terminate()
+        await asyncio.to_thread(processes.edge.wait)
 
 
-def _answers(house: House) -> bool:
+def _answers(processes: Processes) -> bool:
     try:
-        return httpx2.get(f"{house.url}/health", timeout=5, trust_env=False).status_code == 200
+        return httpx2.get(f"{processes.url}/health", timeout=5, trust_env=False).status_code == 200
     except httpx2.HTTPError:
         return False
-
-
-def _verdict(house: House, streams: Streams, kills: Mapping[str, int], in_mid_stream: int) -> Verdict:
-    counted = {
-        request_id: found
-        for folder in house.metering.iterdir()
-        for life in journals_in(folder)
-        for request_id, found in read_journal(folder, life).items()
-    }
-    expected = {
-        entry.id: sum(counted[each].committed for each, _, _ in entry.requests if each in counted)
-        for folder in house.metering.iterdir()
-        for _, path in segments_in(folder)
-        for entry in read_segment(path)
-        if isinstance(entry, Opened)
-    }
-    with _ledger(house) as connection:
-        ((requests, tokens, charged),) = connection.execute(
-            "SELECT COUNT(*), SUM(completion_tokens), SUM(charged_completion_tokens) FROM ledger"
-        )
-        rows = dict(connection.execute("SELECT id, completion_tokens FROM ledger"))
-        by_reason = dict(connection.execute("SELECT finish_reason, COUNT(*) FROM ledger GROUP BY finish_reason"))
-    return Verdict(
-        kills=kills,
-        in_mid_stream=in_mid_stream,
-        requests=requests,
-        ledger_tokens=tokens or 0,
-        unequal=sum(rows.get(usage) != tokens for usage, tokens in expected.items() if tokens or usage in rows),
-        journal_tokens=sum(found.committed for found in counted.values()),
-        charged_tokens=charged or 0,
-        received_tokens=streams.received,
-        by_reason=by_reason,
-    )
-
-
-@contextlib.contextmanager
-def _ledger(house: House) -> Iterator[sqlite3.Connection]:
-    connection = sqlite3.connect(house.folder / "control" / "control.db")
-    try:
-        yield connection
-    finally:
-        connection.close()

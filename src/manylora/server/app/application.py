@@ -70,7 +70,7 @@ class _EndListeners:
 def create_app(
     config: Config,
     *,
-    link: EngineClient,
+    client: EngineClient,
     served: ServedModel,
     tokenizer: Tokenizer,
     clock: Clock | None = None,
@@ -78,7 +78,7 @@ def create_app(
     meter: Meter | None = None,
     control: object | None = None,
 ) -> EdgeApp:
-    """Wire the edge around a link that has been started. Link, meter and control plane stay their owner's to close.
+    """Wire the edge around a started engine client. The owners of client, meter and control plane close them.
 
     Args:  access   keys, limits and credit; None: every caller may use everything
            meter    records usage; None: usage is not recorded
@@ -86,15 +86,15 @@ def create_app(
     """
     clock = clock or SystemClock()
     access = access or Access(clock)
-    models, meters = ModelRouter([open_model(config, served, link, tokenizer, clock, access.directory)]), Meters()
+    models, meters = ModelRouter([open_model(config, served, client, tokenizer, clock, access.directory)]), Meters()
     admission = AdmissionControl(config.server.max_concurrent_requests)
     service = GenerationService(
         models=models, admission=admission, meters=meters, clock=clock, access=access, meter=meter
     )
-    health = Health(link, config.server, clock, load_timeout_s=config.adapters.load_timeout_s)
+    health = Health(client, config.server, clock, load_timeout_s=config.adapters.load_timeout_s)
     catalogue = Catalogue(models.default, clock)
     listeners = (meters.note_finished, catalogue.note, *([] if meter is None else [meter.note]))
-    link.watch(_EndListeners(listeners))
+    client.watch(_EndListeners(listeners))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

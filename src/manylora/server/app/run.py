@@ -141,7 +141,7 @@ async def _start(config: Config, membership: ControlSession, client: EngineClien
     await membership.begin()
     app = create_app(
         config,
-        link=client,
+        client=client,
         served=served,
         tokenizer=tokenizer,
         access=access,

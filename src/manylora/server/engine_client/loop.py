@@ -44,7 +44,7 @@ ACKNOWLEDGEMENT_WAIT_S = 1.0
 _PLAIN = TokenEvent(RequestId(""), 0)[2:]
 
 
-class TextDesk(Protocol):
+class EngineTexts(Protocol):
     """The engine's place for questions about the text rules of adapters; `engine/texts.py` is the real one."""
 
     def ask(self, number: int, ref: AdapterRef, flow: Flow, weight: int) -> None:
@@ -61,7 +61,7 @@ class EngineProtocol(Protocol):
     """The engine as its loop sees it; `engine/engine.py` is the real one. One thread calls it, no method waits."""
 
     @property
-    def texts(self) -> TextDesk: ...
+    def texts(self) -> EngineTexts: ...
 
     @property
     def has_work(self) -> bool: ...

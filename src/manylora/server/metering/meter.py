@@ -17,8 +17,7 @@ from typing import Protocol
 
 from manylora.charging import Charge, SequenceUse, charge_of
 from manylora.clock import Clock
-from manylora.engine.events import Finished as SequenceEnd
-from manylora.engine.events import FinishReason
+from manylora.engine.events import Finished, FinishReason
 from manylora.engine.request import Request
 from manylora.errors import ConfigInvalid, ManyloraError, RequestRejected, UsageUnrecorded
 from manylora.ids import KeyId, RequestId, TenantId, mint_usage_id
@@ -181,7 +180,7 @@ class Meter:
         self._spool.drop(usage.opened.id)
         usage.owner.note_charge(charge_of([], is_streamed=usage.opened.is_streamed))
 
-    def note(self, stream: SequenceStream, end: SequenceEnd) -> None:
+    def note(self, stream: SequenceStream, end: Finished) -> None:
         """Take the end of one sequence, whether its caller still reads it or not."""
         usage = self._open.pop(stream.request.id, None)
         if usage is None:

@@ -10,7 +10,7 @@ from manylora.server.metering import journal
 from manylora.server.metering.counted import Counted
 from manylora.server.metering.engine_journal import engine_lives_in, read_engine_journal, remove_engine_journal
 from manylora.server.metering.records import NO_TIMINGS, record_of
-from manylora.server.metering.spool import Dropped, Finished, Opened, read_segment
+from manylora.server.metering.spool import Dropped, Opened, Recorded, read_segment
 from manylora.usage import UsageRecord
 
 
@@ -52,7 +52,7 @@ def lost_requests(left: Sequence[tuple[Path, str, Path]]) -> list[LostRequest]:
                     opened[entry.id] = (folder, edge, entry)
                 case Dropped(usage_id):
                     ended.add(usage_id)
-                case Finished(record):
+                case Recorded(record):
                     ended.add(record.id)
     for usage_id in ended:  # only now: another edge may have closed it, whose files are sorted before
         opened.pop(usage_id, None)

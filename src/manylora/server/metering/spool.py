@@ -1,8 +1,8 @@
 """Usage on its way to the ledger: what was opened, what was finished, in files until the control plane has it.
 
-    spool-<edge>-<number>.log, entries: Opened, Dropped (no usage after all), Finished (the whole record)
+    spool-<edge>-<number>.log, entries: Opened, Dropped (no usage after all), Recorded (the whole record)
 
-`Opened` is a plain write; `Finished` is on the disk before the reply ends: one thread writes and syncs all that have
+`Opened` is a plain write; `Recorded` is on the disk before the reply ends: one thread writes and syncs all that have
 come since its last time. A segment goes when all that it finished is shipped and all that it opened is finished.
 """
 
@@ -65,12 +65,14 @@ class Dropped(msgspec.Struct, frozen=True, tag=True):
     id: UsageId
 
 
-class Finished(msgspec.Struct, frozen=True, tag=True):
+class Recorded(msgspec.Struct, frozen=True, tag="Finished"):
+    """The request has ended, and this is its whole record."""
+
     record: UsageRecord
 
 
 _Pending = tuple[UsageRecord, asyncio.Future[None]]
-SpoolEntry = Opened | Dropped | Finished
+SpoolEntry = Opened | Dropped | Recorded
 _encode = msgspec.msgpack.Encoder().encode
 _decode: msgspec.msgpack.Decoder[SpoolEntry] = msgspec.msgpack.Decoder(SpoolEntry)
 
@@ -152,7 +154,7 @@ class Spool:
             for offset, payload in read_entries(path, begin, end):
                 mark = offset
                 entry = _decode.decode(payload)
-                if isinstance(entry, Finished):
+                if isinstance(entry, Recorded):
                     records.append(entry.record)
                     if len(records) >= limit:
                         break
@@ -270,7 +272,7 @@ class Spool:
             try:
                 self._require_room(is_synced=True)
                 for record, _ in self._unwritten:
-                    self._append(_encode(Finished(record)))
+                    self._append(_encode(Recorded(record)))
                     num_written += 1
             except OSError as error:
                 failure = error

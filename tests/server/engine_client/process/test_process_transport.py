@@ -220,7 +220,7 @@ def test_an_engine_that_cannot_be_built_says_why(tmp_path: Path) -> None:
 def test_a_stream_hears_of_the_death_as_an_event(with_engine: WithEngine, tmp_path: Path) -> None:
     async def scenario(engine: OwnProcess) -> None:
         tokenizer = Tokenizer(tmp_path, model_id="tiny")
-        app = create_app(config_for(tmp_path), link=engine.client, served=engine.client.served, tokenizer=tokenizer)
+        app = create_app(config_for(tmp_path), client=engine.client, served=engine.client.served, tokenizer=tokenizer)
         async with (
             calling(app, "/generate_stream", {"inputs": "HOLD"}) as native,
             calling(app, "/v1/completions", {"prompt": "HOLD!", "stream": True, "max_tokens": 400}) as openai,

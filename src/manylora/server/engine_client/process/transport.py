@@ -143,9 +143,7 @@ class ProcessTransport:
         tasks: list[asyncio.Task[None]] = []
         try:
             process = await worker.spawn()
-            # Not awaited here: a worker that is killed before it connects never takes its order.
-            order = StartEngine(self._factory, self._config)
-            tasks.append(asyncio.create_task(worker.send_when_possible(order)))
+            worker.send_later(StartEngine(self._factory, self._config))
             tasks.append(asyncio.create_task(self._read_or_kill(worker, first)))
             tasks.append(asyncio.create_task(self._watch_over(process)))
             code = await process.wait()
@@ -179,7 +177,7 @@ class ProcessTransport:
                     self._note_last_words(frame)
                 case StepFrame(number):
                     self._receiver.receive(frame)
-                    await worker.send_when_possible(AcknowledgeFrame(number))
+                    worker.send_later(AcknowledgeFrame(number))
                 case _:
                     self._receiver.receive(frame)
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from typing import Any
 
 import zmq
 import zmq.asyncio
@@ -27,6 +28,7 @@ class Worker:
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(self.folder.address)
         self.process: asyncio.subprocess.Process | None = None
+        self._later: list[asyncio.Future[Any]] = []  # at most the order to start and one acknowledgement
 
     async def spawn(self) -> asyncio.subprocess.Process:
         """Start the process in a session of its own: Ctrl-C in the terminal reaches the edge alone, which drains."""
@@ -44,9 +46,13 @@ class Worker:
         if sent.done() and sent.exception() is not None:
             raise Overloaded("Model is overloaded")
 
-    async def send_when_possible(self, operation: Operation) -> None:
-        """Send, waiting for room in the socket's queue."""
-        await self._socket.send(encode(operation))
+    def send_later(self, operation: Operation) -> None:
+        """Send as soon as the socket has a peer and room: an operation that must not be refused.
+
+        It is not awaited: a process that never connects, or that has ended, would hold the caller up.
+        """
+        self._later = [sent for sent in self._later if not sent.done()]
+        self._later.append(asyncio.ensure_future(self._socket.send(encode(operation))))
 
     async def receive(self) -> Frame:
         """Wait for the next frame. Raises `msgspec.MsgspecError` for bytes that are none."""
