@@ -14,8 +14,8 @@ namespace ml {
 //   round_store   sixteen floats within int16, rounded to nearest even
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 
-// The compiler may add integers in any order, and would rather hold the products of two steps than a sum: the sums of a
-// tile then live in memory, and a sixth of the speed is gone. This makes it finish each sum.
+// The compiler may add integers in any order, and prefers to hold the products of two steps in registers: the sums of a
+// tile are then kept in memory, which costs a sixth of the speed. The empty instruction makes it finish each sum.
 inline __m512i in_turn(__m512i sum) {
     __asm__("" : "+v"(sum));
     return sum;
@@ -83,7 +83,7 @@ inline Sums add_products(Sums sums, Pairs w, Pairs x) {
 #endif
 }
 inline void round_store(int16_t* p, V16 v) {
-    // packs takes turns between the halves of its arguments; the permutation puts the four quarters in order.
+    // packs alternates between the halves of its arguments; the permutation restores the order of the four quarters.
     __m256i mixed = _mm256_packs_epi32(_mm256_cvtps_epi32(v.a), _mm256_cvtps_epi32(v.b));
     _mm256_storeu_si256((__m256i*)p, _mm256_permute4x64_epi64(mixed, 0xd8));
 }
@@ -129,7 +129,7 @@ inline void round_store(int16_t* p, V16 v) {
 
 #endif
 
-// The first `count` (< 16) sums, zeros after them; never touches what follows them.
+// The first `count` (< 16) sums, zeros after them; memory after them is not accessed.
 inline Sums load_first(const int32_t* p, int count) {
     int32_t padded[LANES] = {};
     std::memcpy(padded, p, size_t(count) * 4);

@@ -70,7 +70,7 @@ template <> inline V16 load_split<float>(const float* p) { return load(p); }
 template <> inline V16 load_split<bf16>(const bf16* p) { return load_bf16(p); }
 template <class W> inline V16 join(V16 v) { return v; }
 template <class W> inline V16 split(V16 v) { return v; }
-// 2**(the integer a float holds above the magic number 1.5 * 2**23).
+// Returns 2**n for magic_sum = 1.5 * 2**23 + n.
 inline V16 power_of_two(V16 magic_sum) {
     __m512i n = _mm512_sub_epi32(_mm512_castps_si512(magic_sum.a), _mm512_set1_epi32(0x4b400000 - 127));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(n, 23))};
@@ -192,7 +192,7 @@ template <class W> V16 load_plain(const W* p);
 template <> inline V16 load_plain<float>(const float* p) { return load(p); }
 template <> inline V16 load_plain<bf16>(const bf16* p) { return load_bf16(p); }
 
-// The first `count` (< 16) elements, zeros after them; never reads past them.
+// The first `count` (< 16) elements, zeros after them; memory after them is not read.
 template <class W> inline V16 load_first(const W* p, int count) {
     W padded[LANES] = {};
     std::memcpy(padded, p, size_t(count) * sizeof(W));

@@ -1,4 +1,4 @@
-// How a product with packed panels is cut over the pool: blocks of rows times slices of panels.
+// The division of a product with packed panels over the pool: blocks of rows times slices of panels.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@ namespace ml {
 
 // Calls f(first row, last row, first panel, last panel) for every piece, half-open.
 //   block_rows  rows of x that stay in a second-level cache beside a panel
-//   group       panels that are walked together; slices are cut between groups
+//   group       panels that are read side by side; slices are cut between groups
 //   panel_cost  products of one row with one panel, in units of a bfloat16 product
 // Below about eight rows the time of a panel is its read from memory, not its arithmetic; a slice is then a quarter of a
 // megabyte.

@@ -1,7 +1,7 @@
 // The one product micro-kernel: MR rows times P panels of sixteen columns, a sequential FMA chain over k for each output.
 //
 // Linear layers, attention scores, attention outputs and LoRA's expand all call it. The chain of an output element does
-// not depend on MR or P, which are chosen for speed alone: that is why a row has the same bits in every batch.
+// not depend on MR or P, which are chosen for speed alone. So a row has the same bits in every batch.
 #pragma once
 
 #include "simd.h"
@@ -31,7 +31,7 @@ inline __attribute__((always_inline)) void step(const float* __restrict x, int64
 }
 
 // acc[r][p] += x[r * ldx + k] * w[p][k * stride + lane], k = 0 .. count - 1 in order; lanes in W's split order.
-// AHEAD: also fetch into the second-level cache what lies `ahead` elements further on, the panels needed next.
+// AHEAD: also prefetch the next panels, `ahead` elements further on, into the second-level cache.
 template <class W, int MR, int P, bool AHEAD = false>
 inline __attribute__((always_inline)) void accumulate(
     const float* __restrict x, int64_t ldx, const W* const* __restrict w, int64_t stride, int64_t count, V16 (&acc)[MR][P],

@@ -5,8 +5,8 @@
 //   values  (head_dim / 16, slots, 16)   sixteen dimensions side by side: an output panel is a product over positions
 // with slots and head_dim rounded up to sixteen where they are a panel's lanes. Both products use the kernel of tile.h.
 //
-// A row's scores, its sum and its outputs are accumulated over its own positions in ascending order, panels standing at
-// absolute positions. Rows of one sequence are taken together for speed alone.
+// A row's scores, sum and outputs are accumulated over its own positions in ascending order, in panels at absolute
+// positions. Rows of one sequence share a tile for speed alone.
 
 #include <algorithm>
 #include <cmath>
@@ -47,7 +47,7 @@ struct Call {
     }
 };
 
-// Consecutive positions of one sequence, taken together because they read the same keys.
+// Consecutive positions of one sequence, which read the same keys.
 struct Tile { int64_t row, rows, position; const int32_t* blocks; };
 
 // The valid lanes of a panel, or slots of a block: [lo, hi).
@@ -108,8 +108,8 @@ class TileAttention {
         return kv_.value_block(call_.layer, tile_.blocks[block], kv_head_);
     }
 
-    // What is read after a panel of keys. A sequence's blocks lie anywhere, and each is too short for the processor to
-    // notice that it is being walked: without fetching one ahead, decoding many sequences waits for every block.
+    // The panel that is read after a panel of keys. A sequence's blocks lie anywhere, and each is too short for the
+    // processor's own prefetches: without an explicit one, decoding of many sequences waits for every block.
     const bf16* after_key_panel(int64_t panel) const {
         return panel + 1 < (block1_ - block0_) * kv_.groups() ? key_panel(panel + 1) : value_block(block0_);
     }
@@ -176,7 +176,7 @@ class TileAttention {
         return overlap(call_.first_position(position), position + 1, block * kv_.block_size, kv_.block_size);
     }
 
-    // Rows that use the same slots of the block go through it together; the others one after the other.
+    // Adds the values of a block to all rows that use the same slots of it at once.
     void add_values(int64_t block) {
         for (int64_t row = 0; row < tile_.rows;) {
             Range slots = slots_of(row, block);
@@ -276,7 +276,8 @@ void ml::rotate_and_store(
     const int64_t rows = qkv.count, dim = kv.head_dim, half = dim / 2;
     const int64_t chunks = chunks_for(rows, rows * qkv.width, 1 << 14, pool_threads(pool));
     auto row_work = [&](int64_t row, std::vector<float>& key) {
-        const float *from = qkv.row(row), *c = rope.cos + batch.positions[row] * half, *s = rope.sin + batch.positions[row] * half;
+        const int64_t angle = batch.positions[row] * half;
+        const float *from = qkv.row(row), *c = rope.cos + angle, *s = rope.sin + angle;
         for (int64_t h = 0; h < heads; ++h) rotate(from + h * dim, c, s, half, q.row(row) + h * dim);
         const int64_t block = batch.slots[row] / kv.block_size, slot = batch.slots[row] % kv.block_size;
         for (int64_t h = 0; h < kv.kv_heads; ++h) {

@@ -2,7 +2,7 @@
 //
 // Packed layout: panels of thirty-two outputs; panel p holds, for each pair of inputs (2 j, 2 j + 1), the two weights
 // of output 32 p, of output 32 p + 1, ... side by side: 128 bytes. Missing outputs and the second half of an odd pair
-// are zeros. Each output is one chain over the pairs from zero, in this file always; a link of it is `add_products`.
+// are zeros. Each output is one chain of `add_products` over the pairs from zero.
 
 #include <vector>
 
@@ -24,10 +24,10 @@ int64_t panels_of(int64_t out) { return (out + WIDTH - 1) / WIDTH; }
 //                 multiply-adds, the odd input first
 //   round_pairs   sixteen pairs from thirty-two floats, rounded to nearest even; a NaN stays one
 //
-// This is what vdpbf16ps does (Source: Intel SDM, volume 2, VDPBF16PS, where these are float32 multiply-adds rounded to
-// nearest even whatever MXCSR says; a Zen 4 gave the same bits for two million random operands). Denormal weights,
-// activations and sums count as zeros to it, and so do denormals to the conversion (VCVTNE2PS2BF16): below 1.2e-38. The
-// other branch, made to be tested on any processor, keeps them and is alike in all else.
+// The instruction vdpbf16ps computes this (Source: Intel SDM, volume 2, VDPBF16PS: float32 multiply-adds rounded to nearest
+// even, independent of MXCSR; a Zen 4 gave the same bits for two million random operands). It treats denormal weights,
+// activations and sums, below 1.2e-38, as zeros, and so does the conversion (VCVTNE2PS2BF16). The other branch, for tests
+// on any processor, keeps denormals and has the same results otherwise.
 #if defined(__AVX512BF16__)
 
 constexpr bool HAS_PRODUCTS = true;
@@ -79,8 +79,8 @@ struct Product {
     Tiles tiles;
     int64_t pairs, out;
 
-    // Stores MR rows of N registers of columns, what of them lies inside y. All loops are unrolled: an index that is
-    // not constant would send the sums through memory.
+    // Stores the columns inside y of MR rows of N registers. All loops are unrolled: with an index that is not constant
+    // the compiler would keep the sums in memory.
     template <int MR, int N> void put(int64_t row, int64_t column, const V16 (&acc)[MR][N]) const {
         float* to = y + row * out + column;
         if (column + N * LANES <= out) {
@@ -100,8 +100,8 @@ struct Product {
     }
 };
 
-// The MR rows from `row` on, which are a tile, times P panels from `first` on. AHEAD also fetches the panels that
-// follow these into the second-level cache.
+// The MR rows of the tile at `row` times P panels from `first` on. AHEAD also fetches the following panels into the
+// second-level cache.
 template <int MR, int P, bool AHEAD>
 void multiply(const Product& job, int64_t row, int64_t first) {
     constexpr int N = 2 * P;
@@ -128,10 +128,10 @@ void multiply(const Product& job, int64_t row, int64_t first) {
     job.put(row, first * WIDTH, acc);
 }
 
-// A tile alone: the weights stream from memory once, and below some eight rows the read is all the time there is.
-// Panels walked side by side give it more chains, which hide the latency of additions, and the processor more streams
-// to follow, as many as registers allow. Whether fetching ahead helps it or is in its way was measured (Zen 4): with
-// two to four rows it costs a tenth, else it gains as much.
+// A single tile: the weights stream from memory once, and below some eight rows the read takes all the time. Panels side by
+// side, as many as registers allow, give more chains, which hide the latency of additions, and more streams for the
+// processor to prefetch. Explicit prefetches cost a tenth of the speed with two to four rows and gain a tenth otherwise
+// (measured on a Zen 4).
 constexpr int side_by_side(int64_t rows) {
     if (!HAS_PRODUCTS) return 1;
     return rows <= 2 ? 4 : rows <= 4 ? 3 : rows <= 6 ? 2 : 1;
@@ -145,8 +145,8 @@ template <int MR> void stream(const Product& job, int64_t first, int64_t last) {
     for (; p < last; ++p) multiply<MR, 1, is_fetched(MR)>(job, 0, p);
 }
 
-// Several tiles: a panel stays in the second-level cache while all tiles of the block pass over it. Pieces of a panel
-// that stay in the first-level cache would have sums put aside between them, and are slower.
+// Several tiles: a panel stays in the second-level cache while the block's tiles are multiplied by it. Pieces of a panel
+// for the first-level cache are slower, since the sums have to be stored between them.
 void block(const Product& job, int64_t tile0, int64_t tile1, int64_t first, int64_t last) {
     for (int64_t p = first; p < last; ++p)
         for (int64_t tile = tile0; tile < tile1; ++tile) {
@@ -185,7 +185,7 @@ void round_row(const float* x, int64_t in, uint32_t* to, int64_t height) {
     }
 }
 
-// The rows of the call under way on this thread as `Product` has them; grows to the largest step and stays.
+// The rounded rows of this thread's current call, for `Product`; the memory grows to the largest step and is kept.
 const uint32_t* round_rows(Pool* pool, const float* x, const Tiles& tiles, int64_t in) {
     thread_local std::vector<uint32_t> scratch;
     const int64_t pairs = pairs_of(in);

@@ -2,10 +2,10 @@
 //
 // Packed layout: panels of sixteen outputs; panel p holds, for each pair of inputs (k, k + 1), the two weights of output
 // 16 p, of output 16 p + 1, ... side by side: 32 bytes. Missing outputs and the second half of an odd pair are zeros.
-// The scales of all outputs stand before the first panel, so that one address says where all of it is.
+// The scales of all outputs lie before the first panel, so that one address is enough.
 //
-// Weights are widened to int16 once for all rows of a tile, so the multiplier takes int16 from both sides, and x may have
-// far more than 127 levels for nothing. How many: as many as the int32 sum can hold in the worst case (`levels_for`).
+// Weights are widened to int16 once for all rows of a tile. The multiplier takes int16 from both sides, so that x may have
+// far more than 127 levels at no cost: as many as the int32 sum can hold in the worst case (`levels_for`).
 
 #include <cstddef>
 #include <limits>
@@ -26,7 +26,7 @@ constexpr float SMALLEST = 1e-30f;  // below it a row counts as zeros: levels / 
 int64_t pairs_of(int64_t in) { return (in + 1) / 2; }
 int64_t panels_of(int64_t out) { return (out + LANES - 1) / LANES; }
 
-// The parts of a packed (out, in) weight: (panels * 16,) float32 of what one level of each output is worth, the panels.
+// The parts of a packed (out, in) weight: (panels * 16,) float32 scales of the outputs, then the panels.
 float* scales_of(void* packed) { return static_cast<float*>(packed); }
 const float* scales_of(const void* packed) { return static_cast<const float*>(packed); }
 int8_t* panels_at(void* packed, int64_t out) {
@@ -44,8 +44,8 @@ int levels_for(int64_t in) {
 // not all fall into the same set of the first-level cache.
 int64_t row_stride(int64_t in) { return (in + 31) / 32 * 32 + 32; }
 
-// to[k] = round(x[k] * levels / largest |x|), zeros up to the next multiple of 16; returns what one level is worth.
-// A row that holds a NaN or an infinity becomes zeros worth NaN each.
+// to[k] = round(x[k] * levels / largest |x|), zeros up to the next multiple of 16. Returns the scale, the value of
+// one level. A row that holds a NaN or an infinity becomes zeros of the scale NaN.
 float quantise(const float* x, int64_t in, int levels, int16_t* to) {
     auto get = [&](int64_t k) { return k + LANES <= in ? load(x + k) : load_first(x + k, int(in - k)); };
     V16 most = zero(), finite = zero();
@@ -76,7 +76,7 @@ struct Product {
     int64_t panels() const { return panels_of(out); }
     const int8_t* panel(int64_t p) const { return packed + p * pairs * PAIR_BYTES; }
 
-    // Between two pieces of k the sums stand, as integers, where the result will.
+    // Between two pieces of k the memory of the result holds the sums, as integers.
     Sums resume(int64_t row, int64_t panel) const {
         int64_t column = panel * LANES;
         const int32_t* from = reinterpret_cast<const int32_t*>(y + row * out + column);
@@ -155,7 +155,7 @@ template <int MR> void stream(const Product& job, int64_t first, int64_t last) {
     for (; p < last; ++p) multiply<MR, 1, (MR > 1)>(job, 0, p, 0, job.pairs);
 }
 
-// Many rows: a piece of a panel and of a tile of rows stay in a first-level cache of 32 KB while the rows pass.
+// Many rows: a piece of a panel and of a tile of rows stay in a first-level cache of 32 KB.
 void block(const Product& job, int64_t row0, int64_t row1, int64_t first, int64_t last) {
     constexpr int64_t DEPTH = (16 << 10) / (PAIR_BYTES * TILE_PANELS);
     const int64_t pieces = (job.pairs + DEPTH - 1) / DEPTH;
@@ -190,7 +190,7 @@ void product(Pool* pool, const Product& job) {
     for_slices(pool, job.rows, job.panels(), block_rows, group, job.pairs * LANES, piece);
 }
 
-// Quantised rows of the call under way on this thread; grows to the largest step and stays.
+// The quantised rows of this thread's current call; the memory grows to the largest step and is kept.
 struct Scratch {
     std::vector<int16_t> x;
     std::vector<float> worth;

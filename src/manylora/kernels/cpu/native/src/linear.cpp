@@ -1,7 +1,7 @@
 // Linear layers with bfloat16 weights and float32 activations: y = x @ weight.T.
 //
 // Packed layout: panels of sixteen output columns; panel p holds, for k = 0 .. in - 1, weight[16 p .. 16 p + 15][k] side
-// by side. The last panel is padded with zeros. Each output is one FMA chain over k from zero, in this file always.
+// by side. The last panel is padded with zeros. Each output is one FMA chain over k from zero.
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -58,9 +58,9 @@ void multiply(const Product& job, int64_t row, int64_t first, int64_t k0, int64_
         for (int p = 0; p < P; ++p) job.put(row + r, first + p, join<bf16>(acc[r][p]));
 }
 
-// Few rows: the weights stream from memory once, and each is used so little that the read is all the time there is. One
-// row has too few chains to hide an FMA's latency, so several panels are walked side by side; the processor follows
-// these streams by itself, and fetching ahead for it costs a fifth. From two rows on it pays again.
+// Few rows: the weights stream from memory once, and the read takes all the time. One row has too few chains to hide the
+// latency of an FMA, so several panels are read side by side. The processor prefetches these streams by itself, and
+// explicit prefetches cost a fifth of the speed; from two rows on they raise it.
 template <int MR> constexpr int stream_panels = MR == 1 ? 4 : MR == 2 ? 2 : 1;
 
 template <int MR> void stream(const Product& job, int64_t first, int64_t last) {
@@ -70,7 +70,7 @@ template <int MR> void stream(const Product& job, int64_t first, int64_t last) {
     for (; p < last; ++p) multiply<MR, 1, (MR > 1)>(job, 0, p, 0, job.in);
 }
 
-// Many rows: a piece of a panel stays in the first-level cache while all rows of the block pass over it.
+// Many rows: a piece of a panel stays in the first-level cache while the block's rows are multiplied by it.
 void block(const Product& job, int64_t row0, int64_t row1, int64_t first, int64_t last) {
     constexpr int64_t DEPTH = 512;  // 16 KB of panel and 12 KB of rows in a cache of 32 KB
     for (int64_t k0 = 0; k0 < job.in; k0 += DEPTH) {
@@ -142,8 +142,8 @@ void ml_pack(ml::Pool* pool, const ml::bf16* weight, ml::bf16* packed, int64_t o
     });
 }
 
-// Asks for large pages under a buffer that is about to be filled: a step walks all weights, and small pages cost it
-// address translations. Only advice; does nothing where the system does not know it.
+// Advises the system to back a buffer with large pages before it is filled: a step reads all weights, and small pages cost
+// it address translations. A system without such advice ignores it.
 void ml_advise_huge(void* data, int64_t bytes) {
 #if defined(MADV_HUGEPAGE)
     constexpr uintptr_t PAGE = 4096;
@@ -155,8 +155,8 @@ void ml_advise_huge(void* data, int64_t bytes) {
 #endif
 }
 
-// Gives the whole pages inside a stretch of anonymous memory back to the system; they read as zeros from then on.
-// Returns whether the system knows how to. Pages that the stretch shares with its neighbours stay.
+// Returns the whole pages inside a range of anonymous memory to the system; they read as zeros from then on. Pages that the
+// range shares with its neighbours stay. Returns 0 where the system has no such call.
 int ml_discard(void* data, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_DONTNEED)
     constexpr uintptr_t PAGE = 4096;

@@ -2,7 +2,8 @@
 //
 // Two passes over a list of small tasks: shrink (h = x . A, a dot product per rank) and expand (y += h . B). A task is
 // some rows of one segment and one target, so that rows of one adapter share its weights in the cache.
-// Each h is one dot product in sixteen lanes; each y gets one chain over the ranks, added once: the order is a row's own.
+// Each h is one dot product in sixteen lanes; each y gets one chain over the ranks, added once: the order depends on the row
+// alone.
 
 #include <algorithm>
 #include <vector>
@@ -34,7 +35,7 @@ struct Call {
     int64_t in;
 };
 
-// h of MR rows and NR ranks; the tail of fewer than sixteen elements takes part as if padded with zeros.
+// h of MR rows and NR ranks; the tail of fewer than sixteen elements is padded with zeros.
 template <class W, int MR, int NR>
 void dots(const Call& call, const Task& task, int64_t row, int64_t rank) {
     const float* x = call.x + row * call.in;

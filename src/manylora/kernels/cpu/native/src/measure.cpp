@@ -1,4 +1,4 @@
-// The two ceilings of a machine as these kernels see them: how fast its cores read memory, how fast they multiply-add.
+// The two ceilings of a machine for these kernels: the rates at which its cores read memory and multiply-add.
 
 #include <algorithm>
 #include <chrono>
@@ -13,7 +13,7 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// Kept from the optimiser, which must not drop a loop whose result nobody reads.
+// Holds results, so that the optimiser keeps the loops.
 volatile float sink;
 
 }  // namespace

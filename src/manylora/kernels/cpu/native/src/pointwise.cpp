@@ -43,7 +43,7 @@ void norm_row(const float* x, const float* weight, float* y, int64_t width, floa
         store_first(y + i, mul(mul(load_first(x + i, rest), scale), load_first(weight + i, rest)), rest);
 }
 
-// The rows of one segment again, with the adapter's own weight of norm `index`.
+// Computes the rows of one segment again, with the adapter's own weight of norm `index`.
 template <class W> void own_norm(Pool* pool, Rows x, Rows y, int64_t index, float eps, const Segment& segment) {
     const int64_t offset = segment.extras[NORMS_AT + index];
     if (offset < 0) return;

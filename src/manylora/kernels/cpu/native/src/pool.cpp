@@ -2,8 +2,8 @@
 // microseconds away, and then sleeps, because other processes share the cores (docs/decisions/threads.md).
 //
 // One atomic word holds (generation, chunks not yet taken). A chunk is taken by a compare-and-swap on the whole word, so
-// a worker that comes late to a finished job can take nothing, and the caller never waits for a worker that has taken
-// nothing: when the other cores are busy elsewhere, the caller simply does all the work.
+// a worker that is late for a finished job takes nothing, and the caller never waits for a worker that has taken nothing:
+// while other processes use the other cores, the caller does all the work.
 
 #include "pool.h"
 
@@ -62,7 +62,7 @@ class Pool {
         }
         take_all(uint32_t(generation));
         for (int spins = 0; done_.load(std::memory_order_acquire) != uint32_t(chunks); ++spins) {
-            // A worker that was put aside by the system mid-chunk needs this core more than our spinning does.
+            // A worker that the system suspended in a chunk may need this core.
             if (spins < 4096) ML_PAUSE(); else std::this_thread::yield();
         }
         busy_.clear(std::memory_order_release);

@@ -1,8 +1,8 @@
-// Draws a token for each row of logits: temperature, top_k, top_p and min_p in this order, then the inverse of the running
-// sum of what is left, ranked. `sampling.py` says the same in numpy and is the specification.
+// Samples a token for each row of logits: temperature, top_k, top_p and min_p in this order, then the inverse of the
+// running sum of the ranked rest. `sampling.py` is the specification, in numpy.
 //
-// A draw seldom looks past the few most likely of some fifty thousand tokens. So the tokens are ranked in layers, each a
-// few factors of e less likely than the one before, and only as many layers as the draw asks for.
+// A draw rarely needs more than the few most likely of some fifty thousand tokens. So the tokens are ranked in layers, each
+// a few factors of e less likely than the one before, and only as many layers as the draw needs.
 
 #include <algorithm>
 #include <cmath>
@@ -93,7 +93,7 @@ class Draw {
             sum += weights_[size_t(i)];
             if (sum > target) return ranked_[size_t(i)].token;
         }
-        // Two sums may differ in their last bit, and a point just below 1 then lies past the end.
+        // The two sums may differ in their last bit; then a point just below 1 lies past the end.
         return ranked_[size_t(std::min<int64_t>(count_, int64_t(ranked_.size())) - 1)].token;
     }
 
@@ -103,7 +103,7 @@ class Draw {
         keep_first(std::min<int64_t>(count, int64_t(ranked_.size())));
     }
 
-    // The fewest that reach `mass`.
+    // Keeps the fewest candidates that reach `mass`.
     void keep_mass(double mass) {
         double sum = 0.0;
         for (int64_t i = 0; has(i); ++i) {
@@ -113,7 +113,7 @@ class Draw {
         keep_first(std::min<int64_t>(count_, int64_t(ranked_.size())));
     }
 
-    // The best has weight 1.
+    // Keeps the candidates of at least this weight; the best has weight 1.
     void keep_likely(float least) {
         int64_t i = 0;
         while (has(i) && weights_[size_t(i)] >= least) ++i;
@@ -126,7 +126,7 @@ class Draw {
         for (int64_t i = 0; i < count; ++i) total_ += weights_[size_t(i)];
     }
 
-    // Whether there is a candidate of this rank, ranking further if need be.
+    // Returns whether a candidate of this rank exists; ranks further layers as needed.
     bool has(int64_t rank) {
         if (rank >= count_) return false;
         while (rank >= int64_t(ranked_.size()))
@@ -136,7 +136,7 @@ class Draw {
 
     V16 weight(V16 logit) const { return exp(div(sub(logit, set1(peak_)), set1(temperature_))); }
 
-    // exp(-87) of the best is where a weight is no longer drawn: an excluded token has a logit of minus infinity.
+    // A token below exp(-87) of the best is never drawn; an excluded token has a logit of minus infinity.
     double sum_all() const {
         double total = 0.0;
         for (int64_t base = 0; base < vocab_; base += BLOCK) {
@@ -204,8 +204,8 @@ int64_t sample(const float* logits, int64_t vocab, const SamplingRule& rule, flo
 
 extern "C" {
 
-// logits (rows, vocab), rules (rows,) -> tokens (rows,) and peaks (rows,): each row's highest logit. `typical_p` is not
-// looked at. The time it took is added to `seconds`, if given.
+// logits (rows, vocab), rules (rows,) -> tokens (rows,) and peaks (rows,): each row's highest logit. It ignores
+// `typical_p`. The elapsed time is added to `seconds`, if given.
 void ml_sample(
     ml::Pool* pool, const float* logits, int64_t rows, int64_t vocab, const void* rules, int64_t* tokens, float* peaks,
     double* seconds) {
