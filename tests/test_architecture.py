@@ -63,6 +63,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"generation"},
         {"routes"},
         {"routes/lorax", "routes/openai"},
+        {"app/middleware"},
         {"app"},
     ],
     "control": [

@@ -27,10 +27,8 @@ SOURCE = ROOT / "src" / "manylora"
 SPELL_PATHS = {
     "http/paths.py",
     "server/access/control_client.py",  # the routes that it calls
-    "server/app/application.py",  # the router
     "control/http/api_documents.py",  # the documents' own addresses
     "server/app/documents.py",  # the documents' own addresses
-    "server/app/openapi_document.py",
     "server/schemas/lorax.py",  # a refusal that names the other route
 }
 

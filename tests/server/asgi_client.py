@@ -39,8 +39,9 @@ class Caller:
             parts.append(part)
         return b"".join(parts)
 
-    async def run(self, app: EdgeApp) -> None:
-        scope: dict[str, object] = {
+    @property
+    def scope(self) -> dict[str, object]:
+        return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": "1.1",
@@ -54,7 +55,9 @@ class Caller:
             "client": ("127.0.0.1", 1),
             "server": ("edge", 80),
         }
-        await app(scope, self._receive, self._send)
+
+    async def run(self, app: EdgeApp) -> None:
+        await app(self.scope, self._receive, self._send)
 
     async def _receive(self) -> dict[str, Any]:
         if not self._is_sent:

@@ -17,6 +17,7 @@ from manylora.config.address_rules import Network, network_of
 from manylora.errors import HostNotAllowed, OriginNotAllowed
 from manylora.http.loopback import is_loopback
 from manylora.http.paths import PATHS, Trait, deployment_path
+from manylora.system.printable import printable
 
 Scope = dict[str, Any]  # ASGI's own type is a dictionary of anything
 
@@ -95,8 +96,8 @@ class OriginPolicy:
             return None
         if not self.is_key_needed and not _is_open_to_pages(scope["path"]):
             raise OriginNotAllowed(
-                f"this came from a web page (`{origin[:80]}`), which may only infer and read models where no keys are "
-                "needed; use a program, or start the server with keys (server.auth=on)"
+                f"this came from a web page (`{printable(origin[:80])}`), which may only infer and read models where "
+                "no keys are needed; use a program, or start the server with keys (server.auth=on)"
             )
         is_own = origin != NO_ORIGIN and host is not None and _authority(origin) == host.lower()
         is_local = not self.is_key_needed and is_loopback(_name(origin))
@@ -104,7 +105,7 @@ class OriginPolicy:
         if is_own or is_local or is_listed:
             return None if origin == NO_ORIGIN else origin
         raise OriginNotAllowed(
-            f"web pages of `{origin[:80]}` may not use this server; its operator can name them in "
+            f"web pages of `{printable(origin[:80])}` may not use this server; its operator can name them in "
             "server.cors_allow_origins"
         )
 
@@ -121,7 +122,7 @@ class OriginPolicy:
         if any("." + ".".join(parents[start:]) in self.hosts for start in range(1, len(parents))):
             return given[0]
         raise HostNotAllowed(
-            f"this server does not answer to the host name `{name[:80]}`; use its address, or name it in "
+            f"this server does not answer to the host name `{printable(name[:80])}`; use its address, or name it in "
             "server.allowed_hosts"
         )
 

@@ -15,6 +15,7 @@ _IGNORED = "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-
 _INVISIBLE = re.compile(f"[{_IGNORED}]")
 _NOT_PLAIN = re.compile("[^\n -~]")
 """All but ASCII's visible characters and line ends: few letters of a long document are looked at one by one."""
+MAX_QUOTED = 80
 _MARKS = frozenset(("Mn", "Me"))
 _MAX_MARKS = 4
 """Combining marks on one letter; a pile of them covers the lines above and below."""
@@ -25,6 +26,11 @@ _OF_PROSE = frozenset("\n\t\u00a0\u200c\u200d\u202f\u3000\ufe0e\ufe0f")
 def printable(text: object) -> str:
     """A text as one line in which every character is visible."""
     return _escaped(str(text), keeps=frozenset())
+
+
+def quoted(text: str) -> str:
+    """The beginning of a text that a caller sent, at most `MAX_QUOTED` characters, for a message that names it."""
+    return f"'{printable(text[:MAX_QUOTED])}'"
 
 
 def printable_lines(text: object) -> str:

@@ -20,6 +20,7 @@ from manylora.errors import (
     TenantMismatch,
     TenantSuspended,
 )
+from manylora.http.callers import Caller
 from manylora.ids import TenantId
 from manylora.server.access.access import Access, Admission
 from manylora.server.access.credit import LeasedCredit
@@ -40,6 +41,14 @@ from tests.server.fake_control import PEPPER, FakeControl
 
 ACME, BETA = TenantId("acme"), TenantId("beta")
 BASE = "tiny"
+
+
+def caller_of(access: Access, method: str, path: str, authorization: str, path_tenant: str | None) -> Caller:
+    """The caller of a route, which may call it: as the guards of a router find it."""
+    caller = access.identify(method, path, authorization, path_tenant)
+    access.require_active(caller)
+    access.authorise(caller, method, path, path_tenant)
+    return caller
 
 
 def key_facts(text: str, tenant: TenantId = ACME, **changes: Any) -> KeyFacts:
@@ -71,7 +80,7 @@ def test_a_key_is_known_by_its_secret_and_its_tenant_by_it() -> None:
         access = Access(clock, is_key_needed=True, directory=directory)
 
         def ask(key: str, path: str = "/generate", tenant: str | None = None) -> Any:
-            return access.caller("POST", path, f"Bearer {key}", tenant)
+            return caller_of(access, "POST", path, f"Bearer {key}", tenant)
 
         caller = ask(text)
         assert (caller.tenant, caller.weight, caller.key) == (ACME, 3, text.split("_")[1])
@@ -91,11 +100,11 @@ def test_a_key_is_known_by_its_secret_and_its_tenant_by_it() -> None:
         assert len(told) == 1
         for header in ("", text, f"Basic {text}", "Bearer", "Bearer sk-1"):
             with pytest.raises(InvalidApiKey):
-                access.caller("POST", "/generate", header, None)
-        assert access.caller("GET", "/health", "", None).tenant == "default"
-        assert access.caller("GET", "/", "", None).tenant == "default"
+                caller_of(access, "POST", "/generate", header, None)
+        assert caller_of(access, "GET", "/health", "", None).tenant == "default"
+        assert caller_of(access, "GET", "/", "", None).tenant == "default"
         with pytest.raises(InvalidApiKey):
-            access.caller("POST", "/", "", None)
+            caller_of(access, "POST", "/", "", None)
 
     run(scenario)
 
@@ -107,21 +116,21 @@ def test_changes_are_learned_and_an_outage_stops_only_them() -> None:
         directory = directory_of(control, clock)
         await directory.refresh()
         access = Access(clock, is_key_needed=True, directory=directory)
-        access.caller("POST", "/generate", f"Bearer {text}", None)
+        caller_of(access, "POST", "/generate", f"Bearer {text}", None)
         control.is_away = True
         with pytest.raises(ControlUnavailable):
             await directory.refresh()
         clock.advance(599)
-        access.caller("POST", "/generate", f"Bearer {text}", None)
+        caller_of(access, "POST", "/generate", f"Bearer {text}", None)
         clock.advance(2)
         with pytest.raises(ControlUnavailable, match="600 s"):
-            access.caller("POST", "/generate", f"Bearer {text}", None)
+            caller_of(access, "POST", "/generate", f"Bearer {text}", None)
         control.is_away = False
         revoked = key_facts(text, is_revoked=True)
         control.snapshot_ = snapshot(is_whole=False, revision=2, keys=(revoked,))
         await directory.refresh()
         with pytest.raises(InvalidApiKey):
-            access.caller("POST", "/generate", f"Bearer {text}", None)
+            caller_of(access, "POST", "/generate", f"Bearer {text}", None)
 
     run(scenario)
 
@@ -134,20 +143,20 @@ def test_an_expired_key_is_not_valid() -> None:
         directory = directory_of(FakeControl(snapshot(tenants=(TenantFacts(id=ACME),), keys=keys)), clock)
         await directory.refresh()
         access = Access(clock, is_key_needed=True, directory=directory)
-        access.caller("POST", "/generate", f"Bearer {text}", None)
+        caller_of(access, "POST", "/generate", f"Bearer {text}", None)
         clock.advance(1)
         with pytest.raises(InvalidApiKey):
-            access.caller("POST", "/generate", f"Bearer {text}", None)
+            caller_of(access, "POST", "/generate", f"Bearer {text}", None)
 
     run(scenario)
 
 
 def test_without_keys_everybody_is_the_tenant_of_the_path() -> None:
     access = Access(ManualClock())
-    assert access.caller("POST", "/generate", "", None).tenant == "default"
-    caller = access.caller("POST", "/generate", "Bearer hf_token", "acme")
+    assert caller_of(access, "POST", "/generate", "", None).tenant == "default"
+    caller = caller_of(access, "POST", "/generate", "Bearer hf_token", "acme")
     assert (caller.tenant, caller.key, caller.source_token) == ("acme", None, "hf_token")
-    assert access.caller("POST", "/generate", "Bearer sk-x", None).source_token == ""
+    assert caller_of(access, "POST", "/generate", "Bearer sk-x", None).source_token == ""
 
 
 UPLOADS = (
@@ -352,7 +361,7 @@ def test_a_refusal_for_credit_gives_the_limits_back() -> None:
         directory = directory_of(control, clock)
         await directory.refresh()
         access = Access(clock, is_key_needed=True, directory=directory, purse=purse_of(control, clock))
-        caller = access.caller("POST", "/generate", f"Bearer {text}", None)
+        caller = caller_of(access, "POST", "/generate", f"Bearer {text}", None)
 
         async def ask() -> Admission:
             admission = access.enter(caller, sequences=1)

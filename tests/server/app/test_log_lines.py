@@ -2,15 +2,17 @@
 
 import json
 import logging
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx2
 import pytest
+from fastapi import APIRouter, FastAPI
+from starlette.responses import Response
 from structlog.testing import capture_logs
 
+from manylora.clock import Clock
 from manylora.config.groups.server import ServerConfig
 from manylora.control.app.application import create_control_app
 from manylora.control.storage.database import database_url, migrate
@@ -18,7 +20,9 @@ from manylora.http.loopback import CALLER_HEADER
 from manylora.server.access.access import Access
 from manylora.server.access.control_client import HttpControlClient
 from manylora.server.access.directory import REPORT_S, Directory
-from manylora.server.app.middleware import EdgeMiddleware
+from manylora.server.app.error_handlers import handle_errors
+from manylora.server.app.middleware.layers import layered
+from manylora.server.http.routing import Guards
 from manylora.server.observability.metrics import Meters
 from manylora.tenancy import AdapterAct
 from tests.control.plane import EDGE_TOKEN, Plane, in_plane
@@ -36,14 +40,15 @@ class Front:
     def __init__(self, plane: Plane) -> None:
         control = create_control_app(plane.control)
         self.directory = Directory(HttpControlClient(EDGE_TOKEN, app=control), plane.clock, poll_s=1.0, max_age_s=1e9)
-        edge = EdgeMiddleware(
-            _nothing,
+        access = Access(plane.clock, is_key_needed=True, directory=self.directory)
+        edge = layered(
+            cast(Any, _guarded(access, plane.clock)),
             settings=ServerConfig(),
             models=cast(Any, SimpleNamespace(serves=lambda deployment: True)),
             meters=Meters(),
             clock=plane.clock,
-            access=Access(plane.clock, is_key_needed=True, directory=self.directory),
-            control=control,
+            access=access,
+            control=cast(Any, control),
         )
         transport = httpx2.ASGITransport(cast(Any, edge), client=("192.0.2.9", 1))
         self.client = httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1")
@@ -56,9 +61,13 @@ class Front:
         return reply, {**line}
 
 
-async def _nothing(scope: Seen, receive: object, send: Callable[[Seen], Awaitable[None]]) -> None:
-    await send({"type": "http.response.start", "status": 204, "headers": []})
-    await send({"type": "http.response.body", "body": b""})
+def _guarded(access: Access, clock: Clock) -> FastAPI:
+    """An application whose every path is guarded and answers nothing."""
+    api, router = FastAPI(), APIRouter(dependencies=Guards(access).with_body)
+    router.add_api_route("/{path:path}", lambda: Response(status_code=204), methods=["GET", "POST"])
+    api.router.routes[:] = router.routes
+    handle_errors(api, clock)
+    return api
 
 
 def run(tmp_path: Path, scenario: Any) -> None:

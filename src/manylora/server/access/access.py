@@ -61,12 +61,6 @@ class Access:
         self._free_bases = frozenset(free_bases)
         self._limiter = Limiter(clock)
 
-    def caller(self, method: str, path: str, authorization: str, path_tenant: str | None) -> Caller:
-        """Return the caller of a route, which may call it: as `identify`, and then `authorise`."""
-        caller = self.identify(method, path, authorization, path_tenant)
-        self.authorise(caller, method, path, path_tenant)
-        return caller
-
     def identify(self, method: str, path: str, authorization: str, path_tenant: str | None) -> Caller:
         """Return the caller of a request, whatever it may do; a route without scopes needs no key, and reads none.
 
@@ -88,12 +82,15 @@ class Access:
             return False
         return caller.state is TenantState.ACTIVE and Scope.ADMIN in caller.scopes
 
+    def require_active(self, caller: Caller) -> None:
+        """Raise `TenantSuspended` unless the caller's tenant is active."""
+        require_active(caller.tenant, caller.state)
+
     def authorise(self, caller: Caller, method: str, path: str, path_tenant: str | None) -> None:
-        """Raises `TenantSuspended`, `InsufficientPermissions`, `TenantMismatch`.
+        """Raises `InsufficientPermissions`, `TenantMismatch`.
 
         An unknown path needs a key of any scope, so that callers without one do not learn which paths there are.
         """
-        require_active(caller.tenant, caller.state)
         if not self.is_key_needed:
             return
         require_any(caller.scopes, _scopes_of(method, path, KEYLESS))

@@ -54,7 +54,7 @@ class ControlProxy:
             reply = await self._client.send(request, stream=True)
         except httpx2.HTTPError as error:
             refusal = ControlUnavailable(f"the control plane does not answer ({type(error).__name__})")
-            await HttpContext(scope, send, self._clock).fail(refusal)
+            await HttpContext(scope, self._clock).fail(refusal)
             return
         try:
             await _answer(reply, send)

@@ -1,16 +1,21 @@
 """The documents of the routes that a caller may use, the control plane's among them: `/openapi.json` and `/docs`."""
 
-import msgspec
+from typing import Any
 
-from manylora import __version__
+import msgspec
+from fastapi import APIRouter, FastAPI
+
+from manylora.clock import Clock
 from manylora.http.api_page import MEDIA_TYPE, PAGE_HEADERS, api_page
 from manylora.http.paths import SERVER_ROUTES
 from manylora.http.scopes import told_of
 from manylora.server.access.access import Access
-from manylora.server.app.openapi_document import Schema, openapi_document
+from manylora.server.app.openapi_document import openapi_document
 from manylora.server.http.context import HttpContext
 from manylora.server.http.operators import is_operator
+from manylora.server.http.routing import Guards, Routes
 
+Json = dict[str, Any]  # JSON values of several types
 DOCUMENT_PATH = "/api-doc/openapi.json"
 MOST_KEPT = 4
 """Of documents that were made: one a kind of caller, and those of a control plane before its upgrade."""
@@ -18,15 +23,29 @@ AWAY = "The control plane does not answer now, so that its routes are missing he
 VARY = {"vary": "authorization"}
 
 
+def documents_router(documents: "Documents", guards: Guards, clock: Clock) -> APIRouter:
+    """Return the router of the documents."""
+    router = Routes(APIRouter(dependencies=guards.keyless), clock)
+    document: dict[int, object] = {200: dict[str, Any]}
+    router.add("GET /docs", documents.docs, "This document as a page", replies={200: "An HTML page"})
+    router.add("GET /openapi.json", documents.openapi, "This document: the routes that you may use", replies=document)
+    router.add(f"GET {DOCUMENT_PATH}", documents.openapi, "This document, under the path of LoRAX", replies=document)
+    return router.router
+
+
 class Documents:
     """Asks the control plane for its part each time, and joins the two when it has changed."""
 
-    def __init__(self, access: Access, control: object | None, *, admin_open: bool) -> None:
-        """`control`: the control plane's ASGI application; None: there is none."""
+    def __init__(self, api: FastAPI, access: Access, control: object | None, *, admin_open: bool) -> None:
+        """`api`: the routes; `control`: the control plane's ASGI application, None: there is none."""
+        self._api = api
         self._access = access
         self._control = control
         self._admin_open = admin_open
         self._made: dict[tuple[bool, bytes], tuple[bytes, bytes]] = {}
+
+    def _own(self) -> Json:
+        return openapi_document(self._api.routes, title=self._api.title, version=self._api.version)
 
     async def openapi(self, context: HttpContext) -> None:
         document, _ = await self._of(context)
@@ -45,7 +64,7 @@ class Documents:
         told = b"" if self._control is None else await context.ask(self._control, "/openapi.json")
         made = self._made.get((is_operators, told))
         if made is None:
-            document = _joined(openapi_document(__version__), told, is_operators, has_control=self._control is not None)
+            document = _joined(self._own(), told, is_operators, has_control=self._control is not None)
             made = msgspec.json.encode(document), api_page(document, source=DOCUMENT_PATH)
             if len(self._made) >= MOST_KEPT:
                 self._made.clear()
@@ -53,18 +72,17 @@ class Documents:
         return made
 
 
-def _joined(own: Schema, told: bytes, is_operators: bool, *, has_control: bool) -> Schema:
+def _joined(own: Json, told: bytes, is_operators: bool, *, has_control: bool) -> Json:
     """The server's routes and the control plane's, of which `/health` and `/openapi.json` are the server's here."""
     shown = SERVER_ROUTES.documented(is_operator=is_operators)
-    paths: dict[str, dict[str, Schema]] = {}
-    found: dict[str, dict[str, Schema]] = own["paths"]  # type: ignore[assignment]  # as the document is built
-    for path, methods in found.items():
+    paths: dict[str, Json] = {}
+    for path, methods in own["paths"].items():
         for method, operation in methods.items():
             if (route := shown.get((path, method))) is not None:
                 paths.setdefault(path, {})[method] = {**operation, "description": told_of(route.scopes)}
     if not told:
-        info = {**own["info"], **({"description": AWAY} if has_control else {})}  # type: ignore[dict-item]  # as above
+        info = {**own["info"], **({"description": AWAY} if has_control else {})}
         return {**own, "info": info, "paths": paths}
-    control: dict[str, Schema] = msgspec.json.decode(told)
+    control: Json = msgspec.json.decode(told)
     theirs = {path: methods for path, methods in control["paths"].items() if path not in paths}
     return {**own, "paths": paths | theirs, "components": control.get("components", {})}

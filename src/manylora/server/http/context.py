@@ -1,6 +1,5 @@
-"""One HTTP request and its reply, whole or as a stream of events, told in the dialect of its path."""
+"""One HTTP request and its reply, whole or as a stream of events, with errors in the dialect of its path."""
 
-import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,16 +7,17 @@ from typing import Any
 from urllib.parse import parse_qsl, quote
 
 import msgspec
-import structlog
 
 from manylora.clock import Clock
-from manylora.errors import EngineFault, ManyloraError
+from manylora.errors import ManyloraError
 from manylora.http.callers import NOBODY, Caller
 from manylora.http.dialects import body_of, headers_of, status_of, stream_body_of
 from manylora.http.paths import PATHS
 from manylora.ids import TenantId
 
 STREAM_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
+SEND = "manylora.send"
+"""In the scope: the way out past the framework's layers, which would look at each event of a stream."""
 HTTP_OK, CLIENT_CLOSED_REQUEST = 200, 499
 
 DONE = b"data: [DONE]\n\n"
@@ -33,22 +33,28 @@ _VISIBLE = re.compile(r"[!-~]{1,128}")
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 @dataclass(slots=True, kw_only=True)
 class RequestState:
-    """What the outermost layer knows of a request, and what is logged at its end.
+    """The state of one request, which its layers and its route share; it stands in the scope as `manylora`.
 
-    request_id  the caller's own, else minted: it names the HTTP request, not a generation
-    caller      known once the outermost layer has let the request in
-    noted       fields that the route adds to the log line
-    has_left    the caller closed the connection before the reply's end
+    request_id   the caller's own, else minted: it names the HTTP request, not a generation
+    headers      of the reply, whoever writes it
+    caller       known once the route's router has let the request in
+    path_tenant  the tenant of a deployment's path; None: the path names none
+    model        the name that an OpenAI caller gave, for the text of errors; None: none is told
+    noted        fields that the route adds to the log line
+    has_left     the caller closed the connection before the reply's end
     """
 
     request_id: str
     arrived_s: float
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     caller: Caller = NOBODY
-    trace_id: str | None = None
+    path_tenant: str | None = None
+    model: str | None = None
     status: int = CLIENT_CLOSED_REQUEST
     is_complete: bool = False
     body: bytes = b""
@@ -61,16 +67,24 @@ class RequestState:
 
 
 class HttpContext:
-    """What a route is given: it reads the request and replies exactly once."""
+    """A request and its reply, for the route that answers it. It replies exactly once."""
 
-    def __init__(self, scope: Scope, send: Send, clock: Clock) -> None:
+    def __init__(self, scope: Scope, clock: Clock) -> None:
         self._scope = scope
-        self._send = send
         self._has_begun = False
         self.clock = clock
         self.arrival: RequestState = scope["manylora"]
+        self._send: Send = scope[SEND]
         self.dialect = PATHS.dialect_of(scope["path"])
-        self.model: str | None = None  # what an OpenAI caller named, for the text of errors
+
+    @property
+    def model(self) -> str | None:
+        """The name that an OpenAI caller gave, for the text of errors."""
+        return self.arrival.model
+
+    @model.setter
+    def model(self, name: str | None) -> None:
+        self.arrival.model = name
 
     @property
     def method(self) -> str:
@@ -135,7 +149,7 @@ class HttpContext:
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def fail(self, error: ManyloraError) -> None:
-        """Tell an error: with its status while that is possible, else as the stream's last event."""
+        """Reply with an error: with its status while nothing has been sent, else as the stream's last event."""
         self.arrival.noted["error"] = error.row.code
         if self._has_begun:
             await self.end_stream(event_bytes(stream_body_of(error, self.dialect, self.model)))
@@ -147,26 +161,6 @@ class HttpContext:
         self._has_begun = True
         raw = [(name.encode("ascii"), _ascii(value)) for name, value in headers.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
-
-
-class Endpoint:
-    """A route's function as an ASGI application; what it raises becomes an answer, once, here."""
-
-    def __init__(self, answer: Callable[[HttpContext], Awaitable[None]], clock: Clock) -> None:
-        self._answer = answer
-        self._clock = clock
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        context = HttpContext(scope, send, self._clock)
-        try:
-            await self._answer(context)
-        except ManyloraError as error:
-            await context.fail(error)
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            structlog.get_logger().exception("request.failed", request_id=context.arrival.request_id)
-            await context.fail(EngineFault("internal error"))
 
 
 def event_bytes(body: object) -> bytes:
@@ -187,7 +181,7 @@ def header_of(scope: Scope, name: str) -> str | None:
 
 
 def is_visible_ascii(text: str | None) -> bool:
-    """Whether a caller's id may be taken over: up to 128 visible ASCII characters."""
+    """Return whether a caller's id may be taken over: up to 128 visible ASCII characters."""
     return text is not None and _VISIBLE.fullmatch(text) is not None
 
 

@@ -5,8 +5,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from fastapi import APIRouter
+
 from manylora.adapter_ref import AdapterRef, SourceName, is_registry_id
 from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState, is_over
+from manylora.clock import Clock
 from manylora.config.groups.server import ServerConfig
 from manylora.errors import AdapterError, AdapterNotFound, AdapterReferenceInvalid, InvalidParameter
 from manylora.server.access.access import Access
@@ -15,15 +18,60 @@ from manylora.server.generation.adapter_resolver import name_in_path
 from manylora.server.generation.models import ModelHandle
 from manylora.server.http.context import HttpContext
 from manylora.server.http.operators import require_operator
+from manylora.server.http.routing import Guards, Parameter, Routes
 from manylora.server.routes.adapter_listing import Catalogue
-from manylora.server.schemas.adapters import AdapterActionBody
+from manylora.server.schemas.adapters import AdapterActionBody, AdapterPage
 from manylora.server.schemas.body import Bounds, read_body
+from manylora.system.printable import printable, quoted
 from manylora.tenancy import AdapterAct
 
 DEFAULT_PAGE, MAX_PAGE = 100, 1_000
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.01, 0.2
 DONE, BEGUN = 200, 202
 LOOKS = 64  # questions at a time: the engine answers all that have come between two steps
+
+
+_NAME = Parameter("adapter_id", "path", "The adapter's name")
+_PLACE = (
+    Parameter("source", "query", "Where the adapter comes from"),
+    Parameter("tenant", "query", "The tenant for whose requests the name is read; default: the key's"),
+)
+_WAIT = Parameter("wait", "query", "Seconds to wait for the end of the action; default 0")
+
+
+def adapter_router(routes: "AdapterRoutes", guards: Guards, clock: Clock) -> tuple[APIRouter, ...]:
+    """Return the routers of the operators' routes: those that look, and those that change something."""
+    looking = Routes(APIRouter(dependencies=guards.keyed), clock)
+    looking.add(
+        "GET /v1/adapters",
+        routes.list_page,
+        "The adapters the engine knows",
+        replies={200: AdapterPage},
+        parameters=[
+            Parameter("prefix", "query", "The beginning of names"),
+            Parameter("state", "query", "The state of adapters"),
+            *_PLACE,
+            Parameter("limit", "query", "Adapters of the page, at most"),
+            Parameter("after", "query", "The `after` of the page before"),
+        ],
+    )
+    one = "/v1/adapters/{adapter_id:path}"
+    looking.add(
+        f"GET {one}", routes.show, "How one adapter stands", replies={DONE: AdapterInfo}, parameters=[_NAME, *_PLACE]
+    )
+    changing = Routes(APIRouter(dependencies=guards.with_body), clock)
+    replies: dict[int, object] = {DONE: AdapterInfo, BEGUN: AdapterInfo}
+    parameters = [_NAME, *_PLACE, _WAIT]
+    changing.add(
+        f"POST {one}",
+        routes.act,
+        "Preload, pin, unpin, evict or verify",
+        body=AdapterActionBody,
+        replies=replies,
+        parameters=parameters,
+    )
+    changing.add(f"DELETE {one}", routes.delete, "Take an adapter away", replies=replies, parameters=parameters)
+    return looking.router, changing.router
 
 
 class AdapterRoutes:
@@ -156,7 +204,7 @@ class AdapterRoutes:
         """The tenant that an operator asks for. Raises `InvalidParameter` for one that does not exist."""
         tenant = context.query.get("tenant")
         if tenant is not None and not await self._resolver.has_tenant(tenant):
-            raise InvalidParameter(f"no tenant `{tenant[:80]}`", parameter="tenant")
+            raise InvalidParameter(f"no tenant `{printable(tenant[:80])}`", parameter="tenant")
         return tenant
 
     async def _ref(self, context: HttpContext, *, token: str = "") -> AdapterRef:
@@ -216,7 +264,7 @@ def page_limit(text: str | None, *, default: int, most: int) -> int:
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most):
-        raise InvalidParameter(f"`limit` must be an integer from 1 to {most}. Given: {text[:80]!r}", parameter="limit")
+        raise InvalidParameter(f"`limit` must be an integer from 1 to {most}. Given: {quoted(text)}", parameter="limit")
     return int(text)
 
 
@@ -227,14 +275,14 @@ def _state(text: str | None) -> AdapterState | None:
         return AdapterState(text)
     except ValueError:
         states = ", ".join(AdapterState)
-        raise InvalidParameter(f"`state` must be one of {states}. Given: {text[:80]!r}", parameter="state") from None
+        raise InvalidParameter(f"`state` must be one of {states}. Given: {quoted(text)}", parameter="state") from None
 
 
 def _source(text: str | None) -> str | None:
     if text is None or text in tuple(SourceName):
         return text
     sources = ", ".join(SourceName)
-    raise InvalidParameter(f"`source` must be one of {sources}. Given: {text[:80]!r}", parameter="source")
+    raise InvalidParameter(f"`source` must be one of {sources}. Given: {quoted(text)}", parameter="source")
 
 
 def _wait_s(text: str | None) -> float:
@@ -243,5 +291,5 @@ def _wait_s(text: str | None) -> float:
     except ValueError:
         wait_s = math.nan
     if not (math.isfinite(wait_s) and wait_s >= 0):
-        raise InvalidParameter(f"`wait` must be seconds, at least 0. Given: {str(text)[:80]!r}", parameter="wait")
+        raise InvalidParameter(f"`wait` must be seconds, at least 0. Given: {quoted(str(text))}", parameter="wait")
     return wait_s

@@ -1,6 +1,9 @@
 """The routes that tell about the server: /info, /health, /metrics, /tokenize, /v1/models; and the tasks it lacks."""
 
+from fastapi import APIRouter
+
 from manylora import __version__
+from manylora.clock import Clock
 from manylora.config.groups.server import ServerConfig
 from manylora.errors import InvalidParameter, TaskUnsupported, Unavailable
 from manylora.http.dialects import headers_of
@@ -8,19 +11,86 @@ from manylora.server.generation.adapter_resolver import name_in_path
 from manylora.server.generation.service import GenerationService
 from manylora.server.http.context import HttpContext
 from manylora.server.http.operators import is_operator
+from manylora.server.http.routing import Guards, Parameter, Routes
 from manylora.server.observability.health import Health
 from manylora.server.observability.metrics import EdgeNow, Meters
 from manylora.server.routes.adapter_listing import Catalogue
 from manylora.server.routes.adapters import page_limit
 from manylora.server.routes.order_fields import adapter_fields
 from manylora.server.schemas.body import Bounds, read_body
+from manylora.server.schemas.info import HealthReply, InfoReply, UnhealthyReply
 from manylora.server.schemas.lorax import TokenizeBody
+from manylora.server.schemas.lorax_replies import TokenSpan
+from manylora.server.schemas.openai_replies import ModelEntry, ModelPage
 from manylora.system.standard_streams import lost_lines
 
 UNHEALTHY = {"error": "unhealthy", "error_type": "healthcheck", "code": "deployment_unavailable"}
 MAX_MODELS = 10_000
 """Of a page of `/v1/models`: clients of OpenAI's know of no pages there."""
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def info_routers(routes: "FactRoutes", guards: Guards, clock: Clock) -> tuple[APIRouter, ...]:
+    """Return the routers of these routes: those that need no key, those that need one, and those that take a body."""
+    return _keyless(routes, guards, clock), _keyed(routes, guards, clock), _with_body(routes, guards, clock)
+
+
+def _keyless(routes: "FactRoutes", guards: Guards, clock: Clock) -> APIRouter:
+    router = Routes(APIRouter(dependencies=guards.keyless), clock)
+    well: dict[int, object] = {200: HealthReply, 503: UnhealthyReply}
+    router.add("GET /", routes.health, "Whether the engine makes progress", replies=well)
+    router.add("GET /health", routes.health, "Whether the engine makes progress", replies=well)
+    router.add("GET /ping", routes.health, "Whether the engine makes progress, under another name", replies=well)
+    router.add("GET /startup", routes.startup, "Whether a first generation has succeeded", replies=well)
+    router.add("GET /ready", routes.ready, "Whether a request that comes now is served", replies=well)
+    router.add("GET /info", routes.info, "What is served, and its limits", replies={200: InfoReply})
+    return router.router
+
+
+def _keyed(routes: "FactRoutes", guards: Guards, clock: Clock) -> APIRouter:
+    router = Routes(APIRouter(dependencies=guards.keyed), clock)
+    metrics: dict[int, object] = {200: "Prometheus text, or JSON"}
+    form = [Parameter("format", "query", "`json` for JSON")]
+    router.add(
+        "GET /metrics",
+        routes.metrics,
+        "Prometheus text, or JSON with `?format=json`",
+        replies=metrics,
+        parameters=form,
+    )
+    page = [
+        Parameter("limit", "query", "Models of the page, at most"),
+        Parameter("after", "query", "The last id of the page before"),
+    ]
+    router.add(
+        "GET /v1/models", routes.models, "The base model and its adapters", replies={200: ModelPage}, parameters=page
+    )
+    router.add(
+        "GET /v1/models/{model_id:path}",
+        routes.model,
+        "One model",
+        replies={200: ModelEntry},
+        parameters=[Parameter("model_id", "path", "The name of the base model or of an adapter")],
+    )
+    return router.router
+
+
+def _with_body(routes: "FactRoutes", guards: Guards, clock: Clock) -> APIRouter:
+    router = Routes(APIRouter(dependencies=guards.with_body), clock)
+    router.add(
+        "POST /tokenize",
+        routes.tokenize,
+        "Split a text into tokens, as an adapter does where one is named",
+        body=TokenizeBody,
+        replies={200: list[TokenSpan]},
+    )
+    for name in ("POST /v1/embeddings", "POST /embed"):
+        summary = "Embeddings: refused, since the base generates text only"
+        router.add(name, routes.embeddings, summary, replies={})
+    for name in ("POST /classify", "POST /classify_batch"):
+        summary = "Classes of a text: refused, since the base has no classifier"
+        router.add(name, routes.classification, summary, replies={})
+    return router.router
 
 
 class FactRoutes:

@@ -1,8 +1,9 @@
 """Fields of a request that name an adapter, and the bodies and replies of the operators' routes."""
 
-from typing import Annotated, ClassVar, Literal, TypedDict
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, ValidationInfo
+from pydantic import Field, ValidationInfo
+from typing_extensions import TypedDict
 
 from manylora.adapter_state import AdapterAction, AdapterInfo
 from manylora.errors import InvalidParameter
@@ -10,6 +11,7 @@ from manylora.merging import MergeRecipe, read_recipe
 from manylora.server.schemas.body import Body, Read, wrong_type
 from manylora.server.schemas.field_rules import FieldRules
 from manylora.server.schemas.readers import Text, array, name_of, number, object_of, strings, text
+from manylora.system.printable import quoted
 
 POSTED = tuple(action for action in AdapterAction if action is not AdapterAction.DELETE)
 
@@ -89,7 +91,7 @@ class AdapterChoice(Body):
 def _action(value: object, info: ValidationInfo) -> AdapterAction:
     name = None if value is None else text(value, info)
     if name not in POSTED:
-        given = "nothing" if name is None else repr(name[:80])
+        given = "nothing" if name is None else quoted(name)
         raise InvalidParameter(f"`action` must be one of {', '.join(POSTED)}. Given: {given}", parameter="action")
     return AdapterAction(name)
 
@@ -105,7 +107,6 @@ class AdapterActionBody(Body):
 class AdapterPage(TypedDict):
     """One page of adapters; `after`: give it for the page that follows, null at the end."""
 
-    __pydantic_config__ = ConfigDict()  # type: ignore[misc]
     object: Literal["list"]
     data: list[AdapterInfo]
     has_more: bool

@@ -52,6 +52,7 @@ from manylora.server.schemas.sampling import (
     TopK,
     TypicalP,
 )
+from manylora.system.printable import quoted
 
 MAX_PROMPTS = 2048
 MAX_LOGIT_BIASES = 1024
@@ -379,12 +380,16 @@ def _content(content: object, where: str) -> str:
         text_of_part = part.get("text") if isinstance(part, dict) else None
         if kind != "text" or not isinstance(text_of_part, str):
             raise InvalidParameter(
-                f"`{where}.content`: this model reads text parts only; given {kind or kind_of(part)!r}",
+                f"`{where}.content`: this model reads text parts only; given {_told(kind, part)}",
                 parameter="messages",
             )
         applied_fields(part, ContentPart.names(), ContentPart.rules, f"{where}.content")
         texts.append(text_of_part)
     return "".join(texts)
+
+
+def _told(kind: object, part: object) -> str:
+    return quoted(kind if kind and isinstance(kind, str) else kind_of(kind or part))
 
 
 _TOOLS = Field(description="`none` or `auto`: there are no tools yet.")

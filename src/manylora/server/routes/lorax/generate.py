@@ -2,6 +2,9 @@
 
 from functools import partial
 
+from fastapi import APIRouter
+
+from manylora.clock import Clock
 from manylora.config.groups.server import ServerConfig
 from manylora.engine.events import Finished, FinishReason
 from manylora.server.generation.outputs import SequenceOutput
@@ -9,7 +12,33 @@ from manylora.server.generation.reply_headers import head_of, whole_of
 from manylora.server.generation.service import Completion, GenerationService
 from manylora.server.generation.text import Piece, TextToken
 from manylora.server.http.context import KEEP_ALIVE, HttpContext, event_bytes
+from manylora.server.http.routing import Guards, Routes
 from manylora.server.routes.lorax.orders import LoraxOptions, read_generate
+from manylora.server.schemas.lorax import GenerateBody
+from manylora.server.schemas.lorax_replies import GenerateReply
+
+REPLY: dict[int, object] = {200: GenerateReply}
+STREAM: dict[int, object] = {200: "An event stream: `GenerateEvent` in each event"}
+
+
+def lorax_router(routes: "NativeRoutes", guards: Guards, clock: Clock) -> APIRouter:
+    """Return the router of the LoRAX-style routes that generate."""
+    router = Routes(APIRouter(dependencies=guards.with_body), clock)
+    either: dict[int, object] = {200: list[GenerateReply]}
+    router.add("POST /", routes.root, "Generate a text; `stream` decides how", body=GenerateBody, replies=either)
+    router.add(
+        "POST /invocations", routes.root, "Generate a text, as the root path does", body=GenerateBody, replies=either
+    )
+    router.add("POST /generate", routes.generate, "Generate a text", body=GenerateBody, replies=REPLY)
+    router.add(
+        "POST /generate_stream",
+        routes.generate_stream,
+        "Generate a text, one server-sent event a token",
+        body=GenerateBody,
+        replies=STREAM,
+    )
+    return router.router
+
 
 REASONS = {
     FinishReason.END_OF_SEQUENCE: "eos_token",

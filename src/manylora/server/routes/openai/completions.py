@@ -5,6 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from fastapi import APIRouter
+
+from manylora.clock import Clock
 from manylora.config.groups.server import ServerConfig
 from manylora.server.generation.input_processor import PreparedPrompt
 from manylora.server.generation.order import Order, PromptInput, TextPrompt
@@ -13,8 +16,11 @@ from manylora.server.generation.reply_headers import head_of, whole_of
 from manylora.server.generation.service import Completion, GenerationService
 from manylora.server.generation.text import Piece, TextToken
 from manylora.server.http.context import DONE, KEEP_ALIVE, HttpContext, event_bytes
+from manylora.server.http.routing import Guards, Routes
 from manylora.server.routes.openai.choices import chat_logprobs, completion_logprobs, finish_reason
 from manylora.server.routes.openai.orders import OpenAIOptions, read_chat, read_completion
+from manylora.server.schemas.openai import ChatBody, CompletionBody
+from manylora.server.schemas.openai_replies import ChatReply, CompletionReply
 
 Tokens = Sequence[TextToken]
 
@@ -69,6 +75,26 @@ CHAT = _Shape(
     piece=_chat_piece,
     closing={"delta": {}, "logprobs": None},
 )
+
+
+def openai_router(routes: "OpenAIRoutes", guards: Guards, clock: Clock) -> APIRouter:
+    """Return the router of the OpenAI routes that generate."""
+    router = Routes(APIRouter(dependencies=guards.with_body), clock)
+    router.add(
+        "POST /v1/completions",
+        routes.completions,
+        "Complete a prompt",
+        body=CompletionBody,
+        replies={200: CompletionReply},
+    )
+    router.add(
+        "POST /v1/chat/completions",
+        routes.chat_completions,
+        "Answer a conversation",
+        body=ChatBody,
+        replies={200: ChatReply},
+    )
+    return router.router
 
 
 class OpenAIRoutes:

@@ -1,0 +1,48 @@
+"""Puts the layers of the edge around its routes."""
+
+from manylora.clock import Clock
+from manylora.config.groups.server import ServerConfig
+from manylora.http.origins import OriginPolicy
+from manylora.server.access.access import Access
+from manylora.server.app.middleware.body import BodyMiddleware
+from manylora.server.app.middleware.control import ControlMiddleware
+from manylora.server.app.middleware.disconnect import DisconnectMiddleware
+from manylora.server.app.middleware.errors import ErrorMiddleware
+from manylora.server.app.middleware.log import LogMiddleware
+from manylora.server.app.middleware.origin import OriginMiddleware
+from manylora.server.app.middleware.paths import DeploymentMiddleware
+from manylora.server.app.middleware.state import StateMiddleware
+from manylora.server.generation.models import ModelRouter
+from manylora.server.http.context import App
+from manylora.server.observability.metrics import Meters
+
+
+def layered(
+    routes: App,
+    *,
+    settings: ServerConfig,
+    models: ModelRouter,
+    meters: Meters,
+    clock: Clock,
+    access: Access,
+    control: App | None,
+) -> App:
+    """Return the routes within all layers, from the innermost to the outermost.
+
+    One layer alone, `StateMiddleware`, sees every message of a reply: an event of a stream passes no other.
+    """
+    policy = OriginPolicy.of(
+        is_key_needed=access.is_key_needed,
+        host=settings.host,
+        allowed_hosts=settings.allowed_hosts,
+        origins=settings.cors_allow_origins,
+        proxies=settings.trusted_proxies,
+    )
+    app: App = DisconnectMiddleware(routes)
+    app = BodyMiddleware(app, max_body_bytes=settings.max_body_bytes)
+    app = ControlMiddleware(app, control=control, learn=access.learn)
+    app = DeploymentMiddleware(app, serves=models.serves)
+    app = OriginMiddleware(app, policy=policy, clock=clock)
+    app = ErrorMiddleware(app, clock=clock)
+    app = LogMiddleware(app, meters=meters, clock=clock)
+    return StateMiddleware(app, bare=routes, clock=clock)

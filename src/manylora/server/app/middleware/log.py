@@ -1,0 +1,44 @@
+"""Writes one line a request to the log at its end, and counts replies of inference in the metrics."""
+
+import structlog
+
+from manylora.clock import Clock
+from manylora.http.callers import NOBODY
+from manylora.http.paths import PATHS, Trait
+from manylora.server.http.context import CLIENT_CLOSED_REQUEST, App, Receive, RequestState, Scope, Send
+from manylora.server.observability.metrics import Meters
+
+
+class LogMiddleware:
+    """The line has no prompt, no completion and no key. Requests of quiet routes are logged at the level debug."""
+
+    def __init__(self, app: App, *, meters: Meters, clock: Clock) -> None:
+        self._app = app
+        self._meters = meters
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._note(scope, scope["manylora"])
+
+    def _note(self, scope: Scope, state: RequestState) -> None:
+        method, path, duration_s = scope["method"], scope["path"], self._clock.monotonic_s() - state.arrived_s
+        status = state.status if state.is_complete else CLIENT_CLOSED_REQUEST
+        if PATHS.has_trait(method, path, Trait.GENERATES):
+            code = state.noted.get("error")
+            self._meters.note_reply(status, code if isinstance(code, str) else None, duration_s)
+        log = structlog.get_logger()
+        write = log.debug if PATHS.has_trait(method, path, Trait.QUIET) else log.info
+        write(
+            "request.finished",
+            request_id=state.request_id,
+            method=method,
+            path=path,
+            status=status,
+            tenant=None if state.caller is NOBODY else state.tenant,
+            key=state.caller.key,
+            total_ms=round(1e3 * duration_s, 1),
+            **{name: value for name, value in state.noted.items() if name != "total_ms"},
+        )

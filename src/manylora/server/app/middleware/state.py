@@ -1,0 +1,57 @@
+"""Makes the state of each request, and sends its reply: the one place that every message of a reply passes."""
+
+from collections.abc import Sequence
+
+from manylora import __version__
+from manylora.clock import Clock
+from manylora.http.loopback import VERSION_HEADER
+from manylora.ids import mint_request_id
+from manylora.server.http.context import SEND, App, Receive, RequestState, Scope, Send, header_of, is_visible_ascii
+
+
+class StateMiddleware:
+    """The outermost layer. Each reply has the request's id and this server's version, and each layer adds headers."""
+
+    def __init__(self, app: App, *, bare: App, clock: Clock) -> None:
+        """`bare` gets what is no HTTP request, such as the application's lifespan."""
+        self._app = app
+        self._bare = bare
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._bare(scope, receive, send)
+            return
+        own = with_state(scope, send, self._clock)
+        await self._app(own, receive, own[SEND])
+
+
+def with_state(scope: Scope, send: Send, clock: Clock) -> Scope:
+    """Return a scope with the request's state and with a `send` that completes the head and notes status and end."""
+    request_id, trace_id = _request_id(scope), header_of(scope, "x-b3-traceid")
+    headers = [
+        (b"x-request-id", request_id.encode("ascii")),
+        (VERSION_HEADER.encode("ascii"), __version__.encode("ascii")),
+    ]
+    if trace_id is not None and is_visible_ascii(trace_id):
+        headers.append((b"x-b3-traceid", trace_id.encode("ascii")))
+    state = RequestState(request_id=request_id, arrived_s=clock.monotonic_s(), headers=headers)
+    return {**scope, "manylora": state, SEND: _outward(state, send)}
+
+
+def _outward(state: RequestState, send: Send) -> Send:
+    async def outward(message: Scope) -> None:
+        if message["type"] == "http.response.start":
+            state.status = message["status"]
+            own: Sequence[tuple[bytes, bytes]] = message.get("headers", ())
+            message = {**message, "headers": [*own, *state.headers]}
+        elif message["type"] == "http.response.body" and not message.get("more_body"):
+            state.is_complete = True
+        await send(message)
+
+    return outward
+
+
+def _request_id(scope: Scope) -> str:
+    own = header_of(scope, "x-request-id")
+    return own if own is not None and is_visible_ascii(own) else mint_request_id()
