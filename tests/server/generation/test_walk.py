@@ -3,7 +3,6 @@
 A file is entered where one of its functions begins; a coroutine that only waits for another one is not entered again.
 """
 
-import asyncio
 import dis
 import sys
 import threading
@@ -135,7 +134,7 @@ def walked(in_house: Callable[..., None], way: Callable[..., object], path: str)
     async def scenario(house: House, walk: Walk) -> None:
         await measured(house, walk)  # the adapter's text is known from now on, and all is imported
         for _ in range(REPEATS):
-            await asyncio.sleep(0.01)
+            await house.until(lambda: not house.engine.has_work)  # the requests of the repetition before
             found.append(await measured(house, walk))
 
     async def measured(house: House, walk: Walk) -> set[str]:
