@@ -74,7 +74,7 @@ def _guarding(guard: Guard) -> list[Dependency]:
     return [Depends(guard)]
 
 
-class Sent(Response):
+class SentReply(Response):
     """A reply that is sent already."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,7 +91,7 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
+class RouteOperation:
     """The facts of a route for the OpenAPI document.
 
     body     the model of the request's body; None: the route reads none
@@ -111,7 +111,7 @@ class Endpoint:
     an error is the stream's last event instead.
     """
 
-    def __init__(self, handler: Handler, operation: Operation, clock: Clock) -> None:
+    def __init__(self, handler: Handler, operation: RouteOperation, clock: Clock) -> None:
         self.operation = operation
         self._handler = handler
         self._clock = clock
@@ -127,7 +127,7 @@ class Endpoint:
             if not context.has_begun:
                 raise failure from error
             await context.fail(failure)
-        return Sent()
+        return SentReply()
 
 
 class Routes:
@@ -147,9 +147,9 @@ class Routes:
         replies: Mapping[int, object] | None = None,
         parameters: Sequence[Parameter] = (),
     ) -> None:
-        """Add a route, such as `GET /info`; one for GET answers HEAD as well. The rest is of `Operation`."""
+        """Add a route, such as `GET /info`; one for GET answers HEAD as well. The rest is of `RouteOperation`."""
         method, _, path = name.partition(" ")
-        operation = Operation(summary=summary, body=body, replies=replies or {}, parameters=parameters)
+        operation = RouteOperation(summary=summary, body=body, replies=replies or {}, parameters=parameters)
         methods = ["GET", "HEAD"] if method == "GET" else [method]
         endpoint = Endpoint(handler, operation, self._clock)
         self.router.add_api_route(path, endpoint, methods=methods, response_model=None, include_in_schema=False)
