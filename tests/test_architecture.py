@@ -119,7 +119,6 @@ MAY_START_THREADS_OR_PROCESSES = {
     "server/generation/template_renderer.py",  # the processes of templates, and a thread to wait for each
     "wiring/llm.py",  # the event loop of a program that has none
     "system/standard_streams.py",  # the writer of log lines, which may block
-    "system/log_lines.py",  # the hook for exceptions of threads; it starts none
 }
 BARE_GPU_IMAGE = {
     "fastapi",
@@ -252,15 +251,6 @@ def test_no_folder_and_no_file_is_too_large() -> None:
     assert {folder: number for folder, number in folders.items() if number > MOST_FILES} == {}
     lengths = {relative(path): path.read_text(encoding="utf-8").count("\n") for path in sources("src/manylora")}
     assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES} == {}
-
-
-def test_a_class_name_has_one_meaning() -> None:
-    homes: dict[str, list[str]] = {}
-    for path in modules():
-        for node in ast.walk(tree_of(path)):
-            if isinstance(node, ast.ClassDef):
-                homes.setdefault(node.name, []).append(relative(path))
-    assert {name: found for name, found in homes.items() if len(found) > 1} == {}
 
 
 def test_every_room_says_its_subject() -> None:

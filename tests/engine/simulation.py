@@ -99,6 +99,9 @@ class SimulatedExecutor:
     def start_profile(self) -> None:
         return None
 
+    def release(self) -> None:
+        pass
+
     def close(self) -> None:
         self.is_closed = True
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manylora.engine.events import FinishReason
+from manylora.engine.execution.executor import Executor
 from manylora.engine.request import SamplingParams
 from manylora.ids import RequestId
-from tests.engine.simulation import VOCAB, SimulatedStore, World, alone, logits_of, next_token
+from tests.engine.simulation import VOCAB, SimulatedExecutor, SimulatedStore, World, alone, logits_of, next_token
 
 HISTORY = Path(__file__).parent / "recorded_history.json"
 ADAPTERS = (None, "one", "two", "three", "broken")
@@ -75,7 +77,7 @@ class Shape:
     guess_tokens: int = 0
     guess_width: int = 0
 
-    def world(self) -> World:
+    def world(self, open_executor: Callable[[SimulatedExecutor], Executor] | None = None) -> World:
         store = SimulatedStore(capacity=self.capacity, polls_to_load=self.polls_to_load, failing={"broken"})
         return World(
             num_blocks=self.num_blocks,
@@ -84,6 +86,7 @@ class Shape:
             store=store,
             guess_tokens=self.guess_tokens,
             guess_width=self.guess_width,
+            open_executor=open_executor,
         )
 
 
@@ -97,7 +100,7 @@ shapes = st.builds(
     guess_tokens=st.integers(0, 8),
     guess_width=st.integers(1, 6),
 )
-worlds = shapes.map(Shape.world)
+worlds = shapes.map(lambda shape: shape.world())
 
 
 def play(world: World, load: list[RequestState]) -> dict[RequestId, RequestState]:

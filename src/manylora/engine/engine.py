@@ -151,6 +151,8 @@ class Engine:
         if plan.chunks:
             self._note_admissions(plan)
             self._execute(plan)
+        else:
+            self._executor.release()
         return self._take_events()
 
     def tend(self) -> bool:
@@ -158,6 +160,7 @@ class Engine:
 
         So the store loads adapters that an operator asked for, and evicts idle ones, without a step.
         """
+        self._executor.release()
         self._store.poll()
         return self._store.is_busy
 
@@ -284,7 +287,7 @@ class Engine:
     def _expire(self) -> None:
         """End requests that have waited too long; checks a few times a second."""
         now_s = self._clock.monotonic_s()
-        if now_s < self._next_expiry_s:
+        if now_s < self._next_expiry_s or not (self._waiting or self._scheduler.num_waiting):
             return
         self._next_expiry_s = now_s + min(0.25, self.limits.max_queue_s)
         error = QueueTimeout(f"the request waited longer than {self.limits.max_queue_s:g} s")
@@ -324,6 +327,7 @@ class Engine:
             return
         for chunk in plan.chunks:
             self._commit(chunk, drawn.get(chunk.request_id, ()))
+        self._totals["draft_tokens"] += sum(len(chunk.draft_tokens) for chunk in plan.chunks)
 
     def _commit(self, chunk: Chunk, drawn: tuple[Drawn, ...]) -> None:
         """Commit a chunk and the tokens drawn after it, one by one as if each had had a step of its own.
@@ -334,7 +338,6 @@ class Engine:
         if not drawn:  # the middle of a prompt
             self._scheduler.commit(chunk)
             return
-        self._totals["draft_tokens"] += len(chunk.draft_tokens)
         for accepted, one in enumerate(drawn):
             if not one.is_finite:
                 # Before anything that was computed with this row becomes findable in the prefix cache.
@@ -344,10 +347,11 @@ class Engine:
                 self._finish(self._queued[chunk.request_id], FinishReason.REJECTED, _no_token_left())
                 return
             sequence = self._scheduler.commit(chunk, accepted)
+            if accepted > 0:
+                self._totals["accepted_tokens"] += 1
             if sequence.request.stop.max_new_tokens == 0:  # the prompt alone was asked for
                 self._finish(sequence, FinishReason.LENGTH)
                 return
-            self._totals["accepted_tokens"] += accepted > 0
             stop = self._append(sequence, one)
             if stop is not None:
                 self._finish(sequence, stop.reason, stop_string=stop.stop_string)
@@ -364,23 +368,18 @@ class Engine:
 
     def _append(self, sequence: Sequence, drawn: Drawn) -> Stop | None:
         """Append a drawn token to its sequence and record its event; return a `Stop` if it is the last one."""
-        sequence.tokens.append(drawn.token_id)
+        token_id = drawn.token_id
+        sequence.tokens.append(token_id)
         if sequence.rules is not None:
-            sequence.rules.advance(drawn.token_id)
-        self._totals["completion_tokens"] += 1
-        is_first = sequence.num_generated == 1
-        self._tokens.append(
-            TokenEvent(
-                request_id=sequence.request.id,
-                token_id=drawn.token_id,
-                logprob=drawn.logprob,
-                alternatives=drawn.alternatives,
-                adapter=sequence.adapter_use if is_first else None,
-                queue_ms=sequence.queue_ms if is_first else None,
-                cached_tokens=sequence.cached_tokens if is_first else None,
+            sequence.rules.advance(token_id)
+        num_generated = len(sequence.tokens) - sequence.num_prompt
+        event = TokenEvent(sequence.request.id, token_id, drawn.logprob, drawn.alternatives)
+        if num_generated == 1:
+            event = event._replace(
+                adapter=sequence.adapter_use, queue_ms=sequence.queue_ms, cached_tokens=sequence.cached_tokens
             )
-        )
-        return sequence.stopper.push(drawn.token_id, sequence.num_generated)
+        self._tokens.append(event)
+        return sequence.stopper.push(token_id, num_generated)
 
     # ── ends ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -413,6 +412,7 @@ class Engine:
 
     def _take_events(self) -> StepEvents:
         events = StepEvents(tuple(self._tokens), tuple(self._finished))
+        self._totals["completion_tokens"] += len(self._tokens)
         self._tokens, self._finished = [], []
         return events
 

@@ -346,4 +346,4 @@ class Kernels(Protocol):
     def prepare_lora(
         self, segments: tuple[LoraSegment, ...], sampled: tuple[LoraSegment, ...] = (), vocabulary: int = 0
     ) -> LoraBatch:
-        """Return the batch of one step in the form that the operations read; called once a step."""
+        """Return the batch of these segments in the form that the operations read; it serves every step with them."""

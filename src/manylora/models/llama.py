@@ -27,7 +27,6 @@ class LlamaModel:
         self._gate_up, self._down = lora_targets("gate_up", spec), lora_targets("down", spec)
         self._run = kernels.compile(self._forward)
 
-    @torch.no_grad()
     def forward(self, step: StepInput, kv: KvCache) -> Tensor:
         """Run one step: write the rows' keys and values into `kv`, return (sampled, vocab) float32 logits.
 

@@ -47,7 +47,6 @@ from manylora.adapters.tiers.image_folder import job_file, job_text_file, storag
 from manylora.clock import Clock, SystemClock
 from manylora.errors import AdapterCapacity, AdapterLoadTimeout, AdapterReferenceInvalid, ManyloraError
 from manylora.models.text.adapter_text import AdapterText, text_digest
-from manylora.system.log_lines import configure_logs
 
 NICENESS = 19  # at 10, a step of 256 rows took 1.6 times as long while adapters were packed
 LOCATE_TIMEOUT_S = 20.0
@@ -55,10 +54,10 @@ MAX_LINE_BYTES = 1 << 20
 
 
 class InlineIngest:
-    """An ingest that does each job at once in the caller's thread, for tests and tools."""
+    """Does each job at once in the caller's thread: for tests and for tools."""
 
     def __init__(self, settings: IngestSettings, clock: Clock | None = None) -> None:
-        self._worker = IngestWorker(settings, clock or SystemClock())
+        self._worker = Worker(settings, clock or SystemClock())
         self._ended: list[Outcome] = []
 
     def submit(self, job: Job) -> None:
@@ -81,14 +80,14 @@ class InlineIngest:
 
 
 def remote_sources(settings: IngestSettings) -> dict[SourceName, RemoteSource]:
-    """Return the remote sources that are switched on."""
+    """The remote sources that are switched on."""
     return remote_sources_of(settings.stores, settings.hub_endpoint, settings.redirect_hosts, session=settings.session)
 
 
 def remote_sources_of(
     stores: Sequence[str], hub_endpoint: str, redirect_hosts: Sequence[str], *, session: str = ""
 ) -> dict[SourceName, RemoteSource]:
-    """Return the remote sources of three settings of `adapters`; `session` as in `IngestSettings`."""
+    """The remote sources of three settings of `adapters`; `session` as in `IngestSettings`."""
     sources: dict[SourceName, RemoteSource] = {}
     for name in (SourceName.S3, SourceName.GS, SourceName.AZ, SourceName.HTTPS):
         if places := [place for place in stores if source_of(place) is name]:
@@ -98,8 +97,8 @@ def remote_sources_of(
     return sources
 
 
-class IngestWorker:
-    """Does jobs side by side: fetches wait for the network, checks and packs for a processor."""
+class Worker:
+    """Does jobs side by side: fetching waits for the network, checking and packing for a processor."""
 
     def __init__(self, settings: IngestSettings, clock: Clock) -> None:
         self._settings = settings
@@ -118,7 +117,7 @@ class IngestWorker:
             threads.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, job: Job) -> Outcome:
-        """Do one job to its end. Never raises: an unforeseen exception becomes `AdapterCorrupt`."""
+        """Do one job to its end. Never raises: what is not foreseen becomes `AdapterCorrupt`."""
         refuse = Refusals(job.ref.id, job.ref.source, self._settings.shape.name)
         self._num_running += 1
         try:
@@ -134,7 +133,7 @@ class IngestWorker:
             is_alone = self._num_running == 1
             refusal = refuse.out_of_memory() if is_alone else AdapterCapacity("Model is overloaded")
             return IngestFailure(job.number, refusal)
-        except Exception as error:  # the edge of hostile input: any exception is a failure of the file
+        except Exception as error:  # the edge of hostile input: whatever a file provokes is that file's failure
             return IngestFailure(job.number, refuse.corrupt(f"unexpected {type(error).__name__}"))
         finally:
             self._num_running -= 1
@@ -181,19 +180,16 @@ class IngestWorker:
 
 
 class TextReader:
-    """Reads the text files of one adapter at a time, since a parsed tokenizer.json takes much memory."""
+    """Reads the text files of adapters, one adapter's at a time, for a tokenizer.json takes much memory as objects."""
 
     def __init__(self, base_dir: str) -> None:
         self._folder = Path(base_dir)
         self._base: BaseText | None = None  # read for the first adapter that has text files
         self._checked: dict[str, dict[str, Any]] = {}  # JSON values of several types
-        self._lock = Lock()  # protects both fields, and keeps one parsed tokenizer.json in memory at a time
+        self._lock = Lock()  # of both, and of the memory
 
     def read(self, files: FetchedFiles, refuse: Refusals) -> AdapterText:
-        """Return the content of one adapter's text files.
-
-        Raises an `AdapterError` that names the file and its fault.
-        """
+        """Return the text facts of one adapter. Raises an `AdapterError` that names the file and its fault."""
         if not files.texts:
             return AdapterText()
         with self._lock:
@@ -236,24 +232,21 @@ def _pack(
         report = report.with_warnings(["every B is zero: it would change nothing"])
     if merge is None:
         report = with_text(report, files[0].texts, words[0], is_forbidden=not settings.allows_templates)
-    facts_of_job = report.warnings, stages.stage_ms, report.to_text()
-    return Ingested(job.number, facts, packed.num_rows, *facts_of_job, text_digest(text), len(text))
+    told = report.warnings, stages.stage_ms, report.to_text()
+    return Ingested(job.number, facts, packed.num_rows, *told, text_digest(text), len(text))
 
 
 def _base_weights(settings: IngestSettings, adapter: CheckedAdapter) -> BaseWeights | None:
-    """Return the base's weights if the adapter cannot be packed without them, else None.
-
-    Reading the headers of the base's files takes longer than a pack.
-    """
+    """The base's weights, where this adapter cannot do without them: reading their headers takes longer than a pack."""
     if not settings.base_dir or not adapter.extra_features:
         return None
     return BaseWeights(Path(settings.base_dir), is_tied=settings.shape.is_tied)
 
 
 def _keep(packed: PackedAdapter, job: IngestJob, folder: Path) -> ImageFacts:
-    """Write the image into the file that the disk tier has made for this job and takes over afterwards.
+    """Write the image into the file that the disk tier keeps open for this job, and which it takes over from us.
 
-    The disk tier has removed the file of an abandoned job. It is not made again, since its bytes would not be counted.
+    The file of a job that was given up is gone, and is not made again: its bytes would not be counted.
     """
     try:
         return write_image(
@@ -271,7 +264,7 @@ def _keep(packed: PackedAdapter, job: IngestJob, folder: Path) -> ImageFacts:
 
 
 def _keep_text(text: bytes, job: IngestJob, folder: Path) -> None:
-    """Write the text into the job's second file, which the disk tier has made if the adapter has text files."""
+    """Write the text into the other file of the job, which is there if the adapter has text files."""
     if not text:
         return
     try:
@@ -296,11 +289,10 @@ class _Stages:
 
 def main() -> None:
     """Serve jobs from standard input until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles interrupts; this process ends with its input
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle; we end with our input
     os.nice(NICENESS)
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # a library's print must not break the protocol
-    configure_logs("ingest")
+    os.dup2(2, 1)  # whatever prints does not break the protocol
     asyncio.run(_serve(answers))
 
 
@@ -310,7 +302,7 @@ async def _serve(answers: BinaryIO) -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin.buffer)
     settings = IngestSettings.from_json(json.loads(await lines.readline()))
     confine(settings)
-    worker = IngestWorker(settings, SystemClock())
+    worker = Worker(settings, SystemClock())
     running: dict[int, asyncio.Task[None]] = {}
 
     async def answer(job: Job) -> None:
@@ -328,7 +320,7 @@ async def _serve(answers: BinaryIO) -> None:
             continue
         job = job_from_json(message)
         running[job.number] = asyncio.create_task(answer(job))
-    os._exit(0)  # a job that hangs in a read must not keep the process alive
+    os._exit(0)  # a job stuck in a read must not keep us alive
 
 
 if __name__ == "__main__":

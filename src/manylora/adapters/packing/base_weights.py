@@ -1,7 +1,4 @@
-"""Reads of the base's own weights in the ingest process, for adapters that cannot be packed without them.
-
-The module imports no torch.
-"""
+"""The base's own weights, read in the ingest process where an adapter cannot be packed without them. Without torch."""
 
 import os
 from collections.abc import Iterator
@@ -25,11 +22,11 @@ class Matrix(Protocol):
     def shape(self) -> tuple[int, int]: ...
 
     def rows(self, first: int, stop: int) -> Float:
-        """Return rows `[first, stop)` as float32."""
+        """Rows `[first, stop)` as float32."""
 
 
 class FileMatrix:
-    """A matrix in a safetensors file. The rows are read, not mapped, so that they count as the process's memory."""
+    """A matrix in a safetensors file. Read, not mapped: what is read counts as the process's memory, and is bounded."""
 
     def __init__(self, entry: CheckpointTensor) -> None:
         self._entry = entry
@@ -51,10 +48,10 @@ class BaseWeights:
 
     def __init__(self, directory: Path, *, is_tied: bool) -> None:
         self._entries = read_entries(directory)
-        self._is_tied = is_tied  # the files of a tied model may have the head as a second copy
+        self._is_tied = is_tied  # a tied model's files may carry the head a second time
 
     def matrix(self, module: Module) -> Matrix:
-        """Return a module's matrix: (out, in) of a linear layer, (vocabulary, hidden) of the embedding and the head."""
+        """(out, in) of a linear layer; of the embedding and of the head (vocabulary, hidden)."""
         if module == EMBED_MODULE or (module == HEAD_MODULE and self._is_tied):
             return FileMatrix(self._entries[EMBED])
         if module == HEAD_MODULE:
@@ -63,7 +60,7 @@ class BaseWeights:
 
 
 def pieces(matrix: Matrix) -> Iterator[tuple[int, Float]]:
-    """Yield the matrix in pieces from its first row to its last, each with the number of the piece's first row."""
+    """The matrix from its first row to its last, some rows at a time, each piece with the number of its first row."""
     rows, columns = matrix.shape
     count = rows_a_piece(columns)
     for first in range(0, rows, count):
@@ -71,10 +68,7 @@ def pieces(matrix: Matrix) -> Iterator[tuple[int, Float]]:
 
 
 def changed_rows(own: Matrix, base: Matrix) -> Numbers:
-    """Return the numbers of the rows in which two tables differ, and of the rows that `own` has beyond the base's.
-
-    The numbers ascend.
-    """
+    """The rows in which two tables differ, and those that `own` has beyond the base's: ascending row numbers."""
     found = [
         first + np.flatnonzero((own.rows(first, first + len(piece)) != piece).any(axis=1))
         for first, piece in pieces(base)

@@ -23,7 +23,7 @@ Name = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
 ShortText = Annotated[str, Field(max_length=320, pattern=r"^[^\x00]*$")]
 
 
-class RequestBody(BaseModel):
+class Body(BaseModel):
     """Body of a request. A field that is null counts as absent; an unknown field is refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -49,7 +49,7 @@ def _unknown(name: str, known: set[str]) -> PydanticCustomError:
     )
 
 
-class LimitsBody(RequestBody):
+class LimitsBody(Body):
     """Limits of a tenant or a key; null: no limit."""
 
     requests_per_minute: Count | None = None
@@ -196,7 +196,7 @@ class KeyList(BaseModel):
         return KeyList(keys=keys, has_more=page.following is not None, next=page.following)
 
 
-class NewTenant(RequestBody):
+class NewTenant(Body):
     id: ShortText
     name: Name = ""
     email: ShortText | None = None
@@ -206,7 +206,7 @@ class NewTenant(RequestBody):
     credit_nanousd: Amount | None = Field(None, description="Its first credit; null: that of a sign-up.")
 
 
-class Terms(RequestBody):
+class Terms(Body):
     """Changed terms. Absent fields stay as they are, but a plan sets its weight; `limits` are replaced whole."""
 
     limits: LimitsBody | None = None
@@ -214,7 +214,7 @@ class Terms(RequestBody):
     plan: Annotated[str, Field(max_length=64, pattern=r"^[^\x00]*$")] | None = None
 
 
-class NewCredit(RequestBody):
+class NewCredit(Body):
     """A grant of credit. A repeated `id` changes nothing; a negative amount is taken away."""
 
     id: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
@@ -222,21 +222,21 @@ class NewCredit(RequestBody):
     reason: Name
 
 
-class NewKey(RequestBody):
+class NewKey(Body):
     name: Name = ""
     scopes: list[str] = Field(default=[scope.value for scope in DEFAULT_SCOPES], max_length=8)
     limits: LimitsBody = LimitsBody()
     expires_in_s: Annotated[float, Field(gt=0, le=10 * 366 * 86400)] | None = None
 
 
-class Rotation(RequestBody):
+class Rotation(Body):
     """A rotation. `end_made`: end all keys made with this one as well, in case it leaked."""
 
     grace_s: Annotated[float, Field(ge=0, le=366 * 86400)] = 0.0
     end_made: bool = False
 
 
-class Signup(RequestBody):
+class Signup(Body):
     id: ShortText
     name: Name = ""
     email: ShortText | None = None

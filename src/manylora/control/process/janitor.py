@@ -4,15 +4,14 @@ It fails interrupted copies, removes abandoned uploads and old audit rows, and s
 """
 
 import asyncio
-import logging
+
+import structlog
 
 from manylora.control.control import Control
 from manylora.control.registry.intake import Intake
 from manylora.control.registry.uploads import Uploads
 from manylora.control.tenants.audit import remove_old_rows
 from manylora.errors import ManyloraError
-
-log = logging.getLogger(__name__)
 
 ROUND_S = 60.0
 
@@ -37,7 +36,7 @@ class Janitor:
         try:
             await self._control.uses.keep(self._control.database)
         except ManyloraError as error:
-            log.warning("control.uses_lost error=%s", error.message)
+            structlog.get_logger().warning("control.uses_lost", error=error.message)
 
     async def round(self) -> None:
         """Do the periodic work once. Raise `ControlUnavailable` if the database fails, `OSError` if the disk does."""
@@ -51,7 +50,7 @@ class Janitor:
             try:
                 await self.round()
             except (ManyloraError, OSError) as error:
-                log.warning("control.round_failed error=%s", error)
+                structlog.get_logger().warning("control.round_failed", error=str(error))
             except Exception:  # no code awaits this task, so one fault must not end it
-                log.exception("control.round_failed")
+                structlog.get_logger().exception("control.round_failed")
             await asyncio.sleep(ROUND_S)

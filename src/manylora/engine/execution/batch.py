@@ -1,27 +1,31 @@
-"""Builds the tensors of one step from its plan, into buffers that are allocated once."""
+"""Builds the tensors of one step from its plan, into buffers that outlive the step."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from manylora.adapter_state import AdapterHandle
+from manylora.engine.execution.lora_segments import LoraSegments
 from manylora.engine.scheduling.scheduler import Chunk, Plan
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import RequestId
-from manylora.kernels.interface import AttentionBatch, Kernels, LoraSegment, PlacedAdapters, StepInput
+from manylora.kernels.interface import AttentionBatch, Kernels, PlacedAdapters, StepInput
+
+_Pairs = list[tuple[Chunk, Sequence]]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step, ready to run: its tensors, and whose tokens its rows of logits are for, in their order.
+    """The tensors of one step, and the chunks and sequences of its rows of logits, in their order.
 
-    A chunk has one row of logits, and one more for each of its draft tokens.
+    A sampled chunk has one row of logits, and one more for each of its draft tokens.
     """
 
     step: StepInput
-    sampled: tuple[tuple[Chunk, Sequence], ...]
+    sampled: _Pairs
+    has_drafts: bool
 
 
 class BatchBuilder:
@@ -34,8 +38,8 @@ class BatchBuilder:
     def __init__(
         self, kernels: Kernels, adapters: PlacedAdapters, *, max_rows: int, block_size: int, vocab: int
     ) -> None:
-        self._kernels = kernels
-        self._adapters = adapters
+        self._segments = LoraSegments(kernels, adapters)
+        self._tables = BlockTables()
         self._block_size = block_size
         self._vocab = vocab
         self._token_ids = np.empty(max_rows, dtype=np.int64)
@@ -43,101 +47,138 @@ class BatchBuilder:
         self._slots = np.empty(max_rows, dtype=np.int64)
         self._row_sequence = np.empty(max_rows, dtype=np.int32)
         self._logit_rows = np.empty(max_rows, dtype=np.int64)
+        self._views = _views(self, 0, 0, torch.empty((0, 0), dtype=torch.int32))
+
+    def release(self) -> None:
+        """Drop the last step's adapters: an evicted one's weights are freed with their last reference."""
+        self._segments.release()
 
     def build(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> Batch:
         """Lay the chunks out side by side, base rows first and then adapter by adapter."""
-        pairs = sorted(((chunk, running[chunk.request_id]) for chunk in plan.chunks), key=_adapter_of)
-        tables = np.zeros((len(pairs), max(len(sequence.blocks) for _, sequence in pairs)), dtype=np.int32)
-        sampled: list[tuple[Chunk, Sequence]] = []
+        pairs = sorted([(chunk, running[chunk.request_id]) for chunk in plan.chunks], key=_adapter_of)
+        tables = self._tables.of([sequence for _, sequence in pairs])
+        has_drafts = any(chunk.draft_tokens for chunk in plan.chunks)
+        if has_drafts or any(chunk.stop - chunk.start > 1 for chunk in plan.chunks):
+            rows, num_logits = self._fill(pairs)
+        else:
+            rows, num_logits = self._fill_single(pairs)
+        views = self._views
+        if views.counts != (rows, num_logits) or views.attention.block_tables is not tables:
+            views = self._views = _views(self, rows, num_logits, tables)
+        lora = self._segments.of(pairs)
+        token_ids = views.token_ids
+        has_added = any(segment.adapter.vocabulary > self._vocab for segment in lora.segments)
+        step = StepInput(
+            token_ids=torch.where(token_ids < self._vocab, token_ids, 0) if has_added else token_ids,
+            logit_rows=views.logit_rows,
+            attention=views.attention,
+            lora=lora,
+            own_ids=token_ids if has_added else None,
+        )
+        return Batch(step, [pair for pair in pairs if pair[0].is_sampled], has_drafts)
+
+    def _fill_single(self, pairs: _Pairs) -> tuple[int, int]:
+        """Fill the buffers for chunks of one row each, as decoding has; return the rows and the rows of logits."""
+        rows, size = len(pairs), self._block_size
+        starts = [chunk.start for chunk, _ in pairs]
+        self._token_ids[:rows] = [sequence.tokens[chunk.start] for chunk, sequence in pairs]
+        self._positions[:rows] = starts
+        self._slots[:rows] = [
+            sequence.blocks[start // size] * size + start % size
+            for (_, sequence), start in zip(pairs, starts, strict=True)
+        ]
+        self._row_sequence[:rows] = range(rows)
+        logit_rows = [row for row, (chunk, _) in enumerate(pairs) if chunk.is_sampled]
+        self._logit_rows[: len(logit_rows)] = logit_rows
+        return rows, len(logit_rows)
+
+    def _fill(self, pairs: _Pairs) -> tuple[int, int]:
+        """Fill the buffers for chunks of any number of rows; return the rows and the rows of logits."""
         row = num_logits = 0
         for index, (chunk, sequence) in enumerate(pairs):
-            tables[index, : len(sequence.blocks)] = sequence.block_ids
-            count = chunk.num_rows
-            self._fill(row, count, index, chunk, sequence)
-            row += count
-            if chunk.is_sampled:
-                for logit_row in range(row - 1 - len(chunk.draft_tokens), row):
-                    self._logit_rows[num_logits] = logit_row
-                    num_logits += 1
-                sampled.append((chunk, sequence))
-        attention = AttentionBatch(
-            positions=torch.from_numpy(self._positions[:row]),
-            slots=torch.from_numpy(self._slots[:row]),
-            row_sequence=torch.from_numpy(self._row_sequence[:row]),
-            block_tables=torch.from_numpy(tables),
-        )
-        segments = tuple(_segments(pairs, self._adapters))
-        own = tuple(_sampled_segments(pairs, self._adapters))
-        vocabulary = max((segment.adapter.vocabulary for segment in own), default=0)
-        own_ids = torch.from_numpy(self._token_ids[:row])
-        has_added = any(segment.adapter.vocabulary > self._vocab for segment in segments)
-        step = StepInput(
-            token_ids=torch.where(own_ids < self._vocab, own_ids, 0) if has_added else own_ids,
-            logit_rows=torch.from_numpy(self._logit_rows[:num_logits]),
-            attention=attention,
-            lora=self._kernels.prepare_lora(segments, own, vocabulary),
-            own_ids=own_ids if has_added else None,
-        )
-        return Batch(step, tuple(sampled))
-
-    def _fill(self, row: int, count: int, index: int, chunk: Chunk, sequence: Sequence) -> None:
-        if count == 1:  # decoding: four scalar writes cost a tenth of four array expressions
-            block, offset = divmod(chunk.start, self._block_size)
-            self._token_ids[row] = sequence.tokens[chunk.start]
-            self._positions[row] = chunk.start
-            self._slots[row] = sequence.blocks[block] * self._block_size + offset
-            self._row_sequence[row] = index
-        else:
-            rows = slice(row, row + count)
-            positions = np.arange(chunk.start, chunk.start + count)
+            first, row = row, row + chunk.num_rows
+            rows = slice(first, row)
+            positions = np.arange(chunk.start, chunk.start + row - first)
             self._token_ids[rows] = [*sequence.tokens[chunk.start : chunk.stop], *chunk.draft_tokens]
             self._positions[rows] = positions
             blocks = sequence.block_ids[positions // self._block_size].astype(np.int64)
             self._slots[rows] = blocks * self._block_size + positions % self._block_size
             self._row_sequence[rows] = index
+            if chunk.is_sampled:
+                count = 1 + len(chunk.draft_tokens)
+                self._logit_rows[num_logits : num_logits + count] = range(row - count, row)
+                num_logits += count
+        return row, num_logits
+
+
+@dataclass(frozen=True, slots=True)
+class _Views:
+    """Tensors over the first rows of the buffers, kept for the next step with as many."""
+
+    counts: tuple[int, int]
+    token_ids: Tensor
+    logit_rows: Tensor
+    attention: AttentionBatch
+
+
+def _views(builder: BatchBuilder, rows: int, num_logits: int, tables: Tensor) -> _Views:
+    attention = AttentionBatch(
+        positions=torch.from_numpy(builder._positions[:rows]),
+        slots=torch.from_numpy(builder._slots[:rows]),
+        row_sequence=torch.from_numpy(builder._row_sequence[:rows]),
+        block_tables=tables,
+    )
+    token_ids = torch.from_numpy(builder._token_ids[:rows])
+    return _Views((rows, num_logits), token_ids, torch.from_numpy(builder._logit_rows[:num_logits]), attention)
+
+
+class BlockTables:
+    """The block numbers of a step's sequences. A row is written only if it differs from the last step's."""
+
+    def __init__(self) -> None:
+        self._table = np.zeros((0, 0), dtype=np.int32)
+        self._view = torch.from_numpy(self._table)
+        # The list written to each row and its length then. A sequence's list grows in place; a preemption or a
+        # rejected draft replaces it by another.
+        self._lists: list[list[int]] = []
+        self._lengths: list[int] = []
+
+    def of(self, sequences: list[Sequence]) -> Tensor:
+        """Return (sequences, width) int32, row i the blocks of sequence i; entries past its blocks mean nothing.
+
+        The tensor is the same object as the last one if shape and memory are the same.
+        """
+        count = len(sequences)
+        if count > self._table.shape[0] or max(len(sequence.blocks) for sequence in sequences) > self._table.shape[1]:
+            self._grow(count, max(len(sequence.blocks) for sequence in sequences))
+        lists, lengths, known = self._lists, self._lengths, len(self._lists)
+        for row, sequence in enumerate(sequences):
+            blocks = sequence.blocks
+            length = len(blocks)
+            if row < known and lists[row] is blocks and lengths[row] == length:
+                continue
+            self._table[row, :length] = sequence.block_ids
+            if row < known:
+                lists[row], lengths[row] = blocks, length
+            else:
+                lists.append(blocks)
+                lengths.append(length)
+        if self._view.shape[0] != count:
+            self._view = torch.from_numpy(self._table[:count])
+        return self._view
+
+    def _grow(self, rows: int, width: int) -> None:
+        """Make room, at least twofold in the dimension that is short, and forget what is written."""
+        old_rows, old_width = self._table.shape
+        shape = (
+            old_rows if rows <= old_rows else max(rows, 2 * old_rows),
+            old_width if width <= old_width else max(width, 2 * old_width, 16),
+        )
+        self._table = np.zeros(shape, dtype=np.int32)
+        self._view = torch.from_numpy(self._table[:0])
+        self._lists, self._lengths = [], []
 
 
 def _adapter_of(pair: tuple[Chunk, Sequence]) -> str:
     placed = pair[1].placed
     return "" if placed is None else placed.digest
-
-
-def _segments(pairs: list[tuple[Chunk, Sequence]], adapters: PlacedAdapters) -> Iterator[LoraSegment]:
-    """The rows of each adapter version; those before an activated adapter's first position are the base's."""
-    row = 0
-    spans: list[tuple[int, int, Sequence]] = []
-    for chunk, sequence in pairs:
-        first, row = row, row + chunk.num_rows
-        if sequence.placed is None or sequence.active_from is None:
-            continue
-        start = first + max(0, sequence.active_from - chunk.start)
-        if start < row:
-            spans.append((start, row, sequence))
-    return _joined(spans, adapters)
-
-
-def _sampled_segments(pairs: list[tuple[Chunk, Sequence]], adapters: PlacedAdapters) -> Iterator[LoraSegment]:
-    """The rows of logits of each adapter version that changes more than the seven projections."""
-    row = 0
-    spans: list[tuple[int, int, Sequence]] = []
-    for chunk, sequence in pairs:
-        first, row = row, row + (1 + len(chunk.draft_tokens) if chunk.is_sampled else 0)
-        if first < row and sequence.placed is not None and sequence.placed.has_extras:
-            spans.append((first, row, sequence))
-    return _joined(spans, adapters)
-
-
-def _joined(spans: list[tuple[int, int, Sequence]], adapters: PlacedAdapters) -> Iterator[LoraSegment]:
-    """Join neighbouring rows of one adapter version into one segment."""
-    start = stop = 0
-    placed: AdapterHandle | None = None
-    for first, end, sequence in spans:
-        assert sequence.placed is not None  # else it had no rows here
-        if placed is not None and (first != stop or sequence.placed.digest != placed.digest):
-            yield LoraSegment(start, stop, adapters[placed.digest])
-            start = first
-        elif placed is None:
-            start = first
-        placed, stop = sequence.placed, end
-    if placed is not None:
-        yield LoraSegment(start, stop, adapters[placed.digest])

@@ -29,6 +29,9 @@ class Executor(Protocol):
         Raises:   any exception; the engine then ends the requests of this plan and goes on
         """
 
+    def release(self) -> None:
+        """Drop what is kept from one step to the next of adapters; called when no step follows at once."""
+
     def start_profile(self) -> Profile | None:
         """Time the kernels of every step from now on, by kind; None if the back end cannot."""
 

@@ -95,7 +95,6 @@ class Sampler:
         """
         if not rows.params:
             return []
-        assert logits.dtype is torch.float32
         array = self._array_of(rows)
         tokens, peaks = self._draw(logits, array)
         ruled = [index for index, rules in enumerate(rows.rules) if rules is not None]
@@ -125,8 +124,6 @@ class Sampler:
                  token; `rows` as for the first of these
         Returns: for each row, at least one `Drawn`: all but the last are its accepted draft tokens
         """
-        if not any(drafts):
-            return [(drawn,) for drawn in self.sample(logits, rows)]
         every = iter(self.sample(logits, rows.ahead(drafts)))
         return [_accept(tuple(islice(every, 1 + len(draft))), draft) for draft in drafts]
 

@@ -33,15 +33,15 @@ class VirtualTokenCounter:
         self._last_left: Flow | None = None  # the flow whose request left the queue last
 
     def __len__(self) -> int:
-        """Flows remembered."""
+        """Return the number of flows with a counter."""
         return len(self._served)
 
     def served(self, flow: Flow) -> int:
-        """What decides: the flow with the least is next."""
+        """Return the service of a flow, in units; the flow with the least is next."""
         return self._served.get(flow, 0)
 
     def arrive(self, flow: Flow, queued: Iterable[Flow]) -> None:
-        """Note that a flow with nothing in the queue joins it; `queued` are the flows that are in it.
+        """Record that a flow with nothing in the queue joins it; `queued` are the flows that are in it.
 
         Credit earned by idling is erased, debt is kept: the counter is lifted to the least served queued flow, or,
         in an empty queue, to the flow whose request left it last.
@@ -51,23 +51,24 @@ class VirtualTokenCounter:
     def charge(
         self, flow: Flow, *, weight: int = 1, prompt_tokens: int = 0, completion_tokens: int = 0, load_bytes: int = 0
     ) -> None:
-        """Add work done for a flow; at weight 3 it counts a third. Work is never free, however large the weight."""
+        """Add work done for a flow, divided by its weight and rounded up: work is never free."""
         assert weight >= 1
-        tokens = PROMPT_WEIGHT * prompt_tokens + COMPLETION_WEIGHT * completion_tokens
-        work = tokens + load_bytes // LOAD_BYTES_PER_TOKEN
-        self._served[flow] = self.served(flow) - (-work * SERVICE_UNITS // weight)
+        work = PROMPT_WEIGHT * prompt_tokens + COMPLETION_WEIGHT * completion_tokens
+        if load_bytes:
+            work += load_bytes // LOAD_BYTES_PER_TOKEN
+        self._served[flow] = self._served.get(flow, 0) - (-work * SERVICE_UNITS // weight)
 
     def leave(self, flow: Flow) -> None:
-        """Note that a request of this flow left the queue to run."""
+        """Record that a request of this flow left the queue to run."""
         self._last_left = flow
 
     def prune(self, active: set[Flow]) -> None:
-        """Forget idle flows that `arrive` would lift anyway, so that nothing grows with the number of flows seen."""
+        """Drop the counters of idle flows that `arrive` would lift anyway: the number of flows seen is unbounded."""
         floor = self._floor(active)
         kept = active if self._last_left is None else active | {self._last_left}
         self._served = {flow: value for flow, value in self._served.items() if flow in kept or value > floor}
 
     def _floor(self, flows: Iterable[Flow]) -> int:
-        """The least served of these flows; of none, what the flow that left the queue last has been served by now."""
+        """Return the least service of these flows; without flows, that of the flow that left the queue last."""
         last = 0 if self._last_left is None else self.served(self._last_left)
         return min(map(self.served, flows), default=last)

@@ -47,6 +47,7 @@ class CpuKernels:
         self.pack = weights.pack
         self._functions = native.functions
         self._profile: NativeProfile | None = None
+        self._sampled = _SampledRows(1)
 
     def compile(self, forward: Forward) -> Callable[[StepInput, KvCache], Tensor]:
         """Return a function that captures `forward` at its first call and then replays it in one native call a step."""
@@ -69,22 +70,24 @@ class CpuKernels:
         assert logits.dtype is torch.float32
         assert logits.is_contiguous()
         assert rules.dtype == SAMPLING_RULE
-        tokens, peaks = np.empty(rows, dtype=np.int64), np.empty(rows, dtype=np.float32)
-        self._functions.ml_sample(
+        sampled = self._sampled
+        if sampled.num_rows < rows:
+            sampled = self._sampled = _SampledRows(rows)
+        num_typical = self._functions.ml_sample(
             self.native.pool,
             logits.data_ptr(),
             rows,
             vocab,
             rules.ctypes.data,
-            tokens.ctypes.data,
-            peaks.ctypes.data,
+            sampled.tokens_address,
+            sampled.peaks_address,
             None if self._profile is None else self._profile.sampling_address,
         )
-        found = tokens.tolist()
-        if rules["typical_p"].any():  # rare, with a ranking of its own: the specification computes it
+        tokens = sampled.tokens[:rows]
+        if num_typical:  # rare, with a ranking of its own: the specification computes it
             for index in np.flatnonzero(rules["typical_p"]).tolist():
-                found[index] = sample_tokens(logits[index : index + 1], rules[index : index + 1])[0][0]
-        return found, peaks.tolist()
+                tokens[index] = sample_tokens(logits[index : index + 1], rules[index : index + 1])[0][0]
+        return tokens, sampled.peaks[:rows]
 
     def new_kv(self, *, layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> KvCache:
         assert head_dim % 8 == 0
@@ -120,3 +123,16 @@ class CpuKernels:
         assert all(segment.adapter.image.dtype is self.lora_dtype for segment in segments)
         lora = LoraBatch(segments, sampled, vocabulary)
         return dataclasses.replace(lora, native=NativeSegments(lora)) if segments else lora
+
+
+class _SampledRows:
+    """The memory in which native code leaves tokens and peaks, kept: arrays of numpy take longer to make."""
+
+    __slots__ = ("num_rows", "peaks", "peaks_address", "tokens", "tokens_address")
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+        self.tokens = (ctypes.c_int64 * num_rows)()
+        self.peaks = (ctypes.c_float * num_rows)()
+        self.tokens_address = ctypes.addressof(self.tokens)
+        self.peaks_address = ctypes.addressof(self.peaks)

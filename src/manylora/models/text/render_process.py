@@ -10,7 +10,6 @@ with its process. It reads one JSON line a job and answers each with one line; t
 import contextlib
 import importlib
 import json
-import logging
 import os
 import select
 import signal
@@ -21,9 +20,6 @@ from manylora.clock import Clock, SystemClock
 from manylora.errors import ManyloraError, TemplateFailed
 from manylora.models.text.sandbox import seclude
 from manylora.models.text.template import ChatTemplate
-from manylora.system.log_lines import configure_logs, log_context
-
-log = logging.getLogger("manylora.models.text.render_process")  # its `__name__` is `__main__`
 
 NICENESS = 10
 CPU_S = 1.0
@@ -157,7 +153,6 @@ def main() -> None:
     os.nice(NICENESS)
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    configure_logs("renderer")
     _warm()
     clock, child = SystemClock(), None
     for line in sys.stdin.buffer:
@@ -168,13 +163,10 @@ def main() -> None:
             child = None
         child = child or _RenderChild(head["key"], clock, (answers.fileno(),))
         answer, cause = child.answer(job, head["max_bytes"])
-        refusal = {"error": f"the chat template was stopped: {cause}", "ended": True}
-        told = answer or json.dumps(refusal).encode() + b"\n"
-        if b'"ended": true' in told[-32:]:
+        if answer is None or b'"ended": true' in answer[-32:]:
             child.end()
             child = None
-            with log_context(**head["context"]):
-                log.warning("template.stopped error=%s", json.loads(told)["error"])
+        told = answer or json.dumps({"error": f"the chat template was stopped: {cause}"}).encode() + b"\n"
         while told:
             told = told[answers.write(told) :]
     os._exit(0)

@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 import uvloop
 
 from manylora.clock import SystemClock
@@ -24,10 +26,9 @@ from manylora.server.engine_client.process.transport import ProcessTransport
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.engine_client.transport import Transport
 from manylora.system.collector import exempt_modules
+from manylora.system.printable import log_handler
 from manylora.system.private_files import keep_private, tighten
 from manylora.system.signals import StopSignals
-
-log = logging.getLogger(__name__)
 
 CLOSE_WAIT_S = 5
 KEEP_ALIVE_S = 75
@@ -74,6 +75,7 @@ def run_server(
     Raises:  `StartupError` if the engine cannot be built
     """
     exempt_modules()
+    configure_logging()
     keep_private()
     tighten(metering_dir(config), cache_dir(config) / "adapters")
     with listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -155,7 +157,8 @@ async def _start(config: Config, membership: ControlSession, client: EngineClien
 async def _drain(app: EdgeApp, client: EngineClient, server: HttpServer, signals: StopSignals, drain_s: float) -> None:
     """Refuse new requests and let those under way end, for `drain_s` or until a second signal."""
     app.admission.is_draining = True
-    log.info("server.draining sequences=%d", app.admission.num_sequences)
+    log = structlog.get_logger()
+    log.info("server.draining", sequences=app.admission.num_sequences)
     emptied = asyncio.create_task(app.admission.emptied())
     hurried = asyncio.create_task(signals.second.wait())
     try:
@@ -164,7 +167,22 @@ async def _drain(app: EdgeApp, client: EngineClient, server: HttpServer, signals
         for waiting in (emptied, hurried):
             waiting.cancel()
     if app.admission.num_sequences:
-        log.warning("server.drain_ended_early sequences=%d", app.admission.num_sequences)
+        log.warning("server.drain_ended_early", sequences=app.admission.num_sequences)
     if signals.second.is_set():
         server.hasten()
         await client.kill()
+
+
+def configure_logging() -> None:
+    """One JSON object a line on standard error; the access log is off, a line a request comes from the edge."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    )
+    logging.basicConfig(handlers=[log_handler("%(levelname)s %(name)s %(message)s")], level=logging.WARNING)

@@ -4,11 +4,11 @@ A handler gets an `HttpContext` and replies through it, whole or as a stream of 
 """
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import structlog
 from fastapi import APIRouter, Depends
 from fastapi.params import Depends as Dependency
 from starlette.requests import Request
@@ -17,13 +17,9 @@ from starlette.types import Receive, Scope, Send
 
 from manylora.clock import Clock
 from manylora.errors import EngineFault, ManyloraError
-from manylora.http.callers import NOBODY
 from manylora.server.access.access import Access
 from manylora.server.http.context import HttpContext, RequestState
 from manylora.server.schemas.body import Body
-from manylora.system.log_lines import add_log_context
-
-log = logging.getLogger(__name__)
 
 Handler = Callable[[HttpContext], Awaitable[None]]
 
@@ -56,8 +52,6 @@ class Guard:
         state, path = state_of(request), request.scope["path"]
         authorization = request.headers.get("authorization", "")
         state.caller = self.access.identify(request.method, path, authorization, state.path_tenant)
-        if state.caller is not NOBODY:
-            add_log_context(tenant=state.tenant)
         self.access.require_active(state.caller)
         if self.asks_scope:
             self.access.authorise(state.caller, request.method, path, state.path_tenant)
@@ -80,7 +74,7 @@ def _guarding(guard: Guard) -> list[Dependency]:
     return [Depends(guard)]
 
 
-class SentReply(Response):
+class Sent(Response):
     """A reply that is sent already."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,7 +91,7 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RouteOperation:
+class Operation:
     """The facts of a route for the OpenAPI document.
 
     body     the model of the request's body; None: the route reads none
@@ -117,7 +111,7 @@ class Endpoint:
     an error is the stream's last event instead.
     """
 
-    def __init__(self, handler: Handler, operation: RouteOperation, clock: Clock) -> None:
+    def __init__(self, handler: Handler, operation: Operation, clock: Clock) -> None:
         self.operation = operation
         self._handler = handler
         self._clock = clock
@@ -133,7 +127,7 @@ class Endpoint:
             if not context.has_begun:
                 raise failure from error
             await context.fail(failure)
-        return SentReply()
+        return Sent()
 
 
 class Routes:
@@ -153,9 +147,9 @@ class Routes:
         replies: Mapping[int, object] | None = None,
         parameters: Sequence[Parameter] = (),
     ) -> None:
-        """Add a route, such as `GET /info`; one for GET answers HEAD as well. The rest is of `RouteOperation`."""
+        """Add a route, such as `GET /info`; one for GET answers HEAD as well. The rest is of `Operation`."""
         method, _, path = name.partition(" ")
-        operation = RouteOperation(summary=summary, body=body, replies=replies or {}, parameters=parameters)
+        operation = Operation(summary=summary, body=body, replies=replies or {}, parameters=parameters)
         methods = ["GET", "HEAD"] if method == "GET" else [method]
         endpoint = Endpoint(handler, operation, self._clock)
         self.router.add_api_route(path, endpoint, methods=methods, response_model=None, include_in_schema=False)
@@ -164,5 +158,5 @@ class Routes:
 def _failure_of(error: Exception, context: HttpContext) -> ManyloraError:
     if isinstance(error, ManyloraError):
         return error
-    log.exception("request.failed request_id=%s", context.arrival.request_id)
+    structlog.get_logger().exception("request.failed", request_id=context.arrival.request_id)
     return EngineFault("internal error")

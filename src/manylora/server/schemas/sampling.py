@@ -18,6 +18,7 @@ from manylora.server.schemas.readers import (
     positive_whole,
     strings,
     unsigned,
+    whole,
     whole_numbers,
 )
 
@@ -133,3 +134,4 @@ IgnoreEos = Annotated[bool | None, Read(_ignore_eos, "boolean"), Field(descripti
 SkipsSpecial = Annotated[
     bool, Read(flag, "boolean"), Field(description="Whether special tokens are left out of the text; default true.")
 ]
+Whole = Annotated[int | None, Read(whole, "integer")]

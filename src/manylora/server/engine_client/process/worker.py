@@ -17,7 +17,7 @@ from manylora.server.engine_client.process.runtime_folder import RuntimeFolder
 WORKER_MODULE = "manylora.server.engine_client.process.engine_main"
 
 
-class EngineWorker:
+class Worker:
     """The process is not started before `spawn`; `release` ends it."""
 
     def __init__(self, context: zmq.asyncio.Context, clock: Clock) -> None:

@@ -204,9 +204,9 @@ int64_t sample(const float* logits, int64_t vocab, const SamplingRule& rule, flo
 
 extern "C" {
 
-// logits (rows, vocab), rules (rows,) -> tokens (rows,) and peaks (rows,): each row's highest logit. It ignores
-// `typical_p`. The elapsed time is added to `seconds`, if given.
-void ml_sample(
+// logits (rows, vocab), rules (rows,) -> tokens (rows,) and peaks (rows,): each row's highest logit. Returns the number
+// of rows with a `typical_p`; it ignores that filter. The elapsed time is added to `seconds`, if given.
+int64_t ml_sample(
     ml::Pool* pool, const float* logits, int64_t rows, int64_t vocab, const void* rules, int64_t* tokens, float* peaks,
     double* seconds) {
     using namespace ml;
@@ -214,6 +214,9 @@ void ml_sample(
     parallel(pool, rows, [&](int64_t row) {
         tokens[row] = sample(logits + row * vocab, vocab, static_cast<const SamplingRule*>(rules)[row], peaks + row);
     });
+    int64_t num_typical = 0;
+    for (int64_t row = 0; row < rows; ++row) num_typical += static_cast<const SamplingRule*>(rules)[row].typical_p > 0;
+    return num_typical;
 }
 
 }  // extern "C"

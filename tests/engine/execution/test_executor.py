@@ -32,6 +32,9 @@ class TwoRanks:
     def start_profile(self) -> None:
         return None
 
+    def release(self) -> None:
+        pass
+
     def close(self) -> None:
         for rank in self._ranks:
             rank.close()
