@@ -16,7 +16,7 @@ from manylora.bench.servers import default_base
 from manylora.models.spec import read_spec
 
 
-def _tell(line: str) -> None:
+def _report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
@@ -38,7 +38,7 @@ def main() -> None:
             seed=options.seed,
             vocab=vocab,
             transport=options.transport,
-            tell=_tell,
+            report=_report,
         )
     result = {"transport": options.transport, "M1": found.difference, "law_holds": found.holds, **asdict(found)}
     print(json.dumps(result))

@@ -10,8 +10,8 @@ __version__ = "0.1.0"
 __all__ = ["LLM", "SamplingParams", "TextOutput", "__version__"]
 
 
-def __getattr__(name: str) -> Any:  # the classes below
-    """Import the library's classes when they are first used: the command and the edge run without torch."""
+def __getattr__(name: str) -> Any:  # one of the classes in the function
+    """Import the library's classes at their first use, so that the command and the edge run without torch."""
     if name in ("LLM", "TextOutput"):
         from manylora.wiring import llm
 

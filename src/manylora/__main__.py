@@ -1,4 +1,4 @@
-"""`python -m manylora` is the command `manylora`."""
+"""The entry point of `python -m manylora`, which is the command `manylora`."""
 
 from manylora.cli import main
 

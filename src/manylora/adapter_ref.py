@@ -30,7 +30,7 @@ class SourceName(StrEnum):
 
 
 FOLDER_SOURCES = frozenset({SourceName.LOCAL, SourceName.PBASE})
-"""Sources whose files lie in folders of this machine: asked at once, read by the ingest process."""
+"""Sources whose files lie in folders of this machine. A look-up needs no wait, and the ingest process reads them."""
 
 _SCHEMES = {
     "s3": SourceName.S3,
@@ -42,22 +42,22 @@ _SCHEMES = {
 
 
 def source_of(place: str) -> SourceName | None:
-    """The source that a configured place such as `s3://bucket/prefix` belongs to; None if it is none."""
+    """Return the source that a configured place such as `s3://bucket/prefix` belongs to; None if it belongs to none."""
     scheme, _, rest = place.partition("://")
     return _SCHEMES.get(scheme) if rest else None
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterRef:
-    """A named adapter at a source. It is a name, not an identity: the identity is the digest of its content.
+    """A named adapter at a source. The reference is a name; the identity is the digest of the content.
 
-    id      relative (`support-triage`, `org/name`); absolute paths, `..`, backslashes and control characters never get
-            past `parse_adapter_ref`
+    id      relative (`support-triage`, `org/name`); `parse_adapter_ref` refuses absolute paths, `..`, backslashes and
+            control characters
     merge   the recipe of several adapters merged into one, or None; with it `id` lists the members, and `source` is
             that of the first
-    token   the caller's credential at the source, or empty. It is never printed or logged; two callers with different
-            ones have two adapters, so that the access of one opens nothing to the other.
-    tenant  the owner of the registry that has the id; empty at every other source, where a name means the same to all
+    token   the caller's credential at the source, or empty. It is never printed or logged. Two callers with different
+            tokens have two adapters, so that the access of one opens nothing to the other.
+    tenant  the owner of the registry that has the id; empty at every other source, whose names are the same for all
     """
 
     source: SourceName
@@ -72,17 +72,17 @@ class AdapterRef:
 
     @property
     def full_id(self) -> str:
-        """The id with its owner before it where it has one: no other tenant's adapter has that text."""
+        """The id, after its owner's name if it has an owner; no other tenant's adapter has that text."""
         return f"{self.tenant}/{self.id}" if self.tenant else self.id
 
     def id_for(self, tenant: str) -> str:
-        """The id by which a tenant calls it: `repo/3` of its own, `owner/repo/3` of another's."""
+        """Return the id that a tenant uses: `repo/3` for its own adapter, `owner/repo/3` for another tenant's."""
         return self.id if self.tenant == tenant else self.full_id
 
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """Several adapters and what is made of them."""
+    """A merge of several adapters: its members and its recipe."""
 
     members: tuple[AdapterRef, ...]
     recipe: MergeRecipe
@@ -93,7 +93,7 @@ class Merge:
 
 
 def merged_ref(members: Sequence[AdapterRef], recipe: MergeRecipe) -> AdapterRef:
-    """The reference of several adapters merged; it is one adapter from here on. Its id has the owners of uploads."""
+    """Return the reference of a merge, which the other rooms treat as one adapter. Its id has the owners of uploads."""
     first = members[0]
     return AdapterRef(first.source, ",".join(member.full_id for member in members), merge=Merge(tuple(members), recipe))
 
@@ -110,7 +110,7 @@ def parse_adapter_ref(
     """Check a request's `adapter_id`, `adapter_source` and `api_token` and return the reference.
 
     An id may be a whole URL, such as `s3://bucket/name`, which names its source itself; else a missing source means
-    `default`. Raises `AdapterReferenceInvalid` naming the value and what is allowed.
+    `default`. Raises `AdapterReferenceInvalid`, naming the value and the allowed ones.
     """
     scheme, mark, rest = adapter_id.partition("://")
     name = source or (scheme if mark else default)
@@ -150,7 +150,7 @@ def parse_adapter_ref(
         raise AdapterReferenceInvalid(
             f"`api_token` must be at most {MAX_TOKEN_CHARACTERS} visible ASCII characters", parameter="api_token"
         )
-    # What has no use for a token is one adapter to all.
+    # A source without tokens has one adapter for all callers.
     return AdapterRef(
         SourceName(name),
         trimmed,

@@ -22,10 +22,10 @@ class AdapterState(StrEnum):
 class AdapterAction(StrEnum):
     """An operator's act on one adapter. Each begins at once; `AdapterInfo` shows its progress.
 
-    PRELOAD  bring it to the device, without anyone waiting for it
+    PRELOAD  bring it to the device before any request for it
     PIN      keep its current version on the device until UNPIN, used or not
     EVICT    take it off the device and off the disk, unless it is in use
-    DELETE   take the name away at once; what runs goes on, then no byte of the weights is left in any tier
+    DELETE   remove the name at once; running requests finish, then no byte of the weights is left in any tier
     VERIFY   read its packed image again and compare it with its checksum
     """
 
@@ -45,7 +45,7 @@ class AdapterHandle:
     digest             content identity of the version
     num_bytes          true bytes of its weights
     rank               the largest rank of its modules
-    vocabulary         token ids below this may be used with it; 0: it adds none, and the base's vocabulary holds
+    vocabulary         number of token ids that may be used with it; 0: it adds none, and the base's number applies
     has_extras         it changes more than the seven projections of a block (`kernels/adapter_layout.py`)
     invocation_tokens  an activated LoRA applies from the start of their last occurrence in the prompt on; the rows
                        before that are the base's. Empty: the adapter applies to every row
@@ -65,18 +65,18 @@ class AdapterInfo:
     """One named adapter as an operator sees it.
 
     digest        of the version that requests get now; empty until it is known
-    rank          the largest of its modules; 0 until it is known
-    num_bytes     of its packed image, in whatever tier; 0 until it is known
+    rank          the largest rank of its modules; 0 until it is known
+    num_bytes     bytes of its packed image, in any tier; 0 until they are known
     pins          requests that hold it on the device now
     is_pinned     an operator, or the configuration, keeps it on the device
-    is_deleted    its name is taken away, and requests that run still hold it
-    hits          how often a request was given a place of it
-    last_use_s    seconds since the last of these ended or began; None if there was none
-    stage_ms      how long each stage of its last load took
-    error         why it cannot be served now; empty if nothing is known against it
-    is_verified   what the last VERIFY found; None before the first, and while one is under way
-    tenant        whose upload it is; empty for an adapter of any other source
-    report        of the ingest of its version, as `adapters/report.py` has it; None where one is not known, for a
+    is_deleted    its name is removed, and running requests still hold it
+    hits          number of requests that were given a place on the device with it
+    last_use_s    seconds since the last such request began or ended; None if there was none
+    stage_ms      milliseconds of each stage of its last load
+    error         the reason for which it cannot be served now; empty: there is none
+    is_verified   the result of the last VERIFY; None before the first, and while one is under way
+    tenant        the owner of the upload; empty for an adapter of any other source
+    report        the ingest report of its version, in the form of `adapters/report.py`; None if it is unknown, for a
                   version packed by an older release, and in lists
     """
 
@@ -100,7 +100,7 @@ class AdapterInfo:
 
 @dataclass(frozen=True, slots=True)
 class AdapterWords:
-    """The text of an adapter's version as it is handed on: its digest, and the file that has it; both may be empty."""
+    """The text of an adapter's version: its digest, and the file with the text. Both may be empty."""
 
     digest: str = ""
     path: str = ""
@@ -114,19 +114,19 @@ def is_over(action: AdapterAction, info: AdapterInfo) -> bool:
     match action:
         case AdapterAction.PRELOAD:
             return info.state in (AdapterState.ON_DEVICE, AdapterState.FAILED)
-        case AdapterAction.PIN:  # one that is found too large when its size is known is given up
+        case AdapterAction.PIN:  # a pin of an adapter that turns out too large is given up
             return info.state in (AdapterState.ON_DEVICE, AdapterState.FAILED) or not info.is_pinned
         case AdapterAction.UNPIN:
             return not info.is_pinned
         case AdapterAction.EVICT | AdapterAction.DELETE:
             return info.state is AdapterState.ABSENT and not info.pins
-        case AdapterAction.VERIFY:  # an image that is evicted before its turn is not there to be read any more
+        case AdapterAction.VERIFY:  # an image that is evicted before its turn can no longer be read
             is_gone = info.state in (AdapterState.FAILED, AdapterState.ABSENT)
             return info.is_verified is not None or is_gone
 
 
 LOAD_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-"""Upper bounds of the buckets that loads are counted in by their time; one more bucket has the longer ones."""
+"""Upper bounds, in seconds, of the buckets of load times. One more bucket has the longer loads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +134,7 @@ class LoadTimes:
     """A histogram of the seconds that loads from one source into one tier took.
 
     tier    `disk` (fetched, checked and packed), `host` (read, where host memory is a tier of its own) or `device`
-    counts  loads in each bucket of `LOAD_BUCKETS_S`, and in the one above
+    counts  loads in each bucket of `LOAD_BUCKETS_S`, and in the last one above them
     """
 
     source: str
@@ -151,8 +151,8 @@ class StoreStats:
     count in `bank_bytes_used` and `on_device` only, and `host_bytes_used` and `in_host` are 0.
     loaded_bytes    bytes placed on the device; `reloaded_bytes` of them had been there within the last minute
     evictions       from the device; `disk_evictions` from the disk tier
-    load_times      one entry for each source and tier that anything was loaded from and to
-    answers         of the loaders, good or bad ones; that the store gave a load up is none
+    load_times      one entry for each pair of source and tier with a load
+    answers         answers of the loaders, good or bad; a load that the store gave up has none
     """
 
     bank_bytes_total: int
@@ -174,5 +174,5 @@ class StoreStats:
 
     @property
     def thrash_ratio(self) -> float:
-        """The share of loaded bytes that were evicted within the minute before: near 1 the bank is too small."""
+        """The share of loaded bytes that were evicted within the minute before. Near 1, the bank is too small."""
         return self.reloaded_bytes / self.loaded_bytes if self.loaded_bytes else 0.0

@@ -1,4 +1,4 @@
-"""The tokens of a request that its tenant pays for: the table of `docs/metering.md`, as a pure function."""
+"""The tokens of a request that its tenant pays for: the table of `docs/metering.md` as a pure function."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -6,19 +6,19 @@ from dataclasses import dataclass
 FAULTS = frozenset(
     {"rejected", "queue_timeout", "adapter_failure", "engine_failure", "shutdown", "edge_lost", "incomplete"}
 )
-"""Ends that are not the caller's doing."""
+"""Reasons of an end that the caller did not cause."""
 CUTS = frozenset({"abort", "disconnect"})
-"""Ends that are."""
+"""Reasons of an end that the caller caused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceUse:
-    """One sequence's end.
+    """The end of one sequence.
 
     computed_tokens  prompt positions that were computed or found in the cache, as in `usage.Counts`
     committed        tokens that the engine counted
-    delivered        those that reached the edge
-    is_callers       the engine refused it for what the caller had asked: no fault of the server's
+    delivered        tokens that reached the edge
+    is_callers       the engine refused the caller's request; the server has no fault
     """
 
     prompt: int
@@ -36,7 +36,7 @@ class SequenceUse:
 
     @property
     def is_whole(self) -> bool:
-        """Return whether its whole prompt was computed for a token, or an end, that counts."""
+        """Return whether the whole prompt was computed for a token, or an end, that counts."""
         return self.delivered > 0 or self.reason not in FAULTS | CUTS
 
 
@@ -44,7 +44,7 @@ class SequenceUse:
 class Charge:
     """Tokens used and tokens charged, of all sequences. A prompt counts once however many sequences share it.
 
-    charged_cached_tokens  those of `charged_prompt_tokens` that cost the price of cached ones
+    charged_cached_tokens  the part of `charged_prompt_tokens` that costs the price of cached tokens
     """
 
     prompt_tokens: int
@@ -58,9 +58,9 @@ class Charge:
 def charge_of(sequences: Sequence[SequenceUse], *, is_streamed: bool) -> Charge:
     """Count and charge the sequences of one HTTP request; `prompt` numbers the prompts they continue.
 
-    Committed tokens are always counted. Charged are those that reached the edge, with their prompts; of a prompt
-    without any, the positions that were computed before the caller left. A fault of the server's before the first
-    token, or on a reply that was not streamed, makes the request free.
+    Committed tokens are always counted. The tenant pays for the tokens that reached the edge, with their prompts. Of a
+    prompt without such a token it pays for the positions that were computed before the caller left. A fault of the
+    server before the first token, or on a reply that was not streamed, makes the request free.
     """
     prompts: dict[int, list[SequenceUse]] = {}
     for sequence in sequences:
@@ -80,7 +80,7 @@ def charge_of(sequences: Sequence[SequenceUse], *, is_streamed: bool) -> Charge:
 
 
 def _charged_of(uses: Iterable[SequenceUse], *, is_faulty: bool) -> int:
-    """Positions of one prompt that are paid for: once, however many of its sequences computed them."""
+    """Return the positions of one prompt that are paid for. They count once for all sequences of the prompt."""
     return max(
         use.prompt_tokens if use.is_whole else 0 if is_faulty else min(use.computed_tokens, use.prompt_tokens)
         for use in uses

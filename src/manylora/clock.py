@@ -1,4 +1,4 @@
-"""Time as an argument: the one place that reads the machine's clocks."""
+"""Time as an argument. No other module reads the machine's clocks."""
 
 import time
 from typing import Protocol
@@ -8,10 +8,10 @@ class Clock(Protocol):
     """The clock of a component. Tests pass a `ManualClock`."""
 
     def monotonic_s(self) -> float:
-        """Seconds from an arbitrary origin; never goes backwards. Used for intervals."""
+        """Return seconds from an arbitrary origin, which never go backwards. Used for intervals."""
 
     def wall_s(self) -> float:
-        """Seconds since 1970-01-01 UTC. Used for time stamps that leave the process."""
+        """Return seconds since 1970-01-01 UTC. Used for time stamps that leave the process."""
 
     def sleep_s(self, duration_s: float) -> None:
         """Let `duration_s` seconds pass."""

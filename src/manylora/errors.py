@@ -66,7 +66,7 @@ class ManyloraError(Exception):
 
     @property
     def retry_after_s(self) -> float | None:
-        """Seconds after which the same request may succeed; None: it has to be changed."""
+        """Seconds after which the same request may succeed; None: the request has to be changed."""
         return self.row.retry_after_s
 
     @property
@@ -125,7 +125,7 @@ class MethodNotAllowed(RequestRejected):
 
 
 class RouteNotFound(RequestRejected):
-    """No such route."""
+    """The server has no such route."""
 
     row = ErrorRow(404, "not_found", 404, INVALID, "unknown_route")
 
@@ -209,12 +209,12 @@ class TenantSuspended(RequestRejected):
 
 
 class LimitExceeded(RequestRejected):
-    """A limit of the tenant's or the key's that time gives back."""
+    """A limit of the tenant or the key is reached, and time lifts it."""
 
     row = ErrorRow(429, "rate_limited", 429, "requests", "rate_limit_exceeded", retry_after_s=1)
 
     def __init__(self, message: str, *, parameter: str | None = None, wait_s: float | None = 1.0) -> None:
-        """`wait_s` None: the request asks for more than the whole limit, and has to be changed."""
+        """Create the error. `wait_s` None: the request asks for more than the whole limit, and has to be changed."""
         super().__init__(message, parameter=parameter)
         self._wait_s = wait_s
         self.headers: dict[str, str] = {}
@@ -226,33 +226,33 @@ class LimitExceeded(RequestRejected):
 
 
 class RequestRateExceeded(LimitExceeded):
-    """More requests a minute than the tenant or the key may send."""
+    """The tenant or the key sends more requests a minute than it may."""
 
 
 class TokenRateExceeded(LimitExceeded):
-    """More tokens a minute, prompt and budget together, than the tenant or the key may use."""
+    """The tenant or the key uses more tokens a minute, prompt and budget together, than it may."""
 
     row = ErrorRow(429, "rate_limited", 429, "tokens", "rate_limit_exceeded", retry_after_s=1)
 
 
 class StreamLimitExceeded(LimitExceeded):
-    """More requests at one time than the tenant or the key may have."""
+    """The tenant or the key has more requests at one time than it may."""
 
 
 class QuotaExhausted(RequestRejected):
-    """The credit is used up, or the month's budget is."""
+    """The credit or the month's budget is used up."""
 
     row = ErrorRow(429, "rate_limited", 429, "insufficient_quota", "insufficient_quota")
 
 
 class ResourceNotFound(RequestRejected):
-    """No such tenant, key, repository, version, price or invoice, or another tenant owns it."""
+    """The tenant, key, repository, version, price or invoice does not exist, or another tenant owns it."""
 
     row = ErrorRow(404, "not_found", 404, INVALID, "resource_not_found")
 
 
 class NameTaken(RequestRejected):
-    """Something of that name is there already."""
+    """The name is taken already."""
 
     row = ErrorRow(409, "validation", 409, INVALID, "name_taken")
 
@@ -303,19 +303,19 @@ class AdapterUnsupported(AdapterError):
 
 
 class AdapterCorrupt(AdapterError):
-    """Config missing or unreadable, file truncated, weights not finite, or logits not finite again and again."""
+    """The config is missing or unreadable, a file is cut short, or weights or repeatedly logits are not finite."""
 
     row = ErrorRow(422, "generation", 400, INVALID, "adapter_corrupt")
 
 
 class AdapterUnsafeFormat(AdapterError):
-    """Only pickled weights are there; they are never opened."""
+    """The adapter has pickled weights only; they are never opened."""
 
     row = ErrorRow(422, "generation", 400, INVALID, "adapter_unsafe_format")
 
 
 class AdapterTooLarge(AdapterError):
-    """Over the byte limit, the rank limit or the adapter memory."""
+    """The adapter is over the byte limit, the rank limit or the adapter memory."""
 
     row = ErrorRow(413, "generation", 413, INVALID, "adapter_too_large")
 
@@ -339,19 +339,19 @@ class AdapterLoadTimeout(AdapterError):
 
 
 class AdapterInUse(AdapterError):
-    """An operator would take off the device what requests, a pin or a load under way hold there."""
+    """The operator would evict an adapter that a request, a pin or a load holds on the device."""
 
     row = ErrorRow(409, "generation", 409, INVALID, "adapter_in_use")
 
 
 class AdapterCapacity(AdapterError):
-    """Waited too long for its turn to be loaded, or to be pinned beside all that is pinned already."""
+    """The adapter waited too long for its load, or for room beside the pinned adapters."""
 
     row = ErrorRow(503, "overloaded", 503, SERVER, "adapter_capacity", retry_after_s=2)
 
 
 class AdapterStorageUnavailable(AdapterError):
-    """The server's disk is full or cannot be written, so no adapter can be loaded; those in memory serve on."""
+    """The server's disk is full or read-only, so no adapter can be loaded; those in memory are still served."""
 
     row = ErrorRow(503, "overloaded", 503, SERVER, "adapter_storage_unavailable", retry_after_s=5)
 
@@ -366,7 +366,7 @@ class AdapterTextChanged(AdapterError):
 
 
 class ServiceError(ManyloraError):
-    """The server cannot serve this request now, whatever it says."""
+    """The server cannot serve any such request now."""
 
 
 class Overloaded(ServiceError):
@@ -388,19 +388,19 @@ class Unavailable(ServiceError):
 
 
 class ControlUnavailable(ServiceError):
-    """The control plane does not answer, and what is known of it is too old to go on with."""
+    """The control plane does not answer, and the server's copy of its state is too old to use."""
 
     row = ErrorRow(503, "overloaded", 503, SERVER, "control_unavailable", retry_after_s=2)
 
 
 class UsageUnrecorded(ServiceError):
-    """The disk takes no record of usage: nothing is served that could not be charged."""
+    """The disk takes no record of usage, so the server refuses requests that it could not charge."""
 
     row = ErrorRow(503, "overloaded", 503, SERVER, "usage_unrecorded", retry_after_s=5)
 
 
 class EngineFault(ServiceError):
-    """A fault during generation."""
+    """The engine has failed during the generation."""
 
     row = ErrorRow(500, "generation", 500, SERVER, "engine_error")
 
@@ -440,8 +440,8 @@ class ModelUnsupported(StartupError):
 
 
 class ModelNotFound(StartupError):
-    """No base model of that name, or a file of it is missing."""
+    """The base model does not exist, or a file of it is missing."""
 
 
 class NativeBuildFailed(StartupError):
-    """The C++ kernels could not be compiled here; the message names the compiler or prints what it said."""
+    """The C++ kernels could not be compiled here; the message has the compiler's name or its output."""

@@ -1,4 +1,4 @@
-"""An error on its way out of a process: its class in `errors.py` by name, and its message.
+"""An error between two processes: the name of its class in `errors.py`, and its message.
 
 Every boundary between processes uses this one form: the engine's messages, the ingest process, the check of an upload
 and the process of heavy reads.
@@ -42,5 +42,5 @@ class Failure:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Failure":  # JSON values of several types
-        """Return the failure that `to_json` has written; other keys of `values` are the caller's own."""
+        """Return the failure that `to_json` has written. Other keys of `values` belong to the caller."""
         return cls(error=values["error"], message=values["message"], parameter=values["parameter"])

@@ -1,22 +1,25 @@
-"""Identifiers: what each one names, and how it is minted."""
+"""Identifiers: the thing that each one names, and the functions that make new ones."""
 
 import secrets
 from typing import NewType
 
 RequestId = NewType("RequestId", str)
-"""One generation (one sequence) in the engine; minted by the server, unique for ever."""
+"""One generation (one sequence) in the engine. The server mints the id, and never uses it again."""
 
 Flow = NewType("Flow", str)
-"""The owner of a request for fair scheduling. Opaque to the engine; the server makes each tenant a flow."""
+"""The owner of a request for fair scheduling. The engine only compares it; the server makes each tenant a flow."""
 
 TenantId = NewType("TenantId", str)
-"""The short code of a tenant, which pays; part of its paths. It never changes and never passes to another."""
+"""The short code of a tenant, which pays, and part of its paths.
+
+It never changes and never passes to another tenant.
+"""
 
 KeyId = NewType("KeyId", str)
 """The public part of a platform key: the 8 characters after `pb_`."""
 
 UsageId = NewType("UsageId", str)
-"""One HTTP request's usage, whatever number of sequences it had; minted by the server, unique for ever."""
+"""The usage of one HTTP request with all its sequences. The server mints the id, and never uses it again."""
 
 PROBE_FLOW = Flow("manylora-probe")
 """The flow of the server's own probes of its engine: no tenant's traffic, and never suspected of a crash."""

@@ -12,7 +12,7 @@ MAX_WEIGHT = 1e3
 
 
 class MergeStrategy(StrEnum):
-    """AUTO is LINEAR where all ranks agree, else CAT, which needs no such agreement."""
+    """The strategies of a merge. AUTO is LINEAR if all ranks are equal, else CAT, which works with different ranks."""
 
     AUTO = "auto"
     LINEAR = "linear"
@@ -58,7 +58,10 @@ def read_recipe(
     density: float | None,
     sign_method: str | None,
 ) -> MergeRecipe:
-    """Check what a request says. Raises `InvalidParameter` with the messages clients of LoRAX know."""
+    """Check the merge of a request and return its recipe.
+
+    Raises `InvalidParameter` with the messages that clients of LoRAX know.
+    """
     if num_members == 0:
         raise _wrong("at least one adapter ID must be provided when setting `adapters`")
     if num_members > MAX_MEMBERS:

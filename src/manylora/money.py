@@ -1,4 +1,4 @@
-"""Money: what tokens cost, in whole nano-dollars, and the one place where an amount becomes text."""
+"""Money: the price of tokens in whole nano-dollars, and the one function that turns an amount into text."""
 
 from fractions import Fraction
 
@@ -17,9 +17,9 @@ def cost_nanousd(
     cached_input_nanousd: int,
     output_nanousd: int,
 ) -> int:
-    """Nano-dollars of a request, a ledger row or a correction, exact.
+    """Return the exact nano-dollars of a request, a ledger row or a correction.
 
-    Args:  cached_tokens  those of `prompt_tokens` that came from the prefix cache; counts may be below zero
+    Args:  cached_tokens  the part of `prompt_tokens` that came from the prefix cache; counts may be below zero
            …_nanousd      the price of one token
     """
     uncached = (prompt_tokens - cached_tokens) * input_nanousd
@@ -27,9 +27,9 @@ def cost_nanousd(
 
 
 def dollars(nanousd: int, *, symbol: str = "$", grouping: str = ",", least_decimals: int = 2) -> str:
-    """Nano-dollars as dollars, exactly: `$1,234.50`, `-$0.0000002`.
+    """Return nano-dollars as dollars, exactly: `$1,234.50`, `-$0.0000002`.
 
-    Args:  grouping        between thousands; empty: nothing
+    Args:  grouping        text between thousands; empty: nothing
            least_decimals  digits behind the point that stay although they are zero; 0 writes `$25`
     """
     whole, rest = divmod(abs(nanousd), NANO)
@@ -39,6 +39,6 @@ def dollars(nanousd: int, *, symbol: str = "$", grouping: str = ",", least_decim
 
 
 def rounded(nanousd: Fraction | int, decimals: int = 2) -> int:
-    """The nearest amount with so many decimals, in nano-dollars; a half goes to the even one."""
+    """Return the nearest amount with `decimals` decimals, in nano-dollars. A half goes to the even one."""
     unit: int = NANO // 10**decimals
     return round(Fraction(nanousd) / unit) * unit

@@ -43,13 +43,17 @@ class Scope(StrEnum):
 
 
 OLDER_SCOPE = "query"
-"""The name that INFER and READ together had in the first release; requests may still use it."""
+"""The name of INFER and READ together in the first release. Requests may still use it."""
 CUSTOMER_SCOPES = (Scope.INFER, Scope.READ, Scope.UPLOAD, Scope.MANAGE)
 """Every scope that a tenant's own keys may have."""
 
 
 class TenantState(StrEnum):
-    """SUSPENDED: every request is refused, nothing is deleted. CLOSED: for ever; its ledger rows stay."""
+    """The state of a tenant.
+
+    SUSPENDED  every request is refused, and nothing is deleted
+    CLOSED     for ever; its ledger rows stay
+    """
 
     ACTIVE = "active"
     SUSPENDED = "suspended"
@@ -61,7 +65,7 @@ class Limits:
     """The limits of a tenant or a key. None: no limit of its own.
 
     monthly_budget_nanousd  spending in one UTC month
-    adapter_bytes           of all stored versions together
+    adapter_bytes           bytes of all stored versions together
     """
 
     requests_per_minute: int | None = None
@@ -75,7 +79,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantFacts:
-    """One tenant. `weight`: its share among backlogged tenants is proportional to it, at least 1."""
+    """One tenant. `weight`: its share among backlogged tenants is proportional to it; at least 1."""
 
     id: TenantId
     state: TenantState = TenantState.ACTIVE
@@ -87,10 +91,10 @@ class TenantFacts:
 class KeyFacts:
     """One platform key, without its secret.
 
-    origin       the first key that this one came of by rotation: they share its limits, so that none begin anew
+    origin       the first key of this key's rotations: the keys share its limits, so that a rotation resets none
     secret_hash  HMAC-SHA-256(pepper, secret), 64 hex digits
-    scopes       in the first release's words, which its servers read: query, upload, admin
-    granted      in today's words, those of later releases among them; empty from a control plane of the first release
+    scopes       in the words of the first release, which its servers read: query, upload, admin
+    granted      in the present words and those of later releases; empty from a control plane of the first release
     """
 
     id: KeyId
@@ -105,7 +109,7 @@ class KeyFacts:
 
     @property
     def held(self) -> tuple[Scope, ...]:
-        """The scopes that this release knows; a word of a later one opens nothing here."""
+        """The scopes that this release knows. A later release's word opens nothing here."""
         return scopes_of_words(self.granted) if self.granted else _of_first_release(self.scopes)
 
 
@@ -130,7 +134,7 @@ class PriceFacts:
         return self.input_nanousd if self.cached_input_nanousd is None else self.cached_input_nanousd
 
     def cost_nanousd(self, *, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> int:
-        """Nano-dollars of charged tokens; `cached_tokens` are a part of `prompt_tokens`."""
+        """Return the nano-dollars of charged tokens. `cached_tokens` are a part of `prompt_tokens`."""
         return cost_nanousd(
             prompt_tokens=prompt_tokens,
             cached_tokens=cached_tokens,
@@ -142,7 +146,7 @@ class PriceFacts:
 
 
 def price_at(versions: Iterable[PriceFacts], base: str, moment_ms: int) -> PriceFacts | None:
-    """Return the price of a base model in force at a moment; None where it has none then."""
+    """Return the price of a base model in force at a moment; None: it has no price then."""
     in_force = (price for price in versions if price.base == base and price.effective_ms <= moment_ms)
     return max(in_force, key=lambda price: price.version, default=None)
 
@@ -152,7 +156,7 @@ class RepositoryFacts:
     """One repository of uploads.
 
     versions     the numbers that requests may name: ready and not archived, ascending
-    aliases      name → version, such as `prod`; only of those versions
+    aliases      name → version, such as `prod`; only of the versions above
     shared_with  tenants that may use it besides its owner
     """
 
@@ -166,10 +170,12 @@ class RepositoryFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """The changes since a revision; everything, if the edge has none yet (`is_whole`).
+    """The changes since a revision; all state, if the edge has none yet (`is_whole`).
 
-    epoch  of the control plane's process: revisions of another one, which may have another database, mean nothing
-    A repository without versions may have been deleted: it grants nothing either way. `pepper` is hex.
+    epoch   of the control plane's process; revisions of another process, perhaps with another database, do not compare
+    pepper  in hex
+
+    A repository without versions may have been deleted. It grants nothing in either case.
     """
 
     revision: int
@@ -185,9 +191,9 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """Credit set aside for one edge. 0 granted: the tenant has none left, and `reason` says which limit it is.
+    """Credit set aside for one edge. 0 granted: the tenant has none left, and `reason` names the limit.
 
-    granted_nanousd  the whole of what this edge may spend for the tenant until `expires_ms`, counted from `since_ms`
+    granted_nanousd  the total that this edge may spend for the tenant until `expires_ms`, counted from `since_ms`
     """
 
     tenant: TenantId
@@ -198,7 +204,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseWish:
-    """An edge's question for `nanousd` more of a tenant's credit, or of what one of its keys may spend in a month."""
+    """An edge's request for `nanousd` more of a tenant's credit, or of one key's monthly budget."""
 
     edge: str
     tenant: TenantId
@@ -215,7 +221,7 @@ class KeyUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterAct:
-    """An operator's act on an adapter at one edge, such as `delete` or `pin`. key: None, if none was asked."""
+    """An operator's act on an adapter at one edge, such as `delete` or `pin`. `key` None: no key was needed."""
 
     at_ms: int
     actor: str | None
@@ -242,7 +248,7 @@ class Shipment:
 
 
 def scopes_of_words(words: Iterable[str]) -> tuple[Scope, ...]:
-    """Scopes by name, sorted; `query` is two of them, and a name that there is not is none."""
+    """Return scopes by their names, sorted. `query` is two of them, and an unknown name is none."""
     known = {scope.value for scope in Scope}
     found = {Scope(word) for word in words if word in known}
     if OLDER_SCOPE in words:
@@ -251,14 +257,14 @@ def scopes_of_words(words: Iterable[str]) -> tuple[Scope, ...]:
 
 
 def words_of_first_release(scopes: Iterable[Scope]) -> tuple[str, ...]:
-    """Scopes as a server of the first release reads them: it admits to inference with `query` alone."""
+    """Return scopes in the words of the first release, whose servers admit to inference with `query` alone."""
     held = set(scopes)
     older = ((OLDER_SCOPE, Scope.INFER), (Scope.UPLOAD.value, Scope.UPLOAD), (Scope.ADMIN.value, Scope.ADMIN))
     return tuple(word for word, scope in older if scope in held)
 
 
 def _of_first_release(words: Iterable[str]) -> tuple[Scope, ...]:
-    """A first release's words: `upload` read the registry's lists as well, and `admin` steered all."""
+    """Return the scopes of the first release's words: its `upload` also read the registry, its `admin` managed all."""
     more = {Scope.UPLOAD: (Scope.READ,), Scope.ADMIN: (Scope.MANAGE,)}
     found = scopes_of_words(words)
     return tuple(sorted({*found, *(each for scope in found for each in more.get(scope, ()))}))
@@ -275,11 +281,11 @@ def mint_key() -> tuple[KeyId, str]:
 
 
 def split_key(text: str) -> tuple[KeyId, str] | None:
-    """The id and the secret of a key's text; None if it is not of that form."""
+    """Return the id and the secret of a key's text; None if the text has another form."""
     match = _KEY.fullmatch(text)
     return None if match is None else (KeyId(match[1]), match[2])
 
 
 def hash_secret(pepper: str, secret: str) -> str:
-    """HMAC-SHA-256 of a secret under the control plane's pepper (hex), as 64 hex digits."""
+    """Return the HMAC-SHA-256 of a secret under the control plane's pepper (hex), as 64 hex digits."""
     return hmac.new(bytes.fromhex(pepper), secret.encode("ascii"), hashlib.sha256).hexdigest()

@@ -13,10 +13,10 @@ class Counts:
     """Token counts of one finished request.
 
     prompt_tokens      prompt positions, counted once however often they were recomputed
-    cached_tokens      those of the prompt whose keys and values came from the prefix cache at admission
+    cached_tokens      prompt positions whose keys and values came from the prefix cache at admission
     completion_tokens  tokens committed by the engine, end-of-sequence included
-    computed_tokens    prompt positions that had keys and values at any moment, cached ones included: all of them where
-                       a token was committed, fewer where the request ended before
+    computed_tokens    prompt positions that had keys and values at any moment, cached ones included: all of them if a
+                       token was committed, fewer if the request ended before
     """
 
     prompt_tokens: int
@@ -31,29 +31,29 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageRecord:
-    """The usage of one HTTP request, written once, whatever way the request ended.
+    """The usage of one HTTP request, written once, after any end of the request.
 
     id              minted by the server; the ledger inserts once by it
-    tenant, key     who pays; key None: the server asks for none (`server.auth` is off)
+    tenant, key     the payer; key None: the server asks for none (`server.auth` is off)
     request_id      the caller's own id or ours: an attribute, not unique
     edge            the server process that took the request, unique for its life
     base            the base model's id, which has the price
     adapter         as it is known in its source, `repo/3` for an upload; None: the base model; merges joined by `,`
     adapter_source  `local`, `hub`, `s3`, `pbase`; None for the base model
-    adapter_owner   whose upload it is, for `pbase` only: not always the tenant's own
+    adapter_owner   the tenant whose upload it is, for `pbase` only; it may differ from `tenant`
     adapter_digest  None where the request ended before its adapter was known
     opened_ms       milliseconds since 1970, UTC, when it was admitted; decides the price and the month
 
-    Counts are of all sequences (`n`, `best_of` losers); a prompt is counted once however many sequences share it.
-    prompt_tokens, cached_tokens, completion_tokens       what the engine committed: always recorded
-    charged_prompt_tokens, charged_completion_tokens      what is paid for: see docs/metering.md
-    charged_cached_tokens                                 those of charged_prompt_tokens that cost the cached price;
+    Counts are of all sequences (`n`, `best_of` losers); a prompt is counted once for all sequences that share it.
+    prompt_tokens, cached_tokens, completion_tokens       tokens that the engine committed: always recorded
+    charged_prompt_tokens, charged_completion_tokens      tokens that the tenant pays for: see docs/metering.md
+    charged_cached_tokens                                 the part of charged_prompt_tokens at the cached price;
                                                           None: an edge of an older version sends none
 
     finish_reason   of the sequence that ended worst: `stop`, `length`, `disconnect`, `abort`, `edge_lost`,
                     `engine_failure` and so on
-    tier            where the adapter was on arrival; None for the base model
-    queue_ms, load_ms, first_token_ms, total_ms           None where that moment never came
+    tier            the adapter's tier on arrival; None for the base model
+    queue_ms, load_ms, first_token_ms, total_ms           None if that moment never came
     """
 
     id: UsageId
@@ -83,6 +83,6 @@ class UsageRecord:
 
     @property
     def cached_charge(self) -> int:
-        """Charged prompt tokens that cost the cached price; of an older edge, by its count of cached ones."""
+        """Charged prompt tokens at the cached price; for a record of an older edge, computed from its cached tokens."""
         cached = self.cached_tokens if self.charged_cached_tokens is None else self.charged_cached_tokens
         return max(0, min(cached, self.charged_prompt_tokens))

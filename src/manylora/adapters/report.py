@@ -180,7 +180,7 @@ def report_from_json(values: object) -> IngestReport | None:
 
 
 def report_from_text(text: str | bytes) -> IngestReport | None:
-    """As `report_from_json`."""
+    """Return a report from the text of `to_text`; None for any other text. See `report_from_json`."""
     try:
         return report_from_json(json.loads(text))
     except (ValueError, RecursionError):

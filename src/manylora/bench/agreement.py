@@ -1,4 +1,4 @@
-"""Agreement of two engines: greedy replies, compared up to the first token in which they differ."""
+"""The agreement of two engines: greedy replies, compared up to the first token in which they differ."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ Reply = Sequence[TokenEvent]
 class Divergence:
     """The first token in which two replies to one prompt differ.
 
-    prompt  which of the prompts
-    token   how many tokens were the same before it
-    margin  by how many nats the exact engine preferred its token to the next best: a near-tie if it is small
+    prompt  index of the prompt
+    token   number of equal tokens before it
+    margin  nats by which the exact engine preferred its token to the next best; a small margin is a near-tie
     is_second  whether the other engine's token is that next best
     """
 
@@ -30,17 +30,20 @@ class Divergence:
 def find_divergences(
     exact: Engine, other: Engine, prompts: Sequence[Sequence[int]], num_tokens: int
 ) -> list[Divergence]:
-    """Generate `num_tokens` greedily after each prompt on both engines and compare, end-of-sequence ignored."""
+    """Generate `num_tokens` greedily after each prompt on both engines and return the differences.
+
+    The engines ignore the end of sequence.
+    """
     return compare_replies(greedy_replies(exact, prompts, num_tokens), greedy_replies(other, prompts, num_tokens))
 
 
 def compare_replies(exact: Sequence[Reply], other: Sequence[Reply]) -> list[Divergence]:
-    """Return where the replies of two engines to the same prompts part; `exact` has the two best of each token."""
+    """Return the divergences of two engines' replies to the same prompts; `exact` has the two best of each token."""
     found: list[Divergence] = []
     for number, (expected, got) in enumerate(zip(exact, other, strict=True)):
         for index, (one, two) in enumerate(zip(expected, got, strict=True)):
             if one.token_id != two.token_id:
-                assert one.alternatives is not None  # asked for
+                assert one.alternatives is not None  # the requests ask for two
                 (_, best), (second_id, second) = one.alternatives
                 found.append(Divergence(number, index, best - second, second_id == two.token_id))
                 break
@@ -48,7 +51,10 @@ def compare_replies(exact: Sequence[Reply], other: Sequence[Reply]) -> list[Dive
 
 
 def greedy_replies(engine: Engine, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[Reply]:
-    """Generate `num_tokens` greedily after each prompt, in one batch, end-of-sequence ignored."""
+    """Generate `num_tokens` greedily after each prompt, in one batch, and return the replies.
+
+    The engine ignores the end of sequence.
+    """
     ids = [RequestId(f"prompt-{number}") for number in range(len(prompts))]
     for request_id, tokens in zip(ids, prompts, strict=True):
         engine.submit(

@@ -1,9 +1,9 @@
 """A closed-loop load on any server that speaks OpenAI's streamed `/v1/completions`.
 
-Prompts are random token ids, other ones in every run, so that no prefix cache helps; the end of sequence is ignored.
-Every stream sends its next request when the last one has ended. Counted is what arrives after each stream has had its
-first answer and before the time is up, of unfinished answers too: neither the start nor the drain. First-token times
-count from sending.
+Prompts are random token ids, different in every run, so that no prefix cache helps; the end of sequence is ignored.
+Every stream sends its next request when the last one has ended. The figures count all pieces that arrive after each
+stream has had its first answer and before the time is up, those of unfinished answers too. So neither the start nor the
+drain counts. First-token times count from sending.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ FIRST_ID = 3  # ids below are special in the vocabularies served here
 
 @dataclass
 class Answer:
-    """One request: when it was sent, and when each of its pieces arrived, in seconds of one clock."""
+    """One request: the time it was sent, and the time each of its pieces arrived, in seconds of one clock."""
 
     sent_s: float
     pieces_s: list[float] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Answer:
 class Figures:
     """The figures of a load, times in milliseconds.
 
-    token_time         of one answer from its first piece to its last, for each token after the first piece
+    token_time         time of one answer from its first piece to its last, divided by the tokens after the first piece
     gap                between pieces of one stream; a server that sends several tokens at once has few long ones
     all_output_tokens  of the whole run, its start included
     first_errors       the replies of up to three failed requests
@@ -61,7 +61,7 @@ class Figures:
 
 
 class Connection:
-    """One kept-alive HTTP/1.1 connection; reads a server-sent-event answer event by event.
+    """One kept-alive HTTP/1.1 connection, which reads server-sent events.
 
     A path in `url`, such as a tenant's deployment, goes before that of the route.
     """
@@ -74,7 +74,10 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def complete(self, body: dict[str, object], answers: list[Answer]) -> None:
-        """Send one request and read its answer to the end; it is added to `answers` as soon as it is sent."""
+        """Send one request and read its answer to the end.
+
+        The answer is in `answers` as soon as the request is sent.
+        """
         if self._streams is None:
             async with asyncio.timeout(CONNECT_WAIT_S):
                 self._streams = await asyncio.open_connection(self._host, self._port)
@@ -107,7 +110,7 @@ class Connection:
 
 
 class _Reply:
-    """Callbacks of the parser: notes the time of every event with text in it."""
+    """Callbacks of the parser, which note the time of every event with text in it."""
 
     parser: httptools.HttpResponseParser
 
@@ -182,7 +185,7 @@ async def run_load(
 async def run_each(
     url: str, workload: Workload, targets: Sequence[Mapping[str, object]], vocab: int, clock: Clock | None = None
 ) -> list[Answer]:
-    """One request for each of the targets, `workload.streams` of them under way at a time."""
+    """Send one request for each of the targets, `workload.streams` of them at a time, and return the answers."""
     answers: list[Answer] = []
     left, source = iter(targets), Random()
 
@@ -207,7 +210,10 @@ async def keep_busy(
     answers: list[Answer],
     warm: asyncio.Barrier,
 ) -> None:
-    """One stream, until it is cancelled; it waits at the barrier, and goes on, once it has had its first answer."""
+    """Run one stream until it is cancelled.
+
+    After its first answer it waits at the barrier, and still sends requests.
+    """
     try:
         await connection.complete(body_of(workload, next(targets), source, vocab), answers)
         # The loop goes on while the others get warm, so that the load is whole when counting begins.
@@ -278,7 +284,7 @@ def _at(ordered: Sequence[float], share: float) -> float:
 def drawn(
     choices: Sequence[Mapping[str, object]], *, zipf: float = 0.0, seed: int = 0
 ) -> Iterator[Mapping[str, object]]:
-    """Choices for ever, the one at rank r (from 1) with a probability in proportion to 1 / r**zipf; 0 is uniform."""
+    """Yield random choices without end. The choice of rank r (from 1) has a probability ∝ 1 / r**zipf; 0 is uniform."""
     source = Random(seed)
     running = list(accumulate((rank + 1) ** -zipf for rank in range(len(choices))))
     while True:
@@ -286,5 +292,5 @@ def drawn(
 
 
 def models(names: Sequence[str]) -> list[Mapping[str, object]]:
-    """The fields of requests that name a model as OpenAI's clients do."""
+    """Return the fields of requests that name a model as OpenAI's clients do."""
     return [{"model": name} for name in names]

@@ -1,4 +1,4 @@
-"""The origin of a result: machine, version, commit, command, and the load of the machine."""
+"""The origin of a result: machine, version, commit, command, and the machine's load."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ _FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def describe() -> dict[str, str]:
-    """Facts for the head of a result file."""
+    """Return the facts for the head of a result file."""
     return {
         "processor": _processor(),
         "threads": str(len(os.sched_getaffinity(0))),
@@ -48,11 +48,11 @@ def _processor() -> str:
 
 
 def _git(*arguments: str) -> str:
-    """Empty outside a checkout."""
+    """Return the output of a git command; empty outside a checkout."""
     if not (ROOT / ".git").exists():
         return ""
     try:
         found = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
-    except OSError:  # no git here
+    except OSError:  # git is not installed
         return ""
     return found.stdout.strip()

@@ -19,9 +19,9 @@ SAMPLED = SamplingParams(temperature=0.8, top_p=0.95, top_k=50, seed=1)
 class StepProfile:
     """One kind of step, times in milliseconds.
 
-    step_ms     median of the whole step, with the least and the most of the middle 80 %
-    host_ms     median of what is outside kernels
-    kernels_ms  mean by kind of kernel, those that took any time
+    step_ms     median of the whole step; beside it the bounds of the middle 80 %
+    host_ms     median of the time outside kernels
+    kernels_ms  mean by kind of kernel, without kinds that took no time
     """
 
     name: str
@@ -39,7 +39,7 @@ def profile_steps(
     vocab: int,
     prompt_rows: int,
     clock: Clock,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     rounds: int = 2,
 ) -> list[StepProfile]:
     """Profile decode steps of 1, 8 and 32 rows on the base, sampled ones, ones with adapters, and a step of prompt.
@@ -67,7 +67,7 @@ def profile_steps(
     found: dict[str, list[TimedStep]] = defaultdict(list)
     for number in range(rounds + 1):
         for name, measure in kinds.items():
-            tell(name)
+            report(name)
             times = measure()
             if number > 0:  # before that caches, clocks and adapters get warm
                 found[name] += times

@@ -24,7 +24,7 @@ def write_adapters(
     *,
     first_seed: int = 0,
 ) -> list[str]:
-    """Write `count` adapters below `root`, the ranks in turn; returns their names."""
+    """Write `count` adapters below `root`, the ranks in turn; return their names."""
     names = [f"random-{index:04d}" for index in range(first_seed, first_seed + count)]
     for index, name in enumerate(names):
         _write(root / name, spec, ranks[index % len(ranks)], base, projections, first_seed + index)

@@ -1,4 +1,4 @@
-"""A server under measurement: started alone on a free port with its adapters, stopped with every process it started."""
+"""A server under measurement: started alone on a free port with its adapters, stopped with all its processes."""
 
 import json
 import os
@@ -34,10 +34,13 @@ class Server(Protocol):
     name: str
 
     def command(self, port: int, base: Path, adapters: Sequence[Path]) -> list[str]:
-        """The process that serves `base` and these adapters on the loopback interface; no adapters: LoRA is off."""
+        """Return the command that serves `base` and these adapters on the loopback interface.
+
+        Without adapters LoRA is off.
+        """
 
     def environment(self) -> Mapping[str, str]:
-        """The whole environment it runs in."""
+        """Return the whole environment of the process."""
 
     def base_fields(self, base: Path) -> Fields: ...
 
@@ -50,7 +53,7 @@ class Manylora:
     name = "manylora"
 
     def __init__(self, *settings: str, name: str = "manylora") -> None:
-        """`settings` are `group.setting=value`."""
+        """Create the server. `settings` are `group.setting=value`."""
         self.name = name
         self._settings = settings
 
@@ -72,19 +75,19 @@ class Manylora:
 
 @dataclass(frozen=True)
 class Running:
-    """A started server: its address, its process and how long its first token took, in seconds from the start."""
+    """A started server: its address, its process and the seconds from the start to its first token."""
 
     url: str
     process: "subprocess.Popen[bytes]"
     first_token_s: float
 
     def processor_s(self) -> float:
-        """Processor seconds that the server's processes have used so far."""
+        """Return the processor seconds that the server's processes have used so far."""
         ticks = sum(sum(map(int, fields[UTIME : STIME + 1])) for fields in self.processes().values())
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def memory_bytes(self) -> int:
-        """Memory of the server's processes, a page that several of them share counted once (Linux's `Pss`)."""
+        """Return the bytes of memory of the server's processes. A shared page counts once (Linux's `Pss`)."""
         total = 0
         for process in self.processes():
             with suppress(OSError):  # it has just ended
@@ -93,7 +96,7 @@ class Running:
         return total
 
     def processes(self) -> dict[int, list[str]]:
-        """The server's process and all below it, and what `/proc/<id>/stat` says of each after its name."""
+        """Return the fields of `/proc/<id>/stat` after the name, for the server's process and all below it."""
         everyone: dict[int, list[str]] = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # it has just ended
@@ -110,7 +113,7 @@ class Running:
 def serving(server: Server, log: Path, *, base: Path, adapters: Sequence[Path] = ()) -> Iterator[Running]:
     """Start a server, wait for its first token, and stop it with all its processes at the end.
 
-    What it writes down of usage goes to a folder of its own: no measurement enters a ledger.
+    Its usage records go to a folder of its own, so that no measurement enters a ledger.
     """
     with tempfile.TemporaryDirectory() as books:
         own = {"MANYLORA_CONTROL_DIR": f"{books}/control", "MANYLORA_METERING_DIR": f"{books}/metering"}
@@ -141,12 +144,15 @@ def _serving(
 
 
 def default_base() -> Path:
-    """The folder of the default base, as `manylora pull` left it."""
+    """Return the folder of the default base, as `manylora pull` left it."""
     return cache_dir() / "bases" / DEFAULT_BASE
 
 
 def fresh_cache(scratch: Path) -> Path:
-    """A cache folder in which no adapter is known from before; compiled kernels are not made anew."""
+    """Return a cache folder without packed adapters.
+
+    It shares the compiled kernels, so that they are not compiled anew.
+    """
     cache = scratch / "cache"
     cache.mkdir()
     (cache / "kernels").symlink_to(cache_dir() / "kernels")
@@ -171,7 +177,7 @@ def _first_token(url: str, process: "subprocess.Popen[bytes]", fields: Fields, l
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """Ask the process to end, then end its whole session."""
+    """Send the process a signal to stop, then kill its whole session."""
     process.send_signal(signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         process.wait(STOP_WAIT_S)

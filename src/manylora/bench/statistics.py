@@ -1,18 +1,18 @@
-"""The statistics of results."""
+"""Statistics for results of measurements."""
 
 import math
 from collections.abc import Sequence
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle value, or the mean of the two in the middle."""
+    """Return the middle value, or the mean of the two in the middle."""
     ordered = sorted(values)
     middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def extremes(values: Sequence[float], digits: int = 3) -> dict[str, float]:
-    """Least, median and most."""
+    """Return the least value, the median and the largest value."""
     return {
         "min": round(min(values), digits),
         "median": round(median(values), digits),
@@ -21,10 +21,10 @@ def extremes(values: Sequence[float], digits: int = 3) -> dict[str, float]:
 
 
 def median_with_interval(values: Sequence[float], digits: int = 3) -> dict[str, float]:
-    """The median, and the two order statistics between which the true one lies with 95 % or more.
+    """Return the median, and the two order statistics that enclose the true median with at least 95 % confidence.
 
-    Under fewer than six values there are none, and the interval is that of all values. The number of values below the
-    true median is binomial: https://en.wikipedia.org/wiki/Order_statistic#Confidence_intervals_for_quantiles
+    With fewer than six values no such pair exists, and the interval is that of all values. The number of values below
+    the true median is binomial: https://en.wikipedia.org/wiki/Order_statistic#Confidence_intervals_for_quantiles
     """
     ordered = sorted(values)
     count = len(ordered)
@@ -42,7 +42,7 @@ def median_with_interval(values: Sequence[float], digits: int = 3) -> dict[str, 
 
 
 def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
-    """Least, median and 90th percentile of times given in seconds."""
+    """Return the least value, the median and the 90th percentile of times given in seconds, in milliseconds."""
     ordered = sorted(seconds)
     return {
         "min_ms": round(1e3 * ordered[0], 3),

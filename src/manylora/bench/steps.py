@@ -20,7 +20,7 @@ UNSETTLED_STEPS = 2  # the first ones may still share their step with the end of
 
 @dataclass(frozen=True, slots=True)
 class TimedStep:
-    """The seconds of one step, in whole and by kind of kernel."""
+    """The seconds of one step, whole and by kind of kernel."""
 
     seconds: float
     kernels: Mapping[str, float]
@@ -41,11 +41,11 @@ def decode_steps(
     sampling: SamplingParams | None = None,
     profile: Profile | None = None,
 ) -> list[TimedStep]:
-    """Time steps in which `rows` sequences have a token each, after prompts of 128 random ones; no speculation.
+    """Time steps in which each of `rows` sequences draws a token, after prompts of 128 random ones; no speculation.
 
     Args:  adapters  their names take turns over the sequences; none: the base
     """
-    budget = STEPS + rows  # while the others begin, the first ones are decoding already
+    budget = STEPS + rows  # the first sequences decode already while the others begin
     for index in range(rows):
         name = adapters[index % len(adapters)] if adapters else None
         _submit(engine, PROMPT, budget, vocab, seed=index, adapter=name, sampling=sampling)

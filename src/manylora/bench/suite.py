@@ -1,4 +1,4 @@
-"""Our own server under the project's workloads, on the base and on mixed adapters."""
+"""This project's server under its workloads, on the base and on mixed adapters."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from manylora.bench.workloads import WORKLOADS
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One workload on so many adapters; 0 is the base."""
+    """The figures of one workload on a number of adapters; 0 is the base."""
 
     workload: str
     adapters: int
@@ -27,15 +27,15 @@ def run_suite(
     vocab: int,
     seconds: float,
     log: Path,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> list[Measured]:
-    """Start `server` once and put each workload on it, on the base and on all adapters, for `seconds` each."""
+    """Start `server` once and run each workload on it, on the base and on all adapters, for `seconds` each."""
     found: list[Measured] = []
-    tell("starting the server")
+    report("starting the server")
     with serving(server, log, base=base, adapters=adapters) as running:
         for workload in workloads:
             for count in sorted({0, len(adapters)}):
-                tell(f"{workload}, {f'{count} adapters' if count else 'base'}")
+                report(f"{workload}, {f'{count} adapters' if count else 'base'}")
                 fields = [server.adapter_fields(adapters, index) for index in range(count)]
                 targets = drawn(fields or [server.base_fields(base)])
                 figures = asyncio.run(run_load(running.url, WORKLOADS[workload], targets, vocab, seconds))

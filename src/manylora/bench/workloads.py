@@ -1,4 +1,4 @@
-"""The workloads that every figure of the project speaks of."""
+"""The workloads of the project's published figures."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ MIXED_RANKS = (4, 8, 16, 64)
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Tokens of prompt and output, and how many streams run at once."""
+    """A workload: tokens of prompt and output, and the number of streams that run at once."""
 
     prompt: int
     output: int

@@ -1,4 +1,4 @@
-"""The command `manylora`: one file a verb. Heavy imports happen inside the verbs."""
+"""The command `manylora`: one file for each verb. Heavy imports happen inside the verbs."""
 
 import contextlib
 import sys
@@ -61,7 +61,7 @@ def about(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 def main() -> None:
-    """Run the command line; a failure that people can mend is printed as one line, not as a traceback."""
+    """Run the command line. A failure that the user can fix is printed as one line, not as a traceback."""
     open_missing_streams()
     make_streams_lenient()
     try:
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def _end(message: str) -> NoReturn:
-    """Print what went wrong, if it can be printed, and leave."""
+    """Print the error, if it can be printed, and exit."""
     with contextlib.suppress(OSError):
         typer.echo(f"manylora: {printable_lines(message)}", err=True)
     sys.exit(1)

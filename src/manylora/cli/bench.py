@@ -1,4 +1,4 @@
-"""`manylora bench`: how fast this machine serves, and where a step's time goes."""
+"""`manylora bench`: the speed of this machine's serving, and the parts of a step's time."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from manylora.bench.suite import Measured
     from manylora.config.settings import Config
 
-TABLE_WIDTH = 140  # where no terminal says how wide it is
+TABLE_WIDTH = 140  # without a terminal
 DEFAULT_WORKLOADS = ("single", "chat", "triage")
 
 
@@ -107,12 +107,12 @@ def _profile(config: "Config", root: Path, names: list[str]) -> "list[StepProfil
 
     adapters = dataclasses.replace(config.adapters, roots=(str(root),))
     config = dataclasses.replace(config, adapters=adapters)
-    with _bar(3 * (len(ROWS) + 3)) as tell:
+    with _bar(3 * (len(ROWS) + 3)) as report:
         engine, served = load_factory(FACTORY)(config, lambda line: None)
         assert isinstance(engine, Engine)
         try:
             prompt_rows = min(served.max_step_tokens, served.max_model_len - 2)
-            return profile_steps(engine, names, served.vocab_size, prompt_rows, SystemClock(), tell)
+            return profile_steps(engine, names, served.vocab_size, prompt_rows, SystemClock(), report)
         finally:
             engine.close()
 
@@ -130,12 +130,15 @@ def _loads(
     from manylora.bench.suite import run_suite
 
     server = Manylora(*assignments)
-    with _bar(1 + len(workloads) * (2 if adapters else 1)) as tell:
-        return run_suite(server, directory, adapters, workloads, vocab, seconds, scratch / "log", tell)
+    with _bar(1 + len(workloads) * (2 if adapters else 1)) as report:
+        return run_suite(server, directory, adapters, workloads, vocab, seconds, scratch / "log", report)
 
 
 def _bar(total: int) -> "AbstractContextManager[Callable[[str], None]]":
-    """A bar of `total` parts, which moves by one with the name of each part that begins."""
+    """Return a context with a progress bar of `total` parts.
+
+    Its value is called with the name of each part that begins.
+    """
     import contextlib
 
     from rich.console import Console
@@ -155,11 +158,11 @@ def _bar(total: int) -> "AbstractContextManager[Callable[[str], None]]":
             task = bars.add_task("loading", total=total)
             begun: list[str] = []
 
-            def tell(what: str) -> None:
-                bars.update(task, description=what, completed=len(begun))
-                begun.append(what)
+            def report(part: str) -> None:
+                bars.update(task, description=part, completed=len(begun))
+                begun.append(part)
 
-            yield tell
+            yield report
 
     return shown()
 

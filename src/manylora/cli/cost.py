@@ -1,4 +1,4 @@
-"""`manylora cost`: paying by the token against a dedicated machine, for a load of your own."""
+"""`manylora cost`: the price of a load by the token, compared with a dedicated machine."""
 
 import json as json_text
 from fractions import Fraction
@@ -70,7 +70,7 @@ def _positive(text: str) -> int:
 
 
 def _carried(file: Path, load: Load, machine: Hardware) -> Capacity:
-    """The throughput of one machine under a workload, in the slowest case of `benchmarks/serving/lora_tax.py`."""
+    """Return one machine's throughput under a workload, in the slowest case of `benchmarks/serving/lora_tax.py`."""
     from manylora.bench.workloads import WORKLOADS
 
     try:
@@ -150,7 +150,7 @@ def _plot(file: Path, load: Load, price: TokenPrice, machine: Hardware, found: C
 
 
 def _draw(axes: "Axes", load: Load, price: TokenPrice, machine: Hardware, found: Comparison) -> None:
-    """Dollars a day against requests a day, on axes of powers of ten."""
+    """Draw dollars a day against requests a day, on logarithmic axes."""
     most = max(load.requests_per_day, found.break_even_requests or 0) * 10
     loads = [10 ** (step / 10) for step in range(20, 200) if 10 ** (step / 10) <= most]
     each = price.of(load) / 1e9

@@ -11,7 +11,7 @@ SECONDS_PER_DAY = 86_400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """A day's requests, each with so many prompt and completion tokens."""
+    """The requests of a day, each with the same number of prompt and completion tokens."""
 
     requests_per_day: int
     prompt_tokens: int
@@ -24,19 +24,19 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPrice:
-    """Nano-dollars a token."""
+    """Prices of a prompt token and a completion token, in nano-dollars."""
 
     input_nanousd: int
     output_nanousd: int
 
     def of(self, load: Load) -> int:
-        """Nano-dollars a request."""
+        """Return the price of one request in nano-dollars."""
         return load.prompt_tokens * self.input_nanousd + load.completion_tokens * self.output_nanousd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """A dedicated machine: its price an hour in nano-dollars, and hours a day it has to run."""
+    """A dedicated machine: its price an hour in nano-dollars, and the hours a day that it runs."""
 
     name: str
     hourly_nanousd: int
@@ -45,7 +45,7 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Both ways of paying for a load.
+    """The costs of a load by the token and on a dedicated machine.
 
     ratio                 dedicated ÷ serverless; None if serverless is free
     break_even_requests   requests a day from which dedicated hardware is no dearer; None if it never is
@@ -75,7 +75,7 @@ class Capacity:
 
 
 def compare(load: Load, price: TokenPrice, hardware: Hardware) -> Comparison:
-    """Serverless and dedicated cost of a load, a day and a month of 30 days."""
+    """Return the serverless and the dedicated cost of a load, for a day and for a month of 30 days."""
     each = price.of(load)
     serverless = each * load.requests_per_day
     dedicated = hardware.hourly_nanousd * hardware.hours_per_day
@@ -101,7 +101,7 @@ def capacity(load: Load, hardware: Hardware, requests_per_s: Fraction) -> Capaci
 
 
 def dollars(nanousd: Fraction | int, decimals: int = 2) -> str:
-    """Nano-dollars as dollars, rounded half to even: `$1,234.50`."""
+    """Return nano-dollars as dollars, rounded half to even: `$1,234.50`."""
     return money.dollars(money.rounded(nanousd, decimals), least_decimals=decimals)
 
 

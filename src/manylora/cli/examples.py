@@ -13,12 +13,12 @@ TICKET = "Where is my parcel?"
 def examples(
     url: str, *, base: str, adapters: Sequence[str], tokenizer: Tokenizer, is_key_needed: bool = False
 ) -> dict[str, str]:
-    """The commands by title. They ask the triage demo if it is there, else the first adapter, else the base.
+    """Return the commands by title. They ask the triage demo if it exists, else the first adapter, else the base.
 
-    Where a key is needed they show the one in `MANYLORA_KEY`, so that no shell keeps it in its history.
+    Where a key is needed they read it from `MANYLORA_KEY`, so that no shell keeps it in its history.
 
-    Adapters are trained on the base's chat template as a rule, so each command uses it if there is one; the lorax
-    package sends text as it is, so there the template is written out.
+    Adapters are usually trained on the base's chat template, so each command uses it if there is one. The lorax package
+    sends text unchanged, so its command has the rendered template.
     """
     adapter = DEMO_ADAPTER if DEMO_ADAPTER in adapters else next(iter(adapters), None)
     chats = tokenizer.has_chat_template
@@ -55,7 +55,7 @@ END""",
 
 
 def key_commands(url: str, base: str) -> dict[str, str]:
-    """Commands that come before the others where a key is needed: the key, a price, a customer, what was used."""
+    """Return the commands that precede the others where a key is needed: the key, a price, a customer, the usage."""
     return {
         "in another terminal: the operator's key, or a customer's": f"export {KEY_VARIABLE}=pb_… {URL_VARIABLE}={url}",
         "with the operator's: a price (dollars per 1,000 tokens), a customer with a key, what is used": (
@@ -67,5 +67,5 @@ def key_commands(url: str, base: str) -> dict[str, str]:
 
 
 def _quoted(text: str) -> str:
-    """One word of a shell."""
+    """Return a text as one word of a shell."""
     return "'" + text.replace("'", "'\\''") + "'"

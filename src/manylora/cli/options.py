@@ -1,4 +1,4 @@
-"""Options that several verbs have, with one wording each."""
+"""Options that several verbs share, with one wording each."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +22,7 @@ AdapterRootOption = Annotated[
 
 
 def plain(text: str) -> str:
-    """A text for a line with markup of ours, in which it is text alone: square brackets and colons are meant."""
+    """Return a text escaped for a line with rich markup, so that its square brackets and colons stay as they are."""
     from rich.markup import escape
 
     return escape(printable_lines(text))

@@ -20,7 +20,7 @@ def pull(
         bool, typer.Option("--verify", help="Read every file again, also those that were read before unchanged.")
     ] = False,
 ) -> None:
-    """Fetch a base model into the cache, or check that a directory holds one. What is damaged is fetched anew."""
+    """Fetch a base model into the cache, or check that a directory holds one. Damaged files are fetched anew."""
     import logging
 
     from rich.console import Console
@@ -37,13 +37,13 @@ def pull(
     try:
         directory = fetch(name, cache_dir(load_config()), _reporter(bars), is_thorough=verify)
     finally:
-        if bars.tasks:  # it would write an empty line otherwise
+        if bars.tasks:  # a stopped display without bars writes an empty line
             bars.stop()
     typer.echo(directory)
 
 
 def _reporter(bars: "Progress") -> "Callable[[str, int, int], None]":
-    """Return a callback that keeps one bar a stage."""
+    """Return a callback that keeps one bar for each stage."""
     tasks: dict[str, TaskID] = {}
 
     def report(stage: str, done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""`manylora serve`: one base model, its adapters, and the HTTP edge."""
+"""`manylora serve`: the server of one base model and its adapters."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -86,7 +86,7 @@ def serve(
 
 
 class _Terminal:
-    """Shows the stages of the start with the time each took, then how to try the server."""
+    """Shows the stages of the start with the time of each, then commands to try the server."""
 
     def __init__(self, console: "Console", status: "Status", *, is_key_needed: bool) -> None:
         from manylora.clock import SystemClock
@@ -126,5 +126,5 @@ class _Terminal:
         if needed:
             commands = key_commands(url, served.model_id) | commands
         for title, command in commands.items():
-            self._console.print(f"[dim]# {title}[/dim]", soft_wrap=True)  # a second line would be no comment
+            self._console.print(f"[dim]# {title}[/dim]", soft_wrap=True)  # a wrapped line would lack the `#`
             self._console.print(f"{command}\n", markup=False, emoji=False, soft_wrap=True)

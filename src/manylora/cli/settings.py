@@ -1,4 +1,4 @@
-"""From a verb's flags to the configuration, with the base fetched and the demo adapters found."""
+"""The configuration of a verb, from its flags, with the base fetched and the demo adapters found."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from manylora.errors import ConfigInvalid
 from manylora.system.failures import cause_of
 
 FACTORY = "manylora.wiring.engine:build_engine"
-"""The function that builds the engine, by name: the process that owns the engine imports it, the edge does not."""
+"""The name of the function that builds the engine. The process that owns the engine imports it, the edge does not."""
 
 
 def configuration(file: Path | None, assignments: Sequence[str], flags: dict[str, Setting | None]) -> Config:
@@ -42,13 +42,13 @@ def with_adapter_roots(config: Config) -> Config:
 
 
 def demo_adapter_root() -> Path | None:
-    """The directory of the demo adapters, if this is a checkout; None in an installed wheel."""
+    """Return the directory of the demo adapters, if this is a checkout; None in an installed wheel."""
     root = Path(manylora.__file__).parents[2] / "examples" / "adapters"
     return root if root.is_dir() else None
 
 
 def with_base_fetched(config: Config) -> Config:
-    """Fetch the base model if it is not there yet, and what of it is damaged, with a bar for each longer stage.
+    """Fetch the base model if it is absent, or its damaged files, with a bar for each longer stage.
 
     A base is read whole at its first use and after a change. Raises: `ModelNotFound`, `ModelUnsupported`.
     """
@@ -75,13 +75,13 @@ def with_base_fetched(config: Config) -> Config:
     try:
         pull(config.model.base, cache_dir(config), report)
     finally:
-        if tasks:  # it would write an empty line otherwise
+        if tasks:  # a stopped display without bars writes an empty line
             bars.stop()
     return config
 
 
 def with_registry(config: Config) -> Config:
-    """The configuration with a folder for uploads, in the control plane's own if none is set."""
+    """Return the configuration with a folder for uploads, in the control plane's own folder if none is set."""
     folder = registry_dir(config)
     try:
         for each in (folder.parent, folder):  # a mode given with `parents` is the last folder's alone

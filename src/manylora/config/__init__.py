@@ -1,1 +1,1 @@
-"""Settings: their names, defaults and bounds, and the places they are read from."""
+"""Settings: their names, defaults and bounds, and the places from which they are read."""

@@ -11,7 +11,10 @@ _ORIGIN_RULE = re.compile(r"\*|[a-z][a-z0-9+.-]*://[a-z0-9._\[\]:-]+")
 
 
 def check_rule(setting: str, value: str) -> None:
-    """Raises `ConfigInvalid` for an entry of `server.allowed_hosts`, `.cors_allow_origins` or `.trusted_proxies`."""
+    """Check an entry of `server.allowed_hosts`, `.cors_allow_origins` or `.trusted_proxies`.
+
+    Raises `ConfigInvalid` for a malformed one.
+    """
     if setting.endswith("allowed_hosts") and not _HOST_RULE.fullmatch(value.lower()):
         raise ConfigInvalid(f"{setting}: a host is a name without a port, `.name` for all below it, given {value!r}")
     if setting.endswith("cors_allow_origins") and not _ORIGIN_RULE.fullmatch(value.lower()):

@@ -8,7 +8,7 @@ KEY_VARIABLE, URL_VARIABLE = "MANYLORA_KEY", "MANYLORA_URL"
 
 
 def environment() -> dict[str, str]:
-    """Return a copy of the environment, for a program that is started as a person would start it."""
+    """Return a copy of the environment, for a program that starts as from a person's shell."""
     return dict(os.environ)
 
 

@@ -1,4 +1,4 @@
-"""A TOML file of settings, read as UTF-8; what cannot be read is refused with the file, the cause and the remedy."""
+"""A TOML file of settings, read as UTF-8. An unreadable file is refused with its name, the cause and the remedy."""
 
 import codecs
 import re
@@ -14,7 +14,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_tables(file: Path) -> dict[str, Any]:
-    """The tables of a file; a UTF-8 mark at its beginning is passed over. Raises `ConfigInvalid`."""
+    """Return the tables of a file, without a UTF-8 mark at its beginning. Raises `ConfigInvalid`."""
     refusal = f"cannot read the configuration file {file}"
     try:
         data = file.read_bytes()
@@ -34,6 +34,6 @@ def read_tables(file: Path) -> dict[str, Any]:
 
 
 def is_text(value: object) -> bool:
-    """Return whether nothing in a setting, as a path may have, is not UTF-8: it goes to other processes as text."""
+    """Return whether all texts of a setting are UTF-8, which other processes get. A path may contain other bytes."""
     parts = value if isinstance(value, tuple) else (value,)
     return not any(isinstance(part, str) and _SURROGATE.search(part) for part in parts)

@@ -1,9 +1,7 @@
-"""Settings and flags that have a new name, and values that are replaced: the older one works for one release.
+"""Settings and flags with a new name, and replaced values. The older name or value works for one release.
 
-Each use of an older one logs a warning.
-
-A file, the environment, `--set` and flags of the command may use an older name; one that is given beside its new name
-is an error, since neither would be the later.
+Each use of an older one logs a warning. A file, the environment, `--set` and flags of the command may use an older
+name. An older name beside its new one is an error, since neither would be the later.
 """
 
 import logging
@@ -20,7 +18,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renamed:
-    """`gone_in`: the release that knows `old` no more."""
+    """A renamed setting or flag. `gone_in`: the release that knows `old` no more."""
 
     old: str
     new: str
@@ -50,7 +48,7 @@ VALUES: tuple[ReplacedValue, ...] = (
 
 
 def current_value(key: str, value: Value, table: Iterable[ReplacedValue] = VALUES) -> Value | str:
-    """Return `value`, or what replaces it, with a warning."""
+    """Return `value`, or the value that replaces it, with a warning."""
     for entry in table:
         if (entry.key, entry.old) == (key, value):
             log.warning(
@@ -61,14 +59,14 @@ def current_value(key: str, value: Value, table: Iterable[ReplacedValue] = VALUE
 
 
 def current_setting(key: str, table: Iterable[Renamed] = SETTINGS) -> str:
-    """The name that a setting has now."""
+    """Return the present name of a setting."""
     return next((entry.new for entry in table if entry.old == key), key)
 
 
 def settled(sources: Sequence[Mapping[str, Value]], table: Iterable[Renamed] = SETTINGS) -> dict[str, Value]:
-    """The values of several sources under the names of now; of one name the last source's. Warns of each older name.
+    """Return the values of several sources under the present names; the last source's value of a name wins.
 
-    Raises `ConfigInvalid` if a setting is given by both its names.
+    Warns of each older name. Raises `ConfigInvalid` if a setting is given by both its names.
     """
     given = {key for source in sources for key in source}
     for entry in table:
@@ -78,7 +76,7 @@ def settled(sources: Sequence[Mapping[str, Value]], table: Iterable[Renamed] = S
 
 
 def current_words(words: Sequence[str], table: Iterable[Renamed] = FLAGS) -> list[str]:
-    """The words of a command line with the names that its flags have now. Warns and raises as `settled`."""
+    """Return the words of a command line with the present names of its flags. Warns and raises as `settled`."""
     end = words.index("--") if "--" in words else len(words)
     flags = [word.partition("=")[0] for word in words[:end]]
     renamed = {entry.old: entry for entry in table}

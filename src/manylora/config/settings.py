@@ -187,7 +187,7 @@ def _checked(key: str, value: object) -> Setting:
     """Return a value in the setting's type. Raises `ConfigInvalid` for one of another type or out of bounds."""
     kind = _kind(key)
     if kind is tuple and isinstance(value, str) and current_setting(key) != key:
-        value = [value] if value else []  # the older name took one text, the newer takes a list
+        value = [value] if value else []  # the older name took one text, and the newer name takes a list
     if kind is tuple and isinstance(value, list) and all(isinstance(part, str) for part in value):
         value = tuple(value)
     if kind is float and type(value) is int:

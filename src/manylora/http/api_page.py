@@ -1,4 +1,4 @@
-"""An OpenAPI document as a page without scripts: nothing is loaded from elsewhere, and nothing in it can run."""
+"""An OpenAPI document as an HTML page without scripts, which loads nothing from elsewhere."""
 
 import base64
 import hashlib
@@ -27,7 +27,7 @@ MEDIA_TYPE = "text/html; charset=utf-8"
 
 
 def api_page(document: Document, *, source: str) -> bytes:
-    """The page. `source`: the path at which the document itself is."""
+    """Return the page. `source`: the path of the document itself."""
     title = html.escape(str(document["info"]["title"]))
     version = html.escape(str(document["info"]["version"]))
     link = f'<a href="{html.escape(source)}">{html.escape(source)}</a>'
@@ -77,7 +77,7 @@ def _parameters(parameters: Any) -> str:
 
 
 def _schema(document: Document, schema: Document) -> str:
-    """A body's schema as JSON; one that is named elsewhere in the document is written out."""
+    """Return a body's schema as JSON, with references to other parts of the document written out."""
     name = str(schema.get("$ref", "")).rpartition("/")[2]
     found = document.get("components", {}).get("schemas", {}).get(name, schema)
     return html.escape(json.dumps(found, indent=1))

@@ -16,13 +16,13 @@ _NO_HASH = "0" * 64
 class Caller:
     """The tenant that a request acts for, and what its key allows. The control plane knows the first three alone.
 
-    key           None where the server needs no key
-    state         of the tenant
+    key           the id of the key; None where the server needs no key
+    state         the state of the tenant
     weight        the tenant's share among backlogged tenants
-    limits        (`tenant NAME` or `key ID`, its limits), those that limit nothing left out
+    limits        (`tenant NAME` or `key ID`, its limits), without those that limit nothing
     origin        the key whose limits `key` shares
-    has_budget    whether the key may spend only so much in a month
-    source_token  the bearer, where it is a token for adapters of a hub
+    has_budget    whether the key's spending in a month is limited
+    source_token  the bearer, if it is a token for adapters of a hub
     """
 
     tenant: TenantId

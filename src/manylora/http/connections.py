@@ -1,7 +1,7 @@
 """Bounds on connections that uvicorn lacks: a time for each head, a pace for each body, and a share of the open files.
 
-A connection costs its sender nothing and this process an open file; one that sends half a head and waits would hold it
-for ever ("slow loris"). uvicorn itself closes only those that are idle between two requests.
+A connection costs its sender nothing and this process an open file. A sender that waits after half a head would hold
+the file for ever ("slow loris"). uvicorn itself closes only connections that are idle between two requests.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from manylora.http.origins import is_within
 from manylora.http.paths import Dialect
 
 MAX_HEAD_BYTES = 64 << 10
-"""Of a request line and its headers together, and of what stands between two pieces of a body or behind the last."""
+"""Limit on a request line and its headers together, and on the bytes between and behind the pieces of a body."""
 SHARE_OF_FILES = 0.75
 SHARE_OF_ADDRESS = 0.5
 
@@ -33,10 +33,10 @@ SHARE_OF_ADDRESS = 0.5
 class ConnectionLimits:
     """The shared state of one server's connections.
 
-    head_timeout_s  for a head, from its first byte or the start of the connection
-    body_idle_s     between two pieces of a body
+    head_timeout_s  seconds for a head, from its first byte or the start of the connection
+    body_idle_s     seconds between two pieces of a body
     most            connections at one time; 0: a share of the files that the process may have open
-    is_exempt       addresses that may have them all: this machine and proxies, which call for many
+    is_exempt       whether an address may have all connections: this machine and proxies, which call for many clients
     """
 
     head_timeout_s: float
@@ -49,7 +49,7 @@ class ConnectionLimits:
         self.most = self.most or int(SHARE_OF_FILES * open_files_allowed())
 
     def enter(self, address: str) -> bool:
-        """Count a connection; False: there is no room, and it is not counted."""
+        """Count a connection. Return False, without counting it, if there is no room."""
         most = self.most if self.is_exempt(address) else max(1, int(SHARE_OF_ADDRESS * self.most))
         if self.open.total() >= self.most or self.open[address] >= most:
             return False
@@ -71,7 +71,7 @@ def open_files_allowed() -> int:
 
 
 def connection_limits(config: Config) -> ConnectionLimits:
-    """The limits of the settings."""
+    """Return the limits of the settings."""
     server = config.server
     proxies = tuple(map(network_of, server.trusted_proxies))
     return ConnectionLimits(
@@ -83,7 +83,7 @@ def connection_limits(config: Config) -> ConnectionLimits:
 
 
 def bounded_protocol(limits: ConnectionLimits) -> type["BoundedProtocol"]:
-    """The protocol class for uvicorn's `http`, which makes an object of it for each connection."""
+    """Return the protocol class for uvicorn's `http`. uvicorn makes an object of it for each connection."""
     return type("BoundedProtocol", (BoundedProtocol,), {"limits": limits})
 
 
@@ -129,17 +129,17 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(HeadTooLarge(f"the head of a request may have at most {MAX_HEAD_BYTES} bytes"))
 
     def send_400_response(self, msg: str) -> None:
-        """Answer bytes that are no HTTP with an error of the usual form."""
+        """Answer malformed HTTP with an error of the usual form."""
         self._refuse(NotHttp(msg))
 
     def on_message_begin(self) -> None:
         self._is_in_head = True
-        if self._timer is None:  # it begins in the piece that ended the request before it
+        if self._timer is None:  # the request begins in the piece that ended the one before
             self._await_head()
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Trailers come when the head has been checked and handed on, so none is added to it."""
+        """Drop trailers. They come after the head has been checked and handed on, so none is added to it."""
         if not self._is_in_body:
             super().on_header(name, value)
 
@@ -148,7 +148,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_headers_complete(self) -> None:
-        super().on_headers_complete()  # raises where the address is none: then the head has not come whole
+        super().on_headers_complete()  # raises for a malformed address, before the head counts as complete
         self._is_in_head, self._is_in_body, self._head_bytes = False, True, 0
         self._await_body(self.limits.body_idle_s)
 
@@ -175,7 +175,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refuse(RequestTimedOut(f"the head of a request must be here within {wait_s:g} s (server.head_timeout_s)"))
 
     def _look_at_body(self) -> None:
-        """Give a body up that stands still; not one that is not read here, or whose sender has sent just now."""
+        """End a connection whose body has stopped arriving, unless the server is not reading it at the moment."""
         wait_s = self.limits.body_idle_s
         left_s = wait_s if self.flow.read_paused else self._heard_s + wait_s - self.loop.time()
         if left_s > 0:
@@ -184,7 +184,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refuse(RequestTimedOut(f"nothing of the body has come for {wait_s:g} s (server.body_idle_s)"))
 
     def _refuse(self, error: ManyloraError) -> None:
-        """End the connection; with an answer, unless one is under way or a request before is still worked on."""
+        """End the connection, with an error reply unless a reply is under way or an earlier request is unanswered."""
         self._stop()
         if self.transport.is_closing():
             return

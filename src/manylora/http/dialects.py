@@ -45,7 +45,7 @@ def headers_of(error: ManyloraError) -> dict[str, str]:
 
 
 def body_of(error: ManyloraError, dialect: Dialect, model: str | None = None) -> dict[str, object]:
-    """The JSON body. `model` is what an OpenAI caller named, for the text of an unknown one.
+    """Return the JSON body. `model`: the name that an OpenAI caller gave, for the text about an unknown model.
 
     The operators' routes name no model: there an unknown adapter has its own row.
     """
@@ -65,7 +65,7 @@ def body_of(error: ManyloraError, dialect: Dialect, model: str | None = None) ->
 
 
 def stream_body_of(error: ManyloraError, dialect: Dialect, model: str | None = None) -> dict[str, object]:
-    """The body as the last event of a stream; native clients know four types there."""
+    """Return the body as the last event of a stream. Native clients know four types there."""
     body = body_of(error, dialect, model)
     if dialect is Dialect.NATIVE and body["error_type"] not in STREAM_TYPES:
         is_repeatable = error.is_retryable

@@ -1,4 +1,4 @@
-"""Open the socket of an HTTP server, and name its address."""
+"""The listening socket of an HTTP server, and the URL of its address."""
 
 import errno
 import socket

@@ -1,23 +1,23 @@
-"""Requests of programs on this machine itself: neither through a proxy nor from a web page."""
+"""The test for requests of programs on this machine, which come neither through a proxy nor from a web page."""
 
 import ipaddress
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
 EDGE_HEADER = "x-manylora-edge"
-"""With the edge token: an edge passes this request on, and its last `x-forwarded-for` is true."""
+"""Header with the edge token: an edge passes this request on, and its last `x-forwarded-for` is true."""
 CALLER_HEADER = "x-manylora-caller"
-"""In the control plane's replies to an edge: `TENANT/KEY_ID` of the request, each `-` where there is none."""
+"""Header of the control plane's replies to an edge: `TENANT/KEY_ID` of the request, each `-` if there is none."""
 VERSION_HEADER = "x-manylora-version"
-"""On every reply of a server and of a control plane: it is one, of this version."""
+"""Header of every reply of a server and of a control plane, with its version."""
 FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via")
 
 
 def why_not_local(client_host: str | None, header: Callable[[str], str | None]) -> str | None:
     """Return the evidence that a request is not from a program here; None: there is none.
 
-    A proxy on this machine calls from a loopback address for everybody, and so does a web page in a browser here:
-    the first names whom it calls for, the second its origin, or a host that is not this machine.
+    A proxy on this machine calls from a loopback address for other machines, and so does a web page in a browser here.
+    A proxy's headers name its client. A page's headers name its origin, or a host that is not this machine.
 
     Args:  client_host  the address the connection comes from; None where there is none
            header       the value of a header by its lower-case name
@@ -47,7 +47,7 @@ def is_loopback(host: str | None) -> bool:
 
 
 def _name_of(host: str) -> str | None:
-    """The name in a `Host` header, without the port."""
+    """Return the name in a `Host` header, without the port."""
     try:
         return urlsplit(f"//{host}").hostname
     except ValueError:

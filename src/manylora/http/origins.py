@@ -1,8 +1,8 @@
-"""Origin of an HTTP request: its client behind trusted proxies, the host it names, the web page that sends it.
+"""The origin of an HTTP request: its client behind trusted proxies, the host it names, the web page that sends it.
 
-A browser lets any page send requests to this machine, and a page whose own name is made to resolve to this machine
-(DNS rebinding) even reads the replies. `Origin` or `Sec-Fetch-Site` shows the first, `Host` the second. Clients
-without a browser send neither of the first two, and name in `Host` the address that they were given.
+A browser lets any page send requests to this machine. A page whose own name resolves to this machine (DNS rebinding)
+can even read the replies. `Origin` or `Sec-Fetch-Site` reveals the first case, `Host` the second. Clients without a
+browser send no `Origin` and no `Sec-Fetch-Site`, and their `Host` is the address that they were given.
 """
 
 import ipaddress
@@ -25,7 +25,7 @@ ANY = "*"
 CORS_METHODS = "GET, POST, PUT, DELETE, OPTIONS"
 CORS_HEADERS = "authorization, content-type"
 NO_ORIGIN = "null"
-"""The Origin of a page without an address; a foreign request that names no Origin counts as one of such a page."""
+"""The Origin of a page without an address. A cross-site request without an Origin counts as one of such a page."""
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+(%25?[\w.-]+)?\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 _FORWARDED_PAIR = re.compile(r'\s*([A-Za-z]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;,\s]*)\s*')
@@ -35,10 +35,10 @@ _FORWARDED_PAIR = re.compile(r'\s*([A-Za-z]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;,\s]*)
 class OriginPolicy:
     """Rules for the requests that a server answers.
 
-    is_key_needed   off: pages on this machine and listed ones may infer and read models, and nothing else
+    is_key_needed   False: pages on this machine and listed pages may infer and read models, and nothing else
     hosts           further host names, lower-case; `.name` stands for all names below it, `*` for all names
     origins         Origins of web pages, such as `https://app.example`; `*`, where keys are needed, for all
-    proxies         whose `X-Forwarded-…` headers are true
+    proxies         networks of proxies whose `X-Forwarded-…` headers are trusted
     """
 
     is_key_needed: bool
@@ -56,7 +56,7 @@ class OriginPolicy:
         origins: Sequence[str],
         proxies: Sequence[str],
     ) -> "OriginPolicy":
-        """The policy of a server that listens on `host`; settings were checked by `check_rule`."""
+        """Return the policy of a server that listens on `host`. `check_rule` has checked the settings."""
         own = {socket.gethostname().lower(), host.lower()}
         return cls(
             is_key_needed=is_key_needed,
@@ -66,7 +66,7 @@ class OriginPolicy:
         )
 
     def seen(self, scope: Scope) -> Scope:
-        """The scope as the outermost trusted proxy saw it: client, scheme and `host` header; else as it is.
+        """Return the scope as the outermost trusted proxy saw it: client, scheme and `host` header; else unchanged.
 
         The headers stay, since they also show that the request came through a proxy.
         """
@@ -85,7 +85,7 @@ class OriginPolicy:
         return {**scope, "client": (client, peer[1]), "scheme": scheme, "headers": kept}
 
     def check(self, scope: Scope) -> str | None:
-        """The Origin that the reply may be shown to, by CORS; None: no page asked, or one of this server's own.
+        """Return the Origin that may read the reply, by CORS; None: no page asked, or one of this server's own.
 
         Raises:  `HostNotAllowed`, `OriginNotAllowed`
         """
@@ -110,7 +110,7 @@ class OriginPolicy:
         )
 
     def _checked_host(self, given: Sequence[str]) -> str | None:
-        """The `Host` of a request; None: it has none, as programs that speak HTTP/1.0 and no browser."""
+        """Return the `Host` of a request; None: it has none, as from programs with HTTP/1.0, which no browser uses."""
         if not given:
             return None
         if len(given) > 1 or not _HOST.fullmatch(given[0]):
@@ -129,8 +129,8 @@ class OriginPolicy:
     def _client_behind(self, headers: Mapping[str, Sequence[str]]) -> str | None:
         """Return the last address outside the trusted proxies, of all that the proxies name; None: they name none.
 
-        A proxy passes on those of the three headers that it does not know, whatever a caller wrote in them. So when
-        they contradict each other, none is believed.
+        A proxy passes on the headers that it does not know as its caller wrote them. So if the three headers contradict
+        each other, the method trusts none.
         """
         chains = (
             [part.strip() for value in headers.get("x-forwarded-for", []) for part in value.split(",")],
@@ -144,7 +144,10 @@ class OriginPolicy:
         return trusted[0] if not found and trusted else None
 
     def _last_stranger(self, chain: Sequence[str]) -> str | None:
-        """Read from the right: each hop was written by the one behind it, so only proxies are believed."""
+        """Return the last hop that is no trusted proxy.
+
+        The hops are read from the right, since each proxy appends its caller.
+        """
         for hop in reversed(chain):
             address = _address(hop)
             if address is None:
@@ -170,7 +173,7 @@ def cors_headers(origin: str | None, exposed: Iterable[str]) -> list[tuple[bytes
 
 
 def preflight_headers(origin: str | None) -> dict[str, str]:
-    """The answer to a preflight of an allowed Origin; None: it was none."""
+    """Return the headers of the answer to a preflight of an allowed Origin; None: there was none."""
     if origin is None:
         return {}
     return {
@@ -181,7 +184,7 @@ def preflight_headers(origin: str | None) -> dict[str, str]:
 
 
 def headers_of(scope: Scope) -> dict[str, list[str]]:
-    """All values of each header, by its lower-case name, in their order."""
+    """Return all values of each header, by its lower-case name, in their order."""
     found: dict[str, list[str]] = {}
     for name, value in scope["headers"]:
         found.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
@@ -189,7 +192,7 @@ def headers_of(scope: Scope) -> dict[str, list[str]]:
 
 
 def is_within(host: str, networks: Iterable[Network]) -> bool:
-    """Return whether an address is in one of the networks; an IPv4 address that IPv6 wraps counts as itself."""
+    """Return whether an address is in one of the networks. An IPv4 address in an IPv6 one counts as itself."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -199,7 +202,7 @@ def is_within(host: str, networks: Iterable[Network]) -> bool:
 
 
 def _page(headers: Mapping[str, Sequence[str]], scope: Scope) -> str | None:
-    """The Origin of the page that sends a request; None: no page does, or one is visited."""
+    """Return the Origin of the page that sends a request; None: no page sends it, or a person visits a page of ours."""
     if (origins := headers.get("origin")) is not None:
         return origins[0].strip().lower() if len(origins) == 1 else NO_ORIGIN
     site = _last(headers.get("sec-fetch-site"))
@@ -216,7 +219,7 @@ def _is_open_to_pages(path: str) -> bool:
 
 
 def _forwarded(values: Sequence[str]) -> list[dict[str, str]]:
-    """The elements of `Forwarded` (RFC 7239), each the pairs that one proxy added."""
+    """Return the elements of `Forwarded` (RFC 7239), each with the pairs that one proxy added."""
     elements: list[dict[str, str]] = []
     for element in ",".join(values).split(",") if values else []:
         pairs = (_FORWARDED_PAIR.fullmatch(pair) for pair in element.split(";"))
@@ -225,7 +228,7 @@ def _forwarded(values: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _address(hop: str) -> str | None:
-    """The address in a hop such as `192.0.2.1`, `192.0.2.1:80`, `[2001:db8::1]:80`; None: it names none."""
+    """Return the address in a hop such as `192.0.2.1`, `192.0.2.1:80`, `[2001:db8::1]:80`; None: it has none."""
     bare = hop.strip().strip('"')
     bracketed = re.fullmatch(r"\[([^\]]+)\](:\d+)?", bare)
     with_port = re.fullmatch(r"([0-9.]+):\d+", bare)
@@ -245,7 +248,7 @@ def _is_address(name: str) -> bool:
 
 
 def _name(url: str) -> str | None:
-    """The host name of a URL, lower-case."""
+    """Return the host name of a URL, lower-case."""
     try:
         return urlsplit(url).hostname
     except ValueError:

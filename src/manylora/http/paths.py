@@ -1,9 +1,9 @@
-"""Paths of the server and of the control plane: one table of areas, one of routes, and all that a path decides.
+"""Paths of the server and of the control plane: a table of areas, a table of routes, and the properties of a path.
 
 An area is every path that begins with the same words. It has the component that answers and the dialect of errors, for
-unknown paths as well. A route is one method on one path. It has the scopes that it asks of a key, and its traits.
-A new page or route is added here and to its router, and nowhere else: the names that tenants cannot take, the log, the
-metrics, the origin policy, authorisation and the documents read these tables.
+unknown paths as well. A route is one method on one path. It has the scopes that a key needs, and its traits. A new page
+or route is added here and to its router, and nowhere else: the names that tenants cannot take, the log, the metrics,
+the origin policy, authorisation and the documents read these tables.
 """
 
 import re
@@ -15,7 +15,11 @@ from manylora.http.scopes import ADMIN, ANY, INFER, KEYLESS, LISTING, LOOKING, M
 
 
 class Dialect(StrEnum):
-    """The form of errors. NATIVE: LoRAX's, for its routes and the control plane; OPENAI: for routes under /v1."""
+    """The form of errors.
+
+    NATIVE  LoRAX's, for its routes and the control plane
+    OPENAI  OpenAI's, for routes under /v1
+    """
 
     NATIVE = "native"
     OPENAI = "openai"
@@ -26,7 +30,7 @@ class Component(Enum):
 
     SERVER   the edge itself
     CONTROL  the control plane; an edge passes the request on
-    EDGES    the control plane, to edges alone, which show a token; no edge passes such a request on
+    EDGES    the control plane, for edges alone, which send a token; no edge passes such a request on
     ABSENT   nothing: Predibase has these paths, and this product answers 501
     """
 
@@ -37,12 +41,12 @@ class Component(Enum):
 
 
 class Trait(Flag):
-    """Properties of a route that other rooms ask for.
+    """Properties of a route that other rooms read.
 
     QUIET      a finished request is logged at the level debug, since machines send it all the time
     PROBE      while the engine loads, the answer is that of an unhealthy server
     GENERATES  the reply counts in the metrics of replies
-    PAGES      a web page may ask it of a server that needs no keys
+    PAGES      a web page may call it on a server that needs no keys
     VISITED    a person follows a link to it
     ZIP        the reply is a zip file, beside which Predibase's clients read errors in OpenAI's form
     """
@@ -62,7 +66,7 @@ PAGES, VISITED, ZIP = Trait.PAGES, Trait.VISITED, Trait.ZIP
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """The paths that begin with the words of `prefix`. Of several that fit a path, the longest holds.
+    """The paths that begin with the words of `prefix`. Of several areas of a path, the longest prefix counts.
 
     scopes  a key needs one of them for a path or a method that the area does not have
     """
@@ -237,7 +241,7 @@ _CONTROL: tuple[Route, ...] = (
 
 
 class RouteTable(Iterable[Route]):
-    """Routes, each `(/v1)` written out, with a lookup by path."""
+    """Routes, each `(/v1)` written out, with a look-up by path."""
 
     def __init__(self, rows: Iterable[Route]) -> None:
         self._routes = tuple(route for row in rows for route in _expanded(row))
@@ -250,12 +254,12 @@ class RouteTable(Iterable[Route]):
         return iter(self._routes)
 
     def at(self, path: str) -> Mapping[str, Route]:
-        """The routes of a path, by method; HEAD is as GET. Of two that fit a path, the first row holds."""
+        """Return the routes of a path, by method; HEAD is as GET. Of two rows that match a path, the first counts."""
         found = self._plain.get(path)
         return self._matching(self._with_parameters, path) if found is None else found
 
     def documented(self, *, is_operator: bool) -> dict[tuple[str, str], Route]:
-        """Routes by path and method, as an OpenAPI document writes them.
+        """Return the routes by path and method, as an OpenAPI document writes them.
 
         Routes for the scope `admin` alone are left out unless `is_operator`.
         """
@@ -281,13 +285,13 @@ def _expanded(row: Route) -> Iterator[Route]:
 
 
 def _pattern(path: str) -> re.Pattern[str]:
-    """A path's expression: `{name}` is one word, `{name:path}` any number of them."""
+    """Return a path's regular expression: `{name}` is one word, `{name:path}` any number of words."""
     text = re.sub(r"\\\{\w+(:path)?\\\}", lambda found: ".*" if found[1] else "[^/]+", re.escape(path))
     return re.compile(text, re.DOTALL)
 
 
 class PathTable:
-    """Everything that a path decides, from areas and routes."""
+    """All properties of a path, from areas and routes."""
 
     def __init__(self, areas: Iterable[Area], routes: Iterable[Route]) -> None:
         self._routes = RouteTable(routes)
@@ -318,14 +322,14 @@ class PathTable:
         return route is not None and trait in route.traits
 
     def any_has_trait(self, path: str, trait: Trait) -> bool:
-        """Return whether a route on a path has the trait, whichever its method is."""
+        """Return whether a route on a path has the trait, with any method."""
         return any(trait in route.traits for route in self._routes.at(path).values())
 
 
 SERVER_ROUTES = RouteTable(_SERVER)
 """Routes of the server itself."""
 CONTROL_ROUTES = RouteTable(_CONTROL)
-"""Routes of the control plane, but those for edges."""
+"""Routes of the control plane, without those for edges."""
 PATHS = PathTable(AREAS, (*_SERVER, *_CONTROL))
 
 _SLASHES = re.compile("/{2,}")
@@ -334,7 +338,10 @@ _DEPLOYMENT = re.compile(r"/([^/]+)/deployments/v2/llms/([^/]+)(/.*)?")
 
 @dataclass(frozen=True, slots=True)
 class DeploymentPath:
-    """`/{tenant}/deployments/v2/llms/{name}` and what follows, `/` where nothing does. `name` as the path has it."""
+    """The parts of `/{tenant}/deployments/v2/llms/{name}` and the rest after it; `/` without a rest.
+
+    `name` is as in the path.
+    """
 
     tenant: str
     name: str

@@ -1,4 +1,4 @@
-"""Scopes that a route asks of a key: the usual sets, the check, and the sentence that documents show.
+"""Scopes that a route needs of a key: the usual sets, the check, and the sentence in the documents.
 
 `paths.py` names the scopes of each route.
 """
@@ -15,7 +15,7 @@ LISTING: Scopes = (READ, UPLOAD)
 
 
 def told_of(scopes: Scopes) -> str:
-    """Return a sentence about the scopes that a route asks of a key."""
+    """Return a sentence about the scopes that a route needs of a key."""
     if not scopes:
         return "Needs no key."
     if set(scopes) == set(ANY):

@@ -1,4 +1,4 @@
-"""uvicorn without signal handlers of its own, with the bounds of `connections.py`."""
+"""The uvicorn server without signal handlers of its own, with the bounds of `connections.py`."""
 
 import asyncio
 import socket

@@ -1,6 +1,6 @@
-"""Rotary angles: the fields of config.json, checked, and the inverse frequencies they mean.
+"""Rotary angles: the fields of config.json, checked, and the inverse frequencies that follow from them.
 
-Kinds: default, linear, dynamic, llama3, yarn. Both spellings are read: `rope_scaling` with `type` or `rope_type`
+Kinds: default, linear, dynamic, llama3, yarn. It reads both spellings: `rope_scaling` with `type` or `rope_type`
 beside a top-level `rope_theta`, and the newer `rope_parameters` that holds all of them.
 """
 

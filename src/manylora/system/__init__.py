@@ -1,1 +1,1 @@
-"""The operating system: streams, files, limits of the process, and text for terminals."""
+"""Access to the operating system: streams, files, limits of the process, and text for terminals."""

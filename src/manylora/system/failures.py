@@ -1,4 +1,4 @@
-"""Failures of the operating system's in one sentence: the file, the cause and what to do about it."""
+"""Failures of the operating system in one sentence: the file, the cause and the remedy."""
 
 import errno
 import os
@@ -24,12 +24,12 @@ _REMEDIES = {
     errno.ENOMEM: "give the process more memory",
 }
 _NO_THREAD = "can't start new thread"
-_NO_HOME = "home directory"  # as `Path.home` and `Path.expanduser` say it
+_NO_HOME = "home directory"  # in the errors of `Path.home` and `Path.expanduser`
 
 
 def described(error: BaseException) -> str | None:
-    """Return the meaning of a failure of the system's, in one line; None for any other exception."""
-    while isinstance(error, BaseExceptionGroup):  # of tasks: the first stands for all
+    """Return the meaning of a failure of the system, in one line; None for any other exception."""
+    while isinstance(error, BaseExceptionGroup):  # of tasks: the first error represents all
         error = error.exceptions[0]
     if isinstance(error, OSError):
         return _of_system(error)
@@ -45,7 +45,7 @@ def described(error: BaseException) -> str | None:
 
 
 def cause_of(error: OSError) -> str:
-    """The cause and the remedy, for a message that names the file itself."""
+    """Return the cause and the remedy of a failure, for a message that names the file itself."""
     cause = error.strerror or str(error) or type(error).__name__
     remedy = _REMEDIES.get(error.errno or 0)
     return f"{cause}; {remedy}" if remedy else cause

@@ -1,8 +1,8 @@
-r"""Makes foreign text safe to show: names, descriptions and messages that tenants, adapters or other servers wrote.
+r"""Conversion of foreign text (names, descriptions and messages of tenants, adapters or other servers) to visible text.
 
 A terminal acts on control characters, some characters reorder or hide the text beside them, and a lone surrogate cannot
-be encoded. Each of these is shown as its escape (`\x1b`, `\u202e`), so that two different texts look different.
-Markup such as `[red]` is not touched: a line with foreign text is printed with markup off.
+be encoded. Each of these is shown as its escape (`\x1b`, `\u202e`), so that two different texts look different. Markup
+such as `[red]` is not touched: a line with foreign text is printed with markup off.
 """
 
 import logging
@@ -14,37 +14,37 @@ _IGNORED = "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-
 `str.isprintable` takes for visible."""
 _INVISIBLE = re.compile(f"[{_IGNORED}]")
 _NOT_PLAIN = re.compile("[^\n -~]")
-"""All but ASCII's visible characters and line ends: few letters of a long document are looked at one by one."""
+"""All characters but ASCII's visible ones and line ends: only these few are examined one by one."""
 MAX_QUOTED = 80
 _MARKS = frozenset(("Mn", "Me"))
 _MAX_MARKS = 4
-"""Combining marks on one letter; a pile of them covers the lines above and below."""
+"""Limit on combining marks on one letter. More of them cover the lines above and below."""
 _OF_PROSE = frozenset("\n\t\u00a0\u200c\u200d\u202f\u3000\ufe0e\ufe0f")
-"""Lines, and what French, Persian, Indic and Japanese text and emoji are written with."""
+"""Invisible characters that stay: line ends, and those of French, Persian, Indic and Japanese text and of emoji."""
 
 
 def printable(text: object) -> str:
-    """A text as one line in which every character is visible."""
+    """Return a text as one line in which every character is visible."""
     return _escaped(str(text), keeps=frozenset())
 
 
 def quoted(text: str) -> str:
-    """The beginning of a text that a caller sent, at most `MAX_QUOTED` characters, for a message that names it."""
+    """Return the beginning of a caller's text, at most `MAX_QUOTED` characters, for a message that quotes it."""
     return f"'{printable(text[:MAX_QUOTED])}'"
 
 
 def printable_lines(text: object) -> str:
-    """A text of several lines, such as an error of ours that quotes foreign text: as `printable`, lines kept."""
+    """Return a text of several lines, such as an error with foreign text, as `printable` does, with its lines kept."""
     return _escaped(str(text), keeps=frozenset("\n"))
 
 
 def printable_prose(text: str) -> str:
-    """A model's reply on its way to a terminal: lines, spaces and the joiners of scripts are kept."""
+    """Return a model's reply for a terminal: lines, spaces and the joiners of scripts stay."""
     return _escaped(text, keeps=_OF_PROSE)
 
 
 def printable_json(text: str) -> str:
-    r"""A JSON document with the same meaning, whose invisible characters are written as JSON's own `\uXXXX`.
+    r"""Return a JSON document with the same meaning, with its invisible characters as JSON's own `\uXXXX`.
 
     Inside a string JSON allows no raw control character; outside, a tab or a carriage return becomes a space.
     """
@@ -53,7 +53,7 @@ def printable_json(text: str) -> str:
 
 
 class PrintableFormatter(logging.Formatter):
-    """Log lines that stay one line each and move no cursor; a traceback keeps its lines."""
+    """A formatter of log lines that stay one line each and move no cursor. A traceback keeps its lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # the name of the standard library's hook
         return printable(super().formatMessage(record))
@@ -63,7 +63,7 @@ class PrintableFormatter(logging.Formatter):
 
 
 def log_handler(form: str) -> logging.Handler:
-    """A handler that writes printable lines to standard error, each in a form of `logging`'s."""
+    """Return a handler that writes printable lines to standard error, each in a form of `logging`'s."""
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter(form))
     return handler
@@ -86,7 +86,7 @@ def _is_visible(letter: str) -> bool:
 
 
 def _escape(letter: str) -> str:
-    """The escape of a Python string: `\\n`, `\\x1b`, `\\u202e`, `\\U000e0001`."""
+    """Return the escape of a Python string: `\\n`, `\\x1b`, `\\u202e`, `\\U000e0001`."""
     return letter.encode("unicode_escape").decode("ascii")
 
 

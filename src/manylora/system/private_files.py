@@ -1,4 +1,4 @@
-"""Files that only their owner may read: keys' hashes, what customers owe, and the weights that they uploaded."""
+"""Files that only their owner may read: hashes of keys, the ledger, and uploaded weights."""
 
 import logging
 import os
@@ -13,20 +13,21 @@ OTHERS = 0o077
 
 
 def keep_private() -> None:
-    """Make what this process and its children write from now on readable by their owner alone."""
+    """Set the umask, so that only the owner can read the files that this process and its children make from now on."""
     os.umask(OTHERS)
 
 
 def make_private(file: Path) -> None:
-    """Make an empty file unless it is there; SQLite gives the files beside a database the mode of that."""
+    """Make an empty file unless it exists. SQLite gives the files beside a database the mode of the database's file."""
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     os.close(descriptor)
 
 
 def tighten(*places: Path) -> None:
-    """Take from the group and all others what an older release, or another umask, let them do. Links are not followed.
+    """Remove the rights of the group and of all others, as an older release or another umask has set them.
 
-    One log line a place names the changes, and the files of other users, which stay as they are.
+    Links are not followed. One log line a place names the changes, and the files of other users, which stay as they
+    are.
     """
     for place in places:
         changed = failed = 0
@@ -35,7 +36,7 @@ def tighten(*places: Path) -> None:
                 path.chmod(stat.S_IMODE(path.lstat().st_mode) & ~OTHERS)
                 changed += 1
             except FileNotFoundError:
-                continue  # it has gone meanwhile
+                continue  # removed meanwhile
             except OSError:
                 failed += 1
         if changed:
@@ -45,7 +46,7 @@ def tighten(*places: Path) -> None:
 
 
 def _open_to_others(place: Path) -> Iterator[Path]:
-    """The place and what is below it, as far as others may do anything with it. Links are left out."""
+    """Yield the place and all below it on which others have any right. Links are left out."""
     try:
         mode = place.lstat().st_mode
     except OSError:

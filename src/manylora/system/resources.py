@@ -1,8 +1,8 @@
-"""Limits of this process: processors and memory, by its own control groups and all above them before the machine.
+"""The processors and the memory that this process may use, by its control groups and the machine.
 
-Linux limits a process at its control group and at every group above that one; the tightest limit counts. Those of a
-service of systemd are far below the root of the file system that shows them; those of a container are its root, mostly.
-Sources: cgroups(7), proc(5), the kernel's cgroup-v2 and cgroup-v1/memory pages.
+Linux limits a process at its control group and at every group above that one; the tightest limit counts. The group of a
+systemd service is far below the root of the cgroup file system; that of a container is usually its root. Sources:
+cgroups(7), proc(5), the kernel's cgroup-v2 and cgroup-v1/memory pages.
 """
 
 import math
@@ -18,7 +18,7 @@ from manylora.errors import ConfigInvalid
 
 _NO_LIMIT = 1 << 60  # version 1 writes "no limit" as a very large number
 LEAST_FILES = 128
-"""Connections, sockets between the processes, the database, journals and files of adapters under way."""
+"""Open files that a server needs: connections, sockets between processes, the database, journals, adapters' files."""
 _MOST_FILES = 65536
 _RECLAIMABLE = ("inactive_file", "active_file")
 _ESCAPED = re.compile(r"\\([0-7]{3})")
@@ -26,7 +26,11 @@ _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """threads: processors this process may run on at once, at least 1; memory_bytes: bytes it may take, 0 or more."""
+    """The resources of this process.
+
+    threads       processors that it may run on at once, at least 1
+    memory_bytes  bytes that it may take, 0 or more
+    """
 
     threads: int
     memory_bytes: int
@@ -35,9 +39,9 @@ class Resources:
 def find_resources(own: Sequence[int] = (), root: Path = Path("/")) -> Resources:
     """Read the limits of the process's control groups (version 2, 1 or both) and of the machine; the tightest wins.
 
-    Args:  own   ids of processes whose memory counts as still to be had, for a plan of all that they take
-           root  where `/proc` and the mounted control groups are
-    Where nothing says how much memory there is, `/proc` being absent, half of the machine's memory is taken.
+    Args:  own   ids of processes whose memory counts as available, for a plan that includes them
+           root  the folder with `/proc` and the mounted control groups
+    Without `/proc` the available memory is unknown, and half of the machine's memory counts.
     """
     groups = _groups(root)
     limits = [limit for group in groups if (limit := _memory_left(group)) is not None]
@@ -50,7 +54,10 @@ def find_resources(own: Sequence[int] = (), root: Path = Path("/")) -> Resources
 
 
 def raise_file_limit() -> None:
-    """Let this process and its children open as many files as they may. Raises `ConfigInvalid` if that is too few."""
+    """Raise the limit on open files of this process and its children as far as possible.
+
+    Raises `ConfigInvalid` if that is too few.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
     if most < LEAST_FILES:
@@ -58,14 +65,14 @@ def raise_file_limit() -> None:
             f"this process may open {most} files, and a server takes at least {LEAST_FILES}: raise its limit "
             "(`ulimit -n`, LimitNOFILE= of a systemd service, --ulimit nofile= of a container)"
         )
-    with suppress(OSError, ValueError):  # it is enough as it is
+    with suppress(OSError, ValueError):  # the present limit is enough
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _num_processors() -> int:
     try:
         return len(os.sched_getaffinity(0))
-    except (AttributeError, OSError):  # a system or a sandbox without it
+    except (AttributeError, OSError):  # some systems and sandboxes lack the call
         return os.cpu_count() or 1
 
 
@@ -73,7 +80,7 @@ def _num_processors() -> int:
 
 
 def _groups(root: Path) -> list[Path]:
-    """The folders of this process's control groups and of all above them, as far as they are mounted."""
+    """Return the folders of this process's control groups and of all above them that are mounted."""
     found: list[Path] = []
     for controllers, path in _memberships(root):
         for mount in _mounts(root):
@@ -83,7 +90,7 @@ def _groups(root: Path) -> list[Path]:
 
 
 def _memberships(root: Path) -> Iterator[tuple[frozenset[str], str]]:
-    """(controllers, path) of each hierarchy in `/proc/self/cgroup`; version 2 has no controllers there."""
+    """Yield (controllers, path) of each hierarchy in `/proc/self/cgroup`. Version 2 has no controllers there."""
     for line in _lines(root / "proc/self/cgroup"):
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -93,7 +100,11 @@ def _memberships(root: Path) -> Iterator[tuple[frozenset[str], str]]:
 
 @dataclass(frozen=True, slots=True)
 class _Mount:
-    """A mounted hierarchy. inner: the group that its mount point shows; options: with the controllers of version 1."""
+    """A mounted hierarchy.
+
+    inner    the group at its mount point
+    options  mount options, with the controllers of version 1
+    """
 
     inner: str
     point: str
@@ -106,7 +117,7 @@ class _Mount:
         return self.kind == "cgroup" and bool(controllers & self.options & {"memory", "cpu"})
 
     def folders(self, root: Path, path: str) -> list[Path]:
-        """From the mount point down to the group. A group outside of what is mounted leaves the mount point alone."""
+        """Return the folders from the mount point down to the group; only the mount point for a group outside of it."""
         point = root / self.point.lstrip("/")
         below = PurePosixPath(path)
         if self.inner != "/" and below.is_relative_to(self.inner):
@@ -118,7 +129,10 @@ class _Mount:
 
 
 def _mounts(root: Path) -> Iterator[_Mount]:
-    """`/proc/self/mountinfo`: number, parent, device, root, mount point, options…, "-", kind, source, super options."""
+    """Yield the control group mounts of `/proc/self/mountinfo`.
+
+    Its fields: number, parent, device, root, mount point, options…, "-", kind, source, super options.
+    """
     for line in _lines(root / "proc/self/mountinfo"):
         before, _, after = line.partition(" - ")
         fields, more = before.split(), after.split()
@@ -127,7 +141,7 @@ def _mounts(root: Path) -> Iterator[_Mount]:
 
 
 def _plain(field: str) -> str:
-    """The kernel writes spaces and backslashes in octal."""
+    """Return a field with its octal escapes replaced. The kernel writes spaces and backslashes in octal."""
     return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), field)
 
 
@@ -135,9 +149,9 @@ def _plain(field: str) -> str:
 
 
 def _memory_left(group: Path) -> int | None:
-    """Bytes below the group's limit, the file cache that it gives up on demand included; None if it has no limit.
+    """Return the bytes left below the group's limit, with the file cache that it can drop; None if it has no limit.
 
-    `memory.high` counts like `memory.max`: above it the kernel slows the process down to a crawl. Swap counts nowhere.
+    `memory.high` counts like `memory.max`: above it the kernel slows the process down extremely. Swap does not count.
     """
     stat = _stat(group)
     names = ("memory.max", "memory.high", "memory.limit_in_bytes")
@@ -160,7 +174,7 @@ def _stat(group: Path) -> dict[str, int]:
 
 
 def _processors(group: Path) -> float | None:
-    """Processors of the group's quota, perhaps a part of one; None if it has none."""
+    """Return the processors of the group's quota, as a fraction; None if it has no quota."""
     fields = " ".join(_lines(group / "cpu.max")).split()
     if len(fields) == 2 and all(field.isdecimal() for field in fields):
         quota, period = int(fields[0]), int(fields[1])
@@ -174,7 +188,7 @@ def _processors(group: Path) -> float | None:
 
 
 def _machine_memory(root: Path) -> int:
-    """`MemAvailable`, which can be taken without swapping; where `/proc` has none, half of the memory there is."""
+    """Return `MemAvailable`, the bytes that can be taken without swapping; without `/proc`, half of all memory."""
     for line in _lines(root / "proc/meminfo"):
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024

@@ -1,7 +1,7 @@
-"""Standard streams that cannot end or stall a server: a full disk, a pipe without a reader, closed descriptors.
+"""Standard streams that never end or stall a server, whether the disk is full or a pipe has no reader.
 
-A log line is worth less than a reply. A server therefore hands its lines to a thread that writes them. What cannot be
-written is dropped and counted.
+A log line is worth less than a reply. A server therefore hands its lines to a thread that writes them. The thread drops
+and counts the lines that it cannot write.
 """
 
 import atexit
@@ -22,7 +22,7 @@ _NAMES = ("stdin", "stdout", "stderr")
 
 
 class LossyStream(io.TextIOBase):
-    """A text stream onto a descriptor. `write` returns at once and never raises; `lost_lines` counts what was dropped.
+    """A text stream onto a descriptor. `write` returns at once and never raises; `lost_lines` counts dropped lines.
 
     Thread: any thread may write; one thread of the stream itself calls `os.write`, which may block.
     """
@@ -31,7 +31,7 @@ class LossyStream(io.TextIOBase):
         self._descriptor = descriptor
         self._pending: deque[bytes] = deque()
         self._pending_bytes = 0
-        self._untold = 0  # lost lines that no written line mentions yet
+        self._unreported = 0  # lost lines that no written line mentions yet
         self._changed = threading.Condition()  # protects the fields above and below
         self._is_idle = True
         self.lost_lines = 0
@@ -72,7 +72,7 @@ class LossyStream(io.TextIOBase):
 
     def _lose(self, data: bytes) -> None:
         self.lost_lines += data.count(b"\n")
-        self._untold += data.count(b"\n")
+        self._unreported += data.count(b"\n")
 
     def _write_pending(self) -> None:
         while True:
@@ -84,10 +84,10 @@ class LossyStream(io.TextIOBase):
                 data = b"".join(self._pending)
                 self._pending.clear()
                 self._pending_bytes = 0
-                notice, self._untold = _notice(self._untold), 0
+                notice, self._unreported = _notice(self._unreported), 0
             if not self._is_written(notice + data):
                 with self._changed:
-                    self._untold += data.count(b"\n") + notice.count(b"\n")
+                    self._unreported += data.count(b"\n") + notice.count(b"\n")
                     self.lost_lines += data.count(b"\n")
 
     def _is_written(self, data: bytes) -> bool:
@@ -104,7 +104,7 @@ class LossyStream(io.TextIOBase):
 
 
 def open_missing_streams() -> None:
-    """Put /dev/null where a standard descriptor is closed, so that no other file is opened as one and written to."""
+    """Open /dev/null at each closed standard descriptor, so that no other file gets that number and is written to."""
     for descriptor, name in enumerate(_NAMES):
         try:
             os.fstat(descriptor)
@@ -119,7 +119,7 @@ def open_missing_streams() -> None:
 
 
 def make_streams_lenient() -> None:
-    """Let standard output and error show what their encoding lacks, or is no text, as an escape. Nothing is refused."""
+    """Let standard output and error show unencodable characters as escapes instead of raising."""
     for name in _NAMES[1:]:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
@@ -127,12 +127,12 @@ def make_streams_lenient() -> None:
 
 
 def output_lost(error: Exception | None = None) -> str | None:
-    """Write out what is pending on standard output; why that cannot be, or None.
+    """Write out the pending lines of standard output; return the reason if that fails, else None.
 
-    What cannot be written is given up, so that the end of the process does not try it again. A reader that has left,
-    such as `head`, has what it wanted: that is no failure.
+    Lines that cannot be written are dropped, so that the end of the process does not try them again. A reader that has
+    left, such as `head`, is no failure.
 
-    Args:  error  what was raised by a verb, perhaps by the output itself
+    Args:  error  the exception of a verb, perhaps raised by the output itself
     """
     try:
         sys.stdout.flush()
@@ -162,13 +162,13 @@ def make_streams_lossy() -> None:
 
 
 def drain_streams() -> None:
-    """Give lines that were just logged a moment to be written before the process ends."""
+    """Wait a moment for the last logged lines to be written, before the process ends."""
     for stream in _lossy_streams():
         stream.drain()
 
 
 def lost_lines() -> int:
-    """Lines of this process that could not be written to standard output or standard error."""
+    """Return the number of this process's lines that could not be written to standard output or standard error."""
     return sum(stream.lost_lines for stream in _lossy_streams())
 
 
@@ -177,7 +177,7 @@ def _lossy_streams() -> list[LossyStream]:
 
 
 def _notice(lost: int) -> bytes:
-    """A log line about lines that are missing before it."""
+    """Return a log line about the lines that are missing before it."""
     if not lost:
         return b""
     return f'{{"event": "log.lines_lost", "level": "warning", "lines": {lost}}}\n'.encode()

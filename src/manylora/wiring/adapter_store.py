@@ -20,7 +20,7 @@ from manylora.config.settings import enabled_sources
 def open_store(
     *, config: AdaptersConfig, shape: BaseShape, base_dir: Path | None = None, dtype: str, folder: Path, clock: Clock
 ) -> Store:
-    """The store of a CPU server: the configured sources, an ingest process of its own, the disk tier below `folder`.
+    """Return the store of a CPU server: the configured sources, an ingest process, the disk tier below `folder`.
 
     `dtype` is the back end's `lora_dtype`, as "bfloat16" or "float32"; `config.bank_bytes` is the memory plan's.
     """

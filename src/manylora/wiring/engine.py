@@ -1,4 +1,4 @@
-"""The composition root: from a configuration to wired objects. The only file that knows every concrete class."""
+"""The composition root: it builds all objects from a configuration. No other file knows every concrete class."""
 
 import dataclasses
 import logging
@@ -38,11 +38,11 @@ from manylora.wiring.memory_plan import MemoryPlan, plan_memory
 
 log = logging.getLogger(__name__)
 
-Tell = Callable[[str], None]
-"""Is given one line for each stage of the start."""
+ReportLine = Callable[[str], None]
+"""A function that is called with one line for each stage of the start."""
 
 
-def build_engine(config: Config, tell: Tell) -> tuple[Engine, ServedModel]:
+def build_engine(config: Config, report: ReportLine) -> tuple[Engine, ServedModel]:
     """Load the base model and wire an engine around it.
 
     Raises: `StartupError` (unknown model, unsupported architecture, memory that cannot fit, an adapter's folder with a
@@ -55,17 +55,17 @@ def build_engine(config: Config, tell: Tell) -> tuple[Engine, ServedModel]:
     resources = find_resources((os.getpid(),))
     kernels = _choose_kernels(config, resources)
     threads = config.model.threads or resources.threads
-    tell(f"kernels {kernels.name} loaded, {_dtype(kernels)} weights, {threads} threads")
+    report(f"kernels {kernels.name} loaded, {_dtype(kernels)} weights, {threads} threads")
     plan = make_plan(config, spec, kernels, resources)
-    tell("\n".join(plan.lines()))
+    report("\n".join(plan.lines()))
     tokenizer = Tokenizer(base_dir, clock=clock)
-    tell("tokenizer loaded")
+    report("tokenizer loaded")
     model = LlamaModel(spec, load_weights(base_dir, spec, kernels), kernels, max_positions=plan.max_model_len)
-    tell("weights loaded and packed")
+    report("weights loaded and packed")
     digest = fingerprint(base_dir, spec)
     store = _open_store(config, plan, base_shape(spec, base_dir.name, digest), base_dir, kernels, clock)
     engine = wire_engine(config, plan, model, kernels, store, tokenizer, clock)
-    tell("adapter store opened, KV cache laid out")
+    report("adapter store opened, KV cache laid out")
     return engine, _served(config, base_dir, spec, digest, kernels, plan, clock)
 
 
@@ -74,7 +74,7 @@ def _model_id(config: Config, base_dir: Path) -> str:
 
 
 def _refuse_adapters_named_as_the_base(config: Config, model_id: str) -> None:
-    """Raises `ConfigInvalid` for a folder below an adapter root that no request could name: its name is the base's."""
+    """Raise `ConfigInvalid` for an adapter folder with the base's name, since no request could name that adapter."""
     source = LocalSource(tuple(map(Path, config.adapters.roots)))
     for name in dict.fromkeys((model_id, model_id.rsplit("/", 1)[-1], short_name(model_id))):
         try:
@@ -82,7 +82,7 @@ def _refuse_adapters_named_as_the_base(config: Config, model_id: str) -> None:
         except AdapterNotFound:
             continue
         except AdapterError:
-            pass  # an adapter's all the same, unfit as it is
+            pass  # the folder is an adapter's, although it cannot be served
         raise ConfigInvalid(
             f"the adapter folder {name!r} below {', '.join(config.adapters.roots)} has a name of the served base model "
             f"{model_id}, which every request with that name means; rename the folder"
@@ -90,7 +90,7 @@ def _refuse_adapters_named_as_the_base(config: Config, model_id: str) -> None:
 
 
 def make_plan(config: Config, spec: ModelSpec, kernels: Kernels, resources: Resources) -> MemoryPlan:
-    """Plan the memory from shapes alone, so that what cannot fit is refused before a weight is read."""
+    """Return the memory plan from shapes alone, so that an impossible plan is refused before a weight is read."""
     return plan_memory(
         config,
         available_bytes=config.engine.memory_bytes or resources.memory_bytes,
@@ -107,7 +107,7 @@ def make_plan(config: Config, spec: ModelSpec, kernels: Kernels, resources: Reso
 
 
 def step_bytes(spec: ModelSpec, rows: int) -> int:
-    """Bytes of the float32 buffers of a step: activations of one block, which the blocks share, and the logits."""
+    """Return the bytes of a step's float32 buffers: one block's activations, which all blocks share, and the logits."""
     inner = 2 * (spec.heads + 2 * spec.kv_heads) * spec.head_dim + 6 * spec.hidden + 3 * spec.intermediate
     return 4 * rows * (inner + spec.vocab)
 
@@ -156,13 +156,13 @@ def wire_engine(
             max_queue_s=limits.max_queue_s,
         ),
         end_of_sequence=tokenizer.eos_ids,
-        # As the reply's text is made.
+        # The stop strings are found in the same decoded text that the reply has.
         open_text=lambda added, skips: tokenizer.with_added(added).stream(skip_special_tokens=skips, continues=True),
     )
 
 
 def _step_limits(config: Config, kernels: Kernels) -> StepLimits:
-    """Return the scheduler's bounds; no draft tokens on kernels whose rows depend on their neighbours in a batch."""
+    """Return the scheduler's bounds, with no draft tokens on kernels whose rows depend on others in a batch."""
     limits = config.engine
     draft_tokens = limits.guess_tokens if kernels.is_row_independent else 0
     if draft_tokens != limits.guess_tokens:

@@ -29,7 +29,7 @@ from manylora.server.generation.service import Completion, GenerationService
 from manylora.server.generation.text import ReplyForm, TextToken, TokenReport
 from manylora.server.http.context import RequestState
 from manylora.server.observability.metrics import Meters
-from manylora.wiring.engine import Tell, build_engine
+from manylora.wiring.engine import ReportLine, build_engine
 
 Result = TypeVar("Result")
 MAX_TOKENS = 256
@@ -89,7 +89,7 @@ class LLM:
         *,
         adapters: str | Path | Sequence[str | Path] = (),
         settings: Mapping[str, Setting] | None = None,
-        tell: Tell = lambda line: None,
+        report: ReportLine = lambda line: None,
     ) -> None:
         """Load the base, after fetching it if it has a known name.
 
@@ -97,25 +97,25 @@ class LLM:
             base      a name that `manylora pull` knows, or a directory
             adapters  one or more directories whose PEFT folders have names in the calls below
             settings  further settings by their names, such as `{"model.quantize": "int8"}`
-            tell      receives one line for each stage of the start
+            report    receives one line for each stage of the start
         Raises: `StartupError`, as `manylora serve` does
         """
         roots = (adapters,) if isinstance(adapters, str | Path) else tuple(adapters)
         flags = dict(settings or {}) | {"model.base": str(base)}
         if roots:
             flags["adapters.roots"] = tuple(str(Path(root).expanduser().resolve()) for root in roots)
-        self._open(load_config(flags=flags), tell)
+        self._open(load_config(flags=flags), report)
 
     @classmethod
-    def from_config(cls, config: Config, tell: Tell = lambda line: None) -> Self:
+    def from_config(cls, config: Config, report: ReportLine = lambda line: None) -> Self:
         """Load the base of a configuration. Raises `StartupError`."""
         made = cls.__new__(cls)
-        made._open(config, tell)
+        made._open(config, report)
         return made
 
-    def _open(self, config: Config, tell: Tell) -> None:
+    def _open(self, config: Config, report: ReportLine) -> None:
         pull(config.model.base, cache_dir(config))
-        engine, served = build_engine(config, tell)
+        engine, served = build_engine(config, report)
         self._clock = SystemClock()
         self._client = EngineClient(InProcessTransport(lambda: (engine, served)))
         tokenizer = Tokenizer(Path(served.base_dir), model_id=served.model_id)
@@ -334,7 +334,7 @@ _RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
 
 
 def _check_ranges(sampling: SamplingParams) -> None:
-    """Check what the routes of a server check of a request. Raises `InvalidParameter`."""
+    """Check the values that a server's routes check of a request. Raises `InvalidParameter`."""
     for name, (is_within, words) in _RANGES.items():
         value = getattr(sampling, name)
         if value is not None and not is_within(value):

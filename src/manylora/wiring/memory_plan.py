@@ -1,4 +1,4 @@
-"""The division of the memory between weights, KV cache and adapters: decided once, at start, and printed."""
+"""The division of the memory between weights, KV cache and adapters, computed at the start and printed."""
 
 from dataclasses import dataclass
 
@@ -8,17 +8,17 @@ from manylora.config.settings import Config
 from manylora.errors import MemoryPlanImpossible
 
 EDGE_BYTES = 192 * MIB
-"""The edge: interpreter, libraries, tokenizer, control plane. Measured: 159 MiB under load."""
+"""Bytes of the edge: interpreter, libraries, tokenizer, control plane. Measured: 159 MiB under load."""
 ENGINE_BYTES = 240 * MIB
-"""The engine without what has a line of its own: interpreter and libraries, above all torch's. Measured: 201 MiB."""
+"""Bytes of the engine without the plan's other lines: interpreter and libraries, above all torch. Measured: 201 MiB."""
 INGEST_PROCESS_BYTES = 48 * MIB
-"""The ingest process without its loads. Measured: 23 MiB."""
+"""Bytes of the ingest process without its loads. Measured: 23 MiB."""
 FILE_BYTES = 80 * MIB
-"""Pages of program files that are in use all the time: given up, they would be read again at once."""
+"""Bytes of program files' pages that are always in use: dropped, they would be read again at once."""
 PROCESS_BYTES = EDGE_BYTES + ENGINE_BYTES + INGEST_PROCESS_BYTES + FILE_BYTES
-"""`docs/decisions/memory.md` has the measurements and the command that repeats them."""
+"""Bytes of the processes together; `docs/decisions/memory.md` has the measurements and the command for them."""
 BYTES_OF_A_WAITING_TOKEN = 84
-"""Of a prompt's token in the edge and in the engine together. Measured: 500 requests of 7,000 tokens took 280 MiB."""
+"""Bytes of a waiting prompt's token in edge and engine. Measured: 500 requests of 7,000 tokens took 280 MiB."""
 
 _SHARE_OF_ADAPTERS = 4
 _SHARE_OF_INGEST = 8
@@ -46,7 +46,7 @@ class MemoryPlan:
     process_bytes: int
 
     def lines(self) -> list[str]:
-        """The plan as it is printed at start."""
+        """Return the plan as the lines that the start prints."""
         positions = self.kv_blocks * self.block_size
         return [
             f"memory available {_mib(self.available_bytes)}",
@@ -72,16 +72,18 @@ def plan_memory(
     """Divide the memory; settings that are 0 are derived.
 
     Args:
-        available_bytes  what the server's processes may take in all (`engine.memory_bytes`, else what the control
-                         groups or the machine have left, with what the processes have taken already)
+        available_bytes  bytes that the server's processes may take in all (`engine.memory_bytes`, else the rest in
+                         the control groups or the machine, plus the bytes that the processes have taken already)
         weight_bytes     packed base weights
         kv_block_bytes   one block of `engine.block_size` positions, all layers
         max_positions    the base model's own window
         step_bytes       activations and logits of a step of `engine.max_step_tokens` rows
-    Derived: the window is the model's; adapters get a quarter of what weights and processes leave, 1 GiB at most, and
-    their checking and packing enough for one of the largest, an eighth at most; prompts that wait or run what the most
-    requests of a whole window take, an eighth at most; the KV cache holds two whole windows,
-    or 256 positions for each running sequence if that is more, as far as memory goes.
+    The derived values, where the rest is the memory that weights and processes leave:
+        window      the model's own
+        adapters    a quarter of the rest, 1 GiB at most
+        ingest      enough for one adapter of the largest size, an eighth of the rest at most
+        prompts     enough for the largest number of requests of a whole window, an eighth of the rest at most
+        KV cache    two whole windows, or 256 positions a running sequence if that is more, as far as memory allows
     Raises: MemoryPlanImpossible with the arithmetic, if a single window does not fit.
     """
     engine = config.engine
@@ -112,7 +114,7 @@ def plan_memory(
 
 
 def _shares(config: Config, left: int, window: int) -> tuple[int, int, int]:
-    """Bytes of the adapter bank, of ingest, and of the prompts of requests, of what weights and processes leave."""
+    """Return the bytes of the adapter bank, of ingest and of prompts. `left`: bytes beside weights and processes."""
     adapters = config.adapters
     given = [budget for budget in (adapters.host_bytes, adapters.bank_bytes) if budget]
     bank = min(given, default=max(0, min(_MOST_ADAPTER_BYTES, left // _SHARE_OF_ADAPTERS)))

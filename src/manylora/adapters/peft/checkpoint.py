@@ -280,7 +280,7 @@ class _Check:
         return found[0]
 
     def sizes(self, module: Module, vocabulary: int) -> tuple[int, int]:
-        """(out, in)."""
+        """Return (out, in) of a module."""
         if module == EMBED_MODULE:
             return self.shape.hidden, vocabulary
         if module == HEAD_MODULE:

@@ -51,11 +51,11 @@ class Regular:
         self._steps = 0
 
     def matches_whole(self, text: str) -> bool:
-        """As `re.fullmatch`."""
+        """Return whether the expression matches the whole text, as `re.fullmatch` does."""
         return len(text) in self.ends(text, 0)
 
     def matches_start(self, text: str) -> bool:
-        """As `re.match`."""
+        """Return whether the expression matches a beginning of the text, as `re.match` does."""
         return bool(self.ends(text, 0))
 
     def ends(self, text: str, start: int) -> Ends:

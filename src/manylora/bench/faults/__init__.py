@@ -1,1 +1,1 @@
-"""Faults: kills, hostile files, swapped contents and broken networks, against the real system."""
+"""Faults injected into the real system: kills, hostile files, swapped contents and broken networks."""

@@ -1,4 +1,4 @@
-"""Small valid adapters in memory, file by file, for a tiny base: what the ingest is fuzzed and swapped with."""
+"""Small valid adapters in memory, file by file, for a tiny base: the input of the ingest's fuzzing and of the swaps."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -29,14 +29,14 @@ SHAPE = BaseShape(
         (HIDDEN, INTERMEDIATE),
     ),
 )
-"""The base that the seeds below fit."""
+"""The shape of the base that the seeds below fit."""
 ENDS = ["q_proj", "lm_head", "embed_tokens"]
 SAVED = ["lm_head", "embed_tokens"]
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """The two files of an adapter, and the header and body that its weights were written from."""
+    """The two files of an adapter, and the header and body from which its weights were written."""
 
     name: str
     config: bytes
@@ -76,7 +76,7 @@ class Files:
 
 
 def seeds() -> list[Files]:
-    """Adapters as PEFT writes them: three dtypes, several ranks and module sets, and PEFT's less common parts."""
+    """Return adapters as PEFT writes them: three dtypes, several ranks, several sets of modules, rare parts."""
     attention, every = range(4), range(7)
     head = {"base_model.model.lm_head.lora_A.weight": (2, HIDDEN), "base_model.model.lm_head.lora_B.weight": (VOCAB, 2)}
     embedding = {
@@ -132,7 +132,7 @@ def _seed(
 
 
 def from_tensors(name: str, tensors: Mapping[str, Array], fields: Fields, dtype: str = "F32") -> Files:
-    """An adapter of these tensors, with these fields in its config."""
+    """Return an adapter of these tensors, with these fields in its config."""
     header: Fields = {"__metadata__": {"format": "pt"}}
     body = b""
     for tensor, values in tensors.items():

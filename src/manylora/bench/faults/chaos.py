@@ -1,8 +1,8 @@
 """M1: a control plane, an edge and its engine under load, killed at random moments; then their counts are compared.
 
-The processes are those of an operator (`manylora control`, a server and its engine), and streams of four tenants never
-let the engine rest; some callers leave in the middle. After the last kill everything is started once more and stopped
-in order. `chaos_verdict.py` then compares the counts of engine, edge, ledger and clients.
+The run starts the processes of an operator (`manylora control`, a server and its engine). Clients of four tenants keep
+the engine busy without a pause, and some leave in the middle of a stream. After the last kill the run starts everything
+once more and stops it in order. `chaos_verdict.py` then compares the counts of engine, edge, ledger and clients.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from manylora.bench.faults.chaos_processes import Processes
 from manylora.bench.faults.chaos_verdict import Streams, Verdict, verdict_of
 from manylora.clock import SystemClock
 
-Tell = Callable[[str], None]
+ReportLine = Callable[[str], None]
 
 TARGETS: Mapping[str, tuple[str, ...]] = {"process": ("edge", "engine", "control"), "thread": ("edge", "control")}
 """The processes to kill, by the transport between edge and engine."""
@@ -36,20 +36,20 @@ def run_chaos(
     busy: int = 16,
     settings: tuple[str, ...] = (),
     transport: str = "process",
-    tell: Tell = lambda line: None,
+    report: ReportLine = lambda line: None,
 ) -> Verdict:
-    """Kill so many times, each target as often as the others, half of them while at least `busy` streams run.
+    """Kill `kills` times, each target as often as the others, half of them while at least `busy` streams run.
 
-    Args:  base       a folder of a base model; it is given a price
+    Args:  base       a folder of a base model; the run gives it a price
            busy       streams that must run before a kill in mid-stream
            transport  between edge and engine: `process` or `thread`
            vocab      prompts are random ids below it
     """
     processes = Processes(folder, base, settings, transport)
-    return asyncio.run(_run(processes, kills, Random(seed), vocab, busy, tell))
+    return asyncio.run(_run(processes, kills, Random(seed), vocab, busy, report))
 
 
-async def _run(processes: Processes, kills: int, source: Random, vocab: int, busy: int, tell: Tell) -> Verdict:
+async def _run(processes: Processes, kills: int, source: Random, vocab: int, busy: int, report: ReportLine) -> Verdict:
     processes.start_control()
     try:
         keys = await _tenants(processes)
@@ -74,7 +74,7 @@ async def _run(processes: Processes, kills: int, source: Random, vocab: int, bus
             done[target] += 1
             await asyncio.sleep(source.choice((0.0, source.uniform(0.0, 1.0))))
             processes.tend()
-            tell(f"{number + 1}/{kills} killed {target}, {streams.received.total()} tokens read")
+            report(f"{number + 1}/{kills} killed {target}, {streams.received.total()} tokens read")
         await _until(processes, lambda: streams.running >= busy)
         streams.is_over = True
         await asyncio.gather(*load)
@@ -107,7 +107,7 @@ async def _tenants(processes: Processes) -> list[str]:
 
 
 async def _stream(processes: Processes, streams: Streams, keys: list[str], source: Random, vocab: int) -> None:
-    """Send one request after the other, however each of them ends."""
+    """Send one request after the other, and go on after any end of them."""
     while not streams.is_over:
         body = {
             "model": "",
@@ -161,7 +161,7 @@ async def _until(processes: Processes, holds: Callable[[], bool]) -> None:
 
 
 async def _settle(processes: Processes) -> None:
-    """Stop the edge in order, start it once more so that it closes what was lost, and let it ship."""
+    """Stop the edge in order, start it once more so that it closes the lost records, and let it ship them."""
     for _ in range(2):
         processes.tend()
         await _until(processes, lambda: _answers(processes))

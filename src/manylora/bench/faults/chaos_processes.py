@@ -1,4 +1,4 @@
-"""The control plane, the edge and the engine of a run with kills: started, found, killed, started again."""
+"""The control plane, the edge and the engine of a run with kills: their start, their kills and their restart."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ class Processes:
     """The processes of one run, in one folder.
 
     transport  of the edge to its engine: `process`, or `thread`, where the engine ends with the edge
-    tls        context of all clients; each client would take 20 ms to make its own
+    tls        the TLS context of all clients; a client without it takes 20 ms to make its own
     """
 
     folder: Path
@@ -70,7 +70,7 @@ class Processes:
             self.start_edge()
 
     def kill(self, target: str) -> bool:
-        """Send SIGKILL to a process; return False if it was not there."""
+        """Send SIGKILL to a process. Return False if it was not running."""
         process = self._engine() if target == "engine" else getattr(self, target).pid
         if process is None:
             return False

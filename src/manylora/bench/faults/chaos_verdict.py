@@ -33,10 +33,10 @@ class Streams:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The law of docs/metering.md in numbers; all but `most_frames_lost` must be 0, and that at most 1.
+    """The law of docs/metering.md in numbers. All must be 0, but `most_frames_lost` may be 1.
 
     difference        the ledger's completion tokens less those in the journals of all edges
-    unequal           requests whose row does not hold what the journals hold of just that request, or that have none
+    unequal           requests whose ledger row is missing or differs from the journals' counts of the request
     overcounted       requests whose row holds more tokens than their engine counted
     torn              requests that lack tokens of the engine's count, but not whole frames at its end
     undercharged      requests whose client read more than its row charges

@@ -29,7 +29,7 @@ FOLDER = "counted"
 
 
 class Committed(msgspec.Struct, frozen=True, tag=True):
-    """tokens: of each request that had any in the step."""
+    """A step has returned. tokens: the tokens of each request that has any in the step."""
 
     tokens: dict[str, int]
 
@@ -44,14 +44,14 @@ _decode: msgspec.msgpack.Decoder[Committed | Sent] = msgspec.msgpack.Decoder(Com
 
 @dataclass(slots=True)
 class EngineCount:
-    """One request's tokens by frame. is_last_sent: the last frame had left the engine for certain."""
+    """One request's tokens by frame. is_last_sent: the last frame has left the engine for certain."""
 
     frames: list[int] = field(default_factory=list)
     is_last_sent: bool = True
 
 
 class CountedEngine:
-    """Passes every call on. The loop asks for `has_work` as soon as a step's frame has left: that notes it."""
+    """An engine that passes every call on, and counts. The loop reads `has_work` once a step's frame has left."""
 
     def __init__(self, engine: EngineProtocol, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,9 +108,9 @@ class CountedEngine:
         return events
 
 
-def build_counted(config: Config, tell: ProgressLine) -> tuple[CountedEngine, ServedModel]:
+def build_counted(config: Config, report: ProgressLine) -> tuple[CountedEngine, ServedModel]:
     """Build the engine that `manylora serve` builds; it counts below `metering.dir`. A `loop.EngineFactory`."""
-    engine, served = build_engine(config, tell)
+    engine, served = build_engine(config, report)
     return CountedEngine(engine, metering_dir(config) / FOLDER), served
 
 

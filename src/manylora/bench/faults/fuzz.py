@@ -1,4 +1,4 @@
-"""Mutated adapter files through the real ingest: each ends as a packed image or as one of our refusals, in time."""
+"""Mutated adapter files through the real ingest: each must end in time, as a packed image or with an `AdapterError`."""
 
 import gc
 from collections import Counter
@@ -24,14 +24,14 @@ from manylora.errors import AdapterError
 
 LIMIT_MS = 50.0
 MORE_TRIES = 2
-"""A mutant over the limit is tried so often again and its fastest time counts: the machine may have been busy."""
+"""Repeats of a mutant over the limit; its fastest time counts, since the machine may have been busy."""
 MAX_MESSAGE_CHARACTERS = 500
 DTYPES = ("bfloat16", "float32")
 
 
 @dataclass(slots=True)
 class Fuzzed:
-    """The ends of the mutants. `failures` name number, kind and fault; `times_ms` are those of whole jobs."""
+    """The ends of the mutants. `failures` have number, kind and fault; `times_ms` are those of whole jobs."""
 
     outcomes: dict[str, Counter[str]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Fuzzed:
 
 
 class Fuzzer:
-    """Ingests files from a folder, which should lie in memory: what is timed is fetch, check, pack and write."""
+    """Ingests files from a folder, which should be in memory: the time is that of fetch, check, pack and write."""
 
     def __init__(self, folder: Path) -> None:
         (folder / "root").mkdir()
@@ -65,9 +65,9 @@ class Fuzzer:
             ingest.close()
 
     def run(self, series: int, numbers: Iterator[int]) -> Fuzzed:
-        """Ingest the mutants of these numbers."""
+        """Ingest the mutants of these numbers and return their ends."""
         found, start = Fuzzed(), seeds()
-        self.ingest(start[0])  # what is imported and set up once is not a mutant's time
+        self.ingest(start[0])  # imports and set-up must not count as a mutant's time
         gc.freeze()
         for number in numbers:
             kind, files = mutant(series, number, start)
@@ -86,7 +86,7 @@ class Fuzzer:
         return found
 
     def ingest(self, files: Files, dtype: str = DTYPES[0]) -> "tuple[Ingested | AdapterError | str, float]":
-        """The proper end of one adapter, or a text that says why it is not proper; and the milliseconds it took."""
+        """Return the proper end of one adapter, or a text with its fault; and the milliseconds it took."""
         files.save(self._root / "a")
         ref = AdapterRef(SourceName.LOCAL, "a")
         self._jobs += 1

@@ -1,6 +1,6 @@
-"""Adapter files made wrong, in every structural way we know: what the ingest is fuzzed with.
+"""Structural mutations of adapter files, with which the ingest is fuzzed.
 
-Every mutant follows from a number alone, so that a failure can be made again. Nothing here is random but by `Random`.
+A number alone determines a mutant, so that a failure can be repeated: all randomness comes from a seeded `Random`.
 """
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 
 from manylora.bench.faults.adapter_files import HIDDEN, LAYERS, Fields, Files, seeds
 
-# ── what may stand where it should not ───────────────────────────────────────────────────────────────────────────
+# ── values of wrong places ───────────────────────────────────────────────────────────────────────────────────────
 
 ODD: list[Any] = [
     None, True, False, -1, 0, 1, 2, 255, 2**31, 2**53 + 1, 2**63, 2**64, -(2**63), 10**40, 0.5, 2.0, 1e308, -0.0,
@@ -152,7 +152,7 @@ def odd_dtype(files: Files, chance: Random) -> Files:
 
 
 def another_dtype(files: Files, chance: Random) -> Files:
-    """All tensors in another dtype of as many bytes, which may be right."""
+    """Return the files with all tensors in another dtype of as many bytes, which may be right."""
     header = files.header
     dtype = chance.choice(["F16", "BF16", "F32"])
     for name, entry in header.items():
@@ -195,7 +195,7 @@ def many_tensors(files: Files, chance: Random) -> Files:
 
 
 def many_layers(files: Files, chance: Random) -> Files:
-    """Names that fit the scheme, of layers that are not there."""
+    """Return the files with well-formed names of layers that the base lacks."""
     end = len(files.body)
     extra = {
         f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{part}.weight": {
@@ -236,7 +236,7 @@ def renamed(files: Files, chance: Random) -> Files:
 
 
 def dropped_tensor(files: Files, chance: Random) -> Files:
-    """The rest stays dense, so that only what is missing can be wrong."""
+    """Return the files without some tensors. The rest stays dense, so that only the missing ones can be wrong."""
     header, body = files.header, b""
     gone = set(chance.sample([name for name in header if name != "__metadata__"], chance.choice([1, 1, 2, 3])))
     kept: Fields = {}
@@ -250,7 +250,7 @@ def dropped_tensor(files: Files, chance: Random) -> Files:
 
 
 def exchanged_data(files: Files, chance: Random) -> Files:
-    """Two tensors point at each other's bytes: wrong if their sizes differ, another adapter if not."""
+    """Return the files with two tensors' bytes exchanged: wrong if their sizes differ, else another adapter."""
     header = files.header
     one, two = (header[_tensor(header, chance)] for _ in range(2))
     one["data_offsets"], two["data_offsets"] = two["data_offsets"], one["data_offsets"]
@@ -265,7 +265,7 @@ def shared_data(files: Files, chance: Random) -> Files:
 
 
 def another_rank(files: Files, chance: Random) -> Files:
-    """Weights of another rank, whole in themselves; the config says so or not."""
+    """Return the files with consistent weights of another rank; the config has that rank or not."""
     header, body = files.header, b""
     rank = chance.choice([0, 1, 3, 16, 64, 65])
     for name, entry in header.items():
@@ -304,7 +304,7 @@ def not_a_number(files: Files, chance: Random) -> Files:
 
 
 def broken_text(files: Files, chance: Random) -> Files:
-    """Bytes that are no UTF-8, escapes that are none, surrogates, a byte-order mark, UTF-16."""
+    """Return the files with malformed text: no UTF-8, invalid escapes, surrogates, a byte-order mark, UTF-16."""
     wrong = chance.choice([b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\\ud800", b"\\u0000", b"\\x41", b"\x00", b"\x1f"])
     text = chance.choice([files.config, json.dumps(files.header).encode()])
     at = text.index(b'"') + 1 + chance.randrange(3)
@@ -337,7 +337,7 @@ def random_files(files: Files, chance: Random) -> Files:
 
 
 def special_values(files: Files, chance: Random) -> Files:
-    """NaN, infinity, the largest and the smallest numbers of the tensor's own dtype, in the body."""
+    """Return the files with NaN, infinity, or the largest and smallest numbers of a tensor's dtype in the body."""
     header = files.header
     entry = header[_tensor(header, chance)]
     values = {
@@ -397,11 +397,11 @@ KINDS: tuple[Mutation, ...] = (
     deep_nesting, not_a_number, broken_text, another_container, swapped_files, random_files, special_values,
     config_value, config_values, config_form, hostile_patterns, large_config,
 )  # fmt: skip
-"""The structural kinds of mutation; a mutant's number says which it is of."""
+"""The structural kinds of mutation; a mutant's number selects one."""
 
 
 def mutant(series: int, number: int, start: Sequence[Files]) -> tuple[str, Files]:
-    """The mutant of that number in a series, with the name of its kind; some are mutated twice."""
+    """Return the mutant of that number in a series, with the name of its kind. Some mutants are mutated twice."""
     chance = Random(f"{series}:{number}")
     kind = KINDS[number % len(KINDS)]
     files = kind(chance.choice(start), chance)

@@ -1,4 +1,4 @@
-"""A TCP proxy that can be slow, cut, stuck or down: sources of adapters are measured and tested behind it."""
+"""A TCP proxy that can be slow, cut, stuck or down, for measurements and tests of adapters' sources behind it."""
 
 import asyncio
 import os
@@ -10,10 +10,10 @@ STUCK_POLL_S = 0.02
 
 
 class Proxy:
-    """A TCP proxy in front of one port. What it does to connections may be changed at any time.
+    """A TCP proxy in front of one port. Its settings may be changed at any time.
 
-    delay_s          before a connection's first byte goes on to the server
-    bytes_per_s      of each connection, towards the client; 0: as fast as it goes
+    delay_s          seconds before a connection's first byte goes on to the server
+    bytes_per_s      of each connection, towards the client; 0: no limit
     cut_after        bytes towards the client after which a connection is reset; 0: never
     is_down          connections are closed as soon as they are made or used
     is_stuck         connections are kept, and nothing is passed on
@@ -49,7 +49,7 @@ class Proxy:
         self._is_serving.set()
         self._loop.run_forever()
         server.close()
-        self._loop.run_until_complete(asyncio.sleep(0))  # what was being accepted becomes a task
+        self._loop.run_until_complete(asyncio.sleep(0))  # a connection that is being accepted becomes a task
         while connections := asyncio.all_tasks(self._loop):
             for task in connections:
                 task.cancel()

@@ -32,7 +32,7 @@ class S3Server:
         self._call("PUT", key, data)
 
     def delete(self, key: str) -> None:
-        """Delete a file; nothing happens if it is not there."""
+        """Delete a file. Nothing happens if it does not exist."""
         with suppress(urllib.error.HTTPError):
             self._call("DELETE", key, None)
 
@@ -43,7 +43,7 @@ class S3Server:
 
 
 def credentials(port: int, secret: str = SECRET_KEY) -> Mapping[str, str]:
-    """The variables that lead a client to the server, or to a proxy in front of it, on `port`."""
+    """Return the environment variables that lead a client to the server, or to a proxy before it, on `port`."""
     return {
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": secret,
@@ -53,13 +53,13 @@ def credentials(port: int, secret: str = SECRET_KEY) -> Mapping[str, str]:
 
 
 def find_weed() -> str | None:
-    """SeaweedFS's program, on PATH or beside this interpreter."""
+    """Return the path of SeaweedFS's program, on PATH or beside this interpreter; None if it is absent."""
     return shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
 
 
 @contextmanager
 def s3_server(folder: Path, weed: str, *, volumes: int = 20, niceness: int = 0) -> Iterator[S3Server]:
-    """Run SeaweedFS in `folder`, which must be empty, until the context ends; it takes `volumes` of 64 MB at most."""
+    """Run SeaweedFS in the empty folder `folder` until the context ends. It takes at most `volumes` times 64 MB."""
     port = _free_ports(4)
     identity = {
         "name": "admin",
@@ -98,14 +98,14 @@ def _is_up(server: S3Server) -> bool:
         server.put("probe", b"is there a volume to write to?")
         urllib.request.urlopen(f"http://127.0.0.1:{server.port}/", timeout=TIMEOUT_S).close()
     except urllib.error.HTTPError as error:
-        return error.url.startswith(f"http://127.0.0.1:{server.port}/") and error.code == 403  # it asks who we are
+        return error.url.startswith(f"http://127.0.0.1:{server.port}/") and error.code == 403  # it asks for credentials
     except OSError:
         return False
     return True
 
 
 def _free_ports(count: int) -> int:
-    """The first of `count` free ports in a row whose twins 10,000 above (SeaweedFS's gRPC) are free too."""
+    """Return the first of `count` free ports in a row whose twins 10,000 above (SeaweedFS's gRPC) are free too."""
     for first in range(21_000, 45_000, count):
         try:
             for port in (port + twin for port in range(first, first + count) for twin in (0, 10_000)):

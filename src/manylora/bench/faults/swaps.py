@@ -1,7 +1,7 @@
-"""Adapters loaded, swapped under their names, renamed, erased and evicted at random, against what each content says.
+"""Random loads, swaps, renames, erasures and evictions of adapters, checked against the tokens of each content.
 
-Every content's tokens are made once, each alone on an engine of its own; then names come and go on one engine whose
-bank and disk hold a part of them, with the prefix cache on, and every reply must be that of the content its name had.
+Each content's tokens are computed once, alone on an engine. Then names come and go on one engine with the prefix cache,
+whose bank and disk hold a part of the contents. Every reply must be that of a content its name had.
 """
 
 import shutil
@@ -27,23 +27,26 @@ from manylora.errors import ManyloraError
 from manylora.ids import Flow, RequestId, mint_request_id
 
 NUM_CONTENTS = 14
-"""Twelve plain ones, one with DoRA's magnitudes, and an activated one."""
+"""Number of contents: twelve plain adapters, one with DoRA's magnitudes, and an activated one."""
 INVOCATION = (40, 41)
 NUM_NAMES = 8
 NUM_PROMPTS = 6
 SALTS = ("one", "two")
 NEW_TOKENS = 6
 BANK_BYTES, DISK_BYTES, KV_BYTES = 24_000, 200_000, 150_000
-"""Room for the largest content on the device, or for several small ones, and for half of them on disk."""
+"""Bytes of the bank, the disk tier and the KV cache.
+
+The device has room for the largest content or several small ones, the disk for half of the contents.
+"""
 OPERATORS = {"evict": AdapterAction.EVICT, "erase": AdapterAction.DELETE, "preload": AdapterAction.PRELOAD}
 KINDS = ("load", "swap", "swap", "create", "create", "delete", "rename", *OPERATORS)
 MIDWAY = 0.25
-"""So many operations happen while the requests before them are under way."""
+"""Share of the operations that happen while the requests before them are under way."""
 IDLE_S = 0.0005
 MAX_STEPS = 200_000
 
 Reply = tuple[int, ...] | str
-"""The tokens, or the name of the error."""
+"""The tokens of a reply, or the name of the error."""
 NOT_FOUND, REPLACED = "AdapterNotFound", "AdapterSourceUnavailable"
 
 
@@ -60,7 +63,7 @@ class Swapped:
 
 
 def contents() -> list[Files]:
-    """Adapters of several ranks and module sets, with weights so large that each changes the base's tokens its way."""
+    """Return adapters of several ranks and module sets, whose weights are large enough to change the base's tokens."""
     attention, every = [0, 1, 2, 3], list(range(7))
     plain = [
         _content(seed, (1, 2, 4, 8)[seed % 4], ([0, 2], attention, [4, 6], every)[seed // 3])
@@ -89,7 +92,7 @@ def _content(seed: int, rank: int, projections: Sequence[int], **fields: object)
 
 
 class Oracle:
-    """The tokens of every content, and of none, for every prompt."""
+    """The tokens of every content, and of the base alone, for every prompt."""
 
     def __init__(self, scratch: Path, base: Path, prompts: Sequence[tuple[int, ...]]) -> None:
         root = scratch / "oracle-root"
@@ -130,7 +133,7 @@ class _Replies:
             self._step()
 
     def of(self, requests: Sequence[Request]) -> list[Reply]:
-        """The replies, of requests that may have begun already."""
+        """Return the replies of requests that may have begun already."""
         self.begin([request for request in requests if request.id not in self._tokens], 0)
         for _ in range(MAX_STEPS):
             if not self._engine.has_work:
@@ -165,17 +168,17 @@ def _request(name: str | None, prompt: tuple[int, ...], salt: str) -> Request:
 
 
 class Names:
-    """The folders as they should be: which content each name has now."""
+    """The expected folders: the content that each name has now."""
 
     def __init__(self, root: Path, chance: Random) -> None:
         self._root, self._chance, self._contents = root, chance, contents()
         self.now: dict[str, int] = {}
         self.changes: Counter[str] = Counter()
-        """The number of writes to each name's folder: the same content written anew is another version."""
+        """Number of writes to each name's folder. The same content written anew is another version."""
         self._written = 0
 
     def change(self, engine: Engine) -> str:
-        """Do one operation and say which it was."""
+        """Do one operation and return its kind."""
         kind = self._chance.choice(KINDS)
         name = self._chance.choice([f"n{number}" for number in range(NUM_NAMES)])
         if kind == "create" or (kind == "swap" and name in self.now):
@@ -187,7 +190,7 @@ class Names:
         elif kind == "rename" and name in self.now:
             self._rename(name, self._chance.choice([f"n{number}" for number in range(NUM_NAMES)]))
         elif kind in OPERATORS:
-            with suppress(ManyloraError):  # it is not there, or in use
+            with suppress(ManyloraError):  # the adapter does not exist, or is in use
                 engine.manage(OPERATORS[kind], AdapterRef(SourceName.LOCAL, name))
             self.changes[name] += kind == "erase"
             if kind == "erase":  # its folder stays, and is found again only with other files in it
@@ -195,7 +198,7 @@ class Names:
         return kind
 
     def _put(self, name: str, content: int) -> None:
-        """Write a content beside the name's folder and put it in its place, as tools that replace an adapter should."""
+        """Write a content beside the name's folder and rename it into place, as tools should replace an adapter."""
         self._written += 1
         self.changes[name] += 1
         fresh = self._root.parent / f"fresh-{self._written}"
@@ -270,7 +273,7 @@ class Swapper:
             self._replies.begin(requests, chance.randrange(4))
             found.operations[f"{self._names.change(self.engine)} midway"] += 1
         for (name, prompt), reply in zip(wanted, self._replies.of(requests), strict=True):
-            # What happens while a request is under way it may see or not.
+            # A request under way may see the operation's effect, or not.
             states = [self._names.now] + [before] * is_midway
             allowed = {self._expected(state, name, prompt) for state in states}
             if is_midway and name is not None and self._names.changes[name] != changes[name]:

@@ -1,4 +1,4 @@
-"""A random Llama of a few thousand weights and an engine on it: for counting failures, not for measuring speed."""
+"""A random Llama of a few thousand weights and an engine on it, for counts of failures; its speed means nothing."""
 
 import json
 from pathlib import Path
@@ -17,11 +17,14 @@ from manylora.wiring.engine import build_engine
 
 VOCAB, HEAD_DIM = 320, 8
 WEIGHT_SPREAD = 0.15
-"""Larger than models are initialised with, so that another adapter gives other tokens."""
+"""Standard deviation of the weights.
+
+It is larger than at initialisation, so that another adapter gives other tokens.
+"""
 
 
 def tiny_engine(base: Path, scratch: Path, root: Path, **flags: Any) -> Engine:  # values of several types
-    """An engine as `manylora serve` has it, with its ingest process, on the adapters below `root`.
+    """Return an engine like that of `manylora serve`, with its ingest process, on the adapters below `root`.
 
     `scratch` becomes the place of its disk tier; `flags` are settings with `__` for the dot.
     """
@@ -95,7 +98,7 @@ _LAYER: dict[str, tuple[int, ...]] = {
 
 
 def _write_tokenizer(directory: Path) -> None:
-    """One token a byte after three special ones; the rest of the vocabulary has no text."""
+    """Write a tokenizer with one token a byte after three special ones. The rest of the vocabulary has no text."""
     letters = pre_tokenizers.ByteLevel.alphabet()
     tokens = ["<unk>", "<s>", "</s>", *sorted(letters)]
     tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, []))

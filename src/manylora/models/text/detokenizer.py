@@ -1,11 +1,11 @@
 """Token ids to text, one at a time, in whole characters.
 
-Each token is a fixed run of bytes, whatever stands before it, in both families of tokenizers used by Llama models;
-so a stream is an incremental UTF-8 decoder over those bytes. (`tokenizers.DecodeStream` decodes a window of ids anew
-for each token, holds text back while the window ends in U+FFFD, and cannot be asked for the rest at the end.)
+In both families of tokenizers used by Llama models, each token is a fixed run of bytes, independent of the tokens
+before it. So a stream is an incremental UTF-8 decoder over those bytes. (`tokenizers.DecodeStream` decodes a window of
+ids anew for each token, holds text back while the window ends in U+FFFD, and cannot return the rest at the end.)
 
-One difference from decoding all ids at once is left, and only with byte tokens (`<0xE2>`): there one byte that is no
-UTF-8 spoils the whole run of byte tokens it stands in, characters before it included, which a stream has sent by then.
+One difference from decoding all ids at once is left, with byte tokens (`<0xE2>`) only. There one byte that is no UTF-8
+turns its whole run of byte tokens into U+FFFD, with the valid characters before it, which a stream has sent by then.
 """
 
 import codecs
@@ -27,7 +27,10 @@ class TokenTexts:
     """The bytes of every token of one vocabulary. Immutable."""
 
     def __init__(self, library: _Library, decoder: Mapping[str, Any] | None) -> None:
-        """`decoder` is the object of that name in tokenizer.json."""
+        """Collect the bytes of every token. `decoder` is the object of that name in tokenizer.json.
+
+        Raises `ModelUnsupported` for another decoder than the two families have.
+        """
         self._library = library
         self._added: Mapping[int, str] = {}
         kinds = _kinds(decoder)

@@ -24,13 +24,13 @@ from manylora.models.text.template import ChatTemplate
 NICENESS = 10
 CPU_S = 1.0
 WALL_S = 10.0
-"""Of one render, the compilation of a template that is new here included."""
+"""Seconds of one render, with the compilation of a template that this child has not compiled before."""
 MEMORY_BYTES = 384 << 20
 MAX_ERROR_CHARACTERS = 500
 _READ_BYTES = 1 << 16
 _OVER_MEMORY = f"the chat template was stopped: over {MEMORY_BYTES >> 20} MiB of memory"
 _LATE_IMPORTS = ("textwrap", "pprint", "random", "traceback", "jinja2.constants", "jinja2.debug", "encodings.idna")
-"""Modules that filters and errors import when they are first used."""
+"""Modules that filters and errors import at their first use."""
 
 Json = dict[str, Any]  # JSON values of several types
 
@@ -47,7 +47,7 @@ class _RenderChild:
         self._pid = os.fork()
         if not self._pid:
             nowhere = os.open(os.devnull, os.O_RDWR)
-            for standard in range(3):  # its output is no log line
+            for standard in range(3):  # the child's output must not enter the log
                 os.dup2(nowhere, standard)
             for descriptor in (*closing, jobs_in, answers_out):
                 os.close(descriptor)
@@ -166,9 +166,9 @@ def main() -> None:
         if answer is None or b'"ended": true' in answer[-32:]:
             child.end()
             child = None
-        told = answer or json.dumps({"error": f"the chat template was stopped: {cause}"}).encode() + b"\n"
-        while told:
-            told = told[answers.write(told) :]
+        unsent = answer or json.dumps({"error": f"the chat template was stopped: {cause}"}).encode() + b"\n"
+        while unsent:
+            unsent = unsent[answers.write(unsent) :]
     os._exit(0)
 
 
