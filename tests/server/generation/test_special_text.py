@@ -291,3 +291,14 @@ def test_the_echo_of_a_prompt_alone_generates_nothing(in_house: InHouse) -> None
         assert (reply.headers["x-generated-tokens"], reply.headers["x-total-tokens"]) == ("0", "3")
 
     in_house(scenario)
+
+
+def test_a_stop_string_within_the_least_tokens_stays_in_the_text(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        for least, text in ((0, ""), (1, ""), (2, "ab"), (3, "ab"), (4, "ababcd")):
+            choice = await completed(house, "SAY:ababcd", stop="ab", min_tokens=least, logprobs=0)
+            assert choice["text"] == text
+            reply = await generated(house, "SAY:ababcd", stop="ab", min_new_tokens=least)
+            assert reply["generated_text"] == (text if least == 4 else text + "ab")
+
+    in_house(scenario)

@@ -46,6 +46,10 @@ SHARED: list[Row] = [
     ({"stop": ["a", None]}, "`stop`: expected a string or an array of strings, given an array"),
     *(({"stop_token_ids": value}, None) for value in ([0], [258], [258.0], list(range(259)))),
     ({"stop_token_ids": [259]}, "`stop_token_ids`: token ids must be >= 0 and < 259"),
+    *(({"allowed_token_ids": value}, None) for value in ([0], [258], [258.0])),
+    ({"allowed_token_ids": [259]}, "`allowed_token_ids`: token ids must be >= 0 and < 259"),
+    *(({name: value}, None) for name in ("min_tokens", "min_new_tokens") for value in (0, 1, 1.0)),
+    *(({"bad_words": value}, None) for value in ([], "a", ["a"], list("abcd"), None)),
     *(({"seed": value}, None) for value in (0, 1.0, 2**63 - 1, 2**63, 2**64 - 1)),
     ({"seed": 2**64}, f"`seed`: expected an integer below 2^64, given {2**64}"),
     *(

@@ -163,9 +163,7 @@ def test_a_field_in_the_wrong_place_is_refused_with_the_right_one(
 
 
 NOT_BUILT: Mapping[str, object] = {
-    "min_tokens": 2,
-    "bad_words": ["x"],
-    "allowed_token_ids": [1],
+    "no_repeat_ngram_size": 2,
     "guided_json": {"type": "object"},
     "guided_regex": "a+",
     "guided_choice": ["a", "b"],
@@ -233,6 +231,22 @@ VALUES = [  # of fields that are known
     (COMPLETIONS, {"stop_token_ids": [True]}, "`stop_token_ids[0]`: expected an integer, given a boolean"),
     (COMPLETIONS, {"stop_token_ids": 3}, "`stop_token_ids`: expected an array, given an integer"),
     (COMPLETIONS, {"stop_token_ids": [1] * 1025}, "`stop_token_ids` may have at most 1024 entries. Given: 1025"),
+    (COMPLETIONS, {"allowed_token_ids": [259]}, "`allowed_token_ids`: token ids must be >= 0 and < 259"),
+    (COMPLETIONS, {"allowed_token_ids": []}, "`allowed_token_ids` must have 1 to 1024 entries. Given: 0"),
+    (COMPLETIONS, {"allowed_token_ids": [1] * 1025}, "`allowed_token_ids` must have 1 to 1024 entries. Given: 1025"),
+    (COMPLETIONS, {"bad_words": ["x", " "]}, "`bad_words` must not contain empty strings"),
+    (COMPLETIONS, {"bad_words": ["x"] * 129}, "`bad_words` may have at most 128 entries. Given: 129"),
+    (COMPLETIONS, {"bad_words": ["x", "y" * 65]}, "`bad_words[1]` must have 1 to 64 tokens. Given: 65"),
+    (COMPLETIONS, {"bad_words": 3}, "`bad_words`: expected a string or an array of strings, given an integer"),
+    (COMPLETIONS, {"min_tokens": -1}, "`min_tokens`: expected an integer >= 0, given -1"),
+    (COMPLETIONS, {"min_tokens": 1, "min_new_tokens": 2}, "are one option and differ"),
+    (
+        COMPLETIONS,
+        {"min_tokens": 4, "max_tokens": 3},
+        "`min_tokens` must be <= 3, the largest number of tokens to generate (`max_tokens`). Given: 4",
+    ),
+    ("/generate", {"parameters": {"min_new_tokens": 4, "max_new_tokens": 3}}, "`min_tokens` must be <= 3"),
+    ("/generate", {"parameters": {"allowed_token_ids": []}}, "`allowed_token_ids` must have 1 to 1024 entries"),
     (COMPLETIONS, {"adapter_source": "hbu"}, "`adapter_source` must be one of"),
     ("/generate", {"parameters": {"adapter_source": "hbu"}}, "`adapter_source` must be one of"),
     ("/generate", {"stream": True}, "`stream`: this route does not stream; send the request to /generate_stream"),
@@ -249,6 +263,21 @@ def test_no_value_of_a_known_field_is_passed_over(
 ) -> None:
     async def scenario(house: House) -> None:
         assert message in await refused(house, path, {**GOOD[path], **fields})
+
+    in_house(scenario)
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, "/generate"])
+def test_logits_rules_reach_the_engine(in_house: InHouse, path: str) -> None:
+    async def scenario(house: House) -> None:
+        fields: dict[str, Any] = {"min_tokens": 2, "bad_words": [" hi", "x"], "allowed_token_ids": [65, 66.0]}
+        body = {"inputs": "Hi", "parameters": fields} if path == "/generate" else {**GOOD[path], **fields}
+        assert (await house.post(path, body)).status_code == 200
+        request = house.engine.submitted[-1]
+        assert request.stop.min_new_tokens == 2
+        assert request.sampling.allowed_token_ids == (65, 66)
+        words = [house.tokenizer.encode(word, add_special_tokens=False) for word in ("hi", " hi", "x", " x")]
+        assert request.sampling.bad_words == tuple(map(tuple, words))
 
     in_house(scenario)
 

@@ -14,7 +14,7 @@ from manylora.ids import Flow, TenantId, mint_request_id, mint_seed
 from manylora.kernels.adapter_layout import MAX_ADDED_TOKENS
 from manylora.models.text.adapter_text import AdapterText
 from manylora.models.text.template import cut_last, open_last
-from manylora.models.text.tokenizer import TokenSpan
+from manylora.models.text.tokenizer import Tokenizer, TokenSpan
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.generation.adapter_fields import AdapterFields
 from manylora.server.generation.adapter_resolver import AdapterResolver
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 BYTES_PER_TOKEN = 64
 """A prompt that a template makes may have so many bytes for each position of the window."""
+
+MAX_BAD_WORD_TOKENS = 64
 
 Result = TypeVar("Result")
 
@@ -113,6 +115,9 @@ class InputProcessor:
         adapter = await self.adapter(order.adapter_name, order.adapter, caller, field=order.adapter_field)
         self._check(order, has_adapter=adapter is not None)
         rules = self._texts.base if adapter is None else await self._rules(adapter, caller)
+        if order.bad_words:
+            bad_words = await self._in_thread(lambda: _bad_words(order.bad_words, rules.tokenizer))
+            order = dataclasses.replace(order, sampling=dataclasses.replace(order.sampling, bad_words=bad_words))
         return tuple([await self._prepared(order, prompt, adapter, rules, caller) for prompt in order.prompts])
 
     async def adapter(
@@ -153,6 +158,7 @@ class InputProcessor:
             if token >= self._vocab_size:
                 raise InvalidParameter(f"`logit_bias`: token ids must be < {self._vocab_size}", parameter="logit_bias")
         self._check_tokens(order.stop.token_ids, "stop_token_ids", has_adapter=has_adapter)
+        self._check_tokens(order.sampling.allowed_token_ids or (), "allowed_token_ids", has_adapter=has_adapter)
 
     def _check_tokens(self, tokens: Sequence[int], field: str, *, has_adapter: bool) -> None:
         known = self._vocab_size + (MAX_ADDED_TOKENS if has_adapter else 0)
@@ -164,12 +170,19 @@ class InputProcessor:
     ) -> PreparedPrompt:
         tokens, characters = await self._encoded(prompt, rules, caller)
         kept = self._truncated(tokens, order)
+        budget = self._budget(len(kept), order)
+        if order.stop.min_tokens > budget:
+            raise InvalidParameter(
+                f"`min_tokens` must be <= {budget}, the largest number of tokens to generate (`{order.budget_field}`). "
+                f"Given: {order.stop.min_tokens}",
+                parameter="min_tokens",
+            )
         return PreparedPrompt(
             tokens=kept,
             characters=characters,
             adapter=adapter,
             sampling=order.sampling,
-            stop=_stop_params(order.stop, rules.text, self._budget(len(kept), order)),
+            stop=_stop_params(order.stop, rules.text, budget),
             seed=order.seed,
             num_sequences=order.num_sequences,
             keeps_stop=bool(order.stop.keeps_stop),
@@ -279,6 +292,7 @@ def _stop_params(stop: StopRules, text: AdapterText, budget: int) -> StopParams:
     strings = stop.strings if stop.ignore_eos else (*stop.strings, *text.stop_strings)
     return StopParams(
         max_new_tokens=budget,
+        min_new_tokens=stop.min_tokens,
         stop_token_ids=stop.token_ids,
         stop_strings=strings,
         ignore_eos=stop.ignore_eos,
@@ -286,6 +300,24 @@ def _stop_params(stop: StopRules, text: AdapterText, budget: int) -> StopParams:
         end_token_ids=text.end_ids,
         added_tokens=(*text.changed, *text.tokens) if strings else (),
     )
+
+
+def _bad_words(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    """Return the tokens of each word, at the start of a text and after a space, as vLLM's `bad_words` does.
+
+    Raises: InvalidParameter for a word without tokens or with more than `MAX_BAD_WORD_TOKENS`.
+    """
+    found: dict[tuple[int, ...], None] = {}
+    for index, word in enumerate(words):
+        for text in (word.lstrip(), " " + word.lstrip()):
+            tokens = tuple(tokenizer.encode(text, add_special_tokens=False))
+            if not 1 <= len(tokens) <= MAX_BAD_WORD_TOKENS:
+                raise InvalidParameter(
+                    f"`bad_words[{index}]` must have 1 to {MAX_BAD_WORD_TOKENS} tokens. Given: {len(tokens)}",
+                    parameter="bad_words",
+                )
+            found[tokens] = None
+    return tuple(found)
 
 
 def _seed(seed: int | None, index: int) -> int:

@@ -17,11 +17,13 @@ Message = Mapping[str, str]
 class StopRules:
     """Conditions that end a request's text.
 
+    min_tokens  none of the first so many tokens ends the text, but by the budget
     keeps_stop  whether the text keeps the stop string or the stop token; None: as the route does by default
     """
 
     strings: tuple[str, ...] = ()
     token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     keeps_stop: bool | None = None
@@ -65,6 +67,7 @@ class Order:
     adapter_name     the adapter's name; None is the base model
     adapter          the other fields that name an adapter
     num_sequences    of each prompt
+    bad_words        words that the reply does not complete; they become `sampling.bad_words`
     seed             None: one is drawn for each sequence; else sequence i of a prompt has seed + i
     max_new_tokens   None: the rest of the window
     is_clamped       whether a budget above the rest of the window is cut to it; else it is refused
@@ -86,6 +89,7 @@ class Order:
     is_clamped: bool
     is_stream: bool
     form: ReplyForm
+    bad_words: tuple[str, ...] = ()
     truncate: int | None = None
     truncate_budget: int | None = None
     adapter_field: str = "adapter_id"

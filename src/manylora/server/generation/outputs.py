@@ -26,7 +26,7 @@ class SequenceOutput:
 
     __slots__ = (
         *("_cut", "_detokenizer", "_ends", "_form", "_keeps_special", "_length", "_logprob_sum", "_num_sent"),
-        *("_parts", "_pending", "_tokenizer", "index", "stream", "tokens"),
+        *("_min_tokens", "_num_taken", "_parts", "_pending", "_tokenizer", "index", "stream", "tokens"),
     )
 
     def __init__(
@@ -50,6 +50,8 @@ class SequenceOutput:
         self._length = 0  # characters of the text before the cut
         self._num_sent = 0  # characters
         self._logprob_sum = 0.0
+        self._min_tokens = stop.min_new_tokens
+        self._num_taken = 0  # tokens given to the cut
 
     @property
     def text(self) -> str:
@@ -133,7 +135,9 @@ class SequenceOutput:
         self._length += len(added)
         if self._cut is None:
             return added
-        return self._cut.push(added, self._own_text(token_id) if is_hidden else "")
+        self._num_taken += 1
+        hidden = self._own_text(token_id) if is_hidden else ""
+        return self._cut.push(added, hidden, may_end=self._num_taken > self._min_tokens)
 
     def _token(self, event: TokenEvent, text: str, *, is_special: bool, is_hidden: bool) -> TextToken:
         return TextToken(

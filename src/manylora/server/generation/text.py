@@ -100,16 +100,17 @@ class StopCut:
         self._sent = 0
         self.is_cut = False
 
-    def push(self, text: str, hidden: str = "") -> str:
+    def push(self, text: str, hidden: str = "", *, may_end: bool = True) -> str:
         """Take the next text and return the part of all held text that may be sent.
 
-        Args:  hidden  the text of a token that the reply does not show
+        Args:  hidden   the text of a token that the reply does not show
+               may_end  False: a stop string that this text completes does not count
         """
         if self.is_cut:
             return ""
         self._held += text
         match = self._search.push(text, hidden)
-        if match is not None:
+        if match is not None and may_end:
             self.is_cut = True
             sent = self._release(match.end if self._keeps_stop else match.start)
             self._held = ""

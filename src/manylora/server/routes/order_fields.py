@@ -52,6 +52,7 @@ def sampling_params(
         frequency_penalty=fields.frequency_penalty,
         presence_penalty=fields.presence_penalty,
         logit_bias=logit_bias,
+        allowed_token_ids=fields.allowed_token_ids,
         num_logprobs=num_logprobs,
     )
 
@@ -61,6 +62,7 @@ def stop_rules(fields: Fields) -> StopRules:
     return StopRules(
         strings=fields.stop,
         token_ids=fields.stop_token_ids,
+        min_tokens=fields.min_tokens or fields.min_new_tokens or 0,
         ignore_eos=bool(fields.ignore_eos_token or fields.ignore_eos),
         skip_special_tokens=fields.skip_special_tokens,
         keeps_stop=fields.include_stop_str_in_output,

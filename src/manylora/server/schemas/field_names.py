@@ -17,7 +17,6 @@ UNREAD = frozenset(
 )
 """OpenAI's metadata and hints to caches: they change no token."""
 
-_LOGITS = Refusal("no rule allows, forbids or forces single tokens")
 GRAMMAR = Refusal("the text is not constrained to a form")
 _GUIDED = (
     *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_json_object"),
@@ -25,8 +24,7 @@ _GUIDED = (
     *("grammar", "json_schema", "regex", "ebnf"),
 )
 REFUSED: Mapping[str, Refusal] = {
-    **dict.fromkeys(("min_tokens", "min_new_tokens", "bad_words", "no_repeat_ngram_size"), _LOGITS),
-    "allowed_token_ids": Refusal(_LOGITS.why, neutral=()),  # an empty list would allow no token
+    "no_repeat_ngram_size": Refusal("no rule forbids an n-gram to come again"),
     **dict.fromkeys(_GUIDED, GRAMMAR),
     "structured_outputs": GRAMMAR,
     **dict.fromkeys(("guideline", "tools", "functions", "tool_prompt"), Refusal()),

@@ -37,10 +37,14 @@ from manylora.server.schemas.readers import (
 )
 from manylora.server.schemas.sampling import (
     MAX_ALTERNATIVES,
+    AllowedTokens,
+    BadWords,
     Format,
     IgnoreEos,
     IgnoreEosToken,
+    MinNewTokens,
     MinP,
+    MinTokens,
     Penalty,
     RepetitionPenalty,
     Seed,
@@ -179,6 +183,10 @@ class GenerateParameters(Body):
     api_token: ApiToken = None
     merged_adapters: Merged = None
     seed: Seed = None
+    min_tokens: MinTokens = None
+    min_new_tokens: MinNewTokens = None
+    bad_words: BadWords = ()
+    allowed_token_ids: AllowedTokens = None
     ignore_eos_token: IgnoreEosToken = None
     ignore_eos: IgnoreEos = None
     stop_token_ids: StopTokens = ()

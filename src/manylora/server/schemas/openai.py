@@ -37,11 +37,15 @@ from manylora.server.schemas.readers import (
 )
 from manylora.server.schemas.sampling import (
     MAX_ALTERNATIVES,
+    AllowedTokens,
+    BadWords,
     Format,
     IgnoreEos,
     IgnoreEosToken,
     KeepsStop,
+    MinNewTokens,
     MinP,
+    MinTokens,
     OpenAITemperature,
     OpenAITopP,
     Penalty,
@@ -281,6 +285,10 @@ class CompletionBody(Body):
     api_token: ApiToken = None
     merged_adapters: Merged = None
     seed: OpenAISeed = None
+    min_tokens: MinTokens = None
+    min_new_tokens: MinNewTokens = None
+    bad_words: BadWords = ()
+    allowed_token_ids: AllowedTokens = None
     ignore_eos_token: IgnoreEosToken = None
     ignore_eos: IgnoreEos = None
     stop_token_ids: StopTokens = ()
@@ -452,6 +460,10 @@ class ChatBody(Body):
     api_token: ApiToken = None
     merged_adapters: Merged = None
     seed: OpenAISeed = None
+    min_tokens: MinTokens = None
+    min_new_tokens: MinNewTokens = None
+    bad_words: BadWords = ()
+    allowed_token_ids: AllowedTokens = None
     ignore_eos_token: IgnoreEosToken = None
     ignore_eos: IgnoreEos = None
     stop_token_ids: StopTokens = ()

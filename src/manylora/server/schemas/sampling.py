@@ -24,6 +24,8 @@ from manylora.server.schemas.readers import (
 
 MAX_ALTERNATIVES = 20
 MAX_STOP_TOKENS = 1024
+MAX_ALLOWED_TOKENS = 1024
+MAX_BAD_WORDS = 128
 _TOP_P = "> 0.0 and < 1.0"
 
 
@@ -78,6 +80,36 @@ def _stop_tokens(value: object, info: ValidationInfo) -> tuple[int, ...]:
     return found
 
 
+def _allowed_tokens(value: object, info: ValidationInfo) -> tuple[int, ...]:
+    found = whole_numbers(name_of(info), value)
+    if not 1 <= len(found) <= MAX_ALLOWED_TOKENS:
+        raise InvalidParameter(
+            f"`allowed_token_ids` must have 1 to {MAX_ALLOWED_TOKENS} entries. Given: {len(found)}",
+            parameter="allowed_token_ids",
+        )
+    return found
+
+
+def _bad_words(value: object, info: ValidationInfo) -> tuple[str, ...]:
+    found = strings(name_of(info), value)
+    if len(found) > MAX_BAD_WORDS:
+        raise InvalidParameter(
+            f"`bad_words` may have at most {MAX_BAD_WORDS} entries. Given: {len(found)}", parameter="bad_words"
+        )
+    if not all(word.strip() for word in found):
+        raise InvalidParameter("`bad_words` must not contain empty strings", parameter="bad_words")
+    return found
+
+
+def _min_new_tokens(value: object, info: ValidationInfo) -> int:
+    found, other = unsigned(value, info), info.data.get("min_tokens")
+    if other is not None and other != found:
+        raise InvalidParameter(
+            "`min_new_tokens` and `min_tokens` are one option and differ", parameter="min_new_tokens"
+        )
+    return found
+
+
 def _ignore_eos(value: object, info: ValidationInfo) -> bool:
     found, other = flag(value, info), info.data.get("ignore_eos_token")
     if other is not None and other != found:
@@ -123,6 +155,24 @@ StopTokens = Annotated[
     tuple[int, ...],
     Read(_stop_tokens, shape=list[int] | None),
     Field(description="Tokens that end the generation and are no part of the text."),
+]
+MinTokens = Annotated[
+    int | None,
+    Read(unsigned, "integer", minimum=0),
+    Field(description="Tokens generated before one may end the generation; at most the budget."),
+]
+MinNewTokens = Annotated[
+    int | None, Read(_min_new_tokens, "integer", minimum=0), Field(description="The same as `min_tokens`.")
+]
+BadWords = Annotated[
+    tuple[str, ...],
+    Read(_bad_words, shape=str | list[str] | None),
+    Field(description="Words that the reply does not complete."),
+]
+AllowedTokens = Annotated[
+    tuple[int, ...] | None,
+    Read(_allowed_tokens, shape=list[int] | None),
+    Field(description="The only tokens that may be generated."),
 ]
 KeepsStop = Annotated[
     bool | None, Read(flag, "boolean"), Field(description="Whether the text keeps what ended the generation.")

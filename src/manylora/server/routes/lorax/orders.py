@@ -58,6 +58,7 @@ def read_generate(
         num_sequences=fields.best_of,
         sampling=sampling,
         seed=fields.seed,
+        bad_words=fields.bad_words,
         stop=stop_rules(fields),
         max_new_tokens=fields.max_new_tokens,
         is_clamped=settings.overlong_max_new_tokens == "clamp",

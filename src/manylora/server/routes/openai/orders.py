@@ -96,6 +96,7 @@ def _order(
             logit_bias=read.logit_bias,
         ),
         seed=read.seed,
+        bad_words=read.bad_words,
         stop=stop_rules(read),
         max_new_tokens=budget,
         is_clamped=is_default_budget,
