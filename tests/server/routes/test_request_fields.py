@@ -14,6 +14,7 @@ from tests.support.paths import ROOT
 InHouse = Callable[..., None]
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+STREAMING = ("/generate_stream", "/", "/invocations")
 NATIVE = ("/generate", "/generate_stream", "/", "/invocations")
 PREFIX = "/acme/deployments/v2/llms/tiny"
 MESSAGES: list[dict[str, Any]] = [{"role": "user", "content": "Hi"}]
@@ -422,6 +423,21 @@ def test_the_openapi_document_describes_the_fields(in_house: InHouse) -> None:
         parameters = bodies["/generate"]["properties"]["parameters"]["anyOf"][0]
         assert parameters["properties"]["skip_special_tokens"]["description"]
         assert parameters["properties"]["top_p"]["maximum"] == 1
+
+    in_house(scenario)
+
+
+def test_the_openapi_document_describes_replies_and_events(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        paths = (await house.client.get("/openapi.json")).json()["paths"]
+        shown = {path: paths[path]["post"]["responses"]["200"]["content"] for path in (CHAT, COMPLETIONS, *STREAMING)}
+        for path, content in shown.items():
+            assert content["text/event-stream"]["schema"]["properties"], path
+            assert ("application/json" in content) == (path not in ("/generate_stream",)), path
+        assert "delta" in str(shown[CHAT]["text/event-stream"])
+        assert shown["/"]["application/json"]["schema"]["type"] == "array"
+        for path in ("/generate", CHAT):
+            assert paths[path]["post"]["responses"]["default"]["content"]["application/json"]["schema"]["properties"]
 
     in_house(scenario)
 

@@ -13,6 +13,8 @@ from manylora.server.schemas.body import Body
 from manylora.server.schemas.errors import NativeError, OpenAIError
 
 Json = dict[str, Any]  # JSON values of several types
+EVENTS = "events"
+"""Stands for a status where a schema is that of a stream's events."""
 _MODE: Literal["serialization"] = "serialization"
 
 
@@ -44,6 +46,7 @@ def _typed(path: str, operation: Operation) -> dict[int | str, Any]:
     error = OpenAIError if PATHS.dialect_of(path) is Dialect.OPENAI else NativeError
     return {
         **{status: reply for status, reply in operation.replies.items() if not isinstance(reply, str)},
+        **({} if operation.events is None else {EVENTS: operation.events}),
         "default": error,
     }
 
@@ -52,9 +55,13 @@ def _shown(operation: Operation, schemas: Json) -> Json:
     replies: Json = {
         str(status): {"description": reply} for status, reply in operation.replies.items() if isinstance(reply, str)
     }
+    events = schemas.pop(EVENTS, None)
     for status, schema in schemas.items():
         description = "A failure" if status == "default" else "The reply"
         replies[status] = {"description": description, "content": {"application/json": {"schema": schema}}}
+    if events is not None:
+        good = replies.setdefault("200", {"description": "A stream of events", "content": {}})
+        good["content"]["text/event-stream"] = {"schema": events}
     shown: Json = {"summary": operation.summary, "responses": replies}
     if operation.parameters:
         shown["parameters"] = [_parameter(each) for each in operation.parameters]

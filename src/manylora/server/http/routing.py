@@ -96,12 +96,14 @@ class Operation:
 
     body     the model of the request's body; None: the route reads none
     replies  status → the type of the reply's JSON, or a description of a reply that is no JSON
+    events   the type of the JSON in each event, where the reply is or may be a stream; None: it is none
     """
 
     summary: str
     body: type[Body] | None = None
     replies: Mapping[int, object] = field(default_factory=dict)
     parameters: Sequence[Parameter] = ()
+    events: object = None
 
 
 class Endpoint:
@@ -146,10 +148,11 @@ class Routes:
         body: type[Body] | None = None,
         replies: Mapping[int, object] | None = None,
         parameters: Sequence[Parameter] = (),
+        events: object = None,
     ) -> None:
         """Add a route, such as `GET /info`; one for GET answers HEAD as well. The rest is of `Operation`."""
         method, _, path = name.partition(" ")
-        operation = Operation(summary=summary, body=body, replies=replies or {}, parameters=parameters)
+        operation = Operation(summary=summary, body=body, replies=replies or {}, parameters=parameters, events=events)
         methods = ["GET", "HEAD"] if method == "GET" else [method]
         endpoint = Endpoint(handler, operation, self._clock)
         self.router.add_api_route(path, endpoint, methods=methods, response_model=None, include_in_schema=False)

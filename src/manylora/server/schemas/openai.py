@@ -1,7 +1,7 @@
 """Bodies of OpenAI's routes: POST /v1/completions and /v1/chat/completions."""
 
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationInfo
 
@@ -27,7 +27,6 @@ from manylora.server.schemas.readers import (
     array,
     bounds_of,
     count_within,
-    finite_number,
     flag,
     name_of,
     positive_unsigned,
@@ -56,17 +55,13 @@ from manylora.server.schemas.sampling import (
     TopK,
     TypicalP,
 )
+from manylora.server.schemas.tokens import Biases, Prompt, read_biases, read_prompts
 from manylora.system.printable import quoted
 
-MAX_PROMPTS = 2048
-MAX_LOGIT_BIASES = 1024
-MAX_TOKEN_DIGITS = 19
 PLAIN_MESSAGE = frozenset({"role", "content"})
 SEED_BOUNDS = (-(2**63), 2**64 - 1)  # OpenAI's integers have a sign, LoRAX's have none
 
-Prompt = str | tuple[int, ...]
 Message = Mapping[str, str]
-Biases = tuple[tuple[int, float], ...]
 
 
 def _anywhere() -> Mapping[str, Collection[str]]:
@@ -141,26 +136,6 @@ def _seed(value: object, info: ValidationInfo) -> int:
     return seed
 
 
-def _biases(value: object, info: ValidationInfo) -> Biases:
-    if not isinstance(value, dict):
-        raise wrong_type(name_of(info), "an object", value)
-    told = {token: bias for token, bias in value.items() if bias is not None}
-    pairs = tuple(_bias(token, bias) for token, bias in told.items())
-    if len(pairs) > MAX_LOGIT_BIASES:
-        raise InvalidParameter(
-            f"`logit_bias` may have at most {MAX_LOGIT_BIASES} entries. Given: {len(pairs)}", parameter="logit_bias"
-        )
-    return pairs
-
-
-def _bias(token: str, value: object) -> tuple[int, float]:
-    bias = finite_number(token, value)
-    is_token = token.isascii() and token.isdigit() and len(token) <= MAX_TOKEN_DIGITS
-    if not is_token or not -100 <= bias <= 100:
-        raise InvalidParameter("`logit_bias` must map token ids to numbers from -100 to 100", parameter="logit_bias")
-    return int(token), bias
-
-
 def _stream_options(value: object, info: ValidationInfo) -> StreamOptions:
     if not isinstance(value, dict):
         raise wrong_type(name_of(info), "an object", value)
@@ -179,44 +154,12 @@ def _best_of(value: object, info: ValidationInfo) -> int:
     return best_of
 
 
-def _prompts(value: object, info: ValidationInfo) -> tuple[Prompt, ...]:
-    expected = "a string, an array of strings, an array of token ids or an array of those"
-    if value is None:
-        raise InvalidParameter("`prompt` is required", parameter="prompt")
-    if isinstance(value, str):
-        found: list[Prompt] = [value]
-    elif not isinstance(value, list):
-        raise wrong_type("prompt", expected, value)
-    elif value and all(_is_token(item) for item in value):
-        found = [tuple(int(token) for token in cast(list[float], value))]
-    else:
-        found = [_prompt(item, expected) for item in value]
-    if not found or not all(found):
-        raise InvalidParameter("`prompt` cannot be empty", parameter="prompt")
-    if len(found) > MAX_PROMPTS:
-        raise InvalidParameter(f"`prompt` may have at most {MAX_PROMPTS} items", parameter="prompt")
-    return tuple(found)
-
-
-def _prompt(item: object, expected: str) -> Prompt:
-    if isinstance(item, str):
-        return item
-    if isinstance(item, list) and all(_is_token(token) for token in item):
-        return tuple(int(token) for token in cast(list[float], item))
-    raise InvalidParameter(f"`prompt`: expected {expected}, given an array with {kind_of(item)}", parameter="prompt")
-
-
-def _is_token(item: object) -> bool:
-    """Return whether an item is a whole number, which may be written as `10.0`."""
-    return (isinstance(item, int) and not isinstance(item, bool)) or (isinstance(item, float) and item.is_integer())
-
-
 Count = Annotated[
     int,
     Read(count_within(1, lambda bounds: bounds.settings.max_n), "integer", minimum=1),
     Field(description="Choices for each prompt."),
 ]
-Biased = Annotated[Biases, Read(_biases, "object"), Field(description="Token id → a number from -100 to 100.")]
+Biased = Annotated[Biases, Read(read_biases, "object"), Field(description="Token id → a number from -100 to 100.")]
 Model = Annotated[str | None, Read(text, "string"), Field(description="The adapter's name, or the base's.")]
 OpenAISeed = Annotated[
     int | None,
@@ -304,7 +247,7 @@ class CompletionBody(Body):
     ] = True
     prompt: Annotated[
         tuple[Prompt, ...],
-        Read(_prompts),
+        Read(read_prompts),
         Field(description="A string, strings, token ids, or arrays of token ids."),
     ] = Field(default=None, validate_default=True)
 

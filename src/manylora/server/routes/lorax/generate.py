@@ -15,27 +15,27 @@ from manylora.server.http.context import KEEP_ALIVE, HttpContext, event_bytes
 from manylora.server.http.routing import Guards, Routes
 from manylora.server.routes.lorax.orders import LoraxOptions, read_generate
 from manylora.server.schemas.lorax import GenerateBody
-from manylora.server.schemas.lorax_replies import GenerateReply
+from manylora.server.schemas.lorax_replies import GenerateEvent, GenerateReply
 
 REPLY: dict[int, object] = {200: GenerateReply}
-STREAM: dict[int, object] = {200: "An event stream: `GenerateEvent` in each event"}
 
 
 def lorax_router(routes: "NativeRoutes", guards: Guards, clock: Clock) -> APIRouter:
     """Return the router of the LoRAX-style routes that generate."""
     router = Routes(APIRouter(dependencies=guards.with_body), clock)
     either: dict[int, object] = {200: list[GenerateReply]}
-    router.add("POST /", routes.root, "Generate a text; `stream` decides how", body=GenerateBody, replies=either)
-    router.add(
-        "POST /invocations", routes.root, "Generate a text, as the root path does", body=GenerateBody, replies=either
-    )
+    for name, summary in (
+        ("POST /", "Generate a text; `stream` decides how"),
+        ("POST /invocations", "Generate a text, as the root path does"),
+    ):
+        router.add(name, routes.root, summary, body=GenerateBody, replies=either, events=GenerateEvent)
     router.add("POST /generate", routes.generate, "Generate a text", body=GenerateBody, replies=REPLY)
     router.add(
         "POST /generate_stream",
         routes.generate_stream,
         "Generate a text, one server-sent event a token",
         body=GenerateBody,
-        replies=STREAM,
+        events=GenerateEvent,
     )
     return router.router
 

@@ -20,7 +20,7 @@ from manylora.server.http.routing import Guards, Routes
 from manylora.server.routes.openai.choices import chat_logprobs, completion_logprobs, finish_reason
 from manylora.server.routes.openai.orders import OpenAIOptions, read_chat, read_completion
 from manylora.server.schemas.openai import ChatBody, CompletionBody
-from manylora.server.schemas.openai_replies import ChatReply, CompletionReply
+from manylora.server.schemas.openai_replies import ChatChunk, ChatReply, CompletionReply
 
 Tokens = Sequence[TextToken]
 
@@ -86,6 +86,7 @@ def openai_router(routes: "OpenAIRoutes", guards: Guards, clock: Clock) -> APIRo
         "Complete a prompt",
         body=CompletionBody,
         replies={200: CompletionReply},
+        events=CompletionReply,
     )
     router.add(
         "POST /v1/chat/completions",
@@ -93,6 +94,7 @@ def openai_router(routes: "OpenAIRoutes", guards: Guards, clock: Clock) -> APIRo
         "Answer a conversation",
         body=ChatBody,
         replies={200: ChatReply},
+        events=ChatChunk,
     )
     return router.router
 
