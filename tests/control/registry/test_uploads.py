@@ -50,6 +50,13 @@ def open_uploads(plane: Plane) -> list[str]:
     return sorted(folder.name for place in root.iterdir() for folder in place.iterdir())
 
 
+@pytest.fixture(autouse=True)
+def checks(request: pytest.FixtureRequest) -> None:
+    """Check the files in a process of their own on SQLite; on PostgreSQL the database is the subject."""
+    if "postgresql" in request.node.name:
+        request.getfixturevalue("checks_in_process")
+
+
 def test_text_files_are_part_of_a_version(url: URL, tmp_path: Path) -> None:
     texts = {
         "chat_template.jinja": b"{{ messages[0].content }}",
