@@ -12,7 +12,7 @@ PROJECTION_PATHS = tuple(projection.path for projection in Projection)
 """Module paths of the linear layers of a block, in the order of the table of projections."""
 
 Module = tuple[int, int]
-"""(layer, projection), or one of the two ends of the model, which come after all layers."""
+"""A module as (layer, projection), or as one of the model's two ends, whose numbers come after all layers."""
 _BEYOND_LAYERS = 1 << 20
 EMBED_MODULE: Module = (_BEYOND_LAYERS, 0)
 HEAD_MODULE: Module = (_BEYOND_LAYERS, 1)
@@ -20,13 +20,13 @@ END_PATHS = {EMBED_MODULE: "model.embed_tokens", HEAD_MODULE: "lm_head"}
 
 
 def module_path(module: Module) -> str:
-    """The module's path inside the base model, which PEFT matches its patterns against."""
+    """Return the module's path inside the base model, which PEFT matches its patterns against."""
     return END_PATHS.get(module) or f"model.layers.{module[0]}.{PROJECTION_PATHS[module[1]]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseShape:
-    """The base model as an adapter sees it.
+    """The shapes and the identity of the base model that adapters are checked against.
 
     name         for error messages
     fingerprint  identity of the base's weights; part of every adapter's digest

@@ -19,8 +19,8 @@ class IngestSettings:
     """The settings that all jobs share. `folder` is the disk tier's; `dtype` is the served one (bfloat16 or float32).
 
     base_dir      the base's directory, for adapters that cannot be packed without its weights; empty: there is none
-    memory_bytes  what the jobs under way may take together, by the store's account; 0: no limit is set
-    session       another one with each start of the server, for sources whose marks of a version cannot be relied on
+    memory_bytes  bytes that the jobs under way may take together, by the store's count; 0: no limit
+    session       a value that changes with each start of the server, for sources without reliable marks of a version
     is_strict, harmless_fields  `adapters.strict` and `adapters.harmless_fields`
     """
 
@@ -58,7 +58,7 @@ class IngestSettings:
 
 @dataclass(frozen=True, slots=True)
 class LocateJob:
-    """Find which version of an adapter a remote source has now."""
+    """A job to find the current version of an adapter at a remote source."""
 
     number: int
     ref: AdapterRef
@@ -69,7 +69,7 @@ class LocateJob:
 
 @dataclass(frozen=True, slots=True)
 class IngestJob:
-    """One version of one adapter to bring to the disk tier, which remembers it under `name_key`."""
+    """A job to bring one version of one adapter to the disk tier, which stores it under `name_key`."""
 
     number: int
     ref: AdapterRef
@@ -87,7 +87,7 @@ class IngestJob:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A `LocateJob` that ended well."""
+    """The outcome of a `LocateJob` that succeeded."""
 
     number: int
     located: Located
@@ -95,11 +95,11 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Ingested:
-    """A job that ended well: its file in the disk tier is an image now.
+    """The outcome of an `IngestJob` that succeeded: the job's file in the disk tier is a whole image.
 
-    stage_ms                 how long fetch, check, pack and write took
+    stage_ms                 milliseconds that fetch, check, pack and write took
     report                   the ingest report as text (`report.py`); empty: there is none
-    text_digest, text_bytes  of what the adapter says of text, in the job's other file; empty and 0 if that is nothing
+    text_digest, text_bytes  of the adapter's text, in the job's second file; empty and 0 if there is none
     """
 
     number: int
@@ -118,7 +118,7 @@ class Ingested:
 
 @dataclass(frozen=True, slots=True)
 class IngestFailure:
-    """A job of either kind that ended with an error fit to be shown to the request's caller."""
+    """The outcome of a job of either kind that failed, with an error that the request's caller may see."""
 
     number: int
     error: ManyloraError
@@ -129,23 +129,26 @@ Outcome = Found | Ingested | IngestFailure
 
 
 class Ingest(Protocol):
-    """Finds adapters at remote sources, and brings adapters to the disk tier. No method blocks."""
+    """The Protocol of an ingest: it finds adapters at remote sources, and brings adapters to the disk tier.
+
+    No method blocks.
+    """
 
     def submit(self, job: Job) -> None:
-        """Begin a job. Numbers are of one series for both kinds."""
+        """Begin a job. Jobs of both kinds share one series of numbers."""
 
     def abandon(self, number: int) -> None:
-        """Give a job up: it never ends, and hinders no other job from now on. Nothing happens if it has ended."""
+        """Give a job up. It has no outcome, and delays no other job from now on. Nothing happens if it has ended."""
 
     @property
     def is_busy(self) -> bool:
         """Return whether a poll has anything to do."""
 
     def poll(self) -> list[Outcome]:
-        """Return the jobs that ended since the last call; every job ends exactly once, unless it is given up."""
+        """Return the outcomes since the last call. Every job has exactly one, unless it is given up."""
 
     def close(self) -> None:
-        """Stop; jobs under way never end."""
+        """Stop. Jobs under way have no outcome."""
 
 
 def job_from_json(values: dict[str, Any]) -> Job:  # JSON values of several types
@@ -154,12 +157,12 @@ def job_from_json(values: dict[str, Any]) -> Job:  # JSON values of several type
     return IngestJob(values["number"], _ref_from_json(values["load"]), values["stamp"], values["name_key"])
 
 
-def _ref_to_json(ref: AdapterRef) -> list[Any]:  # strings, and what is merged
+def _ref_to_json(ref: AdapterRef) -> list[Any]:  # strings, and the members and recipe of a merge
     merge = ref.merge and [[_ref_to_json(member) for member in ref.merge.members], asdict(ref.merge.recipe)]
     return [str(ref.source.value), ref.id, ref.token, merge, ref.tenant]
 
 
-def _ref_from_json(values: list[Any]) -> AdapterRef:  # strings, and what is merged
+def _ref_from_json(values: list[Any]) -> AdapterRef:  # strings, and the members and recipe of a merge
     source, adapter_id, token, merge, tenant = values
     if merge is None:
         return AdapterRef(SourceName(source), adapter_id, token, tenant=tenant)

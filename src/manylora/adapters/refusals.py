@@ -1,4 +1,4 @@
-"""The refusals of adapters: each text that a caller sees is made here."""
+"""The refusals of adapters: every error text about an adapter that callers see."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ MAX_SHOWN_CHARACTERS = 120
 
 @dataclass(frozen=True, slots=True)
 class Refusals:
-    """Makes the errors about one adapter; raising is the caller's part, so that `from` can name a cause."""
+    """Makes the errors about one adapter. The caller raises them, so that it can name a cause with `from`."""
 
     adapter_id: str
     source: str
@@ -75,7 +75,7 @@ class Refusals:
 
 
 def shown(value: object) -> str:
-    """`value` as it may stand in a message: hostile text escaped and cut short."""
+    """Return `value` as text for a message: hostile characters escaped, and cut short."""
     text = value if isinstance(value, str) else repr(value)
     text = text.encode("unicode_escape").decode()
     return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"

@@ -1,7 +1,7 @@
-"""The ingest report: what of an adapter's files is applied, what is left out and why; bounded, whatever a file holds.
+"""The ingest report: an adapter's tensors that are applied, and those left out with the reason; of bounded size.
 
-Every text that comes from an adapter's files is escaped and cut (`refusals.shown`) before it stands here, so a report
-can be printed as it is.
+Every text from an adapter's files is escaped and cut (`refusals.shown`) before it enters a report, so a report can be
+printed unchanged.
 """
 
 import json
@@ -15,23 +15,23 @@ from manylora.adapters.refusals import shown
 Json = dict[str, Any]  # JSON values of several types
 
 MAX_GROUPS = 192
-"""Of applied tensors, and as many of those left out; the tensors of further groups are counted."""
+"""Limit on the groups of applied tensors, and on those of left-out ones; the tensors of further groups are counted."""
 MAX_NAMES = 100
 MAX_WARNINGS = 32
 MAX_LAYERS_CHARACTERS = 120
 MAX_REPORT_BYTES = 192 << 10
-"""Of the report as JSON. The limits above keep it smaller."""
+"""Limit on the report's bytes as JSON. The limits above keep it smaller."""
 _LAYER = re.compile(r"(?<=\blayers\.)([0-9]{1,9})(?=\.)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppliedGroup:
-    """Tensors that are applied alike.
+    """Tensors that are applied in the same way.
 
     module       `model.layers.*.self_attn.q_proj`; a star stands for the layers
-    layers       their numbers as ranges, `0-15, 30`; empty where the module is in no layer
+    layers       the layers' numbers as ranges, `0-15, 30`; empty for a module outside the layers
     parts        of each module: `lora_A`, `lora_B`, `lora_B.bias`, `lora_magnitude_vector`, `weight`, `tokens`
-    rank, scale  of the LoRA of each module; None where there is none
+    rank, scale  of the LoRA of each module; None for a module without one
     """
 
     module: str
@@ -44,7 +44,10 @@ class AppliedGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOutGroup:
-    """Tensors that are left out for one reason. tensors: their name in the file, with a star for the layers."""
+    """Tensors that are left out for one reason.
+
+    tensors  their name in the file, with a star for the layers
+    """
 
     tensors: str
     layers: str
@@ -54,7 +57,7 @@ class LeftOutGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseCheck:
-    """The base by the adapter's own words and the served one; `is_same` is None where either is not known."""
+    """The base by the adapter's own config, and the served base; `is_same` is None where either is unknown."""
 
     declared: str = ""
     served: str = ""
@@ -63,9 +66,12 @@ class BaseCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokensPart:
-    """The adapter's tokenizer files. num_added: tokens that the base's tokenizer lacks; num_changed: others of its ids.
+    """The adapter's tokenizer files.
 
-    digest: of the text files; examples: texts of the first added tokens, escaped.
+    num_added    tokens that the base's tokenizer lacks
+    num_changed  added tokens of the base that have other flags here
+    digest       of the text files
+    examples     texts of the first added tokens, escaped
     """
 
     files: tuple[str, ...] = ()
@@ -78,7 +84,7 @@ class TokensPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemplatePart:
-    """The adapter's own chat template. is_used False: the operator forbids it, or `notes` says why not."""
+    """The adapter's own chat template. `is_used` False: the operator forbids it, or `notes` has the reason."""
 
     file: str = ""
     is_present: bool = False
@@ -90,7 +96,7 @@ class TemplatePart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationPart:
-    """The adapter's own generation config, as far as it is applied. stop_strings: escaped."""
+    """The applied values of the adapter's own generation config. `stop_strings` are escaped."""
 
     eos_token_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
@@ -101,15 +107,15 @@ class GenerationPart:
 class IngestReport:
     """Result of checking and packing one version of an adapter.
 
-    num_tensors, num_applied, num_left_out  of the weights' file
+    num_tensors, num_applied, num_left_out  counts of the weights file's tensors
     applied_rest, left_out_rest             tensors of the groups beyond `MAX_GROUPS`
-    left_out_names                          the first `MAX_NAMES` of those left out, as the file names them
+    left_out_names                          names of the first `MAX_NAMES` left-out tensors, as in the file
     untouched                               modules that the config names and the file has no tensors for, by groups
     num_added_rows, num_trained_rows        rows of the embedding or the output head: new token ids, trained ones
-    features                                of PEFT, beside LoRA on linear layers
+    features                                features of PEFT in use beside LoRA on linear layers
     harmless_fields                         unknown fields of the config that `adapters.harmless_fields` let pass
-    peft_version, known_peft                the release that saved it by its own words, the one that the checks know
-    tokens, template, generation            of the text files beside the weights; None where they were not read
+    peft_version, known_peft                the release of PEFT by the config, and the release that the checks know
+    tokens, template, generation            the text files beside the weights; None if they were not read
     """
 
     num_tensors: int = 0
@@ -137,14 +143,14 @@ class IngestReport:
         return asdict(self)
 
     def to_text(self) -> str:
-        """As JSON in one line, `MAX_REPORT_BYTES` at most."""
+        """Return the report as JSON in one line of at most `MAX_REPORT_BYTES`."""
         text = _dumped(self)
         if len(text) > MAX_REPORT_BYTES:
             text = _dumped(self.without_lists())
         return text if len(text) <= MAX_REPORT_BYTES else _dumped(IngestReport(warnings=("the report is too large",)))
 
     def without_lists(self) -> "IngestReport":
-        """The counts alone."""
+        """Return the report with its counts alone."""
         return replace(
             self,
             applied=(),
@@ -160,7 +166,7 @@ class IngestReport:
 
 
 def report_from_json(values: object) -> IngestReport | None:
-    """A report that `to_json` made, by this release or another; None for anything else."""
+    """Return a report from the JSON of this release or another; None for any other value."""
     if not isinstance(values, dict):
         return None
     try:
@@ -188,15 +194,15 @@ def report_from_text(text: str | bytes) -> IngestReport | None:
 
 
 class Groups:
-    """Counts tensors whose names differ in their layer alone as one group, by a key of the caller's."""
+    """Groups tensors whose names differ in their layer alone, and counts them, by a key of the caller's."""
 
     def __init__(self) -> None:
-        self._layers: dict[tuple[Any, ...], set[int]] = {}  # of (pattern, *the caller's key), which is hashable
+        self._layers: dict[tuple[Any, ...], set[int]] = {}  # keyed by (pattern, *the caller's key)
         self._counts: dict[tuple[Any, ...], int] = {}
         self.rest = 0
 
     def add(self, name: str, *key: object, num_tensors: int = 1) -> None:
-        """Count tensors under a module's path or a tensor's name, as the file has it, and a hashable key."""
+        """Count tensors under a module's path or a tensor's name in the file, and a hashable key."""
         layer = _LAYER.search(name)
         pattern = shown(name if layer is None else f"{name[: layer.start()]}*{name[layer.end() :]}")
         group = (pattern, *key)
@@ -209,12 +215,12 @@ class Groups:
             layers.add(int(layer[1]))
 
     def items(self) -> Iterator[tuple[tuple[Any, ...], str, int]]:
-        """Each group, its layers as ranges, the number of its tensors; in the order in which they came."""
+        """Yield each group, its layers as ranges, and the number of its tensors, in the order of first occurrence."""
         return ((group, ranges(self._layers[group]), count) for group, count in self._counts.items())
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Numbers as ranges: `0-3, 7`; cut short at `MAX_LAYERS_CHARACTERS`."""
+    """Return numbers as ranges, `0-3, 7`, cut short at `MAX_LAYERS_CHARACTERS`."""
     found: list[list[int]] = []
     for number in sorted(numbers):
         if found and number == found[-1][1] + 1:
@@ -230,7 +236,7 @@ def _dumped(report: IngestReport) -> str:
 
 
 def _own(kind: type[Any], values: Mapping[str, Any]) -> Json:
-    """The values of a dataclass's own fields, lists as tuples; another release may have more."""
+    """Return the values of a dataclass's own fields, lists as tuples. Fields of another release are dropped."""
     names = {each.name for each in fields(kind)}
     return {name: _tuples(value) for name, value in values.items() if name in names}
 

@@ -1,7 +1,7 @@
-"""Check one adapter's files in a process of its own, fetching them first where they lie elsewhere.
+"""The check of one adapter's files in a process of its own, which fetches them first from a remote source.
 
-`python -m manylora.adapters.ingest.checking` reads one JSON line (a `CheckJob`), limits itself, answers
-with one line, and ends. What a hostile file makes it do stays in it. It imports no torch.
+`python -m manylora.adapters.ingest.checking` reads one JSON line (a `CheckJob`), limits itself, answers with one line,
+and ends. A hostile file can harm this process alone. The module imports no torch.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ from manylora.models.text.adapter_text import AdapterText
 NICENESS = 10
 OPEN_FILES = 256
 NUM_THREADS = 24
-"""Of the storage library, of look-ups, and for hashing."""
+"""Threads of the process besides its main one: of the storage library, for name look-ups, and for hashing."""
 MEMORY_SLACK = 2
 _BLOCK_BYTES = 1 << 22
 
@@ -49,12 +49,12 @@ _BLOCK_BYTES = 1 << 22
 class CheckJob:
     """The files to check, and the bounds of the check.
 
-    folder      where the files are; or are put, if there is a `ref`
-    name        of the adapter, in errors
-    shape       of the base that it must fit; None where no base is known, and then any shape passes
+    folder      the files' folder; the process writes them there first if `source` is given
+    name        the adapter's name in errors
+    shape       the base that the adapter must fit; None: the base is unknown, and any shape passes
     is_strict, harmless_fields  `adapters.strict` and `adapters.harmless_fields`
-    base_dir    the base's own files, which text files are held against; empty where no base is known
-    source, id, token  where it is fetched from; an empty source: the files are in `folder`
+    base_dir    the base's files, with which text files are compared; empty: the base is unknown
+    source, id, token  the remote source of the files; an empty source: the files are in `folder`
     """
 
     folder: str
@@ -81,9 +81,9 @@ class CheckJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedFiles:
-    """The base by the adapter's own words (or empty), its highest rank, its files' size, its weights' hash.
+    """The base by the adapter's own config (or empty), its highest rank, its files' size, its weights' hash.
 
-    report: of its ingest, as text (`report.py`)
+    report  the ingest report as text (`report.py`)
     """
 
     base: str
@@ -94,7 +94,7 @@ class CheckedFiles:
 
 
 async def check_apart(job: CheckJob, timeout_s: float) -> CheckedFiles:
-    """Check in a child process. Raises the `AdapterError` that names the first fault."""
+    """Check an adapter in a child process. Raises the `AdapterError` that names the first fault."""
     refuse = Refusals(job.name, job.source or SourceName.PBASE)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "manylora.adapters.ingest.checking"),
@@ -151,7 +151,7 @@ def check_files(job: CheckJob) -> CheckedFiles:
 
 
 def _read_texts(folder: Path, base_dir: str, refuse: Refusals) -> tuple[dict[str, bytes], AdapterText | None]:
-    """The text files, and what they say where the base is known that they are held against."""
+    """Return the text files, and their content as an `AdapterText` if the base is known."""
     files: dict[str, bytes] = {}
     for name in TEXT_FILES:
         if (folder / name).is_file():
@@ -181,7 +181,7 @@ def _check_on_base(
 def _check_without_base(
     weights: memoryview, rule: LoraRule, job: CheckJob, refuse: Refusals
 ) -> tuple[int, IngestReport]:
-    """All that can be known of an adapter whose base is served elsewhere: its names, its ranks, its bytes."""
+    """Check an adapter whose base is served elsewhere: names, ranks and bytes. Return the highest rank and a report."""
     if weights.nbytes > job.max_bytes:
         raise refuse.too_large(weights.nbytes, job.max_bytes)
     rank, entries = 0, _header(weights, refuse)
@@ -221,7 +221,7 @@ def _header(weights: memoryview, refuse: Refusals) -> dict[str, HeaderEntry]:
 
 @contextmanager
 def _mapped(file: Path) -> Iterator[memoryview]:
-    """A file's bytes without a copy of them in memory."""
+    """Map a file's bytes into memory without copying them."""
     with file.open("rb") as stream:
         if os.fstat(stream.fileno()).st_size == 0:
             yield memoryview(b"")
@@ -231,7 +231,7 @@ def _mapped(file: Path) -> Iterator[memoryview]:
 
 
 async def _fetch(job: CheckJob) -> None:
-    from manylora.adapters.ingest.process import remote_sources_of  # the libraries of storage, for those who need them
+    from manylora.adapters.ingest.process import remote_sources_of  # imports the libraries of remote storage
 
     refuse = Refusals(job.name, job.source)
     source = remote_sources_of(job.stores, job.hub_endpoint, job.redirect_hosts).get(SourceName(job.source))
@@ -260,16 +260,16 @@ def _outcome(job: CheckJob) -> dict[str, Any]:  # JSON values of several types
         failure = refuse.out_of_memory()
     except OSError as error:
         failure = errors.AdapterStorageUnavailable(f"the server's disk cannot take the adapter: {error.strerror}")
-    except Exception as error:  # the edge of hostile input: whatever a file provokes is that file's failure
+    except Exception as error:  # the edge of hostile input: any exception is a failure of the file
         failure = refuse.corrupt(f"unexpected {type(error).__name__}")
     return {**Failure.of(failure).to_json()}
 
 
 def main() -> None:
-    """Do the one job that standard input has."""
+    """Do the one job that standard input contains."""
     os.nice(NICENESS)
     answer = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # whatever prints does not break the answer
+    os.dup2(2, 1)  # a library's print must not break the answer
     job = CheckJob.from_json(json.loads(sys.stdin.buffer.readline()))
     confine_to(
         file_bytes=max(job.max_bytes, MAX_CONFIG_BYTES, *MAX_FILE_BYTES.values()) if job.source else 0,
@@ -277,7 +277,7 @@ def main() -> None:
         memory_bytes=BASE_BYTES + NUM_THREADS * STACK_BYTES + MEMORY_SLACK * job.max_bytes,
     )
     answer.write(json.dumps(_outcome(job)).encode())
-    os._exit(0)  # nothing that a file started must keep us alive
+    os._exit(0)  # a thread that still works on a file must not keep the process alive
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The client of the ingest process: it sends jobs and takes their outcomes, without ever blocking."""
+"""The client of the ingest process: it sends jobs and takes their outcomes, and never blocks."""
 
 import json
 import os
@@ -16,17 +16,17 @@ _READ_BYTES = 1 << 16
 
 
 class ProcessIngest:
-    """Jobs done in a child process. A death fails the jobs under way, retryably, and the process is started again.
+    """Jobs done in a child process. If the child dies, the jobs under way fail retryably and another child starts.
 
-    A job at a remote source that is given up is cancelled there. One at a local source may be stuck in a read that
-    nothing interrupts, so its process takes no further job: new ones go to a new process, and the old one is killed
-    when nothing is left in it that anybody waits for.
+    An abandoned job at a remote source is cancelled in the child. An abandoned job at a local source may hang in a read
+    that cannot be interrupted, so its child takes no further job: new jobs go to a new child, and the old child is
+    killed once it has no job that a request waits for.
     """
 
     def __init__(self, settings: IngestSettings) -> None:
         self._settings = settings
         self._children = [_IngestChild(settings)]  # the last one takes the jobs
-        self._dying: list[_IngestChild] = []  # killed, and not gone when they were last looked at
+        self._dying: list[_IngestChild] = []  # killed, and still running at the last poll
         self.restarts = 0
 
     @property
@@ -53,7 +53,10 @@ class ProcessIngest:
         return bool(self._dying) or any(child.is_busy for child in self._children)
 
     def poll(self) -> list[Outcome]:
-        """Take over what has ended. An idle process is not looked at, for a step of the engine has no time for that."""
+        """Take over the jobs that have ended.
+
+        An idle child is not looked at: each poll costs time of an engine step.
+        """
         self._dying = [child for child in self._dying if not child.is_gone()]
         ended: list[Outcome] = []
         for child in [child for child in self._children if child.is_busy]:
@@ -81,12 +84,12 @@ class ProcessIngest:
         self.restarts += 1
 
     def _kill(self, child: "_IngestChild") -> None:
-        """End a child without waiting until it is gone: one in a read that not even a kill interrupts may stay long."""
+        """Kill a child without waiting for its end, since a child in an uninterruptible read may stay long."""
         child.kill()
         self._dying.append(child)
 
     def close(self) -> None:
-        """End the children; one that is stuck in a read is killed like the others, and left if it does not go."""
+        """Kill the children and wait for their end; one that hangs in an uninterruptible read is left behind."""
         for child in self._children:
             child.kill()
         for child in [*self._children, *self._dying]:
@@ -94,7 +97,7 @@ class ProcessIngest:
 
 
 class _IngestChild:
-    """One ingest process and the jobs it was given. No method blocks."""
+    """One ingest process and its jobs. No method blocks."""
 
     def __init__(self, settings: IngestSettings) -> None:
         self.running: dict[int, Job] = {}
@@ -120,7 +123,7 @@ class _IngestChild:
         return bool(self.running or self._unsent or self.has_stuck_job)
 
     def check_alive(self) -> bool:
-        """Look whether the process is still there."""
+        """Look whether the process still runs, and note it in `is_alive`."""
         self.is_alive = self.is_alive and self._process.poll() is None
         return self.is_alive
 
@@ -140,14 +143,14 @@ class _IngestChild:
             self._send()
 
     def poll(self) -> list[Outcome]:
-        """Return the jobs that have ended, without those that were abandoned."""
+        """Return the outcomes of the jobs that have ended, without those that were abandoned."""
         self._send()
-        self.check_alive()  # before its last words are read
+        self.check_alive()  # before its last output is read
         ended = [outcome_from_json(json.loads(line)) for line in self._received_lines()]
         return [outcome for outcome in ended if self.running.pop(outcome.number, None) is not None]
 
     def kill(self) -> None:
-        """Kill it: a job stuck in a read would keep it."""
+        """Kill the process: a job that hangs in a read would keep it alive."""
         self.running.clear()
         self._process.kill()
         self._stdin.close()
@@ -175,14 +178,14 @@ class _IngestChild:
             while data := os.read(self._stdout.fileno(), _READ_BYTES):
                 self._partial += data
         except BlockingIOError:
-            pass  # nothing more for now
+            pass  # the pipe is empty for now
         *lines, rest = self._partial.split(b"\n")
         self._partial = rest
         return [bytes(line) for line in lines]
 
 
 def _start_child() -> "subprocess.Popen[bytes]":
-    """Start `manylora.adapters.ingest.process` with pipes; it ends when we do, for its input ends then."""
+    """Start `manylora.adapters.ingest.process` with pipes. It ends with this process, because its input ends then."""
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "manylora.adapters.ingest.process"],
         stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The limits the ingest process sets itself before it reads a job: what a hostile file makes it do stays in bounds."""
+"""The limits that an ingest process sets itself before it reads a job, so that a hostile file stays within bounds."""
 
 import ctypes
 import os
@@ -12,12 +12,15 @@ from manylora.merging import MAX_MEMBERS
 from manylora.models.text.adapter_text import MAX_TEXT_BYTES
 
 BASE_BYTES = 192 << 20
-"""Private memory of the idle process with every library imported; measured: 56 MiB at its start, 90 MiB after use."""
+"""Private memory of the idle process with every library imported. Measured: 56 MiB at its start, 90 MiB after use."""
 STACK_BYTES = 8 << 20
 MORE_THREADS = 16
-"""Besides those for reading and packing: of the storage library, and for hashing."""
+"""Threads besides those for reading and packing: of the storage library, and for hashing."""
 MEMORY_SLACK = 2
-"""The store admits loads by the bytes of their files; a merge, which widens its members, takes more for a while."""
+"""The memory limit as a multiple of the memory that the store admits.
+
+The store admits loads by the bytes of their files. A merge, which widens its members, takes more for a while.
+"""
 FILES_PER_LOAD = 16
 MORE_FILES = 256
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
@@ -34,12 +37,12 @@ def confine(settings: IngestSettings) -> None:
 
 
 def confine_to(*, file_bytes: int, num_files: int, memory_bytes: int) -> None:
-    """Limit this process for good: the size of its files, how many are open, its private memory (0: no limit)."""
+    """Limit this process for good: size of its files, number of open files, private memory in bytes (0: no limit)."""
     _lower(resource.RLIMIT_CORE, 0)  # a core file would hold the adapters of several tenants
     _lower(resource.RLIMIT_FSIZE, file_bytes)
     _lower(resource.RLIMIT_NOFILE, num_files)
     if memory_bytes:
-        # Of private memory: address space would count what the threads' allocators merely reserve.
+        # RLIMIT_DATA limits private memory. RLIMIT_AS would also count address space that allocators merely reserve.
         _lower(resource.RLIMIT_DATA, memory_bytes)
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
@@ -48,7 +51,7 @@ def confine_to(*, file_bytes: int, num_files: int, memory_bytes: int) -> None:
 
 
 def memory_limit_bytes(settings: IngestSettings) -> int:
-    """Private memory this process may map, the stacks of its threads included."""
+    """Return the bytes of private memory that this process may map, the stacks of its threads included."""
     num_threads = settings.parallel_loads + 2 * (os.cpu_count() or 1) + MORE_THREADS
     return BASE_BYTES + num_threads * STACK_BYTES + MEMORY_SLACK * settings.memory_bytes
 

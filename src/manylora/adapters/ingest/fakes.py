@@ -1,4 +1,4 @@
-"""Loaders that do nothing by themselves: every load and every read ends when, and as, the test says."""
+"""An ingest whose loads and reads end only when, and as, the test says."""
 
 from manylora.adapters.jobs import Found, Ingested, IngestFailure, IngestJob, Job, LocateJob, Outcome
 from manylora.adapters.packing.image import ImageFacts
@@ -12,7 +12,7 @@ class ManualIngest:
     def __init__(self) -> None:
         self.jobs: dict[int, IngestJob] = {}
         self.searches: dict[int, LocateJob] = {}
-        self.num_submitted = 0  # of the loads
+        self.num_submitted = 0  # loads submitted
         self._ended: list[Outcome] = []
 
     def submit(self, job: Job) -> None:
@@ -23,12 +23,12 @@ class ManualIngest:
         self.num_submitted += 1
 
     def find(self, number: int, located: Located) -> None:
-        """Let a search end."""
+        """End a search with a version found."""
         del self.searches[number]
         self._ended.append(Found(number, located))
 
     def finish(self, number: int, facts: ImageFacts) -> None:
-        """Let a job end with an image of these facts; no file is written."""
+        """End a job with an image of these facts; no file is written."""
         del self.jobs[number]
         self._ended.append(Ingested(number, facts, 0, (), {}))
 

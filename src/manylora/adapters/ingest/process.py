@@ -54,7 +54,7 @@ MAX_LINE_BYTES = 1 << 20
 
 
 class InlineIngest:
-    """Does each job at once in the caller's thread: for tests and for tools."""
+    """An ingest that does each job at once in the caller's thread, for tests and tools."""
 
     def __init__(self, settings: IngestSettings, clock: Clock | None = None) -> None:
         self._worker = Worker(settings, clock or SystemClock())
@@ -80,14 +80,14 @@ class InlineIngest:
 
 
 def remote_sources(settings: IngestSettings) -> dict[SourceName, RemoteSource]:
-    """The remote sources that are switched on."""
+    """Return the remote sources that are switched on."""
     return remote_sources_of(settings.stores, settings.hub_endpoint, settings.redirect_hosts, session=settings.session)
 
 
 def remote_sources_of(
     stores: Sequence[str], hub_endpoint: str, redirect_hosts: Sequence[str], *, session: str = ""
 ) -> dict[SourceName, RemoteSource]:
-    """The remote sources of three settings of `adapters`; `session` as in `IngestSettings`."""
+    """Return the remote sources of three settings of `adapters`; `session` as in `IngestSettings`."""
     sources: dict[SourceName, RemoteSource] = {}
     for name in (SourceName.S3, SourceName.GS, SourceName.AZ, SourceName.HTTPS):
         if places := [place for place in stores if source_of(place) is name]:
@@ -98,7 +98,7 @@ def remote_sources_of(
 
 
 class Worker:
-    """Does jobs side by side: fetching waits for the network, checking and packing for a processor."""
+    """Does jobs side by side: fetches wait for the network, checks and packs for a processor."""
 
     def __init__(self, settings: IngestSettings, clock: Clock) -> None:
         self._settings = settings
@@ -117,7 +117,7 @@ class Worker:
             threads.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, job: Job) -> Outcome:
-        """Do one job to its end. Never raises: what is not foreseen becomes `AdapterCorrupt`."""
+        """Do one job to its end. Never raises: an unforeseen exception becomes `AdapterCorrupt`."""
         refuse = Refusals(job.ref.id, job.ref.source, self._settings.shape.name)
         self._num_running += 1
         try:
@@ -133,7 +133,7 @@ class Worker:
             is_alone = self._num_running == 1
             refusal = refuse.out_of_memory() if is_alone else AdapterCapacity("Model is overloaded")
             return IngestFailure(job.number, refusal)
-        except Exception as error:  # the edge of hostile input: whatever a file provokes is that file's failure
+        except Exception as error:  # the edge of hostile input: any exception is a failure of the file
             return IngestFailure(job.number, refuse.corrupt(f"unexpected {type(error).__name__}"))
         finally:
             self._num_running -= 1
@@ -180,16 +180,19 @@ class Worker:
 
 
 class TextReader:
-    """Reads the text files of adapters, one adapter's at a time, for a tokenizer.json takes much memory as objects."""
+    """Reads the text files of one adapter at a time, since a parsed tokenizer.json takes much memory."""
 
     def __init__(self, base_dir: str) -> None:
         self._folder = Path(base_dir)
         self._base: BaseText | None = None  # read for the first adapter that has text files
         self._checked: dict[str, dict[str, Any]] = {}  # JSON values of several types
-        self._lock = Lock()  # of both, and of the memory
+        self._lock = Lock()  # protects both fields, and keeps one parsed tokenizer.json in memory at a time
 
     def read(self, files: FetchedFiles, refuse: Refusals) -> AdapterText:
-        """Return the text facts of one adapter. Raises an `AdapterError` that names the file and its fault."""
+        """Return the content of one adapter's text files.
+
+        Raises an `AdapterError` that names the file and its fault.
+        """
         if not files.texts:
             return AdapterText()
         with self._lock:
@@ -232,21 +235,24 @@ def _pack(
         report = report.with_warnings(["every B is zero: it would change nothing"])
     if merge is None:
         report = with_text(report, files[0].texts, words[0], is_forbidden=not settings.allows_templates)
-    told = report.warnings, stages.stage_ms, report.to_text()
-    return Ingested(job.number, facts, packed.num_rows, *told, text_digest(text), len(text))
+    facts_of_job = report.warnings, stages.stage_ms, report.to_text()
+    return Ingested(job.number, facts, packed.num_rows, *facts_of_job, text_digest(text), len(text))
 
 
 def _base_weights(settings: IngestSettings, adapter: CheckedAdapter) -> BaseWeights | None:
-    """The base's weights, where this adapter cannot do without them: reading their headers takes longer than a pack."""
+    """Return the base's weights if the adapter cannot be packed without them, else None.
+
+    Reading the headers of the base's files takes longer than a pack.
+    """
     if not settings.base_dir or not adapter.extra_features:
         return None
     return BaseWeights(Path(settings.base_dir), is_tied=settings.shape.is_tied)
 
 
 def _keep(packed: PackedAdapter, job: IngestJob, folder: Path) -> ImageFacts:
-    """Write the image into the file that the disk tier keeps open for this job, and which it takes over from us.
+    """Write the image into the file that the disk tier has made for this job and takes over afterwards.
 
-    The file of a job that was given up is gone, and is not made again: its bytes would not be counted.
+    The disk tier has removed the file of an abandoned job. It is not made again, since its bytes would not be counted.
     """
     try:
         return write_image(
@@ -264,7 +270,7 @@ def _keep(packed: PackedAdapter, job: IngestJob, folder: Path) -> ImageFacts:
 
 
 def _keep_text(text: bytes, job: IngestJob, folder: Path) -> None:
-    """Write the text into the other file of the job, which is there if the adapter has text files."""
+    """Write the text into the job's second file, which the disk tier has made if the adapter has text files."""
     if not text:
         return
     try:
@@ -289,10 +295,10 @@ class _Stages:
 
 def main() -> None:
     """Serve jobs from standard input until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle; we end with our input
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles interrupts; this process ends with its input
     os.nice(NICENESS)
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # whatever prints does not break the protocol
+    os.dup2(2, 1)  # a library's print must not break the protocol
     asyncio.run(_serve(answers))
 
 
@@ -320,7 +326,7 @@ async def _serve(answers: BinaryIO) -> None:
             continue
         job = job_from_json(message)
         running[job.number] = asyncio.create_task(answer(job))
-    os._exit(0)  # a job stuck in a read must not keep us alive
+    os._exit(0)  # a job that hangs in a read must not keep the process alive
 
 
 if __name__ == "__main__":

@@ -74,19 +74,19 @@ def report_of(adapter: CheckedAdapter, shape: BaseShape) -> IngestReport:
 
 
 def report_without_base(rule: LoraRule, num_tensors: int) -> IngestReport:
-    """Of an adapter whose base is not served here: which of its tensors are applied shows where it is."""
+    """Return the report of an adapter whose base is not served here. It lists no tensors as applied or left out."""
     return IngestReport(
         num_tensors=num_tensors,
         harmless_fields=rule.harmless_fields,
         base=_base_check(rule.base_model_name, ""),
         peft_version=rule.peft_version,
         known_peft=KNOWN_PEFT,
-        warnings=("its base is not known here: its tensors are held against it where it is served",),
+        warnings=("its base is not known here: the server of the base compares the tensors with it",),
     )
 
 
 def merged_report(members: Sequence[IngestReport]) -> IngestReport:
-    """The reports of a merge's members as one: the tensors of all of them, each group as its member has it."""
+    """Return the reports of a merge's members as one: the tensors of all members, in the groups of each."""
     first = members[0]
     applied = [group for member in members for group in member.applied]
     left_out = [group for member in members for group in member.left_out]
@@ -111,9 +111,9 @@ def merged_report(members: Sequence[IngestReport]) -> IngestReport:
 
 
 def _applied(adapter: CheckedAdapter) -> Groups:
-    """Groups by (parts, rank, scale) of each module."""
+    """Return the groups of applied tensors, keyed by (parts, rank, scale) of each module."""
     loras = {own.module: own for own in adapter.modules}
-    parts_of: dict[tuple[Module, bool], list[Part]] = {}  # a norm's module may be the number of a projection's
+    parts_of: dict[tuple[Module, bool], list[Part]] = {}  # True: a norm, whose module may equal a projection's
     for module, part in adapter.sorted_tensors.names.values():
         parts_of.setdefault((module, part is Part.NORM), []).append(part)
     groups = Groups()
@@ -140,7 +140,7 @@ def _base_check(declared: str, served: str) -> BaseCheck:
 
 
 def _warnings(adapter: CheckedAdapter, report: IngestReport) -> Iterator[str]:
-    """Yield warnings of what is allowed and probably not meant."""
+    """Yield a warning for each oddity that is allowed and probably a mistake."""
     base, rule = report.base, adapter.rule
     if base.is_same is False:
         last = base.declared.rstrip("/").rsplit("/", 1)[-1]
@@ -171,9 +171,9 @@ def _unused(keys: list[str], patterns: Patterns, adapter: CheckedAdapter) -> lis
 def with_text(
     report: IngestReport, files: Mapping[str, bytes], text: AdapterText, *, is_forbidden: bool = False
 ) -> IngestReport:
-    """The report with what became of an adapter's text files; as it is where there are none.
+    """Return the report with the parts of an adapter's text files; unchanged if it has none.
 
-    `is_forbidden`: the operator lets no adapter's template run.
+    `is_forbidden`: the operator does not allow adapters' templates.
     """
     tokenizer = tuple(name for name in files if name in TOKENIZER_FILES)
     holder = next((name for name in TEMPLATE_FILES if name in files), "")

@@ -1,4 +1,7 @@
-"""The base's own weights, read in the ingest process where an adapter cannot be packed without them. Without torch."""
+"""Reads of the base's own weights in the ingest process, for adapters that cannot be packed without them.
+
+The module imports no torch.
+"""
 
 import os
 from collections.abc import Iterator
@@ -22,11 +25,11 @@ class Matrix(Protocol):
     def shape(self) -> tuple[int, int]: ...
 
     def rows(self, first: int, stop: int) -> Float:
-        """Rows `[first, stop)` as float32."""
+        """Return rows `[first, stop)` as float32."""
 
 
 class FileMatrix:
-    """A matrix in a safetensors file. Read, not mapped: what is read counts as the process's memory, and is bounded."""
+    """A matrix in a safetensors file. The rows are read, not mapped, so that they count as the process's memory."""
 
     def __init__(self, entry: CheckpointTensor) -> None:
         self._entry = entry
@@ -48,10 +51,10 @@ class BaseWeights:
 
     def __init__(self, directory: Path, *, is_tied: bool) -> None:
         self._entries = read_entries(directory)
-        self._is_tied = is_tied  # a tied model's files may carry the head a second time
+        self._is_tied = is_tied  # the files of a tied model may have the head as a second copy
 
     def matrix(self, module: Module) -> Matrix:
-        """(out, in) of a linear layer; of the embedding and of the head (vocabulary, hidden)."""
+        """Return a module's matrix: (out, in) of a linear layer, (vocabulary, hidden) of the embedding and the head."""
         if module == EMBED_MODULE or (module == HEAD_MODULE and self._is_tied):
             return FileMatrix(self._entries[EMBED])
         if module == HEAD_MODULE:
@@ -60,7 +63,7 @@ class BaseWeights:
 
 
 def pieces(matrix: Matrix) -> Iterator[tuple[int, Float]]:
-    """The matrix from its first row to its last, some rows at a time, each piece with the number of its first row."""
+    """Yield the matrix in pieces from its first row to its last, each with the number of the piece's first row."""
     rows, columns = matrix.shape
     count = rows_a_piece(columns)
     for first in range(0, rows, count):
@@ -68,7 +71,10 @@ def pieces(matrix: Matrix) -> Iterator[tuple[int, Float]]:
 
 
 def changed_rows(own: Matrix, base: Matrix) -> Numbers:
-    """The rows in which two tables differ, and those that `own` has beyond the base's: ascending row numbers."""
+    """Return the numbers of the rows in which two tables differ, and of the rows that `own` has beyond the base's.
+
+    The numbers ascend.
+    """
     found = [
         first + np.flatnonzero((own.rows(first, first + len(piece)) != piece).any(axis=1))
         for first, piece in pieces(base)

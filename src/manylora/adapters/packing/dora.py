@@ -12,7 +12,10 @@ from manylora.adapters.peft.values import Float
 
 
 def linear_gain(weight: Matrix, a: Float, b: Matrix, scale: float, magnitude: Float) -> Float:
-    """g - 1 (out,) of a linear layer: weight (out, in), a (rank, in), b (out, rank), magnitude (out,)."""
+    """Return g - 1 (out,) of a linear layer.
+
+    weight (out, in), a (rank, in), b (out, rank), magnitude (out,)
+    """
     norms: Float = np.empty(weight.shape[0], dtype=np.float32)
     for first, piece in pieces(weight):
         stop = first + len(piece)
@@ -21,7 +24,10 @@ def linear_gain(weight: Matrix, a: Float, b: Matrix, scale: float, magnitude: Fl
 
 
 def embedding_gain(weight: Matrix, a: FileTensor, b: Float, scale: float, magnitude: Float) -> Float:
-    """g - 1 (hidden,) of an embedding: weight (vocabulary, hidden), a (rank, vocabulary), b (hidden, rank)."""
+    """Return g - 1 (hidden,) of an embedding.
+
+    weight (vocabulary, hidden), a (rank, vocabulary), b (hidden, rank), magnitude (hidden,)
+    """
     squares = np.zeros(weight.shape[1], dtype=np.float64)
     for first, piece in pieces(weight):
         changed = piece + np.float32(scale) * (a.columns(first, first + len(piece)).T @ b.T)

@@ -2,8 +2,8 @@
 
 header   96 bytes     magic, version, sizes, digest, checksum of everything (taken with itself as 0)
 table    int64        (layers, 7, 3) in C order: (offset of A, offset of B, rank) in elements of the body
-extras   int64        what the adapter changes beside these, laid out as `adapter_layout.py` says; mostly there is none
-tokens   int64        the invocation tokens of an activated LoRA; mostly there are none
+extras   int64        offsets of the adapter's other parts, in the layout of `adapter_layout.py`; usually empty
+tokens   int64        the invocation tokens of an activated LoRA; usually empty
 body     64-aligned   A (rank, in) and B transposed (rank, out), scale folded in, each on a 64-byte boundary
 """
 
@@ -40,16 +40,16 @@ _CHUNK_BYTES = 1 << 20
 
 Table = np.ndarray[Any, np.dtype[np.int64]]
 Ranks = Mapping[tuple[int, int], int]
-"""(layer, projection) → rank, for those that have one."""
+"""Rank by (layer, projection); a projection without a LoRA has no entry."""
 
 
 class ImageDamaged(ValueError):
-    """The file is not a whole packed image; the text says why."""
+    """An error for a file that is no whole packed image; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """The facts of an image's header, which are known without a read of its weights."""
+    """The content of an image's header, read without the weights."""
 
     digest: Digest
     dtype: str
@@ -65,7 +65,7 @@ class ImageFacts:
 
     @property
     def numbers_bytes(self) -> int:
-        """Of the table, the extras and the tokens."""
+        """Bytes of the table, the extras and the tokens together."""
         return self.table_bytes + 8 * (self.num_extras + self.num_tokens)
 
     @property
@@ -102,13 +102,13 @@ class HostImage:
 
     @property
     def rank(self) -> int:
-        """The largest of its modules' ranks, embedding and output head included."""
+        """The largest rank of the adapter's modules, embedding and output head included."""
         ends = [int(self.extras[end][2]) for end in (HEAD, EMBED)] if self.extras.size else []
         return max(int(self.table[:, :, 2].max(initial=0)), *ends, 0)
 
 
 def image_name(digest: Digest, dtype: str) -> str:
-    """The image's file name in the disk tier."""
+    """Return the image's file name in the disk tier."""
     return f"{digest}.{dtype}{IMAGE_SUFFIX}"
 
 
@@ -128,7 +128,7 @@ def lay_out(shape: BaseShape, ranks: Ranks, dtype: str) -> tuple[Table, int]:
 
 
 def largest_file_bytes(weights_bytes: int, shape: BaseShape, dtype: str) -> int:
-    """A bound on the image of a weights file of `weights_bytes`, known before the file is opened."""
+    """Return a bound on the image's size, in bytes, for a weights file of `weights_bytes`. No file is opened."""
     layers = shape.num_layers
     # A, B, a bias and a gain for each projection, two norms a layer, the last norm, and eleven parts at the two ends.
     padding = (layers * (len(PROJECTION_PATHS) * 4 + 2) + 12) * ALIGNMENT_BYTES
@@ -150,9 +150,9 @@ def write_image(
     invocation_tokens: tuple[int, ...] = (),
     may_create: bool = True,
 ) -> ImageFacts:
-    """Write an image to `path` and fsync it. It is renamed into place later, so that no reader sees half of one.
+    """Write an image to `path` and fsync it. The caller renames it into place, so that no reader sees half of one.
 
-    Without `may_create` the file must be there, empty.
+    Without `may_create` the file must exist and be empty.
     """
     facts = ImageFacts(digest, dtype, len(table), body.nbytes, 0, len(extras), len(invocation_tokens))
     tokens = np.array(invocation_tokens, dtype="<i8")

@@ -1,8 +1,8 @@
-"""Several adapters into one: linear, TIES, DARE, magnitude prune, SVD and concatenation. Without torch.
+"""Merging several adapters into one: linear, TIES, DARE, magnitude prune, SVD and concatenation. Without torch.
 
 The formulas are those of PEFT's `add_weighted_adapter`. Sources: TIES, Yadav et al., arXiv 2306.01708; DARE, Yu et al.,
-arXiv 2311.03099. With member i's factors (A, B), scale s and weight w, and k = w·s: all but SVD and concatenation work
-on A and B apart, with sign(k)·√|k| on A and √|k| on B, so that a member's own product comes out as w·s·BA.
+arXiv 2311.03099. Member i has the factors (A, B), the scale s and the weight w, and k = w·s. All strategies but SVD and
+concatenation work on A and B apart, with sign(k)·√|k| on A and √|k| on B, so that a member's own product is w·s·BA.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from manylora.merging import PRUNING, MergeRecipe, MergeStrategy, SignMethod
 
 
 class Factors(NamedTuple):
-    """One module's adapter: the change of its weight is scale · b @ a. a (rank, in), b (out, rank), float32."""
+    """One module's LoRA factors: the weight changes by scale · b @ a. a (rank, in), b (out, rank), float32."""
 
     a: Float
     b: Float
@@ -53,7 +53,7 @@ def merge(members: Sequence[Mapping[Module, Factors]], recipe: MergeRecipe, seed
 
 
 def _settled(members: Sequence[Mapping[Module, Factors]], strategy: MergeStrategy) -> MergeStrategy:
-    """One member is only scaled, whatever the strategy; AUTO becomes what it stands for."""
+    """Return the strategy to carry out. A sole member is only scaled, and AUTO becomes the strategy it stands for."""
     if strategy is not MergeStrategy.AUTO:
         return strategy
     for module in {module for member in members for module in member}:
@@ -111,7 +111,10 @@ def _pruned(tensor: Float, density: float, strategy: MergeStrategy, seed: bytes)
 
 
 def random_mask(shape: tuple[int, ...], density: float, seed: bytes) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """True with probability `density`, the same for the same seed everywhere: the raw bits of Philox are specified."""
+    """Return a mask that is True with probability `density`.
+
+    The same seed gives the same mask on every machine, because the raw bits of Philox are specified.
+    """
     key = np.frombuffer(hashlib.sha256(seed).digest()[:16], dtype="<u8")
     bits = np.random.Philox(key=key).random_raw(int(np.prod(shape)))
     return ((bits >> np.uint64(11)) < np.uint64(density * 2**53)).reshape(shape)
@@ -130,7 +133,7 @@ def _agreement(stacked: Float, method: SignMethod) -> np.ndarray[Any, np.dtype[n
 
 
 def _concatenated(factors: Sequence[Factors], weights: Sequence[float]) -> Factors:
-    """Exact for any ranks: the result's rank is the sum of theirs."""
+    """Return the concatenation of the factors. It is exact for any ranks, and its rank is the sum of theirs."""
     a = np.concatenate(
         [np.float32(weight * found.scale) * found.a for weight, found in zip(weights, factors, strict=True)]
     )
@@ -138,9 +141,10 @@ def _concatenated(factors: Sequence[Factors], weights: Sequence[float]) -> Facto
 
 
 def _decomposed(factors: Sequence[Factors], weights: Sequence[float]) -> Factors:
-    """The best approximation of the sum at the largest of the ranks: B = U·S, A = Vᵀ.
+    """Return the best approximation of the sum at the largest of the ranks: B = U·S, A = Vᵀ.
 
-    The sum has a rank of Σr at most, so that a small matrix between two orthogonal bases is decomposed, not the whole.
+    The sum has a rank of at most Σr. So the function decomposes a small matrix between two orthogonal bases, not the
+    whole sum.
     """
     rank = max(found.a.shape[0] for found in factors)
     a, b, _ = _concatenated(factors, weights)

@@ -1,4 +1,7 @@
-"""Checked adapters → one packed image: scales folded in, cast, laid out, named by a digest of all. Without torch."""
+"""Packing of checked adapters into one image: scales folded in, values cast and laid out, a digest over all of them.
+
+The module imports no torch.
+"""
 
 import hashlib
 import json
@@ -52,12 +55,12 @@ class PackedAdapter:
 
     @property
     def num_rows(self) -> int:
-        """Rank rows: the sum of all ranks of its projections."""
+        """Rank rows: the sum of all ranks of the adapter's projections."""
         return int(self.table[:, :, 2].sum())
 
 
 class _Folded(NamedTuple):
-    """One module: of B, scale and gain are still apart, the bias is whole. a (rank, in), b (out, rank)."""
+    """One module's factors, with scale and gain not yet folded into B. a (rank, in), b (out, rank)."""
 
     module: Module
     a: Pieces
@@ -84,8 +87,8 @@ def pack_adapter(
 ) -> PackedAdapter:
     """Fold each scale into its B in float32, cast to `dtype` (to nearest, ties to even) and lay all out as one body.
 
-    Args:    base  the base's weights: DoRA needs them, and whole tables are compared with them, so that only rows that
-             differ are kept; None: neither is done
+    Args:    base  the base's weights. DoRA needs them. Whole tables are compared with them, so that the image has only
+             the rows that differ. None: DoRA is refused, and whole tables are kept.
     Raises:  `AdapterCorrupt` where a value is not finite, before or after folding and casting; `AdapterUnsupported` for
              DoRA without the base's weights.
     """
@@ -159,13 +162,13 @@ def _digest_of_base(shape: BaseShape) -> "hashlib._Hash":
 
 
 def _canonical(adapter: CheckedAdapter) -> bytes:
-    """Return the effect of the config on the tensors, spelt one way: each module's rank and scale, in order."""
+    """Return the effect of the config on the tensors in one spelling: each module's rank and scale, in order."""
     facts = [[*own.module, own.rank, own.scale.hex()] for own in adapter.modules]
     return json.dumps(facts, separators=(",", ":")).encode() + b"\0"
 
 
 def _add_beside(digest: "hashlib._Hash", adapter: CheckedAdapter, beside: _Beside) -> None:
-    """A plain LoRA adds nothing here."""
+    """Add the parts beside the LoRA's matrices to the digest. A plain LoRA has none and adds nothing."""
     for own in adapter.modules:
         for entry, kind in ((own.bias, b"bias"), (own.magnitude, b"magnitude")):
             if entry is not None:
@@ -189,7 +192,7 @@ def _add_values(digest: "hashlib._Hash", *tensors: Values) -> None:
 
 
 def _add_tensors(digest: "hashlib._Hash", *tensors: FileTensor) -> None:
-    """As `_add_values`, piece by piece."""
+    """Add the values of tensors to the digest, piece by piece."""
     for tensor in tensors:
         digest.update(tensor.spelling.encode())
         for _, values in tensor.pieces():
@@ -200,7 +203,10 @@ def _add_tensors(digest: "hashlib._Hash", *tensors: FileTensor) -> None:
 
 
 def _own_rows(adapter: CheckedAdapter, shape: BaseShape, base: BaseWeights | None) -> dict[Module, OwnRows]:
-    """The rows of both ends that are not the base's; one and the same where a tied base's ends are trained as one."""
+    """Return the rows of the embedding and the output head that are not the base's, by module.
+
+    Where a tied base's two ends are trained as one, both have the same rows.
+    """
     found = {EMBED_MODULE: _rows_of(adapter, EMBED_MODULE, base)}
     is_one = shape.is_tied and all(
         of.get(EMBED_MODULE) is of.get(HEAD_MODULE) for of in (adapter.tables, adapter.tokens)
@@ -210,7 +216,7 @@ def _own_rows(adapter: CheckedAdapter, shape: BaseShape, base: BaseWeights | Non
 
 
 def _rows_of(adapter: CheckedAdapter, module: Module, base: BaseWeights | None) -> OwnRows:
-    """The rows of one end: those of a whole table that differ, and trained tokens in place of them."""
+    """Return the own rows of one end: rows of a whole table that differ from the base's, and trained tokens."""
     sources: list[tuple[FileTensor, Numbers, Numbers]] = []
     if (entry := adapter.tables.get(module)) is not None:
         table = adapter.tensor(entry)
@@ -242,13 +248,13 @@ def _fold(
 
 
 def _weight(adapter: CheckedAdapter, module: Module, base: BaseWeights) -> Matrix:
-    """The weight an adapter was trained on: its own copy of a table, if it brings one."""
+    """Return the weight that an adapter was trained on: its own copy of a table if it has one, else the base's."""
     table = adapter.tables.get(module)
     return base.matrix(module) if table is None else adapter.tensor(table)
 
 
 def _served_b(part: _Folded) -> Iterator[tuple[int, Float]]:
-    """B with scale and gain folded in, piece by piece."""
+    """Yield B with scale and gain folded in, piece by piece."""
     for first, piece in part.b.pieces():
         wide = widened(piece)
         if part.gain is not None:
@@ -268,7 +274,7 @@ def _packed(
     dtype: str,
     refuse: Refusals,
 ) -> PackedAdapter:
-    """Lay out and fill the body; `digest` is read when all parts have been taken."""
+    """Lay out and fill the body. The function reads `digest` after it has taken all parts."""
     table, used = lay_out(shape, {module: rank for module, rank in ranks.items() if module not in END_PATHS}, dtype)
     plan = _ExtrasPlan(shape, ranks, beside, used, dtype)
     body = _Body(plan.end, dtype, refuse)
@@ -306,7 +312,7 @@ def _packed(
 
 
 class _ExtrasPlan:
-    """Return the place of each extra part in the body, after the `used` elements of the projections' matrices."""
+    """The places of the extra parts in the body, after the `used` elements of the projections' matrices."""
 
     def __init__(self, shape: BaseShape, ranks: Mapping[Module, int], beside: _Beside, used: int, dtype: str) -> None:
         self.end = used
@@ -357,7 +363,7 @@ class _ExtrasPlan:
 
 
 class _Body:
-    """The image's body while it is filled, in the served dtype."""
+    """The image's body during packing, in the served dtype."""
 
     def __init__(self, elements: int, dtype: str, refuse: Refusals) -> None:
         self.values: Values = np.zeros(elements, dtype=np.uint16 if ITEM_BYTES[dtype] == 2 else np.float32)
@@ -368,7 +374,7 @@ class _Body:
         self.cast(self.values[offset : offset + values.size], values.reshape(-1), name)
 
     def matrix(self, offset: int, shape: tuple[int, ...], *, is_transposed: bool = False) -> Values:
-        """The part that begins at `offset` as a matrix of this shape, to be written into."""
+        """Return the part of the body that begins at `offset` as a writable matrix of this shape."""
         part = self.values[offset : offset + math.prod(shape)]
         return part.reshape(shape[::-1]).T if is_transposed else part.reshape(shape)
 

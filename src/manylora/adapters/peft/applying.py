@@ -1,7 +1,7 @@
-"""Choice of the tensors of a weights file that are applied, with the reason for each that is left out, as PEFT does.
+"""Choice of the tensors of a weights file that are applied, with a reason for each that is left out, as PEFT does.
 
-PEFT loads into the modules that the config names, and drops every other key. What it would load and this server does
-not apply is a refusal; so is a tensor of a module that the config names and the base lacks.
+PEFT loads tensors into the modules that the config names, and drops every other key. A tensor that PEFT would load and
+this server does not apply refuses the adapter. So does a tensor of a module that the config names and the base lacks.
 """
 
 import re
@@ -28,14 +28,14 @@ _PROJECTION = re.compile(rf"model\.layers\.([0-9]{{1,5}})\.({'|'.join(map(re.esc
 
 @dataclass(slots=True)
 class SortedTensors:
-    """The tensors that are applied, by what they are; and for each name that is left out, the reason."""
+    """The applied tensors by module and part, and the reason for each name that is left out."""
 
     parts: dict[tuple[Module, Part], list[HeaderEntry]] = field(default_factory=dict)
     names: dict[str, tuple[Module, Part]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
     def leave_out(self, key: tuple[Module, Part], reason: str) -> None:
-        """Take the tensors of one part out again."""
+        """Take the tensors of one part out of those applied, for a reason."""
         for name in [name for name, known in self.names.items() if known == key]:
             del self.names[name]
             self.left_out[name] = reason
@@ -43,7 +43,7 @@ class SortedTensors:
 
 
 def module_name(module: Module, part: Part) -> str:
-    """`module_path`, of a norm too."""
+    """Return the path of a module as `module_path` does, and the path of a norm too."""
     if part is not Part.NORM:
         return module_path(module)
     if module == FINAL_NORM:
@@ -54,10 +54,10 @@ def module_name(module: Module, part: Part) -> str:
 def sort_tensors(
     entries: Mapping[str, HeaderEntry], rule: LoraRule, shape: BaseShape, refuse: Refusals
 ) -> SortedTensors:
-    """Sort the tensors of a file.
+    """Sort the tensors of a file into applied and left out.
 
-    Raises: `AdapterUnsupported` for what the config names or PEFT would load and is not applied here,
-            `AdapterIncompatible` for what the config names and the base lacks, `AdapterCorrupt` for a part twice.
+    Raises: `AdapterUnsupported` for a tensor that the config names or PEFT would load and that is not applied here,
+            `AdapterIncompatible` for one that the config names and the base lacks, `AdapterCorrupt` for a part twice.
     """
     return _Sorting(rule, shape, refuse).sorted(entries)
 
@@ -87,7 +87,7 @@ class _Sorting:
     # ── names of parts that are served ───────────────────────────────────────────────────────────────────────────
 
     def reason(self, name: str, known: tuple[Module, Part], entries: Iterable[str]) -> str | None:
-        """Why PEFT drops a tensor; None: it loads it."""
+        """Return the reason for which PEFT drops a tensor, or None if PEFT loads it."""
         module, part = known
         if part is Part.UNUSED:
             return _UNUSED
@@ -117,7 +117,7 @@ class _Sorting:
         return None
 
     def is_wrapped(self, name: str, module: Module, path: str) -> bool:
-        """Return whether the base's own table stands in the model under the name that the file has it by."""
+        """Return whether the file names the base's own table by the name it has inside the model."""
         if ".token_adapter." in name:
             return module in self.rule.wrapped_ends(self.shape)
         return self.rule.selection.targets(path)
@@ -140,7 +140,10 @@ class _Sorting:
     # ── other names ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def unknown(self, name: str) -> str:
-        """Why PEFT drops a tensor of a name that is none of those served. Raises where it does not, or may not."""
+        """Return the reason for which PEFT drops a tensor whose name is none of those served.
+
+        Raises an `AdapterError` if PEFT would load the tensor, or might.
+        """
         selection = self.rule.selection
         bare = name.removeprefix(PREFIX)
         path, _, rest = bare.partition(".lora_")
@@ -166,7 +169,7 @@ class _Sorting:
         return _NO_SUCH
 
     def raw_projection(self, name: str, bare: str, path: str) -> str:
-        """A whole weight of a linear layer: PEFT loads it into the base unless a LoRA has taken its name."""
+        """Return the reason to drop a linear layer's whole weight. PEFT loads it unless a LoRA has its name."""
         match = _PROJECTION.fullmatch(path)
         if match is None or int(match[1]) >= self.shape.num_layers or not name.startswith(PREFIX):
             return _NO_SUCH

@@ -17,7 +17,7 @@ from manylora.kernels.adapter_layout import MAX_ADDED_TOKENS
 
 @dataclass(frozen=True, slots=True)
 class AdapterLimits:
-    """Bounds of what an adapter may ask for, and the rules by which its config is read.
+    """Bounds on an adapter's size, and the rules by which its config is read.
 
     is_strict        a tensor that would be left out refuses the adapter (`adapters.strict`)
     harmless_fields  unknown fields of a config that may have a value (`adapters.harmless_fields`)
@@ -31,7 +31,7 @@ class AdapterLimits:
 
 @dataclass(frozen=True, slots=True)
 class LoraModule:
-    """One layer's adapter, as it lies in the file: A (rank, in), B (out, rank), bias and magnitude (out,)."""
+    """One layer's LoRA as the file has it: A (rank, in), B (out, rank), bias and magnitude (out,)."""
 
     module: Module
     a: HeaderEntry
@@ -44,7 +44,7 @@ class LoraModule:
 
 @dataclass(frozen=True, slots=True)
 class TrainedTokens:
-    """Rows that stand in place of the base's: `entry` (tokens, hidden) has one for each of `ids`."""
+    """Rows that replace the base's: `entry` (tokens, hidden) has one row for each of `ids`."""
 
     ids: tuple[int, ...]
     entry: HeaderEntry
@@ -54,10 +54,10 @@ class TrainedTokens:
 class CheckedAdapter:
     """An adapter whose names, shapes, ranks and scales fit the base; its values are checked when packed.
 
-    tables, tokens  of the embedding and of the output head, by their modules
-    norms           by their place in the vector `kernels/adapter_layout.py` has of them
-    vocabulary      token ids below this may be used with it: the base's, and those it adds
-    sorted_tensors  which of the file's tensors these are, and which are left out
+    tables, tokens  whole tables and trained rows of the embedding and of the output head, by module
+    norms           trained norms, by their place in the vector of norms of `kernels/adapter_layout.py`
+    vocabulary      number of token ids that may be used with it: the base's and the added ones
+    sorted_tensors  the file's tensors that are applied, and those that are left out
     untouched       modules that the config names and the file has nothing for
     """
 
@@ -94,7 +94,7 @@ class CheckedAdapter:
 def check_adapter(
     config: bytes, weights: memoryview, shape: BaseShape, limits: AdapterLimits, refuse: Refusals
 ) -> CheckedAdapter:
-    """Check all that can be known without reading a weight. Raises an `AdapterError` that names the first fault."""
+    """Check everything that needs no read of a weight's values. Raises an `AdapterError` that names the first fault."""
     if weights.nbytes > limits.max_bytes:
         raise refuse.too_large(weights.nbytes, limits.max_bytes)
     rule = read_lora_rule(config, refuse, limits.harmless_fields)
@@ -148,7 +148,7 @@ class _Check:
     # ── the config against the base ──────────────────────────────────────────────────────────────────────────────
 
     def targeted(self) -> list[Module]:
-        """The modules that have a LoRA by the config. Raises where PEFT could not make one, or makes none."""
+        """Return the modules that have a LoRA by the config. Raises if PEFT makes none, or cannot make one of them."""
         selection = self.rule.selection
         paths = [path for path in module_paths(self.shape) if selection.targets(path)]
         if other := [path for path in paths if not can_have_lora(path)]:
@@ -167,7 +167,7 @@ class _Check:
         return [module for module in (*layers, *END_PATHS) if selection.targets(module_path(module))]
 
     def check_wrapped(self) -> None:
-        """A module is saved whole, or has trained tokens, or has a LoRA; only some are saved whole."""
+        """Refuse a module that is saved whole and has trained tokens or a LoRA, or that cannot be saved whole."""
         selection = self.rule.selection
         for path in module_paths(self.shape):
             is_norm = path == "model.norm" or path.endswith("_layernorm")
@@ -193,7 +193,7 @@ class _Check:
             )
 
     def drop_halves(self, found: SortedTensors) -> None:
-        """Leave out what has no effect: one half of a LoRA whose other half PEFT starts at zero."""
+        """Leave out one half of a LoRA whose other half is missing: that half starts at zero in PEFT."""
         for module in {module for module, part in found.parts if part in (Part.A, Part.B)}:
             missing = [part for part in (Part.A, Part.B) if (module, part) not in found.parts]
             if missing and missing[0] is self.rule.part_at_zero(module) and not self.has_vector(module, found):
@@ -215,7 +215,7 @@ class _Check:
                 )
 
     def check_untouched(self, untouched: Iterable[Module]) -> None:
-        """Leave modules without tensors as the base has them; refuse those that PEFT starts at random."""
+        """Leave modules without tensors as they are in the base. Refuse the modules that PEFT starts at random."""
         for module in untouched:
             if self.rule.part_at_zero(module) is None:
                 raise self.refuse.corrupt(
@@ -265,7 +265,10 @@ class _Check:
         *,
         is_wanted: bool,
     ) -> HeaderEntry | None:
-        """A module's bias or magnitude. One that the config does not ask for was left out."""
+        """Return the tensor of a module's bias or magnitude, or None.
+
+        One that the config does not ask for was left out.
+        """
         name, field = ("lora_B.bias", "lora_bias") if part is Part.BIAS else ("lora_magnitude_vector", "use_dora")
         found = parts.get((module, part))
         if found is None:
@@ -299,7 +302,7 @@ class _Check:
     def tables(
         self, parts: Mapping[tuple[Module, Part], list[HeaderEntry]], weights: memoryview
     ) -> dict[Module, HeaderEntry]:
-        """Whole tables by end. A copy of the base's own is that of both ends where they are one in the base."""
+        """Return the whole tables by end. On a tied base, a copy of the base's table counts for both ends."""
         found = {end: [*parts.get((end, Part.TABLE), ()), *parts.get((end, Part.BASE), ())] for end in END_PATHS}
         tables = {end: self.table(end, entries, weights) for end, entries in found.items() if entries}
         shared = [end for end, path in END_PATHS.items() if not self.rule.selection.saves_whole(path)]
@@ -315,7 +318,7 @@ class _Check:
             raise self.refuse.corrupt(f"it has {what} several times, and they differ")
 
     def table(self, module: Module, found: list[HeaderEntry], weights: memoryview) -> HeaderEntry:
-        """A whole table; PEFT may write the same one under several names."""
+        """Return the whole table of an end. PEFT may write the same table under several names."""
         first = found[0]
         self.require_equal(found, module_path(module), weights)
         if len(first.shape) != 2 or first.shape[1] != self.shape.hidden or first.shape[0] < self.shape.vocab:
@@ -325,7 +328,7 @@ class _Check:
         return first
 
     def vocabulary(self, tables: Mapping[Module, HeaderEntry]) -> int:
-        """The base's vocabulary and what the adapter adds to it, which must be the same at both ends."""
+        """Return the size of the vocabulary: the base's and the added tokens, the same number at both ends."""
         added = {module: tables[module].shape[0] - self.shape.vocab if module in tables else 0 for module in END_PATHS}
         if len(set(added.values())) > 1:
             raise self.refuse.incompatible(
@@ -338,7 +341,10 @@ class _Check:
     def tokens(
         self, parts: Mapping[tuple[Module, Part], list[HeaderEntry]], vocabulary: int
     ) -> dict[Module, TrainedTokens]:
-        """Trained rows by end. Those of a tied embedding are the head's too, unless other ones are named for it."""
+        """Return the trained rows by end.
+
+        The rows of a tied embedding are the head's too, unless the config names other rows for the head.
+        """
         found: dict[Module, TrainedTokens] = {}
         own = self.rule.token_ends(self.shape)
         for module in own:

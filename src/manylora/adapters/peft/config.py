@@ -1,4 +1,4 @@
-"""adapter_config.json, field by field: what is applied, what the tensors decide, what is ignored, what is refused."""
+"""The fields of adapter_config.json: those applied, those that the tensors decide, those ignored, those refused."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -21,22 +21,25 @@ MAX_CONFIG_RANK = 1 << 20
 MAX_TRAINED_TOKENS = 65_536
 
 PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal", "mica", "eva")
-"""Initialisations that leave the base's weights alone. The others change them: the adapter alone is not enough."""
+"""Initialisations that leave the base's weights alone. The others change them, so the adapter alone is not enough."""
 
 _STARTS_AT_ZERO = {True: Part.B, "gaussian": Part.B, "eva": Part.B, "mica": Part.A}
-"""The part of a LoRA on a linear layer that is zero before training. On the embedding it is A, unless it is random."""
+"""The part of a linear layer's LoRA that is zero before training, by the initialisation.
+
+An embedding's zero part is A, unless the initialisation is random.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class LoraRule:
     """The rank and strength that the config gives each module, and the features of PEFT that it uses.
 
-    selection          which modules have a LoRA, and which are saved whole
-    trained_tokens     token ids with rows of their own, of the embedding and of the output head
-    invocation_tokens  of an activated LoRA; empty: the adapter is always active
-    bias               which of the base's biases were trained: none, all, lora_only
-    start              `init_lora_weights`
-    harmless_fields    unknown ones that the settings let pass
+    selection          the modules that have a LoRA, and those that are saved whole
+    trained_tokens     token ids with trained rows, by module: the embedding, the output head
+    invocation_tokens  token ids that activate the adapter; empty: the adapter is always active
+    bias               the base's trained biases: none, all or lora_only
+    start              the value of `init_lora_weights`
+    harmless_fields    unknown fields that the settings let pass
     """
 
     selection: Selection
@@ -58,9 +61,9 @@ class LoraRule:
     harmless_fields: tuple[str, ...] = ()
 
     def token_ends(self, shape: BaseShape) -> tuple[Module, ...]:
-        """The ends that have trained rows of their own in the file.
+        """Return the ends that have trained rows of their own in the file.
 
-        Those of a tied embedding are the head's too, unless other ones are named for it.
+        The rows of a tied embedding are the head's too, unless the config names other rows for the head.
         """
         if not shape.is_tied or EMBED_MODULE not in self.trained_tokens:
             return tuple(self.trained_tokens)
@@ -68,13 +71,13 @@ class LoraRule:
         return (EMBED_MODULE,) if is_one else tuple(self.trained_tokens)
 
     def wrapped_ends(self, shape: BaseShape) -> tuple[Module, ...]:
-        """The ends that have trained rows."""
+        """Return the ends that have trained rows."""
         own = self.token_ends(shape)
         is_one = shape.is_tied and own == (EMBED_MODULE,)
         return tuple(END_PATHS) if is_one else own
 
     def part_at_zero(self, module: Module) -> Part | None:
-        """The part of a module's LoRA that is zero unless the file has it; None: both begin at random."""
+        """Return the part of a module's LoRA that is zero unless the file has it; None: both start at random."""
         if module == EMBED_MODULE:
             return None if self.start is False else Part.A
         return _STARTS_AT_ZERO.get(self.start)
@@ -91,9 +94,9 @@ class LoraRule:
 
 
 def read_lora_rule(text: bytes, refuse: Refusals, harmless: Collection[str] = ()) -> LoraRule:
-    """Check adapter_config.json and return what it says. `harmless`: unknown fields that may have a value.
+    """Check adapter_config.json and return its content as a rule. `harmless`: unknown fields that may have a value.
 
-    Raises `AdapterCorrupt` for what cannot be meant, `AdapterUnsupported` for a feature that would change the result.
+    Raises `AdapterCorrupt` for a malformed value, `AdapterUnsupported` for a feature that would change the result.
     """
     if len(text) > MAX_CONFIG_BYTES:
         raise refuse.corrupt(f"adapter_config.json has {len(text)} bytes, over {MAX_CONFIG_BYTES}")
@@ -142,7 +145,7 @@ def _check_kind(fields: dict[str, Any], refuse: Refusals) -> None:
 
 
 def _start(fields: dict[str, Any], refuse: Refusals) -> bool | str:
-    """`init_lora_weights`, if it leaves the base alone."""
+    """Return `init_lora_weights`. Raises `AdapterUnsupported` for an initialisation that changes the base's weights."""
     start = fields.get("init_lora_weights", True)
     plain = start.lower() if isinstance(start, str) and start.lower() in ("gaussian", "mica") else start
     for known in PLAIN_INITIALISATIONS:
@@ -158,7 +161,10 @@ def _start(fields: dict[str, Any], refuse: Refusals) -> bool | str:
 
 
 def _trained_tokens(value: object, refuse: Refusals) -> dict[Module, tuple[int, ...]]:
-    """A list means the embedding; a table names its modules by the end of their path."""
+    """Return the trained token ids by module.
+
+    A list means the embedding; a table names modules by the end of their path.
+    """
     name = "trainable_token_indices"
     if not value:
         return {}

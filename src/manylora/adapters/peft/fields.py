@@ -1,4 +1,4 @@
-"""Every field of PEFT's `LoraConfig`: its default, and whether it is applied, changes nothing or is refused by name.
+"""Every field of PEFT's `LoraConfig`: its default, and its treatment (applied, ignored, or refused by name).
 
 A test compares the table with the installed PEFT, field by field and default by default.
 """
@@ -17,9 +17,9 @@ KNOWN_PEFT = "0.21.2"
 class Use(Enum):
     """Treatment of a field.
 
-    APPLIED  it decides on ranks, strengths, features or on which modules have them
+    APPLIED  it decides on ranks, strengths, features or on the modules that have them
     IGNORED  it cannot change the result of a LoRA on linear layers
-    REFUSED  any value but the default, or an empty one where that is none, refuses the adapter
+    REFUSED  a value other than the default refuses the adapter; an empty value passes where `is_none_empty` is set
     """
 
     APPLIED = auto()
@@ -29,9 +29,11 @@ class Use(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field. text: why it is ignored, or what a refusal calls it; is_none_empty: PEFT takes an empty one for none.
+    """The treatment of one field.
 
-    subfields: of a nested table; an unknown one in an ignored table is unknown as a field is.
+    text           the reason to ignore it, or its name in a refusal
+    is_none_empty  whether PEFT takes an empty value for none
+    subfields      known fields of a nested table; an unknown one is treated as an unknown field
     """
 
     default: object
@@ -107,15 +109,15 @@ FIELDS: dict[str, Field] = {
 }
 
 OTHER_FIELDS: dict[str, str] = {"unsloth_fixed": "a label of a training tool"}
-"""Fields that other tools write, and why they change nothing."""
+"""Fields that other tools write, each with the reason why it changes nothing."""
 
 _EMPTY: tuple[object, ...] = (None, False, [], {}, "")
 
 
 def check_fields(fields: Mapping[str, Any], harmless: Collection[str], refuse: Refusals) -> tuple[str, ...]:
-    """Refuse what would change the result and is not applied; return the unknown fields that `harmless` lets pass.
+    """Refuse fields that would change the result and are not applied; return the unknown ones that `harmless` has.
 
-    Args:    harmless  names of unknown fields, `table.field` of one inside a known table (`adapters.harmless_fields`)
+    Args:    harmless  names of unknown fields, `table.field` for one inside a known table (`adapters.harmless_fields`)
     Raises:  `AdapterUnsupported`
     """
     passed: list[str] = []
@@ -140,7 +142,7 @@ def check_fields(fields: Mapping[str, Any], harmless: Collection[str], refuse: R
 
 
 def is_empty(value: object) -> bool:
-    """Return whether the value of an unknown field says nothing: null, false, or empty."""
+    """Return whether the value of an unknown field is empty: null, false, or an empty text, list or table."""
     return any(type(value) is type(empty) and value == empty for empty in _EMPTY)
 
 

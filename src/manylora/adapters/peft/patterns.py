@@ -1,4 +1,4 @@
-"""Matching modules against `rank_pattern` and `alpha_pattern` as PEFT does, without its exposure to hostile ones."""
+"""Matching of modules against `rank_pattern` and `alpha_pattern` as PEFT does, with a bound on the time it takes."""
 
 import re
 
@@ -6,7 +6,7 @@ MAX_PATTERNS = 4_096
 MAX_PATTERN_CHARACTERS = 256
 MAX_CHARACTERS_TOGETHER = 65_536
 MAX_REGEX_CHARACTERS_TOGETHER = 2_048
-"""Of the keys that must be compiled, which takes about ten microseconds a character."""
+"""Limit on the total length of the keys that are compiled. Compiling takes about ten microseconds a character."""
 MAX_WAYS = 4_096
 MAX_WAYS_TOGETHER = 8_192
 MAX_FORMS = 256
@@ -19,7 +19,7 @@ _ANY = "\n"  # stands for a dot of a key, which matches any character; no module
 
 
 class PatternRefused(ValueError):
-    """A pattern is not a regular expression, or could take too long to match; the text says which."""
+    """An error for a pattern that is no regular expression or could take too long to match; the text says which."""
 
 
 class Patterns:
@@ -31,10 +31,10 @@ class Patterns:
     """
 
     def __init__(self, keys: list[str]) -> None:
-        """Raises `PatternRefused` for a table whose matching could not be bounded.
+        """Compile the keys. Raises `PatternRefused` for a table whose matching has no bound.
 
-        The bound: a backtracking matcher tries at most every way through the branches of all groups times every end
-        of each repeat; nested repeats and references back, where that product is not a bound, are refused.
+        A backtracking matcher tries at most every way through the branches of all groups times every end of each
+        repeat. That product is no bound for nested repeats and references back, so they are refused.
         """
         if len(keys) > MAX_PATTERNS:
             raise PatternRefused(f"{len(keys)} patterns, over {MAX_PATTERNS}")
@@ -50,7 +50,7 @@ class Patterns:
         self._compiled = [(place, _compile(key)) for place, key in regexes]
 
     def first_match(self, module: str) -> str | None:
-        """The key that governs `module`, or None."""
+        """Return the key that applies to `module`, or None."""
         first = self._names.first_place(module)
         for place, pattern in self._compiled:
             if first is not None and place > first:
@@ -64,8 +64,9 @@ class Patterns:
 class _PlainKeys:
     """Keys without any operator but the dot, found by the ends of a module's name instead of one after another.
 
-    A dot matches any character. So keys are sorted by length and by where their dots are, their form; an end of a
-    module's name has a key if, with its characters at the dots of some form blotted out, it is in the table.
+    A dot matches any character. The keys are sorted by their form: their length and the places of their dots. An end of
+    a module's name matches a key if the end, with its characters at the dots of some form replaced by a mark, is in the
+    table.
     """
 
     def __init__(self) -> None:
@@ -77,7 +78,7 @@ class _PlainKeys:
         return sum(len(forms) for forms in self._forms.values())
 
     def take(self, place: int, key: str) -> bool:
-        """Take over the key at this place of the table; False if it is not a name."""
+        """Take over the key at this place of the table. Return False if it is not a plain name."""
         match = _NAME.fullmatch(key)
         if match is None or len(key) > MAX_PATTERN_CHARACTERS:
             return False
@@ -87,7 +88,7 @@ class _PlainKeys:
         return True
 
     def first_place(self, module: str) -> int | None:
-        """The place of the first key that matches, or None."""
+        """Return the place of the first key that matches, or None."""
         found = [
             place
             for start in (0, *(dot.end() for dot in re.finditer(r"\.", module)))

@@ -1,8 +1,8 @@
-"""Matching a config's regular expressions in time bounded by their size: no backtracking, whatever they repeat.
+"""Matching of a config's regular expressions without backtracking, in time bounded by their size.
 
-An expression is parsed by Python's own parser, so that it means what it means to PEFT, and is never compiled. A node
-maps a start to the ends it can reach, in the order in which a backtracking matcher tries them; each (node, start) is
-worked out once.
+Python's own parser parses an expression, so that it means the same as in PEFT; the expression is never compiled. A node
+maps a start to the ends it can reach, in the order in which a backtracking matcher tries them. Each (node, start) is
+computed once.
 """
 
 import re
@@ -15,9 +15,9 @@ from manylora.adapters.peft.patterns import PatternRefused
 MAX_CHARACTERS = 65_536
 MAX_DEPTH = 24
 MAX_STEPS = 1_000_000
-"""Of one expression over all modules that it is matched against, the steps of its compilation included."""
+"""Limit on the steps of one expression over all modules that it is matched against, its compilation included."""
 MAX_TEXT_CHARACTERS = 96
-"""More than any module's path has. A repeat recurses once for each character."""
+"""Longest text that is matched; no module's path is as long. A repeat recurses once for each character."""
 
 Ends = tuple[int, ...]
 _Node = Callable[["_Run", int], Ends]
@@ -38,7 +38,10 @@ class Regular:
     """One regular expression, matched against ASCII texts of at most `MAX_TEXT_CHARACTERS`; others never match."""
 
     def __init__(self, pattern: str) -> None:
-        """Raises `PatternRefused` for what is no expression, or uses what cannot be bounded (a reference back)."""
+        """Parse the pattern.
+
+        Raises `PatternRefused` if it is no expression, or if it uses an unbounded feature such as a reference back.
+        """
         if len(pattern) > MAX_CHARACTERS:
             raise PatternRefused(f"a pattern has {len(pattern)} characters, over {MAX_CHARACTERS}")
         try:
@@ -59,7 +62,7 @@ class Regular:
         return bool(self.ends(text, 0))
 
     def ends(self, text: str, start: int) -> Ends:
-        """Yield where a match that begins at `start` can end, the first that a backtracking matcher finds first.
+        """Yield the ends of the matches that begin at `start`, in the order in which a backtracking matcher finds them.
 
         Raises `PatternRefused` when all matches together have taken more than `MAX_STEPS`.
         """
@@ -75,7 +78,7 @@ class Regular:
 
 
 class _Run:
-    """One text being matched: its results so far, and how many more steps it may take."""
+    """The match of one text: its results so far, and the number of steps it may still take."""
 
     def __init__(self, text: str, left: int) -> None:
         self.text = text
@@ -100,7 +103,7 @@ def _unique(ends: Iterable[int]) -> Ends:
 
 
 def _sequence(items: list[Any], depth: int) -> _Node:
-    """Items one after the other; characters that stand together are one node."""
+    """Compile items that stand one after the other; adjacent characters become one node."""
     if depth > MAX_DEPTH:
         raise PatternRefused(f"a pattern nests more than {MAX_DEPTH} groups")
     nodes: list[_Node] = []
@@ -141,7 +144,7 @@ def _literal(letters: str) -> _Node:
     return match
 
 
-def _item(operation: str, argument: Any, depth: int) -> _Node:  # what the parser makes: nested tuples
+def _item(operation: str, argument: Any, depth: int) -> _Node:  # nested tuples of the parser
     match operation:
         case "NOT_LITERAL":
             return _one(lambda letter: letter != chr(argument))
@@ -176,8 +179,8 @@ def _one(has: Callable[[str], bool]) -> _Node:
     return match
 
 
-def _letter_set(items: list[Any]) -> Callable[[str], bool]:  # what the parser makes
-    """A set of characters, as the ASCII ones in it: no text has others."""
+def _letter_set(items: list[Any]) -> Callable[[str], bool]:  # a tuple of the parser
+    """Return a set of characters as the ASCII characters in it. A text has no others."""
     is_wanted = True
     letters: set[str] = set()
     for operation, argument in items:
@@ -224,7 +227,7 @@ def _branch(branches: list[_Node]) -> _Node:
 
 
 def _repeat(body: _Node, least: int, most: int, *, is_greedy: bool) -> _Node:
-    """`least` to `most` bodies. An empty one stands for all that are still lacking, and for none more."""
+    """Compile a repeat of `least` to `most` bodies. An empty body counts for all that are still lacking."""
 
     def tried(run: _Run, at: int, done: int) -> Iterator[int]:
         has_enough = done >= least
@@ -248,7 +251,7 @@ def _repeat(body: _Node, least: int, most: int, *, is_greedy: bool) -> _Node:
 
 
 def _look(inner: _Node, *, is_ahead: bool, is_wanted: bool) -> _Node:
-    """A look ahead, or behind: there is a start from which `inner` ends here."""
+    """Compile a look ahead, or a look behind: some start exists from which `inner` ends here."""
 
     def match(run: _Run, at: int) -> Ends:
         found = bool(inner(run, at)) if is_ahead else any(at in inner(run, start) for start in range(at, -1, -1))

@@ -1,4 +1,4 @@
-"""A strict check of a safetensors file's header, made before any byte of its tensors is used."""
+"""A strict check of a safetensors file's header, which runs before any byte of its tensors is used."""
 
 import json
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_TENSORS = 6_144
-"""More than seven modules in each of 126 layers, with five parts each, have."""
+"""Limit on the tensors of a file. Seven modules in each of 126 layers, with five parts each, stay below it."""
 MAX_DIMENSIONS = 4
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _LENGTH_BYTES = 8
@@ -18,16 +18,16 @@ _MAX_DIGITS = 20
 
 
 class HeaderInvalid(ValueError):
-    """The header breaks a rule of the format or one of our bounds; the text says which."""
+    """An error for a header that breaks a rule of the format or one of this module's bounds; the text says which."""
 
 
 class PickledWeights(ValueError):
-    """The file is a pickle or a zip archive, whatever its name says."""
+    """An error for a file whose content is a pickle or a zip archive, under any name."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeaderEntry:
-    """One tensor of the file: bytes `[start, stop)` counted from the file's first byte."""
+    """One tensor of the file: its bytes are `[start, stop)`, counted from the file's first byte."""
 
     name: str
     dtype: str
@@ -39,8 +39,8 @@ class HeaderEntry:
 def read_header(data: memoryview) -> dict[str, HeaderEntry]:
     """Return the tensors of the safetensors file `data`, by name, in the order they lie in the file.
 
-    The tensors cover the file from the header's end to its last byte, without gap or overlap.
-    Raises `PickledWeights` by content, `HeaderInvalid` for everything else that is wrong.
+    The tensors cover the file from the header's end to its last byte, without gap or overlap. Raises `PickledWeights`
+    for a pickle or a zip archive, `HeaderInvalid` for every other fault.
     """
     _refuse_pickles(bytes(data[:_LENGTH_BYTES]))
     if len(data) < _LENGTH_BYTES:
@@ -94,7 +94,7 @@ def _parse(text: bytes) -> dict[str, Any]:  # JSON values of several types
 
 
 def _count(digits: str) -> int:
-    """Parse a non-negative integer; reject any sign, also `-0`, which `int` would read as 0."""
+    """Parse a non-negative integer. Reject any sign, also `-0`, which `int` would read as 0."""
     if len(digits) > _MAX_DIGITS or digits.startswith("-"):
         raise HeaderInvalid("a number is negative or far too large")
     return int(digits)

@@ -1,8 +1,8 @@
 """Selection of the modules that a config names: for a LoRA, to be saved whole, for trained tokens; as in PEFT.
 
 `target_modules`, `exclude_modules`, `layers_to_transform` and `layers_pattern` are matched against a module's path, as
-`check_target_module_exists` of PEFT does; `modules_to_save` against the end of one. What decides is the path alone, so
-that a tensor of a layer that the base lacks is told from one that the config does not name.
+`check_target_module_exists` of PEFT does; `modules_to_save` against the end of a path. The path alone decides, so that
+a tensor of a layer that the base lacks differs from a tensor that the config does not name.
 """
 
 import re
@@ -17,10 +17,10 @@ from manylora.adapters.peft.regular_expressions import Regular
 from manylora.adapters.refusals import Refusals, shown
 
 DEFAULT_TARGETS = ("q_proj", "v_proj")
-"""PEFT's for a Llama or Mistral base whose adapter names none."""
+"""PEFT's default targets for a Llama or Mistral base."""
 ALL_LINEAR = "all-linear"
 DUMMY_TARGETS = "dummy-target-modules"
-"""PEFT's word for an adapter without a LoRA."""
+"""PEFT's target name for an adapter without a LoRA."""
 MAX_NAMES = 16_384
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 _CONTAINERS = ("self_attn", "mlp", "mlp.act_fn", *_NORMS)
@@ -34,7 +34,7 @@ _LAYER_AT = re.compile(r"\.([0-9]+)\.", re.ASCII)
 
 
 class Why(Enum):
-    """Why a module has no LoRA, in the words of an ingest report."""
+    """The reason for which a module has no LoRA, in the words of an ingest report."""
 
     NOT_TARGETED = "`target_modules` does not name its module"
     EXCLUDED = "`exclude_modules` names its module"
@@ -44,7 +44,7 @@ class Why(Enum):
 
 @dataclass(frozen=True, slots=True)
 class _NameList:
-    """A list of names: a path has one if it is one, or ends in one behind a dot."""
+    """A list of names. A path matches a name if it equals the name or ends in a dot and the name."""
 
     names: frozenset[str]
 
@@ -64,7 +64,7 @@ class _Whole:
 
 @dataclass(frozen=True, slots=True)
 class _AllLinear:
-    """Every linear layer but the output head. What the base lacks counts as one."""
+    """Every linear layer but the output head. A module that the base lacks counts as one."""
 
     def has(self, path: str) -> bool:
         return not _NOT_LINEAR.fullmatch(path)
@@ -77,7 +77,10 @@ class Selection:
     """Modules that the config of one adapter names. `saves` are the names of `modules_to_save`."""
 
     def __init__(self, fields: Mapping[str, Any], refuse: Refusals) -> None:  # JSON values of several types
-        """Raises `AdapterCorrupt` for what cannot be meant, and what PEFT refuses to read."""
+        """Read the lists of names.
+
+        Raises `AdapterCorrupt` for a malformed field, and for a combination that PEFT refuses.
+        """
         self._refuse = refuse
         self.is_dummy = fields.get("target_modules") == DUMMY_TARGETS
         self._check_layers(fields)
@@ -94,9 +97,9 @@ class Selection:
         self._known: dict[str, Why | None] = {}
 
     def tie_ends(self) -> None:
-        """Take both ends for one, on a base whose ends are tied, where `ensure_weight_tying` asks for it.
+        """Treat both ends as one, on a base whose ends are tied, if `ensure_weight_tying` asks for it.
 
-        What is named of either, to be saved or for a LoRA, is then named of both.
+        A name for either end, to be saved or for a LoRA, then applies to both.
         """
         ends = [path.rpartition(".")[2] for path in END_PATHS.values()]
         if not self._ties:
@@ -115,7 +118,10 @@ class Selection:
     # ── what is named ────────────────────────────────────────────────────────────────────────────────────────────
 
     def why_not(self, path: str) -> Why | None:
-        """Why a module has no LoRA; None: it has one. Raises `AdapterCorrupt` for a pattern that takes too long."""
+        """Return the reason for which a module has no LoRA, or None if it has one.
+
+        Raises `AdapterCorrupt` for a pattern that takes too long.
+        """
         if path not in self._known:
             try:
                 self._known[path] = self._why_not(path)
@@ -128,7 +134,7 @@ class Selection:
         return self.why_not(path) is None
 
     def saves_whole(self, path: str) -> bool:
-        """Return whether `modules_to_save` names a module: by the end of its path, whatever stands before."""
+        """Return whether `modules_to_save` names a module by the end of its path."""
         return any(path.endswith(name) for name in self.saves)
 
     def _why_not(self, path: str) -> Why | None:
@@ -153,7 +159,7 @@ class Selection:
         return False
 
     def _layer_of(self, path: str) -> int | None:
-        """The number behind the first match of a `layers_pattern`; without one, the first number behind a name."""
+        """Return the number behind the first match of a `layers_pattern`; without one, that behind any name."""
         if not self._layers_patterns:
             match = _FIRST_LAYER.match(path)
             return None if match is None else int(match[1])
@@ -213,7 +219,7 @@ def _names_of(name: str, value: object, refuse: Refusals) -> list[str]:
 
 
 def module_paths(shape: BaseShape) -> Iterator[str]:
-    """The paths of the base's modules that PEFT matches, those that can have a LoRA and those that cannot."""
+    """Yield the paths of the base's modules that PEFT matches, those that can have a LoRA and those that cannot."""
     yield from ("model", "model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head")
     for layer in range(shape.num_layers):
         yield f"model.layers.{layer}"

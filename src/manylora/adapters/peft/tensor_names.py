@@ -17,14 +17,14 @@ _FINAL_NORM = re.compile(r"model\.norm\.(?:modules_to_save\.)?weight", re.ASCII)
 class Part(Enum):
     """The part of a module that a tensor is.
 
-    A, B        of its LoRA; A is (rank, in), B (out, rank), for an embedding in = vocabulary, out = hidden
-    BIAS        of B, (out,): `lora_bias`
-    MAGNITUDE   of DoRA, (out,)
+    A, B        LoRA factors; A is (rank, in), B (out, rank); for an embedding in = vocabulary, out = hidden
+    BIAS        bias of B, (out,): `lora_bias`
+    MAGNITUDE   magnitude of DoRA, (out,)
     TABLE       a whole embedding or head, trained or resized
-    BASE        the base's own, which PEFT copies beside what it wraps; a tied base has one for both ends
-    TOKENS      trained rows of one of them, (tokens, hidden), in place of the base's
+    BASE        the base's own table, which PEFT copies beside a wrapped module; a tied base has one for both ends
+    TOKENS      trained rows of a table, (tokens, hidden), which replace the base's
     NORM        a norm's whole weight, (hidden,)
-    UNUSED      what the module was before it was trained
+    UNUSED      a copy of the module before it was trained
     """
 
     A = auto()
@@ -65,7 +65,7 @@ _NORM_PARTS = {
 
 
 def read_name(name: str) -> tuple[Module, Part] | None:
-    """The module a tensor belongs to and its part of it; None if it is none that is served.
+    """Return the module that a tensor belongs to and the part that it is, or None if the name is none of those served.
 
     A norm's module is (layer, 0) before attention, (layer, 1) after it, or `FINAL_NORM`.
     """

@@ -12,7 +12,7 @@ import numpy as np
 from manylora.adapters.peft.values import Float, Values, read_values, widened
 
 PIECE_BYTES = 1 << 20
-"""Of a piece in float32. A tensor no larger than that is one piece, read once."""
+"""Size of a piece in float32, in bytes. A tensor of at most this size is one piece, read once."""
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 _RAW = {"BF16": "<u2", "F16": "<u2", "F32": "<f4"}
@@ -25,11 +25,11 @@ class Pieces(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     def pieces(self) -> Iterator[tuple[int, Values]]:
-        """The matrix from its first row to its last, each piece with the number of its first row."""
+        """Yield the matrix from its first row to its last, each piece with the number of its first row."""
 
 
 class HeldTensor:
-    """A matrix that is in memory."""
+    """A matrix in memory."""
 
     def __init__(self, values: Values) -> None:
         self._values = values
@@ -43,7 +43,7 @@ class HeldTensor:
 
 
 class FileTensor:
-    """A tensor of a weights file that is in memory. `dtype` is the file's."""
+    """A tensor of a weights file in memory. `dtype` is the file's."""
 
     def __init__(self, raw: memoryview, dtype: str, shape: tuple[int, ...]) -> None:
         self._file = np.frombuffer(raw, dtype=_RAW[dtype]).reshape(shape)
@@ -51,18 +51,18 @@ class FileTensor:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of a matrix."""
+        """The shape of a matrix: (rows, columns)."""
         return self._file.shape[0], self._file.shape[1]
 
     @cached_property
     def spelling(self) -> str:
-        """The dtype that holds all its values, and in which `pieces` gives them; whatever the file's own is."""
+        """The dtype in which `pieces` yields the values: bfloat16's bits if they hold all values, else float32."""
         if self._is_small:
             return str(self._whole.dtype.str)
         return "<u2" if all(self._read(part).dtype == np.uint16 for _, part in self._parts()) else "<f4"
 
     def pieces(self) -> Iterator[tuple[int, Values]]:
-        """In one spelling: equal values have the same bytes."""
+        """Yield the pieces in one spelling: equal values have the same bytes."""
         if self._is_small:
             yield 0, self._whole
             return
@@ -72,15 +72,15 @@ class FileTensor:
             yield first, widened(values) if is_wide else values
 
     def rows(self, first: int, stop: int) -> Float:
-        """Rows `[first, stop)` of a matrix."""
+        """Return rows `[first, stop)` of a matrix as float32."""
         return widened(self._whole[first:stop] if self._is_small else self._read(self._file[first:stop]))
 
     def columns(self, first: int, stop: int) -> Float:
-        """Columns `[first, stop)` of a matrix."""
+        """Return columns `[first, stop)` of a matrix as float32."""
         return widened(self._whole[:, first:stop] if self._is_small else self._read(self._file[:, first:stop]))
 
     def take(self, rows: Numbers) -> Float:
-        """The rows of these numbers."""
+        """Return the rows of these numbers as float32."""
         return widened(self._read(self._file[rows]))
 
     @property
@@ -100,10 +100,13 @@ class FileTensor:
 
 
 class OwnRows:
-    """Rows that an end of the model has of its own: token ids (count,) int32 ascending, and a row for each."""
+    """An end's own rows: token ids (count,) int32 ascending, and one row (hidden,) for each id."""
 
     def __init__(self, *sources: tuple[FileTensor, Numbers, Numbers]) -> None:
-        """Of each source the ids and the rows that they have in it; a later one stands in place of those before it."""
+        """Combine sources: for each source the tensor, the token ids, and the tensor's row of each id.
+
+        The rows of a later source replace those of the sources before it.
+        """
         self._tensors = [tensor for tensor, _, _ in sources]
         every = np.concatenate([np.empty(0, dtype=np.int64), *(ids for _, ids, _ in sources)])
         ids, last = np.unique(every[::-1], return_index=True)
@@ -115,7 +118,7 @@ class OwnRows:
         self._row = np.concatenate([np.empty(0, dtype=np.int64), *(rows for _, _, rows in sources)])[chosen]
 
     def pieces(self) -> Iterator[tuple[int, Float]]:
-        """The rows in the order of their ids, each piece with the place of its first in that."""
+        """Yield the rows in the order of their ids, each piece with the place of its first row in that order."""
         if not len(self.ids):
             return
         width = self._tensors[0].shape[1]

@@ -1,4 +1,4 @@
-"""The values of weights files: read in one spelling, widened to float32, cast into what is served. Without torch."""
+"""The values of weights files: read in one spelling, widened to float32, cast to the served dtype. Without torch."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ import numpy as np
 
 Float = np.ndarray[Any, np.dtype[np.float32]]
 Values = np.ndarray[Any, Any]
-"""float32, or uint16 holding the bits of bfloat16."""
+"""An array of float32, or of uint16 with the bits of bfloat16."""
 
 
 def read_values(raw: memoryview, dtype: str, shape: tuple[int, ...]) -> Values:
-    """A tensor's values: uint16 (the bits of bfloat16) if that holds them exactly, else float32.
+    """Return a tensor's values: uint16 (the bits of bfloat16) if that holds them exactly, else float32.
 
-    `dtype` is the file's: BF16, F16 or F32. Equal values have one spelling, whatever dtype they were saved in.
+    `dtype` is the file's: BF16, F16 or F32. Equal values have one spelling, independent of the dtype of the file.
     """
     if dtype == "BF16":
         return np.frombuffer(raw, dtype="<u2").reshape(shape)
@@ -21,7 +21,7 @@ def read_values(raw: memoryview, dtype: str, shape: tuple[int, ...]) -> Values:
 
 
 def narrowed(wide: Float) -> Values:
-    """float32 values as the bits of bfloat16, if that holds them exactly."""
+    """Return float32 values as the bits of bfloat16 if that holds them exactly, else unchanged."""
     bits = wide.view(np.uint32)
     return wide if (bits & 0xFFFF).any() else (bits >> 16).astype(np.uint16)
 
@@ -31,7 +31,7 @@ def widened(values: Values) -> Float:
 
 
 def cast_into(target: Values, values: Values) -> bool:
-    """Write `values` in the target's dtype (uint16 holds bfloat16). Returns whether all are finite in both."""
+    """Write `values` in the target's dtype (uint16 holds bfloat16). Return whether all are finite in both dtypes."""
     if target.dtype == values.dtype == np.uint16:
         target[:] = values
     elif target.dtype == np.uint16:
@@ -46,7 +46,10 @@ def cast_into(target: Values, values: Values) -> bool:
 
 
 def _half_to_float32(half: np.ndarray[Any, np.dtype[np.uint16]]) -> Float:
-    """float16 → float32 by its bits, exactly (numpy's own conversion takes four times as long); NaN for Inf and NaN."""
+    """Return float16 values as float32, computed from their bits, exactly; NaN for Inf and NaN.
+
+    numpy's own conversion takes four times as long.
+    """
     wide = half.astype(np.uint32)
     values = ((wide & 0x7FFF) << 13).view(np.float32) * np.float32(2.0**112)  # the exponents' biases differ by 112
     values.view(np.uint32)[:] |= (wide & 0x8000) << 16

@@ -1,4 +1,4 @@
-"""Files of a remote store into memory: in parts side by side, each taken up again where it was cut."""
+"""Downloads of files from a remote store into memory, in parallel parts; each resumes where its connection broke."""
 
 import asyncio
 import hashlib
@@ -17,11 +17,11 @@ from manylora.errors import AdapterError
 PART_BYTES = 4 << 20
 PARALLEL_PARTS = 4
 MAX_TRIES = 5
-"""In a row without a byte gained."""
+"""Failed tries in a row, without a byte gained, after which a download fails."""
 FIRST_WAIT_S = 0.1
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 10
-"""Without a byte; how long a whole file may take is the load's own limit."""
+"""Seconds without a byte after which a read fails. The load's own limit bounds the time of a whole file."""
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -29,11 +29,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of known size in a store, in one version.
+    """One version of a file of known size in a store.
 
-    etag      the store's mark of the version, or None where it gives none; then `modified` (ISO 8601) tells versions
-    sha256    of the content, in hexadecimal, where the source knows it
-    version   the store's own id of the version, or a checksum that it gives; None where it gives neither
+    etag      the store's mark of the version; None: the store gives none, and `modified` (ISO 8601) marks the version
+    sha256    hash of the content, in hexadecimal; None if the source does not know it
+    version   the store's own id of the version, or its checksum; None if the store gives neither
     """
 
     path: str
@@ -45,37 +45,43 @@ class RemoteFile:
 
 
 class StoreDenies(Exception):
-    """The store refuses the credential, or the lack of one."""
+    """An error: the store refuses the credential, or asks for one that is missing."""
 
 
 class FileReplaced(Exception):
-    """The version that was asked for is not there any more."""
+    """An error: the version asked for is gone from the store."""
 
 
 class StoreRefused(Exception):
-    """No further try would change it; the text says why, in words for the caller."""
+    """An error that another try would not change; its text is the reason, for the caller."""
 
 
 class FileStore(Protocol):
-    """A place with files. Both methods raise the three errors above, or `OSError` if another try may succeed."""
+    """The Protocol of a place with files.
+
+    Both methods raise the errors above, or `OSError` if another try may succeed.
+    """
 
     async def look_up(self, path: str) -> RemoteFile | None:
-        """The current version of a file; None if there is no such file."""
+        """Return the current version of a file; None if there is no such file."""
 
     def read(self, file: RemoteFile, start: int, stop: int) -> AsyncGenerator[memoryview]:
-        """Bytes `[start, stop)` of one version of a file, in order; more or fewer may come, which the caller checks."""
+        """Yield bytes `[start, stop)` of one version of a file, in order.
+
+        The caller checks that the number is right.
+        """
 
 
 async def look_up(store: FileStore, path: str, refuse: Refusals) -> RemoteFile | None:
-    """The current version of a file; None if there is no such file. Raises as `RemoteSource.locate`."""
+    """Return the current version of a file; None if there is no such file. Raises as `RemoteSource.locate`."""
     return await tried(lambda: store.look_up(path), refuse)
 
 
 async def download(store: FileStore, file: RemoteFile, refuse: Refusals) -> memoryview:
-    """The bytes of one version of a file.
+    """Return the bytes of one version of a file.
 
-    Raises as `RemoteSource.fetch`: `AdapterSourceUnavailable` also when the file was replaced or changed its size
-    meanwhile, `AdapterCorrupt` when the content is not what its checksum says.
+    Raises as `RemoteSource.fetch`: `AdapterSourceUnavailable` also if the file was replaced or changed its size
+    meanwhile, `AdapterCorrupt` if the content does not match its checksum.
     """
     data = np.empty(file.num_bytes, dtype=np.uint8).data
     places = asyncio.Semaphore(PARALLEL_PARTS)
@@ -93,7 +99,7 @@ async def download(store: FileStore, file: RemoteFile, refuse: Refusals) -> memo
 
 
 async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
-    """The results of all; the first failure cancels the others and is raised as itself."""
+    """Return the results of all coroutines. The first failure cancels the others and is raised itself."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one) for one in work]
@@ -122,7 +128,7 @@ async def _fetch_part(
 
 
 async def tried(attempt: Callable[[], Awaitable[T]], refuse: Refusals, progress: Callable[[], int] = lambda: 0) -> T:
-    """Try until it succeeds, is refused, or fails `MAX_TRIES` times in a row without progress."""
+    """Call `attempt` until it succeeds, is refused, or fails `MAX_TRIES` times in a row without progress."""
     failures, reached = 0, progress()
     while True:
         try:
@@ -139,7 +145,10 @@ async def tried(attempt: Callable[[], Awaitable[T]], refuse: Refusals, progress:
 
 
 def _final(error: Exception, refuse: Refusals) -> AdapterError:
-    """The error for what no further try would change. The store's own words may name its address: they are not told."""
+    """Return the error of a failure that another try would not change.
+
+    The store's own message may contain its address, so the error leaves it out.
+    """
     if isinstance(error, StoreDenies):
         return refuse.access_denied()
     if isinstance(error, FileReplaced):

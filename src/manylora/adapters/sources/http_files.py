@@ -1,7 +1,7 @@
-"""Files over HTTP below an address that the operator names. httpx2 is imported when the first one is asked for.
+"""Files over HTTP below an address that the operator names. httpx2 is imported at the first use.
 
-A redirect is the server's word, and what a server holds may be a tenant's: it is followed only where the operator
-allows, never with a credential, and never to an address that is not a public one.
+A server may hold a tenant's files, so a redirect from it is not trusted. The client follows a redirect only where the
+operator allows it, never with a credential, and never to an address that is not public.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ VERSION_HEADERS = (
     "x-amz-checksum-sha256",
     "x-checksum-sha256",
 )
-"""Each has another value for other content. An ETag need not: many servers make it of size and modification time."""
+"""Headers whose value differs for different content. An ETag is none of them: many servers make it of size and time."""
 MAX_REDIRECTS = 5
 MAX_WORTH_ANOTHER_TRY = 599
 MAX_VERSION_CHARACTERS = 256
@@ -54,7 +54,7 @@ class RedirectRule:
     """The hosts that a redirect may lead to, besides the server itself.
 
     hosts    names that the operator lists, with http or https, at any address and port
-    public   whether also to any other host, with https at its usual port, if all its addresses are public ones
+    public   whether any other host is allowed too, with https at port 443, if all its addresses are public
     """
 
     hosts: frozenset[str] = frozenset()
@@ -62,7 +62,7 @@ class RedirectRule:
 
 
 class HttpPlace:
-    """An address that the operator names, and what holds for all below it."""
+    """An address that the operator names, with its credentials and its rule for redirects."""
 
     def __init__(self, url: str, rule: RedirectRule, token: str = "") -> None:
         self._url = url.rstrip("/")
@@ -71,7 +71,7 @@ class HttpPlace:
 
     @asynccontextmanager
     async def opened(self) -> "AsyncIterator[HttpFiles]":
-        """The files there, over connections that are closed at the end."""
+        """Open the files below the address; the connections close at the end of the context."""
         import httpx2
 
         timeout = httpx2.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, pool=None)
@@ -82,7 +82,7 @@ class HttpPlace:
 
 
 class HttpFiles:
-    """`FileStore` below one address."""
+    """A `FileStore` below one address."""
 
     def __init__(self, url: str, rule: RedirectRule, token: str, client: "httpx2.AsyncClient") -> None:
         self._url = url
@@ -98,7 +98,7 @@ class HttpFiles:
             size, modified = answer.headers.get("content-length", ""), answer.headers.get("last-modified")
             version = _version(answer)
         if not (size.isascii() and size.isdecimal()):
-            raise StoreRefused("it does not tell the size of its files")
+            raise StoreRefused("it does not give the size of its files")
         return RemoteFile(path, int(size), answer.headers.get("etag"), _as_iso(modified), version=version)
 
     async def read(self, file: RemoteFile, start: int, stop: int) -> AsyncGenerator[memoryview]:
@@ -118,9 +118,9 @@ class HttpFiles:
     async def answer(
         self, method: str, path: str, headers: Mapping[str, str] | None = None
     ) -> "AsyncIterator[httpx2.Response]":
-        """The answer to a request, whatever its status, its body not read yet. Raises as `FileStore`.
+        """Return the answer to a request, of any status, with its body unread. Raises as `FileStore`.
 
-        `path` is quoted, and may have a query; redirects that the rule allows have been followed.
+        `path` is quoted, and may have a query. The client has followed the redirects that the rule allows.
         """
         import httpx2
 
@@ -148,10 +148,10 @@ class HttpFiles:
             return self._client.build_request(method, url, headers=own)
         if url.host in self._rule.hosts:
             return self._client.build_request(method, url, headers=own)
-        # What was checked is what is connected to: a second look-up of the name could give another address.
+        # The connection goes to the checked address: a second look-up of the name could give another one.
         address = await _public_address(url.host)
         own["host"] = url.host
-        names = {"sni_hostname": url.host}  # which the certificate must be for
+        names = {"sni_hostname": url.host}  # the certificate must be for this name
         return self._client.build_request(method, url.copy_with(host=address), headers=own, extensions=names)
 
     def _target(self, url: "httpx2.URL", location: str) -> "httpx2.URL":
@@ -183,7 +183,10 @@ def check_status(answer: "httpx2.Response") -> None:
 
 
 async def _public_address(host: str) -> str:
-    """An address of `host` if all it has are public. Raises `StoreRefused`, or `OSError` without an answer."""
+    """Return an address of `host` if all its addresses are public.
+
+    Raises `StoreRefused` if one is not, `OSError` if the look-up fails.
+    """
     found = await asyncio.get_running_loop().getaddrinfo(host, HTTPS_PORT, type=socket.SOCK_STREAM)
     addresses = [str(entry[4][0]) for entry in found]
     if not addresses or not all(is_public(address) for address in addresses):
@@ -192,7 +195,7 @@ async def _public_address(host: str) -> str:
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address is public; a form that carries another address in it is not."""
+    """Return whether an IP address is public. An address that embeds another one, as NAT64 and 6to4 do, is not."""
     parsed = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(parsed, ipaddress.IPv6Address):
         carries = parsed.ipv4_mapped or parsed.sixtofour or parsed.teredo
@@ -214,7 +217,7 @@ def _origin(url: "httpx2.URL") -> tuple[str, str, int | None]:
 
 @cache
 def _trusted() -> "ssl.SSLContext":
-    """The system's certificates, read once a process: that takes tens of milliseconds."""
+    """Return the system's certificates. They are read once a process, which takes tens of milliseconds."""
     import httpx2
 
     return httpx2.create_ssl_context()
@@ -229,24 +232,24 @@ def _conditions(file: RemoteFile) -> dict[str, str]:
 
 
 def _check_version(answer: "httpx2.Response", file: RemoteFile, *, is_part: bool) -> None:
-    """Return whether a reply has the file as it was found: servers may ignore conditions and ranges."""
+    """Raise as `FileStore` unless a reply has the file's version: servers may ignore conditions and ranges."""
     if is_part and answer.status_code != 206:
         raise StoreRefused("it does not send parts of files")
-    told = (
+    given = (
         answer.headers.get("content-range", "").rpartition("/")[2] if is_part else answer.headers.get("content-length")
     )
-    if told is not None and told != str(file.num_bytes):
+    if given is not None and given != str(file.num_bytes):
         raise FileReplaced
     etag = answer.headers.get("etag")
     if file.etag is not None and etag is not None and etag != file.etag:
         raise FileReplaced
     version = _version(answer)
     if not is_part and file.version is not None and version is not None and version != file.version:
-        raise FileReplaced  # of a part some servers send the part's own checksum
+        raise FileReplaced  # some servers send a part's own checksum with the part
 
 
 def _version(answer: "httpx2.Response") -> str | None:
-    """The first of `VERSION_HEADERS` that an answer has, with its name."""
+    """Return the first of `VERSION_HEADERS` that an answer has, with its name."""
     found = ((name, answer.headers.get(name)) for name in VERSION_HEADERS)
     return next((f"{name}={value[:MAX_VERSION_CHARACTERS]}" for name, value in found if value), None)
 

@@ -1,7 +1,7 @@
 """Adapters in repositories of a Hugging Face hub, each at a pinned commit, with the caller's own token.
 
-The hub is asked by two routes, its list of a commit's files and the files. They are spoken to directly: the hub's own
-client follows every redirect and reads an answer of any length.
+The module uses two routes of the hub, the list of a commit's files and the files, and calls them directly: the hub's
+own client follows every redirect and reads an answer of any length.
 """
 
 import json
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 DEFAULT_REVISION = "main"
 MAX_ANSWER_BYTES = 8 << 20
-"""Of a commit's list of files: some thirty thousand of them."""
+"""Limit on the answer with a commit's list of files; it fits some thirty thousand files."""
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ABSENT = ("RepoNotFound", "RevisionNotFound", "EntryNotFound")
@@ -39,7 +39,7 @@ _ABSENT = ("RepoNotFound", "RevisionNotFound", "EntryNotFound")
 
 @dataclass(frozen=True, slots=True)
 class _Commit:
-    """A commit, and of each of our files there: its size and its checksum where the hub knows it."""
+    """A commit, with the size of each needed file and its checksum if the hub knows it."""
 
     sha: str
     files: dict[str, tuple[int, str | None]]

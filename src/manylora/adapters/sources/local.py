@@ -4,10 +4,10 @@ An adapter is served, and listed, if both its files are regular files, the real 
 below the real path of its root, and no part of its name leads back to a folder above it. A link inside a root
 counts as its target; a link that leads out of the root counts as missing.
 
-A version's stamp has, of each file, what tells that it is another one: device, inode, size, modification time and
-change time. A copy with its old times (`cp -p`, `rsync --times`) has a new change time. Where the file system does not
-set change times itself (`change_times.py`), the stamp has this process's session too: after a restart the content is
-read again, and an equal digest keeps the packed image.
+A version's stamp has the values that identify each file: device, inode, size, modification time and change time. A copy
+with its old times (`cp -p`, `rsync --times`) has a new change time. Where the file system does not set change times
+itself (`change_times.py`), the stamp has this process's session too: after a restart the content is read again, and an
+equal digest keeps the packed image.
 """
 
 import errno
@@ -46,17 +46,20 @@ from manylora.errors import AdapterCorrupt, AdapterReferenceInvalid
 MAX_REMEMBERED = 4_096
 SESSION_MARK = "|"
 TICK_S, COARSE_TICK_S = 0.02, 1.0
-"""Longest time in which two changes of a file may have one change time: a tick of the kernel's, of an old format's."""
+"""Longest spans in seconds in which two changes of a file may get one change time.
+
+The first is a tick of the kernel's clock, the second that of an old file system's format.
+"""
 _NAMES_NOTHING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
-"""Errors of the system for a name that no file has, nor can have: links in a loop, a part of over 255 characters."""
+"""Errors of the system for a name that no file can have: links in a loop, a part of over 255 characters."""
 _NAMEABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+\-]*")
-"""A folder that a request can name; nothing below any other one is looked at."""
+"""The form of a folder's name that a request can name. Folders with other names are not searched."""
 
 
 class LocalSource:
-    """Adapters in folders below configured roots; an adapter's id is its path relative to a root.
+    """Adapters in folders below configured roots. An adapter's id is its path relative to a root.
 
-    `place` may say otherwise: the path below a root, from what a request names.
+    `place` may replace that rule: it returns the path below a root for a reference.
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class LocalSource:
     ) -> None:
         self._place = place
         self._roots = tuple(Path(os.path.realpath(root)) for root in roots)
-        self._inside: OrderedDict[AdapterRef, str] = OrderedDict()  # the stamp whose links were last followed
+        self._inside: OrderedDict[AdapterRef, str] = OrderedDict()  # the stamp for which the links were last followed
         self._change_times = change_times or ChangeTimes()
         self._session = secrets.token_hex(8)
 
@@ -81,7 +84,7 @@ class LocalSource:
 
     def fetch(self, ref: AdapterRef, stamp: str, max_bytes: int) -> FetchedFiles:
         refuse = Refusals(ref.id, ref.source)
-        stamp = stamp.partition(SESSION_MARK)[0]  # the session is of the process that located it
+        stamp = stamp.partition(SESSION_MARK)[0]  # the process that located the adapter added the session
         located, root, folder = self._located(ref)
         if located.stamp == stamp:
             _wait_for_the_next_tick(stamp)
@@ -133,7 +136,7 @@ class LocalSource:
 
 
 def _stamped(folder: str, refuse: Refusals) -> Located:
-    """The version in a folder. Raises `FileNotFoundError` as the system does."""
+    """Return the version in a folder. Raises `FileNotFoundError` if a file is missing."""
     facts: list[os.stat_result] = []
     for name in PARTS:
         if (fact := _fact(folder, name, refuse)) is None:
@@ -146,7 +149,7 @@ def _stamped(folder: str, refuse: Refusals) -> Located:
 
 
 def _fact(folder: str, name: str, refuse: Refusals) -> os.stat_result | None:
-    """Return the system's facts of a regular file; None where there is no file of that name."""
+    """Return the system's facts of a regular file; None if there is no file of that name."""
     try:
         fact = os.stat(f"{folder}/{name}")  # noqa: PTH116 - each wish comes here; a Path costs more than stat
     except OSError as error:
@@ -163,7 +166,7 @@ def _stamp(fact: os.stat_result) -> str:
 
 
 def _facts_of(stamp: str) -> dict[str, list[int]]:
-    """Of each file in a stamp: its times, size, device and inode, as `_stamp` writes them."""
+    """Return the numbers of each file in a stamp: its times, size, device and inode, as `_stamp` writes them."""
     first, second, *texts = stamp.split(" ")
     named = zip(PARTS, (first, second), strict=True)
     facts = {**dict(named), **dict(text.split(":", 1) for text in texts)}
@@ -171,7 +174,7 @@ def _facts_of(stamp: str) -> dict[str, list[int]]:
 
 
 def _wait_for_the_next_tick(stamp: str) -> None:
-    """Return when a change from now on gets another change time than the newest of this stamp. Blocks, for a moment."""
+    """Block until a change of a file would get another change time than the newest of this stamp: at most a second."""
     newest_ns = max(changed_ns for *_, changed_ns in _facts_of(stamp).values())
     tick_s = TICK_S if newest_ns % SECOND_NS else COARSE_TICK_S
     clock = SystemClock()
@@ -186,7 +189,7 @@ def _missing(folder: Path, refuse: Refusals) -> Exception:
 
 
 def _is_inside(root: str, place: str) -> bool:
-    """Return whether a folder and its files really lie below a root, without a step back above any part of the name."""
+    """Return whether a folder and its files lie below a root, with no part of the name leading back above it."""
     chain, path = [root], root
     for part in place.split("/"):
         path = f"{path}/{part}"
@@ -202,7 +205,7 @@ def _is_below(root: str, real: str) -> bool:
 
 
 def _names_below(root: str) -> Iterator[str]:
-    """The names below a real root that `_is_inside` holds for, folders in the order of their names."""
+    """Yield the names below a real root for which `_is_inside` holds, folders in the order of their names."""
     ahead: list[tuple[str, str, tuple[str, ...]]] = [("", root, (root,))]  # name, real path, real paths down to it
     while ahead:
         name, real, chain = ahead.pop()
@@ -211,7 +214,7 @@ def _names_below(root: str) -> Iterator[str]:
         try:
             entries = sorted(os.scandir(real), key=lambda entry: entry.name)
         except OSError:
-            continue  # gone, or not ours to read
+            continue  # gone, or not readable by this process
         for entry in entries:
             if entry.name in PARTS:
                 parts += _is_file_below(root, entry)
@@ -248,7 +251,7 @@ def _is_nameable(name: str) -> bool:
 
 @contextmanager
 def _opened(root: Path, folder: Path, refuse: Refusals) -> Iterator[dict[str, int]]:
-    """The descriptors of both parts and of the text files that there are, by their names."""
+    """Open both parts and the existing text files of an adapter. The context has the descriptors by name."""
     opened: dict[str, int] = {}
     try:
         for name in (*PARTS, *TEXT_FILES):
@@ -258,7 +261,7 @@ def _opened(root: Path, folder: Path, refuse: Refusals) -> Iterator[dict[str, in
                 if name in PARTS:
                     raise
                 continue
-            # What was opened is checked, not what the name pointed at a moment ago.
+            # The check applies to the open file, not to the file that had the name a moment ago.
             if not _is_open_inside(opened[name], folder / name, root):
                 raise refuse.not_found()
             if not stat.S_ISREG(os.fstat(opened[name]).st_mode):

@@ -1,7 +1,7 @@
-"""Files of S3, Google Cloud Storage and Azure. obstore is imported when the first one is asked for.
+"""Files of S3, Google Cloud Storage and Azure. obstore is imported at the first use.
 
-Its HTTP client follows redirects and has no switch for that. These stores send none that a tenant could set: what they
-redirect, they redirect to themselves, at the endpoint that the operator names.
+Its HTTP client follows redirects and has no switch for that. These stores send no redirect that a tenant could set:
+they redirect to themselves only, at the endpoint that the operator names.
 """
 
 from collections.abc import AsyncGenerator, Iterator
@@ -24,7 +24,7 @@ _CHUNK_BYTES = 1 << 17
 
 
 class ObjectFiles:
-    """`FileStore` over one place such as `s3://bucket/prefix`."""
+    """A `FileStore` over one place such as `s3://bucket/prefix`."""
 
     def __init__(self, place: str) -> None:
         self._place = place
@@ -45,7 +45,7 @@ class ObjectFiles:
     async def read(self, file: RemoteFile, start: int, stop: int) -> AsyncGenerator[memoryview]:
         import obstore
 
-        options: Any = {}  # of the library's own type, whose fields may only be there when they are meant
+        options: Any = {}  # of the library's own type, in which a field must be absent to have its default
         if file.etag is not None:
             options["if_match"] = file.etag
         elif file.modified is not None:
@@ -65,7 +65,7 @@ class ObjectFiles:
         from obstore.store import from_url
 
         if self._opened is None:
-            # The library's own retries start a part anew and tell nobody; ours go on where it was cut.
+            # The library's own retries start a part anew and report nothing; ours resume where it broke.
             once: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=1)}
             self._opened = from_url(self._place, client_options=_client_options(), retry_config=once)
         return self._opened

@@ -25,15 +25,15 @@ from manylora.errors import AdapterAccessDenied
 
 
 class ObjectSource:
-    """Adapters below places such as `s3://bucket/prefix`; the first place that has one is taken.
+    """Adapters below places such as `s3://bucket/prefix`; the first place that has an adapter serves it.
 
     An adapter's id is its path below a place, or its place and path together (`bucket/prefix/name`). Credentials,
     region and endpoint come from the variables that each storage's own tools read (`AWS_ACCESS_KEY_ID`, …).
-    Plain HTTPS is redirected to `redirect_hosts` only: what lies elsewhere is not below a place.
+    Plain HTTPS is redirected to `redirect_hosts` only, since a file elsewhere is not below a place.
 
-    A version is recognised by the storage's version id or ETag. Where neither can be relied on (plain HTTPS without a
-    version id or a checksum) its stamp has `session`, too: with another session, as after a restart, the content is
-    fetched again, and an equal digest keeps the packed image.
+    The storage's version id or ETag identifies a version. Where neither is reliable (plain HTTPS without a version id
+    or a checksum) its stamp has `session`, too: with another session, as after a restart, the content is fetched
+    again, and an equal digest keeps the packed image.
     """
 
     def __init__(self, places: Sequence[str], redirect_hosts: Sequence[str] = (), *, session: str = "") -> None:
@@ -65,7 +65,7 @@ class ObjectSource:
             )
 
     async def _located(self, place: str, ref: AdapterRef, store: FileStore, refuse: Refusals) -> Located | None:
-        """The adapter's version in one place; None if nothing of it is there."""
+        """Return the adapter's version in one place; None if the place has none of its files."""
         folder = _below(place, ref.id)
         config, weights = await together(*(look_up(store, f"{folder}/{name}", refuse) for name in PARTS))
         if config is not None and weights is not None:
@@ -83,20 +83,20 @@ class ObjectSource:
     async def _opened(self, place: str) -> AsyncIterator[FileStore]:
         store = self._stores[place]
         if isinstance(store, ObjectFiles):
-            yield store  # which keeps connections of its own
+            yield store  # the store keeps connections of its own
         else:
             async with store.opened() as opened:
                 yield opened
 
 
 async def _text_files(folder: str, store: FileStore, refuse: Refusals) -> dict[str, RemoteFile]:
-    """The text files of an adapter, looked up side by side."""
+    """Look up the text files of an adapter side by side, and return those that exist."""
 
     async def found_or_none(name: str) -> RemoteFile | None:
         try:
             return await look_up(store, f"{folder}/{name}", refuse)
         except AdapterAccessDenied:
-            # S3 denies a file that is not there to whoever may not list; the two parts beside it were allowed.
+            # S3 denies a missing file to a caller that may not list; the two parts beside it were allowed.
             return None
 
     found = await together(*(found_or_none(name) for name in TEXT_FILES))
@@ -111,7 +111,7 @@ async def fetch_files(
     max_bytes: int,
     refuse: Refusals,
 ) -> FetchedFiles:
-    """All files side by side. Raises as `RemoteSource.fetch`."""
+    """Fetch all files side by side. Raises as `RemoteSource.fetch`."""
     limits = [(config, MAX_CONFIG_BYTES), (weights, max_bytes)]
     limits += [(file, MAX_FILE_BYTES[name]) for name, file in texts.items()]
     for file, limit_bytes in limits:
@@ -127,5 +127,5 @@ def _is_versioned(file: RemoteFile, source: SourceName | None) -> bool:
 
 
 def _below(place: str, adapter_id: str) -> str:
-    """The adapter's folder below a place, from an id that may repeat the place."""
+    """Return the adapter's folder below a place, from an id that may repeat the place."""
     return adapter_id.removeprefix(place.partition("://")[2] + "/")

@@ -1,4 +1,4 @@
-"""The Protocol of a source of adapters; it opens the config, the weights and named text files of an adapter alone."""
+"""The Protocols of sources of adapters. A source opens only an adapter's config, weights and named text files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLED_FILE = "adapter_model.bin"
 PARTS = (CONFIG_FILE, WEIGHTS_FILE)
 TEXT_FILES = tuple(MAX_FILE_BYTES)
-"""Files of text that an adapter may have beside the two."""
+"""Names of the text files that an adapter may have beside its config and weights."""
 MAX_CONFIG_BYTES = 1 << 20
 MAX_LISTED = 100_000
 
@@ -24,7 +24,7 @@ MAX_LISTED = 100_000
 class Located:
     """One version of an adapter at its source; `stamp` changes when the content may have changed.
 
-    text_bytes  of the text files; 0 where there is none, and then the stamp is as it was before any were read
+    text_bytes  bytes of the text files; 0: there are none, and the stamp is that of releases without text files
     """
 
     stamp: str
@@ -34,7 +34,7 @@ class Located:
 
 @dataclass(frozen=True, slots=True)
 class FetchedFiles:
-    """The files of one version, in memory; `texts` has those of `TEXT_FILES` that are there."""
+    """The files of one version, in memory; `texts` has those of `TEXT_FILES` that exist."""
 
     config: bytes
     weights: memoryview
@@ -42,28 +42,31 @@ class FetchedFiles:
 
 
 class Source(Protocol):
-    """A place adapters come from that is as near as the file system."""
+    """The Protocol of a source in the file system of this machine."""
 
     def locate(self, ref: AdapterRef) -> Located:
-        """Find the adapter's current version; cheap enough for the engine's thread.
+        """Find the adapter's current version. The call is cheap enough for the engine's thread.
 
         Raises `AdapterNotFound`, `AdapterUnsafeFormat` (pickled weights only), `AdapterCorrupt` (a file is missing),
         `AdapterReferenceInvalid` (outside the configured places) or `AdapterSourceUnavailable`.
         """
 
     def fetch(self, ref: AdapterRef, stamp: str, max_bytes: int) -> FetchedFiles:
-        """Read the files of version `stamp`. Raises as `locate`, `AdapterTooLarge` over `max_bytes`, and
-        `AdapterSourceUnavailable` when the adapter was replaced meanwhile."""
+        """Read the files of version `stamp`.
+
+        Raises as `locate`, `AdapterTooLarge` over `max_bytes`, and `AdapterSourceUnavailable` if the adapter was
+        replaced meanwhile.
+        """
 
     def list(self) -> list[str]:
-        """The ids of the adapters there are, sorted."""
+        """Return the ids of the adapters that exist, sorted."""
 
 
 class RemoteSource(Protocol):
-    """A place adapters come from over a network. Awaited in the ingest process only.
+    """The Protocol of a source over a network. The ingest process alone awaits its methods.
 
-    Both methods raise as those of `Source`, and `AdapterAccessDenied` where the caller's or the operator's credential
-    is refused. They retry what may pass, and may be cancelled at any moment.
+    Both methods raise as those of `Source`, and `AdapterAccessDenied` if the caller's or the operator's credential is
+    refused. They retry failures that may pass, and may be cancelled at any moment.
     """
 
     async def locate(self, ref: AdapterRef) -> Located: ...
@@ -79,7 +82,7 @@ def is_plain(adapter_id: str) -> bool:
 
 
 def missing_part(has_config: bool, has_weights: bool, has_pickle: bool, refuse: Refusals) -> AdapterError:
-    """The error for an adapter that lacks one of its two files, or both."""
+    """Return the error for an adapter that lacks one of its two files, or both."""
     if has_weights:
         return refuse.corrupt(f"{CONFIG_FILE} is missing")
     if has_pickle:

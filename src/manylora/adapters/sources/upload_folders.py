@@ -2,9 +2,9 @@
 
     {root}/{tenant}/{repo}/{version}/adapter_config.json, adapter_model.safetensors, and text files where it has any
 
-A version appears whole or not at all, and its content never changes: `sums.json` beside the files has the SHA-256 of
-each, and a version whose files differ from it is refused, for the tenant to upload again. What may be uploaded is for
-the control plane to say; what is here is checked like any other adapter when it is loaded.
+A version appears whole or not at all, and its content never changes. `sums.json` beside the files has the SHA-256 of
+each; a version whose files differ from it is refused, and the tenant has to upload it again. The control plane decides
+on uploads. A load checks an uploaded adapter like any other.
 """
 
 import hashlib
@@ -56,9 +56,9 @@ class Registry:
             shutil.rmtree(incoming, ignore_errors=True)
 
     def publish(self, incoming: Path, tenant: str, repo: str, version: int) -> None:
-        """Let a folder of an adapter's files, on the root's file system, become a version of a number that is free.
+        """Make a folder of an adapter's files, on the root's file system, a version with a free number.
 
-        It is on disk when this returns. Raises `OSError`, also if the version is there already.
+        The version is on disk at the return. Raises `OSError`, also if the version exists already.
         """
         folder = self._made(tenant, repo)
         for file in files_in(incoming):
@@ -70,17 +70,17 @@ class Registry:
         _sync_folder(folder)
 
     def last_number(self, tenant: str, repo: str) -> int:
-        """The highest number of a version whose files are there, archived or not; 0 if there is none."""
+        """Return the highest number of a version whose files exist, archived or not; 0 if there is none."""
         folder = self._repository(tenant, repo)
         names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
         return max((int(name) for name in names if _VERSION.fullmatch(name)), default=0)
 
     def files(self, tenant: str, repo: str, version: int) -> list[Path]:
-        """The files of a version: both parts, and the text files that it has."""
+        """Return the files of a version: both parts, and its text files."""
         return files_in(self._repository(tenant, repo) / str(version))
 
     def versions(self, tenant: str, repo: str) -> list[int]:
-        """The versions that are not archived, ascending."""
+        """Return the versions that are not archived, ascending."""
         try:
             names = os.listdir(self._repository(tenant, repo))  # noqa: PTH208 - each wish without a version comes here
         except (FileNotFoundError, NotADirectoryError):
@@ -103,7 +103,7 @@ class Registry:
         return _NAME.fullmatch(tenant) is not None and (self.root / tenant).is_dir()
 
     def repositories(self, tenant: str) -> list[str]:
-        """The tenant's repositories that have a version, sorted."""
+        """Return the tenant's repositories that have a version, sorted."""
         folder = self.root / _checked(tenant)
         names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
         return [name for name in names if _NAME.fullmatch(name) and self.versions(tenant, name)]
@@ -117,11 +117,14 @@ class Registry:
         (self._repository(tenant, repo) / str(version) / ARCHIVED_FILE).unlink(missing_ok=True)
 
     def remove(self, tenant: str, repo: str, version: int) -> None:
-        """Delete a version's files. Its number is never given to another while a later one is there."""
+        """Delete a version's files. No other version gets its number while a later one exists."""
         shutil.rmtree(self._repository(tenant, repo) / str(version))
 
     def place(self, ref: AdapterRef) -> str:
-        """Return the folder of a version below the root; it is missing if the version is archived or not uploaded."""
+        """Return the folder of a version below the root.
+
+        The folder does not exist for an archived or unknown version.
+        """
         repo, _, version = ref.id.partition("/")
         known = self.versions(ref.tenant, repo)
         chosen = int(version) if version else (known[-1] if known else 0)
@@ -131,7 +134,7 @@ class Registry:
         folder = self._repository(tenant, repo)
         for each in (self.root, folder.parent, folder):  # the mode is the last one's alone
             each.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for parent in (folder.parent, self.root):  # either may be new, and then its own parent has to know it
+        for parent in (folder.parent, self.root):  # either may be new, and then its parent's entry must be synced too
             _sync_folder(parent)
         return folder
 
@@ -167,7 +170,7 @@ class RegistrySource:
         place = self._registry.place(ref)
         files = self._files.fetch(ref, stamp, max_bytes)
         if place != self._registry.place(ref):
-            return files  # of one version or the other; a request names the newest by its number next time
+            return files  # of one version or the other; the next request finds the newest number again
         sums = _read_sums(self._registry.root / place)
         found: dict[str, bytes | memoryview] = {CONFIG_FILE: files.config, WEIGHTS_FILE: files.weights, **files.texts}
         for name, data in found.items():
@@ -178,12 +181,12 @@ class RegistrySource:
         return files
 
     def list(self) -> list[str]:
-        """Nothing: what there is depends on who asks."""
+        """Return no ids: the list depends on the tenant."""
         return []
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Both parts of an adapter in a folder, and the text files that are there."""
+    """Return both parts of an adapter in a folder, and the existing text files."""
     return [*(folder / name for name in PARTS), *(folder / name for name in TEXT_FILES if (folder / name).is_file())]
 
 
@@ -193,7 +196,7 @@ def is_repository_name(name: str) -> bool:
 
 
 def folder_sources(roots: Sequence[str], registry_dir: str) -> dict[SourceName, Source]:
-    """The sources whose files lie in folders of this machine, as far as they are switched on."""
+    """Return the switched-on sources whose files lie in folders of this machine."""
     sources: dict[SourceName, Source] = {SourceName.LOCAL: LocalSource(tuple(Path(root) for root in roots))}
     if registry_dir:
         sources[SourceName.PBASE] = RegistrySource(Path(registry_dir))
@@ -221,7 +224,7 @@ def _write_sums(folder: Path) -> None:
 
 
 def _read_sums(folder: Path) -> dict[str, str]:
-    """Return the checksums of a version's files; nothing for one of an earlier server, or where the note is damaged."""
+    """Return the checksums of a version's files; empty if an older release wrote it or if the file is damaged."""
     try:
         found = json.loads((folder / SUMS_FILE).read_bytes())
     except (OSError, ValueError):

@@ -95,7 +95,7 @@ class VersionTiers:
             del self.adapters[digest]
 
     def moved(self, digest: Digest) -> None:
-        """Tell the adapters of a version that a tier has taken it in or dropped it."""
+        """Mark the adapters of a version whose place a tier has changed: the tier has taken it in or dropped it."""
         if adapters := self.adapters.get(digest):
             tier = self.tier_of(digest)
             for adapter in adapters:

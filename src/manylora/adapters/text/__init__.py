@@ -1,1 +1,1 @@
-"""An adapter's text files: tokenizer, chat template and ends, held against those of the base."""
+"""An adapter's text files (tokenizer, chat template, end tokens), compared with those of the base."""

@@ -1,4 +1,4 @@
-"""The base's tokenizer as far as adapters are held against it, and the forms that both sides' text files have."""
+"""The parts of the base's tokenizer that adapters are compared with, and the forms of text files on both sides."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ MAX_FILE_BYTES = {
 }
 TOKENIZER_FILES = (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, ADDED_TOKENS_FILE, SPECIAL_TOKENS_FILE)
 TEMPLATE_FILES = (TEMPLATE_FILE, TEMPLATE_JSON_FILE, TOKENIZER_CONFIG_FILE)
-"""The first that is there has the template."""
+"""Files that may contain the chat template. The first that exists counts."""
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 FLAGS = ("special", "single_word", "lstrip", "rstrip", "normalized")
 COMPARED = {
@@ -48,12 +48,12 @@ Json = dict[str, Any]  # JSON values of several types
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseText:
-    """The base's tokenizer as far as adapters are held against it.
+    """The parts of the base's tokenizer that adapters are compared with.
 
-    sections     a hash of each part of tokenizer.json that an adapter's may not change
-    pieces, ids  of the model's vocabulary and the added tokens
-    next_id      what a token that is added gets
-    affixes      the tokens that its post-processor puts before and after a text; None if it does anything else
+    sections     a hash of each part of tokenizer.json that an adapter may not change
+    pieces, ids  the texts and ids of the model's vocabulary and of the added tokens
+    next_id      the id of the next added token
+    affixes      tokens that its post-processor puts before and after a text; None if the processor does anything else
     """
 
     sections: Mapping[str, str] = field(repr=False)
@@ -76,7 +76,7 @@ class BaseText:
         settings = _file_json(directory / TOKENIZER_CONFIG_FILE)
         vocabulary = _vocabulary(content["model"])
         added = {token.id: token for token in map(token_of, content.get("added_tokens") or ())}
-        # A configuration's flags win over the file's, as they do where the files were written.
+        # The flags of the configuration win over those of the file, as in transformers.
         added |= {token.id: token for token in decoder_tokens(settings) if token.id in added}
         named = named_texts(settings)
         pieces = {**vocabulary, **{token.content: token.id for token in added.values()}}
@@ -101,12 +101,12 @@ class BaseText:
 
 
 def count_values(data: bytes) -> int:
-    """At least as many values as a JSON text has: each but the first follows one of these."""
+    """Return an upper bound on the number of values in a JSON text: each but the first follows a `,`, `[` or `{`."""
     return 1 + data.count(b",") + data.count(b"[") + data.count(b"{")
 
 
 def section_hash(content: Json, name: str) -> str:
-    """A hash of one part of tokenizer.json that is the same for every spelling of it, by whatever release."""
+    """Return a hash of one part of tokenizer.json that is equal for every release's spelling of it."""
     part = content.get(name)
     if name == "model":
         part = {**part, "merges": [_merge(merge) for merge in part.get("merges") or ()]} if part else part
@@ -119,7 +119,7 @@ def _merge(merge: object) -> object:
 
 
 def _canonical(part: object) -> object:
-    """Without what is absent by default in some release or other."""
+    """Return a part with the defaults of its type written out, and without empty and renamed entries."""
     if isinstance(part, list):
         return [_canonical(one) for one in part] if any(isinstance(one, dict | list) for one in part) else part
     if not isinstance(part, dict):
@@ -142,7 +142,7 @@ def _vocabulary(model: Json) -> dict[str, int]:
 
 
 def token_of(entry: Json) -> AddedToken:
-    """Raises `TypeError`, `KeyError`."""
+    """Return the added token of an entry. Raises `TypeError` or `KeyError` for a malformed entry."""
     token_id, content = entry["id"], entry["content"]
     if type(token_id) is not int or not isinstance(content, str):
         raise TypeError
@@ -168,7 +168,7 @@ def decoder_tokens(settings: Json) -> Iterator[AddedToken]:
 
 
 def token_text(value: object) -> str | None:
-    """A token is a string, or an object with its `content`."""
+    """Return the text of a token, which is a string or an object with its `content`; None for any other value."""
     content = value.get("content") if isinstance(value, dict) else value
     return content if isinstance(content, str) and content else None
 
@@ -186,7 +186,10 @@ def special_values(settings: Json) -> Iterator[object]:
 
 
 def affixes_of(processor: object, known: frozenset[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The tokens that a plain template puts before and after one text. Raises `ValueError` and others for any other."""
+    """Return the tokens that a plain template puts before and after one text.
+
+    Raises `ValueError`, `KeyError` or `TypeError` for any other processor.
+    """
     if processor is None:
         return (), ()
     part = as_object(processor)

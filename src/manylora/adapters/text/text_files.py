@@ -1,7 +1,7 @@
-"""An adapter's text files, held against the base's: what differs becomes an `AdapterText`, what may not is refused.
+"""An adapter's text files, compared with the base's. Allowed differences become an `AdapterText`, others are refused.
 
-Nothing of an adapter is run here: its tokenizer.json is read as JSON, no regular expression in it is compiled, and no
-template is parsed. The work and the memory are bounded by the base's own file.
+Nothing of an adapter runs here: its tokenizer.json is read as JSON, no regular expression in it is compiled, and no
+template is parsed. The size of the base's own file bounds the work and the memory.
 """
 
 import hashlib
@@ -49,24 +49,27 @@ from manylora.models.text.adapter_text import (
 
 MAX_CHECKED = 16
 _MOST_VALUES_FACTOR, _MORE_VALUES = 4, 1 << 16
-"""Of JSON values in a tokenizer.json, against the base's: a merge may be one text or a list of two."""
+"""Limit on the JSON values in a tokenizer.json, as a factor and a surplus over the base's.
+
+A merge may be one text or a list of two.
+"""
 
 
 def read_adapter_text(
     files: Mapping[str, bytes], base: BaseText, refuse: Refusals, checked: dict[str, Json] | None = None
 ) -> AdapterText:
-    """The facts in the text files of one adapter that the base's files do not have.
+    """Return the differences of one adapter's text files from the base's.
 
-    Args:    files    the content of each that there is, by its name
-             checked  what is left of each tokenizer.json that was read before, by its hash: most adapters of a base
-                      come with the same one
-    Raises:  an `AdapterError` that names the file and what is wrong with it
+    Args:    files    the content of each existing file, by name
+             checked  the extract of each tokenizer.json that was read before, by its hash: most adapters of a base
+                      have the same one
+    Raises:  an `AdapterError` that names the file and its fault
     """
     return _Reader(files, base, refuse, {} if checked is None else checked).read()
 
 
 class _Reader:
-    """One adapter's files under way to an `AdapterText`."""
+    """The conversion of one adapter's files to an `AdapterText`."""
 
     def __init__(self, files: Mapping[str, bytes], base: BaseText, refuse: Refusals, checked: dict[str, Json]) -> None:
         self._files = files
@@ -108,11 +111,11 @@ class _Reader:
     # ── tokens ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _tokenizer_json(self) -> Json:
-        """Parse tokenizer.json, which is large, and hold it against the base's; what is returned is small."""
+        """Parse tokenizer.json, which is large, and compare it with the base's. Return a small extract."""
         key = hashlib.sha256(self._files[TOKENIZER_FILE]).hexdigest()
         if (known := self._checked.pop(key, None)) is None:
             known = self._parsed_tokenizer()
-        self._checked[key] = known  # the last used one stands last
+        self._checked[key] = known  # the last used extract stands last
         if len(self._checked) > MAX_CHECKED:
             del self._checked[next(iter(self._checked))]
         return known
@@ -132,7 +135,7 @@ class _Reader:
         return {name: content.get(name) for name in ("added_tokens", "post_processor")}
 
     def _listed_tokens(self, settings: Json) -> dict[int, AddedToken]:
-        """The tokens of tokenizer_config.json or, in older folders, of added_tokens.json."""
+        """Return the tokens of tokenizer_config.json or, in older folders, of added_tokens.json."""
         if "added_tokens_decoder" in settings:
             entries = self._dict(TOKENIZER_CONFIG_FILE, settings, "added_tokens_decoder")
             tokens = [
@@ -172,7 +175,7 @@ class _Reader:
                 )
 
     def _with_named(self, tokens: Mapping[int, AddedToken], settings: Json) -> dict[int, AddedToken]:
-        """Add the special tokens that are named and not listed, as the library that wrote the files adds them."""
+        """Add the special tokens that are named and not listed, as transformers adds them."""
         found = dict(tokens)
         texts = {*self._base.pieces, *(token.content for token in tokens.values())}
         next_id = max(self._base.next_id, max(tokens, default=-1) + 1)
@@ -188,7 +191,10 @@ class _Reader:
         return found
 
     def _new_tokens(self, tokens: Mapping[int, AddedToken]) -> tuple[AddedToken, ...]:
-        """The tokens that the base lacks. Raises for one that takes a base token's id or text."""
+        """Return the tokens that the base lacks.
+
+        Raises an `AdapterError` for one that takes a base token's id or text.
+        """
         base = self._base
         new: list[AddedToken] = []
         contents: set[str] = set()
@@ -214,10 +220,10 @@ class _Reader:
     def _affixes(
         self, content: Json | None, settings: Json, named: Mapping[str, str], known: Mapping[str, int]
     ) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-        """Return the tokens put before and after a text, where the base does otherwise."""
+        """Return the tokens put before and after a text; None for those that are as in the base."""
         flags = [settings.get("add_bos_token"), settings.get("add_eos_token")]
         if any(flag is not None for flag in flags):
-            # Said in so many words, it wins over the post-processor, as it does where the files were written.
+            # An explicit setting wins over the post-processor, as in transformers.
             texts = [{**self._base.named, **named}.get(name, "") for name in ("bos_token", "eos_token")]
             before, after = [ids_of(known.get(text) if flag else None) for flag, text in zip(flags, texts, strict=True)]
             return self._unless_base((before, after))
@@ -255,7 +261,10 @@ class _Reader:
     def _ends(
         self, named: Mapping[str, str], known: Mapping[str, int]
     ) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
-        """The ends of generation_config.json; where it is silent, another end token of its tokenizer and the base's."""
+        """Return the end tokens and stop strings of generation_config.json.
+
+        If it names no end token, the ends are the tokenizer's own end token, if it differs, and the base's.
+        """
         settings = self._json(GENERATION_FILE)
         given = settings.get("eos_token_id")
         ends = self._base.end_ids
@@ -281,7 +290,7 @@ class _Reader:
     # ── JSON ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _json(self, name: str) -> Json:
-        """A file as a JSON object; an empty one where it is not there."""
+        """Return a file as a JSON object; an empty object if the file does not exist."""
         if name not in self._files:
             return {}
         try:
@@ -322,12 +331,12 @@ class _Reader:
 
 
 def merged_text(texts: Iterable[AdapterText]) -> AdapterText:
-    """The text of several adapters merged: the one they all have, or none of its own where they differ."""
+    """Return the text of merged adapters: the one that all members share, or the base's where they differ."""
     first, *others = texts
     return first if all(other == first for other in others) else AdapterText()
 
 
 def check_text_size(name: str, num_bytes: int, refuse: Refusals) -> ManyloraError | None:
-    """The refusal of a text file that is too large, or None."""
+    """Return the refusal of a text file that is too large, or None."""
     limit = MAX_FILE_BYTES[name]
     return refuse.too_large(num_bytes, limit) if num_bytes > limit else None

@@ -45,7 +45,7 @@ class Placed(NamedTuple):
 
 
 class _Facts(NamedTuple):
-    """The part of a handle that an image tells."""
+    """The part of a handle that follows from an image."""
 
     num_bytes: int
     rank: int

@@ -112,7 +112,7 @@ class ImageFolder:
     def spare_bytes(self) -> int | None:
         """Return the bytes of free space that images may take: all but a twentieth of its size, 1 GiB at most.
 
-        None: the file system does not tell. Negative: less is free than has to stay free.
+        None: the file system does not report it. Negative: less is free than has to stay free.
         Raises `AdapterStorageUnavailable`.
         """
         try:
@@ -304,7 +304,7 @@ def _named_facts(path: Path) -> ImageFacts:
     """Return the facts of an image. Raises `ImageDamaged`, also for a file under a wrong name, and `OSError`."""
     facts = read_facts(path)
     if path.name != image_name(facts.digest, facts.dtype):
-        raise ImageDamaged("its name is not the one that its header tells")
+        raise ImageDamaged("its name is not the one that follows from its header")
     return facts
 
 
