@@ -17,7 +17,7 @@ def has_place(*, held: int, taken: int, wanted: int, limit: int) -> bool:
     spare = _spare(limit)
     if not spare:
         return taken + wanted <= limit
-    # held + wanted <= (limit / spare) × what is free afterwards: for a single holder, held + wanted <= limit.
+    # held + wanted <= (limit / spare) × (places free afterwards): for a single holder, held + wanted <= limit.
     return (held + wanted) * spare <= limit * (limit + spare - taken - wanted)
 
 

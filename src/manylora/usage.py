@@ -35,7 +35,7 @@ class UsageRecord:
 
     id              minted by the server; the ledger inserts once by it
     tenant, key     the payer; key None: the server asks for none (`server.auth` is off)
-    request_id      the caller's own id or ours: an attribute, not unique
+    request_id      the caller's own id or the server's: an attribute, not unique
     edge            the server process that took the request, unique for its life
     base            the base model's id, which has the price
     adapter         as it is known in its source, `repo/3` for an upload; None: the base model; merges joined by `,`

@@ -23,7 +23,7 @@ def caller_url() -> str | None:
 
 
 def child_environment() -> dict[str, str]:
-    """Return the environment of a child process: ours, with threads that sleep at a barrier instead of spinning.
+    """Return the environment of a child process: this one's, with threads that sleep at a barrier instead of spinning.
 
     With another busy process on the same cores, threads that spin at a barrier make a step several times longer.
     The child imports no file of the working directory: Python takes an empty entry of PYTHONPATH for that directory.

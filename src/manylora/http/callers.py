@@ -14,7 +14,7 @@ _NO_HASH = "0" * 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """The tenant that a request acts for, and what its key allows. The control plane knows the first three alone.
+    """The tenant that a request acts for, and the rights of its key. The control plane uses the first three fields.
 
     key           the id of the key; None where the server needs no key
     state         the state of the tenant

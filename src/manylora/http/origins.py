@@ -202,7 +202,7 @@ def is_within(host: str, networks: Iterable[Network]) -> bool:
 
 
 def _page(headers: Mapping[str, Sequence[str]], scope: Scope) -> str | None:
-    """Return the Origin of the page that sends a request; None: no page sends it, or a person visits a page of ours."""
+    """Return the Origin of the page that sends a request; None: none does, or a person visits a page of this server."""
     if (origins := headers.get("origin")) is not None:
         return origins[0].strip().lower() if len(origins) == 1 else NO_ORIGIN
     site = _last(headers.get("sec-fetch-site"))

@@ -145,7 +145,7 @@ def _plain(field: str) -> str:
     return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), field)
 
 
-# ── what a group says ────────────────────────────────────────────────────────────────────────────────────────────
+# ── the limits of a group ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _memory_left(group: Path) -> int | None:

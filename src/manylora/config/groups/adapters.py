@@ -98,7 +98,7 @@ class AdaptersConfig:
         low=0,
         text="""
         Budget of the disk tier in bytes of files: packed images below the cache directory, their names, and the loads
-        under way. The tier leaves a twentieth of the file system free, 1 GiB at most, whatever the budget: where less
+        under way. With any budget the tier leaves a twentieth of the file system free, 1 GiB at most: where less
         is free it removes idle images, and with none left a load gets 503 `adapter_storage_unavailable`. Each server on
         a machine has a budget of its own.
         """,

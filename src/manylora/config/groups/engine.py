@@ -77,8 +77,8 @@ class EngineConfig:
         0,
         low=0,
         text="""
-        Bytes that all processes of the server may take. 0: what the tightest of its control groups, or else the
-        machine, has left at the start, with what the server has taken already ([the parts](decisions/memory.md)).
+        Bytes that all processes of the server may take. 0: the bytes left at the start in the tightest of its control
+        groups, or else in the machine, plus those that the server has taken already ([the parts](decisions/memory.md)).
         """,
     )
     prefix_cache: bool = setting(

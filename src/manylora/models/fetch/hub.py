@@ -106,7 +106,7 @@ def _progress_bar(report: Progress, total: int) -> type[Any]:
 
 @contextmanager
 def _translated(repository: str) -> Iterator[None]:
-    """Turn the client's errors into ours, with the remedy."""
+    """Turn the client's errors into `StartupError`s, with the remedy."""
     from huggingface_hub import errors
 
     try:
