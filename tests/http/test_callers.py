@@ -3,7 +3,7 @@
 import pytest
 
 from manylora.errors import InsufficientPermissions, InvalidApiKey, TenantSuspended
-from manylora.http.callers import NOBODY, Caller, StoredKey, bearer_of, judge, key_of, require_active
+from manylora.http.callers import ANONYMOUS, Caller, StoredKey, bearer_of, judge, key_of, require_active
 from manylora.ids import KeyId, TenantId
 from manylora.tenancy import DEFAULT_TENANT, Scope, TenantState, hash_secret, mint_key
 
@@ -71,6 +71,6 @@ def test_a_tenant_that_is_not_active_is_refused() -> None:
 
 def test_keys_of_an_open_server_are_not_steered_without_a_key() -> None:
     with pytest.raises(InsufficientPermissions):
-        NOBODY.require_owner()
+        ANONYMOUS.require_owner()
     Caller(tenant=ACME, key=KeyId("AAAAAAAA")).require_owner()
     Caller(tenant=DEFAULT_TENANT, scopes=(Scope.ADMIN,)).require_owner()

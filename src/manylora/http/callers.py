@@ -52,7 +52,7 @@ class Caller:
             )
 
 
-NOBODY = Caller(tenant=DEFAULT_TENANT)
+ANONYMOUS = Caller(tenant=DEFAULT_TENANT)
 """The caller of a route that needs no key, and of a request whose caller is not known yet."""
 
 

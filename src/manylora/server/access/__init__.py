@@ -1,1 +1,1 @@
-"""Callers of the edge: their keys, limits and credit, from the edge's copy of the control plane."""
+"""The access check of the edge: keys, limits and credit of callers, from a copy of the control plane's facts."""

@@ -1,4 +1,4 @@
-"""Keys, limits and credit at the edge: the caller of a request, and the use that it has left."""
+"""Keys, limits and credit at the edge: the access check of each request."""
 
 import contextlib
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from manylora.clock import Clock
 from manylora.errors import ControlUnavailable, InvalidApiKey, TenantMismatch
-from manylora.http.callers import NOBODY, Caller, StoredKey, bearer_of, judge, key_of, require_active
+from manylora.http.callers import ANONYMOUS, Caller, StoredKey, bearer_of, judge, key_of, require_active
 from manylora.http.paths import SERVER_ROUTES
 from manylora.http.scopes import ANY, KEYLESS, Scopes, require_any
 from manylora.ids import TenantId
@@ -20,14 +20,14 @@ HUB_TOKEN = "hf_"
 
 @dataclass(slots=True)
 class Admission:
-    """One request's share of its tenant's limits and credit, held from its beginning to its charge."""
+    """One request's share of its tenant's limits and credit, from the request's entry to its charge."""
 
     caller: Caller
     reservation: Reservation
     limiter: Limiter
     hold: Hold | None = None
     is_metered: bool = False
-    """Whether its charge settles it, which may come long after the reply."""
+    """The meter settles the admission with the request's charge, which may come long after the reply."""
 
     def headers(self) -> dict[str, str]:
         """Return the `x-ratelimit-…` headers as the caller's limits stand now."""
@@ -36,7 +36,10 @@ class Admission:
     def settle(
         self, charged_prompt_tokens: int, charged_completion_tokens: int, charged_cached_tokens: int = 0
     ) -> None:
-        """Give back the unused part; cached tokens are prompt tokens, too. A second call changes nothing."""
+        """Return the unused part to limits and credit. A second call changes nothing.
+
+        Args:  charged_cached_tokens  the cached tokens among `charged_prompt_tokens`
+        """
         self.reservation.settle(charged_prompt_tokens + charged_completion_tokens)
         if self.hold is not None:
             self.hold.settle(charged_prompt_tokens, charged_completion_tokens, charged_cached_tokens)
@@ -62,7 +65,7 @@ class Access:
         self._limiter = Limiter(clock)
 
     def identify(self, method: str, path: str, authorization: str, path_tenant: str | None) -> Caller:
-        """Return the caller of a request, whatever it may do; a route without scopes needs no key, and reads none.
+        """Return the caller of a request without a check of its scopes. A route without scopes ignores the key.
 
         Args:    authorization  the header's text, empty where there is none
                  path_tenant    the tenant of a deployment's path, None where there is none
@@ -71,11 +74,11 @@ class Access:
         if not self.is_key_needed:
             return self._open_caller(bearer_of(authorization), TenantId(path_tenant or DEFAULT_TENANT))
         if not _scopes_of(method, path, ANY):
-            return NOBODY if path_tenant is None else Caller(tenant=TenantId(path_tenant))
+            return ANONYMOUS if path_tenant is None else Caller(tenant=TenantId(path_tenant))
         return self._caller_of(self._key(authorization))
 
     def is_operators(self, authorization: str) -> bool:
-        """Return whether a header has a valid key of the scope `admin`, on a route that needs none."""
+        """Return whether a header has a valid key of the scope `admin`; for routes that need no key."""
         try:
             caller = self._caller_of(self._key(authorization))
         except (InvalidApiKey, ControlUnavailable):
@@ -87,9 +90,9 @@ class Access:
         require_active(caller.tenant, caller.state)
 
     def authorise(self, caller: Caller, method: str, path: str, path_tenant: str | None) -> None:
-        """Raises `InsufficientPermissions`, `TenantMismatch`.
+        """Check the caller's scopes and tenant. Raises `InsufficientPermissions`, `TenantMismatch`.
 
-        An unknown path needs a key of any scope, so that callers without one do not learn which paths there are.
+        An unknown path needs a key of any scope, so that callers without a key cannot probe for paths.
         """
         if not self.is_key_needed:
             return
@@ -104,7 +107,7 @@ class Access:
                 await self.directory.refresh()
 
     async def note_act(self, act: AdapterAct) -> None:
-        """Have an operator's act on an adapter recorded, where there is a control plane."""
+        """Report an operator's act on an adapter to the control plane, if there is one."""
         if self.directory is not None:
             await self.directory.report_act(act)
 
@@ -114,9 +117,9 @@ class Access:
         return Admission(caller, reservation, self._limiter)
 
     async def reserve(self, admission: Admission, *, base: str, prompt_tokens: int, budget_tokens: int) -> None:
-        """Take a request's worst case from the caller's limits and credit; `Admission.settle` gives back the rest.
+        """Reserve a request's largest use in the caller's limits and credit; `Admission.settle` returns the rest.
 
-        Args:    base  the name of the base model, whose price holds
+        Args:    base  the name of the base model, which decides the price
         Raises:  `LimitExceeded`, `QuotaExhausted`, `ControlUnavailable`
         """
         caller = admission.caller
@@ -168,7 +171,7 @@ class Access:
         )
 
     def _open_caller(self, text: str, tenant: TenantId) -> Caller:
-        """Return the caller where no key is needed: the tenant's state and limits hold, its credit does not."""
+        """Return the caller of a server without keys: the tenant's state and limits apply, its credit does not."""
         facts = None if self.directory is None else self.directory.tenant(tenant)
         limits = () if facts is None or facts.limits == Limits() else ((f"tenant {tenant}", facts.limits),)
         return Caller(
@@ -188,7 +191,10 @@ def _stored(key: KeyFacts) -> StoredKey:
 
 
 def _scopes_of(method: str, path: str, otherwise: Scopes) -> Scopes:
-    """Return the scopes of a route, of its path's first method for an unknown one, and `otherwise` for no path."""
+    """Return the scopes of a route.
+
+    An unknown method has the scopes of the path's first method, and an unknown path has the scopes `otherwise`.
+    """
     found = SERVER_ROUTES.at(path)
     route = found.get(method) or next(iter(found.values()), None)
     return otherwise if route is None else route.scopes

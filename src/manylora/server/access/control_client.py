@@ -1,4 +1,4 @@
-"""What an edge needs of the control plane: what has changed, a place for its usage records, and credit."""
+"""The client of the control plane's internal routes: snapshots of facts, usage records, and leases of credit."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
@@ -14,34 +14,37 @@ from manylora.usage import UsageRecord
 
 TIMEOUT_S = 5.0
 IN_PROCESS_URL = "http://control.invalid"
-"""Stands in the requests to a control plane of this process; nothing is resolved."""
+"""The URL in requests to a control plane of this process. No name is resolved for it."""
 
 Answer = TypeVar("Answer")
 
 
 class ControlClient(Protocol):
-    """A control plane somewhere. Every method raises `ControlUnavailable` when it does not answer."""
+    """The calls of an edge to its control plane. Every method raises `ControlUnavailable` if that does not answer."""
 
     async def snapshot(self, since: int, epoch: str) -> Snapshot:
-        """What has changed after revision `since` of an epoch; -1 asks for everything."""
+        """Return the changes after revision `since` of an epoch; -1 asks for all facts."""
 
     async def ship(self, records: Sequence[UsageRecord]) -> None:
-        """Hand records over; when it returns they are in the ledger. Those that are there already change nothing."""
+        """Send records to the ledger, and return once the ledger has them.
+
+        Records that the ledger already has change nothing.
+        """
 
     async def report_uses(self, last: Sequence[tuple[str, int]]) -> None:
-        """Tell when keys were last used here: (id, moment in milliseconds)."""
+        """Report the last use of keys at this edge: (key id, milliseconds since 1970)."""
 
     async def report_acts(self, acts: Sequence[AdapterAct]) -> None:
-        """Tell what operators did to adapters here, for the audit table."""
+        """Report the acts of operators on this edge's adapters, for the audit table."""
 
     async def lease(self, edge: str, tenant: TenantId, nanousd: int, key: str = "") -> Lease:
-        """Set up to so much more of a tenant's credit aside for this edge. 0 renews, or asks whether there is any.
+        """Lease up to `nanousd` more of a tenant's credit to this edge; 0 renews the lease, or asks for its state.
 
-        With a key: of what that key may spend in a month.
+        With a key, the lease is a part of the key's budget for the month.
         """
 
     async def give_back(self, edge: str) -> None:
-        """End the leases of an edge whose records have all been shipped."""
+        """End the leases of an edge that has shipped all its records."""
 
     async def close(self) -> None: ...
 
@@ -50,7 +53,7 @@ class HttpControlClient:
     """The control plane's `/internal` routes, over the network or, given its ASGI application, in this process."""
 
     base = ""
-    """The base model that this server serves, once it is known; the control plane lists its price."""
+    """The name of the served base model, once it is known; the control plane lists the base's price."""
 
     def __init__(self, token: str, *, url: str = IN_PROCESS_URL, app: Callable[..., Any] | None = None) -> None:
         self._client = httpx2.AsyncClient(

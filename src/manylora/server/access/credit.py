@@ -1,7 +1,7 @@
-"""Spending a tenant's credit at the edge: out of what the control plane has set aside for this edge, never beyond.
+"""Credit of tenants at the edge: an edge spends only the credit that the control plane leases to it.
 
-A request sets its worst case aside before it begins, prompt and whole budget, and at its end pays what it used. When
-what is leased does not hold a request, more is asked for; one question a tenant is under way at a time.
+A request holds its highest cost before it begins: the prompt and the whole budget. At its end it pays its actual cost.
+If the lease is too small for a request, the edge asks for more; it has one such question a tenant under way at a time.
 """
 
 import asyncio
@@ -24,11 +24,13 @@ KEY_REASON = "this key's budget of this month is used up"
 
 @dataclass(slots=True)
 class _Account:
-    """One lease: of a tenant's credit, or of a key's budget. granted and spent are counted since this edge began.
+    """One lease of a tenant's credit or of a key's budget. All amounts are in nano-dollars.
 
-    key       the origin of a key; empty: the tenant's
-    reserved  of requests under way
-    renew_ms  half-way to the lease's end: from then on it is to be prolonged
+    key       the origin of a key; empty for the tenant's credit
+    granted   sum of the grants since this edge began
+    spent     sum of the charges since this edge began
+    reserved  sum that requests under way hold
+    renew_ms  half-way to the lease's end; the edge prolongs the lease from this moment on
     """
 
     tenant: TenantId
@@ -47,7 +49,7 @@ class _Account:
 
 @dataclass(slots=True)
 class Hold:
-    """What one request has set aside, in its tenant's account and in its key's."""
+    """The amount that one request holds in its tenant's account and in its key's."""
 
     accounts: list[_Account]
     price: PriceFacts
@@ -55,7 +57,10 @@ class Hold:
     is_settled: bool = False
 
     def settle(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> None:
-        """End the request: pay what was charged, give back the rest, once; `cached_tokens` are of the prompt's."""
+        """End the request: pay the charged tokens and release the rest. A second call changes nothing.
+
+        Args:  cached_tokens  the cached tokens among `prompt_tokens`
+        """
         if self.is_settled:
             return
         self.is_settled = True
@@ -87,17 +92,17 @@ class LeasedCredit:
         key: KeyId | None = None,
         has_budget: bool = False,
     ) -> Hold | None:
-        """Set a request's worst case aside; None where it costs nothing.
+        """Hold the highest cost of a request; return None for a request that costs nothing.
 
-        Args:    key         the origin of the caller's key. What it spends is counted from the start, so that a budget
-                             which it is given later counts from there, too, as the control plane's does
-                 has_budget  whether that key may spend only so much in a month
-        Raises:  `QuotaExhausted` when the credit or a budget does not hold it, `ControlUnavailable` when that cannot
-                 be asked
+        Args:    key         the origin of the caller's key. The edge counts the spending of every key, so that a
+                             later budget includes earlier spending, as it does in the control plane
+                 has_budget  whether the key has a monthly budget
+        Raises:  `QuotaExhausted` if the credit or a budget is too small, `ControlUnavailable` if the control plane
+                 does not answer a question for more
         """
         if price is None or not (price.input_nanousd or price.cached_nanousd or price.output_nanousd):
             return None
-        # Of a prompt at its worst nothing is cached, or all of it where a cached token is the dearer one.
+        # The highest cost of a prompt: no cached token, or cached tokens alone if the price of those is higher.
         cached = prompt_tokens if price.cached_nanousd > price.input_nanousd else 0
         cost = price.cost_nanousd(prompt_tokens=prompt_tokens, cached_tokens=cached, completion_tokens=budget_tokens)
         hold = Hold([], price, cost)
@@ -117,7 +122,7 @@ class LeasedCredit:
 
     async def _require(self, account: _Account, cost: int) -> None:
         now_ms = 1000 * self._clock.wall_s()
-        # Once a request, whatever the answer: a clock may be wrong.
+        # One attempt a request, even without a renewed lease: a wrong clock must not cause a loop.
         if account.expires_ms and now_ms >= account.renew_ms:
             async with account.asking:
                 if now_ms >= account.renew_ms:
@@ -138,10 +143,10 @@ class LeasedCredit:
         return lease
 
     async def _prolong(self, account: _Account, *, is_expired: bool) -> None:
-        """Keep what is leased for longer, or learn what an expired lease has come to, before more is asked for.
+        """Renew the lease, or learn the state of an expired one, before the edge asks for more.
 
-        Of a lease that has ended only what was spent counts: what is under way is asked for anew. Without an answer it
-        is good until it expires: traffic goes on.
+        The grant of an ended lease shrinks to its spent part. The edge asks anew for the amounts that requests hold.
+        Without an answer the lease stays valid until it expires, so that requests go on.
         """
         try:
             await self._ask(account, 0)

@@ -1,4 +1,4 @@
-"""The edge's own copy of tenants, keys, prices and uploads, kept up with the control plane by asking for changes."""
+"""The edge's copy of the control plane's tenants, keys, prices and uploads, which polling keeps current."""
 
 import asyncio
 import contextlib
@@ -15,14 +15,14 @@ from manylora.tenancy import AdapterAct, KeyFacts, PriceFacts, RepositoryFacts, 
 log = logging.getLogger(__name__)
 
 MAX_ACTS = 1_000
-"""Kept while the control plane does not answer."""
+"""Acts of operators that the edge keeps while the control plane does not answer."""
 REPORT_S = 60.0
-"""Between two reports of when keys were used."""
+"""Seconds between two reports of the last uses of keys."""
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One version of somebody's repository."""
+    """One version of a tenant's repository of adapters."""
 
     owner: TenantId
     repository: str
@@ -30,7 +30,7 @@ class Upload:
 
 
 class Directory:
-    """What is known of the control plane, and how old it is. It belongs to one event loop."""
+    """The edge's copy of the control plane's facts, with its age. It belongs to one event loop."""
 
     def __init__(self, client: ControlClient, clock: Clock, *, poll_s: float, max_age_s: float) -> None:
         self._client = client
@@ -43,19 +43,22 @@ class Directory:
         self._keys: dict[KeyId, KeyFacts] = {}
         self._prices: dict[str, dict[int, PriceFacts]] = {}
         self._repositories: dict[tuple[TenantId, str], RepositoryFacts] = {}
-        self._own: dict[TenantId, set[tuple[TenantId, str]]] = {}  # keys of those by their owner
-        self._lent: set[tuple[TenantId, str]] = set()  # keys of those that others may use
-        self._uses: dict[KeyId, int] = {}  # since the last report
-        self._acts: deque[AdapterAct] = deque(maxlen=MAX_ACTS)  # not told yet
+        self._own: dict[TenantId, set[tuple[TenantId, str]]] = {}  # keys into `_repositories`, by owner
+        self._lent: set[tuple[TenantId, str]] = set()  # keys of repositories that other tenants may use
+        self._uses: dict[KeyId, int] = {}  # last uses since the last report
+        self._acts: deque[AdapterAct] = deque(maxlen=MAX_ACTS)  # not reported yet
         self._reported_s = clock.monotonic_s()
         self.pepper = ""
 
     def note_use(self, key: KeyId) -> None:
-        """A valid key was shown; the control plane is told within about a minute."""
+        """Note the use of a valid key; `report_uses` sends it to the control plane within about a minute."""
         self._uses[key] = int(1000 * self._clock.wall_s())
 
     async def report_uses(self, *, at_once: bool = False) -> None:
-        """Tell the control plane, once in `REPORT_S` or at once; one of the first release has no place for it."""
+        """Report the uses of keys, at most once in `REPORT_S` unless `at_once`.
+
+        A control plane of the first release does not have this route; the uses are dropped then.
+        """
         now_s = self._clock.monotonic_s()
         if not self._uses or (now_s - self._reported_s < REPORT_S and not at_once):
             return
@@ -65,12 +68,15 @@ class Directory:
             await self._client.report_uses(list(taken.items()))
 
     async def report_act(self, act: AdapterAct) -> None:
-        """Tell the control plane what an operator did to an adapter here; what it does not take now waits."""
+        """Report an operator's act on an adapter; keep it for a later call if the control plane does not answer."""
         self._acts.append(act)
         await self.report_acts()
 
     async def report_acts(self) -> None:
-        """Tell what waits. A control plane of the first release takes none of it, and the oldest are given up."""
+        """Report the acts that wait.
+
+        A control plane of the first release does not have this route; the acts wait on, and the oldest are dropped.
+        """
         taken = list(self._acts)
         if not taken:
             return
@@ -81,14 +87,14 @@ class Directory:
                     self._acts.remove(act)
 
     async def refresh(self) -> None:
-        """Ask once what has changed. Raises `ControlUnavailable`."""
+        """Fetch the changes since the last answer and apply them. Raises `ControlUnavailable`."""
         begun_s = self._clock.monotonic_s()
         snapshot = await self._client.snapshot(self._revision, self._epoch)
         self._apply(snapshot)
         self._told_s = begun_s
 
     async def follow(self) -> None:
-        """Ask again and again, until cancelled; a control plane that does not answer is asked on."""
+        """Poll the control plane until cancelled, also while it does not answer."""
         is_answering = True
         while True:
             await asyncio.sleep(self._poll_s)
@@ -100,7 +106,7 @@ class Directory:
                 if is_answering:
                     log.warning("control.unavailable error=%s", error.message)
                 is_answering = False
-            except Exception:  # whatever it is, a copy that nobody keeps up would lock everybody out in the end
+            except Exception:  # the polling must go on after any error: an outdated copy refuses every request
                 if is_answering:
                     log.exception("control.unavailable")
                 is_answering = False
@@ -111,11 +117,11 @@ class Directory:
 
     @property
     def age_s(self) -> float:
-        """Seconds since the control plane answered last; infinite if it never has."""
+        """Return the seconds since the control plane's last answer; infinity before the first."""
         return float("inf") if self._told_s is None else self._clock.monotonic_s() - self._told_s
 
     def require_fresh(self) -> None:
-        """Raises `ControlUnavailable` where too much may have changed since the control plane answered last."""
+        """Raise `ControlUnavailable` if the copy is older than `max_age_s`."""
         if self.age_s > self._max_age_s:
             raise ControlUnavailable(
                 f"the control plane has not answered for longer than {self._max_age_s:g} s "
@@ -129,16 +135,16 @@ class Directory:
         return self._keys.get(key)
 
     def price(self, base: str, moment_ms: int) -> PriceFacts | None:
-        """Return the price of a base model in force at a moment; None where it has none then."""
+        """Return the price of a base model at a moment, in milliseconds since 1970; None if it has no price then."""
         return price_at(self._prices.get(base, {}).values(), base, moment_ms)
 
     def upload(self, tenant: TenantId, name: str) -> Upload | None:
-        """What a tenant means by a name; None where there is nothing of that name that the tenant may use.
+        """Return the upload that a name means to a tenant; None if the tenant may use no upload of that name.
 
-        `repo` is the newest version, `repo/3` the third, `repo/prod` what that alias stands for; a repository of
-        another tenant, shared or public, has its owner before it: `owner/repo/3`. A first word that is, or was, a
-        repository of one's own never means an owner: whoever took that name could put a model in the place of one's own
-        as soon as a version is archived.
+        `repo` is the newest version, `repo/3` the third version, and `repo/prod` the version of the alias `prod`. The
+        name of another tenant's shared or public repository begins with its owner: `owner/repo/3`. If the first word is
+        a present or former repository of the tenant itself, it never means an owner. Otherwise an owner of that name
+        could replace the tenant's adapter once the tenant archives a version.
         """
         first, _, rest = name.rstrip("/").partition("/")
         if self.knows(tenant, first):
@@ -147,15 +153,18 @@ class Directory:
         return self._version(tenant, TenantId(first), repository, version)
 
     def knows(self, tenant: TenantId, repository: str) -> bool:
-        """Whether a tenant has, or has had, a repository of that name."""
+        """Return whether a tenant has, or has had, a repository of that name."""
         return (tenant, repository) in self._repositories
 
     def has_tenant(self, tenant: str) -> bool:
         return TenantId(tenant) in self._tenants
 
     def listed(self, tenant: TenantId) -> list[tuple[str, Upload]]:
-        """Every name under which `upload` finds something for a tenant, sorted by repository: the newest version,
-        each by its number, each alias. Only the longer spelling of its own (`tenant/repo`) is left out."""
+        """Return every name with which `upload` finds an upload for a tenant, sorted by repository.
+
+        A repository has a name for its newest version, for each version's number and for each alias. The list leaves
+        out the longer spelling of the tenant's own repositories (`tenant/repo`).
+        """
         found: list[tuple[str, Upload]] = []
         for key in sorted(self._own.get(tenant, set()) | self._lent):
             facts = self._repositories[key]

@@ -1,8 +1,8 @@
-"""Limits by tenant and by key: requests and tokens a minute as buckets, and sequences at one time.
+"""Limits of tenants and keys: requests a minute, tokens a minute, and sequences at one time.
 
-A request is counted when it comes, before anything is done for it. Once its prompt is known it takes its worst case,
-prompt and budget, and is given back what it did not use when it ends.
-A bucket holds a minute's allowance and fills evenly.
+The limiter counts a request before any work for it. Once the prompt is known, the request reserves its largest number
+of tokens: the prompt and the whole budget. At its end the limiter returns the unused part.
+A limit a minute is a token bucket: it holds at most the allowance of one minute and fills evenly.
 """
 
 import math
@@ -15,36 +15,36 @@ from manylora.tenancy import Limits
 
 MINUTE_S = 60.0
 MAX_IDLE = 10_000
-"""Holders whose buckets are kept though they are full again; it bounds what is remembered."""
+"""Holders (tenants and keys) above which the limiter forgets those without any use; this bounds its memory."""
 
 
 @dataclass(slots=True)
 class Bucket:
-    """Up to `limit` a minute; what has been taken drains evenly."""
+    """A token bucket: use lowers its level, and time fills it by `limit` a minute up to `limit`."""
 
     limit: int
     level: float
     moment_s: float
 
     def fill(self, now_s: float, limit: int) -> None:
-        """Bring it to now, and to a limit that may have changed."""
+        """Fill the bucket up to the moment `now_s`, and take over a limit that may have changed."""
         gained = (now_s - self.moment_s) * self.limit / MINUTE_S
         self.level = min(float(limit), self.level + gained)
         self.limit, self.moment_s = limit, now_s
 
     def wait_s(self, amount: int) -> float:
-        """Seconds until `amount` is there; it must be at most the limit."""
+        """Return the seconds until the bucket holds `amount`, which must be at most the limit."""
         return max(0.0, (amount - self.level) * MINUTE_S / self.limit) if self.limit else math.inf
 
     @property
     def reset_s(self) -> float:
-        """Seconds until it is full."""
+        """Seconds until the bucket is full."""
         return (self.limit - self.level) * MINUTE_S / self.limit if self.limit else 0.0
 
 
 @dataclass(slots=True)
 class _Holder:
-    """A tenant's or a key's use."""
+    """The current use of one tenant or of one key."""
 
     requests: Bucket | None = None
     tokens: Bucket | None = None
@@ -53,7 +53,7 @@ class _Holder:
 
 @dataclass(slots=True)
 class Reservation:
-    """What one request has taken; `settle` gives back the rest, once."""
+    """The share of the limits that one request holds; `settle` returns the unused part once."""
 
     holders: list[tuple[str, _Holder, Limits]] = field(default_factory=list)
     streams: int = 0
@@ -61,7 +61,7 @@ class Reservation:
     is_settled: bool = False
 
     def settle(self, used_tokens: int) -> None:
-        """End the request: `used_tokens` of its reservation are kept, the rest is given back."""
+        """End the request: charge `used_tokens` to the buckets and return the rest of the reservation."""
         if self.is_settled:
             return
         self.is_settled = True
@@ -73,7 +73,7 @@ class Reservation:
 
 
 class Limiter:
-    """All holders' buckets. It belongs to one event loop."""
+    """The buckets of all tenants and keys. It belongs to one event loop."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -83,10 +83,10 @@ class Limiter:
         return len(self._holders)
 
     def enter(self, limits: Mapping[str, Limits], *, streams: int) -> Reservation:
-        """Take one request of so many streams from every holder, or from none; before anything is done for it.
+        """Count one request against every holder, or against none of them; call it before any work for the request.
 
-        Args:    limits   by holder: the tenant's, and its key's
-                 streams  its sequences, each of which is a stream of tokens; 0: it generates nothing
+        Args:    limits   the limits of each holder: of the tenant, and of its key
+                 streams  number of the request's sequences; 0 for a request that generates nothing
         Raises:  `RequestRateExceeded`, `StreamLimitExceeded`, with the seconds to wait
         """
         now_s = self._clock.monotonic_s()
@@ -104,13 +104,13 @@ class Limiter:
         return reservation
 
     def reserve(self, reservation: Reservation, tokens: int) -> None:
-        """Take a request's worst case of tokens, prompt and budget, from every holder or from none.
+        """Reserve the largest number of tokens that a request can use, from every holder or from none.
 
-        Raises `TokenRateExceeded`, with the seconds to wait; the reservation is still to be settled.
+        Raises `TokenRateExceeded`, with the seconds to wait. The caller must settle the reservation in that case, too.
         """
         now_s = self._clock.monotonic_s()
         for _, holder, _ in reservation.holders:
-            if holder.tokens is not None:  # by the newest limit that a request came with, which may not be this one's
+            if holder.tokens is not None:  # its limit is that of the newest request, which may be another one
                 holder.tokens.fill(now_s, holder.tokens.limit)
         self._require(reservation, lambda name, holder, own: _require_tokens(name, holder, tokens))
         reservation.tokens = tokens
@@ -119,7 +119,7 @@ class Limiter:
                 holder.tokens.level -= tokens
 
     def headers(self, reservation: Reservation) -> dict[str, str]:
-        """`x-ratelimit-…` of the bucket nearest to empty, in OpenAI's form and in Predibase's."""
+        """Return the `x-ratelimit-…` headers of the bucket nearest to empty, in OpenAI's and Predibase's form."""
         requests = [holder.requests for _, holder, _ in reservation.holders if holder.requests is not None]
         tokens = [holder.tokens for _, holder, _ in reservation.holders if holder.tokens is not None]
         headers: dict[str, str] = {}
@@ -142,7 +142,7 @@ class Limiter:
             holder.tokens = _filled(holder.tokens, limits.tokens_per_minute, now_s)
 
     def _require(self, reservation: Reservation, require: Callable[[str, _Holder, Limits], None]) -> None:
-        """Every holder has room, or none has given anything; who is refused is shown the buckets."""
+        """Apply `require` to every holder; add the `x-ratelimit-…` headers to the error of a refusal."""
         try:
             for name, holder, limits in reservation.holders:
                 require(name, holder, limits)
@@ -160,7 +160,7 @@ class Limiter:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as OpenAI writes a duration: `850ms`, `1s`, `6m0s`."""
+    """Return a number of seconds in OpenAI's form of a duration: `850ms`, `1s`, `6m0s`."""
     if seconds < 1:
         return f"{math.ceil(1000 * seconds)}ms"
     minutes, rest = divmod(math.ceil(seconds), 60)

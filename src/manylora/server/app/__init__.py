@@ -1,1 +1,1 @@
-"""The application of the edge: its middleware and routes put together, its start and its end."""
+"""The application of the edge: its routes and layers, its start and its end."""

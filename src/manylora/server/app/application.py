@@ -1,4 +1,4 @@
-"""The ASGI application of the edge: its routers, its layers and the handlers of its errors put together."""
+"""The ASGI application of the edge: its routers, its layers and its error handlers."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -35,12 +35,12 @@ from manylora.server.routes.openai.completions import OpenAIRoutes, openai_route
 
 
 class EdgeApp:
-    """The application with the parts its runner needs: the admission control to drain, the health to probe."""
+    """The ASGI application, with the parts that its runner uses: admission control and health."""
 
     def __init__(
         self, asgi: App, api: FastAPI, models: ModelRouter, admission: AdmissionControl, health: Health
     ) -> None:
-        """`api`: the routes themselves, within `asgi`."""
+        """`api` holds the routes within `asgi`."""
         self.api = api
         self.models = models
         self.admission = admission
@@ -56,7 +56,7 @@ class EdgeApp:
 
 @dataclass(frozen=True, slots=True)
 class _EndListeners:
-    """Passes the end of each sequence on, whether or not its stream is still read."""
+    """Passes the end of each sequence on to several listeners, also without a reader of its stream."""
 
     listeners: tuple[OnFinished, ...]
 
@@ -76,11 +76,11 @@ def create_app(
     meter: Meter | None = None,
     control: object | None = None,
 ) -> EdgeApp:
-    """Wire the edge around a started engine client. The owners of client, meter and control plane close them.
+    """Return the edge's application around a started engine client. The caller closes client, meter and control plane.
 
-    Args:  access   keys, limits and credit; None: every caller may use everything
-           meter    records usage; None: usage is not recorded
-           control  the ASGI application of the control plane's routes; None: there are none
+    Args:  access   the check of keys, limits and credit; None: every caller may use everything
+           meter    records usage; None: no usage is recorded
+           control  the ASGI application of the control plane's routes; None: the server has none
     """
     clock = clock or SystemClock()
     access = access or Access(clock)

@@ -1,4 +1,4 @@
-"""The control plane's routes on the edge's address, where that runs elsewhere: passed on as they come, both ways."""
+"""The proxy for the routes of a control plane at a URL: it passes requests and replies on unchanged."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,19 +13,19 @@ from manylora.server.http.context import HttpContext, Receive, Scope, Send
 
 CONNECT_WAIT_S = 5.0
 READ_WAIT_S = 120.0
-"""An upload is checked before it is answered."""
+"""Seconds for the control plane's reply. The control plane checks an upload before it replies."""
 HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding"}
     | {"upgrade", "host", "content-length"}
 )
 NOT_PASSED_ON = HOP_BY_HOP | {EDGE_HEADER, "origin", *FORWARDED, "x-forwarded-prefix"}
-"""What this edge says itself: an Origin it has checked, and the headers of a proxy."""
+"""Headers that the proxy does not copy: of one connection, of this edge itself, and an Origin that it has checked."""
 
 
 class ControlProxy:
-    """An ASGI application that is the control plane at a URL.
+    """An ASGI application that passes each request on to the control plane at a URL.
 
-    The token shows the control plane that it is an edge which says who calls; a caller's own such header is dropped.
+    The token proves to the control plane that an edge names the caller. The proxy drops such a header of a caller.
     """
 
     def __init__(self, url: str, edge_token: str, clock: Clock, *, public_url: str = "") -> None:
@@ -62,11 +62,14 @@ class ControlProxy:
             await reply.aclose()
 
     def _address_headers(self, scope: Scope) -> list[tuple[bytes, bytes]]:
-        """Where clients reach this edge, for the addresses that uploads are sent to: as configured, or as they did."""
+        """Return the `x-forwarded-…` headers with this edge's address, from the configuration or from the request.
+
+        The control plane makes the addresses for uploads from them.
+        """
         host = b"".join(value for name, value in scope["headers"] if name.lower() == b"host")
         named = urlsplit(self._public_url or f"{scope['scheme']}://{host.decode('latin-1')}")
-        told = {"host": named.netloc, "proto": named.scheme, "prefix": named.path.rstrip("/")}
-        return [(f"x-forwarded-{name}".encode(), value.encode("latin-1")) for name, value in told.items() if value]
+        address = {"host": named.netloc, "proto": named.scheme, "prefix": named.path.rstrip("/")}
+        return [(f"x-forwarded-{name}".encode(), value.encode("latin-1")) for name, value in address.items() if value]
 
     async def close(self) -> None:
         await self._client.aclose()

@@ -1,4 +1,4 @@
-"""A server's place in its control plane: the copy it keeps, the credit it spends, the usage it ships."""
+"""The session of a server with its control plane: its copy of the facts, its leases of credit, its usage records."""
 
 import asyncio
 import logging
@@ -21,13 +21,16 @@ from manylora.server.metering.meter import Meter
 log = logging.getLogger(__name__)
 
 START_WAIT_S = 60.0
-"""How long a server waits for a control plane elsewhere before it gives up."""
+"""Seconds for which a server waits at its start for the first answer of a control plane at a URL."""
 START_PAUSE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostedControl:
-    """A control plane in this process. admin_key: the operator's first key, at the first start only."""
+    """A control plane in this process.
+
+    admin_key  the operator's first key, at the first start only
+    """
 
     app: Callable[..., Any]
     edge_token: str
@@ -36,18 +39,21 @@ class HostedControl:
 
 
 ControlFactory = Callable[[Config, bool], Awaitable[HostedControl]]
-"""Opens a control plane in this process; told whether keys are needed."""
+"""Opens a control plane in this process. The second argument is whether the server needs keys."""
 
 
 def is_key_needed(config: Config) -> bool:
-    """What `server.auth` comes to at the address. Raises `ConfigInvalid` for an open server that others can reach."""
+    """Return whether callers need a key, from `server.auth` and the server's address.
+
+    Raises `ConfigInvalid` for a server without keys that other machines can reach, unless `server.allow_open` is set.
+    """
     server = config.server
     is_local = is_loopback(server.host)
     if server.auth == "on" or (server.auth == "auto" and not is_local):
         return True
     if not is_local and not server.allow_open:
         raise ConfigInvalid(
-            f"server.auth is off and {server.host} can be reached by other machines: anybody could use this server. "
+            f"server.auth is off and {server.host} can be reached by other machines: any caller could use this server. "
             "If that is meant, say so with `--set server.allow_open=true`; otherwise leave server.auth on."
         )
     return False
@@ -55,7 +61,7 @@ def is_key_needed(config: Config) -> bool:
 
 @dataclass
 class ControlSession:
-    """All that ties a server to its control plane: `join` makes it, `leave` ends it."""
+    """One server's session with its control plane; `join` opens it, `leave` closes it."""
 
     meter: Meter
     directory: Directory
@@ -70,7 +76,7 @@ class ControlSession:
 
     @staticmethod
     async def join(config: Config, factory: ControlFactory, clock: Clock) -> "ControlSession":
-        """Hold the meter's folder, open or reach the control plane, and learn what it knows.
+        """Lock the meter's folder, open or reach the control plane, and fetch its facts.
 
         Raises `ConfigInvalid` for settings that do not fit, `ControlUnavailable` if it cannot be reached for a minute.
         """
@@ -89,7 +95,10 @@ class ControlSession:
             raise
 
     def admit(self, base: str) -> Access:
-        """Who may call a server of this base. Raises `ConfigInvalid` for one that nobody could be billed for."""
+        """Return the access check of a server of this base model.
+
+        Raises `ConfigInvalid` for a server with keys whose base model has no price and is not free.
+        """
         control = self._config.control
         now_ms = int(1000 * self._clock.wall_s())
         if self.is_key_needed and base not in control.free_bases and self.directory.price(base, now_ms) is None:
@@ -114,7 +123,7 @@ class ControlSession:
         )
 
     async def begin(self) -> None:
-        """Close what an edge before us left open, then follow the control plane and ship to it."""
+        """Close the requests that an earlier edge left open, then poll the control plane and ship usage to it."""
         await self.meter.recovered()
         self.meter.start_shipping(self.client)
         self._following = asyncio.create_task(self.directory.follow())
@@ -131,7 +140,7 @@ class ControlSession:
 
 
 async def _first_answer(directory: Directory, clock: Clock, *, wait_s: float) -> None:
-    """Learn what the control plane knows; one elsewhere may begin at the same time as this server, and later.
+    """Fetch the control plane's facts. A control plane at a URL may start later than this server.
 
     Raises `ControlUnavailable` if it has not answered within `wait_s` seconds.
     """

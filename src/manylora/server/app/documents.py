@@ -1,4 +1,4 @@
-"""The documents of the routes that a caller may use, the control plane's among them: `/openapi.json` and `/docs`."""
+"""The routes `/openapi.json` and `/docs`: the server's and the control plane's routes that a caller may use."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from manylora.server.http.routing import Guards, Routes
 Json = dict[str, Any]  # JSON values of several types
 DOCUMENT_PATH = "/api-doc/openapi.json"
 MOST_KEPT = 4
-"""Of documents that were made: one a kind of caller, and those of a control plane before its upgrade."""
+"""Finished documents in memory: one for each kind of caller, and some of a control plane before its upgrade."""
 AWAY = "The control plane does not answer now, so that its routes are missing here."
 VARY = {"vary": "authorization"}
 
@@ -34,10 +34,14 @@ def documents_router(documents: "Documents", guards: Guards, clock: Clock) -> AP
 
 
 class Documents:
-    """Asks the control plane for its part each time, and joins the two when it has changed."""
+    """Makes the documents. Each call asks the control plane for its part; a changed part causes a new document."""
 
     def __init__(self, api: FastAPI, access: Access, control: object | None, *, admin_open: bool) -> None:
-        """`api`: the routes; `control`: the control plane's ASGI application, None: there is none."""
+        """Make no document yet.
+
+        Args:  api      the application with the server's routes
+               control  the control plane's ASGI application; None: there is none
+        """
         self._api = api
         self._access = access
         self._control = control
@@ -56,33 +60,37 @@ class Documents:
         await context.reply_bytes(page, MEDIA_TYPE, headers=PAGE_HEADERS | VARY)
 
     async def _of(self, context: HttpContext) -> tuple[bytes, bytes]:
-        """The document and the page of it."""
+        """Return the document for the caller as JSON and as an HTML page."""
         if self._access.is_key_needed:
             is_operators = self._access.is_operators(context.header("authorization") or "")
         else:
             is_operators = is_operator(context, is_open=self._admin_open)
-        told = b"" if self._control is None else await context.ask(self._control, "/openapi.json")
-        made = self._made.get((is_operators, told))
+        controls = b"" if self._control is None else await context.ask(self._control, "/openapi.json")
+        made = self._made.get((is_operators, controls))
         if made is None:
-            document = _joined(self._own(), told, is_operators, has_control=self._control is not None)
+            document = _joined(self._own(), controls, is_operators, has_control=self._control is not None)
             made = msgspec.json.encode(document), api_page(document, source=DOCUMENT_PATH)
             if len(self._made) >= MOST_KEPT:
                 self._made.clear()
-            self._made[is_operators, told] = made
+            self._made[is_operators, controls] = made
         return made
 
 
-def _joined(own: Json, told: bytes, is_operators: bool, *, has_control: bool) -> Json:
-    """The server's routes and the control plane's, of which `/health` and `/openapi.json` are the server's here."""
+def _joined(own: Json, controls: bytes, is_operators: bool, *, has_control: bool) -> Json:
+    """Return one document of both. `/health` and `/openapi.json` are the server's.
+
+    Args:  own       the document of the server's routes
+           controls  the control plane's document as JSON; empty: the control plane does not answer, or there is none
+    """
     shown = SERVER_ROUTES.documented(is_operator=is_operators)
     paths: dict[str, Json] = {}
     for path, methods in own["paths"].items():
         for method, operation in methods.items():
             if (route := shown.get((path, method))) is not None:
                 paths.setdefault(path, {})[method] = {**operation, "description": told_of(route.scopes)}
-    if not told:
+    if not controls:
         info = {**own["info"], **({"description": AWAY} if has_control else {})}
         return {**own, "info": info, "paths": paths}
-    control: Json = msgspec.json.decode(told)
+    control: Json = msgspec.json.decode(controls)
     theirs = {path: methods for path, methods in control["paths"].items() if path not in paths}
     return {**own, "paths": paths | theirs, "components": control.get("components", {})}

@@ -1,4 +1,4 @@
-"""Handlers of the application for errors of its routes, and the route of all unknown paths."""
+"""The application's handlers of errors of its routes, and the route of all unknown paths."""
 
 from fastapi import APIRouter, FastAPI
 from starlette.requests import ClientDisconnect, Request
@@ -15,7 +15,7 @@ METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE"]
 
 
 def handle_errors(api: FastAPI, clock: Clock) -> None:
-    """Register the handlers: an error of ours in the dialect of its path, and a caller that left while sending."""
+    """Register the handlers of `ManyloraError`, in the dialect of the path, and of a caller that left while sending."""
 
     async def failed(request: Request, error: Exception) -> Response:
         assert isinstance(error, ManyloraError)
@@ -31,8 +31,10 @@ def handle_errors(api: FastAPI, clock: Clock) -> None:
 
 
 def unknown_router(guards: Guards) -> APIRouter:
-    """Return the router of all other paths and methods. It has the guards of the rest: a caller without a key does not
-    learn which paths there are."""
+    """Return the router of all other paths and methods.
+
+    It has the guards of other routes, so that a caller without a key cannot probe for paths.
+    """
     router = APIRouter(dependencies=guards.with_body, include_in_schema=False)
 
     async def unknown(request: Request) -> Response:

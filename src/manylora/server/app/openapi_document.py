@@ -1,4 +1,4 @@
-"""The OpenAPI document of the server's routes, made from the routers and from the models that they name."""
+"""The OpenAPI document of the server's routes, from the routers and their models."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -19,9 +19,9 @@ _MODE: Literal["serialization"] = "serialization"
 
 
 def openapi_document(routes: Iterable[BaseRoute], *, title: str, version: str) -> Json:
-    """Return the document of all routes, those of operators included.
+    """Return the document of all routes, including those of operators.
 
-    Schemas are written out where they stand, so that the page of the document shows their fields.
+    Each use of a schema has its full text instead of a reference, so that the HTML page shows the fields.
     """
     operations = {(route.path_format, method): each for route, method, each in _operations(routes)}
     typed = {(*key, status): kind for key, each in operations.items() for status, kind in _typed(key[0], each).items()}
@@ -42,7 +42,7 @@ def _operations(routes: Iterable[BaseRoute]) -> Iterable[tuple[APIRoute, str, Op
 
 
 def _typed(path: str, operation: Operation) -> dict[int | str, Any]:
-    """Return the types of replies that are JSON, by status; the dialect of the path has the type of errors."""
+    """Return the types of JSON replies by status. The dialect of the path decides the type of errors."""
     error = OpenAIError if PATHS.dialect_of(path) is Dialect.OPENAI else NativeError
     return {
         **{status: reply for status, reply in operation.replies.items() if not isinstance(reply, str)},
@@ -82,7 +82,7 @@ def _parameter(parameter: Parameter) -> Json:
 
 
 def _schema_of(model: type[Body]) -> Json:
-    """Return the schema of a body, with the schemas that it names written out."""
+    """Return the schema of a body with the full text of all schemas in it."""
     schema = model.model_json_schema()
     written: Json = _written_out(schema, schema.pop("$defs", {}))
     return written

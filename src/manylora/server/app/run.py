@@ -1,4 +1,4 @@
-"""Runs the edge on a listening socket: answer 503 while the engine starts, serve, drain on a signal, leave."""
+"""The run of an edge on a listening socket: 503 while the engine starts, then service, then a drain on a signal."""
 
 import asyncio
 import logging
@@ -36,11 +36,11 @@ KEEP_ALIVE_S = 75
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announce:
-    """Callbacks that print the start.
+    """Callbacks that report the start.
 
-    progress   each line of the start
-    ready      once: the served model and the server's URL
-    admin_key  the operator's first key, which is shown here and never again
+    progress   called with each line about the start
+    ready      called once, with the served model and the server's URL
+    admin_key  called with the operator's first key; no later call returns this key
     """
 
     progress: Callable[[str], None] = lambda line: None
@@ -49,11 +49,11 @@ class Announce:
 
 
 MakeTransport = Callable[[str, Config, Callable[[str], None]], Transport]
-"""Makes the transport to an engine of a factory's name, a configuration and a function for progress lines."""
+"""Makes the transport to an engine. Arguments: the engine factory's name, the configuration, a progress callback."""
 
 
 def own_process(factory: str, config: Config, on_progress: Callable[[str], None]) -> Transport:
-    """Return a transport to an engine in a process of its own, which imports `factory`."""
+    """Return a transport to an engine in its own process, which imports `factory`."""
     return ProcessTransport(factory, config, on_progress=on_progress)
 
 
@@ -70,8 +70,8 @@ def run_server(
 
     Args:    listener   the socket that `http.listener.listen` opened
              factory    `module:function` of a `loop.EngineFactory`
-             control    opens the control plane in this process, where it is not at a URL
-             transport  makes the way to the engine
+             control    opens a control plane in this process, unless the configuration has its URL
+             transport  makes the transport to the engine
     Raises:  `StartupError` if the engine cannot be built
     """
     exempt_modules()
@@ -85,7 +85,7 @@ def run_server(
 async def _serve(
     config: Config, listener: socket.socket, transport: Transport, control: ControlFactory, announce: Announce
 ) -> None:
-    """Answer from the first moment on: 503 while the engine loads, then as the application does, until a signal."""
+    """Reply from the first moment on: with 503 while the engine loads, then as the application, until a signal."""
     front = StartingApp(SystemClock())
     server = HttpServer(front, config, keep_alive_s=KEEP_ALIVE_S, close_wait_s=CLOSE_WAIT_S)
     with StopSignals() as signals:
@@ -103,7 +103,7 @@ async def _serve(
 
 @dataclass(frozen=True, slots=True)
 class _Door:
-    """The application at the port, its HTTP server and the signals that close it."""
+    """The application at the port, its HTTP server, and the signals that stop it."""
 
     front: StartingApp
     server: HttpServer
@@ -133,7 +133,7 @@ async def _serve_as(
 
 
 async def _start(config: Config, membership: ControlSession, client: EngineClient, announce: Announce) -> EdgeApp:
-    """Bring the engine up and the application around it, which has answered a first request of one token."""
+    """Start the engine, make the application, and check both with a first request of one token."""
     await client.start()
     served = client.served
     access = membership.admit(served.model_id)
@@ -155,7 +155,7 @@ async def _start(config: Config, membership: ControlSession, client: EngineClien
 
 
 async def _drain(app: EdgeApp, client: EngineClient, server: HttpServer, signals: StopSignals, drain_s: float) -> None:
-    """Refuse new requests and let those under way end, for `drain_s` or until a second signal."""
+    """Refuse new requests, and wait for those under way up to `drain_s` seconds or until a second signal."""
     app.admission.is_draining = True
     log = structlog.get_logger()
     log.info("server.draining", sequences=app.admission.num_sequences)
@@ -174,7 +174,10 @@ async def _drain(app: EdgeApp, client: EngineClient, server: HttpServer, signals
 
 
 def configure_logging() -> None:
-    """One JSON object a line on standard error; the access log is off, a line a request comes from the edge."""
+    """Log one JSON object a line to standard error.
+
+    The HTTP server's access log is off, since the edge itself logs one line a request.
+    """
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

@@ -1,4 +1,4 @@
-"""Stands at the port while the engine loads: every route answers 503 with Retry-After until then."""
+"""The application at the port while the engine loads: every route replies 503 with Retry-After."""
 
 from manylora.clock import Clock
 from manylora.errors import Unavailable
@@ -12,14 +12,14 @@ LOADING = "the server is loading its model; repeat the request"
 
 
 class StartingApp:
-    """An ASGI application that passes requests on once `open` has given it the real one."""
+    """An ASGI application that replies 503 until `open`, and then passes requests on to the real application."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._app: object | None = None
 
     def open(self, app: object) -> None:
-        """Let requests through to `app`, any ASGI application."""
+        """Pass requests on to `app`, which is any ASGI application."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,1 +1,1 @@
-"""The client of an engine: requests and events over a transport to a thread or to a process."""
+"""The client of an engine, over a transport to a thread or to a process."""

@@ -1,4 +1,4 @@
-"""The client of one engine, over any transport: requests in flight, questions to the engine, and its liveness."""
+"""The client of one engine over any transport: requests in flight, questions to the engine, and its liveness."""
 
 import asyncio
 import contextlib
@@ -39,19 +39,19 @@ from manylora.server.engine_client.transport import Transport
 
 STATS_WAIT_S = 1.0
 ANSWER_WAIT_S = 15.0
-"""A step may hold a long piece of a prompt; an engine that answers nothing for longer than this has stopped."""
+"""Seconds to wait for the answer to a question. A step with a long piece of a prompt may delay it."""
 
 RESTARTED = "the engine was restarted before it answered; repeat the request"
 
 
 class DeliveryRecord(Protocol):
-    """The edge's durable record of the tokens that it has received; `metering/journal.py` is the real one.
+    """The edge's durable record of the tokens that it has received. `metering/journal.py` implements it.
 
-    It holds no probes: their flow is `PROBE_FLOW`.
+    It does not record probes, which are the requests of the flow `PROBE_FLOW`.
     """
 
     def begin(self, index: int, request: Request) -> None:
-        """Note a request before the engine gets it. Raises `UsageUnrecorded` while nothing can be written."""
+        """Note a request before the engine gets it. Raises `UsageUnrecorded` while the record cannot be written."""
 
     def withdraw(self, index: int) -> None:
         """Forget a request that did not reach the engine."""
@@ -59,7 +59,7 @@ class DeliveryRecord(Protocol):
     def write(self, frame: StepFrame) -> None:
         """Write a frame before it is delivered.
 
-        Raises `UsageUnrecorded` if that fails: the frame must not be delivered, and every request is forgotten.
+        Raises `UsageUnrecorded` if that fails. The caller must not deliver the frame; the record drops every request.
         """
 
 
@@ -67,11 +67,11 @@ class DeliveryRecord(Protocol):
 class EngineHealth:
     """The state of an engine as its client sees it.
 
-    is_up             takes requests
-    in_flight         requests in the engine, and those that wait for their adapter's text
-    stalled_s         seconds since the engine moved, while it has work
-    loader_stalled_s  seconds since its adapter loader answered, while requests wait for it
-    lost_log_lines    lines that engine processes could not write, since this client began
+    is_up             whether the engine takes requests
+    in_flight         number of requests in the engine or waiting for their adapter's text
+    stalled_s         seconds since the engine's last progress, while it has work
+    loader_stalled_s  seconds since the adapter loader's last answer, while requests wait for it
+    lost_log_lines    log lines that engine processes could not write since this client's start
     """
 
     is_up: bool
@@ -82,12 +82,12 @@ class EngineHealth:
 
 
 class EngineClient:
-    """One engine somewhere. All methods belong to one event loop."""
+    """The client of one engine. All methods belong to one event loop."""
 
     def __init__(
         self, transport: Transport, *, clock: Clock | None = None, record: DeliveryRecord | None = None
     ) -> None:
-        """Start nothing yet. `record` None: deliveries are not recorded, as in the library."""
+        """Start nothing yet. Without a `record`, deliveries are not recorded, as in the library."""
         self._transport = transport
         self._clock = clock or SystemClock()
         self._record = record
@@ -95,14 +95,14 @@ class EngineClient:
         self._monitor = ProgressMonitor(self._clock)
         self._suspects = Suspects(self._clock)
         self._on_finished: OnFinished | None = None
-        self._lost_log_lines = 0  # by engines that are gone
+        self._lost_log_lines = 0  # of earlier engines
         self._lost_of_this_engine = 0
         self._fresh_stats = asyncio.Event()
         self._adapter_replies: PendingReplies[AdapterReply] = PendingReplies()
         self._text_replies: PendingReplies[AdapterTextReply] = PendingReplies()
 
     async def start(self) -> None:
-        """Bring the engine up. Raises `StartupError` if it cannot be built."""
+        """Start the engine. Raises `StartupError` if it cannot be built."""
         await self._transport.start(self)
 
     @property
@@ -111,15 +111,15 @@ class EngineClient:
         return self._transport.served
 
     def watch(self, on_finished: OnFinished) -> None:
-        """Call `on_finished` with every end from now on, that of abandoned requests included."""
+        """Call `on_finished` with every end from now on, including the ends of abandoned requests."""
         self._on_finished = on_finished
 
     async def close(self) -> None:
-        """End everything with SHUTDOWN and let the engine go. A second call does nothing."""
+        """End every request with SHUTDOWN and stop the engine. A second call does nothing."""
         await self._transport.close()
 
     async def kill(self) -> None:
-        """End everything with SHUTDOWN at once; `close` must follow."""
+        """End every request with SHUTDOWN at once. `close` must follow."""
         await self._transport.kill()
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -127,8 +127,8 @@ class EngineClient:
     def generate(self, request: Request) -> SequenceStream:
         """Submit a request and return its events.
 
-        Raises: `Unavailable` while the engine is down, `Overloaded` if too much is queued, `EngineFault` for a request
-                that has ended the engine twice, `UsageUnrecorded` while deliveries cannot be recorded
+        Raises: `Unavailable` while the engine is down, `Overloaded` if too many messages are queued, `EngineFault` for
+                a request that was in flight at two deaths, `UsageUnrecorded` while deliveries cannot be recorded
         """
         if self._suspects.is_poison(request):
             raise self._suspects.verdict(request)
@@ -155,7 +155,8 @@ class EngineClient:
             raise
 
     def _abort(self, stream: SequenceStream, reason: FinishReason) -> None:
-        with contextlib.suppress(ManyloraError):  # an engine that is gone, or full of operations, ends it otherwise
+        # The death of an engine ends the request, too; behind a full queue, its budget of tokens ends it.
+        with contextlib.suppress(ManyloraError):
             self._transport.send(AbortRequest(stream.index, reason))
 
     # ── questions ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -180,13 +181,13 @@ class EngineClient:
         return info
 
     async def infos(self) -> tuple[AdapterInfo, ...]:
-        """Return every adapter the engine knows. Raises `Unavailable` if the engine is gone."""
+        """Return every adapter that the engine knows. Raises `Unavailable` if the engine is gone."""
         return await self._ask(GetAdapters)
 
     async def text(self, ref: AdapterRef, flow: Flow, weight: int) -> AdapterTextReply:
-        """Return the text rules of an adapter as soon as it is on the engine's disk, or the failure in their place.
+        """Return the text rules of an adapter once it is on the engine's disk, or the failure in their place.
 
-        A caller that is cancelled takes the wish along. Raises `Unavailable` if the engine is gone.
+        A cancelled call cancels the question in the engine. Raises `Unavailable` if the engine is gone.
         """
         if not self.num_in_flight:
             self._monitor.begin()
@@ -215,12 +216,12 @@ class EngineClient:
 
     @property
     def num_in_flight(self) -> int:
-        """Requests in the engine, and those that wait for their adapter's text."""
+        """Number of requests in the engine or waiting for their adapter's text."""
         return len(self._streams) + len(self._text_replies.pending)
 
     @property
     def num_asked(self) -> int:
-        """Questions about adapters that wait for their reply."""
+        """Number of questions about adapters without a reply yet."""
         return len(self._adapter_replies.pending)
 
     @property
@@ -238,10 +239,10 @@ class EngineClient:
             lost_log_lines=self._lost_log_lines + self._lost_of_this_engine,
         )
 
-    # ── what the transport calls ─────────────────────────────────────────────────────────────────────────────────
+    # ── calls of the transport ───────────────────────────────────────────────────────────────────────────────────
 
     def receive(self, frame: Frame) -> None:
-        """Take a frame. A `StepFrame` is recorded before it is delivered, and delivered before this returns."""
+        """Take a frame. Record a `StepFrame`, then deliver it, and only then return."""
         now_s = self._monitor.heard_s = self._clock.monotonic_s()
         match frame:
             case StepFrame():
@@ -268,9 +269,9 @@ class EngineClient:
         self._streams.deliver(frame)
 
     def _end_unrecorded(self, frame: StepFrame, error: UsageUnrecorded) -> None:
-        """End every request but probes, since this frame of theirs cannot be recorded; none of its tokens is delivered.
+        """End every request but probes, since a frame cannot be recorded. Deliver none of their tokens.
 
-        A request whose caller had left ends as it did.
+        A request of a caller that had left keeps the end in the frame.
         """
         ends = dict(frame.finished)
         for stream in self._streams:
@@ -287,7 +288,7 @@ class EngineClient:
                 self._streams.finish(stream, failed)
 
     def expire(self, max_queue_s: float) -> None:
-        """End the requests without a token that have waited for longer than `max_queue_s` seconds."""
+        """End the requests that have waited longer than `max_queue_s` seconds for their first token."""
         now_s = self._clock.monotonic_s()
         error = QueueTimeout(f"the request waited longer than {max_queue_s:g} s")
         for stream in self._streams.unstarted():
@@ -295,7 +296,7 @@ class EngineClient:
                 self._streams.fail(stream, FinishReason.QUEUE_TIMEOUT, error)
 
     def lose(self, reason: FinishReason, fault: ManyloraError | None = None) -> None:
-        """End every request with `reason`, because the engine is gone; `fault` replaces the verdict on each."""
+        """End every request with `reason`, since the engine is gone. `fault` replaces each request's own error."""
         self._suspects.blame(stream.request for stream in self._streams if stream.request.flow != PROBE_FLOW)
         self._monitor.forget()
         self._lost_log_lines, self._lost_of_this_engine = self._lost_log_lines + self._lost_of_this_engine, 0

@@ -54,16 +54,16 @@ class _QueueConnection:
         self.call(partial(self._deliver, frame))
 
     def call(self, function: Callable[[], None]) -> None:
-        """Call a function in the event loop; nothing happens once that is closed."""
+        """Call a function in the event loop; do nothing after the loop has closed."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function)
 
 
 class InProcessTransport:
-    """Builds the engine in the thread that then runs it."""
+    """Builds and runs the engine in one thread."""
 
     def __init__(self, build: BuildEngine, clock: Clock | None = None) -> None:
-        """Nothing is started yet. `build` is called in the engine's thread; `start` raises what it raises."""
+        """Start nothing yet. `start` calls `build` in the engine's thread and raises its exceptions."""
         self._build = build
         self._clock = clock or SystemClock()
         self._thread: threading.Thread | None = None
@@ -100,9 +100,9 @@ class InProcessTransport:
         if thread is None:
             return
         self._connection.operations.put(StopEngine())
-        if self._is_up or self._failure is not None:  # else it is still being built, which nothing can interrupt
+        if self._is_up or self._failure is not None:  # else the thread builds the engine, uninterruptibly
             await asyncio.to_thread(thread.join, STOP_WAIT_S)
-            await asyncio.sleep(0)  # the last frame was queued before the thread ended
+            await asyncio.sleep(0)  # deliver the last frame, which the thread queued before its end
         await self.kill()
 
     async def kill(self) -> None:

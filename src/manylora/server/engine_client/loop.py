@@ -1,4 +1,4 @@
-"""The loop that turns a synchronous engine: take operations, step, send a frame; in a thread or a process."""
+"""The loop of a synchronous engine in a thread or a process: take operations, step, send a frame."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -39,26 +39,26 @@ LOADING_WAIT_S = 0.001
 TENDING_WAIT_S = 0.01
 BEAT_S = 1.0
 ACKNOWLEDGEMENT_WAIT_S = 1.0
-"""The loop looks this often whether a client that acknowledges nothing still lives."""
+"""Seconds between two checks that a client lives while the loop waits for its acknowledgement."""
 
 _PLAIN = TokenEvent(RequestId(""), 0)[2:]
 
 
 class EngineTexts(Protocol):
-    """The engine's place for questions about the text rules of adapters; `engine/texts.py` is the real one."""
+    """The engine's answers to questions about the text rules of adapters. `engine/texts.py` implements it."""
 
     def ask(self, number: int, ref: AdapterRef, flow: Flow, weight: int) -> None:
-        """Take a question; `take` returns its answer once, unless `drop` forgets it before."""
+        """Queue a question. `take` returns its answer once, unless `drop` removes the question before."""
 
     def drop(self, number: int) -> None:
-        """Forget a question."""
+        """Remove a question."""
 
     def take(self) -> list[TextAnswer]:
         """Return the answers since the last call."""
 
 
 class EngineProtocol(Protocol):
-    """The engine as its loop sees it; `engine/engine.py` is the real one. One thread calls it, no method waits."""
+    """The engine as its loop sees it. One thread calls it, and no method waits. `engine/engine.py` implements it."""
 
     @property
     def texts(self) -> EngineTexts: ...
@@ -68,19 +68,19 @@ class EngineProtocol(Protocol):
 
     @property
     def is_waiting_for_adapters(self) -> bool:
-        """Return whether every request under way waits for an adapter."""
+        """Return whether all requests under way wait for an adapter."""
 
     def submit(self, request: Request) -> None:
         """Take a request. If it is refused, the next step finishes it with REJECTED."""
 
     def abort(self, request_id: RequestId, reason: FinishReason) -> None:
-        """End a request at the next step; nothing happens to one that is unknown or has ended."""
+        """End a request at the next step. Ignore a request that is unknown or has ended."""
 
     def step(self) -> StepEvents:
         """Plan, run and commit once."""
 
     def tend(self) -> bool:
-        """Let adapters move while there is no other work; return whether it should be called again soon."""
+        """Continue loads of adapters while there is no other work; return whether to call it again soon."""
 
     def manage(self, action: AdapterAction, ref: AdapterRef) -> AdapterInfo:
         """Begin an operator's action on one adapter. Raises the `ManyloraError` that refuses it."""
@@ -89,7 +89,7 @@ class EngineProtocol(Protocol):
         """Return one adapter as an operator sees it. Raises `AdapterNotFound`."""
 
     def infos(self) -> tuple[AdapterInfo, ...]:
-        """Return every adapter that the store knows or moves."""
+        """Return every adapter that the store knows or loads."""
 
     def stats(self) -> EngineStats: ...
 
@@ -103,49 +103,50 @@ EngineFactory = Callable[[Config, ProgressLine], tuple[EngineProtocol, ServedMod
 
 
 def load_factory(name: str) -> EngineFactory:
-    """Import the factory named `module:function`. An edge beside an engine process never calls this: it lacks torch."""
+    """Import the factory named `module:function`; only the process of the engine calls it, since it needs torch."""
     module, _, function = name.partition(":")
-    return cast(EngineFactory, getattr(importlib.import_module(module), function))  # named by our own command line
+    # The type is known: the name comes from this program, not from a user.
+    return cast(EngineFactory, getattr(importlib.import_module(module), function))
 
 
 class ClientConnection(Protocol):
-    """The engine's end of the boundary to its client."""
+    """The engine's connection to its client."""
 
     @property
     def is_open(self) -> bool:
         """Return whether the client still lives."""
 
     def receive(self, wait_s: float) -> list[Operation]:
-        """Return the operations that have arrived, waiting up to `wait_s` seconds for the first of them."""
+        """Return the operations that have arrived; wait up to `wait_s` seconds for the first of them."""
 
     def send(self, frame: Frame) -> None:
-        """Queue a frame, waiting a while if the client lags."""
+        """Queue a frame, and wait a while if the client lags."""
 
 
 def run_engine_loop(engine: EngineProtocol, connection: ClientConnection, clock: Clock) -> None:
-    """Turn the engine until `StopEngine`, then shut it down. An exception of a step is raised: the engine is then lost.
+    """Run the engine until `StopEngine`, then shut it down. Raises the exception of a step, after which it is unusable.
 
-    While there is work, operations are taken without waiting. When every request waits for an adapter, the loop
-    looks every millisecond. When there is none it sleeps on the connection, and tends the adapters each time it wakes:
-    once a second, and more often only while something of theirs is under way.
+    While there is work, the loop takes operations without waiting. If all requests wait for an adapter, it checks every
+    millisecond. Without requests it waits for operations, and calls `tend` each time it wakes: once a second, and more
+    often only while adapters load.
     """
     _EngineLoop(engine, connection, clock).run()
 
 
 class _EngineLoop:
-    """The loop's state: which requests are under way, and which frame is not acknowledged yet."""
+    """The loop's state: the requests under way, and the frame that is not acknowledged yet."""
 
     def __init__(self, engine: EngineProtocol, connection: ClientConnection, clock: Clock) -> None:
         self._engine = engine
         self._connection = connection
         self._clock = clock
         self._indexes: dict[RequestId, int] = {}
-        self._ids: dict[int, RequestId] = {}  # the same, the other way round
+        self._ids: dict[int, RequestId] = {}  # the inverse of `_indexes`
         self._sent = self._acknowledged = 0
         self._is_stopping = False
 
     def run(self) -> None:
-        wait_s = 0.0  # adapters that are preloaded at the start need no request
+        wait_s = 0.0  # the preloads of the start begin at once
         next_beat_s = self._clock.monotonic_s()
         while True:
             self._take(wait_s)
@@ -203,7 +204,7 @@ class _EngineLoop:
                 raise AssertionError(f"not an operation of a running engine: {operation}")
 
     def _send_step(self, events: StepEvents) -> None:
-        """Send a step's events once the frame before them is acknowledged, so that a kill loses one frame at most."""
+        """Send a step's events once the frame before is acknowledged, so that a kill loses at most one frame."""
         if not events:
             return
         while self._acknowledged < self._sent and self._connection.is_open:
@@ -222,12 +223,12 @@ class _EngineLoop:
     def _wait_after_step(self) -> float:
         """Return the time to wait for operations before the next step, in seconds."""
         if not self._engine.has_work:
-            return TENDING_WAIT_S  # the adapters may still have something under way
+            return TENDING_WAIT_S  # loads of adapters may be under way
         return LOADING_WAIT_S if self._engine.is_waiting_for_adapters else 0.0
 
 
 def pack_step(number: int, events: StepEvents, indexes: Mapping[RequestId, int]) -> StepFrame:
-    """Return the frame of one step: indexes in place of request ids, without fields that have their defaults.
+    """Return the frame of one step, with indexes in place of request ids and without default values.
 
     `indexes` has every request of `events`.
     """
@@ -242,7 +243,7 @@ def pack_step(number: int, events: StepEvents, indexes: Mapping[RequestId, int])
 
 
 def _adapter_reply(number: int, ask: Callable[[], tuple[AdapterInfo, ...]]) -> AdapterReply:
-    """Return the infos, or the refusal in their place; any other exception is a fault of the engine, and is raised."""
+    """Return a reply with the infos or with the refusal. Raise any other exception, which is a fault of the engine."""
     try:
         return AdapterReply(number, ask())
     except ManyloraError as error:

@@ -1,8 +1,8 @@
 """Messages between an engine client and its engine, as MessagePack: operations to the engine, frames to the client.
 
-Requests have small numbers on the wire, their *indexes*, which the client gives out; a `Finished` alone carries the
+Requests have small numbers on the wire, their *indexes*, which the client assigns; only a `Finished` carries the
 request's id. A question has a number, which its reply repeats. A transport queues at most `MAX_QUEUED` messages in
-each direction: a client that would pass that bound gets `Overloaded`, an engine waits.
+each direction. At that bound a client gets `Overloaded`, and an engine waits.
 """
 
 import msgspec
@@ -23,7 +23,7 @@ MAX_QUEUED = 4096
 
 
 class StartEngine(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Build the engine. The first message to an engine process, sent once; `EngineReady` or `EngineDied` answers it.
+    """Build the engine. `EngineReady` or `EngineDied` answers it. It is sent once, as the first message to a process.
 
     factory  `module:function` of a `loop.EngineFactory`
     """
@@ -33,7 +33,7 @@ class StartEngine(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class SubmitRequest(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Generate. `StepFrame`s answer it, the last of which has the request's `Finished`.
+    """Generate. `StepFrame`s answer it; the last of them has the request's `Finished`.
 
     index    number of the request in all further messages; a client gives out each number once
     request  at most `max_model_len` prompt tokens
@@ -44,27 +44,27 @@ class SubmitRequest(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class AbortRequest(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """End a request at the next step. A `Finished` with `reason` answers it, unless the request has ended before."""
+    """End a request at the next step. A `Finished` with `reason` answers it, unless the request has already ended."""
 
     index: int
     reason: FinishReason
 
 
 class AcknowledgeFrame(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The client has recorded and delivered the `StepFrame` of that number: one for each. The engine may send the next.
+    """Acknowledge the `StepFrame` of that number, which the client has recorded and delivered.
 
-    The engine sends no frame before the one before it is acknowledged. So a kill loses one frame at most.
+    The engine sends the next frame only after this message, so that a kill loses at most one frame.
     """
 
     number: int
 
 
 class GetStats(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """A `StatsUpdate` answers it."""
+    """Return the engine's numbers. A `StatsUpdate` answers it."""
 
 
 class ManageAdapter(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Begin an operator's action on one adapter. An `AdapterReply` with one adapter, or a failure, answers it."""
+    """Begin an operator's action on one adapter. An `AdapterReply` with one adapter or a failure answers it."""
 
     number: int
     action: AdapterAction
@@ -81,7 +81,7 @@ class GetAdapters(msgspec.Struct, frozen=True, tag=True, array_like=True):
 class GetAdapterText(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Return the text rules of an adapter, once it is on the engine's disk. An `AdapterTextReply` answers it.
 
-    flow, weight  share of the adapter store that the fetch counts against
+    flow, weight  the share of the adapter store that pays for the fetch
     """
 
     number: int
@@ -91,32 +91,32 @@ class GetAdapterText(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class CancelAdapterText(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Forget the `GetAdapterText` of that number; its reply may still come."""
+    """Cancel the `GetAdapterText` of that number. Its reply may still arrive."""
 
     number: int
 
 
 class StopEngine(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """End every request with SHUTDOWN in a last `StepFrame`, and leave."""
+    """End every request with SHUTDOWN in a last `StepFrame`, and stop."""
 
 
 # ── frames: engine → client ──────────────────────────────────────────────────────────────────────────────────────
 
 
 class EngineReady(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The engine is built and takes requests. Sent once."""
+    """The engine is built and takes requests. It is sent once."""
 
     served: ServedModel
 
 
 class StartProgress(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """One line about the start, for the terminal: at most some dozens, all before `EngineReady`."""
+    """One line about the start, for the terminal. There are at most some dozens, all before `EngineReady`."""
 
     line: str
 
 
 class TokenDetails(msgspec.Struct, frozen=True, array_like=True):
-    """Fields of a `TokenEvent` that most tokens leave at their defaults: those of first tokens and of logprobs."""
+    """The fields of a `TokenEvent` that only first tokens and tokens with log-probabilities set."""
 
     logprob: float | None = None
     alternatives: tuple[tuple[int, float], ...] = ()
@@ -126,12 +126,12 @@ class TokenDetails(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepFrame(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Everything that one step has committed. `AcknowledgeFrame` answers it; one frame at most is unacknowledged.
+    """The tokens and ends of one step. `AcknowledgeFrame` answers it; at most one frame is unacknowledged.
 
     number     counts the frames of one life of the engine, from 1
     indexes    request of each token, in the order of their commit
     token_ids  the tokens, as many as `indexes`
-    details    by position in `indexes`; a token without an entry has the defaults
+    details    details by position in `indexes`; a token without an entry has the defaults
     finished   (index, end) of the requests that have ended, after their last token
     """
 
@@ -143,9 +143,9 @@ class StepFrame(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class StatsUpdate(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The engine's numbers: about once a second while there is work, and as the reply to `GetStats`.
+    """The engine's numbers, about once a second while there is work, and as the reply to `GetStats`.
 
-    lost_log_lines  lines that the engine process could not write, since it began
+    lost_log_lines  log lines that the engine process could not write since its start
     """
 
     stats: EngineStats
@@ -153,7 +153,7 @@ class StatsUpdate(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class AdapterReply(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The reply to `ManageAdapter` and `GetAdapters`; with `failure`, the reason of the refusal, there are no infos."""
+    """The reply to `ManageAdapter` and `GetAdapters`. A refusal has its reason in `failure` and no infos."""
 
     number: int
     infos: tuple[AdapterInfo, ...] = ()
@@ -161,7 +161,7 @@ class AdapterReply(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class AdapterTextReply(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The reply to `GetAdapterText`: a `TextAnswer`, with `failure` in place of its error."""
+    """The reply to `GetAdapterText`: a `TextAnswer` with `failure` in place of its error."""
 
     number: int
     words: AdapterWords
@@ -171,7 +171,10 @@ class AdapterTextReply(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class EngineDied(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The last frame of an engine that has failed. traceback: of the error, for the log; empty: none."""
+    """The last frame of an engine that has failed.
+
+    traceback  the error's traceback for the log; empty: there is none
+    """
 
     failure: Failure
     traceback: str = ""
@@ -201,10 +204,10 @@ def encode(message: Operation | Frame) -> bytes:
 
 
 def decode_operation(data: bytes) -> Operation:
-    """Raises `msgspec.MsgspecError` for bytes that are no operation."""
+    """Return the operation in a message. Raises `msgspec.MsgspecError` for bytes that are no operation."""
     return _operations.decode(data)
 
 
 def decode_frame(data: bytes) -> Frame:
-    """Raises `msgspec.MsgspecError` for bytes that are no frame."""
+    """Return the frame in a message. Raises `msgspec.MsgspecError` for bytes that are no frame."""
     return _frames.decode(data)

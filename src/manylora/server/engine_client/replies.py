@@ -1,4 +1,4 @@
-"""Questions to the engine that wait for their reply."""
+"""The questions to the engine that wait for their reply."""
 
 import asyncio
 from collections.abc import Iterator
@@ -11,7 +11,10 @@ Reply = TypeVar("Reply")
 
 
 class PendingReplies(Generic[Reply]):
-    """Futures of replies of one kind. pending: by the number that question and reply share."""
+    """The futures of replies of one kind.
+
+    pending  the futures by the number that question and reply share
+    """
 
     def __init__(self) -> None:
         self.pending: dict[int, asyncio.Future[Reply]] = {}
@@ -19,7 +22,7 @@ class PendingReplies(Generic[Reply]):
 
     @contextmanager
     def expect(self) -> Iterator[tuple[int, "asyncio.Future[Reply]"]]:
-        """Yield a fresh number and the future of its reply; a reply after the block has ended is dropped."""
+        """Yield a new number and the future of its reply. A reply after the end of the block is dropped."""
         self._next += 1
         number = self._next
         future = self.pending[number] = asyncio.get_running_loop().create_future()
@@ -34,7 +37,7 @@ class PendingReplies(Generic[Reply]):
             future.set_result(reply)
 
     def fail(self, error: ManyloraError) -> None:
-        """Raise `error` in every task that waits."""
+        """Raise `error` in every task that waits for a reply."""
         for future in self.pending.values():
             if not future.done():
                 future.set_exception(error)

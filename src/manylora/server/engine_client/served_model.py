@@ -1,4 +1,4 @@
-"""The facts about the served base model that the edge needs, so that it never has to import the engine."""
+"""The facts about the served base model that the edge needs, so that it does not import the engine."""
 
 from dataclasses import dataclass
 
@@ -9,23 +9,23 @@ BASE_ALIAS = "__base_model__"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """What is served. The engine process tells it once, when it is ready.
+    """The served base model. The engine process sends it once, when it is ready.
 
     model_id          the name in replies, `x-model-id` and `/v1/models`
     base_dir          directory with config.json and tokenizer.json; the edge loads the tokenizer from it
     sha               fingerprint of the weights and their configuration
-    dtype             as torch prints it without the module: `bfloat16`, `float32`
+    dtype             torch's name of the type: `bfloat16`, `float32`
     device            `cpu` or `cuda`
     max_model_len     positions of prompt and completion together
     vocab_size        token ids are in [0, vocab_size)
-    max_step_tokens   most positions computed in one step
-    max_running       most sequences in one step
+    max_step_tokens   largest number of positions in one step
+    max_running       largest number of sequences in one step
     aliases           other names of the base model
     adapter_roots     directories whose sub-directories are adapters
-    adapter_sources   where adapters may come from
+    adapter_sources   the sources that adapters may come from
     registry_dir      folder of the server's own registry; empty: there is none
-    default_source    where a name goes that no source is given with, and that no local adapter has
-    created_s         seconds since 1970, for `/v1/models`
+    default_source    the source of a name without a source that is no local adapter's
+    created_s         moment for `/v1/models`, in seconds since 1970
     """
 
     model_id: str
@@ -46,7 +46,7 @@ class ServedModel:
 
     @property
     def max_input_length(self) -> int:
-        """Longest prompt: one position is left for the completion."""
+        """Number of tokens of the longest prompt, which leaves one position for the completion."""
         return self.max_model_len - 1
 
     @property
@@ -56,5 +56,5 @@ class ServedModel:
 
     @property
     def names(self) -> frozenset[str]:
-        """Every name that means the base model; no name at all means it, too."""
+        """Every name of the base model. A request without a name means the base model, too."""
         return frozenset((BASE_ALIAS, self.model_id, self.deployment_name, *self.aliases))

@@ -20,8 +20,8 @@ _NO_DETAILS = TokenDetails()
 class SequenceStream:
     """The events of one request, in order: tokens, then one `Finished`. It has one reader.
 
-    The request's budget of tokens bounds its length. A reader that leaves before the end calls `close`, which ends the
-    work in the engine within one step.
+    The request's budget of tokens bounds the stream's length. A reader that leaves before the end calls `close`, which
+    ends the work in the engine within one step.
     """
 
     __slots__ = (
@@ -38,17 +38,17 @@ class SequenceStream:
     )
 
     def __init__(self, request: Request, abort: Abort, opened_s: float = 0.0, *, index: int = 0) -> None:
-        """Begin without events.
+        """Start without events.
 
         Args:  abort     called by `close` if the request has not ended
                opened_s  moment of the submission, on the edge's clock
-               index     number of the request in messages to and from the engine
+               index     the request's number in messages to and from the engine
         """
         self.request = request
         self.index = index
         self.opened_s = opened_s
         self.num_tokens = 0
-        self.cached_tokens = 0  # as the first token says
+        self.cached_tokens = 0  # set by the first token
         self.finished: Finished | None = None
         self.is_closed = False
         self._abort = abort
@@ -56,7 +56,7 @@ class SequenceStream:
         self._arrived = asyncio.Event()
 
     def put(self, event: TokenEvent | Finished) -> None:
-        """Append an event; only the engine client calls this."""
+        """Append an event. Only the engine client calls this."""
         if isinstance(event, Finished):
             self.finished = event
         else:
@@ -71,7 +71,7 @@ class SequenceStream:
         await self._arrived.wait()
 
     def take(self) -> TokenEvent | Finished:
-        """Remove and return the next event, which must be there."""
+        """Remove and return the next event. Call it only if there is one."""
         event = self._events.popleft()
         if not self._events:
             self._arrived.clear()
@@ -92,7 +92,7 @@ class SequenceStream:
 
     @property
     def counts(self) -> Counts:
-        """The tokens that have arrived."""
+        """The counts of the tokens that have arrived."""
         prompt_tokens = len(self.request.tokens)
         return Counts(prompt_tokens=prompt_tokens, cached_tokens=self.cached_tokens, completion_tokens=self.num_tokens)
 
@@ -107,10 +107,10 @@ class SequenceStream:
 
 
 class InFlightStreams:
-    """Every request in the engine by its index: it hands each event to its stream, and drops a stream at its end."""
+    """The streams of the requests in the engine, by index. It drops a stream at its end."""
 
     def __init__(self, on_finished: OnFinished) -> None:
-        """`on_finished` is called with each stream that ends, after its `Finished` was put."""
+        """`on_finished` receives each stream that ends, after its `Finished` was put."""
         self._streams: dict[int, SequenceStream] = {}
         self._indexes = itertools.count()
         self._on_finished = on_finished
@@ -119,7 +119,7 @@ class InFlightStreams:
         return len(self._streams)
 
     def __iter__(self) -> Iterator[SequenceStream]:
-        """Yield those of now, whatever ends meanwhile."""
+        """Yield the streams of this moment, also if some end during the iteration."""
         return iter(tuple(self._streams.values()))
 
     def open(self, request: Request, abort: Abort, opened_s: float) -> SequenceStream:
@@ -132,14 +132,17 @@ class InFlightStreams:
         self._streams.pop(stream.index, None)
 
     def live_part(self, frame: StepFrame) -> StepFrame:
-        """Return the frame without tokens and ends of requests that the edge has ended by itself."""
+        """Return the frame without the tokens and ends of requests that the edge itself has ended."""
         live = self._streams.keys()
         if live >= {*frame.indexes, *(index for index, _ in frame.finished)}:
             return frame
         return part_of(frame, live.__contains__)
 
     def deliver(self, frame: StepFrame) -> None:
-        """Hand over a whole frame of live requests before any reader runs: no last token comes without its end."""
+        """Put a whole frame of live requests into their streams before any reader runs.
+
+        A reader of a last token therefore finds the end, too.
+        """
         for position, (index, token_id) in enumerate(zip(frame.indexes, frame.token_ids, strict=True)):
             stream = self._streams[index]
             details = frame.details.get(position, _NO_DETAILS)
@@ -162,7 +165,7 @@ class InFlightStreams:
         return [stream for stream in self._streams.values() if not stream.num_tokens]
 
     def fail(self, stream: SequenceStream, reason: FinishReason, error: ManyloraError) -> None:
-        """End one request from the edge's side; events that the engine still sends for it are dropped."""
+        """End one request at the edge. Later events of the engine for it are dropped."""
         end = Finished(request_id=stream.request.id, reason=reason, counts=stream.counts, failure=Failure.of(error))
         self.finish(stream, end)
 
@@ -173,7 +176,7 @@ class InFlightStreams:
 
 
 def part_of(frame: StepFrame, holds: Callable[[int], bool]) -> StepFrame:
-    """Return the tokens and ends of the requests whose index `holds`."""
+    """Return the part of a frame with the tokens and ends of the requests for whose index `holds` is true."""
     kept = [position for position, index in enumerate(frame.indexes) if holds(index)]
     return StepFrame(
         frame.number,

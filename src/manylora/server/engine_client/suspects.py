@@ -1,4 +1,4 @@
-"""Which requests were in flight when the engine died: one seen at two deaths is not tried a third time, for a while."""
+"""The requests in flight at deaths of the engine. For a while, a request of two deaths is refused."""
 
 import hashlib
 from collections import OrderedDict
@@ -21,10 +21,10 @@ class _Record:
 
 
 class Suspects:
-    """Counts deaths by the content of a request (adapter and prompt), since a client repeats it under a new id.
+    """Counts deaths by a request's content (adapter and prompt), since a client repeats a request under a new id.
 
-    It is bounded: the oldest suspects are forgotten first, and each ten minutes after its last death, since an innocent
-    request may have been beside the guilty one twice.
+    The number of records is bounded; the oldest are dropped first. Each record is dropped ten minutes after its last
+    death, since a harmless request may have been in flight at two deaths by chance.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -32,7 +32,7 @@ class Suspects:
         self._records: OrderedDict[bytes, _Record] = OrderedDict()
 
     def blame(self, requests: Iterable[Request]) -> None:
-        """Note one death with these requests in flight; equal ones count once."""
+        """Count one death for each distinct content of the requests in flight."""
         self._forget_old()
         now_s = self._clock.monotonic_s()
         for key in {_content(request) for request in requests}:
@@ -42,25 +42,25 @@ class Suspects:
             self._records.popitem(last=False)
 
     def is_poison(self, request: Request) -> bool:
-        if not self._records:  # the usual case must not pay for a hash of the prompt
+        if not self._records:  # no hash of the prompt in the usual case
             return False
         self._forget_old()
         record = self._records.get(_content(request))
         return record is not None and record.deaths >= FATAL_DEATHS
 
     def acquit(self, request: Request) -> None:
-        """A request that ended normally is under no suspicion."""
+        """Drop the record of a request that ended normally."""
         if self._records:
             self._records.pop(_content(request), None)
 
     def verdict(self, request: Request) -> ManyloraError:
-        """The error for a request that was in flight at a death."""
+        """Return the error of a request that was in flight at a death."""
         if self.is_poison(request):
             return EngineFault("the engine stopped twice while it worked on this request; it is not tried again")
         return Unavailable("the engine stopped and is being started again; repeat the request")
 
     def _forget_old(self) -> None:
-        """Records lie in the order of their last death."""
+        """Drop the records that are too old; the dictionary has the order of the last deaths."""
         oldest_s = self._clock.monotonic_s() - SUSPICION_S
         while self._records and next(iter(self._records.values())).last_s < oldest_s:
             self._records.popitem(last=False)

@@ -1,7 +1,7 @@
-"""The seam between a client and its engine: a transport carries operations there and frames back.
+"""The transport protocol: a transport carries operations from a client to its engine, and frames back.
 
-A thread of this process (`in_process.py`) and a process of its own (`process/transport.py`) implement it. A socket to
-another machine has the same duties.
+`in_process.py` implements it for an engine in a thread, `process/transport.py` for an engine in its own process. A
+socket to another machine would have the same duties.
 """
 
 from typing import Protocol
@@ -16,16 +16,16 @@ SHUTTING_DOWN = "the server is shutting down; repeat the request"
 
 
 class FrameReceiver(Protocol):
-    """The client's side of a transport; `client.EngineClient` is the real one."""
+    """The client's side of a transport. `client.EngineClient` implements it."""
 
     def receive(self, frame: Frame) -> None:
         """Take a frame: record and deliver all of it before returning."""
 
     def lose(self, reason: FinishReason, fault: ManyloraError | None = None) -> None:
-        """End every request with `reason`, because the engine is gone; `fault` replaces the error of each."""
+        """End every request with `reason`, since the engine is gone. `fault` replaces each request's own error."""
 
     def expire(self, max_queue_s: float) -> None:
-        """End the requests without a token that wait for longer than `max_queue_s` seconds."""
+        """End the requests that have waited longer than `max_queue_s` seconds for their first token."""
 
     @property
     def silent_s(self) -> float:
@@ -33,14 +33,14 @@ class FrameReceiver(Protocol):
 
 
 class Transport(Protocol):
-    """A way to one engine. All methods belong to one event loop.
+    """The transport to one engine. All methods belong to one event loop.
 
     Duties: frames reach the receiver in their order. When `receive` has returned from a `StepFrame`, the transport
     sends its `AcknowledgeFrame`, which it must not drop. When the engine is gone, the transport calls `lose`.
     """
 
     async def start(self, receiver: FrameReceiver) -> None:
-        """Bring the engine up. Raises `StartupError` if it cannot be built."""
+        """Start the engine. Raises `StartupError` if it cannot be built."""
 
     @property
     def served(self) -> ServedModel:
@@ -51,10 +51,10 @@ class Transport(Protocol):
         """Return whether the engine takes requests."""
 
     def send(self, operation: Operation) -> None:
-        """Send at once. Raises `Unavailable` while the engine is down, `Overloaded` if too much is queued."""
+        """Send at once. Raises `Unavailable` while the engine is down, `Overloaded` if too many messages are queued."""
 
     async def close(self) -> None:
-        """End every request with SHUTDOWN and let the engine go. A second call does nothing."""
+        """End every request with SHUTDOWN and stop the engine. A second call does nothing."""
 
     async def kill(self) -> None:
-        """End every request with SHUTDOWN without waiting for the engine; `close` must follow."""
+        """End every request with SHUTDOWN without waiting for the engine. `close` must follow."""

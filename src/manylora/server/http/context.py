@@ -10,14 +10,14 @@ import msgspec
 
 from manylora.clock import Clock
 from manylora.errors import ManyloraError
-from manylora.http.callers import NOBODY, Caller
+from manylora.http.callers import ANONYMOUS, Caller
 from manylora.http.dialects import body_of, headers_of, status_of, stream_body_of
 from manylora.http.paths import PATHS
 from manylora.ids import TenantId
 
 STREAM_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
 SEND = "manylora.send"
-"""In the scope: the way out past the framework's layers, which would look at each event of a stream."""
+"""Key of the scope: the `send` function that bypasses the layers, which would slow each event of a stream."""
 HTTP_OK, CLIENT_CLOSED_REQUEST = 200, 499
 
 DONE = b"data: [DONE]\n\n"
@@ -25,7 +25,7 @@ KEEP_ALIVE = b":\n\n"
 """An event that clients ignore; it keeps a quiet connection open."""
 
 _encode = msgspec.json.Encoder().encode
-# Some clients split lines on these three as well as on LF. Inside JSON they occur in strings only.
+# Some clients split lines at these three characters, too. Inside JSON they occur in strings only.
 _ESCAPES = (("\u0085".encode(), b"\\u0085"), ("\u2028".encode(), b"\\u2028"), ("\u2029".encode(), b"\\u2029"))
 _VISIBLE = re.compile(r"[!-~]{1,128}")
 
@@ -38,21 +38,21 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 @dataclass(slots=True, kw_only=True)
 class RequestState:
-    """The state of one request, which its layers and its route share; it stands in the scope as `manylora`.
+    """The state of one request, which its layers and its route share. Its key in the scope is `manylora`.
 
-    request_id   the caller's own, else minted: it names the HTTP request, not a generation
-    headers      of the reply, whoever writes it
-    caller       known once the route's router has let the request in
+    request_id   the id from the caller, or else a new one; it names the HTTP request, not a generation
+    headers      headers of the reply, from any layer
+    caller       the caller; `ANONYMOUS` until the route's guard has checked the request
     path_tenant  the tenant of a deployment's path; None: the path names none
-    model        the name that an OpenAI caller gave, for the text of errors; None: none is told
+    model        the model's name in an OpenAI request, for the text of errors; None: errors name no model
     noted        fields that the route adds to the log line
-    has_left     the caller closed the connection before the reply's end
+    has_left     whether the caller closed the connection before the reply's end
     """
 
     request_id: str
     arrived_s: float
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
-    caller: Caller = NOBODY
+    caller: Caller = ANONYMOUS
     path_tenant: str | None = None
     model: str | None = None
     status: int = CLIENT_CLOSED_REQUEST
@@ -67,7 +67,7 @@ class RequestState:
 
 
 class HttpContext:
-    """A request and its reply, for the route that answers it. It replies exactly once."""
+    """A request and its reply, for the handler of a route. A handler replies exactly once."""
 
     def __init__(self, scope: Scope, clock: Clock) -> None:
         self._scope = scope
@@ -79,7 +79,7 @@ class HttpContext:
 
     @property
     def model(self) -> str | None:
-        """The name that an OpenAI caller gave, for the text of errors."""
+        """The model's name in an OpenAI request, for the text of errors."""
         return self.arrival.model
 
     @model.setter
@@ -101,7 +101,7 @@ class HttpContext:
 
     @property
     def client_host(self) -> str | None:
-        """The address the connection comes from; None where there is none, as on a socket of the file system."""
+        """The address of the connection's other end; None for a connection without one, such as a Unix socket."""
         client = self._scope.get("client")
         return str(client[0]) if client else None
 
@@ -110,11 +110,11 @@ class HttpContext:
 
     @property
     def has_begun(self) -> bool:
-        """Return whether something of the reply has been sent."""
+        """Return whether a part of the reply has been sent."""
         return self._has_begun
 
     async def ask(self, app: object, path: str) -> bytes:
-        """The body that another ASGI application answers for the same caller; empty unless it answers 200."""
+        """Return the body of another ASGI application's reply to the same caller; empty unless the status is 200."""
         status, parts = 0, list[bytes]()
 
         async def collect(message: dict[str, Any]) -> None:
@@ -149,7 +149,7 @@ class HttpContext:
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def fail(self, error: ManyloraError) -> None:
-        """Reply with an error: with its status while nothing has been sent, else as the stream's last event."""
+        """Reply with an error: with its status before the head has been sent, afterwards as the stream's last event."""
         self.arrival.noted["error"] = error.row.code
         if self._has_begun:
             await self.end_stream(event_bytes(stream_body_of(error, self.dialect, self.model)))
@@ -164,7 +164,7 @@ class HttpContext:
 
 
 def event_bytes(body: object) -> bytes:
-    """Return one JSON object as a server-sent event, on one line."""
+    """Return a JSON object as a server-sent event on one line."""
     data = _encode(body)
     if not data.isascii():
         for raw, escaped in _ESCAPES:
@@ -181,7 +181,7 @@ def header_of(scope: Scope, name: str) -> str | None:
 
 
 def is_visible_ascii(text: str | None) -> bool:
-    """Return whether a caller's id may be taken over: up to 128 visible ASCII characters."""
+    """Return whether a caller's id is valid: it has at most 128 characters, all of them visible ASCII."""
     return text is not None and _VISIBLE.fullmatch(text) is not None
 
 

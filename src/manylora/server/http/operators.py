@@ -1,4 +1,4 @@
-"""Who may see and steer the server's adapters where no key is asked for: whoever calls from this machine itself."""
+"""The check of operators: a key of the scope `admin`, or a call from this machine where the server needs no keys."""
 
 from manylora.errors import InsufficientPermissions
 from manylora.http.loopback import why_not_local
@@ -7,15 +7,15 @@ from manylora.tenancy import Scope
 
 
 def is_by_key(context: HttpContext) -> bool:
-    """Whether the caller's key says it: then it does not matter where the request comes from."""
+    """Return whether the caller's key makes it an operator, from any address."""
     caller = context.arrival.caller
     return caller.key is not None and Scope.ADMIN in caller.scopes
 
 
 def require_operator(context: HttpContext, *, is_open: bool) -> None:
-    """Let only a program on this machine through, or everyone if `server.admin_open` is on.
+    """Require an operator: a program on this machine, or any caller if `server.admin_open` is on.
 
-    Raises `InsufficientPermissions` saying what was wrong.
+    Raises `InsufficientPermissions` with the reason.
     """
     why = None if is_open or is_by_key(context) else why_not_local(context.client_host, context.header)
     if why is not None:
@@ -25,5 +25,5 @@ def require_operator(context: HttpContext, *, is_open: bool) -> None:
 
 
 def is_operator(context: HttpContext, *, is_open: bool) -> bool:
-    """The same as an answer, for what strangers may see less of."""
+    """Return whether `require_operator` accepts the caller, for replies that show more to operators."""
     return is_open or is_by_key(context) or why_not_local(context.client_host, context.header) is None

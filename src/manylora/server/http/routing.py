@@ -1,6 +1,6 @@
-"""The parts of routers: a guard, which lets requests in, and endpoints, which run handlers.
+"""The parts of routers: guards, which check requests, and endpoints, which run handlers.
 
-A handler gets an `HttpContext` and replies through it, whole or as a stream of events.
+A handler receives an `HttpContext` and replies through it, whole or as a stream of events.
 """
 
 import asyncio
@@ -25,19 +25,19 @@ Handler = Callable[[HttpContext], Awaitable[None]]
 
 
 def state_of(request: Request) -> RequestState:
-    """Return the state that the outermost layer has made for a request."""
+    """Return the state of a request, which the outermost layer makes."""
     state: RequestState = request.scope["manylora"]
     return state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
-    """Lets a request in, in this order: its caller, its tenant, its scope, its body.
+    """Checks a request's caller, tenant, scope and body, in this order.
 
-    One dependency does it all: the framework takes 20 us of processor time for each one of a request.
+    One dependency does all checks, since the framework takes 20 us of processor time for each dependency.
 
-    asks_scope  refuse a key without the scopes that `http/paths.py` names, or of another tenant than the path
-    reads_body  read the body, which layers outside bound
+    asks_scope  whether to check the scopes of `http/paths.py` and the tenant of the path
+    reads_body  whether to read the body
     """
 
     access: Access
@@ -45,9 +45,11 @@ class Guard:
     reads_body: bool
 
     async def __call__(self, request: Request) -> None:
-        """Raises `InvalidApiKey`, `ControlUnavailable`, `TenantSuspended`, `InsufficientPermissions`, `TenantMismatch`.
+        """Check a request.
 
-        `BodyTooLarge` and `UnsupportedMediaType` come from the layers that bound a body.
+        Raises `InvalidApiKey`, `ControlUnavailable`, `TenantSuspended`, `InsufficientPermissions`, `TenantMismatch`.
+
+        The layer that bounds bodies raises `BodyTooLarge` and `UnsupportedMediaType` here.
         """
         state, path = state_of(request), request.scope["path"]
         authorization = request.headers.get("authorization", "")
@@ -60,13 +62,13 @@ class Guard:
 
 
 class Guards:
-    """The dependencies of a router, by the needs of its routes."""
+    """The guards of routers, as dependencies, for each kind of route."""
 
     def __init__(self, access: Access) -> None:
         self.keyless = _guarding(Guard(access=access, asks_scope=False, reads_body=False))
-        """Routes that need no key."""
+        """For routes that need no key."""
         self.keyed = _guarding(Guard(access=access, asks_scope=True, reads_body=False))
-        """Routes without a body."""
+        """For routes that need a key and have no body."""
         self.with_body = _guarding(Guard(access=access, asks_scope=True, reads_body=True))
 
 
@@ -75,15 +77,18 @@ def _guarding(guard: Guard) -> list[Dependency]:
 
 
 class Sent(Response):
-    """A reply that is sent already."""
+    """The response of a handler that has already sent its reply."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send nothing more."""
+        """Send nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter, which is a text. place: `path` or `query`."""
+    """A parameter of a route, which is a text.
+
+    place  `path` or `query`
+    """
 
     name: str
     place: str
@@ -92,7 +97,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """The facts of a route for the OpenAPI document.
+    """The description of a route for the OpenAPI document.
 
     body     the model of the request's body; None: the route reads none
     replies  status → the type of the reply's JSON, or a description of a reply that is no JSON
@@ -107,10 +112,9 @@ class Operation:
 
 
 class Endpoint:
-    """The endpoint of a handler.
+    """The endpoint of a route, which runs its handler.
 
-    Errors go to the application's handlers, which reply with their status. After the head of a stream has been sent,
-    an error is the stream's last event instead.
+    The application's error handlers reply to errors. After the head of a stream, the error is the last event instead.
     """
 
     def __init__(self, handler: Handler, operation: Operation, clock: Clock) -> None:
@@ -119,7 +123,7 @@ class Endpoint:
         self._clock = clock
 
     async def __call__(self, request: Request) -> Response:
-        context = HttpContext(cast(dict[str, Any], request.scope), self._clock)  # a dictionary, as servers give it
+        context = HttpContext(cast(dict[str, Any], request.scope), self._clock)  # ASGI servers pass a dictionary
         try:
             await self._handler(context)
         except asyncio.CancelledError:
@@ -133,7 +137,7 @@ class Endpoint:
 
 
 class Routes:
-    """A router of handlers under construction."""
+    """A builder of routers."""
 
     def __init__(self, router: APIRouter, clock: Clock) -> None:
         self.router = router
@@ -150,7 +154,10 @@ class Routes:
         parameters: Sequence[Parameter] = (),
         events: object = None,
     ) -> None:
-        """Add a route, such as `GET /info`; one for GET answers HEAD as well. The rest is of `Operation`."""
+        """Add a route by its name, such as `GET /info`. A route for GET replies to HEAD, too.
+
+        The other arguments are fields of `Operation`.
+        """
         method, _, path = name.partition(" ")
         operation = Operation(summary=summary, body=body, replies=replies or {}, parameters=parameters, events=events)
         methods = ["GET", "HEAD"] if method == "GET" else [method]

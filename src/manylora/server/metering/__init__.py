@@ -1,1 +1,1 @@
-"""Metering: a usage record for each inference request, on its way to the ledger."""
+"""Metering: a usage record for each inference request, from the edge to the ledger."""

@@ -1,9 +1,8 @@
-"""Files that only grow, one checked entry after the other: what a kill or a full disk tears is recognised and left out.
+"""Append-only files of checked entries. A reader recognises an entry that a kill or a full disk has torn, and stops.
 
     entry = length (4 bytes, little-endian) ‖ CRC-32 of the payload (4 bytes) ‖ payload
 
-An entry is one `write`, which survives the end of its process by whatever means; only the end of the machine needs
-`fsync`.
+An entry is one `write`, which survives any end of its process. `fsync` is needed only for an end of the machine.
 """
 
 import contextlib
@@ -19,13 +18,16 @@ from manylora.errors import NEWER_REMEDY, DataTooNew, UsageUnrecorded
 HEADER = struct.Struct("<II")
 LARGEST_ENTRY = 1 << 28
 ROOM_BYTES = 1 << 16
-"""A disk that was full takes requests again once this much fits: they would end at once with less."""
+"""Free bytes after which a disk that was full counts as usable; with less, requests would fail again at once."""
 NO_ENTRY = b"\xff"
-"""A run of it is a header of more than `LARGEST_ENTRY` bytes: a reader that finds it takes it for a torn entry."""
+"""Filler byte: a header of such bytes has a length above `LARGEST_ENTRY`, so that readers see a torn entry."""
 
 
 class FramedFile:
-    """A file open for appending. `size`: bytes written whole."""
+    """A file open for appending.
+
+    size  bytes up to the end of the last whole entry
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -33,10 +35,10 @@ class FramedFile:
         self.size = os.fstat(self._descriptor).st_size
 
     def append(self, payload: bytes) -> int:
-        """Write one entry; returns the file's size after it.
+        """Write one entry; return the file's size after it.
 
-        Raises `OSError` if it could not be written whole. The part that was written is cut off again; where that fails,
-        too, `is_whole` is false, and nothing may be appended: no reader would find it.
+        Raises `OSError` if the entry could not be written whole, and cuts off the written part. If that fails, too,
+        `is_whole` is false, and the caller must append no more: a reader would not find such entries.
         """
         entry = HEADER.pack(len(payload), zlib.crc32(payload)) + payload
         try:
@@ -73,7 +75,7 @@ class FramedFile:
         os.ftruncate(self._descriptor, self.size)  # a full disk takes it: a shorter file needs no room
 
     def sync(self) -> None:
-        """Return when all that was appended before is on the disk."""
+        """Wait until all appended entries are on the disk."""
         os.fsync(self._descriptor)
 
     def close(self) -> None:
@@ -81,7 +83,7 @@ class FramedFile:
 
 
 def read_entries(path: Path, begin: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """The payloads in the bytes [begin, end) of a file, each with the offset after it, up to the first torn one."""
+    """Yield (offset after the entry, payload) for the bytes [begin, end) of a file, up to the first torn entry."""
     with path.open("rb") as stream:
         stream.seek(begin)
         offset = begin
@@ -90,7 +92,7 @@ def read_entries(path: Path, begin: int = 0, end: int | None = None) -> Iterator
             if len(header) < HEADER.size:
                 return
             length, checksum = HEADER.unpack(header)
-            if not 0 < length <= LARGEST_ENTRY:  # zeros are what the end of the machine leaves of unsynced bytes
+            if not 0 < length <= LARGEST_ENTRY:  # after the end of the machine, unsynced bytes may be zeros
                 return
             payload = stream.read(length)
             if len(payload) < length or zlib.crc32(payload) != checksum:
@@ -100,11 +102,11 @@ def read_entries(path: Path, begin: int = 0, end: int | None = None) -> Iterator
 
 
 def unrecorded(error: OSError) -> UsageUnrecorded:
-    """The refusal of requests while a disk takes no usage."""
+    """Return the refusal of requests while the disk takes no usage."""
     reason = os.strerror(error.errno) if error.errno else str(error)
     return UsageUnrecorded(f"usage cannot be written down: {reason}")
 
 
 def newer_usage(place: Path, what: str) -> DataTooNew:
-    """The refusal of a folder or a file of usage that a newer manylora has written."""
+    """Return the refusal of a folder or file of usage that a newer manylora has written; `what` is the unknown part."""
     return DataTooNew(f"the usage in {place} has {what}. A newer manylora has written it: {NEWER_REMEDY}")

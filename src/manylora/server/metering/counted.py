@@ -1,4 +1,4 @@
-"""One sequence in a journal: the tokens that were counted and those that the edge had received."""
+"""The counts of one sequence in a journal."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 class Counted:
     """The counts of one sequence.
 
-    computed_tokens  prompt positions computed or found in the cache; known of a sequence in `cut` alone
-    committed        tokens that the engine had counted
-    delivered        tokens in frames that the edge had received
-    cut              `disconnect` or `abort` if the engine had ended it because its caller had left, else empty
+    computed_tokens  prompt positions computed or found in the cache; only known if `cut` is not empty
+    committed        tokens that the engine counted
+    delivered        tokens in frames that the edge received
+    cut              `disconnect` or `abort` if the engine ended the sequence because its caller had left, else empty
     """
 
     prompt_tokens: int

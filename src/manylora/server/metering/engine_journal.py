@@ -1,9 +1,9 @@
-"""Journals that engines of format 2 and older have left: read to settle their requests, and never written.
+"""The reader of journals that engines of format 2 and older wrote; it serves to settle their requests.
 
-    engine-<life>-<part>.journal    counts of one life of an engine, written before the edge heard of them
-    engine-<life>.seen              number of the last frame that the edge had received (8 bytes, little-endian)
+    engine-<life>-<part>.journal    counts of one engine process, written before the edge received the tokens
+    engine-<life>.seen              number of the last frame that the edge received (8 bytes, little-endian)
 
-Tokens of later frames were counted, but not delivered.
+The engine counted the tokens of later frames, but the edge did not deliver them.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ _PART = re.compile(r"engine-([0-9a-f]{16})-([0-9]{6})\.journal")
 class Entry(msgspec.Struct, frozen=True, array_like=True):
     """The counts of one frame.
 
-    number  of the frame, from 1
-    opened  (index, request id, prompt tokens, tokens committed before): new ones, or at a part's start all under way
+    number  number of the frame, from 1
+    opened  (index, request id, prompt tokens, tokens committed before) of new requests; a part's first entry has all
     tokens  index of the request of each token committed
     ended   (index, prompt tokens, cached tokens, completion tokens)
-    cut     (index, prompt positions computed, reason) of those in `ended` whose caller had left; not in format 1
-    cached  (index, cached tokens) of those whose first token it is; not in format 1
+    cut     (index, prompt positions computed, reason) of ended requests whose caller had left; not in format 1
+    cached  (index, cached tokens) of requests with their first token in this frame; not in format 1
     """
 
     number: int
@@ -46,7 +46,7 @@ _decode = msgspec.msgpack.Decoder(Entry).decode
 
 
 def read_engine_journal(folder: Path, life: str) -> dict[RequestId, Counted]:
-    """Return the counts of one life of an engine; empty if it never counted.
+    """Return the counts of one engine process; empty if its journal has no entries.
 
     Raises `DataTooNew` for an entry of a form that this program does not know.
     """
@@ -57,7 +57,7 @@ def read_engine_journal(folder: Path, life: str) -> dict[RequestId, Counted]:
         for entry in _entries(path):
             for index, request_id, prompt_tokens, before in entry.opened:
                 ids[index] = RequestId(request_id)
-                # A part repeats what an earlier one has; where that is deleted, its tokens were received long ago.
+                # A part repeats the requests of the part before. Tokens of a deleted part were all received.
                 found.setdefault(ids[index], Counted(prompt_tokens, committed=before, delivered=before))
             _add(entry, found, ids, is_seen=entry.number <= seen)
     return found
@@ -80,7 +80,7 @@ def _add(entry: Entry, found: dict[RequestId, Counted], ids: dict[int, RequestId
 
 
 def engine_lives_in(folder: Path) -> list[str]:
-    """Return every life of an engine that has left a journal."""
+    """Return the ids of the engine processes that have left a journal."""
     return sorted({match[1] for path in folder.iterdir() if (match := _PART.fullmatch(path.name))})
 
 
@@ -93,7 +93,7 @@ def _entries(path: Path) -> Iterator[Entry]:
     for _, payload in read_entries(path):
         try:
             yield _decode(payload)
-        except msgspec.DecodeError as error:  # its checksum says that it is as it was written
+        except msgspec.DecodeError as error:  # the checksum is right, so that the entry is as it was written
             raise newer_usage(path, f"an entry that manylora {__version__} does not know ({error})") from error
 
 

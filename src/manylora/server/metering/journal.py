@@ -1,10 +1,10 @@
-"""The edge's record of what it has received, frame by frame: a killed edge's open requests are charged by it.
+"""The journal of delivered tokens, frame by frame, from which recovery charges the open requests of a killed edge.
 
     delivered-<edge>-<part>.journal, entries: `Delivery`
 
-The edge writes a frame here before it hands it to any reader and before it acknowledges it to the engine. So delivered,
-acknowledged and recorded are the same tokens. A journal has parts. Each begins with all requests whose usage is not
-settled, so that older parts can be deleted.
+The edge writes a frame here before it delivers and acknowledges the frame, so that recorded, delivered and acknowledged
+tokens are the same. A journal has parts. Each part begins with all requests without settled usage, so that the edge can
+delete older parts.
 """
 
 import contextlib
@@ -38,8 +38,8 @@ class Delivery(msgspec.Struct, frozen=True, array_like=True):
     """The counts of one frame.
 
     opened  (index, request id, prompt tokens, tokens received before) of requests that are new in this file
-    tokens  index of the request of each token received
-    cached  (index, cached prompt tokens) of requests whose first token it is
+    tokens  index of the request of each received token
+    cached  (index, cached prompt tokens) of requests with their first token in this frame
     ended   (index, prompt tokens, cached tokens, completion tokens, prompt positions computed, reason)
     """
 
@@ -55,7 +55,7 @@ _decode = msgspec.msgpack.Decoder(Delivery).decode
 
 @dataclass(slots=True)
 class _Unsettled:
-    """A request since its begin, until its record is on the disk."""
+    """A request whose usage record is not on the disk yet."""
 
     request_id: RequestId
     prompt_tokens: int
@@ -65,10 +65,10 @@ class _Unsettled:
 
 
 class DeliveryJournal:
-    """The journal of one edge. While it cannot be written, no request is served: no delivered token goes uncounted."""
+    """The journal of one edge. While it cannot be written, the edge serves no request, so that it counts all tokens."""
 
     def __init__(self, folder: Path, edge: str, *, keeps_parts: bool = False) -> None:
-        """Begin the first part; a failure of the disk is reported by `begin`."""
+        """Begin the first part. `begin` reports a failure of the disk."""
         self._folder = folder
         self._edge = edge
         self._keeps_parts = keeps_parts
@@ -78,16 +78,16 @@ class DeliveryJournal:
         self._new: list[int] = []
         self._file: FramedFile | None = None
         self._failure: OSError | None = None
-        """The error of the last write; None after one that did not fail."""
+        """The error of the last write; None after a write without an error."""
         try:
             self._begin_part()
         except OSError as error:
             self._note_failure(error)
 
     def begin(self, index: int, request: Request) -> None:
-        """Note a request before the engine gets it; its first frame writes it. Probes are not recorded.
+        """Note a request, which `write` writes with its first frame. Ignore probes.
 
-        Raises `UsageUnrecorded` while the journal cannot be written: the engine must not get the request.
+        Raises `UsageUnrecorded` while the journal cannot be written; the caller must not send the request then.
         """
         if request.flow == PROBE_FLOW:
             return
@@ -103,7 +103,7 @@ class DeliveryJournal:
             self._indexes.pop(found.request_id, None)
 
     def settle(self, request_ids: Iterable[RequestId]) -> None:
-        """Forget requests whose usage is recorded elsewhere: later parts do not repeat them."""
+        """Forget requests with a usage record in the spool, so that later parts do not repeat them."""
         for request_id in request_ids:
             if (index := self._indexes.pop(request_id, None)) is not None:
                 self._unsettled.pop(index, None)
@@ -111,8 +111,8 @@ class DeliveryJournal:
     def write(self, frame: StepFrame) -> None:
         """Write a frame before it is delivered.
 
-        Raises `UsageUnrecorded` if that fails. The frame must not be delivered; every request is forgotten, and what
-        was written of it before stands.
+        Raises `UsageUnrecorded` if that fails; the caller must not deliver the frame then. The journal forgets every
+        request, and its earlier entries stay.
         """
         try:
             self._write(frame)
@@ -155,16 +155,16 @@ class DeliveryJournal:
             file.append(_encode(Delivery(opened, list(counts.elements()), cached, ended)))
 
     def _writable(self) -> FramedFile:
-        """Return the part to append to. Raises `OSError` if there is none and none can be begun."""
+        """Return the part to append to. Raises `OSError` if there is none and a new one cannot be opened."""
         if self._file is None:
             return self._begin_part()
         if self._file.size > PART_BYTES:
-            with contextlib.suppress(OSError):  # the part before grows beyond its size until a next one can be begun
+            with contextlib.suppress(OSError):  # the current part grows until a next one can be opened
                 return self._begin_part()
         return self._file
 
     def _try_again(self) -> None:
-        """Write a journal that could not be written again. Raises `UsageUnrecorded` if it still cannot be."""
+        """Try to write after a failure. Raises `UsageUnrecorded` if the write fails again."""
         try:
             file = self._file if self._file is not None and self._file.is_whole else self._begin_part()
             file.require_room()
@@ -183,7 +183,7 @@ class DeliveryJournal:
         return [(index, each.request_id, each.prompt_tokens, each.received) for index, each in found]
 
     def _begin_part(self) -> FramedFile:
-        """Go on in a next part. Raises `OSError` with everything as it was."""
+        """Open the next part and return it. Raises `OSError` and changes nothing in that case."""
         path = part_path(self._folder, self._edge, self._part + 1)
         file = FramedFile(path)
         try:
@@ -207,7 +207,7 @@ class DeliveryJournal:
 
 
 def read_journal(folder: Path, edge: str) -> dict[RequestId, Counted]:
-    """Return the counts of one edge's requests; a request of which nothing was received may be absent.
+    """Return the counts of one edge's requests; requests without received tokens may be absent.
 
     Raises `DataTooNew` for an entry of a form that this program does not know.
     """
@@ -217,7 +217,7 @@ def read_journal(folder: Path, edge: str) -> dict[RequestId, Counted]:
         for entry in _entries(path):
             for index, request_id, prompt_tokens, before in entry.opened:
                 ids[index] = RequestId(request_id)
-                # A part repeats what an earlier one has; where that is deleted, `before` stands for it.
+                # A part repeats the requests of the part before; `before` has the counts of deleted parts.
                 found.setdefault(ids[index], Counted(prompt_tokens, committed=before, delivered=before))
             for index in entry.tokens:
                 found[ids[index]].committed += 1
@@ -240,12 +240,12 @@ def _entries(path: Path) -> Iterator[Delivery]:
     for _, payload in read_entries(path):
         try:
             yield _decode(payload)
-        except msgspec.DecodeError as error:  # its checksum says that it is as it was written
+        except msgspec.DecodeError as error:  # the checksum is right, so that the entry is as it was written
             raise newer_usage(path, f"an entry that manylora {__version__} does not know ({error})") from error
 
 
 def journals_in(folder: Path) -> list[str]:
-    """Return every edge that has left a journal."""
+    """Return the ids of all edges that have left a journal."""
     return sorted({match[1] for path in folder.iterdir() if (match := _PART.fullmatch(path.name))})
 
 

@@ -1,8 +1,8 @@
-"""Metering: one usage record for every inference request, whatever way it ends, and none lost to any kill.
+"""Metering: one usage record for every inference request, for every kind of end and after any kill.
 
-`Meter.open` writes down that a request begins; `Meter.note` takes the end of each of its sequences; after the last the
-meter makes the record, writes it to disk, and ships it to the control plane until that has it. At the start
-`recovery.py` closes the requests that an edge before this one left open.
+`Meter.open` writes the begin of a request, and `Meter.note` takes the end of each of its sequences. After the last end
+the meter makes the record, writes it to disk, and ships it to the control plane until that has it. At the start
+`recovery.py` closes the requests that an earlier edge left open.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ DRAIN_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Payer:
-    """The tenant, the key and the HTTP request that usage is attributed to."""
+    """The tenant, the key and the HTTP request of some usage."""
 
     tenant: TenantId
     key: KeyId | None
@@ -48,20 +48,18 @@ class MeteredRequest(Protocol):
     """The owner of a request whose usage is recorded."""
 
     def timings(self) -> Timings:
-        """Return the request's timings; called when its last sequence has ended."""
+        """Return the request's timings; the meter calls it after the end of the last sequence."""
 
     def note_charge(self, charge: Charge) -> None:
-        """Take the charge; called once, also where nothing is charged."""
+        """Take the charge; the meter calls it once, also for a charge of nothing."""
 
 
 @dataclass(slots=True)
 class OpenUsage:
-    """A request under way.
+    """The usage of a request under way.
 
-    timings    called when its last sequence has ended
-    on_charge  called once with its charge
-    waiting    sequences without an end
-    settled    done when its record is on the disk
+    waiting    ids of the sequences without an end
+    settled    done when the record is on the disk
     """
 
     opened: Opened
@@ -72,14 +70,14 @@ class OpenUsage:
 
 
 class Meter:
-    """One edge's metering. All methods belong to its event loop."""
+    """The meter of one edge. All methods belong to its event loop."""
 
     def __init__(
         self, root: Path, *, clock: Clock, ship_s: float, durable_wait_s: float = 10.0, keeps_journals: bool = False
     ) -> None:
-        """Hold a folder below `root` and read what edges before this one left.
+        """Lock a folder below `root` and read the files of earlier edges.
 
-        Raises `ConfigInvalid`, `DataTooNew`; nothing but the folder is changed before `recovered`.
+        Raises `ConfigInvalid`, `DataTooNew`. The files of earlier edges change only in `recovered`.
         """
         self._held = hold_folders(root)
         self.folder = self._held[0].path
@@ -100,7 +98,7 @@ class Meter:
             self._release_folders()
             raise
         self.journal = DeliveryJournal(self.folder, self.edge, keeps_parts=keeps_journals)
-        """The engine client writes each frame to it before it delivers the frame."""
+        """The engine client writes each frame to the journal before it delivers the frame."""
         self._open: dict[RequestId, OpenUsage] = {}
         self._shipping: asyncio.Task[None] | None = None
         self._left = [path for _, _, path in left]
@@ -108,16 +106,16 @@ class Meter:
 
     @property
     def num_open(self) -> int:
-        """Requests without a record yet."""
+        """Number of requests without a record yet."""
         return len({usage.opened.id for usage in self._open.values()})
 
     @property
     def failure(self) -> UsageUnrecorded | None:
-        """The reason why no request is taken now; None: requests are taken."""
+        """The reason why requests are refused now; None: requests are accepted."""
         return self._spool.failure
 
     async def recovered(self) -> None:
-        """Close what was left open and wait until that is on the disk; only then old segments and journals go."""
+        """Close the requests that earlier edges left open, and delete old segments and journals after a sync."""
         if self._lost:
             log.warning("usage.recovered lost_requests=%d", len(self._lost))
         await asyncio.gather(*(self._spool.finish(each.record()) for each in self._lost))
@@ -141,9 +139,9 @@ class Meter:
         is_streamed: bool,
         owner: MeteredRequest,
     ) -> OpenUsage:
-        """Write down that a request begins, before any of it reaches the engine.
+        """Write the begin of a request, before any of its sequences reaches the engine.
 
-        Args:    requests   each sequence's with the number of its prompt
+        Args:    requests   the engine request of each sequence, with the number of its prompt
         Raises:  `UsageUnrecorded` if it cannot be written
         """
         adapter = requests[0][0].adapter
@@ -168,7 +166,7 @@ class Meter:
         return usage
 
     def withdraw(self, usage: OpenUsage, ids: Sequence[RequestId]) -> None:
-        """Forget sequences that never reached the engine; a request without any other has no record."""
+        """Drop sequences that never reached the engine. A request without other sequences has no record."""
         for request_id in ids:
             usage.waiting.discard(request_id)
             self._open.pop(request_id, None)
@@ -181,7 +179,7 @@ class Meter:
         usage.owner.note_charge(charge_of([], is_streamed=usage.opened.is_streamed))
 
     def note(self, stream: SequenceStream, end: Finished) -> None:
-        """Take the end of one sequence, whether its caller still reads it or not."""
+        """Take the end of one sequence, also without a reader of its stream."""
         usage = self._open.pop(stream.request.id, None)
         if usage is None:
             return
@@ -205,7 +203,7 @@ class Meter:
             self._finish(usage)
 
     async def settle(self, usage: OpenUsage) -> None:
-        """Wait until a request whose sequences have all ended is on the disk."""
+        """Wait until the record of a request is on the disk; call it after the ends of all its sequences."""
         if usage.settled is None:
             return
         try:
@@ -215,9 +213,9 @@ class Meter:
             log.error("usage.not_durable id=%s after_s=%g", usage.opened.id, self._durable_wait_s)
 
     async def stop(self, client: ControlClient) -> None:
-        """Write what has ended, ship it for a few seconds at most, and give back leased credit; then close.
+        """Write the finished records, ship them for at most a few seconds, return leased credit, and close.
 
-        Records that the disk did not take are shipped from memory.
+        The meter ships records from memory that the disk did not take.
         """
         await self._stop_shipping()
         unwritten = await self._spool.close()
@@ -231,7 +229,7 @@ class Meter:
         self._release()
 
     async def close(self) -> None:
-        """Write what has ended; it is shipped after the next start."""
+        """Write the finished records, which the next start ships, and close."""
         await self._stop_shipping()
         if unwritten := await self._spool.close():
             log.error("usage.left_unwritten records=%d", len(unwritten))
@@ -251,7 +249,7 @@ class Meter:
             folder.release()
 
     async def ship(self, client: ControlClient) -> int:
-        """Hand one shipment over; return its number of records. Raises the control plane's error."""
+        """Send one shipment and return its number of records. Raises the control plane's error."""
         records, marks = self._spool.unshipped(SHIPMENT)
         if records:
             await client.ship(records)
@@ -272,7 +270,7 @@ class Meter:
             except ManyloraError as error:
                 wait_s = min(LONGEST_BACKOFF_S, 2 * wait_s)
                 log.warning("usage.not_shipped error=%s next_try_s=%.1f", error.message, wait_s)
-            except Exception:  # a full table of files, say: shipping goes on when that is over, or bills stand still
+            except Exception:  # such as a full table of files: shipping must go on after it
                 wait_s = min(LONGEST_BACKOFF_S, 2 * wait_s)
                 log.exception("usage.not_shipped next_try_s=%.1f", wait_s)
             await asyncio.sleep(wait_s)
@@ -287,6 +285,6 @@ class Meter:
         usage.owner.note_charge(charge)
 
     def _note_settled(self, opened: Opened, settled: "asyncio.Future[None]") -> None:
-        """Let the journal forget a request whose record is on the disk; one that failed stays."""
+        """Remove a request from the journal once its record is on the disk; keep it after a failure."""
         if not settled.cancelled() and settled.exception() is None:
             self.journal.settle(request_id for request_id, _, _ in opened.requests)

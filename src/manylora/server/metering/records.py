@@ -1,4 +1,4 @@
-"""The usage record of one HTTP request, from its sequences' ends."""
+"""The usage record of one HTTP request, from the ends of its sequences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ WORST_FIRST = (
     *("engine_failure", "edge_lost", "shutdown", "adapter_failure", "queue_timeout", "rejected", "incomplete"),
     *("disconnect", "abort", "length", "stop_string", "stop_token", "end_of_sequence"),
 )
-"""Reasons of sequences; the first of them that a request has is the record's."""
+"""Finish reasons in the order of precedence: a record has the first of those that the request's sequences have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """Moments and places of a request that its inference route knows; None for a moment that never came."""
+    """The times, adapter version and adapter tier of a request; None for a time that does not apply."""
 
     digest: str | None = None
     tier: str | None = None

@@ -1,4 +1,4 @@
-"""Requests that a lost edge left open: found in its spool, and charged by what its journal says was delivered."""
+"""The recovery of requests that a lost edge left open: its spool lists them, its journal counts their tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +16,19 @@ from manylora.usage import UsageRecord
 
 @dataclass(frozen=True, slots=True)
 class LostRequest:
-    """A request without an end: the edge that opened it, its note in the spool, and the counts in the journal."""
+    """A request without an end.
+
+    edge     the edge that opened it
+    opened   its entry in the spool
+    counted  the counts of its sequences in the journal
+    """
 
     edge: str
     opened: Opened
     counted: dict[RequestId, Counted]
 
     def record(self) -> UsageRecord:
-        """Close the request as `edge_lost`; a sequence that the engine had ended for its caller's leaving stays so."""
+        """Return the record with the reason `edge_lost`, but for sequences that ended because their caller had left."""
         uses = [
             SequenceUse(
                 prompt=prompt,
@@ -42,7 +47,11 @@ class LostRequest:
 
 
 def lost_requests(left: Sequence[tuple[Path, str, Path]]) -> list[LostRequest]:
-    """Return the requests without an end in the (folder, edge, segment) of edges that are gone. Raises `DataTooNew`."""
+    """Return the requests without an end in segments of lost edges.
+
+    Args:    left  (folder, edge, segment) of each segment
+    Raises:  `DataTooNew`
+    """
     opened: dict[UsageId, tuple[Path, str, Opened]] = {}
     ended: set[UsageId] = set()
     for folder, edge, path in left:
@@ -54,7 +63,7 @@ def lost_requests(left: Sequence[tuple[Path, str, Path]]) -> list[LostRequest]:
                     ended.add(usage_id)
                 case Recorded(record):
                     ended.add(record.id)
-    for usage_id in ended:  # only now: another edge may have closed it, whose files are sorted before
+    for usage_id in ended:  # after the loop: another edge with earlier files may have ended it
         opened.pop(usage_id, None)
     names = {(folder, entry.life) for folder, _, entry in opened.values()}
     journals = {(folder, name): counts_in(folder, name) for folder, name in names}
@@ -62,12 +71,12 @@ def lost_requests(left: Sequence[tuple[Path, str, Path]]) -> list[LostRequest]:
 
 
 def counts_in(folder: Path, name: str) -> dict[RequestId, Counted]:
-    """Return the counts of the journal that `Opened.life` names: an edge's, or of older formats an engine's."""
+    """Return the counts of the journal that `Opened.life` names: of an edge, or in older formats of an engine."""
     return journal.read_journal(folder, name) if journal.parts_of(folder, name) else read_engine_journal(folder, name)
 
 
 def remove_journals(folder: Path, *, but: str) -> None:
-    """Remove every journal in a folder but that of the edge `but`."""
+    """Remove all journals in a folder but that of the edge `but`."""
     for edge in journal.journals_in(folder):
         if edge != but:
             journal.remove_journal(folder, edge)

@@ -1,9 +1,9 @@
-"""Usage on its way to the ledger: what was opened, what was finished, in files until the control plane has it.
+"""The spool: files of opened requests and finished usage records, until the control plane has them.
 
     spool-<edge>-<number>.log, entries: Opened, Dropped (no usage after all), Recorded (the whole record)
 
-`Opened` is a plain write; `Recorded` is on the disk before the reply ends: one thread writes and syncs all that have
-come since its last time. A segment goes when all that it finished is shipped and all that it opened is finished.
+`Opened` is a write without a sync. `Recorded` is on the disk before the reply ends: one thread writes all records since
+its last sync, then syncs. The spool deletes a segment once all its records are shipped and its requests finished.
 """
 
 import asyncio
@@ -32,15 +32,18 @@ SEGMENT_BYTES = 8 << 20
 RETRY_S = 0.5
 LOCK_FILE = "lock"
 FORMAT = 3
-"""The number of the entries' form, in a folder's segments and journals alike. A version that writes another form raises
-it and goes on reading the older ones; older versions then refuse its folders by name and misread none."""
+"""The format number of the entries in a folder's segments and journals.
+
+A version that writes another form raises the number and still reads the older forms. Older versions refuse its folders
+and so misread none.
+"""
 FORMAT_FILE = "format"
-"""Its text is the number; without the file it is 1, as in folders of version 0.1."""
+"""The file with the format number. A folder of version 0.1 has no such file and the number 1."""
 _SEGMENT = re.compile(r"spool-([0-9a-f]+)-([0-9]{6})\.log")
 
 
 class Opened(msgspec.Struct, frozen=True, tag=True):
-    """What is known of a request before its first token.
+    """The facts of a request before its first token.
 
     requests  (request id, number of its prompt, prompt tokens) of each sequence
     """
@@ -66,7 +69,7 @@ class Dropped(msgspec.Struct, frozen=True, tag=True):
 
 
 class Recorded(msgspec.Struct, frozen=True, tag="Finished"):
-    """The request has ended, and this is its whole record."""
+    """The request has ended; the entry holds its whole record."""
 
     record: UsageRecord
 
@@ -79,7 +82,12 @@ _decode: msgspec.msgpack.Decoder[SpoolEntry] = msgspec.msgpack.Decoder(SpoolEntr
 
 @dataclass(slots=True)
 class _Segment:
-    """durable: bytes known to be on the disk; cursor: bytes shipped; open: usages opened in it and not finished."""
+    """One file of the spool.
+
+    durable  bytes known to be on the disk
+    cursor   bytes shipped
+    open     number of usages opened in it and not finished
+    """
 
     path: Path
     durable: int = 0
@@ -88,30 +96,30 @@ class _Segment:
 
 
 class Spool:
-    """One edge's segments. `open`, `drop` and `finish` belong to the event loop; one thread writes what is finished."""
+    """The segments of one edge. `open`, `drop` and `finish` belong to the event loop; one thread writes the records."""
 
     def __init__(self, folder: Path, edge: str, *, keeps_segments: bool = False) -> None:
         self._folder = folder
         self._edge = edge
         self._keeps_segments = keeps_segments
         self._loop = asyncio.get_running_loop()
-        self._lock = threading.Lock()  # protects all below but what is of one thread alone
+        self._lock = threading.Lock()  # protects all fields below but those of one thread alone
         self._segments: list[_Segment] = []
         self._where: dict[UsageId, _Segment] = {}
         self._pending: list[_Pending] = []
-        self._unwritten: list[_Pending] = []  # of the writer, which tries on while `failure` says why
+        self._unwritten: list[_Pending] = []  # of the writer thread, which retries them after a `failure`
         self.failure: UsageUnrecorded | None = None
-        """Why no request is taken now; None: they are."""
+        """The reason why requests are refused now; None: requests are accepted."""
         self._wake = threading.Event()
         self._is_closing = False
         self._number = 0
-        self._is_torn = False  # nobody would find what is appended to the last segment now
+        self._is_torn = False  # a reader would not find entries behind a torn one
         self._file = self._begin_segment()
         self._writer = threading.Thread(target=self._write_finished, name="manylora-spool", daemon=True)
         self._writer.start()
 
     def open(self, opened: Opened) -> None:
-        """Write down that a request has begun. Raises `UsageUnrecorded`: it must then not be served."""
+        """Write the begin of a request. Raises `UsageUnrecorded`; the caller must not serve the request then."""
         with self._lock:
             if self.failure is not None and self._unwritten:
                 raise self.failure
@@ -126,17 +134,17 @@ class Spool:
 
     def drop(self, usage_id: UsageId) -> None:
         with self._lock:
-            with contextlib.suppress(OSError):  # then it is closed as lost, at no cost
+            with contextlib.suppress(OSError):  # without the entry, recovery closes the request at no cost
                 self._append(_encode(Dropped(usage_id)))
             self._forget(usage_id)
 
     def note_failure(self, failure: UsageUnrecorded) -> None:
-        """Take it from the engine that the disk is full; requests are taken again when this end of it finds room."""
+        """Refuse requests because the journal found the disk full; accept them once the spool finds room again."""
         with self._lock:
             self._fail(failure)
 
     def finish(self, record: UsageRecord) -> asyncio.Future[None]:
-        """Begin to write a record; what is returned is done when it is on the disk."""
+        """Begin to write a record; return a future that is done when the record is on the disk."""
         done: asyncio.Future[None] = self._loop.create_future()
         with self._lock:
             self._pending.append((record, done))
@@ -144,7 +152,7 @@ class Spool:
         return done
 
     def unshipped(self, limit: int) -> tuple[list[UsageRecord], list[tuple[Path, int]]]:
-        """Up to `limit` records that are durable and not shipped, and the mark to give to `shipped` for them."""
+        """Return up to `limit` durable records that are not shipped, and their marks for `shipped`."""
         records: list[UsageRecord] = []
         marks: list[tuple[Path, int]] = []
         with self._lock:
@@ -165,7 +173,7 @@ class Spool:
         return records, marks
 
     def shipped(self, marks: list[tuple[Path, int]]) -> None:
-        """Never ship what lies before these marks again, and delete what nobody needs."""
+        """Note the records before these marks as shipped, and delete segments without further use."""
         with self._lock:
             for path, offset in marks:
                 for segment in self._segments:
@@ -181,12 +189,12 @@ class Spool:
         return len(self._segments)
 
     def adopt(self, path: Path) -> None:
-        """Ship what a lost edge's segment holds, too; then delete it."""
+        """Ship the records of a lost edge's segment, too, and then delete it."""
         with self._lock:
             self._segments.insert(0, _Segment(path, durable=max((end for end, _ in read_entries(path)), default=0)))
 
     async def close(self) -> list[UsageRecord]:
-        """Write what is pending and stop the thread; returns what a disk did not take."""
+        """Write the pending records and stop the thread; return the records that the disk did not take."""
         self._is_closing = True
         self._wake.set()
         await asyncio.to_thread(self._writer.join)
@@ -194,7 +202,7 @@ class Spool:
         return [record for record, _ in (*self._unwritten, *self._pending)]
 
     def _append(self, payload: bytes) -> None:
-        """Append to the last segment, or to a new one where that has a torn end. The lock is held."""
+        """Append to the last segment, or to a new one if the last has a torn end. The caller holds the lock."""
         if self._is_torn or self._file.size > SEGMENT_BYTES:
             self._file = self._begin_segment()
             self._is_torn = False
@@ -205,7 +213,7 @@ class Spool:
             raise
 
     def _begin_segment(self) -> FramedFile:
-        """Open the next segment; the one before is closed only then, so that a failure leaves a file to write to."""
+        """Open the next segment, then close the one before; after a failure that one is still open for writing."""
         path = self._folder / f"spool-{self._edge}-{self._number + 1:06d}.log"
         file = FramedFile(path)
         self._number += 1
@@ -214,7 +222,7 @@ class Spool:
                 self._file.sync()
                 self._segments[-1].durable = self._file.size
             except OSError:
-                if not self._is_torn:  # else all that was to be durable in it is written anew
+                if not self._is_torn:  # else the writer writes its unsynced records anew
                     file.close()
                     path.unlink()
                     raise
@@ -223,7 +231,7 @@ class Spool:
         return file
 
     def _require_room(self, *, is_synced: bool = False) -> None:
-        """After a failure, see that the disk takes entries again. Raises `OSError`. The lock is held."""
+        """After a failure, check that the disk takes entries again. Raises `OSError`. The caller holds the lock."""
         if self.failure is None:
             return
         if self._is_torn:
@@ -235,7 +243,7 @@ class Spool:
         self.failure = None
 
     def _fail(self, failure: UsageUnrecorded) -> UsageUnrecorded:
-        """The failure, told in the log if it is the first. The lock is held."""
+        """Set the failure, log it if it is the first, and return it. The caller holds the lock."""
         if self.failure is None:
             log.error("usage.unrecorded folder=%s error=%s", self._folder, failure.message)
         self.failure = failure
@@ -248,7 +256,7 @@ class Spool:
             segment.open -= 1
 
     def _write_finished(self) -> None:
-        """The thread: everything that has come is written, then synced once, then told."""
+        """Run the writer thread: write all pending records, sync once, and complete their futures."""
         while True:
             self._wake.wait()
             self._wake.clear()
@@ -264,7 +272,7 @@ class Spool:
                 threading.Event().wait(RETRY_S)
 
     def _write(self) -> bool:
-        """Write and sync what there is of `_unwritten`, in as far as it fits; whether that was all of it."""
+        """Write and sync the records of `_unwritten` that fit; return whether all of them did."""
         failure: OSError | None = None
         is_unsynced = False
         with self._lock:
@@ -283,7 +291,7 @@ class Spool:
         except OSError as error:
             failure, num_written, is_unsynced = error, 0, True
         with self._lock:
-            # Of unsynced bytes the system may have dropped some without telling again.
+            # The system may have dropped unsynced bytes, and reports that only once.
             self._is_torn = self._is_torn or (is_unsynced and file is self._file)
             written, self._unwritten = self._unwritten[:num_written], self._unwritten[num_written:]
             if written:
@@ -292,14 +300,14 @@ class Spool:
                 self._forget(record.id)
             if failure is not None:
                 self._fail(unrecorded(failure))
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and no task waits
             self._loop.call_soon_threadsafe(_tell, [done for _, done in written])
         return failure is None
 
 
 @dataclass(frozen=True, slots=True)
 class HeldFolder:
-    """A folder of one server's spool and journals, held for this process until `release`."""
+    """A folder of one server's spool and journals, which this process has locked until `release`."""
 
     path: Path
     descriptor: int
@@ -309,10 +317,10 @@ class HeldFolder:
 
 
 def hold_folders(root: Path) -> list[HeldFolder]:
-    """Hold every folder below `root` that no living server holds: the first is ours, lost servers left the rest.
+    """Lock every folder below `root` that no living server has locked; the first is this server's own.
 
-    Servers of one machine may so share a root. Raises `ConfigInvalid` if it cannot be used, `DataTooNew` if a newer
-    manylora has left one of them.
+    The others are of lost servers. Several servers of one machine may share a root. Raises `ConfigInvalid` if the root
+    cannot be used, and `DataTooNew` if a newer manylora has left one of the folders.
     """
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -340,7 +348,7 @@ def _held(path: Path) -> HeldFolder | None:
 
 
 def _keep_formats(held: Sequence[HeldFolder]) -> None:
-    """Raises `DataTooNew` with all of them released, `OSError`."""
+    """Check and mark the formats of folders. Releases all folders before it raises `DataTooNew` or `OSError`."""
     try:
         for folder in held:
             _keep_format(folder.path)
@@ -351,7 +359,7 @@ def _keep_formats(held: Sequence[HeldFolder]) -> None:
 
 
 def _keep_format(folder: Path) -> None:
-    """Refuse a folder of a newer format, and mark an older one, to which this program now adds. Raises `OSError`."""
+    """Raise `DataTooNew` for a folder of a newer format; mark an older one as of this format. Raises `OSError`."""
     file = folder / FORMAT_FILE
     found = file.read_text(encoding="ascii", errors="replace").strip() if file.exists() else "1"
     if not found.isdecimal() or int(found) > FORMAT:
@@ -363,17 +371,17 @@ def _keep_format(folder: Path) -> None:
 
 
 def segments_in(folder: Path) -> list[tuple[str, Path]]:
-    """Every edge's segments, in their order, as (edge, path)."""
+    """Return the segments of all edges in their order, as (edge, path)."""
     found = [(match[1], path) for path in folder.iterdir() if (match := _SEGMENT.fullmatch(path.name))]
     return sorted(found, key=lambda pair: pair[1].name)
 
 
 def read_segment(path: Path) -> Iterator[SpoolEntry]:
-    """Every whole entry. Raises `DataTooNew` for one of a form that this program does not know."""
+    """Yield every whole entry. Raises `DataTooNew` for an entry of a form that this program does not know."""
     for _, payload in read_entries(path):
         try:
             yield _decode.decode(payload)
-        except msgspec.DecodeError as error:  # it is as it was written: its checksum says so
+        except msgspec.DecodeError as error:  # the checksum is right, so that the entry is as it was written
             raise newer_usage(path, f"an entry that manylora {__version__} does not know ({error})") from error
 
 

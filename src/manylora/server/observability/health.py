@@ -1,4 +1,4 @@
-"""Health of the server: its engine moves while there is work, and answers a probe while there is none."""
+"""The health of the server: its engine makes progress with work, and answers a probe without work."""
 
 import asyncio
 
@@ -15,9 +15,9 @@ PROBE_VALID_S = 5.0
 
 
 class Health:
-    """Judges the engine. An answered probe holds for a few seconds, so that frequent health checks cost nothing.
+    """Judges the engine. An answered probe is valid for a few seconds, so that frequent health checks are cheap.
 
-    load_timeout_s  longest time of a load: a loader that is silent for less may wait for a slow source
+    load_timeout_s  longest time of a load; a loader that is silent for less time may wait for a slow source
     has_generated   whether a probe has been answered
     """
 
@@ -31,7 +31,7 @@ class Health:
         self.has_generated = False
 
     async def is_well(self) -> bool:
-        """Return whether the engine moves, or answers a probe if it has no work."""
+        """Return whether the engine makes progress or, without work, answers a probe."""
         state = self._engine.health()
         if not state.is_up:
             return False

@@ -1,11 +1,11 @@
-"""The table of metrics: every name, its unit and what it tells. Nothing is measured that is not listed here."""
+"""The table of all metrics: the name, kind, unit, labels and meaning of each."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class MetricKind(StrEnum):
-    """COUNTER only grows; GAUGE is a state now; HISTOGRAM counts observations by size."""
+    """The kind of a metric: COUNTER only grows, GAUGE is a current state, HISTOGRAM counts observations by size."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -14,10 +14,10 @@ class MetricKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """One family.
+    """One metric family.
 
-    stat     the path of the field of `EngineStats` it is read from, if it is one
-    by_tier  the same for each tier of a family labelled by tier
+    stat     path of the field of `EngineStats` with its value; None: the edge counts it, or `by_tier` has the fields
+    by_tier  (tier, path of the field) for each tier of a family with the label `tier`
     """
 
     name: str
@@ -30,7 +30,7 @@ class Metric:
 
     @property
     def is_engine_s(self) -> bool:
-        """Whether it is read from the engine's numbers, and not counted by the edge."""
+        """Return whether the value comes from the engine's numbers; otherwise the edge counts it."""
         return self.stat is not None or bool(self.by_tier)
 
 
@@ -179,7 +179,7 @@ MANYLORA_METRICS = (
         name="manylora_adapter_bytes",
         kind=MetricKind.GAUGE,
         unit="bytes",
-        help="Bytes of packed adapters; on a CPU host and device are one tier, told as device",
+        help="Bytes of packed adapters; on a CPU host and device are one tier, shown as device",
         labels=("tier",),
         by_tier=(
             ("device", "adapters.bank_bytes_used"),

@@ -1,4 +1,4 @@
-"""Counts what the edge sees and shows it with the engine's numbers, as Prometheus text or as JSON."""
+"""The metrics of the server: the edge's counts and the engine's numbers, as Prometheus text or as JSON."""
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,12 +30,12 @@ TOKEN_BUCKETS = tuple(2.0**power for power in range(18))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeNow:
-    """State of the edge at one scrape.
+    """The state of the edge at one scrape.
 
-    in_flight       sequences admitted
+    in_flight       number of admitted sequences
     is_up           whether the engine takes requests
     shows_private   whether the reader may see the names of private adapters
-    lost_log_lines  lines that the edge and its engines could not write
+    lost_log_lines  log lines that the edge and its engines could not write
     """
 
     in_flight: int
@@ -45,9 +45,10 @@ class EdgeNow:
 
 
 class Meters:
-    """All metrics of one server. Counters with LoRAX's names carry no `_total`, as LoRAX's do not.
+    """All metrics of one server. Counters with LoRAX's names have no suffix `_total`, as in LoRAX.
 
-    Names of adapters that not every caller may be told of (`Catalogue`) are private: strangers see their sum alone.
+    Adapters that not every caller's lists show (`Catalogue`) are private: only operators see their names, and other
+    readers see their sum.
     """
 
     def __init__(self) -> None:
@@ -72,7 +73,7 @@ class Meters:
         self._public: set[str] = {BASE_LABEL, OTHER_ADAPTERS}
 
     def note_reply(self, status: int, error_code: str | None, duration_s: float) -> None:
-        """An inference request has been answered, or its caller has gone."""
+        """Count the end of an inference request, by a reply or by the caller's leaving."""
         self._totals.add("lorax_request_count", ())
         if status < 400 and error_code is None:
             self._totals.add("lorax_request_success", ())
@@ -89,9 +90,9 @@ class Meters:
         *,
         is_whole: bool,
     ) -> None:
-        """Record the end of a request's sequences, each with its (prompt tokens, max_new_tokens).
+        """Record the end of a request's sequences; `sizes` has (prompt tokens, max_new_tokens) of each sequence.
 
-        The engine's own times are known only if the request is whole.
+        The engine's own times are recorded only for a request whose sequences all ended normally.
         """
         observe = {name: histogram.observe for name, histogram in self._histograms.items()}
         observe["lorax_request_validation_duration"](validation_s)
@@ -107,7 +108,7 @@ class Meters:
             observe["manylora_time_to_first_token_seconds"](timings["time_to_first_token_ms"] / 1e3)
 
     def note_finished(self, stream: SequenceStream, finished: Finished) -> None:
-        """A sequence has ended in the engine, whoever still listened. The server's own probes are nobody's traffic."""
+        """Count the end of a sequence, also without a reader of its stream. Ignore the server's own probes."""
         if stream.request.flow == PROBE_FLOW:
             return
         label = self._adapter_label(stream.request.adapter, has_run=finished.queue_ms is not None)
@@ -123,7 +124,7 @@ class Meters:
         return generate_latest(self._registry)
 
     def as_json(self, stats: EngineStats | None, now: EdgeNow) -> dict[str, object]:
-        """`{family: {"type", "data": [{"key", "value"}]}}`; a key is a sample's name with its labels."""
+        """Return `{family: {"type", "data": [{"key", "value"}]}}`; a key is a sample's name with its labels."""
         self._refresh(stats, now)
         return {
             family.name: {
@@ -141,7 +142,11 @@ class Meters:
         self._gauges["manylora_engine_up"].set(now.is_up)
 
     def _adapter_label(self, adapter: AdapterRef | None, *, has_run: bool) -> str:
-        """Labels are few, so a name gets one only when it has run: names that do not exist must not use them up."""
+        """Return the label of an adapter.
+
+        The number of labels is bounded. An adapter gets its own label only after a first run, so that names that do not
+        exist use up no labels.
+        """
         if adapter is None:
             return BASE_LABEL
         name = adapter.full_id
@@ -154,9 +159,9 @@ class Meters:
 
 
 class _Totals(Collector):
-    """Counters under exactly their own names: the client library would append `_total`.
+    """Counters under their exact names, to which the client library would append `_total`.
 
-    `shown` are the adapters that are named; the others are summed. None: all are.
+    shown  the adapters with a label of their own, while the others are summed; None: all adapters
     """
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
@@ -172,7 +177,7 @@ class _Totals(Collector):
         values[labels] = values.get(labels, 0.0) + amount
 
     def set(self, name: str, value: float) -> None:
-        """Take over a total that is counted elsewhere."""
+        """Set a total that another part counts."""
         self._values[name][()] = value
 
     def collect(self) -> Iterable[Family]:
@@ -194,7 +199,7 @@ class _Totals(Collector):
 
 
 class _EngineNumbers(Collector):
-    """The engine's gauges and totals as last told."""
+    """The engine's gauges and totals, from its latest numbers."""
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
         self._metrics = tuple(metrics)
@@ -217,7 +222,7 @@ class _EngineNumbers(Collector):
             family.add_sample(family.name, labels, attrgetter(path)(self.stats))
 
     def _load_times(self, metric: Metric) -> Family:
-        """A histogram of each source and tier; its buckets are the store's, summed up as Prometheus wants them."""
+        """Return a histogram for each source and tier, with the store's buckets as Prometheus's cumulative ones."""
         family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
         times: Sequence[LoadTimes] = () if self.stats is None else self.stats.adapters.load_times
         for entry in times:

@@ -1,1 +1,1 @@
-"""Layers of the edge around its routes, one duty each; `layered` puts them in their order."""
+"""The layers around the edge's routes. Each has one duty; `layered` sets their order."""

@@ -1,4 +1,4 @@
-"""Bounds the bodies of requests while they are read, and takes JSON alone."""
+"""The bound on the size of a request's body, and the check that a body is JSON."""
 
 import re
 
@@ -6,12 +6,15 @@ from manylora.errors import BodyTooLarge, UnsupportedMediaType
 from manylora.server.http.context import App, Receive, Scope, Send, header_of
 
 DRAIN_FACTOR = 8
-"""A body that is too large is read on up to so many times the limit, so that its sender sees the answer."""
+"""The server reads a body that is too large up to this many times the limit, so that its sender sees the reply."""
 _JSON_TYPE = re.compile(r"application/(json|[\w.-]+\+json)\s*(;.*)?", re.IGNORECASE)
 
 
 class BodyMiddleware:
-    """What reads a body gets `BodyTooLarge` for one over the limit, `UnsupportedMediaType` for one that is no JSON."""
+    """Checks a body while the route reads it.
+
+    Reading raises `BodyTooLarge` above the limit, and `UnsupportedMediaType` for a body that is no JSON.
+    """
 
     def __init__(self, app: App, *, max_body_bytes: int) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Passes requests for the control plane's routes on to it."""
+"""The layer that passes requests for the control plane's routes on to the control plane."""
 
 from collections.abc import Awaitable, Callable, Iterable
 
@@ -14,14 +14,16 @@ Learn = Callable[[], Awaitable[None]]
 
 
 class ControlMiddleware:
-    """A route of the control plane reads its body and the key itself. Before a change is confirmed, `learn` runs: a key
-    from the reply opens this server at once.
+    """Passes on requests of the control plane's routes, which read the body and the key themselves.
 
-    Raises `RouteNotBuilt` for what nothing answers, `RouteNotFound` for a path that could come out as another one.
+    `learn` runs before the reply to a change, so that this server at once accepts a key from that reply.
+
+    Raises `RouteNotBuilt` for a route without a control plane, and `RouteNotFound` for a path that the control plane
+    could read as another path.
     """
 
     def __init__(self, app: App, *, control: App | None, learn: Learn) -> None:
-        """`control`: the control plane's application, or a proxy of it; None: there is none."""
+        """`control` is the control plane's application or a proxy of it; None: there is none."""
         self._app = app
         self._control = control
         self._learn = learn

@@ -1,4 +1,4 @@
-"""Cancels the work for a caller that leaves before the end of its reply."""
+"""The cancellation of a request whose caller leaves before the end of the reply."""
 
 import asyncio
 
@@ -8,7 +8,10 @@ WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
 class DisconnectMiddleware:
-    """Watches the connection once the body has been read. Cancelling a route aborts its sequences."""
+    """Watches the connection after the body and cancels the route at the connection's end.
+
+    A cancelled route aborts its sequences.
+    """
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -28,7 +31,7 @@ class DisconnectMiddleware:
 
 
 class _Connection:
-    """Messages of a connection: those of the body for the route, those behind it for the watch."""
+    """The messages of a connection: the route receives the body, and the watch receives the messages after it."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -36,7 +39,7 @@ class _Connection:
 
     async def receive(self) -> Scope:
         if self._body_is_read.is_set():
-            await asyncio.get_running_loop().create_future()  # for ever: there is nothing behind the body
+            await asyncio.get_running_loop().create_future()  # never done: a route gets no message after the body
         message = await self._receive()
         if message["type"] == "http.request" and not message.get("more_body"):
             self._body_is_read.set()

@@ -1,4 +1,4 @@
-"""Replies with the errors that layers raise, and ends a request whose server ends."""
+"""The replies to errors of layers, and the end of requests at the server's end."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from manylora.server.http.context import CLIENT_CLOSED_REQUEST, App, HttpContext
 
 
 class ErrorMiddleware:
-    """Errors of routes have handlers of the application; those of layers outside it end here."""
+    """Replies to errors of the layers inside it. The application itself handles errors of its routes."""
 
     def __init__(self, app: App, *, clock: Clock) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Puts the layers of the edge around its routes."""
+"""The order of the layers around the edge's routes."""
 
 from manylora.clock import Clock
 from manylora.config.groups.server import ServerConfig
@@ -29,7 +29,7 @@ def layered(
 ) -> App:
     """Return the routes within all layers, from the innermost to the outermost.
 
-    One layer alone, `StateMiddleware`, sees every message of a reply: an event of a stream passes no other.
+    Only `StateMiddleware` sees every message of a reply. The events of a stream pass none of the other layers.
     """
     policy = OriginPolicy.of(
         is_key_needed=access.is_key_needed,

@@ -1,16 +1,19 @@
-"""Writes one line a request to the log at its end, and counts replies of inference in the metrics."""
+"""The log line of each request, and the count of inference replies in the metrics."""
 
 import structlog
 
 from manylora.clock import Clock
-from manylora.http.callers import NOBODY
+from manylora.http.callers import ANONYMOUS
 from manylora.http.paths import PATHS, Trait
 from manylora.server.http.context import CLIENT_CLOSED_REQUEST, App, Receive, RequestState, Scope, Send
 from manylora.server.observability.metrics import Meters
 
 
 class LogMiddleware:
-    """The line has no prompt, no completion and no key. Requests of quiet routes are logged at the level debug."""
+    """Writes one line at the end of a request, without prompts, completions and keys.
+
+    The lines of quiet routes have the level debug.
+    """
 
     def __init__(self, app: App, *, meters: Meters, clock: Clock) -> None:
         self._app = app
@@ -37,7 +40,7 @@ class LogMiddleware:
             method=method,
             path=path,
             status=status,
-            tenant=None if state.caller is NOBODY else state.tenant,
+            tenant=None if state.caller is ANONYMOUS else state.tenant,
             key=state.caller.key,
             total_ms=round(1e3 * duration_s, 1),
             **{name: value for name, value in state.noted.items() if name != "total_ms"},

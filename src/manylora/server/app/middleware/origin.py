@@ -1,4 +1,4 @@
-"""Answers only hosts and web pages that the policy allows, and preflights; replies have the headers of CORS."""
+"""The checks of the Host and Origin headers, and the headers and preflight replies of CORS."""
 
 from manylora.clock import Clock
 from manylora.errors import ManyloraError
@@ -9,7 +9,10 @@ from manylora.server.http.context import App, HttpContext, Receive, Scope, Send
 
 
 class OriginMiddleware:
-    """Raises `HostNotAllowed`, `OriginNotAllowed`. Layers inside see the client that trusted proxies name."""
+    """Refuses hosts and origins that the policy does not allow, and adds the headers of CORS to replies.
+
+    Layers inside see the client address that trusted proxies name. Raises `HostNotAllowed`, `OriginNotAllowed`.
+    """
 
     def __init__(self, app: App, *, policy: OriginPolicy, clock: Clock) -> None:
         self._app = app

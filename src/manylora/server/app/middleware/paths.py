@@ -1,4 +1,4 @@
-"""Brings each path into its one form, without repeated slashes and without the prefix of a deployment."""
+"""The one form of each path: without repeated slashes and without the prefix of a deployment."""
 
 import re
 from collections.abc import Callable
@@ -13,10 +13,13 @@ _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 class DeploymentMiddleware:
-    """`/{tenant}/deployments/v2/llms/{name}/…` is the route `/…` for that tenant. Raises `DeploymentNotFound`."""
+    """Turns `/{tenant}/deployments/v2/llms/{name}/…` into the route `/…` of that tenant.
+
+    Raises `DeploymentNotFound`.
+    """
 
     def __init__(self, app: App, *, serves: Callable[[str], bool]) -> None:
-        """`serves`: returns whether a name means a model of this server."""
+        """`serves` returns whether a name means a model of this server."""
         self._app = app
         self._serves = serves
 

@@ -1,4 +1,4 @@
-"""Makes the state of each request, and sends its reply: the one place that every message of a reply passes."""
+"""The state of each request, and the one `send` function that every message of a reply passes."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ from manylora.server.http.context import SEND, App, Receive, RequestState, Scope
 
 
 class StateMiddleware:
-    """The outermost layer. Each reply has the request's id and this server's version, and each layer adds headers."""
+    """The outermost layer: adds the request's id, the server's version and the layers' headers to each reply."""
 
     def __init__(self, app: App, *, bare: App, clock: Clock) -> None:
-        """`bare` gets what is no HTTP request, such as the application's lifespan."""
+        """`bare` receives all scopes but those of HTTP requests, such as the application's lifespan."""
         self._app = app
         self._bare = bare
         self._clock = clock
@@ -27,7 +27,10 @@ class StateMiddleware:
 
 
 def with_state(scope: Scope, send: Send, clock: Clock) -> Scope:
-    """Return a scope with the request's state and with a `send` that completes the head and notes status and end."""
+    """Return a scope with the request's state and a `send` function.
+
+    The function adds headers to the head of the reply. It notes the status and the end in the state.
+    """
     request_id, trace_id = _request_id(scope), header_of(scope, "x-b3-traceid")
     headers = [
         (b"x-request-id", request_id.encode("ascii")),

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 class _SocketConnection:
-    """`loop.ClientConnection` over a ZeroMQ pair: one message an operation, one message a frame."""
+    """`loop.ClientConnection` over a pair of ZeroMQ sockets, with one message for each operation and frame."""
 
     def __init__(self, socket: "zmq.Socket[bytes]", parent_pid: int) -> None:
         self._socket = socket
@@ -67,25 +67,25 @@ class _SocketConnection:
                 return found
 
     def send(self, frame: Frame) -> None:
-        """Wait a while if the edge lags; an edge that takes nothing for `SEND_WAIT_MS` has ended this process."""
+        """Send a frame, and wait up to `SEND_WAIT_MS` for an edge that lags; after that, raise."""
         if isinstance(frame, StatsUpdate):
             frame = StatsUpdate(frame.stats, lost_lines())
         self._socket.send(encode(frame))
 
 
 class _ProgressHandler(logging.Handler):
-    """Sends log lines of the engine's packages during the start to the terminal of the edge."""
+    """Sends the log lines of the engine's packages to the edge's terminal during the start."""
 
-    def __init__(self, tell: ProgressLine) -> None:
+    def __init__(self, send_line: ProgressLine) -> None:
         super().__init__(logging.INFO)
-        self._tell = tell
+        self._send_line = send_line
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._tell(record.getMessage())
+        self._send_line(record.getMessage())
 
 
 def main(address: str, parent_pid: int) -> int:
-    """Build the engine that the edge asks for and run it until `StopEngine` (return 0) or until it fails (1)."""
+    """Build the engine that the edge asks for, and run it; return 0 after `StopEngine`, 1 after a failure."""
     _die_with_parent(parent_pid)
     make_streams_lossy()
     context = zmq.Context()
@@ -108,7 +108,7 @@ def _serve(socket: "zmq.Socket[bytes]", connection: _SocketConnection) -> int:
         if not socket.poll(BOOT_WAIT_MS):
             return 1
         order = decode_operation(socket.recv())
-        assert isinstance(order, StartEngine), "the first message to an engine process is its order to start"
+        assert isinstance(order, StartEngine), "the first message to an engine process is `StartEngine`"
         progress = _ProgressHandler(lambda line: connection.send(StartProgress(line)))
         logging.getLogger("manylora").setLevel(logging.INFO)
         logging.getLogger().addHandler(progress)
@@ -129,7 +129,7 @@ def _serve(socket: "zmq.Socket[bytes]", connection: _SocketConnection) -> int:
 
 
 def _failure(error: Exception, *, is_started: bool) -> Failure:
-    """Return the failure that ends this process. Before the engine is up, one of the system's is a `StartupError`."""
+    """Return the failure that ends this process. Before the engine is up, an `OSError` becomes a `StartupError`."""
     if isinstance(error, ManyloraError):
         return Failure.of(error)
     line = None if is_started else described(error)
@@ -137,7 +137,7 @@ def _failure(error: Exception, *, is_started: bool) -> Failure:
 
 
 def _with_memory(config: Config, edge_pid: int) -> Config:
-    """Return the configuration with a bound on the memory of both processes, which are known only here."""
+    """Return the configuration with a memory bound for the edge's and the engine's process together."""
     if config.engine.memory_bytes:
         return config
     memory_bytes = find_resources((os.getpid(), edge_pid)).memory_bytes
@@ -145,7 +145,7 @@ def _with_memory(config: Config, edge_pid: int) -> Config:
 
 
 def _die_with_parent(parent_pid: int) -> None:
-    """Ask the kernel to kill this process with its parent; then look whether the parent is already gone."""
+    """Ask the kernel to kill this process with its parent, and end it if the parent is already gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

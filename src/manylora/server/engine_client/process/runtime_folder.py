@@ -1,4 +1,4 @@
-"""The folder of one engine process's socket, in the temporary directory; folders of killed servers are removed."""
+"""The folder of an engine process's socket in the temporary directory, and the removal of killed servers' folders."""
 
 import contextlib
 import fcntl
@@ -16,18 +16,18 @@ from manylora.errors import StartupError
 PREFIX = "manylora-"
 SOCKET = "engine"
 _LOCK = "lock"
-_NAME = re.compile(rf"{PREFIX}[a-z0-9_]{{8}}")  # as `mkdtemp` makes it
+_NAME = re.compile(rf"{PREFIX}[a-z0-9_]{{8}}")  # the form of names from `mkdtemp`
 _YOUNG_S = 60.0
 _SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 MAX_PARENT_BYTES = 107 - len(f"/{PREFIX}12345678/{SOCKET}")
-"""A socket's path has 108 bytes with the zero at its end (unix(7))."""
+"""Longest path of the parent folder: a socket's path has 108 bytes with the zero at its end (unix(7))."""
 
 
 class RuntimeFolder:
-    """A folder that its user alone may enter. Its lock tells that the server lives: a kill gives the lock back."""
+    """A folder that only its user may enter. A lock on it shows that its server lives; a kill releases the lock."""
 
     def __init__(self, clock: Clock) -> None:
-        """Make a folder, and remove those that killed servers of this user left beside it. Raises `StartupError`."""
+        """Make a folder, and remove those of this user's killed servers. Raises `StartupError`."""
         parent = socket_folder_parent()
         _sweep(parent, clock)
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))  # mode 0700
@@ -45,7 +45,7 @@ class RuntimeFolder:
 
 
 def socket_folder_parent() -> Path:
-    """Return the parent of the folder: the temporary directory, or a shorter one if its path is too long for a socket.
+    """Return the parent folder: the temporary directory, or a shorter path if that one is too long for a socket.
 
     Raises `StartupError` if no such directory can be written.
     """
@@ -63,7 +63,7 @@ def socket_folder_parent() -> Path:
 
 
 def _is_text(path: str) -> bool:
-    """ZeroMQ's addresses are UTF-8."""
+    """Return whether a path is UTF-8, as ZeroMQ's addresses are."""
     return path.encode(errors="ignore") == os.fsencode(path)
 
 
@@ -75,17 +75,17 @@ def _sweep(parent: Path, clock: Clock) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Return whether it is a folder of this user with nothing in it but what a server puts there."""
+    """Return whether a path is a folder of this user that holds only the files of a server."""
     facts = path.lstat()
     is_own_folder = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid()
     return is_own_folder and {SOCKET, _LOCK}.issuperset(entry.name for entry in path.iterdir())
 
 
 def _is_left(path: Path, clock: Clock) -> bool:
-    """Return whether the server that made a folder is gone."""
+    """Return whether the server of a folder is gone."""
     try:
         lock = os.open(path / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:  # it is being made, or an earlier version made it, which had no lock
+    except FileNotFoundError:  # a server makes it just now, or an earlier version without locks made it
         return clock.wall_s() - path.lstat().st_mtime > _YOUNG_S and not _is_listening(path / SOCKET)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The engine in a process of its own, started again with back-off when it dies; the edge stays up meanwhile."""
+"""The transport to an engine in its own process, which it restarts with back-off after a death."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ LONGEST_BACKOFF_S = 30.0
 
 
 class ProcessTransport:
-    """Supervises one engine process after the other."""
+    """Starts an engine process, supervises it, and starts the next one after its end."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class ProcessTransport:
         """Start nothing yet.
 
         Args:  factory      `module:function` of a `loop.EngineFactory`; the engine process alone imports it
-               on_progress  called with each line of the first start and of each restart
+               on_progress  receives each line of the first start and of each restart
         """
         self._factory = factory
         self._config = config
@@ -116,13 +116,13 @@ class ProcessTransport:
         self._receiver.lose(FinishReason.SHUTDOWN, Unavailable(SHUTTING_DOWN))
 
     async def _supervise(self, first: asyncio.Event) -> None:
-        """Run one worker after the other; the back-off doubles with each life that was never ready."""
+        """Run one worker after the other. The back-off doubles after each process that was never ready."""
         backoff_s = FIRST_BACKOFF_S
         while True:
             self._has_been_ready = False
             try:
                 code = await self._live(first)
-            except (OSError, StartupError) as error:  # a full disk, table of files or of processes
+            except (OSError, StartupError) as error:  # a full disk, or a full table of files or processes
                 cause = error.message if isinstance(error, StartupError) else described(error)
                 code, line = -1, f"the engine process cannot be started: {cause}"
                 log.error("engine.not_started error=%s", line)
@@ -157,7 +157,10 @@ class ProcessTransport:
             self._note_death()
 
     async def _read_or_kill(self, worker: Worker, first: asyncio.Event) -> None:
-        """Read frames; after one that cannot be taken the engine would wait for its acknowledgement for ever."""
+        """Read frames, and kill the process after a frame that raises.
+
+        The engine would otherwise wait forever for the acknowledgement of that frame.
+        """
         try:
             await self._read(worker, first)
         except Exception:
@@ -182,7 +185,7 @@ class ProcessTransport:
                     self._receiver.receive(frame)
 
     async def _watch_over(self, process: asyncio.subprocess.Process) -> None:
-        """End the requests of a silent engine, and kill the process once it has stood still for too long."""
+        """End the requests of a silent engine after their limit, and kill a process that is stuck."""
         watchdog = EngineWatchdog(process.pid, self._clock)
         max_queue_s, stall_s = self._config.engine.max_queue_s, self._config.server.health_stall_s
         while True:
@@ -207,13 +210,13 @@ class ProcessTransport:
     def _note_last_words(self, died: EngineDied) -> None:
         error = died.failure.to_error()
         is_first_start = isinstance(error, StartupError) and self._served is None
-        if not is_first_start:  # `start` raises that one, and its traceback helps nobody
+        if not is_first_start:  # `start` raises the error of the first start; its traceback does not help an operator
             log.error("engine.died error=%s: %s\n%s", died.failure.error, error.message, died.traceback)
         if isinstance(error, StartupError):
             self._startup_failure = error
         elif self._is_up:
             self._is_up = False
-            # The cause is for the log alone: it is one request's matter, and may quote it.
+            # The cause stands in the log alone: it may quote one caller's request.
             self._receiver.lose(FinishReason.ENGINE_FAILURE)
 
     def _note_death(self) -> None:

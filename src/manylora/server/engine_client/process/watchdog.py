@@ -1,4 +1,4 @@
-"""Judges an engine process that answers nothing: what waits on it ends by the edge's clock, then it is restarted."""
+"""The watchdog of an engine process: it judges by frames and processor time whether the process is stuck."""
 
 import signal
 from pathlib import Path
@@ -8,18 +8,19 @@ from manylora.clock import Clock
 CHECK_S = 0.25
 LONGEST_PAUSE_S = 4 * CHECK_S
 SILENCE_S = 2.0
-"""An engine with work tells its numbers about once a second, but for steps that take longer."""
+"""Seconds without a frame that are normal: an engine with work sends its numbers about once a second."""
 IDLE_SHARE = 0.02
-"""A process that uses less of one processor than this does not compute."""
+"""Share of one processor below which a process counts as idle."""
 BUSY_FACTOR = 10
-"""A silent engine that computes gets so many times the patience of one that does not: it may be in a long step."""
+"""The limit on silence is this many times longer for a busy process, which may be in a long step."""
 
 
 class EngineWatchdog:
     """Follows one engine process by the time since its last frame and by its processor time.
 
-    Stopped (SIGSTOP), deadlocked and swapped-out processes are silent and idle. A step of many seconds is silent and
-    busy, and is left alone; an endless loop looks the same until `BUSY_FACTOR` times the limit.
+    A stopped (SIGSTOP), deadlocked or swapped-out process is silent and idle. A process in a step of many seconds is
+    silent and busy. An endless loop looks like such a step, so that it counts as stuck only after `BUSY_FACTOR` times
+    the limit.
     """
 
     def __init__(self, pid: int, clock: Clock) -> None:
@@ -29,22 +30,26 @@ class EngineWatchdog:
         self._processor_s = processor_s(pid)
 
     def sample(self) -> None:
-        """Look at the processor time; call it every `CHECK_S`.
+        """Read the process's processor time; call it every `CHECK_S` seconds.
 
-        After a longer pause the edge itself has stood still. The engine may have waited for it, and is not blamed.
+        After a longer pause between calls the edge itself was stopped. The engine may have waited for the edge, so that
+        its idle time starts anew.
         """
         now_s, used_s = self._clock.monotonic_s(), processor_s(self._pid)
         if now_s - self._called_s > LONGEST_PAUSE_S:
             self._active_s = now_s
         self._called_s = now_s
         if now_s - self._sampled_s < 4 * CHECK_S:
-            return  # the kernel counts in hundredths of a second
+            return  # the kernel counts ticks of 1/100 s: too few for a share
         if used_s - self._processor_s > IDLE_SHARE * (now_s - self._sampled_s):
             self._active_s = now_s
         self._sampled_s, self._processor_s = now_s, used_s
 
     def is_stuck(self, silent_s: float, limit_s: float) -> bool:
-        """Return whether an engine that has been silent for so long, with work, has stood still for `limit_s`."""
+        """Return whether a silent engine with work is stuck.
+
+        A stuck process is idle for `limit_s` seconds, or busy and silent for `BUSY_FACTOR` times as long.
+        """
         if silent_s < SILENCE_S:
             return False
         idle_s = min(silent_s, self._clock.monotonic_s() - self._active_s)
@@ -52,7 +57,7 @@ class EngineWatchdog:
 
 
 def processor_s(pid: int) -> float:
-    """Seconds of processor time that a process has used; 0 where the system does not tell (no Linux, no process).
+    """Return the processor time of a process in seconds; 0 if the system does not report it (no Linux, no process).
 
     Source: proc(5), /proc/pid/stat, fields 14 and 15, in ticks of 1/100 s (USER_HZ).
     """
@@ -64,7 +69,7 @@ def processor_s(pid: int) -> float:
 
 
 def ending(code: int | None) -> str:
-    """Return how a process ended that said nothing itself, to be put behind a sentence; `code` is its return code."""
+    """Return the end of a sentence about a process that ended without a last frame; `code` is its return code."""
     if code is not None and code < 0:
         memory = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
         return f": signal {-code} ({signal.strsignal(-code)}) ended it{memory}"

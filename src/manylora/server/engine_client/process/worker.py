@@ -1,4 +1,4 @@
-"""One life of an engine process as the edge holds it: its private folder, its socket, its process."""
+"""One engine process with its private folder and its socket."""
 
 import asyncio
 import os
@@ -18,20 +18,20 @@ WORKER_MODULE = "manylora.server.engine_client.process.engine_main"
 
 
 class Worker:
-    """The process is not started before `spawn`; `release` ends it."""
+    """Owns one engine process: `spawn` starts it, `release` ends it."""
 
     def __init__(self, context: zmq.asyncio.Context, clock: Clock) -> None:
-        """Bind a socket in a folder that this user alone may enter. Raises `StartupError`, `OSError`."""
+        """Bind a socket in a folder that only this user may enter. Raises `StartupError`, `OSError`."""
         self.folder = RuntimeFolder(clock)
         self._socket = context.socket(zmq.PAIR)
         self._socket.set_hwm(MAX_QUEUED)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(self.folder.address)
         self.process: asyncio.subprocess.Process | None = None
-        self._later: list[asyncio.Future[Any]] = []  # at most the order to start and one acknowledgement
+        self._later: list[asyncio.Future[Any]] = []  # at most a `StartEngine` and one acknowledgement
 
     async def spawn(self) -> asyncio.subprocess.Process:
-        """Start the process in a session of its own: Ctrl-C in the terminal reaches the edge alone, which drains."""
+        """Start the process in its own session, so that Ctrl-C in the terminal reaches only the edge, which drains."""
         self.process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", WORKER_MODULE, self.folder.address, str(os.getpid())),
             env=child_environment(),
@@ -47,15 +47,15 @@ class Worker:
             raise Overloaded("Model is overloaded")
 
     def send_later(self, operation: Operation) -> None:
-        """Send as soon as the socket has a peer and room: an operation that must not be refused.
+        """Send an operation that must not be refused, once the socket has a peer and room.
 
-        It is not awaited: a process that never connects, or that has ended, would hold the caller up.
+        The call does not wait, since a process may never connect or may have ended.
         """
         self._later = [sent for sent in self._later if not sent.done()]
         self._later.append(asyncio.ensure_future(self._socket.send(encode(operation))))
 
     async def receive(self) -> Frame:
-        """Wait for the next frame. Raises `msgspec.MsgspecError` for bytes that are none."""
+        """Wait for the next frame. Raises `msgspec.MsgspecError` for bytes that are no frame."""
         return decode_frame(await self._socket.recv())
 
     def kill(self) -> None:
