@@ -1,4 +1,4 @@
-"""The parts of docs/benchmarks.md about adapters that come, go and do not all fit, and about hostile ones."""
+"""The parts of docs/benchmarks.md about loads and evictions of adapters, and about hostile adapters."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ TITLES = {
 
 
 def draw_gaps(record: Record, in_step: Record | None, picture: Path) -> None:
-    """One running stream's gaps between tokens, in panels of one scale."""
+    """Draw one running stream's gaps between tokens, in panels of one scale."""
     found = dict(record["gaps"]) | ({} if in_step is None else {"loads in a step": in_step["gaps"]["cold"]})
     figure, panels = pyplot.subplots(1, len(found), figsize=(10, 3.2), sharey=True)
     for axes, (name, gaps) in zip(panels, found.items(), strict=True):
@@ -44,30 +44,30 @@ def stall_rows(record: Record, in_step: Record | None) -> Sequence[tuple[object,
 
 
 def other_rows(records: Mapping[str, Record]) -> Sequence[tuple[object, ...]]:
-    """A2 to A6 as far as there are results."""
-    said = {
+    """Return the rows of A2 to A6 that have results."""
+    figures = {
         "adapters-A2": "A2  first token from disk ÷ hot, prompt of 512 tokens",
         "adapters-A3": "A3  adapters in a GiB of the bank ÷ slots of rank 64 on all seven projections",
         "adapters-A4": "A4  median first token, working set of twice the bank ÷ all resident",
         "adapters-A5": "A5  check and pack of an adapter of 40 MB, 95th percentile, ms",
         "adapters-A6": "A6  largest logit error against transformers + PEFT in float32",
     }
-    return [(text, *_spread(records[name])) for name, text in said.items() if name in records]
+    return [(text, *_spread(records[name])) for name, text in figures.items() if name in records]
 
 
 def hostile_rows(records: Mapping[str, Record]) -> Sequence[tuple[object, ...]]:
-    """R1 to R3 as far as there are results."""
+    """Return the rows of R1 to R3 that have results."""
     rows: list[tuple[object, ...]] = []
     if (record := records.get("hostile-R1")) is not None:
         parts = ", ".join(f"{name} {ms:g} ms" for name, ms in record["spread"].items())
         rows.append(("R1  mutated files", record["R1"], record["failures"], f"{record['kinds']} kinds; {parts}"))
     if (record := records.get("hostile-R2")) is not None:
         grown = f"{record['growth_mib']:g} MiB more in the engine, {record['server_growth_mib']:g} MiB in a server of "
-        told = f"{grown}{record['server_count']} names, {record['new_series']} new series in its metrics"
-        rows.append(("R2  names that do not exist", record["R2"], record["wrong"], told))
+        beside = f"{grown}{record['server_count']} names, {record['new_series']} new series in its metrics"
+        rows.append(("R2  names that do not exist", record["R2"], record["wrong"], beside))
     if (record := records.get("hostile-R3")) is not None:
-        told = f"{record['replies']['tokens']} generations, {record['loads']} loads, {record['evictions']} evictions"
-        rows.append(("R3  operations between generations", record["R3"], record["mismatches"], told))
+        beside = f"{record['replies']['tokens']} generations, {record['loads']} loads, {record['evictions']} evictions"
+        rows.append(("R3  operations between generations", record["R3"], record["mismatches"], beside))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The part of docs/benchmarks.md about what one tenant notices of another."""
+"""The part of docs/benchmarks.md about a quiet tenant beside a flood of another tenant's requests."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ TITLES = {"flood": "beside a tenant that sends 50 times as much", "idle": "alone
 
 
 def fairness(record: Record, pictures: Path) -> str:
-    """F1, with a picture of the quiet tenant's first-token times."""
+    """Return the section on F1, and draw the quiet tenant's first-token times."""
     draw_firsts(record, pictures / "fairness.png")
     times = [
         (name, found["count"], *(f"{found[key]:.0f}" for key in ("median", "p99", "max")))

@@ -1,4 +1,4 @@
-"""The parts of docs/benchmarks.md that set us beside other servers."""
+"""The parts of docs/benchmarks.md that compare manylora with other servers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,8 +58,8 @@ def peers(record: Record, pictures: Path) -> str:
             "## Beside vLLM and llama.cpp",
             "",
             source(record),
-            "Each server alone, in turn; `manylora plain` guesses no tokens ahead. A peer whose 32 streams had no",
-            "first token within a minute shows what had arrived by then, which may be nothing: a dash.",
+            "Each server ran alone, in turn; `manylora plain` drafts no tokens. For a peer whose 32 streams had no",
+            "first token within a minute, the row has the tokens that arrived by then; a dash means none.",
             "",
             "![Throughput against the number of adapters](benchmarks/adapters.png)",
             "",

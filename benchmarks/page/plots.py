@@ -43,7 +43,7 @@ def main() -> None:
         if name in records:
             parts.append(section(records[name], pictures))
         else:
-            print(f"{name}.json: not there, left out")
+            print(f"{name}.json is missing: its section is left out")
     parts += [adapters(records, pictures), hostile(records)]
     (options.docs / "benchmarks.md").write_text("\n".join(parts), encoding="utf-8")
 
@@ -51,9 +51,9 @@ def main() -> None:
 INTRODUCTION = """# Benchmarks
 
 `make bench-docs` writes this page from the files in `benchmarks/results/`; every section names the command that made
-its file, by its present path. The machines are shared and noisy, so what counts are ratios taken in one run; ranges
-are shown beside medians. Prompts are distinct random tokens, replies have a fixed length, clients and server share
-the processors.
+its file, by its present path. The machines are shared and noisy, so the significant figures are ratios of one run;
+each median has its range beside it. Prompts are distinct random tokens, replies have a fixed length, and clients and
+server share the processors.
 """
 
 
@@ -74,8 +74,8 @@ def targets(records: Mapping[str, Record]) -> str:
 
 
 def limits(records: Mapping[str, Record]) -> str:
-    """What the processor can do at most, and how near to it the loads come that miss their target."""
-    lines = ["## What limits it", ""]
+    """Return the section on the processor's ceilings, and on the loads that miss their target."""
+    lines = ["## Limits of the figures", ""]
     if "kernels" in records:
         ceilings = records["kernels"]
         fma, read = ceilings["fma_flops_s"], ceilings["read_bytes_s"]
@@ -92,8 +92,8 @@ def limits(records: Mapping[str, Record]) -> str:
         said = ", ".join(f"{row['bf16_over_int8']['median']:.2f} at {row['rows']}" for row in rows) + " rows"
         lines += [
             "- **int8 (S9).** Without VNNI, 192 products of integers take 7.6 cycles at best where float32 takes 12 "
-            "([why](decisions/int8.md)): 1.58 is the most that many rows can gain; few rows gain what half the bytes "
-            f"save. The linear layers alone: {said}. Attention, adapters, the edge and the client gain nothing.",
+            "([why](decisions/int8.md)): 1.58 is the largest gain of many rows; few rows gain from half the bytes. "
+            f"The linear layers alone: {said}. Attention, adapters, the edge and the client gain nothing.",
         ]
     if {"catalogue", "catalogue-packed"} <= records.keys():
         first, later = (
@@ -102,23 +102,23 @@ def limits(records: Mapping[str, Record]) -> str:
         few = records["catalogue-packed"]["tokens_per_s"]["32"]
         lines += [
             f"- **A catalogue (S6).** With first loads {first:.2f} of 32 adapters, without them {later:.2f}: the "
-            "difference is check and pack, which share two processors with the engine. The 32 adapters it is compared "
-            f"with themselves ranged from {few['min']:.0f} to {few['max']:.0f} tokens/s over the rounds, so that 0.97 "
-            "cannot be told from what was found without more rounds.",
+            "difference is check and pack, which share two processors with the engine. The side of 32 adapters itself "
+            f"ranged from {few['min']:.0f} to {few['max']:.0f} tokens/s over the rounds, so that the distance to 0.97 "
+            "is within the noise of these rounds.",
         ]
     if "profile" in records:
         steps = {step["name"]: step for step in records["profile"]["results"]}
         one, many = steps["1 row"]["host_ms"], steps["32 rows"]["host_ms"]
         lines += [
-            f"- **Host work (S8).** {one:.2f} ms for one row, {many:.2f} ms for 32: what grows is Python over cold "
-            "caches, for a step reads 270 MB of weights through them. Counted are planning, the batch's arrays and the "
-            "commits.",
+            f"- **Host work (S8).** {one:.2f} ms for one row, {many:.2f} ms for 32: the growth is Python over cold "
+            "caches, for a step reads 270 MB of weights through them. The figure covers planning, the batch's arrays "
+            "and the commits.",
         ]
     return "\n".join([*lines, ""])
 
 
 def _triage_limit(versus: Record, fma: float) -> list[str]:
-    """How much of the multiply-add peak triage uses, prompts included, and what that leaves of its ratio to a peer."""
+    """Return the share of the multiply-add peak that triage uses, prompts included, and its largest ratio to a peer."""
     cases = versus["cases"]
     work, ours = WORKLOADS["triage"], Manylora.name
     flops = 2 * (LAYER_WEIGHTS * (work.prompt + work.output) + HEAD_WEIGHTS * work.output)
@@ -163,7 +163,7 @@ def profile(record: Record, pictures: Path) -> str:
     ]
     return "\n".join(
         [
-            "## Where a step's time goes",
+            "## A step's time by kernel",
             "",
             source(record),
             "Milliseconds: the whole step (median, middle 80 %), host work outside kernels, the largest kernels.",
@@ -197,7 +197,7 @@ def tax(record: Record, pictures: Path) -> str:
         for side, r in record["results"].items()
     ]
     head = ("side", "tokens/s", "÷ base in the same round", "range")
-    title = f"## What adapters cost, {record['workload']}, ranks {', '.join(map(str, record['ranks']))}"
+    title = f"## The cost of adapters, {record['workload']}, ranks {', '.join(map(str, record['ranks']))}"
     return "\n".join([title, "", source(record), table(head, rows)])
 
 
@@ -276,7 +276,7 @@ def speculation(record: Record, pictures: Path) -> str:
         for row in record["results"]
     ]
     head = ("workload", "streams", "tokens a step", "time per token, with ÷ without", "range")
-    return "\n".join(["## Guessing ahead", "", source(record), table(head, rows)])
+    return "\n".join(["## Draft tokens", "", source(record), table(head, rows)])
 
 
 def agreement(record: Record, pictures: Path) -> str:
@@ -284,9 +284,9 @@ def agreement(record: Record, pictures: Path) -> str:
     count = f"{record['same']} of {record['prompts']}"
     said = f"{count} greedy replies of {record['tokens']} tokens equal the float32 reference's"
     if margins:
-        said += "; where the others part, the reference preferred its own token by "
+        said += "; where the others differ, the reference preferred its own token by "
         said += f"{margins[0]:.4f} to {margins[-1]:.4f} nats"
-    return "\n".join(["## The same words as the reference", "", source(record), f"{said}.", ""])
+    return "\n".join(["## Agreement with the reference", "", source(record), f"{said}.", ""])
 
 
 def scheduler(record: Record, pictures: Path) -> str:
@@ -299,7 +299,7 @@ def scheduler(record: Record, pictures: Path) -> str:
 
 
 def adapters(records: Mapping[str, Record], pictures: Path) -> str:
-    lines = ["## Adapters that come, go and do not all fit", ""]
+    lines = ["## Loads and evictions of adapters", ""]
     if "adapters-A1" in records:
         record = records["adapters-A1"]
         in_step = records.get("adapters-A1-in-step")
@@ -329,7 +329,7 @@ SECTIONS: Sequence[tuple[str, Callable[[Record, Path], str]]] = (
     ("lora-tax-triage-mixed", tax),
     ("catalogue", catalogue),
     ("catalogue-packed", catalogue),
-    ("bypass", pair("What adapters nobody asks for cost the base")),
+    ("bypass", pair("The cost of idle adapters for the base")),
     ("step", floor),
     ("profile", profile),
     ("scheduler", scheduler),
@@ -343,8 +343,8 @@ SECTIONS: Sequence[tuple[str, Callable[[Record, Path], str]]] = (
     ("agreement", agreement),
     ("footprint", footprint),
     ("fairness", fairness),
-    ("metering", pair("What metering costs")),
-    ("metering-triage", pair("What metering costs beside short replies")),
+    ("metering", pair("The cost of metering")),
+    ("metering-triage", pair("The cost of metering beside short replies")),
 )
 
 

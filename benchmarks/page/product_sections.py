@@ -7,7 +7,7 @@ from benchmarks.page.page import Record, source, table
 
 
 def products(record: Record, pictures: Path) -> str:
-    """One row for each shape: the time of `native` ÷ that of `native-bf16`, by rows multiplied at once."""
+    """Return the section: for each shape the time of `native` ÷ that of `native-bf16`, by rows multiplied at once."""
     shapes: dict[tuple[int, int], dict[int, float]] = defaultdict(dict)
     for each in record["results"]:
         shapes[each["inputs"], each["outputs"]][each["rows"]] = each["native_s"] / each["native_bf16_s"]

@@ -1,4 +1,4 @@
-"""What the project set out to reach, and what the result files say was reached."""
+"""The targets of the project, and the figures of the result files that reach or miss them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 Records = Mapping[str, Mapping[str, Any]]
 """Result files by name, without `.json`."""
 Spread = tuple[float, float, float]
-"""Median, least and most; the three are one where a figure has no spread."""
+"""Median, least and most; the three are equal where a figure has no spread."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Target:
 
 
 def counted(figure: str, wrong: str) -> Callable[[Records], Spread]:
-    """What was tried, if nothing of it went wrong; else nothing."""
+    """Return a finder of the number of tries, which is 0 if one of them failed."""
 
     def find(records: Records) -> Spread:
         found = records[f"hostile-{figure}"]
@@ -41,7 +41,7 @@ def counted(figure: str, wrong: str) -> Callable[[Records], Spread]:
 
 
 def kills(records: Records) -> Spread:
-    """The difference, with every request that has another count of its own added, so that none hides another."""
+    """Return the difference of the totals plus the number of requests with unequal counts, so that none is hidden."""
     found = records["chaos"]
     if sum(found["kills"].values()) < 100:
         raise ValueError("too few kills for the target")
@@ -50,7 +50,7 @@ def kills(records: Records) -> Spread:
 
 
 def best_peer(prefix: str, *, is_lowest: bool = True) -> Callable[[Records], Spread]:
-    """The ratio to the peer that comes out best in it."""
+    """Return a finder of the ratio to the peer with the best result."""
 
     def find(records: Records) -> Spread:
         found = [spread for name, spread in records["versus"]["ratios"].items() if name.startswith(prefix)]
@@ -184,7 +184,7 @@ TARGETS = (
 
 
 def reached(records: Records) -> list[tuple[Target, Spread]]:
-    """Every target that the results say something of."""
+    """Return every target that has a result, with its figures."""
     found: list[tuple[Target, Spread]] = []
     for target in TARGETS:
         try:

@@ -206,7 +206,7 @@ MANYLORA_METRICS = (
         name="manylora_preemptions",
         kind=MetricKind.COUNTER,
         unit="sequences",
-        help="Sequences set back to make room",
+        help="Sequences preempted to make room",
         stat="preemptions",
     ),
     Metric(
@@ -264,7 +264,7 @@ MANYLORA_METRICS = (
         name="manylora_adapter_reloaded_bytes",
         kind=MetricKind.COUNTER,
         unit="bytes",
-        help="Those of them that had been on the device within the last minute",
+        help="Bytes brought to the device of adapters that had been there within the last minute",
         stat="adapters.reloaded_bytes",
     ),
     Metric(
