@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from manylora.control.billing.ledger import MAX_COUNT, MAX_REASON
 from manylora.control.billing.prices import MOST_NANOUSD
-from manylora.control.http.schemas import Body, iso
+from manylora.control.http.schemas import RequestBody, iso
 from manylora.control.tenants.credit import GrantPage
 from manylora.money import dollars
 from manylora.tenancy import PriceFacts
@@ -100,7 +100,7 @@ class Offer(BaseModel):
     prices: list[OfferedPrice]
 
 
-class NewPrice(Body):
+class NewPrice(RequestBody):
     """A new price, valid from now on or after `effective_in_s` seconds; a base that is not served needs `force`."""
 
     base: Base
@@ -178,7 +178,7 @@ class GrantList(BaseModel):
         return GrantList(credits=grants, before=page.before)
 
 
-class NewCorrection(Body):
+class NewCorrection(RequestBody):
     """Tokens to charge in addition to a row, or to give back by negative counts. A repeated `id` changes nothing."""
 
     id: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]

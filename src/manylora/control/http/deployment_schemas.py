@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from manylora.control.deployments.deployments import MONTH_HOURS, PENDING_DETAIL, Deployment, DeploymentState
-from manylora.control.http.schemas import Body, iso
+from manylora.control.http.schemas import RequestBody, iso
 from manylora.money import dollars
 
 Json = dict[str, Any]  # JSON values of several types
@@ -16,7 +16,7 @@ COMPARED_DAYS = 30
 Kind = Literal["shared", "private", "serverless", "dedicated"]
 
 
-class _DeploymentRequest(Body):
+class _DeploymentRequest(RequestBody):
     """Request about a deployment. Its `config` keeps unknown keys."""
 
     model_config = ConfigDict(strict=False)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from manylora.control.http.schemas import Body, iso
+from manylora.control.http.schemas import RequestBody, iso
 from manylora.control.registry.repositories import Repository
 from manylora.control.registry.sharing import MAX_SHARES
 from manylora.control.registry.versions import FINISHED, Version, VersionState
@@ -27,7 +27,7 @@ Number = Annotated[int, BeforeValidator(_no_boolean)]
 """A version's number; clients may write it as `3.0` or `"3"`."""
 
 
-class _RegistryRequest(Body):
+class _RegistryRequest(RequestBody):
     model_config = ConfigDict(strict=False, populate_by_name=True)
 
 

@@ -23,7 +23,7 @@ Name = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
 ShortText = Annotated[str, Field(max_length=320, pattern=r"^[^\x00]*$")]
 
 
-class Body(BaseModel):
+class RequestBody(BaseModel):
     """Body of a request. A field that is null counts as absent; an unknown field is refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -49,7 +49,7 @@ def _unknown(name: str, known: set[str]) -> PydanticCustomError:
     )
 
 
-class LimitsBody(Body):
+class LimitsBody(RequestBody):
     """Limits of a tenant or a key; null: no limit."""
 
     requests_per_minute: Count | None = None
@@ -196,7 +196,7 @@ class KeyList(BaseModel):
         return KeyList(keys=keys, has_more=page.following is not None, next=page.following)
 
 
-class NewTenant(Body):
+class NewTenant(RequestBody):
     id: ShortText
     name: Name = ""
     email: ShortText | None = None
@@ -206,7 +206,7 @@ class NewTenant(Body):
     credit_nanousd: Amount | None = Field(None, description="Its first credit; null: that of a sign-up.")
 
 
-class Terms(Body):
+class Terms(RequestBody):
     """Changed terms. Absent fields stay as they are, but a plan sets its weight; `limits` are replaced whole."""
 
     limits: LimitsBody | None = None
@@ -214,7 +214,7 @@ class Terms(Body):
     plan: Annotated[str, Field(max_length=64, pattern=r"^[^\x00]*$")] | None = None
 
 
-class NewCredit(Body):
+class NewCredit(RequestBody):
     """A grant of credit. A repeated `id` changes nothing; a negative amount is taken away."""
 
     id: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
@@ -222,21 +222,21 @@ class NewCredit(Body):
     reason: Name
 
 
-class NewKey(Body):
+class NewKey(RequestBody):
     name: Name = ""
     scopes: list[str] = Field(default=[scope.value for scope in DEFAULT_SCOPES], max_length=8)
     limits: LimitsBody = LimitsBody()
     expires_in_s: Annotated[float, Field(gt=0, le=10 * 366 * 86400)] | None = None
 
 
-class Rotation(Body):
+class Rotation(RequestBody):
     """A rotation. `end_made`: end all keys made with this one as well, in case it leaked."""
 
     grace_s: Annotated[float, Field(ge=0, le=366 * 86400)] = 0.0
     end_made: bool = False
 
 
-class Signup(Body):
+class Signup(RequestBody):
     id: ShortText
     name: Name = ""
     email: ShortText | None = None
