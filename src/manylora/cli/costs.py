@@ -6,7 +6,6 @@ from fractions import Fraction
 from manylora import money
 
 DAYS_PER_MONTH = 30
-SECONDS_PER_DAY = 86_400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -139,10 +139,6 @@ class ModelSpec:
         """(out, in) of each linear layer of a block, in the order of `Projection`."""
         return tuple(projection.shape(self) for projection in Projection)
 
-    def kv_bytes_per_token(self, element_bytes: int) -> int:
-        """Return the bytes of one position's keys and values in all layers."""
-        return 2 * self.num_layers * self.kv_size * element_bytes
-
 
 def read_spec(directory: Path) -> ModelSpec:
     """Read a base model's directory. Raises `ModelNotFound` (no file) or `ModelUnsupported` (field and value named)."""

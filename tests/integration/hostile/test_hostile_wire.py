@@ -17,7 +17,7 @@ import manylora
 from manylora.clock import SystemClock
 from manylora.engine.events import FinishReason
 from manylora.server.engine_client import messages as wire
-from manylora.server.engine_client.process.worker import Worker
+from manylora.server.engine_client.process.worker import EngineWorker
 
 SOURCE = Path(manylora.__file__).parent
 RUNNABLE = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "yaml"}
@@ -66,7 +66,7 @@ def test_a_frame_of_any_bytes_is_a_message_or_an_error_of_the_decoder() -> None:
 def test_the_socket_is_its_owner_s_alone() -> None:
     async def run() -> None:
         context = zmq.asyncio.Context()
-        worker = Worker(context, SystemClock())
+        worker = EngineWorker(context, SystemClock())
         try:
             assert worker.folder.address == f"ipc://{worker.folder.path}/engine"
             assert (worker.folder.path / "engine").is_socket()

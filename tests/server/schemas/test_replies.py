@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from manylora.server.schemas.adapters import AdapterPage
 from manylora.server.schemas.errors import NativeError, OpenAIError
 from manylora.server.schemas.info import HealthReply, InfoReply, UnhealthyReply
-from manylora.server.schemas.lorax_replies import GenerateEvent, GenerateReply, TokenSpan
+from manylora.server.schemas.lorax_replies import GenerateEvent, GenerateReply, TokenizedSpan
 from manylora.server.schemas.openai_replies import ChatChunk, ChatReply, CompletionReply, ModelEntry, ModelPage
 from tests.server.conftest import House
 
@@ -37,7 +37,7 @@ def events_of(text: str) -> list[str]:
         ("/generate", {"inputs": "Hi"}, GenerateReply),
         ("/generate", {"inputs": "Hi", "parameters": MANY}, GenerateReply),
         ("/", {"inputs": "Hi", "parameters": {"details": True}}, list[GenerateReply]),
-        ("/tokenize", {"inputs": "Hi"}, list[TokenSpan]),
+        ("/tokenize", {"inputs": "Hi"}, list[TokenizedSpan]),
         (COMPLETIONS, {"prompt": ["Hi", "x"], "logprobs": 2, "n": 2}, CompletionReply),
         (CHAT, {"messages": MESSAGES, "logprobs": True, "top_logprobs": 2}, ChatReply),
         ("/generate", {"inputs": 1}, NativeError),

@@ -57,7 +57,7 @@ class InlineIngest:
     """An ingest that does each job at once in the caller's thread, for tests and tools."""
 
     def __init__(self, settings: IngestSettings, clock: Clock | None = None) -> None:
-        self._worker = Worker(settings, clock or SystemClock())
+        self._worker = IngestWorker(settings, clock or SystemClock())
         self._ended: list[Outcome] = []
 
     def submit(self, job: Job) -> None:
@@ -97,7 +97,7 @@ def remote_sources_of(
     return sources
 
 
-class Worker:
+class IngestWorker:
     """Does jobs side by side: fetches wait for the network, checks and packs for a processor."""
 
     def __init__(self, settings: IngestSettings, clock: Clock) -> None:
@@ -308,7 +308,7 @@ async def _serve(answers: BinaryIO) -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin.buffer)
     settings = IngestSettings.from_json(json.loads(await lines.readline()))
     confine(settings)
-    worker = Worker(settings, SystemClock())
+    worker = IngestWorker(settings, SystemClock())
     running: dict[int, asyncio.Task[None]] = {}
 
     async def answer(job: Job) -> None:

@@ -1,6 +1,6 @@
 """An engine that keeps its own count of every step in a file, for runs that compare it with the ledger.
 
-    counts-<pid>.log, entries: `Committed` as a step returns, `Sent` once its frame has left
+    counts-<pid>.log, entries: `Committed` as a step returns, `FrameSent` once its frame has left
 
 Nothing else of a server knows these files.
 """
@@ -34,12 +34,12 @@ class Committed(msgspec.Struct, frozen=True, tag=True):
     tokens: dict[str, int]
 
 
-class Sent(msgspec.Struct, frozen=True, tag=True):
+class FrameSent(msgspec.Struct, frozen=True, tag=True):
     """The frame of the step before has left the engine."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode: msgspec.msgpack.Decoder[Committed | Sent] = msgspec.msgpack.Decoder(Committed | Sent)
+_decode: msgspec.msgpack.Decoder[Committed | FrameSent] = msgspec.msgpack.Decoder(Committed | FrameSent)
 
 
 @dataclass(slots=True)
@@ -66,7 +66,7 @@ class CountedEngine:
     @property
     def has_work(self) -> bool:
         if self._is_unsent:
-            self._file.append(_encode(Sent()))
+            self._file.append(_encode(FrameSent()))
             self._is_unsent = False
         return self._engine.has_work
 
@@ -127,7 +127,7 @@ def read_counts(metering: Path) -> dict[RequestId, EngineCount]:
                         count = found.setdefault(name, EngineCount())
                         count.frames.append(tokens[name])
                         count.is_last_sent = False
-                case Sent():
+                case FrameSent():
                     for name in last:
                         found[name].is_last_sent = True
     return found

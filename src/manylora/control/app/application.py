@@ -7,7 +7,7 @@ from manylora.control.app.access_log import AccessLogMiddleware
 from manylora.control.app.error_replies import add_exception_handlers
 from manylora.control.app.input_middleware import AddressMiddleware, BodySizeMiddleware, JsonBodyMiddleware
 from manylora.control.app.key_middleware import KeyMiddleware, RefusedReadsMiddleware
-from manylora.control.app.origin_middleware import OriginMiddleware
+from manylora.control.app.origin_middleware import ControlOriginMiddleware
 from manylora.control.control import Control
 from manylora.control.routes import (
     account,
@@ -69,5 +69,5 @@ def create_control_app(control: Control) -> FastAPI:
     app.add_middleware(KeyMiddleware, control=control)
     app.add_middleware(RefusedReadsMiddleware, read_budget=services.read_budget)
     app.add_middleware(AccessLogMiddleware, control=control)
-    app.add_middleware(OriginMiddleware, control=control)
+    app.add_middleware(ControlOriginMiddleware, control=control)
     return app

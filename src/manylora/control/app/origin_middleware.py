@@ -19,7 +19,7 @@ OWN_HEADERS = ((VERSION_HEADER.encode("ascii"), __version__.encode("ascii")),)
 EXPOSED = ("retry-after", "retry-after-ms", "upload-offset", "x-request-id")
 
 
-class OriginMiddleware:
+class ControlOriginMiddleware:
     """Applies `OriginPolicy` (`http/origins.py`) and answers preflight requests of CORS.
 
     An edge has checked the requests that it passes on, and writes the headers of CORS itself.

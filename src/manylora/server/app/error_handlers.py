@@ -8,7 +8,7 @@ from manylora.clock import Clock
 from manylora.errors import ManyloraError, MethodNotAllowed, RouteNotFound
 from manylora.http.paths import SERVER_ROUTES
 from manylora.server.http.context import HttpContext, Scope
-from manylora.server.http.routing import Guards, Sent, state_of
+from manylora.server.http.routing import Guards, SentReply, state_of
 from manylora.system.printable import printable
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE"]
@@ -21,10 +21,10 @@ def handle_errors(api: FastAPI, clock: Clock) -> None:
         assert isinstance(error, ManyloraError)
         scope: Scope = request.scope  # type: ignore[assignment]  # a mapping for Starlette, a dictionary for servers
         await HttpContext(scope, clock).fail(error)
-        return Sent()
+        return SentReply()
 
     async def left(request: Request, error: Exception) -> Response:
-        return Sent()
+        return SentReply()
 
     api.add_exception_handler(ManyloraError, failed)
     api.add_exception_handler(ClientDisconnect, left)

@@ -20,7 +20,7 @@ from manylora.server.routes.order_fields import adapter_fields
 from manylora.server.schemas.body import Bounds, read_body
 from manylora.server.schemas.info import HealthReply, InfoReply, UnhealthyReply
 from manylora.server.schemas.lorax import TokenizeBody
-from manylora.server.schemas.lorax_replies import TokenSpan
+from manylora.server.schemas.lorax_replies import TokenizedSpan
 from manylora.server.schemas.openai_replies import ModelEntry, ModelPage
 from manylora.system.standard_streams import lost_lines
 
@@ -82,7 +82,7 @@ def _with_body(routes: "FactRoutes", guards: Guards, clock: Clock) -> APIRouter:
         routes.tokenize,
         "Split a text into tokens, as an adapter does where one is named",
         body=TokenizeBody,
-        replies={200: list[TokenSpan]},
+        replies={200: list[TokenizedSpan]},
     )
     for name in ("POST /v1/embeddings", "POST /embed"):
         summary = "Embeddings: refused, since the base generates text only"

@@ -97,7 +97,7 @@ class GenerateEvent(TypedDict):
     timings: NotRequired[dict[str, float | None]]
 
 
-class TokenSpan(TypedDict):
+class TokenizedSpan(TypedDict):
     """A token of a text, and the half-open range of its characters."""
 
     id: int

@@ -148,4 +148,3 @@ def object_of(model: type[Model]) -> Callable[[object, ValidationInfo], Model]:
 
 Text = Annotated[str | None, Read(text, "string")]
 Flag = Annotated[bool, Read(flag, "boolean")]
-MaybeFlag = Annotated[bool | None, Read(flag, "boolean")]

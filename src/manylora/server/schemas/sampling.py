@@ -18,7 +18,6 @@ from manylora.server.schemas.readers import (
     positive_whole,
     strings,
     unsigned,
-    whole,
     whole_numbers,
 )
 
@@ -184,4 +183,3 @@ IgnoreEos = Annotated[bool | None, Read(_ignore_eos, "boolean"), Field(descripti
 SkipsSpecial = Annotated[
     bool, Read(flag, "boolean"), Field(description="Whether special tokens are left out of the text; default true.")
 ]
-Whole = Annotated[int | None, Read(whole, "integer")]

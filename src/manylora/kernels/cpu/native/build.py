@@ -64,7 +64,7 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceFile:
     """The C++ files of a library, and the headers that are made for them, by file name."""
 
     files: Sequence[Path]
@@ -86,7 +86,7 @@ def load_library(
     Raises: NativeBuildFailed. Complexity: about ten seconds the first time, a few milliseconds later.
     """
     path = _find_compiler(compiler)
-    source = Source(sorted(SOURCE_DIR.glob("*.cpp")), headers)
+    source = SourceFile(sorted(SOURCE_DIR.glob("*.cpp")), headers)
     library = (cache_dir or default_cache_dir()) / "kernels" / f"kernels-{_cache_key(path, source)}.so"
     remove_stale_scratch(library.parent)
     try:
@@ -127,7 +127,7 @@ def _find_compiler(wanted: str | None) -> str:
     )
 
 
-def _cache_key(compiler: str, source: Source) -> str:
+def _cache_key(compiler: str, source: SourceFile) -> str:
     key = hashlib.sha256()
     stat = Path(compiler).resolve().stat()  # a new compiler version is a new file
     for part in (compiler, str(stat.st_size), str(stat.st_mtime_ns), *FLAGS, _processor()):
@@ -148,7 +148,7 @@ def _processor() -> str:
     return "\n".join(line for line in lines if line.partition(":")[0].strip() in wanted)
 
 
-def _compile(compiler: str, source: Source, library: Path) -> bytes:
+def _compile(compiler: str, source: SourceFile, library: Path) -> bytes:
     """Build the library, keep it if possible, and return its code.
 
     Raises `NativeBuildFailed` with the message of the compiler or of the system.
@@ -174,7 +174,7 @@ def _compile(compiler: str, source: Source, library: Path) -> bytes:
     return code
 
 
-def _build_in(folder: Path, compiler: str, source: Source, library: Path | None) -> bytes:
+def _build_in(folder: Path, compiler: str, source: SourceFile, library: Path | None) -> bytes:
     """Build in a scratch folder below `folder` and return the code.
 
     The kept file appears by a rename, so that several processes may build at the same time. Raises `OSError`, also when
