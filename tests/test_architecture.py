@@ -119,6 +119,7 @@ MAY_START_THREADS_OR_PROCESSES = {
     "server/generation/template_renderer.py",  # the processes of templates, and a thread to wait for each
     "wiring/llm.py",  # the event loop of a program that has none
     "system/standard_streams.py",  # the writer of log lines, which may block
+    "system/log_lines.py",  # the hook for exceptions of threads; it starts none
 }
 BARE_GPU_IMAGE = {
     "fastapi",

@@ -40,9 +40,9 @@ def running_control(folder: Path, *assignments: str, is_first: bool = True, port
         try:
             assert process.stdout is not None
             assert process.stderr is not None
-            said = next(line for line in process.stderr if "answers at" in line)
+            said = next(line for line in process.stdout if "answers at" in line)
             url = said.split("answers at ")[1].split(";")[0]
-            key = process.stdout.readline().strip() if is_first else ""
+            key = next(line for line in process.stdout if line.startswith("pb_")).strip() if is_first else ""
             yield ControlProcess(process, url, key)
         finally:
             process.kill()

@@ -5,6 +5,7 @@ import sys
 from manylora.config.settings import load_config, parse_setting
 from manylora.http.listener import listen
 from manylora.system.collector import paused
+from manylora.system.log_lines import configure_logs
 from manylora.system.standard_streams import make_streams_lossy, open_missing_streams
 
 FACTORY = "tests.server.fake_engine:build"
@@ -17,6 +18,7 @@ def main(directory: str, *assignments: str) -> None:
 
     open_missing_streams()
     make_streams_lossy()
+    configure_logs("edge")
     pairs = [assignment.partition("=") for assignment in assignments]
     flags = {key: parse_setting(key, text) for key, _, text in pairs}
     own = {"control.dir": f"{directory}/control", "metering.dir": f"{directory}/metering"}

@@ -1,14 +1,12 @@
 """Foreign text on its way to a terminal or a log."""
 
 import json
-import logging
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from manylora.system.printable import (
-    PrintableFormatter,
     printable,
     printable_json,
     printable_lines,
@@ -79,15 +77,3 @@ def test_json_keeps_its_meaning(value: dict[str, str]) -> None:
         shown = printable_json(text)
         assert json.loads(shown) == value
         assert all(line.isprintable() for line in shown.split("\n"))
-
-
-def test_a_log_record_is_one_line_and_its_traceback_keeps_its_own() -> None:
-    formatter = PrintableFormatter("%(levelname)s %(message)s")
-    try:
-        raise ValueError("\x1b[2J")
-    except ValueError as error:
-        failure = (type(error), error, error.__traceback__)
-    record = logging.LogRecord("x", logging.WARNING, "x.py", 1, "adapter %s", ("a\nERROR forged\x1b[2J",), failure)
-    shown = formatter.format(record)
-    assert shown.startswith("WARNING adapter a\\nERROR forged\\x1b[2J\nTraceback (most recent call last):\n")
-    assert shown.endswith("ValueError: \\x1b[2J")

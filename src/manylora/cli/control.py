@@ -34,21 +34,17 @@ def run(
     """
     if context.invoked_subcommand is not None:
         return
-    import logging
-
     from manylora.cli.settings import configuration
     from manylora.control.process.checks import check_settings
     from manylora.http.listener import listen
     from manylora.system.collector import paused
-    from manylora.system.printable import log_handler
+    from manylora.system.log_lines import configure_logs
     from manylora.system.resources import raise_file_limit
     from manylora.system.standard_streams import make_streams_lossy
 
     make_streams_lossy()
+    configure_logs("control")
     raise_file_limit()
-    handler = log_handler("%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     settings = configuration(config, set_ or (), {"control.host": host, "control.port": port})
     check_settings(settings)
     listener = listen(settings.control.host, settings.control.port, group="control")
@@ -60,9 +56,9 @@ def run(
 
 
 def _say(control: "Control", url: str, admin_key: str | None) -> None:
-    typer.echo(f"the control plane answers at {url}; it is kept in {control.folder}", err=True)
+    typer.echo(f"the control plane answers at {url}; it is kept in {control.folder}")
     if admin_key is not None:
-        typer.echo("the operator's key, shown this once and kept nowhere:", err=True)
+        typer.echo("the operator's key, shown this once and kept nowhere:")
         typer.echo(admin_key)
 
 

@@ -47,10 +47,12 @@ def serve(
     from manylora.cli.settings import FACTORY, configuration, with_adapter_roots, with_base_fetched, with_registry
     from manylora.http.listener import listen
     from manylora.system.collector import paused
+    from manylora.system.log_lines import configure_logs
     from manylora.system.resources import raise_file_limit
     from manylora.system.standard_streams import make_streams_lossy
 
     make_streams_lossy()
+    configure_logs("edge")
     raise_file_limit()
     roots = tuple(str(root.expanduser().resolve()) for root in adapter_root or ())
     settings = configuration(
@@ -67,7 +69,7 @@ def serve(
             "engine.max_model_len": max_model_len,
         },
     )
-    settings = with_registry(with_adapter_roots(with_base_fetched(settings)))
+    settings = with_registry(with_adapter_roots(with_base_fetched(settings, to_stdout=True)))
     listener = listen(settings.server.host, settings.server.port, group="server")
 
     # The server's imports take a second. They follow the checks, so that a wrong setting ends the command at once.
@@ -78,7 +80,7 @@ def serve(
         from manylora.server.app.run import Announce, run_server
         from manylora.wiring.control import host_control
 
-    console = Console(stderr=True, highlight=False, emoji=False)
+    console = Console(highlight=False, emoji=False)
     with console.status(plain(f"starting {settings.model.base}"), spinner="dots") as status:
         terminal = _Terminal(console, status, is_key_needed=is_key_needed(settings))
         announce = Announce(progress=terminal.progress, ready=terminal.ready, admin_key=terminal.admin_key)

@@ -47,7 +47,7 @@ def demo_adapter_root() -> Path | None:
     return root if root.is_dir() else None
 
 
-def with_base_fetched(config: Config) -> Config:
+def with_base_fetched(config: Config, *, to_stdout: bool = False) -> Config:
     """Fetch the base model if it is absent, or its damaged files, with a bar for each longer stage.
 
     A base is read whole at its first use and after a change. Raises: `ModelNotFound`, `ModelUnsupported`.
@@ -64,7 +64,7 @@ def with_base_fetched(config: Config) -> Config:
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
     )
-    bars = Progress(*columns, console=Console(stderr=True))
+    bars = Progress(*columns, console=Console(stderr=not to_stdout))
 
     def report(stage: str, done: int, total: int) -> None:
         if stage not in tasks:

@@ -5,7 +5,6 @@ be encoded. Each of these is shown as its escape (`\x1b`, `\u202e`), so that two
 such as `[red]` is not touched: a line with foreign text is printed with markup off.
 """
 
-import logging
 import re
 import unicodedata
 
@@ -50,23 +49,6 @@ def printable_json(text: str) -> str:
     """
     spaced = text.replace("\t", " ").replace("\r", " ")
     return _NOT_PLAIN.sub(lambda found: found[0] if _is_visible(found[0]) else _json_escape(found[0]), spaced)
-
-
-class PrintableFormatter(logging.Formatter):
-    """A formatter of log lines that stay one line each and move no cursor. A traceback keeps its lines."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # the name of the standard library's hook
-        return printable(super().formatMessage(record))
-
-    def format(self, record: logging.LogRecord) -> str:
-        return printable_lines(super().format(record))
-
-
-def log_handler(form: str) -> logging.Handler:
-    """Return a handler that writes printable lines to standard error, each in a form of `logging`'s."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter(form))
-    return handler
 
 
 def _escaped(text: str, *, keeps: frozenset[str]) -> str:

@@ -10,7 +10,6 @@ import httpx2
 import pytest
 from fastapi import APIRouter, FastAPI
 from starlette.responses import Response
-from structlog.testing import capture_logs
 
 from manylora.clock import Clock
 from manylora.config.groups.server import ServerConfig
@@ -24,6 +23,7 @@ from manylora.server.app.error_handlers import handle_errors
 from manylora.server.app.middleware.layers import layered
 from manylora.server.http.routing import Guards
 from manylora.server.observability.metrics import Meters
+from manylora.system.log_lines import JsonFormatter
 from manylora.tenancy import AdapterAct
 from tests.control.plane import EDGE_TOKEN, Plane, in_plane
 
@@ -32,6 +32,19 @@ Seen = dict[str, Any]
 
 def id_of(key: str) -> str:
     return key.split("_")[1]
+
+
+class Caught(logging.Handler):
+    """Keeps the fields of each request's line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[Seen] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = json.loads(JsonFormatter("edge").format(record))
+        if line["event"] == "request.finished":
+            self.lines.append(line)
 
 
 class Front:
@@ -55,10 +68,16 @@ class Front:
 
     async def line(self, method: str, path: str, key: str | None = None, **more: Any) -> tuple[httpx2.Response, Seen]:
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        with capture_logs() as lines:
+        log, caught = logging.getLogger("manylora.server"), Caught()
+        log.addHandler(caught)
+        log.setLevel(logging.INFO)
+        try:
             reply = await self.client.request(method, path, headers=headers, **more)
-        [line] = [line for line in lines if line["event"] == "request.finished"]
-        return reply, {**line}
+        finally:
+            log.removeHandler(caught)
+            log.setLevel(logging.NOTSET)
+        [line] = caught.lines
+        return reply, line
 
 
 def _guarded(access: Access, clock: Clock) -> FastAPI:
@@ -178,7 +197,11 @@ def test_a_control_plane_logs_what_no_server_passed_on(tmp_path: Path, caplog: p
         caplog.set_level(logging.INFO, "manylora.control.app.access_log")
         reply = await plane.call("GET", "/admin/tenants")
         await front.line("GET", "/v1/account", plane.admin_key)
-        [told] = [json.loads(line.getMessage().partition(" ")[2]) for line in caplog.records]
+        [told] = [
+            json.loads(JsonFormatter("control").format(record))
+            for record in caplog.records
+            if ".control." in record.name
+        ]
         assert (told["tenant"], told["key"], told["status"]) == ("operator", id_of(plane.admin_key), 200)
         assert told["request_id"] == reply.headers["x-request-id"]
 

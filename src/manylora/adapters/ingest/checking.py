@@ -36,6 +36,7 @@ from manylora.config.environment import child_environment
 from manylora.errors import AdapterIncompatible, ManyloraError
 from manylora.failure import Failure
 from manylora.models.text.adapter_text import AdapterText
+from manylora.system.log_lines import configure_logs
 
 NICENESS = 10
 OPEN_FILES = 256
@@ -270,6 +271,7 @@ def main() -> None:
     os.nice(NICENESS)
     answer = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # a library's print must not break the answer
+    configure_logs("upload-check")
     job = CheckJob.from_json(json.loads(sys.stdin.buffer.readline()))
     confine_to(
         file_bytes=max(job.max_bytes, MAX_CONFIG_BYTES, *MAX_FILE_BYTES.values()) if job.source else 0,

@@ -47,6 +47,7 @@ from manylora.adapters.tiers.image_folder import job_file, job_text_file, storag
 from manylora.clock import Clock, SystemClock
 from manylora.errors import AdapterCapacity, AdapterLoadTimeout, AdapterReferenceInvalid, ManyloraError
 from manylora.models.text.adapter_text import AdapterText, text_digest
+from manylora.system.log_lines import configure_logs
 
 NICENESS = 19  # at 10, a step of 256 rows took 1.6 times as long while adapters were packed
 LOCATE_TIMEOUT_S = 20.0
@@ -299,6 +300,7 @@ def main() -> None:
     os.nice(NICENESS)
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # a library's print must not break the protocol
+    configure_logs("ingest")
     asyncio.run(_serve(answers))
 
 

@@ -1,6 +1,5 @@
 """ASGI middleware that names the caller in each reply's headers and logs requests that no server has logged."""
 
-import json
 import logging
 
 from starlette.requests import Request
@@ -11,6 +10,7 @@ from manylora.control.tenants.callers import request_id_of, was_passed_on
 from manylora.http.callers import Caller
 from manylora.http.loopback import CALLER_HEADER
 from manylora.http.paths import PATHS, Component
+from manylora.system.log_lines import fields, log_context
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,8 @@ class AccessLogMiddleware:
                 message = {**message, "headers": [*message.get("headers", ()), *added]}
             await send(message)
 
-        await self._app(scope, receive, named)
+        with log_context(request_id=request_id_of(request)):
+            await self._app(scope, receive, named)
         if is_logged_here:
             _log_request(request, status, total_ms=round(1e3 * (self._control.clock.monotonic_s() - begun_s), 1))
 
@@ -63,13 +64,13 @@ def _caller_header(request: Request) -> bytes:
 
 def _log_request(request: Request, status: int | None, *, total_ms: float) -> None:
     tenant, key = _caller(request)
-    fields = {
-        "request_id": request_id_of(request),
-        "method": request.method,
-        "path": request.url.path,
-        "status": status,
-        "tenant": tenant,
-        "key": key,
-        "total_ms": total_ms,
-    }
-    log.info("request.finished %s", json.dumps(fields))  # JSON escapes line ends in the path
+    said = fields(
+        request_id=request_id_of(request),
+        method=request.method,
+        path=request.url.path,
+        status=status,
+        tenant=tenant,
+        key=key,
+        total_ms=total_ms,
+    )
+    log.info("request.finished", extra=said)

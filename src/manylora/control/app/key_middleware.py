@@ -18,6 +18,7 @@ from manylora.control.tenants.read_budget import ReadBudget
 from manylora.errors import ManyloraError, MethodNotAllowed, RouteNotFound
 from manylora.http.paths import CONTROL_ROUTES, PATHS, Component, Route
 from manylora.http.scopes import Scopes, require_any
+from manylora.system.log_lines import add_log_context
 
 OPEN = (Component.EDGES, Component.ABSENT)
 """Areas without keys: routes of the edges check the edge token before they read a body, absent ones answer 501."""
@@ -70,6 +71,7 @@ class KeyMiddleware:
         if scopes := _scopes_of(known, method, request.scope["path"]):
             caller = await authenticate(self._control, request)
             request.state.caller = caller
+            add_log_context(tenant=caller.tenant)
             require_any(caller.scopes, scopes)
         if not known:
             raise RouteNotFound(f"no route {method} {path}")

@@ -20,6 +20,7 @@ from manylora.control.billing.heavy_reads import HeavyRead, answer
 from manylora.control.storage.database import Database
 from manylora.errors import ControlUnavailable, StreamLimitExceeded
 from manylora.failure import Failure
+from manylora.system.log_lines import current_log_context
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,13 @@ class ReaderOrder(msgspec.Struct, frozen=True):
     """First message to the process. url: of the database, with its password."""
 
     url: str
+
+
+class ReadQuestion(msgspec.Struct, frozen=True):
+    """One read. context: fields of each log line about it."""
+
+    read: HeavyRead
+    context: dict[str, object]
 
 
 class ReadFailed(msgspec.Struct, frozen=True, tag=True):
@@ -102,7 +110,7 @@ class ReadProcess:
 
     async def ask(self, asked: HeavyRead) -> bytes:
         """Return the reply of the process. Raise the error of the read, or `ControlUnavailable` without a reply."""
-        question = msgspec.msgpack.encode(asked)
+        question = msgspec.msgpack.encode(ReadQuestion(asked, current_log_context()))
         try:
             async with asyncio.timeout(ANSWER_WAIT_S):
                 try:

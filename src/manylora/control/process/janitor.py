@@ -4,14 +4,15 @@ It fails interrupted copies, removes abandoned uploads and old audit rows, and s
 """
 
 import asyncio
-
-import structlog
+import logging
 
 from manylora.control.control import Control
 from manylora.control.registry.intake import Intake
 from manylora.control.registry.uploads import Uploads
 from manylora.control.tenants.audit import remove_old_rows
 from manylora.errors import ManyloraError
+
+log = logging.getLogger(__name__)
 
 ROUND_S = 60.0
 
@@ -36,7 +37,7 @@ class Janitor:
         try:
             await self._control.uses.keep(self._control.database)
         except ManyloraError as error:
-            structlog.get_logger().warning("control.uses_lost", error=error.message)
+            log.warning("control.uses_lost error=%s", error.message)
 
     async def round(self) -> None:
         """Do the periodic work once. Raise `ControlUnavailable` if the database fails, `OSError` if the disk does."""
@@ -50,7 +51,7 @@ class Janitor:
             try:
                 await self.round()
             except (ManyloraError, OSError) as error:
-                structlog.get_logger().warning("control.round_failed", error=str(error))
+                log.warning("control.round_failed error=%s", error)
             except Exception:  # no code awaits this task, so one fault must not end it
-                structlog.get_logger().exception("control.round_failed")
+                log.exception("control.round_failed")
             await asyncio.sleep(ROUND_S)

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import logging
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -9,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import structlog
 from sqlalchemy import select, update
 
 from manylora.adapter_ref import AdapterRef, SourceName, parse_adapter_ref
@@ -27,6 +27,8 @@ from manylora.control.storage.tables import versions
 from manylora.control.tenants.audit import Actor, public_source, record
 from manylora.errors import AdapterStorageUnavailable, ManyloraError, ResourceNotFound
 from manylora.http.callers import Caller
+
+log = logging.getLogger(__name__)
 
 CHECK_TIMEOUT_S = 120.0
 COPY_TIMEOUT_S = 900.0
@@ -178,7 +180,7 @@ class Intake:
             except ManyloraError as error:
                 await self._fail_copy(repository, number, error.message)
             except Exception as error:  # no code awaits this task, so it must handle every error
-                structlog.get_logger().exception("registry.copy_failed", repository=repository.uuid, version=number)
+                log.exception("registry.copy_failed repository=%s version=%d", repository.uuid, number)
                 await self._fail_copy(repository, number, f"unexpected {type(error).__name__}")
 
     async def _fetch(self, repository: Repository, number: int, ref: AdapterRef) -> None:

@@ -10,6 +10,7 @@ with its process. It reads one JSON line a job and answers each with one line; t
 import contextlib
 import importlib
 import json
+import logging
 import os
 import select
 import signal
@@ -20,6 +21,9 @@ from manylora.clock import Clock, SystemClock
 from manylora.errors import ManyloraError, TemplateFailed
 from manylora.models.text.sandbox import seclude
 from manylora.models.text.template import ChatTemplate
+from manylora.system.log_lines import configure_logs, log_context
+
+log = logging.getLogger("manylora.models.text.render_process")  # its `__name__` is `__main__`
 
 NICENESS = 10
 CPU_S = 1.0
@@ -153,6 +157,7 @@ def main() -> None:
     os.nice(NICENESS)
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
+    configure_logs("renderer")
     _warm()
     clock, child = SystemClock(), None
     for line in sys.stdin.buffer:
@@ -163,10 +168,13 @@ def main() -> None:
             child = None
         child = child or _RenderChild(head["key"], clock, (answers.fileno(),))
         answer, cause = child.answer(job, head["max_bytes"])
-        if answer is None or b'"ended": true' in answer[-32:]:
+        refusal = {"error": f"the chat template was stopped: {cause}", "ended": True}
+        unsent = answer or json.dumps(refusal).encode() + b"\n"
+        if b'"ended": true' in unsent[-32:]:
             child.end()
             child = None
-        unsent = answer or json.dumps({"error": f"the chat template was stopped: {cause}"}).encode() + b"\n"
+            with log_context(**head["context"]):
+                log.warning("template.stopped error=%s", json.loads(unsent)["error"])
         while unsent:
             unsent = unsent[answers.write(unsent) :]
     os._exit(0)

@@ -3,12 +3,10 @@
 import asyncio
 import logging
 import socket
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
 import uvloop
 
 from manylora.clock import SystemClock
@@ -26,9 +24,10 @@ from manylora.server.engine_client.process.transport import ProcessTransport
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.engine_client.transport import Transport
 from manylora.system.collector import exempt_modules
-from manylora.system.printable import log_handler
 from manylora.system.private_files import keep_private, tighten
 from manylora.system.signals import StopSignals
+
+log = logging.getLogger(__name__)
 
 CLOSE_WAIT_S = 5
 KEEP_ALIVE_S = 75
@@ -75,7 +74,6 @@ def run_server(
     Raises:  `StartupError` if the engine cannot be built
     """
     exempt_modules()
-    configure_logging()
     keep_private()
     tighten(metering_dir(config), cache_dir(config) / "adapters")
     with listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -157,8 +155,7 @@ async def _start(config: Config, membership: ControlSession, client: EngineClien
 async def _drain(app: EdgeApp, client: EngineClient, server: HttpServer, signals: StopSignals, drain_s: float) -> None:
     """Refuse new requests, and wait for those under way up to `drain_s` seconds or until a second signal."""
     app.admission.is_draining = True
-    log = structlog.get_logger()
-    log.info("server.draining", sequences=app.admission.num_sequences)
+    log.info("server.draining sequences=%d", app.admission.num_sequences)
     emptied = asyncio.create_task(app.admission.emptied())
     hurried = asyncio.create_task(signals.second.wait())
     try:
@@ -167,25 +164,7 @@ async def _drain(app: EdgeApp, client: EngineClient, server: HttpServer, signals
         for waiting in (emptied, hurried):
             waiting.cancel()
     if app.admission.num_sequences:
-        log.warning("server.drain_ended_early", sequences=app.admission.num_sequences)
+        log.warning("server.drain_ended_early sequences=%d", app.admission.num_sequences)
     if signals.second.is_set():
         server.hasten()
         await client.kill()
-
-
-def configure_logging() -> None:
-    """Log one JSON object a line to standard error.
-
-    The HTTP server's access log is off, since the edge itself logs one line a request.
-    """
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-    )
-    logging.basicConfig(handlers=[log_handler("%(levelname)s %(name)s %(message)s")], level=logging.WARNING)

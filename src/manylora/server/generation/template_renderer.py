@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import subprocess
 import sys
 from collections import Counter
@@ -10,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any
 
-import structlog
-
 from manylora.config.environment import child_environment
 from manylora.errors import Overloaded, TemplateFailed
+from manylora.system.log_lines import current_log_context
+
+log = logging.getLogger(__name__)
 
 PROCESSES = 4
 """Renders at one time. A caller has half of them at most, so that one whose templates hang holds up no other."""
@@ -48,7 +50,7 @@ class Renderer:
         """
         key = f"{caller} {digest}"
         job = json.dumps({"template": template, "variables": variables})
-        head = json.dumps({"key": key, "max_bytes": max_bytes})
+        head = json.dumps({"key": key, "max_bytes": max_bytes, "context": current_log_context()})
         process = await self._turn(caller, key)
         loop = asyncio.get_running_loop()
         asked = loop.run_in_executor(self._threads, process.ask, f"{head}\n{job}\n".encode(), key, max_bytes)
@@ -58,7 +60,7 @@ class Renderer:
             async with asyncio.timeout(ANSWER_S):
                 answer = await asyncio.shield(asked)
         except TimeoutError:
-            structlog.get_logger().warning("template.process_stuck", after_s=ANSWER_S)
+            log.warning("template.process_stuck after_s=%g", ANSWER_S)
             process.give_up()
             answer = await asked
         except asyncio.CancelledError:

@@ -1,12 +1,15 @@
 """The log line of each request, and the count of inference replies in the metrics."""
 
-import structlog
+import logging
 
 from manylora.clock import Clock
 from manylora.http.callers import ANONYMOUS
 from manylora.http.paths import PATHS, Trait
 from manylora.server.http.context import CLIENT_CLOSED_REQUEST, App, Receive, RequestState, Scope, Send
 from manylora.server.observability.metrics import Meters
+from manylora.system.log_lines import fields, log_context
+
+log = logging.getLogger(__name__)
 
 
 class LogMiddleware:
@@ -21,10 +24,12 @@ class LogMiddleware:
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self._note(scope, scope["manylora"])
+        state: RequestState = scope["manylora"]
+        with log_context(request_id=state.request_id):
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                self._note(scope, state)
 
     def _note(self, scope: Scope, state: RequestState) -> None:
         method, path, duration_s = scope["method"], scope["path"], self._clock.monotonic_s() - state.arrived_s
@@ -32,10 +37,7 @@ class LogMiddleware:
         if PATHS.has_trait(method, path, Trait.GENERATES):
             code = state.noted.get("error")
             self._meters.note_reply(status, code if isinstance(code, str) else None, duration_s)
-        log = structlog.get_logger()
-        write = log.debug if PATHS.has_trait(method, path, Trait.QUIET) else log.info
-        write(
-            "request.finished",
+        said = fields(
             request_id=state.request_id,
             method=method,
             path=path,
@@ -45,3 +47,5 @@ class LogMiddleware:
             total_ms=round(1e3 * duration_s, 1),
             **{name: value for name, value in state.noted.items() if name != "total_ms"},
         )
+        is_quiet = PATHS.has_trait(method, path, Trait.QUIET)
+        log.log(logging.DEBUG if is_quiet else logging.INFO, "request.finished", extra=said)

@@ -33,7 +33,7 @@ from manylora.server.engine_client.messages import (
 )
 from manylora.system.collector import exempt_modules, paused
 from manylora.system.failures import described
-from manylora.system.printable import log_handler
+from manylora.system.log_lines import configure_logs
 from manylora.system.resources import find_resources
 from manylora.system.standard_streams import lost_lines, make_streams_lossy
 
@@ -88,6 +88,7 @@ def main(address: str, parent_pid: int) -> int:
     """Build the engine that the edge asks for, and run it; return 0 after `StopEngine`, 1 after a failure."""
     _die_with_parent(parent_pid)
     make_streams_lossy()
+    configure_logs("engine")
     context = zmq.Context()
     socket = context.socket(zmq.PAIR)
     socket.set_hwm(MAX_QUEUED)
@@ -110,7 +111,6 @@ def _serve(socket: "zmq.Socket[bytes]", connection: _SocketConnection) -> int:
         order = decode_operation(socket.recv())
         assert isinstance(order, StartEngine), "the first message to an engine process is `StartEngine`"
         progress = _ProgressHandler(lambda line: connection.send(StartProgress(line)))
-        logging.getLogger("manylora").setLevel(logging.INFO)
         logging.getLogger().addHandler(progress)
         config = _with_memory(order.config, connection.parent_pid)
         with paused():
@@ -118,7 +118,6 @@ def _serve(socket: "zmq.Socket[bytes]", connection: _SocketConnection) -> int:
         exempt_modules()
         engine, served = factory(config, lambda line: connection.send(StartProgress(line)))
         logging.getLogger().removeHandler(progress)
-        logging.basicConfig(handlers=[log_handler("%(levelname)s %(message)s")], level=logging.WARNING)
         connection.send(EngineReady(served))
         is_started = True
         run_engine_loop(engine, connection, SystemClock())
