@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from starlette.routing import BaseRoute
 
 from manylora.http.paths import PATHS, Dialect
-from manylora.server.http.routing import Endpoint, Operation, Parameter
+from manylora.server.http.routing import Endpoint, Parameter, RouteOperation
 from manylora.server.schemas.body import Body
 from manylora.server.schemas.errors import NativeError, OpenAIError
 
@@ -34,14 +34,14 @@ def openapi_document(routes: Iterable[BaseRoute], *, title: str, version: str) -
     return {"openapi": "3.1.0", "info": {"title": title, "version": version}, "paths": paths}
 
 
-def _operations(routes: Iterable[BaseRoute]) -> Iterable[tuple[APIRoute, str, Operation]]:
+def _operations(routes: Iterable[BaseRoute]) -> Iterable[tuple[APIRoute, str, RouteOperation]]:
     for route in routes:
         if isinstance(route, APIRoute) and isinstance(route.endpoint, Endpoint):
             (method,) = (route.methods or set()) - {"HEAD"}
             yield route, method.lower(), route.endpoint.operation
 
 
-def _typed(path: str, operation: Operation) -> dict[int | str, Any]:
+def _typed(path: str, operation: RouteOperation) -> dict[int | str, Any]:
     """Return the types of JSON replies by status. The dialect of the path decides the type of errors."""
     error = OpenAIError if PATHS.dialect_of(path) is Dialect.OPENAI else NativeError
     return {
@@ -51,7 +51,7 @@ def _typed(path: str, operation: Operation) -> dict[int | str, Any]:
     }
 
 
-def _shown(operation: Operation, schemas: Json) -> Json:
+def _shown(operation: RouteOperation, schemas: Json) -> Json:
     replies: Json = {
         str(status): {"description": reply} for status, reply in operation.replies.items() if isinstance(reply, str)
     }

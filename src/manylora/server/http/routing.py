@@ -4,11 +4,11 @@ A handler receives an `HttpContext` and replies through it, whole or as a stream
 """
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import structlog
 from fastapi import APIRouter, Depends
 from fastapi.params import Depends as Dependency
 from starlette.requests import Request
@@ -17,13 +17,9 @@ from starlette.types import Receive, Scope, Send
 
 from manylora.clock import Clock
 from manylora.errors import EngineFault, ManyloraError
-from manylora.http.callers import NOBODY
 from manylora.server.access.access import Access
 from manylora.server.http.context import HttpContext, RequestState
 from manylora.server.schemas.body import Body
-from manylora.system.log_lines import add_log_context
-
-log = logging.getLogger(__name__)
 
 Handler = Callable[[HttpContext], Awaitable[None]]
 
@@ -58,8 +54,6 @@ class Guard:
         state, path = state_of(request), request.scope["path"]
         authorization = request.headers.get("authorization", "")
         state.caller = self.access.identify(request.method, path, authorization, state.path_tenant)
-        if state.caller is not NOBODY:
-            add_log_context(tenant=state.tenant)
         self.access.require_active(state.caller)
         if self.asks_scope:
             self.access.authorise(state.caller, request.method, path, state.path_tenant)
@@ -82,7 +76,7 @@ def _guarding(guard: Guard) -> list[Dependency]:
     return [Depends(guard)]
 
 
-class Sent(Response):
+class SentReply(Response):
     """The response of a handler that has already sent its reply."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,7 +96,7 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
+class RouteOperation:
     """The description of a route for the OpenAPI document.
 
     body     the model of the request's body; None: the route reads none
@@ -123,7 +117,7 @@ class Endpoint:
     The application's error handlers reply to errors. After the head of a stream, the error is the last event instead.
     """
 
-    def __init__(self, handler: Handler, operation: Operation, clock: Clock) -> None:
+    def __init__(self, handler: Handler, operation: RouteOperation, clock: Clock) -> None:
         self.operation = operation
         self._handler = handler
         self._clock = clock
@@ -139,7 +133,7 @@ class Endpoint:
             if not context.has_begun:
                 raise failure from error
             await context.fail(failure)
-        return Sent()
+        return SentReply()
 
 
 class Routes:
@@ -162,10 +156,12 @@ class Routes:
     ) -> None:
         """Add a route by its name, such as `GET /info`. A route for GET replies to HEAD, too.
 
-        The other arguments are fields of `Operation`.
+        The other arguments are fields of `RouteOperation`.
         """
         method, _, path = name.partition(" ")
-        operation = Operation(summary=summary, body=body, replies=replies or {}, parameters=parameters, events=events)
+        operation = RouteOperation(
+            summary=summary, body=body, replies=replies or {}, parameters=parameters, events=events
+        )
         methods = ["GET", "HEAD"] if method == "GET" else [method]
         endpoint = Endpoint(handler, operation, self._clock)
         self.router.add_api_route(path, endpoint, methods=methods, response_model=None, include_in_schema=False)
@@ -174,5 +170,5 @@ class Routes:
 def _failure_of(error: Exception, context: HttpContext) -> ManyloraError:
     if isinstance(error, ManyloraError):
         return error
-    log.exception("request.failed request_id=%s", context.arrival.request_id)
+    structlog.get_logger().exception("request.failed", request_id=context.arrival.request_id)
     return EngineFault("internal error")

@@ -22,7 +22,7 @@ from manylora.server.engine_client.messages import (
     StopEngine,
 )
 from manylora.server.engine_client.process.watchdog import CHECK_S, EngineWatchdog, ending
-from manylora.server.engine_client.process.worker import Worker
+from manylora.server.engine_client.process.worker import EngineWorker
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.engine_client.transport import SHUTTING_DOWN, STOP_WAIT_S, FrameReceiver
 from manylora.system.failures import described
@@ -54,7 +54,7 @@ class ProcessTransport:
         self._config = config
         self._on_progress = on_progress
         self._clock = clock or SystemClock()
-        self._worker: Worker | None = None
+        self._worker: EngineWorker | None = None
         self._served: ServedModel | None = None
         self._startup_failure: StartupError | None = None
         self._is_up = False
@@ -139,7 +139,7 @@ class ProcessTransport:
 
     async def _live(self, first: asyncio.Event) -> int:
         """Start a worker and read its frames until it exits; return its exit code."""
-        worker = self._worker = Worker(self._context, self._clock)
+        worker = self._worker = EngineWorker(self._context, self._clock)
         tasks: list[asyncio.Task[None]] = []
         try:
             process = await worker.spawn()
@@ -156,7 +156,7 @@ class ProcessTransport:
             worker.release()
             self._note_death()
 
-    async def _read_or_kill(self, worker: Worker, first: asyncio.Event) -> None:
+    async def _read_or_kill(self, worker: EngineWorker, first: asyncio.Event) -> None:
         """Read frames, and kill the process after a frame that raises.
 
         The engine would otherwise wait forever for the acknowledgement of that frame.
@@ -167,7 +167,7 @@ class ProcessTransport:
             log.exception("engine.frame_failed")
             worker.kill()
 
-    async def _read(self, worker: Worker, first: asyncio.Event) -> None:
+    async def _read(self, worker: EngineWorker, first: asyncio.Event) -> None:
         while True:
             frame = await worker.receive()
             match frame:

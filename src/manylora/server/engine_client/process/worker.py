@@ -17,7 +17,7 @@ from manylora.server.engine_client.process.runtime_folder import RuntimeFolder
 WORKER_MODULE = "manylora.server.engine_client.process.engine_main"
 
 
-class Worker:
+class EngineWorker:
     """Owns one engine process: `spawn` starts it, `release` ends it."""
 
     def __init__(self, context: zmq.asyncio.Context, clock: Clock) -> None:
