@@ -37,8 +37,8 @@ _Floats = NDArray[np.float32]
 _Indices = NDArray[np.int64]
 
 _HEADS = (1024, 8192)
-"""How many of the best tokens are ranked before the whole vocabulary is. A choice of speed only: a running sum over
-the first n ranks has the same bits however many ranks follow."""
+"""Numbers of best tokens to rank before the whole vocabulary. They change the speed only: a running sum over the
+first n ranks has the same bits however many ranks follow."""
 
 _GROUP = 16
 """Scores in one group when looking for the best few; a choice of speed only."""

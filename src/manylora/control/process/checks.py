@@ -17,6 +17,6 @@ def check_settings(config: Config) -> None:
     is_open = config.server.auth == "off"
     if is_open and not is_loopback(config.control.host) and not config.server.allow_open:
         raise ConfigInvalid(
-            f"server.auth is off and {config.control.host} can be reached by other machines: anybody could use this "
-            "control plane. If that is meant, say so with `--set server.allow_open=true`."
+            f"server.auth is off and {config.control.host} can be reached by other machines: every caller could use "
+            "this control plane. If that is meant, say so with `--set server.allow_open=true`."
         )
