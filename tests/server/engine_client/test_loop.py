@@ -1,4 +1,4 @@
-"""The loop around an engine, turned by hand: how long it sleeps, and that adapters move while nobody asks."""
+"""The loop around an engine, turned by hand: its waits, its frames, and adapters that move without a request."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What crosses between the edge and the engine arrives as it was sent."""
+"""Messages between edge and engine arrive as they were sent."""
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.engine.request import Request, SamplingParams, StopParams

@@ -1,4 +1,4 @@
-"""Who is suspected of an engine's death, and for how long."""
+"""Requests under suspicion of an engine's death, and the time that it lasts."""
 
 import asyncio
 

@@ -130,7 +130,7 @@ def test_what_is_under_way_ends_what_comes_is_refused_and_both_recover(server: S
     assert server.client.get("/ready").json()["code"] == "usage_unrecorded"
     assert server.client.get("/health").status_code == 200
     assert server.client.get("/v1/account/usage").status_code == 200
-    assert 1 <= server.told("usage.unrecorded") <= 2  # by the engine's process and by the edge, once each
+    assert 1 <= server.told("usage.unrecorded") <= 2  # by the journal and by the spool, once each
 
     server.free()
     wait_for(server.is_serving)

@@ -253,3 +253,22 @@ def test_an_engine_that_is_killed_before_it_can_take_its_order_is_told_or_starte
         await up_again(engine.client)  # two of the three were killed as soon as they had a process
 
     with_engine(scenario)
+
+
+def test_a_frame_that_cannot_be_taken_restarts_the_engine(with_engine: WithEngine) -> None:
+    """The engine would wait for the acknowledgement for ever."""
+
+    async def scenario(engine: OwnProcess) -> None:
+        def fail(stream: SequenceStream, finished: Finished) -> None:
+            if finished.reason is FinishReason.END_OF_SEQUENCE:
+                raise ValueError("a fault of the edge's own")
+
+        engine.client.watch(fail)
+        stream, beside = engine.client.generate(request("SAY:x")), engine.client.generate(request("HOLD"))
+        assert (await end_of(beside)).reason is FinishReason.ENGINE_FAILURE
+        assert stream.finished is not None
+        engine.client.watch(lambda stream, finished: None)
+        await up_again(engine.client)
+        assert (await end_of(engine.client.generate(request("SAY:ok")))).failure is None
+
+    with_engine(scenario)

@@ -1,4 +1,4 @@
-"""When an engine process is taken for stuck: silence and idleness, on the edge's own clock."""
+"""An engine process counts as stuck by its silence and its idleness, on the edge's own clock."""
 
 import pytest
 
