@@ -4,11 +4,11 @@ A handler receives an `HttpContext` and replies through it, whole or as a stream
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import structlog
 from fastapi import APIRouter, Depends
 from fastapi.params import Depends as Dependency
 from starlette.requests import Request
@@ -17,9 +17,13 @@ from starlette.types import Receive, Scope, Send
 
 from manylora.clock import Clock
 from manylora.errors import EngineFault, ManyloraError
+from manylora.http.callers import ANONYMOUS
 from manylora.server.access.access import Access
 from manylora.server.http.context import HttpContext, RequestState
 from manylora.server.schemas.body import Body
+from manylora.system.log_lines import add_log_context
+
+log = logging.getLogger(__name__)
 
 Handler = Callable[[HttpContext], Awaitable[None]]
 
@@ -54,6 +58,8 @@ class Guard:
         state, path = state_of(request), request.scope["path"]
         authorization = request.headers.get("authorization", "")
         state.caller = self.access.identify(request.method, path, authorization, state.path_tenant)
+        if state.caller is not ANONYMOUS:
+            add_log_context(tenant=state.tenant)
         self.access.require_active(state.caller)
         if self.asks_scope:
             self.access.authorise(state.caller, request.method, path, state.path_tenant)
@@ -170,5 +176,5 @@ class Routes:
 def _failure_of(error: Exception, context: HttpContext) -> ManyloraError:
     if isinstance(error, ManyloraError):
         return error
-    structlog.get_logger().exception("request.failed", request_id=context.arrival.request_id)
+    log.exception("request.failed request_id=%s", context.arrival.request_id)
     return EngineFault("internal error")
