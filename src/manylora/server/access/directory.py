@@ -38,7 +38,7 @@ class Directory:
         self._poll_s = poll_s
         self._max_age_s = max_age_s
         self._revision, self._epoch = -1, ""
-        self._told_s: float | None = None
+        self._answered_s: float | None = None
         self._tenants: dict[TenantId, TenantFacts] = {}
         self._keys: dict[KeyId, KeyFacts] = {}
         self._prices: dict[str, dict[int, PriceFacts]] = {}
@@ -91,7 +91,7 @@ class Directory:
         begun_s = self._clock.monotonic_s()
         snapshot = await self._client.snapshot(self._revision, self._epoch)
         self._apply(snapshot)
-        self._told_s = begun_s
+        self._answered_s = begun_s
 
     async def follow(self) -> None:
         """Poll the control plane until cancelled, also while it does not answer."""
@@ -118,7 +118,7 @@ class Directory:
     @property
     def age_s(self) -> float:
         """Return the seconds since the control plane's last answer; infinity before the first."""
-        return float("inf") if self._told_s is None else self._clock.monotonic_s() - self._told_s
+        return float("inf") if self._answered_s is None else self._clock.monotonic_s() - self._answered_s
 
     def require_fresh(self) -> None:
         """Raise `ControlUnavailable` if the copy is older than `max_age_s`."""

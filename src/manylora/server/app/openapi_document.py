@@ -14,7 +14,7 @@ from manylora.server.schemas.errors import NativeError, OpenAIError
 
 Json = dict[str, Any]  # JSON values of several types
 EVENTS = "events"
-"""Stands for a status where a schema is that of a stream's events."""
+"""The key, beside the statuses, of the schema of a stream's events."""
 _MODE: Literal["serialization"] = "serialization"
 
 

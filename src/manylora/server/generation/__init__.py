@@ -1,1 +1,1 @@
-"""A completion on its way: admitted, prepared, submitted, and turned into text."""
+"""The course of a completion: admission, preparation, submission, and the conversion of tokens into text."""

@@ -1,4 +1,4 @@
-"""The fields of a request, in any dialect, that name an adapter."""
+"""The fields of a request of any dialect that name an adapter."""
 
 from dataclasses import dataclass, field
 
@@ -7,9 +7,9 @@ from manylora.merging import MergeRecipe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterFields:
-    """A name, a source, a token, or several names to be merged; their form is checked, they are not resolved.
+    """A name, a source, a token, or several names to merge. Their form is checked; they are not resolved.
 
-    recipe  None: nothing is merged
+    recipe  the recipe of the merge; None: the request merges nothing
     """
 
     adapter_id: str | None = None

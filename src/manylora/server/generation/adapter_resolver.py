@@ -1,19 +1,19 @@
-"""Names of adapters: their resolution for a caller, and the list of all names that mean an adapter to it.
+"""Names of adapters: their resolution for a caller, and the list of all names that a caller may use.
 
-The rules, in their order, for a caller of tenant T. Slashes at a name's end make no difference.
+The rules for a caller of tenant T, in their order. Slashes at the end of a name are ignored.
 
 1. No name, `__base_model__`, the base's id, its deployment's name or another alias of it: the base model. With
    `adapter_source: pbase`, T's own repository of that name, where T has one.
-2. `adapter_source`, or a scheme in the name (`s3://bucket/name`), names the only source to look in.
-3. The first word is a repository that T has or has had: that repository (`repo`, `repo/3`, `repo/alias`), or not found.
+2. `adapter_source`, or a scheme in the name (`s3://bucket/name`), names the only source of the search.
+3. A first word that is a present or former repository of T: that repository (`repo`, `repo/3`, `repo/alias`).
 4. A folder below one of the adapter roots.
 5. `owner/repo`, `owner/repo/3`, `owner/repo/alias` of a tenant that lets T use it; `T/repo` is another spelling of
    `repo`.
-6. The default source. Of names without a place there only `org/name` goes to a hub.
+6. The default source. If that is a hub, only names of the form `org/name` go to it.
 
-`listed` returns the names that `resolve` finds by rules 3 to 5 and, for adapters that T has used lately, rule 6. Each
-name means the reference beside it. Uploads are looked up in the edge's copy of the control plane's facts. The disk is
-read only in threads of a pool of its own: a slow file system delays only requests whose names need it.
+`listed` returns the names that `resolve` finds by rules 3 to 5 and, for adapters that T has used lately, by rule 6.
+Each name has its reference beside it. The resolver finds uploads in the edge's copy of the control plane's facts. It
+reads the disk only in its own pool of threads, so that a slow file system delays only requests whose names need it.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ from manylora.server.generation.adapter_fields import AdapterFields
 
 NO_FIELDS = AdapterFields()
 FRESH_S = 1.0
-"""The disk's answer for a name that it has is used again for so long; a missing name is looked for each time."""
+"""Seconds for which the disk's answer for an existing name is reused. The answer for a missing name is not reused."""
 MAX_REMEMBERED = 16_384
 DISK_THREADS = 4
 _SCHEME = re.compile(rf"({'|'.join(SourceName)})://?(?=[^/])")
@@ -50,7 +50,10 @@ Arguments = TypeVarTuple("Arguments")
 
 @dataclass(frozen=True, slots=True)
 class _OnDisk:
-    """The disk's answer for a name. is_local: there is a folder below a root, fit to be served or not."""
+    """The disk's answer for a name.
+
+    is_local  whether a folder of that name is below an adapter root, valid or not
+    """
 
     has_repository: bool = False
     has_version: bool = False
@@ -61,7 +64,7 @@ class AdapterResolver:
     """Resolves and lists names. It belongs to one event loop; only the methods named `_read…` touch the disk."""
 
     def __init__(self, served: ServedModel, directory: Directory | None = None, clock: Clock | None = None) -> None:
-        """`directory`: where uploads are looked up; None: in the folder of the registry alone."""
+        """`directory` has the uploads; None: uploads are in the folder of the registry alone."""
         self._served = served
         self._directory = directory
         self._clock = clock or SystemClock()
@@ -71,7 +74,7 @@ class AdapterResolver:
         self._registry = Registry(Path(served.registry_dir)) if served.registry_dir else None
         self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="manylora-names")
         self._known: OrderedDict[tuple[str, str], tuple[float, _OnDisk]] = OrderedDict()
-        self._walk: asyncio.Future[list[str]] | None = None  # that has not begun
+        self._walk: asyncio.Future[list[str]] | None = None  # the next walk, which has not begun
         self._walking = asyncio.Lock()
 
     def close(self) -> None:
@@ -94,10 +97,10 @@ class AdapterResolver:
         tenant: str,
         token: str = "",
     ) -> AdapterRef | None:
-        """Return the adapter that a request names, or merges from several; None is the base model.
+        """Return the adapter that a request names or merges; None is the base model.
 
-        `token` is the caller's at the source, where the request has none of its own; `parameter` is the request's
-        field that an error names. Raises as `resolve`.
+        `token` is the caller's credential at the source, for a request without one. `parameter` is the request's field
+        that an error names. Raises as `resolve`.
         """
         if token and not fields.token:
             fields = dataclasses.replace(fields, token=token)
@@ -173,7 +176,7 @@ class AdapterResolver:
         return self._folder_ref(name, tenant, await self._look(tenant, name))
 
     def _folder_ref(self, name: str, tenant: str, on_disk: _OnDisk) -> AdapterRef:
-        """Return the adapter of a repository in the registry's folder that the control plane does not know."""
+        """Return the adapter of a repository that is only in the registry's folder."""
         if not on_disk.has_version:
             raise _not_found(name, SourceName.PBASE)
         return self._parsed(name, SourceName.PBASE, tenant=tenant)
@@ -194,10 +197,10 @@ class AdapterResolver:
     # ── all names ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def listed(self, tenant: str, recent: Sequence[AdapterRef] = ()) -> list[Listed]:
-        """Return every name that means an adapter to a tenant, with the version that it means now: local ones first.
+        """Return every name that means an adapter to a tenant, with its present version; local adapters come first.
 
-        `recent`: the adapters of remote sources that the tenant has used lately. One that is not at the default source
-        is listed with its scheme (`hub://org/name`), since its plain name does not resolve.
+        `recent` has the adapters of remote sources that the tenant has used lately. The name of one that is not at the
+        default source has its scheme (`hub://org/name`), since the plain name does not resolve.
         """
         directory = self._directory if SourceName.PBASE in self._enabled else None
         uploads = [] if directory is None else directory.listed(TenantId(tenant))
@@ -227,7 +230,7 @@ class AdapterResolver:
         return ref.source is self._served.default_source and self._may_be_at_default(ref.id)
 
     async def local_names(self) -> list[str]:
-        """Return local adapters, listed after this call began; concurrent calls share one walk."""
+        """Return the names of local adapters. The walk begins after this call; concurrent calls share one walk."""
         if self._walk is None:
             self._walk = asyncio.ensure_future(self._walk_roots())
         return await asyncio.shield(self._walk)
@@ -239,11 +242,11 @@ class AdapterResolver:
         return [name for name in names if not self.is_base_name(name)]
 
     async def is_served(self, ref: AdapterRef) -> bool:
-        """Return whether a local adapter is fit to be served now; an upload that resolves always is."""
+        """Return whether a local adapter is valid now. An upload that resolves is always valid."""
         return ref.source is not SourceName.LOCAL or await self._on_disk(self._read_is_served, ref.id)
 
     async def listed_as(self, name: str, ref: AdapterRef, tenant: str) -> str:
-        """Return the spelling under which `listed` has a name that was resolved to `ref`."""
+        """Return the spelling in `listed` of a name that has resolved to `ref`."""
         name = _trimmed(_SCHEME.sub("", name, count=1))
         if ref.source is SourceName.PBASE:
             is_long = ref.tenant == tenant and name.startswith(f"{tenant}/") and not self._is_own(tenant, tenant)
@@ -259,11 +262,11 @@ class AdapterResolver:
     # ── the disk ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _on_disk(self, read: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
-        """Call `read` in a thread of the disk's."""
+        """Call `read` in a thread of the disk's pool."""
         return await asyncio.get_running_loop().run_in_executor(self._disk, read, *arguments)
 
     async def _look(self, tenant: str, name: str) -> _OnDisk:
-        """Return the disk's answer for a name; one that it had less than `FRESH_S` ago is used again."""
+        """Return the disk's answer for a name; reuse an answer of an existing name for `FRESH_S` seconds."""
         key, now_s = (tenant, name), self._clock.monotonic_s()
         known = self._known.get(key)
         if known is not None and now_s - known[0] < FRESH_S:
@@ -287,7 +290,7 @@ class AdapterResolver:
         except AdapterNotFound:
             return False
         except AdapterError:
-            return True  # its load fails, and names the fault
+            return True  # the error of its load names the fault
         return True
 
     def _read_is_served(self, name: str) -> bool:
@@ -298,7 +301,7 @@ class AdapterResolver:
         return True
 
     def _read_beside(self, tenant: str, names: Iterable[str]) -> tuple[list[str], set[str]]:
-        """Return a tenant's names in the registry's folder alone, and those of `names` that are a local adapter's."""
+        """Return a tenant's names that only the registry's folder has, and the names of local adapters in `names`."""
         in_folder: list[str] = []
         for repository in [] if self._registry is None else self._registry.repositories(tenant):
             if not self._is_own(tenant, repository):
@@ -308,7 +311,7 @@ class AdapterResolver:
 
 
 def _check_source(source: str | None) -> None:
-    """Refuse an unknown source beside the base's name, where a known one means nothing."""
+    """Raise `InvalidParameter` for an unknown source. A known source beside the base's name has no effect."""
     if source is not None and source not in list(SourceName):
         raise AdapterReferenceInvalid(
             f"`adapter_source` must be one of {', '.join(SourceName)}. Given: {source[:80]}", parameter="adapter_source"
@@ -316,7 +319,7 @@ def _check_source(source: str | None) -> None:
 
 
 def name_in_path(text: str) -> str:
-    """Return the name in a path, where repeated slashes have become one: `hub:/org/name` is `hub://org/name`."""
+    """Return the name in a URL path, in which repeated slashes have become one: `hub:/org/name` is `hub://org/name`."""
     return _SCHEME.sub(lambda match: f"{match[1]}://", text, count=1)
 
 

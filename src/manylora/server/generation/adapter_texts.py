@@ -1,7 +1,7 @@
-"""Text facts of an adapter, as the edge uses them: the tokenizer of its prompts and replies, its template, its ends.
+"""The text rules of adapters: the tokenizer of prompts and replies, the chat template, the stop conditions.
 
-The engine sends them once for each version. It refuses a prompt that was made with another version's facts; the edge
-then asks for them again. Known facts cost two look-ups in a dictionary.
+The engine sends them once for each version. It refuses a prompt with the rules of another version; the edge then asks
+for the rules again. Known rules cost two look-ups in a dictionary.
 """
 
 import asyncio
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
 MAX_CACHE_BYTES = 64 << 20
 NAME_BYTES = 1 << 10
-"""Charged for a name, and for the memory of a text beside its own bytes."""
+"""Bytes that the cache counts for a name, and for a text in addition to its own bytes."""
 TOKEN_BYTES = 512
-"""Charged for a token of an adapter's tokenizer: the library keeps it in several tables."""
+"""Bytes that the cache counts for a token of an adapter's tokenizer, which the library keeps in several tables."""
 LATE_S = 5.0
-"""The engine ends a wait that is too long. The edge gives it up by itself only this much later."""
+"""The engine ends a wait that is too long. The edge itself ends it only this many seconds later."""
 MAX_ASKS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextRules:
-    """The rules by which a request's prompt is made and its reply is read.
+    """The rules for making a request's prompt and reading its reply.
 
-    name       of the adapter, in messages
-    failure    the reason why the adapter cannot be loaded; the engine gets the request all the same, and refuses it
-    found_in, waited_ms  as in `Request`: of this request's own wait
+    name       the adapter's name in messages
+    failure    the reason why the adapter cannot be loaded; the edge still sends the request, which the engine refuses
+    found_in, waited_ms  as in `Request`, for this request's own wait
     """
 
     tokenizer: Tokenizer
@@ -50,7 +50,7 @@ class TextRules:
 
 
 class AdapterTexts:
-    """Keeps the text rules of the adapters used last, within `MAX_CACHE_BYTES`. It belongs to one event loop."""
+    """Keeps the text rules of the last used adapters, within `MAX_CACHE_BYTES`. It belongs to one event loop."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class AdapterTexts:
         *,
         max_wait_s: float,
     ) -> None:
-        """`max_wait_s`: how long the engine lets a request wait."""
+        """`max_wait_s` is the engine's limit on a request's wait, in seconds."""
         self.base = TextRules(tokenizer=tokenizer)
         self._engine = engine
         self._pool = pool
@@ -68,7 +68,7 @@ class AdapterTexts:
         self._known = _Cache()
 
     async def of(self, ref: AdapterRef | None, tenant: str, weight: int = 1) -> TextRules:
-        """Return the rules of an adapter's current version, or the base's; wait for an adapter that is not on disk.
+        """Return the rules of an adapter's current version or of the base; wait for an adapter that is not on disk.
 
         Raises `Unavailable` if the engine is gone, `QueueTimeout` if it does not answer.
         """
@@ -83,7 +83,7 @@ class AdapterTexts:
             raise QueueTimeout(f"the request waited longer than {self._max_wait_s:g} s") from error
 
     def forget(self, ref: AdapterRef | None) -> None:
-        """Ask again for an adapter's text at its next request: there is another version."""
+        """Drop the rules of an adapter with a new version, so that its next request asks for them again."""
         if ref is not None:
             self._known.forget(ref)
 
@@ -102,7 +102,7 @@ class AdapterTexts:
         raise Unavailable(f"the text of adapter '{ref.id}' goes from the disk as soon as it is there")
 
     async def _read(self, ref: AdapterRef, words: AdapterWords) -> TextRules | None:
-        """Return the rules in a file of the engine's; None if the engine has removed it meanwhile."""
+        """Return the rules in a file of the engine; None if the engine has removed the file meanwhile."""
         if words.digest == NO_TEXT:
             return replace(self.base, name=ref.id)
         if (known := self._known.of_digest(words.digest)) is not None:
@@ -123,7 +123,7 @@ class AdapterTexts:
 
 
 class _Cache:
-    """Rules by adapter, and those with a text of their own by its digest; the least recently used are evicted."""
+    """The rules by adapter, and rules with their own text by its digest. It evicts the least recently used."""
 
     def __init__(self) -> None:
         self._names: OrderedDict[AdapterRef, TextRules] = OrderedDict()
@@ -160,7 +160,7 @@ class _Cache:
             self._bytes -= NAME_BYTES
 
     def _drop_oldest(self) -> None:
-        """Evict the least recently used text with all names that hold it; the oldest name if one text is left."""
+        """Evict the least recently used text with all names that hold it; if one text is left, the oldest name."""
         if len(self._texts) > 1:
             digest, rules = self._texts.popitem(last=False)
             self._bytes -= _num_bytes(rules)
@@ -171,7 +171,7 @@ class _Cache:
 
 
 def _num_bytes(rules: TextRules) -> int:
-    """Return about the memory of a text: the text as it was read, and its tokens in the library's tables."""
+    """Return the approximate memory of a text: the text itself, and its tokens in the library's tables."""
     tokens = len(rules.text.tokens) + len(rules.tokenizer.special_ids)
     is_own = bool(rules.text.tokens or rules.text.changed)
     return NAME_BYTES + 2 * len(rules.text.to_bytes()) + (TOKEN_BYTES * tokens if is_own else 0)

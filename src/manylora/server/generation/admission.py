@@ -1,4 +1,4 @@
-"""Admission control: a bound on the sequences under way, a fair share of it for each tenant, and draining."""
+"""Admission control: a limit on the sequences under way, a fair share of it for each tenant, and draining."""
 
 import asyncio
 from collections import Counter
@@ -13,16 +13,16 @@ from manylora.sharing import has_place
 class AdmissionControl:
     """Counts the sequences under way and refuses those above a limit. It belongs to one event loop.
 
-    is_draining  set it to refuse every new request
+    is_draining  whether to refuse every new request; the caller sets it
     """
 
     def __init__(self, limit: int) -> None:
-        """`limit`: the largest number of sequences at one time."""
+        """`limit` is the largest number of sequences at one time."""
         self.num_sequences = 0
         self.is_draining = False
         self._limit = limit
-        self._held: Counter[TenantId] = Counter()  # those sequences by tenant; tenants without any are left out
-        self._left = asyncio.Event()  # set whenever a place is given back
+        self._held: Counter[TenantId] = Counter()  # number of sequences by tenant; no entry for none
+        self._left = asyncio.Event()  # set at each release of a place
 
     @contextmanager
     def admit(self, tenant: TenantId, num_sequences: int) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Input processing: an order's adapter is resolved, its prompts become tokens, and both fit the model's window."""
+"""Input processing: it resolves an order's adapter, tokenises the prompts, and checks that they fit the window."""
 
 import asyncio
 import dataclasses
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
 BYTES_PER_TOKEN = 64
-"""A prompt that a template makes may have so many bytes for each position of the window."""
+"""Bound on the bytes of a prompt from a chat template, for each position of the window."""
 
 MAX_BAD_WORD_TOKENS = 64
 
@@ -44,14 +44,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedPrompt:
-    """One prompt as tokens, with all that its sequences have in common.
+    """One prompt as tokens, with the facts that its sequences share.
 
-    characters  of input, for `x-compute-characters`
-    seed        None: drawn for each sequence; else sequence i has seed + i
-    stop        the request's conditions with those of the adapter
+    characters  number of characters of the input, for `x-compute-characters`
+    seed        seed + i is the seed of sequence i; None: each sequence has a random seed
+    stop        the stop conditions of the request and of the adapter
     keeps_stop  whether the text keeps the stop token
-    is_cut      whether the prompt had more tokens
-    rules       text rules of the adapter, or the base's: the prompt is made and the reply is read with them
+    is_cut      whether truncation has removed tokens of the prompt
+    rules       text rules of the adapter or of the base model, for the prompt and the reply
     """
 
     tokens: tuple[int, ...]
@@ -66,7 +66,7 @@ class PreparedPrompt:
     rules: TextRules
 
     def requests(self, tenant: TenantId, weight: int) -> list[Request]:
-        """Return one engine request for each sequence, alike but for id and seed; `weight` is the tenant's share."""
+        """Return one engine request for each sequence. They differ in id and seed; `weight` is the tenant's share."""
         return [
             Request(
                 id=mint_request_id(),
@@ -97,7 +97,7 @@ class InputProcessor:
         *,
         allows_templates: bool,
     ) -> None:
-        """`allows_templates`: whether adapters' own chat templates may run."""
+        """`allows_templates` is whether adapters' own chat templates may run."""
         self._resolver = resolver
         self._texts = texts
         self._pool = pool
@@ -110,7 +110,7 @@ class InputProcessor:
     async def prepare(self, order: Order, caller: Caller) -> tuple[PreparedPrompt, ...]:
         """Return the order's prompts, each with its budget of tokens.
 
-        Raises the refusal of the adapter's name, of a token id, of the chat template or of the window.
+        Raises the refusal of the adapter's name, of a token id or of a chat template, or `ContextLengthExceeded`.
         """
         adapter = await self.adapter(order.adapter_name, order.adapter, caller, field=order.adapter_field)
         self._check(order, has_adapter=adapter is not None)
@@ -129,18 +129,18 @@ class InputProcessor:
     async def spans(
         self, text: str, adapter: AdapterRef | None, caller: Caller, *, add_special_tokens: bool
     ) -> list[TokenSpan]:
-        """Return the tokens of a text with their places in it. Raises why the adapter cannot be had."""
+        """Return the tokens of a text with their positions in it. Raises the failure of the adapter."""
         rules = await self._rules(adapter, caller)
         if rules.failure is not None:
             raise rules.failure
         return await self._in_thread(lambda: rules.tokenizer.spans(text, add_special_tokens=add_special_tokens))
 
     def forget_text(self, adapter: AdapterRef | None) -> None:
-        """Ask the engine again for an adapter's text: another version is served."""
+        """Drop the text rules of an adapter with a new version, so that the next request asks the engine again."""
         self._texts.forget(adapter)
 
     def close(self) -> None:
-        """End the processes of chat templates."""
+        """End the processes that render chat templates."""
         self._renderer.close()
 
     async def _in_thread(self, function: Callable[[], Result]) -> Result:
@@ -150,7 +150,7 @@ class InputProcessor:
         return await self._texts.of(adapter, caller.tenant, caller.weight)
 
     def _check(self, order: Order, *, has_adapter: bool) -> None:
-        """Refuse token ids that are neither the base's nor can be an adapter's, before anything is waited for."""
+        """Raise `InvalidParameter` for token ids that no tokenizer of the request can have, before any wait."""
         for prompt in order.prompts:
             if not isinstance(prompt, TextPrompt | ChatPrompt):
                 self._check_tokens(prompt.tokens, order.prompt_field, has_adapter=has_adapter)
@@ -258,7 +258,7 @@ class InputProcessor:
             )
         except TemplateFailed:
             if rules.failure is not None:
-                raise rules.failure from None  # the adapter's own template may accept this conversation
+                raise rules.failure from None  # without it, the adapter's own template could accept this
             raise
 
     async def _rendered_by_adapter(self, prompt: ChatPrompt, rules: TextRules, tenant: TenantId) -> str:
@@ -288,7 +288,7 @@ class InputProcessor:
 
 
 def _stop_params(stop: StopRules, text: AdapterText, budget: int) -> StopParams:
-    """Return the conditions of a request and of its adapter: `ignore_eos` switches the adapter's strings off, too."""
+    """Return the stop conditions of a request and of its adapter. `ignore_eos` drops the adapter's strings, too."""
     strings = stop.strings if stop.ignore_eos else (*stop.strings, *text.stop_strings)
     return StopParams(
         max_new_tokens=budget,
@@ -303,9 +303,9 @@ def _stop_params(stop: StopRules, text: AdapterText, budget: int) -> StopParams:
 
 
 def _bad_words(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
-    """Return the tokens of each word, at the start of a text and after a space, as vLLM's `bad_words` does.
+    """Return the tokens of each word, both at the start of a text and after a space, like vLLM's `bad_words`.
 
-    Raises: InvalidParameter for a word without tokens or with more than `MAX_BAD_WORD_TOKENS`.
+    Raises `InvalidParameter` for a word without tokens or with more than `MAX_BAD_WORD_TOKENS`.
     """
     found: dict[tuple[int, ...], None] = {}
     for index, word in enumerate(words):

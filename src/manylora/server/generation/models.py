@@ -1,4 +1,4 @@
-"""The base models that a server serves: a handle for each, and the way from a request's model name to a handle."""
+"""The served base models: a handle for each of them, and the router from a request's model name to a handle."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,18 +15,18 @@ from manylora.server.generation.adapter_texts import AdapterTexts
 from manylora.server.generation.input_processor import InputProcessor
 
 TOKENIZER_THREADS = 2
-"""Their queue is bounded by the limit on concurrent requests."""
+"""Number of tokenizer threads of a model. The limit on concurrent requests bounds their queue."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelHandle:
-    """One base model with all that belongs to it alone.
+    """One base model with its engine client, resolver, input processor and threads.
 
-    served    its facts
+    served    the facts about the model
     engine    the client of the engine that runs it
-    resolver  the meaning of adapters' names beside it
-    inputs    its tokenizer, its chat templates, its window
-    pool      threads for its tokenizer
+    resolver  resolves the names of its adapters
+    inputs    turns orders into prompts of tokens
+    pool      threads for the tokenizer
     """
 
     served: ServedModel
@@ -37,11 +37,11 @@ class ModelHandle:
 
     @property
     def name(self) -> str:
-        """The name of the base in replies, prices and usage."""
+        """The name of the base model in replies, prices and usage."""
         return self.served.model_id
 
     def close(self) -> None:
-        """End its threads and processes; the engine stays its owner's to close."""
+        """End the threads and processes. The owner of the engine client closes that."""
         self.inputs.close()
         self.pool.shutdown(wait=False, cancel_futures=True)
         self.resolver.close()
@@ -55,7 +55,7 @@ def open_model(
     clock: Clock,
     directory: Directory | None = None,
 ) -> ModelHandle:
-    """Return the handle of a model. `directory`: where uploads are looked up; None: in the registry's folder alone."""
+    """Return the handle of a model. `directory` has the uploads; None: they are in the registry's folder alone."""
     resolver = AdapterResolver(served, directory, clock)
     pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="manylora-tokenizer")
     texts = AdapterTexts(tokenizer, engine, pool, max_wait_s=config.engine.max_queue_s)
@@ -67,16 +67,16 @@ class ModelRouter:
     """Finds the handle of a request's model. The first handle is the default."""
 
     def __init__(self, handles: Sequence[ModelHandle]) -> None:
-        """`handles`: at least one; no two share a name, but for that of the default."""
+        """`handles` has at least one handle. No two of them share a name, except for a name of the default."""
         self.default, *_ = self.handles = tuple(handles)
         self._by_name = {name: handle for handle in reversed(self.handles) for name in handle.served.names}
 
     def of(self, name: str | None) -> ModelHandle:
-        """Return the handle of a base's name; no name and names of adapters are the default base's."""
+        """Return the handle of a base model's name; for no name and for names of adapters, the default handle."""
         return self.default if name is None else self._by_name.get(name, self.default)
 
     def serves(self, deployment: str) -> bool:
-        """Return whether a base has that name, which stands in the path of a deployment."""
+        """Return whether a base model has that name, from the path of a deployment."""
         return deployment in self._by_name
 
     def close(self) -> None:

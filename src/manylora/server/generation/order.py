@@ -1,4 +1,4 @@
-"""An order for text in no dialect: each route translates its own request into one."""
+"""Orders: requests for text in a form without a dialect, into which each route translates its requests."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopRules:
-    """Conditions that end a request's text.
+    """The conditions that end a request's text.
 
-    min_tokens  none of the first so many tokens ends the text, but by the budget
-    keeps_stop  whether the text keeps the stop string or the stop token; None: as the route does by default
+    min_tokens  number of generated tokens before which only the budget ends the text
+    keeps_stop  whether the text keeps the stop string or the stop token; None: the default of the route
     """
 
     strings: tuple[str, ...] = ()
@@ -31,7 +31,10 @@ class StopRules:
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
-    """A prompt as text. add_special_tokens: put the tokens that lead the model's texts before it."""
+    """A prompt as text.
+
+    add_special_tokens  whether the tokenizer adds its special tokens, such as the begin-of-text token
+    """
 
     text: str
     add_special_tokens: bool = True
@@ -48,7 +51,7 @@ class TokenPrompt:
 class ChatPrompt:
     """A conversation, which a chat template turns into a prompt.
 
-    continues_last  the reply continues the last message
+    continues_last  whether the reply continues the last message
     """
 
     messages: tuple[Message, ...]
@@ -63,18 +66,18 @@ PromptInput = TextPrompt | TokenPrompt | ChatPrompt
 class Order:
     """A checked request for text.
 
-    model            name of the base; None, or the name of an adapter: the default base
+    model            name of the base model; None or the name of an adapter: the default base model
     adapter_name     the adapter's name; None is the base model
     adapter          the other fields that name an adapter
-    num_sequences    of each prompt
+    num_sequences    number of sequences of each prompt
     bad_words        words that the reply does not complete; they become `sampling.bad_words`
-    seed             None: one is drawn for each sequence; else sequence i of a prompt has seed + i
-    max_new_tokens   None: the rest of the window
-    is_clamped       whether a budget above the rest of the window is cut to it; else it is refused
-    form             of the pieces that the route prints
-    truncate         number of the prompt's last tokens that are kept; None: all; `LONGEST_PROMPT`: as many as fit
-    truncate_budget  tokens that truncation leaves room for; None: one
-    …_field          the request's field that an error names
+    seed             seed + i is the seed of sequence i of a prompt; None: each sequence has a random seed
+    max_new_tokens   largest number of generated tokens; None: the rest of the window
+    is_clamped       whether a budget above the rest of the window is cut to it; otherwise it is refused
+    form             the form of the pieces that the route prints
+    truncate         number of the prompt's last tokens to keep; None: all; `LONGEST_PROMPT`: as many as fit
+    truncate_budget  number of generated tokens for which truncation leaves room; None: one
+    …_field          the request's field in the text of an error
     """
 
     model: str | None

@@ -1,6 +1,6 @@
-"""Outputs: the one way from a request's tokens to the pieces of text that every dialect prints.
+"""Outputs: the conversion of a request's tokens into the pieces of text that all dialects print.
 
-Each sequence's tokens are detokenised, cut at stop strings and, where asked for, listed with their log-probabilities.
+An output detokenises a sequence, cuts the text at stop strings, and lists tokens with log-probabilities on demand.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ ENDS = (FinishReason.END_OF_SEQUENCE, FinishReason.STOP_TOKEN, FinishReason.STOP
 class SequenceOutput:
     """One sequence's tokens as pieces of its reply.
 
-    The token that ends the generation is no part of the text, nor are special ones by default. A stream keeps only the
-    text that it holds back, so that a reply's length costs no memory; `ReplyForm` asks for more.
+    The text excludes the token that ends the generation and, by default, special tokens. A stream keeps only the text
+    that it holds back, so that its memory does not grow with the reply. `ReplyForm` can ask to keep more.
     """
 
     __slots__ = (
@@ -32,11 +32,11 @@ class SequenceOutput:
     def __init__(
         self, index: int, stream: SequenceStream, tokenizer: Tokenizer, form: ReplyForm, *, keeps_stop: bool
     ) -> None:
-        """`keeps_stop`: the text keeps the stop string, or the token that ends the generation."""
+        """`keeps_stop` is whether the text keeps the stop string or the token that ends the generation."""
         stop = stream.request.stop
         self.index = index
         self.stream = stream
-        self.tokens: list[TextToken] = []  # all that were reported, where the form keeps them
+        self.tokens: list[TextToken] = []  # all reported ones, if the form keeps them
         self._form = form
         self._tokenizer = tokenizer
         self._detokenizer = tokenizer.stream(skip_special_tokens=stop.skip_special_tokens, continues=True)
@@ -45,17 +45,17 @@ class SequenceOutput:
         self._ends = frozenset() if keeps_stop else frozenset((*stop.stop_token_ids, *own))
         has_cut = form.cuts_stops and stop.stop_strings
         self._cut = StopCut(stop.stop_strings, keeps_stop=keeps_stop) if has_cut else None
-        self._parts: list[str] = []  # the text, where the form keeps it
+        self._parts: list[str] = []  # the text, if the form keeps it
         self._pending: list[TextToken] = []  # not reported yet
         self._length = 0  # characters of the text before the cut
         self._num_sent = 0  # characters
         self._logprob_sum = 0.0
         self._min_tokens = stop.min_new_tokens
-        self._num_taken = 0  # tokens given to the cut
+        self._num_taken = 0  # number of tokens that the cut has received
 
     @property
     def text(self) -> str:
-        """The text so far, where the form keeps it."""
+        """The text so far; empty if the form does not keep it."""
         return "".join(self._parts)
 
     @property
@@ -75,7 +75,7 @@ class SequenceOutput:
         return self.stream.finished
 
     def take(self, event: TokenEvent | Finished) -> Piece:
-        """Return the piece that the event just read from the stream makes; the last token's has the end with it.
+        """Return the piece for an event just read from the stream. The piece of the last token has the end, too.
 
         Raises the error with which the sequence failed.
         """
@@ -118,7 +118,7 @@ class SequenceOutput:
     def _push(self, event: TokenEvent, *, is_last: bool) -> str:
         """Take the next token and return the text that may be sent.
 
-        With the last token, an unfinished character is let go.
+        With the last token, the text includes an unfinished character.
         """
         token_id = event.token_id
         is_special = token_id in self._tokenizer.special_ids
@@ -155,20 +155,20 @@ class SequenceOutput:
         return Alternative(token_id, self._own_text(token_id), _finite(logprob), self._tokenizer.token_bytes(token_id))
 
     def _own_text(self, token_id: int) -> str:
-        """Return the text of a token by itself; a special one's is as the vocabulary spells it."""
+        """Return the text of a token by itself; for a special token, its name in the vocabulary."""
         tokenizer = self._tokenizer
         is_special = token_id in tokenizer.special_ids
         return (tokenizer.piece(token_id) or "") if is_special else tokenizer.token_text(token_id)
 
 
 class RequestOutputs:
-    """The outputs of one request's sequences, read in any order, and the moments of their start.
+    """The outputs of one request's sequences, in any order, and the times of the first tokens.
 
     Sequence numbers are prompt number × sequences per prompt + sequence of that prompt.
 
-    first_token_s  moment at which the first token of any sequence was seen
-    adapter_use    of the first sequence that has one
-    queue_ms       of the first sequence that began
+    first_token_s  moment of the first token of any sequence
+    adapter_use    the adapter use of the first sequence with one
+    queue_ms       the time in the queue of the first sequence that began
     """
 
     def __init__(self, sequences: Sequence[SequenceOutput], clock: Clock) -> None:
@@ -204,7 +204,7 @@ class RequestOutputs:
         self._note_first()
 
     async def collect(self) -> None:
-        """Read every sequence to its end. Raises as soon as one of them has failed."""
+        """Read all sequences to their ends. Raises as soon as one of them has failed."""
         readers = [asyncio.ensure_future(self._drain(sequence)) for sequence in self.sequences]
         try:
             await asyncio.gather(*readers)
@@ -213,7 +213,7 @@ class RequestOutputs:
                 reader.cancel()
 
     async def pieces(self, keepalive_s: float | None = None) -> AsyncIterator[Piece | None]:
-        """Yield pieces of all sequences as they come; None when none came for `keepalive_s` seconds."""
+        """Yield the pieces of all sequences as they arrive, and None after `keepalive_s` seconds without a piece."""
         reading = dict(enumerate(self.sequences))
         while reading:
             try:
@@ -230,7 +230,7 @@ class RequestOutputs:
                     yield piece
 
     def note_arrived(self) -> None:
-        """Note the times of first tokens that have arrived and are not read yet: a short reply ends before that."""
+        """Note the times of first tokens that have arrived and are not read yet, as in a reply that ends early."""
         if any(isinstance(stream.peek(), TokenEvent) for stream in self.streams):
             self._note_first()
 
@@ -279,7 +279,7 @@ async def _any_ready(streams: Sequence[SequenceStream]) -> None:
 
 
 def raise_if_failed(end: Finished) -> None:
-    """Raise the error of an end that is no end of a text."""
+    """Raise the error of a sequence that failed."""
     if end.failure is not None:
         raise end.failure.to_error()
     if end.reason not in ENDS:
@@ -287,5 +287,5 @@ def raise_if_failed(end: Finished) -> None:
 
 
 def _finite(logprob: float | None) -> float:
-    """Return a log-probability that JSON and every client can read."""
+    """Return a finite log-probability, which JSON can hold."""
     return LOWEST_LOGPROB if logprob is None or not logprob >= LOWEST_LOGPROB else logprob

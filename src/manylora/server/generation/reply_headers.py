@@ -1,4 +1,4 @@
-"""The `x-…` headers of inference replies: the model, the tokens that it used and the times that they took."""
+"""The `x-…` headers of inference replies: the model, the counts of tokens and the times."""
 
 from manylora.server.generation.service import Completion
 
@@ -15,7 +15,7 @@ EXPOSED = (
 
 
 def head_of(completion: Completion) -> dict[str, str]:
-    """Return the headers that are known when the first token is: those of streams and of whole replies alike."""
+    """Return the headers of streams and of whole replies, which are known at the first token."""
     outputs, served, arrived_s = completion.outputs, completion.model.served, completion.arrival.arrived_s
     headers = {
         "x-model-id": served.model_id,
@@ -38,7 +38,7 @@ def head_of(completion: Completion) -> dict[str, str]:
 
 
 def whole_of(completion: Completion) -> dict[str, str]:
-    """Return the headers of a reply that is sent when everything has ended."""
+    """Return all headers of a whole reply, after the ends of all sequences."""
     times_ms, generated = completion.times_ms(), completion.outputs.num_generated_tokens
     run_ms, prefill_ms = times_ms["inference_ms"], max(0.0, times_ms["time_to_first_token_ms"] - times_ms["queue_ms"])
     total = str(round(times_ms["total_ms"]))

@@ -1,4 +1,4 @@
-"""The generation service: it runs an order from its entry into the server to its settlement, as one `async with`."""
+"""The generation service: it runs an order from its admission to its settlement."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -41,7 +41,7 @@ class GenerationService:
         access: Access | None = None,
         meter: Meter | None = None,
     ) -> None:
-        """`access` None: every caller may use everything; `meter` None: usage is not recorded, as in the library."""
+        """Without `access`, every caller may use everything. Without `meter`, usage is not recorded."""
         self.models = models
         self.admission = admission
         self.meters = meters
@@ -50,9 +50,10 @@ class GenerationService:
         self.meter = meter
 
     async def run(self, order: Order, context: HttpContext, reply: Callable[["Completion"], Awaitable[None]]) -> None:
-        """Run an order and reply to it; again, from its prompts on, if its adapter's text has changed meanwhile.
+        """Run an order and reply to it. Repeat it from its prompts on if its adapter's text has changed meanwhile.
 
-        Raises its refusal or failure; `AdapterTextChanged` in the last attempt, or once the reply has begun.
+        Raises the refusal or failure of the order, and `AdapterTextChanged` in the last attempt or after the reply's
+        begin.
         """
         for number in range(1, MAX_ATTEMPTS + 1):
             try:
@@ -66,7 +67,7 @@ class GenerationService:
 
     @contextmanager
     def admit(self, caller: Caller, num_sequences: int) -> Iterator[Admission]:
-        """Hold a place for each sequence, in the caller's limits and in the server, before anything is computed.
+        """Hold a place for each sequence in the caller's limits and in the server, before any work for them.
 
         Raises `LimitExceeded`, and as `AdmissionControl.admit`.
         """
@@ -80,20 +81,20 @@ class GenerationService:
 
     @property
     def usage_failure(self) -> ManyloraError | None:
-        """Why usage cannot be recorded now, so that no request is served; None: it can."""
+        """The reason why usage cannot be recorded and requests are refused now; None: usage can be recorded."""
         return None if self.meter is None else self.meter.failure
 
 
 class Completion:
-    """One attempt at an order, from its entry to its settlement. Use it as an `async with`.
+    """One attempt at an order, from its admission to its settlement. Use it with `async with`.
 
-    Entering takes what the order needs, in this order: places in the caller's limits and in the server, the prompts'
-    tokens, the worst case of tokens and credit, a record of its usage, and its sequences in the engine. Leaving notes
-    its figures, aborts the sequences that have not ended and gives back the rest.
+    Entering takes these in order: places in the caller's limits and in the server, the tokens of the prompts, a
+    reservation of tokens and credit, a usage record, and sequences in the engine. Leaving notes the figures, aborts the
+    sequences that have not ended and releases the rest.
 
-    prompts  known once entered
-    outputs  to be read; `settle` comes before the last part of the reply
-    begun_s  moment before the first sequence was submitted, less the wait for the adapter's text: validation ends there
+    prompts  the prepared prompts, once entered
+    outputs  the outputs to read; call `settle` before the last part of the reply
+    begun_s  moment of the end of validation: before the first submission, less the wait for the adapter's text
     """
 
     def __init__(self, service: GenerationService, order: Order, arrival: RequestState) -> None:
@@ -104,9 +105,9 @@ class Completion:
         self.begun_s = 0.0
         self._service = service
         self._caller = arrival.caller
-        self._held = ExitStack()  # the places in the limits and in the server
+        self._held = ExitStack()  # places in the limits and in the server
         self._usage: OpenUsage | None = None
-        self._streams: list[SequenceStream] = []  # of the sequences that the engine has
+        self._streams: list[SequenceStream] = []  # of sequences that reached the engine
         self._is_submitted = False
 
     async def __aenter__(self) -> Self:
@@ -148,7 +149,7 @@ class Completion:
         )
 
     def _submit(self) -> None:
-        """Open the usage record and submit every sequence; withdraw from it those that did not reach the engine."""
+        """Open the usage record and submit all sequences; withdraw those that do not reach the engine."""
         caller, meter = self._caller, self._service.meter
         numbered = [
             (request, number)
@@ -160,7 +161,7 @@ class Completion:
             is_streamed = self.order.is_stream
             self._usage = meter.open(payer, numbered, base=self.model.name, is_streamed=is_streamed, owner=self)
             self._admission.is_metered = True
-        # The engine is another process: it may begin, and even answer, before the next line of this one runs.
+        # The engine is another process, which may begin and even answer before the next line runs.
         self.begun_s = self._service.clock.monotonic_s() - 1e-3 * max(each.rules.waited_ms for each in self.prompts)
         try:
             for request, _ in numbered:
@@ -188,7 +189,7 @@ class Completion:
 
     @property
     def model_name(self) -> str:
-        """The name of the base or the adapter, in the caller's own spelling."""
+        """The name of the base model or the adapter, as the caller spells it."""
         return self.adapter.id_for(self.arrival.tenant) if self.adapter else self.model.name
 
     @property
@@ -197,13 +198,13 @@ class Completion:
 
     @property
     def num_cached_tokens(self) -> int:
-        """Cached tokens of each prompt's first sequence; the others share its prompt, which is counted once."""
+        """Number of cached prompt tokens. A prompt counts once, with its first sequence."""
         firsts = self._streams[:: self.order.num_sequences]
         return sum(stream.finished.counts.cached_tokens for stream in firsts if stream.finished is not None)
 
     @property
     def adapter_tier(self) -> str | None:
-        """Where the request found its adapter; None: it has none, or it is not known yet."""
+        """The tier in which the request found its adapter; None: it has no adapter, or the tier is not known yet."""
         adapter, use = self.adapter, self.outputs.adapter_use
         return None if adapter is None or use is None else tier_name(use.tier, self.model.served.device, adapter.source)
 
@@ -212,7 +213,7 @@ class Completion:
         return self._admission.headers()
 
     def times_ms(self) -> dict[str, float]:
-        """Milliseconds since arrival, and of the slowest sequence where there are several."""
+        """The request's times in milliseconds; of several sequences, those of the slowest."""
         ends, use = self.outputs.finished, self.outputs.adapter_use
         now_s, first_s = self._service.clock.monotonic_s(), self.outputs.first_token_s
         return {
@@ -229,12 +230,12 @@ class Completion:
     # ── usage ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def settle(self) -> None:
-        """Wait until the usage of a request whose sequences have all ended is on the disk."""
+        """Wait until the usage is on the disk; call it after the ends of all sequences."""
         if self._usage is not None and self._service.meter is not None:
             await self._service.meter.settle(self._usage)
 
     def timings(self) -> Timings:
-        """Return the moments that the usage record holds."""
+        """Return the timings for the usage record."""
         if not self._is_submitted:
             return NO_TIMINGS
         outputs = self.outputs
@@ -250,7 +251,7 @@ class Completion:
         )
 
     def note_charge(self, charge: Charge) -> None:
-        """Give back the reserved tokens and credit that are not charged."""
+        """Release the reserved tokens and credit that are not charged."""
         self._admission.settle(
             charge.charged_prompt_tokens, charge.charged_completion_tokens, charge.charged_cached_tokens
         )
@@ -285,7 +286,7 @@ class Completion:
         self._held.close()
 
     def _why_left(self, error: BaseException) -> FinishReason:
-        """Return the reason with which sequences under way end: a caller pays for ends that it causes, not for faults.
+        """Return the finish reason of sequences under way. A caller pays for ends that it causes, not for faults.
 
         A route is cancelled when its caller leaves, and when the server itself ends.
         """
@@ -295,9 +296,9 @@ class Completion:
 
 
 def tier_name(tier: str, device: str, source: SourceName) -> str:
-    """Return where a request found its adapter, in the words customers know; a CPU's device memory is the host's.
+    """Return the public name of the tier in which a request found its adapter. The device tier of a CPU is the host's.
 
-    An adapter that no tier had was found at its source: a local directory is on this machine's disk, others are remote.
+    An adapter in no tier comes from its source: from the disk for a local directory, otherwise from a remote source.
     """
     match tier:
         case AdapterState.ON_DEVICE.value:

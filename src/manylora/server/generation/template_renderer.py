@@ -1,4 +1,4 @@
-"""Adapters' own chat templates, rendered in processes of their own: never in this one."""
+"""The renderer of adapters' own chat templates, which runs them in separate processes."""
 
 import asyncio
 import json
@@ -18,9 +18,9 @@ from manylora.system.log_lines import current_log_context
 log = logging.getLogger(__name__)
 
 PROCESSES = 4
-"""Renders at one time. A caller has half of them at most, so that one whose templates hang holds up no other."""
+"""Number of concurrent renders. A caller has at most half of them, so that its slow templates do not block others."""
 ANSWER_S = 20.0
-"""The process ends a render long before; one that answers nothing for so long has stopped."""
+"""Seconds after which a process without an answer counts as stuck; the process itself ends a render much earlier."""
 TURN_S = 30.0
 MAX_STARTS_IN_A_ROW = 2
 
@@ -28,25 +28,25 @@ Json = dict[str, Any]  # JSON values of several types
 
 
 class Renderer:
-    """A few processes, started when the first template comes. One event loop."""
+    """A pool of processes, which starts with the first template. It belongs to one event loop."""
 
     def __init__(self, processes: int = PROCESSES) -> None:
         self._idle = [_Process() for _ in range(processes)]
         self._share = max(1, processes // 2)
         self._all = tuple(self._idle)
-        self._threads = ThreadPoolExecutor(processes, thread_name_prefix="manylora-render")  # each waits for a process
-        self._held: Counter[str] = Counter()  # by caller
+        self._threads = ThreadPoolExecutor(processes, thread_name_prefix="manylora-render")  # one a process
+        self._held: Counter[str] = Counter()  # number of processes by caller
         self._waiting: list[_Turn] = []
 
     async def render(
         self, template: str, variables: Mapping[str, object], *, caller: str, digest: str, max_bytes: int
     ) -> str:
-        """Return the prompt.
+        """Render a template and return the prompt.
 
-        Args:    caller, digest  whose request it is, and of which text: a process serves one such pair at a time
-                 max_bytes       of the prompt as JSON
-        Raises:  `TemplateFailed` with the template's own words or the bound it ran into; `Overloaded` where no turn
-                 came in time
+        Args:    caller, digest  the tenant and the digest of the adapter's text; a process serves one pair at a time
+                 max_bytes       largest size of the prompt as JSON
+        Raises:  `TemplateFailed` with the template's own message or the exceeded bound, `Overloaded` if no process was
+                 free in time
         """
         key = f"{caller} {digest}"
         job = json.dumps({"template": template, "variables": variables})
@@ -54,7 +54,7 @@ class Renderer:
         process = await self._turn(caller, key)
         loop = asyncio.get_running_loop()
         asked = loop.run_in_executor(self._threads, process.ask, f"{head}\n{job}\n".encode(), key, max_bytes)
-        # Whoever leaves does not take the process along: it comes back when its answer does.
+        # After a cancelled call the process becomes idle only with its answer.
         asked.add_done_callback(lambda _: self._give_back(caller, process))
         try:
             async with asyncio.timeout(ANSWER_S):
@@ -64,7 +64,7 @@ class Renderer:
             process.give_up()
             answer = await asked
         except asyncio.CancelledError:
-            if not asked.done():  # else it may be another's by now
+            if not asked.done():  # else another call may have the process
                 process.give_up()
             raise
         if "text" not in answer:
@@ -95,13 +95,13 @@ class Renderer:
         self._grant()
 
     def _grant(self) -> None:
-        """Give idle processes out: to the caller with the fewest, and among equals to the first in line."""
+        """Assign idle processes to the caller with the fewest of them; among equals, to the first one in line."""
         while self._idle:
             may = [turn for turn in self._waiting if self._held[turn.caller] < self._share]
             if not may:
                 return
             turn = min(may, key=lambda turn: self._held[turn.caller])
-            # The process that knows the template already, else the one that was used longest ago.
+            # Prefer the process that already knows the template; else take the least recently used one.
             process = next((each for each in self._idle if each.key == turn.key), self._idle[0])
             self._waiting.remove(turn)
             self._idle.remove(process)
@@ -110,7 +110,7 @@ class Renderer:
 
     @property
     def pids(self) -> list[int]:
-        """Of the processes that run."""
+        """Return the ids of the running processes."""
         return [process.pid for process in self._all if process.pid is not None]
 
     def close(self) -> None:
@@ -132,7 +132,7 @@ class _Turn:
 
 
 class _Process:
-    """One process, started again whenever it is not there. One thread at a time asks it; any may give it up."""
+    """One process, which starts again after its end. One thread at a time asks it; any thread may end it."""
 
     def __init__(self) -> None:
         self.key = ""
@@ -144,7 +144,7 @@ class _Process:
         return None if self._process is None else self._process.pid
 
     def ask(self, job: bytes, key: str, max_bytes: int) -> Json:
-        """Hand it a job and return its answer; whatever goes wrong with the process becomes an answer, too."""
+        """Send a job to the process and return its answer. A failure of the process is an answer with an error."""
         self._is_given_up = False
         for _ in range(MAX_STARTS_IN_A_ROW):
             process = self._started()
@@ -156,7 +156,7 @@ class _Process:
             self.end()
             if self._is_given_up:
                 return {"error": f"the chat template was stopped: over {ANSWER_S:g} seconds"}
-            # It was killed between two renders, by the system or an operator.
+            # The system or an operator killed it between two renders.
         return {"error": "the chat template was stopped: its process ended"}
 
     def give_up(self) -> None:
@@ -189,7 +189,7 @@ class _Process:
 
 
 def _exchanged(jobs: IO[bytes], answers: IO[bytes], job: bytes, max_bytes: int) -> bytes:
-    """The line that answers a job; empty where the process has ended."""
+    """Send a job and return the line with its answer; empty if the process has ended."""
     try:
         rest = memoryview(job)
         while rest:

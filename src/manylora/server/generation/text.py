@@ -1,4 +1,4 @@
-"""Pieces of a reply's text: their form, the tokens in them, and the cut at a stop string."""
+"""The pieces of a reply's text: their form, their tokens, and the cut at a stop string."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from manylora.engine.stopping import StopSearch
 
 
 class TokenReport(Enum):
-    """Which tokens the pieces of a reply list.
+    """The tokens that the pieces of a reply list.
 
-    NONE     none
-    IN_TEXT  the tokens that the text shows, each with the piece in which its text begins; at the end, all the rest
-    EVERY    each token with the piece that it makes
+    NONE     no tokens
+    IN_TEXT  the tokens that the text shows, each in the piece in which its text begins; the last piece has the rest
+    EVERY    each token, in the piece that it makes
     """
 
     NONE = "none"
@@ -24,11 +24,11 @@ class TokenReport(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyForm:
-    """What a dialect needs of its pieces.
+    """The parts of a reply that a dialect needs.
 
-    cuts_stops    whether the text is cut at a stop string; else it keeps all generated text
-    keeps_text    whether the whole text is needed at the end
-    keeps_tokens  whether all reported tokens are needed at the end
+    cuts_stops    whether the text ends before a stop string; otherwise it keeps all generated text
+    keeps_text    whether the output keeps the whole text until the end
+    keeps_tokens  whether the output keeps all reported tokens until the end
     """
 
     cuts_stops: bool
@@ -38,7 +38,10 @@ class ReplyForm:
 
 
 class Alternative(NamedTuple):
-    """A token that might have been drawn. `raw`: its own bytes, which may be part of a character."""
+    """An alternative to a drawn token.
+
+    raw  the token's bytes, which may be part of a character
+    """
 
     id: int
     text: str
@@ -50,11 +53,11 @@ class Alternative(NamedTuple):
 class TextToken:
     """One generated token.
 
-    text        as LoRAX-style replies show it: the text that it added, or the vocabulary's text of a special token
-    offset      characters of the reply before it
-    is_special  a special token, or the token that ended the generation and is no part of the text
+    text        the text that it added, or the name of a special token in the vocabulary; as in LoRAX-style replies
+    offset      number of characters of the reply before it
+    is_special  whether it is a special token, or the token that ended the generation and is no part of the text
     is_hidden   whether the reply does not show it
-    raw         its own bytes, which may be part of a character; empty without log-probabilities
+    raw         the token's bytes, which may be part of a character; empty without log-probabilities
     """
 
     id: int
@@ -70,10 +73,10 @@ class TextToken:
 class Piece(NamedTuple):  # one for every token of every stream: a frozen dataclass takes several times as long to make
     """The next part of one sequence's reply.
 
-    sequence  its number
-    text      to be sent; empty while characters or the start of a stop string are held back
-    tokens    as `TokenReport` says
-    end       set on the last piece
+    sequence  number of the sequence
+    text      text to send; empty while characters or the start of a stop string are held back
+    tokens    tokens by the rule of `TokenReport`
+    end       the sequence's end, in the last piece alone
     is_cut    whether a stop string has ended the text
     """
 
@@ -87,13 +90,17 @@ class Piece(NamedTuple):  # one for every token of every stream: a frozen datacl
 class StopCut:
     """Cuts a text that arrives in pieces at its stop string, and holds back a possible start of one.
 
-    The engine searches the same strings in the same text to end the generation; here the text before them is held back.
+    The engine searches the same strings in the same text to end the generation.
     """
 
     __slots__ = ("_held", "_keeps_stop", "_search", "_sent", "is_cut")
 
     def __init__(self, stops: Sequence[str], *, keeps_stop: bool = False) -> None:
-        """`stops`: at least one; `keeps_stop`: the text ends with the stop string instead of before it."""
+        """Start without text.
+
+        Args:  stops       at least one stop string
+               keeps_stop  whether the text ends with the stop string instead of before it
+        """
         self._search = StopSearch(tuple(stops))
         self._keeps_stop = keeps_stop
         self._held = ""
@@ -118,12 +125,12 @@ class StopCut:
         return self._release(self._search.length if self._keeps_stop else self._search.settled())
 
     def flush(self) -> str:
-        """Return the held text at the end of the generation: it is text after all."""
+        """Return the held text at the end of the generation."""
         held, self._held = self._held, ""
         return held
 
     def _release(self, end: int) -> str:
-        """Return the held text before a place in the reply."""
+        """Return the held text before the offset `end` of the reply."""
         count = max(0, end - self._sent)
         sent, self._held = self._held[:count], self._held[count:]
         self._sent += len(sent)

@@ -107,7 +107,7 @@ class RouteOperation:
 
     body     the model of the request's body; None: the route reads none
     replies  status → the type of the reply's JSON, or a description of a reply that is no JSON
-    events   the type of the JSON in each event, where the reply is or may be a stream; None: it is none
+    events   the type of the JSON in each event of a stream; None: the route never streams
     """
 
     summary: str

@@ -301,7 +301,7 @@ class Spool:
             if failure is not None:
                 self._fail(unrecorded(failure))
         with contextlib.suppress(RuntimeError):  # the loop is closed, and no task waits
-            self._loop.call_soon_threadsafe(_tell, [done for _, done in written])
+            self._loop.call_soon_threadsafe(_complete, [done for _, done in written])
         return failure is None
 
 
@@ -385,7 +385,7 @@ def read_segment(path: Path) -> Iterator[SpoolEntry]:
             raise newer_usage(path, f"an entry that manylora {__version__} does not know ({error})") from error
 
 
-def _tell(futures: list[asyncio.Future[None]]) -> None:
+def _complete(futures: list[asyncio.Future[None]]) -> None:
     for done in futures:
         if not done.done():
             done.set_result(None)

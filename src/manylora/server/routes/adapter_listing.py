@@ -1,4 +1,4 @@
-"""The adapters that a caller's lists show: local ones, uploads, and remote ones that its tenant has used lately."""
+"""The adapters in a caller's lists: local ones, uploads, and remote ones that its tenant has used lately."""
 
 import asyncio
 from collections import OrderedDict
@@ -16,14 +16,14 @@ MAX_TENANTS = 1_000
 MAX_RECENT = 100
 MAX_DELETED = 16_384
 RECHECK_S = 5.0
-QUESTIONS = 64  # at a time: the engine answers all that it has received between two steps
+QUESTIONS = 64  # questions at a time; the engine answers all received questions between two steps
 
 
 class Catalogue:
-    """Keeps the last `MAX_RECENT` names of each of the last `MAX_TENANTS` tenants; none sees another's.
+    """Keeps the last `MAX_RECENT` names of each of the last `MAX_TENANTS` tenants, separately for each tenant.
 
-    A deleted name stays hidden while its source keeps the old version, and returns with a new one. The engine is
-    therefore asked again for deleted names, at most once per `RECHECK_S`.
+    A deleted name stays hidden while its source keeps the old version, and returns with a new version. The catalogue
+    therefore asks the engine again for deleted names, at most once per `RECHECK_S` seconds.
     """
 
     def __init__(self, model: ModelHandle, clock: Clock) -> None:
@@ -34,14 +34,14 @@ class Catalogue:
         self._deleted: OrderedDict[AdapterRef, float] = OrderedDict()  # the moment of the last question for each
 
     async def names(self, tenant: str) -> list[str]:
-        """Return every name that a request of the tenant's may have: local ones, then uploads, then recent ones."""
+        """Return every name that a tenant's request may use: local ones, then uploads, then recent ones."""
         recent = sorted(self._recent.get(tenant, ()), key=lambda ref: (ref.id, ref.source))
         listed = await self._resolver.listed(tenant, recent)
         gone = await self._gone(list(dict.fromkeys(ref for _, ref in listed if ref in self._deleted)))
         return [name for name, ref in listed if ref not in gone]
 
     async def find(self, tenant: str, name: str) -> str | None:
-        """Return the spelling in which `names` has a name; None: it means the base model.
+        """Return the spelling of a name in `names`; None for a name of the base model.
 
         Raises `AdapterNotFound` for a name that is not listed.
         """
@@ -70,8 +70,8 @@ class Catalogue:
     def note(self, stream: SequenceStream, finished: Finished) -> None:
         """Remember the adapter of a sequence that has ended.
 
-        A sequence that never ran does not count, so that a wrong name is not listed. Nor do local adapters and uploads,
-        which are listed anew each time: an upload may have another owner by then.
+        A sequence that never ran does not count, so that a wrong name is not listed. Local adapters and uploads do not
+        count either, since each list looks them up anew.
         """
         ref = stream.request.adapter
         if ref is None or ref.merge is not None or ref.source in FOLDER_SOURCES or finished.queue_ms is None:
@@ -92,7 +92,7 @@ class Catalogue:
             self._deleted.popitem(last=False)
 
     async def _is_there(self, ref: AdapterRef) -> bool:
-        """Return whether a deleted adapter has come back, or was never deleted."""
+        """Return whether the engine does not have an adapter as deleted."""
         asked_s, now_s = self._deleted.get(ref), self._clock.monotonic_s()
         if asked_s is None:
             return True

@@ -1,4 +1,4 @@
-"""The operators' routes: GET /v1/adapters, and GET, POST and DELETE of one adapter below it."""
+"""The operators' routes: GET /v1/adapters, and GET, POST and DELETE of /v1/adapters/{adapter_id}."""
 
 import asyncio
 import math
@@ -28,19 +28,19 @@ from manylora.tenancy import AdapterAct
 DEFAULT_PAGE, MAX_PAGE = 100, 1_000
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.01, 0.2
 DONE, BEGUN = 200, 202
-LOOKS = 64  # questions at a time: the engine answers all that have come between two steps
+LOOKS = 64  # questions at a time; the engine answers all received questions between two steps
 
 
 _NAME = Parameter("adapter_id", "path", "The adapter's name")
 _PLACE = (
-    Parameter("source", "query", "Where the adapter comes from"),
-    Parameter("tenant", "query", "The tenant for whose requests the name is read; default: the key's"),
+    Parameter("source", "query", "The source of the adapter"),
+    Parameter("tenant", "query", "The tenant whose requests give the name its meaning; default: the key's"),
 )
 _WAIT = Parameter("wait", "query", "Seconds to wait for the end of the action; default 0")
 
 
 def adapter_router(routes: "AdapterRoutes", guards: Guards, clock: Clock) -> tuple[APIRouter, ...]:
-    """Return the routers of the operators' routes: those that look, and those that change something."""
+    """Return the routers of the operators' routes: the reading ones, and the changing ones."""
     looking = Routes(APIRouter(dependencies=guards.keyed), clock)
     looking.add(
         "GET /v1/adapters",
@@ -57,7 +57,7 @@ def adapter_router(routes: "AdapterRoutes", guards: Guards, clock: Clock) -> tup
     )
     one = "/v1/adapters/{adapter_id:path}"
     looking.add(
-        f"GET {one}", routes.show, "How one adapter stands", replies={DONE: AdapterInfo}, parameters=[_NAME, *_PLACE]
+        f"GET {one}", routes.show, "The state of one adapter", replies={DONE: AdapterInfo}, parameters=[_NAME, *_PLACE]
     )
     changing = Routes(APIRouter(dependencies=guards.with_body), clock)
     replies: dict[int, object] = {DONE: AdapterInfo, BEGUN: AdapterInfo}
@@ -70,12 +70,15 @@ def adapter_router(routes: "AdapterRoutes", guards: Guards, clock: Clock) -> tup
         replies=replies,
         parameters=parameters,
     )
-    changing.add(f"DELETE {one}", routes.delete, "Take an adapter away", replies=replies, parameters=parameters)
+    changing.add(f"DELETE {one}", routes.delete, "Delete an adapter", replies=replies, parameters=parameters)
     return looking.router, changing.router
 
 
 class AdapterRoutes:
-    """Each begins what is asked and tells how the adapter stands: 200 if it is done, 202 if it goes on."""
+    """The handlers of the operators' routes.
+
+    An action begins at once; the reply has the adapter's state and 200 for a finished action, 202 for one that goes on.
+    """
 
     def __init__(
         self,
@@ -86,7 +89,7 @@ class AdapterRoutes:
         longest_wait_s: float,
         access: Access,
     ) -> None:
-        """`longest_wait_s`: the largest `wait` that a query may ask for; a longer one is cut to it."""
+        """`longest_wait_s` is the bound to which a longer `wait` of a query is cut."""
         self._resolver = model.resolver
         self._engine = model.engine
         self._settings = settings
@@ -95,10 +98,10 @@ class AdapterRoutes:
         self._access = access
 
     async def list_page(self, context: HttpContext) -> None:
-        """One page, in the order of ids. An id that two callers' credentials tell apart stands there twice.
+        """Reply with one page in the order of ids. An id with two credentials of callers occurs twice.
 
-        Local adapters that nobody has asked for are among them, and with `tenant` all uploads of that tenant; the
-        engine looks at those of the page alone.
+        The list includes local adapters without any request yet and, with `tenant`, all uploads of that tenant. The
+        engine reads the state of the page's adapters alone.
         """
         self._admit(context)
         query = context.query
@@ -168,18 +171,18 @@ class AdapterRoutes:
         await self._access.note_act(act)
 
     async def _known(self, tenant: str | None) -> list[AdapterInfo]:
-        """What the engine tells of; besides, local adapters, or the uploads of the one tenant that is asked for."""
-        told = list(await self._engine.infos())
-        there = {(info.source, info.tenant, info.id) for info in told}
+        """Return the engine's adapters, and in addition all local ones or all uploads of the tenant in the query."""
+        known = list(await self._engine.infos())
+        there = {(info.source, info.tenant, info.id) for info in known}
         if tenant is None:
             refs = [AdapterRef(SourceName.LOCAL, name) for name in await self._resolver.local_names()]
         else:
             listed = await self._resolver.listed(tenant)
             refs = list(dict.fromkeys(ref for _, ref in listed if ref.tenant == tenant))
-        return told + [_unasked(ref) for ref in refs if (ref.source, ref.tenant, ref.id) not in there]
+        return known + [_unasked(ref) for ref in refs if (ref.source, ref.tenant, ref.id) not in there]
 
     async def _looked_at(self, page: Sequence[AdapterInfo]) -> list[AdapterInfo]:
-        """The page with what the engine finds of those that it had not been asked for; deleted ones are left out."""
+        """Return the page with the engine's state of adapters that the engine did not know; leave out deleted ones."""
         looked: list[AdapterInfo | None] = []
         for start in range(0, len(page), LOOKS):
             some = page[start : start + LOOKS]
@@ -201,16 +204,16 @@ class AdapterRoutes:
         require_operator(context, is_open=self._settings.admin_open)
 
     async def _named_tenant(self, context: HttpContext) -> str | None:
-        """The tenant that an operator asks for. Raises `InvalidParameter` for one that does not exist."""
+        """Return the tenant in an operator's query. Raises `InvalidParameter` for an unknown tenant."""
         tenant = context.query.get("tenant")
         if tenant is not None and not await self._resolver.has_tenant(tenant):
             raise InvalidParameter(f"no tenant `{printable(tenant[:80])}`", parameter="tenant")
         return tenant
 
     async def _ref(self, context: HttpContext, *, token: str = "") -> AdapterRef:
-        """The adapter that the path names, as it would for a request of the tenant that the query names, or the key's.
+        """Return the adapter of the name in the path, for the tenant in the query or else the key's.
 
-        A tenant's version that requests do not find (an archived one, or a suspended tenant's) is its own all the same.
+        A version that requests do not find (an archived one, or a suspended tenant's) still belongs to its tenant.
         """
         adapter_id, tenant = name_in_path(context.path_parameters["adapter_id"]), await self._named_tenant(context)
         fields = AdapterFields(source=context.query.get("source"), token=token)
@@ -241,7 +244,7 @@ def _cursor_at(info: AdapterInfo) -> str:
 
 
 def _cursor(text: str | None) -> tuple[str, str, str] | None:
-    """The `after` of a page before, `source:id` or `source:id:tenant`; the adapter itself may be gone by now."""
+    """Parse the `after` of the page before: `source:id` or `source:id:tenant`. The adapter may be gone by now."""
     if text is None:
         return None
     source, mark, rest = text.partition(":")
@@ -252,7 +255,7 @@ def _cursor(text: str | None) -> tuple[str, str, str] | None:
 
 
 def _page(found: Sequence[AdapterInfo], limit: int) -> Sequence[AdapterInfo]:
-    """The first ones; what stands at one place is not torn apart, since the next page begins behind it."""
+    """Return the first adapters. A page does not split adapters of one cursor, since the next one begins behind it."""
     end = min(limit, len(found))
     while 0 < end < len(found) and _place(found[end]) == _place(found[end - 1]):
         end += 1
@@ -260,7 +263,7 @@ def _page(found: Sequence[AdapterInfo], limit: int) -> Sequence[AdapterInfo]:
 
 
 def page_limit(text: str | None, *, default: int, most: int) -> int:
-    """Return the number of entries of a page, as a query says it. Raises `InvalidParameter`."""
+    """Return the number of entries of a page from a query's text. Raises `InvalidParameter`."""
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most):

@@ -1,4 +1,4 @@
-"""The routes that tell about the server: /info, /health, /metrics, /tokenize, /v1/models; and the tasks it lacks."""
+"""The routes about the server: /info, /health, /metrics, /tokenize, /v1/models, and the routes that it refuses."""
 
 from fastapi import APIRouter
 
@@ -26,24 +26,26 @@ from manylora.system.standard_streams import lost_lines
 
 UNHEALTHY = {"error": "unhealthy", "error_type": "healthcheck", "code": "deployment_unavailable"}
 MAX_MODELS = 10_000
-"""Of a page of `/v1/models`: clients of OpenAI's know of no pages there."""
+"""Models of a page of `/v1/models`; it is large, since OpenAI's clients do not read further pages."""
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def info_routers(routes: "FactRoutes", guards: Guards, clock: Clock) -> tuple[APIRouter, ...]:
-    """Return the routers of these routes: those that need no key, those that need one, and those that take a body."""
+    """Return the routers: of routes without a key, of routes with a key, and of routes with a body."""
     return _keyless(routes, guards, clock), _keyed(routes, guards, clock), _with_body(routes, guards, clock)
 
 
 def _keyless(routes: "FactRoutes", guards: Guards, clock: Clock) -> APIRouter:
     router = Routes(APIRouter(dependencies=guards.keyless), clock)
     well: dict[int, object] = {200: HealthReply, 503: UnhealthyReply}
-    router.add("GET /", routes.health, "Whether the engine makes progress", replies=well)
-    router.add("GET /health", routes.health, "Whether the engine makes progress", replies=well)
-    router.add("GET /ping", routes.health, "Whether the engine makes progress, under another name", replies=well)
-    router.add("GET /startup", routes.startup, "Whether a first generation has succeeded", replies=well)
-    router.add("GET /ready", routes.ready, "Whether a request that comes now is served", replies=well)
-    router.add("GET /info", routes.info, "What is served, and its limits", replies={200: InfoReply})
+    router.add("GET /", routes.health, "Check that the engine makes progress", replies=well)
+    router.add("GET /health", routes.health, "Check that the engine makes progress", replies=well)
+    router.add(
+        "GET /ping", routes.health, "Check that the engine makes progress; the same as GET /health", replies=well
+    )
+    router.add("GET /startup", routes.startup, "Check that a first generation has succeeded", replies=well)
+    router.add("GET /ready", routes.ready, "Check that the server accepts requests now", replies=well)
+    router.add("GET /info", routes.info, "The served model and its limits", replies={200: InfoReply})
     return router.router
 
 
@@ -94,7 +96,7 @@ def _with_body(routes: "FactRoutes", guards: Guards, clock: Clock) -> APIRouter:
 
 
 class FactRoutes:
-    """Nothing here generates for a caller."""
+    """The handlers of the routes about the server, which do not generate text."""
 
     def __init__(
         self,
@@ -114,18 +116,18 @@ class FactRoutes:
 
     async def health(self, context: HttpContext) -> None:
         is_well = not self._admission.is_draining and await self._health.is_well()
-        await self._tell(context, is_well=is_well)
+        await self._reply_health(context, is_well=is_well)
 
     async def startup(self, context: HttpContext) -> None:
         is_well = not self._admission.is_draining and (self._health.has_generated or await self._health.probe())
-        await self._tell(context, is_well=is_well)
+        await self._reply_health(context, is_well=is_well)
 
     async def ready(self, context: HttpContext) -> None:
-        """Return whether a request that comes now is served; cheap, for a balancer that asks often."""
+        """Reply whether the server accepts requests now. The check is cheap, since load balancers call it often."""
         if (failure := self._service.usage_failure) is not None:
             raise failure
         is_ready = not self._admission.is_draining and self._health.has_generated and self._model.engine.health().is_up
-        await self._tell(context, is_well=is_ready)
+        await self._reply_health(context, is_well=is_ready)
 
     async def info(self, context: HttpContext) -> None:
         served, settings = self._model.served, self._settings
@@ -180,7 +182,7 @@ class FactRoutes:
         )
 
     async def models(self, context: HttpContext) -> None:
-        """A page, in the order of the list; `after` is the id of the last one of the page before."""
+        """Reply with a page of the list. The query's `after` is the last id of the page before."""
         served, query = self._model.served, context.query
         limit, after = page_limit(query.get("limit"), default=MAX_MODELS, most=MAX_MODELS), query.get("after")
         ids = [served.model_id, *await self._catalogue.names(context.arrival.tenant)]
@@ -210,7 +212,7 @@ class FactRoutes:
         created = self._model.served.created_s
         return {"id": name, "object": "model", "created": created, "owned_by": "manylora", "parent": parent}
 
-    async def _tell(self, context: HttpContext, *, is_well: bool) -> None:
+    async def _reply_health(self, context: HttpContext, *, is_well: bool) -> None:
         if is_well:
             await context.reply({"status": "ok"})
         else:

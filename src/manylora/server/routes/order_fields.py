@@ -1,4 +1,4 @@
-"""The fields that both dialects share, of adapters, sampling and ending, in the terms of an order."""
+"""The conversion of fields that both dialects share into the terms of an order: adapter, sampling, stop conditions."""
 
 from typing import Protocol
 
@@ -13,7 +13,7 @@ Fields = GenerateParameters | CompletionBody | ChatBody
 
 
 class NamesAdapter(Protocol):
-    """A model of a body that has the fields which name an adapter."""
+    """The model of a body with the fields that name an adapter."""
 
     @property
     def adapter_id(self) -> str | None: ...
@@ -40,7 +40,7 @@ def sampling_params(
     num_logprobs: int | None,
     logit_bias: tuple[tuple[int, float], ...] = (),
 ) -> SamplingParams:
-    """Return the engine's parameters. A `top_p` of 0, which OpenAI documents, keeps the likeliest token alone."""
+    """Return the engine's parameters. A `top_p` of 0, which OpenAI documents, keeps only the likeliest token."""
     top_k, top_p = (1, None) if fields.top_p == 0 else (fields.top_k, fields.top_p)
     return SamplingParams(
         temperature=temperature,

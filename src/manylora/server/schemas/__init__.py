@@ -1,1 +1,1 @@
-"""Bodies of requests and replies as models, from which they are read and the OpenAPI document is made."""
+"""The models of requests' and replies' bodies, which read requests and make the OpenAPI document."""

@@ -1,4 +1,4 @@
-"""Fields of a request that name an adapter, and the bodies and replies of the operators' routes."""
+"""The fields of a request that name an adapter, and the bodies and replies of the operators' routes."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -50,7 +50,7 @@ class MergedAdapters(Body):
     )
 
     def recipe(self) -> MergeRecipe:
-        """Raises `InvalidParameter`."""
+        """Return the recipe of the merge. Raises `InvalidParameter`."""
         return read_recipe(len(self.ids), self.weights, self.merge_strategy, self.density, self.majority_sign_method)
 
 
@@ -69,7 +69,7 @@ AdapterId = Annotated[
     Field(description="The adapter's name; absent, empty or the base's name is the base model."),
 ]
 AdapterSource = Annotated[
-    str | None, Read(text, "string"), Field(description="Where the adapter comes from: hub, local, s3 or pbase.")
+    str | None, Read(text, "string"), Field(description="The source of the adapter: hub, local, s3 or pbase.")
 ]
 ApiToken = Annotated[
     str | None, Read(text, "string"), Field(description="The caller's credential at the adapter's source.")
@@ -79,7 +79,7 @@ ADAPTER_FIELDS = ("adapter_id", "adapter_source", "api_token", "merged_adapters"
 
 
 class AdapterChoice(Body):
-    """The fields that name an adapter, on their own."""
+    """An object with only the fields that name an adapter."""
 
     place: ClassVar[str] = "parameters"
     adapter_id: AdapterId = None
@@ -105,7 +105,10 @@ class AdapterActionBody(Body):
 
 
 class AdapterPage(TypedDict):
-    """One page of adapters; `after`: give it for the page that follows, null at the end."""
+    """One page of adapters.
+
+    after  the parameter `after` of the next page; null at the end
+    """
 
     object: Literal["list"]
     data: list[AdapterInfo]

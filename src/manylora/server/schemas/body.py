@@ -1,8 +1,7 @@
 """The base of all models of requests' bodies, and the one function that reads a body.
 
-A model declares its fields in the order in which they are checked: the first wrong one is the one that the caller is
-told. Field readers (`readers.py`) raise `InvalidParameter` in the words that clients of LoRAX know; pydantic passes
-such an exception through as it is.
+A model declares its fields in the order of their checks; the error names the first wrong field. Field readers
+(`readers.py`) raise `InvalidParameter` with LoRAX's messages, and pydantic passes this exception on.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,10 +22,10 @@ Model = TypeVar("Model", bound="Body")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """Values that the bounds of fields depend on.
+    """The values on which the bounds of fields depend.
 
-    settings   the operator's limits
-    max_input  tokens of the longest prompt
+    settings   the settings with the operator's limits
+    max_input  number of tokens of the longest prompt
     is_stream  whether the route streams; None: the body decides
     beside     the unread object, for a field whose bounds depend on fields after it
     """
@@ -45,7 +44,7 @@ class Body(BaseModel):
     place: ClassVar[str] = ""
     """The object's name in messages; empty for a whole body."""
     required: ClassVar[tuple[str, ...]] = ()
-    """Fields that a reader refuses to be absent, for the schema."""
+    """The fields that must be present, for the schema; their readers refuse absent ones."""
 
     @model_validator(mode="before")
     @classmethod
@@ -72,14 +71,14 @@ class Body(BaseModel):
 
 
 Reading = Callable[[Any, ValidationInfo], object]
-"""Reads one field: (its value, where it stands) → what the model keeps. Raises `InvalidParameter`."""
+"""Reads one field: (value, pydantic's facts of the field) → the model's value. Raises `InvalidParameter`."""
 
 
 class Read:
     """Annotates a field with the function that reads it, and with its JSON schema.
 
     Args:  kind   the JSON type; a field may be null as well
-           shape  a type whose schema is shown instead; `kind` and `rules` are then left out
+           shape  a type whose schema replaces `kind` and `rules`
            rules  keywords of JSON schema, such as `minimum`
     """
 
@@ -122,7 +121,7 @@ def decode_object(body: bytes) -> Json:
 
 
 def kind_of(value: object) -> str:
-    """The JSON kind of a value, for messages."""
+    """Return the JSON kind of a value, for messages."""
     match value:
         case None:
             return "null"

@@ -1,4 +1,4 @@
-"""Bodies of errors in both dialects."""
+"""The bodies of errors in both dialects."""
 
 from typing_extensions import TypedDict
 

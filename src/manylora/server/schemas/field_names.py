@@ -1,6 +1,6 @@
-"""Names of fields that this server accepts unread, refuses, or knows by another name.
+"""The names of fields that this server accepts without an effect, refuses, or has under another name.
 
-docs/request-fields.md lists the same for people.
+docs/request-fields.md documents them.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ UNREAD = frozenset(
         *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
     }
 )
-"""OpenAI's metadata and hints to caches: they change no token."""
+"""OpenAI's metadata and hints to caches, which change no token."""
 
 GRAMMAR = Refusal("the text is not constrained to a form")
 _GUIDED = (

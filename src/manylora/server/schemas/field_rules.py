@@ -1,4 +1,4 @@
-"""Rules for the names of an object's fields: unread, refused, and the remedy for an unknown one."""
+"""The rules for names of fields: unread ones, refused ones, and the remedies in errors of unknown ones."""
 
 import difflib
 from collections.abc import Callable, Collection, Mapping
@@ -17,10 +17,10 @@ _ADAPTER_WORDS = ("lora", "adapter", "peft")
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A field that is known and not built.
+    """The refusal of a known field that this server does not implement.
 
-    why      the reason, as the message tells it
-    neutral  values that ask for nothing and pass
+    why      the reason in the message
+    neutral  accepted values, which have no effect
     """
 
     why: str = ""
@@ -33,13 +33,13 @@ def _no_places() -> Mapping[str, Collection[str]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldRules:
-    """Names of one JSON object of a request beside the fields of its model.
+    """The rules for names in one JSON object of a request that are no fields of its model.
 
-    unread     accepted, and nothing reads them
-    refused    name → why it is refused unless its value asks for nothing
-    hints      name that other servers use → the remedy
-    elsewhere  returns place → the names that belong there; a function, since models name each other
-    adapter    the remedy for a name of an adapter's; empty where the object names none
+    unread     accepted names without an effect
+    refused    name → its refusal, unless the value is neutral
+    hints      name from other servers → the remedy
+    elsewhere  returns place → the names that belong there; it is a function, since models refer to each other
+    adapter    the remedy for a field that names an adapter; empty for an object that names no adapter
     """
 
     unread: frozenset[str] = frozenset()
@@ -55,7 +55,7 @@ def applied_fields(
     """Return the fields of `applied` that are present; null counts as absent.
 
     Args:    place  the object's name in messages, `stream_options` for one; empty for the body itself
-    Raises:  `InvalidParameter` for the first field that is unknown, or known and not built
+    Raises:  `InvalidParameter` for the first field that is unknown or not implemented
     """
     found = {}
     for name, value in values.items():
@@ -73,7 +73,7 @@ def applied_fields(
 
 
 def not_built(name: str, why: str = "") -> InvalidParameter:
-    """The refusal of a field, or of a value of it, that this server does not implement."""
+    """Return the refusal of a field, or of a field's value, that this server does not implement."""
     reason = f": {why}" if why else ""
     return InvalidParameter(f"`{name}` is not supported by this server yet{reason}", parameter=name)
 

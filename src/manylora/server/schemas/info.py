@@ -1,4 +1,4 @@
-"""Replies of the routes that tell about the server."""
+"""The replies of the routes about the server."""
 
 from typing import Literal
 
@@ -6,13 +6,13 @@ from typing_extensions import TypedDict
 
 
 class HealthReply(TypedDict):
-    """The server is well."""
+    """The reply of a server that is well."""
 
     status: Literal["ok"]
 
 
 class UnhealthyReply(TypedDict):
-    """The server is not well, loads its model or ends."""
+    """The reply of a server that is not well, loads its model or shuts down."""
 
     error: Literal["unhealthy"]
     error_type: Literal["healthcheck"]

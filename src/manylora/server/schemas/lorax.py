@@ -1,4 +1,4 @@
-"""Bodies of LoRAX's routes."""
+"""The bodies of LoRAX's routes."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -93,7 +93,7 @@ def _best_of(value: object, info: ValidationInfo) -> int:
 
 
 def _require_sampling(beside: Mapping[str, object]) -> None:
-    """Raise `InvalidParameter` for a `best_of` whose sequences would all be the same. Any value asks for sampling."""
+    """Raise `InvalidParameter` for a `best_of` without sampling, which would give equal sequences."""
     do_sample = beside.get("do_sample")
     if do_sample is not None and not isinstance(do_sample, bool):
         raise wrong_type("do_sample", "a boolean", do_sample)
@@ -151,7 +151,7 @@ class GenerateParameters(Body):
     best_of: Annotated[
         int,
         Read(_best_of, "integer", minimum=1),
-        Field(description="Sequences generated, of which the likeliest is returned."),
+        Field(description="Generated sequences; the reply has the likeliest one."),
     ] = 1
     temperature: Temperature = None
     top_k: TopK = None
@@ -176,7 +176,7 @@ class GenerateParameters(Body):
     truncate: Annotated[
         int | None,
         Read(_truncate, "integer", minimum=1),
-        Field(description="Keeps the last tokens of the prompt, this many."),
+        Field(description="Number of the prompt's last tokens to keep."),
     ] = None
     adapter_id: AdapterId = None
     adapter_source: AdapterSource = None
@@ -195,13 +195,13 @@ class GenerateParameters(Body):
     include_stop_str_in_output: Annotated[
         bool | None,
         Read(_keeps_stop, "boolean"),
-        Field(description="Whether the text keeps what ended the generation."),
+        Field(description="If true, the text keeps the stop string or token."),
     ] = None
     return_full_text: Annotated[
-        bool, Read(flag, "boolean"), Field(description="Whether the prompt stands before the generated text.")
+        bool, Read(flag, "boolean"), Field(description="If true, the prompt precedes the generated text.")
     ] = False
     apply_chat_template: Annotated[
-        bool, Read(flag, "boolean"), Field(description="Whether `inputs` is one user message.")
+        bool, Read(flag, "boolean"), Field(description="If true, `inputs` is one user message.")
     ] = False
 
 
@@ -219,7 +219,7 @@ def _some_inputs(value: object, info: ValidationInfo) -> str:
 
 
 def _stream(value: object, info: ValidationInfo) -> bool:
-    """Read `stream`; a route that streams, or does not, is the default, and refuses the contrary."""
+    """Read `stream`. The route's own behaviour is the default; a route for one behaviour refuses the other value."""
     is_stream = bounds_of(info).is_stream
     asked = bool(is_stream) if value is None else flag(value, info)
     if is_stream is not None and asked != is_stream:
@@ -251,14 +251,14 @@ class GenerateBody(Body):
     stream: Annotated[
         bool,
         Read(_stream, "boolean"),
-        Field(description="POST / obeys it; on the other two it must say what the route does."),
+        Field(description="POST / and /invocations obey it; others refuse a contrary value."),
     ] = Field(default=None, validate_default=True)
     inputs: Annotated[str, Read(_some_inputs, type="string")] = Field(default=None, validate_default=True)
     parameters: Annotated[GenerateParameters, Read(_parameters, shape=GenerateParameters | None)] = GenerateParameters()
 
 
 class TokenizeBody(Body):
-    """The body of POST /tokenize. The adapter is named at the top or, as generation does, in `parameters`."""
+    """The body of POST /tokenize. It names the adapter at the top level or in `parameters`."""
 
     rules: ClassVar[FieldRules] = FieldRules(
         hints=dict.fromkeys(("prompt", "text", "content", "input"), "use `inputs`"),
@@ -274,7 +274,7 @@ class TokenizeBody(Body):
 
     @property
     def adapter(self) -> "TokenizeBody | AdapterChoice":
-        """The object that names the adapter. Raises `InvalidParameter` if both do."""
+        """Return the object that names the adapter. Raises `InvalidParameter` if both do."""
         if self.parameters is None:
             return self
         if beside := [name for name in ADAPTER_FIELDS if name in self.model_fields_set]:

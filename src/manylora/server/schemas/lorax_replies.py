@@ -1,6 +1,6 @@
-"""Replies of LoRAX's routes.
+"""The replies of LoRAX's routes.
 
-A reply is a dictionary with declared keys: a stream makes one a token, and a model's instance takes longer to make.
+A reply is a dictionary with declared keys. A stream makes one for each token, and an instance of a model takes longer.
 """
 
 from typing import Literal, NotRequired
@@ -11,7 +11,7 @@ Reason = Literal["length", "eos_token", "stop_sequence"]
 
 
 class AlternativeToken(TypedDict):
-    """A token that was as likely, or nearly so."""
+    """One of the likeliest tokens at the position of a token."""
 
     id: int
     text: str
@@ -19,7 +19,7 @@ class AlternativeToken(TypedDict):
 
 
 class GeneratedToken(TypedDict):
-    """One generated token; `text` is empty while its bytes are part of a character."""
+    """One generated token. Its `text` is empty while its bytes are a part of a character."""
 
     id: int
     text: str
@@ -38,7 +38,7 @@ class PrefillToken(TypedDict):
 
 
 class GeneratedSequence(TypedDict):
-    """One of several sequences that was not the likeliest."""
+    """A generated sequence that is not the likeliest of `best_of`."""
 
     generated_text: str
     finish_reason: Reason
@@ -62,7 +62,7 @@ class GenerationDetails(TypedDict):
 
 
 class GenerateReply(TypedDict):
-    """A whole reply; `details` only where they were asked for."""
+    """A whole reply. It has `details` only on demand."""
 
     generated_text: str
     details: NotRequired[GenerationDetails]
@@ -87,7 +87,7 @@ class StreamUsage(TypedDict):
 
 
 class GenerateEvent(TypedDict):
-    """The JSON of one event of a stream; the keys that are not required are those of the last one."""
+    """The JSON of one event of a stream. Only the last event has the keys that are not required."""
 
     token: GeneratedToken
     generated_text: str | None

@@ -78,7 +78,7 @@ class StreamOptions(Body):
         adapter=OPENAI_ADAPTER,
     )
     include_usage: Annotated[
-        bool, Read(flag, "boolean"), Field(description="Whether the last chunk tells the usage.")
+        bool, Read(flag, "boolean"), Field(description="If true, the last chunk has the usage.")
     ] = False
 
 
@@ -203,9 +203,7 @@ class CompletionBody(Body):
         Read(_CHECKED_ALTERNATIVES, "integer", minimum=0, maximum=MAX_ALTERNATIVES),
         Field(description="Likeliest tokens beside each one."),
     ] = None
-    echo: Annotated[bool, Read(_echo, "boolean"), Field(description="Whether the prompt stands before the text.")] = (
-        False
-    )
+    echo: Annotated[bool, Read(_echo, "boolean"), Field(description="If true, the prompt precedes the text.")] = False
     response_format: Format = None
     temperature: OpenAITemperature = None
     max_tokens: Annotated[
@@ -243,7 +241,7 @@ class CompletionBody(Body):
     truncate_prompt_tokens: Truncate = None
     best_of: Annotated[int | None, Read(_best_of, "integer", minimum=1)] = None
     add_special_tokens: Annotated[
-        bool, Read(flag, "boolean"), Field(description="Whether what leads the model's texts is added; default true.")
+        bool, Read(flag, "boolean"), Field(description="If true, the default, the tokenizer adds special tokens.")
     ] = True
     prompt: Annotated[
         tuple[Prompt, ...],
@@ -253,7 +251,7 @@ class CompletionBody(Body):
 
 
 def _one_of(*values: object) -> Reading:
-    """A reader of a field of which only values that ask for nothing are accepted."""
+    """Return a reader of a field that accepts only `values`, which have no effect."""
 
     def read(value: object, info: ValidationInfo) -> object:
         if value not in values:
@@ -271,7 +269,7 @@ def _has_logprobs(value: object, info: ValidationInfo) -> bool:
 
 
 def _opens_turn(value: object, info: ValidationInfo) -> bool:
-    """Absent it is true unless the last message is continued: both at once make no prompt."""
+    """Read `add_generation_prompt`. It defaults to true, or to false if the reply continues the last message."""
     continues = bool(info.data["continue_final_message"])
     opens = not continues if value is None else flag(value, info)
     if continues and opens:
@@ -305,20 +303,20 @@ def _message(message: object, index: int) -> Message:
         raise InvalidParameter(
             f"`{where}.role` must be one of system, developer, user, assistant", parameter="messages"
         )
-    told = {
+    plain = {
         "role": "system" if role == "developer" else role,
         "content": _content(message.get("content"), where),
     }
     if message.keys() <= PLAIN_MESSAGE:
-        return told
+        return plain
     name = applied_fields(message, ChatMessage.names(), ChatMessage.rules, where).get("name")
     if name is not None and not isinstance(name, str):
         raise wrong_type("name", "a string", name)
-    return told if name is None else {**told, "name": name}
+    return plain if name is None else {**plain, "name": name}
 
 
 def _content(content: object, where: str) -> str:
-    """The text of a message; parts are joined in order."""
+    """Return the text of a message, with its parts joined in order."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
@@ -331,7 +329,7 @@ def _content(content: object, where: str) -> str:
         text_of_part = part.get("text") if isinstance(part, dict) else None
         if kind != "text" or not isinstance(text_of_part, str):
             raise InvalidParameter(
-                f"`{where}.content`: this model reads text parts only; given {_told(kind, part)}",
+                f"`{where}.content`: this model reads text parts only; given {_shown(kind, part)}",
                 parameter="messages",
             )
         applied_fields(part, ContentPart.names(), ContentPart.rules, f"{where}.content")
@@ -339,7 +337,7 @@ def _content(content: object, where: str) -> str:
     return "".join(texts)
 
 
-def _told(kind: object, part: object) -> str:
+def _shown(kind: object, part: object) -> str:
     return quoted(kind if kind and isinstance(kind, str) else kind_of(kind or part))
 
 
@@ -417,10 +415,10 @@ class ChatBody(Body):
     stream_options: Options = None
     truncate_prompt_tokens: Truncate = None
     continue_final_message: Annotated[
-        bool, Read(flag, "boolean"), Field(description="Whether the last message is continued; then no turn is opened.")
+        bool, Read(flag, "boolean"), Field(description="If true, the reply continues the last message.")
     ] = False
     add_generation_prompt: Annotated[
-        bool, Read(_opens_turn, "boolean"), Field(description="Whether the prompt opens the assistant's turn.")
+        bool, Read(_opens_turn, "boolean"), Field(description="If true, the prompt opens the assistant's turn.")
     ] = Field(default=None, validate_default=True)
     messages: Annotated[tuple[Message, ...], Read(_messages, shape=list[ChatMessage])] = Field(
         default=None, validate_default=True

@@ -1,4 +1,4 @@
-"""Replies of OpenAI's routes. They are dictionaries with declared keys, as those of LoRAX's routes."""
+"""The replies of OpenAI's routes, which are dictionaries with declared keys."""
 
 from typing import Literal, NotRequired
 
@@ -8,13 +8,13 @@ Reason = Literal["stop", "length", "tool_calls"]
 
 
 class PromptTokensDetails(TypedDict):
-    """Tokens of the prompt by where they came from."""
+    """The number of prompt tokens that the prefix cache had."""
 
     cached_tokens: int
 
 
 class Usage(TypedDict):
-    """Tokens of a request: prompt tokens once a prompt, and all generated ones."""
+    """The tokens of a request: the tokens of each prompt once, and all generated tokens."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -23,7 +23,7 @@ class Usage(TypedDict):
 
 
 class CompletionLogprobs(TypedDict):
-    """Four lists with one entry a token."""
+    """The log-probabilities of a completion: four lists with one entry for each token."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -41,7 +41,7 @@ class CompletionChoice(TypedDict):
 
 
 class CompletionReply(TypedDict):
-    """A completion, or one chunk of it; a chunk has a usage only where `include_usage` asks for it."""
+    """A completion or one chunk of it. A chunk has a usage only with `include_usage`."""
 
     id: str
     object: Literal["text_completion"]
@@ -61,7 +61,7 @@ class TokenLogprob(TypedDict):
 
 
 class ChatTokenLogprob(TokenLogprob):
-    """A token of the reply with those that were likeliest beside it."""
+    """A token of the reply with the likeliest tokens at its position."""
 
     top_logprobs: list[TokenLogprob]
 
@@ -119,7 +119,7 @@ class ChatChunkChoice(TypedDict):
 
 
 class ChatChunk(TypedDict):
-    """One chunk of a stream; it has a usage only where `include_usage` asks for it."""
+    """One chunk of a stream. It has a usage only with `include_usage`."""
 
     id: str
     object: Literal["chat.completion.chunk"]

@@ -1,4 +1,4 @@
-"""Readers of single fields: what each takes, and the words with which it refuses the rest."""
+"""The readers of single fields: each returns a valid value and raises `InvalidParameter` for other values."""
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, cast
@@ -33,7 +33,7 @@ def flag(value: object, info: ValidationInfo) -> bool:
 
 
 def whole_number(name: str, value: object) -> int:
-    """An integer; a float without a fraction passes, a boolean does not."""
+    """Return an integer. A float without a fraction is valid, a boolean is not."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):
@@ -91,20 +91,20 @@ def positive_number(value: object, info: ValidationInfo) -> float:
     return found
 
 
-def number_within(is_within: Callable[[float], bool], told: str) -> Callable[[object, ValidationInfo], float]:
-    """A reader of numbers; `told`: the range, as the message names it."""
+def number_within(is_within: Callable[[float], bool], bounds: str) -> Callable[[object, ValidationInfo], float]:
+    """Return a reader of numbers in a range; `bounds` is the range in the message."""
 
     def read(value: object, info: ValidationInfo) -> float:
         found = number(value, info)
         if not is_within(found):
-            raise InvalidParameter(f"`{info.field_name}` must be {told}", parameter=name_of(info))
+            raise InvalidParameter(f"`{info.field_name}` must be {bounds}", parameter=name_of(info))
         return found
 
     return read
 
 
 def count_within(lowest: int, highest: Callable[[Bounds], int]) -> Reading:
-    """A reader of integers whose upper bound may be a setting."""
+    """Return a reader of integers, whose upper bound may be a setting."""
 
     def read(value: object, info: ValidationInfo) -> int:
         found, most = whole(value, info), highest(bounds_of(info))
@@ -117,11 +117,11 @@ def count_within(lowest: int, highest: Callable[[Bounds], int]) -> Reading:
 
 
 def strings(name: str, value: object) -> tuple[str, ...]:
-    """A string, or an array of strings."""
+    """Return the strings of a string or of an array of strings."""
     if isinstance(value, str):
         return (value,)
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return tuple(cast(list[str], value))  # each was looked at just above
+        return tuple(cast(list[str], value))  # the condition has checked each
     raise wrong_type(name, "a string or an array of strings", value)
 
 
@@ -136,7 +136,7 @@ def whole_numbers(name: str, value: object) -> tuple[int, ...]:
 
 
 def object_of(model: type[Model]) -> Callable[[object, ValidationInfo], Model]:
-    """A reader of an object that is another model."""
+    """Return a reader of an object with a model of its own."""
 
     def read(value: object, info: ValidationInfo) -> Model:
         if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Fields that both dialects share, of sampling and of ending, with their bounds."""
+"""The fields of sampling and of stop conditions that both dialects share, with their bounds."""
 
 from typing import Annotated, ClassVar
 
@@ -29,7 +29,7 @@ _TOP_P = "> 0.0 and < 1.0"
 
 
 class ResponseFormat(Body):
-    """Free text is the one format so far."""
+    """The object `response_format`. Free text is the only format so far."""
 
     place: ClassVar[str] = "response_format"
     rules: ClassVar[FieldRules] = FieldRules(refused=dict.fromkeys(("json_schema", "schema", "value"), GRAMMAR))
@@ -174,12 +174,12 @@ AllowedTokens = Annotated[
     Field(description="The only tokens that may be generated."),
 ]
 KeepsStop = Annotated[
-    bool | None, Read(flag, "boolean"), Field(description="Whether the text keeps what ended the generation.")
+    bool | None, Read(flag, "boolean"), Field(description="If true, the text keeps the stop string or token.")
 ]
 IgnoreEosToken = Annotated[
-    bool | None, Read(flag, "boolean"), Field(description="Whether end-of-sequence tokens do not end the generation.")
+    bool | None, Read(flag, "boolean"), Field(description="If true, end-of-sequence tokens do not end the text.")
 ]
 IgnoreEos = Annotated[bool | None, Read(_ignore_eos, "boolean"), Field(description="The same as `ignore_eos_token`.")]
 SkipsSpecial = Annotated[
-    bool, Read(flag, "boolean"), Field(description="Whether special tokens are left out of the text; default true.")
+    bool, Read(flag, "boolean"), Field(description="If true, the text omits special tokens; default true.")
 ]

@@ -51,8 +51,8 @@ def _is_token(item: object) -> bool:
 def read_biases(value: object, info: ValidationInfo) -> Biases:
     if not isinstance(value, dict):
         raise wrong_type(name_of(info), "an object", value)
-    told = {token: bias for token, bias in value.items() if bias is not None}
-    pairs = tuple(_bias(token, bias) for token, bias in told.items())
+    given = {token: bias for token, bias in value.items() if bias is not None}
+    pairs = tuple(_bias(token, bias) for token, bias in given.items())
     if len(pairs) > MAX_LOGIT_BIASES:
         raise InvalidParameter(
             f"`logit_bias` may have at most {MAX_LOGIT_BIASES} entries. Given: {len(pairs)}", parameter="logit_bias"

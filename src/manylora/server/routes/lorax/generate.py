@@ -47,13 +47,13 @@ REASONS = {
     FinishReason.LENGTH: "length",
 }
 MAX_EVENT_BYTES = 120_000
-"""No known client refuses a line of this size."""
+"""Largest size of an event; no known client refuses a line of this size."""
 NO_TOKEN = TextToken(id=0, text="", offset=0, logprob=0.0, is_special=True)
-"""Stands in the last event of a stream that has no token."""
+"""The token in the last event of a stream without tokens."""
 
 
 class NativeRoutes:
-    """Answers in LoRAX's shapes."""
+    """The handlers of the LoRAX-style routes."""
 
     def __init__(self, service: GenerationService, settings: ServerConfig) -> None:
         self._service = service
@@ -67,11 +67,11 @@ class NativeRoutes:
         await self._run(context, is_stream=True)
 
     async def root(self, context: HttpContext) -> None:
-        """One route for both: `stream` decides, and a whole reply is an array of one."""
+        """Reply with a stream or a whole text, by the field `stream`. A whole reply is an array with one entry."""
         await self._run(context, is_stream=None)
 
     async def _run(self, context: HttpContext, *, is_stream: bool | None) -> None:
-        """`is_stream`: whether the route streams; None: the body decides."""
+        """Run the request. `is_stream` is whether the route streams; None: the body decides."""
         order, options = read_generate(
             context.arrival.body, self._settings, max_input=self._max_input, is_stream=is_stream
         )
@@ -89,7 +89,7 @@ class NativeRoutes:
         await context.reply([body] if is_array else body, headers=whole_of(completion))
 
     async def _stream(self, context: HttpContext, options: LoraxOptions, completion: Completion) -> None:
-        """One event a token; the one with the last token closes the stream."""
+        """Stream one event for each token. The event of the last token closes the stream."""
         await completion.outputs.wait_for_head(self._settings.stream_head_wait_s)
         await context.begin_stream(head_of(completion))
         async for piece in completion.outputs.pieces(self._settings.keepalive_s):
@@ -112,10 +112,10 @@ def _token_event(options: LoraxOptions, token: TextToken, text: str) -> dict[str
 
 
 def _last_event(options: LoraxOptions, completion: Completion, piece: Piece, end: Finished) -> bytes:
-    """Return the last token with all that the end brings; a text that is too long is left out, and marked so."""
+    """Return the event of the last token and the end; it omits a text that is too long, and says so in a field."""
     (sequence,) = completion.outputs.sequences
     token = piece.tokens[0] if piece.tokens else NO_TOKEN
-    text = "" if token.is_hidden else token.text  # clients print what the last event holds
+    text = "" if token.is_hidden else token.text  # clients print the text of the last event
     prompt_tokens, completion_tokens = end.counts.prompt_tokens, sequence.stream.num_tokens
     body = _token_event(options, token, text) | {
         "generated_text": options.prefix + sequence.text,
@@ -171,7 +171,7 @@ def _sequence(options: LoraxOptions, sequence: SequenceOutput) -> dict[str, obje
 
 
 def _seed(options: LoraxOptions, sequence: SequenceOutput) -> int | None:
-    """Return the seed of a sequence; None where nothing is drawn."""
+    """Return the seed of a sequence; None for a greedy one."""
     return sequence.stream.request.sampling.seed if options.has_seed else None
 
 

@@ -1,4 +1,4 @@
-"""Translates a body of LoRAX's routes into an order, and into the options of its reply."""
+"""The translation of a body of LoRAX's routes into an order and into the options of its reply."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ from manylora.server.schemas.lorax import GenerateBody, GenerateParameters
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraxOptions:
-    """The parts of the reply that a caller asks for.
+    """The options of a reply from the request's body.
 
-    prefix            text before the generated one: the prompt, or nothing
+    prefix            text before the generated text: the prompt, or empty
     has_details       whether the reply has `details`
-    has_seed          whether replies tell the seed; greedy ones have `seed: null`
-    has_alternatives  whether tokens tell `alternative_tokens`
+    has_seed          whether the reply has the seed; a greedy reply has `seed: null`
+    has_alternatives  whether tokens have `alternative_tokens`
     has_several       whether `details` list the sequences beside the best one
     """
 
@@ -36,7 +36,7 @@ def read_generate(
 
     Args:    max_input  tokens of the longest prompt
              is_stream  whether the route streams; None: the body decides
-    Raises:  `InvalidJson`; `InvalidParameter` with the messages that clients of LoRAX know
+    Raises:  `InvalidJson`, and `InvalidParameter` with LoRAX's messages
     """
     read = read_body(body, GenerateBody, Bounds(settings=settings, max_input=max_input, is_stream=is_stream))
     fields, is_streamed = read.parameters, bool(read.stream)
@@ -77,7 +77,7 @@ def read_generate(
 
 
 def _sampling(fields: GenerateParameters, *, is_stream: bool) -> tuple[bool, SamplingParams]:
-    """Return whether to sample, and how. LoRAX samples if asked to, or for any setting that needs it."""
+    """Return whether to sample, and the parameters. LoRAX samples for `do_sample` or any setting that needs it."""
     alternatives, heat = fields.return_k_alternatives, fields.temperature
     is_filtered = fields.top_k is not None or (fields.top_p or 1.0) < 1 or fields.typical_p is not None
     is_sampled = heat != 0 and (fields.do_sample or heat not in (None, 1.0) or is_filtered)

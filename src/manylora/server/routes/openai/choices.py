@@ -1,4 +1,4 @@
-"""One choice of an OpenAI reply: the reason of its end, and the log-probabilities of its tokens."""
+"""The parts of a choice in an OpenAI reply: its finish reason, and the log-probabilities of its tokens."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from manylora.server.generation.text import TextToken
 
 
 def finish_reason(end: Finished, *, is_cut: bool) -> str:
-    """Return OpenAI's word for an end; `is_cut`: a stop string has ended the text."""
+    """Return OpenAI's finish reason of an end. `is_cut` is whether a stop string has ended the text."""
     return "length" if end.reason is FinishReason.LENGTH and not is_cut else "stop"
 
 
@@ -27,7 +27,7 @@ def chat_logprobs(tokens: Sequence[TextToken]) -> dict[str, object]:
 
 
 def _top(token: TextToken) -> dict[str, float]:
-    """Return the likeliest tokens by text, the drawn one always among them."""
+    """Return the likeliest tokens by text, always including the drawn token."""
     top = {_completion_token(token.raw): token.logprob}
     for other in token.alternatives:
         top.setdefault(_completion_token(other.raw), other.logprob)
@@ -35,7 +35,7 @@ def _top(token: TextToken) -> dict[str, float]:
 
 
 def _completion_token(raw: bytes) -> str:
-    """Return a token's text; one that holds part of a character is spelled in bytes, as OpenAI spells it there."""
+    """Return a token's text; for a token with a part of a character, OpenAI's spelling in bytes."""
     text = _spelled(raw)
     return text if _is_whole(raw) else f"bytes:{text}"
 
@@ -50,7 +50,7 @@ def _entry(raw: bytes, logprob: float) -> dict[str, object]:
 
 
 def _spelled(raw: bytes) -> str:
-    r"""Return a token by itself: whole characters as they are, the bytes of a part of one as `\xe2`."""
+    r"""Return a token's text with whole characters unchanged and other bytes in the form `\xe2`."""
     return raw.decode(errors="backslashreplace")
 
 

@@ -100,7 +100,7 @@ def openai_router(routes: "OpenAIRoutes", guards: Guards, clock: Clock) -> APIRo
 
 
 class OpenAIRoutes:
-    """Answers in OpenAI's shapes."""
+    """The handlers of the OpenAI routes that generate."""
 
     def __init__(self, service: GenerationService, settings: ServerConfig) -> None:
         self._service = service
@@ -113,7 +113,7 @@ class OpenAIRoutes:
         await self._run(context, CHAT, *read_chat(context.arrival.body, self._settings))
 
     async def _run(self, context: HttpContext, shape: _Shape, order: Order, options: OpenAIOptions) -> None:
-        # The name in the error of an unknown adapter; the error of a merge names the member itself.
+        # The error of an unknown adapter has this name; the error of a merge names the member itself.
         context.model = None if order.adapter.recipe else order.adapter_name or ""
         reply = self._stream if order.is_stream else self._whole
         await self._service.run(order, context, partial(reply, context, shape, options))
@@ -160,7 +160,7 @@ def _echoes(options: OpenAIOptions, completion: Completion) -> list[str]:
 
 
 def _echo(options: OpenAIOptions, given: PromptInput, prepared: PreparedPrompt) -> str:
-    """Return the prompt's text as it was sent; token ids and the rest of a cut prompt with their special tokens."""
+    """Return the prompt's text from the request; for token ids or a cut prompt, the text with its special tokens."""
     if not options.echo:
         return ""
     if isinstance(given, TextPrompt) and not prepared.is_cut:
@@ -169,7 +169,7 @@ def _echo(options: OpenAIOptions, given: PromptInput, prepared: PreparedPrompt) 
 
 
 class _Chunks:
-    """The events of one stream, each made from a piece of one choice."""
+    """Makes the events of one stream from the pieces of its choices."""
 
     def __init__(
         self, shape: _Shape, options: OpenAIOptions, envelope: dict[str, object], echoes: Sequence[str]
@@ -181,7 +181,7 @@ class _Chunks:
         self._opened: set[int] = set()
 
     def of(self, piece: Piece) -> bytes:
-        """Return the events, maybe none, that one piece gives rise to."""
+        """Return the events of one piece; empty if it has none."""
         index = piece.sequence
         events = b"" if index in self._opened else self._open(index)
         if piece.text or piece.tokens:
@@ -214,7 +214,7 @@ class _Chunks:
 
 
 def usage_of(completion: Completion) -> dict[str, object]:
-    """Return the usage: prompt tokens once a prompt, and every generated token of every sequence."""
+    """Return the usage: the tokens of each prompt once, and the generated tokens of all sequences."""
     prompt_tokens, completion_tokens = completion.num_prompt_tokens, completion.outputs.num_generated_tokens
     return {
         "prompt_tokens": prompt_tokens,

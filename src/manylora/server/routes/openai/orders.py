@@ -1,4 +1,4 @@
-"""Translates bodies of OpenAI's routes into orders, and into the options of their replies."""
+"""The translation of bodies of OpenAI's routes into orders and into the options of replies."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,10 @@ DEFAULT_COMPLETION_TOKENS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenAIOptions:
-    """The parts of the reply that a caller asks for.
+    """The options of a reply from the request's body.
 
     n              choices for each prompt
-    best_of        sequences generated for each prompt; the n with the best mean log-probability are choices
+    best_of        generated sequences of each prompt; the n with the best mean log-probability are choices
     has_logprobs   whether choices list their tokens with log-probabilities
     include_usage  whether a stream ends with the usage
     echo           whether the prompt stands before the text
@@ -81,7 +81,7 @@ def _order(
     adapter = adapter_fields(read)
     is_adapter_named = bool(adapter.adapter_id or adapter.recipe)
     is_default_budget = isinstance(read, CompletionBody) and read.max_tokens is None
-    ranks = options.best_of > options.n  # by log-probabilities, even where none are shown
+    ranks = options.best_of > options.n  # by log-probabilities, also if the reply has none
     return Order(
         model=read.model,
         adapter_name=adapter.adapter_id if is_adapter_named else read.model,
