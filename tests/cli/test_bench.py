@@ -47,8 +47,8 @@ def test_a_profile_accounts_for_the_whole_step(base: Path, tmp_path: Path) -> No
     assert [*steps] == ["1 row", "8 rows", "32 rows", "32 rows, sampled", "32 rows, 4 adapters", "prompt of 256"]
     for name, step in steps.items():
         assert step["steps"] > 0
-        assert {"embed", "linear", "attend", "silu"} <= {*step["kernels_ms"]}
-        assert ("lora" in step["kernels_ms"]) >= ("adapters" in name)
+        assert {"embed", "linear", "attend", "gated_silu"} <= {*step["kernels_ms"]}
+        assert ("add_lora" in step["kernels_ms"]) >= ("adapters" in name)
         assert 0 < step["host_ms"] < step["step_p90_ms"]
         assert name in done.stdout
 
