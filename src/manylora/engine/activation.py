@@ -1,4 +1,4 @@
-"""Where in a prompt an activated LoRA begins to apply.
+"""The position in a prompt from which an activated LoRA applies.
 
 From the start of the last occurrence of its invocation tokens in the prompt to the end of all that is generated the
 adapter is active; before that every row is the base's, keys and values too, so that they are shared with requests to
@@ -17,7 +17,7 @@ def active_from(prompt: Sequence[int], invocation: Sequence[int]) -> int | None:
     if not wanted:
         return 0
     for start in range(len(prompt) - len(wanted), -1, -1):
-        # The first token alone tells nearly every position, and costs a tenth of a slice.
+        # The first token alone rules out nearly every position, and costs a tenth of a slice.
         if prompt[start] == wanted[0] and tuple(prompt[start : start + len(wanted)]) == wanted:
             return start
     return None

@@ -1,4 +1,4 @@
-"""What the engine needs of the adapter store, and nothing more. `adapters/store/store.py` is the real one."""
+"""The part of the adapter store that the engine uses. `adapters/store/store.py` implements it."""
 
 from typing import Protocol
 
@@ -14,22 +14,22 @@ class AdapterStore(Protocol):
     """The life of adapters, polled by the engine. No method blocks, sleeps or reads a file's content.
 
     Each step the engine calls `want` for every waiting request that names an adapter, then `poll` once, then `pin`
-    until that gives a place or `failure` an error; `unpin` once for every successful `pin`. When nobody waits for an
-    adapter any more, `unwant` says so; a wish that was not repeated since the last `poll` is dropped too. A load under
+    until `pin` returns a place or `failure` an error; `unpin` once for every successful `pin`. `unwant` withdraws a
+    wish once no request waits for the adapter; a wish that is not repeated between two polls ends, too. A load under
     way may still go on. While no request is under way it calls `poll` now and then, and soon again while `is_busy`.
     """
 
     def want(self, ref: AdapterRef, flow: Flow | None = None) -> AdapterState:
         """Ask for an adapter; idempotent. Returns its state now, from which the tier on arrival is read.
 
-        `flow` says who asks, when a request arrives: whoever takes more than a share evicts its own adapters first.
+        `flow` is the owner of a new request: a flow over its share of the device evicts its own adapters first.
         """
 
     def lacks_room(self, ref: AdapterRef) -> bool:
-        """Whether the adapter is packed, and only what others hold on the device keeps it from being brought there."""
+        """Return whether the adapter is packed, and only adapters in use keep it off the device."""
 
     def unwant(self, ref: AdapterRef) -> None:
-        """Nobody waits for the adapter any more: the next wish is a new one."""
+        """Withdraw the wish, since no request waits for the adapter. The next wish is a new one."""
 
     def poll(self) -> None:
         """Take over what the loaders have finished, and start what may start; called once a step."""
@@ -50,10 +50,10 @@ class AdapterStore(Protocol):
         """The digest of what the adapter's current version says of text; empty for nothing."""
 
     def failure(self, ref: AdapterRef) -> ManyloraError | None:
-        """The error that ended the adapter's last load, while it stands (until its retry time)."""
+        """Return the error that ended the adapter's last load, until its retry time; None: there is none."""
 
     def begun(self) -> list[tuple[AdapterRef, int]]:
-        """What the last `poll` began to load for somebody, with its bytes: whoever waits for it is charged for them."""
+        """Return the loads that the last `poll` began for requests, with their bytes, to charge the waiting flows."""
 
     def give_back(self, num_bytes: int) -> bool:
         """Evict idle adapters until so many of the bytes that the KV cache has lent are free, and give them back.
@@ -63,10 +63,10 @@ class AdapterStore(Protocol):
 
     @property
     def is_busy(self) -> bool:
-        """Whether a loader is at work, so that the next `poll` should come soon though no request may wait for it."""
+        """Return whether a loader is at work, so that the next `poll` should come soon even if no request waits."""
 
     def manage(self, action: AdapterAction, ref: AdapterRef) -> AdapterInfo:
-        """Begin what an operator asks; raises a `ManyloraError` when that cannot be."""
+        """Begin an operator's act on an adapter. Raises a `ManyloraError` if it is impossible."""
 
     def info(self, ref: AdapterRef) -> AdapterInfo:
         """One adapter as an operator sees it. Raises `AdapterNotFound` if nothing of it is known."""

@@ -1,4 +1,4 @@
-"""What a step tells the outside: tokens, and exactly one `Finished` for each admitted request."""
+"""The events of a step: tokens, and exactly one `Finished` for each admitted request."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,7 +11,7 @@ from manylora.usage import Counts
 
 
 class FinishReason(StrEnum):
-    """Why a request ended. Every request ends for exactly one of these."""
+    """The reason for which a request ended. Every request ends for exactly one of these."""
 
     END_OF_SEQUENCE = "end_of_sequence"
     STOP_TOKEN = "stop_token"
@@ -29,7 +29,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterUse:
-    """What a request's adapter cost it: where it was found, and how long the request waited for it."""
+    """The wait of a request for its adapter: the tier that had it, and the milliseconds."""
 
     digest: Digest
     tier: str

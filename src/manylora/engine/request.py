@@ -9,7 +9,7 @@ from manylora.models.text.adapter_text import NO_TEXT, AddedToken
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How the next token is drawn from the logits. The edge has checked the values.
+    """The parameters of the draw of a token from its logits. The edge has checked the values.
 
     temperature           ≥ 0; 0 is greedy and ignores top_k, top_p, typical_p, min_p and seed
     top_k                 > 0, keep the k most likely tokens; None keeps all
@@ -45,7 +45,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopParams:
-    """When a generation ends.
+    """The conditions that end a generation.
 
     max_new_tokens   with the prompt it fits the window (checked at admission); 0: the prompt is computed, no more
     min_new_tokens   none of the first so many tokens ends the generation, but by the budget: tokens that end it are not

@@ -16,10 +16,10 @@ if TYPE_CHECKING:  # the edge, which reads the answers, runs without torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextAnswer:
-    """What was asked for, or `error`: why it cannot be had.
+    """The text of an adapter, or `error`, the reason why there is none.
 
-    found_in   where the adapter was when it was asked for
-    waited_ms  from then to now
+    found_in   the tier that had the adapter when the question came
+    waited_ms  milliseconds since the question
     """
 
     number: int
@@ -62,7 +62,7 @@ class TextQuestions:
         self._advance(number)
 
     def drop(self, number: int) -> None:
-        """Whoever asked has gone. Nothing happens if there is no such question."""
+        """Drop a question whose asker has gone. An unknown number does nothing."""
         self._asked.pop(number, None)
 
     def advance(self) -> None:

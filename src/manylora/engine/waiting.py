@@ -17,7 +17,7 @@ LOADED = (AdapterState.IN_HOST, AdapterState.ON_DEVICE)
 
 
 class Progress(Enum):
-    """How far a condition is.
+    """The state of a condition.
 
     WAITING    its requests stay outside the fair queue
     CONTENDED  only room that other requests hold is missing: its requests wait in the fair queue, where they age.

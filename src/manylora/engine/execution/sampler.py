@@ -25,7 +25,7 @@ MAX_TOP_K = 2**31 - 1
 
 @dataclass(slots=True)
 class SamplingRows:
-    """How rows of logits are drawn, column by column; each list has one entry a row.
+    """The parameters of a draw, column by column; each list has one entry a row.
 
     positions  index in its sequence of the token drawn: `len(tokens)` before it is appended
     rules      the sequence's own logits rules; None if its parameters ask for none

@@ -22,7 +22,7 @@ class KvLender:
     def lend(self, num_bytes: int, *, drop_cached: bool) -> int:
         """Lend memory: return how many bytes, at least `num_bytes`, or 0 if too little is idle.
 
-        `drop_cached` says whether prompts that were computed before, and whose blocks nobody holds, may be forgotten.
+        `drop_cached`: whether the prefix cache may forget prompts whose blocks no sequence holds.
         """
         count = -(-num_bytes // self._block_bytes)
         if count > self._pool.num_blocks - self._pool.num_lent - self._kept_blocks:

@@ -1,4 +1,4 @@
-"""What ties a sequence to a place on the device: its adapter's version, pinned, and the prefix root that follows."""
+"""The tie of a sequence to a place on the device: its adapter's pinned version, and the prefix root that follows."""
 
 from manylora.engine.activation import active_from
 from manylora.engine.adapter_port import AdapterStore

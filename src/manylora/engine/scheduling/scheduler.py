@@ -1,4 +1,4 @@
-"""Which positions of which sequences the next step computes: data in, data out, no tensors."""
+"""The plan of the next step: the positions of the sequences that it computes. Data in, data out, no tensors."""
 
 import dataclasses
 from collections import deque

@@ -1,0 +1,48 @@
+"""The rule of prose, as far as a machine reads it: subjects are nouns of the code, and no indefinite persons."""
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+SOURCE = ROOT / "src" / "manylora"
+HEADLESS = re.compile(r"(What|Whether|Who|Whom|Whose|Which|Where|When|How|Why|Whoever|Whatever)\b")
+INDEFINITE = re.compile(r"\b(nobody|somebody|anybody|whoever|whomever|is told|are told|tells)\b", re.IGNORECASE)
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Every docstring of a file with its line: of modules, classes, functions and attributes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if (text := ast.get_docstring(node)) is not None:
+                yield node.body[0].lineno, text
+            yield from attribute_docstrings(node.body)
+
+
+def attribute_docstrings(body: list[ast.stmt]) -> Iterator[tuple[int, str]]:
+    for statement, after in pairwise(body):
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(after, ast.Expr):
+            value = after.value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                yield after.lineno, value.value
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SOURCE).as_posix())
+def test_a_docstring_begins_with_a_noun_or_a_verb(path: Path) -> None:
+    found = docstrings(ast.parse(path.read_text(encoding="utf-8")))
+    assert [f"{line}: {text.splitlines()[0]}" for line, text in found if HEADLESS.match(text)] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SOURCE).as_posix())
+def test_no_sentence_has_an_indefinite_person(path: Path) -> None:
+    tokens = tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline)
+    texts = [(token.start[0], token.string) for token in tokens if token.type in (tokenize.STRING, tokenize.COMMENT)]
+    assert [f"{line}: {match[0]}" for line, text in texts for match in INDEFINITE.finditer(text)] == []
