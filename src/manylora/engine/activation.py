@@ -1,15 +1,15 @@
 """The position in a prompt from which an activated LoRA applies.
 
-From the start of the last occurrence of its invocation tokens in the prompt to the end of all that is generated the
-adapter is active; before that every row is the base's, keys and values too, so that they are shared with requests to
-the base. A prompt without these tokens is the base's throughout.  Source: Greenewald et al., arXiv 2504.12397.
+The adapter is active from the start of the last occurrence of its invocation tokens in the prompt to the end of the
+reply. Rows before that are the base's, keys and values too, so that requests to the base share them. An adapter whose
+tokens a prompt lacks is not active in it at all.  Source: Greenewald et al., arXiv 2504.12397.
 """
 
 from collections.abc import Sequence
 
 
 def active_from(prompt: Sequence[int], invocation: Sequence[int]) -> int | None:
-    """The first position with the adapter; None if the invocation does not occur.
+    """Return the first position with the adapter; None if the invocation does not occur.
 
     An adapter without invocation tokens is active from the first position on.
     """

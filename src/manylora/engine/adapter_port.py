@@ -47,7 +47,7 @@ class AdapterStore(Protocol):
         """Return the text facts of the adapter's current version with their path; None until they are known."""
 
     def text_digest(self, ref: AdapterRef) -> str:
-        """The digest of what the adapter's current version says of text; empty for nothing."""
+        """Return the digest of the current version's text facts; empty if it has none."""
 
     def failure(self, ref: AdapterRef) -> ManyloraError | None:
         """Return the error that ended the adapter's last load, until its retry time; None: there is none."""
@@ -56,9 +56,9 @@ class AdapterStore(Protocol):
         """Return the loads that the last `poll` began for requests, with their bytes, to charge the waiting flows."""
 
     def give_back(self, num_bytes: int) -> bool:
-        """Evict idle adapters until so many of the bytes that the KV cache has lent are free, and give them back.
+        """Evict idle adapters until `num_bytes` of the memory lent by the KV cache are free, and give them back.
 
-        False, and nothing is evicted, if what is in use leaves too little.
+        Return False, with nothing evicted, if pinned adapters leave too little.
         """
 
     @property
@@ -69,12 +69,13 @@ class AdapterStore(Protocol):
         """Begin an operator's act on an adapter. Raises a `ManyloraError` if it is impossible."""
 
     def info(self, ref: AdapterRef) -> AdapterInfo:
-        """One adapter as an operator sees it. Raises `AdapterNotFound` if nothing of it is known."""
+        """Return the state of one adapter for an operator. Raises: AdapterNotFound."""
 
     def infos(self) -> tuple[AdapterInfo, ...]:
-        """Every adapter there is something to tell of."""
+        """Return the state of every known adapter for an operator."""
 
-    def stats(self) -> StoreStats: ...
+    def stats(self) -> StoreStats:
+        """Return the store's gauges and totals."""
 
     def close(self) -> None:
         """Stop every loader."""

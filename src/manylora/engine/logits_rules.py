@@ -1,4 +1,4 @@
-"""Logits rules: how a request's parameters and a sequence's tokens change its next logits, before the draw.
+"""Logits rules: changes of a sequence's next logits by its parameters and tokens, before the draw.
 
 Each rule is a small object with the state that it needs of one sequence. A sequence has an ordered list of them.
 """

@@ -73,14 +73,14 @@ class StopParams:
 class Request:
     """One generation.
 
-    flow         whose work it is, for fair scheduling (the server says: the tenant)
+    flow         the unit of fair scheduling: the tenant
     weight       ≥ 1; flows that have requests waiting are served in proportion to it
     salt         isolation of the prefix cache: requests with different salts share no block
     adapter      None is the base model
     text         the digest of what the adapter said of text when the prompt was made; a version that says otherwise
                  does not run on it (`AdapterTextChanged`)
-    waited_ms    that it has waited already, for its adapter's text; it counts as waiting here
-    found_in     where its adapter was when that wait began; empty: it did not wait
+    waited_ms    the time already spent on its adapter's text; it counts as waiting here
+    found_in     its adapter's tier when that wait began; empty: it did not wait
     speculation  False: no draft tokens for this request. Speculation changes no token
     """
 

@@ -1,4 +1,4 @@
-"""Decides, token by token, whether a generation ends, and why."""
+"""The end of a generation: budget, end tokens and stop strings, checked token by token."""
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
@@ -11,7 +11,7 @@ from manylora.engine.request import StopParams
 
 
 class TextStream(Protocol):
-    """One sequence's generated tokens as text."""
+    """Turns one sequence's generated tokens into text."""
 
     def push(self, token_id: int) -> str:
         """Take the next token and return the text now certain: whole characters only, nothing for hidden tokens."""
@@ -21,7 +21,7 @@ class TextStream(Protocol):
 
 
 OpenText = Callable[[bool], TextStream]
-"""Opens a stream; the argument says whether special tokens are left out of its text."""
+"""Opens a stream. Argument: True leaves special tokens out of its text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ class StopChecker:
         """Return why the generation ends with this token, or None if it goes on.
 
         Args:  num_generated  tokens generated so far, this one included
-        Length comes before everything else, as in LoRAX: clients tell a spent budget from a finished answer by it.
+        Length comes before everything else, as in LoRAX, so that clients can distinguish a spent budget.
         """
         if num_generated >= self._max_new_tokens:
             return Stop(reason=FinishReason.LENGTH)
@@ -75,7 +75,7 @@ class StopChecker:
 
 
 class Match(NamedTuple):
-    """A stop string found. It takes the shown characters `[start, end)` of the text, counted from its beginning."""
+    """A stop string in a text: the shown characters `[start, end)`, counted from the text's beginning."""
 
     string: str
     start: int
@@ -85,12 +85,12 @@ class Match(NamedTuple):
 class StopSearch:
     """Finds the first of several strings to be complete in a text that arrives in pieces.
 
-    Two readings of the text are searched. The shown one is without hidden tokens. The spelled one has them, and counts
-    where a string takes one or more of them, each whole: so `<|end|>` ends a generation whose text leaves it out, and
+    It searches two readings of the text. The shown one lacks hidden tokens. The spelled one contains them, and a match
+    there counts if it takes one or more of them, each whole: so `<|end|>` ends a generation whose text hides it, and
     `|>` does not.
 
-    Only as much of the past is kept as a match that is still open can reach back to, and each piece is searched only
-    where a match would end in it: the work for a piece is bounded by its own length and that of the stop strings.
+    It keeps only the part of the text that an open match can reach back to, and searches a piece only where a match can
+    end in it: the work for a piece is bounded by its own length and that of the stop strings.
     """
 
     __slots__ = ("_reach", "_settled", "_spelled", "_strings", "_tail", "length")
@@ -122,9 +122,10 @@ class StopSearch:
         return match
 
     def settled(self) -> int:
-        """The number of shown characters that belong to no string still open.
+        """Return the number of shown characters that belong to no open match.
 
-        A string open now was open before, or begins behind what was settled then: only that part is looked at again.
+        A match open now was open at the last call or begins behind the characters settled then, so that only those
+        behind are searched again.
         """
         since = self.length - self._settled
         open_ones = max(_open_suffix(self._tail, string, since) for string in self._strings)
@@ -149,10 +150,10 @@ class StopSearch:
 
 
 class _SpelledText:
-    """The end of a text with its hidden tokens in their places.
+    """The end of a text, with its hidden tokens in their places.
 
     `_spans` are the hidden parts, as half-open intervals in order. They and `_settled` count spelled characters from
-    the first of the tail; `_text` has those from `_base` on. The work for a piece does not grow with the parts kept.
+    the first of the tail; `_text` has those from `_base` on. The work for a piece is independent of the parts kept.
     """
 
     __slots__ = ("_base", "_length", "_settled", "_spans", "_text")
@@ -177,7 +178,7 @@ class _SpelledText:
         return min(found, key=_by_end, default=None)
 
     def trim(self, reach: int) -> bool:
-        """Forget what no match can reach any more, hidden parts only whole; whether one is left."""
+        """Drop text that no match can reach any more, hidden parts only whole; return whether a hidden part is left."""
         cut = max(self._base, self._end - reach)
         while self._spans and self._spans[0][0] < cut:
             start, end = self._spans[0]
@@ -190,7 +191,7 @@ class _SpelledText:
         return bool(self._spans)
 
     def settled(self, strings: list[str]) -> int:
-        """As `StopSearch.settled`."""
+        """Return the settled characters, as `StopSearch.settled` does."""
         since = self._end - self._settled
         self._settled = self._end - max(_open_suffix(self._text, string, since) for string in strings)
         return self._shown(self._settled)
@@ -211,12 +212,12 @@ class _SpelledText:
         return None
 
     def _shown(self, place: int) -> int:
-        """The number of the reply's shown characters before a place."""
+        """Return the number of the reply's shown characters before a place."""
         hidden = sum(last - max(first, place) for first, last in self._spans_behind(place))
         return self._length - (self._end - place - hidden)
 
     def _spans_behind(self, place: int) -> Iterator[tuple[int, int]]:
-        """The hidden parts that end behind a place, the last one first."""
+        """Iterate over the hidden parts that end behind a place, the last one first."""
         return takewhile(lambda span: span[1] > place, reversed(self._spans))
 
 
@@ -225,7 +226,7 @@ def _by_end(match: Match) -> tuple[int, int]:
 
 
 def _open_suffix(text: str, string: str, most: int) -> int:
-    """Length of the longest end of `text`, of at most `most` characters, that is a proper start of `string`."""
+    """Return the length of the longest end of `text`, up to `most` characters, that is a proper start of `string`."""
     for size in range(min(len(text), len(string) - 1, most), 0, -1):
         if string.startswith(text[len(text) - size :]):
             return size

@@ -1,4 +1,4 @@
-"""Questions for the text facts of adapters, which prompts for them wait for."""
+"""Questions of the edge for adapters' text facts, which it needs to make their prompts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class _Asked:
 
 
 class TextQuestions:
-    """The questions without an answer yet. Each is a wish for its adapter, as a waiting request is."""
+    """The open questions. Each repeats the wish for its adapter, as a waiting request does."""
 
     def __init__(self, store: "AdapterStore", clock: Clock, *, max_wait_s: float) -> None:
         self._store = store
@@ -56,7 +56,7 @@ class TextQuestions:
         return bool(self._asked or self._answers)
 
     def ask(self, number: int, ref: AdapterRef, flow: Flow, weight: int) -> None:
-        """Take a question; it is answered at once where the adapter is on this machine."""
+        """Take a question; an adapter on this machine answers it at once."""
         found_in = self._store.want(ref, flow).value
         self._asked[number] = _Asked(ref, flow, weight, self._clock.monotonic_s(), found_in)
         self._advance(number)
@@ -66,18 +66,18 @@ class TextQuestions:
         self._asked.pop(number, None)
 
     def advance(self) -> None:
-        """Renew the wishes, and answer what can be answered; called after each poll of the store."""
+        """Repeat the wishes and answer what can be answered; called after each poll of the store."""
         for number in list(self._asked):
             self._store.want(self._asked[number].ref)
             self._advance(number)
 
     def take(self) -> list[TextAnswer]:
-        """The answers since the last call."""
+        """Return the answers since the last call."""
         answers, self._answers = self._answers, []
         return answers
 
     def payers(self, ref: AdapterRef) -> Iterator[tuple[Flow, int]]:
-        """The flows, with their weights, that wait for an adapter, the oldest first."""
+        """Yield the flows that wait for an adapter, with their weights, the oldest question first."""
         return ((asked.flow, asked.weight) for asked in self._asked.values() if asked.ref == ref)
 
     def _advance(self, number: int) -> None:

@@ -36,7 +36,7 @@ class Condition(Protocol):
     def __hash__(self) -> int: ...
 
     def poll(self) -> Progress | ManyloraError:
-        """Return how far the condition is, or the error with which its requests end. Called each step; never blocks.
+        """Return the condition's progress, or the error that ends its requests. Called each step; never blocks.
 
         The calls go on until every request of the condition has begun to run or has ended.
         """

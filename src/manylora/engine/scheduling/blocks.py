@@ -1,4 +1,4 @@
-"""Paged KV blocks: who holds each block, and which blocks a new prompt can reuse."""
+"""Paged KV blocks: the holders of each block, and the blocks that a new prompt can reuse."""
 
 from collections import OrderedDict
 from hashlib import blake2b

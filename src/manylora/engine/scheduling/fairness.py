@@ -1,4 +1,4 @@
-"""The virtual token counter: which flow has been served least.
+"""The virtual token counter: the service that each flow has received.
 
 Source: *Fairness in Serving Large Language Models*, arXiv 2401.00588 (VTC), with weights. Changes, each named:
   * a flow is a tenant, never an adapter: splitting work over adapters gains nothing;

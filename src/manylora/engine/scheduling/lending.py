@@ -1,4 +1,4 @@
-"""Idle KV memory, lent to the adapters and taken back when sequences need it."""
+"""Lends idle KV memory to the adapters and takes it back when sequences need it."""
 
 from collections.abc import Callable
 
@@ -7,10 +7,10 @@ from manylora.kernels.interface import KvCache
 
 
 class KvLender:
-    """Lends whole blocks off the end of the pool. `kept_blocks` are never lent: the longest sequence there may be.
+    """Lends whole blocks off the end of the pool.
 
-    So one sequence of a full context fits whatever is pinned on the device, and the oldest one under way never waits
-    for an adapter to be unpinned.
+    kept_blocks  blocks that are never lent: those of the longest possible sequence. So one sequence of a full context
+                 fits whatever is pinned on the device, and the oldest running sequence never waits for an unpin
     """
 
     def __init__(self, pool: BlockPool, kv: KvCache, *, kept_blocks: int) -> None:
@@ -20,7 +20,7 @@ class KvLender:
         self._block_bytes = kv.num_bytes // kv.num_blocks
 
     def lend(self, num_bytes: int, *, drop_cached: bool) -> int:
-        """Lend memory: return how many bytes, at least `num_bytes`, or 0 if too little is idle.
+        """Lend memory and return its size in bytes, at least `num_bytes`; return 0, unchanged, if too little is idle.
 
         `drop_cached`: whether the prefix cache may forget prompts whose blocks no sequence holds.
         """
@@ -30,14 +30,14 @@ class KvLender:
         blocks = self._pool.lend(count, drop_cached=drop_cached)
         if blocks is None:
             return 0
-        # All that is lent, not only what is new: pages between two loans are in neither alone.
+        # The whole lent range is discarded: a page across two loans belongs to neither alone.
         if not self._kv.discard(blocks.start, self._pool.num_blocks):
             self._pool.take_back(count)
             return 0
         return count * self._block_bytes
 
     def take_back(self, count: int, give_back: Callable[[int], bool]) -> bool:
-        """Bring `count` blocks back into the pool, if `give_back` frees as many bytes of what was lent."""
+        """Take `count` blocks back into the pool if `give_back` frees their bytes; return whether it did."""
         if count > self._pool.num_lent or not give_back(count * self._block_bytes):
             return False
         self._pool.take_back(count)

@@ -11,8 +11,9 @@ from manylora.errors import AdapterTextChanged, InvalidParameter, ManyloraError
 class AdapterPins:
     """The scheduler's `AdapterGate` over the real store: pins a version and fixes the prefix root with it.
 
-    `vocab` is the base's. A version may know more tokens; a request with one that its version does not know is noted as
-    a fault, and never pinned; so is one whose prompt was made with another text than the version's.
+    Two kinds of sequences become faults instead of pins: those with a token that their version does not know, and those
+    whose prompt was made with another text than the version's.
+    vocab  the base's; a version may know more tokens
     """
 
     def __init__(self, store: AdapterStore, lender: KvLender | None = None, *, vocab: int | None = None) -> None:
@@ -55,7 +56,7 @@ class AdapterPins:
         sequence.forget_version()
 
     def take_faults(self) -> list[tuple[Sequence, ManyloraError]]:
-        """The sequences that cannot be served by the version of their adapter, each with the error that says why."""
+        """Return the faults since the last call: sequences that their version cannot serve, with the errors."""
         faults, self._faults = self._faults, []
         return faults
 
@@ -64,5 +65,5 @@ class AdapterPins:
 
 
 def unknown_tokens(vocab: int) -> InvalidParameter:
-    """The error for a token that the model, as the adapter's version has it, does not know."""
+    """Return the error for a token id outside a vocabulary, the base's or an adapter version's."""
     return InvalidParameter(f"token ids must be >= 0 and < {vocab}", parameter="prompt")

@@ -301,7 +301,7 @@ class Scheduler:
         return None
 
     def _starving(self) -> Sequence | None:
-        """The queued sequence that has been looked past for the most steps, once they are too many."""
+        """Return the queued sequence whose adapter has lacked room longest, if for `PATIENCE_STEPS` or more."""
         if not self._has_refused:
             return None
         refused = [sequence for sequence in self.waiting() if sequence.refused_at is not None]
@@ -310,14 +310,14 @@ class Scheduler:
         return first if first is not None and self._steps - (first.refused_at or 0) >= PATIENCE_STEPS else None
 
     def _fair_order(self) -> Iterator[Sequence]:
-        """Queued sequences: flows from the least to the most served, each flow in order of arrival."""
+        """Yield queued sequences: flows from the least to the most served, each flow in order of arrival."""
         for flow in sorted(self._queues, key=self.counter.served):
             yield from list(self._queues[flow])
 
     def _take_blocks(self, sequence: Sequence) -> bool:
-        """Reserve blocks for all of the sequence's tokens, reusing cached ones; False (and no change) if none fit."""
+        """Reserve blocks for the sequence's tokens, reusing cached ones; return False if too few are free."""
         size = self.pool.block_size
-        # The last token is always computed: its logits are what the step is for.
+        # The last token is always computed, because the step needs its logits.
         keys = sequence.prefix_keys((len(sequence.tokens) - 1) // size, size)
         reused = self.pool.match(keys)
         missing = self._blocks_for(len(sequence.tokens)) - len(reused)
