@@ -46,7 +46,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"activation", "adapter_port", "events", "prompt_lookup", "request", "texts"},
         {"logits_rules", "stopping"},
         {"scheduling"},
-        {"execution", "waiting"},
+        {"execution", "limits", "waiting"},
         {"engine"},
     ],
     "adapters": [

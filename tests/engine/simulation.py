@@ -17,10 +17,11 @@ from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import NO_WORDS, AdapterAction, AdapterHandle, AdapterInfo, AdapterWords
 from manylora.clock import ManualClock
 from manylora.engine.adapter_port import AdapterState, AdapterStore, StoreStats
-from manylora.engine.engine import Engine, EngineLimits
+from manylora.engine.engine import Engine
 from manylora.engine.events import Finished, FinishReason, StepEvents
 from manylora.engine.execution.executor import Executor
 from manylora.engine.execution.sampler import Drawn
+from manylora.engine.limits import EngineLimits
 from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.engine.scheduling.blocks import BlockPool
 from manylora.engine.scheduling.lending import KvLender

@@ -1,10 +1,8 @@
 """The engine's loop body, one step: poll conditions → expire → plan → execute → commit."""
 
-import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from functools import partial
 
 from manylora.adapter_ref import AdapterRef
@@ -21,16 +19,16 @@ from manylora.engine.events import (
 )
 from manylora.engine.execution.executor import Executor
 from manylora.engine.execution.sampler import Drawn
+from manylora.engine.limits import EngineLimits
 from manylora.engine.logits_rules import logits_rules
 from manylora.engine.request import Request
-from manylora.engine.scheduling.pins import AdapterPins, unknown_tokens
+from manylora.engine.scheduling.pins import AdapterPins
 from manylora.engine.scheduling.scheduler import Chunk, Plan, Scheduler
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.engine.stopping import Stop, StopChecker, TextStream
 from manylora.engine.texts import TextQuestions
 from manylora.engine.waiting import LOADED, AdapterReady, WaitingRoom
 from manylora.errors import (
-    ContextLengthExceeded,
     EngineFault,
     InvalidParameter,
     ManyloraError,
@@ -40,29 +38,12 @@ from manylora.errors import (
 )
 from manylora.failure import Failure
 from manylora.ids import Flow, RequestId
-from manylora.kernels.adapter_layout import MAX_ADDED_TOKENS
 from manylora.kernels.interface import Profile
 from manylora.models.text.adapter_text import AddedToken
 from manylora.sharing import has_place
 from manylora.usage import Counts
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineLimits:
-    """The bounds of a request.
-
-    max_model_len  positions of one sequence, prompt and completion together
-    vocab          token ids of the base are in [0, vocab)
-    max_waiting    accepted requests that do not run yet; `sharing.has_place` shares them among flows
-    max_queue_s    a request that has not begun to run after this long ends with `QueueTimeout`
-    """
-
-    max_model_len: int
-    vocab: int
-    max_waiting: int
-    max_queue_s: float
 
 
 class Engine:
@@ -115,7 +96,7 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Take a request. The next step ends one that cannot be served, with the error that says why."""
-        if (error := self._objection(request)) is not None:
+        if (error := self._refusal(request)) is not None:
             self._finished.append(_rejected(request, error))
             return
         stop = request.stop
@@ -225,25 +206,13 @@ class Engine:
 
     # ── steps of a step ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def _objection(self, request: Request) -> ManyloraError | None:
-        """Return why this request cannot be served at all, or now; None if it can."""
-        limits, prompt, budget = self.limits, len(request.tokens), request.stop.max_new_tokens
+    def _refusal(self, request: Request) -> ManyloraError | None:
+        """Return the reason for which a request cannot be served at all, or now; None if it can."""
         pool = self._scheduler.pool
-        longest = min(limits.max_model_len, pool.num_blocks * pool.block_size)
-        if prompt == 0:
-            return InvalidParameter("`inputs` cannot be empty", parameter="inputs")
-        if prompt + budget > longest:
-            return ContextLengthExceeded(
-                f"`inputs` tokens + `max_new_tokens` must be <= {longest}. "
-                f"Given: {prompt} `inputs` tokens and {budget} `max_new_tokens`",
-                parameter="max_new_tokens",
-            )
-        known = limits.vocab + (0 if request.adapter is None else MAX_ADDED_TOKENS)  # the pinned version decides
-        if not 0 <= min(request.tokens) <= max(request.tokens) < known:
-            return unknown_tokens(limits.vocab)
-        if not self._has_place(request.flow):
+        refusal = self.limits.refusal(request, pool.num_blocks * pool.block_size)
+        if refusal is None and not self._has_place(request.flow):
             return Overloaded("Model is overloaded")
-        return None
+        return refusal
 
     def _has_place(self, flow: Flow) -> bool:
         """Return whether one more request of a flow may wait."""
@@ -320,14 +289,13 @@ class Engine:
             drawn = self._executor.execute(plan, self._scheduler.running)
         except Exception as error:
             # The request at fault is not known: every request of the plan ends with an answer, the others go on.
-            log.exception("engine.step_failed plan=%s", _loggable(plan))
+            log.exception("engine.step_failed plan=%s", plan.summary())
             fault = EngineFault(f"Request failed during generation: {error}")
             for chunk in plan.chunks:
                 self._finish(self._queued[chunk.request_id], FinishReason.ENGINE_FAILURE, fault)
             return
         for chunk in plan.chunks:
             self._commit(chunk, drawn.get(chunk.request_id, ()))
-        self._totals["draft_tokens"] += sum(len(chunk.draft_tokens) for chunk in plan.chunks)
 
     def _commit(self, chunk: Chunk, drawn: tuple[Drawn, ...]) -> None:
         """Commit a chunk and the tokens drawn after it, one by one as if each had had a step of its own.
@@ -338,6 +306,8 @@ class Engine:
         if not drawn:  # the middle of a prompt
             self._scheduler.commit(chunk)
             return
+        if chunk.draft_tokens:
+            self._totals["draft_tokens"] += len(chunk.draft_tokens)
         for accepted, one in enumerate(drawn):
             if not one.is_finite:
                 # Before anything that was computed with this row becomes findable in the prefix cache.
@@ -422,12 +392,6 @@ def _no_token_left() -> InvalidParameter:
         "`allowed_token_ids`, `bad_words` and `min_tokens` together leave no token to generate",
         parameter="allowed_token_ids",
     )
-
-
-def _loggable(plan: Plan) -> dict[str, object]:
-    """Return the plan as a dictionary, with the number of draft tokens for these: tokens are a caller's text."""
-    chunks = [{**dataclasses.asdict(chunk), "draft_tokens": len(chunk.draft_tokens)} for chunk in plan.chunks]
-    return {**dataclasses.asdict(plan), "chunks": chunks}
 
 
 def _rejected(request: Request, error: ManyloraError) -> Finished:

@@ -4,7 +4,6 @@ Shape legend: rows = tokens of one step, sequences in order, each sequence's row
 heads, kv_heads, head_dim as in the model's config; rank = one adapter's own LoRA rank.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple, NewType, Protocol, TypeVar
 
@@ -287,6 +286,16 @@ class Forward(Protocol):
         """Return the logits of `step.logit_rows`, (sampled, vocab) float32."""
 
 
+class CompiledForward(Protocol):
+    """A forward pass in the form of one back end."""
+
+    def __call__(self, step: StepInput, kv: KvCache, reuse: Tensor | None = None) -> Tensor:
+        """Return the logits of `step.logit_rows`, (sampled, vocab) float32.
+
+        Args:  reuse  an earlier result that the caller needs no more; the logits may take its memory
+        """
+
+
 class Profile(Protocol):
     """Time spent in kernels since the start of the profile."""
 
@@ -320,7 +329,7 @@ class Kernels(Protocol):
     def pack(self, weight: Tensor) -> Packed:
         """Return `weight` (out, in), any float dtype, in this back end's layout, for `embed`, `linear` and `logits`."""
 
-    def compile(self, forward: Forward) -> Callable[[StepInput, KvCache], Tensor]:
+    def compile(self, forward: Forward) -> CompiledForward:
         """Return a function that runs `forward` as fast as this back end can.
 
         The function stages the step, whose tensors are in host memory, on the device. Its results have the bits that

@@ -1,8 +1,6 @@
 """The specification of every kernel in plain float32 torch: slow, obvious, and the oracle of the other back ends."""
 
-import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -23,6 +21,7 @@ from manylora.kernels.adapter_layout import (
 )
 from manylora.kernels.interface import (
     AttentionBatch,
+    CompiledForward,
     Forward,
     KvCache,
     LoraBatch,
@@ -97,8 +96,8 @@ class ReferenceKernels:
     def take_rows(self, x: Tensor, rows: Tensor) -> Tensor:
         return x[rows]
 
-    def compile(self, forward: Forward) -> Callable[[StepInput, KvCache], Tensor]:
-        return functools.partial(forward, self)
+    def compile(self, forward: Forward) -> CompiledForward:
+        return lambda step, kv, reuse=None: forward(self, step, kv)
 
     def start_profile(self) -> Profile | None:
         return None

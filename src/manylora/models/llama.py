@@ -27,12 +27,13 @@ class LlamaModel:
         self._gate_up, self._down = lora_targets("gate_up", spec), lora_targets("down", spec)
         self._run = kernels.compile(self._forward)
 
-    def forward(self, step: StepInput, kv: KvCache) -> Tensor:
+    def forward(self, step: StepInput, kv: KvCache, reuse: Tensor | None = None) -> Tensor:
         """Run one step: write the rows' keys and values into `kv`, return (sampled, vocab) float32 logits.
 
         Row i of the result belongs to row `step.logit_rows[i]`. LoRA is applied to each `Projection` of a block.
+        `reuse`: an earlier result that the caller needs no more; the logits may take its memory.
         """
-        return self._run(step, kv)
+        return self._run(step, kv, reuse)
 
     def start_profile(self) -> Profile | None:
         """Start to time the kernels of every step; return None if the back end cannot."""

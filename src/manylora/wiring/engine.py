@@ -15,9 +15,10 @@ from manylora.adapters.store.store import Store
 from manylora.clock import Clock, SystemClock
 from manylora.config.folders import cache_dir
 from manylora.config.settings import Config, enabled_sources
-from manylora.engine.engine import Engine, EngineLimits
+from manylora.engine.engine import Engine
 from manylora.engine.execution.batch import BatchBuilder
 from manylora.engine.execution.runner import Runner
+from manylora.engine.limits import EngineLimits
 from manylora.engine.scheduling.blocks import BlockPool
 from manylora.engine.scheduling.lending import KvLender
 from manylora.engine.scheduling.pins import AdapterPins

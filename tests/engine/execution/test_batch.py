@@ -119,12 +119,14 @@ def test_weights_that_were_placed_again_are_found_at_their_new_place() -> None:
     class Kept(SimulatedExecutor):
         def execute(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> dict[RequestId, tuple[Drawn, ...]]:
             batches.append(builder.build(plan, running))
-            weights.placed.clear()  # evicted, and placed again in the next step
             return super().execute(plan, running)
 
     shape = Shape(num_blocks=20, max_rows=8, max_running=2, capacity=1, polls_to_load=1)
     world = shape.world(open_executor=lambda inner: Kept(inner.kv.num_blocks, inner.kv.block_size))
-    world.submit([1], adapter="one", budget=4)
+    world.submit([1], adapter="one", budget=2)
+    world.run()
+    weights.placed.clear()  # evicted, and placed again for the next request
+    world.submit([1], adapter="one", budget=2)
     world.run()
     first, second = (batch.step.lora.segments[0].adapter for batch in batches[1:3])
     assert first.digest == second.digest

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.kernels.cpu.linear import Bf16Linear
-from manylora.kernels.interface import OPERATIONS, KvCache, LoraSegment, Operations, Packed, Rows, StepInput
+from manylora.kernels.interface import (
+    OPERATIONS,
+    CompiledForward,
+    KvCache,
+    LoraSegment,
+    Operations,
+    Packed,
+    Rows,
+    StepInput,
+)
 from manylora.kernels.projections import LoraTarget, Projection
 from manylora.kernels.sampling import SAMPLING_RULE
 from tests.kernels.cases import BACK_ENDS, NATIVE, PagedSequences, add_extras, make_adapter, native, random, rope_table
@@ -58,7 +67,7 @@ class Block:
 
 
 @pytest.fixture(params=[*NATIVE, "int8", "native-bf16"], scope="module")
-def pair(request: pytest.FixtureRequest) -> tuple[EagerKernels, RunStep, RunStep]:
+def pair(request: pytest.FixtureRequest) -> tuple[EagerKernels, CompiledForward, RunStep]:
     """The kernels, the forward compiled and the same forward called operation by operation."""
     own = {
         "int8": lambda: eager(native(2), Int8Linear(native(2))),
@@ -106,7 +115,9 @@ def make_step(
 
 @given(data=st.data())
 @settings(max_examples=25)
-def test_a_compiled_forward_has_the_same_bits(pair: tuple[EagerKernels, RunStep, RunStep], data: st.DataObject) -> None:
+def test_a_compiled_forward_has_the_same_bits(
+    pair: tuple[EagerKernels, CompiledForward, RunStep], data: st.DataObject
+) -> None:
     kernels, compiled, plain = pair
     paged = PagedSequences(LENGTHS)
     ours, theirs = new_kv(kernels, paged), new_kv(kernels, paged)
@@ -129,7 +140,7 @@ def test_a_compiled_forward_has_the_same_bits(pair: tuple[EagerKernels, RunStep,
         assert torch.equal(found, expected)
 
 
-def test_a_result_outlives_the_next_step(pair: tuple[EagerKernels, RunStep, RunStep]) -> None:
+def test_a_result_outlives_the_next_step(pair: tuple[EagerKernels, CompiledForward, RunStep]) -> None:
     kernels, compiled, _ = pair
     paged = PagedSequences(LENGTHS)
     kv = new_kv(kernels, paged)
@@ -139,8 +150,24 @@ def test_a_result_outlives_the_next_step(pair: tuple[EagerKernels, RunStep, RunS
     assert torch.equal(first, kept)
 
 
+def test_a_result_takes_the_memory_of_one_that_is_given_up_if_it_fits(
+    pair: tuple[EagerKernels, CompiledForward, RunStep],
+) -> None:
+    kernels, compiled, _ = pair
+    paged = PagedSequences(LENGTHS)
+    kv = new_kv(kernels, paged)
+    step = make_step(kernels, paged, [(0, 0, 9)], [8], False)
+    first = compiled(step, kv)
+    kept = first.clone()
+    other = compiled(make_step(kernels, paged, [(1, 0, 23), (2, 0, 60)], [22, 82], True), kv, first)
+    assert other.data_ptr() != first.data_ptr()
+    again = compiled(step, kv, first)
+    assert again.data_ptr() == first.data_ptr()
+    assert torch.equal(again, kept)
+
+
 def test_a_token_outside_the_table_is_an_error_and_the_next_step_runs(
-    pair: tuple[EagerKernels, RunStep, RunStep],
+    pair: tuple[EagerKernels, CompiledForward, RunStep],
 ) -> None:
     kernels, compiled, plain = pair
     paged = PagedSequences(LENGTHS)

@@ -38,7 +38,7 @@ class BatchBuilder:
     def __init__(
         self, kernels: Kernels, adapters: PlacedAdapters, *, max_rows: int, block_size: int, vocab: int
     ) -> None:
-        self._segments = LoraSegments(kernels, adapters)
+        self._segments = LoraSegments(kernels, adapters, vocab)
         self._tables = BlockTables()
         self._block_size = block_size
         self._vocab = vocab
@@ -47,6 +47,7 @@ class BatchBuilder:
         self._slots = np.empty(max_rows, dtype=np.int64)
         self._row_sequence = np.empty(max_rows, dtype=np.int32)
         self._logit_rows = np.empty(max_rows, dtype=np.int64)
+        self._numbers = np.arange(max_rows)
         self._views = _views(self, 0, 0, torch.empty((0, 0), dtype=torch.int32))
 
     def release(self) -> None:
@@ -58,16 +59,17 @@ class BatchBuilder:
         pairs = sorted([(chunk, running[chunk.request_id]) for chunk in plan.chunks], key=_adapter_of)
         tables = self._tables.of([sequence for _, sequence in pairs])
         has_drafts = any(chunk.draft_tokens for chunk in plan.chunks)
-        if has_drafts or any(chunk.stop - chunk.start > 1 for chunk in plan.chunks):
-            rows, num_logits = self._fill(pairs)
+        is_decoding = not has_drafts and all(chunk.is_sampled and chunk.stop - chunk.start == 1 for chunk, _ in pairs)
+        if is_decoding:
+            rows = num_logits = self._fill_decoding(pairs)
+            lora = self._segments.of_decoding(pairs)
         else:
-            rows, num_logits = self._fill_single(pairs)
+            rows, num_logits = self._fill(pairs)
+            lora = self._segments.of(pairs)
         views = self._views
         if views.counts != (rows, num_logits) or views.attention.block_tables is not tables:
             views = self._views = _views(self, rows, num_logits, tables)
-        lora = self._segments.of(pairs)
-        token_ids = views.token_ids
-        has_added = any(segment.adapter.vocabulary > self._vocab for segment in lora.segments)
+        token_ids, has_added = views.token_ids, self._segments.has_added_tokens
         step = StepInput(
             token_ids=torch.where(token_ids < self._vocab, token_ids, 0) if has_added else token_ids,
             logit_rows=views.logit_rows,
@@ -75,10 +77,10 @@ class BatchBuilder:
             lora=lora,
             own_ids=token_ids if has_added else None,
         )
-        return Batch(step, [pair for pair in pairs if pair[0].is_sampled], has_drafts)
+        return Batch(step, pairs if is_decoding else [pair for pair in pairs if pair[0].is_sampled], has_drafts)
 
-    def _fill_single(self, pairs: _Pairs) -> tuple[int, int]:
-        """Fill the buffers for chunks of one row each, as decoding has; return the rows and the rows of logits."""
+    def _fill_decoding(self, pairs: _Pairs) -> int:
+        """Fill the buffers for chunks that each have one row and draw a token; return the number of rows."""
         rows, size = len(pairs), self._block_size
         starts = [chunk.start for chunk, _ in pairs]
         self._token_ids[:rows] = [sequence.tokens[chunk.start] for chunk, sequence in pairs]
@@ -87,10 +89,9 @@ class BatchBuilder:
             sequence.blocks[start // size] * size + start % size
             for (_, sequence), start in zip(pairs, starts, strict=True)
         ]
-        self._row_sequence[:rows] = range(rows)
-        logit_rows = [row for row, (chunk, _) in enumerate(pairs) if chunk.is_sampled]
-        self._logit_rows[: len(logit_rows)] = logit_rows
-        return rows, len(logit_rows)
+        self._row_sequence[:rows] = self._numbers[:rows]
+        self._logit_rows[:rows] = self._numbers[:rows]
+        return rows
 
     def _fill(self, pairs: _Pairs) -> tuple[int, int]:
         """Fill the buffers for chunks of any number of rows; return the rows and the rows of logits."""

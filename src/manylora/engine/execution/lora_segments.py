@@ -15,11 +15,13 @@ class LoraSegments:
     """Finds the segments of each step. A batch that decodes has the same ones step after step.
 
     adapters  has the weights of every adapter that a running sequence holds
+    vocab     the base's: tokens beyond it are known to the row's adapter alone
     """
 
-    def __init__(self, kernels: Kernels, adapters: PlacedAdapters) -> None:
+    def __init__(self, kernels: Kernels, adapters: PlacedAdapters, vocab: int) -> None:
         self._kernels = kernels
         self._adapters = adapters
+        self._vocab = vocab
         self._none = kernels.prepare_lora(())
         self.release()
 
@@ -28,6 +30,20 @@ class LoraSegments:
         self._spans: _Spans = []
         self._sampled: _Spans = []
         self._batch = self._none
+        self._decoding: list[Sequence] = []
+        self.has_added_tokens = False  # some adapter of the last step knows tokens that the base does not
+
+    def of_decoding(self, pairs: list[tuple[Chunk, Sequence]]) -> LoraBatch:
+        """Return the segments of chunks that each have one row and draw a token.
+
+        Such a row is behind the first position of its adapter, and a running sequence holds its adapter's place. So
+        the same sequences as in the last step have the same segments.
+        """
+        sequences = [sequence for _, sequence in pairs]
+        if sequences != self._decoding:
+            self.of(pairs)
+            self._decoding = sequences
+        return self._batch
 
     def of(self, pairs: Iterable[tuple[Chunk, Sequence]]) -> LoraBatch:
         """Return the segments of chunks laid out in this order, each adapter version's side by side.
@@ -35,11 +51,13 @@ class LoraSegments:
         Rows before an activated adapter's first position belong to the base. The segments of the rows of logits are
         those of versions with `extras`, which change more than the projections.
         """
+        self._decoding = []
         spans, sampled = self._find(pairs)
         if not (_are_same(spans, self._spans) and _are_same(sampled, self._sampled)):
             self._spans, self._sampled = spans, sampled
             vocabulary = max((adapter.vocabulary for _, _, adapter in sampled), default=0)
             self._batch = self._kernels.prepare_lora(_segments(spans), _segments(sampled), vocabulary)
+            self.has_added_tokens = any(adapter.vocabulary > self._vocab for _, _, adapter in spans)
         return self._batch
 
     def _find(self, pairs: Iterable[tuple[Chunk, Sequence]]) -> tuple[_Spans, _Spans]:

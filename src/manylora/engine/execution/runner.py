@@ -16,8 +16,11 @@ from manylora.kernels.interface import KvCache, Profile, StepInput
 class Model(Protocol):
     """The part of a model that the runner uses."""
 
-    def forward(self, step: StepInput, kv: KvCache) -> Tensor:
-        """Return the logits of `step.logit_rows`: (sampled, vocab) float32."""
+    def forward(self, step: StepInput, kv: KvCache, reuse: Tensor | None = None) -> Tensor:
+        """Return the logits of `step.logit_rows`: (sampled, vocab) float32.
+
+        Args:  reuse  an earlier result that the runner needs no more; the logits may take its memory
+        """
 
     def start_profile(self) -> Profile | None:
         """As `Executor.start_profile`."""
@@ -30,6 +33,7 @@ class Runner:
         self._model = model
         self.kv = kv
         self._builder = builder
+        self._logits: Tensor | None = None  # of the last step; an allocation takes tens of microseconds
         self._sampler = Sampler(draw)
 
     def start_profile(self) -> Profile | None:
@@ -44,7 +48,7 @@ class Runner:
     def execute(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> dict[RequestId, tuple[Drawn, ...]]:
         # No tensor here wants a gradient, so no mode of torch is entered: each costs tens of microseconds a step.
         batch = self._builder.build(plan, running)
-        logits = self._model.forward(batch.step, self.kv)
+        logits = self._logits = self._model.forward(batch.step, self.kv, self._logits)
         sampled = batch.sampled
         rows = SamplingRows(
             params=[sequence.request.sampling for _, sequence in sampled],

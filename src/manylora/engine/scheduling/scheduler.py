@@ -62,6 +62,11 @@ class Plan:
     def num_rows(self) -> int:
         return sum(chunk.num_rows for chunk in self.chunks)
 
+    def summary(self) -> dict[str, object]:
+        """Return the plan for a log line: the number of draft tokens in place of these, which are a caller's text."""
+        chunks = [{**dataclasses.asdict(chunk), "draft_tokens": len(chunk.draft_tokens)} for chunk in self.chunks]
+        return {**dataclasses.asdict(self), "chunks": chunks}
+
 
 class AdapterGate(Protocol):
     """The scheduler's access to adapters on the device."""

@@ -2,7 +2,6 @@
 
 import ctypes
 import dataclasses
-from collections.abc import Callable
 from typing import cast
 
 import numpy as np
@@ -14,7 +13,7 @@ from manylora.kernels.cpu.kv import CpuKv
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import NativeLinear, WeightFormat
 from manylora.kernels.cpu.native.layouts import KvLayout
-from manylora.kernels.interface import Forward, KvCache, LoraBatch, LoraSegment, StepInput
+from manylora.kernels.interface import CompiledForward, Forward, KvCache, LoraBatch, LoraSegment, StepInput
 from manylora.kernels.sampling import SAMPLING_RULE, SamplingRules, sample_tokens
 
 
@@ -49,15 +48,15 @@ class CpuKernels:
         self._profile: NativeProfile | None = None
         self._sampled = _SampledRows(1)
 
-    def compile(self, forward: Forward) -> Callable[[StepInput, KvCache], Tensor]:
+    def compile(self, forward: Forward) -> CompiledForward:
         """Return a function that captures `forward` at its first call and then replays it in one native call a step."""
         graph: CapturedGraph | None = None
 
-        def run(step: StepInput, kv: KvCache) -> Tensor:
+        def run(step: StepInput, kv: KvCache, reuse: Tensor | None = None) -> Tensor:
             nonlocal graph
             if graph is None:
                 graph = CapturedGraph(self.native, forward, kv, is_bf16=self.lora_dtype is torch.bfloat16)
-            return graph(step, cast(CpuKv, kv), self._profile)  # `new_kv` made it
+            return graph(step, cast(CpuKv, kv), self._profile, reuse)  # `new_kv` made it
 
         return run
 

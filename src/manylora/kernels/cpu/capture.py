@@ -181,9 +181,15 @@ class CapturedGraph:
             self._scratch = torch.empty(rows * self._width)
         return self._scratch
 
-    def __call__(self, step: StepInput, kv: NativeKv, profile: NativeProfile | None = None) -> Tensor:
-        """Return (sampled, vocab) float32 logits. Raises: IndexError for a token id outside the table."""
-        logits = torch.empty((step.logit_rows.shape[0], max(self._vocab, step.lora.vocabulary)))
+    def __call__(
+        self, step: StepInput, kv: NativeKv, profile: NativeProfile | None = None, reuse: Tensor | None = None
+    ) -> Tensor:
+        """Return (sampled, vocab) float32 logits, in the memory of `reuse` if they fit it.
+
+        Raises: IndexError for a token id outside the table.
+        """
+        shape = step.logit_rows.shape[0], max(self._vocab, step.lora.vocabulary)
+        logits = reuse if reuse is not None and reuse.shape == shape else torch.empty(shape)
         self._stage(step, logits)
         self._step.kv = kv.address
         seconds = None if profile is None else profile.address
