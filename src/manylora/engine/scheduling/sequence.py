@@ -75,11 +75,6 @@ class Sequence:
         self.refused_at: int | None = None  # the first step that found no room for its adapter on the device
 
     @property
-    def remaining(self) -> int:
-        """Positions still to be computed before the next token can be drawn."""
-        return len(self.tokens) - self.computed
-
-    @property
     def queue_ms(self) -> float | None:
         """Milliseconds from the arrival to the first step with this sequence; None before that step."""
         return None if self.first_run_s is None else 1e3 * (self.first_run_s - self.arrival_s)
