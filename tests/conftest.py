@@ -1,7 +1,11 @@
 """What several rooms of tests share."""
 
 import gc
+import logging
 import os
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ from xdist.scheduler import LoadFileScheduling
 
 from manylora.config.folders import cache_dir
 from manylora.config.groups.model import DEFAULT_BASE
+from manylora.system.log_lines import JsonFormatter
 from tests.support.durations import listed
 from tests.support.paths import ROOT
 
@@ -90,6 +95,20 @@ def one_torch_thread() -> None:
     import torch  # here, because the process that hands out the tests needs none
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """Undo `configure_logs`, which a command in the test's own process calls: it is for the process's whole life."""
+    root, own = logging.getLogger(), logging.getLogger("manylora")
+    levels, hooks = (root.level, own.level), (sys.excepthook, threading.excepthook)
+    yield
+    if any(isinstance(handler.formatter, JsonFormatter) for handler in root.handlers):
+        root.handlers[:] = [each for each in root.handlers if not isinstance(each.formatter, JsonFormatter)]
+        logging.captureWarnings(False)
+        root.setLevel(levels[0])
+        own.setLevel(levels[1])
+        sys.excepthook, threading.excepthook = hooks
 
 
 @pytest.fixture(scope="session")
