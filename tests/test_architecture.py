@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from manylora import errors
+from tests.support.durations import listed
 from tests.support.paths import ROOT
 from tests.support.rooms import PAGE, with_rooms
 
@@ -261,6 +262,12 @@ def test_a_class_name_has_one_meaning() -> None:
             if isinstance(node, ast.ClassDef):
                 homes.setdefault(node.name, []).append(relative(path))
     assert {name: found for name, found in homes.items() if len(found) > 1} == {}
+
+
+def test_the_list_of_slow_tests_names_files() -> None:
+    assert (
+        sorted({test.partition("::")[0] for test in listed() if not (ROOT / test.partition("::")[0]).is_file()}) == []
+    )
 
 
 def test_every_room_says_its_subject() -> None:

@@ -21,7 +21,10 @@ def slow_tests(report: Path) -> list[str]:
     longest: dict[str, float] = defaultdict(float)
     for case in ET.parse(report).iter("testcase"):
         name = str(case.get("name")).partition("[")[0]
-        test = f"{str(case.get('classname')).replace('.', '/')}.py::{name}"
+        parts = str(case.get("classname")).split(".")
+        classes = [part for part in parts if part.startswith("Test")]
+        file = "/".join(parts[: len(parts) - len(classes)])
+        test = "::".join([f"{file}.py", *classes, name])
         longest[test] = max(longest[test], float(case.get("time") or 0))
     return sorted(test for test, seconds in longest.items() if seconds > SLOW_S)
 
