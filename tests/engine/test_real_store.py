@@ -11,6 +11,7 @@ import pytest
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterAction, AdapterState
+from manylora.config.groups.adapters import AdaptersConfig
 from manylora.engine.events import FinishReason
 from manylora.engine.scheduling.fairness import LOAD_BYTES_PER_TOKEN
 from manylora.engine.scheduling.scheduler import PATIENCE_STEPS
@@ -78,14 +79,17 @@ def test_two_adapters_take_turns_in_the_one_place_however_slow_a_read_is(one_pla
 
 
 def test_a_wait_of_minutes_for_a_full_bank_is_no_error(one_place: OneAdapter) -> None:
-    world = one_place(num_blocks=1024)
-    world.submit([1], adapter="a0", budget=3900)  # longer than a load may take
+    world = one_place(num_blocks=128)
+    world.submit([1], adapter="a0", budget=400)
     waiting = world.submit([1], adapter="a5")
+    for _ in range(390):
+        world.step()
+        world.clock.advance(9 * STEP_S)  # slow steps: longer than a load may take
     world.run()
     assert world.finished[waiting].reason is FinishReason.LENGTH
     queue_ms = world.finished[waiting].queue_ms
     assert queue_ms is not None
-    assert queue_ms > 3800 * 1e3 * STEP_S
+    assert queue_ms > 3800 * 1e3 * STEP_S > 1e3 * AdaptersConfig().load_timeout_s
 
 
 def test_a_request_after_an_idle_time_does_not_inherit_an_old_wait(one_place: OneAdapter) -> None:

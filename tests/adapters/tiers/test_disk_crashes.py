@@ -23,7 +23,7 @@ from tests.support.paths import ROOT
 from tests.support.waiting import wait_for
 
 KILLS = 40
-INGEST_KILLS = 20
+INGEST_KILLS = 12
 BUDGET_BYTES = 3 << 20
 ENDED = {AdapterState.FAILED, AdapterState.ON_DEVICE}
 

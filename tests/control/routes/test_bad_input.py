@@ -15,7 +15,7 @@ from tests.control.postgres_server import PostgresServer
 
 NOT_BUILT = 501
 """What Predibase's interface has and this server has not; the only 5xx that is meant."""
-EXAMPLES = {"sqlite": 10, "postgresql": 5}
+EXAMPLES = {"sqlite": 7, "postgresql": 4}
 """Of each route. The first examples on PostgreSQL are those on SQLite; most faults are of the routes alone."""
 
 

@@ -16,7 +16,7 @@ def test_the_memory_of_an_engine_stays_flat(tmp_path: Path) -> None:
     assert WARM_UP > MAX_TRACKED
     code = (
         "import sys; from pathlib import Path; from manylora.bench.faults.unknown_names import ask_engine; "
-        "grown = ask_engine(Path(sys.argv[1]), 20_000); print(grown.wrong, grown.growth_mib)"
+        "grown = ask_engine(Path(sys.argv[1]), 12_000); print(grown.wrong, grown.growth_mib)"
     )
     run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, check=True)
     wrong, growth_mib = run.stdout.split()
@@ -25,6 +25,6 @@ def test_the_memory_of_an_engine_stays_flat(tmp_path: Path) -> None:
 
 
 def test_a_server_answers_404_and_its_metrics_get_no_labels(tmp_path: Path) -> None:
-    served = ask_server(tmp_path, 600, warm_up=200)  # the memory of many is the engine's, above
+    served = ask_server(tmp_path, 300, warm_up=100)  # the memory of many is the engine's, above
     assert served.grown.wrong == 0
     assert served.series_after == served.series_before

@@ -15,7 +15,7 @@ from tests.support.tiny import make_base
 
 @pytest.mark.parametrize(
     ("transport", "kills"),
-    [("process", {"edge": 2, "engine": 2, "control": 2}), ("thread", {"edge": 2, "control": 2})],
+    [("process", {"edge": 1, "engine": 1, "control": 1}), ("thread", {"edge": 1, "control": 1})],
 )
 def test_kills_at_random_moments_lose_one_frame_at_most_and_double_no_token(
     tmp_path: Path, transport: str, kills: dict[str, int]
