@@ -8,7 +8,7 @@ BASE := SmolLM2-135M-Instruct
 # Processes that run the tests. The tests of one file share what they start, so that they run in one of them.
 WORKERS ?= 2
 
-.PHONY: help serve test fast fmt durations coverage check install base lint types unit sanitize clients bench-docs pages clean
+.PHONY: help serve test long fast fmt durations coverage check install base lint types unit sanitize clients bench-docs pages clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ types: .venv/tested
 
 unit: .venv/tested .venvs/openai/installed .venvs/lorax/installed .venvs/predibase/installed base
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+long: .venv/tested ## Run the long runs of the laws, which CI does after `make test`
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --long
 
 fast: .venv/tested ## Lint, types, and the tests without base, clients, services or long runs: under a minute
 	@$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check .

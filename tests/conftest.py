@@ -36,6 +36,7 @@ IS_CI = os.environ.get("CI", "").lower() in ("1", "true")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="only tests without base, clients, services or long runs")
+    parser.addoption("--long", action="store_true", help="only the long runs, which other calls leave out")
 
 
 class _LoadFolders(LoadFileScheduling):  # type: ignore[misc]  # xdist ships no type information
@@ -57,11 +58,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     With `--fast` leave out what needs a base, a client, a service or a process of its own, and what takes long.
     """
     items.sort(key=lambda item: _folder(item) in SHORT or _folder(item).endswith(".py"))
-    if not config.getoption("--fast"):
-        return
-    slow = listed()
-    kept = [item for item in items if _is_fast(item, slow)]
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    are_long = bool(config.getoption("--long"))
+    kept = [item for item in items if (item.get_closest_marker("long") is not None) == are_long]
+    if config.getoption("--fast"):
+        slow = listed()
+        kept = [item for item in kept if _is_fast(item, slow)]
+    left_out = {*items} - {*kept}
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = kept
 
 

@@ -38,10 +38,11 @@ def test_the_seeds_are_valid(fuzzer: Fuzzer, dtype: str) -> None:
     assert {name: end for name, end in ends.items() if not isinstance(end, Ingested)} == {}
 
 
-def test_a_thousand_mutants_are_accepted_or_refused(fuzzer: Fuzzer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 6))])
+def test_a_thousand_mutants_are_accepted_or_refused(fuzzer: Fuzzer, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     # Nothing changes while a mutant is read, so that no read waits for the file system's next tick.
     monkeypatch.setattr("manylora.adapters.sources.local.TICK_S", 0.0)
-    found = fuzzer.run(0, iter(range(1000)))
+    found = fuzzer.run(seed, iter(range(1000)))
     assert [failure for failure in found.failures if ": took " not in failure] == []
     assert len(found.outcomes) == len(KINDS) >= 20
     ends = {name for outcomes in found.outcomes.values() for name in outcomes}

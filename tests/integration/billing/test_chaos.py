@@ -1,4 +1,4 @@
-"""Short runs of the benchmark that kills everything: the law of docs/metering.md, to the token, on both transports."""
+"""Runs of the benchmark that kills everything: the law of docs/metering.md, to the token, on both transports."""
 
 import json
 from dataclasses import asdict
@@ -15,7 +15,12 @@ from tests.support.tiny import make_base
 
 @pytest.mark.parametrize(
     ("transport", "kills"),
-    [("process", {"edge": 1, "engine": 1, "control": 1}), ("thread", {"edge": 1, "control": 1})],
+    [
+        ("process", {"edge": 1, "engine": 1, "control": 1}),
+        ("thread", {"edge": 1, "control": 1}),
+        pytest.param("process", {"edge": 5, "engine": 5, "control": 5}, marks=pytest.mark.long),
+        pytest.param("thread", {"edge": 5, "control": 5}, marks=pytest.mark.long),
+    ],
 )
 def test_kills_at_random_moments_lose_one_frame_at_most_and_double_no_token(
     tmp_path: Path, transport: str, kills: dict[str, int]
