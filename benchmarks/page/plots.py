@@ -106,15 +106,28 @@ def limits(records: Mapping[str, Record]) -> str:
             f"ranged from {few['min']:.0f} to {few['max']:.0f} tokens/s over the rounds, so that the distance to 0.97 "
             "is within the noise of these rounds.",
         ]
-    if "profile" in records:
-        steps = {step["name"]: step for step in records["profile"]["results"]}
-        one, many = steps["1 row"]["host_ms"], steps["32 rows"]["host_ms"]
-        lines += [
-            f"- **Host work (S8).** {one:.2f} ms for one row, {many:.2f} ms for 32: the growth is Python over cold "
-            "caches, for a step reads 270 MB of weights through them. The figure covers planning, the batch's arrays "
-            "and the commits.",
-        ]
+    if "host-work" in records:
+        lines += _versions(records)
     return "\n".join([*lines, ""])
+
+
+def _versions(records: Mapping[str, Record]) -> list[str]:
+    """Return the figures of this version beside those of an earlier one, which ran in turn with it."""
+    record = records["host-work"]
+    earlier = record["commits"]["against"]
+    host = {(case["version"], case["rows"]): case["median_ms"] for case in record["results"] if not case["adapters"]}
+    lines = [
+        f"- **Host work (S8).** {host['now', 1]:.2f} ms for one row and {host['now', 32]:.2f} ms for 32. Version "
+        f"{earlier} takes {host['against', 1]:.2f} and {host['against', 32]:.2f} ms. The figure covers planning, the "
+        "batch's arrays and the commits.",
+    ]
+    if "version-triage" in records:
+        ratio = records["version-triage"]["a_over_b"]["throughput"]
+        lines += [
+            f"- **Triage on the base ÷ the same in version {earlier}.** {ratio['median']:.3f} ({ratio['low']:.3f}–"
+            f"{ratio['high']:.3f}, 95 %) over {records['version-triage']['pairs']} pairs.",
+        ]
+    return lines
 
 
 def _triage_limit(versus: Record, fma: float) -> list[str]:

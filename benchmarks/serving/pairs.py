@@ -1,6 +1,7 @@
 """Two forms of our server side by side, in turn A B B A, with the processor seconds of a token beside the speed.
 
-    python -m benchmarks.serving.pairs QUESTION [--workload chat] [--pairs 10] [--seconds 6] [--json FILE]
+    python -m benchmarks.serving.pairs QUESTION [--workload chat] [--pairs 10] [--seconds 6] [--against DIR]
+        [--json FILE]
 
 bypass:  A has 32 adapters, all used once and resident; B has none. Both serve the base alone.
 int8:    A holds the base in int8, B in bf16.
@@ -8,6 +9,7 @@ threads: A computes on one thread, B on as many as there are processors.
 spin:    A's threads sleep as soon as they have no work, B's wait awake for a while.
 pinned:  A's edge stays on the last processor, B's goes where the system puts it; the engine is free in both.
 metering: A records usage, as it always does; B is the same server with the meter and the journal taken out.
+version: A is this checkout, B the checkout of another version in `--against`; both import the same packages.
 Both servers run all the time; the one that is not measured is idle. A ratio is A ÷ B of one pair; shown are its median
 and the interval that holds the true median with 95 % (from the order statistics of the pairs).
 """
@@ -17,9 +19,10 @@ import asyncio
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from manylora.bench.load import drawn, models, run_load
@@ -46,6 +49,18 @@ class Unmetered(Manylora):
         return {**super().environment(), "PYTHONPATH": os.pathsep.join(("src", "."))}
 
 
+class OtherVersion(Manylora):
+    """Our server as another checkout has it."""
+
+    def __init__(self, checkout: Path, *settings: str) -> None:
+        """Create the server. `checkout` is the top folder of the other version."""
+        super().__init__(*settings)
+        self._source = checkout.resolve() / "src"
+
+    def environment(self) -> Mapping[str, str]:
+        return {**super().environment(), "PYTHONPATH": str(self._source)}
+
+
 @dataclass(frozen=True)
 class Side:
     """One run of one server."""
@@ -57,12 +72,15 @@ class Side:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("question", choices=("bypass", "int8", "threads", "spin", "pinned", "metering"))
+    parser.add_argument("question", choices=("bypass", "int8", "threads", "spin", "pinned", "metering", "version"))
     parser.add_argument("--workload", choices=WORKLOADS, default="chat")
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--against", type=Path, help="a checkout of another version, for the question `version`")
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
+    if (options.question == "version") != (options.against is not None):
+        parser.error("the question `version` and the option --against need each other")
     facts = describe()
     base = default_base()
     spec = read_spec(base)
@@ -77,8 +95,9 @@ def main() -> None:
             "spin": ("model.spin_us=0", f"model.spin_us={DEFAULT_SPIN_US}"),
             "pinned": ("model.threads=0", "model.threads=0"),
             "metering": ("model.threads=0", "model.threads=0"),
+            "version": ("model.threads=0", "model.threads=0"),
         }[options.question]
-        kinds = {"A": Manylora, "B": Unmetered if options.question == "metering" else Manylora}
+        kinds = {"A": Manylora, "B": _server_b(options.question, options.against)}
         running = {
             side: servers.enter_context(serving(kinds[side](setting), Path(scratch) / f"log-{side}", base=base))
             for side, setting in zip("AB", settings, strict=True)
@@ -113,6 +132,12 @@ def main() -> None:
         record = {**facts, "question": options.question, "workload": options.workload, "seconds": options.seconds}
         record |= {"pairs": options.pairs, "a_over_b": result, "medians": medians, "errors": errors}
         options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _server_b(question: str, against: Path | None) -> Callable[[str], Manylora]:
+    if against is not None:
+        return partial(OtherVersion, against)
+    return Unmetered if question == "metering" else Manylora
 
 
 def measure(server: Running, workload: str, spec: ModelSpec, seconds: float) -> Side:
