@@ -14,6 +14,7 @@ from pathlib import Path
 from manylora.bench.agreement import find_divergences
 from manylora.bench.machine import ROOT, describe
 from manylora.bench.servers import default_base
+from manylora.config.declaration import Setting
 from manylora.config.settings import load_config
 from manylora.engine.engine import Engine
 from manylora.models.text.tokenizer import Tokenizer
@@ -58,7 +59,7 @@ def messages(count: int) -> list[str]:
 
 
 def engine(kernels: str, quantize: str) -> Engine:
-    flags = {"model.kernels": kernels, "model.quantize": quantize, "engine.max_model_len": 1024}
+    flags: dict[str, Setting] = {"model.kernels": kernels, "model.quantize": quantize, "engine.max_model_len": 1024}
     return build_engine(load_config(flags=flags), lambda line: None)[0]
 
 

@@ -18,6 +18,7 @@ from benchmarks.arithmetic import quality
 from benchmarks.arithmetic.step import decode, linear_layers
 from manylora.bench.machine import describe
 from manylora.bench.statistics import extremes, median, milliseconds
+from manylora.config.declaration import Setting
 from manylora.config.folders import cache_dir
 from manylora.config.groups.model import DEFAULT_BASE
 from manylora.config.settings import load_config
@@ -61,7 +62,7 @@ def main() -> None:
     print(f"{facts['processor']}, load {facts['load_before']}\n\nbf16 against int8")
     layers = [in_turn("linear layers", rows, sides, vocab) for rows in LAYER_ROWS]
     steps = [in_turn("decode step", rows, sides, vocab) for rows in STEP_ROWS]
-    result = {**facts, "linear_layers": layers, "decode_step": steps}
+    result: dict[str, object] = {**facts, "linear_layers": layers, "decode_step": steps}
     if not options.skip_quality:
         result["quality"] = measure_quality(directory, sides)
     if options.json:
@@ -71,7 +72,7 @@ def main() -> None:
 def make_side(base: str, directory: Path, quantize: str) -> Side:
     """Load the base twice in this form: for its bare products and inside an engine."""
     kernels = select_kernels("native", find_resources().threads, quantize=quantize)
-    flags = {
+    flags: dict[str, Setting] = {
         "model.base": base,
         "model.kernels": "native",
         "model.quantize": quantize,

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from graphs import Work, graph_of
 
+from benchmarks.arithmetic.graphs import Work, graph_of
 from manylora.bench.machine import describe
 from manylora.ids import Digest
 from manylora.kernels.cpu.backend import CpuKernels

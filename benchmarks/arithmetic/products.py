@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from graphs import Body, graph_of
 
+from benchmarks.arithmetic.graphs import Body, graph_of
 from manylora.bench.machine import describe
 from manylora.bench.statistics import median
 from manylora.kernels.cpu.backend import CpuKernels

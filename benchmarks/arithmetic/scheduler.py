@@ -13,6 +13,7 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from manylora.bench.machine import describe
 from manylora.bench.statistics import milliseconds
@@ -46,7 +47,7 @@ CASES = (Case(1, 0, 1), Case(32, 0, 1), Case(32, 1000, 100), Case(256, 1000, 100
 
 
 class BaseGate:
-    """Everyone uses the base."""
+    """The gate of sequences without adapters."""
 
     def pin(self, sequence: Sequence) -> bool:
         sequence.root = prefix_root("", sequence.request.salt)
@@ -54,6 +55,9 @@ class BaseGate:
 
     def unpin(self, sequence: Sequence) -> None:
         pass
+
+    def reclaim(self, blocks: int) -> bool:
+        return False
 
 
 class Traffic:
@@ -102,8 +106,8 @@ class Traffic:
         return planned - begun, committed - planned
 
 
-def open_no_text(_: bool) -> "object":
-    raise AssertionError("nobody asked for stop strings")
+def open_no_text(_: bool) -> NoReturn:
+    raise AssertionError("no request has stop strings")
 
 
 def main() -> None:

@@ -14,8 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from graphs import graph_of
-
+from benchmarks.arithmetic.graphs import graph_of
 from manylora.bench.machine import describe
 from manylora.bench.statistics import extremes, median, milliseconds
 from manylora.bench.steps import decode_steps

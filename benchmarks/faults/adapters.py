@@ -109,7 +109,8 @@ def over_capacity(base: Path, spec: ModelSpec, scratch: Path, repeats: int) -> d
     server = Manylora(*settings, f"model.cache_dir={fresh_cache(scratch)}")
     with serving(server, scratch / "log", base=base) as running:
         asyncio.run(run_load(running.url, WORKLOADS["triage"], iter(2 * models(names)), spec.vocab, 1.0))
-        ratios, firsts = [], {32: [], 64: []}
+        ratios: list[float] = []
+        firsts: dict[int, list[float]] = {32: [], 64: []}
         for repeat in range(repeats):
             for count in (32, 64) if repeat % 2 == 0 else (64, 32):
                 targets = drawn(models(names[:count]), seed=repeat)

@@ -13,7 +13,6 @@ own.
 
 import asyncio
 import multiprocessing
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from pathlib import Path
 from random import Random
 from typing import ClassVar
 
+from benchmarks import IMPORT_PATH
 from manylora.bench.faults.network import Proxy
 from manylora.bench.faults.object_storage import BUCKET, S3Server, credentials, find_weed, s3_server
 from manylora.bench.load import Answer, Connection
@@ -64,7 +64,7 @@ class InStep(RemoteManylora):
         return [*command[:2], "benchmarks.faults.loads_in_a_step", *command[3:]]
 
     def environment(self) -> Mapping[str, str]:
-        return {**super().environment(), "PYTHONPATH": os.pathsep.join(("src", "."))}
+        return {**super().environment(), "PYTHONPATH": IMPORT_PATH}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 def present(command: str) -> str:
     """Return a recorded command with the present path of its script, which may have moved since that commit."""
     places = {path.stem: path.relative_to(ROOT) for path in (ROOT / "benchmarks").glob("*/*.py")}
-    words = []
+    words: list[str] = []
     for word in command.split():
         name = re.fullmatch(r"benchmarks[./](?:\w+[./])?(\w+)", word.removesuffix(".py"))
         known = name and places.get(name[1])

@@ -1,6 +1,6 @@
 """Inference beside one tenant that reads its own account without pause, and without it, in turns in one run.
 
-PYTHONPATH=src:. python -m benchmarks.serving.account_reads --json benchmarks/results/account-reads.json
+PYTHONPATH=$PWD/src:$PWD python -m benchmarks.serving.account_reads --json benchmarks/results/account-reads.json
 """
 
 import argparse
@@ -28,6 +28,7 @@ from manylora.control.billing.ledger import insert_records
 from manylora.control.process.opening import open_control
 from manylora.control.tenants.audit import on_the_machine
 from manylora.control.tenants.signup import open_account
+from manylora.ids import UsageId
 from manylora.usage import UsageRecord
 
 PATHS = (
@@ -77,7 +78,7 @@ async def _fill(folder: Path, lines: int) -> str:
 
 def _record(number: int, now_ms: int) -> UsageRecord:
     return UsageRecord(
-        id=f"usage-{number}",
+        id=UsageId(f"usage-{number}"),
         tenant="reader",  # type: ignore[arg-type]  # a name of ours
         key=None,
         request_id=f"request-{number}",

@@ -57,9 +57,10 @@ def main() -> None:
                 show(running, f"after {name}")
             if options.waiting:
                 asyncio.run(wait_in_line(running, options.waiting, vocab))
-        for name in FIGURES if group else ():
+        files = [] if group is None else [group / name for name in FIGURES]
+        for file in files:
             with suppress(OSError):
-                print(f"{name}: {' '.join((group / name).read_text().split())}")
+                print(f"{file.name}: {' '.join(file.read_text().split())}")
 
 
 def show(running: Running, when: str) -> None:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from benchmarks import IMPORT_PATH
 from manylora.bench.load import drawn, models, run_load
 from manylora.bench.machine import describe
 from manylora.bench.random_adapters import write_adapters
@@ -46,7 +47,7 @@ class Unmetered(Manylora):
         return [*command[:2], "benchmarks.serving.without_metering", *command[3:]]
 
     def environment(self) -> Mapping[str, str]:
-        return {**super().environment(), "PYTHONPATH": os.pathsep.join(("src", "."))}
+        return {**super().environment(), "PYTHONPATH": IMPORT_PATH}
 
 
 class OtherVersion(Manylora):

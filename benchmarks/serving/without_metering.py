@@ -1,14 +1,16 @@
 """`manylora` without records of usage: the other side of `pairs metering`, which measures the cost of metering.
 
-PYTHONPATH=src:. python -m benchmarks.serving.without_metering serve …
+PYTHONPATH=$PWD/src:$PWD python -m benchmarks.serving.without_metering serve …
 """
 
 from typing import Any
+from unittest.mock import patch
 
 from manylora.cli import main
-from manylora.server.app import run
+from manylora.server.app.application import create_app
+from manylora.server.engine_client.client import EngineClient
 
-create_app, EngineClient = run.create_app, run.EngineClient
+RUN = "manylora.server.app.run"
 
 
 def unmetered_app(*arguments: Any, **named: Any) -> Any:
@@ -20,6 +22,5 @@ def unmetered_client(*arguments: Any, **named: Any) -> Any:
 
 
 if __name__ == "__main__":
-    run.create_app = unmetered_app
-    run.EngineClient = unmetered_client  # type: ignore[assignment, misc]
-    main()
+    with patch(f"{RUN}.create_app", unmetered_app), patch(f"{RUN}.EngineClient", unmetered_client):
+        main()

@@ -1,5 +1,6 @@
 """The measurements that pages name are there to be run."""
 
+import importlib
 import re
 
 import pytest
@@ -14,6 +15,20 @@ NAMED = sorted(
         for module in re.findall(r"-m (benchmarks\.[\w.]+\w)", page.read_text(encoding="utf-8"))
     }
 )
+
+PARTS = ("arithmetic", "faults", "serving")
+"""The rooms of benchmarks that need no package beside those of the tests; `page` draws pictures."""
+MODULES = sorted(
+    ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    for part in PARTS
+    for file in (ROOT / "benchmarks" / part).glob("*.py")
+    if file.stem != "__init__"
+)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_measurement_can_be_imported(module: str) -> None:
+    assert importlib.import_module(module).__doc__
 
 
 @pytest.mark.parametrize(("page", "module"), NAMED)
