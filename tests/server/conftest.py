@@ -22,7 +22,7 @@ from manylora.server.engine_client.in_process import InProcessTransport
 from manylora.tenancy import RepositoryFacts, Snapshot, TenantFacts
 from tests.server.fake_control import PEPPER, FakeControl
 from tests.server.fake_engine import FakeEngine, served_for
-from tests.server.tiny_tokenizer import save_tokenizer
+from tests.server.tiny_tokenizer import CHAT_TEMPLATE, save_tokenizer
 
 
 @dataclass
@@ -58,6 +58,7 @@ async def open_house(
     repositories: Sequence[RepositoryFacts] | None = None,
     served_as: Mapping[str, Any] | None = None,
     chat_templates: bool = True,
+    base_template: str | None = CHAT_TEMPLATE,
     **server: Any,
 ) -> AsyncIterator[House]:
     """`sources` are those that adapters may come from; settings of the `[server]` group may be given by name.
@@ -65,8 +66,9 @@ async def open_house(
     `clock` is the edge's; the engine keeps the machine's.
     repositories  what the control plane tells of uploads; None: there is none
     served_as     changed fields of `ServedModel`
+    chat_templates, base_template  whether adapters' own ones may run, and the base's; None: it has none
     """
-    save_tokenizer(directory)
+    save_tokenizer(directory, base_template)
     for name in ("triage", "team/tone"):
         folder = directory / "adapters" / name
         folder.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ def _alphabet() -> tuple[str, ...]:
     return tuple(characters[byte] for byte in range(256))
 
 
-def save_tokenizer(directory: Path) -> None:
+def save_tokenizer(directory: Path, chat_template: str | None = CHAT_TEMPLATE) -> None:
     """Write tokenizer.json and tokenizer_config.json; the id of a byte is the byte."""
     specials = [
         {
@@ -60,6 +60,6 @@ def save_tokenizer(directory: Path) -> None:
             "merges": [],
         },
     }
-    settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "chat_template": CHAT_TEMPLATE}
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "chat_template": chat_template}
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")

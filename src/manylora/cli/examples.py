@@ -18,12 +18,12 @@ def examples(
     Where a key is needed they read it from `MANYLORA_KEY`, so that no shell keeps it in its history.
 
     Adapters are usually trained on the base's chat template, so each command uses it if there is one. The lorax package
-    sends text unchanged, so its command has the rendered template.
+    sends text unchanged, so its command has the rendered template, without the begin token that the server adds.
     """
     adapter = DEMO_ADAPTER if DEMO_ADAPTER in adapters else next(iter(adapters), None)
     chats = tokenizer.has_chat_template
     messages = [{"role": "user", "content": TICKET}]
-    prompt = tokenizer.apply_chat_template(messages) if chats else TICKET
+    prompt = _without_begin(tokenizer.apply_chat_template(messages), tokenizer) if chats else TICKET
     parameters: dict[str, object] = {} if adapter is None else {"adapter_id": adapter}
     parameters |= {"apply_chat_template": True} if chats else {}
     body = json.dumps({"inputs": TICKET, "parameters": {**parameters, "max_new_tokens": 32}})
@@ -64,6 +64,13 @@ def key_commands(url: str, base: str) -> dict[str, str]:
             "manylora usage"
         ),
     }
+
+
+def _without_begin(prompt: str, tokenizer: Tokenizer) -> str:
+    """Return a prompt without its begin token, if the tokenizer puts that token before every text."""
+    begin = tokenizer.named_tokens.get("bos_token", "")
+    is_added = bool(begin) and tokenizer.encode("")[:1] == [tokenizer.token_id(begin)]
+    return prompt.removeprefix(begin) if is_added else prompt
 
 
 def _quoted(text: str) -> str:

@@ -60,7 +60,7 @@ def build_engine(config: Config, report: ReportLine) -> tuple[Engine, ServedMode
     plan = make_plan(config, spec, kernels, resources)
     report("\n".join(plan.lines()))
     tokenizer = Tokenizer(base_dir, clock=clock)
-    report("tokenizer loaded")
+    report(_tokenizer_line(tokenizer, spec))
     model = LlamaModel(spec, load_weights(base_dir, spec, kernels), kernels, max_positions=plan.max_model_len)
     report("weights loaded and packed")
     digest = fingerprint(base_dir, spec)
@@ -68,6 +68,12 @@ def build_engine(config: Config, report: ReportLine) -> tuple[Engine, ServedMode
     engine = wire_engine(config, plan, model, kernels, store, tokenizer, clock)
     report("adapter store opened, KV cache laid out")
     return engine, _served(config, base_dir, spec, digest, kernels, plan, clock)
+
+
+def _tokenizer_line(tokenizer: Tokenizer, spec: ModelSpec) -> str:
+    without = spec.vocab - tokenizer.vocab_size
+    padding = f"; {without} of {spec.vocab} ids have no token, and no text where the base draws one" if without else ""
+    return f"tokenizer loaded, {'a' if tokenizer.has_chat_template else 'no'} chat template{padding}"
 
 
 def _model_id(config: Config, base_dir: Path) -> str:

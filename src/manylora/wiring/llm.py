@@ -34,6 +34,7 @@ from manylora.wiring.engine import ReportLine, build_engine
 Result = TypeVar("Result")
 MAX_TOKENS = 256
 MAX_LOGPROBS = 20
+_INSTEAD = "give the prompt as one text, as `LLM.generate` and `manylora generate --raw` do"
 _FORM = ReplyForm(cuts_stops=True, report=TokenReport.EVERY, keeps_text=False, keeps_tokens=False)
 
 
@@ -210,7 +211,7 @@ class LLM:
         several = [tuple(each) for each in messages if not isinstance(each, Mapping)]
         if single and several:
             raise InvalidParameter("`messages` is one conversation or a list of conversations, not both")
-        prompts = [ChatPrompt(messages=each) for each in several or [tuple(single)]]
+        prompts = [_chat(each) for each in several or [tuple(single)]]
         outputs = self._outputs(prompts, adapter, options)
         return outputs if several else outputs[0]
 
@@ -221,7 +222,7 @@ class LLM:
 
         The engine stops the reply if the caller stops reading. Errors are those of `generate`.
         """
-        given = TextPrompt(prompt) if isinstance(prompt, str) else ChatPrompt(messages=tuple(prompt))
+        given = TextPrompt(prompt) if isinstance(prompt, str) else _chat(prompt)
         pieces = self._pieces(_order(given, adapter, options))
         try:
             while (text := self._wait(_next(pieces))) is not None:
@@ -287,6 +288,10 @@ class LLM:
     def _completion(self, order: Order) -> Completion:
         state = RequestState(request_id=mint_request_id(), arrived_s=self._clock.monotonic_s())
         return Completion(self._service, order, state)
+
+
+def _chat(messages: Sequence[Message]) -> ChatPrompt:
+    return ChatPrompt(messages=tuple(messages), instead=_INSTEAD)
 
 
 def _order(prompt: PromptInput, adapter: str | None, options: GenerateOptions, index: int = 0) -> Order:

@@ -30,12 +30,13 @@ from manylora.adapters.peft.tensor_names import Part, read_name
 from manylora.adapters.refusals import Refusals, shown
 from manylora.adapters.report import IngestReport
 from manylora.adapters.sources.source import CONFIG_FILE, MAX_CONFIG_BYTES, TEXT_FILES, WEIGHTS_FILE, missing_part
-from manylora.adapters.text.base_text import MAX_FILE_BYTES, TOKENIZER_FILE, BaseText
+from manylora.adapters.text.base_text import MAX_FILE_BYTES, BaseText
 from manylora.adapters.text.text_files import check_text_size, read_adapter_text
 from manylora.config.environment import child_environment
 from manylora.errors import AdapterIncompatible, ManyloraError
 from manylora.failure import Failure
 from manylora.models.text.adapter_text import AdapterText
+from manylora.models.text.token_files import TOKENIZER_FILE
 from manylora.system.log_lines import configure_logs
 
 NICENESS = 10

@@ -41,12 +41,13 @@ from manylora.adapters.sources.hub import HubSource
 from manylora.adapters.sources.object_storage import ObjectSource
 from manylora.adapters.sources.source import FetchedFiles, RemoteSource
 from manylora.adapters.sources.upload_folders import folder_sources
-from manylora.adapters.text.base_text import TOKENIZER_FILE, BaseText
+from manylora.adapters.text.base_text import BaseText
 from manylora.adapters.text.text_files import merged_text, read_adapter_text
 from manylora.adapters.tiers.image_folder import job_file, job_text_file, storage_unavailable
 from manylora.clock import Clock, SystemClock
 from manylora.errors import AdapterCapacity, AdapterLoadTimeout, AdapterReferenceInvalid, ManyloraError
 from manylora.models.text.adapter_text import AdapterText, text_digest
+from manylora.models.text.token_files import TOKENIZER_FILE
 from manylora.system.log_lines import configure_logs
 
 NICENESS = 19  # at 10, a step of 256 rows took 1.6 times as long while adapters were packed

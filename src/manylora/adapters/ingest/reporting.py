@@ -23,8 +23,8 @@ from manylora.adapters.report import (
     TemplatePart,
     TokensPart,
 )
-from manylora.adapters.text.base_text import GENERATION_FILE, TEMPLATE_FILES, TOKENIZER_FILES
 from manylora.models.text.adapter_text import AdapterText, text_digest
+from manylora.models.text.token_files import GENERATION_FILE, TEMPLATE_FILES, TOKENIZER_FILES
 
 MAX_UNTOUCHED = 16
 MAX_EXAMPLES = 8

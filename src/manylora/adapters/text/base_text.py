@@ -1,4 +1,4 @@
-"""The parts of the base's tokenizer that adapters are compared with, and the forms of text files on both sides."""
+"""The parts of the base's tokenizer that adapters are compared with, and forms of tokenizer.json on both sides."""
 
 import hashlib
 import json
@@ -9,14 +9,22 @@ from typing import Any
 
 from manylora.models.spec import read_spec
 from manylora.models.text.adapter_text import MAX_END_IDS, MAX_TEMPLATE_BYTES, AddedToken
+from manylora.models.text.token_files import (
+    ADDED_TOKENS_FILE,
+    GENERATION_FILE,
+    NAMED_TOKENS,
+    SPECIAL_TOKENS_FILE,
+    TEMPLATE_FILE,
+    TEMPLATE_JSON_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    Json,
+    as_object,
+    end_ids,
+    read_base_files,
+    token_of,
+)
 
-TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-ADDED_TOKENS_FILE = "added_tokens.json"
-SPECIAL_TOKENS_FILE = "special_tokens_map.json"
-TEMPLATE_FILE = "chat_template.jinja"
-TEMPLATE_JSON_FILE = "chat_template.json"
-GENERATION_FILE = "generation_config.json"
 MAX_FILE_BYTES = {
     TOKENIZER_FILE: 64 << 20,
     TOKENIZER_CONFIG_FILE: 2 << 20,
@@ -26,11 +34,6 @@ MAX_FILE_BYTES = {
     TEMPLATE_JSON_FILE: 4 * MAX_TEMPLATE_BYTES,
     GENERATION_FILE: 1 << 20,
 }
-TOKENIZER_FILES = (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, ADDED_TOKENS_FILE, SPECIAL_TOKENS_FILE)
-TEMPLATE_FILES = (TEMPLATE_FILE, TEMPLATE_JSON_FILE, TOKENIZER_CONFIG_FILE)
-"""Files that may contain the chat template. The first that exists counts."""
-NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
-FLAGS = ("special", "single_word", "lstrip", "rstrip", "normalized")
 COMPARED = {
     "model": "model",
     "normalizer": "normalizer",
@@ -42,8 +45,6 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "Metaspace": {"split": True, "prepend_scheme": "always"},
 }
 _LISTED_PIECES = 2
-
-Json = dict[str, Any]  # JSON values of several types
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,15 +74,12 @@ class BaseText:
         """Read the base's own files, which are trusted. Raises `OSError`, `ValueError`, `ModelUnsupported`."""
         data = (directory / TOKENIZER_FILE).read_bytes()
         content = json.loads(data)
-        settings = _file_json(directory / TOKENIZER_CONFIG_FILE)
+        files = read_base_files(directory)
         vocabulary = _vocabulary(content["model"])
         added = {token.id: token for token in map(token_of, content.get("added_tokens") or ())}
-        # The flags of the configuration win over those of the file, as in transformers.
-        added |= {token.id: token for token in decoder_tokens(settings) if token.id in added}
-        named = named_texts(settings)
+        added.update(files.listed)
         pieces = {**vocabulary, **{token.content: token.id for token in added.values()}}
         ends = read_spec(directory).eos_token_ids if (directory / "config.json").is_file() else ()
-        own = pieces.get(named.get("eos_token", ""))
         return cls(
             sections={name: section_hash(content, name) for name in COMPARED},
             pieces=pieces,
@@ -91,9 +89,9 @@ class BaseText:
             num_values=count_values(data),
             post_processor=section_hash(content, "post_processor"),
             affixes=_base_affixes(content, frozenset(pieces.values())),
-            named=named,
-            templates=_base_templates(directory, settings),
-            end_ids=ends or (() if own is None else (own,)),
+            named=files.named,
+            templates=files.templates,
+            end_ids=end_ids(ends, pieces.get(files.named.get("eos_token", ""))),
         )
 
 
@@ -141,41 +139,8 @@ def _vocabulary(model: Json) -> dict[str, int]:
     return dict(vocabulary)
 
 
-def token_of(entry: Json) -> AddedToken:
-    """Return the added token of an entry. Raises `TypeError` or `KeyError` for a malformed entry."""
-    token_id, content = entry["id"], entry["content"]
-    if type(token_id) is not int or not isinstance(content, str):
-        raise TypeError
-    flags = {name: bool(entry.get(name)) for name in FLAGS if name != "normalized"}
-    return AddedToken(
-        id=token_id, content=content, **flags, normalized=bool(entry.get("normalized", not flags["special"]))
-    )
-
-
-def as_object(entry: object) -> Json:
-    if not isinstance(entry, dict):
-        raise TypeError
-    return entry
-
-
 def whole_number(key: str) -> int | None:
     return int(key) if key.isdecimal() and len(key) < len("4294967296") else None
-
-
-def decoder_tokens(settings: Json) -> Iterator[AddedToken]:
-    for key, entry in (settings.get("added_tokens_decoder") or {}).items():
-        yield token_of({**entry, "id": int(key)})
-
-
-def token_text(value: object) -> str | None:
-    """Return the text of a token, which is a string or an object with its `content`; None for any other value."""
-    content = value.get("content") if isinstance(value, dict) else value
-    return content if isinstance(content, str) and content else None
-
-
-def named_texts(settings: Json) -> dict[str, str]:
-    found = {name: token_text(settings.get(name)) for name in NAMED_TOKENS}
-    return {name: text for name, text in found.items() if text is not None}
 
 
 def special_values(settings: Json) -> Iterator[object]:
@@ -215,26 +180,8 @@ def affixes_of(processor: object, known: frozenset[int]) -> tuple[tuple[int, ...
     return tuple(sides[0]), tuple(sides[1])
 
 
-def ids_of(token_id: int | None) -> tuple[int, ...]:
-    return () if token_id is None else (token_id,)
-
-
 def _base_affixes(content: Json, ids: frozenset[int]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     try:
         return affixes_of(content.get("post_processor"), ids)
     except (TypeError, KeyError, ValueError, AttributeError):
         return None
-
-
-def _file_json(file: Path) -> Json:
-    return json.loads(file.read_bytes()) if file.is_file() else {}
-
-
-def _base_templates(directory: Path, settings: Json) -> dict[str, str]:
-    file = directory / TEMPLATE_FILE
-    if file.is_file():
-        return {"default": file.read_text(encoding="utf-8")}
-    named = settings.get("chat_template")
-    if isinstance(named, str):
-        return {"default": named}
-    return {str(entry["name"]): str(entry["template"]) for entry in named or ()}

@@ -11,27 +11,13 @@ from typing import Any
 
 from manylora.adapters.refusals import Refusals, shown
 from manylora.adapters.text.base_text import (
-    ADDED_TOKENS_FILE,
     COMPARED,
-    FLAGS,
-    GENERATION_FILE,
     MAX_FILE_BYTES,
-    SPECIAL_TOKENS_FILE,
-    TEMPLATE_FILE,
-    TEMPLATE_JSON_FILE,
-    TOKENIZER_CONFIG_FILE,
-    TOKENIZER_FILE,
     BaseText,
-    Json,
     affixes_of,
-    as_object,
     count_values,
-    ids_of,
-    named_texts,
     section_hash,
     special_values,
-    token_of,
-    token_text,
     whole_number,
 )
 from manylora.errors import ManyloraError
@@ -45,6 +31,23 @@ from manylora.models.text.adapter_text import (
     MAX_TOKEN_BYTES,
     AdapterText,
     AddedToken,
+)
+from manylora.models.text.token_files import (
+    ADDED_TOKENS_FILE,
+    FLAGS,
+    GENERATION_FILE,
+    SPECIAL_TOKENS_FILE,
+    TEMPLATE_FILE,
+    TEMPLATE_JSON_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    Json,
+    as_object,
+    ids_of,
+    named_templates,
+    named_texts,
+    token_of,
+    token_text,
 )
 
 MAX_CHECKED = 16
@@ -85,10 +88,10 @@ class _Reader:
         if TOKENIZER_FILE in self._files:
             content = self._tokenizer_json()
             own = [self._token(TOKENIZER_FILE, entry) for entry in self._list(TOKENIZER_FILE, content, "added_tokens")]
-            self._check_base_tokens(own)
             listed = {token.id: token for token in own}
             wins = "added_tokens_decoder" in settings
             tokens = {**listed, **tokens} if wins else {**tokens, **listed}
+            self._check_base_tokens(tokens)
             template_ids = content
         tokens = self._with_named(tokens, {**settings, **special})
         new = self._new_tokens(tokens)
@@ -101,7 +104,7 @@ class _Reader:
             tokens=new,
             changed=tuple(token for id_, token in sorted(tokens.items()) if self._base.added.get(id_, token) != token),
             named={name: text for name, text in named.items() if self._base.named.get(name) != text},
-            templates={} if templates == self._base.templates else templates,
+            templates={} if self._is_of_base(templates) else templates,
             end_ids=end_ids,
             stop_strings=stop_strings,
             leading=leading,
@@ -166,10 +169,9 @@ class _Reader:
             )
         return token
 
-    def _check_base_tokens(self, own: Iterable[AddedToken]) -> None:
-        contents = {token.id: token.content for token in own}
+    def _check_base_tokens(self, tokens: Mapping[int, AddedToken]) -> None:
         for token_id, token in self._base.added.items():
-            if contents.get(token_id) != token.content:
+            if token_id not in tokens or tokens[token_id].content != token.content:
                 raise self._refuse.incompatible(
                     f"token {token_id} of the base, `{shown(token.content)}`, is not in its {TOKENIZER_FILE}"
                 )
@@ -248,15 +250,20 @@ class _Reader:
             return {"default": self._text(TEMPLATE_FILE, self._files[TEMPLATE_FILE])}
         source = TEMPLATE_JSON_FILE if TEMPLATE_JSON_FILE in self._files else TOKENIZER_CONFIG_FILE
         value = (self._json(source) if source == TEMPLATE_JSON_FILE else settings).get("chat_template")
-        entries = [{"name": "default", "template": value}] if isinstance(value, str) else (value or [])
         try:
-            found = {str(entry["name"]): entry["template"] for entry in entries}
+            found = named_templates(value)
         except (TypeError, KeyError) as error:
             raise self._refuse.corrupt(f"`chat_template` in {source} is neither a text nor a list of them") from error
         num_bytes = sum(len(self._encoded(source, text)) + len(self._encoded(source, n)) for n, text in found.items())
         if num_bytes > MAX_TEMPLATE_BYTES or len(found) > MAX_TEMPLATES:
             raise self._refuse.too_large(num_bytes, MAX_TEMPLATE_BYTES)
         return found
+
+    def _is_of_base(self, templates: Mapping[str, str]) -> bool:
+        """Return whether chat with the adapter uses the base's template; a base may have more, with names."""
+        return templates == self._base.templates or (
+            "default" in templates and templates["default"] == self._base.templates.get("default")
+        )
 
     def _ends(
         self, named: Mapping[str, str], known: Mapping[str, int]

@@ -10,6 +10,7 @@ from typing import Any
 
 from manylora.errors import ModelNotFound
 from manylora.models.spec import read_spec
+from manylora.models.text.token_files import TOKENIZER_FILE
 
 Progress = Callable[[str, int, int], None]
 
@@ -21,7 +22,9 @@ _WANTED = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
     "chat_template.jinja",
+    "chat_template.json",
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*.safetensors",
@@ -45,6 +48,12 @@ def fetch_repository(repository: str, directory: Path, report: Progress, *, endp
         }
         if not any(name.endswith(".safetensors") for name in sizes):
             raise ModelNotFound(f"{repository} has no weights as safetensors; pickled weights are never opened")
+        if TOKENIZER_FILE not in sizes:
+            raise ModelNotFound(
+                f"{repository} has no {TOKENIZER_FILE}. Fetch it into a folder with the hub's own client, let "
+                "transformers write that file there (AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)), "
+                "and serve the folder"
+            )
         bar = _progress_bar(report, sum(sizes.values()))
 
         def fetch(name: str) -> None:

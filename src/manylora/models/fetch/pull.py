@@ -24,6 +24,7 @@ from manylora.errors import ManyloraError, ModelNotFound, ModelUnsupported
 from manylora.models.checkpoint_files import check_entries, read_entries
 from manylora.models.fetch import catalog, checksums
 from manylora.models.spec import read_json, read_spec
+from manylora.models.text.token_files import TOKENIZER_FILE, missing_tokenizer, read_base_files
 
 log = logging.getLogger(__name__)
 
@@ -90,14 +91,10 @@ def pull(
 def check_base(directory: Path) -> None:
     """Check that a directory holds a supported base model, without reading its weights' values."""
     check_entries(read_entries(directory), read_spec(directory))
-    if not (directory / "tokenizer.json").is_file():
-        raise ModelNotFound(
-            f"{directory} has no tokenizer.json; write one with transformers: "
-            "AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
-        )
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (directory / name).exists():
-            read_json(directory / name)
+    if not (directory / TOKENIZER_FILE).is_file():
+        raise missing_tokenizer(directory)
+    read_json(directory / TOKENIZER_FILE)
+    read_base_files(directory)
 
 
 def _fault_of(directory: Path) -> str | None:

@@ -1,6 +1,6 @@
 """The tokenizer of one base model: text to token ids and back, and chat messages to a prompt.
 
-Imports without torch: the HTTP edge tokenises. Reads tokenizer.json, tokenizer_config.json, chat_template.jinja.
+Imports without torch: the HTTP edge tokenises. Reads tokenizer.json and the files of `token_files.py`.
 """
 
 import copy
@@ -19,8 +19,9 @@ from manylora.models.spec import read_json, read_spec
 from manylora.models.text.adapter_text import AdapterText, AddedToken
 from manylora.models.text.detokenizer import TokenStream, TokenTexts
 from manylora.models.text.template import ChatTemplate, cut_last, open_last
+from manylora.models.text.token_files import FLAGS, TOKENIZER_FILE, end_ids, missing_tokenizer, read_base_files
 
-_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+_MAX_SHOWN_TOKEN = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +43,24 @@ class Tokenizer:
     def __init__(self, directory: Path, *, model_id: str = "", clock: Clock | None = None) -> None:
         """Load from a base model's directory. `model_id` is the model's name in messages; default: the folder's name.
 
-        Raises `ModelNotFound` for a missing tokenizer.json, `ModelUnsupported` for one that cannot be used.
+        Raises `ModelNotFound` for a missing tokenizer.json, `ModelUnsupported` for one that cannot be used, or with a
+        token that has no row in the base.
         """
-        file = directory / "tokenizer.json"
-        content = read_json(file)
-        try:
-            self._library = _Library.from_str(json.dumps(content))
-        except Exception as error:  # the library raises bare Exception
-            raise ModelUnsupported(f"{file} cannot be loaded: {error}") from error
-        self._library.no_truncation()
-        self._library.no_padding()
+        file = directory / TOKENIZER_FILE
+        if not file.is_file():
+            raise missing_tokenizer(directory)
+        content, files = read_json(file), read_base_files(directory)
+        self._library = _with_listed(_loaded(file, content), tuple(files.listed.values()), file)
         self.model_id = model_id or directory.name
         self._take_added()
         self._texts = TokenTexts(self._library, content.get("decoder"))
-        settings_file = directory / "tokenizer_config.json"
-        settings = read_json(settings_file) if settings_file.is_file() else {}
-        self._named = {name: _token_text(settings[name]) for name in _NAMED_TOKENS if settings.get(name) is not None}
+        self._named = files.named
         self._affixes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
-        self.eos_ids = self._end_ids(directory)
-        self._templates = {name: ChatTemplate(text, clock=clock) for name, text in _templates(directory, settings)}
+        spec = read_spec(directory) if (directory / "config.json").is_file() else None
+        if spec is not None:
+            self._check_rows(file, spec.vocab)
+        self.eos_ids = end_ids(spec.eos_token_ids if spec else (), self.token_id(self._named.get("eos_token", "")))
+        self._templates = {name: _compiled(directory, name, text, clock) for name, text in files.templates.items()}
 
     def with_text(self, text: AdapterText) -> "Tokenizer":
         """Return this tokenizer with an adapter's changes; both share the vocabulary, the merges and the templates.
@@ -178,7 +178,7 @@ class Tokenizer:
         template = self._templates.get("tool_use") if tools else None
         template = template or self._templates.get("default")
         if template is None:
-            raise TemplateFailed(f"model `{self.model_id}` has no chat template; use /v1/completions")
+            raise TemplateFailed(f"model `{self.model_id}` has no chat template")
         text = template.render(
             {
                 **self._named,
@@ -191,12 +191,57 @@ class Tokenizer:
         )
         return cut_last(text, messages[-1]["content"]) if continue_final_message else text
 
-    def _end_ids(self, directory: Path) -> tuple[int, ...]:
-        """Return the end tokens of the model's configuration; without any, the tokenizer's own end token."""
-        if (directory / "config.json").is_file() and (named := read_spec(directory).eos_token_ids):
-            return named
-        own = self.token_id(self._named["eos_token"]) if "eos_token" in self._named else None
-        return () if own is None else (own,)
+    def _check_rows(self, file: Path, num_rows: int) -> None:
+        """Raise `ModelUnsupported` for a token without a row in the base: a prompt could not contain it."""
+        ids: Mapping[str, int] = self._library.get_vocab(with_added_tokens=True)
+        beyond = {token_id: piece for piece, token_id in ids.items() if token_id >= num_rows}
+        if beyond:
+            first = min(beyond)
+            raise ModelUnsupported(
+                f"{file}: {len(beyond)} tokens have no row in the base, which has {num_rows} rows (vocab_size in "
+                f"config.json); the first is {beyond[first][:_MAX_SHOWN_TOKEN]!r}, with the id {first}. The tokenizer "
+                "is another model's, or had tokens added to it: remove them, or serve the base that has their rows"
+            )
+
+
+def _loaded(file: Path, content: Mapping[str, Any]) -> _Library:
+    try:
+        library = _Library.from_str(json.dumps(content))
+    except Exception as error:  # the library raises bare Exception
+        raise ModelUnsupported(f"{file} cannot be loaded: {error}") from error
+    library.no_truncation()
+    library.no_padding()
+    return library
+
+
+def _with_listed(library: _Library, listed: Sequence[AddedToken], file: Path) -> _Library:
+    """Return a library with the tokens and flags of tokenizer_config.json, which win over those of tokenizer.json."""
+    added = library.get_added_tokens_decoder()
+    for token in listed:
+        if token.id in added and token.content != added[token.id].content:
+            raise ModelUnsupported(
+                f"{file} and tokenizer_config.json have two tokens with the id {token.id}: "
+                f"{added[token.id].content[:_MAX_SHOWN_TOKEN]!r} and {token.content[:_MAX_SHOWN_TOKEN]!r}"
+            )
+    changed = [token for token in listed if token.id in added and not _is_same(token, added[token.id])]
+    new = sorted((token for token in listed if token.id not in added), key=lambda token: token.id)
+    if not changed and not new:
+        return library
+    try:
+        return _with_tokens(library, AdapterText(tokens=tuple(new), changed=tuple(changed)))
+    except ModelUnsupported as error:
+        raise ModelUnsupported(f"{file} and tokenizer_config.json: {error.message}") from error
+
+
+def _is_same(token: AddedToken, known: _LibraryToken) -> bool:
+    return all(getattr(token, flag) == getattr(known, flag) for flag in FLAGS)
+
+
+def _compiled(directory: Path, name: str, text: str, clock: Clock | None) -> ChatTemplate:
+    try:
+        return ChatTemplate(text, clock=clock)
+    except TemplateFailed as error:
+        raise ModelUnsupported(f"{directory}: the chat template `{name}` is not usable: {error.message}") from error
 
 
 def _with_tokens(library: _Library, text: AdapterText) -> _Library:
@@ -225,22 +270,3 @@ def _library_token(token: AddedToken) -> _LibraryToken:
         normalized=token.normalized,
         special=token.special,
     )
-
-
-def _token_text(value: object) -> str:
-    """Return the text of a token, which is a string or an object with its `content`."""
-    return str(value["content"]) if isinstance(value, Mapping) else str(value)
-
-
-def _templates(directory: Path, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the named templates; a chat_template.jinja beside the settings takes precedence, as in transformers."""
-    file = directory / "chat_template.jinja"
-    if file.is_file():
-        try:
-            return [("default", file.read_text(encoding="utf-8"))]
-        except (OSError, ValueError) as error:
-            raise ModelUnsupported(f"cannot read {file}: {error}; fetch the model again") from error
-    named = settings.get("chat_template")
-    if isinstance(named, str):
-        return [("default", named)]
-    return [(str(entry["name"]), str(entry["template"])) for entry in named or ()]

@@ -244,10 +244,14 @@ class InputProcessor:
     async def _rendered(self, prompt: ChatPrompt, rules: TextRules, tenant: TenantId) -> str:
         """Return the text of a conversation's prompt.
 
-        Raises `TemplateFailed`, also for an adapter whose own template the operator forbids.
+        Raises `TemplateFailed`, also for a model without a template, and for an adapter whose own template the
+        operator forbids.
         """
         if rules.text.templates:
             return await self._rendered_by_adapter(prompt, rules, tenant)
+        if not rules.tokenizer.has_chat_template:
+            without = f"model `{rules.tokenizer.model_id}` has no chat template; {prompt.instead}"
+            raise rules.failure or TemplateFailed(without)
         try:
             return await self._in_thread(
                 lambda: rules.tokenizer.apply_chat_template(
@@ -265,7 +269,7 @@ class InputProcessor:
         if not self._allows_templates:
             raise TemplateFailed(
                 f"adapter `{rules.name}` has a chat template of its own, and this server's operator lets no adapter's "
-                "template run (adapters.chat_templates); use /v1/completions"
+                f"template run (adapters.chat_templates); {prompt.instead}"
             )
         template = rules.text.templates.get("default")
         if template is None:

@@ -52,11 +52,13 @@ class ChatPrompt:
     """A conversation, which a chat template turns into a prompt.
 
     continues_last  whether the reply continues the last message
+    instead         advice in the error for a model without a chat template
     """
 
     messages: tuple[Message, ...]
     add_generation_prompt: bool = True
     continues_last: bool = False
+    instead: str = "use /v1/completions"
 
 
 PromptInput = TextPrompt | TokenPrompt | ChatPrompt

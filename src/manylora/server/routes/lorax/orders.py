@@ -49,12 +49,12 @@ def read_generate(
         has_alternatives=bool(sampling.num_logprobs),
         has_several=fields.best_of > 1,
     )
-    adapter, message = adapter_fields(fields), {"role": "user", "content": read.inputs}
+    adapter = adapter_fields(fields)
     order = Order(
         model=None,
         adapter_name=adapter.adapter_id,
         adapter=adapter,
-        prompts=(ChatPrompt(messages=(message,)) if fields.apply_chat_template else TextPrompt(read.inputs),),
+        prompts=(_chat(read.inputs) if fields.apply_chat_template else TextPrompt(read.inputs),),
         num_sequences=fields.best_of,
         sampling=sampling,
         seed=fields.seed,
@@ -74,6 +74,10 @@ def read_generate(
         budget_field="max_new_tokens",
     )
     return order, options
+
+
+def _chat(inputs: str) -> ChatPrompt:
+    return ChatPrompt(messages=({"role": "user", "content": inputs},), instead="leave `apply_chat_template` out")
 
 
 def _sampling(fields: GenerateParameters, *, is_stream: bool) -> tuple[bool, SamplingParams]:
