@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manylora.kernels.interface import RopeTable
 from tests.kernels.cases import (
     BACK_ENDS,
     NATIVE,
@@ -60,6 +61,22 @@ def test_any_block_size_gives_the_same_attention(block_size: int, window: int | 
 
 def test_a_long_context_keeps_its_accuracy() -> None:
     compare(BACK_ENDS["native-2"](), Heads(3, 1, 64), PagedSequences([1500]), [[(0, 0, 1490)], [(0, 1490, 1500)]], None)
+
+
+@pytest.mark.parametrize("name", BACK_ENDS)
+def test_a_table_of_no_positions_rotates_nothing(name: str) -> None:
+    kernels, paged = BACK_ENDS[name](), PagedSequences([9])
+    batch, qkv = paged.batch([(0, 0, 9)]), random(1, 9, 5 * 24)
+    found = []
+    for rope in (
+        RopeTable(torch.empty(0, 12), torch.empty(0, 12)),
+        RopeTable(torch.ones(9, 12), torch.zeros(9, 12)),
+    ):
+        kv = kernels.new_kv(layers=1, num_blocks=paged.num_blocks, block_size=16, kv_heads=1, head_dim=24)
+        q = kernels.rotate_and_store(qkv, rope, kv, 0, 3, batch)
+        assert torch.equal(q, qkv[:, : 3 * 24])
+        found.append(kernels.attend(q, kv, 0, None, batch))
+    assert torch.equal(found[0], found[1])
 
 
 @settings(max_examples=40)

@@ -75,6 +75,33 @@ def test_norms_agree_with_the_reference(kernels: EagerKernels, rows: int, width:
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("width", [1, 15, 96])
+@pytest.mark.parametrize("rows", [0, 1, 70])
+def test_a_bias_is_added_to_every_row(kernels: EagerKernels, rows: int, width: int) -> None:
+    y, bias = random(1, rows, width), random(2, width)
+    expected = y + bias
+    kernels.add_bias(y, bias)
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize(("column", "heads", "head_dim"), [(0, 3, 8), (24, 1, 24), (8, 2, 72)])
+@pytest.mark.parametrize("rows", [0, 1, 70])
+def test_norms_of_heads_agree_with_the_reference(
+    kernels: EagerKernels, rows: int, column: int, heads: int, head_dim: int
+) -> None:
+    before, weight = random(1, rows, 160, scale=3.0), random(2, head_dim)
+    found, expected = before.clone(), before.clone()
+    kernels.norm_heads(found, weight, column, heads, head_dim, 1e-5)
+    oracle_of(kernels).norm_heads(expected, weight, column, heads, head_dim, 1e-5)
+    assert error(found, expected) < TOLERANCE["norm"]
+    for head in range(heads):
+        own = slice(column + head * head_dim, column + (head + 1) * head_dim)
+        assert torch.equal(found[:, own], kernels.norm(before[:, own].contiguous(), weight, 1e-5))
+    end = column + heads * head_dim
+    assert torch.equal(found[:, :column], before[:, :column])
+    assert torch.equal(found[:, end:], before[:, end:])
+
+
 @pytest.mark.parametrize("width", [1, 15, 16, 33, 1536])
 @pytest.mark.parametrize("rows", [0, 1, 70])
 def test_the_gated_activation_agrees_with_the_reference(kernels: EagerKernels, rows: int, width: int) -> None:

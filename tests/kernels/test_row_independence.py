@@ -38,6 +38,22 @@ def test_norms_and_activations_have_the_same_bits_in_every_batch(name: str) -> N
         assert torch.equal(part, residual[:rows])
 
 
+@pytest.mark.parametrize("name", NATIVE)
+def test_biases_and_norms_of_heads_have_the_same_bits_in_every_batch(name: str) -> None:
+    kernels = BACK_ENDS[name]()
+    x, bias, weight = random(1, 67, 600), random(2, 600), random(3, 72)
+
+    def changed(rows: int) -> Tensor:
+        part = x[:rows].clone()
+        kernels.add_bias(part, bias)
+        kernels.norm_heads(part, weight, 48, 5, 72, 1e-5)
+        return part
+
+    whole = changed(67)
+    for rows in BATCHES:
+        assert torch.equal(changed(rows), whole[:rows])
+
+
 @pytest.mark.parametrize("rows", [1, 3, 7, 67, 300])
 def test_the_number_of_threads_changes_no_bit(rows: int) -> None:
     one, two, three = (eager(native(threads)) for threads in (1, 2, 3))

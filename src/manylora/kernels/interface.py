@@ -145,7 +145,7 @@ class StepInput:
 class RopeTable:
     """Rotary angles: `cos` and `sin`, (positions, head_dim // 2) float32, scaling already applied.
 
-    Layout is rotate-half: element i pairs with element i + head_dim // 2.
+    Layout is rotate-half: element i pairs with element i + head_dim // 2. A table of no positions rotates nothing.
     """
 
     cos: Tensor
@@ -202,6 +202,17 @@ class Operations(Protocol[Rows]):
     @operation(width=lambda weight: weight.outputs)
     def linear(self, x: Rows, weight: Packed) -> Rows:
         """Return `x @ weight.T`: x (rows, in) → (rows, out), activation dtype, accumulated in float32."""
+
+    @operation()
+    def add_bias(self, y: Rows, bias: Vector) -> None:
+        """Add `bias` (width,) to every row of `y` (rows, width), in place."""
+
+    @operation()
+    def norm_heads(self, y: Rows, weight: Vector, column: int, heads: int, head_dim: int, eps: float) -> None:
+        """Replace each head of columns `[column, column + heads * head_dim)` of y by its RMSNorm, in place.
+
+        y (rows, width), weight (head_dim,); the mean of squares is taken over one head.
+        """
 
     @operation(width=lambda head: head.outputs, outlive=True)
     def logits(self, x: Rows, head: Packed) -> Rows:

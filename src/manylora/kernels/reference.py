@@ -93,6 +93,13 @@ class ReferenceKernels:
         residual += delta
         return self.norm(residual, weight, eps)
 
+    def add_bias(self, y: Tensor, bias: Tensor) -> None:
+        y += bias
+
+    def norm_heads(self, y: Tensor, weight: Tensor, column: int, heads: int, head_dim: int, eps: float) -> None:
+        columns = y[:, column : column + heads * head_dim]
+        columns.copy_(self.norm(columns.reshape(-1, heads, head_dim), weight, eps).flatten(1))
+
     def take_rows(self, x: Tensor, rows: Tensor) -> Tensor:
         return x[rows]
 
@@ -123,11 +130,13 @@ class ReferenceKernels:
             part.reshape(rows, -1, head_dim)
             for part in torch.tensor_split(qkv, (heads * head_dim, (heads + kv_heads) * head_dim), dim=1)
         )
-        positions = batch.positions.long()
-        cos, sin = rope.cos[positions][:, None], rope.sin[positions][:, None]
-        cache.keys[layer].flatten(0, 1)[batch.slots] = _rotate(k, cos, sin).to(self.kv_dtype)
+        if rope.cos.shape[0]:
+            positions = batch.positions.long()
+            cos, sin = rope.cos[positions][:, None], rope.sin[positions][:, None]
+            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        cache.keys[layer].flatten(0, 1)[batch.slots] = k.to(self.kv_dtype)
         cache.values[layer].flatten(0, 1)[batch.slots] = v.to(self.kv_dtype)
-        return _rotate(q, cos, sin).reshape(rows, heads * head_dim)
+        return q.reshape(rows, heads * head_dim)
 
     def attend(self, q: Tensor, kv: KvCache, layer: int, window: int | None, batch: AttentionBatch) -> Tensor:
         cache = _own(kv)

@@ -75,6 +75,8 @@ def _vector(vector: Tensor, keep: Keep) -> Words:
 
 
 def _rope(rope: RopeTable, keep: Keep) -> Words:
+    if not rope.cos.shape[0]:
+        return 0, 0
     return _vector(rope.cos, keep) + _vector(rope.sin, keep)
 
 

@@ -22,7 +22,7 @@ struct PackedWeight {
     WeightFormat format;
 };
 
-struct RopeTable { const float *cos, *sin; };  // (positions, head_dim / 2) each
+struct RopeTable { const float *cos, *sin; };  // (positions, head_dim / 2) each; null: no rotation
 struct LoraTargets { const LoraTarget* first; int64_t count; };
 struct TokenIds { const int64_t* first; };
 struct RowIndices { const int64_t* first; };

@@ -258,8 +258,12 @@ void cut_tiles(const Call& call, std::vector<Tile>& tiles) {
     }
 }
 
-// Rotate-half: element i pairs with element i + half.
+// Rotate-half: element i pairs with element i + half. Without angles, x is copied.
 void rotate(const float* x, const float* cos, const float* sin, int64_t half, float* out) {
+    if (!cos) {
+        std::copy(x, x + 2 * half, out);
+        return;
+    }
     for (int64_t i = 0; i < half; ++i) {
         float low = x[i], high = x[i + half];
         out[i] = low * cos[i] - high * sin[i];
@@ -277,7 +281,8 @@ void ml::rotate_and_store(
     const int64_t chunks = chunks_for(rows, rows * qkv.width, 1 << 14, pool_threads(pool));
     auto row_work = [&](int64_t row, std::vector<float>& key) {
         const int64_t angle = batch.positions[row] * half;
-        const float *from = qkv.row(row), *c = rope.cos + angle, *s = rope.sin + angle;
+        const float* from = qkv.row(row);
+        const float *c = rope.cos ? rope.cos + angle : nullptr, *s = rope.cos ? rope.sin + angle : nullptr;
         for (int64_t h = 0; h < heads; ++h) rotate(from + h * dim, c, s, half, q.row(row) + h * dim);
         const int64_t block = batch.slots[row] / kv.block_size, slot = batch.slots[row] % kv.block_size;
         for (int64_t h = 0; h < kv.kv_heads; ++h) {

@@ -1,4 +1,4 @@
-// The operations on each row by itself: RMS norm and the gated activation.
+// The operations on each row by itself: RMS norm, of a row or of each head, bias and the gated activation.
 
 #include <cmath>
 #include <vector>
@@ -87,6 +87,21 @@ void ml::adapt_norm(
         if (lora.is_bf16) own_norm<bf16>(pool, x, y, index, float(eps), segments[s]);
         else own_norm<float>(pool, x, y, index, float(eps), segments[s]);
     }
+}
+
+void ml::add_bias(Pool* pool, Rows y, const float* bias) {
+    for_rows(pool, y.count, y.width, [&](int64_t r) {
+        float* row = y.row(r);
+        for (int64_t i = 0; i < y.width; ++i) row[i] += bias[i];
+    });
+}
+
+void ml::norm_heads(
+    Pool* pool, Rows y, const float* weight, int64_t column, int64_t heads, int64_t head_dim, double eps) {
+    for_rows(pool, y.count, heads * head_dim, [&](int64_t r) {
+        float* head = y.row(r) + column;
+        for (int64_t h = 0; h < heads; ++h, head += head_dim) norm_row(head, weight, head, head_dim, float(eps));
+    });
 }
 
 void ml::gated_silu(Pool* pool, Rows gate_up, Rows y) {
