@@ -42,7 +42,14 @@ FLOORS: dict[str, list[set[str]]] = {
         {"cpu"},
         {"select"},
     ],
-    "models": [{"rope"}, {"spec"}, {"checkpoint_files", "text"}, {"fetch", "weights"}, {"llama"}],
+    "models": [
+        {"config_fields", "rope"},
+        {"architectures"},
+        {"spec"},
+        {"checkpoint_files", "text"},
+        {"fetch", "weights"},
+        {"llama"},
+    ],
     "engine": [
         {"activation", "adapter_port", "events", "prompt_lookup", "request", "texts"},
         {"logits_rules", "stopping"},

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from manylora.kernels.projections import Projection
+from manylora.models.checkpoint_files import ATTENTION_NORM, MLP_NORM, block_shapes
 from manylora.models.spec import ModelSpec
 
 PROJECTION_PATHS = tuple(projection.path for projection in Projection)
 """Module paths of the linear layers of a block, in the order of the table of projections."""
+
+_CHANGED = frozenset({ATTENTION_NORM, MLP_NORM, *(f"{path}.weight" for path in PROJECTION_PATHS)})
 
 Module = tuple[int, int]
 """A module as (layer, projection), or as one of the model's two ends, whose numbers come after all layers."""
@@ -33,6 +36,7 @@ class BaseShape:
     projections  (out, in) of each linear layer, in the order of `PROJECTION_PATHS`; None where the base has none
                  (the feed-forward layers of a mixture of experts)
     is_tied      whether the output head is the embedding
+    fixed        weights of a block that no adapter changes, by their path inside it: biases, norms of heads
     """
 
     name: str
@@ -42,6 +46,7 @@ class BaseShape:
     vocab: int
     projections: tuple[tuple[int, int] | None, ...]
     is_tied: bool = False
+    fixed: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:  # JSON values of several types
         return dataclasses.asdict(self)
@@ -49,7 +54,7 @@ class BaseShape:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "BaseShape":  # JSON values of several types
         shapes = tuple(None if shape is None else (shape[0], shape[1]) for shape in fields["projections"])
-        return cls(**{**fields, "projections": shapes})
+        return cls(**{**fields, "projections": shapes, "fixed": tuple(fields.get("fixed", ()))})
 
 
 def base_shape(spec: ModelSpec, name: str, fingerprint: str) -> BaseShape:
@@ -62,4 +67,5 @@ def base_shape(spec: ModelSpec, name: str, fingerprint: str) -> BaseShape:
         vocab=spec.vocab,
         projections=spec.projection_shapes,
         is_tied=spec.tie_embeddings,
+        fixed=tuple(path for path in block_shapes(spec) if path not in _CHANGED),
     )

@@ -6,9 +6,9 @@ Imports without torch. The header of a safetensors file is 8 bytes of length (li
 import hashlib
 import json
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from manylora.errors import ModelNotFound, ModelUnsupported
 from manylora.kernels.projections import Projection
@@ -19,8 +19,8 @@ _SAMPLE_BYTES = 1 << 20
 _FLOATS = ("BF16", "F16", "F32")
 _SHOWN = 5  # names listed in an error before "and N more"
 
-BlockTensor = Projection | Literal["attention_norm", "mlp_norm"]
-"""The key of one tensor of a block."""
+ATTENTION_NORM, MLP_NORM = "input_layernorm.weight", "post_attention_layernorm.weight"
+Q_NORM, K_NORM = "self_attn.q_norm.weight", "self_attn.k_norm.weight"
 EMBED, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
 
@@ -34,25 +34,31 @@ class CheckpointTensor:
     start: int
 
 
-def layer_tensor_names(layer: int) -> dict[BlockTensor, str]:
-    """Return the checkpoint's names for one block's tensors, by projection or by the field of `LayerWeights`."""
-    block = f"model.layers.{layer}"
-    names: dict[BlockTensor, str] = {projection: f"{block}.{projection.path}.weight" for projection in Projection}
-    return names | {
-        "attention_norm": f"{block}.input_layernorm.weight",
-        "mlp_norm": f"{block}.post_attention_layernorm.weight",
-    }
+def block_tensor(layer: int, path: str) -> str:
+    """Return the checkpoint's name of a tensor by its path inside a block."""
+    return f"model.layers.{layer}.{path}"
+
+
+def block_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of a block, by its path inside the block."""
+    shapes: dict[str, tuple[int, ...]] = {ATTENTION_NORM: (spec.hidden,), MLP_NORM: (spec.hidden,)}
+    for projection in Projection:
+        shapes[f"{projection.path}.weight"] = projection.shape(spec)
+        if projection.fused in spec.biased:
+            shapes[f"{projection.path}.bias"] = projection.shape(spec)[:1]
+    if spec.has_head_norms:
+        shapes |= dict.fromkeys((Q_NORM, K_NORM), (spec.head_dim,))
+    return shapes
 
 
 def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor that the model needs, by checkpoint name."""
-    block: dict[BlockTensor, tuple[int, ...]] = {projection: projection.shape(spec) for projection in Projection}
-    block |= {"attention_norm": (spec.hidden,), "mlp_norm": (spec.hidden,)}
+    block = block_shapes(spec)
     shapes: dict[str, tuple[int, ...]] = {EMBED: (spec.vocab, spec.hidden), FINAL_NORM: (spec.hidden,)}
     if not spec.tie_embeddings:
         shapes[HEAD] = (spec.vocab, spec.hidden)
     for layer in range(spec.num_layers):
-        shapes |= {name: block[key] for key, name in layer_tensor_names(layer).items()}
+        shapes |= {block_tensor(layer, path): shape for path, shape in block.items()}
     return shapes
 
 
@@ -114,7 +120,7 @@ def fingerprint(directory: Path, spec: ModelSpec) -> str:
     large base takes minutes; a changed weight in the middle of a file of unchanged size and ends is not seen. That
     suffices to distinguish bases, and is no defence against a forged base.
     """
-    digest = hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(_facts(spec), sort_keys=True).encode())
     for file in weight_files(directory):
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -125,6 +131,12 @@ def fingerprint(directory: Path, spec: ModelSpec) -> str:
             stream.seek(max(size - _SAMPLE_BYTES, 8 + length))
             digest.update(stream.read(_SAMPLE_BYTES))
     return digest.hexdigest()
+
+
+def _facts(spec: ModelSpec) -> dict[str, Any]:  # values of several types
+    """Return the spec's fields but those with their default, so that a new field changes no older fingerprint."""
+    facts = asdict(spec)
+    return {own.name: facts[own.name] for own in fields(spec) if facts[own.name] != own.default}
 
 
 def _read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:

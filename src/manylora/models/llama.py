@@ -1,9 +1,19 @@
-"""Llama and Mistral: one forward pass over the rows of a step, with every row's adapter in it."""
+"""The dense architectures: one forward pass over the rows of a step, with every row's adapter in it."""
 
 import torch
 from torch import Tensor
 
-from manylora.kernels.interface import Kernels, KvCache, LoraBatch, Operations, Profile, RopeTable, Rows, StepInput
+from manylora.kernels.interface import (
+    Kernels,
+    KvCache,
+    LoraBatch,
+    Operations,
+    Packed,
+    Profile,
+    RopeTable,
+    Rows,
+    StepInput,
+)
 from manylora.kernels.projections import lora_targets
 from manylora.models.spec import ModelSpec
 from manylora.models.weights import LayerWeights, Weights
@@ -23,8 +33,8 @@ class LlamaModel:
         self.weights = weights
         self.kernels = kernels
         self.rope = build_rope_table(spec, max_positions or spec.max_positions)
-        self._qkv, self._o = lora_targets("qkv", spec), lora_targets("o", spec)
-        self._gate_up, self._down = lora_targets("gate_up", spec), lora_targets("down", spec)
+        self._unrotated = build_rope_table(spec, 0)
+        self._targets = {name: lora_targets(name, spec) for name in ("qkv", "o", "gate_up", "down")}
         self._run = kernels.compile(self._forward)
 
     def forward(self, step: StepInput, kv: KvCache, reuse: Tensor | None = None) -> Tensor:
@@ -66,26 +76,34 @@ class LlamaModel:
     ) -> Rows:
         """Return the delta of the residual: x (rows, hidden) → (rows, hidden)."""
         spec = self.spec
-        qkv = ops.linear(x, layer.qkv)
-        ops.add_lora(qkv, x, step.lora, index, self._qkv)
-        q = ops.rotate_and_store(qkv, self.rope, kv, index, spec.heads, step.attention)
-        mixed = ops.attend(q, kv, index, spec.sliding_window, step.attention)
-        out = ops.linear(mixed, layer.o)
-        ops.add_lora(out, mixed, step.lora, index, self._o)
-        return out
+        qkv = self._product(ops, "qkv", layer.qkv, x, index, step.lora)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            ops.norm_heads(qkv, layer.q_norm, 0, spec.heads, spec.head_dim, spec.norm_eps)
+            ops.norm_heads(qkv, layer.k_norm, spec.q_size, spec.kv_heads, spec.head_dim, spec.norm_eps)
+        rope = self._unrotated if index in spec.unrotated_layers else self.rope
+        q = ops.rotate_and_store(qkv, rope, kv, index, spec.heads, step.attention)
+        mixed = ops.attend(q, kv, index, spec.window(index), step.attention)
+        return self._product(ops, "o", layer.o, mixed, index, step.lora)
 
     def _mlp(self, ops: Operations[Rows], x: Rows, index: int, layer: LayerWeights, lora: LoraBatch) -> Rows:
         """Return the delta of the residual: x (rows, hidden) → (rows, hidden)."""
-        gate_up = ops.linear(x, layer.gate_up)
-        ops.add_lora(gate_up, x, lora, index, self._gate_up)
-        gated = ops.gated_silu(gate_up)
-        out = ops.linear(gated, layer.down)
-        ops.add_lora(out, gated, lora, index, self._down)
+        gate_up = self._product(ops, "gate_up", layer.gate_up, x, index, lora)
+        return self._product(ops, "down", layer.down, ops.gated_silu(gate_up), index, lora)
+
+    def _product(self, ops: Operations[Rows], name: str, weight: Packed, x: Rows, index: int, lora: LoraBatch) -> Rows:
+        """Return the fused product `name` with the rows' adapters: x (rows, in) → (rows, out).
+
+        The base's bias comes last: an adapter's gain multiplies the product without it.
+        """
+        out = ops.linear(x, weight)
+        ops.add_lora(out, x, lora, index, self._targets[name])
+        if (bias := self.weights.layers[index].biases.get(name)) is not None:
+            ops.add_bias(out, bias)
         return out
 
 
 def build_rope_table(spec: ModelSpec, positions: int) -> RopeTable:
-    """Return cos and sin for positions `[0, positions)`, (positions, head_dim // 2) float32.
+    """Return cos and sin for positions `[0, positions)`, (positions, head_dim // 2) float32; 0: no rotation.
 
     The frequencies are float32, as in training; their product with a position is taken in float64, since float32
     has only about three decimals left of an angle near 131,072.

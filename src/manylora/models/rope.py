@@ -106,9 +106,14 @@ def parse_rope(config: Mapping[str, Any]) -> RopeSpec:
     """Read the rotary embedding from a parsed config.json. Raises `ModelUnsupported` with field and value."""
     where = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     fields = config.get(where) or {}
+    if config.get("rope_scaling") not in (None, {}, fields):
+        raise ModelUnsupported(
+            f"config.json: rope_scaling = {config['rope_scaling']!r} differs from rope_parameters = {fields!r}; "
+            "remove one of them"
+        )
     if not isinstance(fields, Mapping):
         raise ModelUnsupported(f"config.json: {where} = {fields!r} is not an object")
-    kind = fields.get("rope_type", fields.get("type", "default"))
+    kind = fields.get("rope_type") or fields.get("type") or "default"
     _check_fields(config, fields, where, kind)
     theta = _number(fields, where, "rope_theta", config.get("rope_theta") or _DEFAULT_THETA)
     if kind == "default":
@@ -126,7 +131,7 @@ def parse_rope(config: Mapping[str, Any]) -> RopeSpec:
 
 def _check_fields(config: Mapping[str, Any], fields: Mapping[str, Any], where: str, kind: str) -> None:
     """Refuse a kind and fields that the angles do not support. Raises `ModelUnsupported`."""
-    if kind not in _FIELDS:
+    if not isinstance(kind, str) or kind not in _FIELDS:
         known = ", ".join(_FIELDS)
         raise ModelUnsupported(f"config.json: {where}.rope_type = {kind!r} is not supported (known: {known})")
     for name, value in fields.items():
@@ -142,7 +147,7 @@ def _number(fields: Mapping[str, Any], where: str, name: str, default: float | N
     value = fields.get(name)
     if value is None:
         value = default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ModelUnsupported(f"config.json: {where}.{name} = {value!r} must be a positive number")
     return float(value)
 
@@ -168,21 +173,21 @@ def _parse_yarn(fields: Mapping[str, Any], where: str, theta: float, original: i
         theta=theta,
         factor=factor,
         original_max_positions=original,
-        attention_factor=_attention_factor(fields, factor),
+        attention_factor=_attention_factor(fields, where, factor),
         beta_fast=_number(fields, where, "beta_fast", 32.0),
         beta_slow=_number(fields, where, "beta_slow", 1.0),
         truncate=fields.get("truncate") is not False,
     )
 
 
-def _attention_factor(fields: Mapping[str, Any], factor: float) -> float:
+def _attention_factor(fields: Mapping[str, Any], where: str, factor: float) -> float:
     """Return YaRN's temperature as a factor on cos and sin: given, or 0.1·ln(factor) + 1, or a ratio of two such."""
     if fields.get("attention_factor") is not None:
-        return float(fields["attention_factor"])
+        return _number(fields, where, "attention_factor")
 
     def temperature(scale: float = 1.0) -> float:
         return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
     if fields.get("mscale") and fields.get("mscale_all_dim"):
-        return temperature(float(fields["mscale"])) / temperature(float(fields["mscale_all_dim"]))
+        return temperature(_number(fields, where, "mscale")) / temperature(_number(fields, where, "mscale_all_dim"))
     return temperature()

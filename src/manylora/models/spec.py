@@ -4,7 +4,6 @@ Imports without torch, so that a light process can check an adapter against its 
 """
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,88 +11,29 @@ from typing import Any
 
 from manylora.errors import ModelNotFound, ModelUnsupported
 from manylora.kernels.projections import Projection
+from manylora.models.architectures import biased_products, find_architecture, parse_windows, unrotated_layers
+from manylora.models.config_fields import MAX_LAYERS, MAX_SIZE, check_fields, read_flag, read_size
 from manylora.models.rope import RopeSpec, parse_rope
 
-log = logging.getLogger(__name__)
-
-_LLAMA, _MISTRAL = "LlamaForCausalLM", "MistralForCausalLM"
-_ARCHITECTURES = (_LLAMA, _MISTRAL)
-
-# The file format's values of absent fields.
+# The file format's value of an absent field.
 _DEFAULT_NORM_EPS = 1e-6
-_DEFAULT_MISTRAL_WINDOW = 4096
 
-# Fields that change the arithmetic, with the values that change nothing.
-_ONLY: dict[str, tuple[object, ...]] = {
-    "hidden_act": ("silu", None),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "quantization_config": (None,),
-    "compression_config": (None,),
-    "num_local_experts": (None,),
-    "attn_logit_softcapping": (None,),
-    "final_logit_softcapping": (None,),
-    "logits_scaling": (None, 1, 1.0),
-    "logit_scale": (None, 1, 1.0),
-    "residual_multiplier": (None, 1, 1.0),
-    "embedding_multiplier": (None, 1, 1.0),
-    "attention_multiplier": (None,),
-    "use_qk_norm": (None, False),
-    "no_rope_layers": (None,),
-    "layer_types": (None,),
-    "is_encoder_decoder": (None, False),
-    "rope_interleaved": (None, False),
-}
-# The two classes of custom code for YaRN, which is a rope type like the others now.
-_KNOWN_CUSTOM_CODE = {"modeling_mistral_yarn.MistralForCausalLM", "configuration_mistral.MistralConfig"}
-_READ = {
-    "architectures",
-    "model_type",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-    "vocab_size",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-    "partial_rotary_factor",
-    "sliding_window",
-    "tie_word_embeddings",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-    "auto_map",
-}
-# Fields of training, of bookkeeping, or of another program's way to the same numbers.
-_HARMLESS = {
-    "attention_dropout",
-    "initializer_range",
-    "use_cache",
-    "torch_dtype",
-    "dtype",
-    "transformers_version",
-    "pretraining_tp",
-    "is_llama_config",
-    "transformers.js_config",
-    "unsloth_version",
-    "unsloth_fixed",
-    "max_sequence_length",
-}
+_MAX_HEAD_DIM = 4_096
+_HEAD_STEP = 8  # elements
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """One base model's shape.
 
-    max_positions   length of the longest sequence, prompt and reply
-    sliding_window  a row sees this many positions, itself included; None: all of them
-    eos_token_ids   any of these ends a generation, ascending; the model's files may name none
-    bos_token_id    None: the files name none
+    max_positions     length of the longest sequence, prompt and reply
+    sliding_window    a row sees this many positions, itself included; None: all of them
+    eos_token_ids     any of these ends a generation, ascending; the model's files may name none
+    bos_token_id      None: the files name none
+    biased            fused products that have a bias: qkv, o, gate_up, down
+    has_head_norms    each head of q and of k is normed before its rotation
+    full_layers       layers in which a row sees all positions in spite of `sliding_window`
+    unrotated_layers  layers without rotary embedding
     """
 
     architecture: str
@@ -111,6 +51,10 @@ class ModelSpec:
     tie_embeddings: bool
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
+    biased: tuple[str, ...] = ()
+    has_head_norms: bool = False
+    full_layers: tuple[int, ...] = ()
+    unrotated_layers: tuple[int, ...] = ()
 
     @property
     def q_size(self) -> int:
@@ -122,10 +66,16 @@ class ModelSpec:
         """Columns of k, and of v."""
         return self.kv_heads * self.head_dim
 
+    def window(self, layer: int) -> int | None:
+        """Return the number of positions that a row of this layer sees; None: all of them."""
+        return None if layer in self.full_layers else self.sliding_window
+
     @property
     def parameters(self) -> int:
         """Number of weights; a tied head is counted once."""
         block = sum(out * in_ for out, in_ in self.projection_shapes) + 2 * self.hidden
+        block += sum(projection.shape(self)[0] for projection in Projection if projection.fused in self.biased)
+        block += 2 * self.head_dim if self.has_head_norms else 0
         return self.num_layers * block + (1 if self.tie_embeddings else 2) * self.vocab * self.hidden + self.hidden
 
     @property
@@ -161,73 +111,65 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def parse_spec(config: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelSpec:
-    """Build the spec from the parsed config.json and generation_config.json (empty if there is none)."""
-    architecture = _architecture(config)
-    _refuse_what_changes_the_result(config)
-    heads, hidden = _size(config, "num_attention_heads"), _size(config, "hidden_size")
-    kv_heads = _size(config, "num_key_value_heads", heads)
+    """Build the spec from the parsed config.json and generation_config.json (empty if there is none).
+
+    Raises: `ModelUnsupported` with field and value, for a field that is not understood too.
+    """
+    architecture = find_architecture(config)
+    check_fields(config, architecture.reads, architecture.name)
+    config = {**architecture.defaults, **config}
+    heads, hidden = read_size(config, "num_attention_heads"), read_size(config, "hidden_size")
+    num_layers = read_size(config, "num_hidden_layers", most=MAX_LAYERS)
     rope = parse_rope(config)
-    spec = ModelSpec(
-        architecture=architecture,
-        num_layers=_size(config, "num_hidden_layers"),
+    unrotated = unrotated_layers(config, architecture, num_layers)
+    window, full_layers = parse_windows(config, architecture, num_layers, unrotated)
+    return ModelSpec(
+        architecture=architecture.name,
+        num_layers=num_layers,
         hidden=hidden,
         heads=heads,
-        kv_heads=kv_heads,
-        head_dim=_size(config, "head_dim", hidden // heads),
-        intermediate=_size(config, "intermediate_size"),
-        vocab=_size(config, "vocab_size"),
+        kv_heads=_kv_heads(config, heads),
+        head_dim=_head_dim(config, hidden, heads),
+        intermediate=read_size(config, "intermediate_size"),
+        vocab=read_size(config, "vocab_size"),
         max_positions=_max_positions(config, rope),
         norm_eps=_norm_eps(config),
         rope=rope,
-        sliding_window=_window(config, architecture),
-        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+        sliding_window=window,
+        tie_embeddings=read_flag(config, "tie_word_embeddings"),
         eos_token_ids=_end_tokens(config, generation),
         bos_token_id=_first_id(config.get("bos_token_id")),
+        biased=biased_products(config, architecture),
+        has_head_norms=architecture.has_head_norms,
+        full_layers=full_layers,
+        unrotated_layers=unrotated,
     )
+
+
+def _kv_heads(config: Mapping[str, Any], heads: int) -> int:
+    kv_heads = read_size(config, "num_key_value_heads", heads)
     if heads % kv_heads:
         raise ModelUnsupported(f"config.json: num_key_value_heads = {kv_heads} does not divide {heads} attention heads")
-    if spec.head_dim % 2:
-        raise ModelUnsupported(f"config.json: head_dim = {spec.head_dim} is odd; rotary embedding needs pairs")
-    return spec
+    return kv_heads
 
 
-def _architecture(config: Mapping[str, Any]) -> str:
-    named = config.get("architectures") or []
-    if len(named) != 1 or named[0] not in _ARCHITECTURES:
-        given = named[0] if len(named) == 1 else named
+def _head_dim(config: Mapping[str, Any], hidden: int, heads: int) -> int:
+    if config.get("head_dim") is None and hidden % heads:
         raise ModelUnsupported(
-            f"config.json: architectures = {given!r} is not supported (known: {', '.join(_ARCHITECTURES)})"
+            f"config.json: num_attention_heads = {heads} does not divide hidden_size = {hidden}, and head_dim is absent"
         )
-    return str(named[0])
-
-
-def _refuse_what_changes_the_result(config: Mapping[str, Any]) -> None:
-    for name, neutral in _ONLY.items():
-        if name in config and config[name] not in neutral:
-            raise ModelUnsupported(f"config.json: {name} = {config[name]!r} is not supported")
-    custom = config.get("auto_map")
-    if custom and not set(custom.values()) <= _KNOWN_CUSTOM_CODE:
-        raise ModelUnsupported(f"config.json: auto_map = {custom!r} asks for the model's own code, which is never run")
-    unknown = sorted(
-        name for name in config if name not in _ONLY.keys() | _READ | _HARMLESS and not name.startswith("_")
-    )
-    if unknown:
-        log.warning("model.config_fields_not_read fields=%s", ",".join(unknown))
-
-
-def _size(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    value = config.get(name)
-    if value is None:
-        value = default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelUnsupported(f"config.json: {name} = {value!r} must be a positive integer")
-    return value
+    head_dim = read_size(config, "head_dim", hidden // heads, most=_MAX_HEAD_DIM)
+    if head_dim % _HEAD_STEP:
+        raise ModelUnsupported(
+            f"config.json: head_dim = {head_dim} is not a multiple of {_HEAD_STEP}, which keys and values are stored by"
+        )
+    return head_dim
 
 
 def _norm_eps(config: Mapping[str, Any]) -> float:
     value = config.get("rms_norm_eps", _DEFAULT_NORM_EPS)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise ModelUnsupported(f"config.json: rms_norm_eps = {value!r} must be a number of at least 0")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ModelUnsupported(f"config.json: rms_norm_eps = {value!r} must be a number of at least 0 and below 1")
     return float(value)
 
 
@@ -236,18 +178,13 @@ def _max_positions(config: Mapping[str, Any], rope: RopeSpec) -> int:
 
     A YaRN file may keep the old model's `max_position_embeddings`, while the angles reach factor * original.
     """
-    stated = _size(config, "max_position_embeddings")
-    return max(stated, round(rope.factor * rope.original_max_positions)) if rope.kind == "yarn" else stated
-
-
-def _window(config: Mapping[str, Any], architecture: str) -> int | None:
-    if architecture == _MISTRAL:
-        if config.get("sliding_window", _DEFAULT_MISTRAL_WINDOW) is None:
-            return None
-        return _size(config, "sliding_window", _DEFAULT_MISTRAL_WINDOW)
-    if config.get("sliding_window") is not None:
-        raise ModelUnsupported(f"config.json: sliding_window = {config['sliding_window']!r} in a {architecture}")
-    return None
+    stated = read_size(config, "max_position_embeddings")
+    reached = rope.factor * rope.original_max_positions if rope.kind == "yarn" else 0.0
+    if reached > MAX_SIZE:
+        raise ModelUnsupported(
+            f"config.json: factor = {rope.factor} times {rope.original_max_positions} positions exceeds {MAX_SIZE:,}"
+        )
+    return max(stated, round(reached))
 
 
 def _end_tokens(config: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:

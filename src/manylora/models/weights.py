@@ -1,9 +1,10 @@
 """A base model's weights: read from safetensors one tensor at a time, fused, and packed by the kernels."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,13 +14,16 @@ from torch import Tensor
 from manylora.kernels.interface import Kernels, Packed
 from manylora.kernels.projections import Projection
 from manylora.models.checkpoint_files import (
+    ATTENTION_NORM,
     EMBED,
     FINAL_NORM,
     HEAD,
-    BlockTensor,
+    K_NORM,
+    MLP_NORM,
+    Q_NORM,
     CheckpointTensor,
+    block_tensor,
     check_entries,
-    layer_tensor_names,
     read_entries,
 )
 from manylora.models.spec import ModelSpec
@@ -33,6 +37,9 @@ class LayerWeights:
 
     qkv (q_size + 2 * kv_size, hidden)   o (hidden, q_size)   gate_up (2 * intermediate, hidden)
     down (hidden, intermediate)
+
+    biases          (out,) float32 of each fused product that has one
+    q_norm, k_norm  (head_dim,) float32; None: the heads are not normed
     """
 
     attention_norm: Tensor
@@ -41,6 +48,9 @@ class LayerWeights:
     mlp_norm: Tensor
     gate_up: Packed
     down: Packed
+    biases: Mapping[str, Tensor] = field(default_factory=dict)
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,32 +86,39 @@ def load_weights(
 
         layers = []
         for layer in range(spec.num_layers):
-            layers.append(_load_layer(layer_tensor_names(layer), read, kernels))
+            layers.append(_load_layer(spec, partial(_read_block, read, layer), kernels))
             if progress is not None:
                 progress(layer + 1, spec.num_layers)
         embed = kernels.pack(read(EMBED))
         head = embed if spec.tie_embeddings else kernels.pack(read(HEAD))
-        return Weights(embed=embed, layers=tuple(layers), final_norm=_norm(read(FINAL_NORM)), head=head)
+        return Weights(embed=embed, layers=tuple(layers), final_norm=_vector(read(FINAL_NORM)), head=head)
 
 
-def _load_layer(names: dict[BlockTensor, str], read: Callable[[str], Tensor], kernels: Kernels) -> LayerWeights:
+def _read_block(read: Callable[[str], Tensor], layer: int, path: str) -> Tensor:
+    return read(block_tensor(layer, path))
+
+
+def _load_layer(spec: ModelSpec, read: Callable[[str], Tensor], kernels: Kernels) -> LayerWeights:
     """Pack one block; the projections of a fused product become one matrix, so that each product is one GEMM."""
 
-    def fused(name: str) -> Packed:
-        parts = [read(names[projection]) for projection in Projection if projection.fused == name]
-        return kernels.pack(torch.cat(parts) if len(parts) > 1 else parts[0])
+    def fused(name: str, kind: str = "weight") -> Tensor:
+        parts = [read(f"{projection.path}.{kind}") for projection in Projection if projection.fused == name]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     return LayerWeights(
-        attention_norm=_norm(read(names["attention_norm"])),
-        qkv=fused("qkv"),
-        o=fused("o"),
-        mlp_norm=_norm(read(names["mlp_norm"])),
-        gate_up=fused("gate_up"),
-        down=fused("down"),
+        attention_norm=_vector(read(ATTENTION_NORM)),
+        qkv=kernels.pack(fused("qkv")),
+        o=kernels.pack(fused("o")),
+        mlp_norm=_vector(read(MLP_NORM)),
+        gate_up=kernels.pack(fused("gate_up")),
+        down=kernels.pack(fused("down")),
+        biases={name: _vector(fused(name, "bias")) for name in spec.biased},
+        q_norm=_vector(read(Q_NORM)) if spec.has_head_norms else None,
+        k_norm=_vector(read(K_NORM)) if spec.has_head_norms else None,
     )
 
 
-def _norm(weight: Tensor) -> Tensor:
+def _vector(weight: Tensor) -> Tensor:
     return weight.to(torch.float32, copy=True)
 
 

@@ -24,6 +24,7 @@ _RAW_SUFFIX = re.compile(r"\.(modules_to_save\.|original_module\.|base_layer\.|t
 _EXPERTS = re.compile(r"\.mlp\.(experts|gate)(\.|$)|\.block_sparse_moe(\.|$)")
 _HEADS = re.compile(r"(^|\.)(score|classifier|v_head)(\.|$)")
 _PROJECTION = re.compile(rf"model\.layers\.([0-9]{{1,5}})\.({'|'.join(map(re.escape, PROJECTION_PATHS))})", re.ASCII)
+_IN_LAYER = re.compile(r"model\.layers\.([0-9]{1,5})\.(.+)", re.ASCII)
 
 
 @dataclass(slots=True)
@@ -157,16 +158,22 @@ class _Sorting:
         if selection.saves_whole(path):
             what = "a task's head" if _HEADS.search(path) else f"the trained module `{shown(path)}`"
             raise self.refuse.unsupported(f"{what} (`modules_to_save`)")
-        if bare.endswith(".bias"):
-            return self.bias(name)
+        if bare.endswith(".bias") and self.rule.bias != "none":
+            raise self.refuse.unsupported(f"trained biases (`bias` = {self.rule.bias}): `{shown(name)}`")
+        self.check_fixed(name, bare)
         if _EXPERTS.search(f".{path}") and None in self.shape.projections:
             raise self.refuse.unsupported(f"trained experts or their router (`{shown(name)}`)")
         return self.raw_projection(name, bare, path)
 
-    def bias(self, name: str) -> str:
-        if self.rule.bias != "none":
-            raise self.refuse.unsupported(f"trained biases (`bias` = {self.rule.bias}): `{shown(name)}`")
-        return _NO_SUCH
+    def check_fixed(self, name: str, bare: str) -> None:
+        """Refuse a tensor that PEFT would load over a bias of the base, or over another weight that adapters leave."""
+        match = _IN_LAYER.fullmatch(bare)
+        if match is None or int(match[1]) >= self.shape.num_layers or not name.startswith(PREFIX):
+            return
+        path = bare.rpartition(".")[0].removesuffix(".base_layer")
+        inside = match[2].replace(".base_layer.", ".")  # a LoRA wraps its layer, and PEFT names what is inside so
+        if inside in self.shape.fixed and (inside != match[2]) == self.rule.selection.targets(path):
+            raise self.refuse.unsupported(f"trained biases or norms of heads: `{shown(name)}`")
 
     def raw_projection(self, name: str, bare: str, path: str) -> str:
         """Return the reason to drop a linear layer's whole weight. PEFT loads it unless a LoRA has its name."""

@@ -24,9 +24,9 @@ DUMMY_TARGETS = "dummy-target-modules"
 MAX_NAMES = 16_384
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 _CONTAINERS = ("self_attn", "mlp", "mlp.act_fn", *_NORMS)
+_IN_BLOCK = r"self_attn(\.[qk]_norm)?|mlp(\.act_fn)?|[a-z_]+_layernorm"
 _NOT_LINEAR = re.compile(
-    r"lm_head|model(\.(embed_tokens|norm|rotary_emb|layers(\.[0-9]+(\.(self_attn|mlp(\.act_fn)?|[a-z_]+_layernorm))?)?))?",
-    re.ASCII,
+    rf"lm_head|model(\.(embed_tokens|norm|rotary_emb|layers(\.[0-9]+(\.({_IN_BLOCK}))?)?))?", re.ASCII
 )
 _PLAIN = re.compile(r"[A-Za-z0-9_\-]+", re.ASCII)
 _FIRST_LAYER = re.compile(r".*?\.[^.]*\.([0-9]+)\.", re.ASCII)
@@ -221,9 +221,10 @@ def _names_of(name: str, value: object, refuse: Refusals) -> list[str]:
 def module_paths(shape: BaseShape) -> Iterator[str]:
     """Yield the paths of the base's modules that PEFT matches, those that can have a LoRA and those that cannot."""
     yield from ("model", "model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head")
+    fixed = [path.removesuffix(".weight") for path in shape.fixed if path.endswith(".weight")]
     for layer in range(shape.num_layers):
         yield f"model.layers.{layer}"
-        for part in (*_CONTAINERS, *PROJECTION_PATHS):
+        for part in (*_CONTAINERS, *fixed, *PROJECTION_PATHS):
             yield f"model.layers.{layer}.{part}"
 
 
