@@ -1,0 +1,42 @@
+"""The table of bases in `docs/bases.md`, from the catalog and the rows: `python -m tests.models.parity.page`."""
+
+from manylora.models.fetch.catalog import DEFAULT, KNOWN_BASES
+from tests.models.parity.published import LICENCES, PUBLISHED, VERIFY
+from tests.models.parity.rows import ROWS
+from tests.support.paths import ROOT
+
+PAGE = ROOT / "docs" / "bases.md"
+BEGIN, END = "<!-- bases: written by `make pages` -->", "<!-- end of bases -->"
+COLUMNS = ("base", "features", "feature parity", "file layout", "published file loaded", "licence")
+
+
+def bases_table() -> str:
+    """Return a line for each base of the catalog and of the families beside it."""
+    known = [(base.name, base.licence) for base in KNOWN_BASES]
+    lines = [_line(name, licence) for name, licence in (*known, *LICENCES.items())]
+    return "\n".join([_cells(COLUMNS), _cells(["---"] * len(COLUMNS)), *lines])
+
+
+def _line(name: str, licence: str) -> str:
+    row = next((row for row, own in ROWS.items() if name in own.bases), None)
+    features = "; ".join(ROWS[row].features) if row else "not served yet"
+    parity = f"`{row}`" if row else "no"
+    layout = "no" if name not in PUBLISHED else "yes"
+    if name in VERIFY:
+        layout = f"yes; to be compared with the file: {', '.join(f'`{field}`' for field in VERIFY[name])}"
+    loaded = "as GGUF" if name == DEFAULT.name else "no"
+    return _cells((name, features, parity, layout, loaded, licence))
+
+
+def _cells(texts: "tuple[str, ...] | list[str]") -> str:
+    return f"| {' | '.join(texts)} |"
+
+
+def with_bases(page: str) -> str:
+    """Return the page with today's table between its two marks."""
+    before, _, rest = page.partition(BEGIN)
+    return f"{before}{BEGIN}\n\n{bases_table()}\n\n{END}{rest.partition(END)[2]}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_bases(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
