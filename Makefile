@@ -100,11 +100,12 @@ bench-docs: .venv/installed ## Write docs/benchmarks.md and its pictures from be
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]' -c constraints.txt
 	$(BIN)/python -m benchmarks.page.plots
 
-pages: .venv/installed ## Write the pages that are made from code: settings, metrics, tables of rooms and bases
+pages: .venv/tested ## Write the pages that are made from code: settings, metrics, routes, tables of rooms and bases
 	@$(BIN)/python -m manylora.config.page > docs/settings.md
 	@$(BIN)/python -m manylora.server.observability.page > docs/metrics.md
 	@$(BIN)/python -m tests.support.rooms
 	@$(BIN)/python -m tests.models.parity.page
+	@$(BIN)/python -m tests.support.http_page
 
 clean: ## Remove everything that was built here
 	rm -rf .venv .venvs .pytest_cache .mypy_cache .ruff_cache .hypothesis

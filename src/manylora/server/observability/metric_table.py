@@ -249,7 +249,7 @@ MANYLORA_METRICS = (
         name="manylora_adapter_load_seconds",
         kind=MetricKind.HISTOGRAM,
         unit="seconds",
-        help="Time of a load, by source and the tier it was brought to: disk (fetched and packed) or device (read)",
+        help="Time of a load, by source and tier: disk (fetched, checked, packed), host (read) or device (placed)",
         labels=("source", "tier"),
         stat="adapters.load_times",
     ),

@@ -1,0 +1,212 @@
+"""`docs/http.md`, from the OpenAPI documents of both applications: `python -m tests.support.http_page`."""
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from fastapi import FastAPI
+
+from manylora import __version__
+from manylora.control.app.application import ROUTERS
+from manylora.control.http.api_documents import document_for
+from manylora.http.api_page import METHODS
+from manylora.http.paths import CONTROL_ROUTES, SERVER_ROUTES, RouteTable
+from tests.server.conftest import open_house
+from tests.support.paths import ROOT
+
+PAGE = ROOT / "docs" / "http.md"
+HEAD = """\
+# HTTP routes
+
+Every route of the server and of the control plane, with its fields and replies. One server answers all of them; a
+control plane of its own answers those of the second part, and a server passes them on.
+
+- A route below `/{tenant}/deployments/v2/llms/{name}` is the route in its end, for that deployment.
+- Routes that begin with `/v2`, `/llms`, `/supported_llms` or `/users` exist below `/v1` as well.
+- A field that is null counts as absent. An unknown field is refused by its name. [Fields of a
+  request](request-fields.md) has the effect of each field of an inference body.
+- The table of [each route's scope](keys-and-limits.md#each-routes-scope) has the keys that open a route.
+- A failure has the status and the code of its row in [errors](errors.md), as `{"error": {"message", "type", "param",
+  "code"}}` below `/v1` and as `{"error", "error_type", "code"}` elsewhere.
+- *(stream)* marks the JSON of each event, `data: …`, of a stream.
+
+`make pages` writes this page from the OpenAPI documents that `GET /openapi.json` answers.
+"""
+_LIMITS = {
+    "minimum": "at least {}",
+    "exclusiveMinimum": "above {}",
+    "maximum": "at most {}",
+    "exclusiveMaximum": "below {}",
+    "minLength": "at least {} characters",
+    "maxLength": "at most {} characters",
+    "minItems": "at least {} items",
+    "maxItems": "at most {} items",
+    "pattern": "matches `{}`",
+}
+_KINDS = {"string": "text", "boolean": "`true` or `false`"}
+_UNREAD = "Accepted and not read."
+_NO_TEXTS = ("The reply", "A stream of events", "Successful Response", None)
+
+Json = dict[str, Any]  # JSON values of several types
+
+
+def http_page() -> str:
+    """Return the page: a part for each application, a section for each route."""
+    parts = [
+        HEAD,
+        "## The server\n",
+        *_sections(asyncio.run(_server_document()), SERVER_ROUTES),
+        "## The control plane\n",
+        *_sections(_control_document(), CONTROL_ROUTES),
+    ]
+    return "\n".join(parts)
+
+
+async def _server_document() -> Json:
+    with TemporaryDirectory() as folder:
+        async with open_house(Path(folder)) as house:
+            document: Json = (await house.client.get("/openapi.json")).json()
+            return document
+
+
+def _control_document() -> Json:
+    app = FastAPI(title="control plane", version=__version__)
+    for router in ROUTERS:
+        app.router.routes.extend(router.routes)
+    return document_for(app.openapi(), is_operator=True)
+
+
+def _sections(document: Json, table: RouteTable) -> Iterator[str]:
+    """Yield the section of each route in the table's order. An object that was shown before is named by its route."""
+    schemas, shown = document.get("components", {}).get("schemas", {}), dict[str, str]()
+    for path, method in table.documented(is_operator=True):
+        operation = document["paths"].get(path, {}).get(method)
+        if operation is None or method not in METHODS or (path.startswith("/v1/") and path[3:] in document["paths"]):
+            continue
+        name = f"{method.upper()} {path}"
+        yield "\n".join(_section(name, operation, schemas, shown))
+
+
+def _section(name: str, operation: Json, schemas: Json, shown: dict[str, str]) -> Iterator[str]:
+    yield f"### `{name}`\n"
+    yield f"{operation['summary'].rstrip('.')}. {_told(operation.get('description', ''))}\n"
+    if parameters := operation.get("parameters"):
+        rows = [
+            (
+                each["name"],
+                f"in the {each['in']}, {_kind(each.get('schema', {}), schemas)}",
+                each.get("description", ""),
+            )
+            for each in parameters
+        ]
+        yield from _table("parameter", rows)
+    content = operation.get("requestBody", {}).get("content", {})
+    for media, body in content.items():
+        yield from _object("Body", media, body.get("schema", {}), schemas, shown, name)
+    for status, reply in operation["responses"].items():
+        if status in ("default", "422"):
+            continue
+        text = "" if reply.get("description") in _NO_TEXTS else reply.get("description", "").rstrip(".")
+        for media, each in (reply.get("content") or {"": {}}).items():
+            title = f"Reply {status}{' *(stream)*' if media == 'text/event-stream' else ''}"
+            yield from _object(title, media, each.get("schema", {}), schemas, shown, name, text)
+
+
+def _object(
+    title: str, media: str, schema: Json, schemas: Json, shown: dict[str, str], name: str, text: str = ""
+) -> Iterator[str]:
+    """Yield a body or a reply: a table of its fields, or the route that has the same one, or its type."""
+    is_body, whole = title == "Body", _resolved(schema, schemas)
+    is_list = whole.get("type") == "array"
+    rows = list(_rows(whole.get("items", {}) if is_list else whole, schemas, is_body=is_body))
+    one = "a list of objects, each " if is_list else ""
+    if not rows:
+        is_json, without = media.endswith(("json", "event-stream")), "no body" if title.endswith("204") else "a file"
+        yield f"**{title}**: {text or (_kind(schema, schemas) if is_json else without)}.\n"
+        return
+    key = json.dumps(rows)
+    if key in shown:
+        yield f"**{title}**: {one}as {shown[key]}.\n"
+        return
+    shown[key] = f"{'the body' if is_body else 'the reply'} of `{name}`"
+    yield f"**{title}**{', a list of objects' if is_list else ''}:\n"
+    unread = [field for field, _, meaning in rows if meaning == _UNREAD]
+    yield from _table("field", [row for row in rows if row[2] != _UNREAD])
+    if unread:
+        yield f"Accepted and not read: {', '.join(f'`{field}`' for field in unread)}.\n"
+
+
+def _table(first: str, rows: Sequence[tuple[str, str, str]]) -> Iterator[str]:
+    has_texts = any(text for _, _, text in rows)
+    yield f"| {first} | type and limits |{' meaning |' if has_texts else ''}\n|---|---|{'---|' if has_texts else ''}"
+    for name, kind, text in rows:
+        yield f"| `{name}` | {_cell(kind)} |{f' {_cell(text)} |' if has_texts else ''}"
+    yield ""
+
+
+def _rows(schema: Json, schemas: Json, prefix: str = "", *, is_body: bool) -> Iterator[tuple[str, str, str]]:
+    """Yield name, type and text of each field of an object, with the fields of the objects in it."""
+    whole = _resolved(schema, schemas)
+    required = set(whole.get("required", ()))
+    for name, field in whole.get("properties", {}).items():
+        is_marked = (name in required) == is_body
+        mark = ("required, " if is_body else "may be absent, ") if is_marked else ""
+        yield f"{prefix}{name}", f"{mark}{_kind(field, schemas)}", str(field.get("description") or "")
+        yield from _rows(field, schemas, f"{prefix}{name}.", is_body=is_body)
+    for choice in _choices(whole):
+        yield from _rows(choice, schemas, prefix, is_body=is_body)
+    if isinstance(items := whole.get("items"), dict):
+        yield from _rows(items, schemas, f"{prefix.removesuffix('.')}[].", is_body=is_body)
+
+
+def _choices(schema: Json) -> list[Json]:
+    return [each for key in ("anyOf", "oneOf", "allOf") for each in schema.get(key, ()) if each.get("type") != "null"]
+
+
+def _resolved(schema: Json, schemas: Json) -> Json:
+    found: Json = schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+    return found
+
+
+def _kind(schema: Json, schemas: Json) -> str:
+    """Return the type of a value with its limits: `integer, at least 1`."""
+    whole = {**_resolved(schema, schemas), **{key: value for key, value in schema.items() if key != "$ref"}}
+    if choices := _choices(whole):
+        kinds = list(dict.fromkeys(_kind(each, schemas) for each in choices))
+        return " or ".join(kinds)
+    if "enum" in whole or "const" in whole:
+        values = whole.get("enum", [whole.get("const")])
+        return (
+            f"{'one of ' if len(values) > 1 else ''}{', '.join(f'`{value}`' for value in values if value is not None)}"
+        )
+    names = whole.get("type", "any value")
+    words = [_KINDS.get(name, name) for name in ([names] if isinstance(names, str) else names) if name != "null"]
+    kind = " or ".join(words) or "null"
+    if kind == "array":
+        kind = f"list of {_kind(whole.get('items', {}), schemas)}"
+    elif kind == "object" and isinstance(more := whole.get("additionalProperties"), dict):
+        kind = f"object, each value {_kind(more, schemas)}"
+    limits = [words.format(_number(whole[key])) for key, words in _LIMITS.items() if key in whole]
+    return ", ".join([kind, *limits])
+
+
+def _number(limit: object) -> str:
+    return f"{int(limit):,}" if isinstance(limit, int | float) and limit == int(limit) else str(limit)
+
+
+def _told(description: str) -> str:
+    """Return the sentences of an operation's description but the first, which is its summary."""
+    paragraphs = [" ".join(each.split()) for each in description.split("\n\n")]
+    return " ".join(each for each in (paragraphs if len(paragraphs) == 1 else paragraphs[1:]) if each)
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"\s+", " ", text).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(http_page(), encoding="utf-8")
