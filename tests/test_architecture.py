@@ -35,7 +35,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"__main__"},
     ],
     "kernels": [
-        {"operation", "projections", "sampling"},
+        {"operation", "projections", "sampling", "weight_rows"},
         {"adapter_layout"},
         {"interface"},
         {"cpu/native", "reference"},
@@ -46,7 +46,8 @@ FLOORS: dict[str, list[set[str]]] = {
         {"config_fields", "rope"},
         {"architectures"},
         {"spec"},
-        {"checkpoint_files", "text"},
+        {"checkpoints", "text"},
+        {"checkpoint_files"},
         {"fetch", "weights"},
         {"llama"},
     ],

@@ -74,8 +74,20 @@ def hold_database(folder: Path) -> None:
     HELD.append(connection)
 
 
+def write_base(weights: str, content: bytes) -> Callable[[Path], object]:
+    """A directory with a config.json and one file of weights."""
+
+    def prepare(folder: Path) -> None:
+        (folder / "base").mkdir()
+        LlamaConfig(**SMALL, architectures=["LlamaForCausalLM"]).save_pretrained(folder / "base")
+        (folder / "base" / weights).write_bytes(content)
+
+    return prepare
+
+
 HELD: list[sqlite3.Connection] = []
 SERVE = ("serve", "--base", "{base}", "--port", "0", "--set", "model.cache_dir={tmp}/cache")
+BAD_BASE = ("serve", "--base", "{tmp}/base", "--port", "0", "--set", "model.cache_dir={tmp}/cache")
 CONTROL = ("control", "admin-key", "--set", "control.dir={tmp}/control")
 CONFIG = ("serve", "--config", "{tmp}/settings.toml")
 RUN_CONTROL = ("control", "--set", "control.edge_token=0123456789abcdef", "--set", "control.dir={tmp}/control")
@@ -103,6 +115,17 @@ CASES = {
         ["{tmp}/cache", "model.cache_dir"],
         {"MANYLORA_MODEL_CACHE_DIR": "{tmp}/cache"},
         taken_as_a_file("cache"),
+    ),
+    "weights cut short": Case(
+        BAD_BASE, ["{tmp}/base/model.safetensors", "cut short"], prepare=write_base("model.safetensors", b"\x08")
+    ),
+    "pickled weights": Case(
+        BAD_BASE,
+        ["pytorch_model.bin is pickled", "{tmp}/base", "save_pretrained"],
+        prepare=write_base("pytorch_model.bin", b"\x80"),
+    ),
+    "less memory than the base takes": Case(
+        [*SERVE, "--set", "engine.memory_bytes=1000000"], ["the memory plan does not fit", "weights", "available"]
     ),
     "uploads in a file": Case(
         [*SERVE, "--set", "adapters.registry_dir={tmp}/up"], ["{tmp}/up", "File exists"], prepare=taken_as_a_file("up")

@@ -1,6 +1,8 @@
 """Reading checkpoints: shards, checks with errors that name the tensor, and the base's fingerprint."""
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,22 @@ def test_pickled_weights_are_not_opened(base: Path) -> None:
     (base / "model.safetensors").rename(base / "pytorch_model.bin")
     with pytest.raises(ModelNotFound, match=r"pytorch_model\.bin is pickled and never opened"):
         load_all(base)
+
+
+def test_the_command_in_the_refusal_of_pickles_converts_them(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = load_file(base / "model.safetensors")
+    torch.save(expected, base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    with pytest.raises(ModelNotFound) as caught:
+        load_all(base)
+    program, *flags, code, directory = shlex.split(caught.value.message.partition("by: ")[2])
+    assert (program, flags) == (sys.executable, ["-P", "-c"])
+    monkeypatch.setattr(sys, "argv", ["-c", directory])
+    exec(code, {})
+    found = load_file(base / "model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    load_all(base)  # pickles beside safetensors do no harm
 
 
 @pytest.mark.parametrize(

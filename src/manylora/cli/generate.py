@@ -40,9 +40,10 @@ def _print_reply(
 
     from manylora.engine.request import SamplingParams
     from manylora.wiring.llm import LLM
+    from manylora.wiring.load_progress import PASSING
 
     with Console(stderr=True).status(plain(f"loading {config.model.base}")) as status:
-        llm = LLM.from_config(config, lambda line: status.update(plain(line)))
+        llm = LLM.from_config(config, lambda line: status.update(plain(line.lstrip(PASSING))))
     is_terminal = sys.stdout.isatty()
     with llm:
         given = prompt if is_raw else [{"role": "user", "content": prompt}]

@@ -100,6 +100,11 @@ class _Terminal:
         self._begun_s = self._last_s = self._clock.monotonic_s()
 
     def progress(self, line: str) -> None:
+        from manylora.wiring.load_progress import PASSING, is_passing
+
+        if is_passing(line):  # the status shows nothing where the output is no terminal
+            self._status.update(plain(line.lstrip(PASSING)))
+            return
         now_s = self._clock.monotonic_s()
         shown = plain(line).replace("\n", "\n         ")
         self._console.print(f"[dim]{now_s - self._last_s:5.1f} s[/dim]  {shown}", soft_wrap=True)

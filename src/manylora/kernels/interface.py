@@ -16,6 +16,7 @@ from manylora.kernels.adapter_layout import NO_EXTRAS, VECTORS_AT, VOCABULARY, E
 from manylora.kernels.operation import operation, operations_of
 from manylora.kernels.projections import LoraTarget
 from manylora.kernels.sampling import SamplingRules
+from manylora.kernels.weight_rows import WeightRows
 
 Packed = NewType("Packed", object)
 """A weight matrix in a back end's own layout. Only the back end that packed it can read it."""
@@ -337,8 +338,11 @@ class Kernels(Protocol):
     lora_dtype: torch.dtype
     is_row_independent: bool
 
-    def pack(self, weight: Tensor) -> Packed:
-        """Return `weight` (out, in), any float dtype, in this back end's layout, for `embed`, `linear` and `logits`."""
+    def pack(self, weight: WeightRows) -> Packed:
+        """Return `weight` (out, in), any float dtype, in this back end's layout, for `embed`, `linear` and `logits`.
+
+        The rows are read piece by piece (`row_pieces`): the result and one piece are in memory at once.
+        """
 
     def compile(self, forward: Forward) -> CompiledForward:
         """Return a function that runs `forward` as fast as this back end can.

@@ -33,6 +33,7 @@ from manylora.kernels.interface import (
 )
 from manylora.kernels.projections import LoraTarget
 from manylora.kernels.sampling import SamplingRules, sample_tokens
+from manylora.kernels.weight_rows import WeightRows, row_pieces
 
 
 @dataclass(slots=True)
@@ -74,8 +75,11 @@ class ReferenceKernels:
         self.kv_dtype = kv_dtype
         self.lora_dtype = lora_dtype
 
-    def pack(self, weight: Tensor) -> Packed:
-        return Packed(weight.detach().to(self.weight_dtype).contiguous())
+    def pack(self, weight: WeightRows) -> Packed:
+        packed = torch.empty(tuple(weight.shape), dtype=self.weight_dtype)
+        for first, rows in row_pieces(weight):
+            packed[first : first + len(rows)] = rows
+        return Packed(packed)
 
     def linear(self, x: Tensor, weight: Packed) -> Tensor:
         return F.linear(x, _plain(weight).float())

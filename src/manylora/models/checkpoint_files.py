@@ -1,37 +1,29 @@
-"""A base model's safetensors files: their headers, checked against the spec, and the base's fingerprint.
+"""The tensors of a base model: their names and shapes by the spec, the check of its files, and its fingerprint.
 
-Imports without torch. The header of a safetensors file is 8 bytes of length (little-endian) and that many of JSON.
+Imports without torch.
 """
 
 import hashlib
 import json
 import struct
-from dataclasses import asdict, dataclass, fields
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from manylora.errors import ModelNotFound, ModelUnsupported
+from manylora.errors import ModelUnsupported
 from manylora.kernels.projections import Projection
-from manylora.models.spec import ModelSpec, read_json
+from manylora.models.checkpoints.safetensors_file import read_header_bytes
+from manylora.models.checkpoints.shards import listed, read_shards, weight_files
+from manylora.models.checkpoints.stored import FLOATS, DenseTensor, StoredTensor
+from manylora.models.spec import ModelSpec
 
-_MAX_HEADER_BYTES = 100_000_000  # the format's own bound
 _SAMPLE_BYTES = 1 << 20
-_FLOATS = ("BF16", "F16", "F32")
-_SHOWN = 5  # names listed in an error before "and N more"
 
 ATTENTION_NORM, MLP_NORM = "input_layernorm.weight", "post_attention_layernorm.weight"
 Q_NORM, K_NORM = "self_attn.q_norm.weight", "self_attn.k_norm.weight"
 EMBED, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointTensor:
-    """One tensor of a checkpoint: the file it is in, its dtype as safetensors spells it, its shape, its first byte."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
 
 
 def block_tensor(layer: int, path: str) -> str:
@@ -62,39 +54,27 @@ def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def read_entries(directory: Path) -> dict[str, CheckpointTensor]:
-    """Return every tensor of the model's files: `model.safetensors`, or the shards its index names."""
-    entries: dict[str, CheckpointTensor] = {}
-    for file in weight_files(directory):
-        for name, (dtype, shape, start) in _read_header(file).items():
-            if name in entries:
-                raise ModelUnsupported(f"{name} is in {entries[name].file.name} and again in {file.name}")
-            entries[name] = CheckpointTensor(file, dtype, shape, start)
+def read_entries(directory: Path) -> Mapping[str, StoredTensor]:
+    """Return every tensor of a base's files by name. Raises `ModelNotFound` or `ModelUnsupported` for bad files."""
+    return read_shards(directory)
+
+
+def checked_entries(directory: Path, spec: ModelSpec) -> Mapping[str, StoredTensor]:
+    """Return every tensor of a base's files, compared with the spec. Reads headers alone, and raises as they do."""
+    entries = read_entries(directory)
+    check_entries(entries, spec)
     return entries
 
 
-def weight_files(directory: Path) -> tuple[Path, ...]:
-    """Return the safetensors files, sorted by name. Raises `ModelNotFound` with the name of a missing one."""
-    index = directory / "model.safetensors.index.json"
-    single = directory / "model.safetensors"
-    if single.is_file():
-        return (single,)
-    if not index.is_file():
-        pickled = sorted(file.name for file in directory.glob("*.bin"))
-        hint = f"; {pickled[0]} is pickled and never opened: convert it to safetensors" if pickled else ""
-        raise ModelNotFound(f"{directory} has neither {single.name} nor {index.name}{hint}")
-    names = sorted(set(map(str, read_json(index).get("weight_map", {}).values())))
-    for name in names:
-        if Path(name).name != name:
-            raise ModelUnsupported(f"{index} names a file outside its directory: {name!r}")
-        if not (directory / name).is_file():
-            raise ModelNotFound(f"{directory} lacks {name}, which {index.name} names; fetch the model again")
-    if not names:
-        raise ModelUnsupported(f"{index} names no files")
-    return tuple(directory / name for name in names)
+def storage_formats(entries: Mapping[str, StoredTensor]) -> str:
+    """Return the storage formats of a base's tensors, that of the most bytes first: `BF16`, or `GPTQ int4, F16`."""
+    sizes: Counter[str] = Counter()
+    for entry in entries.values():
+        sizes[entry.dtype] += entry.num_bytes
+    return ", ".join(name for name, _ in sizes.most_common())
 
 
-def check_entries(entries: dict[str, CheckpointTensor], spec: ModelSpec) -> None:
+def check_entries(entries: Mapping[str, StoredTensor], spec: ModelSpec) -> None:
     """Compare names, shapes and dtypes with the spec. Raises `ModelUnsupported` with the differences."""
     expected = expected_shapes(spec)
     # Old files carry the rotary frequencies; files of a tied model may carry the head a second time.
@@ -102,15 +82,15 @@ def check_entries(entries: dict[str, CheckpointTensor], spec: ModelSpec) -> None
         {HEAD} if spec.tie_embeddings else set()
     )
     if missing := sorted(expected.keys() - entries.keys()):
-        raise ModelUnsupported(f"the checkpoint lacks {_listed(missing)}")
+        raise ModelUnsupported(f"the checkpoint lacks {listed(missing)}")
     if unexpected := sorted(entries.keys() - expected.keys() - ignored):
-        raise ModelUnsupported(f"the checkpoint has tensors this architecture does not use: {_listed(unexpected)}")
+        raise ModelUnsupported(f"the checkpoint has tensors this architecture does not use: {listed(unexpected)}")
     for name, shape in expected.items():
         entry = entries[name]
         if entry.shape != shape:
             raise ModelUnsupported(f"{name} in {entry.file.name} has shape {entry.shape}; config.json means {shape}")
-        if entry.dtype not in _FLOATS:
-            raise ModelUnsupported(f"{name} in {entry.file.name} is {entry.dtype}; supported: {', '.join(_FLOATS)}")
+        if isinstance(entry, DenseTensor) and entry.dtype not in FLOATS:
+            raise ModelUnsupported(f"{name} in {entry.file.name} is {entry.dtype}; supported: {', '.join(FLOATS)}")
 
 
 def fingerprint(directory: Path, spec: ModelSpec) -> str:
@@ -122,14 +102,8 @@ def fingerprint(directory: Path, spec: ModelSpec) -> str:
     """
     digest = hashlib.sha256(json.dumps(_facts(spec), sort_keys=True).encode())
     for file in weight_files(directory):
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = _header_length(file, stream.read(8))
-            digest.update(struct.pack("<QQ", size, length))
-            digest.update(stream.read(length))
-            digest.update(stream.read(_SAMPLE_BYTES))
-            stream.seek(max(size - _SAMPLE_BYTES, 8 + length))
-            digest.update(stream.read(_SAMPLE_BYTES))
+        header, _ = read_header_bytes(file)
+        _update(digest, file, header, 8 + len(header), _SAMPLE_BYTES)
     return digest.hexdigest()
 
 
@@ -139,37 +113,13 @@ def _facts(spec: ModelSpec) -> dict[str, Any]:  # values of several types
     return {own.name: facts[own.name] for own in fields(spec) if facts[own.name] != own.default}
 
 
-def _read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
+def _update(digest: "hashlib._Hash", file: Path, header: bytes, start: int, first_bytes: int) -> None:
+    """Add a file's size, its header, and the first and the last bytes of its content from `start` on."""
+    size = file.stat().st_size
+    digest.update(struct.pack("<QQ", size, len(header)))
+    digest.update(header)
     with file.open("rb") as stream:
-        raw = stream.read(_header_length(file, stream.read(8)))
-    try:
-        header = json.loads(raw)
-        found = {
-            name: (
-                str(entry["dtype"]),
-                tuple(int(size) for size in entry["shape"]),
-                int(entry["data_offsets"][0]),
-                int(entry["data_offsets"][1]),
-            )
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ModelUnsupported(f"{file} is not a safetensors file: {error}") from error
-    body = 8 + len(raw)
-    end = body + max((stop for _, _, _, stop in found.values()), default=0)
-    if file.stat().st_size != end:
-        raise ModelUnsupported(f"{file} has {file.stat().st_size} bytes, its header says {end}; fetch the model again")
-    return {name: (dtype, shape, body + start) for name, (dtype, shape, start, _) in found.items()}
-
-
-def _header_length(file: Path, first: bytes) -> int:
-    length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
-    if not 2 <= length <= min(_MAX_HEADER_BYTES, file.stat().st_size - 8):
-        raise ModelUnsupported(f"{file} is not a safetensors file, or was cut short; fetch the model again")
-    return int(length)
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+        stream.seek(start)
+        digest.update(stream.read(first_bytes))
+        stream.seek(max(size - _SAMPLE_BYTES, start))
+        digest.update(stream.read(_SAMPLE_BYTES))

@@ -1,18 +1,17 @@
-"""A base model's weights: read from safetensors one tensor at a time, fused, and packed by the kernels."""
+"""A base model's weights: read from its files some rows at a time, fused, and packed by the kernels."""
 
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from manylora.kernels.interface import Kernels, Packed
 from manylora.kernels.projections import Projection
+from manylora.kernels.weight_rows import WeightRows
 from manylora.models.checkpoint_files import (
     ATTENTION_NORM,
     EMBED,
@@ -21,11 +20,11 @@ from manylora.models.checkpoint_files import (
     K_NORM,
     MLP_NORM,
     Q_NORM,
-    CheckpointTensor,
     block_tensor,
-    check_entries,
-    read_entries,
+    checked_entries,
+    expected_shapes,
 )
+from manylora.models.checkpoints.stored import StoredTensor
 from manylora.models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -66,63 +65,98 @@ class Weights:
 def load_weights(
     directory: Path, spec: ModelSpec, kernels: Kernels, progress: Callable[[int, int], None] | None = None
 ) -> Weights:
-    """Read, check and pack a base model. Peak memory is the packed total and the largest fused tensor.
+    """Read, check and pack a base model. Peak memory is the packed total and a piece of `row_pieces`.
 
-    Args:    progress, called with (layers done, layers)
+    Args:    progress, called with (stored bytes that are read, stored bytes of the model)
     Raises:  `ModelNotFound` for a missing file, `ModelUnsupported` for wrong names, shapes or dtypes
     """
-    entries = read_entries(directory)
-    check_entries(entries, spec)
+    entries = checked_entries(directory, spec)
     _log_conversions(entries, kernels)
-    with ExitStack() as open_files:
-        handles = {
-            file: open_files.enter_context(safe_open(file, framework="pt"))
-            for file in {entry.file for entry in entries.values()}
-        }
-
-        def read(name: str) -> Tensor:
-            tensor: Tensor = handles[entries[name].file].get_tensor(name)
-            return tensor
-
-        layers = []
-        for layer in range(spec.num_layers):
-            layers.append(_load_layer(spec, partial(_read_block, read, layer), kernels))
-            if progress is not None:
-                progress(layer + 1, spec.num_layers)
-        embed = kernels.pack(read(EMBED))
-        head = embed if spec.tie_embeddings else kernels.pack(read(HEAD))
-        return Weights(embed=embed, layers=tuple(layers), final_norm=_vector(read(FINAL_NORM)), head=head)
+    source = _Source(entries, expected_shapes(spec), progress)
+    layers = tuple(_load_layer(spec, layer, source, kernels) for layer in range(spec.num_layers))
+    embed = kernels.pack(source.matrix(EMBED))
+    head = embed if spec.tie_embeddings else kernels.pack(source.matrix(HEAD))
+    return Weights(embed=embed, layers=layers, final_norm=source.vector(FINAL_NORM), head=head)
 
 
-def _read_block(read: Callable[[str], Tensor], layer: int, path: str) -> Tensor:
-    return read(block_tensor(layer, path))
+class _Source:
+    """The tensors of a checkpoint that a model needs, with a count of the bytes read."""
+
+    def __init__(
+        self,
+        entries: Mapping[str, StoredTensor],
+        names: Iterable[str],
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self._entries = entries
+        self._progress = progress
+        self._read = 0.0
+        self._total = sum(entries[name].num_bytes for name in names)
+
+    def matrix(self, *names: str) -> WeightRows:
+        """Return matrices of equal width, one below the other, as one."""
+        return _StackedRows(self, [self._entries[name] for name in names])
+
+    def vector(self, *names: str) -> Tensor:
+        """Return vectors, one after the other, as one of float32."""
+        found = [self.rows(self._entries[name], 0, self._entries[name].shape[0]).float() for name in names]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def rows(self, stored: StoredTensor, first: int, stop: int) -> Tensor:
+        """Read rows `[first, stop)` in their own dtype."""
+        values = stored.rows(first, stop)
+        self._read += stored.num_bytes * (stop - first) / stored.shape[0]
+        if self._progress is not None:
+            self._progress(round(self._read), self._total)
+        if values.dtype == np.uint16:
+            return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(values)
 
 
-def _load_layer(spec: ModelSpec, read: Callable[[str], Tensor], kernels: Kernels) -> LayerWeights:
-    """Pack one block; the projections of a fused product become one matrix, so that each product is one GEMM."""
+class _StackedRows:
+    """`WeightRows` of stored matrices, one below the other: a fused product is one matrix, so that it is one GEMM."""
 
-    def fused(name: str, kind: str = "weight") -> Tensor:
-        parts = [read(f"{projection.path}.{kind}") for projection in Projection if projection.fused == name]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+    def __init__(self, source: _Source, parts: Sequence[StoredTensor]) -> None:
+        self._source = source
+        self._parts = parts
+        self.shape = (sum(part.shape[0] for part in parts), parts[0].shape[1])
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        first, stop, _ = rows.indices(self.shape[0])
+        found = []
+        for part in self._parts:
+            low, high = max(first, 0), min(stop, part.shape[0])
+            if low < high:
+                found.append(self._source.rows(part, low, high))
+            first, stop = first - part.shape[0], stop - part.shape[0]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _load_layer(spec: ModelSpec, layer: int, source: _Source, kernels: Kernels) -> LayerWeights:
+    def fused(name: str, kind: str = "weight") -> tuple[str, ...]:
+        paths = (projection.path for projection in Projection if projection.fused == name)
+        return tuple(block_tensor(layer, f"{path}.{kind}") for path in paths)
+
+    def vector(path: str) -> Tensor:
+        return source.vector(block_tensor(layer, path))
+
+    def matrix(name: str) -> Packed:
+        return kernels.pack(source.matrix(*fused(name)))
 
     return LayerWeights(
-        attention_norm=_vector(read(ATTENTION_NORM)),
-        qkv=kernels.pack(fused("qkv")),
-        o=kernels.pack(fused("o")),
-        mlp_norm=_vector(read(MLP_NORM)),
-        gate_up=kernels.pack(fused("gate_up")),
-        down=kernels.pack(fused("down")),
-        biases={name: _vector(fused(name, "bias")) for name in spec.biased},
-        q_norm=_vector(read(Q_NORM)) if spec.has_head_norms else None,
-        k_norm=_vector(read(K_NORM)) if spec.has_head_norms else None,
+        attention_norm=vector(ATTENTION_NORM),
+        qkv=matrix("qkv"),
+        o=matrix("o"),
+        mlp_norm=vector(MLP_NORM),
+        gate_up=matrix("gate_up"),
+        down=matrix("down"),
+        biases={name: source.vector(*fused(name, "bias")) for name in spec.biased},
+        q_norm=vector(Q_NORM) if spec.has_head_norms else None,
+        k_norm=vector(K_NORM) if spec.has_head_norms else None,
     )
 
 
-def _vector(weight: Tensor) -> Tensor:
-    return weight.to(torch.float32, copy=True)
-
-
-def _log_conversions(entries: dict[str, CheckpointTensor], kernels: Kernels) -> None:
+def _log_conversions(entries: Mapping[str, StoredTensor], kernels: Kernels) -> None:
     """Warn when packing rounds: float16 has three more mantissa bits than bfloat16, float32 sixteen more."""
     if kernels.scale_bytes:
         return  # the settings ask for quantised weights, and the kernels' own line reports them

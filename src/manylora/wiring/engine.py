@@ -26,7 +26,7 @@ from manylora.engine.scheduling.scheduler import Scheduler, StepLimits
 from manylora.errors import AdapterError, AdapterNotFound, ConfigInvalid
 from manylora.kernels.interface import Kernels
 from manylora.kernels.select import select_kernels
-from manylora.models.checkpoint_files import fingerprint
+from manylora.models.checkpoint_files import checked_entries, fingerprint, storage_formats
 from manylora.models.fetch.catalog import resolve, short_name
 from manylora.models.llama import LlamaModel
 from manylora.models.spec import ModelSpec, read_spec
@@ -35,12 +35,13 @@ from manylora.models.weights import load_weights
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.system.resources import Resources, find_resources
 from manylora.wiring.adapter_store import open_store
+from manylora.wiring.load_progress import LoadProgress
 from manylora.wiring.memory_plan import MemoryPlan, plan_memory
 
 log = logging.getLogger(__name__)
 
 ReportLine = Callable[[str], None]
-"""A function that is called with one line for each stage of the start."""
+"""A function that is called with one line for each stage of the start, and with passing ones (`load_progress.py`)."""
 
 
 def build_engine(config: Config, report: ReportLine) -> tuple[Engine, ServedModel]:
@@ -53,6 +54,7 @@ def build_engine(config: Config, report: ReportLine) -> tuple[Engine, ServedMode
     base_dir = resolve(config.model.base, cache_dir(config))
     _refuse_adapters_named_as_the_base(config, _model_id(config, base_dir))
     spec = read_spec(base_dir)
+    formats = storage_formats(checked_entries(base_dir, spec))
     resources = find_resources((os.getpid(),))
     kernels = _choose_kernels(config, resources)
     threads = config.model.threads or resources.threads
@@ -61,8 +63,10 @@ def build_engine(config: Config, report: ReportLine) -> tuple[Engine, ServedMode
     report("\n".join(plan.lines()))
     tokenizer = Tokenizer(base_dir, clock=clock)
     report(_tokenizer_line(tokenizer, spec))
-    model = LlamaModel(spec, load_weights(base_dir, spec, kernels), kernels, max_positions=plan.max_model_len)
-    report("weights loaded and packed")
+    progress = LoadProgress(report, clock)
+    weights = load_weights(base_dir, spec, kernels, progress)
+    model = LlamaModel(spec, weights, kernels, max_positions=plan.max_model_len)
+    report(progress.summary(formats))
     digest = fingerprint(base_dir, spec)
     store = _open_store(config, plan, base_shape(spec, base_dir.name, digest), base_dir, kernels, clock)
     engine = wire_engine(config, plan, model, kernels, store, tokenizer, clock)

@@ -30,6 +30,7 @@ from manylora.server.generation.text import ReplyForm, TextToken, TokenReport
 from manylora.server.http.context import RequestState
 from manylora.server.observability.metrics import Meters
 from manylora.wiring.engine import ReportLine, build_engine
+from manylora.wiring.load_progress import is_passing
 
 Result = TypeVar("Result")
 MAX_TOKENS = 256
@@ -105,11 +106,11 @@ class LLM:
         flags = dict(settings or {}) | {"model.base": str(base)}
         if roots:
             flags["adapters.roots"] = tuple(str(Path(root).expanduser().resolve()) for root in roots)
-        self._open(load_config(flags=flags), report)
+        self._open(load_config(flags=flags), lambda line: None if is_passing(line) else report(line))
 
     @classmethod
     def from_config(cls, config: Config, report: ReportLine = lambda line: None) -> Self:
-        """Load the base of a configuration. Raises `StartupError`."""
+        """Load the base of a configuration; `report` receives passing lines too. Raises `StartupError`."""
         made = cls.__new__(cls)
         made._open(config, report)
         return made

@@ -3,7 +3,6 @@
 The module imports no torch.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -12,10 +11,9 @@ import numpy as np
 
 from manylora.adapters.base_shape import EMBED_MODULE, HEAD_MODULE, Module, module_path
 from manylora.adapters.peft.tensors import Numbers, rows_a_piece
-from manylora.adapters.peft.values import Float, read_values, widened
-from manylora.models.checkpoint_files import EMBED, HEAD, CheckpointTensor, read_entries
-
-_ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+from manylora.adapters.peft.values import Float
+from manylora.models.checkpoint_files import EMBED, HEAD, read_entries
+from manylora.models.checkpoints.stored import StoredTensor, widened
 
 
 class Matrix(Protocol):
@@ -29,21 +27,17 @@ class Matrix(Protocol):
 
 
 class FileMatrix:
-    """A matrix in a safetensors file. The rows are read, not mapped, so that they count as the process's memory."""
+    """A matrix in the base's files."""
 
-    def __init__(self, entry: CheckpointTensor) -> None:
-        self._entry = entry
+    def __init__(self, stored: StoredTensor) -> None:
+        self._stored = stored
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self._entry.shape[0], self._entry.shape[1]
+        return self._stored.shape[0], self._stored.shape[1]
 
     def rows(self, first: int, stop: int) -> Float:
-        entry = self._entry
-        row_bytes = self.shape[1] * _ITEM_BYTES[entry.dtype]
-        with entry.file.open("rb", buffering=0) as file:
-            data = os.pread(file.fileno(), (stop - first) * row_bytes, entry.start + first * row_bytes)
-        return widened(read_values(memoryview(data), entry.dtype, (stop - first, self.shape[1])))
+        return widened(self._stored.rows(first, stop))
 
 
 class BaseWeights:

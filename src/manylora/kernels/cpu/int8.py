@@ -5,13 +5,11 @@ Activations get as many levels as an int32 sum can hold (`native/src/int8.cpp`),
 """
 
 import torch
-from torch import Tensor
 
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import Panels
 from manylora.kernels.interface import Packed
-
-PACKED_AT_ONCE = 1024  # outputs that are widened to float32 at once; a multiple of a panel's sixteen
+from manylora.kernels.weight_rows import WeightRows, row_pieces
 
 
 class Int8Linear:
@@ -27,12 +25,12 @@ class Int8Linear:
     def __init__(self, native: NativeLibrary) -> None:
         self._native = native
 
-    def pack(self, weight: Tensor) -> Packed:
+    def pack(self, weight: WeightRows) -> Packed:
         outputs, inputs = weight.shape
         functions, pool = self._native.functions, self._native.pool
         data = torch.empty(functions.ml_int8_packed_bytes(outputs, inputs), dtype=torch.int8)
         functions.ml_advise_huge(data.data_ptr(), data.nbytes)
-        for first in range(0, outputs, PACKED_AT_ONCE):
-            part = weight[first : first + PACKED_AT_ONCE].detach().float().contiguous()
+        for first, rows in row_pieces(weight):
+            part = rows.float().contiguous()
             functions.ml_int8_pack(pool, part.data_ptr(), data.data_ptr(), first, part.shape[0], outputs, inputs)
         return Packed(Panels(data, outputs, inputs, "int8"))

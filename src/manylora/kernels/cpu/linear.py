@@ -9,6 +9,7 @@ from torch import Tensor
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.native.layouts import WEIGHT_FORMATS
 from manylora.kernels.interface import Packed
+from manylora.kernels.weight_rows import WeightRows, row_pieces
 
 
 class WeightFormat(Protocol):
@@ -18,7 +19,7 @@ class WeightFormat(Protocol):
     weight_dtype: torch.dtype
     scale_bytes: int
 
-    def pack(self, weight: Tensor) -> Packed: ...
+    def pack(self, weight: WeightRows) -> Packed: ...
 
 
 class Panels:
@@ -48,7 +49,7 @@ class NativeLinear:
     def __init__(self, native: NativeLibrary) -> None:
         self._native = native
 
-    def pack(self, weight: Tensor) -> Packed:
+    def pack(self, weight: WeightRows) -> Packed:
         functions = self._native.functions
         return _pack_bf16(self._native, weight, functions.ml_packed_elements, functions.ml_pack, "bf16")
 
@@ -67,7 +68,7 @@ class Bf16Linear:
     def __init__(self, native: NativeLibrary) -> None:
         self._native = native
 
-    def pack(self, weight: Tensor) -> Packed:
+    def pack(self, weight: WeightRows) -> Packed:
         functions = self._native.functions
         count, pack = functions.ml_bf16_packed_elements, functions.ml_bf16_pack
         return _pack_bf16(self._native, weight, count, pack, "bf16_pairs")
@@ -75,17 +76,19 @@ class Bf16Linear:
 
 def _pack_bf16(
     native: NativeLibrary,
-    weight: Tensor,
+    weight: WeightRows,
     count: "ctypes._NamedFuncPointer",
     pack: "ctypes._NamedFuncPointer",
     format: str,
 ) -> Packed:
-    """Round to bfloat16 and pack by the native `pack`, whose form has `count` elements."""
+    """Round to bfloat16 and pack by the native `pack`, whose form has `count` elements, panel by panel."""
     outputs, inputs = weight.shape
-    source = weight.detach().to(torch.bfloat16).contiguous()
     data = torch.empty(count(outputs, inputs), dtype=torch.bfloat16)
     native.functions.ml_advise_huge(data.data_ptr(), data.nbytes)
-    pack(native.pool, source.data_ptr(), data.data_ptr(), outputs, inputs)
+    for first, rows in row_pieces(weight):
+        source = rows.to(torch.bfloat16).contiguous()
+        place = data.data_ptr() + data.itemsize * count(first, inputs)
+        pack(native.pool, source.data_ptr(), place, len(source), inputs)
     return Packed(Panels(data, outputs, inputs, format))
 
 

@@ -21,7 +21,7 @@ from typing import IO
 
 from manylora.config.environment import child_environment
 from manylora.errors import ManyloraError, ModelNotFound, ModelUnsupported
-from manylora.models.checkpoint_files import check_entries, read_entries
+from manylora.models.checkpoint_files import checked_entries
 from manylora.models.fetch import catalog, checksums
 from manylora.models.spec import read_json, read_spec
 from manylora.models.text.token_files import TOKENIZER_FILE, missing_tokenizer, read_base_files
@@ -90,7 +90,7 @@ def pull(
 
 def check_base(directory: Path) -> None:
     """Check that a directory holds a supported base model, without reading its weights' values."""
-    check_entries(read_entries(directory), read_spec(directory))
+    checked_entries(directory, read_spec(directory))
     if not (directory / TOKENIZER_FILE).is_file():
         raise missing_tokenizer(directory)
     read_json(directory / TOKENIZER_FILE)

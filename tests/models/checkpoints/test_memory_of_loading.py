@@ -1,0 +1,74 @@
+"""The peak of memory while a base is loaded: the packed total and less than its largest tensor."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from manylora.config.environment import child_environment
+from manylora.models.checkpoint_files import expected_shapes
+from manylora.models.spec import read_spec
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "vocab_size": 8192,
+    "max_position_embeddings": 64,
+}
+SHARDS = 3
+LOAD = """
+import sys
+from pathlib import Path
+from manylora.kernels.select import select_kernels
+from manylora.models.spec import read_spec
+from manylora.models.weights import load_weights
+def field(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+kernels = select_kernels(sys.argv[2], 1)
+directory = Path(sys.argv[1])
+spec = read_spec(directory)
+Path("/proc/self/clear_refs").write_text("5")
+before = field("VmRSS")
+weights = load_weights(directory, spec, kernels)
+print(before, field("VmRSS"), field("VmHWM"))
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base of 79 MB in shards, whose bytes are finite bfloat16 values."""
+    directory = tmp_path_factory.mktemp("base")
+    (directory / "config.json").write_text(json.dumps(CONFIG))
+    random = np.random.default_rng(0)
+    shards: list[dict[str, torch.Tensor]] = [{} for _ in range(SHARDS)]
+    for index, (name, shape) in enumerate(expected_shapes(read_spec(directory)).items()):
+        bits = random.integers(0x3C00, 0x3F00, shape, dtype=np.int16)
+        shards[index % SHARDS][name] = torch.from_numpy(bits).view(torch.bfloat16)
+    for index, shard in enumerate(shards):
+        save_file(shard, directory / f"model-{index}.safetensors")
+    weight_map = {name: f"model-{index}.safetensors" for index, shard in enumerate(shards) for name in shard}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return directory
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's count of memory is read from /proc")
+@pytest.mark.parametrize(("kernels", "item_bytes"), [("native", 2), ("reference", 4)])
+def test_loading_takes_the_packed_total_and_no_further_tensor(base: Path, kernels: str, item_bytes: int) -> None:
+    command = [sys.executable, "-P", "-c", LOAD, str(base), kernels]
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=True)
+    before, after, peak = map(int, done.stdout.split())
+    spec = read_spec(base)
+    packed, largest = item_bytes * spec.parameters, item_bytes * spec.vocab * spec.hidden
+    assert after - before > 0.9 * packed, "the weights were not in memory, so that the peak says nothing"
+    # A piece is 4 MiB as stored and 8 MiB in float32 at most; the largest tensor is 16 MiB or 32 MiB here.
+    assert peak - before < packed + largest
