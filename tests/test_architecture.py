@@ -47,6 +47,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"architectures"},
         {"spec"},
         {"checkpoints", "text"},
+        {"gguf"},
         {"checkpoint_files"},
         {"fetch", "weights"},
         {"llama"},

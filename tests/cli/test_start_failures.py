@@ -124,6 +124,11 @@ CASES = {
         ["pytorch_model.bin is pickled", "{tmp}/base", "save_pretrained"],
         prepare=write_base("pytorch_model.bin", b"\x80"),
     ),
+    "a GGUF file cut short": Case(
+        ["serve", "--base", "{tmp}/base/x.gguf", "--set", "model.cache_dir={tmp}/cache"],
+        ["{tmp}/base/x.gguf", "GGUF"],
+        prepare=write_base("x.gguf", b"GGUF"),
+    ),
     "less memory than the base takes": Case(
         [*SERVE, "--set", "engine.memory_bytes=1000000"], ["the memory plan does not fit", "weights", "available"]
     ),

@@ -9,7 +9,7 @@ from manylora.system.printable import printable_lines
 
 BaseOption = Annotated[
     str | None,
-    typer.Option(help="Base model: a known name, or a directory with config.json. Default: SmolLM2-135M-Instruct."),
+    typer.Option(help="Base model: a known name, a directory, or a GGUF file. Default: SmolLM2-135M-Instruct."),
 ]
 QuantizeOption = Annotated[
     str | None,

@@ -14,7 +14,7 @@ _STAGES = {"download": "Downloading", "unpack": "Unpacking", "convert": "Convert
 
 def pull(
     name: Annotated[
-        str, typer.Argument(help="A known name, a hub repository (org/name), or a directory to check.")
+        str, typer.Argument(help="A known name, a hub repository (org/name), or a directory or GGUF file to check.")
     ] = "SmolLM2-135M-Instruct",
     verify: Annotated[
         bool, typer.Option("--verify", help="Read every file again, also those that were read before unchanged.")

@@ -1,13 +1,12 @@
 """The served base model as the control plane knows it: its name, its context length, its shapes."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from manylora.adapters.base_shape import BaseShape, base_shape
 from manylora.config.folders import cache_dir
 from manylora.config.settings import Config
 from manylora.errors import StartupError
-from manylora.models.fetch.catalog import resolve, short_name
+from manylora.models.fetch.catalog import resolve, served_name, short_name
 from manylora.models.spec import read_spec
 
 
@@ -35,7 +34,7 @@ def served_base(config: Config) -> ServedBase:
         spec = read_spec(directory)
     except StartupError:
         return ServedBase(name=given, short_name=short_name(given), shape=None, window=0)
-    name = directory.name if Path(given).is_dir() else given
+    name = served_name(given, directory)
     window = min(spec.max_positions, config.engine.max_model_len or spec.max_positions)
     return ServedBase(
         name=name,

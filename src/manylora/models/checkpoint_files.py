@@ -17,12 +17,16 @@ from manylora.kernels.projections import Projection
 from manylora.models.checkpoints.safetensors_file import read_header_bytes
 from manylora.models.checkpoints.shards import listed, read_shards, weight_files
 from manylora.models.checkpoints.stored import FLOATS, DenseTensor, StoredTensor
+from manylora.models.gguf.model import read_gguf
 from manylora.models.spec import ModelSpec
 
 _SAMPLE_BYTES = 1 << 20
+_METADATA_BYTES = 1 << 24  # of a GGUF file, whose vocabulary takes some megabytes
 
 ATTENTION_NORM, MLP_NORM = "input_layernorm.weight", "post_attention_layernorm.weight"
 Q_NORM, K_NORM = "self_attn.q_norm.weight", "self_attn.k_norm.weight"
+GGUF_NAME = "model.gguf"
+"""The name of a GGUF file, or of a link to it, in a base's directory."""
 EMBED, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
 
@@ -56,7 +60,21 @@ def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 def read_entries(directory: Path) -> Mapping[str, StoredTensor]:
     """Return every tensor of a base's files by name. Raises `ModelNotFound` or `ModelUnsupported` for bad files."""
+    if is_gguf(directory):
+        return read_gguf((directory / GGUF_NAME).resolve())
     return read_shards(directory)
+
+
+def is_gguf(directory: Path) -> bool:
+    """Return whether a base's weights are a GGUF file. Raises `ModelUnsupported` for one beside safetensors."""
+    found = sorted(file.name for file in directory.glob("*.gguf"))
+    others = sorted(file.name for file in directory.glob("*.safetensors"))
+    if found and others:
+        raise ModelUnsupported(
+            f"{directory} has {others[0]} and {found[0]}: move the one that is not meant, or give the path of the "
+            "GGUF file"
+        )
+    return found == [GGUF_NAME]
 
 
 def checked_entries(directory: Path, spec: ModelSpec) -> Mapping[str, StoredTensor]:
@@ -96,14 +114,18 @@ def check_entries(entries: Mapping[str, StoredTensor], spec: ModelSpec) -> None:
 def fingerprint(directory: Path, spec: ModelSpec) -> str:
     """Return 64 hex digits that name this base: adapters are packed for, and cached under, one fingerprint.
 
-    SHA-256 over the spec and, for each safetensors file, its size, header, and first and last MiB. Reading all of a
-    large base takes minutes; a changed weight in the middle of a file of unchanged size and ends is not seen. That
-    suffices to distinguish bases, and is no defence against a forged base.
+    SHA-256 over the spec and, for each safetensors file, its size, header, and first and last MiB; for a GGUF file,
+    its size, first 16 MiB and last MiB. Reading all of a large base takes minutes; a changed weight in the middle of a
+    file of unchanged size and ends is not seen. That suffices to distinguish bases, and is no defence against a forged
+    base.
     """
     digest = hashlib.sha256(json.dumps(_facts(spec), sort_keys=True).encode())
-    for file in weight_files(directory):
-        header, _ = read_header_bytes(file)
-        _update(digest, file, header, 8 + len(header), _SAMPLE_BYTES)
+    if is_gguf(directory):
+        _update(digest, directory / GGUF_NAME, b"", 0, _METADATA_BYTES)
+    else:
+        for file in weight_files(directory):
+            header, _ = read_header_bytes(file)
+            _update(digest, file, header, 8 + len(header), _SAMPLE_BYTES)
     return digest.hexdigest()
 
 

@@ -27,7 +27,7 @@ from manylora.errors import AdapterError, AdapterNotFound, ConfigInvalid
 from manylora.kernels.interface import Kernels
 from manylora.kernels.select import select_kernels
 from manylora.models.checkpoint_files import checked_entries, fingerprint, storage_formats
-from manylora.models.fetch.catalog import resolve, short_name
+from manylora.models.fetch.catalog import resolve, served_name, short_name
 from manylora.models.llama import LlamaModel
 from manylora.models.spec import ModelSpec, read_spec
 from manylora.models.text.tokenizer import Tokenizer
@@ -52,7 +52,7 @@ def build_engine(config: Config, report: ReportLine) -> tuple[Engine, ServedMode
     """
     clock = SystemClock()
     base_dir = resolve(config.model.base, cache_dir(config))
-    _refuse_adapters_named_as_the_base(config, _model_id(config, base_dir))
+    _refuse_adapters_named_as_the_base(config, served_name(config.model.base, base_dir))
     spec = read_spec(base_dir)
     formats = storage_formats(checked_entries(base_dir, spec))
     resources = find_resources((os.getpid(),))
@@ -78,10 +78,6 @@ def _tokenizer_line(tokenizer: Tokenizer, spec: ModelSpec) -> str:
     without = spec.vocab - tokenizer.vocab_size
     padding = f"; {without} of {spec.vocab} ids have no token, and no text where the base draws one" if without else ""
     return f"tokenizer loaded, {'a' if tokenizer.has_chat_template else 'no'} chat template{padding}"
-
-
-def _model_id(config: Config, base_dir: Path) -> str:
-    return base_dir.name if Path(config.model.base).is_dir() else config.model.base
 
 
 def _refuse_adapters_named_as_the_base(config: Config, model_id: str) -> None:
@@ -222,7 +218,7 @@ def _open_store(
 def _served(
     config: Config, base_dir: Path, spec: ModelSpec, digest: str, kernels: Kernels, plan: MemoryPlan, clock: Clock
 ) -> ServedModel:
-    model_id = _model_id(config, base_dir)
+    model_id = served_name(config.model.base, base_dir)
     return ServedModel(
         model_id=model_id,
         base_dir=str(base_dir),

@@ -17,7 +17,7 @@ class ModelConfig:
     base: str = setting(
         DEFAULT_BASE,
         text="""
-        The base model: a name that `manylora pull` knows, or a directory with a `config.json`.
+        The base model: a name that `manylora pull` knows, a directory with a `config.json`, or a GGUF file.
         """,
     )
     kernels: str = setting(

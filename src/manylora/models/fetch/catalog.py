@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manylora.errors import ModelNotFound
+from manylora.models.fetch.gguf_base import find_gguf, prepared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,12 +110,15 @@ def pulled_dir(name: str, cache_dir: Path) -> Path:
 
 
 def resolve(name_or_dir: str, cache_dir: Path) -> Path:
-    """Return the directory of a base model: known names first, then directories, then pulled hub repositories.
+    """Return the directory of a base model: known names first, then files and directories, then pulled repositories.
 
-    Raises `ModelNotFound` with the command that fetches it, or with the closest known names.
+    A GGUF file gets a directory in the cache. Raises `ModelNotFound` with the command that fetches the base, or with
+    the closest known names; `ModelUnsupported` as `prepared` does.
     """
     given = Path(name_or_dir).expanduser()
     known = find(name_or_dir)
+    if known is None and (gguf := find_gguf(given)) is not None:
+        return prepared(gguf, bases_dir(cache_dir))
     if known is None and (given / "config.json").is_file():
         return given
     if (known or is_repository(name_or_dir)) and is_complete(pulled := pulled_dir(name_or_dir, cache_dir)):
@@ -130,6 +134,11 @@ def resolve(name_or_dir: str, cache_dir: Path) -> Path:
             f"base model {name_or_dir} is not in {bases_dir(cache_dir)}; run: manylora pull {name_or_dir}"
         )
     raise unknown(name_or_dir)
+
+
+def served_name(given: str, directory: Path) -> str:
+    """Return the name of a base in replies: the setting `model.base`, or the last part of its path without `.gguf`."""
+    return directory.name if Path(given).expanduser().exists() else given
 
 
 def is_repository(name: str) -> bool:

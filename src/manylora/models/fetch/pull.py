@@ -23,6 +23,7 @@ from manylora.config.environment import child_environment
 from manylora.errors import ManyloraError, ModelNotFound, ModelUnsupported
 from manylora.models.checkpoint_files import checked_entries
 from manylora.models.fetch import catalog, checksums
+from manylora.models.fetch.gguf_base import find_gguf
 from manylora.models.spec import read_json, read_spec
 from manylora.models.text.token_files import TOKENIZER_FILE, missing_tokenizer, read_base_files
 
@@ -55,7 +56,8 @@ def pull(
     """Return the directory of a base model; fetch it if it is absent, or its damaged files.
 
     Args:
-        name         a known name, a hub repository as `org/name`, or a directory, which is checked and used in place
+        name         a known name, a hub repository as `org/name`, or a directory or GGUF file, which is checked and
+                     used in place
         endpoint     of the hub, None for the public one
         is_thorough  read every file, also unchanged ones that were read whole before
     Raises:
@@ -65,6 +67,10 @@ def pull(
     report = progress or _silent
     known = catalog.find(name)
     directory, target = Path(name).expanduser(), catalog.pulled_dir(name, cache_dir)
+    if known is None and find_gguf(directory) is not None:
+        folder = catalog.resolve(name, cache_dir)
+        check_base(folder)
+        return folder
     has_config = (directory / "config.json").is_file()
     if known is None and (has_config or (directory.is_dir() and not catalog.is_complete(target))):
         catalog.resolve(name, cache_dir)  # raises where there is no config.json

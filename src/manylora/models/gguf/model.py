@@ -1,0 +1,272 @@
+"""A model in a GGUF file as a checkpoint: config.json's fields, and tensors under the names of a checkpoint.
+
+Supported architectures: llama (Llama and Mistral), qwen2, qwen3, as far as `models/spec.py` takes their config.
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, and the names in llama.cpp's `gguf-py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from manylora.errors import ModelUnsupported
+from manylora.kernels.projections import Projection
+from manylora.models.checkpoints.stored import StoredTensor, StoredValues, widened
+from manylora.models.gguf.file import GgufFile, GgufTensor
+from manylora.models.rope import RopeSpec
+
+_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_INTERLEAVED = {"llama"}
+"""Architectures whose q and k rows the file has in the order of another rotary layout."""
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": Projection.Q.path,
+    "attn_k": Projection.K.path,
+    "attn_v": Projection.V.path,
+    "attn_output": Projection.O.path,
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": Projection.GATE.path,
+    "ffn_up": Projection.UP.path,
+    "ffn_down": Projection.DOWN.path,
+}
+_TOP_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_ROPE_FACTORS = "rope_freqs.weight"
+# Fields that would change the arithmetic, with the values that change nothing.
+_ONLY: dict[str, tuple[object, ...]] = {
+    "expert_count": (0,),
+    "logit_scale": (1.0,),
+    "residual_scale": (1.0,),
+    "embedding_scale": (1.0,),
+    "attention.scale": (),
+    "attention.clamp_kqv": (),
+    "attention.max_alibi_bias": (0.0,),
+    "attn_logit_softcapping": (),
+    "final_logit_softcapping": (),
+    "rope.scaling.alpha": (),
+    "rope.scaling.attn_factor": (1.0,),
+    "rope.scaling.yarn_log_multiplier": (),
+    "rope.scaling.yarn_ext_factor": (-1.0, 1.0),
+    "rope.scaling.yarn_attn_factor": (1.0,),
+}
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""The parameters of Llama 3.1 and its successors; the file has the factors of the frequencies that follow from them."""
+
+
+class GgufFields:
+    """The metadata of a file, with the prefix of its architecture."""
+
+    def __init__(self, source: GgufFile) -> None:
+        self._fields = source.fields
+        self.file = source.file
+        self.architecture = str(self.required("general.architecture"))
+
+    def get(self, name: str, default: Any = None) -> Any:  # a GGUF value is a number, a text or a list of those
+        return self._fields.get(name, default)
+
+    def required(self, name: str) -> Any:
+        if name not in self._fields:
+            raise ModelUnsupported(f"{self.file} has no {name}")
+        return self._fields[name]
+
+    def own(self, name: str, default: Any = None) -> Any:
+        """Return a field of the architecture, such as `llama.block_count`."""
+        return self._fields.get(f"{self.architecture}.{name}", default)
+
+    def size(self, name: str, default: int | None = None) -> int:
+        """Return a field of the architecture that is a positive integer, equal for all layers."""
+        value = self.own(name, default)
+        if isinstance(value, list) and len(set(value)) == 1:
+            value = value[0]
+        if type(value) is not int or value < 1:
+            raise ModelUnsupported(f"{self.file}: {self.architecture}.{name} = {value!r} must be a positive integer")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class _HalfOrder:
+    """Rows of q or k in rotate-half order. The file has the two elements of a rotary pair as neighbours."""
+
+    stored: GgufTensor
+    head_dim: int
+
+    @property
+    def file(self) -> Path:
+        return self.stored.file
+
+    @property
+    def dtype(self) -> str:
+        return self.stored.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape
+
+    @property
+    def num_bytes(self) -> int:
+        return self.stored.num_bytes
+
+    def rows(self, first: int, stop: int) -> StoredValues:
+        rows = np.arange(first, stop)
+        inside = rows % self.head_dim
+        places = rows - inside + 2 * (inside % (self.head_dim // 2)) + inside // (self.head_dim // 2)
+        low = first // self.head_dim * self.head_dim
+        high = min(self.shape[0], -(-stop // self.head_dim) * self.head_dim)
+        found: StoredValues = self.stored.rows(low, high)[places - low]
+        return found
+
+
+def read_gguf(file: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a model by their checkpoint names. Raises as `GgufFile`, and for an unknown tensor."""
+    source = GgufFile(file)
+    fields = GgufFields(source)
+    head_dim = _head_dim(fields)
+    found: dict[str, StoredTensor] = {}
+    for tensor in source.tensors:
+        if tensor.name == _ROPE_FACTORS:
+            continue  # `config_of` reads it
+        name = checkpoint_name(tensor.name, file)
+        is_turned = fields.architecture in _INTERLEAVED and (".attn_q." in tensor.name or ".attn_k." in tensor.name)
+        if is_turned and tensor.shape[0] % head_dim:
+            raise ModelUnsupported(f"{file}: {tensor.name} of shape {tensor.shape} has no whole heads of {head_dim}")
+        found[name] = _HalfOrder(tensor, head_dim) if is_turned else tensor
+    return found
+
+
+def checkpoint_name(gguf_name: str, file: Path) -> str:
+    """Return the name that a safetensors checkpoint has for a tensor. Raises `ModelUnsupported` if there is none."""
+    if gguf_name in _TOP_NAMES:
+        return _TOP_NAMES[gguf_name]
+    parts = gguf_name.split(".")
+    is_known = len(parts) == 4 and parts[0] == "blk" and parts[2] in _LAYER_NAMES and parts[3] in ("weight", "bias")
+    if not is_known:
+        raise ModelUnsupported(f"{file}: the tensor {gguf_name} belongs to no supported architecture")
+    return f"model.layers.{parts[1]}.{_LAYER_NAMES[parts[2]]}.{parts[3]}"
+
+
+def config_of(source: GgufFile) -> dict[str, Any]:
+    """Return the fields of config.json that the metadata means. Raises `ModelUnsupported` with field and value."""
+    fields = GgufFields(source)
+    if fields.architecture not in _CLASSES:
+        known = ", ".join(_CLASSES)
+        raise ModelUnsupported(
+            f"{source.file}: general.architecture = {fields.architecture!r} is not supported (known: {known})"
+        )
+    if (parts := fields.get("split.count", 0)) > 1:
+        raise ModelUnsupported(
+            f"{source.file} is one of {parts} parts of a model: join them with `llama-gguf-split --merge`"
+        )
+    for name, neutral in _ONLY.items():
+        if (value := fields.own(name)) is not None and value not in neutral:
+            raise ModelUnsupported(f"{source.file}: {fields.architecture}.{name} = {value!r} is not supported")
+    window = fields.own("attention.sliding_window")
+    is_mistral = fields.architecture == "llama" and window is not None
+    is_llama = fields.architecture == "llama" and not is_mistral
+    tensors = {tensor.name: tensor for tensor in source.tensors}
+    return {
+        "architectures": ["MistralForCausalLM" if is_mistral else _CLASSES[fields.architecture]],
+        "model_type": "mistral" if is_mistral else fields.architecture,
+        "hidden_size": fields.size("embedding_length"),
+        "intermediate_size": fields.size("feed_forward_length"),
+        "num_hidden_layers": fields.size("block_count"),
+        "num_attention_heads": fields.size("attention.head_count"),
+        "num_key_value_heads": fields.size("attention.head_count_kv", fields.size("attention.head_count")),
+        "head_dim": _head_dim(fields),
+        "vocab_size": _vocab_size(fields, tensors),
+        "max_position_embeddings": fields.size("context_length"),
+        **_rope(fields, tensors.get(_ROPE_FACTORS)),
+        # GGUF keeps it as float32; six digits restore the intended number.
+        "rms_norm_eps": float(f"{fields.required(f'{fields.architecture}.attention.layer_norm_rms_epsilon'):.6g}"),
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "hidden_act": "silu",
+        **({"attention_bias": True} if is_llama and "blk.0.attn_q.bias" in tensors else {}),
+        **({"mlp_bias": True} if is_llama and "blk.0.ffn_up.bias" in tensors else {}),
+        **({"sliding_window": window} if is_mistral else {}),
+        **_token_ids(fields),
+        "torch_dtype": "bfloat16",
+    }
+
+
+def _head_dim(fields: GgufFields) -> int:
+    heads = fields.size("attention.head_count")
+    head_dim = fields.size("attention.key_length", fields.size("embedding_length") // heads)
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if (value := fields.own(name, head_dim)) != head_dim:
+            raise ModelUnsupported(
+                f"{fields.file}: {fields.architecture}.{name} = {value!r} differs from the {head_dim} of a head"
+            )
+    return head_dim
+
+
+def _vocab_size(fields: GgufFields, tensors: Mapping[str, GgufTensor]) -> int:
+    if "token_embd.weight" not in tensors:
+        raise ModelUnsupported(f"{fields.file} has no tensor token_embd.weight")
+    rows = tensors["token_embd.weight"].shape[0]
+    tokens = len(fields.get("tokenizer.ggml.tokens", ()))
+    if tokens > rows:
+        raise ModelUnsupported(f"{fields.file}: token_embd.weight has {rows} rows for {tokens} tokens")
+    return rows
+
+
+def _token_ids(fields: GgufFields) -> dict[str, Any]:
+    ids = {name: fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "padding")}
+    ends = sorted({ids[name] for name in ("eos", "eot") if ids[name] is not None})
+    named = {
+        "bos_token_id": ids["bos"],
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+        "pad_token_id": ids["padding"],
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _rope(fields: GgufFields, factors: GgufTensor | None) -> dict[str, Any]:
+    theta = float(fields.own("rope.freq_base", 10_000.0))
+    kind = fields.own("rope.scaling.type", "linear" if fields.own("rope.scale_linear") else "none")
+    factor = fields.own("rope.scaling.factor", fields.own("rope.scale_linear"))
+    if kind in ("none", "") and factors is None:
+        return {"rope_theta": theta}
+    if kind in ("none", ""):
+        return {"rope_theta": theta, "rope_scaling": _llama3(fields, theta, factors)}
+    if kind not in ("linear", "yarn") or factors is not None:
+        raise ModelUnsupported(
+            f"{fields.file}: {fields.architecture}.rope.scaling.type = {kind!r}"
+            f"{f' beside {_ROPE_FACTORS}' if factors is not None else ''} is not supported"
+        )
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": factor}
+    if kind == "yarn":
+        scaling["original_max_position_embeddings"] = fields.own("rope.scaling.original_context_length")
+        for ours, theirs in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
+            if (value := fields.own(f"rope.scaling.{theirs}")) is not None:
+                scaling[ours] = value
+    return {"rope_theta": theta, "rope_scaling": scaling}
+
+
+def _llama3(fields: GgufFields, theta: float, factors: GgufTensor | None) -> dict[str, Any]:
+    """Return the parameters of Llama 3.1's scaling that give the factors of the file; there are no others in use."""
+    assert factors is not None
+    found = widened(factors.rows(0, factors.shape[0]))
+    factor = float(round(float(found.max()), 3))
+    head_dim = _head_dim(fields)
+    plain = RopeSpec(kind="default", theta=theta).inverse_frequencies(head_dim)
+    spec = RopeSpec(
+        kind="llama3",
+        theta=theta,
+        factor=factor,
+        low_freq_factor=_LLAMA3["low_freq_factor"],
+        high_freq_factor=_LLAMA3["high_freq_factor"],
+        original_max_positions=int(_LLAMA3["original_max_position_embeddings"]),
+    )
+    expected = plain / spec.inverse_frequencies(head_dim)
+    if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-4, atol=0):
+        raise ModelUnsupported(
+            f"{fields.file}: the factors of {_ROPE_FACTORS} are not those of Llama 3.1: put the model's config.json "
+            "beside the file"
+        )
+    return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
