@@ -96,6 +96,7 @@ def test_layers_without_rotation_are_named_or_counted(changes: dict[str, Any], u
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("Llama", {"model_type": "qwen2"}, "model_type = 'qwen2' is not the type of LlamaForCausalLM, 'llama'"),
     ("Mistral", {"attention_bias": True}, "attention_bias = True is not supported for MistralForCausalLM"),
     ("Qwen2", {"attention_bias": True}, "attention_bias = True"),
     ("Qwen2", {"mlp_bias": True}, "mlp_bias = True"),

@@ -58,6 +58,11 @@ class Architecture:
     has_unrotated_layers: bool = False
 
     @property
+    def model_type(self) -> str:
+        """The name by which transformers finds the class: config.json has it as `model_type`."""
+        return self.name.removesuffix("ForCausalLM").lower()
+
+    @property
     def reads(self) -> frozenset[str]:
         """Fields of config.json that the class reads beside those of every class."""
         rotation = ("no_rope_layers", "no_rope_layer_interval") if self.has_unrotated_layers else ()
@@ -110,7 +115,12 @@ def find_architecture(config: Fields) -> Architecture:
         raise ModelUnsupported(
             f"config.json: architectures = {given!r} is not supported (known: {', '.join(ARCHITECTURES)})"
         )
-    return ARCHITECTURES[one]
+    found = ARCHITECTURES[one]
+    if config.get("model_type") not in (None, "", found.model_type):
+        raise ModelUnsupported(
+            f"config.json: model_type = {config['model_type']!r} is not the type of {one}, {found.model_type!r}"
+        )
+    return found
 
 
 def biased_products(config: Fields, architecture: Architecture) -> tuple[str, ...]:

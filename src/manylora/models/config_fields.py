@@ -77,6 +77,7 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "use_mrope": _OFF,
     "rope_local_base_freq": _NONE,
     "attention_chunk_size": _NONE,
+    "is_causal": (None, True),
     # Of transformers' common class.
     "is_encoder_decoder": _OFF,
     "add_cross_attention": _OFF,

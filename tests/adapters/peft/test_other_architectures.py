@@ -1,5 +1,6 @@
 """Adapters of bases with biases or norms of heads: these weights stay the base's, or the adapter is refused by name."""
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -109,3 +110,9 @@ def test_an_adapter_of_another_architecture_with_the_same_sizes_is_served(tmp_pa
     """Shapes decide, and the base's name in a config is a label: bases are copied, renamed and converted."""
     save(QWEN2, tmp_path, target_modules=["q_proj", "v_proj"], use_dora=True)
     assert len(checked(tmp_path, shape_of(LLAMA)).modules) == 4
+
+
+@pytest.mark.parametrize("config", [LLAMA, QWEN2, QWEN3])
+def test_a_shape_crosses_to_the_ingest_process_unchanged(config: Any) -> None:
+    shape = shape_of(config)
+    assert BaseShape.from_json(json.loads(json.dumps(shape.to_json()))) == shape
