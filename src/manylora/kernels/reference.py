@@ -146,16 +146,19 @@ class ReferenceKernels:
         cache = _own(kv)
         _, _, block_size, kv_heads, head_dim = cache.keys.shape
         out = torch.empty_like(q)
-        for row in range(q.shape[0]):
-            position = int(batch.positions[row])
-            first = 0 if window is None else max(0, position - window + 1)
-            seen = torch.arange(first, position + 1)
-            blocks = batch.block_tables[int(batch.row_sequence[row])].long()[seen // block_size]
+        for sequence in sorted(set(batch.row_sequence.tolist())):
+            rows = (batch.row_sequence == sequence).nonzero()[:, 0]
+            positions = batch.positions[rows].long()[:, None]
+            first = 0 if window is None else max(0, int(positions.min()) - window + 1)
+            seen = torch.arange(first, int(positions.max()) + 1)
+            blocks = batch.block_tables[sequence].long()[seen // block_size]
             keys = cache.keys[layer, blocks, seen % block_size].float()  # (seen, kv_heads, head_dim)
             values = cache.values[layer, blocks, seen % block_size].float()
-            grouped = q[row].reshape(kv_heads, -1, head_dim)  # the heads of one group share a kv head
-            scores = torch.einsum("kgd,skd->kgs", grouped, keys) / math.sqrt(head_dim)
-            out[row] = torch.einsum("kgs,skd->kgd", scores.softmax(dim=-1), values).reshape(-1)
+            hidden = seen > positions if window is None else (seen > positions) | (seen <= positions - window)
+            grouped = q[rows].reshape(len(rows), kv_heads, -1, head_dim)  # the heads of one group share a kv head
+            scores = torch.einsum("rkgd,skd->kgrs", grouped, keys) / math.sqrt(head_dim)
+            weights = scores.masked_fill(hidden, -math.inf).softmax(dim=-1)
+            out[rows] = torch.einsum("kgrs,skd->rkgd", weights, values).reshape(len(rows), -1)
         return out
 
     def gated_silu(self, gate_up: Tensor) -> Tensor:
