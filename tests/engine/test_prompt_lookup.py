@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manylora.engine.prompt_lookup import MAX_MISSES, NGRAMS, PromptLookup
+from manylora.engine.prompt_lookup import MAX_INDEXED, MAX_MISSES, NGRAMS, PromptLookup
 
 EAGER = 16
 """Accepted tokens after which a look-up drafts as many tokens as any of these tests asks for."""
@@ -55,6 +55,16 @@ def test_equal_histories_give_equal_drafts_within_what_was_asked_for(
         if draft:
             one.note(len(draft), min(accepted, len(draft)))
             twin.note(len(draft), min(accepted, len(draft)))
+
+
+def test_a_long_prompt_is_indexed_piece_by_piece_before_it_drafts() -> None:
+    tokens = [1, 2, 3, *range(10, 10 + 2 * MAX_INDEXED), 1, 2, 3]
+    asked, told = eager(), eager()
+    drafts = [asked.propose(tokens, 2) for _ in range(3)]
+    assert drafts == [(), (), (10, 11)]
+    told.index(tokens)
+    told.index(tokens)
+    assert told.propose(tokens, 2) == (10, 11)
 
 
 def test_the_longer_context_counts_and_then_the_later_place() -> None:

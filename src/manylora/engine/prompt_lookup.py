@@ -11,6 +11,9 @@ from collections.abc import Sequence
 NGRAMS = (3, 2)
 """Lengths of the n-gram, tried in this order. A single token recurs by chance too often to be one."""
 
+MAX_INDEXED = 1024
+"""Tokens that one call indexes at most, in about a millisecond: a step must not wait for a prompt of a whole window."""
+
 MAX_MISSES = 5
 """The pause grows with each of this many fully rejected drafts in a row, and then no more."""
 
@@ -38,7 +41,8 @@ class PromptLookup:
         """Return a draft of the tokens that follow `tokens`, at most `most` of them; may be empty.
 
         Args:        tokens  the whole sequence, grown by appending since the last call
-        Complexity:  O(tokens new since the last call + tokens returned)
+        Complexity:  O(tokens new since the last call, at most MAX_INDEXED, + tokens returned)
+        While more tokens are new than that, the draft is empty.
         """
         if most <= 0:
             return ()
@@ -55,6 +59,17 @@ class PromptLookup:
             draft.append(draft[len(draft) - period])
         return tuple(draft)
 
+    def index(self, tokens: Sequence[int]) -> None:
+        """Index the next n-grams of `tokens`, as `propose` does; call it while the rest of a prompt is computed."""
+        # An n-gram enters the index once a token follows it, so that the last one does not find itself.
+        start = max(self._indexed, min(NGRAMS))
+        stop = min(len(tokens), start + MAX_INDEXED)
+        for end in range(start, stop):
+            for size in NGRAMS:
+                if size <= end:
+                    self._ends[tuple(tokens[end - size : end])] = end
+        self._indexed = max(self._indexed, stop)
+
     def note(self, drafted: int, accepted: int) -> None:
         """Adapt the next draft's length: of the last draft's `drafted` tokens the first `accepted` were drawn."""
         if accepted > 0:
@@ -67,12 +82,9 @@ class PromptLookup:
 
     def _find(self, tokens: Sequence[int]) -> int | None:
         """Return the position after the last earlier occurrence of the sequence's last n-gram, or None."""
-        # An n-gram enters the index once a token follows it, so that the last one does not find itself.
-        for end in range(max(self._indexed, min(NGRAMS)), len(tokens)):
-            for size in NGRAMS:
-                if size <= end:
-                    self._ends[tuple(tokens[end - size : end])] = end
-        self._indexed = len(tokens)
+        self.index(tokens)
+        if self._indexed < len(tokens):
+            return None
         for size in NGRAMS:
             found = self._ends.get(tuple(tokens[-size:])) if size <= len(tokens) else None
             if found is not None:

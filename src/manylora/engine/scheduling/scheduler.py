@@ -187,6 +187,8 @@ class Scheduler:
         sequence.computed = chunk.stop + accepted
         if sequence.reached < sequence.num_prompt:
             sequence.reached = max(sequence.reached, min(sequence.computed, sequence.num_prompt))
+        if sequence.prompt_lookup is not None and not chunk.is_sampled:
+            sequence.prompt_lookup.index(sequence.tokens)
         full = sequence.computed // self.pool.block_size
         if full > sequence.published:
             keys = sequence.prefix_keys(full, self.pool.block_size)
