@@ -17,6 +17,7 @@ from manylora.config.groups.adapters import AdaptersConfig
 from manylora.engine.events import StepEvents
 from manylora.engine.scheduling.blocks import BlockPool
 from manylora.engine.scheduling.lending import KvLender
+from manylora.engine.scheduling.retention import Retention
 from manylora.ids import Digest
 from tests.adapters.adapter_files import TINY
 from tests.adapters.fake_source import FakeSource, facts_of, num_rows
@@ -75,12 +76,15 @@ class StoredWorld(World):
         self._reading_since_s: dict[Digest, float] = {}
         self.num_reads = 0
         if lent_block_bytes:
-            world["open_lender"] = partial(self._open_lender, lent_block_bytes, world["max_model_len"])
+            most_blocks = Retention(
+                block_size=world["block_size"], max_rows=world.get("max_rows", 32), window=world.get("sliding_window")
+            ).most_blocks(world["max_model_len"])
+            world["open_lender"] = partial(self._open_lender, lent_block_bytes, most_blocks)
         super().__init__(store=self.adapters, clock=clock, **world)
 
-    def _open_lender(self, block_bytes: int, max_model_len: int, pool: BlockPool) -> KvLender:
+    def _open_lender(self, block_bytes: int, kept_blocks: int, pool: BlockPool) -> KvLender:
         kv = SimulatedKv(pool.num_blocks, pool.block_size, pool.num_blocks * block_bytes)
-        lender = KvLender(pool, kv, kept_blocks=-(-max_model_len // pool.block_size))
+        lender = KvLender(pool, kv, kept_blocks=kept_blocks)
         self.adapters.borrow_from(lender)
         return lender
 

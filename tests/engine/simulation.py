@@ -1,7 +1,7 @@
 """An engine whose model is a checksum and whose KV cache is a dictionary: every law of batching without arithmetic.
 
 The simulated executor writes who computed what (adapter version, salt, position, token) into the slot the plan gives a
-row, and before it draws a token it reads the whole sequence back through its blocks. A block shared with the wrong
+row, and it reads back through the sequence's blocks all that the row sees. A block shared with the wrong
 adapter, reused too early or forgotten shows at once, and the token drawn is a function of (adapter, tokens) alone, so
 any change of batch must not change it.
 """
@@ -71,9 +71,10 @@ class SimulatedExecutor:
     They are noted, not raised: the engine takes what an executor raises for a fault of the step, and goes on.
     """
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, sliding_window: int | None = None) -> None:
         self.kv = SimulatedKv(num_blocks, block_size)
         self.block_size = block_size
+        self.sliding_window = sliding_window
         self.slots: dict[int, tuple[str, str, int, int]] = {}
         self.mismatches: list[tuple[object, object]] = []
         self.plans: list[Plan] = []
@@ -91,6 +92,7 @@ class SimulatedExecutor:
             tokens = [*sequence.tokens[: chunk.stop], *chunk.draft_tokens]
             for position in range(chunk.start, len(tokens)):
                 self.slots[self._slot(sequence, position)] = _written(sequence, position, tokens[position])
+            self._read_back(sequence, tokens, chunk.start)
         return {
             chunk.request_id: tuple(self._draw(running[chunk.request_id], chunk.draft_tokens))
             for chunk in plan.chunks
@@ -109,7 +111,7 @@ class SimulatedExecutor:
     def _draw(self, sequence: Sequence, draft: tuple[int, ...]) -> Iterator[Drawn]:
         tokens, rules = list(sequence.tokens), sequence.rules
         for expected in (*draft, None):
-            self._read_back(sequence, tokens)
+            self._read_back(sequence, tokens, len(tokens) - 1)
             token_id = next_token(_identity(sequence), tokens)
             if rules is not None:
                 logits = rules.apply(logits_of(token_id))
@@ -127,9 +129,13 @@ class SimulatedExecutor:
     def _slot(self, sequence: Sequence, position: int) -> int:
         return int(sequence.block_ids[position // self.block_size]) * self.block_size + position % self.block_size
 
-    def _read_back(self, sequence: Sequence, tokens: list[int]) -> None:
-        for position, token in enumerate(tokens):
-            found, wanted = self.slots.get(self._slot(sequence, position)), _written(sequence, position, token)
+    def _read_back(self, sequence: Sequence, tokens: list[int], row: int) -> None:
+        """Compare all that the row at position `row`, and the rows after it, see."""
+        first = 0 if self.sliding_window is None else max(0, row - self.sliding_window + 1)
+        for position in range(first, len(tokens)):
+            is_held = position // self.block_size >= sequence.released
+            found = self.slots.get(self._slot(sequence, position)) if is_held else None
+            wanted = _written(sequence, position, tokens[position])
             if found != wanted:
                 self.mismatches.append((found, wanted))
 
@@ -274,16 +280,21 @@ class World:
         guess_tokens: int = 0,
         guess_width: int = 4,
         max_model_len: int = 4096,
+        sliding_window: int | None = None,
         open_lender: Callable[[BlockPool], KvLender] | None = None,
         open_executor: Callable[["SimulatedExecutor"], Executor] | None = None,
     ) -> None:
         self.clock = clock or ManualClock()
         self.store = store or SimulatedStore()
         self.pool = BlockPool(num_blocks, block_size, prefix_cache=prefix_cache)
-        self.executor = SimulatedExecutor(num_blocks, block_size)
+        self.executor = SimulatedExecutor(num_blocks, block_size, sliding_window)
         pins = AdapterPins(self.store, open_lender and open_lender(self.pool))
         limits = StepLimits(
-            max_rows=max_rows, max_running=max_running, max_draft_tokens=guess_tokens, draft_width=guess_width
+            max_rows=max_rows,
+            max_running=max_running,
+            max_draft_tokens=guess_tokens,
+            draft_width=guess_width,
+            sliding_window=sliding_window,
         )
         self.scheduler = Scheduler(self.pool, limits, pins)
         self.engine = Engine(
@@ -347,8 +358,17 @@ class World:
         for end in events.finished:
             assert end.request_id not in self.finished, "a request ended twice"
             self.finished[end.request_id] = end
-        self.pool.check()
+        self.check_blocks()
         return events
+
+    def check_blocks(self) -> None:
+        """Each block is in one state, running sequences alone hold blocks, and none holds more than it may."""
+        self.pool.check()
+        held = [sequence.blocks[sequence.released :] for sequence in self.scheduler.running.values()]
+        assert len(set().union(*held)) == self.pool.num_blocks - self.pool.num_free - self.pool.num_lent
+        for sequence, blocks in zip(self.scheduler.running.values(), held, strict=True):
+            assert len(blocks) <= self.scheduler.retention.most_blocks(len(sequence.tokens))
+            assert len(set(blocks)) == len(blocks)
 
     def run(self, max_steps: int = 5_000) -> None:
         """Step until idle; the engine must then hold nothing."""

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from manylora.engine.events import FinishReason
 from manylora.engine.execution.executor import Executor
 from manylora.engine.request import SamplingParams
+from manylora.engine.scheduling.retention import Retention
 from manylora.ids import RequestId
 from tests.engine.simulation import VOCAB, SimulatedExecutor, SimulatedStore, World, alone, logits_of, next_token
 
@@ -67,7 +68,10 @@ loads = st.lists(arrivals, min_size=1, max_size=24).map(lambda load: sorted(load
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a random world. Blocks have 4 positions and the longest request has 70: memory is short."""
+    """The sizes of a random world. Blocks have 4 positions and the longest request has 70: memory is short.
+
+    `num_blocks` are those of a world without a sliding window; one with it has fewer by as many as a request may hold.
+    """
 
     num_blocks: int
     max_rows: int
@@ -76,16 +80,19 @@ class Shape:
     polls_to_load: int
     guess_tokens: int = 0
     guess_width: int = 0
+    sliding_window: int | None = None
 
     def world(self, open_executor: Callable[[SimulatedExecutor], Executor] | None = None) -> World:
         store = SimulatedStore(capacity=self.capacity, polls_to_load=self.polls_to_load, failing={"broken"})
+        retention = Retention(block_size=4, max_rows=self.max_rows, window=self.sliding_window)
         return World(
-            num_blocks=self.num_blocks,
+            num_blocks=self.num_blocks - 18 + retention.most_blocks(70),
             max_rows=self.max_rows,
             max_running=self.max_running,
             store=store,
             guess_tokens=self.guess_tokens,
             guess_width=self.guess_width,
+            sliding_window=self.sliding_window,
             open_executor=open_executor,
         )
 
@@ -99,6 +106,7 @@ shapes = st.builds(
     polls_to_load=st.integers(1, 5),
     guess_tokens=st.integers(0, 8),
     guess_width=st.integers(1, 6),
+    sliding_window=st.none() | st.none() | st.none() | st.integers(1, 24),
 )
 worlds = shapes.map(lambda shape: shape.world())
 

@@ -79,6 +79,7 @@ def test_each_layer_has_the_window_that_transformers_gives_it(
 ) -> None:
     spec = parsed(name, **changes)
     assert [spec.window(layer) for layer in range(3)] == windows
+    assert spec.kv_window == (None if None in windows else windows[0])  # a block has the positions of every layer
 
 
 @pytest.mark.parametrize(

@@ -32,14 +32,17 @@ SMOLLM = {
 """The default base's config.json."""
 
 
-def plan(available_mib: int, **flags: int) -> MemoryPlan:
+def plan(
+    available_mib: int, *, max_positions: int = 8192, sliding_window: int | None = None, **flags: int
+) -> MemoryPlan:
     config = load_config(flags={key.replace("__", "."): value for key, value in flags.items()}, environ={})
     return plan_memory(
         config,
         available_bytes=available_mib * MIB,
         weight_bytes=269 * MIB,
         kv_block_bytes=16 * 23_040,
-        max_positions=8192,
+        max_positions=max_positions,
+        sliding_window=sliding_window,
     )
 
 
@@ -64,6 +67,26 @@ def test_what_cannot_fit_is_refused_with_the_arithmetic() -> None:
 def test_a_cache_below_one_window_is_refused() -> None:
     with pytest.raises(MemoryPlanImpossible, match="less than one window of 8192"):
         plan(24_000, engine__kv_bytes=10 * MIB)
+
+
+@pytest.mark.parametrize("max_positions", [32_768, 1_000_000])
+def test_a_sequence_of_a_sliding_window_needs_that_window_a_step_and_a_block(max_positions: int) -> None:
+    made = plan(24_000, max_positions=max_positions, sliding_window=4096)
+    assert made.blocks_per_sequence == (4096 + 256) // 16 + 1
+    assert made.kv_blocks == 64 * 16, "256 positions for each running sequence, more than two sliding windows"
+    assert made.max_model_len == max_positions
+    assert any("sliding window 4096" in line for line in made.lines())
+
+
+def test_a_sliding_window_of_the_whole_context_changes_nothing() -> None:
+    assert plan(24_000, sliding_window=8192) == plan(24_000)
+
+
+def test_a_cache_below_one_sliding_window_is_refused_with_it() -> None:
+    block = 16 * 23_040
+    assert plan(24_000, sliding_window=1024, engine__kv_bytes=81 * block).kv_blocks == 81
+    with pytest.raises(MemoryPlanImpossible, match=r"less than the 1296 .* with its sliding window of 1024"):
+        plan(24_000, sliding_window=1024, engine__kv_bytes=80 * block)
 
 
 def test_the_window_is_never_more_than_the_models() -> None:

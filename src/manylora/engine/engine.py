@@ -208,8 +208,8 @@ class Engine:
 
     def _refusal(self, request: Request) -> ManyloraError | None:
         """Return the reason for which a request cannot be served at all, or now; None if it can."""
-        pool = self._scheduler.pool
-        refusal = self.limits.refusal(request, pool.num_blocks * pool.block_size)
+        longest = self._scheduler.retention.longest(self._scheduler.pool.num_blocks, at_most=self.limits.max_model_len)
+        refusal = self.limits.refusal(request, longest)
         if refusal is None and not self._has_place(request.flow):
             return Overloaded("Model is overloaded")
         return refusal

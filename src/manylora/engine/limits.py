@@ -23,13 +23,12 @@ class EngineLimits:
     max_waiting: int
     max_queue_s: float
 
-    def refusal(self, request: Request, num_positions: int) -> ContextLengthExceeded | InvalidParameter | None:
+    def refusal(self, request: Request, longest: int) -> ContextLengthExceeded | InvalidParameter | None:
         """Return the reason for which a request can never be served, or None.
 
-        Args:  num_positions  positions of the whole KV cache
+        Args:  longest  positions of the longest sequence that the KV cache serves; at most `max_model_len`
         """
         prompt, budget = len(request.tokens), request.stop.max_new_tokens
-        longest = min(self.max_model_len, num_positions)
         if prompt == 0:
             return InvalidParameter("`inputs` cannot be empty", parameter="inputs")
         if prompt + budget > longest:

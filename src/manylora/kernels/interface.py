@@ -111,7 +111,8 @@ class AttentionBatch:
     positions     (rows,) int32, position of the row in its sequence, from 0
     slots         (rows,) int64, `block * block_size + offset` at which the row's key and value are written
     row_sequence  (rows,) int32, index of the row's sequence in `block_tables`
-    block_tables  (sequences, max_blocks) int32, the sequence's blocks in order; entries past its end are unused
+    block_tables  (sequences, max_blocks) int32, the sequence's blocks in order. Entries past its end are unused, and so
+                  are those of blocks wholly before a window: they name no block, or one of another sequence
     A row at position p attends to positions [max(0, p - window + 1), p] of its own sequence.
     """
 

@@ -57,6 +57,11 @@ class ModelSpec:
     unrotated_layers: tuple[int, ...] = ()
 
     @property
+    def kv_window(self) -> int | None:
+        """Positions that a row sees, itself included, in the layer that sees most; None: all before it."""
+        return None if self.full_layers else self.sliding_window
+
+    @property
     def q_size(self) -> int:
         """Columns of q: heads * head_dim, which need not be `hidden`."""
         return self.heads * self.head_dim

@@ -109,7 +109,9 @@ def make_plan(config: Config, spec: ModelSpec, kernels: Kernels, resources: Reso
             head_dim=spec.head_dim,
         ),
         max_positions=spec.max_positions,
-        step_bytes=step_bytes(spec, config.engine.max_step_tokens),
+        sliding_window=spec.kv_window,
+        step_bytes=step_bytes(spec, config.engine.max_step_tokens)
+        + angle_bytes(spec, min(config.engine.max_model_len or spec.max_positions, spec.max_positions)),
     )
 
 
@@ -117,6 +119,11 @@ def step_bytes(spec: ModelSpec, rows: int) -> int:
     """Return the bytes of a step's float32 buffers: one block's activations, which all blocks share, and the logits."""
     inner = 2 * (spec.heads + 2 * spec.kv_heads) * spec.head_dim + 6 * spec.hidden + 3 * spec.intermediate
     return 4 * rows * (inner + spec.vocab)
+
+
+def angle_bytes(spec: ModelSpec, positions: int) -> int:
+    """Return the bytes of the float32 rotary angles: a cosine and a sine for each pair of dimensions."""
+    return 2 * 4 * positions * (spec.head_dim // 2)
 
 
 def weight_bytes(spec: ModelSpec, kernels: Kernels) -> int:
@@ -147,11 +154,11 @@ def wire_engine(
     )
     executor = Runner(model, kv, builder, kernels.sample)
     pool = BlockPool(executor.kv.num_blocks, executor.kv.block_size, prefix_cache=limits.prefix_cache)
-    lender = KvLender(pool, executor.kv, kept_blocks=-(-plan.max_model_len // plan.block_size))
+    lender = KvLender(pool, executor.kv, kept_blocks=plan.blocks_per_sequence)
     store.borrow_from(lender)
     pins = AdapterPins(store, lender, vocab=spec.vocab)
     return Engine(
-        scheduler=Scheduler(pool, _step_limits(config, kernels), pins),
+        scheduler=Scheduler(pool, _step_limits(config, kernels, plan.sliding_window), pins),
         executor=executor,
         store=store,
         pins=pins,
@@ -168,7 +175,7 @@ def wire_engine(
     )
 
 
-def _step_limits(config: Config, kernels: Kernels) -> StepLimits:
+def _step_limits(config: Config, kernels: Kernels, sliding_window: int | None) -> StepLimits:
     """Return the scheduler's bounds, with no draft tokens on kernels whose rows depend on others in a batch."""
     limits = config.engine
     draft_tokens = limits.guess_tokens if kernels.is_row_independent else 0
@@ -179,6 +186,7 @@ def _step_limits(config: Config, kernels: Kernels) -> StepLimits:
         max_running=limits.max_running,
         max_draft_tokens=draft_tokens,
         draft_width=limits.guess_width,
+        sliding_window=sliding_window,
     )
 
 

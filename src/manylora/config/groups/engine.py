@@ -69,8 +69,8 @@ class EngineConfig:
         0,
         low=0,
         text="""
-        Bytes of the KV cache. 0: two whole windows, or 256 positions for each running sequence if that is more, as far
-        as the memory goes.
+        Bytes of the KV cache. 0: two sequences of a whole window, or 256 positions for each running sequence if that is
+        more, as far as the memory goes. With a sliding window a sequence holds that window and the rows of one step.
         """,
     )
     memory_bytes: int = setting(

@@ -145,7 +145,9 @@ class BlockTables:
         self._lengths: list[int] = []
 
     def of(self, sequences: list[Sequence]) -> Tensor:
-        """Return (sequences, width) int32, row i the blocks of sequence i; entries past its blocks mean nothing.
+        """Return (sequences, width) int32, row i the blocks of sequence i.
+
+        Entries past its blocks mean nothing, nor do those of blocks that it has released.
 
         The tensor is the same object as the last one if shape and memory are the same.
         """
@@ -156,9 +158,10 @@ class BlockTables:
         for row, sequence in enumerate(sequences):
             blocks = sequence.blocks
             length = len(blocks)
-            if row < known and lists[row] is blocks and lengths[row] == length:
+            start = lengths[row] if row < known and lists[row] is blocks else 0
+            if start == length:
                 continue
-            self._table[row, :length] = sequence.block_ids
+            self._table[row, start:length] = sequence.block_ids[start:]
             if row < known:
                 lists[row], lengths[row] = blocks, length
             else:

@@ -1,9 +1,12 @@
 """Paged KV blocks: the holders of each block, and the blocks that a new prompt can reuse."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from hashlib import blake2b
 
 import numpy as np
+
+from manylora.engine.scheduling.retention import Retention
 
 PrefixKey = bytes
 """Names the content of a block and of everything before it: the chain of hashes from a root."""
@@ -57,13 +60,35 @@ class BlockPool:
         """Free blocks whose content could still be reused."""
         return sum(1 for block in self._free if self._keys[block] is not None)
 
-    def match(self, keys: list[PrefixKey]) -> list[int]:
-        """Return the blocks of the longest run of `keys`, from the first one, that is cached."""
-        found: list[int] = []
-        for key in keys:
-            block = self._by_key.get(key)
-            if block is None:
+    def match(self, key_of: Callable[[int], PrefixKey], count: int, retention: Retention) -> tuple[int, list[int]]:
+        """Return the cached blocks from which a sequence can go on, as far on as possible: (first, blocks).
+
+        Semantics:  n ≤ count is the largest number for which all blocks in [first, n) are cached, where first is the
+                    first block that the row after block n reads; the result is first and these blocks, or (0, []).
+        Without a sliding window first is 0. With one the blocks before `first` need not be cached: a key names all
+        tokens before its block too, so that the content does not depend on them.
+        Args:        key_of  the key of a block by its index in the sequence; called for no block after the first one
+                     that is not cached, if there is no sliding window
+        Complexity:  O(count)
+        """
+        if retention.window is None:
+            return 0, self._run(key_of, count)
+        stop, found = count, list[int]()  # found: the blocks before `stop`, the last one first
+        for index in reversed(range(count)):
+            first = min(stop - 1, retention.first_needed(stop * self.block_size))
+            if stop - len(found) == first:
                 break
+            block = self._by_key.get(key_of(index))
+            if block is None:
+                stop, found = index, []
+            else:
+                found.append(block)
+        return stop - len(found), found[::-1]
+
+    def _run(self, key_of: Callable[[int], PrefixKey], count: int) -> list[int]:
+        """Return the blocks of the longest run of keys, from the first one, that is cached."""
+        found: list[int] = []
+        while len(found) < count and (block := self._by_key.get(key_of(len(found)))) is not None:
             found.append(block)
         return found
 

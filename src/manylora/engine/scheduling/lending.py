@@ -9,7 +9,7 @@ from manylora.kernels.interface import KvCache
 class KvLender:
     """Lends whole blocks off the end of the pool.
 
-    kept_blocks  blocks that are never lent: those of the longest possible sequence. So one sequence of a full context
+    kept_blocks  blocks that are never lent: as many as one sequence holds at most. So one sequence of a full context
                  fits whatever is pinned on the device, and the oldest running sequence never waits for an unpin
     """
 

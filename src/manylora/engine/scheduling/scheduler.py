@@ -9,6 +9,7 @@ from typing import Protocol
 from manylora.adapter_ref import AdapterRef
 from manylora.engine.scheduling.blocks import BlockPool
 from manylora.engine.scheduling.fairness import VirtualTokenCounter
+from manylora.engine.scheduling.retention import Retention
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import Flow, RequestId
 
@@ -92,12 +93,14 @@ class StepLimits:
     max_running       sequences under way at once
     max_draft_tokens  draft tokens of one sequence in one step; 0: no speculation
     draft_width       sequences that draw a token in one step; if more do, the step has no draft tokens
+    sliding_window    positions that a row sees, itself included, in the layer that sees most; None: all before it
     """
 
     max_rows: int
     max_running: int
     max_draft_tokens: int = 0
     draft_width: int = 0
+    sliding_window: int | None = None
 
 
 class Scheduler:
@@ -112,6 +115,7 @@ class Scheduler:
     def __init__(self, pool: BlockPool, limits: StepLimits, gate: AdapterGate) -> None:
         self.pool = pool
         self.limits = limits
+        self.retention = Retention(block_size=pool.block_size, max_rows=limits.max_rows, window=limits.sliding_window)
         self._gate = gate
         self.counter = VirtualTokenCounter()
         self._queues: dict[Flow, deque[Sequence]] = {}
@@ -176,7 +180,7 @@ class Scheduler:
         return Plan(self._steps, tuple(chunks), tuple(admitted), tuple(preempted))
 
     def commit(self, chunk: Chunk, accepted: int = 0) -> Sequence:
-        """Record that a chunk was computed: its full blocks enter the prefix cache.
+        """Record that a chunk was computed: its full blocks enter the prefix cache, those behind the window are freed.
 
         Args:  accepted  draft tokens of the chunk accepted so far; they are in the sequence's tokens already
         An accepted draft token is charged here. A rejected one is not charged: its row would have stayed empty.
@@ -191,29 +195,36 @@ class Scheduler:
             sequence.prompt_lookup.index(sequence.tokens)
         full = sequence.computed // self.pool.block_size
         if full > sequence.published:
-            keys = sequence.prefix_keys(full, self.pool.block_size)
             for index in range(sequence.published, full):
-                self.pool.publish(sequence.blocks[index], keys[index])
+                self.pool.publish(sequence.blocks[index], sequence.prefix_key(index, self.pool.block_size))
             sequence.published = full
+        if self.limits.sliding_window is not None:
+            self._release_behind_window(sequence)
         return sequence
 
     def accept(self, chunk: Chunk, accepted: int) -> None:
         """Accept the first `accepted` draft tokens of a chunk and reject the rest: free the blocks of rejected ones."""
         sequence = self.running[chunk.request_id]
-        self.pool.release(sequence.take_blocks_from(self._blocks_for(len(sequence.tokens))))
+        self.pool.release(sequence.take_blocks_from(self.retention.blocks_for(len(sequence.tokens))))
         if sequence.prompt_lookup is not None:
             sequence.prompt_lookup.note(len(chunk.draft_tokens), accepted)
+
+    def _release_behind_window(self, sequence: Sequence) -> None:
+        """Give back the blocks that no later row of a sequence reads; those in the prefix cache stay findable."""
+        first = self.retention.first_needed(sequence.computed)
+        if first > sequence.released:
+            self.pool.release(sequence.take_blocks_before(first))
 
     # ── steps of the plan ────────────────────────────────────────────────────────────────────────────────────────
 
     def _make_room(self) -> list[RequestId]:
-        """Give every running sequence the blocks its tokens need; preempt the newest sequences if blocks run out."""
+        """Give every running sequence the blocks that its next rows need; preempt the newest if blocks run out."""
         preempted: list[RequestId] = []
         size = self.pool.block_size
         short = [one for one in self.running.values() if len(one.tokens) > len(one.blocks) * size]
         for sequence in short:
             while sequence.request.id in self.running:
-                missing = self._blocks_for(len(sequence.tokens)) - len(sequence.blocks)
+                missing = self._wanted_blocks(sequence, sequence.released) - len(sequence.blocks)
                 blocks = self._allocate(missing)
                 if blocks is not None:
                     sequence.add_blocks(blocks)
@@ -275,7 +286,8 @@ class Scheduler:
 
     def _extend(self, sequence: Sequence, count: int) -> None:
         """Allocate the blocks of `count` positions after the sequence's tokens; enough blocks are free."""
-        fresh = self.pool.allocate(max(0, self._blocks_for(len(sequence.tokens) + count) - len(sequence.blocks)))
+        wanted = self.retention.blocks_for(len(sequence.tokens) + count)
+        fresh = self.pool.allocate(max(0, wanted - len(sequence.blocks)))
         if fresh is None:
             raise AssertionError("blocks counted as free were not there")
         sequence.add_blocks(fresh)
@@ -325,9 +337,9 @@ class Scheduler:
         """Reserve blocks for the sequence's tokens, reusing cached ones; return False if too few are free."""
         size = self.pool.block_size
         # The last token is always computed, because the step needs its logits.
-        keys = sequence.prefix_keys((len(sequence.tokens) - 1) // size, size)
-        reused = self.pool.match(keys)
-        missing = self._blocks_for(len(sequence.tokens)) - len(reused)
+        most = (len(sequence.tokens) - 1) // size
+        first, reused = self.pool.match(lambda index: sequence.prefix_key(index, size), most, self.retention)
+        missing = self._wanted_blocks(sequence, first) - first - len(reused)
         short = missing - self.pool.free_after_holding(reused)
         if short > 0 and not self._gate.reclaim(short):
             return False
@@ -335,10 +347,8 @@ class Scheduler:
         fresh = self.pool.allocate(missing)
         if fresh is None:
             raise AssertionError("blocks counted as free were not there")
-        sequence.add_blocks(reused)
+        sequence.resume_at(first, reused, size)
         sequence.add_blocks(fresh)
-        sequence.published = len(reused)
-        sequence.computed = len(reused) * size
         sequence.charged = max(sequence.charged, min(sequence.computed, sequence.num_prompt))
         if sequence.cached_tokens is None:
             sequence.cached_tokens = min(sequence.computed, sequence.num_prompt)
@@ -362,5 +372,7 @@ class Scheduler:
         if not self._queues[flow]:
             del self._queues[flow]
 
-    def _blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.pool.block_size)
+    def _wanted_blocks(self, sequence: Sequence, released: int) -> int:
+        """Return the blocks of the sequence's tokens, or as far on as it may hold blocks; `released` ones count."""
+        every = self.retention.blocks_for(len(sequence.tokens))
+        return min(every, released + self.retention.most_blocks(len(sequence.tokens)))

@@ -19,6 +19,9 @@ class Sequence:
     [0, computed) have keys and values in `blocks`; [computed, len(tokens)) is the remaining work, whatever the reason:
     a prompt, the rest of a prompt, the token drawn last, or everything again after a preemption. Draft tokens stand at
     [len(tokens), …) for one step: the accepted ones are committed like any token, the rejected ones are dropped.
+
+    Blocks: `blocks[i]` has positions from i * block_size on. The sequence holds `blocks[released:]`. The blocks before
+    them are behind the sliding window: no row reads them again, and their entries mean nothing.
     """
 
     __slots__ = (
@@ -40,6 +43,7 @@ class Sequence:
         "reached",
         "ready_s",
         "refused_at",
+        "released",
         "request",
         "root",
         "rules",
@@ -60,6 +64,7 @@ class Sequence:
         self.charged = 0  # prompt positions below this are charged to the flow
         self.reached = 0  # prompt positions below this were computed or cached at least once
         self.published = 0  # blocks below this index are in the prefix cache
+        self.released = 0  # blocks below this index are given back, or were never held
         self.blocks: list[int] = []
         self._block_ids = np.empty(8, dtype=np.int32)  # a copy of `blocks` in the form that kernels read
         self.keys: list[PrefixKey] = []
@@ -108,8 +113,27 @@ class Sequence:
         self._block_ids[start:stop] = blocks
         self.blocks.extend(blocks)
 
+    def resume_at(self, first: int, blocks: list[int], block_size: int) -> None:
+        """Take `blocks` for the first ones from index `first` on: their positions, and those before, are computed.
+
+        The sequence has no blocks yet, and holds one reference to each of these.
+        """
+        self.add_blocks([0] * first)
+        self.add_blocks(blocks)
+        self.released = first
+        self.published = len(self.blocks)
+        self.computed = len(self.blocks) * block_size
+
+    def take_blocks_before(self, index: int) -> list[int]:
+        """Remove the blocks before `index`, which no later row reads, and return them; the caller releases them."""
+        taken = self.blocks[self.released : index]
+        self.released = index
+        return taken
+
     def take_blocks_from(self, count: int) -> list[int]:
         """Remove all blocks but the first `count` and return them; the caller releases them."""
+        if count >= len(self.blocks):
+            return []
         taken, self.blocks = self.blocks[count:], self.blocks[:count]
         return taken
 
@@ -123,9 +147,8 @@ class Sequence:
 
     def drop_blocks(self) -> list[int]:
         """Forget every computed position and return the blocks; the caller releases them."""
-        dropped, self.blocks = self.blocks, []
-        self.computed = 0
-        self.published = 0
+        dropped, self.blocks = self.blocks[self.released :], []
+        self.computed = self.published = self.released = 0
         return dropped
 
     def forget_version(self) -> None:
@@ -135,19 +158,20 @@ class Sequence:
         self.active_from = 0
         self.keys = []
 
-    def prefix_keys(self, count: int, block_size: int) -> list[PrefixKey]:
-        """Return the prefix-cache keys of the first `count` blocks, all of them full of tokens.
+    def prefix_key(self, index: int, block_size: int) -> PrefixKey:
+        """Return the prefix-cache key of a block, which is full of tokens.
 
+        Complexity: O(tokens up to the block that no earlier call has come to)
         Blocks wholly before the adapter's first active position have the base's keys; the block that contains it and
         all later ones have the adapter's. Raises: ValueError before the root is known.
         """
         if self.root is None:
             raise ValueError("the prefix root is known only after admission")
-        while len(self.keys) < count:
+        while len(self.keys) <= index:
             start = len(self.keys) * block_size
             parent = self.keys[-1] if self.keys else self.root
             if self.own_root is not None and self.active_from in range(start, start + block_size):
                 parent = joined_key(parent, self.own_root)
             content = np.array(self.tokens[start : start + block_size], dtype=np.int64)
             self.keys.append(next_key(parent, content))
-        return self.keys[:count]
+        return self.keys[index]
