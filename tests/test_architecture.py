@@ -44,10 +44,11 @@ FLOORS: dict[str, list[set[str]]] = {
     ],
     "models": [
         {"config_fields", "rope"},
+        {"experts"},
         {"architectures"},
         {"spec"},
         {"checkpoints", "text"},
-        {"gguf"},
+        {"expert_tensors", "gguf"},
         {"checkpoint_files"},
         {"fetch", "weights"},
         {"llama"},

@@ -28,7 +28,7 @@ from manylora.kernels.interface import Kernels, KvCache, Operations, StepInput
 from manylora.kernels.select import select_kernels
 from manylora.models.fetch.catalog import resolve
 from manylora.models.spec import read_spec
-from manylora.models.weights import Weights, load_weights
+from manylora.models.weights import Dense, LayerWeights, Weights, load_weights
 from manylora.system.resources import find_resources
 from manylora.wiring.engine import build_engine
 
@@ -109,14 +109,19 @@ def decode(engine: Engine, rows: int, adapters: list[str], vocab: int) -> list[f
     return [step.seconds for step in decode_steps(engine, rows, adapters, vocab, clock=SystemClock())]
 
 
+def dense(layer: LayerWeights) -> Dense:
+    assert isinstance(layer.mlp, Dense)  # the default base has no experts
+    return layer.mlp
+
+
 def linear_layers(kernels: Kernels, weights: Weights, rows: int) -> list[float]:
     def body(ops: Operations[Any], x: Any, step: StepInput, kv: KvCache) -> None:
-        wide = ops.gated_silu(ops.linear(x, weights.layers[0].gate_up))
+        wide = ops.gated_silu(ops.linear(x, dense(weights.layers[0]).gate_up))
         for layer in weights.layers:
             ops.linear(x, layer.qkv)
             ops.linear(x, layer.o)
-            ops.linear(x, layer.gate_up)
-            ops.linear(wide, layer.down)
+            ops.linear(x, dense(layer).gate_up)
+            ops.linear(wide, dense(layer).down)
         ops.linear(x, weights.head)
 
     run = graph_of(kernels, body, rows=rows, width=weights.final_norm.shape[0])

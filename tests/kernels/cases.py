@@ -23,7 +23,7 @@ from manylora.kernels.adapter_layout import (
 )
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.interface import AttentionBatch, PlacedAdapter, RopeTable
-from manylora.kernels.projections import LoraTarget
+from manylora.kernels.projections import NUM_PROJECTIONS, LoraTarget
 from manylora.kernels.reference import ReferenceKernels
 from tests.kernels.eager import EagerKernels, eager
 
@@ -152,10 +152,17 @@ def attend_spans(
 
 
 def make_adapter(
-    seed: int, *, ranks: Sequence[int], width: int, targets: Sequence[LoraTarget], dtype: torch.dtype, layers: int = 2
+    seed: int,
+    *,
+    ranks: Sequence[int],
+    width: int,
+    targets: Sequence[LoraTarget],
+    dtype: torch.dtype,
+    layers: int = 2,
+    table_width: int = NUM_PROJECTIONS,
 ) -> PlacedAdapter:
     """An adapter with its own rank for each target (0: none), in an image with odd gaps between its matrices."""
-    table = np.zeros((layers, 7, 3), dtype=np.int64)
+    table = np.zeros((layers, table_width, 3), dtype=np.int64)
     parts: list[Tensor] = []
     used = 0
     for layer in range(layers):
@@ -187,7 +194,7 @@ def add_extras(
     `outs` has the output width of each (layer, projection) that gets a bias and a gain.
     """
     layers = adapter.table.shape[0]
-    extras = blank_extras(layers, vocab + added)
+    extras = blank_extras(layers, vocab + added, adapter.width)
     dtype, parts = adapter.image.dtype, [adapter.image]
     align = 64 // dtype.itemsize
     used = adapter.image.numel()
@@ -215,5 +222,5 @@ def add_extras(
     for index in range(2 * layers + 1):
         extras[NORMS_AT + index] = drawn(hidden) if index != 1 else NONE
     for (layer, projection), out in outs.items():
-        set_projection_vectors(extras, layer, projection, drawn(out), drawn(out))
+        set_projection_vectors(extras, layer, projection, drawn(out), drawn(out), adapter.width)
     return replace(adapter, image=torch.cat(parts), extras=extras)

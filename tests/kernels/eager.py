@@ -63,7 +63,8 @@ class _EagerCpu(CpuKernels):
         results: list[Buffer | None] = []
 
         def forward(ops: GraphRecorder, _: StepInput, kv: KvCache) -> Buffer:
-            buffers.update({name: ops.buffer(tensor.shape[1]) for name, tensor in tensors.items()})
+            for name, tensor in tensors.items():
+                buffers[name] = ops.buffer(tensor.shape[1], copies=len(tensor) // max(rows, 1))
             results.append(getattr(ops, operation.name)(**{**arguments, **buffers}))
             return results[0] or buffers[names[0]]
 
@@ -71,16 +72,16 @@ class _EagerCpu(CpuKernels):
         graph = CapturedGraph(self.native, cast(Any, forward), kv, is_bf16=is_bf16)  # recorded here and nowhere else
         scratch = graph.scratch(rows).fill_(float("nan"))
         for name, tensor in tensors.items():
-            _view(scratch, buffers[name], rows, rows).copy_(tensor)
+            _view(scratch, buffers[name], rows, len(tensor)).copy_(tensor)
         logits = graph(step, cast(CpuKv, kv), None)
         for name, tensor in tensors.items():
-            tensor.copy_(_view(scratch, buffers[name], rows, rows))
+            tensor.copy_(_view(scratch, buffers[name], rows, len(tensor)))
         result = results[0]
         if operation.result.changed is not None:
             return tensors[operation.result.changed]
         if result is None or operation.result.outlive:
             return logits if result is not None else None
-        return _view(scratch, result, rows, len(step.logit_rows) if result.is_sampled else rows).clone()
+        return _view(scratch, result, rows, len(step.logit_rows) if result.is_sampled else rows * result.copies).clone()
 
     def _no_kv(self) -> KvCache:
         return self.new_kv(layers=1, num_blocks=1, block_size=1, kv_heads=1, head_dim=8)

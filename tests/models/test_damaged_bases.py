@@ -141,10 +141,10 @@ def test_weights_are_read_whole_once_and_again_when_they_change(
 
 def test_a_whole_base_that_cannot_be_served_is_not_fetched_again(hub: _Hub, tmp_path: Path) -> None:
     directory = pull("org/model", tmp_path, endpoint=url(hub))
-    (directory / "config.json").write_text('{"architectures": ["MixtralForCausalLM"]}')
+    (directory / "config.json").write_text('{"architectures": ["GemmaForCausalLM"]}')
     checksums.write_checksums(directory, lambda stage, done, total: None)
     hub.fetched.clear()
-    with pytest.raises(ModelUnsupported, match="MixtralForCausalLM"):
+    with pytest.raises(ModelUnsupported, match="GemmaForCausalLM"):
         pull("org/model", tmp_path, endpoint=url(hub))
     assert hub.fetched == []
 

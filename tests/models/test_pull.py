@@ -248,8 +248,8 @@ def test_a_hub_repository_is_fetched_without_code_and_pickles(hub: _Hub, base: P
 
 
 def test_an_unsupported_model_costs_no_download(hub: _Hub, tmp_path: Path) -> None:
-    hub.files["config.json"] = json.dumps({"architectures": ["MixtralForCausalLM"]}).encode()
-    with pytest.raises(ModelUnsupported, match="MixtralForCausalLM"):
+    hub.files["config.json"] = json.dumps({"architectures": ["GemmaForCausalLM"]}).encode()
+    with pytest.raises(ModelUnsupported, match="GemmaForCausalLM"):
         pull("org/model", tmp_path, endpoint=url(hub))
     assert not any(name.endswith(".safetensors") for name in hub.fetched)
 

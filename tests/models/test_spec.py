@@ -107,7 +107,7 @@ def test_yarn_reaches_its_factor_times_the_original_length() -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"architectures": ["MixtralForCausalLM"]}, "MixtralForCausalLM"),
+    ({"architectures": ["GemmaForCausalLM"]}, "GemmaForCausalLM"),
     ({"architectures": []}, "architectures"),
     ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
     ({"architectures": "LlamaForCausalLM"}, "architectures = 'LlamaForCausalLM'"),

@@ -12,7 +12,7 @@ Extras are rare, and a plain LoRA has none. They are one vector of int64: offset
 [14:16]  head          offset of its bias, offset of its gain, each (vocabulary,)
 [16:18]  embedding     `NONE`, offset of its gain (hidden,)
 [18:…]   norms         2 * layers + 1 of them, (hidden,): each layer's before attention and after it, then the final
-[…:]     projections   (layers, NUM_PROJECTIONS, 2): offset of the bias, offset of the gain, each (out,)
+[…:]     projections   (layers, width, 2): offset of the bias, offset of the gain, each (out,); width is the table's
 
 A gain g is stored as g - 1: the base's output y becomes y + y * gain before the adapter's own is added. DoRA's
 magnitudes are such gains (Liu et al., arXiv 2402.09353): with g = m / ‖W + s·BA‖, y = g ⊙ Wx + (g ⊙ s·B)Ax.
@@ -39,24 +39,26 @@ Extras = np.ndarray[Any, np.dtype[np.int64]]
 NO_EXTRAS: Extras = np.empty(0, dtype=np.int64)
 
 
-def blank_extras(layers: int, vocabulary: int) -> Extras:
-    """Return the extras of an adapter without parts beside its LoRA."""
+def blank_extras(layers: int, vocabulary: int, width: int = NUM_PROJECTIONS) -> Extras:
+    """Return the extras of an adapter without parts beside its LoRA. `width` counts the projections of a block."""
     vectors_at = NORMS_AT + 2 * layers + 1
-    extras = np.full(vectors_at + layers * NUM_PROJECTIONS * 2, NONE, dtype=np.int64)
+    extras = np.full(vectors_at + layers * width * 2, NONE, dtype=np.int64)
     extras[0 : HEAD.stop] = extras[EMBED] = extras[HEAD_ROWS] = extras[EMBED_ROWS] = 0
     extras[VOCABULARY], extras[VECTORS_AT] = vocabulary, vectors_at
     return extras
 
 
-def projection_vectors(extras: Extras, layer: int, projection: int) -> tuple[int, int]:
+def projection_vectors(extras: Extras, layer: int, projection: int, width: int = NUM_PROJECTIONS) -> tuple[int, int]:
     """Return the offsets of the bias and of the gain of one projection, each `NONE` where it has none."""
     if not extras.size:
         return NONE, NONE
-    first = int(extras[VECTORS_AT]) + (layer * NUM_PROJECTIONS + projection) * 2
+    first = int(extras[VECTORS_AT]) + (layer * width + projection) * 2
     return int(extras[first]), int(extras[first + 1])
 
 
-def set_projection_vectors(extras: Extras, layer: int, projection: int, bias: int, gain: int) -> None:
+def set_projection_vectors(
+    extras: Extras, layer: int, projection: int, bias: int, gain: int, width: int = NUM_PROJECTIONS
+) -> None:
     """Store the offsets of the bias and of the gain of one projection."""
-    first = int(extras[VECTORS_AT]) + (layer * NUM_PROJECTIONS + projection) * 2
+    first = int(extras[VECTORS_AT]) + (layer * width + projection) * 2
     extras[first : first + 2] = bias, gain

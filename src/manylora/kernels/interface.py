@@ -43,11 +43,12 @@ class PlacedAdapter:
 
     digest  content identity
     image   (elements,) in the back end's `lora_dtype`, contiguous; every A and B of every layer
-    table   (layers, NUM_PROJECTIONS, 3) int64, C order: (offset of A, offset of B, rank) in elements of `image`;
-            rank 0 means the adapter leaves that projection alone.
+    table   (layers, width, 3) int64, C order: (offset of A, offset of B, rank) in elements of `image`, for each
+            projection of a block (`kernels/projections.py`); rank 0 means the adapter leaves that projection alone.
             A is (rank, in) row-major; B is stored transposed, (rank, out) row-major, with the scale folded in.
     extras  int64, the adapter's other changes (`kernels/adapter_layout.py`); empty if there are none
     addresses  of these parts, read once: the parts do not move while the adapter is placed
+    width   number of projections of a block in the table
     """
 
     digest: Digest
@@ -55,12 +56,14 @@ class PlacedAdapter:
     table: np.ndarray[Any, np.dtype[np.int64]]
     extras: Extras = field(default_factory=lambda: NO_EXTRAS)
     addresses: AdapterAddresses = field(init=False, repr=False, compare=False)
+    width: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         extras = self.extras.ctypes.data if self.extras.size else 0
         vectors = extras + 8 * int(self.extras[VECTORS_AT]) if extras else 0
         addresses = AdapterAddresses(self.image.data_ptr(), self.table.ctypes.data, vectors, extras)
         object.__setattr__(self, "addresses", addresses)  # the class is frozen
+        object.__setattr__(self, "width", self.table.shape[1])
 
     @property
     def vocabulary(self) -> int:
@@ -173,6 +176,8 @@ Rows = TypeVar("Rows")
 
 Vector = Annotated[Tensor, "vector"]
 """(width,) float32, contiguous; the same in every step."""
+Matrix = Annotated[Tensor, "matrix"]
+"""(out, in) float32, contiguous; the same in every step."""
 TokenIds = Annotated[Tensor, "token ids"]
 """`StepInput.token_ids`, in a forward pass."""
 RowIndices = Annotated[Tensor, "row indices"]
@@ -246,6 +251,42 @@ class Operations(Protocol[Rows]):
     def gated_silu(self, gate_up: Rows) -> Rows:
         """Return `silu(gate) * up`: gate_up (rows, 2 * intermediate), gate first → (rows, intermediate)."""
 
+    @operation(width=lambda router: router.shape[0])
+    def score_experts(self, x: Rows, router: Matrix) -> Rows:
+        """Return the router's logits `x @ router.T` in float32: x (rows, hidden) → (rows, experts)."""
+
+    @operation(width=lambda chosen: 2 * chosen)
+    def route(self, scores: Rows, chosen: int, is_normed: bool) -> Rows:
+        """Return the routes: for each row the numbers of its `chosen` experts, then their weights, (rows, 2 * chosen).
+
+        A weight is the softmax over all scores (rows, experts). The experts with the largest weights are chosen, in
+        descending order; of equal ones the expert with the lower number comes first. With `is_normed` the weights of
+        the chosen experts are divided by their sum.
+        Source: top-k routing: Shazeer et al., arXiv 1701.06538; Mixtral: arXiv 2401.04088, section 2.1.
+        """
+
+    @operation(width=lambda x: x.width, copies=lambda routes: routes.width // 2)
+    def send_to_experts(self, routes: Rows, x: Rows) -> Rows:
+        """Return the picks of x (rows, width): (rows * chosen, width), a copy of each row for each of its experts.
+
+        Picks are sorted by the number of the expert, and those of one expert by row. So an expert's picks are
+        contiguous, and no expert is padded to the number of picks of another.
+        """
+
+    @operation(width=lambda experts: experts[0].outputs, copies=lambda routes: routes.width // 2)
+    def expert_linear(self, routes: Rows, x: Rows, experts: tuple[Packed, ...]) -> Rows:
+        """Return each pick times the weight of its expert: x (rows * chosen, in) → (rows * chosen, out).
+
+        Semantics: `linear` of each expert's picks. The weight of an expert without a pick is not read.
+        """
+
+    @operation(width=lambda x: x.width)
+    def gather_from_experts(self, routes: Rows, x: Rows) -> Rows:
+        """Return the sum of each row's picks times their weights: x (rows * chosen, width) → (rows, width).
+
+        The terms of a sum are added in the order of the routes.
+        """
+
     @operation()
     def add_lora(self, y: Rows, x: Rows, lora: LoraBatch, layer: int, targets: tuple[LoraTarget, ...]) -> None:
         """Add each row's adapter delta into `y`, in place.
@@ -262,6 +303,16 @@ class Operations(Protocol[Rows]):
             Rows outside every segment are the base model's and stay bit-identical; each adapter has its true rank.
         Raises: nothing; shapes were checked when the adapter was packed.
         Source: SGMV: Punica, arXiv 2310.18547; mixed ranks in one batch: S-LoRA, arXiv 2311.03285.
+        """
+
+    @operation()
+    def add_expert_lora(
+        self, routes: Rows, y: Rows, x: Rows, lora: LoraBatch, layer: int, targets: tuple[LoraTarget, ...]
+    ) -> None:
+        """Add the delta of each row's adapter into its picks, in place: `add_lora` with the matrices of each expert.
+
+        y (rows * chosen, sum of outs) and x (rows * chosen, in) have the order of `send_to_experts`; the segments of
+        `lora` count the rows of the step. The entry of expert e lies `3 * e` entries after the target's own.
         """
 
     @operation()

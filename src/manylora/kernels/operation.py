@@ -21,6 +21,7 @@ class ResultRule:
     width        columns of new rows; None: the operation makes no rows
     changed      name of the argument that the operation changes in place and returns
     are_sampled  the new rows are those that are sampled from; else they are as many as the first argument's rows
+    copies       new rows for each row of the step; None: as many as the first argument's rows
     outlive      the caller keeps the new rows, the logits, after the next step has begun
     refusal      text of the IndexError for an input that the operation refuses; None: it refuses none
     """
@@ -28,6 +29,7 @@ class ResultRule:
     width: Callable[..., int] | None = None
     changed: str | None = None
     are_sampled: bool = False
+    copies: Callable[..., int] | None = None
     outlive: bool = False
     refusal: Callable[..., str] | None = None
 
@@ -51,11 +53,14 @@ def operation(
     width: Callable[..., int] | None = None,
     changed: str | None = None,
     are_sampled: bool = False,
+    copies: Callable[..., int] | None = None,
     outlive: bool = False,
     refusal: Callable[..., str] | None = None,
 ) -> Callable[[Method], Method]:
     """Make a method of `Operations` a row of the table. The arguments are those of `ResultRule`."""
-    rule = ResultRule(width=width, changed=changed, are_sampled=are_sampled, outlive=outlive, refusal=refusal)
+    rule = ResultRule(
+        width=width, changed=changed, are_sampled=are_sampled, copies=copies, outlive=outlive, refusal=refusal
+    )
 
     def mark(method: Method) -> Method:
         setattr(method, _MARK, rule)

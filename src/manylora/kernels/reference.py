@@ -27,11 +27,12 @@ from manylora.kernels.interface import (
     LoraBatch,
     LoraSegment,
     Packed,
+    PlacedAdapter,
     Profile,
     RopeTable,
     StepInput,
 )
-from manylora.kernels.projections import LoraTarget
+from manylora.kernels.projections import FEED_FORWARD, LoraTarget
 from manylora.kernels.sampling import SamplingRules, sample_tokens
 from manylora.kernels.weight_rows import WeightRows, row_pieces
 
@@ -165,6 +166,32 @@ class ReferenceKernels:
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
 
+    def score_experts(self, x: Tensor, router: Tensor) -> Tensor:
+        return F.linear(x, router)
+
+    def route(self, scores: Tensor, chosen: int, is_normed: bool) -> Tensor:
+        weights, numbers = scores.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+        weights = weights[:, :chosen]
+        if is_normed:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
+        return torch.cat((numbers[:, :chosen].float(), weights), dim=1)
+
+    def send_to_experts(self, routes: Tensor, x: Tensor) -> Tensor:
+        return x[_picks(routes) // (routes.shape[1] // 2)]
+
+    def expert_linear(self, routes: Tensor, x: Tensor, experts: tuple[Packed, ...]) -> Tensor:
+        y = x.new_empty(len(x), _plain(experts[0]).shape[0])
+        for weight, (start, stop) in zip(experts, expert_ranges(routes, len(experts)), strict=True):
+            y[start:stop] = self.linear(x[start:stop], weight)
+        return y
+
+    def gather_from_experts(self, routes: Tensor, x: Tensor) -> Tensor:
+        numbers, weights = routes.chunk(2, dim=1)
+        own = torch.empty_like(x)
+        own[_picks(routes)] = x  # in the order of the routes
+        terms = own.view(*numbers.shape, x.shape[1]) * weights[:, :, None]
+        return terms.sum(dim=1)
+
     def prepare_lora(
         self, segments: tuple[LoraSegment, ...], sampled: tuple[LoraSegment, ...] = (), vocabulary: int = 0
     ) -> LoraBatch:
@@ -174,14 +201,21 @@ class ReferenceKernels:
         for segment in lora.segments:
             rows, adapter = slice(segment.start, segment.stop), segment.adapter
             for target in targets:
-                columns = slice(target.column, target.column + target.out)
-                _add(
-                    y[rows, columns],
-                    x[rows],
-                    adapter.image,
-                    [int(entry) for entry in adapter.table[layer, target.projection]],
-                    projection_vectors(adapter.extras, layer, target.projection),
-                )
+                _add_target(y[rows], x[rows], adapter, layer, target, target.projection)
+
+    def add_expert_lora(
+        self, routes: Tensor, y: Tensor, x: Tensor, lora: LoraBatch, layer: int, targets: tuple[LoraTarget, ...]
+    ) -> None:
+        rows = _picks(routes) // (routes.shape[1] // 2)
+        for segment in lora.segments:
+            is_own = (rows >= segment.start) & (rows < segment.stop)
+            for expert, (start, stop) in enumerate(expert_ranges(routes)):
+                own = start + is_own[start:stop].nonzero()[:, 0]
+                for target in targets:
+                    picks = y[own]
+                    index = target.projection + len(FEED_FORWARD) * expert
+                    _add_target(picks, x[own], segment.adapter, layer, target, index)
+                    y[own] = picks
 
     def adapt_embedding(self, y: Tensor, step: StepInput) -> None:
         for segment in step.lora.segments:
@@ -219,6 +253,30 @@ class ReferenceKernels:
             bias, gain = (int(offset) for offset in extras[HEAD_VECTORS])
             _add(rows, own, image, [int(entry) for entry in extras[HEAD]], (bias, gain))
         return logits
+
+
+def _picks(routes: Tensor) -> Tensor:
+    """Return the picks by expert, then by row: `row * chosen + place of the expert in the row's routes`, (picks,)."""
+    numbers = routes[:, : routes.shape[1] // 2].reshape(-1)
+    return numbers.argsort(stable=True)
+
+
+def expert_ranges(routes: Tensor, count: int = 0) -> list[tuple[int, int]]:
+    """Return the half-open range of the picks of each expert, of `count` of them or more."""
+    numbers = routes[:, : routes.shape[1] // 2].reshape(-1).long()
+    ends = torch.bincount(numbers, minlength=count).cumsum(0).tolist()
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _add_target(y: Tensor, x: Tensor, adapter: PlacedAdapter, layer: int, target: LoraTarget, index: int) -> None:
+    """Add the delta of one projection, which has the entry `index` of the adapter's table, into its columns of y."""
+    _add(
+        y[:, target.column : target.column + target.out],
+        x,
+        adapter.image,
+        [int(entry) for entry in adapter.table[layer, index]],
+        projection_vectors(adapter.extras, layer, index, adapter.width),
+    )
 
 
 def _add(y: Tensor, x: Tensor, image: Tensor, entry: list[int], vectors: tuple[int, int]) -> None:

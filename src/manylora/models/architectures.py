@@ -10,6 +10,7 @@ from enum import Enum, auto
 
 from manylora.errors import ModelUnsupported
 from manylora.models.config_fields import Fields, read_flag, read_size
+from manylora.models.experts import EXPERT_FIELDS
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
@@ -47,6 +48,7 @@ class Architecture:
     has_head_norms        each head of q and of k is normed before its rotation
     windowed              the layers with a window
     has_unrotated_layers  `no_rope_layers` names layers without rotation
+    has_experts           each block has a mixture of experts
     """
 
     name: str
@@ -56,6 +58,7 @@ class Architecture:
     has_head_norms: bool = False
     windowed: Windowed = Windowed.NONE
     has_unrotated_layers: bool = False
+    has_experts: bool = False
 
     @property
     def model_type(self) -> str:
@@ -66,7 +69,8 @@ class Architecture:
     def reads(self) -> frozenset[str]:
         """Fields of config.json that the class reads beside those of every class."""
         rotation = ("no_rope_layers", "no_rope_layer_interval") if self.has_unrotated_layers else ()
-        return frozenset((*self.bias_fields, *_WINDOW_FIELDS[self.windowed], *rotation))
+        experts = EXPERT_FIELDS if self.has_experts else ()
+        return frozenset((*self.bias_fields, *_WINDOW_FIELDS[self.windowed], *rotation, *experts))
 
 
 _ATTENTION_BIAS = {"attention_bias": ("qkv", "o")}
@@ -81,6 +85,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             name="MistralForCausalLM",
             defaults={"num_key_value_heads": 8, "sliding_window": 4_096},
             windowed=Windowed.ALL,
+        ),
+        Architecture(
+            name="MixtralForCausalLM",
+            defaults={"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6},
+            windowed=Windowed.ALL,
+            has_experts=True,
         ),
         Architecture(name="Qwen2ForCausalLM", defaults=_QWEN_DEFAULTS, biased=("qkv",), windowed=Windowed.LATER),
         Architecture(

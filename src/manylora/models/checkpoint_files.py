@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from manylora.errors import ModelUnsupported
-from manylora.kernels.projections import Projection
+from manylora.kernels.projections import FEED_FORWARD, Projection
 from manylora.models.checkpoints.safetensors_file import read_header_bytes
 from manylora.models.checkpoints.shards import listed, read_shards, weight_files
 from manylora.models.checkpoints.stored import FLOATS, DenseTensor, StoredTensor
+from manylora.models.expert_tensors import mixture_shapes, separate_experts
 from manylora.models.gguf.model import read_gguf
 from manylora.models.spec import ModelSpec
 
@@ -36,9 +37,11 @@ def block_tensor(layer: int, path: str) -> str:
 
 
 def block_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor of a block, by its path inside the block."""
+    """Return the shape of every tensor of a block but those of its mixture, by its path inside the block."""
     shapes: dict[str, tuple[int, ...]] = {ATTENTION_NORM: (spec.hidden,), MLP_NORM: (spec.hidden,)}
     for projection in Projection:
+        if spec.experts is not None and projection in FEED_FORWARD:
+            continue
         shapes[f"{projection.path}.weight"] = projection.shape(spec)
         if projection.fused in spec.biased:
             shapes[f"{projection.path}.bias"] = projection.shape(spec)[:1]
@@ -49,7 +52,7 @@ def block_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor that the model needs, by checkpoint name."""
-    block = block_shapes(spec)
+    block = block_shapes(spec) | mixture_shapes(spec)
     shapes: dict[str, tuple[int, ...]] = {EMBED: (spec.vocab, spec.hidden), FINAL_NORM: (spec.hidden,)}
     if not spec.tie_embeddings:
         shapes[HEAD] = (spec.vocab, spec.hidden)
@@ -59,10 +62,13 @@ def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 def read_entries(directory: Path) -> Mapping[str, StoredTensor]:
-    """Return every tensor of a base's files by name. Raises `ModelNotFound` or `ModelUnsupported` for bad files."""
+    """Return every tensor of a base's files by name, each expert's for itself.
+
+    Raises `ModelNotFound` or `ModelUnsupported` for bad files.
+    """
     if is_gguf(directory):
         return read_gguf((directory / GGUF_NAME).resolve())
-    return read_shards(directory)
+    return separate_experts(read_shards(directory))
 
 
 def is_gguf(directory: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The dense architectures: one forward pass over the rows of a step, with every row's adapter in it."""
+"""All architectures: one forward pass over the rows of a step, with every row's adapter in it."""
 
 import torch
 from torch import Tensor
@@ -14,9 +14,9 @@ from manylora.kernels.interface import (
     Rows,
     StepInput,
 )
-from manylora.kernels.projections import lora_targets
+from manylora.kernels.projections import ROUTER, LoraTarget, expert_targets, lora_targets
 from manylora.models.spec import ModelSpec
-from manylora.models.weights import LayerWeights, Weights
+from manylora.models.weights import Dense, Experts, LayerWeights, Weights
 
 
 class LlamaModel:
@@ -35,6 +35,7 @@ class LlamaModel:
         self.rope = build_rope_table(spec, max_positions or spec.max_positions)
         self._unrotated = build_rope_table(spec, 0)
         self._targets = {name: lora_targets(name, spec) for name in ("qkv", "o", "gate_up", "down")}
+        self._expert_targets = {name: expert_targets(name, spec) for name in ("gate_up", "down")}
         self._run = kernels.compile(self._forward)
 
     def forward(self, step: StepInput, kv: KvCache, reuse: Tensor | None = None) -> Tensor:
@@ -63,7 +64,10 @@ class LlamaModel:
             delta = self._attention(ops, x, index, layer, step, kv)
             x = ops.add_norm(residual, delta, layer.mlp_norm, eps)
             ops.adapt_norm(x, residual, step.lora, 2 * index + 1, eps, is_sampled=False)
-            delta = self._mlp(ops, x, index, layer, step.lora)
+            if isinstance(layer.mlp, Dense):
+                delta = self._mlp(ops, x, index, layer.mlp, step.lora)
+            else:
+                delta = self._mixture(ops, x, index, layer.mlp, step.lora)
         assert delta is not None  # a model has a layer
         # Only the rows that are sampled from need the last norm and the head, the widest matrix of all.
         wanted, delta = ops.take_rows(residual, step.logit_rows), ops.take_rows(delta, step.logit_rows)
@@ -85,10 +89,25 @@ class LlamaModel:
         mixed = ops.attend(q, kv, index, spec.window(index), step.attention)
         return self._product(ops, "o", layer.o, mixed, index, step.lora)
 
-    def _mlp(self, ops: Operations[Rows], x: Rows, index: int, layer: LayerWeights, lora: LoraBatch) -> Rows:
+    def _mlp(self, ops: Operations[Rows], x: Rows, index: int, mlp: Dense, lora: LoraBatch) -> Rows:
         """Return the delta of the residual: x (rows, hidden) → (rows, hidden)."""
-        gate_up = self._product(ops, "gate_up", layer.gate_up, x, index, lora)
-        return self._product(ops, "down", layer.down, ops.gated_silu(gate_up), index, lora)
+        gate_up = self._product(ops, "gate_up", mlp.gate_up, x, index, lora)
+        return self._product(ops, "down", mlp.down, ops.gated_silu(gate_up), index, lora)
+
+    def _mixture(self, ops: Operations[Rows], x: Rows, index: int, experts: Experts, lora: LoraBatch) -> Rows:
+        """Return the delta of the residual: x (rows, hidden) → (rows, hidden)."""
+        spec = self.spec.experts
+        assert spec is not None  # the weights were loaded by it
+        scores = ops.score_experts(x, experts.router)
+        ops.add_lora(scores, x, lora, index, (LoraTarget(ROUTER, 0, spec.count),))
+        routes = ops.route(scores, spec.chosen, spec.is_normed)
+        picks = ops.send_to_experts(routes, x)
+        gate_up = ops.expert_linear(routes, picks, experts.gate_up)
+        ops.add_expert_lora(routes, gate_up, picks, lora, index, self._expert_targets["gate_up"])
+        gated = ops.gated_silu(gate_up)
+        out = ops.expert_linear(routes, gated, experts.down)
+        ops.add_expert_lora(routes, out, gated, lora, index, self._expert_targets["down"])
+        return ops.gather_from_experts(routes, out)
 
     def _product(self, ops: Operations[Rows], name: str, weight: Packed, x: Rows, index: int, lora: LoraBatch) -> Rows:
         """Return the fused product `name` with the rows' adapters: x (rows, in) → (rows, out).

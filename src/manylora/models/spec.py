@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from manylora.errors import ModelNotFound, ModelUnsupported
-from manylora.kernels.projections import Projection
+from manylora.kernels.projections import FEED_FORWARD, Projection
 from manylora.models.architectures import biased_products, find_architecture, parse_windows, unrotated_layers
 from manylora.models.config_fields import MAX_LAYERS, MAX_SIZE, check_fields, read_flag, read_size
+from manylora.models.experts import ExpertSpec, parse_experts
 from manylora.models.rope import RopeSpec, parse_rope
 
 # The file format's value of an absent field.
@@ -26,6 +27,7 @@ _HEAD_STEP = 8  # elements
 class ModelSpec:
     """One base model's shape.
 
+    intermediate      width of the feed-forward layer, or of each expert
     max_positions     length of the longest sequence, prompt and reply
     sliding_window    a row sees this many positions, itself included; None: all of them
     eos_token_ids     any of these ends a generation, ascending; the model's files may name none
@@ -34,6 +36,7 @@ class ModelSpec:
     has_head_norms    each head of q and of k is normed before its rotation
     full_layers       layers in which a row sees all positions in spite of `sliding_window`
     unrotated_layers  layers without rotary embedding
+    experts           the mixture that each block has in place of a feed-forward layer; None: it has that layer
     """
 
     architecture: str
@@ -55,6 +58,7 @@ class ModelSpec:
     has_head_norms: bool = False
     full_layers: tuple[int, ...] = ()
     unrotated_layers: tuple[int, ...] = ()
+    experts: ExpertSpec | None = None
 
     @property
     def kv_window(self) -> int | None:
@@ -78,21 +82,22 @@ class ModelSpec:
     @property
     def parameters(self) -> int:
         """Number of weights; a tied head is counted once."""
-        block = sum(out * in_ for out, in_ in self.projection_shapes) + 2 * self.hidden
+        block = sum(out * in_ * count for (out, in_), count in self._block_matrices()) + 2 * self.hidden
+        block += 0 if self.experts is None else self.experts.count * self.hidden
         block += sum(projection.shape(self)[0] for projection in Projection if projection.fused in self.biased)
         block += 2 * self.head_dim if self.has_head_norms else 0
         return self.num_layers * block + (1 if self.tie_embeddings else 2) * self.vocab * self.hidden + self.hidden
 
     @property
     def output_channels(self) -> int:
-        """Number of outputs of all matrices; a tied head is counted once."""
-        block = sum(out for out, _ in self.projection_shapes)
+        """Number of outputs of all matrices that are packed; a tied head is counted once."""
+        block = sum(out * count for (out, _), count in self._block_matrices())
         return self.num_layers * block + (1 if self.tie_embeddings else 2) * self.vocab
 
-    @property
-    def projection_shapes(self) -> tuple[tuple[int, int], ...]:
-        """(out, in) of each linear layer of a block, in the order of `Projection`."""
-        return tuple(projection.shape(self) for projection in Projection)
+    def _block_matrices(self) -> list[tuple[tuple[int, int], int]]:
+        """Return (out, in) of each packed matrix of a block and the number of its kind."""
+        experts = 1 if self.experts is None else self.experts.count
+        return [(p.shape(self), experts if p in FEED_FORWARD else 1) for p in Projection]
 
 
 def read_spec(directory: Path) -> ModelSpec:
@@ -148,6 +153,7 @@ def parse_spec(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Mode
         has_head_norms=architecture.has_head_norms,
         full_layers=full_layers,
         unrotated_layers=unrotated,
+        experts=parse_experts(config) if architecture.has_experts else None,
     )
 
 

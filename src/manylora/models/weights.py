@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from manylora.kernels.interface import Kernels, Packed
-from manylora.kernels.projections import Projection
+from manylora.kernels.projections import EXPERT_NAMES, Projection
 from manylora.kernels.weight_rows import WeightRows
 from manylora.models.checkpoint_files import (
     ATTENTION_NORM,
@@ -25,17 +25,37 @@ from manylora.models.checkpoint_files import (
     expected_shapes,
 )
 from manylora.models.checkpoints.stored import StoredTensor
+from manylora.models.expert_tensors import ROUTER_PATH, expert_path
 from manylora.models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Dense:
+    """A feed-forward layer, packed; before packing gate_up (2 * intermediate, hidden), down (hidden, intermediate)."""
+
+    gate_up: Packed
+    down: Packed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """A mixture of experts: a matrix of each product for each expert, shaped as those of `Dense`.
+
+    router  (experts, hidden) float32, whatever the format of packed weights: a rounded score sends a row elsewhere
+    """
+
+    router: Tensor
+    gate_up: tuple[Packed, ...]
+    down: tuple[Packed, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerWeights:
     """One block. Norms are (hidden,) float32; the rest is packed, shapes before packing:
 
-    qkv (q_size + 2 * kv_size, hidden)   o (hidden, q_size)   gate_up (2 * intermediate, hidden)
-    down (hidden, intermediate)
+    qkv (q_size + 2 * kv_size, hidden)   o (hidden, q_size)
 
     biases          (out,) float32 of each fused product that has one
     q_norm, k_norm  (head_dim,) float32; None: the heads are not normed
@@ -45,8 +65,7 @@ class LayerWeights:
     qkv: Packed
     o: Packed
     mlp_norm: Tensor
-    gate_up: Packed
-    down: Packed
+    mlp: Dense | Experts
     biases: Mapping[str, Tensor] = field(default_factory=dict)
     q_norm: Tensor | None = None
     k_norm: Tensor | None = None
@@ -143,13 +162,23 @@ def _load_layer(spec: ModelSpec, layer: int, source: _Source, kernels: Kernels) 
     def matrix(name: str) -> Packed:
         return kernels.pack(source.matrix(*fused(name)))
 
+    def experts(name: str, count: int) -> tuple[Packed, ...]:
+        own = [projection for projection in EXPERT_NAMES if projection.fused == name]
+        names = ([block_tensor(layer, expert_path(expert, p)) for p in own] for expert in range(count))
+        return tuple(kernels.pack(source.matrix(*parts)) for parts in names)
+
+    def mixture(count: int) -> Experts:
+        router = source.matrix(block_tensor(layer, ROUTER_PATH))[:].float()
+        return Experts(router=router, gate_up=experts("gate_up", count), down=experts("down", count))
+
     return LayerWeights(
         attention_norm=vector(ATTENTION_NORM),
         qkv=matrix("qkv"),
         o=matrix("o"),
         mlp_norm=vector(MLP_NORM),
-        gate_up=matrix("gate_up"),
-        down=matrix("down"),
+        mlp=Dense(gate_up=matrix("gate_up"), down=matrix("down"))
+        if spec.experts is None
+        else mixture(spec.experts.count),
         biases={name: source.vector(*fused(name, "bias")) for name in spec.biased},
         q_norm=vector(Q_NORM) if spec.has_head_norms else None,
         k_norm=vector(K_NORM) if spec.has_head_norms else None,

@@ -117,7 +117,12 @@ def make_plan(config: Config, spec: ModelSpec, kernels: Kernels, resources: Reso
 
 def step_bytes(spec: ModelSpec, rows: int) -> int:
     """Return the bytes of a step's float32 buffers: one block's activations, which all blocks share, and the logits."""
-    inner = 2 * (spec.heads + 2 * spec.kv_heads) * spec.head_dim + 6 * spec.hidden + 3 * spec.intermediate
+    inner = 2 * (spec.heads + 2 * spec.kv_heads) * spec.head_dim + 6 * spec.hidden
+    if spec.experts is None:
+        inner += 3 * spec.intermediate
+    else:
+        experts = spec.experts
+        inner += experts.chosen * (3 * spec.intermediate + 2 * spec.hidden + 2) + experts.count
     return 4 * rows * (inner + spec.vocab)
 
 

@@ -22,7 +22,7 @@ from manylora.kernels.interface import (
     Rows,
     StepInput,
 )
-from manylora.kernels.projections import LoraTarget, Projection
+from manylora.kernels.projections import LoraTarget, Projection, expert_index, table_width
 from manylora.kernels.sampling import SAMPLING_RULE
 from tests.kernels.cases import BACK_ENDS, NATIVE, PagedSequences, add_extras, make_adapter, native, random, rope_table
 from tests.kernels.eager import EagerKernels, eager
@@ -31,6 +31,9 @@ HEADS, KV_HEADS, HEAD_DIM, HIDDEN, WIDE, VOCAB, LAYERS = 4, 2, 24, 40, 56, 203, 
 LENGTHS = (40, 23, 65, 9)
 QKV_WIDTH = (HEADS + 2 * KV_HEADS) * HEAD_DIM
 TARGETS = (LoraTarget(Projection.Q, 0, HEADS * HEAD_DIM), LoraTarget(Projection.V, QKV_WIDTH - 48, 48))
+EXPERTS, CHOSEN = 3, 2
+EXPERT_TARGETS = (LoraTarget(expert_index(Projection.UP, 0), WIDE, WIDE),)
+ALL_TARGETS = (*TARGETS, *(LoraTarget(expert_index(Projection.UP, expert), WIDE, WIDE) for expert in range(EXPERTS)))
 RunStep = Callable[[StepInput, KvCache], Tensor]
 
 
@@ -43,6 +46,8 @@ class Block:
         self.qkv, self.o = self.pack(kernels, 2, QKV_WIDTH, HIDDEN), self.pack(kernels, 3, HIDDEN, HEADS * HEAD_DIM)
         self.up, self.down = self.pack(kernels, 4, 2 * WIDE, HIDDEN), self.pack(kernels, 5, HIDDEN, WIDE)
         self.norm = random(6, HIDDEN).abs()
+        self.router = random(7, EXPERTS, HIDDEN)
+        self.experts = tuple(self.pack(kernels, 8 + expert, 2 * WIDE, HIDDEN) for expert in range(EXPERTS))
 
     @staticmethod
     def pack(kernels: EagerKernels, seed: int, outputs: int, inputs: int) -> Packed:
@@ -59,7 +64,13 @@ class Block:
             q = ops.rotate_and_store(qkv, self.rope, kv, layer, HEADS, step.attention)
             delta = ops.linear(ops.attend(q, kv, layer, 17, step.attention), self.o)
             x = ops.add_norm(residual, delta, self.norm, 1e-5)
+            routes = ops.route(ops.score_experts(x, self.router), CHOSEN, is_normed=True)
+            picks = ops.send_to_experts(routes, x)
+            wide = ops.expert_linear(routes, picks, self.experts)
+            ops.add_expert_lora(routes, wide, picks, step.lora, layer, EXPERT_TARGETS)
+            wide = ops.gather_from_experts(routes, ops.gated_silu(wide))
             x = ops.linear(ops.gated_silu(ops.linear(x, self.up)), self.down)
+            x = ops.add_norm(x, ops.linear(wide, self.down), self.norm, 1e-5)
         taken, last = ops.take_rows(residual, step.logit_rows), ops.take_rows(x, step.logit_rows)
         x = ops.add_norm(taken, last, self.norm, 1e-5)
         ops.adapt_norm(x, taken, step.lora, 2 * LAYERS, 1e-5, is_sampled=True)
@@ -94,12 +105,19 @@ def make_step(
 ) -> StepInput:
     batch = paged.batch(spans)
     rows = batch.positions.shape[0]
-    adapter = make_adapter(3, ranks=(8, 5), width=HIDDEN, targets=TARGETS, dtype=kernels.lora_dtype)
+    adapter = make_adapter(
+        3,
+        ranks=(8, 5, 6, 0, 3),
+        width=HIDDEN,
+        targets=ALL_TARGETS,
+        dtype=kernels.lora_dtype,
+        table_width=table_width(EXPERTS),
+    )
     own_ids = torch.arange(rows) % VOCAB
     first = len([row for row in sampled if row < rows // 2])
     tail: tuple[LoraSegment, ...] = ()
     if with_extras:
-        outs = {(layer, int(target.projection)): target.out for layer in range(LAYERS) for target in TARGETS}
+        outs = {(layer, int(target.projection)): target.out for layer in range(LAYERS) for target in ALL_TARGETS}
         adapter = add_extras(adapter, 20, hidden=HIDDEN, vocab=VOCAB, outs=outs)
         own_ids[rows - 1] = VOCAB + 1
         tail = (LoraSegment(first, len(sampled), adapter),) if first < len(sampled) else ()

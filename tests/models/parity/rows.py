@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, SmolLM3Config
+from transformers import LlamaConfig, MistralConfig, MixtralConfig, Qwen2Config, Qwen3Config, SmolLM3Config
 
 LENGTH = 40
 """Positions of the longest prompt. A window and the length before YaRN are shorter."""
@@ -108,6 +108,13 @@ ROWS: dict[str, Row] = {
         ("grouped heads 4:1", "YaRN factor 16", "sliding window"),
         {**_GROUPED_4, **_rope(1e4, "yarn", **_YARN), "sliding_window": 30},
         without=(_PLAIN, {"sliding_window": None}),
+    ),
+    "mixtral": Row(
+        MixtralConfig,
+        ("Mixtral-8x7B-Instruct-v0.1",),
+        ("mixture of 8 experts, 2 a row", "grouped heads 4:1", "RoPE 1e6"),
+        {**_GROUPED_4, **_rope(1e6), "num_local_experts": 8, "num_experts_per_tok": 2},
+        without=(_PLAIN, {"num_experts_per_tok": 1}),
     ),
     "smollm2": Row(
         LlamaConfig,

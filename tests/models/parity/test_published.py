@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, SmolLM3Config
+from transformers import LlamaConfig, MistralConfig, MixtralConfig, Qwen2Config, Qwen3Config, SmolLM3Config
 
 from manylora.models.architectures import ARCHITECTURES
 from manylora.models.fetch.catalog import KNOWN_BASES
@@ -14,7 +14,7 @@ from tests.models.parity.rows import ROWS
 
 CLASSES: dict[str, Any] = {
     f"{config.__name__.removesuffix('Config')}ForCausalLM": config
-    for config in (LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, SmolLM3Config)
+    for config in (LlamaConfig, MistralConfig, MixtralConfig, Qwen2Config, Qwen3Config, SmolLM3Config)
 }
 FOURTH: dict[str, Any] = {
     "return_dict": True,
@@ -94,8 +94,7 @@ def test_every_field_that_a_class_of_transformers_writes_is_understood(architect
 
 
 def test_every_base_of_the_catalog_has_a_config_and_a_row() -> None:
-    served = {base.name for base in KNOWN_BASES} - {"Mixtral-8x7B-Instruct-v0.1"}
-    assert served <= PUBLISHED.keys()
+    assert {base.name for base in KNOWN_BASES} <= PUBLISHED.keys()
     assert {name for row in ROWS.values() for name in row.bases} == PUBLISHED.keys() == PARAMETERS.keys()
     assert VERIFY.keys() <= PUBLISHED.keys()
     assert all(field in PUBLISHED[name] for name, fields in VERIFY.items() for field in fields)
@@ -116,6 +115,7 @@ def test_a_row_has_the_features_of_its_bases(name: str) -> None:
     assert tiny.rope.factor == full.rope.factor
     assert (tiny.sliding_window is None) == (full.sliding_window is None)
     assert bool(tiny.unrotated_layers) == bool(full.unrotated_layers)
+    assert tiny.experts == full.experts
     assert (tiny.vocab % 16 == 0) == (full.vocab % 64 == 0)
 
 

@@ -42,12 +42,13 @@ class NativeKv(Protocol):
 class NativeSegments:
     """The segments of a step as C++ `Segment` structs; owns the memory of both arrays."""
 
-    __slots__ = ("_all", "_sampled", "has_extras")
+    __slots__ = ("_all", "_sampled", "has_extras", "width")
 
     def __init__(self, lora: LoraBatch) -> None:
         self._all = _segments(lora.segments)
         self._sampled = _segments(lora.sampled)
         self.has_extras = lora.has_extras
+        self.width = lora.segments[0].adapter.width  # one base, so one width
 
     @property
     def address(self) -> int:
@@ -66,15 +67,19 @@ def _segments(segments: tuple[LoraSegment, ...]) -> "ctypes.Array[ctypes.c_int64
 
 
 class Buffer:
-    """Rows of `width` floats in a graph's scratch; the recorder reuses its place when no reference to it is left."""
+    """Rows of `width` floats in a graph's scratch, `copies` of them for each row of the step, or those sampled from.
 
-    __slots__ = ("_free", "column", "is_sampled", "width")
+    The recorder reuses a buffer's place when no reference to it is left.
+    """
 
-    def __init__(self, free: list[int], column: int, width: int, is_sampled: bool) -> None:
+    __slots__ = ("_free", "column", "copies", "is_sampled", "width")
+
+    def __init__(self, free: list[int], column: int, width: int, is_sampled: bool, copies: int = 1) -> None:
         self._free = free
         self.column = column
         self.width = width
         self.is_sampled = is_sampled
+        self.copies = copies
 
     def __del__(self) -> None:
         self._free.append(self.column)
@@ -98,14 +103,14 @@ class GraphRecorder:
             raise AttributeError(f"the table of operations has no {name}")
         return partial(self._record, *self._table[name])
 
-    def buffer(self, width: int, *, is_sampled: bool = False) -> Buffer:
-        """Return a free buffer of the scratch: a row for each row of the step, or for each that is sampled from."""
-        free = self._free[width]
+    def buffer(self, width: int, *, is_sampled: bool = False, copies: int = 1) -> Buffer:
+        """Return a free buffer of the scratch: `copies` rows for each row of the step, or one for each sampled from."""
+        free = self._free[width * copies]
         if free:
-            return Buffer(free, free.pop(), width, is_sampled)
+            return Buffer(free, free.pop(), width, is_sampled, copies)
         column = self.width
-        self.width += -(-width // _ALIGNMENT) * _ALIGNMENT
-        return Buffer(free, column, width, is_sampled)
+        self.width += -(-width * copies // _ALIGNMENT) * _ALIGNMENT
+        return Buffer(free, column, width, is_sampled, copies)
 
     def _record(self, opcode: int, operation: Operation, *args: Any, **kwargs: Any) -> Buffer | None:
         arguments = operation.bind(*args, **kwargs)
@@ -130,7 +135,9 @@ class GraphRecorder:
         are_sampled = rule.are_sampled or (first is not None and arguments[first].is_sampled)
         if rule.outlive:
             return Buffer([], OUTSIDE_SCRATCH, width, are_sampled)
-        return self.buffer(width, is_sampled=are_sampled)
+        if rule.copies is not None:
+            return self.buffer(width, copies=apply_rule(rule.copies, arguments))
+        return self.buffer(width, is_sampled=are_sampled, copies=1 if first is None else arguments[first].copies)
 
 
 class NativeProfile:
@@ -214,6 +221,7 @@ class CapturedGraph:
         deltas.segments = None if native is None else native.address
         deltas.sampled = None if native is None else native.sampled_address
         deltas.has_extras = native is not None and native.has_extras
+        deltas.width = 0 if native is None else native.width
 
 
 _NOTHING = torch.empty(0)

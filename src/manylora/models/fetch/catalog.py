@@ -78,7 +78,7 @@ KNOWN_BASES: tuple[KnownBase, ...] = (
         name="Mixtral-8x7B-Instruct-v0.1",
         repository="mistralai/Mixtral-8x7B-Instruct-v0.1",
         licence="Apache-2.0",
-        summary="Mixture of eight experts, two a token (known, not yet served)",
+        summary="Mixture of eight experts, two a token, instruction-tuned",
     ),
 )
 

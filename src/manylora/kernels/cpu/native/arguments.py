@@ -17,6 +17,7 @@ from manylora.kernels.interface import (
     AttentionBatch,
     KvCache,
     LoraBatch,
+    Matrix,
     Packed,
     RopeTable,
     RowIndices,
@@ -33,11 +34,12 @@ Keep = Callable[[object], None]
 
 
 class RecordedRows(Protocol):
-    """Rows in a step's scratch, or in its logits."""
+    """Rows in a step's scratch, or in its logits. `copies` counts them for each row of the step."""
 
     column: int
     width: int
     is_sampled: bool
+    copies: int
 
 
 class PackedWeight(Protocol):
@@ -59,12 +61,19 @@ class ArgumentKind:
 
 
 def _rows(rows: RecordedRows, keep: Keep) -> Words:
-    return rows.column, rows.width, int(rows.is_sampled)
+    return rows.column, rows.width, 0 if rows.is_sampled else rows.copies
 
 
 def _weight(weight: PackedWeight, keep: Keep) -> Words:
     keep(weight)
     return weight.address, weight.outputs, weight.inputs, weight.format
+
+
+def _experts(experts: tuple[PackedWeight, ...], keep: Keep) -> Words:
+    words = [word for weight in experts for word in _weight(weight, keep)]
+    own = (ctypes.c_int64 * len(words))(*words)
+    keep(own)
+    return ctypes.addressof(own), len(experts)
 
 
 def _vector(vector: Tensor, keep: Keep) -> Words:
@@ -101,7 +110,9 @@ def _of_step(value: object, keep: Keep) -> Words:
 KINDS: Mapping[object, ArgumentKind] = {
     Rows: ArgumentKind("Rows", 3, _rows),
     Packed: ArgumentKind("PackedWeight", 4, _weight),
+    tuple[Packed, ...]: ArgumentKind("ExpertWeights", 2, _experts),
     Vector: ArgumentKind("const float*", 1, _vector),
+    Matrix: ArgumentKind("const float*", 1, _vector),
     RopeTable: ArgumentKind("RopeTable", 2, _rope),
     tuple[LoraTarget, ...]: ArgumentKind("LoraTargets", 2, _targets),
     float: ArgumentKind("double", 1, _float),

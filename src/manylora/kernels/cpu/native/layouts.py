@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from manylora.kernels import adapter_layout
-from manylora.kernels.projections import NUM_PROJECTIONS
+from manylora.kernels.projections import FEED_FORWARD
 from manylora.kernels.sampling import SAMPLING_RULE
 
 MAX_WORDS = 15
@@ -34,8 +34,8 @@ STRUCTS: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("start", "int64_t"),
         ("stop", "int64_t"),
         ("image", "const void*"),
-        ("table", "const int64_t*"),  # (layers, NUM_PROJECTIONS, 3): offset of A, offset of B, rank
-        ("vectors", "const int64_t*"),  # (layers, NUM_PROJECTIONS, 2): offsets of bias and gain; null: no extras
+        ("table", "const int64_t*"),  # (layers, width, 3): offset of A, offset of B, rank
+        ("vectors", "const int64_t*"),  # (layers, width, 2): offsets of bias and gain; null: no extras
         ("extras", "const int64_t*"),  # laid out as kernels/adapter_layout.py says; null: no extras
     ),
     "LoraTarget": (("projection", "int64_t"), ("column", "int64_t"), ("out", "int64_t")),
@@ -55,6 +55,7 @@ STRUCTS: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("num_sampled", "int64_t"),
         ("is_bf16", "int64_t"),
         ("has_extras", "int64_t"),
+        ("width", "int64_t"),  # projections of a block in the adapters' tables
     ),
     # interface.StepInput, and the memory of the step.
     "StepInput": (
@@ -110,7 +111,7 @@ def layouts_header() -> str:
         '#include "simd.h"',
         "namespace ml {",
         "struct Kv;",
-        f"constexpr int64_t NUM_PROJECTIONS = {NUM_PROJECTIONS};",
+        f"constexpr int64_t EXPERT_PROJECTIONS = {len(FEED_FORWARD)};",
         f"constexpr int64_t OUTSIDE_SCRATCH = {OUTSIDE_SCRATCH};",
         f"enum class WeightFormat : int64_t {{ {', '.join(WEIGHT_FORMATS)} }};",
         f"enum Extra : int64_t {{ {', '.join(f'{name} = {at}' for name, at in offsets.items())} }};",

@@ -22,6 +22,8 @@ struct PackedWeight {
     WeightFormat format;
 };
 
+// The weights of the experts by number; all have the same shape and format.
+struct ExpertWeights { const PackedWeight* first; int64_t count; };
 struct RopeTable { const float *cos, *sin; };  // (positions, head_dim / 2) each; null: no rotation
 struct LoraTargets { const LoraTarget* first; int64_t count; };
 struct TokenIds { const int64_t* first; };
@@ -34,7 +36,7 @@ template <class T> struct Argument;
 template <> struct Argument<Rows> {
     static constexpr int words = 3;
     static Rows read(const StepInput& step, const int64_t* word) {
-        const int64_t count = word[2] ? step.sampled : step.rows;
+        const int64_t count = word[2] ? step.rows * word[2] : step.sampled;
         if (word[0] == OUTSIDE_SCRATCH) return {step.logits, count, step.logit_width};
         return {step.scratch + word[0] * step.rows, count, word[1]};
     }
@@ -43,6 +45,13 @@ template <> struct Argument<PackedWeight> {
     static constexpr int words = 4;
     static PackedWeight read(const StepInput&, const int64_t* word) {
         return {pointer<void>(word[0]), word[1], word[2], WeightFormat(word[3])};
+    }
+};
+template <> struct Argument<ExpertWeights> {
+    static constexpr int words = 2;
+    static ExpertWeights read(const StepInput&, const int64_t* word) {
+        static_assert(sizeof(PackedWeight) == Argument<PackedWeight>::words * sizeof(int64_t));
+        return {pointer<PackedWeight>(word[0]), word[1]};
     }
 };
 template <> struct Argument<const float*> {

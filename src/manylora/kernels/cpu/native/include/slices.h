@@ -2,31 +2,65 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "pool.h"
-#include "simd.h"
+#include "products.h"
 
 namespace ml {
 
-// Calls f(first row, last row, first panel, last panel) for every piece, half-open.
+// The pieces of one group's product.
 //   block_rows  rows of x that stay in a second-level cache beside a panel
 //   group       panels that are read side by side; slices are cut between groups
 //   panel_cost  products of one row with one panel, in units of a bfloat16 product
 // Below about eight rows the time of a panel is its read from memory, not its arithmetic; a slice is then a quarter of a
 // megabyte.
-template <class F>
-inline void for_slices(
-    Pool* pool, int64_t rows, int64_t panels, int64_t block_rows, int64_t group, int64_t panel_cost, F&& f) {
-    if (rows == 0) return;
-    const int64_t row_blocks = (rows + block_rows - 1) / block_rows;
-    const int64_t groups = (panels + group - 1) / group;
-    const int64_t work = panels * panel_cost * std::max<int64_t>(8, rows / row_blocks);
-    const int64_t slices = chunks_for(groups, work, 1 << 20, pool_threads(pool));
-    parallel(pool, row_blocks * slices, [&](int64_t chunk) {
-        int64_t slice = chunk % slices, part = chunk / slices;
-        int64_t first = chunk_start(groups, slices, slice) * group;
-        int64_t last = std::min(panels, chunk_start(groups, slices, slice + 1) * group);
-        f(chunk_start(rows, row_blocks, part), chunk_start(rows, row_blocks, part + 1), first, last);
+class Slices {
+  public:
+    Slices(int64_t rows, int64_t panels, int64_t block_rows, int64_t group, int64_t panel_cost, int64_t threads)
+        : rows_(rows), panels_(panels), group_(group), row_blocks_((rows + block_rows - 1) / block_rows) {
+        groups_ = (panels + group - 1) / group;
+        const int64_t work = panels * panel_cost * std::max<int64_t>(8, rows / row_blocks_);
+        slices_ = chunks_for(groups_, work, 1 << 20, threads);
+    }
+
+    int64_t count() const { return row_blocks_ * slices_; }
+
+    // Calls f(first row, last row, first panel, last panel), half-open.
+    template <class F> void run(int64_t piece, F&& f) const {
+        const int64_t slice = piece % slices_, part = piece / slices_;
+        const int64_t first = chunk_start(groups_, slices_, slice) * group_;
+        const int64_t last = std::min(panels_, chunk_start(groups_, slices_, slice + 1) * group_);
+        f(chunk_start(rows_, row_blocks_, part), chunk_start(rows_, row_blocks_, part + 1), first, last);
+    }
+
+  private:
+    int64_t rows_, panels_, group_, row_blocks_, groups_, slices_;
+};
+
+// Runs the pieces of the products of all groups as one job of the pool.
+//   slices_of(rows)  the `Slices` of a group
+//   f(group, first row, last row, first panel, last panel), rows counted from the group's first
+template <class S, class F> inline void for_slices(Pool* pool, RowGroups groups, S&& slices_of, F&& f) {
+    auto run = [&](const RowGroup& group, const Slices& slices, int64_t piece) {
+        slices.run(piece, [&](int64_t row0, int64_t row1, int64_t first, int64_t last) {
+            f(group, row0, row1, first, last);
+        });
+    };
+    if (groups.rows == 0) return;
+    if (groups.count == 1) {
+        const Slices slices = slices_of(groups.rows);
+        return parallel(pool, slices.count(), [&](int64_t piece) { run(*groups.groups, slices, piece); });
+    }
+    std::vector<Slices> all;
+    std::vector<int64_t> ends;  // running counts of pieces after each group
+    for (const RowGroup& group : groups) {
+        all.push_back(slices_of(group.rows));
+        ends.push_back((ends.empty() ? 0 : ends.back()) + all.back().count());
+    }
+    parallel(pool, ends.back(), [&](int64_t item) {
+        const size_t index = size_t(std::upper_bound(ends.begin(), ends.end(), item) - ends.begin());
+        run(groups.groups[index], all[index], item - (index ? ends[index - 1] : 0));
     });
 }
 

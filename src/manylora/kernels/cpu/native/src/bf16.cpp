@@ -60,7 +60,7 @@ inline void round_pairs(uint32_t* p, V16 low, V16 high) {
 
 #endif
 
-// The rows of a step are cut into tiles of nearly equal size, once for the whole product.
+// The rows of a group are cut into tiles of nearly equal size, once for the whole product.
 struct Tiles {
     int64_t rows, count;
 
@@ -159,16 +159,20 @@ void block(const Product& job, int64_t tile0, int64_t tile1, int64_t first, int6
         }
 }
 
-void product(Pool* pool, const Product& job) {
-    const Tiles& tiles = job.tiles;
+void product(Pool* pool, const uint32_t* x, RowGroups groups, float* y, int64_t pairs, int64_t out) {
     // Rows of x that stay in a second-level cache of 1 MB beside a panel.
-    const int64_t block_rows = std::max<int64_t>(TILE_ROWS, (512 << 10) / (4 * job.pairs));
-    auto piece = [&](int64_t row0, int64_t row1, int64_t first, int64_t last) {
+    const int64_t block_rows = std::max<int64_t>(TILE_ROWS, (512 << 10) / (4 * pairs));
+    auto slices_of = [&](int64_t rows) {
+        const int64_t group = Tiles(rows).count > 1 ? 1 : side_by_side(rows);
+        return Slices(rows, panels_of(out), block_rows, group, pairs * PAIR, pool_threads(pool));
+    };
+    for_slices(pool, groups, slices_of, [&](const RowGroup& own, int64_t row0, int64_t row1, int64_t first, int64_t last) {
+        const Tiles tiles(own.rows);
+        const Product job{
+            x + own.first * pairs, static_cast<const bf16*>(own.packed), y + own.first * out, tiles, pairs, out};
         if (tiles.count > 1) return block(job, tiles.first_from(row0), tiles.first_from(row1), first, last);
         with_rows(int(tiles.rows), [&](auto constant) { stream<decltype(constant)::value>(job, first, last); });
-    };
-    const int64_t group = tiles.count > 1 ? 1 : side_by_side(tiles.rows);
-    for_slices(pool, tiles.rows, panels_of(job.out), block_rows, group, job.pairs * PAIR, piece);
+    });
 }
 
 // One row of a tile of `height` rows.
@@ -185,20 +189,33 @@ void round_row(const float* x, int64_t in, uint32_t* to, int64_t height) {
     }
 }
 
+// Calls f(first row, height) for the tiles [tile0, tile1) of all groups, counted through.
+template <class F> void for_tiles(RowGroups groups, int64_t tile0, int64_t tile1, F&& f) {
+    int64_t before = 0;
+    for (const RowGroup& own : groups) {
+        const Tiles tiles(own.rows);
+        const int64_t end = std::min(tiles.count, tile1 - before);
+        for (int64_t tile = std::max<int64_t>(0, tile0 - before); tile < end; ++tile)
+            f(own.first + tiles.start(tile), tiles.start(tile + 1) - tiles.start(tile));
+        before += tiles.count;
+    }
+}
+
 // The rounded rows of this thread's current call, for `Product`; the memory grows to the largest step and is kept.
-const uint32_t* round_rows(Pool* pool, const float* x, const Tiles& tiles, int64_t in) {
+const uint32_t* round_rows(Pool* pool, const float* x, RowGroups groups, int64_t in) {
     thread_local std::vector<uint32_t> scratch;
     const int64_t pairs = pairs_of(in);
-    if (int64_t(scratch.size()) < tiles.rows * pairs) scratch.resize(size_t(tiles.rows * pairs));
+    if (int64_t(scratch.size()) < groups.rows * pairs) scratch.resize(size_t(groups.rows * pairs));
     uint32_t* to = scratch.data();  // the pool's threads must write here and not into scratch of their own
-    const int64_t chunks = chunks_for(tiles.count, tiles.rows * in, 1 << 15, pool_threads(pool));
+    int64_t count = 0;
+    for (const RowGroup& own : groups) count += Tiles(own.rows).count;
+    const int64_t chunks = chunks_for(count, groups.rows * in, 1 << 15, pool_threads(pool));
     parallel(pool, chunks, [&](int64_t chunk) {
-        const int64_t end = chunk_start(tiles.count, chunks, chunk + 1);
-        for (int64_t tile = chunk_start(tiles.count, chunks, chunk); tile < end; ++tile) {
-            const int64_t first = tiles.start(tile), height = tiles.start(tile + 1) - first;
+        const int64_t tile0 = chunk_start(count, chunks, chunk), tile1 = chunk_start(count, chunks, chunk + 1);
+        for_tiles(groups, tile0, tile1, [&](int64_t first, int64_t height) {
             for (int64_t row = first; row < first + height; ++row)
                 round_row(x + row * in, in, to + first * pairs + (row - first), height);
-        }
+        });
     });
     return to;
 }
@@ -206,10 +223,8 @@ const uint32_t* round_rows(Pool* pool, const float* x, const Tiles& tiles, int64
 }  // namespace
 }  // namespace ml
 
-void ml::linear_bf16_pairs(
-    Pool* pool, const float* x, const void* packed, float* y, int64_t rows, int64_t in, int64_t out) {
-    const Tiles tiles(rows);
-    product(pool, {round_rows(pool, x, tiles, in), static_cast<const bf16*>(packed), y, tiles, pairs_of(in), out});
+void ml::linear_bf16_pairs(Pool* pool, const float* x, RowGroups groups, float* y, int64_t in, int64_t out) {
+    product(pool, round_rows(pool, x, groups, in), groups, y, pairs_of(in), out);
 }
 
 void ml::embed_bf16_pairs(

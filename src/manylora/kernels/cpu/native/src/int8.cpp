@@ -73,7 +73,6 @@ struct Product {
     float* y;
     int64_t rows, stride, pairs, out;
 
-    int64_t panels() const { return panels_of(out); }
     const int8_t* panel(int64_t p) const { return packed + p * pairs * PAIR_BYTES; }
 
     // Between two pieces of k the memory of the result holds the sums, as integers.
@@ -175,26 +174,32 @@ void block(const Product& job, int64_t row0, int64_t row1, int64_t first, int64_
     }
 }
 
-void product(Pool* pool, const Product& job) {
+// The quantised rows of this thread's current call; the memory grows to the largest step and is kept.
+struct Scratch {
+    std::vector<int16_t> x;
+    std::vector<float> worth;
+};
+
+void product(Pool* pool, const Scratch& rows, RowGroups groups, float* y, int64_t in, int64_t out) {
+    const int64_t stride = row_stride(in), pairs = pairs_of(in);
     // Rows of x that stay in a second-level cache of 512 KB beside the panel.
-    const int64_t block_rows = std::max<int64_t>(TILE_ROWS, (256 << 10) / (2 * job.stride) / TILE_ROWS * TILE_ROWS);
-    const int64_t group = job.rows == 1 ? stream_panels<1> : job.rows == 2 ? stream_panels<2> : TILE_PANELS;
-    auto piece = [&](int64_t row0, int64_t row1, int64_t first, int64_t last) {
+    const int64_t block_rows = std::max<int64_t>(TILE_ROWS, (256 << 10) / (2 * stride) / TILE_ROWS * TILE_ROWS);
+    auto slices_of = [&](int64_t count) {
+        const int64_t group = count == 1 ? stream_panels<1> : count == 2 ? stream_panels<2> : TILE_PANELS;
+        return Slices(count, panels_of(out), block_rows, group, pairs * LANES, pool_threads(pool));
+    };
+    for_slices(pool, groups, slices_of, [&](const RowGroup& own, int64_t row0, int64_t row1, int64_t first, int64_t last) {
+        const Product job{rows.x.data() + own.first * stride, rows.worth.data() + own.first,
+                          panels_at(own.packed, out), scales_of(own.packed), y + own.first * out, own.rows, stride,
+                          pairs, out};
         switch (job.rows) {
             case 1: return stream<1>(job, first, last);
             case 2: return stream<2>(job, first, last);
             case 3: return stream<3>(job, first, last);
             default: return block(job, row0, row1, first, last);
         }
-    };
-    for_slices(pool, job.rows, job.panels(), block_rows, group, job.pairs * LANES, piece);
+    });
 }
-
-// The quantised rows of this thread's current call; the memory grows to the largest step and is kept.
-struct Scratch {
-    std::vector<int16_t> x;
-    std::vector<float> worth;
-};
 
 Scratch& quantise_rows(Pool* pool, const float* x, int64_t rows, int64_t in) {
     thread_local Scratch scratch;
@@ -226,12 +231,8 @@ void pack_panel(const float* weight, int64_t outputs, int64_t in, int8_t* packed
 }  // namespace
 }  // namespace ml
 
-void ml::linear_int8(
-    Pool* pool, const float* x, const void* packed, float* y, int64_t rows, int64_t in, int64_t out) {
-    Scratch& scratch = quantise_rows(pool, x, rows, in);
-    const float* worth = scratch.worth.data();
-    product(pool, {scratch.x.data(), worth, panels_at(packed, out), scales_of(packed), y, rows, row_stride(in),
-                   pairs_of(in), out});
+void ml::linear_int8(Pool* pool, const float* x, RowGroups groups, float* y, int64_t in, int64_t out) {
+    product(pool, quantise_rows(pool, x, groups.rows, in), groups, y, in, out);
 }
 
 void ml::embed_int8(

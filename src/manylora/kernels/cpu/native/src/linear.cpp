@@ -20,7 +20,6 @@ struct Product {
     float* y;
     int64_t rows, in, out;
 
-    int64_t panels() const { return (out + LANES - 1) / LANES; }
     const bf16* panel(int64_t p) const { return packed + p * in * LANES; }
 
     void put(int64_t row, int64_t panel, V16 value) const {
@@ -89,27 +88,31 @@ void block(const Product& job, int64_t row0, int64_t row1, int64_t first, int64_
     }
 }
 
-void product(Pool* pool, const Product& job) {
+void product(Pool* pool, const float* x, RowGroups groups, float* y, int64_t in, int64_t out) {
     // Rows of x that stay in a second-level cache of 512 KB beside the panel.
-    const int64_t block_rows = std::max<int64_t>(TILE_ROWS, (256 << 10) / (4 * job.in) / TILE_ROWS * TILE_ROWS);
-    const int64_t group = job.rows == 1 ? stream_panels<1> : job.rows == 2 ? stream_panels<2> : TILE_PANELS;
-    auto piece = [&](int64_t row0, int64_t row1, int64_t first, int64_t last) {
+    const int64_t block_rows = std::max<int64_t>(TILE_ROWS, (256 << 10) / (4 * in) / TILE_ROWS * TILE_ROWS);
+    const int64_t panels = (out + LANES - 1) / LANES;
+    auto slices_of = [&](int64_t rows) {
+        const int64_t group = rows == 1 ? stream_panels<1> : rows == 2 ? stream_panels<2> : TILE_PANELS;
+        return Slices(rows, panels, block_rows, group, in * LANES, pool_threads(pool));
+    };
+    for_slices(pool, groups, slices_of, [&](const RowGroup& own, int64_t row0, int64_t row1, int64_t first, int64_t last) {
+        const Product job{
+            x + own.first * in, static_cast<const bf16*>(own.packed), y + own.first * out, own.rows, in, out};
         switch (job.rows) {
             case 1: return stream<1>(job, first, last);
             case 2: return stream<2>(job, first, last);
             case 3: return stream<3>(job, first, last);
             default: return block(job, row0, row1, first, last);
         }
-    };
-    for_slices(pool, job.rows, job.panels(), block_rows, group, job.in * LANES, piece);
+    });
 }
 
 }  // namespace
 }  // namespace ml
 
-void ml::linear_bf16(
-    Pool* pool, const float* x, const void* packed, float* y, int64_t rows, int64_t in, int64_t out) {
-    product(pool, Product{x, static_cast<const bf16*>(packed), y, rows, in, out});
+void ml::linear_bf16(Pool* pool, const float* x, RowGroups groups, float* y, int64_t in, int64_t out) {
+    product(pool, x, groups, y, in, out);
 }
 
 void ml::embed_bf16(Pool* pool, const int64_t* ids, const void* packed, float* y, int64_t count, int64_t in, int64_t) {

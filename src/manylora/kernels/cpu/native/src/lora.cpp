@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "operations.h"
+#include "picks.h"
 #include "pool.h"
 #include "tile.h"
 
@@ -144,24 +145,26 @@ struct Plan {
 
 int64_t pieces(int64_t size, int64_t piece) { return (size + piece - 1) / piece; }
 
-template <class W> void plan_tasks(Plan& plan, const LoraBatch& lora, int64_t layer, LoraTargets targets) {
+// for_runs(f) calls f(segment, first row, last row, shift) for each run of rows of one adapter and one expert: the entries
+// of the adapter's table lie `shift` after those of the targets.
+template <class W, class R>
+void plan_tasks(Plan& plan, const LoraBatch& lora, int64_t layer, LoraTargets targets, R&& for_runs) {
     plan.tasks.clear();
     plan.shrink_ends.clear();
     plan.expand_ends.clear();
     int64_t floats = 0, shrinks = 0, expands = 0;
-    for (int64_t s = 0; s < lora.num_segments; ++s) {
-        const Segment& segment = lora.segments[s];
+    for_runs([&](const Segment& segment, int64_t start, int64_t stop, int64_t shift) {
         const W* image = static_cast<const W*>(segment.image);
         for (int64_t t = 0; t < targets.count; ++t) {
             const LoraTarget& target = targets.first[t];
-            const int64_t index = layer * NUM_PROJECTIONS + target.projection;
+            const int64_t index = layer * lora.width + target.projection + shift;
             const int64_t* entry = segment.table + index * 3;
             const int64_t rank = entry[2];
             if (rank == 0) continue;
             const int64_t* own = segment.vectors ? segment.vectors + index * 2 : nullptr;
             auto vector = [&](int which) { return own && own[which] >= 0 ? image + own[which] : nullptr; };
-            for (int64_t row = segment.start; row < segment.stop; row += TASK_ROWS) {
-                int64_t end = std::min(segment.stop, row + TASK_ROWS);
+            for (int64_t row = start; row < stop; row += TASK_ROWS) {
+                int64_t end = std::min(stop, row + TASK_ROWS);
                 // `h` holds an offset until the buffer has its final size.
                 plan.tasks.push_back({image + entry[0], image + entry[1], vector(0), vector(1),
                                       reinterpret_cast<float*>(floats * 4), row, end, row, rank, target.column,
@@ -171,7 +174,7 @@ template <class W> void plan_tasks(Plan& plan, const LoraBatch& lora, int64_t la
                 plan.expand_ends.push_back(expands += pieces(target.out, TASK_COLUMNS));
             }
         }
-    }
+    });
     if (int64_t(plan.h.size()) < floats) plan.h.resize(size_t(floats));
     for (Task& task : plan.tasks) task.h = plan.h.data() + reinterpret_cast<int64_t>(task.h) / 4;
 }
@@ -184,11 +187,12 @@ template <class F> void for_pieces(Pool* pool, const Plan& plan, const std::vect
     });
 }
 
-template <class W>
-void add_deltas(Pool* pool, const Call& call, const LoraBatch& lora, int64_t layer, LoraTargets targets) {
+template <class W, class R>
+void add_deltas(
+    Pool* pool, const Call& call, const LoraBatch& lora, int64_t layer, LoraTargets targets, R&& for_runs) {
     static thread_local Plan plan;
     Plan& own = plan;  // the caller's, also where a worker runs the lambdas below
-    plan_tasks<W>(own, lora, layer, targets);
+    plan_tasks<W>(own, lora, layer, targets, for_runs);
     if (own.tasks.empty()) return;
     for_pieces(pool, own, own.shrink_ends, [&](const Task& task, int64_t piece) {
         shrink<W>(call, task, piece * TASK_RANKS, std::min(task.rank, (piece + 1) * TASK_RANKS));
@@ -198,12 +202,34 @@ void add_deltas(Pool* pool, const Call& call, const LoraBatch& lora, int64_t lay
     });
 }
 
+template <class R>
+void add_deltas_of(
+    Pool* pool, const Call& call, const LoraBatch& lora, int64_t layer, LoraTargets targets, R&& for_runs) {
+    if (lora.is_bf16) add_deltas<bf16>(pool, call, lora, layer, targets, for_runs);
+    else add_deltas<float>(pool, call, lora, layer, targets, for_runs);
+}
+
 }  // namespace
 }  // namespace ml
 
 void ml::add_lora(Pool* pool, Rows y, Rows x, const LoraBatch& lora, int64_t layer, LoraTargets targets) {
     if (lora.num_segments == 0) return;
-    const Call call{y.data, y.width, x.data, x.width};
-    if (lora.is_bf16) add_deltas<bf16>(pool, call, lora, layer, targets);
-    else add_deltas<float>(pool, call, lora, layer, targets);
+    add_deltas_of(pool, {y.data, y.width, x.data, x.width}, lora, layer, targets, [&](auto&& f) {
+        for (int64_t s = 0; s < lora.num_segments; ++s) f(lora.segments[s], lora.segments[s].start, lora.segments[s].stop, 0);
+    });
+}
+
+// The picks of a segment's rows with one expert lie side by side, since an expert's picks are sorted by row.
+void ml::add_expert_lora(
+    Pool* pool, Rows routes, Rows y, Rows x, const LoraBatch& lora, int64_t layer, LoraTargets targets) {
+    if (lora.num_segments == 0) return;
+    const Picks picks(routes);
+    add_deltas_of(pool, {y.data, y.width, x.data, x.width}, lora, layer, targets, [&](auto&& f) {
+        for (int64_t s = 0; s < lora.num_segments; ++s)
+            for (int64_t expert = 0; expert < picks.experts(); ++expert) {
+                const int64_t first = picks.first_from(expert, lora.segments[s].start);
+                const int64_t last = picks.first_from(expert, lora.segments[s].stop);
+                if (first < last) f(lora.segments[s], first, last, expert * EXPERT_PROJECTIONS);
+            }
+    });
 }

@@ -13,12 +13,8 @@ namespace ml {
 namespace {
 
 void multiply(Pool* pool, const float* x, PackedWeight weight, float* y, int64_t rows) {
-    switch (weight.format) {
-        case WeightFormat::bf16: return linear_bf16(pool, x, weight.data, y, rows, weight.inputs, weight.outputs);
-        case WeightFormat::bf16_pairs:
-            return linear_bf16_pairs(pool, x, weight.data, y, rows, weight.inputs, weight.outputs);
-        case WeightFormat::int8: return linear_int8(pool, x, weight.data, y, rows, weight.inputs, weight.outputs);
-    }
+    const RowGroup all{weight.data, 0, rows};
+    multiply(pool, weight.format, x, {&all, 1, rows}, y, weight.inputs, weight.outputs);
 }
 
 // Rows of logits that are wider than the base's vocabulary: -inf for the tokens that it lacks, until an adapter that has
@@ -32,6 +28,15 @@ void widen(const float* narrow, int64_t vocab, Rows wide) {
 
 }  // namespace
 }  // namespace ml
+
+void ml::multiply(
+    Pool* pool, WeightFormat format, const float* x, RowGroups groups, float* y, int64_t in, int64_t out) {
+    switch (format) {
+        case WeightFormat::bf16: return linear_bf16(pool, x, groups, y, in, out);
+        case WeightFormat::bf16_pairs: return linear_bf16_pairs(pool, x, groups, y, in, out);
+        case WeightFormat::int8: return linear_int8(pool, x, groups, y, in, out);
+    }
+}
 
 bool ml::embed(Pool* pool, TokenIds token_ids, PackedWeight table, Rows y) {
     const int64_t *ids = token_ids.first, in = table.inputs, out = table.outputs;
