@@ -191,7 +191,7 @@ def _check_without_base(
         known = read_name(name)
         if known is None:
             raise refuse.unsupported(f"a tensor `{shown(name)}`")
-        if known[1] is Part.A and entry.shape:
+        if known[1] is Part.A and entry.shape and known[0][1] >= 0:  # the tensors of all experts show no rank
             rank = max(rank, entry.shape[0])
     if rank > job.max_rank:
         raise refuse.rank_too_large(rank, job.max_rank)

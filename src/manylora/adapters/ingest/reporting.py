@@ -112,7 +112,7 @@ def merged_report(members: Sequence[IngestReport]) -> IngestReport:
 
 def _applied(adapter: CheckedAdapter) -> Groups:
     """Return the groups of applied tensors, keyed by (parts, rank, scale) of each module."""
-    loras = {own.module: own for own in adapter.modules}
+    loras = {own.stack or own.module: own for own in adapter.modules}
     parts_of: dict[tuple[Module, bool], list[Part]] = {}  # True: a norm, whose module may equal a projection's
     for module, part in adapter.sorted_tensors.names.values():
         parts_of.setdefault((module, part is Part.NORM), []).append(part)
@@ -163,8 +163,8 @@ def _warnings(adapter: CheckedAdapter, report: IngestReport) -> Iterator[str]:
 def _unused(keys: list[str], patterns: Patterns, adapter: CheckedAdapter) -> list[str]:
     if not keys:
         return []
-    modules = (*(own.module for own in adapter.modules), *adapter.untouched)
-    used = {patterns.first_match(module_path(module)) for module in modules}
+    names = [name for own in adapter.modules for name in own.names] + [module_path(own) for own in adapter.untouched]
+    used = set(map(patterns.first_match, names))
     return [key for key in keys if key not in used]
 
 

@@ -1,7 +1,7 @@
 """The packed image: one file that holds an adapter's weights as the device bank wants them.
 
-header   96 bytes     magic, version, sizes, digest, checksum of everything (taken with itself as 0)
-table    int64        (layers, 7, 3) in C order: (offset of A, offset of B, rank) in elements of the body
+header   96 bytes     magic, version, sizes, digest, checksum of everything (taken with itself as 0), width (0: 7)
+table    int64        (layers, width, 3) in C order: (offset of A, offset of B, rank) in elements of the body
 extras   int64        offsets of the adapter's other parts, in the layout of `adapter_layout.py`; usually empty
 tokens   int64        the invocation tokens of an activated LoRA; usually empty
 body     64-aligned   A (rank, in) and B transposed (rank, out), scale folded in, each on a 64-byte boundary
@@ -11,17 +11,18 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from manylora.adapters.base_shape import PROJECTION_PATHS, BaseShape
+from manylora.adapters.base_shape import BaseShape
 from manylora.adapters.peft.config import MAX_INVOCATION_TOKENS
 from manylora.ids import Digest
 from manylora.kernels.adapter_layout import EMBED, HEAD, NO_EXTRAS, Extras, blank_extras
+from manylora.kernels.projections import NUM_PROJECTIONS
 
 IMAGE_SUFFIX = ".img"
 NAME_SUFFIX = ".name"
@@ -35,12 +36,14 @@ ALIGNMENT_BYTES = 64
 HEADER_BYTES = 96
 ITEM_BYTES = {"bfloat16": 2, "float32": 4}
 _DTYPE_CODES = {"bfloat16": 1, "float32": 2}
-_HEADER = struct.Struct("<8sIIIIIQI32s")
+_HEADER = struct.Struct("<8sIIIIIQI32sI")
 _CHUNK_BYTES = 1 << 20
 
 Table = np.ndarray[Any, np.dtype[np.int64]]
 Ranks = Mapping[tuple[int, int], int]
 """Rank by (layer, projection); a projection without a LoRA has no entry."""
+Sources = Mapping[tuple[int, int], tuple[Hashable, Hashable]]
+"""The origins of A and B of a projection: factors of equal origins are equal."""
 
 
 class ImageDamaged(ValueError):
@@ -49,7 +52,7 @@ class ImageDamaged(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """The content of an image's header, read without the weights."""
+    """The content of an image's header, read without the weights. `width` counts the projections of a block."""
 
     digest: Digest
     dtype: str
@@ -58,10 +61,11 @@ class ImageFacts:
     checksum: int
     num_extras: int = 0
     num_tokens: int = 0
+    width: int = NUM_PROJECTIONS
 
     @property
     def table_bytes(self) -> int:
-        return self.num_layers * len(PROJECTION_PATHS) * 3 * 8
+        return self.num_layers * self.width * 3 * 8
 
     @property
     def numbers_bytes(self) -> int:
@@ -112,30 +116,38 @@ def image_name(digest: Digest, dtype: str) -> str:
     return f"{digest}.{dtype}{IMAGE_SUFFIX}"
 
 
-def lay_out(shape: BaseShape, ranks: Ranks, dtype: str) -> tuple[Table, int]:
-    """Return the table for these ranks and the number of elements in the body."""
-    table = np.zeros((shape.num_layers, len(PROJECTION_PATHS), 3), dtype=np.int64)
+def lay_out(shape: BaseShape, ranks: Ranks, dtype: str, sources: Sources | None = None) -> tuple[Table, int]:
+    """Return the table for these ranks and the number of elements in the body. Equal sources share one place."""
+    table = np.zeros((shape.num_layers, len(shape.projections), 3), dtype=np.int64)
     step = ALIGNMENT_BYTES // ITEM_BYTES[dtype]
+    places: dict[Hashable, int] = {}
     end = 0
-    for (layer, projection), rank in sorted(ranks.items()):
+
+    def place(source: Hashable, elements: int) -> int:
+        nonlocal end
+        if source not in places:
+            places[source], end = end, end + -(-elements // step) * step
+        return places[source]
+
+    for module, rank in sorted(ranks.items()):
+        layer, projection = module
         sizes = shape.projections[projection]
         assert sizes is not None  # checked when the ranks were read
-        offset_a = end
-        offset_b = offset_a + -(-rank * sizes[1] // step) * step
-        end = offset_b + -(-rank * sizes[0] // step) * step
-        table[layer, projection] = (offset_a, offset_b, rank)
+        source_a, source_b = (sources or {}).get(module, ((module, "A"), (module, "B")))
+        offsets = place(source_a, rank * sizes[1]), place(source_b, rank * sizes[0])
+        table[layer, projection] = (*offsets, rank)
     return table, end
 
 
 def largest_file_bytes(weights_bytes: int, shape: BaseShape, dtype: str) -> int:
     """Return a bound on the image's size, in bytes, for a weights file of `weights_bytes`. No file is opened."""
-    layers = shape.num_layers
+    layers, width = shape.num_layers, len(shape.projections)
     # A, B, a bias and a gain for each projection, two norms a layer, the last norm, and eleven parts at the two ends.
-    padding = (layers * (len(PROJECTION_PATHS) * 4 + 2) + 12) * ALIGNMENT_BYTES
+    padding = (layers * (width * 4 + 2) + 12) * ALIGNMENT_BYTES
     ids = 4 * (
         weights_bytes // (2 * shape.hidden)
     )  # one for each row of a table, which takes two bytes a value or more
-    numbers = 8 * (layers * len(PROJECTION_PATHS) * 3 + len(blank_extras(layers, 0)) + MAX_INVOCATION_TOKENS)
+    numbers = 8 * (layers * width * 3 + len(blank_extras(layers, 0, width)) + MAX_INVOCATION_TOKENS)
     return _aligned(HEADER_BYTES + numbers) + weights_bytes * ITEM_BYTES[dtype] // 2 + ids + padding
 
 
@@ -154,7 +166,9 @@ def write_image(
 
     Without `may_create` the file must exist and be empty.
     """
-    facts = ImageFacts(digest, dtype, len(table), body.nbytes, 0, len(extras), len(invocation_tokens))
+    facts = ImageFacts(
+        digest, dtype, len(table), body.nbytes, 0, len(extras), len(invocation_tokens), width=table.shape[1]
+    )
     tokens = np.array(invocation_tokens, dtype="<i8")
     numbers = table.astype("<i8").tobytes() + extras.astype("<i8").tobytes() + tokens.tobytes()
     numbers = numbers.ljust(facts.body_start - HEADER_BYTES, b"\0")
@@ -193,7 +207,7 @@ def read_image(path: Path) -> HostImage:
     table, extras, tokens = np.split(numbers, [facts.table_bytes // 8, facts.table_bytes // 8 + facts.num_extras])
     return HostImage(
         facts,
-        table.reshape(facts.num_layers, len(PROJECTION_PATHS), 3),
+        table.reshape(facts.num_layers, facts.width, 3),
         body,
         extras.copy() if extras.size else NO_EXTRAS,
         tuple(tokens.tolist()),
@@ -202,20 +216,31 @@ def read_image(path: Path) -> HostImage:
 
 def _header(facts: ImageFacts) -> bytes:
     sizes = (facts.num_layers, facts.num_extras, facts.num_tokens, facts.body_bytes, facts.checksum)
-    fields = (MAGIC, VERSION, _DTYPE_CODES[facts.dtype], *sizes, bytes.fromhex(facts.digest))
+    width = 0 if facts.width == NUM_PROJECTIONS else facts.width
+    fields = (MAGIC, VERSION, _DTYPE_CODES[facts.dtype], *sizes, bytes.fromhex(facts.digest), width)
     return _HEADER.pack(*fields).ljust(HEADER_BYTES, b"\0")
 
 
 def _facts(header: bytes, file_bytes: int) -> ImageFacts:
     if len(header) < HEADER_BYTES:
         raise ImageDamaged("shorter than its header")
-    magic, version, code, num_layers, num_extras, num_tokens, body_bytes, checksum, digest = _HEADER.unpack_from(header)
+    fields = _HEADER.unpack_from(header)
+    magic, version, code, num_layers, num_extras, num_tokens, body_bytes, checksum, digest, width = fields
     dtype = {number: name for name, number in _DTYPE_CODES.items()}.get(code)
     if magic != MAGIC:
         raise ImageDamaged("not a packed image")
     if version != VERSION or dtype is None:
         raise ImageDamaged(f"a packed image of version {version}, type {code}; this program reads version {VERSION}")
-    facts = ImageFacts(Digest(digest.hex()), dtype, num_layers, body_bytes, checksum, num_extras, num_tokens)
+    facts = ImageFacts(
+        Digest(digest.hex()),
+        dtype,
+        num_layers,
+        body_bytes,
+        checksum,
+        num_extras,
+        num_tokens,
+        width or NUM_PROJECTIONS,
+    )
     if header != _header(facts):
         raise ImageDamaged("its reserved bytes are not zero")
     if facts.file_bytes != file_bytes:

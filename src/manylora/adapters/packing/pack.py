@@ -6,7 +6,7 @@ The module imports no torch.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,10 +15,10 @@ import numpy as np
 from manylora.adapters.base_shape import EMBED_MODULE, END_PATHS, HEAD_MODULE, BaseShape, Module, module_path
 from manylora.adapters.packing.base_weights import BaseWeights, Matrix, changed_rows
 from manylora.adapters.packing.dora import embedding_gain, linear_gain
-from manylora.adapters.packing.image import ALIGNMENT_BYTES, ITEM_BYTES, Table, lay_out
+from manylora.adapters.packing.image import ALIGNMENT_BYTES, ITEM_BYTES, Sources, Table, lay_out
 from manylora.adapters.packing.merge import Factors, MergeImpossible, merge
-from manylora.adapters.peft.checkpoint import AdapterLimits, CheckedAdapter, LoraModule
-from manylora.adapters.peft.tensors import FileTensor, HeldTensor, Numbers, OwnRows, Pieces
+from manylora.adapters.peft.checkpoint import AdapterLimits, CheckedAdapter
+from manylora.adapters.peft.tensors import FileTensor, HeldTensor, LoraModule, Numbers, OwnRows, Pieces
 from manylora.adapters.peft.values import Float, Values, cast_into, widened
 from manylora.adapters.refusals import Refusals
 from manylora.ids import Digest
@@ -81,6 +81,13 @@ class _Beside:
     invocation_tokens: tuple[int, ...] = ()
 
 
+class _Factors(NamedTuple):
+    """The ranks of an adapter's modules, and what their factors are made of; without that each has its own."""
+
+    ranks: Mapping[Module, int]
+    sources: Sources | None = None
+
+
 @np.errstate(all="ignore")  # overflow is looked for below
 def pack_adapter(
     adapter: CheckedAdapter, shape: BaseShape, dtype: str, refuse: Refusals, base: BaseWeights | None = None
@@ -110,7 +117,8 @@ def pack_adapter(
             yield _fold(adapter, own, a, b, base, refuse)
 
     ranks = {own.module: own.rank for own in adapter.modules}
-    return _packed(parts(), ranks, beside, digest, shape, dtype, refuse)
+    sources = {own.module: _sources(own) for own in adapter.modules}
+    return _packed(parts(), _Factors(ranks, sources), beside, digest, shape, dtype, refuse)
 
 
 @np.errstate(all="ignore")  # overflow is looked for below
@@ -151,7 +159,7 @@ def pack_merged(
         _Folded(module, HeldTensor(factors.a), HeldTensor(factors.b), factors.scale)
         for module, factors in sorted(merged.items())
     )
-    return _packed(parts, ranks, _Beside(shape.vocab), digest, shape, dtype, refuse)
+    return _packed(parts, _Factors(ranks), _Beside(shape.vocab), digest, shape, dtype, refuse)
 
 
 # ── identity ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -253,6 +261,11 @@ def _weight(adapter: CheckedAdapter, module: Module, base: BaseWeights) -> Matri
     return base.matrix(module) if table is None else adapter.tensor(table)
 
 
+def _sources(own: LoraModule) -> tuple[Hashable, Hashable]:
+    """Return what A and B of a module are made of; experts may share one of them."""
+    return own.a, (own.b, own.scale) if own.magnitude is None else own.module
+
+
 def _served_b(part: _Folded) -> Iterator[tuple[int, Float]]:
     """Yield B with scale and gain folded in, piece by piece."""
     for first, piece in part.b.pieces():
@@ -267,7 +280,7 @@ def _served_b(part: _Folded) -> Iterator[tuple[int, Float]]:
 
 def _packed(
     parts: Iterable[_Folded],
-    ranks: Mapping[Module, int],
+    factors: _Factors,
     beside: _Beside,
     digest: "hashlib._Hash",
     shape: BaseShape,
@@ -275,7 +288,9 @@ def _packed(
     refuse: Refusals,
 ) -> PackedAdapter:
     """Lay out and fill the body. The function reads `digest` after it has taken all parts."""
-    table, used = lay_out(shape, {module: rank for module, rank in ranks.items() if module not in END_PATHS}, dtype)
+    ranks = factors.ranks
+    in_blocks = {module: rank for module, rank in ranks.items() if module not in END_PATHS}
+    table, used = lay_out(shape, in_blocks, dtype, factors.sources)
     plan = _ExtrasPlan(shape, ranks, beside, used, dtype)
     body = _Body(plan.end, dtype, refuse)
     changes_nothing = not beside.rows and not beside.norms and not any(map(any, beside.vectors.values()))
@@ -316,7 +331,7 @@ class _ExtrasPlan:
 
     def __init__(self, shape: BaseShape, ranks: Mapping[Module, int], beside: _Beside, used: int, dtype: str) -> None:
         self.end = used
-        self.extras = blank_extras(shape.num_layers, beside.vocabulary)
+        self.extras = blank_extras(shape.num_layers, beside.vocabulary, len(shape.projections))
         self.vectors: dict[Module, tuple[int, int]] = {}
         self._item_bytes = ITEM_BYTES[dtype]
         hidden, vocabulary = shape.hidden, beside.vocabulary
@@ -354,7 +369,7 @@ class _ExtrasPlan:
         if module in END_PATHS:
             self.extras[HEAD_VECTORS if module == HEAD_MODULE else EMBED_VECTORS] = offsets
         else:
-            set_projection_vectors(self.extras, *module, *offsets)
+            set_projection_vectors(self.extras, *module, *offsets, len(shape.projections))
 
     def _take(self, elements: int) -> int:
         step = ALIGNMENT_BYTES // self._item_bytes

@@ -10,13 +10,16 @@ from dataclasses import dataclass, field
 
 from manylora.adapters.base_shape import EMBED_MODULE, END_PATHS, PROJECTION_PATHS, BaseShape, Module, module_path
 from manylora.adapters.peft.config import LoraRule
+from manylora.adapters.peft.experts import ExpertTargets
 from manylora.adapters.peft.safetensors_header import HeaderEntry
-from manylora.adapters.peft.tensor_names import FINAL_NORM, PREFIX, Part, read_name
+from manylora.adapters.peft.tensor_names import FINAL_NORM, PREFIX, Part, Stack, read_name
 from manylora.adapters.refusals import Refusals, shown
+from manylora.kernels.projections import ROUTER
 
 LORA_PARTS = frozenset({Part.A, Part.B, Part.BIAS, Part.MAGNITUDE})
 _NO_SUCH = "the model has no such weight"
 _UNUSED = "a copy of the module before it was trained"
+_NO_PARAMETER = "neither `target_parameters` nor `target_modules` names its parameter"
 _AGAIN = "the file has it a second time"
 COPIES = frozenset({_UNUSED, _AGAIN})
 """The reasons of tensors that PEFT itself writes beside those that it reads."""
@@ -45,6 +48,8 @@ class SortedTensors:
 
 def module_name(module: Module, part: Part) -> str:
     """Return the path of a module as `module_path` does, and the path of a norm too."""
+    if module[1] < 0:
+        return f"model.layers.{module[0]}.mlp.{Stack(module[1]).path}"
     if part is not Part.NORM:
         return module_path(module)
     if module == FINAL_NORM:
@@ -53,20 +58,21 @@ def module_name(module: Module, part: Part) -> str:
 
 
 def sort_tensors(
-    entries: Mapping[str, HeaderEntry], rule: LoraRule, shape: BaseShape, refuse: Refusals
+    entries: Mapping[str, HeaderEntry], rule: LoraRule, shape: BaseShape, experts: ExpertTargets, refuse: Refusals
 ) -> SortedTensors:
     """Sort the tensors of a file into applied and left out.
 
     Raises: `AdapterUnsupported` for a tensor that the config names or PEFT would load and that is not applied here,
             `AdapterIncompatible` for one that the config names and the base lacks, `AdapterCorrupt` for a part twice.
     """
-    return _Sorting(rule, shape, refuse).sorted(entries)
+    return _Sorting(rule, shape, experts, refuse).sorted(entries)
 
 
 class _Sorting:
-    def __init__(self, rule: LoraRule, shape: BaseShape, refuse: Refusals) -> None:
+    def __init__(self, rule: LoraRule, shape: BaseShape, experts: ExpertTargets, refuse: Refusals) -> None:
         self.rule = rule
         self.shape = shape
+        self.experts = experts
         self.refuse = refuse
 
     def sorted(self, entries: Mapping[str, HeaderEntry]) -> SortedTensors:
@@ -94,7 +100,7 @@ class _Sorting:
             return _UNUSED
         path = module_name(module, part)
         if part in LORA_PARTS:
-            return self.lora_reason(module, part, path)
+            return self.stack_reason(name, module, part) if module[1] < 0 else self.lora_reason(name, module, part)
         is_saved = self.rule.selection.saves_whole(path)
         if ".modules_to_save." in name:
             if not is_saved:
@@ -108,8 +114,18 @@ class _Sorting:
             return "its module has a LoRA or trained tokens, and `modules_to_save` does not name it"
         return None
 
-    def lora_reason(self, module: Module, part: Part, path: str) -> str | None:
-        if (why := self.rule.selection.why_not(path)) is not None:
+    def stack_reason(self, name: str, module: Module, part: Part) -> str | None:
+        """Return the reason to drop a tensor of all experts."""
+        if self.experts.parameter_of(module) is None:
+            return _NO_PARAMETER
+        if part not in (Part.A, Part.B):
+            raise self.refuse.unsupported(f"`{shown(name)}` for all experts, as PEFT cannot")
+        return None
+
+    def lora_reason(self, name: str, module: Module, part: Part) -> str | None:
+        if (why := self.experts.why_not(module)) is not None:
+            if module[1] > ROUTER and module not in END_PATHS and self.experts.is_part(module):
+                raise self.refuse.unsupported(f"`target_parameters` with tensors of single experts (`{shown(name)}`)")
             return why.value
         if part is Part.BIAS and not (self.rule.has_bias and module != EMBED_MODULE):
             return "`lora_bias` is not set"
@@ -135,8 +151,8 @@ class _Sorting:
             raise self.refuse.incompatible(
                 f"it adapts layer {layer}, the model has layers 0 to {self.shape.num_layers - 1}: `{shown(name)}`"
             )
-        if part is not Part.NORM and self.shape.projections[index] is None:
-            raise self.refuse.incompatible(f"it adapts {module_path(module)}, which the model does not have")
+        if part is not Part.NORM and not (self.shape.has(index) if index >= 0 else self.shape.num_experts):
+            raise self.refuse.incompatible(f"it adapts {module_name(module, part)}, which the model does not have")
 
     # ── other names ──────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from manylora.adapters.base_shape import EMBED_MODULE, END_PATHS, HEAD_MODULE, BaseShape, Module, module_path
 from manylora.adapters.peft.applying import COPIES, SortedTensors, module_name, sort_tensors
 from manylora.adapters.peft.config import LoraRule, read_lora_rule
+from manylora.adapters.peft.experts import ExpertTargets
 from manylora.adapters.peft.safetensors_header import HeaderEntry, HeaderInvalid, PickledWeights, read_header
 from manylora.adapters.peft.selection import can_have_lora, module_paths
 from manylora.adapters.peft.tensor_names import FINAL_NORM, Part
-from manylora.adapters.peft.tensors import FileTensor
+from manylora.adapters.peft.tensors import FileTensor, LoraModule, TensorSlice
 from manylora.adapters.peft.values import Values, read_values
 from manylora.adapters.refusals import Refusals, shown
 from manylora.kernels.adapter_layout import MAX_ADDED_TOKENS
@@ -27,19 +28,6 @@ class AdapterLimits:
     max_bytes: int
     is_strict: bool = False
     harmless_fields: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class LoraModule:
-    """One layer's LoRA as the file has it: A (rank, in), B (out, rank), bias and magnitude (out,)."""
-
-    module: Module
-    a: HeaderEntry
-    b: HeaderEntry
-    rank: int
-    scale: float
-    bias: HeaderEntry | None = None
-    magnitude: HeaderEntry | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +59,13 @@ class CheckedAdapter:
     sorted_tensors: SortedTensors
     untouched: tuple[Module, ...] = ()
 
-    def values(self, entry: HeaderEntry) -> Values:
-        return read_values(self.weights[entry.start : entry.stop], entry.dtype, entry.shape)
+    def values(self, part: HeaderEntry | TensorSlice) -> Values:
+        if isinstance(part, TensorSlice):
+            return self.tensor(part).whole
+        return read_values(self.weights[part.start : part.stop], part.dtype, part.shape)
 
-    def tensor(self, entry: HeaderEntry) -> FileTensor:
-        return FileTensor(self.weights[entry.start : entry.stop], entry.dtype, entry.shape)
+    def tensor(self, part: HeaderEntry | TensorSlice) -> FileTensor:
+        return FileTensor.of(self.weights, part)
 
     @property
     def extra_features(self) -> list[str]:
@@ -115,12 +105,17 @@ class _Check:
         self.shape = shape
         self.limits = limits
         self.refuse = refuse
+        self.experts = ExpertTargets(rule, shape, refuse)
 
     def adapter(self, entries: Mapping[str, HeaderEntry], weights: memoryview) -> CheckedAdapter:
         if self.shape.is_tied:
             self.rule.selection.tie_ends()
         targeted = self.targeted()
-        found = sort_tensors(entries, self.rule, self.shape, self.refuse)
+        found = sort_tensors(entries, self.rule, self.shape, self.experts, self.refuse)
+        if not targeted and not self.experts.names_parameters and not self.rule.selection.is_dummy:
+            raise self.refuse.incompatible(
+                "`target_modules`, `exclude_modules` and `layers_to_transform` together name no layer of it"
+            )
         self.drop_halves(found)
         self.check_strict(found)
         parts = found.parts
@@ -128,10 +123,7 @@ class _Check:
         tables = self.tables(parts, weights)
         vocabulary = self.vocabulary(tables)
         tokens = self.tokens(parts, vocabulary)
-        modules = [
-            self.module(module, parts, vocabulary)
-            for module in sorted({m for m, part in parts if part in (Part.A, Part.B)})
-        ]
+        modules = self.modules(parts, vocabulary, weights)
         adapted = {module.module for module in modules}
         self.check_lonely(parts, adapted)
         norms = {self.norm_index(m): self.norm(m, own[0]) for (m, part), own in parts.items() if part is Part.NORM}
@@ -148,23 +140,17 @@ class _Check:
     # ── the config against the base ──────────────────────────────────────────────────────────────────────────────
 
     def targeted(self) -> list[Module]:
-        """Return the modules that have a LoRA by the config. Raises if PEFT makes none, or cannot make one of them."""
+        """Return the modules that have a LoRA by the config. Raises if PEFT cannot make one of them."""
         selection = self.rule.selection
         paths = [path for path in module_paths(self.shape) if selection.targets(path)]
         if other := [path for path in paths if not can_have_lora(path)]:
             raise self.refuse.unsupported(f"an adapter on `{other[0]}` (`target_modules`), which is no linear layer")
-        if not paths and not selection.is_dummy:
-            raise self.refuse.incompatible(
-                "`target_modules`, `exclude_modules` and `layers_to_transform` together name no layer of it"
-            )
+        layers, width = range(self.shape.num_layers), len(self.shape.projections)
+        own = ((layer, index) for layer in layers for index in range(width) if self.shape.has(index))
+        named = {module: None for module in (*own, *END_PATHS) if self.experts.why_not(module) is None}
+        named |= {module: None for layer in layers for module in self.experts.targeted(layer)}
         self.check_wrapped()
-        layers = (
-            (layer, projection)
-            for layer in range(self.shape.num_layers)
-            for projection, sizes in enumerate(self.shape.projections)
-            if sizes is not None
-        )
-        return [module for module in (*layers, *END_PATHS) if selection.targets(module_path(module))]
+        return list(named)
 
     def check_wrapped(self) -> None:
         """Refuse a module that is saved whole and has trained tokens or a LoRA, or that cannot be saved whole."""
@@ -225,14 +211,42 @@ class _Check:
 
     # ── LoRA ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def modules(
+        self, parts: Mapping[tuple[Module, Part], list[HeaderEntry]], vocabulary: int, weights: memoryview
+    ) -> list[LoraModule]:
+        """Return the LoRA of each module, in order. That of an expert may be a part of the tensors of all experts."""
+        found: dict[Module, LoraModule] = {}
+        for module in sorted({module for module, part in parts if part in (Part.A, Part.B)}):
+            own = [self.module(module, parts, vocabulary)] if module[1] >= 0 else self.stacked(module, parts, weights)
+            for lora in own:
+                if lora.module in found:
+                    raise self.refuse.corrupt(f"it has {module_path(lora.module)} in two forms")
+                found[lora.module] = lora
+        return [found[module] for module in sorted(found)]
+
+    def stacked(
+        self, module: Module, parts: Mapping[tuple[Module, Part], list[HeaderEntry]], weights: memoryview
+    ) -> list[LoraModule]:
+        [a], [b] = self.pair(module, parts)
+        found = self.experts.modules(module, a, b, weights)
+        if found[0].rank > self.limits.max_rank:
+            raise self.refuse.rank_too_large(found[0].rank, self.limits.max_rank)
+        return found
+
+    def pair(
+        self, module: Module, parts: Mapping[tuple[Module, Part], list[HeaderEntry]]
+    ) -> tuple[list[HeaderEntry], list[HeaderEntry]]:
+        """Return A and B of a module. Raises `AdapterCorrupt` where one is missing."""
+        if (module, Part.A) not in parts or (module, Part.B) not in parts:
+            lonely = Part.A if (module, Part.A) in parts else Part.B
+            raise self.refuse.corrupt(f"{module_name(module, lonely)} has lora_{lonely.name} only")
+        return parts[module, Part.A], parts[module, Part.B]
+
     def module(
         self, module: Module, parts: Mapping[tuple[Module, Part], list[HeaderEntry]], vocabulary: int
     ) -> LoraModule:
         path, refuse = module_path(module), self.refuse
-        if (module, Part.A) not in parts or (module, Part.B) not in parts:
-            lonely = "A" if (module, Part.A) in parts else "B"
-            raise refuse.corrupt(f"{path} has lora_{lonely} only")
-        [a], [b] = parts[module, Part.A], parts[module, Part.B]
+        [a], [b] = self.pair(module, parts)
         if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or a.shape[0] == 0:
             raise refuse.corrupt(f"{path} has lora_A {list(a.shape)} and lora_B {list(b.shape)}")
         out_size, in_size = self.sizes(module, vocabulary)
@@ -243,7 +257,8 @@ class _Check:
         rank = a.shape[0]
         if rank > self.limits.max_rank:
             raise refuse.rank_too_large(rank, self.limits.max_rank)
-        named = self.rule.rank_of(path)
+        names = self.experts.names(module)
+        named = self.rule.rank_of(*names)
         if named != rank:
             raise refuse.corrupt(f"adapter_config.json gives {path} the rank {named}, its tensors have {rank}")
         return LoraModule(
@@ -251,9 +266,10 @@ class _Check:
             a,
             b,
             rank,
-            self.rule.scale_of(path, rank),
+            self.rule.scale_of(*names, rank=rank),
             self.vector(module, Part.BIAS, parts, out_size, is_wanted=self.rule.has_bias and module != EMBED_MODULE),
             self.vector(module, Part.MAGNITUDE, parts, out_size, is_wanted=self.rule.is_dora),
+            names,
         )
 
     def vector(

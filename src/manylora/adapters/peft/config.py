@@ -9,7 +9,7 @@ from manylora.adapters.base_shape import EMBED_MODULE, END_PATHS, HEAD_MODULE, B
 from manylora.adapters.peft.fields import check_fields
 from manylora.adapters.peft.patterns import PatternRefused, Patterns
 from manylora.adapters.peft.safetensors_header import HeaderInvalid, parse_json_object
-from manylora.adapters.peft.selection import Selection
+from manylora.adapters.peft.selection import Selection, names_of
 from manylora.adapters.peft.tensor_names import Part
 from manylora.adapters.refusals import Refusals, shown
 
@@ -40,6 +40,7 @@ class LoraRule:
     bias               the base's trained biases: none, all or lora_only
     start              the value of `init_lora_weights`
     harmless_fields    unknown fields that the settings let pass
+    parameters         ends of the names of parameters that have a LoRA (`target_parameters`)
     """
 
     selection: Selection
@@ -59,6 +60,7 @@ class LoraRule:
     start: bool | str = True
     peft_version: str = ""
     harmless_fields: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
 
     def token_ends(self, shape: BaseShape) -> tuple[Module, ...]:
         """Return the ends that have trained rows of their own in the file.
@@ -82,14 +84,15 @@ class LoraRule:
             return None if self.start is False else Part.A
         return _STARTS_AT_ZERO.get(self.start)
 
-    def rank_of(self, module: str) -> int:
-        key = self.rank_keys.first_match(module)
-        return self.rank if key is None else self.rank_pattern[key]
+    def rank_of(self, *names: str, times: int = 1) -> int:
+        """Return the rank of a module with these names. `times`: what the default is multiplied by."""
+        key = next(filter(None, map(self.rank_keys.first_match, names)), None)
+        return self.rank * times if key is None else self.rank_pattern[key]
 
-    def scale_of(self, module: str, rank: int) -> float:
+    def scale_of(self, *names: str, rank: int, times: int = 1) -> float:
         """Return the factor of a module's `B @ A`: alpha / rank, or alpha / sqrt(rank) when rank-stabilised."""
-        key = self.alpha_keys.first_match(module)
-        alpha = self.alpha if key is None else self.alpha_pattern[key]
+        key = next(filter(None, map(self.alpha_keys.first_match, names)), None)
+        alpha = self.alpha * times if key is None else self.alpha_pattern[key]
         return alpha / math.sqrt(rank) if self.is_rank_stabilised else alpha / rank
 
 
@@ -130,7 +133,17 @@ def read_lora_rule(text: bytes, refuse: Refusals, harmless: Collection[str] = ()
         start=start,
         peft_version=shown(release) if isinstance(release, str) else "",
         harmless_fields=passed,
+        parameters=_parameters(fields, refuse),
     )
+
+
+def _parameters(fields: dict[str, Any], refuse: Refusals) -> tuple[str, ...]:
+    """Return `target_parameters`. Raises `AdapterUnsupported` beside a feature that PEFT has for modules alone."""
+    names = tuple(names_of("target_parameters", fields.get("target_parameters") or [], refuse))
+    for field_name in ("use_dora", "lora_bias", "alora_invocation_tokens"):
+        if names and fields.get(field_name):
+            raise refuse.unsupported(f"`{field_name}` together with `target_parameters`, as PEFT cannot")
+    return names
 
 
 def _check_kind(fields: dict[str, Any], refuse: Refusals) -> None:

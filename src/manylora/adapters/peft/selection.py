@@ -6,7 +6,7 @@ a tensor of a layer that the base lacks differs from a tensor that the config do
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -15,6 +15,7 @@ from manylora.adapters.base_shape import END_PATHS, PROJECTION_PATHS, BaseShape
 from manylora.adapters.peft.patterns import MAX_PATTERNS, PatternRefused
 from manylora.adapters.peft.regular_expressions import Regular
 from manylora.adapters.refusals import Refusals, shown
+from manylora.kernels.projections import MIXTURE_PATH, block_path
 
 DEFAULT_TARGETS = ("q_proj", "v_proj")
 """PEFT's default targets for a Llama or Mistral base."""
@@ -23,8 +24,12 @@ DUMMY_TARGETS = "dummy-target-modules"
 """PEFT's target name for an adapter without a LoRA."""
 MAX_NAMES = 16_384
 _NORMS = ("input_layernorm", "post_attention_layernorm")
-_CONTAINERS = ("self_attn", "mlp", "mlp.act_fn", *_NORMS)
-_IN_BLOCK = r"self_attn(\.[qk]_norm)?|mlp(\.act_fn)?|[a-z_]+_layernorm"
+_MLP_CONTAINERS = ("mlp", "mlp.act_fn")
+_MIXTURE_CONTAINERS = (MIXTURE_PATH, f"{MIXTURE_PATH}.experts")
+_LINEAR = re.compile(
+    rf"\.(?:{'|'.join(map(re.escape, PROJECTION_PATHS))}|{MIXTURE_PATH}\.(?:gate|experts\.[0-9]+\.w[123]))$", re.ASCII
+)
+_IN_BLOCK = rf"self_attn(\.[qk]_norm)?|mlp(\.act_fn)?|{MIXTURE_PATH}(\.experts)?|[a-z_]+_layernorm"
 _NOT_LINEAR = re.compile(
     rf"lm_head|model(\.(embed_tokens|norm|rotary_emb|layers(\.[0-9]+(\.({_IN_BLOCK}))?)?))?", re.ASCII
 )
@@ -87,7 +92,7 @@ class Selection:
         self._targets = self._matcher("target_modules", fields.get("target_modules"), DEFAULT_TARGETS)
         self._excludes = self._matcher("exclude_modules", fields.get("exclude_modules") or None, ())
         self.excludes_any = bool(fields.get("exclude_modules"))
-        self.saves = tuple(_names_of("modules_to_save", fields.get("modules_to_save") or [], refuse))
+        self.saves = tuple(names_of("modules_to_save", fields.get("modules_to_save") or [], refuse))
         self._save_patterns = {
             name: self._regular("modules_to_save", rf"(^|.*\.){name}($|\..*)")
             for name in self.saves
@@ -133,6 +138,15 @@ class Selection:
         """Return whether a module has a LoRA."""
         return self.why_not(path) is None
 
+    def names_end(self, name: str, paths: Iterable[str]) -> bool:
+        """Return whether `target_modules` has a name with this end, means all linear layers, or matches one of `paths`.
+
+        PEFT compares the names of an older form of a base so with those of a newer one.
+        """
+        if isinstance(self._targets, _NameList):
+            return any(named.rpartition(".")[2] == name for named in self._targets.names)
+        return isinstance(self._targets, _AllLinear) or any(map(self.targets, paths))
+
     def saves_whole(self, path: str) -> bool:
         """Return whether `modules_to_save` names a module by the end of its path."""
         return any(path.endswith(name) for name in self.saves)
@@ -177,7 +191,7 @@ class Selection:
         if value is None:
             return _NameList(frozenset(default))
         if not isinstance(value, str):
-            return _NameList(frozenset(_names_of(name, value, self._refuse)))
+            return _NameList(frozenset(names_of(name, value, self._refuse)))
         if name == "target_modules" and value.lower() == ALL_LINEAR:
             return _AllLinear()
         return _Whole(self._regular(name, value))
@@ -197,7 +211,7 @@ class Selection:
         self._layers = None if is_unset else frozenset(numbers)
         # An empty text is none, as an empty list is.
         listed = [patterns] if isinstance(patterns, str) and patterns else patterns or []
-        names = _names_of("layers_pattern", listed, refuse)
+        names = names_of("layers_pattern", listed, refuse)
         if branching := [name for name in names if "|" in name]:
             raise refuse.corrupt(f"`layers_pattern` = {shown(branching[0])}, an expression with branches")
         self._layers_patterns = [self._regular("layers_pattern", name) for name in names]
@@ -209,7 +223,8 @@ class Selection:
             raise self._refuse.corrupt(f"`{name}`: {error}") from error
 
 
-def _names_of(name: str, value: object, refuse: Refusals) -> list[str]:
+def names_of(name: str, value: object, refuse: Refusals) -> list[str]:
+    """Return a field that is a list of names. Raises `AdapterCorrupt` for another value or too many names."""
     most = MAX_NAMES if name in ("target_modules", "exclude_modules") else MAX_PATTERNS
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
         raise refuse.corrupt(f"`{name}` = {shown(value)} is not a list of names")
@@ -220,14 +235,16 @@ def _names_of(name: str, value: object, refuse: Refusals) -> list[str]:
 
 def module_paths(shape: BaseShape) -> Iterator[str]:
     """Yield the paths of the base's modules that PEFT matches, those that can have a LoRA and those that cannot."""
+    containers = ("self_attn", *(_MIXTURE_CONTAINERS if shape.num_experts else _MLP_CONTAINERS), *_NORMS)
+    projections = [block_path(index) for index in range(len(shape.projections)) if shape.has(index)]
     yield from ("model", "model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head")
     fixed = [path.removesuffix(".weight") for path in shape.fixed if path.endswith(".weight")]
     for layer in range(shape.num_layers):
         yield f"model.layers.{layer}"
-        for part in (*_CONTAINERS, *fixed, *PROJECTION_PATHS):
+        for part in (*containers, *fixed, *projections):
             yield f"model.layers.{layer}.{part}"
 
 
 def can_have_lora(path: str) -> bool:
     """Return whether a module of `module_paths` is a linear layer or the embedding."""
-    return path in END_PATHS.values() or path.endswith(tuple(f".{part}" for part in PROJECTION_PATHS))
+    return path in END_PATHS.values() or _LINEAR.search(path) is not None

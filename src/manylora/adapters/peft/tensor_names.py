@@ -1,13 +1,49 @@
 """The meaning of each tensor of a PEFT adapter, by its name alone."""
 
 import re
-from enum import Enum, auto
+from enum import Enum, IntEnum, auto
 
 from manylora.adapters.base_shape import EMBED_MODULE, HEAD_MODULE, PROJECTION_PATHS, Module
+from manylora.kernels.projections import EXPERT_NAMES, ROUTER, expert_index
 
 FINAL_NORM: Module = (1 << 20, 2)
 PREFIX = "base_model.model."
 _PROJECTIONS = {path: index for index, path in enumerate(PROJECTION_PATHS)}
+_EXPERT_PROJECTIONS = {name: projection for projection, name in EXPERT_NAMES.items()}
+
+
+class Stack(IntEnum):
+    """The tensors of a layer that hold a LoRA of all its experts, by the path that their names have.
+
+    The value stands for a projection in a `Module`. `OUTER` and `INNER` are PEFT's wrappers of the fused parameters,
+    where the config decides on the parameter; the others are tensors of three dimensions, an expert each in the first.
+    """
+
+    OUTER = -1
+    INNER = -2
+    W1 = -3
+    W3 = -4
+    W2 = -5
+    GATE_UP = -6
+    DOWN = -7
+
+    @property
+    def path(self) -> str:
+        return _STACK_PATHS[self]
+
+
+_STACK_PATHS = {
+    Stack.OUTER: "experts",
+    Stack.INNER: "experts.base_layer",
+    Stack.W1: "experts.w1",
+    Stack.W3: "experts.w3",
+    Stack.W2: "experts.w2",
+    Stack.GATE_UP: "experts.gate_up_proj",
+    Stack.DOWN: "experts.down_proj",
+}
+_STACKS = {stack.path: stack for stack in Stack}
+_MIXTURE = re.compile(r"(?:block_sparse_moe|mlp)\.(gate|experts(?:\.[a-z_0-9]+){0,2}?)\.(lora_\w+(?:\.\w+)?)", re.ASCII)
+_EXPERT = re.compile(r"experts\.(0|[1-9][0-9]{0,3})\.(w[123])", re.ASCII)
 _NORMS = {"input_layernorm": 0, "post_attention_layernorm": 1}
 _ENDS = {"model.embed_tokens": EMBED_MODULE, "lm_head": HEAD_MODULE}
 _END = re.compile(r"(model\.embed_tokens|lm_head)\.([\w.]+)", re.ASCII)
@@ -67,7 +103,8 @@ _NORM_PARTS = {
 def read_name(name: str) -> tuple[Module, Part] | None:
     """Return the module that a tensor belongs to and the part that it is, or None if the name is none of those served.
 
-    A norm's module is (layer, 0) before attention, (layer, 1) after it, or `FINAL_NORM`.
+    A norm's module is (layer, 0) before attention, (layer, 1) after it, or `FINAL_NORM`. The module of a tensor of all
+    experts is (layer, `Stack`).
     """
     if not name.startswith(PREFIX):
         return None
@@ -89,6 +126,18 @@ def _read_layer_name(name: str) -> tuple[Module, Part] | None:
         if rest.startswith(f"{path}."):
             part = _LINEAR_PARTS.get(rest.removeprefix(f"{path}."))
             return None if part is None else ((int(layer), projection), part)
+    if (match := _MIXTURE.fullmatch(rest)) is not None:
+        index, part = _mixture_index(match[1]), _LINEAR_PARTS.get(match[2])
+        return None if index is None or part is None else ((int(layer), index), part)
     norm, _, rest = rest.partition(".")
     part = _NORM_PARTS.get(rest) if norm in _NORMS else None
     return None if part is None else ((int(layer), _NORMS[norm]), part)
+
+
+def _mixture_index(path: str) -> int | None:
+    """Return the projection of a module of a mixture, or its `Stack`."""
+    if path == "gate":
+        return ROUTER
+    if (match := _EXPERT.fullmatch(path)) is not None:
+        return expert_index(_EXPERT_PROJECTIONS[match[2]], int(match[1]))
+    return _STACKS.get(path)

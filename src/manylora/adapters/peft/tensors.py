@@ -4,11 +4,14 @@ A whole table, or an adapter on the output head alone, is one tensor of nearly t
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 
+from manylora.adapters.base_shape import Module
+from manylora.adapters.peft.safetensors_header import HeaderEntry
 from manylora.adapters.peft.values import Float, Values, read_values, widened
 
 PIECE_BYTES = 1 << 20
@@ -42,12 +45,76 @@ class HeldTensor:
         yield 0, self._values
 
 
+@dataclass(frozen=True, slots=True)
+class TensorSlice:
+    """A part of one expert's matrix in the tensor of all experts.
+
+    shape          of the tensor as it is read, three dimensions of as many elements as the file says
+    axis, expert   the dimension of the experts, and the place in it; the other two are the matrix
+    rows, columns  half-open ranges of the matrix
+    """
+
+    entry: HeaderEntry
+    shape: tuple[int, int, int]
+    axis: int
+    expert: int
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+    def part(self, *, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None) -> "TensorSlice":
+        """Return the same with other ranges."""
+        return replace(self, rows=rows or self.rows, columns=columns or self.columns)
+
+    def of(self, tensor: Values) -> Values:
+        """Return the part as a view of the tensor (`shape`)."""
+        matrix: Values = np.moveaxis(tensor, self.axis, 0)[self.expert]
+        return matrix[slice(*self.rows), slice(*self.columns)]
+
+
+@dataclass(frozen=True, slots=True)
+class LoraModule:
+    """One layer's LoRA as the file has it: A (rank, in), B (out, rank), bias and magnitude (out,).
+
+    names  the names of the module that the config's patterns of ranks and strengths may have
+    stack  the module of the tensors of all experts that A and B are parts of, or None
+    """
+
+    module: Module
+    a: HeaderEntry | TensorSlice
+    b: HeaderEntry | TensorSlice
+    rank: int
+    scale: float
+    bias: HeaderEntry | None = None
+    magnitude: HeaderEntry | None = None
+    names: tuple[str, ...] = ()
+    stack: Module | None = None
+
+
 class FileTensor:
     """A tensor of a weights file in memory. `dtype` is the file's."""
 
     def __init__(self, raw: memoryview, dtype: str, shape: tuple[int, ...]) -> None:
         self._file = np.frombuffer(raw, dtype=_RAW[dtype]).reshape(shape)
         self._dtype = dtype
+
+    @classmethod
+    def of(cls, weights: memoryview, part: HeaderEntry | TensorSlice) -> "FileTensor":
+        """Return a tensor of the file `weights`, or a part of one."""
+        entry = part.entry if isinstance(part, TensorSlice) else part
+        tensor = cls(weights[entry.start : entry.stop], entry.dtype, part.shape)
+        if isinstance(part, TensorSlice):
+            tensor._file = part.of(tensor._file)
+        return tensor
+
+    @property
+    def whole(self) -> Values:
+        """All values at once."""
+        return self._whole
+
+    @property
+    def raw(self) -> Values:
+        """The elements as the file has them: float32, or the bits of two bytes."""
+        return self._file
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from manylora.adapters.base_shape import PROJECTION_PATHS
 from manylora.adapters.packing.image import HostImage, ImageFacts
 from manylora.adapters.tiers.bank import placed_at, weights_of
 from manylora.adapters.tiers.image_folder import erase_file
@@ -30,7 +29,7 @@ class ManualReader:
     def finish(self, facts: ImageFacts, num_rows: int) -> None:
         """Let a read end with a blank image of these facts, `num_rows` rank rows in its first layer."""
         del self.reads[facts.digest]
-        table = np.zeros((facts.num_layers, len(PROJECTION_PATHS), 3), dtype=np.int64)
+        table = np.zeros((facts.num_layers, facts.width, 3), dtype=np.int64)
         table[0, 0, 2] = num_rows
         body = mmap.mmap(-1, max(facts.body_bytes, mmap.PAGESIZE))
         self._ended.append(ReadImage(facts.digest, HostImage(facts, table, body)))
