@@ -120,7 +120,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"suppress_tokens": [5]}, "suppress_tokens = [5]"),
     ({"mystery": 3}, "mystery = 3 is not understood for LlamaForCausalLM"),
     ({"_mystery": None}, "_mystery = None is not understood"),
-    ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ({"auto_map": {"AutoModelForCausalLM": "modeling_evil.Evil"}}, "auto_map"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
     ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),

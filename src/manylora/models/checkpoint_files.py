@@ -14,12 +14,14 @@ from typing import Any
 
 from manylora.errors import ModelUnsupported
 from manylora.kernels.projections import FEED_FORWARD, Projection
+from manylora.models.checkpoints.quantization import read_scheme
+from manylora.models.checkpoints.quantized import with_quantized
 from manylora.models.checkpoints.safetensors_file import read_header_bytes
 from manylora.models.checkpoints.shards import listed, read_shards, weight_files
 from manylora.models.checkpoints.stored import FLOATS, DenseTensor, StoredTensor
 from manylora.models.expert_tensors import mixture_shapes, separate_experts
 from manylora.models.gguf.model import read_gguf
-from manylora.models.spec import ModelSpec
+from manylora.models.spec import ModelSpec, read_json
 
 _SAMPLE_BYTES = 1 << 20
 _METADATA_BYTES = 1 << 24  # of a GGUF file, whose vocabulary takes some megabytes
@@ -68,7 +70,14 @@ def read_entries(directory: Path) -> Mapping[str, StoredTensor]:
     """
     if is_gguf(directory):
         return read_gguf((directory / GGUF_NAME).resolve())
-    return separate_experts(read_shards(directory))
+    tensors = read_shards(directory)
+    scheme = read_scheme(_config(directory))
+    return separate_experts(tensors) if scheme is None else with_quantized(tensors, scheme)
+
+
+def _config(directory: Path) -> Mapping[str, Any]:
+    file = directory / "config.json"
+    return read_json(file) if file.is_file() else {}
 
 
 def is_gguf(directory: Path) -> bool:
@@ -120,12 +129,14 @@ def check_entries(entries: Mapping[str, StoredTensor], spec: ModelSpec) -> None:
 def fingerprint(directory: Path, spec: ModelSpec) -> str:
     """Return 64 hex digits that name this base: adapters are packed for, and cached under, one fingerprint.
 
-    SHA-256 over the spec and, for each safetensors file, its size, header, and first and last MiB; for a GGUF file,
-    its size, first 16 MiB and last MiB. Reading all of a large base takes minutes; a changed weight in the middle of a
-    file of unchanged size and ends is not seen. That suffices to distinguish bases, and is no defence against a forged
-    base.
+    SHA-256 over the spec, the quantisation and, for each safetensors file, its size, header, and first and last MiB;
+    for a GGUF file, its size, first 16 MiB and last MiB. Reading all of a large base takes minutes; a changed weight in
+    the middle of a file of unchanged size and ends is not seen. That suffices to distinguish bases, and is no defence
+    against a forged base.
     """
     digest = hashlib.sha256(json.dumps(_facts(spec), sort_keys=True).encode())
+    if (quantization := _config(directory).get("quantization_config")) is not None:
+        digest.update(json.dumps(quantization, sort_keys=True).encode())
     if is_gguf(directory):
         _update(digest, directory / GGUF_NAME, b"", 0, _METADATA_BYTES)
     else:

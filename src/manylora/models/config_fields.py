@@ -39,6 +39,7 @@ READ = frozenset(
         "eos_token_id",
         "pad_token_id",
         "auto_map",
+        "quantization_config",  # by `checkpoints/quantization.py`
     }
 )
 """Fields that are read for every architecture."""
@@ -53,7 +54,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "mlp_bias": _OFF,
     "qkv_bias": _OFF,
     "use_bias": _OFF,
-    "quantization_config": _NONE,
     "compression_config": _NONE,
     "num_local_experts": _NONE,
     "num_experts": _NONE,

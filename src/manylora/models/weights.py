@@ -186,9 +186,15 @@ def _load_layer(spec: ModelSpec, layer: int, source: _Source, kernels: Kernels) 
 
 
 def _log_conversions(entries: Mapping[str, StoredTensor], kernels: Kernels) -> None:
-    """Warn when packing rounds: float16 has three more mantissa bits than bfloat16, float32 sixteen more."""
+    """Warn once when packing rounds: float16 has three more mantissa bits than bfloat16, float32 sixteen more.
+
+    Quantised formats are widened to float32 first. Vectors stay float32.
+    """
     if kernels.scale_bytes:
         return  # the settings ask for quantised weights, and the kernels' own line reports them
-    kept = {torch.bfloat16: {"BF16"}, torch.float16: {"F16"}, torch.float32: {"BF16", "F16", "F32"}}
-    for dtype in sorted({entry.dtype for entry in entries.values()} - kept.get(kernels.weight_dtype, set())):
-        log.warning("model.weights_rounded from=%s to=%s", dtype, str(kernels.weight_dtype).removeprefix("torch."))
+    exact = {torch.bfloat16: {"BF16"}, torch.float16: {"F16"}}
+    formats = {entry.dtype for entry in entries.values() if len(entry.shape) > 1}
+    rounded = sorted(formats - exact.get(kernels.weight_dtype, formats))
+    if rounded:
+        kept = str(kernels.weight_dtype).removeprefix("torch.")
+        log.warning("model.weights_rounded from=%s to=%s", ",".join(rounded), kept)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from manylora.errors import ModelNotFound
-from manylora.models.spec import read_spec
+from manylora.models.checkpoints.quantization import read_scheme
+from manylora.models.spec import read_json, read_spec
 from manylora.models.text.token_files import TOKENIZER_FILE
 
 Progress = Callable[[str, int, int], None]
@@ -65,6 +66,7 @@ def fetch_repository(repository: str, directory: Path, report: Progress, *, endp
         for name in sorted(first):
             fetch(name)
         read_spec(directory)
+        read_scheme(read_json(directory / "config.json"))
         for name in sorted(sizes.keys() - first):
             fetch(name)
         for entry in found.siblings or ():
