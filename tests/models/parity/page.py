@@ -7,7 +7,7 @@ from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs" / "bases.md"
 BEGIN, END = "<!-- bases: written by `make pages` -->", "<!-- end of bases -->"
-COLUMNS = ("base", "features", "feature parity", "file layout", "published file loaded", "licence")
+COLUMNS = ("base", "features", "feature parity", "file layout", "published file loaded", "licence", "checked by")
 
 
 def bases_table() -> str:
@@ -20,12 +20,13 @@ def bases_table() -> str:
 def _line(name: str, licence: str) -> str:
     row = next((row for row, own in ROWS.items() if name in own.bases), None)
     features = "; ".join(ROWS[row].features) if row else "not served yet"
-    parity = f"`{row}`" if row else "no"
+    parity = "yes" if row else "no"
     layout = "no" if name not in PUBLISHED else "yes"
+    tests = f"`test_parity.py[{row}]`, `test_published.py[{name}]`" if row else "no test"
     if name in VERIFY:
         layout = f"yes; to be compared with the file: {', '.join(f'`{field}`' for field in VERIFY[name])}"
     loaded = "as GGUF" if name == DEFAULT.name else "no"
-    return _cells((name, features, parity, layout, loaded, licence))
+    return _cells((name, features, parity, layout, loaded, licence, tests))
 
 
 def _cells(texts: "tuple[str, ...] | list[str]") -> str:

@@ -71,6 +71,7 @@ class Served:
             block_size=BLOCK,
             max_rows=max_rows,
             max_running=6,
+            sliding_window=spec.kv_window,
             open_executor=runner,
         )
 
@@ -89,9 +90,12 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def submit_all(world: World) -> dict[RequestId, tuple[str | None, list[int]]]:
-    """Two requests of the base and of each adapter; the two share their first half. All are longer than a window."""
-    prompts = (PROMPT[:20], [*PROMPT[:12], *PROMPT[30:41]])
-    return {world.submit(prompt, adapter=name, budget=8): (name, prompt) for name in NAMES for prompt in prompts}
+    """Three requests of the base and of each adapter.
+
+    One is shorter than a window, and outgrows the blocks that it is admitted with. Two are longer, and share a half.
+    """
+    prompts = (PROMPT[5:8], PROMPT[:20], [*PROMPT[:12], *PROMPT[30:41]])
+    return {world.submit(prompt, adapter=name, budget=8): (name, prompt) for prompt in prompts for name in NAMES}
 
 
 def test_logits_are_those_of_transformers_with_every_adapter_in_one_batch(served: Served) -> None:
@@ -121,7 +125,7 @@ def test_a_prompt_cut_anywhere_gives_the_same_logits(served: Served) -> None:
 
 
 def test_greedy_tokens_are_those_of_transformers_in_a_crowded_engine(served: Served) -> None:
-    world = served.world("reference", num_blocks=17, max_rows=12)
+    world = served.world("reference", num_blocks=9, max_rows=12)
     requests = submit_all(world)
     world.run()
     assert world.engine.stats().preemptions > 0
@@ -134,7 +138,7 @@ def test_greedy_tokens_are_those_of_transformers_in_a_crowded_engine(served: Ser
 
 def test_a_mixed_batch_gives_each_request_the_tokens_that_it_gets_alone(served: Served) -> None:
     crowded, roomy = (
-        served.world("native", num_blocks=17, max_rows=12),
+        served.world("native", num_blocks=9, max_rows=12),
         served.world("native", num_blocks=400, max_rows=64),
     )
     requests = submit_all(crowded)
