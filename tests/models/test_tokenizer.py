@@ -71,6 +71,22 @@ def test_a_byte_level_stream_of_any_ids_equals_decoding_them_all(
     assert whole == oracle.decode(known, skip_special_tokens=skip)
 
 
+@given(data=st.data(), skip=st.booleans())
+def test_a_stream_of_words_and_of_characters_in_bytes_equals_decoding_them_all(
+    tokenizer: Tokenizer, oracle: Any, data: st.DataObject, skip: bool
+) -> None:
+    """Byte tokens that make whole characters, in any order with words and special tokens."""
+    first = tokenizer.token_id("<0x00>")
+    if first is None:
+        return
+    bytes_of = st.text(max_size=3).map(lambda text: [first + byte for byte in text.encode()])
+    others = st.integers(0, tokenizer.vocab_size - 1).filter(lambda token: not first <= token < first + 256)
+    ids = [token for run in data.draw(st.lists(bytes_of | others.map(lambda token: [token]))) for token in run]
+    whole = oracle.decode(ids, skip_special_tokens=skip)
+    assert tokenizer.decode(ids, skip_special_tokens=skip) == whole
+    assert streamed(tokenizer, ids, skip_special_tokens=skip) == whole
+
+
 @given(text=TEXTS)
 def test_no_piece_of_a_stream_is_half_a_character(tokenizer: Tokenizer, text: str) -> None:
     text = text.replace("\ufffd", "")

@@ -3,11 +3,15 @@
 from manylora.models.fetch.catalog import DEFAULT, KNOWN_BASES
 from tests.models.parity.published import LICENCES, PUBLISHED, VERIFY
 from tests.models.parity.rows import ROWS
+from tests.models.text.chat_formats import KNOWN
 from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs" / "bases.md"
 BEGIN, END = "<!-- bases: written by `make pages` -->", "<!-- end of bases -->"
-COLUMNS = ("base", "features", "feature parity", "file layout", "published file loaded", "licence", "checked by")
+COLUMNS = (
+    *("base", "features", "feature parity", "file layout", "chat format", "published file loaded", "licence"),
+    "checked by",
+)
 
 
 def bases_table() -> str:
@@ -26,7 +30,8 @@ def _line(name: str, licence: str) -> str:
     if name in VERIFY:
         layout = f"yes; to be compared with the file: {', '.join(f'`{field}`' for field in VERIFY[name])}"
     loaded = "as GGUF" if name == DEFAULT.name else "no"
-    return _cells((name, features, parity, layout, loaded, licence, tests))
+    chat = f"`{KNOWN[name]}`" if KNOWN.get(name) else "none" if name in KNOWN else "its file's"
+    return _cells((name, features, parity, layout, chat, loaded, licence, tests))
 
 
 def _cells(texts: "tuple[str, ...] | list[str]") -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from manylora.models.text.adapter_text import AdapterText
-from tests.models.chat_formats import FORMATS
+from tests.models.text.chat_formats import FORMATS
 from tests.server.conftest import House
 
 InHouse = Callable[..., None]

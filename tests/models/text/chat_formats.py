@@ -151,3 +151,16 @@ FORMATS = {
     "zephyr": ChatFormat(ZEPHYR, zephyr, refuses_order=False),
     "chatml": ChatFormat(CHATML, chatml, bos="<|im_start|>", eos="<|im_end|>", refuses_order=False),
 }
+
+KNOWN: dict[str, str | None] = {
+    "SmolLM2-135M-Instruct": "chatml",
+    **{f"Llama-2-{size}{chat}": "llama-2" if chat else None for size in ("7b", "13b", "70b") for chat in ("", "-chat")},
+    "Code-llama-13b-instruct": "llama-2",
+    "Code-llama-34b-instruct": "llama-2",
+    "Code-llama-70b-instruct": "code-llama-70b",
+    "Mistral-7b-instruct": "mistral",
+    "Yarn-Mistral-7b-128k": None,
+    "Zephyr-7b-beta": "zephyr",
+    "Mixtral-8x7B-Instruct-v0.1": "mistral",
+}
+"""The format of each base of the catalog; None: its files have no chat template."""

@@ -12,8 +12,9 @@ from tokenizers import Tokenizer as Library
 from transformers import AutoTokenizer
 
 from manylora.errors import TemplateFailed
+from manylora.models.fetch.catalog import KNOWN_BASES
 from manylora.models.text.tokenizer import Tokenizer
-from tests.models.chat_formats import ALTERNATE, FORMATS, ChatFormat
+from tests.models.text.chat_formats import ALTERNATE, FORMATS, KNOWN, ChatFormat
 from tests.models.tiny_tokenizers import save_byte_level, save_sentencepiece
 
 Conversation = list[dict[str, str]]
@@ -135,3 +136,10 @@ def test_the_page_of_formats_is_met(chat: ChatFormat) -> None:
     }
     given = messages if chat.has_system else messages[1:]
     assert chat.text(given, prompting=True) == expected[chat.text.__name__]
+
+
+def test_each_base_of_the_catalog_has_a_tested_format_or_none() -> None:
+    assert list(KNOWN) == [base.name for base in KNOWN_BASES]
+    assert {name for name in KNOWN.values() if name is not None} <= FORMATS.keys()
+    without = {base.name for base in KNOWN_BASES if "no chat template" in base.summary}
+    assert without == {name for name, chat in KNOWN.items() if chat is None}

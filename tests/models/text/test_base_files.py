@@ -132,7 +132,7 @@ def test_older_files_name_the_special_tokens_too(base: Path) -> None:
 
 CONFIG: Json = {
     "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 8,
+    "hidden_size": 16,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "intermediate_size": 8,
