@@ -31,9 +31,9 @@ class TinyMixtral:
         return MixtralForCausalLM.from_pretrained(self.directory, dtype=torch.float32).eval()
 
 
-def make_mixtral(directory: Path, *, is_fused: bool = False, seed: int = 0) -> TinyMixtral:
+def make_mixtral(directory: Path, *, is_fused: bool = False, seed: int = 0, vocab: int = VOCAB) -> TinyMixtral:
     config = MixtralConfig(
-        vocab_size=VOCAB,
+        vocab_size=vocab,
         hidden_size=HIDDEN,
         intermediate_size=INNER,
         num_hidden_layers=LAYERS,

@@ -1,0 +1,82 @@
+"""The bytes of the memory plan are those that weights and steps take, with and without a mixture of experts."""
+
+from typing import cast
+
+import pytest
+import torch
+
+from manylora.kernels.cpu.capture import Buffer, GraphRecorder
+from manylora.kernels.cpu.linear import Panels
+from manylora.kernels.interface import (
+    OPERATIONS,
+    AttentionBatch,
+    Kernels,
+    LoraBatch,
+    Operations,
+    Packed,
+    StepInput,
+)
+from manylora.kernels.select import select_kernels
+from manylora.models.llama import LlamaModel
+from manylora.models.spec import ModelSpec, parse_spec
+from manylora.models.weights import Dense, Experts, LayerWeights, Weights
+from manylora.wiring.engine import step_bytes, weight_bytes
+from tests.models.parity.test_mixtral import MIXTRAL
+
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "vocab_size": 128}
+WITHOUT = {"architectures": ["LlamaForCausalLM"], "num_local_experts": None, "num_experts_per_tok": None}
+
+
+def random_model(spec: ModelSpec, kernels: Kernels) -> LlamaModel:
+    """A model of random weights."""
+
+    def packed(out: int, in_: int) -> Packed:
+        return kernels.pack(torch.randn(out, in_))
+
+    def layer() -> LayerWeights:
+        wide, experts = 2 * spec.intermediate, range(0 if spec.experts is None else spec.experts.count)
+        up, down = (wide, spec.hidden), (spec.hidden, spec.intermediate)
+        return LayerWeights(
+            attention_norm=torch.ones(spec.hidden),
+            qkv=packed(spec.q_size + 2 * spec.kv_size, spec.hidden),
+            o=packed(spec.hidden, spec.q_size),
+            mlp_norm=torch.ones(spec.hidden),
+            mlp=Experts(
+                router=torch.randn(len(experts), spec.hidden),
+                gate_up=tuple(packed(*up) for _ in experts),
+                down=tuple(packed(*down) for _ in experts),
+            )
+            if experts
+            else Dense(gate_up=packed(*up), down=packed(*down)),
+        )
+
+    table, head = packed(spec.vocab, spec.hidden), packed(spec.vocab, spec.hidden)
+    layers = tuple(layer() for _ in range(spec.num_layers))
+    return LlamaModel(spec, Weights(embed=table, layers=layers, final_norm=torch.ones(spec.hidden), head=head), kernels)
+
+
+@pytest.mark.parametrize("changes", [{}, WITHOUT], ids=["mixture", "dense"])
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_the_planned_bytes_of_weights_and_of_a_step_are_those_that_are_taken(
+    changes: dict[str, object], quantize: str
+) -> None:
+    spec = parse_spec({**MIXTRAL, **SIZES, **changes}, {})
+    kernels = select_kernels("native", 1, quantize=quantize)
+    model, taken = random_model(spec, kernels), 0
+    for layer in model.weights.layers:
+        mlp = layer.mlp
+        parts = (mlp.gate_up, mlp.down) if isinstance(mlp, Dense) else (*mlp.gate_up, *mlp.down)
+        taken += sum(cast(Panels, part).num_bytes for part in (layer.qkv, layer.o, *parts))
+    taken += sum(cast(Panels, part).num_bytes for part in (model.weights.embed, model.weights.head))
+    assert 0.98 < taken / weight_bytes(spec, kernels) <= 1
+    rows = 33
+    step = StepInput(torch.zeros(rows, dtype=torch.int64), torch.arange(rows), no_attention(rows), LoraBatch(()))
+    kv = kernels.new_kv(layers=spec.num_layers, num_blocks=3, block_size=16, kv_heads=2, head_dim=spec.head_dim)
+    recorder = GraphRecorder(OPERATIONS)
+    model._forward(cast(Operations[Buffer], recorder), step, kv)
+    assert 4 * rows * (recorder.width + spec.vocab) <= step_bytes(spec, rows)
+
+
+def no_attention(rows: int) -> AttentionBatch:
+    nothing = torch.zeros(rows, dtype=torch.int32)
+    return AttentionBatch(nothing, nothing.long(), nothing, nothing[None])
