@@ -67,6 +67,21 @@ def test_what_is_not_there_says_what_to_do(name: str, said: str, tmp_path: Path)
     assert said in caught.value.message
 
 
+def test_of_two_bases_of_one_name_pull_and_serve_mean_the_same(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A known name means the known base in every folder; a directory counts before a pulled repository."""
+    monkeypatch.chdir(tmp_path)
+    for name in (catalog.DEFAULT.name, "org/model"):
+        copy_base(base, Path(name))
+    with pytest.raises(ModelNotFound, match=f"manylora pull {catalog.DEFAULT.name}"):
+        catalog.resolve(catalog.DEFAULT.name, tmp_path / "cache")
+    copy_base(base, catalog.pulled_dir("org/model", tmp_path / "cache"))
+    directory = catalog.resolve("org/model", tmp_path / "cache")
+    assert directory == pull("org/model", tmp_path / "cache") == Path("org/model")
+    assert catalog.served_name("org/model", directory) == "model"
+
+
 def test_a_directory_without_a_config_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match=r"no config\.json"):
         catalog.resolve(str(tmp_path), tmp_path)

@@ -20,7 +20,7 @@ from manylora.models.checkpoints.safetensors_file import read_header_bytes
 from manylora.models.checkpoints.shards import listed, read_shards, weight_files
 from manylora.models.checkpoints.stored import FLOATS, DenseTensor, StoredTensor
 from manylora.models.expert_tensors import mixture_shapes, separate_experts
-from manylora.models.gguf.model import read_gguf
+from manylora.models.gguf.tensors import read_gguf
 from manylora.models.spec import ModelSpec, read_json
 
 _SAMPLE_BYTES = 1 << 20

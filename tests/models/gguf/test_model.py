@@ -9,7 +9,14 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    MixtralForCausalLM,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
 
 from manylora.errors import ManyloraError, ModelUnsupported
 from manylora.models.checkpoint_files import checked_entries, fingerprint, storage_formats
@@ -93,9 +100,11 @@ def test_a_gguf_file_gives_the_logits_of_its_model(name: str, tmp_path: Path) ->
     torch.testing.assert_close(found, expected_logits(oracle, TOKENS), rtol=0, atol=TOLERANCE)
 
 
+ROTARY = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "rms_norm_eps": 1e-6}
 FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "mistral": ("llama", MistralForCausalLM, {"sliding_window": 7}),
     "llama with biases": ("llama", LlamaForCausalLM, {"attention_bias": True, "mlp_bias": True}),
+    "mixtral": ("llama", MixtralForCausalLM, {"num_local_experts": 4, "num_experts_per_tok": 2, **ROTARY}),
     "qwen2": ("qwen2", Qwen2ForCausalLM, {}),
     "qwen3": ("qwen3", Qwen3ForCausalLM, {"head_dim": 32}),
 }
@@ -109,11 +118,14 @@ def test_each_architecture_gives_the_logits_of_its_model(name: str, tmp_path: Pa
         for parameter in oracle.parameters():
             parameter.normal_(mean=1.0 if parameter.ndim == 1 else 0.0, std=0.15)
 
-    def window(writer: gguf.GGUFWriter) -> None:
+    def own_fields(writer: gguf.GGUFWriter) -> None:
         if "sliding_window" in fields:
             writer.add_sliding_window(fields["sliding_window"])
+        if "num_local_experts" in fields:
+            writer.add_expert_count(fields["num_local_experts"])
+            writer.add_expert_used_count(fields["num_experts_per_tok"])
 
-    file = save(tmp_path / "tiny.gguf", oracle.eval(), architecture=architecture, config=fields, change=window)
+    file = save(tmp_path / "tiny.gguf", oracle.eval(), architecture=architecture, config=fields, change=own_fields)
     found = run_in_chunks(load(pull(str(file), tmp_path / "cache")), TOKENS, [len(TOKENS)])
     torch.testing.assert_close(found, expected_logits(oracle, TOKENS), rtol=0, atol=TOLERANCE)
 
@@ -183,7 +195,7 @@ def test_the_fingerprint_depends_on_the_file(tmp_path: Path) -> None:
 # ── files that are refused ───────────────────────────────────────────────────────────────────────────────────────────
 
 REFUSED: dict[str, tuple[Callable[[gguf.GGUFWriter], object], str]] = {
-    "experts": (lambda writer: writer.add_expert_count(8), "llama.expert_count = 8"),
+    "experts without a choice": (lambda writer: writer.add_expert_count(8), "llama.expert_used_count = None"),
     "scaled logits": (lambda writer: writer.add_logit_scale(0.5), "llama.logit_scale = 0.5"),
     "half of a head": (lambda writer: writer.add_rope_dimension_count(8), "llama.rope.dimension_count = 8"),
     "long rope": (
@@ -206,6 +218,10 @@ REFUSED: dict[str, tuple[Callable[[gguf.GGUFWriter], object], str]] = {
     "a tensor of another model": (
         lambda writer: writer.add_tensor("blk.0.ssm_conv1d.weight", np.zeros((2, 4), np.float32)),
         "blk.0.ssm_conv1d.weight belongs to no supported architecture",
+    ),
+    "an expert of a dense model": (
+        lambda writer: writer.add_tensor("blk.0.ffn_gate.3.weight", np.zeros((2, 4), np.float32)),
+        "does not use: model.layers.0.block_sparse_moe.experts.3.w1.weight",
     ),
     "a layer too many": (
         lambda writer: writer.add_tensor("blk.2.ffn_up.weight", np.zeros((2, 4), np.float32)),

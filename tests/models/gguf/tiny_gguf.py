@@ -57,6 +57,8 @@ def gguf_name(name: str) -> str:
     if module in TOP:
         return f"{TOP[module]}.{part}"
     _, _, layer, inner = module.split(".", 3)
+    if inner == "mlp.gate":
+        return f"blk.{layer}.ffn_gate_inp.{part}"
     return f"blk.{layer}.{NAMES[inner]}.{part}"
 
 
@@ -96,7 +98,9 @@ def write_model(
         values = tensor.float().numpy()
         if architecture == "llama" and (count := heads.get(name.split(".")[-2])):
             values = interleaved(values, count)
-        if values.ndim == 1:
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            add_experts(writer, name, values, kind)
+        elif values.ndim == 1:
             writer.add_tensor(gguf_name(name), values)
         else:
             writer.add_tensor(gguf_name(name), gguf.quantize(values, Kind[kind]), raw_dtype=Kind[kind])
@@ -104,6 +108,15 @@ def write_model(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def add_experts(writer: gguf.GGUFWriter, name: str, values: "NDArray[np.float32]", kind: str) -> None:
+    """Add the stacks of a layer's experts, (experts, out, in), which transformers holds in two tensors."""
+    layer = name.split(".")[2]
+    halves = np.split(values, 2, axis=1) if "gate_up" in name else [values]
+    for product, stack in zip(("gate", "up") if "gate_up" in name else ("down",), halves, strict=True):
+        stored = gguf.quantize(np.ascontiguousarray(stack), Kind[kind])
+        writer.add_tensor(f"blk.{layer}.ffn_{product}_exps.weight", stored, raw_dtype=Kind[kind])
 
 
 def byte_tokenizer(vocab: int) -> Change:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from manylora.models.checkpoints.stored import StoredTensor, widened
 from manylora.models.gguf.file import GgufFile
-from manylora.models.gguf.model import GgufFields, config_of, read_gguf
+from manylora.models.gguf.model import GgufFields, config_of
+from manylora.models.gguf.tensors import read_gguf
 
 
 def convert(file: Path, directory: Path, progress: Callable[[int, int], None]) -> None:

@@ -50,14 +50,17 @@ class GgufTensor:
 class GgufFile:
     """A parsed file.
 
+    file     its path
     fields   the metadata: numbers, texts, and lists of those, by key
     tensors  in the order of the file
     Raises `ModelNotFound` if it is not there; `ModelUnsupported` if it cannot be read or breaks a rule of the format,
     and for a tensor of an unknown storage type.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, keeps_texts: bool = True) -> None:
+        """Parse a file. `keeps_texts` False: lists of texts, such as a vocabulary, stay empty and take no memory."""
         self._at = 0
+        self._keeps_texts = keeps_texts
         self.file = file
         try:
             with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -139,6 +142,11 @@ class GgufFile:
             values = np.frombuffer(self._data, f"<{_SCALARS[element]}", count, self._at).tolist()
             self._at += count * struct.calcsize(f"<{_SCALARS[element]}")
             return values
+        if element == _STRING and not self._keeps_texts:
+            for _ in range(count):
+                length = self._take("Q")
+                self._at += length
+            return []
         return [self._value(element) for _ in range(count)]
 
     def _text(self) -> str:

@@ -1,47 +1,24 @@
-"""A model in a GGUF file as a checkpoint: config.json's fields, and tensors under the names of a checkpoint.
+"""The metadata of a model in a GGUF file, as the fields of a config.json.
 
-Supported architectures: llama (Llama and Mistral), qwen2, qwen3, as far as `models/spec.py` takes their config.
+Supported architectures: llama (Llama, Mistral, Mixtral), qwen2, qwen3, as far as `models/spec.py` takes their config.
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, and the names in llama.cpp's `gguf-py`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from manylora.errors import ModelUnsupported
-from manylora.kernels.projections import Projection
-from manylora.models.checkpoints.stored import StoredTensor, StoredValues, widened
+from manylora.models.checkpoints.stored import widened
 from manylora.models.gguf.file import GgufFile, GgufTensor
 from manylora.models.rope import RopeSpec
 
 _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-_INTERLEAVED = {"llama"}
-"""Architectures whose q and k rows the file has in the order of another rotary layout."""
-_LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": Projection.Q.path,
-    "attn_k": Projection.K.path,
-    "attn_v": Projection.V.path,
-    "attn_output": Projection.O.path,
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_gate": Projection.GATE.path,
-    "ffn_up": Projection.UP.path,
-    "ffn_down": Projection.DOWN.path,
-}
-_TOP_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-_ROPE_FACTORS = "rope_freqs.weight"
+ROPE_FACTORS = "rope_freqs.weight"
+"""The name of the tensor with the factors of the rotary frequencies."""
 # Fields that would change the arithmetic, with the values that change nothing.
 _ONLY: dict[str, tuple[object, ...]] = {
-    "expert_count": (0,),
     "logit_scale": (1.0,),
     "residual_scale": (1.0,),
     "embedding_scale": (1.0,),
@@ -90,67 +67,6 @@ class GgufFields:
         return value
 
 
-@dataclass(frozen=True, slots=True)
-class _HalfOrder:
-    """Rows of q or k in rotate-half order. The file has the two elements of a rotary pair as neighbours."""
-
-    stored: GgufTensor
-    head_dim: int
-
-    @property
-    def file(self) -> Path:
-        return self.stored.file
-
-    @property
-    def dtype(self) -> str:
-        return self.stored.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.stored.shape
-
-    @property
-    def num_bytes(self) -> int:
-        return self.stored.num_bytes
-
-    def rows(self, first: int, stop: int) -> StoredValues:
-        rows = np.arange(first, stop)
-        inside = rows % self.head_dim
-        places = rows - inside + 2 * (inside % (self.head_dim // 2)) + inside // (self.head_dim // 2)
-        low = first // self.head_dim * self.head_dim
-        high = min(self.shape[0], -(-stop // self.head_dim) * self.head_dim)
-        found: StoredValues = self.stored.rows(low, high)[places - low]
-        return found
-
-
-def read_gguf(file: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of a model by their checkpoint names. Raises as `GgufFile`, and for an unknown tensor."""
-    source = GgufFile(file)
-    fields = GgufFields(source)
-    head_dim = _head_dim(fields)
-    found: dict[str, StoredTensor] = {}
-    for tensor in source.tensors:
-        if tensor.name == _ROPE_FACTORS:
-            continue  # `config_of` reads it
-        name = checkpoint_name(tensor.name, file)
-        is_turned = fields.architecture in _INTERLEAVED and (".attn_q." in tensor.name or ".attn_k." in tensor.name)
-        if is_turned and tensor.shape[0] % head_dim:
-            raise ModelUnsupported(f"{file}: {tensor.name} of shape {tensor.shape} has no whole heads of {head_dim}")
-        found[name] = _HalfOrder(tensor, head_dim) if is_turned else tensor
-    return found
-
-
-def checkpoint_name(gguf_name: str, file: Path) -> str:
-    """Return the name that a safetensors checkpoint has for a tensor. Raises `ModelUnsupported` if there is none."""
-    if gguf_name in _TOP_NAMES:
-        return _TOP_NAMES[gguf_name]
-    parts = gguf_name.split(".")
-    is_known = len(parts) == 4 and parts[0] == "blk" and parts[2] in _LAYER_NAMES and parts[3] in ("weight", "bias")
-    if not is_known:
-        raise ModelUnsupported(f"{file}: the tensor {gguf_name} belongs to no supported architecture")
-    return f"model.layers.{parts[1]}.{_LAYER_NAMES[parts[2]]}.{parts[3]}"
-
-
 def config_of(source: GgufFile) -> dict[str, Any]:
     """Return the fields of config.json that the metadata means. Raises `ModelUnsupported` with field and value."""
     fields = GgufFields(source)
@@ -166,35 +82,53 @@ def config_of(source: GgufFile) -> dict[str, Any]:
     for name, neutral in _ONLY.items():
         if (value := fields.own(name)) is not None and value not in neutral:
             raise ModelUnsupported(f"{source.file}: {fields.architecture}.{name} = {value!r} is not supported")
-    window = fields.own("attention.sliding_window")
-    is_mistral = fields.architecture == "llama" and window is not None
-    is_llama = fields.architecture == "llama" and not is_mistral
     tensors = {tensor.name: tensor for tensor in source.tensors}
     return {
-        "architectures": ["MistralForCausalLM" if is_mistral else _CLASSES[fields.architecture]],
-        "model_type": "mistral" if is_mistral else fields.architecture,
+        **_class_of(fields, tensors),
         "hidden_size": fields.size("embedding_length"),
         "intermediate_size": fields.size("feed_forward_length"),
         "num_hidden_layers": fields.size("block_count"),
         "num_attention_heads": fields.size("attention.head_count"),
         "num_key_value_heads": fields.size("attention.head_count_kv", fields.size("attention.head_count")),
-        "head_dim": _head_dim(fields),
+        "head_dim": head_dim_of(fields),
         "vocab_size": _vocab_size(fields, tensors),
         "max_position_embeddings": fields.size("context_length"),
-        **_rope(fields, tensors.get(_ROPE_FACTORS)),
+        **_rope(fields, tensors.get(ROPE_FACTORS)),
         # GGUF keeps it as float32; six digits restore the intended number.
         "rms_norm_eps": float(f"{fields.required(f'{fields.architecture}.attention.layer_norm_rms_epsilon'):.6g}"),
         "tie_word_embeddings": "output.weight" not in tensors,
         "hidden_act": "silu",
-        **({"attention_bias": True} if is_llama and "blk.0.attn_q.bias" in tensors else {}),
-        **({"mlp_bias": True} if is_llama and "blk.0.ffn_up.bias" in tensors else {}),
-        **({"sliding_window": window} if is_mistral else {}),
         **_token_ids(fields),
         "torch_dtype": "bfloat16",
     }
 
 
-def _head_dim(fields: GgufFields) -> int:
+def _class_of(fields: GgufFields, tensors: Mapping[str, GgufTensor]) -> dict[str, Any]:
+    """Return the class of transformers, and its own fields. The architecture llama stands for several classes."""
+    window, experts = fields.own("attention.sliding_window"), fields.own("expert_count", 0)
+    if fields.architecture != "llama":
+        if experts:
+            raise ModelUnsupported(f"{fields.file}: {fields.architecture}.expert_count = {experts} is not supported")
+        return {"architectures": [_CLASSES[fields.architecture]], "model_type": fields.architecture}
+    if experts:
+        return {
+            "architectures": ["MixtralForCausalLM"],
+            "model_type": "mixtral",
+            "num_local_experts": fields.size("expert_count"),
+            "num_experts_per_tok": fields.size("expert_used_count"),
+            "sliding_window": window,
+        }
+    if window is not None:
+        return {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": window}
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in tensors,
+    }
+
+
+def head_dim_of(fields: GgufFields) -> int:
     heads = fields.size("attention.head_count")
     head_dim = fields.size("attention.key_length", fields.size("embedding_length") // heads)
     for name in ("attention.value_length", "rope.dimension_count"):
@@ -237,7 +171,7 @@ def _rope(fields: GgufFields, factors: GgufTensor | None) -> dict[str, Any]:
     if kind not in ("linear", "yarn") or factors is not None:
         raise ModelUnsupported(
             f"{fields.file}: {fields.architecture}.rope.scaling.type = {kind!r}"
-            f"{f' beside {_ROPE_FACTORS}' if factors is not None else ''} is not supported"
+            f"{f' beside {ROPE_FACTORS}' if factors is not None else ''} is not supported"
         )
     scaling: dict[str, Any] = {"rope_type": kind, "factor": factor}
     if kind == "yarn":
@@ -253,7 +187,7 @@ def _llama3(fields: GgufFields, theta: float, factors: GgufTensor | None) -> dic
     assert factors is not None
     found = widened(factors.rows(0, factors.shape[0]))
     factor = float(round(float(found.max()), 3))
-    head_dim = _head_dim(fields)
+    head_dim = head_dim_of(fields)
     plain = RopeSpec(kind="default", theta=theta).inverse_frequencies(head_dim)
     spec = RopeSpec(
         kind="llama3",
@@ -266,7 +200,7 @@ def _llama3(fields: GgufFields, theta: float, factors: GgufTensor | None) -> dic
     expected = plain / spec.inverse_frequencies(head_dim)
     if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-4, atol=0):
         raise ModelUnsupported(
-            f"{fields.file}: the factors of {_ROPE_FACTORS} are not those of Llama 3.1: put the model's config.json "
+            f"{fields.file}: the factors of {ROPE_FACTORS} are not those of Llama 3.1: put the model's config.json "
             "beside the file"
         )
     return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
