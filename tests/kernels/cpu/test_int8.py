@@ -9,8 +9,9 @@ from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.kernels.interface import Packed
 from tests.kernels.cases import native, random
 from tests.kernels.eager import EagerKernels, eager
+from tests.kernels.quantised import in_groups, quantised, quantised_groups, same
 
-INT32_MAX = 2**31 - 1
+GROUP = 64
 ROWS = (0, *range(1, 41), 67, 300)
 
 
@@ -19,29 +20,16 @@ def operator(request: pytest.FixtureRequest) -> EagerKernels:
     return eager(native(request.param), Int8Linear(native(request.param)))
 
 
-def quantised(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """The definition: (levels as float64, what one is worth) of each row."""
-    largest = x.abs().amax(dim=1, keepdim=True)
-    counts = largest >= 1e-30
-    # A number divided by a tensor is its reciprocal times the number in torch: two roundings.
-    factor = torch.where(counts, torch.full_like(largest, levels) / largest, 0.0)
-    worth = torch.where(counts, largest / levels, 0.0)
-    is_finite = x.isfinite().all(dim=1, keepdim=True)
-    found = torch.where(is_finite, (x * factor).round(), 0.0)
-    return found.double(), torch.where(is_finite, worth, float("nan"))
-
-
 def expected(x: Tensor, weight: Tensor) -> Tensor:
-    inputs = weight.shape[1]
-    rows, row_worth = quantised(x, min(32767, INT32_MAX // (127 * inputs)))
-    outputs, output_worth = quantised(weight.float(), 127)
-    sums = rows @ outputs.T  # integers below 2**31 in float64: exact in any order
-    assert sums.abs().max() <= INT32_MAX if sums.numel() else True
-    return sums.float() * (row_worth * output_worth.T)
-
-
-def same(actual: Tensor, wanted: Tensor) -> bool:
-    return actual.dtype == wanted.dtype and torch.equal(actual.nan_to_num(7e30), wanted.nan_to_num(7e30))
+    """The definition: of each group of 64 inputs the exact integer sum times what a level of the row is worth."""
+    rows, row_worth = quantised_groups(x, GROUP)
+    outputs, output_worth = quantised(weight.float())
+    levels = in_groups(outputs, GROUP)
+    sums = torch.zeros(len(x), len(weight))
+    for group in range(levels.shape[1]):
+        exact = rows[:, group] @ levels[:, group].T
+        sums = (exact * row_worth[:, group, None] + sums.double()).float()
+    return sums * output_worth.T
 
 
 @pytest.mark.parametrize(
@@ -87,7 +75,7 @@ def test_a_product_is_near_that_of_the_unrounded_weights(operator: EagerKernels)
     weight, x = random(1, 576, 1536), random(2, 40, 1536)
     exact = x.double() @ weight.double().T
     error = (operator.linear(x, operator.pack(weight)) - exact).norm() / exact.norm()
-    assert error < 0.012  # [0.0083]: half a level in 127 of the largest of 1,536 weights
+    assert error < 0.016  # [0.0118]: half a level in 127 of the largest of 1,536 weights, and of activations
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
@@ -108,7 +96,7 @@ def test_a_poisoned_row_is_nan_and_changes_no_bit_of_the_others(
 
 def test_a_table_gives_back_its_rows_as_they_are_multiplied(operator: EagerKernels) -> None:
     table = random(1, 1003, 41)
-    levels, worth = quantised(table, 127)
+    levels, worth = quantised(table)
     packed = operator.pack(table)
     ids = torch.tensor([0, 1002, 17, 17, 512, *range(100)])
     assert torch.equal(operator.embed(ids, packed), (levels.float() * worth)[ids])

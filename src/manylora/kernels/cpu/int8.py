@@ -1,7 +1,7 @@
 """Linear layers with int8 weights: one scale for each output, one for each row of activations, sums in integers.
 
-A level of a weight or of an activation is worth its scale: `weight = level * scale`, `level` in [-127, 127].
-Activations get as many levels as an int32 sum can hold (`native/src/int8.cpp`), so that the weights decide the error.
+A level of a weight or of an activation is worth its scale: `weight = level * scale`, `level` in [-127, 127]
+(`native/src/int8.cpp`).
 """
 
 import torch

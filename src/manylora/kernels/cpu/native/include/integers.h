@@ -1,17 +1,24 @@
-// Sixteen int32 sums of products of int16 pairs, on AVX-512, AVX2 or plain C++.
+// Sixteen int32 sums of products of bytes, on AVX-512, AVX2 (both with VNNI or without) or plain C++.
 //
-// Integer sums are exact, so every path gives the same numbers: here the order of accumulation is free.
+// Weights are unsigned bytes, activations are signed ones. Integer sums are exact and wrap around, so every path gives the
+// same numbers in any order.
 #pragma once
 
 #include "simd.h"
 
 namespace ml {
 
-// Sums: sixteen int32.  Pairs: sixteen pairs of int16, one pair for each sum.
-//   load_pairs    sixteen pairs of int8, widened
-//   one_pair      the pair at p for every sum
-//   add_products  sums[i] + w[i].first * x[i].first + w[i].second * x[i].second
-//   round_store   sixteen floats within int16, rounded to nearest even
+// Sums: sixteen int32.  Quads: four weights for each of sixteen outputs, 64 bytes.  One: four levels of a row for every sum.
+//   WORDS          32-bit words that hold four levels of a row for products with bytes: 1, or 2 where they are widened
+//   load_quads<J>  the weights of the quads at p that word J of a row's levels is for
+//   add_products   sums + the products of such weights with such a word
+//   round_levels   sixteen floats within [-127, 127], rounded to nearest even
+//   largest_bits   the bits of the largest |v|, which are those of an infinity or above where a lane is not finite
+//
+// Weights below sixteen need no widening: thirty-two products of such weights fit into int16.
+//   Partial        the sums of up to thirty-two products for each output; `begin` makes it, `end` adds it to the sums
+//   load_nibbles   128 weights of four bits: two times sixteen quads; `low` and `high` are those quads
+//   add_nibbles    the partial sums + the products with one word of four levels
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 
 // The compiler may add integers in any order, and prefers to hold the products of two steps in registers: the sums of a
@@ -22,28 +29,54 @@ inline __m512i in_turn(__m512i sum) {
 }
 
 struct Sums { __m512i a; };
-struct Pairs { __m512i a; };
+struct Quads { __m512i a; };
+struct One { __m512i a; };
 
-inline Sums no_sums() { return {_mm512_setzero_si512()}; }
-inline Sums load_sums(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
-inline void store(int32_t* p, Sums v) { _mm512_storeu_si512(p, v.a); }
+inline Sums all_sums(int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline V16 to_floats(Sums v) { return {_mm512_cvtepi32_ps(v.a)}; }
-inline Pairs load_pairs(const int8_t* p) { return {_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p))}; }
-inline Pairs one_pair(const int16_t* p) {
-    int32_t both;
-    std::memcpy(&both, p, 4);
-    return {_mm512_set1_epi32(both)};
+inline One one_word(const uint32_t* p) { return {_mm512_set1_epi32(int(*p))}; }
+inline void round_levels(int8_t* p, V16 v) {
+    _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v.a)));
 }
-inline Sums add_products(Sums sums, Pairs w, Pairs x) {
+inline uint32_t largest_bits(V16 v) {
+    return uint32_t(_mm512_reduce_max_epi32(_mm512_and_si512(_mm512_castps_si512(v.a), _mm512_set1_epi32(0x7fffffff))));
+}
+inline Quads load_nibbles(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+inline Quads low(Quads v) { return {_mm512_and_si512(v.a, _mm512_set1_epi8(15))}; }
+inline Quads high(Quads v) { return {_mm512_and_si512(_mm512_srli_epi16(v.a, 4), _mm512_set1_epi8(15))}; }
+
 #if defined(__AVX512VNNI__)
-    return {_mm512_dpwssd_epi32(sums.a, w.a, x.a)};
+
+constexpr int WORDS = 1;
+using Partial = Sums;
+
+template <int J> inline Quads load_quads(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+inline Sums add_products(Sums sums, Quads w, One x) { return {in_turn(_mm512_dpbusd_epi32(sums.a, w.a, x.a))}; }
+inline Partial begin(Sums sums) { return sums; }
+inline Sums end(Sums, Partial part) { return part; }
+inline Partial add_nibbles(Partial part, Quads w, One x) { return add_products(part, w, x); }
+
 #else
+
+constexpr int WORDS = 2;
+struct Partial { __m512i a; };
+
+template <int J> inline Quads load_quads(const uint8_t* p) {
+    __m512i bytes = _mm512_loadu_si512(p);
+    return {J ? _mm512_srli_epi16(bytes, 8) : _mm512_and_si512(bytes, _mm512_set1_epi16(255))};
+}
+inline Sums add_products(Sums sums, Quads w, One x) {
     return {in_turn(_mm512_add_epi32(sums.a, _mm512_madd_epi16(w.a, x.a)))};
+}
+inline Partial begin(Sums) { return {_mm512_setzero_si512()}; }
+inline Sums end(Sums sums, Partial part) {
+    return {_mm512_add_epi32(sums.a, _mm512_madd_epi16(part.a, _mm512_set1_epi16(1)))};
+}
+inline Partial add_nibbles(Partial part, Quads w, One x) {
+    return {in_turn(_mm512_add_epi16(part.a, _mm512_maddubs_epi16(w.a, x.a)))};
+}
+
 #endif
-}
-inline void round_store(int16_t* p, V16 v) {
-    _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(v.a)));
-}
 
 #elif defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
 
@@ -53,92 +86,134 @@ inline __m256i in_turn(__m256i sum) {  // as above
 }
 
 struct Sums { __m256i a, b; };
-struct Pairs { __m256i a, b; };
+struct Quads { __m256i a, b; };
+struct One { __m256i a; };
 
-inline Sums no_sums() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-inline Sums load_sums(const int32_t* p) {
-    return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 8))};
-}
-inline void store(int32_t* p, Sums v) {
-    _mm256_storeu_si256((__m256i*)p, v.a);
-    _mm256_storeu_si256((__m256i*)(p + 8), v.b);
-}
+inline Sums all_sums(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 inline V16 to_floats(Sums v) { return {_mm256_cvtepi32_ps(v.a), _mm256_cvtepi32_ps(v.b)}; }
-inline Pairs load_pairs(const int8_t* p) {
-    return {_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p)),
-            _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(p + 16)))};
-}
-inline Pairs one_pair(const int16_t* p) {
-    int32_t both;
-    std::memcpy(&both, p, 4);
-    __m256i v = _mm256_set1_epi32(both);
-    return {v, v};
-}
-inline Sums add_products(Sums sums, Pairs w, Pairs x) {
-#if defined(__AVXVNNI__)
-    return {_mm256_dpwssd_avx_epi32(sums.a, w.a, x.a), _mm256_dpwssd_avx_epi32(sums.b, w.b, x.b)};
-#else
-    return {in_turn(_mm256_add_epi32(sums.a, _mm256_madd_epi16(w.a, x.a))),
-            in_turn(_mm256_add_epi32(sums.b, _mm256_madd_epi16(w.b, x.b)))};
-#endif
-}
-inline void round_store(int16_t* p, V16 v) {
+inline One one_word(const uint32_t* p) { return {_mm256_set1_epi32(int(*p))}; }
+inline void round_levels(int8_t* p, V16 v) {
     // packs alternates between the halves of its arguments; the permutation restores the order of the four quarters.
     __m256i mixed = _mm256_packs_epi32(_mm256_cvtps_epi32(v.a), _mm256_cvtps_epi32(v.b));
-    _mm256_storeu_si256((__m256i*)p, _mm256_permute4x64_epi64(mixed, 0xd8));
+    __m256i words = _mm256_permute4x64_epi64(mixed, 0xd8);
+    _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
+inline uint32_t largest_bits(V16 v) {
+    const __m256i mask = _mm256_set1_epi32(0x7fffffff);
+    __m256i eight = _mm256_max_epi32(
+        _mm256_and_si256(_mm256_castps_si256(v.a), mask), _mm256_and_si256(_mm256_castps_si256(v.b), mask));
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return uint32_t(_mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 0xb1))));
+}
+inline Quads load_whole(const uint8_t* p) {
+    return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 32))};
+}
+inline Quads load_nibbles(const uint8_t* p) { return load_whole(p); }
+inline Quads low(Quads v) {
+    const __m256i mask = _mm256_set1_epi8(15);
+    return {_mm256_and_si256(v.a, mask), _mm256_and_si256(v.b, mask)};
+}
+inline Quads high(Quads v) { return low({_mm256_srli_epi16(v.a, 4), _mm256_srli_epi16(v.b, 4)}); }
+
+#if defined(__AVXVNNI__)
+
+constexpr int WORDS = 1;
+using Partial = Sums;
+
+template <int J> inline Quads load_quads(const uint8_t* p) { return load_whole(p); }
+inline Sums add_products(Sums sums, Quads w, One x) {
+    return {_mm256_dpbusd_avx_epi32(sums.a, w.a, x.a), _mm256_dpbusd_avx_epi32(sums.b, w.b, x.a)};
+}
+inline Partial begin(Sums sums) { return sums; }
+inline Sums end(Sums, Partial part) { return part; }
+inline Partial add_nibbles(Partial part, Quads w, One x) { return add_products(part, w, x); }
 
 #else
 
-struct Sums { int32_t v[LANES]; };
-struct Pairs { int16_t v[2 * LANES]; };
+constexpr int WORDS = 2;
+struct Partial { __m256i a, b; };
 
-inline Sums no_sums() { return {}; }
-inline Sums load_sums(const int32_t* p) {
+template <int J> inline Quads load_quads(const uint8_t* p) {
+    Quads bytes = load_whole(p);
+    if constexpr (J == 1) return {_mm256_srli_epi16(bytes.a, 8), _mm256_srli_epi16(bytes.b, 8)};
+    const __m256i mask = _mm256_set1_epi16(255);
+    return {_mm256_and_si256(bytes.a, mask), _mm256_and_si256(bytes.b, mask)};
+}
+inline Sums add_products(Sums sums, Quads w, One x) {
+    return {in_turn(_mm256_add_epi32(sums.a, _mm256_madd_epi16(w.a, x.a))),
+            in_turn(_mm256_add_epi32(sums.b, _mm256_madd_epi16(w.b, x.a)))};
+}
+inline Partial begin(Sums) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline Sums end(Sums sums, Partial part) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    return {_mm256_add_epi32(sums.a, _mm256_madd_epi16(part.a, ones)),
+            _mm256_add_epi32(sums.b, _mm256_madd_epi16(part.b, ones))};
+}
+inline Partial add_nibbles(Partial part, Quads w, One x) {
+    return {in_turn(_mm256_add_epi16(part.a, _mm256_maddubs_epi16(w.a, x.a))),
+            in_turn(_mm256_add_epi16(part.b, _mm256_maddubs_epi16(w.b, x.a)))};
+}
+
+#endif
+
+#else
+
+constexpr int WORDS = 1;
+struct Sums { uint32_t v[LANES]; };  // unsigned, since its overflow is defined
+struct Quads { uint8_t v[4 * LANES]; };
+struct One { int8_t v[4]; };
+using Partial = Sums;
+
+inline Sums all_sums(int32_t x) {
     Sums out;
+    for (uint32_t& sum : out.v) sum = uint32_t(x);
+    return out;
+}
+inline V16 to_floats(Sums v) { return each([&](int i) { return float(int32_t(v.v[i])); }); }
+inline One one_word(const uint32_t* p) {
+    One out;
+    std::memcpy(out.v, p, 4);
+    return out;
+}
+inline void round_levels(int8_t* p, V16 v) {
+    V16 magic = set1(12582912.0f);  // 1.5 * 2**23: adding it rounds to the nearest integer
+    V16 rounded = sub(add(v, magic), magic);
+    for (int i = 0; i < LANES; ++i) p[i] = int8_t(rounded.v[i]);
+}
+inline uint32_t largest_bits(V16 v) {
+    uint32_t most = 0;
+    for (float lane : v.v) {
+        uint32_t bits;
+        std::memcpy(&bits, &lane, 4);
+        bits &= 0x7fffffffu;
+        most = bits > most ? bits : most;
+    }
+    return most;
+}
+inline Quads load_nibbles(const uint8_t* p) {
+    Quads out;
     std::memcpy(out.v, p, sizeof out.v);
     return out;
 }
-inline void store(int32_t* p, Sums v) { std::memcpy(p, v.v, sizeof v.v); }
-inline V16 to_floats(Sums v) {
-    float out[LANES];
-    for (int i = 0; i < LANES; ++i) out[i] = float(v.v[i]);
-    return load(out);
+template <int J> inline Quads load_quads(const uint8_t* p) { return load_nibbles(p); }
+inline Quads low(Quads v) {
+    for (uint8_t& byte : v.v) byte = uint8_t(byte & 15);
+    return v;
 }
-inline Pairs load_pairs(const int8_t* p) {
-    Pairs out;
-    for (int i = 0; i < 2 * LANES; ++i) out.v[i] = p[i];
-    return out;
+inline Quads high(Quads v) {
+    for (uint8_t& byte : v.v) byte = uint8_t(byte >> 4);
+    return v;
 }
-inline Pairs one_pair(const int16_t* p) {
-    Pairs out;
-    for (int i = 0; i < 2 * LANES; ++i) out.v[i] = p[i % 2];
-    return out;
-}
-inline Sums add_products(Sums sums, Pairs w, Pairs x) {
+inline Sums add_products(Sums sums, Quads w, One x) {
     for (int i = 0; i < LANES; ++i)
-        sums.v[i] += int32_t(w.v[2 * i]) * x.v[2 * i] + int32_t(w.v[2 * i + 1]) * x.v[2 * i + 1];
+        for (int k = 0; k < 4; ++k) sums.v[i] += uint32_t(int32_t(w.v[4 * i + k]) * x.v[k]);
     return sums;
 }
-inline void round_store(int16_t* p, V16 v) {
-    float rounded[LANES];
-    V16 magic = set1(12582912.0f);  // 1.5 * 2**23: adding it rounds to the nearest integer
-    store(rounded, sub(add(v, magic), magic));
-    for (int i = 0; i < LANES; ++i) p[i] = int16_t(rounded[i]);
-}
+inline Partial begin(Sums sums) { return sums; }
+inline Sums end(Sums, Partial part) { return part; }
+inline Partial add_nibbles(Partial part, Quads w, One x) { return add_products(part, w, x); }
 
 #endif
-
-// The first `count` (< 16) sums, zeros after them; memory after them is not accessed.
-inline Sums load_first(const int32_t* p, int count) {
-    int32_t padded[LANES] = {};
-    std::memcpy(padded, p, size_t(count) * 4);
-    return load_sums(padded);
-}
-inline void store_first(int32_t* p, Sums v, int count) {
-    int32_t whole[LANES];
-    store(whole, v);
-    std::memcpy(p, whole, size_t(count) * 4);
-}
 
 }  // namespace ml

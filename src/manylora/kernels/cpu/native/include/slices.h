@@ -6,8 +6,27 @@
 
 #include "pool.h"
 #include "products.h"
+#include "tile.h"
 
 namespace ml {
+
+// Calls f(first row, height) for every tile of all groups on the pool; rows are `in` inputs wide.
+template <class F> inline void for_tiles(Pool* pool, RowGroups groups, int64_t height, int64_t in, F&& f) {
+    int64_t count = 0;
+    for (const RowGroup& own : groups) count += Tiles(own.rows, height).count;
+    const int64_t chunks = chunks_for(count, groups.rows * in, 1 << 15, pool_threads(pool));
+    parallel(pool, chunks, [&](int64_t chunk) {
+        const int64_t tile0 = chunk_start(count, chunks, chunk), tile1 = chunk_start(count, chunks, chunk + 1);
+        int64_t before = 0;
+        for (const RowGroup& own : groups) {
+            const Tiles tiles(own.rows, height);
+            const int64_t end = std::min(tiles.count, tile1 - before);
+            for (int64_t tile = std::max<int64_t>(0, tile0 - before); tile < end; ++tile)
+                f(own.first + tiles.start(tile), tiles.start(tile + 1) - tiles.start(tile));
+            before += tiles.count;
+        }
+    });
+}
 
 // The pieces of one group's product.
 //   block_rows  rows of x that stay in a second-level cache beside a panel

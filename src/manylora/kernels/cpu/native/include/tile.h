@@ -9,9 +9,11 @@
 namespace ml {
 
 #if defined(__AVX512F__)
+constexpr int REGISTERS = 32, SUM_REGISTERS = 1;  // of the processor; in sixteen sums
 constexpr int TILE_ROWS = 12;  // 12 x 2 accumulators, two weights and a broadcast in 32 registers
 constexpr int TILE_PANELS = 2;
 #else
+constexpr int REGISTERS = 16, SUM_REGISTERS = 2;
 constexpr int TILE_ROWS = 6;  // 6 x 1 pairs of accumulators, two weights and a broadcast in 16 registers
 constexpr int TILE_PANELS = 1;
 #endif
@@ -63,10 +65,41 @@ template <int MR, int P> inline void clear(V16 (&acc)[MR][P]) {
 // Calls f with the number of rows as a constant, `TILE_ROWS` at a time, then the rest at once: f(constant, first_row).
 template <int N> struct RowCount { static constexpr int value = N; };
 
-template <class F, int N = TILE_ROWS> inline void with_rows(int rows, F&& f) {
+template <int N = TILE_ROWS, class F> inline void with_rows(int rows, F&& f) {
     if constexpr (N > 0) {
         if (rows == N) return f(RowCount<N>{});
-        with_rows<F, N - 1>(rows, static_cast<F&&>(f));
+        with_rows<N - 1>(rows, static_cast<F&&>(f));
+    }
+}
+
+// The rows of a group, cut into tiles of nearly equal size, once for a whole product.
+struct Tiles {
+    int64_t rows, count;
+
+    explicit Tiles(int64_t rows, int64_t height = TILE_ROWS) : rows(rows), count((rows + height - 1) / height) {}
+    int64_t start(int64_t tile) const { return rows * tile / count; }
+    // The first tile that starts at `row` or after it.
+    int64_t first_from(int64_t row) const { return (row * count + rows - 1) / rows; }
+};
+
+// Stores the columns inside y, (rows, out), of MR rows of N registers from `column` on. All loops are unrolled: with an index
+// that is not constant the compiler would keep the sums in memory.
+template <int MR, int N>
+inline void put_columns(float* y, int64_t out, int64_t row, int64_t column, const V16 (&value)[MR][N]) {
+    float* to = y + row * out + column;
+    if (column + N * LANES <= out) {
+#pragma GCC unroll 16
+        for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 16
+            for (int n = 0; n < N; ++n) store(to + r * out + n * LANES, value[r][n]);
+        return;
+    }
+    float whole[N * LANES];
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 16
+        for (int n = 0; n < N; ++n) store(whole + n * LANES, value[r][n]);
+        std::memcpy(to + r * out, whole, size_t(out - column) * 4);
     }
 }
 

@@ -60,16 +60,6 @@ inline void round_pairs(uint32_t* p, V16 low, V16 high) {
 
 #endif
 
-// The rows of a group are cut into tiles of nearly equal size, once for the whole product.
-struct Tiles {
-    int64_t rows, count;
-
-    explicit Tiles(int64_t rows) : rows(rows), count((rows + TILE_ROWS - 1) / TILE_ROWS) {}
-    int64_t start(int64_t tile) const { return chunk_start(rows, count, tile); }
-    // The first tile that starts at `row` or after it.
-    int64_t first_from(int64_t row) const { return (row * count + rows - 1) / rows; }
-};
-
 struct Product {
     // Rounded rows, tile after tile: for each pair, the rows of a tile side by side, so that one address with constant
     // offsets serves a tile of any height.
@@ -78,26 +68,6 @@ struct Product {
     float* y;
     Tiles tiles;
     int64_t pairs, out;
-
-    // Stores the columns inside y of MR rows of N registers. All loops are unrolled: with an index that is not constant
-    // the compiler would keep the sums in memory.
-    template <int MR, int N> void put(int64_t row, int64_t column, const V16 (&acc)[MR][N]) const {
-        float* to = y + row * out + column;
-        if (column + N * LANES <= out) {
-#pragma GCC unroll 16
-            for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 16
-                for (int n = 0; n < N; ++n) store(to + r * out + n * LANES, acc[r][n]);
-            return;
-        }
-        float whole[N * LANES];
-#pragma GCC unroll 16
-        for (int r = 0; r < MR; ++r) {
-#pragma GCC unroll 16
-            for (int n = 0; n < N; ++n) store(whole + n * LANES, acc[r][n]);
-            std::memcpy(to + r * out, whole, size_t(out - column) * 4);
-        }
-    }
 };
 
 // The MR rows of the tile at `row` times P panels from `first` on. AHEAD also fetches the following panels into the
@@ -125,7 +95,7 @@ void multiply(const Product& job, int64_t row, int64_t first) {
             for (int n = 0; n < N; ++n) acc[r][n] = add_products(acc[r][n], weight[n], value);
         }
     }
-    job.put(row, first * WIDTH, acc);
+    put_columns(job.y, job.out, row, first * WIDTH, acc);
 }
 
 // A single tile: the weights stream from memory once, and below some eight rows the read takes all the time. Panels side by
@@ -189,33 +159,15 @@ void round_row(const float* x, int64_t in, uint32_t* to, int64_t height) {
     }
 }
 
-// Calls f(first row, height) for the tiles [tile0, tile1) of all groups, counted through.
-template <class F> void for_tiles(RowGroups groups, int64_t tile0, int64_t tile1, F&& f) {
-    int64_t before = 0;
-    for (const RowGroup& own : groups) {
-        const Tiles tiles(own.rows);
-        const int64_t end = std::min(tiles.count, tile1 - before);
-        for (int64_t tile = std::max<int64_t>(0, tile0 - before); tile < end; ++tile)
-            f(own.first + tiles.start(tile), tiles.start(tile + 1) - tiles.start(tile));
-        before += tiles.count;
-    }
-}
-
 // The rounded rows of this thread's current call, for `Product`; the memory grows to the largest step and is kept.
 const uint32_t* round_rows(Pool* pool, const float* x, RowGroups groups, int64_t in) {
     thread_local std::vector<uint32_t> scratch;
     const int64_t pairs = pairs_of(in);
     if (int64_t(scratch.size()) < groups.rows * pairs) scratch.resize(size_t(groups.rows * pairs));
     uint32_t* to = scratch.data();  // the pool's threads must write here and not into scratch of their own
-    int64_t count = 0;
-    for (const RowGroup& own : groups) count += Tiles(own.rows).count;
-    const int64_t chunks = chunks_for(count, groups.rows * in, 1 << 15, pool_threads(pool));
-    parallel(pool, chunks, [&](int64_t chunk) {
-        const int64_t tile0 = chunk_start(count, chunks, chunk), tile1 = chunk_start(count, chunks, chunk + 1);
-        for_tiles(groups, tile0, tile1, [&](int64_t first, int64_t height) {
-            for (int64_t row = first; row < first + height; ++row)
-                round_row(x + row * in, in, to + first * pairs + (row - first), height);
-        });
+    for_tiles(pool, groups, TILE_ROWS, in, [&](int64_t first, int64_t height) {
+        for (int64_t row = first; row < first + height; ++row)
+            round_row(x + row * in, in, to + first * pairs + (row - first), height);
     });
     return to;
 }
