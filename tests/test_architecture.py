@@ -35,7 +35,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"__main__"},
     ],
     "kernels": [
-        {"operation", "projections", "sampling", "weight_rows"},
+        {"operation", "projections", "sampling", "weight_groups", "weight_rows"},
         {"adapter_layout"},
         {"interface"},
         {"cpu/native", "reference"},

@@ -36,7 +36,7 @@ def test_later_sources_of_settings_win(tmp_path: Path) -> None:
         ("[engine]\nmax_running = 0\n", "engine.max_running must be at least 1. Given: 0"),
         ("[engine]\nmax_model_len = 1\n", "engine.max_model_len must be 0 or at least 2. Given: 1"),
         ('[model]\nquantize = "int8"\nkernels = "onednn"\n', "model.kernels must be auto or native"),
-        ('[model]\nquantize = "int4"\n', "model.quantize must be one of none, int8"),
+        ('[model]\nquantize = "int3"\n', "model.quantize must be one of none, int8, int4"),
         ("[engine]\nmax_step_tokens = 63\n", "engine.max_step_tokens must be at least engine.max_running (64)"),
         ("[server]\nport = 70000\n", "server.port must be at most 65535. Given: 70000"),
         ("[engine]\nmax_queue_s = nan\n", "engine.max_queue_s must be at least"),

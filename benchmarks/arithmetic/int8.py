@@ -1,6 +1,6 @@
-"""int8 weights beside bf16: speed of the linear layers and of a decode step, and what the rounding costs in quality.
+"""int8 or int4 weights beside bf16: speed of the linear layers and of a decode step, and the loss of quality.
 
-    python -m benchmarks.arithmetic.int8 [--base NAME|DIR] [--json FILE] [--skip-quality]
+    python -m benchmarks.arithmetic.int8 [--quantize int8|int4] [--base NAME|DIR] [--json FILE] [--only speed|quality]
 
 Speed: both forms of the base are in memory and take turns, round after round; a ratio is bf16 ÷ int8 of one round's
 medians, and its median over the rounds is shown with the extremes. Linear layers: every product of one step, the logits
@@ -51,30 +51,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default=DEFAULT_BASE, help="base model: a name or a directory")
     parser.add_argument("--json", type=Path, help="write the result here")
-    parser.add_argument("--skip-quality", action="store_true", help="speed only")
+    parser.add_argument("--quantize", default="int8", choices=("int8", "int4"))
+    parser.add_argument("--kernels", default="auto", help="of bf16: auto, native, native-bf16")
+    parser.add_argument("--only", choices=("speed", "quality"))
     options = parser.parse_args()
 
     facts = describe()
     directory = resolve(options.base, cache_dir())
-    sides = (make_side(options.base, directory, "none"), make_side(options.base, directory, "int8"))
+    sides = (
+        make_side(options.base, directory, options.kernels, "none"),
+        make_side(options.base, directory, "auto", options.quantize),
+    )
     torch.set_num_threads(1)  # the native kernels bring their own
     vocab = read_spec(directory).vocab
-    print(f"{facts['processor']}, load {facts['load_before']}\n\nbf16 against int8")
-    layers = [in_turn("linear layers", rows, sides, vocab) for rows in LAYER_ROWS]
-    steps = [in_turn("decode step", rows, sides, vocab) for rows in STEP_ROWS]
-    result: dict[str, object] = {**facts, "linear_layers": layers, "decode_step": steps}
-    if not options.skip_quality:
+    print(f"{facts['processor']}, load {facts['load_before']}\n\n{sides[0].kernels.name} against {options.quantize}")
+    result: dict[str, object] = {**facts}
+    if options.only != "quality":
+        result["linear_layers"] = [in_turn("linear layers", rows, sides, vocab) for rows in LAYER_ROWS]
+        result["decode_step"] = [in_turn("decode step", rows, sides, vocab) for rows in STEP_ROWS]
+    if options.only != "speed":
         result["quality"] = measure_quality(directory, sides)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def make_side(base: str, directory: Path, quantize: str) -> Side:
+def make_side(base: str, directory: Path, name: str, quantize: str) -> Side:
     """Load the base twice in this form: for its bare products and inside an engine."""
-    kernels = select_kernels("native", find_resources().threads, quantize=quantize)
+    kernels = select_kernels(name, find_resources().threads, quantize=quantize)
     flags: dict[str, Setting] = {
         "model.base": base,
-        "model.kernels": "native",
+        "model.kernels": name,
         "model.quantize": quantize,
         "engine.prefix_cache": False,
         "adapters.roots": (str(quality.TRIAGE.parent),),
@@ -97,34 +103,36 @@ def in_turn(name: str, rows: int, sides: tuple[Side, Side], vocab: int) -> dict[
             own += found
             medians.append(median(found))
         ratios.append(medians[0] / medians[1])
-    bf16, int8 = milliseconds(times[0]), milliseconds(times[1])
+    bf16, quantised = milliseconds(times[0]), milliseconds(times[1])
     ratio = extremes(ratios, 2)
     print(
-        f"{name:14} {rows:4d} rows  {bf16['median_ms']:8.2f} ms  {int8['median_ms']:8.2f} ms  "
+        f"{name:14} {rows:4d} rows  {bf16['median_ms']:8.2f} ms  {quantised['median_ms']:8.2f} ms  "
         f"× {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}); "
-        f"best {bf16['min_ms']:.2f} and {int8['min_ms']:.2f}",
+        f"best {bf16['min_ms']:.2f} and {quantised['min_ms']:.2f}",
         flush=True,
     )
-    return {"rows": rows, "bf16": bf16, "int8": int8, "bf16_over_int8": ratio}
+    form = sides[1].kernels.name
+    return {"rows": rows, "bf16": bf16, form: quantised, f"bf16_over_{form}": ratio}
 
 
 def measure_quality(directory: Path, sides: tuple[Side, Side]) -> dict[str, object]:
     """Print and return the lower half of the table."""
-    tokenizer, spec = Tokenizer(directory), read_spec(directory)
+    tokenizer, spec, form = Tokenizer(directory), read_spec(directory), sides[1].kernels.name
     exact, rounded = (LlamaModel(spec, side.weights, side.kernels, max_positions=quality.WINDOW) for side in sides)
     found: dict[str, object] = {**quality.compare(exact, rounded, quality.windows(tokenizer))}
     print(
-        f"perplexity, {found['tokens']} tokens   {found['perplexity_bf16']:8.3f}     {found['perplexity_int8']:8.3f}\n"
+        f"perplexity, {found['tokens']} tokens   {found['perplexity_bf16']:8.3f}     "
+        f"{found[f'perplexity_{form}']:8.3f}    × {found['perplexity_ratio']:.4f}\n"
         f"same likeliest token {found['same_likeliest_token']:.1%}, divergence {found['kl_divergence_nats']:.5f} nats"
     )
     answers = [quality.triage_answers(side.engine, tokenizer) for side in sides]
     found["triage_tickets"] = len(answers[0])
-    found["triage_accuracy_bf16"], found["triage_accuracy_int8"] = map(quality.accuracy, answers)
+    found["triage_accuracy_bf16"], found[f"triage_accuracy_{form}"] = map(quality.accuracy, answers)
     same = sum(one == other for one, other in zip(*answers, strict=True)) / len(answers[0])
     found["triage_same_answer"] = round(same, 4)
     print(
         f"triage, {len(answers[0])} tickets       {found['triage_accuracy_bf16']:8.1%}     "
-        f"{found['triage_accuracy_int8']:8.1%}    same answer {same:.1%}"
+        f"{found[f'triage_accuracy_{form}']:8.1%}    same answer {same:.1%}"
     )
     return found
 

@@ -33,6 +33,7 @@ def windows(tokenizer: Tokenizer) -> list[list[int]]:
 def compare(exact: LlamaModel, rounded: LlamaModel, texts: list[list[int]]) -> dict[str, float]:
     """Perplexity of both on the same tokens, and how far the second's predictions are from the first's.
 
+    The second's key is `perplexity_` and the name of its kernels.
     Returns: perplexities; the mean Kullback-Leibler divergence in nats; the share of positions with the same likeliest
     token; all over every position that has a next token.
     """
@@ -49,7 +50,8 @@ def compare(exact: LlamaModel, rounded: LlamaModel, texts: list[list[int]]) -> d
     return {
         "tokens": count,
         "perplexity_bf16": round(first, 4),
-        "perplexity_int8": round(second, 4),
+        f"perplexity_{rounded.kernels.name}": round(second, 4),
+        "perplexity_ratio": round(second / first, 4),
         "kl_divergence_nats": round(divergence / count, 6),
         "same_likeliest_token": round(same / count, 4),
     }

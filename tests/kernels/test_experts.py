@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from manylora.kernels.cpu.int4 import Int4Linear
 from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.kernels.cpu.linear import Bf16Linear
 from manylora.kernels.interface import LoraSegment, PlacedAdapter
@@ -18,6 +19,7 @@ FORMATS: dict[str, Callable[[], EagerKernels]] = {
     **BACK_ENDS,
     "native-bf16": lambda: eager(native(2), Bf16Linear(native(2))),
     "int8": lambda: eager(native(2), Int8Linear(native(2))),
+    "int4": lambda: eager(native(2), Int4Linear(native(2))),
 }
 EXPERTS, CHOSEN = 5, 2
 HIDDEN, INNER = 72, 50

@@ -4,18 +4,19 @@ import pytest
 import torch
 
 from manylora.kernels import weight_rows
+from manylora.kernels.cpu.int4 import Int4Linear
 from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.kernels.cpu.linear import Bf16Linear, NativeLinear
 from manylora.kernels.weight_rows import row_pieces
 from tests.kernels.cases import BACK_ENDS, native, random
 
-FORMS = [NativeLinear, Bf16Linear, Int8Linear]
+FORMS = [NativeLinear, Bf16Linear, Int8Linear, Int4Linear]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 @pytest.mark.parametrize("outputs", [1, 64, 65, 131, 203])
 def test_a_packed_form_does_not_depend_on_the_pieces(
-    form: type[NativeLinear | Bf16Linear | Int8Linear], outputs: int, monkeypatch: pytest.MonkeyPatch
+    form: type[NativeLinear | Bf16Linear | Int8Linear | Int4Linear], outputs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weight = random(1, outputs, 40)
     whole = form(native(1)).pack(weight).data  # type: ignore[attr-defined]  # `Packed` is opaque to everything else

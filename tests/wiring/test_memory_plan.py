@@ -1,12 +1,14 @@
 """The memory plan: what is derived, and what is refused."""
 
 import pytest
+import torch
 
 from manylora.adapters.store.loads import INGEST_FACTOR
 from manylora.config.groups.adapters import MIB
 from manylora.config.settings import load_config
 from manylora.errors import MemoryPlanImpossible
 from manylora.kernels.cpu.backend import CpuKernels
+from manylora.kernels.cpu.int4 import Int4Linear
 from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.models.spec import parse_spec
 from manylora.wiring.engine import step_bytes, weight_bytes
@@ -120,3 +122,14 @@ def test_the_bytes_of_int8_weights_are_those_that_are_packed(is_tied: bool) -> N
     outputs = (spec.heads + 2 * spec.kv_heads) * spec.head_dim + 2 * spec.hidden + 2 * spec.intermediate
     tables = (1 if is_tied else 2) * spec.vocab
     assert weight_bytes(spec, kernels) == spec.parameters + 4 * (spec.num_layers * outputs + tables)
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_the_bytes_of_int4_weights_are_those_that_are_packed(is_tied: bool) -> None:
+    spec = parse_spec({**SMOLLM, "tie_word_embeddings": is_tied}, {})
+    kernels = CpuKernels(native(1), Int4Linear(native(1)))
+    shapes = [(960, 576), (576, 576), (3072, 576), (576, 1536)]
+    layers = sum(kernels.pack(torch.zeros(shape)).num_bytes - 64 for shape in shapes)  # type: ignore[attr-defined]  # Panels
+    table = kernels.pack_table(torch.zeros(spec.vocab, 576)).num_bytes  # type: ignore[attr-defined]  # as above
+    norms = (2 * 30 + 1) * 576 * 5 / 8
+    assert weight_bytes(spec, kernels) == 30 * layers + (1 if is_tied else 2) * table + norms

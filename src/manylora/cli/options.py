@@ -13,7 +13,10 @@ BaseOption = Annotated[
 ]
 QuantizeOption = Annotated[
     str | None,
-    typer.Option(help="How the base's weights are held: none (as they are) or int8 (faster, smaller). Default: none."),
+    typer.Option(
+        help="How the base's weights are held: none (as they are), int8 (faster, smaller) or int4 (smaller still). "
+        "Default: none."
+    ),
 ]
 AdapterRootOption = Annotated[
     list[Path] | None,

@@ -373,6 +373,8 @@ class Kernels(Protocol):
     device              type of that device, as torch names it
     owns_threads        True if the back end computes on threads of its own, so that torch's would spin beside them
     weight_dtype        dtype of packed weights
+    weight_bits         bits of each packed weight of a linear layer, its share of the scales of groups included
+    table_bits          the same of the embedding and the head
     scale_bytes         bytes of the scale that each output of a quantised weight has; 0: weights are not quantised
     activation_dtype    dtype of the residual stream and of every (rows, …) tensor between methods
     kv_dtype            dtype of the paged keys and values
@@ -384,6 +386,8 @@ class Kernels(Protocol):
     device: str
     owns_threads: bool
     weight_dtype: torch.dtype
+    weight_bits: float
+    table_bits: float
     scale_bytes: int
     activation_dtype: torch.dtype
     kv_dtype: torch.dtype
@@ -394,6 +398,23 @@ class Kernels(Protocol):
         """Return `weight` (out, in), any float dtype, in this back end's layout, for `embed`, `linear` and `logits`.
 
         The rows are read piece by piece (`row_pieces`): the result and one piece are in memory at once.
+        """
+
+    def pack_table(self, weight: WeightRows) -> Packed:
+        """As `pack`, for the embedding and the head, which may need more bits than the layers."""
+
+    def pack_groups(self, integers: Tensor, scales: Tensor, zeros: Tensor | None, group: int) -> Packed:
+        """Pack a weight that is stored in four bits: `scales * (integers - zeros)`, each scale for a group of inputs.
+
+        The native kernels keep the integers, and scales and `scales * zeros` as float16 in units of a power of two for
+        each output. The reference widens them to its own dtype.
+
+        Args:
+            integers  (out, in) uint8 in 0 .. 15
+            scales    (out, groups) of any float dtype
+            zeros     (out, groups), integers or not; None: all are 8
+            group     inputs of a group: a multiple of 32, or at least `in`; the last group may be cut off
+        Raises: ValueError for other shapes, groups and integers.
         """
 
     def compile(self, forward: Forward) -> CompiledForward:

@@ -34,6 +34,7 @@ from manylora.kernels.interface import (
 )
 from manylora.kernels.projections import FEED_FORWARD, LoraTarget
 from manylora.kernels.sampling import SamplingRules, sample_tokens
+from manylora.kernels.weight_groups import check_groups
 from manylora.kernels.weight_rows import WeightRows, row_pieces
 
 
@@ -73,6 +74,7 @@ class ReferenceKernels:
         lora_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.weight_dtype = weight_dtype
+        self.weight_bits = self.table_bits = 8.0 * weight_dtype.itemsize
         self.kv_dtype = kv_dtype
         self.lora_dtype = lora_dtype
 
@@ -81,6 +83,18 @@ class ReferenceKernels:
         for first, rows in row_pieces(weight):
             packed[first : first + len(rows)] = rows
         return Packed(packed)
+
+    def pack_table(self, weight: WeightRows) -> Packed:
+        return self.pack(weight)
+
+    def pack_groups(self, integers: Tensor, scales: Tensor, zeros: Tensor | None, group: int) -> Packed:
+        check_groups(integers, scales, zeros, group)
+
+        def by_input(part: Tensor) -> Tensor:
+            return part.float().repeat_interleave(group, 1)[:, : integers.shape[1]]
+
+        offsets = torch.full_like(scales, 8.0) if zeros is None else zeros
+        return self.pack(by_input(scales) * (integers - by_input(offsets)))
 
     def linear(self, x: Tensor, weight: Packed) -> Tensor:
         return F.linear(x, _plain(weight).float())

@@ -1,11 +1,13 @@
 """Choose the back end of a machine: by name, or the one that this machine always gets."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from manylora.config.groups.model import DEFAULT_SPIN_US, KERNELS
 from manylora.errors import NativeBuildFailed
 from manylora.kernels.cpu.backend import CpuKernels
+from manylora.kernels.cpu.int4 import Int4Linear
 from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import Bf16Linear, NativeLinear, WeightFormat, why_not_bf16
@@ -13,6 +15,8 @@ from manylora.kernels.interface import Kernels
 from manylora.kernels.reference import ReferenceKernels
 
 log = logging.getLogger(__name__)
+
+_QUANTISED: dict[str, Callable[[NativeLibrary], WeightFormat]] = {"int8": Int8Linear, "int4": Int4Linear}
 
 
 def select_kernels(
@@ -34,8 +38,8 @@ def select_kernels(
                  restart, give the same tokens
 
     Args:
-        quantize  `int8`: the native kernels hold the linear layers and the embedding in int8; the reference kernels
-                  ignore it
+        quantize  `int8`, `int4`: the form in which the native kernels hold the linear layers, and the embedding and
+                  the head in int8; the reference kernels ignore it
         threads   size of the native pool
         spin_us   microseconds for which a worker of the pool spins before it sleeps
     Raises: ValueError for an unknown name.
@@ -49,7 +53,8 @@ def select_kernels(
     except NativeBuildFailed as error:
         log.warning("kernels.fallback to=reference reason=%s", error)
         return ReferenceKernels()
-    kernels = CpuKernels(native, Int8Linear(native) if quantize == "int8" else _choose_format(name, native))
+    quantised = _QUANTISED.get(quantize)
+    kernels = CpuKernels(native, quantised(native) if quantised else _choose_format(name, native))
     log.debug("kernels.chosen name=%s isa=%s threads=%d", kernels.name, native.isa, threads)
     return kernels
 

@@ -93,8 +93,8 @@ def load_weights(
     _log_conversions(entries, kernels)
     source = _Source(entries, expected_shapes(spec), progress)
     layers = tuple(_load_layer(spec, layer, source, kernels) for layer in range(spec.num_layers))
-    embed = kernels.pack(source.matrix(EMBED))
-    head = embed if spec.tie_embeddings else kernels.pack(source.matrix(HEAD))
+    embed = kernels.pack_table(source.matrix(EMBED))
+    head = embed if spec.tie_embeddings else kernels.pack_table(source.matrix(HEAD))
     return Weights(embed=embed, layers=layers, final_norm=source.vector(FINAL_NORM), head=head)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -132,8 +133,10 @@ def angle_bytes(spec: ModelSpec, positions: int) -> int:
 
 
 def weight_bytes(spec: ModelSpec, kernels: Kernels) -> int:
-    """Return the bytes of the packed base: its weights, and a scale for each output where they are quantised."""
-    return spec.parameters * kernels.weight_dtype.itemsize + spec.output_channels * kernels.scale_bytes
+    """Return the bytes of the packed base: its weights, and their scales where they are quantised."""
+    tables = (1 if spec.tie_embeddings else 2) * spec.vocab * spec.hidden
+    bits = (spec.parameters - tables) * kernels.weight_bits + tables * kernels.table_bits
+    return math.ceil(bits / 8) + spec.output_channels * kernels.scale_bytes
 
 
 def wire_engine(
@@ -209,7 +212,7 @@ def _choose_kernels(config: Config, resources: Resources) -> Kernels:
 
 
 def _dtype(kernels: Kernels) -> str:
-    return str(kernels.weight_dtype).removeprefix("torch.")
+    return kernels.name if kernels.scale_bytes else str(kernels.weight_dtype).removeprefix("torch.")
 
 
 def _open_store(

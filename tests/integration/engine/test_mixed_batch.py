@@ -59,14 +59,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["native", "native-bf16", "int8", "reference"])
+@pytest.fixture(scope="module", params=["native", "native-bf16", "int8", "int4", "reference"])
 def pair(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Engine, Engine, int]]:
     """A crowded engine (few blocks, small steps, so that it chunks and preempts), a roomy one, and a load for them.
 
     The reference back end is loops: fewer requests there, which still chunk and preempt.
     """
     made = []
-    kernels_name, quantize = ("native", "int8") if request.param == "int8" else (request.param, "none")
+    is_quantised = request.param in ("int8", "int4")
+    kernels_name, quantize = ("native", request.param) if is_quantised else (request.param, "none")
     # One block size for both: attention sums block by block, and where a last bit differs int8 may take another level.
     block = 4
     for name, rows, kv_blocks in (("crowded", 16, 34), ("roomy", 256, 1600)):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from manylora.kernels.cpu.int4 import Int4Linear
 from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.kernels.cpu.linear import Bf16Linear
 from manylora.kernels.interface import (
@@ -77,11 +78,12 @@ class Block:
         return ops.adapt_logits(ops.logits(x, self.table), x, step.lora)
 
 
-@pytest.fixture(params=[*NATIVE, "int8", "native-bf16"], scope="module")
+@pytest.fixture(params=[*NATIVE, "int8", "int4", "native-bf16"], scope="module")
 def pair(request: pytest.FixtureRequest) -> tuple[EagerKernels, CompiledForward, RunStep]:
     """The kernels, the forward compiled and the same forward called operation by operation."""
     own = {
         "int8": lambda: eager(native(2), Int8Linear(native(2))),
+        "int4": lambda: eager(native(2), Int4Linear(native(2))),
         "native-bf16": lambda: eager(native(2), Bf16Linear(native(2))),
     }
     kernels = (BACK_ENDS | own)[request.param]()

@@ -1,4 +1,4 @@
-"""The CPU back end: the native C++ kernels, with weights in one of three packed forms."""
+"""The CPU back end: the native C++ kernels, with weights in one of four packed forms."""
 
 import ctypes
 import dataclasses
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from manylora.kernels.cpu.capture import CapturedGraph, NativeProfile, NativeSegments
+from manylora.kernels.cpu.int4 import Int4Linear
 from manylora.kernels.cpu.kv import CpuKv
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import NativeLinear, WeightFormat
@@ -41,9 +42,12 @@ class CpuKernels:
         self.native = native
         self.name = weights.name
         self.weight_dtype = weights.weight_dtype
+        self.weight_bits, self.table_bits = weights.weight_bits, weights.table_bits
         self.scale_bytes = weights.scale_bytes
         self.lora_dtype = lora_dtype
         self.pack = weights.pack
+        self.pack_table = weights.pack_table
+        self.pack_groups = Int4Linear(native).pack_groups
         self._functions = native.functions
         self._profile: NativeProfile | None = None
         self._sampled = _SampledRows(1)

@@ -20,10 +20,12 @@ class Int8Linear:
 
     name = "int8"
     weight_dtype = torch.int8
+    weight_bits = table_bits = 8.0
     scale_bytes = 4
 
     def __init__(self, native: NativeLibrary) -> None:
         self._native = native
+        self.pack_table = self.pack
 
     def pack(self, weight: WeightRows) -> Packed:
         outputs, inputs = weight.shape

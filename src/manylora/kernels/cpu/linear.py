@@ -17,9 +17,13 @@ class WeightFormat(Protocol):
 
     name: str
     weight_dtype: torch.dtype
+    weight_bits: float
+    table_bits: float
     scale_bytes: int
 
     def pack(self, weight: WeightRows) -> Packed: ...
+
+    def pack_table(self, weight: WeightRows) -> Packed: ...
 
 
 class Panels:
@@ -44,10 +48,12 @@ class NativeLinear:
 
     name = "native"
     weight_dtype = torch.bfloat16
+    weight_bits = table_bits = 16.0
     scale_bytes = 0
 
     def __init__(self, native: NativeLibrary) -> None:
         self._native = native
+        self.pack_table = self.pack
 
     def pack(self, weight: WeightRows) -> Packed:
         functions = self._native.functions
@@ -63,10 +69,12 @@ class Bf16Linear:
 
     name = "native-bf16"
     weight_dtype = torch.bfloat16
+    weight_bits = table_bits = 16.0
     scale_bytes = 0
 
     def __init__(self, native: NativeLibrary) -> None:
         self._native = native
+        self.pack_table = self.pack
 
     def pack(self, weight: WeightRows) -> Packed:
         functions = self._native.functions

@@ -16,7 +16,7 @@ MAX_WORDS = 15
 OUTSIDE_SCRATCH = -1
 """The column of rows that lie in the step's logits instead of its scratch."""
 
-WEIGHT_FORMATS = ("bf16", "bf16_pairs", "int8")
+WEIGHT_FORMATS = ("bf16", "bf16_pairs", "int8", "int4")
 """Packed forms of a weight; `PackedWeight.format` is an index of this list."""
 
 STRUCTS: Mapping[str, tuple[tuple[str, str], ...]] = {

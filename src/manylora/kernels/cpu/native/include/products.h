@@ -26,6 +26,7 @@ struct RowGroups {
 void linear_bf16(Pool* pool, const float* x, RowGroups groups, float* y, int64_t in, int64_t out);
 void linear_bf16_pairs(Pool* pool, const float* x, RowGroups groups, float* y, int64_t in, int64_t out);
 void linear_int8(Pool* pool, const float* x, RowGroups groups, float* y, int64_t in, int64_t out);
+void linear_int4(Pool* pool, const float* x, RowGroups groups, float* y, int64_t in, int64_t out);
 
 // The product of the packed form `format`.
 void multiply(Pool* pool, WeightFormat format, const float* x, RowGroups groups, float* y, int64_t in, int64_t out);
@@ -34,5 +35,6 @@ void embed_bf16(Pool* pool, const int64_t* ids, const void* packed, float* y, in
 void embed_bf16_pairs(
     Pool* pool, const int64_t* ids, const void* packed, float* y, int64_t count, int64_t in, int64_t out);
 void embed_int8(Pool* pool, const int64_t* ids, const void* packed, float* y, int64_t count, int64_t in, int64_t out);
+void embed_int4(Pool* pool, const int64_t* ids, const void* packed, float* y, int64_t count, int64_t in, int64_t out);
 
 }  // namespace ml

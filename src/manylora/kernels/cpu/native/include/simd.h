@@ -14,6 +14,7 @@
 namespace ml {
 
 using bf16 = uint16_t;
+using fp16 = uint16_t;  // IEEE 754 binary16
 constexpr int LANES = 16;
 
 inline float to_float(bf16 value) {
@@ -23,6 +24,19 @@ inline float to_float(bf16 value) {
     return out;
 }
 inline float to_float(float value) { return value; }
+
+// The exponent is rebased by a multiplication, which also gives denormals their value; infinities and NaNs stay what they are.
+inline float half_to_float(fp16 value) {
+    uint32_t bits = uint32_t(value & 0x7fff) << 13;
+    float out;
+    std::memcpy(&out, &bits, 4);
+    out *= 5.192296858534828e33f;  // 2**112
+    std::memcpy(&bits, &out, 4);
+    if ((value & 0x7c00) == 0x7c00) bits = 0x7f800000u | uint32_t(value & 0x3ff) << 13;
+    bits |= uint32_t(value & 0x8000) << 16;
+    std::memcpy(&out, &bits, 4);
+    return out;
+}
 
 // Round to nearest even; a NaN stays a (quiet) NaN.
 inline bf16 to_bf16(float value) {
@@ -65,6 +79,7 @@ inline V16 load_bf16(const bf16* p) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
 }
+inline V16 load_fp16(const fp16* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
 template <class W> V16 load_split(const W* p);
 template <> inline V16 load_split<float>(const float* p) { return load(p); }
 template <> inline V16 load_split<bf16>(const bf16* p) { return load_bf16(p); }
@@ -112,6 +127,15 @@ inline V16 load_bf16(const bf16* p) {
         return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
     };
     return {half(p), half(p + 8)};
+}
+inline V16 load_fp16(const fp16* p) {
+#if defined(__F16C__)
+    return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};
+#else
+    float wide[LANES];
+    for (int i = 0; i < LANES; ++i) wide[i] = half_to_float(p[i]);
+    return load(wide);
+#endif
 }
 template <class W> V16 load_split(const W* p);
 template <> inline V16 load_split<float>(const float* p) { return load(p); }
@@ -167,6 +191,7 @@ inline V16 select(int lo, int hi, V16 x, V16 y) {
     return each([&](int i) { return i >= lo && i < hi ? x.v[i] : y.v[i]; });
 }
 inline V16 load_bf16(const bf16* p) { return each([&](int i) { return to_float(p[i]); }); }
+inline V16 load_fp16(const fp16* p) { return each([&](int i) { return half_to_float(p[i]); }); }
 template <class W> inline V16 load_split(const W* p) { return each([&](int i) { return to_float(p[i]); }); }
 template <class W> inline V16 join(V16 v) { return v; }
 template <class W> inline V16 split(V16 v) { return v; }

@@ -35,6 +35,7 @@ void ml::multiply(
         case WeightFormat::bf16: return linear_bf16(pool, x, groups, y, in, out);
         case WeightFormat::bf16_pairs: return linear_bf16_pairs(pool, x, groups, y, in, out);
         case WeightFormat::int8: return linear_int8(pool, x, groups, y, in, out);
+        case WeightFormat::int4: return linear_int4(pool, x, groups, y, in, out);
     }
 }
 
@@ -46,6 +47,7 @@ bool ml::embed(Pool* pool, TokenIds token_ids, PackedWeight table, Rows y) {
         case WeightFormat::bf16: embed_bf16(pool, ids, table.data, y.data, y.count, in, out); break;
         case WeightFormat::bf16_pairs: embed_bf16_pairs(pool, ids, table.data, y.data, y.count, in, out); break;
         case WeightFormat::int8: embed_int8(pool, ids, table.data, y.data, y.count, in, out); break;
+        case WeightFormat::int4: embed_int4(pool, ids, table.data, y.data, y.count, in, out); break;
     }
     return true;
 }
