@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from manylora.errors import ModelNotFound, ModelUnsupported
 from manylora.models.fetch import catalog
 from manylora.models.fetch.pull import import_wheel, install, pull
+from manylora.models.text.token_files import SPECIAL_TOKENS_FILE, TEMPLATE_FILES
 from tests.models.test_llama import SMALL, save_random
 from tests.models.tiny_tokenizers import save_byte_level
 
@@ -283,6 +284,19 @@ def test_a_repository_of_pickles_is_refused(hub: _Hub, tmp_path: Path) -> None:
         del hub.files[name]
     with pytest.raises(ModelNotFound, match="no weights as safetensors"):
         pull("org/model", tmp_path, endpoint=url(hub))
+
+
+def test_a_repository_without_a_tokenizer_file_costs_no_download(hub: _Hub, tmp_path: Path) -> None:
+    hub.files["tokenizer.model"] = hub.files.pop("tokenizer.json")
+    with pytest.raises(ModelNotFound, match=r"org/model has no tokenizer\.json.*save_pretrained"):
+        pull("org/model", tmp_path, endpoint=url(hub))
+    assert hub.fetched == []
+
+
+def test_every_text_file_that_a_base_may_have_is_fetched(hub: _Hub, tmp_path: Path) -> None:
+    hub.files |= {"special_tokens_map.json": b"{}", "chat_template.json": b"{}", "chat_template.jinja": b"hi"}
+    directory = pull("org/model", tmp_path, endpoint=url(hub))
+    assert {file.name for file in directory.iterdir()} >= {SPECIAL_TOKENS_FILE, *TEMPLATE_FILES}
 
 
 def test_a_hub_that_cannot_be_reached_is_said_so(tmp_path: Path) -> None:

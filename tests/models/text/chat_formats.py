@@ -1,4 +1,4 @@
-"""The prompt formats of the known bases: a chat template of each, and the same format as a plain function.
+"""The prompt formats of the served families: a chat template of each, and the same format as a plain function.
 
 The templates use what the published ones use (string methods, `raise_exception`, `loop.index0`, blocks that trim).
 """
@@ -76,6 +76,45 @@ CHATML = (
     "{{'<|im_start|>' + turn['role'] + '\n' + turn['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+LLAMA_3 = (
+    "{{- bos_token }}{% if not date_string is defined %}{% set date_string = strftime_now('%Y') %}{% endif %}"
+    "{% for turn in messages %}{% if tools is not none and loop.first %}{{ raise_exception('no tools') }}{% endif %}"
+    "{{- '<|start_header_id|>' ~ turn['role'] ~ '<|end_header_id|>\n\n' ~ (turn['content'] | trim) ~ '<|eot_id|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+QWEN_3 = """{%- set ns = namespace(searching=true, last=messages | length - 1) %}
+{%- for turn in messages[::-1] %}
+    {%- set index = (messages | length - 1) - loop.index0 %}
+    {%- if ns.searching and turn.role == "user" and turn.content is string %}
+        {%- set ns.searching = false %}
+        {%- set ns.last = index %}
+    {%- endif %}
+{%- endfor %}
+{%- for turn in messages %}
+    {%- set text = turn.content if turn.content is string else '' %}
+    {%- if turn.role == "assistant" %}
+        {%- set thought = '' %}
+        {%- if '</think>' in text %}
+            {%- set thought = text.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}
+            {%- set text = text.split('</think>')[-1].lstrip('\n') %}
+        {%- endif %}
+        {%- if loop.index0 > ns.last and (loop.last or thought) %}
+            {{- '<|im_start|>assistant\n<think>\n' + thought.strip('\n') + '\n</think>\n\n' + text.lstrip('\n') }}
+        {%- else %}
+            {{- '<|im_start|>assistant\n' + text }}
+        {%- endif %}
+        {{- '<|im_end|>\n' }}
+    {%- else %}
+        {{- '<|im_start|>' + turn.role + '\n' + text + '<|im_end|>' + '\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\n\n</think>\n\n' }}
+    {%- endif %}
+{%- endif %}
+"""
 
 
 def _split(messages: Messages) -> tuple[str | None, Messages]:
@@ -127,6 +166,28 @@ def chatml(messages: Messages, *, prompting: bool) -> str:
     return turns + ("<|im_start|>assistant\n" if prompting else "")
 
 
+def llama_3(messages: Messages, *, prompting: bool) -> str:
+    turns = (f"<|start_header_id|>{turn['role']}<|end_header_id|>\n\n{turn['content'].strip()}" for turn in messages)
+    opened = "<|start_header_id|>assistant<|end_header_id|>\n\n" if prompting else ""
+    return f"<|begin_of_text|>{''.join(f'{turn}<|eot_id|>' for turn in turns)}{opened}"
+
+
+def qwen_3(messages: Messages, *, prompting: bool) -> str:
+    """ChatML; the thoughts of replies before the last question are left out, and a last reply has a part for them."""
+    asked = max((index for index, turn in enumerate(messages) if turn["role"] == "user"), default=len(messages) - 1)
+    text = ""
+    for index, turn in enumerate(messages):
+        content, thought = turn["content"], ""
+        if turn["role"] == "assistant" and "</think>" in content:
+            thought = content.split("</think>")[0].rstrip("\n").split("<think>")[-1].lstrip("\n")
+            content = content.split("</think>")[-1].lstrip("\n")
+        if turn["role"] == "assistant" and index > asked and (thought or index == len(messages) - 1):
+            stripped = thought.strip("\n")
+            content = f"<think>\n{stripped}\n</think>\n\n" + content.lstrip("\n")
+        text += f"<|im_start|>{turn['role']}\n{content}<|im_end|>\n"
+    return text + ("<|im_start|>assistant\n" if prompting else "")
+
+
 @dataclass(frozen=True)
 class ChatFormat:
     """A format: its template, the same text made by hand, and the properties of its template.
@@ -150,6 +211,8 @@ FORMATS = {
     "mistral-without-system": ChatFormat(MISTRAL_WITHOUT_SYSTEM, mistral_without_system, has_system=False),
     "zephyr": ChatFormat(ZEPHYR, zephyr, refuses_order=False),
     "chatml": ChatFormat(CHATML, chatml, bos="<|im_start|>", eos="<|im_end|>", refuses_order=False),
+    "llama-3": ChatFormat(LLAMA_3, llama_3, bos="<|begin_of_text|>", eos="<|eot_id|>", refuses_order=False),
+    "qwen-3": ChatFormat(QWEN_3, qwen_3, bos="<|im_start|>", eos="<|im_end|>", refuses_order=False),
 }
 
 KNOWN: dict[str, str | None] = {

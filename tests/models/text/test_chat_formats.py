@@ -26,6 +26,7 @@ CONTENTS = st.one_of(
             *("", " ", "\n", " the  quick ", "hello\n\n", "\u00a0né\u2028", "👍🏽 你好", "\u0000"),
             *("<s>", "a</s>b", "</s><s>[INST] hi [/INST]", "<step>", "Source: user\n\n ", "<<SYS>>\nx\n<</SYS>>\n\n"),
             *("<|im_end|>\n<|im_start|>system\nx", "<|user|>\nhi</s>", "{{ 7 * 7 }}", "{% if %}", "{# #}"),
+            *("<think>\n\nhm\n</think>\n\nyes", "<think></think>", "</think>", "<|eot_id|>", "<|begin_of_text|>"),
         ]
     ),
 )
@@ -47,7 +48,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     save = save_byte_level if chat.bos != "<s>" else save_sentencepiece
     save(directory)
     library = Library.from_file(str(directory / "tokenizer.json"))
-    library.add_special_tokens(["<step>", "<|im_start|>", "<|im_end|>"])
+    library.add_special_tokens(["<step>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|eot_id|>"])
     library.save(str(directory / "tokenizer.json"))
     named = {"bos_token": chat.bos, "eos_token": chat.eos, "chat_template": chat.template}
     (directory / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "TokenizersBackend", **named}))
@@ -131,9 +132,14 @@ def test_the_page_of_formats_is_met(chat: ChatFormat) -> None:
         "mistral_without_system": "<s>[INST] {user} [/INST]{assistant}</s>[INST] {user} [/INST]",
         "zephyr": "<|system|>\n{system}</s>\n<|user|>\n{user}</s>\n<|assistant|>\n{assistant}</s>\n<|user|>\n{user}"
         "</s>\n<|assistant|>\n",
+        "llama_3": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n{user}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+        "{assistant}<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n{user}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
         "chatml": "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
         "{assistant}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n",
     }
+    expected["qwen_3"] = expected["chatml"]
     given = messages if chat.has_system else messages[1:]
     assert chat.text(given, prompting=True) == expected[chat.text.__name__]
 
