@@ -72,8 +72,13 @@ def train_randomly(model: Any, seed: int) -> None:
             parameter.mul_(1 + 0.2 * torch.randn_like(parameter))
         elif "lora_" in name:
             parameter.normal_(std=0.15)
-        elif "modules_to_save" in name or "trainable_tokens_delta" in name:
+        elif "modules_to_save" in name or "trainable_tokens_delta" in name or is_trained_bias(name, parameter):
             parameter.add_(0.15 * torch.randn_like(parameter))
+
+
+def is_trained_bias(name: str, parameter: torch.nn.Parameter) -> bool:
+    """Whether PEFT trains this bias of the base (`bias` of the config)."""
+    return name.endswith(".bias") and parameter.requires_grad
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Adapters of bases with biases or norms of heads: these weights stay the base's, or the adapter is refused by name."""
+"""Adapters of bases with biases or norms of heads: a trained bias of an adapted layer is applied, the rest refused."""
 
 import json
 import warnings
@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from manylora.adapters.base_shape import BaseShape, base_shape
+from manylora.adapters.packing.pack import pack_adapter
 from manylora.adapters.peft.checkpoint import CheckedAdapter, check_adapter
-from manylora.errors import AdapterUnsupported
+from manylora.errors import AdapterIncompatible, AdapterUnsupported
 from manylora.models.spec import parse_spec
 from tests.adapters.adapter_files import LIMITS, REFUSE
 
@@ -51,7 +52,6 @@ def checked(folder: Path, shape: BaseShape) -> CheckedAdapter:
 
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "every bias": (QWEN2, {"bias": "all"}, "trained biases (`bias` = all)"),
-    "biases of adapted layers": (QWEN2, {"bias": "lora_only"}, "trained biases (`bias` = lora_only)"),
     "a norm of q": (QWEN3, {"modules_to_save": ["q_norm"]}, "`model.layers.0.self_attn.q_norm` (`modules_to_save`)"),
     "every norm": (QWEN3, {"modules_to_save": ["norm"]}, "`model.layers.0.self_attn.q_norm` (`modules_to_save`)"),
 }
@@ -69,7 +69,6 @@ def test_trained_biases_and_norms_of_heads_are_refused_by_name(case: str, tmp_pa
 @pytest.mark.parametrize(
     ("config", "name"),
     [
-        (QWEN2, "self_attn.q_proj.base_layer.bias"),
         (QWEN2, "self_attn.k_proj.bias"),
         (QWEN3, "self_attn.k_norm.weight"),
     ],
@@ -83,6 +82,25 @@ def test_a_weight_of_the_base_in_the_file_is_refused_where_peft_would_load_it(
     with pytest.raises(AdapterUnsupported, match=r"trained biases or norms of heads: `.*layers\.1\."):
         checked(tmp_path, shape_of(config))
     assert checked(tmp_path, shape_of(LLAMA)).sorted_tensors.left_out  # PEFT drops a weight that the base lacks
+
+
+@pytest.mark.parametrize(("bias", "targets"), [("lora_only", ["q_proj"]), ("all", ["q_proj", "k_proj", "v_proj"])])
+def test_trained_biases_of_adapted_layers_are_applied(bias: str, targets: list[str], tmp_path: Path) -> None:
+    """The logits are compared in `tests/models/parity`."""
+    save(QWEN2, tmp_path, target_modules=targets, bias=bias)
+    found = checked(tmp_path, shape_of(QWEN2))
+    assert all(module.base_bias is not None for module in found.modules)
+    assert found.extra_features == ["trained biases (`bias`)"]
+    with pytest.raises(AdapterUnsupported, match="base's weights must be at hand"):
+        pack_adapter(found, shape_of(QWEN2), "float32", REFUSE)
+
+
+def test_a_bias_of_a_wrong_size_is_refused_by_name(tmp_path: Path) -> None:
+    save(QWEN2, tmp_path, target_modules=["q_proj"], bias="lora_only")
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({**load_file(file), f"{BLOCK}.self_attn.q_proj.base_layer.bias": torch.ones(8)}, file)
+    with pytest.raises(AdapterIncompatible, match=r"q_proj has a base_layer\.bias \[8\], not \[32\]"):
+        checked(tmp_path, shape_of(QWEN2))
 
 
 @pytest.mark.parametrize("name", ["self_attn.q_proj.bias", "self_attn.k_proj.base_layer.bias"])

@@ -18,12 +18,13 @@ ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pro
 ADAPTERS: dict[str, dict[str, Any]] = {
     "rank-2": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]},
     "rank-5": {"r": 5, "lora_alpha": 10, "target_modules": "all-linear", "use_rslora": True},
-    "dora": {"r": 3, "lora_alpha": 6, "target_modules": ALL, "use_dora": True},
+    "dora": {"r": 3, "lora_alpha": 6, "target_modules": ALL, "use_dora": True, "bias": "all"},
     "norms": {
         "r": 4,
         "lora_alpha": 4,
         "target_modules": ["k_proj", "down_proj"],
         "lora_bias": True,
+        "bias": "lora_only",
         "modules_to_save": ["input_layernorm", "model.norm"],
     },
 }

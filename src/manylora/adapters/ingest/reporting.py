@@ -33,6 +33,7 @@ _LABELS = {
     Part.B: "lora_B",
     Part.BIAS: "lora_B.bias",
     Part.MAGNITUDE: "lora_magnitude_vector",
+    Part.BASE_BIAS: "base_layer.bias",
     Part.TABLE: "weight",
     Part.BASE: "base_layer.weight",
     Part.TOKENS: "trainable_tokens_delta",

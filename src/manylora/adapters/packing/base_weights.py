@@ -55,6 +55,11 @@ class BaseWeights:
             return FileMatrix(self._entries[HEAD])
         return FileMatrix(self._entries[f"{module_path(module)}.weight"])
 
+    def bias(self, module: Module) -> Float:
+        """Return the bias (out,) of a linear layer."""
+        stored = self._entries[f"{module_path(module)}.bias"]
+        return widened(stored.rows(0, stored.shape[0]))
+
 
 def pieces(matrix: Matrix) -> Iterator[tuple[int, Float]]:
     """Yield the matrix in pieces from its first row to its last, each with the number of the piece's first row."""

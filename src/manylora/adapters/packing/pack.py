@@ -105,7 +105,10 @@ def pack_adapter(
         adapter.vocabulary,
         _own_rows(adapter, shape, base),
         {index: adapter.values(entry) for index, entry in sorted(adapter.norms.items())},
-        {own.module: (own.bias is not None, own.magnitude is not None) for own in adapter.modules},
+        {
+            own.module: (own.bias is not None or own.base_bias is not None, own.magnitude is not None)
+            for own in adapter.modules
+        },
         adapter.rule.invocation_tokens,
     )
     _add_beside(digest, adapter, beside)
@@ -178,7 +181,8 @@ def _canonical(adapter: CheckedAdapter) -> bytes:
 def _add_beside(digest: "hashlib._Hash", adapter: CheckedAdapter, beside: _Beside) -> None:
     """Add the parts beside the LoRA's matrices to the digest. A plain LoRA has none and adds nothing."""
     for own in adapter.modules:
-        for entry, kind in ((own.bias, b"bias"), (own.magnitude, b"magnitude")):
+        vectors = ((own.bias, b"bias"), (own.magnitude, b"magnitude"), (own.base_bias, b"base bias"))
+        for entry, kind in vectors:
             if entry is not None:
                 digest.update(kind + b"%d %d\0" % own.module)
                 _add_values(digest, adapter.values(entry))
@@ -238,7 +242,7 @@ def _rows_of(adapter: CheckedAdapter, module: Module, base: BaseWeights | None) 
 def _fold(
     adapter: CheckedAdapter, own: LoraModule, a: FileTensor, b: FileTensor, base: BaseWeights | None, refuse: Refusals
 ) -> _Folded:
-    bias = None if own.bias is None else widened(adapter.values(own.bias)) * np.float32(own.scale)
+    bias = _bias(adapter, own, base, refuse)
     if own.magnitude is None:
         return _Folded(own.module, a, b, own.scale, bias)
     if base is None:
@@ -253,6 +257,17 @@ def _fold(
             f"lora_magnitude_vector of {module_path(own.module)} is not finite, or a weight's norm is 0"
         )
     return _Folded(own.module, a, b, own.scale, bias, gain)
+
+
+def _bias(adapter: CheckedAdapter, own: LoraModule, base: BaseWeights | None, refuse: Refusals) -> Float | None:
+    """Return the bias of B with the scale, and with what a trained bias has beyond the base's. None: neither."""
+    found = None if own.bias is None else widened(adapter.values(own.bias)) * np.float32(own.scale)
+    if own.base_bias is None:
+        return found
+    if base is None:
+        raise refuse.unsupported("trained biases (`bias`), for which the base's weights must be at hand")
+    more: Float = widened(adapter.values(own.base_bias)) - base.bias(own.module)
+    return more if found is None else found + more
 
 
 def _weight(adapter: CheckedAdapter, module: Module, base: BaseWeights) -> Matrix:

@@ -99,6 +99,8 @@ class _Sorting:
         if part is Part.UNUSED:
             return _UNUSED
         path = module_name(module, part)
+        if part is Part.BASE_BIAS:
+            return self.bias_reason(name, path)
         if part in LORA_PARTS:
             return self.stack_reason(name, module, part) if module[1] < 0 else self.lora_reason(name, module, part)
         is_saved = self.rule.selection.saves_whole(path)
@@ -132,6 +134,18 @@ class _Sorting:
         if part is Part.MAGNITUDE and not self.rule.is_dora:
             return "`use_dora` is not set"
         return None
+
+    def bias_reason(self, name: str, path: str) -> str | None:
+        """Return the reason to drop the bias of a layer that a LoRA wraps."""
+        if not any(path.endswith(f".{fixed.removesuffix('.bias')}") for fixed in self.shape.fixed):
+            self.check_biases(name)
+            return _NO_SUCH
+        why = self.rule.selection.why_not(path)
+        return None if why is None else why.value
+
+    def check_biases(self, name: str) -> None:
+        if self.rule.bias != "none":
+            raise self.refuse.unsupported(f"trained biases (`bias` = {self.rule.bias}): `{shown(name)}`")
 
     def is_wrapped(self, name: str, module: Module, path: str) -> bool:
         """Return whether the file names the base's own table by the name it has inside the model."""
@@ -174,21 +188,23 @@ class _Sorting:
         if selection.saves_whole(path):
             what = "a task's head" if _HEADS.search(path) else f"the trained module `{shown(path)}`"
             raise self.refuse.unsupported(f"{what} (`modules_to_save`)")
-        if bare.endswith(".bias") and self.rule.bias != "none":
-            raise self.refuse.unsupported(f"trained biases (`bias` = {self.rule.bias}): `{shown(name)}`")
+        if bare.endswith(".bias"):
+            self.check_biases(name)
         self.check_fixed(name, bare)
         if _EXPERTS.search(f".{path}") and None in self.shape.projections:
             raise self.refuse.unsupported(f"trained experts or their router (`{shown(name)}`)")
         return self.raw_projection(name, bare, path)
 
     def check_fixed(self, name: str, bare: str) -> None:
-        """Refuse a tensor that PEFT would load over a bias of the base, or over another weight that adapters leave."""
+        """Refuse a tensor that PEFT would load over a weight of the base that adapters leave.
+
+        Such are norms of heads, and biases of layers without a LoRA.
+        """
         match = _IN_LAYER.fullmatch(bare)
         if match is None or int(match[1]) >= self.shape.num_layers or not name.startswith(PREFIX):
             return
-        path = bare.rpartition(".")[0].removesuffix(".base_layer")
-        inside = match[2].replace(".base_layer.", ".")  # a LoRA wraps its layer, and PEFT names what is inside so
-        if inside in self.shape.fixed and (inside != match[2]) == self.rule.selection.targets(path):
+        path = bare.rpartition(".")[0]
+        if match[2] in self.shape.fixed and not self.rule.selection.targets(path):  # else PEFT has another name for it
             raise self.refuse.unsupported(f"trained biases or norms of heads: `{shown(name)}`")
 
     def raw_projection(self, name: str, bare: str, path: str) -> str:

@@ -30,6 +30,14 @@ class AdapterLimits:
     harmless_fields: tuple[str, ...] = ()
 
 
+_VECTORS = {
+    Part.BIAS: ("lora_B.bias", "lora_bias"),
+    Part.MAGNITUDE: ("lora_magnitude_vector", "use_dora"),
+    Part.BASE_BIAS: ("base_layer.bias", "bias"),
+}
+"""The parts of a module that are vectors: name of the tensor, and the field of the config that asks for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainedTokens:
     """Rows that replace the base's: `entry` (tokens, hidden) has one row for each of `ids`."""
@@ -73,6 +81,7 @@ class CheckedAdapter:
         has = {
             "DoRA (`use_dora`)": any(module.magnitude for module in self.modules),
             "a bias in LoRA layers (`lora_bias`)": any(module.bias for module in self.modules),
+            "trained biases (`bias`)": any(module.base_bias for module in self.modules),
             "trained or resized embeddings (`modules_to_save`)": bool(self.tables),
             "trained token embeddings (`trainable_token_indices`)": bool(self.tokens),
             "trained norms (`modules_to_save`)": bool(self.norms),
@@ -187,7 +196,7 @@ class _Check:
                 found.leave_out((module, half), f"the file has no lora_{missing[0].name} of its module, which is zero")
 
     def has_vector(self, module: Module, found: SortedTensors) -> bool:
-        return any((module, part) in found.parts for part in (Part.BIAS, Part.MAGNITUDE))
+        return any((module, part) in found.parts for part in _VECTORS)
 
     def check_saved(self, parts: Mapping[tuple[Module, Part], list[HeaderEntry]]) -> None:
         """Refuse an adapter that lacks a module which `modules_to_save` names."""
@@ -270,6 +279,7 @@ class _Check:
             self.vector(module, Part.BIAS, parts, out_size, is_wanted=self.rule.has_bias and module != EMBED_MODULE),
             self.vector(module, Part.MAGNITUDE, parts, out_size, is_wanted=self.rule.is_dora),
             names,
+            base_bias=self.vector(module, Part.BASE_BIAS, parts, out_size, is_wanted=False),
         )
 
     def vector(
@@ -281,11 +291,11 @@ class _Check:
         *,
         is_wanted: bool,
     ) -> HeaderEntry | None:
-        """Return the tensor of a module's bias or magnitude, or None.
+        """Return the tensor of a module's bias or magnitude, or of the bias that it wraps, or None.
 
         One that the config does not ask for was left out.
         """
-        name, field = ("lora_B.bias", "lora_bias") if part is Part.BIAS else ("lora_magnitude_vector", "use_dora")
+        name, field = _VECTORS[part]
         found = parts.get((module, part))
         if found is None:
             # A bias begins at zero; a magnitude at the norms of the base's weight, which is not the same as none.
@@ -310,7 +320,7 @@ class _Check:
 
     def check_lonely(self, parts: Iterable[tuple[Module, Part]], adapted: set[Module]) -> None:
         for module, part in parts:
-            if part in (Part.BIAS, Part.MAGNITUDE) and module not in adapted:
+            if part in _VECTORS and module not in adapted:
                 raise self.refuse.corrupt(f"{module_path(module)} has a {part.name.lower()}, and no lora_A and lora_B")
 
     # ── the two ends and the norms ───────────────────────────────────────────────────────────────────────────────

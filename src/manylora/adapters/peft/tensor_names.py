@@ -56,6 +56,7 @@ class Part(Enum):
     A, B        LoRA factors; A is (rank, in), B (out, rank); for an embedding in = vocabulary, out = hidden
     BIAS        bias of B, (out,): `lora_bias`
     MAGNITUDE   magnitude of DoRA, (out,)
+    BASE_BIAS   trained bias of the layer that a LoRA wraps, (out,), in place of the base's
     TABLE       a whole embedding or head, trained or resized
     BASE        the base's own table, which PEFT copies beside a wrapped module; a tied base has one for both ends
     TOKENS      trained rows of a table, (tokens, hidden), which replace the base's
@@ -67,6 +68,7 @@ class Part(Enum):
     B = auto()
     BIAS = auto()
     MAGNITUDE = auto()
+    BASE_BIAS = auto()
     TABLE = auto()
     BASE = auto()
     TOKENS = auto()
@@ -81,6 +83,7 @@ _LINEAR_PARTS = {
     "lora_magnitude_vector": Part.MAGNITUDE,
     "lora_magnitude_vector.weight": Part.MAGNITUDE,
 }
+_PROJECTION_PARTS = {**_LINEAR_PARTS, "base_layer.bias": Part.BASE_BIAS}
 _END_PARTS = {
     "weight": Part.TABLE,
     "base_layer.weight": Part.BASE,
@@ -124,7 +127,7 @@ def _read_layer_name(name: str) -> tuple[Module, Part] | None:
         return None
     for path, projection in _PROJECTIONS.items():
         if rest.startswith(f"{path}."):
-            part = _LINEAR_PARTS.get(rest.removeprefix(f"{path}."))
+            part = _PROJECTION_PARTS.get(rest.removeprefix(f"{path}."))
             return None if part is None else ((int(layer), projection), part)
     if (match := _MIXTURE.fullmatch(rest)) is not None:
         index, part = _mixture_index(match[1]), _LINEAR_PARTS.get(match[2])

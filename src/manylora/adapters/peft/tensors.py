@@ -75,8 +75,9 @@ class TensorSlice:
 class LoraModule:
     """One layer's LoRA as the file has it: A (rank, in), B (out, rank), bias and magnitude (out,).
 
-    names  the names of the module that the config's patterns of ranks and strengths may have
-    stack  the module of the tensors of all experts that A and B are parts of, or None
+    names      the names of the module that the config's patterns of ranks and strengths may have
+    stack      the module of the tensors of all experts that A and B are parts of, or None
+    base_bias  (out,), in place of the base's own bias; None: the base's
     """
 
     module: Module
@@ -88,6 +89,7 @@ class LoraModule:
     magnitude: HeaderEntry | None = None
     names: tuple[str, ...] = ()
     stack: Module | None = None
+    base_bias: HeaderEntry | None = None
 
 
 class FileTensor:
