@@ -118,9 +118,16 @@ ROWS: dict[str, Row] = {
     ),
     "smollm2": Row(
         LlamaConfig,
-        ("SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-1.7B-Instruct"),
+        ("SmolLM2-135M-Instruct",),
         ("grouped heads 3:1", "RoPE 1e5", "tied head"),
         {**_GROUPED_3, **_rope(1e5), "tie_word_embeddings": True},
+        without=(_PLAIN,),
+    ),
+    "smollm2-1.7b": Row(
+        LlamaConfig,
+        ("HuggingFaceTB/SmolLM2-1.7B-Instruct",),
+        ("multi-head attention", "RoPE 1.3e5", "tied head"),
+        {**_rope(1.3e5), "tie_word_embeddings": True},
         without=(_PLAIN,),
     ),
     "llama-3": Row(

@@ -108,11 +108,13 @@ def test_a_row_has_the_features_of_its_bases(name: str) -> None:
     assert CLASSES[architecture] is row.config
     tiny = parse_spec({**row.config(**row.tiny).to_dict(), "architectures": [architecture]}, {})
     full = parse_spec(PUBLISHED[name], {})
+    assert tiny.heads / tiny.kv_heads == full.heads / full.kv_heads
     assert tiny.tie_embeddings == full.tie_embeddings
     assert tiny.biased == full.biased
     assert tiny.has_head_norms == full.has_head_norms
     assert tiny.rope.kind == full.rope.kind
     assert tiny.rope.factor == full.rope.factor
+    assert "rope_theta" in VERIFY.get(name, ()) or tiny.rope.theta == full.rope.theta
     assert (tiny.sliding_window is None) == (full.sliding_window is None)
     assert bool(tiny.unrotated_layers) == bool(full.unrotated_layers)
     assert tiny.experts == full.experts
