@@ -14,11 +14,12 @@ from typing import Any
 
 from manylora.errors import ModelUnsupported
 from manylora.kernels.projections import FEED_FORWARD, Projection
+from manylora.models.checkpoints.gptq import GptqMatrix
 from manylora.models.checkpoints.quantization import read_scheme
 from manylora.models.checkpoints.quantized import with_quantized
 from manylora.models.checkpoints.safetensors_file import read_header_bytes
 from manylora.models.checkpoints.shards import listed, read_shards, weight_files
-from manylora.models.checkpoints.stored import FLOATS, DenseTensor, StoredTensor
+from manylora.models.checkpoints.stored import FLOATS, DenseTensor, StoredTensor, widened
 from manylora.models.expert_tensors import mixture_shapes, separate_experts
 from manylora.models.gguf.tensors import read_gguf
 from manylora.models.spec import ModelSpec, read_json
@@ -116,7 +117,8 @@ def check_entries(entries: Mapping[str, StoredTensor], spec: ModelSpec) -> None:
     )
     if missing := sorted(expected.keys() - entries.keys()):
         raise ModelUnsupported(f"the checkpoint lacks {listed(missing)}")
-    if unexpected := sorted(entries.keys() - expected.keys() - ignored):
+    unexpected = sorted(entries.keys() - expected.keys() - ignored)
+    if unexpected := [name for name in unexpected if not _is_empty_bias(name, entries)]:
         raise ModelUnsupported(f"the checkpoint has tensors this architecture does not use: {listed(unexpected)}")
     for name, shape in expected.items():
         entry = entries[name]
@@ -124,6 +126,15 @@ def check_entries(entries: Mapping[str, StoredTensor], spec: ModelSpec) -> None:
             raise ModelUnsupported(f"{name} in {entry.file.name} has shape {entry.shape}; config.json means {shape}")
         if isinstance(entry, DenseTensor) and entry.dtype not in FLOATS:
             raise ModelUnsupported(f"{name} in {entry.file.name} is {entry.dtype}; supported: {', '.join(FLOATS)}")
+
+
+def _is_empty_bias(name: str, entries: Mapping[str, StoredTensor]) -> bool:
+    """Return whether a tensor is a bias of zeros beside quantised weights, as older GPTQ files have them."""
+    weight = entries.get(f"{name.removesuffix('.bias')}.weight")
+    if not name.endswith(".bias") or not isinstance(weight, GptqMatrix):
+        return False
+    bias = entries[name]
+    return bias.dtype in FLOATS and len(bias.shape) == 1 and not widened(bias.rows(0, bias.shape[0])).any()
 
 
 def fingerprint(directory: Path, spec: ModelSpec) -> str:

@@ -80,6 +80,14 @@ def folder_in_place_of(name: str) -> Change:
     return apply
 
 
+def remove(*names: str) -> Change:
+    def apply(base: Path) -> None:
+        for name in names:
+            (base / name).unlink()
+
+    return apply
+
+
 def link_to_nothing(base: Path) -> None:
     (base / SECOND).unlink()
     (base / SECOND).symlink_to(base / "gone")
@@ -138,6 +146,10 @@ BAD: dict[str, tuple[Change, list[str]]] = {
     "an index with a tensor of no shard": (edit_index(lambda named: named.update(more=FIRST)), ["more", INDEX]),
     "an index that names no file": (edit_index(lambda named: named.clear()), [INDEX, "names no files"]),
     "an index of another form": (lambda base: (base / INDEX).write_text('{"weight_map": [1]}'), [INDEX, "weight_map"]),
+    "a file of another name": (
+        remove(INDEX, SECOND),
+        [FIRST, "rename it to model.safetensors"],
+    ),
     "an index and a single file": (
         lambda base: (base / "model.safetensors").write_bytes((base / FIRST).read_bytes()),
         ["model.safetensors", INDEX],

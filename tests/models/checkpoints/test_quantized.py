@@ -282,6 +282,19 @@ def test_parts_that_do_not_fit_are_named(name: str, tmp_path: Path) -> None:
     assert said in caught.value.message
 
 
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_biases_of_zeros_that_old_files_have_are_ignored(value: float, tmp_path: Path) -> None:
+    save_quantized(tmp_path, "gptq")
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.0.self_attn.q_proj.bias"] = torch.full((64,), value, dtype=torch.float16)
+    save_file(tensors, tmp_path / "model.safetensors")
+    if value == 0:
+        checked_entries(tmp_path, read_spec(tmp_path))
+        return
+    with pytest.raises(ModelUnsupported, match=r"does not use: model\.layers\.0\.self_attn\.q_proj\.bias"):
+        checked_entries(tmp_path, read_spec(tmp_path))
+
+
 def test_a_group_that_there_is_not_is_refused(tmp_path: Path) -> None:
     save_quantized(tmp_path, "gptq-order")
     tensors = load_file(tmp_path / "model.safetensors")

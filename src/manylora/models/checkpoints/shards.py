@@ -45,7 +45,7 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
     if single.exists():
         return (single,)
     if not index.exists():
-        raise ModelNotFound(f"{directory} has neither {single.name} nor {index.name}{_pickles(directory)}")
+        raise ModelNotFound(f"{directory} has neither {single.name} nor {index.name}{_other_files(directory)}")
     names = sorted(set(_weight_map(index).values()))
     if not names:
         raise ModelUnsupported(f"{index} names no files")
@@ -81,8 +81,11 @@ def _compare(index: Path, named: Mapping[str, str], found: Mapping[str, DenseTen
             raise ModelUnsupported(f"{index} has {name} in {file}, but it is in {found[name].file.name}")
 
 
-def _pickles(directory: Path) -> str:
-    """Return the hint for a directory of pickled weights: the command that converts them."""
+def _other_files(directory: Path) -> str:
+    """Return the hint for weights of another name, or for pickled ones: the command that converts them."""
+    others = sorted(file.name for file in directory.glob("*.safetensors"))
+    if len(others) == 1:
+        return f"; if {others[0]} has the weights, rename it to {_SINGLE}"
     pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in directory.glob(pattern))
     if not pickled:
         return ""
