@@ -33,6 +33,8 @@ control plane of its own answers those of the second part, and a server passes t
 - A failure has the status and the code of its row in [errors](errors.md), as `{"error": {"message", "type", "param",
   "code"}}` below `/v1` and as `{"error", "error_type", "code"}` elsewhere.
 - *(stream)* marks the JSON of each event, `data: …`, of a stream.
+- *object* alone is a reply whose fields the documents leave open: the shapes of Predibase's clients, of which [adapter
+  uploads](registry.md) and [the control plane](control-plane.md) show examples.
 
 `make pages` writes this page from the OpenAPI documents that `GET /openapi.json` answers.
 """
@@ -52,6 +54,8 @@ _UNREAD = "Accepted and not read."
 _NO_TEXTS = ("The reply", "A stream of events", "Successful Response", None)
 
 Json = dict[str, Any]  # JSON values of several types
+Row = tuple[str, str, str]
+"""Name, type with limits, and meaning of a field."""
 
 
 def http_page() -> str:
@@ -81,66 +85,77 @@ def _control_document() -> Json:
 
 
 def _sections(document: Json, table: RouteTable) -> Iterator[str]:
-    """Yield the section of each route in the table's order. An object that was shown before is named by its route."""
-    schemas, shown = document.get("components", {}).get("schemas", {}), dict[str, str]()
+    """Yield the section of each route in the table's order."""
+    paths = _written_out(document["paths"], document.get("components", {}).get("schemas", {}))
+    objects = _Objects()
     for path, method in table.documented(is_operator=True):
-        operation = document["paths"].get(path, {}).get(method)
-        if operation is None or method not in METHODS or (path.startswith("/v1/") and path[3:] in document["paths"]):
-            continue
-        name = f"{method.upper()} {path}"
-        yield "\n".join(_section(name, operation, schemas, shown))
+        operation = paths.get(path, {}).get(method)
+        if operation is not None and method in METHODS and not (path.startswith("/v1/") and path[3:] in paths):
+            yield "\n".join(_section(f"{method.upper()} {path}", operation, objects))
 
 
-def _section(name: str, operation: Json, schemas: Json, shown: dict[str, str]) -> Iterator[str]:
+def _written_out(part: Any, schemas: Json) -> Any:
+    """Return a part of a document with the schemas in the place of references to them."""
+    if isinstance(part, list):
+        return [_written_out(item, schemas) for item in part]
+    if not isinstance(part, dict):
+        return part
+    referred = {} if "$ref" not in part else schemas[part["$ref"].rpartition("/")[2]]
+    own = {name: value for name, value in part.items() if name != "$ref"}
+    return {name: _written_out(value, schemas) for name, value in {**referred, **own}.items()}
+
+
+def _section(name: str, operation: Json, objects: "_Objects") -> Iterator[str]:
     yield f"### `{name}`\n"
     yield f"{operation['summary'].rstrip('.')}. {_told(operation.get('description', ''))}\n"
     if parameters := operation.get("parameters"):
         rows = [
-            (
-                each["name"],
-                f"in the {each['in']}, {_kind(each.get('schema', {}), schemas)}",
-                each.get("description", ""),
-            )
+            (each["name"], f"in the {each['in']}, {_kind(each['schema'])}", each.get("description", ""))
             for each in parameters
         ]
         yield from _table("parameter", rows)
-    content = operation.get("requestBody", {}).get("content", {})
-    for media, body in content.items():
-        yield from _object("Body", media, body.get("schema", {}), schemas, shown, name)
+    for body in operation.get("requestBody", {}).get("content", {}).values():
+        yield from objects.body(name, body["schema"])
     for status, reply in operation["responses"].items():
         if status in ("default", "422"):
             continue
         text = "" if reply.get("description") in _NO_TEXTS else reply.get("description", "").rstrip(".")
         for media, each in (reply.get("content") or {"": {}}).items():
             title = f"Reply {status}{' *(stream)*' if media == 'text/event-stream' else ''}"
-            yield from _object(title, media, each.get("schema", {}), schemas, shown, name, text)
+            yield from objects.reply(name, title, each.get("schema", {}), text)
 
 
-def _object(
-    title: str, media: str, schema: Json, schemas: Json, shown: dict[str, str], name: str, text: str = ""
-) -> Iterator[str]:
-    """Yield a body or a reply: a table of its fields, or the route that has the same one, or its type."""
-    is_body, whole = title == "Body", _resolved(schema, schemas)
-    is_list = whole.get("type") == "array"
-    rows = list(_rows(whole.get("items", {}) if is_list else whole, schemas, is_body=is_body))
-    one = "a list of objects, each " if is_list else ""
-    if not rows:
-        is_json, without = media.endswith(("json", "event-stream")), "no body" if title.endswith("204") else "a file"
-        yield f"**{title}**: {text or (_kind(schema, schemas) if is_json else without)}.\n"
-        return
-    key = json.dumps(rows)
-    if key in shown:
-        yield f"**{title}**: {one}as {shown[key]}.\n"
-        return
-    shown[key] = f"{'the body' if is_body else 'the reply'} of `{name}`"
-    yield f"**{title}**{', a list of objects' if is_list else ''}:\n"
-    unread = [field for field, _, meaning in rows if meaning == _UNREAD]
-    yield from _table("field", [row for row in rows if row[2] != _UNREAD])
-    if unread:
-        yield f"Accepted and not read: {', '.join(f'`{field}`' for field in unread)}.\n"
+class _Objects:
+    """The objects of one application: each is shown once, and named by its route after that."""
+
+    def __init__(self) -> None:
+        self._shown: dict[str, str] = {}
+
+    def body(self, route: str, schema: Json) -> Iterator[str]:
+        yield from self._object("Body", f"the body of `{route}`", schema, list(_rows(schema, is_body=True)))
+
+    def reply(self, route: str, title: str, schema: Json, text: str) -> Iterator[str]:
+        items = schema["items"] if schema.get("type") == "array" else schema
+        if rows := list(_rows(items, is_body=False)):
+            yield from self._object(title, f"the reply of `{route}`", schema, rows)
+        else:
+            without = "no body" if title.endswith("204") else "a file, or JSON"
+            yield f"**{title}**: {text or (_kind(schema) if schema else without)}.\n"
+
+    def _object(self, title: str, name: str, schema: Json, rows: list[Row]) -> Iterator[str]:
+        is_list, key = schema.get("type") == "array", json.dumps(rows)
+        if key in self._shown:
+            yield f"**{title}**: {'a list of objects, each ' if is_list else ''}as {self._shown[key]}.\n"
+            return
+        self._shown[key] = name
+        yield f"**{title}**{', a list of objects' if is_list else ''}:\n"
+        unread = [field for field, _, meaning in rows if meaning == _UNREAD]
+        yield from _table("field", [row for row in rows if row[2] != _UNREAD])
+        if unread:
+            yield f"Accepted and not read: {', '.join(f'`{field}`' for field in unread)}.\n"
 
 
-def _table(first: str, rows: Sequence[tuple[str, str, str]]) -> Iterator[str]:
+def _table(first: str, rows: Sequence[Row]) -> Iterator[str]:
     has_texts = any(text for _, _, text in rows)
     yield f"| {first} | type and limits |{' meaning |' if has_texts else ''}\n|---|---|{'---|' if has_texts else ''}"
     for name, kind, text in rows:
@@ -148,49 +163,39 @@ def _table(first: str, rows: Sequence[tuple[str, str, str]]) -> Iterator[str]:
     yield ""
 
 
-def _rows(schema: Json, schemas: Json, prefix: str = "", *, is_body: bool) -> Iterator[tuple[str, str, str]]:
-    """Yield name, type and text of each field of an object, with the fields of the objects in it."""
-    whole = _resolved(schema, schemas)
-    required = set(whole.get("required", ()))
-    for name, field in whole.get("properties", {}).items():
+def _rows(schema: Json, prefix: str = "", *, is_body: bool) -> Iterator[Row]:
+    """Yield each field of an object, with the fields of the objects in it."""
+    required = set(schema.get("required", ()))
+    for name, field in schema.get("properties", {}).items():
         is_marked = (name in required) == is_body
         mark = ("required, " if is_body else "may be absent, ") if is_marked else ""
-        yield f"{prefix}{name}", f"{mark}{_kind(field, schemas)}", str(field.get("description") or "")
-        yield from _rows(field, schemas, f"{prefix}{name}.", is_body=is_body)
-    for choice in _choices(whole):
-        yield from _rows(choice, schemas, prefix, is_body=is_body)
-    if isinstance(items := whole.get("items"), dict):
-        yield from _rows(items, schemas, f"{prefix.removesuffix('.')}[].", is_body=is_body)
+        yield f"{prefix}{name}", f"{mark}{_kind(field)}", str(field.get("description") or "")
+        yield from _rows(field, f"{prefix}{name}.", is_body=is_body)
+    for choice in _choices(schema):
+        yield from _rows(choice, prefix, is_body=is_body)
+    if isinstance(items := schema.get("items"), dict):
+        yield from _rows(items, f"{prefix.removesuffix('.')}[].", is_body=is_body)
 
 
 def _choices(schema: Json) -> list[Json]:
     return [each for key in ("anyOf", "oneOf", "allOf") for each in schema.get(key, ()) if each.get("type") != "null"]
 
 
-def _resolved(schema: Json, schemas: Json) -> Json:
-    found: Json = schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
-    return found
-
-
-def _kind(schema: Json, schemas: Json) -> str:
+def _kind(schema: Json) -> str:
     """Return the type of a value with its limits: `integer, at least 1`."""
-    whole = {**_resolved(schema, schemas), **{key: value for key, value in schema.items() if key != "$ref"}}
-    if choices := _choices(whole):
-        kinds = list(dict.fromkeys(_kind(each, schemas) for each in choices))
-        return " or ".join(kinds)
-    if "enum" in whole or "const" in whole:
-        values = whole.get("enum", [whole.get("const")])
-        return (
-            f"{'one of ' if len(values) > 1 else ''}{', '.join(f'`{value}`' for value in values if value is not None)}"
-        )
-    names = whole.get("type", "any value")
+    if choices := _choices(schema):
+        return " or ".join(dict.fromkeys(map(_kind, choices)))
+    if "enum" in schema or "const" in schema:
+        values = [f"`{value}`" for value in schema.get("enum", [schema.get("const")]) if value is not None]
+        return f"one of {', '.join(values)}" if len(values) > 1 else values[0]
+    names = schema.get("type", "any value")
     words = [_KINDS.get(name, name) for name in ([names] if isinstance(names, str) else names) if name != "null"]
     kind = " or ".join(words) or "null"
     if kind == "array":
-        kind = f"list of {_kind(whole.get('items', {}), schemas)}"
-    elif kind == "object" and isinstance(more := whole.get("additionalProperties"), dict):
-        kind = f"object, each value {_kind(more, schemas)}"
-    limits = [words.format(_number(whole[key])) for key, words in _LIMITS.items() if key in whole]
+        kind = f"list of {_kind(schema.get('items', {}))}"
+    elif kind == "object" and isinstance(more := schema.get("additionalProperties"), dict):
+        kind = f"object, each value {_kind(more)}"
+    limits = [words.format(_number(schema[key])) for key, words in _LIMITS.items() if key in schema]
     return ", ".join([kind, *limits])
 
 
