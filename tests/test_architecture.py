@@ -43,8 +43,8 @@ FLOORS: dict[str, list[set[str]]] = {
         {"select"},
     ],
     "models": [
-        {"config_fields", "rope"},
-        {"experts"},
+        {"config_fields"},
+        {"experts", "rope"},
         {"architectures"},
         {"spec"},
         {"checkpoints", "text"},

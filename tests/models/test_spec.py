@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from manylora.errors import ModelUnsupported
 from manylora.kernels.projections import Projection, lora_targets
-from manylora.models.spec import parse_spec
+from manylora.models.spec import parse_spec, read_spec
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -157,6 +158,18 @@ def test_what_would_change_the_result_is_refused_by_name(change: dict[str, Any],
     with pytest.raises(ModelUnsupported) as caught:
         parse_spec({**LLAMA, **change}, {})
     assert named in caught.value.message
+
+
+def test_an_error_shows_the_beginning_of_a_long_value() -> None:
+    with pytest.raises(ModelUnsupported) as caught:
+        parse_spec({**LLAMA, "mystery" * 100: list(range(10_000))}, {})
+    assert len(caught.value.message) < 600
+
+
+def test_a_config_nested_too_deep_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"a":' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(ModelUnsupported, match=r"cannot read .*config\.json"):
+        read_spec(tmp_path)
 
 
 def test_specs_catalogue_tokenizer_and_pull_import_without_torch() -> None:

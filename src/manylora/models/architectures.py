@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from manylora.errors import ModelUnsupported
-from manylora.models.config_fields import Fields, read_flag, read_size
+from manylora.models.config_fields import Fields, read_flag, read_size, refusal
 from manylora.models.experts import EXPERT_FIELDS
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
@@ -122,14 +121,10 @@ def find_architecture(config: Fields) -> Architecture:
     one = named[0] if isinstance(named, list) and len(named) == 1 else None
     if not isinstance(one, str) or one not in ARCHITECTURES:
         given = named if one is None else one
-        raise ModelUnsupported(
-            f"config.json: architectures = {given!r} is not supported (known: {', '.join(ARCHITECTURES)})"
-        )
+        raise refusal("architectures", given, f"is not supported (known: {', '.join(ARCHITECTURES)})")
     found = ARCHITECTURES[one]
     if config.get("model_type") not in (None, "", found.model_type):
-        raise ModelUnsupported(
-            f"config.json: model_type = {config['model_type']!r} is not the type of {one}, {found.model_type!r}"
-        )
+        raise refusal("model_type", config["model_type"], f"is not the type of {one}, {found.model_type!r}")
     return found
 
 
@@ -151,9 +146,7 @@ def unrotated_layers(config: Fields, architecture: Architecture, num_layers: int
         interval = read_size(config, "no_rope_layer_interval")
         return tuple(range(interval - 1, num_layers, interval))
     if not isinstance(flags, list) or len(flags) < num_layers or any(flag not in (0, 1) for flag in flags):
-        raise ModelUnsupported(
-            f"config.json: no_rope_layers = {flags!r} must have 1 (rotated) or 0 for each of {num_layers} layers"
-        )
+        raise refusal("no_rope_layers", flags, f"must have 1 (rotated) or 0 for each of {num_layers} layers")
     return tuple(layer for layer, flag in enumerate(flags[:num_layers]) if not flag)
 
 
@@ -180,9 +173,8 @@ def parse_windows(
     else:
         sliding = list(unrotated)
     if window is None and named:
-        raise ModelUnsupported(
-            f"config.json: layer_types[{named[0]}] = {_SLIDING!r} needs use_sliding_window = true and a sliding_window"
-        )
+        why = "needs use_sliding_window = true and a sliding_window"
+        raise refusal(f"layer_types[{named[0]}]", _SLIDING, why)
     if window is None or not sliding:
         return None, ()
     return window, tuple(layer for layer in range(num_layers) if layer not in set(sliding))
@@ -194,10 +186,8 @@ def _layers_by_type(config: Fields, num_layers: int) -> list[int] | None:
     if types is None:
         return None
     if not isinstance(types, list) or len(types) != num_layers:
-        raise ModelUnsupported(f"config.json: layer_types = {types!r} must be a list of {num_layers} types")
+        raise refusal("layer_types", types, f"must be a list of {num_layers} types")
     for layer, kind in enumerate(types):
         if kind not in (_FULL, _SLIDING):
-            raise ModelUnsupported(
-                f"config.json: layer_types[{layer}] = {kind!r} is not supported (known: {_FULL}, {_SLIDING})"
-            )
+            raise refusal(f"layer_types[{layer}]", kind, f"is not supported (known: {_FULL}, {_SLIDING})")
     return [layer for layer, kind in enumerate(types) if kind == _SLIDING]

@@ -15,6 +15,7 @@ Fields = Mapping[str, Any]
 MAX_LAYERS = 4_096
 MAX_SIZE = 1 << 24
 """Bounds on sizes, far beyond any model, so that a damaged file takes no memory."""
+_MAX_SHOWN = 200  # characters of a value in an error
 
 READ = frozenset(
     {
@@ -214,15 +215,22 @@ def check_fields(config: Fields, own: Collection[str], architecture: str) -> Non
         if name in own or name in READ or name in HARMLESS:
             continue
         if name not in NEUTRAL:
-            raise ModelUnsupported(
-                f"config.json: {name} = {value!r} is not understood for {architecture}, so it may change the result; "
-                "remove it from config.json if it has no effect on this model"
-            )
+            why = f"is not understood for {architecture}, so it may change the result; remove it if it has no effect"
+            raise refusal(name, value, why)
         if value not in NEUTRAL[name]:
-            raise ModelUnsupported(f"config.json: {name} = {value!r} is not supported for {architecture}")
+            raise refusal(name, value, f"is not supported for {architecture}")
     custom = config.get("auto_map")
     if custom and not (isinstance(custom, Mapping) and set(map(str, custom.values())) <= _KNOWN_CUSTOM_CODE):
-        raise ModelUnsupported(f"config.json: auto_map = {custom!r} asks for the model's own code, which is never run")
+        raise refusal("auto_map", custom, "asks for the model's own code, which is never run")
+
+
+def refusal(name: str, value: object, why: str) -> ModelUnsupported:
+    """Return the error for a field's value, whose text is cut where it is long."""
+    return ModelUnsupported(f"config.json: {_cut(name)} = {_cut(repr(value))} {why}")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
 def read_size(config: Fields, name: str, default: int | None = None, *, least: int = 1, most: int = MAX_SIZE) -> int:
@@ -232,7 +240,7 @@ def read_size(config: Fields, name: str, default: int | None = None, *, least: i
         value = default
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         kind = "a positive integer" if least == 1 else f"an integer of at least {least}"
-        raise ModelUnsupported(f"config.json: {name} = {value!r} must be {kind} and at most {most:,}")
+        raise refusal(name, value, f"must be {kind} and at most {most:,}")
     return value
 
 
@@ -240,5 +248,5 @@ def read_flag(config: Fields, name: str) -> bool:
     """Return a truth value; null and an absent field are false. Raises `ModelUnsupported`."""
     value = config.get(name)
     if value is not None and not isinstance(value, bool):
-        raise ModelUnsupported(f"config.json: {name} = {value!r} must be true or false")
+        raise refusal(name, value, "must be true or false")
     return bool(value)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manylora.errors import ModelUnsupported
+from manylora.models.config_fields import refusal
 
 _DEFAULT_THETA = 10_000.0  # the file format's own default, for files older than the field
 
@@ -107,12 +107,9 @@ def parse_rope(config: Mapping[str, Any]) -> RopeSpec:
     where = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     fields = config.get(where) or {}
     if config.get("rope_scaling") not in (None, {}, fields):
-        raise ModelUnsupported(
-            f"config.json: rope_scaling = {config['rope_scaling']!r} differs from rope_parameters = {fields!r}; "
-            "remove one of them"
-        )
+        raise refusal("rope_scaling", config["rope_scaling"], "differs from rope_parameters; remove one of them")
     if not isinstance(fields, Mapping):
-        raise ModelUnsupported(f"config.json: {where} = {fields!r} is not an object")
+        raise refusal(where, fields, "is not an object")
     kind = fields.get("rope_type") or fields.get("type") or "default"
     _check_fields(config, fields, where, kind)
     theta = _number(fields, where, "rope_theta", config.get("rope_theta") or _DEFAULT_THETA)
@@ -133,14 +130,13 @@ def _check_fields(config: Mapping[str, Any], fields: Mapping[str, Any], where: s
     """Refuse a kind and fields that the angles do not support. Raises `ModelUnsupported`."""
     if not isinstance(kind, str) or kind not in _FIELDS:
         known = ", ".join(_FIELDS)
-        raise ModelUnsupported(f"config.json: {where}.rope_type = {kind!r} is not supported (known: {known})")
+        raise refusal(f"{where}.rope_type", kind, f"is not supported (known: {known})")
     for name, value in fields.items():
         if name not in _FIELDS[kind] | _NEUTRAL and value is not None:
-            raise ModelUnsupported(f"config.json: {where}.{name} = {value!r} is not understood for rope_type {kind!r}")
+            raise refusal(f"{where}.{name}", value, f"is not understood for rope_type {kind!r}")
     for source in (config, fields):
         if source.get("partial_rotary_factor") not in (None, 1, 1.0):
-            value = source["partial_rotary_factor"]
-            raise ModelUnsupported(f"config.json: partial_rotary_factor = {value!r} is not supported (only 1.0)")
+            raise refusal("partial_rotary_factor", source["partial_rotary_factor"], "is not supported (only 1.0)")
 
 
 def _number(fields: Mapping[str, Any], where: str, name: str, default: float | None = None) -> float:
@@ -148,14 +144,14 @@ def _number(fields: Mapping[str, Any], where: str, name: str, default: float | N
     if value is None:
         value = default
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ModelUnsupported(f"config.json: {where}.{name} = {value!r} must be a positive number")
+        raise refusal(f"{where}.{name}", value, "must be a positive number")
     return float(value)
 
 
 def _parse_llama3(fields: Mapping[str, Any], where: str, theta: float, original: int) -> RopeSpec:
     low, high = _number(fields, where, "low_freq_factor"), _number(fields, where, "high_freq_factor")
     if not high > low:
-        raise ModelUnsupported(f"config.json: {where}.high_freq_factor = {high} must exceed the low one, {low}")
+        raise refusal(f"{where}.high_freq_factor", high, f"must exceed the low one, {low}")
     return RopeSpec(
         kind="llama3",
         theta=theta,

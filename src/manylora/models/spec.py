@@ -12,7 +12,7 @@ from typing import Any
 from manylora.errors import ModelNotFound, ModelUnsupported
 from manylora.kernels.projections import FEED_FORWARD, Projection
 from manylora.models.architectures import biased_products, find_architecture, parse_windows, unrotated_layers
-from manylora.models.config_fields import MAX_LAYERS, MAX_SIZE, check_fields, read_flag, read_size
+from manylora.models.config_fields import MAX_LAYERS, MAX_SIZE, check_fields, read_flag, read_size, refusal
 from manylora.models.experts import ExpertSpec, parse_experts
 from manylora.models.rope import RopeSpec, parse_rope
 
@@ -113,7 +113,7 @@ def read_json(file: Path) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelNotFound(f"{file.parent} has no {file.name}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelUnsupported(f"cannot read {file}: {error}; fetch the model again") from error
     if not isinstance(found, dict):
         raise ModelUnsupported(f"{file} is not a JSON object; fetch the model again")
@@ -160,27 +160,23 @@ def parse_spec(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Mode
 def _kv_heads(config: Mapping[str, Any], heads: int) -> int:
     kv_heads = read_size(config, "num_key_value_heads", heads)
     if heads % kv_heads:
-        raise ModelUnsupported(f"config.json: num_key_value_heads = {kv_heads} does not divide {heads} attention heads")
+        raise refusal("num_key_value_heads", kv_heads, f"does not divide {heads} attention heads")
     return kv_heads
 
 
 def _head_dim(config: Mapping[str, Any], hidden: int, heads: int) -> int:
     if config.get("head_dim") is None and hidden % heads:
-        raise ModelUnsupported(
-            f"config.json: num_attention_heads = {heads} does not divide hidden_size = {hidden}, and head_dim is absent"
-        )
+        raise refusal("num_attention_heads", heads, f"does not divide hidden_size = {hidden}, and head_dim is absent")
     head_dim = read_size(config, "head_dim", hidden // heads, most=_MAX_HEAD_DIM)
     if head_dim % _HEAD_STEP:
-        raise ModelUnsupported(
-            f"config.json: head_dim = {head_dim} is not a multiple of {_HEAD_STEP}, which keys and values are stored by"
-        )
+        raise refusal("head_dim", head_dim, f"is not a multiple of {_HEAD_STEP}, as kernels store keys and values")
     return head_dim
 
 
 def _norm_eps(config: Mapping[str, Any]) -> float:
     value = config.get("rms_norm_eps", _DEFAULT_NORM_EPS)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ModelUnsupported(f"config.json: rms_norm_eps = {value!r} must be a number of at least 0 and below 1")
+        raise refusal("rms_norm_eps", value, "must be a number of at least 0 and below 1")
     return float(value)
 
 
@@ -192,9 +188,7 @@ def _max_positions(config: Mapping[str, Any], rope: RopeSpec) -> int:
     stated = read_size(config, "max_position_embeddings")
     reached = rope.factor * rope.original_max_positions if rope.kind == "yarn" else 0.0
     if reached > MAX_SIZE:
-        raise ModelUnsupported(
-            f"config.json: factor = {rope.factor} times {rope.original_max_positions} positions exceeds {MAX_SIZE:,}"
-        )
+        raise refusal("factor", rope.factor, f"times {rope.original_max_positions} positions exceeds {MAX_SIZE:,}")
     return max(stated, round(reached))
 
 
@@ -205,7 +199,7 @@ def _end_tokens(config: Mapping[str, Any], generation: Mapping[str, Any]) -> tup
         named = config.get("eos_token_id")
     ids = named if isinstance(named, list) else [] if named is None else [named]
     if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
-        raise ModelUnsupported(f"eos_token_id = {named!r} must be an id or a list of ids")
+        raise refusal("eos_token_id", named, "must be an id or a list of ids, in generation_config.json too")
     return tuple(sorted(set(ids)))
 
 
