@@ -21,6 +21,7 @@ from benchmarks.arithmetic.graphs import Body, Work, graph_of
 from manylora.bench.machine import describe
 from manylora.bench.statistics import median
 from manylora.kernels.cpu.backend import CpuKernels
+from manylora.kernels.cpu.int4 import Int4Linear
 from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import Bf16Linear, NativeLinear, WeightFormat
@@ -45,10 +46,13 @@ def main() -> None:
         "native": NativeLinear(native),
         "native-bf16": Bf16Linear(native),
         "int8": Int8Linear(native),
+        "int4": Int4Linear(native),
     }
     facts = describe() | {"isa": native.isa, "threads": options.threads}
     print("\n".join(f"{key:12} {value}" for key, value in facts.items()))
-    print("\nformat       rows  experts read   mixture us     dense us    packed us  mixture ÷ dense  mixture ÷ packed")
+    print(
+        "\nformat       rows  experts, most   mixture us     dense us    packed us  mixture ÷ dense  mixture ÷ packed"
+    )
     results = [measure(name, CpuKernels(native, own), rows, options) for name, own in formats.items() for rows in ROWS]
     if options.json:
         options.json.write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")

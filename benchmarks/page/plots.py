@@ -17,7 +17,7 @@ from benchmarks.page.adapter_sections import draw_gaps, hostile_rows, other_rows
 from benchmarks.page.fairness_sections import fairness
 from benchmarks.page.page import Record, number, range_of, save, source, table
 from benchmarks.page.peer_sections import load, peers
-from benchmarks.page.product_sections import products
+from benchmarks.page.product_sections import experts, products
 from benchmarks.page.targets import reached
 from manylora.bench.servers import Manylora
 from manylora.bench.workloads import WORKLOADS
@@ -352,6 +352,7 @@ SECTIONS: Sequence[tuple[str, Callable[[Record, Path], str]]] = (
     ("threads", pair("One thread ÷ two")),
     ("pinned", pair("The edge on one processor ÷ the edge on either")),
     ("products", products),
+    ("experts", experts),
     ("speculation", speculation),
     ("agreement", agreement),
     ("footprint", footprint),

@@ -1,4 +1,4 @@
-"""The section of `docs/benchmarks.md` on products of bf16 pairs beside those with float32 activations."""
+"""The sections of `docs/benchmarks.md` on products: of bf16 pairs, and of a mixture of experts."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -18,4 +18,19 @@ def products(record: Record, pictures: Path) -> str:
         for (inputs, outputs), ratios in shapes.items()
     ]
     lines = ["## Linear layers: float32 activations ÷ bf16 pairs, time", "", source(record)]
+    return "\n".join([*lines, table(head, body)])
+
+
+def experts(record: Record, pictures: Path) -> str:
+    """Return the section: the time of a mixture of experts ÷ that of the same operations with one weight."""
+    formats: dict[str, dict[int, list[float]]] = defaultdict(dict)
+    for each in record["results"]:
+        formats[each["format"]][each["rows"]] = each["mixture_by_dense"]
+    counts = sorted({rows for ratios in formats.values() for rows in ratios})
+    head = ("format", *(f"{rows} row{'s' if rows > 1 else ''}" for rows in counts))
+    body = [
+        (name, *("{1:.2f} ({0:.2f}–{2:.2f})".format(*ratios[rows]) for rows in counts))
+        for name, ratios in formats.items()
+    ]
+    lines = ["## Mixture of 8 experts, 2 a row ÷ dense layers of the same operations, time", "", source(record)]
     return "\n".join([*lines, table(head, body)])

@@ -11,7 +11,10 @@ from manylora import errors
 from manylora.adapters.base_shape import BaseShape, base_shape, module_path
 from manylora.adapters.ingest.reporting import report_of
 from manylora.adapters.packing.image import largest_file_bytes, read_image, write_image
+from manylora.adapters.packing.pack import pack_adapter, pack_merged
 from manylora.adapters.peft.checkpoint import check_adapter
+from manylora.kernels.projections import Projection, expert_index
+from manylora.merging import MergeRecipe, MergeStrategy
 from manylora.models.spec import parse_spec
 from tests.adapters.adapter_files import (
     LIMITS,
@@ -23,6 +26,7 @@ from tests.adapters.adapter_files import (
     lora_tensors,
     packed,
     safetensors_bytes,
+    unpacked,
 )
 from tests.models.parity.test_mixtral import MIXTRAL
 
@@ -288,3 +292,22 @@ def test_a_parameter_made_of_w1_and_w3_is_packed_as_those() -> None:
     )
     assert by_modules.digest == by_parameter.digest
     assert bytes(by_modules.body) == bytes(by_parameter.body)
+
+
+def test_adapters_of_experts_are_merged_in_any_of_their_forms() -> None:
+    w2 = [own for expert in range(EXPERTS) for own in separate(expert, "w2").items()]
+    wide = {name: own for name, own in fused().items() if "base_layer" not in name}
+    shape, both = SHAPE, []
+    for fields, tensors in (
+        ({"target_modules": ["w2"]}, dict(w2)),
+        ({"target_modules": [], "target_parameters": PARAMETERS[1:]}, wide),
+    ):
+        checked = check_adapter(config_bytes(**fields), memoryview(safetensors_bytes(tensors)), shape, LIMITS, REFUSE)
+        both.append((checked, pack_adapter(checked, shape, "float32", REFUSE)))
+    recipe = MergeRecipe((1.0, 0.5), MergeStrategy.CAT)
+    merged = pack_merged([checked for checked, _ in both], recipe, shape, LIMITS, "float32", REFUSE)
+    for expert in (0, 5, 7):
+        index = expert_index(Projection.DOWN, expert)
+        one, other, sum_ = (unpacked(adapter, 0, index, shape) for adapter in (both[0][1], both[1][1], merged))
+        expected = one[1].T @ one[0] + 0.5 * other[1].T @ other[0]
+        np.testing.assert_allclose(sum_[1].T @ sum_[0], expected, atol=1e-4)
