@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.arithmetic.graphs import Work, graph_of
 from benchmarks.arithmetic.products import multiply_all
-from benchmarks.graphs import Work, graph_of
 from manylora.bench.machine import describe
 from manylora.bench.statistics import extremes, median
 from manylora.kernels.cpu.backend import CpuKernels
