@@ -51,7 +51,8 @@ FLOORS: dict[str, list[set[str]]] = {
         {"expert_tensors"},
         {"gguf"},
         {"checkpoint_files"},
-        {"fetch", "weights"},
+        {"fetch", "weight_source"},
+        {"weights"},
         {"llama"},
     ],
     "engine": [

@@ -1,17 +1,15 @@
 """A base model's weights: read from its files some rows at a time, fused, and packed by the kernels."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from manylora.kernels.interface import Kernels, Packed
 from manylora.kernels.projections import EXPERT_NAMES, Projection
-from manylora.kernels.weight_rows import WeightRows
 from manylora.models.checkpoint_files import (
     ATTENTION_NORM,
     EMBED,
@@ -27,6 +25,7 @@ from manylora.models.checkpoint_files import (
 from manylora.models.checkpoints.stored import StoredTensor
 from manylora.models.expert_tensors import ROUTER_PATH, expert_path
 from manylora.models.spec import ModelSpec
+from manylora.models.weight_source import WeightSource
 
 log = logging.getLogger(__name__)
 
@@ -91,67 +90,14 @@ def load_weights(
     """
     entries = checked_entries(directory, spec)
     _log_conversions(entries, kernels)
-    source = _Source(entries, expected_shapes(spec), progress)
+    source = WeightSource(entries, expected_shapes(spec), progress)
     layers = tuple(_load_layer(spec, layer, source, kernels) for layer in range(spec.num_layers))
     embed = kernels.pack_table(source.matrix(EMBED))
     head = embed if spec.tie_embeddings else kernels.pack_table(source.matrix(HEAD))
     return Weights(embed=embed, layers=layers, final_norm=source.vector(FINAL_NORM), head=head)
 
 
-class _Source:
-    """The tensors of a checkpoint that a model needs, with a count of the bytes read."""
-
-    def __init__(
-        self,
-        entries: Mapping[str, StoredTensor],
-        names: Iterable[str],
-        progress: Callable[[int, int], None] | None,
-    ) -> None:
-        self._entries = entries
-        self._progress = progress
-        self._read = 0.0
-        self._total = sum(entries[name].num_bytes for name in names)
-
-    def matrix(self, *names: str) -> WeightRows:
-        """Return matrices of equal width, one below the other, as one."""
-        return _StackedRows(self, [self._entries[name] for name in names])
-
-    def vector(self, *names: str) -> Tensor:
-        """Return vectors, one after the other, as one of float32."""
-        found = [self.rows(self._entries[name], 0, self._entries[name].shape[0]).float() for name in names]
-        return found[0] if len(found) == 1 else torch.cat(found)
-
-    def rows(self, stored: StoredTensor, first: int, stop: int) -> Tensor:
-        """Read rows `[first, stop)` in their own dtype."""
-        values = stored.rows(first, stop)
-        self._read += stored.num_bytes * (stop - first) / stored.shape[0]
-        if self._progress is not None:
-            self._progress(round(self._read), self._total)
-        if values.dtype == np.uint16:
-            return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(values)
-
-
-class _StackedRows:
-    """`WeightRows` of stored matrices, one below the other: a fused product is one matrix, so that it is one GEMM."""
-
-    def __init__(self, source: _Source, parts: Sequence[StoredTensor]) -> None:
-        self._source = source
-        self._parts = parts
-        self.shape = (sum(part.shape[0] for part in parts), parts[0].shape[1])
-
-    def __getitem__(self, rows: slice, /) -> Tensor:
-        first, stop, _ = rows.indices(self.shape[0])
-        found = []
-        for part in self._parts:
-            low, high = max(first, 0), min(stop, part.shape[0])
-            if low < high:
-                found.append(self._source.rows(part, low, high))
-            first, stop = first - part.shape[0], stop - part.shape[0]
-        return found[0] if len(found) == 1 else torch.cat(found)
-
-
-def _load_layer(spec: ModelSpec, layer: int, source: _Source, kernels: Kernels) -> LayerWeights:
+def _load_layer(spec: ModelSpec, layer: int, source: WeightSource, kernels: Kernels) -> LayerWeights:
     def fused(name: str, kind: str = "weight") -> tuple[str, ...]:
         paths = (projection.path for projection in Projection if projection.fused == name)
         return tuple(block_tensor(layer, f"{path}.{kind}") for path in paths)
@@ -160,12 +106,12 @@ def _load_layer(spec: ModelSpec, layer: int, source: _Source, kernels: Kernels) 
         return source.vector(block_tensor(layer, path))
 
     def matrix(name: str) -> Packed:
-        return kernels.pack(source.matrix(*fused(name)))
+        return source.packed(kernels, *fused(name))
 
     def experts(name: str, count: int) -> tuple[Packed, ...]:
         own = [projection for projection in EXPERT_NAMES if projection.fused == name]
         names = ([block_tensor(layer, expert_path(expert, p)) for p in own] for expert in range(count))
-        return tuple(kernels.pack(source.matrix(*parts)) for parts in names)
+        return tuple(source.packed(kernels, *parts) for parts in names)
 
     def mixture(count: int) -> Experts:
         router = source.matrix(block_tensor(layer, ROUTER_PATH))[:].float()

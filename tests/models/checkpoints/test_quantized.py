@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from manylora.errors import ModelUnsupported
+from manylora.kernels.cpu.backend import CpuKernels
+from manylora.kernels.cpu.int4 import Int4Linear
 from manylora.kernels.reference import ReferenceKernels
 from manylora.models.checkpoint_files import checked_entries, fingerprint, storage_formats
 from manylora.models.checkpoints.quantization import read_scheme
@@ -21,6 +23,7 @@ from manylora.models.checkpoints.stored import widened
 from manylora.models.llama import LlamaModel
 from manylora.models.spec import read_spec
 from manylora.models.weights import load_weights
+from tests.kernels.cases import native
 from tests.models.test_llama import TOKENS, TOLERANCE, expected_logits, run_in_chunks, save_random
 
 Ints = NDArray[np.int64]
@@ -144,11 +147,13 @@ CASES: dict[str, tuple[Callable[[int, int, dict[str, Any]], tuple[Parts, Tensor]
     "gptq-one-group": (gptq, gptq_config(group_size=-1)),
     "gptq-order": (gptq, gptq_config(desc_act=True)),
     "gptq-zeros": (gptq, gptq_config(sym=False)),
+    "gptq-32-zeros": (gptq, gptq_config(group_size=32, sym=False)),
     "gptq-v2": (gptq, gptq_config(sym=False, checkpoint_format="gptq_v2")),
     "gptq-v2-8-bits-order": (gptq, gptq_config(bits=8, sym=False, desc_act=True, checkpoint_format="gptq_v2")),
     "awq": (awq, {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}),
     "awq-one-group": (awq, {"quant_method": "awq", "w_bit": 4, "q_group_size": -1, "group_size": -1}),
     "w4a16": (compressed, packed_config()),
+    "w4a16-32": (compressed, packed_config(group_size=32)),
     "w4a16-channel": (compressed, packed_config(strategy="channel", group_size=None)),
     "w4a16-zeros": (compressed, packed_config(symmetric=False)),
     "w4a16-order": (compressed, packed_config(actorder="group")),
@@ -200,6 +205,39 @@ def test_a_quantised_base_gives_the_logits_of_its_dense_weights(case: str, tmp_p
     model = LlamaModel(spec, load_weights(tmp_path, spec, kernels), kernels)
     found = run_in_chunks(model, TOKENS, [len(TOKENS)])
     torch.testing.assert_close(found, expected_logits(oracle, TOKENS), rtol=0, atol=TOLERANCE)
+
+
+INTEGERS = {
+    "awq": True,
+    "awq-one-group": True,
+    "w4a16-32": True,
+    "gptq-32-zeros": True,
+    "w4a16": False,  # groups of sixteen inputs
+    "gptq-order": False,
+    "gptq-8-bits": False,
+}
+
+
+@pytest.mark.parametrize("case", INTEGERS)
+def test_kernels_of_four_bits_keep_the_integers_of_the_file(case: str, tmp_path: Path) -> None:
+    save_quantized(tmp_path, case)
+    spec, kernels = read_spec(tmp_path), CpuKernels(native(1), Int4Linear(native(1)))
+    packed: Any = load_weights(tmp_path, spec, kernels).layers[0].qkv  # `Packed` is opaque to everything else
+    entries = checked_entries(tmp_path, spec)
+    parts: Any = [entries[f"model.layers.0.self_attn.{name}.weight"] for name in ("q_proj", "k_proj", "v_proj")]
+    groups = [part.quantized(0, part.shape[0]) for part in parts]
+    levels, scales, zeros = (
+        torch.from_numpy(np.concatenate([getattr(group, name) for group in groups]))
+        for name in ("levels", "scales", "zeros")
+    )
+    if INTEGERS[case]:
+        is_symmetric = bool((zeros == 8).all())
+        expected: Any = kernels.pack_groups(levels, scales, None if is_symmetric else zeros, parts[0].group_size)
+        assert is_symmetric == (case == "w4a16-32")
+    else:
+        dense = np.concatenate([widened(part.rows(0, part.shape[0])) for part in parts])
+        expected = kernels.pack(torch.from_numpy(dense))
+    assert torch.equal(packed.data, expected.data)
 
 
 @pytest.mark.parametrize(

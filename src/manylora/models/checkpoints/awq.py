@@ -72,6 +72,7 @@ class AwqMatrix:
     zeros: DenseTensor
     scales: DenseTensor
     dtype: str = "AWQ int4"
+    bits: int = 4
 
     @property
     def file(self) -> Path:
@@ -87,7 +88,7 @@ class AwqMatrix:
     def quantized(self, first: int, stop: int) -> QuantizedGroups:
         scales = read_columns(self.scales, first, stop, FLOATS[self.scales.dtype])
         return QuantizedGroups(
-            bits=4,
+            bits=self.bits,
             levels=_outputs(self.words, first, stop),
             scales=widened(np.ascontiguousarray(scales.T)),
             zeros=_outputs(self.zeros, first, stop).astype(np.float32),

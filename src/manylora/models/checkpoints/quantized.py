@@ -5,7 +5,7 @@ The readers of all formats give this one record, `QuantizedGroups`, which kernel
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +52,15 @@ class QuantizedGroups:
         return weights
 
 
+@runtime_checkable
 class QuantizedMatrix(StoredTensor, Protocol):
-    """A `StoredTensor` that has its rows in quantised form as well."""
+    """A `StoredTensor` that has its rows in quantised form as well. The properties are those of `QuantizedGroups`."""
+
+    @property
+    def bits(self) -> int: ...
+
+    @property
+    def group_size(self) -> int: ...
 
     def quantized(self, first: int, stop: int) -> QuantizedGroups:
         """Read rows `[first, stop)` as they are quantised. Raises as `rows`."""
