@@ -1,4 +1,4 @@
-"""The rules of the house, checked: layers, cycles, what may be imported where, and who may start threads."""
+"""The rules of the code, checked: layers, cycles, what may be imported where, and who may start threads."""
 
 import ast
 import re

@@ -121,7 +121,7 @@ Scenario = Callable[[House], Awaitable[None]]
 
 @pytest.fixture
 def in_house(tmp_path: Path) -> Callable[..., None]:
-    """Run a coroutine function with a fresh house; nothing may be left in it afterwards."""
+    """Run a coroutine function with a fresh edge; nothing may be left in it afterwards."""
 
     def run(scenario: Scenario, **changes: Any) -> None:
         async def main() -> None:

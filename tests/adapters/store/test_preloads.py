@@ -16,7 +16,7 @@ from tests.adapters.store_folder import CONFIG, House
 
 @contextmanager
 def opened(folder: Path, *names: str, **settings: object) -> Iterator[House]:
-    """A house with these adapters at its source."""
+    """A store with these adapters at its source."""
     for seed, name in enumerate(names):
         save_adapter(folder / "root" / name, seed=seed)
     house = House(folder, replace(CONFIG, **settings))  # type: ignore[arg-type]  # each test's own
