@@ -50,9 +50,7 @@ def main() -> None:
     }
     facts = describe() | {"isa": native.isa, "threads": options.threads}
     print("\n".join(f"{key:12} {value}" for key, value in facts.items()))
-    print(
-        "\nformat       rows  experts, most   mixture us     dense us    packed us  mixture ÷ dense  mixture ÷ packed"
-    )
+    print("\nformat       rows  experts, most  mixture us    dense us    packed us  mixture ÷ dense  mixture ÷ packed")
     results = [measure(name, CpuKernels(native, own), rows, options) for name, own in formats.items() for rows in ROWS]
     if options.json:
         options.json.write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")

@@ -112,6 +112,14 @@ def peft_logits(base: TinyMixtral, adapter: Path, tokens: list[int]) -> Tensor:
         return logits_of(PeftModel.from_pretrained(base.load(), adapter).eval(), tokens)
 
 
+def save_again(base: TinyMixtral, adapter: Path, directory: Path) -> Path:
+    """The adapter as the installed PEFT writes it after it has loaded it, in the fused form."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT repeats its warnings on loading
+        PeftModel.from_pretrained(base.load(), adapter).save_pretrained(directory)
+    return directory
+
+
 def merged_logits(
     base: TinyMixtral, factors: dict[str, tuple[Tensor, Tensor]], scale: float, tokens: list[int]
 ) -> Tensor:

@@ -23,6 +23,7 @@ from tests.support.mixtral import (
     merged_logits,
     peft_logits,
     random_factors,
+    save_again,
     save_by_peft,
     save_files,
     save_separate,
@@ -97,6 +98,19 @@ def test_single_experts_tensors_give_the_logits_of_peft(
     fields = {"r": 3, "lora_alpha": 6, "target_modules": targets}
     adapter = save_separate(tmp_path, random_factors(names, 3), parent, **fields)
     check(model, bases[False], adapter, peft_logits(bases[False], adapter, TOKENS))
+
+
+@pytest.mark.parametrize("names", [every(*ALL), [*every(*ALL), "gate"]], ids=["experts", "experts and router"])
+def test_what_peft_makes_of_single_experts_tensors_is_the_same_adapter(
+    names: list[str], model: LlamaModel, bases: dict[bool, TinyMixtral], tmp_path: Path
+) -> None:
+    base, targets = bases[False], sorted({name.rpartition(".")[2] for name in names})
+    single = save_separate(tmp_path / "a", random_factors(names, 3), r=3, lora_alpha=6, target_modules=targets)
+    fused = save_again(base, single, tmp_path / "b")
+    assert "target_parameters" in (fused / "adapter_config.json").read_text()
+    one, other = (place(adapter, model.spec, model.kernels, base.directory).weights for adapter in (single, fused))
+    assert one.digest == other.digest
+    assert torch.equal(one.image, other.image)
 
 
 @pytest.mark.parametrize(
