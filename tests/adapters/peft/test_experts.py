@@ -1,6 +1,6 @@
 """Adapters of a mixture of experts that do not fit the base, or whose tensors are incomplete, are refused by name."""
 
-import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +262,7 @@ def test_the_two_forms_of_a_w2_have_one_digest() -> None:
 
 
 def test_the_shape_of_a_mixture_survives_its_way_to_the_ingest_process() -> None:
-    assert BaseShape.from_json(dataclasses.asdict(SHAPE)) == SHAPE
+    assert BaseShape.from_json(json.loads(json.dumps(SHAPE.to_json()))) == SHAPE
     assert module_path((2, len(SHAPE.projections) - 1)) == "model.layers.2.block_sparse_moe.experts.7.w2"
 
 
@@ -311,3 +311,10 @@ def test_adapters_of_experts_are_merged_in_any_of_their_forms() -> None:
         one, other, sum_ = (unpacked(adapter, 0, index, shape) for adapter in (both[0][1], both[1][1], merged))
         expected = one[1].T @ one[0] + 0.5 * other[1].T @ other[0]
         np.testing.assert_allclose(sum_[1].T @ sum_[0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("is_rank_stabilised", [False, True])
+def test_single_experts_have_the_strength_that_they_were_trained_with(is_rank_stabilised: bool) -> None:
+    config = config_bytes(target_modules=["w1"], use_rslora=is_rank_stabilised)
+    checked = check_adapter(config, memoryview(safetensors_bytes(separate())), SHAPE, LIMITS, REFUSE)
+    assert [module.scale for module in checked.modules] == [4.0 if is_rank_stabilised else 2.0]
