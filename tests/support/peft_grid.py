@@ -165,5 +165,5 @@ def _resized(base: TinyBase, case: Case) -> Any:  # transformers is not checked
     model = base.load()
     if case.added:
         torch.manual_seed(11)
-        model.resize_token_embeddings(VOCAB + case.added, mean_resizing=False)
+        model.resize_token_embeddings(model.config.vocab_size + case.added, mean_resizing=False)
     return model

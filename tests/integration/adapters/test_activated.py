@@ -15,8 +15,10 @@ from manylora.wiring.engine import build_engine
 from tests.integration.engine.test_mixed_batch import run
 from tests.models.tiny_tokenizers import save_byte_level
 from tests.support.peft_grid import Case, save_case
-from tests.support.tiny import ALL, VOCAB, make_adapter, make_base
+from tests.support.tiny import ALL, make_adapter, make_base
 
+VOCAB = 340
+"""Rows of the base: at least the tokens of its tokenizer."""
 BLOCK = 8
 INVOCATION = (50, 51)
 PLAIN = LoraConfig(r=8, lora_alpha=16, target_modules=ALL)
@@ -28,7 +30,7 @@ ACTIVATED = LoraConfig(
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     folder = tmp_path_factory.mktemp("activated")
-    base = make_base(folder / "base")
+    base = make_base(folder / "base", vocab_size=VOCAB)
     save_byte_level(folder / "base")
     make_adapter(base, folder / "adapters" / "activated", ACTIVATED, seed=1)
     make_adapter(base, folder / "adapters" / "plain", PLAIN, seed=1)

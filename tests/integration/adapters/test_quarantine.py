@@ -27,7 +27,7 @@ LARGE = 1e25
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    base = make_base(tmp_path / "base")
+    base = make_base(tmp_path / "base", vocab_size=340)
     save_byte_level(tmp_path / "base")
     for seed, name in enumerate(("good", "other", "poisoned")):
         make_adapter(base, tmp_path / "adapters" / name, LoraConfig(r=4, lora_alpha=4, target_modules=ALL), seed=seed)

@@ -189,17 +189,24 @@ def test_the_flags_of_the_settings_win_over_those_of_the_tokenizer(base: Path) -
 # ── the table of embeddings ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_tokens_without_a_row_are_refused_by_their_name(base: Path) -> None:
-    size = Tokenizer(base).vocab_size
-    config(base, vocab_size=size)
-    assert Tokenizer(base).vocab_size == size
+def test_a_vocabulary_with_more_tokens_than_rows_is_refused_by_its_first(base: Path) -> None:
     library = Library.from_file(str(base / "tokenizer.json"))
-    library.add_tokens(["<pad>", "<more>"])
-    library.save(str(base / "tokenizer.json"))
+    size = library.get_vocab_size(with_added_tokens=False)
+    config(base, vocab_size=size - 2)
     with pytest.raises(ModelUnsupported) as caught:
         Tokenizer(base)
-    assert f"2 tokens have no row in the base, which has {size} rows" in caught.value.message
-    assert f"the first is '<pad>', with the id {size}" in caught.value.message
+    last = library.id_to_token(size - 2)
+    assert f"2 tokens have no row (the first is {last!r}, with the id {size - 2})" in caught.value.message
+
+
+def test_added_tokens_without_rows_are_named_at_the_start(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    size = Tokenizer(base).vocab_size
+    config(base, vocab_size=size)
+    library = Library.from_file(str(base / "tokenizer.json"))
+    library.add_tokens(["<pad>"])
+    library.save(str(base / "tokenizer.json"))
+    assert Tokenizer(base).encode("<pad>", add_special_tokens=False) == [size]
+    assert f"1 token has no row (the first is '<pad>', with the id {size})" in caplog.text
 
 
 def test_rows_without_a_token_have_no_text(base: Path) -> None:

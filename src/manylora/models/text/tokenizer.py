@@ -5,6 +5,7 @@ Imports without torch: the HTTP edge tokenises. Reads tokenizer.json and the fil
 
 import copy
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from manylora.models.text.adapter_text import AdapterText, AddedToken
 from manylora.models.text.detokenizer import TokenStream, TokenTexts
 from manylora.models.text.template import ChatTemplate, cut_last, open_last
 from manylora.models.text.token_files import FLAGS, TOKENIZER_FILE, end_ids, missing_tokenizer, read_base_files
+
+log = logging.getLogger(__name__)
 
 _MAX_SHOWN_TOKEN = 40
 
@@ -43,8 +46,8 @@ class Tokenizer:
     def __init__(self, directory: Path, *, model_id: str = "", clock: Clock | None = None) -> None:
         """Load from a base model's directory. `model_id` is the model's name in messages; default: the folder's name.
 
-        Raises `ModelNotFound` for a missing tokenizer.json, `ModelUnsupported` for one that cannot be used, or with a
-        token that has no row in the base.
+        Raises `ModelNotFound` for a missing tokenizer.json, `ModelUnsupported` for one that cannot be used, or that
+        has more tokens than the base has rows, added tokens apart.
         """
         file = directory / TOKENIZER_FILE
         if not file.is_file():
@@ -192,16 +195,28 @@ class Tokenizer:
         return cut_last(text, messages[-1]["content"]) if continue_final_message else text
 
     def _check_rows(self, file: Path, num_rows: int) -> None:
-        """Raise `ModelUnsupported` for a token without a row in the base: a prompt could not contain it."""
-        ids: Mapping[str, int] = self._library.get_vocab(with_added_tokens=True)
-        beyond = {token_id: piece for piece, token_id in ids.items() if token_id >= num_rows}
-        if beyond:
-            first = min(beyond)
+        """Check that each token has a row in the base.
+
+        Added tokens may lack one: published bases have padding tokens like that. A prompt with such a token is refused.
+        Raises `ModelUnsupported` for a token of the vocabulary itself: the tokenizer is another model's.
+        """
+        if shown := _beyond(self._library.get_vocab(with_added_tokens=False), num_rows):
             raise ModelUnsupported(
-                f"{file}: {len(beyond)} tokens have no row in the base, which has {num_rows} rows (vocab_size in "
-                f"config.json); the first is {beyond[first][:_MAX_SHOWN_TOKEN]!r}, with the id {first}. The tokenizer "
-                "is another model's, or had tokens added to it: remove them, or serve the base that has their rows"
+                f"{file}: {shown} in the base, which has {num_rows} rows (vocab_size in config.json). The tokenizer is "
+                "another model's: serve the base that has these rows"
             )
+        if shown := _beyond(self._library.get_vocab(with_added_tokens=True), num_rows):
+            log.warning("tokenizer.added_tokens_without_rows detail=%s; a prompt with one is refused", shown)
+
+
+def _beyond(ids: Mapping[str, int], num_rows: int) -> str:
+    """Return the number of tokens without a row and the first of them as words; empty: each has a row."""
+    beyond = {token_id: piece for piece, token_id in ids.items() if token_id >= num_rows}
+    if not beyond:
+        return ""
+    first = min(beyond)
+    count = "1 token has no row" if len(beyond) == 1 else f"{len(beyond)} tokens have no row"
+    return f"{count} (the first is {beyond[first][:_MAX_SHOWN_TOKEN]!r}, with the id {first})"
 
 
 def _loaded(file: Path, content: Mapping[str, Any]) -> _Library:
