@@ -165,6 +165,41 @@ def test_experts_may_share_a_factor(
     assert own * LAYERS <= placed.image.numel() < own * LAYERS * 1.15  # each factor begins on a cache line
 
 
+def test_stacks_may_have_the_names_of_the_parameters(
+    model: LlamaModel, bases: dict[bool, TinyMixtral], tmp_path: Path
+) -> None:
+    tensors, factors = stacks(3, {"w1": "A", "w3": "A", "w2": "B"})
+    renamed: dict[str, Tensor] = {}
+    for layer in range(LAYERS):
+        stem = f"base_model.model.model.layers.{layer}.mlp.experts"
+        a, gate, up = (tensors[f"{stem}.{name}.weight"] for name in ("w1.lora_A", "w1.lora_B", "w3.lora_B"))
+        renamed |= {
+            f"{stem}.gate_up_proj.lora_A.weight": a,
+            f"{stem}.gate_up_proj.lora_B.weight": torch.cat([gate, up], 1),
+        }
+        for expert in range(EXPERTS):  # one A for both
+            path = f"model.layers.{layer}.experts.{expert}"
+            factors[f"{path}.w3"] = a[0], factors[f"{path}.w3"][1]
+        renamed |= {f"{stem}.down_proj.lora_{part}.weight": tensors[f"{stem}.w2.lora_{part}.weight"] for part in "AB"}
+    adapter = save_files(tmp_path, renamed, r=3, lora_alpha=6, target_modules=["gate_up_proj", "down_proj"])
+    check(model, bases[False], adapter, merged_logits(bases[False], factors, 2.0, TOKENS))
+
+
+def test_the_wrappers_tensors_may_have_three_dimensions(
+    model: LlamaModel, bases: dict[bool, TinyMixtral], tmp_path: Path
+) -> None:
+    fields = {"r": 4, "lora_alpha": 8, "target_modules": [], "target_parameters": PARAMETERS}
+    flat = save_by_peft(bases[False], tmp_path / "flat", **fields)
+    tensors = load_file(flat / "adapter_model.safetensors")
+    deep = {
+        name: own.reshape(EXPERTS, 4, -1) if "lora_A" in name else own.reshape(-1, 4, EXPERTS)
+        for name, own in tensors.items()
+    }
+    adapter = save_files(tmp_path / "deep", deep, **fields)
+    one, other = (place(own, model.spec, model.kernels, bases[False].directory).weights for own in (flat, adapter))
+    assert one.digest == other.digest
+
+
 def test_the_fused_parameters_take_the_place_that_their_file_takes(
     model: LlamaModel, bases: dict[bool, TinyMixtral], tmp_path: Path
 ) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from manylora.adapters.base_shape import EMBED_MODULE, END_PATHS, HEAD_MODULE, BaseShape, Module, module_path
-from manylora.adapters.peft.applying import COPIES, SortedTensors, module_name, sort_tensors
+from manylora.adapters.peft.applying import COPIES, LORA_PARTS, SortedTensors, module_name, sort_tensors
 from manylora.adapters.peft.config import LoraRule, read_lora_rule
 from manylora.adapters.peft.experts import ExpertTargets
 from manylora.adapters.peft.safetensors_header import HeaderEntry, HeaderInvalid, PickledWeights, read_header
@@ -121,7 +121,8 @@ class _Check:
             self.rule.selection.tie_ends()
         targeted = self.targeted()
         found = sort_tensors(entries, self.rule, self.shape, self.experts, self.refuse)
-        if not targeted and not self.experts.names_parameters and not self.rule.selection.is_dummy:
+        has_lora = targeted or any(part in LORA_PARTS for _, part in found.parts)
+        if not has_lora and not self.rule.selection.is_dummy:
             raise self.refuse.incompatible(
                 "`target_modules`, `exclude_modules` and `layers_to_transform` together name no layer of it"
             )

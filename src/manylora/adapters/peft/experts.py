@@ -79,11 +79,6 @@ class ExpertTargets:
         layers = self._shape.num_layers if self._shape.num_experts else 1
         return (f"model.layers.{layer}.{parent}.{name}" for layer in range(layers))
 
-    @property
-    def names_parameters(self) -> bool:
-        """True if the config names parameters of the base by the modules that an older form has for them."""
-        return bool(self._shape.num_experts and self._converted)
-
     # ── what the config names ────────────────────────────────────────────────────────────────────────────────────
 
     def why_not(self, module: Module) -> Why | None:
