@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from manylora import LLM
 from manylora.cli import app
-from manylora.errors import TemplateFailed
+from manylora.errors import ConfigInvalid, TemplateFailed
 from tests.support.text_adapters import make_text_base
 
 ASKED = [{"role": "user", "content": "hello world"}]
@@ -33,6 +33,21 @@ def test_chat_in_a_program_is_refused_with_what_to_use_instead(plain: Path) -> N
                 chat()
             assert caught.value.message == SAID
         assert llm.generate("hello", max_tokens=2).tokens
+
+
+def test_the_operators_template_makes_it_chat(plain: Path, tmp_path: Path) -> None:
+    file = tmp_path / "chat.jinja"
+    file.write_text("{{ bos_token }}{{ messages[0].content }}")
+    with LLM(plain, settings={"model.kernels": "reference", "model.chat_template": str(file)}) as llm:
+        whole = llm.generate("<|start|>hello world", max_tokens=3)
+        chat = llm.chat(ASKED, max_tokens=3)
+        assert (chat.prompt_tokens, chat.token_ids) == (whole.prompt_tokens, whole.token_ids)
+    for content, said in ((None, "cannot read"), (b"\xff", "cannot read"), (b" \n", "is empty")):
+        file.unlink(missing_ok=True)
+        if content is not None:
+            file.write_bytes(content)
+        with pytest.raises(ConfigInvalid, match=f"model.chat_template: .*{said}|model.chat_template: {said}"):
+            LLM(plain, settings={"model.kernels": "reference", "model.chat_template": str(file)})
 
 
 def test_the_command_line_names_its_option(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,7 @@ class _Terminal:
     def ready(self, served: "ServedModel", url: str) -> None:
         from manylora.adapters.sources.local import LocalSource
         from manylora.cli.examples import examples, key_commands
-        from manylora.models.text.tokenizer import Tokenizer
+        from manylora.server.generation.models import tokenizer_of
 
         self._status.stop()
         names = LocalSource(tuple(map(Path, served.adapter_roots))).list()
@@ -127,7 +127,7 @@ class _Terminal:
         self._console.print(f"[bold]{plain(served.model_id)}[/bold] is served at [bold]{url}[/bold] ({total_s:.1f} s)")
         shown = ", ".join(names[:MAX_NAMES_SHOWN]) + (" …" if len(names) > MAX_NAMES_SHOWN else "")
         self._console.print(f"{len(names)} adapters{': ' + plain(shown) if names else ''}\n")
-        tokenizer = Tokenizer(Path(served.base_dir), model_id=served.model_id)
+        tokenizer = tokenizer_of(served)
         needed = self._is_key_needed
         commands = examples(url, base=served.model_id, adapters=names, tokenizer=tokenizer, is_key_needed=needed)
         if needed:

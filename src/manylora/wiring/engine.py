@@ -62,7 +62,8 @@ def build_engine(config: Config, report: ReportLine) -> tuple[Engine, ServedMode
     report(f"kernels {kernels.name} loaded, {_dtype(kernels)} weights, {threads} threads")
     plan = make_plan(config, spec, kernels, resources)
     report("\n".join(plan.lines()))
-    tokenizer = Tokenizer(base_dir, clock=clock)
+    template = _chat_template(config)
+    tokenizer = Tokenizer(base_dir, chat_template=template, clock=clock)
     report(_tokenizer_line(tokenizer, spec))
     progress = LoadProgress(report, clock)
     weights = load_weights(base_dir, spec, kernels, progress)
@@ -72,7 +73,21 @@ def build_engine(config: Config, report: ReportLine) -> tuple[Engine, ServedMode
     store = _open_store(config, plan, base_shape(spec, base_dir.name, digest), base_dir, kernels, clock)
     engine = wire_engine(config, plan, model, kernels, store, tokenizer, clock)
     report("adapter store opened, KV cache laid out")
-    return engine, _served(config, base_dir, spec, digest, kernels, plan, clock)
+    served = _served(config, base_dir, spec, digest, kernels, plan, clock)
+    return engine, dataclasses.replace(served, chat_template=template)
+
+
+def _chat_template(config: Config) -> str:
+    """Return the operator's chat template; empty if there is none. Raises `ConfigInvalid` for an unreadable file."""
+    if not (file := config.model.chat_template):
+        return ""
+    try:
+        text = Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigInvalid(f"model.chat_template: cannot read {file}: {error}") from error
+    if not text.strip():
+        raise ConfigInvalid(f"model.chat_template: {file} is empty")
+    return text
 
 
 def _tokenizer_line(tokenizer: Tokenizer, spec: ModelSpec) -> str:

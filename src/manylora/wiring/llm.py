@@ -18,12 +18,11 @@ from manylora.engine.request import SamplingParams
 from manylora.errors import InvalidParameter
 from manylora.ids import mint_request_id
 from manylora.models.fetch.pull import pull
-from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.in_process import InProcessTransport
 from manylora.server.generation.adapter_fields import AdapterFields
 from manylora.server.generation.admission import AdmissionControl
-from manylora.server.generation.models import ModelRouter, open_model
+from manylora.server.generation.models import ModelRouter, open_model, tokenizer_of
 from manylora.server.generation.order import ChatPrompt, Message, Order, PromptInput, StopRules, TextPrompt
 from manylora.server.generation.service import Completion, GenerationService
 from manylora.server.generation.text import ReplyForm, TextToken, TokenReport
@@ -120,8 +119,7 @@ class LLM:
         engine, served = build_engine(config, report)
         self._clock = SystemClock()
         self._client = EngineClient(InProcessTransport(lambda: (engine, served)))
-        tokenizer = Tokenizer(Path(served.base_dir), model_id=served.model_id)
-        self._model = open_model(config, served, self._client, tokenizer, self._clock)
+        self._model = open_model(config, served, self._client, tokenizer_of(served), self._clock)
         self._service = GenerationService(
             models=ModelRouter([self._model]),
             admission=AdmissionControl(config.engine.max_running),

@@ -94,6 +94,15 @@ def test_a_template_of_a_processor_is_used_where_there_is_no_other_file(base: Pa
     assert Tokenizer(base).apply_chat_template(HI) == "file"
 
 
+def test_the_operators_template_replaces_the_default_alone(base: Path) -> None:
+    listed(base)
+    tools = [{"type": "function"}]
+    ours = Tokenizer(base, chat_template="{{ bos_token }}{{ messages[0].content }}")
+    assert (ours.apply_chat_template(HI), ours.apply_chat_template(HI, tools=tools)) == ("<s>hi", "tools")
+    with pytest.raises(ModelUnsupported, match="the chat template `default` is not usable"):
+        Tokenizer(base, chat_template="{% for %}")
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [

@@ -20,6 +20,14 @@ class ModelConfig:
         The base model: a name that `manylora pull` knows, a directory with a `config.json`, or a GGUF file.
         """,
     )
+    chat_template: str = setting(
+        "",
+        text="""
+        A file with a chat template (Jinja), which chat on the base uses in place of its own. A base without a template
+        ([which](bases.md)) serves chat with this file alone, or with an adapter that has a template. An adapter's own
+        template counts before it. Empty: the template in the base's files.
+        """,
+    )
     kernels: str = setting(
         "auto",
         choices=KERNELS,

@@ -43,11 +43,15 @@ class TokenSpan:
 class Tokenizer:
     """A base model's tokenizer. Immutable after construction: any number of threads may use one object."""
 
-    def __init__(self, directory: Path, *, model_id: str = "", clock: Clock | None = None) -> None:
-        """Load from a base model's directory. `model_id` is the model's name in messages; default: the folder's name.
+    def __init__(
+        self, directory: Path, *, model_id: str = "", chat_template: str = "", clock: Clock | None = None
+    ) -> None:
+        """Load from a base model's directory.
 
-        Raises `ModelNotFound` for a missing tokenizer.json, `ModelUnsupported` for one that cannot be used, or that
-        has more tokens than the base has rows, added tokens apart.
+        Args:    model_id       the model's name in messages; empty: the folder's name
+                 chat_template  the default template in place of the base's own; empty: its own
+        Raises:  `ModelNotFound` for a missing tokenizer.json, `ModelUnsupported` for one that cannot be used, or that
+                 has more tokens than the base has rows, added tokens apart
         """
         file = directory / TOKENIZER_FILE
         if not file.is_file():
@@ -63,7 +67,8 @@ class Tokenizer:
         if spec is not None:
             self._check_rows(file, spec.vocab)
         self.eos_ids = end_ids(spec.eos_token_ids if spec else (), self.token_id(self._named.get("eos_token", "")))
-        self._templates = {name: _compiled(directory, name, text, clock) for name, text in files.templates.items()}
+        templates = {**files.templates, **({"default": chat_template} if chat_template else {})}
+        self._templates = {name: _compiled(directory, name, text, clock) for name, text in templates.items()}
 
     def with_text(self, text: AdapterText) -> "Tokenizer":
         """Return this tokenizer with an adapter's changes; both share the vocabulary, the merges and the templates.

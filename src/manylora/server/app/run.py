@@ -5,7 +5,6 @@ import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import uvloop
 
@@ -15,7 +14,6 @@ from manylora.config.settings import Config
 from manylora.errors import StartupError
 from manylora.http.listener import url_of
 from manylora.http.serving import HttpServer
-from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.app.application import EdgeApp, create_app
 from manylora.server.app.control_session import ControlFactory, ControlSession
 from manylora.server.app.starting import StartingApp
@@ -23,6 +21,7 @@ from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.process.transport import ProcessTransport
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.engine_client.transport import Transport
+from manylora.server.generation.models import tokenizer_of
 from manylora.system.collector import exempt_modules
 from manylora.system.private_files import keep_private, tighten
 from manylora.system.signals import StopSignals
@@ -135,7 +134,7 @@ async def _start(config: Config, membership: ControlSession, client: EngineClien
     await client.start()
     served = client.served
     access = membership.admit(served.model_id)
-    tokenizer = Tokenizer(Path(served.base_dir), model_id=served.model_id)
+    tokenizer = tokenizer_of(served)
     await membership.begin()
     app = create_app(
         config,

@@ -13,6 +13,7 @@ class ServedModel:
 
     model_id          the name in replies, `x-model-id` and `/v1/models`
     base_dir          directory with config.json and tokenizer.json; the edge loads the tokenizer from it
+    chat_template     the operator's template in place of the base's own; empty: there is none
     sha               fingerprint of the weights and their configuration
     dtype             torch's name of the type: `bfloat16`, `float32`
     device            `cpu` or `cuda`
@@ -35,6 +36,7 @@ class ServedModel:
     device: str
     max_model_len: int
     vocab_size: int
+    chat_template: str = ""
     max_step_tokens: int = 256
     max_running: int = 64
     aliases: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from manylora.clock import Clock
 from manylora.config.settings import Config
@@ -16,6 +17,11 @@ from manylora.server.generation.input_processor import InputProcessor
 
 TOKENIZER_THREADS = 2
 """Number of tokenizer threads of a model. The limit on concurrent requests bounds their queue."""
+
+
+def tokenizer_of(served: ServedModel) -> Tokenizer:
+    """Return the tokenizer of a served base. Raises as `Tokenizer`."""
+    return Tokenizer(Path(served.base_dir), model_id=served.model_id, chat_template=served.chat_template)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
