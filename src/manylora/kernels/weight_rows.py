@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-PIECE_BYTES = 8 << 20
+PIECE_BYTES = 2 << 20
 """Bound on the bytes of a piece in float32."""
 _PANELS = 64  # rows; a multiple of the panels of every packed form, which keep 16 or 32 outputs together
 

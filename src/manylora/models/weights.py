@@ -26,6 +26,7 @@ from manylora.models.checkpoints.stored import StoredTensor
 from manylora.models.expert_tensors import ROUTER_PATH, expert_path
 from manylora.models.spec import ModelSpec
 from manylora.models.weight_source import WeightSource
+from manylora.system.freed_memory import release_freed_memory
 
 log = logging.getLogger(__name__)
 
@@ -91,10 +92,14 @@ def load_weights(
     entries = checked_entries(directory, spec)
     _log_conversions(entries, kernels)
     source = WeightSource(entries, expected_shapes(spec), progress)
-    layers = tuple(_load_layer(spec, layer, source, kernels) for layer in range(spec.num_layers))
+    layers = []
+    for layer in range(spec.num_layers):
+        layers.append(_load_layer(spec, layer, source, kernels))
+        release_freed_memory()  # pieces that lay between packed weights
     embed = kernels.pack_table(source.matrix(EMBED))
     head = embed if spec.tie_embeddings else kernels.pack_table(source.matrix(HEAD))
-    return Weights(embed=embed, layers=layers, final_norm=source.vector(FINAL_NORM), head=head)
+    release_freed_memory()
+    return Weights(embed=embed, layers=tuple(layers), final_norm=source.vector(FINAL_NORM), head=head)
 
 
 def _load_layer(spec: ModelSpec, layer: int, source: WeightSource, kernels: Kernels) -> LayerWeights:

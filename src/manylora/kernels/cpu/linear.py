@@ -97,6 +97,7 @@ def _pack_bf16(
         source = rows.to(torch.bfloat16).contiguous()
         place = data.data_ptr() + data.itemsize * count(first, inputs)
         pack(native.pool, source.data_ptr(), place, len(source), inputs)
+        del rows, source  # before the next piece is read
     return Packed(Panels(data, outputs, inputs, format))
 
 

@@ -16,6 +16,7 @@ from manylora.models.checkpoints.stored import FLOATS, StoredValues
 Blocks = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 _SMALL, _LARGE = 32, 256
+_BATCH_BYTES = 1 << 16  # of blocks that are decoded at once, so that all temporaries stay in the processor's cache
 _SUB_BLOCKS = 8  # of a Q4_K or Q5_K block
 
 _TYPES = "F32 F16 Q4_0 Q4_1 Q4_2 Q4_3 Q5_0 Q5_1 Q8_0 Q8_1 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S"
@@ -39,7 +40,14 @@ def dequantize(stored: Blocks, kind: str) -> StoredValues:
     F16 and BF16 keep their form (`StoredValues`); all others become float32.
     """
     form = FORMS[kind]
-    return form.decode(stored.reshape(-1, form.num_bytes)).reshape(len(stored), -1)
+    blocks = stored.reshape(-1, form.num_bytes)
+    if kind in FLOATS:
+        return form.decode(blocks).reshape(len(stored), -1)
+    weights = np.empty((len(blocks), form.weights), dtype=np.float32)
+    count = max(1, _BATCH_BYTES // form.num_bytes)
+    for first in range(0, len(blocks), count):
+        weights[first : first + count] = form.decode(blocks[first : first + count])
+    return weights.reshape(len(stored), -1)
 
 
 def _plain(kind: str) -> Callable[[Blocks], StoredValues]:
