@@ -182,3 +182,28 @@ def test_a_rows_delta_has_the_same_bits_alone_and_beside_others(name: str) -> No
     whole = gathered(0, 67)
     for start, stop in [(0, 1), (3, 5), (10, 15), (30, 62), (66, 67)]:
         assert torch.equal(gathered(start, stop), whole[start:stop])
+
+
+def test_targets_that_share_a_factor_have_the_bits_of_targets_with_two(kernels: EagerKernels) -> None:
+    routes, x = uneven_routes(70), random(2, 70, HIDDEN)
+    picks = kernels.send_to_experts(routes, x)
+    adapter = expert_adapter(1, kernels.lora_dtype)
+    table = adapter.table.copy()
+    for expert in range(EXPERTS):
+        gate, up = (target.projection + 3 * expert for target in TARGETS)
+        rank = table[:, [gate, up], 2].min()
+        table[:, [gate, up], 2] = rank
+        table[:, up, 0] = table[:, gate, 0]
+    shared = PlacedAdapter(adapter.digest, adapter.image, table)
+    copied = PlacedAdapter(adapter.digest, torch.cat([adapter.image] * 2), table.copy())
+    copied.table[:, [target.projection + 3 * e for e in range(EXPERTS) for target in TARGETS[1:]], 0] += len(
+        adapter.image
+    )
+    found = []
+    for own in (shared, copied):
+        y = random(1, 70 * CHOSEN, INNER + 19)
+        lora = kernels.prepare_lora((LoraSegment(3, 60, own),))
+        kernels.add_expert_lora(routes, y, picks, lora, 1, TARGETS)
+        found.append(y)
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], random(1, 70 * CHOSEN, INNER + 19))

@@ -155,6 +155,8 @@ void plan_tasks(Plan& plan, const LoraBatch& lora, int64_t layer, LoraTargets ta
     int64_t floats = 0, shrinks = 0, expands = 0;
     for_runs([&](const Segment& segment, int64_t start, int64_t stop, int64_t shift) {
         const W* image = static_cast<const W*>(segment.image);
+        const int64_t* previous = nullptr;  // entry of the last target that has a rank
+        size_t first = 0;                   // its first task
         for (int64_t t = 0; t < targets.count; ++t) {
             const LoraTarget& target = targets.first[t];
             const int64_t index = layer * lora.width + target.projection + shift;
@@ -163,14 +165,18 @@ void plan_tasks(Plan& plan, const LoraBatch& lora, int64_t layer, LoraTargets ta
             if (rank == 0) continue;
             const int64_t* own = segment.vectors ? segment.vectors + index * 2 : nullptr;
             auto vector = [&](int which) { return own && own[which] >= 0 ? image + own[which] : nullptr; };
+            // Targets of one product may share A, as the halves of an expert's gate_up do: then h is computed once.
+            const bool is_shared = previous && previous[0] == entry[0] && previous[2] == rank;
+            size_t shared = first;
+            previous = entry, first = plan.tasks.size();
             for (int64_t row = start; row < stop; row += TASK_ROWS) {
                 int64_t end = std::min(stop, row + TASK_ROWS);
                 // `h` holds an offset until the buffer has its final size.
-                plan.tasks.push_back({image + entry[0], image + entry[1], vector(0), vector(1),
-                                      reinterpret_cast<float*>(floats * 4), row, end, row, rank, target.column,
-                                      target.out});
-                floats += (end - row) * rank;
-                plan.shrink_ends.push_back(shrinks += pieces(rank, TASK_RANKS));
+                float* h = is_shared ? plan.tasks[shared++].h : reinterpret_cast<float*>(floats * 4);
+                plan.tasks.push_back({image + entry[0], image + entry[1], vector(0), vector(1), h, row, end, row, rank,
+                                      target.column, target.out});
+                floats += is_shared ? 0 : (end - row) * rank;
+                plan.shrink_ends.push_back(shrinks += is_shared ? 0 : pieces(rank, TASK_RANKS));
                 plan.expand_ends.push_back(expands += pieces(target.out, TASK_COLUMNS));
             }
         }
