@@ -49,6 +49,7 @@ def test_passing_lines_are_shown_in_place_and_not_at_all_in_a_log(is_terminal: b
             terminal.progress(line)
             if is_terminal:
                 status._live.refresh()
+        assert status.status == "starting"
     shown = output.getvalue()
     assert ("[##..] 50 %" in shown) == is_terminal
     if not is_terminal:

@@ -95,6 +95,7 @@ class _Terminal:
 
         self._console = console
         self._status = status
+        self._waiting = status.status
         self._is_key_needed = is_key_needed
         self._clock = SystemClock()
         self._begun_s = self._last_s = self._clock.monotonic_s()
@@ -108,6 +109,7 @@ class _Terminal:
         now_s = self._clock.monotonic_s()
         shown = plain(line).replace("\n", "\n         ")
         self._console.print(f"[dim]{now_s - self._last_s:5.1f} s[/dim]  {shown}", soft_wrap=True)
+        self._status.update(self._waiting)
         self._last_s = now_s
 
     def admin_key(self, key: str) -> None:
