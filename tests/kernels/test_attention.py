@@ -1,5 +1,7 @@
 """Paged attention of every back end agrees with the reference, in every cut of the same tokens."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -77,6 +79,51 @@ def test_a_table_of_no_positions_rotates_nothing(name: str) -> None:
         assert torch.equal(q, qkv[:, : 3 * 24])
         found.append(kernels.attend(q, kv, 0, None, batch))
     assert torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("window", [None, 300, 700])
+@pytest.mark.parametrize("block_size", [4, 16, 48, 512])
+def test_a_context_of_several_segments_agrees_with_the_reference(block_size: int, window: int | None) -> None:
+    paged = PagedSequences([1000, 300], block_size=block_size)
+    steps = [[(0, 0, 500), (1, 0, 299)], [(0, 500, 505), (1, 299, 300)], [(0, 505, 995)]]
+    steps += [[(0, position, position + 1)] for position in range(995, 1000)]
+    compare(BACK_ENDS["native-2"](), Heads(6, 2, 16), paged, steps, window)
+
+
+@pytest.mark.parametrize("window", [None, 300])
+def test_who_computes_which_segments_changes_no_bit(window: int | None) -> None:
+    shape, length = Heads(6, 2, 16), 900
+    qkv = [random(3, length, shape.qkv_width)]
+    whole = attend_spans(
+        BACK_ENDS["native-1"](), shape, PagedSequences([length]), qkv, [[(0, 0, length)]], window=window
+    )
+    edges = [0, 255, 257, 700, 701, 860, *range(861, length + 1)]
+    steps = [[(0, start, stop)] for start, stop in itertools.pairwise(edges)]
+    for name in NATIVE:
+        cut = attend_spans(BACK_ENDS[name](), shape, PagedSequences([length]), qkv, steps, window=window)
+        assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+@pytest.mark.parametrize("name", ["reference", "native-2"])
+def test_what_blocks_behind_a_window_hold_is_never_read(name: str) -> None:
+    """A sequence's table as the engine leaves it: entries of freed blocks name the block of another sequence."""
+    kernels, shape, window, size = BACK_ENDS[name](), Heads(4, 2, 16), 21, 16
+    qkv, rope = random(3, 80, shape.qkv_width), rope_table(80, 16)
+    found = []
+    for is_poisoned in (False, True):
+        paged = PagedSequences([80])
+        kv = kernels.new_kv(layers=1, num_blocks=paged.num_blocks, block_size=size, kv_heads=2, head_dim=16)
+        unused = ({*range(paged.num_blocks)} - {*paged.tables[0].tolist()}).pop()
+        for start, stop in [(0, 40), (40, 41), (41, 79), (79, 80)]:
+            if is_poisoned:
+                gone = paged.tables[0, : max(0, start - window + 1) // size]
+                for part in (kv.keys, kv.values):  # type: ignore[attr-defined]  # the tensors of either back end
+                    part.view(paged.num_blocks, -1)[[unused, *gone.tolist()]] = float("nan")
+                gone.fill_(unused)
+            batch = paged.batch([(0, start, stop)])
+            q = kernels.rotate_and_store(qkv[start:stop], rope, kv, 0, shape.heads, batch)
+            found.append(kernels.attend(q, kv, 0, window, batch))
+    assert all(torch.equal(clean, poisoned) for clean, poisoned in zip(found[:4], found[4:], strict=True))
 
 
 @settings(max_examples=40)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(slots=True)
 class CpuKv:
-    """Paged bfloat16 keys and values of all layers; `native/src/attend.cpp` describes the layout inside a block."""
+    """Paged bfloat16 keys and values of all layers; `native/include/kv.h` describes the layout inside a block."""
 
     num_blocks: int
     block_size: int

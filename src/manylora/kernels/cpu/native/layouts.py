@@ -20,7 +20,7 @@ WEIGHT_FORMATS = ("bf16", "bf16_pairs", "int8", "int4")
 """Packed forms of a weight; `PackedWeight.format` is an index of this list."""
 
 STRUCTS: Mapping[str, tuple[tuple[str, str], ...]] = {
-    # Keys and values of all layers; src/attend.cpp describes the layout inside a block.
+    # Keys and values of all layers; include/kv.h describes the layout inside a block.
     "KvLayout": (
         ("keys", "bf16*"),
         ("values", "bf16*"),

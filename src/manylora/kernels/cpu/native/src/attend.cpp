@@ -1,248 +1,36 @@
-// Paged attention with grouped heads: rotary embedding, the write of keys and values, and the softmax-weighted sum.
+// Paged attention with grouped heads: rotary embedding, the write of keys and values, and the softmax-weighted sum, cut
+// into units of work for the pool's threads.
 //
-// Layout, for each layer, block and kv head, in bfloat16:
-//   keys    (slots / 16, head_dim, 16)   sixteen positions side by side: a score panel is a product over head_dim
-//   values  (head_dim / 16, slots, 16)   sixteen dimensions side by side: an output panel is a product over positions
-// with slots and head_dim rounded up to sixteen where they are a panel's lanes. Both products use the kernel of tile.h.
+// A row merges its segments (`tile_attention.h`) in ascending order, whichever threads have summed them. So a row has
+// the same bits in every batch and on any number of threads. Rows of one sequence share a tile, and tiles a group, for
+// speed alone.
 //
-// A row's scores, sum and outputs are accumulated over its own positions in ascending order, in panels at absolute
-// positions. Rows of one sequence share a tile for speed alone.
+// Source: threads over parts of one context: Flash-Decoding (Dao et al., 2023). Change: the parts that are summed apart
+// are segments, which do not depend on the number of threads.
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <vector>
 
 #include "operations.h"
 #include "pool.h"
-#include "tile.h"
+#include "tile_attention.h"
 
 namespace ml {
-
-struct Kv : KvLayout {
-    int64_t groups() const { return (block_size + LANES - 1) / LANES; }
-    int64_t dim_panels() const { return (head_dim + LANES - 1) / LANES; }
-    int64_t key_elements() const { return groups() * LANES * head_dim; }
-    int64_t value_elements() const { return dim_panels() * LANES * block_size; }
-    bf16* key_block(int64_t layer, int64_t block, int64_t head) const {
-        return keys + ((layer * num_blocks + block) * kv_heads + head) * key_elements();
-    }
-    bf16* value_block(int64_t layer, int64_t block, int64_t head) const {
-        return values + ((layer * num_blocks + block) * kv_heads + head) * value_elements();
-    }
-};
-
 namespace {
 
-// The arguments of `attend`.
-struct Call {
-    const Kv& kv;
-    int64_t layer, window;  // window 0: none
-    Rows q, out;
-    const AttentionBatch& batch;
+constexpr int64_t TILE_QUERIES = 12;
+constexpr int64_t GROUP_TILES = 8;
+constexpr int64_t UNITS_A_THREAD = 4;
 
-    int64_t group() const { return q.width / kv.head_dim / kv.kv_heads; }
-    int64_t first_position(int64_t position) const {
-        return window > 0 ? std::max<int64_t>(0, position - window + 1) : 0;
-    }
-};
+// Consecutive tiles of one sequence, and the segments [segment0, segment1) that they read.
+struct Group { int64_t tile0, tile1, segment0, segment1; };
 
-// Consecutive positions of one sequence, which read the same keys.
-struct Tile { int64_t row, rows, position; const int32_t* blocks; };
-
-// The valid lanes of a panel, or slots of a block: [lo, hi).
-struct Range {
-    int64_t lo, hi;
-    bool operator==(const Range& other) const { return lo == other.lo && hi == other.hi; }
-};
-
-Range overlap(int64_t from, int64_t to, int64_t base, int64_t size) {
-    return {std::clamp<int64_t>(from - base, 0, size), std::clamp<int64_t>(to - base, 0, size)};
-}
-
-// One tile and one kv head. A query is one (row, head of the group) pair; query m is row m / group.
-class TileAttention {
-   public:
-    TileAttention(const Call& call, const Tile& tile, int64_t kv_head, std::vector<float>& scratch)
-        : call_(call), kv_(call.kv), tile_(tile), kv_head_(kv_head), group_(call.group()), queries_(tile.rows * group_) {
-        block0_ = call.first_position(tile.position) / kv_.block_size;
-        block1_ = (tile.position + tile.rows - 1) / kv_.block_size + 1;
-        stride_ = (block1_ - block0_) * kv_.groups() * LANES;
-        width_ = kv_.dim_panels() * LANES;
-        size_t wanted = size_t(queries_ * (kv_.head_dim + stride_ + width_ + 1));
-        if (scratch.size() < wanted) scratch.resize(wanted);
-        q_ = scratch.data();
-        scores_ = q_ + queries_ * kv_.head_dim;
-        sums_ = scores_ + queries_ * stride_;
-        inverse_ = sums_ + queries_ * width_;
-    }
-
-    void run() {
-        load_queries();
-        score();
-        for (int64_t m = 0; m < queries_; ++m) softmax(m);
-        std::fill(sums_, sums_ + queries_ * width_, 0.0f);
-        for (int64_t block = block0_; block < block1_; ++block) add_values(block);
-        write();
-    }
-
-   private:
-    float* query_row(Rows rows, int64_t m) const {
-        return rows.row(tile_.row + m / group_) + (kv_head_ * group_ + m % group_) * kv_.head_dim;
-    }
-
-    void load_queries() {
-        const float scale = 1.0f / std::sqrt(float(kv_.head_dim));
-        for (int64_t m = 0; m < queries_; ++m) {
-            const float* from = query_row(call_.q, m);
-            for (int64_t i = 0; i < kv_.head_dim; ++i) q_[m * kv_.head_dim + i] = from[i] * scale;
-        }
-    }
-
-    const bf16* key_panel(int64_t panel) const {
-        int64_t block = tile_.blocks[block0_ + panel / kv_.groups()];
-        return kv_.key_block(call_.layer, block, kv_head_) + panel % kv_.groups() * kv_.head_dim * LANES;
-    }
-
-    const bf16* value_block(int64_t block) const {
-        return kv_.value_block(call_.layer, tile_.blocks[block], kv_head_);
-    }
-
-    // The panel that is read after a panel of keys. A sequence's blocks lie anywhere, and each is too short for the
-    // processor's own prefetches: without an explicit one, decoding of many sequences waits for every block.
-    const bf16* after_key_panel(int64_t panel) const {
-        return panel + 1 < (block1_ - block0_) * kv_.groups() ? key_panel(panel + 1) : value_block(block0_);
-    }
-
-    template <int MR, int P> void score_panels(int64_t m, int64_t panel) {
-        const bf16* panels[P];
-        for (int p = 0; p < P; ++p) panels[p] = key_panel(panel + p);
-        V16 acc[MR][P];
-        clear(acc);
-        const int64_t ahead = after_key_panel(panel + P - 1) - panels[P - 1];
-        accumulate<bf16, MR, P, true>(q_ + m * kv_.head_dim, kv_.head_dim, panels, LANES, kv_.head_dim, acc, ahead);
-        for (int r = 0; r < MR; ++r)
-            for (int p = 0; p < P; ++p) store(scores_ + (m + r) * stride_ + (panel + p) * LANES, join<bf16>(acc[r][p]));
-    }
-
-    // Every lane of every panel, written or not: lanes outside a row's range are never read.
-    void score() {
-        const int64_t panels = (block1_ - block0_) * kv_.groups();
-        for (int64_t panel = 0; panel < panels; panel += 2)
-            for_row_tiles(queries_, [&](auto constant, int64_t m) {
-                constexpr int MR = decltype(constant)::value;
-                if (panel + 1 == panels) return score_panels<MR, 1>(m, panel);
-                if constexpr (MR <= 2 || TILE_PANELS == 2) return score_panels<MR, 2>(m, panel);
-                score_panels<MR, 1>(m, panel);
-                score_panels<MR, 1>(m, panel + 1);
-            });
-    }
-
-
-    // Turns query m's scores into exp(score - best), zero outside the row's range, and keeps 1 / their sum.
-    void softmax(int64_t m) {
-        const int64_t position = tile_.position + m / group_;
-        const int64_t from = call_.first_position(position), to = position + 1;
-        float* scores = scores_ + m * stride_;
-        V16 best = set1(-std::numeric_limits<float>::infinity()), sum = zero();
-        for_panels(from, to, [&](int64_t panel, Range lanes) {
-            V16 value = load(scores + panel * LANES);
-            best = max(is_whole(lanes) ? value : select(int(lanes.lo), int(lanes.hi), value, best), best);
-        });
-        const V16 top = set1(max_lanes(best));
-        for_panels(from, to, [&](int64_t panel, Range lanes) {
-            V16 value = exp(sub(load(scores + panel * LANES), top));
-            if (!is_whole(lanes)) value = select(int(lanes.lo), int(lanes.hi), value, zero());
-            store(scores + panel * LANES, value);
-            sum = add(sum, value);
-        });
-        inverse_[m] = 1.0f / sum_lanes(sum);
-    }
-
-    static bool is_whole(Range lanes) { return lanes.lo == 0 && lanes.hi == LANES; }
-
-    // f(panel, lanes) for each panel that holds positions of [from, to), ascending.
-    template <class F> void for_panels(int64_t from, int64_t to, F&& f) const {
-        for (int64_t block = from / kv_.block_size; block <= (to - 1) / kv_.block_size; ++block)
-            for (int64_t g = 0; g < kv_.groups(); ++g) {
-                int64_t size = std::min<int64_t>(LANES, kv_.block_size - g * LANES);
-                Range lanes = overlap(from, to, block * kv_.block_size + g * LANES, size);
-                if (lanes.lo < lanes.hi) f((block - block0_) * kv_.groups() + g, lanes);
-            }
-    }
-
-    Range slots_of(int64_t row, int64_t block) const {
-        int64_t position = tile_.position + row;
-        return overlap(call_.first_position(position), position + 1, block * kv_.block_size, kv_.block_size);
-    }
-
-    // Adds the values of a block to all rows that use the same slots of it at once.
-    void add_values(int64_t block) {
-        for (int64_t row = 0; row < tile_.rows;) {
-            Range slots = slots_of(row, block);
-            int64_t end = row + 1;
-            while (end < tile_.rows && slots_of(end, block) == slots) ++end;
-            if (slots.lo < slots.hi) add_values(block, slots, row * group_, end * group_);
-            row = end;
-        }
-    }
-
-    void add_values(int64_t block, Range slots, int64_t m0, int64_t m1) {
-        const bf16* values = value_block(block) + slots.lo * LANES;
-        const int64_t ahead = value_block(std::min(block + 1, block1_ - 1)) - value_block(block);
-        const float* weights = scores_ + (block - block0_) * kv_.groups() * LANES + slots.lo;
-        for_row_tiles(m1 - m0, [&](auto constant, int64_t m) {
-            constexpr int MR = decltype(constant)::value;
-            constexpr int P = MR <= 2 ? 2 : TILE_PANELS;
-            int64_t panel = 0;
-            for (; panel + P <= kv_.dim_panels(); panel += P)
-                sum_panels<MR, P>(values, weights, m0 + m, panel, slots.hi - slots.lo, ahead);
-            for (; panel < kv_.dim_panels(); ++panel)
-                sum_panels<MR, 1>(values, weights, m0 + m, panel, slots.hi - slots.lo, ahead);
-        });
-    }
-
-    // `sums_` is kept in split order until `write`.
-    template <int MR, int P>
-    void sum_panels(const bf16* values, const float* weights, int64_t m, int64_t panel, int64_t count, int64_t ahead) {
-        const bf16* panels[P];
-        for (int p = 0; p < P; ++p) panels[p] = values + (panel + p) * kv_.block_size * LANES;
-        float* sums = sums_ + m * width_ + panel * LANES;
-        V16 acc[MR][P];
-#pragma GCC unroll 16
-        for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 16
-            for (int p = 0; p < P; ++p) acc[r][p] = load(sums + r * width_ + p * LANES);
-        accumulate<bf16, MR, P, true>(weights + m * stride_, stride_, panels, LANES, count, acc, ahead);
-#pragma GCC unroll 16
-        for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 16
-            for (int p = 0; p < P; ++p) store(sums + r * width_ + p * LANES, acc[r][p]);
-    }
-
-    void write() {
-        for (int64_t m = 0; m < queries_; ++m) {
-            float* to = query_row(call_.out, m);
-            for (int64_t i = 0; i < kv_.head_dim; i += LANES) {
-                V16 value = mul(join<bf16>(load(sums_ + m * width_ + i)), set1(inverse_[m]));
-                if (i + LANES <= kv_.head_dim) store(to + i, value);
-                else store_first(to + i, value, int(kv_.head_dim - i));
-            }
-        }
-    }
-
-    const Call& call_;
-    const Kv& kv_;
-    const Tile& tile_;
-    int64_t kv_head_, group_, queries_;
-    int64_t block0_, block1_;  // the tile reads blocks [block0_, block1_) of its sequence
-    int64_t stride_, width_;   // floats per query in scores_ and in sums_
-    float *q_, *scores_, *sums_, *inverse_;
-};
+// Segments [segment0, segment1) of a group and a kv head. `parts` is the place of the partial sums of a split group.
+struct Unit { int64_t group, head, segment0, segment1, parts; };
 
 // Rows that follow each other in one sequence, about twelve queries at a time.
-void cut_tiles(const Call& call, std::vector<Tile>& tiles) {
-    const int64_t most = std::max<int64_t>(1, 12 / call.group());
+void cut_tiles(const AttentionCall& call, std::vector<Tile>& tiles) {
+    const int64_t most = std::max<int64_t>(1, TILE_QUERIES / call.group());
     tiles.clear();
     for (int64_t row = 0; row < call.q.count; ++row) {
         int64_t position = call.batch.positions[row];
@@ -257,6 +45,148 @@ void cut_tiles(const Call& call, std::vector<Tile>& tiles) {
         tiles.push_back({row, 1, position, blocks});
     }
 }
+
+// Tiles that follow each other in one sequence, so that all of them read a segment while it is in a core's cache.
+void cut_groups(const AttentionCall& call, const std::vector<Tile>& tiles, std::vector<Group>& groups) {
+    groups.clear();
+    for (int64_t t = 0; t < int64_t(tiles.size()); ++t) {
+        const Tile& tile = tiles[size_t(t)];
+        const int64_t end = call.segment_of(tile.position + tile.rows - 1) + 1;
+        if (!groups.empty()) {
+            Group& last = groups.back();
+            const Tile& before = tiles[size_t(t - 1)];
+            if (before.blocks == tile.blocks && before.position + before.rows == tile.position &&
+                t - last.tile0 < GROUP_TILES) {
+                last.tile1 = t + 1, last.segment1 = end;
+                continue;
+            }
+        }
+        groups.push_back({t, t + 1, call.segment_of(call.first_position(tile.position)), end});
+    }
+}
+
+// The units of one call, and the sums that they leave for each other.
+class Work {
+   public:
+    void run(Pool* pool, const AttentionCall& call) {
+        call_ = &call;
+        width_ = call.kv.dim_panels() * LANES;
+        most_queries_ = std::max(call.group(), TILE_QUERIES);
+        cut_tiles(call, tiles_);
+        cut_groups(call, tiles_, groups_);
+        cut_units(pool_threads(pool));
+        const int64_t pieces = int64_t(pieces_.size());
+        parallel(pool, pieces + int64_t(whole_.size()), [&](int64_t unit) {
+            if (unit < pieces) sum_piece(pieces_[size_t(unit)]);
+            else sum_whole(whole_[size_t(unit - pieces)]);
+        });
+        parallel(pool, int64_t(split_.size()), [&](int64_t unit) { merge_pieces(split_[size_t(unit)]); });
+    }
+
+   private:
+    // A thread's memory for the tiles of one group.
+    struct Scratch {
+        std::vector<float> memory;
+        std::vector<TileAttention> tiles;
+        std::vector<Sums> all;
+        Sums part;
+    };
+
+    // A group of a kv head is one unit, unless its context is so large a part of the whole that threads would wait for
+    // it. Head by head, so that the groups of a long prompt find one head's keys in the shared cache.
+    void cut_units(int64_t threads) {
+        whole_.clear(), pieces_.clear(), split_.clear();
+        int64_t segments = 0, floats = 0;
+        for (const Group& group : groups_) segments += group.segment1 - group.segment0;
+        const int64_t all = segments * call_->kv.kv_heads, wanted = UNITS_A_THREAD * threads;
+        for (int64_t head = 0; head < call_->kv.kv_heads; ++head)
+            for (int64_t g = 0; g < int64_t(groups_.size()); ++g) {
+                const Group& group = groups_[size_t(g)];
+                const int64_t count = group.segment1 - group.segment0;
+                const int64_t pieces = threads == 1 ? 1 : std::min(count, (count * wanted + all - 1) / all);
+                const Unit unit{g, head, group.segment0, group.segment1, floats};
+                if (pieces <= 1) {
+                    whole_.push_back(unit);
+                    continue;
+                }
+                for (int64_t piece = 0; piece < pieces; ++piece)
+                    pieces_.push_back(
+                        {g, head, group.segment0 + chunk_start(count, pieces, piece),
+                         group.segment0 + chunk_start(count, pieces, piece + 1), floats});
+                split_.push_back(unit);
+                floats += count * floats_of(group);
+            }
+        if (parts_.size() < size_t(floats)) parts_.resize(size_t(floats));
+    }
+
+    int64_t floats_of(const Group& group) const {
+        int64_t floats = 0;
+        for (int64_t t = group.tile0; t < group.tile1; ++t) floats += Sums::size(queries_of(t), width_);
+        return floats;
+    }
+
+    int64_t queries_of(int64_t tile) const { return tiles_[size_t(tile)].rows * call_->group(); }
+
+    // f(tile of the scratch, its partial sums) for each tile of a split group.
+    template <class F> void for_parts(const Unit& unit, int64_t segment, F&& f) {
+        const Group& group = groups_[size_t(unit.group)];
+        float* memory = parts_.data() + unit.parts + (segment - group.segment0) * floats_of(group);
+        for (int64_t t = group.tile0; t < group.tile1; ++t) {
+            f(size_t(t - group.tile0), Sums::at(memory, queries_of(t), width_));
+            memory += Sums::size(queries_of(t), width_);
+        }
+    }
+
+    Scratch& prepare(const Unit& unit) const {
+        static thread_local Scratch scratch;
+        const Group& group = groups_[size_t(unit.group)];
+        const int64_t q = most_queries_ * call_->kv.head_dim, sums = Sums::size(most_queries_, width_);
+        const int64_t scores = most_queries_ * call_->score_stride();
+        const size_t wanted = size_t(scores + sums + (group.tile1 - group.tile0) * (q + sums));
+        if (scratch.memory.size() < wanted) scratch.memory.resize(wanted);
+        float* memory = scratch.memory.data();
+        scratch.tiles.clear(), scratch.all.clear();
+        scratch.part = Sums::at(memory + scores, most_queries_, width_);
+        float* own = memory + scores + sums;
+        for (int64_t t = group.tile0; t < group.tile1; ++t, own += q + sums) {
+            scratch.tiles.emplace_back(*call_, tiles_[size_t(t)], unit.head, own, memory);
+            scratch.all.push_back(Sums::at(own + q, most_queries_, width_));
+        }
+        return scratch;
+    }
+
+    void sum_whole(const Unit& unit) const {
+        Scratch& own = prepare(unit);
+        for (int64_t segment = unit.segment0; segment < unit.segment1; ++segment)
+            for (size_t t = 0; t < own.tiles.size(); ++t)
+                if (own.tiles[t].sum(segment, own.part)) own.tiles[t].merge(segment, own.part, own.all[t]);
+        write(own);
+    }
+
+    void sum_piece(const Unit& unit) {
+        Scratch& own = prepare(unit);
+        for (int64_t segment = unit.segment0; segment < unit.segment1; ++segment)
+            for_parts(unit, segment, [&](size_t t, Sums part) { own.tiles[t].sum(segment, part); });
+    }
+
+    void merge_pieces(const Unit& unit) {
+        Scratch& own = prepare(unit);
+        for (int64_t segment = unit.segment0; segment < unit.segment1; ++segment)
+            for_parts(unit, segment, [&](size_t t, Sums part) { own.tiles[t].merge(segment, part, own.all[t]); });
+        write(own);
+    }
+
+    static void write(const Scratch& own) {
+        for (size_t t = 0; t < own.tiles.size(); ++t) own.tiles[t].write(own.all[t]);
+    }
+
+    const AttentionCall* call_ = nullptr;
+    int64_t width_ = 0, most_queries_ = 0;
+    std::vector<Tile> tiles_;
+    std::vector<Group> groups_;
+    std::vector<Unit> whole_, pieces_, split_;
+    std::vector<float> parts_;
+};
 
 // Rotate-half: element i pairs with element i + half. Without angles, x is copied.
 void rotate(const float* x, const float* cos, const float* sin, int64_t half, float* out) {
@@ -305,16 +235,8 @@ void ml::rotate_and_store(
 
 void ml::attend(
     Pool* pool, Rows q, const Kv& kv, int64_t layer, int64_t window, const AttentionBatch& batch, Rows y) {
-    static thread_local std::vector<Tile> tiles;
-    const std::vector<Tile>& own = tiles;  // the caller's, also where a worker runs the lambda below
-    const Call call{kv, layer, window, q, y, batch};
-    cut_tiles(call, tiles);
-    const int64_t count = int64_t(own.size());
-    // Head by head, so that the tiles of a long prompt find one head's keys in the cache.
-    parallel(pool, count * kv.kv_heads, [&](int64_t task) {
-        static thread_local std::vector<float> scratch;
-        TileAttention(call, own[size_t(task % count)], task / count, scratch).run();
-    });
+    static thread_local Work work;
+    work.run(pool, AttentionCall{kv, layer, window, q, y, batch});
 }
 
 extern "C" {

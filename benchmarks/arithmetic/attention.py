@@ -1,0 +1,159 @@
+"""Attention over long contexts beside the two ceilings of the machine: how much longer than a read of keys and values.
+
+    python -m benchmarks.arithmetic.attention [--threads N] [--seconds S] [--json OUT]
+
+One layer of each shape. A decoding step has one row a sequence and is bound by memory: its ratio is its time ÷ (bytes
+of keys and values ÷ read bandwidth). A chunk of a prompt is bound by arithmetic: its figure is operations a second.
+Each round measures the bandwidth, then every case once, so that a busy machine disturbs all alike, and each ratio is of
+one round. Several threads are timed by the clock; one thread by its own processor time, which other work on the machine
+disturbs less.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.arithmetic.graphs import Work, graph_of
+from manylora.bench.machine import describe
+from manylora.bench.statistics import extremes, median
+from manylora.kernels.cpu.backend import CpuKernels
+from manylora.kernels.cpu.library import NativeLibrary
+from manylora.kernels.interface import AttentionBatch, KvCache, Operations, StepInput
+
+BLOCK_SIZE = 16
+SHAPES = {"SmolLM2-135M": (9, 3, 64), "Mistral-7B": (32, 8, 128), "Llama-2-7B": (32, 32, 128)}
+"""(heads, kv heads, head_dim) of one layer."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Steps of `rows` rows for each of `sequences` sequences, the last ones of `context` positions."""
+
+    shape: str
+    sequences: int
+    rows: int
+    context: int
+
+    @property
+    def name(self) -> str:
+        what = "decode" if self.rows == 1 else f"chunk of {self.rows}"
+        return f"{self.shape}, {self.sequences} × {self.context}, {what}"
+
+    @property
+    def kv_bytes(self) -> int:
+        _, kv_heads, head_dim = SHAPES[self.shape]
+        return 2 * 2 * self.sequences * self.context * kv_heads * head_dim
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions of scores and outputs."""
+        heads, _, head_dim = SHAPES[self.shape]
+        seen = self.rows * self.context - self.rows * (self.rows - 1) // 2
+        return 2 * 2 * self.sequences * seen * heads * head_dim
+
+
+CASES = (
+    Case("SmolLM2-135M", 4, 1, 32_768),
+    Case("SmolLM2-135M", 1, 1, 32_768),
+    Case("Mistral-7B", 4, 1, 32_768),
+    Case("Mistral-7B", 1, 1, 32_768),
+    Case("Llama-2-7B", 4, 1, 8_192),
+    Case("SmolLM2-135M", 64, 1, 200),
+    Case("SmolLM2-135M", 1, 512, 32_768),
+    Case("Mistral-7B", 1, 512, 32_768),
+    Case("SmolLM2-135M", 1, 256, 1_024),
+)
+
+
+def attention(kernels: CpuKernels, case: Case) -> Work:
+    """Return the attention of one layer as a captured graph. The blocks of the sequences lie in a random order."""
+    heads, kv_heads, head_dim = SHAPES[case.shape]
+    blocks = -(-case.context // BLOCK_SIZE)
+    kv = kernels.new_kv(
+        layers=1, num_blocks=case.sequences * blocks, block_size=BLOCK_SIZE, kv_heads=kv_heads, head_dim=head_dim
+    )
+    for part in (kv.keys, kv.values):  # type: ignore[attr-defined]  # of the CPU's cache; no page is the zero page
+        part.normal_()
+    tables = torch.randperm(case.sequences * blocks).int().reshape(case.sequences, blocks)
+    positions = torch.arange(case.context - case.rows, case.context).repeat(case.sequences)
+    owners = torch.arange(case.sequences).repeat_interleave(case.rows)
+    slots = tables[owners, positions // BLOCK_SIZE].long() * BLOCK_SIZE + positions % BLOCK_SIZE
+    batch = AttentionBatch(positions.int(), slots, owners.int(), tables)
+
+    def body(ops: Operations[Any], q: Any, step: StepInput, kv: KvCache) -> None:
+        ops.attend(q, kv, 0, None, step.attention)
+
+    return graph_of(kernels, body, rows=case.rows * case.sequences, width=heads * head_dim, kv=kv, attention=batch)
+
+
+def measure(
+    works: dict[Case, Work], read: Callable[[], int], seconds: float, clock: Callable[[], float]
+) -> tuple[list[float], dict[Case, list[float]]]:
+    """Return the bandwidth of each round and the seconds of each case in it; the first round is warm-up."""
+    rates: list[float] = []
+    times: dict[Case, list[float]] = {case: [] for case in works}
+    end = time.perf_counter() + seconds
+    while len(rates) < 4 or time.perf_counter() < end:
+        start = clock()
+        num_bytes = read()
+        rates.append(num_bytes / (clock() - start))
+        for case, work in works.items():
+            start = clock()
+            work()
+            times[case].append(clock() - start)
+    return rates[1:], {case: taken[1:] for case, taken in times.items()}
+
+
+def report(rates: list[float], flops: float, times: dict[Case, list[float]]) -> dict[str, dict[str, Any]]:
+    """Print a line for each case; return the figures."""
+    figures: dict[str, dict[str, Any]] = {}
+    for case, taken in times.items():
+        figure: dict[str, Any] = {"ms": extremes([1e3 * one for one in taken])}
+        if case.rows == 1:
+            ratios = [one * rate / case.kv_bytes for one, rate in zip(taken, rates, strict=True)]
+            figure["over_read"] = extremes(ratios)
+            text = f"{figure['over_read']['median']:6.2f} × a read of {case.kv_bytes / 1e6:.0f} MB"
+        else:
+            figure["gflops"] = extremes([case.operations / one / 1e9 for one in taken], 1)
+            text = f"{figure['gflops']['median']:6.1f} GFLOP/s, {figure['gflops']['median'] * 1e9 / flops:.2f} of peak"
+        figures[case.name] = figure
+        print(f"{case.name:45}{median(taken) * 1e3:9.2f} ms  {text}")
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--json", type=Path, help="write the result here")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    native = NativeLibrary(options.threads)
+    kernels, buffer, functions = CpuKernels(native), torch.ones(64 << 20), native.functions
+    facts = describe() | {"isa": native.isa, "threads": options.threads}
+    print("\n".join(f"{key:12} {value}" for key, value in facts.items()))
+    flops = functions.ml_measure_flops(native.pool, 5)
+
+    def read() -> int:
+        functions.ml_measure_bandwidth(native.pool, buffer.data_ptr(), buffer.numel(), 1)
+        return buffer.nbytes
+
+    works = {case: attention(kernels, case) for case in CASES}
+    clock = time.thread_time if options.threads == 1 else time.perf_counter
+    rates, times = measure(works, read, options.seconds, clock)
+    print(f"ceilings     {median(rates) / 1e9:.1f} GB/s read, {flops / 1e9:.1f} GFLOP/s multiply-add in registers")
+    figures = report(rates, flops, times)
+    if options.json:
+        result = {**facts, "read_bytes_s": extremes(rates, 0), "fma_flops_s": flops, "results": figures}
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
