@@ -139,7 +139,7 @@ def main() -> None:
     kernels, buffer, functions = CpuKernels(native), torch.ones(64 << 20), native.functions
     facts = describe() | {"isa": native.isa, "threads": options.threads}
     print("\n".join(f"{key:12} {value}" for key, value in facts.items()))
-    flops = functions.ml_measure_flops(native.pool, 5)
+    flops = functions.ml_measure_flops(native.pool, 20)
 
     def read() -> int:
         functions.ml_measure_bandwidth(native.pool, buffer.data_ptr(), buffer.numel(), 1)

@@ -1,4 +1,6 @@
-"""Memory of KV blocks that is given back to the system."""
+"""Memory of KV blocks: the system provides it as it is written, and takes back what is discarded."""
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,6 +36,21 @@ def test_discarded_blocks_can_be_written_again(kv: CpuKv) -> None:
     kv.discard(0, 64)
     kv.keys.fill_(2.0)
     assert bool((kv.keys == 2.0).all())
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+
+
+def test_a_cache_takes_memory_as_it_is_written_and_begins_with_zeros() -> None:
+    kernels, before = BACK_ENDS["native-1"](), resident_bytes()
+    kv = kernels.new_kv(layers=2, num_blocks=4096, block_size=16, kv_heads=4, head_dim=64)
+    assert isinstance(kv, CpuKv)
+    assert kv.num_bytes == 128 << 20
+    assert resident_bytes() - before < 8 << 20
+    assert not kv.keys[::4096].any()
+    kv.values.fill_(1.0)
+    assert resident_bytes() - before > 64 << 20
 
 
 def test_the_reference_keeps_all_its_memory() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from manylora.kernels.cpu.capture import CapturedGraph, NativeProfile, NativeSegments
 from manylora.kernels.cpu.int4 import Int4Linear
-from manylora.kernels.cpu.kv import CpuKv
+from manylora.kernels.cpu.kv import CpuKv, untouched_zeros
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import NativeLinear, WeightFormat
 from manylora.kernels.cpu.native.layouts import KvLayout
@@ -96,9 +96,8 @@ class CpuKernels:
         assert head_dim % 8 == 0
         layout = KvLayout(0, 0, num_blocks, block_size, kv_heads, head_dim)
         address = ctypes.addressof(layout)
-        # Zeros cost nothing until they are written, and make an unwritten lane a number.
-        keys = torch.zeros(layers * num_blocks * self._functions.ml_key_elements(address), dtype=self.kv_dtype)
-        values = torch.zeros(layers * num_blocks * self._functions.ml_value_elements(address), dtype=self.kv_dtype)
+        keys = untouched_zeros(layers * num_blocks * self._functions.ml_key_elements(address), self.kv_dtype)
+        values = untouched_zeros(layers * num_blocks * self._functions.ml_value_elements(address), self.kv_dtype)
         layout.keys, layout.values = keys.data_ptr(), values.data_ptr()
         for part in (keys, values):
             self._functions.ml_advise_huge(part.data_ptr(), part.nbytes)

@@ -1,10 +1,23 @@
 """Keys and values of the CPU back end, in pages that `discard` returns to the system."""
 
 import ctypes
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+
+def untouched_zeros(count: int, dtype: torch.dtype) -> Tensor:
+    """Return (count,) zeros in pages of their own, which the system provides as they are written.
+
+    So memory that no sequence uses costs nothing, and advice on the size of pages comes before the pages: `torch.zeros`
+    writes all of them. Zeros make an unwritten lane a number.
+    """
+    # Private: shared pages, Python's default, are no large ones.
+    memory = mmap.mmap(-1, max(1, count * dtype.itemsize), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=dtype, count=count)
 
 
 @dataclass(slots=True)

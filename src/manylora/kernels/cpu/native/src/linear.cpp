@@ -165,7 +165,13 @@ int ml_discard(void* data, int64_t bytes) {
     constexpr uintptr_t PAGE = 4096;
     uintptr_t first = (reinterpret_cast<uintptr_t>(data) + PAGE - 1) / PAGE * PAGE;
     uintptr_t last = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / PAGE * PAGE;
-    if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+    if (last > first) {
+#if defined(MADV_NOHUGEPAGE)
+        // Else the system may make a large page of the range and its neighbours, and so take the memory again.
+        madvise(reinterpret_cast<void*>(first), last - first, MADV_NOHUGEPAGE);
+#endif
+        madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+    }
     return 1;
 #else
     (void)data, (void)bytes;
