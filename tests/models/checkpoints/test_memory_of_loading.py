@@ -25,6 +25,16 @@ CONFIG = {
     "vocab_size": 16_384,
     "max_position_embeddings": 64,
 }
+MIXTURE = {
+    **CONFIG,
+    "architectures": ["MixtralForCausalLM"],
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "vocab_size": 512,
+    "num_local_experts": 16,
+}
+LARGEST = 1 << 24
+"""Elements of the largest tensor of each base: its embedding, or that of all experts' first matrices."""
 SHARDS = 3
 LOAD = """
 import sys
@@ -73,9 +83,26 @@ def gguf_base(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base of 52 MB whose experts are two tensors."""
+    directory = tmp_path_factory.mktemp("mixture")
+    (directory / "config.json").write_text(json.dumps(MIXTURE))
+    spec = read_spec(directory)
+    shapes = {name: shape for name, shape in expected_shapes(spec).items() if ".experts." not in name}
+    stem, width = "model.layers.0.mlp.experts", spec.intermediate
+    shapes |= {f"{stem}.gate_up_proj": (16, 2 * width, spec.hidden), f"{stem}.down_proj": (16, spec.hidden, width)}
+    random = np.random.default_rng(0)
+    bits = {name: random.integers(0x3C00, 0x3F00, shape, dtype=np.int16) for name, shape in shapes.items()}
+    tensors = {name: torch.from_numpy(own).view(torch.bfloat16) for name, own in bits.items()}
+    save_file(tensors, directory / "model.safetensors")
+    return directory
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's count of memory is read from /proc")
 @pytest.mark.parametrize(
-    ("files", "kernels", "item_bytes"), [("base", "native", 2), ("base", "reference", 4), ("gguf_base", "native", 2)]
+    ("files", "kernels", "item_bytes"),
+    [("base", "native", 2), ("base", "reference", 4), ("gguf_base", "native", 2), ("mixture", "native", 2)],
 )
 def test_loading_takes_the_packed_total_and_no_further_tensor(
     files: str, kernels: str, item_bytes: int, request: pytest.FixtureRequest
@@ -84,8 +111,7 @@ def test_loading_takes_the_packed_total_and_no_further_tensor(
     command = [sys.executable, "-P", "-c", LOAD, str(directory), kernels]
     done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=True)
     before, after, peak = map(int, done.stdout.split())
-    spec = read_spec(directory)
-    packed, largest = item_bytes * spec.parameters, item_bytes * spec.vocab * spec.hidden
+    packed, largest = item_bytes * read_spec(directory).parameters, item_bytes * LARGEST
     assert after - before > 0.9 * packed, "the weights were not in memory, so that the peak says nothing"
     # A piece is 2 MiB in float32, with temporaries beside it; the largest tensor is 32 or 64 MiB.
     assert peak - before < packed + largest
