@@ -83,6 +83,7 @@ def make_side(base: str, directory: Path, name: str, quantize: str) -> Side:
         "model.kernels": name,
         "model.quantize": quantize,
         "engine.prefix_cache": False,
+        "engine.max_queue_s": 3600.0,  # of the tickets, none may end for a busy machine
         "adapters.roots": (str(quality.TRIAGE.parent),),
     }
     engine, _ = build_engine(load_config(flags=flags), lambda line: None)

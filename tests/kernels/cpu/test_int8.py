@@ -11,7 +11,7 @@ from tests.kernels.cases import native, random
 from tests.kernels.eager import EagerKernels, eager
 from tests.kernels.quantised import in_groups, quantised, quantised_groups, same
 
-GROUP = 64
+GROUP = 32
 ROWS = (0, *range(1, 41), 67, 300)
 
 
@@ -21,7 +21,7 @@ def operator(request: pytest.FixtureRequest) -> EagerKernels:
 
 
 def expected(x: Tensor, weight: Tensor) -> Tensor:
-    """The definition: of each group of 64 inputs the exact integer sum times what a level of the row is worth."""
+    """The definition: of each group of 32 inputs the exact integer sum times what a level of the row is worth."""
     rows, row_worth = quantised_groups(x, GROUP)
     outputs, output_worth = quantised(weight.float())
     levels = in_groups(outputs, GROUP)

@@ -21,10 +21,9 @@ PROCESSORS = {
     "avx2": ("-march=x86-64-v3", {"avx2", "fma", "f16c"}),
     "avx2-vnni": ("-march=x86-64-v3 -mavxvnni", {"avx2", "fma", "f16c", "avx_vnni"}),
     "avx512": ("-march=x86-64-v4", {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd"}),
-    "avx512-vnni": ("-march=x86-64-v4 -mavx512vnni", {"avx512bw", "avx512_vnni"}),
 }
 """Flags of the compiler, and the instruction sets that running the code takes."""
-FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-pthread")
+FLAGS = ("-std=c++17", "-O0", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-pthread")
 ROWS = (1, 2, 3, 5, 6, 7, 13, 30)
 SHAPES = ((33, 71), (70, 1537), (40, 28672))
 """(outputs, inputs): ends inside a panel, a quad, a block and a group; sums of extremes near the end of int32."""

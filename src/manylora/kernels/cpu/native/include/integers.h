@@ -4,6 +4,8 @@
 // same numbers in any order.
 #pragma once
 
+#include <initializer_list>
+
 #include "simd.h"
 
 namespace ml {
@@ -13,7 +15,8 @@ namespace ml {
 //   load_quads<J>  the weights of the quads at p that word J of a row's levels is for
 //   add_products   sums + the products of such weights with such a word
 //   round_levels   sixteen floats within [-127, 127], rounded to nearest even
-//   largest_bits   the bits of the largest |v|, which are those of an infinity or above where a lane is not finite
+//   largest_bits   the bits of the largest of |v| and |w|, which are those of an infinity or above where a lane is not finite
+//   sum_levels     the sum of the thirty-two levels at p
 //
 // Weights below sixteen need no widening: thirty-two products of such weights fit into int16.
 //   Partial        the sums of up to thirty-two products for each output; `begin` makes it, `end` adds it to the sums
@@ -28,6 +31,12 @@ inline __m512i in_turn(__m512i sum) {
     return sum;
 }
 
+// A number that several instructions broadcast from memory is loaded once.
+inline V16 in_register(V16 v) {
+    __asm__("" : "+v"(v.a));
+    return v;
+}
+
 struct Sums { __m512i a; };
 struct Quads { __m512i a; };
 struct One { __m512i a; };
@@ -38,8 +47,10 @@ inline One one_word(const uint32_t* p) { return {_mm512_set1_epi32(int(*p))}; }
 inline void round_levels(int8_t* p, V16 v) {
     _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v.a)));
 }
-inline uint32_t largest_bits(V16 v) {
-    return uint32_t(_mm512_reduce_max_epi32(_mm512_and_si512(_mm512_castps_si512(v.a), _mm512_set1_epi32(0x7fffffff))));
+inline uint32_t largest_bits(V16 v, V16 w) {
+    const __m512i mask = _mm512_set1_epi32(0x7fffffff);
+    return uint32_t(_mm512_reduce_max_epi32(_mm512_max_epi32(
+        _mm512_and_si512(_mm512_castps_si512(v.a), mask), _mm512_and_si512(_mm512_castps_si512(w.a), mask))));
 }
 inline Quads load_nibbles(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 inline Quads low(Quads v) { return {_mm512_and_si512(v.a, _mm512_set1_epi8(15))}; }
@@ -85,6 +96,8 @@ inline __m256i in_turn(__m256i sum) {  // as above
     return sum;
 }
 
+inline V16 in_register(V16 v) { return v; }
+
 struct Sums { __m256i a, b; };
 struct Quads { __m256i a, b; };
 struct One { __m256i a; };
@@ -98,10 +111,13 @@ inline void round_levels(int8_t* p, V16 v) {
     __m256i words = _mm256_permute4x64_epi64(mixed, 0xd8);
     _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
-inline uint32_t largest_bits(V16 v) {
-    const __m256i mask = _mm256_set1_epi32(0x7fffffff);
-    __m256i eight = _mm256_max_epi32(
-        _mm256_and_si256(_mm256_castps_si256(v.a), mask), _mm256_and_si256(_mm256_castps_si256(v.b), mask));
+inline uint32_t largest_bits(V16 v, V16 w) {
+    auto most = [](__m256 x, __m256 y) {
+        const __m256i mask = _mm256_set1_epi32(0x7fffffff);
+        return _mm256_max_epi32(
+            _mm256_and_si256(_mm256_castps_si256(x), mask), _mm256_and_si256(_mm256_castps_si256(y), mask));
+    };
+    __m256i eight = _mm256_max_epi32(most(v.a, v.b), most(w.a, w.b));
     __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
     __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
     return uint32_t(_mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 0xb1))));
@@ -159,6 +175,8 @@ inline Partial add_nibbles(Partial part, Quads w, One x) {
 
 #else
 
+inline V16 in_register(V16 v) { return v; }
+
 constexpr int WORDS = 1;
 struct Sums { uint32_t v[LANES]; };  // unsigned, since its overflow is defined
 struct Quads { uint8_t v[4 * LANES]; };
@@ -181,14 +199,15 @@ inline void round_levels(int8_t* p, V16 v) {
     V16 rounded = sub(add(v, magic), magic);
     for (int i = 0; i < LANES; ++i) p[i] = int8_t(rounded.v[i]);
 }
-inline uint32_t largest_bits(V16 v) {
+inline uint32_t largest_bits(V16 v, V16 w) {
     uint32_t most = 0;
-    for (float lane : v.v) {
-        uint32_t bits;
-        std::memcpy(&bits, &lane, 4);
-        bits &= 0x7fffffffu;
-        most = bits > most ? bits : most;
-    }
+    for (const V16& part : {v, w})
+        for (float lane : part.v) {
+            uint32_t bits;
+            std::memcpy(&bits, &lane, 4);
+            bits &= 0x7fffffffu;
+            most = bits > most ? bits : most;
+        }
     return most;
 }
 inline Quads load_nibbles(const uint8_t* p) {
@@ -215,5 +234,19 @@ inline Sums end(Sums, Partial part) { return part; }
 inline Partial add_nibbles(Partial part, Quads w, One x) { return add_products(part, w, x); }
 
 #endif
+
+inline int32_t sum_levels(const int8_t* p) {
+#if defined(__AVX2__)
+    // The instruction adds unsigned bytes in eights; flipped signs make levels 128 more.
+    const __m256i flipped = _mm256_xor_si256(_mm256_loadu_si256((const __m256i*)p), _mm256_set1_epi8(-128));
+    const __m256i four = _mm256_sad_epu8(flipped, _mm256_setzero_si256());
+    const __m128i two = _mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_unpackhi_epi64(two, two))) - 32 * 128;
+#else
+    int32_t sum = 0;
+    for (int i = 0; i < 32; ++i) sum += p[i];
+    return sum;
+#endif
+}
 
 }  // namespace ml

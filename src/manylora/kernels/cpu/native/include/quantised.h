@@ -1,7 +1,7 @@
 // Products of quantised rows with panels of quantised weights: the rows, and the division of the work.
 //
-// A row of activations is quantised in groups of inputs, each by itself: `x = level * worth`, the level in [-127, 127], that
-// of the group's largest element 127.
+// A row of activations is quantised in groups of 32 inputs, each by itself: `x = level * worth`, the level in [-127, 127],
+// that of the group's largest element 127.
 #pragma once
 
 #include "integers.h"
@@ -11,17 +11,18 @@
 namespace ml {
 
 constexpr int64_t QUAD_BYTES = 4 * LANES;  // four weights of a byte for each of sixteen outputs
+constexpr int64_t GROUP_QUADS = 8;         // of a row that share a scale
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The form of quantised rows: `quads` times four inputs, zeros after the last, in groups of `group` quads; `words` a quad;
-// the sums of the levels are multiplied by `offset`.
+// The form of quantised rows: `quads` times four inputs, zeros after the last; `words` a quad; the sums of the levels are
+// multiplied by `offset`.
 struct RowForm {
-    int64_t in, quads, group;
+    int64_t in, quads;
     int words;
     int32_t offset;
 
-    int64_t groups() const { return ceil_div(quads, group); }
+    int64_t groups() const { return ceil_div(quads, GROUP_QUADS); }
     int64_t width() const { return quads * words; }
 };
 
@@ -52,23 +53,25 @@ template <int MR, int N> struct Totals {
 
     V16 held[FIT ? MR : 1][FIT ? N : 1];
     alignas(64) float lanes[FIT ? 1 : MR * N * LANES];
-    float* at = lanes;
 
-    Totals() {
-        hide();
+    inline __attribute__((always_inline)) Totals() {
 #pragma GCC unroll 16
         for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 16
             for (int n = 0; n < N; ++n) set(r, n, zero());
+        hide();
     }
-    void hide() { __asm__("" : "+r"(at) : : "memory"); }  // the compiler must not keep the lanes in registers
+    // The compiler must not keep the lanes in registers from one group to the next.
+    inline __attribute__((always_inline)) void hide() {
+        if constexpr (!FIT) __asm__("" : : "r"(lanes) : "memory");
+    }
     inline __attribute__((always_inline)) V16 get(int r, int n) const {
         if constexpr (FIT) return held[r][n];
-        else return load(at + (r * N + n) * LANES);
+        else return load(lanes + (r * N + n) * LANES);
     }
     inline __attribute__((always_inline)) void set(int r, int n, V16 value) {
         if constexpr (FIT) held[r][n] = value;
-        else store(at + (r * N + n) * LANES, value);
+        else store(lanes + (r * N + n) * LANES, value);
     }
     // Stores them in units of the outputs' scales.
     inline __attribute__((always_inline)) void put(

@@ -21,6 +21,7 @@ namespace {
 
 constexpr int64_t BLOCK = 32;                            // inputs
 constexpr int64_t BLOCK_QUADS = BLOCK / 4;
+static_assert(BLOCK_QUADS == GROUP_QUADS);
 constexpr int32_t MIDDLE = 8;                            // the level of a symmetric zero
 constexpr int64_t WIDTH = TILE_PANELS * LANES;           // outputs of a panel
 constexpr int64_t STEP = TILE_PANELS * QUAD_BYTES;       // bytes of two quads of a panel
@@ -196,7 +197,7 @@ void pack_panel(const Source& from, const Layout& layout, int64_t first, uint8_t
 
 template <bool HAS_MINIMA>
 void product(Pool* pool, const float* x, RowGroups groups, float* y, const Layout& layout) {
-    const RowForm form{layout.in, layout.blocks() * BLOCK_QUADS, BLOCK_QUADS, 1, HAS_MINIMA ? 1 : -MIDDLE};
+    const RowForm form{layout.in, layout.blocks() * BLOCK_QUADS, 1, HAS_MINIMA ? 1 : -MIDDLE};
     const QuantisedRows rows = quantise_rows(pool, x, groups, FINE_ROWS, form);
     const int64_t panel_cost = layout.blocks() * BLOCK * WIDTH / 2;
     Division<Product<HAS_MINIMA>>::run(pool, groups, form, layout.panels(), panel_cost, [&](const RowGroup& own) {

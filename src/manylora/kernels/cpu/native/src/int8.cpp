@@ -16,7 +16,6 @@ namespace ml {
 namespace {
 
 constexpr int32_t OFFSET = 128;
-constexpr int64_t GROUP = 16;                           // quads of a row that share a scale
 constexpr int64_t WIDTH = TILE_PANELS * LANES;          // outputs of a panel
 constexpr int64_t STEP = TILE_PANELS * QUAD_BYTES;      // bytes from one quad of a panel to the next
 
@@ -70,7 +69,7 @@ struct Product {
     template <int MR, int P, bool AHEAD> void multiply(int64_t row, int64_t first) const {
         constexpr int N = P * TILE_PANELS;
         Totals<MR, N> totals;
-        const int64_t next = quads * STEP, groups = ceil_div(quads, GROUP);
+        const int64_t next = quads * STEP, groups = ceil_div(quads, GROUP_QUADS);
         const uint8_t* panel = packed + first * next;
         const uint32_t* levels = x.levels + row * quads * WORDS;
         const float* worth = x.worth + row * groups;
@@ -81,7 +80,7 @@ struct Product {
             for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 16
                 for (int n = 0; n < N; ++n) sums[r][n] = all_sums(row_sums[r]);
-            for (const int64_t last = std::min(quads, q + GROUP); q < last; ++q, levels += MR * WORDS, panel += STEP) {
+            for (const int64_t last = std::min(quads, q + GROUP_QUADS); q < last; ++q, levels += MR * WORDS, panel += STEP) {
                 if constexpr (AHEAD)
 #pragma GCC unroll 16
                     for (int n = 0; n < N; ++n)
@@ -90,10 +89,11 @@ struct Product {
                 if constexpr (WORDS == 2) step<1, MR, P>(panel, next, levels, sums);
             }
 #pragma GCC unroll 16
-            for (int r = 0; r < MR; ++r)
+            for (int r = 0; r < MR; ++r) {
+                const V16 level = in_register(set1(worth[r]));
 #pragma GCC unroll 16
-                for (int n = 0; n < N; ++n)
-                    totals.set(r, n, fma(to_floats(sums[r][n]), set1(worth[r]), totals.get(r, n)));
+                for (int n = 0; n < N; ++n) totals.set(r, n, fma(to_floats(sums[r][n]), level, totals.get(r, n)));
+            }
             totals.hide();
         }
         totals.put(y, out, row, first * WIDTH, scales);
@@ -117,7 +117,7 @@ void pack_panel(const float* weight, int64_t outputs, int64_t in, uint8_t* packe
 
 void ml::linear_int8(Pool* pool, const float* x, RowGroups groups, float* y, int64_t in, int64_t out) {
     const int64_t quads = quads_of(in);
-    const RowForm form{in, quads, GROUP, WORDS, -OFFSET};
+    const RowForm form{in, quads, WORDS, -OFFSET};
     const QuantisedRows rows = quantise_rows(pool, x, groups, TILE_ROWS, form);
     Division<Product>::run(pool, groups, form, panels_of(out), quads * 2 * WIDTH, [&](const RowGroup& own) {
         return Product{rows.from(own.first, form), levels_of(own.packed, out), scales_of(own.packed),

@@ -39,35 +39,57 @@ void put_words(const int8_t* levels, const RowForm& form, uint32_t* to, int64_t 
     }
 }
 
+constexpr int64_t GROUP = 4 * GROUP_QUADS;
+
+// Factor from elements to levels of a group whose largest element has these bits, and what a level is worth.
+struct Scale {
+    float factor, worth;
+
+    explicit Scale(uint32_t bits) {
+        float largest;
+        std::memcpy(&largest, &bits, 4);
+        const bool counts = bits < INFINITE && largest >= SMALLEST;
+        factor = counts ? LEVELS / largest : 0.0f;
+        worth = counts ? largest / LEVELS : bits < INFINITE ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+    }
+};
+
+// The levels of `count` elements, of which a scale is already known; zeros up to the next multiple of sixteen.
+void put_levels(const float* x, int64_t count, const Scale& scale, int8_t* to) {
+    if (scale.factor == 0.0f) return void(std::fill(to, to + ceil_div(count, LANES) * LANES, int8_t(0)));
+    const V16 factor = set1(scale.factor);
+    for (int64_t k = 0; k < count; k += LANES)
+        round_levels(to + k, mul(k + LANES <= count ? load(x + k) : load_first(x + k, int(count - k)), factor));
+}
+
 // The levels of one row, and of each group what a level is worth and the sum, `stride` from one group to the next.
 void quantise_groups(
     const float* x, const RowForm& form, int8_t* levels, float* worth, int32_t* sums, int64_t stride) {
-    std::fill(levels + form.in, levels + std::max(form.in, 4 * form.quads), int8_t(0));
-    for (int64_t g = 0; g < form.groups(); ++g) {
-        const int64_t first = 4 * form.group * g, count = std::min(4 * form.group, form.in - first);
-        worth[g * stride] = quantise(x + first, count, levels + first);
-        int32_t sum = 0;
-        for (int64_t k = first; k < first + count; ++k) sum += levels[k];
-        sums[g * stride] = sum * form.offset;
+    const int64_t whole = form.in / GROUP;
+    for (int64_t g = 0; g < whole; ++g) {
+        const float* own = x + g * GROUP;
+        const Scale scale(largest_bits(load(own), load(own + LANES)));
+        put_levels(own, GROUP, scale, levels + g * GROUP);
+        worth[g * stride] = scale.worth;
     }
+    if (whole < form.groups()) {
+        std::fill(levels + whole * GROUP, levels + form.groups() * GROUP, int8_t(0));
+        worth[whole * stride] = quantise(x + whole * GROUP, form.in - whole * GROUP, levels + whole * GROUP);
+    }
+    for (int64_t g = 0; g < form.groups(); ++g) sums[g * stride] = sum_levels(levels + g * GROUP) * form.offset;
 }
 
 }  // namespace
 
 float quantise(const float* x, int64_t count, int8_t* to) {
-    auto get = [&](int64_t k) { return k + LANES <= count ? load(x + k) : load_first(x + k, int(count - k)); };
     uint32_t most = 0;
-    for (int64_t k = 0; k < count; k += LANES) most = std::max(most, largest_bits(get(k)));
-    float largest;
-    std::memcpy(&largest, &most, 4);
-    const bool is_finite = most < INFINITE;
-    if (!is_finite || largest < SMALLEST) {
-        std::fill(to, to + ceil_div(count, LANES) * LANES, int8_t(0));
-        return is_finite ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+    for (int64_t k = 0; k < count; k += LANES) {
+        const V16 value = k + LANES <= count ? load(x + k) : load_first(x + k, int(count - k));
+        most = std::max(most, largest_bits(value, value));
     }
-    const V16 factor = set1(LEVELS / largest);
-    for (int64_t k = 0; k < count; k += LANES) round_levels(to + k, mul(get(k), factor));
-    return largest / LEVELS;
+    const Scale scale(most);
+    put_levels(x, count, scale, to);
+    return scale.worth;
 }
 
 QuantisedRows quantise_rows(Pool* pool, const float* x, RowGroups groups, int64_t height, const RowForm& form) {
@@ -79,7 +101,7 @@ QuantisedRows quantise_rows(Pool* pool, const float* x, RowGroups groups, int64_
     int32_t* sums = grown(scratch.sums, groups.rows * count);
     for_tiles(pool, groups, height, form.in, [&](int64_t first, int64_t rows) {
         thread_local std::vector<int8_t> own;
-        int8_t* levels = grown(own, std::max(4 * form.quads, ceil_div(form.in, LANES) * LANES));
+        int8_t* levels = grown(own, count * GROUP);
         for (int64_t row = first; row < first + rows; ++row) {
             const int64_t at = first * count + (row - first);
             quantise_groups(x + row * form.in, form, levels, worth + at, sums + at, rows);
