@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from manylora.errors import ModelUnsupported
 from manylora.kernels.cpu.backend import CpuKernels
@@ -203,6 +203,28 @@ def test_a_quantised_base_gives_the_logits_of_its_dense_weights(case: str, tmp_p
     oracle, spec = save_quantized(tmp_path, case), read_spec(tmp_path)
     kernels = ReferenceKernels()
     model = LlamaModel(spec, load_weights(tmp_path, spec, kernels), kernels)
+    found = run_in_chunks(model, TOKENS, [len(TOKENS)])
+    torch.testing.assert_close(found, expected_logits(oracle, TOKENS), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("case", ["gptq", "awq", "w4a16-zeros"])
+def test_experts_of_a_quantised_mixture_give_the_logits_of_their_dense_weights(case: str, tmp_path: Path) -> None:
+    make, config = CASES[case]
+    save_random(tmp_path, MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4)))
+    tensors = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "dense").mkdir()
+    (tmp_path / "dense/config.json").write_text((tmp_path / "config.json").read_text())
+    dense = dict(tensors)
+    for name in [name for name in tensors if name.split(".")[-2] in (*LINEAR, "w1", "w2", "w3")]:
+        outputs, inputs = tensors.pop(name).shape
+        parts, dense[name] = make(outputs, inputs, config)
+        tensors |= {f"{name.removesuffix('.weight')}.{part}": tensor for part, tensor in parts.items()}
+    for directory, own in ((tmp_path, tensors), (tmp_path / "dense", dense)):
+        save_file({name: part.contiguous() for name, part in own.items()}, directory / "model.safetensors")
+    set_config(tmp_path, config)
+    spec, kernels = read_spec(tmp_path), ReferenceKernels()
+    model = LlamaModel(spec, load_weights(tmp_path, spec, kernels), kernels)
+    oracle = MixtralForCausalLM.from_pretrained(tmp_path / "dense", dtype=torch.float32).eval()
     found = run_in_chunks(model, TOKENS, [len(TOKENS)])
     torch.testing.assert_close(found, expected_logits(oracle, TOKENS), rtol=0, atol=TOLERANCE)
 
