@@ -188,7 +188,7 @@ def test_stacks_may_have_the_names_of_the_parameters(
 def test_the_wrappers_tensors_may_have_three_dimensions(
     model: LlamaModel, bases: dict[bool, TinyMixtral], tmp_path: Path
 ) -> None:
-    fields = {"r": 4, "lora_alpha": 8, "target_modules": [], "target_parameters": PARAMETERS}
+    fields: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": [], "target_parameters": PARAMETERS}
     flat = save_by_peft(bases[False], tmp_path / "flat", **fields)
     tensors = load_file(flat / "adapter_model.safetensors")
     deep = {
