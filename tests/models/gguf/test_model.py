@@ -1,6 +1,7 @@
 """A GGUF file as a base: the logits of transformers, metadata that mean another model, and damaged files."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from manylora.errors import ManyloraError, ModelUnsupported
+from manylora.errors import ManyloraError, ModelNotFound, ModelUnsupported
 from manylora.models.checkpoint_files import checked_entries, fingerprint, storage_formats
 from manylora.models.checkpoints.stored import widened
 from manylora.models.fetch.catalog import resolve, served_name
+from manylora.models.fetch.gguf_import import write_texts
 from manylora.models.fetch.pull import pull
 from manylora.models.gguf.file import GgufFile
+from manylora.models.gguf.tensors import read_gguf
 from manylora.models.spec import read_spec
 from manylora.models.text.tokenizer import Tokenizer
 from tests.models.gguf.tiny_gguf import Kind, write_model
@@ -165,6 +168,12 @@ def test_a_folder_with_one_file_means_that_file(tmp_path: Path) -> None:
         resolve(str(tmp_path / "folder"), tmp_path / "cache")
 
 
+@pytest.mark.parametrize("find", [resolve, pull])
+def test_a_file_that_is_not_there_is_no_repository(find: Callable[[str, Path], Path], tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match=r"there is no file org/model\.gguf"):
+        find("org/model.gguf", tmp_path)
+
+
 def test_files_beside_it_count_before_the_metadata(tmp_path: Path) -> None:
     file = save(tmp_path / "tiny.gguf", random_model())
     before = resolve(str(file), tmp_path / "cache")
@@ -205,6 +214,10 @@ REFUSED: dict[str, tuple[Callable[[gguf.GGUFWriter], object], str]] = {
     "other factors": (
         lambda writer: writer.add_tensor("rope_freqs.weight", np.linspace(1, 8, 8, dtype=np.float32)),
         "put the model's config.json beside",
+    ),
+    "a count that is a text": (
+        lambda writer: writer.add_string("split.count", "3"),
+        "has another type than its key means",
     ),
     "a part of a model": (lambda writer: writer.add_uint16("split.count", 3), "one of 3 parts"),
     "a tensor of two bits": (
@@ -299,3 +312,32 @@ def test_what_is_no_file_is_named(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder.gguf").mkdir()
     with pytest.raises(ManyloraError, match=name):
         GgufFile(tmp_path / name)
+
+
+def test_three_hundred_mutants_are_read_or_refused(tmp_path: Path) -> None:
+    """Bytes of the metadata changed, removed and added: no other exception, and no time or memory without bound."""
+    data = save(tmp_path / "whole.gguf", random_model()).read_bytes()
+    draw, end = random.Random(0), data.index(NAME) + 200
+    file, found = tmp_path / "mutant.gguf", 0
+    for number in range(300):
+        mutant = bytearray(data)
+        for _ in range(draw.randint(1, 4)):
+            at = draw.randrange(end)
+            numbers = (0, 1, 5, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
+            new = (
+                draw.randbytes(1),
+                draw.choice(numbers).to_bytes(8, "little"),
+                b"",
+                draw.randbytes(draw.randint(1, 9)),
+            )
+            mutant[at : at + draw.choice((0, 1, 8))] = draw.choice(new)
+        file.write_bytes(mutant)
+        try:
+            texts = tmp_path / str(number)
+            texts.mkdir()
+            write_texts(GgufFile(file), texts)
+            read_gguf(file)
+            found += 1
+        except ModelUnsupported:
+            continue
+    assert 0 < found < 300

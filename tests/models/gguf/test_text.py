@@ -141,6 +141,8 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "another model": (lambda writer: writer.add_tokenizer_model("bert"), "tokenizer.ggml.model = 'bert'"),
     "other words": (lambda writer: writer.add_tokenizer_pre("tekken"), "tokenizer.ggml.pre = 'tekken'"),
     "types of other tokens": (lambda writer: writer.add_token_types([1]), "1 token types"),
+    "a merge of no tokens": (lambda writer: writer.add_token_merges(["zz qq"]), "out of vocabulary"),
+    "an id of another type": (lambda writer: writer.add_float32("tokenizer.ggml.eos_token_id", 1.5), "= 1.5 of"),
     "an id of no token": (lambda writer: writer.add_eos_token_id(100_000), "eos_token_id = 100000"),
 }
 
@@ -168,5 +170,7 @@ KEYS = {
     "another model": {"tokenizer.ggml.model"},
     "other words": {"tokenizer.ggml.pre"},
     "types of other tokens": {"tokenizer.ggml.token_type"},
+    "a merge of no tokens": {"tokenizer.ggml.merges"},
+    "an id of another type": set(),
     "an id of no token": set(),
 }

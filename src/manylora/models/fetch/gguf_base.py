@@ -5,7 +5,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from manylora.errors import ModelUnsupported
+from manylora.errors import ModelNotFound, ModelUnsupported
 from manylora.models.checkpoint_files import GGUF_NAME
 from manylora.models.fetch.gguf_import import write_texts
 from manylora.models.gguf.file import GgufFile
@@ -24,10 +24,12 @@ _TEXTS = ("config.json", GENERATION_FILE, *TOKENIZER_FILES, TEMPLATE_FILE, TEMPL
 def find_gguf(given: Path) -> Path | None:
     """Return the GGUF file that a path means: itself, or the only one of a folder that has no other weights.
 
-    Raises `ModelUnsupported` for a folder with several.
+    Raises `ModelNotFound` for a file that is not there, `ModelUnsupported` for a folder with several.
     """
     if given.is_file():
         return given if given.suffix.lower() == _SUFFIX else None
+    if given.suffix.lower() == _SUFFIX and not given.exists():
+        raise ModelNotFound(f"there is no file {given}")
     if not given.is_dir() or any(given.glob("*.safetensors*")):
         return None
     if (given / GGUF_NAME).is_symlink() and (given / "config.json").is_file():

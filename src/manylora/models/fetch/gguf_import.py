@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from manylora.errors import ModelUnsupported
 from manylora.models.checkpoints.stored import StoredTensor, widened
 from manylora.models.gguf.file import GgufFile
 from manylora.models.gguf.model import GgufFields, config_of
@@ -33,15 +34,20 @@ def write_texts(source: GgufFile, directory: Path, pre: str | None = None) -> No
     """
     from manylora.models.gguf.text import write_tokenizer  # here, because it loads the tokenizers library
 
-    if not (directory / "config.json").exists():
-        config = config_of(source)
-        _write_json(directory / "config.json", config)
-        if not (directory / "generation_config.json").exists():
-            names = ("bos_token_id", "eos_token_id", "pad_token_id")
-            ids: dict[str, Any] = {name: config[name] for name in names if name in config}
-            _write_json(directory / "generation_config.json", ids)
-    if not (directory / "tokenizer.json").exists():
-        write_tokenizer(directory, GgufFields(source), pre)
+    try:
+        if not (directory / "config.json").exists():
+            _write_config(directory, config_of(source))
+        if not (directory / "tokenizer.json").exists():
+            write_tokenizer(directory, GgufFields(source), pre)
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        raise ModelUnsupported(f"{source.file}: a value has another type than its key means: {error}") from error
+
+
+def _write_config(directory: Path, config: Mapping[str, Any]) -> None:
+    _write_json(directory / "config.json", config)
+    if not (directory / "generation_config.json").exists():
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        _write_json(directory / "generation_config.json", {name: config[name] for name in names if name in config})
 
 
 def to_bfloat16(weights: NDArray[np.float32]) -> NDArray[np.uint16]:

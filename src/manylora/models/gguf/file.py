@@ -72,7 +72,7 @@ class GgufFile:
             raise ModelNotFound(f"there is no {file}") from error
         except OSError as error:
             raise ModelUnsupported(f"{file} cannot be read: {error.strerror}") from error
-        except (struct.error, ValueError, KeyError, MemoryError, RecursionError) as error:
+        except (struct.error, ValueError, KeyError, OverflowError, MemoryError, RecursionError) as error:
             raise ModelUnsupported(f"{file} cannot be read as GGUF: {error!r}") from error
 
     def _parse(self) -> tuple[dict[str, Any], tuple[GgufTensor, ...]]:

@@ -26,16 +26,13 @@ def write_tokenizer(directory: Path, fields: GgufFields, pre: str | None = None)
     Args:    pre, the name of the expression for words; None: the file's own
     Raises:  `ModelUnsupported` for a kind of tokenizer or of words that is not converted
     """
-    kind = fields.required("tokenizer.ggml.model")
-    if kind == "gpt2":
-        library, adds_start = _byte_level(fields, pre or fields.get("tokenizer.ggml.pre"))
-    elif kind == "llama":
-        library, adds_start = _sentencepiece(fields), True
-    else:
-        raise _refused(fields, f"tokenizer.ggml.model = {kind!r}")
     tokens = _tokens(fields)
-    _add_tokens(library, fields, tokens)
-    _add_affixes(library, fields, tokens, adds_start=adds_start)
+    try:
+        library = _library(fields, tokens, pre)
+    except ModelUnsupported:
+        raise
+    except Exception as error:  # the library raises bare Exception
+        raise _refused(fields, str(error)) from error
     library.save(str(directory / "tokenizer.json"))
     ids = {name: fields.get(f"tokenizer.ggml.{ours}_token_id") for name, ours in _NAMED.items()}
     settings = {
@@ -47,6 +44,19 @@ def write_tokenizer(directory: Path, fields: GgufFields, pre: str | None = None)
     if (template := fields.get("tokenizer.chat_template")) is not None:
         settings["chat_template"] = template
     (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def _library(fields: GgufFields, tokens: list[str], pre: str | None) -> Tokenizer:
+    kind = fields.required("tokenizer.ggml.model")
+    if kind == "gpt2":
+        library, adds_start = _byte_level(fields, pre or fields.get("tokenizer.ggml.pre"))
+    elif kind == "llama":
+        library, adds_start = _sentencepiece(fields), True
+    else:
+        raise _refused(fields, f"tokenizer.ggml.model = {kind!r}")
+    _add_tokens(library, fields, tokens)
+    _add_affixes(library, fields, tokens, adds_start=adds_start)
+    return library
 
 
 def _refused(fields: GgufFields, what: str) -> ModelUnsupported:
@@ -64,7 +74,7 @@ def _tokens(fields: GgufFields) -> list[str]:
         raise _refused(fields, f"{len(kinds)} token types for {len(tokens)} tokens")
     for name in (*_NAMED.values(), "eot"):
         token_id = fields.get(f"tokenizer.ggml.{name}_token_id")
-        if token_id is not None and not 0 <= token_id < len(tokens):
+        if token_id is not None and not (type(token_id) is int and 0 <= token_id < len(tokens)):
             raise _refused(fields, f"tokenizer.ggml.{name}_token_id = {token_id} of {len(tokens)} tokens")
     return tokens
 
