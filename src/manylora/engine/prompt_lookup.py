@@ -11,8 +11,8 @@ from collections.abc import Sequence
 NGRAMS = (3, 2)
 """Lengths of the n-gram, tried in this order. A single token recurs by chance too often to be one."""
 
-MAX_INDEXED = 1024
-"""Tokens that one call indexes at most, in about a millisecond: a step must not wait for a prompt of a whole window."""
+MAX_INDEXED = 256
+"""Tokens that one draft indexes at most, in a tenth of a millisecond: no step waits for a prompt of a whole window."""
 
 MAX_MISSES = 5
 """The pause grows with each of this many fully rejected drafts in a row, and then no more."""
@@ -59,11 +59,11 @@ class PromptLookup:
             draft.append(draft[len(draft) - period])
         return tuple(draft)
 
-    def index(self, tokens: Sequence[int]) -> None:
-        """Index the next n-grams of `tokens`, as `propose` does; call it while the rest of a prompt is computed."""
+    def index(self, tokens: Sequence[int], most: int = MAX_INDEXED) -> None:
+        """Index the next `most` n-grams of `tokens`, as `propose` does; call it while a prompt is computed."""
         # An n-gram enters the index once a token follows it, so that the last one does not find itself.
         start = max(self._indexed, min(NGRAMS))
-        stop = min(len(tokens), start + MAX_INDEXED)
+        stop = min(len(tokens), start + most)
         for end in range(start, stop):
             for size in NGRAMS:
                 if size <= end:

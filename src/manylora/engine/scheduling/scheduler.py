@@ -192,7 +192,7 @@ class Scheduler:
         if sequence.reached < sequence.num_prompt:
             sequence.reached = max(sequence.reached, min(sequence.computed, sequence.num_prompt))
         if sequence.prompt_lookup is not None and not chunk.is_sampled:
-            sequence.prompt_lookup.index(sequence.tokens)
+            sequence.prompt_lookup.index(sequence.tokens, chunk.num_rows)
         full = sequence.computed // self.pool.block_size
         if full > sequence.published:
             for index in range(sequence.published, full):
