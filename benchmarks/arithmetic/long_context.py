@@ -1,0 +1,216 @@
+"""A context of 100,000 tokens: host time of a step, gaps of other streams, and logits at 32,768 positions.
+
+    python -m benchmarks.arithmetic.long_context [--json FILE]
+
+The base is a random Llama of two layers with YaRN angles for 131,072 positions, in a temporary folder.
+
+host    time of `Engine.step` outside kernels while one sequence decodes, behind 1,000 and behind 100,000 tokens; both
+        in turn, a block of steps each, without draft tokens
+gaps    the longest gap of three streams while a prompt of 100,000 tokens is computed ÷ the longest step of that prompt;
+        and the most blocks that were in use
+logits  the largest difference from transformers in float32, over its cache, of the last 64 of 32,768 rows
+"""
+
+import argparse
+import json
+import random
+import shutil
+import tempfile
+import time
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from manylora.bench.faults.tiny_base import write_tiny_base
+from manylora.bench.machine import describe
+from manylora.bench.servers import fresh_cache
+from manylora.bench.statistics import extremes, milliseconds
+from manylora.config.settings import load_config
+from manylora.engine.engine import Engine
+from manylora.engine.request import Request, SamplingParams, StopParams
+from manylora.ids import Flow, RequestId, mint_request_id
+from manylora.kernels.interface import AttentionBatch, StepInput
+from manylora.kernels.reference import ReferenceKernels
+from manylora.models.llama import LlamaModel
+from manylora.models.spec import read_spec
+from manylora.models.weights import load_weights
+from manylora.wiring.engine import build_engine
+
+VOCAB, LONG, SHORT, STREAMS = 400, 100_000, 1_000, 1
+CHUNK, LAST, DEEP = 256, 64, 32_768
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 16.0, "original_max_position_embeddings": 8192}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blocks", type=int, default=8, help="blocks of steps of each length of context")
+    parser.add_argument("--json", type=Path, help="write the result here")
+    options = parser.parse_args()
+    record: dict[str, Any] = describe()
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder) / "base"
+        oracle = save_base(base)
+        for name, found in (
+            ("host", host_times(base, Path(folder) / "host", options.blocks)),
+            ("gaps", gaps(base, Path(folder) / "gaps")),
+            ("logits", {"positions": DEEP, "rows": LAST, "largest_difference": difference(base, oracle)}),
+        ):
+            record[name] = found
+            print(f"{name:8}{found}", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def save_base(directory: Path) -> Any:  # transformers is not type-checked here
+    """Save a random base of two layers, and return transformers' model of it."""
+    torch.manual_seed(0)
+    oracle = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCAB,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            max_position_embeddings=131_072,
+            rope_parameters=YARN,
+        )
+    )
+    with torch.no_grad():
+        for parameter in oracle.parameters():
+            parameter.normal_(mean=1.0 if parameter.ndim == 1 else 0.0, std=0.15)
+    oracle.save_pretrained(directory)
+    tiny = write_tiny_base(directory.parent / "tiny")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny / name, directory / name)
+    return oracle.eval()
+
+
+def open_engine(base: Path, folder: Path) -> Engine:
+    """Open an engine with room for five long sequences. `folder` is made for it."""
+    folder.mkdir()
+    config = load_config(
+        flags={
+            "model.base": str(base),
+            "model.cache_dir": str(fresh_cache(folder)),
+            "engine.max_step_tokens": CHUNK,
+            "engine.kv_bytes": 5 * 131_072 * 2 * 2 * 2 * 16 * 2,
+            "engine.prefix_cache": True,
+        },
+        environ={},
+    )
+    return build_engine(config, lambda line: None)[0]
+
+
+def submit(engine: Engine, length: int, budget: int, seed: int) -> RequestId:
+    source = random.Random(seed)
+    request = Request(
+        id=mint_request_id(),
+        flow=Flow("benchmark"),
+        salt="",
+        tokens=tuple(source.randrange(3, VOCAB) for _ in range(length)),
+        adapter=None,
+        sampling=SamplingParams(temperature=0.0),
+        stop=StopParams(max_new_tokens=budget, ignore_eos=True),
+        speculation=False,
+    )
+    engine.submit(request)
+    return request.id
+
+
+def host_times(base: Path, folder: Path, blocks: int) -> dict[str, Any]:
+    """Return milliseconds of host work of a step, and the ratio of each pair of blocks."""
+    engine = open_engine(base, folder)
+    profile = engine.start_profile()
+    assert profile is not None, "the native kernels have a profile"
+    times: dict[int, list[list[float]]] = {SHORT: [], LONG: []}
+    for number in range(blocks + 1):  # the first block computes the prompts that the others find in the cache
+        for length in times if number % 2 else reversed(times):
+            for seed in range(STREAMS):
+                submit(engine, length, 48, seed)
+            found = []
+            while engine.has_work:
+                running, before = engine.stats().running, sum(profile.seconds().values())
+                begun_s = time.perf_counter()
+                events = engine.step()
+                took_s = time.perf_counter() - begun_s
+                if running == len(events.tokens) == STREAMS and not events.finished:
+                    found.append(took_s - (sum(profile.seconds().values()) - before))
+            if number:
+                times[length].append(found[4:])
+    engine.close()
+    ratios = [
+        sorted(long)[len(long) // 2] / sorted(short)[len(short) // 2]
+        for short, long in zip(times[SHORT], times[LONG], strict=True)
+    ]
+    return {
+        **{f"context_{length}": milliseconds(list(chain.from_iterable(found))) for length, found in times.items()},
+        "ratio": extremes(ratios),
+    }
+
+
+def gaps(base: Path, folder: Path) -> dict[str, Any]:
+    """Return the longest gap of running streams beside a long prompt, in steps of it and in milliseconds."""
+    engine = open_engine(base, folder)
+    streams = [submit(engine, 16, 2_000, seed) for seed in range(3)]
+    for _ in range(4):
+        engine.step()
+    long = submit(engine, LONG, 4, 99)
+    steps: list[float] = []
+    waits = dict.fromkeys(streams, 0)
+    longest_wait = most_blocks = 0
+    is_done = False
+    while not is_done:
+        begun_s = time.perf_counter()
+        events = engine.step()
+        steps.append(1e3 * (time.perf_counter() - begun_s))
+        moved = {event.request_id for event in events.tokens}
+        for stream in streams:
+            waits[stream] = 0 if stream in moved else waits[stream] + 1
+        longest_wait = max(longest_wait, *waits.values())
+        most_blocks = max(most_blocks, engine.stats().kv_blocks_used)
+        is_done = any(end.request_id == long for end in events.finished)
+    engine.shutdown()
+    tenth = len(steps) // 10
+    return {
+        "steps": len(steps),
+        "longest_wait_steps": longest_wait,
+        "step_ms": extremes(steps),
+        "first_tenth_ms": extremes(steps[:tenth]),
+        "last_tenth_ms": extremes(steps[-tenth:]),
+        "most_blocks_over_needed": round(most_blocks / (-(-(LONG + 4) // 16) + 3 * -(-2_016 // 16)), 3),
+    }
+
+
+def difference(base: Path, oracle: Any) -> float:
+    """Return the largest difference of the logits behind a deep context."""
+    tokens = torch.randint(0, VOCAB, (DEEP,), generator=torch.Generator().manual_seed(5))
+    spec, kernels, size = read_spec(base), ReferenceKernels(), 16
+    model = LlamaModel(spec, load_weights(base, spec, kernels), kernels)
+    table = torch.randperm(DEEP // size).int()[None]
+    kv = kernels.new_kv(
+        layers=spec.num_layers,
+        num_blocks=DEEP // size,
+        block_size=size,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+    )
+    cache, ours, theirs = None, torch.empty(0), torch.empty(0)
+    with torch.inference_mode():
+        for start in range(0, DEEP, CHUNK):
+            chunk, positions = tokens[start : start + CHUNK], torch.arange(start, start + CHUNK)
+            out = oracle(chunk[None], past_key_values=cache, use_cache=True)
+            cache, theirs = out.past_key_values, out.logits[0]
+            slots = table[0, positions // size].long() * size + positions % size
+            attention = AttentionBatch(positions.int(), slots, torch.zeros(CHUNK, dtype=torch.int32), table)
+            step = StepInput(chunk, torch.arange(CHUNK), attention, kernels.prepare_lora(()))
+            ours = model.forward(step, kv)
+    return float((ours - theirs)[-LAST:].abs().max())
+
+
+if __name__ == "__main__":
+    main()
