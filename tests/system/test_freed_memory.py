@@ -8,7 +8,7 @@ import pytest
 
 from manylora.system.freed_memory import release_freed_memory
 
-BLOCK_BYTES, BLOCKS = 100_000, 300  # below the size for which glibc makes mappings of their own
+BLOCK_BYTES, BLOCKS = 100_000, 200  # below the size for which glibc makes mappings of their own
 
 
 def resident_bytes() -> int:
@@ -22,16 +22,14 @@ def test_freed_blocks_between_used_ones_go_back() -> None:
     library.malloc.restype = ctypes.c_void_p
     library.malloc.argtypes = [ctypes.c_size_t]
     library.free.argtypes = [ctypes.c_void_p]
-    blocks, kept = [], []
-    for _ in range(BLOCKS):
-        blocks.append(library.malloc(BLOCK_BYTES))
-        kept.append(library.malloc(2_000))
-        ctypes.memset(blocks[-1], 1, BLOCK_BYTES)
+    blocks = [library.malloc(BLOCK_BYTES) for _ in range(2 * BLOCKS)]
     for block in blocks:
+        ctypes.memset(block, 1, BLOCK_BYTES)
+    for block in blocks[::2]:
         library.free(block)
     before = resident_bytes()
     release_freed_memory()
     freed = before - resident_bytes()
-    for block in kept:
+    for block in blocks[1::2]:
         library.free(block)
     assert freed > BLOCK_BYTES * BLOCKS // 2
