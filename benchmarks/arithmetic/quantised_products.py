@@ -5,7 +5,8 @@
 Shapes are of a Llama of seven billion, and SmolLM2-135M's widest layer. Of each shape there are so many weights that
 they do not fit into a last-level cache. One row: time of a product ÷ (bytes of the packed weight ÷ read bandwidth), the
 bandwidth read in the same round. Many rows: bf16's time ÷ the quantised product's. A ratio is of one round; its median
-and extremes over the rounds are printed. `int4` has groups of 32 with minima, `int4-128` groups of 128 without.
+and extremes over the rounds are printed. Several threads are timed by the clock; one thread by its own processor time,
+which other work on the machine disturbs less. `int4` has groups of 32 with minima, `int4-128` groups of 128 without.
 """
 
 import argparse
@@ -111,12 +112,13 @@ def in_turn(
     """Return the seconds of a product by form, and the read bandwidth, of each round; the first round warms up."""
     seconds: dict[str, list[float]] = {form: [] for form in works}
     bandwidths: list[float] = []
+    clock = time.thread_time if native.threads == 1 else time.perf_counter
     for _ in range(rounds + 1):
-        bandwidths.append(native.measure_bandwidth(repeats=3))
+        bandwidths.append(native.measure_bandwidth(megabytes=128, repeats=10))
         for form, (run, products) in works.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            seconds[form].append((time.perf_counter() - start) / products)
+            seconds[form].append((clock() - start) / products)
     return {form: times[1:] for form, times in seconds.items()}, bandwidths[1:]
 
 

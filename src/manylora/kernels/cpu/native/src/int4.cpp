@@ -100,6 +100,7 @@ template <bool HAS_MINIMA> struct Product {
     Tiles tiles;
     Layout layout;
 
+    bool is_fetched_ahead(int) const { return layout.panel_bytes() <= SHORT; }
     static constexpr int side_by_side(int rows) { return TILE_PANELS == 2 ? (rows == 1 ? 4 : rows <= 3 ? 2 : 1) : 1; }
 
     // The MR rows of the tile at `row` times P panels from `first` on. AHEAD also fetches the following panels into the

@@ -59,6 +59,7 @@ struct Product {
     Tiles tiles;
     int64_t quads, out;
 
+    bool is_fetched_ahead(int rows) const { return rows > 2 || quads * STEP <= SHORT; }
     static constexpr int side_by_side(int rows) {
         if (TILE_PANELS == 1) return rows == 1 ? 3 : 1;
         return rows <= 2 ? 4 : rows <= 4 ? 3 : rows <= 6 ? 2 : 1;
