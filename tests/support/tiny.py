@@ -12,6 +12,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 VOCAB = 199
+BYTE_LEVEL_VOCAB = 340
+"""Rows of a base with the tokenizer of `save_byte_level`, which has fewer tokens."""
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 

@@ -15,10 +15,8 @@ from manylora.wiring.engine import build_engine
 from tests.integration.engine.test_mixed_batch import run
 from tests.models.tiny_tokenizers import save_byte_level
 from tests.support.peft_grid import Case, save_case
-from tests.support.tiny import ALL, make_adapter, make_base
+from tests.support.tiny import ALL, BYTE_LEVEL_VOCAB, make_adapter, make_base
 
-VOCAB = 340
-"""Rows of the base: at least the tokens of its tokenizer."""
 BLOCK = 8
 INVOCATION = (50, 51)
 PLAIN = LoraConfig(r=8, lora_alpha=16, target_modules=ALL)
@@ -30,7 +28,7 @@ ACTIVATED = LoraConfig(
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     folder = tmp_path_factory.mktemp("activated")
-    base = make_base(folder / "base", vocab_size=VOCAB)
+    base = make_base(folder / "base", vocab_size=BYTE_LEVEL_VOCAB)
     save_byte_level(folder / "base")
     make_adapter(base, folder / "adapters" / "activated", ACTIVATED, seed=1)
     make_adapter(base, folder / "adapters" / "plain", PLAIN, seed=1)
@@ -104,14 +102,14 @@ def test_an_invocation_on_a_block_boundary_shares_all_before_it(engine: Engine) 
 
 
 def test_tokens_an_adapter_adds_are_its_own(engine: Engine) -> None:
-    prompt = (5, 6, VOCAB, VOCAB + 3, 9)
+    prompt = (5, 6, BYTE_LEVEL_VOCAB, BYTE_LEVEL_VOCAB + 3, 9)
     found, _ = answer(engine, prompt, "added")
-    assert all(0 <= token < VOCAB + 4 for token in found)
-    for adapter, tokens in (("plain", prompt), ("added", (5, VOCAB + 4)), (None, prompt)):
+    assert all(0 <= token < BYTE_LEVEL_VOCAB + 4 for token in found)
+    for adapter, tokens in (("plain", prompt), ("added", (5, BYTE_LEVEL_VOCAB + 4)), (None, prompt)):
         asked = request(tokens, adapter)
         _, ends = run(engine, [asked])
         failure = ends[asked.id].failure
         assert failure is not None
         assert failure.error == "InvalidParameter"
-        known = VOCAB + 4 if adapter == "added" else VOCAB
+        known = BYTE_LEVEL_VOCAB + 4 if adapter == "added" else BYTE_LEVEL_VOCAB
         assert failure.message == f"token ids must be >= 0 and < {known}"

@@ -18,7 +18,7 @@ from manylora.ids import Flow, RequestId
 from manylora.wiring.engine import build_engine
 from tests.models.tiny_tokenizers import save_byte_level
 from tests.support.serving import make_cache
-from tests.support.tiny import ALL, make_adapter, make_base
+from tests.support.tiny import ALL, BYTE_LEVEL_VOCAB, make_adapter, make_base
 
 HITS = 2
 LARGE = 1e25
@@ -27,7 +27,7 @@ LARGE = 1e25
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    base = make_base(tmp_path / "base", vocab_size=340)
+    base = make_base(tmp_path / "base", vocab_size=BYTE_LEVEL_VOCAB)
     save_byte_level(tmp_path / "base")
     for seed, name in enumerate(("good", "other", "poisoned")):
         make_adapter(base, tmp_path / "adapters" / name, LoraConfig(r=4, lora_alpha=4, target_modules=ALL), seed=seed)

@@ -18,7 +18,7 @@ from manylora.wiring.engine import build_engine
 from tests.models.tiny_tokenizers import save_byte_level
 from tests.support.peft_grid import Case, save_case
 from tests.support.serving import make_cache
-from tests.support.tiny import ALL, VOCAB, make_adapter, make_base
+from tests.support.tiny import ALL, BYTE_LEVEL_VOCAB, make_adapter, make_base
 
 SHAPES = {
     "small": LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"]),
@@ -42,7 +42,7 @@ NAMES = (None, "added", *SHAPES)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mixed")
-    base = make_base(folder / "base")
+    base = make_base(folder / "base", vocab_size=BYTE_LEVEL_VOCAB)
     save_byte_level(folder / "base")
     for seed, (name, shape) in enumerate(SHAPES.items()):
         make_adapter(base, folder / "adapters" / name, shape, seed=seed)
@@ -115,7 +115,7 @@ def random_request(source: random.Random, name: str | None) -> Request:
             SamplingParams(temperature=1.3, top_k=20, top_p=0.9, seed=source.randrange(1 << 50), num_logprobs=2),
         ]
     )
-    known = VOCAB + (ADDED if name == "added" else 0)
+    known = BYTE_LEVEL_VOCAB + (ADDED if name == "added" else 0)
     tokens = [source.randrange(3, known) for _ in range(source.randint(1, 60))]
     at = source.randint(0, len(tokens))
     return Request(

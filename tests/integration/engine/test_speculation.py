@@ -18,7 +18,7 @@ from manylora.wiring.engine import build_engine
 from tests.integration.engine.test_mixed_batch import SHAPES
 from tests.models.tiny_tokenizers import save_byte_level
 from tests.support.serving import make_cache
-from tests.support.tiny import VOCAB, make_adapter, make_base
+from tests.support.tiny import BYTE_LEVEL_VOCAB, make_adapter, make_base
 
 SAMPLINGS = (
     SamplingParams(temperature=0.0),
@@ -34,7 +34,7 @@ SAMPLINGS = (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("speculation")
-    base = make_base(folder / "base")
+    base = make_base(folder / "base", vocab_size=BYTE_LEVEL_VOCAB)
     save_byte_level(folder / "base")
     for seed, (name, shape) in enumerate(SHAPES.items()):
         make_adapter(base, folder / "adapters" / name, shape, seed=seed)
@@ -73,7 +73,7 @@ def engine(folder: Path) -> Iterator[Engine]:
 
 def random_request(source: random.Random, number: int) -> Request:
     """A prompt that repeats itself, so that there is something to look up, and sampling cold enough to repeat it."""
-    phrase = [source.randrange(3, VOCAB) for _ in range(source.randint(1, 6))]
+    phrase = [source.randrange(3, BYTE_LEVEL_VOCAB) for _ in range(source.randint(1, 6))]
     return Request(
         id=mint_request_id(),
         flow=Flow(source.choice("ab")),

@@ -47,6 +47,7 @@ class Block:
         self.qkv, self.o = self.pack(kernels, 2, QKV_WIDTH, HIDDEN), self.pack(kernels, 3, HIDDEN, HEADS * HEAD_DIM)
         self.up, self.down = self.pack(kernels, 4, 2 * WIDE, HIDDEN), self.pack(kernels, 5, HIDDEN, WIDE)
         self.norm = random(6, HIDDEN).abs()
+        self.bias, self.head_norm = random(7, QKV_WIDTH), random(8, HEAD_DIM).abs()
         self.router = random(7, EXPERTS, HIDDEN)
         self.experts = tuple(self.pack(kernels, 8 + expert, 2 * WIDE, HIDDEN) for expert in range(EXPERTS))
 
@@ -61,6 +62,8 @@ class Block:
         ops.adapt_norm(x, residual, step.lora, 0, 1e-5, is_sampled=False)
         for layer in range(LAYERS):
             qkv = ops.linear(x, self.qkv)
+            ops.add_bias(qkv, self.bias)
+            ops.norm_heads(qkv, self.head_norm, 0, HEADS, HEAD_DIM, 1e-5)
             ops.add_lora(qkv, x, step.lora, layer, TARGETS)
             q = ops.rotate_and_store(qkv, self.rope, kv, layer, HEADS, step.attention)
             delta = ops.linear(ops.attend(q, kv, layer, 17, step.attention), self.o)
