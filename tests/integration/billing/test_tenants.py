@@ -316,7 +316,7 @@ class Tenant:
         )
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long), pytest.param(3, marks=pytest.mark.long)])
 def test_no_tenant_can_name_list_use_or_bill_what_is_anothers(shop: Shop, seed: int) -> None:
     """Random calls of three tenants, against a model of what each may do."""
     source = random.Random(seed)

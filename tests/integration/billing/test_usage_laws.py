@@ -616,7 +616,7 @@ def test_usage_is_conserved(tmp_path: Path) -> None:
         post = Post(EDGE_TOKEN, app=create_control_app(plane.control))
         runner.run(price(plane))
 
-        @settings(max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+        @settings(max_examples=50, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
         @given(LIVES)
         def law(lives: list[tuple[list[tuple[Any, ...]], tuple[str, str, Starts]]]) -> None:
             with closing(World(runner, plane, post)) as world:

@@ -40,7 +40,7 @@ def test_a_product_is_its_definition_bit_for_bit(
 
 @pytest.mark.parametrize("has_zeros", [False, True], ids=["symmetric", "asymmetric"])
 def test_a_sum_of_extremes_does_not_overflow(operator: EagerKernels, has_zeros: bool) -> None:
-    for inputs in (31, 32, 4096, 28672):
+    for inputs in (31, 32, 4096):
         weight = Grouped.random(1, 34, inputs, 128, has_zeros=has_zeros)
         weight.integers[:17], weight.integers[17:] = 15, 0
         for x in (torch.ones(7, inputs), -torch.ones(7, inputs)):

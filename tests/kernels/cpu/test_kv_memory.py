@@ -49,8 +49,9 @@ def test_a_cache_takes_memory_as_it_is_written_and_begins_with_zeros() -> None:
     assert kv.num_bytes == 128 << 20
     assert resident_bytes() - before < 8 << 20
     assert not kv.keys[::4096].any()
+    empty = resident_bytes()
     kv.values.fill_(1.0)
-    assert resident_bytes() - before > 64 << 20
+    assert resident_bytes() - empty > 48 << 20, "64 MiB were written, and the process may give back some others"
 
 
 def test_the_reference_keeps_all_its_memory() -> None:

@@ -16,6 +16,8 @@ from tests.kernels.cases import native, random
 from tests.kernels.eager import eager
 from tests.kernels.quantised import Grouped, same
 
+pytestmark = pytest.mark.long  # each processor's library takes ten seconds to compile
+
 PROCESSORS = {
     "portable": ("-march=x86-64", set()),
     "avx2": ("-march=x86-64-v3", {"avx2", "fma", "f16c"}),
