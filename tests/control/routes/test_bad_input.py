@@ -19,7 +19,7 @@ EXAMPLES = {"sqlite": 7, "postgresql": 4}
 """Of each route. The first examples on PostgreSQL are those on SQLite; most faults are of the routes alone."""
 
 
-@pytest.fixture(scope="module", params=EXAMPLES)
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.long)])
 def database(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -17,7 +17,6 @@ from tests.support.tiny import make_base
     ("transport", "kills"),
     [
         ("process", {"edge": 1, "engine": 1, "control": 1}),
-        ("thread", {"edge": 1, "control": 1}),
         pytest.param("process", {"edge": 5, "engine": 5, "control": 5}, marks=pytest.mark.long),
         pytest.param("thread", {"edge": 5, "control": 5}, marks=pytest.mark.long),
     ],
