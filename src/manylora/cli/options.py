@@ -14,7 +14,8 @@ BaseOption = Annotated[
 QuantizeOption = Annotated[
     str | None,
     typer.Option(
-        help="How the base's weights are held: none (as they are), int8 (faster, smaller) or int4 (smaller still). "
+        help="How the base's weights are held: none (as they are), int8 (smaller, faster linear layers) or "
+        "int4 (smaller still). "
         "Default: none."
     ),
 ]

@@ -47,9 +47,9 @@ class ModelConfig:
         choices=("none", "int8", "int4"),
         text="""
         `none` holds the base's weights as the back end does. `int8` (flag `--quantize int8` of `serve` and `generate`)
-        holds every linear layer, the embedding and the head in int8: half the memory of bf16, faster, at a small loss
-        of quality ([how](decisions/int8.md)). `int4` holds the linear layers in 5 bits a weight, scales included, and
-        the embedding and the head in int8: a third of the memory of bf16, at a larger loss
+        holds every linear layer, the embedding and the head in int8: half the memory of bf16, faster linear layers, at
+        a small loss of quality ([how](decisions/int8.md)). `int4` holds the linear layers in 5 bits a weight, scales
+        included, and the embedding and the head in int8: a third of the memory of bf16, at a larger loss
         ([how](decisions/int4.md)). Adapters, norms, keys and values stay as they are, and so does an adapter that was
         trained on a base of four bits (QLoRA). Computed by the native kernels: `model.kernels` must be `auto` or
         `native`.
