@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from manylora.cli import app
 from manylora.clock import SystemClock
-from tests.cli.test_tenants import fields_of
+from tests.cli.remote.test_tenants import fields_of
 from tests.control.control_process import EDGE_TOKEN, running_control
 from tests.control.plane import record
 
