@@ -37,6 +37,9 @@ FLOORS: dict[str, list[set[str]]] = {
     "kernels": [
         {"operation", "projections", "sampling", "weight_groups", "weight_rows"},
         {"adapter_layout"},
+        {"lora_batch"},
+        {"operands"},
+        {"table_of_operations"},
         {"interface"},
         {"cpu/native", "reference"},
         {"cpu"},

@@ -24,7 +24,8 @@ from manylora.bench.machine import describe
 from manylora.bench.statistics import extremes, median
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.library import NativeLibrary
-from manylora.kernels.interface import AttentionBatch, KvCache, Operations, StepInput
+from manylora.kernels.operands import AttentionBatch, KvCache, StepInput
+from manylora.kernels.table_of_operations import Operations
 
 BLOCK_SIZE = 16
 SHAPES = {"SmolLM2-135M": (9, 3, 64), "Mistral-7B": (32, 8, 128), "Llama-2-7B": (32, 32, 128)}

@@ -25,7 +25,8 @@ from manylora.kernels.cpu.int4 import Int4Linear
 from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import Bf16Linear, NativeLinear, WeightFormat
-from manylora.kernels.interface import KvCache, Operations, Packed, StepInput
+from manylora.kernels.operands import KvCache, Packed, StepInput
+from manylora.kernels.table_of_operations import Operations
 
 HIDDEN, INNER = 1024, 3584
 """A fourth of Mixtral's sizes."""

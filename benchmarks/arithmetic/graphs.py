@@ -5,7 +5,10 @@ from typing import Any
 
 import torch
 
-from manylora.kernels.interface import AttentionBatch, Kernels, KvCache, LoraBatch, Operations, StepInput
+from manylora.kernels.interface import Kernels
+from manylora.kernels.lora_batch import LoraBatch
+from manylora.kernels.operands import AttentionBatch, KvCache, StepInput
+from manylora.kernels.table_of_operations import Operations
 
 Work = Callable[[], object]
 Body = Callable[[Operations[Any], Any, StepInput, KvCache], object]

@@ -25,17 +25,10 @@ from manylora.ids import Digest
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import Bf16Linear, why_not_bf16
-from manylora.kernels.interface import (
-    AttentionBatch,
-    KvCache,
-    LoraSegment,
-    Operations,
-    Packed,
-    PlacedAdapter,
-    RopeTable,
-    StepInput,
-)
+from manylora.kernels.lora_batch import LoraSegment, PlacedAdapter
+from manylora.kernels.operands import AttentionBatch, KvCache, Packed, RopeTable, StepInput
 from manylora.kernels.projections import LoraTarget, Projection
+from manylora.kernels.table_of_operations import Operations
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, LAYERS, VOCAB = 576, 9, 3, 64, 1536, 30, 49152
 QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM

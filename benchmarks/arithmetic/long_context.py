@@ -32,7 +32,7 @@ from manylora.config.settings import load_config
 from manylora.engine.engine import Engine
 from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.ids import Flow, RequestId, mint_request_id
-from manylora.kernels.interface import AttentionBatch, StepInput
+from manylora.kernels.operands import AttentionBatch, StepInput
 from manylora.kernels.reference import ReferenceKernels
 from manylora.models.llama import LlamaModel
 from manylora.models.spec import read_spec

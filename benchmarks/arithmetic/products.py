@@ -21,7 +21,8 @@ from manylora.bench.statistics import median
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import Bf16Linear, NativeLinear, WeightFormat
-from manylora.kernels.interface import KvCache, Operations, Packed, StepInput
+from manylora.kernels.operands import KvCache, Packed, StepInput
+from manylora.kernels.table_of_operations import Operations
 
 SMALL = ((576, 960), (576, 576), (576, 3072), (1536, 576), (576, 49152))
 """(inputs, outputs) of SmolLM2-135M's layers and head."""

@@ -11,7 +11,7 @@ from manylora.bench.machine import ROOT
 from manylora.engine.engine import Engine
 from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.ids import Flow, RequestId, mint_request_id
-from manylora.kernels.interface import AttentionBatch, StepInput
+from manylora.kernels.operands import AttentionBatch, StepInput
 from manylora.models.llama import LlamaModel
 from manylora.models.text.tokenizer import Tokenizer
 

@@ -27,7 +27,7 @@ from manylora.kernels.cpu.int4 import Int4Linear
 from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import Bf16Linear, NativeLinear, why_not_bf16
-from manylora.kernels.interface import Packed
+from manylora.kernels.operands import Packed
 from manylora.system.resources import find_resources
 
 SHAPES = ((4096, 4096), (4096, 11008), (11008, 4096), (576, 3072))

@@ -24,8 +24,10 @@ from manylora.config.groups.model import DEFAULT_BASE
 from manylora.config.settings import load_config
 from manylora.engine.engine import Engine
 from manylora.kernels.cpu.library import NativeLibrary
-from manylora.kernels.interface import Kernels, KvCache, Operations, StepInput
+from manylora.kernels.interface import Kernels
+from manylora.kernels.operands import KvCache, StepInput
 from manylora.kernels.select import select_kernels
+from manylora.kernels.table_of_operations import Operations
 from manylora.models.fetch.catalog import resolve
 from manylora.models.spec import read_spec
 from manylora.models.weights import Dense, LayerWeights, Weights, load_weights

@@ -22,7 +22,8 @@ from manylora.kernels.adapter_layout import (
     set_projection_vectors,
 )
 from manylora.kernels.cpu.library import NativeLibrary
-from manylora.kernels.interface import AttentionBatch, PlacedAdapter, RopeTable
+from manylora.kernels.lora_batch import PlacedAdapter
+from manylora.kernels.operands import AttentionBatch, RopeTable
 from manylora.kernels.projections import NUM_PROJECTIONS, LoraTarget
 from manylora.kernels.reference import ReferenceKernels
 from tests.kernels.eager import EagerKernels, eager

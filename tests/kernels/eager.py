@@ -13,18 +13,11 @@ from manylora.kernels.cpu.capture import Buffer, CapturedGraph, GraphRecorder
 from manylora.kernels.cpu.kv import CpuKv
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import WeightFormat
-from manylora.kernels.interface import (
-    AttentionBatch,
-    Kernels,
-    KvCache,
-    LoraBatch,
-    Operations,
-    RowIndices,
-    Rows,
-    StepInput,
-    TokenIds,
-)
+from manylora.kernels.interface import Kernels
+from manylora.kernels.lora_batch import LoraBatch
+from manylora.kernels.operands import AttentionBatch, KvCache, StepInput
 from manylora.kernels.operation import Operation
+from manylora.kernels.table_of_operations import Operations, RowIndices, Rows, TokenIds
 
 NOTHING = torch.empty(0)
 NO_ATTENTION = AttentionBatch(NOTHING, NOTHING, NOTHING, NOTHING)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from manylora.kernels.adapter_layout import EMBED_ROWS, HEAD_ROWS
-from manylora.kernels.interface import AttentionBatch, LoraSegment, PlacedAdapter, StepInput
+from manylora.kernels.lora_batch import LoraSegment, PlacedAdapter
+from manylora.kernels.operands import AttentionBatch, StepInput
 from manylora.kernels.projections import LoraTarget, Projection
 from tests.kernels.cases import BACK_ENDS, NATIVE, TOLERANCE, add_extras, error, make_adapter, oracle_of, random
 from tests.kernels.eager import EagerKernels

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manylora.kernels.interface import RopeTable
+from manylora.kernels.operands import RopeTable
 from tests.kernels.cases import (
     BACK_ENDS,
     NATIVE,

@@ -9,7 +9,7 @@ from torch import Tensor
 from manylora.kernels.cpu.int4 import Int4Linear
 from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.kernels.cpu.linear import Bf16Linear
-from manylora.kernels.interface import LoraSegment, PlacedAdapter
+from manylora.kernels.lora_batch import LoraSegment, PlacedAdapter
 from manylora.kernels.projections import LoraTarget, Projection, expert_index, table_width
 from manylora.kernels.reference import ReferenceKernels
 from tests.kernels.cases import BACK_ENDS, TOLERANCE, error, make_adapter, native, oracle_of, random

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manylora.kernels.interface import LoraSegment
+from manylora.kernels.lora_batch import LoraSegment
 from manylora.kernels.projections import LoraTarget, Projection
 from tests.kernels.cases import BACK_ENDS, NATIVE, TOLERANCE, error, make_adapter, oracle_of, random
 from tests.kernels.eager import EagerKernels

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from manylora.kernels.interface import AttentionBatch, StepInput
+from manylora.kernels.operands import AttentionBatch, StepInput
 from manylora.kernels.reference import ReferenceKernels
 from manylora.models.llama import LlamaModel
 from manylora.models.spec import read_spec

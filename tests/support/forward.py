@@ -15,7 +15,9 @@ from manylora.adapters.peft.checkpoint import AdapterLimits, check_adapter
 from manylora.adapters.refusals import Refusals
 from manylora.engine.activation import active_from
 from manylora.ids import Digest
-from manylora.kernels.interface import AttentionBatch, Kernels, LoraSegment, PlacedAdapter, StepInput
+from manylora.kernels.interface import Kernels
+from manylora.kernels.lora_batch import LoraSegment, PlacedAdapter
+from manylora.kernels.operands import AttentionBatch, StepInput
 from manylora.kernels.select import select_kernels
 from manylora.models.llama import LlamaModel
 from manylora.models.spec import ModelSpec, read_spec

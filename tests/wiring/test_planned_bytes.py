@@ -7,16 +7,11 @@ import torch
 
 from manylora.kernels.cpu.capture import Buffer, GraphRecorder
 from manylora.kernels.cpu.linear import Panels
-from manylora.kernels.interface import (
-    OPERATIONS,
-    AttentionBatch,
-    Kernels,
-    LoraBatch,
-    Operations,
-    Packed,
-    StepInput,
-)
+from manylora.kernels.interface import Kernels
+from manylora.kernels.lora_batch import LoraBatch
+from manylora.kernels.operands import AttentionBatch, Packed, StepInput
 from manylora.kernels.select import select_kernels
+from manylora.kernels.table_of_operations import OPERATIONS, Operations
 from manylora.models.llama import LlamaModel
 from manylora.models.spec import ModelSpec, parse_spec
 from manylora.models.weights import Dense, Experts, LayerWeights, Weights

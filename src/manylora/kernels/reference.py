@@ -19,19 +19,9 @@ from manylora.kernels.adapter_layout import (
     NORMS_AT,
     projection_vectors,
 )
-from manylora.kernels.interface import (
-    AttentionBatch,
-    CompiledForward,
-    Forward,
-    KvCache,
-    LoraBatch,
-    LoraSegment,
-    Packed,
-    PlacedAdapter,
-    Profile,
-    RopeTable,
-    StepInput,
-)
+from manylora.kernels.interface import CompiledForward, Forward, Profile
+from manylora.kernels.lora_batch import LoraBatch, LoraSegment, PlacedAdapter
+from manylora.kernels.operands import AttentionBatch, KvCache, Packed, RopeTable, StepInput
 from manylora.kernels.projections import FEED_FORWARD, LoraTarget
 from manylora.kernels.sampling import SamplingRules, sample_tokens
 from manylora.kernels.weight_groups import check_groups

@@ -3,18 +3,11 @@
 import torch
 from torch import Tensor
 
-from manylora.kernels.interface import (
-    Kernels,
-    KvCache,
-    LoraBatch,
-    Operations,
-    Packed,
-    Profile,
-    RopeTable,
-    Rows,
-    StepInput,
-)
+from manylora.kernels.interface import Kernels, Profile
+from manylora.kernels.lora_batch import LoraBatch
+from manylora.kernels.operands import KvCache, Packed, RopeTable, StepInput
 from manylora.kernels.projections import ROUTER, LoraTarget, expert_targets, lora_targets
+from manylora.kernels.table_of_operations import Operations, Rows
 from manylora.models.spec import ModelSpec
 from manylora.models.weights import Dense, Experts, LayerWeights, Weights
 

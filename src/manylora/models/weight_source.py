@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manylora.kernels.interface import Kernels, Packed
+from manylora.kernels.interface import Kernels
+from manylora.kernels.operands import Packed
 from manylora.kernels.weight_groups import GROUP
 from manylora.kernels.weight_rows import PIECE_BYTES, WeightRows
 from manylora.models.checkpoints.quantized import QuantizedGroups, QuantizedMatrix

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from manylora.kernels.interface import Kernels, Packed
+from manylora.kernels.interface import Kernels
+from manylora.kernels.operands import Packed
 from manylora.kernels.projections import EXPERT_NAMES, Projection
 from manylora.models.checkpoint_files import (
     ATTENTION_NORM,

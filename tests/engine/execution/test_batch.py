@@ -11,7 +11,7 @@ from manylora.engine.execution.sampler import Drawn
 from manylora.engine.scheduling.scheduler import Chunk, Plan
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import Digest, RequestId
-from manylora.kernels.interface import PlacedAdapter
+from manylora.kernels.lora_batch import PlacedAdapter
 from manylora.kernels.projections import NUM_PROJECTIONS
 from manylora.kernels.reference import ReferenceKernels
 from tests.engine.simulation import VOCAB, SimulatedExecutor

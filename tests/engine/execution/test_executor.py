@@ -8,7 +8,7 @@ from manylora.engine.execution.sampler import Drawn
 from manylora.engine.scheduling.scheduler import Chunk, Plan
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import RequestId
-from manylora.kernels.interface import KvCache
+from manylora.kernels.operands import KvCache
 from tests.engine.simulation import SimulatedExecutor, World
 
 

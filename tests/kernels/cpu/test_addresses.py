@@ -11,7 +11,7 @@ import torch
 from manylora.ids import Digest
 from manylora.kernels.adapter_layout import VECTORS_AT, blank_extras
 from manylora.kernels.cpu.capture import NativeSegments
-from manylora.kernels.interface import LoraBatch, LoraSegment, PlacedAdapter
+from manylora.kernels.lora_batch import LoraBatch, LoraSegment, PlacedAdapter
 
 
 def placed(*, has_extras: bool) -> PlacedAdapter:

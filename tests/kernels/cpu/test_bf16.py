@@ -7,7 +7,7 @@ from torch import Tensor
 
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.linear import Bf16Linear, why_not_bf16
-from manylora.kernels.interface import Packed
+from manylora.kernels.operands import Packed
 from tests.kernels.cases import native, random
 from tests.kernels.eager import EagerKernels, eager
 

@@ -18,9 +18,10 @@ from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.native import build
 from manylora.kernels.cpu.native.build import load_library
 from manylora.kernels.cpu.native.library_cache import sealed
-from manylora.kernels.interface import KvCache, Operations, Rows, StepInput
+from manylora.kernels.operands import KvCache, StepInput
 from manylora.kernels.reference import ReferenceKernels
 from manylora.kernels.select import select_kernels
+from manylora.kernels.table_of_operations import Operations, Rows
 from tests.conftest import missing
 from tests.kernels.cases import native, random
 from tests.kernels.eager import NO_ATTENTION, eager
@@ -50,9 +51,12 @@ def test_a_library_is_built_once_and_found_again(tiny_sources: Path, tmp_path: P
     assert built.stat().st_mtime_ns == written
 
 
-def test_a_changed_source_is_another_library(tiny_sources: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["tiny.cpp", "products/tiny.cpp"])
+def test_a_changed_source_is_another_library(name: str, tiny_sources: Path, tmp_path: Path) -> None:
+    source = tiny_sources / name
+    source.parent.mkdir(exist_ok=True)
+    source.touch()
     load_library(tmp_path)
-    source = tiny_sources / "tiny.cpp"
     source.write_text(source.read_text() + "// changed\n")
     load_library(tmp_path)
     assert len(libraries(tmp_path)) == 2

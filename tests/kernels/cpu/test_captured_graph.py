@@ -13,18 +13,12 @@ from torch import Tensor
 from manylora.kernels.cpu.int4 import Int4Linear
 from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.kernels.cpu.linear import Bf16Linear
-from manylora.kernels.interface import (
-    OPERATIONS,
-    CompiledForward,
-    KvCache,
-    LoraSegment,
-    Operations,
-    Packed,
-    Rows,
-    StepInput,
-)
+from manylora.kernels.interface import CompiledForward
+from manylora.kernels.lora_batch import LoraSegment
+from manylora.kernels.operands import KvCache, Packed, StepInput
 from manylora.kernels.projections import LoraTarget, Projection, expert_index, table_width
 from manylora.kernels.sampling import SAMPLING_RULE
+from manylora.kernels.table_of_operations import OPERATIONS, Operations, Rows
 from tests.kernels.cases import BACK_ENDS, NATIVE, PagedSequences, add_extras, make_adapter, native, random, rope_table
 from tests.kernels.eager import EagerKernels, eager
 

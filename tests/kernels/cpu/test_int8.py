@@ -6,7 +6,7 @@ from torch import Tensor
 
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.int8 import Int8Linear
-from manylora.kernels.interface import Packed
+from manylora.kernels.operands import Packed
 from tests.kernels.cases import native, random
 from tests.kernels.eager import EagerKernels, eager
 from tests.kernels.quantised import in_groups, quantised, quantised_groups, same

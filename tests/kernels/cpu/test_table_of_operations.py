@@ -13,9 +13,10 @@ from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.native import build
 from manylora.kernels.cpu.native.headers import made_headers
-from manylora.kernels.interface import OPERATIONS, KvCache, Operations, Rows, StepInput
+from manylora.kernels.operands import KvCache, StepInput
 from manylora.kernels.operation import Operation, operation, operations_of
 from manylora.kernels.reference import ReferenceKernels
+from manylora.kernels.table_of_operations import OPERATIONS, Operations, Rows
 from tests.kernels.cases import random
 from tests.kernels.eager import NO_ATTENTION
 
@@ -83,7 +84,7 @@ def test_a_made_up_operation_runs_from_its_row_and_its_function_alone(sources: P
 def test_a_function_that_differs_from_its_row_does_not_compile(
     sources: Path, tmp_path: Path, change: tuple[str, str], said: str
 ) -> None:
-    for file in sources.iterdir():
+    for file in sources.rglob("*.cpp"):
         file.unlink()
     (sources / "scale_twice.cpp").write_text(IMPLEMENTATION.replace(*change))
     with pytest.raises(NativeBuildFailed, match=said):
@@ -91,7 +92,7 @@ def test_a_function_that_differs_from_its_row_does_not_compile(
 
 
 def test_a_row_without_a_function_is_no_library(sources: Path, tmp_path: Path) -> None:
-    for file in sources.iterdir():
+    for file in sources.rglob("*.cpp"):
         if file.name not in ("graph.cpp", "pool.cpp"):
             file.unlink()
     with pytest.raises(NativeBuildFailed, match="undefined symbol"):

@@ -31,7 +31,7 @@ from manylora.clock import Clock
 from manylora.config.groups.adapters import AdaptersConfig
 from manylora.errors import ManyloraError
 from manylora.ids import Digest, Flow
-from manylora.kernels.interface import PlacedAdapters
+from manylora.kernels.lora_batch import PlacedAdapters
 
 EXPIRY_S = 1.0
 """Interval at which idle adapters are looked for on the device."""

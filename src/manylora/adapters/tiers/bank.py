@@ -6,7 +6,7 @@ import torch
 
 from manylora.adapters.packing.image import HostImage
 from manylora.ids import Digest
-from manylora.kernels.interface import PlacedAdapter
+from manylora.kernels.lora_batch import PlacedAdapter
 
 TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

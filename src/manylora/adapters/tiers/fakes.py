@@ -11,7 +11,7 @@ from manylora.adapters.tiers.bank import placed_at, weights_of
 from manylora.adapters.tiers.image_folder import erase_file
 from manylora.adapters.tiers.reading import ReadImage
 from manylora.ids import Digest
-from manylora.kernels.interface import PlacedAdapter
+from manylora.kernels.lora_batch import PlacedAdapter
 
 
 class ManualReader:

@@ -11,7 +11,9 @@ from manylora.engine.execution.lora_segments import LoraSegments
 from manylora.engine.scheduling.scheduler import Chunk, Plan
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import RequestId
-from manylora.kernels.interface import AttentionBatch, Kernels, PlacedAdapters, StepInput
+from manylora.kernels.interface import Kernels
+from manylora.kernels.lora_batch import PlacedAdapters
+from manylora.kernels.operands import AttentionBatch, StepInput
 
 _Pairs = list[tuple[Chunk, Sequence]]
 

@@ -7,7 +7,8 @@ from manylora.engine.execution.sampler import Drawn
 from manylora.engine.scheduling.scheduler import Plan
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import RequestId
-from manylora.kernels.interface import KvCache, Profile
+from manylora.kernels.interface import Profile
+from manylora.kernels.operands import KvCache
 
 
 class Executor(Protocol):

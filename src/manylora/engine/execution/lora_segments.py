@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from manylora.engine.scheduling.scheduler import Chunk
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import Digest
-from manylora.kernels.interface import Kernels, LoraBatch, LoraSegment, PlacedAdapter, PlacedAdapters
+from manylora.kernels.interface import Kernels
+from manylora.kernels.lora_batch import LoraBatch, LoraSegment, PlacedAdapter, PlacedAdapters
 
 _Spans = list[tuple[int, int, PlacedAdapter]]
 """Rows `[start, stop)` with their adapter, in order; neighbouring rows of one version are one span."""

@@ -10,7 +10,8 @@ from manylora.engine.execution.sampler import Draw, Drawn, Sampler, SamplingRows
 from manylora.engine.scheduling.scheduler import Plan
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import RequestId
-from manylora.kernels.interface import KvCache, Profile, StepInput
+from manylora.kernels.interface import Profile
+from manylora.kernels.operands import KvCache, StepInput
 
 
 class Model(Protocol):

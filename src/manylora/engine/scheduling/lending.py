@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from manylora.engine.scheduling.blocks import BlockPool
-from manylora.kernels.interface import KvCache
+from manylora.kernels.operands import KvCache
 
 
 class KvLender:

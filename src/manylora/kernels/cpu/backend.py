@@ -14,7 +14,9 @@ from manylora.kernels.cpu.kv import CpuKv, untouched_zeros
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import NativeLinear, WeightFormat
 from manylora.kernels.cpu.native.layouts import KvLayout
-from manylora.kernels.interface import CompiledForward, Forward, KvCache, LoraBatch, LoraSegment, StepInput
+from manylora.kernels.interface import CompiledForward, Forward
+from manylora.kernels.lora_batch import LoraBatch, LoraSegment
+from manylora.kernels.operands import KvCache, StepInput
 from manylora.kernels.sampling import SAMPLING_RULE, SamplingRules, sample_tokens
 
 

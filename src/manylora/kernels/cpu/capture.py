@@ -17,17 +17,11 @@ from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.native.arguments import KINDS
 from manylora.kernels.cpu.native.headers import native_parameters
 from manylora.kernels.cpu.native.layouts import MAX_WORDS, OUTSIDE_SCRATCH, OperationLayout, StepLayout
-from manylora.kernels.interface import (
-    AttentionBatch,
-    Forward,
-    KvCache,
-    LoraBatch,
-    LoraSegment,
-    Operations,
-    Rows,
-    StepInput,
-)
+from manylora.kernels.interface import Forward
+from manylora.kernels.lora_batch import LoraBatch, LoraSegment
+from manylora.kernels.operands import AttentionBatch, KvCache, StepInput
 from manylora.kernels.operation import Operation, apply_rule
+from manylora.kernels.table_of_operations import Operations, Rows
 
 _ALIGNMENT = 16  # floats: buffers begin on a cache line whatever the number of rows
 

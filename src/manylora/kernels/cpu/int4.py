@@ -1,7 +1,7 @@
 """Linear layers with int4 weights: a scale and a minimum for each group of inputs of each output.
 
 A weight is `scale * level + minimum`, `level` in 0 .. 15; a symmetric weight is `scale * (level - 8)`. Activations are
-quantised to a byte, row by row (`native/src/int4.cpp`).
+quantised to a byte, row by row (`native/src/products/int4.cpp`).
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor
 from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import Panels
-from manylora.kernels.interface import Packed
+from manylora.kernels.operands import Packed
 from manylora.kernels.weight_groups import GROUP, LARGEST, check_groups
 from manylora.kernels.weight_rows import WeightRows, row_pieces
 

@@ -1,14 +1,14 @@
 """Linear layers with int8 weights: one scale for each output, one for each row of activations, sums in integers.
 
 A level of a weight or of an activation is worth its scale: `weight = level * scale`, `level` in [-127, 127]
-(`native/src/int8.cpp`).
+(`native/src/products/int8.cpp`).
 """
 
 import torch
 
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import Panels
-from manylora.kernels.interface import Packed
+from manylora.kernels.operands import Packed
 from manylora.kernels.weight_rows import WeightRows, row_pieces
 
 

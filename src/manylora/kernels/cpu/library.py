@@ -9,8 +9,8 @@ import torch
 from manylora.config.groups.model import DEFAULT_SPIN_US
 from manylora.kernels.cpu.native.build import load_library
 from manylora.kernels.cpu.native.headers import made_headers
-from manylora.kernels.interface import OPERATIONS
 from manylora.kernels.operation import Operation
+from manylora.kernels.table_of_operations import OPERATIONS
 
 
 class NativeLibrary:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.native.layouts import WEIGHT_FORMATS
-from manylora.kernels.interface import Packed
+from manylora.kernels.operands import Packed
 from manylora.kernels.weight_rows import WeightRows, row_pieces
 
 

@@ -13,20 +13,10 @@ import torch
 from torch import Tensor
 
 from manylora.kernels.cpu.native.layouts import LoraTargetLayout
-from manylora.kernels.interface import (
-    AttentionBatch,
-    KvCache,
-    LoraBatch,
-    Matrix,
-    Packed,
-    RopeTable,
-    RowIndices,
-    Rows,
-    StepInput,
-    TokenIds,
-    Vector,
-)
+from manylora.kernels.lora_batch import LoraBatch
+from manylora.kernels.operands import AttentionBatch, KvCache, Packed, RopeTable, StepInput
 from manylora.kernels.projections import LoraTarget
+from manylora.kernels.table_of_operations import Matrix, RowIndices, Rows, TokenIds, Vector
 
 Words = tuple[int, ...]
 Keep = Callable[[object], None]

@@ -89,7 +89,7 @@ def load_library(
     Raises: NativeBuildFailed. Complexity: about ten seconds the first time, a few milliseconds later.
     """
     path = _find_compiler(compiler)
-    source = SourceFile(sorted(SOURCE_DIR.glob("*.cpp")), headers)
+    source = SourceFile(sorted(SOURCE_DIR.rglob("*.cpp")), headers)
     library = (cache_dir or default_cache_dir()) / "kernels" / f"kernels-{_cache_key(path, source)}.so"
     remove_stale_scratch(library.parent)
     try:
@@ -135,8 +135,8 @@ def _cache_key(compiler: str, source: SourceFile) -> str:
     stat = Path(compiler).resolve().stat()  # a new compiler version is a new file
     for part in (compiler, str(stat.st_size), str(stat.st_mtime_ns), *FLAGS, _processor()):
         key.update(part.encode() + b"\0")
-    texts = {file.name: file.read_bytes() for file in [*source.files, *sorted(HEADER_DIR.glob("*.h"))]}
-    for name, text in [*texts.items(), *((name, text.encode()) for name, text in source.headers.items())]:
+    texts = [(file.name, file.read_bytes()) for file in [*source.files, *sorted(HEADER_DIR.glob("*.h"))]]
+    for name, text in [*texts, *((name, text.encode()) for name, text in source.headers.items())]:
         key.update(name.encode() + b"\0" + text + b"\0")
     return key.hexdigest()[:24]
 
@@ -187,7 +187,7 @@ def _build_in(folder: Path, compiler: str, source: SourceFile, library: Path | N
         for name, text in source.headers.items():
             (scratch / name).write_text(text)
         folders = ("-I", str(HEADER_DIR), "-I", str(scratch))
-        objects = [scratch / f"{file.stem}.o" for file in source.files]
+        objects = [scratch / f"{number}-{file.stem}.o" for number, file in enumerate(source.files)]
         # All files at once: the build takes as long as the slowest of them.
         steps = [
             _start([compiler, *FLAGS, *folders, "-c", str(file), "-o", str(target)], scratch)

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from manylora.kernels.cpu.native.arguments import KINDS
 from manylora.kernels.cpu.native.layouts import MAX_WORDS, layouts_header
-from manylora.kernels.interface import Rows
 from manylora.kernels.operation import Operation
+from manylora.kernels.table_of_operations import Rows
 
 
 def made_headers(operations: Sequence[Operation]) -> dict[str, str]:
@@ -27,7 +27,7 @@ def _operations_header(operations: Sequence[Operation]) -> str:
     names = [operation.name for operation in operations]
     checks = {kind.cpp: kind.count for kind in KINDS.values()}
     lines = [
-        "// Made from the table of operations in kernels/interface.py.",
+        "// Made from kernels/table_of_operations.py.",
         "#pragma once",
         '#include "arguments.h"',
         "namespace ml {",
