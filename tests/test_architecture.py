@@ -75,8 +75,8 @@ FLOORS: dict[str, list[set[str]]] = {
     ],
     "server": [
         {"access", "engine_client", "schemas"},
-        {"engine_client/process", "http", "metering", "observability"},
-        {"generation"},
+        {"engine_client/process", "http", "metering", "observability", "schemas/lorax"},
+        {"generation", "schemas/openai"},
         {"routes"},
         {"routes/lorax", "routes/openai"},
         {"app/middleware"},

@@ -29,7 +29,7 @@ SPELL_PATHS = {
     "server/access/control_client.py",  # the routes that it calls
     "control/http/api_documents.py",  # the documents' own addresses
     "server/app/documents.py",  # the documents' own addresses
-    "server/schemas/lorax.py",  # a refusal that names the other route
+    "server/schemas/lorax/bodies.py",  # a refusal that names the other route
 }
 
 

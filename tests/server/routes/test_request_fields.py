@@ -1,14 +1,13 @@
 """Fields of request bodies: applied, accepted unread, or refused by their names, on every route and at every level."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeGuard
+from typing import Any
 
 import httpx2
 import pytest
 
-from manylora.server.schemas import lorax, openai
-from manylora.server.schemas.body import Body
 from tests.server.conftest import House
+from tests.support.body_models import body_models
 from tests.support.paths import ROOT
 
 InHouse = Callable[..., None]
@@ -444,12 +443,8 @@ def test_the_openapi_document_describes_replies_and_events(in_house: InHouse) ->
 
 def test_the_page_of_fields_names_every_field() -> None:
     page = (ROOT / "docs" / "request-fields.md").read_text(encoding="utf-8")
-    models = {model for module in (lorax, openai) for model in vars(module).values() if _is_model(model)}
+    models = body_models()
     assert len(models) >= 10
     names = {name for model in models for name in (*model.names(), *model.rules.unread, *model.rules.refused)}
     of_operators = {"action", "type", "text", "value", "schema"}
     assert not {name for name in names - of_operators if f"`{name}`" not in page and f".{name}`" not in page}
-
-
-def _is_model(value: object) -> TypeGuard[type[Body]]:
-    return isinstance(value, type) and issubclass(value, Body)

@@ -7,21 +7,14 @@ from pydantic import ValidationError
 
 from manylora.config.settings import Config
 from manylora.errors import InvalidJson, InvalidParameter
-from manylora.server.schemas import adapters, lorax, openai, sampling
 from manylora.server.schemas.body import Body, Bounds, Model, Read, read_body
-from manylora.server.schemas.lorax import GenerateBody, TokenizeBody
-from manylora.server.schemas.openai import ChatBody, CompletionBody
+from manylora.server.schemas.lorax.bodies import GenerateBody, TokenizeBody
+from manylora.server.schemas.openai.chat import ChatBody
+from manylora.server.schemas.openai.completions import CompletionBody
+from tests.support.body_models import body_models
 
 BOUNDS = Bounds(settings=Config().server, max_input=511)
-MODELS = sorted(
-    {
-        model
-        for module in (adapters, lorax, openai, sampling)
-        for model in vars(module).values()
-        if isinstance(model, type) and issubclass(model, Body) and model is not Body
-    },
-    key=lambda model: model.__name__,
-)
+MODELS = body_models()
 
 
 def read(model: type[Model], body: object, bounds: Bounds = BOUNDS) -> Model:

@@ -10,8 +10,8 @@ from pydantic import TypeAdapter
 from manylora.server.schemas.adapters import AdapterPage
 from manylora.server.schemas.errors import NativeError, OpenAIError
 from manylora.server.schemas.info import HealthReply, InfoReply, UnhealthyReply
-from manylora.server.schemas.lorax_replies import GenerateEvent, GenerateReply, TokenizedSpan
-from manylora.server.schemas.openai_replies import ChatChunk, ChatReply, CompletionReply, ModelEntry, ModelPage
+from manylora.server.schemas.lorax.replies import GenerateEvent, GenerateReply, TokenizedSpan
+from manylora.server.schemas.openai.replies import ChatChunk, ChatReply, CompletionReply, ModelEntry, ModelPage
 from tests.server.conftest import House
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

@@ -19,9 +19,9 @@ from manylora.server.routes.adapters import page_limit
 from manylora.server.routes.order_fields import adapter_fields
 from manylora.server.schemas.body import Bounds, read_body
 from manylora.server.schemas.info import HealthReply, InfoReply, UnhealthyReply
-from manylora.server.schemas.lorax import TokenizeBody
-from manylora.server.schemas.lorax_replies import TokenizedSpan
-from manylora.server.schemas.openai_replies import ModelEntry, ModelPage
+from manylora.server.schemas.lorax.bodies import TokenizeBody
+from manylora.server.schemas.lorax.replies import TokenizedSpan
+from manylora.server.schemas.openai.replies import ModelEntry, ModelPage
 from manylora.system.standard_streams import lost_lines
 
 UNHEALTHY = {"error": "unhealthy", "error_type": "healthcheck", "code": "deployment_unavailable"}

@@ -6,8 +6,9 @@ from manylora.engine.request import SamplingParams
 from manylora.server.generation.adapter_fields import AdapterFields
 from manylora.server.generation.order import StopRules
 from manylora.server.schemas.adapters import MergedAdapters
-from manylora.server.schemas.lorax import GenerateParameters
-from manylora.server.schemas.openai import ChatBody, CompletionBody
+from manylora.server.schemas.lorax.bodies import GenerateParameters
+from manylora.server.schemas.openai.chat import ChatBody
+from manylora.server.schemas.openai.completions import CompletionBody
 
 Fields = GenerateParameters | CompletionBody | ChatBody
 

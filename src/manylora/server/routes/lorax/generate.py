@@ -14,8 +14,8 @@ from manylora.server.generation.text import Piece, TextToken
 from manylora.server.http.context import KEEP_ALIVE, HttpContext, event_bytes
 from manylora.server.http.routing import Guards, Routes
 from manylora.server.routes.lorax.orders import LoraxOptions, read_generate
-from manylora.server.schemas.lorax import GenerateBody
-from manylora.server.schemas.lorax_replies import GenerateEvent, GenerateReply
+from manylora.server.schemas.lorax.bodies import GenerateBody
+from manylora.server.schemas.lorax.replies import GenerateEvent, GenerateReply
 
 REPLY: dict[int, object] = {200: GenerateReply}
 

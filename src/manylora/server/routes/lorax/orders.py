@@ -8,7 +8,7 @@ from manylora.server.generation.order import ChatPrompt, Order, TextPrompt
 from manylora.server.generation.text import ReplyForm, TokenReport
 from manylora.server.routes.order_fields import adapter_fields, sampling_params, stop_rules
 from manylora.server.schemas.body import Bounds, read_body
-from manylora.server.schemas.lorax import GenerateBody, GenerateParameters
+from manylora.server.schemas.lorax.bodies import GenerateBody, GenerateParameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,9 @@ from manylora.server.http.context import DONE, KEEP_ALIVE, HttpContext, event_by
 from manylora.server.http.routing import Guards, Routes
 from manylora.server.routes.openai.choices import chat_logprobs, completion_logprobs, finish_reason
 from manylora.server.routes.openai.orders import OpenAIOptions, read_chat, read_completion
-from manylora.server.schemas.openai import ChatBody, CompletionBody
-from manylora.server.schemas.openai_replies import ChatChunk, ChatReply, CompletionReply
+from manylora.server.schemas.openai.chat import ChatBody
+from manylora.server.schemas.openai.completions import CompletionBody
+from manylora.server.schemas.openai.replies import ChatChunk, ChatReply, CompletionReply
 
 Tokens = Sequence[TextToken]
 

@@ -7,7 +7,8 @@ from manylora.server.generation.order import ChatPrompt, Order, PromptInput, Tex
 from manylora.server.generation.text import ReplyForm, TokenReport
 from manylora.server.routes.order_fields import adapter_fields, sampling_params, stop_rules
 from manylora.server.schemas.body import Bounds, read_body
-from manylora.server.schemas.openai import ChatBody, CompletionBody
+from manylora.server.schemas.openai.chat import ChatBody
+from manylora.server.schemas.openai.completions import CompletionBody
 
 DEFAULT_COMPLETION_TOKENS = 16
 

@@ -1,0 +1,1 @@
+"""Bodies and replies of LoRAX's routes."""
