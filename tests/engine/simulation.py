@@ -22,11 +22,12 @@ from manylora.engine.events import Finished, FinishReason, StepEvents
 from manylora.engine.execution.executor import Executor
 from manylora.engine.execution.sampler import Drawn
 from manylora.engine.limits import EngineLimits
-from manylora.engine.request import Request, SamplingParams, StopParams
+from manylora.engine.request import Priority, Request, SamplingParams, StopParams
 from manylora.engine.scheduling.blocks import BlockPool
 from manylora.engine.scheduling.lending import KvLender
 from manylora.engine.scheduling.pins import AdapterPins
-from manylora.engine.scheduling.scheduler import Plan, Scheduler, StepLimits
+from manylora.engine.scheduling.plan import Plan
+from manylora.engine.scheduling.scheduler import Scheduler, StepLimits
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.errors import AdapterCorrupt, ManyloraError
 from manylora.ids import Digest, Flow, RequestId
@@ -273,6 +274,7 @@ class World:
         block_size: int = 4,
         max_rows: int = 32,
         max_running: int = 8,
+        batch_rows: int = 16,
         store: AdapterStore | None = None,
         prefix_cache: bool = True,
         max_waiting: int = 10_000,
@@ -295,6 +297,7 @@ class World:
             max_draft_tokens=guess_tokens,
             draft_width=guess_width,
             sliding_window=sliding_window,
+            batch_rows=batch_rows,
         )
         self.scheduler = Scheduler(self.pool, limits, pins)
         self.engine = Engine(
@@ -325,6 +328,7 @@ class World:
         stop_strings: tuple[str, ...] = (),
         speculation: bool = True,
         weight: int = 1,
+        priority: Priority = Priority.INTERACTIVE,
     ) -> RequestId:
         self._submitted += 1
         request_id = RequestId(f"r{self._submitted}")
@@ -344,6 +348,7 @@ class World:
                 ),
                 speculation=speculation,
                 weight=weight,
+                priority=priority,
             )
         )
         return request_id

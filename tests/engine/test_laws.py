@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from manylora.engine.events import FinishReason
 from manylora.engine.execution.executor import Executor
-from manylora.engine.request import SamplingParams
+from manylora.engine.request import Priority, SamplingParams
 from manylora.engine.scheduling.retention import Retention
 from manylora.ids import RequestId
 from tests.engine.simulation import VOCAB, SimulatedExecutor, SimulatedStore, World, alone, logits_of, next_token
@@ -36,6 +36,7 @@ class RequestState:
     abort_at: int | None
     stop_tokens: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
+    priority: Priority = Priority.INTERACTIVE
 
 
 def _prompt(length: int, seed: int) -> tuple[int, ...]:
@@ -62,6 +63,7 @@ arrivals = st.builds(
     abort_at=st.none() | st.none() | st.integers(0, 30),
     stop_tokens=st.just(()) | st.tuples(st.integers(0, VOCAB - 1)),
     stop_strings=st.just(()) | st.tuples(st.sampled_from(["><10", "<21>", "87><"])),
+    priority=st.sampled_from(Priority),
 )
 loads = st.lists(arrivals, min_size=1, max_size=24).map(lambda load: sorted(load, key=lambda arrival: arrival.step))
 
@@ -126,6 +128,7 @@ def play(world: World, load: list[RequestState]) -> dict[RequestId, RequestState
                 budget=arrival.budget,
                 stop_tokens=arrival.stop_tokens,
                 stop_strings=arrival.stop_strings,
+                priority=arrival.priority,
             )
             asked[request_id] = arrival
         for request_id, arrival in asked.items():
@@ -188,7 +191,7 @@ def test_blocks_are_conserved(world: World, load: list[RequestState]) -> None:
 @given(loads)
 def test_preemption_changes_no_token(load: list[RequestState]) -> None:
     small = World(num_blocks=18, max_running=6, guess_tokens=4)
-    large = World(num_blocks=400, max_running=6, guess_tokens=4)
+    large = World(num_blocks=800, max_running=24, guess_tokens=4)  # every load fits at once
     calm = [RequestState(**{**vars(arrival), "abort_at": None}) for arrival in load if arrival.adapter != "broken"]
     play(small, calm)
     play(large, calm)
@@ -400,6 +403,7 @@ def test_equal_histories_give_equal_plans(shape: Shape, load: list[RequestState]
 def recorded_arrival(fields: dict[str, Any]) -> RequestState:
     """JSON has lists where an arrival has tuples."""
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    values["priority"] = Priority(values.get("priority", Priority.INTERACTIVE))
     return RequestState(**values)
 
 

@@ -109,14 +109,14 @@ def test_a_request_after_an_idle_time_does_not_inherit_an_old_wait(one_place: On
 def test_a_load_is_paid_for_once_when_it_begins_and_by_who_hangs_up_too(one_place: OneAdapter) -> None:
     world = one_place(read_s=0.5)
     charged: list[tuple[Flow, int]] = []
-    charge = world.scheduler.counter.charge
+    charge = world.scheduler.counter().charge
 
     def note(flow: Flow, *, load_bytes: int = 0, **more: int) -> None:
         if load_bytes:
             charged.append((flow, load_bytes))
         charge(flow, load_bytes=load_bytes, **more)
 
-    world.scheduler.counter.charge = note  # type: ignore[method-assign]  # a look at what passes
+    world.scheduler.counter().charge = note  # type: ignore[method-assign]  # a look at what passes
     leaver = world.submit([1], adapter="a0", flow="leaver")
     others = [world.submit([1], adapter="a0", flow="other") for _ in range(5)]
     while not world.reader.reads:

@@ -292,10 +292,10 @@ def test_a_preempted_flow_keeps_its_place_in_the_fair_order() -> None:
     world.submit(range(8), flow="victim", budget=24)
     while not world.engine.stats().preemptions:
         world.step()
-        before = world.scheduler.counter.served(Flow("victim"))
-        world.scheduler.counter.charge(Flow("rival"), prompt_tokens=1000)
+        before = world.scheduler.counter().served(Flow("victim"))
+        world.scheduler.counter().charge(Flow("rival"), prompt_tokens=1000)
         world.submit(range(8), flow="rival", budget=1)
-    assert world.scheduler.counter.served(Flow("victim")) == before
+    assert world.scheduler.counter().served(Flow("victim")) == before
     world.run()
 
 

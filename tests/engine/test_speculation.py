@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from manylora.engine.events import FinishReason
 from manylora.engine.scheduling.fairness import COMPLETION_WEIGHT, SERVICE_UNITS
-from manylora.engine.scheduling.scheduler import Plan
+from manylora.engine.scheduling.plan import Plan
 from manylora.ids import Flow, RequestId
 from tests.engine import simulation
 from tests.engine.simulation import World, alone
@@ -76,7 +76,7 @@ def test_tokens_after_a_stop_inside_an_accepted_draft_are_neither_told_nor_count
     assert (finished.reason, finished.stop_string) == (FinishReason.STOP_STRING, text)
     assert finished.counts.completion_tokens == end
     assert world.engine.stats().completion_tokens == end
-    assert world.scheduler.counter.served(Flow("a")) == SERVICE_UNITS * (len(LOOP) + COMPLETION_WEIGHT * end)
+    assert world.scheduler.counter().served(Flow("a")) == SERVICE_UNITS * (len(LOOP) + COMPLETION_WEIGHT * end)
 
 
 @pytest.mark.usefixtures("_never_again")
@@ -88,7 +88,7 @@ def test_a_rejected_draft_is_charged_to_nobody_and_leaves_no_block() -> None:
     sequence = world.scheduler.running[request]
     assert len(sequence.blocks) == sequence.computed + 1 == 6
     world.run()
-    assert world.scheduler.counter.served(Flow("a")) == SERVICE_UNITS * (5 + COMPLETION_WEIGHT * 2)
+    assert world.scheduler.counter().served(Flow("a")) == SERVICE_UNITS * (5 + COMPLETION_WEIGHT * 2)
 
 
 @pytest.mark.usefixtures("_loops")

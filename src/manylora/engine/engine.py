@@ -21,9 +21,10 @@ from manylora.engine.execution.executor import Executor
 from manylora.engine.execution.sampler import Drawn
 from manylora.engine.limits import EngineLimits
 from manylora.engine.logits_rules import logits_rules
-from manylora.engine.request import Request
+from manylora.engine.request import Priority, Request
 from manylora.engine.scheduling.pins import AdapterPins
-from manylora.engine.scheduling.scheduler import Chunk, Plan, Scheduler
+from manylora.engine.scheduling.plan import Chunk, Plan
+from manylora.engine.scheduling.scheduler import Scheduler
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.engine.stopping import Stop, StopChecker, TextStream
 from manylora.engine.texts import TextQuestions
@@ -245,23 +246,29 @@ class Engine:
     def _charge_load(self, ref: AdapterRef, load_bytes: int) -> None:
         """Charge a load that has begun to the flow that has waited longest for it, however the load ends."""
         first = self._waiting.first(AdapterReady(ref, self._store))
-        payers = self.texts.payers(ref) if first is None else iter([(first.request.flow, first.request.weight)])
-        for flow, weight in payers:
-            self._scheduler.counter.charge(flow, weight=weight, load_bytes=load_bytes)
+        if first is not None:
+            request = first.request
+            counter = self._scheduler.counter(request.priority)
+            counter.charge(request.flow, weight=request.weight, load_bytes=load_bytes)
+            return
+        for flow, weight in self.texts.payers(ref):
+            self._scheduler.counter().charge(flow, weight=weight, load_bytes=load_bytes)
             return
 
     def _fail_waiting(self, sequence: Sequence, error: ManyloraError) -> None:
         self._finish(sequence, FinishReason.ADAPTER_FAILURE, error)
 
     def _expire(self) -> None:
-        """End requests that have waited too long; checks a few times a second."""
+        """End interactive requests that have waited too long; checks a few times a second."""
         now_s = self._clock.monotonic_s()
         if now_s < self._next_expiry_s or not (self._waiting or self._scheduler.num_waiting):
             return
         self._next_expiry_s = now_s + min(0.25, self.limits.max_queue_s)
         error = QueueTimeout(f"the request waited longer than {self.limits.max_queue_s:g} s")
         for sequence in [*self._waiting, *self._scheduler.waiting()]:
-            if sequence.first_run_s is None and now_s - sequence.arrival_s > self.limits.max_queue_s:
+            if sequence.request.priority is Priority.BATCH or sequence.first_run_s is not None:
+                continue
+            if now_s - sequence.arrival_s > self.limits.max_queue_s:
                 self._finish(sequence, FinishReason.QUEUE_TIMEOUT, error)
 
     def _note_admissions(self, plan: Plan) -> None:

@@ -1,10 +1,22 @@
 """A request for a generation. Frozen: its progress is a `scheduling.sequence.Sequence`."""
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 from manylora.adapter_ref import AdapterRef
 from manylora.ids import Flow, RequestId
 from manylora.models.text.adapter_text import NO_TEXT, AddedToken
+
+
+class Priority(IntEnum):
+    """The class of a request in the scheduler; a lower number goes first.
+
+    INTERACTIVE  a caller waits for the reply
+    BATCH        the rows that interactive requests leave, and a small share of the steps if they leave none
+    """
+
+    INTERACTIVE = 0
+    BATCH = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +93,7 @@ class Request:
                  does not run on it (`AdapterTextChanged`)
     waited_ms    the time already spent on its adapter's text; it counts as waiting here
     found_in     its adapter's tier when that wait began; empty: it did not wait
+    priority     the scheduler's class; flows share fairly within each class
     speculation  False: no draft tokens for this request. Speculation changes no token
     """
 
@@ -96,3 +109,4 @@ class Request:
     found_in: str = ""
     speculation: bool = True
     weight: int = 1
+    priority: Priority = Priority.INTERACTIVE

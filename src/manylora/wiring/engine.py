@@ -210,6 +210,7 @@ def _step_limits(config: Config, kernels: Kernels, sliding_window: int | None) -
         max_draft_tokens=draft_tokens,
         draft_width=limits.guess_width,
         sliding_window=sliding_window,
+        batch_rows=limits.batch_step_tokens,
     )
 
 

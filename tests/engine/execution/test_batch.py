@@ -8,7 +8,7 @@ from hypothesis import given, settings
 
 from manylora.engine.execution.batch import Batch, BatchBuilder
 from manylora.engine.execution.sampler import Drawn
-from manylora.engine.scheduling.scheduler import Chunk, Plan
+from manylora.engine.scheduling.plan import Chunk, Plan
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import Digest, RequestId
 from manylora.kernels.lora_batch import PlacedAdapter

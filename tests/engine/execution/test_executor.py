@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 
 from manylora.engine.execution.sampler import Drawn
-from manylora.engine.scheduling.scheduler import Chunk, Plan
+from manylora.engine.scheduling.plan import Chunk, Plan
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import RequestId
 from manylora.kernels.operands import KvCache

@@ -33,6 +33,14 @@ class EngineConfig:
         keep moving.
         """,
     )
+    batch_step_tokens: int = setting(
+        64,
+        low=1,
+        text="""
+        Largest number of rows of batch requests in one step, and four times as many as beside interactive requests. A
+        smaller number makes a new interactive request wait less for the step under way, and batches slower.
+        """,
+    )
     guess_tokens: int = setting(
         4,
         low=0,

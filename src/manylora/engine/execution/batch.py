@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from manylora.engine.execution.lora_segments import LoraSegments
-from manylora.engine.scheduling.scheduler import Chunk, Plan
+from manylora.engine.scheduling.plan import Chunk, Plan
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import RequestId
 from manylora.kernels.interface import Kernels

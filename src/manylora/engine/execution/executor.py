@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from manylora.engine.execution.sampler import Drawn
-from manylora.engine.scheduling.scheduler import Plan
+from manylora.engine.scheduling.plan import Plan
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import RequestId
 from manylora.kernels.interface import Profile

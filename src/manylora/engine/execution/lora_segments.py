@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from manylora.engine.scheduling.scheduler import Chunk
+from manylora.engine.scheduling.plan import Chunk
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import Digest
 from manylora.kernels.interface import Kernels

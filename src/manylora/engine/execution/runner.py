@@ -7,7 +7,7 @@ from torch import Tensor
 
 from manylora.engine.execution.batch import BatchBuilder
 from manylora.engine.execution.sampler import Draw, Drawn, Sampler, SamplingRows
-from manylora.engine.scheduling.scheduler import Plan
+from manylora.engine.scheduling.plan import Plan
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import RequestId
 from manylora.kernels.interface import Profile

@@ -1,14 +1,16 @@
 """The plan of the next step: the positions of the sequences that it computes. Data in, data out, no tensors."""
 
 import dataclasses
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from manylora.adapter_ref import AdapterRef
+from manylora.engine.request import Priority
 from manylora.engine.scheduling.blocks import BlockPool
 from manylora.engine.scheduling.fairness import VirtualTokenCounter
+from manylora.engine.scheduling.plan import Chunk, Plan
+from manylora.engine.scheduling.queues import FairQueue
 from manylora.engine.scheduling.retention import Retention
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import Flow, RequestId
@@ -19,54 +21,14 @@ PATIENCE_STEPS = 256
 MAX_LOOKED_PAST = 64
 """Adapters without room tried in one step; bounds the host work of a step with many such requests."""
 
+BATCH_PATIENCE_STEPS = 32
+"""After so many steps without a row a running batch sequence gets rows beside interactive prompts."""
+
+BESIDE_DIVISOR = 4
+"""Beside interactive rows, batch sequences have this part of the rows that they may have alone."""
+
 PRUNE_STEPS = 1024
 """Steps between two removals of the counters of idle flows."""
-
-
-@dataclass(slots=True)  # one for every row that decodes: a frozen one takes three times as long to make
-class Chunk:
-    """Positions `[start, stop)` of one sequence; `is_sampled` if a token is drawn after the last of them.
-
-    draft_tokens  computed at the positions from `stop` on as if they had been drawn already; empty unless `is_sampled`.
-                  A token is drawn after each of them, in order, until a drawn token differs from the draft. So the
-                  tokens are those of as many steps of one token.
-    """
-
-    request_id: RequestId
-    start: int
-    stop: int
-    is_sampled: bool
-    draft_tokens: tuple[int, ...] = ()
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the step that this chunk takes, draft tokens included."""
-        return self.stop - self.start + len(self.draft_tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """One step. Comparable with `==`, printable, recordable as JSON (`dataclasses.asdict`).
-
-    number     steps planned so far, this one included
-    chunks     the positions to compute, in running order
-    admitted   sequences that begin or resume with this step
-    preempted  sequences that lost their blocks to make room
-    """
-
-    number: int
-    chunks: tuple[Chunk, ...]
-    admitted: tuple[RequestId, ...]
-    preempted: tuple[RequestId, ...]
-
-    @property
-    def num_rows(self) -> int:
-        return sum(chunk.num_rows for chunk in self.chunks)
-
-    def summary(self) -> dict[str, object]:
-        """Return the plan for a log line: the number of draft tokens in place of these, which are a caller's text."""
-        chunks = [{**dataclasses.asdict(chunk), "draft_tokens": len(chunk.draft_tokens)} for chunk in self.chunks]
-        return {**dataclasses.asdict(self), "chunks": chunks}
 
 
 class AdapterGate(Protocol):
@@ -94,13 +56,30 @@ class StepLimits:
     max_draft_tokens  draft tokens of one sequence in one step; 0: no speculation
     draft_width       sequences that draw a token in one step; if more do, the step has no draft tokens
     sliding_window    positions that a row sees, itself included, in the layer that sees most; None: all before it
+    batch_rows        rows of batch sequences in one step, so that an interactive request waits for a short step
     """
 
     max_rows: int
     max_running: int
+    batch_rows: int = 64
     max_draft_tokens: int = 0
     draft_width: int = 0
     sliding_window: int | None = None
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step while it is planned.
+
+    refuses  whether some interactive sequence lacks room for its adapter
+    is_full  whether the next sequence to admit lacks a place or blocks, so that none behind it is admitted
+    """
+
+    chunks: list[Chunk] = field(default_factory=list)
+    admitted: list[RequestId] = field(default_factory=list)
+    preempted: list[RequestId] = field(default_factory=list)
+    refuses: bool = False
+    is_full: bool = False
 
 
 class Scheduler:
@@ -110,6 +89,11 @@ class Scheduler:
     admissions from the least served flow. Admission stops at the first sequence whose blocks do not fit, so that small
     requests cannot starve a large one. It skips a sequence whose adapter has no place on the device; that sequence
     ages. Rows and blocks left over hold draft tokens: these never delay a row, preempt a sequence or outlive the step.
+
+    Interactive sequences come before batch sequences in all of this, and take their places and blocks. A step with an
+    interactive prompt has no batch row. So that batch sequences never starve, running ones get rows after
+    `BATCH_PATIENCE_STEPS` steps without any, and one of them is admitted first after `PATIENCE_STEPS`; it keeps its
+    place (docs/decisions/batches.md).
     """
 
     def __init__(self, pool: BlockPool, limits: StepLimits, gate: AdapterGate) -> None:
@@ -117,11 +101,11 @@ class Scheduler:
         self.limits = limits
         self.retention = Retention(block_size=pool.block_size, max_rows=limits.max_rows, window=limits.sliding_window)
         self._gate = gate
-        self.counter = VirtualTokenCounter()
-        self._queues: dict[Flow, deque[Sequence]] = {}
+        self._queues = {priority: FairQueue() for priority in Priority}
         self.running: dict[RequestId, Sequence] = {}  # in order of admission
         self._steps = 0
         self._has_refused = False  # some queued sequence may have been skipped; avoids a scan in most steps
+        self._held_back = 0  # steps in succession without a row for the batch sequences that were there
 
     # ── the queue ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -130,24 +114,25 @@ class Scheduler:
         return sum(len(queue) for queue in self._queues.values())
 
     def num_waiting_of(self, flow: Flow) -> int:
-        return len(self._queues.get(flow, ()))
+        return sum(queue.num_of(flow) for queue in self._queues.values())
 
     def waiting(self) -> Iterator[Sequence]:
-        """Yield every queued sequence, flow by flow, each flow in order of arrival."""
+        """Yield every queued sequence: priority by priority, flow by flow, each flow in order of arrival."""
         for queue in self._queues.values():
             yield from queue
 
+    def counter(self, priority: Priority = Priority.INTERACTIVE) -> VirtualTokenCounter:
+        """Return the counter of the service that the flows of a priority have received."""
+        return self._queues[priority].counter
+
     def enqueue(self, sequence: Sequence) -> None:
         """Add a sequence that is ready to run to its flow's queue."""
-        self._queue_of(sequence.request.flow).append(sequence)
+        self._queues[sequence.request.priority].append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and free its blocks."""
         if self.running.pop(sequence.request.id, None) is None:
-            queue = self._queues.get(sequence.request.flow)
-            if queue is not None and sequence in queue:
-                queue.remove(sequence)
-                self._drop_if_empty(sequence.request.flow)
+            self._queues[sequence.request.priority].discard(sequence)
         self.pool.release(sequence.drop_blocks())
 
     # ── the plan ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -156,28 +141,66 @@ class Scheduler:
         """Decide the next step and reserve its blocks. Deterministic: equal histories give equal plans."""
         self._steps += 1
         if self._steps % PRUNE_STEPS == 0:
-            self.counter.prune({*self._queues, *(sequence.request.flow for sequence in self.running.values())})
-        preempted = self._make_room()
-        rows = self.limits.max_rows
-        chunks: list[Chunk] = []
+            for priority, queue in self._queues.items():
+                queue.prune(sequence.request.flow for sequence in self._running(priority))
+        step = _Step()
+        self._make_room(step)
+        kept = self._rows_kept_for_batch(step)
+        rows = kept + self._plan_class(step, Priority.INTERACTIVE, self.limits.max_rows - kept)
+        if self._queues[Priority.BATCH] or any(self._running(Priority.BATCH)):
+            rows -= self._plan_batch(step, rows, is_due=kept > 0)
+        else:
+            self._held_back = 0
+        self._add_draft_tokens(step.chunks, rows)
+        return Plan(self._steps, tuple(step.chunks), tuple(step.admitted), tuple(step.preempted))
+
+    def _plan_class(self, step: _Step, priority: Priority, rows: int) -> int:
+        """Plan the rows of one priority: sequences that decode, prompts under way, admissions. Return the rows left."""
         prompts: list[Sequence] = []
-        for sequence in self.running.values():
-            if len(sequence.tokens) - sequence.computed > 1:
+        for sequence in self._running(priority):
+            if sequence.request.id in step.admitted or len(sequence.tokens) - sequence.computed > 1:
                 prompts.append(sequence)
             else:  # it decodes
-                rows = self._add_chunk(chunks, sequence, rows)
+                rows = self._add_chunk(step.chunks, sequence, rows)
         for sequence in prompts:
-            rows = self._add_chunk(chunks, sequence, rows)
-        admitted: list[RequestId] = []
+            rows = self._add_chunk(step.chunks, sequence, rows)
         starving = self._starving()
-        while rows > 0 and len(self.running) < self.limits.max_running:
-            newcomer = self._admit_next(starving)
+        while rows > 0 and not step.is_full:
+            newcomer = self._admit_next(step, priority, starving)
             if newcomer is None:
                 break
-            admitted.append(newcomer.request.id)
-            rows = self._add_chunk(chunks, newcomer, rows)
-        self._add_draft_tokens(chunks, rows)
-        return Plan(self._steps, tuple(chunks), tuple(admitted), tuple(preempted))
+            rows = self._add_chunk(step.chunks, newcomer, rows)
+        return rows
+
+    def _plan_batch(self, step: _Step, rows: int, *, is_due: bool) -> int:
+        """Plan the rows of batch sequences beside those of interactive ones; return their number."""
+        most = self.limits.batch_rows
+        if step.chunks:
+            most = max(1, most // BESIDE_DIVISOR)
+        rows, before = min(rows, most), len(step.chunks)
+        if not is_due and any(self._is_prompt(chunk) for chunk in step.chunks):
+            rows = 0
+        left = self._plan_class(step, Priority.BATCH, rows)
+        self._held_back = 0 if len(step.chunks) > before else self._held_back + 1
+        return rows - left
+
+    def _is_prompt(self, chunk: Chunk) -> bool:
+        """Return whether a chunk is a part of a prompt, or of one computed again."""
+        return chunk.num_rows > 1 or self.running[chunk.request_id].num_generated == 0
+
+    def _rows_kept_for_batch(self, step: _Step) -> int:
+        """Return the rows that the step keeps for batch sequences whose turn has come, and admit the first one."""
+        if self._held_back < BATCH_PATIENCE_STEPS:
+            return 0
+        if not any(self._running(Priority.BATCH)):
+            if self._held_back < PATIENCE_STEPS:
+                return 0
+            newcomer = self._admit_next(step, Priority.BATCH, self._starving())
+            if newcomer is None:
+                return 0
+            newcomer.keeps_place = True
+        decoding = sum(1 for _ in self._running(Priority.INTERACTIVE))
+        return max(0, min(self.limits.batch_rows // BESIDE_DIVISOR or 1, self.limits.max_rows - decoding))
 
     def commit(self, chunk: Chunk, accepted: int = 0) -> Sequence:
         """Record that a chunk was computed: its full blocks enter the prefix cache, those behind the window are freed.
@@ -187,7 +210,8 @@ class Scheduler:
         """
         sequence = self.running[chunk.request_id]
         if accepted > 0:
-            self.counter.charge(sequence.request.flow, weight=sequence.request.weight, completion_tokens=1)
+            request = sequence.request
+            self.counter(request.priority).charge(request.flow, weight=request.weight, completion_tokens=1)
         sequence.computed = chunk.stop + accepted
         if sequence.reached < sequence.num_prompt:
             sequence.reached = max(sequence.reached, min(sequence.computed, sequence.num_prompt))
@@ -217,9 +241,8 @@ class Scheduler:
 
     # ── steps of the plan ────────────────────────────────────────────────────────────────────────────────────────
 
-    def _make_room(self) -> list[RequestId]:
-        """Give every running sequence the blocks that its next rows need; preempt the newest if blocks run out."""
-        preempted: list[RequestId] = []
+    def _make_room(self, step: _Step) -> None:
+        """Give every running sequence the blocks that its next rows need; preempt others if blocks run out."""
         size = self.pool.block_size
         short = [one for one in self.running.values() if len(one.tokens) > len(one.blocks) * size]
         for sequence in short:
@@ -229,22 +252,35 @@ class Scheduler:
                 if blocks is not None:
                     sequence.add_blocks(blocks)
                     break
-                # The oldest sequence is preempted last, and one alone always fits (`Engine.submit` checks it).
-                victim = next(reversed(self.running.values()))
-                self._preempt(victim)
-                preempted.append(victim.request.id)
-        return preempted
+                # The oldest interactive sequence is preempted last, and one alone always fits (`Engine.submit`).
+                newest = next(reversed(self.running.values()))
+                self._preempt(step, self._newest_batch(keeps_place=True) or newest)
+
+    def _running(self, priority: Priority) -> Iterator[Sequence]:
+        """Yield the running sequences of a priority, in order of admission."""
+        return (sequence for sequence in self.running.values() if sequence.request.priority is priority)
+
+    def _newest_batch(self, *, keeps_place: bool = False) -> Sequence | None:
+        """Return the batch sequence to preempt first; None: there is none.
+
+        Args:  keeps_place  whether it may be the one that was admitted because batch sequences had starved
+        """
+        for sequence in reversed(self.running.values()):
+            if sequence.request.priority is Priority.BATCH and (keeps_place or not sequence.keeps_place):
+                return sequence
+        return None
 
     def _allocate(self, count: int) -> list[int] | None:
         """Allocate blocks, if need be after taking back those lent to idle adapters; None if too few are left."""
         short = count - self.pool.num_free
         return None if short > 0 and not self._gate.reclaim(short) else self.pool.allocate(count)
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _preempt(self, step: _Step, sequence: Sequence) -> None:
         """Free a sequence's blocks and put it at the head of its flow's queue; it keeps its adapter pinned."""
         del self.running[sequence.request.id]
         self.pool.release(sequence.drop_blocks())
-        self._queues.setdefault(sequence.request.flow, deque()).appendleft(sequence)
+        self._queues[sequence.request.priority].put_first(sequence)
+        step.preempted.append(sequence.request.id)
 
     def _add_chunk(self, chunks: list[Chunk], sequence: Sequence, rows: int) -> int:
         """Plan as much of the sequence's remaining work as fits in `rows`; return the rows left."""
@@ -260,7 +296,7 @@ class Scheduler:
         if sequence.charged < sequence.num_prompt:
             new_prompt = max(0, min(stop, sequence.num_prompt) - max(start, sequence.charged))
             sequence.charged = max(sequence.charged, min(stop, sequence.num_prompt))
-        self.counter.charge(
+        self.counter(request.priority).charge(
             request.flow, weight=request.weight, prompt_tokens=new_prompt, completion_tokens=int(is_sampled)
         )
         return rows - count
@@ -292,46 +328,68 @@ class Scheduler:
             raise AssertionError("blocks counted as free were not there")
         sequence.add_blocks(fresh)
 
-    def _admit_next(self, starving: Sequence | None) -> Sequence | None:
-        """Start the next sequence in fair order, or return None if none can start now."""
+    def _admit_next(self, step: _Step, priority: Priority, starving: Sequence | None) -> Sequence | None:
+        """Start the next sequence of a priority in fair order, or return None if none can start now."""
+        is_batch = priority is Priority.BATCH
+        if is_batch and step.preempted:
+            return None
+        if len(self.running) >= self.limits.max_running and (is_batch or self._newest_batch() is None):
+            step.is_full = is_batch
+            return None
         refused: set[AdapterRef] = set()
-        for sequence in self._fair_order():
+        for sequence in self._queues[priority].fair_order():
             adapter = sequence.request.adapter
             if adapter is not None and sequence.placed is None:
                 is_held_back = starving is not None and adapter != starving.request.adapter
-                if is_held_back or adapter in refused:
+                if is_held_back or adapter in refused or (is_batch and step.refuses):
                     continue
                 if not self._gate.pin(sequence):
                     refused.add(adapter)
-                    if sequence.refused_at is None:
-                        sequence.refused_at = self._steps
-                    self._has_refused = True
+                    self._note_refusal(step, sequence)
                     if len(refused) >= MAX_LOOKED_PAST:
                         return None
                     continue
             elif sequence.root is None:
                 self._gate.pin(sequence)
-            if not self._take_blocks(sequence):
+            if not self._find_room(step, sequence):
                 if sequence.cached_tokens is None:
                     self._gate.unpin(sequence)
+                step.is_full = True
                 return None
-            self._leave_queue(sequence)
+            self._start(step, sequence)
             return sequence
         return None
 
+    def _note_refusal(self, step: _Step, sequence: Sequence) -> None:
+        """Note that a sequence's adapter has no room on the device, so that the sequence ages."""
+        if sequence.refused_at is None:
+            sequence.refused_at = self._steps
+        self._has_refused = True
+        step.refuses |= sequence.request.priority is Priority.INTERACTIVE
+
+    def _find_room(self, step: _Step, sequence: Sequence) -> bool:
+        """Reserve a place and blocks for a sequence. An interactive one takes those of batch sequences if need be."""
+        is_interactive = sequence.request.priority is Priority.INTERACTIVE
+        while len(self.running) >= self.limits.max_running or not self._take_blocks(sequence):
+            victim = self._newest_batch() if is_interactive else None
+            if victim is None:
+                return False
+            self._preempt(step, victim)
+        return True
+
     def _starving(self) -> Sequence | None:
-        """Return the queued sequence whose adapter has lacked room longest, if for `PATIENCE_STEPS` or more."""
+        """Return the queued sequence whose adapter has lacked room longest, if for `PATIENCE_STEPS` or more.
+
+        It may be a batch sequence if no batch sequence has had a row for so long.
+        """
         if not self._has_refused:
             return None
         refused = [sequence for sequence in self.waiting() if sequence.refused_at is not None]
         self._has_refused = bool(refused)
+        if self._held_back < PATIENCE_STEPS:
+            refused = [sequence for sequence in refused if sequence.request.priority is Priority.INTERACTIVE]
         first = min(refused, key=lambda sequence: sequence.refused_at or 0, default=None)
         return first if first is not None and self._steps - (first.refused_at or 0) >= PATIENCE_STEPS else None
-
-    def _fair_order(self) -> Iterator[Sequence]:
-        """Yield queued sequences: flows from the least to the most served, each flow in order of arrival."""
-        for flow in sorted(self._queues, key=self.counter.served):
-            yield from list(self._queues[flow])
 
     def _take_blocks(self, sequence: Sequence) -> bool:
         """Reserve blocks for the sequence's tokens, reusing cached ones; return False if too few are free."""
@@ -354,23 +412,11 @@ class Scheduler:
             sequence.cached_tokens = min(sequence.computed, sequence.num_prompt)
         return True
 
-    def _leave_queue(self, sequence: Sequence) -> None:
-        flow = sequence.request.flow
-        self._queues[flow].remove(sequence)
-        self._drop_if_empty(flow)
+    def _start(self, step: _Step, sequence: Sequence) -> None:
+        self._queues[sequence.request.priority].take(sequence)
         sequence.refused_at = None
         self.running[sequence.request.id] = sequence
-        self.counter.leave(flow)
-
-    def _queue_of(self, flow: Flow) -> "deque[Sequence]":
-        if flow not in self._queues:
-            self.counter.arrive(flow, self._queues)
-            self._queues[flow] = deque()
-        return self._queues[flow]
-
-    def _drop_if_empty(self, flow: Flow) -> None:
-        if not self._queues[flow]:
-            del self._queues[flow]
+        step.admitted.append(sequence.request.id)
 
     def _wanted_blocks(self, sequence: Sequence, released: int) -> int:
         """Return the blocks of the sequence's tokens, or as far on as it may hold blocks; `released` ones count."""

@@ -34,6 +34,7 @@ class Sequence:
         "charged",
         "computed",
         "first_run_s",
+        "keeps_place",
         "keys",
         "num_prompt",
         "own_root",
@@ -77,6 +78,7 @@ class Sequence:
         self.cached_tokens: int | None = None  # set at the first admission
         self.first_run_s: float | None = None
         self.ready_s = arrival_s  # when its last condition became ready
+        self.keeps_place = False  # a batch sequence that no admission of an interactive one preempts
         self.refused_at: int | None = None  # the first step that found no room for its adapter on the device
 
     @property
