@@ -47,7 +47,7 @@ FLOORS: dict[str, list[set[str]]] = {
     ],
     "models": [
         {"config_fields"},
-        {"experts", "rope"},
+        {"experts", "read_ahead", "rope"},
         {"architectures"},
         {"spec"},
         {"checkpoints", "text"},
@@ -125,6 +125,7 @@ MAY_START_THREADS_OR_PROCESSES = {
     "adapters/ingest/client.py",
     "kernels/cpu/native/build.py",  # the compiler
     "models/fetch/pull.py",  # pip
+    "models/read_ahead.py",  # slices of a base that are read beside their packing
     "control/storage/database.py",  # Alembic is synchronous
     "control/billing/heavy_read_client.py",  # the process of heavy reads
     "server/engine_client/in_process.py",

@@ -28,6 +28,7 @@ from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import Bf16Linear, NativeLinear, why_not_bf16
 from manylora.kernels.operands import Packed
+from manylora.kernels.weight_groups import GroupedWeight
 from manylora.system.resources import find_resources
 
 SHAPES = ((4096, 4096), (4096, 11008), (11008, 4096), (576, 3072))
@@ -69,7 +70,7 @@ def makers(native: NativeLibrary, inputs: int, outputs: int) -> dict[str, Callab
         "bf16": lambda: plain.pack(weight),
         "int8": lambda: Int8Linear(native).pack(weight),
         "int4": lambda: Int4Linear(native).pack(weight),
-        "int4-128": lambda: Int4Linear(native).pack_groups(integers, scales, None, 128),
+        "int4-128": lambda: Int4Linear(native).pack_groups(GroupedWeight(integers, scales, None, 128)),
     }
 
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from manylora.kernels.weight_groups import GroupedWeight
+
 BLOCK = 32
 
 
@@ -55,6 +57,11 @@ class Grouped:
         scales = (torch.rand((outputs, groups), generator=source) * 0.02 + 1e-3).half().float()
         zeros = torch.randint(0, 17, (outputs, groups), generator=source).float() if has_zeros else None
         return cls(integers, scales, zeros, group)
+
+    @property
+    def stored(self) -> GroupedWeight:
+        minima = None if self.zeros is None else -(self.scales * self.zeros)
+        return GroupedWeight(self.integers, self.scales, minima, self.group)
 
     @property
     def wide(self) -> Tensor:

@@ -9,6 +9,7 @@ from manylora.kernels.lora_batch import LoraBatch, LoraSegment
 from manylora.kernels.operands import KvCache, Packed, StepInput
 from manylora.kernels.sampling import SamplingRules
 from manylora.kernels.table_of_operations import Operations, Rows
+from manylora.kernels.weight_groups import WeightGroups
 from manylora.kernels.weight_rows import WeightRows
 
 
@@ -72,18 +73,11 @@ class Kernels(Protocol):
     def pack_table(self, weight: WeightRows) -> Packed:
         """As `pack`, for the embedding and the head, which may need more bits than the layers."""
 
-    def pack_groups(self, integers: Tensor, scales: Tensor, zeros: Tensor | None, group: int) -> Packed:
-        """Pack a weight that is stored in four bits: `scales * (integers - zeros)`, each scale for a group of inputs.
+    def pack_groups(self, weight: WeightGroups) -> Packed:
+        """Pack a weight that is stored in four bits.
 
-        The native kernels keep the integers, and scales and `scales * zeros` as float16 in units of a power of two for
-        each output. The reference widens them to its own dtype.
-
-        Args:
-            integers  (out, in) uint8 in 0 .. 15
-            scales    (out, groups) of any float dtype
-            zeros     (out, groups), integers or not; None: all are 8
-            group     inputs of a group: a multiple of 32, or at least `in`; the last group may be cut off
-        Raises: ValueError for other shapes, groups and integers.
+        The native kernels keep the levels, and scales and minima as float16 in units of a power of two for each
+        output. The reference widens them to its own dtype. Raises ValueError for a group size that is not allowed.
         """
 
     def compile(self, forward: Forward) -> CompiledForward:

@@ -24,8 +24,8 @@ from manylora.kernels.lora_batch import LoraBatch, LoraSegment, PlacedAdapter
 from manylora.kernels.operands import AttentionBatch, KvCache, Packed, RopeTable, StepInput
 from manylora.kernels.projections import FEED_FORWARD, LoraTarget
 from manylora.kernels.sampling import SamplingRules, sample_tokens
-from manylora.kernels.weight_groups import check_groups
-from manylora.kernels.weight_rows import WeightRows, row_pieces
+from manylora.kernels.weight_groups import WeightGroups, check_group_size
+from manylora.kernels.weight_rows import WeightRows, row_pieces, row_ranges
 
 
 @dataclass(slots=True)
@@ -77,14 +77,13 @@ class ReferenceKernels:
     def pack_table(self, weight: WeightRows) -> Packed:
         return self.pack(weight)
 
-    def pack_groups(self, integers: Tensor, scales: Tensor, zeros: Tensor | None, group: int) -> Packed:
-        check_groups(integers, scales, zeros, group)
-
-        def by_input(part: Tensor) -> Tensor:
-            return part.float().repeat_interleave(group, 1)[:, : integers.shape[1]]
-
-        offsets = torch.full_like(scales, 8.0) if zeros is None else zeros
-        return self.pack(by_input(scales) * (integers - by_input(offsets)))
+    def pack_groups(self, weight: WeightGroups) -> Packed:
+        outputs, inputs = weight.shape
+        check_group_size(weight.group_size, inputs)
+        packed = torch.empty((outputs, inputs), dtype=self.weight_dtype)
+        for rows in row_ranges(weight.shape):
+            packed[rows] = weight[rows].wide(inputs, weight.group_size)
+        return Packed(packed)
 
     def linear(self, x: Tensor, weight: Packed) -> Tensor:
         return F.linear(x, _plain(weight).float())

@@ -21,7 +21,13 @@ class WeightRows(Protocol):
 
 def row_pieces(weight: WeightRows) -> Iterator[tuple[int, Tensor]]:
     """Yield the rows from the first to the last, each piece with the number of its first row, a multiple of 64."""
-    outputs, inputs = weight.shape
+    for rows in row_ranges(weight.shape):
+        yield rows.start, weight[rows].detach()
+
+
+def row_ranges(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Yield the ranges of rows of a matrix's pieces, each from a multiple of 64 on."""
+    outputs, inputs = shape
     count = max(_PANELS, PIECE_BYTES // (4 * inputs) // _PANELS * _PANELS)
     for first in range(0, outputs, count):
-        yield first, weight[first : min(outputs, first + count)].detach()
+        yield slice(first, min(outputs, first + count))

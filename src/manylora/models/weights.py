@@ -28,6 +28,7 @@ from manylora.models.expert_tensors import ROUTER_PATH, expert_path
 from manylora.models.spec import ModelSpec
 from manylora.models.weight_source import WeightSource
 from manylora.system.freed_memory import release_freed_memory
+from manylora.system.resources import find_resources
 
 log = logging.getLogger(__name__)
 
@@ -92,15 +93,15 @@ def load_weights(
     """
     entries = checked_entries(directory, spec)
     _log_conversions(entries, kernels)
-    source = WeightSource(entries, expected_shapes(spec), progress)
-    layers = []
-    for layer in range(spec.num_layers):
-        layers.append(_load_layer(spec, layer, source, kernels))
-        release_freed_memory()  # pieces that lay between packed weights
-    embed = kernels.pack_table(source.matrix(EMBED))
-    head = embed if spec.tie_embeddings else kernels.pack_table(source.matrix(HEAD))
-    release_freed_memory()
-    return Weights(embed=embed, layers=tuple(layers), final_norm=source.vector(FINAL_NORM), head=head)
+    with WeightSource(entries, expected_shapes(spec), progress, find_resources().threads) as source:
+        layers = []
+        for layer in range(spec.num_layers):
+            layers.append(_load_layer(spec, layer, source, kernels))
+            release_freed_memory()  # pieces that lay between packed weights
+        embed = kernels.pack_table(source.matrix(EMBED))
+        head = embed if spec.tie_embeddings else kernels.pack_table(source.matrix(HEAD))
+        release_freed_memory()
+        return Weights(embed=embed, layers=tuple(layers), final_norm=source.vector(FINAL_NORM), head=head)
 
 
 def _load_layer(spec: ModelSpec, layer: int, source: WeightSource, kernels: Kernels) -> LayerWeights:

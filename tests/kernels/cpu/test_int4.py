@@ -7,6 +7,7 @@ from torch import Tensor
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.int4 import Int4Linear
 from manylora.kernels.operands import Packed
+from manylora.kernels.weight_groups import GroupedWeight
 from tests.kernels.cases import native, random
 from tests.kernels.eager import EagerKernels, eager
 from tests.kernels.quantised import Grouped, quantised, quantised_groups, same
@@ -22,7 +23,7 @@ def operator(request: pytest.FixtureRequest) -> EagerKernels:
 
 
 def pack(kernels: EagerKernels, weight: Grouped) -> Packed:
-    return kernels.pack_groups(weight.integers, weight.scales, weight.zeros, weight.group)
+    return kernels.pack_groups(weight.stored)
 
 
 @pytest.mark.parametrize("group", [32, 64, 128])
@@ -160,25 +161,25 @@ def test_a_weight_takes_five_bits_and_a_symmetric_one_less(operator: EagerKernel
 
 def wrong(**changed: object) -> dict[str, object]:
     made = Grouped.random(1, 3, 64, 32, has_zeros=True)
-    parts = {"integers": made.integers, "scales": made.scales, "zeros": made.zeros, "group": 32}
+    parts = {"levels": made.integers, "scales": made.scales, "minima": made.zeros, "group_size": 32}
     return {**parts, **changed}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (wrong(group=16), "a group of 16 inputs"),
-        (wrong(group=0), "a group of 0 inputs"),
-        (wrong(group=48), "a group of 48 inputs"),
-        (wrong(group=64), "scales of shape"),
-        (wrong(zeros=torch.zeros(3, 1)), "zeros of shape"),
-        (wrong(integers=torch.full((3, 64), 16, dtype=torch.uint8)), "an integer of 16"),
-        (wrong(integers=torch.zeros((3, 64), dtype=torch.int32)), "integers of torch.int32"),
+        (wrong(group_size=16), "a group of 16 inputs"),
+        (wrong(group_size=0), "a group of 0 inputs"),
+        (wrong(group_size=48), "a group of 48 inputs"),
+        (wrong(group_size=64), "scales of shape"),
+        (wrong(minima=torch.zeros(3, 1)), "minima of shape"),
+        (wrong(levels=torch.full((3, 64), 16, dtype=torch.uint8)), "a level of 16"),
+        (wrong(levels=torch.zeros((3, 64), dtype=torch.int32)), "levels of torch.int32"),
     ],
 )
 def test_groups_that_cannot_be_packed_are_refused(arguments: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Int4Linear(native(1)).pack_groups(**arguments)  # type: ignore[arg-type]  # some arguments are wrong on purpose
+        GroupedWeight(**arguments)  # type: ignore[arg-type]  # some arguments are wrong on purpose
 
 
 def test_the_back_end_says_what_it_is() -> None:

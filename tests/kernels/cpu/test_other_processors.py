@@ -70,8 +70,7 @@ def test_int4_products_have_the_same_bits_on_every_processor(name: str, has_zero
         weight, x = Grouped.random(1, outputs, inputs, 64, has_zeros=has_zeros), random(2, max(ROWS), inputs)
         weight.integers[3], weight.integers[4], x[2], x[3], x[4] = 15, 0, 1.0, -1.0, 0.0
         x[5, 7] = float("nan")
-        arguments = weight.integers, weight.scales, weight.zeros, weight.group
-        mine, other = ours.pack_groups(*arguments), theirs.pack_groups(*arguments)
+        mine, other = ours.pack_groups(weight.stored), theirs.pack_groups(weight.stored)
         for rows in ROWS:
             assert same(theirs.linear(x[:rows], other), ours.linear(x[:rows], mine))
         ids = torch.arange(outputs)

@@ -17,6 +17,7 @@ from manylora.errors import ModelUnsupported
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.int4 import Int4Linear
 from manylora.kernels.reference import ReferenceKernels
+from manylora.kernels.weight_groups import GroupedWeight
 from manylora.models.checkpoint_files import checked_entries, fingerprint, storage_formats
 from manylora.models.checkpoints.quantization import read_scheme
 from manylora.models.checkpoints.stored import widened
@@ -254,7 +255,8 @@ def test_kernels_of_four_bits_keep_the_integers_of_the_file(case: str, tmp_path:
     )
     if INTEGERS[case]:
         is_symmetric = bool((zeros == 8).all())
-        expected: Any = kernels.pack_groups(levels, scales, None if is_symmetric else zeros, parts[0].group_size)
+        minima = None if is_symmetric else -(scales * zeros)
+        expected: Any = kernels.pack_groups(GroupedWeight(levels, scales, minima, parts[0].group_size))
         assert is_symmetric == (case == "w4a16-32")
     else:
         dense = np.concatenate([widened(part.rows(0, part.shape[0])) for part in parts])

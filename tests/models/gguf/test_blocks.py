@@ -3,9 +3,12 @@
 import gguf
 import numpy as np
 import pytest
+import torch
 
+from manylora.kernels.weight_groups import GroupedRows
+from manylora.models.checkpoints.four_bits import BLOCK
 from manylora.models.checkpoints.stored import widened
-from manylora.models.gguf.blocks import FORMS, TYPE_NAMES, dequantize
+from manylora.models.gguf.blocks import FORMS, FOUR_BITS, SYMMETRIC, TYPE_NAMES, dequantize, four_bits
 from tests.models.gguf.tiny_gguf import SCALES_AT, Kind, random_blocks
 
 ROWS, WIDTH = 33, 512
@@ -23,6 +26,16 @@ def test_dequantised_weights_have_the_bits_of_the_gguf_package(kind: str) -> Non
         found = dequantize(blocks, kind)
         assert found.dtype == np.float32
         assert np.array_equal(found.view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("kind", FOUR_BITS)
+def test_four_bits_stand_for_the_same_weights(kind: str) -> None:
+    stored = random_blocks(ROWS, WIDTH, kind, seed=7)
+    parts = four_bits(stored, kind)
+    assert (parts.minima is None) == (kind in SYMMETRIC)
+    minima = None if parts.minima is None else torch.from_numpy(parts.minima)
+    rows = GroupedRows(torch.from_numpy(parts.pairs), torch.from_numpy(parts.scales), minima)
+    assert np.array_equal(rows.wide(WIDTH, BLOCK).numpy(), dequantize(stored, kind))
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])

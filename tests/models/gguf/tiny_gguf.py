@@ -75,10 +75,14 @@ def write_model(
     *,
     architecture: str = "llama",
     kind: str = "F32",
+    kinds: Mapping[str, str] | None = None,
     change: Change = lambda writer: None,
     tokenizer: Change | None = None,
 ) -> None:
-    """Write a model of transformers. Matrices have the storage type `kind`; vectors are float32."""
+    """Write a model of transformers. Matrices have the type `kind`, or that of `kinds` by name; vectors are F32.
+
+    A type that the `gguf` package does not write holds random weights.
+    """
     writer = gguf.GGUFWriter(file, architecture)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -103,11 +107,19 @@ def write_model(
         elif values.ndim == 1:
             writer.add_tensor(gguf_name(name), values)
         else:
-            writer.add_tensor(gguf_name(name), gguf.quantize(values, Kind[kind]), raw_dtype=Kind[kind])
+            own = (kinds or {}).get(gguf_name(name), kind)
+            writer.add_tensor(gguf_name(name), stored_as(values, own), raw_dtype=Kind[own])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def stored_as(values: "NDArray[np.float32]", kind: str) -> "NDArray[Any]":
+    if kind in ("Q4_K", "Q5_K", "Q6_K"):
+        return random_blocks(len(values), values.shape[1], kind, seed=3)
+    stored: NDArray[Any] = gguf.quantize(values, Kind[kind])
+    return stored
 
 
 def add_experts(writer: gguf.GGUFWriter, name: str, values: "NDArray[np.float32]", kind: str) -> None:

@@ -95,6 +95,10 @@ class AwqMatrix:
             group_size=self.group_size,
         )
 
+    @property
+    def is_symmetric(self) -> bool:
+        return bool((_outputs(self.zeros, 0, self.shape[0]) == 1 << self.bits - 1).all())
+
 
 def _outputs(words: DenseTensor, first: int, stop: int) -> Levels:
     """Return the fields of outputs `[first, stop)` of (rows, out/8) words: (stop - first, rows)."""

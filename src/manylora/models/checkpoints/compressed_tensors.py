@@ -127,6 +127,13 @@ class CompressedMatrix:
             groups=self._groups(scales.shape[1]),
         )
 
+    @property
+    def is_symmetric(self) -> bool:
+        if self.zeros is None:
+            return True
+        zeros = self._zeros(0, self.shape[0], (self.shape[0], self.scales.shape[1]))
+        return bool((zeros == 1 << self.bits - 1).all())
+
     def _groups(self, count: int) -> "np.ndarray[Any, np.dtype[np.int32]] | None":
         """Read the group of each input; None where -1 marks an order that was never set."""
         if self.order is None or (self.order.read_rows(0, self.order.shape[0], "<i4") == -1).any():

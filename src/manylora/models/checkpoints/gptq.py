@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from manylora.models.checkpoints.quantized import (
+    Levels,
     ModuleParts,
     QuantizedGroups,
     group_count,
@@ -104,11 +105,7 @@ class GptqMatrix:
     def quantized(self, first: int, stop: int) -> QuantizedGroups:
         fields = unpacked(read_columns(self.words, first, stop, "<i4"), self.bits)  # (words, rows, fields of a word)
         levels = fields.transpose(1, 0, 2).reshape(stop - first, self.shape[1])
-        a_word = 32 // self.bits
-        low = first // a_word
-        zeros = unpacked(read_columns(self.zeros, low, -(-stop // a_word), "<i4"), self.bits)
-        zeros = zeros.reshape(len(zeros), -1)[:, first - low * a_word : stop - low * a_word]
-        zeros = zeros + np.uint8(self.zero_offset) & np.uint8(2**self.bits - 1)
+        zeros = self._zeros(first, stop)
         scales = read_columns(self.scales, first, stop, FLOATS[self.scales.dtype])
         groups = None if self.order is None else read_group_index(self.order, len(zeros))
         if groups is not None and np.array_equal(groups, np.arange(len(groups)) // self.group_size):
@@ -121,6 +118,18 @@ class GptqMatrix:
             group_size=self.group_size,
             groups=groups,
         )
+
+    @property
+    def is_symmetric(self) -> bool:
+        return bool((self._zeros(0, self.shape[0]) == 1 << self.bits - 1).all())
+
+    def _zeros(self, first: int, stop: int) -> Levels:
+        """Read the zero points of outputs `[first, stop)`: (groups, stop - first)."""
+        a_word = 32 // self.bits
+        low = first // a_word
+        fields = unpacked(read_columns(self.zeros, low, -(-stop // a_word), "<i4"), self.bits)
+        zeros: Levels = fields.reshape(len(fields), -1)[:, first - low * a_word : stop - low * a_word]
+        return zeros + np.uint8(self.zero_offset) & np.uint8(2**self.bits - 1)
 
 
 def parse_gptq(config: dict[str, Any]) -> GptqScheme:

@@ -54,13 +54,20 @@ class QuantizedGroups:
 
 @runtime_checkable
 class QuantizedMatrix(StoredTensor, Protocol):
-    """A `StoredTensor` that has its rows in quantised form as well. The properties are those of `QuantizedGroups`."""
+    """A `StoredTensor` that has its rows in quantised form as well.
+
+    bits, group_size  those of `QuantizedGroups`
+    is_symmetric      whether every zero point is the middle level, 2**(bits - 1)
+    """
 
     @property
     def bits(self) -> int: ...
 
     @property
     def group_size(self) -> int: ...
+
+    @property
+    def is_symmetric(self) -> bool: ...
 
     def quantized(self, first: int, stop: int) -> QuantizedGroups:
         """Read rows `[first, stop)` as they are quantised. Raises as `rows`."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from manylora.models.checkpoints.four_bits import FourBitRows
 from manylora.models.checkpoints.stored import FLOATS, StoredValues
 
 Blocks = NDArray[np.uint8]
@@ -48,6 +49,37 @@ def dequantize(stored: Blocks, kind: str) -> StoredValues:
     for first in range(0, len(blocks), count):
         weights[first : first + count] = form.decode(blocks[first : first + count])
     return weights.reshape(len(stored), -1)
+
+
+def four_bits(stored: Blocks, kind: str) -> FourBitRows:
+    """Return stored rows, (rows, bytes of a row), of a type in `FOUR_BITS` without a change of their integers.
+
+    Each group is 32 inputs. The scales and minima of Q4_K are products, rounded to float32; they are exact.
+    """
+    rows, blocks = len(stored), stored.reshape(-1, FORMS[kind].num_bytes)
+    pairs, scales, minima = FOUR_BITS[kind](blocks)
+    return FourBitRows(
+        pairs.reshape(rows, -1, _SMALL // 2),
+        scales.reshape(rows, -1),
+        None if minima is None else minima.reshape(rows, -1),
+    )
+
+
+def _q4_0_parts(blocks: Blocks) -> tuple[Blocks, Floats, None]:
+    return blocks[:, 2:], _floats(blocks, 0), None
+
+
+def _q4_1_parts(blocks: Blocks) -> tuple[Blocks, Floats, Floats]:
+    return blocks[:, 4:], _floats(blocks, 0), _floats(blocks, 2)
+
+
+def _q4_k_parts(blocks: Blocks) -> tuple[Blocks, Floats, Floats]:
+    scales, minima = _scales_and_minima(blocks)
+    runs = blocks[:, 16:].reshape(
+        -1, _SUB_BLOCKS // 2, 2, 16
+    )  # the low halves are one sub-block, the high ones the next
+    first, second = runs[:, :, 0], runs[:, :, 1]
+    return np.stack([first & 15 | second << 4, first >> 4 | second & 240], axis=2), scales, -minima
 
 
 def _plain(kind: str) -> Callable[[Blocks], StoredValues]:
@@ -148,3 +180,11 @@ FORMS: dict[str, BlockForm] = {
     "Q6_K": BlockForm(_LARGE, 210, _q6_k),
 }
 """The supported storage types by name."""
+FOUR_BITS: dict[str, Callable[[Blocks], tuple[Blocks, Floats, Floats | None]]] = {
+    "Q4_0": _q4_0_parts,
+    "Q4_1": _q4_1_parts,
+    "Q4_K": _q4_k_parts,
+}
+"""The types of four bits with scales for 32 weights: from blocks to pairs of levels, scales and minima."""
+SYMMETRIC = {"Q4_0"}
+"""Those of them without minima."""

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from manylora.errors import ModelNotFound, ModelUnsupported
+from manylora.models.checkpoints.four_bits import BLOCK, FourBitRows
 from manylora.models.checkpoints.stored import StoredValues, read_into
-from manylora.models.gguf.blocks import FORMS, TYPE_NAMES, dequantize
+from manylora.models.gguf.blocks import FORMS, FOUR_BITS, SYMMETRIC, TYPE_NAMES, Blocks, dequantize, four_bits
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -42,9 +43,26 @@ class GgufTensor:
         return self._read(first, stop, self.num_bytes // self.shape[0]).reshape(stop - first, *self.shape[1:])
 
     def _read(self, first: int, stop: int, row_bytes: int) -> StoredValues:
+        return dequantize(self._stored(first, stop, row_bytes), self.dtype)
+
+    def _stored(self, first: int, stop: int, row_bytes: int) -> Blocks:
         stored = np.empty((stop - first, row_bytes), np.uint8)
         read_into(self.file, stored, self.start + first * row_bytes)
-        return dequantize(stored, self.dtype)
+        return stored
+
+
+class GgufFourBits(GgufTensor):
+    """A matrix of a type in `FOUR_BITS`, a `FourBitMatrix`."""
+
+    __slots__ = ()
+    group_size = BLOCK
+
+    @property
+    def has_minima(self) -> bool:
+        return self.dtype not in SYMMETRIC
+
+    def four_bits(self, first: int, stop: int) -> FourBitRows:
+        return four_bits(self._stored(first, stop, self.num_bytes // self.shape[0]), self.dtype)
 
 
 class GgufFile:
@@ -119,7 +137,8 @@ class GgufFile:
             raise ModelUnsupported(
                 f"{self.file} has {self._size} bytes, {name} ends at byte {start + offset + num_bytes}; fetch it again"
             )
-        return GgufTensor(self.file, name, kind, shape, start + offset, num_bytes)
+        tensor = GgufFourBits if kind in FOUR_BITS and len(shape) > 1 else GgufTensor
+        return tensor(self.file, name, kind, shape, start + offset, num_bytes)
 
     def _check_places(self, tensors: tuple[GgufTensor, ...]) -> None:
         end, before = 0, ""

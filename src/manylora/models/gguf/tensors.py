@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from manylora.errors import ModelUnsupported
 from manylora.kernels.projections import Projection
+from manylora.models.checkpoints.four_bits import FourBitRows
 from manylora.models.checkpoints.stored import StoredTensor, StoredValues
 from manylora.models.expert_tensors import ROUTER_PATH, expert_path
-from manylora.models.gguf.file import GgufFile, GgufTensor
+from manylora.models.gguf.file import GgufFile, GgufFourBits, GgufTensor
 from manylora.models.gguf.model import ROPE_FACTORS, GgufFields, head_dim_of
 
 _INTERLEAVED = {"llama"}
@@ -63,13 +65,38 @@ class _HalfOrder:
         return self.stored.num_bytes
 
     def rows(self, first: int, stop: int) -> StoredValues:
+        low, high, places = self._heads(first, stop)
+        found: StoredValues = self.stored.rows(low, high)[places]
+        return found
+
+    def _heads(self, first: int, stop: int) -> tuple[int, int, NDArray[np.int64]]:
+        """Return the range of stored rows of whole heads that has these rows, and their places in it."""
         rows = np.arange(first, stop)
         inside = rows % self.head_dim
         places = rows - inside + 2 * (inside % (self.head_dim // 2)) + inside // (self.head_dim // 2)
         low = first // self.head_dim * self.head_dim
-        high = min(self.shape[0], -(-stop // self.head_dim) * self.head_dim)
-        found: StoredValues = self.stored.rows(low, high)[places - low]
-        return found
+        return low, min(self.shape[0], -(-stop // self.head_dim) * self.head_dim), places - low
+
+
+@dataclass(frozen=True, slots=True)
+class _HalfOrderFourBits(_HalfOrder):
+    """The same of a `FourBitMatrix`."""
+
+    stored: GgufFourBits
+
+    @property
+    def group_size(self) -> int:
+        return self.stored.group_size
+
+    @property
+    def has_minima(self) -> bool:
+        return self.stored.has_minima
+
+    def four_bits(self, first: int, stop: int) -> FourBitRows:
+        low, high, places = self._heads(first, stop)
+        found = self.stored.four_bits(low, high)
+        minima = None if found.minima is None else found.minima[places]
+        return FourBitRows(found.pairs[places], found.scales[places], minima)
 
 
 def read_gguf(file: Path) -> dict[str, StoredTensor]:
@@ -88,8 +115,14 @@ def read_gguf(file: Path) -> dict[str, StoredTensor]:
         is_turned = fields.architecture in _INTERLEAVED and (".attn_q." in tensor.name or ".attn_k." in tensor.name)
         if is_turned and tensor.shape[0] % head_dim:
             raise ModelUnsupported(f"{file}: {tensor.name} of shape {tensor.shape} has no whole heads of {head_dim}")
-        found[name] = _HalfOrder(tensor, head_dim) if is_turned else tensor
+        found[name] = _half_order(tensor, head_dim) if is_turned else tensor
     return found
+
+
+def _half_order(tensor: GgufTensor, head_dim: int) -> _HalfOrder:
+    if isinstance(tensor, GgufFourBits):
+        return _HalfOrderFourBits(tensor, head_dim)
+    return _HalfOrder(tensor, head_dim)
 
 
 def _experts_of(tensor: GgufTensor, match: re.Match[str]) -> Iterator[tuple[str, GgufTensor]]:

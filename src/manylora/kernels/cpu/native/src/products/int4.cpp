@@ -169,29 +169,27 @@ float weight_at(const uint8_t* panel, const Layout& layout, int64_t lane, int64_
     return __builtin_fmaf(float(level), half_to_float(scales[lane]), half_to_float(scales[WIDTH + lane]));
 }
 
-// A weight as it is given: (out, in) levels, and (out, groups) scales and minima, or no minima.
+// A weight as it is given: (out, blocks, 16) bytes, each with the level of input i of its block below and that of input
+// i + 16 above, as a packed byte; (out, groups) scales and minima, or no minima.
 struct Source {
-    const uint8_t* levels;
+    const uint8_t* pairs;
     const fp16 *scales, *minima;
 };
 
 void pack_panel(const Source& from, const Layout& layout, int64_t first, uint8_t* panel) {
     std::memset(panel, 0, size_t(layout.panel_bytes()));
-    const int64_t groups = layout.groups(), lanes = std::min(WIDTH, layout.out - first);
+    const int64_t groups = layout.groups(), blocks = layout.blocks(), lanes = std::min(WIDTH, layout.out - first);
     for (int64_t g = 0; g < groups; ++g) {
         uint8_t* head = panel + layout.group_at(g);
         fp16* scales = reinterpret_cast<fp16*>(head);
-        uint8_t* blocks = head + layout.scale_bytes();
-        const int64_t k0 = g * layout.group, count = std::min(layout.group, layout.in - k0);
+        const int64_t block0 = g * (layout.group / BLOCK), count = std::min(layout.group / BLOCK, blocks - block0);
         for (int64_t lane = 0; lane < lanes; ++lane) {
             const int64_t output = first + lane;
             scales[lane] = from.scales[output * groups + g];
             if (layout.has_minima) scales[WIDTH + lane] = from.minima[output * groups + g];
-            for (int64_t i = 0; i < count; ++i) {
-                const int64_t quad = i % BLOCK / 4;
-                uint8_t& byte = blocks[i / BLOCK * BLOCK_BYTES + quad % 4 * STEP + lane * 4 + i % 4];
-                byte = uint8_t(byte | (from.levels[output * layout.in + k0 + i] & 15) << (quad < 4 ? 0 : 4));
-            }
+            const uint8_t* own = from.pairs + (output * blocks + block0) * (BLOCK / 2);
+            uint8_t* to = head + layout.scale_bytes() + lane * 4;
+            for (int64_t quad = 0; quad < count * BLOCK_QUADS / 2; ++quad) std::memcpy(to + quad * STEP, own + quad * 4, 4);
         }
     }
 }
@@ -246,11 +244,11 @@ void ml_int4_begin(void* packed, int64_t out, int64_t in, int64_t group, int64_t
     *static_cast<Head*>(packed) = {group, has_minima, {}};
 }
 
-// Packs rows [first, first + count) after `ml_int4_begin`: levels (count, in), one in each byte; scales and minima
+// Packs rows [first, first + count) after `ml_int4_begin`: pairs (count, blocks, 16) as `Source`; scales and minima
 // (count, groups) float16 in units of the output's factor, minima null where the weight has none; factors (count,).
 // `first` is a multiple of 32.
 void ml_int4_pack(
-    ml::Pool* pool, const uint8_t* levels, const ml::fp16* scales, const ml::fp16* minima, const float* factors,
+    ml::Pool* pool, const uint8_t* pairs, const ml::fp16* scales, const ml::fp16* minima, const float* factors,
     void* packed, int64_t first, int64_t count, int64_t out, int64_t in) {
     using namespace ml;
     const Layout layout(packed, in, out);
@@ -259,7 +257,7 @@ void ml_int4_pack(
     std::memcpy(data + sizeof(Head) + first * int64_t(sizeof(float)), factors, size_t(count) * sizeof(float));
     uint8_t* to = data + layout.first_panel() + first / WIDTH * layout.panel_bytes();
     parallel(pool, part.panels(), [&](int64_t p) {
-        pack_panel({levels, scales, minima}, part, p * WIDTH, to + p * part.panel_bytes());
+        pack_panel({pairs, scales, minima}, part, p * WIDTH, to + p * part.panel_bytes());
     });
 }
 
