@@ -310,7 +310,9 @@ class PathTable:
         return self._areas[""]
 
     def dialect_of(self, path: str) -> Dialect:
-        """Return the dialect of errors on a path, known or not."""
+        """Return the dialect of errors on a path, known or not; that of a deployment's route is the route's own."""
+        deployment = deployment_path(path)
+        path = path if deployment is None else normalized(deployment.rest)
         area = self.area_of(path)
         if area.component is Component.CONTROL and self.has_trait("GET", path.rstrip("/"), ZIP):
             return Dialect.OPENAI
