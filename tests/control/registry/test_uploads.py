@@ -232,14 +232,35 @@ def test_what_is_wrong_never_becomes_a_version(url: URL, tmp_path: Path) -> None
     run(url, tmp_path, scenario, **{"adapters.max_rank": 4})
 
 
-def test_pickled_and_oversized_files_are_refused_as_they_come(url: URL, tmp_path: Path) -> None:
+def test_pickled_weights_alone_are_refused_at_the_end_and_beside_others_left_out(url: URL, tmp_path: Path) -> None:
+    """Predibase's SDK sends both files of a folder, and shows the message of no refusal but that of the last step."""
+
+    async def scenario(plane: Plane) -> None:
+        key = await plane.new_tenant("acme")
+        await new_repo(plane, key)
+        for others, status in ({CONFIG: PLAIN.config}, 422), ({CONFIG: PLAIN.config, WEIGHTS: PLAIN.weights}, 200):
+            begun = await begin(plane, key, "triage")
+            for name, data in {PICKLED: b"\x80\x04x", **others}.items():
+                assert (await put(plane, begun["presignedUrls"][name], data)).status_code == 200
+            assert (await plane.client.head(begun["presignedUrls"][PICKLED])).headers["upload-offset"] == "0"
+            done = await complete(plane, key, begun["uploadToken"])
+            assert done.status_code == status, done.text
+            if status == 422:
+                assert done.json()["code"] == "adapter_unsafe_format"
+                assert "save_pretrained" in done.json()["error"]
+        folder = await plane.call("GET", "/v2/repos/triage/version/1/download", key=key)
+        assert PICKLED.encode() not in folder.content
+
+    run(url, tmp_path, scenario)
+
+
+def test_oversized_files_are_refused_as_they_come(url: URL, tmp_path: Path) -> None:
     async def scenario(plane: Plane) -> None:
         key = await plane.new_tenant("acme")
         await new_repo(plane, key)
         begun = await begin(plane, key, "triage")
-        pickled = await put(plane, begun["presignedUrls"][PICKLED], b"\x80\x04x")
-        assert (pickled.status_code, pickled.json()["code"]) == (422, "adapter_unsafe_format")
-        assert "save_pretrained" in pickled.json()["error"]
+        pickled = await put(plane, begun["presignedUrls"][PICKLED], b"x" * 5001)
+        assert (pickled.status_code, pickled.json()["code"]) == (413, "adapter_too_large")
         address = begun["presignedUrls"][WEIGHTS]
         told = await put(plane, address, b"x" * 5001)
         assert (told.status_code, told.json()["code"]) == (413, "adapter_too_large")

@@ -91,6 +91,17 @@ async def write_part(
     return done
 
 
+async def drop_part(
+    part: ByteRange, refuse_large: Callable[[int], Awaitable[None]], chunks: AsyncIterator[bytes]
+) -> int:
+    """Read a range as it arrives and keep no byte of it; return its end. `refuse_large` is as for `write_part`."""
+    done = part.start
+    async for chunk in _blocks(chunks):
+        done += len(chunk)
+        await refuse_large(done)
+    return done
+
+
 async def _blocks(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Yield the same bytes in blocks of at least `WRITE_BYTES`, the last one shorter; a broken connection ends them."""
     block = bytearray()

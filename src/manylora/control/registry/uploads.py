@@ -22,7 +22,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from manylora.adapters.refusals import CONVERSION_HINT, Refusals
+from manylora.adapters.refusals import Refusals
 from manylora.adapters.sources.source import (
     CONFIG_FILE,
     MAX_CONFIG_BYTES,
@@ -38,12 +38,18 @@ from manylora.control.registry.aliases import check_alias
 from manylora.control.registry.intake import Intake, storage_failures
 from manylora.control.registry.repositories import Repository, find_repository
 from manylora.control.registry.storage_limits import require_storage
-from manylora.control.registry.upload_files import UNKNOWN_UPLOAD, ByteRange, only_writer, size_of, write_part
+from manylora.control.registry.upload_files import (
+    UNKNOWN_UPLOAD,
+    ByteRange,
+    drop_part,
+    only_writer,
+    size_of,
+    write_part,
+)
 from manylora.control.storage.tables import keys
 from manylora.control.tenants.audit import Actor, record
 from manylora.errors import (
     AdapterError,
-    AdapterUnsafeFormat,
     ControlUnavailable,
     InsufficientPermissions,
     InvalidApiKey,
@@ -258,17 +264,18 @@ class Uploads:
     ) -> int:
         """Write a part of a file as it arrives; return the size of the file in bytes.
 
-        Bytes that arrive before a connection breaks are kept. The tenant's limit covers its versions and all its open
-        uploads; this method checks it, the tenant's state and the key's at the begin of a part and every `RECHECK_S`.
+        Bytes that arrive before a connection breaks are kept. Those of pickled weights are dropped, and an empty file
+        notes that they came: Predibase's SDK shows the message of no refusal but that of `complete`.
+
+        The tenant's limit covers its versions and all its open uploads; this method checks it, the tenant's state and
+        the key's at the begin of a part and every `RECHECK_S`.
 
         Args:    declared_bytes  declared size of the part; a size over the limit is refused before its bytes arrive
-        Raises:  `AdapterUnsafeFormat` for pickled weights, `AdapterTooLarge` and `StorageLimitExceeded` as soon as the
-                 limit is passed, `InvalidParameter` for a part that begins behind the end of the file, `NameTaken`
-                 while another request writes the file, `AdapterStorageUnavailable` if the disk fails,
-                 `TenantSuspended` and `InvalidApiKey` where the tenant or the key may no longer store anything
+        Raises:  `AdapterTooLarge` and `StorageLimitExceeded` as soon as the limit is passed, `InvalidParameter` for a
+                 part that begins behind the end of the file, `NameTaken` while another request writes the file,
+                 `AdapterStorageUnavailable` if the disk fails, `TenantSuspended` and `InvalidApiKey` where the tenant
+                 or the key may no longer store anything
         """
-        if file == PICKLED_FILE:
-            raise AdapterUnsafeFormat(f"pickled weights are not taken, for opening them runs code: {CONVERSION_HINT}")
         bounds = await self._bounds(facts, upload, file)
         bounds.refuse_large(part.stop or part.start + (declared_bytes or 0))
 
@@ -285,6 +292,8 @@ class Uploads:
         try:
             async with asyncio.timeout(left_s):
                 with storage_failures(), only_writer(path) as descriptor:
+                    if file == PICKLED_FILE:
+                        return await drop_part(part, refuse_large, chunks)
                     return await write_part(descriptor, part, refuse_large, chunks)
         except TimeoutError as error:
             raise InsufficientPermissions("the upload's address expired while bytes came") from error
@@ -309,6 +318,7 @@ class Uploads:
             if repository.uuid != facts.repository_uuid:
                 raise ResourceNotFound(f"repository `{facts.repository}` was deleted meanwhile")
             (folder / FACTS_FILE).unlink()
+            _refuse_pickled_alone(folder, facts)
             return await self._intake.take(folder, actor, repository, facts.created_by, facts.alias)
         except BaseException as error:
             # Errors of the files are final; after a failure of disk or database the client may try again.
@@ -366,6 +376,14 @@ class Uploads:
     def _expires_ms(upload: str) -> int:
         match = _ID.fullmatch(upload)
         return int(match[1]) if match else 0
+
+
+def _refuse_pickled_alone(folder: Path, facts: UploadFacts) -> None:
+    """Remove the note of pickled weights. Raises `AdapterUnsafeFormat` where no others came."""
+    note = folder / PICKLED_FILE
+    if note.exists() and not (folder / WEIGHTS_FILE).exists():
+        raise Refusals(facts.repository, "pbase").unsafe_format()
+    note.unlink(missing_ok=True)
 
 
 def _is_signature(expected: str, given: str) -> bool:
