@@ -175,6 +175,8 @@ def test_request_logs_are_the_callers_own_requests(url: URL, tmp_path: Path) -> 
         since = f"?from={(now_ms - 1) / 1000}"
         wrong = await plane.call("GET", f"/v2/deployments/{NAME}/request-logs{since}", key=key)
         assert "`from`" in wrong.json()["error"]["message"]  # where the SDK reads it, on this route
+        unquoted = "?from=2000-01-01T00:00:00+00:00&to=2000-01-01T02:00:00.5+01:00"  # as the SDK sends it
+        assert await logged(unquoted) == []
         assert await logged("?from=2000-01-01T00:00:00&to=2001-01-01T00:00:00") == []
         assert await logged("?adapterId=triage/2") == [given[2].request_id, given[0].request_id]
         assert await logged("?adapterId=other/1") == []

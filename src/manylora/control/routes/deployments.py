@@ -1,5 +1,6 @@
 """Routes of deployments in the shapes of Predibase's SDK, `/v2/deployments…`, also under `/v1`."""
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated
@@ -41,6 +42,8 @@ from manylora.http.scopes import LOOKING
 from manylora.tenancy import Scope
 
 routes = APIRouter(tags=["deployments"])
+_UNQUOTED_PLUS = re.compile(r"(:\d\d(?:\.\d+)?) (\d\d:\d\d)$")
+"""The sign of a time zone that a client has not quoted; a query reads it as a space. Predibase's SDK quotes nothing."""
 
 
 async def _shared(services: ServicesDep) -> Deployment:
@@ -203,7 +206,7 @@ def _moment_ms(text: str | None, name: str, default_ms: int) -> int:
     if not text:
         return default_ms
     try:
-        moment = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(_UNQUOTED_PLUS.sub(r"\1+\2", text))
     except ValueError as error:
         raise InvalidParameter(f"`{name}` must be a moment such as 2026-01-31T12:00:00", parameter=name) from error
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
