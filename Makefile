@@ -8,10 +8,10 @@ BASE := SmolLM2-135M-Instruct
 # Processes that run the tests. The tests of one file share what they start, so that they run in one of them.
 WORKERS ?= 2
 
-.PHONY: help serve test long fast fmt durations coverage check install base lint types unit sanitize clients bench-docs pages clean
+.PHONY: help serve test long fast fmt durations coverage check install base lint types unit sanitize clients clients-test bench-docs pages clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 serve: .venv/installed ## Set up everything and serve the demo adapters on http://127.0.0.1:8080
 	@$(BIN)/manylora serve
@@ -57,7 +57,10 @@ coverage: .venv/tested ## Run the fast tests and print the lines of src that the
 sanitize: .venv/tested ## Run the kernels' tests under the address and undefined-behaviour sanitizers
 	tests/kernels/sanitize.sh
 
-clients: .venvs/openai/installed .venvs/lorax/installed ## Make the environments of the public clients
+clients: .venvs/openai/installed .venvs/lorax/installed ## Make the environments of two public clients
+
+clients-test: .venv/tested base ## Run every public client in an environment of its own, and print a table
+	@$(BIN)/python -m tests.clients.matrix $(CLIENTS)
 
 # A half-made environment is removed, so that the next try starts anew.
 .venv/bin/python:
@@ -80,20 +83,17 @@ clients: .venvs/openai/installed .venvs/lorax/installed ## Make the environments
 	@touch $@
 
 # The public clients live in environments of their own: their pins clash with ours and with each other's.
-.venvs/openai/installed:
-	@$(PYTHON) -m venv .venvs/openai
-	@.venvs/openai/bin/python -m pip install -q --disable-pip-version-check openai==3.54.0 httpx2
+PINS = tests/clients/pins.txt
+.venvs/%/installed:
+	@$(PYTHON) -m venv .venvs/$*
+	@.venvs/$*/bin/python -m pip install -q --disable-pip-version-check $$(sed -n 's/^$* //p' $(PINS))
 	@touch $@
 
-.venvs/lorax/installed:
-	@$(PYTHON) -m venv .venvs/lorax
-	@.venvs/lorax/bin/python -m pip install -q --disable-pip-version-check lorax-client==0.6.3
-	@touch $@
-
-# The SDK needs what its other commands are for, plots and tables included: some 90 packages, 610 MB.
-.venvs/predibase/installed:
-	@$(PYTHON) -m venv .venvs/predibase
-	@.venvs/predibase/bin/python -m pip install -q --disable-pip-version-check predibase==2025.10.3
+# npm asks a registry that a machine may not reach: it gives up after one try of ten seconds.
+.venvs/openai-npm/installed:
+	@mkdir -p .venvs/openai-npm
+	@cd .venvs/openai-npm && npm install --no-audit --no-fund --no-update-notifier --fetch-retries 0 \
+	    --fetch-timeout 10000 --prefix . $$(sed -n 's/^openai-npm //p' $(CURDIR)/$(PINS))
 	@touch $@
 
 bench-docs: .venv/installed ## Write docs/benchmarks.md and its pictures from benchmarks/results

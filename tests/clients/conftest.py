@@ -1,5 +1,6 @@
-"""A real server for real clients: `manylora serve` with the default base and the demo adapters."""
+"""Real servers for real clients: `manylora serve` with the default base and the demo adapters."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.clients.prepared import DEMO_ADAPTER, prepared_server
 from tests.conftest import missing
 from tests.support.paths import ROOT
 from tests.support.serving import running_server
@@ -25,27 +27,20 @@ def server_url(base_dir: Path, demo_root: Path, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="session")
-def keyed(base_dir: Path, demo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, Path]]:
-    """Address, operator's key and log of a server that asks for keys."""
-    log = tmp_path_factory.mktemp("keyed") / "log"
-    flags = ("--base", str(base_dir), "--adapter-root", str(demo_root), "--max-model-len", "2048", "--auth", "on")
-    with running_server(log, *flags) as url:
-        [key] = re.findall(r"pb_[A-Za-z0-9]{8}_[A-Za-z0-9]+", log.read_text(encoding="utf-8"))
-        yield url, key, log
+def facts(base_dir: Path, demo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The file with the facts of a server that asks for keys, for the scripts of clients."""
+    if not (demo_root / DEMO_ADAPTER).is_dir():
+        missing(f"{DEMO_ADAPTER} is not under {demo_root}")
+    with prepared_server(tmp_path_factory.mktemp("keyed"), base_dir, demo_root) as file:
+        yield file
 
 
 @pytest.fixture(scope="session")
-def demo_adapter(demo_root: Path) -> str:
-    """The name of a demo adapter with weights."""
-    names = sorted(file.parent.name for file in demo_root.glob("*/adapter_model.safetensors"))
-    if not names:
-        missing(f"no demo adapter has weights under {demo_root}")
-    return names[0]
-
-
-def run_client(name: str, script: str, *arguments: str) -> None:
-    """Run a script of this folder in a client's own environment; it asserts for itself."""
-    run_command(name, "python", str(Path(__file__).parent / script), *arguments)
+def keyed(facts: Path) -> tuple[str, str, Path]:
+    """Address, operator's key and log of the server of `facts`."""
+    log = facts.parent / "log"
+    [key] = set(re.findall(r"pb_[A-Za-z0-9]{8}_[A-Za-z0-9]+", log.read_text(encoding="utf-8")))
+    return json.loads(facts.read_text(encoding="utf-8"))["url"], key, log
 
 
 def run_command(name: str, *command: str) -> str:

@@ -1,20 +1,19 @@
-"""Runs in the environment of `openai`: URL and adapter name as arguments; every assertion is a client's expectation."""
+"""Runs in the environment of `openai`, with a file of facts as its argument."""
 
 import asyncio
-import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import openai
 from openai import AsyncOpenAI, OpenAI
 
-Failure = TypeVar("Failure", bound=openai.APIStatusError)
+from tests.clients.scripts.cases import FACTS, case, raised, run_cases
 
-URL, ADAPTER = sys.argv[1], sys.argv[2]
+URL, KEY, ADAPTER = FACTS["url"], FACTS["key"], FACTS["adapter"]
 HELLO: Any = [{"role": "user", "content": "Say hello."}]
-client = OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0)
+client = OpenAI(base_url=f"{URL}/v1", api_key=KEY, max_retries=0)
 
 
+@case
 def check_chat() -> None:
     whole = client.chat.completions.create(model="__base_model__", messages=HELLO, max_tokens=8, temperature=0)
     assert whole.choices[0].message.role == "assistant"
@@ -37,6 +36,7 @@ def check_chat() -> None:
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
 
 
+@case
 def check_adapter() -> None:
     reply = client.chat.completions.create(model=ADAPTER, messages=HELLO, max_tokens=4, temperature=0)
     assert reply.model == ADAPTER
@@ -46,6 +46,7 @@ def check_adapter() -> None:
     assert extra.model == ADAPTER
 
 
+@case
 def check_completions() -> None:
     for prompt, count in (("Hello", 1), (["Hello", "Bye"], 2), ([504, 314], 1), ([[504], [314, 30]], 2)):
         reply = client.completions.create(model="", prompt=prompt, max_tokens=3, temperature=0)
@@ -67,6 +68,7 @@ def check_completions() -> None:
     assert texts == [choice.text for choice in reply.choices]
 
 
+@case
 def check_stop_and_logprobs() -> None:
     free = client.completions.create(model="", prompt="One, two, three, four,", max_tokens=12, temperature=0)
     stop = free.choices[0].text[4:7]
@@ -83,6 +85,7 @@ def check_stop_and_logprobs() -> None:
         assert bytes(entry.bytes or []).decode(errors="replace") == entry.token
 
 
+@case
 def check_special_tokens() -> None:
     def forced(**fields: Any) -> Any:
         return client.completions.create(
@@ -107,6 +110,7 @@ def check_special_tokens() -> None:
     assert (alone.usage.completion_tokens, alone.usage.prompt_tokens > 2) == (0, True)
 
 
+@case
 def check_fields() -> None:
     create = client.chat.completions.create
     wrong = raised(openai.BadRequestError, lambda: create(model="", messages=HELLO, extra_body={"lora_path": ADAPTER}))
@@ -121,6 +125,7 @@ def check_fields() -> None:
     assert cut.usage.prompt_tokens == 3
 
 
+@case
 def check_models() -> None:
     names = [model.id for model in client.models.list()]
     assert ADAPTER in names
@@ -128,15 +133,7 @@ def check_models() -> None:
     assert client.models.retrieve(names[0]).owned_by == "manylora"
 
 
-def raised(kind: type[Failure], call: Callable[[], object]) -> Failure:
-    """The error a call ends with."""
-    try:
-        call()
-    except kind as error:
-        return error
-    raise AssertionError(f"{kind.__name__} was expected")
-
-
+@case
 def check_errors() -> None:
     for call in (
         lambda: client.chat.completions.create(model="no-such-adapter", messages=HELLO),
@@ -156,6 +153,7 @@ def check_errors() -> None:
     assert embeddings.code == "unsupported_task"
 
 
+@case
 def check_leaving() -> None:
     stream = client.chat.completions.create(model="", messages=HELLO, max_tokens=500, stream=True)
     next(iter(stream))
@@ -163,8 +161,9 @@ def check_leaving() -> None:
     assert client.completions.create(model="", prompt="Hello", max_tokens=1).choices
 
 
+@case
 async def check_async() -> None:
-    async with AsyncOpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0) as own:
+    async with AsyncOpenAI(base_url=f"{URL}/v1", api_key=KEY, max_retries=0) as own:
         calls = [own.chat.completions.create(model=name, messages=HELLO, max_tokens=6) for name in (ADAPTER, "") * 4]
         replies = await asyncio.gather(*calls)
         assert all(reply.choices[0].message.content is not None for reply in replies)
@@ -174,13 +173,4 @@ async def check_async() -> None:
 
 
 if __name__ == "__main__":
-    check_chat()
-    check_adapter()
-    check_completions()
-    check_stop_and_logprobs()
-    check_special_tokens()
-    check_fields()
-    check_models()
-    check_errors()
-    check_leaving()
-    asyncio.run(check_async())
+    run_cases("openai")

@@ -1,0 +1,32 @@
+"""The public clients that are small enough for every run, against one server; `make clients-test` runs all of them."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.clients.matrix import CLIENTS, Client, result_of, run_script
+from tests.conftest import missing
+from tests.support.paths import ROOT
+
+pytestmark = [pytest.mark.clients, pytest.mark.base, pytest.mark.slow]
+
+IN_EVERY_RUN = ("openai", "lorax", "predibase")
+
+
+@pytest.mark.parametrize("name", IN_EVERY_RUN)
+def test_a_client_works_unchanged(name: str, facts: Path, tmp_path: Path) -> None:
+    if not (ROOT / ".venvs" / name).exists():
+        missing(f"no environment for the client {name}: `make .venvs/{name}/installed` creates it")
+    [client] = [client for client in CLIENTS if client.environment == name]
+    result = result_of(client, facts, tmp_path)
+    assert result.failed == ()
+    assert result.num_cases > 0
+
+
+def test_a_case_that_fails_is_told(facts: Path, tmp_path: Path) -> None:
+    """The script of a client for which the server is not there ends with 1 and names each case."""
+    lost = tmp_path / "facts.json"
+    lost.write_text(facts.read_text(encoding="utf-8").replace("http://127.0.0.1:", "http://127.0.0.1:1"))
+    done = run_script(Client("openai", "openai_python.py"), lost, tmp_path)
+    assert done.returncode == 1
+    assert "failed:" in done.stderr
