@@ -55,6 +55,7 @@ class AdapterRef:
             control characters
     merge   the recipe of several adapters merged into one, or None; with it `id` lists the members, and `source` is
             that of the first
+    mix     several adapters that apply to the same rows, each by itself, or None; `id` and `source` are as with `merge`
     token   the caller's credential at the source, or empty. It is never printed or logged. Two callers with different
             tokens have two adapters, so that the access of one opens nothing to the other.
     tenant  the owner of the registry that has the id; empty at every other source, whose names are the same for all
@@ -65,15 +66,28 @@ class AdapterRef:
     token: str = field(default="", repr=False)
     merge: "Merge | None" = None
     tenant: str = ""
+    mix: "Mix | None" = None
 
     def __str__(self) -> str:
         name = f"{self.source}:{self.full_id}"
-        return name if self.merge is None else f"{name} {self.merge}"
+        recipe = self.merge or self.mix
+        return name if recipe is None else f"{name} {recipe}"
 
     @property
     def full_id(self) -> str:
         """The id, after its owner's name if it has an owner; no other tenant's adapter has that text."""
         return f"{self.tenant}/{self.id}" if self.tenant else self.id
+
+    @property
+    def members(self) -> "tuple[AdapterRef, ...]":
+        """The adapters that the reference names: those of a merge or a mix, else itself."""
+        several = self.merge or self.mix
+        return (self,) if several is None else several.members
+
+    @property
+    def loaded(self) -> "tuple[AdapterRef, ...]":
+        """The adapters that the store loads and pins for the reference: those of a mix one by one, a merge as one."""
+        return (self,) if self.mix is None else self.mix.members
 
     def id_for(self, tenant: str) -> str:
         """Return the id that a tenant uses: `repo/3` for its own adapter, `owner/repo/3` for another tenant's."""
@@ -90,6 +104,26 @@ class Merge:
     def __str__(self) -> str:
         recipe, names = self.recipe, ",".join(str(member) for member in self.members)
         return f"{recipe.strategy}({names};{','.join(map(repr, recipe.weights))};{recipe.density!r};{recipe.signs})"
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Several adapters of the same rows, none of them a merge: each row gets `sum(weight * delta)` in this order."""
+
+    members: tuple[AdapterRef, ...]
+    weights: tuple[float, ...]
+
+    def __str__(self) -> str:
+        return f"mix({','.join(str(member) for member in self.members)};{','.join(map(repr, self.weights))})"
+
+
+def mixed_ref(members: Sequence[AdapterRef], weights: Sequence[float]) -> AdapterRef:
+    """Return the reference of adapters that apply together; one alone with the weight 1 is itself."""
+    first = members[0]
+    if len(members) == 1 and weights[0] == 1.0:
+        return first
+    names = ",".join(member.full_id for member in members)
+    return AdapterRef(first.source, names, mix=Mix(tuple(members), tuple(weights)))
 
 
 def merged_ref(members: Sequence[AdapterRef], recipe: MergeRecipe) -> AdapterRef:

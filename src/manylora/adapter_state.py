@@ -49,6 +49,8 @@ class AdapterHandle:
     has_extras         it changes more than the seven projections of a block (`kernels/adapter_layout.py`)
     invocation_tokens  an activated LoRA applies from the start of their last occurrence in the prompt on; the rows
                        before that are the base's. Empty: the adapter applies to every row
+    parts              pins of the adapters that apply to the same rows, with their weights; empty: it is one adapter.
+                       `digest` follows from theirs, from the weights and from the order
     """
 
     ref: AdapterRef
@@ -58,6 +60,12 @@ class AdapterHandle:
     vocabulary: int = 0
     has_extras: bool = False
     invocation_tokens: tuple[int, ...] = ()
+    parts: "tuple[tuple[AdapterHandle, float], ...]" = ()
+
+    @property
+    def weighted(self) -> "tuple[tuple[AdapterHandle, float], ...]":
+        """The adapters of a row with their weights."""
+        return self.parts or ((self, 1.0),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -145,15 +145,21 @@ def expert_adapter(seed: int, dtype: torch.dtype) -> PlacedAdapter:
 
 
 def expert_delta(kernels: EagerKernels, routes: Tensor, spans: list[tuple[int, int, int]]) -> Tensor:
-    """The picks' y after add_expert_lora; spans are (start, stop, adapter) in rows of the step."""
+    """The picks' y after add_expert_lora; spans are (start, stop, adapter) in rows of the step.
+
+    The weight of a negative adapter is -0.5.
+    """
     rows = len(routes)
     y, x = random(1, rows * CHOSEN, INNER + 19), kernels.send_to_experts(routes, random(2, rows, HIDDEN))
-    segments = tuple(LoraSegment(a, b, expert_adapter(seed, kernels.lora_dtype)) for a, b, seed in spans)
+    segments = tuple(
+        LoraSegment(a, b, expert_adapter(abs(seed), kernels.lora_dtype), 1.0 if seed > 0 else -0.5)
+        for a, b, seed in spans
+    )
     kernels.add_expert_lora(routes, y, x, kernels.prepare_lora(segments), 1, TARGETS)
     return y
 
 
-@pytest.mark.parametrize("spans", [[(0, 70, 1)], [(1, 2, 1), (2, 30, 2), (31, 70, 3)], [(69, 70, 4)]])
+@pytest.mark.parametrize("spans", [[(0, 70, 1)], [(1, 2, 1), (2, 30, 2), (31, 70, 3)], [(69, 70, 4)], [(1, 60, 1), (1, 60, -2)]])
 def test_deltas_of_experts_agree_with_the_reference(kernels: EagerKernels, spans: list[tuple[int, int, int]]) -> None:
     routes = uneven_routes(70)
     oracle = ReferenceKernels(lora_dtype=kernels.lora_dtype)

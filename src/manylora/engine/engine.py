@@ -231,9 +231,10 @@ class Engine:
         """Yield the conditions that a new sequence waits for, and begin them."""
         request = sequence.request
         if request.adapter is not None:
-            state = self._store.want(request.adapter, request.flow).value
-            sequence.tier_on_arrival = request.found_in or state
-            yield AdapterReady(request.adapter, self._store)
+            states = [self._store.want(ref, request.flow) for ref in request.adapter.loaded]
+            sequence.tier_on_arrival = request.found_in or min(states, key=list(AdapterState).index).value
+            for ref in request.adapter.loaded:
+                yield AdapterReady(ref, self._store)
 
     def _poll_conditions(self) -> None:
         """Let the store move, then enqueue or end the requests whose conditions are ready or have failed."""
@@ -337,8 +338,11 @@ class Engine:
             self._scheduler.accept(chunk, len(drawn) - 1)
 
     def _end_poisoned(self, sequence: Sequence) -> None:
-        """End the one request whose logits are not finite, and report its adapter version to the store."""
-        if sequence.placed is not None:
+        """End the one request whose logits are not finite, and report its adapter version to the store.
+
+        The weights of a mix are the caller's: they alone may be at fault, so that no adapter of it is suspected.
+        """
+        if sequence.placed is not None and not sequence.placed.parts:
             self._store.suspect(sequence.placed)
         fault = EngineFault("Request failed during generation: the logits are not finite")
         self._finish(sequence, FinishReason.ENGINE_FAILURE, fault)

@@ -68,11 +68,15 @@ class PlacedAdapters(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoraSegment:
-    """Rows `[start, stop)` of the step belong to this adapter."""
+    """Rows `[start, stop)` of the step belong to this adapter, whose delta counts `weight` times.
+
+    Neighbouring segments of the same rows are the adapters of these rows, added in this order; none has extras.
+    """
 
     start: int
     stop: int
     adapter: PlacedAdapter
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

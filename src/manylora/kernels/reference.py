@@ -204,7 +204,7 @@ class ReferenceKernels:
         for segment in lora.segments:
             rows, adapter = slice(segment.start, segment.stop), segment.adapter
             for target in targets:
-                _add_target(y[rows], x[rows], adapter, layer, target, target.projection)
+                _add_target(y[rows], x[rows], adapter, layer, target, target.projection, segment.weight)
 
     def add_expert_lora(
         self, routes: Tensor, y: Tensor, x: Tensor, lora: LoraBatch, layer: int, targets: tuple[LoraTarget, ...]
@@ -217,7 +217,7 @@ class ReferenceKernels:
                 for target in targets:
                     picks = y[own]
                     index = target.projection + len(FEED_FORWARD) * expert
-                    _add_target(picks, x[own], segment.adapter, layer, target, index)
+                    _add_target(picks, x[own], segment.adapter, layer, target, index, segment.weight)
                     y[own] = picks
 
     def adapt_embedding(self, y: Tensor, step: StepInput) -> None:
@@ -271,7 +271,9 @@ def expert_ranges(routes: Tensor, count: int = 0) -> list[tuple[int, int]]:
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
-def _add_target(y: Tensor, x: Tensor, adapter: PlacedAdapter, layer: int, target: LoraTarget, index: int) -> None:
+def _add_target(
+    y: Tensor, x: Tensor, adapter: PlacedAdapter, layer: int, target: LoraTarget, index: int, weight: float
+) -> None:
     """Add the delta of one projection, which has the entry `index` of the adapter's table, into its columns of y."""
     _add(
         y[:, target.column : target.column + target.out],
@@ -279,17 +281,20 @@ def _add_target(y: Tensor, x: Tensor, adapter: PlacedAdapter, layer: int, target
         adapter.image,
         [int(entry) for entry in adapter.table[layer, index]],
         projection_vectors(adapter.extras, layer, index, adapter.width),
+        weight,
     )
 
 
-def _add(y: Tensor, x: Tensor, image: Tensor, entry: list[int], vectors: tuple[int, int]) -> None:
+def _add(
+    y: Tensor, x: Tensor, image: Tensor, entry: list[int], vectors: tuple[int, int], weight: float = 1.0
+) -> None:
     """Add one adapter's delta of one product, in place: y (rows, out), x (rows, in); entry (A, B, rank)."""
     (offset_a, offset_b, rank), (bias, gain) = entry, vectors
     if rank == 0:
         return
     if gain != NONE:
         y += y * _part(image, gain, y.shape[1])
-    y += (x @ _part(image, offset_a, rank, x.shape[1]).T) @ _part(image, offset_b, rank, y.shape[1])
+    y += (weight * x @ _part(image, offset_a, rank, x.shape[1]).T) @ _part(image, offset_b, rank, y.shape[1])
     if bias != NONE:
         y += _part(image, bias, y.shape[1])
 

@@ -137,7 +137,7 @@ class Operations(Protocol[Rows]):
             for seg in lora.segments:
                 for t in targets:
                     A, B = seg.adapter.a(layer, t.projection), seg.adapter.b(layer, t.projection)
-                    y[seg.start:seg.stop, t.column:t.column + t.out] += (x[seg.start:seg.stop] @ A.T) @ B
+                    y[seg.start:seg.stop, t.column:t.column + t.out] += (seg.weight * x[seg.start:seg.stop] @ A.T) @ B
         Args:
             y (rows, sum of outs), x (rows, in); A (rank, in), B (rank, out) with the scale folded in.
             Where the adapter has a gain for a projection (`extras`), its columns of y become y + y * gain first; where

@@ -39,8 +39,9 @@ def test_a_step_asks_no_tensor_for_its_address() -> None:
             raise AssertionError(f"a step reads `{name}` of a placed adapter's tensor")
 
     adapter = placed(has_extras=True)
-    numbers = (3, 5, *adapter.addresses)
+    weight = ctypes.c_int64.from_buffer(ctypes.c_double(0.75)).value
+    numbers = (3, 5, *adapter.addresses, weight)
     for name in ("image", "table"):
         object.__setattr__(adapter, name, Untouchable())  # the class is frozen
-    segments = NativeSegments(LoraBatch((LoraSegment(3, 5, adapter),)))
-    assert tuple((ctypes.c_int64 * 6).from_address(segments.address)) == numbers
+    segments = NativeSegments(LoraBatch((LoraSegment(3, 5, adapter, 0.75),)))
+    assert tuple((ctypes.c_int64 * 7).from_address(segments.address)) == numbers

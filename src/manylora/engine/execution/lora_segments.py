@@ -8,8 +8,10 @@ from manylora.ids import Digest
 from manylora.kernels.interface import Kernels
 from manylora.kernels.lora_batch import LoraBatch, LoraSegment, PlacedAdapter, PlacedAdapters
 
-_Spans = list[tuple[int, int, PlacedAdapter]]
-"""Rows `[start, stop)` with their adapter, in order; neighbouring rows of one version are one span."""
+_Weighted = tuple[tuple[PlacedAdapter, float], ...]
+"""The adapters of a row with their weights: one, but for a mix."""
+_Spans = list[tuple[int, int, _Weighted]]
+"""Rows `[start, stop)` with their adapters, in order; neighbouring rows of one version are one span."""
 
 
 class LoraSegments:
@@ -56,9 +58,10 @@ class LoraSegments:
         spans, sampled = self._find(pairs)
         if not (_are_same(spans, self._spans) and _are_same(sampled, self._sampled)):
             self._spans, self._sampled = spans, sampled
-            vocabulary = max((adapter.vocabulary for _, _, adapter in sampled), default=0)
-            self._batch = self._kernels.prepare_lora(_segments(spans), _segments(sampled), vocabulary)
-            self.has_added_tokens = any(adapter.vocabulary > self._vocab for _, _, adapter in spans)
+            segments, of_logits = _segments(spans), _segments(sampled)
+            vocabulary = max((segment.adapter.vocabulary for segment in of_logits), default=0)
+            self._batch = self._kernels.prepare_lora(segments, of_logits, vocabulary)
+            self.has_added_tokens = any(segment.adapter.vocabulary > self._vocab for segment in segments)
         return self._batch
 
     def _find(self, pairs: Iterable[tuple[Chunk, Sequence]]) -> tuple[_Spans, _Spans]:
@@ -66,7 +69,7 @@ class LoraSegments:
         spans: _Spans = []
         sampled: _Spans = []
         row = logit_row = 0
-        weights: dict[Digest, PlacedAdapter] = {}
+        weights: dict[Digest, _Weighted] = {}
         for chunk, sequence in pairs:
             num_drafts = len(chunk.draft_tokens)
             first, row = row, row + chunk.stop - chunk.start + num_drafts
@@ -76,32 +79,41 @@ class LoraSegments:
             placed = sequence.placed
             if placed is None:
                 continue
-            adapter = weights.get(placed.digest)
-            if adapter is None:
-                adapter = weights[placed.digest] = self._adapters[placed.digest]
+            adapters = weights.get(placed.digest)
+            if adapters is None:
+                parts = ((self._adapters[part.digest], weight) for part, weight in placed.weighted)
+                adapters = weights[placed.digest] = tuple(parts)
             if sequence.active_from is not None:
                 start = first + max(0, sequence.active_from - chunk.start)
                 if start < row:
-                    _append(spans, start, row, adapter)
+                    _append(spans, start, row, adapters)
             if first_logit < logit_row and placed.has_extras:
-                _append(sampled, first_logit, logit_row, adapter)
+                _append(sampled, first_logit, logit_row, adapters)
         return spans, sampled
 
 
-def _append(spans: _Spans, start: int, stop: int, adapter: PlacedAdapter) -> None:
+def _append(spans: _Spans, start: int, stop: int, adapters: _Weighted) -> None:
     """Append a span, or extend the last one if it is the same version's and ends where this one begins."""
-    if spans and spans[-1][1] == start and spans[-1][2] is adapter:
+    if spans and spans[-1][1] == start and spans[-1][2] is adapters:
         start = spans.pop()[0]
-    spans.append((start, stop, adapter))
+    spans.append((start, stop, adapters))
 
 
 def _are_same(spans: _Spans, others: _Spans) -> bool:
     """Return whether two lists have the same rows of the same weights: a version may be placed again elsewhere."""
     return len(spans) == len(others) and all(
-        mine[0] == other[0] and mine[1] == other[1] and mine[2] is other[2]
+        mine[0] == other[0] and mine[1] == other[1] and _are_same_adapters(mine[2], other[2])
         for mine, other in zip(spans, others, strict=True)
     )
 
 
+def _are_same_adapters(adapters: _Weighted, others: _Weighted) -> bool:
+    return len(adapters) == len(others) and all(
+        mine[0] is other[0] and mine[1] == other[1] for mine, other in zip(adapters, others, strict=True)
+    )
+
+
 def _segments(spans: _Spans) -> tuple[LoraSegment, ...]:
-    return tuple(LoraSegment(start, stop, adapter) for start, stop, adapter in spans)
+    return tuple(
+        LoraSegment(start, stop, adapter, weight) for start, stop, adapters in spans for adapter, weight in adapters
+    )

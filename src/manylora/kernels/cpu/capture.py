@@ -5,6 +5,7 @@ returns buffers, so that the model stays written once. `CapturedGraph` runs the 
 """
 
 import ctypes
+import struct
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -24,6 +25,7 @@ from manylora.kernels.operation import Operation, apply_rule
 from manylora.kernels.table_of_operations import Operations, Rows
 
 _ALIGNMENT = 16  # floats: buffers begin on a cache line whatever the number of rows
+_ONE: int = struct.unpack("q", struct.pack("d", 1.0))[0]
 
 
 class NativeKv(Protocol):
@@ -56,8 +58,13 @@ class NativeSegments:
 def _segments(segments: tuple[LoraSegment, ...]) -> "ctypes.Array[ctypes.c_int64]":
     numbers: list[int] = []
     for segment in segments:
-        numbers += (segment.start, segment.stop, *segment.adapter.addresses)
+        numbers += (segment.start, segment.stop, *segment.adapter.addresses, _bits(segment.weight))
     return (ctypes.c_int64 * len(numbers))(*numbers)
+
+
+def _bits(weight: float) -> int:
+    """Return the double as a word of the same bits."""
+    return _ONE if weight == 1.0 else int(struct.unpack("q", struct.pack("d", weight))[0])
 
 
 class Buffer:

@@ -152,8 +152,7 @@ class Meters:
         name = adapter.full_id
         if has_run and len(self._adapters) < MAX_ADAPTER_LABELS:
             self._adapters.add(name)
-            members = (adapter,) if adapter.merge is None else adapter.merge.members
-            if all(member.source is SourceName.LOCAL for member in members):
+            if all(member.source is SourceName.LOCAL for member in adapter.members):
                 self._public.add(name)
         return name if name in self._adapters else OTHER_ADAPTERS
 

@@ -30,6 +30,7 @@ STRUCTS: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("head_dim", "int64_t"),
     ),
     # Rows [start, stop) belong to one adapter, whose image has elements of the type that `LoraBatch.is_bf16` states.
+    # Neighbours with the same rows are the adapters of these rows.
     "Segment": (
         ("start", "int64_t"),
         ("stop", "int64_t"),
@@ -37,6 +38,7 @@ STRUCTS: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("table", "const int64_t*"),  # (layers, width, 3): offset of A, offset of B, rank
         ("vectors", "const int64_t*"),  # (layers, width, 2): offsets of bias and gain; null: no extras
         ("extras", "const int64_t*"),  # laid out as kernels/adapter_layout.py says; null: no extras
+        ("weight", "double"),  # factor of the delta
     ),
     "LoraTarget": (("projection", "int64_t"), ("column", "int64_t"), ("out", "int64_t")),
     # interface.AttentionBatch

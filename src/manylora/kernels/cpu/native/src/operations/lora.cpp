@@ -1,9 +1,9 @@
-// Segmented LoRA: y[row] += (x[row] . A) . B with each segment's own adapter, each adapter's own rank.
+// Segmented LoRA: y[row] += weight (x[row] . A) . B with each segment's own adapter, each adapter's own rank.
 //
 // Two passes over a list of small tasks: shrink (h = x . A, a dot product per rank) and expand (y += h . B). A task is
 // some rows of one segment and one target, so that rows of one adapter share its weights in the cache.
 // Each h is one dot product in sixteen lanes; each y gets one chain over the ranks, added once: the order depends on the row
-// alone.
+// alone. The adapters of one row are added one after another by the same task, in the order of their segments.
 
 #include <algorithm>
 #include <vector>
@@ -27,6 +27,8 @@ struct Task {
     int64_t row0, row1;     // rows of the step
     int64_t first_row;      // the segment's first row: row r's intermediate is h + (r - first_row) * rank
     int64_t rank, column, out;
+    float weight;
+    size_t next;  // index of the task of the rows' next adapter, for the same columns; 0: there is none
 };
 
 struct Call {
@@ -63,7 +65,8 @@ void dots(const Call& call, const Task& task, int64_t row, int64_t rank) {
         }
     }
     for (int r = 0; r < MR; ++r)
-        for (int n = 0; n < NR; ++n) task.h[(row + r - task.first_row) * task.rank + rank + n] = sum_lanes(acc[r][n]);
+        for (int n = 0; n < NR; ++n) 
+            task.h[(row + r - task.first_row) * task.rank + rank + n] = task.weight * sum_lanes(acc[r][n]);
 }
 
 template <class W> void shrink(const Call& call, const Task& task, int64_t rank0, int64_t rank1) {
@@ -136,48 +139,63 @@ template <class W> void expand(const Call& call, const Task& task, int64_t colum
     if (task.bias) add_vector<W, false>(call, task, task.bias, column0, column1);
 }
 
+// The last target of which an adapter has a rank: its entry in the table, and its first task.
+struct Previous {
+    const int64_t* entry;
+    size_t first;
+};
+
 // The caller's scratch, kept between calls.
 struct Plan {
     std::vector<Task> tasks;
+    std::vector<Previous> previous;                 // of each adapter of a run
     std::vector<int64_t> shrink_ends, expand_ends;  // running counts of pieces after each task
     std::vector<float> h;
 };
 
 int64_t pieces(int64_t size, int64_t piece) { return (size + piece - 1) / piece; }
 
-// for_runs(f) calls f(segment, first row, last row, shift) for each run of rows of one adapter and one expert: the entries
-// of the adapter's table lie `shift` after those of the targets.
+// for_runs(f) calls f(segments, number of them, first row, last row, shift) for each run of rows of the same adapters and
+// one expert: the entries of an adapter's table lie `shift` after those of the targets.
 template <class W, class R>
 void plan_tasks(Plan& plan, const LoraBatch& lora, int64_t layer, LoraTargets targets, R&& for_runs) {
     plan.tasks.clear();
     plan.shrink_ends.clear();
     plan.expand_ends.clear();
     int64_t floats = 0, shrinks = 0, expands = 0;
-    for_runs([&](const Segment& segment, int64_t start, int64_t stop, int64_t shift) {
-        const W* image = static_cast<const W*>(segment.image);
-        const int64_t* previous = nullptr;  // entry of the last target that has a rank
-        size_t first = 0;                   // its first task
+    for_runs([&](const Segment* segments, int64_t count, int64_t start, int64_t stop, int64_t shift) {
+        plan.previous.assign(size_t(count), {nullptr, 0});
         for (int64_t t = 0; t < targets.count; ++t) {
             const LoraTarget& target = targets.first[t];
             const int64_t index = layer * lora.width + target.projection + shift;
-            const int64_t* entry = segment.table + index * 3;
-            const int64_t rank = entry[2];
-            if (rank == 0) continue;
-            const int64_t* own = segment.vectors ? segment.vectors + index * 2 : nullptr;
-            auto vector = [&](int which) { return own && own[which] >= 0 ? image + own[which] : nullptr; };
-            // Targets of one product may share A, as the halves of an expert's gate_up do: then h is computed once.
-            const bool is_shared = previous && previous[0] == entry[0] && previous[2] == rank;
-            size_t shared = first;
-            previous = entry, first = plan.tasks.size();
-            for (int64_t row = start; row < stop; row += TASK_ROWS) {
-                int64_t end = std::min(stop, row + TASK_ROWS);
-                // `h` holds an offset until the buffer has its final size.
-                float* h = is_shared ? plan.tasks[shared++].h : reinterpret_cast<float*>(floats * 4);
-                plan.tasks.push_back({image + entry[0], image + entry[1], vector(0), vector(1), h, row, end, row, rank,
-                                      target.column, target.out});
-                floats += is_shared ? 0 : (end - row) * rank;
-                plan.shrink_ends.push_back(shrinks += is_shared ? 0 : pieces(rank, TASK_RANKS));
-                plan.expand_ends.push_back(expands += pieces(target.out, TASK_COLUMNS));
+            size_t above = 0;  // first task of the rows' adapter before, for this target
+            bool is_above = false;
+            for (int64_t s = 0; s < count; ++s) {
+                const Segment& segment = segments[s];
+                const W* image = static_cast<const W*>(segment.image);
+                const int64_t* entry = segment.table + index * 3;
+                const int64_t rank = entry[2];
+                if (rank == 0) continue;
+                const int64_t* own = segment.vectors ? segment.vectors + index * 2 : nullptr;
+                auto vector = [&](int which) { return own && own[which] >= 0 ? image + own[which] : nullptr; };
+                // Targets of one product may share A, as the halves of an expert's gate_up do: h is computed once.
+                const Previous before = plan.previous[size_t(s)];
+                const bool is_shared = before.entry && before.entry[0] == entry[0] && before.entry[2] == rank;
+                size_t shared = before.first;
+                const size_t first = plan.tasks.size();
+                plan.previous[size_t(s)] = {entry, first};
+                for (int64_t row = start; row < stop; row += TASK_ROWS) {
+                    int64_t end = std::min(stop, row + TASK_ROWS);
+                    if (is_above) plan.tasks[above++].next = plan.tasks.size();
+                    // `h` holds an offset until the buffer has its final size.
+                    float* h = is_shared ? plan.tasks[shared++].h : reinterpret_cast<float*>(floats * 4);
+                    plan.tasks.push_back({image + entry[0], image + entry[1], vector(0), vector(1), h, row, end, row,
+                                          rank, target.column, target.out, float(segment.weight), 0});
+                    floats += is_shared ? 0 : (end - row) * rank;
+                    plan.shrink_ends.push_back(shrinks += is_shared ? 0 : pieces(rank, TASK_RANKS));
+                    plan.expand_ends.push_back(expands += is_above ? 0 : pieces(target.out, TASK_COLUMNS));
+                }
+                above = first, is_above = true;
             }
         }
     });
@@ -204,7 +222,9 @@ void add_deltas(
         shrink<W>(call, task, piece * TASK_RANKS, std::min(task.rank, (piece + 1) * TASK_RANKS));
     });
     for_pieces(pool, own, own.expand_ends, [&](const Task& task, int64_t piece) {
-        expand<W>(call, task, piece * TASK_COLUMNS, std::min(task.out, (piece + 1) * TASK_COLUMNS));
+        const int64_t column0 = piece * TASK_COLUMNS, column1 = std::min(task.out, column0 + TASK_COLUMNS);
+        expand<W>(call, task, column0, column1);
+        for (size_t next = task.next; next; next = own.tasks[next].next) expand<W>(call, own.tasks[next], column0, column1);
     });
 }
 
@@ -215,13 +235,22 @@ void add_deltas_of(
     else add_deltas<float>(pool, call, lora, layer, targets, for_runs);
 }
 
+// Calls f(segments, number of them) for each run of neighbours with the same rows.
+template <class F> void for_same_rows(const LoraBatch& lora, F&& f) {
+    const Segment* stop = lora.segments + lora.num_segments;
+    for (const Segment *first = lora.segments, *last = first; first < stop; first = last) {
+        while (last < stop && last->start == first->start) ++last;
+        f(first, int64_t(last - first));
+    }
+}
+
 }  // namespace
 }  // namespace ml
 
 void ml::add_lora(Pool* pool, Rows y, Rows x, const LoraBatch& lora, int64_t layer, LoraTargets targets) {
     if (lora.num_segments == 0) return;
     add_deltas_of(pool, {y.data, y.width, x.data, x.width}, lora, layer, targets, [&](auto&& f) {
-        for (int64_t s = 0; s < lora.num_segments; ++s) f(lora.segments[s], lora.segments[s].start, lora.segments[s].stop, 0);
+        for_same_rows(lora, [&](const Segment* own, int64_t count) { f(own, count, own->start, own->stop, 0); });
     });
 }
 
@@ -231,11 +260,12 @@ void ml::add_expert_lora(
     if (lora.num_segments == 0) return;
     const Picks picks(routes);
     add_deltas_of(pool, {y.data, y.width, x.data, x.width}, lora, layer, targets, [&](auto&& f) {
-        for (int64_t s = 0; s < lora.num_segments; ++s)
+        for_same_rows(lora, [&](const Segment* own, int64_t count) {
             for (int64_t expert = 0; expert < picks.experts(); ++expert) {
-                const int64_t first = picks.first_from(expert, lora.segments[s].start);
-                const int64_t last = picks.first_from(expert, lora.segments[s].stop);
-                if (first < last) f(lora.segments[s], first, last, expert * EXPERT_PROJECTIONS);
+                const int64_t first = picks.first_from(expert, own->start);
+                const int64_t last = picks.first_from(expert, own->stop);
+                if (first < last) f(own, count, first, last, expert * EXPERT_PROJECTIONS);
             }
+        });
     });
 }
