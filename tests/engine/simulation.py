@@ -6,6 +6,7 @@ adapter, reused too early or forgotten shows at once, and the token drawn is a f
 any change of batch must not change it.
 """
 
+import hashlib
 import itertools
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapter_ref import AdapterRef, SourceName, mixed_ref
 from manylora.adapter_state import NO_WORDS, AdapterAction, AdapterHandle, AdapterInfo, AdapterWords
 from manylora.clock import ManualClock
 from manylora.engine.adapter_port import AdapterState, AdapterStore, StoreStats
@@ -47,6 +48,27 @@ def next_token(identity: str, tokens: Iterable[int]) -> int:
     checksum = zlib.crc32(f"{identity}|{said}".encode())
     earlier = [after for before, after in itertools.pairwise(said) if before == said[-1]]
     return earlier[-1] if earlier and checksum % 3 else checksum % VOCAB
+
+
+def _parts(adapter: str) -> list[tuple[str, float]]:
+    """Names and weights of a mix, written `one*0.5+two*-2.0`."""
+    pairs = (part.partition("*") for part in adapter.split("+"))
+    return [(name, float(weight or "1")) for name, _, weight in pairs]
+
+
+def ref_of(adapter: str) -> AdapterRef:
+    names, weights = zip(*_parts(adapter), strict=True)
+    return mixed_ref([AdapterRef(SourceName.LOCAL, name) for name in names], weights)
+
+
+def identity_of(adapter: str | None) -> str:
+    """The digest of an adapter or a mix of adapters, each in its version 0."""
+    if adapter is None:
+        return ""
+    if "*" not in adapter:
+        return f"{adapter}@0"
+    versions = ",".join(f"{name}@0*{weight!r}" for name, weight in _parts(adapter))
+    return hashlib.sha256(f"mix:{versions}".encode()).hexdigest()
 
 
 def logits_of(likeliest: int) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
@@ -338,7 +360,7 @@ class World:
                 flow=Flow(flow),
                 salt=salt,
                 tokens=tuple(prompt),
-                adapter=None if adapter is None else AdapterRef(SourceName.LOCAL, adapter),
+                adapter=None if adapter is None else ref_of(adapter),
                 sampling=sampling,
                 stop=StopParams(
                     max_new_tokens=budget,

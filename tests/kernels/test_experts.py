@@ -159,7 +159,9 @@ def expert_delta(kernels: EagerKernels, routes: Tensor, spans: list[tuple[int, i
     return y
 
 
-@pytest.mark.parametrize("spans", [[(0, 70, 1)], [(1, 2, 1), (2, 30, 2), (31, 70, 3)], [(69, 70, 4)], [(1, 60, 1), (1, 60, -2)]])
+@pytest.mark.parametrize(
+    "spans", [[(0, 70, 1)], [(1, 2, 1), (2, 30, 2), (31, 70, 3)], [(69, 70, 4)], [(1, 60, 1), (1, 60, -2)]]
+)
 def test_deltas_of_experts_agree_with_the_reference(kernels: EagerKernels, spans: list[tuple[int, int, int]]) -> None:
     routes = uneven_routes(70)
     oracle = ReferenceKernels(lora_dtype=kernels.lora_dtype)

@@ -33,7 +33,9 @@ class ReadyAdapter(NamedTuple):
     invocation_tokens: tuple[int, ...]
 
 
-Prompts = list[tuple[list[int], ReadyAdapter | None]]
+Mixed = list[tuple[ReadyAdapter, float]]
+"""Adapters of the same rows with their weights."""
+Prompts = list[tuple[list[int], ReadyAdapter | Mixed | None]]
 
 
 def load_model(base: Path, back_end: str, threads: int = 2) -> LlamaModel:
@@ -76,7 +78,9 @@ def one_step(model: LlamaModel, sequences: Prompts) -> tuple[StepInput, list[int
         positions.extend(range(len(prompt)))
         slots.extend(index * blocks * BLOCK + position for position in range(len(prompt)))
         owners.extend([index] * len(prompt))
-        if placed is not None and (first := active_from(prompt, placed.invocation_tokens)) is not None:
+        if isinstance(placed, list):
+            segments += [LoraSegment(start, len(tokens), ready.weights, weight) for ready, weight in placed]
+        elif placed is not None and (first := active_from(prompt, placed.invocation_tokens)) is not None:
             segments.append(LoraSegment(start + first, len(tokens), placed.weights))
     attention = AttentionBatch(
         positions=torch.tensor(positions, dtype=torch.int32),

@@ -285,9 +285,7 @@ def _add_target(
     )
 
 
-def _add(
-    y: Tensor, x: Tensor, image: Tensor, entry: list[int], vectors: tuple[int, int], weight: float = 1.0
-) -> None:
+def _add(y: Tensor, x: Tensor, image: Tensor, entry: list[int], vectors: tuple[int, int], weight: float = 1.0) -> None:
     """Add one adapter's delta of one product, in place: y (rows, out), x (rows, in); entry (A, B, rank)."""
     (offset_a, offset_b, rank), (bias, gain) = entry, vectors
     if rank == 0:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from peft import LoraConfig
 
-from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapter_ref import AdapterRef, SourceName, mixed_ref
 from manylora.config.settings import load_config
 from manylora.engine.engine import Engine
 from manylora.engine.events import Finished, FinishReason
@@ -36,7 +36,13 @@ SHAPES = {
 }
 INVOCATION = (50, 51)
 ADDED = 21  # tokens that one adapter more, "added", has of its own
-NAMES = (None, "added", *SHAPES)
+MIXES = {
+    "mix of two": (("small", 0.5), ("large", -1.25)),
+    "mix of the same two": (("large", -1.25), ("small", 0.5)),
+    "mix of four": (("partial", 2.0), ("small", 1.0), ("medium", 0.25), ("large", 1e-3)),
+    "one, weighted": (("medium", 0.75),),
+}
+NAMES = (None, "added", *SHAPES, *MIXES)
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +129,17 @@ def random_request(source: random.Random, name: str | None) -> Request:
         flow=Flow(source.choice("ab")),
         salt="",
         tokens=(*tokens[:at], *INVOCATION, *tokens[at:]),
-        adapter=None if name is None else AdapterRef(SourceName.LOCAL, name),
+        adapter=None if name is None else reference(name),
         sampling=sampling,
         stop=StopParams(max_new_tokens=source.randint(1, 24), ignore_eos=True),
     )
+
+
+def reference(name: str) -> AdapterRef:
+    if name not in MIXES:
+        return AdapterRef(SourceName.LOCAL, name)
+    members = [AdapterRef(SourceName.LOCAL, member) for member, _ in MIXES[name]]
+    return mixed_ref(members, [weight for _, weight in MIXES[name]])
 
 
 def outgrowing_requests() -> list[Request]:

@@ -10,7 +10,7 @@ from manylora.engine.scheduling.blocks import prefix_root
 from manylora.engine.scheduling.lending import KvLender
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.errors import AdapterTextChanged, InvalidParameter, ManyloraError
-from manylora.ids import Digest
+from manylora.ids import Digest, RequestId
 
 
 class AdapterPins:
@@ -26,7 +26,7 @@ class AdapterPins:
         self._store = store
         self._lender = lender
         self._vocab = vocab
-        self._faults: list[tuple[Sequence, ManyloraError]] = []
+        self._faults: dict[RequestId, tuple[Sequence, ManyloraError]] = {}  # a plan may ask for a pin several times
 
     def pin(self, sequence: Sequence) -> bool:
         request = sequence.request
@@ -40,7 +40,7 @@ class AdapterPins:
             return False
         if (fault := self._fault(sequence, placed)) is not None:
             self._give_back(placed, was_used=False)
-            self._faults.append((sequence, fault))
+            self._faults[request.id] = sequence, fault
             return False
         sequence.placed = placed
         sequence.root = prefix_root(placed.digest, request.salt)
@@ -92,8 +92,8 @@ class AdapterPins:
 
     def take_faults(self) -> list[tuple[Sequence, ManyloraError]]:
         """Return the faults since the last call: sequences that their version cannot serve, with the errors."""
-        faults, self._faults = self._faults, []
-        return faults
+        faults, self._faults = self._faults, {}
+        return list(faults.values())
 
     def reclaim(self, blocks: int) -> bool:
         return self._lender is not None and self._lender.take_back(blocks, self._store.give_back)

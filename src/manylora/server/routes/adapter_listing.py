@@ -74,7 +74,13 @@ class Catalogue:
         count either, since each list looks them up anew.
         """
         ref = stream.request.adapter
-        if ref is None or ref.merge is not None or ref.mix is not None or ref.source in FOLDER_SOURCES or finished.queue_ms is None:
+        if (
+            ref is None
+            or ref.merge is not None
+            or ref.mix is not None
+            or ref.source in FOLDER_SOURCES
+            or finished.queue_ms is None
+        ):
             return
         refs = self._recent.setdefault(stream.request.flow, OrderedDict())
         self._recent.move_to_end(stream.request.flow)
