@@ -1,5 +1,6 @@
 """One forward pass over prompts side by side, each with its adapter or none: what tests compare with PEFT's logits."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ class ReadyAdapter(NamedTuple):
 
 Mixed = list[tuple[ReadyAdapter, float]]
 """Adapters of the same rows with their weights."""
-Prompts = list[tuple[list[int], ReadyAdapter | Mixed | None]]
+Prompts = Sequence[tuple[list[int], ReadyAdapter | Mixed | None]]
 
 
 def load_model(base: Path, back_end: str, threads: int = 2) -> LlamaModel:
