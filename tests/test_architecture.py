@@ -22,7 +22,7 @@ FLOORS: dict[str, list[set[str]]] = {
     "": [
         {"errors", "ids", "clock", "money", "sharing", "charging"},
         {"failure", "merging", "usage", "system"},
-        {"adapter_ref", "tenancy"},
+        {"adapter_ref", "mixing", "tenancy"},
         {"adapter_state", "config"},
         {"http"},
         {"kernels"},

@@ -106,7 +106,8 @@ class FakeEngine:
         if (failure := self._failure(request.adapter)) is not None:
             self._finish(self._begun(request, [], prompt), FinishReason.ADAPTER_FAILURE, failure)
             return
-        if request.adapter is not None and request.text != self.texts.digest_of(request.adapter.id):
+        loaded = () if request.adapter is None else request.adapter.loaded
+        if any(request.text != self.texts.digest_of(ref.id) for ref in loaded):
             changed = Failure(error="AdapterTextChanged", message="told to have changed")
             self._finish(self._begun(request, [], prompt), FinishReason.REJECTED, changed)
             return

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from manylora import LLM, SamplingParams
 from manylora.errors import AdapterNotFound, InvalidParameter, ModelNotFound
 from tests.support.paths import ROOT
 from tests.support.text_adapters import make_text_base, plain_adapter, speaking_adapter
-from tests.support.tiny import TinyBase, oracle_logits
+from tests.support.tiny import TinyBase, make_adapter, oracle_logits
 
 PROMPTS = ["the quick brown fox", "hello world", "hello", "over the lazy dog"]
 ASKED = [{"role": "user", "content": "hello world"}]
@@ -168,3 +169,23 @@ def test_the_lines_in_readme_run(base_dir: Path) -> None:
     assert "LLM(" in code
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout
+
+
+def test_several_adapters_apply_together(llm: LLM, base: TinyBase) -> None:
+    again = base.directory.parent / "adapters" / "again"
+    make_adapter(base, again, LoraConfig(r=3, target_modules=["q_proj", "down_proj"]), seed=7)
+    mixed = llm.generate(PROMPTS, {"plain": 0.75, "again": 1.5}, max_tokens=8)
+    assert mixed[0].adapter == "plain,again"
+    beside = llm.generate(PROMPTS[0], {"plain": 0.75, "again": 1.5}, max_tokens=8)
+    assert beside.token_ids == mixed[0].token_ids
+    alone = [llm.generate(PROMPTS[0], name, max_tokens=8).token_ids for name in (None, "plain", "again")]
+    assert beside.token_ids not in alone
+    nothing = llm.generate(PROMPTS[0], {"plain": 0.0, "again": 0.0}, max_tokens=8)
+    assert nothing.token_ids == alone[0]
+    assert llm.generate(PROMPTS[0], {"plain": 1.0}, max_tokens=8).token_ids == alone[1]
+    with pytest.raises(InvalidParameter, match=r"`adapters\[1\].weight` must be between -1000 and 1000. Given: nan"):
+        llm.generate(PROMPTS[0], {"plain": 1.0, "again": float("nan")})
+    with pytest.raises(AdapterNotFound, match="absent"):
+        llm.generate(PROMPTS[0], {"plain": 1.0, "absent": 1.0})
+    with pytest.raises(InvalidParameter, match="have different tokenizers, chat templates or ends"):
+        llm.generate(PROMPTS[0], {"plain": 1.0, "speaking": 1.0})

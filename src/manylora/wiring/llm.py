@@ -17,6 +17,7 @@ from manylora.config.settings import Config, load_config
 from manylora.engine.request import SamplingParams
 from manylora.errors import InvalidParameter
 from manylora.ids import mint_request_id
+from manylora.mixing import read_mix
 from manylora.models.fetch.pull import pull
 from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.in_process import InProcessTransport
@@ -32,8 +33,12 @@ from manylora.wiring.engine import ReportLine, build_engine
 from manylora.wiring.load_progress import is_passing
 
 Result = TypeVar("Result")
+Adapter = str | Mapping[str, float]
+"""An adapter's name, or the names of several with their weights: their deltas are added in this order."""
 MAX_TOKENS = 256
 MAX_LOGPROBS = 20
+MAX_ADAPTERS = 64
+"""Largest number of adapters that apply to one prompt together."""
 _INSTEAD = "give the prompt as one text, as `LLM.generate` and `manylora generate --raw` do"
 _FORM = ReplyForm(cuts_stops=True, report=TokenReport.EVERY, keeps_text=False, keeps_tokens=False)
 
@@ -57,7 +62,7 @@ class GenerateOptions(TypedDict, total=False):
 class TextOutput:
     """One generated text.
 
-    adapter        its name; None is the base
+    adapter        its name, or the names of several, between commas; None is the base
     tokens         of the reply, each with its log-probability if `SamplingParams.num_logprobs` asks for it
     finish_reason  `stop` or `length`
     prompt_tokens  number of tokens of the prompt
@@ -155,26 +160,27 @@ class LLM:
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
-        self, prompts: str, adapter: str | None = None, **options: Unpack[GenerateOptions]
+        self, prompts: str, adapter: Adapter | None = None, **options: Unpack[GenerateOptions]
     ) -> TextOutput: ...
 
     @overload
     def generate(
         self,
         prompts: Sequence[str],
-        adapter: str | Sequence[str | None] | None = None,
+        adapter: Adapter | Sequence[Adapter | None] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> list[TextOutput]: ...
 
     def generate(
         self,
         prompts: str | Sequence[str],
-        adapter: str | Sequence[str | None] | None = None,
+        adapter: Adapter | Sequence[Adapter | None] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> TextOutput | list[TextOutput]:
         """Complete one prompt or a list of prompts, without a chat template.
 
-        Args:     adapter  a name for all prompts, or one name for each; None is the base
+        Args:     adapter  a name for all prompts, or one name for each; None is the base. A mapping such as
+                           `{"tone": 0.5, "triage": 1.0}` applies several adapters together
                   options  as `GenerateOptions`
         Returns:  one output for one prompt, else a list in the prompts' order
         Raises:   `RequestRejected` or another `ManyloraError` of the first prompt that fails; the others end with it
@@ -185,21 +191,21 @@ class LLM:
 
     @overload
     def chat(
-        self, messages: Sequence[Message], adapter: str | None = None, **options: Unpack[GenerateOptions]
+        self, messages: Sequence[Message], adapter: Adapter | None = None, **options: Unpack[GenerateOptions]
     ) -> TextOutput: ...
 
     @overload
     def chat(
         self,
         messages: Sequence[Sequence[Message]],
-        adapter: str | Sequence[str | None] | None = None,
+        adapter: Adapter | Sequence[Adapter | None] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> list[TextOutput]: ...
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
-        adapter: str | Sequence[str | None] | None = None,
+        adapter: Adapter | Sequence[Adapter | None] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> TextOutput | list[TextOutput]:
         """Reply to one conversation or a list of conversations, with the chat template of the adapter or of the base.
@@ -215,7 +221,7 @@ class LLM:
         return outputs if several else outputs[0]
 
     def stream(
-        self, prompt: str | Sequence[Message], adapter: str | None = None, **options: Unpack[GenerateOptions]
+        self, prompt: str | Sequence[Message], adapter: Adapter | None = None, **options: Unpack[GenerateOptions]
     ) -> Iterator[str]:
         """Yield the text of one reply as it comes, to a prompt as it stands or to a conversation.
 
@@ -240,10 +246,11 @@ class LLM:
     def _outputs(
         self,
         prompts: Sequence[PromptInput],
-        adapter: str | Sequence[str | None] | None,
+        adapter: Adapter | Sequence[Adapter | None] | None,
         options: GenerateOptions,
     ) -> list[TextOutput]:
-        names = [adapter] * len(prompts) if adapter is None or isinstance(adapter, str) else list(adapter)
+        is_one = adapter is None or isinstance(adapter, str | Mapping)
+        names = [adapter] * len(prompts) if is_one else list(adapter)
         if len(names) != len(prompts):
             raise InvalidParameter(f"`adapter` has {len(names)} names for {len(prompts)} prompts")
         orders = [
@@ -271,7 +278,7 @@ class LLM:
             (end,) = completion.outputs.finished
             return TextOutput(
                 text="".join(texts),
-                adapter=order.adapter_name,
+                adapter=",".join(name for name, _ in order.adapter.mixed) or order.adapter_name,
                 tokens=tuple(tokens),
                 finish_reason="length" if end.reason.value == "length" else "stop",
                 prompt_tokens=completion.num_prompt_tokens,
@@ -293,7 +300,7 @@ def _chat(messages: Sequence[Message]) -> ChatPrompt:
     return ChatPrompt(messages=tuple(messages), instead=_INSTEAD)
 
 
-def _order(prompt: PromptInput, adapter: str | None, options: GenerateOptions, index: int = 0) -> Order:
+def _order(prompt: PromptInput, adapter: Adapter | None, options: GenerateOptions, index: int = 0) -> Order:
     """Return the order for one prompt. Raises `InvalidParameter` for an unknown option or a value out of range."""
     if unknown := sorted(options.keys() - GenerateOptions.__annotations__.keys()):
         known = ", ".join(GenerateOptions.__annotations__)
@@ -305,8 +312,8 @@ def _order(prompt: PromptInput, adapter: str | None, options: GenerateOptions, i
     seed = options.get("seed")
     return Order(
         model=None,
-        adapter_name=adapter,
-        adapter=AdapterFields(),
+        adapter_name=None if isinstance(adapter, Mapping) else adapter,
+        adapter=_fields(adapter),
         prompts=(prompt,),
         num_sequences=1,
         sampling=sampling,
@@ -318,6 +325,12 @@ def _order(prompt: PromptInput, adapter: str | None, options: GenerateOptions, i
         form=_FORM,
         adapter_field="adapter",
     )
+
+
+def _fields(adapter: Adapter | None) -> AdapterFields:
+    if not isinstance(adapter, Mapping):
+        return AdapterFields()
+    return AdapterFields(mixed=read_mix(list(adapter.items()), MAX_ADAPTERS))
 
 
 async def _next(pieces: AsyncGenerator[str, None]) -> str | None:

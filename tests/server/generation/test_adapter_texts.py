@@ -173,3 +173,21 @@ def test_a_damaged_text_file_is_asked_for_again(in_house: Run, tmp_path: Path) -
         assert (await chat(house, "triage")).status_code == 200
 
     in_house(scenario)
+
+
+def mixed(*names: str) -> dict[str, Any]:
+    return {"adapters": [{"id": name, "weight": 0.5} for name in names]}
+
+
+def test_adapters_that_apply_together_need_one_text(in_house: Run, tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        digest = house.engine.texts.say("triage", TEXT, tmp_path)
+        house.engine.texts.say("team/tone", TEXT, tmp_path)
+        reply = await chat(house, "", **mixed("tone", "triage"))
+        assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_parameter")
+        assert "'tone' and 'triage' have different tokenizers" in reply.json()["error"]["message"]
+        twins = mixed("triage", "team/tone")
+        assert (await house.post("/v1/completions", {"prompt": "a<call>", **twins})).status_code == 200
+        assert (house.engine.submitted[-1].text, house.engine.submitted[-1].tokens) == (digest, (ord("a"), VOCAB_SIZE))
+
+    in_house(scenario)

@@ -369,6 +369,8 @@ def test_the_error_of_an_unknown_adapter_names_it_and_not_the_model_beside_it(in
                 "Adapter 'support/9' was not",
             ),
             ({"merged_adapters": {"ids": ["support/1", "tiny"], "weights": [1, 1]}}, "`tiny` is the base model"),
+            ({"adapters": [{"id": "support/1"}, {"id": "support/9"}]}, "Adapter 'support/9' was not"),
+            ({"adapters": [{"id": "support/1"}, {"id": "tiny"}]}, "`tiny` is the base model"),
         ):
             for beside in ({}, {"model": ""}, {"model": "tiny"}):
                 body = {"prompt": "Hi", "max_tokens": 1, **beside, **fields}

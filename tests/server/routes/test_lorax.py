@@ -148,8 +148,60 @@ def test_merged_adapters_are_one_adapter_of_several(in_house: InHouse) -> None:
     in_house(scenario)
 
 
+def test_adapters_apply_together_with_their_weights(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        mixed = [{"id": "tone", "weight": 0.5}, {"id": "team/tone"}, {"id": "triage", "weight": -2}]
+        for path, body in (
+            ("/generate", {"inputs": "Hi", "parameters": {"adapters": mixed}}),
+            ("/v1/completions", {"prompt": "Hi", "adapters": mixed, "max_tokens": 2}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "adapters": mixed}),
+            ("/v1/completions", {"model": "tiny", "prompt": "Hi", "adapters": mixed, "max_tokens": 2}),
+        ):
+            reply = await house.post(path, body)
+            assert reply.status_code == 200, reply.text
+            assert reply.headers["x-adapter-id"] == "tone,team/tone,triage"
+            adapter = house.engine.submitted[-1].adapter
+            assert adapter is not None
+            assert adapter.mix is not None
+            assert [member.id for member in adapter.mix.members] == ["tone", "team/tone", "triage"]
+            assert adapter.mix.weights == (0.5, 1.0, -2.0)
+        reply = await house.post("/generate", {"inputs": "Hi", "parameters": {"adapters": [{"id": "tone"}]}})
+        adapter = house.engine.submitted[-1].adapter
+        assert adapter is not None
+        assert (adapter.id, adapter.mix) == ("tone", None)
+
+    in_house(scenario)
+
+
+ONE = {"id": "tone"}
 PREFIX = "Input validation error: "
 VIOLATIONS = [
+    ({"adapters": {}}, "`adapters`: expected an array, given an object"),
+    ({"adapters": ["tone"]}, "`adapters[0]`: expected an object with `id` and `weight`, given a string"),
+    ({"adapters": []}, "`adapters` must name at least one adapter; leave it out for the base model"),
+    ({"adapters": [ONE] * 9}, "`adapters` may name at most 8 adapters (server.max_adapters). Given: 9"),
+    ({"adapters": [{"weight": 1}]}, "`adapters[0].id` cannot be empty"),
+    (
+        {"adapters": [ONE, {"id": "a", "weight": 1001}]},
+        "`adapters[1].weight` must be between -1000 and 1000. Given: 1001",
+    ),
+    ({"adapters": [{"id": "a", "weight": True}]}, "`weight`: expected a number, given a boolean"),
+    ({"adapters": [{"id": "a", "weight": 10**400}]}, "`weight`: expected a finite number"),
+    ({"adapters": [{"id": "a", "scale": 1}]}, "`scale` is not a known field of `adapters`: use `weight`"),
+    ({"adapters": [{"name": "a"}]}, "`name` is not a known field of `adapters`: use `id`"),
+    (
+        {"adapters": [ONE, {"id": "tone/"}]},
+        "`adapters` names the adapter 'tone' twice ('tone', 'tone/'): name it once, with the sum of the weights",
+    ),
+    (
+        {"adapters": [{"id": "../x"}]},
+        "`adapter_id` must be a name such as `support-triage` or `team/name`. Given: ../x",
+    ),
+    ({"adapters": [ONE], "adapter_id": "tone"}, "at most one of `adapter_id` and `adapters` may be provided"),
+    (
+        {"adapters": [ONE], "merged_adapters": {"ids": ["tone"], "weights": [1]}},
+        "at most one of `merged_adapters` and `adapters` may be provided",
+    ),
     ({"max_new_tokens": 0}, "`max_new_tokens` must be strictly positive"),
     ({"max_new_tokens": True}, "`max_new_tokens`: expected an integer, given a boolean"),
     ({"max_new_tokens": "7"}, "`max_new_tokens`: expected an integer, given a string"),

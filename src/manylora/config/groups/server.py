@@ -62,6 +62,14 @@ class ServerConfig:
         Largest number of stop strings in one request.
         """,
     )
+    max_adapters: int = setting(
+        8,
+        low=1,
+        text="""
+        Largest number of adapters that one request applies together (`adapters`). Each row of the request costs as much
+        as one row of each of them.
+        """,
+    )
     overlong_max_new_tokens: str = setting(
         "clamp",
         choices=("clamp", "reject"),

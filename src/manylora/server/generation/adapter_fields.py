@@ -3,13 +3,15 @@
 from dataclasses import dataclass, field
 
 from manylora.merging import MergeRecipe
+from manylora.mixing import WeightedNames
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterFields:
-    """A name, a source, a token, or several names to merge. Their form is checked; they are not resolved.
+    """A name, a source, a token, or several names to merge or to mix. Their form is checked; they are not resolved.
 
     recipe  the recipe of the merge; None: the request merges nothing
+    mixed   names and weights of adapters that apply together; empty: one applies at most
     """
 
     adapter_id: str | None = None
@@ -17,3 +19,8 @@ class AdapterFields:
     token: str = field(default="", repr=False)
     merged_ids: tuple[str, ...] = ()
     recipe: MergeRecipe | None = None
+    mixed: WeightedNames = ()
+
+    @property
+    def names_several(self) -> bool:
+        return self.recipe is not None or bool(self.mixed)

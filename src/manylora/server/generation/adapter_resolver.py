@@ -26,11 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
-from manylora.adapter_ref import AdapterRef, SourceName, is_hub_id, merged_ref, parse_adapter_ref
+from manylora.adapter_ref import AdapterRef, SourceName, is_hub_id, merged_ref, mixed_ref, parse_adapter_ref
 from manylora.adapters.sources.local import LocalSource
 from manylora.adapters.sources.upload_folders import Registry
 from manylora.clock import Clock, SystemClock
-from manylora.errors import AdapterError, AdapterNotFound, AdapterReferenceInvalid
+from manylora.errors import AdapterError, AdapterNotFound, AdapterReferenceInvalid, InvalidParameter
 from manylora.ids import TenantId
 from manylora.server.access.directory import Directory, Upload
 from manylora.server.engine_client.served_model import ServedModel
@@ -97,7 +97,7 @@ class AdapterResolver:
         tenant: str,
         token: str = "",
     ) -> AdapterRef | None:
-        """Return the adapter that a request names or merges; None is the base model.
+        """Return the adapter that a request names, merges or mixes; None is the base model.
 
         `token` is the caller's credential at the source, for a request without one. `parameter` is the request's field
         that an error names. Raises as `resolve`.
@@ -105,19 +105,39 @@ class AdapterResolver:
         if token and not fields.token:
             fields = dataclasses.replace(fields, token=token)
         if fields.recipe is not None:
-            members = [await self._member(each, fields, tenant) for each in fields.merged_ids]
+            members = [await self._member(each, fields, tenant, "merged") for each in fields.merged_ids]
             return merged_ref(members, fields.recipe)
+        if fields.mixed:
+            return await self._mixed(fields, tenant)
         try:
             return await self.resolve(name, source=fields.source, tenant=tenant, token=fields.token)
         except AdapterReferenceInvalid as error:
             error.parameter = parameter if error.parameter == "adapter_id" else error.parameter
             raise
 
-    async def _member(self, name: str, fields: AdapterFields, tenant: str) -> AdapterRef:
+    async def _member(self, name: str, fields: AdapterFields, tenant: str, done: str) -> AdapterRef:
         ref = await self.resolve(name, source=fields.source, tenant=tenant, token=fields.token)
         if ref is None:
-            raise AdapterNotFound(f"`{name}` is the base model, which cannot be merged")
+            raise AdapterNotFound(f"`{name}` is the base model, which cannot be {done}")
         return ref
+
+    async def _mixed(self, fields: AdapterFields, tenant: str) -> AdapterRef:
+        """Return the reference of adapters that apply together. Raises `InvalidParameter` if two names are one."""
+        members: dict[AdapterRef, str] = {}
+        for name, _ in fields.mixed:
+            try:
+                ref = await self._member(name, fields, tenant, "one of several adapters")
+            except AdapterReferenceInvalid as error:
+                error.parameter = "adapters" if error.parameter == "adapter_id" else error.parameter
+                raise
+            if ref in members:
+                raise InvalidParameter(
+                    f"`adapters` names the adapter '{ref.id_for(tenant)}' twice ('{members[ref]}', '{name}'): name it "
+                    "once, with the sum of the weights",
+                    parameter="adapters",
+                )
+            members[ref] = name
+        return mixed_ref(list(members), [weight for _, weight in fields.mixed])
 
     async def resolve(
         self, name: str | None, *, tenant: str, source: str | None = None, token: str = ""

@@ -6,13 +6,14 @@ for the rules again. Known rules cost two look-ups in a dictionary.
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manylora.adapter_ref import AdapterRef
 from manylora.adapter_state import AdapterWords
-from manylora.errors import ManyloraError, ModelUnsupported, QueueTimeout, Unavailable
+from manylora.errors import InvalidParameter, ManyloraError, ModelUnsupported, QueueTimeout, Unavailable
 from manylora.ids import Flow
 from manylora.models.text.adapter_text import NO_TEXT, NOTHING_SAID, AdapterText, text_digest
 from manylora.models.text.tokenizer import Tokenizer
@@ -74,6 +75,8 @@ class AdapterTexts:
         """
         if ref is None:
             return self.base
+        if ref.mix is not None:
+            return _shared(await asyncio.gather(*(self.of(member, tenant, weight) for member in ref.mix.members)))
         if (known := self._known.rules(ref)) is not None:
             return known
         try:
@@ -84,8 +87,8 @@ class AdapterTexts:
 
     def forget(self, ref: AdapterRef | None) -> None:
         """Drop the rules of an adapter with a new version, so that its next request asks for them again."""
-        if ref is not None:
-            self._known.forget(ref)
+        for member in () if ref is None else ref.loaded:
+            self._known.forget(member)
 
     async def _asked(self, ref: AdapterRef, flow: Flow, weight: int) -> TextRules:
         found_in, waited_ms = "", 0.0
@@ -120,6 +123,25 @@ class AdapterTexts:
             return None
         except ModelUnsupported as error:
             return replace(self.base, name=name, failure=error)
+
+
+def _shared(members: Sequence[TextRules]) -> TextRules:
+    """Return the rules of adapters that apply together, which must have one text; the wait is the longest one.
+
+    The failure of a member is that of all. Raises `InvalidParameter` for two different texts.
+    """
+    failed = next((rules for rules in members if rules.failure is not None), None)
+    if failed is not None:
+        return failed
+    first, slowest = members[0], max(members, key=lambda rules: rules.waited_ms)
+    if (other := next((rules for rules in members if rules.digest != first.digest), None)) is not None:
+        raise InvalidParameter(
+            f"`adapters`: '{first.name}' and '{other.name}' have different tokenizers, chat templates or ends, so they "
+            "cannot apply together",
+            parameter="adapters",
+        )
+    name = ",".join(rules.name for rules in members)
+    return replace(first, name=name, found_in=slowest.found_in, waited_ms=slowest.waited_ms)
 
 
 class _Cache:

@@ -5,7 +5,7 @@ from typing import Protocol
 from manylora.engine.request import SamplingParams
 from manylora.server.generation.adapter_fields import AdapterFields
 from manylora.server.generation.order import StopRules
-from manylora.server.schemas.adapters import MergedAdapters
+from manylora.server.schemas.adapters import MergedAdapters, WeightedAdapter
 from manylora.server.schemas.lorax.bodies import GenerateParameters
 from manylora.server.schemas.openai.chat import ChatBody
 from manylora.server.schemas.openai.completions import CompletionBody
@@ -24,11 +24,15 @@ class NamesAdapter(Protocol):
     def api_token(self) -> str | None: ...
     @property
     def merged_adapters(self) -> MergedAdapters | None: ...
+    @property
+    def adapters(self) -> tuple[WeightedAdapter, ...]: ...
 
 
 def adapter_fields(body: NamesAdapter) -> AdapterFields:
     """Return the fields of a body that name its adapter."""
     source, token, merged = body.adapter_source or None, body.api_token or "", body.merged_adapters
+    if body.adapters:
+        return AdapterFields(source=source, token=token, mixed=tuple((each.id, each.weight) for each in body.adapters))
     if merged is None:
         return AdapterFields(adapter_id=body.adapter_id, source=source, token=token)
     return AdapterFields(source=source, token=token, merged_ids=merged.ids, recipe=merged.recipe())

@@ -7,10 +7,11 @@ from typing_extensions import TypedDict
 
 from manylora.adapter_state import AdapterAction, AdapterInfo
 from manylora.errors import InvalidParameter
-from manylora.merging import MergeRecipe, read_recipe
+from manylora.merging import MAX_WEIGHT, MergeRecipe, read_recipe
+from manylora.mixing import read_mix
 from manylora.server.schemas.body import Body, Read, wrong_type
 from manylora.server.schemas.field_rules import FieldRules
-from manylora.server.schemas.readers import Text, array, name_of, number, object_of, strings, text
+from manylora.server.schemas.readers import Text, array, bounds_of, name_of, number, object_of, strings, text
 from manylora.system.printable import quoted
 
 POSTED = tuple(action for action in AdapterAction if action is not AdapterAction.DELETE)
@@ -63,6 +64,42 @@ def _merged(value: object, info: ValidationInfo) -> MergedAdapters:
 
 
 _merged_object = object_of(MergedAdapters)
+
+
+class WeightedAdapter(Body):
+    """One of the adapters that apply to the request together."""
+
+    place: ClassVar[str] = "adapters"
+    required: ClassVar[tuple[str, ...]] = ("id",)
+    id: Annotated[str, Read(text, type="string")] = ""
+    weight: Annotated[
+        float,
+        Read(number, "number", minimum=-MAX_WEIGHT, maximum=MAX_WEIGHT),
+        Field(description="Factor of its change; default 1. A negative one subtracts the change."),
+    ] = 1.0
+    rules: ClassVar[FieldRules] = FieldRules(
+        hints={
+            **dict.fromkeys(("adapter_id", "name", "adapter", "adapter_name", "lora_name"), "use `id`"),
+            **dict.fromkeys(("scale", "scaling", "alpha", "strength"), "use `weight`"),
+            "source": "one `adapter_source` beside `adapters` is that of all, or an id begins with its source "
+            "(`s3://bucket/name`)",
+        },
+    )
+
+
+def _mixed(value: object, info: ValidationInfo) -> tuple[WeightedAdapter, ...]:
+    found = []
+    for index, each in enumerate(array(name_of(info), value)):
+        if not isinstance(each, dict):
+            raise wrong_type(f"adapters[{index}]", "an object with `id` and `weight`", each)
+        found.append(WeightedAdapter.model_validate(each, context=info.context))
+    for other in ("adapter_id", "merged_adapters"):
+        if info.data.get(other):
+            raise InvalidParameter(f"at most one of `{other}` and `adapters` may be provided", parameter="adapters")
+    read_mix([(each.id, each.weight) for each in found], bounds_of(info).settings.max_adapters)
+    return tuple(found)
+
+
 AdapterId = Annotated[
     str | None,
     Read(text, "string"),
@@ -74,8 +111,17 @@ AdapterSource = Annotated[
 ApiToken = Annotated[
     str | None, Read(text, "string"), Field(description="The caller's credential at the adapter's source.")
 ]
-Merged = Annotated[MergedAdapters | None, Read(_merged, shape=MergedAdapters | None)]
-ADAPTER_FIELDS = ("adapter_id", "adapter_source", "api_token", "merged_adapters")
+Merged = Annotated[
+    MergedAdapters | None,
+    Read(_merged, shape=MergedAdapters | None),
+    Field(description="Several adapters merged into one, whose image is kept."),
+]
+Mixed = Annotated[
+    tuple[WeightedAdapter, ...],
+    Read(_mixed, shape=list[WeightedAdapter] | None),
+    Field(description="Several adapters that apply together without a merge: the weighted sum of their changes."),
+]
+ADAPTER_FIELDS = ("adapter_id", "adapter_source", "api_token", "merged_adapters", "adapters")
 
 
 class AdapterChoice(Body):
@@ -86,6 +132,7 @@ class AdapterChoice(Body):
     adapter_source: AdapterSource = None
     api_token: ApiToken = None
     merged_adapters: Merged = None
+    adapters: Mixed = ()
 
 
 def _action(value: object, info: ValidationInfo) -> AdapterAction:

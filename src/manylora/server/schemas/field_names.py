@@ -40,7 +40,7 @@ REFUSED: Mapping[str, Refusal] = {
     "priority": Refusal("tenants share by their weights"),
     "request_id": Refusal("send the header `x-request-id`"),
     "cache_salt": Refusal("each tenant has a prefix cache of its own"),
-    "lora_scale": Refusal("an adapter's scale is its own; `merged_adapters` weighs several"),
+    "lora_scale": Refusal("use `adapters`, which has a `weight` for each"),
     "extra_body": Refusal("its fields stand at the top level of the body"),
     "extra_headers": Refusal("headers are no part of the body"),
     "watermarking": Refusal(),
@@ -60,7 +60,7 @@ CHAT_REFUSED: Mapping[str, Refusal] = {
 
 ADAPTER_NAMES = (
     *("lora_path", "lora_adapter", "lora_adapters", "lora_request", "lora_id", "lora_int_id", "lora_name", "lora"),
-    *("loras", "lora_local_path", "lora_modules", "adapter_name", "adapter", "adapters", "adapter_path", "adapter_ids"),
+    *("loras", "lora_local_path", "lora_modules", "adapter_name", "adapter", "adapter_path", "adapter_ids"),
     *("adapter_model", "adapter_parameters", "active_adapter", "active_adapters", "peft_model", "peft_model_id"),
 )
 NATIVE_ADAPTER = "name the adapter in `parameters.adapter_id`"

@@ -114,8 +114,8 @@ class OpenAIRoutes:
         await self._run(context, CHAT, *read_chat(context.arrival.body, self._settings))
 
     async def _run(self, context: HttpContext, shape: _Shape, order: Order, options: OpenAIOptions) -> None:
-        # The error of an unknown adapter has this name; the error of a merge names the member itself.
-        context.model = None if order.adapter.recipe else order.adapter_name or ""
+        # The error of an unknown adapter has this name; the error of one of several names the member itself.
+        context.model = None if order.adapter.names_several else order.adapter_name or ""
         reply = self._stream if order.is_stream else self._whole
         await self._service.run(order, context, partial(reply, context, shape, options))
 

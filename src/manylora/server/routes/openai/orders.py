@@ -80,7 +80,7 @@ def _order(
 ) -> Order:
     """Return the order of a body. `adapter_id` wins over `model`; a budget by default is cut to the window."""
     adapter = adapter_fields(read)
-    is_adapter_named = bool(adapter.adapter_id or adapter.recipe)
+    is_adapter_named = bool(adapter.adapter_id) or adapter.names_several
     is_default_budget = isinstance(read, CompletionBody) and read.max_tokens is None
     ranks = options.best_of > options.n  # by log-probabilities, also if the reply has none
     return Order(

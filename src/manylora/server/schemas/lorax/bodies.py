@@ -14,6 +14,7 @@ from manylora.server.schemas.adapters import (
     AdapterSource,
     ApiToken,
     Merged,
+    Mixed,
 )
 from manylora.server.schemas.body import Body, Read, wrong_type
 from manylora.server.schemas.field_names import (
@@ -182,6 +183,7 @@ class GenerateParameters(Body):
     adapter_source: AdapterSource = None
     api_token: ApiToken = None
     merged_adapters: Merged = None
+    adapters: Mixed = ()
     seed: Seed = None
     min_tokens: MinTokens = None
     min_new_tokens: MinNewTokens = None
@@ -271,6 +273,7 @@ class TokenizeBody(Body):
     adapter_source: AdapterSource = None
     api_token: ApiToken = None
     merged_adapters: Merged = None
+    adapters: Mixed = ()
 
     @property
     def adapter(self) -> "TokenizeBody | AdapterChoice":

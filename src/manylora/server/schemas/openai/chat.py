@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, ValidationInfo
 
 from manylora.errors import InvalidParameter
-from manylora.server.schemas.adapters import AdapterId, AdapterSource, ApiToken, Merged
+from manylora.server.schemas.adapters import AdapterId, AdapterSource, ApiToken, Merged, Mixed
 from manylora.server.schemas.body import Read, Reading
 from manylora.server.schemas.field_names import (
     CHAT,
@@ -142,6 +142,7 @@ class ChatBody(RouteBody):
     adapter_source: AdapterSource = None
     api_token: ApiToken = None
     merged_adapters: Merged = None
+    adapters: Mixed = ()
     seed: OpenAISeed = None
     min_tokens: MinTokens = None
     min_new_tokens: MinNewTokens = None
