@@ -249,8 +249,11 @@ class LLM:
         adapter: Adapter | Sequence[Adapter | None] | None,
         options: GenerateOptions,
     ) -> list[TextOutput]:
-        is_one = adapter is None or isinstance(adapter, str | Mapping)
-        names = [adapter] * len(prompts) if is_one else list(adapter)
+        names: list[Adapter | None]
+        if adapter is None or isinstance(adapter, str | Mapping):
+            names = [adapter] * len(prompts)
+        else:
+            names = list(adapter)
         if len(names) != len(prompts):
             raise InvalidParameter(f"`adapter` has {len(names)} names for {len(prompts)} prompts")
         orders = [
