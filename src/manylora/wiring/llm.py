@@ -249,11 +249,9 @@ class LLM:
         adapter: Adapter | Sequence[Adapter | None] | None,
         options: GenerateOptions,
     ) -> list[TextOutput]:
-        names: list[Adapter | None]
-        if adapter is None or isinstance(adapter, str | Mapping):
-            names = [adapter] * len(prompts)
-        else:
-            names = list(adapter)
+        names: list[Adapter | None] = (
+            [adapter] * len(prompts) if adapter is None or isinstance(adapter, str | Mapping) else list(adapter)
+        )
         if len(names) != len(prompts):
             raise InvalidParameter(f"`adapter` has {len(names)} names for {len(prompts)} prompts")
         orders = [
