@@ -59,7 +59,9 @@ FLOORS: dict[str, list[set[str]]] = {
         {"llama"},
     ],
     "engine": [
-        {"activation", "adapter_port", "events", "prompt_lookup", "request", "texts"},
+        {"activation", "adapter_port", "events", "prompt_lookup", "texts"},
+        {"pooling"},
+        {"request"},
         {"logits_rules", "stopping"},
         {"scheduling"},
         {"execution", "limits", "waiting"},

@@ -37,6 +37,13 @@ class AdapterAction(StrEnum):
     VERIFY = "verify"
 
 
+class HeadKind(StrEnum):
+    """The things that a classification head gives classes to: a text as a whole, or each of its tokens."""
+
+    TEXT = "text"
+    TOKEN = "token"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterHandle:
     """One pin of an adapter's version on the device: plain data, while the back end keeps the tensors by `digest`.
@@ -51,6 +58,7 @@ class AdapterHandle:
                        before that are the base's. Empty: the adapter applies to every row
     parts              pins of the adapters that apply to the same rows, with their weights; empty: it is one adapter.
                        `digest` follows from theirs, from the weights and from the order
+    head               the kind of its classification head; None: it has none
     """
 
     ref: AdapterRef
@@ -60,6 +68,7 @@ class AdapterHandle:
     vocabulary: int = 0
     has_extras: bool = False
     invocation_tokens: tuple[int, ...] = ()
+    head: HeadKind | None = None
     parts: "tuple[tuple[AdapterHandle, float], ...]" = ()
 
     @property

@@ -74,6 +74,13 @@ def normed_last(kernels: EagerKernels, step: StepInput) -> Tensor:
     return y
 
 
+def kept(kernels: EagerKernels, step: StepInput) -> Tensor:
+    hidden = torch.full((ROWS, HIDDEN), float("nan"))
+    step = dataclasses.replace(step, hidden_rows=torch.arange(ROWS), hidden=hidden)
+    kernels.keep_hidden(random(3, ROWS, HIDDEN), random(4, ROWS, HIDDEN), random(5, HIDDEN), 2, 1e-5, step)
+    return hidden
+
+
 def logits(kernels: EagerKernels, step: StepInput) -> Tensor:
     return kernels.adapt_logits(random(3, ROWS, VOCAB), random(4, ROWS, HIDDEN), step.lora)
 
@@ -88,6 +95,7 @@ OPERATIONS: dict[str, Callable[[EagerKernels, StepInput], Tensor]] = {
     "embedding": embedded,
     "norm": normed,
     "final norm": normed_last,
+    "hidden states": kept,
     "logits": logits,
     "projections": projected,
 }
@@ -116,6 +124,19 @@ def test_rows_without_extras_keep_their_bits(name: str) -> None:
     assert torch.equal(found[others, :VOCAB], random(3, ROWS, VOCAB)[others])
     assert torch.isneginf(found[others, VOCAB:]).all()
     assert torch.isfinite(found[[4, *range(9, ROWS)]]).all()
+
+
+@pytest.mark.parametrize("name", BACK_ENDS)
+def test_some_rows_hidden_states_are_those_of_all(name: str) -> None:
+    kernels = BACK_ENDS[name]()
+    step, rows = step_of(kernels), torch.tensor([1, 4, 5, 10, 11, ROWS - 1])
+    hidden = torch.empty((len(rows), HIDDEN))
+    residual, delta, weight = random(3, ROWS, HIDDEN), random(4, ROWS, HIDDEN), random(5, HIDDEN)
+    some = dataclasses.replace(step, hidden_rows=rows, hidden=hidden)
+    kernels.keep_hidden(residual, delta, weight, 2, 1e-5, some)
+    assert torch.equal(hidden, kept(kernels, step)[rows])
+    kernels.keep_hidden(residual, delta, weight, 2, 1e-5, step)  # a step that keeps none
+    assert torch.equal(residual, random(3, ROWS, HIDDEN))
 
 
 @pytest.mark.parametrize("name", NATIVE)

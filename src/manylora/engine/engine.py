@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
+import numpy as np
+
 from manylora.adapter_ref import AdapterRef
 from manylora.adapter_state import AdapterAction, AdapterInfo
 from manylora.clock import Clock
@@ -14,6 +16,7 @@ from manylora.engine.events import (
     EngineStats,
     Finished,
     FinishReason,
+    PooledValues,
     StepEvents,
     TokenEvent,
 )
@@ -21,6 +24,7 @@ from manylora.engine.execution.executor import Executor
 from manylora.engine.execution.sampler import Drawn
 from manylora.engine.limits import EngineLimits
 from manylora.engine.logits_rules import logits_rules
+from manylora.engine.pooling import Floats
 from manylora.engine.request import Priority, Request
 from manylora.engine.scheduling.pins import AdapterPins
 from manylora.engine.scheduling.plan import Chunk, Plan
@@ -294,7 +298,7 @@ class Engine:
 
     def _execute(self, plan: Plan) -> None:
         try:
-            drawn = self._executor.execute(plan, self._scheduler.running)
+            results = self._executor.execute(plan, self._scheduler.running)
         except Exception as error:
             # The request at fault is not known: every request of the plan ends with an answer, the others go on.
             log.exception("engine.step_failed plan=%s", plan.summary())
@@ -303,7 +307,23 @@ class Engine:
                 self._finish(self._queued[chunk.request_id], FinishReason.ENGINE_FAILURE, fault)
             return
         for chunk in plan.chunks:
-            self._commit(chunk, drawn.get(chunk.request_id, ()))
+            result = results.get(chunk.request_id, ())
+            if isinstance(result, np.ndarray):
+                self._commit_pooled(chunk, result)
+            else:
+                self._commit(chunk, result)
+
+    def _commit_pooled(self, chunk: Chunk, rows: Floats) -> None:
+        """Commit a chunk with rows of its request's result; the last chunk ends the request."""
+        sequence = self._queued[chunk.request_id]
+        assert sequence.pooled is not None  # only such requests have rows
+        if not np.isfinite(rows).all():
+            self._end_poisoned(sequence)
+            return
+        self._scheduler.commit(chunk)
+        sequence.pooled.take(rows)
+        if chunk.stop == len(sequence.tokens):
+            self._finish(sequence, FinishReason.LENGTH, pooled=sequence.pooled.result())
 
     def _commit(self, chunk: Chunk, drawn: tuple[Drawn, ...]) -> None:
         """Commit a chunk and the tokens drawn after it, one by one as if each had had a step of its own.
@@ -371,6 +391,7 @@ class Engine:
         error: ManyloraError | None = None,
         *,
         stop_string: str | None = None,
+        pooled: PooledValues | None = None,
     ) -> None:
         """Free everything that a request holds and record its end."""
         request = sequence.request
@@ -388,6 +409,8 @@ class Engine:
                 failure=None if error is None else Failure.of(error),
                 queue_ms=sequence.queue_ms,
                 run_ms=None if sequence.first_run_s is None else 1e3 * (now_s - sequence.first_run_s),
+                pooled=pooled,
+                adapter=None if pooled is None else sequence.adapter_use,
             )
         )
 

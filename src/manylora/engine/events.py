@@ -56,6 +56,13 @@ class TokenEvent(NamedTuple):  # one for every row of every step: a frozen datac
     cached_tokens: int | None = None
 
 
+class PooledValues(NamedTuple):
+    """The result of a request with a `Pooling`: (rows, columns) little-endian float32, row by row."""
+
+    data: bytes
+    columns: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """The one end of one request.
@@ -64,6 +71,8 @@ class Finished:
     failure      set for REJECTED, QUEUE_TIMEOUT, ADAPTER_FAILURE, ENGINE_FAILURE and SHUTDOWN
     queue_ms     as in `TokenEvent`; None if it never ran
     run_ms       first step to the end
+    pooled       the result of a request with a `Pooling`; None if it failed
+    adapter      set with `pooled`, as in `TokenEvent`
     """
 
     request_id: RequestId
@@ -73,6 +82,8 @@ class Finished:
     failure: Failure | None = None
     queue_ms: float | None = None
     run_ms: float | None = None
+    pooled: PooledValues | None = None
+    adapter: AdapterUse | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from manylora.engine.request import Request
 from manylora.engine.scheduling.pins import unknown_tokens
-from manylora.errors import ContextLengthExceeded, InvalidParameter
+from manylora.errors import ContextLengthExceeded, InvalidParameter, RequestRejected, TaskUnsupported
 from manylora.kernels.adapter_layout import MAX_ADDED_TOKENS
 
 
@@ -23,7 +23,7 @@ class EngineLimits:
     max_waiting: int
     max_queue_s: float
 
-    def refusal(self, request: Request, longest: int) -> ContextLengthExceeded | InvalidParameter | None:
+    def refusal(self, request: Request, longest: int) -> RequestRejected | None:
         """Return the reason for which a request can never be served, or None.
 
         Args:  longest  positions of the longest sequence that the KV cache serves; at most `max_model_len`
@@ -37,6 +37,8 @@ class EngineLimits:
                 f"Given: {prompt} `inputs` tokens and {budget} `max_new_tokens`",
                 parameter="max_new_tokens",
             )
+        if request.adapter is None and request.pooling is not None and request.pooling.needs_head:
+            return TaskUnsupported("the base model has no classification head; name an adapter that has one")
         known = self.vocab + (0 if request.adapter is None else MAX_ADDED_TOKENS)  # the pinned version decides
         if not 0 <= min(request.tokens) <= max(request.tokens) < known:
             return unknown_tokens(self.vocab)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from manylora.adapter_ref import AdapterRef
+from manylora.engine.pooling import Pooling
 from manylora.ids import Flow, RequestId
 from manylora.models.text.adapter_text import NO_TEXT, AddedToken
 
@@ -95,6 +96,7 @@ class Request:
     found_in     its adapter's tier when that wait began; empty: it did not wait
     priority     the scheduler's class; flows share fairly within each class
     speculation  False: no draft tokens for this request. Speculation changes no token
+    pooling      the form of the result of a request that generates nothing; None: it generates
     """
 
     id: RequestId
@@ -110,3 +112,4 @@ class Request:
     speculation: bool = True
     weight: int = 1
     priority: Priority = Priority.INTERACTIVE
+    pooling: Pooling | None = None

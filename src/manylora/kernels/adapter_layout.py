@@ -12,13 +12,15 @@ Extras are rare, and a plain LoRA has none. They are one vector of int64: offset
 [14:16]  head          offset of its bias, offset of its gain, each (vocabulary,)
 [16:18]  embedding     `NONE`, offset of its gain (hidden,)
 [18:…]   norms         2 * layers + 1 of them, (hidden,): each layer's before attention and after it, then the final
-[…:]     projections   (layers, width, 2): offset of the bias, offset of the gain, each (out,); width is the table's
+[…:…]    projections   (layers, width, 2): offset of the bias, offset of the gain, each (out,); width is the table's
+[…:]     task head     offset of its weight (labels, hidden), offset of its bias (labels,), number of labels, and its
+                       kind: 1 for whole texts, 2 for tokens. Images of older releases end before it
 
 A gain g is stored as g - 1: the base's output y becomes y + y * gain before the adapter's own is added. DoRA's
 magnitudes are such gains (Liu et al., arXiv 2402.09353): with g = m / ‖W + s·BA‖, y = g ⊙ Wx + (g ⊙ s·B)Ax.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,12 +39,24 @@ NORMS_AT = 18
 Extras = np.ndarray[Any, np.dtype[np.int64]]
 
 NO_EXTRAS: Extras = np.empty(0, dtype=np.int64)
+TASK_HEAD_SIZE = 4
+TEXT_HEAD, TOKEN_HEAD = 1, 2
+
+
+class TaskHead(NamedTuple):
+    """The place of a classification head: offsets of weight and bias (`NONE`: it has none), labels, kind."""
+
+    weight: int
+    bias: int
+    num_labels: int
+    kind: int
 
 
 def blank_extras(layers: int, vocabulary: int, width: int = NUM_PROJECTIONS) -> Extras:
     """Return the extras of an adapter without parts beside its LoRA. `width` counts the projections of a block."""
     vectors_at = NORMS_AT + 2 * layers + 1
-    extras = np.full(vectors_at + layers * width * 2, NONE, dtype=np.int64)
+    extras = np.full(vectors_at + layers * width * 2 + TASK_HEAD_SIZE, NONE, dtype=np.int64)
+    extras[-2:] = 0  # no labels, no kind
     extras[0 : HEAD.stop] = extras[EMBED] = extras[HEAD_ROWS] = extras[EMBED_ROWS] = 0
     extras[VOCABULARY], extras[VECTORS_AT] = vocabulary, vectors_at
     return extras
@@ -62,3 +76,11 @@ def set_projection_vectors(
     """Store the offsets of the bias and of the gain of one projection."""
     first = int(extras[VECTORS_AT]) + (layer * width + projection) * 2
     extras[first : first + 2] = bias, gain
+
+
+def task_head(extras: Extras, layers: int, width: int) -> TaskHead | None:
+    """Return the classification head of an adapter; None if it has none. `layers`, `width`: of its table."""
+    if not extras.size:
+        return None
+    own = extras[int(extras[VECTORS_AT]) + layers * width * 2 :]
+    return TaskHead(*(int(entry) for entry in own)) if own.size and own[3] else None

@@ -36,6 +36,8 @@ class StepInput:
     token_ids   (rows,) int64, each in the base's vocabulary
     own_ids     (rows,) int64, the ids as the rows' adapters know them; None: `token_ids` has no substitutes
     logit_rows  (sampled,) int64, the rows that are sampled from, ascending
+    hidden_rows (kept,) int64, the rows whose final hidden states are kept, ascending; None: there are none
+    hidden      (kept, hidden) float32, contiguous, which the step fills with these; None where `hidden_rows` is
     """
 
     token_ids: Tensor
@@ -43,6 +45,8 @@ class StepInput:
     attention: AttentionBatch
     lora: LoraBatch
     own_ids: Tensor | None = None
+    hidden_rows: Tensor | None = None
+    hidden: Tensor | None = None
 
     @property
     def row_ids(self) -> Tensor:

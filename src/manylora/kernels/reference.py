@@ -242,6 +242,19 @@ class ReferenceKernels:
             if extras.size and (offset := int(extras[NORMS_AT + index])) != NONE:
                 y[rows] = self.norm(x[rows], _part(segment.adapter.image, offset, x.shape[1]), eps)
 
+    def keep_hidden(
+        self, residual: Tensor, delta: Tensor, weight: Tensor, index: int, eps: float, step: StepInput
+    ) -> None:
+        rows, kept = step.hidden_rows, step.hidden
+        if rows is None or kept is None:
+            return
+        x = residual[rows] + delta[rows]
+        kept.copy_(self.norm(x, weight, eps))
+        for segment in step.lora.segments:
+            extras, own = segment.adapter.extras, (rows >= segment.start) & (rows < segment.stop)
+            if extras.size and (offset := int(extras[NORMS_AT + index])) != NONE:
+                kept[own] = self.norm(x[own], _part(segment.adapter.image, offset, x.shape[1]), eps)
+
     def adapt_logits(self, logits: Tensor, x: Tensor, lora: LoraBatch) -> Tensor:
         if lora.vocabulary > logits.shape[1]:
             logits = F.pad(logits, (0, lora.vocabulary - logits.shape[1]), value=-math.inf)

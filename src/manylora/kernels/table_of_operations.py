@@ -171,6 +171,14 @@ class Operations(Protocol[Rows]):
         index  of the norm in the adapter's extras; is_sampled: the rows are those that are sampled from
         """
 
+    @operation()
+    def keep_hidden(self, residual: Rows, delta: Rows, weight: Vector, index: int, eps: float, step: StepInput) -> None:
+        """Write the final hidden states of the rows `step.hidden_rows` into `step.hidden`.
+
+        Semantics:  step.hidden[i] = norm(residual[r] + delta[r], weight, eps) with r = step.hidden_rows[i]; a row of
+                    an adapter that has a weight of its own for the norm `index` gets that weight
+        """
+
     @operation(changed="logits")
     def adapt_logits(self, logits: Rows, x: Rows, lora: LoraBatch) -> Rows:
         """Apply the adapters' changes of the output head: their own rows, their gain, then their LoRA and bias.

@@ -62,6 +62,7 @@ class LlamaModel:
             else:
                 delta = self._mixture(ops, x, index, layer.mlp, step.lora)
         assert delta is not None  # a model has a layer
+        ops.keep_hidden(residual, delta, self.weights.final_norm, 2 * self.spec.num_layers, eps, step)
         # Only the rows that are sampled from need the last norm and the head, the widest matrix of all.
         wanted, delta = ops.take_rows(residual, step.logit_rows), ops.take_rows(delta, step.logit_rows)
         x = ops.add_norm(wanted, delta, self.weights.final_norm, eps)

@@ -132,14 +132,17 @@ def make_plan(config: Config, spec: ModelSpec, kernels: Kernels, resources: Reso
 
 
 def step_bytes(spec: ModelSpec, rows: int) -> int:
-    """Return the bytes of a step's float32 buffers: one block's activations, which all blocks share, and the logits."""
+    """Return the bytes of a step's float32 buffers: one block's activations, which all blocks share, and the results.
+
+    Results are logits and hidden states, of each row at most.
+    """
     inner = 2 * (spec.heads + 2 * spec.kv_heads) * spec.head_dim + 6 * spec.hidden
     if spec.experts is None:
         inner += 3 * spec.intermediate
     else:
         experts = spec.experts
         inner += experts.chosen * (3 * spec.intermediate + 2 * spec.hidden + 2) + experts.count
-    return 4 * rows * (inner + spec.vocab)
+    return 4 * rows * (inner + spec.vocab + spec.hidden)
 
 
 def angle_bytes(spec: ModelSpec, positions: int) -> int:
@@ -173,7 +176,12 @@ def wire_engine(
         head_dim=spec.head_dim,
     )
     builder = BatchBuilder(
-        kernels, store.weights, max_rows=limits.max_step_tokens, block_size=plan.block_size, vocab=spec.vocab
+        kernels,
+        store.weights,
+        max_rows=limits.max_step_tokens,
+        block_size=plan.block_size,
+        vocab=spec.vocab,
+        hidden=spec.hidden,
     )
     executor = Runner(model, kv, builder, kernels.sample)
     pool = BlockPool(executor.kv.num_blocks, executor.kv.block_size, prefix_cache=limits.prefix_cache)

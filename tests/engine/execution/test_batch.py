@@ -39,7 +39,7 @@ class CheckedExecutor(SimulatedExecutor):
         super().__init__(inner.kv.num_blocks, inner.kv.block_size)
         self.weights = Weights()
         self.builder = BatchBuilder(
-            ReferenceKernels(), self.weights, max_rows=64, block_size=self.block_size, vocab=VOCAB
+            ReferenceKernels(), self.weights, max_rows=64, block_size=self.block_size, vocab=VOCAB, hidden=8
         )
         self.num_checked = 0
         self.faults: list[str] = []
@@ -113,7 +113,7 @@ def test_a_batch_is_what_its_plan_says_whatever_the_one_before(shape: Shape, loa
 
 def test_weights_that_were_placed_again_are_found_at_their_new_place() -> None:
     weights = Weights()
-    builder = BatchBuilder(ReferenceKernels(), weights, max_rows=8, block_size=4, vocab=VOCAB)
+    builder = BatchBuilder(ReferenceKernels(), weights, max_rows=8, block_size=4, vocab=VOCAB, hidden=8)
     batches: list[Batch] = []
 
     class Kept(SimulatedExecutor):
@@ -138,7 +138,7 @@ def test_a_released_builder_keeps_no_weights() -> None:
     import weakref
 
     weights = Weights()
-    builder = BatchBuilder(ReferenceKernels(), weights, max_rows=8, block_size=4, vocab=VOCAB)
+    builder = BatchBuilder(ReferenceKernels(), weights, max_rows=8, block_size=4, vocab=VOCAB, hidden=8)
 
     class Built(SimulatedExecutor):
         def execute(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> dict[RequestId, tuple[Drawn, ...]]:

@@ -61,7 +61,9 @@ class Served:
                 kv_heads=spec.kv_heads,
                 head_dim=spec.head_dim,
             )
-            builder = BatchBuilder(kernels, weights, max_rows=max_rows, block_size=BLOCK, vocab=spec.vocab)
+            builder = BatchBuilder(
+                kernels, weights, max_rows=max_rows, block_size=BLOCK, vocab=spec.vocab, hidden=spec.hidden
+            )
             return Runner(model, kv, builder, kernels.sample)
 
         handles = [handle(n, ready) for n, ready in self.placed[back_end].items() if ready is not None]

@@ -38,6 +38,8 @@ _LABELS = {
     Part.BASE: "base_layer.weight",
     Part.TOKENS: "trainable_tokens_delta",
     Part.NORM: "weight",
+    Part.HEAD: "weight",
+    Part.HEAD_BIAS: "bias",
 }
 
 

@@ -142,8 +142,9 @@ def lay_out(shape: BaseShape, ranks: Ranks, dtype: str, sources: Sources | None 
 def largest_file_bytes(weights_bytes: int, shape: BaseShape, dtype: str) -> int:
     """Return a bound on the image's size, in bytes, for a weights file of `weights_bytes`. No file is opened."""
     layers, width = shape.num_layers, len(shape.projections)
-    # A, B, a bias and a gain for each projection, two norms a layer, the last norm, and eleven parts at the two ends.
-    padding = (layers * (width * 4 + 2) + 12) * ALIGNMENT_BYTES
+    # A, B, a bias and a gain for each projection, two norms a layer, the last norm, eleven parts at the two ends, and
+    # two of a classification head.
+    padding = (layers * (width * 4 + 2) + 14) * ALIGNMENT_BYTES
     ids = 4 * (
         weights_bytes // (2 * shape.hidden)
     )  # one for each row of a table, which takes two bytes a value or more

@@ -5,21 +5,22 @@ The module imports no torch.
 
 import hashlib
 import json
-import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
+from manylora.adapter_state import HeadKind
 from manylora.adapters.base_shape import EMBED_MODULE, END_PATHS, HEAD_MODULE, BaseShape, Module, module_path
 from manylora.adapters.packing.base_weights import BaseWeights, Matrix, changed_rows
+from manylora.adapters.packing.body import ImageBody
 from manylora.adapters.packing.dora import embedding_gain, linear_gain
 from manylora.adapters.packing.image import ALIGNMENT_BYTES, ITEM_BYTES, Sources, Table, lay_out
 from manylora.adapters.packing.merge import Factors, MergeImpossible, merge
 from manylora.adapters.peft.checkpoint import AdapterLimits, CheckedAdapter
 from manylora.adapters.peft.tensors import FileTensor, HeldTensor, LoraModule, Numbers, OwnRows, Pieces
-from manylora.adapters.peft.values import Float, Values, cast_into, widened
+from manylora.adapters.peft.values import Float, Values, widened
 from manylora.adapters.refusals import Refusals
 from manylora.ids import Digest
 from manylora.kernels.adapter_layout import (
@@ -32,6 +33,9 @@ from manylora.kernels.adapter_layout import (
     NO_EXTRAS,
     NONE,
     NORMS_AT,
+    TASK_HEAD_SIZE,
+    TEXT_HEAD,
+    TOKEN_HEAD,
     Extras,
     blank_extras,
     set_projection_vectors,
@@ -79,6 +83,15 @@ class _Beside:
     norms: Mapping[int, Values] = field(default_factory=dict)
     vectors: Mapping[Module, tuple[bool, bool]] = field(default_factory=dict)
     invocation_tokens: tuple[int, ...] = ()
+    head: "_Head | None" = None
+
+
+class _Head(NamedTuple):
+    """A classification head: weight (labels, hidden), bias (labels,) or None, and its kind in the extras."""
+
+    weight: Values
+    bias: Values | None
+    kind: int
 
 
 class _Factors(NamedTuple):
@@ -110,6 +123,7 @@ def pack_adapter(
             for own in adapter.modules
         },
         adapter.rule.invocation_tokens,
+        _head(adapter),
     )
     _add_beside(digest, adapter, beside)
 
@@ -193,6 +207,9 @@ def _add_beside(digest: "hashlib._Hash", adapter: CheckedAdapter, beside: _Besid
     for index, values in beside.norms.items():
         digest.update(b"norm%d\0" % index)
         _add_values(digest, values)
+    if (head := beside.head) is not None:
+        digest.update(b"head%d\0" % head.kind)
+        _add_values(digest, head.weight, *([] if head.bias is None else [head.bias]))
     if beside.invocation_tokens:
         digest.update(b"invocation" + json.dumps(beside.invocation_tokens).encode())
 
@@ -225,6 +242,13 @@ def _own_rows(adapter: CheckedAdapter, shape: BaseShape, base: BaseWeights | Non
     )
     found[HEAD_MODULE] = found[EMBED_MODULE] if is_one else _rows_of(adapter, HEAD_MODULE, base)
     return {module: rows for module, rows in found.items() if len(rows.ids)}
+
+
+def _head(adapter: CheckedAdapter) -> _Head | None:
+    if (own := adapter.head) is None:
+        return None
+    bias = None if own.bias is None else adapter.values(own.bias)
+    return _Head(adapter.values(own.weight), bias, TEXT_HEAD if own.kind is HeadKind.TEXT else TOKEN_HEAD)
 
 
 def _rows_of(adapter: CheckedAdapter, module: Module, base: BaseWeights | None) -> OwnRows:
@@ -307,8 +331,9 @@ def _packed(
     in_blocks = {module: rank for module, rank in ranks.items() if module not in END_PATHS}
     table, used = lay_out(shape, in_blocks, dtype, factors.sources)
     plan = _ExtrasPlan(shape, ranks, beside, used, dtype)
-    body = _Body(plan.end, dtype, refuse)
-    changes_nothing = not beside.rows and not beside.norms and not any(map(any, beside.vectors.values()))
+    body = ImageBody(plan.end, dtype, refuse)
+    has_more = beside.rows or beside.norms or beside.head or any(map(any, beside.vectors.values()))
+    changes_nothing = not has_more
     for part in parts:
         entry = plan.entry(part.module) if part.module in END_PATHS else table[part.module]
         path = module_path(part.module)
@@ -330,6 +355,11 @@ def _packed(
             body.cast(table_rows[first : first + len(values)], values, f"a row of {module_path(module)}")
     for index, values in beside.norms.items():
         body.fill(int(plan.extras[NORMS_AT + index]), values, "the weight of a norm")
+    if beside.head is not None:
+        weight_at, bias_at = (int(entry) for entry in plan.extras[-TASK_HEAD_SIZE:][:2])
+        body.fill(weight_at, beside.head.weight, "the weight of the classification head")
+        if beside.head.bias is not None:
+            body.fill(bias_at, beside.head.bias, "the bias of the classification head")
     return PackedAdapter(
         Digest(digest.hexdigest()),
         dtype,
@@ -364,6 +394,9 @@ class _ExtrasPlan:
             self.extras[NORMS_AT + index] = self._take(hidden)
         for module, (has_bias, has_gain) in beside.vectors.items():
             self._place_vectors(module, shape, vocabulary, has_bias, has_gain)
+        if (head := beside.head) is not None:
+            places = self._take(head.weight.size), NONE if head.bias is None else self._take(head.bias.size)
+            self.extras[-TASK_HEAD_SIZE:] = (*places, len(head.weight), head.kind)
         self.is_needed = self.end > used
 
     def entry(self, module: Module) -> Extras:
@@ -390,29 +423,3 @@ class _ExtrasPlan:
         step = ALIGNMENT_BYTES // self._item_bytes
         offset, self.end = self.end, self.end + -(-elements // step) * step
         return offset
-
-
-class _Body:
-    """The image's body during packing, in the served dtype."""
-
-    def __init__(self, elements: int, dtype: str, refuse: Refusals) -> None:
-        self.values: Values = np.zeros(elements, dtype=np.uint16 if ITEM_BYTES[dtype] == 2 else np.float32)
-        self._refuse = refuse
-
-    def fill(self, offset: int, values: Values, name: str) -> None:
-        """Cast values into the body. Raises `AdapterCorrupt` if one is not finite, before or after."""
-        self.cast(self.values[offset : offset + values.size], values.reshape(-1), name)
-
-    def matrix(self, offset: int, shape: tuple[int, ...], *, is_transposed: bool = False) -> Values:
-        """Return the part of the body that begins at `offset` as a writable matrix of this shape."""
-        part = self.values[offset : offset + math.prod(shape)]
-        return part.reshape(shape[::-1]).T if is_transposed else part.reshape(shape)
-
-    def cast(self, target: Values, values: Values, name: str) -> None:
-        """Cast values into a part of the body. Raises as `fill`."""
-        if not cast_into(target, values):
-            raise self._refuse.corrupt(f"{name} is not finite")
-
-    def fill_ids(self, offset: int, ids: "np.ndarray[tuple[int], np.dtype[np.int32]]") -> None:
-        raw = ids.astype("<i4").view(self.values.dtype)
-        self.values[offset : offset + raw.size] = raw

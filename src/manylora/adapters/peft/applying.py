@@ -12,7 +12,7 @@ from manylora.adapters.base_shape import EMBED_MODULE, END_PATHS, PROJECTION_PAT
 from manylora.adapters.peft.config import LoraRule
 from manylora.adapters.peft.experts import ExpertTargets
 from manylora.adapters.peft.safetensors_header import HeaderEntry
-from manylora.adapters.peft.tensor_names import FINAL_NORM, PREFIX, Part, Stack, read_name
+from manylora.adapters.peft.tensor_names import FINAL_NORM, PREFIX, TASK_HEAD, Part, Stack, read_name
 from manylora.adapters.refusals import Refusals, shown
 from manylora.kernels.projections import ROUTER
 
@@ -48,6 +48,8 @@ class SortedTensors:
 
 def module_name(module: Module, part: Part) -> str:
     """Return the path of a module as `module_path` does, and the path of a norm too."""
+    if module == TASK_HEAD:
+        return "score"
     if module[1] < 0:
         return f"model.layers.{module[0]}.mlp.{Stack(module[1]).path}"
     if part is not Part.NORM:
@@ -78,7 +80,7 @@ class _Sorting:
     def sorted(self, entries: Mapping[str, HeaderEntry]) -> SortedTensors:
         found = SortedTensors()
         for name, entry in entries.items():
-            known = read_name(name)
+            known = self.named(name)
             reason = self.unknown(name) if known is None else self.reason(name, known, entries)
             if reason is not None or known is None:
                 found.left_out[name] = reason or _NO_SUCH
@@ -91,6 +93,11 @@ class _Sorting:
             found.names[name] = known
         return found
 
+    def named(self, name: str) -> tuple[Module, Part] | None:
+        """Return the module and part of a name; None if it is none of those served, or a head that its task lacks."""
+        known = read_name(name)
+        return None if known is not None and known[0] == TASK_HEAD and self.rule.head is None else known
+
     # ── names of parts that are served ───────────────────────────────────────────────────────────────────────────
 
     def reason(self, name: str, known: tuple[Module, Part], entries: Iterable[str]) -> str | None:
@@ -98,6 +105,9 @@ class _Sorting:
         module, part = known
         if part is Part.UNUSED:
             return _UNUSED
+        is_second = ".modules_to_save." in name and name.replace(".modules_to_save.", ".") in entries
+        if module == TASK_HEAD:  # for its task PEFT saves it, whether or not `modules_to_save` names it
+            return _AGAIN if is_second else None
         path = module_name(module, part)
         if part is Part.BASE_BIAS:
             return self.bias_reason(name, path)
@@ -107,7 +117,7 @@ class _Sorting:
         if ".modules_to_save." in name:
             if not is_saved:
                 return "`modules_to_save` does not name its module"
-            return None if name.replace(".modules_to_save.", ".") not in entries else _AGAIN
+            return _AGAIN if is_second else None
         if part is Part.TOKENS:
             return None if module in self.rule.token_ends(self.shape) else "`trainable_token_indices` does not name it"
         if part is Part.BASE:
@@ -159,7 +169,7 @@ class _Sorting:
     def check_place(self, name: str, known: tuple[Module, Part]) -> None:
         module, part = known
         layer, index = module
-        if module in END_PATHS or module == FINAL_NORM:
+        if module in END_PATHS or module in (FINAL_NORM, TASK_HEAD):
             return
         if layer >= self.shape.num_layers:
             raise self.refuse.incompatible(

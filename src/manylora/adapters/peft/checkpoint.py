@@ -7,6 +7,7 @@ from manylora.adapters.base_shape import EMBED_MODULE, END_PATHS, HEAD_MODULE, B
 from manylora.adapters.peft.applying import COPIES, LORA_PARTS, SortedTensors, module_name, sort_tensors
 from manylora.adapters.peft.config import LoraRule, read_lora_rule
 from manylora.adapters.peft.experts import ExpertTargets
+from manylora.adapters.peft.heads import CheckedHead, check_head
 from manylora.adapters.peft.safetensors_header import HeaderEntry, HeaderInvalid, PickledWeights, read_header
 from manylora.adapters.peft.selection import can_have_lora, module_paths
 from manylora.adapters.peft.tensor_names import FINAL_NORM, Part
@@ -53,6 +54,7 @@ class CheckedAdapter:
     tables, tokens  whole tables and trained rows of the embedding and of the output head, by module
     norms           trained norms, by their place in the vector of norms of `kernels/adapter_layout.py`
     vocabulary      number of token ids that may be used with it: the base's and the added ones
+    head            its classification head, or None
     sorted_tensors  the file's tensors that are applied, and those that are left out
     untouched       modules that the config names and the file has nothing for
     """
@@ -66,6 +68,7 @@ class CheckedAdapter:
     weights: memoryview
     sorted_tensors: SortedTensors
     untouched: tuple[Module, ...] = ()
+    head: CheckedHead | None = None
 
     def values(self, part: HeaderEntry | TensorSlice) -> Values:
         if isinstance(part, TensorSlice):
@@ -85,6 +88,7 @@ class CheckedAdapter:
             "trained or resized embeddings (`modules_to_save`)": bool(self.tables),
             "trained token embeddings (`trainable_token_indices`)": bool(self.tokens),
             "trained norms (`modules_to_save`)": bool(self.norms),
+            "a classification head (`task_type`)": self.head is not None,
             "activated LoRA (`alora_invocation_tokens`)": bool(self.rule.invocation_tokens),
         }
         return [feature for feature, is_there in has.items() if is_there]
@@ -137,11 +141,12 @@ class _Check:
         adapted = {module.module for module in modules}
         self.check_lonely(parts, adapted)
         norms = {self.norm_index(m): self.norm(m, own[0]) for (m, part), own in parts.items() if part is Part.NORM}
-        if not modules and not tables and not tokens and not norms:
+        head = check_head(parts, self.rule, self.shape, self.refuse)
+        if not modules and not tables and not tokens and not norms and head is None:
             raise self.refuse.corrupt("it has no weights that adapter_config.json names")
         untouched = tuple(module for module in targeted if module not in adapted)
         adapter = CheckedAdapter(
-            self.rule, tuple(modules), tables, tokens, norms, vocabulary, weights, found, untouched
+            self.rule, tuple(modules), tables, tokens, norms, vocabulary, weights, found, untouched, head
         )
         self.check_untouched(untouched)
         self.check_activated(adapter)

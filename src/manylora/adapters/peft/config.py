@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from manylora.adapter_state import HeadKind
 from manylora.adapters.base_shape import EMBED_MODULE, END_PATHS, HEAD_MODULE, BaseShape, Module
 from manylora.adapters.peft.fields import check_fields
 from manylora.adapters.peft.patterns import PatternRefused, Patterns
@@ -23,6 +24,9 @@ MAX_TRAINED_TOKENS = 65_536
 PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal", "mica", "eva")
 """Initialisations that leave the base's weights alone. The others change them, so the adapter alone is not enough."""
 
+_HEADS = {"SEQ_CLS": HeadKind.TEXT, "TOKEN_CLS": HeadKind.TOKEN}
+"""The kinds of classification heads by `task_type`."""
+
 _STARTS_AT_ZERO = {True: Part.B, "gaussian": Part.B, "eva": Part.B, "mica": Part.A}
 """The part of a linear layer's LoRA that is zero before training, by the initialisation.
 
@@ -40,6 +44,7 @@ class LoraRule:
     bias               the base's trained biases: none, all or lora_only
     start              the value of `init_lora_weights`
     harmless_fields    unknown fields that the settings let pass
+    head               the kind of a classification head by `task_type`; None: the task has none
     parameters         ends of the names of parameters that have a LoRA (`target_parameters`)
     """
 
@@ -61,6 +66,7 @@ class LoraRule:
     peft_version: str = ""
     harmless_fields: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
+    head: HeadKind | None = None
 
     def token_ends(self, shape: BaseShape) -> tuple[Module, ...]:
         """Return the ends that have trained rows of their own in the file.
@@ -134,6 +140,7 @@ def read_lora_rule(text: bytes, refuse: Refusals, harmless: Collection[str] = ()
         peft_version=shown(release) if isinstance(release, str) else "",
         harmless_fields=passed,
         parameters=_parameters(fields, refuse),
+        head=_HEADS.get(str(fields.get("task_type"))),
     )
 
 

@@ -56,6 +56,7 @@ def _refused(default: object, text: str, *, is_none_empty: bool = False) -> Fiel
 
 FIELDS: dict[str, Field] = {
     "peft_type": Field(None),
+    "task_type": Field(None),
     "r": Field(8),
     "lora_alpha": Field(8),
     "use_rslora": Field(False),
@@ -75,7 +76,6 @@ FIELDS: dict[str, Field] = {
     "modules_to_save": Field(None),
     "ensure_weight_tying": Field(False),
     "base_model_name_or_path": _ignored(None, "a label; one that names another base is warned of"),
-    "task_type": _ignored(None, "a label; a task's head would show as a saved tensor"),
     "inference_mode": _ignored(False, "training only"),
     "lora_dropout": _ignored(0.0, "training only"),
     "auto_mapping": _ignored(None, "names a Python class; nothing of an adapter is imported"),

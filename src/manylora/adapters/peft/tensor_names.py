@@ -7,6 +7,9 @@ from manylora.adapters.base_shape import EMBED_MODULE, HEAD_MODULE, PROJECTION_P
 from manylora.kernels.projections import EXPERT_NAMES, ROUTER, expert_index
 
 FINAL_NORM: Module = (1 << 20, 2)
+TASK_HEAD: Module = (1 << 20, 3)
+TASK_HEAD_NAMES = ("score", "classifier")
+"""The names of a classification head in the models of transformers; PEFT looks for both."""
 PREFIX = "base_model.model."
 _PROJECTIONS = {path: index for index, path in enumerate(PROJECTION_PATHS)}
 _EXPERT_PROJECTIONS = {name: projection for projection, name in EXPERT_NAMES.items()}
@@ -47,6 +50,7 @@ _EXPERT = re.compile(r"experts\.(0|[1-9][0-9]{0,3})\.(w[123])", re.ASCII)
 _NORMS = {"input_layernorm": 0, "post_attention_layernorm": 1}
 _ENDS = {"model.embed_tokens": EMBED_MODULE, "lm_head": HEAD_MODULE}
 _END = re.compile(r"(model\.embed_tokens|lm_head)\.([\w.]+)", re.ASCII)
+_TASK_HEAD = re.compile(rf"(?:{'|'.join(TASK_HEAD_NAMES)})\.([\w.]+)", re.ASCII)
 _FINAL_NORM = re.compile(r"model\.norm\.(?:modules_to_save\.)?weight", re.ASCII)
 
 
@@ -61,6 +65,8 @@ class Part(Enum):
     BASE        the base's own table, which PEFT copies beside a wrapped module; a tied base has one for both ends
     TOKENS      trained rows of a table, (tokens, hidden), which replace the base's
     NORM        a norm's whole weight, (hidden,)
+    HEAD        the weight of a classification head, (labels, hidden)
+    HEAD_BIAS   its bias, (labels,)
     UNUSED      a copy of the module before it was trained
     """
 
@@ -73,6 +79,8 @@ class Part(Enum):
     BASE = auto()
     TOKENS = auto()
     NORM = auto()
+    HEAD = auto()
+    HEAD_BIAS = auto()
     UNUSED = auto()
 
 
@@ -101,13 +109,21 @@ _NORM_PARTS = {
     "modules_to_save.weight": Part.NORM,
     "original_module.weight": Part.UNUSED,
 }
+_TASK_HEAD_PARTS = {
+    "weight": Part.HEAD,
+    "bias": Part.HEAD_BIAS,
+    "modules_to_save.weight": Part.HEAD,
+    "modules_to_save.bias": Part.HEAD_BIAS,
+    "original_module.weight": Part.UNUSED,
+    "original_module.bias": Part.UNUSED,
+}
 
 
 def read_name(name: str) -> tuple[Module, Part] | None:
     """Return the module that a tensor belongs to and the part that it is, or None if the name is none of those served.
 
     A norm's module is (layer, 0) before attention, (layer, 1) after it, or `FINAL_NORM`. The module of a tensor of all
-    experts is (layer, `Stack`).
+    experts is (layer, `Stack`), that of a classification head `TASK_HEAD`.
     """
     if not name.startswith(PREFIX):
         return None
@@ -118,6 +134,9 @@ def read_name(name: str) -> tuple[Module, Part] | None:
         module = _ENDS[match[1]]
         part = (_EMBED_PARTS if module == EMBED_MODULE else _HEAD_PARTS).get(match[2])
         return None if part is None else (module, part)
+    if (match := _TASK_HEAD.fullmatch(name)) is not None:
+        part = _TASK_HEAD_PARTS.get(match[1])
+        return None if part is None else (TASK_HEAD, part)
     return _read_layer_name(name)
 
 

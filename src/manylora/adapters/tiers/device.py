@@ -5,7 +5,7 @@ from collections.abc import Callable, Container, KeysView
 from typing import NamedTuple
 
 from manylora.adapter_ref import AdapterRef
-from manylora.adapter_state import AdapterHandle, AdapterState
+from manylora.adapter_state import AdapterHandle, AdapterState, HeadKind
 from manylora.adapters.packing.image import HostImage, ImageFacts
 from manylora.adapters.tiers.bank import Bank, Lender
 from manylora.adapters.tiers.disk import DiskTier
@@ -18,11 +18,14 @@ from manylora.adapters.tiers.reads import EndedRead, Reads
 from manylora.adapters.tiers.shares import Shares
 from manylora.clock import Clock
 from manylora.ids import Digest, Flow
+from manylora.kernels.adapter_layout import TEXT_HEAD, TOKEN_HEAD, task_head
+from manylora.kernels.lora_batch import PlacedAdapter
 
 MAX_NAMED = 64
 """Names that are remembered of one version on the device."""
 FRESH_S = 2.0
 """A version that was just placed or read is not evicted for another one for this time, unless it was used since."""
+_HEAD_KINDS = {TEXT_HEAD: HeadKind.TEXT, TOKEN_HEAD: HeadKind.TOKEN}
 
 log = logging.getLogger(__name__)
 
@@ -271,6 +274,7 @@ class Device:
             vocabulary=weights.vocabulary,
             has_extras=weights.extras.size > 0,
             invocation_tokens=facts.invocation_tokens,
+            head=_head_kind(weights),
         )
 
     def unpin(self, digest: Digest, *, was_used: bool = True) -> None:
@@ -395,3 +399,8 @@ class Device:
     def is_named(self, digest: Digest) -> bool:
         """Return whether a version in memory or on its way there has a name that is not gone."""
         return bool(self._named.get(digest))
+
+
+def _head_kind(adapter: PlacedAdapter) -> HeadKind | None:
+    head = task_head(adapter.extras, *adapter.table.shape[:2])
+    return None if head is None else _HEAD_KINDS[head.kind]

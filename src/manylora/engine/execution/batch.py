@@ -1,7 +1,8 @@
 """Builds the tensors of one step from its plan, into buffers that outlive the step."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from manylora.engine.scheduling.plan import Chunk, Plan
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import RequestId
 from manylora.kernels.interface import Kernels
-from manylora.kernels.lora_batch import PlacedAdapters
+from manylora.kernels.lora_batch import PlacedAdapter, PlacedAdapters
 from manylora.kernels.operands import AttentionBatch, StepInput
 
 _Pairs = list[tuple[Chunk, Sequence]]
@@ -23,11 +24,24 @@ class Batch:
     """The tensors of one step, and the chunks and sequences of its rows of logits, in their order.
 
     A sampled chunk has one row of logits, and one more for each of its draft tokens.
+    pooled  the kept hidden states of each chunk that has some, in the order of `StepInput.hidden`
     """
 
     step: StepInput
     sampled: _Pairs
     has_drafts: bool
+    pooled: "tuple[PooledChunk, ...]" = ()
+
+
+class PooledChunk(NamedTuple):
+    """A chunk of a pooled request with the number of its rows in `StepInput.hidden`.
+
+    adapter  whose classification head the result needs; None: it needs none
+    """
+
+    request_id: RequestId
+    num_rows: int
+    adapter: PlacedAdapter | None
 
 
 class BatchBuilder:
@@ -35,11 +49,14 @@ class BatchBuilder:
 
     adapters  has the weights of every adapter that a running sequence holds
     vocab     the base's: tokens beyond it are known to the row's adapter alone
+    hidden    elements of a hidden state
     """
 
     def __init__(
-        self, kernels: Kernels, adapters: PlacedAdapters, *, max_rows: int, block_size: int, vocab: int
+        self, kernels: Kernels, adapters: PlacedAdapters, *, max_rows: int, block_size: int, vocab: int, hidden: int
     ) -> None:
+        self._adapters = adapters
+        self._hidden = hidden
         self._segments = LoraSegments(kernels, adapters, vocab)
         self._tables = BlockTables()
         self._block_size = block_size
@@ -79,7 +96,32 @@ class BatchBuilder:
             lora=lora,
             own_ids=token_ids if has_added else None,
         )
-        return Batch(step, pairs if is_decoding else [pair for pair in pairs if pair[0].is_sampled], has_drafts)
+        if is_decoding:
+            return Batch(step, pairs, has_drafts)
+        sampled = [pair for pair in pairs if pair[0].is_sampled]
+        rows_kept, pooled = self._pooled(pairs)
+        if pooled:
+            kept = torch.empty((len(rows_kept), self._hidden))
+            step = replace(step, hidden_rows=torch.tensor(rows_kept), hidden=kept)
+        return Batch(step, sampled, has_drafts, pooled)
+
+    def _pooled(self, pairs: _Pairs) -> tuple[list[int], tuple[PooledChunk, ...]]:
+        """Return the rows of the step whose hidden states are kept, ascending, and the chunks that they belong to."""
+        rows: list[int] = []
+        chunks: list[PooledChunk] = []
+        stop = 0
+        for chunk, sequence in pairs:
+            stop += chunk.num_rows
+            pooled, placed = sequence.pooled, sequence.placed
+            if pooled is None:
+                continue
+            count = chunk.stop - pooled.wanted_from(chunk.start, chunk.stop, len(sequence.tokens))
+            if count:
+                has_head = pooled.pooling.needs_head and placed is not None
+                adapter = self._adapters[placed.digest] if has_head and placed is not None else None
+                chunks.append(PooledChunk(chunk.request_id, count, adapter))
+                rows += range(stop - count, stop)
+        return rows, tuple(chunks)
 
     def _fill_decoding(self, pairs: _Pairs) -> int:
         """Fill the buffers for chunks that each have one row and draw a token; return the number of rows."""

@@ -4,11 +4,15 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from manylora.engine.execution.sampler import Drawn
+from manylora.engine.pooling import Floats
 from manylora.engine.scheduling.plan import Plan
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import RequestId
 from manylora.kernels.interface import Profile
 from manylora.kernels.operands import KvCache
+
+Results = Mapping[RequestId, tuple[Drawn, ...] | Floats]
+"""The results of a step's chunks by request. A chunk in the middle of a prompt may have none."""
 
 
 class Executor(Protocol):
@@ -22,11 +26,12 @@ class Executor(Protocol):
     def kv(self) -> KvCache:
         """Return the size of the paged keys and values and the call that discards blocks, on all ranks at once."""
 
-    def execute(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> Mapping[RequestId, tuple[Drawn, ...]]:
-        """Compute every chunk of the plan and return the drawn tokens of each sampled one.
+    def execute(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> Results:
+        """Compute every chunk of the plan and return the drawn tokens of each sampled one, and the pooled rows.
 
         Args:     running  the sequences of the plan's chunks; read here and not kept
-        Returns:  for each sampled chunk at least one draw: all but the last are its accepted draft tokens
+        Returns:  for each sampled chunk at least one draw: all but the last are its accepted draft tokens.
+                  For each chunk of a pooled request that has rows of its result, these rows
         Raises:   any exception; the engine then ends the requests of this plan and goes on
         """
 

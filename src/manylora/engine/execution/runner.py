@@ -1,12 +1,15 @@
 """The executor of a single process: builds a step's batch, runs the model, draws the tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from torch import Tensor
 
-from manylora.engine.execution.batch import BatchBuilder
+from manylora.engine.execution.batch import Batch, BatchBuilder, PooledChunk
+from manylora.engine.execution.executor import Results
+from manylora.engine.execution.heads import head_logits
 from manylora.engine.execution.sampler import Draw, Drawn, Sampler, SamplingRows
+from manylora.engine.pooling import Floats
 from manylora.engine.scheduling.plan import Plan
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import RequestId
@@ -46,10 +49,17 @@ class Runner:
     def close(self) -> None:
         """Hold nothing that outlives the object: the tensors go with it."""
 
-    def execute(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> dict[RequestId, tuple[Drawn, ...]]:
+    def execute(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> Results:
         # No tensor here wants a gradient, so no mode of torch is entered: each costs tens of microseconds a step.
         batch = self._builder.build(plan, running)
         logits = self._logits = self._model.forward(batch.step, self.kv, self._logits)
+        if not batch.pooled:
+            return self._draw(batch, logits)
+        assert batch.step.hidden is not None  # it goes with `pooled`
+        drawn = self._draw(batch, logits) if batch.sampled else {}
+        return {**drawn, **_pooled_rows(batch.pooled, batch.step.hidden.numpy())}
+
+    def _draw(self, batch: Batch, logits: Tensor) -> dict[RequestId, tuple[Drawn, ...]]:
         sampled = batch.sampled
         rows = SamplingRows(
             params=[sequence.request.sampling for _, sequence in sampled],
@@ -61,3 +71,13 @@ class Runner:
             return {chunk.request_id: (drawn,) for (chunk, _), drawn in zip(sampled, alone, strict=True)}
         ahead = self._sampler.sample_ahead(logits, rows, [chunk.draft_tokens for chunk, _ in sampled])
         return {chunk.request_id: drawn for (chunk, _), drawn in zip(sampled, ahead, strict=True)}
+
+
+def _pooled_rows(chunks: Iterable[PooledChunk], hidden: Floats) -> dict[RequestId, Floats]:
+    """Return the rows of each chunk: hidden states, or the logits of its adapter's head."""
+    found: dict[RequestId, Floats] = {}
+    start = 0
+    for chunk in chunks:
+        rows, start = hidden[start : start + chunk.num_rows], start + chunk.num_rows
+        found[chunk.request_id] = rows if chunk.adapter is None else head_logits(rows, chunk.adapter)
+    return found

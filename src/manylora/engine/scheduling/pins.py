@@ -3,21 +3,24 @@
 import hashlib
 
 from manylora.adapter_ref import AdapterRef, Mix
-from manylora.adapter_state import AdapterHandle
+from manylora.adapter_state import AdapterHandle, HeadKind
 from manylora.engine.activation import active_from
 from manylora.engine.adapter_port import AdapterStore
+from manylora.engine.pooling import Pooling
+from manylora.engine.request import Request
 from manylora.engine.scheduling.blocks import prefix_root
 from manylora.engine.scheduling.lending import KvLender
 from manylora.engine.scheduling.sequence import Sequence
-from manylora.errors import AdapterTextChanged, InvalidParameter, ManyloraError
+from manylora.errors import AdapterTextChanged, InvalidParameter, ManyloraError, TaskUnsupported
 from manylora.ids import Digest, RequestId
 
 
 class AdapterPins:
     """The scheduler's `AdapterGate` over the real store: pins a version and fixes the prefix root with it.
 
-    Three kinds of sequences become faults instead of pins: those with a token that their version does not know, those
-    whose prompt was made with another text than the version's, and those of a mix with a version that cannot be in one.
+    Four kinds of sequences become faults instead of pins: those with a token that their version does not know, those
+    whose prompt was made with another text than the version's, those of a mix with a version that cannot be in one, and
+    those that ask for what their version does not give.
     The members of a mix are pinned together or not at all, so that no sequence holds room while it waits for more.
     vocab  the base's; a version may know more tokens
     """
@@ -88,7 +91,7 @@ class AdapterPins:
         for part, _ in placed.weighted:
             if self._store.text_digest(part.ref) != request.text:
                 return AdapterTextChanged(f"Adapter '{part.ref.id}' has just been replaced")
-        return None
+        return _task_fault(request, placed)
 
     def take_faults(self) -> list[tuple[Sequence, ManyloraError]]:
         """Return the faults since the last call: sequences that their version cannot serve, with the errors."""
@@ -123,3 +126,25 @@ def _why_alone(placed: AdapterHandle) -> str | None:
 def unknown_tokens(vocab: int) -> InvalidParameter:
     """Return the error for a token id outside a vocabulary, the base's or an adapter version's."""
     return InvalidParameter(f"token ids must be >= 0 and < {vocab}", parameter="prompt")
+
+
+_HEAD_OF = {Pooling.CLASSES: HeadKind.TEXT, Pooling.TOKEN_CLASSES: HeadKind.TOKEN}
+_GIVES = {HeadKind.TEXT: "classes of whole texts", HeadKind.TOKEN: "classes of tokens"}
+
+
+def _task_fault(request: Request, placed: AdapterHandle) -> TaskUnsupported | None:
+    """Return the refusal of a request that an adapter's head does not answer; None if the two fit.
+
+    An adapter with a head was trained without the base's output head, so that it generates no text.
+    """
+    name = f"Adapter '{placed.ref.id}'"
+    if request.pooling is None:
+        if placed.head is None:
+            return None
+        return TaskUnsupported(f"{name} has a classification head and generates no text")
+    wanted = _HEAD_OF.get(request.pooling)
+    if wanted in (None, placed.head):
+        return None
+    if placed.head is None:
+        return TaskUnsupported(f"{name} has no classification head")
+    return TaskUnsupported(f"{name} gives {_GIVES[placed.head]}, not {_GIVES[wanted]}")

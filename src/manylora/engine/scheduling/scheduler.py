@@ -289,7 +289,7 @@ class Scheduler:
         if count == 0:
             return rows
         stop = start + count
-        is_sampled = stop == end
+        is_sampled = stop == end and sequence.pooled is None
         request = sequence.request
         chunks.append(Chunk(request.id, start, stop, is_sampled))
         new_prompt = 0
@@ -394,8 +394,7 @@ class Scheduler:
     def _take_blocks(self, sequence: Sequence) -> bool:
         """Reserve blocks for the sequence's tokens, reusing cached ones; return False if too few are free."""
         size = self.pool.block_size
-        # The last token is always computed, because the step needs its logits.
-        most = (len(sequence.tokens) - 1) // size
+        most = sequence.num_reusable // size
         first, reused = self.pool.match(lambda index: sequence.prefix_key(index, size), most, self.retention)
         missing = self._wanted_blocks(sequence, first) - first - len(reused)
         short = missing - self.pool.free_after_holding(reused)

@@ -5,6 +5,7 @@ import numpy as np
 from manylora.adapter_state import AdapterHandle
 from manylora.engine.events import AdapterUse
 from manylora.engine.logits_rules import LogitsRules
+from manylora.engine.pooling import PooledRows
 from manylora.engine.prompt_lookup import PromptLookup
 from manylora.engine.request import Request
 from manylora.engine.scheduling.blocks import PrefixKey, joined_key, next_key
@@ -39,6 +40,7 @@ class Sequence:
         "num_prompt",
         "own_root",
         "placed",
+        "pooled",
         "prompt_lookup",
         "published",
         "reached",
@@ -61,7 +63,8 @@ class Sequence:
         self.tokens = list(request.tokens)
         self.num_prompt = len(request.tokens)
         self.computed = 0
-        self.prompt_lookup = PromptLookup() if request.speculation else None
+        self.pooled = None if request.pooling is None else PooledRows(request.pooling)
+        self.prompt_lookup = PromptLookup() if request.speculation and self.pooled is None else None
         self.charged = 0  # prompt positions below this are charged to the flow
         self.reached = 0  # prompt positions below this were computed or cached at least once
         self.published = 0  # blocks below this index are in the prefix cache
@@ -89,6 +92,16 @@ class Sequence:
     @property
     def num_generated(self) -> int:
         return len(self.tokens) - self.num_prompt
+
+    @property
+    def num_reusable(self) -> int:
+        """Positions that may come from the prefix cache: all but the last one, whose row each step needs.
+
+        Positions whose rows are a part of a pooled result must be computed once.
+        """
+        if self.pooled is None or not self.pooled.pooling.needs_every_row:
+            return len(self.tokens) - 1
+        return min(len(self.tokens) - 1, self.pooled.num_taken)
 
     @property
     def counts(self) -> Counts:

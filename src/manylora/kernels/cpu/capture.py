@@ -214,6 +214,10 @@ class CapturedGraph:
         own.token_ids, own.row_ids = step.token_ids.data_ptr(), step.row_ids.data_ptr()
         own.logit_rows, own.logit_width = step.logit_rows.data_ptr(), logits.shape[1]
         own.scratch, own.logits = self.scratch(own.rows).data_ptr(), logits.data_ptr()
+        own.num_hidden = 0
+        if step.hidden_rows is not None and step.hidden is not None:
+            own.num_hidden = step.hidden_rows.shape[0]
+            own.hidden_rows, own.hidden = step.hidden_rows.data_ptr(), step.hidden.data_ptr()
         to.positions, to.slots = batch.positions.data_ptr(), batch.slots.data_ptr()
         to.row_sequence, to.block_tables = batch.row_sequence.data_ptr(), batch.block_tables.data_ptr()
         to.max_blocks = batch.block_tables.shape[-1]

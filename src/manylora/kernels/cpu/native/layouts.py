@@ -72,6 +72,9 @@ STRUCTS: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("scratch", "float*"),
         ("logits", "float*"),
         ("logit_width", "int64_t"),
+        ("hidden_rows", "const int64_t*"),
+        ("num_hidden", "int64_t"),
+        ("hidden", "float*"),
     ),
     # A recorded operation: its row in the table, and its arguments as arguments.py writes them.
     "RecordedOperation": (("opcode", "int64_t"), ("words", f"int64_t[{MAX_WORDS}]")),

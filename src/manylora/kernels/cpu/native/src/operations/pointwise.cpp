@@ -1,5 +1,6 @@
 // The operations on each row by itself: RMS norm, of a row or of each head, bias and the gated activation.
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -43,17 +44,23 @@ void norm_row(const float* x, const float* weight, float* y, int64_t width, floa
         store_first(y + i, mul(mul(load_first(x + i, rest), scale), load_first(weight + i, rest)), rest);
 }
 
-// Computes the rows of one segment again, with the adapter's own weight of norm `index`.
-template <class W> void own_norm(Pool* pool, Rows x, Rows y, int64_t index, float eps, const Segment& segment) {
-    const int64_t offset = segment.extras[NORMS_AT + index];
-    if (offset < 0) return;
+// The adapter's own weight of norm `index`; empty if it has none.
+template <class W> std::vector<float> weight_of(const Segment& segment, int64_t index, int64_t width) {
+    const int64_t offset = segment.extras ? segment.extras[NORMS_AT + index] : -1;
     const W* own = static_cast<const W*>(segment.image) + offset;
-    std::vector<float> weight(static_cast<size_t>(x.width));
-    for (int64_t i = 0; i < x.width; ++i) weight[size_t(i)] = to_float(own[i]);
-    const float* values = weight.data();
-    for_rows(pool, segment.stop - segment.start, x.width, [&](int64_t r) {
-        norm_row(x.row(segment.start + r), values, y.row(segment.start + r), x.width, eps);
-    });
+    std::vector<float> weight(offset < 0 ? 0 : static_cast<size_t>(width));
+    for (size_t i = 0; i < weight.size(); ++i) weight[i] = to_float(own[i]);
+    return weight;
+}
+
+// Calls f(segment, weight) for each segment whose adapter has a weight of its own for norm `index`.
+template <class F>
+void for_own_norms(const Segment* segments, int64_t count, bool is_bf16, int64_t index, int64_t width, F&& f) {
+    for (int64_t s = 0; s < count; ++s) {
+        const Segment& own = segments[s];
+        const auto weight = is_bf16 ? weight_of<bf16>(own, index, width) : weight_of<float>(own, index, width);
+        if (!weight.empty()) f(own, weight.data());
+    }
 }
 
 V16 gate(V16 g, V16 u) {
@@ -82,11 +89,31 @@ void ml::adapt_norm(
     Pool* pool, Rows y, Rows x, const LoraBatch& lora, int64_t index, double eps, bool is_sampled) {
     const Segment* segments = is_sampled ? lora.sampled : lora.segments;
     const int64_t count = is_sampled ? lora.num_sampled : lora.num_segments;
-    for (int64_t s = 0; lora.has_extras && s < count; ++s) {
-        if (!segments[s].extras) continue;
-        if (lora.is_bf16) own_norm<bf16>(pool, x, y, index, float(eps), segments[s]);
-        else own_norm<float>(pool, x, y, index, float(eps), segments[s]);
-    }
+    if (!lora.has_extras) return;
+    for_own_norms(segments, count, lora.is_bf16, index, x.width, [&](const Segment& segment, const float* weight) {
+        for_rows(pool, segment.stop - segment.start, x.width, [&](int64_t r) {
+            norm_row(x.row(segment.start + r), weight, y.row(segment.start + r), x.width, float(eps));
+        });
+    });
+}
+
+void ml::keep_hidden(
+    Pool* pool, Rows residual, Rows delta, const float* weight, int64_t index, double eps, const StepInput& step) {
+    const int64_t *rows = step.hidden_rows, *end = rows + step.num_hidden, width = residual.width;
+    auto keep = [&](const int64_t* first, const int64_t* stop, const float* own) {
+        for_rows(pool, stop - first, width, [&](int64_t r) {
+            const float *x = residual.row(first[r]), *more = delta.row(first[r]);
+            float* kept = step.hidden + (first - rows + r) * width;
+            for (int64_t i = 0; i < width; ++i) kept[i] = x[i] + more[i];
+            norm_row(kept, own, kept, width, float(eps));
+        });
+    };
+    keep(rows, end, weight);
+    const LoraBatch& lora = step.lora;
+    if (!step.num_hidden || !lora.has_extras) return;
+    for_own_norms(lora.segments, lora.num_segments, lora.is_bf16, index, width, [&](const Segment& s, const float* own) {
+        keep(std::lower_bound(rows, end, s.start), std::lower_bound(rows, end, s.stop), own);
+    });
 }
 
 void ml::add_bias(Pool* pool, Rows y, const float* bias) {
