@@ -1,4 +1,4 @@
-"""The sections of `docs/benchmarks.md` on products: of bf16 pairs, and of a mixture of experts."""
+"""The sections of `docs/benchmarks.md` on products: of bf16 pairs, of quantised weights, of a mixture of experts."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -34,3 +34,28 @@ def experts(record: Record, pictures: Path) -> str:
     ]
     lines = ["## Mixture of 8 experts, 2 a row ÷ dense layers of the same operations, time", "", source(record)]
     return "\n".join([*lines, table(head, body)])
+
+
+def quantised(record: Record, pictures: Path) -> str:
+    """Return the section: for one row the time over the read of the bytes, for more rows bf16's time ÷ it."""
+    forms: dict[tuple[int, int, str], dict[int, Record]] = defaultdict(dict)
+    for each in record["results"]:
+        forms[each["inputs"], each["outputs"], each["form"]][each["rows"]] = each
+    counts = sorted({rows for ratios in forms.values() for rows in ratios})
+    head = (
+        "inputs × outputs",
+        "weights",
+        "1 row ÷ read of its bytes",
+        *(f"bf16 ÷ it, {rows} rows" for rows in counts[1:]),
+    )
+    body = [
+        (
+            f"{inputs} × {outputs}",
+            form,
+            f"{found[counts[0]]['over_read']['median']:.2f}",
+            *(f"{found[rows]['bf16_over']['median']:.2f}" for rows in counts[1:]),
+        )
+        for (inputs, outputs, form), found in forms.items()
+        if form != "bf16"
+    ]
+    return "\n".join(["## Products of int8 and int4 weights", "", source(record), table(head, body)])

@@ -96,6 +96,10 @@ def host(adapters: int) -> Callable[[Records], Spread]:
     return find
 
 
+def over_read(case: str) -> Callable[[Records], Spread]:
+    return spread_at("attention", "results", case, "over_read")
+
+
 def start(records: Records) -> Spread:
     times = sorted(records["footprint"]["start_to_first_token_s"])
     return times[len(times) // 2], times[0], times[-1]
@@ -111,6 +115,13 @@ def jain(records: Records) -> Spread:
     return found, found, found
 
 
+SEVEN_BILLION = (
+    ("B1", "time a token of one stream ÷ read of the weights", 1.25, "B1", False),
+    ("B2", "time a token of one stream ÷ llama.cpp's", 1.0, "B2 time per token ÷ llama.cpp", False),
+    ("B2", "tokens/s of 8 streams with 8 adapters ÷ llama.cpp's", 1.5, "B2 tokens/s with 8 adapters ÷ llama.cpp", True),
+    ("B3", "tokens/s of a prompt of 512 ÷ llama.cpp's", 1.0, "B3 prompt tokens/s ÷ llama.cpp", True),
+)
+"""Name, figure, bound, key of the result, and whether the bound is the least value."""
 TARGETS = (
     Target("S1", "chat on the base ÷ vLLM, its better dtype", 1.4, best_peer("S1 chat, base: throughput ÷ vLLM")),
     Target("S1", "triage on the base ÷ vLLM, its better dtype", 1.15, best_peer("S1 triage, base: throughput ÷ vLLM")),
@@ -150,11 +161,18 @@ TARGETS = (
     ),
     Target("S8", "host work of a step of 32 rows", 1.0, host(0), is_least=False, unit=" ms"),
     Target("S8", "host work of a step of 32 rows, 32 adapters", 1.0, host(32), is_least=False, unit=" ms"),
-    Target(
-        "S9",
-        "chat in int8 ÷ bf16",
-        1.4,
-        spread_at("int8-chat", "a_over_b", "throughput", low="low", high="high"),
+    *(
+        Target(
+            "S9",
+            f"{figure} in int8 ÷ bf16",
+            bound,
+            spread_at(file, "a_over_b", "throughput", low="low", high="high"),
+        )
+        for figure, bound, file in (
+            ("triage", 1.6, "int8-triage"),
+            ("chat", 1.4, "int8-chat"),
+            ("chat, AVX2 alone,", 1.4, "int8-chat-avx2"),
+        )
     ),
     Target("S10", "process start to first token", 6, start, is_least=False, unit=" s"),
     Target("S11", "memory, 64 adapters, 32 streams", 1.5, memory, is_least=False, unit=" GB"),
@@ -199,6 +217,15 @@ TARGETS = (
         "throughput with metering ÷ without",
         0.99,
         spread_at("metering", "a_over_b", "throughput", low="low", high="high"),
+    ),
+    *(
+        Target(id, f"a 7B in {form}: {figure}", bound, spread_at("seven-b", form, key), is_least=is_least)
+        for form in ("int4", "int8")
+        for id, figure, bound, key, is_least in SEVEN_BILLION
+    ),
+    *(
+        Target("C1", f"attention ÷ read of its keys and values, {case}", 1.3, over_read(case), is_least=False)
+        for case in ("SmolLM2-135M, 4 × 32768, decode", "Mistral-7B, 4 × 32768, decode")
     ),
     Target("R1", "mutated adapter files, no crash", 100_000, counted("R1", "failures")),
     Target("R2", "random model names, memory flat", 1_000_000, counted("R2", "wrong")),

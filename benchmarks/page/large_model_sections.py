@@ -1,0 +1,58 @@
+"""The sections of `docs/benchmarks.md` on long contexts and on a base of seven billion weights."""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.page.page import Record, number, range_of, source, table
+
+
+def attention(record: Record, pictures: Path) -> str:
+    """Return the section: decoding steps over the read of their keys and values, chunks over the arithmetic's peak."""
+    decodes, chunks = [], []
+    for case, found in record["results"].items():
+        if "over_read" in found:
+            ratio = found["over_read"]
+            decodes.append((case, found["ms"]["median"], number(ratio["median"]), range_of(ratio)))
+        else:
+            chunks.append((case, found["ms"]["median"], number(found["gflops"]["median"])))
+    lines = [
+        "## Attention over long contexts",
+        "",
+        source(record),
+        table(("a layer's step", "ms", "÷ read of its keys and values", "range"), decodes),
+    ]
+    return "\n".join([*lines, table(("a layer's chunk", "ms", "GFLOP/s"), chunks)] if chunks else lines)
+
+
+def seven_billion(record: Record, pictures: Path) -> str:
+    """Return the section: start, memory and speed of each server by the form of the weights."""
+    rows = [
+        (
+            form,
+            server,
+            number(found["start_s"]["median"]),
+            number(found["peak_bytes"]["median"] / 1e9),
+            number(found["one_token_ms"]["median"]),
+            number(found["eight_tokens_s"]["median"]),
+            number(found["prompt_tokens_s"]["median"]),
+        )
+        for form in ("int4", "int8")
+        if form in record
+        for server, found in _servers(record[form])
+    ]
+    head = ("weights", "server", "start, s", "peak, GB", "one stream, ms a token", "8 streams, 8 adapters, tokens/s")
+    return "\n".join(
+        [
+            "## A base of seven billion weights beside llama.cpp",
+            "",
+            source(record),
+            "The shape is Llama-2-7b's, the weights are random. Both servers read one GGUF file (Q4_0 for int4, Q8_0 "
+            "for int8). The peak is the largest resident memory until the first token.",
+            "",
+            table((*head, "prompt of 512, tokens/s"), rows),
+        ]
+    )
+
+
+def _servers(form: Record) -> list[tuple[str, Any]]:
+    return list(form["servers"].items())
