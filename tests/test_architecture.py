@@ -62,7 +62,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"activation", "adapter_port", "events", "prompt_lookup", "texts"},
         {"pooling"},
         {"request"},
-        {"logits_rules", "stopping"},
+        {"grammars", "logits_rules", "stopping"},
         {"scheduling"},
         {"execution", "limits", "waiting"},
         {"engine"},
@@ -125,6 +125,7 @@ MAY_START_THREADS_OR_PROCESSES = {
     "adapters/ingest/checking.py",  # the child process of one upload, and its start
     "adapters/ingest/process.py",  # the child process itself: its loads run side by side
     "adapters/ingest/client.py",
+    "engine/grammars/vocabularies.py",  # a thread for each compilation, which cannot be stopped
     "kernels/cpu/native/build.py",  # the compiler
     "models/fetch/pull.py",  # pip
     "models/read_ahead.py",  # slices of a base that are read beside their packing

@@ -22,6 +22,9 @@ from manylora.engine.engine import Engine
 from manylora.engine.events import Finished, FinishReason, StepEvents
 from manylora.engine.execution.executor import Executor
 from manylora.engine.execution.sampler import Drawn
+from manylora.engine.grammars.compiler import GrammarCompiler
+from manylora.engine.grammars.compiling import Vocabulary
+from manylora.engine.grammars.vocabularies import Vocabularies
 from manylora.engine.limits import EngineLimits
 from manylora.engine.request import Priority, Request, SamplingParams, StopParams
 from manylora.engine.scheduling.blocks import BlockPool
@@ -30,7 +33,7 @@ from manylora.engine.scheduling.pins import AdapterPins
 from manylora.engine.scheduling.plan import Plan
 from manylora.engine.scheduling.scheduler import Scheduler, StepLimits
 from manylora.engine.scheduling.sequence import Sequence
-from manylora.errors import AdapterCorrupt, ManyloraError
+from manylora.errors import AdapterCorrupt, ManyloraError, Unavailable
 from manylora.ids import Digest, Flow, RequestId
 from manylora.models.text.adapter_text import AddedToken
 
@@ -286,6 +289,10 @@ class SimulatedStore:
         )
 
 
+def _no_vocabulary(added: tuple[AddedToken, ...]) -> Vocabulary:
+    raise Unavailable("this world has no vocabulary for grammars")
+
+
 class World:
     """A simulated engine, with what a test wants to look at."""
 
@@ -307,6 +314,7 @@ class World:
         sliding_window: int | None = None,
         open_lender: Callable[[BlockPool], KvLender] | None = None,
         open_executor: Callable[["SimulatedExecutor"], Executor] | None = None,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
         self.clock = clock or ManualClock()
         self.store = store or SimulatedStore()
@@ -327,6 +335,7 @@ class World:
             executor=open_executor(self.executor) if open_executor else self.executor,
             store=self.store,
             pins=pins,
+            grammars=grammars or GrammarCompiler(Vocabularies(_no_vocabulary), self.clock),
             clock=self.clock,
             limits=EngineLimits(max_model_len=max_model_len, vocab=VOCAB, max_waiting=max_waiting, max_queue_s=1e9),
             end_of_sequence=(),

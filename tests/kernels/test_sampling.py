@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from manylora.kernels.interface import Kernels
-from manylora.kernels.sampling import SAMPLING_RULE, SamplingRules, sample_tokens, uniform
+from manylora.kernels.sampling import SAMPLING_RULE, SamplingRules, mask_logits, sample_tokens, uniform
 from tests.kernels.cases import BACK_ENDS, NATIVE, random
 
 CLOSE = 2e-6
@@ -117,3 +117,26 @@ def test_tokens_come_as_often_as_their_probability_says(kernels: Kernels) -> Non
     counts = np.bincount(kernels.sample(logits, rules)[0], minlength=12)
     expected = torch.softmax(logits[0].double(), dim=0).numpy() * draws
     assert float(((counts - expected) ** 2 / expected).sum()) < 31.3  # chi-square, 11 degrees: one in a thousand
+
+
+# --- masks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vocab", [1, 31, 32, 33, 1000, 20_011])
+@pytest.mark.parametrize("words_beside", [-1, 0, 2])
+def test_a_mask_bars_what_it_leaves_out(kernels: Kernels, vocab: int, words_beside: int) -> None:
+    words = max(1, (vocab + 31) // 32 + words_beside)
+    chance = np.random.default_rng(vocab)
+    masks = chance.integers(0, 2**32, (3, words), dtype=np.uint32)
+    masks[0, ::2], masks[2, ::3] = 0, 2**32 - 1
+    logits, rows = random(5, 6, vocab), np.array([4, 0, 3], dtype=np.int64)
+    kernels.mask_logits(masked := logits.clone(), rows, masks)
+    may_come = np.zeros((6, vocab), dtype=bool)
+    may_come[[1, 2, 5]] = True
+    for row, mask in zip(rows, masks, strict=True):
+        for token in range(min(vocab, 32 * words)):
+            may_come[row, token] = mask[token // 32] >> np.uint32(token % 32) & 1
+    expected = torch.where(torch.from_numpy(may_come), logits, -math.inf)
+    assert torch.equal(masked, expected)
+    mask_logits(specified := logits.clone(), rows, masks)
+    assert torch.equal(specified, expected)

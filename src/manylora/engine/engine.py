@@ -22,6 +22,7 @@ from manylora.engine.events import (
 )
 from manylora.engine.execution.executor import Executor
 from manylora.engine.execution.sampler import Drawn
+from manylora.engine.grammars.compiler import GrammarCompiler, grammar_key
 from manylora.engine.limits import EngineLimits
 from manylora.engine.logits_rules import logits_rules
 from manylora.engine.pooling import Floats
@@ -32,8 +33,9 @@ from manylora.engine.scheduling.scheduler import Scheduler
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.engine.stopping import Stop, StopChecker, TextStream
 from manylora.engine.texts import TextQuestions
-from manylora.engine.waiting import LOADED, AdapterReady, WaitingRoom
+from manylora.engine.waiting import LOADED, AdapterReady, Condition, GrammarReady, WaitingRoom
 from manylora.errors import (
+    AdapterError,
     EngineFault,
     InvalidParameter,
     ManyloraError,
@@ -65,6 +67,7 @@ class Engine:
         executor: Executor,
         store: AdapterStore,
         pins: AdapterPins,
+        grammars: GrammarCompiler,
         clock: Clock,
         limits: EngineLimits,
         end_of_sequence: Collection[int],
@@ -74,6 +77,7 @@ class Engine:
         self._executor = executor
         self._store = store
         self._pins = pins
+        self._grammars = grammars
         self._clock = clock
         self.limits = limits
         self._end_of_sequence = frozenset(end_of_sequence)
@@ -228,10 +232,12 @@ class Engine:
         return has_place(held=held, taken=taken, wanted=1, limit=limit)
 
     def _enqueue(self, sequence: Sequence) -> None:
+        if (key := grammar_key(sequence.request)) is not None:
+            sequence.matcher = self._grammars.matcher(key, sequence.stopper.ends)
         self._queued[sequence.request.id] = sequence
         self._scheduler.enqueue(sequence)
 
-    def _conditions(self, sequence: Sequence) -> Iterator[AdapterReady]:
+    def _conditions(self, sequence: Sequence) -> Iterator[Condition]:
         """Yield the conditions that a new sequence waits for, and begin them."""
         request = sequence.request
         if request.adapter is not None:
@@ -239,6 +245,8 @@ class Engine:
             sequence.tier_on_arrival = request.found_in or min(states, key=list(AdapterState).index).value
             for ref in request.adapter.loaded:
                 yield AdapterReady(ref, self._store)
+        if (key := grammar_key(request)) is not None:
+            yield GrammarReady(key, self._grammars)
 
     def _poll_conditions(self) -> None:
         """Let the store move, then enqueue or end the requests whose conditions are ready or have failed."""
@@ -261,7 +269,8 @@ class Engine:
             return
 
     def _fail_waiting(self, sequence: Sequence, error: ManyloraError) -> None:
-        self._finish(sequence, FinishReason.ADAPTER_FAILURE, error)
+        is_adapters = isinstance(error, AdapterError) or sequence.request.grammar is None
+        self._finish(sequence, FinishReason.ADAPTER_FAILURE if is_adapters else FinishReason.REJECTED, error)
 
     def _expire(self) -> None:
         """End interactive requests that have waited too long; checks a few times a second."""
@@ -342,7 +351,8 @@ class Engine:
                 self._end_poisoned(self._queued[chunk.request_id])
                 return
             if one.is_barred:
-                self._finish(self._queued[chunk.request_id], FinishReason.REJECTED, _no_token_left())
+                sequence = self._queued[chunk.request_id]
+                self._finish(sequence, FinishReason.REJECTED, _no_token_left(sequence))
                 return
             sequence = self._scheduler.commit(chunk, accepted)
             if accepted > 0:
@@ -380,7 +390,12 @@ class Engine:
                 adapter=sequence.adapter_use, queue_ms=sequence.queue_ms, cached_tokens=sequence.cached_tokens
             )
         self._tokens.append(event)
-        return sequence.stopper.push(token_id, num_generated)
+        stop = sequence.stopper.push(token_id, num_generated)
+        if stop is None and (matcher := sequence.matcher) is not None:
+            matcher.advance(token_id)
+            if matcher.is_over:
+                return Stop(reason=FinishReason.END_OF_SEQUENCE)
+        return stop
 
     # ── ends ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -421,7 +436,9 @@ class Engine:
         return events
 
 
-def _no_token_left() -> InvalidParameter:
+def _no_token_left(sequence: Sequence) -> InvalidParameter:
+    if sequence.matcher is not None:
+        return sequence.matcher.no_token_left()
     return InvalidParameter(
         "`allowed_token_ids`, `bad_words` and `min_tokens` together leave no token to generate",
         parameter="allowed_token_ids",

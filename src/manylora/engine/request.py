@@ -7,6 +7,7 @@ from manylora.adapter_ref import AdapterRef
 from manylora.engine.pooling import Pooling
 from manylora.ids import Flow, RequestId
 from manylora.models.text.adapter_text import NO_TEXT, AddedToken
+from manylora.models.text.grammar import GrammarSource
 
 
 class Priority(IntEnum):
@@ -95,6 +96,7 @@ class Request:
     waited_ms    the time already spent on its adapter's text; it counts as waiting here
     found_in     its adapter's tier when that wait began; empty: it did not wait
     priority     the scheduler's class; flows share fairly within each class
+    grammar      the form of the reply; None: any text
     speculation  False: no draft tokens for this request. Speculation changes no token
     pooling      the form of the result of a request that generates nothing; None: it generates
     """
@@ -109,6 +111,7 @@ class Request:
     text: str = NO_TEXT
     waited_ms: float = 0.0
     found_in: str = ""
+    grammar: GrammarSource | None = None
     speculation: bool = True
     weight: int = 1
     priority: Priority = Priority.INTERACTIVE

@@ -1,4 +1,4 @@
-"""Requests that wait for conditions before the scheduler may run them: an adapter today."""
+"""Requests that wait for conditions before the scheduler may run them: an adapter, a compiled grammar."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -8,6 +8,7 @@ from typing import Protocol
 from manylora.adapter_ref import AdapterRef
 from manylora.clock import Clock
 from manylora.engine.adapter_port import AdapterState, AdapterStore
+from manylora.engine.grammars.compiler import GrammarCompiler, GrammarKey
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.errors import ManyloraError
 from manylora.ids import Flow, RequestId
@@ -63,6 +64,23 @@ class AdapterReady:
 
     def cancel(self) -> None:
         self.store.unwant(self.ref)
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarReady:
+    """The condition that a grammar is compiled."""
+
+    key: GrammarKey
+    compiler: GrammarCompiler = field(compare=False, repr=False)
+
+    def poll(self) -> Progress | ManyloraError:
+        outcome = self.compiler.want(self.key)
+        if isinstance(outcome, ManyloraError):
+            return outcome
+        return Progress.WAITING if outcome is None else Progress.READY
+
+    def cancel(self) -> None:
+        self.compiler.unwant(self.key)
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from manylora.kernels.lora_batch import LoraBatch, LoraSegment
 from manylora.kernels.operands import KvCache, Packed, StepInput
-from manylora.kernels.sampling import SamplingRules
+from manylora.kernels.sampling import RowNumbers, SamplingRules, TokenMasks
 from manylora.kernels.table_of_operations import Operations, Rows
 from manylora.kernels.weight_groups import WeightGroups
 from manylora.kernels.weight_rows import WeightRows
@@ -96,6 +96,9 @@ class Kernels(Protocol):
         A token may differ from the one of `sample_tokens` where a sum differs in its last bits. One back end gives the
         same token for the same row, whatever the other rows.
         """
+
+    def mask_logits(self, logits: Tensor, rows: RowNumbers, masks: TokenMasks) -> None:
+        """Set the logits of tokens outside their row's mask to -Inf, in place, as `sampling.mask_logits`."""
 
     def new_kv(self, *, layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> KvCache:
         """Allocate the paged keys and values of all layers."""

@@ -23,7 +23,7 @@ from manylora.kernels.interface import CompiledForward, Forward, Profile
 from manylora.kernels.lora_batch import LoraBatch, LoraSegment, PlacedAdapter
 from manylora.kernels.operands import AttentionBatch, KvCache, Packed, RopeTable, StepInput
 from manylora.kernels.projections import FEED_FORWARD, LoraTarget
-from manylora.kernels.sampling import SamplingRules, sample_tokens
+from manylora.kernels.sampling import RowNumbers, SamplingRules, TokenMasks, mask_logits, sample_tokens
 from manylora.kernels.weight_groups import WeightGroups, check_group_size
 from manylora.kernels.weight_rows import WeightRows, row_pieces, row_ranges
 
@@ -119,6 +119,9 @@ class ReferenceKernels:
 
     def sample(self, logits: Tensor, rules: SamplingRules) -> tuple[list[int], list[float]]:
         return sample_tokens(logits, rules)
+
+    def mask_logits(self, logits: Tensor, rows: RowNumbers, masks: TokenMasks) -> None:
+        mask_logits(logits, rows, masks)
 
     def new_kv(self, *, layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> KvCache:
         shape = (layers, num_blocks, block_size, kv_heads, head_dim)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -32,6 +33,11 @@ SAMPLING_RULE = np.dtype(
         ("top_k", np.int64),  # 0: all
     ]
 )
+
+TokenMasks = NDArray[np.uint32]
+"""(masks, words): bit `token % 32` of word `token // 32` is set if the token may come; later tokens may not."""
+RowNumbers = NDArray[np.int64]
+"""(masks,) indices of rows of logits, each once."""
 
 _Floats = NDArray[np.float32]
 _Indices = NDArray[np.int64]
@@ -63,6 +69,18 @@ def sample_tokens(logits: Tensor, rules: SamplingRules) -> tuple[list[int], list
             if math.isfinite(peaks[index]):
                 tokens[index] = _draw(matrix[index], peaks[index], rules[index])
     return tokens, peaks
+
+
+def mask_logits(logits: Tensor, rows: RowNumbers, masks: TokenMasks) -> None:
+    """Set the logits of tokens outside their row's mask to -Inf, in place; mask i is that of row `rows[i]`.
+
+    Args:  logits (rows, vocab) float32, on any device; the words of a mask may be more or fewer than the vocabulary's
+    """
+    vocab = logits.shape[1]
+    bits = np.unpackbits(masks.astype("<u4", copy=False).view(np.uint8), axis=1, bitorder="little")[:, :vocab]
+    barred = torch.from_numpy(np.pad(bits == 0, ((0, 0), (0, vocab - bits.shape[1])), constant_values=True))
+    chosen = torch.from_numpy(rows).to(logits.device)
+    logits[chosen] = logits[chosen].masked_fill(barred.to(logits.device), -math.inf)
 
 
 def uniform(seed: int, position: int) -> float:

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,9 @@ from manylora.config.settings import Config, enabled_sources
 from manylora.engine.engine import Engine
 from manylora.engine.execution.batch import BatchBuilder
 from manylora.engine.execution.runner import Runner
+from manylora.engine.grammars.compiler import GrammarCompiler
+from manylora.engine.grammars.compiling import Vocabulary, open_vocabulary
+from manylora.engine.grammars.vocabularies import Vocabularies
 from manylora.engine.limits import EngineLimits
 from manylora.engine.scheduling.blocks import BlockPool
 from manylora.engine.scheduling.lending import KvLender
@@ -31,6 +35,7 @@ from manylora.models.checkpoint_files import checked_entries, fingerprint, stora
 from manylora.models.fetch.catalog import resolve, served_name, short_name
 from manylora.models.llama import LlamaModel
 from manylora.models.spec import ModelSpec, read_spec
+from manylora.models.text.adapter_text import AddedToken
 from manylora.models.text.tokenizer import Tokenizer
 from manylora.models.weights import load_weights
 from manylora.server.engine_client.served_model import ServedModel
@@ -65,16 +70,24 @@ def build_engine(config: Config, report: ReportLine) -> tuple[Engine, ServedMode
     template = _chat_template(config)
     tokenizer = Tokenizer(base_dir, chat_template=template, clock=clock)
     report(_tokenizer_line(tokenizer, spec))
+    vocabularies = Vocabularies(partial(_open_vocabulary, tokenizer, spec.vocab))
+    vocabularies.prepare()  # beside the read of the weights
     progress = LoadProgress(report, clock)
     weights = load_weights(base_dir, spec, kernels, progress)
     model = LlamaModel(spec, weights, kernels, max_positions=plan.max_model_len)
     report(progress.summary(formats))
     digest = fingerprint(base_dir, spec)
     store = _open_store(config, plan, base_shape(spec, base_dir.name, digest), base_dir, kernels, clock)
-    engine = wire_engine(config, plan, model, kernels, store, tokenizer, clock)
+    engine = wire_engine(config, plan, model, kernels, store, tokenizer, vocabularies, clock)
     report("adapter store opened, KV cache laid out")
     served = _served(config, base_dir, spec, digest, kernels, plan, clock)
     return engine, dataclasses.replace(served, chat_template=template)
+
+
+def _open_vocabulary(tokenizer: Tokenizer, vocab: int, added: tuple[AddedToken, ...]) -> Vocabulary:
+    """Return the vocabulary of grammars: the base's `vocab` tokens and an adapter's."""
+    size = max([vocab, tokenizer.vocab_size, *(token.id + 1 for token in added)])
+    return open_vocabulary(tokenizer.to_json(added), size=size, ends=tuple(sorted(tokenizer.eos_ids)))
 
 
 def _chat_template(config: Config) -> str:
@@ -164,6 +177,7 @@ def wire_engine(
     kernels: Kernels,
     store: Store,
     tokenizer: Tokenizer,
+    vocabularies: Vocabularies,
     clock: Clock,
 ) -> Engine:
     """Build an engine of scheduler, executor and adapter store around a loaded model."""
@@ -183,7 +197,7 @@ def wire_engine(
         vocab=spec.vocab,
         hidden=spec.hidden,
     )
-    executor = Runner(model, kv, builder, kernels.sample)
+    executor = Runner(model, kv, builder, kernels.sample, kernels.mask_logits)
     pool = BlockPool(executor.kv.num_blocks, executor.kv.block_size, prefix_cache=limits.prefix_cache)
     lender = KvLender(pool, executor.kv, kept_blocks=plan.blocks_per_sequence)
     store.borrow_from(lender)
@@ -193,6 +207,7 @@ def wire_engine(
         executor=executor,
         store=store,
         pins=pins,
+        grammars=GrammarCompiler(vocabularies, clock),
         clock=clock,
         limits=EngineLimits(
             max_model_len=plan.max_model_len,

@@ -19,6 +19,7 @@ from manylora.errors import InvalidParameter
 from manylora.ids import mint_request_id
 from manylora.mixing import read_mix
 from manylora.models.fetch.pull import pull
+from manylora.models.text.grammar import GrammarSource
 from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.in_process import InProcessTransport
 from manylora.server.generation.adapter_fields import AdapterFields
@@ -49,12 +50,14 @@ class GenerateOptions(TypedDict, total=False):
     max_tokens  of each reply, cut to the rest of the window; None: the rest of the window; default 256
     sampling    default: greedy
     stop        strings that end a text and are no part of it
+    grammar     the form of each reply, such as `json_grammar(schema)`; default: any text
     seed        of the first prompt's draws; prompt i has `seed + i`; None, the default: drawn
     """
 
     max_tokens: int | None
     sampling: SamplingParams | None
     stop: Sequence[str]
+    grammar: GrammarSource | None
     seed: int | None
 
 
@@ -320,6 +323,7 @@ def _order(prompt: PromptInput, adapter: Adapter | None, options: GenerateOption
         sampling=sampling,
         seed=None if seed is None else seed + index,
         stop=StopRules(strings=tuple(options.get("stop", ()))),
+        grammar=options.get("grammar"),
         max_new_tokens=max_tokens,
         is_clamped=True,
         is_stream=True,

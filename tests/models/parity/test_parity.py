@@ -64,7 +64,7 @@ class Served:
             builder = BatchBuilder(
                 kernels, weights, max_rows=max_rows, block_size=BLOCK, vocab=spec.vocab, hidden=spec.hidden
             )
-            return Runner(model, kv, builder, kernels.sample)
+            return Runner(model, kv, builder, kernels.sample, kernels.mask_logits)
 
         handles = [handle(n, ready) for n, ready in self.placed[back_end].items() if ready is not None]
         return World(

@@ -225,7 +225,14 @@ VIOLATIONS = [
     ({"adapter_id": "x", "adapter_source": "s3"}, "`adapter_source` must be one of local. Given: s3"),
     ({"watermark": True}, "`watermark` is not supported by this server"),
     ({"decoder_input_details": True}, "`decoder_input_details` is not supported by this server yet"),
-    ({"response_format": {"type": "json_object"}}, "`response_format` is not supported by this server yet"),
+    (
+        {"response_format": {"type": "regex"}},
+        "`response_format` is not supported by this server yet: `type` is one of text, json_object, json_schema",
+    ),
+    (
+        {"response_format": {"type": "json_object", "schema": {"not": {}}}},
+        "`response_format` schema is not supported: it has keywords that cannot be enforced: `not` (#)",
+    ),
     ({"merged_adapters": {"ids": ["a"]}}, "number of adapter IDs must match number of adapter weights"),
     (
         {"merged_adapters": {"ids": [], "weights": []}},

@@ -164,12 +164,13 @@ def test_a_field_in_the_wrong_place_is_refused_with_the_right_one(
 
 NOT_BUILT: Mapping[str, object] = {
     "no_repeat_ngram_size": 2,
-    "guided_json": {"type": "object"},
-    "guided_regex": "a+",
-    "guided_choice": ["a", "b"],
-    "guided_grammar": "root ::= 'a'",
+    "guided_decoding_backend": "xgrammar",
+    "guided_options_request": {"guided_json": {"type": "object"}},
+    "structural_tag": {"type": "structural_tag"},
     "grammar": {"type": "regex", "value": "a"},
-    "structured_outputs": {"regex": "a"},
+    "json_schema": {"type": "object"},
+    "regex": "a+",
+    "ebnf": "root ::= 'a'",
     "use_beam_search": True,
     "length_penalty": 2.0,
     "prompt_logprobs": 0,
@@ -181,6 +182,10 @@ ASKS_NOTHING: Mapping[str, object] = {
     "min_tokens": 0,
     "bad_words": [],
     "guided_choice": [],
+    "guided_regex": "",
+    "guided_json_object": False,
+    "structured_outputs": {},
+    "guided_decoding_backend": "auto",
     "use_beam_search": False,
     "length_penalty": 1.0,
     "spaces_between_special_tokens": True,
@@ -446,5 +451,5 @@ def test_the_page_of_fields_names_every_field() -> None:
     models = body_models()
     assert len(models) >= 10
     names = {name for model in models for name in (*model.names(), *model.rules.unread, *model.rules.refused)}
-    of_operators = {"action", "type", "text", "value", "schema"}
+    of_operators = {"action", "type", "text", "value"}
     assert not {name for name in names - of_operators if f"`{name}`" not in page and f".{name}`" not in page}

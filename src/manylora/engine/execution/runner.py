@@ -8,7 +8,7 @@ from torch import Tensor
 from manylora.engine.execution.batch import Batch, BatchBuilder, PooledChunk
 from manylora.engine.execution.executor import Results
 from manylora.engine.execution.heads import head_logits
-from manylora.engine.execution.sampler import Draw, Drawn, Sampler, SamplingRows
+from manylora.engine.execution.sampler import Draw, Drawn, Mask, Sampler, SamplingRows
 from manylora.engine.pooling import Floats
 from manylora.engine.scheduling.plan import Plan
 from manylora.engine.scheduling.sequence import Sequence
@@ -33,12 +33,12 @@ class Model(Protocol):
 class Runner:
     """An `Executor` that owns the model and its keys and values; the only part of the engine that computes."""
 
-    def __init__(self, model: Model, kv: KvCache, builder: BatchBuilder, draw: Draw) -> None:
+    def __init__(self, model: Model, kv: KvCache, builder: BatchBuilder, draw: Draw, mask: Mask) -> None:
         self._model = model
         self.kv = kv
         self._builder = builder
         self._logits: Tensor | None = None  # of the last step; an allocation takes tens of microseconds
-        self._sampler = Sampler(draw)
+        self._sampler = Sampler(draw, mask)
 
     def start_profile(self) -> Profile | None:
         return self._model.start_profile()
@@ -65,6 +65,9 @@ class Runner:
             params=[sequence.request.sampling for _, sequence in sampled],
             positions=[chunk.stop for chunk, _ in sampled],
             rules=[sequence.rules for _, sequence in sampled],
+            matchers=[
+                (row, sequence.matcher, ()) for row, (_, sequence) in enumerate(sampled) if sequence.matcher is not None
+            ],
         )
         if not batch.has_drafts:
             alone = self._sampler.sample(logits, rows)

@@ -1,8 +1,8 @@
 """Draws each sequence's next token from its logits, so that no row's draw depends on another's."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
@@ -11,12 +11,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from manylora.engine.grammars.matcher import GrammarMatcher
 from manylora.engine.logits_rules import LogitsRules
 from manylora.engine.request import SamplingParams
-from manylora.kernels.sampling import SAMPLING_RULE, SamplingRules, ranked_best, sample_tokens
+from manylora.kernels.sampling import (
+    SAMPLING_RULE,
+    RowNumbers,
+    SamplingRules,
+    TokenMasks,
+    mask_logits,
+    ranked_best,
+    sample_tokens,
+)
 
 Draw = Callable[[Tensor, SamplingRules], tuple[list[int], list[float]]]
 """A back end's `Kernels.sample`."""
+Mask = Callable[[Tensor, RowNumbers, TokenMasks], None]
+"""A back end's `Kernels.mask_logits`."""
+MatchedRow = tuple[int, GrammarMatcher, tuple[int, ...]]
 
 _Floats = NDArray[np.float32]
 MAX_TOP_K = 2**31 - 1
@@ -29,23 +41,29 @@ class SamplingRows:
 
     positions  index in its sequence of the token drawn: `len(tokens)` before it is appended
     rules      the sequence's own logits rules; None if its parameters ask for none
+    matchers   (row, matcher, draft tokens) of the rows with a grammar: their masks are the last rule, and those of the
+               draft tokens are of the rows after this one
     """
 
     params: list[SamplingParams]
     positions: list[int]
     rules: list[LogitsRules | None]
+    matchers: list[MatchedRow] = field(default_factory=list)
 
     def ahead(self, drafts: Sequence[tuple[int, ...]]) -> "SamplingRows":
         """Return each row, and after it a row for each of its draft tokens, as if all before it were accepted."""
         params, positions, rules = list[SamplingParams](), list[int](), list[LogitsRules | None]()
+        starts = list[int]()
         for own, position, state, draft in zip(self.params, self.positions, self.rules, drafts, strict=True):
+            starts.append(len(params))
             params += [own] * (1 + len(draft))
             positions += range(position, position + 1 + len(draft))
             rules.append(state)
             for token_id in draft:
                 state = None if state is None else state.after(token_id)
                 rules.append(state)
-        return SamplingRows(params, positions, rules)
+        matchers = [(starts[row], matcher, drafts[row]) for row, matcher, _ in self.matchers]
+        return SamplingRows(params, positions, rules, matchers)
 
 
 class Drawn(NamedTuple):
@@ -76,12 +94,14 @@ class Sampler:
     The parameters of a batch's rows rarely change from one step to the next, so their array is kept; a step then
     writes the positions alone.
 
-    Args:    draw  how a back end draws tokens; `kernels/sampling.py` has the semantics
+    Args:    draw, mask  how a back end draws tokens and masks logits; `kernels/sampling.py` has the semantics
     Thread:  one at a time
     """
 
-    def __init__(self, draw: Draw = sample_tokens) -> None:
+    def __init__(self, draw: Draw = sample_tokens, mask: Mask = mask_logits) -> None:
         self._draw = draw
+        self._mask = mask
+        self._masks: TokenMasks = np.empty((0, 0), dtype=np.uint32)
         self._params: list[SamplingParams] = []
         self._array: SamplingRules = np.empty(0, dtype=SAMPLING_RULE)
         self._positions = self._array["position"]
@@ -90,18 +110,20 @@ class Sampler:
     def sample(self, logits: Tensor, rows: SamplingRows) -> list[Drawn]:
         """Draw one token for each row, after its logits rules.
 
-        Args:     logits  (rows, vocab) float32, on any device, left unchanged; -Inf marks tokens that may not come
+        Args:     logits  (rows, vocab) float32, on any device; -Inf marks tokens that may not come. Rows with a grammar
+                          are masked in place, the others are left unchanged
         Returns:  one `Drawn` for each row, in order
         """
         if not rows.params:
             return []
         array = self._array_of(rows)
+        masked = self._mask_rows(logits, rows.matchers)
         tokens, peaks = self._draw(logits, array)
         ruled = [index for index, rules in enumerate(rows.rules) if rules is not None]
         if not ruled and not self._reported and math.isfinite(sum(peaks)):
             return [Drawn(token_id) for token_id in tokens]
         own = _on_host(logits, sorted({*ruled, *self._reported}))
-        sound = [math.isfinite(peak) for peak in peaks]
+        sound = [math.isfinite(peak) or (peak == -math.inf and row in masked) for row, peak in enumerate(peaks)]
         if ruled:
             self._redraw(rows, ruled, own, tokens, peaks)
         return [
@@ -136,6 +158,24 @@ class Sampler:
             self._reported = [index for index, params in enumerate(rows.params) if params.num_logprobs is not None]
         self._positions[:] = rows.positions
         return self._array
+
+    def _mask_rows(self, logits: Tensor, matchers: list[MatchedRow]) -> Set[int]:
+        """Mask the rows of matchers and of their draft tokens; return these rows.
+
+        The masks commute with the other rules, which leave -Inf where it is.
+        """
+        if not matchers:
+            return frozenset()
+        rows = [row + ahead for row, _, draft in matchers for ahead in range(1 + len(draft))]
+        words = max(matcher.words for _, matcher, _ in matchers)
+        if self._masks.shape[0] < len(rows) or self._masks.shape[1] != words:
+            self._masks = np.empty((len(rows), words), dtype=np.uint32)
+        masks, start = self._masks[: len(rows)], 0
+        for _, matcher, draft in matchers:
+            matcher.fill(masks, start, draft)
+            start += 1 + len(draft)
+        self._mask(logits, np.array(rows, dtype=np.int64), masks)
+        return frozenset(rows)
 
     def _redraw(
         self, rows: SamplingRows, ruled: list[int], own: dict[int, _Floats], tokens: list[int], peaks: list[float]

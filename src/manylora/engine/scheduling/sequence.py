@@ -4,6 +4,7 @@ import numpy as np
 
 from manylora.adapter_state import AdapterHandle
 from manylora.engine.events import AdapterUse
+from manylora.engine.grammars.matcher import GrammarMatcher
 from manylora.engine.logits_rules import LogitsRules
 from manylora.engine.pooling import PooledRows
 from manylora.engine.prompt_lookup import PromptLookup
@@ -37,6 +38,7 @@ class Sequence:
         "first_run_s",
         "keeps_place",
         "keys",
+        "matcher",
         "num_prompt",
         "own_root",
         "placed",
@@ -60,6 +62,7 @@ class Sequence:
         self.stopper = stopper
         self.rules = rules
         self.arrival_s = arrival_s
+        self.matcher: GrammarMatcher | None = None  # set once the request's grammar is compiled
         self.tokens = list(request.tokens)
         self.num_prompt = len(request.tokens)
         self.computed = 0

@@ -17,7 +17,7 @@ from manylora.kernels.cpu.native.layouts import KvLayout
 from manylora.kernels.interface import CompiledForward, Forward
 from manylora.kernels.lora_batch import LoraBatch, LoraSegment
 from manylora.kernels.operands import KvCache, StepInput
-from manylora.kernels.sampling import SAMPLING_RULE, SamplingRules, sample_tokens
+from manylora.kernels.sampling import SAMPLING_RULE, RowNumbers, SamplingRules, TokenMasks, sample_tokens
 
 
 class CpuKernels:
@@ -93,6 +93,21 @@ class CpuKernels:
             for index in np.flatnonzero(rules["typical_p"]).tolist():
                 tokens[index] = sample_tokens(logits[index : index + 1], rules[index : index + 1])[0][0]
         return tokens, sampled.peaks[:rows]
+
+    def mask_logits(self, logits: Tensor, rows: RowNumbers, masks: TokenMasks) -> None:
+        assert logits.is_contiguous()
+        assert masks.flags.c_contiguous
+        assert rows.size == len(masks)
+        self._functions.ml_mask_logits(
+            self.native.pool,
+            logits.data_ptr(),
+            logits.shape[1],
+            rows.ctypes.data,
+            rows.size,
+            masks.ctypes.data,
+            masks.shape[1],
+            None if self._profile is None else self._profile.sampling_address,
+        )
 
     def new_kv(self, *, layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> KvCache:
         assert head_dim % 8 == 0

@@ -98,6 +98,15 @@ class Tokenizer:
         own.special_ids = self.special_ids.difference(token.id for token in tokens) | specials
         return own
 
+    def to_json(self, added: tuple[AddedToken, ...] = ()) -> str:
+        """Return the text of a tokenizer.json with these tokens and further ones, for other libraries.
+
+        Raises `ModelUnsupported` if a token does not get its id.
+        """
+        library = _with_tokens(self._library, AdapterText(tokens=added)) if added else self._library
+        text: str = library.to_str()
+        return text
+
     def _take_added(self) -> None:
         added = self._library.get_added_tokens_decoder()
         self.vocab_size = self._library.get_vocab_size(with_added_tokens=True)

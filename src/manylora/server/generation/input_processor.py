@@ -13,6 +13,7 @@ from manylora.http.callers import Caller
 from manylora.ids import Flow, TenantId, mint_request_id, mint_seed
 from manylora.kernels.adapter_layout import MAX_ADDED_TOKENS
 from manylora.models.text.adapter_text import AdapterText
+from manylora.models.text.grammar import GrammarSource
 from manylora.models.text.template import cut_last, open_last
 from manylora.models.text.tokenizer import Tokenizer, TokenSpan
 from manylora.server.engine_client.served_model import ServedModel
@@ -49,6 +50,7 @@ class PreparedPrompt:
     characters  number of characters of the input, for `x-compute-characters`
     seed        seed + i is the seed of sequence i; None: each sequence has a random seed
     stop        the stop conditions of the request and of the adapter
+    grammar     the form of the reply; None: any text
     keeps_stop  whether the text keeps the stop token
     is_cut      whether truncation has removed tokens of the prompt
     rules       text rules of the adapter or of the base model, for the prompt and the reply
@@ -61,6 +63,7 @@ class PreparedPrompt:
     stop: StopParams
     seed: int | None
     num_sequences: int
+    grammar: GrammarSource | None
     keeps_stop: bool
     is_cut: bool
     rules: TextRules
@@ -77,6 +80,7 @@ class PreparedPrompt:
                 adapter=self.adapter,
                 sampling=dataclasses.replace(self.sampling, seed=_seed(self.seed, index)),
                 stop=self.stop,
+                grammar=self.grammar,
                 text=self.rules.digest,
                 waited_ms=self.rules.waited_ms,
                 found_in=self.rules.found_in,
@@ -185,6 +189,7 @@ class InputProcessor:
             stop=_stop_params(order.stop, rules.text, budget),
             seed=order.seed,
             num_sequences=order.num_sequences,
+            grammar=order.grammar,
             keeps_stop=bool(order.stop.keeps_stop),
             is_cut=len(kept) < len(tokens),
             rules=rules,

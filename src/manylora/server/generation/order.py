@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from manylora.engine.request import SamplingParams
+from manylora.models.text.grammar import GrammarSource
 from manylora.server.generation.adapter_fields import AdapterFields
 from manylora.server.generation.text import ReplyForm
 
@@ -72,6 +73,7 @@ class Order:
     adapter_name     the adapter's name; None is the base model
     adapter          the other fields that name an adapter
     num_sequences    number of sequences of each prompt
+    grammar          the form of each reply; None: any text
     bad_words        words that the reply does not complete; they become `sampling.bad_words`
     seed             seed + i is the seed of sequence i of a prompt; None: each sequence has a random seed
     max_new_tokens   largest number of generated tokens; None: the rest of the window
@@ -94,6 +96,7 @@ class Order:
     is_clamped: bool
     is_stream: bool
     form: ReplyForm
+    grammar: GrammarSource | None = None
     bad_words: tuple[str, ...] = ()
     truncate: int | None = None
     truncate_budget: int | None = None

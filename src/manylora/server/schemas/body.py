@@ -49,12 +49,12 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _with_known_names(cls, values: Mapping[str, object]) -> dict[str, object]:
-        return applied_fields(values, cls.__pydantic_fields__, cls.rules, cls.place)
+        return applied_fields(values, cls.names(), cls.rules, cls.place)
 
     @classmethod
     def names(cls) -> frozenset[str]:
         """The names of the fields that are applied."""
-        return frozenset(cls.__pydantic_fields__)
+        return frozenset(field.alias or name for name, field in cls.__pydantic_fields__.items())
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler, /) -> Json:

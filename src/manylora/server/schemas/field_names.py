@@ -17,16 +17,12 @@ UNREAD = frozenset(
 )
 """OpenAI's metadata and hints to caches, which change no token."""
 
-GRAMMAR = Refusal("the text is not constrained to a form")
-_GUIDED = (
-    *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_json_object"),
-    *("guided_decoding_backend", "guided_whitespace_pattern", "guided_options_request", "structural_tag"),
-    *("grammar", "json_schema", "regex", "ebnf"),
-)
+_FORM = Refusal("`response_format` and `structured_outputs` give the text a form")
+_FORMS = ("guided_options_request", "structural_tag", "grammar", "json_schema", "regex", "ebnf")
 REFUSED: Mapping[str, Refusal] = {
     "no_repeat_ngram_size": Refusal("no rule forbids an n-gram to come again"),
-    **dict.fromkeys(_GUIDED, GRAMMAR),
-    "structured_outputs": GRAMMAR,
+    **dict.fromkeys(_FORMS, _FORM),
+    "guided_decoding_backend": Refusal("there is one compiler of grammars", neutral=("auto", "guidance", "llguidance")),
     **dict.fromkeys(("guideline", "tools", "functions", "tool_prompt"), Refusal()),
     "use_beam_search": Refusal(),
     "length_penalty": Refusal("there is no beam search", neutral=(1,)),

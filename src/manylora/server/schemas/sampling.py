@@ -1,15 +1,12 @@
 """The fields of sampling and of stop conditions that both dialects share, with their bounds."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field, ValidationInfo
 
 from manylora.errors import InvalidParameter
-from manylora.server.schemas.body import Body, Read, wrong_type
-from manylora.server.schemas.field_names import GRAMMAR
-from manylora.server.schemas.field_rules import FieldRules, not_built
+from manylora.server.schemas.body import Read
 from manylora.server.schemas.readers import (
-    Text,
     bounds_of,
     flag,
     name_of,
@@ -26,25 +23,6 @@ MAX_STOP_TOKENS = 1024
 MAX_ALLOWED_TOKENS = 1024
 MAX_BAD_WORDS = 128
 _TOP_P = "> 0.0 and < 1.0"
-
-
-class ResponseFormat(Body):
-    """The object `response_format`. Free text is the only format so far."""
-
-    place: ClassVar[str] = "response_format"
-    rules: ClassVar[FieldRules] = FieldRules(refused=dict.fromkeys(("json_schema", "schema", "value"), GRAMMAR))
-    type: Text = None
-
-
-def _response_format(value: object, info: ValidationInfo) -> ResponseFormat:
-    if not isinstance(value, dict):
-        raise wrong_type(name_of(info), "an object", value)
-    kind = value.get("type")
-    if kind is not None and not isinstance(kind, str):
-        raise wrong_type("type", "a string", kind)
-    if kind is None or kind.lower() != "text":
-        raise not_built("response_format")
-    return ResponseFormat.model_validate(value)
 
 
 def _temperature(value: object, info: ValidationInfo) -> float:
@@ -116,9 +94,6 @@ def _ignore_eos(value: object, info: ValidationInfo) -> bool:
     return found
 
 
-Format = Annotated[
-    ResponseFormat | None, Read(_response_format, shape=ResponseFormat | None), Field(description="Only `text` so far.")
-]
 Temperature = Annotated[float | None, Read(_any_temperature, "number", minimum=0), Field(description="0 is greedy.")]
 OpenAITemperature = Annotated[
     float | None, Read(_temperature, "number", minimum=0, maximum=2), Field(description="0 is greedy; default 1.")

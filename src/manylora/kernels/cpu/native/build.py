@@ -59,6 +59,7 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "ml_value_elements": (_i64, (_ptr,)),
     "ml_run": (_i64, (_ptr, _ptr, _i64, _ptr, _ptr)),
     "ml_sample": (_i64, (_ptr, _ptr, _i64, _i64, _ptr, _ptr, _ptr, _ptr)),
+    "ml_mask_logits": (None, (_ptr, _ptr, _i64, _ptr, _i64, _ptr, _i64, _ptr)),
     "ml_advise_huge": (None, (_ptr, _i64)),
     "ml_discard": (ctypes.c_int, (_ptr, _i64)),
     "ml_measure_bandwidth": (_f64, (_ptr, _ptr, _i64, _i64)),

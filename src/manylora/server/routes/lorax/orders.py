@@ -8,6 +8,7 @@ from manylora.server.generation.order import ChatPrompt, Order, TextPrompt
 from manylora.server.generation.text import ReplyForm, TokenReport
 from manylora.server.routes.order_fields import adapter_fields, sampling_params, stop_rules
 from manylora.server.schemas.body import Bounds, read_body
+from manylora.server.schemas.grammars import grammar_of
 from manylora.server.schemas.lorax.bodies import GenerateBody, GenerateParameters
 
 
@@ -58,6 +59,7 @@ def read_generate(
         num_sequences=fields.best_of,
         sampling=sampling,
         seed=fields.seed,
+        grammar=grammar_of(fields),
         bad_words=fields.bad_words,
         stop=stop_rules(fields),
         max_new_tokens=fields.max_new_tokens,

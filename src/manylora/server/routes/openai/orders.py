@@ -7,6 +7,7 @@ from manylora.server.generation.order import ChatPrompt, Order, PromptInput, Tex
 from manylora.server.generation.text import ReplyForm, TokenReport
 from manylora.server.routes.order_fields import adapter_fields, sampling_params, stop_rules
 from manylora.server.schemas.body import Bounds, read_body
+from manylora.server.schemas.grammars import grammar_of
 from manylora.server.schemas.openai.chat import ChatBody
 from manylora.server.schemas.openai.completions import CompletionBody
 
@@ -97,6 +98,7 @@ def _order(
             logit_bias=read.logit_bias,
         ),
         seed=read.seed,
+        grammar=grammar_of(read),
         bad_words=read.bad_words,
         stop=stop_rules(read),
         max_new_tokens=budget,

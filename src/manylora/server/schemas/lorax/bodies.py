@@ -25,6 +25,16 @@ from manylora.server.schemas.field_names import (
     REFUSED,
 )
 from manylora.server.schemas.field_rules import FieldRules, Refusal, not_built
+from manylora.server.schemas.grammars import (
+    Format,
+    GuidedChoice,
+    GuidedGrammar,
+    GuidedJson,
+    GuidedObject,
+    GuidedRegex,
+    Structured,
+    WhiteSpace,
+)
 from manylora.server.schemas.readers import (
     Flag,
     bounds_of,
@@ -40,7 +50,6 @@ from manylora.server.schemas.sampling import (
     MAX_ALTERNATIVES,
     AllowedTokens,
     BadWords,
-    Format,
     IgnoreEos,
     IgnoreEosToken,
     MinNewTokens,
@@ -145,6 +154,13 @@ class GenerateParameters(Body):
         adapter=NATIVE_ADAPTER,
     )
     response_format: Format = None
+    structured_outputs: Structured = None
+    guided_json: GuidedJson = None
+    guided_regex: GuidedRegex = None
+    guided_choice: GuidedChoice = None
+    guided_grammar: GuidedGrammar = None
+    guided_json_object: GuidedObject = None
+    guided_whitespace_pattern: WhiteSpace = None
     watermark: Annotated[bool, Read(_watermark, "boolean"), Field(description="Refused unless false.")] = False
     decoder_input_details: Annotated[
         bool, Read(_decoder_input_details, "boolean"), Field(description="Refused unless false.")

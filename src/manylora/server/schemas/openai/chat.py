@@ -15,6 +15,16 @@ from manylora.server.schemas.field_names import (
     UNREAD,
 )
 from manylora.server.schemas.field_rules import FieldRules, not_built
+from manylora.server.schemas.grammars import (
+    Format,
+    GuidedChoice,
+    GuidedGrammar,
+    GuidedJson,
+    GuidedObject,
+    GuidedRegex,
+    Structured,
+    WhiteSpace,
+)
 from manylora.server.schemas.openai.messages import ChatMessage, Message, read_messages
 from manylora.server.schemas.openai.shared import (
     CHECKED_ALTERNATIVES,
@@ -37,7 +47,6 @@ from manylora.server.schemas.sampling import (
     MAX_ALTERNATIVES,
     AllowedTokens,
     BadWords,
-    Format,
     IgnoreEos,
     IgnoreEosToken,
     KeepsStop,
@@ -119,6 +128,13 @@ class ChatBody(RouteBody):
     ] = None
     logprobs: Annotated[bool, Read(_has_logprobs, "boolean")] = Field(default=False, validate_default=True)
     response_format: Format = None
+    structured_outputs: Structured = None
+    guided_json: GuidedJson = None
+    guided_regex: GuidedRegex = None
+    guided_choice: GuidedChoice = None
+    guided_grammar: GuidedGrammar = None
+    guided_json_object: GuidedObject = None
+    guided_whitespace_pattern: WhiteSpace = None
     temperature: OpenAITemperature = None
     max_completion_tokens: Annotated[
         int | None,

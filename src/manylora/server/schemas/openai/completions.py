@@ -15,6 +15,16 @@ from manylora.server.schemas.field_names import (
     UNREAD,
 )
 from manylora.server.schemas.field_rules import FieldRules, Refusal
+from manylora.server.schemas.grammars import (
+    Format,
+    GuidedChoice,
+    GuidedGrammar,
+    GuidedJson,
+    GuidedObject,
+    GuidedRegex,
+    Structured,
+    WhiteSpace,
+)
 from manylora.server.schemas.openai.shared import (
     CHECKED_ALTERNATIVES,
     Biased,
@@ -38,7 +48,6 @@ from manylora.server.schemas.sampling import (
     MAX_ALTERNATIVES,
     AllowedTokens,
     BadWords,
-    Format,
     IgnoreEos,
     IgnoreEosToken,
     KeepsStop,
@@ -102,6 +111,13 @@ class CompletionBody(RouteBody):
     ] = None
     echo: Annotated[bool, Read(_echo, "boolean"), Field(description="If true, the prompt precedes the text.")] = False
     response_format: Format = None
+    structured_outputs: Structured = None
+    guided_json: GuidedJson = None
+    guided_regex: GuidedRegex = None
+    guided_choice: GuidedChoice = None
+    guided_grammar: GuidedGrammar = None
+    guided_json_object: GuidedObject = None
+    guided_whitespace_pattern: WhiteSpace = None
     temperature: OpenAITemperature = None
     max_tokens: Annotated[
         int | None,

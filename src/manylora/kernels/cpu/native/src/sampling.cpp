@@ -199,6 +199,22 @@ int64_t sample(const float* logits, int64_t vocab, const SamplingRule& rule, flo
     return Draw(logits, vocab, rule, best.logit, tops).at(uniform(rule.seed, rule.position));
 }
 
+// Sets every logit whose bit is clear to minus infinity; so are those past the last word.
+void mask(float* logits, int64_t vocab, const uint32_t* words, int64_t num_words) {
+    constexpr float BARRED = -std::numeric_limits<float>::infinity();
+    const int64_t covered = std::min(vocab, 32 * num_words);
+    int64_t token = 0;
+    for (; token + 32 <= covered; token += 32) {
+        const uint32_t word = words[token / 32];
+        if (word == 0) std::fill(logits + token, logits + token + 32, BARRED);
+        else if (word != ~0u)
+            for (int bit = 0; bit < 32; ++bit) logits[token + bit] = word >> bit & 1 ? logits[token + bit] : BARRED;
+    }
+    for (; token < covered; ++token)
+        if (!(words[token / 32] >> (token % 32) & 1)) logits[token] = BARRED;
+    std::fill(logits + covered, logits + vocab, BARRED);
+}
+
 }  // namespace
 }  // namespace ml
 
@@ -217,6 +233,14 @@ int64_t ml_sample(
     int64_t num_typical = 0;
     for (int64_t row = 0; row < rows; ++row) num_typical += static_cast<const SamplingRule*>(rules)[row].typical_p > 0;
     return num_typical;
+}
+
+// masks (count, words): mask i changes row rows[i] of logits (…, vocab), in place.
+void ml_mask_logits(
+    ml::Pool* pool, float* logits, int64_t vocab, const int64_t* rows, int64_t count, const uint32_t* masks,
+    int64_t words, double* seconds) {
+    ml::Timed timed(seconds);
+    ml::parallel(pool, count, [&](int64_t i) { ml::mask(logits + rows[i] * vocab, vocab, masks + i * words, words); });
 }
 
 }  // extern "C"

@@ -1,0 +1,47 @@
+"""The vocabularies of grammars, and the threads that open them and compile."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+from manylora.engine.grammars.compiling import Added, Vocabulary
+
+MAX_VOCABULARIES = 4
+"""Vocabularies of adapters that are kept, beside the base's; each takes some 30 MB."""
+
+OpenVocabulary = Callable[[Added], Vocabulary]
+
+
+class Vocabularies:
+    """The base's vocabulary and the last used ones of adapters. Any thread may call `of`; it may wait for another."""
+
+    def __init__(self, open_vocabulary: OpenVocabulary) -> None:
+        self._open = open_vocabulary
+        self._lock = threading.Lock()  # over the dictionary, and so that one vocabulary is opened at a time
+        self._opened: OrderedDict[Added, Vocabulary] = OrderedDict()
+
+    def of(self, added: Added) -> Vocabulary:
+        """Return the vocabulary of the base with further tokens. Raises as the function that opens it."""
+        with self._lock:
+            if (found := self._opened.get(added)) is None:
+                found = self._opened[added] = self._open(added)
+            self._opened.move_to_end(added)
+            own = [other for other in self._opened if other]
+            for oldest in own[: max(0, len(own) - MAX_VOCABULARIES)]:
+                del self._opened[oldest]
+            return found
+
+    def prepare(self) -> None:
+        """Open the base's vocabulary on a thread, so that no request waits for it, and no step."""
+        start_thread(self._prepared)
+
+    def _prepared(self) -> None:
+        try:
+            self.of(())
+        except ImportError:
+            return  # each request with a grammar is refused
+
+
+def start_thread(job: Callable[[], None]) -> None:
+    """Run a job on a thread of its own, which does not keep the process alive: a compilation cannot be stopped."""
+    threading.Thread(target=job, name="manylora-grammar", daemon=True).start()

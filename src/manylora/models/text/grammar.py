@@ -1,0 +1,200 @@
+"""Grammars: the forms that a reply must have, checked and in one text each, before any of them is compiled.
+
+Sources: JSON Schema draft 2020-12 (json-schema.org); the keywords that are compiled are those of llguidance 1.9.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from manylora.errors import InvalidParameter
+from manylora.system.printable import printable
+
+MAX_GRAMMAR_BYTES = 256 << 10
+"""Limit on the text of a grammar: some 10,000 values of an enum."""
+MAX_GBNF_BYTES = 16 << 10
+"""The same for GBNF, which an interpreter in Python translates."""
+MAX_CHOICES = 4096
+MAX_SCHEMAS = 4096
+"""Limit on the schemas in a schema, itself included."""
+MAX_DEPTH = 64
+"""Limit on the nesting of values in a schema."""
+MAX_LISTED = 8
+MAX_WHITESPACE = 256
+
+Json = Any  # a JSON value of any type
+
+_SCHEMA = ("items", "additionalItems", "additionalProperties")
+_SCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems")
+_NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
+_NEUTRAL: Mapping[str, Json] = {"uniqueItems": False, "unevaluatedProperties": True, "unevaluatedItems": True}
+"""Keywords without an effect at these values, although they are not supported."""
+UNSUPPORTED = frozenset(
+    {
+        *("not", "if", "then", "else", "dependentSchemas", "dependentRequired", "dependencies"),
+        *("contains", "minContains", "maxContains", "propertyNames"),
+        *("unevaluatedItems", "unevaluatedProperties", "uniqueItems"),
+        *("$dynamicRef", "$recursiveRef"),
+    }
+)
+"""Keywords that restrict a value, and that no grammar expresses here. A schema with one is refused."""
+OPTIONS = "x-guidance"
+"""A keyword by which a schema would set options of the compiler. It is removed."""
+
+
+class GrammarKind(StrEnum):
+    """The language of a grammar's text."""
+
+    JSON = "json"  # a JSON schema
+    REGEX = "regex"
+    LARK = "lark"
+    GBNF = "gbnf"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrammarSource:
+    """A grammar as text. Equal ones are compiled once.
+
+    text        at most `MAX_GRAMMAR_BYTES` of UTF-8
+    whitespace  JSON: the regular expression of the white space between two parts; empty: there is none, and the JSON is
+                compact
+    field       the request's field in the text of an error
+    """
+
+    kind: GrammarKind
+    text: str
+    whitespace: str = ""
+    field: str = dataclasses.field(default="response_format", compare=False)
+
+    def refusal(self, why: str) -> InvalidParameter:
+        """Return the error for a grammar that is not served."""
+        what = " schema" if self.kind is GrammarKind.JSON else ""
+        return InvalidParameter(f"`{self.field}`{what} is not supported: {why}", parameter=self.field)
+
+
+FLEXIBLE = r"[\x20\x0A\x0D\x09]{0,32}"
+"""White space of JSON, of bounded length: endless white space spends the budget."""
+
+
+def json_grammar(schema: Json, *, field: str = "response_format", whitespace: str = "") -> GrammarSource:
+    """Return the grammar of the JSON values that a schema accepts. The schema is not changed.
+
+    Raises: `InvalidParameter` for a value that is no schema, unsupported keywords, and sizes beyond the limits
+    """
+    source = GrammarSource(kind=GrammarKind.JSON, text="", whitespace=whitespace, field=field)
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
+        raise source.refusal("a schema is an object")
+    _check_depth(schema, source)
+    copy = _SchemaCopy(source)
+    copied = copy.of(schema, "#")
+    if copy.unsupported:
+        listed = ", ".join(f"`{keyword}` ({place})" for keyword, place in [*copy.unsupported.items()][:MAX_LISTED])
+        raise source.refusal(f"it has keywords that cannot be enforced: {listed}")
+    return _sized(source, json.dumps(copied, ensure_ascii=False, separators=(",", ":")))
+
+
+def json_object_grammar(*, field: str = "response_format", whitespace: str = "") -> GrammarSource:
+    """Return the grammar of every JSON object."""
+    return json_grammar({"type": "object"}, field=field, whitespace=whitespace)
+
+
+def regex_grammar(pattern: str, *, field: str = "regex") -> GrammarSource:
+    """Return the grammar of the texts that a regular expression matches as a whole."""
+    source = GrammarSource(kind=GrammarKind.REGEX, text="", field=field)
+    if not pattern:
+        raise source.refusal("the expression is empty")
+    return _sized(source, pattern)
+
+
+def choice_grammar(choices: Sequence[str], *, field: str = "choice") -> GrammarSource:
+    """Return the grammar of some texts."""
+    source = GrammarSource(kind=GrammarKind.LARK, text="", field=field)
+    distinct = list(dict.fromkeys(choices))
+    if not distinct or not all(distinct):
+        raise source.refusal("it needs at least one choice, and none may be empty")
+    if len(distinct) > MAX_CHOICES:
+        raise source.refusal(f"it has {len(distinct)} choices; the limit is {MAX_CHOICES}")
+    return _sized(source, "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in distinct))
+
+
+def lark_grammar(text: str, *, field: str = "grammar") -> GrammarSource:
+    """Return the grammar of a text in Lark's notation, or in GBNF, which has `::=`."""
+    kind = GrammarKind.GBNF if "::=" in text else GrammarKind.LARK
+    source = GrammarSource(kind=kind, text="", field=field)
+    if not text.strip():
+        raise source.refusal("the grammar is empty")
+    return _sized(source, text)
+
+
+def with_whitespace(source: GrammarSource | None, pattern: str, *, field: str) -> GrammarSource:
+    """Return a JSON grammar with white space that a regular expression matches. Raises `InvalidParameter`."""
+    if source is None or source.kind is not GrammarKind.JSON:
+        raise InvalidParameter(f"`{field}` needs a JSON form of the text beside it", parameter=field)
+    if len(pattern) > MAX_WHITESPACE:
+        raise InvalidParameter(
+            f"`{field}` has {len(pattern)} characters; the limit is {MAX_WHITESPACE}", parameter=field
+        )
+    return dataclasses.replace(source, whitespace=pattern)
+
+
+def _sized(source: GrammarSource, text: str) -> GrammarSource:
+    """Return the source with its text. Raises `InvalidParameter` for one that is too long."""
+    size = len(text.encode("utf-8", "surrogatepass"))
+    limit = MAX_GBNF_BYTES if source.kind is GrammarKind.GBNF else MAX_GRAMMAR_BYTES
+    if size > limit:
+        raise source.refusal(f"it has {size} bytes; the limit is {limit}")
+    return dataclasses.replace(source, text=text)
+
+
+def _check_depth(schema: Json, source: GrammarSource) -> None:
+    """Raise `InvalidParameter` for a schema that is nested too deeply to be read by recursion."""
+    level: list[Json] = [schema]
+    for _ in range(MAX_DEPTH):
+        level = [inner for value in level for inner in _inner(value)]
+        if not level:
+            return
+    raise source.refusal(f"it is nested more than {MAX_DEPTH} levels deep")
+
+
+def _inner(value: Json) -> Iterator[Json]:
+    if isinstance(value, dict):
+        yield from (inner for inner in value.values() if isinstance(inner, dict | list))
+    elif isinstance(value, list):
+        yield from (inner for inner in value if isinstance(inner, dict | list))
+
+
+class _SchemaCopy:
+    """Copies a schema without options and neutral keywords, and notes the unsupported keywords with their places."""
+
+    def __init__(self, source: GrammarSource) -> None:
+        self._source = source
+        self._num_schemas = 0
+        self.unsupported: dict[str, str] = {}
+
+    def of(self, schema: Json, place: str) -> Json:
+        """Return the copy. Values that are no schema stay as they are: the compiler refuses them."""
+        self._num_schemas += 1
+        if self._num_schemas > MAX_SCHEMAS:
+            raise self._source.refusal(f"it has more than {MAX_SCHEMAS} schemas")
+        if not isinstance(schema, dict):
+            return schema
+        copied = {}
+        for keyword, value in schema.items():
+            if keyword == OPTIONS or (keyword in _NEUTRAL and value is _NEUTRAL[keyword]):
+                continue
+            if keyword in UNSUPPORTED:
+                self.unsupported.setdefault(keyword, place)
+            copied[keyword] = self._value(keyword, value, f"{place}/{printable(keyword[:40])}")
+        return copied
+
+    def _value(self, keyword: str, value: Json, place: str) -> Json:
+        if keyword in _SCHEMAS and isinstance(value, list):
+            return [self.of(inner, f"{place}/{index}") for index, inner in enumerate(value)]
+        if keyword in _NAMED_SCHEMAS and isinstance(value, dict):
+            return {name: self.of(inner, f"{place}/{printable(name[:40])}") for name, inner in value.items()}
+        return self.of(value, place) if keyword in _SCHEMA else value

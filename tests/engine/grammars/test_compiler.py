@@ -1,0 +1,163 @@
+"""The compiler: beside the steps, within limits, and kept for the next request."""
+
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from manylora.clock import ManualClock
+from manylora.engine.grammars import compiler as compilers
+from manylora.engine.grammars.compiler import MAX_COMPILE_S, MAX_STUCK, GrammarCompiler, GrammarKey
+from manylora.engine.grammars.compiling import CompiledGrammar, compiled
+from manylora.engine.grammars.vocabularies import Vocabularies
+from manylora.errors import EngineFault, InvalidParameter, ManyloraError, Unavailable
+from manylora.models.text.grammar import GrammarSource, json_grammar, lark_grammar, regex_grammar
+from tests.engine.grammars.vocabulary import open_bytes, tokens_of
+
+Job = Callable[[], None]
+
+
+class Threads:
+    """Threads whose jobs run when the test says so."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+
+    def start(self, job: Job) -> None:
+        self.jobs.append(job)
+
+    def run(self) -> None:
+        while self.jobs:
+            self.jobs.pop(0)()
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.threads, self.clock = Threads(), ManualClock()
+        self.compiler = GrammarCompiler(Vocabularies(open_bytes), self.clock, self.threads.start)
+
+    def want(self, pattern: str) -> CompiledGrammar | ManyloraError | None:
+        return self.compiler.want(key(pattern))
+
+
+def key(pattern: str) -> GrammarKey:
+    return GrammarKey(regex_grammar(pattern), ())
+
+
+def test_a_grammar_is_compiled_on_a_thread_once_for_all_who_want_it() -> None:
+    bench = Bench()
+    assert bench.want("a") is None
+    assert bench.want("a") is None
+    assert len(bench.threads.jobs) == 1
+    bench.threads.run()
+    found = bench.want("a")
+    assert isinstance(found, CompiledGrammar)
+    assert bench.want("a") is found
+    assert bench.compiler.is_idle
+    one, other = bench.compiler.matcher(key("a"), (2,)), bench.compiler.matcher(key("a"), (2,))
+    one.advance(tokens_of("a")[0])
+    assert (one.is_over, other.is_over) == (True, False)
+
+
+def test_grammars_are_compiled_one_at_a_time_in_their_order() -> None:
+    bench = Bench()
+    for pattern in "abc":
+        assert bench.want(pattern) is None
+    assert len(bench.threads.jobs) == 1
+    bench.compiler.unwant(key("b"))
+    bench.threads.run()
+    assert isinstance(bench.want("a"), CompiledGrammar)
+    assert len(bench.threads.jobs) == 1
+    bench.threads.run()
+    assert isinstance(bench.want("c"), CompiledGrammar)
+    assert bench.want("b") is None
+
+
+def test_a_refusal_reaches_all_who_wait_and_is_then_forgotten() -> None:
+    bench = Bench()
+    bench.want("(")
+    bench.threads.run()
+    for _ in range(2):
+        error = bench.want("(")
+        assert isinstance(error, InvalidParameter)
+        assert "unclosed group" in error.message
+    bench.compiler.unwant(key("("))
+    assert bench.want("(") is None
+    bench.compiler.unwant(key("("))
+
+
+def test_a_compilation_that_takes_too_long_is_refused_and_its_thread_counts_as_stuck() -> None:
+    bench = Bench()
+    for number in range(MAX_STUCK):
+        assert bench.want(f"a{number}") is None
+        bench.clock.advance(MAX_COMPILE_S + 0.1)
+        error = bench.want(f"a{number}")
+        assert isinstance(error, InvalidParameter)
+        assert "takes longer than 5 s" in error.message
+        assert bench.compiler.num_stuck == number + 1
+    assert isinstance(bench.want("b"), Unavailable)
+    bench.compiler.unwant(key("b"))
+    bench.threads.run()
+    assert bench.want("b") is None
+    assert bench.compiler.num_stuck == 0
+    bench.threads.run()
+    assert isinstance(bench.want("b"), CompiledGrammar)
+
+
+def test_what_is_kept_is_bounded_and_what_is_wanted_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilers, "MAX_KEPT", 3)
+    bench = Bench()
+    for pattern in "abcde":
+        bench.want(pattern)
+        bench.threads.run()
+        assert isinstance(bench.want(pattern), CompiledGrammar)
+        if pattern != "a":
+            bench.compiler.unwant(key(pattern))
+    assert isinstance(bench.want("a"), CompiledGrammar)
+    assert isinstance(bench.want("e"), CompiledGrammar)
+    assert bench.want("b") is None
+
+
+def test_a_failure_that_no_grammar_explains_is_the_server_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(source: GrammarSource, vocabulary: object) -> CompiledGrammar:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(compilers, "compiled", fails)
+    bench = Bench()
+    bench.want("a")
+    bench.threads.run()
+    assert isinstance(bench.want("a"), EngineFault)
+
+
+def test_without_the_library_a_grammar_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    bench = Bench()
+    Vocabularies(open_bytes).prepare()
+    bench.want("a")
+    bench.threads.run()
+    error = bench.want("a")
+    assert isinstance(error, InvalidParameter)
+    assert "llguidance" in error.message
+
+
+REFUSED = [
+    (json_grammar({"type": "string", "format": "idn-email"}), "Unknown format"),
+    (json_grammar({"type": "string", "pattern": "(?=a)b"}), "look-around"),
+    (json_grammar({"type": "string", "enum": [1]}), "Unsatisfiable"),
+    (json_grammar({"$ref": "#"}), "is not supported: ."),
+    (json_grammar({"$ref": "https://example.com/schema"}), "not present"),
+    (json_grammar({"oneOf": [{"type": "integer"}, {"type": "number"}]}), "oneOf"),
+    (json_grammar({"type": "array", "items": False, "minItems": 1}), "is not supported: ."),
+    (lark_grammar('start: "a" ('), "Expected token"),
+    (lark_grammar("start: start"), "is not supported: ."),
+    (lark_grammar("root ::= missing"), "is not supported: ."),
+    (lark_grammar("root ::= ["), "is not supported: ."),
+]
+
+
+@pytest.mark.parametrize(("source", "why"), REFUSED, ids=[source.text[:40] for source, _ in REFUSED])
+def test_a_grammar_that_cannot_be_compiled_is_refused_with_the_reason(source: GrammarSource, why: str) -> None:
+    with pytest.raises(InvalidParameter, match=why) as refused:
+        compiled(source, open_bytes())
+    assert len(refused.value.message) < 500
+    assert "\n" not in refused.value.message

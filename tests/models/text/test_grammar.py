@@ -1,0 +1,123 @@
+"""Grammars of requests: checked before they are compiled, and refused by the keyword or the limit."""
+
+import json
+from typing import Any
+
+import pytest
+
+from manylora.errors import InvalidParameter
+from manylora.models.text.grammar import (
+    MAX_CHOICES,
+    MAX_DEPTH,
+    MAX_GRAMMAR_BYTES,
+    MAX_SCHEMAS,
+    UNSUPPORTED,
+    choice_grammar,
+    json_grammar,
+    json_object_grammar,
+    lark_grammar,
+    regex_grammar,
+    with_whitespace,
+)
+
+
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "null"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+def test_options_of_the_compiler_are_removed_where_a_schema_may_have_them() -> None:
+    options = {"lenient": True, "whitespace_flexible": True}
+    schema = {
+        "x-guidance": options,
+        "type": "object",
+        "properties": {"x-guidance": {"type": "string", "x-guidance": options}},
+        "patternProperties": {"^a": {"x-guidance": options}},
+        "additionalProperties": {"x-guidance": options},
+        "allOf": [{"x-guidance": options}],
+        "$defs": {"d": {"items": {"x-guidance": options}, "enum": [{"x-guidance": 1}]}},
+    }
+    assert json.loads(json_grammar(schema).text) == {
+        "type": "object",
+        "properties": {"x-guidance": {"type": "string"}},
+        "patternProperties": {"^a": {}},
+        "additionalProperties": {},
+        "allOf": [{}],
+        "$defs": {"d": {"items": {}, "enum": [{"x-guidance": 1}]}},
+    }
+    assert schema["x-guidance"] is options, "the schema is not changed"
+
+
+@pytest.mark.parametrize("keyword", sorted(UNSUPPORTED))
+def test_a_keyword_that_cannot_be_enforced_is_refused_with_its_place(keyword: str) -> None:
+    schema = {"type": "object", "properties": {"a": {"items": {keyword: {"type": "string"}}}}}
+    with pytest.raises(InvalidParameter, match=rf"`{keyword.replace('$', '.')}` \(#/properties/a/items\)") as refused:
+        json_grammar(schema, field="guided_json")
+    assert refused.value.parameter == "guided_json"
+    json_grammar({"properties": {keyword: {"const": {keyword: 1}}}})  # a property's name, and a value
+
+
+def test_every_unsupported_keyword_is_listed() -> None:
+    with pytest.raises(InvalidParameter, match=r"`not` \(#\), `if` \(#/anyOf/0\), `then` \(#/anyOf/0\)"):
+        json_grammar({"not": {}, "anyOf": [{"if": {}, "then": {}}]})
+
+
+def test_values_without_an_effect_are_no_refusal() -> None:
+    schema = {"type": "array", "uniqueItems": False, "unevaluatedItems": True, "unevaluatedProperties": True}
+    assert json.loads(json_grammar(schema).text) == {"type": "array"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "limit"),
+    [
+        (nested(200), f"nested more than {MAX_DEPTH} levels"),
+        ({"enum": ["x" * 100] * 100_000}, f"the limit is {MAX_GRAMMAR_BYTES}"),
+        ({"anyOf": [{}] * (MAX_SCHEMAS + 1)}, f"more than {MAX_SCHEMAS} schemas"),
+        ({"enum": [json.loads("[" * 300 + "]" * 300)]}, f"nested more than {MAX_DEPTH} levels"),
+        (False, "a schema is an object"),
+        ("object", "a schema is an object"),
+        ([], "a schema is an object"),
+    ],
+    ids=["deep", "long", "many", "deep value", "false", "text", "array"],
+)
+def test_a_schema_beyond_a_limit_is_refused_with_it(schema: object, limit: str) -> None:
+    with pytest.raises(InvalidParameter, match=limit):
+        json_grammar(schema)
+
+
+def test_a_schema_within_the_limits_is_taken() -> None:
+    json_grammar(nested(30))
+    json_grammar({"enum": [f"value-{number}" for number in range(5000)]})
+    assert json_grammar(True) == json_grammar({})
+
+
+def test_the_field_is_no_part_of_a_grammar() -> None:
+    assert json_grammar({}, field="a") == json_grammar({}, field="b")
+    assert json_object_grammar() == json_grammar({"type": "object"})
+
+
+@pytest.mark.parametrize("choices", [[], ["a", ""], [str(number) for number in range(MAX_CHOICES + 1)]])
+def test_choices_are_some_texts(choices: list[str]) -> None:
+    with pytest.raises(InvalidParameter):
+        choice_grammar(choices)
+
+
+def test_other_grammars_are_bounded_too() -> None:
+    for made in (regex_grammar, lark_grammar):
+        with pytest.raises(InvalidParameter, match="empty"):
+            made("")
+        with pytest.raises(InvalidParameter, match="the limit is"):
+            made("a" * (MAX_GRAMMAR_BYTES + 1))
+    with pytest.raises(InvalidParameter, match="the limit is 16384"):
+        lark_grammar('root ::= "' + "a" * 17_000 + '"')
+
+
+def test_white_space_belongs_to_json() -> None:
+    assert with_whitespace(json_object_grammar(), "[ ]?", field="w").whitespace == "[ ]?"
+    for source in (None, regex_grammar("a")):
+        with pytest.raises(InvalidParameter, match="`w` needs a JSON form"):
+            with_whitespace(source, "[ ]?", field="w")
+    with pytest.raises(InvalidParameter, match="the limit is 256"):
+        with_whitespace(json_object_grammar(), " " * 257, field="w")
