@@ -31,6 +31,18 @@ def test_a_body_that_cannot_be_read_is_no_fault_of_the_server(run: Callable[...,
     run(scenario)
 
 
+def test_a_body_that_is_no_json_has_an_error_of_its_own(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        headers = {"authorization": f"Bearer {plane.admin_key}", "content-type": "application/json"}
+        for path, dialect in (("/v2/repos", "native"), ("/v1/account/keys", "openai")):
+            reply = await plane.client.post(path, content=b'{"name":', headers=headers)
+            error = reply.json() if dialect == "native" else reply.json()["error"]
+            assert (reply.status_code, error["code"]) == (400, "invalid_json")
+            assert "the body is not valid JSON" in error["error" if dialect == "native" else "message"]
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("path", ["/admin/tenants", "/v1/account/keys", "/v1/signup"])
 def test_a_body_has_a_bound_however_it_is_sent(run: Callable[..., None], path: str) -> None:
     async def endless() -> AsyncIterator[bytes]:

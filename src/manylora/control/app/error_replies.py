@@ -44,6 +44,8 @@ async def _reply_to_invalid_request(request: Request, raised: Exception) -> Resp
     found = raised.errors()[0]
     if found["type"] == UNKNOWN_FIELD:
         return error_reply(request, InvalidParameter(found["msg"], parameter=found["ctx"]["name"]))
+    if found["type"] == "json_invalid":
+        return error_reply(request, InvalidJson(f"the body is not valid JSON: {found['ctx']['error']}"))
     field = ".".join(str(part) for part in found["loc"] if part not in ("body", "query", "path")) or "body"
     return error_reply(request, InvalidParameter(f"`{field}`: {found['msg']}", parameter=field))
 
