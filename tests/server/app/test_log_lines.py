@@ -104,6 +104,20 @@ def run(tmp_path: Path, scenario: Any) -> None:
     in_plane(url, tmp_path, with_front)
 
 
+def test_the_trace_and_the_tenant_that_a_caller_names_are_logged_and_not_trusted(tmp_path: Path) -> None:
+    async def scenario(plane: Plane, front: Front) -> None:
+        told = {"x-b3-traceid": "80f1", "traceparent": "00-0a-0b-01", "x-predibase-tenant": "stranger"}
+        front.client.headers.update(told)
+        reply, line = await front.line("GET", "/v1/account", plane.admin_key)
+        assert (line["trace"], line["traceparent"], line["predibase_tenant"]) == tuple(told.values())
+        assert (line["tenant"], reply.headers["x-b3-traceid"]) == ("operator", "80f1")
+        front.client.headers.update(dict.fromkeys(told, "two words"))
+        _, line = await front.line("GET", "/v1/account", plane.admin_key)
+        assert (line["trace"], line["traceparent"], line["predibase_tenant"]) == (None, None, None)
+
+    run(tmp_path, scenario)
+
+
 def test_lines_of_control_routes_name_the_true_tenant_and_key(tmp_path: Path) -> None:
     async def scenario(plane: Plane, front: Front) -> None:
         operator = plane.admin_key

@@ -5,11 +5,21 @@ import logging
 from manylora.clock import Clock
 from manylora.http.callers import ANONYMOUS
 from manylora.http.paths import PATHS, Trait
-from manylora.server.http.context import CLIENT_CLOSED_REQUEST, App, Receive, RequestState, Scope, Send
+from manylora.server.http.context import (
+    CLIENT_CLOSED_REQUEST,
+    App,
+    Receive,
+    RequestState,
+    Scope,
+    Send,
+    header_of,
+    is_visible_ascii,
+)
 from manylora.server.observability.metrics import Meters
 from manylora.system.log_lines import fields, log_context
 
 log = logging.getLogger(__name__)
+_TOLD = {"trace": "x-b3-traceid", "traceparent": "traceparent", "predibase_tenant": "x-predibase-tenant"}
 
 
 class LogMiddleware:
@@ -44,8 +54,15 @@ class LogMiddleware:
             status=status,
             tenant=None if state.caller is ANONYMOUS else state.tenant,
             key=state.caller.key,
+            **_told_by_caller(scope),
             total_ms=round(1e3 * duration_s, 1),
             **{name: value for name, value in state.noted.items() if name != "total_ms"},
         )
         is_quiet = PATHS.has_trait(method, path, Trait.QUIET)
         log.log(logging.DEBUG if is_quiet else logging.INFO, "request.finished", extra=said)
+
+
+def _told_by_caller(scope: Scope) -> dict[str, str | None]:
+    """Return the ids of a trace, and the tenant that a client of Predibase names. No decision depends on them."""
+    told = {name: header_of(scope, header) for name, header in _TOLD.items()}
+    return {name: value if is_visible_ascii(value) else None for name, value in told.items()}
