@@ -3,7 +3,7 @@
 Prompts:  `SAY:text` generates text, then ends the sequence; else the reply is `Hello from <adapter or base>.`
           `HOLD` never ends;  `CRASH` makes a step raise;  `EXIT` kills the process;  `WAIT` never starts;
           `LOAD` waits for its adapter for ever;  `SPIN` computes for four seconds before its first token;
-          `PART` is computed up to `part` positions, and no further
+          `PART` is computed up to `part` positions, and no further;  `PAIR` gets two tokens a step
 Adapters: `fail-<ErrorClass>` fails with that class of errors.py; `missing…` is not found; any other name is known
 """
 
@@ -150,6 +150,8 @@ class FakeEngine:
                 self._finish(live, FinishReason.LENGTH)
             elif not any(word in live.prompt for word in ("WAIT", "LOAD", "PART")):
                 tokens.append(self._token(live))
+                if "PAIR" in live.prompt and live.request.id in self.live:  # an accepted draft token
+                    tokens.append(self._token(live))
         finished, self._finished = tuple(self._finished), []
         return StepEvents(tuple(tokens), finished)
 

@@ -45,6 +45,8 @@ class TokenEvent(NamedTuple):  # one for every row of every step: a frozen datac
     adapter       set on a request's first token only, None for the base model
     queue_ms      set on a request's first token only: arrival to the first step that held it, adapter load included
     cached_tokens set on a request's first token only: as in `usage.Counts`, so that they are known whatever ends it
+    is_gained     set by the edge: whether the same step committed a token of the request before this one, so that
+                  a draft token saved a step
     """
 
     request_id: RequestId
@@ -54,6 +56,7 @@ class TokenEvent(NamedTuple):  # one for every row of every step: a frozen datac
     adapter: AdapterUse | None = None
     queue_ms: float | None = None
     cached_tokens: int | None = None
+    is_gained: bool = False
 
 
 class PooledValues(NamedTuple):

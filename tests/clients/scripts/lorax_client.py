@@ -28,6 +28,12 @@ def shown(events: list[Any]) -> str:
     return "".join(event.token.text for event in events if not event.token.special)
 
 
+def asking(path: str, body: dict[str, Any]) -> Any:
+    """Send a request without the client, whose types leave parts of a reply out; return the open reply."""
+    headers = {**HEADERS, "Content-Type": "application/json"}
+    return urllib.request.urlopen(urllib.request.Request(f"{URL}/{path}", json.dumps(body).encode(), headers))
+
+
 @case
 def a_whole_reply_has_its_details() -> None:
     reply = client.generate(PARIS, max_new_tokens=6)
@@ -106,6 +112,60 @@ def every_sampling_parameter_is_applied() -> None:
     assert client.generate(PARIS, max_new_tokens=12, temperature=1e-6, seed=1).generated_text == greedy
     assert client.generate(PARIS, max_new_tokens=12, repetition_penalty=1.8).generated_text != greedy
     assert client.generate(PARIS, max_new_tokens=12, typical_p=0.3, seed=1).generated_text
+
+
+@case
+def all_parameters_hold_together() -> None:
+    """The fields of a request with everything set, as a caller of LoRAX writes it."""
+    fields: dict[str, Any] = {
+        "adapter_id": ADAPTER,
+        "adapter_source": "local",
+        "api_token": "unused",
+        "do_sample": True,
+        "max_new_tokens": 12,
+        "ignore_eos_token": True,
+        "repetition_penalty": 1.2,
+        "return_full_text": True,
+        "seed": 0,
+        "stop_sequences": ["never in the text"],
+        "temperature": 0.5,
+        "top_k": 10,
+        "top_p": 0.9,
+        "truncate": 8,
+        "typical_p": 0.9,
+        "details": True,
+    }
+    reply = client.generate(PARIS, return_k_alternatives=2, **fields)
+    assert reply.generated_text.startswith(PARIS)
+    assert reply.details is not None
+    assert (reply.details.seed, reply.details.prompt_tokens, reply.details.generated_tokens) == (0, 5, 12)
+    assert client.generate(PARIS, best_of=1, **fields).generated_text == reply.generated_text
+    assert list(client.generate_stream(PARIS, **fields))[-1].generated_text == reply.generated_text
+    changed = {**fields, "seed": 1, "temperature": 1.5, "top_k": 400, "top_p": None, "typical_p": None}
+    assert client.generate(PARIS, **changed).generated_text != reply.generated_text
+
+
+@case
+def equal_requests_at_once_have_equal_replies() -> None:
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda _: client.generate(PARIS, max_new_tokens=10), range(8)))
+    first, *others = [reply.details.model_dump() for reply in replies if reply.details is not None]
+    assert len(others) == 7
+    for each in (first, *others):
+        each["skipped_tokens"] = None
+        for token in each["tokens"]:
+            token["skipped"] = None  # a full step has no room for draft tokens
+    assert all(each == first for each in others)
+
+
+@case
+def tokens_that_drafts_gain_are_counted() -> None:
+    """The client's own types leave the counts out."""
+    body = {"inputs": "1 2 3 1 2 3 1 2 3 1 2 3 1 2 3", "parameters": {"details": True, "max_new_tokens": 24}}
+    with asking("generate", body) as reply:
+        details = json.load(reply)["details"]
+        assert details["skipped_tokens"] == sum(token["skipped"] for token in details["tokens"]) > 0
+        assert reply.headers["x-skipped-tokens"] == str(details["skipped_tokens"])
 
 
 @case
@@ -193,9 +253,8 @@ def an_adapter_that_cannot_serve_is_a_generation_error() -> None:
 @case
 def a_missing_adapter_has_the_status_404_on_streams_too() -> None:
     for path in ("generate", "generate_stream"):
-        body = json.dumps({"inputs": PARIS, "parameters": {"adapter_id": "no-such-adapter"}}).encode()
-        asked = urllib.request.Request(f"{URL}/{path}", body, {**HEADERS, "Content-Type": "application/json"})
-        refused = raised(urllib.error.HTTPError, partial(urllib.request.urlopen, asked))
+        body = {"inputs": PARIS, "parameters": {"adapter_id": "no-such-adapter"}}
+        refused = raised(urllib.error.HTTPError, partial(asking, path, body))
         assert refused.code == 404
         refused.close()
 

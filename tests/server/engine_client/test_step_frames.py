@@ -48,7 +48,13 @@ def test_streams_get_the_events_that_the_engine_committed(tokens: list[TokenEven
             while stream.is_ready:
                 events.append(stream.take())
             ends = [end for end in finished if end.request_id == name]
-            assert events == [*(token for token in tokens if token.request_id == name), *ends]
+            own = [
+                token._replace(is_gained=place > 0 and tokens[place - 1].request_id == name)
+                for place, token in enumerate(tokens)
+                if token.request_id == name
+            ]
+            assert events == [*own, *ends]
+            assert stream.num_gained == sum(token.is_gained for token in own)
 
     asyncio.run(scenario())
 

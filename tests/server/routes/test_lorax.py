@@ -306,9 +306,33 @@ def test_a_stream_has_one_event_a_token_byte_for_byte(in_house: InHouse) -> None
         assert last["generated_text"] == "a\u2028"
         assert last["details"]["finish_reason"] == "eos_token"
         assert last["usage"] == {"prompt_tokens": 8, "completion_tokens": 5, "total_tokens": 13}
-        assert set(last["timings"]) >= {"queue_ms", "time_to_first_token_ms", "inference_ms", "total_ms"}
+        assert set(last["timings"]) == {
+            *("validation_ms", "queue_ms", "adapter_load_ms", "time_to_first_token_ms", "inference_ms", "total_ms"),
+            *("time_per_token_ms", "time_per_output_token_ms"),
+        }
         texts = [json.loads(event.removeprefix(b"data: "))["token"]["text"] for event in (first, *rest[:-1])]
         assert texts == ["a", "", "", "\u2028", ""]
+
+    in_house(scenario)
+
+
+def test_tokens_that_drafts_gain_are_skipped_ones(in_house: InHouse) -> None:
+    """Two tokens of a step: the second needs no step of its own."""
+
+    async def scenario(house: House) -> None:
+        body = {"inputs": "PAIR SAY:abcd", "parameters": {"details": True}}
+        marks = [False, True, False, True, False]
+        whole = await house.post("/generate", body)
+        details = whole.json()["details"]
+        assert [token["skipped"] for token in details["tokens"]] == marks
+        assert (details["skipped_tokens"], whole.headers["x-skipped-tokens"]) == (2, "2")
+        streamed = (await house.post("/generate_stream", body)).content.strip().split(b"\n\n")
+        events = [json.loads(event.removeprefix(b"data: ")) for event in streamed]
+        assert [event["token"]["skipped"] for event in events] == marks
+        assert events[-1]["details"]["skipped_tokens"] == 2
+        both = {"details": True, "best_of": 2, "do_sample": True}
+        best = await house.post("/generate", {**body, "parameters": both})
+        assert (best.json()["details"]["skipped_tokens"], best.headers["x-skipped-tokens"]) == (2, "4")
 
     in_house(scenario)
 

@@ -32,6 +32,7 @@ class SequenceStream:
         "finished",
         "index",
         "is_closed",
+        "num_gained",
         "num_tokens",
         "opened_s",
         "request",
@@ -48,6 +49,7 @@ class SequenceStream:
         self.index = index
         self.opened_s = opened_s
         self.num_tokens = 0
+        self.num_gained = 0  # tokens that draft tokens saved a step for
         self.cached_tokens = 0  # set by the first token
         self.finished: Finished | None = None
         self.is_closed = False
@@ -61,6 +63,7 @@ class SequenceStream:
             self.finished = event
         else:
             self.num_tokens += 1
+            self.num_gained += event.is_gained
             self.cached_tokens = self.cached_tokens if event.cached_tokens is None else event.cached_tokens
         if not self.is_closed:
             self._events.append(event)
@@ -141,8 +144,9 @@ class InFlightStreams:
     def deliver(self, frame: StepFrame) -> None:
         """Put a whole frame of live requests into their streams before any reader runs.
 
-        A reader of a last token therefore finds the end, too.
+        A reader of a last token therefore finds the end, too. A frame has one step's tokens of a request in a row.
         """
+        before = -1
         for position, (index, token_id) in enumerate(zip(frame.indexes, frame.token_ids, strict=True)):
             stream = self._streams[index]
             details = frame.details.get(position, _NO_DETAILS)
@@ -155,8 +159,10 @@ class InFlightStreams:
                     details.adapter,
                     details.queue_ms,
                     details.cached_tokens,
+                    index == before,
                 )
             )
+            before = index
         for index, finished in frame.finished:
             self.finish(self._streams[index], finished)
 

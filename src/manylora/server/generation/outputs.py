@@ -147,6 +147,7 @@ class SequenceOutput:
             logprob=_finite(event.logprob),
             is_special=is_special,
             is_hidden=is_hidden,
+            is_gained=event.is_gained,
             raw=b"" if event.logprob is None else self._tokenizer.token_bytes(event.token_id),
             alternatives=tuple(self._alternative(other, value) for other, value in event.alternatives),
         )
@@ -185,6 +186,10 @@ class RequestOutputs:
     @property
     def num_generated_tokens(self) -> int:
         return sum(sequence.stream.num_tokens for sequence in self.sequences)
+
+    @property
+    def num_gained_tokens(self) -> int:
+        return sum(sequence.stream.num_gained for sequence in self.sequences)
 
     @property
     def finished(self) -> list[Finished]:

@@ -39,19 +39,29 @@ def head_of(completion: Completion) -> dict[str, str]:
 
 def whole_of(completion: Completion) -> dict[str, str]:
     """Return all headers of a whole reply, after the ends of all sequences."""
-    times_ms, generated = completion.times_ms(), completion.outputs.num_generated_tokens
-    run_ms, prefill_ms = times_ms["inference_ms"], max(0.0, times_ms["time_to_first_token_ms"] - times_ms["queue_ms"])
+    times_ms, generated = timings_of(completion), completion.outputs.num_generated_tokens
     total = str(round(times_ms["total_ms"]))
     return head_of(completion) | {
         "x-generated-tokens": str(generated),
-        "x-skipped-tokens": "0",
+        "x-skipped-tokens": str(completion.outputs.num_gained_tokens),
         "x-total-tokens": str(completion.num_prompt_tokens + generated),
         "x-queue-time": str(round(times_ms["queue_ms"])),
-        "x-inference-time": str(round(run_ms)),
-        "x-time-per-token": str(round(run_ms / max(1, generated))),
-        "x-time-per-output-token": str(round(max(0.0, run_ms - prefill_ms) / max(1, generated - 1))),
+        "x-inference-time": str(round(times_ms["inference_ms"])),
+        "x-time-per-token": str(round(times_ms["time_per_token_ms"])),
+        "x-time-per-output-token": str(round(times_ms["time_per_output_token_ms"])),
         "x-total-time": total,
         "x-compute-time": total,
+    }
+
+
+def timings_of(completion: Completion) -> dict[str, float]:
+    """Return the times of a request in milliseconds, after the ends of all sequences: those of all headers."""
+    times_ms, generated = completion.times_ms(), completion.outputs.num_generated_tokens
+    run_ms, prefill_ms = times_ms["inference_ms"], max(0.0, times_ms["time_to_first_token_ms"] - times_ms["queue_ms"])
+    return times_ms | {
+        "validation_ms": round(1e3 * (completion.begun_s - completion.arrival.arrived_s), 3),
+        "time_per_token_ms": round(run_ms / max(1, generated), 3),
+        "time_per_output_token_ms": round(max(0.0, run_ms - prefill_ms) / max(1, generated - 1), 3),
     }
 
 

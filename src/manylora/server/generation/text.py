@@ -57,6 +57,7 @@ class TextToken:
     offset      number of characters of the reply before it
     is_special  whether it is a special token, or the token that ended the generation and is no part of the text
     is_hidden   whether the reply does not show it
+    is_gained   as in `TokenEvent`
     raw         the token's bytes, which may be part of a character; empty without log-probabilities
     """
 
@@ -66,6 +67,7 @@ class TextToken:
     logprob: float
     is_special: bool
     is_hidden: bool = False
+    is_gained: bool = False
     raw: bytes = b""
     alternatives: tuple[Alternative, ...] = ()
 

@@ -8,7 +8,7 @@ from manylora.clock import Clock
 from manylora.config.groups.server import ServerConfig
 from manylora.engine.events import Finished, FinishReason
 from manylora.server.generation.outputs import SequenceOutput
-from manylora.server.generation.reply_headers import head_of, whole_of
+from manylora.server.generation.reply_headers import head_of, timings_of, whole_of
 from manylora.server.generation.service import Completion, GenerationService
 from manylora.server.generation.text import Piece, TextToken
 from manylora.server.http.context import KEEP_ALIVE, HttpContext, event_bytes
@@ -125,7 +125,7 @@ def _last_event(options: LoraxOptions, completion: Completion, piece: Piece, end
             "finish_reason": REASONS[end.reason],
             "prompt_tokens": prompt_tokens,
             "generated_tokens": completion_tokens,
-            "skipped_tokens": 0,
+            "skipped_tokens": sequence.stream.num_gained,
             "seed": _seed(options, sequence),
         },
         "usage": {
@@ -133,7 +133,7 @@ def _last_event(options: LoraxOptions, completion: Completion, piece: Piece, end
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
         },
-        "timings": completion.times_ms(),
+        "timings": timings_of(completion),
     }
     event = event_bytes(body)
     if len(event) > MAX_EVENT_BYTES:
@@ -150,7 +150,7 @@ def _whole(options: LoraxOptions, completion: Completion) -> dict[str, object]:
     details: dict[str, object] = {
         **_sequence(options, best),
         "prompt_tokens": best.end.counts.prompt_tokens,
-        "skipped_tokens": 0,
+        "skipped_tokens": best.stream.num_gained,
     }
     if options.has_several:
         details["best_of_sequences"] = [
@@ -181,7 +181,7 @@ def _token(token: TextToken, text: str, *, has_alternatives: bool) -> dict[str, 
         "text": text,
         "logprob": token.logprob,
         "special": token.is_special,
-        "skipped": False,
+        "skipped": token.is_gained,
     }
     if has_alternatives:
         body["alternative_tokens"] = [
