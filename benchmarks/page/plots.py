@@ -94,7 +94,7 @@ def limits(records: Mapping[str, Record]) -> str:
         lines += [
             "- **int8 (S9).** The targets hold for the products alone at most: bf16 ÷ int8 of all linear layers of the "
             f"default base is {said}, on a processor whose bf16 products are fast as well. Attention, sampling, the "
-            "edge and the clients take the same time beside both; they are a third of a step of `chat`.",
+            "edge and the clients take the same time beside both.",
         ]
     if {"catalogue", "catalogue-packed"} <= records.keys():
         first, later = (
