@@ -44,7 +44,7 @@ class WeightSource(AbstractContextManager["WeightSource"]):
         """Return matrices of equal width, one below the other, as one that is packed.
 
         Integers of four bits stay as they are where the kernels hold weights in four bits and the groups lie side by
-        side; all others are widened, piece by piece.
+        side; all others are widened, piece by piece. The threads that read ahead quantise to four bits as well.
         """
         if kernels.weight_bits < 2 * BITS and (groups := _StackedGroups.of(self._parts(names))) is not None:
             return kernels.pack_groups(_GroupsAhead(groups, self._ahead(groups, names)))
@@ -122,10 +122,10 @@ class _StackedGroups:
 
     @classmethod
     def of(cls, parts: Sequence[StoredTensor]) -> Self | None:
-        """Return stored matrices as one; None if none is in four bits, or their groups differ in size."""
+        """Return stored matrices as one; None if their groups differ in size."""
         groups = [in_four_bits(part) for part in parts]
         sizes = {GROUP if part is None else part.group_size for part in groups}
-        if len(sizes) > 1 or not any(groups):
+        if len(sizes) > 1:
             return None
         return cls(parts, groups, sizes.pop())
 
