@@ -32,15 +32,15 @@ class Client:
     waits: frozenset[str] = frozenset()
 
 
-_WAITS_FOR_SCHEMA = ("json_of_a_schema_is_a_model", "an_unknown_adapter_is_not_found")
 CLIENTS = (
     Client("openai", "openai_python.py"),
+    Client("openai-2", "openai_python.py"),
     Client("lorax", "lorax_client.py"),
     Client("predibase", "predibase_sdk.py"),
     Client("litellm", "litellm_providers.py"),
     Client("langchain", "langchain_chat.py"),
     Client("llama-index", "llama_index_llms.py"),
-    Client("instructor", "instructor_modes.py", waits=frozenset({"a_tool_call_is_a_model", *_WAITS_FOR_SCHEMA})),
+    Client("instructor", "instructor_modes.py", waits=frozenset({"a_tool_call_is_a_model"})),
     Client("lm-eval", "lm_eval_completions.py", waits=frozenset({"choices_are_scored_by_their_log_probabilities"})),
     Client("openai-npm", "openai_npm.mjs"),
 )

@@ -239,6 +239,17 @@ def a_merge_that_is_wrong_is_refused() -> None:
 
 
 @case
+def a_schema_holds_for_texts_and_streams() -> None:
+    schema = {"type": "object", "properties": {"city": {"enum": ["Rome", "Paris"]}}, "required": ["city"]}
+    wanted = {"type": "json_object", "schema": schema}
+    ask = partial(client.generate, f"{PARIS} JSON: ", max_new_tokens=60, response_format=wanted)
+    for named in ({}, {"adapter_id": ADAPTER}):
+        assert json.loads(ask(**named).generated_text)["city"] in ("Rome", "Paris")
+    events = list(client.generate_stream(f"{PARIS} JSON: ", max_new_tokens=60, response_format=wanted))
+    assert json.loads(events[-1].generated_text)["city"] in ("Rome", "Paris")
+
+
+@case
 def an_adapter_that_cannot_serve_is_a_generation_error() -> None:
     for name, text in (
         ("no-such-adapter", "Adapter 'no-such-adapter' was not found in source"),

@@ -149,8 +149,39 @@ def check_errors() -> None:
     assert raised(openai.BadRequestError, lambda: create(model="", messages=HELLO, tools=tools)).param == "tools"
     long = raised(openai.BadRequestError, lambda: client.completions.create(model="", prompt="hello " * 4000))
     assert long.code == "context_length_exceeded"
-    embeddings = raised(openai.BadRequestError, lambda: client.embeddings.create(model="", input="x"))
-    assert embeddings.code == "unsupported_task"
+
+
+@case
+def check_embeddings() -> None:
+    """A deployment embeds in both encodings, the base64 that the client asks for unless told otherwise and floats."""
+    try:
+        [packed] = client.embeddings.create(model="", input="Hello").data
+    except openai.BadRequestError as error:
+        told = error.code
+    else:
+        [plain] = client.embeddings.create(model="", input=["Hello"], encoding_format="float").data
+        assert len(packed.embedding) == len(plain.embedding) > 1
+        assert max(abs(one - other) for one, other in zip(packed.embedding, plain.embedding, strict=True)) < 1e-3
+        told = "unsupported_task"
+    assert told == "unsupported_task"
+
+
+@case
+def check_schema() -> None:
+    """The client's own `parse` makes an instance of the reply."""
+    from typing import Literal
+
+    from pydantic import BaseModel
+
+    class City(BaseModel):
+        name: Literal["Rome", "Paris"]
+        inhabitants: int
+
+    asked: Any = [{"role": "user", "content": "Name a city and its inhabitants as JSON."}]
+    reply = client.chat.completions.parse(model="", messages=asked, response_format=City, max_tokens=100, temperature=0)
+    found = reply.choices[0].message.parsed
+    assert found is not None
+    assert found.name in ("Rome", "Paris")
 
 
 @case
