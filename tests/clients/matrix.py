@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,8 @@ from tests.support.paths import ROOT
 
 INSTALL_WAIT_S, SCRIPT_WAIT_S = 600, 240
 SCRIPTS = ROOT / "tests" / "clients" / "scripts"
+SYSTEM = "curl"
+"""The environment of a program of this machine, of whatever version."""
 PINS = ROOT / "tests" / "clients" / "pins.txt"
 
 
@@ -43,6 +46,7 @@ CLIENTS = (
     Client("instructor", "instructor_modes.py", waits=frozenset({"a_tool_call_is_a_model"})),
     Client("lm-eval", "lm_eval_completions.py", waits=frozenset({"choices_are_scored_by_their_log_probabilities"})),
     Client("openai-npm", "openai_npm.mjs"),
+    Client(SYSTEM, "curl_routes.py"),
 )
 
 
@@ -63,6 +67,8 @@ class Result:
 
 def pinned(environment: str) -> str:
     """Return the requirement of an environment's client, such as `openai==3.54.0`."""
+    if environment == SYSTEM:
+        return environment
     for line in PINS.read_text(encoding="utf-8").splitlines():
         words = line.split()
         if words[:1] == [environment]:
@@ -74,6 +80,8 @@ def command_of(client: Client, facts: Path) -> list[str]:
     """Return the command that runs a client's script in its environment."""
     if client.script.endswith(".mjs"):
         return ["node", str(SCRIPTS / client.script), str(facts), str(ROOT / ".venvs" / client.environment)]
+    if client.environment == SYSTEM:
+        return [sys.executable, "-m", f"tests.clients.scripts.{client.script.removesuffix('.py')}", str(facts)]
     python = ROOT / ".venvs" / client.environment / "bin" / "python"
     return [str(python), "-m", f"tests.clients.scripts.{client.script.removesuffix('.py')}", str(facts)]
 
@@ -103,7 +111,7 @@ def result_of(client: Client, facts: Path, home: Path) -> Result:
         sys.stderr.write(f"{done.stdout}\n{done.stderr}\n")
         return Result(client=client, num_cases=1, failed=("the script ended without a report",))
     failed = list(report["failed"])
-    if report["version"] not in pinned(client.environment):
+    if report["version"] not in pinned(client.environment) and client.environment != SYSTEM:
         failed.append(f"version: .venvs/{client.environment} does not hold {pinned(client.environment)}, remove it")
     if failed:
         sys.stderr.write(f"{done.stderr}\n")
@@ -115,6 +123,8 @@ def result_of(client: Client, facts: Path, home: Path) -> Result:
 def installed(client: Client) -> str:
     """Make a client's environment; return the reason for which it cannot be made, or nothing."""
     target = f".venvs/{client.environment}/installed"
+    if client.environment == SYSTEM:
+        return "" if shutil.which(SYSTEM) else f"{SYSTEM} is not installed"
     if (ROOT / target).exists():
         return ""
     try:

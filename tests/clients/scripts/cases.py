@@ -37,8 +37,11 @@ def raised(kind: type[Failure], call: Callable[[], object], text: str = "") -> F
     return found
 
 
-def run_cases(package: str) -> None:
-    """Run all cases, print a line of JSON about them, and exit with 1 if one failed."""
+def run_cases(package: str, release: str = "") -> None:
+    """Run all cases, print a line of JSON about them, and exit with 1 if one failed.
+
+    `release` is the version of a program that is no Python package.
+    """
     failed: dict[str, str] = {}
     for each in _cases:
         try:
@@ -51,6 +54,6 @@ def run_cases(package: str) -> None:
             failed[each.__name__] = "".join(traceback.format_exception(error, limit=-8))
     for name, text in failed.items():
         print(f"{name} failed:\n{text}", file=sys.stderr)  # noqa: T201 - for who started the script
-    report = {"version": version(package), "cases": [each.__name__ for each in _cases], "failed": [*failed]}
+    report = {"version": release or version(package), "cases": [each.__name__ for each in _cases], "failed": [*failed]}
     print(json.dumps(report))  # noqa: T201 - for who started the script
     sys.exit(1 if failed else 0)
