@@ -27,9 +27,10 @@ class SourceName(StrEnum):
     AZ = "az"
     HTTPS = "https"
     PBASE = "pbase"
+    PUSHED = "pushed"
 
 
-FOLDER_SOURCES = frozenset({SourceName.LOCAL, SourceName.PBASE})
+FOLDER_SOURCES = frozenset({SourceName.LOCAL, SourceName.PBASE, SourceName.PUSHED})
 """Sources whose files lie in folders of this machine. A look-up needs no wait, and the ingest process reads them."""
 
 _SCHEMES = {
@@ -153,6 +154,11 @@ def parse_adapter_ref(
         raise AdapterReferenceInvalid(
             f"`adapter_source` must be one of {allowed}. Given: {_shown(name)}", parameter="adapter_source"
         )
+    if name == SourceName.PUSHED:
+        raise AdapterReferenceInvalid(
+            f"a pushed adapter is named by its plain name, in requests alone. Given: {_shown(adapter_id)}",
+            parameter="adapter_id",
+        )
     if mark and scheme == name:
         adapter_id = rest
     trimmed = adapter_id.rstrip("/")
@@ -191,6 +197,11 @@ def parse_adapter_ref(
         token if name == SourceName.HUB else "",
         tenant=tenant if name == SourceName.PBASE else "",
     )
+
+
+def pushed_ref(tenant: str, name: str, version: int) -> AdapterRef:
+    """Return the reference of one push of a tenant's adapter. The server makes it; no request names a version."""
+    return AdapterRef(SourceName.PUSHED, f"{name}/{version}", tenant=tenant)
 
 
 def is_hub_id(adapter_id: str) -> bool:

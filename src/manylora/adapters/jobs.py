@@ -37,6 +37,7 @@ class IngestSettings:
     load_timeout_s: float = 60.0
     base_dir: str = ""
     registry_dir: str = ""
+    pushed_dir: str = ""
     memory_bytes: int = 0
     allows_templates: bool = True
     session: str = ""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import manylora
 from manylora.config.declaration import Setting
-from manylora.config.folders import cache_dir, registry_dir
+from manylora.config.folders import cache_dir, pushed_dir, registry_dir
 from manylora.config.settings import Config, load_config, parse_setting
 from manylora.errors import ConfigInvalid
 from manylora.system.failures import cause_of
@@ -81,11 +81,17 @@ def with_base_fetched(config: Config, *, to_stdout: bool = False) -> Config:
 
 
 def with_registry(config: Config) -> Config:
-    """Return the configuration with a folder for uploads, in the control plane's own folder if none is set."""
+    """Return the configuration with folders for uploads and pushes, where none are set.
+
+    A server without a control plane of its own takes no pushes.
+    """
     folder = registry_dir(config)
     try:
         for each in (folder.parent, folder):  # a mode given with `parents` is the last folder's alone
             each.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise ConfigInvalid(f"adapters.registry_dir {folder} cannot be used: {cause_of(error)}") from error
-    return dataclasses.replace(config, adapters=dataclasses.replace(config.adapters, registry_dir=str(folder)))
+    takes_pushes = config.adapters.pushed_bytes > 0 and not config.control.url
+    pushed = str(pushed_dir(config)) if takes_pushes else ""
+    adapters = dataclasses.replace(config.adapters, registry_dir=str(folder), pushed_dir=pushed)
+    return dataclasses.replace(config, adapters=adapters)

@@ -43,6 +43,15 @@ def metering_dir(config: Config) -> Path:
     return Path(config.metering.dir).expanduser() if config.metering.dir else cache_dir(config) / "metering"
 
 
+def pushed_dir(config: Config) -> Path:
+    """Return the folder of pushed adapters: `adapters.pushed_dir`, else one in the folder of usage records.
+
+    One server at a time has that folder: it holds a lock on it.
+    """
+    given = config.adapters.pushed_dir
+    return Path(given).expanduser() if given else metering_dir(config) / "pushed"
+
+
 def _home(named: str | None) -> Path:
     try:
         home = Path(named or pwd.getpwuid(os.getuid()).pw_dir)

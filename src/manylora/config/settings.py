@@ -93,7 +93,8 @@ def enabled_sources(config: AdaptersConfig) -> frozenset[SourceName]:
     stores = {source for place in config.stores if (source := source_of(place)) is not None}
     hub = (SourceName.HUB,) if config.hub_endpoint else ()
     registry = (SourceName.PBASE,) if config.registry_dir else ()
-    return frozenset({SourceName.LOCAL, *stores, *hub, *registry})
+    pushed = (SourceName.PUSHED,) if config.pushed_dir else ()
+    return frozenset({SourceName.LOCAL, *stores, *hub, *registry, *pushed})
 
 
 def plan_weight(config: Config, plan: str) -> int | None:

@@ -49,6 +49,7 @@ class Trait(Flag):
     PAGES      a web page may call it on a server that needs no keys
     VISITED    a person follows a link to it
     ZIP        the reply is a zip file, beside which Predibase's clients read errors in OpenAI's form
+    BYTES      the body is bytes, which the route itself reads and bounds
     """
 
     NONE = 0
@@ -58,10 +59,11 @@ class Trait(Flag):
     PAGES = auto()
     VISITED = auto()
     ZIP = auto()
+    BYTES = auto()
 
 
 NONE, QUIET, PROBE, GENERATES = Trait.NONE, Trait.QUIET, Trait.PROBE, Trait.GENERATES
-PAGES, VISITED, ZIP = Trait.PAGES, Trait.VISITED, Trait.ZIP
+PAGES, VISITED, ZIP, BYTES = Trait.PAGES, Trait.VISITED, Trait.ZIP, Trait.BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,8 @@ _SERVER: tuple[Route, ...] = (
     Route("GET /v1/models", LOOKING, PAGES),
     Route("GET /v1/models/{model_id:path}", LOOKING, PAGES),
     Route("GET /v1/adapters", (ADMIN,)),
+    Route("POST /v1/adapters/{name}/tensors", (UPLOAD, ADMIN), BYTES),
+    Route("DELETE /v1/adapters/{name}/tensors", (UPLOAD, ADMIN)),
     Route("GET /v1/adapters/{adapter_id:path}", (ADMIN,)),
     Route("POST /v1/adapters/{adapter_id:path}", (ADMIN,)),
     Route("DELETE /v1/adapters/{adapter_id:path}", (ADMIN,)),

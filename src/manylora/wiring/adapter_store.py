@@ -41,6 +41,7 @@ def open_store(
         load_timeout_s=config.load_timeout_s,
         base_dir="" if base_dir is None else str(base_dir),
         registry_dir=config.registry_dir,
+        pushed_dir=config.pushed_dir,
         memory_bytes=config.ingest_bytes,
         session=secrets.token_hex(8),
         is_strict=config.strict,
@@ -50,7 +51,7 @@ def open_store(
     return Store(
         shape=shape,
         dtype=dtype,
-        sources=folder_sources(config.roots, config.registry_dir),
+        sources=folder_sources(config.roots, config.registry_dir, config.pushed_dir),
         remote=enabled_sources(config) - FOLDER_SOURCES,
         ingest=ProcessIngest(settings),
         reader=ThreadedReader(),

@@ -105,7 +105,7 @@ class IngestWorker:
     def __init__(self, settings: IngestSettings, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
-        self._folders = folder_sources(settings.roots, settings.registry_dir)
+        self._folders = folder_sources(settings.roots, settings.registry_dir, settings.pushed_dir)
         # Each kind of wait has threads of its own, so that none of them holds up another kind.
         self._reads = ThreadPoolExecutor(settings.parallel_loads, thread_name_prefix="read")
         self._packs = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="pack")

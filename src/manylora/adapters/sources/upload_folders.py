@@ -195,11 +195,13 @@ def is_repository_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None and ".." not in name
 
 
-def folder_sources(roots: Sequence[str], registry_dir: str) -> dict[SourceName, Source]:
+def folder_sources(roots: Sequence[str], registry_dir: str, pushed_dir: str = "") -> dict[SourceName, Source]:
     """Return the switched-on sources whose files lie in folders of this machine."""
     sources: dict[SourceName, Source] = {SourceName.LOCAL: LocalSource(tuple(Path(root) for root in roots))}
     if registry_dir:
         sources[SourceName.PBASE] = RegistrySource(Path(registry_dir))
+    if pushed_dir:
+        sources[SourceName.PUSHED] = RegistrySource(Path(pushed_dir))
     return sources
 
 

@@ -10,7 +10,7 @@ from manylora.adapters.store.tracked import TrackedAdapter, TrackedAdapters
 from manylora.adapters.store.versions import AdapterVersions
 from manylora.adapters.tiers.device import Device
 from manylora.adapters.tiers.disk import DiskTier
-from manylora.adapters.tiers.image_names import MERGE_KEY, ref_key
+from manylora.adapters.tiers.image_names import MERGE_KEY, PUSHED_KEY, ref_key
 from manylora.adapters.tiers.reading import Reader
 from manylora.ids import Digest
 
@@ -81,6 +81,10 @@ class Eraser:
                 adapter.drain_begun(digest)
         log.info("adapter.deleted adapter=%s versions=%d", adapter.ref, len(versions))
         self.advance()
+
+    def erase_pushed(self) -> None:
+        """Erase the images of pushed adapters that an earlier process has left: no name means them any more."""
+        self._condemn_files(lambda key: key.startswith(PUSHED_KEY))
 
     def _condemn_files(self, is_gone: Callable[[str], bool]) -> None:
         for facts in self._disk.forget(is_gone):

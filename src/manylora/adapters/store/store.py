@@ -110,6 +110,7 @@ class Store:
         self._pins = pins = OperatorPins(versions=versions, device=device, disk=disk, wishes=wishes)
         self._verifier = verifier = Verifier(tracked=tracked, pins=pins, device=device, disk=disk, reader=reader)
         self._eraser = Eraser(tracked=tracked, versions=versions, loads=loads, device=device, disk=disk, reader=reader)
+        self._eraser.erase_pushed()
         self._operator = Operator(
             tracked=tracked,
             versions=versions,

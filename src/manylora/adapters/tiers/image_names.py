@@ -3,11 +3,11 @@
 import hashlib
 from collections.abc import Callable
 
-from manylora.adapter_ref import AdapterRef
+from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapters.tiers.image_folder import NameFile
 from manylora.models.text.adapter_text import NO_TEXT
 
-MERGE_KEY = "merge-"
+MERGE_KEY, PUSHED_KEY = "merge-", "pushed-"
 
 
 class ImageNames:
@@ -85,8 +85,12 @@ class ImageNames:
 
 
 def ref_key(ref: AdapterRef) -> str:
-    """Return the part that the name keys of all versions of an adapter begin with; a merge's has `MERGE_KEY` first."""
-    return f"{MERGE_KEY if ref.merge else ''}{hashlib.sha256(str(ref).encode()).hexdigest()[:40]}"
+    """Return the part that the name keys of all versions of an adapter begin with.
+
+    That of a merge has `MERGE_KEY` first, that of a pushed adapter `PUSHED_KEY`.
+    """
+    kind = MERGE_KEY if ref.merge else PUSHED_KEY if ref.source is SourceName.PUSHED else ""
+    return f"{kind}{hashlib.sha256(str(ref).encode()).hexdigest()[:40]}"
 
 
 def _ref_key_of(name_key: str) -> str:

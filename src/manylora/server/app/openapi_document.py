@@ -66,7 +66,11 @@ def _shown(operation: RouteOperation, schemas: Json) -> Json:
     if operation.parameters:
         shown["parameters"] = [_parameter(each) for each in operation.parameters]
     if operation.body is not None:
-        content = {"application/json": {"schema": _schema_of(operation.body)}}
+        kind = operation.body if isinstance(operation.body, str) else "application/json"
+        schema = (
+            {"type": "string", "format": "binary"} if isinstance(operation.body, str) else _schema_of(operation.body)
+        )
+        content = {kind: {"schema": schema}}
         shown["requestBody"] = {"required": True, "content": content}
     return shown
 

@@ -5,6 +5,8 @@ The rules for a caller of tenant T, in their order. Slashes at the end of a name
 1. No name, `__base_model__`, the base's id, its deployment's name or another alias of it: the base model. With
    `adapter_source: pbase`, T's own repository of that name, where T has one.
 2. `adapter_source`, or a scheme in the name (`s3://bucket/name`), names the only source of the search.
+   `pushed` is T's own pushed adapter of that name.
+   A name that T has pushed: that adapter. No name that means anything else can be pushed.
 3. A first word that is a present or former repository of T: that repository (`repo`, `repo/3`, `repo/alias`).
 4. A folder below one of the adapter roots.
 5. `owner/repo`, `owner/repo/3`, `owner/repo/alias` of a tenant that lets T use it; `T/repo` is another spelling of
@@ -35,6 +37,7 @@ from manylora.ids import TenantId
 from manylora.server.access.directory import Directory, Upload
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.generation.adapter_fields import AdapterFields
+from manylora.server.generation.pushed_adapters import PushedAdapters
 
 NO_FIELDS = AdapterFields()
 FRESH_S = 1.0
@@ -63,9 +66,16 @@ class _OnDisk:
 class AdapterResolver:
     """Resolves and lists names. It belongs to one event loop; only the methods named `_read…` touch the disk."""
 
-    def __init__(self, served: ServedModel, directory: Directory | None = None, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        served: ServedModel,
+        directory: Directory | None = None,
+        clock: Clock | None = None,
+        pushed: PushedAdapters | None = None,
+    ) -> None:
         """`directory` has the uploads; None: uploads are in the folder of the registry alone."""
         self._served = served
+        self._pushed = pushed
         self._directory = directory
         self._clock = clock or SystemClock()
         self._base_names = served.names
@@ -157,6 +167,12 @@ class AdapterResolver:
         return not name or _trimmed(name) in self._base_names
 
     async def _resolve(self, name: str, source: str | None, tenant: str, token: str) -> AdapterRef:
+        if self._pushed is not None and source in (None, SourceName.PUSHED):
+            pushed = self._pushed.current(tenant, _trimmed(name).removeprefix(f"{SourceName.PUSHED}://"))
+            if pushed is not None:
+                return pushed
+            if source is not None:
+                raise _not_found(name, SourceName.PUSHED)
         scheme = _SCHEME.match(name)
         if scheme is not None and scheme[1] == SourceName.PBASE and source in (None, SourceName.PBASE):
             name, source = name[scheme.end() :], SourceName.PBASE
@@ -237,6 +253,9 @@ class AdapterResolver:
         found = {name: self._parsed(name, SourceName.LOCAL) for name in local if not is_shadowed(name)}
         found |= {name: self._parsed(name, SourceName.PBASE, tenant=tenant) for name in in_folder}
         found |= {name: self._upload_ref(upload) for name, upload in own.items()}
+        for name in () if self._pushed is None else self._pushed.names(tenant):
+            if (pushed := self._pushed.current(tenant, name)) is not None:
+                found[name] = pushed
         for name, upload in lent.items():
             if name not in on_disk and not is_shadowed(name):
                 found.setdefault(name, self._upload_ref(upload))
@@ -268,6 +287,8 @@ class AdapterResolver:
     async def listed_as(self, name: str, ref: AdapterRef, tenant: str) -> str:
         """Return the spelling in `listed` of a name that has resolved to `ref`."""
         name = _trimmed(_SCHEME.sub("", name, count=1))
+        if ref.source is SourceName.PUSHED:
+            return name
         if ref.source is SourceName.PBASE:
             is_long = ref.tenant == tenant and name.startswith(f"{tenant}/") and not self._is_own(tenant, tenant)
             return name.removeprefix(f"{tenant}/") if is_long else name

@@ -14,6 +14,8 @@ from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.generation.adapter_resolver import AdapterResolver
 from manylora.server.generation.adapter_texts import AdapterTexts
 from manylora.server.generation.input_processor import InputProcessor
+from manylora.server.generation.pushed_adapters import PushedAdapters
+from manylora.server.generation.pusher import Pusher
 
 TOKENIZER_THREADS = 2
 """Number of tokenizer threads of a model. The limit on concurrent requests bounds their queue."""
@@ -32,6 +34,7 @@ class ModelHandle:
     engine    the client of the engine that runs it
     resolver  resolves the names of its adapters
     inputs    turns orders into prompts of tokens
+    pusher    takes the adapters that trainers push
     pool      threads for the tokenizer
     """
 
@@ -39,6 +42,7 @@ class ModelHandle:
     engine: EngineClient
     resolver: AdapterResolver
     inputs: InputProcessor
+    pusher: Pusher
     pool: ThreadPoolExecutor
 
     @property
@@ -48,6 +52,7 @@ class ModelHandle:
 
     def close(self) -> None:
         """End the threads and processes. The owner of the engine client closes that."""
+        self.pusher.close()
         self.inputs.close()
         self.pool.shutdown(wait=False, cancel_futures=True)
         self.resolver.close()
@@ -62,11 +67,15 @@ def open_model(
     directory: Directory | None = None,
 ) -> ModelHandle:
     """Return the handle of a model. `directory` has the uploads; None: they are in the registry's folder alone."""
-    resolver = AdapterResolver(served, directory, clock)
+    pushed = PushedAdapters(config.adapters, clock) if config.adapters.pushed_dir else None
+    resolver = AdapterResolver(served, directory, clock, pushed)
     pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="manylora-tokenizer")
     texts = AdapterTexts(tokenizer, engine, pool, max_wait_s=config.engine.max_queue_s)
     inputs = InputProcessor(served, resolver, texts, pool, allows_templates=config.adapters.chat_templates)
-    return ModelHandle(served=served, engine=engine, resolver=resolver, inputs=inputs, pool=pool)
+    pusher = Pusher(
+        pushed, config.adapters, engine=engine, resolver=resolver, texts=texts, clock=clock, directory=directory
+    )
+    return ModelHandle(served=served, engine=engine, resolver=resolver, inputs=inputs, pusher=pusher, pool=pool)
 
 
 class ModelRouter:

@@ -1,7 +1,7 @@
 """One HTTP request and its reply, whole or as a stream of events, with errors in the dialect of its path."""
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, quote
@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, quote
 import msgspec
 
 from manylora.clock import Clock
-from manylora.errors import ManyloraError
+from manylora.errors import ManyloraError, RequestTimedOut
 from manylora.http.callers import ANONYMOUS, Caller
 from manylora.http.dialects import body_of, headers_of, status_of, stream_body_of
 from manylora.http.paths import PATHS
@@ -69,8 +69,9 @@ class RequestState:
 class HttpContext:
     """A request and its reply, for the handler of a route. A handler replies exactly once."""
 
-    def __init__(self, scope: Scope, clock: Clock) -> None:
+    def __init__(self, scope: Scope, clock: Clock, receive: "Receive | None" = None) -> None:
         self._scope = scope
+        self._receive = receive
         self._has_begun = False
         self.clock = clock
         self.arrival: RequestState = scope["manylora"]
@@ -107,6 +108,17 @@ class HttpContext:
 
     def header(self, name: str) -> str | None:
         return header_of(self._scope, name)
+
+    async def body_parts(self) -> AsyncIterator[bytes]:
+        """Yield the parts of a body that no guard has read. Raises `RequestTimedOut` if it is cut short."""
+        assert self._receive is not None, "an endpoint passes it on"
+        while True:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                raise RequestTimedOut("the connection ended before the body did")
+            yield message.get("body", b"")
+            if not message.get("more_body"):
+                return
 
     @property
     def has_begun(self) -> bool:

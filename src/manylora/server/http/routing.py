@@ -105,13 +105,13 @@ class Parameter:
 class RouteOperation:
     """The description of a route for the OpenAPI document.
 
-    body     the model of the request's body; None: the route reads none
+    body     the model of the request's body, or the media type of a body that is no JSON; None: the route reads none
     replies  status → the type of the reply's JSON, or a description of a reply that is no JSON
     events   the type of the JSON in each event of a stream; None: the route never streams
     """
 
     summary: str
-    body: type[Body] | None = None
+    body: type[Body] | str | None = None
     replies: Mapping[int, object] = field(default_factory=dict)
     parameters: Sequence[Parameter] = ()
     events: object = None
@@ -129,7 +129,8 @@ class Endpoint:
         self._clock = clock
 
     async def __call__(self, request: Request) -> Response:
-        context = HttpContext(cast(dict[str, Any], request.scope), self._clock)  # ASGI servers pass a dictionary
+        scope = cast(dict[str, Any], request.scope)  # ASGI servers pass a dictionary
+        context = HttpContext(scope, self._clock, request.receive)
         try:
             await self._handler(context)
         except asyncio.CancelledError:
@@ -155,7 +156,7 @@ class Routes:
         handler: Handler,
         summary: str,
         *,
-        body: type[Body] | None = None,
+        body: type[Body] | str | None = None,
         replies: Mapping[int, object] | None = None,
         parameters: Sequence[Parameter] = (),
         events: object = None,
