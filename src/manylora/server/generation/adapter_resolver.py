@@ -253,9 +253,8 @@ class AdapterResolver:
         found = {name: self._parsed(name, SourceName.LOCAL) for name in local if not is_shadowed(name)}
         found |= {name: self._parsed(name, SourceName.PBASE, tenant=tenant) for name in in_folder}
         found |= {name: self._upload_ref(upload) for name, upload in own.items()}
-        for name in () if self._pushed is None else self._pushed.names(tenant):
-            if (pushed := self._pushed.current(tenant, name)) is not None:
-                found[name] = pushed
+        if self._pushed is not None:
+            found |= {push.name: push.ref for push in self._pushed.all_of(tenant)}
         for name, upload in lent.items():
             if name not in on_disk and not is_shadowed(name):
                 found.setdefault(name, self._upload_ref(upload))

@@ -90,9 +90,6 @@ class PushedAdapters:
         push.used_s = self._clock.monotonic_s()
         return push.ref
 
-    def names(self, tenant: str) -> list[str]:
-        return sorted(name for owner, name in self._current if owner == tenant)
-
     @contextmanager
     def taken_in(self, tenant: str, name: str, num_bytes: int) -> Iterator[Incoming]:
         """Reserve the bytes and the name of a push and make its folder; whatever is not published goes at the end.

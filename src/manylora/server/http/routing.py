@@ -20,6 +20,7 @@ from manylora.errors import EngineFault, ManyloraError
 from manylora.http.callers import ANONYMOUS
 from manylora.server.access.access import Access
 from manylora.server.http.context import HttpContext, RequestState
+from manylora.server.http.context import Receive as Receiving
 from manylora.server.schemas.body import Body
 from manylora.system.log_lines import add_log_context
 
@@ -130,7 +131,7 @@ class Endpoint:
 
     async def __call__(self, request: Request) -> Response:
         scope = cast(dict[str, Any], request.scope)  # ASGI servers pass a dictionary
-        context = HttpContext(scope, self._clock, request.receive)
+        context = HttpContext(scope, self._clock, cast(Receiving, request.receive))
         try:
             await self._handler(context)
         except asyncio.CancelledError:
