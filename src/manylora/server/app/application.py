@@ -32,7 +32,7 @@ from manylora.server.routes.adapters import AdapterRoutes, adapter_router
 from manylora.server.routes.info import FactRoutes, info_routers
 from manylora.server.routes.lorax.generate import NativeRoutes, lorax_router
 from manylora.server.routes.openai.completions import OpenAIRoutes, openai_router
-from manylora.server.routes.pushes import PushRoutes, push_router
+from manylora.server.routes.pushes import PushRoutes, push_routers
 
 
 class EdgeApp:
@@ -106,7 +106,7 @@ def create_app(
         lorax_router(NativeRoutes(service, settings), guards, clock),
         openai_router(OpenAIRoutes(service, settings), guards, clock),
         *info_routers(FactRoutes(service, settings, health, meters, catalogue), guards, clock),
-        push_router(PushRoutes(handle.pusher, handle.resolver, settings, access), guards, clock),
+        *push_routers(PushRoutes(handle.pusher, handle.resolver, settings, access), guards, clock),
         *adapter_router(adapters, guards, clock),
         documents_router(documents, guards, clock),
         unknown_router(guards),

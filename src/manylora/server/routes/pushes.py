@@ -22,9 +22,10 @@ _PARAMETERS = (
 )
 
 
-def push_router(routes: "PushRoutes", guards: Guards, clock: Clock) -> APIRouter:
-    """Return the router of pushes. Its paths come before those of operators, whose names may have slashes."""
+def push_routers(routes: "PushRoutes", guards: Guards, clock: Clock) -> tuple[APIRouter, ...]:
+    """Return the routers of pushes. Their paths come before those of operators, whose names may have slashes."""
     pushes = Routes(APIRouter(dependencies=guards.keyed), clock)
+    deletions = Routes(APIRouter(dependencies=guards.with_body), clock)
     path = "/v1/adapters/{name}/tensors"
     pushes.add(
         f"POST {path}",
@@ -34,14 +35,14 @@ def push_router(routes: "PushRoutes", guards: Guards, clock: Clock) -> APIRouter
         replies={200: AdapterInfo},
         parameters=_PARAMETERS,
     )
-    pushes.add(
+    deletions.add(
         f"DELETE {path}",
         routes.remove,
         "Delete a pushed adapter",
         replies={200: dict[str, str]},
         parameters=_PARAMETERS,
     )
-    return pushes.router
+    return pushes.router, deletions.router
 
 
 class PushRoutes:
