@@ -1,0 +1,152 @@
+"""Callers that read nothing, wait for nothing, or send what no client sends: clear errors, and the others are served."""
+
+import gzip
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+
+from tests.server.app.test_connections import said
+from tests.server.app.test_server_process import running, until
+
+JSON = b"Content-Type: application/json\r\n"
+WHOLE = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+NUM_IDLE = 1000
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[psutil.Process, httpx2.Client]]:
+    with running(tmp_path_factory.mktemp("abused"), "server.max_connections=2000") as (process, client):
+        yield psutil.Process(process.pid), client
+
+
+def connect(client: httpx2.Client, *, buffer: int | None = None) -> socket.socket:
+    connection = socket.socket()
+    connection.settimeout(20)
+    if buffer is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    connection.connect((client.base_url.host, client.base_url.port or 0))
+    return connection
+
+
+def post(path: str, body: bytes, more: bytes = b"") -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n".encode()
+    return head + JSON + more + b"\r\n" + body
+
+
+def assert_others_are_served(client: httpx2.Client) -> None:
+    reply = client.post("/generate", json={"inputs": "SAY:hi"})
+    assert (reply.status_code, reply.json()["generated_text"]) == (200, "hi")
+
+
+def memory(process: psutil.Process) -> int:
+    return sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))
+
+
+def test_a_thousand_idle_connections_cost_little_and_nothing_afterwards(
+    served: tuple[psutil.Process, httpx2.Client],
+) -> None:
+    process, client = served
+    assert_others_are_served(client)
+    before, num_open = memory(process), process.num_fds()
+    with ExitStack() as held:
+        for _ in range(NUM_IDLE):
+            held.enter_context(connect(client))
+        until(lambda: process.num_fds() >= num_open + NUM_IDLE)
+        assert_others_are_served(client)
+        assert memory(process) - before < 48 << 20
+    until(lambda: process.num_fds() <= num_open + 2)
+    assert memory(process) - before < 24 << 20
+
+
+def test_callers_that_do_not_read_their_streams_hold_up_no_other(served: tuple[psutil.Process, httpx2.Client]) -> None:
+    process, client = served
+    before, num_open = memory(process), process.num_fds()
+    body = json.dumps({"inputs": "HOLD", "parameters": {"max_new_tokens": 400}}).encode()
+    with ExitStack() as held:
+        for _ in range(32):
+            held.enter_context(connect(client, buffer=2048)).sendall(post("/generate_stream", body))
+        for _ in range(5):
+            assert_others_are_served(client)
+        assert memory(process) - before < 48 << 20
+    until(lambda: process.num_fds() <= num_open + 2)
+    assert_others_are_served(client)
+
+
+def test_a_body_in_single_bytes_is_read_and_holds_up_no_other(served: tuple[psutil.Process, httpx2.Client]) -> None:
+    _, client = served
+    with connect(client) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        request = post("/generate", b'{"inputs": "SAY:slow"}', b"Connection: close\r\n")
+        for index in range(len(request)):
+            connection.sendall(request[index : index + 1])
+            if index == len(request) // 2:
+                assert_others_are_served(client)
+        assert b'"generated_text":"slow"' in said(connection)
+
+
+@pytest.mark.parametrize(
+    "sent", [WHOLE, WHOLE[:20], post("/generate", b'{"inputs": "SAY:hi"}'), post("/generate", b"{")[:-1]]
+)
+def test_a_connection_that_is_half_closed_ends(served: tuple[psutil.Process, httpx2.Client], sent: bytes) -> None:
+    _, client = served
+    with connect(client) as connection:
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+        said(connection)  # a reply or none; the connection ends within the socket's timeout
+    assert_others_are_served(client)
+
+
+def test_requests_behind_an_error_are_answered_in_their_order(served: tuple[psutil.Process, httpx2.Client]) -> None:
+    _, client = served
+    good = post("/generate", b'{"inputs": "SAY:third"}', b"Connection: close\r\n")
+    requests = (post("/generate", b"[{"), post("/nowhere", b"{}"), good)
+    with connect(client) as connection:
+        connection.sendall(b"".join(requests))
+        reply = said(connection)
+    assert [part[:3] for part in reply.split(b"HTTP/1.1 ")[1:]] == [b"400", b"404", b"200"]
+    assert b"third" in reply
+
+
+DEEP = 200_000
+BODIES: list[tuple[bytes, dict[str, str], int, str]] = [
+    (b"[" * DEEP, {}, 400, "not valid JSON"),
+    (b'{"inputs":' + b'{"a":' * DEEP + b"1" + b"}" * DEEP + b"}", {}, 0, ""),
+    (b'{"inputs": "x", "parameters": ' + b"[" * DEEP + b"]" * DEEP + b"}", {}, 0, ""),
+    (b'{"inputs": ' + b"9" * 1_000_000 + b"}", {}, 0, ""),
+    (b'{"inputs": "x", "' + b"k" * 1_000_000 + b'": 1}', {}, 0, ""),
+    (b'{"inputs": "' + b"x" * (3 << 20) + b'"}', {}, 413, "2097152 bytes"),
+    (gzip.compress(b'{"inputs": "x"}'), {"content-encoding": "gzip"}, 415, "`Content-Encoding: gzip`"),
+    (b'{"inputs": "x"}', {"content-encoding": "gzip, br"}, 415, "`Content-Encoding: gzip, br`"),
+    (b'{"inputs": "x"}', {"content-type": "text/plain"}, 415, "application/json"),
+    (b'{"inputs": "x"}', {"content-type": "multipart/form-data; boundary=x"}, 415, "application/json"),
+    ('{"inputs": "x"}'.encode("utf-16"), {}, 400, "not valid JSON"),
+    (b"\xef\xbb\xbf" + b'{"inputs": "x"}', {}, 400, "not valid JSON"),
+    (b'{"inputs": "\xff\xfe"}', {}, 400, "not valid JSON"),
+    (b'{"inputs": "\\ud800"}', {}, 400, "not valid JSON"),
+    (b"null", {}, 0, "must be a JSON object"),
+    (b"", {}, 400, "not valid JSON"),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"), [("/generate", 422), ("/v1/completions", 400), ("/v1/chat/completions", 400)]
+)
+def test_each_strange_body_has_a_clear_error(
+    served: tuple[psutil.Process, httpx2.Client], path: str, wrong: int
+) -> None:
+    process, client = served
+    before = memory(process)
+    for body, headers, status, words in BODIES:
+        reply = client.post(path, content=body, headers={"content-type": "application/json", **headers})
+        found: Any = reply.json()["error"]
+        message = found["message"] if isinstance(found, dict) else found
+        assert (reply.status_code, words in message) == (status or wrong, True), (body[:40], reply.text[:300])
+        assert len(reply.content) < 2_000
+    assert_others_are_served(client)
+    assert memory(process) - before < 48 << 20
