@@ -1,4 +1,4 @@
-"""Callers that read nothing, wait for nothing, or send what no client sends: clear errors, and the others are served."""
+"""Callers that read nothing, wait for nothing, or send strange bytes: clear errors, and the others are served."""
 
 import gzip
 import json
