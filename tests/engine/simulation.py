@@ -33,12 +33,14 @@ from manylora.engine.scheduling.pins import AdapterPins
 from manylora.engine.scheduling.plan import Plan
 from manylora.engine.scheduling.scheduler import Scheduler, StepLimits
 from manylora.engine.scheduling.sequence import Sequence
+from manylora.engine.scheduling.work import RowWork
 from manylora.errors import AdapterCorrupt, ManyloraError, Unavailable
 from manylora.ids import Digest, Flow, RequestId
 from manylora.models.text.adapter_text import AddedToken
 
 VOCAB = 97
 GREEDY = SamplingParams(temperature=0.0)
+WITHOUT_ATTENTION = RowWork()
 
 
 def next_token(identity: str, tokens: Iterable[int]) -> int:
@@ -312,6 +314,7 @@ class World:
         guess_width: int = 4,
         max_model_len: int = 4096,
         sliding_window: int | None = None,
+        row_work: RowWork = WITHOUT_ATTENTION,
         open_lender: Callable[[BlockPool], KvLender] | None = None,
         open_executor: Callable[["SimulatedExecutor"], Executor] | None = None,
         grammars: GrammarCompiler | None = None,
@@ -328,6 +331,7 @@ class World:
             draft_width=guess_width,
             sliding_window=sliding_window,
             batch_rows=batch_rows,
+            row_work=row_work,
         )
         self.scheduler = Scheduler(self.pool, limits, pins)
         self.engine = Engine(

@@ -16,6 +16,7 @@ from manylora.engine.events import FinishReason
 from manylora.engine.execution.executor import Executor
 from manylora.engine.request import Priority, SamplingParams
 from manylora.engine.scheduling.retention import Retention
+from manylora.engine.scheduling.work import LEAST_ROWS, WORK_A_ROW, RowWork
 from manylora.ids import RequestId
 from tests.engine.simulation import VOCAB, SimulatedExecutor, SimulatedStore, World, alone, logits_of, next_token
 
@@ -73,6 +74,7 @@ class Shape:
     """The sizes of a random world. Blocks have 4 positions and the longest request has 70: memory is short.
 
     `num_blocks` are those of a world without a sliding window; one with it has fewer by as many as a request may hold.
+    `attention` is the work of a position that a row sees, in rows without attention.
     """
 
     num_blocks: int
@@ -83,6 +85,13 @@ class Shape:
     guess_tokens: int = 0
     guess_width: int = 0
     sliding_window: int | None = None
+    attention: float = 0.0
+
+    @property
+    def row_work(self) -> RowWork:
+        if self.sliding_window is None:
+            return RowWork(full=self.attention)
+        return RowWork(windowed=self.attention, window=self.sliding_window)
 
     def world(self, open_executor: Callable[[SimulatedExecutor], Executor] | None = None) -> World:
         store = SimulatedStore(capacity=self.capacity, polls_to_load=self.polls_to_load, failing={"broken"})
@@ -95,6 +104,7 @@ class Shape:
             guess_tokens=self.guess_tokens,
             guess_width=self.guess_width,
             sliding_window=self.sliding_window,
+            row_work=self.row_work,
             open_executor=open_executor,
         )
 
@@ -109,6 +119,7 @@ shapes = st.builds(
     guess_tokens=st.integers(0, 8),
     guess_width=st.integers(1, 6),
     sliding_window=st.none() | st.none() | st.none() | st.integers(1, 24),
+    attention=st.just(0.0) | st.just(0.0) | st.sampled_from([0.02, 0.3]),
 )
 worlds = shapes.map(lambda shape: shape.world())
 
@@ -186,6 +197,18 @@ def test_a_mixed_batch_equals_each_request_alone(world: World, load: list[Reques
 def test_blocks_are_conserved(world: World, load: list[RequestState]) -> None:
     play(world, load)  # checks the pool after every step
     assert world.pool.num_free == world.pool.num_blocks
+
+
+@given(shapes, loads)
+def test_the_work_of_prompts_in_a_step_is_bounded(shape: Shape, load: list[RequestState]) -> None:
+    """Beside the rows that decode: what the step may have, or the first prompts' least, and a row of one more."""
+    world, work = shape.world(), shape.row_work
+    play(world, load)
+    for plan in world.executor.plans:
+        prompts = [chunk for chunk in plan.chunks if chunk.stop - chunk.start > 1]
+        least = 2 * work.of(70 - LEAST_ROWS, 70)  # of both priorities
+        found = sum(work.of(chunk.start, chunk.stop) for chunk in prompts)
+        assert found <= max(WORK_A_ROW * shape.max_rows, least) + work.of(69, 70)
 
 
 @given(loads)

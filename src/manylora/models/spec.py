@@ -4,6 +4,7 @@ Imports without torch, so that a light process can check an adapter against its 
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,13 @@ class ModelSpec:
         """Number of outputs of all matrices that are packed; a tied head is counted once."""
         block = sum(out * count for (out, _), count in self._block_matrices())
         return self.num_layers * block + (1 if self.tie_embeddings else 2) * self.vocab
+
+    @property
+    def row_products(self) -> int:
+        """Multiplications of one row with the matrices of all blocks; of a mixture those of the row's own experts."""
+        chosen, router = (1, 0) if self.experts is None else (self.experts.chosen, self.experts.count * self.hidden)
+        block = sum(math.prod(p.shape(self)) * (chosen if p in FEED_FORWARD else 1) for p in Projection)
+        return self.num_layers * (block + router)
 
     def _block_matrices(self) -> list[tuple[tuple[int, int], int]]:
         """Return (out, in) of each packed matrix of a block and the number of its kind."""

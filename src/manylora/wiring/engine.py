@@ -27,7 +27,7 @@ from manylora.engine.limits import EngineLimits
 from manylora.engine.scheduling.blocks import BlockPool
 from manylora.engine.scheduling.lending import KvLender
 from manylora.engine.scheduling.pins import AdapterPins
-from manylora.engine.scheduling.scheduler import Scheduler, StepLimits
+from manylora.engine.scheduling.scheduler import Scheduler
 from manylora.errors import AdapterError, AdapterNotFound, ConfigInvalid
 from manylora.kernels.interface import Kernels
 from manylora.kernels.select import select_kernels
@@ -43,6 +43,7 @@ from manylora.system.resources import Resources, find_resources
 from manylora.wiring.adapter_store import open_store
 from manylora.wiring.load_progress import LoadProgress
 from manylora.wiring.memory_plan import MemoryPlan, plan_memory
+from manylora.wiring.step_limits import step_limits
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +204,7 @@ def wire_engine(
     store.borrow_from(lender)
     pins = AdapterPins(store, lender, vocab=spec.vocab)
     return Engine(
-        scheduler=Scheduler(pool, _step_limits(config, kernels, plan.sliding_window), pins),
+        scheduler=Scheduler(pool, step_limits(config.engine, spec, kernels, plan.sliding_window), pins),
         executor=executor,
         store=store,
         pins=pins,
@@ -218,22 +219,6 @@ def wire_engine(
         end_of_sequence=tokenizer.eos_ids,
         # The stop strings are found in the same decoded text that the reply has.
         open_text=lambda added, skips: tokenizer.with_added(added).stream(skip_special_tokens=skips, continues=True),
-    )
-
-
-def _step_limits(config: Config, kernels: Kernels, sliding_window: int | None) -> StepLimits:
-    """Return the scheduler's bounds, with no draft tokens on kernels whose rows depend on others in a batch."""
-    limits = config.engine
-    draft_tokens = limits.guess_tokens if kernels.is_row_independent else 0
-    if draft_tokens != limits.guess_tokens:
-        log.info("engine.no_speculation kernels=%s reason=rows_are_not_independent", kernels.name)
-    return StepLimits(
-        max_rows=limits.max_step_tokens,
-        max_running=limits.max_running,
-        max_draft_tokens=draft_tokens,
-        draft_width=limits.guess_width,
-        sliding_window=sliding_window,
-        batch_rows=limits.batch_step_tokens,
     )
 
 

@@ -30,7 +30,7 @@ class EngineConfig:
         low=1,
         text="""
         Rows (tokens) of one step. The scheduler cuts longer prompts into chunks of this size, so that running streams
-        keep moving.
+        keep moving. Behind a long context chunks are smaller, since attention to it counts too.
         """,
     )
     batch_step_tokens: int = setting(

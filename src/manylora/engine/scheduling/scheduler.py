@@ -13,6 +13,7 @@ from manylora.engine.scheduling.plan import Chunk, Plan
 from manylora.engine.scheduling.queues import FairQueue
 from manylora.engine.scheduling.retention import Retention
 from manylora.engine.scheduling.sequence import Sequence
+from manylora.engine.scheduling.work import RowWork, StepWork
 from manylora.ids import Flow, RequestId
 
 PATIENCE_STEPS = 256
@@ -57,6 +58,7 @@ class StepLimits:
     draft_width       sequences that draw a token in one step; if more do, the step has no draft tokens
     sliding_window    positions that a row sees, itself included, in the layer that sees most; None: all before it
     batch_rows        rows of batch sequences in one step, so that an interactive request waits for a short step
+    row_work          work of a row; without any for attention `max_rows` alone bounds a step
     """
 
     max_rows: int
@@ -65,16 +67,19 @@ class StepLimits:
     max_draft_tokens: int = 0
     draft_width: int = 0
     sliding_window: int | None = None
+    row_work: RowWork = field(default_factory=RowWork)
 
 
 @dataclass(slots=True)
 class _Step:
     """A step while it is planned.
 
+    work     what its rows may still cost
     refuses  whether some interactive sequence lacks room for its adapter
     is_full  whether the next sequence to admit lacks a place or blocks, so that none behind it is admitted
     """
 
+    work: StepWork
     chunks: list[Chunk] = field(default_factory=list)
     admitted: list[RequestId] = field(default_factory=list)
     preempted: list[RequestId] = field(default_factory=list)
@@ -89,6 +94,7 @@ class Scheduler:
     admissions from the least served flow. Admission stops at the first sequence whose blocks do not fit, so that small
     requests cannot starve a large one. It skips a sequence whose adapter has no place on the device; that sequence
     ages. Rows and blocks left over hold draft tokens: these never delay a row, preempt a sequence or outlive the step.
+    Rows of prompts and draft tokens also end where the step's work does (docs/decisions/work-of-a-step.md).
 
     Interactive sequences come before batch sequences in all of this, and take their places and blocks. A step with an
     interactive prompt has no batch row. So that batch sequences never starve, running ones get rows after
@@ -143,7 +149,7 @@ class Scheduler:
         if self._steps % PRUNE_STEPS == 0:
             for priority, queue in self._queues.items():
                 queue.prune(sequence.request.flow for sequence in self._running(priority))
-        step = _Step()
+        step = _Step(StepWork(self.limits.row_work, self.limits.max_rows))
         self._make_room(step)
         kept = self._rows_kept_for_batch(step)
         rows = kept + self._plan_class(step, Priority.INTERACTIVE, self.limits.max_rows - kept)
@@ -151,7 +157,7 @@ class Scheduler:
             rows -= self._plan_batch(step, rows, is_due=kept > 0)
         else:
             self._held_back = 0
-        self._add_draft_tokens(step.chunks, rows)
+        self._add_draft_tokens(step, rows)
         return Plan(self._steps, tuple(step.chunks), tuple(step.admitted), tuple(step.preempted))
 
     def _plan_class(self, step: _Step, priority: Priority, rows: int) -> int:
@@ -161,15 +167,15 @@ class Scheduler:
             if sequence.request.id in step.admitted or len(sequence.tokens) - sequence.computed > 1:
                 prompts.append(sequence)
             else:  # it decodes
-                rows = self._add_chunk(step.chunks, sequence, rows)
+                rows = self._add_chunk(step, sequence, rows)
         for sequence in prompts:
-            rows = self._add_chunk(step.chunks, sequence, rows)
+            rows = self._add_chunk(step, sequence, rows)
         starving = self._starving()
-        while rows > 0 and not step.is_full:
+        while rows > 0 and step.work.has_room and not step.is_full:
             newcomer = self._admit_next(step, priority, starving)
             if newcomer is None:
                 break
-            rows = self._add_chunk(step.chunks, newcomer, rows)
+            rows = self._add_chunk(step, newcomer, rows)
         return rows
 
     def _plan_batch(self, step: _Step, rows: int, *, is_due: bool) -> int:
@@ -180,6 +186,8 @@ class Scheduler:
         rows, before = min(rows, most), len(step.chunks)
         if not is_due and any(self._is_prompt(chunk) for chunk in step.chunks):
             rows = 0
+        if is_due:
+            step.work.renew_least()
         left = self._plan_class(step, Priority.BATCH, rows)
         self._held_back = 0 if len(step.chunks) > before else self._held_back + 1
         return rows - left
@@ -282,16 +290,20 @@ class Scheduler:
         self._queues[sequence.request.priority].put_first(sequence)
         step.preempted.append(sequence.request.id)
 
-    def _add_chunk(self, chunks: list[Chunk], sequence: Sequence, rows: int) -> int:
-        """Plan as much of the sequence's remaining work as fits in `rows`; return the rows left."""
+    def _add_chunk(self, step: _Step, sequence: Sequence, rows: int) -> int:
+        """Plan as much of the sequence's remaining work as fits in `rows` and in the step; return the rows left."""
         start, end = sequence.computed, len(sequence.tokens)
         count = min(end - start, rows)
+        if end - start > 1:
+            count = step.work.fit(start, count)
+        elif count:
+            step.work.spend(start, end)
         if count == 0:
             return rows
         stop = start + count
         is_sampled = stop == end and sequence.pooled is None
         request = sequence.request
-        chunks.append(Chunk(request.id, start, stop, is_sampled))
+        step.chunks.append(Chunk(request.id, start, stop, is_sampled))
         new_prompt = 0
         if sequence.charged < sequence.num_prompt:
             new_prompt = max(0, min(stop, sequence.num_prompt) - max(start, sequence.charged))
@@ -301,8 +313,9 @@ class Scheduler:
         )
         return rows - count
 
-    def _add_draft_tokens(self, chunks: list[Chunk], rows: int) -> None:
+    def _add_draft_tokens(self, step: _Step, rows: int) -> None:
         """Use rows left over for draft tokens of the sequences that draw a token, if those are few."""
+        chunks = step.chunks
         if self.limits.max_draft_tokens == 0 or sum(chunk.is_sampled for chunk in chunks) > self.limits.draft_width:
             return
         for index, chunk in enumerate(chunks):
@@ -310,15 +323,16 @@ class Scheduler:
                 break
             if chunk.is_sampled:
                 sequence = self.running[chunk.request_id]
-                if draft := sequence.draft_tokens(self._room_for_draft(sequence, rows)):
+                if draft := sequence.draft_tokens(self._room_for_draft(step, sequence, rows)):
+                    step.work.spend(chunk.stop, chunk.stop + len(draft))
                     self._extend(sequence, len(draft))
                     chunks[index] = dataclasses.replace(chunk, draft_tokens=draft)
                     rows -= len(draft)
 
-    def _room_for_draft(self, sequence: Sequence, rows: int) -> int:
-        """Draft tokens of one sequence for which there are both rows and blocks."""
+    def _room_for_draft(self, step: _Step, sequence: Sequence, rows: int) -> int:
+        """Draft tokens of one sequence for which there are rows, blocks and work."""
         room = (len(sequence.blocks) + self.pool.num_free) * self.pool.block_size - len(sequence.tokens)
-        return min(self.limits.max_draft_tokens, rows, room)
+        return step.work.rows(len(sequence.tokens), min(self.limits.max_draft_tokens, rows, room))
 
     def _extend(self, sequence: Sequence, count: int) -> None:
         """Allocate the blocks of `count` positions after the sequence's tokens; enough blocks are free."""
