@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manylora.errors import InvalidParameter
-from manylora.kernels.sampling import TokenMasks
 from manylora.models.text.grammar import GrammarSource
 from manylora.system.printable import printable
 
 if TYPE_CHECKING:  # a server without the library serves every other request
     from llguidance import LLMatcher
+
+    from manylora.kernels.sampling import TokenMasks  # the scheduler imports without torch
 
 MAX_SHOWN = 300
 """Characters of the library's messages that an error shows."""
@@ -52,7 +53,7 @@ class GrammarMatcher:
         self.words = max([self._library_words, *(end // 32 + 1 for end in self._ends)])
         self._puts_ends = self._ends != self._library_ends
 
-    def fill(self, masks: TokenMasks, row: int, draft: Sequence[int] = ()) -> None:
+    def fill(self, masks: "TokenMasks", row: int, draft: Sequence[int] = ()) -> None:
         """Write the mask of the next tokens into a row of masks, and after it one for each draft token.
 
         Args:  masks  (rows, words or more); words past the matcher's own are cleared
@@ -95,7 +96,7 @@ class GrammarMatcher:
         why = one_line(self._matcher.get_error()) if self._matcher.is_error() else ""
         return self._source.refusal(why or "no token may come next that the request's other fields allow")
 
-    def _fill_ahead(self, masks: TokenMasks, row: int, draft: Sequence[int]) -> None:
+    def _fill_ahead(self, masks: "TokenMasks", row: int, draft: Sequence[int]) -> None:
         """Fill the rows of draft tokens from a copy that takes them."""
         ahead = self._matcher.deep_copy()
         for offset, token_id in enumerate((*draft, None)):
