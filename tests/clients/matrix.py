@@ -44,7 +44,7 @@ CLIENTS = (
     Client("langchain", "langchain_chat.py"),
     Client("llama-index", "llama_index_llms.py"),
     Client("instructor", "instructor_modes.py", waits=frozenset({"a_tool_call_is_a_model"})),
-    Client("lm-eval", "lm_eval_completions.py", waits=frozenset({"choices_are_scored_by_their_log_probabilities"})),
+    Client("lm-eval", "lm_eval_completions.py"),
     Client("openai-npm", "openai_npm.mjs"),
     Client(SYSTEM, "curl_routes.py"),
 )

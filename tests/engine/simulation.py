@@ -19,7 +19,7 @@ from manylora.adapter_state import NO_WORDS, AdapterAction, AdapterHandle, Adapt
 from manylora.clock import ManualClock
 from manylora.engine.adapter_port import AdapterState, AdapterStore, StoreStats
 from manylora.engine.engine import Engine
-from manylora.engine.events import Finished, FinishReason, StepEvents
+from manylora.engine.events import Finished, FinishReason, StepEvents, TokenEvent
 from manylora.engine.execution.executor import Executor
 from manylora.engine.execution.sampler import Drawn
 from manylora.engine.grammars.compiler import GrammarCompiler
@@ -76,6 +76,11 @@ def identity_of(adapter: str | None) -> str:
     return hashlib.sha256(f"mix:{versions}".encode()).hexdigest()
 
 
+def score_of(identity: str, before: Iterable[int], token_id: int) -> float:
+    """The simulation's log-probability of a token after others."""
+    return -float(abs(next_token(identity, before) - token_id))
+
+
 def logits_of(likeliest: int) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
     """Logits whose order tells the likeliest token: it comes first, then the ones after it, round the vocabulary."""
     return -((np.arange(VOCAB) - likeliest) % VOCAB).astype(np.float32)
@@ -121,11 +126,15 @@ class SimulatedExecutor:
             for position in range(chunk.start, len(tokens)):
                 self.slots[self._slot(sequence, position)] = _written(sequence, position, tokens[position])
             self._read_back(sequence, tokens, chunk.start)
-        return {
-            chunk.request_id: tuple(self._draw(running[chunk.request_id], chunk.draft_tokens))
-            for chunk in plan.chunks
-            if chunk.is_sampled
-        }
+        found: dict[RequestId, tuple[Drawn, ...]] = {}
+        for chunk in plan.chunks:
+            sequence = running[chunk.request_id]
+            answers = [self._score(sequence, position) for position in range(*chunk.scored)]
+            if chunk.is_sampled:
+                answers += self._draw(sequence, chunk.draft_tokens)
+            if answers:
+                found[chunk.request_id] = tuple(answers)
+        return found
 
     def start_profile(self) -> None:
         return None
@@ -135,6 +144,11 @@ class SimulatedExecutor:
 
     def close(self) -> None:
         self.is_closed = True
+
+    def _score(self, sequence: Sequence, position: int) -> Drawn:
+        before, token_id = sequence.tokens[: position + 1], sequence.tokens[position + 1]
+        is_finite = position < self.poisoned.get(sequence.request.id, position + 1)
+        return Drawn(token_id, score_of(_identity(sequence), before, token_id), is_finite=is_finite)
 
     def _draw(self, sequence: Sequence, draft: tuple[int, ...]) -> Iterator[Drawn]:
         tokens, rules = list(sequence.tokens), sequence.rules
@@ -315,6 +329,7 @@ class World:
         max_model_len: int = 4096,
         sliding_window: int | None = None,
         row_work: RowWork = WITHOUT_ATTENTION,
+        max_scored_rows: int = 5,
         open_lender: Callable[[BlockPool], KvLender] | None = None,
         open_executor: Callable[["SimulatedExecutor"], Executor] | None = None,
         grammars: GrammarCompiler | None = None,
@@ -332,6 +347,7 @@ class World:
             sliding_window=sliding_window,
             batch_rows=batch_rows,
             row_work=row_work,
+            max_scored_rows=max_scored_rows,
         )
         self.scheduler = Scheduler(self.pool, limits, pins)
         self.engine = Engine(
@@ -346,6 +362,7 @@ class World:
             open_text=_no_text,
         )
         self.tokens: dict[RequestId, list[int]] = {}
+        self.scores: dict[RequestId, list[float]] = {}  # of prompts
         self.finished: dict[RequestId, Finished] = {}
         self._submitted = 0
 
@@ -364,6 +381,7 @@ class World:
         speculation: bool = True,
         weight: int = 1,
         priority: Priority = Priority.INTERACTIVE,
+        prompt_logprobs: int | None = None,
     ) -> RequestId:
         self._submitted += 1
         request_id = RequestId(f"r{self._submitted}")
@@ -384,6 +402,7 @@ class World:
                 speculation=speculation,
                 weight=weight,
                 priority=priority,
+                prompt_logprobs=prompt_logprobs,
             )
         )
         return request_id
@@ -395,11 +414,18 @@ class World:
         for token in events.tokens:
             assert token.request_id not in self.finished, "a token after the end"
             self.tokens.setdefault(token.request_id, []).append(token.token_id)
+            self._note_scores(token)
         for end in events.finished:
             assert end.request_id not in self.finished, "a request ended twice"
             self.finished[end.request_id] = end
+            self._note_scores(end)
         self.check_blocks()
         return events
+
+    def _note_scores(self, event: TokenEvent | Finished) -> None:
+        if event.prompt is not None:
+            assert event.request_id not in self.scores, "a prompt was scored twice"
+            self.scores[event.request_id] = [score.logprob for score in event.prompt]
 
     def check_blocks(self) -> None:
         """Each block is in one state, running sequences alone hold blocks, and none holds more than it may."""

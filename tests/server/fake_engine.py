@@ -22,6 +22,7 @@ from manylora.engine.events import (
     EngineStats,
     Finished,
     FinishReason,
+    PromptScore,
     StepEvents,
     TokenEvent,
 )
@@ -205,6 +206,7 @@ class FakeEngine:
             adapter=_use(request.adapter) if position == 0 else None,
             queue_ms=QUEUE_MS if position == 0 else None,
             cached_tokens=min(self.cached, len(request.tokens)) if position == 0 else None,
+            prompt=_scores(request) if position == 0 else None,
         )
         self._end_if_over(live, token_id)
         return event
@@ -236,6 +238,7 @@ class FakeEngine:
                 failure=failure,
                 queue_ms=QUEUE_MS if has_run else None,
                 run_ms=2.0 * len(live.generated) if has_run else None,
+                prompt=None if has_run or failure else _scores(live.request),
             )
         )
 
@@ -249,6 +252,15 @@ def _adapter_failure(adapter: AdapterRef | None) -> Failure | None:
         message = f"Adapter '{adapter.id}' was not found in source '{adapter.source}'"
         return Failure(error="AdapterNotFound", message=message)
     return None
+
+
+def _scores(request: Request) -> tuple[PromptScore, ...] | None:
+    """Return scores of -1, -2, … for the tokens of a prompt from the second on."""
+    count = request.prompt_logprobs
+    if count is None:
+        return None
+    others = tuple((65 + other, -0.25 - other) for other in range(count))
+    return tuple(PromptScore(-float(index), others) for index in range(1, len(request.tokens)))
 
 
 def _use(adapter: AdapterRef | None) -> AdapterUse | None:

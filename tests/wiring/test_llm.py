@@ -107,7 +107,7 @@ def test_a_stop_string_ends_a_text_and_is_no_part_of_it(llm: LLM) -> None:
 def test_log_probabilities_come_where_they_are_asked_for(llm: LLM) -> None:
     output = llm.generate("hello", max_tokens=2, sampling=SamplingParams(temperature=0.0, num_logprobs=3))
     assert [len(token.alternatives) for token in output.tokens] == [3, 3]
-    assert all(token.logprob <= 0 for token in output.tokens)
+    assert all(token.logprob is not None and token.logprob <= 0 for token in output.tokens)
 
 
 def test_threads_share_the_steps(llm: LLM) -> None:

@@ -21,9 +21,9 @@ from manylora.engine.events import (
     TokenEvent,
 )
 from manylora.engine.execution.executor import Executor
-from manylora.engine.execution.sampler import Drawn
+from manylora.engine.execution.sampler import Drawn, prompt_scores
 from manylora.engine.grammars.compiler import GrammarCompiler, grammar_key
-from manylora.engine.limits import EngineLimits
+from manylora.engine.limits import EngineLimits, no_token_left, rejected
 from manylora.engine.logits_rules import logits_rules
 from manylora.engine.pooling import Floats
 from manylora.engine.request import Priority, Request
@@ -37,7 +37,6 @@ from manylora.engine.waiting import LOADED, AdapterReady, Condition, GrammarRead
 from manylora.errors import (
     AdapterError,
     EngineFault,
-    InvalidParameter,
     ManyloraError,
     Overloaded,
     QueueTimeout,
@@ -48,7 +47,6 @@ from manylora.ids import Flow, RequestId
 from manylora.kernels.interface import Profile
 from manylora.models.text.adapter_text import AddedToken
 from manylora.sharing import has_place
-from manylora.usage import Counts
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +104,7 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Take a request. The next step ends one that cannot be served, with the error that says why."""
         if (error := self._refusal(request)) is not None:
-            self._finished.append(_rejected(request, error))
+            self._finished.append(rejected(request, error))
             return
         stop = request.stop
         stopper = StopChecker(stop, self._end_of_sequence, partial(self._open_text, stop.added_tokens))
@@ -340,6 +338,12 @@ class Engine:
         All drawn tokens but the last are accepted draft tokens. Tokens drawn after one that ends the generation are
         neither returned nor counted.
         """
+        if chunk.num_scored:
+            scores, drawn = prompt_scores(drawn[: chunk.num_scored]), drawn[chunk.num_scored :]
+            if scores is None:
+                self._end_poisoned(self._queued[chunk.request_id])
+                return
+            self._queued[chunk.request_id].scores += scores
         if not drawn:  # the middle of a prompt
             self._scheduler.commit(chunk)
             return
@@ -352,7 +356,7 @@ class Engine:
                 return
             if one.is_barred:
                 sequence = self._queued[chunk.request_id]
-                self._finish(sequence, FinishReason.REJECTED, _no_token_left(sequence))
+                self._finish(sequence, FinishReason.REJECTED, no_token_left(sequence))
                 return
             sequence = self._scheduler.commit(chunk, accepted)
             if accepted > 0:
@@ -387,7 +391,10 @@ class Engine:
         event = TokenEvent(sequence.request.id, token_id, drawn.logprob, drawn.alternatives)
         if num_generated == 1:
             event = event._replace(
-                adapter=sequence.adapter_use, queue_ms=sequence.queue_ms, cached_tokens=sequence.cached_tokens
+                adapter=sequence.adapter_use,
+                queue_ms=sequence.queue_ms,
+                cached_tokens=sequence.cached_tokens,
+                prompt=sequence.scored_prompt,
             )
         self._tokens.append(event)
         stop = sequence.stopper.push(token_id, num_generated)
@@ -426,6 +433,7 @@ class Engine:
                 run_ms=None if sequence.first_run_s is None else 1e3 * (now_s - sequence.first_run_s),
                 pooled=pooled,
                 adapter=None if pooled is None else sequence.adapter_use,
+                prompt=None if error or sequence.num_generated else sequence.scored_prompt,
             )
         )
 
@@ -434,17 +442,3 @@ class Engine:
         self._totals["completion_tokens"] += len(self._tokens)
         self._tokens, self._finished = [], []
         return events
-
-
-def _no_token_left(sequence: Sequence) -> InvalidParameter:
-    if sequence.matcher is not None:
-        return sequence.matcher.no_token_left()
-    return InvalidParameter(
-        "`allowed_token_ids`, `bad_words` and `min_tokens` together leave no token to generate",
-        parameter="allowed_token_ids",
-    )
-
-
-def _rejected(request: Request, error: ManyloraError) -> Finished:
-    counts = Counts(prompt_tokens=len(request.tokens), cached_tokens=0, completion_tokens=0)
-    return Finished(request_id=request.id, reason=FinishReason.REJECTED, counts=counts, failure=Failure.of(error))

@@ -36,6 +36,16 @@ class AdapterUse:
     load_ms: float
 
 
+class PromptScore(NamedTuple):
+    """The score of one token of a prompt, under the logits of the position before it, without logits rules.
+
+    Fields as in `TokenEvent`.
+    """
+
+    logprob: float
+    alternatives: tuple[tuple[int, float], ...] = ()
+
+
 class TokenEvent(NamedTuple):  # one for every row of every step: a frozen dataclass takes several times as long to make
     """One committed token of one request.
 
@@ -45,6 +55,7 @@ class TokenEvent(NamedTuple):  # one for every row of every step: a frozen datac
     adapter       set on a request's first token only, None for the base model
     queue_ms      set on a request's first token only: arrival to the first step that held it, adapter load included
     cached_tokens set on a request's first token only: as in `usage.Counts`, so that they are known whatever ends it
+    prompt        set on a request's first token only: the scores of the prompt's tokens but the first, if asked for
     is_gained     set by the edge: whether the same step committed a token of the request before this one, so that
                   a draft token saved a step
     """
@@ -56,6 +67,7 @@ class TokenEvent(NamedTuple):  # one for every row of every step: a frozen datac
     adapter: AdapterUse | None = None
     queue_ms: float | None = None
     cached_tokens: int | None = None
+    prompt: tuple[PromptScore, ...] | None = None
     is_gained: bool = False
 
 
@@ -76,6 +88,7 @@ class Finished:
     run_ms       first step to the end
     pooled       the result of a request with a `Pooling`; None if it failed
     adapter      set with `pooled`, as in `TokenEvent`
+    prompt       as in `TokenEvent`, for a request that ends without a token
     """
 
     request_id: RequestId
@@ -87,6 +100,7 @@ class Finished:
     run_ms: float | None = None
     pooled: PooledValues | None = None
     adapter: AdapterUse | None = None
+    prompt: tuple[PromptScore, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass
 
+from manylora.engine.events import Finished, FinishReason
 from manylora.engine.request import Request
 from manylora.engine.scheduling.pins import unknown_tokens
-from manylora.errors import ContextLengthExceeded, InvalidParameter, RequestRejected, TaskUnsupported
+from manylora.engine.scheduling.sequence import Sequence
+from manylora.errors import ContextLengthExceeded, InvalidParameter, ManyloraError, RequestRejected, TaskUnsupported
+from manylora.failure import Failure
 from manylora.kernels.adapter_layout import MAX_ADDED_TOKENS
+from manylora.usage import Counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,3 +47,19 @@ class EngineLimits:
         if not 0 <= min(request.tokens) <= max(request.tokens) < known:
             return unknown_tokens(self.vocab)
         return None
+
+
+def no_token_left(sequence: Sequence) -> InvalidParameter:
+    """Return the error for a sequence whose rules bar every token."""
+    if sequence.matcher is not None:
+        return sequence.matcher.no_token_left()
+    return InvalidParameter(
+        "`allowed_token_ids`, `bad_words` and `min_tokens` together leave no token to generate",
+        parameter="allowed_token_ids",
+    )
+
+
+def rejected(request: Request, error: ManyloraError) -> Finished:
+    """Return the end of a request that is refused."""
+    counts = Counts(prompt_tokens=len(request.tokens), cached_tokens=0, completion_tokens=0)
+    return Finished(request_id=request.id, reason=FinishReason.REJECTED, counts=counts, failure=Failure.of(error))

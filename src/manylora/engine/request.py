@@ -99,6 +99,8 @@ class Request:
     grammar      the form of the reply; None: any text
     speculation  False: no draft tokens for this request. Speculation changes no token
     pooling      the form of the result of a request that generates nothing; None: it generates
+    prompt_logprobs  alternatives reported beside each token of the prompt, 0..20; None: the prompt is not scored. The
+                 positions to score are computed, whatever the prefix cache has
     """
 
     id: RequestId
@@ -116,3 +118,4 @@ class Request:
     weight: int = 1
     priority: Priority = Priority.INTERACTIVE
     pooling: Pooling | None = None
+    prompt_logprobs: int | None = None

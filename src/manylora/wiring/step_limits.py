@@ -23,6 +23,7 @@ def step_limits(limits: EngineConfig, spec: ModelSpec, kernels: Kernels, sliding
         max_rows=limits.max_step_tokens,
         max_running=limits.max_running,
         batch_rows=limits.batch_step_tokens,
+        max_scored_rows=limits.max_running,  # so that a step has no more logits than when every sequence draws
         max_draft_tokens=draft_tokens,
         draft_width=limits.guess_width,
         sliding_window=sliding_window,

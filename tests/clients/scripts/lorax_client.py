@@ -53,8 +53,17 @@ def alternatives_stand_beside_each_token() -> None:
     assert reply.details is not None
     for token in reply.details.tokens:
         assert len(token.alternative_tokens) == 3
+
         assert token.alternative_tokens[0].id == token.id
         assert token.alternative_tokens[0].logprob == token.logprob
+
+
+@case
+def details_list_the_scored_tokens_of_the_prompt() -> None:
+    reply = client.generate(PARIS, max_new_tokens=1, decoder_input_details=True)
+    assert reply.details is not None
+    assert len(reply.details.prefill) > 1
+    assert [token.logprob is None for token in reply.details.prefill[:2]] == [True, False]
 
 
 @case

@@ -42,13 +42,17 @@ class TwoRanks:
 
 def received(message: str) -> Plan:
     fields = json.loads(message)
-    chunks = tuple(Chunk(**{**chunk, "draft_tokens": tuple(chunk["draft_tokens"])}) for chunk in fields["chunks"])
+    tuples = ("draft_tokens", "scored")
+    chunks = tuple(Chunk(**{**chunk, **{name: tuple(chunk[name]) for name in tuples}}) for chunk in fields["chunks"])
     return Plan(fields["number"], chunks, tuple(fields["admitted"]), tuple(fields["preempted"]))
 
 
 def replies(world: World) -> dict[RequestId, list[int]]:
     for length in range(1, 13):
-        world.submit([1, 2, 3] * length, budget=9, adapter=(None, "one", "two")[length % 3])
+        prompt_logprobs = 1 if length % 5 == 0 else None
+        world.submit(
+            [1, 2, 3] * length, budget=9, adapter=(None, "one", "two")[length % 3], prompt_logprobs=prompt_logprobs
+        )
     world.run()
     assert world.engine.stats().draft_tokens
     assert world.engine.stats().preemptions

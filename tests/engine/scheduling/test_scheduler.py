@@ -36,7 +36,9 @@ def test_a_plan_is_data() -> None:
     plan = world.executor.plans[0]
     assert json.loads(json.dumps(dataclasses.asdict(plan))) == {
         "number": 1,
-        "chunks": [{"request_id": "r1", "start": 0, "stop": 5, "is_sampled": True, "draft_tokens": []}],
+        "chunks": [
+            {"request_id": "r1", "start": 0, "stop": 5, "is_sampled": True, "draft_tokens": [], "scored": [0, 0]}
+        ],
         "admitted": ["r1"],
         "preempted": [],
     }

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manylora.clock import ManualClock
-from manylora.engine.events import AdapterUse, Finished, FinishReason, StepEvents, TokenEvent
+from manylora.engine.events import AdapterUse, Finished, FinishReason, PromptScore, StepEvents, TokenEvent
 from manylora.ids import Digest, RequestId
 from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.loop import pack_step
@@ -26,6 +26,10 @@ TOKENS = st.builds(
     st.none() | st.just(AdapterUse(digest=Digest("0" * 64), tier="on_disk", load_ms=1.5)),
     st.none() | LOGPROBS,
     st.none() | st.integers(0, 9),
+    st.none()
+    | st.lists(
+        st.builds(PromptScore, LOGPROBS, st.just(()) | st.tuples(st.tuples(st.integers(0, 9), LOGPROBS))), max_size=2
+    ).map(tuple),
 )
 COUNTS = Counts(prompt_tokens=3, cached_tokens=1, completion_tokens=2, computed_tokens=3)
 

@@ -81,6 +81,18 @@ def test_best_of_returns_the_best_and_shows_the_others(in_house: InHouse) -> Non
     in_house(scenario)
 
 
+def test_details_list_the_tokens_of_the_prompt_on_demand(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        parameters = {"decoder_input_details": True, "best_of": 2, "do_sample": True}
+        details = (await house.post("/generate", {"inputs": "Hié", "parameters": parameters})).json()["details"]
+        for sequence in (details, *details["best_of_sequences"]):
+            assert [token["id"] for token in sequence["prefill"]] == [72, 105, 195, 169]
+            assert [token["text"] for token in sequence["prefill"]] == ["H", "i", "", "é"]
+            assert [token["logprob"] for token in sequence["prefill"]] == [None, -1, -2, -3]
+
+    in_house(scenario)
+
+
 def test_a_stop_string_stays_in_the_text(in_house: InHouse) -> None:
     async def scenario(house: House) -> None:
         for stop in ("b", ["zzz", "b"]):
@@ -224,7 +236,6 @@ VIOLATIONS = [
     ({"adapter_id": "../x"}, "`adapter_id` must be a name such as `support-triage` or `team/name`. Given: ../x"),
     ({"adapter_id": "x", "adapter_source": "s3"}, "`adapter_source` must be one of local. Given: s3"),
     ({"watermark": True}, "`watermark` is not supported by this server"),
-    ({"decoder_input_details": True}, "`decoder_input_details` is not supported by this server yet"),
     (
         {"response_format": {"type": "regex"}},
         "`response_format` is not supported by this server yet: `type` is one of text, json_object, json_schema",

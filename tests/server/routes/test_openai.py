@@ -7,6 +7,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from manylora.server.generation.text import TextToken
+from manylora.server.routes.openai.choices import in_echo
 from tests.server.conftest import House
 
 InHouse = Callable[..., None]
@@ -190,6 +192,44 @@ def test_echo_puts_the_prompt_first(in_house: InHouse, is_stream: bool) -> None:
     in_house(scenario)
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize(("prompt", "budget"), [("SAY:é", 2), ([83, 65, 89, 58, 195, 169], 2), ("SAY:é", 0)])
+def test_an_echo_with_logprobs_scores_the_prompt(
+    in_house: InHouse, is_stream: bool, prompt: object, budget: int
+) -> None:
+    """The first token has no score. Offsets go on behind the echo, and two tokens of one character share one."""
+
+    async def scenario(house: House) -> None:
+        body = {"prompt": prompt, "echo": True, "logprobs": 1, "max_tokens": budget, "n": 2, "stream": is_stream}
+        reply = await house.post(COMPLETIONS, body)
+        found = chunks(reply) if is_stream else [reply.json()]
+        for index in range(2):
+            lists: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+            text = ""
+            for choice in (choice for chunk in found for choice in chunk["choices"] if choice["index"] == index):
+                text += choice["text"]
+                for name in lists if choice["logprobs"] else ():
+                    lists[name] += choice["logprobs"][name]
+            assert text == "SAY:é" + ("é" if budget else "")
+            assert lists["tokens"] == [*"SAY:", *2 * ["bytes:\\xc3", "bytes:\\xa9"]][: 6 + budget]
+            assert lists["token_logprobs"][:6] == [None, -1, -2, -3, -4, -5]
+            assert lists["top_logprobs"][:3] == [None, {"A": -1}, {"Y": -2, "A": -0.25}]
+            assert lists["text_offset"] == [0, 1, 2, 3, 4, 4, 5, 5][: 6 + budget]
+
+    in_house(scenario)
+
+
+def test_an_echo_s_offsets_leave_out_what_the_tokenizer_added() -> None:
+    texts = ["<s>", "H", "i"]
+    offsets = (0, 3, 4)
+    tokens = [
+        TextToken(id=0, text=text, offset=offset, logprob=None, is_special=False)
+        for text, offset in zip(texts, offsets, strict=True)
+    ]
+    assert [token.offset for token in in_echo(tokens, "Hi")] == [0, 0, 1]
+    assert [token.offset for token in in_echo(tokens, "<s>Hi")] == [0, 3, 4]
+
+
 def test_completions_stop_at_sixteen_tokens_unless_told(in_house: InHouse) -> None:
     async def scenario(house: House) -> None:
         reply = (await house.post(COMPLETIONS, {"prompt": "SAY:" + "x" * 30})).json()
@@ -258,8 +298,6 @@ INVALID = [
     (COMPLETIONS, {"prompt": [1, "a"]}, "prompt"),
     (COMPLETIONS, {"prompt": [999]}, "prompt"),
     (COMPLETIONS, {"prompt": "x", "logprobs": 21}, "logprobs"),
-    (COMPLETIONS, {"prompt": "x", "echo": True, "logprobs": 1}, "echo"),
-    (COMPLETIONS, {"prompt": "x", "echo": True, "logprobs": 0, "max_tokens": 0}, "echo"),
     (COMPLETIONS, {"prompt": "x", "max_tokens": 0}, "max_tokens"),
     (COMPLETIONS, {"prompt": "x", "n": 2, "best_of": 1}, "best_of"),
     (COMPLETIONS, {"prompt": "x", "best_of": 2, "stream": True}, "best_of"),

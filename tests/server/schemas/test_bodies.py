@@ -90,7 +90,6 @@ def test_a_route_refuses_a_stream_that_contradicts_it(is_stream: bool, given: bo
 @pytest.mark.parametrize(
     ("model", "body", "message"),
     [
-        (CompletionBody, {"prompt": "x", "echo": True, "logprobs": 1}, "`echo` with `logprobs`"),
         (ChatBody, {"messages": [{"role": "user"}], "top_logprobs": 2}, "`top_logprobs` needs"),
         (CompletionBody, {"prompt": "x", "stream_options": {"include_usage": 1}}, "`stream_options` needs"),
         (CompletionBody, {"prompt": "x", "n": 2, "best_of": 1}, "`best_of` must be >= `n`"),

@@ -23,14 +23,29 @@ _Pairs = list[tuple[Chunk, Sequence]]
 class Batch:
     """The tensors of one step, and the chunks and sequences of its rows of logits, in their order.
 
-    A sampled chunk has one row of logits, and one more for each of its draft tokens.
+    A chunk has one row of logits for each scored position, then, if it is sampled, one row, and one more for each of
+    its draft tokens.
+    scored  the chunks with scored positions
+    pairs   all chunks
     pooled  the kept hidden states of each chunk that has some, in the order of `StepInput.hidden`
     """
 
     step: StepInput
     sampled: _Pairs
     has_drafts: bool
+    scored: _Pairs
+    pairs: _Pairs
     pooled: "tuple[PooledChunk, ...]" = ()
+
+    def rows_of_logits(self) -> tuple[list[int], list[int]]:
+        """Return the rows of logits of the scored positions, and those from which tokens are drawn."""
+        scores, draws, row = list[int](), list[int](), 0
+        for chunk, _ in self.pairs:
+            scores += range(row, row + chunk.num_scored)
+            row += chunk.num_scored
+            draws += range(row, row + chunk.num_drawn)
+            row += chunk.num_drawn
+        return scores, draws
 
 
 class PooledChunk(NamedTuple):
@@ -97,13 +112,14 @@ class BatchBuilder:
             own_ids=token_ids if has_added else None,
         )
         if is_decoding:
-            return Batch(step, pairs, has_drafts)
+            return Batch(step, pairs, has_drafts=False, scored=[], pairs=pairs)
         sampled = [pair for pair in pairs if pair[0].is_sampled]
         rows_kept, pooled = self._pooled(pairs)
         if pooled:
             kept = torch.empty((len(rows_kept), self._hidden))
             step = replace(step, hidden_rows=torch.tensor(rows_kept), hidden=kept)
-        return Batch(step, sampled, has_drafts, pooled)
+        scored = [pair for pair in pairs if pair[0].num_scored]
+        return Batch(step, sampled, has_drafts, scored, pairs, pooled)
 
     def _pooled(self, pairs: _Pairs) -> tuple[list[int], tuple[PooledChunk, ...]]:
         """Return the rows of the step whose hidden states are kept, ascending, and the chunks that they belong to."""
@@ -149,8 +165,12 @@ class BatchBuilder:
             blocks = sequence.block_ids[positions // self._block_size].astype(np.int64)
             self._slots[rows] = blocks * self._block_size + positions % self._block_size
             self._row_sequence[rows] = index
+            if chunk.num_scored:
+                scores = slice(num_logits, num_logits + chunk.num_scored)
+                self._logit_rows[scores] = range(*(first + position - chunk.start for position in chunk.scored))
+                num_logits += chunk.num_scored
             if chunk.is_sampled:
-                count = 1 + len(chunk.draft_tokens)
+                count = chunk.num_drawn
                 self._logit_rows[num_logits : num_logits + count] = range(row - count, row)
                 num_logits += count
         return row, num_logits

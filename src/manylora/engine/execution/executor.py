@@ -27,10 +27,11 @@ class Executor(Protocol):
         """Return the size of the paged keys and values and the call that discards blocks, on all ranks at once."""
 
     def execute(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> Results:
-        """Compute every chunk of the plan and return the drawn tokens of each sampled one, and the pooled rows.
+        """Compute every chunk of the plan; return scores and drawn tokens of scored or sampled ones, and pooled rows.
 
         Args:     running  the sequences of the plan's chunks; read here and not kept
-        Returns:  for each sampled chunk at least one draw: all but the last are its accepted draft tokens.
+        Returns:  for each such chunk, one entry for each scored position, whose token is the prompt's next one; then,
+                  if it is sampled, at least one draw: all but the last are its accepted draft tokens.
                   For each chunk of a pooled request that has rows of its result, these rows
         Raises:   any exception; the engine then ends the requests of this plan and goes on
         """

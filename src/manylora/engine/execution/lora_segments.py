@@ -71,11 +71,8 @@ class LoraSegments:
         row = logit_row = 0
         weights: dict[Digest, _Weighted] = {}
         for chunk, sequence in pairs:
-            num_drafts = len(chunk.draft_tokens)
-            first, row = row, row + chunk.stop - chunk.start + num_drafts
-            first_logit = logit_row
-            if chunk.is_sampled:
-                logit_row += 1 + num_drafts
+            first, row = row, row + chunk.num_rows
+            first_logit, logit_row = logit_row, logit_row + chunk.num_scored + chunk.num_drawn
             placed = sequence.placed
             if placed is None:
                 continue

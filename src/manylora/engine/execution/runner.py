@@ -1,6 +1,7 @@
 """The executor of a single process: builds a step's batch, runs the model, draws the tokens."""
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Protocol
 
 from torch import Tensor
@@ -53,13 +54,28 @@ class Runner:
         # No tensor here wants a gradient, so no mode of torch is entered: each costs tens of microseconds a step.
         batch = self._builder.build(plan, running)
         logits = self._logits = self._model.forward(batch.step, self.kv, self._logits)
+        drawn = self._scores_and_draws(batch, logits) if batch.scored else self._draws(batch, logits)
         if not batch.pooled:
-            return self._draw(batch, logits)
+            return drawn
         assert batch.step.hidden is not None  # it goes with `pooled`
-        drawn = self._draw(batch, logits) if batch.sampled else {}
         return {**drawn, **_pooled_rows(batch.pooled, batch.step.hidden.numpy())}
 
-    def _draw(self, batch: Batch, logits: Tensor) -> dict[RequestId, tuple[Drawn, ...]]:
+    def _scores_and_draws(self, batch: Batch, logits: Tensor) -> dict[RequestId, tuple[Drawn, ...]]:
+        """Return the scores of each scored chunk, with the draws of each sampled one behind them."""
+        scored_rows, drawn_rows = batch.rows_of_logits()
+        tokens, wanted = list[int](), list[int]()
+        for chunk, sequence in batch.scored:
+            first, last = chunk.scored
+            tokens += sequence.tokens[first + 1 : last + 1]
+            wanted += [sequence.request.prompt_logprobs or 0] * chunk.num_scored
+        scores = iter(self._sampler.score(logits[scored_rows], tokens, wanted))
+        found = {chunk.request_id: tuple(islice(scores, chunk.num_scored)) for chunk, _ in batch.scored}
+        for request_id, drawn in self._draws(batch, logits[drawn_rows]).items():
+            found[request_id] = (*found.get(request_id, ()), *drawn)
+        return found
+
+    def _draws(self, batch: Batch, logits: Tensor) -> dict[RequestId, tuple[Drawn, ...]]:
+        """Return the draws of each sampled chunk; `logits` has their rows alone."""
         sampled = batch.sampled
         rows = SamplingRows(
             params=[sequence.request.sampling for _, sequence in sampled],

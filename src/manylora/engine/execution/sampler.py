@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from manylora.engine.events import PromptScore
 from manylora.engine.grammars.matcher import GrammarMatcher
 from manylora.engine.logits_rules import LogitsRules
 from manylora.engine.request import SamplingParams
@@ -127,7 +128,9 @@ class Sampler:
         if ruled:
             self._redraw(rows, ruled, own, tokens, peaks)
         return [
-            _answer(rows.params[index], tokens[index], peaks[index], own.get(index), was_sound=sound[index])
+            _answer(
+                rows.params[index].num_logprobs, tokens[index], peaks[index], own.get(index), was_sound=sound[index]
+            )
             for index in range(len(tokens))
         ]
 
@@ -148,6 +151,19 @@ class Sampler:
         """
         every = iter(self.sample(logits, rows.ahead(drafts)))
         return [_accept(tuple(islice(every, 1 + len(draft))), draft) for draft in drafts]
+
+    def score(self, logits: Tensor, tokens: Sequence[int], num_alternatives: Sequence[int]) -> list[Drawn]:
+        """Return the scores of given tokens, one for each row.
+
+        Args:  logits            (rows, vocab) float32, on any device
+               tokens            the token of each row
+               num_alternatives  alternatives beside each, 0..20
+        """
+        own = _on_host(logits, list(range(len(tokens))))
+        return [
+            _answer(most, token, float(own[row].max()), own[row], was_sound=True)
+            for row, (token, most) in enumerate(zip(tokens, num_alternatives, strict=True))
+        ]
 
     def _array_of(self, rows: SamplingRows) -> SamplingRules:
         """Return the rows of `SAMPLING_RULE`, in an array that the next call may reuse."""
@@ -197,6 +213,13 @@ def _rule(of: SamplingParams) -> tuple[int, int, float, float, float, float, int
     return of.seed, 0, of.temperature, of.top_p, of.min_p, of.typical_p or 0.0, min(of.top_k or 0, MAX_TOP_K)
 
 
+def prompt_scores(scores: Sequence[Drawn]) -> list[PromptScore] | None:
+    """Return the scores of a prompt's tokens; None if the logits of one were not finite."""
+    if not all(score.is_token for score in scores):
+        return None
+    return [PromptScore(score.logprob or 0.0, score.alternatives) for score in scores]
+
+
 def _accept(drawn: tuple[Drawn, ...], draft: tuple[int, ...]) -> tuple[Drawn, ...]:
     """Return the draws up to the first that rejects its draft token or is no token, this one included."""
     accepted = 0
@@ -216,12 +239,12 @@ def _on_host(logits: Tensor, wanted: list[int]) -> dict[int, _Floats]:
     return dict(zip(wanted, copied, strict=True))
 
 
-def _answer(params: SamplingParams, token_id: int, peak: float, logits: _Floats | None, *, was_sound: bool) -> Drawn:
+def _answer(num_logprobs: int | None, token_id: int, peak: float, logits: _Floats | None, *, was_sound: bool) -> Drawn:
     """Return the answer of one row. `was_sound`: its highest logit was finite before its rules."""
     if not math.isfinite(peak):
         is_barred = was_sound and peak == -math.inf
         return Drawn(token_id=token_id, is_finite=is_barred, is_barred=is_barred)
-    if params.num_logprobs is None or logits is None:
+    if num_logprobs is None or logits is None:
         return Drawn(token_id=token_id)
     normaliser = peak + math.log(float(np.exp(logits - np.float32(peak)).sum(dtype=np.float64)))
     return Drawn(
@@ -229,6 +252,6 @@ def _answer(params: SamplingParams, token_id: int, peak: float, logits: _Floats 
         logprob=float(logits[token_id]) - normaliser,
         alternatives=tuple(
             (token, float(logits[token]) - normaliser)
-            for token in ranked_best(logits, min(params.num_logprobs, len(logits))).tolist()
+            for token in ranked_best(logits, min(num_logprobs, len(logits))).tolist()
         ),
     )

@@ -13,6 +13,7 @@ class Chunk:
     draft_tokens  computed at the positions from `stop` on as if they had been drawn already; empty unless `is_sampled`.
                   A token is drawn after each of them, in order, until a drawn token differs from the draft. So the
                   tokens are those of as many steps of one token.
+    scored        half-open range of its positions whose logits score the prompt's token after each; empty, as a rule
     """
 
     request_id: RequestId
@@ -20,6 +21,16 @@ class Chunk:
     stop: int
     is_sampled: bool
     draft_tokens: tuple[int, ...] = ()
+    scored: tuple[int, int] = (0, 0)
+
+    @property
+    def num_scored(self) -> int:
+        return self.scored[1] - self.scored[0]
+
+    @property
+    def num_drawn(self) -> int:
+        """Rows of logits from which tokens are drawn, one for each draft token included."""
+        return 1 + len(self.draft_tokens) if self.is_sampled else 0
 
     @property
     def num_rows(self) -> int:

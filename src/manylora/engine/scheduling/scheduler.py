@@ -59,6 +59,7 @@ class StepLimits:
     sliding_window    positions that a row sees, itself included, in the layer that sees most; None: all before it
     batch_rows        rows of batch sequences in one step, so that an interactive request waits for a short step
     row_work          work of a row; without any for attention `max_rows` alone bounds a step
+    max_scored_rows   positions of prompts scored in one step; bounds the memory of their logits
     """
 
     max_rows: int
@@ -68,18 +69,21 @@ class StepLimits:
     draft_width: int = 0
     sliding_window: int | None = None
     row_work: RowWork = field(default_factory=RowWork)
+    max_scored_rows: int = 64
 
 
 @dataclass(slots=True)
 class _Step:
     """A step while it is planned.
 
-    work     what its rows may still cost
-    refuses  whether some interactive sequence lacks room for its adapter
-    is_full  whether the next sequence to admit lacks a place or blocks, so that none behind it is admitted
+    work         what its rows may still cost
+    scored_rows  positions of prompts that the step may still score
+    refuses      whether some interactive sequence lacks room for its adapter
+    is_full      whether the next sequence to admit lacks a place or blocks, so that none behind it is admitted
     """
 
     work: StepWork
+    scored_rows: int
     chunks: list[Chunk] = field(default_factory=list)
     admitted: list[RequestId] = field(default_factory=list)
     preempted: list[RequestId] = field(default_factory=list)
@@ -149,10 +153,13 @@ class Scheduler:
         if self._steps % PRUNE_STEPS == 0:
             for priority, queue in self._queues.items():
                 queue.prune(sequence.request.flow for sequence in self._running(priority))
-        step = _Step(StepWork(self.limits.row_work, self.limits.max_rows))
+        step = _Step(StepWork(self.limits.row_work, self.limits.max_rows), self.limits.max_scored_rows)
         self._make_room(step)
         kept = self._rows_kept_for_batch(step)
+        kept_scored = min(kept, step.scored_rows // 2)
+        step.scored_rows -= kept_scored
         rows = kept + self._plan_class(step, Priority.INTERACTIVE, self.limits.max_rows - kept)
+        step.scored_rows += kept_scored
         if self._queues[Priority.BATCH] or any(self._running(Priority.BATCH)):
             rows -= self._plan_batch(step, rows, is_due=kept > 0)
         else:
@@ -294,6 +301,8 @@ class Scheduler:
         """Plan as much of the sequence's remaining work as fits in `rows` and in the step; return the rows left."""
         start, end = sequence.computed, len(sequence.tokens)
         count = min(end - start, rows)
+        if sequence.num_unscored > 0:
+            count, _ = sequence.scored_part(count, step.scored_rows)
         if end - start > 1:
             count = step.work.fit(start, count)
         elif count:
@@ -303,7 +312,9 @@ class Scheduler:
         stop = start + count
         is_sampled = stop == end and sequence.pooled is None
         request = sequence.request
-        step.chunks.append(Chunk(request.id, start, stop, is_sampled))
+        _, scored = sequence.scored_part(count, step.scored_rows)
+        step.scored_rows -= scored[1] - scored[0]
+        step.chunks.append(Chunk(request.id, start, stop, is_sampled, scored=scored))
         new_prompt = 0
         if sequence.charged < sequence.num_prompt:
             new_prompt = max(0, min(stop, sequence.num_prompt) - max(start, sequence.charged))

@@ -3,7 +3,7 @@
 import numpy as np
 
 from manylora.adapter_state import AdapterHandle
-from manylora.engine.events import AdapterUse
+from manylora.engine.events import AdapterUse, PromptScore
 from manylora.engine.grammars.matcher import GrammarMatcher
 from manylora.engine.logits_rules import LogitsRules
 from manylora.engine.pooling import PooledRows
@@ -52,6 +52,7 @@ class Sequence:
         "request",
         "root",
         "rules",
+        "scores",
         "stopper",
         "tier_on_arrival",
         "tokens",
@@ -68,6 +69,7 @@ class Sequence:
         self.computed = 0
         self.pooled = None if request.pooling is None else PooledRows(request.pooling)
         self.prompt_lookup = PromptLookup() if request.speculation and self.pooled is None else None
+        self.scores: list[PromptScore] = []  # of the prompt's tokens from the second on, if the request wants them
         self.charged = 0  # prompt positions below this are charged to the flow
         self.reached = 0  # prompt positions below this were computed or cached at least once
         self.published = 0  # blocks below this index are in the prefix cache
@@ -100,11 +102,37 @@ class Sequence:
     def num_reusable(self) -> int:
         """Positions that may come from the prefix cache: all but the last one, whose row each step needs.
 
-        Positions whose rows are a part of a pooled result must be computed once.
+        Positions whose rows are a part of a pooled result, or score the prompt, must be computed once.
         """
+        if self.num_unscored > 0:
+            return len(self.scores)
         if self.pooled is None or not self.pooled.pooling.needs_every_row:
             return len(self.tokens) - 1
         return min(len(self.tokens) - 1, self.pooled.num_taken)
+
+    @property
+    def num_unscored(self) -> int:
+        """Number of positions still to score: the first is `len(scores)`."""
+        return 0 if self.request.prompt_logprobs is None else self.num_prompt - 1 - len(self.scores)
+
+    def scored_part(self, count: int, most: int) -> tuple[int, tuple[int, int]]:
+        """Return the rows of the next chunk, and the range of its positions to score.
+
+        Args:  count  rows at most, no more than remain;  most  positions to score at most
+        """
+        first = max(self.computed, len(self.scores))
+        last = min(self.computed + count, len(self.scores) + self.num_unscored)
+        if first >= last:
+            return count, (0, 0)
+        if last - first > most:
+            last = first + most
+            count = last - self.computed
+        return count, (first, last)
+
+    @property
+    def scored_prompt(self) -> tuple[PromptScore, ...] | None:
+        """The scores of the prompt's tokens but the first; None if the request wants none."""
+        return None if self.request.prompt_logprobs is None else tuple(self.scores)
 
     @property
     def counts(self) -> Counts:

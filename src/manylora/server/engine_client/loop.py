@@ -41,7 +41,7 @@ BEAT_S = 1.0
 ACKNOWLEDGEMENT_WAIT_S = 1.0
 """Seconds between two checks that a client lives while the loop waits for its acknowledgement."""
 
-_PLAIN = TokenEvent(RequestId(""), 0)[2:7]
+_PLAIN = TokenEvent(RequestId(""), 0)[2:8]
 """The fields of `TokenDetails` with their defaults."""
 
 
@@ -238,7 +238,7 @@ def pack_step(number: int, events: StepEvents, indexes: Mapping[RequestId, int])
         number,
         [indexes[token[0]] for token in tokens],
         [token[1] for token in tokens],
-        {position: TokenDetails(*token[2:7]) for position, token in enumerate(tokens) if token[2:7] != _PLAIN},
+        {position: TokenDetails(*token[2:8]) for position, token in enumerate(tokens) if token[2:8] != _PLAIN},
         [(indexes[end.request_id], end) for end in events.finished],
     )
 

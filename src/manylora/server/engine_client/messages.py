@@ -10,7 +10,7 @@ import msgspec
 from manylora.adapter_ref import AdapterRef
 from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterWords
 from manylora.config.settings import Config
-from manylora.engine.events import AdapterUse, EngineStats, Finished, FinishReason
+from manylora.engine.events import AdapterUse, EngineStats, Finished, FinishReason, PromptScore
 from manylora.engine.request import Request
 from manylora.failure import Failure
 from manylora.ids import Flow
@@ -123,6 +123,7 @@ class TokenDetails(msgspec.Struct, frozen=True, array_like=True):
     adapter: AdapterUse | None = None
     queue_ms: float | None = None
     cached_tokens: int | None = None
+    prompt: tuple[PromptScore, ...] | None = None
 
 
 class StepFrame(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -159,6 +159,7 @@ class InFlightStreams:
                     details.adapter,
                     details.queue_ms,
                     details.cached_tokens,
+                    details.prompt,
                     index == before,
                 )
             )

@@ -54,6 +54,7 @@ class PreparedPrompt:
     keeps_stop  whether the text keeps the stop token
     is_cut      whether truncation has removed tokens of the prompt
     rules       text rules of the adapter or of the base model, for the prompt and the reply
+    prompt_logprobs  as in `Order`
     """
 
     tokens: tuple[int, ...]
@@ -67,6 +68,7 @@ class PreparedPrompt:
     keeps_stop: bool
     is_cut: bool
     rules: TextRules
+    prompt_logprobs: int | None
 
     def requests(self, tenant: TenantId, weight: int) -> list[Request]:
         """Return one engine request for each sequence. They differ in id and seed; `weight` is the tenant's share."""
@@ -84,6 +86,7 @@ class PreparedPrompt:
                 text=self.rules.digest,
                 waited_ms=self.rules.waited_ms,
                 found_in=self.rules.found_in,
+                prompt_logprobs=self.prompt_logprobs,
             )
             for index in range(self.num_sequences)
         ]
@@ -193,6 +196,7 @@ class InputProcessor:
             keeps_stop=bool(order.stop.keeps_stop),
             is_cut=len(kept) < len(tokens),
             rules=rules,
+            prompt_logprobs=order.prompt_logprobs,
         )
 
     def _truncated(self, tokens: tuple[int, ...], order: Order) -> tuple[int, ...]:

@@ -81,6 +81,7 @@ class Order:
     form             the form of the pieces that the route prints
     truncate         number of the prompt's last tokens to keep; None: all; `LONGEST_PROMPT`: as many as fit
     truncate_budget  number of generated tokens for which truncation leaves room; None: one
+    prompt_logprobs  alternatives beside each token of the prompts, 0..20; None: the prompts are not scored
     …_field          the request's field in the text of an error
     """
 
@@ -100,6 +101,7 @@ class Order:
     bad_words: tuple[str, ...] = ()
     truncate: int | None = None
     truncate_budget: int | None = None
+    prompt_logprobs: int | None = None
     adapter_field: str = "adapter_id"
     prompt_field: str = "prompt"
     budget_field: str = "max_tokens"

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from manylora.clock import Clock
-from manylora.engine.events import AdapterUse, Finished, FinishReason, TokenEvent
+from manylora.engine.events import AdapterUse, Finished, FinishReason, PromptScore, TokenEvent
 from manylora.errors import IncompleteGeneration
 from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.engine_client.streams import SequenceStream
@@ -26,7 +26,7 @@ class SequenceOutput:
 
     __slots__ = (
         *("_cut", "_detokenizer", "_ends", "_form", "_keeps_special", "_length", "_logprob_sum", "_num_sent"),
-        *("_min_tokens", "_num_taken", "_parts", "_pending", "_tokenizer", "index", "stream", "tokens"),
+        *("_min_tokens", "_num_taken", "_parts", "_pending", "_tokenizer", "index", "prompt", "stream", "tokens"),
     )
 
     def __init__(
@@ -37,6 +37,7 @@ class SequenceOutput:
         self.index = index
         self.stream = stream
         self.tokens: list[TextToken] = []  # all reported ones, if the form keeps them
+        self.prompt: tuple[TextToken, ...] | None = None  # the prompt's tokens with their scores, if asked for
         self._form = form
         self._tokenizer = tokenizer
         self._detokenizer = tokenizer.stream(skip_special_tokens=stop.skip_special_tokens, continues=True)
@@ -79,9 +80,16 @@ class SequenceOutput:
 
         Raises the error with which the sequence failed.
         """
-        stream = self.stream
         if isinstance(event, Finished):
             raise_if_failed(event)
+        if event.prompt is None:
+            return self._taken(event)
+        self.prompt = self._prompt_tokens(event.prompt)
+        return self._taken(event)._replace(prompt=self.prompt)
+
+    def _taken(self, event: TokenEvent | Finished) -> Piece:
+        stream = self.stream
+        if isinstance(event, Finished):
             return self._ended("", event)
         is_last = stream.is_at_last_token
         text = self._push(event, is_last=is_last)
@@ -151,6 +159,26 @@ class SequenceOutput:
             raw=b"" if event.logprob is None else self._tokenizer.token_bytes(event.token_id),
             alternatives=tuple(self._alternative(other, value) for other, value in event.alternatives),
         )
+
+    def _prompt_tokens(self, scores: Sequence[PromptScore]) -> tuple[TextToken, ...]:
+        """Return the tokens of the prompt; their offsets are in its text with all special tokens."""
+        tokenizer, found, length = self._tokenizer, list[TextToken](), 0
+        texts = tokenizer.stream(skip_special_tokens=False)
+        for token_id, score in zip(self.stream.request.tokens, (None, *scores), strict=True):
+            text = texts.push(token_id)
+            found.append(
+                TextToken(
+                    id=token_id,
+                    text=text,
+                    offset=length,
+                    logprob=None if score is None else _finite(score.logprob),
+                    is_special=token_id in tokenizer.special_ids,
+                    raw=tokenizer.token_bytes(token_id),
+                    alternatives=tuple(self._alternative(*other) for other in (score.alternatives if score else ())),
+                )
+            )
+            length += len(text)
+        return tuple(found)
 
     def _alternative(self, token_id: int, logprob: float) -> Alternative:
         return Alternative(token_id, self._own_text(token_id), _finite(logprob), self._tokenizer.token_bytes(token_id))

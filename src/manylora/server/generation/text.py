@@ -51,12 +51,13 @@ class Alternative(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextToken:
-    """One generated token.
+    """One token of a reply, or of its prompt.
 
     text        the text that it added, or the name of a special token in the vocabulary; as in LoRAX-style replies
     offset      number of characters of the reply before it
     is_special  whether it is a special token, or the token that ended the generation and is no part of the text
     is_hidden   whether the reply does not show it
+    logprob     natural log of its probability; None for the first token of a prompt
     is_gained   as in `TokenEvent`
     raw         the token's bytes, which may be part of a character; empty without log-probabilities
     """
@@ -64,7 +65,7 @@ class TextToken:
     id: int
     text: str
     offset: int
-    logprob: float
+    logprob: float | None
     is_special: bool
     is_hidden: bool = False
     is_gained: bool = False
@@ -80,6 +81,7 @@ class Piece(NamedTuple):  # one for every token of every stream: a frozen datacl
     tokens    tokens by the rule of `TokenReport`
     end       the sequence's end, in the last piece alone
     is_cut    whether a stop string has ended the text
+    prompt    the prompt's tokens with their scores, in the first piece alone and only if asked for
     """
 
     sequence: int
@@ -87,6 +89,7 @@ class Piece(NamedTuple):  # one for every token of every stream: a frozen datacl
     tokens: tuple[TextToken, ...] = ()
     end: Finished | None = None
     is_cut: bool = False
+    prompt: tuple[TextToken, ...] | None = None
 
 
 class StopCut:

@@ -165,7 +165,7 @@ def _sequence(options: LoraxOptions, sequence: SequenceOutput) -> dict[str, obje
         "finish_reason": REASONS[sequence.end.reason],
         "generated_tokens": sequence.stream.num_tokens,
         "seed": _seed(options, sequence),
-        "prefill": [],
+        "prefill": [{"id": token.id, "text": token.text, "logprob": token.logprob} for token in sequence.prompt or ()],
         "tokens": [_token(token, token.text, has_alternatives=options.has_alternatives) for token in sequence.tokens],
     }
 

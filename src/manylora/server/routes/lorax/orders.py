@@ -42,7 +42,8 @@ def read_generate(
     read = read_body(body, GenerateBody, Bounds(settings=settings, max_input=max_input, is_stream=is_stream))
     fields, is_streamed = read.parameters, bool(read.stream)
     is_sampled, sampling = _sampling(fields, is_stream=is_streamed)
-    has_details = fields.details or (fields.return_k_alternatives is not None and not is_streamed)
+    implies_details = fields.decoder_input_details or fields.return_k_alternatives is not None
+    has_details = fields.details or (implies_details and not is_streamed)
     options = LoraxOptions(
         prefix=read.inputs if fields.return_full_text else "",
         has_details=has_details,
@@ -72,6 +73,7 @@ def read_generate(
             keeps_tokens=not is_streamed,
         ),
         truncate=fields.truncate,
+        prompt_logprobs=0 if fields.decoder_input_details else None,
         prompt_field="inputs",
         budget_field="max_new_tokens",
     )
@@ -87,9 +89,9 @@ def _sampling(fields: GenerateParameters, *, is_stream: bool) -> tuple[bool, Sam
     alternatives, heat = fields.return_k_alternatives, fields.temperature
     is_filtered = fields.top_k is not None or (fields.top_p or 1.0) < 1 or fields.typical_p is not None
     is_sampled = heat != 0 and (fields.do_sample or heat not in (None, 1.0) or is_filtered)
-    wants_logprobs = is_stream or fields.best_of > 1 or fields.details or alternatives is not None
+    wants_logprobs = is_stream or fields.best_of > 1 or fields.details or fields.decoder_input_details
     return is_sampled, sampling_params(
         fields,
         temperature=(1.0 if heat is None else heat) if is_sampled else 0.0,
-        num_logprobs=(alternatives or 0) if wants_logprobs else None,
+        num_logprobs=(alternatives or 0) if wants_logprobs or alternatives is not None else None,
     )

@@ -1,6 +1,7 @@
 """The parts of a choice in an OpenAI reply: its finish reason, and the log-probabilities of its tokens."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from manylora.engine.events import Finished, FinishReason
 from manylora.server.generation.text import TextToken
@@ -21,13 +22,26 @@ def completion_logprobs(tokens: Sequence[TextToken]) -> dict[str, object]:
     }
 
 
+def behind(echo: str, tokens: Sequence[TextToken]) -> Sequence[TextToken]:
+    """Return the tokens of a generated text with their offsets in the text behind an echo."""
+    return [replace(token, offset=len(echo) + token.offset) for token in tokens] if echo else tokens
+
+
+def in_echo(prompt: Sequence[TextToken], echo: str) -> list[TextToken]:
+    """Return a prompt's tokens with their offsets in its echo, which lacks special tokens that the tokenizer added."""
+    lead = max(0, "".join(token.text for token in prompt).find(echo))
+    return [replace(token, offset=min(max(0, token.offset - lead), len(echo))) for token in prompt]
+
+
 def chat_logprobs(tokens: Sequence[TextToken]) -> dict[str, object]:
     """Return the log-probabilities of /v1/chat/completions."""
     return {"content": [_chat_token(token) for token in tokens], "refusal": None}
 
 
-def _top(token: TextToken) -> dict[str, float]:
-    """Return the likeliest tokens by text, always including the drawn token."""
+def _top(token: TextToken) -> dict[str, float] | None:
+    """Return the likeliest tokens by text, always including the token itself; None for one without a score."""
+    if token.logprob is None:
+        return None
     top = {_completion_token(token.raw): token.logprob}
     for other in token.alternatives:
         top.setdefault(_completion_token(other.raw), other.logprob)
@@ -45,7 +59,7 @@ def _chat_token(token: TextToken) -> dict[str, object]:
     return {**_entry(token.raw, token.logprob), "top_logprobs": shown}
 
 
-def _entry(raw: bytes, logprob: float) -> dict[str, object]:
+def _entry(raw: bytes, logprob: float | None) -> dict[str, object]:
     return {"token": _spelled(raw), "logprob": logprob, "bytes": list(raw)}
 
 

@@ -17,7 +17,7 @@ from manylora.server.generation.service import Completion, GenerationService
 from manylora.server.generation.text import Piece, TextToken
 from manylora.server.http.context import DONE, KEEP_ALIVE, HttpContext, event_bytes
 from manylora.server.http.routing import Guards, Routes
-from manylora.server.routes.openai.choices import chat_logprobs, completion_logprobs, finish_reason
+from manylora.server.routes.openai.choices import behind, chat_logprobs, completion_logprobs, finish_reason, in_echo
 from manylora.server.routes.openai.orders import OpenAIOptions, read_chat, read_completion
 from manylora.server.schemas.openai.chat import ChatBody
 from manylora.server.schemas.openai.completions import CompletionBody
@@ -184,9 +184,10 @@ class _Chunks:
     def of(self, piece: Piece) -> bytes:
         """Return the events of one piece; empty if it has none."""
         index = piece.sequence
-        events = b"" if index in self._opened else self._open(index)
+        echo = self._echoes[index]
+        events = b"" if index in self._opened else self._open(index, echo, piece.prompt)
         if piece.text or piece.tokens:
-            tokens = piece.tokens if self._options.has_logprobs else None
+            tokens = behind(echo, piece.tokens) if self._options.has_logprobs else None
             events += self._chunk(index, self._shape.piece(piece.text, tokens), None)
         if piece.end is not None:
             events += self._chunk(index, self._shape.closing, finish_reason(piece.end, is_cut=piece.is_cut))
@@ -197,13 +198,14 @@ class _Chunks:
             return b""
         return event_bytes({**self._envelope, "choices": [], "usage": usage})
 
-    def _open(self, index: int) -> bytes:
+    def _open(self, index: int, echo: str, prompt: Tokens | None) -> bytes:
         self._opened.add(index)
         events = b""
         if self._shape.opening is not None:
             events += self._chunk(index, self._shape.opening, None)
-        if self._echoes[index]:
-            events += self._chunk(index, self._shape.piece(self._echoes[index], None), None)
+        if echo:
+            tokens = None if prompt is None else in_echo(prompt, echo)
+            events += self._chunk(index, self._shape.piece(echo, tokens), None)
         return events
 
     def _chunk(self, index: int, fields: dict[str, object], finish_reason: str | None) -> bytes:
@@ -238,6 +240,6 @@ def _whole_choices(shape: _Shape, options: OpenAIOptions, completion: Completion
 
 
 def _whole_choice(shape: _Shape, options: OpenAIOptions, sequence: SequenceOutput, echo: str) -> dict[str, object]:
-    tokens = sequence.tokens if options.has_logprobs else None
+    tokens = [*in_echo(sequence.prompt or (), echo), *behind(echo, sequence.tokens)] if options.has_logprobs else None
     reason = finish_reason(sequence.end, is_cut=sequence.is_cut)
     return {**shape.whole(echo + sequence.text, tokens), "finish_reason": reason}

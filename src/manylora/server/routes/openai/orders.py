@@ -1,5 +1,6 @@
 """The translation of bodies of OpenAI's routes into orders and into the options of replies."""
 
+import dataclasses
 from dataclasses import dataclass
 
 from manylora.config.groups.server import ServerConfig
@@ -47,7 +48,8 @@ def read_completion(body: bytes, settings: ServerConfig) -> tuple[Order, OpenAIO
         for prompt in read.prompt
     )
     budget = DEFAULT_COMPLETION_TOKENS if read.max_tokens is None else read.max_tokens
-    return _order(read, options, prompts, budget, read.logprobs, budget_field="max_tokens"), options
+    order = _order(read, options, prompts, budget, read.logprobs, budget_field="max_tokens")
+    return dataclasses.replace(order, prompt_logprobs=read.logprobs if read.echo else None), options
 
 
 def read_chat(body: bytes, settings: ServerConfig) -> tuple[Order, OpenAIOptions]:

@@ -24,7 +24,7 @@ from manylora.server.schemas.field_names import (
     NATIVE_HINTS,
     REFUSED,
 )
-from manylora.server.schemas.field_rules import FieldRules, Refusal, not_built
+from manylora.server.schemas.field_rules import FieldRules, Refusal
 from manylora.server.schemas.grammars import (
     Format,
     GuidedChoice,
@@ -83,7 +83,7 @@ def _decoder_input_details(value: object, info: ValidationInfo) -> bool:
                 "`decoder_input_details` == true is not supported when streaming tokens",
                 parameter="decoder_input_details",
             )
-        raise not_built("decoder_input_details")
+        return True
     return False
 
 
@@ -163,7 +163,9 @@ class GenerateParameters(Body):
     guided_whitespace_pattern: WhiteSpace = None
     watermark: Annotated[bool, Read(_watermark, "boolean"), Field(description="Refused unless false.")] = False
     decoder_input_details: Annotated[
-        bool, Read(_decoder_input_details, "boolean"), Field(description="Refused unless false.")
+        bool,
+        Read(_decoder_input_details, "boolean"),
+        Field(description="If true, `details` list the prompt's tokens; implies `details`."),
     ] = False
     best_of: Annotated[
         int,

@@ -67,13 +67,6 @@ from manylora.server.schemas.sampling import (
 from manylora.server.schemas.tokens import Prompt, read_prompts
 
 
-def _echo(value: object, info: ValidationInfo) -> bool:
-    echo = flag(value, info)
-    if echo and info.data.get("logprobs") is not None:
-        raise InvalidParameter("`echo` with `logprobs` is not supported by this server yet", parameter="echo")
-    return echo
-
-
 def _budget_of_completion(value: object, info: ValidationInfo) -> int:
     return unsigned(value, info) if info.data.get("echo") else positive_unsigned(value, info)
 
@@ -109,7 +102,7 @@ class CompletionBody(RouteBody):
         Read(CHECKED_ALTERNATIVES, "integer", minimum=0, maximum=MAX_ALTERNATIVES),
         Field(description="Likeliest tokens beside each one."),
     ] = None
-    echo: Annotated[bool, Read(_echo, "boolean"), Field(description="If true, the prompt precedes the text.")] = False
+    echo: Annotated[bool, Read(flag, "boolean"), Field(description="If true, the prompt precedes the text.")] = False
     response_format: Format = None
     structured_outputs: Structured = None
     guided_json: GuidedJson = None

@@ -23,11 +23,14 @@ class Usage(TypedDict):
 
 
 class CompletionLogprobs(TypedDict):
-    """The log-probabilities of a completion: four lists with one entry for each token."""
+    """The log-probabilities of a completion: four lists with one entry for each token.
+
+    The first token of an echoed prompt has none.
+    """
 
     tokens: list[str]
     token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float]]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
