@@ -76,7 +76,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"ingest", "store"},
     ],
     "server": [
-        {"access", "engine_client", "schemas"},
+        {"access", "engine_client", "schemas", "tools"},
         {"engine_client/process", "http", "metering", "observability", "schemas/lorax"},
         {"generation", "schemas/openai"},
         {"routes"},

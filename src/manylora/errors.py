@@ -2,27 +2,24 @@
 
     ManyloraError
     ├── RequestRejected            the request itself is wrong; nothing was done
-    │   ├── InvalidJson  InvalidParameter  ContextLengthExceeded  TemplateFailed
+    │   ├── InvalidJson  InvalidParameter (ToolsRefused)  ContextLengthExceeded  TemplateFailed
     │   ├── BodyTooLarge  UnsupportedMediaType  MethodNotAllowed  RouteNotFound
     │   ├── DeploymentNotFound  TaskUnsupported  RouteNotBuilt  InsufficientPermissions
     │   ├── HostNotAllowed  OriginNotAllowed  RequestTimedOut  HeadTooLarge  NotHttp
-    │   ├── AdapterReferenceInvalid
-    │   ├── InvalidApiKey  TenantMismatch  TenantSuspended
+    │   ├── AdapterReferenceInvalid  InvalidApiKey  TenantMismatch  TenantSuspended
     │   ├── LimitExceeded  RequestRateExceeded  TokenRateExceeded  StreamLimitExceeded  QuotaExhausted
     │   └── ResourceNotFound  NameTaken  StorageLimitExceeded  SignupClosed
     ├── AdapterError               the adapter cannot serve this request
     │   ├── AdapterNotFound  AdapterAccessDenied  AdapterIncompatible  AdapterUnsupported
     │   ├── AdapterCorrupt  AdapterUnsafeFormat  AdapterTooLarge  AdapterMergeInvalid
     │   ├── AdapterSourceUnavailable  AdapterLoadTimeout  AdapterCapacity  AdapterStorageUnavailable
-    │   ├── AdapterTextChanged
-    │   └── AdapterInUse               operators only
+    │   └── AdapterTextChanged  AdapterInUse (operators only)
     ├── ServiceError               the server cannot serve now
     │   ├── Overloaded  QueueTimeout  Unavailable  ControlUnavailable  UsageUnrecorded
     │   └── EngineFault  IncompleteGeneration
     └── StartupError               the process cannot start
         ├── ConfigInvalid  DataTooNew  MemoryPlanImpossible
-        ├── ModelUnsupported  ModelNotFound
-        └── NativeBuildFailed
+        └── ModelUnsupported  ModelNotFound  NativeBuildFailed
 
 A row is (status, type) for the native (LoRAX-style) routes and for the OpenAI routes, and one stable `code` for both.
 No other file knows a status number.
@@ -104,6 +101,12 @@ class TemplateFailed(RequestRejected):
     """The chat template refused the messages, or the model has none."""
 
     row = ErrorRow(422, "template_error", 400, INVALID, "template_error")
+
+
+class ToolsRefused(InvalidParameter):
+    """The tools, their choice or their calls are wrong, or the model has no form of calls."""
+
+    row = ErrorRow(422, "tool_error", 400, INVALID, "tool_error")
 
 
 class BodyTooLarge(RequestRejected):

@@ -43,7 +43,7 @@ CLIENTS = (
     Client("litellm", "litellm_providers.py"),
     Client("langchain", "langchain_chat.py"),
     Client("llama-index", "llama_index_llms.py"),
-    Client("instructor", "instructor_modes.py", waits=frozenset({"a_tool_call_is_a_model"})),
+    Client("instructor", "instructor_modes.py"),
     Client("lm-eval", "lm_eval_completions.py"),
     Client("openai-npm", "openai_npm.mjs"),
     Client(SYSTEM, "curl_routes.py"),

@@ -21,6 +21,11 @@ MAX_CONCURRENT = 16
 LIMITED = 3
 LAYERS, HIDDEN = 30, 576
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+TOOLS_TURN = (
+    '{%- if tools %}{{ \'<|im_start|>system\\nCall a function as <tool_call>\\n{"name": …, "arguments": {…}}'
+    "\\n</tool_call>. Functions:' }}{% for tool in tools %}{{ '\\n' + (tool | tojson) }}{% endfor %}"
+    "{{ '<|im_end|>\\n' }}{% endif -%}"
+)
 QUESTION = "Where is my parcel?"
 
 
@@ -72,6 +77,7 @@ def prepared_server(folder: Path, base_dir: Path, demo_root: Path) -> Iterator[P
     roots = (demo_root, _adapters(folder / "adapters"))
     flags = [word for root in roots for word in ("--adapter-root", str(root))]
     flags += ["--base", str(base_dir), "--max-model-len", str(WINDOW), "--auth", "on"]
+    flags += [f"--set=model.chat_template={_template_with_tools(folder, base_dir)}"]
     flags += [f"--set=server.max_concurrent_requests={MAX_CONCURRENT}"]
     log = folder / "log"
     with running_server(log, *flags) as url:
@@ -95,6 +101,14 @@ def prepared_server(folder: Path, base_dir: Path, demo_root: Path) -> Iterator[P
         file = folder / "facts.json"
         file.write_text(json.dumps(dataclasses.asdict(facts)), encoding="utf-8")
         yield file
+
+
+def _template_with_tools(folder: Path, base_dir: Path) -> Path:
+    """Write the base's own chat template with a turn before all others that shows tools, in the form of Hermes."""
+    settings = json.loads((base_dir / "tokenizer_config.json").read_text(encoding="utf-8"))
+    file = folder / "template.jinja"
+    file.write_text(TOOLS_TURN + settings["chat_template"], encoding="utf-8")
+    return file
 
 
 def _adapters(root: Path) -> Path:

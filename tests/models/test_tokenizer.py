@@ -40,8 +40,8 @@ def oracle(directory: Path) -> Any:  # transformers is not type-checked here
     return PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"), clean_up_tokenization_spaces=False)
 
 
-def streamed(tokenizer: Tokenizer, ids: list[int], **how: bool) -> str:
-    stream = tokenizer.stream(**how)
+def streamed(tokenizer: Tokenizer, ids: list[int], *, skip_special_tokens: bool = True, continues: bool = False) -> str:
+    stream = tokenizer.stream(skip_special_tokens=skip_special_tokens, continues=continues)
     return "".join(stream.push(token_id) for token_id in ids) + stream.finish()
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 BOS, EOS, UNK = 256, 257, 258
 VOCAB_SIZE = 259
 CHAT_TEMPLATE = (
+    "{% if tools %}<tool_call>{{ tools | tojson }}{% endif %}"
     "{% for m in messages %}{% if m['content'] == 'RAISE' %}{{ raise_exception('told to raise') }}{% endif %}"
-    "<s>{{ m['role'] }}\n{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}{% endif %}"
+    "<s>{{ m['role'] }}\n{{ m['content'] }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{% endif %}"
 )
 
 

@@ -15,7 +15,7 @@ from manylora.server.engine_client.streams import SequenceStream
 from manylora.server.generation.outputs import SequenceOutput
 from manylora.server.generation.text import Piece, ReplyForm, TextToken, TokenReport
 from manylora.usage import Counts
-from tests.server.tiny_tokenizer import EOS, save_tokenizer
+from tests.server.tiny_tokenizer import BOS, EOS, UNK, save_tokenizer
 
 PLAIN = ReplyForm(cuts_stops=True, report=TokenReport.NONE, keeps_text=False, keeps_tokens=False)
 LISTED = ReplyForm(cuts_stops=True, report=TokenReport.IN_TEXT, keeps_text=True, keeps_tokens=True)
@@ -30,7 +30,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer(folder, model_id="tiny")
 
 
-def output(tokenizer: Tokenizer, form: ReplyForm, stops: Sequence[str] = ()) -> SequenceOutput:
+def output(
+    tokenizer: Tokenizer, form: ReplyForm, stops: Sequence[str] = (), shown: frozenset[int] = frozenset()
+) -> SequenceOutput:
     request = Request(
         id=RequestId("r"),
         flow=Flow("acme"),
@@ -41,10 +43,10 @@ def output(tokenizer: Tokenizer, form: ReplyForm, stops: Sequence[str] = ()) -> 
         stop=StopParams(max_new_tokens=10_000, stop_strings=tuple(stops)),
     )
     stream = SequenceStream(request, lambda *_: None)
-    return SequenceOutput(0, stream, tokenizer, form, keeps_stop=False)
+    return SequenceOutput(0, stream, tokenizer, form, keeps_stop=False, shown=shown)
 
 
-def pieces(output: SequenceOutput, text: bytes, reason: FinishReason = FinishReason.LENGTH) -> Iterator[Piece]:
+def pieces(output: SequenceOutput, text: Sequence[int], reason: FinishReason = FinishReason.LENGTH) -> Iterator[Piece]:
     """Give the pipeline a token for each byte, each as soon as it is there, and the end with the last one."""
     stream = output.stream
     for number, byte in enumerate(text):
@@ -53,6 +55,14 @@ def pieces(output: SequenceOutput, text: bytes, reason: FinishReason = FinishRea
             counts = Counts(prompt_tokens=1, cached_tokens=0, completion_tokens=len(text))
             stream.put(Finished(request_id=RequestId("r"), reason=reason, counts=counts))
         yield output.take(stream.take())
+
+
+def test_a_special_token_that_begins_calls_is_shown_alone(tokenizer: Tokenizer) -> None:
+    tokens = [BOS, 97, UNK, 98]
+    for shown, expected in ((frozenset[int](), "ab"), (frozenset({UNK}), "a<unk>b")):
+        found = output(tokenizer, LISTED, shown=shown)
+        assert "".join(piece.text for piece in pieces(found, tokens)) == expected
+        assert [token.is_hidden for token in found.tokens] == [False] * len(found.tokens)
 
 
 TEXTS = st.text(alphabet="abé–", min_size=1, max_size=40)

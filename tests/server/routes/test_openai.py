@@ -257,8 +257,6 @@ def test_an_unknown_model_is_never_the_base(in_house: InHouse) -> None:
 
 
 REFUSED = [
-    (CHAT, {"tools": [{"type": "function"}]}, "tools"),
-    (CHAT, {"tool_choice": "required"}, "tool_choice"),
     (CHAT, {"modalities": ["text", "audio"]}, "modalities"),
     (CHAT, {"audio": {"voice": "x"}}, "audio"),
     (CHAT, {"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),

@@ -6,6 +6,7 @@ from manylora.config.declaration import setting
 
 DEFAULT_BASE = "SmolLM2-135M-Instruct"
 DEFAULT_SPIN_US = 50  # docs/decisions/threads.md has the measurement
+TOOL_FORMATS = ("auto", "hermes", "mistral", "llama3")
 KERNELS = ("auto", "native", "native-bf16", "reference")
 """Names of back ends; `kernels/select.py` makes each."""
 
@@ -26,6 +27,15 @@ class ModelConfig:
         A file with a chat template (Jinja), which chat on the base uses in place of its own. A base without a template
         ([which](bases.md)) serves chat with this file alone, or with an adapter that has a template. An adapter's own
         template counts before it. Empty: the template in the base's files.
+        """,
+    )
+    tool_format: str = setting(
+        "auto",
+        choices=TOOL_FORMATS,
+        text="""
+        The form in which the base writes calls of tools. `hermes`: `<tool_call>` and a JSON object (Hermes, Qwen).
+        `mistral`: `[TOOL_CALLS]` and a JSON array. `llama3`: a JSON object alone (Llama 3.1 and later). `auto`: the
+        form that the chat template shows. A template that does not read `tools` serves none of them.
         """,
     )
     kernels: str = setting(

@@ -68,6 +68,7 @@ class Tokenizer:
             self._check_rows(file, spec.vocab)
         self.eos_ids = end_ids(spec.eos_token_ids if spec else (), self.token_id(self._named.get("eos_token", "")))
         templates = {**files.templates, **({"default": chat_template} if chat_template else {})}
+        self._template_texts = templates
         self._templates = {name: _compiled(directory, name, text, clock) for name, text in templates.items()}
 
     def with_text(self, text: AdapterText) -> "Tokenizer":
@@ -121,6 +122,16 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return "default" in self._templates
 
+    @property
+    def tool_template(self) -> str:
+        """The text of the chat template that shows tools; empty: the base has no template."""
+        return self._template_texts.get("tool_use") or self._template_texts.get("default", "")
+
+    def special_id(self, piece: str) -> int | None:
+        """Return the id of a special token by its name; None for text that is none."""
+        found = self.token_id(piece)
+        return found if found in self.special_ids else None
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of `text`; special tokens spelled out in it are recognised.
 
@@ -149,13 +160,15 @@ class Tokenizer:
         text: str = self._library.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
 
-    def stream(self, *, skip_special_tokens: bool = True, continues: bool = False) -> TokenStream:
+    def stream(
+        self, *, skip_special_tokens: bool = True, continues: bool = False, shown: frozenset[int] = frozenset()
+    ) -> TokenStream:
         """Return a fresh incremental detokeniser.
 
         `continues`: its tokens follow a prompt, so that the space before the first word is kept; else the stream equals
-        `decode` of all its ids.
+        `decode` of all its ids. `shown`: special tokens that are not skipped.
         """
-        skipped = self.special_ids if skip_special_tokens else frozenset()
+        skipped = self.special_ids - shown if skip_special_tokens else frozenset()
         return TokenStream(self._texts, skipped, continues=continues)
 
     def token_bytes(self, token_id: int) -> bytes:

@@ -2,18 +2,18 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from manylora.adapter_ref import AdapterRef
 from manylora.engine.request import Request, SamplingParams, StopParams
-from manylora.errors import ContextLengthExceeded, InvalidParameter, TemplateFailed
+from manylora.errors import ContextLengthExceeded, InvalidParameter, TemplateFailed, ToolsRefused
 from manylora.http.callers import Caller
 from manylora.ids import Flow, TenantId, mint_request_id, mint_seed
 from manylora.kernels.adapter_layout import MAX_ADDED_TOKENS
 from manylora.models.text.adapter_text import AdapterText
-from manylora.models.text.grammar import GrammarSource
+from manylora.models.text.grammar import GrammarKind, GrammarSource
 from manylora.models.text.template import cut_last, open_last
 from manylora.models.text.tokenizer import Tokenizer, TokenSpan
 from manylora.server.engine_client.served_model import ServedModel
@@ -31,6 +31,8 @@ from manylora.server.generation.order import (
 )
 from manylora.server.generation.template_renderer import Renderer
 from manylora.server.schemas.readers import MAX_UINT64
+from manylora.server.tools.formats import ToolFormat, format_of
+from manylora.server.tools.grammar import tool_grammar
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -55,6 +57,7 @@ class PreparedPrompt:
     is_cut      whether truncation has removed tokens of the prompt
     rules       text rules of the adapter or of the base model, for the prompt and the reply
     prompt_logprobs  as in `Order`
+    tool_format      the form of calls in the reply; None: there are no tools
     """
 
     tokens: tuple[int, ...]
@@ -69,6 +72,14 @@ class PreparedPrompt:
     is_cut: bool
     rules: TextRules
     prompt_logprobs: int | None
+    tool_format: ToolFormat | None
+
+    @property
+    def shown_tokens(self) -> frozenset[int]:
+        """The special tokens that begin calls, which the text shows."""
+        triggers = () if self.tool_format is None else self.tool_format.triggers
+        found = (self.rules.tokenizer.special_id(trigger) for trigger in triggers)
+        return frozenset(token_id for token_id in found if token_id is not None)
 
     def requests(self, tenant: TenantId, weight: int) -> list[Request]:
         """Return one engine request for each sequence. They differ in id and seed; `weight` is the tenant's share."""
@@ -103,8 +114,13 @@ class InputProcessor:
         pool: "Executor",
         *,
         allows_templates: bool,
+        tool_format: str = "auto",
     ) -> None:
-        """`allows_templates` is whether adapters' own chat templates may run."""
+        """Start without prompts.
+
+        Args:  allows_templates  whether adapters' own chat templates may run
+               tool_format       the setting `model.tool_format`
+        """
         self._resolver = resolver
         self._texts = texts
         self._pool = pool
@@ -112,6 +128,7 @@ class InputProcessor:
         self._longest_prompt = served.max_input_length
         self._vocab_size = served.vocab_size
         self._allows_templates = allows_templates
+        self._tool_format = tool_format
         self._renderer = Renderer()
 
     async def prepare(self, order: Order, caller: Caller) -> tuple[PreparedPrompt, ...]:
@@ -175,6 +192,7 @@ class InputProcessor:
     async def _prepared(
         self, order: Order, prompt: PromptInput, adapter: AdapterRef | None, rules: TextRules, caller: Caller
     ) -> PreparedPrompt:
+        form, grammar = await self._form(order, prompt, rules)
         tokens, characters = await self._encoded(prompt, rules, caller)
         kept = self._truncated(tokens, order)
         budget = self._budget(len(kept), order)
@@ -192,12 +210,39 @@ class InputProcessor:
             stop=_stop_params(order.stop, rules.text, budget),
             seed=order.seed,
             num_sequences=order.num_sequences,
-            grammar=order.grammar,
+            grammar=grammar,
+            tool_format=form,
             keeps_stop=bool(order.stop.keeps_stop),
             is_cut=len(kept) < len(tokens),
             rules=rules,
             prompt_logprobs=order.prompt_logprobs,
         )
+
+    async def _form(
+        self, order: Order, prompt: PromptInput, rules: TextRules
+    ) -> tuple[ToolFormat | None, GrammarSource | None]:
+        """Return the form of calls and the grammar of a prompt's reply.
+
+        Raises `ToolsRefused` for a model without a form of calls, and `InvalidParameter` for the tools' schemas.
+        """
+        tools = prompt.tools if isinstance(prompt, ChatPrompt) else None
+        if tools is None:
+            return None, order.grammar
+        own = rules.text.templates
+        template = own.get("default", "") if own else rules.tokenizer.tool_template
+        form = format_of(template, self._tool_format)
+        if form is None:
+            raise ToolsRefused(
+                f"model `{rules.tokenizer.model_id}` serves no tools: its chat template shows none, or in no form that "
+                "this server reads (`model.tool_format`)",
+                parameter="tools",
+            )
+        answer = order.grammar
+        if answer is not None and (answer.kind is not GrammarKind.JSON or form.is_whole):
+            allowed = "no" if form.is_whole else "a JSON"
+            raise ToolsRefused(f"`tools` of this model go with {allowed} form of the reply", parameter="tools")
+        grammar = await self._in_thread(lambda: tool_grammar(form, tools, rules.tokenizer.special_id, answer=answer))
+        return form, grammar
 
     def _truncated(self, tokens: tuple[int, ...], order: Order) -> tuple[int, ...]:
         """Return the last tokens of a prompt, as many as the order keeps."""
@@ -267,6 +312,7 @@ class InputProcessor:
                     prompt.messages,
                     add_generation_prompt=prompt.add_generation_prompt,
                     continue_final_message=prompt.continues_last,
+                    tools=_shown_tools(prompt),
                 )
             )
         except TemplateFailed:
@@ -289,7 +335,7 @@ class InputProcessor:
             {
                 **rules.tokenizer.named_tokens,
                 "messages": list(messages),
-                "tools": None,
+                "tools": _shown_tools(prompt),
                 "documents": None,
                 "add_generation_prompt": prompt.add_generation_prompt,
             },
@@ -298,6 +344,11 @@ class InputProcessor:
             max_bytes=BYTES_PER_TOKEN * self._window,
         )
         return cut_last(text, prompt.messages[-1]["content"]) if prompt.continues_last else text
+
+
+def _shown_tools(prompt: ChatPrompt) -> list[Mapping[str, Any]] | None:
+    """Return the tools for the chat template."""
+    return None if prompt.tools is None else [tool.given for tool in prompt.tools.shown]
 
 
 def _stop_params(stop: StopRules, text: AdapterText, budget: int) -> StopParams:

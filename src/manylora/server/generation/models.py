@@ -71,7 +71,14 @@ def open_model(
     resolver = AdapterResolver(served, directory, clock, pushed)
     pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="manylora-tokenizer")
     texts = AdapterTexts(tokenizer, engine, pool, max_wait_s=config.engine.max_queue_s)
-    inputs = InputProcessor(served, resolver, texts, pool, allows_templates=config.adapters.chat_templates)
+    inputs = InputProcessor(
+        served,
+        resolver,
+        texts,
+        pool,
+        allows_templates=config.adapters.chat_templates,
+        tool_format=config.model.tool_format,
+    )
     pusher = Pusher(
         pushed, config.adapters, engine=engine, resolver=resolver, texts=texts, clock=clock, directory=directory
     )

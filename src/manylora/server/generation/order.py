@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from manylora.engine.request import SamplingParams
 from manylora.models.text.grammar import GrammarSource
 from manylora.server.generation.adapter_fields import AdapterFields
 from manylora.server.generation.text import ReplyForm
+from manylora.server.tools.tool import ToolSet
 
 LONGEST_PROMPT = -1
 """The value of `truncate` that keeps as many tokens as fit the window beside the budget."""
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+"""A message for the chat template. Its `content` is a string; others of its values may be of any JSON type."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +57,14 @@ class ChatPrompt:
 
     continues_last  whether the reply continues the last message
     instead         advice in the error for a model without a chat template
+    tools           the tools that the reply may call; None: there are none
     """
 
     messages: tuple[Message, ...]
     add_generation_prompt: bool = True
     continues_last: bool = False
     instead: str = "use /v1/completions"
+    tools: ToolSet | None = None
 
 
 PromptInput = TextPrompt | TokenPrompt | ChatPrompt

@@ -26,13 +26,35 @@ class SequenceOutput:
 
     __slots__ = (
         *("_cut", "_detokenizer", "_ends", "_form", "_keeps_special", "_length", "_logprob_sum", "_num_sent"),
-        *("_min_tokens", "_num_taken", "_parts", "_pending", "_tokenizer", "index", "prompt", "stream", "tokens"),
+        *(
+            "_min_tokens",
+            "_num_taken",
+            "_parts",
+            "_pending",
+            "_shown",
+            "_tokenizer",
+            "index",
+            "prompt",
+            "stream",
+            "tokens",
+        ),
     )
 
     def __init__(
-        self, index: int, stream: SequenceStream, tokenizer: Tokenizer, form: ReplyForm, *, keeps_stop: bool
+        self,
+        index: int,
+        stream: SequenceStream,
+        tokenizer: Tokenizer,
+        form: ReplyForm,
+        *,
+        keeps_stop: bool,
+        shown: frozenset[int] = frozenset(),
     ) -> None:
-        """`keeps_stop` is whether the text keeps the stop string or the token that ends the generation."""
+        """Start without text.
+
+        Args:  keeps_stop  whether the text keeps the stop string or the token that ends the generation
+               shown       special tokens that the text shows
+        """
         stop = stream.request.stop
         self.index = index
         self.stream = stream
@@ -40,7 +62,8 @@ class SequenceOutput:
         self.prompt: tuple[TextToken, ...] | None = None  # the prompt's tokens with their scores, if asked for
         self._form = form
         self._tokenizer = tokenizer
-        self._detokenizer = tokenizer.stream(skip_special_tokens=stop.skip_special_tokens, continues=True)
+        self._detokenizer = tokenizer.stream(skip_special_tokens=stop.skip_special_tokens, continues=True, shown=shown)
+        self._shown = shown
         self._keeps_special = not stop.skip_special_tokens
         own = () if stop.ignore_eos else tokenizer.eos_ids
         self._ends = frozenset() if keeps_stop else frozenset((*stop.stop_token_ids, *own))
@@ -131,7 +154,7 @@ class SequenceOutput:
         token_id = event.token_id
         is_special = token_id in self._tokenizer.special_ids
         is_end = is_last and token_id in self._ends
-        is_hidden = is_end or (is_special and not self._keeps_special)
+        is_hidden = is_end or (is_special and not self._keeps_special and token_id not in self._shown)
         added = "" if is_hidden else self._detokenizer.push(token_id)
         if is_last:
             added += self._detokenizer.finish()

@@ -176,7 +176,14 @@ class Completion:
         """Return the readers of the submitted sequences."""
         prompts = [prompt for prompt in self.prompts for _ in range(prompt.num_sequences)]
         return [
-            SequenceOutput(index, stream, prompt.rules.tokenizer, self.order.form, keeps_stop=prompt.keeps_stop)
+            SequenceOutput(
+                index,
+                stream,
+                prompt.rules.tokenizer,
+                self.order.form,
+                keeps_stop=prompt.keeps_stop,
+                shown=prompt.shown_tokens,
+            )
             for index, (stream, prompt) in enumerate(zip(self._streams, prompts, strict=True))
         ]
 

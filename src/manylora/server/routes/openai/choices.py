@@ -7,9 +7,11 @@ from manylora.engine.events import Finished, FinishReason
 from manylora.server.generation.text import TextToken
 
 
-def finish_reason(end: Finished, *, is_cut: bool) -> str:
+def finish_reason(end: Finished, *, is_cut: bool, has_calls: bool = False) -> str:
     """Return OpenAI's finish reason of an end. `is_cut` is whether a stop string has ended the text."""
-    return "length" if end.reason is FinishReason.LENGTH and not is_cut else "stop"
+    if end.reason is FinishReason.LENGTH and not is_cut:
+        return "length"
+    return "tool_calls" if has_calls else "stop"
 
 
 def completion_logprobs(tokens: Sequence[TextToken]) -> dict[str, object]:

@@ -17,6 +17,7 @@ from manylora.server.generation.service import Completion, GenerationService
 from manylora.server.generation.text import Piece, TextToken
 from manylora.server.http.context import DONE, KEEP_ALIVE, HttpContext, event_bytes
 from manylora.server.http.routing import Guards, Routes
+from manylora.server.routes.openai.calls import CallWriter, call_writer
 from manylora.server.routes.openai.choices import behind, chat_logprobs, completion_logprobs, finish_reason, in_echo
 from manylora.server.routes.openai.orders import OpenAIOptions, read_chat, read_completion
 from manylora.server.schemas.openai.chat import ChatBody
@@ -123,7 +124,7 @@ class OpenAIRoutes:
         await completion.outputs.collect()
         await completion.settle()
         body = {
-            **_envelope(context, shape, completion, is_stream=False),
+            **_envelope(context, shape, options, completion, is_stream=False),
             "choices": _whole_choices(shape, options, completion),
             "usage": usage_of(completion),
         }
@@ -132,8 +133,9 @@ class OpenAIRoutes:
     async def _stream(
         self, context: HttpContext, shape: _Shape, options: OpenAIOptions, completion: Completion
     ) -> None:
-        envelope = _envelope(context, shape, completion, is_stream=True)
-        chunks = _Chunks(shape, options, envelope, _echoes(options, completion))
+        envelope = _envelope(context, shape, options, completion, is_stream=True)
+        writers = [call_writer(completion) for _ in completion.outputs.sequences]
+        chunks = _Chunks(shape, options, envelope, _echoes(options, completion), writers)
         await completion.outputs.wait_for_head(self._settings.stream_head_wait_s)
         await context.begin_stream(head_of(completion))
         async for piece in completion.outputs.pieces(self._settings.keepalive_s):
@@ -145,13 +147,16 @@ class OpenAIRoutes:
         await context.end_stream(chunks.end(usage_of(completion)) + DONE)
 
 
-def _envelope(context: HttpContext, shape: _Shape, completion: Completion, *, is_stream: bool) -> dict[str, object]:
+def _envelope(
+    context: HttpContext, shape: _Shape, options: OpenAIOptions, completion: Completion, *, is_stream: bool
+) -> dict[str, object]:
     return {
         "id": shape.id_prefix + secrets.token_hex(16),
         "object": shape.chunk_name if is_stream else shape.name,
         "created": int(context.clock.wall_s()),
         "model": completion.model_name,
         "system_fingerprint": f"manylora-{completion.model.served.sha[:12]}",
+        **({} if options.service_tier is None else {"service_tier": options.service_tier}),
     }
 
 
@@ -173,25 +178,53 @@ class _Chunks:
     """Makes the events of one stream from the pieces of its choices."""
 
     def __init__(
-        self, shape: _Shape, options: OpenAIOptions, envelope: dict[str, object], echoes: Sequence[str]
+        self,
+        shape: _Shape,
+        options: OpenAIOptions,
+        envelope: dict[str, object],
+        echoes: Sequence[str],
+        writers: Sequence[CallWriter | None],
     ) -> None:
         self._options = options
         self._shape = shape
         self._envelope = envelope
         self._echoes = [echo for echo in echoes for _ in range(options.best_of)]
         self._opened: set[int] = set()
+        self._writers = writers
+        self._untold: list[list[TextToken]] = [[] for _ in writers]  # tokens of text that a writer holds back
 
     def of(self, piece: Piece) -> bytes:
         """Return the events of one piece; empty if it has none."""
         index = piece.sequence
         echo = self._echoes[index]
         events = b"" if index in self._opened else self._open(index, echo, piece.prompt)
+        if (writer := self._writers[index]) is not None:
+            return events + self._of_calls(piece, writer)
         if piece.text or piece.tokens:
             tokens = behind(echo, piece.tokens) if self._options.has_logprobs else None
             events += self._chunk(index, self._shape.piece(piece.text, tokens), None)
         if piece.end is not None:
             events += self._chunk(index, self._shape.closing, finish_reason(piece.end, is_cut=piece.is_cut))
         return events
+
+    def _of_calls(self, piece: Piece, writer: CallWriter) -> bytes:
+        """Return the events of a piece of a reply that may have calls. Each token goes with the next event."""
+        index, events, untold = piece.sequence, b"", self._untold[piece.sequence]
+        untold += piece.tokens
+        for delta in writer.deltas(piece.text, is_last=piece.end is not None):
+            events += self._chunk(index, {"delta": delta, "logprobs": self._logprobs(untold)}, None)
+        if piece.end is not None:
+            reason = finish_reason(piece.end, is_cut=piece.is_cut, has_calls=writer.has_calls)
+            events += self._chunk(index, {"delta": {}, "logprobs": self._logprobs(untold)}, reason)
+        return events
+
+    def _logprobs(self, untold: list[TextToken]) -> dict[str, object] | None:
+        """Return the log-probabilities of tokens, and forget these."""
+        if not untold or not self._options.has_logprobs:
+            return None
+        found = chat_logprobs(untold)
+        untold.clear()
+        return found
 
     def end(self, usage: dict[str, object]) -> bytes:
         if not self._options.include_usage:
@@ -235,11 +268,18 @@ def _whole_choices(shape: _Shape, options: OpenAIOptions, completion: Completion
         if options.best_of > options.n:
             found.sort(key=lambda sequence: -sequence.mean_logprob)
         for sequence in found[: options.n]:
-            choices.append({"index": len(choices), **_whole_choice(shape, options, sequence, echo)})
+            writer = call_writer(completion)
+            choices.append({"index": len(choices), **_whole_choice(shape, options, sequence, echo, writer)})
     return choices
 
 
-def _whole_choice(shape: _Shape, options: OpenAIOptions, sequence: SequenceOutput, echo: str) -> dict[str, object]:
+def _whole_choice(
+    shape: _Shape, options: OpenAIOptions, sequence: SequenceOutput, echo: str, writer: CallWriter | None
+) -> dict[str, object]:
     tokens = [*in_echo(sequence.prompt or (), echo), *behind(echo, sequence.tokens)] if options.has_logprobs else None
-    reason = finish_reason(sequence.end, is_cut=sequence.is_cut)
-    return {**shape.whole(echo + sequence.text, tokens), "finish_reason": reason}
+    fields = shape.whole(echo + sequence.text, tokens)
+    if writer is not None:
+        fields["message"] = writer.message(sequence.text)
+    has_calls = writer is not None and writer.has_calls
+    reason = finish_reason(sequence.end, is_cut=sequence.is_cut, has_calls=has_calls)
+    return {**fields, "finish_reason": reason}

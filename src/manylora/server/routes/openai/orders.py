@@ -11,6 +11,7 @@ from manylora.server.schemas.body import Bounds, read_body
 from manylora.server.schemas.grammars import grammar_of
 from manylora.server.schemas.openai.chat import ChatBody
 from manylora.server.schemas.openai.completions import CompletionBody
+from manylora.server.tools.tool import ToolSet
 
 DEFAULT_COMPLETION_TOKENS = 16
 
@@ -24,6 +25,7 @@ class OpenAIOptions:
     has_logprobs   whether choices list their tokens with log-probabilities
     include_usage  whether a stream ends with the usage
     echo           whether the prompt stands before the text
+    service_tier   the tier in the reply; None: the request names none
     """
 
     n: int
@@ -31,6 +33,7 @@ class OpenAIOptions:
     has_logprobs: bool
     include_usage: bool
     echo: bool = False
+    service_tier: str | None = None
 
 
 def read_completion(body: bytes, settings: ServerConfig) -> tuple[Order, OpenAIOptions]:
@@ -56,16 +59,35 @@ def read_chat(body: bytes, settings: ServerConfig) -> tuple[Order, OpenAIOptions
     """Read the body of POST /v1/chat/completions. Raises `InvalidJson`, `InvalidParameter`."""
     read = read_body(body, ChatBody, Bounds(settings=settings))
     options = OpenAIOptions(
-        n=read.n, best_of=read.n, has_logprobs=read.logprobs, include_usage=_includes_usage(read), echo=False
+        n=read.n,
+        best_of=read.n,
+        has_logprobs=read.logprobs,
+        include_usage=_includes_usage(read),
+        service_tier=None if read.service_tier is None else "default",
     )
     prompt = ChatPrompt(
         messages=read.messages,
         add_generation_prompt=read.add_generation_prompt,
         continues_last=read.continue_final_message,
+        tools=_tools(read),
     )
     budget = read.max_tokens if read.max_completion_tokens is None else read.max_completion_tokens
     logprobs = (read.top_logprobs or 0) if read.logprobs else None
     return _order(read, options, (prompt,), budget, logprobs, budget_field="max_completion_tokens"), options
+
+
+def _tools(read: ChatBody) -> ToolSet | None:
+    """Return the tools that the reply may call; None: it may call none."""
+    choice = read.tool_choice
+    if choice.is_none or not read.tools:
+        return None
+    callable_ = [tool for tool in read.tools if choice.names is None or tool.name in choice.names]
+    return ToolSet(
+        shown=read.tools,
+        tools=tuple(callable_),
+        is_required=choice.is_required,
+        is_parallel=read.parallel_tool_calls,
+    )
 
 
 def _includes_usage(read: CompletionBody | ChatBody) -> bool:

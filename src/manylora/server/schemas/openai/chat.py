@@ -37,6 +37,7 @@ from manylora.server.schemas.openai.shared import (
     Truncate,
     known_elsewhere,
 )
+from manylora.server.schemas.openai.tools import Choice, ToolChoice, Tools
 from manylora.server.schemas.readers import (
     Flag,
     flag,
@@ -63,6 +64,8 @@ from manylora.server.schemas.sampling import (
     TopK,
     TypicalP,
 )
+
+SERVICE_TIERS = ("auto", "default", "flex", "scale", "priority", "fast")
 
 
 def _one_of(*values: object) -> Reading:
@@ -95,7 +98,10 @@ def _opens_turn(value: object, info: ValidationInfo) -> bool:
     return opens
 
 
-_TOOLS = Field(description="`none` or `auto`: there are no tools yet.")
+def _service_tier(value: object, info: ValidationInfo) -> str:
+    if value not in SERVICE_TIERS:
+        raise InvalidParameter(f"`service_tier` must be one of {', '.join(SERVICE_TIERS)}", parameter="service_tier")
+    return str(value)
 
 
 class ChatBody(RouteBody):
@@ -103,15 +109,23 @@ class ChatBody(RouteBody):
 
     route: ClassVar[str] = CHAT
     rules: ClassVar[FieldRules] = FieldRules(
-        unread=UNREAD,
+        unread=UNREAD - {"service_tier"},
         refused=CHAT_REFUSED,
         hints={**OPENAI_HINTS, **dict.fromkeys(("inputs", "text", "input", "conversation"), "use `messages`")},
         elsewhere=known_elsewhere,
         adapter=OPENAI_ADAPTER,
     )
     required: ClassVar[tuple[str, ...]] = ("messages",)
-    tool_choice: Annotated[Any, Read(_one_of("none", "auto")), _TOOLS] = None
-    function_call: Annotated[Any, Read(_one_of("none", "auto")), _TOOLS] = None
+    service_tier: Annotated[
+        str | None,
+        Read(_service_tier, "string"),
+        Field(description="One of OpenAI's tiers; all are served alike, and the reply has `default`."),
+    ] = None
+    tools: Tools = ()
+    tool_choice: Choice = ToolChoice()
+    function_call: Annotated[
+        Any, Read(_one_of("none", "auto")), Field(description="Legacy: `none` or `auto` alone.")
+    ] = None
     modalities: Annotated[Any, Read(_one_of(["text"]), shape=list[str] | None), Field(description="`text` alone.")] = (
         None
     )
@@ -119,8 +133,8 @@ class ChatBody(RouteBody):
         Any, Read(_one_of("none"), "string"), Field(description="`none` alone: there is no reasoning part.")
     ] = None
     parallel_tool_calls: Annotated[
-        bool, Read(flag, "boolean"), Field(description="There are no tool calls yet: either value holds.")
-    ] = False
+        bool, Read(flag, "boolean"), Field(description="False: at most one call; default true.")
+    ] = True
     top_logprobs: Annotated[
         int | None,
         Read(CHECKED_ALTERNATIVES, "integer", minimum=0, maximum=MAX_ALTERNATIVES),

@@ -1,8 +1,9 @@
 """The messages of a conversation in the body of POST /v1/chat/completions."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
+import msgspec
 from pydantic import Field, ValidationInfo
 
 from manylora.errors import InvalidParameter
@@ -15,7 +16,9 @@ from manylora.system.printable import quoted
 
 PLAIN_MESSAGE = frozenset({"role", "content"})
 
-Message = Mapping[str, str]
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+Message = Mapping[str, Any]
 
 
 class ContentPart(Body):
@@ -31,13 +34,35 @@ class ContentPart(Body):
     text: Text = None
 
 
+class CalledFunction(Body):
+    """The function of a call."""
+
+    required: ClassVar[tuple[str, ...]] = ("name", "arguments")
+    name: Text = None
+    arguments: Text = None
+
+
+class ToolCall(Body):
+    """A call in an assistant's message."""
+
+    rules: ClassVar[FieldRules] = FieldRules(
+        refused={"custom": Refusal("tools are functions")},
+        unread=frozenset({"index"}),
+        elsewhere=lambda: {"`function`": CalledFunction.names()},
+    )
+    required: ClassVar[tuple[str, ...]] = ("id", "type", "function")
+    id: Text = None
+    type: Text = None
+    function: Annotated[Any, Read(lambda value, _: value, shape=CalledFunction)] = None
+
+
 class ChatMessage(Body):
     """One message of a conversation."""
 
     rules: ClassVar[FieldRules] = FieldRules(
         refused={
             **dict.fromkeys(("refusal", "audio", "annotations", "reasoning_content", "reasoning"), Refusal()),
-            **dict.fromkeys(("tool_calls", "tool_call_id", "function_call"), Refusal()),
+            "function_call": Refusal("use `tool_calls`"),
             **dict.fromkeys(("prefix", "partial"), Refusal("use `continue_final_message`")),
         },
         hints={"text": "use `content`"},
@@ -48,13 +73,22 @@ class ChatMessage(Body):
     role: Text = None
     content: Annotated[Any, Read(lambda value, _: value, shape=str | list[ContentPart] | None)] = None
     name: Annotated[str | None, Read(text, "string"), Field(description="The chat template may show it.")] = None
+    tool_calls: Annotated[
+        Any,
+        Read(lambda value, _: value, shape=list[ToolCall] | None),
+        Field(description="The calls of an assistant's message."),
+    ] = None
+    tool_call_id: Annotated[
+        str | None, Read(text, "string"), Field(description="The call whose result a message of `tool` has.")
+    ] = None
 
 
 def read_messages(value: object, info: ValidationInfo) -> tuple[Message, ...]:
     given = () if value is None else array(name_of(info), value)
     if not given:
         raise InvalidParameter("`messages` must have at least one message", parameter="messages")
-    messages = tuple(_message(message, index) for index, message in enumerate(given))
+    called: dict[str, str] = {}  # the name of the function of each call so far, by its id
+    messages = tuple(_message(message, f"messages[{index}]", called) for index, message in enumerate(given))
     if info.data["continue_final_message"] and not messages[-1]["content"].strip():
         raise InvalidParameter(
             "`continue_final_message` needs text in the last message", parameter="continue_final_message"
@@ -62,27 +96,76 @@ def read_messages(value: object, info: ValidationInfo) -> tuple[Message, ...]:
     return messages
 
 
-def _message(message: object, index: int) -> Message:
-    where = f"messages[{index}]"
+def _message(message: object, where: str, called: dict[str, str]) -> Message:
     if not isinstance(message, dict):
         raise InvalidParameter(f"`{where}`: expected an object, given {kind_of(message)}", parameter="messages")
     role = message.get("role")
-    if role in ("tool", "function") or message.get("tool_calls") or message.get("function_call"):
-        raise InvalidParameter(f"`{where}`: tool messages are not supported by this server yet", parameter="messages")
-    if role not in ("system", "developer", "user", "assistant"):
-        raise InvalidParameter(
-            f"`{where}.role` must be one of system, developer, user, assistant", parameter="messages"
-        )
+    if role not in ROLES:
+        raise InvalidParameter(f"`{where}.role` must be one of {', '.join(ROLES)}", parameter="messages")
     plain = {
         "role": "system" if role == "developer" else role,
         "content": _content(message.get("content"), where),
     }
-    if message.keys() <= PLAIN_MESSAGE:
+    if message.keys() <= PLAIN_MESSAGE and role != "tool":
         return plain
-    name = applied_fields(message, ChatMessage.names(), ChatMessage.rules, where).get("name")
+    fields = applied_fields(message, ChatMessage.names(), ChatMessage.rules, where)
+    name = fields.get("name")
     if name is not None and not isinstance(name, str):
         raise wrong_type("name", "a string", name)
-    return plain if name is None else {**plain, "name": name}
+    named = plain if name is None else {**plain, "name": name}
+    if role == "tool":
+        return {**named, **_result_of(fields.get("tool_call_id"), where, called)}
+    if "tool_call_id" in fields:
+        raise InvalidParameter(f"`{where}.tool_call_id` belongs in a message of `tool`", parameter="messages")
+    if not fields.get("tool_calls"):
+        return named
+    if role != "assistant":
+        raise InvalidParameter(f"`{where}.tool_calls` belongs in a message of `assistant`", parameter="messages")
+    return {**named, "tool_calls": _calls(fields["tool_calls"], f"{where}.tool_calls", called)}
+
+
+def _result_of(call_id: object, where: str, called: Mapping[str, str]) -> dict[str, str]:
+    """Return the fields by which a template shows the call that a result belongs to."""
+    if not isinstance(call_id, str) or call_id not in called:
+        raise InvalidParameter(
+            f"`{where}.tool_call_id` must be the `id` of a call in an earlier message", parameter="messages"
+        )
+    return {"tool_call_id": call_id, "name": called[call_id]}
+
+
+def _calls(value: object, where: str, called: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the calls for the chat template, with arguments as objects where they are JSON, and note their ids."""
+    calls = []
+    for index, given in enumerate(array(where, value)):
+        place = f"{where}[{index}]"
+        call = _fields(given, ToolCall, place)
+        function = _fields(call.get("function"), CalledFunction, f"{place}.function")
+        texts = call.get("id"), function.get("name"), function.get("arguments", "")
+        if call.get("type", "function") != "function" or not all(isinstance(each, str) for each in texts):
+            raise InvalidParameter(
+                f"`{place}`: expected `id`, `type` function, and `function` with `name` and `arguments` as strings",
+                parameter="messages",
+            )
+        call_id, name, arguments = cast("tuple[str, str, str]", texts)  # the condition has checked each
+        called[call_id] = name
+        shown = {"name": name, "arguments": _decoded(arguments)}
+        calls.append({"id": call_id, "type": "function", "function": shown})
+    return calls
+
+
+def _fields(given: object, model: type[Body], place: str) -> dict[str, object]:
+    if not isinstance(given, dict):
+        raise InvalidParameter(f"`{place}`: expected an object, given {kind_of(given)}", parameter="messages")
+    return applied_fields(given, model.names(), model.rules, place)
+
+
+def _decoded(arguments: str) -> object:
+    """Return the arguments as an object, which templates expect; a reply cut at its budget has no JSON."""
+    try:
+        found = msgspec.json.decode(arguments or "{}")
+    except (msgspec.DecodeError, RecursionError):
+        return arguments
+    return found if isinstance(found, dict) else arguments
 
 
 def _content(content: object, where: str) -> str:

@@ -76,12 +76,28 @@ class ChatLogprobs(TypedDict):
     refusal: None
 
 
+class FunctionCall(TypedDict):
+    """The name of a tool, and the JSON of its arguments."""
+
+    name: str
+    arguments: str
+
+
+class ReplyToolCall(TypedDict):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
 class ReplyMessage(TypedDict):
-    """The assistant's message."""
+    """The assistant's message. It has `tool_calls` only if it calls a tool."""
 
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    tool_calls: NotRequired[list[ReplyToolCall]]
 
 
 class ChatChoice(TypedDict):
@@ -101,22 +117,40 @@ class ChatReply(TypedDict):
     created: int
     model: str
     system_fingerprint: str
+    service_tier: NotRequired[Literal["default"]]
     choices: list[ChatChoice]
     usage: Usage
 
 
-class Delta(TypedDict):
+class FunctionPiece(TypedDict):
+    """The name of a tool, in the first piece of a call, and the next part of the JSON of its arguments."""
+
+    name: NotRequired[str]
+    arguments: str
+
+
+class ToolCallPiece(TypedDict):
+    """A piece of a call; the first one has its id."""
+
+    index: int
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
+    function: FunctionPiece
+
+
+class ChatDelta(TypedDict):
     """A piece of the assistant's message; the last one of a choice is empty."""
 
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str]
+    tool_calls: NotRequired[list[ToolCallPiece]]
 
 
 class ChatChunkChoice(TypedDict):
     """A piece of one choice."""
 
     index: int
-    delta: Delta
+    delta: ChatDelta
     logprobs: ChatLogprobs | None
     finish_reason: Reason | None
 
@@ -129,6 +163,7 @@ class ChatChunk(TypedDict):
     created: int
     model: str
     system_fingerprint: str
+    service_tier: NotRequired[Literal["default"]]
     choices: list[ChatChunkChoice]
     usage: NotRequired[Usage | None]
 

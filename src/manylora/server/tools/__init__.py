@@ -1,0 +1,1 @@
+"""Tools that a model may call: the forms in which bases write calls, their reading and their grammar."""

@@ -1,0 +1,148 @@
+"""The reading of calls: the same deltas for any pieces of the text, and no part of a call as content."""
+
+import json
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manylora.server.tools.calls import CallArguments, CallStart, Delta, ToolCallReader
+from manylora.server.tools.formats import FORMATS, HERMES, LLAMA3, MISTRAL, ToolFormat, format_of
+
+NAMES = ("now", "get_weather")
+Call = tuple[str, str]
+
+texts = st.text(alphabet='ab<>[]{}"\\:, \n_tol/cALS', max_size=12)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | texts,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(texts, inner, max_size=2),
+    max_leaves=4,
+)
+calls = st.lists(st.tuples(st.sampled_from(NAMES), st.dictionaries(texts, values, max_size=3)), min_size=1, max_size=3)
+
+
+def written(form: ToolFormat, called: Sequence[tuple[str, object]], indent: int | None = None) -> str:
+    objects = [json.dumps({"name": name, form.arguments: arguments}, indent=indent) for name, arguments in called]
+    if form is HERMES:
+        return "\n".join(f"<tool_call>\n{each}\n</tool_call>" for each in objects)
+    return f"[TOOL_CALLS] [{', '.join(objects)}]" if form is MISTRAL else "; ".join(objects)
+
+
+def read(form: ToolFormat, pieces: Sequence[str], *, has_one_call: bool = False) -> tuple[str, list[Call]]:
+    """Return the content and the calls; what is told is never taken back, and arguments follow their call's start."""
+    reader = ToolCallReader(form, NAMES, has_one_call=has_one_call)
+    deltas: list[Delta] = [delta for piece in pieces for delta in reader.push(piece)] + reader.finish()
+    content, found = "", list[Call]()
+    for delta in deltas:
+        match delta:
+            case CallStart(index, name):
+                assert index == len(found)
+                found.append((name, ""))
+            case CallArguments(index, text):
+                assert index == len(found) - 1
+                found[index] = (found[index][0], found[index][1] + text)
+            case str():
+                content += delta
+    assert reader.num_calls == len(found)
+    return content, found
+
+
+@given(st.sampled_from(list(FORMATS.values())), calls, st.sampled_from(["", "Let me look."]), st.none() | st.just(1))
+def test_calls_are_read_from_any_pieces_of_the_text(
+    form: ToolFormat, called: list[tuple[str, object]], before: str, indent: int | None
+) -> None:
+    before = "" if form.is_whole else before
+    text = (f"{before}\n" if before else "") + written(form, called, indent)
+    content, found = read(form, [text])
+    assert content == before
+    assert [name for name, _ in found] == [name for name, _ in called]
+    assert [json.loads(arguments) for _, arguments in found] == [arguments for _, arguments in called]
+    for width in (1, 2, 3, 7):
+        assert read(form, [text[at : at + width] for at in range(0, len(text), width)]) == (content, found)
+
+
+@given(
+    st.sampled_from(list(FORMATS.values())),
+    st.lists(
+        texts | st.sampled_from(["<tool_call>", "</tool_call>", "[TOOL_CALLS]", '{"name": "now"', ', "arguments": {'])
+    ),
+    st.booleans(),
+)
+def test_any_text_is_read_alike_in_any_pieces(form: ToolFormat, parts: list[str], has_one_call: bool) -> None:
+    text = "".join(parts)
+    whole = read(form, [text], has_one_call=has_one_call)
+    assert read(form, list(text), has_one_call=has_one_call) == whole
+    assert read(form, parts, has_one_call=has_one_call) == whole
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "content"),
+    [
+        (HERMES, "no call < here", "no call < here"),
+        (HERMES, "<tool_call>\nnot JSON\n</tool_call>", "<tool_call>\nnot JSON\n</tool_call>"),
+        (HERMES, '<tool_call>{"name": "rm", "arguments": {}}</tool_call>', None),
+        (HERMES, "text <tool_call>", "text <tool_call>"),
+        (HERMES, '<tool_call>{"name": "no', None),
+        (MISTRAL, "[TOOL_CALLS] none", None),
+        (LLAMA3, 'so {"name": "now", "parameters": {}}', None),
+        (LLAMA3, '{"answer": 42}', None),
+    ],
+)
+def test_what_is_no_call_of_a_tool_is_content(form: ToolFormat, text: str, content: str | None) -> None:
+    assert read(form, list(text)) == (text if content is None else content, [])
+
+
+def test_a_call_goes_out_while_it_is_written() -> None:
+    reader = ToolCallReader(HERMES, NAMES)
+    assert reader.push("I see.\n<tool") == ["I see."]
+    assert reader.push('_call>\n{"name": "now"') == [CallStart(0, "now")]
+    assert reader.push(', "arguments": {"a') == [CallArguments(0, '{"a')]
+    assert reader.push('": 1}}\n</tool_call>') == [CallArguments(0, '": 1}')]
+    assert reader.finish() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        ('{"name": "now"}', "{}"),
+        ('{"arguments": {"a": 1}, "name": "now"}', '{"a": 1}'),
+        ('{"name": "now", "arguments": "{\\"a\\": 1}"}', '{"a": 1}'),
+        ('{"id": 7, "name": "now", "arguments": null}', "{}"),
+        ('{"name": "now", "arguments": {"a": [{"b": "}\\""}]}, "x": true}', '{"a": [{"b": "}\\""}]}'),
+    ],
+)
+def test_other_spellings_of_a_call_are_read(text: str, arguments: str) -> None:
+    assert read(HERMES, list(f"<tool_call>{text}</tool_call>")) == ("", [("now", arguments)])
+
+
+def test_a_second_call_is_dropped_where_one_is_wanted() -> None:
+    assert read(HERMES, [written(HERMES, 2 * [("now", {})])], has_one_call=True) == ("", [("now", "{}")])
+
+
+def test_a_call_cut_by_the_budget_keeps_its_part() -> None:
+    assert read(MISTRAL, list('[TOOL_CALLS] [{"name": "now", "arguments": {"a')) == ("", [("now", '{"a')])
+
+
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [
+        ("{% if tools %}<tool_call>{% endif %}", "hermes"),
+        ("{% if tools %}[TOOL_CALLS]{% endif %}", "mistral"),
+        ('{% if tools %}{"name": f, "parameters": p} <|python_tag|>{% endif %}', "llama3"),
+        ("{% if tools %}<tool_call><function=f>{% endif %}", None),
+        ("{{ messages }}<tool_call>", None),
+        ("", None),
+    ],
+)
+def test_a_base_s_form_is_that_of_its_template(template: str, name: str | None) -> None:
+    found = format_of(template)
+    assert (found.name if found else None) == name
+    assert format_of(template, "hermes") == (HERMES if "tools" in template else None)
+
+
+def test_ids_are_those_that_the_templates_take() -> None:
+    assert MISTRAL.new_id().isalnum()
+    assert len(MISTRAL.new_id()) == 9
+    assert HERMES.new_id().startswith("call_")
+    assert HERMES.new_id() != HERMES.new_id()
