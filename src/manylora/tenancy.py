@@ -8,7 +8,7 @@ import hmac
 import re
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from manylora.ids import KeyId, TenantId
@@ -144,6 +144,15 @@ class PriceFacts:
             output_nanousd=self.output_nanousd,
         )
 
+    def at_percent(self, percent: int) -> "PriceFacts":
+        """Return a part of the price. Each token's is a whole number of nano-dollars, rounded up."""
+        return replace(
+            self,
+            input_nanousd=-(-self.input_nanousd * percent // 100),
+            cached_input_nanousd=-(-self.cached_nanousd * percent // 100),
+            output_nanousd=-(-self.output_nanousd * percent // 100),
+        )
+
 
 def price_at(versions: Iterable[PriceFacts], base: str, moment_ms: int) -> PriceFacts | None:
     """Return the price of a base model in force at a moment; None: it has no price then."""
@@ -174,6 +183,7 @@ class Snapshot:
 
     epoch   of the control plane's process; revisions of another process, perhaps with another database, do not compare
     pepper  in hex
+    batch_price_percent  part of the price that a token of a batch costs; 100 from a control plane of an older version
 
     A repository without versions may have been deleted. It grants nothing in either case.
     """
@@ -187,6 +197,7 @@ class Snapshot:
     keys: tuple[KeyFacts, ...] = ()
     prices: tuple[PriceFacts, ...] = ()
     repositories: tuple[RepositoryFacts, ...] = ()
+    batch_price_percent: int = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,6 +53,7 @@ class UsageRecord:
     finish_reason   of the sequence that ended worst: `stop`, `length`, `disconnect`, `abort`, `edge_lost`,
                     `engine_failure` and so on
     tier            the adapter's tier on arrival; None for the base model
+    is_batch        a line of a batch, which has a price of its own
     queue_ms, load_ms, first_token_ms, total_ms           None if that moment never came
     """
 
@@ -80,6 +81,7 @@ class UsageRecord:
     first_token_ms: float | None = None
     total_ms: float | None = None
     charged_cached_tokens: int | None = None
+    is_batch: bool = False
 
     @property
     def cached_charge(self) -> int:

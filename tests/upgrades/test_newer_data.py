@@ -252,6 +252,13 @@ FORMS: dict[int, dict[str, tuple[str, ...]]] = {
         "UsageRecord": (*RECORD, "charged_cached_tokens"),
         "Delivery": ("opened", "tokens", "cached", "ended"),
     },
+    4: {
+        "Opened": (*OPENED, "is_batch"),
+        "Dropped": ("id",),
+        "Finished": ("record",),
+        "UsageRecord": (*RECORD, "charged_cached_tokens", "is_batch"),
+        "Delivery": ("opened", "tokens", "cached", "ended"),
+    },
 }
 """The fields of every entry, by `spool.FORMAT`."""
 

@@ -23,6 +23,7 @@ class Caller:
     origin        the key whose limits `key` shares
     has_budget    whether the key's spending in a month is limited
     source_token  the bearer, if it is a token for adapters of a hub
+    is_batch      the request is a line of a batch: interactive requests go before it, and it has a price of its own
     """
 
     tenant: TenantId
@@ -34,6 +35,7 @@ class Caller:
     origin: KeyId | None = None
     has_budget: bool = False
     source_token: str = ""
+    is_batch: bool = False
 
     def require(self, scope: Scope) -> None:
         """Raise `InsufficientPermissions`, naming the scope, if the key lacks it."""

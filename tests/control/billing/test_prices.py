@@ -9,10 +9,11 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import URL
+from sqlalchemy import URL, select
 
 from manylora.config.groups.model import DEFAULT_BASE
 from manylora.control.billing.ledger import insert_records
+from manylora.control.storage.tables import ledger
 from manylora.tenancy import PriceFacts, Snapshot
 from manylora.usage import UsageRecord
 from tests.control.plane import EDGE_TOKEN, Plane, in_plane, record, standing_plane
@@ -218,3 +219,33 @@ async def lines_are_exact(plane: Plane, tenant: str, load: list[tuple[str, int, 
     for line in (await plane.call("GET", "/v1/account/usage?by=base", key=key)).json()["usage"]:
         versions = {row["price_version"] for row in rows if row["base"] == line["names"][0]}
         assert (line["input_nanousd"] is None) == (len(versions) > 1)
+
+
+@pytest.mark.parametrize(("percent", "prices"), [(50, (101, 10, 150)), (100, (201, 20, 300)), (0, (0, 0, 0))])
+def test_a_token_of_a_batch_costs_a_part_of_the_price_in_whole_nano_dollars(
+    run: Callable[..., None], percent: int, prices: tuple[int, int, int]
+) -> None:
+    async def scenario(plane: Plane) -> None:
+        await put(plane, input_nanousd=201)
+        alone, batch = used(1, plane), used(2, plane, is_batch=True, charged_cached_tokens=3)
+        await insert_records(plane.control, [alone, batch])
+        asked = select(ledger).order_by(ledger.c.id)
+        async with plane.control.database.read() as connection:
+            first, second = (await connection.execute(asked)).mappings().all()
+        assert (first["input_nanousd"], first["cost_nanousd"]) == (
+            201,
+            201 * alone.charged_prompt_tokens + 300 * alone.charged_completion_tokens,
+        )
+        names = ("input_nanousd", "cached_input_nanousd", "output_nanousd")
+        assert tuple(second[name] for name in names) == prices
+        reply = await plane.client.get("/internal/snapshot?base=mine", headers=EDGE)
+        snapshot = msgspec.json.decode(reply.content, type=Snapshot)
+        (price,) = (price for price in snapshot.prices if price.base == "mine")
+        at_the_edge = price.at_percent(snapshot.batch_price_percent).cost_nanousd(
+            prompt_tokens=batch.charged_prompt_tokens,
+            cached_tokens=3,
+            completion_tokens=batch.charged_completion_tokens,
+        )
+        assert second["cost_nanousd"] == at_the_edge
+
+    run(scenario, settings={"control.batch_price_percent": percent})

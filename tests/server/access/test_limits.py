@@ -209,3 +209,41 @@ def test_no_window_holds_more_than_a_burst_and_its_share(calls: list[tuple[float
         reservation.settle(tokens)
     clock.advance(120)
     take(limiter, held, 60).settle(0)
+
+
+def test_a_line_of_a_batch_leaves_half_of_each_limit_to_interactive_requests() -> None:
+    limiter = Limiter(ManualClock())
+    held = {ACME: Limits(requests_per_minute=6, tokens_per_minute=100, concurrent_streams=5)}
+
+    def enter(tokens: int) -> Reservation:
+        reservation = limiter.enter(held, streams=1, is_batch=True)
+        try:
+            limiter.reserve(reservation, tokens)
+        except LimitExceeded:
+            reservation.settle(0)
+            raise
+        return reservation
+
+    enter(30)
+    with pytest.raises(TokenRateExceeded) as tokens:
+        enter(30)
+    assert tokens.value.retry_after_s == pytest.approx(60 * (80 - 70) / 100)
+    enter(20)
+    with pytest.raises(StreamLimitExceeded):
+        enter(1)
+    for _ in range(3):
+        take(limiter, held, 10)
+
+
+def test_a_line_that_needs_more_than_half_of_a_limit_waits_for_all_of_it() -> None:
+    clock = ManualClock()
+    limiter = Limiter(clock)
+    held = {ACME: Limits(requests_per_minute=1, tokens_per_minute=100, concurrent_streams=1)}
+    reservation = limiter.enter(held, streams=1, is_batch=True)
+    limiter.reserve(reservation, 100)
+    reservation.settle(100)
+    clock.advance(59)
+    with pytest.raises(RequestRateExceeded):
+        limiter.enter(held, streams=1, is_batch=True)
+    clock.advance(1)
+    limiter.reserve(limiter.enter(held, streams=1, is_batch=True), 100)

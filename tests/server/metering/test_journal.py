@@ -42,7 +42,7 @@ def test_what_was_written_was_delivered(tmp_path: Path) -> None:
     journal.write(frame("a", "a", "b", "p"))
     journal.write(frame("b", ended=[end("a", 2), end("probe", 1)]))
     assert read_journal(tmp_path, EDGE) == {
-        "a": Counted(3, cached_tokens=1, committed=2, delivered=2, has_ended=True),
+        "a": Counted(3, cached_tokens=1, committed=2, delivered=2, has_ended=True, reason="length"),
         "b": Counted(5, committed=2, delivered=2),
     }
     assert journals_in(tmp_path) == [EDGE]
@@ -110,7 +110,7 @@ def test_parts_that_are_deleted_change_no_count_of_what_is_not_settled(
             known.committed += count
             known.delivered += count
             if is_end:
-                known.has_ended, known.cached_tokens = True, 1
+                known.has_ended, known.cached_tokens, known.reason = True, 1, "length"
             journal.write(frame(*[name] * count, ended=[end(name, known.committed)] if is_end else []))
             if is_end and is_settled:
                 journal.settle([RequestId(name)])
@@ -188,4 +188,6 @@ def test_the_end_of_a_request_whose_caller_had_left_has_the_positions_computed(t
     left = end("a", 0, prompt_tokens=9, computed_tokens=6, reason=FinishReason.DISCONNECT)
     journal.write(frame(ended=[left]))
     (found,) = read_journal(tmp_path, EDGE).values()
-    assert found == Counted(9, cached_tokens=1, computed_tokens=6, has_ended=True, cut="disconnect")
+    assert found == Counted(
+        9, cached_tokens=1, computed_tokens=6, has_ended=True, reason="disconnect", cut="disconnect"
+    )

@@ -84,6 +84,15 @@ class ControlConfig:
         operator changes them. A tenant that the operator makes has the limits in that request, else none.
         """,
     )
+    batch_price_percent: int = setting(
+        50,
+        low=0,
+        high=100,
+        text="""
+        What a token of a batch costs, in percent of its base's price. Each price is a whole number of nano-dollars a
+        token, rounded up. Rows of the ledger keep the price that they were written with.
+        """,
+    )
     free_bases: tuple[str, ...] = setting(
         (),
         is_paths=False,

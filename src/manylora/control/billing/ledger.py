@@ -55,8 +55,9 @@ async def insert_records(control: Control, records: Sequence[UsageRecord]) -> in
         payers = await _know_tenants(control, connection, {record.tenant for record in records})
         versions = await price_versions(connection)
         free = frozenset(control.config.control.free_bases)
+        batch_percent = control.config.control.batch_price_percent
         rows = {
-            record.id: _row(record, _price_of(record, versions, free), control.now_ms())
+            record.id: _row(record, _price_of(record, versions, free, batch_percent), control.now_ms())
             | {"tenant": payers[record.tenant]}
             for record in sorted(
                 records, key=lambda record: record.id
@@ -294,8 +295,11 @@ async def _payers(connection: AsyncConnection, wanted: set[str]) -> dict[str, st
     return {name: known[name.lower()] for name in wanted if name.lower() in known}
 
 
-def _price_of(record: UsageRecord, versions: Sequence[PriceFacts], free: frozenset[str]) -> PriceFacts | None:
-    return None if record.base in free else price_at(versions, record.base, record.opened_ms)
+def _price_of(
+    record: UsageRecord, versions: Sequence[PriceFacts], free: frozenset[str], batch_percent: int
+) -> PriceFacts | None:
+    price = None if record.base in free else price_at(versions, record.base, record.opened_ms)
+    return price.at_percent(batch_percent) if price is not None and record.is_batch else price
 
 
 def _row(record: UsageRecord, price: PriceFacts | None, now_ms: int) -> dict[str, Any]:

@@ -33,6 +33,7 @@ async def take_snapshot(control: Control, since: int, epoch: str | None = None) 
             is_whole=since < 0,
             pepper=control.pepper,
             epoch=control.epoch,
+            batch_price_percent=control.config.control.batch_price_percent,
             tenants=await changed_tenants(connection, since) if is_new else (),
             keys=await changed_keys(connection, since) if is_new else (),
             prices=await changed_prices(connection, since) if is_new else (),

@@ -2,14 +2,14 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from manylora.clock import Clock
 from manylora.errors import ControlUnavailable, InvalidApiKey, TenantMismatch
 from manylora.http.callers import ANONYMOUS, Caller, StoredKey, bearer_of, judge, key_of, require_active
 from manylora.http.paths import SERVER_ROUTES
 from manylora.http.scopes import ANY, KEYLESS, Scopes, require_any
-from manylora.ids import TenantId
+from manylora.ids import KeyId, TenantId
 from manylora.server.access.credit import Hold, LeasedCredit
 from manylora.server.access.directory import Directory
 from manylora.server.access.limits import Limiter, Reservation
@@ -111,9 +111,33 @@ class Access:
         if self.directory is not None:
             await self.directory.report_act(act)
 
+    def batch_caller(self, tenant: TenantId, key: KeyId | None, origin: KeyId | None) -> Caller:
+        """Return the caller of a line of a batch: the key that created the batch, or one that rotations made of it.
+
+        Raises `InvalidApiKey` if no such key is valid any more, `InsufficientPermissions`, `TenantSuspended`.
+        """
+        if not self.is_key_needed:
+            caller = self._open_caller("", tenant)
+        else:
+            found = None if key is None or self.directory is None else self.directory.key(key)
+            if found is None and origin is not None and self.directory is not None:
+                found = self.directory.key_of_origin(origin)
+            is_past = found is not None and found.expires_ms is not None
+            if found is None or (is_past and (found.expires_ms or 0) <= 1000 * self._clock.wall_s()):
+                raise InvalidApiKey("the key of the batch is not valid any more")
+            caller = self._caller_of(found)
+            require_any(caller.scopes, (Scope.INFER,))
+        self.require_active(caller)
+        return replace(caller, is_batch=True)
+
+    def state_of(self, tenant: TenantId) -> TenantState:
+        """Return the state of a tenant; an unknown one counts as active."""
+        facts = None if self.directory is None else self.directory.tenant(tenant)
+        return TenantState.ACTIVE if facts is None else facts.state
+
     def enter(self, caller: Caller, *, sequences: int) -> Admission:
         """Count a request against the caller's limits, before any work for it. Raises `LimitExceeded`."""
-        reservation = self._limiter.enter(dict(caller.limits), streams=sequences)
+        reservation = self._limiter.enter(dict(caller.limits), streams=sequences, is_batch=caller.is_batch)
         return Admission(caller, reservation, self._limiter)
 
     async def reserve(self, admission: Admission, *, base: str, prompt_tokens: int, budget_tokens: int) -> None:
@@ -126,7 +150,7 @@ class Access:
         self._limiter.reserve(admission.reservation, prompt_tokens + budget_tokens)
         if caller.key is None or self._purse is None or self.directory is None or base in self._free_bases:
             return
-        price = self.directory.price(base, int(1000 * self._clock.wall_s()))
+        price = self.directory.price(base, int(1000 * self._clock.wall_s()), is_batch=caller.is_batch)
         admission.hold = await self._purse.hold(
             caller.tenant,
             price,

@@ -48,6 +48,7 @@ class Directory:
         self._uses: dict[KeyId, int] = {}  # last uses since the last report
         self._acts: deque[AdapterAct] = deque(maxlen=MAX_ACTS)  # not reported yet
         self._reported_s = clock.monotonic_s()
+        self._batch_price_percent = 100
         self.pepper = ""
 
     def note_use(self, key: KeyId) -> None:
@@ -134,9 +135,17 @@ class Directory:
     def key(self, key: KeyId) -> KeyFacts | None:
         return self._keys.get(key)
 
-    def price(self, base: str, moment_ms: int) -> PriceFacts | None:
-        """Return the price of a base model at a moment, in milliseconds since 1970; None if it has no price then."""
-        return price_at(self._prices.get(base, {}).values(), base, moment_ms)
+    def price(self, base: str, moment_ms: int, *, is_batch: bool = False) -> PriceFacts | None:
+        """Return the price of a base model at a moment, in milliseconds since 1970; None if it has no price then.
+
+        `is_batch`: whether to return the price of a line of a batch.
+        """
+        price = price_at(self._prices.get(base, {}).values(), base, moment_ms)
+        return price.at_percent(self._batch_price_percent) if price is not None and is_batch else price
+
+    def key_of_origin(self, origin: KeyId) -> KeyFacts | None:
+        """Return a valid key that rotations have made of a first key; None if there is none."""
+        return next((key for key in self._keys.values() if key.origin == origin), None)
 
     def upload(self, tenant: TenantId, name: str) -> Upload | None:
         """Return the upload that a name means to a tenant; None if the tenant may use no upload of that name.
@@ -197,6 +206,7 @@ class Directory:
             self._own.clear()
             self._lent.clear()
         self.pepper = snapshot.pepper
+        self._batch_price_percent = snapshot.batch_price_percent
         self._tenants |= {tenant.id: tenant for tenant in snapshot.tenants}
         for key in snapshot.keys:
             if key.is_revoked:

@@ -53,12 +53,16 @@ class _Holder:
 
 @dataclass(slots=True)
 class Reservation:
-    """The share of the limits that one request holds; `settle` returns the unused part once."""
+    """The share of the limits that one request holds; `settle` returns the unused part once.
+
+    is_batch  a line of a batch leaves half of each limit to the holder's interactive requests
+    """
 
     holders: list[tuple[str, _Holder, Limits]] = field(default_factory=list)
     streams: int = 0
     tokens: int = 0
     is_settled: bool = False
+    is_batch: bool = False
 
     def settle(self, used_tokens: int) -> None:
         """End the request: charge `used_tokens` to the buckets and return the rest of the reservation."""
@@ -82,21 +86,24 @@ class Limiter:
     def __len__(self) -> int:
         return len(self._holders)
 
-    def enter(self, limits: Mapping[str, Limits], *, streams: int) -> Reservation:
+    def enter(self, limits: Mapping[str, Limits], *, streams: int, is_batch: bool = False) -> Reservation:
         """Count one request against every holder, or against none of them; call it before any work for the request.
 
         Args:    limits   the limits of each holder: of the tenant, and of its key
                  streams  number of the request's sequences; 0 for a request that generates nothing
+                 is_batch  whether it is a line of a batch
         Raises:  `RequestRateExceeded`, `StreamLimitExceeded`, with the seconds to wait
         """
         now_s = self._clock.monotonic_s()
         if len(self._holders) > MAX_IDLE:
             self._forget_idle(now_s)
         reservation = Reservation(
-            [(name, self._holders.setdefault(name, _Holder()), own) for name, own in limits.items()], streams
+            [(name, self._holders.setdefault(name, _Holder()), own) for name, own in limits.items()],
+            streams,
+            is_batch=is_batch,
         )
         self._fill(reservation, now_s)
-        self._require(reservation, lambda name, holder, own: _require_request(name, holder, own, streams))
+        self._require(reservation, lambda name, holder, own: _require_request(name, holder, own, reservation))
         for _, holder, _ in reservation.holders:
             holder.streams += streams
             if holder.requests is not None:
@@ -112,7 +119,7 @@ class Limiter:
         for _, holder, _ in reservation.holders:
             if holder.tokens is not None:  # its limit is that of the newest request, which may be another one
                 holder.tokens.fill(now_s, holder.tokens.limit)
-        self._require(reservation, lambda name, holder, own: _require_tokens(name, holder, tokens))
+        self._require(reservation, lambda name, holder, own: _require_tokens(name, holder, tokens, reservation))
         reservation.tokens = tokens
         for _, holder, _ in reservation.holders:
             if holder.tokens is not None:
@@ -176,23 +183,33 @@ def _filled(bucket: Bucket | None, limit: int | None, now_s: float) -> Bucket | 
     return bucket
 
 
-def _require_request(name: str, holder: _Holder, limits: Limits, streams: int) -> None:
-    most = limits.concurrent_streams
+def _level(amount: int, limit: int, reservation: Reservation) -> int:
+    """Return the level that a bucket needs for `amount`; a line of a batch leaves half of the bucket, if that fits."""
+    return max(amount, min(limit, amount + limit // 2)) if reservation.is_batch else amount
+
+
+def _require_request(name: str, holder: _Holder, limits: Limits, reservation: Reservation) -> None:
+    most, streams = limits.concurrent_streams, reservation.streams
     if most is not None and streams > most:
         raise StreamLimitExceeded(
             f"Rate limit exceeded: {most} sequences at one time ({name}), and this request has {streams}: "
             "ask for fewer at once",
             wait_s=None,
         )
+    if most is not None and reservation.is_batch:
+        most = max(streams, most // 2)
     if most is not None and streams and holder.streams + streams > most:
         raise StreamLimitExceeded(f"Rate limit exceeded: {most} sequences at one time ({name})")
-    if holder.requests is not None and (wait_s := holder.requests.wait_s(1)) > 0:
+    if (
+        holder.requests is not None
+        and (wait_s := holder.requests.wait_s(_level(1, holder.requests.limit, reservation))) > 0
+    ):
         raise RequestRateExceeded(
             f"Rate limit exceeded: {holder.requests.limit} requests per minute ({name})", wait_s=min(wait_s, MINUTE_S)
         )
 
 
-def _require_tokens(name: str, holder: _Holder, tokens: int) -> None:
+def _require_tokens(name: str, holder: _Holder, tokens: int, reservation: Reservation) -> None:
     if holder.tokens is None:
         return
     if tokens > holder.tokens.limit:
@@ -201,7 +218,7 @@ def _require_tokens(name: str, holder: _Holder, tokens: int) -> None:
             f"{tokens}, prompt and budget together: ask for fewer",
             wait_s=None,
         )
-    if (wait_s := holder.tokens.wait_s(tokens)) > 0:
+    if (wait_s := holder.tokens.wait_s(_level(tokens, holder.tokens.limit, reservation))) > 0:
         raise TokenRateExceeded(
             f"Rate limit exceeded: {holder.tokens.limit} tokens per minute ({name})", wait_s=min(wait_s, MINUTE_S)
         )

@@ -11,7 +11,7 @@ from manylora.adapter_state import AdapterAction, AdapterInfo
 from manylora.charging import CUTS
 from manylora.clock import Clock, SystemClock
 from manylora.engine.events import EngineStats, Finished, FinishReason
-from manylora.engine.request import Request
+from manylora.engine.request import Priority, Request
 from manylora.errors import ManyloraError, QueueTimeout, Unavailable, UsageUnrecorded
 from manylora.failure import Failure
 from manylora.ids import PROBE_FLOW, Flow
@@ -288,11 +288,11 @@ class EngineClient:
                 self._streams.finish(stream, failed)
 
     def expire(self, max_queue_s: float) -> None:
-        """End the requests that have waited longer than `max_queue_s` seconds for their first token."""
+        """End the interactive requests that have waited longer than `max_queue_s` seconds for their first token."""
         now_s = self._clock.monotonic_s()
         error = QueueTimeout(f"the request waited longer than {max_queue_s:g} s")
         for stream in self._streams.unstarted():
-            if now_s - stream.opened_s > max_queue_s:
+            if stream.request.priority is not Priority.BATCH and now_s - stream.opened_s > max_queue_s:
                 self._streams.fail(stream, FinishReason.QUEUE_TIMEOUT, error)
 
     def lose(self, reason: FinishReason, fault: ManyloraError | None = None) -> None:

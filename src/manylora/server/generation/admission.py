@@ -25,8 +25,8 @@ class AdmissionControl:
         self._left = asyncio.Event()  # set at each release of a place
 
     @contextmanager
-    def admit(self, tenant: TenantId, num_sequences: int) -> Iterator[None]:
-        """Hold a place for each sequence.
+    def admit(self, tenant: TenantId, num_sequences: int, *, is_batch: bool = False) -> Iterator[None]:
+        """Hold a place for each sequence. Lines of batches have half of the places at most.
 
         Raises `Overloaded` when no place is left for the tenant (see `sharing`), `Unavailable` while the server drains,
         `InvalidParameter` for more sequences than there are places.
@@ -36,7 +36,8 @@ class AdmissionControl:
         if num_sequences > self._limit:
             raise InvalidParameter(f"the request asks for {num_sequences} sequences; the limit is {self._limit}")
         held = self._held[tenant]
-        if not has_place(held=held, taken=self.num_sequences, wanted=num_sequences, limit=self._limit):
+        limit = max(self._limit // 2, num_sequences) if is_batch else self._limit
+        if not has_place(held=held, taken=self.num_sequences, wanted=num_sequences, limit=limit):
             raise Overloaded("Model is overloaded")
         self._count(tenant, num_sequences)
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from manylora.adapter_ref import AdapterRef
-from manylora.engine.request import Request, SamplingParams, StopParams
+from manylora.engine.request import Priority, Request, SamplingParams, StopParams
 from manylora.errors import ContextLengthExceeded, InvalidParameter, TemplateFailed, ToolsRefused
 from manylora.http.callers import Caller
 from manylora.ids import Flow, TenantId, mint_request_id, mint_seed
@@ -81,14 +81,15 @@ class PreparedPrompt:
         found = (self.rules.tokenizer.special_id(trigger) for trigger in triggers)
         return frozenset(token_id for token_id in found if token_id is not None)
 
-    def requests(self, tenant: TenantId, weight: int) -> list[Request]:
-        """Return one engine request for each sequence. They differ in id and seed; `weight` is the tenant's share."""
+    def requests(self, caller: Caller) -> list[Request]:
+        """Return one engine request for each sequence. They differ in id and seed."""
         return [
             Request(
                 id=mint_request_id(),
-                flow=Flow(tenant),
-                weight=weight,
-                salt=tenant,
+                flow=Flow(caller.tenant),
+                weight=caller.weight,
+                priority=Priority.BATCH if caller.is_batch else Priority.INTERACTIVE,
+                salt=caller.tenant,
                 tokens=self.tokens,
                 adapter=self.adapter,
                 sampling=dataclasses.replace(self.sampling, seed=_seed(self.seed, index)),

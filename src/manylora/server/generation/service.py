@@ -73,7 +73,7 @@ class GenerationService:
         """
         admission = self.access.enter(caller, sequences=num_sequences)
         try:
-            with self.admission.admit(caller.tenant, num_sequences):
+            with self.admission.admit(caller.tenant, num_sequences, is_batch=caller.is_batch):
                 yield admission
         finally:
             if not admission.is_metered:
@@ -128,8 +128,9 @@ class Completion:
         try:
             if isinstance(error, AdapterTextChanged):
                 self.model.inputs.forget_text(self.adapter)
-            if isinstance(error, ManyloraError):
-                await self.settle()
+            if isinstance(error, ManyloraError) or (error is None and self._caller.is_batch):
+                self._release()
+                await self._settled()
         finally:
             self._note()
             self._give_back(error)
@@ -152,12 +153,15 @@ class Completion:
         """Open the usage record and submit all sequences; withdraw those that do not reach the engine."""
         caller, meter = self._caller, self._service.meter
         numbered = [
-            (request, number)
-            for number, prompt in enumerate(self.prompts)
-            for request in prompt.requests(caller.tenant, caller.weight)
+            (request, number) for number, prompt in enumerate(self.prompts) for request in prompt.requests(caller)
         ]
         if meter is not None:
-            payer = Payer(tenant=caller.tenant, key=caller.key, request_id=self.arrival.request_id)
+            payer = Payer(
+                tenant=caller.tenant,
+                key=caller.key,
+                request_id=self.arrival.request_id,
+                is_batch=caller.is_batch,
+            )
             is_streamed = self.order.is_stream
             self._usage = meter.open(payer, numbered, base=self.model.name, is_streamed=is_streamed, owner=self)
             self._admission.is_metered = True
@@ -237,9 +241,21 @@ class Completion:
     # ── usage ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def settle(self) -> None:
-        """Wait until the usage is on the disk; call it after the ends of all sequences."""
+        """Wait until the usage is on the disk; call it after the ends of all sequences.
+
+        The usage of a batch line is written after the reply, which makes the line's result durable.
+        """
+        if not self._caller.is_batch:
+            await self._settled()
+
+    async def _settled(self) -> None:
         if self._usage is not None and self._service.meter is not None:
             await self._service.meter.settle(self._usage)
+
+    def _release(self, *, is_free: bool = False) -> None:
+        """Let the usage of a batch line be written. `is_free`: the line has no result and costs nothing."""
+        if self._usage is not None and self._service.meter is not None and self._caller.is_batch:
+            self._service.meter.release(self._usage, is_free=is_free)
 
     def timings(self) -> Timings:
         """Return the timings for the usage record."""
@@ -276,6 +292,8 @@ class Completion:
             "finish_reason": ",".join(reasons) or "disconnect",
             **times_ms,
         }
+        if self._caller.is_batch:
+            return  # no caller waits for it: its times would hide those of requests whose callers do
         self._service.meters.note_work(
             [(len(prompt.tokens), prompt.stop.max_new_tokens) for prompt in self.prompts],
             outputs.num_generated_tokens,
@@ -288,6 +306,7 @@ class Completion:
         reason = FinishReason.DISCONNECT if error is None else self._why_left(error)
         for stream in self._streams:
             stream.close(reason)
+        self._release(is_free=isinstance(error, asyncio.CancelledError))
         if self._is_submitted and self._usage is None:
             self._admission.settle(self.num_prompt_tokens, self.outputs.num_generated_tokens)
         self._held.close()

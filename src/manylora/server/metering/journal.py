@@ -231,7 +231,7 @@ def read_journal(folder: Path, edge: str) -> dict[RequestId, Counted]:
 
 def _note_end(counted: Counted, ended: Ended) -> None:
     _, counted.prompt_tokens, counted.cached_tokens, counted.committed, computed_tokens, reason = ended
-    counted.has_ended = True
+    counted.has_ended, counted.reason = True, reason
     if reason in CUTS:
         counted.computed_tokens, counted.cut = computed_tokens, reason
 

@@ -9,8 +9,8 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -37,11 +37,15 @@ DRAIN_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Payer:
-    """The tenant, the key and the HTTP request of some usage."""
+    """The tenant, the key and the HTTP request of some usage.
+
+    is_batch  a line of a batch. Its record waits for `Meter.release`, so that no record is older than the line's result
+    """
 
     tenant: TenantId
     key: KeyId | None
     request_id: str
+    is_batch: bool = False
 
 
 class MeteredRequest(Protocol):
@@ -60,6 +64,7 @@ class OpenUsage:
 
     waiting    ids of the sequences without an end
     settled    done when the record is on the disk
+    is_held    whether the record waits for `Meter.release`
     """
 
     opened: Opened
@@ -67,6 +72,7 @@ class OpenUsage:
     waiting: set[RequestId]
     uses: dict[RequestId, SequenceUse] = field(default_factory=dict)
     settled: asyncio.Future[None] | None = None
+    is_held: bool = False
 
 
 class Meter:
@@ -114,11 +120,16 @@ class Meter:
         """The reason why requests are refused now; None: requests are accepted."""
         return self._spool.failure
 
-    async def recovered(self) -> None:
-        """Close the requests that earlier edges left open, and delete old segments and journals after a sync."""
+    async def recovered(self, is_kept: Callable[[str], bool] = lambda request_id: False) -> None:
+        """Close the requests that earlier edges left open, and delete old segments and journals after a sync.
+
+        Args:  is_kept  returns whether the result of an HTTP request, by its id, is on the disk; it is charged then
+        """
         if self._lost:
             log.warning("usage.recovered lost_requests=%d", len(self._lost))
-        await asyncio.gather(*(self._spool.finish(each.record()) for each in self._lost))
+        await asyncio.gather(
+            *(self._spool.finish(each.record(is_kept=is_kept(each.opened.request_id))) for each in self._lost)
+        )
         self._lost = []
         for path in reversed(self._left):
             self._spool.adopt(path)
@@ -158,9 +169,10 @@ class Meter:
             is_streamed=is_streamed,
             life=self.edge,
             requests=tuple((request.id, prompt, len(request.tokens)) for request, prompt in requests),
+            is_batch=buyer.is_batch,
         )
         self._spool.open(opened)
-        usage = OpenUsage(opened, owner, {request.id for request, _ in requests})
+        usage = OpenUsage(opened, owner, {request.id for request, _ in requests}, is_held=buyer.is_batch)
         for request, _ in requests:
             self._open[request.id] = usage
         return usage
@@ -173,7 +185,7 @@ class Meter:
         if usage.waiting:
             return
         if usage.uses:
-            self._finish(usage)
+            self._finish_whole(usage)
             return
         self._spool.drop(usage.opened.id)
         usage.owner.note_charge(charge_of([], is_streamed=usage.opened.is_streamed))
@@ -199,8 +211,19 @@ class Meter:
             and issubclass(end.failure.kind, RequestRejected),
         )
         usage.waiting.discard(stream.request.id)
-        if not usage.waiting:
-            self._finish(usage)
+        self._finish_whole(usage)
+
+    def release(self, usage: OpenUsage, *, is_free: bool = False) -> None:
+        """Let the record of a batch line be written: its result is on the disk, or it has none. It may be repeated.
+
+        Args:  is_free  the line has no result and runs again: what it has used so far costs nothing
+        """
+        usage.is_held = False
+        if is_free and usage.settled is None:
+            reason = FinishReason.SHUTDOWN.value
+            usage.uses = {request_id: replace(use, reason=reason) for request_id, use in usage.uses.items()}
+        if usage.settled is None and usage.uses:
+            self._finish_whole(usage)
 
     async def settle(self, usage: OpenUsage) -> None:
         """Wait until the record of a request is on the disk; call it after the ends of all its sequences."""
@@ -275,7 +298,10 @@ class Meter:
                 log.exception("usage.not_shipped next_try_s=%.1f", wait_s)
             await asyncio.sleep(wait_s)
 
-    def _finish(self, usage: OpenUsage) -> None:
+    def _finish_whole(self, usage: OpenUsage) -> None:
+        """Write the record of a request whose sequences have all ended, unless it is held back."""
+        if usage.waiting or usage.is_held:
+            return
         opened = usage.opened
         uses = [usage.uses[request_id] for request_id, _, _ in opened.requests if request_id in usage.uses]
         charge = charge_of(uses, is_streamed=opened.is_streamed)

@@ -56,4 +56,5 @@ def record_of(opened: Opened, edge: str, uses: Sequence[SequenceUse], charge: Ch
         load_ms=timings.load_ms,
         first_token_ms=timings.first_token_ms,
         total_ms=timings.total_ms,
+        is_batch=opened.is_batch,
     )

@@ -27,8 +27,11 @@ class LostRequest:
     opened: Opened
     counted: dict[RequestId, Counted]
 
-    def record(self) -> UsageRecord:
-        """Return the record with the reason `edge_lost`, but for sequences that ended because their caller had left."""
+    def record(self, *, is_kept: bool = False) -> UsageRecord:
+        """Return the record with the reason `edge_lost`, but for sequences that ended because their caller had left.
+
+        Args:  is_kept  whether the result of the request is on the disk: its sequences count as they ended
+        """
         uses = [
             SequenceUse(
                 prompt=prompt,
@@ -36,7 +39,7 @@ class LostRequest:
                 cached_tokens=found.cached_tokens,
                 committed=found.committed,
                 delivered=min(found.delivered, found.committed),
-                reason=found.cut or "edge_lost",
+                reason=found.cut or (is_kept and found.reason) or "edge_lost",
                 computed_tokens=found.computed_tokens,
             )
             for request_id, prompt, prompt_tokens in self.opened.requests

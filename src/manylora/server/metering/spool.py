@@ -8,9 +8,7 @@ its last sync, then syncs. The spool deletes a segment once all its records are 
 
 import asyncio
 import contextlib
-import fcntl
 import logging
-import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -24,14 +22,14 @@ from manylora.errors import ConfigInvalid, UsageUnrecorded
 from manylora.ids import KeyId, RequestId, TenantId, UsageId
 from manylora.server.metering.append_log import FramedFile, newer_usage, read_entries, unrecorded
 from manylora.system.failures import cause_of
+from manylora.system.held_folders import HeldFolder, hold_folder
 from manylora.usage import UsageRecord
 
 log = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 8 << 20
 RETRY_S = 0.5
-LOCK_FILE = "lock"
-FORMAT = 3
+FORMAT = 4
 """The format number of the entries in a folder's segments and journals.
 
 A version that writes another form raises the number and still reads the older forms. Older versions refuse its folders
@@ -60,6 +58,7 @@ class Opened(msgspec.Struct, frozen=True, tag=True):
     is_streamed: bool
     life: str
     requests: tuple[tuple[RequestId, int, int], ...]
+    is_batch: bool = False
 
 
 class Dropped(msgspec.Struct, frozen=True, tag=True):
@@ -305,17 +304,6 @@ class Spool:
         return failure is None
 
 
-@dataclass(frozen=True, slots=True)
-class HeldFolder:
-    """A folder of one server's spool and journals, which this process has locked until `release`."""
-
-    path: Path
-    descriptor: int
-
-    def release(self) -> None:
-        os.close(self.descriptor)
-
-
 def hold_folders(root: Path) -> list[HeldFolder]:
     """Lock every folder below `root` that no living server has locked; the first is this server's own.
 
@@ -325,26 +313,15 @@ def hold_folders(root: Path) -> list[HeldFolder]:
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         numbers = [int(entry.name) for entry in root.iterdir() if entry.name.isdigit()]
-        held = [folder for number in sorted(numbers) if (folder := _held(root / str(number))) is not None]
+        held = [folder for number in sorted(numbers) if (folder := hold_folder(root / str(number))) is not None]
         number = max(numbers, default=-1)
         while not held:
             number += 1
-            held += [folder for folder in [_held(root / str(number))] if folder is not None]
+            held += [folder for folder in [hold_folder(root / str(number))] if folder is not None]
         _keep_formats(held)
     except OSError as error:
         raise ConfigInvalid(f"metering.dir {root} cannot be used: {cause_of(error)}") from error
     return held
-
-
-def _held(path: Path) -> HeldFolder | None:
-    path.mkdir(exist_ok=True, mode=0o700)
-    descriptor = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return HeldFolder(path, descriptor)
 
 
 def _keep_formats(held: Sequence[HeldFolder]) -> None:
