@@ -77,8 +77,8 @@ FLOORS: dict[str, list[set[str]]] = {
     ],
     "server": [
         {"access", "engine_client", "schemas", "tools"},
-        {"engine_client/process", "http", "metering", "observability", "schemas/lorax"},
-        {"generation", "schemas/openai"},
+        {"engine_client/process", "http", "metering", "observability", "schemas/lorax", "storage"},
+        {"batches", "generation", "schemas/openai"},
         {"routes"},
         {"routes/lorax", "routes/openai"},
         {"app/middleware"},

@@ -16,10 +16,9 @@
     │   └── AdapterTextChanged  AdapterInUse (operators only)
     ├── ServiceError               the server cannot serve now
     │   ├── Overloaded  QueueTimeout  Unavailable  ControlUnavailable  UsageUnrecorded
-    │   └── EngineFault  IncompleteGeneration
+    │   └── StorageUnavailable  EngineFault  IncompleteGeneration
     └── StartupError               the process cannot start
-        ├── ConfigInvalid  DataTooNew  MemoryPlanImpossible
-        └── ModelUnsupported  ModelNotFound  NativeBuildFailed
+        └── ConfigInvalid  DataTooNew  MemoryPlanImpossible  ModelUnsupported  ModelNotFound  NativeBuildFailed
 
 A row is (status, type) for the native (LoRAX-style) routes and for the OpenAI routes, and one stable `code` for both.
 No other file knows a status number.
@@ -220,8 +219,7 @@ class LimitExceeded(RequestRejected):
         """Create the error. `wait_s` None: the request asks for more than the whole limit, and has to be changed."""
         super().__init__(message, parameter=parameter)
         self._wait_s = wait_s
-        self.headers: dict[str, str] = {}
-        """The `x-ratelimit-…` headers of the refused caller."""
+        self.headers: dict[str, str] = {}  # the `x-ratelimit-…` headers of the refused caller
 
     @property
     def retry_after_s(self) -> float | None:
@@ -261,7 +259,7 @@ class NameTaken(RequestRejected):
 
 
 class StorageLimitExceeded(RequestRejected):
-    """The tenant may store no more adapters, no more bytes, or none of that rank."""
+    """The tenant may store no more adapters, files, batches or bytes, or no adapter of that rank."""
 
     row = ErrorRow(403, "permission", 403, INVALID, "storage_limit_exceeded")
 
@@ -295,8 +293,6 @@ class AdapterAccessDenied(AdapterError):
 
 class AdapterIncompatible(AdapterError):
     """Shapes, layers, vocabulary or target modules do not fit the base model."""
-
-    row = ErrorRow(422, "generation", 400, INVALID, "adapter_incompatible")
 
 
 class AdapterUnsupported(AdapterError):
@@ -402,10 +398,14 @@ class UsageUnrecorded(ServiceError):
     row = ErrorRow(503, "overloaded", 503, SERVER, "usage_unrecorded", retry_after_s=5)
 
 
+class StorageUnavailable(ServiceError):
+    """The disk takes no files or responses of tenants."""
+
+    row = ErrorRow(503, "overloaded", 503, SERVER, "storage_unavailable", retry_after_s=5)
+
+
 class EngineFault(ServiceError):
     """The engine has failed during the generation."""
-
-    row = ErrorRow(500, "generation", 500, SERVER, "engine_error")
 
 
 class IncompleteGeneration(ServiceError):

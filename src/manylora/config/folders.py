@@ -52,6 +52,11 @@ def pushed_dir(config: Config) -> Path:
     return Path(given).expanduser() if given else metering_dir(config) / "pushed"
 
 
+def storage_dir(config: Config) -> Path:
+    """Return the folder of tenants' files and batches: `storage.dir`, else one in the control plane's folder."""
+    return Path(config.storage.dir).expanduser() if config.storage.dir else control_dir(config) / "storage"
+
+
 def _home(named: str | None) -> Path:
     try:
         home = Path(named or pwd.getpwuid(os.getuid()).pw_dir)

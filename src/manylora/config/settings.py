@@ -20,11 +20,13 @@ from manylora.config.declaration import KEY, Declaration, Setting
 from manylora.config.environment import KEY_VARIABLE, URL_VARIABLE, environment
 from manylora.config.file import is_text, read_tables
 from manylora.config.groups.adapters import AdaptersConfig
+from manylora.config.groups.batches import BatchesConfig
 from manylora.config.groups.control import ControlConfig
 from manylora.config.groups.engine import EngineConfig
 from manylora.config.groups.metering import MeteringConfig
 from manylora.config.groups.model import ModelConfig
 from manylora.config.groups.server import ServerConfig
+from manylora.config.groups.storage import StorageConfig
 from manylora.config.renames import SETTINGS, current_setting, current_value, settled
 from manylora.config.service_variables import is_service_variable
 from manylora.errors import ConfigInvalid
@@ -43,6 +45,8 @@ class Config:
     server: ServerConfig = field(default_factory=ServerConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
     metering: MeteringConfig = field(default_factory=MeteringConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    batches: BatchesConfig = field(default_factory=BatchesConfig)
 
 
 def load_config(

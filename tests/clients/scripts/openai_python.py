@@ -1,6 +1,8 @@
 """Runs in the environment of `openai`, with a file of facts as its argument."""
 
 import asyncio
+import json
+import time
 from typing import Any
 
 import openai
@@ -199,6 +201,47 @@ async def check_async() -> None:
         raw = await own.chat.completions.with_raw_response.create(model=ADAPTER, messages=HELLO, max_tokens=2)
         assert raw.headers["x-adapter-id"] == ADAPTER
         assert int(raw.headers["x-total-tokens"]) > 2
+
+
+@case
+def check_batches() -> None:
+    lines = [
+        {
+            "custom_id": str(number),
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {"model": model, "messages": HELLO, "max_tokens": 4, "temperature": 0},
+        }
+        for number, model in enumerate((ADAPTER, "__base_model__", "no-such-adapter"))
+    ]
+    content = "\n".join(map(json.dumps, lines)).encode()
+    file = client.files.create(file=("lines.jsonl", content), purpose="batch")
+    assert (file.filename, file.purpose, file.bytes) == ("lines.jsonl", "batch", len(content))
+    assert client.files.retrieve(file.id) == file
+    assert file.id in {each.id for each in client.files.list()}
+    assert client.files.content(file.id).read() == content
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"a": "b"}
+    )
+    while (batch := client.batches.retrieve(batch.id)).status != "completed":
+        assert batch.status in ("validating", "in_progress", "finalizing"), batch
+        time.sleep(0.05)
+    assert batch.request_counts is not None
+    assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (3, 2, 1)
+    assert batch.metadata == {"a": "b"}
+    assert batch.output_file_id is not None
+    assert batch.error_file_id is not None
+    results = {
+        line["custom_id"]: line for line in map(json.loads, client.files.content(batch.output_file_id).iter_lines())
+    }
+    whole = client.chat.completions.create(model=ADAPTER, messages=HELLO, max_tokens=4, temperature=0)
+    assert results["0"]["response"]["body"]["choices"][0]["message"]["content"] == whole.choices[0].message.content
+    (error,) = map(json.loads, client.files.content(batch.error_file_id).iter_lines())
+    assert (error["custom_id"], error["response"]["body"]["error"]["code"]) == ("2", "model_not_found")
+    assert batch.id in {each.id for each in client.batches.list(limit=1)}
+    raised(openai.BadRequestError, lambda: client.batches.cancel(batch.id))
+    assert client.files.delete(file.id).deleted
+    raised(openai.NotFoundError, lambda: client.files.retrieve(file.id))
 
 
 if __name__ == "__main__":

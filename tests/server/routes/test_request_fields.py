@@ -419,7 +419,7 @@ def test_the_openapi_document_describes_the_fields(in_house: InHouse) -> None:
         bodies = {
             path: operations["post"]["requestBody"]["content"]["application/json"]["schema"]
             for path, operations in document["paths"].items()
-            if "requestBody" in operations.get("post", {})
+            if "application/json" in operations.get("post", {}).get("requestBody", {}).get("content", {})
         }
         for path in (CHAT, COMPLETIONS, "/generate", "/tokenize"):
             assert bodies[path]["additionalProperties"] is False

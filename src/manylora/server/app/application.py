@@ -16,6 +16,7 @@ from manylora.server.access.access import Access
 from manylora.server.app.documents import Documents, documents_router
 from manylora.server.app.error_handlers import handle_errors, unknown_router
 from manylora.server.app.middleware.layers import layered
+from manylora.server.batches.runner import BatchRunner
 from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.engine_client.streams import OnFinished, SequenceStream
@@ -31,18 +32,28 @@ from manylora.server.routes.adapter_listing import Catalogue
 from manylora.server.routes.adapters import AdapterRoutes, adapter_router
 from manylora.server.routes.info import FactRoutes, info_routers
 from manylora.server.routes.lorax.generate import NativeRoutes, lorax_router
+from manylora.server.routes.openai.batches import BatchRoutes, batch_routers
 from manylora.server.routes.openai.completions import OpenAIRoutes, openai_router
+from manylora.server.routes.openai.files import FileRoutes, file_routers
 from manylora.server.routes.pushes import PushRoutes, push_routers
+from manylora.server.storage.storage import Storage
 
 
 class EdgeApp:
     """The ASGI application, with the parts that its runner uses: admission control and health."""
 
     def __init__(
-        self, asgi: App, api: FastAPI, models: ModelRouter, admission: AdmissionControl, health: Health
+        self,
+        asgi: App,
+        api: FastAPI,
+        models: ModelRouter,
+        admission: AdmissionControl,
+        health: Health,
+        batches: BatchRunner | None = None,
     ) -> None:
         """`api` holds the routes within `asgi`."""
         self.api = api
+        self.batches = batches
         self.models = models
         self.admission = admission
         self.health = health
@@ -50,6 +61,20 @@ class EdgeApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._asgi(scope, receive, send)
+
+    def is_kept(self, request_id: str) -> bool:
+        """Return whether the result of an earlier server's request, a line of a batch, is on the disk."""
+        return self.batches is not None and request_id in self.batches.kept_requests
+
+    async def start(self) -> None:
+        """Take up the batches that an earlier server left. The engine answers, and usage is recorded."""
+        if self.batches is not None:
+            await self.batches.start()
+
+    async def stop(self) -> None:
+        """End the lines of batches under way, which run again after the next start. A second call changes nothing."""
+        if self.batches is not None:
+            await self.batches.stop()
 
     def close(self) -> None:
         self.models.close()
@@ -76,12 +101,14 @@ def create_app(
     access: Access | None = None,
     meter: Meter | None = None,
     control: object | None = None,
+    storage: Storage | None = None,
 ) -> EdgeApp:
-    """Return the edge's application around a started engine client. The caller closes client, meter and control plane.
+    """Return the edge's application around a started engine client. The caller closes the other parts.
 
     Args:  access   the check of keys, limits and credit; None: every caller may use everything
            meter    records usage; None: no usage is recorded
            control  the ASGI application of the control plane's routes; None: the server has none
+           storage  the folder of tenants' files and batches; None: the server has none
     """
     clock = clock or SystemClock()
     access = access or Access(clock)
@@ -99,12 +126,19 @@ def create_app(
     adapters = AdapterRoutes(
         models.default, catalogue, settings, longest_wait_s=config.adapters.load_timeout_s, access=access
     )
+    openai = OpenAIRoutes(service, settings)
+    batches = None
+    if storage is not None:
+        batches = BatchRunner(storage, config, access=access, handlers=openai.handlers(), clock=clock)
+    files = FileRoutes(None if storage is None else storage.files, batches)
     guards, handle = Guards(access), models.default
     api = _api(models)
     documents = Documents(api, access, control, admin_open=settings.admin_open)
     routers = (
         lorax_router(NativeRoutes(service, settings), guards, clock),
-        openai_router(OpenAIRoutes(service, settings), guards, clock),
+        openai_router(openai, guards, clock),
+        *file_routers(files, guards, clock),
+        *batch_routers(BatchRoutes(batches, settings), guards, clock),
         *info_routers(FactRoutes(service, settings, health, meters, catalogue), guards, clock),
         *push_routers(PushRoutes(handle.pusher, handle.resolver, settings, access), guards, clock),
         *adapter_router(adapters, guards, clock),
@@ -123,7 +157,7 @@ def create_app(
         access=access,
         control=cast("App | None", control),
     )
-    return EdgeApp(asgi, api, models, admission, health)
+    return EdgeApp(asgi, api, models, admission, health, batches)
 
 
 def _api(models: ModelRouter) -> FastAPI:

@@ -122,9 +122,12 @@ class ControlSession:
             free_bases=control.free_bases,
         )
 
-    async def begin(self) -> None:
-        """Close the requests that an earlier edge left open, then poll the control plane and ship usage to it."""
-        await self.meter.recovered()
+    async def begin(self, is_kept: Callable[[str], bool] = lambda request_id: False) -> None:
+        """Close the requests that an earlier edge left open, then poll the control plane and ship usage to it.
+
+        Args:  is_kept  as in `Meter.recovered`
+        """
+        await self.meter.recovered(is_kept)
         self.meter.start_shipping(self.client)
         self._following = asyncio.create_task(self.directory.follow())
 

@@ -15,6 +15,8 @@ from manylora.server.schemas.errors import NativeError, OpenAIError
 Json = dict[str, Any]  # JSON values of several types
 EVENTS = "events"
 """The key, beside the statuses, of the schema of a stream's events."""
+FORM = "form"
+"""The place of a parameter that is a field of a form."""
 _MODE: Literal["serialization"] = "serialization"
 
 
@@ -63,8 +65,12 @@ def _shown(operation: RouteOperation, schemas: Json) -> Json:
         good = replies.setdefault("200", {"description": "A stream of events", "content": {}})
         good["content"]["text/event-stream"] = {"schema": events}
     shown: Json = {"summary": operation.summary, "responses": replies}
-    if operation.parameters:
-        shown["parameters"] = [_parameter(each) for each in operation.parameters]
+    if stated := [each for each in operation.parameters if each.place != FORM]:
+        shown["parameters"] = [_parameter(each) for each in stated]
+    if fields := {each.name: _field(each) for each in operation.parameters if each.place == FORM}:
+        shown["requestBody"] = {
+            "content": {"multipart/form-data": {"schema": {"type": "object", "properties": fields}}}
+        }
     if operation.body is not None:
         kind = operation.body if isinstance(operation.body, str) else "application/json"
         schema = (
@@ -73,6 +79,10 @@ def _shown(operation: RouteOperation, schemas: Json) -> Json:
         content = {kind: {"schema": schema}}
         shown["requestBody"] = {"required": True, "content": content}
     return shown
+
+
+def _field(parameter: Parameter) -> Json:
+    return {"type": "string", "description": parameter.description}
 
 
 def _parameter(parameter: Parameter) -> Json:

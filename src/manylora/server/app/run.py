@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import uvloop
 
 from manylora.clock import SystemClock
-from manylora.config.folders import cache_dir, metering_dir
+from manylora.config.folders import cache_dir, metering_dir, storage_dir
 from manylora.config.settings import Config
 from manylora.errors import StartupError
 from manylora.http.listener import url_of
@@ -22,6 +22,7 @@ from manylora.server.engine_client.process.transport import ProcessTransport
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.engine_client.transport import Transport
 from manylora.server.generation.models import tokenizer_of
+from manylora.server.storage.storage import Storage, open_storage
 from manylora.system.collector import exempt_modules
 from manylora.system.private_files import keep_private, tighten
 from manylora.system.signals import StopSignals
@@ -74,7 +75,7 @@ def run_server(
     """
     exempt_modules()
     keep_private()
-    tighten(metering_dir(config), cache_dir(config) / "adapters")
+    tighten(metering_dir(config), storage_dir(config), cache_dir(config) / "adapters")
     with listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config, listener, transport(factory, config, announce.progress), control, announce))
 
@@ -114,28 +115,35 @@ async def _serve_as(
     signals, server = door.signals, door.server
     client = EngineClient(transport, record=membership.meter.journal)
     app: EdgeApp | None = None
+    storage: Storage | None = None
     try:
-        app = await signals.interrupting(_start(config, membership, client, announce))
+        storage = open_storage(storage_dir(config), SystemClock(), config.storage)
+        app = await signals.interrupting(_start(config, membership, client, storage, announce))
         door.front.open(app)
         announce.ready(client.served, door.url)
         await signals.first_or(server.left)
         await _drain(app, client, server, signals, config.server.drain_s)
     finally:
+        if app is not None:
+            await signals.hastening(app.stop())
         await signals.hastening(client.close(), client.kill)
         server.should_exit = True
         await server.left.wait()
         if app is not None:
             app.close()
+        if storage is not None:
+            storage.close()
         await signals.hastening(membership.leave())
 
 
-async def _start(config: Config, membership: ControlSession, client: EngineClient, announce: Announce) -> EdgeApp:
+async def _start(
+    config: Config, membership: ControlSession, client: EngineClient, storage: Storage, announce: Announce
+) -> EdgeApp:
     """Start the engine, make the application, and check both with a first request of one token."""
     await client.start()
     served = client.served
     access = membership.admit(served.model_id)
     tokenizer = tokenizer_of(served)
-    await membership.begin()
     app = create_app(
         config,
         client=client,
@@ -144,10 +152,13 @@ async def _start(config: Config, membership: ControlSession, client: EngineClien
         access=access,
         meter=membership.meter,
         control=membership.control,
+        storage=storage,
     )
+    await membership.begin(app.is_kept)
     if not await app.health.probe():
         raise StartupError("the engine is up, but did not answer a first request of one token")
     announce.progress("first token generated")
+    await app.start()
     return app
 
 
@@ -155,11 +166,13 @@ async def _drain(app: EdgeApp, client: EngineClient, server: HttpServer, signals
     """Refuse new requests, and wait for those under way up to `drain_s` seconds or until a second signal."""
     app.admission.is_draining = True
     log.info("server.draining sequences=%d", app.admission.num_sequences)
+    stopped = asyncio.create_task(app.stop())
     emptied = asyncio.create_task(app.admission.emptied())
     hurried = asyncio.create_task(signals.second.wait())
     try:
         await asyncio.wait((emptied, hurried), timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
     finally:
+        await stopped
         for waiting in (emptied, hurried):
             waiting.cancel()
     if app.admission.num_sequences:

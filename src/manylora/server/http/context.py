@@ -151,6 +151,14 @@ class HttpContext:
         await self._begin(status, own)
         await self._send({"type": "http.response.body", "body": b"" if self.method == "HEAD" else body})
 
+    async def reply_chunks(self, chunks: AsyncIterator[bytes], media_type: str, size: int) -> None:
+        """Reply with `size` bytes in pieces."""
+        await self._begin(200, {"content-type": media_type, "content-length": str(size)})
+        if self.method != "HEAD":
+            async for chunk in chunks:
+                await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await self._send({"type": "http.response.body", "body": b""})
+
     async def begin_stream(self, headers: Mapping[str, str]) -> None:
         await self._begin(200, {**STREAM_HEADERS, **headers})
 

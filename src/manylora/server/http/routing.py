@@ -94,7 +94,7 @@ class SentReply(Response):
 class Parameter:
     """A parameter of a route, which is a text.
 
-    place  `path` or `query`
+    place  `path` or `query`; `form` for a field of a body that is a form
     """
 
     name: str

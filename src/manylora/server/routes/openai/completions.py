@@ -16,7 +16,7 @@ from manylora.server.generation.reply_headers import head_of, whole_of
 from manylora.server.generation.service import Completion, GenerationService
 from manylora.server.generation.text import Piece, TextToken
 from manylora.server.http.context import DONE, KEEP_ALIVE, HttpContext, event_bytes
-from manylora.server.http.routing import Guards, Routes
+from manylora.server.http.routing import Guards, Handler, Routes
 from manylora.server.routes.openai.calls import CallWriter, call_writer
 from manylora.server.routes.openai.choices import behind, chat_logprobs, completion_logprobs, finish_reason, in_echo
 from manylora.server.routes.openai.orders import OpenAIOptions, read_chat, read_completion
@@ -107,6 +107,10 @@ class OpenAIRoutes:
     def __init__(self, service: GenerationService, settings: ServerConfig) -> None:
         self._service = service
         self._settings = settings
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return the handlers by route, for the lines of batches."""
+        return {"/v1/chat/completions": self.chat_completions, "/v1/completions": self.completions}
 
     async def completions(self, context: HttpContext) -> None:
         await self._run(context, COMPLETION, *read_completion(context.arrival.body, self._settings))

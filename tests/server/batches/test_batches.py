@@ -1,0 +1,173 @@
+"""Batches from their creation to their results, over HTTP."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manylora.clock import ManualClock
+from manylora.engine.request import Priority
+from manylora.server.batches.stored_batch import WINDOW_S
+from tests.server.batches.batch_house import CHAT, COMPLETIONS, batch_house, jsonl, line
+
+
+def test_a_batch_runs_each_line_as_a_request_of_low_priority(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with batch_house(tmp_path) as house:
+            lines = [line("a", "SAY:one"), line("b", "SAY:two", n=2), line("bad", temperature=-1)]
+            batch = await house.until(await house.create(lines, metadata={"job": "7"}))
+            assert batch["status"] == "completed"
+            assert batch["request_counts"] == {"total": 3, "completed": 2, "failed": 1}
+            assert batch["metadata"] == {"job": "7"}
+            assert batch["expires_at"] - batch["created_at"] == WINDOW_S
+            assert all(batch[f"{state}_at"] for state in ("in_progress", "finalizing", "completed"))
+            good = await house.results(batch["output_file_id"])
+            assert {each: len(good[each]["response"]["body"]["choices"]) for each in good} == {"a": 1, "b": 2}
+            assert good["a"]["response"]["body"]["choices"][0]["text"] == "one"
+            assert good["a"]["error"] is None
+            bad = (await house.results(batch["error_file_id"]))["bad"]["response"]
+            assert (bad["status_code"], bad["body"]["error"]["param"]) == (400, "temperature")
+            assert {request.priority for request in house.engine.submitted} == {Priority.BATCH}
+            records = await house.shipped()
+            assert sorted(record.num_sequences for record in records) == [1, 2]
+            assert all(record.is_batch for record in records)
+            assert {record.request_id for record in records} == {
+                each["response"]["request_id"] for each in good.values()
+            }
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_of_conversations(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with batch_house(tmp_path) as house:
+            batch = await house.until(await house.create([line("a", url=CHAT)], url=CHAT))
+            (result,) = (await house.results(batch["output_file_id"])).values()
+            assert result["response"]["body"]["object"] == "chat.completion"
+            assert batch["error_file_id"] is None
+
+    asyncio.run(scenario())
+
+
+REFUSED: list[tuple[bytes, str, int | None]] = [
+    (b"", "empty_file", None),
+    (b"\n  \n", "empty_file", None),
+    (b"{not json}\n", "invalid_json_line", 1),
+    (b"\xff\xfe\n", "invalid_json_line", 1),
+    (b"[1]\n", "invalid_json_line", 1),
+    (b"[" * 1_900 + b"\n", "invalid_json_line", 1),
+    (jsonl([line("a"), line("a")]), "duplicate_custom_id", 2),
+    (jsonl([{"custom_id": "a", "method": "POST", "url": COMPLETIONS}]), "missing_required_parameter", 1),
+    (jsonl([{**line("a"), "priority": 1}]), "unknown_field", 1),
+    (jsonl([{**line("a"), "custom_id": 7}]), "invalid_type", 1),
+    (jsonl([line("")]), "invalid_custom_id", 1),
+    (jsonl([line("x" * 513)]), "invalid_custom_id", 1),
+    (jsonl([{**line("a"), "method": "GET"}]), "invalid_method", 1),
+    (jsonl([{**line("a"), "url": CHAT}]), "invalid_url", 1),
+    (jsonl([{**line("a"), "body": []}]), "invalid_type", 1),
+    (jsonl([line("a", stream=True)]), "invalid_stream", 1),
+    (jsonl([line("a"), line("b", "x" * 3_000)]), "line_too_large", 2),
+    (jsonl([line(str(number)) for number in range(6)]), "too_many_lines", None),
+]
+
+
+@pytest.mark.parametrize(("content", "code", "number"), REFUSED, ids=[f"{code}" for _, code, _ in REFUSED])
+def test_a_malformed_input_fails_the_batch_with_the_line(
+    tmp_path: Path, content: bytes, code: str, number: int | None
+) -> None:
+    async def scenario() -> None:
+        async with batch_house(tmp_path, batches={"max_lines": 5}, server={"max_body_bytes": 2_000}) as house:
+            body = {"input_file_id": await house.upload(content), "endpoint": COMPLETIONS, "completion_window": "24h"}
+            batch = await house.until((await house.client.post("/v1/batches", json=body)).json()["id"])
+            assert batch["status"] == "failed"
+            (error,) = batch["errors"]["data"]
+            assert (error["code"], error["line"]) == (code, number)
+            assert batch["request_counts"] == {"total": 0, "completed": 0, "failed": 0}
+            assert batch["output_file_id"] is batch["error_file_id"] is None
+            assert not house.engine.submitted
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "parameter"),
+    [
+        ({"endpoint": "/v1/responses"}, 400, "endpoint"),
+        ({"endpoint": None}, 400, "endpoint"),
+        ({"completion_window": "1h"}, 400, "completion_window"),
+        ({"input_file_id": "file-none"}, 404, "input_file_id"),
+        ({"metadata": {"a": 1}}, 400, "metadata.a"),
+        ({"metadata": {str(number): "" for number in range(17)}}, 400, "metadata"),
+        ({"output_expires_after": {"anchor": "created_at", "seconds": 1}}, 400, "seconds"),
+        ({"windows": "24h"}, 400, "windows"),
+    ],
+)
+def test_a_wrong_order_of_a_batch_is_refused(tmp_path: Path, body: dict[str, Any], status: int, parameter: str) -> None:
+    async def scenario() -> None:
+        async with batch_house(tmp_path) as house:
+            good = {"input_file_id": await house.upload(jsonl([line("a")])), "endpoint": COMPLETIONS}
+            reply = await house.client.post("/v1/batches", json={**good, "completion_window": "24h", **body})
+            assert reply.status_code == status
+            assert reply.json()["error"]["param"] == parameter
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_batch_lets_lines_under_way_end_and_begins_no_other(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with batch_house(tmp_path, batches={"lines_at_once": 1}) as house:
+            batch_id = await house.create([line(str(number), "SAY:" + "x" * 60) for number in range(50)])
+            await house.runs()
+            reply = await house.client.post(f"/v1/batches/{batch_id}/cancel")
+            assert reply.json()["status"] == "cancelling"
+            batch = await house.until(batch_id)
+            assert batch["status"] == "cancelled"
+            good = await house.results(batch["output_file_id"])
+            assert len(good) == batch["request_counts"]["completed"] == len(await house.shipped()) < 50
+            again = await house.client.post(f"/v1/batches/{batch_id}/cancel")
+            assert again.status_code == 400
+
+    asyncio.run(scenario())
+
+
+def test_lines_that_did_not_run_within_the_window_are_errors(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        clock = ManualClock()
+        async with batch_house(tmp_path, clock=clock, batches={"lines_at_once": 2}) as house:
+            batch_id = await house.create([line("a"), line("held", "WAIT"), line("b"), line("held too", "WAIT")])
+            await house.until(batch_id, "in_progress")
+            await house.has_results(batch_id, 2)
+            await house.runs(2)
+            clock.advance(WINDOW_S)
+            batch = await house.until(batch_id)
+            assert batch["status"] == "expired"
+            assert batch["request_counts"] == {"total": 4, "completed": 2, "failed": 2}
+            assert set(await house.results(batch["output_file_id"])) == {"a", "b"}
+            errors = await house.results(batch["error_file_id"])
+            assert {each: errors[each]["error"]["code"] for each in errors} == dict.fromkeys(
+                ("held", "held too"), "batch_expired"
+            )
+            charged = [record.charged_completion_tokens for record in await house.shipped()]
+            assert sorted(tokens > 0 for tokens in charged) == [False, False, True, True]
+
+    asyncio.run(scenario())
+
+
+def test_batches_are_listed_by_pages_the_newest_first(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        clock = ManualClock()
+        async with batch_house(tmp_path, clock=clock) as house:
+            made = []
+            for _ in range(3):
+                made.append(await house.create([line("a")]))
+                clock.advance(1)
+            first = (await house.client.get("/v1/batches?limit=2")).json()
+            assert [each["id"] for each in first["data"]] == made[:0:-1]
+            assert (first["has_more"], first["last_id"]) == (True, made[1])
+            rest = (await house.client.get(f"/v1/batches?limit=2&after={first['last_id']}")).json()
+            assert ([each["id"] for each in rest["data"]], rest["has_more"]) == ([made[0]], False)
+            for query in ("limit=0", "limit=101", "limit=x", "after=batch_none"):
+                assert (await house.client.get(f"/v1/batches?{query}")).status_code == 400
+
+    asyncio.run(scenario())
