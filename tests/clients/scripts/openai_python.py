@@ -204,6 +204,37 @@ async def check_async() -> None:
 
 
 @case
+def check_responses() -> None:
+    base: Any = {"model": "__base_model__", "max_output_tokens": 3, "temperature": 0}
+    whole = client.responses.create(input="Say hello.", instructions="Be brief.", **base)
+    assert (whole.object, whole.status) == ("response", "incomplete")
+    assert whole.incomplete_details is not None
+    assert whole.incomplete_details.reason == "max_output_tokens"
+    assert whole.usage is not None
+    assert whole.usage.output_tokens == 3
+    assert client.responses.retrieve(whole.id) == whole
+    more: Any = [{"role": "user", "content": [{"type": "input_text", "text": "Again."}]}]
+    events = list(client.responses.create(input=more, previous_response_id=whole.id, stream=True, **base))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert events[-1].type == "response.incomplete"
+    assert events[-1].response.output_text == text
+    assert events[-1].response.previous_response_id == whole.id
+    with client.responses.stream(model=ADAPTER, input="Say hello.", max_output_tokens=4) as stream:
+        for _ in stream:
+            pass
+        assert stream.get_final_response().output_text
+    shape: Any = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"]}
+    form: Any = {"format": {"type": "json_schema", "name": "shape", "schema": shape | {"additionalProperties": False}}}
+    formed = client.responses.create(model="__base_model__", input="Say x.", text=form, temperature=0)
+    assert json.loads(formed.output_text)["a"] in ("x", "y")
+    client.responses.delete(whole.id)
+    raised(openai.NotFoundError, lambda: client.responses.retrieve(whole.id))
+    wrong = raised(openai.BadRequestError, lambda: client.responses.create(model="", input="x", background=True))
+    assert wrong.param == "background"
+
+
+@case
 def check_batches() -> None:
     lines = [
         {

@@ -93,7 +93,7 @@ def test_a_malformed_input_fails_the_batch_with_the_line(
 @pytest.mark.parametrize(
     ("body", "status", "parameter"),
     [
-        ({"endpoint": "/v1/responses"}, 400, "endpoint"),
+        ({"endpoint": "/v1/embeddings"}, 400, "endpoint"),
         ({"endpoint": None}, 400, "endpoint"),
         ({"completion_window": "1h"}, 400, "completion_window"),
         ({"input_file_id": "file-none"}, 404, "input_file_id"),

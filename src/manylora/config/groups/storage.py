@@ -7,13 +7,13 @@ from manylora.config.declaration import setting
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageConfig:
-    """The files of tenants: the input of batches and their results."""
+    """The files of tenants (the input of batches and their results), and the responses that others continue."""
 
     dir: str = setting(
         "",
         text="""
-        Folder of files and batches. Empty: `storage` in the control plane's folder (`control.dir`). Servers of one
-        machine may share it: each has a folder of its own in it, and one that starts again takes the first free one.
+        Folder of files, batches and responses. Empty: `storage` in the control plane's folder (`control.dir`). Servers
+        of one machine may share it: each has a folder of its own in it, and a server takes the first free one.
         """,
     )
     max_file_bytes: int = setting(
@@ -43,5 +43,27 @@ class StorageConfig:
         low=1,
         text="""
         Seconds after which a file, or a batch that has ended, is deleted: 30 days.
+        """,
+    )
+    responses_s: float = setting(
+        3_600.0,
+        low=1,
+        text="""
+        Seconds for which a response of `/v1/responses` is kept, so that another one can continue it.
+        """,
+    )
+    tenant_responses: int = setting(
+        1_000,
+        low=1,
+        text="""
+        Largest number of responses of a tenant; beyond it the oldest are deleted.
+        """,
+    )
+    tenant_response_bytes: int = setting(
+        50_000_000,
+        low=1,
+        text="""
+        Bytes of all responses of a tenant together, with the conversations that they continue; beyond them the oldest
+        are deleted. A larger response is not kept.
         """,
     )

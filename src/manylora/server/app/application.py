@@ -36,6 +36,7 @@ from manylora.server.routes.openai.batches import BatchRoutes, batch_routers
 from manylora.server.routes.openai.completions import OpenAIRoutes, openai_router
 from manylora.server.routes.openai.files import FileRoutes, file_routers
 from manylora.server.routes.pushes import PushRoutes, push_routers
+from manylora.server.routes.openai.responses import ResponseRoutes, response_routers
 from manylora.server.storage.storage import Storage
 
 
@@ -127,9 +128,11 @@ def create_app(
         models.default, catalogue, settings, longest_wait_s=config.adapters.load_timeout_s, access=access
     )
     openai = OpenAIRoutes(service, settings)
+    responses = ResponseRoutes(service, settings, None if storage is None else storage.responses)
     batches = None
     if storage is not None:
-        batches = BatchRunner(storage, config, access=access, handlers=openai.handlers(), clock=clock)
+        handlers = openai.handlers() | responses.handlers()
+        batches = BatchRunner(storage, config, access=access, handlers=handlers, clock=clock)
     files = FileRoutes(None if storage is None else storage.files, batches)
     guards, handle = Guards(access), models.default
     api = _api(models)
@@ -137,6 +140,7 @@ def create_app(
     routers = (
         lorax_router(NativeRoutes(service, settings), guards, clock),
         openai_router(openai, guards, clock),
+        *response_routers(responses, guards, clock),
         *file_routers(files, guards, clock),
         *batch_routers(BatchRoutes(batches, settings), guards, clock),
         *info_routers(FactRoutes(service, settings, health, meters, catalogue), guards, clock),

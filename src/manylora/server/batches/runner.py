@@ -50,7 +50,7 @@ class BatchRunner:
         self, storage: Storage, config: Config, *, access: Access, handlers: Mapping[str, Handler], clock: Clock
     ) -> None:
         """`handlers` has the handler of each endpoint of batches."""
-        self._files = storage.files
+        self._storage, self._files = storage, storage.files
         self._access = access
         self._clock = clock
         self._settings = config.batches
@@ -255,7 +255,7 @@ class BatchRunner:
                 job.abort()
         await self._delete_closed()
         in_use = {(batch.tenant, batch.input_id) for batch in self.batches if not batch.is_ended}
-        await self._files.delete_expired(in_use)
+        await self._storage.delete_expired(in_use)
         kept_s = self._files.retention_s
         for batch in self.batches:
             if batch.is_ended and now_s >= max(batch.moments.values(), default=0) + kept_s:
@@ -263,7 +263,7 @@ class BatchRunner:
 
     async def _delete_closed(self) -> None:
         """Delete everything of the tenants that are closed."""
-        for tenant in {*self._files.tenants, *(batch.tenant for batch in self.batches)}:
+        for tenant in {*self._storage.tenants, *(batch.tenant for batch in self.batches)}:
             if self._access.state_of(tenant) is not TenantState.CLOSED:
                 continue
             for job in [job for job in self._jobs.values() if job.batch.tenant == tenant]:
@@ -273,4 +273,4 @@ class BatchRunner:
                 await asyncio.wait([worker])
             for batch in self.batches.of(tenant):
                 await self.batches.delete(batch)
-            await self._files.delete_all_of(tenant)
+            await self._storage.delete_all_of(tenant)

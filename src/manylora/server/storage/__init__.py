@@ -1,1 +1,1 @@
-"""Tenants' files on the server's disk: durable before they are reported, within quotas and for a time."""
+"""Tenants' files and responses on the server's disk, within quotas and for a time."""

@@ -1,0 +1,331 @@
+"""OpenAI's routes of responses: POST /v1/responses, and GET and DELETE of one that is kept."""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+
+from manylora.clock import Clock
+from manylora.config.groups.server import ServerConfig
+from manylora.engine.events import Finished
+from manylora.errors import InvalidParameter, ManyloraError, RequestRejected, RouteNotBuilt
+from manylora.server.generation.order import Order
+from manylora.server.generation.reply_headers import head_of, whole_of
+from manylora.server.generation.service import Completion, GenerationService
+from manylora.server.http.context import KEEP_ALIVE, HttpContext, event_bytes
+from manylora.server.http.routing import Guards, Handler, Parameter, Routes
+from manylora.server.routes.openai.choices import finish_reason
+from manylora.server.routes.openai.orders import read_chat
+from manylora.server.schemas.body import Bounds, read_body
+from manylora.server.schemas.openai.responses import ResponseBody, ResponseEvent, ResponseReply
+from manylora.server.schemas.openai.stored import DeletedReply
+from manylora.server.storage.responses import KeptResponse, TenantResponses
+
+Json = dict[str, Any]  # JSON values of several types
+Message = Mapping[str, str]
+FIELDS_OF_CHAT = {
+    "messages": "input",
+    "max_completion_tokens": "max_output_tokens",
+    "response_format": "text.format",
+}
+"""Fields of the chat route's body → the fields of a response's body that they come from."""
+_ID = Parameter("response_id", "path", "The response's id")
+
+
+def response_routers(routes: "ResponseRoutes", guards: Guards, clock: Clock) -> tuple[APIRouter, ...]:
+    """Return the routers of responses: those that read no body, and the others."""
+    plain = Routes(APIRouter(dependencies=guards.keyed), clock)
+    plain.add(
+        "GET /v1/responses/{response_id}",
+        routes.show,
+        "A response that is kept",
+        replies={200: ResponseReply},
+        parameters=[_ID],
+    )
+    changing = Routes(APIRouter(dependencies=guards.with_body), clock)
+    changing.add(
+        "POST /v1/responses",
+        routes.create,
+        "Respond to an input",
+        body=ResponseBody,
+        replies={200: ResponseReply},
+        events=ResponseEvent,
+    )
+    changing.add(
+        "DELETE /v1/responses/{response_id}",
+        routes.delete,
+        "Delete a response",
+        replies={200: DeletedReply},
+        parameters=[_ID],
+    )
+    return plain.router, changing.router
+
+
+@dataclass(frozen=True, slots=True)
+class _ResponseWish:
+    """A request for a response.
+
+    conversation  the messages of the prompt without instructions, which the next response may continue
+    """
+
+    id: str
+    body: ResponseBody
+    conversation: tuple[Message, ...]
+    is_kept: bool
+
+
+class ResponseRoutes:
+    """The handlers of the routes of responses. A response runs as an order of the chat route."""
+
+    def __init__(self, service: GenerationService, settings: ServerConfig, kept: TenantResponses | None) -> None:
+        """Without `kept`, no response can be stored or continued."""
+        self._service = service
+        self._settings = settings
+        self._own_kept = kept
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return the handlers by route, for the lines of batches."""
+        return {"/v1/responses": self.create}
+
+    @property
+    def _kept(self) -> TenantResponses:
+        if self._own_kept is None:
+            raise RouteNotBuilt("this server keeps no responses")
+        return self._own_kept
+
+    async def create(self, context: HttpContext) -> None:
+        """Reply with a response, whole or as a stream of events."""
+        body = read_body(context.arrival.body, ResponseBody, Bounds(settings=self._settings))
+        asked = await self._asked(context, body)
+        order = self._order(asked)
+        context.model = None if order.adapter.recipe else order.adapter_name or ""
+        reply = self._stream if order.is_stream else self._whole
+        await self._service.run(order, context, partial(reply, context, asked))
+
+    async def show(self, context: HttpContext) -> None:
+        found = await self._kept.get(context.arrival.tenant, context.path_parameters["response_id"])
+        await context.reply_bytes(bytes(found.reply), "application/json")
+
+    async def delete(self, context: HttpContext) -> None:
+        response_id = context.path_parameters["response_id"]
+        await self._kept.delete(context.arrival.tenant, response_id)
+        await context.reply({"id": response_id, "object": "response", "deleted": True})
+
+    async def _asked(self, context: HttpContext, body: ResponseBody) -> _ResponseWish:
+        """Return the request with the conversation that it continues. Raises `ResourceNotFound`."""
+        before: tuple[Message, ...] = ()
+        if body.previous_response_id is not None:
+            field_name = "previous_response_id"
+            found = await self._kept.get(context.arrival.tenant, body.previous_response_id, field=field_name)
+            before = found.messages
+        if body.store:
+            _ = self._kept
+        is_kept = body.store is not False and self._own_kept is not None
+        return _ResponseWish(f"resp_{secrets.token_hex(16)}", body, (*before, *body.input), is_kept)
+
+    def _order(self, asked: _ResponseWish) -> Order:
+        """Return the order. The chat route reads it, so that both routes check and mean the same."""
+        body = asked.body
+        first = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
+        merged = body.merged_adapters
+        chat = {
+            "messages": [*first, *asked.conversation],
+            "model": body.model,
+            "adapter_id": body.adapter_id,
+            "adapter_source": body.adapter_source,
+            "api_token": body.api_token,
+            "merged_adapters": None if merged is None else merged.model_dump(exclude_none=True),
+            "temperature": body.temperature,
+            "top_p": body.top_p,
+            "max_completion_tokens": body.max_output_tokens,
+            "response_format": _response_format(body),
+            "stream": body.stream,
+        }
+        try:
+            order, _ = read_chat(msgspec.json.encode(chat), self._settings)
+        except RequestRejected as error:
+            raise _renamed(error) from error
+        return replace(order, prompt_field="input", budget_field="max_output_tokens")
+
+    async def _whole(self, context: HttpContext, asked: _ResponseWish, completion: Completion) -> None:
+        await completion.outputs.collect()
+        await completion.settle()
+        (sequence,) = completion.outputs.sequences
+        shown = _Shown(asked, completion.model_name, int(context.clock.wall_s()))
+        reply = shown.ended(completion, sequence.text, sequence.end, is_cut=sequence.is_cut)
+        await self._keep(context, asked, reply, sequence.text)
+        await context.reply(reply, headers=whole_of(completion))
+
+    async def _stream(self, context: HttpContext, asked: _ResponseWish, completion: Completion) -> None:
+        await completion.outputs.wait_for_head(self._settings.stream_head_wait_s)
+        await context.begin_stream(head_of(completion))
+        shown = _Shown(asked, completion.model_name, int(context.clock.wall_s()))
+        events, parts = _Events(), list[str]()
+        await context.send_event(events.opening(shown))
+        try:
+            async for piece in completion.outputs.pieces(self._settings.keepalive_s):
+                if piece is None:
+                    await context.send_event(KEEP_ALIVE)
+                    continue
+                if piece.text:
+                    parts.append(piece.text)
+                    await context.send_event(events.delta(shown, piece.text))
+                if piece.end is not None:
+                    text, reply = (
+                        "".join(parts),
+                        shown.ended(completion, "".join(parts), piece.end, is_cut=piece.is_cut),
+                    )
+            await completion.settle()
+            await self._keep(context, asked, reply, text)
+        except ManyloraError as error:
+            await context.send_event(events.failed(shown, error))
+            raise
+        await context.end_stream(events.closing(shown, reply, text))
+
+    async def _keep(self, context: HttpContext, asked: _ResponseWish, reply: Json, text: str) -> None:
+        if not asked.is_kept:
+            return
+        messages = (*asked.conversation, {"role": "assistant", "content": text})
+        kept = KeptResponse(
+            id=asked.id,
+            created_ms=int(1000 * context.clock.wall_s()),
+            reply=msgspec.Raw(msgspec.json.encode(reply)),
+            messages=tuple(dict(message) for message in messages),
+        )
+        await self._kept.keep(context.arrival.tenant, kept)
+
+
+@dataclass(slots=True)
+class _Shown:
+    """A response in OpenAI's form."""
+
+    asked: _ResponseWish
+    model: str
+    created_s: int
+    message_id: str = field(default_factory=lambda: f"msg_{secrets.token_hex(16)}")
+
+    def reply(self, status: str) -> Json:
+        """Return the response without output."""
+        body = self.asked.body
+        return {
+            "id": self.asked.id,
+            "object": "response",
+            "created_at": self.created_s,
+            "status": status,
+            "background": False,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": body.instructions,
+            "max_output_tokens": body.max_output_tokens,
+            "metadata": body.metadata or {},
+            "model": self.model,
+            "output": [],
+            "parallel_tool_calls": True,
+            "previous_response_id": body.previous_response_id,
+            "store": self.asked.is_kept,
+            "temperature": 1.0 if body.temperature is None else body.temperature,
+            "text": {"format": _format_of(body) or {"type": "text"}},
+            "tool_choice": "auto",
+            "tools": [],
+            "top_p": 1.0 if body.top_p is None else body.top_p,
+            "truncation": "disabled",
+            "usage": None,
+        }
+
+    def ended(self, completion: Completion, text: str, end: Finished, *, is_cut: bool) -> Json:
+        """Return the response at its end."""
+        is_whole = finish_reason(end, is_cut=is_cut) == "stop"
+        status = "completed" if is_whole else "incomplete"
+        input_tokens, output_tokens = completion.num_prompt_tokens, completion.outputs.num_generated_tokens
+        return {
+            **self.reply(status),
+            "incomplete_details": None if is_whole else {"reason": "max_output_tokens"},
+            "output": [self.message(status, [text_part(text)])],
+            "usage": {
+                "input_tokens": input_tokens,
+                "input_tokens_details": {"cached_tokens": completion.num_cached_tokens},
+                "output_tokens": output_tokens,
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": input_tokens + output_tokens,
+            },
+        }
+
+    def message(self, status: str, content: list[Json]) -> Json:
+        return {
+            "id": self.message_id,
+            "type": "message",
+            "status": status,
+            "role": "assistant",
+            "content": content,
+        }
+
+
+def text_part(text: str) -> Json:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+class _Events:
+    """The events of one stream, numbered from 0."""
+
+    def __init__(self) -> None:
+        self._number = 0
+
+    def opening(self, shown: _Shown) -> bytes:
+        reply, place = shown.reply("in_progress"), _place(shown)
+        return (
+            self._event("response.created", response=reply)
+            + self._event("response.in_progress", response=reply)
+            + self._event("response.output_item.added", output_index=0, item=shown.message("in_progress", []))
+            + self._event("response.content_part.added", **place, part=text_part(""))
+        )
+
+    def delta(self, shown: _Shown, text: str) -> bytes:
+        return self._event("response.output_text.delta", **_place(shown), delta=text, logprobs=[])
+
+    def closing(self, shown: _Shown, reply: Json, text: str) -> bytes:
+        place, status = _place(shown), reply["status"]
+        return (
+            self._event("response.output_text.done", **place, text=text, logprobs=[])
+            + self._event("response.content_part.done", **place, part=text_part(text))
+            + self._event("response.output_item.done", output_index=0, item=reply["output"][0])
+            + self._event(f"response.{status}", response=reply)
+        )
+
+    def failed(self, shown: _Shown, error: ManyloraError) -> bytes:
+        told = {"code": "server_error", "message": error.message}
+        return self._event("response.failed", response={**shown.reply("failed"), "error": told})
+
+    def _event(self, kind: str, **fields: object) -> bytes:
+        number, self._number = self._number, self._number + 1
+        body = {"type": kind, **fields, "sequence_number": number}
+        return f"event: {kind}\n".encode() + event_bytes(body)
+
+
+def _place(shown: _Shown) -> Json:
+    return {"item_id": shown.message_id, "output_index": 0, "content_index": 0}
+
+
+def _format_of(body: ResponseBody) -> Json | None:
+    return None if body.text is None else body.text.format
+
+
+def _response_format(body: ResponseBody) -> Json | None:
+    """Return the chat route's `response_format` for `text.format`, which has the schema's fields at its top."""
+    given = _format_of(body)
+    if given is None or given.get("type") != "json_schema":
+        return given
+    return {"type": "json_schema", "json_schema": {name: value for name, value in given.items() if name != "type"}}
+
+
+def _renamed(error: RequestRejected) -> RequestRejected:
+    """Return a refusal of the chat route with the name of the response's field."""
+    message, parameter = error.message, error.parameter
+    for of_chat, own in FIELDS_OF_CHAT.items():
+        message = message.replace(f"`{of_chat}", f"`{own}")
+        if parameter is not None and parameter.startswith(of_chat):
+            parameter = own + parameter.removeprefix(of_chat)
+    return InvalidParameter(message, parameter=parameter) if type(error) is InvalidParameter else error
