@@ -35,8 +35,8 @@ from manylora.server.routes.lorax.generate import NativeRoutes, lorax_router
 from manylora.server.routes.openai.batches import BatchRoutes, batch_routers
 from manylora.server.routes.openai.completions import OpenAIRoutes, openai_router
 from manylora.server.routes.openai.files import FileRoutes, file_routers
-from manylora.server.routes.pushes import PushRoutes, push_routers
 from manylora.server.routes.openai.responses import ResponseRoutes, response_routers
+from manylora.server.routes.pushes import PushRoutes, push_routers
 from manylora.server.storage.storage import Storage
 
 
