@@ -141,12 +141,13 @@ def _load_layer(spec: ModelSpec, layer: int, source: WeightSource, kernels: Kern
 def _log_conversions(entries: Mapping[str, StoredTensor], kernels: Kernels) -> None:
     """Warn once when packing rounds: float16 has three more mantissa bits than bfloat16, float32 sixteen more.
 
-    Quantised formats are widened to float32 first. Vectors stay float32.
+    Quantised formats are widened to float32 first. Vectors and routers stay float32.
     """
     if kernels.scale_bytes:
         return  # the settings ask for quantised weights, and the kernels' own line reports them
     exact = {torch.bfloat16: {"BF16"}, torch.float16: {"F16"}}
-    formats = {entry.dtype for entry in entries.values() if len(entry.shape) > 1}
+    packed = (entry for name, entry in entries.items() if len(entry.shape) > 1 and not name.endswith(ROUTER_PATH))
+    formats = {entry.dtype for entry in packed}
     rounded = sorted(formats - exact.get(kernels.weight_dtype, formats))
     if rounded:
         kept = str(kernels.weight_dtype).removeprefix("torch.")

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     MistralForCausalLM,
+    MixtralConfig,
     MixtralForCausalLM,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
+    SmolLM3ForCausalLM,
 )
 
 from manylora.errors import ManyloraError, ModelNotFound, ModelUnsupported
@@ -29,6 +32,9 @@ from manylora.models.gguf.file import GgufFile
 from manylora.models.gguf.tensors import read_gguf
 from manylora.models.spec import read_spec
 from manylora.models.text.tokenizer import Tokenizer
+from manylora.models.weights import load_weights
+from tests.kernels.cases import native
+from tests.kernels.eager import eager
 from tests.models.gguf.tiny_gguf import Kind, write_model
 from tests.models.test_llama import SMALL, TOKENS, TOLERANCE, expected_logits, load, run_in_chunks
 
@@ -104,12 +110,15 @@ def test_a_gguf_file_gives_the_logits_of_its_model(name: str, tmp_path: Path) ->
 
 
 ROTARY = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "rms_norm_eps": 1e-6}
+SMOLLM3 = {"bos_token_id": 1, "eos_token_id": 0, "pad_token_id": 0, **ROTARY}  # in place of ids in 128,256 tokens
 FAMILIES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "mistral": ("llama", MistralForCausalLM, {"sliding_window": 7}),
     "llama with biases": ("llama", LlamaForCausalLM, {"attention_bias": True, "mlp_bias": True}),
     "mixtral": ("llama", MixtralForCausalLM, {"num_local_experts": 4, "num_experts_per_tok": 2, **ROTARY}),
     "qwen2": ("qwen2", Qwen2ForCausalLM, {}),
     "qwen3": ("qwen3", Qwen3ForCausalLM, {"head_dim": 32}),
+    "smollm3": ("smollm3", SmolLM3ForCausalLM, {"num_hidden_layers": 5, "no_rope_layer_interval": 4, **SMOLLM3}),
+    "smollm3 with biases": ("smollm3", SmolLM3ForCausalLM, {"attention_bias": True, "mlp_bias": True, **SMOLLM3}),
 }
 
 
@@ -162,10 +171,43 @@ def test_a_folder_with_one_file_means_that_file(tmp_path: Path) -> None:
     directory = resolve(str(tmp_path / "folder"), tmp_path / "cache")
     assert directory == resolve(str(file), tmp_path / "cache") == pull(str(directory), tmp_path / "cache")
     assert served_name(str(file), directory) == "tiny-Q8_0"
+    assert served_name(str(tmp_path / "folder"), directory) == "folder"
+    assert served_name(f"{tmp_path}/folder/", directory) == "folder"
     assert Tokenizer(directory).eos_ids == (0,)
     (tmp_path / "folder" / "other.gguf").write_bytes(b"")
     with pytest.raises(ModelUnsupported, match=r"other\.gguf, tiny-Q8_0\.gguf"):
         resolve(str(tmp_path / "folder"), tmp_path / "cache")
+
+
+def test_parts_of_a_model_are_refused_with_the_command_that_joins_them(tmp_path: Path) -> None:
+    parts = [f"big model-{number:05d}-of-00002.gguf" for number in (1, 2)]
+    for name in parts:
+        save(tmp_path / name, random_model(), change=lambda writer: writer.add_uint16("split.count", 2))
+    for given in (tmp_path, tmp_path / parts[1]):
+        with pytest.raises(ModelUnsupported) as caught:
+            resolve(str(given), tmp_path / "cache")
+        command = caught.value.message.partition("`")[2].rstrip("`")
+        assert shlex.split(command) == ["llama-gguf-split", "--merge", parts[0], "big model.gguf"]
+
+
+@pytest.mark.parametrize(("kind", "warned"), [("BF16", []), ("F16", ["from=F16 to=bfloat16"]), ("F32", ["from=F32"])])
+def test_rounded_weights_are_told_and_float32_of_norms_and_routers_is_not(
+    kind: str, warned: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    oracle = MixtralForCausalLM(MixtralConfig(**{**CONFIG, **experts, **ROTARY}))
+
+    def own_fields(writer: gguf.GGUFWriter) -> None:
+        writer.add_expert_count(4)
+        writer.add_expert_used_count(2)
+
+    kinds = {f"blk.{layer}.ffn_gate_inp.weight": "F32" for layer in range(2)}
+    file = save(tmp_path / "tiny.gguf", oracle, config=experts, kind=kind, kinds=kinds, change=own_fields)
+    directory = resolve(str(file), tmp_path / "cache")
+    load_weights(directory, read_spec(directory), eager(native(2)))
+    found = [record.getMessage() for record in caplog.records if "rounded" in record.getMessage()]
+    assert len(found) == len(warned)
+    assert all(said in message for said, message in zip(warned, found, strict=True))
 
 
 @pytest.mark.parametrize("find", [resolve, pull])

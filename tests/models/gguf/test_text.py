@@ -114,6 +114,14 @@ def test_byte_level_tokens_are_those_of_the_models_own_file(name: str, tmp_path:
     assert_equal(converted(tmp_path, tokenizer_of(tmp_path, pre=name, **ids)), own)
 
 
+@pytest.mark.parametrize("older", ["llama3", "llama-v3"])
+def test_older_names_mean_the_words_of_llama_3(older: str, tmp_path: Path) -> None:
+    own = own_tokenizer("llama-bpe")
+    own.save(str(tmp_path / "tokenizer.json"))
+    ids: dict[str, Any] = {"bos_token_id": own.token_to_id("<|start|>"), "eos_token_id": own.token_to_id("<|end|>")}
+    assert_equal(converted(tmp_path, tokenizer_of(tmp_path, pre=older, **ids)), own)
+
+
 @pytest.mark.parametrize("leads", [True, False])
 def test_sentencepiece_tokens_are_those_of_the_models_own_file(leads: bool, tmp_path: Path) -> None:
     own = Tokenizer.from_file(str(save_sentencepiece(tmp_path) / "tokenizer.json"))

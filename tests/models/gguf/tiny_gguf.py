@@ -100,7 +100,7 @@ def write_model(
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     for name, tensor in tensors.items():
         values = tensor.float().numpy()
-        if architecture == "llama" and (count := heads.get(name.split(".")[-2])):
+        if architecture in ("llama", "smollm3") and (count := heads.get(name.split(".")[-2])):
             values = interleaved(values, count)
         if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
             add_experts(writer, name, values, kind)

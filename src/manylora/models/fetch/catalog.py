@@ -137,8 +137,14 @@ def resolve(name_or_dir: str, cache_dir: Path) -> Path:
 
 
 def served_name(given: str, directory: Path) -> str:
-    """Return the name of a base in replies: the setting `model.base`, or the last part of its path without `.gguf`."""
-    return directory.name if Path(given).expanduser().exists() else given
+    """Return the name of a base in replies: the setting `model.base`, or the last part of its path without `.gguf`.
+
+    Args:  directory  what `resolve` returns for it; a folder with a GGUF file has its own name nevertheless
+    """
+    path = Path(given).expanduser()
+    if path.is_dir() and find(given) is None:
+        return path.absolute().name
+    return directory.name if path.exists() else given
 
 
 def is_repository(name: str) -> bool:

@@ -9,6 +9,7 @@ from manylora.errors import ModelNotFound, ModelUnsupported
 from manylora.models.checkpoint_files import GGUF_NAME
 from manylora.models.fetch.gguf_import import write_texts
 from manylora.models.gguf.file import GgufFile
+from manylora.models.gguf.model import PART_NAME, merge_command
 from manylora.models.text.token_files import (
     GENERATION_FILE,
     TEMPLATE_FILE,
@@ -24,7 +25,7 @@ _TEXTS = ("config.json", GENERATION_FILE, *TOKENIZER_FILES, TEMPLATE_FILE, TEMPL
 def find_gguf(given: Path) -> Path | None:
     """Return the GGUF file that a path means: itself, or the only one of a folder that has no other weights.
 
-    Raises `ModelNotFound` for a file that is not there, `ModelUnsupported` for a folder with several.
+    Raises `ModelNotFound` for a file that is not there, `ModelUnsupported` for a folder with several, or with parts.
     """
     if given.is_file():
         return given if given.suffix.lower() == _SUFFIX else None
@@ -36,6 +37,10 @@ def find_gguf(given: Path) -> Path | None:
         return None  # a folder of `prepared`
     found = sorted(file for file in given.iterdir() if file.suffix.lower() == _SUFFIX)
     if len(found) > 1:
+        if all(PART_NAME.fullmatch(file.name) for file in found):
+            raise ModelUnsupported(
+                f"{given} has the {len(found)} parts of a model: join them with `{merge_command(found[0])}`"
+            )
         names = ", ".join(file.name for file in found)
         raise ModelUnsupported(f"{given} has several GGUF files ({names}): give the one that is meant")
     return found[0] if found else None

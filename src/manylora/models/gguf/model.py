@@ -1,10 +1,14 @@
 """The metadata of a model in a GGUF file, as the fields of a config.json.
 
-Supported architectures: llama (Llama, Mistral, Mixtral), qwen2, qwen3, as far as `models/spec.py` takes their config.
+Supported architectures: llama (Llama, Mistral, Mixtral), qwen2, qwen3, smollm3, as far as
+`models/spec.py` takes their config.
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, and the names in llama.cpp's `gguf-py`.
 """
 
+import re
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +18,16 @@ from manylora.models.checkpoints.stored import widened
 from manylora.models.gguf.file import GgufFile, GgufTensor
 from manylora.models.rope import RopeSpec
 
-_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+}
+_SMOLLM3_INTERVAL = 4
+"""Each fourth layer of a smollm3 has no rotation. The format has no field for it, and llama.cpp computes no other."""
+PART_NAME = re.compile(r"(.+)-[0-9]{5}-of-([0-9]{5})\.gguf", re.ASCII)
+"""The name of a part of a model: its name, the number of the part and that of all parts."""
 ROPE_FACTORS = "rope_freqs.weight"
 """The name of the tensor with the factors of the rotary frequencies."""
 # Fields that would change the arithmetic, with the values that change nothing.
@@ -77,7 +90,7 @@ def config_of(source: GgufFile) -> dict[str, Any]:
         )
     if (parts := fields.get("split.count", 0)) > 1:
         raise ModelUnsupported(
-            f"{source.file} is one of {parts} parts of a model: join them with `llama-gguf-split --merge`"
+            f"{source.file} is one of {parts} parts of a model: join them with `{merge_command(source.file)}`"
         )
     for name, neutral in _ONLY.items():
         if (value := fields.own(name)) is not None and value not in neutral:
@@ -109,7 +122,8 @@ def _class_of(fields: GgufFields, tensors: Mapping[str, GgufTensor]) -> dict[str
     if fields.architecture != "llama":
         if experts:
             raise ModelUnsupported(f"{fields.file}: {fields.architecture}.expert_count = {experts} is not supported")
-        return {"architectures": [_CLASSES[fields.architecture]], "model_type": fields.architecture}
+        own = {"architectures": [_CLASSES[fields.architecture]], "model_type": fields.architecture}
+        return own if fields.architecture != "smollm3" else {**own, **_smollm3(tensors)}
     if experts:
         return {
             "architectures": ["MixtralForCausalLM"],
@@ -126,6 +140,21 @@ def _class_of(fields: GgufFields, tensors: Mapping[str, GgufTensor]) -> dict[str
         "attention_bias": "blk.0.attn_q.bias" in tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
     }
+
+
+def _smollm3(tensors: Mapping[str, GgufTensor]) -> dict[str, Any]:
+    return {
+        "no_rope_layer_interval": _SMOLLM3_INTERVAL,
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in tensors,
+    }
+
+
+def merge_command(part: Path) -> str:
+    """Return the command that joins the parts of a model; `part` is any of them."""
+    found = PART_NAME.fullmatch(part.name)
+    first, whole = (f"{found[1]}-00001-of-{found[2]}.gguf", found[1]) if found else (part.name, f"{part.stem}-merged")
+    return f"llama-gguf-split --merge {shlex.quote(first)} {shlex.quote(whole + '.gguf')}"
 
 
 def head_dim_of(fields: GgufFields) -> int:

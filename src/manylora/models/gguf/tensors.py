@@ -16,7 +16,7 @@ from manylora.models.expert_tensors import ROUTER_PATH, expert_path
 from manylora.models.gguf.file import GgufFile, GgufFourBits, GgufTensor
 from manylora.models.gguf.model import ROPE_FACTORS, GgufFields, head_dim_of
 
-_INTERLEAVED = {"llama"}
+_INTERLEAVED = {"llama", "smollm3"}
 """Architectures whose q and k rows the file has in the order of another rotary layout."""
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",

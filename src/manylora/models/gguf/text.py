@@ -100,10 +100,11 @@ def _vocabulary(fields: GgufFields) -> dict[str, int]:
 
 def _byte_level(fields: GgufFields, pre: str | None) -> tuple[Tokenizer, bool]:
     """Return the tokenizer, and whether it adds the first token unless the metadata says otherwise."""
-    if pre not in _WORDS_OF:
+    if pre not in _WORDS_OF and pre not in _OLDER_NAMES:
         known = ", ".join(_WORDS_OF)
         raise _refused(fields, f"tokenizer.ggml.pre = {pre!r}; known: {known}")
     merges = [tuple(merge.split(" ")) for merge in fields.required("tokenizer.ggml.merges")]
+    pre = _OLDER_NAMES.get(pre, pre)
     is_llama3 = pre == "llama-bpe"
     library = Tokenizer(models.BPE(vocab=_vocabulary(fields), merges=merges, ignore_merges=is_llama3))
     if pre == "qwen2":
@@ -134,6 +135,8 @@ _WORDS_OF: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
     "qwen2": lambda: _by_expression(_CONTRACTIONS + _WORDS % ""),
 }
 """The expressions for words, as the models' own tokenizer.json files have them."""
+_OLDER_NAMES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe"}
+"""Other names of an expression, which llama.cpp reads too."""
 
 
 # ── SentencePiece BPE ────────────────────────────────────────────────────────────────────────────────────────────────
