@@ -139,7 +139,7 @@ class DeploymentNotFound(RequestRejected):
 
 
 class TaskUnsupported(RequestRejected):
-    """The deployment has no embedding head or classifier."""
+    """The deployment or the adapter does not give what the request asks for."""
 
     row = ErrorRow(422, "validation", 400, INVALID, "unsupported_task")
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ class Facts:
     base_dir       folder of the base model, with its tokenizer
     adapter        adapter that answers `prompt`, or `question` in a chat, with `answer`
     ranks          adapters of the ranks 4, 8 and 12
+    classifier     adapter with a head of two labels for texts, `bad` and `good`
     broken         adapter whose weights are cut short
     private        adapter of another tenant
     max_concurrent sequences that the server takes at one time
@@ -64,6 +65,7 @@ class Facts:
     )
     answer: str = "delivery"
     ranks: tuple[str, ...] = ("rank-4", "rank-8", "rank-12")
+    classifier: str = "sorter"
     broken: str = "broken"
     private: str = "private/1"
     limited_requests: int = LIMITED
@@ -112,27 +114,30 @@ def _template_with_tools(folder: Path, base_dir: Path) -> Path:
 
 
 def _adapters(root: Path) -> Path:
-    """Make adapters of the three ranks, and one whose weights are cut short; return their folder."""
+    """Make adapters of the three ranks, one with a head, and one whose weights are cut short; return their folder."""
     for rank in (4, 8, 12):
         _adapter(root / f"rank-{rank}", rank)
+    head = np.random.default_rng(1).standard_normal((2, HIDDEN)).astype(np.float32)
+    _adapter(root / "sorter", 4, {"base_model.model.score.weight": head}, task_type="SEQ_CLS")
+    (root / "sorter" / "config.json").write_text(json.dumps({"id2label": {"0": "bad", "1": "good"}}), encoding="utf-8")
     _adapter(root / "broken", 4)
     weights = root / "broken" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[: 1 << 12])
     return root
 
 
-def _adapter(folder: Path, rank: int) -> None:
-    """Write a random adapter of the queries, as PEFT writes one."""
+def _adapter(folder: Path, rank: int, more: Mapping[str, Any] | None = None, **fields: str) -> None:
+    """Write a random adapter of the queries, as PEFT writes one. `more`: tensors of numpy beside the LoRA's."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(rank)
-    tensors = {}
+    tensors = dict(more or {})
     for layer in range(LAYERS):
         for part, shape in (("A", (rank, HIDDEN)), ("B", (HIDDEN, rank))):
             name = f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{part}.weight"
             tensors[name] = (0.2 * random.standard_normal(shape)).astype(np.float32)
     save_file(tensors, folder / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": ["q_proj"], "bias": "none"}
-    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **fields}), encoding="utf-8")
 
 
 def _new_tenant(url: str, operator: str, name: str) -> str:

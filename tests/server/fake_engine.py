@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterAction, AdapterInfo, StoreStats
 from manylora.adapters.sources.source import Source
@@ -22,10 +24,12 @@ from manylora.engine.events import (
     EngineStats,
     Finished,
     FinishReason,
+    PooledValues,
     PromptScore,
     StepEvents,
     TokenEvent,
 )
+from manylora.engine.pooling import Pooling
 from manylora.engine.request import Request
 from manylora.engine.stopping import StopChecker
 from manylora.errors import AdapterError
@@ -148,7 +152,7 @@ class FakeEngine:
                 os._exit(9)
             if live.request.stop.max_new_tokens == 0:
                 del self.live[live.request.id]
-                self._finish(live, FinishReason.LENGTH)
+                self._finish(live, FinishReason.LENGTH, pooled=_pooled(live.request))
             elif not any(word in live.prompt for word in ("WAIT", "LOAD", "PART")):
                 tokens.append(self._token(live))
                 if "PAIR" in live.prompt and live.request.id in self.live:  # an accepted draft token
@@ -218,17 +222,22 @@ class FakeEngine:
             self._finish(live, stop.reason, stop_string=stop.stop_string)
 
     def _finish(
-        self, live: _Live, reason: FinishReason, failure: Failure | None = None, stop_string: str | None = None
+        self,
+        live: _Live,
+        reason: FinishReason,
+        failure: Failure | None = None,
+        stop_string: str | None = None,
+        pooled: PooledValues | None = None,
     ) -> None:
         prompt_tokens = len(live.request.tokens)
-        computed = prompt_tokens if live.generated else self.part if "PART" in live.prompt else 0
+        computed = prompt_tokens if live.generated or pooled else self.part if "PART" in live.prompt else 0
         counts = Counts(
             prompt_tokens=prompt_tokens,
             cached_tokens=min(self.cached, computed),
             completion_tokens=len(live.generated),
             computed_tokens=computed,
         )
-        has_run = bool(live.generated)
+        has_run = bool(live.generated or pooled)
         self._finished.append(
             Finished(
                 request_id=live.request.id,
@@ -239,8 +248,21 @@ class FakeEngine:
                 queue_ms=QUEUE_MS if has_run else None,
                 run_ms=2.0 * len(live.generated) if has_run else None,
                 prompt=None if has_run or failure else _scores(live.request),
+                pooled=pooled,
+                adapter=_use(live.request.adapter) if pooled else None,
             )
         )
+
+
+def _pooled(request: Request) -> PooledValues | None:
+    """A vector of the prompt's length and 1, 2, 3; or logits 0, 1, 2; or each token as likely as its id is large."""
+    if request.pooling is None:
+        return None
+    if request.pooling is Pooling.TOKEN_CLASSES:
+        rows = [[token % 3, 0.25 + token / 1024] for token in request.tokens]
+    else:
+        rows = [[0.0, 1.0, 2.0] if request.pooling is Pooling.CLASSES else [len(request.tokens), 1.0, 2.0, 3.0]]
+    return PooledValues(np.array(rows, dtype="<f4").tobytes(), len(rows[0]))
 
 
 def _adapter_failure(adapter: AdapterRef | None) -> Failure | None:
@@ -276,6 +298,7 @@ def served_for(directory: Path) -> ServedModel:
         device="cpu",
         max_model_len=MAX_MODEL_LEN,
         vocab_size=VOCAB_SIZE,
+        embedding_size=4,
         adapter_roots=(str(directory / "adapters"),),
         created_s=1_700_000_000,
     )

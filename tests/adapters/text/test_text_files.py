@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from manylora.adapters.refusals import Refusals
 from manylora.adapters.text.base_text import MAX_FILE_BYTES, BaseText
+from manylora.adapters.text.labels import LABELS_FILE, read_labels
 from manylora.adapters.text.text_files import merged_text, read_adapter_text
 from manylora.errors import AdapterError
 from manylora.models.text.adapter_text import NOTHING_SAID, AdapterText
@@ -18,6 +19,8 @@ from manylora.models.text.tokenizer import Tokenizer
 from tests.models.tiny_tokenizers import save_byte_level, save_sentencepiece
 
 Json = dict[str, Any]
+TEXTS = [name for name in MAX_FILE_BYTES if name != LABELS_FILE]
+REFUSE = Refusals("a", "local", "the-base")
 END = {save_byte_level: "<|end|>", save_sentencepiece: "</s>"}
 TEXT = "hello<tool>the quick<call> two words <|end|>né"
 
@@ -162,9 +165,9 @@ def test_a_tokenizer_that_is_not_the_bases_is_refused_by_name(base: Path, folder
 
 
 def _broken() -> Iterator[tuple[str, bytes]]:
-    yield from ((name, b"{") for name in MAX_FILE_BYTES if name.endswith(".json"))
-    yield from ((name, b"[1]") for name in MAX_FILE_BYTES if name.endswith(".json"))
-    yield from ((name, b"[" * 100_000) for name in MAX_FILE_BYTES if name.endswith(".json"))
+    yield from ((name, b"{") for name in TEXTS if name.endswith(".json"))
+    yield from ((name, b"[1]") for name in TEXTS if name.endswith(".json"))
+    yield from ((name, b"[" * 100_000) for name in TEXTS if name.endswith(".json"))
     yield "tokenizer.json", b"[" + b"1," * 3_000_000 + b"1]"
     yield "tokenizer.json", b'{"model": 7}'
     yield "chat_template.jinja", b"\xff\xfe"
@@ -197,3 +200,40 @@ def test_a_merge_has_a_text_where_all_its_members_agree() -> None:
     assert merged_text([one, one]) == one
     assert merged_text([one, other]) == NOTHING_SAID
     assert merged_text([NOTHING_SAID, one]) == NOTHING_SAID
+
+
+def test_labels_and_problem_of_a_head_come_from_its_config() -> None:
+    content = {"id2label": {"1": "bad", "0": "good"}, "problem_type": "multi_label_classification", "hidden_size": 8}
+    files = {LABELS_FILE: json.dumps(content).encode()}
+    assert read_labels(files, 2, REFUSE) == (("good", "bad"), "multi_label_classification")
+    assert read_labels({}, 2, REFUSE) == ((), "")
+    assert read_labels({LABELS_FILE: b"{}"}, 2, REFUSE) == ((), "")
+
+
+def test_a_text_keeps_its_labels_and_one_without_them_its_bytes() -> None:
+    text = AdapterText(stop_strings=("x",), labels=("good", "bad"), problem="regression")
+    assert AdapterText.from_bytes(text.to_bytes()) == text
+    assert b"labels" not in AdapterText(stop_strings=("x",)).to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"{", "config.json is not JSON"),
+        (b"[1]", "config.json is not a JSON object"),
+        (b"[" * 100_000, "config.json is not JSON"),
+        (b'{"id2label": {"0": "a"}}', "names 1 labels, its classification head has 2"),
+        (b'{"id2label": {"0": "a", "2": "b"}}', "names 2 labels, its classification head has 2"),
+        (b'{"id2label": ["a", "b"]}', "names no labels, its classification head has 2"),
+        (b'{"id2label": {"0": "a", "1": 7}}', "a label that is no text of 1 to 256 bytes"),
+        (b'{"id2label": {"0": "a", "1": ""}}', "a label that is no text of 1 to 256 bytes"),
+        (b'{"id2label": {"0": "a", "1": "' + b"x" * 257 + b'"}}', "a label that is no text of 1 to 256 bytes"),
+        (b'{"id2label": {"0": "a", "1": "\\ud800"}}', "a label that is no text of 1 to 256 bytes"),
+        (b'{"problem_type": "ranking"}', "`problem_type` = "),
+        (b'{"problem_type": ["a"]}', "`problem_type` = "),
+    ],
+)
+def test_labels_that_do_not_fit_the_head_are_refused(content: bytes, expected: str) -> None:
+    with pytest.raises(AdapterError) as refused:
+        read_labels({LABELS_FILE: content}, 2, REFUSE)
+    assert expected in refused.value.message

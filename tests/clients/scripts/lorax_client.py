@@ -81,6 +81,14 @@ def truncate_keeps_the_end_of_the_prompt() -> None:
 
 
 @case
+def a_text_has_an_embedding() -> None:
+    vector = client.embed(PARIS).embeddings
+    assert vector is not None
+    assert abs(sum(value**2 for value in vector) - 1) < 1e-5
+    assert client.embed(PARIS).embeddings == vector
+
+
+@case
 def a_stream_is_the_whole_reply_in_pieces() -> None:
     events = list(client.generate_stream(PARIS, max_new_tokens=6))
     whole = client.generate(PARIS, max_new_tokens=6)
@@ -290,7 +298,8 @@ def wrong_requests_are_validation_errors() -> None:
         ({"adapter_id": "../etc", "adapter_source": "local"}, "`adapter_id` must be a name"),
     ):
         raised(ValidationError, partial(client.generate, PARIS, max_new_tokens=1, **fields), text)
-    raised(ValidationError, lambda: client.classify("x"), "classifier")
+    raised(ValidationError, lambda: client.classify("x"), "classification head")
+    raised(ValidationError, lambda: client.classify_batch(["x"]), "classification head")
 
 
 @case

@@ -249,7 +249,10 @@ def failures_of_inference_are_told_by_both_clients() -> None:
         refused(partial(client.generate, PROMPT, adapter_id="nothing/1"), "was not found")
         refused(partial(client.generate, PROMPT, max_new_tokens=-1), "max_new_tokens")
         refused(partial(next, client.generate_stream(PROMPT, adapter_id="nothing/1")), "was not found")
-        refused(partial(client.classify, "x"), "classifier")
+        refused(partial(client.classify, "x"), "classification head")
+        found = client.classify(["x", "y"], adapter_id=FACTS["classifier"])
+        assert [(each.index, each.num_classes) for each in found.data] == [(0, 2), (1, 2)]
+        assert all(each.label in ("bad", "good") and abs(sum(each.probs) - 1) < 1e-6 for each in found.data)
     other = pb.deployments.client("nothing", serving_url_override=URL, force_bare_client=True)
     refused(lambda: other.generate(PARIS), "was not found")
     stranger = bare()

@@ -22,6 +22,10 @@ GOOD: Mapping[str, dict[str, Any]] = {
     COMPLETIONS: {"prompt": "Hi"},
     **{path: {"inputs": "Hi"} for path in NATIVE},
     "/tokenize": {"inputs": "Hi"},
+    "/v1/embeddings": {"input": "Hi"},
+    "/embed": {"inputs": "Hi"},
+    "/classify": {"input": "Hi", "adapter_id": "sorter"},
+    "/classify_batch": {"inputs": ["Hi"], "adapter_id": "sorter"},
 }
 LONGEST_NAME = 2_000_000
 

@@ -107,10 +107,10 @@ def test_fields_that_contradict_each_other_are_refused(model: type[Body], body: 
 
 
 def test_a_body_to_tokenise_names_its_adapter_in_one_place() -> None:
-    assert read(TokenizeBody, {"inputs": "x", "parameters": {"adapter_id": "a"}}).adapter.adapter_id == "a"
-    assert read(TokenizeBody, {"inputs": "x", "adapter_id": "a"}).adapter.adapter_id == "a"
+    assert read(TokenizeBody, {"inputs": "x", "parameters": {"adapter_id": "a"}}).naming.adapter_id == "a"
+    assert read(TokenizeBody, {"inputs": "x", "adapter_id": "a"}).naming.adapter_id == "a"
     with pytest.raises(InvalidParameter, match="stands beside `parameters`"):
-        _ = read(TokenizeBody, {"inputs": "x", "adapter_id": "a", "parameters": {}}).adapter
+        _ = read(TokenizeBody, {"inputs": "x", "adapter_id": "a", "parameters": {}}).naming
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b'{"inputs": NaN}', b"\xff", b'{"inputs": "\\ud800"}'])

@@ -42,8 +42,8 @@ def events_of(text: str) -> list[str]:
         (CHAT, {"messages": MESSAGES, "logprobs": True, "top_logprobs": 2}, ChatReply),
         ("/generate", {"inputs": 1}, NativeError),
         (COMPLETIONS, {"prompt": 1}, OpenAIError),
-        ("/embed", {"inputs": "x"}, NativeError),
-        ("/v1/embeddings", {"input": "x"}, OpenAIError),
+        ("/embed", {"inputs": ""}, NativeError),
+        ("/v1/embeddings", {"input": ""}, OpenAIError),
     ],
 )
 def test_a_whole_reply_has_the_type_that_the_document_shows(

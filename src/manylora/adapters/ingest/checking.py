@@ -31,6 +31,7 @@ from manylora.adapters.refusals import Refusals, shown
 from manylora.adapters.report import IngestReport
 from manylora.adapters.sources.source import CONFIG_FILE, MAX_CONFIG_BYTES, TEXT_FILES, WEIGHTS_FILE, missing_part
 from manylora.adapters.text.base_text import MAX_FILE_BYTES, BaseText
+from manylora.adapters.text.labels import LABELS_FILE
 from manylora.adapters.text.text_files import check_text_size, read_adapter_text
 from manylora.config.environment import child_environment
 from manylora.errors import AdapterIncompatible, ManyloraError
@@ -162,7 +163,8 @@ def _read_texts(folder: Path, base_dir: str, refuse: Refusals) -> tuple[dict[str
             files[name] = (folder / name).read_bytes()
     if not files or not base_dir or not (Path(base_dir) / TOKENIZER_FILE).is_file():
         return files, None
-    return files, read_adapter_text(files, BaseText.read(Path(base_dir)), refuse)
+    texts = {name: content for name, content in files.items() if name != LABELS_FILE}
+    return files, read_adapter_text(texts, BaseText.read(Path(base_dir)), refuse)
 
 
 def _check_on_base(

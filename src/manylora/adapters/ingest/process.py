@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -42,6 +43,7 @@ from manylora.adapters.sources.object_storage import ObjectSource
 from manylora.adapters.sources.source import FetchedFiles, RemoteSource
 from manylora.adapters.sources.upload_folders import folder_sources
 from manylora.adapters.text.base_text import BaseText
+from manylora.adapters.text.labels import LABELS_FILE, read_labels
 from manylora.adapters.text.text_files import merged_text, read_adapter_text
 from manylora.adapters.tiers.image_folder import job_file, job_text_file, storage_unavailable
 from manylora.clock import Clock, SystemClock
@@ -195,13 +197,14 @@ class TextReader:
 
         Raises an `AdapterError` that names the file and its fault.
         """
-        if not files.texts:
+        texts = {name: content for name, content in files.texts.items() if name != LABELS_FILE}
+        if not texts:
             return AdapterText()
         with self._lock:
             if self._base is None and not (self._folder / TOKENIZER_FILE).is_file():
                 raise refuse.unsupported("a tokenizer, a template or a generation config beside a base without one")
             self._base = self._base or BaseText.read(self._folder)
-            return read_adapter_text(files.texts, self._base, refuse, self._checked)
+            return read_adapter_text(texts, self._base, refuse, self._checked)
 
 
 def _pack(
@@ -221,6 +224,9 @@ def _pack(
         for ref, own in zip(refs, files, strict=True)
     ]
     words = [texts.read(own, Refusals(ref.id, ref.source, shape.name)) for ref, own in zip(refs, files, strict=True)]
+    if (head := checked[0].head) is not None:  # a merge has none
+        labels, problem = read_labels(files[0].texts, head.num_labels, refuse)
+        words[0] = replace(words[0], labels=labels, problem=problem)
     text = merged_text(words).to_bytes()
     stages.end("check")
     if merge is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from manylora.adapters.text.labels import LABELS_FILE
 from manylora.models.spec import read_spec
 from manylora.models.text.adapter_text import MAX_END_IDS, MAX_TEMPLATE_BYTES, AddedToken
 from manylora.models.text.token_files import (
@@ -33,6 +34,7 @@ MAX_FILE_BYTES = {
     TEMPLATE_FILE: MAX_TEMPLATE_BYTES,
     TEMPLATE_JSON_FILE: 4 * MAX_TEMPLATE_BYTES,
     GENERATION_FILE: 1 << 20,
+    LABELS_FILE: 1 << 20,
 }
 COMPARED = {
     "model": "model",

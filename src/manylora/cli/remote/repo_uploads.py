@@ -22,7 +22,7 @@ BLOCK_BYTES = 1 << 20
 CONFIG_FILE, WEIGHTS_FILE, PICKLED_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 TEXT_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"),
-    *("chat_template.jinja", "chat_template.json", "generation_config.json"),
+    *("chat_template.jinja", "chat_template.json", "generation_config.json", "config.json"),
 )
 
 Info = dict[str, Any]  # JSON of the server

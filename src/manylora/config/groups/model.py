@@ -65,6 +65,15 @@ class ModelConfig:
         `native`.
         """,
     )
+    embedding_pooling: str = setting(
+        "mean",
+        choices=("mean", "last"),
+        text="""
+        The vector of a prompt in `/v1/embeddings` and `/embed`. `mean`: the mean of the final hidden states of all
+        tokens, which suits a base trained to generate. `last`: the last token's state, for adapters that were trained
+        so ([why](decisions/embeddings.md)). The vector is divided by its length.
+        """,
+    )
     threads: int = setting(
         0,
         low=0,

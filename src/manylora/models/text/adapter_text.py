@@ -18,6 +18,8 @@ MAX_STOP_STRING_BYTES = 256
 MAX_END_IDS = 64
 MAX_TEMPLATE_BYTES = 512 << 10
 MAX_TEMPLATES = 16
+_OF_HEADS = frozenset({"labels", "problem"})
+"""Fields that a text without a head leaves out, so that its digest is that of older releases."""
 NO_TEXT = ""
 """The digest of an adapter without text facts."""
 
@@ -53,6 +55,8 @@ class AdapterText:
     stop_strings  texts that end a generation
     leading       tokens put before a text that is encoded with special tokens
     trailing      tokens put after it
+    labels        names of the labels of its classification head, in order
+    problem       `problem_type` of its head: how logits become probabilities
     """
 
     tokens: tuple[AddedToken, ...] = ()
@@ -63,6 +67,8 @@ class AdapterText:
     stop_strings: tuple[str, ...] = ()
     leading: tuple[int, ...] | None = None
     trailing: tuple[int, ...] | None = None
+    labels: tuple[str, ...] = ()
+    problem: str = ""
 
     @property
     def is_empty(self) -> bool:
@@ -72,7 +78,8 @@ class AdapterText:
         """Return JSON, the same bytes for equal texts; no bytes for the base's own text."""
         if self.is_empty:
             return b""
-        return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+        facts = {name: value for name, value in asdict(self).items() if value or name not in _OF_HEADS}
+        return json.dumps(facts, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "AdapterText":

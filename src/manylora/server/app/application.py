@@ -11,6 +11,7 @@ from manylora import __version__
 from manylora.clock import Clock, SystemClock
 from manylora.config.settings import Config
 from manylora.engine.events import Finished
+from manylora.engine.pooling import Pooling
 from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.access.access import Access
 from manylora.server.app.documents import Documents, documents_router
@@ -31,9 +32,12 @@ from manylora.server.observability.metrics import Meters
 from manylora.server.routes.adapter_listing import Catalogue
 from manylora.server.routes.adapters import AdapterRoutes, adapter_router
 from manylora.server.routes.info import FactRoutes, info_routers
+from manylora.server.routes.lorax.classify import ClassifyRoutes, classify_router
+from manylora.server.routes.lorax.embed import EmbedRoutes, embed_router
 from manylora.server.routes.lorax.generate import NativeRoutes, lorax_router
 from manylora.server.routes.openai.batches import BatchRoutes, batch_routers
 from manylora.server.routes.openai.completions import OpenAIRoutes, openai_router
+from manylora.server.routes.openai.embeddings import EmbeddingRoutes, embeddings_router
 from manylora.server.routes.openai.files import FileRoutes, file_routers
 from manylora.server.routes.openai.responses import ResponseRoutes, response_routers
 from manylora.server.routes.pushes import PushRoutes, push_routers
@@ -135,6 +139,7 @@ def create_app(
         batches = BatchRunner(storage, config, access=access, handlers=handlers, clock=clock)
     files = FileRoutes(None if storage is None else storage.files, batches)
     guards, handle = Guards(access), models.default
+    pooling = Pooling(config.model.embedding_pooling)
     api = _api(models)
     documents = Documents(api, access, control, admin_open=settings.admin_open)
     routers = (
@@ -143,6 +148,9 @@ def create_app(
         *response_routers(responses, guards, clock),
         *file_routers(files, guards, clock),
         *batch_routers(BatchRoutes(batches, settings), guards, clock),
+        embeddings_router(EmbeddingRoutes(service, settings, pooling), guards, clock),
+        classify_router(ClassifyRoutes(service, settings), guards, clock),
+        embed_router(EmbedRoutes(service, settings, pooling), guards, clock),
         *info_routers(FactRoutes(service, settings, health, meters, catalogue), guards, clock),
         *push_routers(PushRoutes(handle.pusher, handle.resolver, settings, access), guards, clock),
         *adapter_router(adapters, guards, clock),

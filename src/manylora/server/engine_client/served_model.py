@@ -26,6 +26,7 @@ class ServedModel:
     adapter_sources   the sources that adapters may come from
     registry_dir      folder of the server's own registry; empty: there is none
     default_source    the source of a name without a source that is no local adapter's
+    embedding_size    elements of an embedding; 0: it is not known
     created_s         moment for `/v1/models`, in seconds since 1970
     """
 
@@ -44,6 +45,7 @@ class ServedModel:
     adapter_sources: tuple[SourceName, ...] = (SourceName.LOCAL,)
     registry_dir: str = ""
     default_source: SourceName = SourceName.LOCAL
+    embedding_size: int = 0
     created_s: int = 0
 
     @property

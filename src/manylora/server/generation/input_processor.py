@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from manylora.adapter_ref import AdapterRef
+from manylora.engine.pooling import Pooling
 from manylora.engine.request import Priority, Request, SamplingParams, StopParams
 from manylora.errors import ContextLengthExceeded, InvalidParameter, TemplateFailed, ToolsRefused
 from manylora.http.callers import Caller
@@ -58,6 +59,7 @@ class PreparedPrompt:
     rules       text rules of the adapter or of the base model, for the prompt and the reply
     prompt_logprobs  as in `Order`
     tool_format      the form of calls in the reply; None: there are no tools
+    pooling     the form of the result of a request that generates nothing; None: it generates
     """
 
     tokens: tuple[int, ...]
@@ -73,6 +75,7 @@ class PreparedPrompt:
     rules: TextRules
     prompt_logprobs: int | None
     tool_format: ToolFormat | None
+    pooling: Pooling | None = None
 
     @property
     def shown_tokens(self) -> frozenset[int]:
@@ -99,6 +102,7 @@ class PreparedPrompt:
                 waited_ms=self.rules.waited_ms,
                 found_in=self.rules.found_in,
                 prompt_logprobs=self.prompt_logprobs,
+                pooling=self.pooling,
             )
             for index in range(self.num_sequences)
         ]
@@ -160,6 +164,10 @@ class InputProcessor:
             raise rules.failure
         return await self._in_thread(lambda: rules.tokenizer.spans(text, add_special_tokens=add_special_tokens))
 
+    async def spans_of(self, text: str, prompt: PreparedPrompt) -> list[TokenSpan]:
+        """Return the tokens of a prompt that was this text, with their positions in it."""
+        return await self._in_thread(lambda: prompt.rules.tokenizer.spans(text))
+
     def forget_text(self, adapter: AdapterRef | None) -> None:
         """Drop the text rules of an adapter with a new version, so that the next request asks the engine again."""
         self._texts.forget(adapter)
@@ -217,6 +225,7 @@ class InputProcessor:
             is_cut=len(kept) < len(tokens),
             rules=rules,
             prompt_logprobs=order.prompt_logprobs,
+            pooling=order.pooling,
         )
 
     async def _form(

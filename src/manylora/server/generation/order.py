@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from manylora.engine.pooling import Pooling
 from manylora.engine.request import SamplingParams
 from manylora.models.text.grammar import GrammarSource
 from manylora.server.generation.adapter_fields import AdapterFields
@@ -85,6 +86,7 @@ class Order:
     is_clamped       whether a budget above the rest of the window is cut to it; otherwise it is refused
     form             the form of the pieces that the route prints
     truncate         number of the prompt's last tokens to keep; None: all; `LONGEST_PROMPT`: as many as fit
+    pooling          the form of the result of a request that generates nothing; None: it generates
     truncate_budget  number of generated tokens for which truncation leaves room; None: one
     prompt_logprobs  alternatives beside each token of the prompts, 0..20; None: the prompts are not scored
     …_field          the request's field in the text of an error
@@ -104,6 +106,7 @@ class Order:
     form: ReplyForm
     grammar: GrammarSource | None = None
     bad_words: tuple[str, ...] = ()
+    pooling: Pooling | None = None
     truncate: int | None = None
     truncate_budget: int | None = None
     prompt_logprobs: int | None = None

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from manylora.clock import Clock
-from manylora.engine.events import AdapterUse, Finished, FinishReason, PromptScore, TokenEvent
+from manylora.engine.events import AdapterUse, Finished, FinishReason, PooledValues, PromptScore, TokenEvent
 from manylora.errors import IncompleteGeneration
 from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.engine_client.streams import SequenceStream
@@ -235,6 +235,14 @@ class RequestOutputs:
         return [sequence.stream for sequence in self.sequences]
 
     @property
+    def pooled(self) -> list[PooledValues]:
+        """The results of sequences with a `Pooling`, each after its end. Raises `IncompleteGeneration` before one."""
+        found = [sequence.end.pooled for sequence in self.sequences]
+        if any(each is None for each in found):
+            raise IncompleteGeneration("Incomplete generation")
+        return [each for each in found if each is not None]
+
+    @property
     def num_generated_tokens(self) -> int:
         return sum(sequence.stream.num_tokens for sequence in self.sequences)
 
@@ -303,6 +311,8 @@ class RequestOutputs:
                 self._note_first()
             if event.queue_ms is not None:  # a sequence's first token
                 self._note_start(event)
+        elif event.pooled is not None:  # such a sequence has no token
+            self._note_start(event)
         return sequence.take(event)
 
     def _note_first(self) -> None:
@@ -314,7 +324,7 @@ class RequestOutputs:
             if isinstance(first, TokenEvent):
                 self._note_start(first)
 
-    def _note_start(self, event: TokenEvent) -> None:
+    def _note_start(self, event: TokenEvent | Finished) -> None:
         self.adapter_use = self.adapter_use or event.adapter
         self.queue_ms = event.queue_ms if self.queue_ms is None else self.queue_ms
 

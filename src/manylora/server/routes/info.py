@@ -1,11 +1,11 @@
-"""The routes about the server: /info, /health, /metrics, /tokenize, /v1/models, and the routes that it refuses."""
+"""The routes about the server: /info, /health, /metrics, /tokenize and /v1/models."""
 
 from fastapi import APIRouter
 
 from manylora import __version__
 from manylora.clock import Clock
 from manylora.config.groups.server import ServerConfig
-from manylora.errors import InvalidParameter, TaskUnsupported, Unavailable
+from manylora.errors import InvalidParameter, Unavailable
 from manylora.http.dialects import headers_of
 from manylora.server.generation.adapter_resolver import name_in_path
 from manylora.server.generation.service import GenerationService
@@ -86,12 +86,6 @@ def _with_body(routes: "FactRoutes", guards: Guards, clock: Clock) -> APIRouter:
         body=TokenizeBody,
         replies={200: list[TokenizedSpan]},
     )
-    for name in ("POST /v1/embeddings", "POST /embed"):
-        summary = "Embeddings: refused, since the base generates text only"
-        router.add(name, routes.embeddings, summary, replies={})
-    for name in ("POST /classify", "POST /classify_batch"):
-        summary = "Classes of a text: refused, since the base has no classifier"
-        router.add(name, routes.classification, summary, replies={})
     return router.router
 
 
@@ -172,7 +166,7 @@ class FactRoutes:
 
     async def tokenize(self, context: HttpContext) -> None:
         body = read_body(context.arrival.body, TokenizeBody, Bounds(settings=self._settings))
-        caller, fields = context.arrival.caller, adapter_fields(body.adapter)
+        caller, fields = context.arrival.caller, adapter_fields(body.naming)
         inputs = self._model.inputs
         adapter = await inputs.adapter(fields.adapter_id, fields, caller)
         with self._service.admit(caller, 0):
@@ -201,12 +195,6 @@ class FactRoutes:
             await context.reply(self._listed(served.model_id, None))
             return
         await context.reply(self._listed(listed, served.model_id))
-
-    async def embeddings(self, context: HttpContext) -> None:
-        raise TaskUnsupported("embeddings are switched off: this deployment generates text only")
-
-    async def classification(self, context: HttpContext) -> None:
-        raise TaskUnsupported("this deployment has no classifier")
 
     def _listed(self, name: str, parent: str | None) -> dict[str, object]:
         created = self._model.served.created_s

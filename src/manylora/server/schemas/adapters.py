@@ -135,6 +135,26 @@ class AdapterChoice(Body):
     adapters: Mixed = ()
 
 
+class NamingBody(Body):
+    """A body that names its adapter at the top level or in `parameters`."""
+
+    parameters: Annotated[AdapterChoice | None, Read(object_of(AdapterChoice), shape=AdapterChoice | None)] = None
+    adapter_id: AdapterId = None
+    adapter_source: AdapterSource = None
+    api_token: ApiToken = None
+    merged_adapters: Merged = None
+    adapters: Mixed = ()
+
+    @property
+    def naming(self) -> "NamingBody | AdapterChoice":
+        """Return the object that names the adapter. Raises `InvalidParameter` if both do."""
+        if self.parameters is None:
+            return self
+        if beside := [name for name in ADAPTER_FIELDS if name in self.model_fields_set]:
+            raise InvalidParameter(f"`{beside[0]}` stands beside `parameters`: put it into them", parameter=beside[0])
+        return self.parameters
+
+
 def _action(value: object, info: ValidationInfo) -> AdapterAction:
     name = None if value is None else text(value, info)
     if name not in POSTED:

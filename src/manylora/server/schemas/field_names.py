@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from manylora.server.schemas.field_rules import Refusal
 
 GENERATE, COMPLETIONS, CHAT = "POST /generate", "POST /v1/completions", "POST /v1/chat/completions"
+EMBEDDINGS = "POST /v1/embeddings"
 
 UNREAD = frozenset(
     {

@@ -17,30 +17,30 @@ Biases = tuple[tuple[int, float], ...]
 
 
 def read_prompts(value: object, info: ValidationInfo) -> tuple[Prompt, ...]:
-    expected = "a string, an array of strings, an array of token ids or an array of those"
+    name, expected = name_of(info), "a string, an array of strings, an array of token ids or an array of those"
     if value is None:
-        raise InvalidParameter("`prompt` is required", parameter="prompt")
+        raise InvalidParameter(f"`{name}` is required", parameter=name)
     if isinstance(value, str):
         found: list[Prompt] = [value]
     elif not isinstance(value, list):
-        raise wrong_type("prompt", expected, value)
+        raise wrong_type(name, expected, value)
     elif value and all(_is_token(item) for item in value):
         found = [tuple(int(token) for token in cast(list[float], value))]
     else:
-        found = [_prompt(item, expected) for item in value]
+        found = [_prompt(name, item, expected) for item in value]
     if not found or not all(found):
-        raise InvalidParameter("`prompt` cannot be empty", parameter="prompt")
+        raise InvalidParameter(f"`{name}` cannot be empty", parameter=name)
     if len(found) > MAX_PROMPTS:
-        raise InvalidParameter(f"`prompt` may have at most {MAX_PROMPTS} items", parameter="prompt")
+        raise InvalidParameter(f"`{name}` may have at most {MAX_PROMPTS} items", parameter=name)
     return tuple(found)
 
 
-def _prompt(item: object, expected: str) -> Prompt:
+def _prompt(name: str, item: object, expected: str) -> Prompt:
     if isinstance(item, str):
         return item
     if isinstance(item, list) and all(_is_token(token) for token in item):
         return tuple(int(token) for token in cast(list[float], item))
-    raise InvalidParameter(f"`prompt`: expected {expected}, given an array with {kind_of(item)}", parameter="prompt")
+    raise InvalidParameter(f"`{name}`: expected {expected}, given an array with {kind_of(item)}", parameter=name)
 
 
 def _is_token(item: object) -> bool:

@@ -8,13 +8,12 @@ from pydantic import Field, ValidationInfo
 
 from manylora.errors import InvalidParameter
 from manylora.server.schemas.adapters import (
-    ADAPTER_FIELDS,
-    AdapterChoice,
     AdapterId,
     AdapterSource,
     ApiToken,
     Merged,
     Mixed,
+    NamingBody,
 )
 from manylora.server.schemas.body import Body, Read, wrong_type
 from manylora.server.schemas.field_names import (
@@ -39,7 +38,6 @@ from manylora.server.schemas.readers import (
     Flag,
     bounds_of,
     flag,
-    object_of,
     positive_unsigned,
     positive_whole,
     text,
@@ -277,8 +275,8 @@ class GenerateBody(Body):
     parameters: Annotated[GenerateParameters, Read(_parameters, shape=GenerateParameters | None)] = GenerateParameters()
 
 
-class TokenizeBody(Body):
-    """The body of POST /tokenize. It names the adapter at the top level or in `parameters`."""
+class TokenizeBody(NamingBody):
+    """The body of POST /tokenize."""
 
     rules: ClassVar[FieldRules] = FieldRules(
         hints=dict.fromkeys(("prompt", "text", "content", "input"), "use `inputs`"),
@@ -286,18 +284,18 @@ class TokenizeBody(Body):
     required: ClassVar[tuple[str, ...]] = ("inputs",)
     inputs: Annotated[str, Read(_inputs, type="string")] = Field(default=None, validate_default=True)
     add_special_tokens: Annotated[bool, Read(flag, "boolean"), Field(description="Default true.")] = True
-    parameters: Annotated[AdapterChoice | None, Read(object_of(AdapterChoice), shape=AdapterChoice | None)] = None
-    adapter_id: AdapterId = None
-    adapter_source: AdapterSource = None
-    api_token: ApiToken = None
-    merged_adapters: Merged = None
-    adapters: Mixed = ()
 
-    @property
-    def adapter(self) -> "TokenizeBody | AdapterChoice":
-        """Return the object that names the adapter. Raises `InvalidParameter` if both do."""
-        if self.parameters is None:
-            return self
-        if beside := [name for name in ADAPTER_FIELDS if name in self.model_fields_set]:
-            raise InvalidParameter(f"`{beside[0]}` stands beside `parameters`: put it into them", parameter=beside[0])
-        return self.parameters
+
+class EmbedBody(NamingBody):
+    """The body of POST /embed. lorax-client sends `stream` to each route."""
+
+    rules: ClassVar[FieldRules] = FieldRules(
+        unread=frozenset({"stream"}),
+        hints={
+            **dict.fromkeys(("prompt", "text", "input"), "use `inputs`"),
+            **dict.fromkeys(("encoding_format", "dimensions"), "POST /v1/embeddings has it"),
+        },
+        adapter=NATIVE_ADAPTER,
+    )
+    required: ClassVar[tuple[str, ...]] = ("inputs",)
+    inputs: Annotated[str, Read(_some_inputs, type="string")] = Field(default=None, validate_default=True)

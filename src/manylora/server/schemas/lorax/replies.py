@@ -104,3 +104,9 @@ class TokenizedSpan(TypedDict):
     text: str
     start: int
     stop: int
+
+
+class EmbedReply(TypedDict):
+    """The embedding of a text."""
+
+    embeddings: list[float]

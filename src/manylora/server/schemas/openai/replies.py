@@ -168,6 +168,30 @@ class ChatChunk(TypedDict):
     usage: NotRequired[Usage | None]
 
 
+class EmbeddingEntry(TypedDict):
+    """The embedding of one input, as numbers or as base64 of little-endian float32."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(TypedDict):
+    """Tokens of a request for embeddings."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingReply(TypedDict):
+    """The embeddings of a request's inputs, in their order."""
+
+    object: Literal["list"]
+    data: list[EmbeddingEntry]
+    model: str
+    usage: EmbeddingUsage
+
+
 class ModelEntry(TypedDict):
     """The base model, or an adapter, whose `parent` is the base model."""
 
