@@ -132,6 +132,61 @@ def test_a_stream_has_openai_s_events_in_their_order(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+WEATHER = {"type": "function", "name": "get", "parameters": {"type": "object", "properties": {"city": {}}}}
+CALLS = 'Let me look.\n<tool_call>\n{"name": "get", "arguments": {"city": "Ås"}}\n</tool_call>'
+
+
+def test_a_call_of_a_function_and_its_output_go_on(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with batch_house(tmp_path) as house:
+            first = await respond(house, f"SAY:{CALLS}", tools=[WEATHER], max_output_tokens=150)
+            message, call = first["output"]
+            assert message["content"][0]["text"] == "Let me look."
+            assert (call["type"], call["name"], call["arguments"]) == ("function_call", "get", '{"city": "Ås"}')
+            assert first["status"] == call["status"] == "completed"
+            assert first["tools"] == [WEATHER]
+            output = [{"type": "function_call_output", "call_id": call["call_id"], "output": "rain"}]
+            await respond(house, output, previous_response_id=first["id"], tools=[WEATHER])
+            prompt = prompt_of(house)
+            assert call["call_id"] in prompt
+            assert prompt.endswith("tool\nrain")
+            given = [{"type": "message", "role": "user", "content": "a"}, call, *output]
+            await respond(house, given, tools=[WEATHER], tool_choice="auto", parallel_tool_calls=False)
+            assert prompt_of(house).endswith("tool\nrain")
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_tells_of_calls_in_their_order(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with batch_house(tmp_path) as house:
+            body = {"model": "", "input": f"SAY:{CALLS}", "tools": [WEATHER], "stream": True}
+            reply = await house.client.post("/v1/responses", json=body)
+            events = [json.loads(part.split("data: ")[1]) for part in reply.text.strip().split("\n\n")]
+            assert [event["sequence_number"] for event in events] == list(range(len(events)))
+            assert list(dict.fromkeys(event["type"] for event in events)) == [
+                "response.created",
+                "response.in_progress",
+                "response.output_item.added",
+                "response.content_part.added",
+                "response.output_text.delta",
+                "response.output_text.done",
+                "response.content_part.done",
+                "response.output_item.done",
+                "response.function_call_arguments.delta",
+                "response.function_call_arguments.done",
+                "response.completed",
+            ]
+            call = events[-1]["response"]["output"][1]
+            deltas = [event for event in events if event["type"] == "response.function_call_arguments.delta"]
+            assert "".join(event["delta"] for event in deltas) == call["arguments"] == '{"city": "Ås"}'
+            assert {event["output_index"] for event in deltas} == {1}
+            items = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+            assert items == events[-1]["response"]["output"]
+
+    asyncio.run(scenario())
+
+
 def test_a_failure_within_a_stream_is_an_event(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with batch_house(tmp_path) as house:
@@ -153,7 +208,9 @@ def test_a_failure_within_a_stream_is_an_event(tmp_path: Path) -> None:
         ({"input": []}, "input"),
         ({"input": 7}, "input"),
         ({"input": [7]}, "input[0]"),
-        ({"input": [{"type": "function_call_output", "call_id": "a", "output": "b"}]}, "input[0]"),
+        ({"input": [{"type": "item_reference", "id": "a"}]}, "input[0]"),
+        ({"input": [{"type": "function_call", "call_id": "a", "name": "b"}]}, "input[0]"),
+        ({"input": [{"type": "function_call_output", "call_id": "a", "role": "tool"}]}, "input[0].role"),
         ({"input": [{"role": "tool", "content": "a"}]}, "input[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "a"}]}]}, "input[0].content"),
         ({"input": [{"role": "user", "content": "a", "name": "b"}]}, "input[0].name"),

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
@@ -32,7 +33,7 @@ class KeptResponse(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     created_ms: int
     reply: msgspec.Raw
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[dict[str, Any], ...]
 
 
 class TenantResponses:

@@ -1,8 +1,8 @@
 """OpenAI's routes of responses: POST /v1/responses, and GET and DELETE of one that is kept."""
 
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,15 +18,23 @@ from manylora.server.generation.reply_headers import head_of, whole_of
 from manylora.server.generation.service import Completion, GenerationService
 from manylora.server.http.context import KEEP_ALIVE, HttpContext, event_bytes
 from manylora.server.http.routing import Guards, Handler, Parameter, Routes
+from manylora.server.routes.openai.calls import call_writer
 from manylora.server.routes.openai.choices import finish_reason
 from manylora.server.routes.openai.orders import read_chat
+from manylora.server.routes.openai.response_output import Event, ResponseOutput
 from manylora.server.schemas.body import Bounds, read_body
-from manylora.server.schemas.openai.responses import ResponseBody, ResponseEvent, ResponseReply
+from manylora.server.schemas.openai.responses import (
+    ResponseBody,
+    ResponseEvent,
+    ResponseReply,
+    chat_choice,
+    chat_tool,
+)
 from manylora.server.schemas.openai.stored import DeletedReply
 from manylora.server.storage.responses import KeptResponse, TenantResponses
 
 Json = dict[str, Any]  # JSON values of several types
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 FIELDS_OF_CHAT = {
     "messages": "input",
     "max_completion_tokens": "max_output_tokens",
@@ -143,6 +151,9 @@ class ResponseRoutes:
             "top_p": body.top_p,
             "max_completion_tokens": body.max_output_tokens,
             "response_format": _response_format(body),
+            "tools": [chat_tool(tool) for tool in body.tools] or None,
+            "tool_choice": chat_choice(body.tool_choice),
+            "parallel_tool_calls": body.parallel_tool_calls if body.tools else None,
             "stream": body.stream,
         }
         try:
@@ -155,41 +166,47 @@ class ResponseRoutes:
         await completion.outputs.collect()
         await completion.settle()
         (sequence,) = completion.outputs.sequences
-        shown = _Shown(asked, completion.model_name, int(context.clock.wall_s()))
-        reply = shown.ended(completion, sequence.text, sequence.end, is_cut=sequence.is_cut)
-        await self._keep(context, asked, reply, sequence.text)
+        output, shown = ResponseOutput(call_writer(completion)), _Shown.of(context, asked, completion)
+        output.begin()
+        output.push(sequence.text, is_last=True)
+        status = _status(sequence.end, is_cut=sequence.is_cut)
+        output.end(status)
+        reply = shown.ended(completion, output, status)
+        await self._keep(context, asked, reply, output)
         await context.reply(reply, headers=whole_of(completion))
 
     async def _stream(self, context: HttpContext, asked: _ResponseWish, completion: Completion) -> None:
         await completion.outputs.wait_for_head(self._settings.stream_head_wait_s)
         await context.begin_stream(head_of(completion))
-        shown = _Shown(asked, completion.model_name, int(context.clock.wall_s()))
-        events, parts = _Events(), list[str]()
-        await context.send_event(events.opening(shown))
+        output, shown = ResponseOutput(call_writer(completion)), _Shown.of(context, asked, completion)
+        events, status = _Numbered(), "completed"
+        opening = [
+            (f"response.{kind}", {"response": shown.reply("in_progress")}) for kind in ("created", "in_progress")
+        ]
+        await context.send_event(events.of([*opening, *output.begin()]))
         try:
             async for piece in completion.outputs.pieces(self._settings.keepalive_s):
                 if piece is None:
                     await context.send_event(KEEP_ALIVE)
-                    continue
-                if piece.text:
-                    parts.append(piece.text)
-                    await context.send_event(events.delta(shown, piece.text))
-                if piece.end is not None:
-                    text, reply = (
-                        "".join(parts),
-                        shown.ended(completion, "".join(parts), piece.end, is_cut=piece.is_cut),
-                    )
+                elif data := events.of(output.push(piece.text, is_last=piece.end is not None)):
+                    await context.send_event(data)
+                if piece is not None and piece.end is not None:
+                    status = _status(piece.end, is_cut=piece.is_cut)
             await completion.settle()
-            await self._keep(context, asked, reply, text)
+            closing = output.end(status)
+            reply = shown.ended(completion, output, status)
+            await self._keep(context, asked, reply, output)
         except ManyloraError as error:
-            await context.send_event(events.failed(shown, error))
+            told = {"code": "server_error", "message": error.message}
+            failed = {**shown.reply("failed"), "error": told}
+            await context.send_event(events.of([("response.failed", {"response": failed})]))
             raise
-        await context.end_stream(events.closing(shown, reply, text))
+        await context.end_stream(events.of([*closing, (f"response.{status}", {"response": reply})]))
 
-    async def _keep(self, context: HttpContext, asked: _ResponseWish, reply: Json, text: str) -> None:
+    async def _keep(self, context: HttpContext, asked: _ResponseWish, reply: Json, output: ResponseOutput) -> None:
         if not asked.is_kept:
             return
-        messages = (*asked.conversation, {"role": "assistant", "content": text})
+        messages = (*asked.conversation, output.message())
         kept = KeptResponse(
             id=asked.id,
             created_ms=int(1000 * context.clock.wall_s()),
@@ -199,14 +216,17 @@ class ResponseRoutes:
         await self._kept.keep(context.arrival.tenant, kept)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Shown:
     """A response in OpenAI's form."""
 
     asked: _ResponseWish
     model: str
     created_s: int
-    message_id: str = field(default_factory=lambda: f"msg_{secrets.token_hex(16)}")
+
+    @classmethod
+    def of(cls, context: HttpContext, asked: _ResponseWish, completion: Completion) -> "_Shown":
+        return cls(asked, completion.model_name, int(context.clock.wall_s()))
 
     def reply(self, status: str) -> Json:
         """Return the response without output."""
@@ -224,27 +244,25 @@ class _Shown:
             "metadata": body.metadata or {},
             "model": self.model,
             "output": [],
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": body.parallel_tool_calls,
             "previous_response_id": body.previous_response_id,
             "store": self.asked.is_kept,
             "temperature": 1.0 if body.temperature is None else body.temperature,
             "text": {"format": _format_of(body) or {"type": "text"}},
-            "tool_choice": "auto",
-            "tools": [],
+            "tool_choice": "auto" if body.tool_choice is None else body.tool_choice,
+            "tools": list(body.tools),
             "top_p": 1.0 if body.top_p is None else body.top_p,
             "truncation": "disabled",
             "usage": None,
         }
 
-    def ended(self, completion: Completion, text: str, end: Finished, *, is_cut: bool) -> Json:
+    def ended(self, completion: Completion, output: ResponseOutput, status: str) -> Json:
         """Return the response at its end."""
-        is_whole = finish_reason(end, is_cut=is_cut) == "stop"
-        status = "completed" if is_whole else "incomplete"
         input_tokens, output_tokens = completion.num_prompt_tokens, completion.outputs.num_generated_tokens
         return {
             **self.reply(status),
-            "incomplete_details": None if is_whole else {"reason": "max_output_tokens"},
-            "output": [self.message(status, [text_part(text)])],
+            "incomplete_details": None if status == "completed" else {"reason": "max_output_tokens"},
+            "output": output.items,
             "usage": {
                 "input_tokens": input_tokens,
                 "input_tokens_details": {"cached_tokens": completion.num_cached_tokens},
@@ -254,59 +272,23 @@ class _Shown:
             },
         }
 
-    def message(self, status: str, content: list[Json]) -> Json:
-        return {
-            "id": self.message_id,
-            "type": "message",
-            "status": status,
-            "role": "assistant",
-            "content": content,
-        }
 
-
-def text_part(text: str) -> Json:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-
-
-class _Events:
-    """The events of one stream, numbered from 0."""
+class _Numbered:
+    """The events of one stream on the wire, numbered from 0."""
 
     def __init__(self) -> None:
         self._number = 0
 
-    def opening(self, shown: _Shown) -> bytes:
-        reply, place = shown.reply("in_progress"), _place(shown)
-        return (
-            self._event("response.created", response=reply)
-            + self._event("response.in_progress", response=reply)
-            + self._event("response.output_item.added", output_index=0, item=shown.message("in_progress", []))
-            + self._event("response.content_part.added", **place, part=text_part(""))
-        )
-
-    def delta(self, shown: _Shown, text: str) -> bytes:
-        return self._event("response.output_text.delta", **_place(shown), delta=text, logprobs=[])
-
-    def closing(self, shown: _Shown, reply: Json, text: str) -> bytes:
-        place, status = _place(shown), reply["status"]
-        return (
-            self._event("response.output_text.done", **place, text=text, logprobs=[])
-            + self._event("response.content_part.done", **place, part=text_part(text))
-            + self._event("response.output_item.done", output_index=0, item=reply["output"][0])
-            + self._event(f"response.{status}", response=reply)
-        )
-
-    def failed(self, shown: _Shown, error: ManyloraError) -> bytes:
-        told = {"code": "server_error", "message": error.message}
-        return self._event("response.failed", response={**shown.reply("failed"), "error": told})
-
-    def _event(self, kind: str, **fields: object) -> bytes:
-        number, self._number = self._number, self._number + 1
-        body = {"type": kind, **fields, "sequence_number": number}
-        return f"event: {kind}\n".encode() + event_bytes(body)
+    def of(self, events: Sequence[Event]) -> bytes:
+        data = b""
+        for kind, fields in events:
+            data += f"event: {kind}\n".encode() + event_bytes({"type": kind, **fields, "sequence_number": self._number})
+            self._number += 1
+        return data
 
 
-def _place(shown: _Shown) -> Json:
-    return {"item_id": shown.message_id, "output_index": 0, "content_index": 0}
+def _status(end: Finished, *, is_cut: bool) -> str:
+    return "incomplete" if finish_reason(end, is_cut=is_cut) == "length" else "completed"
 
 
 def _format_of(body: ResponseBody) -> Json | None:

@@ -21,7 +21,7 @@ RESPONSES = "POST /v1/responses"
 ROLES = ("system", "developer", "user", "assistant")
 TEXT_PARTS = ("input_text", "output_text")
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 Json = dict[str, Any]  # JSON values of several types
 
 
@@ -36,14 +36,31 @@ class InputPart(Body):
     text: Text = None
 
 
+KINDS = ("message", "function_call", "function_call_output")
+
+
 class InputItem(Body):
-    """One item of the input: a message."""
+    """One item of the input: a message, a call of a function, or its output."""
 
     rules: ClassVar[FieldRules] = FieldRules(unread=frozenset({"id", "status", "phase"}))
-    required: ClassVar[tuple[str, ...]] = ("role", "content")
-    type: Annotated[str | None, Read(lambda value, _: value, enum=["message"])] = None
+    required: ClassVar[tuple[str, ...]] = ()
+    type: Annotated[
+        str | None, Read(lambda value, _: value, enum=["message", "function_call", "function_call_output"])
+    ] = None
     role: Annotated[str | None, Read(lambda value, _: value, enum=list(ROLES))] = None
     content: Annotated[Any, Read(lambda value, _: value, shape=str | list[InputPart])] = None
+    call_id: Annotated[str | None, Read(lambda value, _: value, "string")] = None
+    name: Annotated[str | None, Read(lambda value, _: value, "string")] = None
+    arguments: Annotated[str | None, Read(lambda value, _: value, "string")] = None
+    output: Annotated[Any, Read(lambda value, _: value, shape=str | list[InputPart])] = None
+
+
+FIELDS_OF_ITEMS: Mapping[str, frozenset[str]] = {
+    "message": frozenset({"type", "role", "content"}),
+    "function_call": frozenset({"type", "call_id", "name", "arguments"}),
+    "function_call_output": frozenset({"type", "call_id", "output"}),
+}
+"""The kinds of items, and the fields of each."""
 
 
 def _input(value: object, info: ValidationInfo) -> tuple[Message, ...]:
@@ -53,21 +70,43 @@ def _input(value: object, info: ValidationInfo) -> tuple[Message, ...]:
         raise wrong_type(name_of(info), "a string or an array of items", value)
     if not value:
         raise InvalidParameter("`input` must have at least one item", parameter="input")
-    return tuple(_message(item, f"input[{index}]") for index, item in enumerate(value))
+    messages: list[Json] = []
+    for index, item in enumerate(value):
+        _add_item(messages, item, f"input[{index}]")
+    return tuple(messages)
 
 
-def _message(item: object, where: str) -> Message:
+def _add_item(messages: list[Json], item: object, where: str) -> None:
+    """Add an item to the messages of the chat route, where calls belong to the assistant's message before them."""
     if not isinstance(item, dict):
         raise InvalidParameter(f"`{where}`: expected an object, given {kind_of(item)}", parameter=where)
-    kind = item.get("type", "message")
-    if kind != "message":
-        shown = quoted(kind) if isinstance(kind, str) else kind_of(kind)
-        raise InvalidParameter(f"`{where}`: this server reads items `message` only, given {shown}", parameter=where)
-    fields = applied_fields(item, InputItem.names(), InputItem.rules, where)
-    role = fields.get("role")
-    if role not in ROLES:
-        raise InvalidParameter(f"`{where}.role` must be one of {', '.join(ROLES)}", parameter=where)
-    return {"role": str(role), "content": _content(fields.get("content"), f"{where}.content")}
+    kind = item.get("type") or "message"
+    if kind not in FIELDS_OF_ITEMS:
+        shown, known = quoted(kind) if isinstance(kind, str) else kind_of(kind), ", ".join(FIELDS_OF_ITEMS)
+        raise InvalidParameter(f"`{where}`: this server reads items {known}, given {shown}", parameter=where)
+    fields = applied_fields(item, FIELDS_OF_ITEMS[kind], InputItem.rules, where)
+    if kind == "message":
+        role = fields.get("role")
+        if role not in ROLES:
+            raise InvalidParameter(f"`{where}.role` must be one of {', '.join(ROLES)}", parameter=where)
+        messages.append({"role": str(role), "content": _content(fields.get("content"), f"{where}.content")})
+    elif kind == "function_call_output":
+        content = _content(fields.get("output"), f"{where}.output")
+        messages.append({"role": "tool", "tool_call_id": _text_of(fields, "call_id", where), "content": content})
+    else:
+        name, arguments = _text_of(fields, "name", where), _text_of(fields, "arguments", where)
+        function = {"name": name, "arguments": arguments}
+        if not messages or messages[-1]["role"] != "assistant":
+            messages.append({"role": "assistant", "content": ""})
+        calls = messages[-1].setdefault("tool_calls", [])
+        calls.append({"id": _text_of(fields, "call_id", where), "type": "function", "function": function})
+
+
+def _text_of(fields: Mapping[str, object], name: str, where: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str):
+        raise InvalidParameter(f"`{where}.{name}` must be a string", parameter=where)
+    return value
 
 
 def _content(content: object, where: str) -> str:
@@ -89,6 +128,30 @@ def _content(content: object, where: str) -> str:
         applied_fields(part, InputPart.names(), InputPart.rules, where)
         texts.append(text)
     return "".join(texts)
+
+
+def _tools(value: object, info: ValidationInfo) -> tuple[Json, ...]:
+    """Read tools whose fields stand at their top; the chat route reads the functions."""
+    if not isinstance(value, list):
+        raise wrong_type(name_of(info), "an array", value)
+    for index, tool in enumerate(value):
+        if not isinstance(tool, dict) or tool.get("type") != "function":
+            kind = tool.get("type") if isinstance(tool, dict) else None
+            shown = quoted(kind) if isinstance(kind, str) else kind_of(kind or tool)
+            raise InvalidParameter(f"`tools[{index}].type` must be function. Given: {shown}", parameter="tools")
+    return tuple(value)
+
+
+def chat_tool(tool: Json) -> Json:
+    """Return a tool in the form of the chat route."""
+    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
+
+
+def chat_choice(choice: object) -> object:
+    """Return a `tool_choice` in the form of the chat route."""
+    if not isinstance(choice, dict) or choice.get("type") != "function":
+        return choice
+    return chat_tool(choice)
 
 
 def _format(value: object, info: ValidationInfo) -> Json:
@@ -119,12 +182,9 @@ class ResponseBody(RouteBody):
             "conversation": Refusal("name the response before in `previous_response_id`"),
             "include": Refusal(),
             "max_tool_calls": Refusal(),
-            "parallel_tool_calls": Refusal(neutral=(True, False)),
             "prompt": Refusal("there are no stored prompts"),
             "reasoning": Refusal("there is no reasoning part"),
             "stream_options": Refusal("chunks are not padded", neutral=({}, {"include_obfuscation": False})),
-            "tools": Refusal(),
-            "tool_choice": Refusal(neutral=("auto", "none")),
             "top_logprobs": Refusal(),
             "truncation": Refusal("a longer input is refused", neutral=("disabled",)),
             "context_management": Refusal("a longer input is refused"),
@@ -164,6 +224,17 @@ class ResponseBody(RouteBody):
         Field(description="Default: the rest of the window."),
     ] = None
     metadata: MetadataField = None
+    tools: Annotated[
+        tuple[Json, ...], Read(_tools, shape=list[Json]), Field(description="Functions that the model may call.")
+    ] = ()
+    tool_choice: Annotated[
+        Any,
+        Read(lambda value, _: value, shape=str | Json | None),
+        Field(description="`auto`, `none`, `required`, or one function by its name."),
+    ] = None
+    parallel_tool_calls: Annotated[
+        bool, Read(flag, "boolean"), Field(description="Whether a reply may have several calls.")
+    ] = True
     text: Annotated[TextOptions | None, Read(object_of(TextOptions), shape=TextOptions | None)] = None
     stream: Flag = False
 
@@ -185,6 +256,17 @@ class OutputMessage(TypedDict):
     status: Literal["in_progress", "completed", "incomplete"]
     role: Literal["assistant"]
     content: list[OutputText]
+
+
+class OutputCall(TypedDict):
+    """A call of a function."""
+
+    id: str
+    type: Literal["function_call"]
+    status: Literal["in_progress", "completed", "incomplete"]
+    call_id: str
+    name: str
+    arguments: str
 
 
 class ResponseUsage(TypedDict):
@@ -211,13 +293,13 @@ class ResponseReply(TypedDict):
     max_output_tokens: int | None
     metadata: Mapping[str, str]
     model: str
-    output: list[OutputMessage]
+    output: list[OutputMessage | OutputCall]
     parallel_tool_calls: bool
     previous_response_id: str | None
     store: bool
     temperature: float
     text: Json
-    tool_choice: str
+    tool_choice: str | Json
     tools: list[Json]
     top_p: float
     truncation: Literal["disabled"]
