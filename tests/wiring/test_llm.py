@@ -1,5 +1,6 @@
 """The library: one base with adapters in a program's own process, without a server."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ from peft import LoraConfig
 
 from manylora import LLM, SamplingParams
 from manylora.errors import AdapterNotFound, InvalidParameter, ModelNotFound
+from manylora.models.text.grammar import regex_grammar
 from tests.support.paths import ROOT
-from tests.support.text_adapters import make_text_base, plain_adapter, speaking_adapter
+from tests.support.text_adapters import ADDED, SIZE, make_text_base, plain_adapter, speaking_adapter
 from tests.support.tiny import TinyBase, make_adapter, oracle_logits
 
 PROMPTS = ["the quick brown fox", "hello world", "hello", "over the lazy dog"]
@@ -189,3 +191,15 @@ def test_several_adapters_apply_together(llm: LLM, base: TinyBase) -> None:
         llm.generate(PROMPTS[0], {"plain": 1.0, "absent": 1.0})
     with pytest.raises(InvalidParameter, match="have different tokenizers, chat templates or ends"):
         llm.generate(PROMPTS[0], {"plain": 1.0, "speaking": 1.0})
+
+
+def test_a_grammar_is_spelled_in_an_adapter_s_own_tokens_beside_rows_of_the_base(llm: LLM) -> None:
+    spoken = SIZE + [token.content for token in ADDED].index("two words")
+    grammar = regex_grammar("(two words|x)[a-c]{2,4}")
+    names = ["speaking", None, "plain", "speaking", "speaking"]
+    outputs = llm.generate(
+        ["hello"] * 5, names, grammar=grammar, sampling=SamplingParams(temperature=1.0), seed=3, max_tokens=20
+    )
+    assert [output.text for output in outputs if not re.fullmatch("(two words|x)[a-c]{2,4}", output.text)] == []
+    assert any(spoken in output.token_ids for output in outputs)
+    assert all(spoken not in output.token_ids for output in outputs if output.adapter != "speaking")

@@ -18,24 +18,51 @@ MAX_MISSES = 5
 """The pause grows with each of this many fully rejected drafts in a row, and then no more."""
 
 
-class PromptLookup:
-    """The n-grams of one sequence, each with its last position, and the length of the next draft.
+class DraftLength:
+    """The length of a sequence's next draft.
 
     Draft tokens change no reply, only the rows of a step, and rows cost time. So a draft begins with one token and
     doubles after each fully accepted one; a partly accepted draft sets the length to its accepted part; after a fully
     rejected one the sequence skips 1, 3, 7 ... 2**MAX_MISSES - 1 of its next drafts.
+    """
+
+    __slots__ = ("_length", "_misses", "_pause")
+
+    def __init__(self, first: int = 1) -> None:
+        self._length = first
+        self._misses = 0
+        self._pause = 0
+
+    def take(self) -> int:
+        """Return the most tokens of the next draft; 0 skips it."""
+        if self._pause > 0:
+            self._pause -= 1
+            return 0
+        return self._length
+
+    def note(self, drafted: int, accepted: int) -> None:
+        """Adapt to the last draft: of its `drafted` tokens the first `accepted` were drawn."""
+        if accepted > 0:
+            self._misses = 0
+            self._length = max(self._length, 2 * accepted) if accepted == drafted else accepted
+            return
+        self._length = 1
+        self._misses = min(self._misses + 1, MAX_MISSES)
+        self._pause = 2**self._misses - 1
+
+
+class PromptLookup:
+    """The n-grams of one sequence, each with its last position, and the length of the next draft.
 
     A pure function of the calls made: equal histories give equal drafts.
     """
 
-    __slots__ = ("_ends", "_indexed", "_length", "_misses", "_pause")
+    __slots__ = ("_ends", "_indexed", "_length")
 
     def __init__(self) -> None:
         self._ends: dict[tuple[int, ...], int] = {}  # n-gram → where it last ended, below the newest token
         self._indexed = 0  # n-grams that end below this are in the index
-        self._length = 1
-        self._misses = 0
-        self._pause = 0
+        self._length = DraftLength()
 
     def propose(self, tokens: Sequence[int], most: int) -> tuple[int, ...]:
         """Return a draft of the tokens that follow `tokens`, at most `most` of them; may be empty.
@@ -49,11 +76,8 @@ class PromptLookup:
         start = self._find(tokens)
         if start is None:
             return ()
-        if self._pause > 0:
-            self._pause -= 1
-            return ()
         # At the end of `tokens` the draft reads its own beginning; `tokens[start]` always exists.
-        count, period = min(most, self._length), len(tokens) - start
+        count, period = min(most, self._length.take()), len(tokens) - start
         draft = list(tokens[start : start + count])
         while len(draft) < count:
             draft.append(draft[len(draft) - period])
@@ -72,13 +96,7 @@ class PromptLookup:
 
     def note(self, drafted: int, accepted: int) -> None:
         """Adapt the next draft's length: of the last draft's `drafted` tokens the first `accepted` were drawn."""
-        if accepted > 0:
-            self._misses = 0
-            self._length = max(self._length, 2 * accepted) if accepted == drafted else accepted
-            return
-        self._length = 1
-        self._misses = min(self._misses + 1, MAX_MISSES)
-        self._pause = 2**self._misses - 1
+        self._length.note(drafted, accepted)
 
     def _find(self, tokens: Sequence[int]) -> int | None:
         """Return the position after the last earlier occurrence of the sequence's last n-gram, or None."""

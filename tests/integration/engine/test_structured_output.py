@@ -5,6 +5,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -25,6 +26,7 @@ from manylora.models.text.grammar import (
 )
 
 SAMPLED = SamplingParams(temperature=1.0)
+LONG = {"type": "array", "items": {"enum": ["alpha", "beta", {"gamma": None}]}, "minItems": 2, "maxItems": 9}
 INTENT = {
     "type": "object",
     "properties": {"intent": {"enum": ["up", "down"]}, "level": {"type": "integer", "minimum": 0, "maximum": 100}},
@@ -34,8 +36,12 @@ INTENT = {
 
 
 @pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    base = write_tiny_base(tmp_path_factory.mktemp("structured") / "tiny")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_base(tmp_path_factory.mktemp("structured") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def llm(base: Path) -> Iterator[LLM]:
     settings: dict[str, Setting] = {
         "model.kernels": "native",
         "model.threads": 1,
@@ -139,3 +145,20 @@ def test_white_space_is_bounded(llm: LLM) -> None:
     for text in replies(llm, json_grammar(schema, whitespace=FLEXIBLE)):
         assert jsonschema_rs.is_valid(schema, json.loads(text))
         assert max(map(len, re.findall(r"\s+", text)), default=0) <= 32
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"engine.guess_tokens": 0}, {"engine.guess_tokens": 8, "engine.guess_width": 64}, {"engine.kv_bytes": 5 << 15}],
+    ids=["no drafts", "drafts in every step", "preemption"],
+)
+def test_how_a_reply_is_computed_changes_no_token(llm: LLM, base: Path, settings: dict[str, Setting]) -> None:
+    fixed: dict[str, Setting] = {"model.kernels": "native", "model.threads": 1, "engine.max_model_len": 128}
+
+    def tokens(of: LLM) -> list[list[int]]:
+        prompts = [f"prompt {number}" for number in range(6)]
+        outputs = of.generate(prompts, grammar=json_grammar(LONG), sampling=SAMPLED, seed=9, max_tokens=60)
+        return [output.token_ids for output in outputs]
+
+    with LLM(base, settings={**fixed, "engine.kv_bytes": 1 << 21, **settings}) as other:
+        assert tokens(other) == tokens(llm)

@@ -21,7 +21,7 @@ MAX_KEPT = 512
 """Compiled grammars that are kept without a request."""
 MAX_KEPT_BYTES = 8 << 20
 """Limit on the texts of these. A compiled grammar takes more, in proportion."""
-MAX_COMPILE_S = 5.0
+MAX_COMPILE_S = 3.0
 """A grammar that is not compiled after this long is refused. The thread cannot be stopped and counts as stuck."""
 MAX_STUCK = 2
 """With so many stuck threads no further grammar is compiled until one of them ends."""

@@ -245,8 +245,7 @@ class Scheduler:
         """Accept the first `accepted` draft tokens of a chunk and reject the rest: free the blocks of rejected ones."""
         sequence = self.running[chunk.request_id]
         self.pool.release(sequence.take_blocks_from(self.retention.blocks_for(len(sequence.tokens))))
-        if sequence.prompt_lookup is not None:
-            sequence.prompt_lookup.note(len(chunk.draft_tokens), accepted)
+        sequence.note_draft(len(chunk.draft_tokens), accepted)
 
     def _release_behind_window(self, sequence: Sequence) -> None:
         """Give back the blocks that no later row of a sequence reads; those in the prefix cache stay findable."""

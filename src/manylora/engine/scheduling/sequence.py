@@ -7,11 +7,14 @@ from manylora.engine.events import AdapterUse, PromptScore
 from manylora.engine.grammars.matcher import GrammarMatcher
 from manylora.engine.logits_rules import LogitsRules
 from manylora.engine.pooling import PooledRows
-from manylora.engine.prompt_lookup import PromptLookup
+from manylora.engine.prompt_lookup import DraftLength, PromptLookup
 from manylora.engine.request import Request
 from manylora.engine.scheduling.blocks import PrefixKey, joined_key, next_key
 from manylora.engine.stopping import StopChecker
 from manylora.usage import Counts
+
+MAX_FORCED = 8
+"""Tokens of the first draft of a text that a grammar leaves no choice about."""
 
 
 class Sequence:
@@ -36,6 +39,8 @@ class Sequence:
         "charged",
         "computed",
         "first_run_s",
+        "forced_length",
+        "has_forced_draft",
         "keeps_place",
         "keys",
         "matcher",
@@ -70,6 +75,8 @@ class Sequence:
         self.pooled = None if request.pooling is None else PooledRows(request.pooling)
         self.prompt_lookup = PromptLookup() if request.speculation and self.pooled is None else None
         self.scores: list[PromptScore] = []  # of the prompt's tokens from the second on, if the request wants them
+        self.forced_length = DraftLength(MAX_FORCED)
+        self.has_forced_draft = False  # the last draft spells what the grammar leaves no choice about
         self.charged = 0  # prompt positions below this are charged to the flow
         self.reached = 0  # prompt positions below this were computed or cached at least once
         self.published = 0  # blocks below this index are in the prefix cache
@@ -184,12 +191,31 @@ class Sequence:
         return taken
 
     def draft_tokens(self, most: int) -> tuple[int, ...]:
-        """Return a draft of the next tokens, at most `most` and no more than the request's budget can still take."""
+        """Return a draft of the next tokens, at most `most` and no more than the request's budget can still take.
+
+        Where a grammar leaves one text, the draft spells it; the model may spell it otherwise, so that the draft is
+        verified like any other. Elsewhere the draft ends before a token that the grammar forbids.
+        """
+        self.has_forced_draft = False
         if self.prompt_lookup is None:
             return ()
         # A step draws one token more than it accepts.
         room = self.request.stop.max_new_tokens - self.num_generated - 1
-        return self.prompt_lookup.propose(self.tokens, min(most, room))
+        most = min(most, room)
+        if self.matcher is None:
+            return self.prompt_lookup.propose(self.tokens, most)
+        if most > 0 and (forced := self.matcher.forced(most)):
+            self.has_forced_draft = True
+            return forced[: self.forced_length.take()]
+        draft = self.prompt_lookup.propose(self.tokens, most)
+        return draft[: self.matcher.num_valid(draft)]
+
+    def note_draft(self, drafted: int, accepted: int) -> None:
+        """Adapt the next draft to the last one: of its `drafted` tokens the first `accepted` were drawn."""
+        if self.has_forced_draft:
+            self.forced_length.note(drafted, accepted)
+        elif self.prompt_lookup is not None:
+            self.prompt_lookup.note(drafted, accepted)
 
     def drop_blocks(self) -> list[int]:
         """Forget every computed position and return the blocks; the caller releases them."""
