@@ -1,0 +1,1 @@
+"""Structured output: what it costs its own rows and the others, and what it gives."""
