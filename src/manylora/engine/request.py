@@ -70,7 +70,7 @@ class StopParams:
     ignore_eos       the model's end-of-sequence tokens do not end the generation
     skip_special_tokens  whether the text leaves special tokens out
     end_token_ids    an adapter's own end-of-sequence tokens, in place of the model's; None: the model's
-    added_tokens     the tokens that an adapter adds to the vocabulary; they spell text for stop strings
+    added_tokens     the tokens that an adapter adds to the vocabulary; they spell text for stop strings and grammars
     """
 
     max_new_tokens: int

@@ -216,7 +216,7 @@ class InputProcessor:
             characters=characters,
             adapter=adapter,
             sampling=order.sampling,
-            stop=_stop_params(order.stop, rules.text, budget),
+            stop=_stop_params(order.stop, rules.text, budget, spells=grammar is not None),
             seed=order.seed,
             num_sequences=order.num_sequences,
             grammar=grammar,
@@ -361,8 +361,11 @@ def _shown_tools(prompt: ChatPrompt) -> list[Mapping[str, Any]] | None:
     return None if prompt.tools is None else [tool.given for tool in prompt.tools.shown]
 
 
-def _stop_params(stop: StopRules, text: AdapterText, budget: int) -> StopParams:
-    """Return the stop conditions of a request and of its adapter. `ignore_eos` drops the adapter's strings, too."""
+def _stop_params(stop: StopRules, text: AdapterText, budget: int, *, spells: bool) -> StopParams:
+    """Return the stop conditions of a request and of its adapter. `ignore_eos` drops the adapter's strings, too.
+
+    `spells` is whether the engine needs the texts of tokens apart from stop strings, as for a grammar.
+    """
     strings = stop.strings if stop.ignore_eos else (*stop.strings, *text.stop_strings)
     return StopParams(
         max_new_tokens=budget,
@@ -372,7 +375,7 @@ def _stop_params(stop: StopRules, text: AdapterText, budget: int) -> StopParams:
         ignore_eos=stop.ignore_eos,
         skip_special_tokens=stop.skip_special_tokens,
         end_token_ids=text.end_ids,
-        added_tokens=(*text.changed, *text.tokens) if strings else (),
+        added_tokens=(*text.changed, *text.tokens) if strings or spells else (),
     )
 
 
