@@ -13,7 +13,7 @@ from manylora.engine.grammars.matcher import GrammarMatcher
 from manylora.engine.grammars.vocabularies import Vocabularies, start_thread
 from manylora.engine.request import Request
 from manylora.errors import EngineFault, ManyloraError, Unavailable
-from manylora.models.text.grammar import GrammarSource
+from manylora.models.text.grammar import GrammarKind, GrammarSource
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +40,15 @@ class GrammarKey(NamedTuple):
 def grammar_key(request: Request) -> GrammarKey | None:
     """Return the key of a request's grammar; None: it has none.
 
-    Special tokens are no part of a text, so that adapters which add these alone share the base's vocabulary.
+    Special tokens are no part of a text, so that adapters which add these alone share the base's vocabulary, but for
+    grammars that name tokens by their ids.
     """
     if request.grammar is None:
         return None
     added = request.stop.added_tokens
-    return GrammarKey(request.grammar, () if all(token.special for token in added) else added)
+    names_tokens = request.grammar.kind is GrammarKind.LARK and "<[" in request.grammar.text
+    is_base = not names_tokens and all(token.special for token in added)
+    return GrammarKey(request.grammar, () if is_base else added)
 
 
 Outcome = CompiledGrammar | ManyloraError
