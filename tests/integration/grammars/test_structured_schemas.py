@@ -12,7 +12,7 @@ from manylora.config.declaration import Setting
 from manylora.engine.grammars.compiling import compiled
 from manylora.models.text.grammar import json_grammar
 from tests.engine.grammars.vocabulary import END, begun, compact, open_bytes, tokens_of
-from tests.support.schemas import SchemaMaker
+from tests.integration.grammars.schemas import SchemaMaker
 
 SAMPLED = SamplingParams(temperature=1.0)
 SEEDS = [*range(40), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(40, 500))]
