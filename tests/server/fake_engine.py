@@ -150,10 +150,12 @@ class FakeEngine:
                     pass
             if "EXIT" in live.prompt and live.generated:
                 os._exit(9)
+            if any(word in live.prompt for word in ("WAIT", "LOAD", "PART")):
+                continue
             if live.request.stop.max_new_tokens == 0:
                 del self.live[live.request.id]
                 self._finish(live, FinishReason.LENGTH, pooled=_pooled(live.request))
-            elif not any(word in live.prompt for word in ("WAIT", "LOAD", "PART")):
+            else:
                 tokens.append(self._token(live))
                 if "PAIR" in live.prompt and live.request.id in self.live:  # an accepted draft token
                     tokens.append(self._token(live))

@@ -1,6 +1,7 @@
 """What a caller who leaves pays, row by row of the table in docs/metering.md, over HTTP, by records and by limits."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -163,6 +164,35 @@ def test_who_leaves_within_its_prompt_pays_for_the_positions_that_were_computed(
         assert record.prompt_tokens > PART * prompts
 
     in_house(scenario)
+
+
+POOLED: list[tuple[str, dict[str, Any], int, int]] = [
+    ("/v1/embeddings", {"input": ["PART of", "one two"]}, 2, 14),
+    ("/embed", {"inputs": "PART of"}, 1, 7),
+    ("/classify", {"input": "PART of", "adapter_id": "triage"}, 1, 7),
+    ("/classify_batch", {"inputs": ["PART of", "one two"], "adapter_id": "triage"}, 2, 14),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "prompts", "tokens"), POOLED)
+def test_a_vector_or_a_class_costs_its_prompt_once(
+    in_house: Callable[..., None], path: str, body: dict[str, Any], prompts: int, tokens: int
+) -> None:
+    async def scenario(house: House) -> None:
+        whole = json.loads(json.dumps(body).replace("PART", "part"))
+        reply = await house.post(path, whole)
+        assert reply.status_code == 200, reply.text
+        record = await house.last_record()
+        assert (record.finish_reason, record.num_sequences) == ("length", prompts)
+        assert (record.prompt_tokens, record.completion_tokens) == (tokens, 0)
+        assert charged(record) == (tokens, CACHED * prompts, 0)
+        assert record.adapter == body.get("adapter_id")
+        assert reply.headers["x-ratelimit-remaining-tokens"] == str(1000 - tokens)
+        if prompts == 1:
+            left = await house.leave(path, body)
+            assert (left.finish_reason, charged(left)) == ("disconnect", (PART, CACHED, 0))
+
+    in_house(scenario, limits=Limits(tokens_per_minute=1000))
 
 
 def test_who_leaves_after_the_first_token_pays_for_the_prompt_and_what_came(in_house: Callable[..., None]) -> None:
