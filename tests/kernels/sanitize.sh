@@ -13,7 +13,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${1:-.venv/bin/python}
 scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+# pytest keeps what a test prints, and an abort ends pytest, so that the reports go to files.
+trap 'cat "$scratch"/report.* >&2 2>/dev/null || true; rm -rf "$scratch"' EXIT
 compiler=$(command -v g++)
 cat > "$scratch/g++" <<WRAPPER
 #!/bin/sh
@@ -23,6 +24,7 @@ chmod +x "$scratch/g++"
 # The interpreter is not built with the sanitizer, so its library comes first; Python's own leaks are not our subject.
 export PATH="$scratch:$PATH" XDG_CACHE_HOME="$scratch/cache"
 export LD_PRELOAD="$("$compiler" -print-file-name=libasan.so):$("$compiler" -print-file-name=libubsan.so)"
-export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1
+export ASAN_OPTIONS="detect_leaks=0:abort_on_error=1:log_path=$scratch/report" \
+    UBSAN_OPTIONS="print_stacktrace=1:log_path=$scratch/report"
 "$python" -m pytest tests/kernels -q -p no:cacheprovider --ignore tests/kernels/cpu/test_build.py \
     --ignore tests/kernels/cpu/test_table_of_operations.py -k 'not native-3 and not 3-threads and not 4-threads' "${@:2}"
