@@ -50,6 +50,20 @@ def test_a_batch_of_conversations(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_batch_of_embeddings(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with batch_house(tmp_path) as house:
+            asked = {**line("a"), "url": "/v1/embeddings", "body": {"model": "", "input": ["Hi", "Hello"]}}
+            batch = await house.until(await house.create([asked], url="/v1/embeddings"))
+            (result,) = (await house.results(batch["output_file_id"])).values()
+            assert [len(each["embedding"]) for each in result["response"]["body"]["data"]] == [4, 4]
+            (record,) = await house.shipped()
+            assert (record.is_batch, record.charged_prompt_tokens, record.charged_completion_tokens) == (True, 7, 0)
+            assert {request.priority for request in house.engine.submitted} == {Priority.BATCH}
+
+    asyncio.run(scenario())
+
+
 REFUSED: list[tuple[bytes, str, int | None]] = [
     (b"", "empty_file", None),
     (b"\n  \n", "empty_file", None),
@@ -93,7 +107,7 @@ def test_a_malformed_input_fails_the_batch_with_the_line(
 @pytest.mark.parametrize(
     ("body", "status", "parameter"),
     [
-        ({"endpoint": "/v1/embeddings"}, 400, "endpoint"),
+        ({"endpoint": "/v1/moderations"}, 400, "endpoint"),
         ({"endpoint": None}, 400, "endpoint"),
         ({"completion_window": "1h"}, 400, "completion_window"),
         ({"input_file_id": "file-none"}, 404, "input_file_id"),

@@ -131,15 +131,15 @@ def create_app(
     adapters = AdapterRoutes(
         models.default, catalogue, settings, longest_wait_s=config.adapters.load_timeout_s, access=access
     )
-    openai = OpenAIRoutes(service, settings)
+    pooling = Pooling(config.model.embedding_pooling)
+    openai, embeddings = OpenAIRoutes(service, settings), EmbeddingRoutes(service, settings, pooling)
     responses = ResponseRoutes(service, settings, None if storage is None else storage.responses)
     batches = None
     if storage is not None:
-        handlers = openai.handlers() | responses.handlers()
+        handlers = openai.handlers() | responses.handlers() | embeddings.handlers()
         batches = BatchRunner(storage, config, access=access, handlers=handlers, clock=clock)
     files = FileRoutes(None if storage is None else storage.files, batches)
     guards, handle = Guards(access), models.default
-    pooling = Pooling(config.model.embedding_pooling)
     api = _api(models)
     documents = Documents(api, access, control, admin_open=settings.admin_open)
     routers = (
@@ -148,7 +148,7 @@ def create_app(
         *response_routers(responses, guards, clock),
         *file_routers(files, guards, clock),
         *batch_routers(BatchRoutes(batches, settings), guards, clock),
-        embeddings_router(EmbeddingRoutes(service, settings, pooling), guards, clock),
+        embeddings_router(embeddings, guards, clock),
         classify_router(ClassifyRoutes(service, settings), guards, clock),
         embed_router(EmbedRoutes(service, settings, pooling), guards, clock),
         *info_routers(FactRoutes(service, settings, health, meters, catalogue), guards, clock),

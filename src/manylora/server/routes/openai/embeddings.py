@@ -12,7 +12,7 @@ from manylora.server.generation.order import TextPrompt, TokenPrompt
 from manylora.server.generation.reply_headers import whole_of
 from manylora.server.generation.service import Completion, GenerationService
 from manylora.server.http.context import HttpContext
-from manylora.server.http.routing import Guards, Routes
+from manylora.server.http.routing import Guards, Handler, Routes
 from manylora.server.routes.pooled import pooled_order, rows_of
 from manylora.server.schemas.body import Bounds, read_body
 from manylora.server.schemas.openai.embeddings import EmbeddingBody
@@ -39,6 +39,10 @@ class EmbeddingRoutes:
         self._service = service
         self._settings = settings
         self._pooling = pooling
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return the handlers by route, for the lines of batches."""
+        return {"/v1/embeddings": self.embeddings}
 
     async def embeddings(self, context: HttpContext) -> None:
         size = self._service.models.default.served.embedding_size
