@@ -335,7 +335,7 @@ def _order(prompt: PromptInput, adapter: Adapter | None, options: GenerateOption
 def _fields(adapter: Adapter | None) -> AdapterFields:
     if not isinstance(adapter, Mapping):
         return AdapterFields()
-    return AdapterFields(mixed=read_mix(list(adapter.items()), MAX_ADAPTERS))
+    return AdapterFields(mixed=read_mix(list(adapter.items()), MAX_ADAPTERS), names_several=True)
 
 
 async def _next(pieces: AsyncGenerator[str, None]) -> str | None:

@@ -12,6 +12,7 @@ class AdapterFields:
 
     recipe  the recipe of the merge; None: the request merges nothing
     mixed   names and weights of adapters that apply together; empty: one applies at most
+    names_several  whether `recipe` or `mixed` is set; a field, so that asking it enters no file on a request's way
     """
 
     adapter_id: str | None = None
@@ -20,7 +21,4 @@ class AdapterFields:
     merged_ids: tuple[str, ...] = ()
     recipe: MergeRecipe | None = None
     mixed: WeightedNames = ()
-
-    @property
-    def names_several(self) -> bool:
-        return self.recipe is not None or bool(self.mixed)
+    names_several: bool = False

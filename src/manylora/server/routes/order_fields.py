@@ -32,10 +32,12 @@ def adapter_fields(body: NamesAdapter) -> AdapterFields:
     """Return the fields of a body that name its adapter."""
     source, token, merged = body.adapter_source or None, body.api_token or "", body.merged_adapters
     if body.adapters:
-        return AdapterFields(source=source, token=token, mixed=tuple((each.id, each.weight) for each in body.adapters))
+        mixed = tuple((each.id, each.weight) for each in body.adapters)
+        return AdapterFields(source=source, token=token, mixed=mixed, names_several=bool(mixed))
     if merged is None:
         return AdapterFields(adapter_id=body.adapter_id, source=source, token=token)
-    return AdapterFields(source=source, token=token, merged_ids=merged.ids, recipe=merged.recipe())
+    recipe = merged.recipe()
+    return AdapterFields(source=source, token=token, merged_ids=merged.ids, recipe=recipe, names_several=True)
 
 
 def sampling_params(
