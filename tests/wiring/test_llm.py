@@ -14,6 +14,7 @@ from peft import LoraConfig
 from manylora import LLM, SamplingParams
 from manylora.errors import AdapterNotFound, InvalidParameter, ModelNotFound
 from manylora.models.text.grammar import regex_grammar
+from tests.support.classifiers import oracle_hidden
 from tests.support.paths import ROOT
 from tests.support.text_adapters import ADDED, SIZE, make_text_base, plain_adapter, speaking_adapter
 from tests.support.tiny import TinyBase, make_adapter, oracle_logits
@@ -54,6 +55,18 @@ def test_a_reply_is_what_transformers_and_peft_generate(llm: LLM, base: TinyBase
         for found in output.token_ids:
             assert found == int(torch.argmax(oracle_logits(base, folder, tokens)[-1]))
             tokens.append(found)
+
+
+@pytest.mark.parametrize("adapter", [None, "plain"])
+def test_an_embedding_is_the_mean_hidden_state_of_transformers(llm: LLM, base: TinyBase, adapter: str | None) -> None:
+    from tokenizers import Tokenizer
+
+    tokens = Tokenizer.from_file(str(base.directory / "tokenizer.json")).encode(PROMPTS[0]).ids
+    folder = None if adapter is None else base.directory.parent / "adapters" / adapter
+    mean = oracle_hidden(base, folder, tokens).mean(dim=0)
+    vectors = llm.embed(PROMPTS[:2], adapter)
+    assert len(vectors) == 2
+    assert (torch.tensor(vectors[0]) - mean / mean.norm()).abs().max() <= 2e-5
 
 
 def test_a_batch_of_adapters_gives_each_prompt_what_it_gets_alone(llm: LLM) -> None:

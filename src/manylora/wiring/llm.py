@@ -4,7 +4,7 @@ import asyncio
 import math
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar, Unpack, overload
@@ -14,6 +14,7 @@ from manylora.config.declaration import Setting
 from manylora.config.folders import cache_dir
 from manylora.config.groups.model import DEFAULT_BASE
 from manylora.config.settings import Config, load_config
+from manylora.engine.pooling import Pooling
 from manylora.engine.request import SamplingParams
 from manylora.errors import InvalidParameter
 from manylora.ids import mint_request_id
@@ -30,6 +31,7 @@ from manylora.server.generation.service import Completion, GenerationService
 from manylora.server.generation.text import ReplyForm, TextToken, TokenReport
 from manylora.server.http.context import RequestState
 from manylora.server.observability.metrics import Meters
+from manylora.server.routes.pooled import rows_of
 from manylora.wiring.engine import ReportLine, build_engine
 from manylora.wiring.load_progress import is_passing
 
@@ -126,6 +128,7 @@ class LLM:
         pull(config.model.base, cache_dir(config))
         engine, served = build_engine(config, report)
         self._clock = SystemClock()
+        self._pooling = Pooling(config.model.embedding_pooling)
         self._client = EngineClient(InProcessTransport(lambda: (engine, served)))
         self._model = open_model(config, served, self._client, tokenizer_of(served), self._clock)
         self._service = GenerationService(
@@ -238,6 +241,16 @@ class LLM:
         finally:
             self._wait(pieces.aclose())
 
+    def embed(self, prompts: Sequence[str], adapter: Adapter | None = None) -> list[list[float]]:
+        """Return the embedding of each prompt, a vector of length 1, in their order.
+
+        `model.embedding_pooling` says how a vector is made. Errors are those of `generate`.
+        """
+        orders = [
+            replace(_order(TextPrompt(text), adapter, {}), max_new_tokens=0, pooling=self._pooling) for text in prompts
+        ]
+        return self._wait(self._embed_all(orders))
+
     # ── inside the loop ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
@@ -288,6 +301,14 @@ class LLM:
                 prompt_tokens=completion.num_prompt_tokens,
                 cached_tokens=completion.num_cached_tokens,
             )
+
+    async def _embed_all(self, orders: Sequence[Order]) -> list[list[float]]:
+        return list(await asyncio.gather(*map(self._embed, orders)))
+
+    async def _embed(self, order: Order) -> list[float]:
+        async with self._limit, self._completion(order) as completion:
+            await completion.outputs.collect()
+            return rows_of(completion.outputs.pooled[0])[0]
 
     async def _pieces(self, order: Order) -> AsyncGenerator[str, None]:
         async with self._limit, self._completion(order) as completion:
