@@ -152,7 +152,8 @@ def test_of_an_adapter_only_the_named_files_are_opened(settings: IngestSettings,
     (folder / "chat_template.jinja").write_text("{% for _ in range(10**9) %}{% endfor %}")
     (folder / "adapter_model.bin").write_bytes(b"\x80\x04cos\nabort\n(tR.")
     (folder / "training_args.bin").write_bytes(b"\x80\x04cos\nabort\n(tR.")
-    os.mkfifo(folder / "config.json")  # opening it would never end
+    (folder / "config.json").write_text('{"auto_map": {"AutoModel": "evil.Evil"}}')
+    os.mkfifo(folder / "vocab.json")  # opening it would never end
     os.mkfifo(folder / "tokenizer.model")
     arguments = [sys.executable, "-c", OPENED, json.dumps(settings.to_json())]
     run = subprocess.run(arguments, env=child_environment(), capture_output=True, text=True, timeout=60, check=False)

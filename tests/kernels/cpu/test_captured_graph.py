@@ -69,6 +69,7 @@ class Block:
             wide = ops.gather_from_experts(routes, ops.gated_silu(wide))
             x = ops.linear(ops.gated_silu(ops.linear(x, self.up)), self.down)
             x = ops.add_norm(x, ops.linear(wide, self.down), self.norm, 1e-5)
+        ops.keep_hidden(residual, x, self.norm, 2 * LAYERS, 1e-5, step)
         taken, last = ops.take_rows(residual, step.logit_rows), ops.take_rows(x, step.logit_rows)
         x = ops.add_norm(taken, last, self.norm, 1e-5)
         ops.adapt_norm(x, taken, step.lora, 2 * LAYERS, 1e-5, is_sampled=True)
@@ -127,6 +128,8 @@ def make_step(
         logit_rows=torch.tensor(sampled, dtype=torch.int64),
         attention=batch,
         lora=kernels.prepare_lora(segments, tail, adapter.vocabulary if tail else 0),
+        hidden_rows=torch.arange(0, rows, 2),
+        hidden=torch.empty((-(-rows // 2), HIDDEN)),
     )
 
 
@@ -152,9 +155,12 @@ def test_a_compiled_forward_has_the_same_bits(
         sampled = sorted(data.draw(st.sets(st.integers(0, rows - 1))))
         with_lora, with_extras = data.draw(st.booleans()), data.draw(st.booleans())
         step = make_step(kernels, paged, spans, sampled, with_lora, with_extras)
-        found, expected = compiled(step, ours), plain(step, theirs)
+        assert step.hidden is not None
+        found, hidden = compiled(step, ours), step.hidden.clone()
+        expected = plain(step, theirs)
         assert found.shape == (len(sampled), max(VOCAB, step.lora.vocabulary))
         assert torch.equal(found, expected)
+        assert torch.equal(hidden, step.hidden)
 
 
 def test_a_result_outlives_the_next_step(pair: tuple[EagerKernels, CompiledForward, RunStep]) -> None:
