@@ -52,3 +52,19 @@ def test_values_that_a_schema_accepts_are_accepted_token_by_token(seed: int) -> 
         for token in tokens:
             matcher.advance(token)
         assert matcher.is_over or matcher.num_valid([END]) == 1, (schema, value)
+
+
+@pytest.mark.parametrize(
+    ("schema", "accepted", "refused"),
+    [
+        ({"type": "string", "format": "time"}, "23:59:59Z", "08:05:60Z"),
+        ({"type": "string", "format": "date-time"}, "2026-12-01T10:00:00+01:00", "2026-12-01T10:00:60+01:00"),
+        ({"type": "string", "format": "time", "pattern": "Z$"}, "10:00:00Z", "10:00:00+01:00"),
+        ({"type": "string", "format": "time", "pattern": "Z$"}, "10:00:00Z", "10:00:60Z"),
+    ],
+)
+def test_a_time_has_no_second_sixty(schema: dict[str, str], accepted: str, refused: str) -> None:
+    grammar = compiled(json_grammar(schema), VOCABULARY)
+    for text, is_accepted in ((accepted, True), (refused, False)):
+        tokens = tokens_of(compact(text))
+        assert (begun(grammar).num_valid(tokens) == len(tokens)) == is_accepted, text

@@ -41,6 +41,9 @@ UNSUPPORTED = frozenset(
     }
 )
 """Keywords that restrict a value, and that no grammar expresses here. A schema with one is refused."""
+_TIMES = ("time", "date-time")
+_BEFORE_LEAP = "^[^:]*:[^:]*:[0-5]"
+"""Times without the second 60, which the compiler allows in every minute and validators at a leap second alone."""
 OPTIONS = "x-guidance"
 """A keyword by which a schema would set options of the compiler. It is removed."""
 
@@ -192,6 +195,12 @@ class _SchemaCopy:
             if keyword in UNSUPPORTED:
                 self.unsupported.setdefault(keyword, place)
             copied[keyword] = self._value(keyword, value, f"{place}/{printable(keyword[:40])}")
+        if copied.get("format") in _TIMES:
+            if "pattern" in copied:
+                inner = copied.get("allOf")
+                copied["allOf"] = [*(inner if isinstance(inner, list) else []), {"pattern": _BEFORE_LEAP}]
+            else:
+                copied["pattern"] = _BEFORE_LEAP
         return copied
 
     def _value(self, keyword: str, value: Json, place: str) -> Json:
