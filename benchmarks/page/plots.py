@@ -19,6 +19,7 @@ from benchmarks.page.large_model_sections import attention, seven_billion
 from benchmarks.page.page import Record, number, range_of, save, source, table
 from benchmarks.page.peer_sections import load, peers
 from benchmarks.page.product_sections import experts, products, quantised
+from benchmarks.page.structured_sections import accuracy, batches, masks, schemas
 from benchmarks.page.targets import reached
 from manylora.bench.servers import Manylora
 from manylora.bench.workloads import WORKLOADS
@@ -360,6 +361,10 @@ SECTIONS: Sequence[tuple[str, Callable[[Record, Path], str]]] = (
     ("products", products),
     ("experts", experts),
     ("speculation", speculation),
+    ("structured-masks", masks),
+    ("structured-throughput", schemas),
+    ("structured-accuracy", accuracy),
+    ("batches", batches),
     ("agreement", agreement),
     ("footprint", footprint),
     ("fairness", fairness),

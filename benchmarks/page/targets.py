@@ -100,6 +100,11 @@ def over_read(case: str) -> Callable[[Records], Spread]:
     return spread_at("attention", "results", case, "over_read")
 
 
+def mask_time(records: Records) -> Spread:
+    found = records["structured-masks"]["microseconds"]["both"]["p99"]
+    return found, found, found
+
+
 def start(records: Records) -> Spread:
     times = sorted(records["footprint"]["start_to_first_token_s"])
     return times[len(times) // 2], times[0], times[-1]
@@ -226,6 +231,34 @@ TARGETS = (
     *(
         Target("C1", f"attention ÷ read of its keys and values, {case}", 1.3, over_read(case), is_least=False)
         for case in ("SmolLM2-135M, 4 × 32768, decode", "Mistral-7B, 4 × 32768, decode")
+    ),
+    Target(
+        "G1",
+        "longest ÷ median gap of 16 streams while 32 schemas compile, ÷ the same without",
+        1.2,
+        spread_at("structured-stall", "ratio", low="low", high="high"),
+        is_least=False,
+    ),
+    Target(
+        "G2",
+        "mask of a row, computed and applied, 99th percentile",
+        100,
+        mask_time,
+        is_least=False,
+        unit=" µs",
+    ),
+    Target(
+        "G3",
+        "chat with a schema in every row ÷ without",
+        0.95,
+        spread_at("structured-throughput", "ratio", low="low", high="high"),
+    ),
+    Target(
+        "Q1",
+        "first token of interactive requests beside a batch ÷ without",
+        1.3,
+        spread_at("batches", "Q1", low="low", high="high"),
+        is_least=False,
     ),
     Target("R1", "mutated adapter files, no crash", 100_000, counted("R1", "failures")),
     Target("R2", "random model names, memory flat", 1_000_000, counted("R2", "wrong")),
