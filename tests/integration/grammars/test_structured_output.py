@@ -27,6 +27,8 @@ from manylora.models.text.grammar import (
 
 SAMPLED = SamplingParams(temperature=1.0)
 LONG = {"type": "array", "items": {"enum": ["alpha", "beta", {"gamma": None}]}, "minItems": 2, "maxItems": 9}
+FEW_BYTES = 10 * 16 * 320
+"""Ten blocks of the tiny base: room for one sequence of 128 tokens and little more, so that others are preempted."""
 INTENT = {
     "type": "object",
     "properties": {"intent": {"enum": ["up", "down"]}, "level": {"type": "integer", "minimum": 0, "maximum": 100}},
@@ -149,7 +151,7 @@ def test_white_space_is_bounded(llm: LLM) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"engine.guess_tokens": 0}, {"engine.guess_tokens": 8, "engine.guess_width": 64}, {"engine.kv_bytes": 5 << 15}],
+    [{"engine.guess_tokens": 0}, {"engine.guess_tokens": 8, "engine.guess_width": 64}, {"engine.kv_bytes": FEW_BYTES}],
     ids=["no drafts", "drafts in every step", "preemption"],
 )
 def test_how_a_reply_is_computed_changes_no_token(llm: LLM, base: Path, settings: dict[str, Setting]) -> None:
