@@ -35,6 +35,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"__main__"},
     ],
     "kernels": [
+        {"storage_form"},
         {"operation", "projections", "sampling", "weight_groups", "weight_rows"},
         {"adapter_layout"},
         {"lora_batch"},
@@ -50,7 +51,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"experts", "read_ahead", "rope"},
         {"architectures"},
         {"spec"},
-        {"checkpoints", "text"},
+        {"checkpoints", "sizes", "tensor_parallel", "text"},
         {"expert_tensors"},
         {"gguf"},
         {"checkpoint_files"},

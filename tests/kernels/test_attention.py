@@ -225,5 +225,5 @@ def test_rotation_and_the_charge_for_a_block(name: str) -> None:
         k.rotate_and_store(qkv, rope, kv, 1, shape.heads, batch) for k, kv in zip((kernels, oracle), made, strict=True)
     ]
     assert error(rotated[0], rotated[1]) < TOLERANCE["rotate"]
-    block_bytes = kernels.kv_block_bytes(layers=2, block_size=16, kv_heads=3, head_dim=64)
+    block_bytes = kernels.form.kv_block_bytes(layers=2, block_size=16, kv_heads=3, head_dim=64)
     assert made[0].num_bytes == block_bytes * paged.num_blocks

@@ -10,9 +10,10 @@ from manylora.errors import MemoryPlanImpossible
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.int4 import Int4Linear
 from manylora.kernels.cpu.int8 import Int8Linear
+from manylora.kernels.storage_form import BFLOAT16
+from manylora.models.sizes import weight_bytes
 from manylora.models.spec import parse_spec
-from manylora.wiring.engine import step_bytes, weight_bytes
-from manylora.wiring.memory_plan import MemoryPlan, plan_memory
+from manylora.wiring.memory_plan import BaseSizes, MemoryPlan, base_sizes, plan_memory
 from tests.kernels.cases import native
 from tests.models.test_spec import LLAMA
 
@@ -38,14 +39,14 @@ def plan(
     available_mib: int, *, max_positions: int = 8192, sliding_window: int | None = None, **flags: int
 ) -> MemoryPlan:
     config = load_config(flags={key.replace("__", "."): value for key, value in flags.items()}, environ={})
-    return plan_memory(
-        config,
-        available_bytes=available_mib * MIB,
+    sizes = BaseSizes(
+        name="tiny",
         weight_bytes=269 * MIB,
         kv_block_bytes=16 * 23_040,
         max_positions=max_positions,
         sliding_window=sliding_window,
     )
+    return plan_memory(config, sizes, available_bytes=available_mib * MIB)
 
 
 def test_the_derived_plan_holds_two_windows_and_fits() -> None:
@@ -102,14 +103,9 @@ def test_on_a_cpu_the_smaller_of_the_two_adapter_budgets_counts() -> None:
 
 def test_the_default_base_fits_a_container_of_one_and_a_half_gigabytes_with_its_whole_window() -> None:
     config = load_config(environ={})
-    made = plan_memory(
-        config,
-        available_bytes=1_500_000_000,
-        weight_bytes=269_030_400,
-        kv_block_bytes=16 * 23_040,
-        max_positions=8192,
-        step_bytes=step_bytes(parse_spec(SMOLLM, {}), config.engine.max_step_tokens),
-    )
+    sizes = base_sizes(config, parse_spec(SMOLLM, {}), BFLOAT16)
+    made = plan_memory(config, sizes, available_bytes=1_500_000_000)
+    assert (sizes.weight_bytes, sizes.kv_block_bytes) == (269_030_016, 16 * 23_040)
     assert made.max_model_len == 8192
     assert made.bank_bytes >= 64 * MIB
     assert made.ingest_bytes >= INGEST_FACTOR * 6_549_448  # the largest demo adapter
@@ -121,7 +117,7 @@ def test_the_bytes_of_int8_weights_are_those_that_are_packed(is_tied: bool) -> N
     kernels = CpuKernels(native(1), Int8Linear(native(1)))
     outputs = (spec.heads + 2 * spec.kv_heads) * spec.head_dim + 2 * spec.hidden + 2 * spec.intermediate
     tables = (1 if is_tied else 2) * spec.vocab
-    assert weight_bytes(spec, kernels) == spec.parameters + 4 * (spec.num_layers * outputs + tables)
+    assert weight_bytes(spec, kernels.form) == spec.parameters + 4 * (spec.num_layers * outputs + tables)
 
 
 @pytest.mark.parametrize("is_tied", [True, False])
@@ -132,4 +128,4 @@ def test_the_bytes_of_int4_weights_are_those_that_are_packed(is_tied: bool) -> N
     layers = sum(kernels.pack(torch.zeros(shape)).num_bytes - 64 for shape in shapes)  # type: ignore[attr-defined]  # Panels
     table = kernels.pack_table(torch.zeros(spec.vocab, 576)).num_bytes  # type: ignore[attr-defined]  # as above
     norms = (2 * 30 + 1) * 576 * 5 / 8
-    assert weight_bytes(spec, kernels) == 30 * layers + (1 if is_tied else 2) * table + norms
+    assert weight_bytes(spec, kernels.form) == 30 * layers + (1 if is_tied else 2) * table + norms

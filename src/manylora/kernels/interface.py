@@ -8,6 +8,7 @@ from torch import Tensor
 from manylora.kernels.lora_batch import LoraBatch, LoraSegment
 from manylora.kernels.operands import KvCache, Packed, StepInput
 from manylora.kernels.sampling import RowNumbers, SamplingRules, TokenMasks
+from manylora.kernels.storage_form import StorageForm
 from manylora.kernels.table_of_operations import Operations, Rows
 from manylora.kernels.weight_groups import WeightGroups
 from manylora.kernels.weight_rows import WeightRows
@@ -43,9 +44,7 @@ class Kernels(Protocol):
     device              type of that device, as torch names it
     owns_threads        True if the back end computes on threads of its own, so that torch's would spin beside them
     weight_dtype        dtype of packed weights
-    weight_bits         bits of each packed weight of a linear layer, its share of the scales of groups included
-    table_bits          the same of the embedding and the head
-    scale_bytes         bytes of the scale that each output of a quantised weight has; 0: weights are not quantised
+    form                bytes of weights, of keys and values, and of adapters
     activation_dtype    dtype of the residual stream and of every (rows, …) tensor between methods
     kv_dtype            dtype of the paged keys and values
     lora_dtype          dtype of adapters' images
@@ -56,9 +55,7 @@ class Kernels(Protocol):
     device: str
     owns_threads: bool
     weight_dtype: torch.dtype
-    weight_bits: float
-    table_bits: float
-    scale_bytes: int
+    form: StorageForm
     activation_dtype: torch.dtype
     kv_dtype: torch.dtype
     lora_dtype: torch.dtype
@@ -101,10 +98,7 @@ class Kernels(Protocol):
         """Set the logits of tokens outside their row's mask to -Inf, in place, as `sampling.mask_logits`."""
 
     def new_kv(self, *, layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> KvCache:
-        """Allocate the paged keys and values of all layers."""
-
-    def kv_block_bytes(self, *, layers: int, block_size: int, kv_heads: int, head_dim: int) -> int:
-        """Return the bytes of one block's keys and values in all layers together."""
+        """Allocate the paged keys and values of all layers: `form.kv_block_bytes` for each block."""
 
     def prepare_lora(
         self, segments: tuple[LoraSegment, ...], sampled: tuple[LoraSegment, ...] = (), vocabulary: int = 0

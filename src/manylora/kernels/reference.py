@@ -24,6 +24,7 @@ from manylora.kernels.lora_batch import LoraBatch, LoraSegment, PlacedAdapter
 from manylora.kernels.operands import AttentionBatch, KvCache, Packed, RopeTable, StepInput
 from manylora.kernels.projections import FEED_FORWARD, LoraTarget
 from manylora.kernels.sampling import RowNumbers, SamplingRules, TokenMasks, mask_logits, sample_tokens
+from manylora.kernels.storage_form import StorageForm
 from manylora.kernels.weight_groups import WeightGroups, check_group_size
 from manylora.kernels.weight_rows import WeightRows, row_pieces, row_ranges
 
@@ -52,7 +53,6 @@ class ReferenceKernels:
     name = "reference"
     device = "cpu"
     owns_threads = False
-    scale_bytes = 0
     activation_dtype = torch.float32
     is_row_independent = False
 
@@ -64,7 +64,14 @@ class ReferenceKernels:
         lora_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.weight_dtype = weight_dtype
-        self.weight_bits = self.table_bits = 8.0 * weight_dtype.itemsize
+        self.form = StorageForm(
+            weights=str(weight_dtype).removeprefix("torch."),
+            weight_bits=8.0 * weight_dtype.itemsize,
+            table_bits=8.0 * weight_dtype.itemsize,
+            kv_item_bytes=kv_dtype.itemsize,
+            kv_lanes=1,
+            lora_item_bytes=lora_dtype.itemsize,
+        )
         self.kv_dtype = kv_dtype
         self.lora_dtype = lora_dtype
 
@@ -127,9 +134,6 @@ class ReferenceKernels:
         shape = (layers, num_blocks, block_size, kv_heads, head_dim)
         keys, values = torch.zeros(shape, dtype=self.kv_dtype), torch.zeros(shape, dtype=self.kv_dtype)
         return ReferenceKv(num_blocks, block_size, keys.nbytes + values.nbytes, keys, values)
-
-    def kv_block_bytes(self, *, layers: int, block_size: int, kv_heads: int, head_dim: int) -> int:
-        return 2 * layers * block_size * kv_heads * head_dim * self.kv_dtype.itemsize
 
     def rotate_and_store(
         self, qkv: Tensor, rope: RopeTable, kv: KvCache, layer: int, heads: int, batch: AttentionBatch

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GROUP = 32
+from manylora.kernels.storage_form import GROUP_INPUTS
+
+GROUP = GROUP_INPUTS
 """Inputs of a block, which is the smallest group; every group is a multiple of it."""
 LARGEST, MIDDLE = 15, 8
 """The largest level, and the level that stands for zero where a weight has no minima."""

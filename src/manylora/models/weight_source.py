@@ -46,7 +46,7 @@ class WeightSource(AbstractContextManager["WeightSource"]):
         Integers of four bits stay as they are where the kernels hold weights in four bits and the groups lie side by
         side; all others are widened, piece by piece. The threads that read ahead quantise to four bits as well.
         """
-        if kernels.weight_bits < 2 * BITS and (groups := _StackedGroups.of(self._parts(names))) is not None:
+        if kernels.form.weight_bits < 2 * BITS and (groups := _StackedGroups.of(self._parts(names))) is not None:
             return kernels.pack_groups(_GroupsAhead(groups, self._ahead(groups, names)))
         return kernels.pack(self.matrix(*names))
 

@@ -143,7 +143,7 @@ def _log_conversions(entries: Mapping[str, StoredTensor], kernels: Kernels) -> N
 
     Quantised formats are widened to float32 first. Vectors and routers stay float32.
     """
-    if kernels.scale_bytes:
+    if kernels.form.scale_bytes:
         return  # the settings ask for quantised weights, and the kernels' own line reports them
     exact = {torch.bfloat16: {"BF16"}, torch.float16: {"F16"}}
     packed = (entry for name, entry in entries.items() if len(entry.shape) > 1 and not name.endswith(ROUTER_PATH))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -42,7 +41,7 @@ from manylora.server.engine_client.served_model import ServedModel
 from manylora.system.resources import Resources, find_resources
 from manylora.wiring.adapter_store import open_store
 from manylora.wiring.load_progress import LoadProgress
-from manylora.wiring.memory_plan import MemoryPlan, plan_memory
+from manylora.wiring.memory_plan import MemoryPlan, base_sizes, plan_memory
 from manylora.wiring.step_limits import step_limits
 
 log = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ def build_engine(config: Config, report: ReportLine) -> tuple[Engine, ServedMode
     resources = find_resources((os.getpid(),))
     kernels = _choose_kernels(config, resources)
     threads = config.model.threads or resources.threads
-    report(f"kernels {kernels.name} loaded, {_dtype(kernels)} weights, {threads} threads")
+    report(f"kernels {kernels.name} loaded, {kernels.form.weights} weights, {threads} threads")
     plan = make_plan(config, spec, kernels, resources)
     report("\n".join(plan.lines()))
     template = _chat_template(config)
@@ -128,47 +127,8 @@ def _refuse_adapters_named_as_the_base(config: Config, model_id: str) -> None:
 
 def make_plan(config: Config, spec: ModelSpec, kernels: Kernels, resources: Resources) -> MemoryPlan:
     """Return the memory plan from shapes alone, so that an impossible plan is refused before a weight is read."""
-    return plan_memory(
-        config,
-        available_bytes=config.engine.memory_bytes or resources.memory_bytes,
-        weight_bytes=weight_bytes(spec, kernels),
-        kv_block_bytes=kernels.kv_block_bytes(
-            layers=spec.num_layers,
-            block_size=config.engine.block_size,
-            kv_heads=spec.kv_heads,
-            head_dim=spec.head_dim,
-        ),
-        max_positions=spec.max_positions,
-        sliding_window=spec.kv_window,
-        step_bytes=step_bytes(spec, config.engine.max_step_tokens)
-        + angle_bytes(spec, min(config.engine.max_model_len or spec.max_positions, spec.max_positions)),
-    )
-
-
-def step_bytes(spec: ModelSpec, rows: int) -> int:
-    """Return the bytes of a step's float32 buffers: one block's activations, which all blocks share, and the results.
-
-    Results are logits and hidden states, of each row at most.
-    """
-    inner = 2 * (spec.heads + 2 * spec.kv_heads) * spec.head_dim + 6 * spec.hidden
-    if spec.experts is None:
-        inner += 3 * spec.intermediate
-    else:
-        experts = spec.experts
-        inner += experts.chosen * (3 * spec.intermediate + 2 * spec.hidden + 2) + experts.count
-    return 4 * rows * (inner + spec.vocab + spec.hidden)
-
-
-def angle_bytes(spec: ModelSpec, positions: int) -> int:
-    """Return the bytes of the float32 rotary angles: a cosine and a sine for each pair of dimensions."""
-    return 2 * 4 * positions * (spec.head_dim // 2)
-
-
-def weight_bytes(spec: ModelSpec, kernels: Kernels) -> int:
-    """Return the bytes of the packed base: its weights, and their scales where they are quantised."""
-    tables = (1 if spec.tie_embeddings else 2) * spec.vocab * spec.hidden
-    bits = (spec.parameters - tables) * kernels.weight_bits + tables * kernels.table_bits
-    return math.ceil(bits / 8) + spec.output_channels * kernels.scale_bytes
+    available = config.engine.memory_bytes or resources.memory_bytes
+    return plan_memory(config, base_sizes(config, spec, kernels.form), available_bytes=available)
 
 
 def wire_engine(
@@ -235,10 +195,6 @@ def _choose_kernels(config: Config, resources: Resources) -> Kernels:
     return kernels
 
 
-def _dtype(kernels: Kernels) -> str:
-    return kernels.name if kernels.scale_bytes else str(kernels.weight_dtype).removeprefix("torch.")
-
-
 def _open_store(
     config: Config, plan: MemoryPlan, shape: BaseShape, base_dir: Path, kernels: Kernels, clock: Clock
 ) -> Store:
@@ -249,7 +205,7 @@ def _open_store(
         config=adapters,
         shape=shape,
         base_dir=base_dir,
-        dtype=str(kernels.lora_dtype).removeprefix("torch."),
+        dtype=kernels.form.lora_dtype,
         folder=cache_dir(config) / "adapters",
         clock=clock,
     )
@@ -263,7 +219,7 @@ def _served(
         model_id=model_id,
         base_dir=str(base_dir),
         sha=digest,
-        dtype=_dtype(kernels),
+        dtype=kernels.form.weights,
         device=kernels.device,
         max_model_len=plan.max_model_len,
         vocab_size=spec.vocab,

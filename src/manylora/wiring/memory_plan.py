@@ -1,4 +1,8 @@
-"""The division of the memory between weights, KV cache and adapters, computed at the start and printed."""
+"""The division of the memory between weights, KV cache and adapters, computed at the start and printed.
+
+Pure arithmetic: the caller says how many bytes there are, so that one base can be planned for any machine, any share of
+a machine, and as one device's shard. Imports without torch.
+"""
 
 from dataclasses import dataclass
 
@@ -7,6 +11,9 @@ from manylora.config.groups.adapters import MIB
 from manylora.config.settings import Config
 from manylora.engine.scheduling.retention import Retention
 from manylora.errors import MemoryPlanImpossible
+from manylora.kernels.storage_form import StorageForm
+from manylora.models.sizes import angle_bytes, kv_block_bytes, step_bytes, weight_bytes
+from manylora.models.spec import ModelSpec
 
 EDGE_BYTES = 192 * MIB
 """Bytes of the edge: interpreter, libraries, tokenizer, control plane. Measured: 159 MiB under load."""
@@ -25,22 +32,60 @@ _SHARE_OF_ADAPTERS = 4
 _SHARE_OF_INGEST = 8
 _SHARE_OF_PROMPTS = 8
 _MOST_ADAPTER_BYTES = 1024 * MIB
+_ADVICE = "lower engine.max_model_len, engine.kv_bytes or adapters.bank_bytes, or give the process more memory"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseSizes:
+    """The bytes of a base that the division needs, from its shape, the back end's storage and the settings.
+
+    name            for the messages
+    weight_bytes    packed base weights
+    kv_block_bytes  one block of `engine.block_size` positions, all layers
+    max_positions   the base model's own window
+    sliding_window  positions that a row of the model sees, in the layer that sees most; None: all before it
+    step_bytes      activations and logits of a step of `engine.max_step_tokens` rows, and the rotary angles
+    """
+
+    name: str
+    weight_bytes: int
+    kv_block_bytes: int
+    max_positions: int
+    sliding_window: int | None = None
+    step_bytes: int = 0
+
+
+def base_sizes(config: Config, spec: ModelSpec, form: StorageForm) -> BaseSizes:
+    """Return the sizes of a base, or of the shard that `spec` describes. Nothing is read or allocated."""
+    engine = config.engine
+    window = min(engine.max_model_len or spec.max_positions, spec.max_positions)
+    return BaseSizes(
+        name=config.model.base,
+        weight_bytes=weight_bytes(spec, form),
+        kv_block_bytes=kv_block_bytes(spec, form, engine.block_size),
+        max_positions=spec.max_positions,
+        sliding_window=spec.kv_window,
+        step_bytes=step_bytes(spec, engine.max_step_tokens) + angle_bytes(spec, window),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
     """Bytes of each part; `kv_blocks` blocks of `block_size` positions make up `kv_bytes`.
 
+    base                 name of the base
     sliding_window       positions that a row of the model sees; None: all before it, in every sequence that fits
     blocks_per_sequence  blocks that one sequence of `max_model_len` positions holds at most at once
 
     On a CPU the bank and the host tier are the same memory, within the smaller of the two budgets.
     """
 
+    base: str
     available_bytes: int
     weight_bytes: int
     kv_bytes: int
     kv_blocks: int
+    kv_block_bytes: int
     block_size: int
     max_model_len: int
     sliding_window: int | None
@@ -50,6 +95,24 @@ class MemoryPlan:
     prompt_bytes: int
     step_bytes: int
     process_bytes: int
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes of each part by its name."""
+        return {
+            "weights": self.weight_bytes,
+            "KV cache": self.kv_bytes,
+            "adapters": self.bank_bytes,
+            "adapter ingest": self.ingest_bytes,
+            "prompts": self.prompt_bytes,
+            "step buffers": self.step_bytes,
+            "processes": self.process_bytes,
+        }
+
+    @property
+    def most_kv_blocks(self) -> int:
+        """Blocks of the largest KV cache beside the other parts."""
+        return max(0, self.available_bytes - sum(self.parts.values()) + self.kv_bytes) // self.kv_block_bytes
 
     def lines(self) -> list[str]:
         """Return the plan as the lines that the start prints."""
@@ -66,27 +129,46 @@ class MemoryPlan:
             f"  processes      {_mib(self.process_bytes)}",
         ]
 
+    def objection(self) -> str | None:
+        """Return the reason why the engine cannot start with this plan, with the arithmetic; None: it can."""
+        parts = {**self.parts, "KV cache": max(self.kv_bytes, self.blocks_per_sequence * self.kv_block_bytes)}
+        total = sum(parts.values())
+        sum_text = " + ".join(f"{name} {_mib(num_bytes)}" for name, num_bytes in parts.items())
+        sum_text += f" = {_mib(total)}, available {_mib(self.available_bytes)}"
+        if total > self.available_bytes:
+            fitting = (self.available_bytes - total + parts["KV cache"]) // self.kv_block_bytes * self.block_size
+            largest = f"; the largest engine.max_model_len that fits is {fitting}" if fitting > 0 else ""
+            return f"the memory plan does not fit: {sum_text}; {_ADVICE}{largest}"
+        if self.kv_blocks < self.blocks_per_sequence:
+            needed = f"one window of {self.max_model_len}"
+            if (kept := self.blocks_per_sequence * self.block_size) < self.max_model_len:
+                needed = f"the {kept} that a sequence holds with its sliding window of {self.sliding_window}"
+            return (
+                f"the KV cache of {_mib(self.kv_bytes)} holds {self.kv_blocks * self.block_size} positions, "
+                f"less than {needed}: {sum_text}; {_ADVICE}"
+            )
+        return None
+
 
 def plan_memory(
-    config: Config,
-    *,
-    available_bytes: int,
-    weight_bytes: int,
-    kv_block_bytes: int,
-    max_positions: int,
-    sliding_window: int | None = None,
-    step_bytes: int = 0,
+    config: Config, sizes: BaseSizes, *, available_bytes: int, process_bytes: int = PROCESS_BYTES
+) -> MemoryPlan:
+    """Divide the memory as `divide_memory`. Raises `MemoryPlanImpossible` with the base's name and the arithmetic."""
+    plan = divide_memory(config, sizes, available_bytes=available_bytes, process_bytes=process_bytes)
+    if (why := plan.objection()) is not None:
+        raise MemoryPlanImpossible(f"{sizes.name}: {why}")
+    return plan
+
+
+def divide_memory(
+    config: Config, sizes: BaseSizes, *, available_bytes: int, process_bytes: int = PROCESS_BYTES
 ) -> MemoryPlan:
     """Divide the memory; settings that are 0 are derived.
 
     Args:
         available_bytes  bytes that the server's processes may take in all (`engine.memory_bytes`, else the rest in
                          the control groups or the machine, plus the bytes that the processes have taken already)
-        weight_bytes     packed base weights
-        kv_block_bytes   one block of `engine.block_size` positions, all layers
-        max_positions    the base model's own window
-        sliding_window   positions that a row of the model sees, in the layer that sees most; None: all before it
-        step_bytes       activations and logits of a step of `engine.max_step_tokens` rows, and the rotary angles
+        process_bytes    bytes of the processes beside the other parts
     The derived values, where the rest is the memory that weights and processes leave:
         window      the model's own
         adapters    a quarter of the rest, 1 GiB at most
@@ -94,26 +176,29 @@ def plan_memory(
         prompts     enough for the largest number of requests of a whole window, an eighth of the rest at most
         KV cache    two sequences of a whole window, or 256 positions a running sequence if that is more, as far as
                     memory allows. A sequence of a sliding window holds that window and one step's rows
-    Raises: MemoryPlanImpossible with the arithmetic, if one sequence of a whole window does not fit.
+    Returns a plan that may not fit: `MemoryPlan.objection` says so.
     """
     engine = config.engine
-    window = min(engine.max_model_len or max_positions, max_positions)
-    left = available_bytes - weight_bytes - step_bytes - PROCESS_BYTES
+    window = min(engine.max_model_len or sizes.max_positions, sizes.max_positions)
+    left = available_bytes - sizes.weight_bytes - sizes.step_bytes - process_bytes
     bank, ingest, prompts = _shares(config, left, window)
+    sliding_window = sizes.sliding_window
     if sliding_window is not None and sliding_window >= window:
         sliding_window = None  # no row sees less than the whole sequence
     retention = Retention(block_size=engine.block_size, max_rows=engine.max_step_tokens, window=sliding_window)
     blocks_per_sequence = retention.most_blocks(window)
     if engine.kv_bytes:
-        blocks = engine.kv_bytes // kv_block_bytes
+        blocks = engine.kv_bytes // sizes.kv_block_bytes
     else:
         wanted = max(2 * blocks_per_sequence, engine.max_running * -(-256 // engine.block_size))
-        blocks = min(wanted, max(0, left - bank - ingest - prompts) // kv_block_bytes)
-    plan = MemoryPlan(
+        blocks = min(wanted, max(0, left - bank - ingest - prompts) // sizes.kv_block_bytes)
+    return MemoryPlan(
+        base=sizes.name,
         available_bytes=available_bytes,
-        weight_bytes=weight_bytes,
-        kv_bytes=blocks * kv_block_bytes,
+        weight_bytes=sizes.weight_bytes,
+        kv_bytes=blocks * sizes.kv_block_bytes,
         kv_blocks=blocks,
+        kv_block_bytes=sizes.kv_block_bytes,
         block_size=engine.block_size,
         max_model_len=window,
         sliding_window=sliding_window,
@@ -121,11 +206,9 @@ def plan_memory(
         bank_bytes=bank,
         ingest_bytes=ingest,
         prompt_bytes=prompts,
-        step_bytes=step_bytes,
-        process_bytes=PROCESS_BYTES,
+        step_bytes=sizes.step_bytes,
+        process_bytes=process_bytes,
     )
-    _require_fit(plan, kv_block_bytes)
-    return plan
 
 
 def _shares(config: Config, left: int, window: int) -> tuple[int, int, int]:
@@ -137,35 +220,6 @@ def _shares(config: Config, left: int, window: int) -> tuple[int, int, int]:
     ingest = adapters.ingest_bytes or max(1, min(largest, left // _SHARE_OF_INGEST))
     most_prompts = BYTES_OF_A_WAITING_TOKEN * window * config.server.max_concurrent_requests
     return bank, ingest, max(0, min(most_prompts, left // _SHARE_OF_PROMPTS))
-
-
-def _require_fit(plan: MemoryPlan, kv_block_bytes: int) -> None:
-    kv_bytes = max(plan.kv_bytes, plan.blocks_per_sequence * kv_block_bytes)
-    parts = {
-        "weights": plan.weight_bytes,
-        "KV cache": kv_bytes,
-        "adapters": plan.bank_bytes,
-        "adapter ingest": plan.ingest_bytes,
-        "prompts": plan.prompt_bytes,
-        "step buffers": plan.step_bytes,
-        "processes": plan.process_bytes,
-    }
-    total = sum(parts.values())
-    sum_text = " + ".join(f"{name} {_mib(num_bytes)}" for name, num_bytes in parts.items())
-    sum_text += f" = {_mib(total)}, available {_mib(plan.available_bytes)}"
-    advice = "lower engine.max_model_len, engine.kv_bytes or adapters.bank_bytes, or give the process more memory"
-    if total > plan.available_bytes:
-        fitting = (plan.available_bytes - total + kv_bytes) // kv_block_bytes * plan.block_size
-        largest = f"; the largest engine.max_model_len that fits is {fitting}" if fitting > 0 else ""
-        raise MemoryPlanImpossible(f"the memory plan does not fit: {sum_text}; {advice}{largest}")
-    if plan.kv_blocks < plan.blocks_per_sequence:
-        needed = f"one window of {plan.max_model_len}"
-        if (kept := plan.blocks_per_sequence * plan.block_size) < plan.max_model_len:
-            needed = f"the {kept} that a sequence holds with its sliding window of {plan.sliding_window}"
-        raise MemoryPlanImpossible(
-            f"the KV cache of {_mib(plan.kv_bytes)} holds {plan.kv_blocks * plan.block_size} positions, "
-            f"less than {needed}: {sum_text}; {advice}"
-        )
 
 
 def _mib(num_bytes: int) -> str:

@@ -80,7 +80,7 @@ def pair(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Engine,
         kernels = select_kernels(kernels_name, 1)
         if kernels.name != kernels_name:
             pytest.skip(f"{kernels_name} does not work here")
-        kv_block_bytes = kernels.kv_block_bytes(layers=3, block_size=block, kv_heads=2, head_dim=8)
+        kv_block_bytes = kernels.form.kv_block_bytes(layers=3, block_size=block, kv_heads=2, head_dim=8)
         cache = make_cache(folder / f"cache-{request.param}-{name}")
         config = load_config(
             flags={

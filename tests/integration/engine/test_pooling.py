@@ -56,7 +56,7 @@ def open_engine(base: TinyBase, kernels_name: str, *, rows: int, kv_blocks: int)
     kernels = select_kernels(kernels_name, 1)
     if kernels.name != kernels_name:
         pytest.skip(f"{kernels_name} does not work here")
-    block_bytes = kernels.kv_block_bytes(layers=3, block_size=BLOCK, kv_heads=2, head_dim=8)
+    block_bytes = kernels.form.kv_block_bytes(layers=3, block_size=BLOCK, kv_heads=2, head_dim=8)
     flags: dict[str, str | int | tuple[str, ...]] = {
         "model.base": str(base.directory),
         "model.kernels": kernels_name,

@@ -52,7 +52,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 def engine(saved: Saved, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     """Twenty blocks: two thirds of those that the longest sequence would take, if it gave none back."""
     name, prefix_cache = request.param
-    block_bytes = select_kernels(name, 1).kv_block_bytes(layers=2, block_size=BLOCK, kv_heads=2, head_dim=8)
+    block_bytes = select_kernels(name, 1).form.kv_block_bytes(layers=2, block_size=BLOCK, kv_heads=2, head_dim=8)
     config = load_config(
         flags={
             "model.base": str(saved.folder / "base"),

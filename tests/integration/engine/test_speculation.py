@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def open_engine(folder: Path, kernels: str) -> Engine:
-    block_bytes = select_kernels(kernels, 1).kv_block_bytes(layers=3, block_size=4, kv_heads=2, head_dim=8)
+    block_bytes = select_kernels(kernels, 1).form.kv_block_bytes(layers=3, block_size=4, kv_heads=2, head_dim=8)
     cache = make_cache(folder / f"cache-{kernels}")
     config = load_config(
         flags={

@@ -44,8 +44,7 @@ class CpuKernels:
         self.native = native
         self.name = weights.name
         self.weight_dtype = weights.weight_dtype
-        self.weight_bits, self.table_bits = weights.weight_bits, weights.table_bits
-        self.scale_bytes = weights.scale_bytes
+        self.form = dataclasses.replace(weights.form, lora_item_bytes=lora_dtype.itemsize)
         self.lora_dtype = lora_dtype
         self.pack = weights.pack
         self.pack_table = weights.pack_table
@@ -129,12 +128,6 @@ class CpuKernels:
             address,
             self._functions.ml_discard,
         )
-
-    def kv_block_bytes(self, *, layers: int, block_size: int, kv_heads: int, head_dim: int) -> int:
-        layout = KvLayout(0, 0, 1, block_size, kv_heads, head_dim)
-        address = ctypes.addressof(layout)
-        elements: int = self._functions.ml_key_elements(address) + self._functions.ml_value_elements(address)
-        return 2 * layers * elements
 
     def prepare_lora(
         self, segments: tuple[LoraSegment, ...], sampled: tuple[LoraSegment, ...] = (), vocabulary: int = 0

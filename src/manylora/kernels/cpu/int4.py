@@ -12,6 +12,7 @@ from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import Panels
 from manylora.kernels.operands import Packed
+from manylora.kernels.storage_form import INT4
 from manylora.kernels.weight_groups import GROUP, GroupedRows, HalfScales, WeightGroups, check_group_size, grouped
 from manylora.kernels.weight_rows import WeightRows, row_pieces, row_ranges
 
@@ -24,9 +25,7 @@ class Int4Linear:
 
     name = "int4"
     weight_dtype = torch.uint8
-    weight_bits = 4 + 32 / GROUP  # a scale and a minimum of sixteen bits for each group
-    table_bits = 8.0
-    scale_bytes = 4
+    form = INT4
 
     def __init__(self, native: NativeLibrary) -> None:
         self._native = native

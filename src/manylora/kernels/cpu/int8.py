@@ -9,6 +9,7 @@ import torch
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import Panels
 from manylora.kernels.operands import Packed
+from manylora.kernels.storage_form import INT8
 from manylora.kernels.weight_rows import WeightRows, row_pieces
 
 
@@ -20,8 +21,7 @@ class Int8Linear:
 
     name = "int8"
     weight_dtype = torch.int8
-    weight_bits = table_bits = 8.0
-    scale_bytes = 4
+    form = INT8
 
     def __init__(self, native: NativeLibrary) -> None:
         self._native = native

@@ -9,6 +9,7 @@ from torch import Tensor
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.native.layouts import WEIGHT_FORMATS
 from manylora.kernels.operands import Packed
+from manylora.kernels.storage_form import BFLOAT16, StorageForm
 from manylora.kernels.weight_rows import WeightRows, row_pieces
 
 
@@ -17,9 +18,7 @@ class WeightFormat(Protocol):
 
     name: str
     weight_dtype: torch.dtype
-    weight_bits: float
-    table_bits: float
-    scale_bytes: int
+    form: StorageForm
 
     def pack(self, weight: WeightRows) -> Packed: ...
 
@@ -48,8 +47,7 @@ class NativeLinear:
 
     name = "native"
     weight_dtype = torch.bfloat16
-    weight_bits = table_bits = 16.0
-    scale_bytes = 0
+    form = BFLOAT16
 
     def __init__(self, native: NativeLibrary) -> None:
         self._native = native
@@ -69,8 +67,7 @@ class Bf16Linear:
 
     name = "native-bf16"
     weight_dtype = torch.bfloat16
-    weight_bits = table_bits = 16.0
-    scale_bytes = 0
+    form = BFLOAT16
 
     def __init__(self, native: NativeLibrary) -> None:
         self._native = native

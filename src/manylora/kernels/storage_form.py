@@ -1,0 +1,61 @@
+"""The bytes that a back end takes for a base's weights, for keys and values, and for adapters. Without torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageForm:
+    """One back end's storage.
+
+    weights          name of the form of packed weights
+    weight_bits      bits of each packed weight of a linear layer, its share of the scales of groups included
+    table_bits       the same of the embedding and the head
+    scale_bytes      bytes of the scale that each output of a quantised weight has; 0: weights are not quantised
+    kv_item_bytes    bytes of one number of a key or a value
+    kv_lanes         positions of a block of keys, and numbers of a head's values, take whole multiples of it
+    lora_item_bytes  bytes of one number of an adapter
+    """
+
+    weights: str
+    weight_bits: float
+    table_bits: float
+    scale_bytes: int = 0
+    kv_item_bytes: int = 2
+    kv_lanes: int = 16
+    lora_item_bytes: int = 2
+
+    @property
+    def lora_dtype(self) -> str:
+        """Dtype of adapters' images: bfloat16 or float32."""
+        return {2: "bfloat16", 4: "float32"}[self.lora_item_bytes]
+
+    def kv_block_bytes(self, *, layers: int, block_size: int, kv_heads: int, head_dim: int) -> int:
+        """Return the bytes of one block's keys and values in all layers together."""
+
+        def whole(number: int) -> int:
+            return -(-number // self.kv_lanes) * self.kv_lanes
+
+        numbers = whole(block_size) * head_dim + whole(head_dim) * block_size
+        return layers * kv_heads * numbers * self.kv_item_bytes
+
+
+GROUP_INPUTS = 32
+"""Inputs of a group of an int4 weight, which has a scale and a minimum of sixteen bits each."""
+BFLOAT16 = StorageForm(weights="bfloat16", weight_bits=16.0, table_bits=16.0)
+INT8 = StorageForm(weights="int8", weight_bits=8.0, table_bits=8.0, scale_bytes=4)
+INT4 = StorageForm(weights="int4", weight_bits=4 + 2 * 16 / GROUP_INPUTS, table_bits=8.0, scale_bytes=4)
+FLOAT32 = StorageForm(
+    weights="float32", weight_bits=32.0, table_bits=32.0, kv_item_bytes=4, kv_lanes=1, lora_item_bytes=4
+)
+"""The form of the reference kernels, which pad nothing."""
+QUANTISED: Mapping[str, StorageForm] = {"none": BFLOAT16, "int8": INT8, "int4": INT4}
+"""The forms of the native kernels by the setting `model.quantize`."""
+
+
+def expected_form(kernels: str, quantize: str) -> StorageForm:
+    """Return the form of the back end that the settings `model.kernels` and `model.quantize` name.
+
+    The native kernels are expected to work; a machine without a compiler falls back to the reference kernels.
+    """
+    return FLOAT32 if kernels == "reference" else QUANTISED[quantize]
