@@ -52,6 +52,7 @@ async def open_house(
     sources: Sequence[str] = ("local",),
     load_timeout_s: float = 60.0,
     clock: Clock | None = None,
+    link_clock: Clock | None = None,
     access: Access | None = None,
     control: object | None = None,
     client_host: str = "127.0.0.1",
@@ -64,7 +65,7 @@ async def open_house(
 ) -> AsyncIterator[House]:
     """`sources` are those that adapters may come from; settings of the `[server]` group may be given by name.
 
-    `clock` is the edge's; the engine keeps the machine's.
+    `clock` is the edge's, `link_clock` the one that measures the engine's stalls; the engine keeps the machine's.
     repositories  what the control plane tells of uploads; None: there is none
     served_as     changed fields of `ServedModel`
     chat_templates, base_template  whether adapters' own ones may run, and the base's; None: it has none
@@ -78,7 +79,7 @@ async def open_house(
             (folder / part).write_text("{}", encoding="utf-8")
     tokenizer = Tokenizer(directory, model_id="tiny")
     engine = FakeEngine(tokenizer)
-    link = EngineClient(InProcessTransport(lambda: (engine, served_for(directory))))
+    link = EngineClient(InProcessTransport(lambda: (engine, served_for(directory))), clock=link_clock)
     await link.start()
     defaults = Config()
     config = replace(

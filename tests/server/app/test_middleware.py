@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from manylora import errors
 from manylora.adapter_state import LOAD_BUCKETS_S, LoadTimes
+from manylora.clock import ManualClock
 from manylora.engine.events import FinishReason
 from manylora.server.observability.metrics import EdgeNow, Meters
 from tests.server.asgi_client import calling
@@ -258,35 +259,26 @@ def test_the_facts(in_house: InHouse) -> None:
 
 
 def test_a_request_that_waits_for_nothing_makes_the_server_unhealthy(in_house: InHouse) -> None:
+    clock = ManualClock()
+
     async def scenario(house: House) -> None:
         async with calling(house.app, "/generate", {"inputs": "WAIT"}):
             await house.until(lambda: bool(house.engine.submitted))
-            await asyncio.sleep(0.1)
+            assert (await house.client.get("/health")).status_code == 200
+            clock.advance(31)
             reply = await house.client.get("/health")
             assert reply.status_code == 503
             assert reply.json()["error_type"] == "healthcheck"
 
-    in_house(scenario, health_stall_s=0.05)
+    in_house(scenario, link_clock=clock, health_stall_s=30.0)
 
 
-def test_a_loader_that_stands_still_makes_the_server_unhealthy_though_others_are_answered(in_house: InHouse) -> None:
-    async def scenario(house: House) -> None:
-        async with (
-            calling(house.app, "/generate_stream", {"inputs": "HOLD"}) as running,
-            calling(house.app, "/generate", {"inputs": "LOAD"}),
-        ):
-            await house.until(lambda: len(house.engine.submitted) == 2)
-            await house.client.get("/metrics")  # the engine tells its numbers
-            await asyncio.sleep(0.1)
-            await running.chunk()
-            assert (await house.client.get("/health")).status_code == 503
-        await house.until(lambda: not house.engine.has_work)
-        assert (await house.client.get("/health")).status_code == 200
+@pytest.mark.parametrize(("load_timeout_s", "status"), [(60.0, 503), (120.0, 200)])
+def test_a_loader_that_stands_still_beyond_its_limit_makes_the_server_unhealthy_though_others_are_answered(
+    in_house: InHouse, load_timeout_s: float, status: int
+) -> None:
+    clock = ManualClock()
 
-    in_house(scenario, health_stall_s=0.07, load_timeout_s=0.02)
-
-
-def test_a_load_within_its_own_limit_is_no_stall(in_house: InHouse) -> None:
     async def scenario(house: House) -> None:
         async with (
             calling(house.app, "/generate_stream", {"inputs": "HOLD"}),
@@ -294,10 +286,13 @@ def test_a_load_within_its_own_limit_is_no_stall(in_house: InHouse) -> None:
         ):
             await house.until(lambda: len(house.engine.submitted) == 2)
             await house.client.get("/metrics")  # the engine tells its numbers
-            await asyncio.sleep(0.6)
-            assert (await house.client.get("/health")).status_code == 200
+            clock.advance(100)
+            await house.until(lambda: house.link.health().stalled_s == 0)  # the stream goes on
+            assert (await house.client.get("/health")).status_code == status
+        await house.until(lambda: house.link.health().in_flight == 0)
+        assert (await house.client.get("/health")).status_code == 200
 
-    in_house(scenario, health_stall_s=0.5, load_timeout_s=60.0)
+    in_house(scenario, link_clock=clock, health_stall_s=30.0, load_timeout_s=load_timeout_s)
 
 
 def test_names_that_do_not_exist_use_up_no_label(in_house: InHouse) -> None:
