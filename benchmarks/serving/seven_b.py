@@ -1,12 +1,11 @@
 """B1, B2, B3: a 7B in its real shape, in int8 and in int4, on ours and on llama.cpp's server, in turn.
 
-    python -m benchmarks.serving.seven_b [--peers DIR] [--into DIR] [--storage Q4_0,Q8_0] [--rounds 3] [--seconds 20]
-        [--json FILE]
+    python -m benchmarks.serving.seven_b [--peers DIR] [--into DIR] [--storage Q4_0,Q8_0] [--rounds 3] [--json FILE]
 
 The weights are random, and both servers read the same GGUF file: Q4_0 runs here as int4, Q8_0 as int8. Neither server
-holds it in a wider form. Eight adapters of rank 16 on all projections of a block take turns over eight streams. Each
-round starts every server anew, ours without drafts of tokens; the order turns from round to
-round. Needs 12 GB of disk and 14 GB of memory.
+holds it in a wider form. Eight adapters of rank 16 on all projections of a block have a stream each. The work of a
+round is fixed, so that a slow server's requests end, too. Each round starts every server anew, ours without drafts of
+tokens; the order turns from round to round. Needs 12 GB of disk and 14 GB of memory.
 
 B1  time per token of one stream ÷ (bytes of the weights ÷ read bandwidth of all threads, measured before the server)
 B2  time per token of one stream, and tokens/s of eight streams with eight adapters, ours ÷ llama.cpp's
@@ -24,12 +23,13 @@ from pathlib import Path
 
 from benchmarks.serving.random_gguf import LlamaShape, write_random_gguf
 from benchmarks.serving.servers import LlamaCpp
-from manylora.bench.load import drawn, run_each, run_load
+from manylora.bench.load import Figures, figures_of, run_each
 from manylora.bench.machine import describe
 from manylora.bench.random_adapters import write_adapters
-from manylora.bench.servers import Manylora, Running, Server, serving
+from manylora.bench.servers import Fields, Manylora, Running, Server, serving
 from manylora.bench.statistics import extremes, median
 from manylora.bench.workloads import Workload
+from manylora.clock import SystemClock
 from manylora.config.folders import cache_dir
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.projections import Projection
@@ -39,8 +39,8 @@ from manylora.system.resources import find_resources
 FORMS = {"Q4_0": "int4", "Q8_0": "int8"}
 ADAPTERS, RANK = 8, 16
 ONE, EIGHT = Workload(128, 64, 1), Workload(128, 64, ADAPTERS)
-PROMPT, PROMPTS = Workload(512, 2, 1), 2
-PATIENCE_S = 400.0
+PROMPT = Workload(512, 2, 1)
+ONES, PROMPTS = 2, 2
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Round:
     start_s          seconds from the start of the process to its first token
     peak_bytes       largest resident memory of the server's processes from the start to the first token
     one_token_ms     time per token of one stream, base alone
-    eight_tokens_s   tokens per second of eight streams, each request on one of eight adapters
+    eight_tokens_s   tokens per second of eight requests at one time, each on its own adapter, prompts included
     prompt_tokens_s  tokens of the prompt per second, until the first token
     """
 
@@ -80,7 +80,6 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=cache_dir() / "random", help="where the models are written")
     parser.add_argument("--storage", default="Q4_0,Q8_0")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
     result: dict[str, object] = {**describe()}
@@ -142,20 +141,18 @@ def compare(base: Path, storage: str, options: argparse.Namespace) -> dict[str, 
             floors.append(1e3 * weight_bytes / native.measure_bandwidth(repeats=5))
             for server in servers if number % 2 == 0 else servers[::-1]:
                 with serving(server, Path(scratch) / "log", base=base, adapters=adapters) as running:
-                    one = measure(server, running, base, adapters, spec.vocab, options.seconds)
+                    one = measure(server, running, base, adapters, spec.vocab)
                 rounds[server.name].append(one)
                 print(f"{storage} round {number + 1}  {server.name:<12}{one}", flush=True)
     return summary(rounds, floors, weight_bytes)
 
 
-def measure(
-    server: Server, running: Running, base: Path, adapters: Sequence[Path], vocab: int, seconds: float
-) -> Round:
+def measure(server: Server, running: Running, base: Path, adapters: Sequence[Path], vocab: int) -> Round:
     peak = peak_bytes(running)
     base_alone = [server.base_fields(base)]
     mixed = [server.adapter_fields(adapters, index) for index in range(len(adapters))]
-    one = asyncio.run(run_load(running.url, ONE, drawn(base_alone), vocab, seconds, PATIENCE_S))
-    eight = asyncio.run(run_load(running.url, EIGHT, drawn(mixed), vocab, 2 * seconds, PATIENCE_S))
+    one = ended_work(running, ONE, ONES * base_alone, vocab)
+    eight = ended_work(running, EIGHT, mixed, vocab)
     prompts = asyncio.run(run_each(running.url, PROMPT, PROMPTS * base_alone, vocab))
     for figures in (one, eight):
         if figures.errors:
@@ -168,6 +165,14 @@ def measure(
         eight.output_tokens_per_s,
         round(prompt_tokens_s, 1),
     )
+
+
+def ended_work(running: Running, workload: Workload, targets: Sequence[Fields], vocab: int) -> Figures:
+    """Send one request for each of the targets, wait for all, and return the figures of that time."""
+    clock = SystemClock()
+    begun_s = clock.monotonic_s()
+    answers = asyncio.run(run_each(running.url, workload, targets, vocab, clock))
+    return figures_of(answers, begun_s, clock.monotonic_s())
 
 
 def peak_bytes(running: Running) -> int:
