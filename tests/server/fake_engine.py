@@ -20,6 +20,7 @@ from manylora.adapters.sources.source import Source
 from manylora.clock import SystemClock
 from manylora.config.settings import Config
 from manylora.engine.events import (
+    NO_GRAMMARS,
     AdapterUse,
     EngineStats,
     Finished,
@@ -176,7 +177,7 @@ class FakeEngine:
     def stats(self) -> EngineStats:
         waiting = sum("WAIT" in live.prompt for live in self.live.values())
         loading = sum("LOAD" in live.prompt for live in self.live.values())
-        zeros: dict[str, Any] = dict.fromkeys(EngineStats.__dataclass_fields__, 0)
+        zeros: dict[str, Any] = dict.fromkeys(EngineStats.__dataclass_fields__, 0) | {"grammars": NO_GRAMMARS}
         running = len(self.live) - waiting - loading
         own = {"waiting": waiting, "loading": loading, "running": running, "steps": self._steps}
         return EngineStats(**{**zeros, **own, "completion_tokens": self._completion_tokens, "adapters": self.store})

@@ -173,9 +173,10 @@ class Engine:
         return self._take_events()
 
     def close(self) -> None:
-        """Stop the adapter store's loaders and free the executor; the engine is not used afterwards."""
+        """Stop the loaders and the trials of grammars, and free the executor; the engine is not used afterwards."""
         self._store.close()
         self._executor.close()
+        self._grammars.close()
 
     def stats(self) -> EngineStats:
         """Return the engine's gauges and totals."""
@@ -195,7 +196,9 @@ class Engine:
             completion_tokens=totals["completion_tokens"],
             draft_tokens=totals["draft_tokens"],
             accepted_tokens=totals["accepted_tokens"],
+            dead_ends=totals["dead_ends"],
             adapters=self._store.stats(),
+            grammars=self._grammars.stats(),
         )
 
     def start_profile(self) -> Profile | None:
@@ -244,7 +247,7 @@ class Engine:
             for ref in request.adapter.loaded:
                 yield AdapterReady(ref, self._store)
         if (key := grammar_key(request)) is not None:
-            yield GrammarReady(key, self._grammars)
+            yield GrammarReady(key, request.flow, self._grammars)
 
     def _poll_conditions(self) -> None:
         """Let the store move, then enqueue or end the requests whose conditions are ready or have failed."""
@@ -356,6 +359,7 @@ class Engine:
                 return
             if one.is_barred:
                 sequence = self._queued[chunk.request_id]
+                self._totals["dead_ends"] += sequence.matcher is not None
                 self._finish(sequence, FinishReason.REJECTED, no_token_left(sequence))
                 return
             sequence = self._scheduler.commit(chunk, accepted)

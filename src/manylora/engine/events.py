@@ -115,12 +115,37 @@ class StepEvents:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GrammarStats:
+    """The numbers of grammars.
+
+    queued      a gauge: grammars whose compilation is awaited or under way; the others are totals since the start
+    hits        requests whose grammar another request had brought
+    invalid     grammars that the compiler refused, or one of its limits; `slow`: the limit of time; `busy`: too many
+                were under way; `fault`: the server's own failures
+    compile_s   seconds of compilations, those of refused grammars included
+    """
+
+    queued: int = 0
+    compiled: int = 0
+    hits: int = 0
+    invalid: int = 0
+    slow: int = 0
+    busy: int = 0
+    fault: int = 0
+    compile_s: float = 0.0
+
+
+NO_GRAMMARS = GrammarStats()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
     """The engine's state in numbers, for `/info`, `/health` and `/metrics`.
 
     Gauges: waiting, loading (requests whose adapter is on its way), running, blocks.
-    Totals since start: steps, preemptions, tokens, draft tokens and accepted ones of these.
-    adapters: the store's own numbers.
+    Totals since start: steps, preemptions, tokens, draft tokens and accepted ones of these, and dead ends (sequences
+    that a grammar ended, because no token was left).
+    adapters, grammars: their own numbers.
     """
 
     waiting: int
@@ -137,4 +162,6 @@ class EngineStats:
     completion_tokens: int
     draft_tokens: int
     accepted_tokens: int
+    dead_ends: int
     adapters: StoreStats
+    grammars: GrammarStats = NO_GRAMMARS

@@ -68,19 +68,20 @@ class AdapterReady:
 
 @dataclass(frozen=True, slots=True)
 class GrammarReady:
-    """The condition that a grammar is compiled."""
+    """The condition that a grammar is compiled in the turn of a flow."""
 
     key: GrammarKey
+    flow: Flow
     compiler: GrammarCompiler = field(compare=False, repr=False)
 
     def poll(self) -> Progress | ManyloraError:
-        outcome = self.compiler.want(self.key)
+        outcome = self.compiler.want(self.key, self.flow)
         if isinstance(outcome, ManyloraError):
             return outcome
         return Progress.WAITING if outcome is None else Progress.READY
 
     def cancel(self) -> None:
-        self.compiler.unwant(self.key)
+        self.compiler.unwant(self.key, self.flow)
 
 
 @dataclass(slots=True)

@@ -21,6 +21,7 @@ from manylora.engine.execution.batch import BatchBuilder
 from manylora.engine.execution.runner import Runner
 from manylora.engine.grammars.compiler import GrammarCompiler
 from manylora.engine.grammars.compiling import Vocabulary, open_vocabulary
+from manylora.engine.grammars.trials import ProcessTrials, VocabularyText
 from manylora.engine.grammars.vocabularies import Vocabularies
 from manylora.engine.limits import EngineLimits
 from manylora.engine.scheduling.blocks import BlockPool
@@ -86,8 +87,13 @@ def build_engine(config: Config, report: ReportLine) -> tuple[Engine, ServedMode
 
 def _open_vocabulary(tokenizer: Tokenizer, vocab: int, added: tuple[AddedToken, ...]) -> Vocabulary:
     """Return the vocabulary of grammars: the base's `vocab` tokens and an adapter's."""
+    found = _vocabulary_text(tokenizer, vocab, added)
+    return open_vocabulary(found.text, size=found.size, ends=found.ends)
+
+
+def _vocabulary_text(tokenizer: Tokenizer, vocab: int, added: tuple[AddedToken, ...] = ()) -> VocabularyText:
     size = max([vocab, tokenizer.vocab_size, *(token.id + 1 for token in added)])
-    return open_vocabulary(tokenizer.to_json(added), size=size, ends=tuple(sorted(tokenizer.eos_ids)))
+    return VocabularyText(tokenizer.to_json(added), size, tuple(sorted(tokenizer.eos_ids)))
 
 
 def _chat_template(config: Config) -> str:
@@ -168,7 +174,7 @@ def wire_engine(
         executor=executor,
         store=store,
         pins=pins,
-        grammars=GrammarCompiler(vocabularies, clock),
+        grammars=GrammarCompiler(vocabularies, clock, ProcessTrials(partial(_vocabulary_text, tokenizer, spec.vocab))),
         clock=clock,
         limits=EngineLimits(
             max_model_len=plan.max_model_len,

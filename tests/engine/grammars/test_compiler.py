@@ -6,11 +6,21 @@ from collections.abc import Callable
 import pytest
 
 from manylora.clock import ManualClock
+from manylora.engine.events import GrammarStats
 from manylora.engine.grammars import compiler as compilers
-from manylora.engine.grammars.compiler import MAX_COMPILE_S, MAX_STUCK, GrammarCompiler, GrammarKey
+from manylora.engine.grammars.compiler import (
+    MAX_AT_ONCE,
+    MAX_COMPILE_S,
+    MAX_KEPT_BYTES,
+    MAX_STUCK,
+    GrammarCompiler,
+    GrammarKey,
+)
 from manylora.engine.grammars.compiling import CompiledGrammar, compiled
+from manylora.engine.grammars.trials import Failed, Passed, Trials, Verdict
 from manylora.engine.grammars.vocabularies import Vocabularies
 from manylora.errors import EngineFault, InvalidParameter, ManyloraError, Unavailable
+from manylora.ids import Flow
 from manylora.models.text.grammar import GrammarSource, json_grammar, lark_grammar, regex_grammar
 from tests.engine.grammars.vocabulary import open_bytes, tokens_of
 
@@ -31,13 +41,30 @@ class Threads:
             self.jobs.pop(0)()
 
 
-class Bench:
-    def __init__(self) -> None:
-        self.threads, self.clock = Threads(), ManualClock()
-        self.compiler = GrammarCompiler(Vocabularies(open_bytes), self.clock, self.threads.start)
+class Told:
+    """Trials that say what the test wants."""
 
-    def want(self, pattern: str) -> CompiledGrammar | ManyloraError | None:
-        return self.compiler.want(key(pattern))
+    def __init__(self, verdict: Verdict) -> None:
+        self.told = verdict
+        self.is_closed = False
+
+    def verdict(self, source: GrammarSource) -> Verdict:
+        return self.told
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Bench:
+    def __init__(self, trials: Trials | None = None) -> None:
+        self.threads, self.clock = Threads(), ManualClock()
+        self.compiler = GrammarCompiler(Vocabularies(open_bytes), self.clock, trials, self.threads.start)
+
+    def want(self, pattern: str, flow: str = "a") -> CompiledGrammar | ManyloraError | None:
+        return self.compiler.want(key(pattern), Flow(flow))
+
+    def unwant(self, pattern: str, flow: str = "a") -> None:
+        self.compiler.unwant(key(pattern), Flow(flow))
 
 
 def key(pattern: str) -> GrammarKey:
@@ -48,23 +75,24 @@ def test_a_grammar_is_compiled_on_a_thread_once_for_all_who_want_it() -> None:
     bench = Bench()
     assert bench.want("a") is None
     assert bench.want("a") is None
+    assert bench.want("a", "b") is None
     assert len(bench.threads.jobs) == 1
     bench.threads.run()
     found = bench.want("a")
     assert isinstance(found, CompiledGrammar)
-    assert bench.want("a") is found
+    assert bench.want("a", "b") is found
     assert bench.compiler.is_idle
     one, other = bench.compiler.matcher(key("a"), (2,)), bench.compiler.matcher(key("a"), (2,))
     one.advance(tokens_of("a")[0])
     assert (one.is_over, other.is_over) == (True, False)
 
 
-def test_grammars_are_compiled_one_at_a_time_in_their_order() -> None:
+def test_the_grammars_of_a_flow_are_compiled_one_at_a_time_in_their_order() -> None:
     bench = Bench()
     for pattern in "abc":
         assert bench.want(pattern) is None
     assert len(bench.threads.jobs) == 1
-    bench.compiler.unwant(key("b"))
+    bench.unwant("b")
     bench.threads.run()
     assert isinstance(bench.want("a"), CompiledGrammar)
     assert len(bench.threads.jobs) == 1
@@ -73,35 +101,115 @@ def test_grammars_are_compiled_one_at_a_time_in_their_order() -> None:
     assert bench.want("b") is None
 
 
+def test_a_flow_with_many_grammars_delays_no_other() -> None:
+    bench = Bench()
+    for number in range(20):
+        assert bench.want(f"a{number}") is None
+    for other in "bcd":
+        assert bench.want(other, other) is None
+    assert len(bench.threads.jobs) == MAX_AT_ONCE == 4
+    assert bench.want("e", "e") is None
+    assert len(bench.threads.jobs) == MAX_AT_ONCE
+    bench.threads.run()  # those under way; the others begin at the next look
+    assert bench.want("e", "e") is None
+    assert len(bench.threads.jobs) == 2, "a second one of the first flow, and the last flow's"
+    bench.threads.run()
+    assert isinstance(bench.want("e", "e"), CompiledGrammar)
+
+
+def test_a_slow_grammar_holds_up_its_own_flow_alone() -> None:
+    bench = Bench()
+    bench.want("slow")
+    slow = bench.threads.jobs.pop()
+    bench.want("own")
+    bench.want("other", "b")
+    assert len(bench.threads.jobs) == 1
+    bench.threads.run()
+    assert isinstance(bench.want("other", "b"), CompiledGrammar)
+    assert bench.want("own") is None
+    assert bench.threads.jobs == []
+    slow()
+    assert bench.want("own") is None
+    bench.threads.run()
+    assert isinstance(bench.want("own"), CompiledGrammar)
+
+
 def test_a_refusal_reaches_all_who_wait_and_is_then_forgotten() -> None:
     bench = Bench()
-    bench.want("(")
+    for flow in "ab":
+        bench.want("(", flow)
     bench.threads.run()
-    for _ in range(2):
-        error = bench.want("(")
+    for flow in "aabb":
+        error = bench.want("(", flow)
         assert isinstance(error, InvalidParameter)
         assert "unclosed group" in error.message
-    bench.compiler.unwant(key("("))
+    bench.unwant("(")
+    assert isinstance(bench.want("(", "b"), InvalidParameter)
+    bench.unwant("(", "b")
     assert bench.want("(") is None
-    bench.compiler.unwant(key("("))
+    bench.unwant("(")
 
 
 def test_a_compilation_that_takes_too_long_is_refused_and_its_thread_counts_as_stuck() -> None:
     bench = Bench()
     for number in range(MAX_STUCK):
-        assert bench.want(f"a{number}") is None
+        assert bench.want(f"a{number}", f"flow {number}") is None
         bench.clock.advance(MAX_COMPILE_S + 0.1)
-        error = bench.want(f"a{number}")
+        error = bench.want(f"a{number}", f"flow {number}")
         assert isinstance(error, InvalidParameter)
-        assert "takes longer than 3 s" in error.message
+        assert "takes longer than 45 s" in error.message
         assert bench.compiler.num_stuck == number + 1
+    assert bench.want("a", "flow 0") is None, "its own thread is stuck"
     assert isinstance(bench.want("b"), Unavailable)
-    bench.compiler.unwant(key("b"))
+    bench.unwant("b")
     bench.threads.run()
     assert bench.want("b") is None
     assert bench.compiler.num_stuck == 0
     bench.threads.run()
     assert isinstance(bench.want("b"), CompiledGrammar)
+    stats = bench.compiler.stats()
+    assert (stats.slow, stats.busy, stats.compiled) == (MAX_STUCK, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected", "reason"), [(Failed.LIMITS, InvalidParameter, "slow"), (Failed.AWAY, Unavailable, "busy")]
+)
+def test_a_grammar_that_does_not_pass_its_trial_is_not_compiled(
+    told: Failed, expected: type[ManyloraError], reason: str
+) -> None:
+    bench = Bench(Told(told))
+    bench.want("a")
+    bench.threads.run()
+    assert isinstance(bench.want("a"), expected)
+    assert getattr(bench.compiler.stats(), reason) == 1
+
+
+def test_compiled_grammars_are_kept_within_their_memory() -> None:
+    trials = Told(Passed(MAX_KEPT_BYTES // 2, 0.0))
+    bench = Bench(trials)
+    for pattern in "abc":
+        bench.want(pattern)
+        bench.threads.run()
+        assert isinstance(bench.want(pattern), CompiledGrammar)
+        bench.unwant(pattern)
+    assert isinstance(bench.want("c"), CompiledGrammar)
+    assert bench.want("a") is None
+    bench.compiler.close()
+    assert trials.is_closed
+
+
+def test_the_numbers_tell_what_became_of_grammars() -> None:
+    bench = Bench()
+    for pattern in ("a", "("):
+        bench.want(pattern)
+    assert bench.compiler.stats() == GrammarStats(queued=2)
+    bench.threads.run()
+    bench.want("a")
+    for _ in range(3):
+        bench.compiler.matcher(key("a"), (2,))
+    bench.threads.run()
+    bench.want("(")
+    assert bench.compiler.stats() == GrammarStats(compiled=1, hits=2, invalid=1)
 
 
 def test_what_is_kept_is_bounded_and_what_is_wanted_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +220,7 @@ def test_what_is_kept_is_bounded_and_what_is_wanted_is_kept(monkeypatch: pytest.
         bench.threads.run()
         assert isinstance(bench.want(pattern), CompiledGrammar)
         if pattern != "a":
-            bench.compiler.unwant(key(pattern))
+            bench.unwant(pattern)
     assert isinstance(bench.want("a"), CompiledGrammar)
     assert isinstance(bench.want("e"), CompiledGrammar)
     assert bench.want("b") is None

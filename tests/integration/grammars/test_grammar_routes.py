@@ -114,3 +114,27 @@ def test_a_caller_who_leaves_takes_its_grammar_along(client: httpx2.Client) -> N
     with client.stream("POST", "/v1/completions", json=body) as reply:
         next(reply.iter_lines())
     assert is_intent(post(client, "/v1/completions", COMPLETION)["choices"][0]["text"])
+
+
+def test_the_metrics_tell_what_became_of_grammars(client: httpx2.Client) -> None:
+    def told() -> dict[str, float]:
+        text = client.get("/metrics").text
+        found = re.findall(r"^manylora_(grammar\S*) (\S+)$", text, re.MULTILINE)
+        return {name: float(value) for name, value in found}
+
+    def ask(pattern: str, **more: Any) -> int:
+        body = {"prompt": "x", "max_tokens": 8, "guided_regex": pattern, **more}
+        return client.post("/v1/completions", json=body).status_code
+
+    before = told()
+    assert [ask("me[tr]+ics"), ask("me[tr]+ics"), ask("me(")] == [200, 200, 400]
+    assert ask("me[tr]+ics", allowed_token_ids=[3]) == 400, "its rules together leave no token"
+    after = told()
+    changes = {name: after[name] - before[name] for name in after if after[name] != before[name]}
+    assert changes.pop("grammar_compile_seconds") > 0
+    assert changes == {
+        "grammars_compiled": 1,
+        "grammar_hits": 2,
+        'grammar_refusals{reason="invalid"}': 1,
+        "grammar_dead_ends": 1,
+    }

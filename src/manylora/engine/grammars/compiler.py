@@ -1,30 +1,38 @@
 """The compiler: grammars that requests wait for, compiled beside the steps, and the last ones kept."""
 
 import logging
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 from manylora.clock import Clock
+from manylora.engine.events import GrammarStats
 from manylora.engine.grammars.compiling import Added, CompiledGrammar, compiled
 from manylora.engine.grammars.matcher import GrammarMatcher
-from manylora.engine.grammars.vocabularies import Vocabularies, start_thread
+from manylora.engine.grammars.trials import Failed, Passed, Trials
+from manylora.engine.grammars.turns import Turns
+from manylora.engine.grammars.vocabularies import Vocabularies, lower_priority, start_thread
 from manylora.engine.request import Request
-from manylora.errors import EngineFault, ManyloraError, Unavailable
+from manylora.errors import EngineFault, InvalidParameter, ManyloraError, Unavailable
+from manylora.ids import Flow
 from manylora.models.text.grammar import GrammarKind, GrammarSource
 
 log = logging.getLogger(__name__)
 
 MAX_KEPT = 512
 """Compiled grammars that are kept without a request."""
-MAX_KEPT_BYTES = 8 << 20
-"""Limit on the texts of these. A compiled grammar takes more, in proportion."""
-MAX_COMPILE_S = 3.0
-"""A grammar that is not compiled after this long is refused. The thread cannot be stopped and counts as stuck."""
+MAX_KEPT_BYTES = 128 << 20
+"""Limit on the memory of these."""
+MAX_AT_ONCE = 4
+"""Grammars that are compiled at one time, of as many tenants."""
+MAX_COMPILE_S = 45.0
+"""A grammar that is not compiled this long after its turn began is refused. Its thread is stuck: nothing ends it."""
 MAX_STUCK = 2
 """With so many stuck threads no further grammar is compiled until one of them ends."""
+LONG_S = 0.02
+"""Seconds of processor time beyond which the engine's own compilation has a low priority."""
 
 
 class GrammarKey(NamedTuple):
@@ -60,57 +68,87 @@ StartThread = Callable[[Callable[[], None]], None]
 
 @dataclass(slots=True)
 class _Job:
-    """A compilation. `outcome` is set by its thread, once."""
+    """A compilation of a flow's grammar. Its thread sets `num_bytes`, `took_s` and then `outcome`, once.
+
+    num_bytes  memory of the compiled grammar
+    reason     the field of `GrammarStats` that counts a failure
+    """
 
     key: GrammarKey
+    flow: Flow
     since_s: float
+    num_bytes: int = 0
+    took_s: float = 0.0
+    reason: str = ""
     outcome: Outcome | None = None
 
 
 class GrammarCompiler:
-    """Compiles one grammar at a time, in order of arrival, and keeps the last used ones.
+    """Compiles the grammars of several flows side by side, one of each flow at a time, and keeps the last used ones.
 
+    Flows take turns, so that a flow with many or slow grammars waits for itself alone. A grammar is tried in a process
+    that can be ended before a thread of this one compiles it.
     The engine polls `want` for each waiting request, as it does for adapters, and calls `unwant` when none waits. A
     failure is kept until then, so that each of its requests ends with it.
     Thread: one calls the methods; jobs run on others
     """
 
-    def __init__(self, vocabularies: Vocabularies, clock: Clock, start_thread: StartThread = start_thread) -> None:
+    def __init__(
+        self,
+        vocabularies: Vocabularies,
+        clock: Clock,
+        trials: Trials | None = None,
+        start_thread: StartThread = start_thread,
+    ) -> None:
+        """`trials` None: grammars are compiled without a trial."""
         self._vocabularies = vocabularies
         self._clock = clock
+        self._trials = trials
         self._start_thread = start_thread
-        self._wanted: set[GrammarKey] = set()
+        self._wanted: dict[GrammarKey, set[Flow]] = {}
         self._compiled: OrderedDict[GrammarKey, CompiledGrammar] = OrderedDict()
-        self._bytes = 0
+        self._bytes: dict[GrammarKey, int] = {}
         self._failed: dict[GrammarKey, ManyloraError] = {}
-        self._queue: deque[GrammarKey] = deque()
-        self._job: _Job | None = None
+        self._turns: Turns[GrammarKey] = Turns()
+        self._jobs: dict[GrammarKey, _Job] = {}
         self._stuck: list[_Job] = []
+        self._unmatched: set[GrammarKey] = set()  # compiled, and not yet used by the request that brought them
+        self._totals: Counter[str] = Counter()
+        self._compile_s = 0.0
 
-    def want(self, key: GrammarKey) -> Outcome | None:
+    def want(self, key: GrammarKey, flow: Flow) -> Outcome | None:
         """Return the compiled grammar, the reason why there is none, or None while it is being compiled."""
-        self._wanted.add(key)
+        self._wanted.setdefault(key, set()).add(flow)
         self._collect()
         if (found := self._compiled.get(key)) is not None:
             self._compiled.move_to_end(key)
             return found
         if (error := self._failed.get(key)) is not None:
             return error
-        if (self._job is None or self._job.key != key) and key not in self._queue:
-            self._queue.append(key)
+        if key not in self._jobs:
+            self._turns.add(flow, key)
         self._start_next()
         return self._failed.get(key)
 
-    def unwant(self, key: GrammarKey) -> None:
-        """Note that no request waits for a grammar: its compilation need not begin, and its failure is forgotten."""
-        self._wanted.discard(key)
-        self._failed.pop(key, None)
-        if key in self._queue:
-            self._queue.remove(key)
+    def unwant(self, key: GrammarKey, flow: Flow) -> None:
+        """Note that no request of a flow waits for a grammar.
+
+        If none of another flow waits, its compilation need not begin, and its failure is forgotten.
+        """
+        self._turns.remove(flow, key)
+        flows = self._wanted.get(key, set())
+        flows.discard(flow)
+        if not flows:
+            self._wanted.pop(key, None)
+            self._failed.pop(key, None)
 
     def matcher(self, key: GrammarKey, ends: Collection[int]) -> GrammarMatcher:
         """Return a matcher at the grammar's beginning; `want` has just returned that it is compiled."""
         grammar = self._compiled[key]
+        if key in self._unmatched:
+            self._unmatched.discard(key)
+        else:
+            self._totals["hits"] += 1
         return GrammarMatcher(
             grammar.matcher.deep_copy(),
             grammar.source,
@@ -119,65 +157,110 @@ class GrammarCompiler:
             ends=ends,
         )
 
+    def stats(self) -> GrammarStats:
+        """Return the numbers of grammars."""
+        queued = len(self._jobs) + len(self._turns)
+        return GrammarStats(**self._totals, queued=queued, compile_s=self._compile_s)
+
     @property
     def is_idle(self) -> bool:
         """Return whether no grammar waits for its compilation."""
-        return self._job is None and not self._queue
+        return not self._jobs and not self._turns
 
     @property
     def num_stuck(self) -> int:
         """Return the number of threads that have not ended in time."""
         return len(self._stuck)
 
+    def close(self) -> None:
+        """End the process of the trials."""
+        if self._trials is not None:
+            self._trials.close()
+
     def _collect(self) -> None:
-        """Take the outcome of the job under way, or give the job up if it takes too long."""
+        """Take the outcomes of the jobs under way, and give up a job that takes too long."""
         self._stuck = [job for job in self._stuck if job.outcome is None]
-        job = self._job
-        if job is None:
-            return
-        if job.outcome is not None:
-            self._job = None
-            self._keep(job.key, job.outcome)
-        elif self._clock.monotonic_s() - job.since_s > MAX_COMPILE_S:
-            self._job = None
-            self._stuck.append(job)
-            log.warning("grammar.stuck threads=%d bytes=%d", len(self._stuck), len(job.key.source.text))
-            self._keep(job.key, job.key.source.refusal(f"it takes longer than {MAX_COMPILE_S:g} s to compile"))
+        for job in list(self._jobs.values()):
+            if job.outcome is not None:
+                del self._jobs[job.key]
+                self._compile_s += job.took_s
+                self._keep(job, job.outcome)
+            elif self._clock.monotonic_s() - job.since_s > MAX_COMPILE_S:
+                del self._jobs[job.key]
+                self._stuck.append(job)
+                log.warning("grammar.stuck threads=%d bytes=%d", len(self._stuck), len(job.key.source.text))
+                job.reason = "slow"
+                self._keep(job, job.key.source.refusal(f"it takes longer than {MAX_COMPILE_S:g} s to compile"))
         self._start_next()
 
     def _start_next(self) -> None:
-        while self._job is None and self._queue:
-            key = self._queue.popleft()
+        while len(self._jobs) < MAX_AT_ONCE:
+            busy = {job.flow for job in (*self._jobs.values(), *self._stuck)}
+            if (turn := self._turns.take(busy)) is None:
+                return
+            flow, key = turn
+            for other in self._wanted.get(key, ()):
+                self._turns.remove(other, key)
             if len(self._stuck) >= MAX_STUCK:
+                self._totals["busy"] += 1
                 self._failed[key] = Unavailable(
                     "grammars that take too long to compile hold every thread; repeat later"
                 )
                 continue
-            job = self._job = _Job(key, self._clock.monotonic_s())
+            job = self._jobs[key] = _Job(key, flow, self._clock.monotonic_s())
             self._start_thread(partial(self._run, job))
 
     def _run(self, job: _Job) -> None:
         """Compile, on a thread of its own."""
+        outcome: Outcome
         try:
-            job.outcome = compiled(job.key.source, self._vocabularies.of(job.key.added))
+            outcome = self._tried(job)
+        except InvalidParameter as error:
+            job.reason, outcome = job.reason or "invalid", error
         except ManyloraError as error:
-            job.outcome = error
+            job.reason, outcome = "busy", error
         except ImportError:
-            job.outcome = job.key.source.refusal("this server lacks llguidance, which compiles grammars")
+            job.reason = "invalid"
+            outcome = job.key.source.refusal("this server lacks llguidance, which compiles grammars")
         except Exception as error:
             log.exception("grammar.failed kind=%s bytes=%d", job.key.source.kind, len(job.key.source.text))
-            job.outcome = EngineFault(f"the grammar could not be compiled: {error}")
+            job.reason, outcome = "fault", EngineFault(f"the grammar could not be compiled: {error}")
+        job.took_s = self._clock.monotonic_s() - job.since_s
+        job.outcome = outcome
 
-    def _keep(self, key: GrammarKey, outcome: Outcome) -> None:
+    def _tried(self, job: _Job) -> CompiledGrammar:
+        """Return the grammar of a job, once it has passed a trial. Raises as `compiled`, and `Unavailable`."""
+        source, num_bytes = job.key.source, 0
+        vocabulary = self._vocabularies.of(job.key.added)
+        if self._trials is not None:
+            match self._trials.verdict(source):
+                case Failed.LIMITS:
+                    job.reason = "slow"
+                    raise source.refusal("it takes more time or memory to compile than a grammar may")
+                case Failed.AWAY:
+                    raise Unavailable("the server could not try the grammar; repeat later")
+                case Passed() as passed:
+                    num_bytes = passed.num_bytes
+                    if passed.cpu_s > LONG_S:
+                        lower_priority()
+        job.num_bytes = num_bytes + len(source.text)
+        return compiled(source, vocabulary)
+
+    def _keep(self, job: _Job, outcome: Outcome) -> None:
+        key = job.key
         if isinstance(outcome, ManyloraError):
+            self._totals[job.reason] += 1
             if key in self._wanted:
                 self._failed[key] = outcome
             return
+        self._totals["compiled"] += 1
+        if key in self._wanted:
+            self._unmatched.add(key)
         self._compiled[key] = outcome
-        self._bytes += len(key.source.text)
+        self._bytes[key] = job.num_bytes
         for oldest in list(self._compiled):
-            if len(self._compiled) <= MAX_KEPT and self._bytes <= MAX_KEPT_BYTES:
+            if len(self._compiled) <= MAX_KEPT and sum(self._bytes.values()) <= MAX_KEPT_BYTES:
                 break
             if oldest not in self._wanted:
-                del self._compiled[oldest]
-                self._bytes -= len(oldest.source.text)
+                del self._compiled[oldest], self._bytes[oldest]
+                self._unmatched.discard(oldest)

@@ -1,5 +1,7 @@
 """The vocabularies of grammars, and the threads that open them and compile."""
 
+import os
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -40,6 +42,12 @@ class Vocabularies:
             self.of(())
         except ImportError:
             return  # each request with a grammar is refused
+
+
+def lower_priority() -> None:
+    """Give this thread the lowest priority, where the system knows priorities of threads."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def start_thread(job: Callable[[], None]) -> None:

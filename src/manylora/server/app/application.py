@@ -151,7 +151,7 @@ def create_app(
         embeddings_router(embeddings, guards, clock),
         classify_router(ClassifyRoutes(service, settings), guards, clock),
         embed_router(EmbedRoutes(service, settings, pooling), guards, clock),
-        *info_routers(FactRoutes(service, settings, health, meters, catalogue), guards, clock),
+        *info_routers(FactRoutes(service, settings, health, meters, catalogue, batches), guards, clock),
         *push_routers(PushRoutes(handle.pusher, handle.resolver, settings, access), guards, clock),
         *adapter_router(adapters, guards, clock),
         documents_router(documents, guards, clock),

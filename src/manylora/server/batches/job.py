@@ -34,11 +34,21 @@ EXPIRED_AT_ONCE = 500
 _OF_THE_LINE = (AdapterError, EngineFault, IncompleteGeneration)
 
 
+@dataclass(slots=True)
+class LineCounts:
+    """Lines that run now, and totals of those that got a result since the start."""
+
+    running: int = 0
+    completed: int = 0
+    failed: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobParts:
     """The parts of the server that all jobs share.
 
     slots           places of the lines of all batches under way
+    counts          the lines of all batches, for the metrics
     lines_at_once   number of those places
     max_line_bytes  of a line of the input
     """
@@ -49,6 +59,7 @@ class JobParts:
     replies: LineReplies
     clock: Clock
     slots: asyncio.Semaphore
+    counts: LineCounts
     lines_at_once: int
     max_line_bytes: int
 
@@ -138,7 +149,7 @@ class Job:
         while self.has_turn:
             try:
                 async with self.parts.slots:
-                    await self.parts.replies.reply(self.batch.endpoint, line, self._caller(), self._keep)
+                    await self._reply(line)
                 return
             except ManyloraError as error:
                 faults += isinstance(error, _OF_THE_LINE)
@@ -152,6 +163,13 @@ class Job:
                 return
             await asyncio.sleep(pause_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    async def _reply(self, line: BatchLine) -> None:
+        self.parts.counts.running += 1
+        try:
+            await self.parts.replies.reply(self.batch.endpoint, line, self._caller(), self._keep)
+        finally:
+            self.parts.counts.running -= 1
 
     @staticmethod
     def _pause_s(error: ManyloraError, wait_s: float, faults: int) -> float | None:
@@ -181,8 +199,10 @@ class Job:
         self.done.add(mark_of(result.custom_id))
         if is_output:
             batch.completed += 1
+            self.parts.counts.completed += 1
         else:
             batch.failed += 1
+            self.parts.counts.failed += 1
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -214,6 +234,7 @@ class Job:
             await self.parts.files.append(batch.tenant, batch.error_id, data)
             self.done.update(mark_of(line.custom_id) for line in some)
             batch.failed += len(some)
+            self.parts.counts.failed += len(some)
 
     async def _publish(self, file_id: str, kind: str) -> bool:
         batch = self.batch

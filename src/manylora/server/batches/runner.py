@@ -5,6 +5,7 @@ The tenants share the places of lines in turn, and the engine shares its steps a
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from manylora.errors import InvalidParameter, StorageLimitExceeded, StorageUnava
 from manylora.http.callers import Caller
 from manylora.ids import TenantId
 from manylora.server.access.access import Access
-from manylora.server.batches.job import LONGEST_WAIT_S, Job, JobParts
+from manylora.server.batches.job import LONGEST_WAIT_S, Job, JobParts, LineCounts
 from manylora.server.batches.line_replies import LineReplies
 from manylora.server.batches.lines import Mark, check_input, read_results
 from manylora.server.batches.stored_batch import BatchError, BatchStatus, StoredBatch, mint_batch_id
@@ -62,6 +63,7 @@ class BatchRunner:
             replies=LineReplies(handlers, clock),
             clock=clock,
             slots=asyncio.Semaphore(config.batches.lines_at_once),
+            counts=LineCounts(),
             lines_at_once=config.batches.lines_at_once,
             max_line_bytes=config.server.max_body_bytes,
         )
@@ -77,6 +79,16 @@ class BatchRunner:
     @property
     def endpoints(self) -> tuple[str, ...]:
         return tuple(self._parts.replies.handlers)
+
+    def numbers(self) -> dict[str, dict[tuple[str, ...], float]]:
+        """Return the values of the metrics of batches, by name and labels."""
+        lines, states = self._parts.counts, Counter(batch.status for batch in self.batches)
+        left = sum(batch.total - batch.completed - batch.failed for batch in self.batches if not batch.is_ended)
+        return {
+            "manylora_batches": {(status.value,): states[status] for status in BatchStatus},
+            "manylora_batch_lines": {("queued",): max(0, left - lines.running), ("running",): lines.running},
+            "manylora_batch_lines_finished": {("completed",): lines.completed, ("failed",): lines.failed},
+        }
 
     def _read_left(self) -> None:
         """Read the results of the batches that have not ended. Raises `OSError`."""

@@ -16,8 +16,8 @@ class MetricKind(StrEnum):
 class Metric:
     """One metric family.
 
-    stat     path of the field of `EngineStats` with its value; None: the edge counts it, or `by_tier` has the fields
-    by_tier  (tier, path of the field) for each tier of a family with the label `tier`
+    stat    path of the field of `EngineStats` with its value; None: the edge counts it, or `series` has the fields
+    series  (value of the label, path of the field) for each series of a family with one label
     """
 
     name: str
@@ -26,12 +26,12 @@ class Metric:
     help: str
     labels: tuple[str, ...] = ()
     stat: str | None = None
-    by_tier: tuple[tuple[str, str], ...] = ()
+    series: tuple[tuple[str, str], ...] = ()
 
     @property
     def is_engine_s(self) -> bool:
         """Return whether the value comes from the engine's numbers; otherwise the edge counts it."""
-        return self.stat is not None or bool(self.by_tier)
+        return self.stat is not None or bool(self.series)
 
 
 MAX_ADAPTER_LABELS = 100
@@ -181,7 +181,7 @@ MANYLORA_METRICS = (
         unit="bytes",
         help="Bytes of packed adapters; on a CPU host and device are one tier, shown as device",
         labels=("tier",),
-        by_tier=(
+        series=(
             ("device", "adapters.bank_bytes_used"),
             ("host", "adapters.host_bytes_used"),
             ("disk", "adapters.disk_bytes_used"),
@@ -193,7 +193,7 @@ MANYLORA_METRICS = (
         unit="adapters",
         help="Packed adapters",
         labels=("tier",),
-        by_tier=(("device", "adapters.on_device"), ("host", "adapters.in_host"), ("disk", "adapters.on_disk")),
+        series=(("device", "adapters.on_device"), ("host", "adapters.in_host"), ("disk", "adapters.on_disk")),
     ),
     Metric(
         name="manylora_adapters_pinned",
@@ -243,7 +243,7 @@ MANYLORA_METRICS = (
         unit="adapters",
         help="Adapters evicted",
         labels=("tier",),
-        by_tier=(("device", "adapters.evictions"), ("disk", "adapters.disk_evictions")),
+        series=(("device", "adapters.evictions"), ("disk", "adapters.disk_evictions")),
     ),
     Metric(
         name="manylora_adapter_load_seconds",
@@ -273,6 +273,71 @@ MANYLORA_METRICS = (
         unit="ratio",
         help="Reloaded bytes divided by loaded bytes, since the start; 0 before the first load",
         stat="adapters.thrash_ratio",
+    ),
+    Metric(
+        name="manylora_grammars_queued",
+        kind=MetricKind.GAUGE,
+        unit="grammars",
+        help="Grammars whose compilation is awaited or under way",
+        stat="grammars.queued",
+    ),
+    Metric(
+        name="manylora_grammars_compiled",
+        kind=MetricKind.COUNTER,
+        unit="grammars",
+        help="Grammars compiled",
+        stat="grammars.compiled",
+    ),
+    Metric(
+        name="manylora_grammar_hits",
+        kind=MetricKind.COUNTER,
+        unit="requests",
+        help="Requests whose grammar another request had brought",
+        stat="grammars.hits",
+    ),
+    Metric(
+        name="manylora_grammar_refusals",
+        kind=MetricKind.COUNTER,
+        unit="grammars",
+        help="Grammars not compiled: invalid (the compiler or its limits), slow (the limit of time), "
+        "busy (too many under way) or fault (the server's own)",
+        labels=("reason",),
+        series=tuple((reason, f"grammars.{reason}") for reason in ("invalid", "slow", "busy", "fault")),
+    ),
+    Metric(
+        name="manylora_grammar_compile_seconds",
+        kind=MetricKind.COUNTER,
+        unit="seconds",
+        help="Time of compilations, those of refused grammars included",
+        stat="grammars.compile_s",
+    ),
+    Metric(
+        name="manylora_grammar_dead_ends",
+        kind=MetricKind.COUNTER,
+        unit="sequences",
+        help="Sequences ended because their grammar and their other rules left no token",
+        stat="dead_ends",
+    ),
+    Metric(
+        name="manylora_batches",
+        kind=MetricKind.GAUGE,
+        unit="batches",
+        help="Batches on the disk, by state",
+        labels=("state",),
+    ),
+    Metric(
+        name="manylora_batch_lines",
+        kind=MetricKind.GAUGE,
+        unit="lines",
+        help="Lines without a result of batches that have not ended, by state (queued, running)",
+        labels=("state",),
+    ),
+    Metric(
+        name="manylora_batch_lines_finished",
+        kind=MetricKind.COUNTER,
+        unit="lines",
+        help="Lines of batches that got a result, by kind (completed, failed)",
+        labels=("kind",),
     ),
 )
 

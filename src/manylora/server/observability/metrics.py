@@ -1,7 +1,7 @@
 """The metrics of the server: the edge's counts and the engine's numbers, as Prometheus text or as JSON."""
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from operator import attrgetter
 
@@ -25,6 +25,7 @@ from manylora.server.observability.metric_table import (
 )
 
 SECOND_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+Labelled = Mapping[str, Mapping[tuple[str, ...], float]]
 TOKEN_BUCKETS = tuple(2.0**power for power in range(18))
 
 
@@ -36,12 +37,14 @@ class EdgeNow:
     is_up           whether the engine takes requests
     shows_private   whether the reader may see the names of private adapters
     lost_log_lines  log lines that the edge and its engines could not write
+    labelled        values of the metrics with labels that another part of the edge counts, by name and labels
     """
 
     in_flight: int
     is_up: bool
     shows_private: bool
     lost_log_lines: int = 0
+    labelled: "Labelled" = field(default_factory=dict)
 
 
 class Meters:
@@ -66,7 +69,9 @@ class Meters:
                     metric.name, metric.help, registry=self._registry, buckets=buckets
                 )
             elif metric.kind is MetricKind.GAUGE:
-                self._gauges[metric.name] = Gauge(metric.name, metric.help, registry=self._registry)
+                self._gauges[metric.name] = Gauge(
+                    metric.name, metric.help, labelnames=metric.labels, registry=self._registry
+                )
         self._registry.register(self._totals)
         self._registry.register(self._engine)
         self._adapters: set[str] = set()
@@ -140,6 +145,12 @@ class Meters:
         self._totals.set("manylora_log_lines_lost", now.lost_log_lines)
         self._gauges["manylora_in_flight"].set(now.in_flight)
         self._gauges["manylora_engine_up"].set(now.is_up)
+        for name, values in now.labelled.items():
+            for labels, value in values.items():
+                if name in self._gauges:
+                    self._gauges[name].labels(*labels).set(value)
+                else:
+                    self._totals.set(name, value, labels)
 
     def _adapter_label(self, adapter: AdapterRef | None, *, has_run: bool) -> str:
         """Return the label of an adapter.
@@ -175,9 +186,9 @@ class _Totals(Collector):
         values = self._values[name]
         values[labels] = values.get(labels, 0.0) + amount
 
-    def set(self, name: str, value: float) -> None:
+    def set(self, name: str, value: float, labels: tuple[str, ...] = ()) -> None:
         """Set a total that another part counts."""
-        self._values[name][()] = value
+        self._values[name][labels] = value
 
     def collect(self) -> Iterable[Family]:
         for name, metric in self._metrics.items():
@@ -212,8 +223,8 @@ class _EngineNumbers(Collector):
             family = Family(metric.name, metric.help, "gauge" if metric.kind is MetricKind.GAUGE else "unknown")
             if metric.stat is not None:
                 self._add(family, {}, metric.stat)
-            for tier, path in metric.by_tier:
-                self._add(family, {"tier": tier}, path)
+            for value, path in metric.series:
+                self._add(family, {metric.labels[0]: value}, path)
             yield family
 
     def _add(self, family: Family, labels: dict[str, str], path: str) -> None:

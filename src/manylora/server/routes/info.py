@@ -7,11 +7,12 @@ from manylora.clock import Clock
 from manylora.config.groups.server import ServerConfig
 from manylora.errors import InvalidParameter, Unavailable
 from manylora.http.dialects import headers_of
+from manylora.server.batches.runner import BatchRunner
 from manylora.server.generation.adapter_resolver import name_in_path
 from manylora.server.generation.service import GenerationService
 from manylora.server.http.context import HttpContext
 from manylora.server.http.operators import is_operator
-from manylora.server.http.routing import Guards, Parameter, Routes
+from manylora.server.http.routing import Guards, OtherReply, Parameter, Routes
 from manylora.server.observability.health import Health
 from manylora.server.observability.metrics import EdgeNow, Meters
 from manylora.server.routes.adapter_listing import Catalogue
@@ -51,7 +52,7 @@ def _keyless(routes: "FactRoutes", guards: Guards, clock: Clock) -> APIRouter:
 
 def _keyed(routes: "FactRoutes", guards: Guards, clock: Clock) -> APIRouter:
     router = Routes(APIRouter(dependencies=guards.keyed), clock)
-    metrics: dict[int, object] = {200: "Prometheus text, or JSON"}
+    metrics: dict[int, object] = {200: OtherReply("Prometheus text, or JSON", ("text/plain", "application/json"))}
     form = [Parameter("format", "query", "`json` for JSON")]
     router.add(
         "GET /metrics",
@@ -99,6 +100,7 @@ class FactRoutes:
         health: Health,
         meters: Meters,
         catalogue: Catalogue,
+        batches: BatchRunner | None,
     ) -> None:
         self._service = service
         self._settings = settings
@@ -107,6 +109,7 @@ class FactRoutes:
         self._health = health
         self._meters = meters
         self._catalogue = catalogue
+        self._batches = batches
 
     async def health(self, context: HttpContext) -> None:
         is_well = not self._admission.is_draining and await self._health.is_well()
@@ -157,6 +160,7 @@ class FactRoutes:
             is_up=health.is_up,
             shows_private=is_operator(context, is_open=self._settings.admin_open),
             lost_log_lines=lost_lines() + health.lost_log_lines,
+            labelled={} if self._batches is None else self._batches.numbers(),
         )
         wants_json = "application/json" in (context.header("accept") or "")
         if wants_json or context.query.get("format") == "json":

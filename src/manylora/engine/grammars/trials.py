@@ -1,0 +1,157 @@
+"""Trials of grammars: each is compiled in a process that can be ended, before the engine compiles it in its own.
+
+The compiler has no way to stop, and its work is not bounded by the size of a grammar.
+"""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Protocol
+
+from manylora.config.environment import child_environment
+from manylora.models.text.grammar import GrammarSource
+
+WAIT_S = 30.0
+"""A trial without an answer after this long has had no processor."""
+MAX_STARTS_IN_A_ROW = 2
+_LONGEST_ANSWER = 32
+
+
+class Failed(Enum):
+    """The reason why a trial gave no answer.
+
+    LIMITS  the compilation takes more processor time or memory than it may
+    AWAY    the process could not be asked, or had no processor
+    """
+
+    LIMITS = auto()
+    AWAY = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """The compilation ended within its limits, well or badly.
+
+    num_bytes  memory that its result holds
+    cpu_s      seconds of processor time that it took
+    """
+
+    num_bytes: int
+    cpu_s: float
+
+
+Verdict = Passed | Failed
+
+
+class Trials(Protocol):
+    """The trials of grammars."""
+
+    def verdict(self, source: GrammarSource) -> Verdict:
+        """Try a grammar over the base's vocabulary, which bounds the work over an adapter's as well. Any thread."""
+
+    def close(self) -> None:
+        """End the process. A trial under way is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyText:
+    """The arguments of `open_vocabulary`."""
+
+    text: str
+    size: int
+    ends: tuple[int, ...]
+
+
+class ProcessTrials:
+    """Trials in a process, which starts with `prepare` or the first grammar and again after its end."""
+
+    def __init__(self, vocabulary: Callable[[], VocabularyText]) -> None:
+        self._vocabulary = vocabulary
+        self._lock = threading.Lock()  # over the three fields below
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._is_closed = False
+
+    def prepare(self) -> None:
+        """Start the process. Takes some milliseconds, and a thread meanwhile."""
+        with self._lock:
+            self._started()
+
+    def verdict(self, source: GrammarSource) -> Verdict:
+        fields = {"kind": source.kind.value, "text": source.text, "whitespace": source.whitespace}
+        job = json.dumps(fields).encode()
+        for _ in range(MAX_STARTS_IN_A_ROW):
+            mine, theirs = socket.socketpair()
+            with mine:
+                with theirs:
+                    if not self._is_sent(theirs):
+                        continue
+                mine.settimeout(WAIT_S)
+                try:
+                    mine.sendall(job)
+                    mine.shutdown(socket.SHUT_WR)
+                    answer = mine.recv(_LONGEST_ANSWER)
+                except OSError:  # a timeout is one, too
+                    return Failed.AWAY
+                if answer:
+                    num_bytes, cpu_us = answer.split()
+                    return Passed(int(num_bytes), 1e-6 * int(cpu_us))
+                if self._is_running():
+                    return Failed.LIMITS
+        return Failed.AWAY
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            self._end()
+
+    def _is_sent(self, theirs: socket.socket) -> bool:
+        """Pass one end of a trial's socket on; return whether there is a process that takes it."""
+        with self._lock:
+            try:
+                if (engine := self._started()) is None:
+                    return False
+                socket.send_fds(engine, [b"j"], [theirs.fileno()])
+            except OSError:
+                self._end()
+                return False
+        return True
+
+    def _is_running(self) -> bool:
+        with self._lock:
+            return self._process is not None and self._process.poll() is None
+
+    def _started(self) -> socket.socket | None:
+        if self._is_closed:
+            return None
+        if self._process is not None and self._process.poll() is not None:
+            self._end()
+        if self._socket is None:
+            self._socket, theirs = socket.socketpair()
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "manylora.engine.grammars.trial_process", str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    env=child_environment(),
+                )
+            vocabulary = self._vocabulary()
+            text = vocabulary.text.encode()
+            head = {"size": vocabulary.size, "ends": vocabulary.ends, "bytes": len(text)}
+            self._socket.settimeout(WAIT_S)
+            self._socket.sendall(json.dumps(head).encode() + b"\n" + text)
+        return self._socket
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if process is not None:
+            process.kill()
+            process.wait()

@@ -1,0 +1,31 @@
+"""Batches and their lines in `/metrics`."""
+
+import asyncio
+import re
+from pathlib import Path
+
+from tests.server.batches.batch_house import BatchHouse, batch_house, line
+
+
+async def numbers(house: BatchHouse) -> dict[str, float]:
+    """The values of the metrics of batches that are not 0, by name and label."""
+    text = (await house.client.get("/metrics")).text
+    found = re.findall(r"^manylora_(batch\w*)\{\w+=\"(\w+)\"\} (\S+)$", text, re.MULTILINE)
+    return {f"{name} {label}": float(value) for name, label, value in found if float(value)}
+
+
+def test_lines_are_queued_run_and_get_results(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with batch_house(tmp_path, batches={"lines_at_once": 2}) as house:
+            assert await numbers(house) == {}
+            await house.until(await house.create([line("a"), line("b", temperature=-1)]))
+            done = {"batch_lines_finished completed": 1, "batch_lines_finished failed": 1, "batches completed": 1}
+            assert await numbers(house) == done
+            held = await house.create([line(str(number), "HOLD") for number in range(5)])
+            await house.runs(2)
+            under_way = {"batches in_progress": 1, "batch_lines running": 2, "batch_lines queued": 3}
+            assert await numbers(house) == done | under_way
+            await house.client.post(f"/v1/batches/{held}/cancel")
+            assert (await numbers(house))["batches cancelling"] == 1
+
+    asyncio.run(scenario())
