@@ -13,7 +13,7 @@ from manylora.server.access.access import Access
 from manylora.server.app.openapi_document import openapi_document
 from manylora.server.http.context import HttpContext
 from manylora.server.http.operators import is_operator
-from manylora.server.http.routing import Guards, Routes
+from manylora.server.http.routing import Guards, OtherReply, Routes
 
 Json = dict[str, Any]  # JSON values of several types
 DOCUMENT_PATH = "/api-doc/openapi.json"
@@ -27,7 +27,8 @@ def documents_router(documents: "Documents", guards: Guards, clock: Clock) -> AP
     """Return the router of the documents."""
     router = Routes(APIRouter(dependencies=guards.keyless), clock)
     document: dict[int, object] = {200: dict[str, Any]}
-    router.add("GET /docs", documents.docs, "This document as a page", replies={200: "An HTML page"})
+    page: dict[int, object] = {200: OtherReply("An HTML page", ("text/html",))}
+    router.add("GET /docs", documents.docs, "This document as a page", replies=page)
     router.add("GET /openapi.json", documents.openapi, "This document: the routes that you may use", replies=document)
     router.add(f"GET {DOCUMENT_PATH}", documents.openapi, "This document, under the path of LoRAX", replies=document)
     return router.router

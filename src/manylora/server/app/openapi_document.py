@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from starlette.routing import BaseRoute
 
 from manylora.http.paths import PATHS, Dialect
-from manylora.server.http.routing import Endpoint, Parameter, RouteOperation
+from manylora.server.http.routing import Endpoint, OtherReply, Parameter, RouteOperation
 from manylora.server.schemas.body import Body
 from manylora.server.schemas.errors import NativeError, OpenAIError
 
@@ -47,7 +47,7 @@ def _typed(path: str, operation: RouteOperation) -> dict[int | str, Any]:
     """Return the types of JSON replies by status. The dialect of the path decides the type of errors."""
     error = OpenAIError if PATHS.dialect_of(path) is Dialect.OPENAI else NativeError
     return {
-        **{status: reply for status, reply in operation.replies.items() if not isinstance(reply, str)},
+        **{status: reply for status, reply in operation.replies.items() if not isinstance(reply, OtherReply)},
         **({} if operation.events is None else {EVENTS: operation.events}),
         "default": error,
     }
@@ -55,7 +55,9 @@ def _typed(path: str, operation: RouteOperation) -> dict[int | str, Any]:
 
 def _shown(operation: RouteOperation, schemas: Json) -> Json:
     replies: Json = {
-        str(status): {"description": reply} for status, reply in operation.replies.items() if isinstance(reply, str)
+        str(status): {"description": reply.description, "content": {kind: {} for kind in reply.kinds}}
+        for status, reply in operation.replies.items()
+        if isinstance(reply, OtherReply)
     }
     events = schemas.pop(EVENTS, None)
     for status, schema in schemas.items():

@@ -102,12 +102,23 @@ class Parameter:
     description: str
 
 
+@dataclass(frozen=True, slots=True)
+class OtherReply:
+    """A reply that is no JSON of a declared type.
+
+    kinds  its media types
+    """
+
+    description: str
+    kinds: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteOperation:
     """The description of a route for the OpenAPI document.
 
     body     the model of the request's body, or the media type of a body that is no JSON; None: the route reads none
-    replies  status → the type of the reply's JSON, or a description of a reply that is no JSON
+    replies  status → the type of the reply's JSON, or an `OtherReply`
     events   the type of the JSON in each event of a stream; None: the route never streams
     """
 

@@ -11,7 +11,7 @@ from manylora.errors import InvalidParameter, RouteNotBuilt
 from manylora.server.batches.runner import BATCH_PURPOSE, BatchRunner
 from manylora.server.http.context import HttpContext
 from manylora.server.http.form import FormPart, FormReader
-from manylora.server.http.routing import Guards, Parameter, Routes
+from manylora.server.http.routing import Guards, OtherReply, Parameter, Routes
 from manylora.server.routes.openai.pages import page_of, page_parameters
 from manylora.server.schemas.openai.stored import (
     LONGEST_LIFE_S,
@@ -59,7 +59,10 @@ def file_routers(routes: "FileRoutes", guards: Guards, clock: Clock) -> tuple[AP
         ],
     )
     plain.add("GET /v1/files/{file_id}", routes.show, "A file", replies={200: FileReply}, parameters=[_ID])
-    plain.add("GET /v1/files/{file_id}/content", routes.content, "The bytes of a file", parameters=[_ID])
+    content: dict[int, object] = {200: OtherReply("The bytes of the file", ("application/octet-stream",))}
+    plain.add(
+        "GET /v1/files/{file_id}/content", routes.content, "The bytes of a file", replies=content, parameters=[_ID]
+    )
     changing = Routes(APIRouter(dependencies=guards.with_body), clock)
     changing.add(
         "DELETE /v1/files/{file_id}", routes.delete, "Delete a file", replies={200: DeletedReply}, parameters=[_ID]

@@ -1,7 +1,7 @@
 """The body and the replies of /v1/responses."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NotRequired
 
 from pydantic import Field, ValidationInfo
 from typing_extensions import TypedDict
@@ -307,7 +307,23 @@ class ResponseReply(TypedDict):
 
 
 class ResponseEvent(TypedDict):
-    """One event of a stream; its `type` decides which of OpenAI's further fields it has."""
+    """One event of a stream; its `type` decides which of the further fields it has.
+
+    response  of the events that begin and end the stream, and the one before the first output
+    item      of those that open and close an item of the output
+    part      of those that open and close the text of a message
+    """
 
     type: str
     sequence_number: int
+    response: NotRequired[ResponseReply]
+    output_index: NotRequired[int]
+    item: NotRequired[OutputMessage | OutputCall]
+    item_id: NotRequired[str]
+    content_index: NotRequired[int]
+    part: NotRequired[OutputText]
+    delta: NotRequired[str]
+    text: NotRequired[str]
+    logprobs: NotRequired[list[Json]]
+    name: NotRequired[str]
+    arguments: NotRequired[str]
