@@ -12,9 +12,9 @@ from peft import LoraConfig
 from manylora.http.paths import SERVER_ROUTES
 from tests.integration.adapters.test_pushed_adapters import BYTES, as_one
 from tests.integration.billing.test_tenants import opened
+from tests.integration.documents.conformance import Conformance
 from tests.models.tiny_tokenizers import save_byte_level
 from tests.support.classifiers import make_classifier
-from tests.support.conformance import Conformance
 from tests.support.serving import make_cache, running_server
 from tests.support.tiny import ALL, BYTE_LEVEL_VOCAB, make_adapter, make_base
 from tests.support.waiting import wait_for

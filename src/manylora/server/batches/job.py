@@ -35,7 +35,7 @@ _OF_THE_LINE = (AdapterError, EngineFault, IncompleteGeneration)
 
 
 @dataclass(slots=True)
-class LineCounts:
+class LineNumbers:
     """Lines that run now, and totals of those that got a result since the start."""
 
     running: int = 0
@@ -59,7 +59,7 @@ class JobParts:
     replies: LineReplies
     clock: Clock
     slots: asyncio.Semaphore
-    counts: LineCounts
+    counts: LineNumbers
     lines_at_once: int
     max_line_bytes: int
 

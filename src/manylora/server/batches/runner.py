@@ -16,7 +16,7 @@ from manylora.errors import InvalidParameter, StorageLimitExceeded, StorageUnava
 from manylora.http.callers import Caller
 from manylora.ids import TenantId
 from manylora.server.access.access import Access
-from manylora.server.batches.job import LONGEST_WAIT_S, Job, JobParts, LineCounts
+from manylora.server.batches.job import LONGEST_WAIT_S, Job, JobParts, LineNumbers
 from manylora.server.batches.line_replies import LineReplies
 from manylora.server.batches.lines import Mark, check_input, read_results
 from manylora.server.batches.stored_batch import BatchError, BatchStatus, StoredBatch, mint_batch_id
@@ -63,7 +63,7 @@ class BatchRunner:
             replies=LineReplies(handlers, clock),
             clock=clock,
             slots=asyncio.Semaphore(config.batches.lines_at_once),
-            counts=LineCounts(),
+            counts=LineNumbers(),
             lines_at_once=config.batches.lines_at_once,
             max_line_bytes=config.server.max_body_bytes,
         )
