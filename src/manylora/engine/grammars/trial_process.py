@@ -1,7 +1,8 @@
 """The process that tries grammars: `python -m manylora.engine.grammars.trial_process FD`. `trials.py` starts it.
 
 It compiles nothing itself. For each grammar it forks a child that secludes itself (`models/text/sandbox.py`), compiles
-the grammar within its limits and answers with the memory that this took. A child that exceeds a limit ends without a word.
+the grammar within its limits and answers with the memory that this took. A child that exceeds a limit ends without
+an answer.
 """
 
 import contextlib
