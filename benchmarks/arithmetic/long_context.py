@@ -1,14 +1,13 @@
 """A context of 100,000 tokens: host time of a step, gaps of other streams, and logits at 32,768 positions.
 
-    python -m benchmarks.arithmetic.long_context [--json FILE]
+    python -m benchmarks.arithmetic.long_context [--tokens N] [--positions N] [--blocks N] [--json FILE]
 
 The base is a random Llama of two layers with YaRN angles for 131,072 positions, in a temporary folder.
 
-host    time of `Engine.step` outside kernels while one sequence decodes, behind 1,000 and behind 100,000 tokens; both
-        in turn, a block of steps each, without draft tokens
-gaps    the longest gap of three streams while a prompt of 100,000 tokens is computed ÷ the longest step of that prompt;
-        and the most blocks that were in use
-logits  the largest difference from transformers in float32, over its cache, of the last 64 of 32,768 rows
+host    time of `Engine.step` outside kernels while one sequence decodes, behind 1,000 and behind `--tokens` tokens; the
+        two in turn, a block of steps each, without draft tokens
+gaps    the longest gap of three streams, in steps, while a prompt of `--tokens` is computed; and the most blocks in use
+logits  the largest difference from transformers in float32, over its cache, of the last 64 of `--positions` rows
 """
 
 import argparse
@@ -41,25 +40,34 @@ from manylora.wiring.engine import build_engine
 
 VOCAB, LONG, SHORT, STREAMS = 400, 100_000, 1_000, 1
 CHUNK, LAST, DEEP = 256, 64, 32_768
+WINDOW = 131_072
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 16.0, "original_max_position_embeddings": 8192}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=LONG, help=f"of the long context: {2 * SHORT} to {WINDOW - 64}")
+    parser.add_argument("--positions", type=int, default=DEEP, help=f"of the logits: a multiple of {CHUNK}")
     parser.add_argument("--blocks", type=int, default=8, help="blocks of steps of each length of context")
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
-    record: dict[str, Any] = describe()
+    if not 2 * SHORT <= options.tokens <= WINDOW - 64:
+        parser.error(f"--tokens {options.tokens} is not between {2 * SHORT} and {WINDOW - 64}")
+    if options.positions < CHUNK or options.positions % CHUNK or options.blocks < 1:
+        parser.error(
+            f"--positions {options.positions} must be a multiple of {CHUNK}, --blocks {options.blocks} positive"
+        )
+    record: dict[str, Any] = {**describe(), "tokens": options.tokens}
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base"
         oracle = save_base(base)
         for name, found in (
-            ("host", host_times(base, Path(folder) / "host", options.blocks)),
-            ("gaps", gaps(base, Path(folder) / "gaps")),
-            ("logits", {"positions": DEEP, "rows": LAST, "largest_difference": difference(base, oracle)}),
+            ("host", lambda: host_times(base, Path(folder) / "host", options.tokens, options.blocks)),
+            ("gaps", lambda: gaps(base, Path(folder) / "gaps", options.tokens)),
+            ("logits", lambda: difference(base, oracle, options.positions)),
         ):
-            record[name] = found
-            print(f"{name:8}{found}", flush=True)
+            record[name] = found()
+            print(f"{name:8}{record[name]}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
@@ -76,7 +84,7 @@ def save_base(directory: Path) -> Any:  # transformers is not type-checked here
             num_attention_heads=4,
             num_key_value_heads=2,
             head_dim=16,
-            max_position_embeddings=131_072,
+            max_position_embeddings=WINDOW,
             rope_parameters=YARN,
         )
     )
@@ -98,7 +106,7 @@ def open_engine(base: Path, folder: Path) -> Engine:
             "model.base": str(base),
             "model.cache_dir": str(fresh_cache(folder)),
             "engine.max_step_tokens": CHUNK,
-            "engine.kv_bytes": 5 * 131_072 * 2 * 2 * 2 * 16 * 2,
+            "engine.kv_bytes": 5 * WINDOW * 2 * 2 * 2 * 16 * 2,
             "engine.prefix_cache": True,
         },
         environ={},
@@ -122,12 +130,12 @@ def submit(engine: Engine, length: int, budget: int, seed: int) -> RequestId:
     return request.id
 
 
-def host_times(base: Path, folder: Path, blocks: int) -> dict[str, Any]:
+def host_times(base: Path, folder: Path, tokens: int, blocks: int) -> dict[str, Any]:
     """Return milliseconds of host work of a step, and the ratio of each pair of blocks."""
     engine = open_engine(base, folder)
     profile = engine.start_profile()
     assert profile is not None, "the native kernels have a profile"
-    times: dict[int, list[list[float]]] = {SHORT: [], LONG: []}
+    times: dict[int, list[list[float]]] = {SHORT: [], tokens: []}
     for number in range(blocks + 1):  # the first block computes the prompts that the others find in the cache
         for length in times if number % 2 else reversed(times):
             for seed in range(STREAMS):
@@ -145,7 +153,7 @@ def host_times(base: Path, folder: Path, blocks: int) -> dict[str, Any]:
     engine.close()
     ratios = [
         sorted(long)[len(long) // 2] / sorted(short)[len(short) // 2]
-        for short, long in zip(times[SHORT], times[LONG], strict=True)
+        for short, long in zip(times[SHORT], times[tokens], strict=True)
     ]
     return {
         **{f"context_{length}": milliseconds(list(chain.from_iterable(found))) for length, found in times.items()},
@@ -153,15 +161,17 @@ def host_times(base: Path, folder: Path, blocks: int) -> dict[str, Any]:
     }
 
 
-def gaps(base: Path, folder: Path) -> dict[str, Any]:
+def gaps(base: Path, folder: Path, tokens: int) -> dict[str, Any]:
     """Return the longest gap of running streams beside a long prompt, in steps of it and in milliseconds."""
     engine = open_engine(base, folder)
-    streams = [submit(engine, 16, 2_000, seed) for seed in range(3)]
+    streams = [
+        submit(engine, 16, tokens // 4, seed) for seed in range(3)
+    ]  # a step has eight rows of the prompt or more
     for _ in range(4):
         engine.step()
-    long = submit(engine, LONG, 4, 99)
+    long = submit(engine, tokens, 4, 99)
     steps: list[float] = []
-    waits = dict.fromkeys(streams, 0)
+    waits, drawn = dict.fromkeys(streams, 0), dict.fromkeys(streams, 4)
     longest_wait = most_blocks = 0
     is_done = False
     while not is_done:
@@ -171,37 +181,39 @@ def gaps(base: Path, folder: Path) -> dict[str, Any]:
         moved = {event.request_id for event in events.tokens}
         for stream in streams:
             waits[stream] = 0 if stream in moved else waits[stream] + 1
+            drawn[stream] += stream in moved
         longest_wait = max(longest_wait, *waits.values())
         most_blocks = max(most_blocks, engine.stats().kv_blocks_used)
         is_done = any(end.request_id == long for end in events.finished)
     engine.shutdown()
     tenth = len(steps) // 10
+    needed = sum(-(-count // 16) for count in (tokens + 4, *(16 + own for own in drawn.values())))
     return {
         "steps": len(steps),
         "longest_wait_steps": longest_wait,
         "step_ms": extremes(steps),
         "first_tenth_ms": extremes(steps[:tenth]),
         "last_tenth_ms": extremes(steps[-tenth:]),
-        "most_blocks_over_needed": round(most_blocks / (-(-(LONG + 4) // 16) + 3 * -(-2_016 // 16)), 3),
+        "most_blocks_over_needed": round(most_blocks / needed, 3),
     }
 
 
-def difference(base: Path, oracle: Any) -> float:
+def difference(base: Path, oracle: Any, length: int) -> dict[str, Any]:
     """Return the largest difference of the logits behind a deep context."""
-    tokens = torch.randint(0, VOCAB, (DEEP,), generator=torch.Generator().manual_seed(5))
+    tokens = torch.randint(0, VOCAB, (length,), generator=torch.Generator().manual_seed(5))
     spec, kernels, size = read_spec(base), ReferenceKernels(), 16
     model = LlamaModel(spec, load_weights(base, spec, kernels), kernels)
-    table = torch.randperm(DEEP // size).int()[None]
+    table = torch.randperm(length // size).int()[None]
     kv = kernels.new_kv(
         layers=spec.num_layers,
-        num_blocks=DEEP // size,
+        num_blocks=length // size,
         block_size=size,
         kv_heads=spec.kv_heads,
         head_dim=spec.head_dim,
     )
     cache, ours, theirs = None, torch.empty(0), torch.empty(0)
     with torch.inference_mode():
-        for start in range(0, DEEP, CHUNK):
+        for start in range(0, length, CHUNK):
             chunk, positions = tokens[start : start + CHUNK], torch.arange(start, start + CHUNK)
             out = oracle(chunk[None], past_key_values=cache, use_cache=True)
             cache, theirs = out.past_key_values, out.logits[0]
@@ -209,7 +221,8 @@ def difference(base: Path, oracle: Any) -> float:
             attention = AttentionBatch(positions.int(), slots, torch.zeros(CHUNK, dtype=torch.int32), table)
             step = StepInput(chunk, torch.arange(CHUNK), attention, kernels.prepare_lora(()))
             ours = model.forward(step, kv)
-    return float((ours - theirs)[-LAST:].abs().max())
+    found = float((ours - theirs)[-LAST:].abs().max())
+    return {"positions": length, "rows": LAST, "largest_difference": found}
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from manylora.models.checkpoints.safetensors_file import read_header_bytes
 from manylora.models.checkpoints.shards import listed, read_shards, weight_files
 from manylora.models.checkpoints.stored import FLOATS, DenseTensor, StoredTensor, widened
 from manylora.models.expert_tensors import mixture_shapes, separate_experts
+from manylora.models.gguf.parts import named_as_part, part_files
 from manylora.models.gguf.tensors import read_gguf
 from manylora.models.spec import ModelSpec, read_json
 
@@ -30,7 +31,7 @@ _METADATA_BYTES = 1 << 24  # of a GGUF file, whose vocabulary takes some megabyt
 ATTENTION_NORM, MLP_NORM = "input_layernorm.weight", "post_attention_layernorm.weight"
 Q_NORM, K_NORM = "self_attn.q_norm.weight", "self_attn.k_norm.weight"
 GGUF_NAME = "model.gguf"
-"""The name of a GGUF file, or of a link to it, in a base's directory."""
+"""The name of a GGUF file, or of a link to it or to the first part of a model, in a base's directory."""
 EMBED, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
 
@@ -70,7 +71,7 @@ def read_entries(directory: Path) -> Mapping[str, StoredTensor]:
     Raises `ModelNotFound` or `ModelUnsupported` for bad files.
     """
     if is_gguf(directory):
-        return read_gguf((directory / GGUF_NAME).resolve())
+        return read_gguf(_gguf_file(directory))
     tensors = read_shards(directory)
     scheme = read_scheme(_config(directory))
     return separate_experts(tensors) if scheme is None else with_quantized(tensors, scheme)
@@ -91,6 +92,12 @@ def is_gguf(directory: Path) -> bool:
             "GGUF file"
         )
     return found == [GGUF_NAME]
+
+
+def _gguf_file(directory: Path) -> Path:
+    """Return the GGUF file of a base under the name that its other parts are found by."""
+    file = directory / GGUF_NAME
+    return named_as_part(directory / file.readlink() if file.is_symlink() else file)
 
 
 def checked_entries(directory: Path, spec: ModelSpec) -> Mapping[str, StoredTensor]:
@@ -141,15 +148,17 @@ def fingerprint(directory: Path, spec: ModelSpec) -> str:
     """Return 64 hex digits that name this base: adapters are packed for, and cached under, one fingerprint.
 
     SHA-256 over the spec, the quantisation and, for each safetensors file, its size, header, and first and last MiB;
-    for a GGUF file, its size, first 16 MiB and last MiB. Reading all of a large base takes minutes; a changed weight in
-    the middle of a file of unchanged size and ends is not seen. That suffices to distinguish bases, and is no defence
-    against a forged base.
+    for each part of a GGUF model, its size, first 16 MiB and last MiB. Reading all of a large base takes minutes; a
+    changed weight in the middle of a file of unchanged size and ends is not seen. That suffices to distinguish bases,
+    and is no defence against a forged base.
     """
     digest = hashlib.sha256(json.dumps(_facts(spec), sort_keys=True).encode())
     if (quantization := _config(directory).get("quantization_config")) is not None:
         digest.update(json.dumps(quantization, sort_keys=True).encode())
     if is_gguf(directory):
-        _update(digest, directory / GGUF_NAME, b"", 0, _METADATA_BYTES)
+        for part in part_files(_gguf_file(directory)):
+            if part.exists():  # a whole model may have the name of a part
+                _update(digest, part, b"", 0, _METADATA_BYTES)
     else:
         for file in weight_files(directory):
             header, _ = read_header_bytes(file)

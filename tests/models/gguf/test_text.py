@@ -9,8 +9,8 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from manylora.errors import ModelUnsupported
-from manylora.models.gguf.file import GgufFile
 from manylora.models.gguf.model import GgufFields
+from manylora.models.gguf.parts import read_model
 from manylora.models.gguf.text import write_tokenizer
 from tests.models.gguf.tiny_gguf import Change, tokenizer_of
 from tests.models.tiny_tokenizers import CORPUS, save_sentencepiece
@@ -95,7 +95,7 @@ def converted(directory: Path, tokenizer: Change) -> Tokenizer:
     writer.close()
     out = directory / "converted"
     out.mkdir()
-    write_tokenizer(out, GgufFields(GgufFile(directory / "x.gguf")))
+    write_tokenizer(out, GgufFields(read_model(directory / "x.gguf")))
     return Tokenizer.from_file(str(out / "tokenizer.json"))
 
 

@@ -78,12 +78,14 @@ def write_model(
     kinds: Mapping[str, str] | None = None,
     change: Change = lambda writer: None,
     tokenizer: Change | None = None,
+    part_tensors: int = 0,
 ) -> None:
     """Write a model of transformers. Matrices have the type `kind`, or that of `kinds` by name; vectors are F32.
 
-    A type that the `gguf` package does not write holds random weights.
+    A type that the `gguf` package does not write holds random weights. `part_tensors` above 0: in parts of as many
+    tensors, named after `file`.
     """
-    writer = gguf.GGUFWriter(file, architecture)
+    writer = gguf.GGUFWriter(file, architecture, split_max_tensors=part_tensors)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])

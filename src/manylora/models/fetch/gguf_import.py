@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from manylora.errors import ModelUnsupported
 from manylora.models.checkpoints.stored import StoredTensor, widened
-from manylora.models.gguf.file import GgufFile
 from manylora.models.gguf.model import GgufFields, config_of
+from manylora.models.gguf.parts import GgufModel, read_model
 from manylora.models.gguf.tensors import read_gguf
 
 
@@ -23,11 +23,11 @@ def convert(file: Path, directory: Path, progress: Callable[[int, int], None]) -
     Args:    progress, called with (tensors done, tensors)
     Raises:  `ModelUnsupported` for another architecture, tokenizer or storage type
     """
-    write_texts(GgufFile(file), directory, pre="smollm")
+    write_texts(read_model(file), directory, pre="smollm")
     _write_safetensors(directory / "model.safetensors", read_gguf(file), progress)
 
 
-def write_texts(source: GgufFile, directory: Path, pre: str | None = None) -> None:
+def write_texts(source: GgufModel, directory: Path, pre: str | None = None) -> None:
     """Write config.json, generation_config.json and the tokenizer's files, each unless it is there already.
 
     Raises `ModelUnsupported` with the field and the remedy, as `config_of` and `write_tokenizer` do.

@@ -5,17 +5,15 @@ Supported architectures: llama (Llama, Mistral, Mixtral), qwen2, qwen3, smollm3,
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, and the names in llama.cpp's `gguf-py`.
 """
 
-import re
-import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from manylora.errors import ModelUnsupported
 from manylora.models.checkpoints.stored import widened
-from manylora.models.gguf.file import GgufFile, GgufTensor
+from manylora.models.gguf.file import GgufTensor
+from manylora.models.gguf.parts import GgufModel
 from manylora.models.rope import RopeSpec
 
 _CLASSES = {
@@ -26,8 +24,6 @@ _CLASSES = {
 }
 _SMOLLM3_INTERVAL = 4
 """Each fourth layer of a smollm3 has no rotation. The format has no field for it, and llama.cpp computes no other."""
-PART_NAME = re.compile(r"(.+)-[0-9]{5}-of-([0-9]{5})\.gguf", re.ASCII)
-"""The name of a part of a model: its name, the number of the part and that of all parts."""
 ROPE_FACTORS = "rope_freqs.weight"
 """The name of the tensor with the factors of the rotary frequencies."""
 # Fields that would change the arithmetic, with the values that change nothing.
@@ -51,9 +47,9 @@ _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positi
 
 
 class GgufFields:
-    """The metadata of a file, with the prefix of its architecture."""
+    """The metadata of a model, with the prefix of its architecture."""
 
-    def __init__(self, source: GgufFile) -> None:
+    def __init__(self, source: GgufModel) -> None:
         self._fields = source.fields
         self.file = source.file
         self.architecture = str(self.required("general.architecture"))
@@ -80,17 +76,13 @@ class GgufFields:
         return value
 
 
-def config_of(source: GgufFile) -> dict[str, Any]:
+def config_of(source: GgufModel) -> dict[str, Any]:
     """Return the fields of config.json that the metadata means. Raises `ModelUnsupported` with field and value."""
     fields = GgufFields(source)
     if fields.architecture not in _CLASSES:
         known = ", ".join(_CLASSES)
         raise ModelUnsupported(
             f"{source.file}: general.architecture = {fields.architecture!r} is not supported (known: {known})"
-        )
-    if (parts := fields.get("split.count", 0)) > 1:
-        raise ModelUnsupported(
-            f"{source.file} is one of {parts} parts of a model: join them with `{merge_command(source.file)}`"
         )
     for name, neutral in _ONLY.items():
         if (value := fields.own(name)) is not None and value not in neutral:
@@ -148,13 +140,6 @@ def _smollm3(tensors: Mapping[str, GgufTensor]) -> dict[str, Any]:
         "attention_bias": "blk.0.attn_q.bias" in tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
     }
-
-
-def merge_command(part: Path) -> str:
-    """Return the command that joins the parts of a model; `part` is any of them."""
-    found = PART_NAME.fullmatch(part.name)
-    first, whole = (f"{found[1]}-00001-of-{found[2]}.gguf", found[1]) if found else (part.name, f"{part.stem}-merged")
-    return f"llama-gguf-split --merge {shlex.quote(first)} {shlex.quote(whole + '.gguf')}"
 
 
 def head_dim_of(fields: GgufFields) -> int:

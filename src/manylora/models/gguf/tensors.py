@@ -13,8 +13,9 @@ from manylora.kernels.projections import Projection
 from manylora.models.checkpoints.four_bits import FourBitRows
 from manylora.models.checkpoints.stored import StoredTensor, StoredValues
 from manylora.models.expert_tensors import ROUTER_PATH, expert_path
-from manylora.models.gguf.file import GgufFile, GgufFourBits, GgufTensor
+from manylora.models.gguf.file import GgufFourBits, GgufTensor
 from manylora.models.gguf.model import ROPE_FACTORS, GgufFields, head_dim_of
+from manylora.models.gguf.parts import read_model
 
 _INTERLEAVED = {"llama", "smollm3"}
 """Architectures whose q and k rows the file has in the order of another rotary layout."""
@@ -100,8 +101,8 @@ class _HalfOrderFourBits(_HalfOrder):
 
 
 def read_gguf(file: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of a model by their checkpoint names. Raises as `GgufFile`, and for an unknown tensor."""
-    source = GgufFile(file, keeps_texts=False)
+    """Return the tensors of a model by their checkpoint names. Raises as `read_model`, and for an unknown tensor."""
+    source = read_model(file, keeps_texts=False)
     fields = GgufFields(source)
     head_dim = head_dim_of(fields)
     found: dict[str, StoredTensor] = {}
@@ -111,10 +112,12 @@ def read_gguf(file: Path) -> dict[str, StoredTensor]:
         if (match := _EXPERTS.fullmatch(tensor.name)) is not None:
             found |= _experts_of(tensor, match)
             continue
-        name = checkpoint_name(tensor.name, file)
+        name = checkpoint_name(tensor.name, tensor.file)
         is_turned = fields.architecture in _INTERLEAVED and (".attn_q." in tensor.name or ".attn_k." in tensor.name)
         if is_turned and tensor.shape[0] % head_dim:
-            raise ModelUnsupported(f"{file}: {tensor.name} of shape {tensor.shape} has no whole heads of {head_dim}")
+            raise ModelUnsupported(
+                f"{tensor.file}: {tensor.name} of shape {tensor.shape} has no whole heads of {head_dim}"
+            )
         found[name] = _half_order(tensor, head_dim) if is_turned else tensor
     return found
 
