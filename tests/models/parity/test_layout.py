@@ -41,7 +41,7 @@ def write_folder(directory: Path, config: dict[str, Any]) -> Any:  # transformer
     fields = {name: value for name, value in config.items() if name not in ("auto_map", "torch_dtype")}
     model = CLASSES[config["architectures"][0]](**fields)
     oracle = AutoModelForCausalLM.from_config(model, dtype=getattr(torch, config["torch_dtype"]))
-    save_random(directory, oracle, max_shard_size="100KB", save_original_format=True)
+    save_random(directory, oracle, max_shard_size="60KB", save_original_format=True)
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2}))
     save_sentencepiece(directory)
