@@ -40,8 +40,8 @@ struct QuantisedRows {
     }
 };
 
-// Tiles have at most `height` rows. The memory is this thread's, until its next call.
-QuantisedRows quantise_rows(Pool* pool, const float* x, RowGroups groups, int64_t height, const RowForm& form);
+// `height`: of the tiles. The memory is this thread's, until its next call.
+QuantisedRows quantise_rows(Pool* pool, const float* x, RowGroups groups, TileHeight height, const RowForm& form);
 
 // to[k] = round(x[k] * 127 / largest |x|), k < count, and up to fifteen zeros. Returns what one level is worth. A group that
 // holds a NaN or an infinity becomes zeros worth NaN.
@@ -95,7 +95,7 @@ template <int MR, int N> struct Totals {
 // and takes up to two fifths of the speed with long ones of one row, which the processor fetches by itself. Of several tiles, each panel stays in the second-level cache
 // while the tiles of a block are multiplied by it.
 template <class Job> struct Division {
-    static constexpr int HEIGHT = Job::HEIGHT;
+    static constexpr int HEIGHT = Job::HEIGHT.alone;
 
     template <int MR> static void stream(const Job& job, int64_t first, int64_t last) {
         constexpr int P = Job::side_by_side(MR);

@@ -11,7 +11,7 @@
 namespace ml {
 
 // Calls f(first row, height) for every tile of all groups on the pool; rows are `in` inputs wide.
-template <class F> inline void for_tiles(Pool* pool, RowGroups groups, int64_t height, int64_t in, F&& f) {
+template <class F> inline void for_tiles(Pool* pool, RowGroups groups, TileHeight height, int64_t in, F&& f) {
     int64_t count = 0;
     for (const RowGroup& own : groups) count += Tiles(own.rows, height).count;
     const int64_t chunks = chunks_for(count, groups.rows * in, 1 << 15, pool_threads(pool));

@@ -72,14 +72,25 @@ template <int N = TILE_ROWS, class F> inline void with_rows(int rows, F&& f) {
     }
 }
 
+// The most rows of a tile: `alone` where one tile has all rows of a group, `among` where there are more.
+struct TileHeight {
+    int64_t alone, among;
+
+    constexpr int64_t of(int64_t rows) const { return rows <= alone ? alone : among; }
+};
+constexpr TileHeight PLAIN_HEIGHT{TILE_ROWS, TILE_ROWS};
+
 // The rows of a group, cut into tiles of nearly equal size, once for a whole product.
 struct Tiles {
     int64_t rows, count;
 
-    explicit Tiles(int64_t rows, int64_t height = TILE_ROWS) : rows(rows), count((rows + height - 1) / height) {}
+    explicit Tiles(int64_t rows, TileHeight height = PLAIN_HEIGHT) : Tiles(rows, height.of(rows)) {}
     int64_t start(int64_t tile) const { return rows * tile / count; }
     // The first tile that starts at `row` or after it.
     int64_t first_from(int64_t row) const { return (row * count + rows - 1) / rows; }
+
+  private:
+    Tiles(int64_t rows, int64_t most) : rows(rows), count((rows + most - 1) / most) {}
 };
 
 // Stores the columns inside y, (rows, out), of MR rows of N registers from `column` on. All loops are unrolled: with an index

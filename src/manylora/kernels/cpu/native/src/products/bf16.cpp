@@ -165,7 +165,7 @@ const uint32_t* round_rows(Pool* pool, const float* x, RowGroups groups, int64_t
     const int64_t pairs = pairs_of(in);
     if (int64_t(scratch.size()) < groups.rows * pairs) scratch.resize(size_t(groups.rows * pairs));
     uint32_t* to = scratch.data();  // the pool's threads must write here and not into scratch of their own
-    for_tiles(pool, groups, TILE_ROWS, in, [&](int64_t first, int64_t height) {
+    for_tiles(pool, groups, PLAIN_HEIGHT, in, [&](int64_t first, int64_t height) {
         for (int64_t row = first; row < first + height; ++row)
             round_row(x + row * in, in, to + first * pairs + (row - first), height);
     });

@@ -92,7 +92,7 @@ inline __attribute__((always_inline)) void step(
 }
 
 template <bool HAS_MINIMA> struct Product {
-    static constexpr int HEIGHT = FINE_ROWS;
+    static constexpr TileHeight HEIGHT{FINE_ROWS, FINE_ROWS};
 
     QuantisedRows x;
     const uint8_t* packed;
@@ -197,11 +197,11 @@ void pack_panel(const Source& from, const Layout& layout, int64_t first, uint8_t
 template <bool HAS_MINIMA>
 void product(Pool* pool, const float* x, RowGroups groups, float* y, const Layout& layout) {
     const RowForm form{layout.in, layout.blocks() * BLOCK_QUADS, 1, HAS_MINIMA ? 1 : -MIDDLE};
-    const QuantisedRows rows = quantise_rows(pool, x, groups, FINE_ROWS, form);
+    const QuantisedRows rows = quantise_rows(pool, x, groups, Product<HAS_MINIMA>::HEIGHT, form);
     const int64_t panel_cost = layout.blocks() * BLOCK * WIDTH / 2;
     Division<Product<HAS_MINIMA>>::run(pool, groups, form, layout.panels(), panel_cost, [&](const RowGroup& own) {
         return Product<HAS_MINIMA>{rows.from(own.first, form), static_cast<const uint8_t*>(own.packed),
-                                   y + own.first * layout.out, Tiles(own.rows, FINE_ROWS), layout};
+                                   y + own.first * layout.out, Tiles(own.rows, Product<HAS_MINIMA>::HEIGHT), layout};
     });
 }
 

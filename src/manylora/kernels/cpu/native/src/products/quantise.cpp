@@ -92,7 +92,7 @@ float quantise(const float* x, int64_t count, int8_t* to) {
     return scale.worth;
 }
 
-QuantisedRows quantise_rows(Pool* pool, const float* x, RowGroups groups, int64_t height, const RowForm& form) {
+QuantisedRows quantise_rows(Pool* pool, const float* x, RowGroups groups, TileHeight height, const RowForm& form) {
     thread_local Scratch scratch;
     const int64_t width = form.width(), count = form.groups();
     // The pool's threads must write here and not into scratch of their own.
