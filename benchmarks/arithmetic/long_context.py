@@ -16,6 +16,7 @@ import random
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base"
         oracle = save_base(base)
-        for name, found in (
-            ("host", lambda: host_times(base, Path(folder) / "host", options.tokens, options.blocks)),
-            ("gaps", lambda: gaps(base, Path(folder) / "gaps", options.tokens)),
-            ("logits", lambda: difference(base, oracle, options.positions)),
-        ):
-            record[name] = found()
+        parts: dict[str, Callable[[], dict[str, Any]]] = {
+            "host": lambda: host_times(base, Path(folder) / "host", options.tokens, options.blocks),
+            "gaps": lambda: gaps(base, Path(folder) / "gaps", options.tokens),
+            "logits": lambda: difference(base, oracle, options.positions),
+        }
+        for name, measure in parts.items():
+            record[name] = measure()
             print(f"{name:8}{record[name]}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
