@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.forked_commands import ForkedCommands
 from tests.models.tiny_tokenizers import save_sentencepiece
 from tests.support.tiny import make_base
 
@@ -22,23 +23,27 @@ def bench(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_loads_are_measured_on_the_base_and_on_adapters(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workloads", [("single",), pytest.param(("single", "triage"), marks=pytest.mark.long)])
+def test_loads_are_measured_on_the_base_and_on_adapters(base: Path, tmp_path: Path, workloads: tuple[str, ...]) -> None:
     result = tmp_path / "result.json"
-    arguments = ("--workload", "single", "--workload", "triage", "--adapters", "4", "--seconds", "1", "--json", result)
-    done = bench("--base", base, "--set", "model.kernels=native", *arguments)
+    named = [word for workload in workloads for word in ("--workload", workload)]
+    more = ("--adapters", "4", "--seconds", "1", "--json", str(result))
+    done = bench("--base", base, "--set", "model.kernels=native", *named, *more)
     assert done.returncode == 0, done.stderr
-    for name in ("single, base", "single, 4 adapters", "triage, base", "triage, 4 adapters"):
-        assert name in done.stdout
+    for workload in workloads:
+        assert f"{workload}, base" in done.stdout
+        assert f"{workload}, 4 adapters" in done.stdout
     record = json.loads(result.read_text(encoding="utf-8"))
     assert record["processor"]
     assert [(row["workload"], row["adapters"]) for row in record["results"]] == [
-        (workload, count) for workload in ("single", "triage") for count in (0, 4)
+        (workload, count) for workload in workloads for count in (0, 4)
     ]
     for row in record["results"]:
         assert row["figures"]["errors"] == 0
         assert row["figures"]["output_tokens_per_s"] > 0
 
 
+@pytest.mark.long  # the steps of six shapes
 def test_a_profile_accounts_for_the_whole_step(base: Path, tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     done = bench("--base", base, "--profile", "--adapters", "4", "--set", "model.kernels=native", "--json", result)
@@ -60,8 +65,10 @@ def test_a_profile_accounts_for_the_whole_step(base: Path, tmp_path: Path) -> No
         (("--profile", "--set", "model.kernels=reference"), "this back end has no profile"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(base: Path, arguments: tuple[str, ...], message: str) -> None:
-    done = bench("--base", base, "--adapters", "0", *arguments)
+def test_what_cannot_be_measured_is_refused(
+    base: Path, tmp_path: Path, commands: ForkedCommands, arguments: tuple[str, ...], message: str
+) -> None:
+    done = commands.run(["bench", "--base", str(base), "--adapters", "0", *arguments], folder=tmp_path)
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -13,27 +13,20 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from manylora.config.environment import child_environment
+from tests.cli.forked_commands import ForkedCommands
 from tests.conftest import missing
 from tests.models.test_llama import SMALL, save_random
 from tests.models.tiny_tokenizers import save_byte_level
+from tests.support.serving import make_cache
 
 NOBODY = 4711
 """A user that no list of users has."""
+COMMAND = ("-m", "manylora")
 LIMITED = """
 import os, resource, sys
 name, number = sys.argv[1:3]
 resource.setrlimit(getattr(resource, name), (int(number), int(number)))
 os.execv(sys.executable, [sys.executable, "-m", "manylora", *sys.argv[3:]])
-"""
-AS_NOBODY = """
-import os, runpy, sys
-import manylora.cli, manylora.models.fetch.pull, manylora.server.app.run, manylora.wiring.control
-import rich.progress, rich.console
-import manylora.system.resources, manylora.cli.settings
-user = int(sys.argv.pop(1))
-os.setgroups([]); os.setresgid(user, user, user); os.setresuid(user, user, user)
-sys.argv[0] = "manylora"
-manylora.cli.main()
 """
 
 
@@ -47,13 +40,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Case:
-    """words: the command, `{tmp}` and `{base}` filled in; said: parts of its one line, filled in alike."""
+    """words: the command, `{tmp}` and `{base}` filled in; said: parts of its one line, filled in alike.
+
+    program, output  of a case that is no fork: arguments of Python before the words, and the place of its output
+    """
 
     words: Sequence[str]
     said: Sequence[str]
     environment: dict[str, str | None] = field(default_factory=dict)
     prepare: Callable[[Path], object] = lambda folder: None
-    program: Sequence[str] = ("-m", "manylora")
+    user: int | None = None
+    program: Sequence[str] = ()
     output: str | None = None
 
 
@@ -94,10 +91,10 @@ RUN_CONTROL = ("control", "--set", "control.edge_token=0123456789abcdef", "--set
 
 CASES = {
     "no home and no such user": Case(
-        [str(NOBODY), "pull"],
+        ["pull"],
         ["HOME is not set", str(NOBODY), "MANYLORA_MODEL_CACHE_DIR"],
         {"HOME": None, "XDG_CACHE_HOME": None},
-        program=("-c", AS_NOBODY),
+        user=NOBODY,
     ),
     "a home that is not there": Case(
         ["pull"], ["/proc/nowhere", "model.cache_dir"], {"HOME": "/proc/nowhere", "XDG_CACHE_HOME": None}
@@ -130,7 +127,9 @@ CASES = {
         prepare=write_base("x.gguf", b"GGUF"),
     ),
     "less memory than the base takes": Case(
-        [*SERVE, "--set", "engine.memory_bytes=1000000"], ["the memory plan does not fit", "weights", "available"]
+        [*SERVE, "--set", "engine.memory_bytes=1000000"],
+        ["the memory plan does not fit", "weights", "available"],
+        prepare=lambda folder: make_cache(folder / "cache"),
     ),
     "uploads in a file": Case(
         [*SERVE, "--set", "adapters.registry_dir={tmp}/up"], ["{tmp}/up", "File exists"], prepare=taken_as_a_file("up")
@@ -185,10 +184,10 @@ CASES = {
         [*RUN_CONTROL, "--host", "192.0.2.1"], ["192.0.2.1", "ip addr"]
     ),
     "a port that takes rights": Case(
-        [str(NOBODY), *RUN_CONTROL, "--port", "80"],
+        [*RUN_CONTROL, "--port", "80"],
         ["cannot listen on 127.0.0.1:80", "set control.port to a higher one"],
         {"HOME": "/", "MANYLORA_MODEL_CACHE_DIR": "/nowhere"},
-        program=("-c", AS_NOBODY),
+        user=NOBODY,
     ),
     "few open files": Case(
         ["RLIMIT_NOFILE", "64", *SERVE], ["64 files", "at least 128", "ulimit -n"], program=("-c", LIMITED)
@@ -200,14 +199,16 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_the_system_refuses_is_one_sentence(name: str, base: Path, tmp_path: Path) -> None:
+def test_what_the_system_refuses_is_one_sentence(
+    name: str, base: Path, commands: ForkedCommands, tmp_path: Path
+) -> None:
     case = CASES[name]
-    if case.program[-1] == AS_NOBODY and os.geteuid() != 0:
+    if case.user is not None and os.geteuid() != 0:
         missing("only root can become another user")
     if "port that takes rights" in name and _lowest_free_port() <= 80:
         pytest.skip("this machine lets anyone listen on port 80")
     case.prepare(tmp_path)
-    ended = run(case, base, tmp_path)
+    ended = run(case, base, tmp_path) if case.program or case.output else forked(commands, case, base, tmp_path)
     _end_held()
     assert ended.returncode == 1, ended.stderr
     assert "Traceback" not in ended.stderr
@@ -241,7 +242,8 @@ def test_a_mark_of_utf_8_and_windows_lines_are_read(content: bytes, tmp_path: Pa
 @pytest.mark.parametrize("locale", ["xx_YY.UTF-8", "C", "de_DE.ISO-8859-1"])
 @pytest.mark.parametrize("encoding", [None, "ascii"])
 def test_no_locale_stops_a_command(locale: str, encoding: str | None, tmp_path: Path) -> None:
-    case = Case(["cost"], [], {"LC_ALL": locale, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"})
+    environment = {"LC_ALL": locale, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    case = Case(["cost"], [], environment)
     ended = run(case, tmp_path, tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert "it breaks even at 880,000" in ended.stdout
@@ -263,26 +265,34 @@ def test_a_reader_that_has_left_is_no_failure(tmp_path: Path) -> None:
 
 
 def run(case: Case, base: Path, tmp_path: Path) -> "subprocess.CompletedProcess[str]":
-    environment = child_environment()
-    for name, value in case.environment.items():
-        environment.pop(name, None)
-        if value is not None:
-            environment[name] = filled(value, base, tmp_path)
-    words = [filled(word, base, tmp_path) for word in case.words]
     with Path(case.output or tmp_path / "output").open("w+b") as output:
         ended = subprocess.run(
-            [sys.executable, *case.program, *words],
+            [sys.executable, *(case.program or COMMAND), *(filled(word, base, tmp_path) for word in case.words)],
             stdout=output,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
             check=False,
-            env=environment,
+            env=environment_of(case, base, tmp_path),
             cwd=tmp_path,
             timeout=120,
         )
     printed = "" if case.output else (tmp_path / "output").read_text(errors="replace")
     return subprocess.CompletedProcess(ended.args, ended.returncode, printed, ended.stderr)
+
+
+def forked(commands: ForkedCommands, case: Case, base: Path, tmp_path: Path) -> "subprocess.CompletedProcess[str]":
+    words = [filled(word, base, tmp_path) for word in case.words]
+    return commands.run(words, folder=tmp_path, environment=environment_of(case, base, tmp_path), user=case.user)
+
+
+def environment_of(case: Case, base: Path, tmp_path: Path) -> dict[str, str]:
+    environment = child_environment()
+    for name, value in case.environment.items():
+        environment.pop(name, None)
+        if value is not None:
+            environment[name] = filled(value, base, tmp_path)
+    return environment
 
 
 def filled(text: str, base: Path, tmp_path: Path) -> str:
