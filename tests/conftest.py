@@ -5,7 +5,8 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from tests.support.durations import listed
 from tests.support.paths import ROOT
 
 # No test asserts a time: the first example of a property may compile a kernel or share the machine with another run.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+settings.register_profile("few", deadline=None, max_examples=30)
+settings.register_profile("many", deadline=None, max_examples=100)
+settings.load_profile("few")
 
 # Processes of ours import nothing from the working directory; some of the engines that tests start are in `tests`.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -29,14 +31,17 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ
 CLIENTS = "tests/clients"
 WITH_SERVERS = {"bench", "cli", "clients", "integration", "upgrades"}
 """Folders whose tests start servers, or processes of the command."""
-SHORT = {"config", "engine", "http", "kernels", "models", "wiring"}
-"""Folders without a file that takes ten seconds."""
 IS_CI = os.environ.get("CI", "").lower() in ("1", "true")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="only tests without base, clients, services or long runs")
     parser.addoption("--long", action="store_true", help="only the long runs, which other calls leave out")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give a property more examples in the long runs."""
+    settings.load_profile("many" if config.getoption("--long") else "few")
 
 
 class _LoadFolders(LoadFileScheduling):  # type: ignore[misc]  # xdist ships no type information
@@ -53,19 +58,29 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put short files last, so that at the end of a run all workers have work.
+    """Put the files with most slow tests first, so that at the end of a run all workers have work.
 
     With `--fast` leave out what needs a base, a client, a service or a process of its own, and what takes long.
     """
-    items.sort(key=lambda item: _folder(item) in SHORT or _folder(item).endswith(".py"))
+    slow = listed()
+    num_slow = Counter(test.partition("::")[0] for test in slow)
+    items.sort(key=lambda item: -num_slow[item.nodeid.partition("::")[0]])
     are_long = bool(config.getoption("--long"))
-    kept = [item for item in items if (item.get_closest_marker("long") is not None) == are_long]
+    kept = [item for item in items if _is_long(item) == are_long or (are_long and _is_property(item))]
     if config.getoption("--fast"):
-        slow = listed()
         kept = [item for item in kept if _is_fast(item, slow)]
     left_out = {*items} - {*kept}
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = kept
+
+
+def _is_long(item: pytest.Item) -> bool:
+    return item.get_closest_marker("long") is not None
+
+
+def _is_property(item: pytest.Item) -> bool:
+    """Return whether Hypothesis draws the examples of a test: every run has it, the long runs with more examples."""
+    return bool(getattr(getattr(item, "obj", None), "is_hypothesis_test", False))
 
 
 def _is_fast(item: pytest.Item, slow: frozenset[str]) -> bool:
@@ -83,6 +98,18 @@ def pytest_collection_finish() -> None:
     """Keep the modules imported so far out of the collector's way: each full collection would walk them anew."""
     gc.collect()
     gc.freeze()
+
+
+def long(*values: Any) -> list[Any]:
+    """Return parameters that are part of the long runs alone; a tuple has the values of several arguments."""
+    return [
+        pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.long) for value in values
+    ]
+
+
+def thinned(values: Iterable[Any], step: int) -> list[Any]:
+    """Return the parameters of a grid: each `step`-th is part of every run, the others of the long runs."""
+    return [each for number, value in enumerate(values) for each in ([value] if number % step == 0 else long(value))]
 
 
 def missing(what: str) -> None:

@@ -17,6 +17,22 @@ from tests.control.emptied_databases import EmptiedDatabases
 from tests.control.postgres_server import PostgresServer, find_postgres, postgres_server
 
 Scenario = Callable[[Database], Coroutine[Any, Any, None]]
+WITHOUT_SQL = {
+    "tests/control": ("app", "deployments", "http", "routes"),
+    "tests/control/billing": ("test_periods",),
+    "tests/control/registry": ("test_copies", "test_registry_admin", "test_uploads", "test_version_reports"),
+    "tests/control/tenants": ("test_audit", "test_key_lines", "test_key_powers"),
+}
+"""Folders and files whose subject is no statement: PostgreSQL under them is for the long runs."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave tests on PostgreSQL to the long runs where SQLite shows the same law and SQL is not what is tested."""
+    places = tuple(f"{folder}/{name}" for folder, names in WITHOUT_SQL.items() for name in names)
+    for item in items:
+        if item.nodeid.startswith(places) and "postgresql" in item.name and not item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from manylora.models.fetch import checksums
 from manylora.models.fetch import pull as pulling
 from manylora.models.fetch.catalog import DEFAULT, pulled_dir
 from manylora.models.fetch.pull import pull
+from tests.conftest import thinned
 from tests.models.test_pull import _Hub, base, copy_base, hub, url
 
 __all__ = ["base", "hub"]
@@ -64,7 +65,7 @@ DAMAGES: dict[str, tuple[str, Change]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", thinned(DAMAGES, 3))
 def test_a_damaged_file_is_fetched_anew_and_no_other(
     damage: str, hub: _Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -163,7 +163,7 @@ def test_wrong_names_are_refused_and_others_go_on(llm: LLM) -> None:
 
 
 def test_a_closed_model_says_so(base: TinyBase, tmp_path: Path) -> None:
-    llm = LLM(base.directory, settings={"model.cache_dir": str(tmp_path)})
+    llm = LLM(base.directory, settings={"model.cache_dir": str(tmp_path), "model.kernels": "reference"})
     llm.close()
     llm.close()
     with pytest.raises(InvalidParameter, match="closed"):

@@ -131,6 +131,7 @@ def test_a_second_server_has_what_the_first_one_packed(root: Path, tmp_path: Pat
     second.end()
 
 
+@pytest.mark.long  # two more starts
 def test_a_server_in_another_folder_has_what_a_killed_one_packed(root: Path, tmp_path: Path) -> None:
     """The first folder is held by a third server when the second one starts, so it gets another number."""
     first = Server(tmp_path, "a", "b")

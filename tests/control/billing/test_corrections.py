@@ -259,11 +259,12 @@ CORRECTIONS = st.lists(
 number_of_example = itertools.count()
 
 
-def test_an_invoice_of_a_month_that_is_over_stays_as_it_is(url: URL, tmp_path: Path) -> None:
+@pytest.mark.parametrize("examples", [4, pytest.param(12, marks=pytest.mark.long)])
+def test_an_invoice_of_a_month_that_is_over_stays_as_it_is(url: URL, tmp_path: Path, examples: int) -> None:
     """Byte for byte in every form, whatever is corrected afterwards; and nothing of a correction is lost."""
     with standing_plane(url, tmp_path, is_key_needed=False) as (runner, plane):
 
-        @settings(max_examples=12)
+        @settings(max_examples=examples)
         @given(CORRECTIONS)
         def hold(corrections: list[tuple[int, int, int, str, float]]) -> None:
             runner.run(_correct_months(plane, corrections))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import URL, delete, select
@@ -115,11 +116,12 @@ async def replay(
     assert await books(plane) == once
 
 
-def test_replaying_the_spool_changes_nothing_in_the_ledger(url: URL, tmp_path: Path) -> None:
+@pytest.mark.parametrize("examples", [7, pytest.param(20, marks=pytest.mark.long)])
+def test_replaying_the_spool_changes_nothing_in_the_ledger(url: URL, tmp_path: Path, examples: int) -> None:
     """Split, repeated and shuffled in any way, at once or not: rows, sums, balances and invoices are the same."""
     with standing_plane(url, tmp_path) as (runner, plane):
 
-        @settings(max_examples=20, derandomize=True)
+        @settings(max_examples=examples, derandomize=True)
         @given(drawn=RECORDS, some=SHIPMENTS, all_of_them=st.permutations(range(10)), is_at_once=st.booleans())
         def law(drawn: list[dict[str, Any]], some: list[list[int]], all_of_them: list[int], is_at_once: bool) -> None:
             runner.run(replay(plane, drawn, [*some, all_of_them], is_at_once=is_at_once))

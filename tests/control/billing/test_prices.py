@@ -180,15 +180,16 @@ LOADS = st.lists(
 """(base, charged prompt tokens, cached ones, completion tokens, is the price then changed, what is given back)"""
 
 
-def test_price_times_charged_tokens_is_the_cost_of_every_line(url: URL, tmp_path: Path) -> None:
+@pytest.mark.parametrize("examples", [4, pytest.param(10, marks=pytest.mark.long)])
+def test_price_times_charged_tokens_is_the_cost_of_every_line(url: URL, tmp_path: Path, examples: int) -> None:
     """Of rows, of sums of usage, and of the invoice: the same numbers, corrections and all."""
-    examples = itertools.count()
+    numbers = itertools.count()
     with standing_plane(url, tmp_path) as (runner, plane):
 
-        @settings(max_examples=10, deadline=None, derandomize=True)
+        @settings(max_examples=examples, deadline=None, derandomize=True)
         @given(LOADS)
         def law(load: list[tuple[str, int, int, int, int, int]]) -> None:
-            runner.run(lines_are_exact(plane, f"t-{next(examples)}", load))
+            runner.run(lines_are_exact(plane, f"t-{next(numbers)}", load))
 
         law()
 

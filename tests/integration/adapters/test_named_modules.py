@@ -14,6 +14,7 @@ from torch import Tensor
 
 from manylora.errors import AdapterError
 from manylora.models.llama import LlamaModel
+from tests.conftest import thinned
 from tests.support.forward import load_model
 from tests.support.peft_grid import Case, make_bases, our_logits, peft_logits, save_case
 from tests.support.tiny import ALL, TinyBase
@@ -175,7 +176,7 @@ def made(edited: Edited, base: TinyBase, folder: Path) -> Case:
     return case
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", thinned(CASES, 3))
 def test_what_the_config_names_is_applied(name: str, worlds: dict[bool, World], tmp_path: Path) -> None:
     base, model = worlds[CASES[name].is_tied]
     case = made(CASES[name], base, tmp_path)

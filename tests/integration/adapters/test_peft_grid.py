@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from manylora.models.llama import LlamaModel
+from tests.conftest import thinned
 from tests.support.forward import load_model
 from tests.support.peft_grid import GRID, WITHOUT_EFFECT, make_bases, our_logits, peft_logits, prompt_of, save_case
 from tests.support.tiny import TinyBase, oracle_logits
@@ -29,7 +30,7 @@ def test_the_grid_is_large() -> None:
     assert len(GRID) >= 60
 
 
-@pytest.mark.parametrize("name", GRID)
+@pytest.mark.parametrize("name", thinned(GRID, 3))
 def test_logits_are_those_of_peft(name: str, worlds: dict[bool, World], tmp_path: Path) -> None:
     case = GRID[name]
     base, models = worlds[case.is_tied]

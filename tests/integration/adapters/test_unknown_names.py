@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from manylora.adapters.store.tracked import MAX_TRACKED
 from manylora.bench.faults.unknown_names import WARM_UP, ask_server
 
@@ -24,6 +26,7 @@ def test_the_memory_of_an_engine_stays_flat(tmp_path: Path) -> None:
     assert float(growth_mib) < NOISE_MIB
 
 
+@pytest.mark.long  # fifteen seconds
 def test_a_server_answers_404_and_its_metrics_get_no_labels(tmp_path: Path) -> None:
     served = ask_server(tmp_path, 300, warm_up=100)  # the memory of many is the engine's, above
     assert served.grown.wrong == 0

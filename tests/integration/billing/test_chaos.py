@@ -13,12 +13,12 @@ from tests.models.tiny_tokenizers import save_byte_level
 from tests.support.tiny import make_base
 
 
+@pytest.mark.long  # each half a minute
 @pytest.mark.parametrize(
     ("transport", "kills"),
     [
-        ("process", {"edge": 1, "engine": 1, "control": 1}),
-        pytest.param("process", {"edge": 5, "engine": 5, "control": 5}, marks=pytest.mark.long),
-        pytest.param("thread", {"edge": 5, "control": 5}, marks=pytest.mark.long),
+        ("process", {"edge": 5, "engine": 5, "control": 5}),
+        ("thread", {"edge": 5, "control": 5}),
     ],
 )
 def test_kills_at_random_moments_lose_one_frame_at_most_and_double_no_token(

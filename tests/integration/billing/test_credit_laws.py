@@ -298,14 +298,15 @@ async def client_of(plane: Plane) -> HttpControlClient:
     return HttpControlClient(EDGE_TOKEN, app=create_control_app(plane.control))
 
 
-def test_edges_together_never_overspend_and_no_credit_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("examples", [10, pytest.param(30, marks=pytest.mark.long)])
+def test_edges_together_never_overspend_and_no_credit_is_lost(tmp_path: Path, examples: int) -> None:
     url = database_url("", tmp_path)
     migrate(url)
     leasing = {"control.lease_s": LEASE_S, "control.snapshot_max_age_s": LEASE_S / 2}
     with standing_plane(url, tmp_path, settings=leasing) as (runner, plane):
         client = runner.run(client_of(plane))
 
-        @settings(max_examples=30, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+        @settings(max_examples=examples, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
         @example(credit=55, budget=None, events=LATE_IN_A_LEASE)
         @given(credit=AMOUNTS, budget=st.none() | AMOUNTS, events=EVENTS)
         def law(credit: int, budget: int | None, events: list[tuple[Any, ...]]) -> None:

@@ -609,14 +609,15 @@ async def price(plane: Plane) -> None:
         await set_price(connection, BASE, **amounts, cached_input_nanousd=CACHED, effective_ms=now_ms, now_ms=now_ms)
 
 
-def test_usage_is_conserved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("examples", [12, pytest.param(50, marks=pytest.mark.long)])
+def test_usage_is_conserved(tmp_path: Path, examples: int) -> None:
     url = database_url("", tmp_path)
     migrate(url)
     with standing_plane(url, tmp_path, is_key_needed=False) as (runner, plane):
         post = Post(EDGE_TOKEN, app=create_control_app(plane.control))
         runner.run(price(plane))
 
-        @settings(max_examples=50, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+        @settings(max_examples=examples, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
         @given(LIVES)
         def law(lives: list[tuple[list[tuple[Any, ...]], tuple[str, str, Starts]]]) -> None:
             with closing(World(runner, plane, post)) as world:

@@ -15,7 +15,7 @@ from manylora.kernels.select import select_kernels
 from manylora.models.text.tokenizer import Tokenizer
 from manylora.wiring.engine import build_engine
 
-pytestmark = [pytest.mark.base, pytest.mark.slow]
+pytestmark = [pytest.mark.base, pytest.mark.long]  # twenty seconds
 
 PROMPTS = 10
 TOKENS = 8

@@ -15,6 +15,7 @@ from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.ids import Flow, RequestId, mint_request_id
 from manylora.kernels.select import select_kernels
 from manylora.wiring.engine import build_engine
+from tests.conftest import long
 from tests.models.tiny_tokenizers import save_byte_level
 from tests.support.peft_grid import Case, save_case
 from tests.support.serving import make_cache
@@ -65,7 +66,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["native", "native-bf16", "int8", "int4", "reference"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "native",
+        "int8",
+        *long("native-bf16", "int4", "reference"),
+    ],
+)
 def pair(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Engine, Engine, int]]:
     """A crowded engine (few blocks, small steps, so that it chunks and preempts), a roomy one, and a load for them.
 

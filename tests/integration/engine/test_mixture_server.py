@@ -99,6 +99,7 @@ def test_replies_of_a_mixture_are_those_of_transformers_and_of_the_engine_alone(
             assert list(llm.generate(prompt, adapter, max_tokens=NEW_TOKENS).token_ids) == ids
 
 
+@pytest.mark.long  # two more starts; `tests/wiring/test_mixture.py` has the refusal
 def test_an_adapter_of_a_mixture_is_refused_by_name_on_a_dense_base(folder: Path) -> None:
     cache = make_cache(folder / "dense")
     own = [*flags(folder, "mistral"), f"--set=model.cache_dir={cache}"]

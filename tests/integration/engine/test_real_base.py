@@ -46,6 +46,7 @@ def test_logits_equal_the_oracles_in_float32(base_dir: Path, demo_root: Path) ->
         assert (logits - expected).abs().max().item() <= 1e-4
 
 
+@pytest.mark.long
 def test_support_triage_answers_held_out_tickets_in_one_mixed_batch(base_dir: Path, demo_root: Path) -> None:
     lines = (demo_root / "support-triage" / "heldout.jsonl").read_text(encoding="utf-8").splitlines()
     tickets = [json.loads(line) for line in lines]

@@ -134,7 +134,7 @@ def make_step(
 
 
 @given(data=st.data())
-@settings(max_examples=25)
+@settings(max_examples=settings().max_examples // 4)
 def test_a_compiled_forward_has_the_same_bits(
     pair: tuple[EagerKernels, CompiledForward, RunStep], data: st.DataObject
 ) -> None:

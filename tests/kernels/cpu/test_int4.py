@@ -8,6 +8,7 @@ from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.int4 import Int4Linear
 from manylora.kernels.operands import Packed
 from manylora.kernels.weight_groups import GroupedWeight
+from tests.conftest import long
 from tests.kernels.cases import native, random
 from tests.kernels.eager import EagerKernels, eager
 from tests.kernels.quantised import Grouped, quantised, quantised_groups, same
@@ -17,7 +18,7 @@ SHAPES = ((32, 32), (1, 8), (33, 71), (960, 576), (100, 1537), (65, 4100), (47, 
 """(outputs, inputs): one panel and many, whole and cut off; whole groups, and ends inside a group and a block."""
 
 
-@pytest.fixture(params=[1, 2, 3], ids="{}-threads".format)
+@pytest.fixture(params=[3, *long(1, 2)], ids="{}-threads".format)
 def operator(request: pytest.FixtureRequest) -> EagerKernels:
     return eager(native(request.param), Int4Linear(native(request.param)))
 

@@ -54,6 +54,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.long  # it compiles the whole library
 def test_a_made_up_operation_runs_from_its_row_and_its_function_alone(sources: Path, tmp_path: Path) -> None:
     (sources / "scale_twice.cpp").write_text(IMPLEMENTATION)
     native = NativeLibrary(2, cache_dir=tmp_path, operations=operations_of(MoreOperations))

@@ -14,6 +14,7 @@ from manylora.kernels.reference import ReferenceKernels
 from manylora.models.llama import LlamaModel
 from manylora.models.spec import parse_spec
 from manylora.models.weights import load_weights
+from tests.conftest import thinned
 from tests.engine.simulation import SimulatedExecutor, SimulatedStore, World
 from tests.models.parity.rows import LENGTH, ROWS
 from tests.models.parity.tiny import ADAPTERS, Tiny, make_tiny
@@ -86,7 +87,7 @@ def handle(name: str | None, ready: ReadyAdapter) -> AdapterHandle:
     )
 
 
-@pytest.fixture(scope="module", params=ROWS)
+@pytest.fixture(scope="module", params=thinned(ROWS, 2))
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
     return Served(make_tiny(ROWS[request.param], tmp_path_factory.mktemp(request.param)))
 

@@ -17,6 +17,7 @@ import pytest
 from manylora.clock import SystemClock
 from manylora.errors import ConfigInvalid
 from manylora.http.listener import listen
+from tests.conftest import long
 from tests.support.paths import ROOT
 
 
@@ -204,7 +205,7 @@ def test_a_second_signal_ends_at_once_and_each_stream_with_its_error(tmp_path: P
         assert "Traceback" not in process.stderr.read()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *long(signal.SIGINT)])
 def test_signals_without_end_change_nothing_of_the_end(tmp_path: Path, number: signal.Signals) -> None:
     with running(tmp_path) as (process, client):
         client.get("/health")

@@ -291,7 +291,10 @@ def _with_alias(facts: RepositoryFacts) -> RepositoryFacts:
     return replace(facts, aliases=(("prod", facts.versions[0]),)) if facts.versions else facts
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=settings().max_examples // 3,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(facts=FACTS, folders=st.sets(NAMES, max_size=4), asked=st.sets(NAMES, max_size=12))
 def test_what_is_listed_is_what_is_served(
     tmp_path: Path, facts: list[RepositoryFacts], folders: set[str], asked: set[str]
