@@ -178,6 +178,7 @@ def sub_room(package: str, name: str) -> str:
     return inner if "/" not in inner else inner.rpartition("/")[0]
 
 
+@cache
 def module_of(dotted_name: str) -> str | None:
     """The module of ours that a dotted name means, as a path without its suffix."""
     parts = dotted_name.split(".")
