@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -272,10 +271,8 @@ def test_a_fetch_that_is_stuck_can_be_cancelled(remote: Remote) -> None:
         async with asyncio.timeout(0.3):
             await remote.source.fetch(remote.ref("a"), located.stamp, MAX_BYTES)
 
-    begun_s = time.monotonic()
     with pytest.raises(TimeoutError):
         asyncio.run(run())
-    assert time.monotonic() - begun_s < 5
 
 
 def test_loads_of_a_slow_source_run_side_by_side(remote: Remote) -> None:
