@@ -15,7 +15,8 @@ from manylora.config.environment import child_environment
 from manylora.errors import ManyloraError, ModelNotFound, ModelUnsupported
 from manylora.models.fetch import checksums
 from manylora.models.fetch import pull as pulling
-from manylora.models.fetch.catalog import DEFAULT, pulled_dir
+from manylora.models.fetch.catalog import pulled_dir
+from manylora.models.fetch.known_bases import DEFAULT
 from manylora.models.fetch.pull import pull
 from tests.conftest import thinned
 from tests.models.test_pull import _Hub, base, copy_base, hub, url

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from manylora.errors import ModelNotFound, ModelUnsupported
 from manylora.models.fetch import catalog
+from manylora.models.fetch.known_bases import DEFAULT, KNOWN_BASES
 from manylora.models.fetch.pull import import_wheel, install, pull
 from manylora.models.text.token_files import SPECIAL_TOKENS_FILE, TEMPLATE_FILES
 from tests.models.test_llama import SMALL, save_random
@@ -42,8 +43,8 @@ def copy_base(source: Path, target: Path) -> None:
 
 
 def test_the_catalogue_names_fourteen_bases() -> None:
-    assert len(catalog.KNOWN_BASES) == 14
-    assert len({base.name.lower() for base in catalog.KNOWN_BASES}) == 14
+    assert len(KNOWN_BASES) == 14
+    assert len({base.name.lower() for base in KNOWN_BASES}) == 14
     assert catalog.find("mistral-7B-instruct") is catalog.find("mistralai/Mistral-7B-Instruct-v0.1")
     assert catalog.find("HuggingFaceTB/SmolLM2-135M-Instruct") is None  # the name means the embedded weights
 
@@ -73,10 +74,10 @@ def test_of_two_bases_of_one_name_pull_and_serve_mean_the_same(
 ) -> None:
     """A known name means the known base in every folder; a directory counts before a pulled repository."""
     monkeypatch.chdir(tmp_path)
-    for name in (catalog.DEFAULT.name, "org/model"):
+    for name in (DEFAULT.name, "org/model"):
         copy_base(base, Path(name))
-    with pytest.raises(ModelNotFound, match=f"manylora pull {catalog.DEFAULT.name}"):
-        catalog.resolve(catalog.DEFAULT.name, tmp_path / "cache")
+    with pytest.raises(ModelNotFound, match=f"manylora pull {DEFAULT.name}"):
+        catalog.resolve(DEFAULT.name, tmp_path / "cache")
     copy_base(base, catalog.pulled_dir("org/model", tmp_path / "cache"))
     directory = catalog.resolve("org/model", tmp_path / "cache")
     assert directory == pull("org/model", tmp_path / "cache") == Path("org/model")

@@ -1,6 +1,6 @@
 """The table of bases in `docs/bases.md`, from the catalog and the rows: `python -m tests.models.parity.page`."""
 
-from manylora.models.fetch.catalog import DEFAULT, KNOWN_BASES
+from manylora.models.fetch.known_bases import DEFAULT, KNOWN_BASES
 from tests.models.parity.published import LICENCES, PUBLISHED, VERIFY
 from tests.models.parity.rows import ROWS
 from tests.models.text.chat_formats import KNOWN

@@ -1,24 +1,36 @@
 """The published config.json files, written from memory and from the sizes of the papers: no file was at hand.
 
-Values that were not compared with a file are in `VERIFY`. A load reads the file itself, and these figures nowhere.
+The catalog has the shapes of its own bases; here are the other fields that their files have, and further families.
 """
 
 from typing import Any
 
+from manylora.models.fetch.known_bases import KNOWN_BASES
+
 Config = dict[str, Any]
+
+
+_BESIDE = {
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.45.0",
+    "use_cache": True,
+}
+"""Fields without a part in the shape, as transformers 4 writes them."""
+_LLAMA = {"attention_bias": False, "mlp_bias": False, "pretraining_tp": 1, "rope_scaling": None}
 
 
 def _config(name: str, model_type: str, sizes: tuple[int, ...], positions: int, **fields: Any) -> Config:
     """Return a config of transformers 4. sizes: layers, hidden, heads, kv heads, MLP width, vocabulary."""
     layers, hidden, heads, kv_heads, intermediate, vocab = sizes
     return {
+        **_BESIDE,
         "architectures": [name],
-        "attention_dropout": 0.0,
         "bos_token_id": 1,
         "eos_token_id": 2,
-        "hidden_act": "silu",
         "hidden_size": hidden,
-        "initializer_range": 0.02,
         "intermediate_size": intermediate,
         "max_position_embeddings": positions,
         "model_type": model_type,
@@ -28,30 +40,13 @@ def _config(name: str, model_type: str, sizes: tuple[int, ...], positions: int, 
         "rms_norm_eps": 1e-05,
         "rope_theta": 10000.0,
         "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-        "transformers_version": "4.45.0",
-        "use_cache": True,
         "vocab_size": vocab,
         **fields,
     }
 
 
 def _llama(sizes: tuple[int, ...], positions: int, **fields: Any) -> Config:
-    own = {"attention_bias": False, "mlp_bias": False, "pretraining_tp": 1, "rope_scaling": None}
-    return _config("LlamaForCausalLM", "llama", sizes, positions, **{**own, **fields})
-
-
-def _llama2(sizes: tuple[int, ...], **fields: Any) -> Config:
-    """As transformers 4.31 wrote it, before the fields of biases and of the dropout."""
-    older = ("attention_bias", "mlp_bias", "attention_dropout")
-    config = _llama(sizes, 4096, torch_dtype="float16", transformers_version="4.31.0", **fields)
-    return {"_name_or_path": "llama-2", **{name: value for name, value in config.items() if name not in older}}
-
-
-def _mistral(**fields: Any) -> Config:
-    return _config(
-        "MistralForCausalLM", "mistral", (32, 4096, 32, 8, 14336, 32000), 32768, **{"sliding_window": 4096, **fields}
-    )
+    return _config("LlamaForCausalLM", "llama", sizes, positions, **{**_LLAMA, **fields})
 
 
 def _qwen(name: str, sizes: tuple[int, ...], positions: int, **fields: Any) -> Config:
@@ -83,47 +78,43 @@ _SMOLLM2 = {
     "tie_word_embeddings": True,
 }
 _NO_ROPE = [int((layer + 1) % 4 != 0) for layer in range(36)]
-_CHAT = {"max_length": 4096, "pad_token_id": 0}
-
-PUBLISHED: dict[str, Config] = {
-    "Llama-2-7b": _llama2((32, 4096, 32, 32, 11008, 32000)),
-    "Llama-2-7b-chat": _llama2((32, 4096, 32, 32, 11008, 32000), **_CHAT),
-    "Llama-2-13b": _llama2((40, 5120, 40, 40, 13824, 32000)),
-    "Llama-2-13b-chat": _llama2((40, 5120, 40, 40, 13824, 32000), **_CHAT),
-    "Llama-2-70b": _llama2((80, 8192, 64, 8, 28672, 32000)),
-    "Llama-2-70b-chat": _llama2((80, 8192, 64, 8, 28672, 32000), **_CHAT),
-    "Code-llama-13b-instruct": _llama((40, 5120, 40, 40, 13824, 32016), 16384, rope_theta=1000000),
-    "Code-llama-34b-instruct": _llama((48, 8192, 64, 8, 22016, 32000), 16384, rope_theta=1000000),
-    "Code-llama-70b-instruct": _llama((80, 8192, 64, 8, 28672, 32016), 4096, rope_theta=10000),
-    "Mistral-7b-instruct": _mistral(),
-    "Yarn-Mistral-7b-128k": _mistral(
-        auto_map={
+_OLDER = {name: value for name, value in _BESIDE.items() if name != "attention_dropout"}
+"""As transformers 4.31 wrote them, before the fields of biases and of the dropout."""
+_LLAMA_2 = {
+    "_name_or_path": "llama-2",
+    **_OLDER,
+    "torch_dtype": "float16",
+    "transformers_version": "4.31.0",
+    "pretraining_tp": 1,
+    "rope_scaling": None,
+}
+_LLAMA_2_CHAT = {**_LLAMA_2, "max_length": 4096, "pad_token_id": 0}
+_BESIDE_BY_NAME: dict[str, Config] = {
+    **{f"Llama-2-{size}": _LLAMA_2 for size in ("7b", "13b", "70b")},
+    **{f"Llama-2-{size}-chat": _LLAMA_2_CHAT for size in ("7b", "13b", "70b")},
+    **{f"Code-llama-{size}-instruct": {**_BESIDE, **_LLAMA} for size in ("13b", "34b", "70b")},
+    "Mistral-7b-instruct": _BESIDE,
+    "Yarn-Mistral-7b-128k": {
+        **_BESIDE,
+        "auto_map": {
             "AutoConfig": "configuration_mistral.MistralConfig",
             "AutoModelForCausalLM": "modeling_mistral_yarn.MistralForCausalLM",
         },
-        max_sequence_length=131072,
-        rope_scaling={"factor": 16.0, "finetuned": True, "original_max_position_embeddings": 8192, "type": "yarn"},
-        sliding_window=131072,
-    ),
-    "Zephyr-7b-beta": _mistral(pad_token_id=2),
-    "Mixtral-8x7B-Instruct-v0.1": _config(
-        "MixtralForCausalLM",
-        "mixtral",
-        (32, 4096, 32, 8, 14336, 32000),
-        32768,
-        num_experts_per_tok=2,
-        num_local_experts=8,
-        output_router_logits=False,
-        rope_theta=1000000.0,
-        router_aux_loss_coef=0.02,
-        sliding_window=None,
-    ),
-    "SmolLM2-135M-Instruct": _llama(
-        (30, 576, 9, 3, 1536, 49152),
-        8192,
-        rope_theta=100000,
-        **{**_SMOLLM2, "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}}},
-    ),
+        "max_sequence_length": 131072,
+    },
+    "Zephyr-7b-beta": {**_BESIDE, "pad_token_id": 2},
+    "Mixtral-8x7B-Instruct-v0.1": {**_BESIDE, "output_router_logits": False, "router_aux_loss_coef": 0.02},
+    "SmolLM2-135M-Instruct": {
+        **_BESIDE,
+        **_LLAMA,
+        **_SMOLLM2,
+        "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+    },
+}
+"""Fields of the files of the catalog's bases that have no part in the shape."""
+
+PUBLISHED: dict[str, Config] = {
+    **{base.name: {**_BESIDE_BY_NAME[base.name], **base.config} for base in KNOWN_BASES},
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": _llama((24, 2048, 32, 32, 8192, 49152), 8192, rope_theta=130000, **_SMOLLM2),
     "meta-llama/Meta-Llama-3-8B-Instruct": _llama(
         (32, 4096, 32, 8, 14336, 128256), 8192, **{**_LLAMA3, "eos_token_id": 128009}
@@ -196,12 +187,7 @@ PUBLISHED: dict[str, Config] = {
 }
 """By the name in the catalog, or on the hub for the families beside it."""
 
-VERIFY: dict[str, tuple[str, ...]] = {
-    "Code-llama-13b-instruct": ("max_position_embeddings",),
-    "Code-llama-70b-instruct": ("max_position_embeddings", "rope_theta"),
-    "Yarn-Mistral-7b-128k": ("max_position_embeddings", "rope_scaling", "sliding_window"),
-    "Zephyr-7b-beta": ("rope_theta", "sliding_window"),
-}
+VERIFY: dict[str, tuple[str, ...]] = {base.name: base.unverified for base in KNOWN_BASES if base.unverified}
 """Fields whose published value is uncertain: several are in circulation, or the value is from memory alone."""
 
 PARAMETERS: dict[str, int] = {

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from manylora.models.fetch.catalog import KNOWN_BASES, resolve
+from manylora.models.fetch.catalog import resolve
+from manylora.models.fetch.known_bases import KNOWN_BASES
 from manylora.models.fetch.pull import pull
 from manylora.models.spec import read_spec
 from tests.models.parity.published import PUBLISHED

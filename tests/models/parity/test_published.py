@@ -3,10 +3,20 @@
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig, MistralConfig, MixtralConfig, Qwen2Config, Qwen3Config, SmolLM3Config
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
 
 from manylora.models.architectures import ARCHITECTURES
-from manylora.models.fetch.catalog import KNOWN_BASES
+from manylora.models.fetch.catalog import find
+from manylora.models.fetch.known_bases import KNOWN_BASES
 from manylora.models.spec import parse_spec
 from tests.models.parity.page import PAGE, with_bases
 from tests.models.parity.published import PARAMETERS, PUBLISHED, VERIFY
@@ -75,6 +85,14 @@ FOURTH: dict[str, Any] = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_config_loads_and_has_its_number_of_weights(name: str) -> None:
     assert parse_spec(PUBLISHED[name], {}).parameters == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", [base.name for base in KNOWN_BASES])
+def test_transformers_makes_the_number_of_weights_that_the_catalog_computes(name: str) -> None:
+    config = find(name).config  # type: ignore[union-attr]  # a name of the catalog
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(CLASSES[config["architectures"][0]](**config))
+    assert model.num_parameters() == parse_spec(config, {}).parameters == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

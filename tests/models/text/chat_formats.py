@@ -6,6 +6,8 @@ The templates use what the published ones use (string methods, `raise_exception`
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from manylora.models.fetch.known_bases import KNOWN_BASES
+
 Messages = Sequence[dict[str, str]]
 ALTERNATE = "Conversation roles must alternate user/assistant/user/assistant/..."
 _ALTERNATES = (
@@ -215,15 +217,5 @@ FORMATS = {
     "qwen-3": ChatFormat(QWEN_3, qwen_3, bos="<|im_start|>", eos="<|im_end|>", refuses_order=False),
 }
 
-KNOWN: dict[str, str | None] = {
-    "SmolLM2-135M-Instruct": "chatml",
-    **{f"Llama-2-{size}{chat}": "llama-2" if chat else None for size in ("7b", "13b", "70b") for chat in ("", "-chat")},
-    "Code-llama-13b-instruct": "llama-2",
-    "Code-llama-34b-instruct": "llama-2",
-    "Code-llama-70b-instruct": "code-llama-70b",
-    "Mistral-7b-instruct": "mistral",
-    "Yarn-Mistral-7b-128k": None,
-    "Zephyr-7b-beta": "zephyr",
-    "Mixtral-8x7B-Instruct-v0.1": "mistral",
-}
+KNOWN: dict[str, str | None] = {base.name: base.chat_format for base in KNOWN_BASES}
 """The format of each base of the catalog; None: its files have no chat template."""

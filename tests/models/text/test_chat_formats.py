@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as Library
 from transformers import AutoTokenizer
 
 from manylora.errors import TemplateFailed
-from manylora.models.fetch.catalog import KNOWN_BASES
+from manylora.models.fetch.known_bases import KNOWN_BASES
 from manylora.models.text.tokenizer import Tokenizer
 from tests.models.text.chat_formats import ALTERNATE, FORMATS, KNOWN, ChatFormat
 from tests.models.tiny_tokenizers import save_byte_level, save_sentencepiece

@@ -1,26 +1,19 @@
 """Prices of base models, in versions: past usage is never repriced. A fine-tune costs the same as its base."""
 
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from sqlalchemy import Row, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from manylora.config.groups.model import DEFAULT_BASE
 from manylora.control.storage.revisions import next_revision
 from manylora.control.storage.tables import prices
 from manylora.errors import InvalidParameter
+from manylora.models.fetch.known_bases import KNOWN_BASES, PriceClass
 from manylora.tenancy import PriceFacts, price_at
 
-SEVEN_B_NANOUSD = 200
-"""$0.0002 per 1,000 tokens, prompt and completion alike."""
-SEVEN_B_BASES = (
-    "Llama-2-7b",
-    "Llama-2-7b-chat",
-    "Mistral-7b-instruct",
-    "Yarn-Mistral-7b-128k",
-    "Zephyr-7b-beta",
-)
+SHIPPED_NANOUSD: Mapping[PriceClass, int] = {PriceClass.FREE: 0, PriceClass.B7: 200}
+"""The price of a token, prompt and completion alike: $0.0002 per 1,000 in the 7B class. Operators set the others."""
 MOST_NANOUSD = 10**9
 """One dollar for each token; a higher price is taken for a mistake."""
 
@@ -110,8 +103,10 @@ async def ship_defaults(connection: AsyncConnection) -> None:
     if await price_versions(connection):
         return
     revision = await next_revision(connection)
-    for base, nanousd in ((DEFAULT_BASE, 0), *((base, SEVEN_B_NANOUSD) for base in SEVEN_B_BASES)):
-        price = PriceFacts(base=base, version=1, effective_ms=0, input_nanousd=nanousd, output_nanousd=nanousd)
+    for known in KNOWN_BASES:
+        if (nanousd := SHIPPED_NANOUSD.get(known.price_class)) is None:
+            continue
+        price = PriceFacts(base=known.name, version=1, effective_ms=0, input_nanousd=nanousd, output_nanousd=nanousd)
         await _insert(connection, price, revision)
 
 

@@ -20,7 +20,7 @@ from manylora.control.bases import is_same_base, served_base
 from manylora.control.storage.tables import deployments
 from manylora.errors import DeploymentNotFound, InsufficientPermissions, InvalidParameter, NameTaken
 from manylora.ids import TenantId
-from manylora.models.fetch.catalog import KNOWN_BASES
+from manylora.models.fetch.known_bases import KNOWN_BASES
 
 MAX_REPLICAS = 64
 MAX_COOLDOWN_S = 7 * 86_400

