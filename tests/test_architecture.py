@@ -104,7 +104,7 @@ FLOORS: dict[str, list[set[str]]] = {
     ],
     "cli": [
         {"costs", "examples", "options", "pull", "remote", "settings"},
-        {"bench", "control", "cost", "generate", "serve"},
+        {"bases", "bench", "control", "cost", "generate", "plan", "serve"},
     ],
 }
 """The rooms of each package, the lowest floor first: a room imports from the floors below it.

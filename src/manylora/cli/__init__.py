@@ -7,10 +7,12 @@ from typing import NoReturn
 import typer
 
 from manylora import __version__
+from manylora.cli.bases import bases
 from manylora.cli.bench import bench
 from manylora.cli.control import control
 from manylora.cli.cost import cost
 from manylora.cli.generate import generate
+from manylora.cli.plan import plan
 from manylora.cli.pull import pull
 from manylora.cli.remote.account import account
 from manylora.cli.remote.adapters import adapters
@@ -37,7 +39,7 @@ app = typer.Typer(
 )
 SERVE, ACCOUNT, OPERATE = "Serve and measure", "Your account on a server", "Operate a server"
 
-for _verb in (serve, generate, pull, bench, cost):
+for _verb in (serve, generate, bases, pull, plan, bench, cost):
     app.command(rich_help_panel=SERVE)(_verb)
 app.add_typer(account, name="account", rich_help_panel=ACCOUNT)
 app.add_typer(repos, name="repos", rich_help_panel=ACCOUNT)

@@ -24,11 +24,13 @@ def generate(
 ) -> None:
     """Generate one reply in this process and stream it to the terminal."""
     from manylora.cli.settings import configuration, with_adapter_roots, with_base_fetched
+    from manylora.wiring.planning import refuse_impossible_plan
 
     roots = tuple(str(root.expanduser().resolve()) for root in adapter_root or ())
     settings = configuration(
         None, (), {"model.base": base, "model.quantize": quantize, "adapters.roots": roots or None}
     )
+    refuse_impossible_plan(settings)  # before a base of many gigabytes is fetched
     settings = with_adapter_roots(with_base_fetched(settings))
     _print_reply(settings, prompt, adapter, max_new_tokens, temperature, is_raw=raw)
 

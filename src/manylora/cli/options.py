@@ -19,6 +19,7 @@ QuantizeOption = Annotated[
         "Default: none."
     ),
 ]
+JsonTextOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 AdapterRootOption = Annotated[
     list[Path] | None,
     typer.Option(help="A directory whose sub-directories are LoRA adapters; repeatable. Default: the demo adapters."),

@@ -50,6 +50,7 @@ def serve(
     from manylora.system.log_lines import configure_logs
     from manylora.system.resources import raise_file_limit
     from manylora.system.standard_streams import make_streams_lossy
+    from manylora.wiring.planning import refuse_impossible_plan
 
     make_streams_lossy()
     configure_logs("edge")
@@ -69,6 +70,7 @@ def serve(
             "engine.max_model_len": max_model_len,
         },
     )
+    refuse_impossible_plan(settings)  # before a base of many gigabytes is fetched
     settings = with_registry(with_adapter_roots(with_base_fetched(settings, to_stdout=True)))
     listener = listen(settings.server.host, settings.server.port, group="server")
 

@@ -136,9 +136,7 @@ class MemoryPlan:
         sum_text = " + ".join(f"{name} {_mib(num_bytes)}" for name, num_bytes in parts.items())
         sum_text += f" = {_mib(total)}, available {_mib(self.available_bytes)}"
         if total > self.available_bytes:
-            fitting = (self.available_bytes - total + parts["KV cache"]) // self.kv_block_bytes * self.block_size
-            largest = f"; the largest engine.max_model_len that fits is {fitting}" if fitting > 0 else ""
-            return f"the memory plan does not fit: {sum_text}; {_ADVICE}{largest}"
+            return f"the memory plan does not fit: {sum_text}; {_ADVICE}{self._largest()}"
         if self.kv_blocks < self.blocks_per_sequence:
             needed = f"one window of {self.max_model_len}"
             if (kept := self.blocks_per_sequence * self.block_size) < self.max_model_len:
@@ -149,6 +147,14 @@ class MemoryPlan:
             )
         return None
 
+    def _largest(self) -> str:
+        """Return the largest value that fits of the setting that the KV cache follows from; empty if none does."""
+        if not self.most_kv_blocks:
+            return ""
+        if self.kv_blocks > self.blocks_per_sequence:
+            return f"; the largest engine.kv_bytes that fits is {self.most_kv_blocks * self.kv_block_bytes}"
+        return f"; the largest engine.max_model_len that fits is {self.most_kv_blocks * self.block_size}"
+
 
 def plan_memory(
     config: Config, sizes: BaseSizes, *, available_bytes: int, process_bytes: int = PROCESS_BYTES
@@ -156,7 +162,7 @@ def plan_memory(
     """Divide the memory as `divide_memory`. Raises `MemoryPlanImpossible` with the base's name and the arithmetic."""
     plan = divide_memory(config, sizes, available_bytes=available_bytes, process_bytes=process_bytes)
     if (why := plan.objection()) is not None:
-        raise MemoryPlanImpossible(f"{sizes.name}: {why}")
+        raise MemoryPlanImpossible(f"{sizes.name}: {why}. `manylora plan` shows what fits")
     return plan
 
 

@@ -76,6 +76,7 @@ class EngineConfig:
     kv_bytes: int = setting(
         0,
         low=0,
+        high=1 << 50,
         text="""
         Bytes of the KV cache. 0: two sequences of a whole window, or 256 positions for each running sequence if that is
         more, as far as the memory goes. With a sliding window a sequence holds that window and the rows of one step.
@@ -84,6 +85,7 @@ class EngineConfig:
     memory_bytes: int = setting(
         0,
         low=0,
+        high=1 << 50,
         text="""
         Bytes that all processes of the server may take. 0: the bytes left at the start in the tightest of its control
         groups, or else in the machine, plus those that the server has taken already ([the parts](decisions/memory.md)).

@@ -121,6 +121,11 @@ def _bound(code: bytes) -> ctypes.CDLL:
     return loaded
 
 
+def has_compiler() -> bool:
+    """Return whether a C++ compiler is installed, without which no library is loaded."""
+    return any(shutil.which(name) for name in COMPILERS)
+
+
 def _find_compiler(wanted: str | None) -> str:
     names = (wanted,) if wanted else COMPILERS
     for name in names:

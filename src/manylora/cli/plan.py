@@ -1,0 +1,179 @@
+"""`manylora plan`: the memory plan with which `serve` would start, and its capacity."""
+
+import dataclasses
+import json as json_text
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from manylora.cli.options import BaseOption, JsonTextOption, QuantizeOption
+from manylora.cli.remote.output import fail, print_table, say
+
+if TYPE_CHECKING:
+    from manylora.kernels.storage_form import StorageForm
+    from manylora.models.fetch.catalog import BaseFacts
+    from manylora.wiring.capacity import DegreeRoom, MemoryCapacity
+
+MOST_STREAMS = 1_000_000
+
+
+def plan(
+    base: BaseOption = None,
+    device_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory of a device for the server's processes, such as 24GiB. Default: what this machine has left.",
+        ),
+    ] = None,
+    quantize: QuantizeOption = None,
+    context: Annotated[
+        int | None, typer.Option(help="Longest sequence, as serve's --max-model-len. Default: the window of the base.")
+    ] = None,
+    streams: Annotated[
+        int | None, typer.Option(help="Sequences of that length that must fit side by side. Default: one.")
+    ] = None,
+    tensor_parallel: Annotated[
+        int, typer.Option(help="Devices that share the base. The server itself computes on one.")
+    ] = 1,
+    config: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="GROUP.SETTING=VALUE", help="Any setting by name. May be given several times."),
+    ] = None,
+    json: JsonTextOption = False,
+) -> None:
+    """Print what fits into the memory: streams, adapters, and the devices that a base needs. Nothing is loaded.
+
+    The arithmetic is that of `serve`. The shape is that of the base's config.json, or of the catalog for a base that is
+    not in the cache. A base that does not fit ends the command with exit code 1.
+    """
+    from manylora.cli.settings import configuration
+    from manylora.config.folders import cache_dir
+    from manylora.models.fetch.catalog import describe
+    from manylora.system.byte_sizes import parse_bytes
+    from manylora.wiring.capacity import measure_capacity
+    from manylora.wiring.planning import available_bytes, planned_form
+
+    memory = None if device_memory is None else parse_bytes("--device-memory", device_memory)
+    _check_range("--streams", streams, 1, MOST_STREAMS)
+    settings = configuration(
+        config,
+        set_ or (),
+        {"model.base": base, "model.quantize": quantize, "engine.memory_bytes": memory},
+    )
+    facts = describe(settings.model.base, cache_dir(settings))
+    _check_range("--context", context, 2, facts.spec.max_positions, f", the window of {facts.name}")
+    if context is not None:
+        settings = dataclasses.replace(settings, engine=dataclasses.replace(settings.engine, max_model_len=context))
+    form = planned_form(settings)
+    found = measure_capacity(
+        settings,
+        facts.spec,
+        form,
+        available_bytes=available_bytes(settings),
+        degree=tensor_parallel,
+        streams=streams,
+    )
+    if json:
+        typer.echo(json_text.dumps(capacity_fields(facts, form, found, tensor_parallel), indent=2))
+    else:
+        for line in summary(facts, form, tensor_parallel):
+            say(line)
+        _print_capacity(found)
+    if found.objection is not None:
+        fail(f"{facts.name}: {found.objection}{remedies(found)}")
+    if streams is not None and not json:
+        typer.echo()
+        say(serve_command(settings.model.base, found))
+
+
+def _check_range(name: str, value: int | None, least: int, most: int, why: str = "") -> None:
+    """Raise `ConfigInvalid` for a number outside `[least, most]`."""
+    from manylora.errors import ConfigInvalid
+
+    if value is not None and not least <= value <= most:
+        raise ConfigInvalid(f"{name} must be {least} to {most}{why}. Given: {value}")
+
+
+def summary(facts: "BaseFacts", form: "StorageForm", degree: int) -> Iterator[str]:
+    """Yield the lines above the plan: the base, the place of its shape, its weights."""
+    place = "the catalog" if facts.directory is None else str(facts.directory / "config.json")
+    yield f"{facts.name}, shape from {place}"
+    if facts.unverified:
+        yield f"its config.json, once it is in the cache, counts for {', '.join(facts.unverified)}"
+    yield f"{facts.spec.parameters:,} weights, held as {form.weights}"
+    if degree > 1:
+        yield f"one of {degree} devices that share it:"
+    yield ""
+
+
+def _print_capacity(found: "MemoryCapacity") -> None:
+    from manylora.system.byte_sizes import byte_text
+
+    typer.echo("\n".join(found.plan.lines()))
+    left = found.plan.available_bytes - sum(found.plan.parts.values())
+    typer.echo(f"  {'left' if left >= 0 else 'missing':<15}{abs(left) / (1 << 20):8.1f} MiB\n")
+    numbers = ("context", "streams", "with all memory left as KV cache")
+    rows = [(str(room.context), str(room.planned), str(room.most)) for room in found.streams]
+    print_table(numbers, rows, numbers=numbers)
+    typer.echo()
+    if found.plan.bank_bytes:
+        adapters = ("LoRA rank", "targets", "bytes", "in the bank")
+        print_table(
+            adapters,
+            [(str(each.rank), each.targets, byte_text(each.num_bytes), str(each.number)) for each in found.adapters],
+            numbers=("LoRA rank", "bytes", "in the bank"),
+        )
+        typer.echo()
+    columns = ("devices", "weights of each", "KV a token of each", "fits")
+    print_table(columns, map(_degree_cells, found.degrees), numbers=columns[:3])
+
+
+def _degree_cells(room: "DegreeRoom") -> tuple[str, ...]:
+    from manylora.system.byte_sizes import byte_text
+
+    fits = "yes" if room.objection is None else "no"
+    return str(room.degree), byte_text(room.weight_bytes), byte_text(room.kv_token_bytes), fits
+
+
+def remedies(found: "MemoryCapacity") -> str:
+    """Return the changes with which the base would fit, each for itself."""
+    parts = [f"it fits with --quantize {form}" for form in found.forms]
+    if (needed := found.degree_needed) is None:
+        parts.append("it fits on no number of such devices that divides it")
+    else:
+        parts.append(f"it needs {needed} such devices (tensor-parallel degree {needed})")
+    return "".join(f"; {part}" for part in parts)
+
+
+def serve_command(base: str, found: "MemoryCapacity") -> str:
+    """Return the command that starts a server with the plan."""
+    engine, model = found.config.engine, found.config.model
+    quantize = "" if model.quantize == "none" else f" --quantize {model.quantize}"
+    settings = {"kv_bytes": engine.kv_bytes, "max_running": engine.max_running, "memory_bytes": engine.memory_bytes}
+    shown = "".join(f" --set engine.{name}={value}" for name, value in settings.items() if value)
+    return f"manylora serve --base {base}{quantize} --max-model-len {found.plan.max_model_len}{shown}"
+
+
+def capacity_fields(facts: "BaseFacts", form: "StorageForm", found: "MemoryCapacity", degree: int) -> dict[str, object]:
+    """Return the plan and its capacity as JSON values; sizes are bytes, of one device."""
+    return {
+        "base": facts.name,
+        "shape_from": "catalog" if facts.directory is None else str(facts.directory / "config.json"),
+        "unverified": list(facts.unverified),
+        "parameters": facts.spec.parameters,
+        "weights": form.weights,
+        "kv_bytes_per_token": found.kv_token_bytes,
+        "tensor_parallel": degree,
+        "fits": found.objection is None,
+        "why_not": found.objection,
+        "plan": dataclasses.asdict(found.plan),
+        "streams": [dataclasses.asdict(room) for room in found.streams],
+        "adapters": [dataclasses.asdict(room) for room in found.adapters],
+        "quantize_that_fits": list(found.forms),
+        "degree_needed": found.degree_needed,
+        "degrees": [dataclasses.asdict(room) for room in found.degrees],
+    }

@@ -1,0 +1,38 @@
+"""The parts of a memory plan that are read before a start: the base's shape, the back end's storage, the memory.
+
+No weight is read, no kernel is compiled, nothing is fetched. Imports without torch.
+"""
+
+import os
+
+from manylora.config.folders import cache_dir
+from manylora.config.settings import Config
+from manylora.errors import StartupError
+from manylora.kernels.cpu.native.build import has_compiler
+from manylora.kernels.storage_form import FLOAT32, StorageForm, expected_form
+from manylora.models.fetch.catalog import describe
+from manylora.system.resources import find_resources
+from manylora.wiring.memory_plan import base_sizes, plan_memory
+
+
+def planned_form(config: Config) -> StorageForm:
+    """Return the storage of the back end that the settings choose; without a compiler that of the reference kernels."""
+    return expected_form(config.model.kernels, config.model.quantize) if has_compiler() else FLOAT32
+
+
+def available_bytes(config: Config) -> int:
+    """Return the bytes that a server may take: `engine.memory_bytes`, or what this machine has left."""
+    return config.engine.memory_bytes or find_resources((os.getpid(),)).memory_bytes
+
+
+def refuse_impossible_plan(config: Config) -> None:
+    """Raise `MemoryPlanImpossible` for a base that cannot fit, before it is fetched.
+
+    A base whose shape is unknown here, since its repository was not pulled or its files are damaged, passes: the fetch
+    and the start check it.
+    """
+    try:
+        facts = describe(config.model.base, cache_dir(config))
+    except StartupError:
+        return
+    plan_memory(config, base_sizes(config, facts.spec, planned_form(config)), available_bytes=available_bytes(config))

@@ -1,0 +1,174 @@
+"""`manylora plan`: the plan of `serve`, its capacity, and refusals by name with exit code 1."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from manylora.cli import app
+from manylora.config.settings import load_config
+from manylora.errors import ConfigInvalid, ManyloraError, MemoryPlanImpossible
+from manylora.kernels.storage_form import BFLOAT16
+from manylora.models.fetch.catalog import describe
+from manylora.wiring.memory_plan import base_sizes, plan_memory
+from manylora.wiring.planning import refuse_impossible_plan
+
+GIB = 1 << 30
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MANYLORA_MODEL_CACHE_DIR", str(tmp_path))
+
+
+def plan(*words: str) -> Result:
+    return CliRunner().invoke(app, ["plan", *words])
+
+
+def fields(*words: str) -> dict[str, Any]:
+    result = plan("--json", *words)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return {"exit_code": result.exit_code, "stderr": result.stderr, **json.loads(result.stdout)}
+
+
+def test_the_plan_is_the_one_of_serve(tmp_path: Path) -> None:
+    found = fields("--base", "LLAMA-2-7B-CHAT", "--device-memory", "24GiB")
+    config = load_config(flags={"model.base": "LLAMA-2-7B-CHAT", "engine.memory_bytes": 24 * GIB})
+    spec = describe("Llama-2-7b-chat", tmp_path).spec
+    served = plan_memory(config, base_sizes(config, spec, BFLOAT16), available_bytes=24 * GIB)
+    assert {name: found["plan"][name] for name in served.__slots__} == {
+        name: getattr(served, name) for name in served.__slots__
+    }
+    assert found["base"] == "Llama-2-7b-chat"
+    assert (found["fits"], found["exit_code"], found["degree_needed"]) == (True, 0, 1)
+
+
+def test_streams_are_those_whose_blocks_fit() -> None:
+    found = fields("--base", "llama-2-7b", "--device-memory", "24GiB")
+    rooms = {room["context"]: (room["planned"], room["most"]) for room in found["streams"]}
+    assert rooms == {256: (64, 67), 1024: (16, 16), 4096: (4, 4)}
+
+
+def test_a_stream_of_a_sliding_window_takes_that_window_alone() -> None:
+    found = fields("--base", "mistral-7b-instruct", "--device-memory", "24GiB")
+    rooms = {room["context"]: room["most"] for room in found["streams"]}
+    assert rooms[32768] == rooms[8192] < rooms[2048]
+
+
+def test_adapters_fill_the_bank() -> None:
+    found = fields("--base", "llama-2-7b", "--device-memory", "24GiB")
+    rooms = {(room["rank"], room["targets"]): (room["num_bytes"], room["number"]) for room in found["adapters"]}
+    assert rooms[16, "all"] == (79_953_920, GIB // 79_953_920)
+    assert rooms[8, "q,v"] == (8_388_608, 128)
+
+
+def test_streams_that_are_asked_for_get_their_kv_cache_and_the_command(tmp_path: Path) -> None:
+    words = ("--base", "llama-2-7b", "--device-memory", "24GiB", "--context", "1024", "--streams", "16")
+    found = fields(*words)
+    assert found["plan"]["kv_bytes"] == 16 * 1024 * 524_288
+    assert found["streams"][-1] == {"context": 1024, "planned": 16, "most": 17}
+    [command] = [line for line in plan(*words).stdout.splitlines() if line.startswith("manylora serve")]
+    assert "--max-model-len 1024 --set engine.kv_bytes=8589934592" in command
+    many = fields(*words[:-1], "100")
+    assert (many["fits"], many["exit_code"]) == (False, 1)
+    largest = int(many["stderr"].partition("the largest engine.kv_bytes that fits is ")[2].partition(";")[0])
+    given = (*words[:-2], "--set")
+    assert fields(*given, f"engine.kv_bytes={largest}")["fits"]
+    assert not fields(*given, f"engine.kv_bytes={largest + 16 * 524_288}")["fits"]
+
+
+def test_a_kv_cache_that_is_set_counts_for_the_streams() -> None:
+    words = ("--base", "llama-2-7b", "--device-memory", "24GiB", "--set", "engine.kv_bytes=4294967296", "--streams")
+    assert fields(*words, "2")["fits"]
+    assert "engine.kv_bytes = 4294967296 holds 2 streams of 4096 positions" in fields(*words, "3")["stderr"]
+
+
+def test_a_base_that_does_not_fit_names_the_remedies() -> None:
+    found = fields("--base", "llama-2-70b", "--device-memory", "80GB")
+    assert (found["fits"], found["exit_code"], found["degree_needed"]) == (False, 1, 2)
+    assert found["quantize_that_fits"] == ["int8", "int4"]
+    assert found["stderr"].startswith("manylora: Llama-2-70b: the memory plan does not fit: weights 131562.5 MiB")
+    assert "it fits with --quantize int8; it fits with --quantize int4; it needs 2 such devices" in found["stderr"]
+
+
+@pytest.mark.parametrize(
+    ("quantize", "least"), [("none", 2 * 46_702_792_704), ("int8", 46_702_792_704), ("int4", 29_000_000_000)]
+)
+def test_quantised_weights_and_their_scales_count(quantize: str, least: int) -> None:
+    found = fields("--base", "mixtral-8x7b-instruct", "--device-memory", "100GiB", "--quantize", quantize)
+    assert least <= found["plan"]["weight_bytes"] <= 1.02 * least
+    assert found["fits"]
+
+
+def test_a_device_of_several_has_its_share() -> None:
+    words = ("--base", "llama-2-70b", "--device-memory", "80GB", "--tensor-parallel")
+    one, eight = fields(*words, "1"), fields(*words, "8")
+    assert eight["fits"]
+    assert eight["kv_bytes_per_token"] * 8 == one["kv_bytes_per_token"]
+    assert {room["degree"]: room["weight_bytes"] for room in one["degrees"]}[8] == eight["plan"]["weight_bytes"]
+    assert 8 * eight["plan"]["weight_bytes"] < 1.001 * one["plan"]["weight_bytes"]
+
+
+def test_a_base_in_the_cache_is_planned_by_its_config(tmp_path: Path) -> None:
+    known = describe("code-llama-70b-instruct", tmp_path).known
+    assert known is not None
+    folder = tmp_path / "bases" / known.name
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({**known.config, "max_position_embeddings": 16384}))
+    words = ("--base", "code-llama-70b-instruct", "--device-memory", "200GiB", "--context", "16384")
+    assert fields(*words)["shape_from"] == str(folder / "config.json")
+    (folder / "config.json").unlink()
+    with pytest.raises(ConfigInvalid, match="--context must be 2 to 4096, the window of Code-llama-70b-instruct"):
+        raise_of(*words)
+
+
+def raise_of(*words: str) -> None:
+    """Raise the error that `main` prints as one line before it exits with 1."""
+    result = plan(*words)
+    assert result.stdout == ""
+    assert isinstance(result.exception, ManyloraError), result.output
+    raise result.exception
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--device-memory", "-1GiB"), "--device-memory must be a size of 1 MiB to 1 PiB.*'-1GiB'"),
+        (("--device-memory", "0"), "--device-memory must be"),
+        (("--device-memory", "9999999TiB"), "--device-memory must be"),
+        (("--device-memory", "1e9GiB"), "--device-memory must be"),
+        (("--device-memory", "nan"), "--device-memory must be"),
+        (("--device-memory", "24XB"), "--device-memory must be"),
+        (("--set", "engine.memory_bytes=-1"), "engine.memory_bytes must be at least 0"),
+        (("--set", f"engine.memory_bytes={1 << 60}"), "engine.memory_bytes must be at most"),
+        (("--set", f"engine.kv_bytes={1 << 60}"), "engine.kv_bytes must be at most"),
+        (("--context", "-5"), "--context must be 2 to 4096, the window of Llama-2-7b"),
+        (("--context", "1"), "--context must be"),
+        (("--context", "5000"), "--context must be 2 to 4096"),
+        (("--streams", "0"), "--streams must be 1 to 1000000. Given: 0"),
+        (("--streams", "-3"), "--streams must be"),
+        (("--streams", "10000000000"), "--streams must be"),
+        (("--quantize", "int3"), "model.quantize must be one of none, int8, int4. Given: int3"),
+        (("--tensor-parallel", "3"), "degree 3 does not divide the 32 attention heads.*1, 2, 4, 8, 16, 32"),
+        (("--tensor-parallel", "0"), "degree 0 is not 1 to 1,024"),
+        (("--base", "lama-2-7b"), "no base model 'lama-2-7b': did you mean Llama-2-7b"),
+        (("--base", "no/such"), "base model no/such is not in .*run: manylora pull no/such"),
+    ],
+)
+def test_bad_input_is_refused_by_name(words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ManyloraError, match=said):
+        raise_of("--base", "llama-2-7b", *words)
+
+
+def test_serve_refuses_what_cannot_fit_before_it_is_fetched(tmp_path: Path) -> None:
+    words = ["serve", "--base", "llama-2-70b", "--port", "0", "--set", f"engine.memory_bytes={GIB}"]
+    result = CliRunner().invoke(app, words)
+    assert isinstance(result.exception, MemoryPlanImpossible)
+    assert "llama-2-70b: the memory plan does not fit: weights 131562.5 MiB" in result.exception.message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_base_of_unknown_shape_is_left_to_the_fetch() -> None:
+    refuse_impossible_plan(load_config(flags={"model.base": "no/such"}, environ={}))
