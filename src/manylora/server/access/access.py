@@ -29,6 +29,11 @@ class Admission:
     is_metered: bool = False
     """The meter settles the admission with the request's charge, which may come long after the reply."""
 
+    @property
+    def streams(self) -> int:
+        """Number of the request's sequences that may be under way at one time."""
+        return self.reservation.streams
+
     def headers(self) -> dict[str, str]:
         """Return the `x-ratelimit-…` headers as the caller's limits stand now."""
         return self.limiter.headers(self.reservation)
@@ -136,8 +141,13 @@ class Access:
         return TenantState.ACTIVE if facts is None else facts.state
 
     def enter(self, caller: Caller, *, sequences: int) -> Admission:
-        """Count a request against the caller's limits, before any work for it. Raises `LimitExceeded`."""
-        reservation = self._limiter.enter(dict(caller.limits), streams=sequences, is_batch=caller.is_batch)
+        """Count a request against the caller's limits, before any work for it. Raises `LimitExceeded`.
+
+        `Admission.streams` of its `sequences` may be under way at one time.
+        """
+        limits, is_batch = dict(caller.limits), caller.is_batch
+        streams = self._limiter.streams_left(limits, sequences, is_batch=is_batch)
+        reservation = self._limiter.enter(limits, streams=streams, is_batch=is_batch)
         return Admission(caller, reservation, self._limiter)
 
     async def reserve(self, admission: Admission, *, base: str, prompt_tokens: int, budget_tokens: int) -> None:

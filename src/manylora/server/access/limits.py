@@ -110,6 +110,19 @@ class Limiter:
                 holder.requests.level -= 1
         return reservation
 
+    def streams_left(self, limits: Mapping[str, Limits], wanted: int, *, is_batch: bool = False) -> int:
+        """Return the number of sequences that every holder has left for a request: at most `wanted`, at least 1 of any.
+
+        The limits and `is_batch` are those of `enter`.
+        """
+        left = wanted
+        for name, own in limits.items():
+            if own.concurrent_streams is not None:
+                holder = self._holders.get(name)
+                most = own.concurrent_streams // 2 if is_batch else own.concurrent_streams
+                left = min(left, most - (0 if holder is None else holder.streams))
+        return max(left, min(1, wanted))
+
     def reserve(self, reservation: Reservation, tokens: int) -> None:
         """Reserve the largest number of tokens that a request can use, from every holder or from none.
 

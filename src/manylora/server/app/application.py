@@ -118,7 +118,7 @@ def create_app(
     clock = clock or SystemClock()
     access = access or Access(clock)
     models, meters = ModelRouter([open_model(config, served, client, tokenizer, clock, access.directory)]), Meters()
-    admission = AdmissionControl(config.server.max_concurrent_requests)
+    admission = AdmissionControl(config.server.max_concurrent_requests, max_waiting=config.engine.max_waiting)
     service = GenerationService(
         models=models, admission=admission, meters=meters, clock=clock, access=access, meter=meter
     )

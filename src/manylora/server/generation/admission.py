@@ -1,4 +1,7 @@
-"""Admission control: a limit on the sequences under way, a fair share of it for each tenant, and draining."""
+"""Admission control: a limit on the sequences under way, a fair share of it for each tenant, and draining.
+
+A request with more sequences than it has places runs them in waves: as one sequence ends, the next one begins.
+"""
 
 import asyncio
 from collections import Counter
@@ -9,6 +12,11 @@ from manylora.errors import InvalidParameter, Overloaded, Unavailable
 from manylora.ids import TenantId
 from manylora.sharing import has_place
 
+MAX_SEQUENCES = 2048
+"""Sequences of one request, over all of its waves; the length of OpenAI's longest list of inputs."""
+WAVE_DIVISOR = 2
+"""Divisor of the limit: one request has that part of the places at most, so that others of its tenant find some."""
+
 
 class AdmissionControl:
     """Counts the sequences under way and refuses those above a limit. It belongs to one event loop.
@@ -16,11 +24,17 @@ class AdmissionControl:
     is_draining  whether to refuse every new request; the caller sets it
     """
 
-    def __init__(self, limit: int) -> None:
-        """`limit` is the largest number of sequences at one time."""
+    def __init__(self, limit: int, *, max_waiting: int | None = None) -> None:
+        """Start with all places free.
+
+        Args:  limit        largest number of sequences at one time
+               max_waiting  the engine's limit on requests that wait, which one request may fill by half
+        """
         self.num_sequences = 0
         self.is_draining = False
         self._limit = limit
+        narrow = limit if max_waiting is None else min(limit, max_waiting)
+        self._largest_wave = max(1, narrow // WAVE_DIVISOR)
         self._held: Counter[TenantId] = Counter()  # number of sequences by tenant; no entry for none
         self._left = asyncio.Event()  # set at each release of a place
 
@@ -28,16 +42,11 @@ class AdmissionControl:
     def admit(self, tenant: TenantId, num_sequences: int, *, is_batch: bool = False) -> Iterator[None]:
         """Hold a place for each sequence. Lines of batches have half of the places at most.
 
-        Raises `Overloaded` when no place is left for the tenant (see `sharing`), `Unavailable` while the server drains,
-        `InvalidParameter` for more sequences than there are places.
+        Raises `Overloaded` when no place is left for the tenant (see `sharing`), `Unavailable` while the server drains.
         """
         if self.is_draining:
             raise Unavailable("the server is shutting down; repeat the request")
-        if num_sequences > self._limit:
-            raise InvalidParameter(f"the request asks for {num_sequences} sequences; the limit is {self._limit}")
-        held = self._held[tenant]
-        limit = max(self._limit // 2, num_sequences) if is_batch else self._limit
-        if not has_place(held=held, taken=self.num_sequences, wanted=num_sequences, limit=limit):
+        if not self._has_place(tenant, num_sequences, is_batch=is_batch):
             raise Overloaded("Model is overloaded")
         self._count(tenant, num_sequences)
         try:
@@ -45,6 +54,22 @@ class AdmissionControl:
         finally:
             self._count(tenant, -num_sequences)
             self._left.set()
+
+    def wave_of(self, tenant: TenantId, num_sequences: int, *, is_batch: bool = False) -> int:
+        """Return the number of a request's sequences that may be under way at one time, at least 1 of any.
+
+        Raises `InvalidParameter` for more than `MAX_SEQUENCES` sequences.
+        """
+        if num_sequences > MAX_SEQUENCES:
+            raise InvalidParameter(f"the request asks for {num_sequences} sequences; the limit is {MAX_SEQUENCES}")
+        wave = min(num_sequences, self._largest_wave)
+        while wave > 1 and not self._has_place(tenant, wave, is_batch=is_batch):
+            wave -= 1
+        return wave
+
+    def _has_place(self, tenant: TenantId, wanted: int, *, is_batch: bool) -> bool:
+        limit = max(1, self._limit // 2) if is_batch else self._limit
+        return has_place(held=self._held[tenant], taken=self.num_sequences, wanted=wanted, limit=limit)
 
     def _count(self, tenant: TenantId, change: int) -> None:
         self.num_sequences += change

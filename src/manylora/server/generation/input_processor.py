@@ -147,7 +147,17 @@ class InputProcessor:
         if order.bad_words:
             bad_words = await self._in_thread(lambda: _bad_words(order.bad_words, rules.tokenizer))
             order = dataclasses.replace(order, sampling=dataclasses.replace(order.sampling, bad_words=bad_words))
-        return tuple([await self._prepared(order, prompt, adapter, rules, caller) for prompt in order.prompts])
+        prepared: list[PreparedPrompt] = []
+        num_tokens = 0
+        for prompt in order.prompts:
+            prepared.append(await self._prepared(order, prompt, adapter, rules, caller))
+            num_tokens += len(prepared[-1].tokens)
+            if order.most_prompt_tokens is not None and num_tokens > order.most_prompt_tokens:
+                raise InvalidParameter(
+                    f"`{order.prompt_field}` may have at most {order.most_prompt_tokens} tokens in all",
+                    parameter=order.prompt_field,
+                )
+        return tuple(prepared)
 
     async def adapter(
         self, name: str | None, fields: AdapterFields, caller: Caller, *, field: str = "adapter_id"

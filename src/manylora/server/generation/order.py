@@ -88,6 +88,7 @@ class Order:
     truncate         number of the prompt's last tokens to keep; None: all; `LONGEST_PROMPT`: as many as fit
     pooling          the form of the result of a request that generates nothing; None: it generates
     truncate_budget  number of generated tokens for which truncation leaves room; None: one
+    most_prompt_tokens  tokens of all prompts together at most; None: any number
     prompt_logprobs  alternatives beside each token of the prompts, 0..20; None: the prompts are not scored
     …_field          the request's field in the text of an error
     """
@@ -109,6 +110,7 @@ class Order:
     pooling: Pooling | None = None
     truncate: int | None = None
     truncate_budget: int | None = None
+    most_prompt_tokens: int | None = None
     prompt_logprobs: int | None = None
     adapter_field: str = "adapter_id"
     prompt_field: str = "prompt"

@@ -4,7 +4,7 @@ An output detokenises a sequence, cuts the text at stop strings, and lists token
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from manylora.clock import Clock
 from manylora.engine.events import AdapterUse, Finished, FinishReason, PooledValues, PromptScore, TokenEvent
@@ -216,19 +216,31 @@ class SequenceOutput:
 class RequestOutputs:
     """The outputs of one request's sequences, in any order, and the times of the first tokens.
 
-    Sequence numbers are prompt number × sequences per prompt + sequence of that prompt.
+    Sequence numbers are prompt number × sequences per prompt + sequence of that prompt. At the end of a sequence the
+    next one begins, as long as there is one, so that a request has no more sequences at one time than places.
 
+    sequences      those that have begun, by their numbers
     first_token_s  moment of the first token of any sequence
     adapter_use    the adapter use of the first sequence with one
     queue_ms       the time in the queue of the first sequence that began
     """
 
-    def __init__(self, sequences: Sequence[SequenceOutput], clock: Clock) -> None:
-        self.sequences = sequences
+    def __init__(
+        self, begun: Sequence[SequenceOutput], begin_next: Callable[[], SequenceOutput | None], clock: Clock
+    ) -> None:
+        """Take over the first sequences. `begin_next` begins the next one, or returns None if all have begun."""
+        self.sequences = list(begun)
         self.first_token_s: float | None = None
         self.adapter_use: AdapterUse | None = None
         self.queue_ms: float | None = None
+        self._begin_next = begin_next
         self._clock = clock
+
+    def _next(self) -> SequenceOutput | None:
+        """Begin the next sequence and return it; None: all have begun."""
+        if (sequence := self._begin_next()) is not None:
+            self.sequences.append(sequence)
+        return sequence
 
     @property
     def streams(self) -> list[SequenceStream]:
@@ -269,7 +281,7 @@ class RequestOutputs:
 
     async def collect(self) -> None:
         """Read all sequences to their ends. Raises as soon as one of them has failed."""
-        readers = [asyncio.ensure_future(self._drain(sequence)) for sequence in self.sequences]
+        readers = [asyncio.ensure_future(self._drain(sequence)) for sequence in list(self.sequences)]
         try:
             await asyncio.gather(*readers)
         finally:
@@ -291,6 +303,8 @@ class RequestOutputs:
                     piece = self._take(sequence)
                     if piece.end is not None:
                         del reading[index]
+                        if (newcomer := self._next()) is not None:
+                            reading[newcomer.index] = newcomer
                     yield piece
 
     def note_arrived(self) -> None:
@@ -298,11 +312,12 @@ class RequestOutputs:
         if any(isinstance(stream.peek(), TokenEvent) for stream in self.streams):
             self._note_first()
 
-    async def _drain(self, sequence: SequenceOutput) -> None:
-        while True:
+    async def _drain(self, sequence: SequenceOutput | None) -> None:
+        """Read a sequence to its end, and after it those that begin in its place."""
+        while sequence is not None:
             await sequence.stream.ready()
             if self._take(sequence).end is not None:
-                return
+                sequence = self._next()
 
     def _take(self, sequence: SequenceOutput) -> Piece:
         event = sequence.stream.take()

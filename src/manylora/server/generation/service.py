@@ -1,6 +1,7 @@
 """The generation service: it runs an order from its admission to its settlement."""
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
@@ -11,6 +12,7 @@ from manylora.adapter_state import AdapterState
 from manylora.charging import Charge
 from manylora.clock import Clock
 from manylora.engine.events import FinishReason
+from manylora.engine.request import Request
 from manylora.errors import AdapterTextChanged, ManyloraError, RequestRejected
 from manylora.http.callers import Caller
 from manylora.server.access.access import Access, Admission
@@ -67,13 +69,15 @@ class GenerationService:
 
     @contextmanager
     def admit(self, caller: Caller, num_sequences: int) -> Iterator[Admission]:
-        """Hold a place for each sequence in the caller's limits and in the server, before any work for them.
+        """Hold places for the sequences in the caller's limits and in the server, before any work for them.
 
-        Raises `LimitExceeded`, and as `AdmissionControl.admit`.
+        `Admission.streams` of them may be under way at one time.
+        Raises `LimitExceeded`, and as `AdmissionControl.wave_of` and `admit`.
         """
-        admission = self.access.enter(caller, sequences=num_sequences)
+        wave = self.admission.wave_of(caller.tenant, num_sequences, is_batch=caller.is_batch)
+        admission = self.access.enter(caller, sequences=wave)
         try:
-            with self.admission.admit(caller.tenant, num_sequences, is_batch=caller.is_batch):
+            with self.admission.admit(caller.tenant, admission.streams, is_batch=caller.is_batch):
                 yield admission
         finally:
             if not admission.is_metered:
@@ -89,8 +93,8 @@ class Completion:
     """One attempt at an order, from its admission to its settlement. Use it with `async with`.
 
     Entering takes these in order: places in the caller's limits and in the server, the tokens of the prompts, a
-    reservation of tokens and credit, a usage record, and sequences in the engine. Leaving notes the figures, aborts the
-    sequences that have not ended and releases the rest.
+    reservation of tokens and credit, a usage record, and sequences in the engine: as many as there are places, and
+    another one at each end. Leaving notes the figures, aborts the sequences that have not ended and releases the rest.
 
     prompts  the prepared prompts, once entered
     outputs  the outputs to read; call `settle` before the last part of the reply
@@ -107,6 +111,7 @@ class Completion:
         self._caller = arrival.caller
         self._held = ExitStack()  # places in the limits and in the server
         self._usage: OpenUsage | None = None
+        self._waiting: deque[tuple[Request, int]] = deque()  # sequences not in the engine yet, with their prompts
         self._streams: list[SequenceStream] = []  # of sequences that reached the engine
         self._is_submitted = False
 
@@ -115,8 +120,10 @@ class Completion:
             self._admission = self._enter()
             self.prompts = await self.model.inputs.prepare(self.order, self._caller)
             await self._reserve()
-            self._submit()
-            self.outputs = RequestOutputs(self._sequences(), self._service.clock)
+            self._open_usage()
+            begun = self._begin(self._admission.streams)
+            self._is_submitted = True
+            self.outputs = RequestOutputs(begun, self._begin_next, self._service.clock)
         except BaseException as error:
             self._give_back(error)
             raise
@@ -138,8 +145,7 @@ class Completion:
     # ── entering ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _enter(self) -> Admission:
-        num_sequences = self.order.num_sequences * len(self.order.prompts)
-        return self._held.enter_context(self._service.admit(self._caller, num_sequences))
+        return self._held.enter_context(self._service.admit(self._caller, self.num_sequences))
 
     async def _reserve(self) -> None:
         await self._service.access.reserve(
@@ -149,8 +155,8 @@ class Completion:
             budget_tokens=sum(prompt.num_sequences * prompt.stop.max_new_tokens for prompt in self.prompts),
         )
 
-    def _submit(self) -> None:
-        """Open the usage record and submit all sequences; withdraw those that do not reach the engine."""
+    def _open_usage(self) -> None:
+        """Write the begin of the usage record, which lists all sequences."""
         caller, meter = self._caller, self._service.meter
         numbered = [
             (request, number) for number, prompt in enumerate(self.prompts) for request in prompt.requests(caller)
@@ -165,31 +171,36 @@ class Completion:
             is_streamed = self.order.is_stream
             self._usage = meter.open(payer, numbered, base=self.model.name, is_streamed=is_streamed, owner=self)
             self._admission.is_metered = True
+        self._waiting.extend(numbered)
         # The engine is another process, which may begin and even answer before the next line runs.
         self.begun_s = self._service.clock.monotonic_s() - 1e-3 * max(each.rules.waited_ms for each in self.prompts)
-        try:
-            for request, _ in numbered:
-                self._streams.append(self.model.engine.generate(request))
-        except BaseException:
-            if meter is not None and self._usage is not None:
-                meter.withdraw(self._usage, [request.id for request, _ in numbered[len(self._streams) :]])
-            raise
-        self._is_submitted = True
 
-    def _sequences(self) -> list[SequenceOutput]:
-        """Return the readers of the submitted sequences."""
-        prompts = [prompt for prompt in self.prompts for _ in range(prompt.num_sequences)]
-        return [
-            SequenceOutput(
-                index,
-                stream,
-                prompt.rules.tokenizer,
-                self.order.form,
-                keeps_stop=prompt.keeps_stop,
-                shown=prompt.shown_tokens,
-            )
-            for index, (stream, prompt) in enumerate(zip(self._streams, prompts, strict=True))
-        ]
+    def _begin(self, count: int) -> list[SequenceOutput]:
+        begun = [self._begin_next() for _ in range(count)]
+        return [sequence for sequence in begun if sequence is not None]
+
+    def _begin_next(self) -> SequenceOutput | None:
+        """Submit the next sequence and return its reader; None: all have been submitted."""
+        if not self._waiting:
+            return None
+        request, number = self._waiting[0]
+        self._streams.append(self.model.engine.generate(request))
+        self._waiting.popleft()
+        prompt = self.prompts[number]
+        return SequenceOutput(
+            len(self._streams) - 1,
+            self._streams[-1],
+            prompt.rules.tokenizer,
+            self.order.form,
+            keeps_stop=prompt.keeps_stop,
+            shown=prompt.shown_tokens,
+        )
+
+    def _withdraw_waiting(self) -> None:
+        """Give up the sequences that have not reached the engine."""
+        if self._usage is not None and self._service.meter is not None and self._waiting:
+            self._service.meter.withdraw(self._usage, [request.id for request, _ in self._waiting])
+        self._waiting.clear()
 
     # ── facts of the request ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -202,6 +213,11 @@ class Completion:
     def model_name(self) -> str:
         """The name of the base model or the adapter, as the caller spells it."""
         return self.adapter.id_for(self.arrival.tenant) if self.adapter else self.model.name
+
+    @property
+    def num_sequences(self) -> int:
+        """Number of sequences of all prompts, begun or not."""
+        return self.order.num_sequences * len(self.order.prompts)
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -299,11 +315,12 @@ class Completion:
             outputs.num_generated_tokens,
             times_ms,
             self.begun_s - self.arrival.arrived_s,
-            is_whole=len(outputs.finished) == len(outputs.sequences),
+            is_whole=len(outputs.finished) == self.num_sequences,
         )
 
     def _give_back(self, error: BaseException | None) -> None:
         reason = FinishReason.DISCONNECT if error is None else self._why_left(error)
+        self._withdraw_waiting()
         for stream in self._streams:
             stream.close(reason)
         self._release(is_free=isinstance(error, asyncio.CancelledError))

@@ -20,6 +20,7 @@ def pooled_order(
     prompt_field: str,
     model: str | None = None,
     truncate: int | None = None,
+    most_tokens: int | None = None,
 ) -> Order:
     """Return the order of a body. The adapter's own fields win over `model`, which may name it, too."""
     adapter = adapter_fields(naming)
@@ -40,6 +41,7 @@ def pooled_order(
         form=_NO_TEXT,
         pooling=pooling,
         truncate=truncate,
+        most_prompt_tokens=most_tokens,
         prompt_field=prompt_field,
         truncate_field="truncate_prompt_tokens",
     )

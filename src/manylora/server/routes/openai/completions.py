@@ -138,7 +138,7 @@ class OpenAIRoutes:
         self, context: HttpContext, shape: _Shape, options: OpenAIOptions, completion: Completion
     ) -> None:
         envelope = _envelope(context, shape, options, completion, is_stream=True)
-        writers = [call_writer(completion) for _ in completion.outputs.sequences]
+        writers = [call_writer(completion) for _ in range(completion.num_sequences)]
         chunks = _Chunks(shape, options, envelope, _echoes(options, completion), writers)
         await completion.outputs.wait_for_head(self._settings.stream_head_wait_s)
         await context.begin_stream(head_of(completion))

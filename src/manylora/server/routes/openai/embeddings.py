@@ -4,6 +4,8 @@ import base64
 from functools import partial
 
 from fastapi import APIRouter
+from msgspec import Raw
+from msgspec.json import encode
 
 from manylora.clock import Clock
 from manylora.config.groups.server import ServerConfig
@@ -17,6 +19,9 @@ from manylora.server.routes.pooled import pooled_order, rows_of
 from manylora.server.schemas.body import Bounds, read_body
 from manylora.server.schemas.openai.embeddings import EmbeddingBody
 from manylora.server.schemas.openai.replies import EmbeddingReply
+
+MAX_INPUT_TOKENS = 300_000
+"""Tokens of all inputs together; OpenAI's own limit."""
 
 
 def embeddings_router(routes: "EmbeddingRoutes", guards: Guards, clock: Clock) -> APIRouter:
@@ -58,6 +63,7 @@ class EmbeddingRoutes:
             prompt_field="input",
             model=body.model,
             truncate=body.truncate_prompt_tokens,
+            most_tokens=MAX_INPUT_TOKENS,
         )
         context.model = None if order.adapter.recipe else order.adapter_name or ""
         await self._service.run(order, context, partial(self._reply, context, body.encoding_format == "base64"))
@@ -65,8 +71,9 @@ class EmbeddingRoutes:
     async def _reply(self, context: HttpContext, is_base64: bool, completion: Completion) -> None:
         await completion.outputs.collect()
         await completion.settle()
+        # Numbers become text one vector at a time: as Python objects they take many times the bytes of the reply.
         vectors = [
-            base64.b64encode(pooled.data).decode() if is_base64 else rows_of(pooled)[0]
+            base64.b64encode(pooled.data).decode() if is_base64 else Raw(encode(rows_of(pooled)[0]))
             for pooled in completion.outputs.pooled
         ]
         tokens = completion.num_prompt_tokens
