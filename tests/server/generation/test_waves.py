@@ -8,10 +8,10 @@ import pytest
 
 from manylora.clock import ManualClock
 from manylora.engine.request import Request
-from manylora.errors import Overloaded
+from manylora.errors import InvalidParameter, Overloaded
 from manylora.ids import TenantId
 from manylora.server.access.limits import Limiter
-from manylora.server.generation.admission import MAX_SEQUENCES, AdmissionControl
+from manylora.server.generation.admission import MAX_SEQUENCES, MAX_WAITING_SIZE, AdmissionControl
 from manylora.tenancy import Limits
 from tests.server.asgi_client import calling
 from tests.server.conftest import House
@@ -168,6 +168,29 @@ def test_a_wave_has_the_places_that_are_left_for_its_tenant() -> None:
                 pass
     assert AdmissionControl(1).wave_of(ACME, 2) == 1
     assert AdmissionControl(512, max_waiting=6).wave_of(ACME, 100) == 3
+
+
+def test_the_prompts_that_wait_for_places_are_bounded_and_shared() -> None:
+    control, other = AdmissionControl(8), TenantId("other")
+    with pytest.raises(InvalidParameter, match=f"the limit is {MAX_WAITING_SIZE}"), control.hold_prompts(ACME, 2**24):
+        pass
+    with control.hold_prompts(ACME, MAX_WAITING_SIZE):
+        with pytest.raises(Overloaded), control.hold_prompts(ACME, 1000):
+            pass
+        with control.hold_prompts(other, 1000):
+            pass
+    with control.hold_prompts(ACME, MAX_WAITING_SIZE):
+        pass
+
+
+def test_only_requests_beyond_their_places_count_their_prompts(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        with house.app.admission.hold_prompts(TenantId("default"), MAX_WAITING_SIZE):
+            assert (await house.post("/v1/embeddings", {"input": ["Hi"] * 4})).status_code == 200
+            assert (await house.post("/v1/embeddings", {"input": ["Hi"] * 5})).status_code == 503
+        assert (await house.post("/v1/embeddings", {"input": ["Hi"] * 5})).status_code == 200
+
+    in_house(scenario, max_concurrent_requests=8)
 
 
 def test_a_request_has_the_streams_that_its_limits_leave() -> None:

@@ -37,8 +37,9 @@ class ServerConfig:
         512,
         low=1,
         text="""
-        Sequences in the server at once: `n`, `best_of` and several prompts count one each. A further request gets 503
-        `overloaded` with Retry-After.
+        Sequences in the server at once: `n`, `best_of` and several prompts count one each. One request has half of them
+        at most, and begins its next sequence as one ends. A request that finds no place gets 503 `overloaded` with
+        Retry-After.
         """,
     )
     max_best_of: int = setting(

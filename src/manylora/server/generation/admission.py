@@ -16,6 +16,8 @@ MAX_SEQUENCES = 2048
 """Sequences of one request, over all of its waves; the length of OpenAI's longest list of inputs."""
 WAVE_DIVISOR = 2
 """Divisor of the limit: one request has that part of the places at most, so that others of its tenant find some."""
+MAX_WAITING_SIZE = 2**23
+"""Characters, or tokens, of the prompts of all requests that have more sequences than places; bounds their memory."""
 
 
 class AdmissionControl:
@@ -36,6 +38,8 @@ class AdmissionControl:
         narrow = limit if max_waiting is None else min(limit, max_waiting)
         self._largest_wave = max(1, narrow // WAVE_DIVISOR)
         self._held: Counter[TenantId] = Counter()  # number of sequences by tenant; no entry for none
+        self._size = 0  # of the prompts of requests with more sequences than places
+        self._sizes: Counter[TenantId] = Counter()  # the same by tenant; no entry for none
         self._left = asyncio.Event()  # set at each release of a place
 
     @contextmanager
@@ -66,6 +70,31 @@ class AdmissionControl:
         while wave > 1 and not self._has_place(tenant, wave, is_batch=is_batch):
             wave -= 1
         return wave
+
+    @contextmanager
+    def hold_prompts(self, tenant: TenantId, size: int) -> Iterator[None]:
+        """Count the prompts of a request with more sequences than places, before they become tokens.
+
+        Args:    size  characters of texts, and tokens of prompts that are tokens
+        Raises:  `Overloaded` while those of other requests leave too little, `InvalidParameter` for too large ones
+        """
+        if size > MAX_WAITING_SIZE:
+            raise InvalidParameter(
+                f"the prompts have {size} characters and tokens together; the limit is {MAX_WAITING_SIZE}"
+            )
+        if not has_place(held=self._sizes[tenant], taken=self._size, wanted=size, limit=MAX_WAITING_SIZE):
+            raise Overloaded("Model is overloaded")
+        self._count_prompts(tenant, size)
+        try:
+            yield
+        finally:
+            self._count_prompts(tenant, -size)
+
+    def _count_prompts(self, tenant: TenantId, change: int) -> None:
+        self._size += change
+        self._sizes[tenant] += change
+        if not self._sizes[tenant]:
+            del self._sizes[tenant]
 
     def _has_place(self, tenant: TenantId, wanted: int, *, is_batch: bool) -> bool:
         limit = max(1, self._limit // 2) if is_batch else self._limit

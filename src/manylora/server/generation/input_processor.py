@@ -308,8 +308,7 @@ class InputProcessor:
                 return await self._tokens(rules, text, add_special_tokens=add_special_tokens), len(text)
             case ChatPrompt():
                 text = await self._rendered(prompt, rules, caller.tenant)
-                characters = sum(len(message["content"]) for message in prompt.messages)
-                return await self._tokens(rules, text, add_special_tokens=False), characters
+                return await self._tokens(rules, text, add_special_tokens=False), prompt.size
         return prompt.tokens, len(prompt.tokens)
 
     async def _tokens(self, rules: TextRules, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:

@@ -44,12 +44,22 @@ class TextPrompt:
     text: str
     add_special_tokens: bool = True
 
+    @property
+    def size(self) -> int:
+        """Number of characters."""
+        return len(self.text)
+
 
 @dataclass(frozen=True, slots=True)
 class TokenPrompt:
     """A prompt as token ids."""
 
     tokens: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of tokens."""
+        return len(self.tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +76,11 @@ class ChatPrompt:
     continues_last: bool = False
     instead: str = "use /v1/completions"
     tools: ToolSet | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of characters of the messages' contents."""
+        return sum(len(message["content"]) for message in self.messages)
 
 
 PromptInput = TextPrompt | TokenPrompt | ChatPrompt
@@ -116,3 +131,8 @@ class Order:
     prompt_field: str = "prompt"
     budget_field: str = "max_tokens"
     truncate_field: str = "truncate"
+
+    @property
+    def size(self) -> int:
+        """Number of characters of all prompts that are texts, and of tokens of those that are tokens."""
+        return sum(prompt.size for prompt in self.prompts)

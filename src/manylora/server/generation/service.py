@@ -145,7 +145,10 @@ class Completion:
     # ── entering ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _enter(self) -> Admission:
-        return self._held.enter_context(self._service.admit(self._caller, self.num_sequences))
+        admission = self._held.enter_context(self._service.admit(self._caller, self.num_sequences))
+        if self.num_sequences > admission.streams:
+            self._held.enter_context(self._service.admission.hold_prompts(self._caller.tenant, self.order.size))
+        return admission
 
     async def _reserve(self) -> None:
         await self._service.access.reserve(
