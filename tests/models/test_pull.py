@@ -180,7 +180,7 @@ def test_a_wheel_with_other_content_is_refused(tmp_path: Path) -> None:
 
 
 class _Hub(ThreadingHTTPServer):
-    """As much of a hub as the client asks for: one repository `org/model`, and `org/gated`, which is."""
+    """As much of a hub as the client asks for, with one repository `org/model`."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), _HubRequest)
@@ -206,8 +206,6 @@ class _HubRequest(BaseHTTPRequestHandler):
         if path == "/api/models/org/model":
             siblings = [self._listed(name, body) for name, body in self.server.files.items()]
             self._answer(json.dumps({"id": "org/model", "sha": COMMIT, "siblings": siblings}).encode())
-        elif path.startswith("/api/models/org/gated"):
-            self._answer(b"{}", 403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"})
         elif path.startswith(f"/org/model/resolve/{COMMIT}/") and name in self.server.files:
             if self.command == "GET":
                 self.server.fetched.append(name)
@@ -269,15 +267,6 @@ def test_an_unsupported_model_costs_no_download(hub: _Hub, tmp_path: Path) -> No
     with pytest.raises(ModelUnsupported, match="GemmaForCausalLM"):
         pull("org/model", tmp_path, endpoint=url(hub))
     assert not any(name.endswith(".safetensors") for name in hub.fetched)
-
-
-@pytest.mark.parametrize(
-    ("name", "said"), [("org/gated", "licence to be accepted"), ("org/unknown", "knows no model org/unknown")]
-)
-def test_what_the_hub_refuses_says_what_to_do(name: str, said: str, hub: _Hub, tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFound) as caught:
-        pull(name, tmp_path, endpoint=url(hub))
-    assert said in caught.value.message
 
 
 def test_a_repository_of_pickles_is_refused(hub: _Hub, tmp_path: Path) -> None:

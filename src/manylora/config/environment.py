@@ -6,6 +6,9 @@ from pathlib import Path
 KEY_VARIABLE, URL_VARIABLE = "MANYLORA_KEY", "MANYLORA_URL"
 """Not settings: the key that verbs such as `manylora tenants` show a running server, and the address of that server."""
 
+HUB_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+"""Variables of the hub's own client, which reads their values; the first one counts."""
+
 
 def environment() -> dict[str, str]:
     """Return a copy of the environment, for a program that starts as from a person's shell."""
@@ -20,6 +23,11 @@ def caller_key() -> str | None:
 def caller_url() -> str | None:
     """Return the address of the running server that verbs talk to; None: the environment has none."""
     return os.environ.get(URL_VARIABLE) or None
+
+
+def hub_token_variable() -> str | None:
+    """Return the name of the variable with the token of a Hugging Face hub; None: the environment has none."""
+    return next((name for name in HUB_TOKEN_VARIABLES if os.environ.get(name, "").strip()), None)
 
 
 def child_environment() -> dict[str, str]:

@@ -2,14 +2,14 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from manylora.errors import ModelNotFound
 from manylora.models.checkpoints.quantization import read_scheme
+from manylora.models.fetch.hub_refusals import translated
 from manylora.models.spec import read_json, read_spec
 from manylora.models.text.token_files import TOKENIZER_FILE
 
@@ -32,13 +32,16 @@ _WANTED = (
 )
 
 
-def fetch_repository(repository: str, directory: Path, report: Progress, *, endpoint: str | None = None) -> None:
+def fetch_repository(
+    repository: str, directory: Path, report: Progress, *, endpoint: str | None = None, licence: str | None = None
+) -> None:
     """Fetch the files of `org/name` into `directory`; files already there and unchanged are not fetched again.
 
     config.json comes first and is checked, so that an unsupported model costs no long download.
+    Args:    licence  short name of the licence, for the messages; None: unknown here
     Raises:  `ModelNotFound` if something cannot be fetched, `ModelUnsupported` from the check
     """
-    with _translated(repository):
+    with translated(repository, licence):
         from huggingface_hub import HfApi, hf_hub_download
 
         found = HfApi(endpoint=endpoint).model_info(repository, files_metadata=True)
@@ -113,30 +116,3 @@ def _progress_bar(report: Progress, total: int) -> type[Any]:
             report("download", min(done, total), total)
 
     return Reporter
-
-
-@contextmanager
-def _translated(repository: str) -> Iterator[None]:
-    """Turn the client's errors into `StartupError`s, with the remedy."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise ModelNotFound(
-            f"{repository} asks for its licence to be accepted: do so at https://huggingface.co/{repository} and set "
-            "HF_TOKEN to a token of that account"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise ModelNotFound(
-            f"the hub knows no model {repository}, or it is private: check the name, or set HF_TOKEN"
-        ) from error
-    except (errors.EntryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise ModelNotFound(f"a file of {repository} could not be fetched: {error}") from error
-    # Any other status, a connection that fails (the client's HTTPError is its HTTP library's), or a full disk.
-    except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # imported there, not declared
-        raise ModelNotFound(
-            f"{repository} could not be fetched: {error}. Run the same command again to go on where it stopped"
-        ) from error
-    except errors.HFValidationError as error:
-        raise ModelNotFound(f"{repository!r} is not a name on the hub: {error}") from error

@@ -24,7 +24,7 @@ from manylora.errors import ManyloraError, ModelNotFound, ModelUnsupported
 from manylora.models.checkpoint_files import checked_entries
 from manylora.models.fetch import catalog, checksums
 from manylora.models.fetch.gguf_base import find_gguf
-from manylora.models.fetch.known_bases import DEFAULT
+from manylora.models.fetch.known_bases import DEFAULT, KnownBase
 from manylora.models.spec import read_json, read_spec
 from manylora.models.text.token_files import TOKENIZER_FILE, missing_tokenizer, read_base_files
 
@@ -90,9 +90,22 @@ def pull(
     def fetch(partial: Path) -> None:
         from manylora.models.fetch.hub import fetch_repository  # here: only such a pull needs the hub's client
 
-        fetch_repository(repository, partial, report, endpoint=endpoint)
+        if known is not None:
+            log.info("%s", _announced(known))
+        licence = None if known is None else known.licence
+        fetch_repository(repository, partial, report, endpoint=endpoint, licence=licence)
 
     return install(target, fetch, resume=True, examine=examine)
+
+
+def _announced(known: KnownBase) -> str:
+    """Return the line before a pull: repository, licence, gate and token."""
+    from manylora.models.fetch.hub_refusals import token_place
+
+    gate = ", given to accounts that accepted it on the hub" if known.is_gated else ""
+    place = token_place()
+    token = "without a token" if place is None else f"with the token in {place}"
+    return f"{known.name} is {known.repository} ({known.licence}{gate}), fetched {token}"
 
 
 def check_base(directory: Path) -> None:
