@@ -1,15 +1,16 @@
 """Attention over long contexts beside the two ceilings of the machine: how much longer than a read of keys and values.
 
-    python -m benchmarks.arithmetic.attention [--threads N] [--seconds S] [--json OUT]
+    python -m benchmarks.arithmetic.attention [--threads N] [--seconds S] [--only decode|chunk] [--json OUT]
 
 One layer of each shape. A decoding step has one row a sequence and is bound by memory: its ratio is its time ÷ (bytes
-of keys and values ÷ read bandwidth). A chunk of a prompt is bound by arithmetic: its figure is operations a second.
-Each round measures the bandwidth, then every case once, so that a busy machine disturbs all alike, and each ratio is of
-one round. Several threads are timed by the clock; one thread by its own processor time, which other work on the machine
-disturbs less.
+of keys and values ÷ read bandwidth), by the reads just before and after it. A read is of one buffer from end to end,
+in large pages as the cache is. A chunk of a prompt is bound by arithmetic: its figure is operations a second. The cases
+take turns, so that a busy machine disturbs all alike. Several threads are timed by the clock; one thread by its own
+processor time, which other work on the machine disturbs less.
 """
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from benchmarks.arithmetic.graphs import Work, graph_of
 from manylora.bench.machine import describe
 from manylora.bench.statistics import extremes, median
 from manylora.kernels.cpu.backend import CpuKernels
+from manylora.kernels.cpu.kv import untouched_zeros
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.operands import AttentionBatch, KvCache, StepInput
 from manylora.kernels.table_of_operations import Operations
@@ -95,36 +97,42 @@ def attention(kernels: CpuKernels, case: Case) -> Work:
 
 def measure(
     works: dict[Case, Work], read: Callable[[], int], seconds: float, clock: Callable[[], float]
-) -> tuple[list[float], dict[Case, list[float]]]:
-    """Return the bandwidth of each round and the seconds of each case in it; the first round is warm-up."""
-    rates: list[float] = []
-    times: dict[Case, list[float]] = {case: [] for case in works}
-    end = time.perf_counter() + seconds
-    while len(rates) < 4 or time.perf_counter() < end:
+) -> dict[Case, list[tuple[float, float]]]:
+    """Return for each case (seconds, bytes a second of the reads beside it) of each round; the first round warms up."""
+    found: dict[Case, list[tuple[float, float]]] = {case: [] for case in works}
+
+    def rate() -> float:
         start = clock()
-        num_bytes = read()
-        rates.append(num_bytes / (clock() - start))
+        return read() / (clock() - start)
+
+    end = time.perf_counter() + seconds
+    for number in itertools.count():
+        if number >= 4 and time.perf_counter() > end:
+            return {case: taken[1:] for case, taken in found.items()}
+        before = rate()
         for case, work in works.items():
             start = clock()
             work()
-            times[case].append(clock() - start)
-    return rates[1:], {case: taken[1:] for case, taken in times.items()}
+            took, after = clock() - start, rate()
+            found[case].append((took, (before + after) / 2))
+            before = after
+    raise AssertionError  # the count has no end
 
 
-def report(rates: list[float], flops: float, times: dict[Case, list[float]]) -> dict[str, dict[str, Any]]:
+def report(flops: float, measured: dict[Case, list[tuple[float, float]]]) -> dict[str, dict[str, Any]]:
     """Print a line for each case; return the figures."""
     figures: dict[str, dict[str, Any]] = {}
-    for case, taken in times.items():
-        figure: dict[str, Any] = {"ms": extremes([1e3 * one for one in taken])}
+    for case, taken in measured.items():
+        times = [seconds for seconds, _ in taken]
+        figure: dict[str, Any] = {"ms": extremes([1e3 * one for one in times])}
         if case.rows == 1:
-            ratios = [one * rate / case.kv_bytes for one, rate in zip(taken, rates, strict=True)]
-            figure["over_read"] = extremes(ratios)
+            figure["over_read"] = extremes([seconds * rate / case.kv_bytes for seconds, rate in taken])
             text = f"{figure['over_read']['median']:6.2f} × a read of {case.kv_bytes / 1e6:.0f} MB"
         else:
-            figure["gflops"] = extremes([case.operations / one / 1e9 for one in taken], 1)
+            figure["gflops"] = extremes([case.operations / one / 1e9 for one in times], 1)
             text = f"{figure['gflops']['median']:6.1f} GFLOP/s, {figure['gflops']['median'] * 1e9 / flops:.2f} of peak"
         figures[case.name] = figure
-        print(f"{case.name:45}{median(taken) * 1e3:9.2f} ms  {text}")
+        print(f"{case.name:45}{median(times) * 1e3:9.2f} ms  {text}")
     return figures
 
 
@@ -132,12 +140,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--only", choices=("decode", "chunk"), help="cases of one kind")
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     native = NativeLibrary(options.threads)
-    kernels, buffer, functions = CpuKernels(native), torch.ones(64 << 20), native.functions
+    kernels, functions = CpuKernels(native), native.functions
+    buffer = untouched_zeros(64 << 20, torch.float32)
+    functions.ml_advise_huge(buffer.data_ptr(), buffer.nbytes)
+    buffer.fill_(1.0)
     facts = describe() | {"isa": native.isa, "threads": options.threads}
     print("\n".join(f"{key:12} {value}" for key, value in facts.items()))
     flops = functions.ml_measure_flops(native.pool, 20)
@@ -146,11 +158,13 @@ def main() -> None:
         functions.ml_measure_bandwidth(native.pool, buffer.data_ptr(), buffer.numel(), 1)
         return buffer.nbytes
 
-    works = {case: attention(kernels, case) for case in CASES}
+    chosen = [case for case in CASES if options.only is None or (case.rows == 1) == (options.only == "decode")]
+    works = {case: attention(kernels, case) for case in chosen}
     clock = time.thread_time if options.threads == 1 else time.perf_counter
-    rates, times = measure(works, read, options.seconds, clock)
+    measured = measure(works, read, options.seconds, clock)
+    rates = [rate for taken in measured.values() for _, rate in taken]
     print(f"ceilings     {median(rates) / 1e9:.1f} GB/s read, {flops / 1e9:.1f} GFLOP/s multiply-add in registers")
-    figures = report(rates, flops, times)
+    figures = report(flops, measured)
     if options.json:
         result = {**facts, "read_bytes_s": extremes(rates, 0), "fma_flops_s": flops, "results": figures}
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
