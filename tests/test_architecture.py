@@ -13,10 +13,8 @@ import pytest
 
 from manylora import errors
 from tests.support.durations import listed
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, SOURCE, files_by_room
 from tests.support.rooms import PAGE, with_rooms
-
-SOURCE = ROOT / "src" / "manylora"
 
 FLOORS: dict[str, list[set[str]]] = {
     "": [
@@ -226,8 +224,13 @@ def floor_of(package: str, name: str) -> int:
     return next(number for number, floor in enumerate(FLOORS[package]) if name in floor)
 
 
-@pytest.mark.parametrize("path", modules(), ids=relative)
-def test_imports_go_down_or_stay_in_the_room(path: Path) -> None:
+@pytest.mark.parametrize("room", files_by_room())
+def test_imports_go_down_or_stay_in_the_room(room: str) -> None:
+    for path in files_by_room()[room]:
+        assert_imports_go_down(path)
+
+
+def assert_imports_go_down(path: Path) -> None:
     if path.name == "__init__.py" and path.parent == SOURCE:
         return
     own = relative(path).removesuffix(".py").removesuffix("/__init__")
@@ -326,8 +329,13 @@ def test_there_are_no_import_cycles() -> None:
         visit(path, ())
 
 
-@pytest.mark.parametrize("path", modules(), ids=relative)
-def test_only_the_named_files_reach_outside(path: Path) -> None:
+@pytest.mark.parametrize("room", files_by_room())
+def test_only_the_named_files_reach_outside(room: str) -> None:
+    for path in files_by_room()[room]:
+        assert_is_named_if_it_reaches_outside(path)
+
+
+def assert_is_named_if_it_reaches_outside(path: Path) -> None:
     name = relative(path)
     if name not in MAY_READ_ENVIRONMENT:
         assert not uses(path, "os.environ", "os.getenv"), f"{name} reads the environment"

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.paths import files_by_room
 
-SOURCE = ROOT / "src" / "manylora"
 HEADLESS = re.compile(r"(What|Whether|Who|Whom|Whose|Which|Where|When|How|Why|Whoever|Whatever)\b")
 INDEFINITE = re.compile(r"\b(nobody|somebody|anybody|whoever|whomever|is told|are told|tells)\b", re.IGNORECASE)
-FILES = sorted(SOURCE.rglob("*.py"))
+FILES = files_by_room()
 
 
 def docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -35,14 +34,20 @@ def attribute_docstrings(body: list[ast.stmt]) -> Iterator[tuple[int, str]]:
                 yield after.lineno, value.value
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SOURCE).as_posix())
-def test_a_docstring_begins_with_a_noun_or_a_verb(path: Path) -> None:
-    found = docstrings(ast.parse(path.read_text(encoding="utf-8")))
-    assert [f"{line}: {text.splitlines()[0]}" for line, text in found if HEADLESS.match(text)] == []
+def strings_and_comments(path: Path) -> Iterator[tuple[int, str]]:
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+        if token.type in (tokenize.STRING, tokenize.COMMENT):
+            yield token.start[0], token.string
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SOURCE).as_posix())
-def test_no_sentence_has_an_indefinite_person(path: Path) -> None:
-    tokens = tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline)
-    texts = [(token.start[0], token.string) for token in tokens if token.type in (tokenize.STRING, tokenize.COMMENT)]
-    assert [f"{line}: {match[0]}" for line, text in texts for match in INDEFINITE.finditer(text)] == []
+@pytest.mark.parametrize("room", FILES)
+def test_a_docstring_begins_with_a_noun_or_a_verb(room: str) -> None:
+    for path in FILES[room]:
+        found = docstrings(ast.parse(path.read_text(encoding="utf-8")))
+        assert [f"{path}:{line}: {text.splitlines()[0]}" for line, text in found if HEADLESS.match(text)] == []
+
+
+@pytest.mark.parametrize("room", FILES)
+def test_no_sentence_has_an_indefinite_person(room: str) -> None:
+    found = [(path, *text) for path in FILES[room] for text in strings_and_comments(path)]
+    assert [f"{path}:{line}: {match[0]}" for path, line, text in found for match in INDEFINITE.finditer(text)] == []

@@ -55,8 +55,8 @@ def test_it_refuses_to_start_with_settings_that_do_not_fit(words: tuple[str, ...
 
 
 def test_a_taken_port_is_told(tmp_path: Path) -> None:
-    with running_control(tmp_path / "kept") as plane:
-        port = plane.url.rpartition(":")[2]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
         words = ["control", "--port", port, "--set", f"control.dir={tmp_path}"]
         result = CliRunner().invoke(app, [*words, "--set", f"control.edge_token={EDGE_TOKEN}"])
         assert isinstance(result.exception, ConfigInvalid)

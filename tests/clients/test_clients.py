@@ -10,7 +10,7 @@ from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.clients, pytest.mark.base, pytest.mark.slow]
 
-IN_EVERY_RUN = ("openai", "lorax")
+IN_EVERY_RUN = ("openai",)
 
 
 @pytest.mark.parametrize("name", IN_EVERY_RUN)

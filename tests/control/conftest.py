@@ -19,8 +19,8 @@ from tests.control.postgres_server import PostgresServer, find_postgres, postgre
 Scenario = Callable[[Database], Coroutine[Any, Any, None]]
 WITHOUT_SQL = {
     "tests/control": ("app", "deployments", "http", "routes"),
-    "tests/control/billing": ("test_periods",),
-    "tests/control/registry": ("test_copies", "test_registry_admin", "test_uploads", "test_version_reports"),
+    "tests/control/billing": ("test_account_reads", "test_corrections", "test_periods"),
+    "tests/control/registry": ("test_copies", "test_registry", "test_uploads", "test_version_reports"),
     "tests/control/tenants": ("test_audit", "test_key_lines", "test_key_powers"),
 }
 """Folders and files whose subject is no statement: PostgreSQL under them is for the long runs."""

@@ -133,6 +133,7 @@ def test_a_backup_is_taken_while_records_come_in(tmp_path: Path) -> None:
         assert (act["name"], act["by_tenant"], act["address"]) == ("backup.tar", "operator", "on the machine")
 
 
+@pytest.mark.long  # twenty backups
 def test_a_backup_is_taken_while_uploads_come_and_go(tmp_path: Path) -> None:
     """Versions are published and deleted, in their own folders and whole repositories, as fast as it goes."""
     config = settings(tmp_path / "old")

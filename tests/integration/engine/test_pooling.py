@@ -17,6 +17,7 @@ from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.ids import Flow, RequestId, mint_request_id
 from manylora.kernels.select import select_kernels
 from manylora.wiring.engine import build_engine
+from tests.conftest import long
 from tests.models.tiny_tokenizers import save_byte_level
 from tests.support.classifiers import make_classifier, oracle_classes, oracle_hidden
 from tests.support.serving import make_cache
@@ -169,7 +170,7 @@ def mixed_requests() -> list[Request]:
     ]
 
 
-@pytest.fixture(params=["native", "native-bf16"])
+@pytest.fixture(params=["native", *long("native-bf16")])
 def pair(base: TinyBase, request: pytest.FixtureRequest) -> Iterator[tuple[Engine, Engine]]:
     """A crowded engine, which chunks and preempts, and a roomy one."""
     crowded = open_engine(base, request.param, rows=16, kv_blocks=36)

@@ -8,6 +8,7 @@ from torch import Tensor
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.linear import Bf16Linear, why_not_bf16
 from manylora.kernels.operands import Packed
+from tests.conftest import long
 from tests.kernels.cases import native, random
 from tests.kernels.eager import EagerKernels, eager
 
@@ -16,7 +17,7 @@ SHAPES = ((16, 16), (1, 8), (33, 71), (960, 576), (100, 1537), (65, 4100), (47, 
 """(outputs, inputs): one panel and many, whole and cut off, alone and in pairs of panels; even and odd inputs."""
 
 
-@pytest.fixture(params=[1, 2, 4], ids="{}-threads".format)
+@pytest.fixture(params=[4, *long(1, 2)], ids="{}-threads".format)
 def operator(request: pytest.FixtureRequest) -> EagerKernels:
     return eager(native(request.param), Bf16Linear(native(request.param)))
 

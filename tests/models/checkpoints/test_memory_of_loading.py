@@ -105,8 +105,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("files", "kernels", "item_bytes"),
     [
         ("base", "native", 2),
-        *long(("base", "reference", 4), ("mixture", "native", 2)),
-        ("gguf_base", "native", 2),
+        *long(("base", "reference", 4), ("gguf_base", "native", 2), ("mixture", "native", 2)),
     ],
 )
 def test_loading_takes_the_packed_total_and_no_further_tensor(
