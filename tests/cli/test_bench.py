@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.forked_commands import ForkedCommands
+from tests.forks import forks
 from tests.models.tiny_tokenizers import save_sentencepiece
 from tests.support.tiny import make_base
 
@@ -66,9 +66,9 @@ def test_a_profile_accounts_for_the_whole_step(base: Path, tmp_path: Path) -> No
     ],
 )
 def test_what_cannot_be_measured_is_refused(
-    base: Path, tmp_path: Path, commands: ForkedCommands, arguments: tuple[str, ...], message: str
+    base: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    done = commands.run(["bench", "--base", str(base), "--adapters", "0", *arguments], folder=tmp_path)
+    done = forks().run(["bench", "--base", str(base), "--adapters", "0", *arguments], folder=tmp_path)
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr

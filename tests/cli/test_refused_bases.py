@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.cli.forked_commands import ForkedCommands
+from tests.forks import forks
 from tests.models.test_llama import SMALL, save_random
 from tests.models.tiny_tokenizers import save_byte_level
 from tests.support.serving import make_cache
@@ -67,9 +67,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_a_base_that_cannot_be_served_is_refused_by_name(
-    name: str, model: Path, commands: ForkedCommands, tmp_path: Path
-) -> None:
+def test_a_base_that_cannot_be_served_is_refused_by_name(name: str, model: Path, tmp_path: Path) -> None:
     refusal, base = REFUSALS[name], tmp_path / "base"
     base.mkdir()
     for file in model.iterdir():
@@ -81,7 +79,7 @@ def test_a_base_that_cannot_be_served_is_refused_by_name(
     cache = make_cache(tmp_path / "cache")
     settings = [f"model.cache_dir={cache}", f"metering.dir={tmp_path / 'm'}", *refusal.flags]
     words = ["serve", "--base", str(base), "--port", "0", *(f"--set={each}" for each in settings)]
-    ended = commands.run(words, folder=tmp_path)
+    ended = forks().run(words, folder=tmp_path)
     assert ended.returncode == 1, ended.stderr
     assert "weights loaded" not in ended.stderr + ended.stdout
     assert "Traceback" not in ended.stderr

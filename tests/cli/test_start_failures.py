@@ -13,8 +13,8 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from manylora.config.environment import child_environment
-from tests.cli.forked_commands import ForkedCommands
 from tests.conftest import missing
+from tests.forks import forks
 from tests.models.test_llama import SMALL, save_random
 from tests.models.tiny_tokenizers import save_byte_level
 from tests.support.serving import make_cache
@@ -199,16 +199,14 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_the_system_refuses_is_one_sentence(
-    name: str, base: Path, commands: ForkedCommands, tmp_path: Path
-) -> None:
+def test_what_the_system_refuses_is_one_sentence(name: str, base: Path, tmp_path: Path) -> None:
     case = CASES[name]
     if case.user is not None and os.geteuid() != 0:
         missing("only root can become another user")
     if "port that takes rights" in name and _lowest_free_port() <= 80:
         pytest.skip("this machine lets anyone listen on port 80")
     case.prepare(tmp_path)
-    ended = run(case, base, tmp_path) if case.program or case.output else forked(commands, case, base, tmp_path)
+    ended = run(case, base, tmp_path) if case.program or case.output else forked(case, base, tmp_path)
     _end_held()
     assert ended.returncode == 1, ended.stderr
     assert "Traceback" not in ended.stderr
@@ -281,9 +279,9 @@ def run(case: Case, base: Path, tmp_path: Path) -> "subprocess.CompletedProcess[
     return subprocess.CompletedProcess(ended.args, ended.returncode, printed, ended.stderr)
 
 
-def forked(commands: ForkedCommands, case: Case, base: Path, tmp_path: Path) -> "subprocess.CompletedProcess[str]":
+def forked(case: Case, base: Path, tmp_path: Path) -> "subprocess.CompletedProcess[str]":
     words = [filled(word, base, tmp_path) for word in case.words]
-    return commands.run(words, folder=tmp_path, environment=environment_of(case, base, tmp_path), user=case.user)
+    return forks().run(words, folder=tmp_path, own_environment=environment_of(case, base, tmp_path), user=case.user)
 
 
 def environment_of(case: Case, base: Path, tmp_path: Path) -> dict[str, str]:

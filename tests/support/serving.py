@@ -3,13 +3,13 @@
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from manylora.clock import SystemClock
 from manylora.config.folders import cache_dir
+from tests.forks import COMMAND, Fork, forks
 
 START_WAIT_S = 120
 STOP_WAIT_S = 60
@@ -28,21 +28,27 @@ def make_cache(folder: Path) -> Path:
 
 
 @contextmanager
-def running_server(
-    log: Path, *flags: str, command: Sequence[str] = (sys.executable, "-m", "manylora")
-) -> Iterator[str]:
-    """Yield the address of a server on a free port; it must drain and exit with 0 at the end."""
+def running_server(log: Path, *flags: str, command: Sequence[str] = ()) -> Iterator[str]:
+    """Yield the address of a server on a free port; it must drain and exit with 0 at the end.
+
+    command  of a process of its own; without it the server is a fork, whose imports are done
+    """
     own = [f"--set={group}.dir={log.parent / group}" for group in ("control", "metering")]
-    words = [*command, "serve", "--port", "0", *own, *flags]
-    with log.open("wb") as output, subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT) as process:
-        try:
-            yield _wait_for_url(process, log)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(STOP_WAIT_S) == 0, log.read_text(encoding="utf-8")
+    words = ["serve", "--port", "0", *own, *flags]
+    process: Fork | subprocess.Popen[bytes]
+    if command:
+        with log.open("wb") as output:
+            process = subprocess.Popen([*command, *words], stdout=output, stderr=subprocess.STDOUT)
+    else:
+        process = forks().start(COMMAND, words, output=log, errors=log)
+    try:
+        yield _wait_for_url(process, log)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(STOP_WAIT_S) == 0, log.read_text(encoding="utf-8")
 
 
-def _wait_for_url(process: "subprocess.Popen[bytes]", log: Path) -> str:
+def _wait_for_url(process: "Fork | subprocess.Popen[bytes]", log: Path) -> str:
     clock = SystemClock()
     end_s = clock.monotonic_s() + START_WAIT_S
     while clock.monotonic_s() < end_s and process.poll() is None:

@@ -8,14 +8,14 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from manylora.cli import app
-from tests.server.app.test_server_process import running
+from tests.server.app.test_server_process import forked_server
 
 Run = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with running(tmp_path_factory.mktemp("served"), "adapters.load_timeout_s=0.3") as (_, client):
+    with forked_server(tmp_path_factory.mktemp("served"), "adapters.load_timeout_s=0.3") as (_, client):
         yield str(client.base_url)
 
 

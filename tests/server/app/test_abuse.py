@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.server.app.test_connections import said
-from tests.server.app.test_server_process import running, until
+from tests.server.app.test_server_process import forked_server, until
 
 JSON = b"Content-Type: application/json\r\n"
 WHOLE = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -21,7 +21,7 @@ NUM_IDLE = 1000
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[psutil.Process, httpx2.Client]]:
-    with running(tmp_path_factory.mktemp("abused"), "server.max_connections=2000") as (process, client):
+    with forked_server(tmp_path_factory.mktemp("abused"), "server.max_connections=2000") as (process, client):
         yield psutil.Process(process.pid), client
 
 

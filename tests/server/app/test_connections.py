@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from manylora.http.connections import ConnectionLimits
-from tests.server.app.test_server_process import running
+from tests.server.app.test_server_process import forked_server, is_answered, until
 
 MOST = 8
 HALF_A_HEAD = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "
@@ -20,11 +20,21 @@ CLOSE = b"\r\nConnection: close\r\n\r\n"
 WHOLE = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
+SETTINGS = (f"server.max_connections={MOST}", "control.signup_open=true", "server.auth=on", "control.free_bases=tiny")
+
+
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
-    settings = ("server.head_timeout_s=0.4", "server.body_idle_s=0.4", f"server.max_connections={MOST}")
-    sign_ups = ("control.signup_open=true", "server.auth=on")
-    with running(tmp_path_factory.mktemp("served"), *settings, *sign_ups, "control.free_bases=tiny") as (_, client):
+    own = ("server.head_timeout_s=0.4", "server.body_idle_s=0.4")
+    with forked_server(tmp_path_factory.mktemp("served"), *own, *SETTINGS) as (_, client):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
+    """The client of a server that ends no connection for its silence while a test is slow."""
+    own = ("server.head_timeout_s=60", "server.body_idle_s=60")
+    with forked_server(tmp_path_factory.mktemp("patient"), *own, *SETTINGS) as (_, client):
         yield client
 
 
@@ -85,11 +95,11 @@ def test_a_head_without_end_is_refused(client: httpx2.Client) -> None:
 
 
 @pytest.mark.parametrize("endless", [b"X-One: ", b";extension="], ids=["trailer", "chunk extension"])
-def test_trailers_without_end_are_refused(client: httpx2.Client, endless: bytes) -> None:
-    key = client.post("/v1/signup", json={"id": f"trailing-{len(endless)}"}).json()["key"]["key"]
+def test_trailers_without_end_are_refused(patient: httpx2.Client, endless: bytes) -> None:
+    key = patient.post("/v1/signup", json={"id": f"trailing-{len(endless)}"}).json()["key"]["key"]
     head = HALF_A_BODY.replace(b"Content-Length: 99\r\n\r\n{", b"Transfer-Encoding: chunked\r\n")
     begun = b"0\r\n" if endless.startswith(b"X") else b"5"
-    with connect(client) as connection:
+    with connect(patient) as connection:
         named = f"Authorization: Bearer {key}\r\nExpect: 100-continue\r\n\r\n".encode()
         connection.sendall(head + named + b"2\r\n{}\r\n" + begun + endless)
         assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -121,17 +131,15 @@ def test_what_is_no_http_gets_an_error_of_the_usual_form(client: httpx2.Client, 
     assert json.loads(body)["code"] == "invalid_http"
 
 
-def test_connections_beyond_the_limit_are_closed_and_room_comes_back(client: httpx2.Client) -> None:
-    held = [connect(client) for _ in range(MOST)]  # the client's own may count, too
-    with connect(client) as one_more:
+def test_connections_beyond_the_limit_are_closed_and_room_comes_back(patient: httpx2.Client) -> None:
+    held = [connect(patient) for _ in range(MOST)]  # the client's own may count, too
+    with connect(patient) as one_more:
         one_more.settimeout(20)
         with contextlib.suppress(ConnectionResetError):
             assert one_more.recv(1) == b""
     for connection in held:
-        with contextlib.suppress(ConnectionResetError):
-            assert said(connection)[:12] in (b"HTTP/1.1 408", b"")
         connection.close()
-    assert client.get("/health").status_code == 200
+    until(lambda: is_answered(patient))
 
 
 def test_a_loopback_caller_s_word_for_its_address_counts_for_nothing(client: httpx2.Client) -> None:

@@ -11,7 +11,7 @@ from schemathesis.core.result import Ok
 from schemathesis.core.transport import Response
 
 from manylora.http.paths import SERVER_ROUTES
-from tests.server.app.test_server_process import running
+from tests.server.app.test_server_process import forked_server
 
 NOT_BUILT, OVERLOADED, SERVER_ERRORS = 501, 503, 500
 WAIT_S = 20
@@ -28,7 +28,7 @@ def examples(request: pytest.FixtureRequest) -> int:
 @pytest.fixture(scope="module", params=[(), KEYS], ids=["open", "keyed"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """The address of a server, and a key if it asks for keys."""
-    with running(tmp_path_factory.mktemp("generated"), *request.param) as (_, client):
+    with forked_server(tmp_path_factory.mktemp("generated"), *request.param) as (_, client):
         key = ""
         if request.param:
             reply = client.post("/v1/signup", json={"id": "generated"})

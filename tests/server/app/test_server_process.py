@@ -18,7 +18,9 @@ from manylora.clock import SystemClock
 from manylora.errors import ConfigInvalid
 from manylora.http.listener import listen
 from tests.conftest import long
+from tests.forks import Fork, forks
 from tests.support.paths import ROOT
+from tests.support.waiting import wait_for
 
 
 @contextmanager
@@ -36,6 +38,23 @@ def running(directory: Path, *assignments: str) -> Iterator[tuple["subprocess.Po
             process.kill()
 
 
+@contextmanager
+def forked_server(directory: Path, *assignments: str) -> Iterator[tuple[Fork, httpx2.Client]]:
+    """The same as a fork, whose imports are done and whose end is not what a test is about."""
+    printed, errors = directory / "printed", directory / "errors"
+    words = [str(directory), *assignments]
+    process = forks().start("tests.server.serve_fake", words, output=printed, errors=errors, folder=ROOT)
+    try:
+        wait_for(lambda: process.poll() is not None or "\nREADY " in f"\n{printed.read_text()}")
+        assert process.poll() is None, errors.read_text()
+        url = printed.read_text().partition("READY ")[2].split()[0]
+        with httpx2.Client(base_url=url, timeout=20) as client:
+            yield process, client
+    finally:
+        process.kill()
+        process.wait()
+
+
 def until(holds: Callable[[], bool]) -> None:
     clock = SystemClock()
     end_s = clock.monotonic_s() + 20
@@ -45,7 +64,7 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 def test_a_closed_connection_aborts_the_request(tmp_path: Path) -> None:
-    with running(tmp_path) as (_, client):
+    with forked_server(tmp_path) as (_, client):
         for path in ("/generate_stream", "/generate"):
             patience = httpx2.Timeout(20, read=0.3 if path == "/generate" else 20)
             with httpx2.Client(base_url=client.base_url, timeout=patience) as leaving:
@@ -101,7 +120,7 @@ def test_a_taken_port_is_named_with_what_to_do(tmp_path: Path) -> None:
 
 
 def test_operators_are_told_from_strangers_on_a_real_socket(tmp_path: Path) -> None:
-    with running(tmp_path) as (_, client):
+    with forked_server(tmp_path) as (_, client):
         assert client.get("/v1/adapters").status_code == 200
         for stranger in (
             {"x-forwarded-for": "10.0.0.7"},
@@ -118,7 +137,7 @@ def test_operators_are_told_from_strangers_on_a_real_socket(tmp_path: Path) -> N
 
 def test_a_stopped_engine_costs_its_callers_the_queue_time_and_is_restarted(tmp_path: Path) -> None:
     """It neither dies nor answers: the edge ends what waits by its own clock, and streams by the restart."""
-    with running(tmp_path, "engine.max_queue_s=1", "server.health_stall_s=4") as (process, client):
+    with forked_server(tmp_path, "engine.max_queue_s=1", "server.health_stall_s=4") as (process, client):
         (worker,) = psutil.Process(process.pid).children()
         with client.stream("POST", "/generate_stream", json={"inputs": "HOLD"}) as reply:
             events = reply.iter_raw()
@@ -144,7 +163,7 @@ def post(client: httpx2.Client, path: str, body: object) -> httpx2.Response:
 
 
 def test_a_long_step_is_not_taken_for_a_stopped_engine(tmp_path: Path) -> None:
-    with running(tmp_path, "engine.max_queue_s=1", "server.health_stall_s=1") as (process, client):
+    with forked_server(tmp_path, "engine.max_queue_s=1", "server.health_stall_s=1") as (process, client):
         (worker,) = psutil.Process(process.pid).children()
         assert client.post("/generate", json={"inputs": "SPIN"}).status_code == 200
         assert worker.is_running()

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.server.app.test_server_process import running, until
+from tests.server.app.test_server_process import forked_server, until
 from tests.server.batches.batch_house import COMPLETIONS, jsonl, line
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ def counts(client: httpx2.Client, batch_id: str) -> dict[str, Any]:
 
 def test_a_killed_server_loses_no_line_and_charges_none_twice(tmp_path: Path) -> None:
     settings = ("batches.lines_at_once=4", "metering.ship_s=0.05")
-    with running(tmp_path, *settings) as (process, client):
+    with forked_server(tmp_path, *settings) as (process, client):
         form: dict[str, Any] = {
             "files": {"file": ("in.jsonl", jsonl([line(str(number), f"SAY:{number}") for number in range(LINES)]))},
             "data": {"purpose": "batch"},
@@ -35,7 +35,7 @@ def test_a_killed_server_loses_no_line_and_charges_none_twice(tmp_path: Path) ->
         until(lambda: counts(client, batch_id)["request_counts"]["completed"] >= 10)
         os.kill(process.pid, signal.SIGKILL)
         process.wait(20)
-    with running(tmp_path, *settings) as (_, client):
+    with forked_server(tmp_path, *settings) as (_, client):
         until(lambda: counts(client, batch_id)["status"] == "completed")
         content = client.get(f"/v1/files/{counts(client, batch_id)['output_file_id']}/content").text
         results = [json.loads(each) for each in content.splitlines()]

@@ -15,7 +15,7 @@ from manylora.ids import TenantId
 from manylora.server.access.access import Access
 from manylora.server.access.directory import Directory
 from manylora.tenancy import Snapshot, TenantFacts, TenantState
-from tests.server.app.test_server_process import running
+from tests.server.app.test_server_process import forked_server
 from tests.server.conftest import House
 from tests.server.fake_control import PEPPER, FakeControl
 
@@ -93,7 +93,7 @@ def test_a_push_that_is_refused_leaves_the_earlier_one_and_no_file(in_house: InH
 def test_a_key_pushes_for_its_own_tenant_and_an_operators_for_any(tmp_path: Path) -> None:
     settings = ("control.signup_open=true", "server.auth=on", "control.free_bases=tiny")
     path = "/v1/adapters/tone/tensors"
-    with running(tmp_path, *settings, f"adapters.pushed_dir={tmp_path / 'pushed'}") as (_, client):
+    with forked_server(tmp_path, *settings, f"adapters.pushed_dir={tmp_path / 'pushed'}") as (_, client):
         keys = {name: client.post("/v1/signup", json={"id": name}).json()["key"]["key"] for name in ("acme", "globex")}
         bearer = {name: {"authorization": f"Bearer {key}"} for name, key in keys.items()}
         made = client.post("/v1/account/keys", json={"name": "reader", "scopes": ["infer"]}, headers=bearer["acme"])
