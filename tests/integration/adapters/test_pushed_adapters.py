@@ -140,9 +140,10 @@ def test_each_wrong_push_is_refused_and_leaves_what_was_there(pushing: Pushing) 
 
 def test_a_hundred_pushes_leave_no_memory_and_no_file(pushing: Pushing) -> None:
     bodies = [as_one(pushing.files[0], 1 + number / 100) for number in range(120)]
+    port = pushing.client.base_url.port
 
     def processes() -> list[psutil.Process]:
-        own = next(each for each in psutil.Process().children() if "serve" in each.cmdline())
+        own = next(each for each in psutil.Process().children(recursive=True) if listens(each, port))
         return [own, *own.children(recursive=True)]
 
     def memory() -> int:
@@ -159,6 +160,10 @@ def test_a_hundred_pushes_leave_no_memory_and_no_file(pushing: Pushing) -> None:
     assert sum(file.is_file() for file in images.rglob("*")) <= num_files + 6
     assert pushing.pushed_files() <= 3 * 3  # the present version, the one before it, and one that goes
     assert pushing.delete().status_code == 200
+
+
+def listens(process: psutil.Process, port: int | None) -> bool:
+    return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in process.net_connections())
 
 
 def test_pushes_race_with_requests_and_deletes(pushing: Pushing) -> None:
