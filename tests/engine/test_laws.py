@@ -243,7 +243,7 @@ def test_the_random_loads_do_preempt_and_speculate() -> None:
     rejected: list[bool] = []
 
     @given(worlds, loads)
-    @settings(max_examples=200, derandomize=True, database=None)
+    @settings(max_examples=70, derandomize=True, database=None)
     def count(world: World, load: list[RequestState]) -> None:
         play(world, load)
         stats = world.engine.stats()
@@ -339,7 +339,7 @@ def test_the_loads_with_rules_do_preempt_and_speculate() -> None:
     happened: list[tuple[bool, bool]] = []
 
     @given(shapes, st.lists(ruled, min_size=1, max_size=8))
-    @settings(max_examples=100, derandomize=True, database=None)
+    @settings(max_examples=50, derandomize=True, database=None)
     def count(shape: Shape, load: list[Ruled]) -> None:
         world = shape.world()
         for one in load:
