@@ -107,6 +107,7 @@ pages: .venv/tested ## Write the pages that are made from code: settings, metric
 	@$(BIN)/python -m manylora.server.observability.page > docs/metrics.md
 	@$(BIN)/python -m tests.support.rooms
 	@$(BIN)/python -m tests.models.parity.page
+	@$(BIN)/python -m tests.cli.printed_outputs
 	@$(BIN)/python -m tests.support.http_page
 
 clean: ## Remove everything that was built here

@@ -10,6 +10,7 @@ import typer
 
 from manylora.cli import app
 from manylora.config.renames import current_words
+from tests.cli.printed_outputs import PAGE, with_outputs
 from tests.support.paths import ROOT
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").rglob("README.md")))
@@ -54,3 +55,9 @@ def test_a_printed_command_is_one(page: str, line: str, is_whole: bool) -> None:
     words = shlex.split(line, comments=True)[1:]
     shown = [word for word in current_words(words) if word not in ("…", "...")]
     parse(typer.main.get_command(app), "manylora", shown, is_whole=is_whole)
+
+
+def test_a_printed_output_is_what_the_command_prints() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page.count("<!-- end of output -->") == page.count("```\n$ manylora ") >= 3
+    assert page == with_outputs(page), "run `make pages`"
