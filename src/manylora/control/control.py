@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manylora.clock import Clock
-from manylora.config.folders import registry_dir
+from manylora.config.folders import registry_dir, storage_dir
 from manylora.config.settings import Config
 from manylora.control.bases import served_base
 from manylora.control.key_uses import KeyUses
@@ -54,6 +54,12 @@ class Control:
     def registry_dir(self) -> Path:
         """Return the root folder of the registry."""
         return registry_dir(self.config) if self.config.adapters.registry_dir else self.folder / "uploads"
+
+    @property
+    def blobs_dir(self) -> Path:
+        """Return the folder of the bytes of tenants' files and responses."""
+        root = storage_dir(self.config) if self.config.storage.dir else self.folder / "storage"
+        return root / "blobs"
 
     def now_ms(self) -> int:
         """Return the milliseconds since 1970, UTC."""

@@ -10,7 +10,7 @@ from fastapi.routing import iter_route_contexts
 
 from manylora.control.app.application import create_control_app
 from manylora.control.routes.dependencies import RequiredScopes, count_read
-from manylora.control.routes.internal import require_edge
+from manylora.control.routes.edges.internal import require_edge
 from manylora.control.storage.database import database_url, migrate
 from manylora.errors import InsufficientPermissions
 from manylora.http.callers import Caller

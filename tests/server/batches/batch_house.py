@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from manylora.usage import UsageRecord
 from tests.server.crashing import crash
 from tests.server.fake_control import FakeControl
 from tests.server.fake_engine import FakeEngine, served_for
+from tests.server.storing import StoringPlane, storing_plane
 from tests.server.tiny_tokenizer import save_tokenizer
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -40,7 +41,7 @@ def jsonl(lines: Sequence[object]) -> bytes:
     return b"".join(json.dumps(each).encode() + b"\n" for each in lines)
 
 
-async def _soon(holds: bool) -> bool:
+async def soon(holds: bool) -> bool:
     return holds
 
 
@@ -60,6 +61,7 @@ class BatchHouse:
     engine: FakeEngine
     meter: Meter
     control: FakeControl
+    plane: StoringPlane
 
     @property
     def runner(self) -> BatchRunner:
@@ -93,7 +95,7 @@ class BatchHouse:
 
     async def runs(self, least: int = 1) -> None:
         """Wait until so many sequences are in the engine."""
-        await when(lambda: _soon(len(self.engine.live) >= least))
+        await when(lambda: soon(len(self.engine.live) >= least))
 
     async def _has(self, batch_id: str, holds: Callable[[dict[str, Any]], bool]) -> bool:
         return holds(await self.batch(batch_id))
@@ -107,6 +109,11 @@ class BatchHouse:
         found = [json.loads(each) for each in reply.text.splitlines()]
         assert len({each["custom_id"] for each in found}) == len(found), "a line twice"
         return {each["custom_id"]: each for each in found}
+
+    async def sent(self) -> None:
+        """Wait until the control plane has every response."""
+        assert self.app._responses is not None
+        await self.app._responses.flush()
 
     async def shipped(self) -> list[UsageRecord]:
         while await self.meter.ship(self.control):
@@ -122,12 +129,14 @@ async def batch_house(
     access: Access | None = None,
     clock: Clock | None = None,
     is_killed: bool = False,
+    plane: StoringPlane | None = None,
     storage: dict[str, Any] | None = None,
     batches: dict[str, Any] | None = None,
     server: dict[str, Any] | None = None,
 ) -> AsyncIterator[BatchHouse]:
     """A server whose files are below `folder`; the next one there takes them over. `is_killed`: it ends as by a kill.
 
+    plane    the control plane that it shares with others; None: one of its own
     storage, batches, server  settings of these groups
     """
     clock = clock or SystemClock()
@@ -140,9 +149,29 @@ async def batch_house(
         batches=replace(config.batches, check_s=0.01, **(batches or {})),
         server=replace(config.server, **(server or {})),
     )
-    engine, control = FakeEngine(tokenizer, step_s=0.0005), control or FakeControl()
+    async with AsyncExitStack() as stack:
+        if plane is None:
+            plane = await stack.enter_async_context(storing_plane(folder / "control", config, clock))
+        yield await stack.enter_async_context(
+            _server(folder, config, plane, tokenizer, control or FakeControl(), access, clock, is_killed=is_killed)
+        )
+
+
+@asynccontextmanager
+async def _server(
+    folder: Path,
+    config: Config,
+    plane: StoringPlane,
+    tokenizer: Tokenizer,
+    control: FakeControl,
+    access: Access | None,
+    clock: Clock,
+    *,
+    is_killed: bool,
+) -> AsyncIterator[BatchHouse]:
+    engine = FakeEngine(tokenizer, step_s=0.0005)
     meter = Meter(folder / "metering", clock=clock, ship_s=0.01)
-    kept = open_storage(folder / "storage", clock, config.storage)
+    kept = open_storage(folder / "storage", plane.client, clock, config.storage)
     link = EngineClient(InProcessTransport(lambda: (engine, served_for(folder))), record=meter.journal)
     await link.start()
     app = create_app(
@@ -155,12 +184,15 @@ async def batch_house(
         meter=meter,
         storage=kept,
     )
-    await meter.recovered(app.is_kept)
+    kept_lines = await kept.store.kept_lines(meter.lost_lines)
+    for edge in meter._lost_edges:
+        await plane.client.give_back(edge)
+    await meter.recovered(kept_lines.__contains__)
     await app.start()
     transport = httpx2.ASGITransport(app=app)  # type: ignore[arg-type]  # ASGI's types differ by library
     try:
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=20) as client:
-            yield BatchHouse(client, app, engine, meter, control)
+            yield BatchHouse(client, app, engine, meter, control, plane)
     finally:
         if is_killed:
             crash(meter)
@@ -170,4 +202,5 @@ async def batch_house(
         app.close()
         if not is_killed:
             await meter.stop(control)
+            await plane.client.give_back(meter.edge)
         kept.close()

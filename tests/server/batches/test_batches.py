@@ -8,7 +8,7 @@ import pytest
 
 from manylora.clock import ManualClock
 from manylora.engine.request import Priority
-from manylora.server.batches.stored_batch import WINDOW_S
+from manylora.stored.batches import WINDOW_S
 from tests.server.batches.batch_house import CHAT, COMPLETIONS, batch_house, jsonl, line
 
 

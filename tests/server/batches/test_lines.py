@@ -1,6 +1,10 @@
 """Lines of inputs and results on the disk."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
+
+import pytest
 
 from manylora.server.batches.lines import (
     MAX_ERRORS,
@@ -31,11 +35,14 @@ def test_lines_with_results_and_blank_ones_are_not_pending(tmp_path: Path) -> No
     assert list(pending) == []
 
 
-def test_results_are_read_up_to_the_first_line_that_is_not_whole(tmp_path: Path) -> None:
-    path = tmp_path / "out.jsonl"
+async def pieces_of(data: bytes, size: int) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), size):
+        yield data[start : start + size]
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_results_are_read_whatever_the_pieces(size: int) -> None:
     whole = b"".join(result_line(LineResult(id=name, custom_id=name)) for name in "ab")
-    for torn in (b"", b'{"id":', whole[: whole.index(b"\n")], b"\0" * 40 + b"\n" + whole):
-        path.write_bytes(whole + torn)
-        found = read_results(path)
-        assert (found.size, found.marks) == (len(whole), {mark_of("a"), mark_of("b")})
-    assert read_results(tmp_path / "none").size == 0
+    found = asyncio.run(read_results(pieces_of(whole, size)))
+    assert (found.size, found.marks) == (len(whole), {mark_of("a"), mark_of("b")})
+    assert asyncio.run(read_results(pieces_of(b"", size))).size == 0

@@ -286,6 +286,7 @@ def test_responses_are_kept_for_a_time_and_a_number_the_newest_first(tmp_path: P
         settings: dict[str, Any] = {"responses_s": 100.0, "tenant_responses": 2}
         async with batch_house(tmp_path, clock=clock, storage=settings) as house:
             made = [(await respond(house))["id"] for _ in range(3)]
+            await house.sent()
             unkept = await respond(house, store=False)
             assert unkept["store"] is False
 
@@ -296,17 +297,19 @@ def test_responses_are_kept_for_a_time_and_a_number_the_newest_first(tmp_path: P
             assert await statuses() == [404, 200, 200, 404]
             clock.advance(101)
             assert await statuses() == [404] * 4
-            await house.runner.look()
-            assert not list((tmp_path / "storage" / "0" / "default" / "responses").glob("*"))
+            await house.plane.sweep()
+            assert house.plane.blobs() == []
 
     asyncio.run(scenario())
 
 
 def test_a_response_is_found_after_a_restart_and_by_its_tenant_alone(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with batch_house(tmp_path) as house:
+        clock = ManualClock()
+        async with batch_house(tmp_path, clock=clock) as house:
             response = await respond(house)
-        async with batch_house(tmp_path) as house:
+        clock.advance(10)
+        async with batch_house(tmp_path, clock=clock) as house:
             path = f"/v1/responses/{response['id']}"
             assert (await house.client.get(path)).json() == response
             other = "/other/deployments/v2/llms/tiny"

@@ -31,6 +31,14 @@ class BatchesConfig:
         (`storage.retention_s`).
         """,
     )
+    lease_s: float = setting(
+        30.0,
+        low=1,
+        text="""
+        Seconds for which one server alone runs a batch. The server renews the lease; after its death another one goes
+        on with the batch once the lease has ended.
+        """,
+    )
     check_s: float = setting(
         5.0,
         low=0.01,

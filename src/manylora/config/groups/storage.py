@@ -7,13 +7,18 @@ from manylora.config.declaration import setting
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageConfig:
-    """The files of tenants (the input of batches and their results), and the responses that others continue."""
+    """The files of tenants (the input of batches and their results), and the responses that others continue.
+
+    The limits of the control plane count, over all its servers.
+    """
 
     dir: str = setting(
         "",
         text="""
-        Folder of files, batches and responses. Empty: `storage` in the control plane's folder (`control.dir`). Servers
-        of one machine may share it: each has a folder of its own in it, and a server takes the first free one.
+        Folder of the control plane for the bytes of files and responses, and of each server for the inputs of batches
+        under way. Empty: `storage` in the control plane's folder (`control.dir`). Servers of one machine may share it:
+        each has a folder of its own in it, and a server takes the first free one. Control planes of one database share
+        it as well.
         """,
     )
     max_file_bytes: int = setting(

@@ -16,7 +16,6 @@ from manylora.control.routes import (
     deployments,
     documents,
     health,
-    internal,
     keys,
     llms,
     predibase,
@@ -24,10 +23,12 @@ from manylora.control.routes import (
     tenants,
 )
 from manylora.control.routes.dependencies import Services
+from manylora.control.routes.edges import internal, stored
 from manylora.control.routes.registry import operators, repositories, uploads, versions
 
 ROUTERS: tuple[APIRouter, ...] = (
     internal.router,
+    stored.router,
     tenants.router,
     keys.router,
     documents.router,

@@ -7,7 +7,7 @@ from pathlib import Path
 from sqlalchemy.engine import URL
 
 from manylora.clock import Clock, SystemClock
-from manylora.config.folders import control_dir, registry_dir
+from manylora.config.folders import control_dir, registry_dir, storage_dir
 from manylora.config.settings import Config
 from manylora.control.billing.heavy_read_client import HeavyReads, ReadProcess
 from manylora.control.control import Control
@@ -41,7 +41,8 @@ def open_control(config: Config, *, is_key_needed: bool, clock: Clock | None = N
     except OSError as error:
         raise ConfigInvalid(f"{place_of(url)} cannot be used: {cause_of(error)} (control.database_url)") from error
     migrate(url)
-    tighten(folder, registry_dir(config), *files)  # after `migrate`, so that data of a newer release stays unchanged
+    # After `migrate`, so that data of a newer release stays unchanged.
+    tighten(folder, registry_dir(config), storage_dir(config), *files)
     return Control(
         config=config,
         database=Database(url),

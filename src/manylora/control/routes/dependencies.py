@@ -14,6 +14,7 @@ from starlette.requests import Request
 from manylora.control.control import Control
 from manylora.control.registry.intake import Intake
 from manylora.control.registry.uploads import Uploads
+from manylora.control.stored.objects import TenantStore
 from manylora.control.tenants.audit import Actor, actor_of
 from manylora.control.tenants.callers import caller_of
 from manylora.control.tenants.read_budget import ReadBudget
@@ -34,6 +35,7 @@ class Services:
     control: Control
     intake: Intake
     uploads: Uploads
+    store: TenantStore
     signups: SignupLimiter
     read_budget: ReadBudget
     started_ms: int
@@ -46,6 +48,7 @@ class Services:
             control=control,
             intake=intake,
             uploads=Uploads(intake),
+            store=TenantStore.of(control),
             signups=SignupLimiter(control.clock, is_open=control.config.control.signup_open),
             read_budget=ReadBudget(control.clock, control.config.control.reads_per_minute),
             started_ms=control.now_ms(),
@@ -72,9 +75,14 @@ async def _uploads(services: ServicesDep) -> Uploads:
     return services.uploads
 
 
+async def _store(services: ServicesDep) -> TenantStore:
+    return services.store
+
+
 ControlDep = Annotated[Control, Depends(_control)]
 IntakeDep = Annotated[Intake, Depends(_intake)]
 UploadsDep = Annotated[Uploads, Depends(_uploads)]
+StoreDep = Annotated[TenantStore, Depends(_store)]
 
 
 async def _caller(control: ControlDep, request: Request) -> Caller:

@@ -302,3 +302,40 @@ deployments = Table(
     Column("deleted_ms", BigInteger),
     UniqueConstraint("tenant", "name"),
 )
+
+stored = Table(  # files and responses of tenants; the bytes lie in the folder of blobs
+    "stored",
+    metadata,
+    _number(),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("tenant", String(64), nullable=False),  # an open server takes names that no row of `tenants` has
+    Column("kind", String(16), nullable=False),  # file or response
+    Column("bytes", BigInteger, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),
+    Column("is_whole", Boolean, nullable=False),  # false: it grows, and no caller sees it
+    Column("name", Text, nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Index(None, "tenant", "kind"),
+    Index(None, "expires_ms"),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    _number(),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("tenant", String(64), nullable=False),
+    Column("status", String(16), nullable=False, index=True),
+    Column("input_id", String(64), nullable=False),
+    Column("output_id", String(64), nullable=False),
+    Column("error_id", String(64), nullable=False),
+    Column("completed", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("ended_ms", BigInteger),  # NULL: it has not ended
+    Column("facts", Text, nullable=False),  # JSON of `stored.StoredBatch`
+    Column("lease", BigInteger, nullable=False),  # counts the edges that took it: a write of an earlier one is refused
+    Column("lease_edge", String(64), nullable=False),  # the last edge that took it; empty: none
+    Column("lease_ms", BigInteger, nullable=False),  # the end of the last edge's lease
+    Index(None, "tenant"),
+)

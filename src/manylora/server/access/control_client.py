@@ -1,5 +1,6 @@
 """The client of the control plane's internal routes: snapshots of facts, usage records, and leases of credit."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
@@ -7,7 +8,17 @@ from urllib.parse import quote
 import httpx2
 import msgspec
 
-from manylora.errors import ControlUnavailable
+from manylora.errors import (
+    BodyTooLarge,
+    ControlUnavailable,
+    InvalidParameter,
+    ManyloraError,
+    NameTaken,
+    ResourceNotFound,
+    StorageLimitExceeded,
+    StorageUnavailable,
+)
+from manylora.http.dialects import VALIDATION_PREFIX
 from manylora.ids import TenantId
 from manylora.tenancy import AdapterAct, AdapterActs, KeyUsage, Lease, LeaseWish, Shipment, Snapshot
 from manylora.usage import UsageRecord
@@ -16,7 +27,29 @@ TIMEOUT_S = 5.0
 IN_PROCESS_URL = "http://control.invalid"
 """The URL in requests to a control plane of this process. No name is resolved for it."""
 
+LONG_TIMEOUT_S = 30.0
+"""Seconds for an exchange of bytes, which the control plane writes to its disk."""
+REFUSALS: dict[str, type[ManyloraError]] = {
+    kind.row.code: kind
+    for kind in (
+        BodyTooLarge,
+        InvalidParameter,
+        NameTaken,
+        ResourceNotFound,
+        StorageLimitExceeded,
+        StorageUnavailable,
+    )
+}
+"""The errors of the control plane that an edge's caller gets as they are, by their codes."""
+
 Answer = TypeVar("Answer")
+
+
+class _Refusal(msgspec.Struct):
+    """The body of a refusal, in the dialect of the internal routes."""
+
+    error: str
+    code: str
 
 
 class ControlClient(Protocol):
@@ -63,10 +96,11 @@ class HttpControlClient:
             trust_env=False,
             transport=None if app is None else httpx2.ASGITransport(app),
         )
+        self._sent: set[asyncio.Task[httpx2.Response]] = set()
 
     async def snapshot(self, since: int, epoch: str) -> Snapshot:
         asked = f"/internal/snapshot?since={since}&epoch={epoch}&base={quote(self.base, safe='')}"
-        return _decode(await self._call("GET", asked), Snapshot)
+        return decode_answer(await self._call("GET", asked), Snapshot)
 
     async def ship(self, records: Sequence[UsageRecord]) -> None:
         await self._call("POST", "/internal/usage", Shipment(records=tuple(records)))
@@ -79,26 +113,67 @@ class HttpControlClient:
 
     async def lease(self, edge: str, tenant: TenantId, nanousd: int, key: str = "") -> Lease:
         wish = LeaseWish(edge=edge, tenant=tenant, nanousd=nanousd, key=key)
-        return _decode(await self._call("POST", "/internal/leases", wish), Lease)
+        return decode_answer(await self._call("POST", "/internal/leases", wish), Lease)
 
     async def give_back(self, edge: str) -> None:
         await self._call("DELETE", f"/internal/leases/{edge}")
 
     async def close(self) -> None:
+        if self._sent:
+            await asyncio.wait(self._sent, timeout=TIMEOUT_S)
         await self._client.aclose()
 
+    def _forget(self, sent: "asyncio.Task[httpx2.Response]") -> None:
+        self._sent.discard(sent)
+        if not sent.cancelled():
+            sent.exception()  # a cancelled caller does not read it
+
+    async def exchange(
+        self, method: str, path: str, content: bytes | None = None, *, parameter: str | None = None
+    ) -> bytes:
+        """Send bytes and return those of the reply, for routes that may refuse what a caller asked for.
+
+        Args:    parameter  the field of the caller's request that a refusal names
+        Raises:  `ControlUnavailable`, and the refusals in `REFUSALS` with the control plane's text
+        """
+        wait_s = TIMEOUT_S if method == "GET" else LONG_TIMEOUT_S
+        reply = await self._request(method, path, content, wait_s=wait_s)
+        if not reply.is_success:
+            raise _refusal_of(reply, parameter)
+        return bytes(reply.content)
+
     async def _call(self, method: str, path: str, body: object = None) -> bytes:
-        content = None if body is None else msgspec.json.encode(body)
-        try:
-            reply = await self._client.request(method, path, content=content)
-        except httpx2.HTTPError as error:
-            raise ControlUnavailable(f"the control plane does not answer ({type(error).__name__})") from error
+        reply = await self._request(method, path, None if body is None else msgspec.json.encode(body))
         if not reply.is_success:
             raise ControlUnavailable(f"the control plane answered {reply.status_code}")
         return bytes(reply.content)
 
+    async def _request(
+        self, method: str, path: str, content: bytes | None, *, wait_s: float = TIMEOUT_S
+    ) -> httpx2.Response:
+        # A request to a control plane in this process goes on when its caller is cancelled, as one over the network
+        # does: a transaction that is cut short at its begin would hold the database's lock.
+        sent = asyncio.create_task(self._client.request(method, path, content=content, timeout=wait_s))
+        self._sent.add(sent)
+        sent.add_done_callback(self._forget)
+        try:
+            return await asyncio.shield(sent)
+        except httpx2.HTTPError as error:
+            raise ControlUnavailable(f"the control plane does not answer ({type(error).__name__})") from error
 
-def _decode(body: bytes, kind: type[Answer]) -> Answer:
+
+def _refusal_of(reply: httpx2.Response, parameter: str | None) -> ManyloraError:
+    """Return the error of a reply; an unknown one, as of an older control plane, is no answer."""
+    try:
+        told = msgspec.json.decode(reply.content, type=_Refusal)
+        kind = REFUSALS[told.code]
+    except (msgspec.DecodeError, KeyError):
+        return ControlUnavailable(f"the control plane answered {reply.status_code}")
+    return kind(told.error.removeprefix(VALIDATION_PREFIX), parameter=parameter)
+
+
+def decode_answer(body: bytes, kind: type[Answer]) -> Answer:
+    """Decode a reply. Raises `ControlUnavailable` for one of another form."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.DecodeError as error:

@@ -1,5 +1,6 @@
 """The ASGI application of the edge: its routers, its layers and its error handlers."""
 
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from manylora.server.routes.openai.embeddings import EmbeddingRoutes, embeddings
 from manylora.server.routes.openai.files import FileRoutes, file_routers
 from manylora.server.routes.openai.responses import ResponseRoutes, response_routers
 from manylora.server.routes.pushes import PushRoutes, push_routers
+from manylora.server.storage.responses import TenantResponses
 from manylora.server.storage.storage import Storage
 
 
@@ -55,10 +57,12 @@ class EdgeApp:
         admission: AdmissionControl,
         health: Health,
         batches: BatchRunner | None = None,
+        responses: TenantResponses | None = None,
     ) -> None:
         """`api` holds the routes within `asgi`."""
         self.api = api
         self.batches = batches
+        self._responses = responses
         self.models = models
         self.admission = admission
         self.health = health
@@ -67,19 +71,20 @@ class EdgeApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._asgi(scope, receive, send)
 
-    def is_kept(self, request_id: str) -> bool:
-        """Return whether the result of an earlier server's request, a line of a batch, is on the disk."""
-        return self.batches is not None and request_id in self.batches.kept_requests
-
     async def start(self) -> None:
-        """Take up the batches that an earlier server left. The engine answers, and usage is recorded."""
+        """Begin to run batches. The engine answers, and usage is recorded."""
         if self.batches is not None:
             await self.batches.start()
 
     async def stop(self) -> None:
-        """End the lines of batches under way, which run again after the next start. A second call changes nothing."""
+        """End the lines of batches under way, which run again elsewhere or after the next start, and send responses.
+
+        A second call changes nothing.
+        """
         if self.batches is not None:
             await self.batches.stop()
+        if self._responses is not None:
+            await self._responses.flush()
 
     def close(self) -> None:
         self.models.close()
@@ -113,7 +118,7 @@ def create_app(
     Args:  access   the check of keys, limits and credit; None: every caller may use everything
            meter    records usage; None: no usage is recorded
            control  the ASGI application of the control plane's routes; None: the server has none
-           storage  the folder of tenants' files and batches; None: the server has none
+           storage  what the control plane keeps of tenants; None: files, batches and responses are refused
     """
     clock = clock or SystemClock()
     access = access or Access(clock)
@@ -133,12 +138,14 @@ def create_app(
     )
     pooling = Pooling(config.model.embedding_pooling)
     openai, embeddings = OpenAIRoutes(service, settings), EmbeddingRoutes(service, settings, pooling)
-    responses = ResponseRoutes(service, settings, None if storage is None else storage.responses)
+    kept = None if storage is None else storage.responses
+    responses = ResponseRoutes(service, settings, kept)
     batches = None
     if storage is not None:
         handlers = openai.handlers() | responses.handlers() | embeddings.handlers()
-        batches = BatchRunner(storage, config, access=access, handlers=handlers, clock=clock)
-    files = FileRoutes(None if storage is None else storage.files, batches)
+        edge = secrets.token_hex(8) if meter is None else meter.edge
+        batches = BatchRunner(storage, config, access=access, handlers=handlers, clock=clock, edge=edge)
+    files = FileRoutes(None if storage is None else storage.files)
     guards, handle = Guards(access), models.default
     api = _api(models)
     documents = Documents(api, access, control, admin_open=settings.admin_open)
@@ -169,7 +176,7 @@ def create_app(
         access=access,
         control=cast("App | None", control),
     )
-    return EdgeApp(asgi, api, models, admission, health, batches)
+    return EdgeApp(asgi, api, models, admission, health, batches, kept)
 
 
 def _api(models: ModelRouter) -> FastAPI:

@@ -117,7 +117,7 @@ async def _serve_as(
     app: EdgeApp | None = None
     storage: Storage | None = None
     try:
-        storage = open_storage(storage_dir(config), SystemClock(), config.storage)
+        storage = open_storage(storage_dir(config), membership.client, SystemClock(), config.storage)
         app = await signals.interrupting(_start(config, membership, client, storage, announce))
         door.front.open(app)
         announce.ready(client.served, door.url)
@@ -154,7 +154,8 @@ async def _start(
         control=membership.control,
         storage=storage,
     )
-    await membership.begin(app.is_kept)
+    kept = await storage.store.kept_lines(membership.meter.lost_lines)
+    await membership.begin(kept.__contains__)
     if not await app.health.probe():
         raise StartupError("the engine is up, but did not answer a first request of one token")
     announce.progress("first token generated")

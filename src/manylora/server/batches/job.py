@@ -1,27 +1,31 @@
-"""The run of one batch: its lines side by side, each result on the disk before it counts, and the end."""
+"""The run of one batch: its validation, its lines side by side, each result on the disk before it counts, the end."""
 
 import asyncio
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
+
+import msgspec
 
 from manylora.clock import Clock
 from manylora.errors import (
     AdapterError,
+    ControlUnavailable,
     EngineFault,
     IncompleteGeneration,
     ManyloraError,
+    ResourceNotFound,
     StorageUnavailable,
     TenantSuspended,
 )
 from manylora.http.callers import Caller
 from manylora.server.access.access import Access
 from manylora.server.batches.line_replies import LineReplies, expired_result, failed_result
-from manylora.server.batches.lines import BatchLine, LineResult, Mark, mark_of, pending_lines, result_line
-from manylora.server.batches.stored_batch import BatchError, BatchStatus, StoredBatch
-from manylora.server.batches.tenant_batches import TenantBatches
-from manylora.server.storage.files import TenantFiles
+from manylora.server.batches.lines import BatchLine, LineResult, check_input, mark_of, pending_lines, result_line
+from manylora.server.batches.results import BatchResults, LeaseLost
+from manylora.server.storage.storage import Storage
+from manylora.stored.batches import BatchChange, BatchError, BatchStatus, BatchTurn, StoredBatch
 
 log = logging.getLogger(__name__)
 
@@ -50,45 +54,64 @@ class JobParts:
     slots           places of the lines of all batches under way
     counts          the lines of all batches, for the metrics
     lines_at_once   number of those places
+    max_lines       of a batch
     max_line_bytes  of a line of the input
     """
 
-    batches: TenantBatches
-    files: TenantFiles
+    storage: Storage
     access: Access
     replies: LineReplies
     clock: Clock
     slots: asyncio.Semaphore
     counts: LineNumbers
     lines_at_once: int
+    max_lines: int
     max_line_bytes: int
 
 
-@dataclass(slots=True)
 class Job:
-    """One batch under way. `abort` ends its lines, at no cost; those without a result run again after a restart.
+    """One batch under way on this edge. `abort` ends its lines, at no cost; those without a result run again."""
 
-    done        digests of the ids of lines with a result
-    is_stopped  whether the server ends
-    """
-
-    batch: StoredBatch
-    parts: JobParts
-    done: set[Mark] = field(default_factory=set)
-    is_stopped: bool = False
-    _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
+    def __init__(self, turn: BatchTurn, parts: JobParts) -> None:
+        self.batch: StoredBatch = turn.batch
+        self.parts = parts
+        self.lease = turn.lease
+        self.has_input = True
+        self.results = BatchResults(turn, parts.storage.store, self.note)
+        self._input = parts.storage.folder / f"{turn.batch.id}.jsonl"
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Run the lines without a result, then end the batch. Raises `OSError` if the input cannot be read."""
-        if self.batch.status is BatchStatus.IN_PROGRESS:
-            await self._run_lines()
-        while not self.is_stopped:
-            try:
-                await self._end()
-            except StorageUnavailable:
-                await asyncio.sleep(LONGEST_WAIT_S)
-            else:
+        """Check the input or run the lines without a result, then end the batch. It ends early without the lease."""
+        try:
+            await self._fetch()
+            if self.batch.status is BatchStatus.VALIDATING:
+                await self._validate()
                 return
+            await self._read_results()
+            if self.batch.status is BatchStatus.IN_PROGRESS:
+                await self._run_lines()
+            await self._patiently(self._end)
+        except LeaseLost as lost:
+            if not self.is_stopped:
+                log.warning("batch.lease_lost batch=%s lease=%d cause=%s", self.batch.id, self.lease, lost)
+        finally:
+            self._input.unlink(missing_ok=True)
+
+    def note(self, status: BatchStatus) -> None:
+        """Take the state that the control plane knows: any edge may have cancelled the batch."""
+        if status is BatchStatus.CANCELLING and self.batch.status in (BatchStatus.IN_PROGRESS, BatchStatus.VALIDATING):
+            self.batch.moments.setdefault(status.value, int(self.parts.clock.wall_s()))
+            self.batch.status = status
+
+    def stop(self) -> None:
+        """End without an end of the batch: another edge, or the next start, goes on with it."""
+        self.results.is_stopped = True
+        self.abort()
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.results.is_stopped
 
     def abort(self) -> None:
         for task in self._tasks:
@@ -103,9 +126,76 @@ class Job:
         """Return whether lines may begin or be repeated."""
         return not self.is_stopped and self.batch.status is BatchStatus.IN_PROGRESS and not self.is_expired
 
+    # ── the input ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _fetch(self) -> None:
+        batch, storage = self.batch, self.parts.storage
+
+        async def fetch() -> None:
+            try:
+                await storage.files.fetch(batch.tenant, batch.input_id, self._input)
+            except ResourceNotFound:
+                self.has_input = False
+                message = "the input file cannot be read"
+                batch.errors = [BatchError(code="file_unreadable", message=message)]
+
+        await self._patiently(fetch)
+
+    async def _validate(self) -> None:
+        """Let the batch run or fail."""
+        batch, parts = self.batch, self.parts
+        if self.has_input:
+            found = await asyncio.to_thread(
+                check_input,
+                self._input,
+                batch.endpoint,
+                max_lines=parts.max_lines,
+                max_line_bytes=parts.max_line_bytes,
+            )
+            batch.total, batch.errors = (0 if found.errors else found.total), found.errors
+        status = BatchStatus.FAILED if batch.errors else BatchStatus.IN_PROGRESS
+        await self._patiently(lambda: self._change(status, only_from=(BatchStatus.VALIDATING,), is_over=True))
+
+    async def _read_results(self) -> None:
+        async def read() -> None:
+            self.results.done.clear()
+            try:
+                await self.results.read(self.parts.storage.files)
+            except msgspec.DecodeError as error:
+                log.error("batch.results_unreadable batch=%s error=%s", self.batch.id, error)
+                raise LeaseLost("the results cannot be read") from error
+
+        await self._patiently(read)
+
+    async def _patiently(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Repeat until the control plane and the disks take it. Raises `LeaseLost` where the server ends first."""
+        wait_s = FIRST_WAIT_S
+        while not self.is_stopped:
+            try:
+                return await work()
+            except (ControlUnavailable, StorageUnavailable):
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+        raise LeaseLost("the server ends")
+
+    async def _change(
+        self, status: BatchStatus, *, only_from: tuple[BatchStatus, ...] = (), is_over: bool = False
+    ) -> None:
+        """Bring the batch into a state. Raises `LeaseLost`, `ControlUnavailable`, `StorageUnavailable`."""
+        change = BatchChange(batch=self.batch, lease=self.lease, status=status, only_from=only_from, is_over=is_over)
+        try:
+            now = await self.parts.storage.store.change_batch(change)
+        except (ControlUnavailable, StorageUnavailable):
+            raise
+        except ManyloraError as error:
+            raise LeaseLost(error.message) from error
+        self.batch.status, self.batch.moments = now.status, now.moments
+
     # ── lines ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _run_lines(self) -> None:
+        if not self.has_input:
+            return
         places = asyncio.Semaphore(self._lines_at_once())
         lines = self._pending()
         try:
@@ -132,12 +222,10 @@ class Job:
         return min([self.parts.lines_at_once, *(max(1, most // 2) for most in limits if most is not None)])
 
     def _pending(self) -> Iterator[BatchLine]:
-        batch, parts = self.batch, self.parts
-        path = parts.files.path(batch.tenant, batch.input_id)
-        return pending_lines(path, batch.endpoint, self.done, parts.max_line_bytes)
+        return pending_lines(self._input, self.batch.endpoint, self.results.done, self.parts.max_line_bytes)
 
     def _has_room(self) -> bool:
-        if self.parts.files.has_room(self.batch.tenant):
+        if self.results.has_room:
             return True
         message = "the files of the tenant have as many bytes as they may (storage.tenant_bytes)"
         self.batch.errors = [BatchError(code="storage_limit_exceeded", message=message)]
@@ -184,24 +272,17 @@ class Job:
         return self.parts.access.batch_caller(self.batch.tenant, self.batch.key, self.batch.origin)
 
     async def _keep(self, result: LineResult) -> None:
-        """Write a result. While the disk takes none, try on, unless the server ends."""
-        batch, response = self.batch, result.response
+        """Write a result. Without the lease it is no result, and the line costs nothing."""
+        response = result.response
         is_output = response is not None and response.status_code < 400
-        file_id = batch.output_id if is_output else batch.error_id
-        while True:
-            try:
-                await self.parts.files.append(batch.tenant, file_id, result_line(result))
-                break
-            except StorageUnavailable:
-                if self.is_stopped:
-                    raise asyncio.CancelledError from None
-                await asyncio.sleep(FIRST_WAIT_S)
-        self.done.add(mark_of(result.custom_id))
+        try:
+            await self.results.append(result_line(result), {mark_of(result.custom_id)}, is_output=is_output)
+        except LeaseLost:
+            self.stop()
+            raise asyncio.CancelledError from None
         if is_output:
-            batch.completed += 1
             self.parts.counts.completed += 1
         else:
-            batch.failed += 1
             self.parts.counts.failed += 1
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -209,40 +290,28 @@ class Job:
     async def _end(self) -> None:
         """Write the errors of lines that did not run, make the results visible, and end the batch."""
         batch = self.batch
-        await self.parts.batches.save(batch, BatchStatus.FINALIZING, only_from=(BatchStatus.IN_PROGRESS,))
+        await self._change(BatchStatus.FINALIZING, only_from=(BatchStatus.IN_PROGRESS,))
         if batch.status is BatchStatus.CANCELLING:
             end = BatchStatus.CANCELLED
         elif batch.errors:
             end = BatchStatus.FAILED
-        elif len(self.done) < batch.total:
+        elif len(self.results.done) < batch.total:
             end = BatchStatus.EXPIRED
             await self._expire_lines()
         else:
             end = BatchStatus.EXPIRED if BatchStatus.EXPIRED.value in batch.moments else BatchStatus.COMPLETED
-        batch.has_output = await self._publish(batch.output_id, "output")
-        batch.has_errors = await self._publish(batch.error_id, "error")
-        await self.parts.batches.save(batch, end)
+        batch.has_output = await self.results.publish("output")
+        batch.has_errors = await self.results.publish("error")
+        batch.completed, batch.failed = self.results.completed, self.results.failed
+        await self._change(end)
         log.info("batch.ended batch=%s status=%s completed=%d failed=%d", batch.id, end, batch.completed, batch.failed)
 
     async def _expire_lines(self) -> None:
         batch = self.batch
         batch.moments = {**batch.moments, BatchStatus.EXPIRED.value: int(self.parts.clock.wall_s())}
-        await self.parts.batches.save(batch)
+        await self._change(batch.status)
         lines = self._pending()
         while some := list(islice(lines, EXPIRED_AT_ONCE)):
             data = b"".join(result_line(expired_result(line)) for line in some)
-            await self.parts.files.append(batch.tenant, batch.error_id, data)
-            self.done.update(mark_of(line.custom_id) for line in some)
-            batch.failed += len(some)
+            await self.results.append(data, {mark_of(line.custom_id) for line in some}, is_output=False)
             self.parts.counts.failed += len(some)
-
-    async def _publish(self, file_id: str, kind: str) -> bool:
-        batch = self.batch
-        published = await self.parts.files.publish(
-            batch.tenant,
-            file_id,
-            name=f"{batch.id}_{kind}.jsonl",
-            purpose="batch_output",
-            lifetime_s=batch.output_lifetime_s,
-        )
-        return published is not None

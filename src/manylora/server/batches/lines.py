@@ -1,14 +1,14 @@
 """Lines of a batch's input and of its results: JSON objects, one a line."""
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 import msgspec
 
-from manylora.server.batches.stored_batch import BatchError
+from manylora.stored.batches import BatchError
 
 MAX_ERRORS = 100
 """Errors of one input that a batch lists; the check ends at that number."""
@@ -171,37 +171,21 @@ _decode_result = msgspec.json.Decoder(LineResult).decode
 
 @dataclass(slots=True)
 class FoundResults:
-    """The whole lines of a file of results.
+    """The results of a file, as far as it has grown. `marks`: of their `custom_id`s."""
 
-    size       bytes of them; a kill may have left a part of a line behind them
-    marks      of their `custom_id`s
-    requests   ids of the HTTP requests that they answer
-    """
-
-    size: int
-    marks: set[Mark]
-    requests: set[str]
+    size: int = 0
+    marks: set[Mark] = field(default_factory=set)
 
 
 def result_line(result: LineResult) -> bytes:
     return _encode_result(result) + b"\n"
 
 
-def read_results(path: Path) -> FoundResults:
-    """Read the results of a batch up to the first line that is not whole. Raises `OSError`."""
-    found = FoundResults(0, set(), set())
-    if not path.exists():
-        return found
-    with path.open("rb") as stream:
-        for line in stream:
-            try:
-                result = _decode_result(line)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                return found
-            if not line.endswith(b"\n"):
-                return found
-            found.size += len(line)
-            found.marks.add(mark_of(result.custom_id))
-            if result.response is not None:
-                found.requests.add(result.response.request_id)
+async def read_results(chunks: AsyncIterator[bytes]) -> FoundResults:
+    """Read the results of a batch. Raises `msgspec.DecodeError` for a line of another form."""
+    found, rest = FoundResults(), b""
+    async for chunk in chunks:
+        found.size += len(chunk)
+        *lines, rest = (rest + chunk).split(b"\n")
+        found.marks |= {mark_of(_decode_result(line).custom_id) for line in lines}
     return found

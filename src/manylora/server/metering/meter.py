@@ -116,6 +116,11 @@ class Meter:
         return len({usage.opened.id for usage in self._open.values()})
 
     @property
+    def lost_lines(self) -> list[tuple[TenantId, str]]:
+        """Tenant and HTTP request of each line of a batch that earlier edges left open."""
+        return [(each.opened.tenant, each.opened.request_id) for each in self._lost if each.opened.is_batch]
+
+    @property
     def failure(self) -> UsageUnrecorded | None:
         """The reason why requests are refused now; None: requests are accepted."""
         return self._spool.failure

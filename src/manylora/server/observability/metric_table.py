@@ -322,14 +322,14 @@ MANYLORA_METRICS = (
         name="manylora_batches",
         kind=MetricKind.GAUGE,
         unit="batches",
-        help="Batches on the disk, by state",
+        help="Batches of all servers of the control plane, by state",
         labels=("state",),
     ),
     Metric(
         name="manylora_batch_lines",
         kind=MetricKind.GAUGE,
         unit="lines",
-        help="Lines without a result of batches that have not ended, by state (queued, running)",
+        help="Lines without a result of the batches that this server runs, by state (queued, running)",
         labels=("state",),
     ),
     Metric(

@@ -1,1 +1,1 @@
-"""Tenants' files and responses on the server's disk, within quotas and for a time."""
+"""Tenants' files and responses, which the control plane keeps within quotas and for a time."""

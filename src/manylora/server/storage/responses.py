@@ -1,25 +1,36 @@
-"""Responses that later requests continue, each for a time: `<folder>/<tenant>/responses/<id>.json`.
+"""Responses that later requests continue, each for a time. The control plane keeps them, after the reply.
 
-A kill or the end of the machine may lose the newest ones: they are a convenience, and the reply has their text.
+A reply does not wait for the control plane: its response is kept in memory until the control plane has it. A kill
+before that loses it, as does a control plane that stays away until the response's time is over.
 """
 
 import asyncio
 import logging
+import secrets
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 
 from manylora.clock import Clock
 from manylora.config.groups.storage import StorageConfig
-from manylora.errors import ResourceNotFound
+from manylora.errors import ControlUnavailable, ManyloraError, ResourceNotFound, StorageUnavailable
 from manylora.ids import TenantId
-from manylora.server.storage.disk import UNFINISHED, as_unavailable, remove
+from manylora.server.storage.control_store import ControlStore
 from manylora.system.printable import printable
 
 log = logging.getLogger(__name__)
+
+PREFIX = "resp_"
+WAITING_BYTES = 1 << 26
+"""Bytes of responses that wait for the control plane; beyond them the oldest are dropped."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0
+"""Seconds between two attempts to reach the control plane."""
+FRESH_MS = 5_000
+"""Age in which a response of another edge may still be on its way to the control plane."""
+ASK_AGAIN_S, MOST_QUESTIONS = 0.05, 20
+FLUSH_S = 5.0
+"""Seconds for which a server that ends waits for the control plane."""
 
 
 class KeptResponse(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,97 +48,112 @@ class KeptResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TenantResponses:
-    """The responses of all tenants. Of each tenant the newest stay, as many as its count and its bytes allow.
+    """The responses of all tenants. It belongs to one event loop."""
 
-    It belongs to one event loop; the disk is written and read in threads.
-    """
-
-    def __init__(self, folder: Path, clock: Clock, settings: StorageConfig) -> None:
-        """Read the names of all responses. Raises `OSError`."""
-        self._folder = folder
+    def __init__(self, store: ControlStore, clock: Clock, settings: StorageConfig) -> None:
+        self._store = store
         self._clock = clock
         self._settings = settings
-        self._kept: dict[TenantId, OrderedDict[str, tuple[int, int]]] = {}  # id → (created_ms, bytes), the oldest first
-        for place in sorted(folder.glob("*/responses")):
-            for path in place.glob(f"*{UNFINISHED}"):
-                remove(path)
-            known = [(path.stat(), path.stem) for path in place.glob("*.json")]
-            self._kept[TenantId(place.parent.name)] = OrderedDict(
-                (name, (int(1000 * facts.st_mtime), facts.st_size))
-                for facts, name in sorted(known, key=lambda each: each[0].st_mtime)
-            )
+        self._mark = secrets.token_hex(4)
+        self._waiting: OrderedDict[tuple[TenantId, str], tuple[int, bytes]] = OrderedDict()  # → (created_ms, JSON)
+        self._waiting_bytes = 0
+        self._sending: asyncio.Task[None] | None = None
 
-    async def keep(self, tenant: TenantId, response: KeptResponse) -> None:
-        """Keep a response, and drop the tenant's oldest ones beyond its count and bytes.
+    def mint_id(self) -> str:
+        """Return a fresh id: the time, this edge, and 64 random bits, in hex digits."""
+        return f"{PREFIX}{self._now_ms():012x}{self._mark}{secrets.token_hex(8)}"
 
-        Raises `StorageUnavailable`. A response that is larger than all bytes of a tenant is not kept.
-        """
-        data, settings = msgspec.json.encode(response), self._settings
-        if len(data) > settings.tenant_response_bytes:
-            return
-        path = self._path(tenant, response.id)
-        with as_unavailable(path):
-            await asyncio.to_thread(_write, path, data)
-        kept = self._kept.setdefault(tenant, OrderedDict())
-        kept[response.id] = (response.created_ms, len(data))
-        while len(kept) > settings.tenant_responses or self._bytes_of(tenant) > settings.tenant_response_bytes:
-            await self._drop(tenant, next(iter(kept)))
+    def keep(self, tenant: TenantId, response: KeptResponse) -> None:
+        """Keep a response; the control plane gets it in the background."""
+        data = msgspec.json.encode(response)
+        self._waiting[tenant, response.id] = (response.created_ms, data)
+        self._waiting_bytes += len(data)
+        while self._waiting_bytes > WAITING_BYTES and len(self._waiting) > 1:
+            log.warning("response.dropped waiting=%d", len(self._waiting))
+            self._forget(next(iter(self._waiting)))
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.create_task(self._send_all())
 
     async def get(self, tenant: TenantId, response_id: str, *, field: str = "response_id") -> KeptResponse:
-        """Return a response of a tenant. Raises `ResourceNotFound`, also for one whose time is over."""
-        created_ms, _ = self._of(tenant).get(response_id, (0, 0))
-        if created_ms and created_ms > self._oldest_ms():
+        """Return a response of a tenant.
+
+        Raises `ResourceNotFound`, also for one whose time is over, and `ControlUnavailable`.
+        """
+        for _ in range(MOST_QUESTIONS if self._may_be_on_its_way(response_id) else 1):
             try:
-                data = await asyncio.to_thread(self._path(tenant, response_id).read_bytes)
+                data = await self._found(tenant, response_id)
                 return msgspec.json.decode(data, type=KeptResponse)
-            except (OSError, msgspec.DecodeError) as error:
+            except ResourceNotFound:
+                await asyncio.sleep(ASK_AGAIN_S if self._may_be_on_its_way(response_id) else 0)
+            except msgspec.DecodeError as error:
                 log.warning("response.unreadable id=%s error=%s", response_id, error)
+                break
         raise ResourceNotFound(f"Response with id '{printable(response_id[:80])}' not found.", parameter=field)
 
     async def delete(self, tenant: TenantId, response_id: str) -> None:
-        """Delete a response. Raises `ResourceNotFound`."""
+        """Delete a response. Raises as `get`."""
         await self.get(tenant, response_id)
-        await self._drop(tenant, response_id)
+        was_waiting = self._forget((tenant, response_id))
+        try:
+            await self._store.delete_response(tenant, response_id)
+        except ResourceNotFound:
+            if not was_waiting:
+                raise
 
-    async def delete_expired(self) -> None:
-        """Delete the responses whose time is over."""
-        oldest_ms = self._oldest_ms()
-        for tenant, kept in list(self._kept.items()):
-            for response_id in [name for name, (created_ms, _) in kept.items() if created_ms <= oldest_ms]:
-                await self._drop(tenant, response_id)
+    async def flush(self) -> None:
+        """Wait until the control plane has every response, for a few seconds at most."""
+        if self._sending is not None:
+            await asyncio.wait([self._sending], timeout=FLUSH_S)
+            self._sending.cancel()
+            await asyncio.gather(self._sending, return_exceptions=True)
 
-    async def delete_all_of(self, tenant: TenantId) -> None:
-        for response_id in list(self._of(tenant)):
-            await self._drop(tenant, response_id)
+    async def _found(self, tenant: TenantId, response_id: str) -> bytes:
+        waiting = self._waiting.get((tenant, response_id))
+        if waiting is not None and not self._is_over(waiting[0]):
+            return waiting[1]
+        return await self._store.response(tenant, response_id)
 
-    @property
-    def tenants(self) -> list[TenantId]:
-        """The tenants with a response."""
-        return list(self._kept)
+    def _may_be_on_its_way(self, response_id: str) -> bool:
+        """Return whether another edge may have made a response that the control plane has not got yet."""
+        digits = response_id.removeprefix(PREFIX)
+        try:
+            created_ms, mark = int(digits[:12], 16), digits[12:20]
+        except ValueError:
+            return False
+        return mark != self._mark and len(digits) == 36 and abs(self._now_ms() - created_ms) < FRESH_MS
 
-    def _of(self, tenant: TenantId) -> OrderedDict[str, tuple[int, int]]:
-        return self._kept.get(tenant) or OrderedDict()
+    async def _send_all(self) -> None:
+        wait_s = FIRST_WAIT_S
+        while self._waiting:
+            key, (created_ms, data) = next(iter(self._waiting.items()))
+            try:
+                if not self._is_over(created_ms):
+                    await self._store.keep_response(*key, data)
+            except (ControlUnavailable, StorageUnavailable) as error:
+                log.warning("response.not_kept waiting=%d error=%s", len(self._waiting), error.message)
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+                continue
+            except ManyloraError as error:
+                log.error("response.refused id=%s error=%s", key[1], error.message)
+            wait_s = FIRST_WAIT_S
+            if not self._forget(key):  # it was deleted meanwhile
+                await self._delete_again(*key)
 
-    def _bytes_of(self, tenant: TenantId) -> int:
-        return sum(size for _, size in self._kept[tenant].values())
+    async def _delete_again(self, tenant: TenantId, response_id: str) -> None:
+        try:
+            await self._store.delete_response(tenant, response_id)
+        except ManyloraError:
+            return
 
-    def _oldest_ms(self) -> float:
-        return 1000 * (self._clock.wall_s() - self._settings.responses_s)
+    def _forget(self, key: tuple[TenantId, str]) -> bool:
+        found = self._waiting.pop(key, None)
+        if found is not None:
+            self._waiting_bytes -= len(found[1])
+        return found is not None
 
-    async def _drop(self, tenant: TenantId, response_id: str) -> None:
-        kept = self._of(tenant)
-        kept.pop(response_id, None)
-        if not kept:
-            self._kept.pop(tenant, None)
-        await asyncio.to_thread(remove, self._path(tenant, response_id))
+    def _is_over(self, created_ms: int) -> bool:
+        return created_ms <= self._now_ms() - 1000 * self._settings.responses_s
 
-    def _path(self, tenant: TenantId, response_id: str) -> Path:
-        return self._folder / quote(tenant, safe="") / "responses" / f"{response_id}.json"
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, without a sync. Raises `OSError`."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    part = path.with_name(path.name + UNFINISHED)
-    part.write_bytes(data)
-    part.replace(path)
+    def _now_ms(self) -> int:
+        return int(1000 * self._clock.wall_s())

@@ -5,13 +5,14 @@ from fastapi import APIRouter
 from manylora.clock import Clock
 from manylora.config.groups.server import ServerConfig
 from manylora.errors import InvalidParameter, RouteNotBuilt
+from manylora.ids import TenantId
 from manylora.server.batches.runner import BatchRunner, BatchWish
-from manylora.server.batches.stored_batch import BatchStatus, StoredBatch
 from manylora.server.http.context import HttpContext
 from manylora.server.http.routing import Guards, Parameter, Routes
 from manylora.server.routes.openai.pages import page_of, page_parameters
 from manylora.server.schemas.body import Bounds, read_body
 from manylora.server.schemas.openai.stored import WINDOW, BatchBody, BatchPage, BatchReply
+from manylora.stored.batches import BatchStatus, StoredBatch
 
 DEFAULT_PAGE, MOST_OF_A_PAGE = 20, 100
 _ID = Parameter("batch_id", "path", "The batch's id")
@@ -73,7 +74,7 @@ class BatchRoutes:
         await context.reply(shown_batch(await self._runner.create(context.arrival.caller, wish)))
 
     async def list_page(self, context: HttpContext) -> None:
-        batches = self._runner.batches.of(context.arrival.tenant)[::-1]
+        batches = (await self._runner.of(context.arrival.tenant))[::-1]
         page = page_of(
             batches,
             context.query,
@@ -85,13 +86,14 @@ class BatchRoutes:
         await context.reply(page)
 
     async def show(self, context: HttpContext) -> None:
-        await context.reply(shown_batch(self._batch(context)))
+        await context.reply(shown_batch(await self._runner.get(*_named(context))))
 
     async def cancel(self, context: HttpContext) -> None:
-        await context.reply(shown_batch(await self._runner.cancel(self._batch(context))))
+        await context.reply(shown_batch(await self._runner.cancel(*_named(context))))
 
-    def _batch(self, context: HttpContext) -> StoredBatch:
-        return self._runner.batches.get(context.arrival.tenant, context.path_parameters["batch_id"])
+
+def _named(context: HttpContext) -> tuple[TenantId, str]:
+    return context.arrival.tenant, context.path_parameters["batch_id"]
 
 
 def shown_batch(batch: StoredBatch) -> dict[str, object]:

@@ -1,14 +1,11 @@
 """OpenAI's routes of files: POST and GET /v1/files, GET and DELETE of one, and GET of its content."""
 
-import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 from fastapi import APIRouter
 
 from manylora.clock import Clock
 from manylora.errors import InvalidParameter, RouteNotBuilt
-from manylora.server.batches.runner import BATCH_PURPOSE, BatchRunner
 from manylora.server.http.context import HttpContext
 from manylora.server.http.form import FormPart, FormReader
 from manylora.server.http.routing import Guards, OtherReply, Parameter, Routes
@@ -20,13 +17,13 @@ from manylora.server.schemas.openai.stored import (
     FilePage,
     FileReply,
 )
-from manylora.server.storage.files import StoredFile, TenantFiles
+from manylora.server.storage.files import TenantFiles
+from manylora.stored.files import BATCH_PURPOSE, StoredFile
 from manylora.system.printable import printable
 
 MOST_OF_A_PAGE = 10_000
 FORM_ROOM = 1 << 20
 """Bytes of a form beside the file."""
-CHUNK_BYTES = 1 << 18
 MAX_NAME = 255
 _ID = Parameter("file_id", "path", "The file's id")
 _FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
@@ -73,10 +70,9 @@ def file_routers(routes: "FileRoutes", guards: Guards, clock: Clock) -> tuple[AP
 class FileRoutes:
     """The handlers of the routes of files."""
 
-    def __init__(self, files: TenantFiles | None, runner: BatchRunner | None) -> None:
+    def __init__(self, files: TenantFiles | None) -> None:
         """Without files, every route replies that the server has none."""
         self._own_files = files
-        self._own_runner = runner
 
     @property
     def _files(self) -> TenantFiles:
@@ -85,7 +81,7 @@ class FileRoutes:
         return self._own_files
 
     async def list_page(self, context: HttpContext) -> None:
-        query, files = context.query, self._files.of(context.arrival.tenant)
+        query, files = context.query, await self._files.of(context.arrival.tenant)
         if purpose := query.get("purpose"):
             files = [file for file in files if file.purpose == purpose]
         if (order := query.get("order", "desc")) not in ("asc", "desc"):
@@ -99,11 +95,10 @@ class FileRoutes:
 
     async def upload(self, context: HttpContext) -> None:
         """Store the file of a form. Its fields may stand before or behind the file."""
-        files, fields = self._files, dict[str, str]()
-        form = FormReader(
-            context.header("content-type"), context.body_parts(), max_bytes=files.max_file_bytes + FORM_ROOM
-        )
-        async with await files.receive(context.arrival.tenant) as incoming:
+        fields = dict[str, str]()
+        async with await self._files.receive(context.arrival.tenant) as incoming:
+            max_bytes = incoming.max_bytes + FORM_ROOM
+            form = FormReader(context.header("content-type"), context.body_parts(), max_bytes=max_bytes)
             name: str | None = None
             while (part := await form.part()) is not None:
                 if part.name == "file":
@@ -120,21 +115,20 @@ class FileRoutes:
         await context.reply(shown_file(file))
 
     async def show(self, context: HttpContext) -> None:
-        await context.reply(shown_file(self._file(context)))
+        await context.reply(shown_file(await self._file(context)))
 
     async def content(self, context: HttpContext) -> None:
-        file = self._file(context)
-        chunks = _chunks(self._files.path(context.arrival.tenant, file.id), file.size)
+        file = await self._file(context)
+        chunks = self._files.chunks(context.arrival.tenant, file.id)
         await context.reply_chunks(chunks, "application/octet-stream", file.size)
 
     async def delete(self, context: HttpContext) -> None:
-        file = self._file(context)
-        assert self._own_runner is not None, "where there are files, there is a runner"
-        await self._own_runner.delete_file(context.arrival.tenant, file.id)
-        await context.reply({"id": file.id, "object": "file", "deleted": True})
+        file_id = context.path_parameters["file_id"]
+        await self._files.delete(context.arrival.tenant, file_id)
+        await context.reply({"id": file_id, "object": "file", "deleted": True})
 
-    def _file(self, context: HttpContext) -> StoredFile:
-        return self._files.get(context.arrival.tenant, context.path_parameters["file_id"])
+    async def _file(self, context: HttpContext) -> StoredFile:
+        return await self._files.get(context.arrival.tenant, context.path_parameters["file_id"])
 
 
 def shown_file(file: StoredFile) -> dict[str, object]:
@@ -186,14 +180,3 @@ def _lifetime_s(fields: dict[str, str]) -> float | None:
             parameter="expires_after[seconds]",
         )
     return float(seconds)
-
-
-async def _chunks(path: Path, size: int) -> AsyncIterator[bytes]:
-    """Yield the first `size` bytes of a file."""
-    stream = await asyncio.to_thread(path.open, "rb")
-    try:
-        while size > 0 and (chunk := await asyncio.to_thread(stream.read, min(size, CHUNK_BYTES))):
-            size -= len(chunk)
-            yield chunk
-    finally:
-        stream.close()

@@ -124,7 +124,7 @@ class ResponseRoutes:
         await context.reply({"id": response_id, "object": "response", "deleted": True})
 
     async def _asked(self, context: HttpContext, body: ResponseBody) -> _ResponseWish:
-        """Return the request with the conversation that it continues. Raises `ResourceNotFound`."""
+        """Return the request with its conversation so far. Raises `ResourceNotFound`, `ControlUnavailable`."""
         before: tuple[Message, ...] = ()
         if body.previous_response_id is not None:
             field_name = "previous_response_id"
@@ -133,7 +133,8 @@ class ResponseRoutes:
         if body.store:
             _ = self._kept
         is_kept = body.store is not False and self._own_kept is not None
-        return _ResponseWish(f"resp_{secrets.token_hex(16)}", body, (*before, *body.input), is_kept)
+        response_id = f"resp_{secrets.token_hex(16)}" if self._own_kept is None else self._own_kept.mint_id()
+        return _ResponseWish(response_id, body, (*before, *body.input), is_kept)
 
     def _order(self, asked: _ResponseWish) -> Order:
         """Return the order. The chat route reads it, so that both routes check and mean the same."""
@@ -172,7 +173,7 @@ class ResponseRoutes:
         status = _status(sequence.end, is_cut=sequence.is_cut)
         output.end(status)
         reply = shown.ended(completion, output, status)
-        await self._keep(context, asked, reply, output)
+        self._keep(context, asked, reply, output)
         await context.reply(reply, headers=whole_of(completion))
 
     async def _stream(self, context: HttpContext, asked: _ResponseWish, completion: Completion) -> None:
@@ -195,7 +196,7 @@ class ResponseRoutes:
             await completion.settle()
             closing = output.end(status)
             reply = shown.ended(completion, output, status)
-            await self._keep(context, asked, reply, output)
+            self._keep(context, asked, reply, output)
         except ManyloraError as error:
             told = {"code": "server_error", "message": error.message}
             failed = {**shown.reply("failed"), "error": told}
@@ -203,7 +204,7 @@ class ResponseRoutes:
             raise
         await context.end_stream(events.of([*closing, (f"response.{status}", {"response": reply})]))
 
-    async def _keep(self, context: HttpContext, asked: _ResponseWish, reply: Json, output: ResponseOutput) -> None:
+    def _keep(self, context: HttpContext, asked: _ResponseWish, reply: Json, output: ResponseOutput) -> None:
         if not asked.is_kept:
             return
         messages = (*asked.conversation, output.message())
@@ -213,7 +214,7 @@ class ResponseRoutes:
             reply=msgspec.Raw(msgspec.json.encode(reply)),
             messages=tuple(dict(message) for message in messages),
         )
-        await self._kept.keep(context.arrival.tenant, kept)
+        self._kept.keep(context.arrival.tenant, kept)
 
 
 @dataclass(frozen=True, slots=True)

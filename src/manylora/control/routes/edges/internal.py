@@ -15,7 +15,8 @@ from starlette.responses import Response
 
 from manylora.control.billing.ledger import insert_records
 from manylora.control.edges.snapshot import take_snapshot
-from manylora.control.routes.dependencies import ControlDep
+from manylora.control.routes.dependencies import ControlDep, StoreDep
+from manylora.control.stored.leases import end_leases
 from manylora.control.tenants.audit import record_adapter_acts
 from manylora.control.tenants.credit import give_back_leases, lease_credit
 from manylora.errors import InvalidApiKey, InvalidJson, InvalidParameter
@@ -33,7 +34,7 @@ async def require_edge(control: ControlDep, request: Request) -> None:
         raise InvalidApiKey("this route is for the servers of this control plane")
 
 
-def _body_as(kind: type[Struct]) -> Callable[[Request], Awaitable[Struct]]:
+def body_as(kind: type[Struct]) -> Callable[[Request], Awaitable[Struct]]:
     """Return a dependency that decodes the body. It raises `InvalidParameter`, `InvalidJson`."""
 
     async def decoded(request: Request) -> Struct:
@@ -54,17 +55,17 @@ router = APIRouter(prefix="/internal", include_in_schema=False, dependencies=[De
 async def snapshot(control: ControlDep, since: int = -1, epoch: str = "", base: str = "") -> Response:
     """Return the changes after the revision `since`; `base` is the base model that the edge serves."""
     control.note_served(base)
-    return _json(await take_snapshot(control, since, epoch))
+    return json_reply(await take_snapshot(control, since, epoch))
 
 
 @router.post("/usage")
-async def usage(control: ControlDep, shipment: Annotated[Shipment, Depends(_body_as(Shipment))]) -> Response:
+async def usage(control: ControlDep, shipment: Annotated[Shipment, Depends(body_as(Shipment))]) -> Response:
     """Insert usage records into the ledger; records that it has already are accepted again."""
-    return _json({"accepted": await insert_records(control, shipment.records)})
+    return json_reply({"accepted": await insert_records(control, shipment.records)})
 
 
 @router.post("/key-uses")
-async def key_uses(control: ControlDep, uses: Annotated[KeyUsage, Depends(_body_as(KeyUsage))]) -> Response:
+async def key_uses(control: ControlDep, uses: Annotated[KeyUsage, Depends(body_as(KeyUsage))]) -> Response:
     """Note when keys were last used at an edge."""
     for key, at_ms in uses.last:
         control.uses.note(KeyId(key), min(at_ms, control.now_ms()))
@@ -72,24 +73,26 @@ async def key_uses(control: ControlDep, uses: Annotated[KeyUsage, Depends(_body_
 
 
 @router.post("/adapter-acts")
-async def adapter_acts(control: ControlDep, acts: Annotated[AdapterActs, Depends(_body_as(AdapterActs))]) -> Response:
+async def adapter_acts(control: ControlDep, acts: Annotated[AdapterActs, Depends(body_as(AdapterActs))]) -> Response:
     """Record acts of operators on an edge's adapters in the audit table."""
     await record_adapter_acts(control, acts.acts)
     return Response(status_code=204)
 
 
 @router.post("/leases")
-async def lease(control: ControlDep, wish: Annotated[LeaseWish, Depends(_body_as(LeaseWish))]) -> Response:
+async def lease(control: ControlDep, wish: Annotated[LeaseWish, Depends(body_as(LeaseWish))]) -> Response:
     """Lease credit of a tenant to an edge."""
-    return _json(await lease_credit(control, wish.edge, wish.tenant, wish.nanousd, wish.key))
+    return json_reply(await lease_credit(control, wish.edge, wish.tenant, wish.nanousd, wish.key))
 
 
 @router.delete("/leases/{edge}")
-async def give_back(control: ControlDep, edge: str) -> Response:
-    """End the leases of an edge."""
+async def give_back(control: ControlDep, store: StoreDep, edge: str) -> Response:
+    """End the leases of an edge: of credit, and of batches."""
     await give_back_leases(control, edge)
+    await end_leases(store, edge)
     return Response(status_code=204)
 
 
-def _json(value: object) -> Response:
+def json_reply(value: object) -> Response:
+    """Return a struct as JSON."""
     return Response(msgspec.json.encode(value), media_type="application/json")

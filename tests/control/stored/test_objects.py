@@ -1,0 +1,153 @@
+"""Files and responses of tenants on each database: parts in order, limits, retention, and blobs without a row."""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import URL
+
+from manylora.control.stored.files import FilePart, append_to_file, begin_file, list_files, publish_file, read_file
+from manylora.control.stored.objects import TenantStore
+from manylora.control.stored.responses import delete_response, get_response, keep_response
+from manylora.control.stored.retention import UNNAMED_S, delete_old, delete_unnamed
+from manylora.errors import BodyTooLarge, InvalidParameter, ManyloraError, ResourceNotFound, StorageLimitExceeded
+from manylora.stored.files import Publication
+from tests.control.plane import Plane, in_plane
+
+PUBLICATION = Publication(name="in.jsonl", purpose="batch")
+
+
+async def upload(store: TenantStore, tenant: str, *parts: bytes) -> str:
+    file, start = await begin_file(store, tenant), 0
+    for data in parts:
+        start = (await append_to_file(store, tenant, file.id, FilePart(start=start, data=data))).size
+    await publish_file(store, tenant, file.id, PUBLICATION)
+    return file.id
+
+
+def blobs(plane: Plane) -> list[str]:
+    return sorted(path.name for path in plane.control.blobs_dir.glob("*/*"))
+
+
+def test_a_file_grows_in_order_and_is_seen_when_it_is_whole(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        store = TenantStore.of(plane.control)
+        file = await begin_file(store, "acme")
+        for _ in range(2):  # the second is a repetition
+            assert (await append_to_file(store, "acme", file.id, FilePart(start=0, data=b"abc"))).size == 3
+        with pytest.raises(InvalidParameter):
+            await append_to_file(store, "acme", file.id, FilePart(start=5, data=b"x"))
+        with pytest.raises(ResourceNotFound):
+            await append_to_file(store, "other", file.id, FilePart(start=0, data=b"x"))
+        assert await list_files(store, "acme") == []
+        assert (await append_to_file(store, "acme", file.id, FilePart(start=3, data=b"de"))).size == 5
+        whole = await publish_file(store, "acme", file.id, PUBLICATION)
+        assert whole is not None
+        assert await publish_file(store, "acme", file.id, PUBLICATION) == whole
+        assert (await list_files(store, "acme"), whole.size) == ([whole], 5)
+        assert await read_file(store, "acme", file.id, 2, 99) == b"cde"
+        with pytest.raises(ResourceNotFound):
+            await read_file(store, "other", file.id, 0, 1)
+
+    in_plane(url, tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("limit", "kind"),
+    [
+        ({"storage.tenant_files": 1}, StorageLimitExceeded),
+        ({"storage.tenant_bytes": 5}, StorageLimitExceeded),
+        ({"storage.max_file_bytes": 2}, BodyTooLarge),
+    ],
+)
+def test_limits_are_those_of_the_control_plane(
+    url: URL, tmp_path: Path, limit: dict[str, Any], kind: type[ManyloraError]
+) -> None:
+    async def scenario(plane: Plane) -> None:
+        store = TenantStore.of(plane.control)
+        await upload(store, "acme", b"ab")
+        with pytest.raises(kind, match=next(iter(limit))):
+            await upload(store, "acme", b"abcd")
+        await upload(store, "other", b"ab")
+
+    in_plane(url, tmp_path, scenario, settings=limit)
+
+
+def test_uploads_at_one_time_do_not_pass_the_limit_together(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        store = TenantStore.of(plane.control)
+        await plane.new_tenant("acme")
+        ends = await asyncio.gather(*(upload(store, "acme", b"abc") for _ in range(6)), return_exceptions=True)
+        assert [type(end) for end in ends].count(str) == 3
+        assert sum(file.size for file in await list_files(store, "acme")) == 9
+
+    in_plane(url, tmp_path, scenario, settings={"storage.tenant_bytes": 10})
+
+
+def test_of_each_tenant_the_newest_responses_stay(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        store = TenantStore.of(plane.control)
+        for name, size in (("a", 10), ("b", 10), ("c", 10), ("d", 60), ("e", 101)):
+            await keep_response(store, "acme", f"resp_{name}", b"x" * size)
+        await keep_response(store, "other", "resp_o", b"x")
+        assert blobs(plane) == ["resp_b", "resp_c", "resp_d", "resp_o"]
+        await keep_response(store, "acme", "resp_f", b"x" * 35)
+        assert blobs(plane) == ["resp_d", "resp_f", "resp_o"]
+        assert await get_response(store, "acme", "resp_f") == b"x" * 35
+        for tenant, name in (("acme", "resp_a"), ("acme", "resp_o"), ("other", "resp_d")):
+            with pytest.raises(ResourceNotFound):
+                await get_response(store, tenant, name)
+            with pytest.raises(ResourceNotFound):
+                await delete_response(store, tenant, name)
+
+    limits = {"storage.tenant_responses": 3, "storage.tenant_response_bytes": 100}
+    in_plane(url, tmp_path, scenario, settings=limits)
+
+
+def test_what_has_been_kept_for_its_time_is_deleted_and_all_of_a_closed_tenant(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        store = TenantStore.of(plane.control)
+        for tenant in ("acme", "beta"):
+            await plane.new_tenant(tenant)
+            await keep_response(store, tenant, f"resp_{tenant}", b"{}")
+        files = {tenant: await upload(store, tenant, b"{}") for tenant in ("acme", "beta")}
+        unfinished = await begin_file(store, "acme")
+        await append_to_file(store, "acme", unfinished.id, FilePart(start=0, data=b"x"))
+        plane.clock.advance(3601)
+        await delete_old(store)
+        assert blobs(plane) == sorted(files.values())
+        assert (await plane.call("POST", "/admin/tenants/acme/close")).status_code == 200
+        await delete_old(store)
+        assert blobs(plane) == [files["beta"]]
+        plane.clock.advance(30 * 24 * 3600)
+        await delete_old(store)
+        assert blobs(plane) == []
+
+    in_plane(url, tmp_path, scenario)
+
+
+def test_blobs_without_a_row_are_deleted_after_a_day(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        store = TenantStore.of(plane.control)
+        named = await upload(store, "acme", b"{}")
+        await store.blobs.write("acme", "resp_old", b"x")
+        await store.blobs.write("acme", "resp_new", b"x")
+        now_s = plane.clock.wall_s()
+        for name in (named, "resp_old", "resp_new"):
+            at_s = now_s if name == "resp_new" else now_s - UNNAMED_S - 1
+            os.utime(plane.control.blobs_dir / "acme" / name, (at_s, at_s))
+        await delete_unnamed(store)
+        assert blobs(plane) == sorted([named, "resp_new"])
+
+    in_plane(url, tmp_path, scenario)
+
+
+@pytest.mark.parametrize(("tenant", "name"), [("acme", "../x"), ("acme", "a/b"), ("acme", ""), ("a" * 65, "x")])
+def test_no_id_leads_out_of_the_folder(url: URL, tmp_path: Path, tenant: str, name: str) -> None:
+    async def scenario(plane: Plane) -> None:
+        with pytest.raises(InvalidParameter):
+            await keep_response(TenantStore.of(plane.control), tenant, name, b"x")
+
+    in_plane(url, tmp_path, scenario)
