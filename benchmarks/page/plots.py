@@ -18,7 +18,7 @@ from benchmarks.page.fairness_sections import fairness
 from benchmarks.page.large_model_sections import attention, seven_billion
 from benchmarks.page.page import Record, number, range_of, save, source, table
 from benchmarks.page.peer_sections import load, peers
-from benchmarks.page.product_sections import experts, products, quantised
+from benchmarks.page.product_sections import experts, int4_quality, products, quality_table, quantised
 from benchmarks.page.structured_sections import accuracy, batches, masks, schemas
 from benchmarks.page.targets import reached
 from manylora.bench.servers import Manylora
@@ -263,18 +263,13 @@ def int8(record: Record, pictures: Path) -> str:
         for kind, key in (("linear layers", "linear_layers"), ("decode step", "decode_step"))
         for row in record[key]
     ]
-    quality = record["quality"]
-    found = [
-        ("perplexity", f"{quality['perplexity_bf16']:.3f}", f"{quality['perplexity_int8']:.3f}"),
-        ("triage accuracy", f"{quality['triage_accuracy_bf16']:.1%}", f"{quality['triage_accuracy_int8']:.1%}"),
-    ]
     return "\n".join(
         [
             "## int8 beside bf16",
             "",
             source(record),
             table(("", "rows", "bf16, ms", "int8, ms", "bf16 ÷ int8"), rows),
-            table(("quality", "bf16", "int8"), found),
+            quality_table(record, "int8"),
         ]
     )
 
@@ -349,6 +344,7 @@ SECTIONS: Sequence[tuple[str, Callable[[Record, Path], str]]] = (
     ("profile", profile),
     ("scheduler", scheduler),
     ("int8", int8),
+    ("int4", int4_quality),
     ("int8-chat", pair("int8 ÷ bf16 over HTTP: chat")),
     ("int8-chat-avx2", pair("int8 ÷ bf16 over HTTP: chat, AVX2 alone")),
     ("int8-triage", pair("int8 ÷ bf16 over HTTP: triage")),

@@ -1,4 +1,4 @@
-"""The sections of `docs/benchmarks.md` on products: of bf16 pairs, of quantised weights, of a mixture of experts."""
+"""The sections of `docs/benchmarks.md` on products and weights: bf16 pairs, quantised weights, a mixture of experts."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -59,3 +59,18 @@ def quantised(record: Record, pictures: Path) -> str:
         if form != "bf16"
     ]
     return "\n".join(["## Products of int8 and int4 weights", "", source(record), table(head, body)])
+
+
+def int4_quality(record: Record, pictures: Path) -> str:
+    """Return the section: the loss of quality of int4 weights."""
+    return "\n".join(["## Quality of int4 beside bf16", "", source(record), quality_table(record, "int4")])
+
+
+def quality_table(record: Record, form: str) -> str:
+    """Return the table: perplexity and triage accuracy of a form of the weights beside bf16."""
+    found = record["quality"]
+    rows = [
+        ("perplexity", f"{found['perplexity_bf16']:.3f}", f"{found[f'perplexity_{form}']:.3f}"),
+        ("triage accuracy", f"{found['triage_accuracy_bf16']:.1%}", f"{found[f'triage_accuracy_{form}']:.1%}"),
+    ]
+    return table(("quality", "bf16", form), rows)
