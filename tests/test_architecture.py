@@ -76,7 +76,7 @@ FLOORS: dict[str, list[set[str]]] = {
     ],
     "server": [
         {"access", "engine_client", "schemas", "tools"},
-        {"engine_client/process", "http", "metering", "observability", "schemas/lorax", "storage"},
+        {"engine_client/process", "http", "metering", "names", "observability", "schemas/lorax", "storage"},
         {"batches", "generation", "schemas/openai"},
         {"routes"},
         {"routes/lorax", "routes/openai"},
@@ -134,7 +134,7 @@ MAY_START_THREADS_OR_PROCESSES = {
     "server/engine_client/in_process.py",
     "server/engine_client/process/worker.py",
     "server/metering/spool.py",
-    "server/generation/adapter_resolver.py",  # a slow file system delays only requests whose names need it
+    "server/names/adapter_resolver.py",  # a slow file system delays only requests whose names need it
     "server/generation/models.py",  # threads for the tokenizer
     "server/generation/template_renderer.py",  # the processes of templates, and a thread to wait for each
     "wiring/llm.py",  # the event loop of a program that has none

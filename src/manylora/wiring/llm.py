@@ -23,13 +23,13 @@ from manylora.models.fetch.pull import pull
 from manylora.models.text.grammar import GrammarSource
 from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.in_process import InProcessTransport
-from manylora.server.generation.adapter_fields import AdapterFields
 from manylora.server.generation.admission import AdmissionControl
 from manylora.server.generation.models import ModelRouter, open_model, tokenizer_of
 from manylora.server.generation.order import ChatPrompt, Message, Order, PromptInput, StopRules, TextPrompt
 from manylora.server.generation.service import Completion, GenerationService
 from manylora.server.generation.text import ReplyForm, TextToken, TokenReport
 from manylora.server.http.context import RequestState
+from manylora.server.names.adapter_fields import AdapterFields
 from manylora.server.observability.metrics import Meters
 from manylora.server.routes.pooled import rows_of
 from manylora.wiring.engine import ReportLine, build_engine

@@ -18,8 +18,6 @@ from manylora.models.text.grammar import GrammarKind, GrammarSource
 from manylora.models.text.template import cut_last, open_last
 from manylora.models.text.tokenizer import Tokenizer, TokenSpan
 from manylora.server.engine_client.served_model import ServedModel
-from manylora.server.generation.adapter_fields import AdapterFields
-from manylora.server.generation.adapter_resolver import AdapterResolver
 from manylora.server.generation.adapter_texts import AdapterTexts, TextRules
 from manylora.server.generation.order import (
     LONGEST_PROMPT,
@@ -31,6 +29,8 @@ from manylora.server.generation.order import (
     TextPrompt,
 )
 from manylora.server.generation.template_renderer import Renderer
+from manylora.server.names.adapter_fields import AdapterFields
+from manylora.server.names.adapter_resolver import AdapterResolver
 from manylora.server.schemas.readers import MAX_UINT64
 from manylora.server.tools.formats import ToolFormat, format_of
 from manylora.server.tools.grammar import tool_grammar

@@ -11,11 +11,11 @@ from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.access.directory import Directory
 from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.served_model import ServedModel
-from manylora.server.generation.adapter_resolver import AdapterResolver
 from manylora.server.generation.adapter_texts import AdapterTexts
 from manylora.server.generation.input_processor import InputProcessor
-from manylora.server.generation.pushed_adapters import PushedAdapters
 from manylora.server.generation.pusher import Pusher
+from manylora.server.names.adapter_resolver import AdapterResolver
+from manylora.server.names.pushed_adapters import PushedAdapters
 
 TOKENIZER_THREADS = 2
 """Number of tokenizer threads of a model. The limit on concurrent requests bounds their queue."""

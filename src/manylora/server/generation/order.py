@@ -7,8 +7,8 @@ from typing import Any
 from manylora.engine.pooling import Pooling
 from manylora.engine.request import SamplingParams
 from manylora.models.text.grammar import GrammarSource
-from manylora.server.generation.adapter_fields import AdapterFields
 from manylora.server.generation.text import ReplyForm
+from manylora.server.names.adapter_fields import AdapterFields
 from manylora.server.tools.tool import ToolSet
 
 LONGEST_PROMPT = -1

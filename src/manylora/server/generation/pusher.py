@@ -25,9 +25,9 @@ from manylora.errors import (
 from manylora.ids import TenantId
 from manylora.server.access.directory import Directory
 from manylora.server.engine_client.client import EngineClient
-from manylora.server.generation.adapter_resolver import AdapterResolver
 from manylora.server.generation.adapter_texts import AdapterTexts
-from manylora.server.generation.pushed_adapters import Incoming, Push, PushedAdapters
+from manylora.server.names.adapter_resolver import AdapterResolver
+from manylora.server.names.pushed_adapters import Incoming, Push, PushedAdapters
 from manylora.tenancy import TenantState
 
 log = logging.getLogger(__name__)

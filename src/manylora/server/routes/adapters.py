@@ -13,12 +13,12 @@ from manylora.clock import Clock
 from manylora.config.groups.server import ServerConfig
 from manylora.errors import AdapterError, AdapterNotFound, AdapterReferenceInvalid, InvalidParameter
 from manylora.server.access.access import Access
-from manylora.server.generation.adapter_fields import AdapterFields
-from manylora.server.generation.adapter_resolver import name_in_path
 from manylora.server.generation.models import ModelHandle
 from manylora.server.http.context import HttpContext
 from manylora.server.http.operators import require_operator
 from manylora.server.http.routing import Guards, Parameter, Routes
+from manylora.server.names.adapter_fields import AdapterFields
+from manylora.server.names.adapter_resolver import name_in_path
 from manylora.server.routes.adapter_listing import Catalogue
 from manylora.server.schemas.adapters import AdapterActionBody, AdapterPage
 from manylora.server.schemas.body import Bounds, read_body

@@ -8,11 +8,11 @@ from manylora.config.groups.server import ServerConfig
 from manylora.errors import InvalidParameter, Unavailable
 from manylora.http.dialects import headers_of
 from manylora.server.batches.runner import BatchRunner
-from manylora.server.generation.adapter_resolver import name_in_path
 from manylora.server.generation.service import GenerationService
 from manylora.server.http.context import HttpContext
 from manylora.server.http.operators import is_operator
 from manylora.server.http.routing import Guards, OtherReply, Parameter, Routes
+from manylora.server.names.adapter_resolver import name_in_path
 from manylora.server.observability.health import Health
 from manylora.server.observability.metrics import EdgeNow, Meters
 from manylora.server.routes.adapter_listing import Catalogue

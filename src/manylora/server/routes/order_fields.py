@@ -3,8 +3,8 @@
 from typing import Protocol
 
 from manylora.engine.request import SamplingParams
-from manylora.server.generation.adapter_fields import AdapterFields
 from manylora.server.generation.order import StopRules
+from manylora.server.names.adapter_fields import AdapterFields
 from manylora.server.schemas.adapters import MergedAdapters, WeightedAdapter
 from manylora.server.schemas.lorax.bodies import GenerateParameters
 from manylora.server.schemas.openai.chat import ChatBody

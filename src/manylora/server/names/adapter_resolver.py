@@ -36,8 +36,8 @@ from manylora.errors import AdapterError, AdapterNotFound, AdapterReferenceInval
 from manylora.ids import TenantId
 from manylora.server.access.directory import Directory, Upload
 from manylora.server.engine_client.served_model import ServedModel
-from manylora.server.generation.adapter_fields import AdapterFields
-from manylora.server.generation.pushed_adapters import PushedAdapters
+from manylora.server.names.adapter_fields import AdapterFields
+from manylora.server.names.pushed_adapters import PushedAdapters
 
 NO_FIELDS = AdapterFields()
 FRESH_S = 1.0

@@ -9,7 +9,7 @@ from manylora.adapter_ref import pushed_ref
 from manylora.clock import ManualClock
 from manylora.config.groups.adapters import AdaptersConfig
 from manylora.errors import StorageLimitExceeded
-from manylora.server.generation.pushed_adapters import Push, PushedAdapters
+from manylora.server.names.pushed_adapters import Push, PushedAdapters
 from tests.server.conftest import House
 
 InHouse = Callable[..., None]
