@@ -93,6 +93,7 @@ class AdapterInfo:
     error         the reason for which it cannot be served now; empty: there is none
     is_verified   the result of the last VERIFY; None before the first, and while one is under way
     tenant        the owner of the upload; empty for an adapter of any other source
+    base          the base model of the engine that has it; the engine itself leaves it empty
     report        the ingest report of its version, in the form of `adapters/report.py`; None if it is unknown, for a
                   version packed by an older release, and in lists
     """
@@ -112,6 +113,7 @@ class AdapterInfo:
     error: str = ""
     is_verified: bool | None = None
     tenant: str = ""
+    base: str = ""
     report: dict[str, Any] | None = None  # JSON values of several types
 
 

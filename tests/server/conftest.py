@@ -19,6 +19,7 @@ from manylora.server.access.directory import Directory
 from manylora.server.app.application import EdgeApp, create_app
 from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.in_process import InProcessTransport
+from manylora.server.generation.models import StartedBase
 from manylora.tenancy import RepositoryFacts, Snapshot, TenantFacts
 from tests.server.fake_control import PEPPER, FakeControl
 from tests.server.fake_engine import FakeEngine, served_for
@@ -93,9 +94,8 @@ async def open_house(
     served = replace(served, **(served_as or {}))
     if repositories is not None:
         access = Access(SystemClock(), directory=await directory_of(repositories))
-    app = create_app(
-        config, client=link, served=served, tokenizer=tokenizer, clock=clock, access=access, control=control
-    )
+    base = StartedBase(config=config, served=served, client=link, tokenizer=tokenizer)
+    app = create_app(config, [base], clock=clock, access=access, control=control)
     transport = httpx2.ASGITransport(app=app, client=(client_host, 1))  # type: ignore[arg-type]  # ASGI's types differ by library
     try:
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=20) as client:

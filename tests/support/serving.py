@@ -52,7 +52,7 @@ def _wait_for_url(process: "Fork | subprocess.Popen[bytes]", log: Path) -> str:
     clock = SystemClock()
     end_s = clock.monotonic_s() + START_WAIT_S
     while clock.monotonic_s() < end_s and process.poll() is None:
-        if found := re.search(r"is served at\s+(http://\S+)", log.read_text(encoding="utf-8")):
+        if found := re.search(r"(?:is|are) served at\s+(http://\S+)", log.read_text(encoding="utf-8")):
             return found[1]
         clock.sleep_s(0.02)
     raise AssertionError(f"the server did not start:\n{log.read_text(encoding='utf-8')}")

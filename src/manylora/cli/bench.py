@@ -56,7 +56,7 @@ def bench(
     from manylora.bench.machine import describe
     from manylora.bench.random_adapters import write_adapters
     from manylora.bench.workloads import MIXED_RANKS, WORKLOADS
-    from manylora.cli.settings import configuration, with_base_fetched
+    from manylora.cli.settings import configuration, with_bases_fetched
     from manylora.config.declaration import Setting
     from manylora.config.folders import cache_dir
     from manylora.errors import InvalidParameter
@@ -69,7 +69,7 @@ def bench(
             known = ", ".join(WORKLOADS)
             raise InvalidParameter(f"--workload must be one of {known}; given {name!r}", parameter="workload")
     flags: dict[str, Setting | None] = {"model.base": base, "model.quantize": quantize, "engine.prefix_cache": False}
-    settings = with_base_fetched(configuration(None, set_ or (), flags))
+    settings = with_bases_fetched(configuration(None, set_ or (), flags))
     facts = describe()
     directory = resolve(settings.model.base, cache_dir(settings))
     spec = read_spec(directory)

@@ -23,7 +23,7 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,
 ) -> None:
     """Generate one reply in this process and stream it to the terminal."""
-    from manylora.cli.settings import configuration, with_adapter_roots, with_base_fetched
+    from manylora.cli.settings import configuration, with_adapter_roots, with_bases_fetched
     from manylora.wiring.planning import refuse_impossible_plan
 
     roots = tuple(str(root.expanduser().resolve()) for root in adapter_root or ())
@@ -31,7 +31,7 @@ def generate(
         None, (), {"model.base": base, "model.quantize": quantize, "adapters.roots": roots or None}
     )
     refuse_impossible_plan(settings)  # before a base of many gigabytes is fetched
-    settings = with_adapter_roots(with_base_fetched(settings))
+    settings = with_adapter_roots(with_bases_fetched(settings))
     _print_reply(settings, prompt, adapter, max_new_tokens, temperature, is_raw=raw)
 
 

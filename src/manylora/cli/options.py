@@ -11,6 +11,13 @@ BaseOption = Annotated[
     str | None,
     typer.Option(help="Base model: a known name, a directory, or a GGUF file. Default: SmolLM2-135M-Instruct."),
 ]
+BasesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Base model: a known name, a directory, or a GGUF file; repeatable, the first is the default. Default: "
+        "SmolLM2-135M-Instruct."
+    ),
+]
 QuantizeOption = Annotated[
     str | None,
     typer.Option(

@@ -1,11 +1,12 @@
-"""`manylora serve`: the server of one base model and its adapters."""
+"""`manylora serve`: the server of base models and their adapters."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manylora.cli.options import AdapterRootOption, BaseOption, QuantizeOption, plain
+from manylora.cli.options import AdapterRootOption, BasesOption, QuantizeOption, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,7 +18,7 @@ MAX_NAMES_SHOWN = 8
 
 
 def serve(
-    base: BaseOption = None,
+    base: BasesOption = None,
     adapter_root: AdapterRootOption = None,
     adapter_store: Annotated[
         list[str] | None,
@@ -39,18 +40,18 @@ def serve(
         typer.Option("--set", metavar="GROUP.SETTING=VALUE", help="Any setting by name. May be given several times."),
     ] = None,
 ) -> None:
-    """Serve a base model and all its adapters over HTTP.
+    """Serve base models and all their adapters over HTTP.
 
     Without flags it fetches the default base model, serves the demo adapters, and listens on 127.0.0.1:8080. It speaks
     OpenAI's /v1 routes and LoRAX's /generate. Stop it with Ctrl-C: running requests are finished first.
     """
-    from manylora.cli.settings import FACTORY, configuration, with_adapter_roots, with_base_fetched, with_registry
+    from manylora.cli.settings import FACTORY, configuration, with_adapter_roots, with_bases_fetched, with_registry
     from manylora.http.listener import listen
     from manylora.system.collector import paused
     from manylora.system.log_lines import configure_logs
     from manylora.system.resources import raise_file_limit
     from manylora.system.standard_streams import make_streams_lossy
-    from manylora.wiring.planning import refuse_impossible_plan
+    from manylora.wiring.bases import division_lines, refuse_impossible_bases, server_bases
 
     make_streams_lossy()
     configure_logs("edge")
@@ -60,7 +61,8 @@ def serve(
         config,
         set_ or (),
         {
-            "model.base": base,
+            "model.base": base[0] if base else None,
+            "model.more_bases": tuple(base[1:]) if base else None,
             "model.quantize": quantize,
             "adapters.roots": roots or None,
             "adapters.stores": tuple(adapter_store or ()) or None,
@@ -70,8 +72,8 @@ def serve(
             "engine.max_model_len": max_model_len,
         },
     )
-    refuse_impossible_plan(settings)  # before a base of many gigabytes is fetched
-    settings = with_registry(with_adapter_roots(with_base_fetched(settings, to_stdout=True)))
+    refuse_impossible_bases(settings)  # before a base of many gigabytes is fetched
+    settings = with_registry(with_adapter_roots(with_bases_fetched(settings, to_stdout=True)))
     listener = listen(settings.server.host, settings.server.port, group="server")
 
     # The server's imports take a second. They follow the checks, so that a wrong setting ends the command at once.
@@ -82,11 +84,22 @@ def serve(
         from manylora.server.app.run import Announce, run_server
         from manylora.wiring.control import host_control
 
+    bases = server_bases(settings)
     console = Console(highlight=False, emoji=False)
-    with console.status(plain(f"starting {settings.model.base}"), spinner="dots") as status:
+    names = ", ".join(each.name for each in bases)
+    with console.status(plain(f"starting {names}"), spinner="dots") as status:
         terminal = _Terminal(console, status, is_key_needed=is_key_needed(settings))
         announce = Announce(progress=terminal.progress, ready=terminal.ready, admin_key=terminal.admin_key)
-        run_server(settings, listener, factory=FACTORY, control=host_control, announce=announce)
+        if lines := division_lines(bases):
+            terminal.progress("\n".join(lines))
+        run_server(
+            settings,
+            listener,
+            factory=FACTORY,
+            control=host_control,
+            announce=announce,
+            bases=[each.config for each in bases],
+        )
 
 
 class _Terminal:
@@ -120,15 +133,18 @@ class _Terminal:
             soft_wrap=True,
         )
 
-    def ready(self, served: "ServedModel", url: str) -> None:
+    def ready(self, bases: "Sequence[ServedModel]", url: str) -> None:
         from manylora.adapters.sources.local import LocalSource
         from manylora.cli.examples import examples, key_commands
         from manylora.server.generation.models import tokenizer_of
 
         self._status.stop()
+        served = bases[0]
         names = LocalSource(tuple(map(Path, served.adapter_roots))).list()
         total_s = self._clock.monotonic_s() - self._begun_s
-        self._console.print(f"[bold]{plain(served.model_id)}[/bold] is served at [bold]{url}[/bold] ({total_s:.1f} s)")
+        models = ", ".join(plain(each.model_id) for each in bases)
+        are = "are" if len(bases) > 1 else "is"
+        self._console.print(f"[bold]{models}[/bold] {are} served at [bold]{url}[/bold] ({total_s:.1f} s)")
         shown = ", ".join(names[:MAX_NAMES_SHOWN]) + (" …" if len(names) > MAX_NAMES_SHOWN else "")
         self._console.print(f"{len(names)} adapters{': ' + plain(shown) if names else ''}\n")
         tokenizer = tokenizer_of(served)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import manylora
@@ -47,8 +48,8 @@ def demo_adapter_root() -> Path | None:
     return root if root.is_dir() else None
 
 
-def with_base_fetched(config: Config, *, to_stdout: bool = False) -> Config:
-    """Fetch the base model if it is absent, or its damaged files, with a bar for each longer stage.
+def with_bases_fetched(config: Config, *, to_stdout: bool = False) -> Config:
+    """Fetch each base model that is absent, or its damaged files, with a bar for each longer stage.
 
     A base is read whole at its first use and after a change. Raises: `ModelNotFound`, `ModelUnsupported`.
     """
@@ -66,14 +67,16 @@ def with_base_fetched(config: Config, *, to_stdout: bool = False) -> Config:
     )
     bars = Progress(*columns, console=Console(stderr=not to_stdout))
 
-    def report(stage: str, done: int, total: int) -> None:
-        if stage not in tasks:
+    def report(base: str, stage: str, done: int, total: int) -> None:
+        shown = f"{stage} {base}"
+        if shown not in tasks:
             bars.start()
-            tasks[stage] = bars.add_task(f"{stage} {config.model.base}", total=total)
-        bars.update(tasks[stage], completed=done)
+            tasks[shown] = bars.add_task(shown, total=total)
+        bars.update(tasks[shown], completed=done)
 
     try:
-        pull(config.model.base, cache_dir(config), report)
+        for base in (config.model.base, *config.model.more_bases):
+            pull(base, cache_dir(config), partial(report, base))
     finally:
         if tasks:  # a stopped display without bars writes an empty line
             bars.stop()

@@ -8,6 +8,11 @@ from manylora.errors import AdapterReferenceInvalid, ConfigInvalid
 from manylora.tenancy import Limits
 
 _PLAN_WEIGHT = re.compile(r"([^=\s,]{1,64})=([1-9][0-9]{0,2}|1000)")
+QUANTIZE = ("none", "int8", "int4")
+"""Values of `model.quantize`."""
+_SHARE_OF_BASE = re.compile(r"(.+)=([1-9][0-9]{0,2}|1000)")
+_QUANTIZE_OF_BASE = re.compile(rf"(.+)=({'|'.join(QUANTIZE)})")
+_WINDOW_OF_BASE = re.compile(r"(.+)=([2-9]|[1-9][0-9]{1,8})")
 _SIGNUP_LIMIT = re.compile(rf"({'|'.join(Limits.__slots__)})=([0-9]{{1,18}})")
 
 
@@ -52,3 +57,21 @@ def signup_limit(key: str, value: str) -> None:
     """Check a pair `limit=number`."""
     if not _SIGNUP_LIMIT.fullmatch(value):
         raise ConfigInvalid(f"{key}: a limit is NAME=NUMBER of {', '.join(Limits.__slots__)}, given {value!r}")
+
+
+def share_of_base(key: str, value: str) -> None:
+    """Check a pair `base=share`."""
+    if not _SHARE_OF_BASE.fullmatch(value):
+        raise ConfigInvalid(f"{key}: a base's share is BASE=1 to BASE=1000, given {value!r}")
+
+
+def quantize_of_base(key: str, value: str) -> None:
+    """Check a pair `base=form`."""
+    if not _QUANTIZE_OF_BASE.fullmatch(value):
+        raise ConfigInvalid(f"{key}: a base's form is BASE=one of {', '.join(QUANTIZE)}, given {value!r}")
+
+
+def window_of_base(key: str, value: str) -> None:
+    """Check a pair `base=positions`."""
+    if not _WINDOW_OF_BASE.fullmatch(value):
+        raise ConfigInvalid(f"{key}: a base's window is BASE=POSITIONS, 2 at least, given {value!r}")

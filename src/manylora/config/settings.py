@@ -132,11 +132,17 @@ def parse_setting(key: str, text: str) -> Setting:
 def _check_together(config: Config) -> None:
     """Check the settings that bound each other. Raises `ConfigInvalid`."""
     model, engine, control = config.model, config.engine, config.control
-    if model.quantize != "none" and model.kernels not in ("auto", "native"):
-        raise ConfigInvalid(
-            f"model.quantize {model.quantize} is computed by the native kernels: model.kernels must be auto or "
-            f"native. Given: {model.kernels}"
-        )
+    given: set[str] = set()
+    for base in (model.base, *model.more_bases):
+        if base.lower() in given:
+            raise ConfigInvalid(f"the base {base} is given twice (model.base, model.more_bases); give each base once")
+        given.add(base.lower())
+    for form in (model.quantize, *(pair.rpartition("=")[2] for pair in model.quantize_of)):
+        if form != "none" and model.kernels not in ("auto", "native"):
+            raise ConfigInvalid(
+                f"model.quantize {form} is computed by the native kernels: model.kernels must be auto or "
+                f"native. Given: {model.kernels}"
+            )
     if config.adapters.default_source not in (enabled := enabled_sources(config.adapters)):
         raise ConfigInvalid(
             f"adapters.default_source must be one of {', '.join(sorted(enabled))}. "

@@ -1,5 +1,6 @@
-"""The served base model as the control plane knows it: its name, its context length, its shapes."""
+"""The served base models as the control plane knows them: their names, their context lengths, their shapes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from manylora.adapters.base_shape import BaseShape, base_shape
@@ -12,7 +13,7 @@ from manylora.models.spec import read_spec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedBase:
-    """The served base model. Without its files it has no shape, a window of 0, and an empty directory.
+    """One served base model. Without its files it has no shape, a window of 0, and an empty directory.
 
     name        name in replies and prices
     short_name  name of its deployment
@@ -26,16 +27,35 @@ class ServedBase:
     directory: str = ""
 
 
-def served_base(config: Config) -> ServedBase:
-    """Return the base model of the settings; read its config.json if there is one. Blocks for about a millisecond."""
-    given = config.model.base
+def served_bases(config: Config) -> tuple[ServedBase, ...]:
+    """Return the base models of the settings, the default first.
+
+    Reads the config.json of each if there is one. Blocks for about a millisecond a base.
+    """
+    windows = dict(pair.rpartition("=")[::2] for pair in config.model.max_model_len_of)
+    return tuple(_served_base(config, given, windows) for given in (config.model.base, *config.model.more_bases))
+
+
+def base_names(config: Config) -> frozenset[str]:
+    """Return the names of the served bases in requests, in lower case: no repository may have one of them."""
+    return frozenset(
+        name.lower()
+        for base in served_bases(config)
+        for name in (base.name, base.name.rsplit("/", 1)[-1], base.short_name)
+    )
+
+
+def _served_base(config: Config, given: str, windows: Mapping[str, str]) -> ServedBase:
+    """Return one base. `windows` has the windows of single bases as `model.max_model_len_of` names them."""
     try:
         directory = resolve(given, cache_dir(config))
         spec = read_spec(directory)
     except StartupError:
         return ServedBase(name=given, short_name=short_name(given), shape=None, window=0)
     name = served_name(given, directory)
-    window = min(spec.max_positions, config.engine.max_model_len or spec.max_positions)
+    asked = {key.lower(): int(value) for key, value in windows.items()}
+    own = next((asked[each.lower()] for each in (given, name, short_name(name)) if each.lower() in asked), 0)
+    window = min(spec.max_positions, own or config.engine.max_model_len or spec.max_positions)
     return ServedBase(
         name=name,
         short_name=short_name(name),
@@ -43,12 +63,6 @@ def served_base(config: Config) -> ServedBase:
         window=window,
         directory=str(directory),
     )
-
-
-def base_names(config: Config) -> frozenset[str]:
-    """Return the names of the served base in requests, in lower case: no repository may have one of them."""
-    base = served_base(config)
-    return frozenset(name.lower() for name in (base.name, base.name.rsplit("/", 1)[-1], base.short_name))
 
 
 def is_same_base(one: str, other: str) -> bool:

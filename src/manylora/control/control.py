@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from manylora.clock import Clock
 from manylora.config.folders import registry_dir, storage_dir
 from manylora.config.settings import Config
-from manylora.control.bases import served_base
+from manylora.control.bases import served_bases
 from manylora.control.key_uses import KeyUses
 from manylora.control.storage.database import Database
 
@@ -71,6 +71,7 @@ class Control:
             self.served_ms[base] = self.now_ms()
 
     def served_bases(self) -> set[str]:
-        """Return the base models of edges that called within `SERVED_MS`, and that of the settings."""
+        """Return the base models of edges that called within `SERVED_MS`, and those of the settings."""
         oldest_ms = self.now_ms() - SERVED_MS
-        return {served_base(self.config).name, *(base for base, ms in self.served_ms.items() if ms >= oldest_ms)}
+        own = {base.name for base in served_bases(self.config)}
+        return own | {base for base, ms in self.served_ms.items() if ms >= oldest_ms}

@@ -24,8 +24,9 @@ from manylora.models.text.grammar import GrammarSource
 from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.in_process import InProcessTransport
 from manylora.server.generation.admission import AdmissionControl
-from manylora.server.generation.models import ModelRouter, open_model, tokenizer_of
+from manylora.server.generation.models import StartedBase, tokenizer_of
 from manylora.server.generation.order import ChatPrompt, Message, Order, PromptInput, StopRules, TextPrompt
+from manylora.server.generation.routing import open_models
 from manylora.server.generation.service import Completion, GenerationService
 from manylora.server.generation.text import ReplyForm, TextToken, TokenReport
 from manylora.server.http.context import RequestState
@@ -130,9 +131,10 @@ class LLM:
         self._clock = SystemClock()
         self._pooling = Pooling(config.model.embedding_pooling)
         self._client = EngineClient(InProcessTransport(lambda: (engine, served)))
-        self._model = open_model(config, served, self._client, tokenizer_of(served), self._clock)
+        base = StartedBase(config=config, served=served, client=self._client, tokenizer=tokenizer_of(served))
+        self._models = open_models([base], self._clock)
         self._service = GenerationService(
-            models=ModelRouter([self._model]),
+            models=self._models,
             admission=AdmissionControl(config.engine.max_running),
             meters=Meters(),
             clock=self._clock,
@@ -159,7 +161,7 @@ class LLM:
             return
         self._is_closed = True
         asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result()
-        self._model.close()
+        self._models.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -31,20 +31,20 @@ def test_a_base_without_a_price_is_not_sold_unless_it_is_declared_free(tmp_path:
         member = await ControlSession.join(config_in(tmp_path), host_control, SystemClock())
         assert member.admin_key is not None
         with pytest.raises(ConfigInvalid, match=r"manylora prices set mine .*control\.free_bases=mine"):
-            member.admit("mine")
-        member.admit("Mistral-7b-instruct")
-        member.admit("SmolLM2-135M-Instruct")
+            member.admit(["mine"])
+        member.admit(["Mistral-7b-instruct"])
+        member.admit(["SmolLM2-135M-Instruct"])
         await member.leave()
 
         free = await ControlSession.join(
             config_in(tmp_path, control__free_bases=("mine",)), host_control, SystemClock()
         )
         assert free.admin_key is None
-        free.admit("mine")
+        free.admit(["mine"])
         await free.leave()
 
         open_one = await ControlSession.join(config_in(tmp_path, server__auth="off"), host_control, SystemClock())
-        open_one.admit("mine")
+        open_one.admit(["mine"])
         await open_one.leave()
 
     run(scenario)

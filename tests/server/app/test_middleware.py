@@ -399,6 +399,6 @@ def test_load_times_are_a_histogram_that_prometheus_reads(in_house: InHouse) -> 
 
 
 def test_an_engine_that_has_told_nothing_shows_nothing() -> None:
-    text = Meters().exposition(None, EdgeNow(in_flight=0, is_up=False, shows_private=True)).decode()
+    text = Meters().exposition({}, EdgeNow(in_flight=0, is_up={}, shows_private=True)).decode()
     assert "# TYPE manylora_adapter_load_seconds histogram" in text
     assert "\nmanylora_adapter" not in text

@@ -19,6 +19,7 @@ from manylora.server.app.application import EdgeApp, create_app
 from manylora.server.batches.runner import BatchRunner
 from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.in_process import InProcessTransport
+from manylora.server.generation.models import StartedBase
 from manylora.server.metering.meter import Meter
 from manylora.server.storage.storage import open_storage
 from manylora.usage import UsageRecord
@@ -176,9 +177,7 @@ async def _server(
     await link.start()
     app = create_app(
         config,
-        client=link,
-        served=served_for(folder),
-        tokenizer=tokenizer,
+        [StartedBase(config=config, served=served_for(folder), client=link, tokenizer=tokenizer)],
         clock=clock,
         access=access,
         meter=meter,

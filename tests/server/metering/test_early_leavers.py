@@ -20,6 +20,7 @@ from manylora.server.access.credit import LeasedCredit
 from manylora.server.app.application import EdgeApp, create_app
 from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.in_process import InProcessTransport
+from manylora.server.generation.models import StartedBase
 from manylora.server.metering.meter import Meter
 from manylora.tenancy import Limits, PriceFacts, TenantFacts, mint_key
 from manylora.usage import UsageRecord
@@ -101,7 +102,8 @@ async def open_house(folder: Path, *, limits: Limits, credit: int) -> AsyncItera
     await link.start()
     purse = LeasedCredit(control, clock, edge=meter.edge, lease_nanousd=1)
     access = Access(clock, is_key_needed=True, directory=directory, purse=purse)
-    app = create_app(Config(), client=link, served=served_for(folder), tokenizer=tokenizer, meter=meter, access=access)
+    base = StartedBase(config=Config(), served=served_for(folder), client=link, tokenizer=tokenizer)
+    app = create_app(Config(), [base], meter=meter, access=access)
     transport = httpx2.ASGITransport(app=app)  # type: ignore[arg-type]  # ASGI's types differ by library
     try:
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=20) as client:

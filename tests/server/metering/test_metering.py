@@ -24,6 +24,7 @@ from manylora.server.app.application import EdgeApp, create_app
 from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.in_process import InProcessTransport
 from manylora.server.engine_client.streams import SequenceStream
+from manylora.server.generation.models import StartedBase
 from manylora.server.metering import journal as journal_module
 from manylora.server.metering import meter as meter_module
 from manylora.server.metering import spool as spool_module
@@ -504,7 +505,8 @@ async def metered_edge(folder: Path) -> Any:
     await meter.recovered()
     link = EngineClient(InProcessTransport(lambda: (engine, served_for(folder))), record=meter.journal)
     await link.start()
-    app = create_app(Config(), client=link, served=served_for(folder), tokenizer=tokenizer, meter=meter)
+    base = StartedBase(config=Config(), served=served_for(folder), client=link, tokenizer=tokenizer)
+    app = create_app(Config(), [base], meter=meter)
     transport = httpx2.ASGITransport(app=app)  # type: ignore[arg-type]  # ASGI's types differ by library
     try:
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=20) as client:

@@ -12,4 +12,4 @@ def test_the_page_is_written_from_the_table() -> None:
 
 def test_every_metric_has_a_row() -> None:
     page = metrics_page()
-    assert [metric.name for metric in METRICS if page.count(f"| `{metric.name}` |") != 1] == []
+    assert [metric.name for metric in METRICS if page.count(f"\n| `{metric.name}` ") != 1] == []

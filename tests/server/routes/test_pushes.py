@@ -46,9 +46,9 @@ def test_a_push_goes_when_no_request_has_come_for_long(in_house: InHouse, tmp_pa
         clock.advance(86_000)
         assert await has_tone(house)
         clock.advance(86_000)
-        house.app.models.default.pusher.sweep()
+        house.app.pusher.sweep()
         clock.advance(1_000)
-        house.app.models.default.pusher.sweep()
+        house.app.pusher.sweep()
         assert not await has_tone(house)
         await house.until(lambda: deleted(house) == ["tone/1"])
         assert list((tmp_path / "pushed").iterdir()) == []
@@ -65,11 +65,11 @@ def test_the_pushes_of_a_tenant_go_when_it_is_closed(in_house: InHouse, tmp_path
     async def scenario(house: House) -> None:
         await directory.refresh()
         assert (await push(house)).status_code == 200
-        house.app.models.default.pusher.sweep()
+        house.app.pusher.sweep()
         assert await has_tone(house)
         control.snapshot_ = replace(snapshot, revision=1, tenants=(replace(acme, state=TenantState.CLOSED),))
         await directory.refresh()
-        house.app.models.default.pusher.sweep()
+        house.app.pusher.sweep()
         await house.until(lambda: deleted(house) == ["tone/1"])
         assert list((tmp_path / "pushed").iterdir()) == []
 

@@ -98,6 +98,12 @@ class LocalSource:
                 return read
         raise refuse.unavailable("it was replaced while it was read")
 
+    def config(self, ref: AdapterRef) -> bytes:
+        _, root, folder = self._located(ref)
+        refuse = Refusals(ref.id, ref.source)
+        with _opened(root, folder, refuse) as files:
+            return _read(files[CONFIG_FILE], MAX_CONFIG_BYTES, refuse).tobytes()
+
     def list(self) -> list[str]:
         found: dict[str, None] = {}
         for root in self._roots:

@@ -62,6 +62,13 @@ class Source(Protocol):
         """Return the ids of the adapters that exist, sorted."""
 
 
+class FolderSource(Source, Protocol):
+    """The Protocol of a source whose files lie in folders of this machine."""
+
+    def config(self, ref: AdapterRef) -> bytes:
+        """Return the text of `adapter_config.json` as it is now. Raises as `fetch`."""
+
+
 class RemoteSource(Protocol):
     """The Protocol of a source over a network. The ingest process alone awaits its methods.
 

@@ -19,7 +19,15 @@ from pathlib import Path
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapters.refusals import Refusals
 from manylora.adapters.sources.local import LocalSource
-from manylora.adapters.sources.source import CONFIG_FILE, PARTS, TEXT_FILES, WEIGHTS_FILE, FetchedFiles, Located, Source
+from manylora.adapters.sources.source import (
+    CONFIG_FILE,
+    PARTS,
+    TEXT_FILES,
+    WEIGHTS_FILE,
+    FetchedFiles,
+    FolderSource,
+    Located,
+)
 
 ARCHIVED_FILE = "archived"
 SUMS_FILE = "sums.json"
@@ -180,6 +188,9 @@ class RegistrySource:
                 )
         return files
 
+    def config(self, ref: AdapterRef) -> bytes:
+        return self._files.config(ref)
+
     def list(self) -> list[str]:
         """Return no ids: the list depends on the tenant."""
         return []
@@ -195,9 +206,9 @@ def is_repository_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None and ".." not in name
 
 
-def folder_sources(roots: Sequence[str], registry_dir: str, pushed_dir: str = "") -> dict[SourceName, Source]:
+def folder_sources(roots: Sequence[str], registry_dir: str, pushed_dir: str = "") -> dict[SourceName, FolderSource]:
     """Return the switched-on sources whose files lie in folders of this machine."""
-    sources: dict[SourceName, Source] = {SourceName.LOCAL: LocalSource(tuple(Path(root) for root in roots))}
+    sources: dict[SourceName, FolderSource] = {SourceName.LOCAL: LocalSource(tuple(Path(root) for root in roots))}
     if registry_dir:
         sources[SourceName.PBASE] = RegistrySource(Path(registry_dir))
     if pushed_dir:

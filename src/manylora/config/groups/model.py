@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from manylora.config import checks
 from manylora.config.declaration import setting
 
 DEFAULT_BASE = "SmolLM2-135M-Instruct"
@@ -13,12 +14,46 @@ KERNELS = ("auto", "native", "native-bf16", "reference")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """The base model and its arithmetic."""
+    """The base models and their arithmetic."""
 
     base: str = setting(
         DEFAULT_BASE,
         text="""
         The base model: a name that `manylora pull` knows, a directory with a `config.json`, or a GGUF file.
+        """,
+    )
+    more_bases: tuple[str, ...] = setting(
+        (),
+        text="""
+        Further base models of this server, each given as `model.base` (on the command line, `--base` once more). Each
+        has an engine process of its own. `model.base` is the default: requests without a model's name get it. No two
+        may have one name, in letters of any case ([several bases](several-bases.md)).
+        """,
+    )
+    memory_share_of: tuple[str, ...] = setting(
+        (),
+        is_paths=False,
+        check=checks.share_of_base,
+        text="""
+        Shares of bases in the memory that the weights, step buffers and processes of all bases leave, such as
+        `["Mistral-7b-instruct=3", "Zephyr-7b-beta=1"]`: of four parts, the first gets three. Shares are whole numbers
+        from 1 to 1,000. A base outside the list has the share 1, so that an empty list divides that memory equally.
+        """,
+    )
+    quantize_of: tuple[str, ...] = setting(
+        (),
+        is_paths=False,
+        check=checks.quantize_of_base,
+        text="""
+        The value of `model.quantize` for single bases, such as `["Llama-2-13b-chat=int8"]`.
+        """,
+    )
+    max_model_len_of: tuple[str, ...] = setting(
+        (),
+        is_paths=False,
+        check=checks.window_of_base,
+        text="""
+        The value of `engine.max_model_len` for single bases, such as `["Yarn-Mistral-7b-128k=32768"]`.
         """,
     )
     chat_template: str = setting(
@@ -54,7 +89,7 @@ class ModelConfig:
     )
     quantize: str = setting(
         "none",
-        choices=("none", "int8", "int4"),
+        choices=checks.QUANTIZE,
         text="""
         `none` holds the base's weights as the back end does. `int8` (flag `--quantize int8` of `serve` and `generate`)
         holds every linear layer, the embedding and the head in int8: half the memory of bf16, faster linear layers, at

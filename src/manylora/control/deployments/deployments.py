@@ -1,13 +1,13 @@
-"""Deployments: the shared one of the served base model, and dedicated ones of a tenant, priced by the hour.
+"""Deployments: the shared one of each served base model, and dedicated ones of a tenant, priced by the hour.
 
 Dedicated deployments are recorded and priced; this server does not place them on machines, so they stay `pending`. The
-shared deployment follows from the settings and has no row.
+shared deployments follow from the settings and have no rows.
 """
 
 import json
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -16,7 +16,7 @@ from sqlalchemy import Row, and_, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.config.settings import Config
-from manylora.control.bases import is_same_base, served_base
+from manylora.control.bases import is_same_base, served_bases
 from manylora.control.storage.tables import deployments
 from manylora.errors import DeploymentNotFound, InsufficientPermissions, InvalidParameter, NameTaken
 from manylora.ids import TenantId
@@ -99,44 +99,51 @@ class Deployment:
         return SHARED_ACCELERATOR if self.tenant is None else str(self.config.get("accelerator") or DEFAULT_ACCELERATOR)
 
 
-def shared_deployment(config: Config, since_ms: int) -> Deployment:
-    """Return the deployment of the served base, under its short name."""
-    base = served_base(config)
-    return Deployment(
-        number=0,
-        uuid=str(uuid.uuid5(_ROOM, base.name)),
-        tenant=None,
-        name=base.short_name,
-        description=f"{base.name} and every adapter of it, by the token",
-        base=base.name,
-        kind=DeploymentKind.SHARED,
-        state=DeploymentState.READY,
-        min_replicas=1,
-        max_replicas=1,
-        cooldown_s=0,
-        hourly_nanousd=0,
-        created_ms=since_ms,
-        updated_ms=since_ms,
-        config={"baseModel": base.name},
-    )
+Shared = Sequence[Deployment]
+"""The deployments that all tenants share, one for each served base."""
+
+
+def shared_deployments(config: Config, since_ms: int) -> list[Deployment]:
+    """Return the deployment of each served base, under its short name."""
+    return [
+        Deployment(
+            number=0,
+            uuid=str(uuid.uuid5(_ROOM, base.name)),
+            tenant=None,
+            name=base.short_name,
+            description=f"{base.name} and every adapter of it, by the token",
+            base=base.name,
+            kind=DeploymentKind.SHARED,
+            state=DeploymentState.READY,
+            min_replicas=1,
+            max_replicas=1,
+            cooldown_s=0,
+            hourly_nanousd=0,
+            created_ms=since_ms,
+            updated_ms=since_ms,
+            config={"baseModel": base.name},
+        )
+        for base in served_bases(config)
+    ]
 
 
 async def list_deployments(
-    connection: AsyncConnection, tenant: TenantId, shared: Deployment, kind: str | None = None
+    connection: AsyncConnection, tenant: TenantId, shared: Shared, kind: str | None = None
 ) -> list[Deployment]:
-    """Return the shared deployment and the tenant's own. kind: a type of Predibase's, as `shared`; None: all."""
-    found: list[Deployment] = [] if kind in ("dedicated", "private") else [shared]
+    """Return the shared deployments and the tenant's own. kind: a type of Predibase's, as `shared`; None: all."""
+    found: list[Deployment] = [] if kind in ("dedicated", "private") else [*shared]
     if kind in (None, "dedicated", "private"):
         asked = select(deployments).where(_of(tenant)).order_by(deployments.c.number)
         found += [_deployment(row) for row in (await connection.execute(asked)).all()]
     return found
 
 
-async def find_deployment(connection: AsyncConnection, tenant: TenantId, name: str, shared: Deployment) -> Deployment:
+async def find_deployment(connection: AsyncConnection, tenant: TenantId, name: str, shared: Shared) -> Deployment:
     """Return a deployment by its name or UUID, in upper or lower case. Raise `DeploymentNotFound`."""
     wanted = name.lower()
-    if wanted in (shared.name, shared.uuid, shared.base.lower()):
-        return shared
+    for each in shared:
+        if wanted in (each.name, each.uuid, each.base.lower()):
+            return each
     asked = select(deployments).where(_of(tenant))
     if _NAME.fullmatch(wanted):  # a UUID matches as well
         named = (deployments.c.name == wanted) | (deployments.c.uuid == wanted)
@@ -153,7 +160,7 @@ async def create_deployment(
     *,
     config: Mapping[str, Any],  # JSON values of several types
     description: str,
-    shared: Deployment,
+    shared: Shared,
     now_ms: int,
 ) -> Deployment:
     """Record a dedicated deployment. Raise `InvalidParameter`, `NameTaken`."""
@@ -163,7 +170,7 @@ async def create_deployment(
             parameter="name",
         )
     own = await list_deployments(connection, tenant, shared, "dedicated")
-    if name == shared.name or any(each.name == name for each in own):
+    if any(each.name == name for each in (*shared, *own)):
         raise NameTaken(f"there is a deployment `{name}` already", parameter="name")
     if len(own) >= MAX_DEPLOYMENTS:
         raise InvalidParameter(f"a tenant has at most {MAX_DEPLOYMENTS} deployments")
@@ -192,7 +199,7 @@ async def change_deployment(
     *,
     config: Mapping[str, Any] | None,  # JSON values of several types
     description: str | None,
-    shared: Deployment,
+    shared: Shared,
     now_ms: int,
 ) -> Deployment:
     """Change the given fields; a null in `config` counts as absent. Raise as `find_deployment`, `InvalidParameter`."""
@@ -208,7 +215,7 @@ async def change_deployment(
 
 
 async def delete_deployment(
-    connection: AsyncConnection, tenant: TenantId, name: str, *, shared: Deployment, now_ms: int
+    connection: AsyncConnection, tenant: TenantId, name: str, *, shared: Shared, now_ms: int
 ) -> None:
     """Delete a dedicated deployment. Raise `DeploymentNotFound`, `InsufficientPermissions` for the shared one."""
     old = await _own(connection, tenant, name, shared)
@@ -219,7 +226,7 @@ async def delete_deployment(
     )
 
 
-def recommended_config(base: str, accelerator: str | None, shared: Deployment) -> dict[str, Any]:  # JSON values
+def recommended_config(base: str, accelerator: str | None, shared: Shared) -> dict[str, Any]:  # JSON values
     """Return a configuration for `create_deployment`. Raise `InvalidParameter` for an unknown base."""
     columns = _columns({"baseModel": base, **({"accelerator": accelerator} if accelerator else {})}, shared)
     return {
@@ -231,20 +238,21 @@ def recommended_config(base: str, accelerator: str | None, shared: Deployment) -
     }
 
 
-def supported_bases(shared: Deployment) -> list[str]:
-    """Return the base models that a deployment may name, the served one first."""
+def supported_bases(shared: Shared) -> list[str]:
+    """Return the base models that a deployment may name, the served ones first."""
+    served = [each.base for each in shared]
     known = [base.name for base in KNOWN_BASES]
-    return [shared.base, *(name for name in known if not is_same_base(name, shared.base))]
+    return [*served, *(name for name in known if not any(is_same_base(name, base) for base in served))]
 
 
-async def _own(connection: AsyncConnection, tenant: TenantId, name: str, shared: Deployment) -> Deployment:
+async def _own(connection: AsyncConnection, tenant: TenantId, name: str, shared: Shared) -> Deployment:
     found = await find_deployment(connection, tenant, name, shared)
     if found.tenant is None:
         raise InsufficientPermissions(f"deployment `{found.name}` is shared by all; only its operator changes it")
     return found
 
 
-def _columns(config: Mapping[str, Any], shared: Deployment) -> dict[str, Any]:  # JSON values of several types
+def _columns(config: Mapping[str, Any], shared: Shared) -> dict[str, Any]:  # JSON values of several types
     kept = {key: value for key, value in config.items() if key not in SECRET_FIELDS and value is not None}
     try:
         text = json.dumps(kept, allow_nan=False)  # ASCII only, so that every database stores it
@@ -272,7 +280,7 @@ def _columns(config: Mapping[str, Any], shared: Deployment) -> dict[str, Any]:  
     }
 
 
-def _known_base(given: object, shared: Deployment) -> str:
+def _known_base(given: object, shared: Shared) -> str:
     for name in supported_bases(shared):
         if isinstance(given, str) and given and is_same_base(name, given):
             return name

@@ -16,7 +16,7 @@ from manylora.adapter_ref import AdapterRef, SourceName, parse_adapter_ref
 from manylora.adapters.ingest.checking import CheckedFiles, CheckJob, check_apart
 from manylora.adapters.sources.upload_folders import INCOMING, Registry
 from manylora.config.settings import enabled_sources
-from manylora.control.bases import served_base
+from manylora.control.bases import ServedBase, is_same_base, served_bases
 from manylora.control.control import Control
 from manylora.control.registry.aliases import check_alias, put_alias
 from manylora.control.registry.check_queue import CheckQueue
@@ -25,7 +25,14 @@ from manylora.control.registry.storage_limits import require_storage
 from manylora.control.registry.versions import VersionState, add_version, next_number, set_version
 from manylora.control.storage.tables import versions
 from manylora.control.tenants.audit import Actor, public_source, record
-from manylora.errors import AdapterStorageUnavailable, ManyloraError, ResourceNotFound
+from manylora.errors import (
+    AdapterError,
+    AdapterIncompatible,
+    AdapterStorageUnavailable,
+    AdapterUnsupported,
+    ManyloraError,
+    ResourceNotFound,
+)
 from manylora.http.callers import Caller
 
 log = logging.getLogger(__name__)
@@ -104,12 +111,12 @@ class Intake:
             return await find_repository(connection, repository.owner, repository.name), number
 
     def _job(self, folder: Path, name: str) -> CheckJob:
-        settings, base = self.control.config.adapters, served_base(self.control.config)
+        """Return the check of an adapter, without the base that it is checked against."""
+        settings = self.control.config.adapters
         return CheckJob(
             folder=str(folder),
             name=name,
-            shape=base.shape,
-            base_dir=base.directory,
+            shape=None,
             max_rank=settings.max_rank,
             max_bytes=settings.max_bytes,
             is_strict=settings.strict,
@@ -117,8 +124,24 @@ class Intake:
         )
 
     async def _checked(self, job: CheckJob, timeout_s: float) -> CheckedFiles:
-        checked = await check_apart(job, timeout_s)
-        return checked if checked.base else replace(checked, base=served_base(self.control.config).name)
+        """Check files against the served base that their config names, else against the first one that they fit.
+
+        Raises the failure at the first base if they fit none.
+        """
+        bases = await asyncio.to_thread(served_bases, self.control.config)
+        failure: AdapterError | None = None
+        for base in bases:
+            try:
+                checked = await check_apart(_on_base(job, base), timeout_s)
+            except (AdapterIncompatible, AdapterUnsupported) as error:
+                job, failure = replace(job, source=""), failure or error  # a copy is in the folder by now
+                continue
+            named = next((each for each in bases if checked.base and is_same_base(each.name, checked.base)), base)
+            if named is not base:  # the files fit a base that they were not trained on
+                checked = await check_apart(_on_base(replace(job, source=""), named), timeout_s)
+            return checked if checked.base else replace(checked, base=base.name)
+        assert failure is not None, "there is a base"
+        raise failure
 
     async def _publish(self, folder: Path, repository: Repository, number: int) -> None:
         with storage_failures():
@@ -241,3 +264,7 @@ def storage_failures() -> Iterator[None]:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         what = "is full" if is_full else f"cannot be written ({error.strerror})"
         raise AdapterStorageUnavailable(f"the disk of the server's registry {what}") from error
+
+
+def _on_base(job: CheckJob, base: ServedBase) -> CheckJob:
+    return replace(job, shape=base.shape, base_dir=base.directory)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import Response
 
-from manylora.control.bases import served_base
+from manylora.control.bases import served_bases
 from manylora.control.billing.heavy_reads import LogRead
 from manylora.control.billing.usage_queries import sum_usage
 from manylora.control.calendar import DAY_MS
@@ -22,7 +22,7 @@ from manylora.control.deployments.deployments import (
     find_deployment,
     list_deployments,
     recommended_config,
-    shared_deployment,
+    shared_deployments,
 )
 from manylora.control.http.deployment_schemas import (
     COMPARED_DAYS,
@@ -46,12 +46,12 @@ _UNQUOTED_PLUS = re.compile(r"(:\d\d(?:\.\d+)?) (\d\d:\d\d)$")
 """The sign of a time zone that a client has not quoted; a query reads it as a space. Predibase's SDK quotes nothing."""
 
 
-async def _shared(services: ServicesDep) -> Deployment:
-    return shared_deployment(services.control.config, services.started_ms)
+async def _shared(services: ServicesDep) -> list[Deployment]:
+    return shared_deployments(services.control.config, services.started_ms)
 
 
-SharedDep = Annotated[Deployment, Depends(_shared)]
-"""The deployment of the served base model, which all tenants share."""
+SharedDep = Annotated[list[Deployment], Depends(_shared)]
+"""The deployments of the served base models, which all tenants share."""
 
 
 async def _named(control: ControlDep, caller: CallerDep, shared: SharedDep, name: str) -> Deployment:
@@ -65,7 +65,7 @@ DeploymentDep = Annotated[Deployment, Depends(_named)]
 
 @routes.get(
     "/v2/deployments",
-    summary="List the deployments: the shared one of the served base, and your own",
+    summary="List the deployments: the shared one of each served base, and your own",
     dependencies=requires(*LOOKING),
 )
 async def list_all(
@@ -179,7 +179,7 @@ async def _with_prices(
 
     Usage is for keys with the scope `read`; a key without it gets no comparison.
     """
-    window = served_base(control.config).window
+    windows = {base.name: base.window for base in served_bases(control.config)}
     metered_nanousd = 0
     may_read = Scope.READ in caller.scopes
     if may_read and any(each.tenant is not None for each in found):
@@ -189,7 +189,7 @@ async def _with_prices(
         )
         metered_nanousd = total.cost_nanousd
     return [
-        deployment_json(each, window)
+        deployment_json(each, windows.get(each.base, 0))
         if each.tenant is None
         else deployment_json(each, 0) | ({"comparison": comparison_json(each, metered_nanousd)} if may_read else {})
         for each in found

@@ -48,7 +48,8 @@ async def compare(
 
 @routes.get("/supported_llms", summary="List the base models that deployments may name")
 async def supported(shared: SharedDep) -> list[Json]:
-    return [{"name": name, "modelName": name, "isServed": name == shared.base} for name in supported_bases(shared)]
+    served = {each.base for each in shared}
+    return [{"name": name, "modelName": name, "isServed": name in served} for name in supported_bases(shared)]
 
 
 @routes.get("/llms/{name}", summary="Show a deployment, as older clients read it")

@@ -85,8 +85,8 @@ class ControlClient(Protocol):
 class HttpControlClient:
     """The control plane's `/internal` routes, over the network or, given its ASGI application, in this process."""
 
-    base = ""
-    """The name of the served base model, once it is known; the control plane lists the base's price."""
+    bases: tuple[str, ...] = ("",)
+    """The names of the served base models, once they are known; the control plane lists their prices."""
 
     def __init__(self, token: str, *, url: str = IN_PROCESS_URL, app: Callable[..., Any] | None = None) -> None:
         self._client = httpx2.AsyncClient(
@@ -99,7 +99,8 @@ class HttpControlClient:
         self._sent: set[asyncio.Task[httpx2.Response]] = set()
 
     async def snapshot(self, since: int, epoch: str) -> Snapshot:
-        asked = f"/internal/snapshot?since={since}&epoch={epoch}&base={quote(self.base, safe='')}"
+        served = "".join(f"&base={quote(base, safe='')}" for base in self.bases)
+        asked = f"/internal/snapshot?since={since}&epoch={epoch}{served}"
         return decode_answer(await self._call("GET", asked), Snapshot)
 
     async def ship(self, records: Sequence[UsageRecord]) -> None:

@@ -1,9 +1,11 @@
 """The ASGI application of the edge: its routers, its layers and its error handlers."""
 
+import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 from fastapi import FastAPI
@@ -13,22 +15,21 @@ from manylora.clock import Clock, SystemClock
 from manylora.config.settings import Config
 from manylora.engine.events import Finished
 from manylora.engine.pooling import Pooling
-from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.access.access import Access
 from manylora.server.app.documents import Documents, documents_router
 from manylora.server.app.error_handlers import handle_errors, unknown_router
 from manylora.server.app.middleware.layers import layered
 from manylora.server.batches.runner import BatchRunner
-from manylora.server.engine_client.client import EngineClient
-from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.engine_client.streams import OnFinished, SequenceStream
 from manylora.server.generation.admission import AdmissionControl
-from manylora.server.generation.models import ModelRouter, open_model
+from manylora.server.generation.models import StartedBase
+from manylora.server.generation.pusher import Pusher
+from manylora.server.generation.routing import ModelRouter, open_models
 from manylora.server.generation.service import GenerationService
 from manylora.server.http.context import App, Receive, Scope, Send
 from manylora.server.http.routing import Guards
 from manylora.server.metering.meter import Meter
-from manylora.server.observability.health import Health
+from manylora.server.names.pushed_adapters import PushedAdapters
 from manylora.server.observability.metrics import Meters
 from manylora.server.routes.adapter_listing import Catalogue
 from manylora.server.routes.adapters import AdapterRoutes, adapter_router
@@ -47,15 +48,15 @@ from manylora.server.storage.storage import Storage
 
 
 class EdgeApp:
-    """The ASGI application, with the parts that its runner uses: admission control and health."""
+    """The ASGI application, with the parts that its runner uses."""
 
     def __init__(
         self,
         asgi: App,
         api: FastAPI,
         models: ModelRouter,
+        pusher: Pusher,
         admission: AdmissionControl,
-        health: Health,
         batches: BatchRunner | None = None,
         responses: TenantResponses | None = None,
     ) -> None:
@@ -65,7 +66,7 @@ class EdgeApp:
         self._responses = responses
         self.models = models
         self.admission = admission
-        self.health = health
+        self.pusher = pusher
         self._asgi = asgi
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,7 +87,13 @@ class EdgeApp:
         if self._responses is not None:
             await self._responses.flush()
 
+    async def probe(self) -> list[str]:
+        """Let each base generate one token, and return the names of those that did not."""
+        are_well = await asyncio.gather(*(base.health.probe() for base in self.models.handles))
+        return [base.name for base, is_well in zip(self.models.handles, are_well, strict=True) if not is_well]
+
     def close(self) -> None:
+        self.pusher.close()
         self.models.close()
 
 
@@ -103,39 +110,40 @@ class _EndListeners:
 
 def create_app(
     config: Config,
+    bases: Sequence[StartedBase],
     *,
-    client: EngineClient,
-    served: ServedModel,
-    tokenizer: Tokenizer,
     clock: Clock | None = None,
     access: Access | None = None,
     meter: Meter | None = None,
     control: object | None = None,
     storage: Storage | None = None,
 ) -> EdgeApp:
-    """Return the edge's application around a started engine client. The caller closes the other parts.
+    """Return the edge's application around started engines. The caller closes the other parts.
 
-    Args:  access   the check of keys, limits and credit; None: every caller may use everything
+    Args:  bases    the served bases, of which the first is the default
+           access   the check of keys, limits and credit; None: every caller may use everything
            meter    records usage; None: no usage is recorded
            control  the ASGI application of the control plane's routes; None: the server has none
            storage  what the control plane keeps of tenants; None: files, batches and responses are refused
     """
     clock = clock or SystemClock()
     access = access or Access(clock)
-    models, meters = ModelRouter([open_model(config, served, client, tokenizer, clock, access.directory)]), Meters()
+    pushed = PushedAdapters(config.adapters, clock) if config.adapters.pushed_dir else None
+    models = open_models(bases, clock, access.directory, pushed)
+    meters = Meters([base.name for base in models.handles])
     admission = AdmissionControl(config.server.max_concurrent_requests, max_waiting=config.engine.max_waiting)
     service = GenerationService(
         models=models, admission=admission, meters=meters, clock=clock, access=access, meter=meter
     )
-    health = Health(client, config.server, clock, load_timeout_s=config.adapters.load_timeout_s)
-    catalogue = Catalogue(models.default, clock)
-    listeners = (meters.note_finished, catalogue.note, *([] if meter is None else [meter.note]))
-    client.watch(_EndListeners(listeners))
+    catalogue = Catalogue(models, clock)
+    pusher = Pusher(pushed, config.adapters, models=models, clock=clock, directory=access.directory)
+    for base in models.handles:
+        counted: OnFinished = partial(meters.note_finished, base.name)
+        listeners = (counted, catalogue.note, *([] if meter is None else [meter.note]))
+        base.engine.watch(_EndListeners(listeners))
 
     settings = config.server
-    adapters = AdapterRoutes(
-        models.default, catalogue, settings, longest_wait_s=config.adapters.load_timeout_s, access=access
-    )
+    adapters = AdapterRoutes(models, catalogue, settings, longest_wait_s=config.adapters.load_timeout_s, access=access)
     pooling = Pooling(config.model.embedding_pooling)
     openai, embeddings = OpenAIRoutes(service, settings), EmbeddingRoutes(service, settings, pooling)
     kept = None if storage is None else storage.responses
@@ -146,8 +154,8 @@ def create_app(
         edge = secrets.token_hex(8) if meter is None else meter.edge
         batches = BatchRunner(storage, config, access=access, handlers=handlers, clock=clock, edge=edge)
     files = FileRoutes(None if storage is None else storage.files)
-    guards, handle = Guards(access), models.default
-    api = _api(models)
+    guards = Guards(access)
+    api = _api(models, pusher)
     documents = Documents(api, access, control, admin_open=settings.admin_open)
     routers = (
         lorax_router(NativeRoutes(service, settings), guards, clock),
@@ -158,8 +166,8 @@ def create_app(
         embeddings_router(embeddings, guards, clock),
         classify_router(ClassifyRoutes(service, settings), guards, clock),
         embed_router(EmbedRoutes(service, settings, pooling), guards, clock),
-        *info_routers(FactRoutes(service, settings, health, meters, catalogue, batches), guards, clock),
-        *push_routers(PushRoutes(handle.pusher, handle.resolver, settings, access), guards, clock),
+        *info_routers(FactRoutes(service, settings, meters, catalogue, batches), guards, clock),
+        *push_routers(PushRoutes(pusher, models.resolver, settings, access), guards, clock),
         *adapter_router(adapters, guards, clock),
         documents_router(documents, guards, clock),
         unknown_router(guards),
@@ -176,13 +184,14 @@ def create_app(
         access=access,
         control=cast("App | None", control),
     )
-    return EdgeApp(asgi, api, models, admission, health, batches, kept)
+    return EdgeApp(asgi, api, models, pusher, admission, batches, kept)
 
 
-def _api(models: ModelRouter) -> FastAPI:
+def _api(models: ModelRouter, pusher: Pusher) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        pusher.close()
         models.close()
 
     return FastAPI(

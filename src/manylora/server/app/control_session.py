@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,20 +94,21 @@ class ControlSession:
             await meter.close()
             raise
 
-    def admit(self, base: str) -> Access:
-        """Return the access check of a server of this base model.
+    def admit(self, bases: Sequence[str]) -> Access:
+        """Return the access check of a server of these base models.
 
-        Raises `ConfigInvalid` for a server with keys whose base model has no price and is not free.
+        Raises `ConfigInvalid` for a server with keys of which a base model has no price and is not free.
         """
         control = self._config.control
         now_ms = int(1000 * self._clock.wall_s())
-        if self.is_key_needed and base not in control.free_bases and self.directory.price(base, now_ms) is None:
-            raise ConfigInvalid(
-                f"the base model {base} has no price, and with keys on its tokens are billed. Set one on the control "
-                f"plane (`manylora prices set {base} … --force`), or say that it is free: "
-                f"`--set control.free_bases={base}`"
-            )
-        self.client.base = base
+        for base in bases:
+            if self.is_key_needed and base not in control.free_bases and self.directory.price(base, now_ms) is None:
+                raise ConfigInvalid(
+                    f"the base model {base} has no price, and with keys on its tokens are billed. Set one on the "
+                    f"control plane (`manylora prices set {base} … --force`), or say that it is free: "
+                    f"`--set control.free_bases={base}`"
+                )
+        self.client.bases = tuple(bases)
         purse = LeasedCredit(
             self.client,
             self._clock,

@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Self
 
 import uvloop
 
@@ -21,7 +23,8 @@ from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.process.transport import ProcessTransport
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.engine_client.transport import Transport
-from manylora.server.generation.models import tokenizer_of
+from manylora.server.generation.models import StartedBase, tokenizer_of
+from manylora.server.metering.meter import Meter
 from manylora.server.storage.storage import Storage, open_storage
 from manylora.system.collector import exempt_modules
 from manylora.system.private_files import keep_private, tighten
@@ -38,12 +41,12 @@ class Announce:
     """Callbacks that report the start.
 
     progress   called with each line about the start
-    ready      called once, with the served model and the server's URL
+    ready      called once, with the served base models and the server's URL
     admin_key  called with the operator's first key; no later call returns this key
     """
 
     progress: Callable[[str], None] = lambda line: None
-    ready: Callable[[ServedModel, str], None] = lambda served, url: None
+    ready: Callable[[Sequence[ServedModel], str], None] = lambda served, url: None
     admin_key: Callable[[str], None] = lambda key: None
 
 
@@ -63,25 +66,32 @@ def run_server(
     factory: str,
     control: ControlFactory,
     announce: Announce,
+    bases: Sequence[Config] = (),
     transport: MakeTransport = own_process,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain, close the listener and return.
 
     Args:    listener   the socket that `http.listener.listen` opened
+             bases      the settings of each base's engine, the default base first; empty: `config` has the only base
              factory    `module:function` of a `loop.EngineFactory`
              control    opens a control plane in this process, unless the configuration has its URL
-             transport  makes the transport to the engine
-    Raises:  `StartupError` if the engine cannot be built
+             transport  makes the transport to each engine
+    Raises:  `StartupError` if an engine cannot be built
     """
     exempt_modules()
     keep_private()
     tighten(metering_dir(config), storage_dir(config), cache_dir(config) / "adapters")
     with listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, listener, transport(factory, config, announce.progress), control, announce))
+        engines = [(each, transport(factory, each, announce.progress)) for each in bases or (config,)]
+        runner.run(_serve(config, listener, engines, control, announce))
+
+
+Engines = Sequence[tuple[Config, Transport]]
+"""The settings of each base, with the transport to its engine."""
 
 
 async def _serve(
-    config: Config, listener: socket.socket, transport: Transport, control: ControlFactory, announce: Announce
+    config: Config, listener: socket.socket, engines: Engines, control: ControlFactory, announce: Announce
 ) -> None:
     """Reply from the first moment on: with 503 while the engine loads, then as the application, until a signal."""
     front = StartingApp(SystemClock())
@@ -93,7 +103,7 @@ async def _serve(
             if membership.admin_key is not None:
                 announce.admin_key(membership.admin_key)
             door = _Door(front, server, signals, url_of(listener))
-            await _serve_as(membership, config, transport, announce, door)
+            await _serve_as(membership, config, engines, announce, door)
         finally:
             server.should_exit = True
             await serving
@@ -110,23 +120,25 @@ class _Door:
 
 
 async def _serve_as(
-    membership: ControlSession, config: Config, transport: Transport, announce: Announce, door: _Door
+    membership: ControlSession, config: Config, engines: Engines, announce: Announce, door: _Door
 ) -> None:
     signals, server = door.signals, door.server
-    client = EngineClient(transport, record=membership.meter.journal)
+    clients = [
+        _Client.open(each, transport, membership.meter, number) for number, (each, transport) in enumerate(engines)
+    ]
     app: EdgeApp | None = None
     storage: Storage | None = None
     try:
         storage = open_storage(storage_dir(config), membership.client, SystemClock(), config.storage)
-        app = await signals.interrupting(_start(config, membership, client, storage, announce))
+        app = await signals.interrupting(_start(config, membership, clients, storage, announce))
         door.front.open(app)
-        announce.ready(client.served, door.url)
+        announce.ready([each.client.served for each in clients], door.url)
         await signals.first_or(server.left)
-        await _drain(app, client, server, signals, config.server.drain_s)
+        await _drain(app, clients, server, signals, config.server.drain_s)
     finally:
         if app is not None:
             await signals.hastening(app.stop())
-        await signals.hastening(client.close(), client.kill)
+        await signals.hastening(_close(clients), partial(_kill, clients))
         server.should_exit = True
         await server.left.wait()
         if app is not None:
@@ -136,19 +148,53 @@ async def _serve_as(
         await signals.hastening(membership.leave())
 
 
+@dataclass(frozen=True, slots=True)
+class _Client:
+    """The client of one base's engine, with the settings of that base and its journal."""
+
+    config: Config
+    client: EngineClient
+    journal: str
+
+    @classmethod
+    def open(cls, config: Config, transport: Transport, meter: Meter, number: int) -> Self:
+        journal = meter.begin_journal() if number else meter.journal
+        return cls(config, EngineClient(transport, record=journal), journal.edge)
+
+    async def start(self) -> StartedBase:
+        """Start the engine. Raises `StartupError`."""
+        await self.client.start()
+        served = self.client.served
+        tokenizer = tokenizer_of(served)
+        return StartedBase(
+            config=self.config, served=served, client=self.client, tokenizer=tokenizer, journal=self.journal
+        )
+
+
+async def _close(clients: Sequence[_Client]) -> None:
+    await asyncio.gather(*(each.client.close() for each in clients))
+
+
+async def _kill(clients: Sequence[_Client]) -> None:
+    await asyncio.gather(*(each.client.kill() for each in clients))
+
+
 async def _start(
-    config: Config, membership: ControlSession, client: EngineClient, storage: Storage, announce: Announce
+    config: Config, membership: ControlSession, clients: Sequence[_Client], storage: Storage, announce: Announce
 ) -> EdgeApp:
-    """Start the engine, make the application, and check both with a first request of one token."""
-    await client.start()
-    served = client.served
-    access = membership.admit(served.model_id)
-    tokenizer = tokenizer_of(served)
+    """Start the engines, make the application, and check both with a first request of one token to each base.
+
+    The bases load one after the other, so that the plans and the progress of each stand together.
+    """
+    bases = []
+    for each in clients:
+        if len(clients) > 1:
+            announce.progress(f"base {each.config.model.base}")
+        bases.append(await each.start())
+    access = membership.admit([base.served.model_id for base in bases])
     app = create_app(
         config,
-        client=client,
-        served=served,
-        tokenizer=tokenizer,
+        bases,
         access=access,
         meter=membership.meter,
         control=membership.control,
@@ -156,14 +202,18 @@ async def _start(
     )
     kept = await storage.store.kept_lines(membership.meter.lost_lines)
     await membership.begin(kept.__contains__)
-    if not await app.health.probe():
-        raise StartupError("the engine is up, but did not answer a first request of one token")
+    if silent := await app.probe():
+        raise StartupError(
+            f"the engine of {' and '.join(silent)} is up, but did not answer a first request of one token"
+        )
     announce.progress("first token generated")
     await app.start()
     return app
 
 
-async def _drain(app: EdgeApp, client: EngineClient, server: HttpServer, signals: StopSignals, drain_s: float) -> None:
+async def _drain(
+    app: EdgeApp, clients: Sequence[_Client], server: HttpServer, signals: StopSignals, drain_s: float
+) -> None:
     """Refuse new requests, and wait for those under way up to `drain_s` seconds or until a second signal."""
     app.admission.is_draining = True
     log.info("server.draining sequences=%d", app.admission.num_sequences)
@@ -180,4 +230,4 @@ async def _drain(app: EdgeApp, client: EngineClient, server: HttpServer, signals
         log.warning("server.drain_ended_early sequences=%d", app.admission.num_sequences)
     if signals.second.is_set():
         server.hasten()
-        await client.kill()
+        await _kill(clients)

@@ -1,4 +1,4 @@
-"""Input processing: it resolves an order's adapter, tokenises the prompts, and checks that they fit the window."""
+"""Input processing: it tokenises the prompts of an order, and checks that they fit the window."""
 
 import asyncio
 import dataclasses
@@ -29,8 +29,6 @@ from manylora.server.generation.order import (
     TextPrompt,
 )
 from manylora.server.generation.template_renderer import Renderer
-from manylora.server.names.adapter_fields import AdapterFields
-from manylora.server.names.adapter_resolver import AdapterResolver
 from manylora.server.schemas.readers import MAX_UINT64
 from manylora.server.tools.formats import ToolFormat, format_of
 from manylora.server.tools.grammar import tool_grammar
@@ -114,7 +112,6 @@ class InputProcessor:
     def __init__(
         self,
         served: ServedModel,
-        resolver: AdapterResolver,
         texts: AdapterTexts,
         pool: "Executor",
         *,
@@ -126,22 +123,21 @@ class InputProcessor:
         Args:  allows_templates  whether adapters' own chat templates may run
                tool_format       the setting `model.tool_format`
         """
-        self._resolver = resolver
         self._texts = texts
         self._pool = pool
         self._window = served.max_model_len
         self._longest_prompt = served.max_input_length
         self._vocab_size = served.vocab_size
+        self._embedding_size = served.embedding_size
         self._allows_templates = allows_templates
         self._tool_format = tool_format
         self._renderer = Renderer()
 
-    async def prepare(self, order: Order, caller: Caller) -> tuple[PreparedPrompt, ...]:
-        """Return the order's prompts, each with its budget of tokens.
+    async def prepare(self, order: Order, adapter: AdapterRef | None, caller: Caller) -> tuple[PreparedPrompt, ...]:
+        """Return the order's prompts for an adapter, None is the base model, each with its budget of tokens.
 
-        Raises the refusal of the adapter's name, of a token id or of a chat template, or `ContextLengthExceeded`.
+        Raises the refusal of a token id or of a chat template, or `ContextLengthExceeded`.
         """
-        adapter = await self.adapter(order.adapter_name, order.adapter, caller, field=order.adapter_field)
         self._check(order, has_adapter=adapter is not None)
         rules = self._texts.base if adapter is None else await self._rules(adapter, caller)
         if order.bad_words:
@@ -158,12 +154,6 @@ class InputProcessor:
                     parameter=order.prompt_field,
                 )
         return tuple(prepared)
-
-    async def adapter(
-        self, name: str | None, fields: AdapterFields, caller: Caller, *, field: str = "adapter_id"
-    ) -> AdapterRef | None:
-        """Return the adapter that a request names; None is the base model. Raises as `AdapterResolver.adapter`."""
-        return await self._resolver.adapter(name, fields, field, tenant=caller.tenant, token=caller.source_token)
 
     async def spans(
         self, text: str, adapter: AdapterRef | None, caller: Caller, *, add_special_tokens: bool
@@ -193,7 +183,13 @@ class InputProcessor:
         return await self._texts.of(adapter, caller.tenant, caller.weight)
 
     def _check(self, order: Order, *, has_adapter: bool) -> None:
-        """Raise `InvalidParameter` for token ids that no tokenizer of the request can have, before any wait."""
+        """Raise `InvalidParameter` for values that the base or its tokenizer cannot have, before any wait."""
+        size = self._embedding_size
+        if size and order.dimensions is not None and order.dimensions != size:
+            raise InvalidParameter(
+                f"`dimensions` must be {size}, the model's own number of them. Given: {order.dimensions}",
+                parameter="dimensions",
+            )
         for prompt in order.prompts:
             if not isinstance(prompt, TextPrompt | ChatPrompt):
                 self._check_tokens(prompt.tokens, order.prompt_field, has_adapter=has_adapter)

@@ -90,8 +90,8 @@ PromptInput = TextPrompt | TokenPrompt | ChatPrompt
 class Order:
     """A checked request for text.
 
-    model            name of the base model; None or the name of an adapter: the default base model
-    adapter_name     the adapter's name; None is the base model
+    model            the model of the request: a base beside the adapter's name, or any other text, which means nothing
+    adapter_name     the name of an adapter or of a base; None is the base of `model`, or else the default
     adapter          the other fields that name an adapter
     num_sequences    number of sequences of each prompt
     grammar          the form of each reply; None: any text
@@ -102,6 +102,7 @@ class Order:
     form             the form of the pieces that the route prints
     truncate         number of the prompt's last tokens to keep; None: all; `LONGEST_PROMPT`: as many as fit
     pooling          the form of the result of a request that generates nothing; None: it generates
+    dimensions       elements of an embedding that the request names, which must be the base's; None: it names none
     truncate_budget  number of generated tokens for which truncation leaves room; None: one
     most_prompt_tokens  tokens of all prompts together at most; None: any number
     prompt_logprobs  alternatives beside each token of the prompts, 0..20; None: the prompts are not scored
@@ -124,6 +125,7 @@ class Order:
     bad_words: tuple[str, ...] = ()
     pooling: Pooling | None = None
     truncate: int | None = None
+    dimensions: int | None = None
     truncate_budget: int | None = None
     most_prompt_tokens: int | None = None
     prompt_logprobs: int | None = None

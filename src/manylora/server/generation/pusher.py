@@ -22,11 +22,11 @@ from manylora.errors import (
     Overloaded,
     RouteNotBuilt,
 )
+from manylora.http.callers import Caller
 from manylora.ids import TenantId
 from manylora.server.access.directory import Directory
 from manylora.server.engine_client.client import EngineClient
-from manylora.server.generation.adapter_texts import AdapterTexts
-from manylora.server.names.adapter_resolver import AdapterResolver
+from manylora.server.generation.routing import ModelRouter
 from manylora.server.names.pushed_adapters import Incoming, Push, PushedAdapters
 from manylora.tenancy import TenantState
 
@@ -53,17 +53,13 @@ class Pusher:
         pushed: PushedAdapters | None,
         config: AdaptersConfig,
         *,
-        engine: EngineClient,
-        resolver: AdapterResolver,
-        texts: AdapterTexts,
+        models: ModelRouter,
         clock: Clock,
         directory: Directory | None,
     ) -> None:
         self._pushed = pushed
         self._config = config
-        self._engine = engine
-        self._resolver = resolver
-        self._texts = texts
+        self._models = models
         self._clock = clock
         self._directory = directory
         self._num_under_way = 0
@@ -71,10 +67,13 @@ class Pusher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeping: asyncio.TimerHandle | None = None
 
-    async def push(self, tenant: str, name: str, size: int | None, parts: AsyncIterator[bytes]) -> AdapterInfo:
+    async def push(
+        self, tenant: str, name: str, size: int | None, parts: AsyncIterator[bytes], base: str | None = None
+    ) -> AdapterInfo:
         """Take a safetensors file and return the state of the adapter, which the next request for the name gets.
 
         Args:    size  bytes that the caller announces
+                 base  the name of the base that the adapter is for; None: the one that its config declares
         Raises:  `RouteNotBuilt`, `InvalidParameter`, `AdapterReferenceInvalid`, `NameTaken`, `BodyTooLarge`,
                  `StorageLimitExceeded`, `Overloaded`, or the refusal of the ingest
         """
@@ -92,7 +91,7 @@ class Pusher:
                 await _write(incoming, size, parts)
                 await asyncio.to_thread(pushed.write_config, incoming)
                 push = await asyncio.to_thread(pushed.publish, incoming)
-            return await self._checked(pushed, push)
+            return await self._checked(pushed, push, base)
         except OSError as error:
             raise AdapterStorageUnavailable(f"the push cannot be kept: {error.strerror}") from error
         finally:
@@ -127,22 +126,23 @@ class Pusher:
                 parameter="adapter_id",
             )
         try:
-            found = await self._resolver.resolve(name, tenant=tenant)
+            found = await self._models.resolver.resolve(name, tenant=tenant)
         except AdapterNotFound:
             return
-        is_there = found is None or (found.source in FOLDER_SOURCES and await self._resolver.is_served(found))
+        is_there = found is None or (found.source in FOLDER_SOURCES and await self._models.resolver.is_served(found))
         if is_there and (found is None or found.source is not SourceName.PUSHED):
             means = "the base model" if found is None else f"an adapter of the source '{found.source}'"
             raise NameTaken(f"`{name}` means {means} already; push under another name")
 
-    async def _checked(self, pushed: PushedAdapters, push: Push) -> AdapterInfo:
+    async def _checked(self, pushed: PushedAdapters, push: Push, base: str | None) -> AdapterInfo:
         """Let the ingest process check and pack a push, then give it its name; an adapter that is refused is erased."""
         try:
             with pushed.held(push):
-                rules = await self._texts.of(push.ref, push.tenant)
+                model = await self._models.base_of(push.ref, Caller(tenant=TenantId(push.tenant)), base)
+                rules = await model.texts.of(push.ref, push.tenant)
                 if rules.failure is not None:
                     raise rules.failure
-                info = await self._loaded(push)
+                info = await self._loaded(push, model.engine)
         except BaseException:
             self._begin(self._erase(push))
             raise
@@ -153,13 +153,13 @@ class Pusher:
         log.info("adapter.pushed adapter=%s bytes=%d digest=%s", push.ref, push.num_bytes, info.digest)
         return info
 
-    async def _loaded(self, push: Push) -> AdapterInfo:
+    async def _loaded(self, push: Push, engine: EngineClient) -> AdapterInfo:
         """Bring a checked push to the device; where it finds no room for long, its first request brings it there."""
-        info = await self._engine.manage(AdapterAction.PRELOAD, push.ref)
+        info = await engine.manage(AdapterAction.PRELOAD, push.ref)
         end_s = self._clock.monotonic_s() + self._config.load_timeout_s
         while not is_over(AdapterAction.PRELOAD, info) and self._clock.monotonic_s() < end_s:
             await asyncio.sleep(LOOK_S)
-            info = await self._engine.info(push.ref)
+            info = await engine.info(push.ref)
         return info
 
     async def _retire(self, pushed: PushedAdapters, push: Push) -> None:
@@ -178,13 +178,15 @@ class Pusher:
         """Delete a push from every tier: its source first, so that the engine need not remember that it is gone."""
         if self._pushed is not None:
             await asyncio.to_thread(self._pushed.erase, push)
-        self._texts.forget(push.ref)
-        try:
-            await self._engine.manage(AdapterAction.DELETE, push.ref)
-        except AdapterNotFound:
-            pass
-        except ManyloraError as error:  # the next engine erases the images of pushes at its start
-            log.info("adapter.push_not_erased adapter=%s error=%s", push.ref, error.message)
+        self._models.forget(push.ref)
+        for model in self._models.handles:
+            model.texts.forget(push.ref)
+            try:
+                await model.engine.manage(AdapterAction.DELETE, push.ref)
+            except AdapterNotFound:
+                pass
+            except ManyloraError as error:  # the next engine erases the images of pushes at its start
+                log.info("adapter.push_not_erased adapter=%s error=%s", push.ref, error.message)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

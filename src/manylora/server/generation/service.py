@@ -13,15 +13,16 @@ from manylora.charging import Charge
 from manylora.clock import Clock
 from manylora.engine.events import FinishReason
 from manylora.engine.request import Request
-from manylora.errors import AdapterTextChanged, ManyloraError, RequestRejected
+from manylora.errors import AdapterError, AdapterTextChanged, ManyloraError, RequestRejected
 from manylora.http.callers import Caller
 from manylora.server.access.access import Access, Admission
 from manylora.server.engine_client.streams import SequenceStream
 from manylora.server.generation.admission import AdmissionControl
 from manylora.server.generation.input_processor import PreparedPrompt
-from manylora.server.generation.models import ModelRouter
+from manylora.server.generation.models import ModelHandle
 from manylora.server.generation.order import Order
 from manylora.server.generation.outputs import RequestOutputs, SequenceOutput
+from manylora.server.generation.routing import ModelRouter, Naming
 from manylora.server.http.context import HttpContext, RequestState
 from manylora.server.metering.meter import Meter, OpenUsage, Payer
 from manylora.server.metering.records import NO_TIMINGS, Timings
@@ -96,6 +97,7 @@ class Completion:
     reservation of tokens and credit, a usage record, and sequences in the engine: as many as there are places, and
     another one at each end. Leaving notes the figures, aborts the sequences that have not ended and releases the rest.
 
+    model    the base of the request, once entered
     prompts  the prepared prompts, once entered
     outputs  the outputs to read; call `settle` before the last part of the reply
     begun_s  moment of the end of validation: before the first submission, less the wait for the adapter's text
@@ -104,7 +106,7 @@ class Completion:
     def __init__(self, service: GenerationService, order: Order, arrival: RequestState) -> None:
         self.order = order
         self.arrival = arrival
-        self.model = service.models.of(order.model)
+        self.model: ModelHandle = service.models.default
         self.prompts: tuple[PreparedPrompt, ...] = ()
         self.begun_s = 0.0
         self._service = service
@@ -118,7 +120,9 @@ class Completion:
     async def __aenter__(self) -> Self:
         try:
             self._admission = self._enter()
-            self.prompts = await self.model.inputs.prepare(self.order, self._caller)
+            target = await self._service.models.target(self._naming(), self._caller)
+            self.model = target.model
+            self.prompts = await self.model.inputs.prepare(self.order, target.adapter, self._caller)
             await self._reserve()
             self._open_usage()
             begun = self._begin(self._admission.streams)
@@ -135,6 +139,8 @@ class Completion:
         try:
             if isinstance(error, AdapterTextChanged):
                 self.model.inputs.forget_text(self.adapter)
+            if isinstance(error, AdapterError):
+                self._service.models.forget(self.adapter)
             if isinstance(error, ManyloraError) or (error is None and self._caller.is_batch):
                 self._release()
                 await self._settled()
@@ -149,6 +155,16 @@ class Completion:
         if self.num_sequences > admission.streams:
             self._held.enter_context(self._service.admission.hold_prompts(self._caller.tenant, self.order.size))
         return admission
+
+    def _naming(self) -> Naming:
+        order = self.order
+        return Naming(
+            name=order.adapter_name,
+            fields=order.adapter,
+            field=order.adapter_field,
+            model=order.model,
+            deployment=self.arrival.deployment,
+        )
 
     async def _reserve(self) -> None:
         await self._service.access.reserve(
@@ -172,7 +188,14 @@ class Completion:
                 is_batch=caller.is_batch,
             )
             is_streamed = self.order.is_stream
-            self._usage = meter.open(payer, numbered, base=self.model.name, is_streamed=is_streamed, owner=self)
+            self._usage = meter.open(
+                payer,
+                numbered,
+                base=self.model.name,
+                is_streamed=is_streamed,
+                owner=self,
+                journal=self.model.journal,
+            )
             self._admission.is_metered = True
         self._waiting.extend(numbered)
         # The engine is another process, which may begin and even answer before the next line runs.

@@ -44,6 +44,7 @@ class RequestState:
     headers      headers of the reply, from any layer
     caller       the caller; `ANONYMOUS` until the route's guard has checked the request
     path_tenant  the tenant of a deployment's path; None: the path names none
+    deployment   the name of the base in a deployment's path; None: the path names none
     model        the model's name in an OpenAI request, for the text of errors; None: errors name no model
     noted        fields that the route adds to the log line
     has_left     whether the caller closed the connection before the reply's end
@@ -54,6 +55,7 @@ class RequestState:
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     caller: Caller = ANONYMOUS
     path_tenant: str | None = None
+    deployment: str | None = None
     model: str | None = None
     status: int = CLIENT_CLOSED_REQUEST
     is_complete: bool = False

@@ -65,12 +65,15 @@ class _Unsettled:
 
 
 class DeliveryJournal:
-    """The journal of one edge. While it cannot be written, the edge serves no request, so that it counts all tokens."""
+    """The journal of one edge and one engine, under the name `edge`.
+
+    While it cannot be written, the edge serves no request of that engine, so that it counts all tokens.
+    """
 
     def __init__(self, folder: Path, edge: str, *, keeps_parts: bool = False) -> None:
         """Begin the first part. `begin` reports a failure of the disk."""
+        self.edge = edge
         self._folder = folder
-        self._edge = edge
         self._keeps_parts = keeps_parts
         self._part = -1
         self._unsettled: dict[int, _Unsettled] = {}
@@ -184,7 +187,7 @@ class DeliveryJournal:
 
     def _begin_part(self) -> FramedFile:
         """Open the next part and return it. Raises `OSError` and changes nothing in that case."""
-        path = part_path(self._folder, self._edge, self._part + 1)
+        path = part_path(self._folder, self.edge, self._part + 1)
         file = FramedFile(path)
         try:
             if self._unsettled:
@@ -202,7 +205,7 @@ class DeliveryJournal:
         self._part += 1
         if not self._keeps_parts and self._failure is None and self._part >= KEPT_PARTS:
             with contextlib.suppress(OSError):
-                part_path(self._folder, self._edge, self._part - KEPT_PARTS).unlink()
+                part_path(self._folder, self.edge, self._part - KEPT_PARTS).unlink()
         return file
 
 

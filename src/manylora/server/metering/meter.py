@@ -105,6 +105,7 @@ class Meter:
             raise
         self.journal = DeliveryJournal(self.folder, self.edge, keeps_parts=keeps_journals)
         """The engine client writes each frame to the journal before it delivers the frame."""
+        self._journals = {self.edge: self.journal}
         self._open: dict[RequestId, OpenUsage] = {}
         self._shipping: asyncio.Task[None] | None = None
         self._left = [path for _, _, path in left]
@@ -141,7 +142,16 @@ class Meter:
         self._is_recovered = True
         if not self._keeps_journals:
             for folder in self._held:
-                remove_journals(folder.path, but=self.edge)
+                remove_journals(folder.path, but=self._journals)
+
+    def begin_journal(self) -> DeliveryJournal:
+        """Begin and return a journal for one more engine.
+
+        Engines do not share a journal, so that a failed write ends the requests of its own engine alone.
+        """
+        journal = DeliveryJournal(self.folder, secrets.token_hex(8), keeps_parts=self._keeps_journals)
+        self._journals[journal.edge] = journal
+        return journal
 
     def start_shipping(self, client: ControlClient) -> None:
         self._shipping = asyncio.create_task(self._ship_on(client))
@@ -154,10 +164,12 @@ class Meter:
         base: str,
         is_streamed: bool,
         owner: MeteredRequest,
+        journal: str = "",
     ) -> OpenUsage:
         """Write the begin of a request, before any of its sequences reaches the engine.
 
         Args:    requests   the engine request of each sequence, with the number of its prompt
+                 journal    the name of the journal of the base's engine; empty: that of the first engine
         Raises:  `UsageUnrecorded` if it cannot be written
         """
         adapter = requests[0][0].adapter
@@ -172,7 +184,7 @@ class Meter:
             adapter_owner=None if adapter is None or not adapter.tenant else TenantId(adapter.tenant),
             opened_ms=int(1000 * self._clock.wall_s()),
             is_streamed=is_streamed,
-            life=self.edge,
+            life=journal or self.edge,
             requests=tuple((request.id, prompt, len(request.tokens)) for request, prompt in requests),
             is_batch=buyer.is_batch,
         )
@@ -269,7 +281,8 @@ class Meter:
             await asyncio.gather(self._shipping, return_exceptions=True)
 
     def _release(self) -> None:
-        self.journal.close()
+        for journal in self._journals.values():
+            journal.close()
         self._release_folders()
 
     def _release_folders(self) -> None:
@@ -318,4 +331,4 @@ class Meter:
     def _note_settled(self, opened: Opened, settled: "asyncio.Future[None]") -> None:
         """Remove a request from the journal once its record is on the disk; keep it after a failure."""
         if not settled.cancelled() and settled.exception() is None:
-            self.journal.settle(request_id for request_id, _, _ in opened.requests)
+            self._journals[opened.life].settle(request_id for request_id, _, _ in opened.requests)

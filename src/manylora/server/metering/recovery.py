@@ -1,6 +1,6 @@
 """The recovery of requests that a lost edge left open: its spool lists them, its journal counts their tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,10 +78,10 @@ def counts_in(folder: Path, name: str) -> dict[RequestId, Counted]:
     return journal.read_journal(folder, name) if journal.parts_of(folder, name) else read_engine_journal(folder, name)
 
 
-def remove_journals(folder: Path, *, but: str) -> None:
-    """Remove all journals in a folder but that of the edge `but`."""
+def remove_journals(folder: Path, *, but: Collection[str]) -> None:
+    """Remove all journals in a folder but those of the names `but`."""
     for edge in journal.journals_in(folder):
-        if edge != but:
+        if edge not in but:
             journal.remove_journal(folder, edge)
     for life in engine_lives_in(folder):
         remove_engine_journal(folder, life)

@@ -13,6 +13,9 @@ The rules for a caller of tenant T, in their order. Slashes at the end of a name
    `repo`.
 6. The default source. If that is a hub, only names of the form `org/name` go to it.
 
+`generation/routing.py` has a last rule, `base/adapter`, for names that begin with a base's and mean nothing by the
+rules 2 to 5. The default source would only be known to lack such a name after a download.
+
 `listed` returns the names that `resolve` finds by rules 3 to 5 and, for adapters that T has used lately, by rule 6.
 Each name has its reference beside it. The resolver finds uploads in the edge's copy of the control plane's facts. It
 reads the disk only in its own pool of threads, so that a slow file system delays only requests whose names need it.
@@ -30,13 +33,14 @@ from typing import TypeVar, TypeVarTuple
 
 from manylora.adapter_ref import AdapterRef, SourceName, is_hub_id, merged_ref, mixed_ref, parse_adapter_ref
 from manylora.adapters.sources.local import LocalSource
-from manylora.adapters.sources.upload_folders import Registry
+from manylora.adapters.sources.upload_folders import Registry, folder_sources
 from manylora.clock import Clock, SystemClock
 from manylora.errors import AdapterError, AdapterNotFound, AdapterReferenceInvalid, InvalidParameter
 from manylora.ids import TenantId
 from manylora.server.access.directory import Directory, Upload
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.names.adapter_fields import AdapterFields
+from manylora.server.names.declared_bases import DeclaredBases
 from manylora.server.names.pushed_adapters import PushedAdapters
 
 NO_FIELDS = AdapterFields()
@@ -72,16 +76,23 @@ class AdapterResolver:
         directory: Directory | None = None,
         clock: Clock | None = None,
         pushed: PushedAdapters | None = None,
+        *,
+        base_names: frozenset[str] | None = None,
     ) -> None:
-        """`directory` has the uploads; None: uploads are in the folder of the registry alone."""
+        """Args:
+        directory   has the uploads; None: uploads are in the folder of the registry alone
+        base_names  the names of all served bases; None: those of `served`
+        """
         self._served = served
         self._pushed = pushed
         self._directory = directory
         self._clock = clock or SystemClock()
-        self._base_names = served.names
+        self._base_names = base_names or served.names
         self._enabled = frozenset(served.adapter_sources)
         self._local = LocalSource(tuple(map(Path, served.adapter_roots)))
         self._registry = Registry(Path(served.registry_dir)) if served.registry_dir else None
+        folders = folder_sources(served.adapter_roots, served.registry_dir, "" if pushed is None else str(pushed.root))
+        self._declared = DeclaredBases(folders)
         self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="manylora-names")
         self._known: OrderedDict[tuple[str, str], tuple[float, _OnDisk]] = OrderedDict()
         self._walk: asyncio.Future[list[str]] | None = None  # the next walk, which has not begun
@@ -165,6 +176,19 @@ class AdapterResolver:
 
     def is_base_name(self, name: str) -> bool:
         return not name or _trimmed(name) in self._base_names
+
+    async def is_known(self, name: str, tenant: str) -> bool:
+        """Return whether a plain name means an adapter by the rules 2 to 5: it is pushed, uploaded or in a folder."""
+        name = _trimmed(name)
+        if self._pushed is not None and self._pushed.current(tenant, name) is not None:
+            return True
+        if self._directory is not None and self._directory.upload(TenantId(tenant), name) is not None:
+            return True
+        return self._is_own(tenant, name) or await self._look(tenant, name) != _OnDisk()
+
+    async def declared_bases(self, refs: Sequence[AdapterRef]) -> list[str | None]:
+        """Return the name of the base in the config of each adapter, as `DeclaredBases.read`."""
+        return await self._on_disk(lambda: [self._declared.read(ref) for ref in refs])
 
     async def _resolve(self, name: str, source: str | None, tenant: str, token: str) -> AdapterRef:
         if self._pushed is not None and source in (None, SourceName.PUSHED):

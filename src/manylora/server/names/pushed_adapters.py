@@ -78,6 +78,11 @@ class PushedAdapters:
         self._current: dict[tuple[str, str], Push] = {}
         self._others: dict[int, Push] = {}  # being written or checked, or replaced and not erased yet, by id()
 
+    @property
+    def root(self) -> Path:
+        """The folder of the pushes."""
+        return self._root
+
     def __len__(self) -> int:
         """Return the number of pushes that have files."""
         return len(self._current) + len(self._others)

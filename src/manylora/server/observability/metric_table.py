@@ -16,8 +16,9 @@ class MetricKind(StrEnum):
 class Metric:
     """One metric family.
 
-    stat    path of the field of `EngineStats` with its value; None: the edge counts it, or `series` has the fields
-    series  (value of the label, path of the field) for each series of a family with one label
+    stat     path of the field of `EngineStats` with its value; None: the edge counts it, or `series` has the fields
+    series   (value of the label, path of the field) for each series of a family with one label
+    by_base  whether the edge counts each base for itself, as it does for every number of an engine
     """
 
     name: str
@@ -27,11 +28,16 @@ class Metric:
     labels: tuple[str, ...] = ()
     stat: str | None = None
     series: tuple[tuple[str, str], ...] = ()
+    by_base: bool = False
 
     @property
     def is_engine_s(self) -> bool:
         """Return whether the value comes from the engine's numbers; otherwise the edge counts it."""
         return self.stat is not None or bool(self.series)
+
+    def labels_of(self, *, has_bases: bool) -> tuple[str, ...]:
+        """Return the labels; a server of several bases adds `base` where a base has a number of its own."""
+        return (*self.labels, "base") if has_bases and (self.by_base or self.is_engine_s) else self.labels
 
 
 MAX_ADAPTER_LABELS = 100
@@ -111,6 +117,7 @@ MANYLORA_METRICS = (
         unit="requests",
         help="Sequences ended, by adapter and reason",
         labels=("adapter", "reason"),
+        by_base=True,
     ),
     Metric(
         name="manylora_tokens",
@@ -118,6 +125,7 @@ MANYLORA_METRICS = (
         unit="tokens",
         help="Token positions, by adapter and kind (prompt, cached, completion)",
         labels=("adapter", "kind"),
+        by_base=True,
     ),
     Metric(
         name="manylora_time_to_first_token_seconds",
@@ -132,7 +140,13 @@ MANYLORA_METRICS = (
         help="Log lines that the server and its engines could not write",
     ),
     Metric(name="manylora_in_flight", kind=MetricKind.GAUGE, unit="sequences", help="Sequences admitted by the edge"),
-    Metric(name="manylora_engine_up", kind=MetricKind.GAUGE, unit="boolean", help="1 while the engine takes requests"),
+    Metric(
+        name="manylora_engine_up",
+        kind=MetricKind.GAUGE,
+        unit="boolean",
+        help="1 while the engine takes requests",
+        by_base=True,
+    ),
     Metric(
         name="manylora_loading",
         kind=MetricKind.GAUGE,

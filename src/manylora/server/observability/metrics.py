@@ -27,6 +27,8 @@ from manylora.server.observability.metric_table import (
 SECOND_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 Labelled = Mapping[str, Mapping[tuple[str, ...], float]]
 TOKEN_BUCKETS = tuple(2.0**power for power in range(18))
+BaseStats = Mapping[str, EngineStats | None]
+"""The numbers of the engine of each base, by the base's name; None before an engine's first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,14 +36,14 @@ class EdgeNow:
     """The state of the edge at one scrape.
 
     in_flight       number of admitted sequences
-    is_up           whether the engine takes requests
+    is_up           whether the engine of each base takes requests
     shows_private   whether the reader may see the names of private adapters
     lost_log_lines  log lines that the edge and its engines could not write
     labelled        values of the metrics with labels that another part of the edge counts, by name and labels
     """
 
     in_flight: int
-    is_up: bool
+    is_up: Mapping[str, bool]
     shows_private: bool
     lost_log_lines: int = 0
     labelled: "Labelled" = field(default_factory=dict)
@@ -54,12 +56,15 @@ class Meters:
     readers see their sum.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bases: Sequence[str] = ()) -> None:
+        """`bases` has the names of the served bases. With several, numbers of one base have the label `base`."""
+        self._has_bases = has_bases = len(bases) > 1
         self._registry = CollectorRegistry()
         self._histograms: dict[str, Histogram] = {}
-        self._totals = _Totals([m for m in METRICS if m.kind is MetricKind.COUNTER and not m.is_engine_s])
+        totals = [m for m in METRICS if m.kind is MetricKind.COUNTER and not m.is_engine_s]
+        self._totals = _Totals(totals, has_bases=has_bases)
         self._gauges: dict[str, Gauge] = {}
-        self._engine = _EngineNumbers([metric for metric in METRICS if metric.is_engine_s])
+        self._engine = _EngineNumbers([metric for metric in METRICS if metric.is_engine_s], has_bases=has_bases)
         for metric in METRICS:
             if metric.is_engine_s:
                 continue
@@ -69,9 +74,8 @@ class Meters:
                     metric.name, metric.help, registry=self._registry, buckets=buckets
                 )
             elif metric.kind is MetricKind.GAUGE:
-                self._gauges[metric.name] = Gauge(
-                    metric.name, metric.help, labelnames=metric.labels, registry=self._registry
-                )
+                labels = metric.labels_of(has_bases=has_bases)
+                self._gauges[metric.name] = Gauge(metric.name, metric.help, labels, registry=self._registry)
         self._registry.register(self._totals)
         self._registry.register(self._engine)
         self._adapters: set[str] = set()
@@ -112,23 +116,25 @@ class Meters:
             observe["lorax_request_mean_time_per_token_duration"](inference_s / generated)
             observe["manylora_time_to_first_token_seconds"](timings["time_to_first_token_ms"] / 1e3)
 
-    def note_finished(self, stream: SequenceStream, finished: Finished) -> None:
-        """Count the end of a sequence, also without a reader of its stream. Ignore the server's own probes."""
+    def note_finished(self, base: str, stream: SequenceStream, finished: Finished) -> None:
+        """Count the end of a base's sequence, also without a reader of its stream. Ignore the server's own probes."""
         if stream.request.flow == PROBE_FLOW:
             return
         label = self._adapter_label(stream.request.adapter, has_run=finished.queue_ms is not None)
-        self._totals.add("manylora_requests", (label, finished.reason.value))
+        of_base = (base,) if self._has_bases else ()
+        self._totals.add("manylora_requests", (label, finished.reason.value, *of_base))
         counts = finished.counts
         kinds = {"prompt": counts.prompt_tokens, "cached": counts.cached_tokens, "completion": counts.completion_tokens}
         if finished.queue_ms is not None:
             for kind, count in kinds.items():
-                self._totals.add("manylora_tokens", (label, kind), count)
+                self._totals.add("manylora_tokens", (label, kind, *of_base), count)
 
-    def exposition(self, stats: EngineStats | None, now: EdgeNow) -> bytes:
+    def exposition(self, stats: BaseStats, now: EdgeNow) -> bytes:
+        """Return Prometheus's text. `stats` has the numbers of each base's engine."""
         self._refresh(stats, now)
         return generate_latest(self._registry)
 
-    def as_json(self, stats: EngineStats | None, now: EdgeNow) -> dict[str, object]:
+    def as_json(self, stats: BaseStats, now: EdgeNow) -> dict[str, object]:
         """Return `{family: {"type", "data": [{"key", "value"}]}}`; a key is a sample's name with its labels."""
         self._refresh(stats, now)
         return {
@@ -139,12 +145,14 @@ class Meters:
             for family in self._registry.collect()
         }
 
-    def _refresh(self, stats: EngineStats | None, now: EdgeNow) -> None:
+    def _refresh(self, stats: BaseStats, now: EdgeNow) -> None:
         self._engine.stats = stats
         self._totals.shown = None if now.shows_private else self._public
         self._totals.set("manylora_log_lines_lost", now.lost_log_lines)
         self._gauges["manylora_in_flight"].set(now.in_flight)
-        self._gauges["manylora_engine_up"].set(now.is_up)
+        for base, is_up in now.is_up.items():
+            gauge = self._gauges["manylora_engine_up"]
+            (gauge.labels(base) if self._has_bases else gauge).set(is_up)
         for name, values in now.labelled.items():
             for labels, value in values.items():
                 if name in self._gauges:
@@ -174,7 +182,8 @@ class _Totals(Collector):
     shown  the adapters with a label of their own, while the others are summed; None: all adapters
     """
 
-    def __init__(self, metrics: Iterable[Metric]) -> None:
+    def __init__(self, metrics: Iterable[Metric], *, has_bases: bool) -> None:
+        self._has_bases = has_bases
         self.shown: Container[str] | None = None
         self._metrics = {metric.name: metric for metric in metrics}
         self._values: dict[str, dict[tuple[str, ...], float]] = {name: {} for name in self._metrics}
@@ -193,8 +202,9 @@ class _Totals(Collector):
     def collect(self) -> Iterable[Family]:
         for name, metric in self._metrics.items():
             family = Family(name, metric.help, "unknown")
+            names = metric.labels_of(has_bases=self._has_bases)
             for labels, value in self._summed(metric).items():
-                family.add_sample(name, dict(zip(metric.labels, labels, strict=True)), value)
+                family.add_sample(name, dict(zip(names, labels, strict=True)), value)
             yield family
 
     def _summed(self, metric: Metric) -> Mapping[tuple[str, ...], float]:
@@ -209,11 +219,12 @@ class _Totals(Collector):
 
 
 class _EngineNumbers(Collector):
-    """The engine's gauges and totals, from its latest numbers."""
+    """The gauges and totals of each base's engine, from its latest numbers."""
 
-    def __init__(self, metrics: Iterable[Metric]) -> None:
+    def __init__(self, metrics: Iterable[Metric], *, has_bases: bool) -> None:
         self._metrics = tuple(metrics)
-        self.stats: EngineStats | None = None
+        self._has_bases = has_bases
+        self.stats: BaseStats = {}
 
     def collect(self) -> Iterable[Family]:
         for metric in self._metrics:
@@ -222,22 +233,27 @@ class _EngineNumbers(Collector):
                 continue
             family = Family(metric.name, metric.help, "gauge" if metric.kind is MetricKind.GAUGE else "unknown")
             if metric.stat is not None:
-                self._add(family, {}, metric.stat)
+                self._add(family, metric, (), metric.stat)
             for value, path in metric.series:
-                self._add(family, {metric.labels[0]: value}, path)
+                self._add(family, metric, (value,), path)
             yield family
 
-    def _add(self, family: Family, labels: dict[str, str], path: str) -> None:
-        if self.stats is not None:
-            family.add_sample(family.name, labels, attrgetter(path)(self.stats))
+    def _add(self, family: Family, metric: Metric, labels: tuple[str, ...], path: str) -> None:
+        names = metric.labels_of(has_bases=self._has_bases)
+        for base, stats in self.stats.items():
+            if stats is not None:
+                values = (*labels, base) if self._has_bases else labels
+                family.add_sample(family.name, dict(zip(names, values, strict=True)), attrgetter(path)(stats))
 
     def _load_times(self, metric: Metric) -> Family:
         """Return a histogram for each source and tier, with the store's buckets as Prometheus's cumulative ones."""
-        family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
-        times: Sequence[LoadTimes] = () if self.stats is None else self.stats.adapters.load_times
-        for entry in times:
-            buckets = list(zip([*map(str, LOAD_BUCKETS_S), "+Inf"], accumulate(entry.counts), strict=True))
-            family.add_metric([entry.source, entry.tier], buckets=buckets, sum_value=entry.total_s)
+        family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels_of(has_bases=self._has_bases))
+        for base, stats in self.stats.items():
+            times: Sequence[LoadTimes] = () if stats is None else stats.adapters.load_times
+            for entry in times:
+                buckets = list(zip([*map(str, LOAD_BUCKETS_S), "+Inf"], accumulate(entry.counts), strict=True))
+                labels = [entry.source, entry.tier, *([base] if self._has_bases else [])]
+                family.add_metric(labels, buckets=buckets, sum_value=entry.total_s)
         return family
 
 

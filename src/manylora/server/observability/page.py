@@ -11,7 +11,8 @@ HEAD = f"""\
 Where keys are needed the route asks for the scope `admin`. Counters grow from the start of the server; gauges are
 states at the moment of the request; histograms have the usual `_bucket`, `_sum` and `_count` series. Labels are
 bounded: `other` counts the adapters beyond the first {MAX_ADAPTER_LABELS}, and only operators see the names of private
-adapters.
+adapters. A server of several bases adds the label `base` to every number of an engine and to the metrics marked †; its
+other metrics are of all bases together.
 
 `make pages` writes this page from `src/manylora/server/observability/metric_table.py`.
 """
@@ -32,7 +33,8 @@ def metrics_page() -> str:
 
 def _table(metrics: tuple[Metric, ...]) -> str:
     rows = [
-        f"| `{metric.name}` | {metric.kind} | {metric.unit} | {', '.join(f'`{each}`' for each in metric.labels)} "
+        f"| `{metric.name}`{' †' if metric.by_base else ''} | {metric.kind} | {metric.unit} "
+        f"| {', '.join(f'`{each}`' for each in metric.labels)} "
         f"| {metric.help} |"
         for metric in metrics
     ]

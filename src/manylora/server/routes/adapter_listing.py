@@ -11,6 +11,7 @@ from manylora.engine.events import Finished
 from manylora.errors import AdapterNotFound, AdapterReferenceInvalid, ManyloraError
 from manylora.server.engine_client.streams import SequenceStream
 from manylora.server.generation.models import ModelHandle
+from manylora.server.generation.routing import ModelRouter
 
 MAX_TENANTS = 1_000
 MAX_RECENT = 100
@@ -26,26 +27,32 @@ class Catalogue:
     therefore asks the engine again for deleted names, at most once per `RECHECK_S` seconds.
     """
 
-    def __init__(self, model: ModelHandle, clock: Clock) -> None:
-        self._resolver = model.resolver
-        self._engine = model.engine
+    def __init__(self, models: ModelRouter, clock: Clock) -> None:
+        self._models = models
+        self._resolver = models.resolver
         self._clock = clock
         self._recent: OrderedDict[str, OrderedDict[AdapterRef, None]] = OrderedDict()
         self._deleted: OrderedDict[AdapterRef, float] = OrderedDict()  # the moment of the last question for each
 
-    async def names(self, tenant: str) -> list[str]:
-        """Return every name that a tenant's request may use: local ones, then uploads, then recent ones."""
+    async def listed(self, tenant: str) -> list[tuple[str, ModelHandle | None]]:
+        """Return every name that a tenant's request may use, with its base: local ones, then uploads, then recent ones.
+
+        The base is None for an adapter that declares none of the served ones and that no request has used.
+        """
         recent = sorted(self._recent.get(tenant, ()), key=lambda ref: (ref.id, ref.source))
         listed = await self._resolver.listed(tenant, recent)
         gone = await self._gone(list(dict.fromkeys(ref for _, ref in listed if ref in self._deleted)))
-        return [name for name, ref in listed if ref not in gone]
+        left = [(name, ref) for name, ref in listed if ref not in gone]
+        bases = await self._models.bases.expected([ref for _, ref in left])
+        return [(name, base) for (name, _), base in zip(left, bases, strict=True)]
 
-    async def find(self, tenant: str, name: str) -> str | None:
-        """Return the spelling of a name in `names`; None for a name of the base model.
+    async def find(self, tenant: str, name: str) -> tuple[str, ModelHandle | None] | None:
+        """Return the spelling of a name in `listed`, with its base; None for a name of a base model.
 
         Raises `AdapterNotFound` for a name that is not listed.
         """
         missing = AdapterNotFound(f"Adapter '{name}' was not found")
+        asked, name = await self._models.split(name, tenant)
         try:
             ref = await self._resolver.resolve(name, tenant=tenant)
         except AdapterReferenceInvalid:
@@ -56,7 +63,10 @@ class Catalogue:
         is_known = await self._resolver.is_served(ref) if is_near else ref in self._recent.get(tenant, ())
         if not is_known or await self._gone([ref] if ref in self._deleted else []):
             raise missing
-        return await self._resolver.listed_as(name, ref, tenant)
+        [base] = await self._models.bases.expected([ref])
+        if asked is not None and base not in (None, asked):
+            raise missing
+        return await self._resolver.listed_as(name, ref, tenant), base or asked
 
     async def _gone(self, deleted: Sequence[AdapterRef]) -> set[AdapterRef]:
         """Return the deleted adapters among `deleted` that have not come back."""
@@ -106,7 +116,7 @@ class Catalogue:
             return False
         self._deleted[ref] = now_s
         try:
-            info = await self._engine.info(ref)
+            info = await (self._models.bases.known(ref) or self._models.default).engine.info(ref)
         except ManyloraError:
             return False
         if info.is_deleted:

@@ -14,6 +14,7 @@ from manylora.config.groups.server import ServerConfig
 from manylora.errors import AdapterError, AdapterNotFound, AdapterReferenceInvalid, InvalidParameter
 from manylora.server.access.access import Access
 from manylora.server.generation.models import ModelHandle
+from manylora.server.generation.routing import ModelRouter
 from manylora.server.http.context import HttpContext
 from manylora.server.http.operators import require_operator
 from manylora.server.http.routing import Guards, Parameter, Routes
@@ -35,6 +36,7 @@ _NAME = Parameter("adapter_id", "path", "The adapter's name")
 _PLACE = (
     Parameter("source", "query", "The source of the adapter"),
     Parameter("tenant", "query", "The tenant whose requests give the name its meaning; default: the key's"),
+    Parameter("base", "query", "The base model of the adapter; default: the one that it belongs to"),
 )
 _WAIT = Parameter("wait", "query", "Seconds to wait for the end of the action; default 0")
 
@@ -82,7 +84,7 @@ class AdapterRoutes:
 
     def __init__(
         self,
-        model: ModelHandle,
+        models: ModelRouter,
         catalogue: Catalogue,
         settings: ServerConfig,
         *,
@@ -90,8 +92,8 @@ class AdapterRoutes:
         access: Access,
     ) -> None:
         """`longest_wait_s` is the bound to which a longer `wait` of a query is cut."""
-        self._resolver = model.resolver
-        self._engine = model.engine
+        self._models = models
+        self._resolver = models.resolver
         self._settings = settings
         self._catalogue = catalogue
         self._longest_wait_s = longest_wait_s
@@ -126,7 +128,8 @@ class AdapterRoutes:
 
     async def show(self, context: HttpContext) -> None:
         self._admit(context)
-        await context.reply(await self._engine.info(await self._ref(context)))
+        ref = await self._ref(context)
+        await context.reply(await _info(await self._shown_base(context, ref), ref))
 
     async def act(self, context: HttpContext) -> None:
         self._admit(context)
@@ -140,21 +143,44 @@ class AdapterRoutes:
     async def _do(self, context: HttpContext, action: AdapterAction, ref: AdapterRef) -> None:
         wait_s = min(_wait_s(context.query.get("wait")), self._longest_wait_s)
         context.arrival.noted |= {"action": action.value, "adapter": ref.full_id}
-        info = await self._engine.manage(action, ref)
-        if action is AdapterAction.DELETE:
+        is_delete = action is AdapterAction.DELETE
+        bases = self._models.handles if is_delete else (await self._base(context, ref),)
+        infos = {base.name: replace(await base.engine.manage(action, ref), base=base.name) for base in bases}
+        if is_delete:
             self._catalogue.note_deleted(ref)
+            self._models.forget(ref)
         await self._note(context, action, ref)
         end_s, look_s = context.clock.monotonic_s() + wait_s, FIRST_LOOK_S
-        while not is_over(action, info) and (left_s := end_s - context.clock.monotonic_s()) > 0:
+        while (going_on := [base for base in bases if not is_over(action, infos[base.name])]) and (
+            left_s := end_s - context.clock.monotonic_s()
+        ) > 0:
             await asyncio.sleep(min(look_s, left_s))
             look_s = min(LONGEST_LOOK_S, 2 * look_s)
-            try:
-                info = await self._engine.info(ref)
-            except AdapterNotFound:
-                if action is not AdapterAction.DELETE:
-                    raise
-                info = replace(_unasked(ref), is_deleted=True)
-        await context.reply(info, status=DONE if is_over(action, info) else BEGUN)
+            for base in going_on:
+                infos[base.name] = await self._looked_after(base, ref, is_delete=is_delete)
+        info = infos[going_on[0].name if going_on else bases[0].name]
+        await context.reply(info, status=BEGUN if going_on else DONE)
+
+    async def _looked_after(self, base: ModelHandle, ref: AdapterRef, *, is_delete: bool) -> AdapterInfo:
+        """Return the state of an adapter after an act. A deleted one is unknown in the end."""
+        try:
+            return await _info(base, ref)
+        except AdapterNotFound:
+            if not is_delete:
+                raise
+            return replace(_unasked(ref), is_deleted=True, base=base.name)
+
+    async def _base(self, context: HttpContext, ref: AdapterRef) -> ModelHandle:
+        """Return the base of an adapter: that of the query or of the path, or the adapter's own."""
+        named = context.query.get("base", context.arrival.deployment)
+        return await self._models.base_of(ref, context.arrival.caller, named)
+
+    async def _shown_base(self, context: HttpContext, ref: AdapterRef) -> ModelHandle:
+        """Return the base of an adapter; for one that fits none, the first, whose engine has the reason."""
+        try:
+            return await self._base(context, ref)
+        except AdapterError:
+            return self._models.default
 
     async def _note(self, context: HttpContext, action: AdapterAction, ref: AdapterRef) -> None:
         caller = context.arrival.caller
@@ -172,7 +198,7 @@ class AdapterRoutes:
 
     async def _known(self, tenant: str | None) -> list[AdapterInfo]:
         """Return the engine's adapters, and in addition all local ones or all uploads of the tenant in the query."""
-        known = list(await self._engine.infos())
+        known = [replace(info, base=base.name) for base in self._models.handles for info in await base.engine.infos()]
         there = {(info.source, info.tenant, info.id) for info in known}
         if tenant is None:
             refs = [AdapterRef(SourceName.LOCAL, name) for name in await self._resolver.local_names()]
@@ -194,7 +220,8 @@ class AdapterRoutes:
         if info != _unasked(ref):
             return info
         try:
-            return replace(await self._engine.info(ref), report=None)
+            base = self._models.bases.known(ref) or await self._models.bases.declared(ref) or self._models.default
+            return replace(await _info(base, ref), report=None)
         except AdapterNotFound:
             return None
         except AdapterError as error:
@@ -228,6 +255,11 @@ class AdapterRoutes:
         if ref is None:
             raise AdapterReferenceInvalid(f"`{adapter_id}` is the base model, not an adapter", parameter="adapter_id")
         return ref
+
+
+async def _info(base: ModelHandle, ref: AdapterRef) -> AdapterInfo:
+    """Return the state of an adapter in the engine of a base. Raises as `EngineClient.info`."""
+    return replace(await base.engine.info(ref), base=base.name)
 
 
 def _unasked(ref: AdapterRef) -> AdapterInfo:

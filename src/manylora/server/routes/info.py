@@ -1,5 +1,8 @@
 """The routes about the server: /info, /health, /metrics, /tokenize and /v1/models."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
+
 from fastapi import APIRouter
 
 from manylora import __version__
@@ -8,12 +11,13 @@ from manylora.config.groups.server import ServerConfig
 from manylora.errors import InvalidParameter, Unavailable
 from manylora.http.dialects import headers_of
 from manylora.server.batches.runner import BatchRunner
+from manylora.server.generation.models import ModelHandle
+from manylora.server.generation.routing import Naming
 from manylora.server.generation.service import GenerationService
 from manylora.server.http.context import HttpContext
 from manylora.server.http.operators import is_operator
 from manylora.server.http.routing import Guards, OtherReply, Parameter, Routes
 from manylora.server.names.adapter_resolver import name_in_path
-from manylora.server.observability.health import Health
 from manylora.server.observability.metrics import EdgeNow, Meters
 from manylora.server.routes.adapter_listing import Catalogue
 from manylora.server.routes.adapters import page_limit
@@ -97,7 +101,6 @@ class FactRoutes:
         self,
         service: GenerationService,
         settings: ServerConfig,
-        health: Health,
         meters: Meters,
         catalogue: Catalogue,
         batches: BatchRunner | None,
@@ -105,29 +108,25 @@ class FactRoutes:
         self._service = service
         self._settings = settings
         self._admission = service.admission
-        self._model = service.models.default
-        self._health = health
+        self._models = service.models
         self._meters = meters
         self._catalogue = catalogue
         self._batches = batches
 
     async def health(self, context: HttpContext) -> None:
-        is_well = not self._admission.is_draining and await self._health.is_well()
-        await self._reply_health(context, is_well=is_well)
+        await self._reply_health(context, lambda base: base.health.is_well())
 
     async def startup(self, context: HttpContext) -> None:
-        is_well = not self._admission.is_draining and (self._health.has_generated or await self._health.probe())
-        await self._reply_health(context, is_well=is_well)
+        await self._reply_health(context, _has_generated)
 
     async def ready(self, context: HttpContext) -> None:
         """Reply whether the server accepts requests now. The check is cheap, since load balancers call it often."""
         if (failure := self._service.usage_failure) is not None:
             raise failure
-        is_ready = not self._admission.is_draining and self._health.has_generated and self._model.engine.health().is_up
-        await self._reply_health(context, is_well=is_ready)
+        await self._reply_health(context, _is_ready)
 
     async def info(self, context: HttpContext) -> None:
-        served, settings = self._model.served, self._settings
+        served, settings = self._base(context).served, self._settings
         await context.reply(
             {
                 "model_id": served.model_id,
@@ -153,13 +152,15 @@ class FactRoutes:
         )
 
     async def metrics(self, context: HttpContext) -> None:
-        stats = await self._model.engine.stats()
-        health = self._model.engine.health()
+        bases = self._models.handles
+        numbers = await asyncio.gather(*(base.engine.stats() for base in bases))
+        stats = {base.name: found for base, found in zip(bases, numbers, strict=True)}
+        healths = {base.name: base.engine.health() for base in bases}
         now = EdgeNow(
             in_flight=self._admission.num_sequences,
-            is_up=health.is_up,
+            is_up={name: health.is_up for name, health in healths.items()},
             shows_private=is_operator(context, is_open=self._settings.admin_open),
-            lost_log_lines=lost_lines() + health.lost_log_lines,
+            lost_log_lines=lost_lines() + sum(health.lost_log_lines for health in healths.values()),
             labelled={} if self._batches is None else self._batches.numbers(),
         )
         wants_json = "application/json" in (context.header("accept") or "")
@@ -170,43 +171,81 @@ class FactRoutes:
 
     async def tokenize(self, context: HttpContext) -> None:
         body = read_body(context.arrival.body, TokenizeBody, Bounds(settings=self._settings))
-        caller, fields = context.arrival.caller, adapter_fields(body.naming)
-        inputs = self._model.inputs
-        adapter = await inputs.adapter(fields.adapter_id, fields, caller)
-        with self._service.admit(caller, 0):
-            spans = await inputs.spans(body.inputs, adapter, caller, add_special_tokens=body.add_special_tokens)
+        arrival, fields = context.arrival, adapter_fields(body.naming)
+        naming = Naming(name=fields.adapter_id, fields=fields, deployment=arrival.deployment)
+        with self._service.admit(arrival.caller, 0):
+            target = await self._models.target(naming, arrival.caller)
+            spans = await target.model.inputs.spans(
+                body.inputs, target.adapter, arrival.caller, add_special_tokens=body.add_special_tokens
+            )
         await context.reply(
             [{"id": span.token_id, "text": span.piece, "start": span.start, "stop": span.stop} for span in spans]
         )
 
     async def models(self, context: HttpContext) -> None:
         """Reply with a page of the list. The query's `after` is the last id of the page before."""
-        served, query = self._model.served, context.query
+        query, bases = context.query, self._bases(context)
         limit, after = page_limit(query.get("limit"), default=MAX_MODELS, most=MAX_MODELS), query.get("after")
-        ids = [served.model_id, *await self._catalogue.names(context.arrival.tenant)]
+        adapters = await self._catalogue.listed(context.arrival.tenant)
+        if context.arrival.deployment is not None:
+            adapters = [(name, base) for name, base in adapters if base in bases]
+        listed = [_listed(base.name, None, base) for base in bases]
+        listed += [_listed(name, base, base or self._models.default) for name, base in adapters]
         if after is not None:
+            ids = [entry["id"] for entry in listed]
             if after not in ids:
                 raise InvalidParameter("`after` must be the id of a model of the list", parameter="after")
-            ids = ids[ids.index(after) + 1 :]
-        data = [self._listed(name, None if name == served.model_id else served.model_id) for name in ids[:limit]]
-        await context.reply({"object": "list", "data": data, "has_more": len(ids) > limit})
+            listed = listed[ids.index(after) + 1 :]
+        await context.reply({"object": "list", "data": listed[:limit], "has_more": len(listed) > limit})
 
     async def model(self, context: HttpContext) -> None:
-        served, name = self._model.served, name_in_path(context.path_parameters["model_id"])
+        name = name_in_path(context.path_parameters["model_id"])
         context.model = name
-        listed = await self._catalogue.find(context.arrival.tenant, name)
-        if listed is None:
-            await context.reply(self._listed(served.model_id, None))
+        found = await self._catalogue.find(context.arrival.tenant, name)
+        if found is None:
+            base = self._models.named(name) or self._base(context)
+            await context.reply(_listed(base.name, None, base))
             return
-        await context.reply(self._listed(listed, served.model_id))
+        listed, parent = found
+        await context.reply(_listed(listed, parent, parent or self._models.default))
 
-    def _listed(self, name: str, parent: str | None) -> dict[str, object]:
-        created = self._model.served.created_s
-        return {"id": name, "object": "model", "created": created, "owned_by": "manylora", "parent": parent}
+    def _base(self, context: HttpContext) -> ModelHandle:
+        """Return the base of a deployment's path; on any other path, the default."""
+        return self._models.named(context.arrival.deployment) or self._models.default
 
-    async def _reply_health(self, context: HttpContext, *, is_well: bool) -> None:
-        if is_well:
-            await context.reply({"status": "ok"})
+    def _bases(self, context: HttpContext) -> tuple[ModelHandle, ...]:
+        """Return the base of a deployment's path; on any other path, every base."""
+        within = self._models.named(context.arrival.deployment)
+        return self._models.handles if within is None else (within,)
+
+    async def _reply_health(self, context: HttpContext, judge: Callable[[ModelHandle], Awaitable[bool]]) -> None:
+        """Reply that the server is well while one of its bases is, so that the others go on after an engine's death."""
+        bases = self._bases(context)
+        are_well = [False for _ in bases]
+        if not self._admission.is_draining:
+            are_well = await asyncio.gather(*map(judge, bases))
+        if any(are_well):
+            named = zip(bases, are_well, strict=True)
+            each = {base.name: "ok" if is_well else "unhealthy" for base, is_well in named}
+            await context.reply({"status": "ok", **({"bases": each} if len(bases) > 1 else {})})
         else:
             error = Unavailable("unhealthy")
             await context.reply(UNHEALTHY, status=error.row.native_status, headers=headers_of(error))
+
+
+async def _has_generated(base: ModelHandle) -> bool:
+    return base.health.has_generated or await base.health.probe()
+
+
+async def _is_ready(base: ModelHandle) -> bool:
+    return base.health.has_generated and base.engine.health().is_up
+
+
+def _listed(name: str, parent: ModelHandle | None, base: ModelHandle) -> dict[str, object]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": base.served.created_s,
+        "owned_by": "manylora",
+        "parent": None if parent is None else parent.name,
+    }

@@ -19,6 +19,7 @@ def pooled_order(
     *,
     prompt_field: str,
     model: str | None = None,
+    dimensions: int | None = None,
     truncate: int | None = None,
     most_tokens: int | None = None,
 ) -> Order:
@@ -40,6 +41,7 @@ def pooled_order(
         is_stream=False,
         form=_NO_TEXT,
         pooling=pooling,
+        dimensions=dimensions,
         truncate=truncate,
         most_prompt_tokens=most_tokens,
         prompt_field=prompt_field,

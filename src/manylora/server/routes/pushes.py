@@ -19,6 +19,7 @@ MEDIA_TYPE = "application/octet-stream"
 _PARAMETERS = (
     Parameter("name", "path", "The adapter's name in later requests"),
     Parameter("tenant", "query", "The tenant that gets the adapter; default: the key's. Operators alone may name one"),
+    Parameter("base", "query", "The base model that it is for; default: the one that its config declares"),
 )
 
 
@@ -61,7 +62,9 @@ class PushRoutes:
         if kind != MEDIA_TYPE:
             raise UnsupportedMediaType(f"send the header `Content-Type: {MEDIA_TYPE}` and one safetensors file")
         name = context.path_parameters["name"]
-        info = await self._pusher.push(tenant, name, _size(context.header("content-length")), context.body_parts())
+        base = context.query.get("base", context.arrival.deployment)
+        size = _size(context.header("content-length"))
+        info = await self._pusher.push(tenant, name, size, context.body_parts(), base)
         await self._note(context, "push", tenant, name)
         await context.reply(info)
 

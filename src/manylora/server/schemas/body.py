@@ -26,14 +26,12 @@ class Bounds:
 
     settings   the settings with the operator's limits
     max_input  number of tokens of the longest prompt
-    embedding_size  elements of an embedding; 0: any
     is_stream  whether the route streams; None: the body decides
     beside     the unread object, for a field whose bounds depend on fields after it
     """
 
     settings: ServerConfig
     max_input: int = 0
-    embedding_size: int = 0
     is_stream: bool | None = None
     beside: Mapping[str, object] = field(default_factory=dict)
 

@@ -1,14 +1,18 @@
 """The replies of the routes about the server."""
 
-from typing import Literal
+from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
 
 class HealthReply(TypedDict):
-    """The reply of a server that is well."""
+    """The reply of a server that is well.
+
+    bases  each base by its name, where the server has several: one that is well is enough
+    """
 
     status: Literal["ok"]
+    bases: NotRequired[dict[str, Literal["ok", "unhealthy"]]]
 
 
 class UnhealthyReply(TypedDict):

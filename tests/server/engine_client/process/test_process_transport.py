@@ -19,6 +19,7 @@ from manylora.server.app.application import create_app
 from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.process.transport import ProcessTransport
 from manylora.server.engine_client.streams import SequenceStream
+from manylora.server.generation.models import StartedBase
 from tests.server.asgi_client import calling
 from tests.server.serve_fake import FACTORY
 
@@ -220,7 +221,9 @@ def test_an_engine_that_cannot_be_built_says_why(tmp_path: Path) -> None:
 def test_a_stream_hears_of_the_death_as_an_event(with_engine: WithEngine, tmp_path: Path) -> None:
     async def scenario(engine: OwnProcess) -> None:
         tokenizer = Tokenizer(tmp_path, model_id="tiny")
-        app = create_app(config_for(tmp_path), client=engine.client, served=engine.client.served, tokenizer=tokenizer)
+        config, client = config_for(tmp_path), engine.client
+        base = StartedBase(config=config, served=client.served, client=client, tokenizer=tokenizer)
+        app = create_app(config, [base])
         async with (
             calling(app, "/generate_stream", {"inputs": "HOLD"}) as native,
             calling(app, "/v1/completions", {"prompt": "HOLD!", "stream": True, "max_tokens": 400}) as openai,

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, TypeVar
 
 import msgspec
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -52,9 +52,12 @@ router = APIRouter(prefix="/internal", include_in_schema=False, dependencies=[De
 
 
 @router.get("/snapshot")
-async def snapshot(control: ControlDep, since: int = -1, epoch: str = "", base: str = "") -> Response:
-    """Return the changes after the revision `since`; `base` is the base model that the edge serves."""
-    control.note_served(base)
+async def snapshot(
+    control: ControlDep, since: int = -1, epoch: str = "", base: Annotated[tuple[str, ...], Query()] = ()
+) -> Response:
+    """Return the changes after the revision `since`; `base` names each base model that the edge serves."""
+    for each in base:
+        control.note_served(each)
     return json_reply(await take_snapshot(control, since, epoch))
 
 

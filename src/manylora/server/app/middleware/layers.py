@@ -12,7 +12,7 @@ from manylora.server.app.middleware.log import LogMiddleware
 from manylora.server.app.middleware.origin import OriginMiddleware
 from manylora.server.app.middleware.paths import DeploymentMiddleware
 from manylora.server.app.middleware.state import StateMiddleware
-from manylora.server.generation.models import ModelRouter
+from manylora.server.generation.routing import ModelRouter
 from manylora.server.http.context import App
 from manylora.server.observability.metrics import Meters
 

@@ -34,4 +34,5 @@ class DeploymentMiddleware:
                 raise RouteNotFound(f"no route {scope['method']} {printable(scope['path'])}")
             scope["path"] = found.rest  # in place: the layers outside log the route
             scope["manylora"].path_tenant = found.tenant
+            scope["manylora"].deployment = unquote(found.name)
         await self._app(scope, receive, send)

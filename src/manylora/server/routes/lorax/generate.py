@@ -58,7 +58,7 @@ class NativeRoutes:
     def __init__(self, service: GenerationService, settings: ServerConfig) -> None:
         self._service = service
         self._settings = settings
-        self._max_input = service.models.default.served.max_input_length
+        self._max_input = max(base.served.max_input_length for base in service.models.handles)
 
     async def generate(self, context: HttpContext) -> None:
         await self._run(context, is_stream=False)

@@ -50,8 +50,7 @@ class EmbeddingRoutes:
         return {"/v1/embeddings": self.embeddings}
 
     async def embeddings(self, context: HttpContext) -> None:
-        size = self._service.models.default.served.embedding_size
-        body = read_body(context.arrival.body, EmbeddingBody, Bounds(settings=self._settings, embedding_size=size))
+        body = read_body(context.arrival.body, EmbeddingBody, Bounds(settings=self._settings))
         prompts = tuple(
             TextPrompt(prompt, body.add_special_tokens) if isinstance(prompt, str) else TokenPrompt(prompt)
             for prompt in body.input
@@ -62,6 +61,7 @@ class EmbeddingRoutes:
             self._pooling,
             prompt_field="input",
             model=body.model,
+            dimensions=body.dimensions,
             truncate=body.truncate_prompt_tokens,
             most_tokens=MAX_INPUT_TOKENS,
         )

@@ -10,7 +10,7 @@ from manylora.server.schemas.body import Read
 from manylora.server.schemas.field_names import ADAPTER_NAMES, EMBEDDINGS, OPENAI_ADAPTER, UNREAD
 from manylora.server.schemas.field_rules import FieldRules, Refusal
 from manylora.server.schemas.openai.shared import Model, RouteBody, Truncate, known_elsewhere
-from manylora.server.schemas.readers import bounds_of, flag, positive_whole, text
+from manylora.server.schemas.readers import flag, positive_whole, text
 from manylora.server.schemas.tokens import Prompt, read_prompts
 
 Encoding = Literal["float", "base64"]
@@ -21,15 +21,6 @@ def _encoding(value: object, info: ValidationInfo) -> str:
     if name not in ("float", "base64"):
         raise InvalidParameter("`encoding_format` must be float or base64", parameter="encoding_format")
     return name
-
-
-def _dimensions(value: object, info: ValidationInfo) -> int:
-    size, own = positive_whole(value, info), bounds_of(info).embedding_size
-    if own and size != own:
-        raise InvalidParameter(
-            f"`dimensions` must be {own}, the model's own number of them. Given: {size}", parameter="dimensions"
-        )
-    return size
 
 
 class EmbeddingBody(NamingBody, RouteBody):
@@ -58,7 +49,7 @@ class EmbeddingBody(NamingBody, RouteBody):
         Field(description="Numbers, or base64 of little-endian float32."),
     ] = "float"
     dimensions: Annotated[
-        int | None, Read(_dimensions, "integer", minimum=1), Field(description="The model's own number alone.")
+        int | None, Read(positive_whole, "integer", minimum=1), Field(description="The model's own number alone.")
     ] = None
     truncate_prompt_tokens: Truncate = None
     add_special_tokens: Annotated[

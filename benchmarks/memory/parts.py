@@ -1,6 +1,6 @@
 """What each process of a server takes of the memory: the measurement behind the constants of the memory plan.
 
-    python -m benchmarks.serving.memory_parts [--seconds 20] [--waiting 0] [--limit-bytes N] [--set group.setting=value]
+    python -m benchmarks.memory.parts [--seconds 20] [--waiting 0] [--limit-bytes N] [--set group.setting=value]
 
 Serves the default base with the demo adapters, and shows anonymous and shared memory of each process after the start
 and under 32 streams of short and of longer requests; then what that many waiting requests of 7,000 tokens add. With a

@@ -1,0 +1,1 @@
+"""Measurements of the memory that the processes of a server take."""

@@ -1,0 +1,230 @@
+"""The bases of one server: their names, the settings of each, and the division of the memory between them.
+
+All of it follows from settings, config.json and shapes, so that bases which cannot be served together are refused
+before an engine starts.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from manylora.adapter_ref import SourceName, parse_adapter_name
+from manylora.adapters.sources.upload_folders import folder_sources
+from manylora.config.folders import cache_dir
+from manylora.config.groups.adapters import MIB
+from manylora.config.settings import Config
+from manylora.errors import ConfigInvalid, MemoryPlanImpossible, StartupError
+from manylora.models.fetch.catalog import describe, served_name, short_name
+from manylora.models.spec import ModelSpec
+from manylora.server.names.declared_bases import DeclaredBases
+from manylora.wiring.memory_plan import PROCESS_BYTES, BaseSizes, base_sizes, plan_memory
+from manylora.wiring.planning import available_bytes as available
+from manylora.wiring.planning import planned_form, refuse_impossible_plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerBase:
+    """One base of a server.
+
+    name       its name in replies, prices and usage
+    directory  its files; None: they are not here yet
+    config     the settings of its engine alone
+    """
+
+    name: str
+    spec: ModelSpec
+    directory: Path | None
+    config: Config
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name of the base in requests."""
+        return self.name, self.name.rsplit("/", 1)[-1], short_name(self.name)
+
+
+def server_bases(config: Config, available_bytes: int | None = None) -> tuple[ServerBase, ...]:
+    """Return the bases of the settings, the default first. A single base gets no share of memory: its engine plans.
+
+    Args:    available_bytes  bytes for all of the server's processes; None: `engine.memory_bytes`, else as found
+    Raises:  `ModelNotFound`, `ModelUnsupported`; `ConfigInvalid` for one base twice, for two of one name, and for a
+             setting of a base that is not served; `MemoryPlanImpossible` if the memory cannot hold all of them
+    """
+    given = (config.model.base, *config.model.more_bases)
+    bases = tuple(_named(config, base) for base in given)
+    _refuse_equal_names(bases)
+    by_name = {name.lower(): number for number, base in enumerate(bases) for name in (given[number], *base.names)}
+    forms = _values(by_name, "model.quantize_of", config.model.quantize_of)
+    windows = _values(by_name, "model.max_model_len_of", config.model.max_model_len_of)
+    shares = _values(by_name, "model.memory_share_of", config.model.memory_share_of)
+    own = [
+        dataclasses.replace(base, config=_own(base.config, forms.get(number), windows.get(number), len(bases)))
+        for number, base in enumerate(bases)
+    ]
+    if len(own) == 1:
+        return tuple(own)
+    total = available(config) if available_bytes is None else available_bytes
+    parts = divided(own, [int(shares.get(number, 1)) for number in range(len(own))], total)
+    return tuple(
+        dataclasses.replace(base, config=_with_memory(base.config, part))
+        for base, part in zip(_with_preloads(own), parts, strict=True)
+    )
+
+
+def refuse_impossible_bases(config: Config) -> None:
+    """Raise as `server_bases`, before a base of many gigabytes is fetched, as far as the shapes are known here.
+
+    Bases of which a shape is unknown, since a repository was not pulled or files are damaged, pass: the fetch and the
+    start check them.
+    """
+    try:
+        bases = server_bases(config)
+    except (ConfigInvalid, MemoryPlanImpossible):
+        raise
+    except StartupError:
+        return
+    if len(bases) == 1:
+        refuse_impossible_plan(bases[0].config)
+
+
+def divided(bases: Sequence[ServerBase], shares: Sequence[int], available_bytes: int) -> list[int]:
+    """Return the bytes of each base: its weights, step buffers and processes, and its share of the rest.
+
+    Raises `MemoryPlanImpossible` with the arithmetic if a base does not fit into its part.
+    """
+    sizes = [_sizes(base) for base in bases]
+    fixed = [size.weight_bytes + size.step_bytes + PROCESS_BYTES for size in sizes]
+    rest = available_bytes - sum(fixed)
+    parts = [own + max(0, rest) * share // sum(shares) for own, share in zip(fixed, shares, strict=True)]
+    if rest < 0:
+        needed = " + ".join(f"{base.name} {_mib(own)}" for base, own in zip(bases, fixed, strict=True))
+        raise MemoryPlanImpossible(
+            f"the memory cannot hold {len(bases)} bases: the weights, step buffers and processes of {needed} = "
+            f"{_mib(sum(fixed))}, available {_mib(available_bytes)}; serve fewer bases, quantise them "
+            "(model.quantize_of), or give the server more memory"
+        )
+    for base, size, part in zip(bases, sizes, parts, strict=True):
+        try:
+            plan_memory(base.config, size, available_bytes=part)
+        except MemoryPlanImpossible as error:
+            raise MemoryPlanImpossible(
+                f"the base {base.name} does not fit into its part of the memory (model.memory_share_of, "
+                f"model.max_model_len_of): {error.message}"
+            ) from error
+    return parts
+
+
+def division_lines(bases: Sequence[ServerBase]) -> list[str]:
+    """Return the division of the memory as the lines that the start prints; empty for a single base."""
+    if len(bases) == 1:
+        return []
+    total = sum(base.config.engine.memory_bytes for base in bases)
+    return [
+        f"memory of {len(bases)} bases {_mib(total)}",
+        *(f"  {base.name}   {_mib(base.config.engine.memory_bytes)}" for base in bases),
+    ]
+
+
+def _named(config: Config, given: str) -> ServerBase:
+    facts = describe(given, cache_dir(config))
+    model = dataclasses.replace(config.model, base=given, more_bases=())
+    return ServerBase(
+        name=given if facts.directory is None else served_name(given, facts.directory),
+        spec=facts.spec,
+        directory=facts.directory,
+        config=dataclasses.replace(config, model=model),
+    )
+
+
+def _refuse_equal_names(bases: Sequence[ServerBase]) -> None:
+    for number, base in enumerate(bases):
+        for other in bases[:number]:
+            if base.directory and other.directory and base.directory.resolve() == other.directory.resolve():
+                raise ConfigInvalid(
+                    f"the base {base.name} is given twice (model.base, model.more_bases): {base.config.model.base} and "
+                    f"{other.config.model.base} are the same files; give each base once"
+                )
+            equal = {name.lower() for name in base.names} & {name.lower() for name in other.names}
+            if equal:
+                raise ConfigInvalid(
+                    f"two bases have the name {min(equal)}: {other.config.model.base} and {base.config.model.base}; "
+                    "requests could not tell them apart: rename the folder of one"
+                )
+
+
+def _values(by_name: Mapping[str, int], setting: str, pairs: Sequence[str]) -> dict[int, str]:
+    """Return the values of a list of `base=value` by the number of the base. Raises `ConfigInvalid`."""
+    found: dict[int, str] = {}
+    for pair in pairs:
+        name, _, value = pair.rpartition("=")
+        number = by_name.get(name.lower())
+        if number is None:
+            raise ConfigInvalid(f"{setting}: {name} is no base of this server; it serves {', '.join(sorted(by_name))}")
+        if number in found:
+            raise ConfigInvalid(f"{setting}: {name} has two values, {found[number]} and {value}")
+        found[number] = value
+    return found
+
+
+def _own(config: Config, form: str | None, window: str | None, num_bases: int) -> Config:
+    """Return the settings of one base, without those of the others."""
+    model = dataclasses.replace(
+        config.model,
+        quantize=form or config.model.quantize,
+        memory_share_of=(),
+        quantize_of=(),
+        max_model_len_of=(),
+    )
+    engine = dataclasses.replace(config.engine, max_model_len=int(window or config.engine.max_model_len))
+    adapters = dataclasses.replace(config.adapters, disk_bytes=config.adapters.disk_bytes // num_bases)
+    return dataclasses.replace(config, model=model, engine=engine, adapters=adapters)
+
+
+def _with_memory(config: Config, num_bytes: int) -> Config:
+    return dataclasses.replace(config, engine=dataclasses.replace(config.engine, memory_bytes=num_bytes))
+
+
+def _with_preloads(bases: Sequence[ServerBase]) -> list[ServerBase]:
+    """Let each engine preload and pin the adapters of its base alone."""
+    config = bases[0].config.adapters
+    declared = DeclaredBases(folder_sources(config.roots, config.registry_dir))
+    preload, pinned = (_by_base(bases, names, declared) for names in (config.preload, config.pinned))
+    return [
+        dataclasses.replace(
+            base,
+            config=dataclasses.replace(
+                base.config,
+                adapters=dataclasses.replace(base.config.adapters, preload=preload[number], pinned=pinned[number]),
+            ),
+        )
+        for number, base in enumerate(bases)
+    ]
+
+
+def _by_base(bases: Sequence[ServerBase], names: Sequence[str], declared: DeclaredBases) -> dict[int, tuple[str, ...]]:
+    """Divide adapters' names: `base/adapter` to that base, others to the base of their config, or to the default."""
+    found: dict[int, tuple[str, ...]] = dict.fromkeys(range(len(bases)), ())
+    for given in names:
+        number, name = _prefixed(bases, given)
+        if number is None:
+            ref = parse_adapter_name(given, frozenset(SourceName))
+            own = short_name((declared.read(ref) or "").rstrip("/"))
+            number = next((each for each, base in enumerate(bases) if own in map(short_name, base.names)), 0)
+        found[number] += (name,)
+    return found
+
+
+def _prefixed(bases: Sequence[ServerBase], given: str) -> tuple[int | None, str]:
+    for number, base in enumerate(bases):
+        for name in base.names:
+            if given.startswith(f"{name}/"):
+                return number, given.removeprefix(f"{name}/")
+    return None, given
+
+
+def _sizes(base: ServerBase) -> BaseSizes:
+    return base_sizes(base.config, base.spec, planned_form(base.config))
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / MIB:.1f} MiB"

@@ -1,0 +1,1 @@
+"""Several bases in one server: everything over HTTP, beside each base alone."""
