@@ -16,7 +16,7 @@ from tests.support.paths import ROOT
 
 HOSTILE = "[red]:bomb:\x1b]0;owned\x07\x1b[2J\x9b31m\r\x7f\u202e\u2066\u200b\u2028\u00adok\nmanylora: forged"
 SHOWN = r"[red]:bomb:\x1b]0;owned\x07\x1b[2J\x9b31m\r\x7f\u202e\u2066\u200b\u2028\xadok\nmanylora: forged"
-LOCAL_VERBS = {"serve", "generate", "pull", "bench", "cost", "control"}
+LOCAL_VERBS = {"serve", "generate", "pull", "bench", "cost", "control", "bases", "plan"}
 """Verbs that talk to no server."""
 WORDS = {
     "adapter": "a",
