@@ -8,14 +8,17 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from manylora.cli import app
+from manylora.config.declaration import Setting
 from manylora.config.settings import load_config
 from manylora.errors import ConfigInvalid, ManyloraError, MemoryPlanImpossible
 from manylora.kernels.storage_form import BFLOAT16
 from manylora.models.fetch.catalog import describe
+from manylora.wiring.llm import LLM
 from manylora.wiring.memory_plan import base_sizes, plan_memory
 from manylora.wiring.planning import refuse_impossible_plan
 
 GIB = 1 << 30
+_ONE_GIB = {"MANYLORA_ENGINE_MEMORY_BYTES": str(GIB)}
 
 
 @pytest.fixture(autouse=True)
@@ -162,12 +165,26 @@ def test_bad_input_is_refused_by_name(words: tuple[str, ...], said: str) -> None
         raise_of("--base", "llama-2-7b", *words)
 
 
-def test_serve_refuses_what_cannot_fit_before_it_is_fetched(tmp_path: Path) -> None:
-    words = ["serve", "--base", "llama-2-70b", "--port", "0", "--set", f"engine.memory_bytes={GIB}"]
-    result = CliRunner().invoke(app, words)
+@pytest.mark.parametrize("words", [("serve", "--port", "0"), ("generate", "hello")])
+def test_a_base_that_no_memory_here_holds_is_refused_before_it_is_fetched(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    result = CliRunner().invoke(app, [words[0], *words[1:], "--base", "mixtral-8x7b-instruct"], env=_ONE_GIB)
     assert isinstance(result.exception, MemoryPlanImpossible)
-    assert "llama-2-70b: the memory plan does not fit: weights 131562.5 MiB" in result.exception.message
+    assert "mixtral-8x7b-instruct: the memory plan does not fit: weights  89078.5 MiB" in result.exception.message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_python_interface_refuses_alike(tmp_path: Path) -> None:
+    with pytest.raises(MemoryPlanImpossible, match="Llama-2-70b: the memory plan does not fit"):
+        LLM("Llama-2-70b", settings={"engine.memory_bytes": GIB})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_beyond_the_machine_is_refused_where_the_plan_takes_it() -> None:
+    flags: dict[str, Setting] = {"model.base": "Llama-2-7b", "engine.memory_bytes": 1 << 50, "engine.kv_bytes": 1 << 49}
+    with pytest.raises(MemoryPlanImpossible, match=r"takes 512.* TiB, and this machine has .*engine\.kv_bytes"):
+        refuse_impossible_plan(load_config(flags=flags))
 
 
 def test_a_base_of_unknown_shape_is_left_to_the_fetch() -> None:

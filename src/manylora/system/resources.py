@@ -53,6 +53,11 @@ def find_resources(own: Sequence[int] = (), root: Path = Path("/")) -> Resources
     return Resources(threads=max(1, min([processors, *map(math.floor, quotas)])), memory_bytes=memory + taken)
 
 
+def machine_bytes() -> int:
+    """Return the bytes of this machine's memory, taken or not, without swap."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def raise_file_limit() -> None:
     """Raise the limit on open files of this process and its children as far as possible.
 
@@ -192,7 +197,7 @@ def _machine_memory(root: Path) -> int:
     for line in _lines(root / "proc/meminfo"):
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return machine_bytes() // 2
 
 
 def _anonymous_bytes(root: Path, process: int) -> int:

@@ -42,7 +42,8 @@ from manylora.server.engine_client.served_model import ServedModel
 from manylora.system.resources import Resources, find_resources
 from manylora.wiring.adapter_store import open_store
 from manylora.wiring.load_progress import LoadProgress
-from manylora.wiring.memory_plan import MemoryPlan, base_sizes, plan_memory
+from manylora.wiring.memory_plan import MemoryPlan
+from manylora.wiring.planning import plan_here
 from manylora.wiring.step_limits import step_limits
 
 log = logging.getLogger(__name__)
@@ -133,8 +134,7 @@ def _refuse_adapters_named_as_the_base(config: Config, model_id: str) -> None:
 
 def make_plan(config: Config, spec: ModelSpec, kernels: Kernels, resources: Resources) -> MemoryPlan:
     """Return the memory plan from shapes alone, so that an impossible plan is refused before a weight is read."""
-    available = config.engine.memory_bytes or resources.memory_bytes
-    return plan_memory(config, base_sizes(config, spec, kernels.form), available_bytes=available)
+    return plan_here(config, spec, kernels.form, config.engine.memory_bytes or resources.memory_bytes)
 
 
 def wire_engine(

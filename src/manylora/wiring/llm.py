@@ -35,6 +35,7 @@ from manylora.server.observability.metrics import Meters
 from manylora.server.routes.pooled import rows_of
 from manylora.wiring.engine import ReportLine, build_engine
 from manylora.wiring.load_progress import is_passing
+from manylora.wiring.planning import refuse_impossible_plan
 
 Result = TypeVar("Result")
 Adapter = str | Mapping[str, float]
@@ -126,6 +127,7 @@ class LLM:
         return made
 
     def _open(self, config: Config, report: ReportLine) -> None:
+        refuse_impossible_plan(config)  # before a base of many gigabytes is fetched
         pull(config.model.base, cache_dir(config))
         engine, served = build_engine(config, report)
         self._clock = SystemClock()

@@ -7,12 +7,14 @@ import os
 
 from manylora.config.folders import cache_dir
 from manylora.config.settings import Config
-from manylora.errors import StartupError
+from manylora.errors import MemoryPlanImpossible, StartupError
 from manylora.kernels.cpu.native.build import has_compiler
 from manylora.kernels.storage_form import FLOAT32, StorageForm, expected_form
 from manylora.models.fetch.catalog import describe
-from manylora.system.resources import find_resources
-from manylora.wiring.memory_plan import base_sizes, plan_memory
+from manylora.models.spec import ModelSpec
+from manylora.system.byte_sizes import byte_text
+from manylora.system.resources import find_resources, machine_bytes
+from manylora.wiring.memory_plan import MemoryPlan, base_sizes, plan_memory
 
 
 def planned_form(config: Config) -> StorageForm:
@@ -35,4 +37,20 @@ def refuse_impossible_plan(config: Config) -> None:
         facts = describe(config.model.base, cache_dir(config))
     except StartupError:
         return
-    plan_memory(config, base_sizes(config, facts.spec, planned_form(config)), available_bytes=available_bytes(config))
+    plan_here(config, facts.spec, planned_form(config), available_bytes(config))
+
+
+def plan_here(config: Config, spec: ModelSpec, form: StorageForm, num_bytes: int) -> MemoryPlan:
+    """Return the plan of a base in so many bytes of this machine.
+
+    Raises: `MemoryPlanImpossible`, also for a plan that takes more than the machine has, whatever
+            `engine.memory_bytes` says.
+    """
+    plan = plan_memory(config, base_sizes(config, spec, form), available_bytes=num_bytes)
+    taken, most = sum(plan.parts.values()), machine_bytes()
+    if taken > most:
+        raise MemoryPlanImpossible(
+            f"{plan.base}: the memory plan takes {byte_text(taken)}, and this machine has {byte_text(most)}: lower "
+            f"engine.memory_bytes ({config.engine.memory_bytes}) or engine.kv_bytes ({config.engine.kv_bytes})"
+        )
+    return plan
