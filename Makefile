@@ -38,7 +38,7 @@ types: .venv/tested
 unit: .venv/tested .venvs/openai/installed .venvs/lorax/installed base
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-long: .venv/tested ## Run the long runs of the laws, which CI does after `make test`
+long: .venv/tested base ## Run the long runs of the laws, which CI does after `make test`
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --long
 
 fast: .venv/tested ## Lint, types, and the tests without base, clients, services or long runs: under a minute
