@@ -40,12 +40,15 @@ class Publication:
     """The order to make a file that has grown visible.
 
     lifetime_s  seconds until its deletion; None: `storage.retention_s`
+    created_ms, expires_ms  of a file that an earlier version kept; None: now, and by the lifetime
     batch, lease  of a file of results: the batch, and the number of the edge's lease; an empty file is dropped then
     """
 
     name: str
     purpose: str
     lifetime_s: float | None = None
+    created_ms: int | None = None
+    expires_ms: int | None = None
     batch: str = ""
     lease: int = 0
 

@@ -21,6 +21,7 @@ from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.in_process import InProcessTransport
 from manylora.server.generation.models import StartedBase
 from manylora.server.metering.meter import Meter
+from manylora.server.storage.earlier import take_over
 from manylora.server.storage.storage import open_storage
 from manylora.usage import UsageRecord
 from tests.server.crashing import crash
@@ -183,6 +184,7 @@ async def _server(
         meter=meter,
         storage=kept,
     )
+    await take_over(kept)
     kept_lines = await kept.store.kept_lines(meter.lost_lines)
     for edge in meter._lost_edges:
         await plane.client.give_back(edge)

@@ -19,25 +19,21 @@ MAY_CANCEL = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS)
 SCAN_BYTES = 1 << 20
 
 
-async def create_batch(store: TenantStore, batch: StoredBatch) -> StoredBatch:
-    """TenantStore a new batch. A repetition changes nothing.
+async def create_batch(store: TenantStore, batch: StoredBatch, *, is_earlier: bool = False) -> StoredBatch:
+    """Store a new batch, or one as an earlier version kept it. A repetition changes nothing.
 
     Raises `ResourceNotFound` and `InvalidParameter` for its input, `StorageLimitExceeded`.
     """
-    file = await get_file(store, batch.tenant, batch.input_id)
-    if file.purpose != BATCH_PURPOSE:
-        raise InvalidParameter(
-            f"`input_file_id` must be a file of the purpose `{BATCH_PURPOSE}`. Given: `{file.purpose}`",
-            parameter="input_file_id",
-        )
+    if not is_earlier:
+        await _require_input(store, batch)
     most = store.control.config.batches.tenant_batches
-    fresh = batch.at(BatchStatus.VALIDATING, store.control.now_ms() // 1000)
+    fresh = batch if is_earlier else batch.at(BatchStatus.VALIDATING, store.control.now_ms() // 1000)
     async with store.control.database.write() as connection:
         await hold_tenant(connection, batch.tenant)
         if await _row(connection, batch.tenant, batch.id) is not None:
             return batch
         asked = select(func.count()).where(batches.c.tenant == batch.tenant)
-        if (await connection.execute(asked)).scalar_one() >= most:
+        if not is_earlier and (await connection.execute(asked)).scalar_one() >= most:
             raise StorageLimitExceeded(f"the tenant has {most} batches, the limit (batches.tenant_batches)")
         row = {
             "id": batch.id,
@@ -45,8 +41,8 @@ async def create_batch(store: TenantStore, batch: StoredBatch) -> StoredBatch:
             "input_id": batch.input_id,
             "output_id": batch.output_id,
             "error_id": batch.error_id,
-            "completed": 0,
-            "failed": 0,
+            "completed": fresh.completed,
+            "failed": fresh.failed,
             "lease": 0,
             "lease_edge": "",
             "lease_ms": 0,
@@ -134,6 +130,15 @@ async def _requests_in(store: TenantStore, tenant: str, file_id: str, wanted: se
             return found
         found |= {request for request, mark in marks.items() if mark in rest + data}
         start, rest = start + len(data), (rest + data)[-overlap:]
+
+
+async def _require_input(store: TenantStore, batch: StoredBatch) -> None:
+    file = await get_file(store, batch.tenant, batch.input_id)
+    if file.purpose != BATCH_PURPOSE:
+        raise InvalidParameter(
+            f"`input_file_id` must be a file of the purpose `{BATCH_PURPOSE}`. Given: `{file.purpose}`",
+            parameter="input_file_id",
+        )
 
 
 def _found(row: BatchRow | None) -> BatchRow:

@@ -55,15 +55,20 @@ async def read_file(store: TenantStore, tenant: str, file_id: str, start: int, s
     return await store.blobs.read(tenant, file_id, start, min(stop, row.bytes))
 
 
-async def begin_file(store: TenantStore, tenant: str) -> BegunFile:
-    """Begin an upload. Raises `StorageLimitExceeded`."""
-    settings, now_ms, file_id = store.settings, store.control.now_ms(), mint_file_id()
+async def begin_file(store: TenantStore, tenant: str, earlier_id: str = "") -> BegunFile:
+    """Begin an upload. Raises `StorageLimitExceeded`.
+
+    Args:  earlier_id  of a file that an earlier version kept; a repetition changes nothing then
+    """
+    settings, now_ms, file_id = store.settings, store.control.now_ms(), earlier_id or mint_file_id()
     async with store.control.database.write() as connection:
         await hold_tenant(connection, tenant)
+        if earlier_id and await _row(connection, tenant, earlier_id) is not None:
+            return BegunFile(id=file_id, max_bytes=settings.max_file_bytes)
         count, _ = await total_of(connection, tenant, FILE)
         if count >= settings.tenant_files:
             raise StorageLimitExceeded(f"the tenant has {count} files, the limit (storage.tenant_files); delete some")
-        await _insert(connection, tenant, file_id, now_ms=now_ms, life_s=UPLOAD_S)
+        await _insert(connection, tenant, file_id, now_ms=now_ms, life_s=RESULTS_S if earlier_id else UPLOAD_S)
     return BegunFile(id=file_id, max_bytes=settings.max_file_bytes)
 
 
@@ -123,8 +128,8 @@ async def publish_file(store: TenantStore, tenant: str, file_id: str, order: Pub
             await store.blobs.append(tenant, file_id, b"", 0)
         values = {
             "is_whole": True,
-            "created_ms": now_ms,
-            "expires_ms": now_ms + int(1000 * kept_s),
+            "created_ms": order.created_ms or now_ms,
+            "expires_ms": order.expires_ms or now_ms + int(1000 * kept_s),
             "name": order.name,
             "purpose": order.purpose,
         }

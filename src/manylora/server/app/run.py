@@ -25,6 +25,7 @@ from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.engine_client.transport import Transport
 from manylora.server.generation.models import StartedBase, tokenizer_of
 from manylora.server.metering.meter import Meter
+from manylora.server.storage.earlier import take_over
 from manylora.server.storage.storage import Storage, open_storage
 from manylora.system.collector import exempt_modules
 from manylora.system.private_files import keep_private, tighten
@@ -200,6 +201,7 @@ async def _start(
         control=membership.control,
         storage=storage,
     )
+    await take_over(storage)
     kept = await storage.store.kept_lines(membership.meter.lost_lines)
     await membership.begin(kept.__contains__)
     if silent := await app.probe():

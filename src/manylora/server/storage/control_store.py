@@ -76,9 +76,10 @@ class ControlStore:
         asked = f"{_place(tenant, 'files', file_id)}/bytes?start={start}&stop={stop}"
         return await self._client.exchange("GET", asked)
 
-    async def begin_file(self, tenant: TenantId) -> BegunFile:
-        """Begin an upload. Raises `StorageLimitExceeded`."""
-        return decode_answer(await self._client.exchange("POST", _place(tenant, "files")), BegunFile)
+    async def begin_file(self, tenant: TenantId, earlier_id: str = "") -> BegunFile:
+        """Begin an upload, or a file that an earlier version kept. Raises `StorageLimitExceeded`."""
+        asked = f"?earlier_id={quote(earlier_id, safe='')}" if earlier_id else ""
+        return decode_answer(await self._client.exchange("POST", _place(tenant, "files") + asked), BegunFile)
 
     async def append(
         self, tenant: TenantId, file_id: str, start: int, data: bytes, claim: ResultClaim | None = None
@@ -122,10 +123,13 @@ class ControlStore:
         """Return a batch. Raises `ResourceNotFound`."""
         return decode_answer(await self._client.exchange("GET", _place(tenant, "batches", batch_id)), StoredBatch)
 
-    async def create_batch(self, batch: StoredBatch) -> StoredBatch:
-        """Store a new batch. Raises `ResourceNotFound`, `InvalidParameter`, `StorageLimitExceeded`."""
-        content = msgspec.json.encode(batch)
-        answer = await self._client.exchange("POST", f"{ROOT}/batches", content, parameter="input_file_id")
+    async def create_batch(self, batch: StoredBatch, *, is_earlier: bool = False) -> StoredBatch:
+        """Store a new batch, or one as an earlier version kept it.
+
+        Raises `ResourceNotFound`, `InvalidParameter`, `StorageLimitExceeded`.
+        """
+        content, asked = msgspec.json.encode(batch), "?is_earlier=true" if is_earlier else ""
+        answer = await self._client.exchange("POST", f"{ROOT}/batches{asked}", content, parameter="input_file_id")
         return decode_answer(answer, StoredBatch)
 
     async def cancel_batch(self, tenant: TenantId, batch_id: str) -> StoredBatch:

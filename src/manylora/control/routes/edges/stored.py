@@ -79,8 +79,8 @@ async def files(store: StoreDep, tenant: str) -> Response:
 
 
 @router.post("/{tenant}/files")
-async def begin(store: StoreDep, tenant: str) -> Response:
-    return json_reply(await begin_file(store, tenant))
+async def begin(store: StoreDep, tenant: str, earlier_id: str = "") -> Response:
+    return json_reply(await begin_file(store, tenant, earlier_id))
 
 
 @router.get("/{tenant}/files/{file}")
@@ -136,8 +136,10 @@ async def tenant_batches(store: StoreDep, tenant: str) -> Response:
 
 
 @router.post("/batches")
-async def create(store: StoreDep, batch: Annotated[StoredBatch, Depends(body_as(StoredBatch))]) -> Response:
-    return json_reply(await create_batch(store, batch))
+async def create(
+    store: StoreDep, batch: Annotated[StoredBatch, Depends(body_as(StoredBatch))], is_earlier: bool = False
+) -> Response:
+    return json_reply(await create_batch(store, batch, is_earlier=is_earlier))
 
 
 @router.post("/batches/turns")
