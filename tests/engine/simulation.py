@@ -264,6 +264,9 @@ class SimulatedStore:
     def lacks_room(self, ref: AdapterRef) -> bool:
         return False  # what is loaded here is in host memory
 
+    def joint_failure(self, refs: object) -> None:
+        pass  # adapters here have no size
+
     def unwant(self, ref: AdapterRef) -> None:
         pass  # its loads go on without waiters
 

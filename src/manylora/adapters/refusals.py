@@ -1,5 +1,6 @@
 """The refusals of adapters: every error text about an adapter that callers see."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from manylora.errors import (
@@ -79,3 +80,9 @@ def shown(value: object) -> str:
     text = value if isinstance(value, str) else repr(value)
     text = text.encode("unicode_escape").decode()
     return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"
+
+
+def jointly_too_large(ids: Sequence[str], num_bytes: int, limit_bytes: int) -> AdapterTooLarge:
+    """Return the error of adapters that do not fit on the device together."""
+    names = ", ".join(f"'{each}'" for each in ids)
+    return AdapterTooLarge(f"Adapters {names} need {num_bytes} bytes together; the limit is {limit_bytes}")

@@ -1,5 +1,6 @@
 """The part of the adapter store that the engine uses. `adapters/store/store.py` implements it."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from manylora.adapter_ref import AdapterRef
@@ -27,6 +28,9 @@ class AdapterStore(Protocol):
 
     def lacks_room(self, ref: AdapterRef) -> bool:
         """Return whether the adapter is packed, and only adapters in use keep it off the device."""
+
+    def joint_failure(self, refs: Sequence[AdapterRef]) -> ManyloraError | None:
+        """Return the error of adapters that can never be on the device together; None if they can, as far as known."""
 
     def unwant(self, ref: AdapterRef) -> None:
         """Withdraw the wish, since no request waits for the adapter. The next wish is a new one."""

@@ -33,7 +33,7 @@ from manylora.engine.scheduling.scheduler import Scheduler
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.engine.stopping import Stop, StopChecker, TextStream
 from manylora.engine.texts import TextQuestions
-from manylora.engine.waiting import LOADED, AdapterReady, Condition, GrammarReady, WaitingRoom
+from manylora.engine.waiting import LOADED, AdapterReady, Condition, GrammarReady, WaitingRoom, adapter_conditions
 from manylora.errors import (
     AdapterError,
     EngineFault,
@@ -244,8 +244,7 @@ class Engine:
         if request.adapter is not None:
             states = [self._store.want(ref, request.flow) for ref in request.adapter.loaded]
             sequence.tier_on_arrival = request.found_in or min(states, key=list(AdapterState).index).value
-            for ref in request.adapter.loaded:
-                yield AdapterReady(ref, self._store)
+            yield from adapter_conditions(request.adapter.loaded, self._store)
         if (key := grammar_key(request)) is not None:
             yield GrammarReady(key, request.flow, self._grammars)
 

@@ -67,6 +67,28 @@ class AdapterReady:
 
 
 @dataclass(frozen=True, slots=True)
+class AdaptersFit:
+    """The condition that the device can hold several adapters together. It fails as soon as their sizes say no."""
+
+    refs: tuple[AdapterRef, ...]
+    store: AdapterStore = field(compare=False, repr=False)
+
+    def poll(self) -> Progress | ManyloraError:
+        return self.store.joint_failure(self.refs) or Progress.READY
+
+    def cancel(self) -> None:
+        """Nothing was begun."""
+
+
+def adapter_conditions(refs: tuple[AdapterRef, ...], store: AdapterStore) -> Iterator[Condition]:
+    """Yield the conditions of a request that applies these adapters together."""
+    for ref in refs:
+        yield AdapterReady(ref, store)
+    if len(refs) > 1:
+        yield AdaptersFit(refs, store)
+
+
+@dataclass(frozen=True, slots=True)
 class GrammarReady:
     """The condition that a grammar is compiled in the turn of a flow."""
 

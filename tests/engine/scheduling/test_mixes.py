@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manylora.adapter_state import AdapterHandle, HeadKind
+from manylora.adapter_state import AdapterAction, AdapterHandle, HeadKind
 from manylora.engine.events import FinishReason
+from manylora.engine.request import Priority
 from tests.adapters.fake_source import body_bytes
 from tests.engine.real_store import StoredWorld
 from tests.engine.simulation import SimulatedStore, World, alone, identity_of, ref_of
@@ -130,4 +131,42 @@ def test_mixes_that_need_the_same_room_run_one_after_another(tmp_path: Path) -> 
             break
         world.step()
     assert {world.finished[request].reason for request in requests} == {FinishReason.LENGTH}
+    world.close()
+
+
+@pytest.mark.parametrize("priority", list(Priority))
+@pytest.mark.parametrize("host_bytes", [0, 4000])
+def test_a_mix_that_can_never_fit_is_refused_with_its_size(tmp_path: Path, priority: Priority, host_bytes: int) -> None:
+    """Each member fits alone; both together do not."""
+    world = StoredWorld(tmp_path, bank_bytes=2000, host_bytes=host_bytes, num_blocks=256)
+    mix = world.submit([1], adapter="a2*1.0+a1*-2.0", priority=priority)
+    others = [world.submit([1], adapter=adapter, budget=3) for adapter in ("a2", "a0*1.0+a1*1.0")]
+    for _ in range(200):
+        if len(world.finished) == 3:
+            break
+        world.step()
+    end = world.finished[mix]
+    assert (end.reason, end.failure and end.failure.error) == (FinishReason.ADAPTER_FAILURE, "AdapterTooLarge")
+    size = body_bytes("a2") + body_bytes("a1")
+    assert end.failure is not None
+    assert end.failure.message == f"Adapters 'a2', 'a1' need {size} bytes together; the limit is 2000"
+    assert {world.finished[request].reason for request in others} == {FinishReason.LENGTH}
+    world.close()
+
+
+def test_what_operators_pin_leaves_less_room_for_a_mix(tmp_path: Path) -> None:
+    world = StoredWorld(tmp_path, bank_bytes=3000, num_blocks=256)
+    world.adapters.manage(AdapterAction.PIN, ref_of("a2"))
+    for _ in range(20):
+        world.step()
+    refused, with_pinned = (world.submit([1], adapter=mix, budget=3) for mix in ("a0*1.0+a1*1.0", "a2*1.0+a0*1.0"))
+    for _ in range(200):
+        if len(world.finished) == 2:
+            break
+        world.step()
+    left = 3000 - body_bytes("a2")
+    failure = world.finished[refused].failure
+    assert failure is not None
+    assert failure.message.endswith(f"the limit is {left}")
+    assert world.finished[with_pinned].reason is FinishReason.LENGTH
     world.close()

@@ -50,11 +50,11 @@ class OperatorPins:
         pins = self._device.pins(digest)
         return pins - self.holds(digest) if pins else 0
 
-    def bytes_beside(self, digest: Digest) -> int:
-        """Return the bytes of all versions that are pinned, or will be once they are packed, without `digest`."""
+    def bytes_beside(self, *digests: Digest) -> int:
+        """Return the bytes of all versions that are pinned, or will be once they are packed, without `digests`."""
         if not self._pinned:
             return 0
-        versions = {adapter.digest or adapter.held for adapter in self._pinned.values()} - {digest}
+        versions = {adapter.digest or adapter.held for adapter in self._pinned.values()} - {*digests}
         return sum(self.num_bytes(version) for version in versions if version is not None)
 
     def num_bytes(self, digest: Digest) -> int:

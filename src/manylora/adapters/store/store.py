@@ -4,12 +4,13 @@
 """
 
 import itertools
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterAction, AdapterHandle, AdapterInfo, AdapterState, AdapterWords, StoreStats
 from manylora.adapters.base_shape import BaseShape
 from manylora.adapters.jobs import Found, Ingest
+from manylora.adapters.refusals import jointly_too_large
 from manylora.adapters.sources.source import Source
 from manylora.adapters.store.ascent import Ascent
 from manylora.adapters.store.erasing import Eraser
@@ -162,6 +163,17 @@ class Store:
         """Return whether an adapter is packed, and versions that are held leave no room for it on the device."""
         adapter = self._wishes.get(ref)
         return adapter is not None and adapter.lacks_room
+
+    def joint_failure(self, refs: Sequence[AdapterRef]) -> ManyloraError | None:
+        """Return the error of adapters that can never be on the device together; None if they can, as far as known.
+
+        As for one adapter, neither lent memory nor that of pinned adapters counts.
+        """
+        tracked = [adapter for ref in refs if (adapter := self._tracked.get(ref)) is not None]
+        versions = {adapter.digest for adapter in tracked if adapter.digest is not None}
+        num_bytes = sum(self._pins.num_bytes(version) for version in versions)
+        limit_bytes = self._device.own_bytes - self._pins.bytes_beside(*versions)
+        return None if num_bytes <= limit_bytes else jointly_too_large([ref.id for ref in refs], num_bytes, limit_bytes)
 
     def state(self, ref: AdapterRef) -> AdapterState:
         """Return the adapter's state, without asking for it."""
