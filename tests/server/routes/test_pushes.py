@@ -76,6 +76,36 @@ def test_the_pushes_of_a_tenant_go_when_it_is_closed(in_house: InHouse, tmp_path
     in_house(scenario, pushed_dir=str(tmp_path / "pushed"), access=Access(SystemClock(), directory=directory))
 
 
+def test_pushes_and_deletions_of_any_tenant_are_acts_of_their_caller(in_house: InHouse, tmp_path: Path) -> None:
+    """Without keys, a program on the server's own machine is the operator, who may name a tenant."""
+    tenants = tuple(TenantFacts(id=TenantId(name)) for name in ("acme", "globex"))
+    control = FakeControl(Snapshot(revision=0, taken_ms=0, is_whole=True, pepper=PEPPER, tenants=tenants))
+    directory = Directory(control, SystemClock(), poll_s=60.0, max_age_s=600.0)
+    path, body = "/v1/adapters/tone/tensors", {"prompt": "SAY:hi", "model": "tone"}
+
+    async def scenario(house: House) -> None:
+        await directory.refresh()
+        for query in ("?tenant=globex", "?tenant=acme"):
+            reply = await house.client.post(path + query, content=BODY, headers=BYTES)
+            assert reply.status_code == 200, reply.text
+        unknown = await house.client.post(f"{path}?tenant=nobody", content=BODY, headers=BYTES)
+        assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "tenant")
+        assert (await house.client.delete(f"{path}?tenant=globex")).json()["tenant"] == "globex"
+        assert (await house.client.delete(f"{path}?tenant=globex")).status_code == 404
+        for tenant, status in (("acme", 200), ("globex", 404)):
+            found = await house.post(f"/{tenant}/deployments/v2/llms/tiny/v1/completions", body)
+            assert found.status_code == status
+        told = [(act.verb, act.adapter, act.owner, act.actor, act.key) for act in control.acts]
+        assert told == [
+            ("push", "pushed://tone", "globex", "default", None),
+            ("push", "pushed://tone", "acme", "default", None),
+            ("delete", "pushed://tone", "globex", "default", None),
+        ]
+        assert all(act.request_id and act.address for act in control.acts)
+
+    in_house(scenario, pushed_dir=str(tmp_path / "pushed"), access=Access(SystemClock(), directory=directory))
+
+
 def test_a_push_that_is_refused_leaves_the_earlier_one_and_no_file(in_house: InHouse, tmp_path: Path) -> None:
     async def scenario(house: House) -> None:
         assert (await push(house)).status_code == 200
