@@ -12,9 +12,9 @@ import torch
 from peft import LoraConfig
 
 from manylora import LLM, SamplingParams
-from manylora.errors import AdapterNotFound, InvalidParameter, ModelNotFound
+from manylora.errors import AdapterNotFound, InvalidParameter, ModelNotFound, TaskUnsupported
 from manylora.models.text.grammar import regex_grammar
-from tests.support.classifiers import oracle_hidden
+from tests.support.classifiers import make_classifier, oracle_classes, oracle_hidden
 from tests.support.paths import ROOT
 from tests.support.text_adapters import ADDED, SIZE, make_text_base, plain_adapter, speaking_adapter
 from tests.support.tiny import TinyBase, make_adapter, oracle_logits
@@ -67,6 +67,22 @@ def test_an_embedding_is_the_mean_hidden_state_of_transformers(llm: LLM, base: T
     vectors = llm.embed(PROMPTS[:2], adapter)
     assert len(vectors) == 2
     assert (torch.tensor(vectors[0]) - mean / mean.norm()).abs().max() <= 2e-5
+
+
+def test_classes_are_the_probabilities_of_transformers(llm: LLM, base: TinyBase) -> None:
+    from tokenizers import Tokenizer
+
+    folder = base.directory.parent / "adapters" / "judge"
+    make_classifier(base, folder, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="SEQ_CLS"), 3)
+    (folder / "config.json").write_text('{"id2label": {"0": "bad", "1": "fair", "2": "good"}}', encoding="utf-8")
+    found = llm.classify(PROMPTS[:2], "judge")
+    for text, classes in zip(PROMPTS, found, strict=False):
+        tokens = Tokenizer.from_file(str(base.directory / "tokenizer.json")).encode(text).ids
+        expected = torch.softmax(oracle_classes(base, folder, "SEQ_CLS", 3, tokens), dim=-1)
+        assert list(classes) == ["bad", "fair", "good"]
+        assert (torch.tensor(list(classes.values())) - expected).abs().max() <= 2e-5
+    with pytest.raises(TaskUnsupported, match="'plain' has no classification head"):
+        llm.classify(PROMPTS, "plain")
 
 
 def test_a_batch_of_adapters_gives_each_prompt_what_it_gets_alone(llm: LLM) -> None:

@@ -32,6 +32,7 @@ from manylora.server.generation.text import ReplyForm, TextToken, TokenReport
 from manylora.server.http.context import RequestState
 from manylora.server.names.adapter_fields import AdapterFields
 from manylora.server.observability.metrics import Meters
+from manylora.server.routes.lorax.entities import label_name, probabilities
 from manylora.server.routes.pooled import rows_of
 from manylora.wiring.engine import ReportLine, build_engine
 from manylora.wiring.load_progress import is_passing
@@ -253,7 +254,19 @@ class LLM:
         orders = [
             replace(_order(TextPrompt(text), adapter, {}), max_new_tokens=0, pooling=self._pooling) for text in prompts
         ]
-        return self._wait(self._embed_all(orders))
+        return self._wait(self._pooled(orders, lambda completion: rows_of(completion.outputs.pooled[0])[0]))
+
+    def classify(self, texts: Sequence[str], adapter: str) -> list[dict[str, float]]:
+        """Return the probability of each label for each text, in their order, by an adapter's head (PEFT's SEQ_CLS).
+
+        Labels have the names of `id2label` in the adapter's `config.json`, else `LABEL_0` and so on. For a regression
+        the value is the result. Errors are those of `generate`, and `TaskUnsupported` for an adapter without such a
+        head.
+        """
+        orders = [
+            replace(_order(TextPrompt(text), adapter, {}), max_new_tokens=0, pooling=Pooling.CLASSES) for text in texts
+        ]
+        return self._wait(self._pooled(orders, _classes))
 
     # ── inside the loop ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -306,13 +319,13 @@ class LLM:
                 cached_tokens=completion.num_cached_tokens,
             )
 
-    async def _embed_all(self, orders: Sequence[Order]) -> list[list[float]]:
-        return list(await asyncio.gather(*map(self._embed, orders)))
+    async def _pooled(self, orders: Sequence[Order], result_of: Callable[[Completion], Result]) -> list[Result]:
+        async def result(order: Order) -> Result:
+            async with self._limit, self._completion(order) as completion:
+                await completion.outputs.collect()
+                return result_of(completion)
 
-    async def _embed(self, order: Order) -> list[float]:
-        async with self._limit, self._completion(order) as completion:
-            await completion.outputs.collect()
-            return rows_of(completion.outputs.pooled[0])[0]
+        return list(await asyncio.gather(*map(result, orders)))
 
     async def _pieces(self, order: Order) -> AsyncGenerator[str, None]:
         async with self._limit, self._completion(order) as completion:
@@ -361,6 +374,13 @@ def _fields(adapter: Adapter | None) -> AdapterFields:
     if not isinstance(adapter, Mapping):
         return AdapterFields()
     return AdapterFields(mixed=read_mix(list(adapter.items()), MAX_ADAPTERS), names_several=True)
+
+
+def _classes(completion: Completion) -> dict[str, float]:
+    text = completion.prompts[0].rules.text
+    [logits] = rows_of(completion.outputs.pooled[0])
+    probs = probabilities(logits, text.problem)
+    return {label_name(text.labels, label): prob for label, prob in enumerate(probs)}
 
 
 async def _next(pieces: AsyncGenerator[str, None]) -> str | None:

@@ -222,6 +222,8 @@ def test_a_text_keeps_its_labels_and_one_without_them_its_bytes() -> None:
         (b"{", "config.json is not JSON"),
         (b"[1]", "config.json is not a JSON object"),
         (b"[" * 100_000, "config.json is not JSON"),
+        (b'{"num_labels": 3}', "`num_labels` in config.json is 3, its classification head has 2 labels"),
+        (b'{"num_labels": "two"}', "is two, its classification head has 2 labels"),
         (b'{"id2label": {"0": "a"}}', "names 1 labels, its classification head has 2"),
         (b'{"id2label": {"0": "a", "2": "b"}}', "names 2 labels, its classification head has 2"),
         (b'{"id2label": ["a", "b"]}', "names no labels, its classification head has 2"),

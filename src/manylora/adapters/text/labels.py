@@ -13,8 +13,8 @@ PROBLEMS = ("", "single_label_classification", "multi_label_classification", "re
 def read_labels(files: Mapping[str, bytes], num_labels: int, refuse: Refusals) -> tuple[tuple[str, ...], str]:
     """Return `id2label` in the order of the labels, empty without it, and `problem_type`.
 
-    Raises `AdapterCorrupt` for a file that is no JSON object, and for names that are not those of `num_labels` labels;
-    `AdapterUnsupported` for another `problem_type`.
+    Raises `AdapterCorrupt` for a file that is no JSON object, and for names or a number of labels that are not those of
+    the head; `AdapterUnsupported` for another `problem_type`.
     """
     try:
         content = json.loads(files.get(LABELS_FILE, b"{}"))
@@ -25,6 +25,10 @@ def read_labels(files: Mapping[str, bytes], num_labels: int, refuse: Refusals) -
     problem = content.get("problem_type") or ""
     if problem not in PROBLEMS:
         raise refuse.unsupported(f"`problem_type` = {shown(problem)} in {LABELS_FILE}")
+    stated = content.get("num_labels")
+    if stated is not None and stated != num_labels:
+        told = f"`num_labels` in {LABELS_FILE} is {shown(stated)}, its classification head has {num_labels} labels"
+        raise refuse.corrupt(told)
     named = content.get("id2label")
     if named is None:
         return (), problem
