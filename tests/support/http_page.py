@@ -116,6 +116,7 @@ def _section(name: str, operation: Json, objects: "_Objects") -> Iterator[str]:
         yield from _table("parameter", rows)
     for body in operation.get("requestBody", {}).get("content", {}).values():
         yield from objects.body(name, body["schema"])
+        yield from _example("Example", body)
     for status, reply in operation["responses"].items():
         if status in ("default", "422"):
             continue
@@ -123,6 +124,13 @@ def _section(name: str, operation: Json, objects: "_Objects") -> Iterator[str]:
         for media, each in (reply.get("content") or {"": {}}).items():
             title = f"Reply {status}{' *(stream)*' if media == 'text/event-stream' else ''}"
             yield from objects.reply(name, title, each.get("schema", {}), text)
+            yield from _example("Example, the last event" if media == "text/event-stream" else "Example", each)
+
+
+def _example(title: str, media: Json) -> Iterator[str]:
+    """Yield an example of a body or of a reply, if the document has one."""
+    if "example" in media:
+        yield f"{title}:\n\n```json\n{json.dumps(media['example'], indent=1, ensure_ascii=False)}\n```\n"
 
 
 class _Objects:

@@ -11,6 +11,7 @@ from manylora.http.paths import PATHS, Dialect
 from manylora.server.http.routing import Endpoint, OtherReply, Parameter, RouteOperation
 from manylora.server.schemas.body import Body
 from manylora.server.schemas.errors import NativeError, OpenAIError
+from manylora.server.schemas.examples import EXAMPLES, Example
 
 Json = dict[str, Any]  # JSON values of several types
 EVENTS = "events"
@@ -33,6 +34,8 @@ def openapi_document(routes: Iterable[BaseRoute], *, title: str, version: str) -
         found = {str(key[2]): schemas[key, _MODE] for key in typed if key[:2] == (path, method)}
         shown = {status: _written_out(schema, definitions["$defs"]) for status, schema in found.items()}
         paths.setdefault(path, {})[method] = _shown(operation, shown)
+        if (example := EXAMPLES.get(f"{method.upper()} {path}")) is not None:
+            _add_example(paths[path][method], example)
     return {"openapi": "3.1.0", "info": {"title": title, "version": version}, "paths": paths}
 
 
@@ -81,6 +84,15 @@ def _shown(operation: RouteOperation, schemas: Json) -> Json:
         content = {kind: {"schema": schema}}
         shown["requestBody"] = {"required": True, "content": content}
     return shown
+
+
+def _add_example(operation: Json, example: Example) -> None:
+    """Add the example of a route to its description."""
+    operation["requestBody"]["content"]["application/json"]["example"] = example.request
+    replies = operation["responses"]["200"]["content"]
+    for kind, shown in (("application/json", example.reply), ("text/event-stream", example.event)):
+        if shown is not None:
+            replies[kind]["example"] = shown
 
 
 def _field(parameter: Parameter) -> Json:
