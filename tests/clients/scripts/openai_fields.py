@@ -14,7 +14,7 @@ CHAT: Fields = {
     "audio": ({"format": "wav", "voice": "x"}, "refused"),
     "frequency_penalty": (0.5, "applied"),
     "function_call": ("auto", "applied"),
-    "functions": ([{"name": "f"}], "refused"),
+    "functions": ([{"name": "f"}], "applied"),
     "logit_bias": ({"65": 1}, "applied"),
     "logprobs": (True, "applied"),
     "max_completion_tokens": (2, "applied"),

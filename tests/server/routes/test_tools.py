@@ -184,7 +184,7 @@ WRONG = [
     ({"tool_choice": {"type": "custom"}}, "`tool_choice` must be none"),
     ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "never"}}}, "must be auto or required"),
     ({"tool_choice": 1}, "`tool_choice`: expected an object"),
-    ({"functions": [FUNCTION]}, "use `tools`"),
+    ({"functions": [FUNCTION]}, "`functions` and `tools` cannot both be set"),
     ({"structured_outputs": {"regex": "a"}}, "go with a JSON form"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "`messages[0].tool_call_id` must be"),
     ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "c"}]}, "`messages[0].tool_call_id` must be"),

@@ -25,7 +25,7 @@ REFUSED: Mapping[str, Refusal] = {
     **dict.fromkeys(_FORMS, _FORM),
     "guided_decoding_backend": Refusal("there is one compiler of grammars", neutral=("auto", "guidance", "llguidance")),
     **dict.fromkeys(("guideline", "tools", "tool_prompt"), Refusal()),
-    "functions": Refusal("use `tools`"),
+    "functions": Refusal("use `tools` of POST /v1/chat/completions"),
     "use_beam_search": Refusal(),
     "length_penalty": Refusal("there is no beam search", neutral=(1,)),
     "early_stopping": Refusal("there is no beam search"),
@@ -45,7 +45,7 @@ REFUSED: Mapping[str, Refusal] = {
 }
 OPENAI_REFUSED: Mapping[str, Refusal] = {**REFUSED, "watermark": Refusal(), "decoder_input_details": Refusal()}
 CHAT_REFUSED: Mapping[str, Refusal] = {
-    **{name: refusal for name, refusal in OPENAI_REFUSED.items() if name != "tools"},
+    **{name: refusal for name, refusal in OPENAI_REFUSED.items() if name not in ("tools", "functions")},
     **dict.fromkeys(("audio", "prediction", "web_search_options", "moderation"), Refusal()),
     **dict.fromkeys(("chat_template_kwargs", "chat_template", "documents"), Refusal()),
     "verbosity": Refusal("the model has no setting of its length"),

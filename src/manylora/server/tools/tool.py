@@ -26,9 +26,11 @@ class ToolSet:
     tools        those that the reply may call
     is_required  whether the reply is calls alone
     is_parallel  whether it may have several calls
+    is_older     whether the caller reads calls in the older form, `function_call`
     """
 
     shown: tuple[Tool, ...]
     tools: tuple[Tool, ...]
     is_required: bool = False
     is_parallel: bool = True
+    is_older: bool = False

@@ -13,13 +13,20 @@ Fields = dict[str, object]
 class CallWriter:
     """The content and the calls of one choice, in OpenAI's form."""
 
-    def __init__(self, form: ToolFormat, names: Sequence[str], *, has_one_call: bool) -> None:
+    def __init__(self, form: ToolFormat, names: Sequence[str], *, has_one_call: bool, is_older: bool = False) -> None:
+        """`is_older`: the one call is a `function_call`, OpenAI's older form."""
         self._form = form
+        self._is_older = is_older
         self._reader = ToolCallReader(form, names, has_one_call=has_one_call)
 
     @property
     def has_calls(self) -> bool:
         return self._reader.num_calls > 0
+
+    @property
+    def finish_reason(self) -> str:
+        """The finish reason of a reply that ends by itself."""
+        return ("function_call" if self._is_older else "tool_calls") if self.has_calls else "stop"
 
     def deltas(self, text: str, *, is_last: bool) -> list[Fields]:
         """Return the deltas that the next text of a stream decides."""
@@ -38,7 +45,9 @@ class CallWriter:
                 case str():
                     content += delta
         message: Fields = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
-        if calls:
+        if calls and self._is_older:
+            message["function_call"] = {"name": calls[0], "arguments": arguments[0]}
+        elif calls:
             message["tool_calls"] = [
                 {"id": self._form.new_id(), "type": "function", "function": {"name": name, "arguments": given}}
                 for name, given in zip(calls, arguments, strict=True)
@@ -51,6 +60,10 @@ class CallWriter:
 
     def _delta(self, delta: Delta) -> Fields:
         match delta:
+            case CallStart(_, name) if self._is_older:
+                return {"function_call": {"name": name, "arguments": ""}}
+            case CallArguments(_, text) if self._is_older:
+                return {"function_call": {"arguments": text}}
             case CallStart(index, name):
                 call = {"id": self._form.new_id(), "type": "function", "function": {"name": name, "arguments": ""}}
                 return {"tool_calls": [{"index": index, **call}]}
@@ -64,5 +77,5 @@ def call_writer(completion: Completion) -> CallWriter | None:
     [given, *_], [prepared, *_] = completion.order.prompts, completion.prompts
     if not isinstance(given, ChatPrompt) or given.tools is None or prepared.tool_format is None:
         return None
-    names = [tool.name for tool in given.tools.tools]
-    return CallWriter(prepared.tool_format, names, has_one_call=not given.tools.is_parallel)
+    tools, names = given.tools, [tool.name for tool in given.tools.tools]
+    return CallWriter(prepared.tool_format, names, has_one_call=not tools.is_parallel, is_older=tools.is_older)

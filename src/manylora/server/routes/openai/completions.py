@@ -218,7 +218,7 @@ class _Chunks:
         for delta in writer.deltas(piece.text, is_last=piece.end is not None):
             events += self._chunk(index, {"delta": delta, "logprobs": self._logprobs(untold)}, None)
         if piece.end is not None:
-            reason = finish_reason(piece.end, is_cut=piece.is_cut, has_calls=writer.has_calls)
+            reason = finish_reason(piece.end, is_cut=piece.is_cut, own=writer.finish_reason)
             events += self._chunk(index, {"delta": {}, "logprobs": self._logprobs(untold)}, reason)
         return events
 
@@ -284,6 +284,6 @@ def _whole_choice(
     fields = shape.whole(echo + sequence.text, tokens)
     if writer is not None:
         fields["message"] = writer.message(sequence.text)
-    has_calls = writer is not None and writer.has_calls
-    reason = finish_reason(sequence.end, is_cut=sequence.is_cut, has_calls=has_calls)
+    own = "stop" if writer is None else writer.finish_reason
+    reason = finish_reason(sequence.end, is_cut=sequence.is_cut, own=own)
     return {**fields, "finish_reason": reason}

@@ -78,15 +78,17 @@ def read_chat(body: bytes, settings: ServerConfig) -> tuple[Order, OpenAIOptions
 
 def _tools(read: ChatBody) -> ToolSet | None:
     """Return the tools that the reply may call; None: it may call none."""
-    choice = read.tool_choice
-    if choice.is_none or not read.tools:
+    is_older = bool(read.functions)
+    tools, choice = (read.functions, read.function_call) if is_older else (read.tools, read.tool_choice)
+    if not tools or read.tool_choice.is_none or read.function_call.is_none:
         return None
-    callable_ = [tool for tool in read.tools if choice.names is None or tool.name in choice.names]
+    callable_ = [tool for tool in tools if choice.names is None or tool.name in choice.names]
     return ToolSet(
-        shown=read.tools,
+        shown=tools,
         tools=tuple(callable_),
         is_required=choice.is_required,
-        is_parallel=read.parallel_tool_calls,
+        is_parallel=read.parallel_tool_calls and not is_older,
+        is_older=is_older,
     )
 
 

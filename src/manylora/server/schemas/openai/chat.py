@@ -25,6 +25,7 @@ from manylora.server.schemas.grammars import (
     Structured,
     WhiteSpace,
 )
+from manylora.server.schemas.openai.functions import FunctionChoice, Functions
 from manylora.server.schemas.openai.messages import ChatMessage, Message, read_messages
 from manylora.server.schemas.openai.shared import (
     CHECKED_ALTERNATIVES,
@@ -123,9 +124,8 @@ class ChatBody(RouteBody):
     ] = None
     tools: Tools = ()
     tool_choice: Choice = ToolChoice()
-    function_call: Annotated[
-        Any, Read(_one_of("none", "auto")), Field(description="Legacy: `none` or `auto` alone.")
-    ] = None
+    functions: Functions = ()
+    function_call: FunctionChoice = ToolChoice()
     modalities: Annotated[Any, Read(_one_of(["text"]), shape=list[str] | None), Field(description="`text` alone.")] = (
         None
     )

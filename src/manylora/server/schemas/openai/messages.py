@@ -10,13 +10,16 @@ from manylora.errors import InvalidParameter
 from manylora.server.schemas.body import Body, Read, kind_of, wrong_type
 from manylora.server.schemas.field_names import AT_TOP, OPENAI_ADAPTER
 from manylora.server.schemas.field_rules import FieldRules, Refusal, applied_fields
+from manylora.server.schemas.openai.functions import FUNCTION_ROLE, Called, call_of, result_of
 from manylora.server.schemas.openai.shared import known_at_top
 from manylora.server.schemas.readers import Text, array, name_of, text
 from manylora.system.printable import quoted
 
 PLAIN_MESSAGE = frozenset({"role", "content"})
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool", FUNCTION_ROLE)
+RESULTS = ("tool", FUNCTION_ROLE)
+"""The roles of messages with the result of a call."""
 
 Message = Mapping[str, Any]
 
@@ -62,7 +65,6 @@ class ChatMessage(Body):
     rules: ClassVar[FieldRules] = FieldRules(
         refused={
             **dict.fromkeys(("refusal", "audio", "annotations", "reasoning_content", "reasoning"), Refusal()),
-            "function_call": Refusal("use `tool_calls`"),
             **dict.fromkeys(("prefix", "partial"), Refusal("use `continue_final_message`")),
         },
         hints={"text": "use `content`"},
@@ -78,6 +80,11 @@ class ChatMessage(Body):
         Read(lambda value, _: value, shape=list[ToolCall] | None),
         Field(description="The calls of an assistant's message."),
     ] = None
+    function_call: Annotated[
+        Any,
+        Read(lambda value, _: value, shape=CalledFunction | None),
+        Field(description="The older form of an assistant's call."),
+    ] = None
     tool_call_id: Annotated[
         str | None, Read(text, "string"), Field(description="The call whose result a message of `tool` has.")
     ] = None
@@ -87,7 +94,7 @@ def read_messages(value: object, info: ValidationInfo) -> tuple[Message, ...]:
     given = () if value is None else array(name_of(info), value)
     if not given:
         raise InvalidParameter("`messages` must have at least one message", parameter="messages")
-    called: dict[str, str] = {}  # the name of the function of each call so far, by its id
+    called = Called({}, {})
     messages = tuple(_message(message, f"messages[{index}]", called) for index, message in enumerate(given))
     if info.data["continue_final_message"] and not messages[-1]["content"].strip():
         raise InvalidParameter(
@@ -96,7 +103,7 @@ def read_messages(value: object, info: ValidationInfo) -> tuple[Message, ...]:
     return messages
 
 
-def _message(message: object, where: str, called: dict[str, str]) -> Message:
+def _message(message: object, where: str, called: Called) -> Message:
     if not isinstance(message, dict):
         raise InvalidParameter(f"`{where}`: expected an object, given {kind_of(message)}", parameter="messages")
     role = message.get("role")
@@ -106,31 +113,43 @@ def _message(message: object, where: str, called: dict[str, str]) -> Message:
         "role": "system" if role == "developer" else role,
         "content": _content(message.get("content"), where),
     }
-    if message.keys() <= PLAIN_MESSAGE and role != "tool":
+    if message.keys() <= PLAIN_MESSAGE and role not in RESULTS:
         return plain
     fields = applied_fields(message, ChatMessage.names(), ChatMessage.rules, where)
     name = fields.get("name")
     if name is not None and not isinstance(name, str):
         raise wrong_type("name", "a string", name)
     named = plain if name is None else {**plain, "name": name}
+    if role == FUNCTION_ROLE:
+        return {**named, "role": "tool", **result_of(name, where, called)}
     if role == "tool":
         return {**named, **_result_of(fields.get("tool_call_id"), where, called)}
     if "tool_call_id" in fields:
         raise InvalidParameter(f"`{where}.tool_call_id` belongs in a message of `tool`", parameter="messages")
-    if not fields.get("tool_calls"):
-        return named
+    calls = _calls_in(fields, role, where, called)
+    return {**named, "tool_calls": calls} if calls else named
+
+
+def _calls_in(fields: Mapping[str, object], role: str, where: str, called: Called) -> list[dict[str, Any]]:
+    """Return the calls of a message in either form; none if it has none."""
+    field = "tool_calls" if fields.get("tool_calls") else "function_call"
+    if not fields.get(field):
+        return []
     if role != "assistant":
-        raise InvalidParameter(f"`{where}.tool_calls` belongs in a message of `assistant`", parameter="messages")
-    return {**named, "tool_calls": _calls(fields["tool_calls"], f"{where}.tool_calls", called)}
+        raise InvalidParameter(f"`{where}.{field}` belongs in a message of `assistant`", parameter="messages")
+    if field == "tool_calls" and fields.get("function_call"):
+        raise InvalidParameter(f"`{where}` has both `tool_calls` and `function_call`", parameter="messages")
+    given = fields["tool_calls"] if field == "tool_calls" else call_of(fields["function_call"], where, called)
+    return _calls(given, f"{where}.{field}", called.names)
 
 
-def _result_of(call_id: object, where: str, called: Mapping[str, str]) -> dict[str, str]:
+def _result_of(call_id: object, where: str, called: Called) -> dict[str, str]:
     """Return the fields by which a template shows the call that a result belongs to."""
-    if not isinstance(call_id, str) or call_id not in called:
+    if not isinstance(call_id, str) or call_id not in called.names:
         raise InvalidParameter(
             f"`{where}.tool_call_id` must be the `id` of a call in an earlier message", parameter="messages"
         )
-    return {"tool_call_id": call_id, "name": called[call_id]}
+    return {"tool_call_id": call_id, "name": called.names[call_id]}
 
 
 def _calls(value: object, where: str, called: dict[str, str]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-Reason = Literal["stop", "length", "tool_calls"]
+Reason = Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class PromptTokensDetails(TypedDict):
@@ -92,12 +92,13 @@ class ReplyToolCall(TypedDict):
 
 
 class ReplyMessage(TypedDict):
-    """The assistant's message. It has `tool_calls` only if it calls a tool."""
+    """The assistant's message. It has `tool_calls`, or with `functions` a `function_call`, only if it calls one."""
 
     role: Literal["assistant"]
     content: str | None
     refusal: None
     tool_calls: NotRequired[list[ReplyToolCall]]
+    function_call: NotRequired[FunctionCall]
 
 
 class ChatChoice(TypedDict):
@@ -144,6 +145,7 @@ class ChatDelta(TypedDict):
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str]
     tool_calls: NotRequired[list[ToolCallPiece]]
+    function_call: NotRequired[FunctionPiece]
 
 
 class ChatChunkChoice(TypedDict):

@@ -1,6 +1,7 @@
 """The tools in the body of POST /v1/chat/completions, and the choice among them."""
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, NamedTuple, cast
 
 from pydantic import Field, ValidationInfo
@@ -64,36 +65,49 @@ class ToolChoice(NamedTuple):
 
 
 def read_tools(value: object, _: ValidationInfo) -> tuple[Tool, ...]:
-    given = array("tools", value)
+    return tools_of(array("tools", value), _tool_function, "tools")
+
+
+def tools_of(given: Sequence[object], function_in: Callable[[object, int], Json], parameter: str) -> tuple[Tool, ...]:
+    """Return the tools of a list. Raises `ToolsRefused`, which names the field `parameter`.
+
+    Args:  function_in  returns the definition of the function in an entry, from the entry and its number
+    """
     if len(given) > MAX_TOOLS:
-        raise ToolsRefused(f"`tools` may have at most {MAX_TOOLS} entries. Given: {len(given)}", parameter="tools")
-    tools = tuple(_tool(each, f"tools[{index}]") for index, each in enumerate(given))
-    names: set[str] = set()
-    for tool in tools:
-        if tool.name in names:
-            raise ToolsRefused(f"`tools` has two functions with the name {quoted(tool.name)}", parameter="tools")
-        names.add(tool.name)
-    return tools
+        raise ToolsRefused(
+            f"`{parameter}` may have at most {MAX_TOOLS} entries. Given: {len(given)}", parameter=parameter
+        )
+    place = "tools[{}].function" if parameter == "tools" else parameter + "[{}]"
+    tools: dict[str, Tool] = {}
+    for index, each in enumerate(given):
+        tool = _tool(function_in(each, index), place.format(index), parameter)
+        if tool.name in tools:
+            told = f"`{parameter}` has two functions with the name {quoted(tool.name)}"
+            raise ToolsRefused(told, parameter=parameter)
+        tools[tool.name] = tool
+    return tuple(tools.values())
 
 
-def _tool(given: object, place: str) -> Tool:
-    tool = applied_fields(_object(given, place), ToolDefinition.names(), ToolDefinition.rules, place)
+def _tool_function(given: object, index: int) -> Json:
+    place = f"tools[{index}]"
+    tool = applied_fields(object_in(given, place), ToolDefinition.names(), ToolDefinition.rules, place)
     if (kind := tool.get("type", "function")) != "function":
-        raise ToolsRefused(f"`{place}.type` must be function. Given: {_shown(kind)}", parameter="tools")
-    own = f"{place}.function"
-    function = applied_fields(
-        _object(tool.get("function"), own), FunctionDefinition.names(), FunctionDefinition.rules, own
-    )
-    name = function_name(function, own, "tools")
+        raise ToolsRefused(f"`{place}.type` must be function. Given: {shown_name(kind)}", parameter="tools")
+    return object_in(tool.get("function"), f"{place}.function")
+
+
+def _tool(given: Json, own: str, parameter: str) -> Tool:
+    function = applied_fields(given, FunctionDefinition.names(), FunctionDefinition.rules, own)
+    name = function_name(function, own, parameter)
     parameters = function.get("parameters")
     if parameters is not None:
-        parameters = _object(parameters, f"{own}.parameters")
+        parameters = object_in(parameters, f"{own}.parameters", parameter)
         if parameters.get("type", "object") != "object":
-            raise ToolsRefused(f"`{own}.parameters` must be a schema of `type` object", parameter="tools")
+            raise ToolsRefused(f"`{own}.parameters` must be a schema of `type` object", parameter=parameter)
         parameters = {"type": "object", **parameters}
     for field, kind_, said in (("description", str, "a string"), ("strict", bool, "a boolean")):
         if not isinstance(function.get(field, kind_()), kind_):
-            raise ToolsRefused(f"`{own}.{field}`: expected {said}", parameter="tools")
+            raise ToolsRefused(f"`{own}.{field}`: expected {said}", parameter=parameter)
     shown = {key: value for key, value in function.items() if key != "strict"}
     return Tool(name=name, parameters=parameters, given={"type": "function", "function": shown})
 
@@ -103,7 +117,7 @@ def function_name(function: Json, place: str, parameter: str) -> str:
     name = function.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ToolsRefused(
-            f"`{place}.name` must have 1 to 64 letters, digits, `_` or `-`. Given: {_shown(name)}",
+            f"`{place}.name` must have 1 to 64 letters, digits, `_` or `-`. Given: {shown_name(name)}",
             parameter=parameter,
         )
     return name
@@ -124,12 +138,12 @@ def _choice(value: object) -> ToolChoice:
     if isinstance(value, str):
         words = {"none": ToolChoice(is_none=True), "auto": ToolChoice(), "required": ToolChoice(is_required=True)}
         return words.get(value) or ToolChoice(is_required=True, names=frozenset({value}))
-    given = _object(value, "tool_choice", "tool_choice")
+    given = object_in(value, "tool_choice", "tool_choice")
     match given.get("type"):
         case "function":
             return ToolChoice(is_required=True, names=frozenset({_named(given, "tool_choice")}))
         case "allowed_tools":
-            allowed = _object(given.get("allowed_tools"), "tool_choice.allowed_tools", "tool_choice")
+            allowed = object_in(given.get("allowed_tools"), "tool_choice.allowed_tools", "tool_choice")
             mode = allowed.get("mode")
             if mode not in ("auto", "required"):
                 raise ToolsRefused("`tool_choice.allowed_tools.mode` must be auto or required", parameter="tool_choice")
@@ -144,18 +158,20 @@ def _choice(value: object) -> ToolChoice:
 
 
 def _named(given: object, place: str) -> str:
-    tool = _object(given, place, "tool_choice")
-    function = _object(tool.get("function"), f"{place}.function", "tool_choice")
+    tool = object_in(given, place, "tool_choice")
+    function = object_in(tool.get("function"), f"{place}.function", "tool_choice")
     return function_name(function, f"{place}.function", "tool_choice")
 
 
-def _object(value: object, place: str, parameter: str = "tools") -> Json:
+def object_in(value: object, place: str, parameter: str = "tools") -> Json:
+    """Return a value that must be an object. Raises `ToolsRefused`."""
     if isinstance(value, dict):
         return value
     raise ToolsRefused(f"`{place}`: expected an object, given {kind_of(value)}", parameter=parameter)
 
 
-def _shown(value: object) -> str:
+def shown_name(value: object) -> str:
+    """Return a name for an error: its begin, or its kind if it is no string."""
     return quoted(value[:80]) if isinstance(value, str) else kind_of(value)
 
 
