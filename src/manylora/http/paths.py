@@ -149,6 +149,7 @@ _SERVER: tuple[Route, ...] = (
     Route("POST /v1/batches/{batch_id}/cancel", (INFER,)),
     Route("POST /v1/responses", (INFER,), GENERATES | PAGES),
     Route("GET /v1/responses/{response_id}", (INFER,)),
+    Route("GET /v1/responses/{response_id}/input_items", (INFER,)),
     Route("DELETE /v1/responses/{response_id}", (INFER,)),
     Route("GET /v1/adapters", (ADMIN,)),
     Route("POST /v1/adapters/{name}/tensors", (UPLOAD, ADMIN), BYTES),

@@ -7,11 +7,15 @@ from manylora.engine.events import Finished, FinishReason
 from manylora.server.generation.text import TextToken
 
 
-def finish_reason(end: Finished, *, is_cut: bool, has_calls: bool = False) -> str:
-    """Return OpenAI's finish reason of an end. `is_cut` is whether a stop string has ended the text."""
+def finish_reason(end: Finished, *, is_cut: bool, own: str = "stop") -> str:
+    """Return OpenAI's finish reason of an end.
+
+    Args:  is_cut  whether a stop string has ended the text
+           own     the reason of a reply that ends by itself
+    """
     if end.reason is FinishReason.LENGTH and not is_cut:
         return "length"
-    return "tool_calls" if has_calls else "stop"
+    return own
 
 
 def completion_logprobs(tokens: Sequence[TextToken]) -> dict[str, object]:
@@ -37,7 +41,12 @@ def in_echo(prompt: Sequence[TextToken], echo: str) -> list[TextToken]:
 
 def chat_logprobs(tokens: Sequence[TextToken]) -> dict[str, object]:
     """Return the log-probabilities of /v1/chat/completions."""
-    return {"content": [_chat_token(token) for token in tokens], "refusal": None}
+    return {"content": chat_entries(tokens), "refusal": None}
+
+
+def chat_entries(tokens: Sequence[TextToken]) -> list[dict[str, object]]:
+    """Return an entry for each token, with the likeliest tokens beside it."""
+    return [_chat_token(token) for token in tokens]
 
 
 def _top(token: TextToken) -> dict[str, float] | None:

@@ -1,6 +1,7 @@
 """The output of a response: its message and its calls of functions, with the events of a stream that tell of them."""
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 from manylora.server.routes.openai.calls import CallWriter
@@ -20,15 +21,17 @@ class ResponseOutput:
         self.items: list[Json] = []
         self._writer = writer
         self._is_open = False
+        self._untold: list[Json] = []  # log-probabilities of tokens that go with the next text
 
     def begin(self) -> list[Event]:
         """Return the events before the first text. Where calls are possible, the text decides on the first item."""
         return [] if self._writer is not None else self._open_message()
 
-    def push(self, text: str, *, is_last: bool) -> list[Event]:
-        """Take the next text of the reply; return its events."""
+    def push(self, text: str, *, is_last: bool, logprobs: Sequence[Json] = ()) -> list[Event]:
+        """Take the next text of the reply, with the log-probabilities of its tokens; return its events."""
         if self._writer is None:
-            return self._say(text) if text else []
+            self._untold += logprobs
+            return self._say(text) if text or (is_last and self._untold) else []
         events: list[Event] = []
         for delta in self._writer.deltas(text, is_last=is_last):
             calls = delta.get("tool_calls")
@@ -51,9 +54,11 @@ class ResponseOutput:
 
     def _say(self, text: str) -> list[Event]:
         events = [] if self._is_open and self.items[-1]["type"] == MESSAGE else self._open_message()
-        item = self.items[-1]
-        item["content"][0]["text"] += text
-        return [*events, ("response.output_text.delta", {**self._text_place(), "delta": text, "logprobs": []})]
+        part, told = self.items[-1]["content"][0], self._untold
+        part["text"] += text
+        part["logprobs"] += told
+        self._untold = []
+        return [*events, ("response.output_text.delta", {**self._text_place(), "delta": text, "logprobs": told})]
 
     def _call(self, call: Json) -> list[Event]:
         function, events = call["function"], list[Event]()
@@ -85,10 +90,10 @@ class ResponseOutput:
         self._is_open, item = False, self.items[-1]
         item["status"] = status
         if item["type"] == MESSAGE:
-            text, place = item["content"][0]["text"], self._text_place()
+            part, place = item["content"][0], self._text_place()
             events: list[Event] = [
-                ("response.output_text.done", {**place, "text": text, "logprobs": []}),
-                ("response.content_part.done", {**place, "part": text_part(text)}),
+                ("response.output_text.done", {**place, "text": part["text"], "logprobs": part["logprobs"]}),
+                ("response.content_part.done", {**place, "part": part}),
             ]
         else:
             done = {**self._place(), "name": item["name"], "arguments": item["arguments"]}

@@ -16,14 +16,18 @@ from manylora.errors import InvalidParameter, ManyloraError, RequestRejected, Ro
 from manylora.server.generation.order import Order
 from manylora.server.generation.reply_headers import head_of, whole_of
 from manylora.server.generation.service import Completion, GenerationService
+from manylora.server.generation.text import TextToken
 from manylora.server.http.context import KEEP_ALIVE, HttpContext, event_bytes
 from manylora.server.http.routing import Guards, Handler, Parameter, Routes
 from manylora.server.routes.openai.calls import call_writer
-from manylora.server.routes.openai.choices import finish_reason
+from manylora.server.routes.openai.choices import chat_entries, finish_reason
+from manylora.server.routes.openai.input_items import MOST_ITEMS, ORDER, input_page
 from manylora.server.routes.openai.orders import read_chat
+from manylora.server.routes.openai.pages import page_parameters
 from manylora.server.routes.openai.response_output import Event, ResponseOutput
 from manylora.server.schemas.body import Bounds, read_body
 from manylora.server.schemas.openai.responses import (
+    InputItemPage,
     ResponseBody,
     ResponseEvent,
     ResponseReply,
@@ -53,6 +57,13 @@ def response_routers(routes: "ResponseRoutes", guards: Guards, clock: Clock) -> 
         "A response that is kept",
         replies={200: ResponseReply},
         parameters=[_ID],
+    )
+    plain.add(
+        "GET /v1/responses/{response_id}/input_items",
+        routes.input_items,
+        "The conversation that a response answers, as items",
+        replies={200: InputItemPage},
+        parameters=[_ID, *page_parameters(MOST_ITEMS), ORDER],
     )
     changing = Routes(APIRouter(dependencies=guards.with_body), clock)
     changing.add(
@@ -118,6 +129,10 @@ class ResponseRoutes:
         found = await self._kept.get(context.arrival.tenant, context.path_parameters["response_id"])
         await context.reply_bytes(bytes(found.reply), "application/json")
 
+    async def input_items(self, context: HttpContext) -> None:
+        found = await self._kept.get(context.arrival.tenant, context.path_parameters["response_id"])
+        await context.reply(input_page(found, context.query))
+
     async def delete(self, context: HttpContext) -> None:
         response_id = context.path_parameters["response_id"]
         await self._kept.delete(context.arrival.tenant, response_id)
@@ -156,6 +171,8 @@ class ResponseRoutes:
             "tool_choice": chat_choice(body.tool_choice),
             "parallel_tool_calls": body.parallel_tool_calls if body.tools else None,
             "stream": body.stream,
+            "logprobs": body.has_logprobs,
+            "top_logprobs": body.top_logprobs,
         }
         try:
             order, _ = read_chat(msgspec.json.encode(chat), self._settings)
@@ -169,7 +186,7 @@ class ResponseRoutes:
         (sequence,) = completion.outputs.sequences
         output, shown = ResponseOutput(call_writer(completion)), _Shown.of(context, asked, completion)
         output.begin()
-        output.push(sequence.text, is_last=True)
+        output.push(sequence.text, is_last=True, logprobs=_logprobs(asked, sequence.tokens))
         status = _status(sequence.end, is_cut=sequence.is_cut)
         output.end(status)
         reply = shown.ended(completion, output, status)
@@ -189,9 +206,11 @@ class ResponseRoutes:
             async for piece in completion.outputs.pieces(self._settings.keepalive_s):
                 if piece is None:
                     await context.send_event(KEEP_ALIVE)
-                elif data := events.of(output.push(piece.text, is_last=piece.end is not None)):
+                    continue
+                is_last, logprobs = piece.end is not None, _logprobs(asked, piece.tokens)
+                if data := events.of(output.push(piece.text, is_last=is_last, logprobs=logprobs)):
                     await context.send_event(data)
-                if piece is not None and piece.end is not None:
+                if piece.end is not None:
                     status = _status(piece.end, is_cut=piece.is_cut)
             await completion.settle()
             closing = output.end(status)
@@ -242,6 +261,7 @@ class _Shown:
             "incomplete_details": None,
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
+            "max_tool_calls": body.max_tool_calls,
             "metadata": body.metadata or {},
             "model": self.model,
             "output": [],
@@ -252,6 +272,7 @@ class _Shown:
             "text": {"format": _format_of(body) or {"type": "text"}},
             "tool_choice": "auto" if body.tool_choice is None else body.tool_choice,
             "tools": list(body.tools),
+            "top_logprobs": body.top_logprobs or 0,
             "top_p": 1.0 if body.top_p is None else body.top_p,
             "truncation": "disabled",
             "usage": None,
@@ -290,6 +311,10 @@ class _Numbered:
 
 def _status(end: Finished, *, is_cut: bool) -> str:
     return "incomplete" if finish_reason(end, is_cut=is_cut) == "length" else "completed"
+
+
+def _logprobs(asked: _ResponseWish, tokens: Sequence[TextToken]) -> list[Json]:
+    return chat_entries(tokens) if asked.body.has_logprobs else []
 
 
 def _format_of(body: ResponseBody) -> Json | None:

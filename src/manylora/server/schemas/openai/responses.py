@@ -11,15 +11,28 @@ from manylora.server.schemas.adapters import AdapterId, AdapterSource, ApiToken,
 from manylora.server.schemas.body import Body, Read, kind_of, wrong_type
 from manylora.server.schemas.field_names import OPENAI_ADAPTER, OPENAI_HINTS, UNREAD
 from manylora.server.schemas.field_rules import FieldRules, Refusal, applied_fields
-from manylora.server.schemas.openai.shared import Model, RouteBody, known_elsewhere
+from manylora.server.schemas.openai.shared import CHECKED_ALTERNATIVES, Model, RouteBody, known_elsewhere
 from manylora.server.schemas.openai.stored import MetadataField
-from manylora.server.schemas.readers import Flag, Text, flag, name_of, object_of, positive_unsigned
-from manylora.server.schemas.sampling import OpenAITemperature, OpenAITopP
+from manylora.server.schemas.readers import Flag, Text, array, flag, name_of, object_of, positive_unsigned
+from manylora.server.schemas.sampling import MAX_ALTERNATIVES, OpenAITemperature, OpenAITopP
 from manylora.system.printable import quoted
 
 RESPONSES = "POST /v1/responses"
 ROLES = ("system", "developer", "user", "assistant")
 TEXT_PARTS = ("input_text", "output_text")
+
+LOGPROBS = "message.output_text.logprobs"
+INCLUDABLE = (
+    LOGPROBS,
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+    "reasoning.encrypted_content",
+)
+"""OpenAI's values of `include`. All but the first name parts of items that no response of this server has."""
 
 Message = Mapping[str, Any]
 Json = dict[str, Any]  # JSON values of several types
@@ -161,6 +174,26 @@ def _format(value: object, info: ValidationInfo) -> Json:
     return value
 
 
+def _include(value: object, info: ValidationInfo) -> tuple[str, ...]:
+    given = array(name_of(info), value)
+    for each in given:
+        if each not in INCLUDABLE:
+            shown = quoted(each[:80]) if isinstance(each, str) else kind_of(each)
+            raise InvalidParameter(
+                f"`include` may have {', '.join(INCLUDABLE)}. Given: {shown}", parameter=name_of(info)
+            )
+    if LOGPROBS in given and info.data.get("tools"):
+        raise InvalidParameter(f"`include` of {LOGPROBS} goes without `tools`", parameter=name_of(info))
+    return tuple(str(each) for each in given)
+
+
+def _top_logprobs(value: object, info: ValidationInfo) -> object:
+    count = CHECKED_ALTERNATIVES(value, info)
+    if count and LOGPROBS not in info.data.get("include", ()):
+        raise InvalidParameter(f"`top_logprobs` needs {LOGPROBS} in `include`", parameter=name_of(info))
+    return count
+
+
 class TextOptions(Body):
     """The object `text`."""
 
@@ -180,12 +213,9 @@ class ResponseBody(RouteBody):
         refused={
             "background": Refusal("the reply comes at once; /v1/batches runs requests that nothing waits for"),
             "conversation": Refusal("name the response before in `previous_response_id`"),
-            "include": Refusal(),
-            "max_tool_calls": Refusal(),
             "prompt": Refusal("there are no stored prompts"),
-            "reasoning": Refusal("there is no reasoning part"),
+            "reasoning": Refusal("there is no reasoning part", neutral=({}, {"effort": "none"})),
             "stream_options": Refusal("chunks are not padded", neutral=({}, {"include_obfuscation": False})),
-            "top_logprobs": Refusal(),
             "truncation": Refusal("a longer input is refused", neutral=("disabled",)),
             "context_management": Refusal("a longer input is refused"),
         },
@@ -235,8 +265,28 @@ class ResponseBody(RouteBody):
     parallel_tool_calls: Annotated[
         bool, Read(flag, "boolean"), Field(description="Whether a reply may have several calls.")
     ] = True
+    max_tool_calls: Annotated[
+        int | None,
+        Read(positive_unsigned, "integer", minimum=1),
+        Field(description="Bounds OpenAI's own tools, of which this server has none; comes back unchanged."),
+    ] = None
+    include: Annotated[
+        tuple[str, ...],
+        Read(_include, shape=list[str]),
+        Field(description="`message.output_text.logprobs`; the others name items that no response here has."),
+    ] = ()
+    top_logprobs: Annotated[
+        int | None,
+        Read(_top_logprobs, "integer", minimum=0, maximum=MAX_ALTERNATIVES),
+        Field(description="Likeliest tokens beside each one; needs `include`."),
+    ] = None
     text: Annotated[TextOptions | None, Read(object_of(TextOptions), shape=TextOptions | None)] = None
     stream: Flag = False
+
+    @property
+    def has_logprobs(self) -> bool:
+        """Whether the text has its tokens with log-probabilities."""
+        return LOGPROBS in self.include
 
 
 class OutputText(TypedDict):
@@ -291,6 +341,7 @@ class ResponseReply(TypedDict):
     incomplete_details: Json | None
     instructions: str | None
     max_output_tokens: int | None
+    max_tool_calls: int | None
     metadata: Mapping[str, str]
     model: str
     output: list[OutputMessage | OutputCall]
@@ -301,9 +352,47 @@ class ResponseReply(TypedDict):
     text: Json
     tool_choice: str | Json
     tools: list[Json]
+    top_logprobs: int
     top_p: float
     truncation: Literal["disabled"]
     usage: ResponseUsage | None
+
+
+class InputText(TypedDict):
+    """A text of the caller."""
+
+    type: Literal["input_text"]
+    text: str
+
+
+class InputMessage(TypedDict):
+    """A message of the conversation."""
+
+    id: str
+    type: Literal["message"]
+    status: Literal["completed"]
+    role: Literal["system", "developer", "user", "assistant"]
+    content: list[InputText | OutputText]
+
+
+class CallOutput(TypedDict):
+    """The result of a call."""
+
+    id: str
+    type: Literal["function_call_output"]
+    status: Literal["completed"]
+    call_id: str
+    output: str
+
+
+class InputItemPage(TypedDict):
+    """A page of the items of the conversation that a response answers."""
+
+    object: Literal["list"]
+    data: list[InputMessage | OutputCall | CallOutput]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
 
 
 class ResponseEvent(TypedDict):
