@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manylora.server.tools.calls import CallArguments, CallStart, Delta, ToolCallReader
-from manylora.server.tools.formats import FORMATS, HERMES, LLAMA3, MISTRAL, ToolFormat, format_of
+from manylora.server.tools.formats import FORMATS, HERMES, LLAMA3, MISTRAL, MISTRAL_V13, ToolFormat, format_of
 
 NAMES = ("now", "get_weather")
 Call = tuple[str, str]
@@ -23,6 +23,9 @@ calls = st.lists(st.tuples(st.sampled_from(NAMES), st.dictionaries(texts, values
 
 
 def written(form: ToolFormat, called: Sequence[tuple[str, object]], indent: int | None = None) -> str:
+    if form.marks:
+        words = "[CALL_ID]abc123XYZ[ARGS]" if len(form.marks) > 1 else "[ARGS]"
+        return "".join(f"[TOOL_CALLS]{name}{words}{json.dumps(given, indent=indent)}" for name, given in called)
     objects = [json.dumps({"name": name, form.arguments: arguments}, indent=indent) for name, arguments in called]
     if form is HERMES:
         return "\n".join(f"<tool_call>\n{each}\n</tool_call>" for each in objects)
@@ -65,7 +68,10 @@ def test_calls_are_read_from_any_pieces_of_the_text(
 @given(
     st.sampled_from(list(FORMATS.values())),
     st.lists(
-        texts | st.sampled_from(["<tool_call>", "</tool_call>", "[TOOL_CALLS]", '{"name": "now"', ', "arguments": {'])
+        texts
+        | st.sampled_from(
+            ["<tool_call>", "now[ARGS]{", "</tool_call>", "[TOOL_CALLS]", '{"name": "now"', ', "arguments": {']
+        )
     ),
     st.booleans(),
 )
@@ -122,6 +128,21 @@ def test_a_second_call_is_dropped_where_one_is_wanted() -> None:
 
 def test_a_call_cut_by_the_budget_keeps_its_part() -> None:
     assert read(MISTRAL, list('[TOOL_CALLS] [{"name": "now", "arguments": {"a')) == ("", [("now", '{"a')])
+    assert read(MISTRAL_V13, list('[TOOL_CALLS]now[ARGS]{"a')) == ("", [("now", '{"a')])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[TOOL_CALLS]later[ARGS]{}",
+        "[TOOL_CALLS]now[ARG]{}",
+        "[TOOL_CALLS]now{}",
+        "[TOOL_CALLS]now",
+        "[TOOL_CALLS]" + "n" * 300,
+    ],
+)
+def test_marks_without_a_call_of_a_tool_are_content(text: str) -> None:
+    assert read(MISTRAL_V13, list(text)) == (text, [])
 
 
 @pytest.mark.parametrize(
@@ -129,6 +150,8 @@ def test_a_call_cut_by_the_budget_keeps_its_part() -> None:
     [
         ("{% if tools %}<tool_call>{% endif %}", "hermes"),
         ("{% if tools %}[TOOL_CALLS]{% endif %}", "mistral"),
+        ("{% if tools %}[TOOL_CALLS][CALL_ID][ARGS]{% endif %}", "mistral-v11"),
+        ("{% if tools %}[TOOL_CALLS][ARGS]{% endif %}", "mistral-v13"),
         ('{% if tools %}{"name": f, "parameters": p} <|python_tag|>{% endif %}', "llama3"),
         ("{% if tools %}<tool_call><function=f>{% endif %}", None),
         ("{{ messages }}<tool_call>", None),

@@ -8,7 +8,7 @@ import pytest
 
 from manylora.errors import InvalidParameter
 from manylora.models.text.grammar import MAX_GRAMMAR_BYTES, json_grammar
-from manylora.server.tools.formats import FORMATS, HERMES, MISTRAL, ToolFormat
+from manylora.server.tools.formats import FORMATS, HERMES, MISTRAL, MISTRAL_V11, ToolFormat
 from manylora.server.tools.grammar import tool_grammar
 from manylora.server.tools.tool import Tool, ToolSet
 from tests.server.tiny_tokenizer import EOS, UNK, save_tokenizer
@@ -84,6 +84,8 @@ def test_a_special_token_begins_calls_by_its_id() -> None:
     text = tool_grammar(MISTRAL, SET, lambda piece: 5 if piece == "[TOOL_CALLS]" else None).text
     assert "led: TEXT <[5]>" in text
     assert "TOOL_CALLS" not in text
+    marked = tool_grammar(MISTRAL_V11, SET, {"[TOOL_CALLS]": 5, "[CALL_ID]": 6, "[ARGS]": 7}.get).text
+    assert "marks: <[6]> /[a-zA-Z0-9]{9}/ <[7]>" in marked
     assert "led[lazy]" in tool_grammar(HERMES, SET, no_special).text
 
 

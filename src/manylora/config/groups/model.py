@@ -7,7 +7,7 @@ from manylora.config.declaration import setting
 
 DEFAULT_BASE = "SmolLM2-135M-Instruct"
 DEFAULT_SPIN_US = 50  # docs/decisions/threads.md has the measurement
-TOOL_FORMATS = ("auto", "hermes", "mistral", "llama3")
+TOOL_FORMATS = ("auto", "hermes", "mistral", "mistral-v11", "mistral-v13", "llama3")
 KERNELS = ("auto", "native", "native-bf16", "reference")
 """Names of back ends; `kernels/select.py` makes each."""
 
@@ -69,8 +69,10 @@ class ModelConfig:
         choices=TOOL_FORMATS,
         text="""
         The form in which the base writes calls of tools. `hermes`: `<tool_call>` and a JSON object (Hermes, Qwen).
-        `mistral`: `[TOOL_CALLS]` and a JSON array. `llama3`: a JSON object alone (Llama 3.1 and later). `auto`: the
-        form that the chat template shows. A template that does not read `tools` serves none of them.
+        `mistral`: `[TOOL_CALLS]` and a JSON array. `mistral-v13`: for each call `[TOOL_CALLS]`, the name, `[ARGS]` and
+        the arguments. `mistral-v11`: the same with `[CALL_ID]` and an id behind the name. `llama3`: a JSON object alone
+        (Llama 3.1 and later). `auto`: the form that the chat template shows. A template that does not read `tools`
+        serves none of them.
         """,
     )
     kernels: str = setting(

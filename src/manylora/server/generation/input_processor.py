@@ -78,8 +78,8 @@ class PreparedPrompt:
     @property
     def shown_tokens(self) -> frozenset[int]:
         """The special tokens that begin calls, which the text shows."""
-        triggers = () if self.tool_format is None else self.tool_format.triggers
-        found = (self.rules.tokenizer.special_id(trigger) for trigger in triggers)
+        texts = () if self.tool_format is None else self.tool_format.shown
+        found = (self.rules.tokenizer.special_id(text) for text in texts)
         return frozenset(token_id for token_id in found if token_id is not None)
 
     def requests(self, caller: Caller) -> list[Request]:

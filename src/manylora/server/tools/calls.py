@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 from manylora.server.tools.formats import ToolFormat
 
+MAX_NAME = 256
+"""Characters of a name or of an id in a call, more than any has."""
+
 
 class CallStart(NamedTuple):
     """The begin of a call. Calls of a reply are numbered from 0."""
@@ -54,7 +57,7 @@ class ToolCallReader:
         self._phase = _Phase.CONTENT
         self._held = ""  # CONTENT: white space and a part of a trigger; else all since the white space before the call
         self._closing = ""  # the part of the closer that has been read
-        self._call = CallObject(form.arguments)
+        self._call = self._new_call()
         self._is_started = False  # the call under way has been told
         self._deltas: list[Delta] = []
         self.num_calls = 0
@@ -126,16 +129,19 @@ class ToolCallReader:
 
     def _in_opening(self, character: str) -> None:
         self._held += character
-        if character == "{":
+        if character == "{" or (self._form.marks and not character.isspace()):
             self._begin_call(character)
         elif character == self._form.opener:
             self._closing = ""
         elif not character.isspace():
             self._give_up(_Phase.REST if self._form.is_whole else _Phase.CONTENT)
 
+    def _new_call(self) -> "CallObject | MarkedCall":
+        return MarkedCall(self._form.marks) if self._form.marks else CallObject(self._form.arguments)
+
     def _begin_call(self, character: str) -> None:
         self._phase = _Phase.CALL
-        self._call = CallObject(self._form.arguments)
+        self._call = self._new_call()
         self._is_started = False
         self._call.push(character)
 
@@ -156,7 +162,8 @@ class ToolCallReader:
             self._tell_arguments(call.take_arguments())
         if call.is_complete or call.is_broken:
             self._closing = ""
-            self._phase = _Phase.NOTHING if self._has_one_call else _Phase.BEHIND
+            behind = _Phase.CONTENT if self._form.marks else _Phase.BEHIND
+            self._phase = _Phase.NOTHING if self._has_one_call else behind
 
     def _behind_call(self, character: str) -> None:
         closer, closing = self._form.closer, self._closing + character
@@ -287,6 +294,48 @@ class CallObject:
             self.is_broken = True
             return None
         return loaded
+
+
+class MarkedCall:
+    """A call of a name, marks and an object of arguments, read character by character. It is as a `CallObject`."""
+
+    def __init__(self, marks: tuple[str, ...]) -> None:
+        """`marks` are those between the name and the arguments; the text behind one that is not the last is an id."""
+        self.name: str | None = None
+        self.is_complete = False
+        self.is_broken = False
+        self._marks = marks
+        self._text = ""  # since the mark before
+        self._value = JsonValue()
+        self._out: list[str] = []
+
+    def take_arguments(self) -> str:
+        """Return the JSON of the arguments that has been read since the last call."""
+        found, self._out = "".join(self._out), []
+        return found
+
+    def push(self, character: str) -> None:
+        """Take the next character of the call."""
+        if self._marks:
+            self._in_words(character)
+            return
+        taken = self._value.push(character)
+        if taken and self._value.is_container:
+            self._out.append(character)
+        elif not character.isspace():
+            self.is_broken = True
+        self.is_complete = self._value.is_over
+
+    def _in_words(self, character: str) -> None:
+        self._text += character
+        mark = self._marks[0]
+        word, _, rest = self._text.partition(mark[0])
+        if len(word) > MAX_NAME or (rest and not mark.startswith(mark[0] + rest)):
+            self.is_broken = True
+        elif self._text.endswith(mark):
+            if self.name is None:
+                self.name = word.strip()
+            self._marks, self._text = self._marks[1:], ""
 
 
 class JsonValue:

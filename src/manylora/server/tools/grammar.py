@@ -40,6 +40,7 @@ def tool_grammar(
             *_text_rules(form, opening, special_id),
             *([] if answer is None else [f"answer: %json {_json(answer, {})}"]),
             f"calls: {_calls(form, opening, is_parallel=tools.is_parallel)}",
+            *_marks(form, special_id),
             "call: " + " | ".join(f"call_{number}" for number in range(len(tools.tools))),
             *(_call(form, tool, number) for number, tool in enumerate(tools.tools)),
         ]
@@ -69,6 +70,8 @@ def _text_rules(form: ToolFormat, opening: str, special_id: SpecialId) -> list[s
 
 def _calls(form: ToolFormat, opening: str, *, is_parallel: bool) -> str:
     """Return what follows the trigger of the first call."""
+    if form.marks:
+        return "call" + (f" ({opening} call)*" if is_parallel else "")
     if form.closer == "]":
         more = ' (", " call)*' if is_parallel else ""
         return f'" "? "[" call{more} "]"'
@@ -78,7 +81,18 @@ def _calls(form: ToolFormat, opening: str, *, is_parallel: bool) -> str:
     return "call" + (f' ("{form.separator} " call)*' if is_parallel else "")
 
 
+def _marks(form: ToolFormat, special_id: SpecialId) -> list[str]:
+    """Return the rule of what stands between a name and its arguments: marks, and an id between two of them."""
+    if not form.marks:
+        return []
+    marks = " /[a-zA-Z0-9]{9}/ ".join(_spelled(mark, special_id) for mark in form.marks)
+    return [f"marks: {marks}"]
+
+
 def _call(form: ToolFormat, tool: Tool, number: int) -> str:
+    if form.marks:
+        schema = json_grammar(dict(tool.parameters or _NO_ARGUMENTS), field=FIELD)
+        return f"call_{number}: {json.dumps(tool.name)} marks %json {_json(schema, _SPACED)}"
     head = f'{{"name": {json.dumps(tool.name)}, "{form.arguments}": '
     schema = json_grammar(dict(tool.parameters or _NO_ARGUMENTS), field=FIELD)
     return f'call_{number}: {json.dumps(head)} %json {_json(schema, _SPACED)} "}}"'
