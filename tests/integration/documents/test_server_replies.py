@@ -138,10 +138,14 @@ def ask_for_completions(site: Site) -> None:
         site.good("POST", "/v1/completions", json={**plain, **more})
     chat = {"model": "plain", "messages": SAY, "max_tokens": 6}
     forced = {"tools": [TOOL], "tool_choice": "required", "max_tokens": 60}
-    for more in ({}, {"logprobs": True, "top_logprobs": 2, "n": 2}, {"response_format": FORM, "max_tokens": 9}, forced):
+    older = {"functions": [TOOL["function"]], "function_call": {"name": "look"}, "max_tokens": 60}
+    scored = {"logprobs": True, "top_logprobs": 2, "n": 2}
+    for more in ({}, scored, {"response_format": FORM, "max_tokens": 9}, forced, older):
         whole = site.good("POST", "/v1/chat/completions", json={**chat, **more}).json()
         if more is forced:
             assert whole["choices"][0]["message"]["tool_calls"]
+        if more is older:
+            assert whole["choices"][0]["message"]["function_call"]
         usage = {"stream": True, "stream_options": {"include_usage": True}}
         site.good("POST", "/v1/chat/completions", json={**chat, **more, **usage})
     for path, body in (("/v1/completions", plain), ("/v1/chat/completions", chat)):
@@ -210,11 +214,16 @@ def ask_for_responses(site: Site) -> None:
             site.good("POST", "/v1/responses", json={**body, **more, "stream": is_stream})
     made = site.good("POST", "/v1/responses", json=body).json()["id"]
     follow = {**body, "previous_response_id": made}
-    site.good("POST", "/v1/responses", json=follow)
+    followed = site.good("POST", "/v1/responses", json=follow).json()["id"]
+    assert site.good("GET", f"/v1/responses/{followed}/input_items", params={"limit": 2}).json()["has_more"]
+    logprobs = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    for is_stream in (False, True):
+        site.good("POST", "/v1/responses", json={**body, **logprobs, "stream": is_stream})
     site.good("GET", f"/v1/responses/{made}")
     site.good("DELETE", f"/v1/responses/{made}")
     site.bad("POST", "/v1/responses", json=follow)
     site.bad("GET", f"/v1/responses/{made}")
+    site.bad("GET", f"/v1/responses/{made}/input_items")
     site.bad("DELETE", f"/v1/responses/{made}")
 
 
