@@ -81,7 +81,8 @@ def test_pushes_and_deletions_of_any_tenant_are_acts_of_their_caller(in_house: I
     tenants = tuple(TenantFacts(id=TenantId(name)) for name in ("acme", "globex"))
     control = FakeControl(Snapshot(revision=0, taken_ms=0, is_whole=True, pepper=PEPPER, tenants=tenants))
     directory = Directory(control, SystemClock(), poll_s=60.0, max_age_s=600.0)
-    path, body = "/v1/adapters/tone/tensors", {"prompt": "SAY:hi", "model": "tone"}
+    path = "/v1/adapters/tone/tensors"
+    body = {"inputs": "SAY:hi", "parameters": {"adapter_id": "tone", "adapter_source": "pushed"}}
 
     async def scenario(house: House) -> None:
         await directory.refresh()
@@ -93,7 +94,7 @@ def test_pushes_and_deletions_of_any_tenant_are_acts_of_their_caller(in_house: I
         assert (await house.client.delete(f"{path}?tenant=globex")).json()["tenant"] == "globex"
         assert (await house.client.delete(f"{path}?tenant=globex")).status_code == 404
         for tenant, status in (("acme", 200), ("globex", 404)):
-            found = await house.post(f"/{tenant}/deployments/v2/llms/tiny/v1/completions", body)
+            found = await house.post(f"/{tenant}/deployments/v2/llms/tiny/generate", body)
             assert found.status_code == status
         told = [(act.verb, act.adapter, act.owner, act.actor, act.key) for act in control.acts]
         assert told == [
