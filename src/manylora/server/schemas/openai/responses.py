@@ -285,7 +285,7 @@ class ResponseBody(RouteBody):
 
     @property
     def has_logprobs(self) -> bool:
-        """Whether the text has its tokens with log-probabilities."""
+        """The request for the tokens of the text with their log-probabilities: true or false."""
         return LOGPROBS in self.include
 
 
