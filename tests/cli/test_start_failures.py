@@ -82,6 +82,12 @@ def write_base(weights: str, content: bytes) -> Callable[[Path], object]:
     return prepare
 
 
+def two_bases(folder: Path) -> None:
+    """Two folders whose names differ in the case of letters alone, each with a config.json."""
+    for name in ("base", "more/BASE"):
+        LlamaConfig(**SMALL, architectures=["LlamaForCausalLM"]).save_pretrained(folder / name)
+
+
 HELD: list[sqlite3.Connection] = []
 SERVE = ("serve", "--base", "{base}", "--port", "0", "--set", "model.cache_dir={tmp}/cache")
 BAD_BASE = ("serve", "--base", "{tmp}/base", "--port", "0", "--set", "model.cache_dir={tmp}/cache")
@@ -130,6 +136,20 @@ CASES = {
         [*SERVE, "--set", "engine.memory_bytes=1000000"],
         ["the memory plan does not fit", "weights", "available"],
         prepare=lambda folder: make_cache(folder / "cache"),
+    ),
+    "one base twice": Case([*SERVE, "--base", "{base}"], ["{base} is given twice", "model.more_bases"]),
+    "two bases of one name": Case(
+        ["serve", "--base", "{tmp}/base", "--base", "{tmp}/more/BASE", "--set", "model.cache_dir={tmp}/cache"],
+        ["two bases have the name base: {tmp}/base and {tmp}/more/BASE", "rename"],
+        prepare=two_bases,
+    ),
+    "less memory than two bases take": Case(
+        [*SERVE, "--base", "{tmp}/base", "--set", "engine.memory_bytes=600000000"],
+        ["the memory cannot hold 2 bases", "base", "available 572.2 MiB"],
+        prepare=two_bases,
+    ),
+    "a share of a base that is not served": Case(
+        [*SERVE, "--set", "model.memory_share_of=other=2"], ["model.memory_share_of: other is no base of this server"]
     ),
     "uploads in a file": Case(
         [*SERVE, "--set", "adapters.registry_dir={tmp}/up"], ["{tmp}/up", "File exists"], prepare=taken_as_a_file("up")

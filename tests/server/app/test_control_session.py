@@ -34,6 +34,8 @@ def test_a_base_without_a_price_is_not_sold_unless_it_is_declared_free(tmp_path:
             member.admit(["mine"])
         member.admit(["Mistral-7b-instruct"])
         member.admit(["SmolLM2-135M-Instruct"])
+        with pytest.raises(ConfigInvalid, match="the base model mine has no price"):
+            member.admit(["SmolLM2-135M-Instruct", "mine"])
         await member.leave()
 
         free = await ControlSession.join(
