@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from manylora import LLM
 from manylora.adapters.sources.source import CONFIG_FILE, WEIGHTS_FILE
 from manylora.config.groups.adapters import MIB
 from manylora.config.settings import Config, load_config
@@ -151,3 +152,8 @@ def test_each_engine_preloads_the_adapters_of_its_base_alone(tmp_path: Path) -> 
     assert small.preload == ("s", "free", "s3://bucket/x")
     assert large.preload == ("l", "free")
     assert (small.pinned, large.pinned) == ((), ("l",))
+
+
+def test_the_library_refuses_several_bases(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match=r"model\.more_bases: only a server has several bases"):
+        LLM.from_config(two(tmp_path))

@@ -68,7 +68,12 @@ def bench(
         if name not in WORKLOADS:
             known = ", ".join(WORKLOADS)
             raise InvalidParameter(f"--workload must be one of {known}; given {name!r}", parameter="workload")
-    flags: dict[str, Setting | None] = {"model.base": base, "model.quantize": quantize, "engine.prefix_cache": False}
+    flags: dict[str, Setting | None] = {
+        "model.base": base,
+        "model.more_bases": (),
+        "model.quantize": quantize,
+        "engine.prefix_cache": False,
+    }
     settings = with_bases_fetched(configuration(None, set_ or (), flags))
     facts = describe()
     directory = resolve(settings.model.base, cache_dir(settings))

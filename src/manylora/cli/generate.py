@@ -28,7 +28,9 @@ def generate(
 
     roots = tuple(str(root.expanduser().resolve()) for root in adapter_root or ())
     settings = configuration(
-        None, (), {"model.base": base, "model.quantize": quantize, "adapters.roots": roots or None}
+        None,
+        (),
+        {"model.base": base, "model.more_bases": (), "model.quantize": quantize, "adapters.roots": roots or None},
     )
     refuse_impossible_plan(settings)  # before a base of many gigabytes is fetched
     settings = with_adapter_roots(with_bases_fetched(settings))

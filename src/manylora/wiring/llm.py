@@ -16,7 +16,7 @@ from manylora.config.groups.model import DEFAULT_BASE
 from manylora.config.settings import Config, load_config
 from manylora.engine.pooling import Pooling
 from manylora.engine.request import SamplingParams
-from manylora.errors import InvalidParameter
+from manylora.errors import ConfigInvalid, InvalidParameter
 from manylora.ids import mint_request_id
 from manylora.mixing import read_mix
 from manylora.models.fetch.pull import pull
@@ -34,9 +34,9 @@ from manylora.server.names.adapter_fields import AdapterFields
 from manylora.server.observability.metrics import Meters
 from manylora.server.routes.lorax.entities import label_name, probabilities
 from manylora.server.routes.pooled import rows_of
+from manylora.wiring.bases import refuse_impossible_bases, server_bases
 from manylora.wiring.engine import ReportLine, build_engine
 from manylora.wiring.load_progress import is_passing
-from manylora.wiring.planning import refuse_impossible_plan
 
 Result = TypeVar("Result")
 Adapter = str | Mapping[str, float]
@@ -115,27 +115,34 @@ class LLM:
         Raises: `StartupError`, as `manylora serve` does
         """
         roots = (adapters,) if isinstance(adapters, str | Path) else tuple(adapters)
-        flags = dict(settings or {}) | {"model.base": str(base)}
+        flags = dict(settings or {}) | {"model.base": str(base), "model.more_bases": ()}
         if roots:
             flags["adapters.roots"] = tuple(str(Path(root).expanduser().resolve()) for root in roots)
         self._open(load_config(flags=flags), lambda line: None if is_passing(line) else report(line))
 
     @classmethod
     def from_config(cls, config: Config, report: ReportLine = lambda line: None) -> Self:
-        """Load the base of a configuration; `report` receives passing lines too. Raises `StartupError`."""
+        """Load the base of a configuration, which has no other; `report` receives passing lines too.
+
+        Raises `StartupError`.
+        """
         made = cls.__new__(cls)
         made._open(config, report)
         return made
 
     def _open(self, config: Config, report: ReportLine) -> None:
-        refuse_impossible_plan(config)  # before a base of many gigabytes is fetched
+        if config.model.more_bases:
+            raise ConfigInvalid("model.more_bases: only a server has several bases (manylora serve)")
+        refuse_impossible_bases(config)  # before a base of many gigabytes is fetched
         pull(config.model.base, cache_dir(config))
+        [base] = server_bases(config)
+        config = base.config
         engine, served = build_engine(config, report)
         self._clock = SystemClock()
         self._pooling = Pooling(config.model.embedding_pooling)
         self._client = EngineClient(InProcessTransport(lambda: (engine, served)))
-        base = StartedBase(config=config, served=served, client=self._client, tokenizer=tokenizer_of(served))
-        self._models = open_models([base], self._clock)
+        started = StartedBase(config=config, served=served, client=self._client, tokenizer=tokenizer_of(served))
+        self._models = open_models([started], self._clock)
         self._service = GenerationService(
             models=self._models,
             admission=AdmissionControl(config.engine.max_running),
