@@ -18,12 +18,14 @@ from manylora.errors import AdapterCorrupt, AdapterIncompatible, InvalidParamete
 from manylora.http.callers import ANONYMOUS
 from manylora.merging import MergeRecipe
 from manylora.models.text.tokenizer import Tokenizer
+from manylora.server.app.application import create_app
 from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.in_process import InProcessTransport
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.generation.models import StartedBase
 from manylora.server.generation.routing import ModelRouter, Naming, open_models
 from manylora.server.names.adapter_fields import AdapterFields
+from tests.server.asgi_client import calling
 from tests.server.fake_engine import FakeEngine, served_for
 from tests.server.tiny_tokenizer import save_tokenizer
 
@@ -66,25 +68,35 @@ class Two:
 
 
 @asynccontextmanager
-async def two_bases(folder: Path) -> AsyncIterator[Two]:
+async def started_bases(folder: Path, config: Config) -> AsyncIterator[tuple[list[FakeEngine], list[StartedBase]]]:
+    """The bases `org/small` and `org/large` with running engines."""
     save_tokenizer(folder)
-    tokenizer, clock = Tokenizer(folder, model_id="tiny"), ManualClock()
-    engines, started = [], []
+    tokenizer = Tokenizer(folder, model_id="tiny")
+    engines: list[FakeEngine] = []
+    started: list[StartedBase] = []
     for name in ("org/small", "org/large"):
         served = replace(served_for(folder), model_id=name, adapter_sources=SOURCES)
         engine = FakeEngine(tokenizer)
         client = EngineClient(InProcessTransport(_builder(engine, served)))
         await client.start()
         engines.append(engine)
-        started.append(StartedBase(config=Config(), served=served, client=client, tokenizer=tokenizer))
-    models = open_models(started, clock)
+        started.append(StartedBase(config=config, served=served, client=client, tokenizer=tokenizer))
     try:
-        small, large = engines
-        yield Two(models, small, large, folder, clock)
+        yield engines, started
     finally:
         for base in started:
             await base.client.close()
-        models.close()
+
+
+@asynccontextmanager
+async def two_bases(folder: Path) -> AsyncIterator[Two]:
+    clock = ManualClock()
+    async with started_bases(folder, Config()) as ((small, large), started):
+        models = open_models(started, clock)
+        try:
+            yield Two(models, small, large, folder, clock)
+        finally:
+            models.close()
 
 
 def _builder(engine: FakeEngine, served: ServedModel) -> Any:
@@ -231,5 +243,27 @@ def test_a_path_serves_its_own_base_alone(tmp_path: Path) -> None:
             assert "use the path of `large`" in refusal.message
             assert await two.base("small", deployment="small") == "org/small"
             assert await two.base("", deployment="large") == "org/large"
+
+    asyncio.run(main())
+
+
+def test_a_full_base_leaves_the_places_of_the_other_free(tmp_path: Path) -> None:
+    config = replace(Config(), server=replace(Config().server, max_concurrent_requests=2))
+
+    async def main() -> None:
+        async with started_bases(tmp_path, config) as ((small, large), started):
+            app = create_app(config, started)
+            path = "/v1/completions"
+            full = {"model": "small", "prompt": ["HOLD", "HOLD!"], "stream": True, "max_tokens": 400}
+            more = {"model": "small", "prompt": "SAY:a"}
+            async with calling(app, path, full) as one, calling(app, path, full) as two:
+                await asyncio.gather(one.chunk(), two.chunk())
+                async with calling(app, path, more) as refused, calling(app, path, more | {"model": "large"}) as served:
+                    assert b"overloaded" in await refused.rest()
+                    assert b'"text":"a"' in await served.rest()
+                    assert (refused.status, served.status) == (503, 200)
+            assert (len(small.submitted), len(large.submitted)) == (2, 1)
+            await app.admission.emptied()
+            app.close()
 
     asyncio.run(main())

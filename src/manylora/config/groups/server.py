@@ -39,7 +39,7 @@ class ServerConfig:
         text="""
         Sequences in the server at once: `n`, `best_of` and several prompts count one each. One request has half of them
         at most, and begins its next sequence as one ends. A request that finds no place gets 503 `overloaded` with
-        Retry-After.
+        Retry-After. With several bases each has this number of places, so that a full one leaves the others free.
         """,
     )
     max_best_of: int = setting(

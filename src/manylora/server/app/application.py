@@ -131,7 +131,8 @@ def create_app(
     pushed = PushedAdapters(config.adapters, clock) if config.adapters.pushed_dir else None
     models = open_models(bases, clock, access.directory, pushed)
     meters = Meters([base.name for base in models.handles])
-    admission = AdmissionControl(config.server.max_concurrent_requests, max_waiting=config.engine.max_waiting)
+    places = config.server.max_concurrent_requests  # of each base
+    admission = AdmissionControl(len(bases) * places, max_waiting=min(config.engine.max_waiting, places))
     service = GenerationService(
         models=models, admission=admission, meters=meters, clock=clock, access=access, meter=meter
     )

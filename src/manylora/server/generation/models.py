@@ -10,6 +10,7 @@ from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.generation.adapter_texts import AdapterTexts
+from manylora.server.generation.admission import AdmissionControl
 from manylora.server.generation.input_processor import InputProcessor
 from manylora.server.observability.health import Health
 
@@ -51,6 +52,7 @@ class ModelHandle:
     health  judges its engine
     pool    threads for the tokenizer
     journal the name of the meter's journal of its engine
+    places  the base's own places, so that a full base leaves those of the others free; None: it is the only base
     """
 
     name: str
@@ -61,6 +63,7 @@ class ModelHandle:
     health: Health
     pool: ThreadPoolExecutor
     journal: str = ""
+    places: AdmissionControl | None = None
 
     def close(self) -> None:
         """End the threads and processes. The owner of the engine client closes that."""
@@ -68,8 +71,8 @@ class ModelHandle:
         self.pool.shutdown(wait=False, cancel_futures=True)
 
 
-def open_model(base: StartedBase, clock: Clock) -> ModelHandle:
-    """Return the handle of a base whose engine has started."""
+def open_model(base: StartedBase, clock: Clock, *, is_only: bool = True) -> ModelHandle:
+    """Return the handle of a base whose engine has started. `is_only`: whether the server has no other base."""
     config, served, engine = base.config, base.served, base.client
     pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="manylora-tokenizer")
     texts = AdapterTexts(base.tokenizer, engine, pool, max_wait_s=config.engine.max_queue_s)
@@ -90,4 +93,5 @@ def open_model(base: StartedBase, clock: Clock) -> ModelHandle:
         health=health,
         pool=pool,
         journal=base.journal,
+        places=None if is_only else AdmissionControl(config.server.max_concurrent_requests),
     )

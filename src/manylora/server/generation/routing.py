@@ -173,4 +173,5 @@ def open_models(
     """
     names = frozenset(name for base in bases for name in base.served.names)
     resolver = AdapterResolver(bases[0].served, directory, clock, pushed, base_names=names)
-    return ModelRouter([open_model(base, clock) for base in bases], resolver, clock)
+    handles = [open_model(base, clock, is_only=len(bases) == 1) for base in bases]
+    return ModelRouter(handles, resolver, clock)

@@ -122,10 +122,11 @@ class Completion:
             self._admission = self._enter()
             target = await self._service.models.target(self._naming(), self._caller)
             self.model = target.model
+            wave = self._enter_base()
             self.prompts = await self.model.inputs.prepare(self.order, target.adapter, self._caller)
             await self._reserve()
             self._open_usage()
-            begun = self._begin(self._admission.streams)
+            begun = self._begin(wave)
             self._is_submitted = True
             self.outputs = RequestOutputs(begun, self._begin_next, self._service.clock)
         except BaseException as error:
@@ -155,6 +156,15 @@ class Completion:
         if self.num_sequences > admission.streams:
             self._held.enter_context(self._service.admission.hold_prompts(self._caller.tenant, self.order.size))
         return admission
+
+    def _enter_base(self) -> int:
+        """Hold places of the base; return the number of sequences that may be under way at one time."""
+        streams, places, caller = self._admission.streams, self.model.places, self._caller
+        if places is None:
+            return streams
+        wave = places.wave_of(caller.tenant, streams, is_batch=caller.is_batch)
+        self._held.enter_context(places.admit(caller.tenant, wave, is_batch=caller.is_batch))
+        return wave
 
     def _naming(self) -> Naming:
         order = self.order
