@@ -1,6 +1,7 @@
 """The base of an adapter on a server of two: by its config, by the ingest of each engine, or as the request says."""
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from manylora.adapter_ref import SourceName
+from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterInfo, AdapterState
 from manylora.clock import ManualClock
 from manylora.config.settings import Config
-from manylora.errors import AdapterCorrupt, AdapterIncompatible, InvalidParameter, ManyloraError
+from manylora.errors import AdapterCorrupt, AdapterIncompatible, InvalidParameter, ManyloraError, Unavailable
 from manylora.http.callers import ANONYMOUS
 from manylora.merging import MergeRecipe
 from manylora.models.text.tokenizer import Tokenizer
@@ -200,17 +201,16 @@ def test_a_remote_adapter_goes_to_the_base_that_its_report_names(tmp_path: Path)
     async def main() -> None:
         async with two_bases(tmp_path) as two:
             declared = {"base": {"declared": "org/large"}}
-            for engine in (two.small, two.large):
-                ref = (await two.models.resolver.resolve("team/plan", tenant="t", source="hub")) or pytest.fail(
-                    "a base"
-                )
-                engine.adapters.known[ref] = AdapterInfo(
-                    id=ref.id, source="hub", state=AdapterState.ON_DISK, report=declared
-                )
+            for engine, name in itertools.product((two.small, two.large), ("team/plan", "team/late")):
+                info = AdapterInfo(id=name, source="hub", state=AdapterState.ON_DISK, report=declared)
+                engine.adapters.known[AdapterRef(SourceName.HUB, name)] = info
             hub = AdapterFields(source="hub")
             assert await two.base("team/plan", fields=hub) == "org/large team/plan"
             two.fits("team/other", "large")
             assert await two.base("team/other", fields=hub) == "org/large team/other"
+            await two.models.default.engine.close()
+            assert await two.base("team/late", fields=hub) == "org/large team/late"
+            assert isinstance(await two.refusal("team/unknown", fields=hub), Unavailable)  # it may fit both
 
     asyncio.run(main())
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.clock import Clock
-from manylora.errors import AdapterIncompatible, AdapterUnsupported, InvalidParameter, ManyloraError
+from manylora.errors import AdapterIncompatible, AdapterUnsupported, InvalidParameter, ManyloraError, Unavailable
 from manylora.http.callers import Caller
 from manylora.models.fetch.catalog import short_name
 from manylora.server.engine_client.served_model import BASE_ALIAS
@@ -132,10 +132,18 @@ class AdapterBases:
 
         Empty: no ingest passes it, or it declares none.
         """
+        down: Unavailable | None = None
         for base in self._handles if asked is None else (asked,):
-            if await self._refusal(base, ref, caller) is None:
-                report = (await base.engine.info(ref)).report or {}
-                return str(report.get("base", {}).get("declared", ""))
+            try:
+                if await self._refusal(base, ref, caller) is not None:
+                    continue
+            except Unavailable as error:  # its engine starts again; the adapter may be another base's
+                down = error
+                continue
+            report = (await base.engine.info(ref)).report or {}
+            return str(report.get("base", {}).get("declared", ""))
+        if down is not None:
+            raise down
         return ""
 
 
