@@ -139,6 +139,14 @@ def test_what_cannot_be_deployed_is_refused_by_name(url: URL, tmp_path: Path) ->
             body = {**DEDICATED, "config": {"baseModel": "Tiny-Base", field: value}}
             refused = await plane.call("POST", "/v2/deployments", body, key=key)
             assert (refused.status_code, refused.json()["code"]) == (422, "invalid_parameter"), field
+        for base, said in {
+            "Llama-2-70b": "Llama-2-70b takes 40.4 GiB with int4 weights, its smallest form, and one a10_24gb_100 has",
+            "mixtral-8x7b-instruct": "Mixtral-8x7B-Instruct-v0.1 takes 27.3 GiB",
+            "lama-2-7b": "did you mean Llama-2-7b",
+        }.items():
+            refused = await plane.call("POST", "/v2/deployments", {**DEDICATED, "config": {"baseModel": base}}, key=key)
+            assert refused.status_code == 422
+            assert said in refused.text, base
         for name in ("", "Upper", "a/b", "-x", "x" * 64):
             refused = await plane.call("POST", "/v2/deployments", {**DEDICATED, "name": name}, key=key)
             assert refused.status_code == 422, name

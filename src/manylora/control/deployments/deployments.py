@@ -20,7 +20,12 @@ from manylora.control.bases import is_same_base, served_bases
 from manylora.control.storage.tables import deployments
 from manylora.errors import DeploymentNotFound, InsufficientPermissions, InvalidParameter, NameTaken
 from manylora.ids import TenantId
+from manylora.kernels.storage_form import INT4
+from manylora.models.fetch.catalog import find, nearest
 from manylora.models.fetch.known_bases import KNOWN_BASES
+from manylora.models.sizes import weight_bytes
+from manylora.models.spec import parse_spec
+from manylora.system.byte_sizes import byte_text
 
 MAX_REPLICAS = 64
 MAX_COOLDOWN_S = 7 * 86_400
@@ -29,6 +34,8 @@ MAX_CONFIG_BYTES = 65_536
 MAX_DEPLOYMENTS = 100
 HOURLY_NANOUSD: Mapping[str, int] = {"a10_24gb_100": 1_210_000_000}
 """Hourly price of one replica by its accelerator: the published price of one A10G."""
+ACCELERATOR_BYTES: Mapping[str, int] = {"a10_24gb_100": 24 << 30}
+"""Memory of one replica by its accelerator."""
 MONTH_HOURS = 730
 DEFAULT_ACCELERATOR = "a10_24gb_100"
 SHARED_ACCELERATOR = "shared"
@@ -270,8 +277,10 @@ def _columns(config: Mapping[str, Any], shared: Shared) -> dict[str, Any]:  # JS
             f"`accelerator` must be one of {', '.join(HOURLY_NANOUSD)}. Given: {str(accelerator)[:80]!r}",
             parameter="config.accelerator",
         )
+    base = _known_base(kept.get("baseModel"), shared)
+    _require_room(base, accelerator)
     return {
-        "base": _known_base(kept.get("baseModel"), shared),
+        "base": base,
         "min_replicas": least,
         "max_replicas": most,
         "cooldown_s": _whole(kept, "cooldownTime", DEFAULT_COOLDOWN_S, 0, MAX_COOLDOWN_S),
@@ -284,10 +293,26 @@ def _known_base(given: object, shared: Shared) -> str:
     for name in supported_bases(shared):
         if isinstance(given, str) and given and is_same_base(name, given):
             return name
+    close = nearest(given) if isinstance(given, str) else []
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
     raise InvalidParameter(
-        f"`baseModel` must be one of {', '.join(supported_bases(shared))}. Given: {str(given)[:80]!r}",
+        f"`baseModel` must be one of {', '.join(supported_bases(shared))}. Given: {str(given)[:80]!r}{hint}",
         parameter="config.baseModel",
     )
+
+
+def _require_room(base: str, accelerator: str) -> None:
+    """Raise `InvalidParameter` for a known base whose weights in their smallest form exceed the accelerator."""
+    known, most = find(base), ACCELERATOR_BYTES[accelerator]
+    if known is None:
+        return
+    needed = weight_bytes(parse_spec(known.config, {}), INT4)
+    if needed > most:
+        raise InvalidParameter(
+            f"`baseModel` {base} takes {byte_text(needed)} with int4 weights, its smallest form, and one "
+            f"{accelerator} has {byte_text(most)}",
+            parameter="config.baseModel",
+        )
 
 
 def _whole(config: Mapping[str, Any], name: str, default: int, low: int, high: int) -> int:
