@@ -52,6 +52,7 @@ class StoredBatch:
     total        number of lines; 0 before the validation
     completed, failed  number of lines with a result, and with an error
     output_lifetime_s  seconds for which the results are kept; None: `storage.retention_s`
+    bases        base models of the edge that took it in: an edge that serves all of them runs it. Empty: any edge
     """
 
     id: str
@@ -73,6 +74,7 @@ class StoredBatch:
     has_errors: bool = False
     errors: list[BatchError] = field(default_factory=list)
     output_lifetime_s: float | None = None
+    bases: tuple[str, ...] = ()
 
     @property
     def is_ended(self) -> bool:
@@ -98,11 +100,12 @@ class StoredBatches:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakeWish:
-    """An edge's wish to run `most` further batches. `held`: those that it has already."""
+    """An edge's wish to run `most` further batches of its base models. `held`: those that it has already."""
 
     edge: str
     most: int
     held: tuple[str, ...] = ()
+    bases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

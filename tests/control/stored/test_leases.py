@@ -12,14 +12,16 @@ from manylora.control.stored.leases import BatchClaim, end_leases, renew_batches
 from manylora.control.stored.objects import TenantStore
 from manylora.errors import InvalidParameter, NameTaken
 from manylora.ids import TenantId
-from manylora.stored.batches import BatchChange, BatchStatus, BatchTurn, StoredBatch, TakeWish, mint_batch_id
+from manylora.stored.batches import WINDOW_S, BatchChange, BatchStatus, BatchTurn, StoredBatch, TakeWish, mint_batch_id
 from manylora.stored.files import BATCH_PURPOSE, Publication, mint_file_id
 from tests.control.plane import Plane, in_plane
 
 ACME, OTHER = TenantId("acme"), TenantId("other")
 
 
-async def new_batch(store: TenantStore, tenant: TenantId = ACME, *, is_checked: bool = True) -> StoredBatch:
+async def new_batch(
+    store: TenantStore, tenant: TenantId = ACME, *, is_checked: bool = True, bases: tuple[str, ...] = ()
+) -> StoredBatch:
     """A batch that waits for an edge."""
     file = await begin_file(store, tenant)
     await publish_file(store, tenant, file.id, Publication(name="in", purpose=BATCH_PURPOSE))
@@ -34,6 +36,7 @@ async def new_batch(store: TenantStore, tenant: TenantId = ACME, *, is_checked: 
         error_id=mint_file_id(),
         created_ms=store.control.now_ms(),
         metadata=None,
+        bases=bases,
     )
     created = await create_batch(store, batch)
     if is_checked:
@@ -92,6 +95,21 @@ def test_nothing_is_written_under_a_lease_that_another_edge_has_taken_over(url: 
             await publish_file(store, ACME, batch.output_id, order)
         assert await write(store, late, b'{"a":1}\n', start=3) == 11
         assert (await get_batch(store, ACME, batch.id)).completed == 1
+
+    in_plane(url, tmp_path, scenario)
+
+
+def test_an_edge_takes_the_batches_of_its_own_bases_alone(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        store = TenantStore.of(plane.control)
+        batch = await new_batch(store, is_checked=False, bases=("tiny", "small"))
+        for bases in ((), ("tiny",), ("other", "small")):
+            assert await take_batches(store, TakeWish(edge="one", most=10, bases=bases)) == []
+        (turn,) = await take_batches(store, TakeWish(edge="two", most=10, bases=("small", "other", "tiny")))
+        assert turn.batch == batch
+        await end_leases(store, "two")
+        plane.clock.advance(WINDOW_S)
+        assert len(await take(store, "one")) == 1, "any edge ends it after its window"
 
     in_plane(url, tmp_path, scenario)
 

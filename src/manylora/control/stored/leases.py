@@ -57,7 +57,7 @@ def batch_of(row: BatchRow) -> StoredBatch:
 
 
 async def take_batches(store: TenantStore, wish: TakeWish) -> list[BatchTurn]:
-    """Take batches that no edge runs, the oldest first: those to validate, and one of each tenant to run."""
+    """Take batches that no edge runs, the oldest first: those to check, and one of each tenant to run."""
     if wish.most <= 0 or not await _has_free(store):
         return []
     now_ms = store.control.now_ms()
@@ -73,7 +73,9 @@ async def take_batches(store: TenantStore, wish: TakeWish) -> list[BatchTurn]:
             if (row.lease_ms > now_ms or row.id in wish.held) and row.status != BatchStatus.VALIDATING
         }
         for row in rows:
-            is_new = row.status == BatchStatus.VALIDATING
+            batch, is_new = batch_of(row), row.status == BatchStatus.VALIDATING
+            if not (set(batch.bases) <= set(wish.bases) or _only_ends(batch, now_ms)):
+                continue
             if (
                 row.id in wish.held
                 or row.lease_ms > now_ms
@@ -85,7 +87,7 @@ async def take_batches(store: TenantStore, wish: TakeWish) -> list[BatchTurn]:
                 running.add(row.tenant)
             change = update(batches).where(batches.c.number == row.number)
             await connection.execute(change.values(lease=row.lease + 1, lease_edge=wish.edge, lease_ms=lease_ms))
-            turns.append(BatchTurn(batch=batch_of(row), lease=row.lease + 1, lease_ms=lease_ms))
+            turns.append(BatchTurn(batch=batch, lease=row.lease + 1, lease_ms=lease_ms))
             if len(turns) == wish.most:
                 break
     return turns
@@ -120,6 +122,11 @@ async def end_leases(store: TenantStore, edge: str) -> None:
 def end_lease(*batch: ColumnElement[bool]) -> Update:
     """Return the change that ends leases, so that every write under them is refused."""
     return update(batches).where(*batch).values(lease_ms=0, lease=batches.c.lease + 1)
+
+
+def _only_ends(batch: StoredBatch, now_ms: int) -> bool:
+    """Return whether no further line of a batch runs, so that any edge may end it, whatever its bases."""
+    return batch.status in (BatchStatus.CANCELLING, BatchStatus.FINALIZING) or now_ms >= 1000 * batch.expires_s
 
 
 async def _has_free(store: TenantStore) -> bool:

@@ -153,7 +153,8 @@ def create_app(
     if storage is not None:
         handlers = openai.handlers() | responses.handlers() | embeddings.handlers()
         edge = secrets.token_hex(8) if meter is None else meter.edge
-        batches = BatchRunner(storage, config, access=access, handlers=handlers, clock=clock, edge=edge)
+        names = [base.served.model_id for base in bases]
+        batches = BatchRunner(storage, config, access=access, handlers=handlers, clock=clock, edge=edge, bases=names)
     files = FileRoutes(None if storage is None else storage.files)
     guards = Guards(access)
     api = _api(models, pusher)

@@ -55,8 +55,10 @@ class BatchRunner:
         handlers: Mapping[str, Handler],
         clock: Clock,
         edge: str,
+        bases: Sequence[str],
     ) -> None:
-        """`handlers` has the handler of each endpoint of batches; `edge` is this server's name at the control plane."""
+        """`handlers` are those of the endpoints of batches; `edge` is this server's name, `bases` are its models."""
+        self._bases = tuple(bases)
         self._store = storage.store
         self._access = access
         self._clock = clock
@@ -130,6 +132,7 @@ class BatchRunner:
             created_ms=int(1000 * self._clock.wall_s()),
             metadata=wish.metadata,
             output_lifetime_s=wish.output_lifetime_s,
+            bases=self._bases,
         )
         try:
             created = await self._store.create_batch(batch)
@@ -191,7 +194,8 @@ class BatchRunner:
                 job.stop()
         await self._renew()
         most = min(TAKEN_AT_ONCE, MOST_JOBS - len(self._jobs))
-        taken = await self._store.take_batches(TakeWish(edge=self._edge, most=most, held=tuple(self._jobs)))
+        wish = TakeWish(edge=self._edge, most=most, held=tuple(self._jobs), bases=self._bases)
+        taken = await self._store.take_batches(wish)
         self._states = taken.states
         for turn in taken.turns:
             job = self._jobs[turn.batch.id] = Job(turn, self._parts)
