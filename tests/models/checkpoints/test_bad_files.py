@@ -150,6 +150,14 @@ BAD: dict[str, tuple[Change, list[str]]] = {
         remove(INDEX, SECOND),
         [FIRST, "rename it to model.safetensors"],
     ),
+    "two indexes": (
+        lambda base: (base / "model.safetensors.index.fp16.json").write_bytes((base / INDEX).read_bytes()),
+        [INDEX, "model.safetensors.index.fp16.json", "not meant"],
+    ),
+    "an index of another file": (
+        lambda base: (base / "model.fp16.safetensors.index.json").write_bytes((base / INDEX).read_bytes()),
+        [INDEX, "model.fp16.safetensors.index.json"],
+    ),
     "an index and a single file": (
         lambda base: (base / "model.safetensors").write_bytes((base / FIRST).read_bytes()),
         ["model.safetensors", INDEX],

@@ -42,6 +42,9 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
         raise ModelUnsupported(
             f"{directory} has {single.name}, and {index.name} that names others: delete the one that is not meant"
         )
+    variants = sorted(file.name for file in directory.glob("model*.safetensors.index*.json") if file.name != _INDEX)
+    if index.exists() and variants:
+        raise ModelUnsupported(f"{directory} has {_INDEX} and {variants[0]}: delete the one that is not meant")
     if single.exists():
         return (single,)
     if not index.exists():

@@ -51,7 +51,11 @@ def fetch_repository(
             if any(fnmatch(entry.rfilename, pattern) for pattern in _WANTED)
         }
         if not any(name.endswith(".safetensors") for name in sizes):
-            raise ModelNotFound(f"{repository} has no weights as safetensors; pickled weights are never opened")
+            raise ModelNotFound(
+                f"{repository} has no weights as safetensors; pickled weights are never opened. Fetch it into a folder "
+                f"with the hub's own client (`hf download {repository} --local-dir FOLDER`): `manylora pull FOLDER` "
+                "then has the command that converts them"
+            )
         if TOKENIZER_FILE not in sizes:
             raise ModelNotFound(
                 f"{repository} has no {TOKENIZER_FILE}. Fetch it into a folder with the hub's own client, let "
