@@ -125,6 +125,7 @@ MAY_START_THREADS_OR_PROCESSES = {
     "adapters/ingest/process.py",  # the child process itself: its loads run side by side
     "adapters/ingest/client.py",
     "engine/grammars/vocabularies.py",  # a thread for each compilation, which cannot be stopped
+    "engine/grammars/masks.py",  # a thread beside the forward pass
     "engine/grammars/trials.py",  # the process of trials, which can be stopped
     "kernels/cpu/native/build.py",  # the compiler
     "models/fetch/pull.py",  # pip

@@ -3,8 +3,9 @@
     python -m benchmarks.structured.masks [--schemas 40] [--tokens 60] [--json FILE]
 
 Each schema is walked by random allowed tokens of the base's vocabulary. One measurement is `GrammarMatcher.fill` of one
-row and the kernels' `mask_logits` of that row. The first mask of a grammar is computed with its compilation and is
-no part of this.
+row and the kernels' `mask_logits` of that row: the work, on one thread. The engine fills masks beside the forward pass;
+`benchmarks.structured.overlap` has what a step waits for them. The first mask of a grammar is computed with its
+compilation and is no part of this.
 """
 
 import argparse
@@ -63,7 +64,7 @@ def main() -> None:
             allowed = np.flatnonzero(np.unpackbits(masks.view(np.uint8), bitorder="little"))
             matcher.advance(int(chance.choice(allowed.tolist())))
     copy = _microseconds(clock, logits.clone)
-    result = {part: _spread(values) for part, values in times.items()} | {"copy": _spread(copy)}
+    result = {part: spread(values) for part, values in times.items()} | {"copy": spread(copy)}
     for part, figures in result.items():
         print(f"{part:<6} {figures} µs")
     if options.json:
@@ -79,7 +80,7 @@ def _microseconds(clock: SystemClock, work: Callable[[], object], repeats: int =
     return times
 
 
-def _spread(values: list[float]) -> dict[str, float]:
+def spread(values: list[float]) -> dict[str, float]:
     ordered = sorted(values)
     shares = {"median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
     return {name: round(ordered[int(share * (len(ordered) - 1))], 1) for name, share in shares.items()}

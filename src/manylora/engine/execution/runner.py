@@ -48,12 +48,24 @@ class Runner:
         self._builder.release()
 
     def close(self) -> None:
-        """Hold nothing that outlives the object: the tensors go with it."""
+        """End the thread of masks. The tensors go with the object."""
+        self._sampler.close()
 
     def execute(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> Results:
         # No tensor here wants a gradient, so no mode of torch is entered: each costs tens of microseconds a step.
         batch = self._builder.build(plan, running)
-        logits = self._logits = self._model.forward(batch.step, self.kv, self._logits)
+        self._sampler.begin_masks(
+            [
+                (sequence.matcher, chunk.draft_tokens)
+                for chunk, sequence in batch.sampled
+                if sequence.matcher is not None
+            ]
+        )
+        try:
+            logits = self._logits = self._model.forward(batch.step, self.kv, self._logits)
+        except BaseException:
+            self._sampler.drop_masks()
+            raise
         drawn = self._scores_and_draws(batch, logits) if batch.scored else self._draws(batch, logits)
         if not batch.pooled:
             return drawn

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from manylora.engine.events import PromptScore
+from manylora.engine.grammars.masks import MaskFiller, Matched
 from manylora.engine.grammars.matcher import GrammarMatcher
 from manylora.engine.logits_rules import LogitsRules
 from manylora.engine.request import SamplingParams
@@ -102,11 +103,23 @@ class Sampler:
     def __init__(self, draw: Draw = sample_tokens, mask: Mask = mask_logits) -> None:
         self._draw = draw
         self._mask = mask
-        self._masks: TokenMasks = np.empty((0, 0), dtype=np.uint32)
+        self._filler = MaskFiller()
         self._params: list[SamplingParams] = []
         self._array: SamplingRules = np.empty(0, dtype=SAMPLING_RULE)
         self._positions = self._array["position"]
         self._reported: list[int] = []  # rows whose log-probabilities are wanted
+
+    def begin_masks(self, matched: Sequence[Matched]) -> None:
+        """Begin the masks of the next rows, on a thread: their matchers and draft tokens, in order."""
+        self._filler.begin(matched)
+
+    def drop_masks(self) -> None:
+        """Forget masks that were begun: the rows do not come."""
+        self._filler.drop()
+
+    def close(self) -> None:
+        """End the thread of the masks."""
+        self._filler.close()
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> list[Drawn]:
         """Draw one token for each row, after its logits rules.
@@ -183,13 +196,7 @@ class Sampler:
         if not matchers:
             return frozenset()
         rows = [row + ahead for row, _, draft in matchers for ahead in range(1 + len(draft))]
-        words = max(matcher.words for _, matcher, _ in matchers)
-        if self._masks.shape[0] < len(rows) or self._masks.shape[1] != words:
-            self._masks = np.empty((len(rows), words), dtype=np.uint32)
-        masks, start = self._masks[: len(rows)], 0
-        for _, matcher, draft in matchers:
-            matcher.fill(masks, start, draft)
-            start += 1 + len(draft)
+        masks = self._filler.take([(matcher, draft) for _, matcher, draft in matchers])
         self._mask(logits, np.array(rows, dtype=np.int64), masks)
         return frozenset(rows)
 
