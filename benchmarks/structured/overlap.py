@@ -20,6 +20,7 @@ from manylora.bench.machine import describe
 from manylora.bench.servers import default_base
 from manylora.bench.statistics import median_with_interval
 from manylora.clock import SystemClock
+from manylora.config.declaration import Setting
 from manylora.config.settings import load_config
 from manylora.engine.engine import Engine
 from manylora.engine.execution.sampler import Sampler
@@ -84,7 +85,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
     facts, clock = describe(), SystemClock()
-    flags = {"model.base": str(default_base()), "adapters.hub_endpoint": "", "engine.max_model_len": 2048}
+    flags: dict[str, Setting] = {
+        "model.base": str(default_base()),
+        "adapters.hub_endpoint": "",
+        "engine.max_model_len": 2048,
+    }
     engine, _ = build_engine(load_config(flags=flags, environ={}), lambda line: None)
     watch = Watch(clock)
     watch.install(engine._executor._sampler)  # type: ignore[attr-defined]  # of the runner

@@ -10,6 +10,7 @@ from manylora.models.text.grammar import (
     MAX_CHOICES,
     MAX_DEPTH,
     MAX_GRAMMAR_BYTES,
+    MAX_PLAIN_BYTES,
     MAX_SCHEMAS,
     UNSUPPORTED,
     choice_grammar,
@@ -121,3 +122,38 @@ def test_white_space_belongs_to_json() -> None:
             with_whitespace(source, "[ ]?", field="w")
     with pytest.raises(InvalidParameter, match="the limit is 256"):
         with_whitespace(json_object_grammar(), " " * 257, field="w")
+
+
+PLAIN = [
+    {},
+    {"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"], "additionalProperties": False},
+    {
+        "anyOf": [{"type": "null"}, {"$ref": "#/$defs/a"}],
+        "title": "t",
+        "$defs": {"a": {"type": "string", "maxLength": 9}},
+    },
+    {"type": "string", "format": "date"},
+]
+NOT_PLAIN = [
+    {"type": "string", "pattern": "a"},
+    {"type": "string", "format": "time"},
+    {"type": "string", "format": "date", "maxLength": 9},
+    {"allOf": [{"type": "string"}]},
+    {"anyOf": [{"type": "string"}], "type": "string"},
+    {"items": {"patternProperties": {"a": {}}}},
+    {"enum": ["x" * MAX_PLAIN_BYTES]},
+]
+
+
+@pytest.mark.parametrize(
+    ("schema", "is_plain"), [*((each, True) for each in PLAIN), *((each, False) for each in NOT_PLAIN)]
+)
+def test_a_schema_is_plain_where_nothing_in_it_is_intersected(schema: dict[str, Any], is_plain: bool) -> None:
+    assert json_grammar(schema).is_plain is is_plain
+
+
+def test_expressions_rules_and_white_space_of_the_caller_are_not_plain() -> None:
+    assert choice_grammar(["a", "b"]).is_plain
+    plain = json_grammar({})
+    for grammar in (regex_grammar("a"), lark_grammar("start: /a/"), with_whitespace(plain, "a*", field="x")):
+        assert not grammar.is_plain

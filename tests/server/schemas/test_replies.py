@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from manylora.http.error_bodies import NativeError, OpenAIError
 from manylora.server.schemas.adapters import AdapterPage
-from manylora.server.schemas.errors import NativeError, OpenAIError
 from manylora.server.schemas.info import HealthReply, InfoReply, UnhealthyReply
 from manylora.server.schemas.lorax.replies import GenerateEvent, GenerateReply, TokenizedSpan
 from manylora.server.schemas.openai.replies import ChatChunk, ChatReply, CompletionReply, ModelEntry, ModelPage

@@ -15,6 +15,7 @@ from manylora.control.calendar import parse_month, text_of
 from manylora.control.control import Control
 from manylora.control.http.billing_schemas import Corrected, GrantList, LedgerBody, NewCorrection, UsageReport
 from manylora.control.http.content_negotiation import wanted_form
+from manylora.control.http.other_replies import INVOICE_REPLY
 from manylora.control.http.schemas import iso
 from manylora.control.routes.dependencies import ActorDep, CallerDep, ControlDep, requires
 from manylora.control.tenants.credit import grants_page
@@ -80,7 +81,7 @@ async def credits(control: ControlDep, tenant: str, before: Before = None, limit
     return await _credits(control, tenant, before, limit)
 
 
-@operators.get("/invoices/{tenant}/{month}", response_class=Response)
+@operators.get("/invoices/{tenant}/{month}", response_class=Response, responses=INVOICE_REPLY)
 async def invoice(
     control: ControlDep, caller: CallerDep, request: Request, tenant: str, month: str, form: Form = None
 ) -> Response:
@@ -140,7 +141,7 @@ async def own_credits(
     return await _credits(control, caller.tenant, before, limit)
 
 
-@own.get("/invoices/{month}", response_class=Response)
+@own.get("/invoices/{month}", response_class=Response, responses=INVOICE_REPLY)
 async def own_invoice(
     control: ControlDep, caller: CallerDep, request: Request, month: str, form: Form = None
 ) -> Response:

@@ -33,6 +33,7 @@ from manylora.control.http.deployment_schemas import (
     comparison_json,
     deployment_json,
 )
+from manylora.control.http.other_replies import ZIP_REPLY
 from manylora.control.routes.dependencies import ActorDep, CallerDep, ControlDep, ServicesDep, requires
 from manylora.control.storage.texts import is_storable
 from manylora.control.tenants.audit import record
@@ -154,7 +155,12 @@ async def remove(control: ControlDep, caller: CallerDep, actor: ActorDep, shared
         await record(connection, actor, "delete", "deployment", name, tenant=caller.tenant, before=_facts(old))
 
 
-@routes.get("/v2/deployments/{name}/request-logs", dependencies=requires(Scope.READ))
+@routes.get(
+    "/v2/deployments/{name}/request-logs",
+    dependencies=requires(Scope.READ),
+    response_class=Response,
+    responses=ZIP_REPLY,
+)
 async def request_logs(
     control: ControlDep,
     caller: CallerDep,

@@ -25,8 +25,10 @@ MAX_KEPT = 512
 """Compiled grammars that are kept without a request."""
 MAX_KEPT_BYTES = 128 << 20
 """Limit on the memory of these."""
-MAX_AT_ONCE = 4
-"""Grammars that are compiled at one time, of as many tenants."""
+MAX_AT_ONCE = 6
+"""Grammars that are compiled at one time."""
+MAX_OF_A_FLOW = 3
+"""Those of one flow among them, so that places are left to others. A stuck thread counts."""
 MAX_COMPILE_S = 45.0
 """A grammar that is not compiled this long after its turn began is refused. Its thread is stuck: nothing ends it."""
 MAX_STUCK = 2
@@ -84,7 +86,7 @@ class _Job:
 
 
 class GrammarCompiler:
-    """Compiles the grammars of several flows side by side, one of each flow at a time, and keeps the last used ones.
+    """Compiles grammars side by side, a bounded number of each flow's at a time, and keeps the last used ones.
 
     Flows take turns, so that a flow with many or slow grammars waits for itself alone. A grammar is tried in a process
     that can be ended before a thread of this one compiles it.
@@ -195,7 +197,8 @@ class GrammarCompiler:
 
     def _start_next(self) -> None:
         while len(self._jobs) < MAX_AT_ONCE:
-            busy = {job.flow for job in (*self._jobs.values(), *self._stuck)}
+            held = Counter(job.flow for job in (*self._jobs.values(), *self._stuck))
+            busy = {flow for flow, count in held.items() if count >= MAX_OF_A_FLOW}
             if (turn := self._turns.take(busy)) is None:
                 return
             flow, key = turn
@@ -232,7 +235,7 @@ class GrammarCompiler:
         """Return the grammar of a job, once it has passed a trial. Raises as `compiled`, and `Unavailable`."""
         source, num_bytes = job.key.source, 0
         vocabulary = self._vocabularies.of(job.key.added)
-        if self._trials is not None:
+        if self._trials is not None and not source.is_plain:
             match self._trials.verdict(source):
                 case Failed.LIMITS:
                     job.reason = "slow"

@@ -17,6 +17,8 @@ MAX_GRAMMAR_BYTES = 256 << 10
 """Limit on the text of a grammar: some 10,000 values of an enum."""
 MAX_GBNF_BYTES = 16 << 10
 """The same for GBNF, which an interpreter in Python translates."""
+MAX_PLAIN_BYTES = 16 << 10
+"""Limit on the text of a plain grammar."""
 MAX_CHOICES = 4096
 MAX_SCHEMAS = 4096
 """Limit on the schemas in a schema, itself included."""
@@ -41,11 +43,23 @@ UNSUPPORTED = frozenset(
     }
 )
 """Keywords that restrict a value, and that no grammar expresses here. A schema with one is refused."""
+OPTIONS = "x-guidance"
+"""A keyword by which a schema would set options of the compiler. It is removed."""
+_ANNOTATIONS = frozenset(
+    {"title", "description", "default", "examples", "$defs", "definitions", "$schema", "$id", OPTIONS}
+)
+_PLAIN = frozenset(
+    {
+        *("type", "enum", "const", "properties", "required", "additionalProperties", "minProperties", "maxProperties"),
+        *("items", "prefixItems", "minItems", "maxItems", "minLength", "maxLength"),
+        *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
+    }
+)
+_PLAIN_ALONE = frozenset({"anyOf", "$ref"})
+"""Keywords that are plain beside no other: beside one they are intersected with it."""
 _TIMES = ("time", "date-time")
 _BEFORE_LEAP = "^[^:]*:[^:]*:[0-5]"
 """Times without the second 60, which the compiler allows in every minute and validators at a leap second alone."""
-OPTIONS = "x-guidance"
-"""A keyword by which a schema would set options of the compiler. It is removed."""
 
 
 class GrammarKind(StrEnum):
@@ -65,12 +79,14 @@ class GrammarSource:
     whitespace  JSON: the regular expression of the white space between two parts; empty: there is none, and the JSON is
                 compact
     field       the request's field in the text of an error
+    is_plain    its compilation takes little for its size: the work on a text of no other kind has a bound
     """
 
     kind: GrammarKind
     text: str
     whitespace: str = ""
     field: str = dataclasses.field(default="response_format", compare=False)
+    is_plain: bool = dataclasses.field(default=False, compare=False)
 
     def refusal(self, why: str) -> InvalidParameter:
         """Return the error for a grammar that is not served."""
@@ -98,6 +114,7 @@ def json_grammar(schema: Json, *, field: str = "response_format", whitespace: st
     if copy.unsupported:
         listed = ", ".join(f"`{keyword}` ({place})" for keyword, place in [*copy.unsupported.items()][:MAX_LISTED])
         raise source.refusal(f"it has keywords that cannot be enforced: {listed}")
+    source = dataclasses.replace(source, is_plain=copy.is_plain and not whitespace)
     return _sized(source, json.dumps(copied, ensure_ascii=False, separators=(",", ":")))
 
 
@@ -116,7 +133,7 @@ def regex_grammar(pattern: str, *, field: str = "regex") -> GrammarSource:
 
 def choice_grammar(choices: Sequence[str], *, field: str = "choice") -> GrammarSource:
     """Return the grammar of some texts."""
-    source = GrammarSource(kind=GrammarKind.LARK, text="", field=field)
+    source = GrammarSource(kind=GrammarKind.LARK, text="", field=field, is_plain=True)
     distinct = list(dict.fromkeys(choices))
     if not distinct or not all(distinct):
         raise source.refusal("it needs at least one choice, and none may be empty")
@@ -144,7 +161,15 @@ def with_whitespace(source: GrammarSource | None, pattern: str, *, field: str) -
         raise InvalidParameter(
             f"`{field}` has {len(pattern)} characters; the limit is {MAX_WHITESPACE}", parameter=field
         )
-    return dataclasses.replace(source, whitespace=pattern)
+    return dataclasses.replace(source, whitespace=pattern, is_plain=False)
+
+
+def _is_plain(schema: Mapping[str, Json]) -> bool:
+    """Return whether a schema, apart from those in it, is compiled without the intersection of two expressions."""
+    rules = schema.keys() - _ANNOTATIONS
+    if "format" in rules:
+        return rules <= {"type", "format"} and schema["format"] not in _TIMES
+    return rules <= _PLAIN or (len(rules) == 1 and rules <= _PLAIN_ALONE)
 
 
 def _sized(source: GrammarSource, text: str) -> GrammarSource:
@@ -153,7 +178,7 @@ def _sized(source: GrammarSource, text: str) -> GrammarSource:
     limit = MAX_GBNF_BYTES if source.kind is GrammarKind.GBNF else MAX_GRAMMAR_BYTES
     if size > limit:
         raise source.refusal(f"it has {size} bytes; the limit is {limit}")
-    return dataclasses.replace(source, text=text)
+    return dataclasses.replace(source, text=text, is_plain=source.is_plain and size <= MAX_PLAIN_BYTES)
 
 
 def _check_depth(schema: Json, source: GrammarSource) -> None:
@@ -179,6 +204,7 @@ class _SchemaCopy:
     def __init__(self, source: GrammarSource) -> None:
         self._source = source
         self._num_schemas = 0
+        self.is_plain = True
         self.unsupported: dict[str, str] = {}
 
     def of(self, schema: Json, place: str) -> Json:
@@ -188,6 +214,7 @@ class _SchemaCopy:
             raise self._source.refusal(f"it has more than {MAX_SCHEMAS} schemas")
         if not isinstance(schema, dict):
             return schema
+        self.is_plain &= _is_plain(schema)
         copied = {}
         for keyword, value in schema.items():
             if keyword == OPTIONS or (keyword in _NEUTRAL and value is _NEUTRAL[keyword]):

@@ -7,10 +7,10 @@ from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
 from starlette.routing import BaseRoute
 
+from manylora.http.error_bodies import NativeError, OpenAIError
 from manylora.http.paths import PATHS, Dialect
 from manylora.server.http.routing import Endpoint, OtherReply, Parameter, RouteOperation
 from manylora.server.schemas.body import Body
-from manylora.server.schemas.errors import NativeError, OpenAIError
 from manylora.server.schemas.examples import EXAMPLES, Example
 
 Json = dict[str, Any]  # JSON values of several types

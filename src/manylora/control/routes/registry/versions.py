@@ -5,6 +5,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.background import BackgroundTask
 from starlette.responses import Response, StreamingResponse
 
+from manylora.control.http.other_replies import ZIP_REPLY
 from manylora.control.http.registry_schemas import ChangedVersion, Json, NewVersion, version_json
 from manylora.control.registry.downloads import open_files
 from manylora.control.registry.operations import archive_versions, remove_version
@@ -64,7 +65,12 @@ async def remove(intake: IntakeDep, caller: CallerDep, actor: ActorDep, repo: st
     await remove_version(intake, actor, caller.tenant, repo, tag)
 
 
-@routes.get("/v2/repos/{repo}/version/{tag}/download", dependencies=requires(Scope.UPLOAD))
+@routes.get(
+    "/v2/repos/{repo}/version/{tag}/download",
+    dependencies=requires(Scope.UPLOAD),
+    response_class=Response,
+    responses=ZIP_REPLY,
+)
 async def download(intake: IntakeDep, caller: CallerDep, repo: str, tag: str, owner: Owner = None) -> Response:
     """Download all files of a version as a zip; for the owner alone, not for tenants that may use the adapter."""
     files = await open_files(intake, caller.tenant, repo, tag, owner)
