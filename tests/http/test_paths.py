@@ -27,6 +27,7 @@ SOURCE = ROOT / "src" / "manylora"
 SPELL_PATHS = {
     "http/paths.py",
     "server/access/control_client.py",  # the routes that it calls
+    "server/storage/control_store.py",  # the route that it calls
     "control/http/api_documents.py",  # the documents' own addresses
     "server/app/documents.py",  # the documents' own addresses
     "server/schemas/lorax/bodies.py",  # a refusal that names the other route
