@@ -1,4 +1,4 @@
-"""The public clients that start fast enough for every run, against one server; `make clients-test` runs all of them."""
+"""The two clients of every run, against one server; `make clients-test` runs all of them."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.clients, pytest.mark.base, pytest.mark.slow]
 
-IN_EVERY_RUN = ("openai",)
+IN_EVERY_RUN = ("openai", "lorax")
 
 
 @pytest.mark.parametrize("name", IN_EVERY_RUN)
