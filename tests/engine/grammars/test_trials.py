@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from manylora.engine.grammars.trials import Failed, Passed, ProcessTrials, VocabularyText
+from manylora.engine.grammars.trial_process import WALL_S
+from manylora.engine.grammars.trials import WAIT_S, Failed, Passed, ProcessTrials, VocabularyText
 from manylora.models.text.grammar import GrammarSource, json_grammar, regex_grammar
 from tests.engine.grammars.vocabulary import END, VOCAB, byte_tokenizer
 
@@ -38,6 +39,26 @@ def test_one_without_end_is_ended_beside_others(trials: ProcessTrials) -> None:
         assert isinstance(trials.verdict(regex_grammar("ab?")), Passed)
         assert endless.result() is Failed.LIMITS
     assert isinstance(trials.verdict(regex_grammar("ab?c")), Passed)
+
+
+def test_a_trial_without_a_processor_is_no_limit_exceeded() -> None:
+    """The engine stops waiting before the child ends for its age, which it would take for a limit."""
+    assert WAIT_S < WALL_S
+
+
+def test_a_vocabulary_that_cannot_be_told_leaves_no_process() -> None:
+    texts = iter([ValueError("no text"), None])
+
+    def text() -> VocabularyText:
+        if (error := next(texts)) is not None:
+            raise error
+        return VocabularyText(byte_tokenizer().to_str(), VOCAB, (END,))
+
+    trials = ProcessTrials(text)
+    with pytest.raises(ValueError, match="no text"):
+        trials.verdict(regex_grammar("a"))
+    assert isinstance(trials.verdict(regex_grammar("a")), Passed)
+    trials.close()
 
 
 def test_a_process_that_has_ended_starts_again(trials: ProcessTrials) -> None:

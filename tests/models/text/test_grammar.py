@@ -133,6 +133,7 @@ PLAIN = [
         "$defs": {"a": {"type": "string", "maxLength": 9}},
     },
     {"type": "string", "format": "date"},
+    {"type": "array", "maxItems": 64, "items": {"type": "integer", "minimum": -(1 << 53)}},
 ]
 NOT_PLAIN = [
     {"type": "string", "pattern": "a"},
@@ -141,6 +142,12 @@ NOT_PLAIN = [
     {"allOf": [{"type": "string"}]},
     {"anyOf": [{"type": "string"}], "type": "string"},
     {"items": {"patternProperties": {"a": {}}}},
+    {"type": "array", "maxItems": 65},
+    {"items": {"type": "array", "minItems": 1e9}},
+    {"type": "object", "maxProperties": 65},
+    {"type": "string", "minLength": (1 << 16) + 1},
+    {"type": "number", "maximum": 1e300},
+    {"type": "number", "exclusiveMinimum": -1e300},
     {"enum": ["x" * MAX_PLAIN_BYTES]},
 ]
 

@@ -33,6 +33,8 @@ MAX_COMPILE_S = 45.0
 """A grammar that is not compiled this long after its turn began is refused. Its thread is stuck: nothing ends it."""
 MAX_STUCK = 2
 """With so many stuck threads no further grammar is compiled until one of them ends."""
+PLAIN_BYTES, PLAIN_BYTES_PER_BYTE = 64 << 10, 512
+"""Memory that a plain grammar counts with, and for each byte of its text: no trial measures it."""
 LONG_S = 0.02
 """Seconds of processor time beyond which the engine's own compilation has a low priority."""
 
@@ -233,7 +235,8 @@ class GrammarCompiler:
 
     def _tried(self, job: _Job) -> CompiledGrammar:
         """Return the grammar of a job, once it has passed a trial. Raises as `compiled`, and `Unavailable`."""
-        source, num_bytes = job.key.source, 0
+        source = job.key.source
+        num_bytes = PLAIN_BYTES + PLAIN_BYTES_PER_BYTE * len(source.text)
         vocabulary = self._vocabularies.of(job.key.added)
         if self._trials is not None and not source.is_plain:
             match self._trials.verdict(source):

@@ -22,8 +22,8 @@ from manylora.models.text.sandbox import seclude
 NICENESS = 19
 CPU_S = 1.5
 """Processor time of one compilation."""
-WALL_S = 20.0
-"""A child that gets no processor ends after this long."""
+WALL_S = 60.0
+"""A child without a processor ends after this long: later than the engine waits, which would take it for a limit."""
 MEMORY_BYTES = 256 << 20
 """Memory of one compilation."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""Trials of grammars: each is compiled in a process that can be ended, before the engine compiles it in its own.
+"""Trials of grammars: each but plain ones is compiled in a process that can be ended, before the engine compiles it.
 
 The compiler has no way to stop, and its work is not bounded by the size of a grammar.
 """
@@ -132,20 +132,32 @@ class ProcessTrials:
         if self._process is not None and self._process.poll() is not None:
             self._end()
         if self._socket is None:
-            self._socket, theirs = socket.socketpair()
-            with theirs:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "manylora.engine.grammars.trial_process", str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(),),
-                    env=child_environment(),
-                )
+            try:
+                self._socket = self._start()
+            except BaseException:
+                self._end()
+                raise
+        return self._socket
+
+    def _start(self) -> socket.socket:
+        engine, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "manylora.engine.grammars.trial_process", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                env=child_environment(),
+            )
+        try:
             vocabulary = self._vocabulary()
             text = vocabulary.text.encode()
             head = {"size": vocabulary.size, "ends": vocabulary.ends, "bytes": len(text)}
-            self._socket.settimeout(WAIT_S)
-            self._socket.sendall(json.dumps(head).encode() + b"\n" + text)
-        return self._socket
+            engine.settimeout(WAIT_S)
+            engine.sendall(json.dumps(head).encode() + b"\n" + text)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
 
     def _end(self) -> None:
         process, self._process = self._process, None

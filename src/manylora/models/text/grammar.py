@@ -55,6 +55,12 @@ _PLAIN = frozenset(
         *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
     }
 )
+_PLAIN_LIMITS = {
+    **dict.fromkeys(("minItems", "maxItems", "minProperties", "maxProperties"), 64),
+    **dict.fromkeys(("minLength", "maxLength"), 1 << 16),
+    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), 1 << 53),
+}
+"""Largest numbers of a plain schema: the compiler takes time and memory for each item and each digit."""
 _PLAIN_ALONE = frozenset({"anyOf", "$ref"})
 """Keywords that are plain beside no other: beside one they are intersected with it."""
 _TIMES = ("time", "date-time")
@@ -79,7 +85,7 @@ class GrammarSource:
     whitespace  JSON: the regular expression of the white space between two parts; empty: there is none, and the JSON is
                 compact
     field       the request's field in the text of an error
-    is_plain    its compilation takes little for its size: the work on a text of no other kind has a bound
+    is_plain    its size bounds the work of its compilation, which has no other bound
     """
 
     kind: GrammarKind
@@ -167,9 +173,15 @@ def with_whitespace(source: GrammarSource | None, pattern: str, *, field: str) -
 def _is_plain(schema: Mapping[str, Json]) -> bool:
     """Return whether a schema, apart from those in it, is compiled without the intersection of two expressions."""
     rules = schema.keys() - _ANNOTATIONS
+    if any(_is_beyond(schema.get(keyword), limit) for keyword, limit in _PLAIN_LIMITS.items()):
+        return False
     if "format" in rules:
         return rules <= {"type", "format"} and schema["format"] not in _TIMES
     return rules <= _PLAIN or (len(rules) == 1 and rules <= _PLAIN_ALONE)
+
+
+def _is_beyond(number: Json, limit: int) -> bool:
+    return isinstance(number, int | float) and not abs(number) <= limit
 
 
 def _sized(source: GrammarSource, text: str) -> GrammarSource:
