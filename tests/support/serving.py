@@ -45,7 +45,10 @@ def running_server(log: Path, *flags: str, command: Sequence[str] = ()) -> Itera
         yield _wait_for_url(process, log)
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(STOP_WAIT_S) == 0, log.read_text(encoding="utf-8")
+        try:
+            assert process.wait(STOP_WAIT_S) == 0, log.read_text(encoding="utf-8")
+        finally:
+            process.kill()
 
 
 def _wait_for_url(process: "Fork | subprocess.Popen[bytes]", log: Path) -> str:
