@@ -1,5 +1,6 @@
 """The services that every part of the control plane shares: database, clock, pepper and settings."""
 
+import hashlib
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,9 +58,13 @@ class Control:
 
     @property
     def blobs_dir(self) -> Path:
-        """Return the folder of the bytes of tenants' files and responses."""
+        """Return the folder of the bytes of tenants' files and responses: its name comes from the pepper.
+
+        Control planes with databases of their own may have one `storage.dir`, and each deletes blobs that its database
+        does not name.
+        """
         root = storage_dir(self.config) if self.config.storage.dir else self.folder / "storage"
-        return root / "blobs"
+        return root / "blobs" / hashlib.sha256(f"blobs {self.pepper}".encode()).hexdigest()[:16]
 
     def now_ms(self) -> int:
         """Return the milliseconds since 1970, UTC."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,21 @@ def test_blobs_without_a_row_are_deleted_after_a_day(url: URL, tmp_path: Path) -
         assert blobs(plane) == sorted([named, "resp_new"])
 
     in_plane(url, tmp_path, scenario)
+
+
+def test_control_planes_of_other_databases_in_one_folder_keep_their_blobs(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        store = TenantStore.of(plane.control)
+        beside = TenantStore.of(replace(plane.control, pepper="7c" * 32))
+        for each in (store, beside):
+            await each.blobs.write("acme", "resp_x", b"x")
+        for path in (tmp_path / "shared").rglob("resp_x"):
+            os.utime(path, (0, 0))
+        await delete_unnamed(store)
+        assert blobs(plane) == []
+        assert await beside.blobs.read("acme", "resp_x", 0, 1) == b"x"
+
+    in_plane(url, tmp_path, scenario, settings={"storage.dir": str(tmp_path / "shared")})
 
 
 @pytest.mark.parametrize(("tenant", "name"), [("acme", "../x"), ("acme", "a/b"), ("acme", ""), ("a" * 65, "x")])

@@ -73,7 +73,7 @@ def test_the_other_edge_finishes_the_batch_of_a_killed_one_and_each_result_is_ch
         wait_for(lambda: sum(charged().values()) >= LINES, patience_s=20)
         assert charged() == Counter(each["response"]["request_id"] for each in results)
         assert httpx2.post(f"{plane.url}/admin/tenants/acme/close", headers=operator).status_code == 200
-        wait_for(lambda: not list((kept / "storage" / "blobs").glob("*/*")), patience_s=20)
+        wait_for(lambda: not list((kept / "storage" / "blobs").glob("*/*/*")), patience_s=20)
 
 
 def new_key(url: str, operator: dict[str, str]) -> str:

@@ -16,9 +16,10 @@ class StorageConfig:
         "",
         text="""
         Folder of the control plane for the bytes of files and responses, and of each server for the inputs of batches
-        under way. Empty: `storage` in the control plane's folder (`control.dir`). Servers of one machine may share it:
-        each has a folder of its own in it, and a server takes the first free one. Control planes of one database share
-        it as well.
+        under way. Empty: `storage` in the control plane's folder (`control.dir`). Servers of one control plane on one
+        machine may share it: each has a folder of its own in it, and a server takes the first free one. Control planes
+        of one database and pepper must share it. One with another pepper has blobs of its own in it; give a control
+        plane that was restored beside the first another folder.
         """,
     )
     max_file_bytes: int = setting(
