@@ -74,7 +74,7 @@ async def take_batches(store: TenantStore, wish: TakeWish) -> list[BatchTurn]:
         }
         for row in rows:
             batch, is_new = batch_of(row), row.status == BatchStatus.VALIDATING
-            if not (set(batch.bases) <= set(wish.bases) or _only_ends(batch, now_ms)):
+            if not (_is_served(batch, wish) or _only_ends(batch, now_ms)):
                 continue
             if (
                 row.id in wish.held
@@ -122,6 +122,11 @@ async def end_leases(store: TenantStore, edge: str) -> None:
 def end_lease(*batch: ColumnElement[bool]) -> Update:
     """Return the change that ends leases, so that every write under them is refused."""
     return update(batches).where(*batch).values(lease_ms=0, lease=batches.c.lease + 1)
+
+
+def _is_served(batch: StoredBatch, wish: TakeWish) -> bool:
+    """Return whether an edge serves a batch's bases, the same one by default: lines that name no model run on that."""
+    return set(batch.bases) <= set(wish.bases) and batch.bases[:1] in ((), wish.bases[:1])
 
 
 def _only_ends(batch: StoredBatch, now_ms: int) -> bool:
