@@ -1,6 +1,7 @@
 """Batches from their creation to their results, over HTTP."""
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from manylora.clock import ManualClock
 from manylora.engine.request import Priority
+from manylora.server.batches import lines as batch_lines
 from manylora.stored.batches import WINDOW_S
 from tests.server.batches.batch_house import CHAT, COMPLETIONS, batch_house, jsonl, line
 
@@ -166,6 +168,30 @@ def test_lines_that_did_not_run_within_the_window_are_errors(tmp_path: Path) -> 
             assert sorted(tokens > 0 for tokens in charged) == [False, False, True, True]
 
     asyncio.run(scenario())
+
+
+def test_the_input_is_read_beside_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an input of 100 MB with many results, the first look for a line without one would stall all streams."""
+    readers: list[threading.Thread] = []
+
+    def read_line(*arguments: Any) -> batch_lines.BatchLine:
+        readers.append(threading.current_thread())
+        return read(*arguments)
+
+    async def scenario() -> None:
+        clock = ManualClock()
+        async with batch_house(tmp_path, clock=clock) as house:
+            batch_id = await house.create([line("a"), line("held", "WAIT")])
+            await house.has_results(batch_id, 1)
+            await house.runs(1)
+            clock.advance(WINDOW_S)
+            assert (await house.until(batch_id))["status"] == "expired"
+
+    read = batch_lines.read_line
+    monkeypatch.setattr(batch_lines, "read_line", read_line)
+    asyncio.run(scenario())
+    assert len(readers) == 6, "the check, the run and the end read both lines"
+    assert threading.main_thread() not in readers
 
 
 def test_batches_are_listed_by_pages_the_newest_first(tmp_path: Path) -> None:

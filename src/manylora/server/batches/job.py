@@ -201,8 +201,9 @@ class Job:
         try:
             while True:
                 await places.acquire()
-                line = next(lines, None) if self.has_turn and self._has_room() else None
-                if line is None:
+                # In a thread: where another edge left off, all lines with a result come before the next one.
+                line = await asyncio.to_thread(next, lines, None) if self.has_turn else None
+                if line is None or not self._has_room():
                     break
                 task = asyncio.create_task(self._run_line(line))
                 self._tasks.add(task)
@@ -311,7 +312,7 @@ class Job:
         batch.moments = {**batch.moments, BatchStatus.EXPIRED.value: int(self.parts.clock.wall_s())}
         await self._change(batch.status)
         lines = self._pending()
-        while some := list(islice(lines, EXPIRED_AT_ONCE)):
+        while some := await asyncio.to_thread(lambda: list(islice(lines, EXPIRED_AT_ONCE))):
             data = b"".join(result_line(expired_result(line)) for line in some)
             await self.results.append(data, {mark_of(line.custom_id) for line in some}, is_output=False)
             self.parts.counts.failed += len(some)
