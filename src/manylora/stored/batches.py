@@ -52,8 +52,8 @@ class StoredBatch:
     total        number of lines; 0 before the validation
     completed, failed  number of lines with a result, and with an error
     output_lifetime_s  seconds for which the results are kept; None: `storage.retention_s`
-    bases        base models of the edge that took it in, the default first: an edge with all of them and the same default
-                 runs it. Empty: any edge
+    bases        base models of the edge that took it in, the default first: an edge with all of them and the same
+                 default runs it. Empty: any edge
     """
 
     id: str

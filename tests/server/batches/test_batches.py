@@ -10,7 +10,9 @@ import pytest
 from manylora.clock import ManualClock
 from manylora.engine.request import Priority
 from manylora.server.batches import lines as batch_lines
+from manylora.server.storage.control_store import ControlStore, ResultClaim
 from manylora.stored.batches import WINDOW_S
+from manylora.stored.files import GrownFile
 from tests.server.batches.batch_house import CHAT, COMPLETIONS, batch_house, jsonl, line
 
 
@@ -167,6 +169,37 @@ def test_lines_that_did_not_run_within_the_window_are_errors(tmp_path: Path) -> 
             charged = [record.charged_completion_tokens for record in await house.shipped()]
             assert sorted(tokens > 0 for tokens in charged) == [False, False, True, True]
 
+    asyncio.run(scenario())
+
+
+def test_an_error_that_is_being_written_at_the_end_of_the_window_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        clock, written, may_go = ManualClock(), asyncio.Event(), asyncio.Event()
+
+        async def append(store: ControlStore, *arguments: Any) -> GrownFile:
+            grown = await really_append(store, *arguments)
+            if isinstance(arguments[-1], ResultClaim) and not written.is_set():
+                written.set()
+                await may_go.wait()
+            return grown
+
+        monkeypatch.setattr(ControlStore, "append", append)
+        async with batch_house(tmp_path, clock=clock) as house:
+            batch_id = await house.create([line("bad", temperature=-1), line("held", "WAIT")])
+            await written.wait()
+            await house.runs(1)
+            clock.advance(WINDOW_S)
+            house.runner._jobs[batch_id].abort()
+            may_go.set()
+            batch = await house.until(batch_id)
+            assert batch["status"] == "expired"
+            errors = await house.results(batch["error_file_id"])
+            assert errors["bad"]["response"]["status_code"] == 400
+            assert errors["held"]["error"]["code"] == "batch_expired"
+
+    really_append = ControlStore.append
     asyncio.run(scenario())
 
 

@@ -21,7 +21,7 @@ from manylora.errors import (
 )
 from manylora.http.callers import Caller
 from manylora.server.access.access import Access
-from manylora.server.batches.line_replies import LineReplies, expired_result, failed_result
+from manylora.server.batches.line_replies import LineReplies, expired_result, failed_result, uncancelled
 from manylora.server.batches.lines import BatchLine, LineResult, check_input, mark_of, pending_lines, result_line
 from manylora.server.batches.results import BatchResults, LeaseLost
 from manylora.server.storage.storage import Storage
@@ -244,11 +244,11 @@ class Job:
                 faults += isinstance(error, _OF_THE_LINE)
                 pause_s = self._pause_s(error, wait_s, faults)
                 if pause_s is None:
-                    await self._keep(failed_result(line, error))
+                    await uncancelled(self._keep(failed_result(line, error)))
                     return
             except Exception as error:  # an error of the program is one line's, not the batch's
                 log.exception("batch.line_failed batch=%s", self.batch.id)
-                await self._keep(failed_result(line, error))
+                await uncancelled(self._keep(failed_result(line, error)))
                 return
             await asyncio.sleep(pause_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)

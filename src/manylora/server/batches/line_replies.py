@@ -53,7 +53,7 @@ class LineReplies:
                 status = message["status"]
                 return
             reply = LineResponse(status_code=status, request_id=line_id, body=msgspec.Raw(message["body"]))
-            await _uncancelled(keep(LineResult(id=line_id, custom_id=line.custom_id, response=reply)))
+            await uncancelled(keep(LineResult(id=line_id, custom_id=line.custom_id, response=reply)))
 
         scope = {"type": "http", "method": "POST", "path": endpoint, "headers": [], "manylora": state, SEND: send}
         await self.handlers[endpoint](HttpContext(scope, self._clock))
@@ -85,7 +85,7 @@ def _model_of(line: BatchLine) -> str | None:
     return name if isinstance(name, str) else None
 
 
-async def _uncancelled(work: Awaitable[None]) -> None:
+async def uncancelled(work: Awaitable[None]) -> None:
     """Wait for the end of `work` also if this task is cancelled meanwhile; the cancellation is dropped then."""
     task = asyncio.ensure_future(work)
     while not task.done():
