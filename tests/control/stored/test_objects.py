@@ -160,7 +160,10 @@ def test_control_planes_of_other_databases_in_one_folder_keep_their_blobs(url: U
     in_plane(url, tmp_path, scenario, settings={"storage.dir": str(tmp_path / "shared")})
 
 
-@pytest.mark.parametrize(("tenant", "name"), [("acme", "../x"), ("acme", "a/b"), ("acme", ""), ("a" * 65, "x")])
+@pytest.mark.parametrize(
+    ("tenant", "name"),
+    [("acme", "../x"), ("acme", "a/b"), ("acme", ""), ("a" * 65, "x"), ("", "x"), (".", "x"), ("..", "x")],
+)
 def test_no_id_leads_out_of_the_folder(url: URL, tmp_path: Path, tenant: str, name: str) -> None:
     async def scenario(plane: Plane) -> None:
         with pytest.raises(InvalidParameter):

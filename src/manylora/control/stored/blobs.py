@@ -51,9 +51,11 @@ class Blobs:
 
     def _path(self, tenant: str, blob: str) -> Path:
         """Raises `InvalidParameter` for an id or a tenant of another form than the edges send."""
-        if _ID.fullmatch(blob) is None or not 1 <= len(tenant) <= LONGEST_TENANT:
+        is_place = 1 <= len(tenant) <= LONGEST_TENANT and tenant not in (".", "..")
+        if _ID.fullmatch(blob) is None or not is_place:
             raise InvalidParameter(
-                "the id of a stored object has letters, digits, - and _, 64 at most, and its tenant 64 characters",
+                "the id of a stored object has letters, digits, - and _, 64 at most, and its tenant 64 characters, "
+                "neither `.` nor `..`",
                 parameter="id",
             )
         return self._folder / quote(tenant, safe="") / blob
