@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import URL
+from sqlalchemy import URL, event
 
+from manylora.control.stored import retention
 from manylora.control.stored.files import FilePart, append_to_file, begin_file, list_files, publish_file, read_file
 from manylora.control.stored.objects import TenantStore
 from manylora.control.stored.responses import delete_response, get_response, keep_response
@@ -141,6 +142,27 @@ def test_blobs_without_a_row_are_deleted_after_a_day(url: URL, tmp_path: Path) -
             os.utime(plane.control.blobs_dir / "acme" / name, (at_s, at_s))
         await delete_unnamed(store)
         assert blobs(plane) == sorted([named, "resp_new"])
+
+    in_plane(url, tmp_path, scenario)
+
+
+def test_the_rows_of_many_blobs_are_looked_for_together(
+    url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "ASKED_AT_ONCE", 4)
+
+    async def scenario(plane: Plane) -> None:
+        store, asked = TenantStore.of(plane.control), list[str]()
+        named = [await upload(store, "acme", b"{}") for _ in range(3)]
+        for number in range(6):
+            await store.blobs.write("acme", f"resp_{number}", b"x")
+        for path in plane.control.blobs_dir.glob("*/*"):
+            os.utime(path, (0, 0))
+        engine = plane.control.database._engine.sync_engine
+        event.listen(engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+        await delete_unnamed(store)
+        assert blobs(plane) == sorted(named)
+        assert sum("FROM stored" in each for each in asked) == 3
 
     in_plane(url, tmp_path, scenario)
 

@@ -19,10 +19,14 @@ from manylora.errors import ManyloraError
 log = logging.getLogger(__name__)
 
 ROUND_S = 60.0
+UNNAMED_ROUND_S = 3600.0
+"""Seconds between two walks over all blobs: their number grows with what tenants keep."""
 
 
 class Janitor:
     """Runs a round every `ROUND_S` seconds, and deletes what tenants keep every `batches.check_s`.
+
+    Every `UNNAMED_ROUND_S` it deletes blobs that no row names.
 
     Several control planes of one database may each have one.
     """
@@ -39,6 +43,7 @@ class Janitor:
         self._rounds = (
             asyncio.create_task(self._repeat(self.round, ROUND_S)),
             asyncio.create_task(self._repeat(lambda: delete_old(self._store), check_s)),
+            asyncio.create_task(self._repeat(lambda: delete_unnamed(self._store), UNNAMED_ROUND_S)),
         )
 
     async def stop(self) -> None:
@@ -57,7 +62,6 @@ class Janitor:
         await remove_old_rows(self._control)
         await self._intake.end_interrupted()
         await asyncio.to_thread(self._uploads.sweep)
-        await delete_unnamed(self._store)
 
     async def _repeat(self, work: Callable[[], Awaitable[None]], pause_s: float) -> None:
         while True:

@@ -3,12 +3,14 @@
 from sqlalchemy import delete, select
 
 from manylora.control.storage.tables import batches, stored, tenants
-from manylora.control.stored.objects import TenantStore, drop
+from manylora.control.stored.objects import TenantStore, drop, remove_blobs
 from manylora.stored.batches import ENDED
 from manylora.tenancy import TenantState
 
 UNNAMED_S = 24 * 3600
 """Age of a blob without a row at its deletion: a kill between the two leaves it."""
+ASKED_AT_ONCE = 500
+"""Blobs whose rows one query looks for."""
 
 
 async def delete_old(store: TenantStore) -> None:
@@ -38,8 +40,10 @@ async def delete_old(store: TenantStore) -> None:
 async def delete_unnamed(store: TenantStore) -> None:
     """Delete blobs without a row."""
     before_s = store.control.clock.wall_s() - UNNAMED_S
-    for tenant, blob in await store.blobs.older(before_s):
+    old = await store.blobs.older(before_s)
+    for start in range(0, len(old), ASKED_AT_ONCE):
+        some = old[start : start + ASKED_AT_ONCE]
+        asked = select(stored.c.id).where(stored.c.id.in_([blob for _, blob in some]))
         async with store.control.database.read() as connection:
-            named = (await connection.execute(select(stored.c.id).where(stored.c.id == blob))).first()
-        if named is None:
-            await store.blobs.remove(tenant, blob)
+            named = set((await connection.execute(asked)).scalars())
+        await remove_blobs(store, [each for each in some if each[1] not in named])
