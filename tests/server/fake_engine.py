@@ -3,7 +3,8 @@
 Prompts:  `SAY:text` generates text, then ends the sequence; else the reply is `Hello from <adapter or base>.`
           `HOLD` never ends;  `CRASH` makes a step raise;  `EXIT` kills the process;  `WAIT` never starts;
           `LOAD` waits for its adapter for ever;  `SPIN` computes for four seconds before its first token;
-          `PART` is computed up to `part` positions, and no further;  `PAIR` gets two tokens a step
+          `PART` is computed up to `part` positions, and no further;  `PAIR` gets two tokens a step;
+          `GATE` never goes on in a server whose folder has a file `gate`
 Adapters: `fail-<ErrorClass>` fails with that class of errors.py; `missing…` is not found; any other name is known
 """
 
@@ -92,6 +93,7 @@ class FakeEngine:
         self.first_alternative = 65
         self.longest = 0  # most tokens that any sequence was given
         self.part = 0
+        self.is_gated = False
         self.cached = 0  # prompt positions found in the cache, of those computed
 
     @property
@@ -151,7 +153,8 @@ class FakeEngine:
                     pass
             if "EXIT" in live.prompt and live.generated:
                 os._exit(9)
-            if any(word in live.prompt for word in ("WAIT", "LOAD", "PART")):
+            held = ("WAIT", "LOAD", "PART", "GATE") if self.is_gated else ("WAIT", "LOAD", "PART")
+            if any(word in live.prompt for word in held):
                 continue
             if live.request.stop.max_new_tokens == 0:
                 del self.live[live.request.id]
@@ -318,4 +321,6 @@ def build(config: Config, tell: ProgressLine) -> tuple[FakeEngine, ServedModel]:
     tell("the fake engine is being built")
     if (directory / "slowly").exists():
         SystemClock().sleep_s(60)
-    return FakeEngine(Tokenizer(directory, model_id="tiny")), served_for(directory)
+    engine = FakeEngine(Tokenizer(directory, model_id="tiny"))
+    engine.is_gated = (directory / "gate").exists()
+    return engine, served_for(directory)

@@ -19,7 +19,8 @@ from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 
-LINES = 40
+LINES, BEFORE = 40, 12
+"""The lines of the batch, and those that the first edge can answer: its engine holds the others."""
 
 
 def test_the_other_edge_finishes_the_batch_of_a_killed_one_and_each_result_is_charged_once(tmp_path: Path) -> None:
@@ -29,6 +30,7 @@ def test_the_other_edge_finishes_the_batch_of_a_killed_one_and_each_result_is_ch
         plane = stack.enter_context(running_control(kept, "batches.lease_s=1", "batches.check_s=0.1"))
         operator = {"authorization": f"Bearer {plane.admin_key}"}
         headers = {"authorization": f"Bearer {new_key(plane.url, operator)}"}
+        edges = {"authorization": f"Bearer {EDGE_TOKEN}"}
 
         def edge(name: str) -> tuple[Any, httpx2.Client]:
             (tmp_path / name).mkdir(exist_ok=True)
@@ -46,17 +48,21 @@ def test_the_other_edge_finishes_the_batch_of_a_killed_one_and_each_result_is_ch
             client.headers.update(headers)
             return process, client
 
+        (tmp_path / "one").mkdir()
+        (tmp_path / "one" / "gate").touch()
         first, one = edge("one")
-        form: dict[str, Any] = {
-            "files": {"file": ("in.jsonl", jsonl([line(str(number), f"SAY:{number}") for number in range(LINES)]))},
-            "data": {"purpose": "batch"},
-        }
+        lines = [line(str(number), f"{'GATE ' * (number >= BEFORE)}SAY:{number}") for number in range(LINES)]
+        form: dict[str, Any] = {"files": {"file": ("in.jsonl", jsonl(lines))}, "data": {"purpose": "batch"}}
         file_id = one.post("/v1/files", **form).json()["id"]
         body = {"input_file_id": file_id, "endpoint": COMPLETIONS, "completion_window": "24h"}
         batch_id = one.post("/v1/batches", json=body).json()["id"]
-        wait_for(lambda: one.get(f"/v1/batches/{batch_id}").json()["request_counts"]["completed"] >= 5, patience_s=20)
+        wait_for(
+            lambda: one.get(f"/v1/batches/{batch_id}").json()["request_counts"]["completed"] == BEFORE, patience_s=20
+        )
         os.kill(first.pid, signal.SIGKILL)
         first.wait(20)
+        left = httpx2.get(f"{plane.url}/internal/stored/acme/batches/{batch_id}", headers=edges).json()
+        assert (left["status"], left["completed"]) == ("in_progress", BEFORE)
         _, two = edge("two")
         wait_for(lambda: two.get(f"/v1/batches/{batch_id}").json()["status"] == "completed", patience_s=30)
         edge("one")  # what the killed edge had not shipped is on its disk
