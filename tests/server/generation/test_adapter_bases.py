@@ -18,20 +18,14 @@ from manylora.config.settings import Config
 from manylora.errors import AdapterCorrupt, AdapterIncompatible, InvalidParameter, ManyloraError, Unavailable
 from manylora.http.callers import ANONYMOUS
 from manylora.merging import MergeRecipe
-from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.app.application import create_app
-from manylora.server.engine_client.client import EngineClient
-from manylora.server.engine_client.in_process import InProcessTransport
-from manylora.server.engine_client.served_model import ServedModel
-from manylora.server.generation.models import StartedBase
 from manylora.server.generation.routing import ModelRouter, Naming, open_models
 from manylora.server.names.adapter_fields import AdapterFields
 from tests.server.asgi_client import calling
-from tests.server.fake_engine import FakeEngine, served_for
-from tests.server.tiny_tokenizer import save_tokenizer
+from tests.server.fake_engine import FakeEngine
+from tests.server.started_bases import started_bases
 
 NO_FIT = AdapterIncompatible("its tensors have another shape")
-SOURCES = (SourceName.LOCAL, SourceName.HUB)
 
 
 @dataclass
@@ -69,27 +63,6 @@ class Two:
 
 
 @asynccontextmanager
-async def started_bases(folder: Path, config: Config) -> AsyncIterator[tuple[list[FakeEngine], list[StartedBase]]]:
-    """The bases `org/small` and `org/large` with running engines."""
-    save_tokenizer(folder)
-    tokenizer = Tokenizer(folder, model_id="tiny")
-    engines: list[FakeEngine] = []
-    started: list[StartedBase] = []
-    for name in ("org/small", "org/large"):
-        served = replace(served_for(folder), model_id=name, adapter_sources=SOURCES)
-        engine = FakeEngine(tokenizer)
-        client = EngineClient(InProcessTransport(_builder(engine, served)))
-        await client.start()
-        engines.append(engine)
-        started.append(StartedBase(config=config, served=served, client=client, tokenizer=tokenizer))
-    try:
-        yield engines, started
-    finally:
-        for base in started:
-            await base.client.close()
-
-
-@asynccontextmanager
 async def two_bases(folder: Path) -> AsyncIterator[Two]:
     clock = ManualClock()
     async with started_bases(folder, Config()) as ((small, large), started):
@@ -98,10 +71,6 @@ async def two_bases(folder: Path) -> AsyncIterator[Two]:
             yield Two(models, small, large, folder, clock)
         finally:
             models.close()
-
-
-def _builder(engine: FakeEngine, served: ServedModel) -> Any:
-    return lambda: (engine, served)
 
 
 def test_an_adapter_goes_to_the_base_of_its_config(tmp_path: Path) -> None:
@@ -265,5 +234,20 @@ def test_a_full_base_leaves_the_places_of_the_other_free(tmp_path: Path) -> None
             assert (len(small.submitted), len(large.submitted)) == (2, 1)
             await app.admission.emptied()
             app.close()
+
+    asyncio.run(main())
+
+
+def test_the_death_of_one_engine_leaves_the_known_adapters_of_the_other(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with two_bases(tmp_path) as two:
+            two.adapter("plan", None, fits="large")
+            two.adapter("late", None, fits="large")
+            assert await two.base("plan") == "org/large plan"
+            await two.models.default.engine.close()
+            for _ in range(2):
+                two.clock.advance(1.5)
+                assert await two.base("plan") == "org/large plan"
+            assert isinstance(await two.refusal("late"), Unavailable)  # it may fit both
 
     asyncio.run(main())

@@ -90,13 +90,25 @@ class AdapterBases:
         if known is not None and (ref.source is not SourceName.LOCAL or now_s - known[1] < FRESH_S):
             base = known[0]
         else:
-            base = await self._find(ref, caller, asked)
-            self._known[question] = base, now_s
-            self._known.move_to_end(question)
-            if len(self._known) > MAX_REMEMBERED:
-                self._known.popitem(last=False)
+            base = await self._found_anew(question, caller, asked, now_s)
         if asked is not None and asked is not base:
             raise _of_another_base(ref, asked, base)
+        return base
+
+    async def _found_anew(
+        self, question: _Question, caller: Caller, asked: ModelHandle | None, now_s: float
+    ) -> ModelHandle:
+        """Find the base of an adapter and remember it. The one known before counts while an engine does not answer."""
+        try:
+            base = await self._find(question[0], caller, asked)
+        except Unavailable:  # the engine of another base may start again; the next request looks anew
+            if (known := self._known.get(question)) is None:
+                raise
+            return known[0]
+        self._known[question] = base, now_s
+        self._known.move_to_end(question)
+        if len(self._known) > MAX_REMEMBERED:
+            self._known.popitem(last=False)
         return base
 
     async def _find(self, ref: AdapterRef, caller: Caller, asked: ModelHandle | None) -> ModelHandle:
@@ -137,10 +149,10 @@ class AdapterBases:
             try:
                 if await self._refusal(base, ref, caller) is not None:
                     continue
+                report = (await base.engine.info(ref)).report or {}
             except Unavailable as error:  # its engine starts again; the adapter may be another base's
                 down = error
                 continue
-            report = (await base.engine.info(ref)).report or {}
             return str(report.get("base", {}).get("declared", ""))
         if down is not None:
             raise down
