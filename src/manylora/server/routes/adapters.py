@@ -11,7 +11,13 @@ from manylora.adapter_ref import AdapterRef, SourceName, is_registry_id
 from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState, is_over
 from manylora.clock import Clock
 from manylora.config.groups.server import ServerConfig
-from manylora.errors import AdapterError, AdapterNotFound, AdapterReferenceInvalid, InvalidParameter
+from manylora.errors import (
+    AdapterError,
+    AdapterNotFound,
+    AdapterReferenceInvalid,
+    InvalidParameter,
+    ManyloraError,
+)
 from manylora.server.access.access import Access
 from manylora.server.generation.models import ModelHandle
 from manylora.server.generation.routing import ModelRouter
@@ -145,11 +151,15 @@ class AdapterRoutes:
         context.arrival.noted |= {"action": action.value, "adapter": ref.full_id}
         is_delete = action is AdapterAction.DELETE
         bases = self._models.handles if is_delete else (await self._base(context, ref),)
-        infos = {base.name: replace(await base.engine.manage(action, ref), base=base.name) for base in bases}
-        if is_delete:
+        infos, failure = await _managed(action, ref, bases)
+        if infos and is_delete:
             self._catalogue.note_deleted(ref)
             self._models.forget(ref)
-        await self._note(context, action, ref)
+        if infos:
+            await self._note(context, action, ref)
+        if failure is not None:
+            raise failure
+        bases = tuple(base for base in bases if base.name in infos)
         end_s, look_s = context.clock.monotonic_s() + wait_s, FIRST_LOOK_S
         while (going_on := [base for base in bases if not is_over(action, infos[base.name])]) and (
             left_s := end_s - context.clock.monotonic_s()
@@ -255,6 +265,27 @@ class AdapterRoutes:
         if ref is None:
             raise AdapterReferenceInvalid(f"`{adapter_id}` is the base model, not an adapter", parameter="adapter_id")
         return ref
+
+
+async def _managed(
+    action: AdapterAction, ref: AdapterRef, bases: Sequence[ModelHandle]
+) -> tuple[dict[str, AdapterInfo], ManyloraError | None]:
+    """Begin an action in the engine of each base; return the states by the base's name, and the failure to raise.
+
+    A failure in one engine keeps the action from no other. An engine without the adapter fails the action only if no
+    engine has it.
+    """
+    infos: dict[str, AdapterInfo] = {}
+    missing: AdapterNotFound | None = None
+    failure: ManyloraError | None = None
+    for base in bases:
+        try:
+            infos[base.name] = replace(await base.engine.manage(action, ref), base=base.name)
+        except AdapterNotFound as error:
+            missing = missing or error
+        except ManyloraError as error:
+            failure = failure or error
+    return infos, failure or (None if infos else missing)
 
 
 async def _info(base: ModelHandle, ref: AdapterRef) -> AdapterInfo:
