@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapter_state import AdapterInfo, AdapterState
 from manylora.clock import ManualClock
 from manylora.config.settings import Config
 from manylora.server.access.access import Access
@@ -87,5 +88,27 @@ def test_a_delete_that_no_base_has_done_is_not_noted(tmp_path: Path) -> None:
             assert edge.control.acts == []
             await edge.links["large"].close()  # its store may have the adapter
             assert (await edge.client.delete("/v1/adapters/plan")).status_code == 503
+
+    asyncio.run(main())
+
+
+def test_the_list_leaves_out_the_states_of_a_base_that_is_down(tmp_path: Path) -> None:
+    for name in ("plan", "tone"):
+        folder = tmp_path / "adapters" / name
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+        (folder / "adapter_model.safetensors").write_text("{}", encoding="utf-8")
+
+    async def main() -> None:
+        async with open_edge(tmp_path) as edge:
+            info = AdapterInfo(id="plan", source="local", state=AdapterState.ON_DEVICE)
+            edge.engines["large"].adapters.known[PLAN] = info
+            await edge.links["small"].close()
+            reply = await edge.client.get("/v1/adapters")
+            assert reply.status_code == 200
+            states = {each["id"]: (each["state"], each["base"]) for each in reply.json()["data"]}
+            assert (states["plan"], states["tone"]) == (("on_device", "org/large"), ("absent", ""))
+            await edge.links["large"].close()
+            assert (await edge.client.get("/v1/adapters")).status_code == 503
 
     asyncio.run(main())

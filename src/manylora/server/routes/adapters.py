@@ -17,6 +17,7 @@ from manylora.errors import (
     AdapterReferenceInvalid,
     InvalidParameter,
     ManyloraError,
+    Unavailable,
 )
 from manylora.server.access.access import Access
 from manylora.server.generation.models import ModelHandle
@@ -207,8 +208,11 @@ class AdapterRoutes:
         await self._access.note_act(act)
 
     async def _known(self, tenant: str | None) -> list[AdapterInfo]:
-        """Return the engine's adapters, and in addition all local ones or all uploads of the tenant in the query."""
-        known = [replace(info, base=base.name) for base in self._models.handles for info in await base.engine.infos()]
+        """Return the engines' adapters, and in addition all local ones or all uploads of the tenant in the query.
+
+        The list leaves out the states in an engine that is down. Raises `Unavailable` if every engine is.
+        """
+        known = await _infos(self._models.handles)
         there = {(info.source, info.tenant, info.id) for info in known}
         if tenant is None:
             refs = [AdapterRef(SourceName.LOCAL, name) for name in await self._resolver.local_names()]
@@ -234,6 +238,8 @@ class AdapterRoutes:
             return replace(await _info(base, ref), report=None)
         except AdapterNotFound:
             return None
+        except Unavailable:  # the engine of its base starts again
+            return info
         except AdapterError as error:
             return replace(info, state=AdapterState.FAILED, error=error.message)
 
@@ -286,6 +292,21 @@ async def _managed(
         except ManyloraError as error:
             failure = failure or error
     return infos, failure or (None if infos else missing)
+
+
+async def _infos(bases: Sequence[ModelHandle]) -> list[AdapterInfo]:
+    """Return the adapters of all engines that are up. Raises `Unavailable` if none is."""
+    replies = await asyncio.gather(*(base.engine.infos() for base in bases), return_exceptions=True)
+    failures = [reply for reply in replies if isinstance(reply, BaseException)]
+    for failure in failures:
+        if len(failures) == len(bases) or not isinstance(failure, Unavailable):
+            raise failure
+    return [
+        replace(info, base=base.name)
+        for base, infos in zip(bases, replies, strict=True)
+        if not isinstance(infos, BaseException)
+        for info in infos
+    ]
 
 
 async def _info(base: ModelHandle, ref: AdapterRef) -> AdapterInfo:
