@@ -7,7 +7,7 @@ from manylora.adapters.base_shape import BaseShape, base_shape
 from manylora.config.folders import cache_dir
 from manylora.config.settings import Config
 from manylora.errors import StartupError
-from manylora.models.fetch.catalog import resolve, served_name, short_name
+from manylora.models.fetch.catalog import request_names, resolve, served_name, short_name
 from manylora.models.spec import read_spec
 
 
@@ -38,11 +38,7 @@ def served_bases(config: Config) -> tuple[ServedBase, ...]:
 
 def base_names(config: Config) -> frozenset[str]:
     """Return the names of the served bases in requests, in lower case: no repository may have one of them."""
-    return frozenset(
-        name.lower()
-        for base in served_bases(config)
-        for name in (base.name, base.name.rsplit("/", 1)[-1], base.short_name)
-    )
+    return frozenset(name.lower() for base in served_bases(config) for name in request_names(base.name))
 
 
 def _served_base(config: Config, given: str, windows: Mapping[str, str]) -> ServedBase:
@@ -54,7 +50,7 @@ def _served_base(config: Config, given: str, windows: Mapping[str, str]) -> Serv
         return ServedBase(name=given, short_name=short_name(given), shape=None, window=0)
     name = served_name(given, directory)
     asked = {key.lower(): int(value) for key, value in windows.items()}
-    own = next((asked[each.lower()] for each in (given, name, short_name(name)) if each.lower() in asked), 0)
+    own = next((asked[each.lower()] for each in (given, *request_names(name)) if each.lower() in asked), 0)
     window = min(spec.max_positions, own or config.engine.max_model_len or spec.max_positions)
     return ServedBase(
         name=name,

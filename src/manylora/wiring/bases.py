@@ -15,7 +15,7 @@ from manylora.config.folders import cache_dir
 from manylora.config.groups.adapters import MIB
 from manylora.config.settings import Config
 from manylora.errors import ConfigInvalid, MemoryPlanImpossible, StartupError
-from manylora.models.fetch.catalog import describe, served_name, short_name
+from manylora.models.fetch.catalog import describe, request_names, served_name, short_name
 from manylora.models.spec import ModelSpec
 from manylora.server.names.declared_bases import DeclaredBases
 from manylora.wiring.memory_plan import PROCESS_BYTES, BaseSizes, base_sizes, plan_memory
@@ -40,7 +40,7 @@ class ServerBase:
     @property
     def names(self) -> tuple[str, ...]:
         """Every name of the base in requests."""
-        return self.name, self.name.rsplit("/", 1)[-1], short_name(self.name)
+        return request_names(self.name)
 
 
 def server_bases(config: Config, available_bytes: int | None = None) -> tuple[ServerBase, ...]:

@@ -32,7 +32,7 @@ from manylora.errors import AdapterError, AdapterNotFound, ConfigInvalid
 from manylora.kernels.interface import Kernels
 from manylora.kernels.select import select_kernels
 from manylora.models.checkpoint_files import checked_entries, fingerprint, storage_formats
-from manylora.models.fetch.catalog import resolve, served_name, short_name
+from manylora.models.fetch.catalog import request_names, resolve, served_name, short_name
 from manylora.models.llama import LlamaModel
 from manylora.models.spec import ModelSpec, read_spec
 from manylora.models.text.adapter_text import AddedToken
@@ -119,7 +119,7 @@ def _tokenizer_line(tokenizer: Tokenizer, spec: ModelSpec) -> str:
 def _refuse_adapters_named_as_the_base(config: Config, model_id: str) -> None:
     """Raise `ConfigInvalid` for an adapter folder with the base's name, since no request could name that adapter."""
     source = LocalSource(tuple(map(Path, config.adapters.roots)))
-    for name in dict.fromkeys((model_id, model_id.rsplit("/", 1)[-1], short_name(model_id))):
+    for name in dict.fromkeys(request_names(model_id)):
         try:
             source.locate(AdapterRef(SourceName.LOCAL, name))
         except AdapterNotFound:

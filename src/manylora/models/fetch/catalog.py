@@ -49,6 +49,11 @@ def short_name(base: str) -> str:
     return (known.name if known else base.rsplit("/", 1)[-1]).lower()
 
 
+def request_names(base: str) -> tuple[str, ...]:
+    """Return every name of a served base in requests and settings: its own, the last part, its deployment's."""
+    return base, base.rsplit("/", 1)[-1], short_name(base)
+
+
 def bases_dir(cache_dir: Path) -> Path:
     """Return the folder of pulled bases."""
     return cache_dir / "bases"
