@@ -1,6 +1,7 @@
 """`manylora plan`: the plan of `serve`, its capacity, and refusals by name with exit code 1."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,48 @@ def test_streams_that_are_asked_for_get_their_kv_cache_and_the_command(tmp_path:
     given = (*words[:-2], "--set")
     assert fields(*given, f"engine.kv_bytes={largest}")["fits"]
     assert not fields(*given, f"engine.kv_bytes={largest + 16 * 524_288}")["fits"]
+
+
+def printed_command(*words: str) -> list[str]:
+    """Return the words of the command that starts the plan; empty: the output has none."""
+    result = plan(*words)
+    assert result.exit_code == 0, result.output
+    return next((shlex.split(line) for line in result.stdout.splitlines() if line.startswith("manylora serve")), [])
+
+
+def test_the_command_has_the_settings_that_were_given(tmp_path: Path) -> None:
+    file = tmp_path / "our settings.toml"
+    file.write_text('[model]\nquantize = "int8"\n[server]\nport = 9000\n')
+    words = ("--base", "llama-2-7b", "--device-memory", "24GiB", "--streams", "2", "--quantize", "int4")
+    sets = ("--set", "engine.kv_bytes=4294967296", "--set", "adapters.roots=/srv/a b")
+    command = printed_command(*words, "--config", str(file), *sets)
+    assert command[command.index("--config") + 1] == str(file)
+    assert command[command.index("--quantize") + 1] == "int4"
+    assigned = [command[place + 1] for place, word in enumerate(command) if word == "--set"]
+    assert "adapters.roots=/srv/a b" in assigned
+    assert [each for each in assigned if each.startswith("engine.kv_bytes")] == ["engine.kv_bytes=4294967296"]
+
+
+def test_no_command_is_printed_for_several_devices() -> None:
+    words = ("--base", "llama-2-7b", "--device-memory", "24GiB", "--streams", "2", "--tensor-parallel")
+    assert printed_command(*words, "1")
+    assert not printed_command(*words, "2")
+
+
+def test_the_bases_without_a_plan_are_named_and_the_default_has_its_own_settings(tmp_path: Path) -> None:
+    file = tmp_path / "bases.toml"
+    file.write_text(
+        '[model]\nbase = "llama-2-7b"\nmore_bases = ["zephyr-7b-beta", "no/such"]\n'
+        'max_model_len_of = ["zephyr-7b-beta=512", "LLAMA-2-7B=1024"]\nquantize_of = ["no/such=int8"]\n'
+    )
+    words = ("--config", str(file), "--device-memory", "24GiB")
+    found = fields(*words)
+    assert (found["base"], found["other_bases"]) == ("Llama-2-7b", ["zephyr-7b-beta", "no/such"])
+    assert found["plan"]["max_model_len"] == 1024
+    assert "further bases, with which serve divides the memory: zephyr-7b-beta, no/such" in plan(*words).stdout
+    command = printed_command(*words, "--streams", "2")
+    assert (command[3], command[command.index("--max-model-len") + 1]) == ("llama-2-7b", "1024")
+    assert {"model.max_model_len_of=", "model.quantize_of="} <= set(command)  # the server refuses those of other bases
 
 
 def test_a_kv_cache_that_is_set_counts_for_the_streams() -> None:

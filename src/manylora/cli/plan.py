@@ -2,7 +2,8 @@
 
 import dataclasses
 import json as json_text
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from manylora.cli.options import BaseOption, JsonTextOption, QuantizeOption
 from manylora.cli.remote.output import fail, print_table, say
 
 if TYPE_CHECKING:
+    from manylora.config.settings import Config
     from manylora.kernels.storage_form import StorageForm
     from manylora.models.fetch.catalog import BaseFacts
     from manylora.wiring.capacity import DegreeRoom, MemoryCapacity
@@ -47,28 +49,35 @@ def plan(
 ) -> None:
     """Print what fits into the memory: streams, adapters, and the devices that a base needs. Nothing is loaded.
 
-    The arithmetic is that of `serve`. The shape is that of the base's config.json, or of the catalog for a base that is
-    not in the cache. A base that does not fit ends the command with exit code 1.
+    The arithmetic is that of `serve` for the default base alone. The shape is that of the base's config.json, or of the
+    catalog for a base that is not in the cache. A base that does not fit ends the command with exit code 1.
     """
     from manylora.cli.settings import configuration
     from manylora.config.folders import cache_dir
     from manylora.models.fetch.catalog import describe
     from manylora.system.byte_sizes import parse_bytes
+    from manylora.wiring.bases import default_base_settings
     from manylora.wiring.capacity import measure_capacity
     from manylora.wiring.planning import available_bytes, planned_form
 
     memory = None if device_memory is None else parse_bytes("--device-memory", device_memory)
     _check_range("--streams", streams, 1, MOST_STREAMS)
-    settings = configuration(
+    given = configuration(
         config,
         set_ or (),
-        {"model.base": base, "model.quantize": quantize, "engine.memory_bytes": memory},
+        {
+            "model.base": base,
+            "model.more_bases": () if base else None,
+            "model.quantize": quantize,
+            "engine.memory_bytes": memory,
+        },
     )
+    settings = default_base_settings(given)
     facts = describe(settings.model.base, cache_dir(settings))
     _check_range("--context", context, 2, facts.spec.max_positions, f", the window of {facts.name}")
     if context is not None:
         settings = dataclasses.replace(settings, engine=dataclasses.replace(settings.engine, max_model_len=context))
-    form = planned_form(settings)
+    form, others = planned_form(settings), given.model.more_bases
     found = measure_capacity(
         settings,
         facts.spec,
@@ -78,16 +87,16 @@ def plan(
         streams=streams,
     )
     if json:
-        typer.echo(json_text.dumps(capacity_fields(facts, form, found, tensor_parallel), indent=2))
+        typer.echo(json_text.dumps(capacity_fields(facts, form, found, tensor_parallel, others), indent=2))
     else:
-        for line in summary(facts, form, tensor_parallel):
+        for line in summary(facts, form, tensor_parallel, others):
             say(line)
         _print_capacity(found)
     if found.objection is not None:
         fail(f"{facts.name}: {found.objection}{remedies(found)}")
-    if streams is not None and not json:
+    if streams is not None and tensor_parallel == 1 and not json:  # the server computes on one device
         typer.echo()
-        say(serve_command(settings.model.base, found))
+        say(serve_command(given, found, config, set_ or ()))
 
 
 def _check_range(name: str, value: int | None, least: int, most: int, why: str = "") -> None:
@@ -98,13 +107,15 @@ def _check_range(name: str, value: int | None, least: int, most: int, why: str =
         raise ConfigInvalid(f"{name} must be {least} to {most}{why}. Given: {value}")
 
 
-def summary(facts: "BaseFacts", form: "StorageForm", degree: int) -> Iterator[str]:
-    """Yield the lines above the plan: the base, the place of its shape, its weights."""
+def summary(facts: "BaseFacts", form: "StorageForm", degree: int, others: Sequence[str]) -> Iterator[str]:
+    """Yield the lines above the plan: the base, the place of its shape, its weights, and the bases without a plan."""
     place = "the catalog" if facts.directory is None else str(facts.directory / "config.json")
     yield f"{facts.name}, shape from {place}"
     if facts.unverified:
         yield f"its config.json, once it is in the cache, counts for {', '.join(facts.unverified)}"
     yield f"{facts.spec.parameters:,} weights, held as {form.weights}"
+    if others:
+        yield f"alone; the settings name further bases, with which serve divides the memory: {', '.join(others)}"
     if degree > 1:
         yield f"one of {degree} devices that share it:"
     yield ""
@@ -149,19 +160,36 @@ def remedies(found: "MemoryCapacity") -> str:
     return "".join(f"; {part}" for part in parts)
 
 
-def serve_command(base: str, found: "MemoryCapacity") -> str:
-    """Return the command that starts a server with the plan."""
+def serve_command(given: "Config", found: "MemoryCapacity", file: Path | None, assignments: Sequence[str]) -> str:
+    """Return the command that starts a server with the plan, for a shell.
+
+    Args:  given  the settings of `file`, `assignments` and the environment; the server has their default base alone
+    """
     engine, model = found.config.engine, found.config.model
-    quantize = "" if model.quantize == "none" else f" --quantize {model.quantize}"
-    settings = {"kv_bytes": engine.kv_bytes, "max_running": engine.max_running, "memory_bytes": engine.memory_bytes}
-    shown = "".join(f" --set engine.{name}={value}" for name, value in settings.items() if value)
-    return f"manylora serve --base {base}{quantize} --max-model-len {found.plan.max_model_len}{shown}"
+    words = ["manylora", "serve", "--base", model.base, "--quantize", model.quantize]
+    words += ["--max-model-len", str(found.plan.max_model_len)]
+    planned = {
+        f"engine.{name}": getattr(engine, name)
+        for name in ("kv_bytes", "max_running", "memory_bytes")
+        if getattr(engine, name)
+    }
+    # The values of single bases are those of the options above, and the server refuses those of bases it has not.
+    of_bases = ("quantize_of", "max_model_len_of", "memory_share_of")
+    planned |= {f"model.{name}": "" for name in of_bases if getattr(given.model, name)}
+    words += [] if file is None else ["--config", str(file)]
+    kept = [each for each in assignments if each.partition("=")[0].strip() not in planned]
+    for assignment in (*kept, *(f"{name}={value}" for name, value in planned.items())):
+        words += ["--set", assignment]
+    return shlex.join(words)
 
 
-def capacity_fields(facts: "BaseFacts", form: "StorageForm", found: "MemoryCapacity", degree: int) -> dict[str, object]:
-    """Return the plan and its capacity as JSON values; sizes are bytes, of one device."""
+def capacity_fields(
+    facts: "BaseFacts", form: "StorageForm", found: "MemoryCapacity", degree: int, others: Sequence[str]
+) -> dict[str, object]:
+    """Return the plan and its capacity as JSON values; sizes are bytes, of one device. `others` have no plan."""
     return {
         "base": facts.name,
+        "other_bases": list(others),
         "shape_from": "catalog" if facts.directory is None else str(facts.directory / "config.json"),
         "unverified": list(facts.unverified),
         "parameters": facts.spec.parameters,

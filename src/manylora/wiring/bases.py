@@ -71,6 +71,25 @@ def server_bases(config: Config, available_bytes: int | None = None) -> tuple[Se
     )
 
 
+def default_base_settings(config: Config) -> Config:
+    """Return the settings of the default base as `server_bases` does, without its part of the memory.
+
+    Nothing is read of the other bases, which may not be here. Raises as `describe`, and `ConfigInvalid` for two values
+    of a setting.
+    """
+    base = _named(config, config.model.base)
+    names = dict.fromkeys((name.lower() for name in (config.model.base, *base.names)), 0)
+
+    def own(setting: str, pairs: Sequence[str]) -> str | None:
+        is_alone = not config.model.more_bases  # then every pair is of this base
+        pairs = [pair for pair in pairs if is_alone or pair.rpartition("=")[0].lower() in names]
+        return _values(names, setting, pairs).get(0)
+
+    form = own("model.quantize_of", config.model.quantize_of)
+    window = own("model.max_model_len_of", config.model.max_model_len_of)
+    return _own(base.config, form, window, 1 + len(config.model.more_bases))
+
+
 def refuse_impossible_bases(config: Config) -> None:
     """Raise as `server_bases`, before a base of many gigabytes is fetched, as far as the shapes are known here.
 
