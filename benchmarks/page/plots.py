@@ -340,6 +340,7 @@ SECTIONS: Sequence[tuple[str, Callable[[Record, Path], str]]] = (
     ("catalogue", catalogue),
     ("catalogue-packed", catalogue),
     ("bypass", pair("The cost of idle adapters for the base")),
+    ("two-bases", pair("One base beside an idle one ÷ alone")),
     ("step", floor),
     ("profile", profile),
     ("scheduler", scheduler),

@@ -182,6 +182,12 @@ TARGETS = (
     Target("S10", "process start to first token", 6, start, is_least=False, unit=" s"),
     Target("S11", "memory, 64 adapters, 32 streams", 1.5, memory, is_least=False, unit=" GB"),
     Target(
+        "S12",
+        "chat on a base beside an idle base ÷ alone",
+        0.97,
+        spread_at("two-bases", "a_over_b", "throughput", low="low", high="high"),
+    ),
+    Target(
         "A1",
         "longest ÷ median gap of 16 streams while 32 cold adapters load, ÷ the same with them warm",
         1.2,
