@@ -203,7 +203,8 @@ def test_a_batch_ends_with_its_results_when_the_bytes_of_its_tenant_are_used_up(
 def test_a_batch_whose_last_result_takes_the_last_bytes_of_its_tenant_is_complete(tmp_path: Path) -> None:
     async def scenario() -> None:
         lines = [line("a")]
-        async with batch_house(tmp_path, storage={"tenant_bytes": len(jsonl(lines)) + 1}) as house:
+        settings: dict[str, Any] = {"batches": {"lines_at_once": 1}}
+        async with batch_house(tmp_path, storage={"tenant_bytes": len(jsonl(lines)) + 1}, **settings) as house:
             batch = await house.until(await house.create(lines))
             assert (batch["status"], batch["request_counts"]["completed"]) == ("completed", 1)
 
